@@ -1,0 +1,116 @@
+"""Files that are whole or not there: atomic writes, hashes, numbered folders."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from kdedge.errors import DataError, ResourceError
+
+_NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+
+
+def explain_os_error(error: OSError, path: Path) -> ResourceError:
+    """Gives the error for a file that could not be written."""
+    reason = _NO_ROOM.get(error.errno or 0, (error.strerror or str(error)).lower())
+    return ResourceError(
+        f"{path} could not be written: {reason}.\n"
+        "  Free some space, or name another folder that you may write to; nothing that was there"
+        " before has changed."
+    )
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes a file so that after any kill it holds either the old bytes or the new ones.
+
+    Raises:
+        ResourceError: the disk is full or the folder may not be written.
+    """
+    temporary: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        raise explain_os_error(error, path) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename in the folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file atomically, keys in the order given."""
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        DataError: there is no such file, or it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {(error.strerror or str(error)).lower()}."
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}.") from error
+
+
+def sha256_file(path: Path) -> str:
+    """Gives the SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Gives the SHA-256 of a value's canonical JSON, in hex: equal values, equal hashes."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def new_numbered_folder(parent: Path) -> Path:
+    """Creates `parent/01`, or the next number that is free, and never takes one that exists.
+
+    Two processes that ask at the same time get two folders.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        taken = [int(entry.name) for entry in parent.iterdir() if entry.name.isdigit()]
+        number = max(taken, default=0) + 1
+        while True:
+            folder = parent / f"{number:02d}"
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return folder
+    except OSError as error:
+        raise explain_os_error(error, parent) from error

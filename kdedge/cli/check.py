@@ -1,0 +1,41 @@
+"""Preflight a recipe: classes, images, weights, memory, disk, time; nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from kdedge.cli._options import device_option, need_training_packages, runs_option
+from kdedge.cli._output import json_option, print_result, set_option, table
+from kdedge.config.load import check_paths, load_recipe
+
+
+@click.command("check")
+@click.argument("recipe")
+@set_option
+@runs_option
+@device_option
+@json_option
+def command(
+    recipe: str, overrides: tuple[str, ...], root: Path, device: str | None, as_json: bool
+) -> None:
+    """Go through the run of RECIPE up to its first steps; nothing is written.
+
+    Reads every image once, loads the weights, and times a few steps. What would stop the run stops the check with the
+    same message and exit code.
+    """
+    loaded = load_recipe(recipe, overrides)
+    check_paths(loaded)
+    need_training_packages("The check of weights and steps")
+    from kdedge.training.parts import choose_device
+    from kdedge.training.preflight import check, duration
+
+    found = check(loaded, root=root, device=choose_device(device))
+    rows = [[finding.what, finding.found] for finding in found.findings]
+    text = (
+        table(rows)
+        + f"\nReady: about {duration(found.seconds)} of training, evaluation not counted.\nNext: kdedge distill {recipe}"
+    )
+    print_result(asdict(found), as_json=as_json, text=text)

@@ -1,0 +1,44 @@
+"""Train the recipe's student on unlabeled images; make its teacher first where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kdedge.cli._options import device_option, need_training_packages, resume_option, runs_option
+from kdedge.cli._output import json_option, print_result, set_option
+from kdedge.cli._results import run_record, run_text
+from kdedge.config.load import check_paths, load_recipe
+
+
+@click.command("distill")
+@click.argument("recipe")
+@set_option
+@resume_option
+@runs_option
+@device_option
+@json_option
+def command(
+    recipe: str,
+    overrides: tuple[str, ...],
+    resume: bool,
+    root: Path,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Distill the student of RECIPE from its teacher, on unlabeled images.
+
+    RECIPE is a file, or the name of a shipped recipe. A teacher trained from the same parts is used again; where there
+    is none, it is trained first.
+    """
+    loaded = load_recipe(recipe, overrides)
+    check_paths(loaded)
+    need_training_packages("Training")
+    from kdedge.training.distill import distill
+    from kdedge.training.parts import choose_device
+
+    teacher, student = distill(loaded, root=root, device=choose_device(device), resume=resume)
+    text = run_text([teacher, student]) + f"\nNext: kdedge eval {student.path}"
+    record = {"teacher": run_record(teacher), "student": run_record(student)}
+    print_result(record, as_json=as_json, text=text)

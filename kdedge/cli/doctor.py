@@ -1,0 +1,186 @@
+"""Show what this machine has and what it lacks for each step."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from kdedge import __version__
+from kdedge.cli._output import gibibytes, json_option, print_result, table
+
+
+class _Package(NamedTuple):
+    """An optional package.
+
+    Attributes:
+        name: what it is called in the list.
+        distributions: any of these brings it.
+        install: the pip line.
+        purpose: what needs it.
+    """
+
+    name: str
+    distributions: tuple[str, ...]
+    install: str
+    purpose: str
+
+
+def _from_extra(extra: str) -> str:
+    return f"pip install 'kdedge[{extra}]'"
+
+
+_PACKAGES = (
+    _Package("torch", ("torch",), _from_extra("train"), "training"),
+    _Package("torchvision", ("torchvision",), _from_extra("train"), "training"),
+    _Package("open_clip", ("open_clip_torch",), _from_extra("train"), "backbones"),
+    _Package("torchmetrics", ("torchmetrics",), _from_extra("train"), "evaluation"),
+    _Package("webdataset", ("webdataset",), _from_extra("train"), "tar shards"),
+    _Package("tensorboard", ("tensorboard",), _from_extra("train"), "curves"),
+    _Package("onnx", ("onnx",), "pip install onnx", "ONNX files"),
+    _Package(
+        "onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "pip install onnxruntime",
+        "running ONNX files",
+    ),
+    _Package(
+        "tensorrt", ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
+        "pip install tensorrt (on a Jetson, JetPack brings it)", "TensorRT engines",
+    ),
+    _Package(
+        "tensorrt_rtx", ("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
+        "pip install tensorrt-rtx", "TensorRT for RTX engines",
+    ),
+)  # fmt: skip
+
+
+@click.command("doctor")
+@json_option
+def command(as_json: bool) -> None:
+    """Show what this machine has and what it lacks for each step.
+
+    Nothing is installed, and the network is not used.
+    """
+    report = examine()
+    print_result(report, as_json=as_json, text=_as_text(report))
+
+
+def examine() -> dict[str, Any]:
+    """Gives the machine, its CUDA devices and the optional packages as plain values."""
+    packages = {package.name: _examine_package(package) for package in _PACKAGES}
+    return {
+        "machine": _machine(),
+        "cuda": _cuda() if packages["torch"]["version"] else {"devices": [], "problem": None},
+        "packages": packages,
+    }
+
+
+def _machine() -> dict[str, Any]:
+    memory = _memory_bytes()
+    return {
+        "kdedge": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpu": _cpu_model(),
+        "cpu_cores": _cpu_cores(),
+        "memory_bytes": memory,
+        "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
+    }
+
+
+def _cpu_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int | None:
+    """Memory of the machine, or of the container where that is less; None where unknown."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def _examine_package(package: _Package) -> dict[str, Any]:
+    found = None
+    for distribution in package.distributions:
+        try:
+            found = version(distribution)
+        except PackageNotFoundError:
+            continue
+        break
+    install = None if found else package.install
+    return {"version": found, "purpose": package.purpose, "install": install}
+
+
+def _cuda() -> dict[str, Any]:
+    """CUDA devices as torch sees them."""
+    try:
+        torch = importlib.import_module("torch")
+    except (ImportError, OSError) as error:
+        return {"devices": [], "problem": f"torch cannot be imported: {error}"}
+    if torch.version.cuda is None:
+        return {"devices": [], "problem": "this torch was built without CUDA"}
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        devices.append(
+            {
+                "name": properties.name,
+                "memory_bytes": properties.total_memory,
+                "compute_capability": f"{properties.major}.{properties.minor}",
+                "cuda": torch.version.cuda,
+            }
+        )
+    problem = None if devices else "torch sees no CUDA device: is the NVIDIA driver installed?"
+    return {"devices": devices, "problem": problem}
+
+
+def _as_text(report: dict[str, Any]) -> str:
+    machine = report["machine"]
+    memory = machine["memory_bytes"]
+    rows = [
+        ["kdedge", machine["kdedge"]],
+        ["Python", machine["python"]],
+        ["system", machine["system"]],
+        ["CPU", f"{machine['cpu']}, {machine['cpu_cores']} cores"],
+        ["memory", gibibytes(memory) if memory is not None else "unknown"],
+        ["free disk", f"{gibibytes(machine['disk_free_bytes'])} in this folder"],
+    ]
+    rows += [["GPU", _device_line(device)] for device in report["cuda"]["devices"]]
+    if not report["cuda"]["devices"]:
+        rows.append(["GPU", f"none: {report['cuda']['problem'] or 'torch is not installed'}"])
+    packages = [
+        [name, found["version"] or "missing", found["purpose"], found["install"] or ""]
+        for name, found in report["packages"].items()
+    ]
+    header = ("package", "version", "for", "install with")
+    return f"{table(rows)}\n\n{table(packages, header=header)}"
+
+
+def _device_line(device: dict[str, Any]) -> str:
+    return (
+        f"{device['name']}, {gibibytes(device['memory_bytes'])},"
+        f" compute capability {device['compute_capability']}, CUDA {device['cuda']}"
+    )

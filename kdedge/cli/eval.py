@@ -1,0 +1,60 @@
+"""Measure a finished run: base, novel, harmonic mean, all, per class, calibration error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kdedge._files import write_json
+from kdedge.cli._options import device_option, need_training_packages, runs_option
+from kdedge.cli._output import json_option, percent, print_result, set_option, table
+from kdedge.cli._tables import accuracy_table
+from kdedge.training.runs import find_run
+
+
+@click.command("eval")
+@click.argument("run", required=False)
+@set_option
+@click.option("--per-class", is_flag=True, help="Print the accuracy of every class too.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the result here as JSON.",
+)
+@runs_option
+@device_option
+@json_option
+def command(
+    run: str | None,
+    overrides: tuple[str, ...],
+    per_class: bool,
+    output: Path | None,
+    root: Path,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Measure RUN on the test images of its recipe; the newest finished run where none is named.
+
+    RUN is a run folder, a recipe's name, or name/NN. Accuracies are top-1, in percent: base and novel images each
+    against the names of their own half, `all` and the classes against all names.
+    """
+    need_training_packages("Measuring accuracy")
+    from kdedge.training.measure_run import evaluate_run
+    from kdedge.training.parts import choose_device
+    from kdedge.training.teach import cache_folder
+
+    if output is not None and output.exists():
+        raise click.UsageError(f"{output} exists, and nothing is overwritten. Name another file.")
+    found = find_run(run, root)
+    result = evaluate_run(
+        found, device=choose_device(device), cache=cache_folder(root), overrides=overrides
+    )
+    text = f"{found.path}, {result.n_images:,} images\n" + accuracy_table([(found.kind, result)])
+    if per_class:
+        rows = [[name, percent(value)] for name, value in result.per_class.items()]
+        text += "\n\n" + table(rows, header=["class", "accuracy"], align="lr")
+    if output is not None:
+        write_json(output, result.to_dict())
+        text += f"\nWrote {output}"
+    print_result({"run": str(found.path), **result.to_dict()}, as_json=as_json, text=text)

@@ -1,0 +1,102 @@
+"""Read a checkpoint of the public PromptSRC or PromptKD code and make a run of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kdedge.cli._options import device_option, need_training_packages, runs_option
+from kdedge.cli._output import json_option, print_result
+from kdedge.config.recipe import ClassesSpec, DataSpec
+from kdedge.data.classes import load_class_names
+from kdedge.training.runs import find_run
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--as",
+    "kind",
+    required=True,
+    type=click.Choice(["promptsrc", "promptkd"]),
+    help="What the file is: a PromptSRC teacher or a PromptKD student.",
+)
+@click.option("--name", help="Name of the run. [default: the file's name and --as]")
+@click.option("--backbone", help="open_clip model name that it was trained on, such as ViT-L-14.")
+@click.option(
+    "--config", type=click.Path(path_type=Path, exists=True), help="Or a model-config JSON."
+)
+@click.option("--weights", required=True, help="Pretrained tag or file of the backbone's weights.")
+@click.option(
+    "--classes",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Class names, one a line, for promptsrc: the file does not hold them.",
+)
+@click.option("--teacher", help="Run whose class vectors the student learned, for promptkd.")
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Keep the file's own copy of the backbone, which averaging moved by rounding (promptsrc).",
+)
+@runs_option
+@device_option
+@json_option
+def command(
+    file: Path,
+    kind: str,
+    name: str | None,
+    backbone: str | None,
+    config: Path | None,
+    weights: str,
+    classes: Path | None,
+    teacher: str | None,
+    exact: bool,
+    root: Path,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Make a finished run of FILE, a checkpoint that the public PromptSRC or PromptKD code wrote.
+
+    Every key of the file is used or named in the message; nothing in it is executed.
+    """
+    need_training_packages("Reading a checkpoint")
+    from kdedge.training.import_public import ImportedBackbone, import_student, import_teacher
+    from kdedge.training.parts import choose_device
+
+    on = ImportedBackbone(backbone, weights, config)
+    run_name = name or f"{file.name.split('.')[0]}-{kind}"
+    chosen = choose_device(device)
+    if kind == "promptsrc":
+        if classes is None:
+            raise click.UsageError(
+                "--as promptsrc needs --classes FILE: the checkpoint has no names."
+            )
+        names = load_class_names(ClassesSpec(file=classes.absolute()), data=DataSpec())
+        found = import_teacher(
+            file, name=run_name, on=on, class_names=names, root=root, device=chosen, is_exact=exact
+        )
+    else:
+        if teacher is None:
+            raise click.UsageError(
+                "--as promptkd needs --teacher RUN: the checkpoint has no class vectors."
+            )
+        found = import_student(
+            file, name=run_name, on=on, teacher=find_run(teacher, root), root=root, device=chosen
+        )
+    relative, key = found.largest_deviation
+    record = {
+        "path": str(found.run.path),
+        "epoch": found.epoch,
+        "ignored_keys": found.n_ignored,
+        "largest_deviation": relative,
+        "largest_deviation_key": key,
+    }
+    epoch = "" if found.epoch is None else f", epoch {found.epoch}"
+    text = (
+        f"{file}{epoch}: {found.n_ignored} keys are of no use and were left out.\n"
+        f"Its backbone differs from {on.name or weights} by at most {relative:.2g} (relative, at {key}).\n"
+        f"Wrote {found.run.path} ({found.run.weights.name}, {found.run.class_vectors.name})\n"
+        f"Next: kdedge show {found.run.path}"
+    )
+    print_result(record, as_json=as_json, text=text)

@@ -1,0 +1,200 @@
+"""The `kdedge` command: finds a command, runs it, turns errors into messages and exit codes.
+
+Nothing heavy is imported here. A command's module is imported when that command runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import os
+import platform
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from kdedge import __version__
+from kdedge.cli._output import RUN_LOG, first_line, set_up_logging
+from kdedge.errors import KdedgeError
+
+_FOLDER = Path(__file__).parent
+_ORDER = (
+    *("demo", "init", "check", "data", "teach", "train", "distill", "eval", "export", "bench"),
+    *("predict", "suite", "report", "show", "import", "doctor", "schema", "methods"),
+)
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are the files beside this one: `<name>.py` with a `command`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of a project's work; others after them, sorted."""
+        names = sorted(_command_files())
+        known = [name for name in _ORDER if name in names]
+        return known + [name for name in names if name not in _ORDER]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports one command."""
+        file = _command_files().get(cmd_name)
+        if file is None:
+            return None
+        command = importlib.import_module(f"kdedge.cli.{file.stem}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands with the first lines of their docstrings; imports none."""
+        files = _command_files()
+        with formatter.section("Commands"):
+            names = self.list_commands(ctx)
+            formatter.write_dl([(name, first_line(files[name])) for name in names])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it, with the nearest name where there is no such command."""
+        name = args[0]
+        if not name.startswith("-") and name not in _command_files():
+            near = get_close_matches(name, self.list_commands(ctx), n=1, cutoff=0.5)
+            guess = f" Did you mean {near[0]}?" if near else ""
+            ctx.fail(f'No such command "{name}".{guess}')
+        return super().resolve_command(ctx, args)
+
+
+def _command_files() -> dict[str, Path]:
+    return {
+        path.stem.replace("_", "-"): path
+        for path in _FOLDER.glob("*.py")
+        if not path.stem.startswith("_") and path.stem != "main"
+    }
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "--version", message="kdedge %(version)s")
+def cli() -> None:
+    """Make a big CLIP small enough for the edge, and see what that cost.
+
+    Start with `kdedge demo`, or with `kdedge init` for images of your own.
+    """
+    set_up_logging()
+
+
+def main() -> NoReturn:
+    """Runs the command of this process's arguments and exits with its code."""
+    code = run(sys.argv[1:])
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs a command and gives its exit code; messages are on stderr."""
+    instruction = os.environ.get("_KDEDGE_COMPLETE")
+    if instruction:
+        from click.shell_completion import shell_complete
+
+        return shell_complete(cli, {}, "kdedge", "_KDEDGE_COMPLETE", instruction)
+    meta: dict[str, Any] = {}
+    try:
+        with cli.make_context("kdedge", list(arguments)) as ctx:
+            meta = ctx.meta
+            cli.invoke(ctx)
+        sys.stdout.flush()
+    except BaseException as error:
+        return _report(error, arguments, meta.get(RUN_LOG))
+    return 0
+
+
+def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None) -> int:
+    """Says on stderr what went wrong and gives the exit code."""
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, click.ClickException):
+        error.show(sys.stderr)
+        return error.exit_code
+    if isinstance(error, KdedgeError):
+        return _say(str(error), error.exit_code)
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return _say("interrupted.", 130)
+    if isinstance(error, BrokenPipeError):
+        return _close_pipe()
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        _drop_stdout()
+        place = f" while writing {error.filename}" if error.filename else ""
+        return _say(f"the disk is full{place}.\n  Free some space and run the command again.", 7)
+    if _is_out_of_memory(error):
+        return _say(
+            f"memory ran out: {_one_line(error)}.\n"
+            "  Use smaller batches (--set optim.batch_size=4), a smaller backbone, or close other"
+            " programs.",
+            7,
+        )
+    return _report_bug(error, arguments, run_log)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Knows torch's errors by name and text, as torch is not to be imported for them."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & {"MemoryError", "OutOfMemoryError"}:
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "DefaultCPUAllocator" in text or "CUDA out of memory" in text
+    )
+
+
+def _report_bug(error: BaseException, arguments: Sequence[str], run_log: Path | None) -> int:
+    text = (
+        f"kdedge {__version__}, Python {platform.python_version()}, {platform.platform()}\n"
+        f"kdedge {' '.join(arguments)}\n"
+        + "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    )
+    what = f"this is a bug in kdedge: {_one_line(error)}."
+    try:
+        place = _write_traceback(text, run_log)
+    except OSError:
+        return _say(f"{what} Its traceback could not be written:\n{text}", 1)
+    return _say(f"{what} The traceback is in {place}", 1)
+
+
+def _write_traceback(text: str, run_log: Path | None) -> Path:
+    if run_log is not None:
+        with run_log.open("a", encoding="utf-8") as file:
+            file.write(text)
+        return run_log
+    handle, name = tempfile.mkstemp(prefix="kdedge-crash-", suffix=".log")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    return Path(name)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()).rstrip(".")
+    name = type(error).__name__
+    return f"{name}: {text[:200]}" if text else name
+
+
+def _close_pipe() -> int:
+    """The reader of stdout has gone (`| head`): ends quietly, with a shell's code for SIGPIPE."""
+    _drop_stdout()
+    return 141
+
+
+def _drop_stdout() -> None:
+    """Lets what is left in stdout's buffer go nowhere: Python flushes it once more at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say(message: str, code: int) -> int:
+    click.echo(f"kdedge: {message}", err=True)
+    return code

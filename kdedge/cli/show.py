@@ -1,0 +1,68 @@
+"""Look at a run: what made it, how it stands, what it reached, what it holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdedge.cli._options import runs_option
+from kdedge.cli._output import json_option, print_result, table
+from kdedge.cli._results import evaluation_rows, run_record
+from kdedge.cli._tables import accuracy_table
+from kdedge.training.runs import RunFolder, find_run
+
+
+@click.command("show")
+@click.argument("run", required=False)
+@runs_option
+@json_option
+def command(run: str | None, root: Path, as_json: bool) -> None:
+    """Show RUN: what made it, how it stands, what it reached, what it holds.
+
+    RUN is a run folder, a recipe's name, or name/NN; the newest finished run where none is named.
+    """
+    found = find_run(run, root)
+    print_result(run_record(found), as_json=as_json, text=_text(found))
+
+
+def _text(run: RunFolder) -> str:
+    record = run.read_provenance()
+    parts = [f"{run.path}: {run.kind}, {record.get('status')}", table(_facts(record))]
+    rows = evaluation_rows(run)
+    if rows:
+        parts.append(accuracy_table(rows))
+    parts.append(table(_files(run), align="lr"))
+    return "\n\n".join(parts)
+
+
+def _facts(record: dict[str, Any]) -> list[list[str]]:
+    versions = record.get("versions") or {}
+    hashes = record.get("hashes") or {}
+    training = (record.get("summary") or {}).get("training") or {}
+    facts = {
+        "method": record.get("method"),
+        "settings": _plain(record.get("settings") or {}),
+        "taught by": record.get("teacher_run"),
+        "imported from": record.get("imported_from"),
+        "seed": record.get("seed"),
+        "device": record.get("device"),
+        "trained": training and f"{training['steps']:,} steps in {training['seconds']:.0f} s",
+        "final loss": training and f"{training['final_loss']:.4g}",
+        "started": record.get("started_at"),
+        "finished": record.get("finished_at"),
+        "versions": _plain({key: value for key, value in versions.items() if value}),
+        "hashes": _plain({key: str(value)[:12] for key, value in hashes.items()}),
+    }
+    return [[key, str(value)] for key, value in facts.items() if value not in (None, "", {})]
+
+
+def _plain(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
+
+
+def _files(run: RunFolder) -> list[list[str]]:
+    """Every file of the run with its size; nothing is opened."""
+    files = sorted(path for path in run.path.rglob("*") if path.is_file() and path.name != ".lock")
+    return [[str(path.relative_to(run.path)), f"{path.stat().st_size:,} bytes"] for path in files]

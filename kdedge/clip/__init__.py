@@ -1,0 +1,1 @@
+"""The CLIP core: frozen backbones, prompted encoders, class vectors."""

@@ -1,0 +1,73 @@
+"""The two tiny CLIPs that the demo brings along.
+
+Their files leave the token table out: 49,408 rows of which training never changed one. It is drawn again, bit for bit,
+when a model is loaded. `benchmarks/demo_clips/train.py` made the files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load
+from torch import Tensor
+
+from kdedge.errors import RecipeError
+
+BUILTIN_MODELS = ("kdedge-demo-student", "kdedge-demo-teacher")
+"""Names that `builtin_model` knows."""
+
+TOKEN_TABLE = "token_embedding.weight"  # noqa: S105 - a tensor's name
+"""The tensor that the files leave out."""
+
+_TOKEN_TABLE_SEED = 20240304
+_TOKEN_STD = 0.02  # CLIP's own initial spread (arXiv:2103.00020, released code)
+
+
+def builtin_model(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Gives a built-in CLIP, ready for `open_clip.CLIP(**config)` and a strict `load_state_dict`.
+
+    Args:
+        name: one of `BUILTIN_MODELS`.
+
+    Returns:
+        The open_clip model config, and all weights in float32.
+
+    Raises:
+        RecipeError: there is no built-in model of that name.
+    """
+    if name not in BUILTIN_MODELS:
+        raise RecipeError(
+            f"{name!r} is not a built-in CLIP.\n  Built in are {' and '.join(BUILTIN_MODELS)}."
+        )
+    folder = files(__package__)
+    config: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    stored = load((folder / f"{name}.safetensors").read_bytes())
+    weights = {key: value.float() for key, value in stored.items()}
+    weights[TOKEN_TABLE] = draw_token_table(config)
+    return config, weights
+
+
+def draw_token_table(config: Mapping[str, Any]) -> Tensor:
+    """Draws the token table of a built-in CLIP: [vocabulary, D_text], close to N(0, 0.02²).
+
+    A row entry is the sum of four 16-bit integers, centered and scaled. Integers of a PCG64 bit generator are the same
+    on every platform and in every NumPy version, which NumPy does not promise for its normal draws.
+
+    Args:
+        config: the model's config; gives the shape.
+    """
+    text = config["text_cfg"]
+    shape = (int(text["vocab_size"]), int(text["width"]))
+    words = np.random.PCG64(_TOKEN_TABLE_SEED).random_raw(shape[0] * shape[1])
+    sums = sum(
+        ((words >> np.uint64(16 * i)) & np.uint64(0xFFFF)).astype(np.int32) for i in range(4)
+    )
+    centered = (sums - 2 * 0xFFFF).astype(np.float32)
+    # Four uniform draws on 0..65535 have the variance 4 * 65536^2 / 12.
+    scale = np.float32(_TOKEN_STD / (65536 / 3**0.5))
+    return torch.from_numpy((centered * scale).reshape(shape))

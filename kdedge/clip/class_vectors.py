@@ -1,0 +1,141 @@
+"""Class vectors and text features that are kept, always with the hash of what made them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+from torch import Tensor
+
+from kdedge._files import sha256_json, write_atomic
+from kdedge.errors import DataError, ShapeError
+
+_UNIT_LENGTH_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class ClassVectors:
+    """A teacher's text features, stored and frozen.
+
+    Attributes:
+        vectors: [C, D], unit length, float32, in class-list order.
+        class_names: the C names.
+        made_by: hash of the weights, prompts and texts that made them.
+    """
+
+    vectors: Tensor
+    class_names: tuple[str, ...]
+    made_by: str
+
+    def __post_init__(self) -> None:
+        """Refuses vectors that do not belong to the names or are not unit length."""
+        if self.vectors.ndim != 2 or len(self.vectors) != len(self.class_names):
+            raise ShapeError(
+                f"{len(self.class_names)} class names and class vectors of shape"
+                f" {list(self.vectors.shape)} do not belong together."
+            )
+        lengths = self.vectors.norm(dim=-1)
+        if not bool(((lengths - 1).abs() < _UNIT_LENGTH_TOLERANCE).all()):
+            raise DataError(
+                f"The class vectors are not unit length (from {float(lengths.min()):.4g} to"
+                f" {float(lengths.max()):.4g}): the file or what made it is damaged."
+            )
+
+    def select(self, class_names: Sequence[str]) -> ClassVectors:
+        """The vectors of some names in another order.
+
+        Raises:
+            DataError: a name has no stored vector.
+        """
+        position = {name: index for index, name in enumerate(self.class_names)}
+        unknown = [name for name in class_names if name not in position]
+        if unknown:
+            raise DataError(
+                f"{len(unknown)} class names have no stored vector, first {unknown[0]!r}.\n"
+                f"  Stored are {len(self.class_names)} names, first {self.class_names[0]!r}. Class vectors go by"
+                " name: use these names, or train or store again with the new list."
+            )
+        rows = torch.tensor([position[name] for name in class_names])
+        return ClassVectors(self.vectors[rows], tuple(class_names), self.made_by)
+
+    def save(self, path: Path) -> None:
+        """Writes one safetensors file, names and hash in its metadata."""
+        metadata = {
+            "class_names": json.dumps(list(self.class_names), ensure_ascii=False),
+            "made_by": self.made_by,
+        }
+        tensors = {"class_vectors": self.vectors.detach().float().cpu().contiguous()}
+        write_atomic(path, save(tensors, metadata))
+
+
+def load_class_vectors(path: Path) -> ClassVectors:
+    """Reads what `ClassVectors.save` wrote.
+
+    Raises:
+        DataError: the file is missing, damaged or something else.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            vectors = file.get_tensor("class_vectors")
+        names = tuple(json.loads(metadata["class_names"]))
+        made_by = metadata["made_by"]
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise DataError(f"{path} does not hold class vectors: {error}.") from error
+    return ClassVectors(vectors, names, made_by)
+
+
+class TextFeatureCache:
+    """Features of frozen texts, computed once for a set of weights.
+
+    Args:
+        folder: keeps them between runs; None keeps them for this process.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._kept: dict[str, Tensor] = {}
+
+    def get(self, weights_hash: str, texts: Sequence[str], compute: Callable[[], Tensor]) -> Tensor:
+        """Gives the [T, D] float32 features of these texts under these weights."""
+        key = sha256_json([weights_hash, list(texts)])
+        if key not in self._kept:
+            self._kept[key] = (
+                self._read(key, len(texts)) if self._has(key) else self._make(key, compute)
+            )
+        return self._kept[key]
+
+    def _file(self, key: str) -> Path | None:
+        return None if self._folder is None else self._folder / f"{key}.safetensors"
+
+    def _has(self, key: str) -> bool:
+        file = self._file(key)
+        return file is not None and file.exists()
+
+    def _make(self, key: str, compute: Callable[[], Tensor]) -> Tensor:
+        features = compute().float()
+        file = self._file(key)
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(
+                file, save({"text_features_raw": features.cpu().contiguous()}, {"key": key})
+            )
+        return features
+
+    def _read(self, key: str, n_texts: int) -> Tensor:
+        file = self._file(key)
+        assert file is not None  # _has said so
+        try:
+            features = load(file.read_bytes())["text_features_raw"]
+        except (OSError, SafetensorError, KeyError) as error:
+            raise DataError(
+                f"{file} is damaged: {error}.\n  Delete it; it is computed again from the weights."
+            ) from error
+        if len(features) != n_texts:
+            raise DataError(f"{file} holds {len(features)} texts, not {n_texts}.\n  Delete it.")
+        return features

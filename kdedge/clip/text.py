@@ -1,0 +1,142 @@
+"""The text encoder, with context tokens, over no more positions and no more memory than it needs.
+
+CLIP's text tower is causal and is read at the end-of-text token, so positions after the longest text's end cannot
+change anything and are never computed. Texts are encoded in chunks; where a gradient is wanted, each chunk is
+recomputed in the backward pass, so that peak memory grows with the chunk and not with the number of texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from open_clip import CLIP, SimpleTokenizer
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from kdedge.clip.blocks import attention_block
+from kdedge.errors import DataError
+
+CHUNK_SIZE = 64
+"""Texts encoded at a time: a ViT-L/14 text tower with 20 positions keeps about 1.5 GB for the gradients of a chunk."""
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """Texts as token ids.
+
+    Attributes:
+        tokens: [C, T] int64, start and end tokens included, zeros after the end; T is the longest text's length.
+        end: [C] int64, the position of the end-of-text token.
+    """
+
+    tokens: Tensor
+    end: Tensor
+
+
+def tokenize(
+    tokenizer: SimpleTokenizer, texts: Sequence[str], *, context_length: int
+) -> TokenizedTexts:
+    """Turns texts into token ids.
+
+    Raises:
+        DataError: a text needs more positions than the model has. It is never cut, since a class name that lost its
+            end is another class.
+    """
+    rows = [
+        [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id] for text in texts
+    ]
+    for text, row in zip(texts, rows, strict=True):
+        if len(row) > context_length:
+            raise DataError(
+                f"A text needs {len(row)} tokens and this CLIP has positions for {context_length}:\n"
+                f"  {text}\n"
+                "  Shorten the class name or the template."
+            )
+    tokens = torch.zeros(len(rows), max(map(len, rows), default=0), dtype=torch.int64)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row)] = torch.tensor(row)
+    return TokenizedTexts(tokens, torch.tensor([len(row) - 1 for row in rows], dtype=torch.int64))
+
+
+def encode_text(
+    model: CLIP,
+    texts: TokenizedTexts,
+    *,
+    context: Tensor | None = None,
+    deep_context: Tensor | None = None,
+) -> Tensor:
+    """Encodes tokenized texts, with learned context after the start token.
+
+    Convention: IVLP's (PromptSRC, arXiv:2307.06948). The first block sees `context` plus positional embeddings at
+    positions 1 to n_ctx; each further prompted block sees its own vectors there, without positions.
+
+    Args:
+        model: open_clip's CLIP; only the text tower is used.
+        texts: on the model's device; where a context is given, tokens 1 to n_ctx of each are placeholders.
+        context: [n_ctx, D_text], replaces the placeholders' embeddings in the first block.
+        deep_context: [prompt_depth - 1, n_ctx, D_text], for the second block and on.
+
+    Returns:
+        [C, D], not normalized (`text_features_raw`).
+    """
+    length = texts.tokens.shape[1]
+    tokens = model.token_embedding(texts.tokens)  # [C, T, D_text]
+    if context is not None:
+        tokens = _replace_context(tokens, context)
+    tokens = tokens + model.positional_embedding[:length]
+    positions = torch.arange(length, device=tokens.device)
+    causal = positions <= positions[:, None]  # [T, T]
+    blocks = model.transformer.resblocks
+    for index, block in enumerate(blocks):
+        if deep_context is not None and 1 <= index <= len(deep_context):
+            tokens = _replace_context(tokens, deep_context[index - 1])
+        if index < len(blocks) - 1:
+            tokens = attention_block(block, tokens, attn_mask=causal)
+    rows = torch.arange(len(tokens), device=tokens.device)
+    queries = tokens[rows, texts.end][:, None]  # [C, 1, D_text]
+    visible = (positions <= texts.end[:, None])[:, None, None]  # [C, 1, 1, T]
+    pooled = attention_block(blocks[-1], tokens, queries=queries, attn_mask=visible)[:, 0]
+    features: Tensor = model.ln_final(pooled) @ model.text_projection
+    return features
+
+
+def _replace_context(tokens: Tensor, context: Tensor) -> Tensor:
+    """Puts [n_ctx, D_text] at positions 1 to n_ctx of every text in [C, T, D_text]."""
+    shared = context.expand(len(tokens), -1, -1)
+    return torch.cat([tokens[:, :1], shared, tokens[:, 1 + len(context) :]], dim=1)
+
+
+def encode_in_chunks(
+    encode: Callable[[TokenizedTexts], Tensor],
+    texts: TokenizedTexts,
+    *,
+    chunk_size: int = CHUNK_SIZE,
+) -> Tensor:
+    """Encodes texts chunk by chunk, with exact gradients in the memory of one chunk.
+
+    With gradients on and more than one chunk, a chunk's forward pass keeps nothing but its result and runs again in
+    the backward pass: a second text pass bought with memory that no longer grows with the number of classes.
+
+    Args:
+        encode: [C, T] texts -> [C, D]; what it computes must not depend on the other texts.
+        texts: all C texts.
+        chunk_size: texts at a time.
+
+    Returns:
+        [C, D].
+    """
+    starts = range(0, len(texts.tokens), chunk_size)
+    chunks = [
+        TokenizedTexts(texts.tokens[i : i + chunk_size], texts.end[i : i + chunk_size])
+        for i in starts
+    ]
+    if len(chunks) == 1 or not torch.is_grad_enabled():
+        return torch.cat([encode(chunk) for chunk in chunks])
+    return torch.cat(
+        [
+            checkpoint(encode, chunk, use_reentrant=False, preserve_rng_state=False)
+            for chunk in chunks
+        ]
+    )

@@ -1,0 +1,376 @@
+"""Local files of CLIP weights, read strictly, without running anything in them.
+
+Understood are safetensors, state dicts written by `torch.save` (bare, or under "state_dict" as
+open_clip's training writes them), and the TorchScript archives that OpenAI published. The content
+decides which one a file is, not its name.
+
+What is trusted: nothing. State dicts go through `torch.load(weights_only=True)`, and a file that
+torch refuses is refused. Of a TorchScript archive only the tensors are read (`_unpickle.py`), since
+`torch.jit.load` runs code of the archive, and torch's documentation warns against it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import open_clip
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from kdedge._files import sha256_file
+from kdedge.clip._file_kind import REMEDY, kind_of
+from kdedge.clip._unpickle import MALFORMED, Inert, open_archive
+from kdedge.errors import DataError, KdedgeError, RecipeError, SetupError
+
+OPENAI_EXTRA_KEYS = ("input_resolution", "context_length", "vocab_size")
+"""Sizes that OpenAI's archives keep among the weights (openai/CLIP, clip/model.py)."""
+
+HEAD_WIDTH = 64
+"""Width of an attention head in both towers of every CLIP in OpenAI's layout (same file)."""
+
+_LAYOUTS = (
+    (r"prompt_learner\.|image_encoder\.|VPT_image_trans\.", "a checkpoint of prompt-learning code"),
+    (r"ctx$|token_prefix$", "a prompt learner's checkpoint (CoOp), which holds no CLIP"),
+    (r"text_decoder\.|visual\.attn_pool\.", "a CoCa (open_clip)"),
+    (r"logit_bias$", "a SigLIP"),
+    (r"(vision_model|text_model)\.", "a CLIP of Hugging Face transformers"),
+    (r"visual\.trunk\.", "a CLIP with an image tower of timm"),
+    (r"visual\.layer1\.|visual\.attnpool\.", "a ResNet CLIP"),
+    (r"text\.", "a CLIP with a text tower of its own (open_clip's CustomTextCLIP)"),
+    (r"(cls_token|patch_embed\.)", "a ViT of timm without a text tower"),
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a file of weights holds.
+
+    Attributes:
+        state_dict: name -> tensor on the CPU, in the stored type, without OpenAI's extra keys.
+        quick_gelu: the activation is QuickGELU; None where the file does not say.
+        sha256: of the file's bytes, in hex.
+        origin: which kind of file it was.
+    """
+
+    state_dict: dict[str, Tensor]
+    quick_gelu: bool | None
+    sha256: str
+    origin: Literal["safetensors", "state dict", "OpenAI archive"]
+
+
+def read_weights(path: Path) -> Weights:
+    """Reads a file of weights.
+
+    OpenAI's archives and state dicts are known by their three extra keys and were trained with
+    QuickGELU. A safetensors file may say so in its metadata as "quick_gelu": "true" or "false".
+
+    Raises:
+        DataError: no such file, another kind of file, damaged, refused by torch as unsafe, or
+            values that are not finite.
+    """
+    kind = kind_of(path)
+    quick_gelu: bool | None = None
+    if kind == "safetensors":
+        values, quick_gelu = _read_safetensors(path)
+    elif kind == "OpenAI archive":
+        with open_archive(path) as archive:
+            stored = archive.module_tensors()
+            values = {key: archive.tensor(tensor) for key, tensor in stored.items()}
+            attributes = archive.root.state if isinstance(archive.root, Inert) else None
+        if isinstance(attributes, dict) and all(key in attributes for key in OPENAI_EXTRA_KEYS):
+            quick_gelu = True
+    else:
+        values = _read_state_dict(path)
+    state_dict = _check_values(path, _without_prefix(values))
+    if all(key in state_dict for key in OPENAI_EXTRA_KEYS):
+        quick_gelu = True
+    state_dict = {k: v for k, v in state_dict.items() if k not in OPENAI_EXTRA_KEYS}
+    return Weights(state_dict, quick_gelu, sha256_file(path), kind)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], bool | None]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            values = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, *MALFORMED) as error:
+        raise DataError(f"{path} is a damaged safetensors file: {error}.\n{REMEDY}") from error
+    stated = metadata.get("quick_gelu")
+    if stated not in (None, "true", "false"):
+        raise DataError(
+            f'{path} has the metadata "quick_gelu": "{stated}"; "true" and "false" are known.'
+        )
+    return values, None if stated is None else stated == "true"
+
+
+def _read_state_dict(path: Path) -> dict[str, Any]:
+    """Reads what torch.save wrote; a refusal is final."""
+    try:
+        # An open file, since torch would choose the format by the name otherwise.
+        with path.open("rb") as file, warnings.catch_warnings():
+            # A file's pickle protocol is no news for the user: it is read or it is refused.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            saved = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it names {named[1]}" if named else "it holds more than weights, or is damaged"
+        raise DataError(
+            f"{path} is refused: {what}. Loading it could run code.\n"
+            "  Save its state dict alone (torch.save(model.state_dict(), ...) or safetensors) on a"
+            " machine where you trust it."
+        ) from error
+    except MALFORMED as error:
+        raise DataError(f"{path} is damaged or cut off: {_first_line(error)}\n{REMEDY}") from error
+    if isinstance(saved, dict) and isinstance(saved.get("state_dict"), dict):
+        saved = saved["state_dict"]
+    if not isinstance(saved, dict):
+        raise DataError(f"{path} holds a {type(saved).__name__}, not a state dict.\n{REMEDY}")
+    return saved
+
+
+def _without_prefix(values: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Drops the `module.` that distributed training puts before every key."""
+    prefix = "module."
+    if all(isinstance(key, str) and key.startswith(prefix) for key in values):
+        return {key[len(prefix) :]: value for key, value in values.items()}
+    return dict(values)
+
+
+def _check_values(path: Path, values: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Gives the entries as plain dense tensors, or says which one is something else."""
+    if not values:
+        raise DataError(f"{path} holds no tensors.\n{REMEDY}")
+    state_dict: dict[str, Tensor] = {}
+    for key, given in values.items():
+        is_size = key in OPENAI_EXTRA_KEYS and isinstance(given, int)
+        value = torch.tensor(given) if is_size else given
+        if not isinstance(key, str) or not _is_plain(value):
+            raise DataError(
+                f"{path} is not a state dict: {key!r} is not a plain tensor"
+                f" but {type(value).__name__}.\n{REMEDY}"
+            )
+        if not _is_buffer_to_ignore(key) and not bool(torch.isfinite(value.float()).all()):
+            raise DataError(
+                f"{path}: {key} holds values that are not finite.\n"
+                "  The file is damaged or its training diverged; fetch it again."
+            )
+        state_dict[key] = value.detach()
+    return state_dict
+
+
+def _is_plain(value: object) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_quantized or value.is_meta or value.is_complex())
+    )
+
+
+def infer_config(
+    state_dict: Mapping[str, Tensor], *, where: str = "The state dict"
+) -> dict[str, Any]:
+    """Gives open_clip's model config for a ViT CLIP in OpenAI's layout, from its tensors' shapes.
+
+    Heads are `HEAD_WIDTH` wide in both towers, which no shape tells (openai/CLIP, clip/model.py,
+    `build_model`). The activation is not part of the result.
+
+    Args:
+        state_dict: name -> tensor.
+        where: the file, for messages.
+
+    Returns:
+        `embed_dim`, `vision_cfg` and `text_cfg`.
+
+    Raises:
+        DataError: another layout, a ResNet CLIP, a key that is missing, sizes that do not fit.
+    """
+    conv = _shape(state_dict, "visual.conv1.weight", 4, where)
+    positions, _ = _shape(state_dict, "visual.positional_embedding", 2, where)
+    width, patch = conv[0], conv[3]
+    grid = round(max(positions - 1, 0) ** 0.5)
+    if grid**2 + 1 != positions or conv[2] != patch:
+        raise DataError(
+            f"{where} has {positions} image positions and patches of {conv[2]} x {patch} pixels;"
+            " expected square patches on a square grid and one class token."
+        )
+    _, embed_dim = _shape(state_dict, "text_projection", 2, where)
+    context_length, text_width = _shape(state_dict, "positional_embedding", 2, where)
+    vocab_size, _ = _shape(state_dict, "token_embedding.weight", 2, where)
+    return {
+        "embed_dim": embed_dim,
+        "vision_cfg": {
+            "image_size": grid * patch,
+            "patch_size": patch,
+            "head_width": HEAD_WIDTH,
+            **_tower(state_dict, "visual.transformer.resblocks", width, where),
+        },
+        "text_cfg": {
+            "context_length": context_length,
+            "vocab_size": vocab_size,
+            "heads": text_width // HEAD_WIDTH,
+            **_tower(state_dict, "transformer.resblocks", text_width, where),
+        },
+    }
+
+
+def _tower(
+    state_dict: Mapping[str, Tensor], prefix: str, width: int, where: str
+) -> dict[str, int | float]:
+    """Gives width, layers and, where it is not 4, the MLP ratio of a transformer."""
+    found = (re.match(rf"{re.escape(prefix)}\.(\d{{1,4}})\.", key) for key in state_dict)
+    blocks = {int(match[1]) for match in found if match}
+    missing = sorted(set(range(max(blocks, default=0) + 1)) - blocks)
+    if missing:
+        raise DataError(
+            f"{where} lacks {len(missing)} blocks of {prefix}, the first is {missing[0]}.\n"
+            "  The file is incomplete; fetch it again."
+        )
+    if width % HEAD_WIDTH:
+        raise DataError(
+            f"{where} has a width of {width} in {prefix}; expected a multiple of {HEAD_WIDTH}.\n"
+            "  Describe the model in an open_clip config and name it under config:."
+        )
+    hidden, _ = _shape(state_dict, f"{prefix}.0.mlp.c_fc.weight", 2, where)
+    ratio = {} if hidden == 4 * width else {"mlp_ratio": hidden / width}
+    return {"width": width, "layers": len(blocks), **ratio}
+
+
+def _shape(state_dict: Mapping[str, Tensor], key: str, n_dims: int, where: str) -> tuple[int, ...]:
+    if key not in state_dict:
+        looks_like = layout_of(state_dict)
+        raise DataError(
+            f"{where} has no {key}"
+            + (f"; it looks like {looks_like}" if looks_like else "")
+            + ".\n  Expected a ViT CLIP under OpenAI's names, as open_clip saves it; convert the"
+            " file or name another."
+        )
+    shape = tuple(state_dict[key].shape)
+    if len(shape) != n_dims or 0 in shape:
+        raise DataError(
+            f"{where} has {key} of shape {list(shape)}; expected {n_dims} dimensions, none empty."
+        )
+    return shape
+
+
+def layout_of(keys: Iterable[str]) -> str | None:
+    """Says what a state dict of another layout looks like, for messages; None if unknown."""
+    names = list(keys)
+    for pattern, what in _LAYOUTS:
+        if any(re.match(pattern, name) for name in names):
+            return what
+    return None
+
+
+def match_state_dict(
+    expected: Mapping[str, Sequence[int]], state_dict: Mapping[str, Tensor], where: str
+) -> None:
+    """Checks that a state dict has exactly a model's tensors.
+
+    One difference is allowed: the buffer `attn_mask` (a tower's causal mask, which open_clip makes
+    anew and does not save) may be in the state dict.
+
+    Args:
+        expected: the model's state dict as name -> shape.
+        state_dict: what the file holds.
+        where: the file or the model, for the message.
+
+    Raises:
+        DataError: lists the missing, the unexpected and the wrongly shaped names.
+    """
+    known = {
+        key: value
+        for key, value in state_dict.items()
+        if key in expected or not _is_buffer_to_ignore(key)
+    }
+    shapes = {key: list(value.shape) for key, value in known.items()}
+    lines = [
+        _listing("missing", [key for key in expected if key not in shapes]),
+        _listing("unexpected", [key for key in shapes if key not in expected]),
+        _listing(
+            "of another shape",
+            [
+                f"{key} {shapes[key]} (the model: {list(shape)})"
+                for key, shape in expected.items()
+                if key in shapes and shapes[key] != list(shape)
+            ],
+        ),
+    ]
+    if any(lines):
+        looks_like = layout_of(shapes)
+        raise DataError(
+            f"{where}: the file does not fit the model"
+            + (f"; it looks like {looks_like}.\n" if looks_like else ".\n")
+            + "".join(lines)
+            + "  Name the model that the weights were saved from, or a file that belongs to it."
+        )
+
+
+def _listing(what: str, names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    rest = f", and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"  {len(names)} {what}: {', '.join(map(printable, names[:5]))}{rest}\n"
+
+
+def printable(name: str) -> str:
+    """A name from a file, fit for a message: no control characters, no endless lines."""
+    return name if name.isprintable() and len(name) <= 200 else f"{name[:200]!r}"
+
+
+def _is_buffer_to_ignore(key: str) -> bool:
+    return key.rpartition(".")[2] == "attn_mask"
+
+
+def describe_missing_weights(name: str, tag: str | None, error: Exception | None) -> KdedgeError:
+    """Gives the error for a model of open_clip whose weights are not on this machine.
+
+    Args:
+        name: open_clip's model name.
+        tag: pretrained tag of that model; None where only the name is in question.
+        error: why the download failed, if one was tried.
+
+    Returns:
+        A RecipeError where open_clip knows no such model or tag, with the nearest ones; else a
+        SetupError that says which file to fetch by hand and where to name it.
+    """
+    models = open_clip.list_models()
+    if name not in models:
+        return RecipeError(
+            f"{name} is not a model of open_clip {open_clip.__version__}.{_nearest(name, models)}"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    source = open_clip.get_pretrained_cfg(name, tag) if tag else {}
+    if not source:
+        known = ", ".join(tags) if tags else "none; name a file of weights"
+        what = f"{tag} is not a pretrained tag of {name}." if tag else f"{name} needs weights."
+        return RecipeError(f"{what}{_nearest(tag or '', tags)}\n  Its pretrained tags: {known}.")
+    places = [source["url"]] if source.get("url") else []
+    if source.get("hf_hub"):
+        repository, _, file = source["hf_hub"].rpartition("/")
+        file = file or "open_clip_model.safetensors"
+        places.append(f"https://huggingface.co/{repository}/resolve/main/{file}")
+    reason = f" and could not be fetched: {_first_line(error)}" if error else "."
+    return SetupError(
+        f"The weights {tag} of {name} are not on this machine{reason}\n"
+        f"  Fetch {' or '.join(places)}\n"
+        "  where there is a network, copy the file here, and name it in the recipe beside backbone:"
+        " weights: /path/to/file"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    by_lower = {other.lower(): other for other in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f" Did you mean {by_lower[close[0]]}?" if close else ""

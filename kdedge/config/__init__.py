@@ -1,0 +1,1 @@
+"""The recipe: schema, reading, explaining what is wrong."""

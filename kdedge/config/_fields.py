@@ -1,0 +1,94 @@
+"""Kinds of text that recipe fields hold: paths, shard patterns, templates, percentages."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
+_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
+
+
+class CommandLineText(str):
+    """Text from `--set`: a relative path in it starts where the command runs."""
+
+    __slots__ = ()
+
+
+def _absolute(text: str, info: ValidationInfo) -> str:
+    """Expands `~` and puts the recipe's folder in front of a relative path."""
+    folder = (info.context or {}).get("folder")
+    path = Path(text).expanduser()
+    if isinstance(text, CommandLineText):
+        path = Path.cwd() / path
+    elif folder is not None:
+        path = Path(folder) / path
+    return str(path)
+
+
+def _resolve_path(value: object, info: ValidationInfo) -> object:
+    if isinstance(value, str):
+        if not value or "\0" in value:
+            raise ValueError("must be a path, got empty text" if not value else "is not a path")
+        return Path(_absolute(value, info))
+    return value
+
+
+def _resolve_pattern(value: str, info: ValidationInfo) -> str:
+    if "://" in value or value.startswith("pipe:"):
+        raise ValueError(
+            f'must be a pattern of files on this machine, got "{value}"; nothing is downloaded or'
+            " run while training, so fetch the shards first"
+        )
+    return _absolute(value, info)
+
+
+def looks_like_path(weights: str) -> bool:
+    """Tells a file of weights from the tag of published ones."""
+    return (
+        any(mark in weights for mark in "/\\")
+        or weights.startswith((".", "~"))
+        or weights.endswith(_WEIGHT_SUFFIXES)
+    )
+
+
+def _resolve_weights(value: str, info: ValidationInfo) -> str:
+    return _absolute(value, info) if looks_like_path(value) else str(value)
+
+
+def plain_values(value: Any) -> Any:
+    """Copies nested values with `CommandLineText` made plain text."""
+    if isinstance(value, dict):
+        return {str(key): plain_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_values(item) for item in value]
+    return str(value) if isinstance(value, str) else value
+
+
+def check_template(template: str) -> str:
+    if template.count("{}") != 1 or "{" in template.replace("{}", "", 1):
+        raise ValueError(
+            f'must hold {{}} once, where the class name goes, got "{template}";'
+            ' for example: "a photo of a {}."'
+        )
+    return str(template)
+
+
+def check_bad_images(value: str | int) -> str | int:
+    if isinstance(value, str):
+        match = _PERCENT.fullmatch(value)
+        if not match or float(match[1]) > 100:
+            raise ValueError(f'must be a percentage such as "1%" or a count, got "{value}"')
+        return str(value)
+    if value < 0:
+        raise ValueError(f"must be at least 0, got {value}")
+    return value
+
+
+RecipePath = Annotated[Path, BeforeValidator(_resolve_path)]
+ShardPattern = Annotated[str, Field(min_length=1), AfterValidator(_resolve_pattern)]
+Weights = Annotated[str, Field(min_length=1), AfterValidator(_resolve_weights)]
+PlainText = Annotated[str, Field(min_length=1), AfterValidator(str)]

@@ -1,0 +1,344 @@
+"""The schema of a recipe: every key with its meaning, unit, bounds, default and its source.
+
+Relative paths resolve against the folder given as `context={"folder": ...}`, the recipe file's;
+`~` is expanded. Published configs are those of the authors' repositories of PromptSRC
+(arXiv:2307.06948) and PromptKD (arXiv:2403.02781).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+from kdedge.config._fields import (
+    PlainText,
+    RecipePath,
+    ShardPattern,
+    Weights,
+    check_bad_images,
+    check_template,
+    plain_values,
+)
+
+_OFFICIAL = "PromptSRC's and PromptKD's published configs"
+
+
+class _Strict(BaseModel):
+    """Strict types, unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _exactly_one(spec: BaseModel, names: tuple[str, ...]) -> None:
+    given = [name for name in names if getattr(spec, name) is not None]
+    if len(given) != 1:
+        got = " and ".join(given) or "none of them"
+        raise ValueError(f"needs exactly one of {', '.join(names)}; got {got}")
+
+
+class ClassesSpec(_Strict):
+    """The class names, in the order that labels and stored class vectors follow."""
+
+    file: RecipePath | None = Field(
+        None, description="Text file, UTF-8, one class name a line, in label order."
+    )
+    benchmark: PlainText | None = Field(
+        None, description="The class names of a benchmark set, such as sun397."
+    )
+    synthetic: Literal["shapes"] | None = Field(
+        None, description="The class names of the built-in drawings."
+    )
+    names: tuple[PlainText, ...] | None = Field(
+        None,
+        strict=False,
+        min_length=2,
+        description="The class names themselves; `classes: [cat, dog]` is short for this.",
+    )
+    template: Annotated[str, AfterValidator(check_template)] = Field(
+        "a photo of a {}.",
+        description="Text around a class name, {} stands for the name. The default is CLIP's own"
+        " (arXiv:2103.00020, 3.1.4).",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ClassesSpec:
+        _exactly_one(self, ("file", "benchmark", "synthetic", "names"))
+        names = self.names or ()
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f'holds "{twice[0]}" more than once; class names must differ')
+        return self
+
+
+class SourceSpec(_Strict):
+    """Where images come from: exactly one of folder, webdataset, list, benchmark, synthetic."""
+
+    folder: RecipePath | None = Field(
+        None,
+        description="Folder of images, searched with its subfolders. With labels: one subfolder a"
+        " class, named as the class.",
+    )
+    webdataset: ShardPattern | None = Field(
+        None,
+        description='Tar shards, as "shards-{000..063}.tar": `jpg` (or png, webp) members, and'
+        " `cls` members with the class's position for labels.",
+    )
+    list: RecipePath | None = Field(
+        None, description="CSV file with a header: path, and label (a class name) for labels."
+    )
+    benchmark: PlainText | None = Field(None, description="A benchmark set, such as sun397.")
+    synthetic: Literal["shapes"] | None = Field(
+        None, description="Built-in drawings, made from a seed; nothing is downloaded."
+    )
+    part: Literal["train", "val", "test"] = Field(
+        "train", description="Which official part, for benchmark and synthetic only."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> SourceSpec:
+        _exactly_one(self, ("folder", "webdataset", "list", "benchmark", "synthetic"))
+        if self.part != "train" and self.benchmark is None and self.synthetic is None:
+            raise ValueError(
+                f"has part: {self.part}, which only benchmark and synthetic have; name the folder,"
+                " shards or list that hold that part"
+            )
+        return self
+
+
+class LabeledSpec(SourceSpec):
+    """A source with labels, of which a number of images a class is used."""
+
+    shots: int | None = Field(
+        None,
+        ge=1,
+        description="Labeled images per class, drawn with the seed; all when left out. 16 in the"
+        " published tables (arXiv:2307.06948, 4.1).",
+    )
+
+
+class DataSpec(_Strict):
+    """The images: what is trained on, what is measured on."""
+
+    unlabeled: SourceSpec | None = Field(
+        None, description="Images the student learns from; labels are never read."
+    )
+    labeled: LabeledSpec | None = Field(
+        None, description="Labeled images the teacher learns from; also the baselines."
+    )
+    validation: SourceSpec | None = Field(
+        None, description="Labeled images for choosing an epoch; needed by selection: validation."
+    )
+    test: SourceSpec | None = Field(
+        None, description="Labeled images that accuracy is measured on."
+    )
+    split: Literal["all", "base-to-novel"] = Field(
+        "all",
+        description="all: every class is trained and tested. base-to-novel: labels are read only"
+        " for the first half of the classes, and each half is tested by itself"
+        " (arXiv:2203.05557, 4.1).",
+    )
+    max_bad_images: Annotated[str | int, AfterValidator(check_bad_images)] = Field(
+        "1%",
+        description='Unreadable images a source may have before that is an error: "1%" or a count.'
+        " They are skipped and listed in skipped.csv. The default is ours.",
+    )
+    root: RecipePath | None = Field(
+        None,
+        description="Folder of the benchmark sets; else the environment variable KDEDGE_DATA, else"
+        " ./data.",
+    )
+
+    def bad_image_limit(self, n_images: int) -> int:
+        """The number of unreadable images among `n_images` that is still accepted."""
+        if isinstance(self.max_bad_images, int):
+            return self.max_bad_images
+        return math.floor(n_images * float(self.max_bad_images[:-1]) / 100)
+
+
+class OptimSettings(_Strict):
+    """How the trained tensors are optimized, all values concrete."""
+
+    algorithm: Literal["sgd", "adamw"] = Field(
+        "sgd",
+        description=f"sgd: with momentum, no Nesterov, as in {_OFFICIAL}; adamw: decoupled decay.",
+    )
+    lr: float = Field(
+        0.005, gt=0, le=10, description=f"Base learning rate. Teacher and student in {_OFFICIAL}."
+    )
+    momentum: float = Field(
+        0.9, ge=0, lt=1, description=f"Of sgd; adamw's first beta. {_OFFICIAL}."
+    )
+    weight_decay: float = Field(
+        5e-4, ge=0, le=10, description=f"On every trained tensor, prompts included. {_OFFICIAL}."
+    )
+    epochs: int = Field(
+        20, ge=1, le=100_000, description=f"Passes over the training images. {_OFFICIAL}."
+    )
+    batch_size: int = Field(
+        8,
+        ge=1,
+        le=65_536,
+        description=f"Images a step; a last smaller batch is dropped. {_OFFICIAL}.",
+    )
+    warmup_epochs: int = Field(
+        1, ge=0, le=100_000, description=f"First epochs, at warmup_lr. {_OFFICIAL}."
+    )
+    warmup_lr: float = Field(
+        1e-5, ge=0, le=10, description=f"Constant learning rate of the warm-up epochs. {_OFFICIAL}."
+    )
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description=f"After the warm-up: cosine over all epochs, or lr kept. {_OFFICIAL}."
+    )
+    schedule_per: Literal["epoch", "step"] = Field(
+        "epoch", description=f"How often the learning rate changes. {_OFFICIAL}: each epoch."
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="Of the forward pass; losses and trained tensors stay fp32. The published"
+        " settings say fp16; fp32 is ours, as it works on every device.",
+    )
+    clip_grad_norm: float | None = Field(
+        None, gt=0, description=f"Largest norm of all gradients together. {_OFFICIAL}: no clipping."
+    )
+    crop_scale_min: float = Field(
+        0.08,
+        gt=0,
+        le=1,
+        description=f"Smallest area of a random training crop, share of the image. {_OFFICIAL}.",
+    )
+    flip: bool = Field(
+        True,
+        description=f"Mirror training images half of the time. {_OFFICIAL}. Off where left and"
+        " right mean something.",
+    )
+    n_workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
+        "auto",
+        description="Processes that read images: a count, or auto (one a CPU core, at most 8). Does"
+        " not change any result.",
+    )
+    checkpoint_every_s: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds between checkpoints within an epoch; one is always written at an"
+        " epoch's end. The default is ours.",
+    )
+    selection: Literal["last", "validation"] = Field(
+        "last",
+        description="Which epoch's tensors are kept: the last, or the one most accurate on"
+        " data.validation. Never chosen on test images.",
+    )
+
+
+class OptimSpec(OptimSettings):
+    """Optimization as written in a recipe: `model_fields_set` holds the keys that were given."""
+
+
+def resolve_optim(shared: OptimSpec, own: OptimSpec | None) -> OptimSettings:
+    """Lays a model's own keys over the shared ones, and both over the defaults."""
+    given = shared.model_dump(exclude_unset=True)
+    if own is not None:
+        given |= own.model_dump(exclude_unset=True)
+    return OptimSettings(**given)
+
+
+class ModelSpec(_Strict):
+    """A prompt method on a backbone."""
+
+    method: PlainText = Field(description="Method name; `kdedge methods` lists them.")
+    backbone: PlainText | None = Field(
+        None,
+        description="open_clip model name such as ViT-B-16, or the built-in kdedge-demo-teacher or"
+        " kdedge-demo-student. Left out where a file of OpenAI's weights tells the sizes itself.",
+    )
+    weights: Weights | None = Field(
+        None,
+        description="open_clip tag such as openai, a weights file (.safetensors, .pt), or builtin.",
+    )
+    config: RecipePath | None = Field(
+        None, description="open_clip model-config JSON of your own; takes the place of backbone."
+    )
+    quick_gelu: bool | None = Field(
+        None,
+        description="The activation that the weights were trained with, for a file that does not"
+        " say. OpenAI's weights and those trained on from them: true.",
+    )
+    settings: Annotated[dict[str, Any], AfterValidator(plain_values)] = Field(
+        default_factory=dict, description="The method's own settings; `kdedge schema` lists them."
+    )
+    optim: OptimSpec | None = Field(
+        None, description="Keys of optim that differ from the recipe's for this model."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSpec:
+        if self.backbone is not None and self.config is not None:
+            raise ValueError("has backbone and config; a model config takes the place of the name")
+        is_stored = getattr(self, "run", None) is not None
+        if not is_stored and self.backbone is None and self.config is None and self.weights is None:
+            raise ValueError("needs backbone, config, or weights that tell the sizes themselves")
+        return self
+
+
+class TeacherSpec(ModelSpec):
+    """The large model: learns from few labeled images, then teaches."""
+
+    method: PlainText = Field(
+        "promptsrc",
+        description="Method name. PromptKD's teacher is promptsrc (arXiv:2403.02781, 4.1).",
+    )
+    run: RecipePath | None = Field(
+        None,
+        description="Folder of a finished teacher run to use instead of training one; the teacher's"
+        " other keys are then taken from that run.",
+    )
+
+
+class StudentSpec(ModelSpec):
+    """The small model: learns the teacher's answers on unlabeled images, then is deployed."""
+
+    method: PlainText = Field("promptkd", description="Method name. promptkd: arXiv:2403.02781.")
+
+
+def _names_to_spec(value: object) -> object:
+    return {"names": value} if isinstance(value, list | tuple) else value
+
+
+class Recipe(_Strict):
+    """One experiment, from images and class names to a student."""
+
+    version: Literal[1] = Field(1, description="Version of this schema.")
+    name: Annotated[str, AfterValidator(str)] = Field(
+        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}$",
+        description="Letters, digits, dot, underscore, hyphen; runs are kept in runs/<name>.",
+    )
+    seed: int = Field(
+        1,
+        ge=0,
+        le=2**32 - 1,
+        description="All random draws come from it. 1, 2 and 3 in the published tables"
+        " (arXiv:2307.06948, 4.1).",
+    )
+    classes: Annotated[ClassesSpec, BeforeValidator(_names_to_spec)] = Field(
+        description="The class names: a list, or one of file, benchmark, synthetic."
+    )
+    data: DataSpec = Field(description="The images.")
+    teacher: TeacherSpec | None = Field(None, description="The large model.")
+    student: StudentSpec | None = Field(None, description="The small model.")
+    optim: OptimSpec = Field(
+        default_factory=OptimSpec, description="Optimization of both models, unless they say other."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if self.teacher is None and self.student is None:
+            raise ValueError("has neither teacher nor student; a recipe needs at least one")
+        return self

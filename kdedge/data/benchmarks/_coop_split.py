@@ -1,0 +1,161 @@
+"""Reads CoOp's split files, on which the published tables rest (arXiv:2109.01134).
+
+A split file is a JSON object with `train`, `val` and `test`, each a list of
+`[path below the image folder, label, class name]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from kdedge._files import read_json
+from kdedge.data.sources._labels import LabelIndex, name_some
+from kdedge.data.sources._protocol import Item, read_file
+from kdedge.errors import DataError
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split file's contents.
+
+    Attributes:
+        class_names: in label order.
+        parts: part -> (relative path, label) in the file's order.
+    """
+
+    class_names: tuple[str, ...]
+    parts: Mapping[str, tuple[tuple[str, int], ...]]
+
+
+class BenchmarkSource:
+    """One part of a benchmark set.
+
+    Attributes:
+        items: in the split file's order; the key is the path below the image folder.
+    """
+
+    def __init__(self, folder: Path, items: Sequence[Item]) -> None:
+        self.items = tuple(items)
+        self._folder = folder
+
+    def read(self, i: int) -> bytes:
+        """Gives the bytes of image i's file.
+
+        Raises:
+            UnusableImage: the file cannot be read.
+        """
+        return read_file(self._folder / self.items[i].key)
+
+
+def read_split(path: Path) -> Split:
+    """Reads and checks a split file.
+
+    Raises:
+        DataError: not a split file; a path leaves the image folder; labels are not 0 to n - 1; a
+            label has two names or a name two labels; an image is listed twice.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict) or not set(PARTS) <= set(value):
+        raise DataError(f"{path} is not a split file: expected the keys train, val and test.")
+    names: dict[int, str] = {}
+    seen: set[str] = set()
+    parts: dict[str, tuple[tuple[str, int], ...]] = {}
+    for part in PARTS:
+        if not isinstance(value[part], list):
+            raise DataError(f"{path}: {part} is not a list.")
+        rows = []
+        for number, entry in enumerate(value[part]):
+            where = f"{path}: {part}[{number}]"
+            relative, label, name = _read_entry(entry, where)
+            if names.setdefault(label, name) != name:
+                raise DataError(f'{where}: label {label} is "{name}", was "{names[label]}" before.')
+            if relative in seen:
+                raise DataError(f"{where}: {relative} is listed twice.")
+            seen.add(relative)
+            rows.append((relative, label))
+        parts[part] = tuple(rows)
+    return Split(_contiguous_names(names, path), parts)
+
+
+def _read_entry(entry: Any, where: str) -> tuple[str, int, str]:
+    is_entry = (
+        isinstance(entry, list)
+        and len(entry) == 3
+        and isinstance(entry[0], str)
+        and type(entry[1]) is int
+        and isinstance(entry[2], str)
+        and bool(entry[0])
+        and bool(entry[2])
+    )
+    if not is_entry:
+        raise DataError(f"{where} is {entry!r:.80}, expected [path, label, class name].")
+    path = PurePosixPath(entry[0])
+    if path.is_absolute() or ".." in path.parts or "\0" in entry[0] or "\\" in entry[0]:
+        raise DataError(f"{where}: {entry[0]!r} leads out of the image folder.")
+    return path.as_posix(), entry[1], entry[2]
+
+
+def _contiguous_names(names: Mapping[int, str], path: Path) -> tuple[str, ...]:
+    if sorted(names) != list(range(len(names))) or not names:
+        missing = sorted(set(range(max(names, default=0) + 1)) - set(names))[:5]
+        raise DataError(
+            f"{path} has {len(names)} labels from {min(names, default=0)} to"
+            f" {max(names, default=0)}, expected 0 to {len(names) - 1}; without images: {missing}."
+        )
+    if len(set(names.values())) != len(names):
+        raise DataError(
+            f"{path} has {len(names)} labels for {len(set(names.values()))} class names; expected"
+            " one name a label."
+        )
+    return tuple(names[label] for label in range(len(names)))
+
+
+def require(folder: Path, paths: Mapping[str, str]) -> None:
+    """Checks that a set's files are in its folder.
+
+    Args:
+        folder: of the set.
+        paths: path below it -> where to get it.
+
+    Raises:
+        DataError: naming each missing one, where to get it, and where to put it.
+    """
+    missing = {name: origin for name, origin in paths.items() if not (folder / name).exists()}
+    if missing:
+        lines = "\n".join(f"  {folder / name}: {origin}" for name, origin in missing.items())
+        raise DataError(
+            f"{folder} lacks {len(missing)} of {len(paths)} parts of the set. To get them:"
+            f"\n{lines}\n  Or set data.root, or KDEDGE_DATA, to the folder that holds the sets."
+        )
+
+
+def open_part(
+    folder: Path, split: Split, *, part: str, class_names: Sequence[str], labeled: bool
+) -> BenchmarkSource:
+    """Gives one part of a set, with labels as positions in `class_names`.
+
+    Raises:
+        DataError: no such part, or the class list lacks the set's class names.
+    """
+    if part not in split.parts:
+        raise DataError(f"{part} is not a part; expected one of {', '.join(split.parts)}.")
+    rows = split.parts[part]
+    if not labeled:
+        return BenchmarkSource(folder, [Item(relative, None) for relative, _ in rows])
+    index = LabelIndex(class_names)
+    positions = [index.find(name) for name in split.class_names]
+    unknown = [
+        name for name, found in zip(split.class_names, positions, strict=True) if found is None
+    ]
+    if unknown:
+        raise DataError(
+            f"the class list lacks {len(unknown)} of the benchmark set's {len(positions)} class"
+            f" names: {name_some(unknown)}.\n"
+            "  Set classes to the benchmark, so that both have the same names."
+        )
+    return BenchmarkSource(folder, [Item(relative, positions[label]) for relative, label in rows])

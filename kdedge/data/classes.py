@@ -1,0 +1,103 @@
+"""The class list: the names whose order fixes labels, class vectors and the base/novel halves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdedge._files import sha256_json
+from kdedge.config.recipe import ClassesSpec, DataSpec
+from kdedge.data.benchmarks import load_benchmark
+from kdedge.errors import DataError
+
+_MAX_FILE_BYTES = 1 << 24
+_MAX_NAME_CHARACTERS = 200
+
+
+def load_class_names(spec: ClassesSpec, *, data: DataSpec) -> tuple[str, ...]:
+    """Gives the class names in order.
+
+    Args:
+        spec: a file, a benchmark set, the built-in drawings, or the names themselves.
+        data: says where the benchmark sets are.
+
+    Raises:
+        DataError: the file or set is missing or malformed, a name is there twice, or there are
+            fewer than two.
+    """
+    if spec.file is not None:
+        return read_class_file(spec.file)
+    if spec.benchmark is not None:
+        return load_benchmark(spec.benchmark).class_names(benchmark_root(data))
+    if spec.synthetic is not None:
+        from kdedge.data.sources import synthetic
+
+        return synthetic.class_names(spec.synthetic)
+    names = tuple(spec.names or ())
+    _check_names([(f"name {i}", name) for i, name in enumerate(names, 1)], "classes")
+    return names
+
+
+def read_class_file(path: Path) -> tuple[str, ...]:
+    """Reads a class list: UTF-8, one name a line.
+
+    Blank lines are skipped and blanks around a name dropped; nothing else is special, since a name
+    may begin with `#`.
+
+    Raises:
+        DataError: no such file, not UTF-8, a name twice or too long, fewer than two names.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DataError(
+            f"{path} cannot be read: {reason}.\n  Name a text file with one class name a line."
+        ) from error
+    if len(data) > _MAX_FILE_BYTES:
+        raise DataError(f"{path} is larger than {_MAX_FILE_BYTES >> 20} MiB: not a class list.")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path}:{line}: not UTF-8 (byte {data[error.start]:#04x}).\n"
+            "  Save the class list as UTF-8."
+        ) from error
+    # Not str.splitlines, which also splits at characters that may stand in a name.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    named = [(f"line {i}", line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
+    _check_names(named, str(path))
+    return tuple(name for _, name in named)
+
+
+def _check_names(named: Sequence[tuple[str, str]], where: str) -> None:
+    first: dict[str, str] = {}
+    for place, name in named:
+        if len(name) > _MAX_NAME_CHARACTERS or not name.isprintable():
+            raise DataError(
+                f"{where}, {place}: {name[:40]!r} is not a class name: expected up to"
+                f" {_MAX_NAME_CHARACTERS} printable characters."
+            )
+        if name in first:
+            raise DataError(
+                f'{where}: "{name}" is there twice, in {first[name]} and {place}.\n'
+                "  Class names must differ."
+            )
+        first[name] = place
+    if len(named) < 2:
+        raise DataError(
+            f"{where} has {len(named)} class names, expected two or more.\n  Write one name a line."
+        )
+
+
+def class_list_hash(names: Sequence[str]) -> str:
+    """Gives the SHA-256 of the names in order, in hex."""
+    return sha256_json(list(names))
+
+
+def benchmark_root(data: DataSpec) -> Path:
+    """Gives the folder of the benchmark sets: `data.root`, else KDEDGE_DATA, else ./data."""
+    return data.root or Path(os.environ.get("KDEDGE_DATA") or "data")

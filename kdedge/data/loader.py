@@ -1,0 +1,340 @@
+"""Batches whose contents depend on the seed, the epoch and the step alone.
+
+Order and augmentation come from counter-based random streams keyed by (seed, epoch, image), so that
+any step of any epoch can be reached at once, with any number of workers, and is the same to the
+last bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.forkserver
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from kdedge.data.batch import Batch
+from kdedge.data.sources._protocol import Source
+from kdedge.errors import DataError, ResourceError
+from kdedge.runtime.preprocess import (
+    RESAMPLING,
+    Preprocess,
+    UnusableImage,
+    decode_image,
+    normalize,
+    resize_and_crop,
+)
+
+RATIO = (3 / 4, 4 / 3)
+"""Width over height of a random crop: torchvision's default, which the papers' code keeps."""
+
+_N_TRIES = 10
+_MAX_WORKERS = 8
+_WORTH_WORKERS = 2000
+
+Loaded = tuple[int, npt.NDArray[np.float32] | None, str]
+"""Position in the source, [3, H, W] image or None, and why there is none."""
+
+
+def n_steps(n_images: int, batch_size: int) -> int:
+    """Gives the steps of an epoch: an incomplete last batch is dropped, unless it is the only one.
+
+    Raises:
+        DataError: there are no images.
+    """
+    if n_images < 1:
+        raise DataError("there are no images to train on.")
+    return max(1, n_images // batch_size)
+
+
+def crop_box(
+    width: int, height: int, *, scale_min: float, generator: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Draws a random crop as torchvision's RandomResizedCrop does.
+
+    Area uniform in (scale_min, 1) of the image, aspect ratio log-uniform in 3/4 to 4/3, ten tries,
+    then the largest central crop within these ratios.
+
+    Args:
+        width: of the image, pixels.
+        height: of the image, pixels.
+        scale_min: smallest part of the image's area, 0-1.
+        generator: where the numbers are drawn from.
+
+    Returns:
+        left, top, width, height, in pixels.
+    """
+    low, high = math.log(RATIO[0]), math.log(RATIO[1])
+    for _ in range(_N_TRIES):
+        area = width * height * generator.uniform(scale_min, 1.0)
+        ratio = math.exp(generator.uniform(low, high))
+        crop_width = round(math.sqrt(area * ratio))
+        crop_height = round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(generator.integers(0, height - crop_height + 1))
+            left = int(generator.integers(0, width - crop_width + 1))
+            return left, top, crop_width, crop_height
+    return _central_crop(width, height)
+
+
+def _central_crop(width: int, height: int) -> tuple[int, int, int, int]:
+    ratio = width / height
+    crop_width, crop_height = width, height
+    if ratio < RATIO[0]:
+        crop_height = round(width / RATIO[0])
+    elif ratio > RATIO[1]:
+        crop_width = round(height * RATIO[1])
+    return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
+
+
+def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
+    """Gives one of 2^64 independent random streams of an epoch; building one takes microseconds."""
+    key = np.array([seed % 2**64, epoch], dtype=np.uint64)
+    counter = np.array([0, 0, stream, 0], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+@dataclass(frozen=True)
+class _Augment:
+    """Random crop and flip of one epoch."""
+
+    seed: int
+    epoch: int
+    scale_min: float
+    flip: bool
+
+    def __call__(self, image: Image.Image, position: int, preprocess: Preprocess) -> Image.Image:
+        # Stream 0 is the epoch's order.
+        generator = _generator(self.seed, self.epoch, position + 1)
+        left, top, width, height = crop_box(
+            *image.size, scale_min=self.scale_min, generator=generator
+        )
+        side = preprocess.size_px
+        image = image.crop((left, top, left + width, top + height))
+        if image.size != (side, side):
+            image = image.resize((side, side), RESAMPLING[preprocess.interpolation])
+        if self.flip and generator.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image
+
+
+class _Images(Dataset[Loaded]):
+    """Images by their position in the source, ready for the model."""
+
+    def __init__(self, source: Source, preprocess: Preprocess, augment: _Augment | None) -> None:
+        self._source = source
+        self._preprocess = preprocess
+        self._augment = augment
+
+    def __getitem__(self, position: int) -> Loaded:
+        try:
+            image = decode_image(self._source.read(position))
+            if self._augment is None:
+                image = resize_and_crop(image, self._preprocess)
+            else:
+                image = self._augment(image, position, self._preprocess)
+        except UnusableImage as error:
+            # Told by value: an exception raised in a worker arrives as text with a traceback in it.
+            return position, None, error.reason
+        except DataError as error:
+            return position, None, str(error)
+        return position, normalize(image, self._preprocess), ""
+
+
+def _collate(loaded: list[Loaded]) -> tuple[torch.Tensor | None, list[int], str]:
+    """Stacks a batch: [B, 3, H, W], positions, and the first fault."""
+    positions = [position for position, _, _ in loaded]
+    images = [image for _, image, _ in loaded if image is not None]
+    if len(images) < len(loaded):
+        position, _, reason = next(entry for entry in loaded if entry[1] is None)
+        return None, [position], reason
+    return torch.from_numpy(np.stack(images)), positions, ""
+
+
+def training_batches(
+    source: Source,
+    indices: Sequence[int],
+    *,
+    labels: Mapping[int, int] | None,
+    preprocess: Preprocess,
+    seed: int,
+    epoch: int,
+    first_step: int = 0,
+    batch_size: int,
+    crop_scale_min: float,
+    flip: bool,
+    n_workers: int | Literal["auto"] = 0,
+) -> Iterator[Batch]:
+    """Yields one epoch's augmented batches from a step on.
+
+    Args:
+        source: where the images are.
+        indices: which of them to train on, each once an epoch, in random order.
+        labels: position in the source -> label, or None.
+        preprocess: the model's size, mean, std and interpolation.
+        seed: the run's seed.
+        epoch: from 0.
+        first_step: where to start; `n_steps` gives nothing.
+        batch_size: images a step; fewer only where there are not enough for one batch.
+        crop_scale_min: smallest part of the image's area that a crop keeps.
+        flip: mirror half of the images.
+        n_workers: processes that decode; 0 decodes here. The batches are the same.
+
+    Raises:
+        DataError: an image that was readable before is not any more.
+        ResourceError: a worker died.
+    """
+    count = n_steps(len(indices), batch_size)
+    order = _generator(seed, epoch, 0).permutation(np.asarray(indices, dtype=np.int64))
+    batches = [
+        order[step * batch_size : (step + 1) * batch_size].tolist()
+        for step in range(first_step, count)
+    ]
+    augment = _Augment(seed, epoch, crop_scale_min, flip)
+    for images, positions in _load(source, batches, preprocess, augment, n_workers):
+        keys = tuple(source.items[position].key for position in positions)
+        targets = None
+        if labels is not None:
+            targets = torch.tensor([labels[position] for position in positions])  # [B], int64
+        yield Batch(images=images, labels=targets, keys=keys)
+
+
+def evaluation_batches(
+    source: Source,
+    indices: Sequence[int],
+    *,
+    preprocess: Preprocess,
+    batch_size: int,
+    n_workers: int | Literal["auto"] = 0,
+) -> Iterator[tuple[torch.Tensor, list[int]]]:
+    """Yields images in the order of `indices`, preprocessed as on the device.
+
+    Returns:
+        [B, 3, H, W] float32, and the images' positions in the source; the last batch may be short.
+
+    Raises:
+        DataError: an image that was readable before is not any more.
+        ResourceError: a worker died.
+    """
+    batches = [
+        list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)
+    ]
+    yield from _load(source, batches, preprocess, None, n_workers)
+
+
+def choose_n_workers(n_workers: int | Literal["auto"], n_images: int) -> int:
+    """Gives the number of worker processes.
+
+    `auto` leaves one core to the training process, and decodes in it where there are fewer images
+    than the workers' start takes to pay off.
+    """
+    if n_workers != "auto":
+        return n_workers
+    return min(_MAX_WORKERS, max(0, _n_cores() - 1)) if n_images >= _WORTH_WORKERS else 0
+
+
+def _n_cores() -> int:
+    """Counts the cores this process may use, which in a container are fewer than the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _load(
+    source: Source,
+    batches: list[list[int]],
+    preprocess: Preprocess,
+    augment: _Augment | None,
+    n_workers: int | Literal["auto"],
+) -> Iterator[tuple[torch.Tensor, list[int]]]:
+    if not batches:
+        return
+    count = min(choose_n_workers(n_workers, sum(map(len, batches))), len(batches))
+    loader: DataLoader[Any] = DataLoader(
+        _Images(source, preprocess, augment),
+        batch_sampler=batches,
+        num_workers=count,
+        collate_fn=_collate,
+        worker_init_fn=_start_worker,
+        multiprocessing_context=_worker_context() if count else None,
+        # The loader draws a number at its start; from here, not from the global generator.
+        generator=torch.Generator(),
+    )
+    try:
+        for images, positions, reason in loader:
+            if images is None:
+                raise DataError(
+                    f"{source.items[positions[0]].key}: {reason}.\n"
+                    "  It was readable when the run began; check the disk and start again."
+                )
+            yield images, positions
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ResourceError(
+            f"a loader process died: {str(error).splitlines()[0].rstrip('.')}.\n"
+            "  Often memory or /dev/shm ran out; set optim.n_workers to a smaller number, or to 0."
+        ) from error
+
+
+def _start_worker(_: int) -> None:
+    """Prepares a worker: Ctrl-C is the main process's to handle, and one thread is enough."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    sys.excepthook = _report_unless_hung_up
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _report_unless_hung_up(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Says nothing when the main process stopped in the middle of taking a batch."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _die_with_parent() -> None:
+    """Ends the worker when the main process is gone, however it went.
+
+    torch's own watchdog looks at the parent process, which here is the fork server, and ends
+    gracefully, which can wait forever for a reader of the worker's last batches.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+@functools.cache
+def _worker_context() -> multiprocessing.context.BaseContext:
+    """Gives the way to start workers: from a fork server that has this module loaded already.
+
+    Forking the training process itself would copy it with its threads' locks held (torch, CUDA,
+    TensorBoard), and hangs or warns; spawning would load torch again in every worker of every
+    epoch. The fork server loads it once (2 to 4 s a run) and then starts a worker in milliseconds.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    # The server and its workers inherit the mask: none of them ever sees a Ctrl-C, not even in
+    # the moments before _start_worker runs.
+    if threading.current_thread() is threading.main_thread():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            multiprocessing.forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context

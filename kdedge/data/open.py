@@ -1,0 +1,59 @@
+"""From the recipe's words for a source to the source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kdedge.config.recipe import DataSpec, SourceSpec
+from kdedge.data.benchmarks import load_benchmark
+from kdedge.data.classes import benchmark_root
+from kdedge.data.sources import folder, webdataset
+from kdedge.data.sources import list as list_source
+from kdedge.data.sources._protocol import Source
+from kdedge.errors import DataError, RecipeError
+
+
+def open_source(
+    spec: SourceSpec, *, class_names: Sequence[str], labeled: bool, data: DataSpec
+) -> Source:
+    """Opens the source that a recipe names and lists its images.
+
+    Args:
+        spec: exactly one of folder, webdataset, list, benchmark, synthetic.
+        class_names: in class-list order.
+        labeled: labels are needed, and are positions in `class_names`; else they are ignored.
+        data: says where the benchmark sets are.
+
+    Raises:
+        DataError: the source is missing, empty or malformed, or its labels do not fit the names.
+        MissingPackage: the source needs a package that is not installed.
+    """
+    if spec.folder is not None:
+        return folder.open_source(spec.folder, class_names=class_names, labeled=labeled)
+    if spec.webdataset is not None:
+        return webdataset.open_source(spec.webdataset, class_names=class_names, labeled=labeled)
+    if spec.list is not None:
+        return list_source.open_source(spec.list, class_names=class_names, labeled=labeled)
+    if spec.benchmark is not None:
+        benchmark = load_benchmark(spec.benchmark)
+        return benchmark.open_source(
+            benchmark_root(data), part=spec.part, class_names=class_names, labeled=labeled
+        )
+    if spec.synthetic is not None:
+        return _open_synthetic(spec.synthetic, spec.part, class_names, labeled=labeled)
+    raise RecipeError(
+        "a data source names no images.\n"
+        "  Give it one of folder, webdataset, list, benchmark, synthetic."
+    )
+
+
+def _open_synthetic(name: str, part: str, class_names: Sequence[str], *, labeled: bool) -> Source:
+    from kdedge.data.sources import synthetic
+
+    own = synthetic.class_names(name)
+    if labeled and tuple(class_names) != tuple(own):
+        raise DataError(
+            f"synthetic: {name} has labels for its own {len(own)} class names, the class list has"
+            f" {len(class_names)} others.\n  Set classes to {{synthetic: {name}}}."
+        )
+    return synthetic.open_source(name, part=part, labeled=labeled)

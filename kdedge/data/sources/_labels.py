@@ -1,0 +1,65 @@
+"""From a source's label text (a folder's name, a CSV field) to a position in the class list."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+_MAX_NAMED = 8
+
+
+class LabelIndex:
+    """Finds class names, taking an underscore for a space where the exact name is not known.
+
+    Args:
+        class_names: in class-list order.
+    """
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self.class_names = tuple(class_names)
+        self._exact = {name: i for i, name in enumerate(self.class_names)}
+        self._spaced = {name.replace("_", " "): i for i, name in enumerate(self.class_names)}
+
+    def find(self, text: str) -> int | None:
+        """Gives the position of a class name, None where it is unknown."""
+        position = self._exact.get(text)
+        return self._spaced.get(text.replace("_", " ")) if position is None else position
+
+    def find_name_or_number(self, text: str) -> int | None:
+        """Gives the position of a class name, or of a number that is a position in the list."""
+        position = self.find(text)
+        if position is None and text.isascii() and text.isdecimal() and len(text) < 10:
+            position = int(text) if int(text) < len(self.class_names) else None
+        return position
+
+    def nearest(self, text: str) -> str:
+        """Gives ` (nearest: "x")`, or nothing where no class name is like the text."""
+        known = {name.replace("_", " ").casefold(): name for name in self.class_names}
+        near = difflib.get_close_matches(text.replace("_", " ").casefold(), list(known), n=1)
+        return f' (nearest: "{known[near[0]]}")' if near else ""
+
+
+def name_some(names: Iterable[str]) -> str:
+    """Gives the first names in quotes and how many more there are."""
+    names = list(names)
+    more = len(names) - _MAX_NAMED
+    text = ", ".join(f'"{name}"' for name in names[:_MAX_NAMED])
+    return text + (f" and {more} more" if more > 0 else "")
+
+
+def describe_mismatch(found: Sequence[str], index: LabelIndex) -> str | None:
+    """Gives the lines that say which folder names and class names do not meet, None if all do."""
+    positions = {name: index.find(name) for name in found}
+    present = set(positions.values())
+    missing = [name for i, name in enumerate(index.class_names) if i not in present]
+    unknown = [name for name, position in positions.items() if position is None]
+    if not missing and not unknown:
+        return None
+    parts = []
+    if missing:
+        parts.append(f"Missing: {name_some(missing)}.")
+    if unknown:
+        named = ", ".join(f'"{name}"{index.nearest(name)}' for name in unknown[:_MAX_NAMED])
+        more = len(unknown) - _MAX_NAMED
+        parts.append(f"Unknown: {named}" + (f" and {more} more." if more > 0 else "."))
+    return "  " + " ".join(parts)

@@ -1,0 +1,80 @@
+"""What a source is: an ordered list of images whose bytes can be read in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from kdedge.runtime.preprocess import UnusableImage
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff")
+"""Which names are taken for images, in lower case and without the dot."""
+
+MAX_FILE_BYTES = 1 << 29
+"""A larger file (512 MiB) is not a photo and is not read into memory."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a source.
+
+    Attributes:
+        key: names it in messages, records and the skip list; unique in its source.
+        label: its class as a position in the class list, or None where labels are absent or unused.
+    """
+
+    __slots__ = ("key", "label")
+
+    key: str
+    label: int | None
+
+    def __getstate__(self) -> tuple[str, int | None]:
+        return self.key, self.label
+
+    def __setstate__(self, state: tuple[str, int | None]) -> None:
+        # Frozen and slotted: Python 3.10's default pickling would call the frozen __setattr__.
+        object.__setattr__(self, "key", state[0])
+        object.__setattr__(self, "label", state[1])
+
+
+class Source(Protocol):
+    """An ordered list of images.
+
+    It can be pickled (loader workers get a copy) and read from many threads at once.
+    """
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """All images, in an order that does not depend on the file system's."""
+        ...
+
+    def read(self, i: int) -> bytes:
+        """Gives the bytes of image i's file.
+
+        Raises:
+            UnusableImage: they cannot be read.
+        """
+        ...
+
+
+def read_file(path: Path) -> bytes:
+    """Reads an image file.
+
+    Raises:
+        UnusableImage: it is gone, may not be read, or is too large to be a photo.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise UnusableImage(f"cannot be read: {(error.strerror or str(error)).lower()}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise UnusableImage(f"larger than {MAX_FILE_BYTES >> 20} MiB, which no photo is")
+    return data
+
+
+def printable(name: str) -> str:
+    """Gives a file name as text that can be written anywhere: names need not be valid UTF-8."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

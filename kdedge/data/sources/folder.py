@@ -1,0 +1,135 @@
+"""A folder of image files, with or without one sub-folder a class."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from kdedge.data.sources._labels import LabelIndex, describe_mismatch, name_some
+from kdedge.data.sources._protocol import IMAGE_EXTENSIONS, Item, printable, read_file
+from kdedge.errors import DataError
+
+
+class FolderSource:
+    """Image files below a folder, sorted by relative path.
+
+    Attributes:
+        items: one an image; the key is the path relative to the folder.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str], items: Sequence[Item]) -> None:
+        self.items = tuple(items)
+        self._folder = folder
+        self._names = tuple(names)
+
+    def read(self, i: int) -> bytes:
+        """Gives the bytes of image i's file.
+
+        Raises:
+            UnusableImage: the file cannot be read.
+        """
+        return read_file(self._folder / self._names[i])
+
+
+def open_source(folder: Path, *, class_names: Sequence[str], labeled: bool) -> FolderSource:
+    """Lists the images below a folder.
+
+    Hidden files and folders are left out, and so is everything without an image's extension.
+    Symbolic links are followed, each folder once.
+
+    Args:
+        folder: where to look, to any depth.
+        class_names: in class-list order; used where `labeled`.
+        labeled: the first folder level names the class; underscore and space count as equal.
+
+    Raises:
+        DataError: no such folder, no image in it, or folder names that are not the class names.
+    """
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise DataError(f"{folder} {what}.\n  Name a folder of image files.")
+    ignored: Counter[str] = Counter()
+    names = sorted(_image_files(folder, ignored))
+    if not names:
+        raise DataError(_no_images(folder, ignored))
+    labels: list[int | None] = [None] * len(names)
+    if labeled:
+        labels = _folder_labels(folder, names, class_names)
+    items = [Item(printable(name), label) for name, label in zip(names, labels, strict=True)]
+    if len({item.key for item in items}) != len(items):
+        raise DataError(f"{folder} has file names that differ only in bytes that are not UTF-8.")
+    return FolderSource(folder, names, items)
+
+
+def _image_files(root: Path, ignored: Counter[str]) -> Iterator[str]:
+    """Yields image files as posix paths relative to the root; counts the extensions of others."""
+    seen: set[tuple[int, int]] = set()
+    real: list[str] = [""]
+    linked: list[str] = []
+    while real or linked:
+        # Links come last, so that a real folder keeps its own name when a link shows it again.
+        relative = real.pop() if real else linked.pop(0)
+        try:
+            status = (root / relative).stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(root / relative) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise DataError(f"{root / relative} cannot be listed: {reason}.") from error
+        for entry in found:
+            name = f"{relative}/{entry.name}" if relative else entry.name
+            if entry.name.startswith("."):
+                ignored["hidden"] += 1
+            elif entry.is_dir():
+                (linked if entry.is_symlink() else real).append(name)
+            elif entry.is_file() and _extension(entry.name) in IMAGE_EXTENSIONS:
+                yield name
+            else:
+                ignored[f".{_extension(entry.name)}" if _extension(entry.name) else "other"] += 1
+
+
+def _extension(name: str) -> str:
+    return printable(Path(name).suffix[1:].lower())
+
+
+def _no_images(folder: Path, ignored: Counter[str]) -> str:
+    found = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common(5))
+    return (
+        f"{folder} has no image files; found {found or 'nothing at all'}.\n"
+        f"  Image files end in {', '.join('.' + e for e in IMAGE_EXTENSIONS)}."
+    )
+
+
+def _folder_labels(
+    folder: Path, names: Sequence[str], class_names: Sequence[str]
+) -> list[int | None]:
+    """Finds each image's class by its first folder."""
+    loose = [name for name in names if "/" not in name]
+    if loose:
+        raise DataError(
+            f"{folder} has {len(loose)} labeled images outside of any class folder, the first is"
+            f" {printable(loose[0])}.\n  Put every image into a folder named after its class."
+        )
+    index = LabelIndex(class_names)
+    folders = list(dict.fromkeys(name.split("/", 1)[0] for name in names))
+    mismatch = describe_mismatch([printable(name) for name in folders], index)
+    if mismatch is not None:
+        bare = _empty_class_folders(folder, folders, index)
+        raise DataError(
+            f"{folder} has {len(folders)} class folders with images, the class list has"
+            f" {len(class_names)} names.\n{mismatch}"
+            + (f" Without any image: {name_some(bare)}." if bare else "")
+            + "\n  Folder names must equal class names; an underscore counts as a space."
+        )
+    labels = {name: index.find(name) for name in folders}
+    return [labels[name.split("/", 1)[0]] for name in names]
+
+
+def _empty_class_folders(folder: Path, with_images: Sequence[str], index: LabelIndex) -> list[str]:
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    return [name for name in names if name not in with_images and index.find(name) is not None]

@@ -1,0 +1,114 @@
+"""Drawn pictures that need no download: colored, textured shapes as a dim camera in yellow light gives them.
+
+The demo's data. Its novel classes recombine the colors, textures and shapes of its base classes, so what a prompt
+learns about the camera on the base classes helps on the novel ones.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from kdedge.data.sources._pictures import DIM, draw_picture
+from kdedge.data.sources._protocol import Item, Source
+from kdedge.errors import RecipeError
+
+_SHAPES_CLASSES = (
+    # base
+    "dotted blue circle",
+    "plain purple square",
+    "striped orange triangle",
+    "dotted blue star",
+    "striped orange cross",
+    "checkered yellow heart",
+    "plain red circle",
+    "plain red square",
+    "checkered yellow triangle",
+    "dotted green star",
+    "striped purple cross",
+    "checkered green heart",
+    # novel
+    "dotted purple circle",
+    "plain orange square",
+    "striped yellow triangle",
+    "checkered red star",
+    "striped yellow cross",
+    "checkered orange heart",
+    "dotted green circle",
+    "plain blue square",
+    "striped green triangle",
+    "dotted purple star",
+    "plain blue cross",
+    "checkered red heart",
+)
+
+_PART_SIZES = {"train": 120, "val": 20, "test": 40}  # pictures a class
+_PART_SEEDS = {"train": 1, "val": 2, "test": 3}
+_JPEG_QUALITY = 92
+
+
+def class_names(name: str) -> tuple[str, ...]:
+    """The class names of a synthetic set, in label order: the base half, then the novel half.
+
+    Raises:
+        RecipeError: there is no set of that name.
+    """
+    _check_known("synthetic set", name, ("shapes",))
+    return _SHAPES_CLASSES
+
+
+def open_source(name: str, *, part: str, labeled: bool) -> Source:
+    """Opens a part of a synthetic set.
+
+    Args:
+        name: "shapes".
+        part: "train" (120 pictures a class), "val" (20) or "test" (40).
+        labeled: whether items carry their label.
+
+    Raises:
+        RecipeError: there is no set or no part of that name.
+    """
+    n_classes = len(class_names(name))
+    _check_known(f"part of the synthetic set {name}", part, tuple(_PART_SIZES))
+    items = tuple(
+        Item(key=f"{name}/{part}/{index:05d}", label=index % n_classes if labeled else None)
+        for index in range(n_classes * _PART_SIZES[part])
+    )
+    return SyntheticSource(part=part, items=items)
+
+
+@dataclass(frozen=True)
+class SyntheticSource:
+    """A part of the set "shapes"; pictures are drawn when they are read.
+
+    Attributes:
+        part: "train", "val" or "test".
+        items: one a picture; classes take turns.
+    """
+
+    part: str
+    items: tuple[Item, ...]
+
+    def read(self, i: int) -> bytes:
+        """Draws picture `i`, the same at every call, and gives it as a JPEG file."""
+        texture, color, shape = _SHAPES_CLASSES[i % len(_SHAPES_CLASSES)].split()
+        rng = np.random.default_rng([_PART_SEEDS[self.part], i])
+        picture = draw_picture(rng, color=color, texture=texture, shape=shape, camera=DIM)
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+        return buffer.getvalue()
+
+
+def _check_known(what: str, name: str, known: tuple[str, ...]) -> None:
+    """Refuses a name that is not known and names the nearest one."""
+    if name in known:
+        return
+    near = difflib.get_close_matches(name, known, n=1)
+    raise RecipeError(
+        f"{name!r} is not a {what}.\n"
+        f"  Known: {', '.join(known)}." + (f" Did you mean {near[0]}?" if near else "")
+    )

@@ -1,0 +1,366 @@
+"""Tar shards in WebDataset's layout: files of one sample share a base name and stand together.
+
+Which member belongs to which sample is decided by the webdataset package's own functions. The
+shards are indexed once by their headers and then read by offset, so that any image can be had at
+any time: nothing is ever extracted, and names inside a shard are never used as paths.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kdedge.data.sources._labels import LabelIndex
+from kdedge.data.sources._protocol import IMAGE_EXTENSIONS, MAX_FILE_BYTES, Item, printable
+from kdedge.errors import DataError, MissingPackage
+from kdedge.runtime.preprocess import UnusableImage
+
+MAX_SHARDS = 100_000
+"""More shards than this in one pattern is taken for a slip of the pen."""
+
+_MAX_LABEL_BYTES = 1024
+_MAX_HEADER_BYTES = 1 << 20
+_MAX_OPEN_SHARDS = 128
+_BLOCK = 512
+
+# Members that WebDataset's own reader leaves out (tariterators.tar_file_iterator).
+_META = re.compile(r"__[^/]*__($|/)")
+
+
+class _Place(NamedTuple):
+    """Where a member's bytes are."""
+
+    shard: int
+    offset: int
+    size: int
+    name: str
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A shard as it was when it was indexed."""
+
+    path: Path
+    name: str
+    size: int
+    modified_ns: int
+
+
+class WebDatasetSource:
+    """Images in tar shards, in the order of the shards and of the members in them.
+
+    Attributes:
+        items: one an image; the key is `shard.tar/base name`.
+    """
+
+    def __init__(
+        self, shards: Sequence[_Shard], places: Sequence[_Place], items: Sequence[Item]
+    ) -> None:
+        self.items = tuple(items)
+        self._shards = tuple(shards)
+        self._places = tuple(places)
+        self._open_here()
+
+    def _open_here(self) -> None:
+        self._lock = threading.Lock()
+        self._descriptors: dict[int, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out the open files: each process opens its own."""
+        return {"items": self.items, "_shards": self._shards, "_places": self._places}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open_here()
+
+    def __del__(self) -> None:
+        for descriptor in self.__dict__.get("_descriptors", {}).values():
+            os.close(descriptor)
+
+    def read(self, i: int) -> bytes:
+        """Gives the bytes of image i's file.
+
+        Raises:
+            UnusableImage: the shard cannot be read.
+            DataError: the shard is not the one that was indexed.
+        """
+        place = self._places[i]
+        try:
+            descriptor, is_kept = self._descriptor(place.shard)
+            try:
+                data = _read_at(descriptor, place.offset, place.size)
+            finally:
+                if not is_kept:
+                    os.close(descriptor)
+        except OSError as error:
+            path = self._shards[place.shard].path
+            reason = (error.strerror or str(error)).lower()
+            raise UnusableImage(f"{path} cannot be read: {reason}") from error
+        if len(data) != place.size:
+            raise _changed(self._shards[place.shard])
+        return data
+
+    def _descriptor(self, shard: int) -> tuple[int, bool]:
+        """Gives an open file and whether it stays open; beyond a number of shards it does not."""
+        with self._lock:
+            if shard in self._descriptors:
+                return self._descriptors[shard], True
+            known = self._shards[shard]
+            descriptor = os.open(known.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            status = os.fstat(descriptor)
+            if (status.st_size, status.st_mtime_ns) != (known.size, known.modified_ns):
+                os.close(descriptor)
+                raise _changed(known)
+            if len(self._descriptors) >= _MAX_OPEN_SHARDS:
+                return descriptor, False
+            self._descriptors[shard] = descriptor
+            return descriptor, True
+
+
+def _changed(shard: _Shard) -> DataError:
+    return DataError(
+        f"{shard.path} has changed since its index was made.\n"
+        "  Start again once nothing writes to the shards any more."
+    )
+
+
+def _read_at(descriptor: int, offset: int, size: int) -> bytes:
+    """Reads without moving the file's position, which other threads share."""
+    parts = []
+    while size > 0 and (part := os.pread(descriptor, size, offset)):
+        parts.append(part)
+        offset += len(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def open_source(pattern: str, *, class_names: Sequence[str], labeled: bool) -> WebDatasetSource:
+    """Indexes local shards.
+
+    Args:
+        pattern: path of a shard, or of many: `shards-{000..063}.tar`.
+        class_names: in class-list order; used where `labeled`.
+        labeled: every sample needs a `cls` member: a position in the class list or a class name.
+
+    Raises:
+        DataError: a shard is missing, remote, compressed or damaged, or a sample in it is not one
+            image (with its label, where labels are needed).
+        MissingPackage: webdataset is not installed.
+    """
+    group_by_keys, expand_urls = _webdataset_functions()
+    paths = _shard_paths(pattern, expand_urls)
+    names = _shard_names(paths)
+    labels = LabelIndex(class_names)
+    shards: list[_Shard] = []
+    places: list[_Place] = []
+    items: list[Item] = []
+    keys: set[str] = set()
+    for number, (path, name) in enumerate(zip(paths, names, strict=True)):
+        shard, members = _index_shard(path, name, number)
+        shards.append(shard)
+        rows = ({"fname": m.name, "data": m, "__url__": name} for m in members)
+        for sample in _samples(rows, path, group_by_keys):
+            key = f"{name}/{printable(sample['__key__'])}"
+            if key in keys:
+                raise DataError(
+                    f"{path}: sample {sample['__key__']} appears twice.\n"
+                    "  Files of one sample must stand together, and base names must be unique."
+                )
+            keys.add(key)
+            places.append(_image_of(sample, path))
+            items.append(Item(key, _label_of(sample, path, labels) if labeled else None))
+    if not items:
+        raise DataError(f"{pattern}: {len(paths)} shards without a single image.")
+    return WebDatasetSource(shards, places, items)
+
+
+def _webdataset_functions() -> tuple[Any, Any]:
+    # Imported late: webdataset loads torch where that is installed.
+    try:
+        from webdataset.shardlists import expand_urls
+        from webdataset.tariterators import group_by_keys
+    except ImportError as error:
+        raise MissingPackage(
+            "webdataset", extra="train", purpose="Reading WebDataset shards"
+        ) from error
+    return group_by_keys, expand_urls
+
+
+def _shard_paths(pattern: str, expand_urls: Any) -> list[Path]:
+    """Expands a pattern and checks that every shard is a local file."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", pattern) and not pattern.lower().startswith("file:"):
+        raise DataError(
+            f"{pattern}: shards are read from local files only.\n"
+            "  Download them first and name the folder they are in."
+        )
+    n_shards = 1
+    for first, last in re.findall(r"\{(-?\d{1,18})\.\.(-?\d{1,18})[.}]", pattern):
+        n_shards *= abs(int(last) - int(first)) + 1
+    if n_shards > MAX_SHARDS:
+        raise DataError(f"{pattern} names {n_shards} shards, at most {MAX_SHARDS} are accepted.")
+    try:
+        names = expand_urls(pattern)
+    except ValueError as error:
+        raise DataError(f"{pattern} is not a shard pattern: {error}.") from error
+    paths = [Path(re.sub(r"^file:(//)?", "", name)).expanduser() for name in names]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"{missing[0]} is not there ({len(missing)} of {len(paths)} shards are missing).\n"
+            f"  The pattern is {pattern}."
+        )
+    return paths
+
+
+def _shard_names(paths: Sequence[Path]) -> list[str]:
+    """Gives file names, or paths below the common folder where two shards have the same name."""
+    names = [printable(path.name) for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    absolute = [path.absolute() for path in paths]
+    common = os.path.commonpath([path.parent for path in absolute])
+    names = [printable(path.relative_to(common).as_posix()) for path in absolute]
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise DataError(f"shard {twice} is named twice.\n  Name every shard once.")
+    return names
+
+
+class _Headers:
+    """A shard for tarfile to read headers from: no single read may be longer than a header.
+
+    A header may claim to go on for terabytes, and tarfile would ask for them in one piece.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header claims {size} bytes")
+        return bytes(self._file.read(size))
+
+    def seek(self, offset: int) -> int:
+        return int(self._file.seek(offset))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+
+def _index_shard(path: Path, name: str, number: int) -> tuple[_Shard, list[_Place]]:
+    """Lists a shard's files by its headers alone."""
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
+                members = [
+                    _Place(number, m.offset_data, m.size, m.name)
+                    for m in _regular_members(tar, path, status.st_size)
+                ]
+                end = tar.offset
+            file.seek(end)
+            if file.read(_BLOCK) != bytes(_BLOCK):
+                raise DataError(
+                    f"{path} is damaged or cut short at byte {end}: neither a tar header nor the"
+                    " end mark stands there.\n  Copy or download the shard again."
+                )
+    except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
+        raise DataError(_not_tar(path, error)) from error
+    return _Shard(path, name, status.st_size, status.st_mtime_ns), members
+
+
+def _regular_members(tar: tarfile.TarFile, path: Path, n_bytes: int) -> Iterator[tarfile.TarInfo]:
+    for member in tar:
+        tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
+        if not member.isreg() or _META.match(member.name):
+            continue
+        if member.issparse():
+            raise DataError(
+                f"{path}: {member.name} is stored as a sparse file, which cannot be read by"
+                " offset.\n  Write the shard without sparse members."
+            )
+        if member.size < 0 or member.offset_data + member.size > n_bytes:
+            raise DataError(
+                f"{path}: {member.name} claims {member.size} bytes, the shard ends before.\n"
+                "  Copy or download the shard again."
+            )
+        yield member
+
+
+def _not_tar(path: Path, error: Exception) -> str:
+    try:
+        with path.open("rb") as file:
+            head = file.read(6)
+    except OSError:
+        head = b""
+    for magic, kind in ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz")):
+        if head.startswith(magic):
+            return (
+                f"{path} is compressed ({kind}), and shards are read by offset.\n"
+                "  Decompress it to a plain .tar; images in it are compressed already."
+            )
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
+        return f"{path} is compressed (zstd), and shards are read by offset.\n  Decompress it."
+    return f"{path} is not a readable tar file: {str(error).rstrip('.')}."
+
+
+def _samples(rows: Iterator[dict[str, Any]], path: Path, group_by_keys: Any) -> Iterator[Any]:
+    try:
+        yield from group_by_keys(rows)
+    except ValueError as error:
+        raise DataError(
+            f"{path}: {error.args[0]}.\n  Every file of a sample needs its own extension."
+        ) from error
+
+
+def _image_of(sample: dict[str, Any], path: Path) -> _Place:
+    """Finds a sample's one image."""
+    found = [sample[extension] for extension in IMAGE_EXTENSIONS if extension in sample]
+    if len(found) != 1:
+        members = [value.name for value in sample.values() if isinstance(value, _Place)]
+        raise DataError(
+            f"{path}: sample {sample['__key__']} has {len(found)} images, expected one"
+            f" ({', '.join(IMAGE_EXTENSIONS)}).\n  It consists of {', '.join(members)}."
+        )
+    place: _Place = found[0]
+    if place.size > MAX_FILE_BYTES:
+        raise DataError(
+            f"{path}: {place.name} has {place.size} bytes, more than {MAX_FILE_BYTES >> 20} MiB,"
+            " which no photo has."
+        )
+    return place
+
+
+def _label_of(sample: dict[str, Any], path: Path, labels: LabelIndex) -> int:
+    """Reads a sample's label."""
+    place = sample.get("cls")
+    if place is None:
+        raise DataError(
+            f"{path}: sample {sample['__key__']} has no cls member, and labels are needed.\n"
+            "  Add it, or use the shards as unlabeled data."
+        )
+    with path.open("rb") as file:
+        file.seek(place.offset)
+        data = file.read(min(place.size, _MAX_LABEL_BYTES))
+    text = data.decode("utf-8", "backslashreplace").strip()
+    label = _position(text, labels)
+    if label is None:
+        raise DataError(
+            f'{path}: {place.name} holds "{text[:80]}"{labels.nearest(text[:80])}, expected a'
+            f" position from 0 to {len(labels.class_names) - 1} or a class name.\n"
+            "  The shards and the class list do not belong together."
+        )
+    return label
+
+
+def _position(text: str, labels: LabelIndex) -> int | None:
+    """A number is a position, as WebDataset has it; anything else a class name."""
+    if text.isascii() and text.isdecimal() and len(text) < 10:
+        return int(text) if int(text) < len(labels.class_names) else None
+    return labels.find(text)

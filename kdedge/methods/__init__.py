@@ -1,0 +1,1 @@
+"""The methods: one file each. The file's name is the name in recipes."""

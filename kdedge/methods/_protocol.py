@@ -1,0 +1,118 @@
+"""What the training loop asks of a method.
+
+A method file holds `Settings`, its loss functions and a class `Method` that satisfies the protocol below. The loop
+knows no method by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from kdedge.clip.backbone import Backbone
+from kdedge.data.batch import Batch
+
+
+class MethodSettings(BaseModel):
+    """Base of every method's `Settings`: strict types, unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a training step gives back.
+
+    Attributes:
+        loss: scalar with a graph, float32.
+        scalars: the loss's terms and other figures worth a line in the log, detached.
+    """
+
+    loss: Tensor
+    scalars: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Teacher(Protocol):
+    """A frozen model that a student learns from.
+
+    Attributes:
+        scale: `logit_scale.exp()`, a float.
+    """
+
+    scale: float
+
+    def class_vectors(self) -> Tensor:
+        """[C, D_teacher], unit length, float32, in class-list order, no graph."""
+        ...
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D_teacher], unit length, float32, no graph."""
+        ...
+
+
+class Method(Protocol):
+    """A prompt method: built once, trained by the loop, then asked for features and class vectors.
+
+    Attributes:
+        needs_labels: its training steps need `batch.labels`.
+        needs_teacher: `build` wants a teacher.
+        scale: `logit_scale.exp()`, a float; multiplies cosine similarities.
+        module: holds every tensor that training changes, and only those: parameters and buffers
+            (batch-norm statistics). Its state dict is what checkpoints and run folders keep.
+            `module.train()` / `.eval()` are the loop's to call.
+    """
+
+    needs_labels: ClassVar[bool]
+    needs_teacher: ClassVar[bool]
+    scale: float
+    module: nn.Module
+
+    @classmethod
+    def build(
+        cls,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        settings: Any,
+        *,
+        template: str,
+        train_classes: Sequence[int],
+        teacher: Teacher | None,
+        generator: torch.Generator,
+    ) -> Method:
+        """Makes the method on a frozen backbone.
+
+        Args:
+            backbone: frozen, on its device.
+            class_names: all C classes, in class-list order.
+            settings: an instance of the method file's `Settings`.
+            template: text pattern with `{}` for frozen texts.
+            train_classes: which of `class_names` labels in a batch refer to, in label order.
+            teacher: for methods that need one.
+            generator: where initial values are drawn from (on the CPU).
+        """
+        ...
+
+    def training_step(self, batch: Batch) -> StepOutput:
+        """One batch's loss; the loop does backward, clipping and the step."""
+        ...
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter, the ones the optimizer gets; in a fixed order."""
+        ...
+
+    def averaging_weights(self, n_epochs: int) -> list[float] | None:
+        """One weight an epoch for averaging the trained parameters (they sum to 1), or None."""
+        ...
+
+    def class_vectors(self) -> Tensor:
+        """[C, D], unit length, float32, for all classes, no graph; the current parameters'."""
+        ...
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D], unit length, float32, no graph; the deployed path."""
+        ...

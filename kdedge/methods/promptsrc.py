@@ -1,0 +1,291 @@
+"""PromptSRC: independent text and visual prompts, kept near the frozen CLIP by three losses and by averaging.
+
+Paper: Khattak et al., Self-regulating Prompts, ICCV 2023, arXiv:2307.06948, section 3.2 and equations 3 to 8.
+Differs from the authors' code: only the prompts are averaged over epochs (theirs averages the frozen half-precision
+weights too, which moves them by rounding), the text tower runs over no more positions than the longest prompt, and
+the unprompted image tower is the same copy of the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from open_clip import OPENAI_IMAGENET_TEMPLATES
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.clip.prompts import (
+    TextPrompts,
+    make_text_prompts,
+    make_visual_prompts,
+    prompted_texts,
+    readable,
+)
+from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text
+from kdedge.data.batch import Batch
+from kdedge.errors import DataError
+from kdedge.methods._protocol import MethodSettings, StepOutput, Teacher
+
+
+class Settings(MethodSettings):
+    """Settings of PromptSRC; defaults from the authors' base-to-novel configuration."""
+
+    n_ctx_text: int = Field(4, ge=1, description="Context tokens in each prompted text layer.")
+    n_ctx_vision: int = Field(4, ge=1, description="Visual prompts in each prompted image layer.")
+    prompt_depth_text: int = Field(
+        9, ge=1, description="Text layers that get tokens of their own, from the first."
+    )
+    prompt_depth_vision: int = Field(
+        9, ge=1, description="Image layers that get prompts of their own, from the first."
+    )
+    context_init: str = Field(
+        "a photo of a", description="Words whose embeddings the context starts from."
+    )
+    text_loss_weight: float = Field(
+        25.0, ge=0, description="Weight of the text features' L1 distance to the frozen ones."
+    )
+    image_loss_weight: float = Field(
+        10.0, ge=0, description="Weight of the image features' L1 distance to the frozen ones."
+    )
+    logit_loss_weight: float = Field(
+        1.0, ge=0, description="Weight of the divergence from zero-shot to prompted logits."
+    )
+    averaging_mean_epoch: float = Field(
+        15.0, description="Epoch (from 1) with the largest weight in the average of the prompts."
+    )
+    averaging_std_epochs: float = Field(
+        1.0, gt=0, description="Standard deviation of the averaging weights, epochs."
+    )
+    n_anchor_templates: int = Field(
+        60,
+        ge=1,
+        le=80,
+        description="Templates of OpenAI's ImageNet list, from the first, in the text anchor.",
+    )
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The four terms, each a float32 scalar with its weight applied; `total` is their sum (equation 8)."""
+
+    cross_entropy: Tensor
+    text: Tensor
+    image: Tensor
+    logit: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """The loss that is minimized."""
+        return self.cross_entropy + self.text + self.image + self.logit
+
+
+def self_regulating_losses(
+    *,
+    image_features: Tensor,
+    text_features: Tensor,
+    zeroshot_image_features: Tensor,
+    zeroshot_text_features: Tensor,
+    labels: Tensor,
+    scale: float,
+    settings: Settings,
+) -> Losses:
+    """PromptSRC's loss terms.
+
+    Args:
+        image_features: [B, D], unit length, float32, prompted.
+        text_features: [C, D], likewise, of the training classes.
+        zeroshot_image_features: [B, D], the same images through the unprompted tower; no gradient.
+        zeroshot_text_features: [C, D], the text anchor; no gradient.
+        labels: [B], positions among the C classes.
+        scale: `logit_scale.exp()`.
+        settings: the weights.
+
+    Returns:
+        The terms. The divergence is summed over images and classes and divided by B · C, as in the authors' code, so
+        that one image weighs 1 / C.
+    """
+    logits = scale * image_features @ text_features.T
+    zeroshot_logits = scale * zeroshot_image_features @ zeroshot_text_features.T
+    divergence = F.kl_div(
+        logits.log_softmax(dim=-1),
+        zeroshot_logits.log_softmax(dim=-1),
+        reduction="sum",
+        log_target=True,
+    )
+    return Losses(
+        cross_entropy=F.cross_entropy(logits, labels),
+        text=settings.text_loss_weight * F.l1_loss(text_features, zeroshot_text_features),
+        image=settings.image_loss_weight * F.l1_loss(image_features, zeroshot_image_features),
+        logit=settings.logit_loss_weight * divergence / logits.numel(),
+    )
+
+
+def gaussian_weights(n_epochs: int, *, mean_epoch: float, std_epochs: float) -> list[float]:
+    """Gaussian prompt averaging: exp(-(e - mean)² / (2 std²)) for e = 1 … n_epochs, scaled to sum 1 (section 3.2.2)."""
+    # Relative to the largest exponent, so that a mean far outside the run still gives weights and not 0 / 0.
+    exponents = [
+        -((epoch - mean_epoch) ** 2) / (2 * std_epochs**2) for epoch in range(1, n_epochs + 1)
+    ]
+    values = [math.exp(exponent - max(exponents)) for exponent in exponents]
+    return [value / sum(values) for value in values]
+
+
+def text_anchor(backbone: Backbone, class_names: Sequence[str], n_templates: int) -> Tensor:
+    """[C, D]: raw text features averaged over templates, then scaled to unit length once (the authors' code).
+
+    Scaling each template's features first, as CLIP's ensemble does, gives another anchor.
+    """
+    raw = [
+        backbone.text_features_raw([make(readable(name)) for name in class_names])
+        for make in OPENAI_IMAGENET_TEMPLATES[:n_templates]
+    ]
+    return unit_length(torch.stack(raw).mean(dim=0))
+
+
+class PromptedCLIP(nn.Module):
+    """The parameters of PromptSRC: text prompts and visual prompts."""
+
+    def __init__(self, text_prompts: TextPrompts, visual_prompts: nn.Parameter) -> None:
+        super().__init__()
+        self.text_prompts = text_prompts
+        self.visual_prompts = visual_prompts
+
+
+class Method:
+    """PromptSRC on a frozen backbone."""
+
+    needs_labels: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        module: PromptedCLIP,
+        settings: Settings,
+        *,
+        texts: TokenizedTexts,
+        train_texts: TokenizedTexts,
+        train_names: Sequence[str],
+    ) -> None:
+        self.scale = backbone.scale
+        self.module = module
+        self._backbone = backbone
+        self._settings = settings
+        self._texts = texts
+        self._train_texts = train_texts
+        self._train_names = train_names
+
+    @classmethod
+    def build(
+        cls,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        settings: Settings,
+        *,
+        template: str,
+        train_classes: Sequence[int],
+        teacher: Teacher | None,
+        generator: torch.Generator,
+    ) -> Method:
+        """See `methods._protocol.Method.build`. The prompted text is "<context> NAME.", whatever the template."""
+        module = PromptedCLIP(
+            make_text_prompts(
+                backbone,
+                n_ctx=settings.n_ctx_text,
+                prompt_depth=settings.prompt_depth_text,
+                context_init=settings.context_init,
+                generator=generator,
+            ),
+            make_visual_prompts(
+                backbone,
+                n_ctx=settings.n_ctx_vision,
+                prompt_depth=settings.prompt_depth_vision,
+                generator=generator,
+            ),
+        )
+        train_names = [class_names[index] for index in train_classes]
+        n_ctx, init = settings.n_ctx_text, settings.context_init
+        return cls(
+            backbone,
+            module,
+            settings,
+            texts=prompted_texts(backbone, class_names, n_ctx=n_ctx, context_init=init),
+            train_texts=prompted_texts(backbone, train_names, n_ctx=n_ctx, context_init=init),
+            train_names=train_names,
+        )
+
+    @cached_property
+    def anchor(self) -> Tensor:
+        """[C, D], the frozen text anchor of the training classes; a trained teacher never needs it."""
+        return text_anchor(self._backbone, self._train_names, self._settings.n_anchor_templates)
+
+    def text_features(self, texts: TokenizedTexts) -> Tensor:
+        """[C, D], unit length, with gradients to the text prompts in the memory of one chunk of classes."""
+        prompts = self.module.text_prompts
+
+        def encode(chunk: TokenizedTexts) -> Tensor:
+            return encode_text(
+                self._backbone.model,
+                chunk,
+                context=prompts.context,
+                deep_context=prompts.deep_context,
+            )
+
+        return unit_length(encode_in_chunks(encode, texts))
+
+    def losses(self, images: Tensor, labels: Tensor) -> Losses:
+        """The loss terms of a batch: images [B, 3, H, W], labels [B] among the training classes."""
+        with torch.no_grad():
+            zeroshot_image_features = self._backbone.image_features(images)
+        image_features = self._backbone.image_features(images, self.module.visual_prompts)
+        text_features = self.text_features(self._train_texts)
+        with torch.autocast(images.device.type, enabled=False):
+            return self_regulating_losses(
+                image_features=image_features,
+                text_features=text_features,
+                zeroshot_image_features=zeroshot_image_features,
+                zeroshot_text_features=self.anchor,
+                labels=labels,
+                scale=self.scale,
+                settings=self._settings,
+            )
+
+    def training_step(self, batch: Batch) -> StepOutput:
+        """The sum of the four terms on labeled images."""
+        if batch.labels is None:
+            raise DataError("promptsrc learns from labeled images, and these have no labels.")
+        losses = self.losses(batch.images, batch.labels)
+        scalars = {
+            f"loss_{name}": getattr(losses, name).detach()
+            for name in ("cross_entropy", "text", "image", "logit")
+        }
+        return StepOutput(losses.total, scalars)
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """All prompts."""
+        return dict(self.module.named_parameters())
+
+    def averaging_weights(self, n_epochs: int) -> list[float] | None:
+        """Gaussian prompt averaging (section 3.2.2), on the prompts only."""
+        return gaussian_weights(
+            n_epochs,
+            mean_epoch=self._settings.averaging_mean_epoch,
+            std_epochs=self._settings.averaging_std_epochs,
+        )
+
+    @torch.no_grad()
+    def class_vectors(self) -> Tensor:
+        """[C, D], text features of all classes under the prompts as they are now."""
+        return self.text_features(self._texts)
+
+    @torch.no_grad()
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D] through the prompted image tower."""
+        return self._backbone.image_features(images, self.module.visual_prompts)

@@ -1,0 +1,108 @@
+"""Zero-shot CLIP: class texts against images, nothing trained.
+
+Paper: Radford et al., CLIP, arXiv:2103.00020, section 3.1.4 for the ensemble: each template's features are scaled to
+unit length, averaged, and scaled again.
+Template lists: open_clip's OpenAI ImageNet list (80) and its simple subset (7). With the seven, the recipe's own
+template is added where it is not one of them, as the baselines' public code does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.clip.prompts import readable
+from kdedge.data.batch import Batch
+from kdedge.errors import RecipeError
+from kdedge.methods._protocol import MethodSettings, StepOutput, Teacher
+
+
+class Settings(MethodSettings):
+    """Settings of zero-shot CLIP."""
+
+    templates: Literal["single", "ensemble7", "ensemble80"] = Field(
+        "single",
+        description="single: the recipe's template. ensemble7: open_clip's seven simple templates and the recipe's."
+        " ensemble80: OpenAI's 80 ImageNet templates (CLIP, arXiv:2103.00020).",
+    )
+
+
+def ensemble_text_features(
+    backbone: Backbone, class_names: Sequence[str], templates: Sequence[str]
+) -> Tensor:
+    """[C, D]: unit length per template, averaged over templates, unit length again (CLIP, section 3.1.4)."""
+    per_template = [
+        unit_length(
+            backbone.text_features_raw([template.format(readable(name)) for name in class_names])
+        )
+        for template in templates
+    ]
+    return unit_length(torch.stack(per_template).mean(dim=0))
+
+
+def template_list(kind: str, template: str) -> list[str]:
+    """The templates behind a setting, as text patterns with `{}`."""
+    if kind == "single":
+        return [template]
+    if kind == "ensemble7":
+        simple = [make("{}") for make in SIMPLE_IMAGENET_TEMPLATES]
+        return simple if template in simple else [*simple, template]
+    return [make("{}") for make in OPENAI_IMAGENET_TEMPLATES]
+
+
+class Method:
+    """Zero-shot CLIP as a method and as a teacher."""
+
+    needs_labels: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = False
+
+    def __init__(self, backbone: Backbone, class_vectors: Tensor) -> None:
+        self.scale = backbone.scale
+        self.module = nn.Module()
+        self._backbone = backbone
+        self._class_vectors = class_vectors
+
+    @classmethod
+    def build(
+        cls,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        settings: Settings,
+        *,
+        template: str,
+        train_classes: Sequence[int],
+        teacher: Teacher | None,
+        generator: torch.Generator,
+    ) -> Method:
+        """See `methods._protocol.Method.build`; only texts matter here."""
+        templates = template_list(settings.templates, template)
+        return cls(backbone, ensemble_text_features(backbone, class_names, templates))
+
+    def training_step(self, batch: Batch) -> StepOutput:
+        """There is nothing to train."""
+        raise RecipeError(
+            "zeroshot has nothing to train.\n  Use it as it is, or choose another method."
+        )
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Nothing."""
+        return {}
+
+    def averaging_weights(self, n_epochs: int) -> list[float] | None:
+        """Nothing to average."""
+        return None
+
+    def class_vectors(self) -> Tensor:
+        """[C, D], the texts' features."""
+        return self._class_vectors
+
+    @torch.no_grad()
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D]."""
+        return self._backbone.image_features(images)

@@ -1,0 +1,360 @@
+"""THE image preprocessing: decode, orient, resize, crop, normalize.
+
+Training, evaluation, calibration and the device all go through this file, so that they cannot
+disagree. On RGB images its result equals open_clip's evaluation transform bit for bit
+(`open_clip.image_transform(size, is_train=False)`).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+from kdedge.errors import DataError
+
+MAX_PIXELS = 100_000_000
+"""Larger images are refused by their header: 100 megapixels are 0.3 GB decoded."""
+
+MAX_ASPECT = 100
+"""Longer side over shorter side. Resizing the shorter side of a 1 x 100,000 strip to 224 would
+make 5 gigapixels of it."""
+
+RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+# EPS starts Ghostscript on the file, WMF calls the operating system: neither is for files of
+# strangers.
+_OUTSIDE_PROGRAMS = frozenset({"EPS", "WMF"})
+
+# What Pillow's readers raise on damaged files (found by fuzzing them); a bug of theirs on one file
+# must not end a run over a million others. MemoryError is not among them.
+_PILLOW_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnusableImage(DataError):  # noqa: N818 - the name says what is wrong, as the skip list does
+    """One image cannot be read or decoded.
+
+    Args:
+        reason: why, as a sentence without a full stop. Kept as an attribute for the skip list.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes the model's input.
+
+    Attributes:
+        size_px: side of the square that the model takes, pixels.
+        mean: subtracted, per channel in RGB order, for values 0-1.
+        std: divided by, per channel in RGB order, for values 0-1.
+        interpolation: how Pillow resizes (with antialiasing, as it always does).
+        resize_mode: `shortest` brings the shorter side to `size_px` and crops the center; `squash`
+            ignores the aspect ratio.
+    """
+
+    size_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "squash"] = "shortest"
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.size_px, int) and 1 <= self.size_px <= 4096):
+            raise DataError(
+                f"preprocessing: size_px is {self.size_px!r}, expected 1 to 4096 pixels."
+            )
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(math.isfinite(value) for value in values):
+                raise DataError(f"preprocessing: {name} is {values!r}, expected three numbers.")
+        if min(self.std) <= 0:
+            raise DataError(f"preprocessing: std is {self.std!r}, expected numbers above 0.")
+        if self.interpolation not in RESAMPLING:
+            raise DataError(
+                f"preprocessing: interpolation is {self.interpolation!r}, expected one of"
+                f" {', '.join(RESAMPLING)}."
+            )
+        if self.resize_mode not in ("shortest", "squash"):
+            raise DataError(
+                f"preprocessing: resize_mode is {self.resize_mode!r}, expected shortest or squash."
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Gives the values for a JSON record."""
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
+        """Reads what `as_dict` wrote.
+
+        Raises:
+            DataError: a value is missing, unknown or out of range.
+        """
+        try:
+            mean, std = (tuple(float(v) for v in values[name]) for name in ("mean", "std"))
+            return cls(**(dict(values) | {"mean": mean, "std": std}))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"preprocessing: {dict(values)!r} is not usable ({error!r}); expected size_px,"
+                " mean, std, interpolation and resize_mode."
+            ) from error
+
+
+_SILENCE = ("ignore", None, Warning, re.compile(r"PIL(\.|$)"), 0)
+
+
+class _StrictPillow:
+    """While any thread is inside, Pillow is silent and refuses truncated files.
+
+    Both are process-wide switches, so that they are counted: the first thread in sets them, the
+    last one out puts back what was there.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_inside = 0
+        self._filters: list[Any] = []
+        self._load_truncated = False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._n_inside += 1
+            if self._n_inside > 1:
+                return
+            self._load_truncated = ImageFile.LOAD_TRUNCATED_IMAGES
+            if self._load_truncated:
+                ImageFile.LOAD_TRUNCATED_IMAGES = False
+            # Straight into the list: warnings.catch_warnings would also make Python forget, at
+            # every image, which warnings of other packages it has shown already.
+            self._filters = cast("list[Any]", warnings.filters)
+            self._filters.insert(0, _SILENCE)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._n_inside -= 1
+            if self._n_inside:
+                return
+            self._filters.remove(_SILENCE)
+            if self._load_truncated:
+                ImageFile.LOAD_TRUNCATED_IMAGES = True
+
+
+_STRICT_PILLOW = _StrictPillow()
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decodes an image file to 8-bit RGB, upright.
+
+    EXIF orientation is applied; of animations and multi-page files the first picture is taken;
+    transparent parts show white (alpha is composited over white); CMYK, also Adobe's inverted kind
+    and YCCK, gray, palettes and YCbCr become RGB; 16-bit gray is scaled by 1/257 and not clipped;
+    16-bit color keeps its high byte.
+
+    Args:
+        data: the file's bytes.
+        max_pixels: images of more pixels are refused before they are decoded. Pillow's own limit
+            (`PIL.Image.MAX_IMAGE_PIXELS`, refused from twice its value) stays in force beside it.
+
+    Returns:
+        An image of mode RGB.
+
+    Raises:
+        UnusableImage: empty, no image, truncated, damaged, too large, longer than 100 times its
+            width, or of a kind without a fixed range (float, Lab, 32-bit).
+    """
+    if not data:
+        raise UnusableImage("the file is empty")
+    with _STRICT_PILLOW:
+        image = _open(data, max_pixels)
+        try:
+            image.load()
+            # The orientation after loading: PNG may keep it behind the pixels, TIFF and AVIF turn
+            # by themselves.
+            return _upright(_to_rgb(image), _orientation(image))
+        except UnusableImage:
+            raise
+        except _PILLOW_ERRORS as error:
+            raise UnusableImage(f"{image.format} data cannot be decoded: {_text(error)}") from error
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """Reads the header and decides by it."""
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise UnusableImage(f"not an image that can be read here ({_kind(data)})") from error
+    except Image.DecompressionBombError as error:
+        raise UnusableImage(f"too large: {_text(error)}") from error
+    except _PILLOW_ERRORS as error:
+        raise UnusableImage(f"the image's header is damaged: {_text(error)}") from error
+    width, height = image.size
+    if image.format in _OUTSIDE_PROGRAMS:
+        raise UnusableImage(f"{image.format} files need an outside program to be drawn")
+    if width * height > max_pixels:
+        raise UnusableImage(
+            f"too large: {width} x {height} pixels, the limit is {max_pixels} pixels"
+        )
+    if min(width, height) < 1 or max(width, height) > MAX_ASPECT * min(width, height):
+        raise UnusableImage(
+            f"{width} x {height} pixels: longer than {MAX_ASPECT} times its shorter side"
+        )
+    return image
+
+
+def _kind(data: bytes) -> str:
+    """Says what a file that is no image looks like."""
+    head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith(b"<svg") or (head.startswith(b"<?xml") and b"<svg" in data[:4096].lower()):
+        return "an SVG drawing"
+    if head.startswith((b"<!doctype", b"<html")):
+        return "a web page"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer; fetch the file with: git lfs pull"
+    try:
+        data[:512].decode("ascii")
+    except UnicodeDecodeError:
+        return f"it begins with {data[:8].hex(' ')}"
+    return "it is a text file" if b"\0" not in data[:512] else "it holds zero bytes"
+
+
+def _text(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).rstrip(".")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Turns a loaded image of any mode into RGB."""
+    if image.mode == "F":
+        raise UnusableImage("float pixels have no fixed range; save the image with 8 or 16 bits")
+    if image.mode == "LAB":
+        raise UnusableImage("Lab color is not supported; save the image as RGB")
+    if image.mode.startswith("I"):
+        return _wide_gray_to_rgb(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.copy() if isinstance(image, ImageFile.ImageFile) else image
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _wide_gray_to_rgb(image: Image.Image) -> Image.Image:
+    """Scales 16-bit gray to 8 bits, rounding; Pillow's own conversion would clip at 255."""
+    values = np.asarray(image).astype(np.int64)
+    # Older Pillow gives 16-bit PNG and PPM as 32-bit "I"; there the depth is known without looking.
+    is_16_bit = image.mode.startswith("I;16") or image.format in {"PNG", "PPM"}
+    lowest, highest = int(values.min()), int(values.max())
+    if lowest < 0 or highest > 65535:
+        raise UnusableImage(
+            f"gray values from {lowest} to {highest}: expected 8 or 16 bits, 0 to 65535"
+        )
+    clear = image.info.get("transparency")
+    gray = (values + 128) // 257 if is_16_bit or highest > 255 else values
+    if isinstance(clear, int):
+        gray[values == clear] = 255
+    return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """Gives EXIF's orientation, 1 (upright) where it is absent or unreadable."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except _PILLOW_ERRORS:
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def resize_and_crop(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    """Resizes an RGB image and crops its center, as torchvision's Resize and CenterCrop do.
+
+    Returns:
+        An image of `size_px` x `size_px` pixels.
+    """
+    size = preprocess.size_px
+    width, height = image.size
+    if preprocess.resize_mode == "squash":
+        new_size = (size, size)
+    elif width <= height:
+        new_size = (size, int(size * height / width))
+    else:
+        new_size = (int(size * width / height), size)
+    if new_size != image.size:
+        image = image.resize(new_size, RESAMPLING[preprocess.interpolation])
+    if new_size == (size, size):
+        return image
+    # round() rounds halves to even; torchvision's center_crop does the same.
+    left, top = (round((side - size) / 2) for side in new_size)
+    return image.crop((left, top, left + size, top + size))
+
+
+def normalize(
+    image: Image.Image | npt.NDArray[np.uint8], preprocess: Preprocess
+) -> npt.NDArray[np.float32]:
+    """Gives the model's input: `(pixel / 255 - mean) / std`, in float32.
+
+    Args:
+        image: [H, W, 3], uint8, RGB.
+        preprocess: its mean and std.
+
+    Returns:
+        [3, H, W], float32, contiguous.
+    """
+    pixels = np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)  # [3, H, W]
+    mean = np.asarray(preprocess.mean, dtype=np.float32)[:, None, None]
+    std = np.asarray(preprocess.std, dtype=np.float32)[:, None, None]
+    # Three float32 steps in this order: folding them into one would differ in the last bit.
+    values = np.ascontiguousarray(pixels).astype(np.float32)
+    values /= np.float32(255)
+    values -= mean
+    values /= std
+    return values
+
+
+def preprocess_image(data: bytes, preprocess: Preprocess) -> npt.NDArray[np.float32]:
+    """Turns an image file's bytes into the model's input, [3, size_px, size_px], float32.
+
+    Raises:
+        UnusableImage: the image cannot be decoded.
+    """
+    return normalize(resize_and_crop(decode_image(data), preprocess), preprocess)

@@ -1,0 +1,305 @@
+"""One run from its parts to its folder: train, store, measure. Teacher and student take the same way."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from kdedge._files import sha256_json, write_atomic, write_json
+from kdedge.clip.backbone import Backbone, hash_weights
+from kdedge.clip.class_vectors import ClassVectors
+from kdedge.config.load import LoadedRecipe, dump_recipe
+from kdedge.data.batch import Batch
+from kdedge.data.classes import class_list_hash
+from kdedge.data.images import write_skipped_csv
+from kdedge.data.loader import n_steps, training_batches
+from kdedge.errors import Interrupted
+from kdedge.methods import zeroshot
+from kdedge.methods._protocol import Method
+from kdedge.results import EvalResult
+from kdedge.training.loop import train
+from kdedge.training.measure import measure
+from kdedge.training.parts import Classes, Images, MethodChoice, Role, settings_record
+from kdedge.training.runs import RunFolder, runs_in
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a run is made from.
+
+    Attributes:
+        role: what is trained.
+        loaded: the recipe.
+        choice: the method with its settings.
+        classes: the class list.
+        backbone: the frozen CLIP under the method.
+        method: built, untrained.
+        images: what it is trained on.
+        labels: position in the source -> label in a batch, or None to train without labels.
+        test: what accuracy is measured on, if anything.
+        validation: what an epoch may be chosen by, if anything.
+        made_by: hash of the class vectors' makers, known once the method is trained.
+        sources: further hashes for provenance and for telling one job from another.
+        teacher_run: name of the run that taught, if one did.
+    """
+
+    role: Role
+    loaded: LoadedRecipe
+    choice: MethodChoice
+    classes: Classes
+    backbone: Backbone
+    method: Method
+    images: Images
+    labels: dict[int, int] | None
+    test: Images | None
+    validation: Images | None
+    made_by: Callable[[], str]
+    sources: dict[str, str] = field(default_factory=dict)
+    teacher_run: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it trains."""
+        return self.backbone.device
+
+    def hashes(self) -> dict[str, str]:
+        """Hashes of what goes in, by name."""
+        return {
+            "backbone": self.backbone.weights_hash,
+            "class_list": class_list_hash(self.classes.names),
+            "image_list": self.images.list_hash,
+            **self.sources,
+        }
+
+    def key(self) -> str:
+        """Equal for two jobs that must give the same weights."""
+        return sha256_json(
+            {
+                "role": self.role,
+                **settings_record(self.choice),
+                # Neither changes what is learned.
+                "optim": self.choice.optim.model_dump(
+                    mode="json", exclude={"n_workers", "checkpoint_every_s"}
+                ),
+                "template": self.classes.template,
+                "split": self.classes.split,
+                "seed": self.loaded.recipe.seed,
+                **self.hashes(),
+            }
+        )
+
+
+def unfinished_run(root: Path, job: Job) -> RunFolder | None:
+    """The newest run of the same job that was interrupted, or None."""
+    key = job.key()
+    found = [
+        run
+        for run, record in runs_in(root)
+        if record.get("key") == key and record.get("status") != "finished"
+    ]
+    return max(found, key=lambda run: str(run.read_provenance().get("started_at")), default=None)
+
+
+def run_job(job: Job, *, root: Path, resume: bool) -> RunFolder:
+    """Trains a job in a folder of its own, or goes on with its interrupted one.
+
+    Args:
+        job: what to train.
+        root: folder of all runs.
+        resume: go on with the newest interrupted run of exactly this job, where there is one.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        Interrupted: a signal ended it after its state was saved.
+        DivergedError: the loss is not finite.
+        ResourceError: the disk is full, or another process works in the run.
+    """
+    waiting = unfinished_run(root, job)
+    if resume and waiting is not None:
+        run = waiting
+        log.info("%s: going on where it stopped.", run.path)
+    else:
+        if waiting is not None:
+            log.info(
+                "%s was interrupted; add --resume to go on with it. This is a new run.",
+                waiting.path,
+            )
+        elif resume:
+            log.info("No interrupted run of this %s to resume: this is a new run.", job.role)
+        run = RunFolder.create(
+            root,
+            job.loaded.recipe.name,
+            kind=job.role,
+            recipe_text=dump_recipe(job.loaded.recipe),
+            provenance={
+                "key": job.key(),
+                "device": str(job.device),
+                "seed": job.loaded.recipe.seed,
+                **settings_record(job.choice),
+                "kd_weight_per_image": _weight_per_image(job),
+                "hashes": job.hashes(),
+                "teacher_run": job.teacher_run,
+            },
+        )
+    with run.lock(), run.logging_to_file(), _status(run):
+        _fill(run, job)
+    return run
+
+
+def _weight_per_image(job: Job) -> float | None:
+    """Lambda / C, which is what one image weighs: the class list's length silently changes it."""
+    weight = getattr(job.choice.settings, "weight", None)
+    n_classes = len(job.classes.names)
+    return None if weight is None else float(weight(n_classes)) / n_classes
+
+
+@contextlib.contextmanager
+def _status(run: RunFolder) -> Iterator[None]:
+    """Records in the run's provenance how it ended."""
+    try:
+        run.mark("running")
+        yield
+    except Interrupted:
+        run.mark("interrupted")
+        raise
+    except BaseException:
+        # The error that ended the run matters more than one while noting it (a full disk gives both).
+        with contextlib.suppress(Exception):
+            run.mark("failed")
+        raise
+
+
+def _fill(run: RunFolder, job: Job) -> None:
+    """Trains, stores and measures."""
+    write_skipped_csv(run.skipped, job.images.skipped)
+    summary: dict[str, Any] = {}
+    if job.method.trainable_parameters():
+        settings = job.choice.optim
+        result = train(
+            job.method,
+            batches=partial(batches_of, job),
+            n_steps=n_steps(len(job.images.indices), settings.batch_size),
+            settings=settings,
+            run=run,
+            validate=_validation(job),
+            device=job.device,
+            identity={"key": job.key()},
+        )
+        summary = {"training": asdict(result)}
+    store_trained(
+        run,
+        method_name=job.choice.name,
+        method=job.method,
+        backbone=job.backbone,
+        classes=job.classes,
+        made_by=job.made_by(),
+    )
+    evaluation = evaluate_job(job)
+    if evaluation:
+        write_json(run.evaluation, {name: result.to_dict() for name, result in evaluation.items()})
+    run.finish(**summary)
+
+
+def batches_of(job: Job, epoch: int, first_step: int) -> Iterator[Batch]:
+    """The training batches of an epoch (from 1), from a step (from 0) on."""
+    settings = job.choice.optim
+    return training_batches(
+        job.images.source,
+        job.images.indices,
+        labels=job.labels,
+        preprocess=job.backbone.preprocess,
+        seed=job.loaded.recipe.seed,
+        epoch=epoch,
+        first_step=first_step,
+        batch_size=settings.batch_size,
+        crop_scale_min=settings.crop_scale_min,
+        flip=settings.flip,
+        n_workers=settings.n_workers,
+    )
+
+
+def _validation(job: Job) -> Callable[[], float] | None:
+    """Accuracy on validation images, for choosing an epoch; never on test images."""
+    if job.choice.optim.selection == "last" or job.validation is None:
+        return None
+    images = job.validation
+
+    def validate() -> float:
+        result = _measure(job, job.method, images)
+        # Labels of novel classes are not to be looked at: the base half alone chooses.
+        return result.base if result.base is not None else result.all
+
+    return validate
+
+
+def _measure(job: Job, model: Method, images: Images) -> EvalResult:
+    return measure(
+        model,
+        images,
+        job.classes,
+        preprocess=job.backbone.preprocess,
+        device=job.device,
+        selection=job.choice.optim.selection,
+    )
+
+
+def store_trained(
+    run: RunFolder,
+    *,
+    method_name: str,
+    method: Method,
+    backbone: Backbone,
+    classes: Classes,
+    made_by: str,
+) -> None:
+    """Writes what was trained, and the class vectors made by exactly that.
+
+    Args:
+        run: where to.
+        method_name: as in recipes.
+        method: with its trained tensors in place: class vectors are computed here and not before.
+        backbone: the frozen CLIP under it, kept by hash.
+        classes: all of them.
+        made_by: hash of what the class vectors depend on.
+    """
+    method.module.eval()
+    state = {key: value.cpu().contiguous() for key, value in method.module.state_dict().items()}
+    metadata = {
+        "method": method_name,
+        "backbone": backbone.weights_hash,
+        "backbone_name": backbone.name,
+        "trained": hash_weights(state),
+    }
+    write_atomic(run.weights, save(state, metadata))
+    ClassVectors(method.class_vectors().cpu(), classes.names, made_by).save(run.class_vectors)
+
+
+def evaluate_job(job: Job) -> dict[str, EvalResult]:
+    """Results of the trained method and of zero-shot CLIP on the same backbone, by row name."""
+    if job.test is None:
+        return {}
+    plain = zeroshot.Method.build(
+        job.backbone,
+        job.classes.names,
+        zeroshot.Settings(),
+        template=job.classes.template,
+        train_classes=job.classes.labeled,
+        teacher=None,
+        generator=torch.Generator(),
+    )
+    return {
+        job.role: _measure(job, job.method, job.test),
+        "zeroshot": _measure(job, plain, job.test),
+    }

@@ -1,0 +1,299 @@
+"""Checkpoints of the public PromptSRC and PromptKD code, as finished runs.
+
+The public file holds prompts (and a projector) beside a copy of the backbone; a run keeps what was trained and names the
+backbone's weights. PromptSRC's code averages the frozen half-precision weights with the prompts, so a teacher file's
+backbone differs from the original by rounding: how far is reported, and `exact` keeps the file's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from open_clip.transformer import QuickGELU
+from safetensors.torch import save
+from torch import Tensor
+
+from kdedge._files import sha256_file, write_atomic
+from kdedge.clip.backbone import Backbone, load_backbone
+from kdedge.clip.class_vectors import load_class_vectors
+from kdedge.clip.public_checkpoint import (
+    PromptKDParameters,
+    PromptSRCParameters,
+    PublicCheckpoint,
+    deviation,
+    promptkd_parameters,
+    promptsrc_parameters,
+    read_public_checkpoint,
+)
+from kdedge.config.load import dump_recipe
+from kdedge.config.recipe import Recipe
+from kdedge.errors import DataError
+from kdedge.methods import promptkd, promptsrc
+from kdedge.methods._protocol import Method
+from kdedge.training.fit import store_trained
+from kdedge.training.measure_run import StoredVectors
+from kdedge.training.parts import Classes
+from kdedge.training.runs import RunFolder
+from kdedge.training.teachers import made_by
+
+
+@dataclass(frozen=True)
+class ImportedBackbone:
+    """Which CLIP the checkpoint was trained on, as a recipe says it."""
+
+    name: str | None
+    weights: str
+    config: Path | None = None
+    quick_gelu: bool | None = None
+
+    def load(self, device: torch.device) -> Backbone:
+        """Loads it."""
+        return load_backbone(
+            name=self.name,
+            weights=self.weights,
+            config=self.config,
+            quick_gelu=self.quick_gelu,
+            device=device,
+        )
+
+    def as_recipe(self) -> dict[str, Any]:
+        """The recipe keys that name it."""
+        keys = {
+            "backbone": self.name,
+            "weights": self.weights,
+            "config": None if self.config is None else str(self.config),
+            "quick_gelu": self.quick_gelu,
+        }
+        return {key: value for key, value in keys.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import gave.
+
+    Attributes:
+        run: the finished run.
+        epoch: epochs that the file says it was trained, or None.
+        n_ignored: keys of the file that are of no use here.
+        largest_deviation: of the file's backbone from the loaded one, relative, and the key it is at.
+    """
+
+    run: RunFolder
+    epoch: int | None
+    n_ignored: int
+    largest_deviation: tuple[float, str]
+
+
+def import_teacher(
+    file: Path,
+    *,
+    name: str,
+    on: ImportedBackbone,
+    class_names: tuple[str, ...],
+    root: Path,
+    device: torch.device,
+    is_exact: bool = False,
+) -> Imported:
+    """Makes a finished teacher run of a PromptSRC checkpoint.
+
+    Args:
+        file: the public checkpoint.
+        name: the run's name.
+        on: the backbone it was trained on.
+        class_names: all classes to store vectors for; the file does not hold names.
+        root: folder of all runs.
+        device: where to compute the class vectors.
+        is_exact: keep the file's own backbone tensors, in the run folder.
+
+    Raises:
+        DataError: the file is not such a checkpoint or not of this backbone.
+    """
+    checkpoint = read_public_checkpoint(file)
+    found = promptsrc_parameters(checkpoint.state_dict)
+    backbone = on.load(device)
+    _, relative, key = deviation(backbone.model.state_dict(), found.backbone)
+    settings = promptsrc.Settings(
+        n_ctx_text=found.context.shape[0],
+        n_ctx_vision=found.visual_prompts.shape[1],
+        prompt_depth_text=1 + len(found.deep_context),
+        prompt_depth_vision=len(found.visual_prompts),
+    )
+    section = {
+        "method": "promptsrc",
+        **on.as_recipe(),
+        "settings": settings.model_dump(exclude_defaults=True),
+    }
+    run = _create(root, name, "teacher", section, class_names, file, checkpoint)
+    if is_exact:
+        backbone, section = _own_backbone(run, backbone, found, on, device)
+        write_atomic(
+            run.recipe,
+            _recipe_text(
+                name,
+                "teacher",
+                {**section, "settings": settings.model_dump(exclude_defaults=True)},
+                class_names,
+            ).encode(),
+        )
+    classes = Classes(class_names, "a photo of a {}.", "all")
+    method = _build(promptsrc, backbone, classes, settings, teacher=None)
+    method.module.load_state_dict(
+        {
+            "text_prompts.context": found.context,
+            "text_prompts.deep_context": found.deep_context,
+            "visual_prompts": found.visual_prompts,
+        }
+    )
+    _finish(run, "promptsrc", method, backbone, classes, made_by(backbone, method.module, classes))
+    return Imported(run, checkpoint.epoch, len(found.ignored), (relative, key))
+
+
+def import_student(
+    file: Path,
+    *,
+    name: str,
+    on: ImportedBackbone,
+    teacher: RunFolder,
+    root: Path,
+    device: torch.device,
+) -> Imported:
+    """Makes a finished student run of a PromptKD checkpoint and its teacher's class vectors.
+
+    Args:
+        file: the public checkpoint; it holds no text features.
+        name: the run's name.
+        on: the backbone it was trained on.
+        teacher: the run whose class vectors it learned; gives the class list too.
+        root: folder of all runs.
+        device: where to load it.
+
+    Raises:
+        DataError: the file is not such a checkpoint, or not of this backbone or teacher.
+    """
+    checkpoint = read_public_checkpoint(file)
+    found = promptkd_parameters(checkpoint.state_dict)
+    backbone = on.load(device)
+    _, relative, key = deviation(backbone.model.state_dict(), found.backbone)
+    vectors = load_class_vectors(teacher.class_vectors)
+    _check_dimension(file, found, vectors.vectors.shape[1], teacher)
+    settings = promptkd.Settings(
+        n_ctx_vision=found.visual_prompts.shape[1], prompt_depth=len(found.visual_prompts)
+    )
+    section = {
+        "method": "promptkd",
+        **on.as_recipe(),
+        "settings": settings.model_dump(exclude_defaults=True),
+    }
+    run = _create(root, name, "student", section, vectors.class_names, file, checkpoint)
+    classes = Classes(vectors.class_names, "a photo of a {}.", "all")
+    stored = StoredVectors(vectors, device)
+    method = _build(promptkd, backbone, classes, settings, teacher=stored)
+    state = {f"projector.{key}": value for key, value in found.projector.items()}
+    method.module.load_state_dict({"visual_prompts": found.visual_prompts, **state})
+    _finish(run, "promptkd", method, backbone, classes, vectors.made_by)
+    return Imported(run, checkpoint.epoch, len(found.ignored), (relative, key))
+
+
+def _check_dimension(
+    file: Path, found: PromptKDParameters, teacher_dim: int, teacher: RunFolder
+) -> None:
+    width = found.projector["linear2.weight"].shape[0]
+    if width != teacher_dim:
+        raise DataError(
+            f"{file} projects to {width} dimensions, and the class vectors of {teacher.name} have"
+            f" {teacher_dim}.\n  Name the run of the teacher that this student learned from."
+        )
+
+
+def _build(
+    module: Any,
+    backbone: Backbone,
+    classes: Classes,
+    settings: Any,
+    *,
+    teacher: StoredVectors | None,
+) -> Method:
+    method: Method = module.Method.build(
+        backbone,
+        classes.names,
+        settings,
+        template=classes.template,
+        train_classes=classes.labeled,
+        teacher=teacher,
+        generator=torch.Generator().manual_seed(0),
+    )
+    return method
+
+
+def _recipe_text(
+    name: str,
+    role: Literal["teacher", "student"],
+    section: Mapping[str, Any],
+    class_names: tuple[str, ...],
+) -> str:
+    values = {"name": name, "classes": list(class_names), "data": {}, role: dict(section)}
+    return dump_recipe(Recipe.model_validate(values, context={"folder": Path.cwd()}))
+
+
+def _create(
+    root: Path,
+    name: str,
+    role: Literal["teacher", "student"],
+    section: Mapping[str, Any],
+    class_names: tuple[str, ...],
+    file: Path,
+    checkpoint: PublicCheckpoint,
+) -> RunFolder:
+    return RunFolder.create(
+        root,
+        name,
+        kind=role,
+        recipe_text=_recipe_text(name, role, section, class_names),
+        provenance={
+            "imported_from": str(file.absolute()),
+            "epoch": checkpoint.epoch,
+            "hashes": {"checkpoint": sha256_file(file)},
+        },
+    )
+
+
+def _own_backbone(
+    run: RunFolder,
+    backbone: Backbone,
+    found: PromptSRCParameters,
+    on: ImportedBackbone,
+    device: torch.device,
+) -> tuple[Backbone, dict[str, Any]]:
+    """Writes the loaded backbone with the file's tensors over it, and loads that."""
+    state: dict[str, Tensor] = dict(backbone.model.state_dict())
+    state |= {key: value.float() for key, value in found.backbone.items()}
+    is_quick = isinstance(backbone.model.visual.transformer.resblocks[0].mlp.gelu, QuickGELU)
+    path = run.path / "backbone.safetensors"
+    tensors = {key: value.cpu().contiguous() for key, value in state.items()}
+    write_atomic(path, save(tensors, {"quick_gelu": str(is_quick).lower()}))
+    own = ImportedBackbone(on.name, str(path.absolute()), on.config)
+    return own.load(device), {"method": "promptsrc", **own.as_recipe()}
+
+
+def _finish(
+    run: RunFolder,
+    method_name: str,
+    method: Method,
+    backbone: Backbone,
+    classes: Classes,
+    maker: str,
+) -> None:
+    with run.lock():
+        store_trained(
+            run,
+            method_name=method_name,
+            method=method,
+            backbone=backbone,
+            classes=classes,
+            made_by=maker,
+        )
+        run.finish()

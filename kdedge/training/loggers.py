@@ -1,0 +1,260 @@
+"""What a run says while it trains: metrics.jsonl, TensorBoard events, progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kdedge._files import explain_os_error, write_atomic
+from kdedge.errors import MissingPackage
+
+_LOG = logging.getLogger(__name__)
+LOG_EVERY_STEPS = 20
+_LINE_EVERY_S = 30.0
+_REDRAW_EVERY_S = 0.1
+
+
+class MetricsLog:
+    """metrics.jsonl and TensorBoard events of one run, and its progress.
+
+    A line of a step holds epoch, step (of the whole run, from 1), lr, loss, the method's own
+    figures and images_per_second; a line of an epoch has `"kind": "epoch"`. A figure that is not
+    finite is null.
+
+    Args:
+        path: metrics.jsonl.
+        events_folder: where the TensorBoard events go.
+        epoch: the epoch that goes on, from 1. Lines from beyond this place, which an interrupted
+            run wrote after its last checkpoint, are dropped, and so is a half-written last line.
+        step: steps of the whole run before that place.
+        n_steps: steps of the whole run, for progress.
+    """
+
+    def __init__(
+        self, path: Path, events_folder: Path, *, epoch: int, step: int, n_steps: int
+    ) -> None:
+        self._path = path
+        _drop_lines_after(path, epoch=epoch, step=step)
+        try:
+            with contextlib.ExitStack() as stack:
+                self._file = stack.enter_context(path.open("a", encoding="utf-8"))
+                self._events = stack.enter_context(_EventFile(events_folder, first_step=step + 1))
+                self._progress = _make_progress(n_steps=n_steps, done=step)
+                stack.callback(self._progress.close)
+                self._open = stack.pop_all()
+        except OSError as error:
+            raise explain_os_error(error, path) from error
+        self._since, self._n_images = time.monotonic(), 0
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._open.close()
+        except OSError as failure:
+            # After an error of its own the run has more to say than that its log is cut short
+            if error is None:
+                raise explain_os_error(failure, self._path) from failure
+
+    def step(
+        self,
+        *,
+        epoch: int,
+        step: int,
+        lr: float,
+        loss: float,
+        scalars: Mapping[str, Any],
+        n_images: int,
+        is_last: bool,
+    ) -> None:
+        """Takes a step's figures; each 20th step and an epoch's last are written.
+
+        Args:
+            epoch: from 1.
+            step: of the whole run, from 1.
+            lr: learning rate of the step.
+            loss: of the step.
+            scalars: tensors or numbers; read only where they are written, as reading a tensor
+                makes the device finish its work.
+            n_images: in the batch.
+            is_last: whether the epoch ends here.
+        """
+        self._n_images += n_images
+        self._progress.update(step, f"epoch {epoch}, loss {loss:.4g}")
+        if step % LOG_EVERY_STEPS and not is_last:
+            return
+        now = time.monotonic()
+        speed = self._n_images / max(now - self._since, 1e-9)
+        self._since, self._n_images = now, 0
+        figures = {"lr": lr, "loss": loss, **{name: float(x) for name, x in scalars.items()}}
+        self._write({"epoch": epoch, "step": step, **figures, "images_per_second": speed})
+
+    def epoch(self, *, epoch: int, step: int, figures: Mapping[str, float]) -> None:
+        """Writes a whole epoch's figures; what it took beside its steps is not in the speed."""
+        self._write({"kind": "epoch", "epoch": epoch, "step": step, **figures})
+        self._since, self._n_images = time.monotonic(), 0
+
+    def _write(self, line: dict[str, Any]) -> None:
+        line = {key: _plain(value) for key, value in line.items()}
+        try:
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
+            self._events.write(line)
+        except OSError as error:
+            raise explain_os_error(error, self._path) from error
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _drop_lines_after(path: Path, *, epoch: int, step: int) -> None:
+    if not path.exists():
+        return
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = b"".join(line for line in lines if _is_before(line, epoch=epoch, step=step))
+        if kept != b"".join(lines):
+            write_atomic(path, kept)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+
+
+def _is_before(line: bytes, *, epoch: int, step: int) -> bool:
+    if not line.endswith(b"\n"):
+        return False
+    try:
+        value = json.loads(line)
+        if value.get("kind") == "epoch":
+            return bool(value["epoch"] < epoch)
+        return bool(value["step"] <= step)
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return False
+
+
+class _EventFile:
+    """A TensorBoard event file, written as the figures come.
+
+    torch's SummaryWriter does the same from a thread of its own, which prints a traceback when the
+    disk is full and must not be alive while data workers are forked.
+
+    Args:
+        folder: where TensorBoard looks.
+        first_step: figures of earlier runs from this step on are hidden.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int) -> None:
+        try:
+            from tensorboard.compat.proto import (  # type: ignore[import-untyped]
+                event_pb2,
+                summary_pb2,
+            )
+            from tensorboard.summary.writer.record_writer import (  # type: ignore[import-untyped]
+                RecordWriter,
+            )
+        except ImportError as error:
+            raise MissingPackage("tensorboard", extra="train", purpose="Training") from error
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        now = time.time_ns()
+        path = folder / f"events.out.tfevents.{now // 10**9}.{now % 10**9:09d}"
+        with contextlib.ExitStack() as stack:
+            self._file = stack.enter_context(path.open("xb"))
+            self._records = RecordWriter(self._file)
+            self._add(file_version="brain.Event:2")
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._add(session_log=start, step=first_step)
+            stack.pop_all()
+
+    def __enter__(self) -> _EventFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Adds a line of metrics.jsonl as one figure a key."""
+        prefix = "epoch" if line.get("kind") == "epoch" else "train"
+        values = [
+            self._summary.Value(tag=f"{prefix}/{key}", simple_value=value)
+            for key, value in line.items()
+            if isinstance(value, float)
+        ]
+        self._add(summary=self._summary(value=values), step=line["step"])
+
+    def _add(self, **fields: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+        self._file.flush()
+
+
+def _make_progress(*, n_steps: int, done: int) -> _Bar | _Lines:
+    return (_Bar if sys.stderr.isatty() else _Lines)(n_steps, done)
+
+
+class _Bar:
+    """A bar on a terminal, redrawn by the steps themselves: no thread."""
+
+    def __init__(self, n_steps: int, done: int) -> None:
+        self._drawn = -math.inf
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            auto_refresh=False,
+            redirect_stdout=False,
+        )
+        self._progress.start()
+        self._task = self._progress.add_task("training", total=n_steps, completed=done)
+
+    def update(self, step: int, what: str) -> None:
+        self._progress.update(self._task, completed=step, description=what)
+        if time.monotonic() - self._drawn >= _REDRAW_EVERY_S:
+            self._progress.refresh()
+            self._drawn = time.monotonic()
+
+    def close(self) -> None:
+        self._progress.refresh()
+        self._progress.stop()
+
+
+class _Lines:
+    """A line each 30 s through the logger."""
+
+    def __init__(self, n_steps: int, done: int) -> None:
+        self._n_steps, self._first = n_steps, done
+        self._start = self._said = time.monotonic()
+
+    def update(self, step: int, what: str) -> None:
+        now = time.monotonic()
+        if now - self._said < _LINE_EVERY_S:
+            return
+        self._said = now
+        left = (self._n_steps - step) * (now - self._start) / max(1, step - self._first)
+        _LOG.info("step %d of %d, %s, %s left", step, self._n_steps, what, _duration(left))
+
+    def close(self) -> None:
+        """Nothing to put away."""
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,400 @@
+"""The training loop of all methods.
+
+A run that is killed at any step and started again ends with the same weights, bit for bit on the
+CPU, as one that never stopped: everything a step depends on is in the checkpoint, and batches are
+a function of epoch and step.
+
+Which weights stay at the end:
+
+* selection `last`: the last epoch's, or the average over the epochs where the method averages;
+* selection `validation`: the epoch with the highest validation score. Where the method averages,
+  the average is one more candidate after the last epoch. A later candidate has to be strictly
+  better. Buffers beside the averaged parameters are the last epoch's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from kdedge.config.recipe import OptimSettings
+from kdedge.data.batch import Batch
+from kdedge.errors import DataError, DivergedError, Interrupted, RecipeError
+from kdedge.training.checkpoint import (
+    TrainingState,
+    capture_rng,
+    check_identity,
+    load_newest,
+    restore_rng,
+    rng_kept,
+    save_checkpoint,
+)
+from kdedge.training.loggers import MetricsLog
+from kdedge.training.optim import ParameterAverage, learning_rate, make_optimizer
+from kdedge.training.precision import Precision
+from kdedge.training.runs import RunFolder
+from kdedge.training.selection import BestWeights
+from kdedge.training.signals import StopSignals
+
+if TYPE_CHECKING:
+    from kdedge.methods._protocol import Method, StepOutput
+
+_LOG = logging.getLogger(__name__)
+_N_KEYS_SHOWN = 5
+# Settings that change how fast a run is and not what it computes
+_FREE_SETTINGS = {"n_workers", "checkpoint_every_s"}
+
+Batches = Callable[[int, int], Iterator[Batch]]
+"""(epoch from 1, first step from 0) -> the batches of that epoch from that step on."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a training ended.
+
+    Attributes:
+        epochs: trained in all.
+        steps: taken in all, those before an interruption included.
+        seconds: spent in training, those before an interruption included.
+        final_loss: mean over the last epoch's steps.
+        kept: which weights the module holds now.
+        best_epoch: the epoch they are of where `kept` is `epoch`.
+        validation_percent: their validation score; None under selection `last`.
+    """
+
+    epochs: int
+    steps: int
+    seconds: float
+    final_loss: float
+    kept: Literal["last", "epoch", "averaged"]
+    best_epoch: int | None
+    validation_percent: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Gives plain values."""
+        return dataclasses.asdict(self)
+
+
+def train(
+    method: Method,
+    *,
+    batches: Batches,
+    n_steps: int,
+    settings: OptimSettings,
+    run: RunFolder,
+    validate: Callable[[], float] | None,
+    device: torch.device,
+    identity: Mapping[str, Any] | None = None,
+) -> TrainingResult:
+    """Trains a method, or goes on where an interrupted run stopped.
+
+    The module ends in evaluation mode with the weights that stay. A run whose training is complete
+    is not trained again: those weights are loaded.
+
+    Args:
+        method: on `device`; its generators and initial values are the caller's to seed.
+        batches: each call's batches must depend on epoch and step alone.
+        n_steps: steps of an epoch.
+        settings: all concrete.
+        run: its lock is held by the caller.
+        validate: accuracy in percent of the method as it is now; called in evaluation mode and
+            without a graph, in float32. Needed under selection `validation`.
+        device: where batches go.
+        identity: what else the result depends on, such as hashes and the method's settings; a run
+            goes on only under the same. Plain values.
+
+    Raises:
+        RecipeError: validation is asked for without images, or the run began under other settings.
+        DivergedError: a loss, a gradient or a trained value is not finite.
+        Interrupted: SIGINT or SIGTERM came, and the state is saved.
+        ResourceError: the disk is full or the folder may not be written.
+    """
+    if settings.selection == "validation" and validate is None:
+        raise RecipeError(
+            "optim.selection is validation, and there are no validation images.\n"
+            "  Add data.validation, or set optim.selection: last."
+        )
+    own = {key: value for key, value in settings.model_dump().items() if key not in _FREE_SETTINGS}
+    training = _Training(
+        method,
+        settings,
+        n_steps,
+        run,
+        device,
+        identity={**own, "steps": n_steps, **(identity or {})},
+    )
+    training.resume()
+    if training.epoch > settings.epochs:
+        _LOG.info("%s is trained already: nothing to do.", run.path)
+        return training.keep()
+    if run.is_finished:
+        raise DataError(
+            f"{run.path} is finished, and its last checkpoint is gone.\n"
+            f"  Its weights are in {run.weights.name}; start a new run to train again."
+        )
+    total = settings.epochs * n_steps
+    with (
+        StopSignals() as stop,
+        MetricsLog(
+            run.metrics, run.path, epoch=training.epoch, step=training.n_done, n_steps=total
+        ) as log,
+    ):
+        training.save()
+        while training.epoch <= settings.epochs:
+            training.run_epoch(batches, stop=stop, log=log)
+            training.close_epoch(validate, log=log)
+            training.save()
+            training.check_stop(stop)
+    return training.keep()
+
+
+class _Training:
+    """A training between two steps, and the moves from one to the next."""
+
+    def __init__(
+        self,
+        method: Method,
+        settings: OptimSettings,
+        n_steps: int,
+        run: RunFolder,
+        device: torch.device,
+        *,
+        identity: dict[str, Any],
+    ) -> None:
+        self.epoch, self.step = 1, 0
+        self._method, self._settings, self._n_steps = method, settings, n_steps
+        self._run, self._device, self._identity = run, device, identity
+        self._parameters = method.trainable_parameters()
+        self._optimizer = make_optimizer(self._parameters.values(), settings)
+        self._precision = Precision(settings.precision, device)
+        weights = method.averaging_weights(settings.epochs)
+        self._average = (
+            None if weights is None else ParameterAverage(weights, n_epochs=settings.epochs)
+        )
+        self._best = BestWeights()
+        self._loss_sum = self._final_loss = self._seconds_before = 0.0
+        self._last_keys: tuple[str, ...] = ()
+        self._newest: Path | None = None
+        self._began = self._saved = time.monotonic()
+
+    @property
+    def n_done(self) -> int:
+        """Steps of the whole run behind us."""
+        return (self.epoch - 1) * self._n_steps + self.step
+
+    def resume(self) -> None:
+        """Takes up the newest checkpoint, if there is one."""
+        state = load_newest(self._run.checkpoints)
+        if state is None:
+            return
+        check_identity(state, self._identity, where=self._run.path)
+        try:
+            self._method.module.load_state_dict(state.module)
+            self._optimizer.load_state_dict(state.optimizer)
+        except (RuntimeError, ValueError) as error:
+            raise RecipeError(
+                f"The checkpoint in {self._run.checkpoints} is of another model: {error}.\n"
+                "  Go on with the recipe.yaml in that folder, or start a new run."
+            ) from error
+        self._precision.load_state_dict(state.scaler)
+        if self._average is not None:
+            self._average.load_state_dict(state.average)
+        self.epoch, self.step, record = state.epoch, state.step, state.record
+        self._best.load_state_dict(state.best)
+        self._loss_sum, self._final_loss = record["loss_sum"], record["final_loss"]
+        self._seconds_before = record["seconds"]
+        restore_rng(state.rng, self._device)
+        _LOG.info("Going on at epoch %d, step %d.", self.epoch, self.step + 1)
+
+    def save(self) -> None:
+        """Writes a checkpoint of this place."""
+        self._check_parameters()
+        state = TrainingState(
+            epoch=self.epoch,
+            step=self.step,
+            module=self._method.module.state_dict(),
+            optimizer=self._optimizer.state_dict(),
+            scaler=self._precision.state_dict(),
+            rng=capture_rng(self._device),
+            average={} if self._average is None else self._average.state_dict(),
+            best=self._best.state_dict(),
+            record={
+                "loss_sum": self._loss_sum,
+                "final_loss": self._final_loss,
+                "seconds": self._seconds(),
+            },
+            identity=self._identity,
+        )
+        self._newest = save_checkpoint(self._run.checkpoints, state)
+        self._saved = time.monotonic()
+
+    def run_epoch(self, batches: Batches, *, stop: StopSignals, log: MetricsLog) -> None:
+        """Takes the steps that are left in this epoch."""
+        self._method.module.train()
+        if self.step == self._n_steps:
+            return
+        source = batches(self.epoch, self.step)
+        try:
+            while self.step < self._n_steps:
+                self._take_step(self._next_batch(source), log=log)
+                self.check_stop(stop)
+                is_due = time.monotonic() - self._saved >= self._settings.checkpoint_every_s
+                if is_due and self.step < self._n_steps:
+                    self.save()
+        except RuntimeError as error:
+            if stop.received is None:
+                raise
+            # The signal went to the data workers too, and torch reports their end at any point,
+            # perhaps in the middle of a step: what is saved must be older
+            raise self._interrupted(stop.received) from error
+        finally:
+            if isinstance(source, Generator):
+                source.close()
+
+    def close_epoch(self, validate: Callable[[], float] | None, *, log: MetricsLog) -> None:
+        """Does what follows an epoch's last step: averaging, validation, the log's line."""
+        self._check_parameters()
+        self._final_loss = self._loss_sum / self._n_steps
+        figures = {"loss": self._final_loss, "seconds": self._seconds()}
+        if self._average is not None:
+            self._average.add(self._parameters, epoch=self.epoch)
+        if self._settings.selection == "validation":
+            assert validate is not None
+            figures["validation_percent"] = self._consider(validate, epoch=self.epoch)
+            if self._average is not None and self.epoch == self._settings.epochs:
+                figures["averaged_validation_percent"] = self._consider_average(validate)
+        log.epoch(epoch=self.epoch, step=self.n_done, figures=figures)
+        self.epoch, self.step, self._loss_sum = self.epoch + 1, 0, 0.0
+
+    def check_stop(self, stop: StopSignals) -> None:
+        """Saves and ends the run where a signal came."""
+        if stop.received is not None:
+            self.save()
+            raise self._interrupted(stop.received)
+
+    def keep(self) -> TrainingResult:
+        """Gives the module the weights that stay, after the last epoch."""
+        kept: Literal["last", "epoch", "averaged"] = "last"
+        if self._settings.selection == "validation":
+            self._best.copy_to(self._method.module)
+            kept = "averaged" if self._best.epoch is None else "epoch"
+        elif self._average is not None:
+            self._average.copy_to(self._parameters)
+            kept = "averaged"
+        self._method.module.eval()
+        return TrainingResult(
+            epochs=self._settings.epochs,
+            steps=self._settings.epochs * self._n_steps,
+            seconds=self._seconds(),
+            final_loss=self._final_loss,
+            kept=kept,
+            best_epoch=self._best.epoch,
+            validation_percent=self._best.score,
+        )
+
+    def _next_batch(self, source: Iterator[Batch]) -> Batch:
+        with rng_kept():
+            batch = next(source, None)
+        if batch is None:
+            raise DataError(
+                f"The images of epoch {self.epoch} ended after {self.step} of"
+                f" {self._n_steps} steps."
+            )
+        labels = batch.labels
+        return dataclasses.replace(
+            batch,
+            images=batch.images.to(self._device, non_blocking=True),
+            labels=None if labels is None else labels.to(self._device, non_blocking=True),
+        )
+
+    def _take_step(self, batch: Batch, *, log: MetricsLog) -> None:
+        lr = learning_rate(self._settings, epoch=self.epoch, step=self.step, n_steps=self._n_steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._last_keys = batch.keys
+        self._optimizer.zero_grad(set_to_none=True)
+        with self._precision.autocast():
+            output: StepOutput = self._method.training_step(batch)
+        # Reading the loss makes a GPU finish the step: the price of naming the right images
+        loss = float(output.loss.detach())
+        if not math.isfinite(loss):
+            raise self._diverged(f"The loss is {loss}", step=self.step + 1)
+        self._precision.backward(output.loss)
+        norm = self._precision.clip(
+            self._optimizer, self._parameters.values(), max_norm=self._settings.clip_grad_norm
+        )
+        if not self._precision.is_scaled and not math.isfinite(float(norm)):
+            raise self._diverged(f"The gradient's norm is {float(norm)}", step=self.step + 1)
+        self._precision.step(self._optimizer)
+        self.step += 1
+        self._loss_sum += loss
+        log.step(
+            epoch=self.epoch,
+            step=self.n_done,
+            lr=lr,
+            loss=loss,
+            scalars={**output.scalars, "grad_norm": norm},
+            n_images=len(batch.images),
+            is_last=self.step == self._n_steps,
+        )
+
+    @torch.no_grad()
+    def _consider(self, validate: Callable[[], float], *, epoch: int | None) -> float:
+        """Validates the weights as they are; keeps a copy where they beat all before."""
+        module = self._method.module
+        module.eval()
+        with rng_kept(self._device):
+            score = float(validate())
+        module.train()
+        if not math.isfinite(score):
+            raise self._diverged(f"The validation score is {score}", step=self.step)
+        self._best.consider(module, score=score, epoch=epoch)
+        return score
+
+    @torch.no_grad()
+    def _consider_average(self, validate: Callable[[], float]) -> float:
+        """Validates the average, then puts the last epoch's parameters back."""
+        assert self._average is not None
+        own = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        self._average.copy_to(self._parameters)
+        score = self._consider(validate, epoch=None)
+        for name, parameter in self._parameters.items():
+            parameter.copy_(own[name])
+        return score
+
+    def _check_parameters(self) -> None:
+        """Makes sure that no checkpoint holds values from which nothing can be trained."""
+        for name, parameter in self._parameters.items():
+            if not bool(parameter.detach().isfinite().all()):
+                raise self._diverged(f"{name} is no longer finite", step=self.step)
+
+    def _diverged(self, what: str, *, step: int) -> DivergedError:
+        settings = self._settings
+        keys = ", ".join(self._last_keys[:_N_KEYS_SHOWN]) or "not named"
+        more = ", ..." if len(self._last_keys) > _N_KEYS_SHOWN else ""
+        return DivergedError(
+            f"{what}: training diverged at epoch {self.epoch}, step {step} of"
+            f" {self._n_steps}. Images: {keys}{more}.\n"
+            f"  Lower optim.lr (now {settings.lr:g}), or set optim.precision: fp32 (now"
+            f" {settings.precision}) or optim.clip_grad_norm: 1.0 (now"
+            f" {settings.clip_grad_norm or 'not set'}).\n"
+            f"  The state before is in {self._newest or self._run.checkpoints}."
+        )
+
+    def _interrupted(self, signum: int) -> Interrupted:
+        return Interrupted(
+            f"Interrupted at epoch {self.epoch}, step {self.step} of {self._n_steps}; the state is"
+            f" in {self._newest}.\n  Run the same command with --resume to go on from there.",
+            signum=signum,
+        )
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._began

@@ -1,0 +1,70 @@
+"""Accuracy of a method on labeled images, through the deployed path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from kdedge.data.loader import evaluation_batches
+from kdedge.evaluation.accuracy import evaluate
+from kdedge.methods._protocol import Method, Teacher
+from kdedge.results import EvalResult, Selection
+from kdedge.runtime.preprocess import Preprocess
+from kdedge.training.parts import Classes, Images
+
+EVALUATION_BATCH = 100
+"""Images a time without gradients, as the methods' public code does."""
+
+
+@torch.no_grad()
+def predict_logits(
+    model: Method | Teacher,
+    images: Images,
+    *,
+    preprocess: Preprocess,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Logits of all images against all classes, and their labels.
+
+    Returns:
+        [N, C] float32 and [N] int64, on the CPU, in the images' order.
+    """
+    class_vectors = model.class_vectors()
+    logits: list[Tensor] = []
+    labels: list[int | None] = []
+    batches = evaluation_batches(
+        images.source,
+        images.indices,
+        preprocess=preprocess,
+        batch_size=EVALUATION_BATCH,
+        n_workers="auto",
+    )
+    for batch, indices in batches:
+        features = model.forward_features(batch.to(device))
+        logits.append((model.scale * features @ class_vectors.T).cpu())
+        labels.extend(images.source.items[index].label for index in indices)
+        if progress is not None:
+            progress(len(labels), len(images.indices))
+    return torch.cat(logits), torch.tensor(labels, dtype=torch.int64)
+
+
+def measure(
+    model: Method | Teacher,
+    images: Images,
+    classes: Classes,
+    *,
+    preprocess: Preprocess,
+    device: torch.device,
+    selection: Selection,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvalResult:
+    """Evaluates a model on labeled images: base and novel each against their own names."""
+    logits, labels = predict_logits(
+        model, images, preprocess=preprocess, device=device, progress=progress
+    )
+    return evaluate(
+        logits, labels, class_names=classes.names, split=classes.split, selection=selection
+    )

@@ -1,0 +1,119 @@
+"""Measuring a finished run again: its own recipe, its own tensors, the images on disk now."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdedge.clip.backbone import Backbone
+from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
+from kdedge.config.load import LoadedRecipe, load_recipe
+from kdedge.errors import RecipeError, SetupError
+from kdedge.methods._protocol import Method
+from kdedge.results import EvalResult
+from kdedge.training.measure import measure
+from kdedge.training.parts import (
+    Classes,
+    choose_method,
+    load_classes,
+    load_images,
+    load_role_backbone,
+    require_images,
+)
+from kdedge.training.runs import RunFolder
+from kdedge.training.teachers import StoredTeacher, load_teacher, load_trained
+
+
+class StoredVectors:
+    """The class vectors that a student keeps of its teacher: enough to answer, not to learn.
+
+    Attributes:
+        scale: not known without the teacher; the student has its own.
+    """
+
+    scale = float("nan")
+
+    def __init__(self, vectors: ClassVectors, device: torch.device) -> None:
+        self._vectors = vectors.vectors.to(device)
+
+    def class_vectors(self) -> Tensor:
+        """[C, D_teacher]."""
+        return self._vectors
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """There is no teacher here."""
+        raise SetupError("Only the teacher's class vectors are here, not the teacher.")
+
+
+def load_student(
+    run: RunFolder,
+    loaded: LoadedRecipe,
+    classes: Classes,
+    *,
+    device: torch.device,
+    cache: Path | None,
+) -> tuple[Method, Backbone]:
+    """Loads a student run for a class list; class vectors go by name, in the order of `classes`."""
+    stored = load_class_vectors(run.class_vectors)
+    if classes.names != stored.class_names:
+        logging.getLogger(__name__).warning(
+            "The class list is not the one of the run (%d names, now %d): class vectors go by name, base and"
+            " novel by the list as it is now.",
+            len(stored.class_names),
+            len(classes.names),
+        )
+    choice = choose_method(loaded, "student")
+    backbone = load_role_backbone(loaded.recipe, "student", device=device, cache=cache)
+    method: Method = choice.module.Method.build(
+        backbone,
+        classes.names,
+        choice.settings,
+        template=classes.template,
+        train_classes=classes.labeled,
+        teacher=StoredVectors(stored.select(classes.names), device),
+        generator=torch.Generator().manual_seed(loaded.recipe.seed),
+    )
+    load_trained(method, run.weights, backbone)
+    return method, backbone
+
+
+def evaluate_run(
+    run: RunFolder, *, device: torch.device, cache: Path | None, overrides: tuple[str, ...] = ()
+) -> EvalResult:
+    """Measures a finished run on the test images of its recipe.
+
+    Args:
+        run: teacher or student.
+        device: where.
+        cache: folder of text features.
+        overrides: `a.b=c` texts over the run's recipe, to measure on other images.
+
+    Raises:
+        RecipeError: the run is not finished or its recipe has no test images.
+    """
+    if not run.is_finished:
+        raise RecipeError(
+            f"{run.path} is not finished.\n  Go on with it: add --resume to its command."
+        )
+    loaded = load_recipe(run.recipe, overrides)
+    classes = load_classes(loaded.recipe)
+    images = require_images(
+        load_images(loaded.recipe, "test", classes), "test", "accuracy is measured on it"
+    )
+    model: Method | StoredTeacher
+    if run.kind == "student":
+        model, backbone = load_student(run, loaded, classes, device=device, cache=cache)
+    else:
+        teacher = load_teacher(run, classes, device=device, cache=cache)
+        model, backbone = teacher, teacher.backbone
+    return measure(
+        model,
+        images,
+        classes,
+        preprocess=backbone.preprocess,
+        device=device,
+        selection=choose_method(loaded, run.kind).optim.selection,
+    )

@@ -1,0 +1,106 @@
+"""Optimizer, learning-rate schedule and averaging of trained parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kdedge.config.recipe import OptimSettings
+
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], settings: OptimSettings
+) -> torch.optim.Optimizer:
+    """Makes the optimizer; the loop sets its learning rate before each step.
+
+    SGD as in the CoOp family's reference code: dampening 0, no Nesterov, weight decay added to the
+    gradient of every trained tensor. AdamW decays apart from the gradient (arXiv:1711.05101); its
+    second beta is 0.999.
+    """
+    if settings.algorithm == "adamw":
+        return torch.optim.AdamW(
+            parameters,
+            lr=settings.lr,
+            betas=(settings.momentum, 0.999),
+            weight_decay=settings.weight_decay,
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def learning_rate(settings: OptimSettings, *, epoch: int, step: int, n_steps: int) -> float:
+    """Learning rate of one step.
+
+    Per epoch (PromptSRC's and PromptKD's reference code, after Dassl's scheduler): `warmup_lr` in
+    the first w epochs, then lr/2 * (1 + cos(pi * (epoch - 1 - w) / T)). The cosine counter starts
+    after the warm-up and T is the number of all epochs, so the last epoch is not at zero.
+
+    Per step (ours): a straight line from `warmup_lr` up to `lr` over the steps of the first w
+    epochs, then a cosine that would reach zero one step after the last.
+
+    Args:
+        settings: lr, warmup_lr, warmup_epochs (w), epochs (T), schedule, schedule_per.
+        epoch: from 1.
+        step: from 0 within the epoch.
+        n_steps: steps an epoch has.
+    """
+    if settings.schedule_per == "step":
+        done, total = (epoch - 1) * n_steps + step, settings.epochs * n_steps
+        warmup = settings.warmup_epochs * n_steps
+        if done < warmup:
+            return settings.warmup_lr + (settings.lr - settings.warmup_lr) * done / warmup
+        progress = (done - warmup) / max(1, total - warmup)
+    else:
+        if epoch <= settings.warmup_epochs:
+            return settings.warmup_lr
+        progress = (epoch - 1 - settings.warmup_epochs) / settings.epochs
+    if settings.schedule == "constant":
+        return settings.lr
+    return settings.lr / 2 * (1 + math.cos(math.pi * progress))
+
+
+class ParameterAverage:
+    """Weighted sum of the trained parameters over the epochs.
+
+    Source: Gaussian weighted prompt aggregation, PromptSRC (arXiv:2307.06948, 3.2). Unlike its
+    reference code, only trained parameters are averaged, in float64 on the CPU, and the sum
+    survives an interruption.
+
+    Args:
+        weights: one an epoch; they sum to 1.
+        n_epochs: how many there are.
+    """
+
+    def __init__(self, weights: Sequence[float], *, n_epochs: int) -> None:
+        if len(weights) != n_epochs:
+            raise ValueError(f"{len(weights)} averaging weights for {n_epochs} epochs")
+        self._weights = tuple(weights)
+        self._sum: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, parameters: Mapping[str, nn.Parameter], *, epoch: int) -> None:
+        """Adds the parameters as they are at the end of an epoch, which counts from 1."""
+        for name, parameter in parameters.items():
+            term = self._weights[epoch - 1] * parameter.detach().to("cpu", torch.float64)
+            self._sum[name] = self._sum[name] + term if name in self._sum else term
+
+    @torch.no_grad()
+    def copy_to(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Overwrites the parameters with the sum, rounded once to their own dtype."""
+        for name, parameter in parameters.items():
+            parameter.copy_(self._sum[name].to(parameter.dtype))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Name -> partial sum, float64 on the CPU."""
+        return dict(self._sum)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes up what `state_dict` gave."""
+        self._sum = dict(state)

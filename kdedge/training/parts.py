@@ -1,0 +1,216 @@
+"""From a recipe to what training needs: class names, readable images, settings, a frozen backbone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+
+from kdedge.clip.backbone import Backbone, load_backbone
+from kdedge.config.explain import explain_validation
+from kdedge.config.load import LoadedRecipe
+from kdedge.config.recipe import ModelSpec, OptimSettings, Recipe, SourceSpec, resolve_optim
+from kdedge.data.classes import load_class_names
+from kdedge.data.images import BadImage, check_limit, image_list_hash, scan
+from kdedge.data.open import open_source
+from kdedge.data.sources._protocol import Source
+from kdedge.data.split import base_novel
+from kdedge.errors import RecipeError, SetupError
+from kdedge.methods._protocol import MethodSettings
+from kdedge.methods.registry import load_method
+
+Role = Literal["teacher", "student"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The class list of a run.
+
+    Attributes:
+        names: all C class names, in order.
+        template: text pattern for frozen texts.
+        split: "all" or "base-to-novel".
+    """
+
+    names: tuple[str, ...]
+    template: str
+    split: Literal["all", "base-to-novel"]
+
+    @property
+    def labeled(self) -> range:
+        """Classes whose labels may be trained on: the base half, or all."""
+        return (
+            base_novel(len(self.names))[0]
+            if self.split == "base-to-novel"
+            else range(len(self.names))
+        )
+
+
+@dataclass(frozen=True)
+class Images:
+    """A source and its readable images.
+
+    Attributes:
+        source: gives bytes and labels by index.
+        indices: positions in the source that are used.
+        skipped: unreadable images and why.
+        list_hash: hash of the names of the images that are used.
+    """
+
+    source: Source
+    indices: tuple[int, ...]
+    skipped: tuple[BadImage, ...]
+
+    @property
+    def list_hash(self) -> str:
+        """Hash of the images in use, for provenance."""
+        return image_list_hash(self.source, self.indices)
+
+    def only(self, indices: Sequence[int]) -> Images:
+        """The same source with fewer images."""
+        return Images(self.source, tuple(indices), self.skipped)
+
+    def labels(self) -> dict[int, int]:
+        """Position in the source -> class index, of the images that have a label."""
+        found = {index: self.source.items[index].label for index in self.indices}
+        return {index: label for index, label in found.items() if label is not None}
+
+    def of_classes(self, classes: Sequence[int]) -> Images:
+        """The images whose label is one of these classes."""
+        wanted = set(classes)
+        return self.only([i for i in self.indices if self.source.items[i].label in wanted])
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """A method as a recipe wants it: its module, its settings, how it is optimized."""
+
+    name: str
+    module: ModuleType
+    settings: MethodSettings
+    optim: OptimSettings
+
+
+def load_classes(recipe: Recipe) -> Classes:
+    """Reads the class list that the recipe names."""
+    names = load_class_names(recipe.classes, data=recipe.data)
+    return Classes(names, recipe.classes.template, recipe.data.split)
+
+
+def model_spec(recipe: Recipe, role: Role) -> ModelSpec:
+    """The recipe's section for a role.
+
+    Raises:
+        RecipeError: the recipe has no such section.
+    """
+    spec = recipe.teacher if role == "teacher" else recipe.student
+    if spec is None:
+        raise RecipeError(
+            f"The recipe {recipe.name} has no {role}.\n  Add a {role} section; `kdedge schema` shows its keys."
+        )
+    return spec
+
+
+def choose_method(loaded: LoadedRecipe, role: Role) -> MethodChoice:
+    """Finds the method of a role and checks its settings, with the recipe's lines in the messages."""
+    spec = model_spec(loaded.recipe, role)
+    module = load_method(spec.method)
+    try:
+        settings = module.Settings(**spec.settings)
+    except ValidationError as error:
+        raise explain_validation(
+            error, model=module.Settings, lines=loaded.lines, prefix=(role, "settings")
+        ) from error
+    return MethodChoice(
+        spec.method, module, settings, resolve_optim(loaded.recipe.optim, spec.optim)
+    )
+
+
+def load_images(
+    recipe: Recipe,
+    key: Literal["unlabeled", "labeled", "validation", "test"],
+    classes: Classes,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Images | None:
+    """Opens a source of the recipe and reads every image once; None where the recipe has no such source.
+
+    Raises:
+        DataError: more images are unreadable than the recipe accepts, or labels and class names differ.
+    """
+    spec: SourceSpec | None = getattr(recipe.data, key)
+    if spec is None:
+        return None
+    source = open_source(
+        spec, class_names=classes.names, labeled=key != "unlabeled", data=recipe.data
+    )
+    result = scan(source, progress=progress)
+    limit = recipe.data.bad_image_limit(len(source.items))
+    check_limit(result, limit=limit, what=f"data.{key}")
+    if result.bad:
+        log.warning(
+            "%d of %d images of data.%s cannot be read and are skipped.",
+            len(result.bad),
+            len(source.items),
+            key,
+        )
+    return Images(source, result.good, result.bad)
+
+
+def require_images(images: Images | None, key: str, why: str) -> Images:
+    """Those images, or an error that names the key that is missing."""
+    if images is None:
+        raise RecipeError(
+            f"The recipe has no data.{key}, and {why}.\n  Add it; `kdedge schema` shows how."
+        )
+    return images
+
+
+def load_role_backbone(
+    recipe: Recipe, role: Role, *, device: torch.device, cache: Path | None
+) -> Backbone:
+    """Loads the frozen CLIP of a role."""
+    spec = model_spec(recipe, role)
+    return load_backbone(
+        name=spec.backbone,
+        weights=spec.weights,
+        config=spec.config,
+        quick_gelu=spec.quick_gelu,
+        device=device,
+        cache_folder=cache,
+    )
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device by name; CUDA where there is one and nothing is asked for.
+
+    Raises:
+        SetupError: this machine has no such device.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RecipeError(f"--device {name} is no device.\n  Use cpu, cuda or cuda:0.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SetupError(
+            f"--device {name}: PyTorch finds no CUDA device here.\n"
+            "  Use --device cpu, or see `kdedge doctor`."
+        )
+    if device.type not in {"cpu", "cuda"}:
+        raise SetupError(f"--device {name}: kdedge trains on cpu and cuda.")
+    return device
+
+
+def settings_record(choice: MethodChoice) -> dict[str, Any]:
+    """The method's name and settings as JSON values, for hashes and provenance."""
+    return {"method": choice.name, "settings": choice.settings.model_dump(mode="json")}

@@ -1,0 +1,106 @@
+"""Number formats of the forward pass, and loss scaling for the one that needs it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdedge.errors import SetupError
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """Runs forward passes in fp32, bf16 or fp16, and the backward pass that belongs to it.
+
+    Trained tensors stay float32 in all three: unlike the reference code of the prompt-learning
+    papers, which updates half-precision weights in place, small updates are not lost. fp16 scales
+    the loss (Micikevicius et al. 2018, arXiv:1710.03740) and skips steps whose gradients overflow.
+
+    Args:
+        name: format of matrix products and convolutions.
+        device: where the model is.
+
+    Raises:
+        SetupError: this device does not compute in that format.
+    """
+
+    def __init__(self, name: Literal["fp32", "bf16", "fp16"], device: torch.device) -> None:
+        self._dtype = _DTYPES.get(name)
+        self._device = device
+        if self._dtype is not None:
+            _check_support(name, self._dtype, device)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def autocast(self) -> torch.autocast:
+        """Context for the forward pass and the loss."""
+        return torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None)
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether gradients that overflow are expected, and skip a step."""
+        return self._scaler.is_enabled()
+
+    def backward(self, loss: Tensor) -> None:
+        """Computes gradients of a float32 scalar, scaled where the format needs it."""
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def clip(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Iterable[nn.Parameter],
+        *,
+        max_norm: float | None,
+    ) -> Tensor:
+        """Takes the scale out of the gradients, limits their common norm, and gives that norm.
+
+        Args:
+            optimizer: holds the parameters.
+            parameters: the trained ones.
+            max_norm: L2 norm over all gradients together; None leaves them as they are.
+        """
+        self._scaler.unscale_(optimizer)
+        return nn.utils.clip_grad_norm_(parameters, float("inf") if max_norm is None else max_norm)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Takes the optimizer's step; under fp16 not where a gradient is not finite."""
+        self._scaler.step(optimizer)
+        self._scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loss scale and its growth counter; empty where nothing is scaled."""
+        return self._scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what `state_dict` gave."""
+        if self.is_scaled:
+            self._scaler.load_state_dict(state)
+
+
+def _check_support(name: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Runs one small product: the only answer that holds for every torch and device."""
+    try:
+        with warnings.catch_warnings():
+            # torch warns and goes on in float32 where the format is unknown to the device
+            warnings.simplefilter("error")
+            with torch.autocast(device.type, dtype=dtype):
+                ones = torch.ones(2, 2, device=device)
+                is_supported = (ones @ ones).dtype == dtype
+        if device.type == "cuda" and dtype is torch.bfloat16:
+            is_supported = is_supported and torch.cuda.is_bf16_supported()
+    except (RuntimeError, UserWarning) as error:
+        raise _unsupported(name, device) from error
+    if not is_supported:
+        raise _unsupported(name, device)
+
+
+def _unsupported(name: str, device: torch.device) -> SetupError:
+    return SetupError(
+        f"optim.precision is {name}, which torch {torch.__version__} does not compute on"
+        f" {device}.\n"
+        "  Set optim.precision: fp32."
+    )

@@ -1,0 +1,174 @@
+"""What can be known before a run: that the recipe holds, the images read, the weights load, and how long it takes.
+
+Nothing is written. What is wrong is raised as the run itself would raise it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kdedge.config.load import LoadedRecipe, check_paths
+from kdedge.data.loader import n_steps
+from kdedge.errors import ResourceError
+from kdedge.training.distill import student_job
+from kdedge.training.fit import Job, batches_of
+from kdedge.training.parts import Images
+from kdedge.training.precision import Precision
+from kdedge.training.teach import teacher_job
+from kdedge.training.teachers import untrained_teacher
+
+_TRIAL_STEPS = 3
+_CHECKPOINT_COPIES = 6
+"""Bytes of a run on disk over those of its trained tensors: two checkpoints of parameters, momentum and averages."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the preflight: what was looked at and what was found."""
+
+    what: str
+    found: str
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What `check` found.
+
+    Attributes:
+        findings: in the order of the run.
+        seconds: estimated training time in all, without evaluation.
+    """
+
+    findings: tuple[Finding, ...]
+    seconds: float
+
+
+def check(loaded: LoadedRecipe, *, root: Path, device: torch.device) -> Preflight:
+    """Goes through a recipe's run up to the first steps, without writing anything.
+
+    Args:
+        loaded: the recipe.
+        root: folder of all runs; only its free space is looked at.
+        device: where it would train.
+
+    Raises:
+        KdedgeError: whatever would stop the run.
+    """
+    check_paths(loaded)
+    findings = [Finding("recipe", f"{loaded.path}: valid")]
+    jobs: list[Job] = []
+    if loaded.recipe.teacher is not None and loaded.recipe.teacher.run is None:
+        jobs.append(teacher_job(loaded, cache=None, device=device))
+    if loaded.recipe.student is not None and jobs:
+        classes = jobs[0].classes
+        teacher = untrained_teacher(jobs[0].method, jobs[0].backbone, classes)
+        jobs.append(student_job(loaded, teacher, cache=None, classes=classes))
+    seconds = 0.0
+    for job in jobs:
+        findings += describe(job)
+        took = estimate_seconds(job)
+        seconds += took
+        findings.append(Finding(f"{job.role}: time", f"about {duration(took)} on {device}"))
+    findings += [memory(), disk(jobs, root)]
+    return Preflight(tuple(findings), seconds)
+
+
+def describe(job: Job) -> list[Finding]:
+    """What a job is made of."""
+    recipe, classes = job.loaded.recipe, job.classes
+    half = (
+        f", labels of the first {len(classes.labeled)} are read" if job.labels is not None else ""
+    )
+    rows = [
+        (f"{job.role}: classes", f"{len(classes.names)}{half}"),
+        (f"{job.role}: images", count(job.images)),
+        (f"{job.role}: weights", f"{job.backbone.name}, {job.backbone.weights_hash[:12]}"),
+        (
+            f"{job.role}: method",
+            f"{job.choice.name}, {sum(p.numel() for p in job.method.trainable_parameters().values()):,}"
+            f" parameters, {job.choice.optim.epochs} epochs of"
+            f" {n_steps(len(job.images.indices), job.choice.optim.batch_size)} steps",
+        ),
+    ]
+    if job.test is not None:
+        rows.append((f"{job.role}: test images", count(job.test)))
+    else:
+        rows.append(
+            (f"{job.role}: test images", f"none: accuracy of {recipe.name} will not be measured")
+        )
+    return [Finding(*row) for row in rows]
+
+
+def count(images: Images) -> str:
+    """How many images are used and how many cannot be read."""
+    skipped = f", {len(images.skipped)} unreadable" if images.skipped else ""
+    return f"{len(images.indices):,} used of {len(images.source.items):,}{skipped}"
+
+
+def estimate_seconds(job: Job) -> float:
+    """Times a few real steps (the first one left out) and multiplies."""
+    parameters = list(job.method.trainable_parameters().values())
+    if not parameters:
+        return 0.0
+    settings = job.choice.optim
+    precision = Precision(settings.precision, job.device)
+    job.method.module.train()
+    times = []
+    for batch in itertools.islice(batches_of(job, 1, 0), _TRIAL_STEPS):
+        began = time.perf_counter()
+        moved = batch.to(job.device)
+        with precision.autocast():
+            output = job.method.training_step(moved)
+        torch.autograd.grad(output.loss, parameters, allow_unused=True)
+        if job.device.type == "cuda":
+            torch.cuda.synchronize(job.device)
+        times.append(time.perf_counter() - began)
+    steps = settings.epochs * n_steps(len(job.images.indices), settings.batch_size)
+    return min(times[1:] or times) * steps
+
+
+def memory() -> Finding:
+    """Peak memory of the trial steps."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak_bytes = peak if sys.platform == "darwin" else peak * 1024
+    return Finding("memory", f"{peak_bytes / 2**30:.1f} GiB used by the trial steps")
+
+
+def disk(jobs: list[Job], root: Path) -> Finding:
+    """Free space against what a run writes.
+
+    Raises:
+        ResourceError: it is not enough.
+    """
+    place = next(
+        folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists()
+    )
+    free = shutil.disk_usage(place).free
+    needed = _CHECKPOINT_COPIES * sum(
+        tensor.nbytes for job in jobs for tensor in job.method.module.state_dict().values()
+    )
+    if free < needed:
+        raise ResourceError(
+            f"{place} has {free / 2**20:.0f} MiB free, and these runs write about {needed / 2**20:.0f} MiB.\n"
+            "  Free some space, or name another folder with --runs."
+        )
+    return Finding(
+        "disk", f"about {needed / 2**20:.0f} MiB needed, {free / 2**30:.1f} GiB free in {place}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

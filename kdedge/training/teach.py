@@ -1,0 +1,137 @@
+"""Training a teacher: a prompt method on few labeled images of the labeled classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from kdedge.clip.backbone import Backbone
+from kdedge.config.load import LoadedRecipe
+from kdedge.config.recipe import LabeledSpec
+from kdedge.data.split import few_shot
+from kdedge.errors import RecipeError
+from kdedge.methods._protocol import Method
+from kdedge.training.fit import Job, run_job
+from kdedge.training.parts import (
+    Classes,
+    Images,
+    choose_method,
+    load_classes,
+    load_images,
+    load_role_backbone,
+    require_images,
+)
+from kdedge.training.runs import RunFolder
+from kdedge.training.teachers import made_by
+
+
+def cache_folder(root: Path) -> Path:
+    """Where features of frozen texts are kept, beside the runs."""
+    return root / ".cache" / "text_features"
+
+
+def few_shot_images(images: Images, spec: LabeledSpec, classes: Classes, *, seed: int) -> Images:
+    """The labeled images that are trained on: some a class, drawn over all classes, then the labeled ones.
+
+    The order of the two steps is the benchmark's: the base classes' images do not depend on the split.
+    """
+    indices = images.indices
+    if spec.shots is not None:
+        labels = [item.label for item in images.source.items]
+        indices = tuple(few_shot(labels, indices, shots=spec.shots, seed=seed))
+    return images.only(indices).of_classes(classes.labeled)
+
+
+def teacher_job(loaded: LoadedRecipe, *, cache: Path | None, device: torch.device) -> Job:
+    """Makes ready to train the recipe's teacher."""
+    recipe = loaded.recipe
+    choice = choose_method(loaded, "teacher")
+    if choice.module.Method.needs_teacher:
+        raise RecipeError(
+            f"teacher.method is {choice.name}, which needs a teacher itself.\n  Use promptsrc or zeroshot."
+        )
+    classes = load_classes(recipe)
+    images = labeled_images(loaded, classes)
+    train_label = {label: position for position, label in enumerate(classes.labeled)}
+    labels = {index: train_label[label] for index, label in images.labels().items()}
+    backbone = load_role_backbone(recipe, "teacher", device=device, cache=cache)
+    method: Method = choice.module.Method.build(
+        backbone,
+        classes.names,
+        choice.settings,
+        template=classes.template,
+        train_classes=classes.labeled,
+        teacher=None,
+        generator=torch.Generator().manual_seed(recipe.seed),
+    )
+    return Job(
+        role="teacher",
+        loaded=loaded,
+        choice=choice,
+        classes=classes,
+        backbone=backbone,
+        method=method,
+        images=images,
+        labels=labels,
+        test=load_images(recipe, "test", classes),
+        validation=validation_images(loaded, "teacher", classes),
+        made_by=lambda: made_by(backbone, method.module, classes),
+    )
+
+
+def labeled_images(loaded: LoadedRecipe, classes: Classes) -> Images:
+    """The images a teacher is trained on."""
+    recipe = loaded.recipe
+    images = require_images(
+        load_images(recipe, "labeled", classes), "labeled", "a teacher learns from labeled images"
+    )
+    spec = recipe.data.labeled
+    assert spec is not None  # require_images has seen to it
+    return few_shot_images(images, spec, classes, seed=recipe.seed)
+
+
+def validation_images(
+    loaded: LoadedRecipe, role: Literal["teacher", "student"], classes: Classes
+) -> Images | None:
+    """Labeled images that an epoch is chosen by, where the recipe chooses one."""
+    choice = choose_method(loaded, role)
+    if choice.optim.selection == "last":
+        return None
+    return require_images(
+        load_images(loaded.recipe, "validation", classes),
+        "validation",
+        "selection: validation chooses an epoch by it",
+    )
+
+
+def teach(
+    loaded: LoadedRecipe, *, root: Path, device: torch.device, resume: bool = False
+) -> RunFolder:
+    """Trains the recipe's teacher and stores its class vectors.
+
+    Args:
+        loaded: the recipe.
+        root: folder of all runs.
+        device: where to train.
+        resume: go on with an interrupted run of the same teacher.
+    """
+    job = teacher_job(loaded, cache=cache_folder(root), device=device)
+    return run_job(job, root=root, resume=resume)
+
+
+def same_preprocessing(teacher: Backbone, student: Backbone) -> None:
+    """Both models see the same pixels of a crop, so both must want them alike.
+
+    Raises:
+        RecipeError: they do not.
+    """
+    ours, theirs = student.preprocess.as_dict(), teacher.preprocess.as_dict()
+    for key, value in ours.items():
+        if theirs[key] != value:
+            raise RecipeError(
+                f"Teacher {teacher.name} and student {student.name} prepare images differently:"
+                f" {key} is {theirs[key]} and {value}.\n"
+                "  Both see the same crop; choose backbones of one input size and normalization."
+            )

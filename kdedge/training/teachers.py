@@ -1,0 +1,166 @@
+"""Teachers that are stored: found by what made them, loaded, checked, frozen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kdedge._files import sha256_json
+from kdedge.clip.backbone import Backbone, hash_weights
+from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
+from kdedge.config.load import load_recipe
+from kdedge.errors import DataError
+from kdedge.methods._protocol import Method
+from kdedge.training.parts import Classes, Role, choose_method, load_role_backbone
+from kdedge.training.runs import RunFolder, runs_in
+
+
+class StoredTeacher:
+    """A trained teacher with its stored class vectors, frozen.
+
+    Attributes:
+        scale: `logit_scale.exp()`.
+        backbone: its frozen CLIP.
+        stored: its class vectors.
+        run_name: where it was trained; None for one that is not.
+    """
+
+    def __init__(
+        self, method: Method, vectors: ClassVectors, backbone: Backbone, run_name: str | None
+    ) -> None:
+        self.scale = method.scale
+        self.backbone = backbone
+        self.run_name = run_name
+        self.stored = vectors
+        self._method = method
+        self._vectors = vectors.vectors.to(backbone.device)
+
+    def class_vectors(self) -> Tensor:
+        """[C, D_teacher]."""
+        return self._vectors
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D_teacher]."""
+        return self._method.forward_features(images)
+
+
+def made_by(backbone: Backbone, module: nn.Module, classes: Classes) -> str:
+    """Hash of what class vectors depend on: weights, trained tensors, names and template."""
+    trained = hash_weights(module.state_dict())
+    return sha256_json([backbone.weights_hash, trained, list(classes.names), classes.template])
+
+
+def load_trained(method: Method, path: Path, backbone: Backbone) -> None:
+    """Puts a run's trained tensors into a freshly built method, strictly.
+
+    Raises:
+        DataError: the file is missing or damaged, belongs to other weights or to a method of other sizes.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+    if metadata.get("backbone") != backbone.weights_hash:
+        raise DataError(
+            f"{path} was trained on weights {metadata.get('backbone', 'of no known hash')[:12]}, and"
+            f" {backbone.name} has weights {backbone.weights_hash[:12]}.\n"
+            "  Use the weights of that run; its recipe.yaml names them."
+        )
+    expected = {key: tuple(value.shape) for key, value in method.module.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    if expected != found:
+        odd = sorted(set(expected.items()) ^ set(found.items()))[0][0]
+        raise DataError(
+            f"{path} holds other tensors than its recipe builds, first {odd}:"
+            f" {found.get(odd, 'missing')} where {expected.get(odd, 'nothing')} is expected."
+        )
+    method.module.load_state_dict(state)
+    method.module.eval()
+
+
+def build_method(
+    run: RunFolder, role: Role, classes: Classes, *, device: torch.device, cache: Path | None
+) -> tuple[Method, Backbone]:
+    """Builds a run's method from its own recipe and loads what was trained; for methods without a teacher."""
+    loaded = load_recipe(run.recipe)
+    choice = choose_method(loaded, role)
+    backbone = load_role_backbone(loaded.recipe, role, device=device, cache=cache)
+    method: Method = choice.module.Method.build(
+        backbone,
+        classes.names,
+        choice.settings,
+        template=classes.template,
+        train_classes=classes.labeled,
+        teacher=None,
+        generator=torch.Generator().manual_seed(loaded.recipe.seed),
+    )
+    load_trained(method, run.weights, backbone)
+    return method, backbone
+
+
+def load_teacher(
+    run: RunFolder, classes: Classes, *, device: torch.device, cache: Path | None
+) -> StoredTeacher:
+    """Loads a finished teacher run for a class list.
+
+    Stored class vectors are taken by name, in the order of `classes`. Names without one are encoded by the teacher's
+    own text tower.
+
+    Raises:
+        DataError: the stored class vectors were not made by the stored weights.
+    """
+    stored = load_class_vectors(run.class_vectors)
+    own = Classes(stored.class_names, _template(run), classes.split)
+    method, backbone = build_method(run, "teacher", own, device=device, cache=cache)
+    if stored.made_by != made_by(backbone, method.module, own):
+        raise DataError(
+            f"{run.class_vectors} was not made by {run.weights.name} beside it.\n"
+            "  One of the two was replaced, or the vectors were stored before the weights were loaded: train or"
+            " import this teacher again."
+        )
+    vectors = _for_names(run, stored, classes, backbone, device=device, cache=cache)
+    return StoredTeacher(method, vectors, backbone, run.name)
+
+
+def untrained_teacher(method: Method, backbone: Backbone, classes: Classes) -> StoredTeacher:
+    """A teacher with the prompts it starts from: what a trial step needs, at the cost of the real one."""
+    maker = made_by(backbone, method.module, classes)
+    vectors = ClassVectors(method.class_vectors().cpu(), classes.names, maker)
+    return StoredTeacher(method, vectors, backbone, None)
+
+
+def _for_names(
+    run: RunFolder,
+    stored: ClassVectors,
+    classes: Classes,
+    backbone: Backbone,
+    *,
+    device: torch.device,
+    cache: Path | None,
+) -> ClassVectors:
+    if set(classes.names) <= set(stored.class_names):
+        return stored.select(classes.names)
+    method, _ = build_method(run, "teacher", classes, device=device, cache=cache)
+    return ClassVectors(
+        method.class_vectors().cpu(), classes.names, made_by(backbone, method.module, classes)
+    )
+
+
+def _template(run: RunFolder) -> str:
+    return load_recipe(run.recipe).recipe.classes.template
+
+
+def find_teacher(root: Path, key: str) -> RunFolder | None:
+    """The newest finished teacher run that was made from exactly the same parts, or None."""
+    found = [
+        (str(record.get("finished_at")), run)
+        for run, record in runs_in(root)
+        if run.kind == "teacher" and record.get("key") == key and record.get("status") == "finished"
+    ]
+    return max(found, key=lambda entry: entry[0])[1] if found else None

@@ -1,0 +1,135 @@
+"""Image files that are broken, hostile or not images at all."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+
+from kdedge.runtime.preprocess import UnusableImage, decode_image
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def photo(kind: str = "JPEG") -> bytes:
+    pixels = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    return encode(Image.fromarray(pixels), kind)
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    checksum = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + checksum
+
+
+def png_of_claimed_size(width: int, height: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = zlib.compress(b"\0" * 1000)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", header)
+        + png_chunk(b"IDAT", body)
+        + png_chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+@pytest.mark.parametrize("load_truncated", [False, True])
+def test_a_truncated_file_is_refused_whatever_pillow_was_told(kind, load_truncated, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", load_truncated)
+    data = photo(kind)
+    with pytest.raises(UnusableImage):
+        decode_image(data[: len(data) * 2 // 3])
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is load_truncated
+
+
+@pytest.mark.parametrize(("width", "height"), [(65_500, 65_500), (10_001, 10_000)])
+def test_a_bomb_is_refused_by_its_header(width, height):
+    with pytest.raises(UnusableImage, match="too large"):
+        decode_image(png_of_claimed_size(width, height))
+
+
+def test_the_pixel_limit_is_exact():
+    data = encode(Image.new("RGB", (20, 10)), "PNG")
+    assert decode_image(data, max_pixels=200).size == (20, 10)
+    with pytest.raises(UnusableImage, match="20 x 10 pixels, the limit is 199 pixels"):
+        decode_image(data, max_pixels=199)
+
+
+def test_a_limit_that_the_user_took_away_from_pillow_still_holds(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(UnusableImage, match="too large"):
+        decode_image(png_of_claimed_size(60_000, 60_000))
+
+
+def test_a_thin_strip_is_refused_because_resizing_would_blow_it_up():
+    with pytest.raises(UnusableImage, match="longer than 100 times its shorter side"):
+        decode_image(encode(Image.new("RGB", (101, 1)), "PNG"))
+    assert decode_image(encode(Image.new("RGB", (100, 1)), "PNG")).size == (100, 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"hello, this is no image\n", "text file"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b'<?xml version="1.0"?>\n<svg/>', "SVG"),
+        (b"<!DOCTYPE html><html></html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"\0" * 4096, "zero bytes"),
+        (b"\xde\xad\xbe\xef" * 10, "de ad be ef"),
+    ],
+)
+def test_what_is_no_image_is_named(data, reason):
+    with pytest.raises(UnusableImage, match=reason) as caught:
+        decode_image(data)
+    assert caught.value.reason in str(caught.value)
+    assert "BytesIO" not in caught.value.reason
+
+
+def test_postscript_is_never_handed_to_ghostscript():
+    data = encode(Image.new("RGB", (8, 8)), "EPS")
+    with pytest.raises(UnusableImage, match="outside program"):
+        decode_image(data)
+
+
+def test_a_png_with_a_damaged_checksum_is_refused():
+    data = bytearray(photo("PNG"))
+    at = data.index(b"IDAT") + 200
+    data[at] ^= 0xFF
+    with pytest.raises(UnusableImage):
+        decode_image(bytes(data))
+
+
+def test_a_png_text_bomb_is_refused():
+    text = zlib.compress(b"a" * 200_000_000, 9)
+    plain = photo("PNG")
+    data = plain[:33] + png_chunk(b"zTXt", b"k\0\0" + text) + plain[33:]
+    with pytest.raises(UnusableImage):
+        decode_image(data)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "TGA"]),
+    changes=st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), min_size=1, max_size=8),
+    length=st.integers(0, 5000),
+)
+def test_any_damage_gives_an_image_or_a_reason_and_nothing_else(kind, changes, length):
+    data = bytearray(encode(Image.linear_gradient("L").resize((40, 30)), kind))
+    for position, value in changes:
+        data[position % len(data)] = value
+    outcome = "RGB"
+    try:
+        outcome = decode_image(bytes(data[: max(1, length)])).mode
+    except UnusableImage as error:
+        outcome = error.reason and "RGB"
+    assert outcome == "RGB"

@@ -1,0 +1,170 @@
+"""init, schema, methods and doctor."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from kdedge.cli import doctor, init, methods, schema
+from kdedge.config.load import check_paths, load_recipe
+from kdedge.config.recipe import OptimSettings
+from kdedge.errors import DataError, MissingPackage, RecipeError
+from kdedge.methods import registry
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted([*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("benchmarks/**/*.yaml")])
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cams", "labeled", "my test: #1"):
+        Path(name).mkdir()
+    Path("classes.txt").write_text("cat\ndog\n")
+    return tmp_path
+
+
+def run_init(*arguments: str) -> str:
+    result = CliRunner().invoke(init.command, arguments, standalone_mode=False)
+    if result.exception:
+        raise result.exception
+    return result.output
+
+
+BASE = ("--images", "cams", "--classes", "classes.txt")
+
+
+def test_init_writes_a_recipe_that_loads_and_whose_paths_are_there(folder):
+    output = run_init("line3", *BASE, "--labeled", "labeled", "--test", "my test: #1")
+    loaded = load_recipe("line3.yaml")
+    check_paths(loaded)
+    assert loaded.recipe.data.labeled.shots == 16
+    assert loaded.recipe.data.test.folder == folder / "my test: #1"
+    assert loaded.recipe.teacher.method == "promptsrc"
+    assert output == "Wrote line3.yaml\nNext: kdedge check line3.yaml\n"
+
+
+def test_init_without_labels_takes_a_teacher_that_needs_none(folder):
+    run_init("line3", *BASE)
+    recipe = load_recipe("line3.yaml").recipe
+    assert (recipe.data.labeled, recipe.teacher.method) == (None, "zeroshot")
+
+
+def test_init_explains_every_optim_key_from_the_schema(folder):
+    run_init("line3", *BASE)
+    text = " ".join(Path("line3.yaml").read_text().replace("#", " ").split())
+    for name, field in OptimSettings.model_fields.items():
+        if field.default is not None:
+            assert f"{' '.join(field.description.split())} {name}:" in text
+
+
+def test_init_never_overwrites(folder):
+    Path("line3.yaml").write_text("mine")
+    with pytest.raises(RecipeError, match="is there already"):
+        run_init("line3", *BASE)
+    assert Path("line3.yaml").read_text() == "mine"
+
+
+def test_init_does_not_write_through_a_dangling_link(folder):
+    Path("line3.yaml").symlink_to("elsewhere.yaml")
+    with pytest.raises(RecipeError, match="is there already"):
+        run_init("line3", *BASE)
+    assert not Path("elsewhere.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "a b", ".hidden", "", "a\nb", "ä", "x" * 101])
+def test_init_refuses_names_that_are_no_plain_words(folder, name):
+    with pytest.raises(RecipeError, match="cannot be a recipe's name"):
+        run_init(name, *BASE)
+    assert not list(folder.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("missing", ["cams", "classes.txt"])
+def test_init_refuses_inputs_that_are_not_there(folder, missing):
+    arguments = ["nowhere" if argument == missing else argument for argument in BASE]
+    with pytest.raises(DataError, match="nowhere"):
+        run_init("line3", *arguments)
+    assert not list(folder.glob("*.yaml"))
+
+
+def test_methods_lists_the_folder_with_first_lines_and_imports_none():
+    output = CliRunner().invoke(methods.command, ["--json"]).output
+    listed = json.loads(output)
+    assert {"promptkd", "promptsrc", "zeroshot"} <= set(listed)
+    assert not {"registry", "__init__", "_protocol"} & set(listed)
+    assert listed["promptkd"].startswith("PromptKD: ")
+
+
+def test_an_unknown_method_is_answered_with_the_nearest():
+    with pytest.raises(RecipeError, match="Did you mean promptkd"):
+        registry.load_method("promtpkd")
+    with pytest.raises(RecipeError, match=r"There are: .*promptsrc"):
+        registry.load_method("../x")
+
+
+def test_a_method_is_loaded_by_its_name():
+    pytest.importorskip("torch")
+    for name in registry.list_methods():
+        module = registry.load_method(name)
+        assert module.Settings() == module.Settings()
+
+
+def test_a_method_of_an_installed_package_joins_by_its_entry_point(tmp_path, monkeypatch):
+    (tmp_path / "outside_method.py").write_text("class Settings: pass\nclass Method: pass\n")
+    info = tmp_path / "outside-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[kdedge.methods]\nmine = outside_method\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "mine" in registry.list_methods()
+    assert registry.load_method("mine").__name__ == "outside_method"
+
+
+def test_a_method_whose_package_is_missing_says_how_to_install_it(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("kdedge.methods.")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [name for name in sys.modules if name.startswith(("kdedge.clip", "kdedge.data"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingPackage, match=r"pip install 'kdedge\[train\]'"):
+        registry.load_method("promptkd")
+
+
+def test_schema_explains_every_key_of_a_recipe_and_of_the_methods():
+    pytest.importorskip("torch")
+    text = CliRunner().invoke(schema.command).output
+    for key in ("name", "data.labeled.shots", "teacher.run", "optim.schedule_per"):
+        assert f"\n  {key}  (" in text
+    assert "optim.lr  (number more than 0, at most 10, default 0.005)" in text
+    assert "settings of the method promptkd" in text
+    assert "n_ctx_vision  (whole number" in text
+
+
+def test_schema_as_json_is_a_json_schema_with_the_methods():
+    pytest.importorskip("torch")
+    values = json.loads(CliRunner().invoke(schema.command, ["--json"]).stdout)
+    assert "optim" in values["properties"]
+    assert "temperature" in values["methods"]["promptkd"]["properties"]
+
+
+def test_doctor_names_each_package_with_its_version_or_the_way_to_get_it():
+    report = doctor.examine()
+    assert report["machine"]["cpu_cores"] >= 1
+    for package in report["packages"].values():
+        assert (package["version"] is None) == (package["install"] is not None)
+    result = CliRunner().invoke(doctor.command)
+    assert result.exit_code == 0
+    for name in ("torch", "onnxruntime", "tensorrt_rtx", "GPU", "free disk"):
+        assert name in result.output
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_recipe_of_the_project_has_settings_that_its_methods_know(path):
+    pytest.importorskip("torch")
+    recipe = load_recipe(path).recipe
+    for spec in filter(None, (recipe.teacher, recipe.student)):
+        registry.load_method(spec.method).Settings.model_validate(spec.settings)

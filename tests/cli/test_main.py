@@ -1,0 +1,252 @@
+"""The command line in real processes: exit codes, what is printed where, and how quickly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import click
+import pytest
+
+from kdedge.cli import main as entry
+from kdedge.cli.main import cli
+
+ROOT = Path(__file__).parents[2]
+
+
+def kdedge(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "kdedge", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def run_python(code: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+# Adds a command that raises the given error to the real entry point.
+RAISE = """
+    import errno, sys, click
+    from kdedge import errors
+    from kdedge.cli import main as entry
+
+    @click.command("fail")
+    def fail():
+        {raises}
+
+    entry.LazyGroup.get_command = lambda self, ctx, name: fail
+    entry.LazyGroup.resolve_command = lambda self, ctx, args: ("fail", fail, [])
+    sys.argv = ["kdedge", "fail"]
+    entry.main()
+"""
+
+
+def test_help_takes_less_than_half_a_second():
+    fastest = min(_seconds("--help") for _ in range(3))
+    assert fastest < 0.5
+
+
+def _seconds(*arguments: str) -> float:
+    start = time.perf_counter()
+    assert kdedge(*arguments).returncode == 0
+    return time.perf_counter() - start
+
+
+def test_help_loads_neither_torch_nor_a_command_nor_the_recipe_schema():
+    done = run_python("""
+        import sys
+        from kdedge.cli.main import run
+        code = run(["--help"])
+        heavy = {"torch", "numpy", "PIL", "pydantic", "ruamel", "open_clip", "rich"}
+        loaded = {name for name in sys.modules if name.startswith("kdedge.cli.")}
+        print(sorted(heavy & set(sys.modules)), sorted(loaded), code, file=sys.stderr)
+    """)
+    assert done.stderr.strip() == "[] ['kdedge.cli._output', 'kdedge.cli.main'] 0"
+
+
+def test_importing_kdedge_loads_nothing_but_itself():
+    done = run_python("""
+        import sys
+        before = set(sys.modules)
+        import kdedge
+        print(sorted(set(sys.modules) - before))
+    """)
+    assert done.stdout.strip() == "['kdedge']"
+
+
+@pytest.mark.parametrize("name", cli.list_commands(click.Context(cli)))
+def test_every_command_has_one_line_in_the_help_and_a_help_of_its_own(name):
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    short = entry.first_line(Path(sys.modules[f"kdedge.cli.{name.replace('-', '_')}"].__file__))
+    assert short.endswith(".")
+    assert f"  {name}" in kdedge("-h").stdout
+    done = kdedge(name, "-h")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"Usage: kdedge {name}")
+
+
+def test_commands_stand_in_the_order_of_a_project():
+    names = cli.list_commands(click.Context(cli))
+    assert names.index("init") < names.index("doctor") < names.index("schema")
+
+
+def test_an_unknown_command_is_a_usage_error_with_the_nearest_name():
+    done = kdedge("doctr")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert 'No such command "doctr". Did you mean doctor?' in done.stderr
+
+
+def test_an_unknown_option_is_a_usage_error_with_the_nearest_name():
+    done = kdedge("doctor", "--jsno")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--json" in done.stderr.splitlines()[-1]
+
+
+def test_no_command_at_all_is_a_usage_error_that_shows_the_help():
+    done = kdedge()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Commands:" in done.stderr
+
+
+def test_the_version_is_printed():
+    assert kdedge("--version").stdout == "kdedge 0.1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("raises", "code", "message"),
+    [
+        ("raise errors.RecipeError('a')", 2, "kdedge: a\n"),
+        ("raise errors.DataError('a')", 3, "kdedge: a\n"),
+        ("raise errors.SetupError('a')", 4, "kdedge: a\n"),
+        ("raise errors.DivergedError('a')", 5, "kdedge: a\n"),
+        ("raise errors.GateError('a')", 6, "kdedge: a\n"),
+        ("raise errors.ResourceError('a')", 7, "kdedge: a\n"),
+        ("raise errors.Interrupted('a', signum=15)", 143, "kdedge: a\n"),
+        ("raise KeyboardInterrupt", 130, "kdedge: interrupted.\n"),
+        ("raise click.Abort", 130, "kdedge: interrupted.\n"),
+        ("sys.exit(9)", 9, ""),
+    ],
+)
+def test_an_error_is_its_message_and_its_exit_code(raises, code, message):
+    done = run_python(RAISE.format(raises=raises))
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", message)
+
+
+@pytest.mark.parametrize(
+    "raises",
+    [
+        "raise MemoryError",
+        "raise type('OutOfMemoryError', (RuntimeError,), {})('CUDA out of memory. Tried')",
+        "raise RuntimeError('DefaultCPUAllocator: not enough memory: you tried')",
+    ],
+)
+def test_running_out_of_memory_is_no_bug_and_has_a_remedy(raises):
+    done = run_python(RAISE.format(raises=raises))
+    assert done.returncode == 7
+    assert done.stderr.startswith("kdedge: memory ran out: ")
+    assert "--set optim.batch_size" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_is_no_bug():
+    done = run_python(RAISE.format(raises="raise OSError(errno.ENOSPC, 'No space', 'x.bin')"))
+    assert done.returncode == 7
+    assert done.stderr.startswith("kdedge: the disk is full while writing x.bin.\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_result_that_does_not_fit_on_the_disk_is_an_error():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "kdedge", "methods"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 7
+    assert done.stderr.startswith("kdedge: the disk is full.")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bug_is_one_line_and_a_traceback_in_a_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    done = run_python(RAISE.format(raises="raise ValueError('two\\nlines')"))
+    logs = list(tmp_path.glob("kdedge-crash-*.log"))
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"kdedge: this is a bug in kdedge: ValueError: two lines. The traceback is in {logs[0]}\n"
+    )
+    assert "Traceback (most recent call last)" in logs[0].read_text()
+
+
+def test_a_bug_during_a_run_is_told_in_the_runs_log(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("before\n")
+    raises = (
+        "from pathlib import Path; from kdedge.cli._output import remember_run_log;"
+        f" remember_run_log(Path({str(log)!r})); raise ValueError('x')"
+    )
+    done = run_python(RAISE.format(raises=raises))
+    assert done.stderr.endswith(f"The traceback is in {log}\n")
+    assert log.read_text().startswith("before\n")
+    assert "ValueError: x" in log.read_text()
+
+
+def test_a_closed_pipe_ends_quietly():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdedge", "methods"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=60) == 141
+    process.stderr.close()
+
+
+def test_control_c_gives_130_without_a_traceback():
+    wait = "print('on', flush=True); __import__('time').sleep(60)"
+    code = textwrap.dedent(RAISE.format(raises=wait))
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "on\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        assert process.stderr.read() == "kdedge: interrupted.\n"
+
+
+def test_json_results_are_one_object_on_stdout():
+    for name in ("doctor", "methods"):
+        done = kdedge(name, "--json")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert isinstance(json.loads(done.stdout), dict)

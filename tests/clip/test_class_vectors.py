@@ -1,0 +1,95 @@
+"""Stored class vectors and text features: by name, with the hash of what made them, refused when damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdedge.clip.backbone import Backbone
+from kdedge.clip.class_vectors import ClassVectors, TextFeatureCache, load_class_vectors
+from kdedge.errors import DataError, ShapeError
+
+NAMES = ("cat", "dog, big", 'a "quoted" fox', "Käfer")
+
+
+def vectors() -> ClassVectors:
+    drawn = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    return ClassVectors(torch.nn.functional.normalize(drawn, dim=-1), NAMES, "abc")
+
+
+def test_a_file_gives_back_the_same_vectors_names_and_hash(tmp_path: Path) -> None:
+    vectors().save(tmp_path / "class_vectors.safetensors")
+    loaded = load_class_vectors(tmp_path / "class_vectors.safetensors")
+    assert loaded.class_names == NAMES
+    assert loaded.made_by == "abc"
+    assert torch.equal(loaded.vectors, vectors().vectors)
+
+
+def test_another_order_of_names_gives_the_vectors_in_that_order() -> None:
+    selected = vectors().select(("Käfer", "cat"))
+    assert selected.class_names == ("Käfer", "cat")
+    assert torch.equal(selected.vectors, vectors().vectors[[3, 0]])
+
+
+def test_a_name_without_a_vector_is_an_error_that_names_it() -> None:
+    with pytest.raises(DataError, match="1 class names have no stored vector, first 'wolf'"):
+        vectors().select(("cat", "wolf"))
+
+
+def test_vectors_and_names_of_different_counts_are_refused() -> None:
+    with pytest.raises(ShapeError, match=r"3 class names and class vectors of shape \[4, 8\]"):
+        ClassVectors(vectors().vectors, NAMES[:3], "abc")
+
+
+def test_vectors_that_are_not_unit_length_are_refused() -> None:
+    with pytest.raises(DataError, match="not unit length"):
+        ClassVectors(2 * vectors().vectors, NAMES, "abc")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a tensor file", b"\xff" * 64])
+def test_a_damaged_file_is_an_error_with_its_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "class_vectors.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="class_vectors.safetensors does not hold class vectors"):
+        load_class_vectors(path)
+
+
+def test_text_features_are_computed_once_for_weights_and_texts(tmp_path: Path) -> None:
+    calls = []
+
+    def compute() -> Tensor:
+        calls.append(1)
+        return torch.full((2, 3), float(len(calls)))
+
+    first = TextFeatureCache(tmp_path).get("weights", ["a", "b"], compute)
+    again = TextFeatureCache(tmp_path).get("weights", ["a", "b"], compute)
+    assert torch.equal(first, again)
+    assert len(calls) == 1
+    TextFeatureCache(tmp_path).get("other weights", ["a", "b"], compute)
+    TextFeatureCache(tmp_path).get("weights", ["b", "a"], compute)
+    assert len(calls) == 3
+
+
+def test_a_damaged_cache_file_is_an_error_that_says_to_delete_it(tmp_path: Path) -> None:
+    TextFeatureCache(tmp_path).get("weights", ["a"], lambda: torch.zeros(1, 3))
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(DataError, match="is damaged"):
+        TextFeatureCache(tmp_path).get("weights", ["a"], lambda: torch.zeros(1, 3))
+
+
+def test_frozen_texts_of_a_backbone_are_those_of_open_clip(tiny_backbone: Backbone) -> None:
+    texts = [f"a photo of a {name}." for name in NAMES]
+    model = tiny_backbone.model
+    tokens = tiny_backbone.tokenizer(texts)
+    model.attn_mask = torch.full((77, 77), float("-inf")).triu(1)
+    try:
+        expected = model.encode_text(tokens)
+    finally:
+        model.attn_mask = None
+    torch.testing.assert_close(
+        tiny_backbone.text_features_raw(texts), expected, atol=1e-5, rtol=1e-4
+    )

@@ -1,0 +1,385 @@
+"""Checkpoints of the public PromptSRC and PromptKD code, written as that code writes them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kdedge.clip.public_checkpoint import (
+    deviation,
+    promptkd_parameters,
+    promptsrc_parameters,
+    read_public_checkpoint,
+)
+from kdedge.errors import DataError, ShapeError
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+HALF = re.compile(r"ctx$|token_|proj|conv1\.weight|conv1\.[03]|c_fc|c_proj|text_projection")
+
+
+def draw(method: str) -> OrderedDict[str, Tensor]:
+    """A state dict with every key of the public code's checkpoints, in its types, seeded."""
+    shapes = json.loads((GOLDEN / f"{method}_checkpoint_keys.json").read_text())
+    generator = torch.Generator().manual_seed(0)
+    state: OrderedDict[str, Tensor] = OrderedDict()
+    for key, shape in shapes.items():
+        value = torch.randn(shape, generator=generator)
+        state[key] = value.half() if HALF.search(key) else value
+    for key in state:
+        if key.endswith("num_batches_tracked"):
+            state[key] = torch.tensor(17)
+    return state
+
+
+@pytest.fixture(scope="module")
+def promptsrc() -> OrderedDict[str, Tensor]:
+    return draw("promptsrc")
+
+
+@pytest.fixture(scope="module")
+def promptkd() -> OrderedDict[str, Tensor]:
+    return draw("promptkd")
+
+
+class ConstantWarmupScheduler:
+    """Stands for Dassl's scheduler, an object that holds another scheduler and the optimizer."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.successor = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+        self.last_epoch = 20
+
+
+def save(path: Path, state: dict[str, Tensor], **changes: Any) -> Path:
+    """Writes a checkpoint as Dassl's `save_checkpoint` does, scheduler object included."""
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
+    parameter.sum().backward()
+    optimizer.step()
+    is_zip = changes.pop("is_zip", True)
+    checkpoint = {
+        "state_dict": state,
+        "epoch": 20,
+        "optimizer": optimizer.state_dict(),
+        "scheduler": ConstantWarmupScheduler(optimizer),
+        "val_result": np.float64(81.25),
+        **changes,
+    }
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=is_zip)
+    return path
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_checkpoint_that_torch_refuses_is_read_whole(
+    promptsrc: OrderedDict[str, Tensor], tmp_path: Path, is_zip: bool, prefix: str
+) -> None:
+    named = OrderedDict((f"{prefix}{key}", value) for key, value in promptsrc.items())
+    path = save(tmp_path / "model.pth.tar-20", named, is_zip=is_zip)
+    with pytest.raises(Exception, match="Weights only load failed"):
+        torch.load(path, weights_only=True)
+    checkpoint = read_public_checkpoint(path)
+    assert list(promptsrc) == list(checkpoint.state_dict)
+    for key, value in promptsrc.items():
+        assert value.dtype == checkpoint.state_dict[key].dtype, key
+        assert torch.equal(value, checkpoint.state_dict[key]), key
+    assert checkpoint.epoch == 20
+    assert checkpoint.ignored == ("optimizer", "scheduler", "val_result")
+
+
+def test_views_transposes_and_parameters_are_read_as_they_are(tmp_path: Path) -> None:
+    block = torch.arange(24.0).reshape(4, 6)
+    tagged = torch.nn.Parameter(torch.rand(2))
+    tagged.note = "an attribute of its own"
+    state = {
+        "tagged": tagged,
+        "view": block[1:3],
+        "transposed": block.t(),
+        "parameter": torch.nn.Parameter(torch.rand(2, 2)),
+        "empty": torch.empty(0, 5),
+        "scalar": torch.tensor(2.5, dtype=torch.bfloat16),
+    }
+    read = read_public_checkpoint(save(tmp_path / "m.pth.tar", state)).state_dict
+    for key, value in state.items():
+        assert torch.equal(value.detach(), read[key]), key
+        assert read[key].is_contiguous()
+        assert not read[key].requires_grad
+
+
+@pytest.mark.parametrize("epoch", [None, "20", -1, np.int64(3)])
+def test_an_epoch_that_is_no_count_is_left_out(tmp_path: Path, epoch: Any) -> None:
+    path = save(tmp_path / "m.pth.tar", {"a": torch.ones(1)}, epoch=epoch)
+    assert read_public_checkpoint(path).epoch is None
+
+
+@pytest.mark.parametrize("saved", [{"epoch": 3}, {"state_dict": {}}, [1], {"state_dict": [1]}])
+def test_a_file_without_a_state_dict_is_an_error(tmp_path: Path, saved: Any) -> None:
+    torch.save(saved, tmp_path / "m.pth.tar")
+    with pytest.raises(DataError, match="has no state_dict"):
+        read_public_checkpoint(tmp_path / "m.pth.tar")
+
+
+@pytest.mark.parametrize(
+    "state", [{"a": 3}, {3: torch.ones(1)}, {"a": torch.ones(1), "module.a": torch.ones(1)}]
+)
+def test_an_entry_without_a_tensor_or_a_name_of_its_own_is_an_error(
+    tmp_path: Path, state: Any
+) -> None:
+    with pytest.raises(DataError, match="no tensor with a name of its own"):
+        read_public_checkpoint(save(tmp_path / "m.pth.tar", state))
+
+
+def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="ctx holds values that are not finite"):
+        read_public_checkpoint(save(tmp_path / "m.pth.tar", {"ctx": torch.tensor([torch.inf])}))
+
+
+def test_a_safetensors_file_is_no_public_checkpoint(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(1)}, tmp_path / "m.safetensors")
+    with pytest.raises(DataError, match="is not a checkpoint of the public code"):
+        read_public_checkpoint(tmp_path / "m.safetensors")
+
+
+def test_promptsrc_prompts_lie_in_block_order(promptsrc: OrderedDict[str, Tensor]) -> None:
+    found = promptsrc_parameters(promptsrc)
+    assert found.context.dtype == torch.float32
+    assert torch.equal(promptsrc["prompt_learner.ctx"].float(), found.context)
+    assert found.deep_context.shape == (8, 4, 64)
+    assert found.visual_prompts.shape == (9, 4, 128)
+    assert torch.equal(promptsrc["image_encoder.VPT"], found.visual_prompts[0])
+    for block in range(1, 9):
+        key = f"transformer.resblocks.{block}.VPT_shallow"
+        assert torch.equal(promptsrc[f"text_encoder.{key}"], found.deep_context[block - 1])
+        assert torch.equal(promptsrc[f"image_encoder.{key}"], found.visual_prompts[block])
+
+
+def test_every_key_of_a_promptsrc_checkpoint_is_used_or_named(
+    promptsrc: OrderedDict[str, Tensor],
+) -> None:
+    found = promptsrc_parameters(promptsrc)
+    n_prompts = 1 + len(found.deep_context) + len(found.visual_prompts)
+    assert len(promptsrc) == n_prompts + len(found.backbone) + len(found.ignored)
+    assert all(
+        key.startswith(("prompt_learner.ZS_image_encoder.", "prompt_learner.token_"))
+        for key in found.ignored
+    )
+
+
+def test_backbone_tensors_have_open_clips_names(promptsrc: OrderedDict[str, Tensor]) -> None:
+    import open_clip
+
+    with torch.device("meta"):
+        model = open_clip.CLIP(
+            embed_dim=48,
+            vision_cfg={
+                "image_size": 32,
+                "patch_size": 8,
+                "width": 128,
+                "layers": 12,
+                "head_width": 64,
+            },
+            text_cfg={"width": 64, "heads": 1, "layers": 12},
+        )
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    del shapes["token_embedding.weight"]  # the public code does not save it
+    backbone = promptsrc_parameters(promptsrc).backbone
+    assert shapes == {key: value.shape for key, value in backbone.items()}
+    key = "transformer.resblocks.3.attn.in_proj_weight"
+    assert torch.equal(promptsrc[f"text_encoder.{key}"], backbone[key])
+    assert torch.equal(promptsrc[f"image_encoder.{key}"], backbone[f"visual.{key}"])
+    assert backbone[key].dtype == torch.float16
+
+
+def test_the_second_token_buffers_are_ignorable(promptsrc: OrderedDict[str, Tensor]) -> None:
+    more = {f"prompt_learner.token_{name}2": torch.ones(7, 1, 64) for name in ("prefix", "suffix")}
+    found = promptsrc_parameters({**promptsrc, **more})
+    assert set(more) <= set(found.ignored)
+
+
+@pytest.mark.parametrize(("text_depth", "vision_depth"), [(3, 3), (1, 1), (2, 5)])
+def test_depth_is_inferred_from_the_keys(
+    promptsrc: OrderedDict[str, Tensor], text_depth: int, vision_depth: int
+) -> None:
+    depths = {"text_encoder": text_depth, "image_encoder": vision_depth}
+
+    def is_kept(key: str) -> bool:
+        if "VPT_shallow" not in key:
+            return True
+        encoder, _, _, block, _ = key.split(".")
+        return int(block) < depths[encoder]
+
+    found = promptsrc_parameters({k: v for k, v in promptsrc.items() if is_kept(k)})
+    assert found.deep_context.shape == (text_depth - 1, 4, 64)
+    assert found.visual_prompts.shape == (vision_depth, 4, 128)
+
+
+@pytest.mark.parametrize("encoder", ["text_encoder", "image_encoder"])
+def test_a_gap_in_the_prompted_blocks_names_the_missing_ones(
+    promptsrc: OrderedDict[str, Tensor], encoder: str
+) -> None:
+    state = dict(promptsrc)
+    for block in (2, 5):
+        del state[f"{encoder}.transformer.resblocks.{block}.VPT_shallow"]
+    with pytest.raises(DataError, match=rf"{encoder} reach block 8, .* missing in block 2, 5\."):
+        promptsrc_parameters(state)
+
+
+def test_a_deep_prompt_in_the_first_block_is_an_error(promptkd: OrderedDict[str, Tensor]) -> None:
+    extra = {"image_encoder.transformer.resblocks.0.VPT_shallow": torch.ones(4, 64)}
+    with pytest.raises(DataError, match="also in block 0"):
+        promptkd_parameters({**promptkd, **extra})
+
+
+def test_prompts_of_different_lengths_are_an_error(promptkd: OrderedDict[str, Tensor]) -> None:
+    extra = {"image_encoder.transformer.resblocks.3.VPT_shallow": torch.ones(2, 64)}
+    with pytest.raises(ShapeError, match=r"resblocks\.3\.VPT_shallow is \[2, 64\]"):
+        promptkd_parameters({**promptkd, **extra})
+
+
+def test_promptkd_projector_computes_what_its_convolutions_compute(
+    promptkd: OrderedDict[str, Tensor],
+) -> None:
+    projector = promptkd_parameters(promptkd).projector
+    features = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
+    for conv, linear in (("0", "linear1"), ("3", "linear2")):
+        weight = promptkd[f"VPT_image_trans.conv1.{conv}.weight"].float()
+        bias = promptkd[f"VPT_image_trans.conv1.{conv}.bias"].float()
+        expected = torch.nn.functional.conv2d(features[:, :, None, None], weight, bias)[:, :, 0, 0]
+        features = torch.nn.functional.linear(
+            features, projector[f"{linear}.weight"], projector[f"{linear}.bias"]
+        )
+        # float32 sums of up to 48 terms in another order
+        torch.testing.assert_close(expected, features, atol=1e-5, rtol=1e-5)
+
+
+def test_promptkd_tensors_are_all_used(promptkd: OrderedDict[str, Tensor]) -> None:
+    found = promptkd_parameters(promptkd)
+    assert sorted(found.projector) == [
+        "batch_norm.bias",
+        "batch_norm.num_batches_tracked",
+        "batch_norm.running_mean",
+        "batch_norm.running_var",
+        "batch_norm.weight",
+        "linear1.bias",
+        "linear1.weight",
+        "linear2.bias",
+        "linear2.weight",
+    ]
+    assert found.projector["batch_norm.num_batches_tracked"].item() == 17
+    running_var = promptkd["VPT_image_trans.conv1.1.running_var"]
+    assert torch.equal(running_var, found.projector["batch_norm.running_var"])
+    assert found.visual_prompts.shape == (9, 4, 64)
+    assert found.ignored == ()
+    n_used = len(found.visual_prompts) + len(found.projector) + len(found.backbone)
+    assert len(promptkd) == n_used
+    assert {"logit_scale"} == {key for key in found.backbone if not key.startswith("visual.")}
+
+
+def test_a_projector_of_linear_layers_is_not_guessed_at(promptkd: OrderedDict[str, Tensor]) -> None:
+    changed = {**promptkd, "VPT_image_trans.conv1.0.weight": torch.ones(48, 32)}
+    with pytest.raises(ShapeError, match=r"expected \[out, in, 1, 1\]"):
+        promptkd_parameters(changed)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["VPT_image_trans.conv1.3.bias", "VPT_image_trans.conv1.1.running_mean", "image_encoder.VPT"],
+)
+def test_a_missing_tensor_is_named(promptkd: OrderedDict[str, Tensor], key: str) -> None:
+    rest = {name: value for name, value in promptkd.items() if name != key}
+    with pytest.raises(DataError, match=f"has no {key}"):
+        promptkd_parameters(rest)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "image_encoder.transformer.resblocks.0.VPT_deep",
+        "image_encoder.something",
+        "VPT_image_trans.conv2.weight",
+        "module.logit_scale",
+        "xlogit_scale",
+        "logit_scale.more",
+    ],
+)
+def test_a_key_that_is_not_known_is_named(promptkd: OrderedDict[str, Tensor], key: str) -> None:
+    with pytest.raises(DataError, match=f"has {key}, which a checkpoint of a PromptKD"):
+        promptkd_parameters({**promptkd, key: torch.ones(1)})
+
+
+def test_a_promptkd_student_is_not_taken_for_promptsrc(promptkd: OrderedDict[str, Tensor]) -> None:
+    with pytest.raises(DataError, match="looks like a checkpoint of a PromptKD student"):
+        promptsrc_parameters(promptkd)
+
+
+def test_promptsrc_is_not_taken_for_a_promptkd_student(promptsrc: OrderedDict[str, Tensor]) -> None:
+    with pytest.raises(DataError, match="looks like a PromptSRC checkpoint"):
+        promptkd_parameters(promptsrc)
+
+
+COOP = {"ctx": (16, 64), "token_prefix": (7, 1, 64), "token_suffix": (7, 60, 64)}
+MAPLE = {
+    "prompt_learner.ctx": (2, 64),
+    "prompt_learner.proj.weight": (64, 64),
+    "prompt_learner.compound_prompts_text.0": (2, 64),
+    "image_encoder.proj": (64, 32),
+}
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (COOP, "a CoOp checkpoint"),
+        ({**COOP, "meta_net.linear1.weight": (32, 64)}, "a CoCoOp checkpoint"),
+        (MAPLE, "a MaPLe checkpoint"),
+        ({"image_encoder.VPT": (8, 64), "logit_scale": ()}, "a VPT checkpoint"),
+        ({"visual.layer1.0.weight": (3,)}, "a ResNet CLIP"),
+        ({"encoder.weight": (3,)}, "nothing known: encoder.weight"),
+    ],
+)
+@pytest.mark.parametrize("sort", [promptsrc_parameters, promptkd_parameters])
+def test_another_methods_checkpoint_is_named(
+    keys: dict[str, tuple[int, ...]], said: str, sort: Any
+) -> None:
+    with pytest.raises(DataError, match=f"looks like {said}"):
+        sort({key: torch.ones(shape) for key, shape in keys.items()})
+
+
+def test_ivlp_with_promptsrcs_keys_is_taken(promptsrc: OrderedDict[str, Tensor]) -> None:
+    ivlp = {key: value for key, value in promptsrc.items() if "ZS_image_encoder" not in key}
+    assert promptsrc_parameters(ivlp).visual_prompts.shape == (9, 4, 128)
+
+
+def test_deviation_names_the_farthest_tensor() -> None:
+    loaded = {"a": torch.tensor([100.0, 1.0]), "b": torch.tensor([0.5, -1.0]), "c": torch.ones(1)}
+    theirs = {"a": torch.tensor([101.0, 1.0]), "b": torch.tensor([0.5, -0.75])}
+    assert deviation(loaded, theirs) == (1.0, 0.25, "b")
+    assert deviation(loaded, {"a": loaded["a"], "b": loaded["b"]}) == (0.0, 0.0, "a")
+    assert deviation(loaded, {}) == (0.0, 0.0, "")
+    assert deviation({"none": torch.ones(0)}, {"none": torch.ones(0)}) == (0.0, 0.0, "")
+
+
+def test_deviation_of_averaged_halves_is_rounding(promptsrc: OrderedDict[str, Tensor]) -> None:
+    backbone = promptsrc_parameters(promptsrc).backbone
+    averaged = {
+        key: sum(((value * weight).to(value.dtype) for weight in (0.25, 0.5, 0.25)), value * 0)
+        for key, value in backbone.items()
+    }
+    _, relative, _ = deviation(backbone, averaged)
+    assert 0 < relative <= 2e-3
+
+
+def test_deviation_refuses_another_clip() -> None:
+    with pytest.raises(ShapeError, match=r"proj is \[3\] in the checkpoint and \[2\] in the"):
+        deviation({"proj": torch.ones(2)}, {"proj": torch.ones(3)})
+    with pytest.raises(DataError, match="has proj, which the loaded CLIP does not have"):
+        deviation({}, {"proj": torch.ones(3)})

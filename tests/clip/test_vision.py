@@ -1,0 +1,77 @@
+"""The prompted image encoder against open_clip's own and against the plain insertion of prompts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdedge.clip.backbone import Backbone
+from kdedge.clip.vision import encode_image
+
+FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
+"""Sums in another order."""
+
+
+def images(n: int = 3) -> Tensor:
+    return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def prompts(depth: int, n_ctx: int, width: int = 64) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(depth, n_ctx, width, generator=generator)
+
+
+def encode_plainly(visual: torch.nn.Module, batch: Tensor, visual_prompts: Tensor) -> Tensor:
+    """IVLP's convention with open_clip's whole blocks: every token through every block."""
+    tokens = visual.conv1(batch).flatten(2).transpose(1, 2)
+    tokens = torch.cat([visual.class_embedding.expand(len(batch), 1, -1), tokens], dim=1)
+    tokens = tokens + visual.positional_embedding
+    n_ctx = visual_prompts.shape[1]
+    for index, block in enumerate(visual.transformer.resblocks):
+        if index == 0:
+            tokens = torch.cat([tokens, visual_prompts[0].expand(len(batch), -1, -1)], dim=1)
+            tokens = visual.ln_pre(tokens)
+        elif index < len(visual_prompts):
+            kept = tokens[:, : tokens.shape[1] - n_ctx]
+            tokens = torch.cat([kept, visual_prompts[index].expand(len(batch), -1, -1)], dim=1)
+        tokens = block(tokens)
+    return visual.ln_post(tokens)[:, 0] @ visual.proj
+
+
+def test_without_prompts_it_is_open_clips_image_tower(tiny_backbone: Backbone) -> None:
+    visual = tiny_backbone.model.visual
+    torch.testing.assert_close(encode_image(visual, images()), visual(images()), **FLOAT32)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("n_ctx", [0, 1, 4])
+def test_leaving_out_what_nobody_reads_changes_no_feature_and_no_gradient(
+    tiny_backbone: Backbone, depth: int, n_ctx: int
+) -> None:
+    visual = tiny_backbone.model.visual
+    ours = prompts(depth, n_ctx).requires_grad_()
+    plain = prompts(depth, n_ctx).requires_grad_()
+
+    features = encode_image(visual, images(), ours)
+    expected = encode_plainly(visual, images(), plain)
+
+    torch.testing.assert_close(features, expected, **FLOAT32)
+    target = torch.randn(features.shape, generator=torch.Generator().manual_seed(2))
+    (features * target).sum().backward()
+    (expected * target).sum().backward()
+    torch.testing.assert_close(ours.grad, plain.grad, **FLOAT32)
+
+
+def test_an_image_gets_the_same_features_in_any_batch(tiny_backbone: Backbone) -> None:
+    visual = tiny_backbone.model.visual
+    together = encode_image(visual, images(), prompts(2, 4))
+    alone = torch.cat([encode_image(visual, image[None], prompts(2, 4)) for image in images()])
+    torch.testing.assert_close(together, alone, **FLOAT32)
+
+
+def test_prompts_change_the_features(tiny_backbone: Backbone) -> None:
+    visual = tiny_backbone.model.visual
+    assert not torch.allclose(
+        encode_image(visual, images()), encode_image(visual, images(), prompts(1, 1)), atol=1e-3
+    )

@@ -1,0 +1,389 @@
+"""Recipes are read strictly, and every problem is named with its file and line."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kdedge.config._yaml import dump_yaml, parse_yaml
+from kdedge.config.load import (
+    check_paths,
+    dump_recipe,
+    load_recipe,
+    shard_paths,
+    shipped_recipes,
+)
+from kdedge.config.recipe import Recipe, resolve_optim
+from kdedge.errors import DataError, RecipeError
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted([*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("benchmarks/**/*.yaml")])
+
+GOOD = """\
+name: line3
+classes: [cat, dog]
+data:
+  unlabeled: {folder: cams}
+  test: {folder: test}
+student:
+  method: promptkd
+  backbone: ViT-B-16
+  weights: openai
+  settings:
+    kd_weight: 1000
+  optim: {lr: 1, epochs: 4}
+optim:
+  lr: 1e-3
+"""
+
+
+def write(folder: Path, text: str | bytes) -> Path:
+    path = folder / "r.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def problem(folder: Path, text: str | bytes, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(folder, text), overrides)
+    return str(caught.value).replace(f"{folder}/", "")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_recipe_of_the_project_loads_and_survives_a_round_trip(path, tmp_path):
+    recipe = load_recipe(path).recipe
+    assert load_recipe(write(tmp_path, dump_recipe(recipe))).recipe == recipe
+
+
+def test_there_are_recipes_to_test():
+    assert {"demo", "sun397", "own-images"} <= set(shipped_recipes())
+    assert len(RECIPES) >= 5
+
+
+def test_a_good_recipe_gives_its_values_with_absolute_paths(tmp_path):
+    recipe = load_recipe(write(tmp_path, GOOD)).recipe
+    assert recipe.classes.names == ("cat", "dog")
+    assert recipe.data.unlabeled.folder == tmp_path / "cams"
+    assert recipe.student.settings == {"kd_weight": 1000}
+
+
+def test_a_tilde_is_the_home_folder(tmp_path):
+    recipe = load_recipe(write(tmp_path, GOOD.replace("cams", "~/cams"))).recipe
+    assert recipe.data.unlabeled.folder == Path.home() / "cams"
+
+
+def test_a_models_own_optim_lies_over_the_shared_one_and_both_over_the_defaults(tmp_path):
+    recipe = load_recipe(write(tmp_path, GOOD)).recipe
+    settings = resolve_optim(recipe.optim, recipe.student.optim)
+    assert (settings.lr, settings.epochs, settings.batch_size) == (1.0, 4, 8)
+    assert resolve_optim(recipe.optim, None).lr == 1e-3
+
+
+def test_a_typo_is_named_with_line_and_the_nearest_key(tmp_path):
+    text = GOOD.replace("  weights: openai", "  wieghts: openai")
+    assert (
+        problem(tmp_path, text)
+        == "r.yaml:9: student.wieghts is not a known key.\n  Did you mean weights?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("lr: 1e-3", "lr: fast", 'r.yaml:14: optim.lr must be a number, got "fast".'),
+        ("lr: 1e-3", "lr: true", "r.yaml:14: optim.lr must be a number, got true."),
+        ("lr: 1e-3", "lr: -1", "r.yaml:14: optim.lr must be more than 0, got -1."),
+        ("lr: 1e-3", "lr: .nan", "r.yaml:14: optim.lr must be a finite number, got nan."),
+        ("lr: 1e-3", "lr: '1'", "Write it without quotes."),
+        ("lr: 1e-3", "lr:", "r.yaml:14: optim.lr must be a number, got nothing."),
+        ("lr: 1e-3", "epochs: 2.5", "r.yaml:14: optim.epochs must be a whole number, got 2.5."),
+        ("lr: 1e-3", "epochs: true", "r.yaml:14: optim.epochs must be a whole number, got true."),
+        ("lr: 1e-3", "flip: 1", "r.yaml:14: optim.flip must be true or false, got 1."),
+        ("lr: 1e-3", "schedule: cosin", "Did you mean cosine?"),
+        ("lr: 1e-3", "n_workers: no", "optim.n_workers must be auto or a whole number, got"),
+        ("name: line3", "name: a/b", "r.yaml:1: name must be text of the form"),
+        ("name: line3", "name: 3", "Put it in quotes."),
+        ("name: line3", "seed: 1", "r.yaml: name is missing."),
+        ("[cat, dog]", "[cat, cat]", 'r.yaml:2: classes holds "cat" more than once'),
+        ("[cat, dog]", "[cat]", "classes.names must be at least 2 entries long"),
+        ("[cat, dog]", "[cat, 1]", "r.yaml:2: classes.names.1 must be text, got 1."),
+        ("[cat, dog]", "{file: a, names: [b, c]}", "exactly one of"),
+        ("[cat, dog]", "{file: a, template: a photo}", "r.yaml:2: classes.template must hold {}"),
+        ("{folder: cams}", "{}", "data.unlabeled needs exactly one of folder, webdataset"),
+        ("{folder: cams}", "{folder: a, part: val}", "which only benchmark and synthetic have"),
+        ("{folder: cams}", "{folder: ''}", "r.yaml:4: data.unlabeled.folder must be a path"),
+        ("{folder: cams}", "{webdataset: 'pipe:rm -r x'}", "files on this machine"),
+        ("{folder: cams}", "cams", 'r.yaml:4: data.unlabeled must be a mapping (key: value)'),
+        ("  test: {folder: test}", "  max_bad_images: 1.5%%", "must be a percentage such as"),
+        ("  test: {folder: test}", "  max_bad_images: 101%", "must be a percentage such as"),
+        ("  test: {folder: test}", "  max_bad_images: -1", "must be at least 0, got -1"),
+        ("  backbone: ViT-B-16\n  weights: openai\n", "", "student needs backbone, config, or"),
+        ("  weights: openai\n", "  config: c.json\n", "student has backbone and config"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named_with_line_got_and_expected(tmp_path, old, new, expected):
+    assert old in GOOD
+    assert expected in problem(tmp_path, GOOD.replace(old, new))
+
+
+def test_all_problems_of_a_recipe_are_listed_in_file_order(tmp_path):
+    text = GOOD.replace("name: line3", "nmae: x").replace("lr: 1e-3", "lr: x\n  epochs: 0")
+    lines = problem(tmp_path, text).splitlines()
+    starts = [line.split(":")[1] for line in lines if line.startswith("r.yaml:")]
+    assert starts == [" name is missing.", "1", "14", "15"]
+
+
+def test_more_than_ten_problems_are_counted(tmp_path):
+    text = GOOD + "".join(f"  zz{number}: 1\n" for number in range(13))
+    assert "and 3 more problems in this recipe." in problem(tmp_path, text)
+
+
+def test_a_recipe_without_models_is_refused(tmp_path):
+    text = GOOD[: GOOD.index("student:")]
+    assert "has neither teacher nor student" in problem(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"", "r.yaml is empty."),
+        (b"# only a comment\n", "r.yaml is empty."),
+        (b"- a\n", "r.yaml:1: a recipe is a mapping (key: value), got a list."),
+        (b"hello\n", "r.yaml:1: a recipe is a mapping (key: value), got a single value."),
+        (b"name: a\nseed: \xff\n", "r.yaml:2: byte 14 is not UTF-8 text."),
+        ("name: é".encode("utf-16"), "is not UTF-8 text."),
+        (b"name: a\ndata:\n\tx: 1\n", "r.yaml:3: the line is indented with a tab."),
+        (b"name: a\nname: b\n", "r.yaml:2: name is given twice, first in line 1."),
+        (b"data:\n  split: a\n  split: b\n", "r.yaml:3: data.split is given twice, first in"),
+        (b"name: !!python/object:os.system x\n", "r.yaml:1: a recipe has no tags"),
+        (b"name: ! x\n", "r.yaml:1: a recipe has no tags"),
+        (b"a: &x 1\nb: *x\n", "r.yaml:1: a recipe has no anchors"),
+        (b"b: *x\n", "r.yaml:1: a recipe has no anchors"),
+        (b"a: 1\n---\nb: 1\n", "r.yaml:2: a second document begins"),
+        (b"%YAML 1.1\n---\nb: 1\n", "the file has a YAML directive"),
+        (b"a: [1, 2\nb: 3\n", "this is not valid YAML"),
+        (b"a: 'x\n", "this is not valid YAML"),
+        (b"a: \x00\n", "this is not valid YAML"),
+        (b"{[a]: 1}\n", "a key is not a word"),
+        (b"a: " + b"[" * 50_000, "values are nested more than 32 deep"),
+        (b"a: " + b"{b: " * 50_000, "values are nested more than 32 deep"),
+        (b"a: 1\n" * 300_000, "r.yaml is larger than 1 MB"),
+    ],
+)  # fmt: skip
+def test_what_is_no_plain_recipe_is_refused_with_its_place(tmp_path, text, expected):
+    start = time.perf_counter()
+    assert expected in problem(tmp_path, text)
+    assert time.perf_counter() - start < 5
+
+
+def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path):
+    text = b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode()
+    assert load_recipe(write(tmp_path, text)).recipe.name == "line3"
+
+
+def test_yaml_is_1_2_so_no_and_on_are_text():
+    assert parse_yaml("[no, on, 0o17, 017, 1_0, 12:30, true]", name="x")[0] == (
+        ["no", "on", 15, 17, "1_0", "12:30", True]
+    )
+
+
+def test_an_override_wins_and_is_read_as_yaml(tmp_path):
+    overrides = ["student.settings.kd_weight=200", "student.optim={lr: 0.1}", "seed=1", "seed=2"]
+    recipe = load_recipe(write(tmp_path, GOOD), overrides).recipe
+    assert recipe.student.settings == {"kd_weight": 200}
+    assert (recipe.student.optim.lr, recipe.student.optim.epochs, recipe.seed) == (0.1, 20, 2)
+
+
+def test_an_override_makes_the_mappings_it_needs(tmp_path):
+    recipe = load_recipe(write(tmp_path, GOOD), ["data.labeled.folder=/x"]).recipe
+    assert recipe.data.labeled.folder == Path("/x")
+
+
+def test_a_path_in_an_override_starts_at_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    recipe = load_recipe(write(tmp_path, GOOD), ["data.test.folder=x"]).recipe
+    assert recipe.data.test.folder == tmp_path / "here" / "x"
+    assert recipe.data.unlabeled.folder == tmp_path / "cams"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optim.epoch=1", "--set optim.epoch is not a known key.\n  Did you mean epochs?"),
+        ("optim.epochs=x", '--set optim.epochs must be a whole number, got "x".'),
+        ("optim={epoch: 1}", "--set optim: optim.epoch is not a known key."),
+        ("optim.epochs", "--set optim.epochs has no key and value."),
+        ("=1", "--set =1 has no key and value."),
+        ("a..b=1", "has no key and value."),
+        ("name.x=1", "--set name.x: name is a single value and has no keys."),
+        ("classes.x=1", "--set classes.x: classes is a list and has no keys."),
+        ("seed=[1", "--set seed:1: this is not valid YAML"),
+        ("seed=*x", "a recipe has no anchors"),
+    ],
+)
+def test_a_wrong_override_is_named_as_it_was_given(tmp_path, override, expected):
+    assert expected in problem(tmp_path, GOOD, override)
+
+
+def test_a_mistake_beside_an_override_keeps_its_line(tmp_path):
+    text = GOOD.replace("  weights: openai", "  wieghts: openai")
+    assert "r.yaml:9: student.wieghts" in problem(tmp_path, text, "student.settings.kd_weight=2")
+
+
+def test_missing_files_and_folders_are_listed_with_the_lines_of_their_keys(tmp_path):
+    text = GOOD.replace("[cat, dog]", "{file: names.txt}").replace("openai", "w/x.pt")
+    loaded = load_recipe(write(tmp_path, text), ["data.labeled.webdataset=/no/s-{0..2}.tar"])
+    with pytest.raises(DataError) as caught:
+        check_paths(loaded)
+    assert str(caught.value).replace(f"{tmp_path}/", "").splitlines()[:5] == [
+        "r.yaml:2: classes.file: there is no file names.txt.",
+        "r.yaml:4: data.unlabeled.folder: there is no folder cams.",
+        "--set data.labeled.webdataset: data.labeled.webdataset: 3 shards are missing, the first"
+        " is /no/s-0.tar.",
+        "r.yaml:5: data.test.folder: there is no folder test.",
+        "r.yaml:9: student.weights: there is no file w/x.pt.",
+    ]
+
+
+def test_files_and_folders_that_are_there_pass(tmp_path):
+    (tmp_path / "cams").mkdir()
+    (tmp_path / "test").mkdir()
+    check_paths(load_recipe(write(tmp_path, GOOD)))
+
+
+def test_shard_patterns_of_other_kinds_are_left_to_the_reader_of_shards(tmp_path):
+    text = GOOD.replace("folder: cams", "webdataset: '/no/{a,b}-{0..1}.tar'")
+    (tmp_path / "test").mkdir()
+    check_paths(load_recipe(write(tmp_path, text)))
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "cams").write_text("x")
+    (tmp_path / "test").mkdir()
+    with pytest.raises(DataError, match="must be a folder, and is a file"):
+        check_paths(load_recipe(write(tmp_path, GOOD)))
+
+
+def test_shards_keep_their_zeros_and_ranges_multiply():
+    paths = [str(path) for path in shard_paths("a-{08..10}-{0..1}.tar")]
+    assert paths == [f"a-{n}-{m}.tar" for n in ("08", "09", "10") for m in (0, 1)]
+
+
+@pytest.mark.parametrize("pattern", ["{9..0}.tar", "{0..999999999}.tar", "{0..999}-{0..999}.tar"])
+def test_a_range_of_no_or_too_many_shards_is_refused(pattern):
+    with pytest.raises(DataError, match="names"):
+        shard_paths(pattern)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sun396", "Did you mean sun397?"),
+        ("zzzz", "Give a file's path, or one of: "),
+        ("x/sun397.yaml", "There is no recipe x/sun397.yaml."),
+        ("/", "is a folder, not a recipe"),
+    ],
+)
+def test_a_recipe_that_is_not_there_is_named_with_what_is(name, expected):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(name)
+    assert expected in str(caught.value)
+
+
+def test_a_name_means_the_file_here_before_the_shipped_one(tmp_path, monkeypatch):
+    assert load_recipe("demo").recipe.name == "demo"
+    monkeypatch.chdir(tmp_path)
+    Path("demo.yaml").write_text(GOOD)
+    assert load_recipe("demo").recipe.name == "line3"
+
+
+def test_the_limit_of_bad_images_is_a_share_or_a_count(tmp_path):
+    def limit(text: str) -> int:
+        recipe = load_recipe(write(tmp_path, GOOD), [f"data.max_bad_images={text}"]).recipe
+        return recipe.data.bad_image_limit(250)
+
+    assert [limit(text) for text in ("1%", "0.5%", "0%", "7")] == [2, 1, 0, 7]
+
+
+plain = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(exclude_categories=("Cs",)), max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=8),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=8), plain, min_size=1, max_size=4))
+@settings(max_examples=150, deadline=None)
+def test_dumped_yaml_reads_back_as_equal_values(values):
+    assert parse_yaml(dump_yaml(values), name="x")[0] == values
+
+
+recipes = st.fixed_dictionaries(
+    {
+        "name": st.from_regex(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,20}", fullmatch=True),
+        "seed": st.integers(0, 2**32 - 1),
+        "classes": st.lists(
+            st.text(st.characters(exclude_categories=("Cs",)), min_size=1),
+            min_size=2,
+            max_size=5,
+            unique=True,
+        ),
+        "data": st.fixed_dictionaries(
+            {
+                "unlabeled": st.sampled_from(
+                    [
+                        {"folder": "a b"},
+                        {"synthetic": "shapes", "part": "val"},
+                        {"webdataset": "~/x-{00..11}.tar"},
+                    ]
+                ),
+                "max_bad_images": st.sampled_from(["1%", "12.5%", 0, 7]),
+            }
+        ),
+        "student": st.fixed_dictionaries(
+            {
+                "backbone": st.just("ViT-B-16"),
+                "settings": st.dictionaries(st.text(min_size=1, max_size=8), plain, max_size=3),
+                "optim": st.sampled_from([{}, {"lr": 0.1}, {"clip_grad_norm": None, "epochs": 3}]),
+            }
+        ),
+    }
+)
+
+
+@given(recipes)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_dumped_recipe_loads_as_an_equal_one(tmp_path, values):
+    recipe = Recipe.model_validate(values, context={"folder": tmp_path})
+    again = load_recipe(write(tmp_path, dump_recipe(recipe))).recipe
+    assert again == recipe
+    assert resolve_optim(again.optim, again.student.optim) == (
+        resolve_optim(recipe.optim, recipe.student.optim)
+    )
+
+
+def test_the_dump_holds_defaults_and_null_where_null_was_given(tmp_path):
+    recipe = load_recipe(write(tmp_path, GOOD), ["student.optim.clip_grad_norm=null"]).recipe
+    values, _ = parse_yaml(dump_recipe(recipe), name="x")
+    assert values["optim"]["momentum"] == 0.9
+    assert values["student"]["optim"]["clip_grad_norm"] is None
+    assert json.dumps(values["data"]["unlabeled"]) == json.dumps({"folder": str(tmp_path / "cams")})

@@ -1,0 +1,141 @@
+"""Small CLIPs that every test can have: made from a seed, no downloads."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def clip_shapes(sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
+    """Key -> shape of an OpenAI-layout CLIP with these sizes."""
+    vision, text, embed = sizes["vision_width"], sizes["text_width"], sizes["embed_dim"]
+    patch, image = sizes["patch_size"], sizes["image_size"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "logit_scale": (),
+        "positional_embedding": (sizes.get("context_length", 77), text),
+        "text_projection": (text, embed),
+        "token_embedding.weight": (49408, text),
+        "ln_final.weight": (text,),
+        "ln_final.bias": (text,),
+        "visual.class_embedding": (vision,),
+        "visual.positional_embedding": ((image // patch) ** 2 + 1, vision),
+        "visual.proj": (vision, embed),
+        "visual.conv1.weight": (vision, 3, patch, patch),
+    }
+    for norm in ("ln_pre", "ln_post"):
+        shapes |= {f"visual.{norm}.weight": (vision,), f"visual.{norm}.bias": (vision,)}
+    towers = (("visual.", vision, sizes["vision_layers"]), ("", text, sizes["text_layers"]))
+    for prefix, width, layers in towers:
+        for index in range(layers):
+            block = f"{prefix}transformer.resblocks.{index}."
+            shapes |= {
+                f"{block}attn.in_proj_weight": (3 * width, width),
+                f"{block}attn.in_proj_bias": (3 * width,),
+                f"{block}attn.out_proj.weight": (width, width),
+                f"{block}attn.out_proj.bias": (width,),
+                f"{block}mlp.c_fc.weight": (4 * width, width),
+                f"{block}mlp.c_fc.bias": (4 * width,),
+                f"{block}mlp.c_proj.weight": (width, 4 * width),
+                f"{block}mlp.c_proj.bias": (width,),
+            }
+            for norm in ("ln_1", "ln_2"):
+                shapes |= {f"{block}{norm}.weight": (width,), f"{block}{norm}.bias": (width,)}
+    return shapes
+
+
+def draw_clip(sizes: dict[str, int], *, seed: int, tag: int) -> dict[str, np.ndarray]:
+    """Draws the weights of a small CLIP: the rule is in tests/golden/README.md."""
+    state = {}
+    for key, shape in clip_shapes(sizes).items():
+        rng = np.random.default_rng([seed, tag, zlib.crc32(key.encode())])
+        x = rng.standard_normal(shape, dtype=np.float32)
+        is_norm = ".ln_" in key or key.startswith(("ln_final", "visual.ln_"))
+        if key == "logit_scale":
+            x = np.log(np.float32(20)).astype(np.float32)
+        elif key in {"token_embedding.weight", "visual.class_embedding"}:
+            x = np.float32(0.5) * x
+        elif key.endswith("positional_embedding"):
+            x = np.float32(0.3) * x
+        elif is_norm and key.endswith("weight"):
+            x = 1 + np.float32(0.2) * x
+        elif key.endswith("bias"):
+            x = np.float32(0.1) * x
+        else:
+            x = x * np.float32(shape[-1] ** -0.5)
+        state[key] = np.asarray(x, dtype=np.float32)
+    return state
+
+
+@pytest.fixture(scope="session")
+def reference_folder() -> Path:
+    """The reference vectors: those in tests/golden, or the folder that KDEDGE_REFERENCE names."""
+    return Path(os.environ.get("KDEDGE_REFERENCE") or GOLDEN)
+
+
+@pytest.fixture(scope="session")
+def reference_meta(reference_folder: Path) -> dict[str, Any]:
+    """meta.json of the reference vectors."""
+    return json.loads((reference_folder / "meta.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def write_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Draws a CLIP and writes it as a bare OpenAI state dict; gives the file."""
+    import torch
+
+    def write(sizes: dict[str, int], *, seed: int = 0, tag: int = 1) -> Path:
+        state: dict[str, Any] = {
+            key: torch.from_numpy(value.copy())
+            for key, value in draw_clip(sizes, seed=seed, tag=tag).items()
+        }
+        state["input_resolution"] = torch.tensor(sizes["image_size"])
+        state["context_length"] = torch.tensor(sizes.get("context_length", 77))
+        state["vocab_size"] = torch.tensor(49408)
+        path = tmp_path_factory.mktemp("clip") / "openai.pt"
+        torch.save(state, path)
+        return path
+
+    return write
+
+
+TINY = {
+    "vision_width": 64,
+    "vision_layers": 3,
+    "patch_size": 8,
+    "image_size": 32,
+    "embed_dim": 24,
+    "text_width": 64,
+    "text_layers": 3,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(write_clip: Callable[..., Path]) -> Path:
+    """The file of a CLIP with three layers a tower, 32x32 pixels, joint dimension 24."""
+    return write_clip(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tiny_weights: Path) -> Any:
+    """That CLIP, loaded; frozen, so that tests can share it."""
+    from kdedge.clip.backbone import load_backbone
+
+    return load_backbone(name=None, weights=str(tiny_weights))
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher_backbone(write_clip: Callable[..., Path]) -> Any:
+    """A wider CLIP with four image layers and joint dimension 40."""
+    from kdedge.clip.backbone import load_backbone
+
+    sizes = {**TINY, "vision_width": 128, "vision_layers": 4, "embed_dim": 40}
+    return load_backbone(name=None, weights=str(write_clip(sizes, tag=2)))

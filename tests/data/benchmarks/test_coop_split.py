@@ -1,0 +1,120 @@
+import json
+import pickle
+
+import pytest
+
+from kdedge.data.benchmarks import list_benchmarks, load_benchmark, sun397
+from kdedge.data.benchmarks._coop_split import open_part, read_split
+from kdedge.errors import DataError
+
+SPLIT = {
+    "train": [["c/a.jpg", 1, "church"], ["a/b.jpg", 0, "abbey"]],
+    "val": [["a/c.jpg", 0, "abbey"]],
+    "test": [["a/d.jpg", 0, "abbey"], ["c/e.jpg", 1, "church"]],
+}
+
+
+def write(folder, value):
+    path = folder / "split.json"
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return path
+
+
+def test_a_split_file_gives_names_in_label_order_and_rows_in_file_order(tmp_path):
+    split = read_split(write(tmp_path, SPLIT))
+    assert split.class_names == ("abbey", "church")
+    assert split.parts["train"] == (("c/a.jpg", 1), ("a/b.jpg", 0))
+
+
+def test_labels_are_positions_in_the_class_list_that_is_used(tmp_path):
+    split = read_split(write(tmp_path, SPLIT))
+    names = ("x", "church", "abbey")
+    source = open_part(tmp_path, split, part="test", class_names=names, labeled=True)
+    assert [(item.key, item.label) for item in source.items] == [("a/d.jpg", 2), ("c/e.jpg", 1)]
+
+
+def test_images_are_read_below_the_image_folder(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "c.jpg").write_bytes(b"data")
+    split = read_split(write(tmp_path, SPLIT))
+    source = open_part(tmp_path, split, part="val", class_names=(), labeled=False)
+    assert pickle.loads(pickle.dumps(source)).read(0) == b"data"
+
+
+def test_a_class_list_without_the_sets_names_is_refused(tmp_path):
+    split = read_split(write(tmp_path, SPLIT))
+    with pytest.raises(DataError, match=r'lacks 1 of .* names: "church"'):
+        open_part(tmp_path, split, part="test", class_names=("abbey",), labeled=True)
+
+
+@pytest.mark.parametrize(
+    ("part", "row", "message"),
+    [
+        ("test", ["../../etc/passwd", 0, "abbey"], "leads out of the image folder"),
+        ("test", ["/etc/passwd", 0, "abbey"], "leads out"),
+        ("test", ["a/../../x", 0, "abbey"], "leads out"),
+        ("test", ["a\\..\\x", 0, "abbey"], "leads out"),
+        ("test", ["a/d.jpg", 0, "abbey"], "listed twice"),
+        ("test", ["./a/d.jpg", 0, "abbey"], "listed twice"),
+        ("val", ["n.jpg", 0, "church"], r'val\[1\]: label 0 is "church", was "abbey"'),
+        ("val", ["n.jpg", 3, "dock"], r"without images: \[2\]"),
+        ("val", ["n.jpg", -1, "dock"], "labels from -1"),
+        ("val", ["n.jpg", 2, "abbey"], "3 labels for 2 class names"),
+        ("val", ["n.jpg", "0", "abbey"], r"expected \[path, label, class name\]"),
+        ("val", ["n.jpg", True, "church"], r"expected \[path, label, class name\]"),
+        ("val", ["n.jpg", 0], r"expected \[path, label, class name\]"),
+        ("val", "n.jpg", r"expected \[path, label, class name\]"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_named(tmp_path, part, row, message):
+    value = {**SPLIT, part: [*SPLIT[part], row]}
+    with pytest.raises(DataError, match=message):
+        read_split(write(tmp_path, value))
+
+
+@pytest.mark.parametrize(
+    "value", ["{", "[]", {"train": []}, {**SPLIT, "val": {}}, {"train": [], "val": [], "test": []}]
+)
+def test_what_is_no_split_file_is_refused(tmp_path, value):
+    with pytest.raises(DataError, match=r"split\.json"):
+        read_split(write(tmp_path, value))
+
+
+def test_a_missing_set_says_which_files_to_fetch_and_where_they_go(tmp_path):
+    with pytest.raises(DataError) as caught:
+        sun397.open_source(tmp_path, part="train", class_names=(), labeled=False)
+    message = str(caught.value)
+    assert f"{tmp_path}/sun397/SUN397: unpack SUN397.tar.gz" in message
+    assert f"{tmp_path}/sun397/split_zhou_SUN397.json: Google Drive file" in message
+    assert "KDEDGE_DATA" in message
+
+
+def published_like_split():
+    rows = {part: [] for part in sun397.N_IMAGES}
+    for part, count in sun397.N_IMAGES.items():
+        for i in range(count):
+            label = i % 397
+            rows[part].append([f"{part}/{i}.jpg", label, f"scene {label}"])
+    return rows
+
+
+def test_sun397_has_the_published_counts(tmp_path):
+    folder = tmp_path / "sun397"
+    (folder / "SUN397").mkdir(parents=True)
+    rows = published_like_split()
+    (folder / "split_zhou_SUN397.json").write_text(json.dumps(rows))
+    names = sun397.class_names(tmp_path)
+    assert len(names) == 397
+    source = sun397.open_source(tmp_path, part="test", class_names=names, labeled=True)
+    assert len(source.items) == 19_850
+    rows["train"].pop()
+    (folder / "split_zhou_SUN397.json").write_text(json.dumps(rows))
+    with pytest.raises(DataError, match="the published split 397"):
+        sun397.class_names(tmp_path)
+
+
+@pytest.mark.parametrize("name", list_benchmarks())
+def test_every_set_explains_itself_where_it_is_missing(name, tmp_path):
+    benchmark = load_benchmark(name)
+    with pytest.raises(DataError, match="To get them"):
+        benchmark.class_names(tmp_path)

@@ -1,0 +1,44 @@
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdedge.data.sources._protocol import Item
+from kdedge.runtime.preprocess import UnusableImage
+
+
+@dataclass
+class ListedImages:
+    """A source in memory; None stands for an image that cannot be read."""
+
+    files: list[bytes | None]
+    labels: list[int | None]
+
+    @property
+    def items(self) -> list[Item]:
+        """One an image."""
+        return [Item(f"image-{i}", label) for i, label in enumerate(self.labels)]
+
+    def read(self, i: int) -> bytes:
+        """The bytes of image i."""
+        data = self.files[i]
+        if data is None:
+            raise UnusableImage("cannot be read: no such file")
+        return data
+
+
+def png(i: int) -> bytes:
+    generator = np.random.default_rng(i)
+    width, height = generator.integers(20, 60, 2)
+    pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def source() -> ListedImages:
+    """23 images of different sizes in 3 classes."""
+    return ListedImages([png(i) for i in range(23)], [i % 3 for i in range(23)])

@@ -1,0 +1,124 @@
+import pickle
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from kdedge.data.sources.folder import open_source
+from kdedge.errors import DataError
+from kdedge.runtime.preprocess import UnusableImage
+
+NAMES = ("cat", "hot dog", "scratch (deep)")
+
+
+def add(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path, "PNG")
+
+
+def keys(folder: Path, **options: object) -> list[str]:
+    source = open_source(folder, class_names=NAMES, labeled=False, **options)
+    return [item.key for item in source.items]
+
+
+def test_images_are_found_at_any_depth_sorted_by_path(tmp_path):
+    add(tmp_path, "b.png", "a/z.JPG", "a/b/c.webp", "a.tiff")
+    assert keys(tmp_path) == ["a.tiff", "a/b/c.webp", "a/z.JPG", "b.png"]
+
+
+def test_hidden_and_other_files_are_left_out(tmp_path):
+    add(tmp_path, "a.png", ".b.png", ".hidden/c.png", "d.txt", "e.gif", "f")
+    assert keys(tmp_path) == ["a.png"]
+
+
+def test_the_bytes_are_the_files_own(tmp_path):
+    add(tmp_path, "a.png", "b.png")
+    source = pickle.loads(pickle.dumps(open_source(tmp_path, class_names=(), labeled=False)))
+    assert source.read(1) == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_link_back_into_the_tree_adds_nothing(tmp_path):
+    add(tmp_path, "z/a.png")
+    (tmp_path / "z" / "loop").symlink_to(tmp_path)
+    (tmp_path / "a-link").symlink_to(tmp_path / "z")
+    assert keys(tmp_path) == ["z/a.png"]
+
+
+def test_a_linked_folder_outside_is_followed(tmp_path):
+    add(tmp_path / "elsewhere", "a.png")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "link").symlink_to(tmp_path / "elsewhere")
+    assert keys(tmp_path / "images") == ["link/a.png"]
+
+
+def test_a_dangling_link_is_not_an_image(tmp_path):
+    add(tmp_path, "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
+    assert keys(tmp_path) == ["a.png"]
+
+
+def test_a_name_that_is_not_utf8_gets_a_key_that_can_be_written(tmp_path):
+    raw = bytes(tmp_path) + b"/\xff.png"
+    with open(raw, "wb") as file:  # noqa: PTH123 - the name is bytes
+        file.write(b"x")
+    source = open_source(tmp_path, class_names=(), labeled=False)
+    assert source.items[0].key == "\\xff.png"
+    assert source.read(0) == b"x"
+
+
+def test_an_empty_folder_is_refused_with_what_was_found(tmp_path):
+    add(tmp_path, "a.gif", "b.gif", "c.txt")
+    with pytest.raises(DataError, match=r"no image files; found 2 \.gif, 1 \.txt"):
+        keys(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["gone", "file"])
+def test_what_is_no_folder_is_refused(tmp_path, kind):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="does not exist" if kind == "gone" else "not a folder"):
+        keys(tmp_path / kind)
+
+
+def test_the_first_folder_is_the_class_and_underscore_is_a_space(tmp_path):
+    add(tmp_path, "cat/a.png", "hot_dog/x/b.png", "scratch (deep)/c.png")
+    source = open_source(tmp_path, class_names=NAMES, labeled=True)
+    assert [item.label for item in source.items] == [0, 1, 2]
+
+
+def test_an_exact_name_goes_before_one_with_spaces(tmp_path):
+    add(tmp_path, "a b/x.png", "a_b/x.png")
+    source = open_source(tmp_path, class_names=("a_b", "a b"), labeled=True)
+    assert [item.label for item in source.items] == [1, 0]
+
+
+def test_missing_and_unknown_folders_are_named_with_the_nearest_class(tmp_path):
+    add(tmp_path, "cat/a.png", "hot dog/b.png", "scratch (depp)/c.png")
+    with pytest.raises(DataError) as caught:
+        open_source(tmp_path, class_names=NAMES, labeled=True)
+    message = str(caught.value)
+    assert "3 class folders with images, the class list has 3 names" in message
+    assert 'Missing: "scratch (deep)".' in message
+    assert 'Unknown: "scratch (depp)" (nearest: "scratch (deep)").' in message
+
+
+def test_a_class_folder_without_images_is_an_error_that_says_so(tmp_path):
+    add(tmp_path, "cat/a.png", "hot dog/b.png")
+    (tmp_path / "scratch (deep)").mkdir()
+    with pytest.raises(DataError, match=r'Without any image: "scratch \(deep\)"'):
+        open_source(tmp_path, class_names=NAMES, labeled=True)
+
+
+def test_labeled_images_outside_of_class_folders_are_an_error(tmp_path):
+    add(tmp_path, "cat/a.png", "loose.png")
+    with pytest.raises(DataError, match=r"1 labeled images outside .* loose\.png"):
+        open_source(tmp_path, class_names=NAMES, labeled=True)
+
+
+def test_a_file_that_went_away_is_an_unusable_image(tmp_path):
+    add(tmp_path, "a.png")
+    source = open_source(tmp_path, class_names=(), labeled=False)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(UnusableImage, match="no such file"):
+        source.read(0)

@@ -1,0 +1,95 @@
+import pickle
+
+import pytest
+
+from kdedge.data.sources.list import open_source
+from kdedge.errors import DataError
+
+NAMES = ("cat", "hot dog", "7")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.jpg", "b, c.jpg", "sub/d.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    return tmp_path
+
+
+def read(folder, text, *, labeled=True, encoding="utf-8"):
+    path = folder / "list.csv"
+    path.write_bytes(text.encode(encoding))
+    return open_source(path, class_names=NAMES, labeled=labeled)
+
+
+def test_rows_keep_their_order_and_labels(folder):
+    source = read(folder, 'path,label\nsub/d.jpg,hot_dog\n"b, c.jpg",0\n\na.jpg,7\n')
+    assert [(item.key, item.label) for item in source.items] == [
+        ("sub/d.jpg", 1),
+        ("b, c.jpg", 0),
+        ("a.jpg", 2),  # the class named 7, not a position
+    ]
+    assert pickle.loads(pickle.dumps(source)).read(1) == b"b, c.jpg"
+
+
+def test_no_heading_and_no_labels_are_fine_without_labels(folder):
+    source = read(folder, "a.jpg\nsub/d.jpg\n", labeled=False)
+    assert [(item.key, item.label) for item in source.items] == [
+        ("a.jpg", None),
+        ("sub/d.jpg", None),
+    ]
+
+
+def test_labels_are_not_looked_at_where_they_are_not_asked_for(folder):
+    assert read(folder, "a.jpg,nonsense\n", labeled=False).items[0].label is None
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_fine(folder):
+    assert len(read(folder, "path,label\r\na.jpg,cat\r\n", encoding="utf-8-sig").items) == 1
+
+
+def test_absolute_paths_and_paths_upwards_are_the_users_own(folder):
+    (folder / "lists").mkdir()
+    path = folder / "lists" / "list.csv"
+    path.write_text(f"../a.jpg\n{folder / 'sub' / 'd.jpg'}\n")
+    source = open_source(path, class_names=(), labeled=False)
+    assert [source.read(0), source.read(1)] == [b"a.jpg", b"sub/d.jpg"]
+
+
+def test_missing_files_are_named_with_their_lines(folder):
+    with pytest.raises(DataError, match=r"names 2 files .*\n  line 2: x\.jpg; line 4: sub"):
+        read(folder, "path\nx.jpg\na.jpg\nsub\n", labeled=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.jpg,dog\n", r':1: "dog" is not a class name \(nearest: "hot dog"\)'),
+        ("a.jpg,3\n", ':1: "3" is not a class name'),
+        ("a.jpg,-1\n", ':1: "-1" is not a class name'),
+        ("a.jpg,cat\nsub/d.jpg\n", ":2: no label"),
+        ("a.jpg\n", "has no labels, and labels are needed"),
+        ("a.jpg,cat,1\n", ":1: the row has 3 fields"),
+        (",cat\n", ":1: the row has 2 fields"),
+        ("a.jpg,cat\na.jpg,cat\n", r":2: a\.jpg is in line 1 already"),
+        ("path,label\n", "names no images"),
+        ("", "names no images"),
+        ('"a.jpg', "not a CSV row"),
+        ("a\0.jpg,cat\n", "not a CSV row|not there"),
+        ("x" * 5000 + ",cat\n", "not there"),
+        ('"' + "x" * 200_000 + '",cat\n', "not a CSV row"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_with_its_line(folder, text, message):
+    with pytest.raises(DataError, match=message):
+        read(folder, text)
+
+
+def test_a_list_in_another_encoding_is_refused(folder):
+    with pytest.raises(DataError, match="not UTF-8"):
+        read(folder, "ä.jpg,cat\n", encoding="latin-1")
+
+
+def test_a_list_that_is_not_there_is_named(folder):
+    with pytest.raises(DataError, match=r"gone\.csv cannot be read: no such file"):
+        open_source(folder / "gone.csv", class_names=NAMES, labeled=True)

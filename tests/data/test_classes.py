@@ -1,0 +1,66 @@
+import pytest
+
+from kdedge.config.recipe import ClassesSpec, DataSpec
+from kdedge.data.classes import class_list_hash, load_class_names, read_class_file
+from kdedge.errors import DataError
+
+
+def names_of(path, data: bytes):
+    path.write_bytes(data)
+    return read_class_file(path)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "classes.txt"
+
+
+@pytest.mark.parametrize(
+    "data", [b"cat\nhot dog\n", b"\xef\xbb\xbfcat\r\n\r\n  hot dog", b"cat\rhot dog\r"]
+)
+def test_a_class_file_has_one_name_a_line(path, data):
+    assert names_of(path, data) == ("cat", "hot dog")
+
+
+def test_only_blank_lines_are_skipped(path):
+    text = "#1 fan\n\n \nnaïve 'art'\n// x\n"
+    assert names_of(path, text.encode()) == ("#1 fan", "naïve 'art'", "// x")
+
+
+def test_a_name_that_is_there_twice_is_named_with_both_lines(path):
+    with pytest.raises(DataError, match='"cat" is there twice, in line 1 and line 4'):
+        names_of(path, b"cat\n\ndog\ncat \n")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "has 0 class names, expected two or more"),
+        (b"cat\n", "has 1 class names"),
+        (b"cat\ndo\xffg\n", "classes.txt:2: not UTF-8"),
+        (b"cat\nd\0g\n", "line 2: 'd\\\\x00g' is not a class name"),
+        (b"cat\n" + b"x" * 201, "line 2"),
+        (b"c\n" * (1 << 24), "larger than 16 MiB"),
+    ],
+)
+def test_what_is_no_class_list_is_refused(path, data, message):
+    with pytest.raises(DataError, match=message):
+        names_of(path, data)
+
+
+def test_a_missing_class_file_is_named(path):
+    with pytest.raises(DataError, match=r"classes\.txt cannot be read: no such file"):
+        read_class_file(path)
+
+
+def test_names_in_the_recipe_and_in_a_file_are_the_same_classes(path):
+    path.write_text("cat\ndog\n")
+    data = DataSpec()
+    written = load_class_names(ClassesSpec(names=("cat", "dog")), data=data)
+    assert written == load_class_names(ClassesSpec(file=path), data=data)
+
+
+def test_the_hash_depends_on_names_and_order():
+    hashes = {class_list_hash(names) for names in (("a", "b"), ("b", "a"), ("ab",), ("a", "b", ""))}
+    assert len(hashes) == 4
+    assert class_list_hash(["a", "b"]) == class_list_hash(("a", "b"))

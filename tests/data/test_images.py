@@ -1,0 +1,72 @@
+import csv
+
+import pytest
+
+from kdedge.data.images import BadImage, check_limit, image_list_hash, scan, write_skipped_csv
+from kdedge.errors import DataError, ResourceError
+
+
+@pytest.mark.parametrize("n_threads", [None, 1, 3])
+def test_a_scan_finds_the_bad_images_in_order(source, n_threads):
+    source.files[4] = None
+    source.files[20] = source.files[20][:100]
+    seen = []
+    result = scan(source, n_threads=n_threads, progress=lambda *counts: seen.append(counts))
+    assert [i for i in range(23) if i not in (4, 20)] == list(result.good)
+    assert [bad.key for bad in result.bad] == ["image-4", "image-20"]
+    assert result.bad[0].reason == "cannot be read: no such file"
+    assert seen == [(i, 23) for i in range(1, 24)]
+
+
+def test_a_scan_of_nothing_finds_nothing(source):
+    source.files, source.labels = [], []
+    result = scan(source)
+    assert (result.good, result.bad) == ((), ())
+    with pytest.raises(DataError, match="has no images"):
+        check_limit(result, 5, "data.test")
+
+
+def test_a_bug_while_scanning_is_not_taken_for_a_bad_image(source):
+    source.files.pop()
+    with pytest.raises(IndexError):
+        scan(source)
+
+
+def test_the_limit_is_the_last_count_that_is_accepted(source):
+    source.files[0] = source.files[1] = b""
+    result = scan(source)
+    check_limit(result, 2, "data.unlabeled (/cams)")
+    with pytest.raises(DataError) as caught:
+        check_limit(result, 1, "data.unlabeled (/cams)")
+    message = str(caught.value)
+    assert "data.unlabeled (/cams): 2 of 23 images are unreadable, at most 1" in message
+    assert "image-0: the file is empty." in message
+    assert "data.max_bad_images" in message
+
+
+def test_no_readable_image_is_an_error_whatever_the_limit(source):
+    source.files = [b""] * 23
+    with pytest.raises(DataError, match="None is left to work with"):
+        check_limit(scan(source), 100, "data.unlabeled")
+
+
+def test_the_skip_list_is_csv_that_reads_back(tmp_path):
+    path = tmp_path / "skipped.csv"
+    write_skipped_csv(path, [BadImage('a, "b".jpg', "too large"), BadImage("ü\n.jpg", "x")])
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows == [["key", "reason"], ['a, "b".jpg', "too large"], ["ü\n.jpg", "x"]]
+
+
+def test_a_skip_list_that_cannot_be_written_is_a_resource_error(tmp_path):
+    with pytest.raises(ResourceError):
+        write_skipped_csv(tmp_path / "gone" / "skipped.csv", [])
+
+
+def test_the_image_list_hash_depends_on_keys_labels_and_order(source):
+    hashes = {image_list_hash(source, order) for order in ([0, 1], [1, 0], [0, 2])}
+    assert len(hashes) == 3
+    before = image_list_hash(source, [0, 1])
+    source.labels[0] = None
+    assert image_list_hash(source, [0, 1]) != before
+    assert len(before) == 64

@@ -1,0 +1,349 @@
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdedge.data.loader import (
+    _worker_context,
+    choose_n_workers,
+    crop_box,
+    evaluation_batches,
+    n_steps,
+    training_batches,
+)
+from kdedge.errors import DataError, ResourceError
+from kdedge.runtime.preprocess import Preprocess, preprocess_image
+
+PREPROCESS = Preprocess(16, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
+
+
+def batches(source, **changes):
+    options = {
+        "labels": {i: label for i, label in enumerate(source.labels)},
+        "preprocess": PREPROCESS,
+        "seed": 1,
+        "epoch": 0,
+        "first_step": 0,
+        "batch_size": 4,
+        "crop_scale_min": 0.08,
+        "flip": True,
+        "n_workers": 0,
+    }
+    return list(training_batches(source, range(23), **(options | changes)))
+
+
+def assert_same(expected, actual):
+    assert [batch.keys for batch in expected] == [batch.keys for batch in actual]
+    for one, other in zip(expected, actual, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize(
+    ("n_images", "batch_size", "steps"), [(1, 8, 1), (8, 8, 1), (15, 8, 1), (16, 8, 2), (23, 4, 5)]
+)
+def test_an_incomplete_last_batch_is_dropped_unless_it_is_the_only_one(n_images, batch_size, steps):
+    assert n_steps(n_images, batch_size) == steps
+
+
+def test_an_epoch_has_each_image_at_most_once_with_its_own_label(source):
+    epoch = batches(source)
+    keys = [key for batch in epoch for key in batch.keys]
+    assert len(epoch) == 5
+    assert len(set(keys)) == 20
+    labels = torch.cat([batch.labels for batch in epoch]).tolist()
+    assert labels == [int(key.removeprefix("image-")) % 3 for key in keys]
+    assert epoch[0].images.shape == (4, 3, 16, 16)
+    assert epoch[0].images.dtype == torch.float32
+    assert epoch[0].labels.dtype == torch.int64
+
+
+def test_fewer_images_than_a_batch_give_one_small_batch(source):
+    (batch,) = batches(source, batch_size=100)
+    assert len(batch.keys) == len(batch.images) == 23
+
+
+@pytest.mark.parametrize("first_step", [1, 3, 5])
+def test_starting_at_a_step_equals_skipping_the_batches_before(source, first_step):
+    assert_same(batches(source)[first_step:], batches(source, first_step=first_step))
+
+
+def test_the_number_of_workers_changes_nothing(source):
+    assert_same(batches(source), batches(source, n_workers=2))
+    assert_same(batches(source)[2:], batches(source, n_workers=2, first_step=2))
+
+
+@pytest.mark.parametrize("change", [{"seed": 2}, {"epoch": 1}])
+def test_another_seed_or_epoch_gives_another_order_and_other_crops(source, change):
+    first, second = batches(source), batches(source, **change)
+    assert [batch.keys for batch in first] != [batch.keys for batch in second]
+    images = [
+        {key: image for batch in epoch for key, image in zip(batch.keys, batch.images, strict=True)}
+        for epoch in (first, second)
+    ]
+    assert not any(
+        torch.equal(images[0][key], images[1][key]) for key in set.intersection(*map(set, images))
+    )
+
+
+def test_an_images_crop_does_not_depend_on_the_other_images(source):
+    subset = [3, 7, 11, 19]
+    options = {"labels": None, "preprocess": PREPROCESS, "seed": 1, "epoch": 0}
+    options |= {"batch_size": 4, "crop_scale_min": 0.08, "flip": True}
+    (batch,) = training_batches(source, subset, **options)
+    full = {
+        key: image
+        for b in batches(source, batch_size=23)
+        for key, image in zip(b.keys, b.images, strict=True)
+    }
+    assert batch.labels is None
+    for key, image in zip(batch.keys, batch.images, strict=True):
+        assert torch.equal(full[key], image)
+
+
+def test_loading_draws_from_no_global_generator(source):
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    batches(source)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+    assert np.array_equal(before[2], np.random.get_state()[1])
+
+
+def test_half_of_the_images_are_mirrored_and_none_without_flip(source):
+    options = {"crop_scale_min": 0.99999, "batch_size": 23}
+    n_mirrored = n_images = 0
+    for epoch in range(12):
+        (plain,) = batches(source, flip=False, epoch=epoch, **options)
+        (flipped,) = batches(source, flip=True, epoch=epoch, **options)
+        for one, other in zip(plain.images, flipped.images, strict=True):
+            is_same = torch.equal(one, other)
+            assert is_same or torch.equal(one.flip(-1), other)
+            n_mirrored += not is_same
+            n_images += 1
+    assert abs(n_mirrored / n_images - 0.5) < 4 * math.sqrt(0.25 / n_images)
+
+
+class Recorded:
+    """Gives chosen numbers where a generator would draw."""
+
+    def __init__(self, numbers):
+        self._numbers = iter(numbers)
+
+    def uniform(self, low, high):
+        """The next number, scaled."""
+        return low + (high - low) * next(self._numbers)
+
+    def integers(self, low, high):
+        """The next number, scaled and cut."""
+        return low + int((high - low) * next(self._numbers))
+
+
+def torchvision_box(width, height, scale_min, numbers):
+    """Transcribes RandomResizedCrop.get_params, its random calls answered by `numbers`."""
+    stream = Recorded(numbers)
+    area = height * width
+    log_ratio = (math.log(3.0 / 4.0), math.log(4.0 / 3.0))
+    for _ in range(10):
+        target_area = area * stream.uniform(scale_min, 1.0)
+        aspect_ratio = math.exp(stream.uniform(*log_ratio))
+        w = int(round(math.sqrt(target_area * aspect_ratio)))  # noqa: RUF046 - as theirs
+        h = int(round(math.sqrt(target_area / aspect_ratio)))  # noqa: RUF046
+        if 0 < w <= width and 0 < h <= height:
+            i = stream.integers(0, height - h + 1)
+            j = stream.integers(0, width - w + 1)
+            return j, i, w, h
+    in_ratio = float(width) / float(height)
+    if in_ratio < 3.0 / 4.0:
+        w = width
+        h = int(round(w / (3.0 / 4.0)))  # noqa: RUF046
+    elif in_ratio > 4.0 / 3.0:
+        h = height
+        w = int(round(h * (4.0 / 3.0)))  # noqa: RUF046
+    else:
+        w = width
+        h = height
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+@given(
+    width=st.integers(1, 500),
+    height=st.integers(1, 500),
+    scale_min=st.sampled_from([0.08, 0.5, 1.0]),
+    seed=st.integers(0, 1000),
+)
+def test_a_crop_is_torchvisions_for_the_same_random_numbers(width, height, scale_min, seed):
+    numbers = np.random.default_rng(seed).random(40).tolist()
+    expected = torchvision_box(width, height, scale_min, numbers)
+    left, top, w, h = crop_box(width, height, scale_min=scale_min, generator=Recorded(numbers))
+    assert expected == (left, top, w, h)
+    assert 0 <= left <= left + w <= width
+    assert 0 <= top <= top + h <= height
+
+
+def test_crops_are_distributed_as_torchvisions():
+    transforms = pytest.importorskip("torchvision.transforms")
+    image = torch.zeros(3, 90, 160)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = np.array(
+            [
+                transforms.RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])
+                for _ in range(4000)
+            ]
+        )[:, [1, 0, 3, 2]]
+    generator = np.random.default_rng(0)
+    ours = np.array([crop_box(160, 90, scale_min=0.08, generator=generator) for _ in range(4000)])
+    # Four standard errors of the difference of two means.
+    error = 4 * np.sqrt(theirs.var(0) / 4000 + ours.var(0) / 4000)
+    assert (np.abs(theirs.mean(0) - ours.mean(0)) < error).all()
+
+
+def test_evaluation_keeps_the_order_and_the_device_preprocessing(source):
+    loaded = list(evaluation_batches(source, [5, 2, 9, 1, 0], preprocess=PREPROCESS, batch_size=2))
+    assert [positions for _, positions in loaded] == [[5, 2], [9, 1], [0]]
+    for images, positions in loaded:
+        for image, position in zip(images, positions, strict=True):
+            expected = preprocess_image(source.files[position], PREPROCESS)
+            assert np.array_equal(expected, image.numpy())
+
+
+def test_evaluating_nothing_gives_nothing(source):
+    assert not list(evaluation_batches(source, [], preprocess=PREPROCESS, batch_size=2))
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_an_image_that_went_bad_is_named(source, n_workers):
+    source.files[6] = None
+    with pytest.raises(DataError, match=r"^image-6: cannot be read: no such file\.\n"):
+        batches(source, n_workers=n_workers, batch_size=23)
+
+
+def test_automatic_workers_leave_small_sets_to_the_main_process(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert choose_n_workers("auto", 1999) == 0
+    assert choose_n_workers("auto", 2000) == 5
+    assert choose_n_workers(3, 10) == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert choose_n_workers("auto", 2000) == 8
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    assert choose_n_workers("auto", 2000) == 0
+
+
+class Deadly:
+    """A source whose reader dies, as a worker does that runs out of memory."""
+
+    items = ()
+
+    def read(self, i):
+        """Never returns."""
+        os._exit(9)
+
+
+def test_a_worker_that_dies_is_a_resource_error_and_no_hang():
+    loading = evaluation_batches(
+        Deadly(), range(4), preprocess=PREPROCESS, batch_size=1, n_workers=1
+    )
+    with pytest.raises(ResourceError, match=r"a loader process died.*\n.*optim\.n_workers"):
+        next(loading)
+
+
+def test_the_worker_context_is_made_once():
+    assert _worker_context() is _worker_context()
+
+
+SCRIPT = """
+import os, sys, time
+from pathlib import Path
+from kdedge.data.loader import evaluation_batches
+from kdedge.data.sources.folder import open_source
+from kdedge.runtime.preprocess import Preprocess
+
+def main():
+    source = open_source(Path(sys.argv[1]), class_names=(), labeled=False)
+    preprocess = Preprocess(16, (0.5,) * 3, (0.5,) * 3)
+    loading = evaluation_batches(
+        source, [0] * 10**5, preprocess=preprocess, batch_size=4, n_workers=2
+    )
+    next(loading)
+    try:
+        print("ready", flush=True)
+        for _ in loading:
+            time.sleep(0.02)
+    except KeyboardInterrupt:
+        next(loading, None)
+        print("interrupted", flush=True)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def start_script(tmp_path, source):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(source.files[0])
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    root = str(Path(__file__).resolve().parents[2])
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": root},
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def members_of_session(session: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+
+
+@needs_proc
+def test_ctrl_c_reaches_the_main_process_alone(tmp_path, source):
+    process = start_script(tmp_path, source)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, err = process.communicate(timeout=60)
+    assert (out, err) == ("interrupted\n", "")
+    assert process.returncode == 0
+
+
+@needs_proc
+def test_workers_die_with_a_killed_main_process(tmp_path, source):
+    process = start_script(tmp_path, source)
+    assert len(members_of_session(process.pid)) >= 3
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 15
+    while members_of_session(process.pid) and time.monotonic() < end:
+        time.sleep(0.1)
+    left = members_of_session(process.pid)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    assert left == []

@@ -1,0 +1,76 @@
+import io
+import tarfile
+
+import pytest
+from PIL import Image
+
+from kdedge.config.recipe import ClassesSpec, DataSpec, SourceSpec
+from kdedge.data.classes import load_class_names
+from kdedge.data.open import open_source
+from kdedge.errors import DataError
+
+NAMES = ("cat", "dog")
+
+
+@pytest.fixture
+def image() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def specs(tmp_path, image):
+    """The same two labeled images as folder, list and shard."""
+    for name in NAMES:
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "a.png").write_bytes(image)
+    (tmp_path / "images.csv").write_text("images/cat/a.png,cat\nimages/dog/a.png,dog\n")
+    with tarfile.open(tmp_path / "s-0.tar", "w") as tar:
+        for label, name in enumerate(NAMES):
+            for extension, data in (("png", image), ("cls", str(label).encode())):
+                info = tarfile.TarInfo(f"{name}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return {
+        "folder": SourceSpec(folder=tmp_path / "images"),
+        "list": SourceSpec(list=tmp_path / "images.csv"),
+        "webdataset": SourceSpec(webdataset=str(tmp_path / "s-{0..0}.tar")),
+    }
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "webdataset"])
+def test_every_source_gives_the_same_images_and_labels(kind, specs, image):
+    source = open_source(specs[kind], class_names=NAMES, labeled=True, data=DataSpec())
+    assert [item.label for item in source.items] == [0, 1]
+    assert [source.read(0), source.read(1)] == [image, image]
+    assert len({item.key for item in source.items}) == 2
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "webdataset"])
+def test_no_source_gives_labels_that_were_not_asked_for(kind, specs):
+    source = open_source(specs[kind], class_names=("x", "y"), labeled=False, data=DataSpec())
+    assert [item.label for item in source.items] == [None, None]
+
+
+@pytest.mark.parametrize("kind", ["folder", "list"])
+def test_labels_follow_the_class_lists_order(kind, specs):
+    source = open_source(specs[kind], class_names=NAMES[::-1], labeled=True, data=DataSpec())
+    assert [item.label for item in source.items] == [1, 0]
+
+
+def test_built_in_drawings_have_their_own_classes():
+    pytest.importorskip("kdedge.data.sources.synthetic")
+    spec = SourceSpec(synthetic="shapes", part="test")
+    names = load_class_names(ClassesSpec(synthetic="shapes"), data=DataSpec())
+    source = open_source(spec, class_names=names, labeled=True, data=DataSpec())
+    assert {item.label for item in source.items} == set(range(len(names)))
+    with pytest.raises(DataError, match="Set classes to"):
+        open_source(spec, class_names=NAMES, labeled=True, data=DataSpec())
+
+
+@pytest.mark.parametrize("name", ["sun398", "_coop_split", "../x", "os"])
+def test_an_unknown_benchmark_is_refused_with_the_known_ones(name):
+    spec = SourceSpec(benchmark=name)
+    with pytest.raises(DataError, match=r"not a known benchmark set\.\n  Known: .*sun397"):
+        open_source(spec, class_names=NAMES, labeled=True, data=DataSpec())

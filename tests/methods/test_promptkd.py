@@ -1,0 +1,191 @@
+"""PromptKD: the loss against its definition, the weights' two spellings, what is trained and what is frozen."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor
+
+from kdedge.clip.backbone import Backbone
+from kdedge.data.batch import Batch
+from kdedge.errors import DataError, RecipeError, ShapeError
+from kdedge.methods import promptkd, zeroshot
+
+NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
+
+
+def logits(seed: int, n_images: int = 4, n_classes: int = 5) -> Tensor:
+    return 3 * torch.randn(n_images, n_classes, generator=torch.Generator().manual_seed(seed))
+
+
+def build(backbone: Backbone, teacher_backbone: Backbone, **chosen: Any) -> promptkd.Method:
+    common: dict[str, Any] = {
+        "template": "a photo of a {}.",
+        "train_classes": range(len(NAMES)),
+        "generator": torch.Generator().manual_seed(1),
+    }
+    teacher = zeroshot.Method.build(
+        teacher_backbone, NAMES, zeroshot.Settings(), teacher=None, **common
+    )
+    return promptkd.Method.build(
+        backbone, NAMES, promptkd.Settings(prompt_depth=2, **chosen), teacher=teacher, **common
+    )
+
+
+def images(n: int = 4) -> Tensor:
+    return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@given(seed=st.integers(0, 99), temperature=st.floats(0.1, 8))
+@settings(deadline=None, max_examples=25)
+def test_the_loss_is_the_divergence_averaged_over_images_and_classes(
+    seed: int, temperature: float
+) -> None:
+    student, teacher = logits(seed), logits(seed + 1000)
+    total = 0.0
+    for row_s, row_t in zip(student.double(), teacher.double(), strict=True):
+        p_s = [math.exp(v / temperature) for v in row_s.tolist()]
+        p_t = [math.exp(v / temperature) for v in row_t.tolist()]
+        for s, t in zip(p_s, p_t, strict=True):
+            s, t = s / sum(p_s), t / sum(p_t)
+            total += t * (math.log(t) - math.log(s))
+    expected = temperature**2 * total / student.numel()
+    actual = promptkd.distillation_loss(student, teacher, temperature=temperature)
+    assert float(actual) == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_equal_logits_have_no_loss_and_no_gradient() -> None:
+    student = logits(0).requires_grad_()
+    loss = promptkd.distillation_loss(student, logits(0), temperature=2.0)
+    (gradient,) = torch.autograd.grad(loss, [student])
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-7)
+    assert float(gradient.abs().max()) == pytest.approx(0, abs=1e-7)
+
+
+def test_no_gradient_reaches_the_teacher() -> None:
+    teacher = logits(1).requires_grad_()
+    promptkd.distillation_loss(logits(0).requires_grad_(), teacher, temperature=1.0).backward()
+    assert teacher.grad is None
+
+
+def test_two_class_lists_are_an_error() -> None:
+    with pytest.raises(ShapeError, match="two class lists"):
+        promptkd.distillation_loss(logits(0), logits(0, n_classes=6), temperature=1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "n_classes", "expected"),
+    [
+        ({}, 397, 1000.0),
+        ({"kd_weight": 200.0}, 47, 200.0),
+        ({"kd_weight_per_image": 2.5}, 397, 992.5),
+    ],
+)
+def test_the_weight_of_one_image_has_two_spellings(
+    given: dict[str, float], n_classes: int, expected: float
+) -> None:
+    assert promptkd.Settings(**given).weight(n_classes) == pytest.approx(expected)
+
+
+def test_both_spellings_at_once_are_refused() -> None:
+    with pytest.raises(ValidationError, match="not both"):
+        promptkd.Settings(kd_weight=1.0, kd_weight_per_image=1.0)
+
+
+def test_a_student_of_published_size_trains_the_published_number_of_parameters() -> None:
+    """methods 9 x 4 x 768 prompts and a 512 -> 768 -> 768 projector: 1,013,760 (PromptKD, ViT-B/16 from ViT-L/14)."""
+    projector = promptkd.Projector(512, 768, torch.Generator().manual_seed(0))
+    assert sum(p.numel() for p in projector.parameters()) + 9 * 4 * 768 == 1_013_760
+
+
+def test_only_prompts_and_projector_are_trained(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    method = build(tiny_backbone, tiny_teacher_backbone)
+    method.training_step(Batch(images(), None)).loss.backward()
+    assert {name for name, p in method.trainable_parameters().items() if p.grad is not None} == {
+        "visual_prompts",
+        "projector.linear1.weight",
+        "projector.linear1.bias",
+        "projector.batch_norm.weight",
+        "projector.batch_norm.bias",
+        "projector.linear2.weight",
+        "projector.linear2.bias",
+    }
+    assert all(p.grad is None for p in tiny_backbone.model.parameters())
+    assert all(p.grad is None for p in tiny_teacher_backbone.model.parameters())
+
+
+def test_five_steps_give_the_pinned_losses(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    method = build(tiny_backbone, tiny_teacher_backbone)
+    optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=0.001, momentum=0.9)
+    losses = []
+    for _ in range(5):
+        loss = method.training_step(Batch(images(), None)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    print("LOSSES", losses)
+    assert losses == pytest.approx(PINNED, rel=1e-4)
+
+
+PINNED = [301.943, 267.67, 228.584, 194.625, 173.95]
+
+
+def test_deployed_features_do_not_depend_on_the_batch_and_leave_the_mode_alone(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    method = build(tiny_backbone, tiny_teacher_backbone)
+    method.module.train()
+    together = method.forward_features(images())
+    alone = torch.cat([method.forward_features(image[None]) for image in images()])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+    assert method.module.training
+    torch.testing.assert_close(together.norm(dim=-1), torch.ones(4))
+
+
+def test_a_student_without_prompts_trains_the_projector_alone(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    method = build(tiny_backbone, tiny_teacher_backbone, n_ctx_vision=0)
+    method.training_step(Batch(images(), None)).loss.backward()
+    assert method.trainable_parameters()["visual_prompts"].numel() == 0
+    plain = tiny_backbone.model.visual(images())
+    method.module.eval()
+    expected = torch.nn.functional.normalize(method.module.projector(plain), dim=-1)
+    torch.testing.assert_close(method.forward_features(images()), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_one_image_in_a_batch_is_an_error_that_says_why(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    method = build(tiny_backbone, tiny_teacher_backbone)
+    with pytest.raises(DataError, match="at least 2 unlabeled images"):
+        method.training_step(Batch(images(1), None))
+
+
+def test_more_prompted_layers_than_there_are_is_an_error(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    teacher = build(tiny_backbone, tiny_teacher_backbone)._teacher
+    with pytest.raises(
+        RecipeError, match="prompt_depth is 9, and the image tower of this CLIP has 3"
+    ):
+        promptkd.Method.build(
+            tiny_backbone,
+            NAMES,
+            promptkd.Settings(),
+            template="{}",
+            train_classes=[],
+            teacher=teacher,
+            generator=torch.Generator(),
+        )

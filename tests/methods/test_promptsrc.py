@@ -1,0 +1,141 @@
+"""PromptSRC: averaging weights, the text anchor, what is trained, what the settings do."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from open_clip import OPENAI_IMAGENET_TEMPLATES
+from torch import Tensor
+
+from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.data.batch import Batch
+from kdedge.errors import DataError, RecipeError
+from kdedge.methods import promptsrc
+
+NAMES = ["cat", "dog", "school_bus", "fox"]
+TINY = {"prompt_depth_text": 2, "prompt_depth_vision": 2, "n_anchor_templates": 3}
+
+
+def build(backbone: Backbone, **chosen: Any) -> promptsrc.Method:
+    return promptsrc.Method.build(
+        backbone,
+        NAMES,
+        promptsrc.Settings(**{**TINY, **chosen}),
+        template="unused {}",
+        train_classes=[0, 1],
+        teacher=None,
+        generator=torch.Generator().manual_seed(1),
+    )
+
+
+def batch(n: int = 4) -> Batch:
+    images = torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return Batch(images, torch.arange(n) % 2)
+
+
+def test_the_averaging_weights_are_the_published_ones() -> None:
+    """Mean 15, standard deviation 1, 20 epochs: .399 at 15, .242 at 14 and 16, .054, .0044, ... (PromptSRC's code)."""
+    weights = promptsrc.gaussian_weights(20, mean_epoch=15, std_epochs=1)
+    assert sum(weights) == pytest.approx(1)
+    expected = {15: 0.399, 14: 0.242, 16: 0.242, 13: 0.054, 17: 0.054, 12: 0.0044, 18: 0.0044}
+    for epoch, weight in expected.items():
+        assert weights[epoch - 1] == pytest.approx(weight, abs=5e-4)
+    assert weights[9] == pytest.approx(1.5e-6, rel=0.05)
+
+
+def test_averaging_weights_exist_for_a_mean_far_outside_the_run() -> None:
+    weights = promptsrc.gaussian_weights(3, mean_epoch=500, std_epochs=1)
+    assert sum(weights) == pytest.approx(1)
+    assert not any(math.isnan(weight) for weight in weights)
+
+
+def test_the_anchor_averages_raw_features_and_scales_once(tiny_backbone: Backbone) -> None:
+    raw = torch.stack(
+        [
+            tiny_backbone.text_features_raw([make(name) for name in ["cat", "school bus"]])
+            for make in OPENAI_IMAGENET_TEMPLATES[:3]
+        ]
+    )
+    anchor = promptsrc.text_anchor(tiny_backbone, ["cat", "school_bus"], 3)
+    torch.testing.assert_close(anchor, unit_length(raw.mean(0)))
+    assert not torch.allclose(anchor, unit_length(unit_length(raw).mean(0)), atol=1e-6)
+
+
+def test_every_prompt_learns_and_the_backbone_stays_frozen(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone)
+    parameters = method.trainable_parameters()
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+    assert shapes == {
+        "visual_prompts": (2, 4, 64),
+        "text_prompts.context": (4, 64),
+        "text_prompts.deep_context": (1, 4, 64),
+    }
+    method.training_step(batch()).loss.backward()
+    assert all(float(p.grad.abs().sum()) > 0 for p in parameters.values() if p.grad is not None)
+    assert all(p.grad is not None for p in parameters.values())
+    assert all(p.grad is None for p in tiny_backbone.model.parameters())
+
+
+def test_context_starts_as_the_words_embeddings(tiny_backbone: Backbone) -> None:
+    table: Tensor = tiny_backbone.model.token_embedding.weight
+    context = build(tiny_backbone).module.text_prompts.context
+    assert torch.equal(context, table[[320, 1125, 539, 320]])
+    longer = build(tiny_backbone, n_ctx_text=6).module.text_prompts.context
+    assert longer.shape == (6, 64)
+    assert float(longer.detach().std()) == pytest.approx(0.02, rel=0.2)
+
+
+def test_class_vectors_cover_all_classes_and_follow_the_prompts(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone)
+    before = method.class_vectors()
+    assert before.shape == (4, 24)
+    with torch.no_grad():
+        method.module.text_prompts.context.mul_(3.0)
+    assert not torch.allclose(method.class_vectors(), before, atol=1e-3)
+
+
+def test_the_order_of_class_names_permutes_the_class_vectors_only(tiny_backbone: Backbone) -> None:
+    def vectors(names: list[str]) -> Tensor:
+        return promptsrc.Method.build(
+            tiny_backbone,
+            names,
+            promptsrc.Settings(**TINY),
+            template="{}",
+            train_classes=[0],
+            teacher=None,
+            generator=torch.Generator().manual_seed(1),
+        ).class_vectors()
+
+    order = [2, 0, 3, 1]
+    torch.testing.assert_close(
+        vectors([NAMES[i] for i in order]), vectors(NAMES)[order], atol=1e-5, rtol=1e-4
+    )
+
+
+def test_five_steps_give_the_pinned_losses(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone)
+    optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=0.005, momentum=0.9)
+    losses = []
+    for _ in range(5):
+        loss = method.training_step(batch()).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses == pytest.approx(PINNED, rel=1e-4)
+
+
+PINNED = [3.859, 3.30366, 2.72708, 2.32395, 2.3006]
+
+
+def test_images_without_labels_are_an_error(tiny_backbone: Backbone) -> None:
+    with pytest.raises(DataError, match="no labels"):
+        build(tiny_backbone).training_step(Batch(batch().images, None))
+
+
+def test_more_prompted_text_layers_than_there_are_is_an_error(tiny_backbone: Backbone) -> None:
+    with pytest.raises(RecipeError, match="prompt_depth_text is 9, and the text tower"):
+        build(tiny_backbone, prompt_depth_text=9)

@@ -1,0 +1,304 @@
+import io
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+
+from kdedge.errors import DataError
+from kdedge.runtime.preprocess import (
+    Preprocess,
+    UnusableImage,
+    decode_image,
+    normalize,
+    preprocess_image,
+    resize_and_crop,
+)
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+PHOTOS = Path(__file__).resolve().parents[3] / "shared" / "mini" / "photos-full"
+
+
+def noise(width: int, height: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def open_clip_result(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
+    open_clip = pytest.importorskip("open_clip")
+    transform = open_clip.image_transform(
+        preprocess.size_px,
+        is_train=False,
+        mean=preprocess.mean,
+        std=preprocess.std,
+        interpolation=preprocess.interpolation,
+        resize_mode=preprocess.resize_mode,
+    )
+    return transform(image).numpy()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.integers(1, 300),
+    height=st.integers(1, 300),
+    size=st.sampled_from([1, 7, 32, 48, 65, 224]),
+    interpolation=st.sampled_from(["bicubic", "bilinear"]),
+    resize_mode=st.sampled_from(["shortest", "squash"]),
+)
+def test_any_rgb_image_gives_open_clips_own_tensor_to_the_last_bit(
+    width, height, size, interpolation, resize_mode
+):
+    preprocess = Preprocess(size, MEAN, STD, interpolation, resize_mode)
+    image = Image.fromarray(noise(width, height))
+    actual = normalize(resize_and_crop(image, preprocess), preprocess)
+    np.testing.assert_array_equal(open_clip_result(image, preprocess), actual)
+    assert actual.dtype == np.float32
+    assert actual.flags["C_CONTIGUOUS"]
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the folder of camera photos is not here")
+def test_photos_give_open_clips_own_tensor_to_the_last_bit():
+    preprocess = Preprocess(224, MEAN, STD)
+    photos = sorted(PHOTOS.glob("*.jpg"))
+    assert photos
+    for photo in photos:
+        with Image.open(photo) as image:
+            expected = open_clip_result(image.convert("RGB"), preprocess)
+        np.testing.assert_array_equal(expected, preprocess_image(photo.read_bytes(), preprocess))
+
+
+def test_odd_margins_are_cropped_as_torchvision_crops_them():
+    # 3 pixels over: a margin of 1.5 rounds to 2, the even neighbor.
+    image = Image.fromarray(noise(13, 10))
+    cropped = resize_and_crop(image, Preprocess(10, MEAN, STD))
+    assert np.array_equal(np.asarray(image)[:, 2:12], np.asarray(cropped))
+
+
+def test_a_rgb_image_is_decoded_unchanged():
+    pixels = noise(20, 30)
+    decoded = decode_image(encode(Image.fromarray(pixels), "PNG"))
+    assert decoded.mode == "RGB"
+    assert np.array_equal(pixels, np.asarray(decoded))
+
+
+def test_gray_images_repeat_their_channel():
+    pixels = noise(9, 5, channels=1)
+    decoded = np.asarray(decode_image(encode(Image.fromarray(pixels), "PNG")))
+    assert np.array_equal(np.repeat(pixels[:, :, None], 3, axis=2), decoded)
+
+
+def test_black_and_white_images_become_0_and_255():
+    image = Image.new("1", (2, 1))
+    image.putpixel((1, 0), 1)
+    decoded = np.asarray(decode_image(encode(image, "PNG")))
+    assert decoded.tolist() == [[[0, 0, 0], [255, 255, 255]]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation_is_applied_once_in_every_format(orientation, kind):
+    upright = np.zeros((16, 32, 3), np.uint8)
+    upright[:8, :16] = (255, 0, 0)  # top left
+    upright[8:, :16] = (0, 255, 0)  # bottom left
+    undo = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: a.transpose(1, 0, 2)[::-1],
+        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda a: a.transpose(1, 0, 2)[:, ::-1],
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind == "JPEG" else {}
+    data = encode(Image.fromarray(np.ascontiguousarray(undo(upright))), kind, exif=exif, **options)
+    decoded = np.asarray(decode_image(data)).astype(int)
+    assert decoded.shape == upright.shape
+    # JPEG blurs color at edges; the middles of the quarters are enough to tell the turn.
+    assert np.abs(decoded[2:6, 4:12] - upright[2:6, 4:12]).max() <= 8
+    assert np.abs(decoded[10:14, 4:12] - upright[10:14, 4:12]).max() <= 8
+
+
+def test_a_broken_exif_block_does_not_lose_the_image():
+    image = Image.fromarray(noise(8, 8))
+    data = encode(image, "JPEG", exif=b"Exif\0\0MM\0*\0\0\xff\xffgarbage")
+    assert decode_image(data).size == (8, 8)
+
+
+def cmyk_image() -> Image.Image:
+    return Image.merge("CMYK", [Image.new("L", (16, 16), v) for v in (200, 30, 90, 40)])
+
+
+def test_cmyk_jpegs_have_the_colors_that_were_printed():
+    decoded = np.asarray(decode_image(encode(cmyk_image(), "JPEG", quality=100)))
+    # (255 - ink) * (255 - black) / 255
+    expected = np.array([55, 225, 165]) * 215 / 255
+    assert np.abs(decoded[8, 8] - expected).max() <= 3
+
+
+def test_ycck_jpegs_have_the_colors_that_were_printed():
+    # A CMYK JPEG becomes YCCK by its Adobe marker's last byte; the stored numbers stay.
+    plain = encode(cmyk_image(), "JPEG", quality=100)
+    at = plain.index(b"Adobe") + 11
+    assert plain[at] == 0
+    data = plain[:at] + b"\x02" + plain[at + 1 :]
+    y, cb, cr, stored_black = (255 - v for v in (200, 30, 90, 40))  # Adobe stores inverted
+    # libjpeg gives 255 - RGB, which Adobe's files hold inverted: RGB are the inks.
+    inks = np.clip(
+        [
+            y + 1.402 * (cr - 128),
+            y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128),
+            y + 1.772 * (cb - 128),
+        ],
+        0,
+        255,
+    )
+    expected = (255 - inks) * stored_black / 255
+    assert np.abs(np.asarray(decode_image(data))[8, 8] - expected).max() <= 3
+
+
+def test_transparent_parts_show_white():
+    pixels = np.zeros((1, 3, 4), np.uint8)
+    pixels[0, :, 3] = (0, 128, 255)
+    decoded = np.asarray(decode_image(encode(Image.fromarray(pixels), "PNG")))
+    assert decoded[0, :, 0].tolist() == [255, 127, 0]
+
+
+def test_gray_with_alpha_shows_white_where_it_is_transparent():
+    pixels = np.array([[[10, 255], [10, 0]]], np.uint8)
+    decoded = np.asarray(decode_image(encode(Image.fromarray(pixels, "LA"), "PNG")))
+    assert decoded[0, :, 0].tolist() == [10, 255]
+
+
+@pytest.mark.parametrize("transparency", [1, b"\xff\x00\xff"])
+def test_a_palettes_transparent_color_shows_white(transparency):
+    image = Image.new("P", (3, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.putdata([0, 1, 2])
+    data = encode(image, "PNG", transparency=transparency)
+    decoded = np.asarray(decode_image(data))
+    assert decoded.tolist() == [[[10, 20, 30], [255, 255, 255], [70, 80, 90]]]
+
+
+def test_a_palette_without_transparency_gives_its_colors():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putdata([0, 1])
+    assert np.asarray(decode_image(encode(image, "PNG"))).tolist() == [[[10, 20, 30], [40, 50, 60]]]
+
+
+def test_a_transparent_color_of_a_rgb_png_shows_white():
+    pixels = np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)
+    data = encode(Image.fromarray(pixels), "PNG", transparency=(1, 2, 3))
+    assert np.asarray(decode_image(data)).tolist() == [[[255, 255, 255], [4, 5, 6]]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_gray_is_scaled_and_not_clipped(kind):
+    values = np.array([[0, 128, 129, 257, 30000, 65535]], np.uint16)
+    decoded = np.asarray(decode_image(encode(Image.fromarray(values), kind)))
+    assert decoded[0, :, 0].tolist() == [0, 0, 1, 1, 117, 255]
+
+
+def test_a_dark_16_bit_png_stays_dark():
+    values = np.full((2, 2), 200, np.uint16)
+    assert np.asarray(decode_image(encode(Image.fromarray(values), "PNG"))).max() == 1
+
+
+def test_big_endian_16_bit_tiffs_are_scaled_too():
+    values = np.array([[0, 30000, 65535]], ">u2")
+    image = Image.frombytes("I;16B", (3, 1), values.tobytes())
+    decoded = np.asarray(decode_image(encode(image, "TIFF")))
+    assert decoded[0, :, 0].tolist() == [0, 117, 255]
+
+
+def test_16_bit_ppm_gray_is_scaled():
+    data = b"P5 3 1 65535\n" + np.array([0, 200, 65535], ">u2").tobytes()
+    assert np.asarray(decode_image(data))[0, :, 0].tolist() == [0, 1, 255]
+
+
+def test_32_bit_gray_beyond_16_bits_is_refused_with_its_range():
+    image = Image.fromarray(np.array([[0, 70000]], np.int32))
+    with pytest.raises(UnusableImage, match="gray values from 0 to 70000"):
+        decode_image(encode(image, "TIFF"))
+
+
+def test_float_images_are_refused_with_a_reason():
+    image = Image.fromarray(np.array([[0.5, 2.0]], np.float32))
+    with pytest.raises(UnusableImage, match="float pixels have no fixed range"):
+        decode_image(encode(image, "TIFF"))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_the_first_picture_of_many_is_taken(kind):
+    frames = [Image.new("RGB", (8, 8), color) for color in ("#ff0000", "#00ff00")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert np.asarray(decode_image(data))[4, 4].tolist() == [255, 0, 0]
+
+
+def test_pillows_switches_are_as_before_also_while_many_threads_decode(monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    whole = encode(Image.fromarray(noise(64, 64)), "JPEG")
+    filters = list(warnings.filters)
+
+    def outcome(i: int) -> bool:
+        try:
+            decode_image(whole if i % 2 else whole[: len(whole) // 2])
+        except UnusableImage:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(outcome, range(200)))
+    assert outcomes == [False, True] * 100
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+    assert filters == warnings.filters
+
+
+def test_decoding_does_not_make_python_repeat_other_warnings():
+    data = encode(Image.fromarray(noise(4, 4)), "PNG")
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.resetwarnings()
+        for _ in range(3):
+            decode_image(data)
+            warnings.warn("told once", stacklevel=1)
+    assert len(shown) == 1
+
+
+def test_settings_survive_a_json_record():
+    preprocess = Preprocess(48, MEAN, STD, "bilinear", "squash")
+    assert preprocess == Preprocess.from_dict(preprocess.as_dict())
+    assert isinstance(preprocess.as_dict()["mean"], list)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size_px": 0},
+        {"size_px": "48"},
+        {"mean": [0.5]},
+        {"std": [0.1, 0.0, 0.1]},
+        {"std": [0.1, float("nan"), 0.1]},
+        {"interpolation": "nearest"},
+        {"resize_mode": "longest"},
+        {"unknown": 1},
+        {"mean": None},
+    ],
+)
+def test_bad_settings_are_refused(change):
+    with pytest.raises(DataError, match="preprocessing"):
+        Preprocess.from_dict(Preprocess(48, MEAN, STD).as_dict() | change)

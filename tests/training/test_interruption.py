@@ -1,0 +1,173 @@
+"""Real kills and signals: a run that was ended at any point ends with the same weights."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kdedge.training.runs import RunFolder
+
+Start = Callable[..., "subprocess.Popen[str]"]
+SELECTED = {"average": True, "selection": "validation", "algorithm": "adamw", "lr": 0.02}
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "averaged": {"average": True, "precision": "bf16"},
+    "selected": SELECTED,
+    "scaled": {"precision": "fp16", "schedule_per": "step"},
+}
+
+
+def _folder(root: Path) -> Path:
+    return root / "toy" / "01"
+
+
+def _run_to_the_end(start: Start, root: Path, **options: Any) -> str:
+    process = start(root, **options)
+    _, messages = process.communicate(timeout=120)
+    assert process.returncode == 0, messages
+    return messages
+
+
+def _wait_for(process: subprocess.Popen[str], path: Path) -> None:
+    for _ in range(6000):
+        if path.exists() or process.poll() is not None:
+            return
+        time.sleep(0.01)
+    raise TimeoutError(path)
+
+
+def _wait_for_steps(process: subprocess.Popen[str], root: Path) -> None:
+    """Waits until the process is in its steps: the event file is there before the first."""
+    for _ in range(6000):
+        if any(_folder(root).glob("events*")) or process.poll() is not None:
+            return
+        time.sleep(0.005)
+    raise TimeoutError(root)
+
+
+def _assert_same_weights(expected: Path, actual: Path) -> None:
+    one, other = (load_file(_folder(root) / "student.safetensors") for root in (expected, actual))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def _steps_logged(root: Path) -> list[tuple[str, int, int]]:
+    lines = (_folder(root) / "metrics.jsonl").read_text().splitlines()
+    values = [json.loads(line) for line in lines]
+    return [(value.get("kind", "step"), value["epoch"], value["step"]) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("kind", "every_s"),
+    [
+        # 1e-9: at each step, so that most kills come while a checkpoint is written
+        ("selected", 1e-9),
+        *(
+            pytest.param(kind, every_s, marks=pytest.mark.slow)
+            for kind in KINDS
+            for every_s in (1e-9, 0.03)
+            if (kind, every_s) != ("selected", 1e-9)
+        ),
+    ],
+)
+def test_a_run_killed_at_any_step_ends_with_the_same_weights(
+    tmp_path: Path, start_toy: Start, kind: str, every_s: float
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    _run_to_the_end(start_toy, whole, **KINDS[kind])
+    options = {**KINDS[kind], "checkpoint_every_s": every_s, "step_s": 0.01}
+    chance = random.Random(f"{kind} {every_s}")
+    n_killed = 0
+    for _ in range(3):
+        process = start_toy(killed, **options)
+        before = len(list(_folder(killed).glob("events*")))
+        while process.poll() is None and len(list(_folder(killed).glob("events*"))) == before:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.25))
+        process.kill()
+        _, messages = process.communicate()
+        assert process.returncode in {0, -signal.SIGKILL}, messages
+        n_killed += process.returncode != 0
+    assert n_killed >= 2
+    _run_to_the_end(start_toy, killed, **options)
+    _assert_same_weights(whole, killed)
+    assert _steps_logged(killed) == _steps_logged(whole)
+    assert len(list((_folder(killed) / "checkpoints").iterdir())) == 2
+    assert RunFolder.open(_folder(killed)).is_finished
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_the_state_and_ends_with_its_exit_code(
+    tmp_path: Path, start_toy: Start, signum: int, code: int
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    _run_to_the_end(start_toy, whole)
+    process = start_toy(stopped, step_s=0.05)
+    _wait_for_steps(process, stopped)
+    time.sleep(0.2)
+    process.send_signal(signum)
+    output, messages = process.communicate(timeout=60)
+    assert process.returncode == code, messages
+    assert output == ""
+    assert "--resume" in messages
+    log = (_folder(stopped) / "log.txt").read_text()
+    assert "Interrupted" in log
+    newest = sorted((_folder(stopped) / "checkpoints").iterdir())[-1].name
+    assert newest != "e01-s00000.safetensors"
+    assert newest in messages
+    assert f"Going on at epoch {int(newest[1:3])}, step {int(newest[5:10]) + 1}" in _run_to_the_end(
+        start_toy, stopped
+    )
+    _assert_same_weights(whole, stopped)
+
+
+def test_a_second_signal_kills_at_once(tmp_path: Path, start_toy: Start) -> None:
+    process = start_toy(tmp_path, step_s=30.0)
+    _wait_for_steps(process, tmp_path)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=10)
+    assert process.returncode == -signal.SIGINT
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, start_toy: Start
+) -> None:
+    whole, damaged = tmp_path / "whole", tmp_path / "damaged"
+    _run_to_the_end(start_toy, whole)
+    process = start_toy(damaged, step_s=0.03, checkpoint_every_s=1e-9)
+    _wait_for(process, _folder(damaged) / "checkpoints" / "e01-s00004.safetensors")
+    process.kill()
+    process.communicate()
+    newest = sorted((_folder(damaged) / "checkpoints").glob("e*.safetensors"))[-1]
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 1
+    newest.write_bytes(data)
+    messages = _run_to_the_end(start_toy, damaged, checkpoint_every_s=1e-9)
+    assert f"{newest} is damaged" in messages
+    assert "Going on at" in messages
+    _assert_same_weights(whole, damaged)
+
+
+def test_a_finished_run_that_is_started_again_does_nothing_and_says_so(
+    tmp_path: Path, start_toy: Start
+) -> None:
+    _run_to_the_end(start_toy, tmp_path)
+    metrics = (_folder(tmp_path) / "metrics.jsonl").read_bytes()
+    weights = (_folder(tmp_path) / "student.safetensors").read_bytes()
+    assert "nothing to do" in _run_to_the_end(start_toy, tmp_path)
+    assert (_folder(tmp_path) / "metrics.jsonl").read_bytes() == metrics
+    assert (_folder(tmp_path) / "student.safetensors").read_bytes() == weights

@@ -1,0 +1,153 @@
+"""What a run writes while it trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from kdedge.errors import ResourceError
+from kdedge.training import loggers
+from kdedge.training.loggers import MetricsLog
+
+
+def _open(folder: Path, *, epoch: int = 1, step: int = 0, n_steps: int = 100) -> MetricsLog:
+    return MetricsLog(folder / "metrics.jsonl", folder, epoch=epoch, step=step, n_steps=n_steps)
+
+
+def _step(log: MetricsLog, step: int, *, is_last: bool = False, **values: Any) -> None:
+    given = {"epoch": 1, "lr": 0.1, "loss": 2.0, "scalars": {}, "n_images": 8, **values}
+    log.step(step=step, is_last=is_last, **given)
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_each_20th_step_and_the_last_of_an_epoch_are_written(tmp_path: Path) -> None:
+    with _open(tmp_path) as log:
+        for step in range(1, 46):
+            _step(log, step, is_last=step == 45, scalars={"kd": torch.tensor(0.5)})
+        log.epoch(epoch=1, step=45, figures={"loss": 1.5})
+    lines = _lines(tmp_path)
+    assert [line["step"] for line in lines] == [20, 40, 45, 45]
+    assert lines[0].pop("images_per_second") > 0
+    assert lines[0] == {"epoch": 1, "step": 20, "lr": 0.1, "loss": 2.0, "kd": 0.5}
+    assert lines[3] == {"kind": "epoch", "epoch": 1, "step": 45, "loss": 1.5}
+
+
+def test_a_scalar_is_read_only_where_it_is_written(tmp_path: Path) -> None:
+    class Scalar:
+        def __float__(self) -> float:
+            raise AssertionError("read")
+
+    with _open(tmp_path) as log:
+        _step(log, 19, scalars={"kd": Scalar()})
+        with pytest.raises(AssertionError, match="read"):
+            _step(log, 20, scalars={"kd": Scalar()})
+
+
+def test_a_figure_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    with _open(tmp_path) as log:
+        _step(log, 20, scalars={"grad_norm": torch.tensor(float("inf"))})
+    assert _lines(tmp_path)[0]["grad_norm"] is None
+
+
+def test_lines_beyond_the_checkpoint_and_torn_ones_are_dropped(tmp_path: Path) -> None:
+    with _open(tmp_path) as log:
+        _step(log, 20)
+        _step(log, 25, is_last=True)
+        log.epoch(epoch=1, step=25, figures={})
+        _step(log, 40, epoch=2)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'\xff\xfe not json\n[1]\n{"epoch": 2, "ste')
+    with _open(tmp_path, epoch=2, step=30) as log:
+        _step(log, 40, epoch=2, loss=3.0)
+    assert [(line["step"], line.get("loss")) for line in _lines(tmp_path)] == [
+        (20, 2.0),
+        (25, 2.0),
+        (25, None),
+        (40, 3.0),
+    ]
+    with _open(tmp_path, epoch=1, step=25):
+        pass
+    # An epoch that is not closed writes its line again
+    assert [line.get("kind") for line in _lines(tmp_path)] == [None, None]
+
+
+def test_tensorboard_reads_the_events_and_hides_what_was_resumed_over(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with _open(tmp_path) as log:
+        _step(log, 20, loss=1.0)
+        _step(log, 40, loss=2.0)
+    time.sleep(0.01)
+    with _open(tmp_path, step=30) as log:
+        _step(log, 40, loss=3.0)
+        log.epoch(epoch=1, step=40, figures={"loss": 2.5})
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(20, 1.0), (40, 3.0)]
+    assert [(e.step, e.value) for e in events.Scalars("epoch/loss")] == [(40, 2.5)]
+
+
+def test_a_full_disk_is_a_resource_error(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(ResourceError, match="disk is full"), _open(folder) as log:
+        _step(log, 20)
+
+
+def test_a_folder_that_is_not_there_is_a_resource_error(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"metrics\.jsonl"):
+        _open(tmp_path / "nowhere")
+
+
+def test_progress_elsewhere_is_a_line_each_30_seconds_with_the_time_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(loggers.time, "monotonic", lambda: now[0])
+    caplog.set_level("INFO", "kdedge")
+    with _open(tmp_path, step=10, n_steps=100) as log:
+        for step in range(11, 25):
+            now[0] += 10
+            _step(log, step)
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages[0] == "step 13 of 100, epoch 1, loss 2, 0:14:30 left"
+    assert len(messages) == 4
+
+
+def test_progress_on_a_terminal_is_a_bar_and_stdout_stays_empty(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    parent, child = pty.openpty()
+    options = json.dumps({"step_s": 0.02})
+    process = subprocess.Popen(
+        [sys.executable, toy.__file__, str(tmp_path), options],
+        stdout=subprocess.PIPE,
+        stderr=child,
+        env={**os.environ, "PYTHONPATH": str(Path(loggers.__file__).parents[2]), "TERM": "xterm"},
+    )
+    os.close(child)
+    shown = b""
+    try:
+        while block := os.read(parent, 4096):
+            shown += block
+    except OSError:
+        pass  # how a terminal says that its other end is closed
+    output, _ = process.communicate(timeout=60)
+    os.close(parent)
+    assert process.returncode == 0, shown
+    assert output == b""
+    assert b"21/21" in shown
+    assert b"0:00:0" in shown

@@ -1,0 +1,341 @@
+"""The training loop: what it computes, what it keeps, how it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from kdedge.errors import DataError, DivergedError, RecipeError, ResourceError
+from kdedge.training.checkpoint import list_checkpoints, load_checkpoint
+from kdedge.training.optim import learning_rate
+
+
+def test_training_equals_a_plain_loop(toy: ModuleType, tmp_path: Path) -> None:
+    settings = toy.make_settings(clip_grad_norm=0.5)
+    toy.seed_everything(1)
+    method = toy.ToyMethod()
+    result = toy.train_toy(toy.make_run(tmp_path), method, settings=settings)
+
+    toy.seed_everything(1)
+    plain = toy.ToyMethod()
+    plain.module.train()
+    parameters = list(plain.module.parameters())
+    optimizer = torch.optim.SGD(parameters, lr=1, momentum=0.9, weight_decay=5e-4)
+    losses = []
+    for epoch in range(1, 4):
+        losses = []
+        for step in range(toy.N_STEPS):
+            optimizer.param_groups[0]["lr"] = learning_rate(
+                settings, epoch=epoch, step=step, n_steps=toy.N_STEPS
+            )
+            loss = plain.training_step(toy.draw_batch(epoch, step)).loss
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 0.5)
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    expected, actual = toy.weights_of(plain), toy.weights_of(method)
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+    assert result.final_loss == sum(losses) / len(losses)
+    assert (result.epochs, result.steps, result.kept) == (3, 21, "last")
+
+
+def test_averaging_gives_the_weighted_sum_of_the_epochs_parameters(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    toy.seed_everything(1)
+    averaged = toy.ToyMethod(average=True)
+    result = toy.train_toy(toy.make_run(tmp_path), averaged)
+
+    ends = []
+    for n_epochs in (1, 2, 3):
+        toy.seed_everything(1)
+        method = toy.ToyMethod()
+
+        def batches(epoch: int, first: int, last: int = n_epochs) -> Any:
+            if epoch > last:
+                raise InterruptedError
+            return toy.batches(epoch, first)
+
+        with contextlib.suppress(InterruptedError):
+            toy.train_toy(toy.make_run(tmp_path), method, batches=batches)
+        ends.append({name: p.detach().clone() for name, p in method.module.named_parameters()})
+    for name, parameter in averaged.module.named_parameters():
+        terms = zip((1 / 6, 2 / 6, 3 / 6), ends, strict=True)
+        expected = sum(weight * end[name].double() for weight, end in terms)
+        assert torch.equal(expected.float(), parameter.detach())
+    assert result.kept == "averaged"
+
+
+def _scores(values: list[float], seen: list[dict[str, Any]], toy: ModuleType, method: Any) -> Any:
+    remaining = iter(values)
+
+    def validate() -> float:
+        assert not torch.is_grad_enabled()
+        assert not method.module.training
+        torch.rand(3)
+        seen.append(toy.weights_of(method))
+        return next(remaining)
+
+    return validate
+
+
+def test_validation_keeps_the_first_of_two_equal_best_epochs(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    method, seen = toy.ToyMethod(), []
+    result = toy.train_toy(
+        toy.make_run(tmp_path),
+        method,
+        settings=toy.make_settings(selection="validation"),
+        validate=_scores([40.0, 60.0, 60.0], seen, toy, method),
+    )
+    kept = toy.weights_of(method)
+    assert (result.kept, result.best_epoch, result.validation_percent) == ("epoch", 2, 60.0)
+    assert all(torch.equal(seen[1][name], kept[name]) for name in kept)
+    assert not torch.equal(seen[2]["1.weight"], kept["1.weight"])
+
+
+@pytest.mark.parametrize(("last_score", "kept"), [(61.0, "averaged"), (60.0, "epoch")])
+def test_the_average_is_one_more_candidate_of_validation(
+    toy: ModuleType, tmp_path: Path, last_score: float, kept: str
+) -> None:
+    method, seen = toy.ToyMethod(average=True), []
+    result = toy.train_toy(
+        toy.make_run(tmp_path),
+        method,
+        settings=toy.make_settings(selection="validation"),
+        validate=_scores([40.0, 60.0, 50.0, last_score], seen, toy, method),
+    )
+    final = toy.weights_of(method)
+    index = 3 if kept == "averaged" else 1
+    assert result.kept == kept
+    assert all(torch.equal(seen[index][name], final[name]) for name in final)
+
+
+def test_validating_does_not_change_what_is_learned(toy: ModuleType, tmp_path: Path) -> None:
+    toy.seed_everything(1)
+    plain = toy.ToyMethod()
+    toy.train_toy(toy.make_run(tmp_path), plain)
+    toy.seed_everything(1)
+    method, seen = toy.ToyMethod(), []
+    toy.train_toy(
+        toy.make_run(tmp_path),
+        method,
+        settings=toy.make_settings(selection="validation"),
+        validate=_scores([1.0, 2.0, 3.0], seen, toy, method),
+    )
+    expected, actual = toy.weights_of(plain), toy.weights_of(method)
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+def test_validation_without_images_is_a_recipe_error(toy: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"data\.validation"):
+        toy.train_toy(
+            toy.make_run(tmp_path),
+            toy.ToyMethod(),
+            settings=toy.make_settings(selection="validation"),
+        )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_names_place_images_and_remedies(
+    toy: ModuleType, tmp_path: Path, value: float
+) -> None:
+    def batches(epoch: int, first: int) -> Any:
+        for step, batch in enumerate(toy.batches(epoch, first), first):
+            if (epoch, step) == (2, 3):
+                batch.images[0] = value
+            yield batch
+
+    run = toy.make_run(tmp_path)
+    with pytest.raises(DivergedError) as caught:
+        toy.train_toy(run, toy.ToyMethod(), batches=batches)
+    text = str(caught.value)
+    assert "epoch 2, step 4 of 7" in text
+    assert "e2s3i0.jpg, e2s3i1.jpg" in text
+    for remedy in ("optim.lr", "fp32", "clip_grad_norm"):
+        assert remedy in text
+    newest = list_checkpoints(run.checkpoints)[0]
+    assert str(newest) in text
+    state = load_checkpoint(newest)
+    assert (state.epoch, state.step) == (2, 0)
+    assert all(bool(tensor.isfinite().all()) for tensor in state.module.values())
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_lost(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    class Exploding(toy.ToyMethod):
+        def training_step(self, batch: Any) -> Any:
+            weight = self.module[1].weight
+            # The square root's slope at zero is infinite, its value is not
+            return toy.StepOutput((weight - weight.detach()).abs().sum().sqrt())
+
+    run = toy.make_run(tmp_path)
+    with pytest.raises(DivergedError, match="gradient"):
+        toy.train_toy(run, Exploding())
+
+
+def test_weights_that_overflow_are_never_saved(toy: ModuleType, tmp_path: Path) -> None:
+    class Growing(toy.ToyMethod):
+        def training_step(self, batch: Any) -> Any:
+            # Loss and gradient are zero; the weight decay below alone multiplies weights by -99
+            return toy.StepOutput(self.module[1].weight[0, 0] * 0)
+
+    run = toy.make_run(tmp_path)
+    settings = toy.make_settings(
+        checkpoint_every_s=1e-9, schedule="constant", lr=10.0, warmup_lr=10.0, weight_decay=10.0
+    )
+    with pytest.raises(DivergedError, match=r"weight|bias"):
+        toy.train_toy(run, Growing(), settings=settings)
+    found = list_checkpoints(run.checkpoints)
+    assert len(found) == 2
+    for path in found:
+        state = load_checkpoint(path)
+        assert all(bool(tensor.isfinite().all()) for tensor in state.module.values())
+
+
+def test_fp16_skips_a_step_whose_gradient_overflows_and_goes_on(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    method = toy.ToyMethod()
+    run = toy.make_run(tmp_path)
+    settings = toy.make_settings(precision="fp16", epochs=1, warmup_epochs=0)
+    before = toy.weights_of(method)
+
+    plain_step = method.training_step
+
+    def step(batch: Any) -> Any:
+        output = plain_step(batch)
+        if len(method.seen) == 2:
+            assert torch.equal(before["1.weight"], method.module[1].weight)
+        # 65536 times 1e35 is more than float32 holds
+        return toy.StepOutput(output.loss * (1e35 if len(method.seen) == 1 else 1.0))
+
+    method.training_step = step
+    toy.train_toy(run, method, settings=settings)
+    state = load_checkpoint(list_checkpoints(run.checkpoints)[0])
+    assert state.scaler["scale"] == 32768.0
+    assert not torch.equal(before["1.weight"], method.module[1].weight)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_trained_weights_stay_float32_in_every_precision(
+    toy: ModuleType, tmp_path: Path, precision: str
+) -> None:
+    method = toy.ToyMethod()
+    settings = toy.make_settings(precision=precision, epochs=1)
+    result = toy.train_toy(toy.make_run(tmp_path), method, settings=settings)
+    assert {p.dtype for p in method.module.parameters()} == {torch.float32}
+    assert math.isfinite(result.final_loss)
+
+
+def test_a_trained_run_is_not_trained_again_and_says_so(
+    toy: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = toy.make_run(tmp_path)
+    method = toy.ToyMethod(average=True)
+    first = toy.train_toy(run, method)
+    files = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    again = toy.ToyMethod(average=True)
+    with caplog.at_level(logging.INFO, "kdedge"):
+        second = toy.train_toy(run, again)
+    assert again.seen == []
+    assert "nothing to do" in caplog.text
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == files
+    assert (second.final_loss, second.kept) == (first.final_loss, first.kept)
+    expected, actual = toy.weights_of(method), toy.weights_of(again)
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+def test_a_finished_run_without_checkpoints_is_not_trained_again(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    run = toy.make_run(tmp_path)
+    run.finish()
+    with pytest.raises(DataError, match="finished"):
+        toy.train_toy(run, toy.ToyMethod())
+
+
+def _stop_in_epoch_two(toy: ModuleType, run: Any) -> None:
+    def batches(epoch: int, first: int) -> Any:
+        if epoch == 2:
+            raise InterruptedError
+        return toy.batches(epoch, first)
+
+    with pytest.raises(InterruptedError):
+        toy.train_toy(run, toy.ToyMethod(), batches=batches, identity={"class_list": "a1"})
+
+
+def test_resuming_with_other_settings_names_what_differs(toy: ModuleType, tmp_path: Path) -> None:
+    run = toy.make_run(tmp_path)
+    _stop_in_epoch_two(toy, run)
+    with pytest.raises(RecipeError) as caught:
+        toy.train_toy(
+            run,
+            toy.ToyMethod(),
+            settings=toy.make_settings(lr=0.07),
+            identity={"class_list": "b2"},
+        )
+    text = str(caught.value)
+    assert "lr: 0.05 before, 0.07 now" in text
+    assert "class_list: a1 before, b2 now" in text
+    assert "momentum" not in text
+
+
+def test_resuming_accepts_settings_that_only_change_speed(toy: ModuleType, tmp_path: Path) -> None:
+    run = toy.make_run(tmp_path)
+    _stop_in_epoch_two(toy, run)
+    method = toy.ToyMethod()
+    settings = toy.make_settings(n_workers=2, checkpoint_every_s=5.0)
+    toy.train_toy(run, method, settings=settings, identity={"class_list": "a1"})
+    assert len(method.seen) == 2 * toy.N_STEPS
+
+
+def test_too_few_batches_are_an_error_that_says_how_many(toy: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="after 7 of 9 steps"):
+        toy.train_toy(toy.make_run(tmp_path), toy.ToyMethod(), n_steps=9)
+
+
+def _fill(disk: Path) -> None:
+    with (disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 1024)
+
+
+def test_a_full_disk_ends_the_run_and_leaves_a_whole_checkpoint(
+    toy: ModuleType, tmp_path: Path, small_disk: Any
+) -> None:
+    disk = small_disk(256)
+    run = toy.make_run(disk)
+    method = toy.ToyMethod()
+
+    def batches(epoch: int, first: int) -> Any:
+        if epoch == 2:
+            _fill(disk)
+        return toy.batches(epoch, first)
+
+    settings = toy.make_settings(checkpoint_every_s=1e-9)
+    with pytest.raises(ResourceError, match="disk is full") as caught:
+        toy.train_toy(run, method, settings=settings, batches=batches)
+    assert caught.value.exit_code == 7
+    state = load_checkpoint(list_checkpoints(run.checkpoints)[0])
+    assert state.epoch == 2
+    assert not list(run.checkpoints.glob(".*"))
+
+    (disk / "filler").unlink()
+    again = toy.ToyMethod()
+    toy.train_toy(run, again, settings=settings)
+    assert len(again.seen) >= toy.N_STEPS
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line.get("kind") == "epoch"] == [1, 2, 3]

@@ -1,0 +1,308 @@
+"""Run folders: never overwritten, locked by one process, found again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kdedge
+from kdedge.errors import DataError, RecipeError, ResourceError
+from kdedge.training.runs import RunFolder, find_run, newest, runs_in
+
+
+def _create(root: Path, name: str = "line3", kind: Any = "student", **values: Any) -> RunFolder:
+    return RunFolder.create(root, name, kind=kind, recipe_text="name: x\n", provenance=values)
+
+
+def _finish(run: RunFolder, at: str) -> RunFolder:
+    run.finish()
+    record = {**run.read_provenance(), "finished_at": at}
+    run.provenance.write_text(json.dumps(record))
+    return run
+
+
+def test_a_new_run_has_its_recipe_and_what_made_it(tmp_path: Path) -> None:
+    run = _create(tmp_path, seed=7, device="cpu", hashes={"backbone": "ab"})
+    assert run.path == tmp_path / "line3" / "01"
+    assert run.recipe.read_text() == "name: x\n"
+    record = json.loads(run.provenance.read_text())
+    assert (record["seed"], record["device"], record["hashes"]) == (7, "cpu", {"backbone": "ab"})
+    assert record["status"] == "running"
+    assert record["command"] == sys.argv
+    assert record["versions"]["kdedge"] == kdedge.__version__
+    assert record["versions"]["torch"]
+    assert record["versions"]["open_clip_torch"]
+    assert record["started_at"].endswith("+00:00")
+    assert record["finished_at"] is None
+    assert not run.is_finished
+    assert run.weights.name == "student.safetensors"
+
+
+def test_runs_of_a_name_are_numbered_and_none_is_overwritten(tmp_path: Path) -> None:
+    names = [_create(tmp_path).name for _ in range(3)]
+    assert names == ["line3/01", "line3/02", "line3/03"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/x"])
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RecipeError, match="name"):
+        _create(tmp_path, name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_finishing_keeps_the_record_and_adds_a_summary(tmp_path: Path) -> None:
+    run = _create(tmp_path, seed=7)
+    run.finish(training={"steps": 3})
+    record = run.read_provenance()
+    assert record["seed"] == 7
+    assert record["summary"] == {"training": {"steps": 3}}
+    assert record["finished_at"] > record["started_at"]
+    assert RunFolder.open(run.path).is_finished
+
+
+def test_a_finished_run_stays_finished(tmp_path: Path) -> None:
+    run = _create(tmp_path)
+    run.mark("interrupted")
+    assert run.read_provenance()["status"] == "interrupted"
+    run.finish()
+    run.mark("failed")
+    assert run.is_finished
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="not a run folder"):
+        RunFolder.open(tmp_path)
+    (tmp_path / "provenance.json").write_text("[]")
+    with pytest.raises(DataError, match="kind"):
+        RunFolder.open(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["file", "/proc/kdedge", "/sys/kdedge"])
+def test_a_root_that_cannot_be_written_is_a_resource_error(tmp_path: Path, where: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ResourceError, match="another folder") as caught:
+        _create(tmp_path / where)
+    assert caught.value.exit_code == 7
+
+
+def test_a_full_disk_is_a_resource_error(small_disk: Any) -> None:
+    disk = small_disk(64)
+    with pytest.raises(ResourceError, match="disk is full"):
+        RunFolder.create(disk, "line3", kind="student", recipe_text="x" * 100_000, provenance={})
+    # Half a run is none
+    assert list(runs_in(disk)) == []
+
+
+_HOLD = """
+import os, sys, time
+from pathlib import Path
+from kdedge.training.runs import RunFolder
+with RunFolder.open(Path(sys.argv[1])).lock():
+    if sys.argv[2] == "fork" and os.fork() == 0:
+        print(os.getpid(), flush=True)
+        time.sleep(60)
+    if sys.argv[2] == "plain":
+        print(os.getpid(), flush=True)
+    time.sleep(60)
+"""
+
+
+def _hold(run: RunFolder, how: str) -> tuple[subprocess.Popen[str], int]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(run.path), how],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(kdedge.__file__).parents[1])},
+    )
+    assert process.stdout is not None
+    return process, int(process.stdout.readline())
+
+
+def test_a_second_process_is_told_who_works_in_the_run(tmp_path: Path) -> None:
+    run = _create(tmp_path)
+    process, pid = _hold(run, "plain")
+    try:
+        with pytest.raises(ResourceError) as caught, run.lock():
+            pass
+        assert f"pid {pid} on {socket.gethostname()}" in str(caught.value)
+        assert caught.value.exit_code == 7
+    finally:
+        process.kill()
+        process.communicate()
+    with run.lock():
+        pass
+
+
+def test_a_worker_that_outlives_its_killed_process_does_not_keep_the_lock(tmp_path: Path) -> None:
+    run = _create(tmp_path)
+    process, worker = _hold(run, "fork")
+    try:
+        process.kill()
+        process.wait()
+        os.kill(worker, 0)
+        with run.lock():
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        process.communicate()
+
+
+def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
+    run = _create(tmp_path)
+    with pytest.raises(ValueError, match="x"), run.lock():
+        raise ValueError("x")
+    with run.lock():
+        pass
+
+
+def _say_and_fail(message: str) -> None:
+    logging.getLogger("kdedge.training.loop").info(message)
+    1 / 0  # noqa: B018
+
+
+def test_messages_and_the_traceback_of_the_end_go_to_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = _create(tmp_path)
+    logger = logging.getLogger("kdedge")
+    before = (logger.level, list(logger.handlers))
+    with pytest.raises(ZeroDivisionError), run.logging_to_file():
+        _say_and_fail("going on")
+    logging.getLogger("kdedge").warning("after")
+    text = run.log.read_text()
+    assert "INFO kdedge.training.loop: going on" in text
+    assert "Traceback (most recent call last)" in text
+    assert "ZeroDivisionError: division by zero" in text
+    assert "after" not in text
+    assert (logger.level, logger.handlers) == before
+    assert not any(record.exc_info for record in caplog.records)
+
+
+def test_a_log_on_a_full_disk_does_not_hide_the_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = _create(tmp_path)
+    run.log.symlink_to("/dev/full")
+    with pytest.raises(ZeroDivisionError), run.logging_to_file():
+        _say_and_fail("hello")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_log_that_cannot_be_opened_is_a_resource_error(tmp_path: Path) -> None:
+    run = _create(tmp_path)
+    run.log.mkdir()
+    with pytest.raises(ResourceError, match=r"log\.txt"), run.logging_to_file():
+        pass
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Finished and unfinished runs, foreign folders and damaged records."""
+    _finish(_create(tmp_path, "line3"), "2026-01-02T00:00:00+00:00")
+    _finish(_create(tmp_path, "line3"), "2026-01-01T00:00:00+00:00")
+    _create(tmp_path, "line3")
+    _finish(_create(tmp_path, "big", kind="teacher"), "2026-01-03T00:00:00+00:00")
+    _create(tmp_path, "open").mark("interrupted")
+    for name, text in {
+        "line3/04": "{",
+        "line3/05": '"text"',
+        "line3/06": "",
+        "x/01": "null",
+    }.items():
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "provenance.json").write_text(text)
+    (tmp_path / "line3" / "07").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "file.txt").write_text("mine")
+    (tmp_path / "loose").write_text("mine")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "big/01"),
+        ({"kind": "student"}, "line3/01"),
+        ({"name": "line3"}, "line3/01"),
+        ({"name": "open"}, None),
+        ({"name": "open", "finished": False}, "open/01"),
+        ({"name": "nothing"}, None),
+    ],
+)
+def test_the_newest_run_is_the_one_that_finished_last(
+    many: Path, options: dict[str, Any], expected: str | None
+) -> None:
+    run = newest(many, options.pop("name", None), **options)
+    assert (run and run.name) == expected
+
+
+def test_no_root_has_no_newest_run(tmp_path: Path) -> None:
+    assert newest(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        (None, "line3/01"),
+        ("line3", "line3/01"),
+        ("line3/03", "line3/03"),
+        ("big", "big/01"),
+        ("open/01", "open/01"),
+    ],
+)
+def test_run_arguments_find_their_run(many: Path, argument: str | None, expected: str) -> None:
+    assert find_run(argument, many).name == expected
+
+
+@pytest.mark.parametrize("place", ["line3/02", "line3"])
+def test_a_path_finds_its_run_whatever_the_root(
+    many: Path, tmp_path_factory: pytest.TempPathFactory, place: str
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("other")
+    expected = "line3/02" if place == "line3/02" else "line3/01"
+    assert find_run(str(many / place), elsewhere).name == expected
+
+
+def test_without_a_student_any_finished_run_is_taken(tmp_path: Path) -> None:
+    _create(tmp_path, "line3").finish()
+    _create(tmp_path, "big", kind="teacher").finish()
+    time.sleep(0.01)
+    assert find_run(None, tmp_path).kind == "student"
+    _create(tmp_path / "b", "big", kind="teacher").finish()
+    assert find_run(None, tmp_path / "b").kind == "teacher"
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("lime3", "Did you mean line3"),
+        ("line3/09", "Did you mean line3"),
+        ("zzz", "There: big, big/01, line3"),
+        ("open", "open/01 (interrupted)"),
+        ("", "neither"),
+        ("..", "neither"),
+    ],
+)
+def test_an_unknown_run_is_an_error_that_says_what_there_is(
+    many: Path, argument: str, expected: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        find_run(argument, many)
+    assert expected in str(caught.value)
+
+
+def test_no_run_at_all_is_an_error_that_says_how_to_train_one(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="kdedge distill"):
+        find_run(None, tmp_path)
+    with pytest.raises(RecipeError, match="There: no run"):
+        find_run("line3", tmp_path)

@@ -1,0 +1,151 @@
+"""A training small enough to be killed often: a module, its batches, and a process that runs them.
+
+As a script: `toy_run.py ROOT '{"epochs": 3, ...}'` trains in ROOT/toy/01, goes on there where an
+earlier process stopped, and writes the final weights.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kdedge.config.recipe import OptimSettings
+from kdedge.data.batch import Batch
+from kdedge.errors import KdedgeError
+from kdedge.training.loop import TrainingResult, train
+from kdedge.training.runs import RunFolder
+
+N_STEPS = 7
+N_CLASSES = 3
+BATCH = 4
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    loss: Tensor
+    scalars: dict[str, Tensor] = field(default_factory=dict)
+
+
+class ToyMethod:
+    """Linear regression with batch norm and dropout, and noise from every global generator."""
+
+    scale = 10.0
+    needs_labels = True
+    needs_teacher = False
+
+    def __init__(self, *, average: bool = False, step_s: float = 0.0) -> None:
+        self.module = nn.Sequential(
+            nn.Flatten(), nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 3)
+        )
+        generator = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for parameter in self.module.parameters():
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+        self._average, self._step_s = average, step_s
+        self.seen: list[tuple[str, ...]] = []
+
+    def training_step(self, batch: Batch) -> StepOutput:
+        assert self.module.training
+        time.sleep(self._step_s)
+        self.seen.append(batch.keys)
+        noise = random.random() + float(np.random.rand())
+        logits = self.module(batch.images).float()
+        loss = nn.functional.cross_entropy(logits + 0.01 * noise, batch.labels)
+        loss = loss + 0.1 * (logits * noise).square().mean()
+        return StepOutput(loss, {"noise": torch.tensor(noise)})
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self.module.named_parameters())
+
+    def averaging_weights(self, n_epochs: int) -> list[float] | None:
+        total = n_epochs * (n_epochs + 1) / 2
+        return [e / total for e in range(1, n_epochs + 1)] if self._average else None
+
+
+def draw_batch(epoch: int, step: int) -> Batch:
+    generator = torch.Generator().manual_seed(1000 * epoch + step)
+    images = torch.randn(BATCH, 3, 2, 2, generator=generator)
+    labels = torch.randint(N_CLASSES, (BATCH,), generator=generator)
+    return Batch(images, labels, tuple(f"e{epoch}s{step}i{i}.jpg" for i in range(BATCH)))
+
+
+def batches(epoch: int, first_step: int) -> Iterator[Batch]:
+    # As a DataLoader does when it begins
+    torch.empty((), dtype=torch.int64).random_()
+    for step in range(first_step, N_STEPS):
+        yield draw_batch(epoch, step)
+
+
+def make_settings(**values: Any) -> OptimSettings:
+    return OptimSettings(**{"epochs": 3, "batch_size": BATCH, "lr": 0.05, **values})
+
+
+def make_run(root: Path, **provenance: Any) -> RunFolder:
+    return RunFolder.create(
+        root, "toy", kind="student", recipe_text="name: toy\n", provenance=provenance
+    )
+
+
+def train_toy(run: RunFolder, method: ToyMethod, **others: Any) -> TrainingResult:
+    """Trains with what is not given filled in."""
+    given = {
+        "batches": batches,
+        "n_steps": N_STEPS,
+        "settings": make_settings(),
+        "validate": None,
+        "device": torch.device("cpu"),
+        **others,
+    }
+    return train(method, run=run, **given)
+
+
+def seed_everything(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+def weights_of(method: ToyMethod) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in method.module.state_dict().items()}
+
+
+def accuracy_of(method: ToyMethod) -> float:
+    assert not method.module.training
+    batch = draw_batch(99, 0)
+    return 100 * float((method.module(batch.images).argmax(1) == batch.labels).float().mean())
+
+
+def main(root: Path, options: dict[str, Any]) -> int:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO)
+    torch.set_num_threads(1)
+    seed_everything(3)
+    method = ToyMethod(average=options.pop("average", False), step_s=options.pop("step_s", 0.0))
+    settings = make_settings(**options)
+    try:
+        path = root / "toy" / "01"
+        run = RunFolder.open(path) if path.exists() else make_run(root)
+        validate = None if settings.selection == "last" else lambda: accuracy_of(method)
+        with run.lock(), run.logging_to_file():
+            train_toy(run, method, settings=settings, validate=validate)
+            save_file(weights_of(method), run.weights)
+            run.finish()
+    except KdedgeError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), json.loads(sys.argv[2])))
