@@ -43,11 +43,13 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.chmod(0o644)
         temporary.replace(path)
         _sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C must not leave a half-written file beside the old one
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-        raise explain_os_error(error, path) from error
+        if isinstance(error, OSError):
+            raise explain_os_error(error, path) from error
+        raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -11,8 +11,8 @@
     ├── ResourceError      exit 7   memory, disk
     └── Interrupted        exit 130 / 143   SIGINT / SIGTERM, state saved
 
-Anything else that reaches the command line is a bug: exit 1. A message says what happened, where, what was got and
-expected, and what to do.
+Anything else that reaches the command line is a bug: exit 1. A message says what happened, where,
+what was got and expected, and what to do.
 """
 
 from __future__ import annotations
@@ -93,3 +93,7 @@ class Interrupted(KdedgeError):  # noqa: N818 - not an error of anyone's
     def __init__(self, message: str, *, signum: int = signal.SIGINT) -> None:
         super().__init__(message)
         self.exit_code = 128 + signum
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: whatever cleans up after Ctrl-C cleans up after it too."""

@@ -6,6 +6,9 @@ Writes `<name>.json` and `<name>.safetensors` to `kdedge/clip/builtin`, and prin
 are drawn by the code of the synthetic set, over its full grid of attributes, through a good camera. Loss: CLIP's
 (Radford et al. 2021, arXiv:2103.00020), except that every true caption of a picture in the batch is a target, since
 most captions name some attributes only and are true of many pictures.
+
+In half of the steps random tokens stand where prompts will: a large CLIP hardly notices a few tokens of no meaning
+among its hundreds, so that prompt learning can start from random ones; one with 17 tokens has to learn that.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import io
 import json
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdedge.clip.builtin import TOKEN_TABLE, draw_token_table
+from kdedge.clip.text import encode_text, tokenize
+from kdedge.clip.vision import encode_image
 from kdedge.data.sources._pictures import CLEAN, COLORS, SHAPES, TEXTURES, draw_picture
 from kdedge.data.sources.synthetic import class_names, open_source
 
@@ -38,10 +44,12 @@ FOLDER = Path(__file__).parents[2] / "kdedge" / "clip" / "builtin"
 GRID: list[Attributes] = [(t, c, s) for t in TEXTURES for c in COLORS for s in SHAPES]
 NAMED = (  # the attributes that a caption names: a picture gets one caption from each row
     ((1, 1, 1),),
-    ((1, 1, 0), (1, 0, 1), (0, 1, 1)),
-    ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    ((1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)),
 )
-TEMPLATES = open_clip.OPENAI_IMAGENET_TEMPLATES
+TEMPLATES: Sequence[Callable[[str], str]] = open_clip.OPENAI_IMAGENET_TEMPLATES
+PROMPT_TEMPLATES: Sequence[Callable[[str], str]] = ("a photo of a {}.".format,)
+N_PROMPTS = 4
+PROMPT_STD = 0.02  # as prompt methods draw them
 SIZE_PX = 32
 TEXT = {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
 N_PICTURES = 40_000
@@ -76,8 +84,8 @@ class Plan:
 
 
 PLANS = {
-    "kdedge-demo-teacher": Plan(embed_dim=96, width=128, layers=4, n_steps=1200, lr=1.5e-3, seed=1),
-    "kdedge-demo-student": Plan(embed_dim=64, width=64, layers=3, n_steps=1200, lr=2e-3, seed=2),
+    "kdedge-demo-teacher": Plan(embed_dim=96, width=128, layers=4, n_steps=2000, lr=1.5e-3, seed=1),
+    "kdedge-demo-student": Plan(embed_dim=64, width=64, layers=3, n_steps=800, lr=2e-3, seed=2),
 }
 
 
@@ -103,7 +111,7 @@ def normalize(pictures: Tensor) -> Tensor:
 
 
 def write_captions(
-    rng: np.random.Generator, pictures: list[Attributes]
+    rng: np.random.Generator, pictures: list[Attributes], templates: Sequence[Callable[[str], str]]
 ) -> tuple[list[str], list[Attributes]]:
     """Captions in random templates, and the attributes that each names."""
     texts, named = [], []
@@ -114,7 +122,7 @@ def write_captions(
                 word if is_named else "" for word, is_named in zip(attributes, mask, strict=True)
             )
             words = " ".join(word for word in (texture, color, shape or "shape") if word)
-            texts.append(TEMPLATES[int(rng.integers(len(TEMPLATES)))](words))
+            texts.append(templates[int(rng.integers(len(templates)))](words))
             named.append((texture, color, shape))
     return texts, named
 
@@ -159,11 +167,21 @@ def train(plan: Plan, pictures: Tensor, attributes: list[Attributes]) -> open_cl
         optimizer.param_groups[0]["lr"] = learning_rate(plan, step)
         chosen = rng.integers(len(pictures), size=BATCH_SIZE).tolist()
         images = normalize(pictures[chosen])
-        images = torch.where(torch.from_numpy(rng.random((BATCH_SIZE, 1, 1, 1)) < 0.5), images.flip(3), images)
+        images = torch.where(
+            torch.from_numpy(rng.random((BATCH_SIZE, 1, 1, 1)) < 0.5), images.flip(3), images
+        )
         shown = [attributes[index] for index in chosen]
-        texts, named = write_captions(rng, shown)
-        image_features = model.encode_image(images, normalize=True)
-        text_features = model.encode_text(tokenizer(texts), normalize=True)
+        has_prompts = step % 2 == 1
+        texts, named = write_captions(rng, shown, PROMPT_TEMPLATES if has_prompts else TEMPLATES)
+        visual_prompts = context = None
+        if has_prompts:
+            depth = 1 + int(rng.integers(plan.layers))
+            visual_prompts = PROMPT_STD * torch.randn(depth, N_PROMPTS, plan.width)
+            context = PROMPT_STD * torch.randn(TEXT["layers"] - 1, N_PROMPTS, TEXT["width"])
+        image_features = encode_image(model.visual, images, visual_prompts)
+        tokens = tokenize(tokenizer, texts, context_length=TEXT["context_length"])
+        text_features = encode_text(model, tokens, deep_context=context)
+        image_features, text_features = F.normalize(image_features), F.normalize(text_features)
         logits = model.logit_scale.exp() * image_features @ text_features.T
         loss = contrastive_loss(logits, true_captions(shown, named))
         optimizer.zero_grad()
@@ -173,8 +191,11 @@ def train(plan: Plan, pictures: Tensor, attributes: list[Attributes]) -> open_cl
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(MAX_SCALE))
         if step % 100 == 99:
-            scale, seconds = float(model.logit_scale.exp()), time.monotonic() - started
-            print(f"step {step + 1}: loss {loss:.3f}, scale {scale:.1f}, {seconds:.0f} s", flush=True)
+            scale, seconds = model.logit_scale.exp().item(), time.monotonic() - started
+            print(
+                f"step {step + 1}: loss {loss.item():.3f}, scale {scale:.1f}, {seconds:.0f} s",
+                flush=True,
+            )
     return model.eval()
 
 
@@ -209,7 +230,9 @@ def evaluation_sets() -> dict[str, tuple[Tensor, Tensor]]:
 def main() -> None:
     """Trains both models and writes them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", default=list(PLANS), metavar="NAME", help="default: both")
+    parser.add_argument(
+        "names", nargs="*", default=list(PLANS), metavar="NAME", help="default: both"
+    )
     parser.add_argument("--folder", type=Path, default=FOLDER)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import click
 
 LOGGER = "kdedge"
-RUN_LOG = "kdedge.run_log"
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -99,11 +98,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
-def remember_run_log(path: Path) -> None:
-    """Names the log of the run in progress: the traceback of a bug is added to it."""
-    click.get_current_context().meta[RUN_LOG] = path
 
 
 class _StderrHandler(logging.StreamHandler[Any]):

@@ -23,8 +23,8 @@ def command(
 ) -> None:
     """Go through the run of RECIPE up to its first steps; nothing is written.
 
-    Reads every image once, loads the weights, and times a few steps. What would stop the run stops the check with the
-    same message and exit code.
+    Reads every image once, loads the weights, and times a few steps. What would stop the run stops
+    the check with the same message and exit code.
     """
     loaded = load_recipe(recipe, overrides)
     check_paths(loaded)
@@ -36,6 +36,7 @@ def command(
     rows = [[finding.what, finding.found] for finding in found.findings]
     text = (
         table(rows)
-        + f"\nReady: about {duration(found.seconds)} of training, evaluation not counted.\nNext: kdedge distill {recipe}"
+        + f"\nReady: about {duration(found.seconds)} of training, evaluation not counted."
+        f"\nNext: kdedge distill {recipe}"
     )
     print_result(asdict(found), as_json=as_json, text=text)

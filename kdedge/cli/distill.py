@@ -29,8 +29,8 @@ def command(
 ) -> None:
     """Distill the student of RECIPE from its teacher, on unlabeled images.
 
-    RECIPE is a file, or the name of a shipped recipe. A teacher trained from the same parts is used again; where there
-    is none, it is trained first.
+    RECIPE is a file, or the name of a shipped recipe. A teacher trained from the same parts is used
+    again; where there is none, it is trained first.
     """
     loaded = load_recipe(recipe, overrides)
     check_paths(loaded)

@@ -36,8 +36,8 @@ def command(
 ) -> None:
     """Measure RUN on the test images of its recipe; the newest finished run where none is named.
 
-    RUN is a run folder, a recipe's name, or name/NN. Accuracies are top-1, in percent: base and novel images each
-    against the names of their own half, `all` and the classes against all names.
+    RUN is a run folder, a recipe's name, or name/NN. Accuracies are top-1, in percent: base and
+    novel images each against the names of their own half, `all` and the classes against all names.
     """
     need_training_packages("Measuring accuracy")
     from kdedge.training.measure_run import evaluate_run

@@ -95,7 +95,8 @@ def command(
     epoch = "" if found.epoch is None else f", epoch {found.epoch}"
     text = (
         f"{file}{epoch}: {found.n_ignored} keys are of no use and were left out.\n"
-        f"Its backbone differs from {on.name or weights} by at most {relative:.2g} (relative, at {key}).\n"
+        f"Its backbone differs from {on.name or weights} by at most {relative:.2g} (relative, at"
+        f" {key}).\n"
         f"Wrote {found.run.path} ({found.run.weights.name}, {found.run.class_vectors.name})\n"
         f"Next: kdedge show {found.run.path}"
     )

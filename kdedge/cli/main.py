@@ -10,19 +10,21 @@ import errno
 import importlib
 import os
 import platform
+import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from types import FrameType
+from typing import NoReturn
 
 import click
 
 from kdedge import __version__
-from kdedge.cli._output import RUN_LOG, first_line, set_up_logging
-from kdedge.errors import KdedgeError
+from kdedge.cli._output import first_line, set_up_logging
+from kdedge.errors import KdedgeError, Terminated
 
 _FOLDER = Path(__file__).parent
 _ORDER = (
@@ -88,10 +90,15 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Runs the command of this process's arguments and exits with its code."""
+    signal.signal(signal.SIGTERM, _terminate)
     code = run(sys.argv[1:])
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()
     sys.exit(code)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -101,14 +108,12 @@ def run(arguments: Sequence[str]) -> int:
         from click.shell_completion import shell_complete
 
         return shell_complete(cli, {}, "kdedge", "_KDEDGE_COMPLETE", instruction)
-    meta: dict[str, Any] = {}
     try:
         with cli.make_context("kdedge", list(arguments)) as ctx:
-            meta = ctx.meta
             cli.invoke(ctx)
         sys.stdout.flush()
     except BaseException as error:
-        return _report(error, arguments, meta.get(RUN_LOG))
+        return _report(error, arguments, vars(error).get("run_log"))
     return 0
 
 
@@ -123,6 +128,8 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
         return error.exit_code
     if isinstance(error, KdedgeError):
         return _say(str(error), error.exit_code)
+    if isinstance(error, Terminated):
+        return _say("interrupted.", 128 + signal.SIGTERM)
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return _say("interrupted.", 130)
     if isinstance(error, BrokenPipeError):
@@ -167,9 +174,7 @@ def _report_bug(error: BaseException, arguments: Sequence[str], run_log: Path | 
 
 
 def _write_traceback(text: str, run_log: Path | None) -> Path:
-    if run_log is not None:
-        with run_log.open("a", encoding="utf-8") as file:
-            file.write(text)
+    if run_log is not None:  # the run has written it there already
         return run_log
     handle, name = tempfile.mkstemp(prefix="kdedge-crash-", suffix=".log")
     with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -1,8 +1,9 @@
 """A frozen CLIP: open_clip's model, its weights' hash, its preprocessing and its tokenizer.
 
-Weights come by pretrained tag, from a local file (`clip/weights.py` says which kinds), from a file beside a model
-config of one's own, or built in for the demo. Which GELU the towers run is decided by the weights: QuickGELU weights
-under erf-GELU lose accuracy without any error, so a contradiction is an error here, and so is not knowing.
+Weights come by pretrained tag, from a local file (`clip/weights.py` says which kinds), from a file
+beside a model config of one's own, or built in for the demo. Which GELU the towers run is decided
+by the weights: QuickGELU weights under erf-GELU lose accuracy without any error, so a contradiction
+is an error here, and so is not knowing.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch.nn import functional as F
 
 from kdedge.clip.builtin import BUILTIN_MODELS, builtin_model
 from kdedge.clip.class_vectors import TextFeatureCache
+from kdedge.clip.download import fetch_pretrained
 from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text, tokenize
 from kdedge.clip.vision import encode_image
 from kdedge.clip.weights import (
@@ -85,7 +87,7 @@ class Backbone:
 
     @torch.no_grad()
     def text_features_raw(self, texts: Sequence[str]) -> Tensor:
-        """Frozen texts -> [C, D], not normalized, float32: computed once for these weights, then kept."""
+        """Frozen texts -> [C, D], not normalized, float32; computed once for these weights."""
 
         def compute() -> Tensor:
             tokenized = tokenize(self.tokenizer, texts, context_length=self.context_length)
@@ -115,15 +117,19 @@ def load_backbone(
     """Loads a frozen CLIP.
 
     Args:
-        name: an open_clip model name or a built-in one; None to take all sizes from an OpenAI-layout file.
+        name: an open_clip model name or a built-in one; None to take all sizes from an
+            OpenAI-layout file.
         weights: a pretrained tag, a local file, or "builtin".
-        config: an open_clip model-config JSON of one's own, in place of a name; wants a local file of weights.
+        config: an open_clip model-config JSON of one's own, in place of a name; wants a local file
+            of weights.
         quick_gelu: the recipe's word on the activation, for weights that do not say.
         device: where to put it.
-        cache_folder: where features of frozen texts are kept between runs; None keeps them in memory.
+        cache_folder: where features of frozen texts are kept between runs; None keeps them in
+            memory.
 
     Raises:
-        RecipeError: unknown name or tag, contradictory activation, an architecture that kdedge does not prompt.
+        RecipeError: unknown name or tag, contradictory activation, an architecture that kdedge does
+            not prompt.
         DataError: the file of weights is damaged or is another model's.
         SetupError: the weights would have to be downloaded and cannot be.
     """
@@ -142,7 +148,7 @@ def load_backbone(
 def _resolve(
     name: str | None, weights: str | None, config: Path | None, quick_gelu: bool | None
 ) -> tuple[str, dict[str, Any], Weights, Preprocess | None]:
-    """Gives the label, the model config with its activation settled, the weights and their preprocessing."""
+    """Gives label, model config with its activation settled, weights and preprocessing."""
     if name in BUILTIN_MODELS:
         model_config, state_dict = builtin_model(name)
         return name, model_config, Weights(state_dict, None, "", "safetensors"), None
@@ -158,7 +164,8 @@ def _resolve(
         return _resolve_file(name, Path(weights), quick_gelu)
     if name is None or weights is None:
         raise RecipeError(
-            "A backbone needs a name and weights, for instance backbone: ViT-B-16 and weights: openai."
+            "A backbone needs a name and weights, for instance backbone: ViT-B-16 and weights:"
+            " openai."
         )
     return _resolve_tag(name, weights, quick_gelu)
 
@@ -188,7 +195,7 @@ def _resolve_tag(
     if not pretrained:
         raise describe_missing_weights(name, tag, None)
     try:
-        path = Path(open_clip.download_pretrained(pretrained))
+        path = fetch_pretrained(pretrained)
     # Each transport (urllib, the hub's client) has errors of its own, and all mean the same here.
     except Exception as error:
         raise describe_missing_weights(name, tag, error) from error
@@ -229,7 +236,8 @@ def _settle_quick_gelu(
         lines = ", ".join(f"{who}: {kinds[value]}" for who, value in said.items())
         raise RecipeError(
             f"{label}: the activation is contradictory ({lines}).\n"
-            "  The wrong one lowers accuracy without any other sign; name the model that the weights belong to."
+            "  The wrong one lowers accuracy without any other sign; name the model that the"
+            " weights belong to."
         )
     return next(iter(said.values()))
 
@@ -327,7 +335,8 @@ def _check_architecture(label: str, model: CLIP) -> None:
 def _unsupported(label: str, why: str) -> RecipeError:
     return RecipeError(
         f"{label} cannot be prompted here: {why}.\n"
-        "  kdedge takes CLIPs with a ViT image tower and CLIP's text tower, such as ViT-B-16 or ViT-L-14."
+        "  kdedge takes CLIPs with a ViT image tower and CLIP's text tower, such as ViT-B-16 or"
+        " ViT-L-14."
     )
 
 

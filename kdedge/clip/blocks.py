@@ -1,9 +1,10 @@
 """One residual attention block of CLIP, with the work that nobody reads left out.
 
-Both encoders are stacks of open_clip's `ResidualAttentionBlock`: `x + MHA(ln_1(x))`, then `x + MLP(ln_2(x))` (CLIP,
-arXiv:2103.00020). The weights stay open_clip's; the arithmetic is here, since prompts allow two exact savings that a
-ready-made block has no argument for: tokens whose outputs are replaced before the next block need keys and values
-only, and the last block needs one query an image or text.
+Both encoders are stacks of open_clip's `ResidualAttentionBlock`: `x + MHA(ln_1(x))`, then `x +
+MLP(ln_2(x))` (CLIP, arXiv:2103.00020). The weights stay open_clip's; the arithmetic is here, since
+prompts allow two exact savings that a ready-made block has no argument for: tokens whose outputs
+are replaced before the next block need keys and values only, and the last block needs one query an
+image or text.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ def attention_block(
         block: open_clip's block, frozen or not; layer scale is applied where it has one.
         tokens: [B, N, D], what is attended to.
         queries: [B, Q, D], the tokens whose outputs are wanted; `tokens` where not given.
-        memory: [M, D], tokens that are attended to after `tokens`, the same for the whole batch. Their keys and
-            values are computed once, and they have no output.
+        memory: [M, D], tokens that are attended to after `tokens`, the same for the whole batch.
+            Their keys and values are computed once, and they have no output.
         attn_mask: bool, broadcast to [B, heads, Q, N + M]; True where a query may look.
 
     Returns:

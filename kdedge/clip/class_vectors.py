@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
-from kdedge._files import sha256_json, write_atomic
+from kdedge._files import explain_os_error, sha256_json, write_atomic
 from kdedge.errors import DataError, ShapeError
 
 _UNIT_LENGTH_TOLERANCE = 1e-3
@@ -57,7 +58,8 @@ class ClassVectors:
         if unknown:
             raise DataError(
                 f"{len(unknown)} class names have no stored vector, first {unknown[0]!r}.\n"
-                f"  Stored are {len(self.class_names)} names, first {self.class_names[0]!r}. Class vectors go by"
+                f"  Stored are {len(self.class_names)} names, first {self.class_names[0]!r}. Class"
+                " vectors go by"
                 " name: use these names, or train or store again with the new list."
             )
         rows = torch.tensor([position[name] for name in class_names])
@@ -65,12 +67,18 @@ class ClassVectors:
 
     def save(self, path: Path) -> None:
         """Writes one safetensors file, names and hash in its metadata."""
+        vectors = self.vectors.detach().float().cpu().contiguous()
         metadata = {
             "class_names": json.dumps(list(self.class_names), ensure_ascii=False),
             "made_by": self.made_by,
+            "sha256": _sha256(vectors),
         }
-        tensors = {"class_vectors": self.vectors.detach().float().cpu().contiguous()}
-        write_atomic(path, save(tensors, metadata))
+        write_atomic(path, save({"class_vectors": vectors}, metadata))
+
+
+def _sha256(features: Tensor) -> str:
+    """SHA-256 of the float32 bytes: safetensors itself does not notice a changed value."""
+    return hashlib.sha256(features.float().contiguous().numpy().tobytes()).hexdigest()
 
 
 def load_class_vectors(path: Path) -> ClassVectors:
@@ -84,9 +92,17 @@ def load_class_vectors(path: Path) -> ClassVectors:
             metadata = file.metadata() or {}
             vectors = file.get_tensor("class_vectors")
         names = tuple(json.loads(metadata["class_names"]))
-        made_by = metadata["made_by"]
+        made_by, sha256 = metadata["made_by"], metadata["sha256"]
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise DataError(f"{path} does not hold class vectors: {error}.") from error
+        raise DataError(
+            f"{path} does not hold class vectors: {error}.\n"
+            "  The file is missing or damaged: train or import again, which makes a new run."
+        ) from error
+    if _sha256(vectors) != sha256:
+        raise DataError(
+            f"{path} is damaged: its class vectors are not the ones that were written.\n"
+            "  Train or import again, which makes a new run."
+        )
     return ClassVectors(vectors, names, made_by)
 
 
@@ -121,21 +137,30 @@ class TextFeatureCache:
         features = compute().float()
         file = self._file(key)
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(
-                file, save({"text_features_raw": features.cpu().contiguous()}, {"key": key})
-            )
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise explain_os_error(error, file.parent) from error
+            stored = features.cpu().contiguous()
+            metadata = {"key": key, "sha256": _sha256(stored)}
+            write_atomic(file, save({"text_features_raw": stored}, metadata))
         return features
 
     def _read(self, key: str, n_texts: int) -> Tensor:
         file = self._file(key)
         assert file is not None  # _has said so
         try:
-            features = load(file.read_bytes())["text_features_raw"]
+            with safe_open(file, framework="pt") as opened:
+                sha256 = (opened.metadata() or {})["sha256"]
+                features: Tensor = opened.get_tensor("text_features_raw")
         except (OSError, SafetensorError, KeyError) as error:
-            raise DataError(
-                f"{file} is damaged: {error}.\n  Delete it; it is computed again from the weights."
-            ) from error
-        if len(features) != n_texts:
-            raise DataError(f"{file} holds {len(features)} texts, not {n_texts}.\n  Delete it.")
+            raise _damaged(file, str(error)) from error
+        if len(features) != n_texts or _sha256(features) != sha256:
+            raise _damaged(file, "its features are not the ones that were written")
         return features
+
+
+def _damaged(file: Path, why: str) -> DataError:
+    return DataError(
+        f"{file} is damaged: {why}.\n  Delete it; it is computed again from the weights."
+    )

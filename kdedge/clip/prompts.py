@@ -1,4 +1,4 @@
-"""Learned context tokens and visual prompts: their shapes, their first values and how texts make room for them."""
+"""Context tokens and visual prompts: shapes, first values, and the room that texts make."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdedge.clip.text import TokenizedTexts, tokenize
 from kdedge.errors import RecipeError
 
 INIT_STD = 0.02
-"""Standard deviation of a prompt's first values (PromptSRC's and PromptKD's code; VPT's visual prompts likewise)."""
+"""Standard deviation of a prompt's first values (PromptSRC's and PromptKD's code)."""
 
 
 class TextPrompts(nn.Module):
@@ -37,7 +37,7 @@ def make_text_prompts(
     context_init: str,
     generator: torch.Generator,
 ) -> TextPrompts:
-    """Makes context tokens: the embeddings of `context_init`, or N(0, 0.02²) where it has too few words.
+    """Makes context tokens: `context_init`'s embeddings, or N(0, 0.02²) where it is too short.
 
     Args:
         backbone: gives the embeddings and the sizes.
@@ -67,8 +67,8 @@ def prompted_texts(
 ) -> TokenizedTexts:
     """Tokenizes "<context> NAME." with room for `n_ctx` context tokens after the start token.
 
-    Where `context_init` is longer than `n_ctx` tokens, the rest of it stays in the text as frozen words; where it is
-    shorter, placeholders stand for all of the context.
+    Where `context_init` is longer than `n_ctx` tokens, the rest of it stays in the text as frozen
+    words; where it is shorter, placeholders stand for all of the context.
     """
     fits = n_ctx <= len(backbone.tokenizer.encode(context_init))
     prefix = context_init if fits else " ".join(["X"] * n_ctx)

@@ -1,8 +1,9 @@
 """The text encoder, with context tokens, over no more positions and no more memory than it needs.
 
-CLIP's text tower is causal and is read at the end-of-text token, so positions after the longest text's end cannot
-change anything and are never computed. Texts are encoded in chunks; where a gradient is wanted, each chunk is
-recomputed in the backward pass, so that peak memory grows with the chunk and not with the number of texts.
+CLIP's text tower is causal and is read at the end-of-text token, so positions after the longest
+text's end cannot change anything and are never computed. Texts are encoded in chunks; where a
+gradient is wanted, each chunk is recomputed in the backward pass, so that peak memory grows with
+the chunk and not with the number of texts.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from kdedge.clip.blocks import attention_block
 from kdedge.errors import DataError
 
 CHUNK_SIZE = 64
-"""Texts encoded at a time: a ViT-L/14 text tower with 20 positions keeps about 1.5 GB for the gradients of a chunk."""
+"""Texts encoded at a time; benchmarks/text_prompt_memory.py measures what a chunk takes."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class TokenizedTexts:
     """Texts as token ids.
 
     Attributes:
-        tokens: [C, T] int64, start and end tokens included, zeros after the end; T is the longest text's length.
+        tokens: [C, T] int64, start and end tokens included, zeros after the end; T is the longest
+            text's length.
         end: [C] int64, the position of the end-of-text token.
     """
 
@@ -41,8 +43,8 @@ def tokenize(
     """Turns texts into token ids.
 
     Raises:
-        DataError: a text needs more positions than the model has. It is never cut, since a class name that lost its
-            end is another class.
+        DataError: a text needs more positions than the model has. It is never cut, since a class
+            name that lost its end is another class.
     """
     rows = [
         [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id] for text in texts
@@ -50,7 +52,8 @@ def tokenize(
     for text, row in zip(texts, rows, strict=True):
         if len(row) > context_length:
             raise DataError(
-                f"A text needs {len(row)} tokens and this CLIP has positions for {context_length}:\n"
+                f"A text needs {len(row)} tokens and this CLIP has positions for"
+                f" {context_length}:\n"
                 f"  {text}\n"
                 "  Shorten the class name or the template."
             )
@@ -69,12 +72,14 @@ def encode_text(
 ) -> Tensor:
     """Encodes tokenized texts, with learned context after the start token.
 
-    Convention: IVLP's (PromptSRC, arXiv:2307.06948). The first block sees `context` plus positional embeddings at
+    Convention: IVLP's (PromptSRC, arXiv:2307.06948). The first block sees `context` plus positional
+        embeddings at
     positions 1 to n_ctx; each further prompted block sees its own vectors there, without positions.
 
     Args:
         model: open_clip's CLIP; only the text tower is used.
-        texts: on the model's device; where a context is given, tokens 1 to n_ctx of each are placeholders.
+        texts: on the model's device; where a context is given, tokens 1 to n_ctx of each are
+            placeholders.
         context: [n_ctx, D_text], replaces the placeholders' embeddings in the first block.
         deep_context: [prompt_depth - 1, n_ctx, D_text], for the second block and on.
 
@@ -116,8 +121,9 @@ def encode_in_chunks(
 ) -> Tensor:
     """Encodes texts chunk by chunk, with exact gradients in the memory of one chunk.
 
-    With gradients on and more than one chunk, a chunk's forward pass keeps nothing but its result and runs again in
-    the backward pass: a second text pass bought with memory that no longer grows with the number of classes.
+    With gradients on and more than one chunk, a chunk's forward pass keeps nothing but its result
+    and runs again in the backward pass: a second text pass bought with memory that no longer grows
+    with the number of classes.
 
     Args:
         encode: [C, T] texts -> [C, D]; what it computes must not depend on the other texts.

@@ -1,9 +1,10 @@
 """The image encoder, with visual prompts.
 
-Convention: IVLP's, which PromptSRC and PromptKD share (PromptSRC, arXiv:2307.06948, section 3; VPT-deep,
-arXiv:2203.12119). The first block gets its prompts after the patches and before `ln_pre`, without a positional
-embedding; each further prompted block gets prompts of its own in place of the outputs at those positions; after the
-last prompted block the prompt tokens travel on as ordinary tokens.
+Convention: IVLP's, which PromptSRC and PromptKD share (PromptSRC, arXiv:2307.06948, section 3;
+VPT-deep, arXiv:2203.12119). The first block gets its prompts after the patches and before `ln_pre`,
+without a positional embedding; each further prompted block gets prompts of its own in place of the
+outputs at those positions; after the last prompted block the prompt tokens travel on as ordinary
+tokens.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ def encode_image(
 ) -> Tensor:
     """Encodes a batch of images with CLIP's image tower.
 
-    Exact savings, against running every block on every token: prompts whose outputs are replaced give keys and values
-    only, computed once a batch; the last block and `ln_post` run for the class token alone.
+    Exact savings, against running every block on every token: prompts whose outputs are replaced
+    give keys and values only, computed once a batch; the last block and `ln_post` run for the class
+    token alone.
 
     Args:
         visual: the image tower.
         images: [B, 3, H, W], normalized.
-        visual_prompts: [depth, n_ctx_vision, D_vision], or None for plain CLIP. Gradients reach them.
+        visual_prompts: [depth, n_ctx_vision, D_vision], or None for plain CLIP. Gradients reach
+            them.
 
     Returns:
         [B, D], not normalized (`image_features_raw`).

@@ -37,7 +37,9 @@ def _resolve_path(value: object, info: ValidationInfo) -> object:
     return value
 
 
-def _resolve_pattern(value: str, info: ValidationInfo) -> str:
+def _resolve_pattern(value: object, info: ValidationInfo) -> object:
+    if not isinstance(value, str):
+        return value
     if "://" in value or value.startswith("pipe:"):
         raise ValueError(
             f'must be a pattern of files on this machine, got "{value}"; nothing is downloaded or'
@@ -55,7 +57,9 @@ def looks_like_path(weights: str) -> bool:
     )
 
 
-def _resolve_weights(value: str, info: ValidationInfo) -> str:
+def _resolve_weights(value: object, info: ValidationInfo) -> object:
+    if not isinstance(value, str):
+        return value
     return _absolute(value, info) if looks_like_path(value) else str(value)
 
 
@@ -89,6 +93,6 @@ def check_bad_images(value: str | int) -> str | int:
 
 
 RecipePath = Annotated[Path, BeforeValidator(_resolve_path)]
-ShardPattern = Annotated[str, Field(min_length=1), AfterValidator(_resolve_pattern)]
-Weights = Annotated[str, Field(min_length=1), AfterValidator(_resolve_weights)]
+ShardPattern = Annotated[str, Field(min_length=1), BeforeValidator(_resolve_pattern)]
+Weights = Annotated[str, Field(min_length=1), BeforeValidator(_resolve_weights)]
 PlainText = Annotated[str, Field(min_length=1), AfterValidator(str)]

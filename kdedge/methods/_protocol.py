@@ -1,7 +1,7 @@
 """What the training loop asks of a method.
 
-A method file holds `Settings`, its loss functions and a class `Method` that satisfies the protocol below. The loop
-knows no method by name.
+A method file holds `Settings`, its loss functions and a class `Method` that satisfies the protocol
+below. The loop knows no method by name.
 """
 
 from __future__ import annotations

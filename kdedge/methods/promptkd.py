@@ -1,8 +1,9 @@
 """PromptKD: a prompted student learns a frozen teacher's answers on unlabeled images.
 
 Paper: Li et al., PromptKD, CVPR 2024, arXiv:2403.02781, section 3.2 and equation 5.
-Differs from the authors' code: class vectors are computed once, after the teacher's weights are loaded, and not in
-every step; the student's text tower is never run; weights stay in float32 under autocast.
+Differs from the authors' code: class vectors are computed once, after the teacher's weights are
+loaded, and not in every step; the student's text tower is never run; weights stay in float32 under
+autocast.
 """
 
 from __future__ import annotations
@@ -41,13 +42,15 @@ class Settings(MethodSettings):
     kd_weight: float | None = Field(
         None,
         gt=0,
-        description="Multiplies the divergence averaged over images and classes: one image weighs kd_weight / C."
+        description="Multiplies the divergence averaged over images and classes: one image weighs"
+        " kd_weight / C."
         f" {DEFAULT_KD_WEIGHT:g} where neither this nor kd_weight_per_image is given.",
     )
     kd_weight_per_image: float | None = Field(
         None,
         gt=0,
-        description="Multiplies the divergence averaged over images only, so that it does not depend on how many"
+        description="Multiplies the divergence averaged over images only, so that it does not"
+        " depend on how many"
         " classes there are: kd_weight / C.",
     )
 
@@ -72,12 +75,12 @@ def distillation_loss(
     Args:
         student_logits: [B, C], scaled. Computed in float32 whatever the model's precision.
         teacher_logits: [B, C], same class order. Treated as constant.
-        temperature: softens both; the result grows by its square so that gradient size does not depend on it (Hinton
-            et al. 2015, arXiv:1503.02531).
+        temperature: softens both; the result grows by its square so that gradient size does not
+            depend on it (Hinton et al. 2015, arXiv:1503.02531).
 
     Returns:
-        A scalar, at least 0. The mean also runs over classes, so one image weighs 1 / C: with 12 classes the same
-        `kd_weight` acts 33 times stronger than with 397.
+        A scalar, at least 0. The mean also runs over classes, so one image weighs 1 / C: with 12
+        classes the same `kd_weight` acts 33 times stronger than with 397.
 
     Raises:
         ShapeError: the two class counts differ, which means two class lists are in use.
@@ -102,7 +105,8 @@ class Projector(nn.Module):
     Args:
         student_dim: D_student.
         teacher_dim: D_teacher, also the hidden width.
-        generator: on the CPU; draws U(-1/√fan_in, 1/√fan_in), PyTorch's default for the authors' 1x1 convolutions.
+        generator: on the CPU; draws U(-1/√fan_in, 1/√fan_in), PyTorch's default for the authors'
+            1x1 convolutions.
     """
 
     def __init__(self, student_dim: int, teacher_dim: int, generator: torch.Generator) -> None:
@@ -167,13 +171,14 @@ class Method:
         teacher: Teacher | None,
         generator: torch.Generator,
     ) -> Method:
-        """See `methods._protocol.Method.build`. Learns over all classes; no text of its own is encoded."""
+        """See `methods._protocol.Method.build`; learns over all classes, encodes no text."""
         if teacher is None:
             raise RecipeError("promptkd learns from a teacher, and the recipe names none.")
         class_vectors = teacher.class_vectors()
         if len(class_vectors) != len(class_names):
             raise ShapeError(
-                f"The teacher has {len(class_vectors)} class vectors, the class list {len(class_names)} names."
+                f"The teacher has {len(class_vectors)} class vectors, the class list"
+                f" {len(class_names)} names."
             )
         visual_prompts = make_visual_prompts(
             backbone,
@@ -186,17 +191,19 @@ class Method:
         return cls(backbone, student, settings, teacher=teacher, class_vectors=class_vectors)
 
     def image_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D_teacher], unit length, with gradients; batch norm as the module's mode says."""
+        """[B, 3, H, W] -> [B, D_teacher], unit length, with gradients; batch norm by mode."""
         raw = encode_image(self._backbone.model.visual, images, self.module.visual_prompts)
-        # Batch norm over a few images and the last features before unit length: in float32 (a projector costs nothing).
+        # Batch norm over a few images and the last features before unit length: in float32 (a
+        # projector costs nothing).
         with torch.autocast(images.device.type, enabled=False):
             return unit_length(self.module.projector(raw.float()))
 
     def training_step(self, batch: Batch) -> StepOutput:
-        """`kd_weight` times the divergence from the teacher's answers; labels are not read (equation 5)."""
+        """`kd_weight` times the divergence from the teacher; no label is read (equation 5)."""
         if len(batch.images) < 2:
             raise DataError(
-                "promptkd needs at least 2 unlabeled images in a batch (batch norm has no variance over one).\n"
+                "promptkd needs at least 2 unlabeled images in a batch (batch norm has no variance"
+                " over one).\n"
                 "  Add images, or raise batch_size."
             )
         with torch.no_grad():

@@ -1,9 +1,10 @@
-"""PromptSRC: independent text and visual prompts, kept near the frozen CLIP by three losses and by averaging.
+"""PromptSRC: text and visual prompts, kept near the frozen CLIP by three losses and averaging.
 
-Paper: Khattak et al., Self-regulating Prompts, ICCV 2023, arXiv:2307.06948, section 3.2 and equations 3 to 8.
-Differs from the authors' code: only the prompts are averaged over epochs (theirs averages the frozen half-precision
-weights too, which moves them by rounding), the text tower runs over no more positions than the longest prompt, and
-the unprompted image tower is the same copy of the weights.
+Paper: Khattak et al., Self-regulating Prompts, ICCV 2023, arXiv:2307.06948, section 3.2 and
+equations 3 to 8. Differs from the authors' code: only the prompts are averaged over epochs (theirs
+averages the frozen half-precision weights too, which moves them by rounding), the text tower runs
+over no more positions than the longest prompt, and the unprompted image tower is the same copy of
+the weights.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Settings(MethodSettings):
 
 @dataclass(frozen=True)
 class Losses:
-    """The four terms, each a float32 scalar with its weight applied; `total` is their sum (equation 8)."""
+    """The four terms, float32 scalars with their weights applied; the sum is equation 8."""
 
     cross_entropy: Tensor
     text: Tensor
@@ -108,8 +109,8 @@ def self_regulating_losses(
         settings: the weights.
 
     Returns:
-        The terms. The divergence is summed over images and classes and divided by B · C, as in the authors' code, so
-        that one image weighs 1 / C.
+        The terms. The divergence is summed over images and classes and divided by B · C, as in the
+        authors' code, so that one image weighs 1 / C.
     """
     logits = scale * image_features @ text_features.T
     zeroshot_logits = scale * zeroshot_image_features @ zeroshot_text_features.T
@@ -128,8 +129,12 @@ def self_regulating_losses(
 
 
 def gaussian_weights(n_epochs: int, *, mean_epoch: float, std_epochs: float) -> list[float]:
-    """Gaussian prompt averaging: exp(-(e - mean)² / (2 std²)) for e = 1 … n_epochs, scaled to sum 1 (section 3.2.2)."""
-    # Relative to the largest exponent, so that a mean far outside the run still gives weights and not 0 / 0.
+    """Gaussian prompt averaging: exp(-(e - mean)² / (2 std²)), e = 1 … n_epochs, summing to 1.
+
+    Source: section 3.2.2.
+    """
+    # Relative to the largest exponent, so that a mean far outside the run still gives weights and
+    # not 0 / 0.
     exponents = [
         -((epoch - mean_epoch) ** 2) / (2 * std_epochs**2) for epoch in range(1, n_epochs + 1)
     ]
@@ -138,7 +143,7 @@ def gaussian_weights(n_epochs: int, *, mean_epoch: float, std_epochs: float) -> 
 
 
 def text_anchor(backbone: Backbone, class_names: Sequence[str], n_templates: int) -> Tensor:
-    """[C, D]: raw text features averaged over templates, then scaled to unit length once (the authors' code).
+    """[C, D]: raw text features averaged over templates, then scaled once (the authors' code).
 
     Scaling each template's features first, as CLIP's ensemble does, gives another anchor.
     """
@@ -194,7 +199,7 @@ class Method:
         teacher: Teacher | None,
         generator: torch.Generator,
     ) -> Method:
-        """See `methods._protocol.Method.build`. The prompted text is "<context> NAME.", whatever the template."""
+        """See `methods._protocol.Method.build`; texts are "<context> NAME.", not the template."""
         module = PromptedCLIP(
             make_text_prompts(
                 backbone,
@@ -223,11 +228,11 @@ class Method:
 
     @cached_property
     def anchor(self) -> Tensor:
-        """[C, D], the frozen text anchor of the training classes; a trained teacher never needs it."""
+        """[C, D], the training classes' frozen text anchor; computed when training asks."""
         return text_anchor(self._backbone, self._train_names, self._settings.n_anchor_templates)
 
     def text_features(self, texts: TokenizedTexts) -> Tensor:
-        """[C, D], unit length, with gradients to the text prompts in the memory of one chunk of classes."""
+        """[C, D], unit length, with gradients in the memory of one chunk of classes."""
         prompts = self.module.text_prompts
 
         def encode(chunk: TokenizedTexts) -> Tensor:

@@ -1,9 +1,9 @@
 """Zero-shot CLIP: class texts against images, nothing trained.
 
-Paper: Radford et al., CLIP, arXiv:2103.00020, section 3.1.4 for the ensemble: each template's features are scaled to
-unit length, averaged, and scaled again.
-Template lists: open_clip's OpenAI ImageNet list (80) and its simple subset (7). With the seven, the recipe's own
-template is added where it is not one of them, as the baselines' public code does.
+Paper: Radford et al., CLIP, arXiv:2103.00020, section 3.1.4 for the ensemble: each template's
+features are scaled to unit length, averaged, and scaled again.
+Template lists: open_clip's OpenAI ImageNet list (80) and its simple subset (7). With the seven, the
+recipe's own template is added where it is not one of them, as the baselines' public code does.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Settings(MethodSettings):
 
     templates: Literal["single", "ensemble7", "ensemble80"] = Field(
         "single",
-        description="single: the recipe's template. ensemble7: open_clip's seven simple templates and the recipe's."
+        description="single: the recipe's template. ensemble7: open_clip's seven simple templates"
+        " and the recipe's."
         " ensemble80: OpenAI's 80 ImageNet templates (CLIP, arXiv:2103.00020).",
     )
 
@@ -36,7 +37,7 @@ class Settings(MethodSettings):
 def ensemble_text_features(
     backbone: Backbone, class_names: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
-    """[C, D]: unit length per template, averaged over templates, unit length again (CLIP, section 3.1.4)."""
+    """[C, D]: unit length per template, averaged, unit length again (CLIP, section 3.1.4)."""
     per_template = [
         unit_length(
             backbone.text_features_raw([template.format(readable(name)) for name in class_names])

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from kdedge.clip.backbone import Backbone
 from kdedge.config.load import LoadedRecipe
 from kdedge.errors import RecipeError
 from kdedge.methods._protocol import Method
-from kdedge.training.fit import Job, run_job
+from kdedge.training.fit import Job, run_job, trial_steps
 from kdedge.training.parts import (
     Classes,
+    Images,
+    MethodChoice,
     choose_method,
     load_classes,
     load_images,
@@ -21,72 +25,131 @@ from kdedge.training.parts import (
 )
 from kdedge.training.runs import RunFolder, find_run
 from kdedge.training.teach import cache_folder, same_preprocessing, teacher_job, validation_images
-from kdedge.training.teachers import StoredTeacher, find_teacher, load_teacher
+from kdedge.training.teachers import (
+    StoredTeacher,
+    find_teacher,
+    load_teacher,
+    untrained_teacher,
+)
 
 log = logging.getLogger(__name__)
 
 
-def ensure_teacher(
-    loaded: LoadedRecipe, *, root: Path, device: torch.device, resume: bool
-) -> RunFolder:
-    """The recipe's teacher run: the one it names, one that was trained from the same parts, or a new one."""
-    spec = loaded.recipe.teacher
-    if spec is None:
-        raise RecipeError(
-            "The recipe has no teacher, and a student learns from one.\n  Add a teacher section."
-        )
-    if spec.run is not None:
-        run = find_run(str(spec.run), root)
-        if run.kind != "teacher" or not run.is_finished:
-            raise RecipeError(f"teacher.run: {spec.run} is not a finished teacher run.")
-        return run
-    job = teacher_job(loaded, cache=cache_folder(root), device=device)
-    found = find_teacher(root, job.key())
-    if found is not None:
-        log.info("Using the teacher of %s, trained from the same parts.", found.path)
-        return found
-    log.info("Training the teacher first.")
-    return run_job(job, root=root, resume=resume)
+@dataclass(frozen=True)
+class StudentParts:
+    """What a student is made of beside its teacher, read before a teacher is trained.
+
+    Attributes:
+        choice: its method with its settings.
+        classes: the class list.
+        backbone: its frozen CLIP.
+        images: unlabeled.
+        test: what accuracy is measured on, if anything.
+        validation: what an epoch may be chosen by, if anything.
+    """
+
+    choice: MethodChoice
+    classes: Classes
+    backbone: Backbone
+    images: Images
+    test: Images | None
+    validation: Images | None
 
 
-def student_job(
-    loaded: LoadedRecipe, teacher: StoredTeacher, *, cache: Path | None, classes: Classes
-) -> Job:
-    """Makes ready to distill the recipe's student from a teacher."""
+def student_parts(
+    loaded: LoadedRecipe, *, cache: Path | None, device: torch.device
+) -> StudentParts:
+    """Reads what the recipe says about its student."""
     recipe = loaded.recipe
     choice = choose_method(loaded, "student")
-    device = teacher.backbone.device
+    if not choice.module.Method.needs_teacher:
+        raise RecipeError("student.method does not learn from a teacher.\n  Use promptkd.")
+    classes = load_classes(recipe)
     images = require_images(
         load_images(recipe, "unlabeled", classes),
         "unlabeled",
         "a student learns from unlabeled images",
     )
-    backbone = load_role_backbone(recipe, "student", device=device, cache=cache)
-    same_preprocessing(teacher.backbone, backbone)
-    method: Method = choice.module.Method.build(
-        backbone,
-        classes.names,
-        choice.settings,
-        template=classes.template,
-        train_classes=classes.labeled,
+    return StudentParts(
+        choice=choice,
+        classes=classes,
+        backbone=load_role_backbone(recipe, "student", device=device, cache=cache),
+        images=images,
+        test=load_images(recipe, "test", classes),
+        validation=validation_images(loaded, "student", classes),
+    )
+
+
+def student_job(loaded: LoadedRecipe, teacher: StoredTeacher, parts: StudentParts) -> Job:
+    """Makes ready to distill the recipe's student from a teacher."""
+    same_preprocessing(teacher.backbone, parts.backbone)
+    method: Method = parts.choice.module.Method.build(
+        parts.backbone,
+        parts.classes.names,
+        parts.choice.settings,
+        template=parts.classes.template,
+        train_classes=parts.classes.labeled,
         teacher=teacher,
-        generator=torch.Generator().manual_seed(recipe.seed),
+        generator=torch.Generator().manual_seed(loaded.recipe.seed),
     )
     return Job(
         role="student",
         loaded=loaded,
-        choice=choice,
-        classes=classes,
-        backbone=backbone,
+        choice=parts.choice,
+        classes=parts.classes,
+        backbone=parts.backbone,
         method=method,
-        images=images,
+        images=parts.images,
         labels=None,
-        test=load_images(recipe, "test", classes),
-        validation=validation_images(loaded, "student", classes),
+        test=parts.test,
+        validation=parts.validation,
         made_by=lambda: teacher.stored.made_by,
         sources={"teacher": teacher.stored.made_by},
         teacher_run=teacher.run_name,
     )
+
+
+def named_teacher(loaded: LoadedRecipe, root: Path) -> RunFolder | None:
+    """The finished run that the recipe names as its teacher; None where one is to be trained.
+
+    Raises:
+        RecipeError: there is no such run, or the recipe has no teacher at all.
+    """
+    spec = loaded.recipe.teacher
+    if spec is None:
+        raise RecipeError(
+            "The recipe has no teacher, and a student learns from one.\n  Add a teacher section."
+        )
+    if spec.run is None:
+        return None
+    run = find_run(str(spec.run), root)
+    if run.kind != "teacher" or not run.is_finished:
+        raise RecipeError(
+            f"{loaded.lines.where(('teacher', 'run'))}: teacher.run: {spec.run} is not a finished"
+            " teacher run.\n"
+            "  `kdedge show` says what a run is; `kdedge teach` makes a teacher."
+        )
+    return run
+
+
+def made_teacher(
+    loaded: LoadedRecipe, parts: StudentParts, *, root: Path, device: torch.device, resume: bool
+) -> RunFolder:
+    """A teacher run that was trained from the same parts, or a new one.
+
+    Before a new one is trained, the student takes a trial step beside it: what is wrong with the
+    student is said now and not after hours of training its teacher.
+    """
+    job = teacher_job(loaded, cache=cache_folder(root), device=device)
+    found = find_teacher(root, job.key())
+    if found is not None:
+        log.info("Using the teacher of %s, trained from the same parts.", found.path)
+        return found
+    trial_steps(
+        student_job(loaded, untrained_teacher(job.method, job.backbone, job.classes), parts), 1
+    )
+    log.info("Training the teacher first.")
+    return run_job(job, root=root, resume=resume)
 
 
 def distill(
@@ -103,11 +166,10 @@ def distill(
     Returns:
         The teacher's run and the student's.
     """
-    if not choose_method(loaded, "student").module.Method.needs_teacher:
-        raise RecipeError("student.method does not learn from a teacher.\n  Use promptkd.")
-    teacher_run = ensure_teacher(loaded, root=root, device=device, resume=resume)
-    classes = load_classes(loaded.recipe)
     cache = cache_folder(root)
-    teacher = load_teacher(teacher_run, classes, device=device, cache=cache)
-    job = student_job(loaded, teacher, cache=cache, classes=classes)
-    return teacher_run, run_job(job, root=root, resume=resume)
+    teacher_run = named_teacher(loaded, root)
+    parts = student_parts(loaded, cache=cache, device=device)
+    if teacher_run is None:
+        teacher_run = made_teacher(loaded, parts, root=root, device=device, resume=resume)
+    teacher = load_teacher(teacher_run, parts.classes, device=device, cache=cache)
+    return teacher_run, run_job(student_job(loaded, teacher, parts), root=root, resume=resume)

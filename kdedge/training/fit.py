@@ -1,9 +1,12 @@
-"""One run from its parts to its folder: train, store, measure. Teacher and student take the same way."""
+"""One run from its parts to its folder: train, store, measure; teacher and student alike."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -21,13 +24,14 @@ from kdedge.data.batch import Batch
 from kdedge.data.classes import class_list_hash
 from kdedge.data.images import write_skipped_csv
 from kdedge.data.loader import n_steps, training_batches
-from kdedge.errors import Interrupted
+from kdedge.errors import Interrupted, Terminated
 from kdedge.methods import zeroshot
 from kdedge.methods._protocol import Method
 from kdedge.results import EvalResult
 from kdedge.training.loop import train
 from kdedge.training.measure import measure
 from kdedge.training.parts import Classes, Images, MethodChoice, Role, settings_record
+from kdedge.training.precision import Precision
 from kdedge.training.runs import RunFolder, runs_in
 
 log = logging.getLogger(__name__)
@@ -133,7 +137,9 @@ def run_job(job: Job, *, root: Path, resume: bool) -> RunFolder:
     else:
         if waiting is not None:
             log.info(
-                "%s was interrupted; add --resume to go on with it. This is a new run.",
+                "%s is in use by another process. This is a new run."
+                if waiting.is_in_use
+                else "%s was interrupted; add --resume to go on with it. This is a new run.",
                 waiting.path,
             )
         elif resume:
@@ -174,8 +180,17 @@ def _status(run: RunFolder) -> Iterator[None]:
     except Interrupted:
         run.mark("interrupted")
         raise
+    except KeyboardInterrupt as error:
+        # Not in the training loop, which saves its state: before it, or storing and measuring.
+        run.mark("interrupted")
+        raise Interrupted(
+            f"Interrupted in {run.path}.\n"
+            "  Run the same command with --resume to go on from there.",
+            signum=signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT,
+        ) from error
     except BaseException:
-        # The error that ended the run matters more than one while noting it (a full disk gives both).
+        # The error that ended the run matters more than one while noting it (a full disk gives
+        # both).
         with contextlib.suppress(Exception):
             run.mark("failed")
         raise
@@ -230,6 +245,30 @@ def batches_of(job: Job, epoch: int, first_step: int) -> Iterator[Batch]:
     )
 
 
+def trial_steps(job: Job, n_steps: int) -> list[float]:
+    """Takes a job's first steps, changing nothing that is trained; what would stop it raises here.
+
+    Returns:
+        Seconds of each step, loading its images not counted.
+    """
+    parameters = list(job.method.trainable_parameters().values())
+    if not parameters:
+        return []
+    precision = Precision(job.choice.optim.precision, job.device)
+    job.method.module.train()
+    times = []
+    for batch in itertools.islice(batches_of(job, 1, 0), n_steps):
+        began = time.perf_counter()
+        moved = batch.to(job.device)
+        with precision.autocast():
+            output = job.method.training_step(moved)
+        torch.autograd.grad(output.loss, parameters, allow_unused=True)
+        if job.device.type == "cuda":
+            torch.cuda.synchronize(job.device)
+        times.append(time.perf_counter() - began)
+    return times
+
+
 def _validation(job: Job) -> Callable[[], float] | None:
     """Accuracy on validation images, for choosing an epoch; never on test images."""
     if job.choice.optim.selection == "last" or job.validation is None:
@@ -281,6 +320,7 @@ def store_trained(
         "backbone": backbone.weights_hash,
         "backbone_name": backbone.name,
         "trained": hash_weights(state),
+        "class_vectors": made_by,
     }
     write_atomic(run.weights, save(state, metadata))
     ClassVectors(method.class_vectors().cpu(), classes.names, made_by).save(run.class_vectors)

@@ -1,13 +1,16 @@
 """Checkpoints of the public PromptSRC and PromptKD code, as finished runs.
 
-The public file holds prompts (and a projector) beside a copy of the backbone; a run keeps what was trained and names the
-backbone's weights. PromptSRC's code averages the frozen half-precision weights with the prompts, so a teacher file's
-backbone differs from the original by rounding: how far is reported, and `exact` keeps the file's own.
+The public file holds prompts (and a projector) beside a copy of the backbone; a run keeps what was
+trained and names the backbone's weights. PromptSRC's code averages the frozen half-precision
+weights with the prompts, so a teacher file's backbone differs from the original by rounding: how
+far is reported, and `exact` keeps the file's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -79,7 +82,8 @@ class Imported:
         run: the finished run.
         epoch: epochs that the file says it was trained, or None.
         n_ignored: keys of the file that are of no use here.
-        largest_deviation: of the file's backbone from the loaded one, relative, and the key it is at.
+        largest_deviation: of the file's backbone from the loaded one, relative, and the key it is
+            at.
     """
 
     run: RunFolder
@@ -127,28 +131,28 @@ def import_teacher(
         **on.as_recipe(),
         "settings": settings.model_dump(exclude_defaults=True),
     }
-    run = _create(root, name, "teacher", section, class_names, file, checkpoint)
-    if is_exact:
-        backbone, section = _own_backbone(run, backbone, found, on, device)
-        write_atomic(
-            run.recipe,
-            _recipe_text(
-                name,
-                "teacher",
-                {**section, "settings": settings.model_dump(exclude_defaults=True)},
-                class_names,
-            ).encode(),
-        )
     classes = Classes(class_names, "a photo of a {}.", "all")
-    method = _build(promptsrc, backbone, classes, settings, teacher=None)
-    method.module.load_state_dict(
-        {
-            "text_prompts.context": found.context,
-            "text_prompts.deep_context": found.deep_context,
-            "visual_prompts": found.visual_prompts,
-        }
-    )
-    _finish(run, "promptsrc", method, backbone, classes, made_by(backbone, method.module, classes))
+    with _new_run(root, name, "teacher", section, class_names, file, checkpoint) as run:
+        if is_exact:
+            backbone, own = _own_backbone(run, backbone, found, on, device)
+            section |= own.as_recipe()
+            write_atomic(run.recipe, _recipe_text(name, "teacher", section, class_names).encode())
+        method = _build(promptsrc, backbone, classes, settings, teacher=None)
+        method.module.load_state_dict(
+            {
+                "text_prompts.context": found.context,
+                "text_prompts.deep_context": found.deep_context,
+                "visual_prompts": found.visual_prompts,
+            }
+        )
+        store_trained(
+            run,
+            method_name="promptsrc",
+            method=method,
+            backbone=backbone,
+            classes=classes,
+            made_by=made_by(backbone, method.module, classes),
+        )
     return Imported(run, checkpoint.epoch, len(found.ignored), (relative, key))
 
 
@@ -188,13 +192,20 @@ def import_student(
         **on.as_recipe(),
         "settings": settings.model_dump(exclude_defaults=True),
     }
-    run = _create(root, name, "student", section, vectors.class_names, file, checkpoint)
-    classes = Classes(vectors.class_names, "a photo of a {}.", "all")
-    stored = StoredVectors(vectors, device)
-    method = _build(promptkd, backbone, classes, settings, teacher=stored)
-    state = {f"projector.{key}": value for key, value in found.projector.items()}
-    method.module.load_state_dict({"visual_prompts": found.visual_prompts, **state})
-    _finish(run, "promptkd", method, backbone, classes, vectors.made_by)
+    names = vectors.class_names
+    classes = Classes(names, "a photo of a {}.", "all")
+    method = _build(promptkd, backbone, classes, settings, teacher=StoredVectors(vectors, device))
+    projector = {f"projector.{key}": value for key, value in found.projector.items()}
+    method.module.load_state_dict({"visual_prompts": found.visual_prompts, **projector})
+    with _new_run(root, name, "student", section, names, file, checkpoint) as run:
+        store_trained(
+            run,
+            method_name="promptkd",
+            method=method,
+            backbone=backbone,
+            classes=classes,
+            made_by=vectors.made_by,
+        )
     return Imported(run, checkpoint.epoch, len(found.ignored), (relative, key))
 
 
@@ -239,7 +250,8 @@ def _recipe_text(
     return dump_recipe(Recipe.model_validate(values, context={"folder": Path.cwd()}))
 
 
-def _create(
+@contextlib.contextmanager
+def _new_run(
     root: Path,
     name: str,
     role: Literal["teacher", "student"],
@@ -247,18 +259,28 @@ def _create(
     class_names: tuple[str, ...],
     file: Path,
     checkpoint: PublicCheckpoint,
-) -> RunFolder:
-    return RunFolder.create(
+) -> Iterator[RunFolder]:
+    """A run that is finished after the block, or gone where the block fails."""
+    run = RunFolder.create(
         root,
         name,
         kind=role,
         recipe_text=_recipe_text(name, role, section, class_names),
         provenance={
+            "method": section["method"],
+            "settings": section["settings"],
             "imported_from": str(file.absolute()),
             "epoch": checkpoint.epoch,
             "hashes": {"checkpoint": sha256_file(file)},
         },
     )
+    try:
+        with run.lock():
+            yield run
+            run.finish()
+    except BaseException:
+        shutil.rmtree(run.path, ignore_errors=True)
+        raise
 
 
 def _own_backbone(
@@ -267,7 +289,7 @@ def _own_backbone(
     found: PromptSRCParameters,
     on: ImportedBackbone,
     device: torch.device,
-) -> tuple[Backbone, dict[str, Any]]:
+) -> tuple[Backbone, ImportedBackbone]:
     """Writes the loaded backbone with the file's tensors over it, and loads that."""
     state: dict[str, Tensor] = dict(backbone.model.state_dict())
     state |= {key: value.float() for key, value in found.backbone.items()}
@@ -276,24 +298,4 @@ def _own_backbone(
     tensors = {key: value.cpu().contiguous() for key, value in state.items()}
     write_atomic(path, save(tensors, {"quick_gelu": str(is_quick).lower()}))
     own = ImportedBackbone(on.name, str(path.absolute()), on.config)
-    return own.load(device), {"method": "promptsrc", **own.as_recipe()}
-
-
-def _finish(
-    run: RunFolder,
-    method_name: str,
-    method: Method,
-    backbone: Backbone,
-    classes: Classes,
-    maker: str,
-) -> None:
-    with run.lock():
-        store_trained(
-            run,
-            method_name=method_name,
-            method=method,
-            backbone=backbone,
-            classes=classes,
-            made_by=maker,
-        )
-        run.finish()
+    return own.load(device), own

@@ -58,12 +58,14 @@ def load_student(
 ) -> tuple[Method, Backbone]:
     """Loads a student run for a class list; class vectors go by name, in the order of `classes`."""
     stored = load_class_vectors(run.class_vectors)
+    selected = stored.select(classes.names)
     if classes.names != stored.class_names:
         logging.getLogger(__name__).warning(
-            "The class list is not the one of the run (%d names, now %d): class vectors go by name, base and"
+            "The class list is not the one of the run (%s): class vectors go by name, base and"
             " novel by the list as it is now.",
-            len(stored.class_names),
-            len(classes.names),
+            "the same names in another order"
+            if set(classes.names) == set(stored.class_names)
+            else f"{len(classes.names)} of its {len(stored.class_names)} names",
         )
     choice = choose_method(loaded, "student")
     backbone = load_role_backbone(loaded.recipe, "student", device=device, cache=cache)
@@ -73,10 +75,10 @@ def load_student(
         choice.settings,
         template=classes.template,
         train_classes=classes.labeled,
-        teacher=StoredVectors(stored.select(classes.names), device),
+        teacher=StoredVectors(selected, device),
         generator=torch.Generator().manual_seed(loaded.recipe.seed),
     )
-    load_trained(method, run.weights, backbone)
+    load_trained(method, run.weights, backbone, made_by=stored.made_by)
     return method, backbone
 
 

@@ -1,4 +1,4 @@
-"""From a recipe to what training needs: class names, readable images, settings, a frozen backbone."""
+"""From a recipe to what training needs: classes, readable images, settings, a backbone."""
 
 from __future__ import annotations
 
@@ -114,13 +114,14 @@ def model_spec(recipe: Recipe, role: Role) -> ModelSpec:
     spec = recipe.teacher if role == "teacher" else recipe.student
     if spec is None:
         raise RecipeError(
-            f"The recipe {recipe.name} has no {role}.\n  Add a {role} section; `kdedge schema` shows its keys."
+            f"The recipe {recipe.name} has no {role}.\n  Add a {role} section; `kdedge schema`"
+            " shows its keys."
         )
     return spec
 
 
 def choose_method(loaded: LoadedRecipe, role: Role) -> MethodChoice:
-    """Finds the method of a role and checks its settings, with the recipe's lines in the messages."""
+    """Finds the method of a role and checks its settings; messages have the recipe's lines."""
     spec = model_spec(loaded.recipe, role)
     module = load_method(spec.method)
     try:
@@ -141,10 +142,11 @@ def load_images(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Images | None:
-    """Opens a source of the recipe and reads every image once; None where the recipe has no such source.
+    """Opens a source of the recipe and reads every image once; None where there is none.
 
     Raises:
-        DataError: more images are unreadable than the recipe accepts, or labels and class names differ.
+        DataError: more images are unreadable than the recipe accepts, or labels and class names
+            differ.
     """
     spec: SourceSpec | None = getattr(recipe.data, key)
     if spec is None:

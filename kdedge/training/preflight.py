@@ -1,15 +1,14 @@
-"""What can be known before a run: that the recipe holds, the images read, the weights load, and how long it takes.
+"""What can be known before a run: recipe, images, weights, memory, disk, time.
 
 Nothing is written. What is wrong is raised as the run itself would raise it.
 """
 
 from __future__ import annotations
 
-import itertools
+import os
 import resource
 import shutil
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,16 +17,15 @@ import torch
 from kdedge.config.load import LoadedRecipe, check_paths
 from kdedge.data.loader import n_steps
 from kdedge.errors import ResourceError
-from kdedge.training.distill import student_job
-from kdedge.training.fit import Job, batches_of
+from kdedge.training.distill import named_teacher, student_job, student_parts
+from kdedge.training.fit import Job, trial_steps
 from kdedge.training.parts import Images
-from kdedge.training.precision import Precision
 from kdedge.training.teach import teacher_job
-from kdedge.training.teachers import untrained_teacher
+from kdedge.training.teachers import load_teacher, untrained_teacher
 
 _TRIAL_STEPS = 3
 _CHECKPOINT_COPIES = 6
-"""Bytes of a run on disk over those of its trained tensors: two checkpoints of parameters, momentum and averages."""
+"""A run's bytes over those of its trained tensors: two checkpoints with momentum and averages."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +62,7 @@ def check(loaded: LoadedRecipe, *, root: Path, device: torch.device) -> Prefligh
     """
     check_paths(loaded)
     findings = [Finding("recipe", f"{loaded.path}: valid")]
-    jobs: list[Job] = []
-    if loaded.recipe.teacher is not None and loaded.recipe.teacher.run is None:
-        jobs.append(teacher_job(loaded, cache=None, device=device))
-    if loaded.recipe.student is not None and jobs:
-        classes = jobs[0].classes
-        teacher = untrained_teacher(jobs[0].method, jobs[0].backbone, classes)
-        jobs.append(student_job(loaded, teacher, cache=None, classes=classes))
+    jobs = _jobs(loaded, root=root, device=device)
     seconds = 0.0
     for job in jobs:
         findings += describe(job)
@@ -79,6 +71,22 @@ def check(loaded: LoadedRecipe, *, root: Path, device: torch.device) -> Prefligh
         findings.append(Finding(f"{job.role}: time", f"about {duration(took)} on {device}"))
     findings += [memory(), disk(jobs, root)]
     return Preflight(tuple(findings), seconds)
+
+
+def _jobs(loaded: LoadedRecipe, *, root: Path, device: torch.device) -> list[Job]:
+    """The trainings of a recipe: the teacher's unless it names a stored one, and the student's."""
+    jobs: list[Job] = []
+    stored = None if loaded.recipe.student is None else named_teacher(loaded, root)
+    if loaded.recipe.teacher is not None and loaded.recipe.teacher.run is None:
+        jobs.append(teacher_job(loaded, cache=None, device=device))
+    if loaded.recipe.student is not None:
+        parts = student_parts(loaded, cache=None, device=device)
+        if stored is not None:
+            teacher = load_teacher(stored, parts.classes, device=device, cache=None)
+        else:
+            teacher = untrained_teacher(jobs[0].method, jobs[0].backbone, jobs[0].classes)
+        jobs.append(student_job(loaded, teacher, parts))
+    return jobs
 
 
 def describe(job: Job) -> list[Finding]:
@@ -93,7 +101,8 @@ def describe(job: Job) -> list[Finding]:
         (f"{job.role}: weights", f"{job.backbone.name}, {job.backbone.weights_hash[:12]}"),
         (
             f"{job.role}: method",
-            f"{job.choice.name}, {sum(p.numel() for p in job.method.trainable_parameters().values()):,}"
+            f"{job.choice.name},"
+            f" {sum(p.numel() for p in job.method.trainable_parameters().values()):,}"
             f" parameters, {job.choice.optim.epochs} epochs of"
             f" {n_steps(len(job.images.indices), job.choice.optim.batch_size)} steps",
         ),
@@ -115,22 +124,10 @@ def count(images: Images) -> str:
 
 def estimate_seconds(job: Job) -> float:
     """Times a few real steps (the first one left out) and multiplies."""
-    parameters = list(job.method.trainable_parameters().values())
-    if not parameters:
+    times = trial_steps(job, _TRIAL_STEPS)
+    if not times:
         return 0.0
     settings = job.choice.optim
-    precision = Precision(settings.precision, job.device)
-    job.method.module.train()
-    times = []
-    for batch in itertools.islice(batches_of(job, 1, 0), _TRIAL_STEPS):
-        began = time.perf_counter()
-        moved = batch.to(job.device)
-        with precision.autocast():
-            output = job.method.training_step(moved)
-        torch.autograd.grad(output.loss, parameters, allow_unused=True)
-        if job.device.type == "cuda":
-            torch.cuda.synchronize(job.device)
-        times.append(time.perf_counter() - began)
     steps = settings.epochs * n_steps(len(job.images.indices), settings.batch_size)
     return min(times[1:] or times) * steps
 
@@ -151,13 +148,19 @@ def disk(jobs: list[Job], root: Path) -> Finding:
     place = next(
         folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists()
     )
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        what = "may not be written to" if place.is_dir() else "is a file"
+        raise ResourceError(
+            f"{root} cannot be the folder of the runs: {place} {what}.\n  Name another with --runs."
+        )
     free = shutil.disk_usage(place).free
     needed = _CHECKPOINT_COPIES * sum(
         tensor.nbytes for job in jobs for tensor in job.method.module.state_dict().values()
     )
     if free < needed:
         raise ResourceError(
-            f"{place} has {free / 2**20:.0f} MiB free, and these runs write about {needed / 2**20:.0f} MiB.\n"
+            f"{place} has {free / 2**20:.0f} MiB free, and these runs write about"
+            f" {needed / 2**20:.0f} MiB.\n"
             "  Free some space, or name another folder with --runs."
         )
     return Finding(

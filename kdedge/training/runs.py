@@ -86,7 +86,7 @@ class RunFolder:
         file = path / "provenance.json"
         if not file.is_file():
             raise RecipeError(f"{path} is not a run folder: it has no provenance.json.")
-        record = read_json(file)
+        record = _read_record(file)
         kind = record.get("kind") if isinstance(record, dict) else None
         if kind not in {"teacher", "student"}:
             raise DataError(f"{file} is not the record of a run: its kind is {kind!r}.")
@@ -144,7 +144,7 @@ class RunFolder:
 
     def read_provenance(self) -> dict[str, Any]:
         """Gives provenance.json."""
-        record = read_json(self.provenance)
+        record = _read_record(self.provenance)
         if not isinstance(record, dict):
             raise DataError(f"{self.provenance} is not the record of a run.")
         return record
@@ -167,6 +167,15 @@ class RunFolder:
         """Records how the run stands; a finished run stays finished."""
         if not self.is_finished:
             write_json(self.provenance, {**self.read_provenance(), "status": status})
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a process works in this folder now."""
+        try:
+            with self.lock():
+                return False
+        except ResourceError:
+            return True
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -218,6 +227,7 @@ class RunFolder:
                 (type(error), error, error.__traceback__),
             )  # fmt: skip
             handler.handle(record)
+            vars(error)["run_log"] = self.log  # where who reports the error finds its traceback
             raise
         finally:
             logger.removeHandler(handler)
@@ -314,6 +324,15 @@ def _unknown_run(argument: str, root: Path) -> RecipeError:
         f"{argument} is neither a run folder nor the name of a run in {root}.\n"
         f"  {guess}There: {', '.join(known[:12]) or 'no run'}{', ...' if len(known) > 12 else ''}."
     )
+
+
+def _read_record(file: Path) -> Any:
+    try:
+        return read_json(file)
+    except DataError as error:
+        raise DataError(
+            f"{error}\n  It is the record of this run: put it back from a copy, or train again."
+        ) from error
 
 
 def _take_lock(descriptor: int, path: Path) -> None:

@@ -33,9 +33,10 @@ def cache_folder(root: Path) -> Path:
 
 
 def few_shot_images(images: Images, spec: LabeledSpec, classes: Classes, *, seed: int) -> Images:
-    """The labeled images that are trained on: some a class, drawn over all classes, then the labeled ones.
+    """The labeled images that are trained on: drawn over all classes, then the labeled ones.
 
-    The order of the two steps is the benchmark's: the base classes' images do not depend on the split.
+    The order of the two steps is the benchmark's: the base classes' images do not depend on the
+    split.
     """
     indices = images.indices
     if spec.shots is not None:
@@ -50,7 +51,8 @@ def teacher_job(loaded: LoadedRecipe, *, cache: Path | None, device: torch.devic
     choice = choose_method(loaded, "teacher")
     if choice.module.Method.needs_teacher:
         raise RecipeError(
-            f"teacher.method is {choice.name}, which needs a teacher itself.\n  Use promptsrc or zeroshot."
+            f"teacher.method is {choice.name}, which needs a teacher itself.\n  Use promptsrc or"
+            " zeroshot."
         )
     classes = load_classes(recipe)
     images = labeled_images(loaded, classes)

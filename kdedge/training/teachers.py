@@ -54,21 +54,34 @@ def made_by(backbone: Backbone, module: nn.Module, classes: Classes) -> str:
     return sha256_json([backbone.weights_hash, trained, list(classes.names), classes.template])
 
 
-def load_trained(method: Method, path: Path, backbone: Backbone) -> None:
+def load_trained(
+    method: Method, path: Path, backbone: Backbone, *, made_by: str | None = None
+) -> None:
     """Puts a run's trained tensors into a freshly built method, strictly.
 
+    Args:
+        method: built from the run's recipe.
+        path: the run's file of trained tensors.
+        backbone: under the method.
+        made_by: of the class vectors that go with it; None where the caller checks them itself.
+
     Raises:
-        DataError: the file is missing or damaged, belongs to other weights or to a method of other sizes.
+        DataError: the file is missing or damaged, belongs to other weights, to other class vectors
+            or to a method of other sizes.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         state = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
+        raise DataError(
+            f"{path} cannot be read: {error}.\n"
+            "  The file is missing or damaged: train or import again, which makes a new run."
+        ) from error
     if metadata.get("backbone") != backbone.weights_hash:
         raise DataError(
-            f"{path} was trained on weights {metadata.get('backbone', 'of no known hash')[:12]}, and"
+            f"{path} was trained on weights {metadata.get('backbone', 'of no known hash')[:12]},"
+            " and"
             f" {backbone.name} has weights {backbone.weights_hash[:12]}.\n"
             "  Use the weights of that run; its recipe.yaml names them."
         )
@@ -78,7 +91,18 @@ def load_trained(method: Method, path: Path, backbone: Backbone) -> None:
         odd = sorted(set(expected.items()) ^ set(found.items()))[0][0]
         raise DataError(
             f"{path} holds other tensors than its recipe builds, first {odd}:"
-            f" {found.get(odd, 'missing')} where {expected.get(odd, 'nothing')} is expected."
+            f" {found.get(odd, 'missing')} where {expected.get(odd, 'nothing')} is expected.\n"
+            "  Put back the recipe.yaml that this run was made with, or train again."
+        )
+    if metadata.get("trained") != hash_weights(state):
+        raise DataError(
+            f"{path} is damaged: its tensors are not the ones that were written.\n"
+            "  Train or import again, which makes a new run."
+        )
+    if made_by is not None and metadata.get("class_vectors") != made_by:
+        raise DataError(
+            f"{path} was trained with other class vectors than those beside it.\n"
+            "  One of the two files was replaced: train or import again, which makes a new run."
         )
     method.module.load_state_dict(state)
     method.module.eval()
@@ -87,7 +111,7 @@ def load_trained(method: Method, path: Path, backbone: Backbone) -> None:
 def build_method(
     run: RunFolder, role: Role, classes: Classes, *, device: torch.device, cache: Path | None
 ) -> tuple[Method, Backbone]:
-    """Builds a run's method from its own recipe and loads what was trained; for methods without a teacher."""
+    """Builds a method that needs no teacher from its run's recipe and loads what was trained."""
     loaded = load_recipe(run.recipe)
     choice = choose_method(loaded, role)
     backbone = load_role_backbone(loaded.recipe, role, device=device, cache=cache)
@@ -109,8 +133,8 @@ def load_teacher(
 ) -> StoredTeacher:
     """Loads a finished teacher run for a class list.
 
-    Stored class vectors are taken by name, in the order of `classes`. Names without one are encoded by the teacher's
-    own text tower.
+    Stored class vectors are taken by name, in the order of `classes`. Names without one are encoded
+    by the teacher's own text tower.
 
     Raises:
         DataError: the stored class vectors were not made by the stored weights.
@@ -121,7 +145,8 @@ def load_teacher(
     if stored.made_by != made_by(backbone, method.module, own):
         raise DataError(
             f"{run.class_vectors} was not made by {run.weights.name} beside it.\n"
-            "  One of the two was replaced, or the vectors were stored before the weights were loaded: train or"
+            "  One of the two was replaced, or the vectors were stored before the weights were"
+            " loaded: train or"
             " import this teacher again."
         )
     vectors = _for_names(run, stored, classes, backbone, device=device, cache=cache)
@@ -129,7 +154,7 @@ def load_teacher(
 
 
 def untrained_teacher(method: Method, backbone: Backbone, classes: Classes) -> StoredTeacher:
-    """A teacher with the prompts it starts from: what a trial step needs, at the cost of the real one."""
+    """A teacher with the prompts it starts from: a trial step costs what a real one does."""
     maker = made_by(backbone, method.module, classes)
     vectors = ClassVectors(method.class_vectors().cpu(), classes.names, maker)
     return StoredTeacher(method, vectors, backbone, None)

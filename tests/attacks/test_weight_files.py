@@ -354,7 +354,7 @@ def test_a_file_cut_off_anywhere_is_an_error(tmp_path: Path, kind: str) -> None:
 def test_a_file_with_changed_bytes_is_read_or_an_error(tmp_path: Path, kind: str) -> None:
     content = sound_files(tmp_path)[kind].read_bytes()
     path = tmp_path / "changed"
-    rng = random.Random(0)  # noqa: S311 - damage, not a secret
+    rng = random.Random(0)
     for _ in range(200):
         changed = bytearray(content)
         for _ in range(rng.randint(1, 4)):
@@ -372,7 +372,7 @@ def test_a_changed_pickle_in_a_sound_zip_is_read_or_an_error(tmp_path: Path, kin
     sound = sound_files(tmp_path)[kind]
     with zipfile.ZipFile(sound) as archive:
         program = archive.read(f"{kind}/data.pkl")
-    rng = random.Random(0)  # noqa: S311 - damage, not a secret
+    rng = random.Random(0)
     for _ in range(200):
         changed = bytearray(program)
         changed[rng.randrange(len(changed))] = rng.randrange(256)

@@ -205,14 +205,13 @@ def test_a_bug_is_one_line_and_a_traceback_in_a_file(tmp_path, monkeypatch):
 
 def test_a_bug_during_a_run_is_told_in_the_runs_log(tmp_path):
     log = tmp_path / "log.txt"
-    log.write_text("before\n")
     raises = (
-        "from pathlib import Path; from kdedge.cli._output import remember_run_log;"
-        f" remember_run_log(Path({str(log)!r})); raise ValueError('x')"
+        "from pathlib import Path; from kdedge.training.runs import RunFolder\n"
+        f"        with RunFolder(Path({str(tmp_path)!r}), 'student').logging_to_file():\n"
+        "            raise ValueError('x')"
     )
     done = run_python(RAISE.format(raises=raises))
     assert done.stderr.endswith(f"The traceback is in {log}\n")
-    assert log.read_text().startswith("before\n")
     assert "ValueError: x" in log.read_text()
 
 

@@ -1,4 +1,4 @@
-"""Stored class vectors and text features: by name, with the hash of what made them, refused when damaged."""
+"""Stored class vectors and text features: by name, with a hash, refused when damaged."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_vectors_that_are_not_unit_length_are_refused() -> None:
 def test_a_damaged_file_is_an_error_with_its_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "class_vectors.safetensors"
     path.write_bytes(content)
-    with pytest.raises(DataError, match="class_vectors.safetensors does not hold class vectors"):
+    with pytest.raises(DataError, match=r"class_vectors\.safetensors does not hold class vectors"):
         load_class_vectors(path)
 
 

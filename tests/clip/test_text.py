@@ -1,4 +1,4 @@
-"""The text encoder: fewer positions, chunks and context tokens, always the numbers of the plain computation."""
+"""The text encoder: fewer positions, chunks, context tokens; the plain computation's numbers."""
 
 from __future__ import annotations
 

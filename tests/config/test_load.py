@@ -387,3 +387,25 @@ def test_the_dump_holds_defaults_and_null_where_null_was_given(tmp_path):
     assert values["optim"]["momentum"] == 0.9
     assert values["student"]["optim"]["clip_grad_norm"] is None
     assert json.dumps(values["data"]["unlabeled"]) == json.dumps({"folder": str(tmp_path / "cams")})
+
+
+def test_paths_in_overrides_start_at_the_current_folder_whatever_key_they_are_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipes").mkdir()
+    recipe = tmp_path / "recipes" / "own.yaml"
+    recipe.write_text(
+        "name: own\nclasses: [cat, dog]\n"
+        "data: {unlabeled: {folder: a}, test: {webdataset: t.tar}}\n"
+        "student: {weights: own.pt}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    loaded = load_recipe(
+        recipe, ["data.test.webdataset=x/t.tar", "student.weights=w.pt", "data.unlabeled.folder=b"]
+    ).recipe
+    assert loaded.data.test is not None
+    assert loaded.data.test.webdataset == str(tmp_path / "x/t.tar")
+    assert loaded.data.unlabeled is not None
+    assert loaded.data.unlabeled.folder == tmp_path / "b"
+    assert loaded.student is not None
+    assert loaded.student.weights == str(tmp_path / "w.pt")

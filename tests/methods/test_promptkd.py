@@ -1,4 +1,4 @@
-"""PromptKD: the loss against its definition, the weights' two spellings, what is trained and what is frozen."""
+"""PromptKD: the loss against its definition, the weights, what is trained and what is not."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_both_spellings_at_once_are_refused() -> None:
 
 
 def test_a_student_of_published_size_trains_the_published_number_of_parameters() -> None:
-    """methods 9 x 4 x 768 prompts and a 512 -> 768 -> 768 projector: 1,013,760 (PromptKD, ViT-B/16 from ViT-L/14)."""
+    """9 x 4 x 768 prompts and a 512 -> 768 -> 768 projector (PromptKD, ViT-L/14 to B/16)."""
     projector = promptkd.Projector(512, 768, torch.Generator().manual_seed(0))
     assert sum(p.numel() for p in projector.parameters()) + 9 * 4 * 768 == 1_013_760
 

@@ -37,7 +37,7 @@ def batch(n: int = 4) -> Batch:
 
 
 def test_the_averaging_weights_are_the_published_ones() -> None:
-    """Mean 15, standard deviation 1, 20 epochs: .399 at 15, .242 at 14 and 16, .054, .0044, ... (PromptSRC's code)."""
+    """Mean 15, deviation 1, 20 epochs: .399 at 15, .242 beside it (PromptSRC's code)."""
     weights = promptsrc.gaussian_weights(20, mean_epoch=15, std_epochs=1)
     assert sum(weights) == pytest.approx(1)
     expected = {15: 0.399, 14: 0.242, 16: 0.242, 13: 0.054, 17: 0.054, 12: 0.0044, 18: 0.0044}

@@ -1,11 +1,11 @@
 """kdedge against the methods' public implementations: same weights and parameters, same numbers.
 
-The vectors were computed in float32 on a CPU. KDEDGE_REFERENCE names another folder of the same layout.
+The vectors were computed in float32 on a CPU. KDEDGE_REFERENCE names another folder of the same
+layout.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

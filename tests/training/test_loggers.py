@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 import time
@@ -99,12 +100,16 @@ def test_tensorboard_reads_the_events_and_hides_what_was_resumed_over(tmp_path: 
     assert [(e.step, e.value) for e in events.Scalars("epoch/loss")] == [(40, 2.5)]
 
 
-def test_a_full_disk_is_a_resource_error(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "metrics.jsonl").symlink_to("/dev/full")
+def _fill_and_go_on(folder: Path, log: MetricsLog) -> None:
+    (folder / "filler").write_bytes(b"x" * shutil.disk_usage(folder).free)
+    for step in range(20, 200_000, 20):
+        _step(log, step)
+
+
+def test_a_full_disk_is_a_resource_error(small_disk: Any) -> None:
+    folder = small_disk(64)
     with pytest.raises(ResourceError, match="disk is full"), _open(folder) as log:
-        _step(log, 20)
+        _fill_and_go_on(folder, log)
 
 
 def test_a_folder_that_is_not_there_is_a_resource_error(tmp_path: Path) -> None:

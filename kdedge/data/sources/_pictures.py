@@ -52,7 +52,7 @@ class Camera:
 CLEAN = Camera(gain=(0.85, 1.1), cast=(1.0, 1.0, 1.0), blur_passes=0, noise=0.02)
 """A good camera in white light: what the demo's CLIPs were trained on."""
 
-DIM = Camera(gain=(0.3, 0.5), cast=(1.0, 0.8, 0.5), blur_passes=2, noise=0.08)
+DIM = Camera(gain=(0.4, 0.6), cast=(1.0, 0.85, 0.6), blur_passes=1, noise=0.05)
 """A dim camera in yellow light, slightly out of focus: what the demo's users have."""
 
 
@@ -116,9 +116,9 @@ def _muted(rng: np.random.Generator) -> Floats:
 def _object_coordinates(rng: np.random.Generator) -> tuple[Floats, Floats, float]:
     """Coordinates in which the object fills about -1 to 1, and a pixel's size in them."""
     x, y = _grid()
-    radius = _between(rng, 0.48, 0.8)
+    radius = _between(rng, 0.55, 0.82)
     room = 0.95 - radius
-    angle = _between(rng, -0.45, 0.45)  # radians
+    angle = _between(rng, -0.3, 0.3)  # radians
     dx = (x - np.float32(_between(rng, -room, room))) / np.float32(radius)
     dy = (y - np.float32(_between(rng, -room, room))) / np.float32(radius)
     cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))

@@ -1,0 +1,192 @@
+"""Backbones: every way to name one, the activation decided by the weights, clear refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from open_clip.transformer import QuickGELU
+from safetensors.torch import save_file
+from torch import nn
+
+from kdedge.clip.backbone import Backbone, load_backbone
+from kdedge.errors import DataError, RecipeError, SetupError
+
+CONFIG = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 3, "width": 64, "head_width": 64, "patch_size": 8},
+    "text_cfg": {
+        "context_length": 77,
+        "vocab_size": 49408,
+        "width": 64,
+        "heads": 1,
+        "layers": 3,
+    },
+}
+PLAIN_KEYS = {"input_resolution", "context_length", "vocab_size"}
+
+
+def activation(backbone: Backbone) -> type[nn.Module]:
+    kinds = {
+        type(block.mlp.gelu)
+        for tower in (backbone.model.visual.transformer, backbone.model.transformer)
+        for block in tower.resblocks
+    }
+    (kind,) = kinds
+    return kind
+
+
+@pytest.fixture
+def plain_file(tiny_weights: Path, tmp_path: Path) -> Path:
+    """The same weights in a file that does not say whose they are."""
+    state = torch.load(tiny_weights, weights_only=True)
+    path = tmp_path / "plain.safetensors"
+    save_file({key: value for key, value in state.items() if key not in PLAIN_KEYS}, path)
+    return path
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Callable[..., Path]:
+    def write(**changes: Any) -> Path:
+        path = tmp_path / "my-clip.json"
+        path.write_text(json.dumps({**CONFIG, **changes}))
+        return path
+
+    return write
+
+
+def test_openais_layout_tells_sizes_and_activation(tiny_backbone: Backbone) -> None:
+    assert activation(tiny_backbone) is QuickGELU
+    assert tiny_backbone.embed_dim == 24
+    assert tiny_backbone.context_length == 77
+    assert tiny_backbone.preprocess.size_px == 32
+    assert tiny_backbone.scale == pytest.approx(20.0, rel=1e-5)
+
+
+def test_nothing_of_a_backbone_is_trained(tiny_backbone: Backbone) -> None:
+    assert not tiny_backbone.model.training
+    assert not any(parameter.requires_grad for parameter in tiny_backbone.model.parameters())
+    assert {p.dtype for p in tiny_backbone.model.parameters()} == {torch.float32}
+
+
+def test_a_config_of_ones_own_builds_the_gelu_it_says(
+    plain_file: Path, config_file: Callable[..., Path], tiny_backbone: Backbone
+) -> None:
+    plain = load_backbone(name=None, weights=str(plain_file), config=config_file())
+    quick = load_backbone(name=None, weights=str(plain_file), config=config_file(quick_gelu=True))
+    assert activation(plain) is nn.GELU
+    assert activation(quick) is QuickGELU
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    same = tiny_backbone.image_features(images)
+    torch.testing.assert_close(quick.image_features(images), same, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(plain.image_features(images), same, atol=1e-3)
+    assert quick.weights_hash == plain.weights_hash == tiny_backbone.weights_hash
+
+
+def test_weights_that_contradict_the_config_are_an_error(
+    tiny_weights: Path, config_file: Callable[..., Path]
+) -> None:
+    with pytest.raises(RecipeError, match="activation is contradictory") as error:
+        load_backbone(name=None, weights=str(tiny_weights), config=config_file())
+    assert "the weights: QuickGELU" in str(error.value)
+    assert "the model's name or config: GELU" in str(error.value)
+
+
+def test_weights_that_contradict_the_recipe_are_an_error(tiny_weights: Path) -> None:
+    with pytest.raises(RecipeError, match="the recipe's quick_gelu: GELU"):
+        load_backbone(name=None, weights=str(tiny_weights), quick_gelu=False)
+
+
+def test_weights_that_do_not_say_need_a_word_in_the_recipe(plain_file: Path) -> None:
+    with pytest.raises(RecipeError, match="nothing says whether"):
+        load_backbone(name=None, weights=str(plain_file))
+    assert (
+        activation(load_backbone(name=None, weights=str(plain_file), quick_gelu=True)) is QuickGELU
+    )
+
+
+def test_a_tags_weights_that_contradict_the_recipe_are_an_error(
+    plain_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda *_: str(plain_file))
+    with pytest.raises(RecipeError, match="the weights: GELU, the recipe's quick_gelu: QuickGELU"):
+        load_backbone(name="ViT-B-32", weights="laion2b_e16", quick_gelu=True)
+
+
+def test_a_plain_name_with_openais_tag_builds_quickgelu(
+    plain_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """open_clip builds the other GELU here and warns; the tag's own word decides."""
+    sizes = {**CONFIG, "quick_gelu": False}
+    monkeypatch.setattr(open_clip, "get_model_config", lambda _: dict(sizes))
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda *_: str(plain_file))
+    assert activation(load_backbone(name="ViT-B-16", weights="openai")) is QuickGELU
+    assert activation(load_backbone(name="ViT-B-16", weights="laion2b_s34b_b88k")) is nn.GELU
+
+
+def test_another_models_weights_are_refused_with_the_keys_that_differ(tiny_weights: Path) -> None:
+    with pytest.raises(DataError, match="visual"):
+        load_backbone(name="ViT-B-32", weights=str(tiny_weights))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "expected"),
+    [
+        ("ViT-B-61", "openai", "ViT-B-16"),
+        ("ViT-B-16", "opneai", "openai"),
+        ("ViT-B-16", None, "needs a name and weights"),
+    ],
+)
+def test_unknown_names_and_tags_give_the_nearest(
+    name: str, weights: str | None, expected: str
+) -> None:
+    with pytest.raises(RecipeError, match=expected):
+        load_backbone(name=name, weights=weights)
+
+
+def test_without_a_network_the_message_says_which_file_to_fetch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unreachable(*_: object) -> str:
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", unreachable)
+    with pytest.raises(SetupError) as error:
+        load_backbone(name="ViT-B-16", weights="openai")
+    message = str(error.value)
+    assert error.value.exit_code == 4
+    assert "Network is unreachable" in message
+    assert "https://" in message
+    assert "weights:" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"vision_cfg": {**CONFIG["vision_cfg"], "pool_type": "avg"}}, "average pooling"),
+        ({"vision_cfg": {**CONFIG["vision_cfg"], "no_ln_pre": True}}, "no layer norm before"),
+        ({"vision_cfg": {**CONFIG["vision_cfg"], "layers": [1, 1, 1, 1]}}, "not CLIP's ViT"),
+        ({"text_cfg": {**CONFIG["text_cfg"], "no_causal_mask": True}}, "no causal text mask"),
+        ({"text_cfg": {**CONFIG["text_cfg"], "pool_type": "last"}}, "other than the end token"),
+        ({"init_logit_bias": -10.0}, "a logit bias"),
+        ({"custom_text": True}, "text tower is not CLIP's own"),
+    ],
+)
+def test_an_architecture_that_is_not_prompted_is_refused(
+    plain_file: Path, config_file: Callable[..., Path], changes: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(RecipeError, match=why):
+        load_backbone(name=None, weights=str(plain_file), config=config_file(**changes))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "{not json"])
+def test_a_config_that_is_none_is_refused(plain_file: Path, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "odd.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"odd\.json"):
+        load_backbone(name=None, weights=str(plain_file), config=path)
