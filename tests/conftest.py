@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,12 @@ TINY = {
 
 
 @pytest.fixture(scope="session")
+def tiny_sizes() -> dict[str, int]:
+    """Sizes of a CLIP with three layers a tower, 32x32 pixels, joint dimension 24."""
+    return dict(TINY)
+
+
+@pytest.fixture(scope="session")
 def tiny_weights(write_clip: Callable[..., Path]) -> Path:
     """The file of a CLIP with three layers a tower, 32x32 pixels, joint dimension 24."""
     return write_clip(TINY)
@@ -139,3 +146,24 @@ def tiny_teacher_backbone(write_clip: Callable[..., Path]) -> Any:
 
     sizes = {**TINY, "vision_width": 128, "vision_layers": 4, "embed_dim": 40}
     return load_backbone(name=None, weights=str(write_clip(sizes, tag=2)))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a disk of so many kilobytes; skips where this user may not."""
+    mounted: list[Path] = []
+
+    def mount(n_kilobytes: int) -> Path:
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={n_kilobytes}k", "none", str(folder)]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("mounting a small disk needs root")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -1,14 +1,21 @@
 """Trains the two tiny CLIPs that `kdedge demo` brings along, on clean drawn pictures with captions.
 
-    python benchmarks/demo_clips/train.py [--folder DIR]
+    python benchmarks/demo_clips/train.py [--folder DIR] [NAME ...]
 
-Writes `<name>.json` and `<name>.safetensors` to `kdedge/clip/builtin`, and prints zero-shot accuracies. The pictures
-are drawn by the code of the synthetic set, over its full grid of attributes, through a good camera. Loss: CLIP's
-(Radford et al. 2021, arXiv:2103.00020), except that every true caption of a picture in the batch is a target, since
-most captions name some attributes only and are true of many pictures.
+Writes `<name>.json` and `<name>.safetensors` to `kdedge/clip/builtin`, and prints zero-shot
+accuracies. The pictures are drawn by the code of the synthetic set, over its full grid of
+attributes, through a good camera. Loss: CLIP's (Radford et al. 2021, arXiv:2103.00020), except that
+every true caption of a picture in the batch is a target, since most captions name some attributes
+only and are true of many pictures.
 
-In half of the steps random tokens stand where prompts will: a large CLIP hardly notices a few tokens of no meaning
-among its hundreds, so that prompt learning can start from random ones; one with 17 tokens has to learn that.
+In half of the steps random tokens stand where prompts will: a large CLIP hardly notices a few
+tokens of no meaning among its hundreds, so that prompt learning can start from random ones; one
+with 17 tokens has to learn that.
+
+The shipped files took ten minutes on one core. Their zero-shot accuracy, base / novel, percent:
+
+    kdedge-demo-teacher  clean pictures 93.96 / 98.12   the demo's 66.67 / 60.42
+    kdedge-demo-student  clean pictures 73.96 / 76.46   the demo's 33.96 / 32.92
 """
 
 from __future__ import annotations

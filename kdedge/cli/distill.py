@@ -37,8 +37,12 @@ def command(
     need_training_packages("Training")
     from kdedge.training.distill import distill
     from kdedge.training.parts import choose_device
+    from kdedge.training.runs import runs_in
 
+    done = {
+        run.path.resolve() for run, record in runs_in(root) if record.get("status") == "finished"
+    }
     teacher, student = distill(loaded, root=root, device=choose_device(device), resume=resume)
-    text = run_text([teacher, student]) + f"\nNext: kdedge eval {student.path}"
+    text = run_text([teacher, student], used=done) + f"\nNext: kdedge eval {student.path}"
     record = {"teacher": run_record(teacher), "student": run_record(student)}
     print_result(record, as_json=as_json, text=text)

@@ -9,6 +9,7 @@ is an error here, and so is not knowing.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -139,10 +140,16 @@ def load_backbone(
         name=label,
         model=model.to(device),
         preprocess=preprocess or _default_preprocess(model_config),
-        tokenizer=SimpleTokenizer(context_length=model.context_length),
+        tokenizer=_tokenizer(model.context_length),
         weights_hash=hash_weights(model.state_dict()),
         text_cache=TextFeatureCache(cache_folder),
     )
+
+
+@functools.cache
+def _tokenizer(context_length: int) -> SimpleTokenizer:
+    """CLIP's tokenizer; to read its table takes as long as to load a small model."""
+    return SimpleTokenizer(context_length=context_length)
 
 
 def _resolve(

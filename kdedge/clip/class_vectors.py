@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from kdedge._files import explain_os_error, sha256_json, write_atomic
+from kdedge.clip.tensor_file import encode_tensors
 from kdedge.errors import DataError, ShapeError
+
+log = logging.getLogger(__name__)
 
 _UNIT_LENGTH_TOLERANCE = 1e-3
 
@@ -73,7 +76,7 @@ class ClassVectors:
             "made_by": self.made_by,
             "sha256": _sha256(vectors),
         }
-        write_atomic(path, save({"class_vectors": vectors}, metadata))
+        write_atomic(path, encode_tensors({"class_vectors": vectors}, metadata))
 
 
 def _sha256(features: Tensor) -> str:
@@ -121,46 +124,35 @@ class TextFeatureCache:
         """Gives the [T, D] float32 features of these texts under these weights."""
         key = sha256_json([weights_hash, list(texts)])
         if key not in self._kept:
-            self._kept[key] = (
-                self._read(key, len(texts)) if self._has(key) else self._make(key, compute)
-            )
+            features = self._read(key, len(texts))
+            self._kept[key] = self._make(key, compute) if features is None else features
         return self._kept[key]
-
-    def _file(self, key: str) -> Path | None:
-        return None if self._folder is None else self._folder / f"{key}.safetensors"
-
-    def _has(self, key: str) -> bool:
-        file = self._file(key)
-        return file is not None and file.exists()
 
     def _make(self, key: str, compute: Callable[[], Tensor]) -> Tensor:
         features = compute().float()
-        file = self._file(key)
-        if file is not None:
+        if self._folder is not None:
             try:
-                file.parent.mkdir(parents=True, exist_ok=True)
+                self._folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise explain_os_error(error, file.parent) from error
+                raise explain_os_error(error, self._folder) from error
             stored = features.cpu().contiguous()
-            metadata = {"key": key, "sha256": _sha256(stored)}
-            write_atomic(file, save({"text_features_raw": stored}, metadata))
+            metadata = {"sha256": _sha256(stored)}
+            file = self._folder / f"{key}.safetensors"
+            write_atomic(file, encode_tensors({"text_features_raw": stored}, metadata))
         return features
 
-    def _read(self, key: str, n_texts: int) -> Tensor:
-        file = self._file(key)
-        assert file is not None  # _has said so
+    def _read(self, key: str, n_texts: int) -> Tensor | None:
+        """The kept features; None where there are none or they are damaged: both are computed."""
+        if self._folder is None or not (file := self._folder / f"{key}.safetensors").exists():
+            return None
         try:
             with safe_open(file, framework="pt") as opened:
-                sha256 = (opened.metadata() or {})["sha256"]
+                sha256 = (opened.metadata() or {}).get("sha256")
                 features: Tensor = opened.get_tensor("text_features_raw")
-        except (OSError, SafetensorError, KeyError) as error:
-            raise _damaged(file, str(error)) from error
+        except (OSError, SafetensorError) as error:
+            log.warning("%s is damaged (%s) and is computed again.", file, error)
+            return None
         if len(features) != n_texts or _sha256(features) != sha256:
-            raise _damaged(file, "its features are not the ones that were written")
+            log.warning("%s is damaged and is computed again.", file)
+            return None
         return features
-
-
-def _damaged(file: Path, why: str) -> DataError:
-    return DataError(
-        f"{file} is damaged: {why}.\n  Delete it; it is computed again from the weights."
-    )

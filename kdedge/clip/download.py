@@ -16,6 +16,9 @@ import open_clip
 from huggingface_hub import constants, try_to_load_from_cache
 
 _REACH_WITHIN_S = 10.0
+_URL_CACHE = Path("~/.cache/clip")
+"""Where open_clip keeps what comes from a plain address, and checks its SHA-256."""
+
 _DEFAULT_FILE = "open_clip_pytorch_model.bin"
 """What open_clip fetches where a pretrained entry names a repository alone."""
 
@@ -30,18 +33,19 @@ def fetch_pretrained(pretrained: Mapping[str, Any]) -> Path:
         OSError: it is not on this machine, and its server cannot be reached; other transports'
             errors pass through as they are.
     """
-    cached = _cached_file(pretrained)
-    if cached is not None:
-        return cached
-    _check_reachable(constants.ENDPOINT if pretrained.get("hf_hub") else pretrained["url"])
+    if pretrained.get("hf_hub"):
+        cached = _file_in_hub_cache(pretrained["hf_hub"])
+        if cached is not None:
+            return cached
+        _check_reachable(constants.ENDPOINT)
+    elif not (_URL_CACHE.expanduser() / pretrained["url"].rpartition("/")[2]).is_file():
+        _check_reachable(pretrained["url"])
     return Path(open_clip.download_pretrained(dict(pretrained)))
 
 
-def _cached_file(pretrained: Mapping[str, Any]) -> Path | None:
-    """The file in the hub's cache, safetensors first, as open_clip looks for it."""
-    repository, _, name = str(pretrained.get("hf_hub", "")).rpartition("/")
-    if not repository:
-        return None
+def _file_in_hub_cache(place: str) -> Path | None:
+    """The file of `owner/repository/[name]`, safetensors first, as open_clip looks for it."""
+    repository, _, name = place.rpartition("/")
     name = name or _DEFAULT_FILE
     stem = "open_clip_model" if name == _DEFAULT_FILE else name.rpartition(".")[0]
     for candidate in (f"{stem}.safetensors", name):
@@ -53,7 +57,7 @@ def _cached_file(pretrained: Mapping[str, Any]) -> Path | None:
 
 def _check_reachable(address: str) -> None:
     """Connects once; behind a proxy only the proxy knows."""
-    if urllib.request.getproxies():
+    if {"http", "https", "all"} & urllib.request.getproxies().keys():
         return
     parts = urlsplit(address)
     port = parts.port or (80 if parts.scheme == "http" else 443)

@@ -12,7 +12,7 @@ from kdedge.clip.backbone import Backbone
 from kdedge.config.load import LoadedRecipe
 from kdedge.errors import RecipeError
 from kdedge.methods._protocol import Method
-from kdedge.training.fit import Job, run_job, trial_steps
+from kdedge.training.fit import Job, finished_run, run_job, trial_steps
 from kdedge.training.parts import (
     Classes,
     Images,
@@ -27,7 +27,6 @@ from kdedge.training.runs import RunFolder, find_run
 from kdedge.training.teach import cache_folder, same_preprocessing, teacher_job, validation_images
 from kdedge.training.teachers import (
     StoredTeacher,
-    find_teacher,
     load_teacher,
     untrained_teacher,
 )
@@ -141,7 +140,7 @@ def made_teacher(
     student is said now and not after hours of training its teacher.
     """
     job = teacher_job(loaded, cache=cache_folder(root), device=device)
-    found = find_teacher(root, job.key())
+    found = finished_run(root, job.key())
     if found is not None:
         log.info("Using the teacher of %s, trained from the same parts.", found.path)
         return found

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
 from kdedge._files import sha256_json, write_atomic, write_json
 from kdedge.clip.backbone import Backbone, hash_weights
 from kdedge.clip.class_vectors import ClassVectors
+from kdedge.clip.tensor_file import encode_tensors
 from kdedge.config.load import LoadedRecipe, dump_recipe
 from kdedge.data.batch import Batch
 from kdedge.data.classes import class_list_hash
@@ -114,13 +114,24 @@ def unfinished_run(root: Path, job: Job) -> RunFolder | None:
     return max(found, key=lambda run: str(run.read_provenance().get("started_at")), default=None)
 
 
+def finished_run(root: Path, key: str) -> RunFolder | None:
+    """The newest finished run of exactly the job with this key, or None."""
+    found = [
+        (str(record.get("finished_at")), run)
+        for run, record in runs_in(root)
+        if record.get("key") == key and record.get("status") == "finished"
+    ]
+    return max(found, key=lambda entry: entry[0])[1] if found else None
+
+
 def run_job(job: Job, *, root: Path, resume: bool) -> RunFolder:
     """Trains a job in a folder of its own, or goes on with its interrupted one.
 
     Args:
         job: what to train.
         root: folder of all runs.
-        resume: go on with the newest interrupted run of exactly this job, where there is one.
+        resume: go on with the newest interrupted run of exactly this job, where there is one; where
+            there is none but a finished one, give that.
 
     Returns:
         The finished run.
@@ -143,6 +154,10 @@ def run_job(job: Job, *, root: Path, resume: bool) -> RunFolder:
                 waiting.path,
             )
         elif resume:
+            done = finished_run(root, job.key())
+            if done is not None:
+                log.info("%s is finished: there is nothing to go on with.", done.path)
+                return done
             log.info("No interrupted run of this %s to resume: this is a new run.", job.role)
         run = RunFolder.create(
             root,
@@ -322,7 +337,7 @@ def store_trained(
         "trained": hash_weights(state),
         "class_vectors": made_by,
     }
-    write_atomic(run.weights, save(state, metadata))
+    write_atomic(run.weights, encode_tensors(state, metadata))
     ClassVectors(method.class_vectors().cpu(), classes.names, made_by).save(run.class_vectors)
 
 

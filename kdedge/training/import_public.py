@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 from open_clip.transformer import QuickGELU
-from safetensors.torch import save
 from torch import Tensor
 
 from kdedge._files import sha256_file, write_atomic
@@ -32,6 +31,7 @@ from kdedge.clip.public_checkpoint import (
     promptsrc_parameters,
     read_public_checkpoint,
 )
+from kdedge.clip.tensor_file import encode_tensors
 from kdedge.config.load import dump_recipe
 from kdedge.config.recipe import Recipe
 from kdedge.errors import DataError
@@ -296,6 +296,6 @@ def _own_backbone(
     is_quick = isinstance(backbone.model.visual.transformer.resblocks[0].mlp.gelu, QuickGELU)
     path = run.path / "backbone.safetensors"
     tensors = {key: value.cpu().contiguous() for key, value in state.items()}
-    write_atomic(path, save(tensors, {"quick_gelu": str(is_quick).lower()}))
+    write_atomic(path, encode_tensors(tensors, {"quick_gelu": str(is_quick).lower()}))
     own = ImportedBackbone(on.name, str(path.absolute()), on.config)
     return own.load(device), own

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import socket
 import sys
 from collections.abc import Iterator, Mapping
@@ -68,11 +69,14 @@ class RunFolder:
         run = cls(new_numbered_folder(root / name), kind)
         try:
             run.checkpoints.mkdir()
-        except OSError as error:
-            raise explain_os_error(error, run.checkpoints) from error
-        write_atomic(run.recipe, recipe_text.encode())
-        # Last: a folder without this file is not a run
-        write_json(run.provenance, _first_record(kind, provenance))
+            write_atomic(run.recipe, recipe_text.encode())
+            # Last: a folder without this file is not a run
+            write_json(run.provenance, _first_record(kind, provenance))
+        except BaseException as error:
+            shutil.rmtree(run.path, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise explain_os_error(error, run.checkpoints) from error
+            raise
         return run
 
     @classmethod
@@ -169,13 +173,24 @@ class RunFolder:
             write_json(self.provenance, {**self.read_provenance(), "status": status})
 
     @property
+    def _lock_file(self) -> Path:
+        return self.path / ".lock"
+
+    @property
     def is_in_use(self) -> bool:
         """Whether a process works in this folder now."""
         try:
-            with self.lock():
-                return False
-        except ResourceError:
+            descriptor = os.open(self._lock_file, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
             return True
+        else:
+            return False
+        finally:
+            os.close(descriptor)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -186,7 +201,7 @@ class RunFolder:
         Raises:
             ResourceError: another process holds it, or the folder may not be written.
         """
-        path = self.path / ".lock"
+        path = self._lock_file
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:

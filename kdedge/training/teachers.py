@@ -16,7 +16,7 @@ from kdedge.config.load import load_recipe
 from kdedge.errors import DataError
 from kdedge.methods._protocol import Method
 from kdedge.training.parts import Classes, Role, choose_method, load_role_backbone
-from kdedge.training.runs import RunFolder, runs_in
+from kdedge.training.runs import RunFolder
 
 
 class StoredTeacher:
@@ -179,13 +179,3 @@ def _for_names(
 
 def _template(run: RunFolder) -> str:
     return load_recipe(run.recipe).recipe.classes.template
-
-
-def find_teacher(root: Path, key: str) -> RunFolder | None:
-    """The newest finished teacher run that was made from exactly the same parts, or None."""
-    found = [
-        (str(record.get("finished_at")), run)
-        for run, record in runs_in(root)
-        if run.kind == "teacher" and record.get("key") == key and record.get("status") == "finished"
-    ]
-    return max(found, key=lambda entry: entry[0])[1] if found else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -73,12 +74,16 @@ def test_text_features_are_computed_once_for_weights_and_texts(tmp_path: Path) -
     assert len(calls) == 3
 
 
-def test_a_damaged_cache_file_is_an_error_that_says_to_delete_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [lambda data: data[:-4], lambda data: data[:-1] + b"x"])
+def test_a_damaged_cache_file_is_computed_again_and_said_so(
+    tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
     TextFeatureCache(tmp_path).get("weights", ["a"], lambda: torch.zeros(1, 3))
     (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(DataError, match="is damaged"):
-        TextFeatureCache(tmp_path).get("weights", ["a"], lambda: torch.zeros(1, 3))
+    file.write_bytes(damage(file.read_bytes()))
+    again = TextFeatureCache(tmp_path).get("weights", ["a"], lambda: torch.ones(1, 3))
+    assert torch.equal(again, torch.ones(1, 3))
+    assert "is computed again" in caplog.text
 
 
 def test_frozen_texts_of_a_backbone_are_those_of_open_clip(tiny_backbone: Backbone) -> None:

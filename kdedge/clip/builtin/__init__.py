@@ -1,7 +1,7 @@
 """The two tiny CLIPs that the demo brings along.
 
-Their files leave the token table out: 49,408 rows of which training never changed one. It is drawn again, bit for bit,
-when a model is loaded. `benchmarks/demo_clips/train.py` made the files.
+Their files leave the token table out: 49,408 rows of which training never changed one. It is drawn
+again, bit for bit, when a model is loaded. `benchmarks/demo_clips/train.py` made the files.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ def builtin_model(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def draw_token_table(config: Mapping[str, Any]) -> Tensor:
     """Draws the token table of a built-in CLIP: [vocabulary, D_text], close to N(0, 0.02²).
 
-    A row entry is the sum of four 16-bit integers, centered and scaled. Integers of a PCG64 bit generator are the same
-    on every platform and in every NumPy version, which NumPy does not promise for its normal draws.
+    An entry is the sum of four 16-bit integers, centered and scaled. The integers of a PCG64 bit
+    generator are the same on every platform and in every NumPy version, which NumPy does not
+    promise for its normal draws.
 
     Args:
         config: the model's config; gives the shape.

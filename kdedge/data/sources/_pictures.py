@@ -1,13 +1,14 @@
-"""Draws one colored, textured shape on a cluttered background, as a good or as a dim camera gives it.
+"""Draws one colored, textured shape on a cluttered background, as a good or a dim camera gives it.
 
-NumPy alone, with random numbers that are uniform draws only: those are the part of NumPy's generators that stays the
-same from version to version.
+NumPy alone, and uniform random draws only: of all that NumPy's generators offer, these are the
+least likely to change between versions.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ COLORS: dict[str, tuple[float, float, float]] = {
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 """Float arrays: [H, W] maps, or [H, W, 3] pictures with values 0-1."""
 
 
@@ -110,7 +111,8 @@ def _muted(rng: np.random.Generator) -> Floats:
     """[3]: a color with little saturation."""
     gray = _between(rng, 0.15, 0.85)
     tint = rng.random(3, dtype=np.float32)
-    return np.float32(0.75 * gray) + np.float32(0.25) * tint
+    color: Floats = np.float32(0.75 * gray) + np.float32(0.25) * tint
+    return color
 
 
 def _object_coordinates(rng: np.random.Generator) -> tuple[Floats, Floats, float]:
@@ -133,20 +135,23 @@ def _edge(inside: Floats, pixel: float) -> Floats:
 
 def _inside(shape: str, u: Floats, v: Floats) -> Floats:
     """Distance to the shape's edge, roughly: positive inside."""
+    distance: Floats
     if shape == "circle":
-        return 0.92 - np.hypot(u, v)
-    if shape == "square":
-        return 0.8 - np.maximum(abs(u), abs(v))
-    if shape == "triangle":
-        return np.minimum(v + 0.7, 0.5 - 0.5 * v - 0.866 * abs(u))
-    if shape == "star":
-        return _inside_star(u, v)
-    if shape == "cross":
+        distance = 0.92 - np.hypot(u, v)
+    elif shape == "square":
+        distance = 0.8 - np.maximum(abs(u), abs(v))
+    elif shape == "triangle":
+        distance = np.minimum(v + 0.7, 0.5 - 0.5 * v - 0.866 * abs(u))
+    elif shape == "cross":
         wide = np.minimum(0.92 - abs(u), 0.3 - abs(v))
         tall = np.minimum(0.3 - abs(u), 0.92 - abs(v))
-        return np.maximum(wide, tall)
-    lifted = 1.15 * (v + 0.2) - 0.75 * np.sqrt(abs(u))  # the heart: x^2 + (y - sqrt|x|)^2 = r^2
-    return 0.5 * (0.8 - u * u - lifted * lifted)
+        distance = np.maximum(wide, tall)
+    elif shape == "heart":  # x^2 + (y - sqrt|x|)^2 < r^2
+        lifted = 1.15 * (v + 0.2) - 0.75 * np.sqrt(abs(u))
+        distance = 0.5 * (0.8 - u * u - lifted * lifted)
+    else:
+        distance = _inside_star(u, v)
+    return distance
 
 
 def _inside_star(u: Floats, v: Floats) -> Floats:
@@ -175,23 +180,27 @@ def _paint(
     period = _between(rng, 0.42, 0.58)
     shift = rng.random(2, dtype=np.float32)
     if texture == "plain":
-        return np.broadcast_to(main, (*u.shape, 3))
+        return np.broadcast_to(main, (*u.shape, 3))  # [H, W, 3]
     cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     across = (cosine * u + sine * v) / np.float32(period) + shift[0]  # in periods
     along = (cosine * v - sine * u) / np.float32(period) + shift[1]
     pattern = _edge(_second_color(texture, across, along), pixel / period)
-    return main + pattern[..., None] * (np.float32(shade) - main)
+    painted: Floats = main + pattern[..., None] * (np.float32(shade) - main)
+    return painted
 
 
 def _second_color(texture: str, across: Floats, along: Floats) -> Floats:
     """Distance, in periods, to the edge of the texture's second color: positive inside it."""
-    across = abs(across - np.floor(across) - 0.5)  # 0 in the middle of a stripe, 0.5 between two
-    if texture == "striped":
-        return across - 0.27
+    across = abs(across - np.floor(across) - 0.5)  # 0 in the middle of a period, 0.5 at its ends
     along = abs(along - np.floor(along) - 0.5)
-    if texture == "dotted":
-        return 0.32 - np.hypot(across, along)
-    return 4 * (across - 0.25) * (along - 0.25)
+    distance: Floats
+    if texture == "striped":
+        distance = across - 0.27
+    elif texture == "dotted":
+        distance = 0.32 - np.hypot(across, along)
+    else:
+        distance = 4 * (across - 0.25) * (along - 0.25)
+    return distance
 
 
 def _photograph(rng: np.random.Generator, scene: Floats, camera: Camera) -> NDArray[np.uint8]:
@@ -202,7 +211,8 @@ def _photograph(rng: np.random.Generator, scene: Floats, camera: Camera) -> NDAr
         picture = _blur(picture)
     noise = rng.random((2, *picture.shape), dtype=np.float32)
     picture += np.float32(camera.noise) * (noise[0] - noise[1])
-    return np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
+    return pixels
 
 
 def _blur(picture: Floats) -> Floats:

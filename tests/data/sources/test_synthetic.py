@@ -1,4 +1,4 @@
-"""The synthetic set: the same pictures at every call, labels by position, novel classes of known attributes."""
+"""The synthetic set: repeatable pictures, labels by position, novel classes of known attributes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from kdedge.data.sources.synthetic import class_names, open_source
 from kdedge.errors import RecipeError
 
 PARTS = ("train", "val", "test")
+PINNED_MEAN = [47.72, 49.36, 28.15]
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -39,21 +40,18 @@ def test_an_item_is_the_same_picture_at_every_call_and_in_any_order() -> None:
 
 def test_drawing_does_not_use_or_change_numpys_global_generator() -> None:
     source = open_source("shapes", part="val", labeled=True)
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    before = np.random.get_state()[1].copy()
     source.read(0)
-    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+    assert (np.random.get_state()[1] == before).all()
 
 
 def test_a_picture_has_the_pinned_mean_color() -> None:
-    """Pinned, so that a change of the drawings cannot pass unseen: the demo's CLIPs were made for these.
+    """Pinned, so that no change of the drawings passes unseen: the demo's CLIPs were made for them.
 
     One gray level of tolerance leaves room for other JPEG decoders, not for another scene.
     """
     mean = pixels(open_source("shapes", part="test", labeled=True).read(5)).mean(axis=(0, 1))
     np.testing.assert_allclose(mean, PINNED_MEAN, atol=1.0)
-
-
-PINNED_MEAN = [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(("part", "per_class"), [("train", 120), ("val", 20), ("test", 40)])
@@ -123,7 +121,7 @@ def test_each_half_has_classes_that_differ_in_one_attribute_only() -> None:
 
 def test_a_source_survives_pickling() -> None:
     source = open_source("shapes", part="test", labeled=True)
-    copy = pickle.loads(pickle.dumps(source))  # noqa: S301 - our own bytes
+    copy = pickle.loads(pickle.dumps(source))
     assert list(copy.items) == list(source.items)
     assert copy.read(3) == source.read(3)
 

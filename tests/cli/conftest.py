@@ -1,0 +1,184 @@
+"""A small project, untrained and trained, and `kdedge` in this process and in others."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CLASS_NAMES = ("cat", "dog", "red fox", "school bus")
+RECIPE = """\
+name: tiny
+classes: {file: classes.txt}
+data:
+  unlabeled: {folder: pool}
+  labeled: {folder: labeled, shots: 4}
+  test: {folder: test}
+  split: base-to-novel
+teacher:
+  weights: teacher.pt
+  settings: {prompt_depth_text: 2, prompt_depth_vision: 2, n_anchor_templates: 4}
+student:
+  weights: student.pt
+  settings: {prompt_depth: 2}
+optim: {epochs: 2, batch_size: 4, warmup_epochs: 0}
+"""
+
+
+def _draw_picture(path: Path, *, label: int, number: int, side_px: int = 40) -> None:
+    """Draws stripes, wider with the label, in a color of the number's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng([label, number])
+    x, y = np.meshgrid(np.arange(side_px), np.arange(side_px))
+    stripes = (x + y * (label % 2)) // (2 + 3 * label) % 2
+    colors = rng.integers(0, 256, (2, 3))
+    pixels = colors[stripes] + rng.normal(0, 10, (side_px, side_px, 3))
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+
+
+@pytest.fixture(scope="session")
+def draw_picture() -> Callable[..., None]:
+    """Draws a picture into a file."""
+    return _draw_picture
+
+
+@pytest.fixture(scope="session")
+def blank_project(
+    tmp_path_factory: pytest.TempPathFactory, write_clip: Callable[..., Path], tiny_sizes: dict
+) -> Path:
+    """Recipe, class list, pictures and two CLIPs; to be copied and not to be changed."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "r.yaml").write_text(RECIPE)
+    (folder / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n")
+    teacher = {**tiny_sizes, "vision_width": 128, "vision_layers": 4, "embed_dim": 40}
+    shutil.copy(write_clip(teacher, tag=2), folder / "teacher.pt")
+    shutil.copy(write_clip(tiny_sizes), folder / "student.pt")
+    for label, name in enumerate(CLASS_NAMES):
+        for number in range(6):
+            _draw_picture(folder / "labeled" / name / f"{number}.jpg", label=label, number=number)
+        for number in range(5):
+            _draw_picture(folder / "test" / name / f"{number}.jpg", label=label, number=10 + number)
+        for number in range(10):
+            _draw_picture(
+                folder / "pool" / f"{label}_{number}.jpg", label=label, number=20 + number
+            )
+    return folder
+
+
+def copy_project(source: Path, target: Path) -> Path:
+    """Copies a project; the weights, which no test writes into, are linked."""
+
+    def copy(file: str, to: str) -> str:
+        if file.endswith(".pt"):
+            os.link(file, to)
+            return to
+        return shutil.copy2(file, to)
+
+    shutil.copytree(source, target, copy_function=copy)
+    for recipe in target.glob("runs/*/*/recipe.yaml"):
+        recipe.write_text(recipe.read_text().replace(str(source), str(target)))
+    return target
+
+
+@pytest.fixture
+def project(blank_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An untrained project of the test's own, as the current folder."""
+    folder = copy_project(blank_project, tmp_path / "project")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_project(blank_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with the finished runs tiny/01 (teacher) and tiny/02 (student)."""
+    from kdedge.config.load import load_recipe
+    from kdedge.training.distill import distill
+    from kdedge.training.parts import choose_device
+
+    folder = copy_project(blank_project, tmp_path_factory.mktemp("trained") / "project")
+    distill(load_recipe(folder / "r.yaml"), root=folder / "runs", device=choose_device("cpu"))
+    return folder
+
+
+@pytest.fixture
+def trained(trained_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That project once more, of the test's own, as the current folder."""
+    folder = copy_project(trained_project, tmp_path / "project")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def kdedge(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process."""
+    from kdedge.cli.main import run
+
+    def run_command(*arguments: str) -> Done:
+        capsys.readouterr()
+        code = run(arguments)
+        captured = capsys.readouterr()
+        return Done(code, captured.out, captured.err)
+
+    return run_command
+
+
+def _load(name: str) -> ModuleType:
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"cli_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def public_layout() -> ModuleType:
+    """Makes checkpoints of the public code."""
+    return _load("public_layout")
+
+
+@pytest.fixture(scope="session")
+def _forking() -> Iterator[object]:
+    processes = _load("processes").Processes()
+    yield processes
+    processes.close()
+
+
+@pytest.fixture
+def start(_forking: object) -> Iterator[Callable[..., object]]:
+    """Starts a command as a process of its own; what still runs after the test is killed."""
+    import signal
+
+    started = []
+
+    def start_command(*arguments: str, cwd: Path | None = None) -> object:
+        started.append(_forking.start(*arguments, cwd=cwd or Path.cwd()))
+        return started[-1]
+
+    yield start_command
+    for process in started:
+        process.send(signal.SIGKILL)
+        process.wait()

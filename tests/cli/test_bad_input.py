@@ -1,0 +1,452 @@
+"""What users get wrong and disks damage: each ends with an exit code and a message of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdedge.training.checkpoint import list_checkpoints, load_checkpoint
+
+Run = Callable[..., Any]
+
+
+def runs() -> list[str]:
+    return sorted(str(path) for path in Path("runs").glob("*/[0-9]*"))
+
+
+def fails(done: Any, code: int, *parts: str) -> None:
+    """Asserts that a command ended with a code, said this, and was no bug."""
+    assert (done.code, done.out) == (code, ""), done.err
+    assert "Traceback" not in done.err
+    for part in parts:
+        assert part in done.err
+
+
+def keep(folder: str, n_images: int) -> None:
+    for path in sorted(Path(folder).rglob("*.jpg"))[n_images:]:
+        path.unlink()
+
+
+def cut(path: Path | str, n_bytes: int) -> None:
+    Path(path).write_bytes(Path(path).read_bytes()[:n_bytes])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 0x40
+    path.write_bytes(data)
+
+
+def replace(path: str, other: str) -> None:
+    """Puts another file in a linked one's place."""
+    Path(path).unlink()
+    shutil.copy(other, path)
+
+
+def edit(path: str, old: str, new: str) -> None:
+    text = Path(path).read_text()
+    assert old in text
+    Path(path).write_text(text.replace(old, new))
+
+
+# Images
+
+
+@pytest.mark.parametrize(
+    ("folder", "n_images", "message"),
+    [
+        ("pool", 0, "pool has no image files; found nothing at all."),
+        ("labeled", 0, "labeled has no image files"),
+        ("labeled", 1, 'Missing: "dog", "red fox", "school bus".'),
+        ("pool", 1, "at least 2 unlabeled images in a batch"),
+    ],
+)
+def test_too_few_images_end_check_and_distill_alike_before_anything_is_trained(
+    kdedge: Run, project: Path, folder: str, n_images: int, message: str
+) -> None:
+    keep(folder, n_images)
+    fails(kdedge("check", "r.yaml"), 3, message)
+    fails(kdedge("distill", "r.yaml"), 3, message)
+    assert runs() == []
+
+
+def test_one_labeled_image_a_class_is_enough(kdedge: Run, project: Path) -> None:
+    for folder in Path("labeled").iterdir():
+        keep(str(folder), 1)
+    assert kdedge("distill", "r.yaml", "--set", "optim.batch_size=500").code == 0
+    student = json.loads(Path("runs/tiny/02/provenance.json").read_text())
+    assert student["summary"]["training"]["steps"] == 2
+
+
+def test_too_many_unreadable_images_are_named_before_anything_is_trained(
+    kdedge: Run, project: Path
+) -> None:
+    for path in sorted(Path("pool").iterdir())[:2]:
+        cut(path, 100)
+    for command in ("check", "distill"):
+        done = kdedge(command, "r.yaml")
+        fails(done, 3, "data.unlabeled: 2 of 40 images are unreadable, at most 0 are accepted.")
+        assert "\n  0_0.jpg: " in done.err
+        assert "raise data.max_bad_images" in done.err
+    assert runs() == []
+
+
+def test_few_unreadable_images_are_skipped_and_listed(kdedge: Run, project: Path) -> None:
+    cut("pool/0_0.jpg", 100)
+    done = kdedge("distill", "r.yaml", "--set", "data.max_bad_images=5%")
+    assert done.code == 0
+    assert "warning: 1 of 40 images of data.unlabeled cannot be read" in done.err
+    heading, line = Path("runs/tiny/02/skipped.csv").read_text().splitlines()
+    assert (heading, line.split(",")[0]) == ("key,reason", "0_0.jpg")
+    assert Path("runs/tiny/01/skipped.csv").read_text() == "key,reason\n"
+
+
+# Labels and class names
+
+
+def test_labels_without_images_are_missing_classes(kdedge: Run, project: Path) -> None:
+    keep("labeled/dog", 0)
+    fails(kdedge("check", "r.yaml"), 3, 'Missing: "dog". Without any image: "dog".')
+
+
+def test_a_label_folder_that_is_no_class_is_named_with_the_nearest(
+    kdedge: Run, project: Path
+) -> None:
+    Path("test/dog").rename("test/dgo")
+    for command in ("check", "distill"):
+        fails(kdedge(command, "r.yaml"), 3, 'Missing: "dog". Unknown: "dgo" (nearest: "dog").')
+    assert runs() == []
+
+
+def test_a_class_name_that_is_there_twice_is_named_with_both_lines(
+    kdedge: Run, project: Path
+) -> None:
+    Path("classes.txt").write_text("cat\ndog\nred fox\ndog\n")
+    fails(kdedge("check", "r.yaml"), 3, 'classes.txt: "dog" is there twice, in line 2 and line 4.')
+
+
+def test_a_class_name_longer_than_the_context_is_named_and_never_cut(
+    kdedge: Run, project: Path
+) -> None:
+    name = "水母" * 40
+    Path("classes.txt").write_text(f"cat\ndog\n{name}\nschool bus\n")
+    for folder in ("labeled", "test"):
+        Path(folder, "red fox").rename(Path(folder, name))
+    message = "A text needs 247 tokens and this CLIP has positions for 77:\n"
+    for command in ("check", "distill"):
+        fails(kdedge(command, "r.yaml"), 3, message, f"a photo of a {name}.", "Shorten")
+    assert runs() == []
+
+
+def test_class_names_may_hold_commas_quotes_braces_and_emoji(kdedge: Run, project: Path) -> None:
+    names = ['cat, the "big" one', "dög 'x'", "🦊 {} %s", "école bus"]
+    Path("classes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+    for folder in ("labeled", "test"):
+        for old, new in zip(("cat", "dog", "red fox", "school bus"), names, strict=True):
+            Path(folder, old).rename(Path(folder, new))
+    assert kdedge("distill", "r.yaml").code == 0
+    done = kdedge("eval", "--per-class")
+    for name in names:
+        assert f"\n{name} " in done.out
+    assert list(json.loads(kdedge("eval", "--json").out)["per_class"]) == names
+
+
+# Recipes
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "{prompt_depth: 2}",
+            "{promt_depth: 2}",
+            "r.yaml:13: student.settings.promt_depth is not a known key.\n"
+            "  Did you mean prompt_depth?",
+        ),
+        ("optim:", "opitm:", "r.yaml:14: opitm is not a known key.\n  Did you mean optim?"),
+        ("epochs: 2", "epochs: two", "r.yaml:14: optim.epochs must be a whole number, got"),
+    ],
+)
+def test_a_typo_is_answered_with_its_line_and_the_nearest_name(
+    kdedge: Run, project: Path, old: str, new: str, message: str
+) -> None:
+    edit("r.yaml", old, new)
+    for command in ("check", "distill"):
+        fails(kdedge(command, "r.yaml"), 2, message)
+    assert runs() == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "message"),
+    [
+        (
+            "student.settings.prompt_depth=9",
+            2,
+            "prompt_depth is 9, and the image tower of this CLIP",
+        ),
+        ("teacher.settings.prompt_depth_text=9", 2, "prompt_depth_text is 9, and the text tower"),
+        ("student.optim.batch_size=1", 3, "raise batch_size"),
+        ("student.method=promtkd", 2, "Did you mean promptkd?"),
+        ("student.weights=gone.pt", 3, "--set student.weights: student.weights: there is no file"),
+        ("student.weights=classes.txt", 3, "classes.txt"),
+        ("teacher=null", 2, "The recipe has no teacher, and a student learns from one."),
+        ("data.unlabeled=null", 2, "The recipe has no data.unlabeled"),
+        ("data.labeled=null", 2, "The recipe has no data.labeled"),
+        ("teacher.run=pool", 2, "pool is neither a run folder nor the name of a run"),
+        ("classes.template=a photo", 2, "must hold {} once"),
+    ],
+)
+def test_what_check_refuses_distill_refuses_alike_before_a_teacher_is_trained(
+    kdedge: Run, project: Path, overrides: str, code: int, message: str
+) -> None:
+    for command in ("check", "distill"):
+        fails(kdedge(command, "r.yaml", "--set", overrides), code, message)
+    assert runs() == []
+
+
+def test_a_student_is_no_teacher(kdedge: Run, trained: Path) -> None:
+    done = kdedge("distill", "r.yaml", "--set", "teacher.run=runs/tiny/02")
+    fails(done, 2, "teacher.run: ", "tiny/02 is not a finished teacher run.\n", "kdedge teach")
+
+
+def test_weights_that_are_cut_off_end_the_run_before_a_teacher_is_trained(
+    kdedge: Run, project: Path
+) -> None:
+    whole = Path("student.pt").read_bytes()
+    Path("student.pt").unlink()
+    Path("student.pt").write_bytes(whole[: len(whole) // 2])
+    for command in ("check", "distill"):
+        fails(kdedge(command, "r.yaml"), 3, "student.pt begins like a torch file and has no end")
+    assert runs() == []
+
+
+def test_a_machine_without_a_network_says_at_once_which_file_to_fetch_and_where_to_put_it(
+    kdedge: Run, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(project / "hub"))
+    monkeypatch.setattr("kdedge.clip.download._URL_CACHE", project / "clip")
+
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(socket, "create_connection", no_network)
+    began = time.monotonic()
+    options = ("--set", "student.backbone=ViT-B-16", "--set", "student.weights=openai")
+    done = kdedge("distill", "r.yaml", *options)
+    assert time.monotonic() - began < 5
+    fails(
+        done,
+        4,
+        "The weights openai of ViT-B-16 are not on this machine and could not be fetched: Name or",
+        "Fetch https://",
+        "name it in the recipe beside backbone: weights: /path/to/file",
+    )
+    assert runs() == []
+
+
+# Runs whose files were damaged or replaced
+
+NOT_THE_ONES = "is damaged: its {} are not the ones that were written."
+DAMAGES = [
+    ("class_vectors.safetensors", flip, 3, NOT_THE_ONES.format("class vectors")),
+    ("class_vectors.safetensors", lambda path: cut(path, 300), 3, "does not hold class vectors"),
+    ("class_vectors.safetensors", Path.unlink, 3, "does not hold class vectors"),
+    ("{kind}.safetensors", flip, 3, NOT_THE_ONES.format("tensors")),
+    ("{kind}.safetensors", lambda path: cut(path, 900), 3, "{kind}.safetensors cannot be read"),
+    ("{kind}.safetensors", Path.unlink, 3, "{kind}.safetensors cannot be read"),
+    ("provenance.json", lambda path: cut(path, 90), 3, "provenance.json is not valid JSON"),
+    ("provenance.json", Path.unlink, 2, "is neither a run folder nor the name of a run"),
+    ("recipe.yaml", lambda path: cut(path, 0), 2, "recipe.yaml is empty"),
+]
+
+
+@pytest.mark.parametrize(("run", "kind"), [("01", "teacher"), ("02", "student")])
+def test_eval_refuses_every_damaged_file_of_a_run(
+    kdedge: Run, trained: Path, run: str, kind: str
+) -> None:
+    folder = trained / "runs/tiny" / run
+    for name, damage, code, message in DAMAGES:
+        path = folder / name.format(kind=kind)
+        whole = path.read_bytes()
+        damage(path)
+        fails(kdedge("eval", f"tiny/{run}"), code, message.format(kind=kind), "\n  ")
+        path.write_bytes(whole)
+    assert kdedge("eval", f"tiny/{run}").code == 0
+
+
+def test_a_damaged_teacher_stops_its_student_before_anything_is_written(
+    kdedge: Run, trained: Path
+) -> None:
+    for name in ("class_vectors.safetensors", "teacher.safetensors"):
+        path = trained / "runs/tiny/01" / name
+        whole = path.read_bytes()
+        flip(path)
+        fails(kdedge("distill", "r.yaml"), 3, name, "Train or import again")
+        path.write_bytes(whole)
+    assert runs() == ["runs/tiny/01", "runs/tiny/02"]
+    # The way out that the message names
+    flip(trained / "runs/tiny/01/teacher.safetensors")
+    assert kdedge("teach", "r.yaml").code == 0
+    assert "Using the teacher of runs/tiny/03" in kdedge("distill", "r.yaml").err
+
+
+def test_class_vectors_of_other_weights_are_refused(kdedge: Run, trained: Path) -> None:
+    # Vectors that were stored before the weights were loaded look like this
+    assert kdedge("teach", "r.yaml", "--set", "seed=2").code == 0
+    replace("runs/tiny/01/teacher.safetensors", "runs/tiny/03/teacher.safetensors")
+    shutil.rmtree("runs/tiny/03")
+    message = "class_vectors.safetensors was not made by teacher.safetensors beside it.\n"
+    fails(kdedge("eval", "tiny/01"), 3, message)
+    fails(kdedge("distill", "r.yaml"), 3, message)
+    assert runs() == ["runs/tiny/01", "runs/tiny/02"]
+
+
+def test_a_student_refuses_the_class_vectors_of_another_teacher(kdedge: Run, trained: Path) -> None:
+    assert kdedge("teach", "r.yaml", "--set", "seed=2").code == 0
+    name = "class_vectors.safetensors"
+    replace(f"runs/tiny/02/{name}", f"runs/tiny/03/{name}")
+    fails(
+        kdedge("eval", "tiny/02"),
+        3,
+        "student.safetensors was trained with other class vectors than those beside it.",
+    )
+
+
+def test_backbone_weights_that_were_replaced_after_training_are_refused(
+    kdedge: Run, trained: Path
+) -> None:
+    state = torch.load("student.pt", weights_only=True)
+    state["visual.proj"] = state["visual.proj"] + 0.01
+    torch.save(state, "other.pt")
+    replace("student.pt", "other.pt")
+    message = "student.safetensors was trained on weights "
+    fails(kdedge("eval", "tiny/02"), 3, message, "its recipe.yaml names them")
+    replace("student.pt", "teacher.pt")  # of other sizes
+    fails(kdedge("eval", "tiny/02"), 3, message)
+    replace("teacher.pt", "other.pt")
+    fails(kdedge("eval", "tiny/01"), 3, "teacher.safetensors was trained on weights ")
+
+
+def test_a_damaged_evaluation_costs_the_table_and_nothing_else(kdedge: Run, trained: Path) -> None:
+    cut("runs/tiny/01/eval.json", 50)
+    done = kdedge("distill", "r.yaml", "--set", "student.optim.epochs=1")
+    assert done.code == 0
+    assert done.err.count("eval.json is not valid JSON") == 1
+    assert "kdedge eval runs/tiny/01" in done.err
+    assert "Wrote runs/tiny/03" in done.out
+    assert json.loads(kdedge("show", "tiny/01", "--json").out)["evaluation"] is None
+
+
+def test_damaged_text_features_are_computed_again(kdedge: Run, trained: Path) -> None:
+    for path in Path("runs/.cache/text_features").iterdir():
+        flip(path)
+    done = kdedge("teach", "r.yaml")
+    assert done.code == 0
+    assert "is damaged and is computed again" in done.err
+    first, second = (Path(f"runs/tiny/0{n}/teacher.safetensors") for n in (1, 3))
+    assert second.read_bytes() == first.read_bytes()
+    assert kdedge("teach", "r.yaml").err == ""
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_before(
+    kdedge: Run, trained: Path
+) -> None:
+    unfinish("02")
+    flip(list_checkpoints(Path("runs/tiny/02/checkpoints"))[0])
+    before = Path("runs/tiny/02/student.safetensors").read_bytes()
+    Path("runs/tiny/02/student.safetensors").unlink()
+    done = kdedge("distill", "r.yaml", "--resume")
+    assert done.code == 0
+    assert "is damaged: its contents do not match their SHA-256." in done.err
+    assert "Going on at epoch 2, step 1." in done.err
+    assert Path("runs/tiny/02/student.safetensors").read_bytes() == before
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_says_how_to_begin_again(
+    kdedge: Run, trained: Path
+) -> None:
+    unfinish("02")
+    for path in list_checkpoints(Path("runs/tiny/02/checkpoints")):
+        flip(path)
+    done = kdedge("distill", "r.yaml", "--resume")
+    fails(done, 3, "All checkpoints in runs/tiny/02/checkpoints are damaged.", "Delete that folder")
+    shutil.rmtree("runs/tiny/02/checkpoints")
+    before = Path("runs/tiny/02/student.safetensors").read_bytes()
+    Path("runs/tiny/02/checkpoints").mkdir()
+    assert kdedge("distill", "r.yaml", "--resume").code == 0
+    assert Path("runs/tiny/02/student.safetensors").read_bytes() == before
+
+
+def unfinish(run: str) -> None:
+    """Makes a run look as if it had been killed after its last checkpoint."""
+    path = Path("runs/tiny", run, "provenance.json")
+    path.write_text(path.read_text().replace('"status": "finished"', '"status": "running"'))
+
+
+# Folders and divergence
+
+
+def test_a_runs_folder_that_cannot_be_written_is_refused(kdedge: Run, project: Path) -> None:
+    Path("file").write_text("x")
+    for command in ("check", "teach", "distill"):
+        fails(kdedge(command, "r.yaml", "--runs", "file/runs"), 7, "file/runs", "\n  ")
+    fails(kdedge("eval", "--runs", "file/runs"), 2, "There is no finished run in file/runs.")
+    Path("runs").mkdir()
+    Path("runs/.cache").write_text("x")
+    fails(kdedge("teach", "r.yaml"), 7, "runs/.cache/text_features could not be written")
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_runs_folder_without_permission_is_refused(kdedge: Run, project: Path) -> None:
+    Path("runs").mkdir(mode=0o500)
+    for command in ("check", "teach"):
+        fails(kdedge(command, "r.yaml"), 7, "runs")
+
+
+def test_divergence_names_the_images_and_keeps_the_state_before(kdedge: Run, trained: Path) -> None:
+    options = (
+        *("--set", "student.optim={lr: 10, warmup_epochs: 0}"),
+        *("--set", "student.settings.kd_weight=1e38"),
+    )
+    done = kdedge("distill", "r.yaml", *options)
+    fails(done, 5, "training diverged at epoch 1, step ", "Lower optim.lr (now 10)")
+    named = done.err.split("Images: ")[1].split(".\n")[0].split(", ")
+    assert len(named) == 4
+    assert all(Path("pool", name).is_file() for name in named)
+    place = re.search(r"The state before is in (\S+)\.$", done.err)
+    assert place is not None
+    state = load_checkpoint(Path(place[1]))
+    assert all(bool(tensor.float().isfinite().all()) for tensor in state.module.values())
+    # What is broken is never taken for the newest finished run
+    assert "runs/tiny/02" in kdedge("eval").out
+    fails(kdedge("eval", "tiny/03"), 2, "tiny/03 is not finished")
+
+
+def test_a_backbone_with_values_that_are_not_finite_is_refused(kdedge: Run, project: Path) -> None:
+    state = torch.load("student.pt", weights_only=True)
+    state["visual.proj"][0, 0] = float("nan")
+    Path("student.pt").unlink()
+    torch.save(state, "student.pt")
+    fails(kdedge("distill", "r.yaml"), 3, "visual.proj holds values that are not finite")
+    assert runs() == []
+
+
+def test_a_run_that_no_command_knows_is_answered_with_what_there_is(
+    kdedge: Run, trained: Path
+) -> None:
+    for command in ("eval", "show"):
+        fails(kdedge(command, "tinny"), 2, "Did you mean tiny")
+        fails(kdedge(command, "tiny/09"), 2, "tiny/01")

@@ -1,0 +1,312 @@
+"""The commands one after the other on a small project, and checkpoints of the public code."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdedge.clip.class_vectors import load_class_vectors
+from kdedge.config.load import load_recipe
+from kdedge.training.measure_run import load_student
+from kdedge.training.parts import load_classes
+from kdedge.training.runs import RunFolder
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CPU = torch.device("cpu")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def accuracies(text: str) -> dict[str, str]:
+    """Rows of an accuracy table: label -> figures."""
+    rows = re.findall(r"^(.+?)  +((?:[\d.-]+ *){3,})$", text, re.MULTILINE)
+    return {label: " ".join(figures.split()) for label, figures in rows}
+
+
+def test_check_goes_through_both_trainings_and_writes_nothing(kdedge, project) -> None:
+    before = tree(project)
+    done = kdedge("check", "r.yaml")
+    assert (done.code, done.err) == (0, "")
+    assert re.search(r"^teacher: images +8 used of 24$", done.out, re.MULTILINE)
+    assert re.search(r"^student: images +40 used of 40$", done.out, re.MULTILINE)
+    assert re.search(
+        r"^student: method +promptkd, [\d,]+ parameters, 2 epochs of 10", done.out, re.MULTILINE
+    )
+    assert done.out.endswith("\nNext: kdedge distill r.yaml\n")
+    assert tree(project) == before
+
+
+def test_check_as_json_holds_the_same_findings(kdedge, project) -> None:
+    found = json.loads(kdedge("check", "r.yaml", "--json").out)
+    assert {"what": "teacher: images", "found": "8 used of 24"} in found["findings"]
+    assert found["seconds"] > 0
+
+
+def test_check_looks_at_a_student_whose_teacher_is_stored(kdedge, trained) -> None:
+    done = kdedge("check", "r.yaml", "--set", "teacher.run=runs/tiny/01")
+    assert done.code == 0
+    assert "student: time" in done.out
+    assert "teacher: time" not in done.out
+
+
+def test_teach_then_distill_then_eval_then_show(kdedge, project) -> None:
+    taught = kdedge("teach", "r.yaml")
+    assert (taught.code, taught.err) == (0, "")
+    assert taught.out.endswith(
+        "Wrote runs/tiny/01 (teacher.safetensors, class_vectors.safetensors)\n"
+        "Next: kdedge distill r.yaml\n"
+    )
+    distilled = kdedge("distill", "r.yaml")
+    assert distilled.code == 0
+    assert distilled.err == "Using the teacher of runs/tiny/01, trained from the same parts.\n"
+    assert distilled.out.endswith(
+        "Used runs/tiny/01 (teacher.safetensors, class_vectors.safetensors)\n"
+        "Wrote runs/tiny/02 (student.safetensors, class_vectors.safetensors)\n"
+        "Next: kdedge eval runs/tiny/02\n"
+    )
+    rows = accuracies(distilled.out)
+    assert rows["teacher"] == accuracies(taught.out)["teacher"]
+    measured = kdedge("eval", "--per-class")
+    assert (measured.code, measured.err) == (0, "")
+    assert accuracies(measured.out)["student"] == rows["student"]
+    assert re.search(r"^red fox +\d+\.\d\d$", measured.out, re.MULTILINE)
+    assert accuracies(kdedge("eval", "tiny/01").out)["teacher"] == rows["teacher"]
+    shown = kdedge("show", "tiny/02")
+    assert shown.out.startswith("runs/tiny/02: student, finished\n")
+    assert re.search(r"^taught by +tiny/01$", shown.out, re.MULTILINE)
+    assert accuracies(shown.out)["student"] == rows["student"]
+    assert "student.safetensors" in shown.out
+
+
+def test_distill_trains_the_teacher_first_where_there_is_none(kdedge, project) -> None:
+    done = kdedge("distill", "r.yaml", "--json")
+    assert (done.code, done.err) == (0, "Training the teacher first.\n")
+    record = json.loads(done.out)
+    assert (record["teacher"]["path"], record["student"]["path"]) == (
+        "runs/tiny/01",
+        "runs/tiny/02",
+    )
+    assert record["student"]["teacher_run"] == "tiny/01"
+    assert record["student"]["evaluation"]["student"]["n_images"] == 20
+
+
+def test_a_run_holds_what_the_contract_names(trained) -> None:
+    for run, weights in (("01", "teacher.safetensors"), ("02", "student.safetensors")):
+        folder = trained / "runs" / "tiny" / run
+        names = {path.name for path in folder.iterdir() if not path.name.startswith("events.")}
+        assert names == {
+            *(
+                "recipe.yaml",
+                "provenance.json",
+                "log.txt",
+                "metrics.jsonl",
+                "skipped.csv",
+                "eval.json",
+            ),
+            *("checkpoints", "class_vectors.safetensors", ".lock", weights),
+        }
+        assert next(folder.glob("events.out.tfevents.*")).stat().st_size > 0
+
+
+def test_json_of_teach_eval_and_show_are_single_objects(kdedge, project) -> None:
+    teacher = json.loads(kdedge("teach", "r.yaml", "--json").out)["teacher"]
+    measured = json.loads(kdedge("eval", "tiny", "--json").out)
+    shown = json.loads(kdedge("show", "tiny/01", "--json").out)
+    assert teacher == shown
+    assert {"run": "runs/tiny/01", **teacher["evaluation"]["teacher"]} == measured
+    assert list(measured["per_class"]) == ["cat", "dog", "red fox", "school bus"]
+
+
+def test_the_resolved_recipe_of_a_run_gives_the_same_run_again(kdedge, trained) -> None:
+    # Its hashes find the teacher again, and the student is the same to the last bit
+    assert kdedge("distill", "runs/tiny/02/recipe.yaml").code == 0
+    first, second = (Path(f"runs/tiny/0{n}/student.safetensors") for n in (2, 3))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_set_overrides_the_recipe_and_stands_in_the_runs_recipe(kdedge, trained) -> None:
+    done = kdedge(
+        "distill", "r.yaml", "--set", "student.optim.epochs=1", "--set", "seed=1", "--json"
+    )
+    student = json.loads(done.out)["student"]
+    assert student["summary"]["training"]["steps"] == 10
+    assert load_recipe("runs/tiny/03/recipe.yaml").recipe.student.optim.epochs == 1
+
+
+def test_resume_of_a_finished_run_trains_nothing(kdedge, trained) -> None:
+    before = tree(trained)
+    done = kdedge("distill", "r.yaml", "--resume")
+    assert done.code == 0
+    assert done.err.endswith("runs/tiny/02 is finished: there is nothing to go on with.\n")
+    assert "\nUsed runs/tiny/02 (" in done.out
+    assert tree(trained) == before
+
+
+def test_eval_writes_its_result_to_a_file_and_overwrites_none(kdedge, trained) -> None:
+    done = kdedge("eval", "--output", "out.json")
+    assert done.out.endswith("\nWrote out.json\n")
+    result = Path("out.json").read_text()
+    assert json.loads(result) == json.loads(Path("runs/tiny/02/eval.json").read_text())["student"]
+    again = kdedge("eval", "--output", "out.json")
+    assert (again.code, Path("out.json").read_text()) == (2, result)
+    assert "nothing is overwritten" in again.err
+
+
+def test_a_stored_teacher_may_have_its_names_in_another_order(kdedge, trained) -> None:
+    Path("classes.txt").write_text("school bus\nred fox\ncat\ndog\n")
+    done = kdedge("distill", "r.yaml", "--set", "teacher.run=runs/tiny/01")
+    assert done.code == 0, done.err
+    theirs = load_class_vectors(Path("runs/tiny/01/class_vectors.safetensors"))
+    ours = load_class_vectors(Path("runs/tiny/03/class_vectors.safetensors"))
+    assert ours.class_names == ("school bus", "red fox", "cat", "dog")
+    assert torch.equal(ours.vectors, theirs.vectors[[3, 2, 0, 1]])
+
+
+@pytest.mark.parametrize("run", ["tiny/01", "tiny/02"])
+def test_the_order_of_the_class_list_changes_no_class_accuracy(kdedge, trained, run) -> None:
+    before = json.loads(kdedge("eval", run, "--json").out)
+    Path("classes.txt").write_text("school bus\nred fox\ncat\ndog\n")
+    after = json.loads(kdedge("eval", run, "--json").out)
+    assert list(after["per_class"]) == ["school bus", "red fox", "cat", "dog"]
+    assert after["per_class"] == before["per_class"]
+    # Both halves hold other classes now, in another order
+    assert after["all"] == before["all"]
+
+
+def test_eval_of_a_student_warns_once_about_a_changed_class_list(kdedge, trained) -> None:
+    Path("classes.txt").write_text("school bus\nred fox\ncat\ndog\n")
+    err = kdedge("eval").err
+    assert err.count("the same names in another order") == 1
+    assert len(err.splitlines()) == 1
+
+
+def test_a_teacher_measures_classes_that_it_has_no_stored_vector_for(kdedge, trained) -> None:
+    Path("classes.txt").write_text("cat\ndog\nred fox\nlorry\n")
+    Path("test/school bus").rename("test/lorry")
+    assert list(json.loads(kdedge("eval", "tiny/01", "--json").out)["per_class"])[3] == "lorry"
+    done = kdedge("eval", "tiny/02")
+    assert done.code == 3
+    assert "no stored vector, first 'lorry'" in done.err
+
+
+def kinds(keys: Any) -> set[str]:
+    return {re.sub(r"resblocks\.\d+", "resblocks.N", key) for key in keys}
+
+
+@pytest.fixture
+def teacher_checkpoint(trained: Path, public_layout: ModuleType) -> Path:
+    """model-best.pth.tar, the teacher tiny/01 as PromptSRC's code would have saved it."""
+    state = public_layout.promptsrc_checkpoint(
+        trained / "teacher.pt", trained / "runs/tiny/01/teacher.safetensors", 2
+    )
+    golden = json.loads((GOLDEN / "promptsrc_checkpoint_keys.json").read_text())
+    assert kinds(state) == kinds(golden)
+    return public_layout.save_public(trained / "model-best.pth.tar", state)
+
+
+@pytest.fixture
+def student_checkpoint(trained: Path, public_layout: ModuleType) -> Path:
+    """model.pth.tar-20, the student tiny/02 as PromptKD's code would have saved it."""
+    state = public_layout.promptkd_checkpoint(
+        trained / "student.pt", trained / "runs/tiny/02/student.safetensors"
+    )
+    golden = json.loads((GOLDEN / "promptkd_checkpoint_keys.json").read_text())
+    assert kinds(state) == kinds(golden)
+    return public_layout.save_public(trained / "model.pth.tar-20", state)
+
+
+IMPORT_TEACHER = (
+    *("import", "model-best.pth.tar", "--as", "promptsrc", "--name", "public"),
+    *("--weights", "teacher.pt", "--classes", "classes.txt"),
+)
+IMPORT_STUDENT = (
+    *("import", "model.pth.tar-20", "--as", "promptkd", "--name", "public"),
+    *("--weights", "student.pt", "--teacher", "tiny/01"),
+)
+ON_TEST = ("--set", "data.test.folder=test", "--set", "data.split=base-to-novel", "--json")
+
+
+@pytest.mark.usefixtures("teacher_checkpoint")
+@pytest.mark.parametrize("exact", [(), ("--exact",)], ids=["prompts only", "exact"])
+def test_an_imported_promptsrc_teacher_has_the_same_class_vectors_and_accuracy(
+    kdedge: Callable[..., Any], trained: Path, exact: tuple[str, ...]
+) -> None:
+    done = kdedge(*IMPORT_TEACHER, *exact)
+    assert (done.code, done.err) == (0, "")
+    assert "epoch 20" in done.out
+    assert "differs from teacher.pt by at most 0 (" in done.out
+    assert done.out.endswith("Next: kdedge show runs/public/01\n")
+    ours = load_class_vectors(trained / "runs/tiny/01/class_vectors.safetensors")
+    theirs = load_class_vectors(trained / "runs/public/01/class_vectors.safetensors")
+    assert theirs.class_names == ours.class_names
+    assert torch.equal(theirs.vectors, ours.vectors)
+    measured = json.loads(kdedge("eval", "public", *ON_TEST).out)
+    assert measured == {
+        "run": "runs/public/01",
+        **json.loads((trained / "runs/tiny/01/eval.json").read_text())["teacher"],
+    }
+    shown = kdedge("show", "public").out
+    assert "imported from" in shown
+    assert "promptsrc" in shown
+
+
+@pytest.mark.usefixtures("teacher_checkpoint")
+def test_an_imported_teacher_teaches_what_its_original_teaches(kdedge, trained) -> None:
+    assert kdedge(*IMPORT_TEACHER).code == 0
+    assert kdedge("distill", "r.yaml", "--set", "teacher.run=runs/public/01").code == 0
+    first, second = (Path(f"runs/tiny/0{n}/student.safetensors") for n in (2, 3))
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.usefixtures("student_checkpoint")
+def test_an_imported_promptkd_student_has_the_same_logits_and_accuracy(kdedge, trained) -> None:
+    record = json.loads(kdedge(*IMPORT_STUDENT, "--json").out)
+    assert record["path"] == "runs/public/01"
+    assert (record["epoch"], record["largest_deviation"]) == (20, 0)
+    images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(
+        _logits(trained / "runs/public/01", images), _logits(trained / "runs/tiny/02", images)
+    )
+    measured = json.loads(kdedge("eval", "public", *ON_TEST).out)
+    original = json.loads((trained / "runs/tiny/02/eval.json").read_text())["student"]
+    assert measured == {"run": "runs/public/01", **original}
+
+
+def _logits(path: Path, images: Tensor) -> Tensor:
+    run = RunFolder.open(path)
+    loaded = load_recipe(run.recipe)
+    method, _ = load_student(run, loaded, load_classes(loaded.recipe), device=CPU, cache=None)
+    return method.scale * method.forward_features(images) @ method.class_vectors().T
+
+
+@pytest.mark.usefixtures("teacher_checkpoint", "student_checkpoint")
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        ((*IMPORT_TEACHER, "--weights", "student.pt"), 3, "in the loaded CLIP"),
+        ((*IMPORT_STUDENT, "--weights", "teacher.pt"), 3, "in the loaded CLIP"),
+        ((*IMPORT_TEACHER, "--as", "promptkd", "--teacher", "tiny"), 3, "looks like a PromptSRC"),
+        ((*IMPORT_STUDENT, "--as", "promptsrc", "--classes", "classes.txt"), 3, "PromptKD student"),
+        (("import", "teacher.pt", *IMPORT_TEACHER[2:]), 3, "has no state_dict"),
+        (IMPORT_TEACHER[:-2], 2, "needs --classes FILE"),
+        (IMPORT_STUDENT[:-2], 2, "needs --teacher RUN"),
+        ((*IMPORT_STUDENT, "--teacher", "tinny"), 2, "Did you mean tiny"),
+    ],
+)
+def test_an_import_that_does_not_fit_says_why_and_leaves_no_run(
+    kdedge: Callable[..., Any], command: tuple[str, ...], code: int, message: str
+) -> None:
+    done = kdedge(*command)
+    assert done.code == code
+    assert message in done.err
+    assert not list(Path("runs").glob("public/*"))
