@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -74,6 +75,17 @@ def blank_project(
     return folder
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Context in which torch computes in one thread: small tensors are slower in several."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def copy_project(source: Path, target: Path) -> Path:
     """Copies a project; the weights, which no test writes into, are linked."""
 
@@ -105,7 +117,8 @@ def trained_project(blank_project: Path, tmp_path_factory: pytest.TempPathFactor
     from kdedge.training.parts import choose_device
 
     folder = copy_project(blank_project, tmp_path_factory.mktemp("trained") / "project")
-    distill(load_recipe(folder / "r.yaml"), root=folder / "runs", device=choose_device("cpu"))
+    with one_thread():
+        distill(load_recipe(folder / "r.yaml"), root=folder / "runs", device=choose_device("cpu"))
     return folder
 
 
@@ -130,7 +143,7 @@ Run = Callable[..., Done]
 
 
 @pytest.fixture
-def kdedge(capsys: pytest.CaptureFixture[str]) -> Run:
+def kdedge(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """Runs a command in this process."""
     from kdedge.cli.main import run
 
@@ -140,7 +153,8 @@ def kdedge(capsys: pytest.CaptureFixture[str]) -> Run:
         captured = capsys.readouterr()
         return Done(code, captured.out, captured.err)
 
-    return run_command
+    with one_thread():
+        yield run_command
 
 
 def _load(name: str) -> ModuleType:

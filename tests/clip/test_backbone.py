@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,23 +112,41 @@ def test_weights_that_do_not_say_need_a_word_in_the_recipe(plain_file: Path) -> 
     )
 
 
-def test_a_tags_weights_that_contradict_the_recipe_are_an_error(
-    plain_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(open_clip, "download_pretrained", lambda *_: str(plain_file))
-    with pytest.raises(RecipeError, match="the weights: GELU, the recipe's quick_gelu: QuickGELU"):
-        load_backbone(name="ViT-B-32", weights="laion2b_e16", quick_gelu=True)
+@pytest.fixture
+def put_in_hub_cache(
+    plain_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str], None]:
+    """Lays the tiny weights where the hub's client keeps a model's and tag's."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(open_clip, "get_model_config", lambda _: {**CONFIG, "quick_gelu": False})
+
+    def put(name: str, tag: str) -> None:
+        repository = open_clip.get_pretrained_cfg(name, tag)["hf_hub"].rstrip("/")
+        folder = tmp_path / "hub" / ("models--" + repository.replace("/", "--"))
+        (folder / "refs").mkdir(parents=True)
+        (folder / "refs" / "main").write_text("abc")
+        (folder / "snapshots" / "abc").mkdir(parents=True)
+        shutil.copy(plain_file, folder / "snapshots" / "abc" / "open_clip_model.safetensors")
+
+    return put
 
 
 def test_a_plain_name_with_openais_tag_builds_quickgelu(
-    plain_file: Path, monkeypatch: pytest.MonkeyPatch
+    put_in_hub_cache: Callable[[str, str], None],
 ) -> None:
     """open_clip builds the other GELU here and warns; the tag's own word decides."""
-    sizes = {**CONFIG, "quick_gelu": False}
-    monkeypatch.setattr(open_clip, "get_model_config", lambda _: dict(sizes))
-    monkeypatch.setattr(open_clip, "download_pretrained", lambda *_: str(plain_file))
+    put_in_hub_cache("ViT-B-16", "openai")
+    put_in_hub_cache("ViT-B-16", "laion2b_s34b_b88k")
     assert activation(load_backbone(name="ViT-B-16", weights="openai")) is QuickGELU
     assert activation(load_backbone(name="ViT-B-16", weights="laion2b_s34b_b88k")) is nn.GELU
+
+
+def test_a_tags_weights_that_contradict_the_recipe_are_an_error(
+    put_in_hub_cache: Callable[[str, str], None],
+) -> None:
+    put_in_hub_cache("ViT-B-16", "laion2b_s34b_b88k")
+    with pytest.raises(RecipeError, match="the weights: GELU, the recipe's quick_gelu: QuickGELU"):
+        load_backbone(name="ViT-B-16", weights="laion2b_s34b_b88k", quick_gelu=True)
 
 
 def test_another_models_weights_are_refused_with_the_keys_that_differ(tiny_weights: Path) -> None:
@@ -150,12 +170,13 @@ def test_unknown_names_and_tags_give_the_nearest(
 
 
 def test_without_a_network_the_message_says_which_file_to_fetch(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreachable(*_: object) -> str:
+    def unreachable(*_: object, **__: object) -> None:
         raise OSError("Network is unreachable")
 
-    monkeypatch.setattr(open_clip, "download_pretrained", unreachable)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(socket, "create_connection", unreachable)
     with pytest.raises(SetupError) as error:
         load_backbone(name="ViT-B-16", weights="openai")
     message = str(error.value)
