@@ -132,11 +132,15 @@ def save_checkpoint(folder: Path, state: TrainingState) -> Path:
     """
     path = checkpoint_path(folder, epoch=state.epoch, step=state.step)
     write_atomic(path, _encode(state))
+    _tidy(folder)
+    return path
+
+
+def _tidy(folder: Path) -> None:
     for old in list_checkpoints(folder)[_N_KEPT:]:
         old.unlink(missing_ok=True)
     for cut_off in folder.glob(".e*-s*.safetensors.*"):
         cut_off.unlink(missing_ok=True)
-    return path
 
 
 def load_checkpoint(path: Path) -> TrainingState:
@@ -167,7 +171,7 @@ def load_newest(folder: Path) -> TrainingState | None:
     """Reads the newest checkpoint that is whole; None where the folder has none at all.
 
     A damaged one is set aside under the name `*.damaged`, with a warning, so that it does not
-    count among the newest.
+    count among the newest. What a kill in the middle of saving left behind is deleted.
 
     Raises:
         DataError: there are checkpoints, and all are damaged.
@@ -175,10 +179,13 @@ def load_newest(folder: Path) -> TrainingState | None:
     found = list_checkpoints(folder)
     for path in found:
         try:
-            return load_checkpoint(path)
+            state = load_checkpoint(path)
         except DamagedCheckpoint as error:
             _LOG.warning("%s Going back to the checkpoint before it.", error)
             path.replace(path.with_name(path.name + ".damaged"))
+        else:
+            _tidy(folder)
+            return state
     if found or any(folder.glob("*.damaged")):
         raise DataError(
             f"All checkpoints in {folder} are damaged.\n"

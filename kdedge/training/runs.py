@@ -185,10 +185,9 @@ class RunFolder:
             return False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False  # noqa: TRY300 - the lock is what was tried
         except OSError:
             return True
-        else:
-            return False
         finally:
             os.close(descriptor)
 

@@ -157,6 +157,23 @@ def test_the_newest_that_is_whole_is_loaded_and_a_damaged_one_set_aside(
     assert [entry.name for entry in list_checkpoints(tmp_path)] == ["e01-s00005.safetensors"]
 
 
+def test_what_a_kill_while_saving_left_behind_is_deleted_when_the_run_goes_on(
+    tmp_path: Path,
+) -> None:
+    for step in (1, 2):
+        save_checkpoint(tmp_path, _state(step=step))
+    third = save_checkpoint(tmp_path / "..", _state(step=3))
+    third.rename(tmp_path / third.name)
+    (tmp_path / ".e03-s00004.safetensors.x1y2").write_bytes(b"cut off")
+    loaded = load_newest(tmp_path)
+    assert loaded is not None
+    assert loaded.step == 3
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "e03-s00002.safetensors",
+        "e03-s00003.safetensors",
+    }
+
+
 def test_no_checkpoint_at_all_is_none(tmp_path: Path) -> None:
     assert load_newest(tmp_path) is None
     assert load_newest(tmp_path / "nowhere") is None

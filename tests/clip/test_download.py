@@ -1,0 +1,80 @@
+"""Weights by tag: what is on this machine needs no network, and no network is told at once."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from kdedge.clip.download import fetch_pretrained
+
+HUB = {"hf_hub": "owner/clip/"}
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """A machine that reaches nothing; gives the addresses that were tried."""
+    tried: list[tuple[str, int]] = []
+
+    def refuse(address: tuple[str, int], timeout: float) -> None:
+        tried.append(address)
+        raise OSError("Network is unreachable")
+
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    return tried
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache with one commit of owner/clip in it; gives the commit's folder."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--owner--clip"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    (repository / "snapshots" / "abc").mkdir(parents=True)
+    return repository / "snapshots" / "abc"
+
+
+def test_a_file_in_the_hubs_cache_is_taken_without_a_connection(no_network, hub_cache):
+    pickled = hub_cache / "open_clip_pytorch_model.bin"
+    pickled.write_bytes(b"x")
+    assert fetch_pretrained(HUB) == pickled
+    safe = hub_cache / "open_clip_model.safetensors"
+    safe.write_bytes(b"x")
+    assert fetch_pretrained(HUB) == safe
+    assert no_network == []
+
+
+def test_a_file_named_in_the_entry_is_looked_for_under_that_name(no_network, hub_cache):
+    named = hub_cache / "weights.bin"
+    named.write_bytes(b"x")
+    assert fetch_pretrained({"hf_hub": "owner/clip/weights.bin"}) == named
+
+
+def test_a_server_out_of_reach_is_tried_once(no_network, hub_cache, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.test")
+    with pytest.raises(OSError, match="unreachable"):
+        fetch_pretrained(HUB)
+    assert no_network == [("hub.test", 443)]
+
+
+def test_a_plain_address_is_tried_at_its_own_port(no_network, tmp_path, monkeypatch):
+    monkeypatch.setattr("kdedge.clip.download._URL_CACHE", tmp_path)
+    with pytest.raises(OSError, match="unreachable"):
+        fetch_pretrained({"url": "http://files.test:8080/a/model.pt"})
+    assert no_network == [("files.test", 8080)]
+
+
+def test_what_open_clip_has_of_a_plain_address_needs_no_connection(
+    no_network, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    kept = tmp_path / ".cache" / "clip" / "model.pt"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"x")
+    assert fetch_pretrained({"url": "https://files.test/a/model.pt"}) == kept
+    assert no_network == []
