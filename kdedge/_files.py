@@ -18,11 +18,13 @@ _NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is u
 
 def explain_os_error(error: OSError, path: Path) -> ResourceError:
     """Gives the error for a file that could not be written."""
-    reason = _NO_ROOM.get(error.errno or 0, (error.strerror or str(error)).lower())
+    no_room = _NO_ROOM.get(error.errno or 0)
+    reason = no_room or (error.strerror or str(error)).lower()
+    remedy = "Free some space, or name" if no_room else "Name"
     return ResourceError(
         f"{path} could not be written: {reason}.\n"
-        "  Free some space, or name another folder that you may write to; nothing that was there"
-        " before has changed."
+        f"  {remedy} another folder that you may write to; nothing that was there before has"
+        " changed."
     )
 
 

@@ -78,15 +78,27 @@ def prompted_texts(
 
 
 def make_visual_prompts(
-    backbone: Backbone, *, n_ctx: int, prompt_depth: int, generator: torch.Generator
+    backbone: Backbone,
+    *,
+    n_ctx: int,
+    prompt_depth: int,
+    generator: torch.Generator,
+    setting: str = "prompt_depth",
 ) -> nn.Parameter:
     """Draws [prompt_depth, n_ctx, D_vision] from N(0, 0.02²).
+
+    Args:
+        backbone: gives the sizes.
+        n_ctx: prompts a layer; 0 for none.
+        prompt_depth: image layers that get prompts of their own, from the first.
+        generator: on the CPU; draws all values.
+        setting: what the method calls `prompt_depth`, for messages.
 
     Raises:
         RecipeError: the image tower has fewer layers than `prompt_depth`.
     """
     visual = backbone.model.visual
-    _check_depth(prompt_depth, len(visual.transformer.resblocks), "prompt_depth", "image")
+    _check_depth(prompt_depth, len(visual.transformer.resblocks), setting, "image")
     width = visual.class_embedding.shape[0]
     prompts = INIT_STD * torch.randn(prompt_depth, n_ctx, width, generator=generator)
     return nn.Parameter(prompts.to(backbone.device))

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
 
 
@@ -70,6 +71,15 @@ def plain_values(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain_values(item) for item in value]
     return str(value) if isinstance(value, str) else value
+
+
+def check_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f'becomes a folder and may hold up to 100 letters, digits, ".", "_" and "-", not'
+            f' beginning with ".", got "{name[:120]}"'
+        )
+    return str(name)
 
 
 def check_template(template: str) -> str:

@@ -25,6 +25,7 @@ from kdedge.config._fields import (
     ShardPattern,
     Weights,
     check_bad_images,
+    check_name,
     check_template,
     plain_values,
 )
@@ -316,8 +317,7 @@ class Recipe(_Strict):
     """One experiment, from images and class names to a student."""
 
     version: Literal[1] = Field(1, description="Version of this schema.")
-    name: Annotated[str, AfterValidator(str)] = Field(
-        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}$",
+    name: Annotated[str, AfterValidator(check_name)] = Field(
         description="Letters, digits, dot, underscore, hyphen; runs are kept in runs/<name>.",
     )
     seed: int = Field(

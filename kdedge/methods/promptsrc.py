@@ -213,6 +213,7 @@ class Method:
                 n_ctx=settings.n_ctx_vision,
                 prompt_depth=settings.prompt_depth_vision,
                 generator=generator,
+                setting="prompt_depth_vision",
             ),
         )
         train_names = [class_names[index] for index in train_classes]

@@ -380,12 +380,15 @@ class _Training:
         settings = self._settings
         keys = ", ".join(self._last_keys[:_N_KEYS_SHOWN]) or "not named"
         more = ", ..." if len(self._last_keys) > _N_KEYS_SHOWN else ""
+        remedies = [
+            f"lower optim.lr (now {settings.lr:g})",
+            *(["set optim.precision: fp32"] if settings.precision != "fp32" else []),
+            *(["set optim.clip_grad_norm: 1.0"] if settings.clip_grad_norm is None else []),
+        ]
         return DivergedError(
             f"{what}: training diverged at epoch {self.epoch}, step {step} of"
             f" {self._n_steps}. Images: {keys}{more}.\n"
-            f"  Lower optim.lr (now {settings.lr:g}), or set optim.precision: fp32 (now"
-            f" {settings.precision}) or optim.clip_grad_norm: 1.0 (now"
-            f" {settings.clip_grad_norm or 'not set'}).\n"
+            f"  Remedies: {', or '.join(remedies)}.\n"
             f"  The state before is in {self._newest or self._run.checkpoints}."
         )
 

@@ -139,3 +139,5 @@ def test_images_without_labels_are_an_error(tiny_backbone: Backbone) -> None:
 def test_more_prompted_text_layers_than_there_are_is_an_error(tiny_backbone: Backbone) -> None:
     with pytest.raises(RecipeError, match="prompt_depth_text is 9, and the text tower"):
         build(tiny_backbone, prompt_depth_text=9)
+    with pytest.raises(RecipeError, match="prompt_depth_vision is 9, and the image tower"):
+        build(tiny_backbone, prompt_depth_vision=9)
