@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 LOGGER = "kdedge"
 
@@ -50,6 +52,29 @@ def print_result(record: Any, *, as_json: bool, text: str | None = None) -> None
         click.echo(text)
     else:
         click.echo(table([[key, _cell(value)] for key, value in values.items()], align="ll"))
+
+
+def next_line(command: str, what: str | Path, *options: str) -> str:
+    """The line that says which command to run next, quoted for a shell.
+
+    Args:
+        command: its name.
+        what: its argument, a recipe or a run's folder.
+        options: its options, as `same_options` gives them.
+    """
+    return f"Next: {shlex.join(['kdedge', command, str(what), *options])}"
+
+
+def same_options(overrides: Sequence[str] = ()) -> list[str]:
+    """The `--set` and `--runs` of this command line, for a next command that reads a recipe.
+
+    A run's folder holds what they said already; a recipe does not.
+    """
+    options = [word for override in overrides for word in ("--set", override)]
+    context = click.get_current_context()
+    if context.get_parameter_source("root") is ParameterSource.COMMANDLINE:
+        options += ["--runs", str(context.params["root"])]
+    return options
 
 
 def table(

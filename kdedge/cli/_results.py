@@ -12,7 +12,7 @@ from kdedge._files import read_json
 from kdedge.cli._tables import accuracy_table
 from kdedge.errors import DataError
 from kdedge.results import EvalResult
-from kdedge.training.runs import RunFolder
+from kdedge.training.runs import RunFolder, runs_in
 
 
 def evaluation_rows(run: RunFolder) -> list[tuple[str, EvalResult]]:
@@ -53,7 +53,14 @@ def run_record(run: RunFolder) -> dict[str, Any]:
     return {"path": str(run.path), **run.read_provenance(), "evaluation": evaluation}
 
 
-def run_text(runs: Sequence[RunFolder], *, used: Collection[Path] = ()) -> str:
+def finished_runs(root: Path) -> set[Path]:
+    """Folders of the runs that are finished before a command makes its own."""
+    return {
+        run.path.resolve() for run, record in runs_in(root) if record.get("status") == "finished"
+    }
+
+
+def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
     """One table over the runs, and what they wrote.
 
     Args:

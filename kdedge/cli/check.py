@@ -1,4 +1,4 @@
-"""Preflight a recipe: classes, images, weights, memory, disk, time; nothing is written."""
+"""Preflight a recipe: classes, images, weights, memory, disk, time; no run is made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from kdedge.cli._options import device_option, need_training_packages, runs_option
-from kdedge.cli._output import json_option, print_result, set_option, table
+from kdedge.cli._output import json_option, next_line, print_result, same_options, set_option, table
 from kdedge.config.load import check_paths, load_recipe
 
 
@@ -21,10 +21,11 @@ from kdedge.config.load import check_paths, load_recipe
 def command(
     recipe: str, overrides: tuple[str, ...], root: Path, device: str | None, as_json: bool
 ) -> None:
-    """Go through the run of RECIPE up to its first steps; nothing is written.
+    """Go through the run of RECIPE up to its first steps.
 
     Reads every image once, loads the weights, and times a few steps. What would stop the run stops
-    the check with the same message and exit code.
+    the check with the same message and exit code. Nothing is written but pretrained weights that
+    open_clip fetches into its cache where they are not on this machine.
     """
     loaded = load_recipe(recipe, overrides)
     check_paths(loaded)
@@ -34,9 +35,10 @@ def command(
 
     found = check(loaded, root=root, device=choose_device(device))
     rows = [[finding.what, finding.found] for finding in found.findings]
+    following = "teach" if loaded.recipe.student is None else "distill"
     text = (
         table(rows)
         + f"\nReady: about {duration(found.seconds)} of training, evaluation not counted."
-        f"\nNext: kdedge distill {recipe}"
+        f"\n{next_line(following, recipe, *same_options(overrides))}"
     )
     print_result(asdict(found), as_json=as_json, text=text)

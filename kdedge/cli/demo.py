@@ -9,7 +9,7 @@ import click
 
 from kdedge.cli._options import device_option, need_training_packages, resume_option, runs_option
 from kdedge.cli._output import json_option, percent, print_result, table
-from kdedge.cli._results import run_record, run_text
+from kdedge.cli._results import finished_runs, run_record, run_text
 from kdedge.config.load import load_recipe
 
 
@@ -33,6 +33,7 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
     began = time.monotonic()
     loaded = load_recipe("demo")
     chosen = choose_device(device)
+    used = finished_runs(root)
     teacher, student = distill(loaded, root=root, device=chosen, resume=resume)
     predictions = predict_examples(student, device=chosen)
     seconds = time.monotonic() - began
@@ -41,7 +42,7 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
         for p in predictions
     ]
     text = (
-        f"{run_text([teacher, student])}\n\n"
+        f"{run_text([teacher, student], used=used)}\n\n"
         "What the student sees in test drawings, softmax in percent:\n"
         f"{table(rows, header=['drawing', 'is', 'first', 'second', 'third'])}\n\n"
         f"The demo took {seconds:.0f} s.\n"

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from kdedge.cli._options import device_option, need_training_packages, resume_option, runs_option
-from kdedge.cli._output import json_option, print_result, set_option
-from kdedge.cli._results import run_record, run_text
+from kdedge.cli._output import json_option, next_line, print_result, set_option
+from kdedge.cli._results import finished_runs, run_record, run_text
 from kdedge.config.load import check_paths, load_recipe
 
 
@@ -37,12 +37,11 @@ def command(
     need_training_packages("Training")
     from kdedge.training.distill import distill
     from kdedge.training.parts import choose_device
-    from kdedge.training.runs import runs_in
 
-    done = {
-        run.path.resolve() for run, record in runs_in(root) if record.get("status") == "finished"
-    }
+    used = finished_runs(root)
     teacher, student = distill(loaded, root=root, device=choose_device(device), resume=resume)
-    text = run_text([teacher, student], used=done) + f"\nNext: kdedge eval {student.path}"
+    if loaded.recipe.teacher is not None and loaded.recipe.teacher.run is not None:
+        used.add(teacher.path.resolve())  # it may be in another folder of runs
+    text = f"{run_text([teacher, student], used=used)}\n{next_line('eval', student.path)}"
     record = {"teacher": run_record(teacher), "student": run_record(student)}
     print_result(record, as_json=as_json, text=text)

@@ -8,7 +8,7 @@ import click
 
 from kdedge._files import write_json
 from kdedge.cli._options import device_option, need_training_packages, runs_option
-from kdedge.cli._output import json_option, percent, print_result, set_option, table
+from kdedge.cli._output import json_option, next_line, percent, print_result, set_option, table
 from kdedge.cli._tables import accuracy_table
 from kdedge.training.runs import find_run
 
@@ -57,4 +57,5 @@ def command(
     if output is not None:
         write_json(output, result.to_dict())
         text += f"\nWrote {output}"
+    text += f"\n{next_line('show', found.path)}"
     print_result({"run": str(found.path), **result.to_dict()}, as_json=as_json, text=text)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from kdedge.cli._options import device_option, need_training_packages, runs_option
-from kdedge.cli._output import json_option, print_result
+from kdedge.cli._output import json_option, next_line, print_result
 from kdedge.config.recipe import ClassesSpec, DataSpec
 from kdedge.data.classes import load_class_names
 from kdedge.training.runs import find_run
@@ -29,6 +29,12 @@ from kdedge.training.runs import find_run
 )
 @click.option("--weights", required=True, help="Pretrained tag or file of the backbone's weights.")
 @click.option(
+    "--quick-gelu/--gelu",
+    "quick_gelu",
+    default=None,
+    help="Activation of the backbone, where its weights do not say: OpenAI's are --quick-gelu.",
+)
+@click.option(
     "--classes",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Class names, one a line, for promptsrc: the file does not hold them.",
@@ -49,6 +55,7 @@ def command(
     backbone: str | None,
     config: Path | None,
     weights: str,
+    quick_gelu: bool | None,
     classes: Path | None,
     teacher: str | None,
     exact: bool,
@@ -64,7 +71,7 @@ def command(
     from kdedge.training.import_public import ImportedBackbone, import_student, import_teacher
     from kdedge.training.parts import choose_device
 
-    on = ImportedBackbone(backbone, weights, config)
+    on = ImportedBackbone(backbone, weights, config, quick_gelu)
     run_name = name or f"{file.name.split('.')[0]}-{kind}"
     chosen = choose_device(device)
     if kind == "promptsrc":
@@ -88,16 +95,19 @@ def command(
     record = {
         "path": str(found.run.path),
         "epoch": found.epoch,
-        "ignored_keys": found.n_ignored,
+        "left_out": list(found.left_out),
+        "unread": list(found.unread),
         "largest_deviation": relative,
         "largest_deviation_key": key,
     }
     epoch = "" if found.epoch is None else f", epoch {found.epoch}"
     text = (
-        f"{file}{epoch}: {found.n_ignored} keys are of no use and were left out.\n"
+        f"{file}{epoch}\n"
+        f"Left out, of no use here: {', '.join(found.left_out) or 'no key'}.\n"
+        f"Not read, beside state_dict: {', '.join(found.unread) or 'no entry'}.\n"
         f"Its backbone differs from {on.name or weights} by at most {relative:.2g} (relative, at"
         f" {key}).\n"
         f"Wrote {found.run.path} ({found.run.weights.name}, {found.run.class_vectors.name})\n"
-        f"Next: kdedge show {found.run.path}"
+        f"{next_line('show', found.run.path)}"
     )
     print_result(record, as_json=as_json, text=text)

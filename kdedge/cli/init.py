@@ -12,7 +12,7 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from kdedge.cli._output import json_option, print_result
+from kdedge.cli._output import json_option, next_line, print_result
 from kdedge.config._yaml import dump_value
 from kdedge.config.load import load_recipe
 from kdedge.config.recipe import OptimSettings, OptimSpec, Recipe
@@ -72,7 +72,7 @@ def command(
     print_result(
         {"recipe": str(path)},
         as_json=as_json,
-        text=f"Wrote {path}\nNext: kdedge check {path}",
+        text=f"Wrote {path}\n{next_line('check', path)}",
     )
 
 

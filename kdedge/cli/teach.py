@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from kdedge.cli._options import device_option, need_training_packages, resume_option, runs_option
-from kdedge.cli._output import json_option, print_result, set_option
-from kdedge.cli._results import run_record, run_text
+from kdedge.cli._output import json_option, next_line, print_result, same_options, set_option
+from kdedge.cli._results import finished_runs, run_record, run_text
 from kdedge.config.load import check_paths, load_recipe
 
 
@@ -37,6 +37,12 @@ def command(
     from kdedge.training.parts import choose_device
     from kdedge.training.teach import teach
 
+    used = finished_runs(root)
     run = teach(loaded, root=root, device=choose_device(device), resume=resume)
-    text = run_text([run]) + f"\nNext: kdedge distill {recipe}"
+    following = (
+        next_line("eval", run.path)
+        if loaded.recipe.student is None
+        else next_line("distill", recipe, *same_options(overrides))
+    )
+    text = f"{run_text([run], used=used)}\n{following}"
     print_result({"teacher": run_record(run)}, as_json=as_json, text=text)

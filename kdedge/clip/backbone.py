@@ -8,10 +8,8 @@ is an error here, and so is not knowing.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +19,11 @@ import open_clip
 import torch
 from open_clip import CLIP, SimpleTokenizer
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from kdedge._files import sha256_json
+from kdedge.clip.architecture import build_empty, image_size, read_config
 from kdedge.clip.builtin import BUILTIN_MODELS, builtin_model
 from kdedge.clip.class_vectors import TextFeatureCache
 from kdedge.clip.download import fetch_pretrained
@@ -37,7 +36,8 @@ from kdedge.clip.weights import (
     match_state_dict,
     read_weights,
 )
-from kdedge.errors import DataError, RecipeError
+from kdedge.config._fields import looks_like_path
+from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess
 
 
@@ -51,6 +51,8 @@ class Backbone:
         preprocess: what its images went through in pre-training.
         tokenizer: CLIP's byte-pair tokenizer.
         weights_hash: SHA-256 over the sorted keys: each key's bytes, then its float32 bytes.
+        identity: hash of everything that decides its features: weights, activation, heads,
+            preprocessing.
         text_cache: where frozen texts' features are kept.
     """
 
@@ -59,6 +61,7 @@ class Backbone:
     preprocess: Preprocess
     tokenizer: SimpleTokenizer
     weights_hash: str
+    identity: str
     text_cache: TextFeatureCache
 
     @property
@@ -98,7 +101,9 @@ class Backbone:
             with torch.autocast(self.device.type, enabled=False):
                 return encode_in_chunks(lambda chunk: encode_text(self.model, chunk), on_device)
 
-        return self.text_cache.get(self.weights_hash, texts, compute).to(self.device)
+        return self.text_cache.get(f"{self.identity} {self.device.type}", texts, compute).to(
+            self.device
+        )
 
 
 def unit_length(features_raw: Tensor) -> Tensor:
@@ -135,13 +140,38 @@ def load_backbone(
         SetupError: the weights would have to be downloaded and cannot be.
     """
     label, model_config, loaded, preprocess = _resolve(name, weights, config, quick_gelu)
-    model = _build(label, model_config, loaded)
-    return Backbone(
+    return make_backbone(
+        _build(label, model_config, loaded),
         name=label,
-        model=model.to(device),
         preprocess=preprocess or _default_preprocess(model_config),
+        device=device,
+        cache_folder=cache_folder,
+    )
+
+
+def make_backbone(
+    model: CLIP,
+    *,
+    name: str,
+    preprocess: Preprocess,
+    device: torch.device | str = "cpu",
+    cache_folder: Path | None = None,
+) -> Backbone:
+    """Makes a backbone of a frozen CLIP that is built already."""
+    weights_hash = hash_weights(model.state_dict())
+    towers = (model.visual.transformer, model.transformer)
+    architecture = [
+        [type(block.mlp.gelu).__name__, block.attn.num_heads]
+        for tower in towers
+        for block in tower.resblocks
+    ]
+    return Backbone(
+        name=name,
+        model=model.to(device),
+        preprocess=preprocess,
         tokenizer=_tokenizer(model.context_length),
-        weights_hash=hash_weights(model.state_dict()),
+        weights_hash=weights_hash,
+        identity=sha256_json([weights_hash, architecture, preprocess.as_dict()]),
         text_cache=TextFeatureCache(cache_folder),
     )
 
@@ -162,17 +192,19 @@ def _resolve(
     if config is not None:
         if weights is None:
             raise RecipeError(f"config: {config} has no weights.\n  Name their file under weights.")
-        model_config = _read_config(config)
-        loaded = read_weights(Path(weights))
+        model_config = read_config(config)
+        build_empty(config.name, model_config)  # says what is wrong before weights are read
+        loaded = read_weights(Path(weights).expanduser())
         declared = model_config.get("quick_gelu", False)
         settle = _settle_quick_gelu(config.name, declared, quick_gelu, loaded.quick_gelu)
         return config.stem, {**model_config, "quick_gelu": settle}, loaded, None
-    if weights is not None and _looks_like_file(weights):
-        return _resolve_file(name, Path(weights), quick_gelu)
+    if weights is not None and looks_like_path(weights):
+        return _resolve_file(name, Path(weights).expanduser(), quick_gelu)
     if name is None or weights is None:
         raise RecipeError(
-            "A backbone needs a name and weights, for instance backbone: ViT-B-16 and weights:"
-            " openai."
+            f"A backbone needs a name and weights, got backbone: {name} and weights: {weights}.\n"
+            "  Name both (backbone: ViT-B-16, weights: openai), or a file of OpenAI's weights alone"
+            " (.safetensors, .pt, .pth, .bin)."
         )
     return _resolve_tag(name, weights, quick_gelu)
 
@@ -201,6 +233,7 @@ def _resolve_tag(
     pretrained = open_clip.get_pretrained_cfg(name, tag)
     if not pretrained:
         raise describe_missing_weights(name, tag, None)
+    build_empty(name, model_config)  # what cannot be prompted is not downloaded
     try:
         path = fetch_pretrained(pretrained)
     # Each transport (urllib, the hub's client) has errors of its own, and all mean the same here.
@@ -210,7 +243,7 @@ def _resolve_tag(
     by_tag = bool(pretrained.get("quick_gelu", False))
     settled = _settle_quick_gelu(name, declared, quick_gelu, by_tag)
     preprocess = Preprocess(
-        size_px=_image_size(model_config),
+        size_px=image_size(model_config),
         mean=tuple(pretrained.get("mean") or OPENAI_DATASET_MEAN),
         std=tuple(pretrained.get("std") or OPENAI_DATASET_STD),
         interpolation=pretrained.get("interpolation") or "bicubic",
@@ -249,15 +282,6 @@ def _settle_quick_gelu(
     return next(iter(said.values()))
 
 
-def _looks_like_file(weights: str) -> bool:
-    path = Path(weights)
-    return (
-        path.exists()
-        or len(path.parts) > 1
-        or path.suffix in {".safetensors", ".pt", ".pth", ".bin"}
-    )
-
-
 def _named_config(name: str) -> dict[str, Any]:
     config = open_clip.get_model_config(name)
     if config is None:
@@ -265,86 +289,22 @@ def _named_config(name: str) -> dict[str, Any]:
     return dict(config)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as a model config: {error}.") from error
-    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in (config or {})]
-    if missing:
-        raise DataError(
-            f"{path} is not an open_clip model config: {', '.join(missing)} missing.\n"
-            "  It is a JSON object with embed_dim, vision_cfg and text_cfg."
-        )
-    return dict(config)
-
-
-def _image_size(model_config: Mapping[str, Any]) -> int:
-    size = model_config["vision_cfg"].get("image_size", 224)
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    if height != width:
-        raise RecipeError(f"Images of {height}x{width} pixels: kdedge prepares square images only.")
-    return int(height)
-
-
 def _default_preprocess(model_config: Mapping[str, Any]) -> Preprocess:
     """CLIP's own preprocessing, in the model's size."""
     return Preprocess(
-        size_px=_image_size(model_config), mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD
+        size_px=image_size(model_config), mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD
     )
 
 
 def _build(label: str, model_config: Mapping[str, Any], weights: Weights) -> CLIP:
     """Builds open_clip's CLIP from a config and fills it strictly."""
-    arguments = {key: value for key, value in model_config.items() if key != "custom_text"}
-    known = {field.name for field in dataclasses.fields(open_clip.CLIPTextCfg)}
-    unknown_text = set(arguments["text_cfg"]) - known
-    if unknown_text or model_config.get("custom_text") or "multimodal_cfg" in arguments:
-        raise _unsupported(label, "its text tower is not CLIP's own")
-    try:
-        with torch.device("meta"):
-            model = CLIP(**arguments)
-    except (TypeError, AssertionError) as error:
-        raise RecipeError(f"{label}: open_clip cannot build this model config: {error}.") from error
-    _check_architecture(label, model)
+    model = build_empty(label, model_config)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     match_state_dict(shapes, weights.state_dict, label)
     model = model.to_empty(device="cpu")
     model.load_state_dict({key: weights.state_dict[key].float() for key in shapes})
     model.attn_mask = None  # the towers here mask by position
     return model.float().eval().requires_grad_(False)
-
-
-def _check_architecture(label: str, model: CLIP) -> None:
-    """Refuses what the prompted encoders do not compute, rather than computing something else."""
-    visual = model.visual
-    if not isinstance(visual, VisionTransformer):
-        raise _unsupported(label, "its image tower is not CLIP's ViT")
-    odd = {
-        "attentional pooling": visual.attn_pool is not None,
-        "average pooling": visual.pool_type != "tok",
-        "layer norm after pooling": visual.final_ln_after_pool,
-        "no layer norm before the blocks": isinstance(visual.ln_pre, nn.Identity),
-        "text pooling other than the end token": model.text_pool_type != "argmax",
-        "a linear text projection": not isinstance(model.text_projection, nn.Parameter),
-        "no causal text mask": model.attn_mask is None,
-        "a logit bias": model.logit_bias is not None,
-        "blocks of its own": not all(
-            type(block) is ResidualAttentionBlock
-            for block in [*visual.transformer.resblocks, *model.transformer.resblocks]
-        ),
-    }
-    for what, is_there in odd.items():
-        if is_there:
-            raise _unsupported(label, f"it has {what}")
-
-
-def _unsupported(label: str, why: str) -> RecipeError:
-    return RecipeError(
-        f"{label} cannot be prompted here: {why}.\n"
-        "  kdedge takes CLIPs with a ViT image tower and CLIP's text tower, such as ViT-B-16 or"
-        " ViT-L-14."
-    )
 
 
 def hash_weights(state_dict: Mapping[str, Tensor]) -> str:

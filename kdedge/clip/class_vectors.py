@@ -120,9 +120,9 @@ class TextFeatureCache:
         self._folder = folder
         self._kept: dict[str, Tensor] = {}
 
-    def get(self, weights_hash: str, texts: Sequence[str], compute: Callable[[], Tensor]) -> Tensor:
-        """Gives the [T, D] float32 features of these texts under these weights."""
-        key = sha256_json([weights_hash, list(texts)])
+    def get(self, encoder: str, texts: Sequence[str], compute: Callable[[], Tensor]) -> Tensor:
+        """Gives the [T, D] float32 features of these texts; `encoder` is what `compute` runs."""
+        key = sha256_json([encoder, list(texts)])
         if key not in self._kept:
             features = self._read(key, len(texts))
             self._kept[key] = self._make(key, compute) if features is None else features

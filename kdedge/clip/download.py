@@ -1,10 +1,12 @@
 """Weights by pretrained tag: from open_clip's caches on this machine, else fetched, once.
 
+What is fetched, and from where and into which folder, is said before it is.
 A machine without a network is told so at once: the hub's client alone would try again for a minute.
 """
 
 from __future__ import annotations
 
+import logging
 import socket
 import urllib.request
 from collections.abc import Mapping
@@ -14,6 +16,8 @@ from urllib.parse import urlsplit
 
 import open_clip
 from huggingface_hub import constants, try_to_load_from_cache
+
+log = logging.getLogger(__name__)
 
 _REACH_WITHIN_S = 10.0
 _URL_CACHE = Path("~/.cache/clip")
@@ -37,10 +41,19 @@ def fetch_pretrained(pretrained: Mapping[str, Any]) -> Path:
         cached = _file_in_hub_cache(pretrained["hf_hub"])
         if cached is not None:
             return cached
+        _say(pretrained["hf_hub"].rstrip("/"), constants.ENDPOINT, Path(constants.HF_HUB_CACHE))
         _check_reachable(constants.ENDPOINT)
-    elif not (_URL_CACHE.expanduser() / pretrained["url"].rpartition("/")[2]).is_file():
-        _check_reachable(pretrained["url"])
+    else:
+        folder, name = _URL_CACHE.expanduser(), pretrained["url"].rpartition("/")[2]
+        if not (folder / name).is_file():
+            _say(name, pretrained["url"], folder)
+            _check_reachable(pretrained["url"])
     return Path(open_clip.download_pretrained(dict(pretrained)))
+
+
+def _say(what: str, address: str, folder: Path) -> None:
+    server = urlsplit(address).netloc.rpartition("@")[2]  # without a password in the address
+    log.info("Fetching the weights %s from %s into %s.", what, server, folder)
 
 
 def _file_in_hub_cache(place: str) -> Path | None:

@@ -30,7 +30,7 @@ from kdedge.config._fields import (
     plain_values,
 )
 
-_OFFICIAL = "PromptSRC's and PromptKD's published configs"
+_OFFICIAL = "The PromptKD repository's configs of teacher and student"
 
 
 class _Strict(BaseModel):
@@ -194,7 +194,11 @@ class OptimSettings(_Strict):
         1, ge=0, le=100_000, description=f"First epochs, at warmup_lr. {_OFFICIAL}."
     )
     warmup_lr: float = Field(
-        1e-5, ge=0, le=10, description=f"Constant learning rate of the warm-up epochs. {_OFFICIAL}."
+        1e-5,
+        ge=0,
+        le=10,
+        description="Learning rate of the warm-up epochs; with schedule_per: step, what it rises"
+        f" from. {_OFFICIAL}.",
     )
     schedule: Literal["cosine", "constant"] = Field(
         "cosine", description=f"After the warm-up: cosine over all epochs, or lr kept. {_OFFICIAL}."
@@ -234,8 +238,9 @@ class OptimSettings(_Strict):
     )
     selection: Literal["last", "validation"] = Field(
         "last",
-        description="Which epoch's tensors are kept: the last, or the one most accurate on"
-        " data.validation. Never chosen on test images.",
+        description="Which tensors are kept. last: the last epoch's, or the average over the epochs"
+        " where the method averages. validation: those of the epoch that is most accurate on"
+        " data.validation, with the average as one more candidate. Never chosen on test images.",
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,17 +40,19 @@ class Scan:
     Attributes:
         good: positions in the source, ascending.
         bad: the others, in the source's order.
+        digests: SHA-256 of each good image's bytes, in hex, in the order of `good`.
     """
 
     good: tuple[int, ...]
     bad: tuple[BadImage, ...]
+    digests: tuple[str, ...]
 
 
 def scan(
     source: Source,
     *,
     n_threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Scan:
     """Reads and decodes every image of a source once.
 
@@ -57,49 +60,48 @@ def scan(
         source: where the images are.
         n_threads: decoding releases the interpreter lock, so that threads help. None: one a core,
             at most 8.
-        progress: called with (images done, images in all) after each.
+        progress: called with the number of images done after each.
 
     Returns:
         The same, whatever the number of threads. One decoded image a thread is in memory.
     """
     n_threads = n_threads or min(8, os.cpu_count() or 1)
     n_images = len(source.items)
-    good: list[int] = []
+    good: dict[int, str] = {}
     bad: list[BadImage] = []
-    waiting: deque[Future[str | None]] = deque()
+    waiting: deque[Future[tuple[str | None, str]]] = deque()
 
     def finish_one() -> None:
-        _record(waiting.popleft().result(), source, good, bad)
+        reason, digest = waiting.popleft().result()
+        position = len(good) + len(bad)
+        if reason is None:
+            good[position] = digest
+        else:
+            bad.append(BadImage(source.items[position].key, reason))
         if progress is not None:
-            progress(len(good) + len(bad), n_images)
+            progress(position + 1)
 
     with ThreadPoolExecutor(n_threads, thread_name_prefix="scan") as pool:
         try:
             for i in range(n_images):
                 if len(waiting) == 4 * n_threads:
                     finish_one()
-                waiting.append(pool.submit(_fault, source, i))
+                waiting.append(pool.submit(_look_at, source, i))
             while waiting:
                 finish_one()
         finally:
             pool.shutdown(cancel_futures=True)
-    return Scan(tuple(good), tuple(bad))
+    return Scan(tuple(good), tuple(bad), tuple(good.values()))
 
 
-def _fault(source: Source, i: int) -> str | None:
+def _look_at(source: Source, i: int) -> tuple[str | None, str]:
+    """Why an image cannot be used, or None and the hash of its bytes."""
     try:
-        decode_image(source.read(i))
+        data = source.read(i)
+        decode_image(data)
     except UnusableImage as error:
-        return error.reason
-    return None
-
-
-def _record(reason: str | None, source: Source, good: list[int], bad: list[BadImage]) -> None:
-    position = len(good) + len(bad)
-    if reason is None:
-        good.append(position)
-    else:
-        bad.append(BadImage(source.items[position].key, reason))
+        return error.reason, ""
+    return None, hashlib.sha256(data).hexdigest()
 
 
 def check_limit(scan: Scan, limit: int, what: str) -> None:
@@ -131,20 +133,32 @@ def check_limit(scan: Scan, limit: int, what: str) -> None:
     )
 
 
-def write_skipped_csv(path: Path, bad: Iterable[BadImage]) -> None:
-    """Writes the skip list: a heading, then one `key,reason` row an image.
+def write_skipped_csv(path: Path, bad: Mapping[str, Iterable[BadImage]]) -> None:
+    """Writes the skip list: a heading, then one `source,key,reason` row an image.
+
+    Args:
+        path: the file.
+        bad: unreadable images by source, as in `unlabeled`.
 
     Raises:
         ResourceError: the file cannot be written.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("key", "reason"))
-    writer.writerows((image.key, image.reason) for image in bad)
+    writer.writerow(("source", "key", "reason"))
+    writer.writerows(
+        (source, image.key, image.reason) for source, images in bad.items() for image in images
+    )
     write_atomic(path, text.getvalue().encode())
 
 
-def image_list_hash(source: Source, indices: Iterable[int]) -> str:
-    """Gives the SHA-256 of a list of images: of their keys and labels in order, in hex."""
+def image_list_hash(source: Source, indices: Iterable[int], digests: Mapping[int, str]) -> str:
+    """Gives the SHA-256 of a list of images: of keys, labels and contents in order, in hex.
+
+    Args:
+        source: gives keys and labels.
+        indices: positions in the source.
+        digests: hash of the bytes at each position.
+    """
     items = source.items
-    return sha256_json([[items[i].key, items[i].label] for i in indices])
+    return sha256_json([[items[i].key, items[i].label, digests[i]] for i in indices])

@@ -187,7 +187,7 @@ def training_batches(
         labels: position in the source -> label, or None.
         preprocess: the model's size, mean, std and interpolation.
         seed: the run's seed.
-        epoch: from 0.
+        epoch: from 1.
         first_step: where to start; `n_steps` gives nothing.
         batch_size: images a step; fewer only where there are not enough for one batch.
         crop_scale_min: smallest part of the image's area that a crop keeps.

@@ -21,7 +21,7 @@ from kdedge.data.batch import Batch
 class MethodSettings(BaseModel):
     """Base of every method's `Settings`: strict types, unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

@@ -99,8 +99,7 @@ def restore_rng(state: Mapping[str, Any], device: torch.device | None = None) ->
 def rng_kept(device: torch.device | None = None) -> Iterator[None]:
     """Context that leaves the global generators as it found them.
 
-    Loading images draws from torch's generator once for each DataLoader that is made, and a
-    resumed run makes one more than a run that never stopped.
+    Validation and trial steps must not change what is learned, whatever a method draws in them.
     """
     before = capture_rng(device)
     try:

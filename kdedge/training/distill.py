@@ -12,7 +12,7 @@ from kdedge.clip.backbone import Backbone
 from kdedge.config.load import LoadedRecipe
 from kdedge.errors import RecipeError
 from kdedge.methods._protocol import Method
-from kdedge.training.fit import Job, finished_run, run_job, trial_steps
+from kdedge.training.fit import Job, finished_run, run_job
 from kdedge.training.parts import (
     Classes,
     Images,
@@ -22,6 +22,7 @@ from kdedge.training.parts import (
     load_images,
     load_role_backbone,
     require_images,
+    settings_record,
 )
 from kdedge.training.runs import RunFolder, find_run
 from kdedge.training.teach import cache_folder, same_preprocessing, teacher_job, validation_images
@@ -30,6 +31,7 @@ from kdedge.training.teachers import (
     load_teacher,
     untrained_teacher,
 )
+from kdedge.training.trial import trial_steps
 
 log = logging.getLogger(__name__)
 
@@ -144,9 +146,9 @@ def made_teacher(
     if found is not None:
         log.info("Using the teacher of %s, trained from the same parts.", found.path)
         return found
-    trial_steps(
-        student_job(loaded, untrained_teacher(job.method, job.backbone, job.classes), parts), 1
-    )
+    record = settings_record(job.choice)
+    trial_teacher = untrained_teacher(job.method, job.backbone, job.classes, record)
+    trial_steps(student_job(loaded, trial_teacher, parts), 1)
     log.info("Training the teacher first.")
     return run_job(job, root=root, resume=resume)
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import signal
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,14 +22,13 @@ from kdedge.data.batch import Batch
 from kdedge.data.classes import class_list_hash
 from kdedge.data.images import write_skipped_csv
 from kdedge.data.loader import n_steps, training_batches
-from kdedge.errors import Interrupted, Terminated
-from kdedge.methods import zeroshot
+from kdedge.errors import DataError, Interrupted, RecipeError, Terminated
+from kdedge.methods import promptkd, zeroshot
 from kdedge.methods._protocol import Method
 from kdedge.results import EvalResult
 from kdedge.training.loop import train
 from kdedge.training.measure import measure
 from kdedge.training.parts import Classes, Images, MethodChoice, Role, settings_record
-from kdedge.training.precision import Precision
 from kdedge.training.runs import RunFolder, runs_in
 
 log = logging.getLogger(__name__)
@@ -79,9 +76,11 @@ class Job:
     def hashes(self) -> dict[str, str]:
         """Hashes of what goes in, by name."""
         return {
-            "backbone": self.backbone.weights_hash,
+            "backbone": self.backbone.identity,
+            "weights": self.backbone.weights_hash,
             "class_list": class_list_hash(self.classes.names),
             "image_list": self.images.list_hash,
+            **({} if self.validation is None else {"validation_list": self.validation.list_hash}),
             **self.sources,
         }
 
@@ -141,6 +140,7 @@ def run_job(job: Job, *, root: Path, resume: bool) -> RunFolder:
         DivergedError: the loss is not finite.
         ResourceError: the disk is full, or another process works in the run.
     """
+    _check_selection(job)
     waiting = unfinished_run(root, job)
     if resume and waiting is not None:
         run = waiting
@@ -174,23 +174,42 @@ def run_job(job: Job, *, root: Path, resume: bool) -> RunFolder:
                 "teacher_run": job.teacher_run,
             },
         )
-    with run.lock(), run.logging_to_file(), _status(run):
+    with run.lock(), run.logging_to_file(), _status(run, job.device):
         _fill(run, job)
     return run
 
 
+def _check_selection(job: Job) -> None:
+    """Makes sure that no test image chooses an epoch.
+
+    Raises:
+        RecipeError: validation and test share an image.
+    """
+    if job.validation is None or job.test is None:
+        return
+    tested = {job.test.digests[index] for index in job.test.indices}
+    shared = [i for i in job.validation.indices if job.validation.digests[i] in tested]
+    if shared:
+        raise RecipeError(
+            f"data.validation and data.test share {len(shared)} images, first"
+            f" {job.validation.source.items[shared[0]].key}.\n"
+            "  An epoch chosen on test images makes the test worthless: use other images."
+        )
+
+
 def _weight_per_image(job: Job) -> float | None:
     """Lambda / C, which is what one image weighs: the class list's length silently changes it."""
-    weight = getattr(job.choice.settings, "weight", None)
+    if not isinstance(job.choice.settings, promptkd.Settings):
+        return None
     n_classes = len(job.classes.names)
-    return None if weight is None else float(weight(n_classes)) / n_classes
+    return job.choice.settings.weight(n_classes) / n_classes
 
 
 @contextlib.contextmanager
-def _status(run: RunFolder) -> Iterator[None]:
+def _status(run: RunFolder, device: torch.device) -> Iterator[None]:
     """Records in the run's provenance how it ended."""
     try:
-        run.mark("running")
+        run.mark("running", device=str(device))
         yield
     except Interrupted:
         run.mark("interrupted")
@@ -213,7 +232,14 @@ def _status(run: RunFolder) -> Iterator[None]:
 
 def _fill(run: RunFolder, job: Job) -> None:
     """Trains, stores and measures."""
-    write_skipped_csv(run.skipped, job.images.skipped)
+    sources = {
+        "unlabeled" if job.role == "student" else "labeled": job.images,
+        "validation": job.validation,
+        "test": job.test,
+    }
+    write_skipped_csv(
+        run.skipped, {name: images.skipped for name, images in sources.items() if images}
+    )
     summary: dict[str, Any] = {}
     if job.method.trainable_parameters():
         settings = job.choice.optim
@@ -227,7 +253,7 @@ def _fill(run: RunFolder, job: Job) -> None:
             device=job.device,
             identity={"key": job.key()},
         )
-        summary = {"training": asdict(result)}
+        summary = {"training": result.to_dict()}
     store_trained(
         run,
         method_name=job.choice.name,
@@ -260,30 +286,6 @@ def batches_of(job: Job, epoch: int, first_step: int) -> Iterator[Batch]:
     )
 
 
-def trial_steps(job: Job, n_steps: int) -> list[float]:
-    """Takes a job's first steps, changing nothing that is trained; what would stop it raises here.
-
-    Returns:
-        Seconds of each step, loading its images not counted.
-    """
-    parameters = list(job.method.trainable_parameters().values())
-    if not parameters:
-        return []
-    precision = Precision(job.choice.optim.precision, job.device)
-    job.method.module.train()
-    times = []
-    for batch in itertools.islice(batches_of(job, 1, 0), n_steps):
-        began = time.perf_counter()
-        moved = batch.to(job.device)
-        with precision.autocast():
-            output = job.method.training_step(moved)
-        torch.autograd.grad(output.loss, parameters, allow_unused=True)
-        if job.device.type == "cuda":
-            torch.cuda.synchronize(job.device)
-        times.append(time.perf_counter() - began)
-    return times
-
-
 def _validation(job: Job) -> Callable[[], float] | None:
     """Accuracy on validation images, for choosing an epoch; never on test images."""
     if job.choice.optim.selection == "last" or job.validation is None:
@@ -292,8 +294,14 @@ def _validation(job: Job) -> Callable[[], float] | None:
 
     def validate() -> float:
         result = _measure(job, job.method, images)
-        # Labels of novel classes are not to be looked at: the base half alone chooses.
-        return result.base if result.base is not None else result.all
+        if result.split == "all":
+            return result.all
+        if result.base is None:
+            raise DataError(
+                "data.validation has no image of a base class, and labels of novel classes choose"
+                " nothing.\n  Add images of the first half of the classes."
+            )
+        return result.base
 
     return validate
 
@@ -305,7 +313,7 @@ def _measure(job: Job, model: Method, images: Images) -> EvalResult:
         job.classes,
         preprocess=job.backbone.preprocess,
         device=job.device,
-        selection=job.choice.optim.selection,
+        selection=job.choice.optim.selection if model is job.method else "last",
     )
 
 
@@ -332,7 +340,7 @@ def store_trained(
     state = {key: value.cpu().contiguous() for key, value in method.module.state_dict().items()}
     metadata = {
         "method": method_name,
-        "backbone": backbone.weights_hash,
+        "backbone": backbone.identity,
         "backbone_name": backbone.name,
         "trained": hash_weights(state),
         "class_vectors": made_by,

@@ -3,14 +3,14 @@
 The public file holds prompts (and a projector) beside a copy of the backbone; a run keeps what was
 trained and names the backbone's weights. PromptSRC's code averages the frozen half-precision
 weights with the prompts, so a teacher file's backbone differs from the original by rounding: how
-far is reported, and `exact` keeps the file's own.
+far is reported, more than rounding is refused, and `exact` keeps the file's own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,7 @@ from kdedge.clip.public_checkpoint import (
     read_public_checkpoint,
 )
 from kdedge.clip.tensor_file import encode_tensors
+from kdedge.clip.weights import printable
 from kdedge.config.load import dump_recipe
 from kdedge.config.recipe import Recipe
 from kdedge.errors import DataError
@@ -42,6 +43,10 @@ from kdedge.training.measure_run import StoredVectors
 from kdedge.training.parts import Classes
 from kdedge.training.runs import RunFolder
 from kdedge.training.teachers import made_by
+
+MAX_DEVIATION = 0.02
+"""Largest relative deviation of a file's backbone from the loaded one. Half precision rounds by
+2**-11 of a value; PromptSRC's averaging over up to 50 epochs adds up a few such steps."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +86,17 @@ class Imported:
     Attributes:
         run: the finished run.
         epoch: epochs that the file says it was trained, or None.
-        n_ignored: keys of the file that are of no use here.
+        left_out: keys of the file's state dict that are of no use here, as groups: `a.b`, or
+            `a.b.* (24 keys)`.
+        unread: entries of the file beside `state_dict` and `epoch`, such as `optimizer`.
         largest_deviation: of the file's backbone from the loaded one, relative, and the key it is
             at.
     """
 
     run: RunFolder
     epoch: int | None
-    n_ignored: int
+    left_out: tuple[str, ...]
+    unread: tuple[str, ...]
     largest_deviation: tuple[float, str]
 
 
@@ -119,7 +127,7 @@ def import_teacher(
     checkpoint = read_public_checkpoint(file)
     found = promptsrc_parameters(checkpoint.state_dict)
     backbone = on.load(device)
-    _, relative, key = deviation(backbone.model.state_dict(), found.backbone)
+    largest = _largest_deviation(file, on, backbone, found.backbone)
     settings = promptsrc.Settings(
         n_ctx_text=found.context.shape[0],
         n_ctx_vision=found.visual_prompts.shape[1],
@@ -138,6 +146,7 @@ def import_teacher(
             section |= own.as_recipe()
             write_atomic(run.recipe, _recipe_text(name, "teacher", section, class_names).encode())
         method = _build(promptsrc, backbone, classes, settings, teacher=None)
+        record = {"method": "promptsrc", "settings": settings.model_dump(mode="json")}
         method.module.load_state_dict(
             {
                 "text_prompts.context": found.context,
@@ -151,9 +160,9 @@ def import_teacher(
             method=method,
             backbone=backbone,
             classes=classes,
-            made_by=made_by(backbone, method.module, classes),
+            made_by=made_by(backbone, method.module, classes, record),
         )
-    return Imported(run, checkpoint.epoch, len(found.ignored), (relative, key))
+    return Imported(run, checkpoint.epoch, grouped(found.ignored), checkpoint.ignored, largest)
 
 
 def import_student(
@@ -181,7 +190,7 @@ def import_student(
     checkpoint = read_public_checkpoint(file)
     found = promptkd_parameters(checkpoint.state_dict)
     backbone = on.load(device)
-    _, relative, key = deviation(backbone.model.state_dict(), found.backbone)
+    largest = _largest_deviation(file, on, backbone, found.backbone)
     vectors = load_class_vectors(teacher.class_vectors)
     _check_dimension(file, found, vectors.vectors.shape[1], teacher)
     settings = promptkd.Settings(
@@ -206,7 +215,38 @@ def import_student(
             classes=classes,
             made_by=vectors.made_by,
         )
-    return Imported(run, checkpoint.epoch, len(found.ignored), (relative, key))
+    return Imported(run, checkpoint.epoch, grouped(found.ignored), checkpoint.ignored, largest)
+
+
+def grouped(keys: Iterable[str]) -> tuple[str, ...]:
+    """Puts keys that share their first two parts under one name with their number."""
+    groups: dict[str, list[str]] = {}
+    for key in sorted(keys):
+        groups.setdefault(".".join(key.split(".")[:2]), []).append(key)
+    return tuple(
+        printable(members[0] if len(members) == 1 else f"{start}.* ({len(members)} keys)")
+        for start, members in groups.items()
+    )
+
+
+def _largest_deviation(
+    file: Path, on: ImportedBackbone, backbone: Backbone, theirs: Mapping[str, Tensor]
+) -> tuple[float, str]:
+    """How far the file's backbone is from the loaded one, relative, and the key it is at.
+
+    Raises:
+        DataError: too far for rounding: the prompts were trained on other weights.
+    """
+    _, relative, key = deviation(backbone.model.state_dict(), theirs)
+    if relative > MAX_DEVIATION:
+        raise DataError(
+            f"{file} was not trained on {on.weights}: its backbone differs by {relative:.2g}"
+            f" (relative, at {key}).\n"
+            "  Averaging in half precision moves weights by at most about 0.001; above"
+            f" {MAX_DEVIATION:g} they are others.\n"
+            "  Name the weights that the checkpoint was trained on, such as --weights openai."
+        )
+    return relative, key
 
 
 def _check_dimension(

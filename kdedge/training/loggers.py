@@ -1,28 +1,21 @@
-"""What a run says while it trains: metrics.jsonl, TensorBoard events, progress on stderr."""
+"""What a run says while it trains: metrics.jsonl, TensorBoard events, and its progress."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from kdedge._files import explain_os_error, write_atomic
 from kdedge.errors import MissingPackage
+from kdedge.training.progress import progress
 
-_LOG = logging.getLogger(__name__)
 LOG_EVERY_STEPS = 20
-_LINE_EVERY_S = 30.0
-_REDRAW_EVERY_S = 0.1
 
 
 class MetricsLog:
@@ -50,8 +43,7 @@ class MetricsLog:
             with contextlib.ExitStack() as stack:
                 self._file = stack.enter_context(path.open("a", encoding="utf-8"))
                 self._events = stack.enter_context(_EventFile(events_folder, first_step=step + 1))
-                self._progress = _make_progress(n_steps=n_steps, done=step)
-                stack.callback(self._progress.close)
+                self._advance = stack.enter_context(progress("training", n_steps, done=step))
                 self._open = stack.pop_all()
         except OSError as error:
             raise explain_os_error(error, path) from error
@@ -97,7 +89,7 @@ class MetricsLog:
             is_last: whether the epoch ends here.
         """
         self._n_images += n_images
-        self._progress.update(step, f"epoch {epoch}, loss {loss:.4g}")
+        self._advance(step, f"epoch {epoch}, loss {loss:.4g}")
         if step % LOG_EVERY_STEPS and not is_last:
             return
         now = time.monotonic()
@@ -201,60 +193,3 @@ class _EventFile:
     def _add(self, **fields: Any) -> None:
         self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
         self._file.flush()
-
-
-def _make_progress(*, n_steps: int, done: int) -> _Bar | _Lines:
-    return (_Bar if sys.stderr.isatty() else _Lines)(n_steps, done)
-
-
-class _Bar:
-    """A bar on a terminal, redrawn by the steps themselves: no thread."""
-
-    def __init__(self, n_steps: int, done: int) -> None:
-        self._drawn = -math.inf
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            auto_refresh=False,
-            redirect_stdout=False,
-        )
-        self._progress.start()
-        self._task = self._progress.add_task("training", total=n_steps, completed=done)
-
-    def update(self, step: int, what: str) -> None:
-        self._progress.update(self._task, completed=step, description=what)
-        if time.monotonic() - self._drawn >= _REDRAW_EVERY_S:
-            self._progress.refresh()
-            self._drawn = time.monotonic()
-
-    def close(self) -> None:
-        self._progress.refresh()
-        self._progress.stop()
-
-
-class _Lines:
-    """A line each 30 s through the logger."""
-
-    def __init__(self, n_steps: int, done: int) -> None:
-        self._n_steps, self._first = n_steps, done
-        self._start = self._said = time.monotonic()
-
-    def update(self, step: int, what: str) -> None:
-        now = time.monotonic()
-        if now - self._said < _LINE_EVERY_S:
-            return
-        self._said = now
-        left = (self._n_steps - step) * (now - self._start) / max(1, step - self._first)
-        _LOG.info("step %d of %d, %s, %s left", step, self._n_steps, what, _duration(left))
-
-    def close(self) -> None:
-        """Nothing to put away."""
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

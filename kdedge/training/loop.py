@@ -37,6 +37,7 @@ from kdedge.training.checkpoint import (
     rng_kept,
     save_checkpoint,
 )
+from kdedge.training.divergence import diverged
 from kdedge.training.loggers import MetricsLog
 from kdedge.training.optim import ParameterAverage, learning_rate, make_optimizer
 from kdedge.training.precision import Precision
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from kdedge.methods._protocol import Method, StepOutput
 
 _LOG = logging.getLogger(__name__)
-_N_KEYS_SHOWN = 5
 # Settings that change how fast a run is and not what it computes
 _FREE_SETTINGS = {"n_workers", "checkpoint_every_s"}
 
@@ -101,7 +101,8 @@ def train(
 
     Args:
         method: on `device`; its generators and initial values are the caller's to seed.
-        batches: each call's batches must depend on epoch and step alone.
+        batches: each call's batches must depend on epoch and step alone; the global random
+            generators, which a method may draw from, must stay as they are.
         n_steps: steps of an epoch.
         settings: all concrete.
         run: its lock is held by the caller.
@@ -289,6 +290,7 @@ class _Training:
         elif self._average is not None:
             self._average.copy_to(self._parameters)
             kept = "averaged"
+        self._check_parameters()
         self._method.module.eval()
         return TrainingResult(
             epochs=self._settings.epochs,
@@ -301,19 +303,13 @@ class _Training:
         )
 
     def _next_batch(self, source: Iterator[Batch]) -> Batch:
-        with rng_kept():
-            batch = next(source, None)
+        batch = next(source, None)
         if batch is None:
             raise DataError(
                 f"The images of epoch {self.epoch} ended after {self.step} of"
                 f" {self._n_steps} steps."
             )
-        labels = batch.labels
-        return dataclasses.replace(
-            batch,
-            images=batch.images.to(self._device, non_blocking=True),
-            labels=None if labels is None else labels.to(self._device, non_blocking=True),
-        )
+        return batch.to(self._device)
 
     def _take_step(self, batch: Batch, *, log: MetricsLog) -> None:
         lr = learning_rate(self._settings, epoch=self.epoch, step=self.step, n_steps=self._n_steps)
@@ -377,19 +373,12 @@ class _Training:
                 raise self._diverged(f"{name} is no longer finite", step=self.step)
 
     def _diverged(self, what: str, *, step: int) -> DivergedError:
-        settings = self._settings
-        keys = ", ".join(self._last_keys[:_N_KEYS_SHOWN]) or "not named"
-        more = ", ..." if len(self._last_keys) > _N_KEYS_SHOWN else ""
-        remedies = [
-            f"lower optim.lr (now {settings.lr:g})",
-            *(["set optim.precision: fp32"] if settings.precision != "fp32" else []),
-            *(["set optim.clip_grad_norm: 1.0"] if settings.clip_grad_norm is None else []),
-        ]
-        return DivergedError(
-            f"{what}: training diverged at epoch {self.epoch}, step {step} of"
-            f" {self._n_steps}. Images: {keys}{more}.\n"
-            f"  Remedies: {', or '.join(remedies)}.\n"
-            f"  The state before is in {self._newest or self._run.checkpoints}."
+        return diverged(
+            what,
+            place=f"epoch {self.epoch}, step {step} of {self._n_steps}",
+            keys=self._last_keys,
+            settings=self._settings,
+            state=f"The state before is in {self._newest or self._run.checkpoints}.",
         )
 
     def _interrupted(self, signum: int) -> Interrupted:

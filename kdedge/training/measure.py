@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -13,6 +11,7 @@ from kdedge.methods._protocol import Method, Teacher
 from kdedge.results import EvalResult, Selection
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.parts import Classes, Images
+from kdedge.training.progress import progress
 
 EVALUATION_BATCH = 100
 """Images a time without gradients, as the methods' public code does."""
@@ -25,7 +24,6 @@ def predict_logits(
     *,
     preprocess: Preprocess,
     device: torch.device,
-    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits of all images against all classes, and their labels.
 
@@ -42,12 +40,12 @@ def predict_logits(
         batch_size=EVALUATION_BATCH,
         n_workers="auto",
     )
-    for batch, indices in batches:
-        features = model.forward_features(batch.to(device))
-        logits.append((model.scale * features @ class_vectors.T).cpu())
-        labels.extend(images.source.items[index].label for index in indices)
-        if progress is not None:
-            progress(len(labels), len(images.indices))
+    with progress("evaluating images", len(images.indices)) as advance:
+        for batch, indices in batches:
+            features = model.forward_features(batch.to(device))
+            logits.append((model.scale * features @ class_vectors.T).cpu())
+            labels.extend(images.source.items[index].label for index in indices)
+            advance(len(labels))
     return torch.cat(logits), torch.tensor(labels, dtype=torch.int64)
 
 
@@ -59,12 +57,9 @@ def measure(
     preprocess: Preprocess,
     device: torch.device,
     selection: Selection,
-    progress: Callable[[int, int], None] | None = None,
 ) -> EvalResult:
     """Evaluates a model on labeled images: base and novel each against their own names."""
-    logits, labels = predict_logits(
-        model, images, preprocess=preprocess, device=device, progress=progress
-    )
+    logits, labels = predict_logits(model, images, preprocess=preprocess, device=device)
     return evaluate(
         logits, labels, class_names=classes.names, split=classes.split, selection=selection
     )

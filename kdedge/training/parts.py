@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from kdedge.data.split import base_novel
 from kdedge.errors import RecipeError, SetupError
 from kdedge.methods._protocol import MethodSettings
 from kdedge.methods.registry import load_method
+from kdedge.training.progress import progress
 
 Role = Literal["teacher", "student"]
 
@@ -62,21 +63,22 @@ class Images:
         source: gives bytes and labels by index.
         indices: positions in the source that are used.
         skipped: unreadable images and why.
-        list_hash: hash of the names of the images that are used.
+        digests: hash of the bytes at each readable position.
     """
 
     source: Source
     indices: tuple[int, ...]
     skipped: tuple[BadImage, ...]
+    digests: Mapping[int, str]
 
     @property
     def list_hash(self) -> str:
         """Hash of the images in use, for provenance."""
-        return image_list_hash(self.source, self.indices)
+        return image_list_hash(self.source, self.indices, self.digests)
 
     def only(self, indices: Sequence[int]) -> Images:
         """The same source with fewer images."""
-        return Images(self.source, tuple(indices), self.skipped)
+        return replace(self, indices=tuple(indices))
 
     def labels(self) -> dict[int, int]:
         """Position in the source -> class index, of the images that have a label."""
@@ -139,8 +141,6 @@ def load_images(
     recipe: Recipe,
     key: Literal["unlabeled", "labeled", "validation", "test"],
     classes: Classes,
-    *,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Images | None:
     """Opens a source of the recipe and reads every image once; None where there is none.
 
@@ -154,7 +154,8 @@ def load_images(
     source = open_source(
         spec, class_names=classes.names, labeled=key != "unlabeled", data=recipe.data
     )
-    result = scan(source, progress=progress)
+    with progress(f"reading data.{key}", len(source.items)) as advance:
+        result = scan(source, progress=advance)
     limit = recipe.data.bad_image_limit(len(source.items))
     check_limit(result, limit=limit, what=f"data.{key}")
     if result.bad:
@@ -164,7 +165,8 @@ def load_images(
             len(source.items),
             key,
         )
-    return Images(source, result.good, result.bad)
+    digests = dict(zip(result.good, result.digests, strict=True))
+    return Images(source, result.good, result.bad, digests)
 
 
 def require_images(images: Images | None, key: str, why: str) -> Images:
@@ -210,6 +212,8 @@ def choose_device(name: str | None) -> torch.device:
         )
     if device.type not in {"cpu", "cuda"}:
         raise SetupError(f"--device {name}: kdedge trains on cpu and cuda.")
+    # cuDNN's default would run the patch convolution of an fp32 run in TF32.
+    torch.backends.cudnn.allow_tf32 = False
     return device
 
 

@@ -1,6 +1,6 @@
 """What can be known before a run: recipe, images, weights, memory, disk, time.
 
-Nothing is written. What is wrong is raised as the run itself would raise it.
+No run is made. What is wrong is raised as the run itself would raise it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from kdedge.config.load import LoadedRecipe, check_paths
 from kdedge.data.loader import n_steps
 from kdedge.errors import ResourceError
 from kdedge.training.distill import named_teacher, student_job, student_parts
-from kdedge.training.fit import Job, trial_steps
-from kdedge.training.parts import Images
+from kdedge.training.fit import Job
+from kdedge.training.parts import Images, settings_record
 from kdedge.training.teach import teacher_job
 from kdedge.training.teachers import load_teacher, untrained_teacher
+from kdedge.training.trial import trial_steps
 
-_TRIAL_STEPS = 3
+_MAX_TRIAL_STEPS = 32
+"""Twice what eight data workers load ahead: later steps wait for the images as a long run does."""
+_TRIAL_S = 5.0
 _CHECKPOINT_COPIES = 6
 """A run's bytes over those of its trained tensors: two checkpoints with momentum and averages."""
 
@@ -42,7 +45,8 @@ class Preflight:
 
     Attributes:
         findings: in the order of the run.
-        seconds: estimated training time in all, without evaluation.
+        seconds: estimated training time in all, without reading images before it, validation and
+            evaluation.
     """
 
     findings: tuple[Finding, ...]
@@ -50,11 +54,13 @@ class Preflight:
 
 
 def check(loaded: LoadedRecipe, *, root: Path, device: torch.device) -> Preflight:
-    """Goes through a recipe's run up to the first steps, without writing anything.
+    """Goes through a recipe's run up to the first steps, without making a run.
+
+    Weights that are named by a tag and are not on this machine yet are downloaded.
 
     Args:
         loaded: the recipe.
-        root: folder of all runs; only its free space is looked at.
+        root: folder of all runs; stored teachers are read from it, and nothing is written into it.
         device: where it would train.
 
     Raises:
@@ -69,7 +75,7 @@ def check(loaded: LoadedRecipe, *, root: Path, device: torch.device) -> Prefligh
         took = estimate_seconds(job)
         seconds += took
         findings.append(Finding(f"{job.role}: time", f"about {duration(took)} on {device}"))
-    findings += [memory(), disk(jobs, root)]
+    findings += [memory(device), disk(jobs, root)]
     return Preflight(tuple(findings), seconds)
 
 
@@ -84,7 +90,9 @@ def _jobs(loaded: LoadedRecipe, *, root: Path, device: torch.device) -> list[Job
         if stored is not None:
             teacher = load_teacher(stored, parts.classes, device=device, cache=None)
         else:
-            teacher = untrained_teacher(jobs[0].method, jobs[0].backbone, jobs[0].classes)
+            job = jobs[0]
+            record = settings_record(job.choice)
+            teacher = untrained_teacher(job.method, job.backbone, job.classes, record)
         jobs.append(student_job(loaded, teacher, parts))
     return jobs
 
@@ -123,20 +131,75 @@ def count(images: Images) -> str:
 
 
 def estimate_seconds(job: Job) -> float:
-    """Times a few real steps (the first one left out) and multiplies."""
-    times = trial_steps(job, _TRIAL_STEPS)
+    """Times a job's first steps, loading their images included, and multiplies.
+
+    The earlier half is left out: it holds what happens once, and images loaded ahead.
+    """
+    times = trial_steps(job, _MAX_TRIAL_STEPS, budget_s=_TRIAL_S)
     if not times:
         return 0.0
     settings = job.choice.optim
     steps = settings.epochs * n_steps(len(job.images.indices), settings.batch_size)
-    return min(times[1:] or times) * steps
+    later = times[len(times) // 2 :]
+    return sum(later) / len(later) * steps
 
 
-def memory() -> Finding:
-    """Peak memory of the trial steps."""
+def memory(device: torch.device) -> Finding:
+    """Most memory in use at any time up to here, the trial steps' included.
+
+    Args:
+        device: of the steps; on the CPU it is this process's memory that counts, without its data
+            workers'.
+
+    Raises:
+        ResourceError: less is left on this machine than the run takes.
+    """
+    if device.type == "cuda":
+        peak_bytes = torch.cuda.max_memory_allocated(device)
+        total_bytes = torch.cuda.get_device_properties(device).total_memory
+        return Finding("memory", f"{_share(peak_bytes, total_bytes)} at the peak on {device}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak_bytes = peak if sys.platform == "darwin" else peak * 1024
-    return Finding("memory", f"{peak_bytes / 2**30:.1f} GiB used by the trial steps")
+    return check_memory(
+        peak_bytes=peak if sys.platform == "darwin" else peak * 1024,
+        total_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        usable_bytes=_usable_bytes(),
+    )
+
+
+def check_memory(*, peak_bytes: int, total_bytes: int, usable_bytes: int | None) -> Finding:
+    """Compares what the check took at its peak with what a run would find.
+
+    Args:
+        peak_bytes: most that this process held.
+        total_bytes: this machine's.
+        usable_bytes: what is free once this process has ended; None where that is not known.
+
+    Raises:
+        ResourceError: the run would find less than the check took, which then was swapped out or
+            has been taken by others since.
+    """
+    if usable_bytes is not None and usable_bytes < peak_bytes:
+        raise ResourceError(
+            f"The first steps took {peak_bytes / 2**30:.1f} GiB of memory, and this machine has"
+            f" {usable_bytes / 2**30:.1f} GiB to give of its {total_bytes / 2**30:.1f} GiB.\n"
+            "  End other processes, or set optim.batch_size to a smaller number."
+        )
+    return Finding("memory", f"{_share(peak_bytes, total_bytes)} at the peak")
+
+
+def _share(part_bytes: int, total_bytes: int) -> str:
+    return f"{part_bytes / 2**30:.1f} GiB of {total_bytes / 2**30:.1f} GiB"
+
+
+def _usable_bytes() -> int | None:
+    """Memory that is available on Linux, and what this process holds of the rest."""
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+        resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+    return available + resident_pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def disk(jobs: list[Job], root: Path) -> Finding:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import json
-import logging
-import os
 import platform
 import shutil
-import socket
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +17,8 @@ from typing import Any, Literal
 
 from kdedge import __version__
 from kdedge._files import explain_os_error, new_numbered_folder, read_json, write_atomic, write_json
-from kdedge.errors import DataError, RecipeError, ResourceError
+from kdedge.errors import DataError, RecipeError
+from kdedge.training.run_lock import is_locked, locked, logged_to
 
 Kind = Literal["teacher", "student"]
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "safetensors")
@@ -35,10 +31,12 @@ class RunFolder:
     Attributes:
         path: the folder.
         kind: what was trained in it.
+        is_new: whether this object made the folder, and nothing was trained in it before.
     """
 
     path: Path
     kind: Kind
+    is_new: bool = field(default=False, compare=False)
 
     @classmethod
     def create(
@@ -66,7 +64,7 @@ class RunFolder:
             raise RecipeError(
                 f"name is {name!r}, which cannot be a folder.\n  Choose another name."
             )
-        run = cls(new_numbered_folder(root / name), kind)
+        run = cls(new_numbered_folder(root / name), kind, is_new=True)
         try:
             run.checkpoints.mkdir()
             write_atomic(run.recipe, recipe_text.encode())
@@ -167,10 +165,26 @@ class RunFolder:
         record = {"status": "finished", "finished_at": _now(), "summary": summary}
         write_json(self.provenance, {**self.read_provenance(), **record})
 
-    def mark(self, status: Literal["running", "interrupted", "failed"]) -> None:
-        """Records how the run stands; a finished run stays finished."""
-        if not self.is_finished:
-            write_json(self.provenance, {**self.read_provenance(), "status": status})
+    def mark(
+        self, status: Literal["running", "interrupted", "failed"], *, device: str | None = None
+    ) -> None:
+        """Records how the run stands; a finished run stays finished.
+
+        Where a run that was begun before is running again, the record's list `resumed` grows by the
+        time, command, versions and platform, which need not be those it began with.
+
+        Args:
+            status: how it stands.
+            device: where it goes on, if that is known.
+        """
+        record = self.read_provenance()
+        if record.get("status") == "finished":
+            return
+        if status == "running" and not self.is_new:
+            where = {} if device is None else {"device": device}
+            entry = {"resumed_at": _now(), **_circumstances(), **where}
+            record["resumed"] = [*record.get("resumed", []), entry]
+        write_json(self.provenance, {**record, "status": status})
 
     @property
     def _lock_file(self) -> Path:
@@ -179,86 +193,19 @@ class RunFolder:
     @property
     def is_in_use(self) -> bool:
         """Whether a process works in this folder now."""
-        try:
-            descriptor = os.open(self._lock_file, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False  # noqa: TRY300 - the lock is what was tried
-        except OSError:
-            return True
-        finally:
-            os.close(descriptor)
+        return is_locked(self._lock_file)
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Context in which no other process can work in this folder.
-
-        The operating system holds the lock: whatever ends this process frees it.
 
         Raises:
             ResourceError: another process holds it, or the folder may not be written.
         """
-        path = self._lock_file
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise explain_os_error(error, path) from error
-        held = [descriptor]
+        return locked(self._lock_file)
 
-        def let_go() -> None:
-            while held:
-                os.close(held.pop())
-
-        try:
-            _take_lock(descriptor, path)
-            # A forked data worker that outlives this process would keep the lock for itself
-            os.register_at_fork(after_in_child=let_go)
-            yield
-        finally:
-            held.clear()
-            os.close(descriptor)
-
-    @contextlib.contextmanager
-    def logging_to_file(self) -> Iterator[None]:
+    def logging_to_file(self) -> AbstractContextManager[None]:
         """Context in which kdedge's messages, and the traceback of what ends it, go to log.txt."""
-        logger = logging.getLogger("kdedge")
-        try:
-            handler = _LogFile(self.log, encoding="utf-8")
-        except OSError as error:
-            raise explain_os_error(error, self.log) from error
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        level = logger.level
-        logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))
-        logger.addHandler(handler)
-        try:
-            yield
-        except BaseException as error:
-            # To the file alone: who calls decides what is shown
-            record = logger.makeRecord(
-                logger.name, logging.ERROR, __file__, 0, "%s", (type(error).__name__,),
-                (type(error), error, error.__traceback__),
-            )  # fmt: skip
-            handler.handle(record)
-            vars(error)["run_log"] = self.log  # where who reports the error finds its traceback
-            raise
-        finally:
-            logger.removeHandler(handler)
-            logger.setLevel(level)
-            handler.close()
-
-
-class _LogFile(logging.FileHandler):
-    """A log that a full disk cuts short, without tracebacks of its own on stderr."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handleError(record)
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            super().close()
+        return logged_to(self.log)
 
 
 def runs_in(root: Path) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
@@ -349,43 +296,27 @@ def _read_record(file: Path) -> Any:
         ) from error
 
 
-def _take_lock(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(descriptor, 0)
-        holder = {"pid": os.getpid(), "host": socket.gethostname()}
-        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-    except OSError as error:
-        if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
-            raise explain_os_error(error, path) from error
-        raise ResourceError(
-            f"{path.parent} is in use by another process: {_holder(descriptor)}.\n"
-            "  Wait for it or stop it; a new run gets a folder of its own."
-        ) from error
-
-
-def _holder(descriptor: int) -> str:
-    try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
-        return f"pid {holder['pid']} on {holder['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "pid unknown"
-
-
 def _first_record(kind: Kind, provenance: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "kind": kind,
         "status": "running",
-        "command": sys.argv,
         "started_at": _now(),
         "finished_at": None,
+        **_circumstances(),
+        **provenance,
+    }
+
+
+def _circumstances() -> dict[str, Any]:
+    """What runs here, under what."""
+    return {
+        "command": sys.argv,
         "versions": {
             "kdedge": __version__,
             "python": platform.python_version(),
             **{package: _version(package) for package in _PACKAGES},
         },
         "platform": platform.platform(),
-        **provenance,
     }
 
 

@@ -22,6 +22,7 @@ from kdedge.training.parts import (
     load_images,
     load_role_backbone,
     require_images,
+    settings_record,
 )
 from kdedge.training.runs import RunFolder
 from kdedge.training.teachers import made_by
@@ -79,7 +80,7 @@ def teacher_job(loaded: LoadedRecipe, *, cache: Path | None, device: torch.devic
         labels=labels,
         test=load_images(recipe, "test", classes),
         validation=validation_images(loaded, "teacher", classes),
-        made_by=lambda: made_by(backbone, method.module, classes),
+        made_by=lambda: made_by(backbone, method.module, classes, settings_record(choice)),
     )
 
 

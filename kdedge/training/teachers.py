@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,7 +17,7 @@ from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
 from kdedge.config.load import load_recipe
 from kdedge.errors import DataError
 from kdedge.methods._protocol import Method
-from kdedge.training.parts import Classes, Role, choose_method, load_role_backbone
+from kdedge.training.parts import Classes, choose_method, load_role_backbone, settings_record
 from kdedge.training.runs import RunFolder
 
 
@@ -48,10 +50,21 @@ class StoredTeacher:
         return self._method.forward_features(images)
 
 
-def made_by(backbone: Backbone, module: nn.Module, classes: Classes) -> str:
-    """Hash of what class vectors depend on: weights, trained tensors, names and template."""
+def made_by(
+    backbone: Backbone, module: nn.Module, classes: Classes, method: Mapping[str, Any]
+) -> str:
+    """Hash of what class vectors depend on.
+
+    Args:
+        backbone: the frozen CLIP.
+        module: the trained tensors.
+        classes: names and template.
+        method: its name and settings, as `parts.settings_record` gives them.
+    """
     trained = hash_weights(module.state_dict())
-    return sha256_json([backbone.weights_hash, trained, list(classes.names), classes.template])
+    return sha256_json(
+        [backbone.identity, trained, list(classes.names), classes.template, dict(method)]
+    )
 
 
 def load_trained(
@@ -78,11 +91,11 @@ def load_trained(
             f"{path} cannot be read: {error}.\n"
             "  The file is missing or damaged: train or import again, which makes a new run."
         ) from error
-    if metadata.get("backbone") != backbone.weights_hash:
+    if metadata.get("backbone") != backbone.identity:
         raise DataError(
-            f"{path} was trained on weights {metadata.get('backbone', 'of no known hash')[:12]},"
-            " and"
-            f" {backbone.name} has weights {backbone.weights_hash[:12]}.\n"
+            f"{path} was trained on another backbone than {backbone.name} as it is now: weights,"
+            " activation or preprocessing differ (hash"
+            f" {metadata.get('backbone', 'missing')[:12]}, now {backbone.identity[:12]}).\n"
             "  Use the weights of that run; its recipe.yaml names them."
         )
     expected = {key: tuple(value.shape) for key, value in method.module.state_dict().items()}
@@ -108,26 +121,6 @@ def load_trained(
     method.module.eval()
 
 
-def build_method(
-    run: RunFolder, role: Role, classes: Classes, *, device: torch.device, cache: Path | None
-) -> tuple[Method, Backbone]:
-    """Builds a method that needs no teacher from its run's recipe and loads what was trained."""
-    loaded = load_recipe(run.recipe)
-    choice = choose_method(loaded, role)
-    backbone = load_role_backbone(loaded.recipe, role, device=device, cache=cache)
-    method: Method = choice.module.Method.build(
-        backbone,
-        classes.names,
-        choice.settings,
-        template=classes.template,
-        train_classes=classes.labeled,
-        teacher=None,
-        generator=torch.Generator().manual_seed(loaded.recipe.seed),
-    )
-    load_trained(method, run.weights, backbone)
-    return method, backbone
-
-
 def load_teacher(
     run: RunFolder, classes: Classes, *, device: torch.device, cache: Path | None
 ) -> StoredTeacher:
@@ -139,43 +132,49 @@ def load_teacher(
     Raises:
         DataError: the stored class vectors were not made by the stored weights.
     """
-    stored = load_class_vectors(run.class_vectors)
-    own = Classes(stored.class_names, _template(run), classes.split)
-    method, backbone = build_method(run, "teacher", own, device=device, cache=cache)
-    if stored.made_by != made_by(backbone, method.module, own):
+    loaded = load_recipe(run.recipe)
+    choice = choose_method(loaded, "teacher")
+    backbone = load_role_backbone(loaded.recipe, "teacher", device=device, cache=cache)
+
+    def trained_on(names: Classes) -> Method:
+        method: Method = choice.module.Method.build(
+            backbone,
+            names.names,
+            choice.settings,
+            template=names.template,
+            train_classes=names.labeled,
+            teacher=None,
+            generator=torch.Generator().manual_seed(loaded.recipe.seed),
+        )
+        load_trained(method, run.weights, backbone)
+        return method
+
+    vectors = load_class_vectors(run.class_vectors)
+    own = Classes(vectors.class_names, loaded.recipe.classes.template, classes.split)
+    method, record = trained_on(own), settings_record(choice)
+    if vectors.made_by != made_by(backbone, method.module, own, record):
         raise DataError(
             f"{run.class_vectors} was not made by {run.weights.name} beside it.\n"
             "  One of the two was replaced, or the vectors were stored before the weights were"
-            " loaded: train or"
-            " import this teacher again."
+            " loaded: train or import this teacher again."
         )
-    vectors = _for_names(run, stored, classes, backbone, device=device, cache=cache)
+    if set(classes.names) <= set(own.names):
+        vectors = vectors.select(classes.names)
+    else:
+        vectors = _encode(trained_on(classes), backbone, classes, record)
     return StoredTeacher(method, vectors, backbone, run.name)
 
 
-def untrained_teacher(method: Method, backbone: Backbone, classes: Classes) -> StoredTeacher:
+def untrained_teacher(
+    method: Method, backbone: Backbone, classes: Classes, record: Mapping[str, Any]
+) -> StoredTeacher:
     """A teacher with the prompts it starts from: a trial step costs what a real one does."""
-    maker = made_by(backbone, method.module, classes)
-    vectors = ClassVectors(method.class_vectors().cpu(), classes.names, maker)
-    return StoredTeacher(method, vectors, backbone, None)
+    return StoredTeacher(method, _encode(method, backbone, classes, record), backbone, None)
 
 
-def _for_names(
-    run: RunFolder,
-    stored: ClassVectors,
-    classes: Classes,
-    backbone: Backbone,
-    *,
-    device: torch.device,
-    cache: Path | None,
+def _encode(
+    method: Method, backbone: Backbone, classes: Classes, record: Mapping[str, Any]
 ) -> ClassVectors:
-    if set(classes.names) <= set(stored.class_names):
-        return stored.select(classes.names)
-    method, _ = build_method(run, "teacher", classes, device=device, cache=cache)
-    return ClassVectors(
-        method.class_vectors().cpu(), classes.names, made_by(backbone, method.module, classes)
-    )
-
-
-def _template(run: RunFolder) -> str:
-    return load_recipe(run.recipe).recipe.classes.template
+    """The class vectors of a method as it is now."""
+    maker = made_by(backbone, method.module, classes, record)
+    return ClassVectors(method.class_vectors().cpu(), classes.names, maker)

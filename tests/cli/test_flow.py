@@ -1,26 +1,17 @@
-"""The commands one after the other on a small project, and checkpoints of the public code."""
+"""The commands one after the other on a small project."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+import shlex
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.config.load import load_recipe
-from kdedge.training.measure_run import load_student
-from kdedge.training.parts import load_classes
-from kdedge.training.runs import RunFolder
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-CPU = torch.device("cpu")
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -152,9 +143,47 @@ def test_resume_of_a_finished_run_trains_nothing(kdedge, trained) -> None:
     assert tree(trained) == before
 
 
+def test_next_repeats_what_the_recipe_does_not_say(kdedge, project) -> None:
+    Path("r.yaml").rename("my r.yaml")
+    options = ("--set", "data.test.folder=test", "--set", "name=a-b", "--runs", "all runs")
+    done = kdedge("teach", "my r.yaml", *options)
+    assert done.out.endswith(
+        "Wrote all runs/a-b/01 (teacher.safetensors, class_vectors.safetensors)\n"
+        "Next: kdedge distill 'my r.yaml' --set data.test.folder=test --set name=a-b"
+        " --runs 'all runs'\n"
+    )
+    command = shlex.split(done.out.splitlines()[-1].removeprefix("Next: kdedge "))
+    distilled = kdedge(*command)
+    assert distilled.code == 0
+    assert "\nUsed all runs/a-b/01 (" in distilled.out
+    assert distilled.out.endswith("\nNext: kdedge eval 'all runs/a-b/02'\n")
+    assert kdedge(*shlex.split(distilled.out.splitlines()[-1])[2:]).code == 0
+
+
+def test_teach_without_a_student_goes_on_with_eval(kdedge, project) -> None:
+    text = Path("r.yaml").read_text()
+    start, end = text.index("student:"), text.index("optim:")
+    Path("r.yaml").write_text(text[:start] + text[end:])
+    assert kdedge("check", "r.yaml").out.endswith("\nNext: kdedge teach r.yaml\n")
+    assert kdedge("teach", "r.yaml").out.endswith("\nNext: kdedge eval runs/tiny/01\n")
+
+
+def test_teach_lists_a_run_that_it_found_as_used(kdedge, trained) -> None:
+    done = kdedge("teach", "r.yaml", "--resume")
+    assert "\nUsed runs/tiny/01 (" in done.out
+    assert "Wrote" not in done.out
+
+
+def test_a_teacher_of_another_folder_of_runs_is_used(kdedge, trained) -> None:
+    done = kdedge("distill", "r.yaml", "--set", "teacher.run=runs/tiny/01", "--runs", "other")
+    assert done.code == 0, done.err
+    assert "tiny/01 (teacher.safetensors" in done.out
+    assert re.findall(r"^(Used|Wrote) ", done.out, re.MULTILINE) == ["Used", "Wrote"]
+
+
 def test_eval_writes_its_result_to_a_file_and_overwrites_none(kdedge, trained) -> None:
     done = kdedge("eval", "--output", "out.json")
-    assert done.out.endswith("\nWrote out.json\n")
+    assert done.out.endswith("\nWrote out.json\nNext: kdedge show runs/tiny/02\n")
     result = Path("out.json").read_text()
     assert json.loads(result) == json.loads(Path("runs/tiny/02/eval.json").read_text())["student"]
     again = kdedge("eval", "--output", "out.json")
@@ -197,116 +226,3 @@ def test_a_teacher_measures_classes_that_it_has_no_stored_vector_for(kdedge, tra
     done = kdedge("eval", "tiny/02")
     assert done.code == 3
     assert "no stored vector, first 'lorry'" in done.err
-
-
-def kinds(keys: Any) -> set[str]:
-    return {re.sub(r"resblocks\.\d+", "resblocks.N", key) for key in keys}
-
-
-@pytest.fixture
-def teacher_checkpoint(trained: Path, public_layout: ModuleType) -> Path:
-    """model-best.pth.tar, the teacher tiny/01 as PromptSRC's code would have saved it."""
-    state = public_layout.promptsrc_checkpoint(
-        trained / "teacher.pt", trained / "runs/tiny/01/teacher.safetensors", 2
-    )
-    golden = json.loads((GOLDEN / "promptsrc_checkpoint_keys.json").read_text())
-    assert kinds(state) == kinds(golden)
-    return public_layout.save_public(trained / "model-best.pth.tar", state)
-
-
-@pytest.fixture
-def student_checkpoint(trained: Path, public_layout: ModuleType) -> Path:
-    """model.pth.tar-20, the student tiny/02 as PromptKD's code would have saved it."""
-    state = public_layout.promptkd_checkpoint(
-        trained / "student.pt", trained / "runs/tiny/02/student.safetensors"
-    )
-    golden = json.loads((GOLDEN / "promptkd_checkpoint_keys.json").read_text())
-    assert kinds(state) == kinds(golden)
-    return public_layout.save_public(trained / "model.pth.tar-20", state)
-
-
-IMPORT_TEACHER = (
-    *("import", "model-best.pth.tar", "--as", "promptsrc", "--name", "public"),
-    *("--weights", "teacher.pt", "--classes", "classes.txt"),
-)
-IMPORT_STUDENT = (
-    *("import", "model.pth.tar-20", "--as", "promptkd", "--name", "public"),
-    *("--weights", "student.pt", "--teacher", "tiny/01"),
-)
-ON_TEST = ("--set", "data.test.folder=test", "--set", "data.split=base-to-novel", "--json")
-
-
-@pytest.mark.usefixtures("teacher_checkpoint")
-@pytest.mark.parametrize("exact", [(), ("--exact",)], ids=["prompts only", "exact"])
-def test_an_imported_promptsrc_teacher_has_the_same_class_vectors_and_accuracy(
-    kdedge: Callable[..., Any], trained: Path, exact: tuple[str, ...]
-) -> None:
-    done = kdedge(*IMPORT_TEACHER, *exact)
-    assert (done.code, done.err) == (0, "")
-    assert "epoch 20" in done.out
-    assert "differs from teacher.pt by at most 0 (" in done.out
-    assert done.out.endswith("Next: kdedge show runs/public/01\n")
-    ours = load_class_vectors(trained / "runs/tiny/01/class_vectors.safetensors")
-    theirs = load_class_vectors(trained / "runs/public/01/class_vectors.safetensors")
-    assert theirs.class_names == ours.class_names
-    assert torch.equal(theirs.vectors, ours.vectors)
-    measured = json.loads(kdedge("eval", "public", *ON_TEST).out)
-    assert measured == {
-        "run": "runs/public/01",
-        **json.loads((trained / "runs/tiny/01/eval.json").read_text())["teacher"],
-    }
-    shown = kdedge("show", "public").out
-    assert "imported from" in shown
-    assert "promptsrc" in shown
-
-
-@pytest.mark.usefixtures("teacher_checkpoint")
-def test_an_imported_teacher_teaches_what_its_original_teaches(kdedge, trained) -> None:
-    assert kdedge(*IMPORT_TEACHER).code == 0
-    assert kdedge("distill", "r.yaml", "--set", "teacher.run=runs/public/01").code == 0
-    first, second = (Path(f"runs/tiny/0{n}/student.safetensors") for n in (2, 3))
-    assert first.read_bytes() == second.read_bytes()
-
-
-@pytest.mark.usefixtures("student_checkpoint")
-def test_an_imported_promptkd_student_has_the_same_logits_and_accuracy(kdedge, trained) -> None:
-    record = json.loads(kdedge(*IMPORT_STUDENT, "--json").out)
-    assert record["path"] == "runs/public/01"
-    assert (record["epoch"], record["largest_deviation"]) == (20, 0)
-    images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(
-        _logits(trained / "runs/public/01", images), _logits(trained / "runs/tiny/02", images)
-    )
-    measured = json.loads(kdedge("eval", "public", *ON_TEST).out)
-    original = json.loads((trained / "runs/tiny/02/eval.json").read_text())["student"]
-    assert measured == {"run": "runs/public/01", **original}
-
-
-def _logits(path: Path, images: Tensor) -> Tensor:
-    run = RunFolder.open(path)
-    loaded = load_recipe(run.recipe)
-    method, _ = load_student(run, loaded, load_classes(loaded.recipe), device=CPU, cache=None)
-    return method.scale * method.forward_features(images) @ method.class_vectors().T
-
-
-@pytest.mark.usefixtures("teacher_checkpoint", "student_checkpoint")
-@pytest.mark.parametrize(
-    ("command", "code", "message"),
-    [
-        ((*IMPORT_TEACHER, "--weights", "student.pt"), 3, "in the loaded CLIP"),
-        ((*IMPORT_STUDENT, "--weights", "teacher.pt"), 3, "in the loaded CLIP"),
-        ((*IMPORT_TEACHER, "--as", "promptkd", "--teacher", "tiny"), 3, "looks like a PromptSRC"),
-        ((*IMPORT_STUDENT, "--as", "promptsrc", "--classes", "classes.txt"), 3, "PromptKD student"),
-        (("import", "teacher.pt", *IMPORT_TEACHER[2:]), 3, "has no state_dict"),
-        (IMPORT_TEACHER[:-2], 2, "needs --classes FILE"),
-        (IMPORT_STUDENT[:-2], 2, "needs --teacher RUN"),
-        ((*IMPORT_STUDENT, "--teacher", "tinny"), 2, "Did you mean tiny"),
-    ],
-)
-def test_an_import_that_does_not_fit_says_why_and_leaves_no_run(
-    kdedge: Callable[..., Any], command: tuple[str, ...], code: int, message: str
-) -> None:
-    done = kdedge(*command)
-    assert done.code == code
-    assert message in done.err
-    assert not list(Path("runs").glob("public/*"))

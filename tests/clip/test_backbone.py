@@ -211,3 +211,44 @@ def test_a_config_that_is_none_is_refused(plain_file: Path, tmp_path: Path, text
     path.write_text(text)
     with pytest.raises(DataError, match=r"odd\.json"):
         load_backbone(name=None, weights=str(plain_file), config=path)
+
+
+def test_the_activation_is_part_of_a_backbones_identity_and_of_its_cache(
+    plain_file: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+
+    def features(quick_gelu: bool) -> tuple[str, torch.Tensor]:
+        backbone = load_backbone(
+            name=None, weights=str(plain_file), quick_gelu=quick_gelu, cache_folder=cache
+        )
+        return backbone.identity, backbone.text_features_raw(["a photo of a cat."])
+
+    quick_identity, quick = features(True)
+    plain_identity, plain = features(False)
+    assert quick_identity != plain_identity
+    assert not torch.allclose(quick, plain, atol=1e-4)
+
+
+def test_a_config_is_judged_before_its_weights_are_read(
+    config_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = config_file(vision_cfg={**CONFIG["vision_cfg"], "head_width": 0})
+    with pytest.raises(RecipeError, match=r"my-clip\.json: open_clip cannot build"):
+        load_backbone(name=None, weights=str(tmp_path / "absent.safetensors"), config=path)
+
+
+def test_a_folder_named_as_a_tag_does_not_make_it_a_file(
+    put_in_hub_cache: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_in_hub_cache("ViT-B-16", "openai")
+    (tmp_path / "openai").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_backbone(name="ViT-B-16", weights="openai").embed_dim == 24
+
+
+def test_a_home_folder_in_the_path_of_weights_is_expanded(
+    plain_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(plain_file.parent))
+    assert load_backbone(name=None, weights="~/plain.safetensors", quick_gelu=True).embed_dim == 24

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from pathlib import Path
 
@@ -78,3 +79,35 @@ def test_what_open_clip_has_of_a_plain_address_needs_no_connection(
     kept.write_bytes(b"x")
     assert fetch_pretrained({"url": "https://files.test/a/model.pt"}) == kept
     assert no_network == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (HUB, "Fetching the weights owner/clip from hub.test:8443 into {folder}."),
+        (
+            {"url": "https://me:secret@files.test/a/model.pt"},
+            "Fetching the weights model.pt from files.test into {folder}.",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("no_network", "hub_cache")
+def test_what_is_fetched_from_where_and_into_which_folder_is_said_first(
+    entry: dict[str, str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.test:8443")
+    monkeypatch.setattr("kdedge.clip.download._URL_CACHE", tmp_path)
+    with caplog.at_level(logging.INFO, "kdedge"), pytest.raises(OSError, match="unreachable"):
+        fetch_pretrained(entry)
+    assert caplog.messages == [message.format(folder=tmp_path)]
+
+
+def test_nothing_is_said_of_a_file_that_is_here(hub_cache, caplog):
+    (hub_cache / "open_clip_model.safetensors").write_bytes(b"x")
+    with caplog.at_level(logging.INFO, "kdedge"):
+        fetch_pretrained(HUB)
+    assert caplog.messages == []

@@ -106,7 +106,7 @@ def test_a_typo_is_named_with_line_and_the_nearest_key(tmp_path):
         ("lr: 1e-3", "flip: 1", "r.yaml:14: optim.flip must be true or false, got 1."),
         ("lr: 1e-3", "schedule: cosin", "Did you mean cosine?"),
         ("lr: 1e-3", "n_workers: no", "optim.n_workers must be auto or a whole number, got"),
-        ("name: line3", "name: a/b", "r.yaml:1: name becomes a folder and may hold up to 100 letters"),
+        ("name: line3", "name: a/b", "r.yaml:1: name becomes a folder and may hold up to 100"),
         ("name: line3", "name: 3", "Put it in quotes."),
         ("name: line3", "seed: 1", "r.yaml: name is missing."),
         ("[cat, dog]", "[cat, cat]", 'r.yaml:2: classes holds "cat" more than once'),

@@ -1,4 +1,5 @@
 import csv
+import hashlib
 
 import pytest
 
@@ -11,11 +12,13 @@ def test_a_scan_finds_the_bad_images_in_order(source, n_threads):
     source.files[4] = None
     source.files[20] = source.files[20][:100]
     seen = []
-    result = scan(source, n_threads=n_threads, progress=lambda *counts: seen.append(counts))
+    result = scan(source, n_threads=n_threads, progress=seen.append)
     assert [i for i in range(23) if i not in (4, 20)] == list(result.good)
     assert [bad.key for bad in result.bad] == ["image-4", "image-20"]
     assert result.bad[0].reason == "cannot be read: no such file"
-    assert seen == [(i, 23) for i in range(1, 24)]
+    hashes = [hashlib.sha256(source.files[i]).hexdigest() for i in result.good]
+    assert list(result.digests) == hashes
+    assert seen == list(range(1, 24))
 
 
 def test_a_scan_of_nothing_finds_nothing(source):
@@ -52,21 +55,28 @@ def test_no_readable_image_is_an_error_whatever_the_limit(source):
 
 def test_the_skip_list_is_csv_that_reads_back(tmp_path):
     path = tmp_path / "skipped.csv"
-    write_skipped_csv(path, [BadImage('a, "b".jpg', "too large"), BadImage("ü\n.jpg", "x")])
+    odd = [BadImage('a, "b".jpg', "too large"), BadImage("ü\n.jpg", "x")]
+    write_skipped_csv(path, {"unlabeled": odd, "test": []})
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
-    assert rows == [["key", "reason"], ['a, "b".jpg', "too large"], ["ü\n.jpg", "x"]]
+    assert rows == [
+        ["source", "key", "reason"],
+        ["unlabeled", 'a, "b".jpg', "too large"],
+        ["unlabeled", "ü\n.jpg", "x"],
+    ]
 
 
 def test_a_skip_list_that_cannot_be_written_is_a_resource_error(tmp_path):
     with pytest.raises(ResourceError):
-        write_skipped_csv(tmp_path / "gone" / "skipped.csv", [])
+        write_skipped_csv(tmp_path / "gone" / "skipped.csv", {})
 
 
 def test_the_image_list_hash_depends_on_keys_labels_and_order(source):
-    hashes = {image_list_hash(source, order) for order in ([0, 1], [1, 0], [0, 2])}
+    digests = {0: "a", 1: "b", 2: "c"}
+    hashes = {image_list_hash(source, order, digests) for order in ([0, 1], [1, 0], [0, 2])}
     assert len(hashes) == 3
-    before = image_list_hash(source, [0, 1])
+    before = image_list_hash(source, [0, 1], digests)
+    assert image_list_hash(source, [0, 1], {**digests, 1: "other bytes"}) != before
     source.labels[0] = None
-    assert image_list_hash(source, [0, 1]) != before
+    assert image_list_hash(source, [0, 1], digests) != before
     assert len(before) == 64

@@ -79,6 +79,29 @@ def test_a_finished_run_stays_finished(tmp_path: Path) -> None:
     assert run.is_finished
 
 
+def test_a_run_that_goes_on_records_when_and_under_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _create(tmp_path, device="cpu")
+    run.mark("running")
+    begun = run.read_provenance()
+    assert "resumed" not in begun
+    # Killed, so that its record says it is running still; then interrupted
+    monkeypatch.setattr(sys, "argv", ["kdedge", "distill", "--resume"])
+    RunFolder.open(run.path).mark("running")
+    RunFolder.open(run.path).mark("interrupted")
+    RunFolder.open(run.path).mark("running", device="cuda:0")
+    record = run.read_provenance()
+    first, second = record.pop("resumed")
+    assert record == begun
+    assert first["command"] == ["kdedge", "distill", "--resume"]
+    assert first["versions"] == begun["versions"]
+    assert first["platform"] == begun["platform"]
+    assert begun["started_at"] < first["resumed_at"] < second["resumed_at"]
+    assert "device" not in first
+    assert second["device"] == "cuda:0"
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="not a run folder"):
         RunFolder.open(tmp_path)

@@ -82,8 +82,6 @@ def draw_batch(epoch: int, step: int) -> Batch:
 
 
 def batches(epoch: int, first_step: int) -> Iterator[Batch]:
-    # As a DataLoader does when it begins
-    torch.empty((), dtype=torch.int64).random_()
     for step in range(first_step, N_STEPS):
         yield draw_batch(epoch, step)
 

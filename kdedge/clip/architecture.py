@@ -1,0 +1,172 @@
+"""Which CLIPs can be prompted here: model configs, read and checked before any weights are.
+
+A config is a person's own text, so all that open_clip stumbles over in one is an error of the
+config. Whatever open_clip would fetch for it (another tower, another tokenizer) is refused first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip import CLIP
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import nn
+
+from kdedge.errors import DataError, RecipeError
+
+VOCAB_SIZE = 49408
+"""Tokens of CLIP's byte-pair tokenizer (openai/CLIP, clip/simple_tokenizer.py)."""
+
+_OTHER_TEXT_TOWER = ("hf_model_name",)
+_OTHER_TOKENIZER = ("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Reads an open_clip model config.
+
+    Raises:
+        DataError: it is not a JSON object with `embed_dim`, `vision_cfg` and `text_cfg`.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as a model config: {error}.") from error
+    what = "  An open_clip model config is a JSON object with embed_dim, vision_cfg and text_cfg."
+    if not isinstance(config, dict):
+        raise DataError(f"{path} holds {_shortened(config)}; expected an object.\n{what}")
+    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
+    if missing:
+        raise DataError(
+            f"{path} is not an open_clip model config: {', '.join(missing)} missing.\n{what}"
+        )
+    for key in ("vision_cfg", "text_cfg"):
+        if not isinstance(config[key], dict):
+            raise DataError(
+                f"{path}: {key} is {_shortened(config[key])}; expected an object.\n{what}"
+            )
+    if not isinstance(config.get("quick_gelu", False), bool):
+        raise DataError(
+            f"{path}: quick_gelu is {_shortened(config['quick_gelu'])}; expected true or false."
+        )
+    return config
+
+
+def _shortened(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def image_size(model_config: Mapping[str, Any]) -> int:
+    """The side of a config's images in pixels.
+
+    Raises:
+        RecipeError: they are not square, or the value is no size.
+    """
+    size = model_config["vision_cfg"].get("image_size", 224)
+    sides = size if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise RecipeError(
+            f"vision_cfg.image_size is {_shortened(size)}; expected the side of a square in pixels,"
+            " such as 224."
+        )
+    height, width = sides
+    if height != width:
+        raise RecipeError(f"Images of {height}x{width} pixels: kdedge prepares square images only.")
+    return int(height)
+
+
+def build_empty(label: str, model_config: Mapping[str, Any]) -> CLIP:
+    """Builds open_clip's CLIP of a config on the meta device: all sizes and no values.
+
+    Args:
+        label: what messages call the model.
+        model_config: open_clip's, with `vision_cfg` and `text_cfg`.
+
+    Raises:
+        RecipeError: open_clip cannot build it, or kdedge does not prompt its architecture.
+    """
+    _refuse_other_towers(label, model_config)
+    image_size(model_config)
+    arguments = {key: value for key, value in model_config.items() if key != "custom_text"}
+    try:
+        with torch.device("meta"):
+            model = CLIP(**arguments)
+    # What these numbers and texts end in inside open_clip and torch depends on where they are used
+    except (
+        *(TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, LookupError),
+        RuntimeError,
+    ) as error:
+        reason = " ".join(str(error).split()).rstrip(".")[:300]
+        raise RecipeError(
+            f"{label}: open_clip cannot build this model config:"
+            f" {type(error).__name__}{f': {reason}' if reason else ''}.\n"
+            "  Compare its vision_cfg and text_cfg with a config of open_clip's, such as ViT-B-16."
+        ) from error
+    _check_architecture(label, model)
+    return model
+
+
+def _refuse_other_towers(label: str, model_config: Mapping[str, Any]) -> None:
+    """Refuses what would have open_clip build, or fetch, something other than CLIP's own parts."""
+    text, vision = model_config["text_cfg"], model_config["vision_cfg"]
+    known = {field.name for field in dataclasses.fields(open_clip.CLIPTextCfg)}
+    if (
+        set(text) - known
+        or any(text.get(key) for key in _OTHER_TEXT_TOWER)
+        or model_config.get("custom_text")
+        or "multimodal_cfg" in model_config
+    ):
+        raise _unsupported(label, "its text tower is not CLIP's own")
+    if vision.get("timm_model_name"):
+        raise _unsupported(label, "its image tower is not CLIP's ViT")
+    given = [key for key in _OTHER_TOKENIZER if text.get(key)]
+    if given:
+        raise _unsupported(
+            label,
+            f"its tokenizer is not CLIP's (text_cfg.{given[0]}: {_shortened(text[given[0]])})",
+        )
+    vocab_size = text.get("vocab_size", VOCAB_SIZE)
+    if vocab_size != VOCAB_SIZE:
+        raise _unsupported(
+            label,
+            f"its tokenizer is not CLIP's (text_cfg.vocab_size: {_shortened(vocab_size)}, expected"
+            f" {VOCAB_SIZE})",
+        )
+
+
+def _check_architecture(label: str, model: CLIP) -> None:
+    """Refuses what the prompted encoders do not compute, rather than computing something else."""
+    visual = model.visual
+    if not isinstance(visual, VisionTransformer):
+        raise _unsupported(label, "its image tower is not CLIP's ViT")
+    odd = {
+        "attentional pooling": visual.attn_pool is not None,
+        "average pooling": visual.pool_type != "tok",
+        "layer norm after pooling": visual.final_ln_after_pool,
+        "no layer norm before the blocks": isinstance(visual.ln_pre, nn.Identity),
+        "text pooling other than the end token": model.text_pool_type != "argmax",
+        "a linear text projection": not isinstance(model.text_projection, nn.Parameter),
+        "no causal text mask": model.attn_mask is None,
+        "a logit bias": model.logit_bias is not None,
+        "blocks of its own": not all(
+            type(block) is ResidualAttentionBlock
+            for block in [*visual.transformer.resblocks, *model.transformer.resblocks]
+        ),
+    }
+    for what, is_there in odd.items():
+        if is_there:
+            raise _unsupported(label, f"it has {what}")
+
+
+def _unsupported(label: str, why: str) -> RecipeError:
+    return RecipeError(
+        f"{label} cannot be prompted here: {why}.\n"
+        "  kdedge takes CLIPs with a ViT image tower and CLIP's text tower, such as ViT-B-16 or"
+        " ViT-L-14."
+    )

@@ -1,0 +1,104 @@
+"""How far a long piece of work is: a bar on a terminal's stderr, elsewhere a line each 30 s."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+from rich.console import Console
+from rich.control import Control
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import ControlType
+
+_LOG = logging.getLogger(__name__)
+_LINE_EVERY_S = 30.0
+_REDRAW_EVERY_S = 0.1
+
+
+class Advance(Protocol):
+    """Takes how far the work is; called after each piece, however often that is."""
+
+    def __call__(self, done: int, detail: str = "") -> None:
+        """Shows it, where it is time to.
+
+        Args:
+            done: pieces behind us, those before the start included.
+            detail: what else is worth a place in the line, as in `loss 0.5`.
+        """
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int, *, done: int = 0) -> Iterator[Advance]:
+    """Context in which a piece of work says how far it is and how long the rest takes.
+
+    One may lie within another: while it lasts, its bar stands in the other's place. A bar leaves
+    nothing behind; lines go through the logger, and work of less than 30 s has none.
+
+    Args:
+        what: is being done, as in `reading data.unlabeled`.
+        total: pieces in all.
+        done: pieces behind us at the start; the time left is estimated from the others.
+    """
+    console = Console(stderr=True)
+    # The file's own answer: rich's is yes wherever a variable such as FORCE_COLOR is set
+    if console.file.isatty() and not console.is_dumb_terminal:
+        with _bar(console, what, total, done) as advance:
+            yield advance
+    else:
+        yield _Lines(what, total, done)
+
+
+@contextlib.contextmanager
+def _bar(console: Console, what: str, total: int, done: int) -> Iterator[Advance]:
+    """A bar that is redrawn by the work itself: no thread."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        auto_refresh=False,
+        redirect_stdout=False,
+        transient=True,
+    )
+    task = bar.add_task(what, total=total, completed=done)
+    drawn = -math.inf
+
+    def advance(done: int, detail: str = "") -> None:
+        nonlocal drawn
+        bar.update(task, completed=done, description=f"{what}, {detail}" if detail else what)
+        if time.monotonic() - drawn >= _REDRAW_EVERY_S:
+            bar.refresh()
+            drawn = time.monotonic()
+
+    # The line may hold the bar of the work around this one
+    console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
+    with bar:
+        yield advance
+
+
+class _Lines:
+    """A line each 30 s through the logger."""
+
+    def __init__(self, what: str, total: int, done: int) -> None:
+        self._what, self._total, self._first = what, total, done
+        self._start = self._said = time.monotonic()
+
+    def __call__(self, done: int, detail: str = "") -> None:
+        now = time.monotonic()
+        if now - self._said < _LINE_EVERY_S:
+            return
+        self._said = now
+        left = (self._total - done) * (now - self._start) / max(1, done - self._first)
+        more = f", {detail}" if detail else ""
+        _LOG.info("%s: %d of %d%s, %s left", self._what, done, self._total, more, _duration(left))
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,118 @@
+"""A job's first steps, taken to see whether and how fast it would train."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import Generator, Iterator
+
+import torch
+
+from kdedge.data.batch import Batch
+from kdedge.data.loader import n_steps
+from kdedge.methods._protocol import Method
+from kdedge.training.checkpoint import rng_kept
+from kdedge.training.divergence import diverged
+from kdedge.training.fit import Job, batches_of
+from kdedge.training.optim import learning_rate, make_optimizer
+from kdedge.training.precision import Precision
+
+
+def trial_steps(job: Job, n_trials: int, *, budget_s: float = math.inf) -> list[float]:
+    """Takes a job's first steps as the training loop does, then puts everything back.
+
+    Args:
+        job: its method is left as it was, to the last bit, and so are the global generators.
+        n_trials: at most so many steps; an epoch's end ends them too.
+        budget_s: no further step after so many seconds, of which two steps are always taken.
+
+    Returns:
+        Seconds of each step, from the end of the one before to its own: loading its images and
+        the optimizer's part are in it. The first one's hold the start of the data workers and
+        whatever else happens once. Nothing where the method trains nothing.
+
+    Raises:
+        DivergedError: a loss or a gradient is not finite.
+        KdedgeError: whatever else would stop the run at its beginning.
+    """
+    if not job.method.trainable_parameters():
+        return []
+    times: list[float] = []
+    with (
+        rng_kept(job.device),
+        _weights_kept(job.method),
+        contextlib.closing(_first_batches(job)) as batches,
+    ):
+        trial = _Trial(job)
+        began = ended = time.perf_counter()
+        for batch in itertools.islice(batches, n_trials):
+            trial.step(batch)
+            before, ended = ended, time.perf_counter()
+            times.append(ended - before)
+            if len(times) > 1 and ended - began >= budget_s:
+                break
+    return times
+
+
+def _first_batches(job: Job) -> Generator[Batch, None, None]:
+    yield from batches_of(job, 1, 0)
+
+
+@contextlib.contextmanager
+def _weights_kept(method: Method) -> Iterator[None]:
+    """Context after which the method's tensors, gradients and mode are those before it."""
+    module = method.module
+    before = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    was_training = module.training
+    try:
+        yield
+    finally:
+        module.load_state_dict(before)
+        module.train(was_training)
+        for parameter in method.trainable_parameters().values():
+            parameter.grad = None
+
+
+class _Trial:
+    """The training loop's step without its log and checkpoints."""
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._settings = job, job.choice.optim
+        self._parameters = job.method.trainable_parameters()
+        self._optimizer = make_optimizer(self._parameters.values(), self._settings)
+        self._precision = Precision(self._settings.precision, job.device)
+        self._n_steps = n_steps(len(job.images.indices), self._settings.batch_size)
+        self._n_done = 0
+        job.method.module.train()
+
+    def step(self, batch: Batch) -> None:
+        """Takes one step, and waits until the device has finished it."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(
+                self._settings, epoch=1, step=self._n_done, n_steps=self._n_steps
+            )
+        self._n_done += 1
+        self._optimizer.zero_grad(set_to_none=True)
+        with self._precision.autocast():
+            output = self._job.method.training_step(batch.to(self._job.device))
+        self._check("The loss", float(output.loss.detach()), batch)
+        self._precision.backward(output.loss)
+        norm = self._precision.clip(
+            self._optimizer, self._parameters.values(), max_norm=self._settings.clip_grad_norm
+        )
+        if not self._precision.is_scaled:
+            self._check("The gradient's norm", float(norm), batch)
+        self._precision.step(self._optimizer)
+        if self._job.device.type == "cuda":
+            torch.cuda.synchronize(self._job.device)
+
+    def _check(self, what: str, value: float, batch: Batch) -> None:
+        if not math.isfinite(value):
+            raise diverged(
+                f"{what} is {value}",
+                place=f"trial step {self._n_done}",
+                keys=batch.keys,
+                settings=self._settings,
+            )

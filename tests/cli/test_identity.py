@@ -1,0 +1,98 @@
+"""What counts as the same teacher or student: what decides its weights, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+Run = Callable[..., Any]
+
+
+def teachers() -> list[str]:
+    return sorted(str(path.parent) for path in Path("runs").glob("*/*/teacher.safetensors"))
+
+
+def test_the_same_recipe_again_uses_the_same_teacher(kdedge: Run, trained: Path) -> None:
+    before = teachers()
+    assert kdedge("distill", "r.yaml").code == 0
+    assert teachers() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "teacher.settings.n_anchor_templates=5",
+        "teacher.optim.lr=0.01",
+        "seed=2",
+        "data.labeled.shots=3",
+        'classes.template="a picture of a {}."',
+    ],
+)
+def test_a_setting_that_changes_the_teacher_trains_another(
+    kdedge: Run, trained: Path, change: str
+) -> None:
+    before = teachers()
+    assert kdedge("distill", "r.yaml", "--set", change).code == 0
+    assert len(teachers()) == len(before) + 1
+
+
+def test_labeled_images_replaced_under_the_same_names_train_another_teacher(
+    kdedge: Run, trained: Path
+) -> None:
+    before = teachers()
+    for path in Path("labeled").rglob("*.jpg"):
+        Image.open(path).rotate(180).save(path)
+    assert kdedge("distill", "r.yaml").code == 0
+    assert len(teachers()) == len(before) + 1
+
+
+def test_another_template_set_of_a_zeroshot_teacher_makes_another_student(
+    kdedge: Run, project: Path
+) -> None:
+    zeroshot = ("--set", "teacher.method=zeroshot", "--set")
+    single = kdedge("distill", "r.yaml", *zeroshot, "teacher.settings={templates: single}")
+    seven = kdedge(
+        "distill", "r.yaml", "--resume", *zeroshot, "teacher.settings={templates: ensemble7}"
+    )
+    assert (single.code, seven.code) == (0, 0), single.err + seven.err
+    students = [path.read_bytes() for path in Path("runs").glob("*/*/student.safetensors")]
+    assert len(students) == 2
+    assert students[0] != students[1]
+
+
+def test_validation_images_that_are_test_images_choose_nothing(kdedge: Run, project: Path) -> None:
+    shutil.copytree("test", "held-out")
+    done = kdedge(
+        "distill",
+        "r.yaml",
+        "--set",
+        "data.validation={folder: held-out}",
+        "--set",
+        "optim.selection=validation",
+    )
+    assert (done.code, done.out) == (2, "")
+    assert "data.validation and data.test share 20 images" in done.err
+    assert teachers() == []
+
+
+def test_validation_without_base_classes_chooses_nothing(kdedge: Run, project: Path) -> None:
+    """Their labels are the novel classes', which nothing may look at."""
+    Path("held-out.csv").write_text(
+        "path,label\n"
+        + "".join(f"{path},{path.parent.name}\n" for path in Path("labeled").glob("red fox/*.jpg"))
+    )
+    done = kdedge(
+        "teach",
+        "r.yaml",
+        "--set",
+        "data.validation={list: held-out.csv}",
+        "--set",
+        "optim.selection=validation",
+    )
+    assert (done.code, done.out) == (3, "")
+    assert "data.validation has no image of a base class" in done.err

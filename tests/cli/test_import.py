@@ -1,0 +1,195 @@
+"""Checkpoints of the public code, imported as runs: the same model, or a refusal that says why."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kdedge.clip.class_vectors import load_class_vectors
+from kdedge.config.load import load_recipe
+from kdedge.training.measure_run import load_student
+from kdedge.training.parts import load_classes
+from kdedge.training.runs import RunFolder
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CPU = torch.device("cpu")
+
+
+def kinds(keys: Any) -> set[str]:
+    return {re.sub(r"resblocks\.\d+", "resblocks.N", key) for key in keys}
+
+
+@pytest.fixture
+def teacher_checkpoint(trained: Path, public_layout: ModuleType) -> Path:
+    """model-best.pth.tar, the teacher tiny/01 as PromptSRC's code would have saved it."""
+    state = public_layout.promptsrc_checkpoint(
+        trained / "teacher.pt", trained / "runs/tiny/01/teacher.safetensors", 2
+    )
+    golden = json.loads((GOLDEN / "promptsrc_checkpoint_keys.json").read_text())
+    assert kinds(state) == kinds(golden)
+    return public_layout.save_public(trained / "model-best.pth.tar", state)
+
+
+@pytest.fixture
+def student_checkpoint(trained: Path, public_layout: ModuleType) -> Path:
+    """model.pth.tar-20, the student tiny/02 as PromptKD's code would have saved it."""
+    state = public_layout.promptkd_checkpoint(
+        trained / "student.pt", trained / "runs/tiny/02/student.safetensors"
+    )
+    golden = json.loads((GOLDEN / "promptkd_checkpoint_keys.json").read_text())
+    assert kinds(state) == kinds(golden)
+    return public_layout.save_public(trained / "model.pth.tar-20", state)
+
+
+IMPORT_TEACHER = (
+    *("import", "model-best.pth.tar", "--as", "promptsrc", "--name", "public"),
+    *("--weights", "teacher.pt", "--classes", "classes.txt"),
+)
+IMPORT_STUDENT = (
+    *("import", "model.pth.tar-20", "--as", "promptkd", "--name", "public"),
+    *("--weights", "student.pt", "--teacher", "tiny/01"),
+)
+ON_TEST = ("--set", "data.test.folder=test", "--set", "data.split=base-to-novel", "--json")
+
+
+@pytest.mark.usefixtures("teacher_checkpoint")
+@pytest.mark.parametrize("exact", [(), ("--exact",)], ids=["prompts only", "exact"])
+def test_an_imported_promptsrc_teacher_has_the_same_class_vectors_and_accuracy(
+    kdedge: Callable[..., Any], trained: Path, exact: tuple[str, ...]
+) -> None:
+    done = kdedge(*IMPORT_TEACHER, *exact)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("model-best.pth.tar, epoch 20\n")
+    assert re.search(
+        r"^Left out, of no use here: prompt_learner\.ZS_image_encoder\.\* \(\d+ keys\),"
+        r" prompt_learner\.token_prefix, prompt_learner\.token_suffix\.$",
+        done.out,
+        re.MULTILINE,
+    )
+    assert "\nNot read, beside state_dict: optimizer, scheduler, val_result.\n" in done.out
+    assert "differs from teacher.pt by at most 0 (" in done.out
+    assert done.out.endswith("Next: kdedge show runs/public/01\n")
+    ours = load_class_vectors(trained / "runs/tiny/01/class_vectors.safetensors")
+    theirs = load_class_vectors(trained / "runs/public/01/class_vectors.safetensors")
+    assert theirs.class_names == ours.class_names
+    assert torch.equal(theirs.vectors, ours.vectors)
+    measured = json.loads(kdedge("eval", "public", *ON_TEST).out)
+    assert measured == {
+        "run": "runs/public/01",
+        **json.loads((trained / "runs/tiny/01/eval.json").read_text())["teacher"],
+    }
+    shown = kdedge("show", "public").out
+    assert "imported from" in shown
+    assert "promptsrc" in shown
+
+
+@pytest.mark.usefixtures("teacher_checkpoint")
+def test_an_imported_teacher_teaches_what_its_original_teaches(kdedge, trained) -> None:
+    assert kdedge(*IMPORT_TEACHER).code == 0
+    assert kdedge("distill", "r.yaml", "--set", "teacher.run=runs/public/01").code == 0
+    # The tensors alone: a file also says which teacher run it learned from
+    first, second = (load_file(f"runs/tiny/0{n}/student.safetensors") for n in (2, 3))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.usefixtures("student_checkpoint")
+def test_an_imported_promptkd_student_has_the_same_logits_and_accuracy(kdedge, trained) -> None:
+    record = json.loads(kdedge(*IMPORT_STUDENT, "--json").out)
+    assert record["path"] == "runs/public/01"
+    assert (record["epoch"], record["largest_deviation"]) == (20, 0)
+    assert (record["left_out"], record["unread"]) == ([], ["optimizer", "scheduler", "val_result"])
+    images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(
+        _logits(trained / "runs/public/01", images), _logits(trained / "runs/tiny/02", images)
+    )
+    measured = json.loads(kdedge("eval", "public", *ON_TEST).out)
+    original = json.loads((trained / "runs/tiny/02/eval.json").read_text())["student"]
+    assert measured == {"run": "runs/public/01", **original}
+
+
+def _logits(path: Path, images: Tensor) -> Tensor:
+    run = RunFolder.open(path)
+    loaded = load_recipe(run.recipe)
+    method, _ = load_student(run, loaded, load_classes(loaded.recipe), device=CPU, cache=None)
+    return method.scale * method.forward_features(images) @ method.class_vectors().T
+
+
+@pytest.mark.usefixtures("teacher_checkpoint", "student_checkpoint")
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        ((*IMPORT_TEACHER, "--weights", "student.pt"), 3, "in the loaded CLIP"),
+        ((*IMPORT_STUDENT, "--weights", "teacher.pt"), 3, "in the loaded CLIP"),
+        ((*IMPORT_TEACHER, "--as", "promptkd", "--teacher", "tiny"), 3, "looks like a PromptSRC"),
+        ((*IMPORT_STUDENT, "--as", "promptsrc", "--classes", "classes.txt"), 3, "PromptKD student"),
+        (("import", "teacher.pt", *IMPORT_TEACHER[2:]), 3, "has no state_dict"),
+        (IMPORT_TEACHER[:-2], 2, "needs --classes FILE"),
+        (IMPORT_STUDENT[:-2], 2, "needs --teacher RUN"),
+        ((*IMPORT_STUDENT, "--teacher", "tinny"), 2, "Did you mean tiny"),
+    ],
+)
+def test_an_import_that_does_not_fit_says_why_and_leaves_no_run(
+    kdedge: Callable[..., Any], command: tuple[str, ...], code: int, message: str
+) -> None:
+    done = kdedge(*command)
+    assert done.code == code
+    assert message in done.err
+    assert not list(Path("runs").glob("public/*"))
+
+
+@pytest.mark.parametrize("command", [IMPORT_TEACHER, (*IMPORT_TEACHER, "--exact"), IMPORT_STUDENT])
+@pytest.mark.usefixtures("teacher_checkpoint", "student_checkpoint")
+def test_an_import_on_other_weights_of_the_same_sizes_is_refused(
+    kdedge: Callable[..., Any],
+    write_clip: Callable[..., Path],
+    tiny_sizes: dict[str, int],
+    command: tuple[str, ...],
+) -> None:
+    sizes = {**tiny_sizes, "vision_width": 128, "vision_layers": 4, "embed_dim": 40}
+    others = write_clip(tiny_sizes if command is IMPORT_STUDENT else sizes, seed=5)
+    done = kdedge(*command, "--weights", str(others))
+    assert done.code == 3
+    assert f"{command[1]} was not trained on {others}: its backbone differs by " in done.err
+    assert not list(Path("runs").glob("public/*"))
+
+
+@pytest.mark.parametrize(("factor", "code"), [(1.001, 0), (1.05, 3)])
+def test_an_import_allows_for_the_rounding_of_averages_and_no_more(
+    kdedge: Callable[..., Any],
+    teacher_checkpoint: Path,
+    public_layout: ModuleType,
+    trained: Path,
+    factor: float,
+    code: int,
+) -> None:
+    state = public_layout.promptsrc_checkpoint(
+        trained / "teacher.pt", trained / "runs/tiny/01/teacher.safetensors", 2
+    )
+    state["image_encoder.proj"] = state["image_encoder.proj"] * factor
+    public_layout.save_public(teacher_checkpoint, state)
+    done = kdedge(*IMPORT_TEACHER)
+    assert done.code == code, done.err
+    assert f"{factor - 1:.2g} (relative, at visual.proj)" in done.out + done.err
+
+
+@pytest.mark.usefixtures("student_checkpoint")
+def test_an_import_takes_the_word_on_the_activation_and_keeps_it(kdedge, trained) -> None:
+    state = torch.load("student.pt", weights_only=True)
+    sizes = ("input_resolution", "context_length", "vocab_size")
+    save_file({key: value for key, value in state.items() if key not in sizes}, "plain.safetensors")
+    plain = (*IMPORT_STUDENT, "--weights", "plain.safetensors")
+    assert "nothing says whether" in kdedge(*plain).err
+    assert kdedge(*plain, "--quick-gelu").code == 0
+    assert load_recipe("runs/public/01/recipe.yaml").recipe.student.quick_gelu is True
+    assert kdedge(*plain, "--gelu").code == 0
+    assert load_recipe("runs/public/02/recipe.yaml").recipe.student.quick_gelu is False

@@ -1,0 +1,161 @@
+"""What is known before a run: trial steps that leave no trace, time and memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kdedge.config.load import load_recipe
+from kdedge.data.batch import Batch
+from kdedge.data.sources._protocol import Item, Source
+from kdedge.errors import DivergedError, ResourceError
+from kdedge.methods._protocol import StepOutput
+from kdedge.training.fit import Job, batches_of
+from kdedge.training.preflight import check_memory, estimate_seconds, memory
+from kdedge.training.teach import teacher_job
+from kdedge.training.trial import trial_steps
+
+CPU = torch.device("cpu")
+READ_S = 0.03
+RECIPE = """\
+name: tiny
+classes: [dark, bright]
+data: {labeled: {folder: pictures}}
+teacher:
+  weights: WEIGHTS
+  settings: {prompt_depth_text: 2, prompt_depth_vision: 2, n_anchor_templates: 4}
+optim: {epochs: 5, batch_size: 4, warmup_epochs: 0, lr: 0.5, n_workers: 0}
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path, tiny_weights: Path) -> Job:
+    """A teacher that is to be trained for 5 epochs of 4 steps."""
+    for number in range(16):
+        file = tmp_path / "pictures" / ("dark", "bright")[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(number)
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(file)
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("WEIGHTS", str(tiny_weights)))
+    return teacher_job(load_recipe(tmp_path / "r.yaml"), cache=None, device=CPU)
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A source on a slow disk."""
+
+    source: Source
+
+    @property
+    def items(self) -> Sequence[Item]:
+        return self.source.items
+
+    def read(self, i: int) -> bytes:
+        time.sleep(READ_S)
+        return self.source.read(i)
+
+
+def slowed(job: Job) -> Job:
+    images = dataclasses.replace(job.images, source=Slow(job.images.source))
+    return dataclasses.replace(job, images=images)
+
+
+def test_trial_steps_change_nothing_of_the_run_to_come(job: Job) -> None:
+    module = job.method.module.eval()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    torch.manual_seed(1)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    assert len(trial_steps(job, 3)) == 3
+    after = module.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not module.training
+    assert all(p.grad is None for p in job.method.trainable_parameters().values())
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1] == random.getstate()
+    assert np.array_equal(states[2], np.random.get_state()[1])
+
+
+def test_trial_steps_move_the_weights_while_they_last(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = []
+    take_step = job.method.training_step
+    first = next(batches_of(job, 1, 0))
+
+    def training_step(_: Batch) -> StepOutput:
+        output = take_step(first)
+        losses.append(float(output.loss.detach()))
+        return output
+
+    monkeypatch.setattr(job.method, "training_step", training_step)
+    trial_steps(job, 2)
+    assert losses[0] != losses[1]
+
+
+def test_loading_the_images_is_part_of_a_trial_steps_time(job: Job) -> None:
+    times = trial_steps(slowed(job), 3)
+    assert min(times) >= 4 * READ_S
+
+
+def test_a_spent_budget_ends_the_trial_after_two_steps(job: Job) -> None:
+    assert len(trial_steps(job, 4, budget_s=0.0)) == 2
+
+
+def test_the_estimate_covers_the_loading_of_all_steps(job: Job) -> None:
+    estimate = estimate_seconds(slowed(job))
+    assert 5 * 16 * READ_S <= estimate < 5 * 16 * READ_S + 60
+
+
+def test_a_loss_that_is_not_finite_ends_the_trial_as_it_ends_a_run(job: Job) -> None:
+    next(iter(job.method.trainable_parameters().values())).data.fill_(float("nan"))
+    with pytest.raises(DivergedError) as caught:
+        trial_steps(job, 3)
+    text = str(caught.value)
+    assert "The loss is nan: training diverged at trial step 1. Images: " in text
+    assert ".png" in text
+    assert "lower optim.lr (now 0.5)" in text
+
+
+GIB = 2**30
+
+
+def test_memory_is_the_peak_of_the_machines() -> None:
+    found = check_memory(peak_bytes=3 * GIB, total_bytes=16 * GIB, usable_bytes=4 * GIB)
+    assert found.found == "3.0 GiB of 16.0 GiB at the peak"
+    check_memory(peak_bytes=3 * GIB, total_bytes=16 * GIB, usable_bytes=None)
+
+
+def test_a_machine_with_less_memory_left_than_the_steps_took_is_a_resource_error() -> None:
+    with pytest.raises(ResourceError) as caught:
+        check_memory(peak_bytes=3 * GIB, total_bytes=16 * GIB, usable_bytes=2 * GIB)
+    text = str(caught.value)
+    assert "took 3.0 GiB" in text
+    assert "2.0 GiB to give of its 16.0 GiB" in text
+    assert "optim.batch_size" in text
+
+
+def test_memory_on_the_cpu_is_that_of_this_process_and_this_machine() -> None:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    found = memory(CPU).found
+    assert found.endswith(f" of {total / GIB:.1f} GiB at the peak")
+    assert 0 < float(found.split()[0]) < total / GIB
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_memory_on_a_gpu_is_the_most_that_was_allocated() -> None:
+    device = torch.device("cuda")
+    torch.cuda.reset_peak_memory_stats(device)
+    torch.empty(GIB, dtype=torch.uint8, device=device)
+    total = torch.cuda.get_device_properties(device).total_memory
+    assert memory(device).found == f"1.0 GiB of {total / GIB:.1f} GiB at the peak on cuda"

@@ -1,0 +1,182 @@
+"""How far a long piece of work is, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import kdedge
+from kdedge.config.recipe import ClassesSpec, DataSpec, Recipe, SourceSpec, StudentSpec
+from kdedge.runtime.preprocess import Preprocess
+from kdedge.training.measure import predict_logits
+from kdedge.training.parts import Images, load_classes, load_images
+from kdedge.training.progress import progress
+
+
+@pytest.fixture
+def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """A clock that moves when it is told to."""
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def move(seconds: float) -> None:
+        now[0] += seconds
+
+    return move
+
+
+@pytest.fixture(autouse=True)
+def _heard(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "kdedge")
+
+
+def test_elsewhere_there_is_a_line_each_30_seconds_with_the_time_left(
+    wait: Callable[[float], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    with progress("reading data.test", 100, done=10) as advance:
+        for done in range(11, 25):
+            wait(10)
+            advance(done)
+    assert caplog.messages[0] == "reading data.test: 13 of 100, 0:14:30 left"
+    assert len(caplog.messages) == 4
+
+
+def test_work_of_less_than_30_seconds_says_nothing_elsewhere(
+    wait: Callable[[float], None],
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A forced color makes no terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress("reading data.test", 29) as advance:
+        for done in range(1, 30):
+            wait(1)
+            advance(done)
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err, caplog.messages) == ("", "", [])
+
+
+def _on_terminal(command: list[str]) -> tuple[int, bytes, bytes]:
+    """Exit code, stdout, and what a process shows on the terminal that is its stderr."""
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=child,
+        env={**os.environ, "PYTHONPATH": str(Path(kdedge.__file__).parents[1]), "TERM": "xterm"},
+    )
+    os.close(child)
+    shown = b"".join(_read(parent))
+    output, _ = process.communicate(timeout=60)
+    os.close(parent)
+    return process.returncode, output, shown
+
+
+def _read(terminal: int) -> Iterator[bytes]:
+    try:
+        while block := os.read(terminal, 4096):
+            yield block
+    except OSError:
+        pass  # how a terminal says that its other end is closed
+
+
+def test_a_training_on_a_terminal_has_a_bar_and_stdout_stays_empty(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    code, output, shown = _on_terminal([toy.__file__, str(tmp_path), '{"step_s": 0.02}'])
+    assert code == 0, shown
+    assert output == b""
+    assert b"21/21" in shown
+    assert b"0:00:0" in shown
+
+
+_NESTED = """
+from kdedge.training.progress import progress
+with progress("outer", 3) as outer:
+    outer(1, "loss 0.5")
+    with progress("inner", 2) as inner:
+        inner(1)
+    outer(3)
+"""
+
+
+def test_a_bar_within_another_takes_its_line_and_gives_it_back() -> None:
+    code, output, shown = _on_terminal(["-c", _NESTED])
+    assert (code, output) == (0, b"")
+    # From the terminal's point of view: each text begins on an emptied line
+    before, _, after = shown.partition(b"inner")
+    assert b"outer, loss 0.5" in before
+    assert before.rindex(b"\x1b[2K") > before.rindex(b"loss 0.5")
+    assert b"outer" in after
+    assert after.rindex(b"\x1b[2K") > after.rindex(b"3/3")
+
+
+@pytest.fixture
+def _slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that is 40 s further each time it is read."""
+    readings = itertools.count(1000.0, 40.0)
+    monkeypatch.setattr("time.monotonic", lambda: next(readings))
+
+
+def _load(folder: Path) -> Images:
+    for number, name in enumerate(("dark", "dark", "bright")):
+        (folder / name).mkdir(exist_ok=True)
+        pixels = np.full((8, 8, 3), 100 * number, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    recipe = Recipe(
+        name="tiny",
+        classes=ClassesSpec(names=("dark", "bright")),
+        data=DataSpec(test=SourceSpec(folder=folder)),
+        student=StudentSpec(weights="builtin"),
+    )
+    images = load_images(recipe, "test", load_classes(recipe))
+    assert images is not None
+    return images
+
+
+@pytest.mark.usefixtures("_slow")
+def test_reading_images_says_how_far_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _load(tmp_path)
+    assert [text.split(", ")[0] for text in caplog.messages] == [
+        f"reading data.test: {done} of 3" for done in (1, 2, 3)
+    ]
+
+
+class _Brightness:
+    """A model of two classes, without weights."""
+
+    scale = 1.0
+
+    def class_vectors(self) -> Tensor:
+        return torch.eye(2)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        mean = images.mean(dim=(1, 2, 3))
+        return torch.stack([-mean, mean], dim=1)
+
+
+def test_evaluating_images_says_how_far_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+) -> None:
+    images = _load(tmp_path)
+    preprocess = Preprocess(size_px=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    request.getfixturevalue("_slow")
+    model: Any = _Brightness()
+    predict_logits(model, images, preprocess=preprocess, device=torch.device("cpu"))
+    assert [text.split(", ")[0] for text in caplog.messages] == ["evaluating images: 3 of 3"]
