@@ -123,6 +123,7 @@ def main() -> None:
     student = promptkd.Method.build(
         student_clip, names, promptkd.Settings(), teacher=stored, **common
     )
+    teacher.module.requires_grad_(False)
     images = torch.randn(arguments.batch, 3, 224, 224)
     tokens = teacher_clip.tokenizer([f"a photo of a {name}." for name in names])
     text, module = teacher.module.text_prompts, student.module

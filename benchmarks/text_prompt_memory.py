@@ -1,8 +1,9 @@
 """Peak memory of training text prompts: it must not grow with the number of classes.
 
-Runs one PromptSRC text pass with its backward pass (ViT-L/14's text tower, random weights, names of
-a few words), in chunks and whole, for 100 and 1000 classes, each in a process of its own, and
-prints peak resident memory above the loaded model.
+Runs one PromptSRC text pass with its backward pass (ViT-L/14's text tower, random weights, names
+of a few words), in chunks and whole, for 100 and 1000 classes, each in a process of its own, and
+prints peak resident memory above the loaded model. glibc is told to give freed blocks of 1 MiB and
+more back at once; left alone, its heap holds on to up to a gigabyte of them in some runs.
 
     python benchmarks/text_prompt_memory.py
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -77,7 +79,9 @@ def main() -> None:
     print(f"{'classes':>8} {'chunk':>6} {'positions':>10} {'peak MiB':>9} {'seconds':>8}")
     for n_classes, chunk in ((100, 64), (1000, 64), (100, 100), (1000, 1000)):
         command = [sys.executable, __file__, "--one", str(n_classes), str(chunk)]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+        done = subprocess.run(command, check=True, capture_output=True, env=environment)
+        found = json.loads(done.stdout)
         print(
             f"{n_classes:8d} {chunk:6d} {found['positions']:10.0f} {found['mib']:9.0f}"
             f" {found['seconds']:8.1f}"

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+# Before torch is loaded: tests run side by side, and pinned sums are those of one thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 GOLDEN = Path(__file__).parent / "golden"
 
 
