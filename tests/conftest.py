@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,6 +16,10 @@ import pytest
 
 # Before torch is loaded: tests run side by side, and pinned sums are those of one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell's background job, such as a CI's, starts with SIGINT ignored, and hands that on to the
+# processes that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(__file__).parent / "golden"
 
