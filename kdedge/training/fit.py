@@ -45,7 +45,7 @@ class Job:
         classes: the class list.
         backbone: the frozen CLIP under the method.
         method: built, untrained.
-        images: what it is trained on.
+        images: what it is trained on; None for a method with nothing to train.
         labels: position in the source -> label in a batch, or None to train without labels.
         test: what accuracy is measured on, if anything.
         validation: what an epoch may be chosen by, if anything.
@@ -60,7 +60,7 @@ class Job:
     classes: Classes
     backbone: Backbone
     method: Method
-    images: Images
+    images: Images | None
     labels: dict[int, int] | None
     test: Images | None
     validation: Images | None
@@ -73,13 +73,19 @@ class Job:
         """Where it trains."""
         return self.backbone.device
 
+    @property
+    def training_images(self) -> Images:
+        """The images of a job that trains something."""
+        assert self.images is not None  # a method with parameters was given images
+        return self.images
+
     def hashes(self) -> dict[str, str]:
         """Hashes of what goes in, by name."""
         return {
             "backbone": self.backbone.identity,
             "weights": self.backbone.weights_hash,
             "class_list": class_list_hash(self.classes.names),
-            "image_list": self.images.list_hash,
+            **({} if self.images is None else {"image_list": self.images.list_hash}),
             **({} if self.validation is None else {"validation_list": self.validation.list_hash}),
             **self.sources,
         }
@@ -246,7 +252,7 @@ def _fill(run: RunFolder, job: Job) -> None:
         result = train(
             job.method,
             batches=partial(batches_of, job),
-            n_steps=n_steps(len(job.images.indices), settings.batch_size),
+            n_steps=n_steps(len(job.training_images.indices), settings.batch_size),
             settings=settings,
             run=run,
             validate=_validation(job),
@@ -272,8 +278,8 @@ def batches_of(job: Job, epoch: int, first_step: int) -> Iterator[Batch]:
     """The training batches of an epoch (from 1), from a step (from 0) on."""
     settings = job.choice.optim
     return training_batches(
-        job.images.source,
-        job.images.indices,
+        job.training_images.source,
+        job.training_images.indices,
         labels=job.labels,
         preprocess=job.backbone.preprocess,
         seed=job.loaded.recipe.seed,

@@ -105,15 +105,9 @@ def describe(job: Job) -> list[Finding]:
     )
     rows = [
         (f"{job.role}: classes", f"{len(classes.names)}{half}"),
-        (f"{job.role}: images", count(job.images)),
+        (f"{job.role}: images", count(job.images) if job.images else "none are needed"),
         (f"{job.role}: weights", f"{job.backbone.name}, {job.backbone.weights_hash[:12]}"),
-        (
-            f"{job.role}: method",
-            f"{job.choice.name},"
-            f" {sum(p.numel() for p in job.method.trainable_parameters().values()):,}"
-            f" parameters, {job.choice.optim.epochs} epochs of"
-            f" {n_steps(len(job.images.indices), job.choice.optim.batch_size)} steps",
-        ),
+        (f"{job.role}: method", f"{job.choice.name}, {_training(job)}"),
     ]
     if job.test is not None:
         rows.append((f"{job.role}: test images", count(job.test)))
@@ -122,6 +116,15 @@ def describe(job: Job) -> list[Finding]:
             (f"{job.role}: test images", f"none: accuracy of {recipe.name} will not be measured")
         )
     return [Finding(*row) for row in rows]
+
+
+def _training(job: Job) -> str:
+    """How much is trained, and for how long."""
+    n_parameters = sum(p.numel() for p in job.method.trainable_parameters().values())
+    if not n_parameters:
+        return "nothing to train"
+    steps = n_steps(len(job.training_images.indices), job.choice.optim.batch_size)
+    return f"{n_parameters:,} parameters, {job.choice.optim.epochs} epochs of {steps} steps"
 
 
 def count(images: Images) -> str:
@@ -139,7 +142,7 @@ def estimate_seconds(job: Job) -> float:
     if not times:
         return 0.0
     settings = job.choice.optim
-    steps = settings.epochs * n_steps(len(job.images.indices), settings.batch_size)
+    steps = settings.epochs * n_steps(len(job.training_images.indices), settings.batch_size)
     later = times[len(times) // 2 :]
     return sum(later) / len(later) * steps
 

@@ -56,9 +56,11 @@ def teacher_job(loaded: LoadedRecipe, *, cache: Path | None, device: torch.devic
             " zeroshot."
         )
     classes = load_classes(recipe)
-    images = labeled_images(loaded, classes)
-    train_label = {label: position for position, label in enumerate(classes.labeled)}
-    labels = {index: train_label[label] for index, label in images.labels().items()}
+    images, labels = None, None
+    if choice.module.Method.needs_labels:
+        images = labeled_images(loaded, classes)
+        train_label = {label: position for position, label in enumerate(classes.labeled)}
+        labels = {index: train_label[label] for index, label in images.labels().items()}
     backbone = load_role_backbone(recipe, "teacher", device=device, cache=cache)
     method: Method = choice.module.Method.build(
         backbone,

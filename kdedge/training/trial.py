@@ -83,7 +83,7 @@ class _Trial:
         self._parameters = job.method.trainable_parameters()
         self._optimizer = make_optimizer(self._parameters.values(), self._settings)
         self._precision = Precision(self._settings.precision, job.device)
-        self._n_steps = n_steps(len(job.images.indices), self._settings.batch_size)
+        self._n_steps = n_steps(len(job.training_images.indices), self._settings.batch_size)
         self._n_done = 0
         job.method.module.train()
 

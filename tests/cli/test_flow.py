@@ -226,3 +226,16 @@ def test_a_teacher_measures_classes_that_it_has_no_stored_vector_for(kdedge, tra
     done = kdedge("eval", "tiny/02")
     assert done.code == 3
     assert "no stored vector, first 'lorry'" in done.err
+
+
+def test_without_labels_a_zeroshot_teacher_teaches(kdedge, project) -> None:
+    """What `kdedge init` writes where no labeled images are named."""
+    options = ("--set", "data.labeled=null", "--set", "teacher.method=zeroshot")
+    options += ("--set", "teacher.settings={}", "--set", "data.test=null")
+    checked = kdedge("check", "r.yaml", *options)
+    assert (checked.code, checked.err) == (0, "")
+    assert re.search(r"^teacher: images +none are needed$", checked.out, re.MULTILINE)
+    assert re.search(r"^teacher: method +zeroshot, nothing to train$", checked.out, re.MULTILINE)
+    done = kdedge("distill", "r.yaml", *options)
+    assert done.code == 0, done.err
+    assert Path("runs/tiny/02/student.safetensors").exists()
