@@ -28,8 +28,8 @@ from kdedge.errors import KdedgeError, Terminated
 
 _FOLDER = Path(__file__).parent
 _ORDER = (
-    *("demo", "init", "check", "data", "teach", "train", "distill", "eval", "export", "bench"),
-    *("predict", "suite", "report", "show", "import", "doctor", "schema", "methods"),
+    *("demo", "init", "check", "teach", "distill", "eval", "show", "import"),
+    *("doctor", "schema", "methods"),
 )
 
 

@@ -55,6 +55,8 @@ class Process:
         self._processes, self._code = processes, None
         number = len(list(cwd.glob(".stdout-*")))
         self._out, self._err = cwd / f".stdout-{number}", cwd / f".stderr-{number}"
+        self._err.touch()  # it may be killed before it opens them itself
+        self._out.touch()
         self.pid: int = processes.ask(
             start=list(arguments), cwd=str(cwd), out=str(self._out), err=str(self._err)
         )

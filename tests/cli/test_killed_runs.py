@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -130,7 +131,9 @@ def test_a_signal_after_training_loses_nothing_either(
 ) -> None:
     # Large pictures: measuring takes long enough to be interrupted
     for label, name in enumerate(("cat", "dog", "red fox", "school bus")):
-        draw_picture(project / "large" / name / "0.jpg", label=label, number=0, side_px=1200)
+        for number in range(6):
+            path = project / "large" / name / f"{number}.jpg"
+            draw_picture(path, label=label, number=number, side_px=1200)
     command = (*DISTILL, "--set", "data.test.folder=large")
     student = project / "runs/tiny/02"
     process = start(*command)
@@ -182,8 +185,11 @@ def test_an_interrupted_command_leaves_nothing_half_written(
         time.sleep(delay)
         process.send(signum)
         codes.add(process.wait())
-        assert "bug" not in process.stderr
-        assert "Traceback" not in process.stderr
+        # Where a signal meets a finalizer, Python itself prints what it swallows there.
+        swallowed = r"(?s)Exception ignored in.*?KeyboardInterrupt: ?\n"
+        said = re.sub(swallowed, "", process.stderr)
+        assert "bug" not in said
+        assert "Traceback" not in said
     # 2: out.json is there already; -15: the signal came before main was there to take it
     assert codes <= {0, 2, -signal.SIGTERM, 128 + signum}
     assert 128 + signum in codes
