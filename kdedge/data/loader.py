@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -330,8 +331,10 @@ def _worker_context() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     # The server and its workers inherit the mask: none of them ever sees a Ctrl-C, not even in
-    # the moments before _start_worker runs.
+    # the moments before _start_worker runs. The resource tracker unblocks the signal when it
+    # starts, so it has to run before.
     if threading.current_thread() is threading.main_thread():
+        multiprocessing.resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             multiprocessing.forkserver.ensure_running()

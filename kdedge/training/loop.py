@@ -27,7 +27,13 @@ import torch
 
 from kdedge.config.recipe import OptimSettings
 from kdedge.data.batch import Batch
-from kdedge.errors import DataError, DivergedError, Interrupted, RecipeError
+from kdedge.errors import (
+    DataError,
+    DivergedError,
+    Interrupted,
+    RecipeError,
+    ResourceError,
+)
 from kdedge.training.checkpoint import (
     TrainingState,
     capture_rng,
@@ -250,8 +256,8 @@ class _Training:
                 is_due = time.monotonic() - self._saved >= self._settings.checkpoint_every_s
                 if is_due and self.step < self._n_steps:
                     self.save()
-        except RuntimeError as error:
-            if stop.received is None:
+        except (RuntimeError, ResourceError) as error:
+            if stop.received is None or isinstance(error.__cause__, OSError):
                 raise
             # The signal went to the data workers too, and torch reports their end at any point,
             # perhaps in the middle of a step: what is saved must be older
