@@ -11,12 +11,12 @@ import torch
 from kdedge.clip.backbone import Backbone
 from kdedge.config.load import LoadedRecipe
 from kdedge.errors import RecipeError
-from kdedge.methods._protocol import Method
 from kdedge.training.fit import Job, finished_run, run_job
 from kdedge.training.parts import (
     Classes,
     Images,
     MethodChoice,
+    build_method,
     choose_method,
     load_classes,
     load_images,
@@ -84,14 +84,8 @@ def student_parts(
 def student_job(loaded: LoadedRecipe, teacher: StoredTeacher, parts: StudentParts) -> Job:
     """Makes ready to distill the recipe's student from a teacher."""
     same_preprocessing(teacher.backbone, parts.backbone)
-    method: Method = parts.choice.module.Method.build(
-        parts.backbone,
-        parts.classes.names,
-        parts.choice.settings,
-        template=parts.classes.template,
-        train_classes=parts.classes.labeled,
-        teacher=teacher,
-        generator=torch.Generator().manual_seed(loaded.recipe.seed),
+    method = build_method(
+        parts.choice, parts.backbone, parts.classes, seed=loaded.recipe.seed, teacher=teacher
     )
     return Job(
         role="student",

@@ -28,7 +28,7 @@ from kdedge.methods._protocol import Method
 from kdedge.results import EvalResult
 from kdedge.training.loop import train
 from kdedge.training.measure import measure
-from kdedge.training.parts import Classes, Images, MethodChoice, Role, settings_record
+from kdedge.training.parts import Classes, Images, MethodChoice, Role, build_method, settings_record
 from kdedge.training.runs import RunFolder, runs_in
 
 log = logging.getLogger(__name__)
@@ -359,15 +359,8 @@ def evaluate_job(job: Job) -> dict[str, EvalResult]:
     """Results of the trained method and of zero-shot CLIP on the same backbone, by row name."""
     if job.test is None:
         return {}
-    plain = zeroshot.Method.build(
-        job.backbone,
-        job.classes.names,
-        zeroshot.Settings(),
-        template=job.classes.template,
-        train_classes=job.classes.labeled,
-        teacher=None,
-        generator=torch.Generator(),
-    )
+    choice = MethodChoice("zeroshot", zeroshot, zeroshot.Settings(), job.choice.optim)
+    plain = build_method(choice, job.backbone, job.classes, seed=job.loaded.recipe.seed)
     return {
         job.role: _measure(job, job.method, job.test),
         "zeroshot": _measure(job, plain, job.test),

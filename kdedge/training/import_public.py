@@ -34,13 +34,12 @@ from kdedge.clip.public_checkpoint import (
 from kdedge.clip.tensor_file import encode_tensors
 from kdedge.clip.weights import printable
 from kdedge.config.load import dump_recipe
-from kdedge.config.recipe import Recipe
+from kdedge.config.recipe import OptimSettings, Recipe
 from kdedge.errors import DataError
 from kdedge.methods import promptkd, promptsrc
-from kdedge.methods._protocol import Method
 from kdedge.training.fit import store_trained
 from kdedge.training.measure_run import StoredVectors
-from kdedge.training.parts import Classes
+from kdedge.training.parts import Classes, MethodChoice, build_method, settings_record
 from kdedge.training.runs import RunFolder
 from kdedge.training.teachers import made_by
 
@@ -145,8 +144,8 @@ def import_teacher(
             backbone, own = _own_backbone(run, backbone, found, on, device)
             section |= own.as_recipe()
             write_atomic(run.recipe, _recipe_text(name, "teacher", section, class_names).encode())
-        method = _build(promptsrc, backbone, classes, settings, teacher=None)
-        record = {"method": "promptsrc", "settings": settings.model_dump(mode="json")}
+        choice = MethodChoice("promptsrc", promptsrc, settings, OptimSettings())
+        method = build_method(choice, backbone, classes, seed=0)
         method.module.load_state_dict(
             {
                 "text_prompts.context": found.context,
@@ -160,7 +159,7 @@ def import_teacher(
             method=method,
             backbone=backbone,
             classes=classes,
-            made_by=made_by(backbone, method.module, classes, record),
+            made_by=made_by(backbone, method.module, classes, settings_record(choice)),
         )
     return Imported(run, checkpoint.epoch, grouped(found.ignored), checkpoint.ignored, largest)
 
@@ -203,7 +202,9 @@ def import_student(
     }
     names = vectors.class_names
     classes = Classes(names, "a photo of a {}.", "all")
-    method = _build(promptkd, backbone, classes, settings, teacher=StoredVectors(vectors, device))
+    choice = MethodChoice("promptkd", promptkd, settings, OptimSettings())
+    stored = StoredVectors(vectors, device)
+    method = build_method(choice, backbone, classes, seed=0, teacher=stored)
     projector = {f"projector.{key}": value for key, value in found.projector.items()}
     method.module.load_state_dict({"visual_prompts": found.visual_prompts, **projector})
     with _new_run(root, name, "student", section, names, file, checkpoint) as run:
@@ -258,26 +259,6 @@ def _check_dimension(
             f"{file} projects to {width} dimensions, and the class vectors of {teacher.name} have"
             f" {teacher_dim}.\n  Name the run of the teacher that this student learned from."
         )
-
-
-def _build(
-    module: Any,
-    backbone: Backbone,
-    classes: Classes,
-    settings: Any,
-    *,
-    teacher: StoredVectors | None,
-) -> Method:
-    method: Method = module.Method.build(
-        backbone,
-        classes.names,
-        settings,
-        template=classes.template,
-        train_classes=classes.labeled,
-        teacher=teacher,
-        generator=torch.Generator().manual_seed(0),
-    )
-    return method
 
 
 def _recipe_text(

@@ -17,6 +17,7 @@ from kdedge.results import EvalResult
 from kdedge.training.measure import measure
 from kdedge.training.parts import (
     Classes,
+    build_method,
     choose_method,
     load_classes,
     load_images,
@@ -69,14 +70,12 @@ def load_student(
         )
     choice = choose_method(loaded, "student")
     backbone = load_role_backbone(loaded.recipe, "student", device=device, cache=cache)
-    method: Method = choice.module.Method.build(
+    method = build_method(
+        choice,
         backbone,
-        classes.names,
-        choice.settings,
-        template=classes.template,
-        train_classes=classes.labeled,
+        classes,
+        seed=loaded.recipe.seed,
         teacher=StoredVectors(selected, device),
-        generator=torch.Generator().manual_seed(loaded.recipe.seed),
     )
     load_trained(method, run.weights, backbone, made_by=stored.made_by)
     return method, backbone

@@ -22,7 +22,7 @@ from kdedge.data.open import open_source
 from kdedge.data.sources._protocol import Source
 from kdedge.data.split import base_novel
 from kdedge.errors import RecipeError, SetupError
-from kdedge.methods._protocol import MethodSettings
+from kdedge.methods._protocol import Method, MethodSettings, Teacher
 from kdedge.methods.registry import load_method
 from kdedge.training.progress import progress
 
@@ -191,6 +191,27 @@ def load_role_backbone(
         device=device,
         cache_folder=cache,
     )
+
+
+def build_method(
+    choice: MethodChoice,
+    backbone: Backbone,
+    classes: Classes,
+    *,
+    seed: int,
+    teacher: Teacher | None = None,
+) -> Method:
+    """Builds a method for a class list; its first values are drawn from `seed`."""
+    method: Method = choice.module.Method.build(
+        backbone,
+        classes.names,
+        choice.settings,
+        template=classes.template,
+        train_classes=classes.labeled,
+        teacher=teacher,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return method
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -12,11 +12,11 @@ from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import LabeledSpec
 from kdedge.data.split import few_shot
 from kdedge.errors import RecipeError
-from kdedge.methods._protocol import Method
 from kdedge.training.fit import Job, run_job
 from kdedge.training.parts import (
     Classes,
     Images,
+    build_method,
     choose_method,
     load_classes,
     load_images,
@@ -62,15 +62,7 @@ def teacher_job(loaded: LoadedRecipe, *, cache: Path | None, device: torch.devic
         train_label = {label: position for position, label in enumerate(classes.labeled)}
         labels = {index: train_label[label] for index, label in images.labels().items()}
     backbone = load_role_backbone(recipe, "teacher", device=device, cache=cache)
-    method: Method = choice.module.Method.build(
-        backbone,
-        classes.names,
-        choice.settings,
-        template=classes.template,
-        train_classes=classes.labeled,
-        teacher=None,
-        generator=torch.Generator().manual_seed(recipe.seed),
-    )
+    method = build_method(choice, backbone, classes, seed=recipe.seed)
     return Job(
         role="teacher",
         loaded=loaded,

@@ -17,7 +17,13 @@ from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
 from kdedge.config.load import load_recipe
 from kdedge.errors import DataError
 from kdedge.methods._protocol import Method
-from kdedge.training.parts import Classes, choose_method, load_role_backbone, settings_record
+from kdedge.training.parts import (
+    Classes,
+    build_method,
+    choose_method,
+    load_role_backbone,
+    settings_record,
+)
 from kdedge.training.runs import RunFolder
 
 
@@ -137,15 +143,7 @@ def load_teacher(
     backbone = load_role_backbone(loaded.recipe, "teacher", device=device, cache=cache)
 
     def trained_on(names: Classes) -> Method:
-        method: Method = choice.module.Method.build(
-            backbone,
-            names.names,
-            choice.settings,
-            template=names.template,
-            train_classes=names.labeled,
-            teacher=None,
-            generator=torch.Generator().manual_seed(loaded.recipe.seed),
-        )
+        method = build_method(choice, backbone, names, seed=loaded.recipe.seed)
         load_trained(method, run.weights, backbone)
         return method
 
