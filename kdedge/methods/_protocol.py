@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
+from open_clip.transformer import VisionTransformer
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
@@ -35,6 +36,30 @@ class StepOutput:
 
     loss: Tensor
     scalars: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Projector(Protocol):
+    """Linear, batch norm, ReLU, linear: [B, D_student] -> [B, D_teacher]."""
+
+    linear1: nn.Linear
+    batch_norm: nn.BatchNorm1d
+    linear2: nn.Linear
+
+
+@dataclass(frozen=True)
+class ImagePath:
+    """What the deployed image path of a method is made of.
+
+    Attributes:
+        visual: the frozen image tower.
+        visual_prompts: [depth, n_ctx_vision, D_vision], as `clip.vision.encode_image` takes them;
+            None for plain CLIP.
+        projector: what comes after the tower; None where its output is the features.
+    """
+
+    visual: VisionTransformer
+    visual_prompts: Tensor | None = None
+    projector: Projector | None = None
 
 
 class Teacher(Protocol):
@@ -115,4 +140,8 @@ class Method(Protocol):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D], unit length, float32, no graph; the deployed path."""
+        ...
+
+    def image_path(self) -> ImagePath:
+        """The parts that `forward_features` runs, with their current values."""
         ...

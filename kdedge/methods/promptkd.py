@@ -21,7 +21,7 @@ from kdedge.clip.prompts import make_visual_prompts
 from kdedge.clip.vision import encode_image
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError, ShapeError
-from kdedge.methods._protocol import MethodSettings, StepOutput, Teacher
+from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
 
 DEFAULT_KD_WEIGHT = 1000.0
 """The authors' launch script; 200 for Flowers102, FGVCAircraft and DTD."""
@@ -244,3 +244,9 @@ class Method:
             return self.image_features(images)
         finally:
             self.module.train(was_training)
+
+    def image_path(self) -> ImagePath:
+        """The prompted image tower and the projector."""
+        return ImagePath(
+            self._backbone.model.visual, self.module.visual_prompts, self.module.projector
+        )

@@ -32,7 +32,7 @@ from kdedge.clip.prompts import (
 from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError
-from kdedge.methods._protocol import MethodSettings, StepOutput, Teacher
+from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
 
 
 class Settings(MethodSettings):
@@ -295,3 +295,7 @@ class Method:
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D] through the prompted image tower."""
         return self._backbone.image_features(images, self.module.visual_prompts)
+
+    def image_path(self) -> ImagePath:
+        """The prompted image tower."""
+        return ImagePath(self._backbone.model.visual, self.module.visual_prompts)

@@ -20,7 +20,7 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import readable
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
-from kdedge.methods._protocol import MethodSettings, StepOutput, Teacher
+from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
 
 
 class Settings(MethodSettings):
@@ -107,3 +107,7 @@ class Method:
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D]."""
         return self._backbone.image_features(images)
+
+    def image_path(self) -> ImagePath:
+        """The image tower as it is."""
+        return ImagePath(self._backbone.model.visual)

@@ -16,7 +16,7 @@ from kdedge.clip.backbone import Backbone, hash_weights
 from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
 from kdedge.config.load import load_recipe
 from kdedge.errors import DataError
-from kdedge.methods._protocol import Method
+from kdedge.methods._protocol import ImagePath, Method
 from kdedge.training.parts import (
     Classes,
     build_method,
@@ -54,6 +54,10 @@ class StoredTeacher:
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D_teacher]."""
         return self._method.forward_features(images)
+
+    def image_path(self) -> ImagePath:
+        """The parts that `forward_features` runs."""
+        return self._method.image_path()
 
 
 def made_by(

@@ -1,0 +1,318 @@
+"""The exact folds of a student into one plain graph.
+
+Nothing here approximates. With x an image's pixels and [.] what is constant after training:
+
+- `(x - mean) / std` before the patch convolution is another weight and a bias of it;
+- the class token, the positions and `ln_pre` of what is the same for every image are constants;
+- prompts whose outputs the next block replaces are read as keys and values only: constants;
+- the last block answers for the class token alone;
+- the queries' factor `1 / sqrt(d)` is in the queries' weights;
+- `ln_post`'s affine part, `proj`, the projector's first linear and batch norm are one linear;
+- `linear2`, `scale` and the class vectors are one linear, the fused head. Unit length divides by
+  `|linear2(h)|`, a positive number an image: it is kept for scores and dropped for the ranking.
+
+Sums are folded in float64 and stored in float32.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import torch
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdedge.errors import ShapeError
+from kdedge.methods._protocol import ImagePath
+from kdedge.runtime.preprocess import Preprocess
+
+_ModuleT = TypeVar("_ModuleT")
+
+Head = Literal["scores", "argmax"]
+Pixels = Literal["float", "uint8"]
+
+
+class FoldedBlock(nn.Module):
+    """One residual attention block with constant tokens among its keys and values.
+
+    Args:
+        block: open_clip's, frozen.
+        memory: [M, D], constant tokens that are attended to and have no output; None for none.
+    """
+
+    memory_key: Tensor
+    memory_value: Tensor
+
+    def __init__(self, block: ResidualAttentionBlock, memory: Tensor | None) -> None:
+        super().__init__()
+        attention = block.attn
+        width, n_heads = attention.embed_dim, attention.num_heads
+        weight, bias = attention.in_proj_weight.double(), attention.in_proj_bias.double()
+        factor = (width // n_heads) ** -0.5
+        self.n_heads = n_heads
+        self.ln_1, self.ln_2, self.mlp = block.ln_1, block.ln_2, block.mlp
+        self.query = _linear(factor * weight[:width], factor * bias[:width])
+        self.key = _linear(weight[width : 2 * width], bias[width : 2 * width])
+        self.value = _linear(weight[2 * width :], bias[2 * width :])
+        self.out = _scaled(attention.out_proj, block.ls_1)
+        self.ls_2 = block.ls_2
+        self.has_memory = memory is not None and len(memory) > 0
+        if self.has_memory:
+            normed = block.ln_1(memory)
+            self.register_buffer("memory_key", self._heads(self.key(normed)[None]))
+            self.register_buffer("memory_value", self._heads(self.value(normed)[None]))
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        """[B, N, D] -> [B, heads, N, D / heads]."""
+        n_images, n_tokens, _ = tokens.shape
+        return tokens.reshape(n_images, n_tokens, self.n_heads, -1).transpose(1, 2)
+
+    def forward(self, tokens: Tensor, n_queries: int | None = None) -> Tensor:
+        """[B, N, D] -> [B, N, D], or the first `n_queries` tokens' outputs."""
+        normed = self.ln_1(tokens)
+        queries = tokens if n_queries is None else tokens[:, :n_queries]
+        query = self._heads(self.query(normed if n_queries is None else normed[:, :n_queries]))
+        key, value = self._heads(self.key(normed)), self._heads(self.value(normed))
+        if self.has_memory:
+            n_images = tokens.shape[0]
+            key = torch.cat([key, self.memory_key.expand(n_images, -1, -1, -1)], dim=2)
+            value = torch.cat([value, self.memory_value.expand(n_images, -1, -1, -1)], dim=2)
+        attended = (query @ key.transpose(-1, -2)).softmax(dim=-1) @ value
+        residual = queries + self.out(attended.transpose(1, 2).flatten(2))
+        result: Tensor = residual + self.ls_2(self.mlp(self.ln_2(residual)))
+        return result
+
+
+class FoldedModel(nn.Module):
+    """Pixels to logits, with everything constant computed: what is exported.
+
+    Attributes:
+        fused_head: from the last hidden features to [C] logits; see the module's docstring.
+        head: `scores` gives the unfused model's logits; `argmax` leaves each image's logits by a
+            positive factor larger or smaller, which changes no ranking.
+    """
+
+    positions: Tensor
+    class_token: Tensor
+    appended: Tensor
+
+    def __init__(
+        self,
+        path: ImagePath,
+        class_vectors: Tensor,
+        *,
+        scale: float,
+        preprocess: Preprocess,
+        head: Head,
+        pixels: Pixels,
+    ) -> None:
+        super().__init__()
+        visual = path.visual
+        self.head, self.pixels = head, pixels
+        self.patch_conv, patch_bias = _fold_pixels(visual, preprocess, pixels)
+        positions = visual.positional_embedding.double()
+        self.register_buffer("positions", (positions[1:] + patch_bias).float()[None])
+        first = (visual.class_embedding.double() + positions[0]).float()
+        self.register_buffer("class_token", visual.ln_pre(first)[None, None])
+        self.ln_pre = visual.ln_pre
+        memories, self.appended_at, appended = _place_prompts(visual, path.visual_prompts)
+        self.register_buffer("appended", appended)
+        self.blocks = nn.ModuleList(
+            FoldedBlock(block, memory)
+            for block, memory in zip(visual.transformer.resblocks, memories, strict=True)
+        )
+        width = len(visual.class_embedding)
+        self.ln_post = nn.LayerNorm(width, eps=visual.ln_post.eps, elementwise_affine=False)
+        self.hidden, features = _fold_projector(path)
+        self.features = features if head == "scores" else None
+        self.fused_head = _linear(
+            scale * class_vectors.double() @ features.weight.double(),
+            scale * class_vectors.double() @ features.bias.double(),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W], uint8 or float 0-1 as `pixels` says, -> logits [B, C]."""
+        patches = self.patch_conv(images.to(self.positions.dtype)).flatten(2).transpose(1, 2)
+        class_token = self.class_token.expand(images.shape[0], -1, -1)
+        tokens = torch.cat([class_token, self.ln_pre(patches + self.positions)], dim=1)
+        last = len(self.blocks) - 1
+        for index, block in enumerate(self.blocks):
+            if index == self.appended_at:
+                appended = self.appended.expand(images.shape[0], -1, -1)
+                tokens = torch.cat([tokens, appended], dim=1)
+            tokens = block(tokens, n_queries=1 if index == last else None)
+        hidden = self.ln_post(tokens[:, 0])
+        if self.hidden is not None:
+            hidden = F.relu(self.hidden(hidden))
+        logits: Tensor = self.fused_head(hidden)
+        if self.features is None:
+            return logits
+        features = self.features(hidden)
+        lengths: Tensor = (features * features).sum(dim=-1, keepdim=True).sqrt()
+        return logits / lengths
+
+
+@torch.no_grad()
+def fold(
+    path: ImagePath,
+    class_vectors: Tensor,
+    *,
+    scale: float,
+    preprocess: Preprocess,
+    head: Head = "scores",
+    pixels: Pixels = "float",
+) -> FoldedModel:
+    """Folds a trained student into a plain module.
+
+    Args:
+        path: what the student's image path is made of, trained and frozen.
+        class_vectors: [C, D], unit length, in class-list order.
+        scale: `logit_scale.exp()`.
+        preprocess: its mean and std go into the graph; resizing stays outside.
+        head: `scores` keeps unit length, `argmax` drops it.
+        pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
+
+    Returns:
+        A module in evaluation mode on the CPU that shares no tensor with the student's training.
+
+    Raises:
+        ShapeError: the class vectors have another dimension than the student's features.
+    """
+    dim = _feature_dim(path)
+    if class_vectors.ndim != 2 or class_vectors.shape[1] != dim:
+        raise ShapeError(
+            f"Class vectors of shape {list(class_vectors.shape)} do not fit image features of"
+            f" dimension {dim}: they belong to another teacher."
+        )
+    model = FoldedModel(
+        _frozen_copy(path),
+        class_vectors.detach().cpu(),
+        scale=scale,
+        preprocess=preprocess,
+        head=head,
+        pixels=pixels,
+    )
+    return model.eval().requires_grad_(False)
+
+
+def _frozen_copy(path: ImagePath) -> ImagePath:
+    """The same parts in float32 on the CPU, shared with nobody."""
+    prompts = path.visual_prompts
+    return ImagePath(
+        _on_cpu(path.visual),
+        None if prompts is None else prompts.detach().clone().float().cpu(),
+        None if path.projector is None else _on_cpu(path.projector),
+    )
+
+
+def _on_cpu(module: _ModuleT) -> _ModuleT:
+    moved = copy.deepcopy(module)
+    assert isinstance(moved, nn.Module)
+    moved.float().cpu()
+    return moved
+
+
+def count_gflops(model: Callable[[Tensor], Any], images: Tensor) -> float:
+    """GFLOPs an image: 2 a multiply-add over matrix products, convolutions and attention.
+
+    Args:
+        model: anything callable on images.
+        images: [B, 3, H, W], as it takes them.
+    """
+    # Fused attention on a CPU and torch's fast path for frozen blocks are kernels that the counter
+    # does not know; the same model in plain matrix products has the same operations.
+    had_fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:
+            model(images)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(had_fast_path)
+    return float(flops.get_total_flops()) / len(images) / 1e9
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A float32 linear layer with these values."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    linear.weight.copy_(weight)
+    linear.bias.copy_(bias)
+    return linear
+
+
+def _scaled(linear: nn.Linear, layer_scale: nn.Module) -> nn.Linear:
+    """A linear layer and the layer scale after it."""
+    gamma = getattr(layer_scale, "gamma", None)
+    if gamma is None:
+        return linear
+    gamma = gamma.double()
+    return _linear(gamma[:, None] * linear.weight.double(), gamma * linear.bias.double())
+
+
+def _fold_pixels(
+    visual: VisionTransformer, preprocess: Preprocess, pixels: Pixels
+) -> tuple[nn.Conv2d, Tensor]:
+    """The patch convolution on raw pixels and, float64 [D], the bias that is left of the mean."""
+    weight = visual.conv1.weight.double()  # [D, 3, P, P]
+    mean = torch.tensor(preprocess.mean, dtype=torch.float64)[:, None, None]
+    std = torch.tensor(preprocess.std, dtype=torch.float64)[:, None, None]
+    unit = 255.0 if pixels == "uint8" else 1.0
+    conv = nn.Conv2d(
+        3, len(weight), visual.conv1.kernel_size, stride=visual.conv1.stride, bias=False
+    )
+    conv.weight.copy_(weight / (std * unit))
+    return conv, -(weight * mean / std).sum(dim=(1, 2, 3))
+
+
+def _place_prompts(
+    visual: VisionTransformer, prompts: Tensor | None
+) -> tuple[list[Tensor | None], int | None, Tensor]:
+    """Where each block's prompts go, as `clip.vision.encode_image` has it.
+
+    Returns:
+        For each block its constant memory [M, D] or None; the block before which the last prompts
+        become ordinary tokens, or None; those tokens [1, n_ctx_vision, D].
+    """
+    n_blocks = len(visual.transformer.resblocks)
+    memories: list[Tensor | None] = [None] * n_blocks
+    width = len(visual.class_embedding)
+    if prompts is None or prompts.shape[1] == 0:
+        return memories, None, torch.zeros(1, 0, width)
+    depth = len(prompts)
+    own = [visual.ln_pre(prompts[0]), *prompts[1:]]
+    memories[: depth - 1] = own[:-1]
+    if depth == n_blocks:
+        memories[-1] = own[-1]
+        return memories, None, torch.zeros(1, 0, width)
+    return memories, depth - 1, own[-1][None]
+
+
+def _fold_projector(path: ImagePath) -> tuple[nn.Linear | None, nn.Linear]:
+    """The linear before the ReLU, or None without a projector, and the one to the features."""
+    visual, projector = path.visual, path.projector
+    proj = visual.proj.double().T  # [D_student, D_vision]
+    if projector is None:
+        weight, bias = proj, torch.zeros(len(proj), dtype=torch.float64)
+        return None, _after_ln_post(visual, weight, bias)
+    norm = projector.batch_norm
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    weight = gain[:, None] * (projector.linear1.weight.double() @ proj)
+    bias = gain * (projector.linear1.bias.double() - norm.running_mean.double())
+    return _after_ln_post(visual, weight, bias + norm.bias.double()), projector.linear2
+
+
+def _after_ln_post(visual: VisionTransformer, weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A linear that takes in the affine part of `ln_post` before it."""
+    gamma, beta = visual.ln_post.weight.double(), visual.ln_post.bias.double()
+    return _linear(weight * gamma, bias + weight @ beta)
+
+
+def _feature_dim(path: ImagePath) -> int:
+    projector = path.projector
+    return int(path.visual.proj.shape[1] if projector is None else projector.linear2.out_features)

@@ -1,0 +1,256 @@
+"""The folded model against the unfused student, over sizes, depths and numbers of prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kdedge.clip.backbone import Backbone, make_backbone, unit_length
+from kdedge.deploy.fold import FoldedModel, count_gflops, fold
+from kdedge.errors import ShapeError
+from kdedge.methods import promptkd, promptsrc, zeroshot
+from kdedge.runtime.preprocess import Preprocess
+
+RELATIVE = 1e-4
+"""Of the largest logit: the sums are the same, in another order."""
+
+PREPROCESS = Preprocess(size_px=32, mean=(0.48, 0.41, 0.3), std=(0.27, 0.2, 0.35))
+
+
+class Vectors:
+    """A teacher of which only the class vectors are known."""
+
+    scale = 20.0
+
+    def __init__(self, n_classes: int, dim: int) -> None:
+        generator = torch.Generator().manual_seed(n_classes)
+        self._vectors = unit_length(torch.randn(n_classes, dim, generator=generator))
+
+    def class_vectors(self) -> Tensor:
+        return self._vectors
+
+
+def make_clip(
+    *, width: int, n_layers: int, image_px: int, seed: int, layer_scale: float | None = None
+) -> Backbone:
+    from open_clip import CLIP
+
+    torch.manual_seed(seed)
+    vision = {
+        "layers": n_layers,
+        "width": width,
+        "head_width": 16,
+        "patch_size": 8,
+        "image_size": image_px,
+        "ls_init_value": layer_scale,
+    }
+    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    model = CLIP(embed_dim=24, vision_cfg=vision, text_cfg=text, quick_gelu=True)
+    for parameter in model.visual.parameters():  # layer norms and biases begin as ones and zeros
+        parameter.data.add_(0.05 * torch.randn(parameter.shape))
+    preprocess = Preprocess(size_px=image_px, mean=PREPROCESS.mean, std=PREPROCESS.std)
+    return make_backbone(model.eval().requires_grad_(False), name="drawn", preprocess=preprocess)
+
+
+def make_student(
+    backbone: Backbone, *, n_ctx: int, depth: int, n_classes: int = 7, teacher_dim: int = 40
+) -> promptkd.Method:
+    """A student whose every part has been moved from its first values, as training does."""
+    names = [f"class {index}" for index in range(n_classes)]
+    student = promptkd.Method.build(
+        backbone,
+        names,
+        promptkd.Settings(n_ctx_vision=n_ctx, prompt_depth=depth),
+        template="{}",
+        train_classes=range(n_classes),
+        teacher=Vectors(n_classes, teacher_dim),
+        generator=torch.Generator().manual_seed(1),
+    )
+    generator = torch.Generator().manual_seed(2)
+    norm = student.module.projector.batch_norm
+    with torch.no_grad():
+        student.module.visual_prompts.copy_(
+            torch.randn(student.module.visual_prompts.shape, generator=generator)
+        )
+        norm.running_mean.copy_(torch.randn(teacher_dim, generator=generator))
+        norm.running_var.copy_(0.1 + torch.rand(teacher_dim, generator=generator))
+        norm.weight.copy_(torch.randn(teacher_dim, generator=generator))
+        norm.bias.copy_(torch.randn(teacher_dim, generator=generator))
+    student.module.requires_grad_(False)
+    return student
+
+
+def draw_pixels(n_images: int, size_px: int) -> Tensor:
+    """[B, 3, H, W], uint8."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(
+        0, 256, (n_images, 3, size_px, size_px), generator=generator, dtype=torch.uint8
+    )
+
+
+def unfused(method: Any, pixels: Tensor, preprocess: Preprocess) -> Tensor:
+    """[B, C], what the method answers in evaluation mode, normalization outside."""
+    mean, std = (torch.tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
+    features = method.forward_features((pixels.float() / 255 - mean) / std)
+    logits: Tensor = method.scale * features @ method.class_vectors().T
+    return logits
+
+
+def folded(method: Any, backbone: Backbone, **options: Any) -> FoldedModel:
+    return fold(
+        method.image_path(),
+        method.class_vectors(),
+        scale=method.scale,
+        preprocess=backbone.preprocess,
+        **options,
+    )
+
+
+def assert_equal_logits(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(
+        actual, expected, rtol=0, atol=RELATIVE * float(expected.abs().max())
+    )
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    n_heads=st.integers(1, 3),
+    n_layers=st.integers(1, 4),
+    n_patches=st.integers(1, 3),
+    n_ctx=st.integers(0, 5),
+    depth=st.integers(1, 4),
+    n_classes=st.integers(1, 9),
+    teacher_dim=st.sampled_from([8, 40]),
+    n_images=st.integers(1, 3),
+    seed=st.integers(0, 5),
+)
+def test_folding_changes_no_logit(
+    n_heads: int,
+    n_layers: int,
+    n_patches: int,
+    n_ctx: int,
+    depth: int,
+    n_classes: int,
+    teacher_dim: int,
+    n_images: int,
+    seed: int,
+) -> None:
+    image_px = 8 * n_patches
+    backbone = make_clip(width=16 * n_heads, n_layers=n_layers, image_px=image_px, seed=seed)
+    student = make_student(
+        backbone,
+        n_ctx=n_ctx,
+        depth=min(depth, n_layers),
+        n_classes=n_classes,
+        teacher_dim=teacher_dim,
+    )
+    pixels = draw_pixels(n_images, image_px)
+    expected = unfused(student, pixels, backbone.preprocess)
+
+    scores = folded(student, backbone)(pixels.float() / 255)
+    ranking = folded(student, backbone, head="argmax")(pixels.float() / 255)
+
+    assert_equal_logits(scores, expected)
+    # Equal up to a positive factor an image, so that every rank is the same
+    factor = (ranking * expected).sum(dim=1, keepdim=True) / expected.pow(2).sum(1, keepdim=True)
+    assert bool((factor > 0).all())
+    assert_equal_logits(ranking / factor, expected)
+
+
+def test_every_block_prompted_and_no_prompt_at_all_fold_alike() -> None:
+    backbone = make_clip(width=32, n_layers=3, image_px=16, seed=0)
+    pixels = draw_pixels(2, 16)
+    for n_ctx, depth in ((0, 1), (4, 3), (1, 1)):
+        student = make_student(backbone, n_ctx=n_ctx, depth=depth)
+        expected = unfused(student, pixels, backbone.preprocess)
+        assert_equal_logits(folded(student, backbone)(pixels.float() / 255), expected)
+
+
+def test_raw_bytes_give_the_same_logits() -> None:
+    backbone = make_clip(width=32, n_layers=2, image_px=16, seed=0)
+    student = make_student(backbone, n_ctx=2, depth=2)
+    pixels = draw_pixels(3, 16)
+    expected = unfused(student, pixels, backbone.preprocess)
+    assert_equal_logits(folded(student, backbone, pixels="uint8")(pixels), expected)
+
+
+def test_layer_scale_is_folded_too() -> None:
+    backbone = make_clip(width=32, n_layers=2, image_px=16, seed=0, layer_scale=0.3)
+    student = make_student(backbone, n_ctx=2, depth=2)
+    pixels = draw_pixels(3, 16)
+    expected = unfused(student, pixels, backbone.preprocess)
+    assert_equal_logits(folded(student, backbone)(pixels.float() / 255), expected)
+
+
+@pytest.mark.parametrize("method", ["promptsrc", "zeroshot"])
+def test_methods_without_a_projector_fold_too(tiny_backbone: Backbone, method: str) -> None:
+    module: Any = {"promptsrc": promptsrc, "zeroshot": zeroshot}[method]
+    settings = {"prompt_depth_text": 2, "prompt_depth_vision": 2} if method == "promptsrc" else {}
+    built = module.Method.build(
+        tiny_backbone,
+        ["cat", "dog", "red fox"],
+        module.Settings(**settings),
+        template="a photo of a {}.",
+        train_classes=range(3),
+        teacher=None,
+        generator=torch.Generator().manual_seed(0),
+    )
+    built.module.requires_grad_(False)
+    pixels = draw_pixels(3, 32)
+    expected = unfused(built, pixels, tiny_backbone.preprocess)
+    assert_equal_logits(folded(built, tiny_backbone)(pixels.float() / 255), expected)
+
+
+def test_a_folded_model_is_not_touched_by_further_training(tiny_backbone: Backbone) -> None:
+    student = make_student(tiny_backbone, n_ctx=2, depth=2)
+    model = folded(student, tiny_backbone)
+    images = draw_pixels(2, 32).float() / 255
+    before = model(images)
+    with torch.no_grad():
+        student.module.visual_prompts.zero_()
+        student.module.projector.linear2.weight.zero_()
+    torch.testing.assert_close(model(images), before, rtol=0, atol=0)
+
+
+def test_class_vectors_of_another_dimension_are_refused(tiny_backbone: Backbone) -> None:
+    student = make_student(tiny_backbone, n_ctx=2, depth=2)
+    with pytest.raises(ShapeError, match=r"\[5, 39\] do not fit .* dimension 40"):
+        fold(student.image_path(), torch.zeros(5, 39), scale=1.0, preprocess=PREPROCESS)
+
+
+def test_folding_leaves_out_work_and_never_adds_any(tiny_backbone: Backbone) -> None:
+    images = torch.zeros(2, 3, 32, 32)
+    student = make_student(tiny_backbone, n_ctx=4, depth=3, n_classes=50)
+    before = count_gflops(
+        lambda batch: student.forward_features(batch) @ student.class_vectors().T, images
+    )
+    after = count_gflops(folded(student, tiny_backbone), images)
+    ranking = count_gflops(folded(student, tiny_backbone, head="argmax"), images)
+    assert ranking < after < before
+
+
+@pytest.mark.slow
+def test_vit_b16_with_397_classes_needs_less_than_clips_bare_image_encoder() -> None:
+    from open_clip import CLIP, get_model_config
+
+    with torch.device("meta"):
+        model = CLIP(**get_model_config("ViT-B-16"), quick_gelu=True).eval().requires_grad_(False)
+    visual = model.visual.to_empty(device="cpu")
+    for parameter in visual.parameters():
+        parameter.data.zero_()
+    prompts = torch.zeros(9, 4, 768)
+    projector = promptkd.Projector(512, 768, torch.Generator().manual_seed(0)).eval()
+    path = promptkd.ImagePath(visual, prompts, projector.requires_grad_(False))
+    vectors = torch.zeros(397, 768)
+    images = torch.zeros(1, 3, 224, 224)
+
+    bare = count_gflops(visual, images)
+    after = count_gflops(fold(path, vectors, scale=100.0, preprocess=PREPROCESS), images)
+
+    assert bare == pytest.approx(35.13, abs=0.005)  # open_clip's published profile
+    assert after == pytest.approx(32.91, abs=0.005)
