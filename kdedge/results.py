@@ -6,7 +6,6 @@ show.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from kdedge.errors import DataError
 
 Split = Literal["all", "base-to-novel"]
 Selection = Literal["last", "validation"]
+_EXPORT_AGAIN = "Export again"
 
 
 def harmonic_mean(base: float, novel: float) -> float:
@@ -67,60 +67,197 @@ class EvalResult:
         Raises:
             DataError: a key is missing or unknown, or a value is not what it should be.
         """
-        if not isinstance(value, Mapping):
-            raise DataError(f"An evaluation record is not a JSON object: got {_kind(value)}.")
-        known = {entry.name for entry in fields(cls)}
-        missing, unknown = sorted(known - value.keys()), sorted(map(str, value.keys() - known))
-        if missing or unknown:
-            raise DataError(
-                f"An evaluation record has other keys than it should: missing {missing or 'none'},"
-                f" unknown {unknown or 'none'}.\n  Run the evaluation again to write a new one."
-            )
-        per_class = value["per_class"]
+        record = _Record("An evaluation record", value, cls, again="Run the evaluation again")
+        per_class = record.values["per_class"]
         if not isinstance(per_class, Mapping):
-            raise _bad_value("per_class", per_class, "an object of class names and percents")
+            raise record.bad_value("per_class", per_class, "an object of class names and percents")
         return cls(
-            split=_one_of("split", value["split"], ("all", "base-to-novel")),
-            selection=_one_of("selection", value["selection"], ("last", "validation")),
-            n_images=_count("n_images", value["n_images"]),
-            all=_percent("all", value["all"]),
-            base=_percent_or_none("base", value["base"]),
-            novel=_percent_or_none("novel", value["novel"]),
-            harmonic_mean=_percent_or_none("harmonic_mean", value["harmonic_mean"]),
-            ece_percent=_percent("ece_percent", value["ece_percent"]),
+            split=record.one_of("split", ("all", "base-to-novel")),
+            selection=record.one_of("selection", ("last", "validation")),
+            n_images=record.count("n_images"),
+            all=record.number("all"),
+            base=record.number_or_none("base"),
+            novel=record.number_or_none("novel"),
+            harmonic_mean=record.number_or_none("harmonic_mean"),
+            ece_percent=record.number("ece_percent"),
             per_class={
-                str(name): _percent_or_none(f"per_class.{name}", percent)
+                str(name): None if percent is None else record.checked(f"per_class.{name}", percent)
                 for name, percent in per_class.items()
             },
         )
 
 
+@dataclass(frozen=True)
+class WorstImage:
+    """An image on which a file's answer is furthest from the reference's.
+
+    Attributes:
+        image: its key, as the image source names it.
+        reference_class: the class that the reference gives.
+        predicted_class: the class that the file gives; None where a logit is not finite.
+        distance: between the two softmaxes, as in `ParityResult`; None where there are no scores.
+    """
+
+    image: str
+    reference_class: str
+    predicted_class: str | None
+    distance: float | None
+
+    @classmethod
+    def from_dict(cls, value: object) -> WorstImage:
+        """Reads one entry of a parity record's `worst`.
+
+        Raises:
+            DataError: a key is missing or unknown, or a value is not what it should be.
+        """
+        record = _Record("A parity record's worst image", value, cls, again=_EXPORT_AGAIN)
+        return cls(
+            image=record.text("image"),
+            reference_class=record.text("reference_class"),
+            predicted_class=record.text_or_none("predicted_class"),
+            distance=record.number_or_none("distance", highest=1),
+        )
+
+
+@dataclass(frozen=True)
+class ParityResult:
+    """How far an exported file's answers are from the float32 student's on the same images.
+
+    Attributes:
+        n_images: images compared, at least 1.
+        n_labeled: those of them whose class is known.
+        n_nonfinite: those for which the file gave NaN or an infinite logit, as an overflow in fp16
+            does. They count as disagreeing, as wrong, and with the distance 1.
+        agreement_percent: images with the same top-1 class in both.
+        mean_softmax_distance: mean over images of the total variation distance of the two
+            softmaxes, half the sum of absolute differences, 0-1; None where the logits only rank
+            (head argmax).
+        max_softmax_distance: the largest of them.
+        accuracy_percent: of the file on the labeled images; None where there are none.
+        reference_accuracy_percent: of the float32 student on them.
+        accuracy_drop: reference minus file, in points; below 0 where the file is more accurate.
+        worst: at most ten images: those that disagree first, then by distance.
+        images: what the images are, as a text.
+        runtime: what ran the file, such as "onnxruntime 1.24.4 CPU".
+    """
+
+    n_images: int
+    n_labeled: int
+    n_nonfinite: int
+    agreement_percent: float
+    mean_softmax_distance: float | None
+    max_softmax_distance: float | None
+    accuracy_percent: float | None
+    reference_accuracy_percent: float | None
+    accuracy_drop: float | None
+    worst: tuple[WorstImage, ...]
+    images: str
+    runtime: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Gives plain values that JSON holds without loss."""
+        return asdict(self) | {"worst": [asdict(entry) for entry in self.worst]}
+
+    @classmethod
+    def from_dict(cls, value: object) -> ParityResult:
+        """Reads what `to_dict` gave, perhaps after a way through JSON.
+
+        Raises:
+            DataError: a key is missing or unknown, or a value is not what it should be.
+        """
+        record = _Record("A parity record", value, cls, again=_EXPORT_AGAIN)
+        worst = record.values["worst"]
+        if not isinstance(worst, list | tuple):
+            raise record.bad_value("worst", worst, "a list of images")
+        n_images = record.count("n_images", lowest=1)
+        n_labeled = record.count("n_labeled", highest=n_images)
+        # Without labels there is no accuracy, and with them there is: all three keys together.
+        accuracy = record.number if n_labeled else record.none
+        scores = record.none if record.values["mean_softmax_distance"] is None else record.number
+        return cls(
+            n_images=n_images,
+            n_labeled=n_labeled,
+            n_nonfinite=record.count("n_nonfinite", highest=n_images),
+            agreement_percent=record.number("agreement_percent"),
+            mean_softmax_distance=scores("mean_softmax_distance", highest=1),
+            max_softmax_distance=scores("max_softmax_distance", highest=1),
+            accuracy_percent=accuracy("accuracy_percent"),
+            reference_accuracy_percent=accuracy("reference_accuracy_percent"),
+            accuracy_drop=accuracy("accuracy_drop", lowest=-100),
+            worst=tuple(WorstImage.from_dict(entry) for entry in worst),
+            images=record.text("images"),
+            runtime=record.text("runtime"),
+        )
+
+
+class _Record:
+    """A JSON object that must have exactly the fields of a record, and checks of its values.
+
+    Args:
+        noun: what the record is, as the start of a sentence.
+        value: what was read.
+        record: the data class whose fields are the keys.
+        again: what writes a new one, as the start of a sentence.
+    """
+
+    def __init__(self, noun: str, value: object, record: Any, *, again: str) -> None:
+        self._noun = noun
+        if not isinstance(value, Mapping):
+            raise DataError(f"{noun} is not a JSON object: got {_kind(value)}.")
+        known = {entry.name for entry in fields(record)}
+        missing, unknown = sorted(known - value.keys()), sorted(map(str, value.keys() - known))
+        if missing or unknown:
+            raise DataError(
+                f"{noun} has other keys than it should: missing {missing or 'none'},"
+                f" unknown {unknown or 'none'}.\n  {again} to write a new one."
+            )
+        self.values = value
+
+    def bad_value(self, key: str, value: object, expected: str) -> DataError:
+        return DataError(f"{self._noun}'s {key} is {_kind(value)}; expected {expected}.")
+
+    def one_of(self, key: str, known: tuple[str, ...]) -> Any:
+        value = self.values[key]
+        if value not in known:
+            raise self.bad_value(key, value, " or ".join(known))
+        return value
+
+    def count(self, key: str, *, lowest: int = 0, highest: int | None = None) -> int:
+        value = self.values[key]
+        is_count = isinstance(value, int) and not isinstance(value, bool)
+        if not is_count or value < lowest or (highest is not None and value > highest):
+            bound = "" if highest is None else f" and at most {highest}"
+            raise self.bad_value(key, value, f"a whole number of at least {lowest}{bound}")
+        return int(value)
+
+    def number(self, key: str, *, lowest: int = 0, highest: int = 100) -> float:
+        return self.checked(key, self.values[key], lowest=lowest, highest=highest)
+
+    def number_or_none(self, key: str, *, lowest: int = 0, highest: int = 100) -> float | None:
+        is_none = self.values[key] is None
+        return None if is_none else self.number(key, lowest=lowest, highest=highest)
+
+    def none(self, key: str, *, lowest: int = 0, highest: int = 100) -> None:
+        del lowest, highest  # called in the place of `number`
+        if self.values[key] is not None:
+            raise self.bad_value(key, self.values[key], "null, as in the keys that belong to it")
+
+    def checked(self, key: str, value: Any, *, lowest: int = 0, highest: int = 100) -> float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not lowest <= value <= highest:  # which NaN is not either
+            kind = "a percentage" if (lowest, highest) == (0, 100) else "a number"
+            raise self.bad_value(key, value, f"{kind} from {lowest} to {highest}")
+        return float(value)
+
+    def text(self, key: str) -> str:
+        value = self.values[key]
+        if not isinstance(value, str):
+            raise self.bad_value(key, value, "a text")
+        return value
+
+    def text_or_none(self, key: str) -> str | None:
+        return None if self.values[key] is None else self.text(key)
+
+
 def _kind(value: object) -> str:
     return f"{value!r:.60} ({type(value).__name__})"
-
-
-def _bad_value(key: str, value: object, expected: str) -> DataError:
-    return DataError(f"An evaluation record's {key} is {_kind(value)}; expected {expected}.")
-
-
-def _one_of(key: str, value: object, known: tuple[str, ...]) -> Any:
-    if value not in known:
-        raise _bad_value(key, value, " or ".join(known))
-    return value
-
-
-def _count(key: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise _bad_value(key, value, "a whole number of at least 0")
-    return value
-
-
-def _percent(key: str, value: object) -> float:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not 0 <= value <= 100:  # type: ignore[arg-type, operator]
-        raise _bad_value(key, value, "a percentage from 0 to 100")
-    return float(value)  # type: ignore[arg-type]
-
-
-def _percent_or_none(key: str, value: object) -> float | None:
-    return None if value is None else _percent(key, value)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from kdedge.errors import DataError
-from kdedge.results import EvalResult, harmonic_mean
+from kdedge.results import EvalResult, ParityResult, WorstImage, harmonic_mean
 
 RESULT = EvalResult(
     split="base-to-novel",
@@ -20,6 +21,22 @@ RESULT = EvalResult(
     harmonic_mean=50.0,
     ece_percent=1.23456789012345,
     per_class={"b": 100 / 3, "a": None},
+)
+
+
+PARITY = ParityResult(
+    n_images=3,
+    n_labeled=2,
+    n_nonfinite=1,
+    agreement_percent=200 / 3,
+    mean_softmax_distance=1 / 3,
+    max_softmax_distance=1.0,
+    accuracy_percent=50.0,
+    reference_accuracy_percent=50.0,
+    accuracy_drop=0.0,
+    worst=(WorstImage("b.jpg", "cat", None, 1.0), WorstImage("a.jpg", "cat", "cat", 1 / 7)),
+    images="3 images",
+    runtime="onnxruntime 1.24.4 CPU",
 )
 
 
@@ -72,3 +89,82 @@ def test_the_harmonic_mean_is_zero_where_a_half_is(
     base: float, novel: float, expected: float
 ) -> None:
     assert harmonic_mean(base, novel) == expected
+
+
+def test_a_parity_record_survives_json_without_loss() -> None:
+    assert ParityResult.from_dict(json.loads(json.dumps(PARITY.to_dict()))) == PARITY
+
+
+def test_a_parity_record_without_labels_and_scores_survives_json() -> None:
+    values = PARITY.to_dict() | {
+        "n_labeled": 0,
+        "accuracy_percent": None,
+        "reference_accuracy_percent": None,
+        "accuracy_drop": None,
+        "mean_softmax_distance": None,
+        "max_softmax_distance": None,
+        "worst": [asdict(WorstImage("a.jpg", "cat", "dog", None))],
+    }
+    again = ParityResult.from_dict(json.loads(json.dumps(values)))
+    assert again.to_dict() == values
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("n_images", 0),
+        ("n_labeled", 4),
+        ("n_nonfinite", -1),
+        ("n_nonfinite", 4),
+        ("agreement_percent", 100.5),
+        ("agreement_percent", None),
+        ("agreement_percent", 10**400),
+        ("mean_softmax_distance", 1.5),
+        ("mean_softmax_distance", True),
+        ("max_softmax_distance", None),
+        ("accuracy_percent", None),
+        ("reference_accuracy_percent", "50"),
+        ("accuracy_drop", -100.5),
+        ("accuracy_drop", float("inf")),
+        ("worst", None),
+        ("images", 3),
+        ("runtime", None),
+    ],
+)
+def test_a_wrong_value_of_a_parity_record_is_named(key: str, value: Any) -> None:
+    with pytest.raises(DataError, match=f"parity record's {key}"):
+        ParityResult.from_dict({**PARITY.to_dict(), key: value})
+
+
+@pytest.mark.parametrize("key", ["accuracy_percent", "accuracy_drop"])
+def test_accuracy_without_labels_is_refused(key: str) -> None:
+    values = PARITY.to_dict() | {
+        "n_labeled": 0,
+        "accuracy_percent": None,
+        "reference_accuracy_percent": None,
+        "accuracy_drop": None,
+    }
+    with pytest.raises(DataError, match=f"{key} is .*expected null"):
+        ParityResult.from_dict({**values, key: 50.0})
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("a.jpg", "JSON object"),
+        ({"image": "a.jpg"}, "missing"),
+        (asdict(WorstImage("a", "b", "c", 0.5)) | {"distance": 2}, "distance"),
+        (asdict(WorstImage("a", "b", "c", 0.5)) | {"predicted_class": 3}, "predicted_class"),
+        (asdict(WorstImage("a", "b", "c", 0.5)) | {"reference_class": None}, "reference_class"),
+    ],
+)
+def test_a_wrong_worst_image_is_named(entry: Any, expected: str) -> None:
+    with pytest.raises(DataError, match=f"worst image.*{expected}"):
+        ParityResult.from_dict({**PARITY.to_dict(), "worst": [entry]})
+
+
+def test_missing_and_unknown_keys_of_a_parity_record_are_named() -> None:
+    values = PARITY.to_dict() | {"agreement": 3}
+    del values["worst"]
+    with pytest.raises(DataError, match=r"missing \['worst'\], unknown \['agreement'\]"):
+        ParityResult.from_dict(values)

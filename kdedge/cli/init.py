@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from kdedge.cli._output import json_option, next_line, print_result
 from kdedge.config._yaml import dump_value
 from kdedge.config.load import load_recipe
-from kdedge.config.recipe import OptimSettings, OptimSpec, Recipe
+from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings, OptimSpec, Recipe
 from kdedge.errors import DataError, RecipeError
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -124,6 +124,8 @@ def recipe_text(
             "settings": {"kd_weight_per_image": 2.5},
         },
         "optim": optim,
+        "export": {"precisions": ["fp16"]},
+        "gates": GatesSpec().model_dump(),
     }
     head = [
         f"# Recipe {name}. Relative paths start at this file's folder. `kdedge schema` explains",
@@ -133,14 +135,14 @@ def recipe_text(
 
 
 def _render(model: type[BaseModel], values: dict[str, Any], indent: str) -> Iterator[str]:
-    """Lines of a mapping: descriptions as comments above keys; unset optim keys commented out."""
+    """Lines of a mapping: descriptions as comments above keys; some unset keys commented out."""
     for key, field in model.model_fields.items():
         if key in values:
             if not indent:
                 yield ""
             yield from _comment(field.description, indent)
             yield from _entry(key, values[key], field, indent)
-        elif model is OptimSpec and field.default is not None:
+        elif model in {OptimSpec, ExportSpec} and field.default is not None:
             yield from _comment(field.description, indent)
             yield f"{indent}# {key}: {dump_value(field.default)}"
 

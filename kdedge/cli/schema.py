@@ -93,6 +93,8 @@ def _type(root: dict[str, Any], field: dict[str, Any]) -> str:
     if "anyOf" in field:
         kinds = [_type(root, option) for option in field["anyOf"] if option.get("type") != "null"]
         return " | ".join(kinds)
+    if "items" in field:
+        return f"list of {_type(root, field['items'])}"
     kind = {"integer": "whole number", "boolean": "true | false", "string": "text"}.get(
         field.get("type", ""), {"array": "list", "object": "mapping"}.get(field.get("type", ""))
     )

@@ -1,4 +1,4 @@
-"""Kinds of text that recipe fields hold: paths, shard patterns, templates, percentages."""
+"""What recipe fields are made of: strict models, paths, shard patterns, percentages."""
 
 from __future__ import annotations
 
@@ -6,11 +6,24 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+)
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
+
+
+class Strict(BaseModel):
+    """Strict types, unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class CommandLineText(str):
@@ -102,7 +115,21 @@ def check_bad_images(value: str | int) -> str | int:
     return value
 
 
+def _check_percent(value: object) -> str:
+    match = _PERCENT.fullmatch(value) if isinstance(value, str) else None
+    if match is None or float(match[1]) > 100:
+        got = f'"{value}"' if isinstance(value, str) else value
+        raise ValueError(f'must be a percentage such as "99.5%", at most "100%", got {got}')
+    return str(value)
+
+
+def percent_value(text: str) -> float:
+    """Gives the number of a `Percent` text: 99.5 for "99.5%"."""
+    return float(text[:-1])
+
+
 RecipePath = Annotated[Path, BeforeValidator(_resolve_path)]
 ShardPattern = Annotated[str, Field(min_length=1), BeforeValidator(_resolve_pattern)]
 Weights = Annotated[str, Field(min_length=1), BeforeValidator(_resolve_weights)]
+Percent = Annotated[str, BeforeValidator(_check_percent)]
 PlainText = Annotated[str, Field(min_length=1), AfterValidator(str)]

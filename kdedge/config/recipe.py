@@ -14,7 +14,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     model_validator,
 )
@@ -23,20 +22,32 @@ from kdedge.config._fields import (
     PlainText,
     RecipePath,
     ShardPattern,
+    Strict,
     Weights,
     check_bad_images,
     check_name,
     check_template,
     plain_values,
 )
+from kdedge.config.export_spec import ExportSpec, GatesSpec
+
+__all__ = [
+    "ClassesSpec",
+    "DataSpec",
+    "ExportSpec",
+    "GatesSpec",
+    "LabeledSpec",
+    "ModelSpec",
+    "OptimSettings",
+    "OptimSpec",
+    "Recipe",
+    "SourceSpec",
+    "StudentSpec",
+    "TeacherSpec",
+    "resolve_optim",
+]
 
 _OFFICIAL = "The PromptKD repository's configs of teacher and student"
-
-
-class _Strict(BaseModel):
-    """Strict types, unknown keys are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 def _exactly_one(spec: BaseModel, names: tuple[str, ...]) -> None:
@@ -46,7 +57,7 @@ def _exactly_one(spec: BaseModel, names: tuple[str, ...]) -> None:
         raise ValueError(f"needs exactly one of {', '.join(names)}; got {got}")
 
 
-class ClassesSpec(_Strict):
+class ClassesSpec(Strict):
     """The class names, in the order that labels and stored class vectors follow."""
 
     file: RecipePath | None = Field(
@@ -80,7 +91,7 @@ class ClassesSpec(_Strict):
         return self
 
 
-class SourceSpec(_Strict):
+class SourceSpec(Strict):
     """Where images come from: exactly one of folder, webdataset, list, benchmark, synthetic."""
 
     folder: RecipePath | None = Field(
@@ -126,7 +137,7 @@ class LabeledSpec(SourceSpec):
     )
 
 
-class DataSpec(_Strict):
+class DataSpec(Strict):
     """The images: what is trained on, what is measured on."""
 
     unlabeled: SourceSpec | None = Field(
@@ -165,7 +176,7 @@ class DataSpec(_Strict):
         return math.floor(n_images * float(self.max_bad_images[:-1]) / 100)
 
 
-class OptimSettings(_Strict):
+class OptimSettings(Strict):
     """How the trained tensors are optimized, all values concrete."""
 
     algorithm: Literal["sgd", "adamw"] = Field(
@@ -256,7 +267,7 @@ def resolve_optim(shared: OptimSpec, own: OptimSpec | None) -> OptimSettings:
     return OptimSettings(**given)
 
 
-class ModelSpec(_Strict):
+class ModelSpec(Strict):
     """A prompt method on a backbone."""
 
     method: PlainText = Field(description="Method name; `kdedge methods` lists them.")
@@ -318,8 +329,8 @@ def _names_to_spec(value: object) -> object:
     return {"names": value} if isinstance(value, list | tuple) else value
 
 
-class Recipe(_Strict):
-    """One experiment, from images and class names to a student."""
+class Recipe(Strict):
+    """One experiment, from images and class names to a student on the device."""
 
     version: Literal[1] = Field(1, description="Version of this schema.")
     name: Annotated[str, AfterValidator(check_name)] = Field(
@@ -340,6 +351,13 @@ class Recipe(_Strict):
     student: StudentSpec | None = Field(None, description="The small model.")
     optim: OptimSpec = Field(
         default_factory=OptimSpec, description="Optimization of both models, unless they say other."
+    )
+    export: ExportSpec = Field(
+        default_factory=ExportSpec, description="What `kdedge export` makes of the student."
+    )
+    gates: GatesSpec = Field(
+        default_factory=GatesSpec,
+        description="What an exported file must reach; one that does not is an error.",
     )
 
     @model_validator(mode="after")

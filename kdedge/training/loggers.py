@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Any
 
 from kdedge._files import explain_os_error, write_atomic
+from kdedge._progress import progress
 from kdedge.errors import MissingPackage
-from kdedge.training.progress import progress
 
 LOG_EVERY_STEPS = 20
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kdedge._progress import progress
 from kdedge.data.loader import evaluation_batches
 from kdedge.evaluation.accuracy import evaluate
 from kdedge.methods._protocol import Method, Teacher
 from kdedge.results import EvalResult, Selection
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.parts import Classes, Images
-from kdedge.training.progress import progress
 
 EVALUATION_BATCH = 100
 """Images a time without gradients, as the methods' public code does."""

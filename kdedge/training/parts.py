@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from pydantic import ValidationError
 
+from kdedge._progress import progress
 from kdedge.clip.backbone import Backbone, load_backbone
 from kdedge.config.explain import explain_validation
 from kdedge.config.load import LoadedRecipe
@@ -24,7 +25,6 @@ from kdedge.data.split import base_novel
 from kdedge.errors import RecipeError, SetupError
 from kdedge.methods._protocol import Method, MethodSettings, Teacher
 from kdedge.methods.registry import load_method
-from kdedge.training.progress import progress
 
 Role = Literal["teacher", "student"]
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from kdedge.cli import doctor, init, methods, schema
 from kdedge.config.load import check_paths, load_recipe
-from kdedge.config.recipe import OptimSettings
+from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings
 from kdedge.errors import DataError, MissingPackage, RecipeError
 from kdedge.methods import registry
 
@@ -54,12 +54,21 @@ def test_init_without_labels_takes_a_teacher_that_needs_none(folder):
     assert (recipe.data.labeled, recipe.teacher.method) == (None, "zeroshot")
 
 
-def test_init_explains_every_optim_key_from_the_schema(folder):
+@pytest.mark.parametrize("model", [OptimSettings, ExportSpec])
+def test_init_explains_every_key_of_training_and_export_from_the_schema(folder, model):
     run_init("line3", *BASE)
     text = " ".join(Path("line3.yaml").read_text().replace("#", " ").split())
-    for name, field in OptimSettings.model_fields.items():
+    for name, field in model.model_fields.items():
         if field.default is not None:
             assert f"{' '.join(field.description.split())} {name}:" in text
+
+
+def test_init_asks_for_fp16_and_writes_the_gates_out(folder):
+    run_init("line3", *BASE)
+    recipe = load_recipe("line3.yaml").recipe
+    assert recipe.export == ExportSpec(precisions=("fp16",))
+    assert recipe.gates == GatesSpec()
+    assert "    int8: 98%\n" in Path("line3.yaml").read_text()
 
 
 def test_init_never_overwrites(folder):
@@ -140,6 +149,8 @@ def test_schema_explains_every_key_of_a_recipe_and_of_the_methods():
     for key in ("name", "data.labeled.shots", "teacher.run", "optim.schedule_per"):
         assert f"\n  {key}  (" in text
     assert "optim.lr  (number more than 0, at most 10, default 0.005)" in text
+    assert "\n  export.precisions  (list of fp16 | int8, default [])" in text
+    assert "\n  gates.agreement.int8  (text, default 98%)" in text
     assert "settings of the method promptkd" in text
     assert "n_ctx_vision  (whole number" in text
 

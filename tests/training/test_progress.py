@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 import kdedge
+from kdedge._progress import progress
 from kdedge.config.recipe import ClassesSpec, DataSpec, Recipe, SourceSpec, StudentSpec
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.measure import predict_logits
 from kdedge.training.parts import Images, load_classes, load_images
-from kdedge.training.progress import progress
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_training_on_a_terminal_has_a_bar_and_stdout_stays_empty(
 
 
 _NESTED = """
-from kdedge.training.progress import progress
+from kdedge._progress import progress
 with progress("outer", 3) as outer:
     outer(1, "loss 0.5")
     with progress("inner", 2) as inner:

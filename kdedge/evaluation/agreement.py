@@ -1,0 +1,170 @@
+"""How far two models' answers to the same images are apart: agreement, distances, worst images.
+
+The reference is the float32 student, the other side an exported file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge.errors import DataError, DivergedError, ShapeError
+from kdedge.results import ParityResult, WorstImage
+
+N_WORST = 10
+_ROWS = 256  # images at once, so that many classes need little memory
+
+
+def compare(
+    reference: npt.NDArray[Any],
+    logits: npt.NDArray[Any],
+    *,
+    keys: Sequence[str],
+    labels: Sequence[int | None],
+    class_names: Sequence[str],
+    images: str,
+    runtime: str,
+    head: Literal["scores", "argmax"] = "scores",
+) -> ParityResult:
+    """Compares two models' logits image by image; the order of the images changes nothing.
+
+    An image with a logit that is not finite has no answer: it counts as disagreeing, as wrong, and
+    with the largest distance, so that an overflow cannot improve any figure.
+
+    Args:
+        reference: [N, C], the float32 student's, scaled.
+        logits: [N, C], the file's, same images and same class order.
+        keys: N names of the images, for the list of the worst.
+        labels: N classes, as positions in `class_names`; None for an image without one.
+        class_names: C names.
+        images: what the images are, as a text for the record.
+        runtime: what gave `logits`, such as "onnxruntime 1.24.4 CPU".
+        head: with `argmax` the logits only rank classes, so there are no distances.
+
+    Raises:
+        ShapeError: the two differ in images or classes, or the class list in its length.
+        DataError: there are no images, or a label is no class.
+        DivergedError: the reference is not finite.
+    """
+    _check(reference, logits, keys=keys, labels=labels, class_names=class_names)
+    n_images = len(keys)
+    is_finite = np.isfinite(logits).all(axis=1)  # [N]
+    expected = np.argmax(reference, axis=1)
+    given = np.where(is_finite, np.argmax(logits, axis=1), -1)  # -1: no answer
+    distances = _softmax_distances(reference, logits, is_finite) if head == "scores" else None
+    n_agree = int((given == expected).sum())
+    labeled = [i for i, label in enumerate(labels) if label is not None]
+    truth = np.array([labels[i] for i in labeled], dtype=np.int64)
+    n_right = int((given[labeled] == truth).sum())
+    n_reference_right = int((expected[labeled] == truth).sum())
+    return ParityResult(
+        n_images=n_images,
+        n_labeled=len(labeled),
+        n_nonfinite=int((~is_finite).sum()),
+        agreement_percent=_percent(n_agree, n_images),
+        mean_softmax_distance=None if distances is None else math.fsum(distances) / n_images,
+        max_softmax_distance=None if distances is None else max(distances),
+        accuracy_percent=_percent(n_right, len(labeled)) if labeled else None,
+        reference_accuracy_percent=_percent(n_reference_right, len(labeled)) if labeled else None,
+        accuracy_drop=_percent(n_reference_right - n_right, len(labeled)) if labeled else None,
+        worst=_worst(expected, given, distances, keys=keys, class_names=class_names),
+        images=images,
+        runtime=runtime,
+    )
+
+
+def _check(
+    reference: npt.NDArray[Any],
+    logits: npt.NDArray[Any],
+    *,
+    keys: Sequence[str],
+    labels: Sequence[int | None],
+    class_names: Sequence[str],
+) -> None:
+    shape = (len(keys), len(class_names))
+    for name, values in (("reference", reference), ("file", logits)):
+        if values.shape != shape:
+            raise ShapeError(
+                f"The {name}'s logits are {list(values.shape)}; expected {list(shape)}, as there"
+                f" are {shape[0]} images and {shape[1]} class names.\n"
+                "  Two class lists or image lists are in use; export again from one run."
+            )
+    if len(labels) != len(keys):
+        raise ShapeError(
+            f"There are {len(labels)} labels for {len(keys)} images; expected as many."
+        )
+    if not keys:
+        raise DataError(
+            "There are no images to compare two models on.\n"
+            "  Name images in the recipe: data.test, or data.unlabeled."
+        )
+    for key, label in zip(keys, labels, strict=True):
+        if label is not None and not 0 <= label < len(class_names):
+            raise DataError(
+                f"{key} has label {label}; expected 0 to {len(class_names) - 1}, a position in the"
+                " class list."
+            )
+    unusable = np.flatnonzero(~np.isfinite(reference).all(axis=1))
+    if len(unusable):
+        raise DivergedError(
+            f"The float32 student gives NaN or infinity for {keys[unusable[0]]}, so nothing can be"
+            " compared with it.\n  Look at the run's loss, and train again."
+        )
+
+
+def _percent(n: int, n_all: int) -> float:
+    return 100 * n / n_all  # one rounding, so that 98 of 100 is 98.0 exactly
+
+
+def _softmax_distances(
+    reference: npt.NDArray[Any], logits: npt.NDArray[Any], is_finite: npt.NDArray[np.bool_]
+) -> list[float]:
+    """Total variation distance of each image's two softmaxes, 0-1: half the L1 distance."""
+    distances: list[float] = []
+    for start in range(0, len(logits), _ROWS):
+        rows = slice(start, start + _ROWS)
+        usable = np.where(is_finite[rows, None], logits[rows], 0)
+        difference = np.abs(_softmax(reference[rows]) - _softmax(usable)).sum(axis=1) / 2
+        # Sums of rounded terms may pass 1 in the last digit
+        distances += np.where(is_finite[rows], np.minimum(difference, 1.0), 1.0).tolist()
+    return distances
+
+
+def _softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Softmax over classes, [N, C], in float64."""
+    values = logits.astype(np.float64)
+    exponentials = np.exp(values - values.max(axis=1, keepdims=True))
+    softmax: npt.NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return softmax
+
+
+def _worst(
+    expected: npt.NDArray[np.intp],
+    given: npt.NDArray[np.intp],
+    distances: list[float] | None,
+    *,
+    keys: Sequence[str],
+    class_names: Sequence[str],
+) -> tuple[WorstImage, ...]:
+    """The images furthest off: disagreements first, then by distance, then by key."""
+    entries = [
+        WorstImage(
+            image=key,
+            reference_class=class_names[expected[i]],
+            predicted_class=None if given[i] < 0 else class_names[given[i]],
+            distance=None if distances is None else distances[i],
+        )
+        for i, key in enumerate(keys)
+        if given[i] != expected[i] or (distances is not None and distances[i] > 0)
+    ]
+    return tuple(sorted(entries, key=_badness)[:N_WORST])
+
+
+def _badness(entry: WorstImage) -> tuple[Any, ...]:
+    agrees = entry.predicted_class == entry.reference_class
+    classes = entry.reference_class, entry.predicted_class or ""
+    return agrees, -(entry.distance or 0), entry.image, *classes
