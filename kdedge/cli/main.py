@@ -28,7 +28,7 @@ from kdedge.errors import KdedgeError, Terminated
 
 _FOLDER = Path(__file__).parent
 _ORDER = (
-    *("demo", "init", "check", "teach", "distill", "eval", "show", "import"),
+    *("demo", "init", "check", "teach", "distill", "eval", "export", "predict", "show", "import"),
     *("doctor", "schema", "methods"),
 )
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
@@ -29,12 +29,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdedge.errors import ShapeError
 from kdedge.methods._protocol import ImagePath
+from kdedge.runtime.artifact import Head, Pixels
 from kdedge.runtime.preprocess import Preprocess
 
 _ModuleT = TypeVar("_ModuleT")
-
-Head = Literal["scores", "argmax"]
-Pixels = Literal["float", "uint8"]
 
 
 class FoldedBlock(nn.Module):

@@ -22,13 +22,12 @@ import torch
 from kdedge._files import explain_os_error
 from kdedge.deploy.fold import FoldedModel
 from kdedge.errors import MissingPackage
+from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME
 
 NAME = "onnx"
 OPSET = 17
 IR_VERSION = 9
 """What ONNX Runtime 1.16 reads, the oldest that a JetPack 6 has."""
-
-INPUT, OUTPUT = "images", "logits"
 
 Batch = Literal["dynamic"] | int
 
@@ -123,8 +122,8 @@ def _trace(model: FoldedModel, *, size_px: int, batch: Batch, max_batch: int) ->
                 dynamo=True,
                 opset_version=18,  # the lowest that the exporter writes
                 verbose=False,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
                 dynamic_shapes={"images": {0: dimension}} if dimension else None,
             )
     finally:

@@ -1,0 +1,138 @@
+"""Predictions as lines of text, CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from kdedge.runtime.classify import Answer, Prediction, Unusable
+
+FORMATS = ("text", "csv", "jsonl")
+_MAX_KEY_COLUMN = 60
+
+
+class Lines(Protocol):
+    """Writes predictions as lines."""
+
+    def heading(self) -> str | None:
+        """The first line, where the format has one."""
+        ...
+
+    def line(self, result: Prediction | Unusable) -> str:
+        """The line of one image."""
+        ...
+
+
+def lines_as(
+    kind: str, *, top: int, min_score: float | None, columns: tuple[int, int] = (0, 0)
+) -> Lines:
+    """Gives what writes one of `FORMATS`.
+
+    Args:
+        kind: the format.
+        top: classes an image.
+        min_score: percent; below it the best class is not named.
+        columns: for text, the widths that keys and class names are filled up to.
+    """
+    if kind == "csv":
+        return _Csv(top, min_score)
+    return _JsonLines(min_score) if kind == "jsonl" else _Text(min_score, columns)
+
+
+def column_widths(keys: Sequence[str], class_names: Sequence[str]) -> tuple[int, int]:
+    """The widths that align text on a terminal, for the keys and the class names."""
+    longest = max((len(_visible(key)) for key in keys), default=0)
+    return min(longest, _MAX_KEY_COLUMN), max(map(len, class_names))
+
+
+def named(answer: Answer, min_score: float | None) -> bool:
+    """Whether an image's best answer is good enough to be named."""
+    return min_score is None or (
+        answer.score_percent is not None and answer.score_percent >= min_score
+    )
+
+
+class _Text:
+    def __init__(self, min_score: float | None, columns: tuple[int, int]) -> None:
+        self._min_score, self._columns = min_score, columns
+
+    def heading(self) -> None:
+        return None
+
+    def line(self, result: Prediction | Unusable) -> str:
+        key = _visible(result.key).ljust(self._columns[0])
+        if isinstance(result, Unusable):
+            return f"{key}  unreadable: {result.reason}"
+        cells = [key]
+        for answer in result.top:
+            is_named = answer is not result.top[0] or named(answer, self._min_score)
+            cells.append((answer.class_name if is_named else "-").ljust(self._columns[1]))
+            if answer.score_percent is not None:
+                width = 6 if self._columns[1] else 0
+                cells.append(f"{answer.score_percent:{width}.2f} %")
+        return "  ".join(cells).rstrip()
+
+
+class _Csv:
+    def __init__(self, top: int, min_score: float | None) -> None:
+        self._top, self._min_score = top, min_score
+
+    def heading(self) -> str:
+        names = ["image", "class", "score_percent"]
+        for rank in range(2, self._top + 1):
+            names += [f"class_{rank}", f"score_percent_{rank}"]
+        return _csv_row([*names, "error"])
+
+    def line(self, result: Prediction | Unusable) -> str:
+        if isinstance(result, Unusable):
+            return _csv_row([_text(result.key), *[""] * (2 * self._top), result.reason])
+        cells: list[str] = []
+        for answer in result.top:
+            is_named = answer is not result.top[0] or named(answer, self._min_score)
+            score = "" if answer.score_percent is None else f"{answer.score_percent:.4f}"
+            cells += [answer.class_name if is_named else "", score]
+        cells += [""] * (2 * self._top - len(cells))
+        return _csv_row([_text(result.key), *cells, ""])
+
+
+class _JsonLines:
+    def __init__(self, min_score: float | None) -> None:
+        self._min_score = min_score
+
+    def heading(self) -> None:
+        return None
+
+    def line(self, result: Prediction | Unusable) -> str:
+        values: dict[str, Any] = {"image": _text(result.key)}
+        if isinstance(result, Unusable):
+            values["error"] = result.reason
+        else:
+            best = result.top[0]
+            values["class"] = best.class_name if named(best, self._min_score) else None
+            values["score_percent"] = best.score_percent
+            values["top"] = [
+                {"class": answer.class_name, "score_percent": answer.score_percent}
+                for answer in result.top
+            ]
+        return json.dumps(values, ensure_ascii=False)
+
+
+def _csv_row(cells: Sequence[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(cells)
+    return text.getvalue()
+
+
+def _text(key: str) -> str:
+    """A key that can be encoded: file names need not be UTF-8."""
+    return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _visible(key: str) -> str:
+    """A key in one line, without what would steer a terminal."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in _text(key)
+    )

@@ -1,0 +1,304 @@
+"""Name what images show, with an exported artifact; needs no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from kdedge._files import explain_os_error
+from kdedge._progress import progress
+from kdedge.cli._predictions import FORMATS, column_widths, lines_as, named
+from kdedge.data.sources._protocol import read_file
+from kdedge.data.sources.folder import open_source
+from kdedge.errors import DataError, KdedgeError
+from kdedge.runtime.artifact import Precision
+from kdedge.runtime.classify import Classifier, Picture, Prediction, Unusable
+from kdedge.runtime.frames import frames_from_camera, frames_from_stream
+from kdedge.runtime.preprocess import UnusableImage
+
+_LOG = logging.getLogger(__name__)
+_BLOCK_BYTES = 1 << 16
+
+
+@click.command("predict")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("paths", metavar="[PATH]...", nargs=-1)
+@click.option(
+    "--camera", type=click.IntRange(min=0), metavar="N", help="Read camera N (/dev/videoN)."
+)
+@click.option(
+    "--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes an image."
+)
+@click.option(
+    "--min-score",
+    type=click.FloatRange(0, 100),
+    metavar="PERCENT",
+    help="Below this score an image's class is not named: - in text, empty in csv, null in jsonl."
+    " The score itself is given all the same.",
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(FORMATS),
+    default="text",
+    show_default=True,
+    help="csv has a heading; jsonl is one JSON object a line. In both, `error` says why an image"
+    " cannot be read.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the lines here instead of to stdout, each as it comes. Must not exist.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    help="Which of the artifact's files to use. int8, and a file that missed its gate, are used"
+    " only when asked for.",
+)
+@click.option(
+    "--backend", metavar="NAME", help="onnxruntime, tensorrt or tensorrt-rtx. [default: what fits]"
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Images at once. [default: as many as the artifact takes; 1 for - and cameras]",
+)
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads of the CPU.")
+def command(
+    artifact: Path,
+    paths: tuple[str, ...],
+    camera: int | None,
+    top: int,
+    min_score: float | None,
+    kind: str,
+    output: Path | None,
+    precision: Precision | None,
+    backend: str | None,
+    batch: int | None,
+    threads: int | None,
+) -> None:
+    """Classify images with ARTIFACT, the folder that `kdedge export` wrote.
+
+    PATH is an image, or a folder that is searched for images to any depth. With - standard input
+    holds one image, or JPEGs one after the other as `ffmpeg -i VIDEO -f image2pipe -c:v mjpeg -`
+    writes them; each is classified as it arrives.
+
+    An image that cannot be read gets a line that says why, and the others go on. The exit code is 0
+    where any image was classified and 3 where none was.
+    """
+    _check_what_to_read(paths, camera)
+    if output is not None and output.exists():
+        raise click.UsageError(f"{output} exists, and nothing is overwritten. Name another file.")
+    wanted = _stream(camera) if camera is not None or paths == ("-",) else _listed(paths)
+    classifier = Classifier.load(artifact, precision=precision, backend=backend, n_threads=threads)
+    try:
+        if min_score is not None and classifier.artifact.head == "argmax":
+            raise click.UsageError(
+                f"--min-score: {artifact} was exported with the head argmax, which ranks classes"
+                " and gives no scores. Export with the head scores."
+            )
+        size = batch or (1 if wanted.keys is None else None)
+        results = classifier.classify_many(wanted.images, top=top, batch=size)
+        counts = _write_all(
+            results, wanted.keys, classifier, _Looks(kind, top, min_score), output=output
+        )
+        if not counts["classified"] + counts["unsure"]:
+            raise _nothing_classified(counts["unreadable"], classifier)
+    finally:
+        classifier.backend.close()
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What to classify.
+
+    Attributes:
+        images: keys and pictures, read when it is their turn.
+        keys: all keys; None for a stream, whose length nobody knows.
+    """
+
+    images: Iterable[tuple[str, Picture]]
+    keys: Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """How results are written.
+
+    Attributes:
+        kind: one of `FORMATS`.
+        top: classes an image.
+        min_score: percent below which the best class is not named.
+    """
+
+    kind: str
+    top: int
+    min_score: float | None
+
+
+def _check_what_to_read(paths: Sequence[str], camera: int | None) -> None:
+    if camera is not None and paths:
+        raise click.UsageError("--camera and PATH: name one of them.")
+    if camera is None and not paths:
+        raise click.UsageError("Name images, a folder, - for standard input, or --camera N.")
+    if "-" in paths and len(paths) > 1:
+        raise click.UsageError("- (standard input) cannot be combined with other paths.")
+    if "-" in paths and (sys.stdin is None or sys.stdin.isatty()):
+        raise click.UsageError("Standard input is not a pipe or a file: pipe an image into it.")
+
+
+def _stream(camera: int | None) -> _Wanted:
+    """The frames of a camera or of standard input, numbered from 1."""
+    if camera is not None:
+        frames: Iterator[Any] = frames_from_camera(camera)
+        name = f"camera{camera}"
+    else:
+        stdin = sys.stdin.fileno()
+        frames = frames_from_stream(lambda: os.read(stdin, _BLOCK_BYTES))
+        name = "stdin"
+    return _Wanted(((f"{name}:{i}", frame) for i, frame in enumerate(frames, 1)), None)
+
+
+def _listed(paths: Sequence[str]) -> _Wanted:
+    """The images of files and folders, in the order given; folders are listed now."""
+    keys: list[str] = []
+    readers: list[Iterator[Picture]] = []
+    for name in paths:
+        path = Path(name)
+        if path.is_dir():
+            source = open_source(path, class_names=(), labeled=False)
+            keys += [str(path / item.key) for item in source.items]
+            readers.append(_read(source.read, range(len(source.items))))
+        elif path.exists():
+            keys.append(name)
+            readers.append(_read(read_file, [path]))
+        else:
+            raise DataError(f"{name} does not exist.\n  Name an image, or a folder of images.")
+    pictures = (picture for reader in readers for picture in reader)
+    return _Wanted(zip(keys, pictures, strict=True), keys)
+
+
+def _read(read: Any, places: Iterable[Any]) -> Iterator[Picture]:
+    for place in places:
+        try:
+            yield read(place)
+        except UnusableImage as error:
+            yield error
+
+
+def _write_all(
+    results: Iterable[Prediction | Unusable],
+    keys: Sequence[str] | None,
+    classifier: Classifier,
+    looks: _Looks,
+    *,
+    output: Path | None,
+) -> Counter[str]:
+    """Writes a line for each result as soon as it is there; counts, and at the end says, what."""
+    is_shown = output is None and sys.stdout.isatty()
+    names = classifier.artifact.class_names
+    lines = lines_as(
+        looks.kind,
+        top=min(looks.top, len(names)),
+        min_score=looks.min_score,
+        columns=column_widths(keys or (), names) if is_shown else (0, 0),
+    )
+    # On one terminal, a bar would stand in the midst of the lines
+    n_images = 0 if is_shown or keys is None else len(keys)
+    counts: Counter[str] = Counter()
+    try:
+        with _bar(n_images) as advance, _opened(output) as write:
+            write(lines.heading())
+            for result in results:
+                write(lines.line(result))
+                counts[_kind(result, looks.min_score)] += 1
+                advance(counts.total())
+    except (KeyboardInterrupt, KdedgeError):
+        if counts:
+            _LOG.info(_summary(counts, classifier, looks.min_score, output))
+        raise
+    if counts:
+        _LOG.info(_summary(counts, classifier, looks.min_score, output))
+    return counts
+
+
+@contextlib.contextmanager
+def _bar(n_images: int) -> Iterator[Callable[[int], None]]:
+    """Context with what takes the number of images done; it shows nothing where none is given."""
+    if not n_images:
+        yield lambda done: None
+        return
+    with progress("classifying", n_images) as advance:
+        yield advance
+
+
+def _kind(result: Prediction | Unusable, min_score: float | None) -> str:
+    if isinstance(result, Unusable):
+        return "unreadable"
+    return "classified" if named(result.top[0], min_score) else "unsure"
+
+
+@contextlib.contextmanager
+def _opened(output: Path | None) -> Iterator[Callable[[str | None], None]]:
+    """Context with what writes one line to stdout or to a new file, which keeps it in any case."""
+    if output is None:
+        yield lambda line: None if line is None else click.echo(line)
+        return
+    try:
+        file = output.open("x", encoding="utf-8", newline="")
+    except OSError as error:
+        raise explain_os_error(error, output) from error
+
+    def write(line: str | None) -> None:
+        try:
+            if line is not None:
+                click.echo(line, file=file)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # closing tries the same line once more
+                file.close()
+            raise explain_os_error(error, output) from error
+
+    with file:
+        yield write
+
+
+def _summary(
+    counts: Counter[str], classifier: Classifier, min_score: float | None, output: Path | None
+) -> str:
+    """What was done, with what, and where the lines are."""
+    parts = [f"{counts['classified'] + counts['unsure']:,} classified"]
+    if counts["unsure"]:
+        parts.append(f"{counts['unsure']:,} of them below {min_score:g} %")
+    if counts["unreadable"]:
+        parts.append(f"{counts['unreadable']:,} unreadable")
+    what = f"{classifier.file.name} on {classifier.backend.describe()}"
+    wrote = "" if output is None else f"\nWrote {output}"
+    return f"{_images(counts.total())}: {', '.join(parts)}; {what}{wrote}"
+
+
+def _images(number: int) -> str:
+    return f"{number:,} image{'' if number == 1 else 's'}"
+
+
+def _nothing_classified(n_unreadable: int, classifier: Classifier) -> DataError:
+    if not n_unreadable:
+        return DataError(
+            "Standard input had no image.\n"
+            "  Pipe an image into it, or JPEGs one after the other"
+            " (ffmpeg -i VIDEO -f image2pipe -c:v mjpeg -)."
+        )
+    return DataError(
+        f"None of {_images(n_unreadable)} could be classified with {classifier.artifact.path}.\n"
+        "  The lines above say why; check that these are image files."
+    )

@@ -1,0 +1,301 @@
+"""The artifact: the folder that goes to the device, and `artifact.json`, which says what is in it.
+
+Everything in the folder is known by its SHA-256. A file is used only where its bytes are the ones
+that were exported: `Artifact.checked` compares them before anything is deserialized.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from kdedge import __version__
+from kdedge._files import read_json, sha256_file, write_json
+from kdedge.errors import DataError, SetupError
+from kdedge.results import ParityResult
+from kdedge.runtime._record import Record
+from kdedge.runtime.preprocess import Preprocess
+
+FORMAT_VERSION = 1
+FILE_NAME = "artifact.json"
+INPUT_NAME = "images"
+OUTPUT_NAME = "logits"
+
+Precision = Literal["fp32", "fp16", "int8"]
+Head = Literal["scores", "argmax"]
+Pixels = Literal["float", "uint8"]
+Device = Literal["any", "cpu", "gpu"]
+Gate = Literal["passed", "missed", "not measured"]
+
+_REMEDY = "Copy the folder from the export once more, or export again."
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One file of the artifact that a backend can run.
+
+    Attributes:
+        name: the file's name in the folder.
+        target: what it was exported for, as in `onnx` or `tensorrt`.
+        precision: of its weights and arithmetic.
+        device: where it is meant to run.
+        sha256: of the file's bytes, in hex.
+        n_bytes: the file's size.
+        data: the name of its external data file, which is one of `Artifact.others`; None where
+            the weights are in the file itself.
+        made_from: SHA-256 of the ONNX file that an engine was built from; None for ONNX files.
+        built_with: what built it: tool, versions, device, profile, flags, seconds.
+        parity: how it compares with the model on real images; None where that was not measured.
+        gate: whether the comparison passed the recipe's gates.
+    """
+
+    name: str
+    target: str
+    precision: Precision
+    device: Device
+    sha256: str
+    n_bytes: int
+    data: str | None = None
+    made_from: str | None = None
+    built_with: dict[str, Any] = field(default_factory=dict)
+    parity: ParityResult | None = None
+    gate: Gate = "not measured"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Gives plain values for JSON."""
+        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        return values | {"parity": None if self.parity is None else self.parity.to_dict()}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What is in the folder and how an image becomes a class name with it.
+
+    Attributes:
+        path: the folder.
+        name: of the recipe that it was made with.
+        class_names: in the order of the model's outputs.
+        preprocess: how an image file becomes pixels. Mean and standard deviation are in the graph
+            already.
+        pixels: what the graph takes: `float` is [B, 3, S, S] float32 from 0 to 1, `uint8` the same
+            shape from 0 to 255; RGB.
+        head: `scores`: softmax(logits) are the scores. `argmax`: only the ranking means something.
+        max_batch: the largest batch that it was made for.
+        batch: `dynamic` for 1 to `max_batch` images at once, or the one number that it takes.
+        gates: what the files had to reach: agreement in percent by precision, and `max_drop`.
+        files: what backends run.
+        others: SHA-256 in hex of each other file in the folder, by name.
+        provenance: command, versions, seeds and hashes of what it was made from.
+    """
+
+    path: Path
+    name: str
+    class_names: tuple[str, ...]
+    preprocess: Preprocess
+    pixels: Pixels
+    head: Head
+    max_batch: int
+    batch: Literal["dynamic"] | int
+    gates: dict[str, Any] = field(default_factory=dict)
+    files: tuple[ModelFile, ...] = ()
+    others: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        where = self.path / FILE_NAME
+        names = [file.name for file in self.files] + list(self.others)
+        for name in names:
+            _check_file_name(name, where)
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise DataError(f"{where}: {repeated[0]} is listed twice.\n  {_REMEDY}")
+        for file in self.files:
+            if file.data is not None and file.data not in self.others:
+                raise DataError(
+                    f"{where}: {file.name} keeps its weights in {file.data!r}, which is not among"
+                    f" the artifact's other files.\n  {_REMEDY}"
+                )
+
+    @property
+    def batches(self) -> tuple[int, int]:
+        """The smallest and the largest batch that the graph takes."""
+        return (1, self.max_batch) if self.batch == "dynamic" else (self.batch, self.batch)
+
+    def with_files(self, *files: ModelFile) -> Artifact:
+        """Gives the artifact with these files, each in the place of one with the same name."""
+        merged = {file.name: file for file in (*self.files, *files)}
+        return dataclasses.replace(self, files=tuple(merged.values()))
+
+    def file(self, name: str) -> ModelFile:
+        """Gives the entry of a file that backends run.
+
+        Raises:
+            DataError: there is none of that name.
+        """
+        for file in self.files:
+            if file.name == name:
+                return file
+        known = ", ".join(file.name for file in self.files) or "none"
+        raise DataError(f"{self.path} has no model file {name!r}; it has {known}.")
+
+    def checked(self, name: str) -> Path:
+        """Gives a file's path once its bytes, and its external data's, are the ones listed.
+
+        Raises:
+            DataError: the file is not listed or missing, or its SHA-256 is another.
+        """
+        if name in self.others:
+            return self._check(name, self.others[name])
+        file = self.file(name)
+        if file.data is not None:
+            self._check(file.data, self.others[file.data], why=f", which holds {name}'s weights,")
+        return self._check(name, file.sha256)
+
+    def _check(self, name: str, expected: str, why: str = "") -> Path:
+        path = self.path / name
+        if not path.is_file():
+            raise DataError(f"{path}{why} is missing.\n  {_REMEDY}")
+        try:
+            got = sha256_file(path)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise DataError(f"{path}{why} cannot be read: {reason}.") from error
+        if got != expected:
+            raise DataError(
+                f"{path}{why} is not the file that was exported.\n"
+                f"  Its SHA-256 is {got},\n  {FILE_NAME} expects {expected}.\n  {_REMEDY}"
+            )
+        return path
+
+    def save(self) -> Path:
+        """Writes `artifact.json` into the folder, atomically, and gives its path.
+
+        Raises:
+            ResourceError: it cannot be written.
+        """
+        path = self.path / FILE_NAME
+        values = {
+            "format": FORMAT_VERSION,
+            "kdedge": __version__,
+            "name": self.name,
+            "class_names": list(self.class_names),
+            "preprocess": self.preprocess.as_dict(),
+            "input": {
+                "name": INPUT_NAME,
+                "pixels": self.pixels,
+                "batch": self.batch,
+                "max_batch": self.max_batch,
+            },
+            "output": {"name": OUTPUT_NAME, "head": self.head},
+            "gates": self.gates,
+            "files": [file.to_dict() for file in self.files],
+            "others": self.others,
+            "provenance": self.provenance,
+        }
+        write_json(path, values)
+        return path
+
+
+def load_artifact(path: Path) -> Artifact:
+    """Reads an artifact's `artifact.json`; no other file is opened.
+
+    Args:
+        path: the folder, or its `artifact.json`.
+
+    Raises:
+        DataError: it is not there, or not what an export writes.
+        SetupError: a newer kdedge wrote it.
+    """
+    folder = path.parent if path.name == FILE_NAME and path.is_file() else path
+    where = folder / FILE_NAME
+    if not where.is_file():
+        what = f"has no {FILE_NAME}" if folder.is_dir() else "is not a folder"
+        raise DataError(
+            f"{folder} {what}.\n  An artifact is the folder that `kdedge export` writes."
+        )
+    values = Record(read_json(where), where, remedy=_REMEDY)
+    _check_format(values)
+    values.check_keys(
+        *("format", "kdedge", "name", "class_names", "preprocess", "input", "output", "gates"),
+        *("files", "others", "provenance"),
+    )
+    entry, output = values.record("input"), values.record("output")
+    entry.check_keys("name", "pixels", "batch", "max_batch")
+    output.check_keys("name", "head")
+    entry.one_of("name", (INPUT_NAME,))
+    output.one_of("name", (OUTPUT_NAME,))
+    others = values.record("others")
+    return Artifact(
+        path=folder,
+        name=values.text("name"),
+        class_names=_class_names(values),
+        preprocess=_preprocess(values.record("preprocess")),
+        pixels=entry.one_of("pixels", get_args(Pixels)),
+        head=output.one_of("head", get_args(Head)),
+        max_batch=entry.count("max_batch"),
+        batch="dynamic" if entry.values["batch"] == "dynamic" else entry.count("batch"),
+        gates=values.mapping("gates"),
+        files=tuple(_model_file(file) for file in values.records("files")),
+        others={name: others.sha256(name) for name in others.values},
+        provenance=values.mapping("provenance"),
+    )
+
+
+def _check_format(values: Record) -> None:
+    found = values.count("format")
+    if found > FORMAT_VERSION:
+        raise SetupError(
+            f"{values.where} was made by a newer kdedge: format {found}, this one"
+            f" ({__version__}) reads {FORMAT_VERSION}.\n"
+            "  Update with: pip install --upgrade kdedge"
+        )
+
+
+def _class_names(values: Record) -> tuple[str, ...]:
+    names = values.sequence("class_names")
+    are_names = all(isinstance(name, str) and name for name in names)
+    if not names or not are_names or len(set(names)) != len(names):
+        raise values.error("class_names", names, "names that differ, one or more")
+    return tuple(names)
+
+
+def _preprocess(values: Record) -> Preprocess:
+    try:
+        return Preprocess.from_dict(values.values)
+    except DataError as error:
+        raise DataError(f"{values.where}: {error}\n  {_REMEDY}") from error
+
+
+def _model_file(values: Record) -> ModelFile:
+    values.check_keys(*(entry.name for entry in dataclasses.fields(ModelFile)))
+    return ModelFile(
+        name=values.text("name"),
+        target=values.text("target"),
+        precision=values.one_of("precision", get_args(Precision)),
+        device=values.one_of("device", get_args(Device)),
+        sha256=values.sha256("sha256"),
+        n_bytes=values.count("n_bytes"),
+        data=values.optional("data", values.text),
+        made_from=values.optional("made_from", values.sha256),
+        built_with=values.mapping("built_with"),
+        parity=values.optional("parity", lambda key: _parity(values, key)),
+        gate=values.one_of("gate", get_args(Gate)),
+    )
+
+
+def _parity(values: Record, key: str) -> ParityResult:
+    try:
+        return ParityResult.from_dict(values.values[key])
+    except DataError as error:
+        raise DataError(f"{values.where}: {error}") from error
+
+
+def _check_file_name(name: str, where: Path) -> None:
+    is_plain = name.isprintable() and not set(name) & set("/\\:") and name not in ("", ".", "..")
+    if not is_plain or name == FILE_NAME:
+        raise DataError(
+            f"{where}: {name!r} is not the name of a file in the artifact's own folder.\n"
+            f"  {_REMEDY}"
+        )

@@ -1,0 +1,271 @@
+"""TensorRT engines, for `tensorrt` and `tensorrt_rtx` alike: load, run, explain what fails.
+
+Only the name-based tensor API is used, which TensorRT has from 8.5 on, so that one code path serves
+8.6, 10, 11 and TensorRT for RTX. Their Python module is an argument.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge.errors import DataError, MissingPackage, SetupError
+from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME
+from kdedge.runtime.backends._cudart import Cuda, open_cuda
+
+_FLAGS = {"tensorrt": "--trt", "tensorrt-rtx": "--trt-rtx"}
+_DTYPES = {"FLOAT": np.float32, "UINT8": np.uint8}
+
+# Runtime.get_engine_validity of TensorRT for RTX, by the names of its diagnostics.
+_INVALID = {
+    "VERSION_MISMATCH": "another version built it",
+    "UNSUPPORTED_CC": "it was not built for this GPU's compute capability",
+    "OLD_CUDA_DRIVER": "the NVIDIA driver is too old",
+    "OLD_CUDA_RUNTIME": "the CUDA runtime is too old",
+    "INSUFFICIENT_GPU_MEMORY": "the GPU has too little memory",
+    "MALFORMED_ENGINE": "the file is damaged, or another version or product built it",
+    "CUDA_ERROR": "CUDA cannot use the GPU",
+}
+
+
+def import_tensorrt(module: str, *, package: str, extra: str) -> Any:
+    """Imports TensorRT or TensorRT for RTX.
+
+    Args:
+        module: its name, `tensorrt` or `tensorrt_rtx`.
+        package: the distribution that brings it.
+        extra: the kdedge extra with it.
+
+    Raises:
+        MissingPackage: it is not installed.
+        SetupError: it is installed without its libraries, or they cannot be loaded.
+    """
+    try:
+        trt = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name == module:
+            trt = None
+        else:
+            raise _broken(module, package, error) from error
+    except (ImportError, OSError, RuntimeError) as error:
+        raise _broken(module, package, error) from error
+    if not hasattr(trt, "__version__"):  # a folder of type stubs can be imported too
+        raise MissingPackage(package, extra=extra, purpose=f"Running {package} engines")
+    return trt
+
+
+def _broken(module: str, package: str, error: Exception) -> SetupError:
+    reason = " ".join(str(error).split()).rstrip(".")
+    return SetupError(
+        f"{module} is installed and cannot be imported: {reason}.\n"
+        f"  Its libraries are missing or do not fit: pip install --force-reinstall {package};"
+        " on a Jetson take the one that JetPack installs."
+    )
+
+
+def load_engine(trt: Any, path: Path, *, name: str, built_with: Mapping[str, Any] | None) -> Engine:
+    """Loads an engine onto the first GPU.
+
+    Args:
+        trt: the TensorRT module.
+        path: the engine.
+        name: the backend's, for messages.
+        built_with: what the engine was built with, where that is known.
+
+    Raises:
+        SetupError: there is no GPU, or this TensorRT cannot run the engine on it.
+        DataError: the engine does not take images and give logits.
+    """
+    cuda = open_cuda()
+    gpu = f"a GPU of compute capability {cuda.compute_capability()}"
+    loaded = deserialize(trt, path, name=name, gpu=gpu, built_with=built_with)
+    return Engine(trt, cuda, loaded, path=path, name=name)
+
+
+def deserialize(
+    trt: Any, path: Path, *, name: str, gpu: str, built_with: Mapping[str, Any] | None
+) -> tuple[Any, Any, Any]:
+    """Gives TensorRT's log, its runtime and the engine, which need each other in this order.
+
+    Args:
+        trt: the TensorRT module.
+        path: the engine.
+        name: the backend's, for the message.
+        gpu: where it is to run, for the message.
+        built_with: what the engine was built with, where that is known.
+
+    Raises:
+        SetupError: TensorRT refuses the engine; the message says why.
+    """
+    log = _new_log(trt)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DataError(f"{path} cannot be read: {reason}.") from error
+    runtime = trt.Runtime(log)
+    engine = None
+    reasons = _invalidity(trt, runtime, data)
+    if reasons is None:
+        engine = runtime.deserialize_cuda_engine(data)
+    reasons = reasons or log.errors[:1]
+    if engine is None:
+        raise SetupError(
+            f"{path} cannot be loaded by {name} {trt.__version__} on {gpu}:"
+            f" {'; '.join(reasons) or 'it gives no reason'}.\n"
+            f"{_origin(built_with or {})}"
+            "  An engine runs only with the version and the kind of GPU that it was built for."
+            f" Build one on this machine: kdedge export {path.parent} {_FLAGS[name]}"
+        )
+    return log, runtime, engine
+
+
+def _invalidity(trt: Any, runtime: Any, data: bytes) -> list[str] | None:
+    """Why TensorRT for RTX will not run an engine; None where it will, or does not tell."""
+    if not hasattr(runtime, "get_engine_validity"):
+        return None
+    validity, diagnostics = runtime.get_engine_validity(data)
+    if validity != trt.EngineValidity.INVALID:
+        return None
+    names = trt.EngineInvalidityDiagnostics.__members__
+    found = [name for name, member in names.items() if int(diagnostics) & int(member)]
+    return [_INVALID.get(name, name) for name in found]
+
+
+def _origin(built_with: Mapping[str, Any]) -> str:
+    """The line on what an engine was built with; empty where that is not known."""
+    tool = [str(built_with[key]) for key in ("tool", "version") if built_with.get(key)]
+    capability = built_with.get("compute_capability")
+    devices = [str(built_with["device"])] if built_with.get("device") else []
+    devices += [f"compute capability {capability}"] if capability else []
+    parts = [f"with {' '.join(tool)}"] if tool else []
+    parts += [f"for {', '.join(devices)}"] if devices else []
+    return f"  It was built {' '.join(parts)}.\n" if parts else ""
+
+
+def _new_log(trt: Any) -> Any:
+    """A TensorRT logger that keeps errors, for messages, and drops the rest."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.errors.append(" ".join(message.split()).rstrip(".")[:300])
+
+    return Log()
+
+
+class Engine:
+    """A loaded engine with its buffers on the GPU.
+
+    Args:
+        trt: the TensorRT module.
+        cuda: copies and memory.
+        loaded: the log, the runtime and the engine, from `deserialize`.
+        path: names the engine in messages.
+        name: the backend's.
+
+    Raises:
+        DataError: it does not take images and give logits.
+        SetupError: the GPU has too little memory.
+    """
+
+    def __init__(
+        self, trt: Any, cuda: Cuda, loaded: tuple[Any, Any, Any], *, path: Path, name: str
+    ) -> None:
+        self.name = name
+        self._cuda, self._path, self._version = cuda, path, trt.__version__
+        self._log, self._runtime, self._engine = loaded
+        self._dtype = self._check_tensors(trt)
+        low, high = self._batch_range()
+        self.batches: tuple[int, int | None] = (low, high)
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise self._failure("has no room for its working memory on the GPU")
+        image_shape = tuple(self._engine.get_tensor_shape(INPUT_NAME))[1:]
+        self._n_classes = int(tuple(self._engine.get_tensor_shape(OUTPUT_NAME))[-1])
+        n_bytes = {
+            INPUT_NAME: high * int(np.prod(image_shape)) * self._dtype.itemsize,
+            OUTPUT_NAME: high * self._n_classes * 4,
+        }
+        self._stream = cuda.new_stream()
+        self._addresses: dict[str, int] = {}
+        for tensor, size in n_bytes.items():
+            self._addresses[tensor] = cuda.allocate(size)
+            if not self._context.set_tensor_address(tensor, self._addresses[tensor]):
+                raise self._failure(f"does not take a buffer for {tensor!r}")
+
+    def _check_tensors(self, trt: Any) -> np.dtype[Any]:
+        """Makes sure that these are the tensors of a classifier; gives the input's type."""
+        engine = self._engine
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        kinds = {name: engine.get_tensor_dtype(name).name for name in names}
+        is_input = {name: engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
+        if (
+            is_input != {INPUT_NAME: True, OUTPUT_NAME: False}
+            or kinds[INPUT_NAME] not in _DTYPES
+            or kinds[OUTPUT_NAME] != "FLOAT"
+        ):
+            raise DataError(
+                f"{self._path} has the tensors {kinds}.\n"
+                f"  Expected {INPUT_NAME!r}, FLOAT or UINT8, as input and {OUTPUT_NAME!r}, FLOAT,"
+                " as output: an engine that `kdedge export` built."
+            )
+        return np.dtype(_DTYPES[kinds[INPUT_NAME]])
+
+    def _batch_range(self) -> tuple[int, int]:
+        n_images, *_ = self._engine.get_tensor_shape(INPUT_NAME)
+        if n_images >= 0:  # a batch that is not fixed shows as -1
+            return int(n_images), int(n_images)
+        lowest, _, highest = self._engine.get_tensor_profile_shape(INPUT_NAME, 0)
+        (low, *_), (high, *_) = lowest, highest
+        return int(low), int(high)
+
+    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """[B, 3, S, S] -> [B, C]; see `Backend.run`.
+
+        Raises:
+            SetupError: the engine was not built for this shape, or CUDA fails.
+        """
+        images = np.ascontiguousarray(images, dtype=self._dtype)
+        low, high = self.batches
+        fits = high is not None and low <= len(images) <= high
+        if not fits or not self._context.set_input_shape(INPUT_NAME, images.shape):
+            raise self._failure(f"takes {low} to {high} images at once, not {images.shape}")
+        logits = np.empty((len(images), self._n_classes), np.float32)
+        self._cuda.copy_to_device(self._addresses[INPUT_NAME], images, self._stream)
+        if not self._context.execute_async_v3(self._stream):
+            raise self._failure("failed on the GPU")
+        self._cuda.copy_from_device(logits, self._addresses[OUTPUT_NAME], self._stream)
+        self._cuda.synchronize(self._stream)
+        return logits
+
+    def describe(self) -> str:
+        """TensorRT's version and the GPU's compute capability."""
+        return f"{self.name} {self._version} GPU {self._cuda.compute_capability()}"
+
+    def close(self) -> None:
+        """Frees the buffers, the context and the engine, in this order."""
+        addresses, self._addresses = self._addresses, {}
+        for address in addresses.values():
+            self._cuda.free(address)
+        if addresses:
+            self._cuda.destroy_stream(self._stream)
+        self._context = None
+        self._engine = None
+        self._runtime = None
+
+    def _failure(self, what: str) -> SetupError:
+        reason = f": {self._log.errors[-1]}" if self._log.errors else ""
+        return SetupError(
+            f"{self._path} {what}{reason}.\n"
+            "  Try a smaller batch, or run the ONNX file: --backend onnxruntime"
+        )

@@ -1,0 +1,85 @@
+"""What a backend is: a module that finds its engine, and an object that runs one loaded file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Backend(Protocol):
+    """A loaded model file."""
+
+    @property
+    def name(self) -> str:
+        """The backend's name, as in `onnxruntime`."""
+        ...
+
+    @property
+    def batches(self) -> tuple[int, int | None]:
+        """The smallest and the largest batch that it takes; None where there is no limit."""
+        ...
+
+    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Computes the logits of a batch.
+
+        Args:
+            images: [B, 3, S, S], RGB: float32 from 0 to 1, or uint8 where the graph takes it.
+
+        Returns:
+            [B, C], float32, in an array of its own.
+        """
+        ...
+
+    def describe(self) -> str:
+        """What runs it and on what, as in `onnxruntime 1.24.4 CPU`."""
+        ...
+
+    def close(self) -> None:
+        """Gives back the memory; the object is of no use afterwards. Twice does no harm."""
+        ...
+
+
+class BackendModule(Protocol):
+    """A backend's module.
+
+    Attributes:
+        NAME: the backend's name.
+        TARGET: which `ModelFile.target` it runs.
+    """
+
+    NAME: str
+    TARGET: str
+
+    def check_environment(self) -> None:
+        """Looks for the engine, its libraries and the device that it needs.
+
+        Raises:
+            MissingPackage: the Python package is not installed.
+            SetupError: a driver, a library or the device is missing.
+        """
+        ...
+
+    def load(
+        self,
+        path: Path,
+        *,
+        n_threads: int | None = None,
+        built_with: Mapping[str, Any] | None = None,
+    ) -> Backend:
+        """Loads a model file.
+
+        Args:
+            path: the file; its bytes are trusted, so check its hash before.
+            n_threads: of the CPU; None for the engine's own choice.
+            built_with: what an engine was built with, for the message where it cannot be loaded.
+
+        Raises:
+            MissingPackage: the Python package is not installed.
+            SetupError: this machine cannot run it.
+            DataError: the file is not what it should be.
+        """
+        ...

@@ -1,0 +1,191 @@
+"""ONNX files on the CPU, by ONNX Runtime: what every machine can run, and the reference."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge.errors import DataError, MissingPackage, SetupError
+from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME
+
+NAME = "onnxruntime"
+TARGET = "onnx"
+
+_FATAL = 4
+_DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
+# A newer opset or operator than this ONNX Runtime knows; other failures are the file's own.
+_TOO_NEW = ("NOT_IMPLEMENTED", "is under development", "Unsupported model IR version")
+
+# Where in ONNX Runtime's source an error was raised, with the function's whole signature.
+_SOURCE_LINE = re.compile(r"/\S+:\d+ .*\) ")
+
+
+def check_environment() -> None:
+    """Looks for ONNX Runtime.
+
+    Raises:
+        MissingPackage: it is not installed.
+        SetupError: it is installed and cannot be imported.
+    """
+    _import()
+
+
+def load(
+    path: Path, *, n_threads: int | None = None, built_with: Mapping[str, Any] | None = None
+) -> OnnxSession:
+    """Loads an ONNX file, and its external data from beside it.
+
+    Args:
+        path: the file.
+        n_threads: threads inside one operator; None: one a physical core.
+        built_with: of no use here.
+
+    Raises:
+        MissingPackage: ONNX Runtime is not installed.
+        SetupError: it is too old for the file.
+        DataError: the file is broken, or no classifier of images.
+    """
+    del built_with
+    ort = _import()
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL  # failures come as exceptions, warnings have no remedy
+    if n_threads is not None:
+        options.intra_op_num_threads = n_threads
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except _errors(ort) as error:
+        raise _explain(error, path, ort.__version__) from error
+    return OnnxSession(session, path, ort.__version__)
+
+
+class OnnxSession:
+    """A loaded ONNX file.
+
+    Args:
+        session: ONNX Runtime's.
+        path: names the file in messages.
+        version: ONNX Runtime's.
+
+    Raises:
+        DataError: it does not take images and give logits.
+    """
+
+    name = NAME
+
+    def __init__(self, session: Any, path: Path, version: str) -> None:
+        takes = [(entry.name, entry.type, len(entry.shape)) for entry in session.get_inputs()]
+        gives = [(entry.name, entry.type, len(entry.shape)) for entry in session.get_outputs()]
+        is_classifier = (
+            len(takes) == 1
+            and takes[0][0] == INPUT_NAME
+            and takes[0][1] in _DTYPES
+            and takes[0][2] == 4
+            and gives == [(OUTPUT_NAME, "tensor(float)", 2)]
+        )
+        if not is_classifier:
+            raise DataError(
+                f"{path} takes {takes} and gives {gives} (name, type, axes).\n"
+                f"  Expected {INPUT_NAME!r} with 4 axes, float or uint8, and {OUTPUT_NAME!r} with"
+                " 2 axes, float: a file that `kdedge export` wrote."
+            )
+        n_images = session.get_inputs()[0].shape[0]
+        self.batches = (n_images, n_images) if isinstance(n_images, int) else (1, None)
+        self._session, self._version = session, version
+
+    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """[B, 3, S, S] -> [B, C]; see `Backend.run`."""
+        (logits,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: images})
+        return np.asarray(logits, dtype=np.float32)
+
+    def describe(self) -> str:
+        """ONNX Runtime's version and where it runs."""
+        return f"{NAME} {self._version} CPU"
+
+    def close(self) -> None:
+        """Frees the session."""
+        self._session = None
+
+
+def _import() -> Any:
+    try:
+        if NAME in sys.modules:
+            ort = sys.modules[NAME]
+        else:
+            with _no_device_warnings():
+                ort = importlib.import_module(NAME)
+    except ModuleNotFoundError as error:
+        if error.name != NAME:
+            raise _broken(error) from error
+        ort = None
+    except (ImportError, OSError) as error:
+        raise _broken(error) from error
+    if not hasattr(ort, "InferenceSession"):  # a folder of type stubs can be imported too
+        raise MissingPackage(NAME, extra="runtime", purpose="Running ONNX files")
+    return ort
+
+
+def _broken(error: Exception) -> SetupError:
+    return SetupError(
+        f"onnxruntime is installed and cannot be imported: {error}.\n"
+        "  Reinstall it with: pip install --force-reinstall onnxruntime"
+    )
+
+
+@contextlib.contextmanager
+def _no_device_warnings() -> Iterator[None]:
+    """Context in which what native code writes to stderr waits, less its lines on GPU discovery.
+
+    From 1.23 on, importing ONNX Runtime warns on machines whose graphics card it does not know
+    (a Raspberry Pi, WSL, a server's console), and no setting turns that off:
+    github.com/microsoft/onnxruntime/issues/27092.
+    """
+    try:
+        kept = os.dup(2)
+    except OSError:  # stderr is closed
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            held.seek(0)
+            for line in held:
+                if b"device_discovery.cc" not in line:
+                    os.write(2, line)
+
+
+def _errors(ort: Any) -> tuple[type[Exception], ...]:
+    """ONNX Runtime's own exceptions, which have no base class of their own."""
+    state = importlib.import_module(f"{ort.__name__}.capi.onnxruntime_pybind11_state")
+    names = (
+        *("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile"),
+        *("NotImplemented", "RuntimeException", "NoModel", "EPFail"),
+    )
+    return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError)
+
+
+def _explain(error: Exception, path: Path, version: str) -> DataError | SetupError:
+    text = " ".join(str(error).split()).rstrip(".")
+    reason = _SOURCE_LINE.sub("", text)[:300]
+    if any(sign in text for sign in _TOO_NEW):
+        return SetupError(
+            f"onnxruntime {version} is too old for {path}: {reason}.\n"
+            "  Update it with: pip install --upgrade onnxruntime"
+        )
+    return DataError(
+        f"{path} cannot be loaded by onnxruntime {version}: {reason}.\n"
+        "  Copy the file from the export once more, or export again."
+    )

@@ -1,0 +1,357 @@
+"""`kdedge predict`: a line an image, whatever else happens, in three formats."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import kdedge as package
+from kdedge.errors import SetupError
+
+Run = Callable[..., Any]
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("runtime_conftest", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def colors() -> ModuleType:
+    """Makes the artifact that names the color of a picture, and pictures."""
+    pytest.importorskip("onnxruntime")
+    return _load(Path(__file__).parents[1] / "runtime" / "conftest.py")
+
+
+@pytest.fixture
+def work(colors: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder, the current one, with an artifact and pictures, one of them broken."""
+    colors._make_artifact(tmp_path / "art")
+    colors._paint(tmp_path / "pics/a.jpg", (250, 10, 10))
+    colors._paint(tmp_path / "pics/sub/b.png", (0, 230, 0))
+    colors._paint(tmp_path / "pics/z.jpg", (3, 0, 0))
+    (tmp_path / "pics/broken.jpg").write_bytes((tmp_path / "pics/a.jpg").read_bytes()[:-40])
+    (tmp_path / "pics/notes.txt").write_text("no image")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def start(*arguments: str, stdin: Any = None, **options: Any) -> subprocess.Popen[bytes]:
+    """`kdedge ARGUMENTS` as a process of its own."""
+    root = str(Path(package.__file__).parents[1])
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "kdedge", *arguments],
+        stdin=stdin,
+        stdout=options.pop("stdout", subprocess.PIPE),
+        stderr=options.pop("stderr", subprocess.PIPE),
+        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        **options,
+    )
+
+
+def feed(data: bytes, *arguments: str) -> tuple[int, list[str], str]:
+    """Exit code, lines on stdout, and stderr of a process that reads these bytes."""
+    process = start(*arguments, stdin=subprocess.PIPE)
+    out, err = process.communicate(data, timeout=60)
+    return process.returncode, out.decode().splitlines(), err.decode()
+
+
+@pytest.mark.usefixtures("work")
+def test_a_folder_is_searched_and_every_image_gets_a_line(kdedge: Run) -> None:
+    done = kdedge("predict", "art", "pics")
+    assert done.code == 0
+    first, second, *others = done.out.splitlines()
+    assert second.startswith("pics/broken.jpg  unreadable: ")
+    assert [line.split("  ")[:2] for line in (first, *others)] == [
+        ["pics/a.jpg", "red"],
+        ["pics/sub/b.png", "green"],
+        ["pics/z.jpg", "dark thing"],
+    ]
+    assert "\t" not in done.out
+    assert "4 images: 3 classified, 1 unreadable; model.onnx on onnxruntime" in done.err
+
+
+@pytest.mark.usefixtures("work")
+def test_one_image_gives_one_line_with_its_score(kdedge: Run) -> None:
+    done = kdedge("predict", "art", "pics/a.jpg")
+    (line,) = done.out.splitlines()
+    key, name, score = line.split("  ")
+    assert (key, name) == ("pics/a.jpg", "red")
+    assert score.endswith(" %")
+    assert 99 < float(score[:-2]) <= 100
+    assert done.err.startswith("1 image: 1 classified;")
+
+
+@pytest.mark.usefixtures("work")
+def test_csv_has_a_heading_and_the_same_columns_in_every_row(kdedge: Run) -> None:
+    done = kdedge("predict", "art", "pics", "--format", "csv", "--top", "2")
+    rows = list(csv.DictReader(io.StringIO(done.out)))
+    assert list(rows[0]) == [
+        *("image", "class", "score_percent", "class_2", "score_percent_2", "error")
+    ]
+    assert [row["class"] for row in rows] == ["red", "", "green", "dark thing"]
+    assert [bool(row["error"]) for row in rows] == [False, True, False, False]
+    assert all(None not in row and None not in row.values() for row in rows)
+
+
+@pytest.mark.usefixtures("work")
+def test_jsonl_is_one_object_a_line(kdedge: Run) -> None:
+    done = kdedge("predict", "art", "pics", "--format", "jsonl", "--top", "99")
+    first, broken, *_ = map(json.loads, done.out.splitlines())
+    assert list(first) == ["image", "class", "score_percent", "top"]
+    assert (first["image"], first["class"]) == ("pics/a.jpg", "red")
+    assert [entry["class"] for entry in first["top"]].index("red") == 0
+    assert sum(entry["score_percent"] for entry in first["top"]) == pytest.approx(100)
+    assert list(broken) == ["image", "error"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("text", ["pics/a.jpg  red  ", "pics/z.jpg  -  "]),
+        ("csv", ["image,class,score_percent,error", "pics/a.jpg,red,9", "pics/z.jpg,,6"]),
+        (
+            "jsonl",
+            [
+                '{"image": "pics/a.jpg", "class": "red", "score_percent": 9',
+                '{"image": "pics/z.jpg", "class": null, "score_percent": 6',
+            ],
+        ),
+    ],
+)
+@pytest.mark.usefixtures("work")
+def test_below_the_minimum_score_no_class_is_named_and_the_score_is_given(
+    kdedge: Run, kind: str, expected: list[str]
+) -> None:
+    images = ("pics/a.jpg", "pics/z.jpg")
+    done = kdedge("predict", "art", *images, "--min-score", "90", "--format", kind)
+    lines = done.out.splitlines()
+    assert [line[: len(begin)] for line, begin in zip(lines, expected, strict=True)] == expected
+    assert "2 images: 2 classified, 1 of them below 90 %" in done.err
+    assert done.code == 0
+
+
+@pytest.mark.usefixtures("work")
+def test_a_minimum_score_needs_scores(kdedge: Run, colors: ModuleType) -> None:
+    colors._make_artifact(Path("ranks"), head="argmax")
+    done = kdedge("predict", "ranks", "pics", "--min-score", "50")
+    assert done.code == 2
+    assert "head argmax" in done.err
+    assert done.out == ""
+    assert kdedge("predict", "ranks", "pics/a.jpg").out == "pics/a.jpg  red\n"
+
+
+@pytest.mark.parametrize("batch", ["1", "3", None])
+@pytest.mark.parametrize("shape", [{"pixels": "uint8"}, {"batch": 3}, {"external": True}])
+@pytest.mark.usefixtures("work")
+def test_batches_and_kinds_of_graphs_change_no_answer(
+    kdedge: Run, colors: ModuleType, batch: str | None, shape: dict[str, Any]
+) -> None:
+    colors._make_artifact(Path("other"), **shape)
+    options = ("--batch", batch) if batch else ()
+    assert kdedge("predict", "other", "pics", *options).out == kdedge("predict", "art", "pics").out
+
+
+@pytest.mark.usefixtures("work")
+def test_an_output_file_gets_the_lines_and_stdout_none(kdedge: Run) -> None:
+    wanted = kdedge("predict", "art", "pics", "--format", "csv").out
+    done = kdedge("predict", "art", "pics", "--format", "csv", "--output", "o.csv")
+    assert (done.out, Path("o.csv").read_text()) == ("", wanted)
+    assert done.err.rstrip().endswith("Wrote o.csv")
+
+
+@pytest.mark.usefixtures("work")
+def test_an_output_file_that_exists_is_not_touched(kdedge: Run) -> None:
+    Path("o.csv").write_text("mine")
+    done = kdedge("predict", "art", "pics", "--output", "o.csv")
+    assert done.code == 2
+    assert "nothing is overwritten" in done.err
+    assert Path("o.csv").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("work")
+def test_an_output_folder_that_is_not_there_is_told(kdedge: Run) -> None:
+    done = kdedge("predict", "art", "pics", "--output", "no/where.csv")
+    assert done.code == 7
+    assert "no/where.csv could not be written" in done.err
+
+
+def test_a_full_disk_is_told_and_keeps_the_lines_that_found_room(
+    work: Path, kdedge: Run, small_disk: Callable[[int], Path]
+) -> None:
+    for number in range(60):
+        os.link(work / "pics/a.jpg", work / f"pics/{number:03d}{'x' * 200}.jpg")
+    output = small_disk(8) / "o.txt"
+    done = kdedge("predict", "art", "pics", "--output", str(output))
+    assert done.code == 7
+    assert f"{output} could not be written: the disk is full" in done.err
+    assert output.read_text().startswith("pics/000")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("art",), 2, "Name images, a folder, - for standard input, or --camera N."),
+        (("art", "pics", "--camera", "0"), 2, "name one of them"),
+        (("art", "-", "pics"), 2, "cannot be combined"),
+        (("art", "nowhere.jpg"), 3, "nowhere.jpg does not exist"),
+        (("art", "empty"), 3, "empty has no image files; found nothing at all"),
+        (("art", "texts"), 3, "texts has no image files; found 1 .txt"),
+        (("art", "pics/broken.jpg"), 3, "None of 1 image could be classified"),
+        (("pics", "pics"), 3, "pics has no artifact.json"),
+        (("art", "pics", "--backend", "tensort"), 2, 'no backend "tensort"'),
+        (("art", "pics", "--backend", "tensorrt"), 2, "no file that tensorrt can run"),
+        (("art", "pics", "--precision", "int8"), 2, "has no int8 file that can be run"),
+        (("art", "pics", "--precision", "fp8"), 2, "'fp8' is not one of"),
+        (("art", "pics", "--batch", "5"), 2, "takes 1 to 4 at once"),
+        (("art", "pics", "--batch", "0"), 2, "--batch"),
+        (("art", "pics", "--min-score", "101"), 2, "--min-score"),
+        (("art", "pics", "--json"), 2, "No such option"),
+    ],
+)
+def test_what_cannot_be_done_is_told(
+    work: Path, kdedge: Run, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    (work / "empty").mkdir()
+    (work / "texts").mkdir()
+    (work / "texts/a.txt").write_text("x")
+    done = kdedge("predict", *arguments)
+    assert (done.code, message in done.err) == (code, True), done.err
+
+
+def test_a_tampered_artifact_is_refused(work: Path, kdedge: Run) -> None:
+    path = work / "art/model.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    done = kdedge("predict", "art", "pics")
+    assert (done.code, done.out) == (3, "")
+    assert "is not the file that was exported" in done.err
+
+
+def test_an_artifact_of_a_newer_version_is_refused(work: Path, kdedge: Run) -> None:
+    path = work / "art/artifact.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    done = kdedge("predict", "art", "pics")
+    assert done.code == 4
+    assert "pip install --upgrade kdedge" in done.err
+
+
+def test_an_image_that_may_not_be_read_or_has_an_odd_name_gets_its_line(
+    work: Path, kdedge: Run
+) -> None:
+    (work / "odd").mkdir()
+    os.link(work / "pics/a.jpg", os.fsencode(work / "odd") + b"/\xff\nx.jpg")
+    (work / "odd/y.jpg").symlink_to("/proc/self/mem")  # reading it fails
+    done = kdedge("predict", "art", "odd")
+    second, first = done.out.splitlines()
+    assert first.startswith("odd/\\xff\\nx.jpg  red")
+    assert second.startswith("odd/y.jpg  unreadable: cannot be read")
+    record = json.loads(kdedge("predict", "art", "odd", "--format", "jsonl").out.splitlines()[1])
+    assert record["image"] == "odd/\\xff\nx.jpg"
+
+
+def test_stdin_may_hold_one_image_of_any_kind(work: Path) -> None:
+    code, lines, _ = feed((work / "pics/sub/b.png").read_bytes(), "predict", "art", "-")
+    assert code == 0
+    assert [line.split("  ")[:2] for line in lines] == [["stdin:1", "green"]]
+
+
+def test_a_stream_of_jpegs_is_classified_frame_by_frame_as_they_arrive(work: Path) -> None:
+    red, dark = ((work / f"pics/{name}.jpg").read_bytes() for name in "az")
+    process = start("predict", "art", "-", stdin=subprocess.PIPE, bufsize=0)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for number, (data, name) in enumerate([(red, b"red"), (dark, b"dark thing")], 1):
+        process.stdin.write(data)
+        # The line comes although the stream goes on
+        assert process.stdout.readline().startswith(b"stdin:%d  %s  " % (number, name))
+    process.stdin.write(red[:300])
+    out, err = process.communicate(timeout=60)
+    assert out.startswith(b"stdin:3  unreadable: ")
+    assert b"3 images: 2 classified, 1 unreadable" in err
+    assert process.returncode == 0
+
+
+@pytest.mark.usefixtures("work")
+def test_an_empty_stream_is_an_error() -> None:
+    code, lines, err = feed(b"", "predict", "art", "-")
+    assert (code, lines) == (3, [])
+    assert err.startswith("kdedge: Standard input had no image.")
+
+
+def test_ctrl_c_keeps_the_lines_that_were_written(work: Path) -> None:
+    arguments = ("predict", "art", "-", "--format", "csv", "--output", "o.csv")
+    process = start(*arguments, stdin=subprocess.PIPE, bufsize=0)
+    assert process.stdin is not None
+    process.stdin.write((work / "pics/a.jpg").read_bytes())
+    while not (work / "o.csv").exists() or (work / "o.csv").read_text().count("\n") < 2:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (work / "o.csv").read_text().splitlines()[1].startswith("stdin:1,red,")
+    assert b"1 image: 1 classified; " in err
+    assert b"Wrote o.csv" in err
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(work: Path) -> None:
+    for number in range(300):
+        os.link(work / "pics/a.jpg", work / f"pics/sub/{number:03d}{'x' * 200}.jpg")
+    process = start("predict", "art", "pics")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141
+    with process.stderr as stderr:
+        assert stderr.read() == b""
+
+
+def _shown(terminal: int) -> Iterator[bytes]:
+    try:
+        while block := os.read(terminal, 4096):
+            yield block
+    except OSError:
+        pass  # how a terminal says that its other end is closed
+
+
+@pytest.mark.usefixtures("work")
+def test_on_a_terminal_the_columns_are_aligned() -> None:
+    parent, child = pty.openpty()
+    process = start("predict", "art", "pics", stdout=child, stderr=subprocess.DEVNULL)
+    os.close(child)
+    lines = b"".join(_shown(parent)).decode().splitlines()
+    os.close(parent)
+    assert process.wait(timeout=60) == 0
+    good = [line for line in lines if line.endswith("%")]
+    assert len(good) == 3
+    assert len({len(line) for line in good}) == 1
+    assert {
+        line.index(name) for line, name in zip(good, ("red", "green", "dark"), strict=True)
+    } == {len("pics/broken.jpg  ")}
+
+
+@pytest.mark.usefixtures("work")
+def test_a_camera_without_opencv_names_the_package(
+    kdedge: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    done = kdedge("predict", "art", "--camera", "0")
+    assert done.code == SetupError.exit_code
+    assert "pip install opencv-python-headless" in done.err

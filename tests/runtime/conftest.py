@@ -1,0 +1,149 @@
+"""A small artifact whose answers can be computed by hand: logits are linear in the mean color."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdedge.runtime.artifact import Artifact, ModelFile
+from kdedge.runtime.preprocess import Preprocess
+
+CLASS_NAMES = ("red", "green", "blue", "dark thing")
+SIZE_PX = 16
+# [3, C]: a class for each color, and one for none.
+WEIGHT = np.array([[8, -1, -1, -4], [-1, 8, -1, -4], [-1, -1, 8, -4]], np.float32)
+BIAS = np.array([0, 0, 0, 2], np.float32)
+
+
+def mean_color_logits(pixels: np.ndarray) -> np.ndarray:
+    """What the model gives for [N, S, S, 3] uint8 pixels, in float64."""
+    means = pixels.astype(np.float64).mean(axis=(1, 2)) / 255
+    return means @ WEIGHT.astype(np.float64) + BIAS
+
+
+def _write_model(
+    path: Path,
+    *,
+    pixels: str = "float",
+    batch: int | None = None,
+    external: str | None = None,
+    factor: float = 1.0,
+) -> Path:
+    """Writes the model; `external` names a file for its weights."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper, numpy_helper
+
+    as_float = [
+        helper.make_node("Cast", ["images"], ["cast"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["cast", "full"], ["scaled"]),
+    ]
+    nodes = [
+        *(as_float if pixels == "uint8" else []),
+        helper.make_node(
+            "GlobalAveragePool", ["scaled" if pixels == "uint8" else "images"], ["pooled"]
+        ),
+        helper.make_node("Flatten", ["pooled"], ["mean_color"]),
+        helper.make_node("Gemm", ["mean_color", "weight", "bias"], ["logits"]),
+    ]
+    constants = {"weight": factor * WEIGHT, "bias": factor * BIAS, "full": np.float32(255)}
+    kind = TensorProto.UINT8 if pixels == "uint8" else TensorProto.FLOAT
+    first = batch or "batch"
+    graph = helper.make_graph(
+        nodes,
+        "mean_color",
+        [helper.make_tensor_value_info("images", kind, [first, 3, SIZE_PX, SIZE_PX])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [first, len(CLASS_NAMES)])],
+        [
+            numpy_helper.from_array(np.asarray(value, np.float32), name)
+            for name, value in constants.items()
+            if name != "full" or pixels == "uint8"
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model)
+    if external is None:
+        onnx.save(model, path)
+    else:
+        onnx.save(model, path, save_as_external_data=True, location=external, size_threshold=0)
+    return path
+
+
+def entry(path: Path, *, target: str = "onnx", **changes: Any) -> ModelFile:
+    """The artifact's entry of a file as it is."""
+    values: dict[str, Any] = {"precision": "fp32", "device": "any", **changes}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return ModelFile(path.name, target, sha256=digest, n_bytes=path.stat().st_size, **values)
+
+
+def _make_artifact(
+    folder: Path,
+    *,
+    pixels: str = "float",
+    head: str = "scores",
+    batch: int | None = None,
+    max_batch: int = 4,
+    external: bool = False,
+    factor: float = 1.0,
+) -> Artifact:
+    """Writes a folder with one ONNX file and gives the artifact."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = "model.onnx.data" if external else None
+    model = _write_model(
+        folder / "model.onnx", pixels=pixels, batch=batch, external=data, factor=factor
+    )
+    others = {data: hashlib.sha256((folder / data).read_bytes()).hexdigest()} if data else {}
+    artifact = Artifact(
+        path=folder,
+        name="colors",
+        class_names=CLASS_NAMES,
+        preprocess=Preprocess(SIZE_PX, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        pixels=pixels,
+        head=head,
+        max_batch=max_batch,
+        batch=batch or "dynamic",
+        gates={"agreement": {"fp32": 99.9, "fp16": 99.5, "int8": 98.0}, "max_drop": 1.0},
+        files=(entry(model, data=data, gate="passed"),),
+        others=others,
+        provenance={"seed": 1},
+    )
+    artifact.save()
+    return artifact
+
+
+@pytest.fixture(scope="session")
+def make_artifact() -> Callable[..., Artifact]:
+    """Writes an artifact into a folder."""
+    return _make_artifact
+
+
+@pytest.fixture(scope="session")
+def write_model() -> Callable[..., Path]:
+    """Writes the ONNX file alone."""
+    return _write_model
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Artifact:
+    """An artifact of the test's own, in `tmp_path/artifact`."""
+    return _make_artifact(tmp_path / "artifact")
+
+
+def _paint(path: Path, color: tuple[int, int, int], *, side_px: int = 24, noise: int = 0) -> Path:
+    """Writes a picture of one color, a little different from pixel to pixel where `noise` says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(noise)
+    pixels = np.full((side_px, side_px + 6, 3), color) + rng.integers(-noise, noise + 1, (1, 1, 3))
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=95)
+    return path
+
+
+@pytest.fixture(scope="session")
+def paint() -> Callable[..., Path]:
+    """Writes a picture of one color."""
+    return _paint

@@ -1,0 +1,283 @@
+"""artifact.json: what was written is read, anything else is refused, and files must be the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdedge.errors import DataError, SetupError
+from kdedge.results import ParityResult
+from kdedge.runtime.artifact import FORMAT_VERSION, Artifact, ModelFile, load_artifact
+from kdedge.runtime.preprocess import Preprocess
+
+SHA = "0123456789abcdef" * 4
+PARITY = ParityResult(
+    n_images=200,
+    n_labeled=0,
+    n_nonfinite=0,
+    agreement_percent=99.5,
+    mean_softmax_distance=0.001,
+    max_softmax_distance=0.01,
+    accuracy_percent=None,
+    reference_accuracy_percent=None,
+    accuracy_drop=None,
+    worst=(),
+    images="200 images of data.test",
+    runtime="onnxruntime 1.24.4 CPU",
+)
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Artifact:
+    """An artifact with every kind of entry; no model file of it exists."""
+    artifact = Artifact(
+        path=tmp_path,
+        name="line3",
+        class_names=("scratch", "größer", "ok"),
+        preprocess=Preprocess(32, (0.48, 0.45, 0.4), (0.26, 0.26, 0.27), "bilinear", "squash"),
+        pixels="uint8",
+        head="scores",
+        max_batch=8,
+        batch="dynamic",
+        gates={"agreement": {"fp16": 99.5}, "max_drop": 1.0},
+        files=(
+            ModelFile("model.onnx", "onnx", "fp32", "any", SHA, 10, data="model.onnx.data"),
+            ModelFile(
+                "model.fp16.trt10.3-sm87.engine",
+                "tensorrt",
+                "fp16",
+                "gpu",
+                SHA,
+                20,
+                made_from=SHA,
+                built_with={"tensorrt": "10.3.0", "profile": [1, 4, 8]},
+                parity=PARITY,
+                gate="passed",
+            ),
+        ),
+        others={"model.onnx.data": SHA, "calibration.json": SHA},
+        provenance={"command": "kdedge export", "seed": 1},
+    )
+    artifact.save()
+    return artifact
+
+
+def edit(artifact: Artifact, *keys: str | int, value: Any) -> None:
+    """Changes one value of the artifact.json on disk."""
+    path = artifact.path / "artifact.json"
+    whole = place = json.loads(path.read_text(encoding="utf-8"))
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    path.write_text(json.dumps(whole), encoding="utf-8")
+
+
+def test_what_was_saved_is_read_back_equal(written: Artifact) -> None:
+    assert load_artifact(written.path) == written
+    assert load_artifact(written.path / "artifact.json") == written
+
+
+def test_artifact_json_has_the_documented_keys(written: Artifact) -> None:
+    values = json.loads((written.path / "artifact.json").read_text(encoding="utf-8"))
+    assert list(values) == [
+        *("format", "kdedge", "name", "class_names", "preprocess", "input", "output", "gates"),
+        *("files", "others", "provenance"),
+    ]
+    assert values["input"] == {
+        "name": "images", "pixels": "uint8", "batch": "dynamic", "max_batch": 8
+    }  # fmt: skip
+    assert values["output"] == {"name": "logits", "head": "scores"}
+
+
+def test_a_newer_format_says_to_update(written: Artifact) -> None:
+    edit(written, "format", value=FORMAT_VERSION + 1)
+    with pytest.raises(SetupError, match=r"made by a newer kdedge: format 2.*reads 1") as caught:
+        load_artifact(written.path)
+    assert "pip install --upgrade kdedge" in str(caught.value)
+
+
+def test_a_newer_format_is_told_before_its_unknown_keys(written: Artifact) -> None:
+    edit(written, "format", value=FORMAT_VERSION + 1)
+    edit(written, "thresholds", value={})
+    with pytest.raises(SetupError, match="newer kdedge"):
+        load_artifact(written.path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../model.onnx",
+        "/etc/passwd",
+        "..",
+        ".",
+        "",
+        "sub/model.onnx",
+        "a\\b",
+        "C:x",
+        "a\0b",
+        "a\nb",
+    ],
+)
+def test_a_file_name_that_leaves_the_folder_is_refused(written: Artifact, name: str) -> None:
+    edit(written, "files", 1, "name", value=name)
+    with pytest.raises(DataError, match="not the name of a file in the artifact's own folder"):
+        load_artifact(written.path)
+
+
+def test_no_other_file_may_leave_the_folder_either(written: Artifact) -> None:
+    edit(written, "others", value={"model.onnx.data": SHA, "../../x": SHA})
+    with pytest.raises(DataError, match=r"'\.\./\.\./x' is not the name of a file"):
+        load_artifact(written.path)
+
+
+def test_artifact_json_does_not_list_itself(written: Artifact) -> None:
+    edit(written, "files", 1, "name", value="artifact.json")
+    with pytest.raises(DataError, match=r"'artifact\.json' is not the name of a file"):
+        load_artifact(written.path)
+
+
+def test_a_name_may_be_listed_once(written: Artifact) -> None:
+    edit(written, "files", 1, "name", value="model.onnx")
+    with pytest.raises(DataError, match=r"model\.onnx is listed twice"):
+        load_artifact(written.path)
+
+
+def test_external_data_must_be_listed_with_its_hash(written: Artifact) -> None:
+    edit(written, "others", value={})
+    with pytest.raises(DataError, match=r"'model\.onnx\.data', which is not among"):
+        load_artifact(written.path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("format",), "1", r"format is '1' \(str\); expected a whole number"),
+        (("format",), True, "expected a whole number"),
+        (("name",), None, "name is null; expected a text"),
+        (("class_names",), [], "class_names is .*; expected names that differ, one or more"),
+        (("class_names",), ["a", "a"], "expected names that differ"),
+        (("class_names",), ["a", 1], "expected names that differ"),
+        (("class_names",), "abc", "expected a list"),
+        (("preprocess", "std"), [0, 1, 1], "std is .*expected numbers above 0"),
+        (("preprocess", "size_px"), None, "size_px is None"),
+        (("preprocess",), [], "preprocess is not a JSON object"),
+        (("input", "pixels"), "bgr", "input.pixels is 'bgr'.*expected float or uint8"),
+        (("input", "name"), "x", "expected images"),
+        (("input", "batch"), "any", "input.batch is 'any'"),
+        (("input", "max_batch"), 0, "at least 1"),
+        (("output", "head"), ["scores"], "expected scores or argmax"),
+        (("gates",), None, "gates is not a JSON object: got null"),
+        (("files",), {}, "files is .*expected a list"),
+        (("files", 0), "model.onnx", r"files\[0\] is not a JSON object"),
+        (("files", 0, "sha256"), SHA[:-1], r"files\[0\]\.sha256 is .*expected a SHA-256"),
+        (("files", 0, "sha256"), SHA.upper(), "expected a SHA-256"),
+        (("files", 0, "precision"), "fp8", r"files\[0\]\.precision is 'fp8'"),
+        (("files", 0, "device"), "tpu", "expected any or cpu or gpu"),
+        (("files", 0, "gate"), "ok", "expected passed or missed or not measured"),
+        (("files", 0, "n_bytes"), 1.5, "expected a whole number"),
+        (("files", 0, "new"), 1, r"files\[0\] has new, which nothing here reads"),
+        (("files", 1, "parity", "n_images"), 0, r"artifact\.json: A parity record's n_images"),
+        (("others", "calibration.json"), 3, r"others\.calibration\.json is 3"),
+        (("extra",), 1, "has extra, which nothing here reads"),
+    ],
+)
+def test_a_value_that_is_not_what_it_should_be_is_named(
+    written: Artifact, keys: tuple[str | int, ...], value: Any, message: str
+) -> None:
+    edit(written, *keys, value=value)
+    with pytest.raises(DataError, match=message) as caught:
+        load_artifact(written.path)
+    assert str(written.path / "artifact.json") in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["format", "class_names", "preprocess", "input", "files"])
+def test_a_missing_key_is_named(written: Artifact, key: str) -> None:
+    path = written.path / "artifact.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    del values[key]
+    path.write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(DataError, match=f"{key}"):
+        load_artifact(written.path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": NaN}', "\udcff"])
+def test_what_is_not_a_json_object_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "artifact.json").write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(DataError, match=r"artifact\.json"):
+        load_artifact(tmp_path)
+
+
+def test_a_folder_that_is_no_artifact_says_what_one_is(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no artifact\.json.\n.*`kdedge export` writes"):
+        load_artifact(tmp_path)
+    with pytest.raises(DataError, match="is not a folder"):
+        load_artifact(tmp_path / "nowhere")
+
+
+def test_a_file_whose_bytes_are_the_ones_exported_is_given(artifact: Artifact) -> None:
+    assert artifact.checked("model.onnx") == artifact.path / "model.onnx"
+
+
+def test_a_changed_file_is_refused_with_both_hashes(artifact: Artifact) -> None:
+    path = artifact.path / "model.onnx"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"model\.onnx is not the file that was exported") as caught:
+        artifact.checked("model.onnx")
+    assert artifact.files[0].sha256 in str(caught.value)
+    assert "once more, or export again" in str(caught.value)
+
+
+def test_a_missing_file_is_named(artifact: Artifact) -> None:
+    (artifact.path / "model.onnx").unlink()
+    with pytest.raises(DataError, match=r"model\.onnx is missing"):
+        artifact.checked("model.onnx")
+
+
+def test_a_file_that_is_not_listed_is_not_given(artifact: Artifact) -> None:
+    (artifact.path / "other.onnx").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"no model file 'other\.onnx'; it has model\.onnx"):
+        artifact.checked("other.onnx")
+
+
+@pytest.mark.parametrize("what", ["missing", "changed"])
+def test_external_data_is_checked_with_its_file(
+    tmp_path: Path, make_artifact: Callable[..., Artifact], what: str
+) -> None:
+    artifact = make_artifact(tmp_path, external=True)
+    data = tmp_path / "model.onnx.data"
+    assert artifact.checked("model.onnx").exists()
+    if what == "missing":
+        data.unlink()
+    else:
+        data.write_bytes(data.read_bytes()[::-1])
+    said = "is missing" if what == "missing" else "is not the file that was exported"
+    with pytest.raises(DataError, match=rf"data, which holds model\.onnx's weights, {said}"):
+        artifact.checked("model.onnx")
+
+
+def test_with_files_replaces_the_entry_of_the_same_name(written: Artifact) -> None:
+    newer = dataclasses.replace(written.files[0], gate="passed")
+    another = dataclasses.replace(written.files[1], name="model.int8.onnx")
+    changed = written.with_files(newer, another)
+    assert changed.files == (newer, written.files[1], another)
+    assert written.files[0].gate == "not measured"
+
+
+def test_saving_replaces_the_old_record_in_one_step(written: Artifact) -> None:
+    before = (written.path / "artifact.json").stat().st_ino
+    dataclasses.replace(written, name="other").save()
+    assert (written.path / "artifact.json").stat().st_ino != before
+    assert load_artifact(written.path).name == "other"
+    assert [path.name for path in written.path.iterdir()] == ["artifact.json"]
+
+
+def test_a_fixed_batch_is_the_only_one(written: Artifact) -> None:
+    assert written.batches == (1, 8)
+    assert dataclasses.replace(written, batch=4).batches == (4, 4)

@@ -1,0 +1,75 @@
+"""The device's side runs where torch, onnx and the training packages are not installed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import kdedge
+from kdedge.runtime.artifact import Artifact
+
+HEAVY = ("torch", "torchvision", "open_clip", "onnx", "torchmetrics", "webdataset", "scipy")
+
+DRIVER = """
+import json, sys
+sys.path.insert(0, {package!r})
+for name in {blocked!r}:
+    sys.modules[name] = None  # importing it raises ImportError
+{what}
+print(json.dumps({{
+    "code": code,
+    "loaded": sorted(n for n in {heavy!r} if sys.modules.get(n) is not None),
+}}), file=sys.stderr)
+"""
+
+
+def drive(what: str, *, blocked: tuple[str, ...] = ()) -> tuple[str, dict[str, object]]:
+    """Runs lines in a process of their own; gives stdout, exit code and heavy packages loaded."""
+    package = str(Path(kdedge.__file__).parents[1])
+    code = DRIVER.format(package=package, blocked=blocked, what=what, heavy=HEAVY)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    return done.stdout, json.loads(done.stderr.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("artifact", "classify", "frames", "preprocess", "backends"),
+        *("backends.onnxruntime", "backends.tensorrt", "backends.tensorrt_rtx"),
+    ],
+)
+def test_importing_the_runtime_loads_no_engine_and_nothing_heavy(module: str) -> None:
+    engines = ("onnxruntime", "tensorrt", "tensorrt_rtx", "cv2")
+    what = f"import kdedge.runtime.{module}\ncode = [n for n in {engines} if n in sys.modules]"
+    _, said = drive(what)
+    assert said == {"code": [], "loaded": []}
+
+
+@pytest.fixture
+def predict(artifact: Artifact, paint: Callable[..., Path], tmp_path: Path) -> str:
+    """Lines that run `kdedge predict` on a folder of pictures."""
+    pytest.importorskip("onnxruntime")
+    paint(tmp_path / "pictures/a.png", (250, 0, 0))
+    paint(tmp_path / "pictures/b.png", (0, 0, 250))
+    arguments = ["predict", str(artifact.path), str(tmp_path / "pictures"), "--format", "csv"]
+    return f"from kdedge.cli.main import run\ncode = run({arguments!r})"
+
+
+def test_predicting_loads_nothing_heavy(predict: str) -> None:
+    stdout, said = drive(predict)
+    assert said == {"code": 0, "loaded": []}
+    assert [line.split(",")[1] for line in stdout.splitlines()] == ["class", "red", "blue"]
+
+
+def test_predicting_works_where_torch_and_onnx_cannot_be_imported(predict: str) -> None:
+    stdout, said = drive(predict, blocked=HEAVY)
+    assert said == {"code": 0, "loaded": []}
+    assert [line.split(",")[1] for line in stdout.splitlines()] == ["class", "red", "blue"]
