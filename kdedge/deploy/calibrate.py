@@ -1,0 +1,129 @@
+"""Which images INT8 ranges are chosen from: the deployment's own, spread over its classes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge._progress import progress
+from kdedge.data.sources._protocol import Source
+from kdedge.deploy.pixels import Pixels, read_pixels
+from kdedge.errors import DataError
+from kdedge.runtime.preprocess import Preprocess
+
+log = logging.getLogger(__name__)
+
+N_CANDIDATES = 2
+"""Images that are classified for each one that is wanted, so that rare classes are found too."""
+
+N_ADVISED = 100
+"""Below this the ranges depend on which images they came from."""
+
+_METHOD = "round-robin over predicted classes"
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Images for quantization, as the graph sees them.
+
+    Attributes:
+        pixels: [N, S, S, 3], uint8, RGB; in turn of each class.
+        keys: their names in the source.
+        digests: SHA-256 of their files, in hex.
+        predicted: the class index that the float32 graph gives each.
+        seed: drew the candidates.
+        preprocess: made the pixels.
+    """
+
+    pixels: Pixels
+    keys: tuple[str, ...]
+    digests: tuple[str, ...]
+    predicted: tuple[int, ...]
+    seed: int
+    preprocess: Preprocess
+
+    def record(self) -> dict[str, Any]:
+        """Gives plain values for `calibration.json`."""
+        files = zip(self.keys, self.digests, self.predicted, strict=True)
+        return {
+            "n_images": len(self.keys),
+            "n_classes": len(set(self.predicted)),
+            "method": _METHOD,
+            "seed": self.seed,
+            "preprocess": self.preprocess.as_dict(),
+            "files": [
+                {"key": key, "sha256": digest, "predicted": index} for key, digest, index in files
+            ],
+        }
+
+
+def choose_calibration_images(
+    source: Source,
+    digests: Mapping[int, str],
+    *,
+    n_images: int,
+    seed: int,
+    predict: Callable[[Pixels], npt.NDArray[np.float32]],
+    preprocess: Preprocess,
+) -> CalibrationSet:
+    """Draws candidates, classifies them, and takes one of each predicted class in turn.
+
+    Args:
+        source: unlabeled images; labels are not looked at.
+        digests: SHA-256 by position in the source, of the images that may be taken; none
+            of those that the result is measured on.
+        n_images: how many are wanted; fewer are taken where there are fewer.
+        seed: draws the candidates, so that the same images give the same set.
+        predict: [B, S, S, 3] -> [B, C], logits of the float32 graph.
+        preprocess: the deployment's.
+
+    Raises:
+        DataError: no image is left to take, or one can no longer be read.
+    """
+    drawn: dict[str, int] = {}  # each content once
+    for index in np.random.default_rng(seed).permutation(sorted(digests)).tolist():
+        drawn.setdefault(digests[index], index)
+    candidates = list(drawn.values())[: N_CANDIDATES * n_images]
+    if not candidates:
+        raise DataError(
+            "No unlabeled image is left to choose INT8 ranges from: all of them are used to measure"
+            " the result.\n  Add other images to data.unlabeled, or leave INT8 out."
+        )
+    predicted: dict[int, int] = {}
+    with progress("choosing calibration images", len(candidates)) as advance:
+        for start in range(0, len(candidates), _BATCH):
+            batch = candidates[start : start + _BATCH]
+            classes = predict(read_pixels(source, batch, preprocess)).argmax(axis=1)
+            predicted.update(zip(batch, classes.tolist(), strict=True))
+            advance(start + len(batch))
+    chosen = _in_turns(predicted)[:n_images]
+    if len(chosen) < min(N_ADVISED, n_images):
+        log.warning(
+            "INT8 ranges come from %d images; with fewer than %d they depend on which ones.",
+            len(chosen), N_ADVISED,
+        )  # fmt: skip
+    return CalibrationSet(
+        pixels=read_pixels(source, chosen, preprocess),
+        keys=tuple(source.items[index].key for index in chosen),
+        digests=tuple(digests[index] for index in chosen),
+        predicted=tuple(predicted[index] for index in chosen),
+        seed=seed,
+        preprocess=preprocess,
+    )
+
+
+def _in_turns(predicted: Mapping[int, int]) -> Sequence[int]:
+    """Images in the order of one of each class, then a second of each, and so on."""
+    n_before: dict[int, int] = {}
+    turns = []
+    for position, (index, class_index) in enumerate(predicted.items()):
+        turn = n_before.get(class_index, 0)
+        n_before[class_index] = turn + 1
+        turns.append((turn, class_index, position, index))
+    return [index for *_, index in sorted(turns)]

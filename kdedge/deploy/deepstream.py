@@ -1,0 +1,176 @@
+"""A classifier for DeepStream's `nvinfer`: its configuration, its labels, and the model for it.
+
+nvinfer's own parser takes the largest output as a probability, so the model that is written here
+ends with a softmax. Keys: the Gst-nvinfer page of the DeepStream developer guide.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kdedge._files import explain_os_error
+from kdedge.deploy._serving import check_class_names, choose_file, whole_folder
+from kdedge.errors import DataError, MissingPackage, RecipeError
+from kdedge.runtime.artifact import OUTPUT_NAME, Artifact, ModelFile
+from kdedge.runtime.preprocess import Preprocess
+
+MODEL, LABELS, CONFIG = "model.onnx", "labels.txt", "config_infer.txt"
+SCORES = "scores"
+"""Name of the output: softmax(logits)."""
+
+_NETWORK_MODES = {"fp32": 0, "fp16": 2}
+_SEPARATORS = {";": "a semicolon", "\n": "a line break", "\r": "a line break"}
+
+
+def write_deepstream(artifact: Artifact, folder: Path, *, file: ModelFile | None = None) -> Path:
+    """Writes a folder for nvinfer, whole or not at all.
+
+    nvinfer builds the engine itself, from ONNX, the first time. Of the artifact's files the FP16
+    one is taken, else the FP32 one. An INT8 file is refused: nvinfer switches TensorRT to INT8
+    only where it is given a calibration table, and a file with its own ranges has none.
+
+    Args:
+        artifact: what is to run; each file's hash is compared before it is read.
+        folder: is made, and must not exist.
+        file: which of the artifact's files.
+
+    Returns:
+        The configuration's path.
+
+    Raises:
+        RecipeError: the folder exists, or the artifact or file is of a kind nvinfer cannot run.
+        DataError: the artifact has no file for it, a file is not the one that was exported, or a
+            class name has a semicolon or line break.
+        MissingPackage: onnx is not installed.
+        ResourceError: the folder cannot be written.
+    """
+    file = file or choose_file(artifact, [("onnx", "fp16"), ("onnx", "fp32")], server="DeepStream")
+    _check(artifact, file)
+    check_class_names(artifact, _SEPARATORS, server="DeepStream")
+    with whole_folder(folder) as part:
+        _write_model(artifact, file, part / MODEL)
+        (part / LABELS).write_bytes((";".join(artifact.class_names) + "\n").encode())
+        (part / CONFIG).write_bytes(config_text(artifact, file).encode())
+    return folder / CONFIG
+
+
+def _check(artifact: Artifact, file: ModelFile) -> None:
+    where = artifact.path
+    if artifact.pixels == "uint8":
+        raise RecipeError(
+            f"{where} takes uint8 pixels, and nvinfer feeds float ones.\n"
+            "  Export again with --pixels float, or export.pixels: float in the recipe."
+        )
+    if artifact.head == "argmax":
+        raise RecipeError(
+            f"{where} was exported with head argmax: its outputs only rank classes, and nvinfer"
+            " reads probabilities.\n"
+            "  Export again with --head scores, or export.head: scores in the recipe."
+        )
+    if file.target != "onnx":
+        raise RecipeError(
+            f"{file.name} is for {file.target}, and nvinfer builds its engine itself.\n"
+            "  Name an ONNX file of the artifact."
+        )
+    if file.precision not in _NETWORK_MODES:
+        raise RecipeError(
+            f"{file.name} is int8 with its own ranges, and nvinfer sets int8 only together with a"
+            " calibration table.\n  Name the fp16 or fp32 file."
+        )
+
+
+def _write_model(artifact: Artifact, file: ModelFile, path: Path) -> None:
+    """Copies an ONNX file with a softmax after its output."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingPackage("onnx", extra="export", purpose="Writing for DeepStream") from error
+    source = artifact.checked(file.name)
+    proto = onnx.load(source)  # with its external data, whose hash is checked too
+    add_softmax(proto, source)
+    try:
+        onnx.save(
+            proto,
+            path,
+            save_as_external_data=file.data is not None,
+            location=f"{path.name}.data",
+        )
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+
+
+def add_softmax(proto: Any, source: Path) -> None:
+    """Puts a softmax over classes behind a graph's output, in place; its output is `scores`.
+
+    Args:
+        proto: an `onnx.ModelProto` whose one output is `logits`, [B, C], float32.
+        source: its file, for messages.
+
+    Raises:
+        DataError: its output is another.
+    """
+    import onnx
+
+    outputs = [output.name for output in proto.graph.output]
+    if outputs != [OUTPUT_NAME]:
+        raise DataError(
+            f"{source} has the outputs {', '.join(outputs) or 'none'}; expected {OUTPUT_NAME}.\n"
+            "  Export again."
+        )
+    node = onnx.helper.make_node("Softmax", [OUTPUT_NAME], [SCORES], name=SCORES, axis=-1)
+    proto.graph.node.append(node)
+    proto.graph.output[0].name = SCORES
+
+
+def config_text(artifact: Artifact, file: ModelFile) -> str:
+    """Gives config_infer.txt for one of the artifact's files."""
+    batch = artifact.batches[1]
+    size = artifact.preprocess.size_px
+    # The name that nvinfer gives to the engine that it builds
+    engine = f"{MODEL}_b{batch}_gpu0_{file.precision}.engine"
+    return "\n".join(
+        [
+            f"# Made from {file.name}, with a softmax behind its output.",
+            *(f"# {line}" for line in _resize_notes(artifact.preprocess)),
+            "[property]",
+            "gpu-id=0",
+            "gie-unique-id=1",
+            "# 1: whole frames. For a detector's crops: process-mode=2 and operate-on-gie-id=1.",
+            "process-mode=1",
+            "# 1: a classifier",
+            "network-type=1",
+            f"onnx-file={MODEL}",
+            "# Built from the ONNX file where it is missing",
+            f"model-engine-file={engine}",
+            f"labelfile-path={LABELS}",
+            f"batch-size={batch}",
+            "# 0: fp32, 2: fp16",
+            f"network-mode={_NETWORK_MODES[file.precision]}",
+            f"infer-dims=3;{size};{size}",
+            "# The model takes RGB pixels from 0 to 1 and holds mean and std",
+            "model-color-format=0",
+            f"net-scale-factor={1 / 255}",
+            "offsets=0;0;0",
+            "maintain-aspect-ratio=0",
+            f"output-blob-names={SCORES}",
+            "# Scores up to this give no label",
+            "classifier-threshold=0.0",
+            "",
+        ]
+    )
+
+
+def _resize_notes(preprocess: Preprocess) -> list[str]:
+    """What nvinfer does to a frame, next to what the model was trained and measured with."""
+    lines = [
+        "nvinfer resizes with a scaler of its own: scores differ a little from kdedge's, so",
+        "measure accuracy here too.",
+    ]
+    if preprocess.resize_mode != "squash":
+        lines += [
+            "The model was trained on the central square of an image. nvinfer cannot crop it: it",
+            "squeezes the frame (maintain-aspect-ratio=0) or pads it (1). Crop before nvinfer, as",
+            "with src-crop of nvvideoconvert.",
+        ]
+    return lines

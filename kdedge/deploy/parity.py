@@ -1,0 +1,254 @@
+"""The parity gate: an exported file must answer as the float32 student does, on real images.
+
+Runs wherever the file runs: no torch. `evaluation.agreement.compare` measures, this file runs the
+exported files, holds the figures against the gates and keeps a smoke set for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from kdedge._files import write_atomic
+from kdedge._progress import progress
+from kdedge.errors import DataError, GateError, ShapeError
+from kdedge.evaluation.agreement import compare
+from kdedge.results import ParityResult, WorstImage
+from kdedge.runtime.artifact import Artifact, Precision
+from kdedge.runtime.backends._protocol import Backend
+from kdedge.runtime.classify import run_batches
+
+SMOKE_SET = "smoke_set.safetensors"
+MAX_SMOKE_IMAGES = 200
+"""Enough to see a wrong build on the device at once; 30 MB at 224 pixels."""
+
+_BATCH = 32  # images a call where the graph leaves it open
+_N_NAMED = 3  # of the worst images, in a message
+
+
+def predict_pixels(
+    backend: Backend,
+    pixels: npt.NDArray[np.uint8],
+    artifact: Artifact,
+    *,
+    what: str | None = None,
+) -> npt.NDArray[np.float32]:
+    """Runs one of an artifact's files over images, a batch at a time.
+
+    Args:
+        backend: the file, loaded.
+        pixels: [N, S, S, 3], RGB, after resize and crop, N at least 1.
+        artifact: says what the graph takes.
+        what: the file, for the progress that is shown; nothing is shown without.
+
+    Returns:
+        Logits, [N, C].
+
+    Raises:
+        ShapeError: the file does not give one answer an image.
+    """
+    smallest, largest = artifact.batches
+    size = max(smallest, min(largest, _BATCH))
+    n_classes = len(artifact.class_names)
+    parts = []
+    with progress(f"running {what}", len(pixels)) if what else nullcontext() as advance:
+        for start in range(0, len(pixels), size):
+            images = pixels[start : start + size]
+            logits = run_batches(backend, images, pixels=artifact.pixels, max_batch=size)
+            if logits.shape != (len(images), n_classes):
+                raise ShapeError(
+                    f"{what or 'The file'} gives {list(logits.shape)} for {len(images)} images;"
+                    f" expected [{len(images)}, {n_classes}], one logit a class.\n"
+                    "  It is of another artifact; export again."
+                )
+            parts.append(logits)
+            if advance is not None:
+                advance(start + len(images))
+    return np.concatenate(parts)
+
+
+def misses(result: ParityResult, precision: Precision, gates: Mapping[str, Any]) -> tuple[str, ...]:
+    """Says what a file misses of what is asked for; empty where it passes.
+
+    Args:
+        result: of the file.
+        precision: of the file.
+        gates: `agreement`, percent by precision, and `max_drop`, points; as `GatesSpec.to_dict`
+            gives them and an artifact holds them.
+
+    Raises:
+        DataError: the gates of an artifact are not numbers.
+    """
+    agreement = gates.get("agreement")
+    by_precision = agreement if isinstance(agreement, Mapping) else {}
+    least = _number(f"gates.agreement.{precision}", by_precision.get(precision))
+    max_drop = _number("gates.max_drop", gates.get("max_drop"))
+    found = []
+    if result.n_nonfinite:
+        found.append(
+            f"NaN or infinity for {result.n_nonfinite} of {result.n_images} images, none is allowed"
+        )
+    if result.agreement_percent < least:
+        got, wanted = _apart(result.agreement_percent, least)
+        found.append(
+            f"agreement {got} %, at least {wanted} % is asked for (gates.agreement.{precision})"
+        )
+    if result.accuracy_drop is not None and result.accuracy_drop > max_drop:
+        got, wanted = _apart(result.accuracy_drop, max_drop)
+        found.append(f"accuracy {got} points lower, at most {wanted} is allowed (gates.max_drop)")
+    return tuple(found)
+
+
+def gate_error(
+    file_name: str, precision: Precision, result: ParityResult, missed: tuple[str, ...]
+) -> GateError:
+    """Gives the error for a file that missed its gates: what, where, how far and what to do."""
+    remedies = {
+        "int8": "Calibrate on more images (export.calibration_images), leave int8 out of"
+        " export.precisions",
+        "fp16": "Leave fp16 out of export.precisions",
+        "fp32": "Export again, as float32 files should differ by rounding only",
+    }
+    lines = [
+        f"{file_name} does not answer as the float32 student: {'; '.join(missed)}.",
+        f"  Compared on {result.n_images} images ({result.images}) with {result.runtime}.",
+    ]
+    if result.worst:
+        shown = ", ".join(_named(entry) for entry in result.worst[:_N_NAMED])
+        lines.append(f"  Furthest off: {shown}.")
+    lines.append(f"  {remedies[precision]}, or lower the gates in the recipe.")
+    return GateError("\n".join(lines))
+
+
+def _number(key: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(
+            f"{key} is {value!r}; expected a number.\n  Export again, as the artifact's gates are"
+            " damaged."
+        )
+    return float(value)
+
+
+def _apart(value: float, limit: float) -> tuple[str, str]:
+    """Two numbers with two digits, or as many more as it takes to tell them apart."""
+    for digits in (2, 3, 4, 6):
+        texts = f"{value:.{digits}f}", f"{limit:.{digits}f}"
+        if texts[0] != texts[1]:
+            return texts
+    return repr(value), repr(limit)
+
+
+def _named(entry: WorstImage) -> str:
+    if entry.predicted_class is None:
+        return f"{entry.image} ({entry.reference_class}, here NaN or infinity)"
+    if entry.predicted_class == entry.reference_class:
+        return f"{entry.image} ({entry.reference_class}, with other scores)"
+    return f"{entry.image} ({entry.reference_class}, here {entry.predicted_class})"
+
+
+@dataclass(frozen=True)
+class SmokeSet:
+    """Images and the float32 student's answers, which travel with the artifact.
+
+    Attributes:
+        pixels: [K, S, S, 3] uint8, RGB, after resize and crop.
+        logits: [K, C] float32, of the float32 student.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    logits: npt.NDArray[np.float32]
+
+
+def write_smoke_set(
+    path: Path, pixels: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]
+) -> None:
+    """Writes a smoke set, whole or not at all.
+
+    Args:
+        path: the file.
+        pixels: [K, S, S, 3], K from 1 to `MAX_SMOKE_IMAGES`.
+        logits: [K, C].
+
+    Raises:
+        DataError: the two do not belong together, or there are too many or no images.
+        ResourceError: the file cannot be written.
+    """
+    _check_smoke_set(path, pixels, logits)
+    tensors: dict[str, npt.NDArray[Any]] = {
+        "pixels": np.ascontiguousarray(pixels),
+        "logits": np.ascontiguousarray(logits),
+    }
+    write_atomic(path, safetensors.numpy.save(tensors))
+
+
+def read_smoke_set(path: Path) -> SmokeSet:
+    """Reads a smoke set.
+
+    Raises:
+        DataError: there is none, or it is not what `write_smoke_set` writes.
+    """
+    try:
+        tensors = safetensors.numpy.load(path.read_bytes())
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DataError(f"{path} cannot be read: {reason}.") from error
+    except (safetensors.SafetensorError, KeyError) as error:  # KeyError: a type numpy lacks
+        raise DataError(f"{path} is no safetensors file: {error}.\n  Export again.") from error
+    if tensors.keys() != {"pixels", "logits"}:
+        raise DataError(
+            f"{path} holds {', '.join(sorted(tensors)) or 'nothing'}; expected logits, pixels.\n"
+            "  Export again."
+        )
+    _check_smoke_set(path, tensors["pixels"], tensors["logits"])
+    return SmokeSet(tensors["pixels"], tensors["logits"])
+
+
+def _check_smoke_set(path: Path, pixels: npt.NDArray[Any], logits: npt.NDArray[Any]) -> None:
+    is_square = pixels.ndim == 4 and pixels.shape[1] == pixels.shape[2] and pixels.shape[3] == 3
+    belongs = logits.ndim == 2 and len(logits) == len(pixels) and len(pixels) >= 1
+    has_types = pixels.dtype == np.uint8 and logits.dtype == np.float32
+    if not (is_square and belongs and has_types and len(pixels) <= MAX_SMOKE_IMAGES):
+        raise DataError(
+            f"{path}: the pixels are {pixels.dtype} {list(pixels.shape)} and the logits"
+            f" {logits.dtype} {list(logits.shape)};\n  expected uint8 [K, S, S, 3] and float32"
+            f" [K, classes], K from 1 to {MAX_SMOKE_IMAGES}. Export again."
+        )
+
+
+def parity_on_smoke_set(artifact: Artifact, backend: Backend) -> ParityResult:
+    """Compares a file, as it runs here, with the float32 student's answers in the artifact.
+
+    Args:
+        artifact: the folder, with `smoke_set.safetensors`.
+        backend: one of its files, loaded.
+
+    Raises:
+        DataError: the smoke set is missing, changed since the export, or of another model.
+    """
+    path = artifact.checked(SMOKE_SET)
+    smoke_set = read_smoke_set(path)
+    n_images, size_px = smoke_set.pixels.shape[:2]
+    if size_px != artifact.preprocess.size_px:
+        raise DataError(
+            f"{path} has images of {size_px} pixels; the artifact's model takes"
+            f" {artifact.preprocess.size_px}.\n  Export again."
+        )
+    logits = predict_pixels(backend, smoke_set.pixels, artifact)
+    return compare(
+        smoke_set.logits,
+        logits,
+        keys=[f"{SMOKE_SET}[{i}]" for i in range(n_images)],
+        labels=[None] * n_images,
+        class_names=artifact.class_names,
+        images=f"{n_images} images of {SMOKE_SET}",
+        runtime=backend.describe(),
+        head=artifact.head,
+    )

@@ -1,0 +1,62 @@
+"""Images of a source as the bytes that a graph sees: decoded, resized, cropped, not normalized."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge.data.sources._protocol import Source
+from kdedge.errors import DataError
+from kdedge.runtime.preprocess import (
+    Preprocess,
+    UnusableImage,
+    decode_image,
+    resize_and_crop,
+)
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def read_pixels(source: Source, indices: Sequence[int], preprocess: Preprocess) -> Pixels:
+    """Reads images through the deployment preprocessing.
+
+    Args:
+        source: where they are.
+        indices: which, in this order.
+        preprocess: size, interpolation and resize mode.
+
+    Returns:
+        [N, S, S, 3], uint8, RGB.
+
+    Raises:
+        DataError: an image cannot be read or decoded.
+    """
+
+    def read(index: int) -> Pixels:
+        try:
+            return np.asarray(resize_and_crop(decode_image(source.read(index)), preprocess))
+        except UnusableImage as error:
+            raise DataError(
+                f"{source.items[index].key}: {error.reason}; it could be read a moment ago.\n"
+                "  Run the command again once the images no longer change."
+            ) from error
+
+    size = preprocess.size_px
+    pixels = np.empty((len(indices), size, size, 3), dtype=np.uint8)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding releases the lock
+        for position, image in enumerate(pool.map(read, indices)):
+            pixels[position] = image
+    return pixels
+
+
+def spread(n_items: int, n_wanted: int) -> list[int]:
+    """At most `n_wanted` positions among `n_items`, evenly spaced, ascending.
+
+    A test set is sorted by class as a rule: evenly spaced images are of all classes.
+    """
+    n_taken = min(n_items, n_wanted)
+    return [i * n_items // n_taken for i in range(n_taken)]

@@ -1,0 +1,133 @@
+"""A model repository for the Triton Inference Server: the model, its configuration, its labels.
+
+Fields: Triton's model configuration reference (`model_config.proto`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from kdedge.deploy._serving import check_class_names, choose_file, copy_file, whole_folder
+from kdedge.errors import RecipeError
+from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact, ModelFile
+
+PLATFORMS = {"tensorrt": "tensorrt_plan", "onnx": "onnxruntime_onnx"}
+"""Target of a model file -> what Triton calls it."""
+
+MAX_QUEUE_DELAY_US = 1000
+"""How long a request waits for others to share its batch; 500 to 2000 is a usual start."""
+
+_LABELS = "labels.txt"
+_WANTED = [
+    *(("tensorrt", precision) for precision in ("fp16", "int8", "fp32")),
+    *(("onnx", precision) for precision in ("fp16", "fp32")),
+]
+_LINE_ENDS = {"\n": "a line break", "\r": "a line break"}
+_NOT_SAFE = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+def write_triton(artifact: Artifact, folder: Path, *, file: ModelFile | None = None) -> Path:
+    """Writes `<folder>/<name>/` for Triton, whole or not at all.
+
+    Without a wish a TensorRT engine is taken, else ONNX, FP16 before FP32. An engine runs only with
+    the TensorRT that built it: Triton's container must hold that version.
+
+    Args:
+        artifact: what is served; each file's hash is compared before it is copied.
+        folder: the model repository, with other models perhaps.
+        file: which of the artifact's files.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        RecipeError: the folder exists, or Triton cannot run the file.
+        DataError: the artifact has no file for Triton, a file is not the one that was exported, or
+            a class name has a line break.
+        ResourceError: the folder cannot be written.
+    """
+    file = file or choose_file(artifact, _WANTED, server="Triton")
+    if file.target not in PLATFORMS:
+        raise RecipeError(
+            f"{file.name} is for {file.target}, which Triton has no backend for.\n"
+            "  Name an ONNX file of the artifact, or an engine built with --trt."
+        )
+    check_class_names(artifact, _LINE_ENDS, server="Triton")
+    name = model_name(artifact.name)
+    with whole_folder(folder / name) as part:
+        version = part / "1"
+        version.mkdir()
+        suffix = "plan" if file.target == "tensorrt" else "onnx"
+        copy_file(artifact, file, version, f"model.{suffix}")
+        labels = "".join(f"{label}\n" for label in artifact.class_names)
+        (part / _LABELS).write_bytes(labels.encode())
+        (part / "config.pbtxt").write_bytes(config_text(artifact, file).encode())
+    return folder / name
+
+
+def model_name(name: str) -> str:
+    """Gives a name that is a folder, a part of an address and text without quotes."""
+    return _NOT_SAFE.sub("_", name).strip("_") or "model"
+
+
+def config_text(artifact: Artifact, file: ModelFile) -> str:
+    """Gives config.pbtxt for one of the artifact's files."""
+    smallest, largest = artifact.batches
+    is_fixed = smallest == largest
+    # A graph with a constant batch is, to Triton, one that cannot batch: its dims hold the batch.
+    batch = [largest] if is_fixed else []
+    size = artifact.preprocess.size_px
+    is_uint8 = artifact.pixels == "uint8"
+    kind = "TYPE_UINT8" if is_uint8 else "TYPE_FP32"
+    dims = json.dumps([*batch, 3, size, size])
+    lines = [
+        f"# Made from {file.name}. Input: RGB from 0 to {255 if is_uint8 else 1},"
+        f" {size} x {size} pixels after resize and crop; mean and std are in the model.",
+        f'name: "{model_name(artifact.name)}"',
+        f'platform: "{PLATFORMS[file.target]}"',
+        f"max_batch_size: {0 if is_fixed else largest}",
+        f'input [ {{ name: "{INPUT_NAME}" data_type: {kind} dims: {dims} }} ]',
+        *_output(artifact, batch),
+    ]
+    if not is_fixed:
+        lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: {MAX_QUEUE_DELAY_US} }}")
+    lines += _instances(file)
+    # Without batching a call counts as a batch of 1, whatever its dims hold.
+    lines += _warmup(kind, dims, batches=[1] if is_fixed else sorted({1, largest}))
+    return "\n".join(lines) + "\n"
+
+
+def _output(artifact: Artifact, batch: list[int]) -> Iterator[str]:
+    what = "softmax gives the scores" if artifact.head == "scores" else "only their order counts"
+    yield f"# Logits: {what}."
+    # Triton numbers all values of an output that has no batch of its own, so labels fit one image.
+    labels = f' label_filename: "{_LABELS}"' if batch in ([], [1]) else ""
+    dims = json.dumps([*batch, len(artifact.class_names)])
+    yield f'output [ {{ name: "{OUTPUT_NAME}" data_type: TYPE_FP32 dims: {dims}{labels} }} ]'
+
+
+def _instances(file: ModelFile) -> Iterator[str]:
+    if file.target == "tensorrt":
+        yield "instance_group [ { kind: KIND_GPU count: 1 } ]"
+        yield "optimization { cuda { graphs: true } }"
+    elif file.device == "cpu":
+        yield "instance_group [ { kind: KIND_CPU count: 1 } ]"
+    else:
+        yield "instance_group [ { kind: KIND_AUTO count: 1 } ]"
+        yield "# On a GPU, ONNX Runtime builds a TensorRT engine at the start with this:"
+        accelerator = 'gpu_execution_accelerator [ { name: "tensorrt" } ]'
+        yield f"# optimization {{ execution_accelerators {{ {accelerator} }} }}"
+
+
+def _warmup(kind: str, dims: str, *, batches: list[int]) -> Iterator[str]:
+    """Requests that Triton runs before it is ready, so that the first real one is not slow."""
+    for batch in batches:
+        yield "model_warmup {"
+        yield f'  name: "batch {batch}"'
+        yield f"  batch_size: {batch}"
+        value = f"{{ data_type: {kind} dims: {dims} zero_data: true }}"
+        yield f'  inputs {{ key: "{INPUT_NAME}" value {value} }}'
+        yield "}"

@@ -1,0 +1,338 @@
+"""The gate says what was missed and what to do; the smoke set compares a file where it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import safetensors.numpy
+
+from kdedge.config.recipe import GatesSpec
+from kdedge.deploy.parity import (
+    MAX_SMOKE_IMAGES,
+    SMOKE_SET,
+    gate_error,
+    misses,
+    parity_on_smoke_set,
+    predict_pixels,
+    read_smoke_set,
+    write_smoke_set,
+)
+from kdedge.errors import DataError, ResourceError, ShapeError
+from kdedge.results import ParityResult, WorstImage
+from kdedge.runtime.artifact import Artifact
+from kdedge.runtime.preprocess import Preprocess
+
+SIZE, NAMES = 4, ("cat", "dog", "fox")
+GATES = GatesSpec().as_record()
+RESULT = ParityResult(
+    n_images=2000,
+    n_labeled=1000,
+    n_nonfinite=0,
+    agreement_percent=99.95,
+    mean_softmax_distance=0.001,
+    max_softmax_distance=0.1,
+    accuracy_percent=80.0,
+    reference_accuracy_percent=80.5,
+    accuracy_drop=0.5,
+    worst=(
+        WorstImage("a.jpg", "cat", "dog", 0.6),
+        WorstImage("b.jpg", "fox", None, 1.0),
+        WorstImage("c.jpg", "fox", "fox", 0.2),
+        WorstImage("d.jpg", "fox", "fox", 0.1),
+    ),
+    images="2000 of 4000 images of data.test",
+    runtime="onnxruntime 1.24.4 CPU",
+)
+
+
+class Means:
+    """An engine that answers with each color's mean, times a factor; takes given batches only."""
+
+    name = "means"
+
+    def __init__(self, batches: tuple[int, int | None] = (1, None), *, n_classes: int = 3) -> None:
+        self.batches = batches
+        self.sizes: list[int] = []
+        self._n_classes = n_classes
+
+    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        low, high = self.batches
+        assert low <= len(images) <= (high or len(images))
+        self.sizes.append(len(images))
+        return images.mean(axis=(2, 3), dtype=np.float32)[:, : self._n_classes]
+
+    def describe(self) -> str:
+        return "means 1.0"
+
+    def close(self) -> None:
+        pass
+
+
+def make_pixels(n_images: int) -> npt.NDArray[np.uint8]:
+    rng = np.random.default_rng(n_images)
+    return rng.integers(0, 256, (n_images, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def answers(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    return (pixels / 255).mean(axis=(1, 2)).astype(np.float32)
+
+
+def make_artifact(folder: Path, **changes: Any) -> Artifact:
+    values: dict[str, Any] = {
+        "path": folder,
+        "name": "line3",
+        "class_names": NAMES,
+        "preprocess": Preprocess(
+            size_px=SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bicubic"
+        ),
+        "pixels": "float",
+        "head": "scores",
+        "max_batch": 5,
+        "batch": "dynamic",
+    }
+    return Artifact(**(values | changes))
+
+
+def with_smoke_set(artifact: Artifact, pixels: Any, logits: Any) -> Artifact:
+    path = artifact.path / SMOKE_SET
+    write_smoke_set(path, pixels, logits)
+    others = {SMOKE_SET: hashlib.sha256(path.read_bytes()).hexdigest()}
+    return dataclasses.replace(artifact, others=others)
+
+
+@pytest.mark.parametrize(
+    ("batch", "limits", "sizes"),
+    [("dynamic", (1, 5), [5, 5, 2]), (4, (4, 4), [4, 4, 4]), (5, (5, 5), [5, 5, 5])],
+)
+def test_images_go_through_in_batches_that_the_file_takes(
+    tmp_path: Path, batch: Any, limits: Any, sizes: list[int]
+) -> None:
+    pixels, backend = make_pixels(12), Means(limits)
+    artifact = make_artifact(tmp_path, batch=batch)
+    logits = predict_pixels(backend, pixels, artifact, what="model.onnx")
+    assert backend.sizes == sizes
+    np.testing.assert_allclose(logits, answers(pixels), atol=1e-6)  # float32 means
+
+
+def test_uint8_graphs_get_the_pixels_as_they_are(tmp_path: Path) -> None:
+    pixels = make_pixels(2)
+    logits = predict_pixels(Means(), pixels, make_artifact(tmp_path, pixels="uint8"))
+    np.testing.assert_allclose(logits, pixels.mean(axis=(1, 2)), rtol=1e-6)  # float32 means
+
+
+def test_a_file_with_other_classes_is_refused(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path)
+    with pytest.raises(ShapeError, match=r"x\.onnx gives \[2, 2\] for 2 images; expected \[2, 3\]"):
+        predict_pixels(Means(n_classes=2), make_pixels(2), artifact, what="x.onnx")
+
+
+def test_a_file_that_reaches_its_gates_misses_nothing() -> None:
+    assert misses(RESULT, "fp16", GATES) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "precision", "expected"),
+    [
+        (
+            {"agreement_percent": 97.21},
+            "int8",
+            ["agreement 97.21 %, at least 98.00 % is asked for (gates.agreement.int8)"],
+        ),
+        (
+            {"agreement_percent": 99.4999},
+            "fp16",
+            ["agreement 99.4999 %, at least 99.5000 % is asked for (gates.agreement.fp16)"],
+        ),
+        (
+            {"accuracy_drop": 1.234},
+            "fp32",
+            ["accuracy 1.23 points lower, at most 1.00 is allowed (gates.max_drop)"],
+        ),
+        (
+            {"n_nonfinite": 1},
+            "fp16",
+            ["NaN or infinity for 1 of 2000 images, none is allowed"],
+        ),
+        ({"agreement_percent": 98.0, "accuracy_drop": 1.0}, "int8", []),
+        ({"accuracy_drop": -5.0}, "int8", []),
+        (
+            {"accuracy_drop": None, "accuracy_percent": None, "reference_accuracy_percent": None},
+            "fp16",
+            [],
+        ),
+    ],
+)
+def test_each_miss_is_a_sentence_with_got_asked_and_key(
+    changes: dict[str, Any], precision: Any, expected: list[str]
+) -> None:
+    assert list(misses(dataclasses.replace(RESULT, **changes), precision, GATES)) == expected
+
+
+def test_all_misses_are_named_at_once() -> None:
+    result = dataclasses.replace(RESULT, agreement_percent=10.0, accuracy_drop=50.0, n_nonfinite=9)
+    assert len(misses(result, "fp16", GATES)) == 3
+
+
+def test_a_miss_in_the_last_digit_is_told_apart() -> None:
+    just_below = float(np.nextafter(98.0, 0))
+    (miss,) = misses(dataclasses.replace(RESULT, agreement_percent=just_below), "int8", GATES)
+    assert f"agreement {just_below!r} %, at least 98.0 %" in miss
+
+
+@pytest.mark.parametrize(
+    ("gates", "expected"),
+    [
+        ({}, "gates.agreement.int8 is None"),
+        ({"agreement": 98.0, "max_drop": 1.0}, "gates.agreement.int8 is None"),
+        ({"agreement": {"int8": "98%"}, "max_drop": 1.0}, "gates.agreement.int8 is '98%'"),
+        ({"agreement": {"int8": 98}, "max_drop": True}, "gates.max_drop is True"),
+    ],
+)
+def test_damaged_gates_of_an_artifact_are_named(gates: Any, expected: str) -> None:
+    with pytest.raises(DataError, match=expected):
+        misses(RESULT, "int8", gates)
+
+
+def test_the_error_names_file_misses_images_and_what_to_do() -> None:
+    result = dataclasses.replace(RESULT, agreement_percent=97.0, n_nonfinite=1)
+    error = gate_error("model.int8.onnx", "int8", result, misses(result, "int8", GATES))
+    assert error.exit_code == 6
+    assert str(error).splitlines() == [
+        "model.int8.onnx does not answer as the float32 student: NaN or infinity for 1 of 2000"
+        " images, none is allowed; agreement 97.00 %, at least 98.00 % is asked for"
+        " (gates.agreement.int8).",
+        "  Compared on 2000 images (2000 of 4000 images of data.test) with onnxruntime 1.24.4 CPU.",
+        "  Furthest off: a.jpg (cat, here dog), b.jpg (fox, here NaN or infinity), c.jpg (fox, with"
+        " other scores).",
+        "  Calibrate on more images (export.calibration_images), leave int8 out of"
+        " export.precisions, or lower the gates in the recipe.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("precision", "remedy"), [("fp16", "Leave fp16 out"), ("fp32", "Export again")]
+)
+def test_the_remedy_suits_the_precision(precision: Any, remedy: str) -> None:
+    result = dataclasses.replace(RESULT, agreement_percent=1.0, worst=())
+    text = str(gate_error("m", precision, result, misses(result, precision, GATES)))
+    assert f"  {remedy}" in text
+    assert "Furthest off" not in text
+
+
+def test_a_smoke_set_survives_its_file(tmp_path: Path) -> None:
+    pixels, path = make_pixels(7), tmp_path / SMOKE_SET
+    write_smoke_set(path, pixels[:, ::-1], answers(pixels)[:, ::-1])  # views are not contiguous
+    again = read_smoke_set(path)
+    np.testing.assert_array_equal(again.pixels, pixels[:, ::-1])
+    np.testing.assert_array_equal(again.logits, answers(pixels)[:, ::-1])
+    assert (again.pixels.dtype, again.logits.dtype) == (np.uint8, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "logits"),
+    [
+        (make_pixels(0), np.zeros((0, 3), np.float32)),
+        (make_pixels(MAX_SMOKE_IMAGES + 1), np.zeros((MAX_SMOKE_IMAGES + 1, 3), np.float32)),
+        (make_pixels(2), np.zeros((3, 3), np.float32)),
+        (make_pixels(2), np.zeros((2, 3), np.float64)),
+        (make_pixels(2), np.zeros(2, np.float32)),
+        (make_pixels(2).astype(np.float32), np.zeros((2, 3), np.float32)),
+        (make_pixels(2)[:, 1:], np.zeros((2, 3), np.float32)),
+        (make_pixels(2).transpose(0, 3, 1, 2), np.zeros((2, 3), np.float32)),
+    ],
+)
+def test_a_smoke_set_that_is_none_is_neither_written_nor_read(
+    tmp_path: Path, pixels: Any, logits: Any
+) -> None:
+    path = tmp_path / SMOKE_SET
+    with pytest.raises(DataError, match="expected uint8"):
+        write_smoke_set(path, pixels, logits)
+    assert not path.exists()
+    tensors = {"pixels": np.ascontiguousarray(pixels), "logits": np.ascontiguousarray(logits)}
+    path.write_bytes(safetensors.numpy.save(tensors))
+    with pytest.raises(DataError, match="expected uint8"):
+        read_smoke_set(path)
+
+
+def test_a_smoke_set_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="smoke_set"):
+        write_smoke_set(tmp_path / "gone" / SMOKE_SET, make_pixels(1), np.zeros((1, 3), np.float32))
+
+
+def test_a_broken_or_missing_smoke_set_is_named(tmp_path: Path) -> None:
+    path = tmp_path / SMOKE_SET
+    with pytest.raises(DataError, match="cannot be read"):
+        read_smoke_set(path)
+    path.write_bytes(b"not safetensors at all")
+    with pytest.raises(DataError, match="no safetensors file"):
+        read_smoke_set(path)
+    path.write_bytes(safetensors.numpy.save({"pixels": make_pixels(1)}))
+    with pytest.raises(DataError, match="holds pixels; expected logits, pixels"):
+        read_smoke_set(path)
+
+
+@pytest.mark.parametrize("kind", ["BF16", "F8_E4M3"])
+def test_a_type_that_numpy_lacks_is_an_error(tmp_path: Path, kind: str) -> None:
+    header = json.dumps({"pixels": {"dtype": kind, "shape": [0], "data_offsets": [0, 0]}}).encode()
+    path = tmp_path / SMOKE_SET
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(DataError, match="smoke_set"):
+        read_smoke_set(path)
+
+
+def test_the_smoke_set_compares_a_file_where_it_runs(tmp_path: Path) -> None:
+    pixels = make_pixels(9)
+    logits = answers(pixels)
+    logits[4] = np.roll(logits[4], 1)  # the student of the smoke set answers one otherwise
+    artifact = with_smoke_set(make_artifact(tmp_path), pixels, logits)
+    result = parity_on_smoke_set(artifact, Means())
+    assert result.n_images == 9
+    assert result.n_labeled == 0
+    assert result.agreement_percent == 800 / 9
+    assert result.worst[0].image == f"{SMOKE_SET}[4]"
+    assert result.images == f"9 images of {SMOKE_SET}"
+    assert result.runtime == "means 1.0"
+    assert result.mean_softmax_distance is not None
+
+
+def test_an_argmax_artifact_is_compared_by_ranking_only(tmp_path: Path) -> None:
+    pixels = make_pixels(3)
+    artifact = with_smoke_set(make_artifact(tmp_path, head="argmax"), pixels, 7 * answers(pixels))
+    result = parity_on_smoke_set(artifact, Means())
+    assert result.agreement_percent == 100.0
+    assert result.mean_softmax_distance is None
+
+
+def test_a_changed_or_foreign_smoke_set_is_refused(tmp_path: Path) -> None:
+    pixels = make_pixels(2)
+    artifact = with_smoke_set(make_artifact(tmp_path), pixels, answers(pixels))
+    with pytest.raises(DataError, match="4 pixels; the artifact's model takes 8"):
+        parity_on_smoke_set(
+            dataclasses.replace(
+                artifact, preprocess=dataclasses.replace(artifact.preprocess, size_px=8)
+            ),
+            Means(),
+        )
+    other = dataclasses.replace(artifact, class_names=("a", "b"))
+    with pytest.raises(ShapeError, match=r"reference's logits are \[2, 3\]; expected \[2, 2\]"):
+        parity_on_smoke_set(other, Means(n_classes=2))
+    with (artifact.path / SMOKE_SET).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(DataError, match="not the file that was exported"):
+        parity_on_smoke_set(artifact, Means())
+
+
+def test_the_parity_gate_loads_no_torch() -> None:
+    code = "import sys, kdedge.deploy.parity; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,322 @@
+"""A Triton model repository: strict protobuf text, verified copies, whole or not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdedge.deploy.triton import config_text, model_name, write_triton
+from kdedge.errors import DataError, RecipeError, ResourceError
+from kdedge.runtime.artifact import Artifact, ModelFile
+from kdedge.runtime.preprocess import Preprocess
+
+ENGINE = "model.fp16.trt10.13.3-sm87.engine"
+
+# What Triton's model_config.proto knows, of what is written here; lists in [ ] where repeated.
+FIELDS: dict[str, Any] = {
+    "name": str,
+    "platform": str,
+    "max_batch_size": int,
+    "input": [{"name": str, "data_type": "enum", "dims": [int]}],
+    "output": [{"name": str, "data_type": "enum", "dims": [int], "label_filename": str}],
+    "dynamic_batching": {"max_queue_delay_microseconds": int},
+    "instance_group": [{"kind": "enum", "count": int}],
+    "optimization": {"cuda": {"graphs": bool}},
+    "model_warmup": [
+        {
+            "name": str,
+            "batch_size": int,
+            "inputs": [
+                {
+                    "key": str,
+                    "value": {"data_type": "enum", "dims": [int], "zero_data": bool},
+                }
+            ],
+        }
+    ],
+}
+ENUMS = {"TYPE_FP32", "TYPE_UINT8", "KIND_GPU", "KIND_CPU", "KIND_AUTO"}
+TOKEN = re.compile(r'\s*(?:#[^\n]*|("(?:[^"\\\n]|\\.)*"|[A-Za-z_][A-Za-z_0-9]*|-?\d+|[:{}\[\],]))')
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Reads the subset of protobuf's text format that config.pbtxt uses, against `FIELDS`."""
+    tokens = []
+    place = 0
+    while place < len(text.rstrip()):
+        match = TOKEN.match(text, place)
+        assert match is not None, f"not protobuf text: {text[place : place + 40]!r}"
+        tokens += [match[1]] if match[1] else []
+        place = match.end()
+    tokens.reverse()
+    values = message(tokens, FIELDS)
+    assert not tokens
+    return values
+
+
+def message(tokens: list[str], fields: dict[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    while tokens and tokens[-1] != "}":
+        key = tokens.pop()
+        kind = fields[key]
+        if tokens[-1] == ":":
+            tokens.pop()
+        else:
+            assert tokens[-1] in "{[", f"{key} has no value"
+        if not isinstance(kind, list):
+            assert key not in values, f"{key} is given twice"
+            values[key] = value(tokens, kind)
+        elif tokens[-1] == "[":
+            tokens.pop()
+            items = values.setdefault(key, [])
+            while tokens[-1] != "]":
+                items.append(value(tokens, kind[0]))
+                if tokens[-1] == ",":
+                    tokens.pop()
+            tokens.pop()
+        else:
+            values.setdefault(key, []).append(value(tokens, kind[0]))
+    return values
+
+
+def value(tokens: list[str], kind: Any) -> Any:
+    token = tokens.pop()
+    if isinstance(kind, dict):
+        assert token == "{"
+        values = message(tokens, kind)
+        assert tokens.pop() == "}"
+        return values
+    if kind == "enum":
+        assert token in ENUMS
+        return token
+    if kind is bool:
+        return {"true": True, "false": False}[token]
+    if kind is str:
+        assert token.startswith('"')
+        return token[1:-1]
+    return kind(token)
+
+
+def make_file(folder: Path, name: str, **changes: Any) -> ModelFile:
+    data = f"bytes of {name}".encode()
+    (folder / name).write_bytes(data)
+    values: dict[str, Any] = {
+        "name": name,
+        "target": "onnx",
+        "precision": "fp32",
+        "device": "any",
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "n_bytes": len(data),
+        "gate": "passed",
+    }
+    return ModelFile(**(values | changes))
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Artifact:
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    return Artifact(
+        path=folder,
+        name="line3",
+        class_names=("scratch", 'a "deep" one', "rayé: é;2"),
+        preprocess=Preprocess(size_px=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        pixels="float",
+        head="scores",
+        max_batch=32,
+        batch="dynamic",
+        files=(
+            make_file(folder, "model.onnx"),
+            make_file(folder, "model.fp16.onnx", precision="fp16", device="gpu"),
+            make_file(folder, "model.int8-cpu.onnx", precision="int8", device="cpu"),
+        ),
+    )
+
+
+def with_engine(artifact: Artifact, name: str = ENGINE, **changes: Any) -> Artifact:
+    values = {"target": "tensorrt", "precision": "fp16", "device": "gpu"} | changes
+    return artifact.with_files(make_file(artifact.path, name, **values))
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_an_onnx_repository_is_complete(artifact: Artifact, tmp_path: Path) -> None:
+    folder = write_triton(artifact, tmp_path / "models")
+    assert folder == tmp_path / "models" / "line3"
+    files = tree(folder)
+    assert files.keys() == {"config.pbtxt", "labels.txt", "1/model.onnx"}
+    assert files["1/model.onnx"] == b"bytes of model.fp16.onnx"
+    assert files["labels.txt"].decode() == 'scratch\na "deep" one\nrayé: é;2\n'
+    assert parse(files["config.pbtxt"].decode()) == {
+        "name": "line3",
+        "platform": "onnxruntime_onnx",
+        "max_batch_size": 32,
+        "input": [{"name": "images", "data_type": "TYPE_FP32", "dims": [3, 8, 8]}],
+        "output": [
+            {
+                "name": "logits",
+                "data_type": "TYPE_FP32",
+                "dims": [3],
+                "label_filename": "labels.txt",
+            }
+        ],
+        "dynamic_batching": {"max_queue_delay_microseconds": 1000},
+        "instance_group": [{"kind": "KIND_AUTO", "count": 1}],
+        "model_warmup": [warmup(1), warmup(32)],
+    }
+
+
+def warmup(batch: int, **changes: Any) -> dict[str, Any]:
+    request = {"data_type": "TYPE_FP32", "dims": [3, 8, 8], "zero_data": True} | changes
+    inputs = [{"key": "images", "value": request}]
+    return {"name": f"batch {batch}", "batch_size": batch, "inputs": inputs}
+
+
+def test_an_engine_goes_before_onnx_and_runs_on_the_gpu(artifact: Artifact, tmp_path: Path) -> None:
+    folder = write_triton(with_engine(artifact), tmp_path)
+    assert tree(folder)["1/model.plan"] == f"bytes of {ENGINE}".encode()
+    text = (folder / "config.pbtxt").read_text()
+    values = parse(text)
+    assert values["platform"] == "tensorrt_plan"
+    assert values["instance_group"] == [{"kind": "KIND_GPU", "count": 1}]
+    assert values["optimization"] == {"cuda": {"graphs": True}}
+    assert ENGINE in text.splitlines()[0]
+
+
+def test_an_engine_of_tensorrt_rtx_is_never_taken(artifact: Artifact, tmp_path: Path) -> None:
+    with_rtx = with_engine(artifact, "model.fp16.rtx1.7.1.engine", target="tensorrt-rtx")
+    assert "1/model.onnx" in tree(write_triton(with_rtx, tmp_path))
+    with pytest.raises(RecipeError, match="is for tensorrt-rtx, which Triton has no backend for"):
+        write_triton(with_rtx, tmp_path / "other", file=with_rtx.files[-1])
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_file_that_missed_its_gate_is_taken_only_by_name(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    missed = with_engine(artifact, gate="missed")
+    assert "1/model.onnx" in tree(write_triton(missed, tmp_path / "a"))
+    assert "1/model.plan" in tree(write_triton(missed, tmp_path / "b", file=missed.file(ENGINE)))
+
+
+def test_fp32_is_taken_where_there_is_no_other(artifact: Artifact, tmp_path: Path) -> None:
+    alone = dataclasses.replace(artifact, files=artifact.files[:1])
+    assert tree(write_triton(alone, tmp_path))["1/model.onnx"] == b"bytes of model.onnx"
+
+
+def test_an_artifact_without_a_file_for_triton_is_refused(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    missed = dataclasses.replace(artifact.files[0], gate="missed")
+    with pytest.raises(DataError, match=r"no file that Triton can run \(model.onnx missed"):
+        write_triton(dataclasses.replace(artifact, files=(missed,)), tmp_path / "models")
+
+
+def test_a_file_for_cpus_runs_there(artifact: Artifact) -> None:
+    values = parse(config_text(artifact, artifact.file("model.int8-cpu.onnx")))
+    assert values["instance_group"] == [{"kind": "KIND_CPU", "count": 1}]
+
+
+def test_uint8_graphs_take_uint8(artifact: Artifact) -> None:
+    values = parse(config_text(dataclasses.replace(artifact, pixels="uint8"), artifact.files[0]))
+    assert values["input"][0]["data_type"] == "TYPE_UINT8"
+    assert values["model_warmup"][0] == warmup(1, data_type="TYPE_UINT8")
+
+
+@pytest.mark.parametrize(("batch", "has_labels"), [(1, True), (4, False)])
+def test_a_fixed_batch_is_in_the_dims_and_turns_batching_off(
+    artifact: Artifact, batch: int, has_labels: bool
+) -> None:
+    fixed = dataclasses.replace(artifact, batch=batch, max_batch=batch)
+    values = parse(config_text(fixed, artifact.files[0]))
+    assert values["max_batch_size"] == 0
+    assert values["input"][0]["dims"] == [batch, 3, 8, 8]
+    assert values["output"][0]["dims"] == [batch, 3]
+    assert ("label_filename" in values["output"][0]) == has_labels
+    assert "dynamic_batching" not in values
+    assert values["model_warmup"] == [warmup(1, dims=[batch, 3, 8, 8])]
+
+
+def test_external_data_comes_along_under_its_own_name(artifact: Artifact, tmp_path: Path) -> None:
+    data = artifact.path / "model.big.onnx.data"
+    data.write_bytes(b"weights")
+    file = make_file(artifact.path, "model.big.onnx", data=data.name)
+    others = {data.name: hashlib.sha256(b"weights").hexdigest()}
+    big = dataclasses.replace(artifact, files=(file,), others=others)
+    files = tree(write_triton(big, tmp_path / "a"))
+    assert files["1/model.onnx"] == b"bytes of model.big.onnx"
+    assert files["1/model.big.onnx.data"] == b"weights"
+    data.write_bytes(b"Weights")
+    with pytest.raises(DataError, match="not the file that was exported"):
+        write_triton(big, tmp_path / "b")
+    assert list((tmp_path / "b").iterdir()) == []
+
+
+def test_a_changed_file_leaves_nothing_behind(artifact: Artifact, tmp_path: Path) -> None:
+    (artifact.path / "model.fp16.onnx").write_bytes(b"other")
+    with pytest.raises(DataError, match="not the file that was exported"):
+        write_triton(artifact, tmp_path / "models")
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "dangling link"])
+def test_nothing_is_overwritten(artifact: Artifact, tmp_path: Path, kind: str) -> None:
+    taken = tmp_path / "line3"
+    if kind == "folder":
+        taken.mkdir()
+    elif kind == "file":
+        taken.write_text("mine")
+    else:
+        taken.symlink_to(tmp_path / "nowhere")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(RecipeError, match="line3 exists, and nothing is overwritten"):
+        write_triton(artifact, tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_second_model_joins_the_repository(artifact: Artifact, tmp_path: Path) -> None:
+    write_triton(artifact, tmp_path / "models")
+    write_triton(dataclasses.replace(artifact, name="line4"), tmp_path / "models")
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["line3", "line4"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(artifact: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("a file")
+    with pytest.raises(ResourceError, match="line3 could not be written"):
+        write_triton(artifact, tmp_path / "models")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r"])
+def test_a_line_break_in_a_class_name_is_refused(
+    artifact: Artifact, tmp_path: Path, end: str
+) -> None:
+    broken = dataclasses.replace(artifact, class_names=("cat", f"two{end}lines", "dog"))
+    with pytest.raises(DataError, match=r"two.*holds a line break, which Triton's labels file"):
+        write_triton(broken, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("line3", "line3"),
+        ("line-3_b", "line-3_b"),
+        ("line.3", "line_3"),
+        ('../../etc "x"', "etc_x"),
+        ("ligne \u00e9\n{", "ligne"),
+        ("\u2026", "model"),
+    ],
+)
+def test_a_models_name_is_safe_in_paths_addresses_and_quotes(name: str, expected: str) -> None:
+    assert model_name(name) == expected
