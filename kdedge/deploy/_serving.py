@@ -33,7 +33,7 @@ def choose_file(artifact: Artifact, wanted: Sequence[tuple[str, str]], *, server
     why = f" ({', '.join(missed)} missed the parity gate)" if missed else ""
     raise DataError(
         f"{artifact.path} has no file that {server} can run{why}.\n"
-        "  Export again with what is missing, or name a file."
+        "  Export its run again, with the precision that is missing."
     )
 
 

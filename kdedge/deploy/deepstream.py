@@ -23,30 +23,29 @@ _NETWORK_MODES = {"fp32": 0, "fp16": 2}
 _SEPARATORS = {";": "a semicolon", "\n": "a line break", "\r": "a line break"}
 
 
-def write_deepstream(artifact: Artifact, folder: Path, *, file: ModelFile | None = None) -> Path:
+def write_deepstream(artifact: Artifact, folder: Path) -> Path:
     """Writes a folder for nvinfer, whole or not at all.
 
     nvinfer builds the engine itself, from ONNX, the first time. Of the artifact's files the FP16
-    one is taken, else the FP32 one. An INT8 file is refused: nvinfer switches TensorRT to INT8
-    only where it is given a calibration table, and a file with its own ranges has none.
+    one is taken, else the FP32 one, and never an INT8 one: nvinfer switches TensorRT to INT8 only
+    where it is given a calibration table, and a file with its own ranges has none.
 
     Args:
         artifact: what is to run; each file's hash is compared before it is read.
         folder: is made, and must not exist.
-        file: which of the artifact's files.
 
     Returns:
         The configuration's path.
 
     Raises:
-        RecipeError: the folder exists, or the artifact or file is of a kind nvinfer cannot run.
+        RecipeError: the folder exists, or the artifact is of a kind nvinfer cannot run.
         DataError: the artifact has no file for it, a file is not the one that was exported, or a
             class name has a semicolon or line break.
         MissingPackage: onnx is not installed.
         ResourceError: the folder cannot be written.
     """
-    file = file or choose_file(artifact, [("onnx", "fp16"), ("onnx", "fp32")], server="DeepStream")
-    _check(artifact, file)
+    file = choose_file(artifact, [("onnx", "fp16"), ("onnx", "fp32")], server="DeepStream")
+    _check(artifact)
     check_class_names(artifact, _SEPARATORS, server="DeepStream")
     with whole_folder(folder) as part:
         _write_model(artifact, file, part / MODEL)
@@ -55,7 +54,7 @@ def write_deepstream(artifact: Artifact, folder: Path, *, file: ModelFile | None
     return folder / CONFIG
 
 
-def _check(artifact: Artifact, file: ModelFile) -> None:
+def _check(artifact: Artifact) -> None:
     where = artifact.path
     if artifact.pixels == "uint8":
         raise RecipeError(
@@ -67,16 +66,6 @@ def _check(artifact: Artifact, file: ModelFile) -> None:
             f"{where} was exported with head argmax: its outputs only rank classes, and nvinfer"
             " reads probabilities.\n"
             "  Export again with --head scores, or export.head: scores in the recipe."
-        )
-    if file.target != "onnx":
-        raise RecipeError(
-            f"{file.name} is for {file.target}, and nvinfer builds its engine itself.\n"
-            "  Name an ONNX file of the artifact."
-        )
-    if file.precision not in _NETWORK_MODES:
-        raise RecipeError(
-            f"{file.name} is int8 with its own ranges, and nvinfer sets int8 only together with a"
-            " calibration table.\n  Name the fp16 or fp32 file."
         )
 
 

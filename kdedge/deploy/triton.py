@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdedge.deploy._serving import check_class_names, choose_file, copy_file, whole_folder
-from kdedge.errors import RecipeError
-from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact, ModelFile
+from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact, ModelFile, Precision
 
 PLATFORMS = {"tensorrt": "tensorrt_plan", "onnx": "onnxruntime_onnx"}
 """Target of a model file -> what Triton calls it."""
@@ -23,38 +22,34 @@ MAX_QUEUE_DELAY_US = 1000
 _LABELS = "labels.txt"
 _WANTED = [
     *(("tensorrt", precision) for precision in ("fp16", "int8", "fp32")),
-    *(("onnx", precision) for precision in ("fp16", "fp32")),
+    *(("onnx", precision) for precision in ("fp16", "fp32", "int8")),
 ]
 _LINE_ENDS = {"\n": "a line break", "\r": "a line break"}
 _NOT_SAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
-def write_triton(artifact: Artifact, folder: Path, *, file: ModelFile | None = None) -> Path:
+def write_triton(artifact: Artifact, folder: Path, *, precision: Precision | None = None) -> Path:
     """Writes `<folder>/<name>/` for Triton, whole or not at all.
 
-    Without a wish a TensorRT engine is taken, else ONNX, FP16 before FP32. An engine runs only with
-    the TensorRT that built it: Triton's container must hold that version.
+    A TensorRT engine is taken where there is one, else ONNX; FP16 before the others. An engine runs
+    only with the TensorRT that built it: Triton's container must hold that version.
 
     Args:
         artifact: what is served; each file's hash is compared before it is copied.
         folder: the model repository, with other models perhaps.
-        file: which of the artifact's files.
+        precision: which of the artifact's files; None for the best that there is.
 
     Returns:
         The model's folder.
 
     Raises:
-        RecipeError: the folder exists, or Triton cannot run the file.
+        RecipeError: the folder exists.
         DataError: the artifact has no file for Triton, a file is not the one that was exported, or
             a class name has a line break.
         ResourceError: the folder cannot be written.
     """
-    file = file or choose_file(artifact, _WANTED, server="Triton")
-    if file.target not in PLATFORMS:
-        raise RecipeError(
-            f"{file.name} is for {file.target}, which Triton has no backend for.\n"
-            "  Name an ONNX file of the artifact, or an engine built with --trt."
-        )
+    wanted = [pair for pair in _WANTED if precision in (None, pair[1])]
+    file = choose_file(artifact, wanted, server="Triton")
     check_class_names(artifact, _LINE_ENDS, server="Triton")
     name = model_name(artifact.name)
     with whole_folder(folder / name) as part:

@@ -191,21 +191,6 @@ def test_an_artifact_that_nvinfer_cannot_run_is_refused(
     assert not (tmp_path / "deepstream").exists()
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"target": "tensorrt"}, "builds its engine itself"),
-        ({"precision": "int8"}, "only together with a calibration table"),
-    ],
-)
-def test_a_file_that_nvinfer_cannot_run_is_refused(
-    artifact: Artifact, tmp_path: Path, changes: dict[str, Any], expected: str
-) -> None:
-    file = dataclasses.replace(artifact.files[0], name="other", **changes)
-    with pytest.raises(RecipeError, match=expected):
-        write_deepstream(artifact, tmp_path / "deepstream", file=file)
-
-
 def test_an_artifact_with_int8_only_is_refused(artifact: Artifact, tmp_path: Path) -> None:
     int8 = dataclasses.replace(artifact.files[0], precision="int8")
     with pytest.raises(DataError, match="no file that DeepStream can run"):

@@ -197,17 +197,22 @@ def test_an_engine_goes_before_onnx_and_runs_on_the_gpu(artifact: Artifact, tmp_
 def test_an_engine_of_tensorrt_rtx_is_never_taken(artifact: Artifact, tmp_path: Path) -> None:
     with_rtx = with_engine(artifact, "model.fp16.rtx1.7.1.engine", target="tensorrt-rtx")
     assert "1/model.onnx" in tree(write_triton(with_rtx, tmp_path))
-    with pytest.raises(RecipeError, match="is for tensorrt-rtx, which Triton has no backend for"):
-        write_triton(with_rtx, tmp_path / "other", file=with_rtx.files[-1])
-    assert not (tmp_path / "other").exists()
 
 
-def test_a_file_that_missed_its_gate_is_taken_only_by_name(
-    artifact: Artifact, tmp_path: Path
-) -> None:
+def test_a_file_that_missed_its_gate_is_not_taken(artifact: Artifact, tmp_path: Path) -> None:
     missed = with_engine(artifact, gate="missed")
     assert "1/model.onnx" in tree(write_triton(missed, tmp_path / "a"))
-    assert "1/model.plan" in tree(write_triton(missed, tmp_path / "b", file=missed.file(ENGINE)))
+
+
+def test_a_precision_that_is_asked_for_is_the_one_that_is_served(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    both = with_engine(with_engine(artifact), "model.int8.trt.engine", precision="int8")
+    folder = write_triton(both, tmp_path / "a", precision="int8")
+    assert tree(folder)["1/model.plan"] == b"bytes of model.int8.trt.engine"
+    alone = dataclasses.replace(artifact, files=artifact.files[:1])
+    with pytest.raises(DataError, match="no file that Triton can run"):
+        write_triton(alone, tmp_path / "b", precision="int8")
 
 
 def test_fp32_is_taken_where_there_is_no_other(artifact: Artifact, tmp_path: Path) -> None:
