@@ -43,9 +43,10 @@ _PACKAGES = (
     _Package("torchmetrics", ("torchmetrics",), _from_extra("train"), "evaluation"),
     _Package("webdataset", ("webdataset",), _from_extra("train"), "tar shards"),
     _Package("tensorboard", ("tensorboard",), _from_extra("train"), "curves"),
-    _Package("onnx", ("onnx",), "pip install onnx", "ONNX files"),
+    _Package("onnx", ("onnx",), _from_extra("export"), "ONNX files"),
+    _Package("modelopt", ("nvidia-modelopt",), _from_extra("export"), "FP16 and INT8 files"),
     _Package(
-        "onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "pip install onnxruntime",
+        "onnxruntime", ("onnxruntime", "onnxruntime-gpu"), _from_extra("runtime"),
         "running ONNX files",
     ),
     _Package(
@@ -54,7 +55,11 @@ _PACKAGES = (
     ),
     _Package(
         "tensorrt_rtx", ("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
-        "pip install tensorrt-rtx", "TensorRT for RTX engines",
+        _from_extra("trt-rtx"), "TensorRT-RTX engines",
+    ),
+    _Package(
+        "torch_tensorrt", ("torch-tensorrt",), _from_extra("torch-tensorrt"),
+        "programs for PyTorch services",
     ),
 )  # fmt: skip
 

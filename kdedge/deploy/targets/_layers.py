@@ -1,0 +1,140 @@
+"""What the layers of a parsed network, and of a built engine, work in."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdedge.errors import DataError
+from kdedge.runtime.artifact import Precision
+
+_PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")
+
+# What may lie between a dequantization and its product, and changes no value
+_SHAPE_ONLY = ("SHUFFLE", "IDENTITY", "SQUEEZE", "UNSQUEEZE")
+
+_HEAD = ("hidden/", "fused_head/", "features/")
+"""The layers after the last block: a small cost, and float32 where class margins need it."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product or a convolution of a network.
+
+    Attributes:
+        name: of its layer, which is its node's in the ONNX file.
+        type: of its operands, as TensorRT names it: FLOAT, HALF.
+        is_int8: both operands come from 8-bit integers, so that it can run on them.
+    """
+
+    name: str
+    type: str
+    is_int8: bool = False
+
+
+def find_products(network: Any) -> list[Product]:
+    """The matrix products and convolutions of a parsed, strongly typed network."""
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    makers = {
+        layer.get_output(index).name: layer
+        for layer in layers
+        for index in range(layer.num_outputs)
+    }
+
+    def is_dequantized(tensor: Any) -> bool:
+        layer = makers.get(tensor.name)
+        while layer is not None and layer.type.name in _SHAPE_ONLY:
+            layer = makers.get(layer.get_input(0).name)
+        return layer is not None and layer.type.name == "DEQUANTIZE"
+
+    products = []
+    for layer in layers:
+        if layer.type.name not in _PRODUCTS:
+            continue
+        inputs = [layer.get_input(index) for index in range(layer.num_inputs)]
+        operands = [tensor for tensor in inputs if tensor is not None][:2]
+        is_int8 = len(operands) == 2 and all(map(is_dequantized, operands))
+        products.append(Product(layer.name, operands[0].dtype.name, is_int8))
+    return products
+
+
+def count_types(products: Sequence[Product]) -> dict[str, int]:
+    """Products by what they work in: INT8, HALF, FLOAT."""
+    return dict(Counter("INT8" if item.is_int8 else item.type for item in products))
+
+
+def check_precision(products: Sequence[Product], precision: Precision, path: Path) -> None:
+    """Raises where a graph does not hold the precision that is asked for.
+
+    TensorRT builds what the file holds: a float32 file gives a float32 engine without a word. The
+    head may stay in float32, and so may single layers that would overflow.
+
+    Args:
+        products: of the whole network.
+        precision: what is asked for.
+        path: the ONNX file, for the message.
+
+    Raises:
+        DataError: it holds another one.
+    """
+    body = [item for item in products if not item.name.startswith(_HEAD)]
+    in_int8 = [item for item in products if item.is_int8]
+    in_float = [item for item in body if item.type == "FLOAT"]
+    if precision == "fp32":
+        wrong = [item for item in products if item.is_int8 or item.type != "FLOAT"]
+    elif precision == "fp16" and in_int8:
+        wrong = in_int8
+    elif precision == "int8" and not in_int8:
+        wrong = body or list(products)
+    else:  # around 8-bit integers the type is that of the layers between them
+        wrong = in_float if 2 * len(in_float) >= len(body) else []
+    if wrong:
+        raise _wrong_precision(wrong, len(products), precision, path)
+
+
+def check_quantized(products: Sequence[Product], path: Path) -> None:
+    """Raises DataError where nothing works in 8-bit integers."""
+    if not any(item.is_int8 for item in products):
+        raise _wrong_precision(products, len(products), "int8", path)
+
+
+def _wrong_precision(
+    wrong: Sequence[Product], n_products: int, precision: Precision, path: Path
+) -> DataError:
+    first = wrong[0]
+    found = {"HALF": "half precision", "FLOAT": "float32"}.get(first.type, first.type)
+    if first.is_int8:
+        found = f"8-bit integers and {found}"
+    if precision == "fp32":
+        file, option = "model.onnx", ""
+    else:
+        file, option = f"model.{precision}.onnx", f" with --{precision}"
+    return DataError(
+        f"{path} is not {precision}: {first.name} works in {found}, one of {len(wrong)} such layers"
+        f" among {n_products}.\n"
+        f"  TensorRT builds what the file holds. Take {file}, which `kdedge export` writes{option}."
+    )
+
+
+def summarize_layers(information: str) -> dict[str, Any]:
+    """Counts an engine's layers.
+
+    Args:
+        information: the inspector's JSON. Layers are objects in engines that were built with
+            detailed verbosity, else names.
+
+    Returns:
+        `types`: layers by type; `fused_attention`: those that are one kernel for a whole
+        attention, whose names or kernels hold "mha".
+    """
+    layers = json.loads(information).get("Layers", [])
+    entries = [layer if isinstance(layer, dict) else {"Name": layer} for layer in layers]
+    names = [f"{entry.get('Name')} {entry.get('TacticName')}".lower() for entry in entries]
+    return {
+        "types": dict(Counter(str(entry.get("LayerType", "unknown")) for entry in entries)),
+        "fused_attention": sum("mha" in name for name in names),
+    }
