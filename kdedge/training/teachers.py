@@ -164,6 +164,7 @@ def load_teacher(
         vectors = vectors.select(classes.names)
     else:
         vectors = _encode(trained_on(classes), backbone, classes, record)
+    method.module.requires_grad_(False)
     return StoredTeacher(method, vectors, backbone, run.name)
 
 

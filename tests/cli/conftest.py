@@ -130,6 +130,20 @@ def trained(trained_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return folder
 
 
+@pytest.fixture(scope="session")
+def exported_project(trained_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That project with an INT8 export of the student in artifacts/01, whatever it reaches."""
+    from kdedge.cli.main import run
+
+    folder = copy_project(trained_project, tmp_path_factory.mktemp("exported") / "project")
+    gates = ("gates.agreement.int8=0%", "gates.agreement.fp16=0%", "gates.max_drop=100")
+    loose = [part for gate in gates for part in ("--set", gate)]
+    runs = str(folder / "runs")
+    with one_thread():
+        assert run(["export", "tiny/02", "--runs", runs, "--int8", *loose]) == 0
+    return folder
+
+
 @dataclass(frozen=True)
 class Done:
     """How a command ended."""

@@ -13,7 +13,7 @@ from kdedge.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-NOT_YET = {"export", "bench"}
+NOT_YET = {"bench"}
 
 
 def commands() -> list[list[str]]:

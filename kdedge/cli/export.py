@@ -1,0 +1,254 @@
+"""Fold, write ONNX files and engines for the device, and compare each with the model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdedge.cli._options import device_option, need_training_packages, runs_option
+from kdedge.cli._output import json_option, next_line, percent, print_result, set_option, table
+from kdedge.errors import KdedgeError, RecipeError
+from kdedge.runtime.artifact import FILE_NAME, Artifact, ModelFile, Precision, load_artifact
+
+log = logging.getLogger(__name__)
+
+_ONLY_FOR_RUNS = ("onnx", "classes", "head", "pixels", "output", "overrides", "device")
+
+
+@click.command("export")
+@click.argument("source", metavar="[RUN|ARTIFACT]", required=False)
+@click.option("--onnx", is_flag=True, help="ONNX files only; what is done without a target too.")
+@click.option("--trt", is_flag=True, help="TensorRT engines, for the GPU of this machine.")
+@click.option("--trt-rtx", is_flag=True, help="TensorRT-RTX engines; builds without a GPU.")
+@click.option("--torch-trt", is_flag=True, help="A Torch-TensorRT program, for PyTorch services.")
+@click.option("--fp16", is_flag=True, help="FP16 files; engines are FP16 where nothing is said.")
+@click.option("--int8", is_flag=True, help="INT8 files, and FP16 ones beside them to compare with.")
+@click.option(
+    "--classes",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Class names, one a line, in place of the run's: fewer, in another order, or new ones"
+    " where the teacher's run is at hand. Nothing is trained.",
+)
+@click.option(
+    "--head",
+    type=click.Choice(["scores", "argmax"]),
+    help="scores: as the model. argmax: a little less work, and only the ranking means something.",
+)
+@click.option(
+    "--pixels",
+    type=click.Choice(["float", "uint8"]),
+    help="What the graph takes: float32 from 0 to 1, or bytes.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The artifact's folder. [default: artifacts/NN in the run]",
+)
+@click.option("--triton", type=click.Path(path_type=Path), help="Write a Triton model repository.")
+@click.option("--deepstream", type=click.Path(path_type=Path), help="Write a DeepStream config.")
+@set_option
+@runs_option
+@device_option
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    source: str | None,
+    trt: bool,
+    trt_rtx: bool,
+    torch_trt: bool,
+    fp16: bool,
+    int8: bool,
+    triton: Path | None,
+    deepstream: Path | None,
+    as_json: bool,
+    **for_runs: Any,
+) -> None:
+    """Export RUN for the device, or build engines from an ARTIFACT that was exported already.
+
+    RUN is a run folder, a recipe's name, or name/NN; the newest finished run where none is named.
+    The result is one folder that runs without torch. Each file in it is compared with the float32
+    model on real images, and one that misses the recipe's gates is marked and ends in exit code 6.
+
+    On the device, `kdedge export ARTIFACT --trt` builds engines from the ONNX files of the folder;
+    it needs no torch.
+    """
+    flags = {"tensorrt": trt, "tensorrt-rtx": trt_rtx, "torch-tensorrt": torch_trt}
+    targets = [target for target, is_wanted in flags.items() if is_wanted]
+    asked: set[Precision] = {"fp16"} if fp16 or int8 else set()
+    asked |= {"int8"} if int8 else set()
+    gflops: dict[str, float] = {}
+    model = None
+    if source is not None and (Path(source) / FILE_NAME).is_file():
+        _refuse_run_options(ctx, source)
+        artifact = load_artifact(Path(source))
+        if not (targets or triton or deepstream):
+            raise click.UsageError(
+                f"{source} is exported already. Name what to build from it: --trt, --trt-rtx,"
+                " --triton DIR or --deepstream DIR."
+            )
+    else:
+        needs_fp16: set[Precision] = {"fp16"} if targets else set()
+        exported = _export_run(source, asked | needs_fp16, **for_runs)
+        artifact, model, gflops = exported.artifact, exported.model, exported.gflops
+    failed: list[KdedgeError] = []
+    precision: Precision | None = "int8" if int8 else "fp16" if fp16 else None
+    for target in targets:
+        try:
+            artifact = _build(artifact, target, asked or {"fp16"}, model)
+        except KdedgeError as error:  # what is written stays, and is shown
+            failed.append(error)
+    written: list[Path] = []
+    if not failed:  # a server would get another file than the one that is missing
+        try:
+            written += _write_servers(artifact, triton, deepstream, precision)
+        except KdedgeError as error:
+            failed.append(error)
+    record = {"artifact": str(artifact.path), "gflops": gflops, "files": _records(artifact)}
+    print_result(record, as_json=as_json, text=_as_text(artifact, gflops, written))
+    errors = [*_gate_errors(artifact), *failed]
+    for other in errors[1:]:
+        log.warning("%s", other)
+    if errors:
+        raise errors[0]
+
+
+def _export_run(
+    source: str | None,
+    asked: set[Precision],
+    *,
+    onnx: bool,
+    classes: Path | None,
+    head: str | None,
+    pixels: str | None,
+    output: Path | None,
+    overrides: tuple[str, ...],
+    root: Path,
+    device: str | None,
+) -> Any:
+    """Folds a run and writes its artifact."""
+    from kdedge.training.runs import find_run
+
+    need_training_packages("Folding a run")
+    from kdedge.deploy.export import export_artifact
+    from kdedge.deploy.trained import load_trained_model
+    from kdedge.training.parts import choose_device
+
+    given = {"head": head, "pixels": pixels}
+    flags = tuple(f"export.{key}={value}" for key, value in given.items() if value is not None)
+    trained = load_trained_model(
+        find_run(source, root),
+        device=choose_device(device),
+        overrides=(*overrides, *flags),
+        classes_file=classes,
+    )
+    recipe = trained.loaded.recipe
+    precisions = asked | set(recipe.export.precisions)
+    if "int8" in precisions:
+        precisions.add("fp16")
+    return export_artifact(
+        trained, spec=recipe.export, gates=recipe.gates, precisions=precisions, output=output
+    )
+
+
+def _refuse_run_options(ctx: click.Context, source: str) -> None:
+    """An artifact's ONNX files are what they are: what shapes them is said at their export."""
+    for name in _ONLY_FOR_RUNS:
+        if ctx.params[name]:
+            option = "--set" if name == "overrides" else f"--{name}"
+            raise click.UsageError(
+                f"{option} does not go with an artifact, and {source} is one. Name its run."
+            )
+
+
+def _build(artifact: Artifact, target: str, precisions: set[Precision], model: Any) -> Artifact:
+    """Builds engines of one target into the artifact."""
+    if target == "torch-tensorrt":
+        from kdedge.deploy.targets import torch_tensorrt
+
+        if model is None:
+            raise RecipeError(
+                f"{artifact.path} holds no PyTorch model, which Torch-TensorRT compiles.\n"
+                "  Name the run that it was exported from."
+            )
+        return torch_tensorrt.add_programs(artifact, model, sorted(precisions))
+    from kdedge.deploy.engines import build_engines
+
+    return build_engines(artifact, target, sorted(precisions))
+
+
+def _write_servers(
+    artifact: Artifact, triton: Path | None, deepstream: Path | None, precision: Precision | None
+) -> list[Path]:
+    """Writes what was asked for of Triton and DeepStream; gives where."""
+    written = []
+    if triton is not None:
+        from kdedge.deploy.triton import write_triton
+
+        written.append(write_triton(artifact, triton, precision=precision))
+    if deepstream is not None:
+        from kdedge.deploy.deepstream import write_deepstream
+
+        written.append(write_deepstream(artifact, deepstream))
+    return written
+
+
+def _gate_errors(artifact: Artifact) -> list[KdedgeError]:
+    """An error for each file that missed its gates."""
+    from kdedge.deploy.parity import gate_error, misses
+
+    errors: list[KdedgeError] = []
+    for file in artifact.files:
+        if file.gate == "missed":
+            assert file.parity is not None  # measured, or it would not have been missed
+            missed = misses(file.parity, file.precision, artifact.gates)
+            errors.append(gate_error(file.name, file.precision, file.parity, missed))
+    return errors
+
+
+def _records(artifact: Artifact) -> list[dict[str, Any]]:
+    return [file.to_dict() for file in artifact.files]
+
+
+def _as_text(artifact: Artifact, gflops: dict[str, float], written: Sequence[Path]) -> str:
+    lines = []
+    if gflops:
+        lines.append(
+            f"GFLOPs an image: {gflops['unfused']:.4g} as trained, {gflops['folded']:.4g} folded;"
+            f" CLIP's bare image encoder {gflops['clip_image_encoder']:.4g}\n"
+        )
+    header = ("file", "precision", "MB", "agreement", "distance", "accuracy", "drop", "gate")
+    rows = [_row(file) for file in artifact.files]
+    lines.append(table(rows, header=header, align="llrrrrrl"))
+    measured = next((file.parity for file in artifact.files if file.parity is not None), None)
+    if measured is not None:
+        lines.append(
+            f"\nAgainst the float32 model on {measured.images}: top-1 agreement in percent, mean"
+            " softmax distance (0-1), accuracy in percent, points lost."
+        )
+    lines += [f"Wrote {path}" for path in (artifact.path, *written)]
+    lines.append(next_line("predict", artifact.path, "IMAGE"))
+    return "\n".join(lines)
+
+
+def _row(file: ModelFile) -> list[str]:
+    parity = file.parity
+    size = f"{file.n_bytes / 1e6:.1f}"
+    if parity is None:
+        return [file.name, file.precision, size, "-", "-", "-", "-", file.gate]
+    distance = parity.mean_softmax_distance
+    return [
+        file.name,
+        file.precision,
+        size,
+        percent(parity.agreement_percent),
+        "-" if distance is None else f"{distance:.4f}",
+        percent(parity.accuracy_percent),
+        percent(parity.accuracy_drop),
+        file.gate,
+    ]

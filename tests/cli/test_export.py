@@ -1,0 +1,294 @@
+"""`kdedge export`, from a trained project to an artifact that answers like the student."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("modelopt")
+
+ARTIFACT = Path("runs/tiny/02/artifacts/01")
+
+# A student of two epochs hardly prefers one class: rounding changes its mind.
+LOOSE = ("--set", "gates.agreement.int8=0%", "--set", "gates.agreement.fp16=0%")
+LOOSE += ("--set", "gates.max_drop=100")
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def predict(kdedge: Callable[..., Any], artifact: Path, *images: str) -> list[dict[str, Any]]:
+    done = kdedge("predict", str(artifact), *images, "--format", "jsonl", "--top", "4")
+    assert done.code == 0, done.err
+    return [json.loads(line) for line in done.out.splitlines()]
+
+
+def test_a_bare_export_writes_the_newest_students_float32_file(
+    trained: Path, kdedge: Callable[..., Any]
+) -> None:
+    done = kdedge("export", "--runs", "runs")
+    assert done.code == 0, done.err
+    assert {path.name for path in ARTIFACT.iterdir()} == {
+        "artifact.json", "model.onnx", "smoke_set.safetensors",
+    }  # fmt: skip
+    (file,) = read(ARTIFACT / "artifact.json")["files"]
+    assert file["precision"] == "fp32"
+    assert file["gate"] == "passed"
+    assert file["parity"]["n_images"] == file["parity"]["n_labeled"] == 20
+    assert file["parity"]["agreement_percent"] == 100
+    assert "GFLOPs an image" in done.out
+    assert f"Wrote {ARTIFACT}" in done.out
+    assert f"Next: kdedge predict {ARTIFACT} IMAGE" in done.out
+
+
+@pytest.fixture
+def exported(exported_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That artifact; not to be changed."""
+    monkeypatch.chdir(exported_project)
+    return ARTIFACT
+
+
+def test_int8_comes_with_fp16_and_with_a_record_of_its_calibration(exported: Path) -> None:
+    files = {file["name"]: file for file in read(exported / "artifact.json")["files"]}
+    assert set(files) == {
+        "model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.int8-cpu.onnx",
+    }  # fmt: skip
+    assert all(file["parity"] is not None for file in files.values())
+    pool = {hashlib.sha256(p.read_bytes()).hexdigest() for p in Path("pool").iterdir()}
+    tested = {hashlib.sha256(p.read_bytes()).hexdigest() for p in Path("test").rglob("*.jpg")}
+    used = {entry["sha256"] for entry in read(exported / "calibration.json")["files"]}
+    assert used
+    assert used <= pool
+    assert not used & tested
+
+
+def test_every_hash_of_the_artifact_is_true(exported: Path) -> None:
+    record = read(exported / "artifact.json")
+    listed = {file["name"]: file["sha256"] for file in record["files"]} | record["others"]
+    on_disk = {path.name for path in exported.iterdir()} - {"artifact.json"}
+    assert listed.keys() == on_disk
+    for name, sha256 in listed.items():
+        assert hashlib.sha256((exported / name).read_bytes()).hexdigest() == sha256
+
+
+def test_predict_gives_the_students_scores(exported: Path, kdedge: Callable[..., Any]) -> None:
+    import torch
+
+    from kdedge.config.load import load_recipe
+    from kdedge.training.measure import predict_logits
+    from kdedge.training.measure_run import load_student
+    from kdedge.training.parts import load_classes, load_images
+    from kdedge.training.runs import RunFolder
+
+    run = RunFolder.open(Path("runs/tiny/02"))
+    loaded = load_recipe(run.recipe)
+    classes = load_classes(loaded.recipe)
+    method, backbone = load_student(run, loaded, classes, device=torch.device("cpu"), cache=None)
+    images = load_images(loaded.recipe, "test", classes)
+    logits, _ = predict_logits(
+        method, images, preprocess=backbone.preprocess, device=torch.device("cpu")
+    )
+    expected = 100 * logits.softmax(dim=-1)
+    lines = predict(kdedge, exported, "test")
+    assert len(lines) == len(expected) == 20
+    keys = [images.source.items[index].key for index in images.indices]
+    for line in lines:
+        row = next(i for i, key in enumerate(keys) if line["image"].endswith(key))
+        scores = {entry["class"]: entry["score_percent"] for entry in line["top"]}
+        for position, name in enumerate(classes.names):
+            assert scores[name] == pytest.approx(float(expected[row, position]), abs=1e-2)
+
+
+def test_another_order_of_the_classes_refolds_without_training(
+    trained: Path, kdedge: Callable[..., Any]
+) -> None:
+    Path("few.txt").write_text("school bus\ncat\n")
+    before = (Path("runs/tiny/02/student.safetensors")).read_bytes()
+    assert kdedge("export", "tiny/02").code == 0
+    done = kdedge("export", "tiny/02", "--classes", "few.txt", "--output", "few")
+    assert done.code == 0, done.err
+    assert read(Path("few/artifact.json"))["class_names"] == ["school bus", "cat"]
+    assert Path("runs/tiny/02/student.safetensors").read_bytes() == before
+    for few, every in zip(
+        predict(kdedge, Path("few"), "test"), predict(kdedge, ARTIFACT, "test"), strict=True
+    ):
+        ratio = {entry["class"]: entry["score_percent"] for entry in every["top"]}
+        kept = ratio["school bus"] + ratio["cat"]
+        for entry in few["top"]:
+            expected = 100 * ratio[entry["class"]] / kept
+            assert entry["score_percent"] == pytest.approx(expected, abs=1e-2)
+
+
+def test_a_new_class_is_encoded_by_the_teacher_where_it_is_at_hand(
+    trained: Path, kdedge: Callable[..., Any]
+) -> None:
+    Path("more.txt").write_text("cat\nzebra\n")
+    done = kdedge("export", "tiny/02", "--classes", "more.txt", "--output", "more")
+    assert done.code == 0, done.err
+    assert read(Path("more/artifact.json"))["class_names"] == ["cat", "zebra"]
+
+    shutil.rmtree("runs/tiny/01")
+    done = kdedge("export", "tiny/02", "--classes", "more.txt", "--output", "again")
+    assert done.code == 3
+    assert "1 of 2 class names have no stored vector, first 'zebra'" in done.err
+    assert not Path("again").exists()
+
+
+def test_a_file_that_misses_its_gate_is_marked_kept_and_ends_in_exit_code_6(
+    trained: Path, kdedge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdedge.deploy import half
+    from kdedge.deploy._onnx_graph import initializers, load_graph, save_graph, set_initializer
+
+    def reversed_classes(onnx_path: Path, output: Path, *, images: object) -> None:
+        from onnx import numpy_helper
+
+        half.to_fp16(onnx_path, output, images=images)
+        graph = load_graph(output)
+        head = next(node for node in graph.graph.node if node.name.startswith("fused_head/Gemm"))
+        for name in head.input[1:]:
+            values = numpy_helper.to_array(initializers(graph)[name])
+            set_initializer(graph, name, -values)
+        save_graph(graph, output)
+
+    monkeypatch.setattr("kdedge.deploy.export.to_fp16", reversed_classes)
+    done = kdedge("export", "tiny/02", "--fp16")
+    assert done.code == 6
+    assert "model.fp16.onnx" in done.err
+    assert "does not answer as the float32 student: agreement" in done.err
+    files = {file["precision"]: file for file in read(ARTIFACT / "artifact.json")["files"]}
+    assert files["fp32"]["gate"] == "passed"
+    assert files["fp16"]["gate"] == "missed"
+    assert files["fp16"]["parity"]["agreement_percent"] < 50
+    assert len(files["fp16"]["parity"]["worst"]) == 10
+    assert (ARTIFACT / "model.fp16.onnx").is_file()
+
+
+def test_tensorrt_that_is_not_there_leaves_the_onnx_files_and_the_next_step(
+    trained: Path, kdedge: Callable[..., Any]
+) -> None:
+    done = kdedge("export", "--trt", "--int8", *LOOSE)
+    assert done.code == 4
+    assert "pip install" in done.err or "JetPack" in done.err
+    assert f"kdedge export {ARTIFACT} --trt --int8" in done.err
+    names = {path.name for path in ARTIFACT.iterdir()}
+    assert {"model.onnx", "model.fp16.onnx", "model.int8.onnx"} <= names
+    assert not [name for name in names if name.endswith(".engine")]
+
+
+def test_tensorrt_rtx_builds_real_engines_here(trained: Path, kdedge: Callable[..., Any]) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    done = kdedge("export", "--trt-rtx", "--int8", *LOOSE)
+    assert done.code == 0, done.err
+    engines = sorted(path.name for path in ARTIFACT.glob("*.engine"))
+    assert len(engines) == 2
+    assert engines[0].startswith("model.fp16.rtx")
+    assert engines[1].startswith("model.int8.rtx")
+    files = {file["name"]: file for file in read(ARTIFACT / "artifact.json")["files"]}
+    onnx = files["model.fp16.onnx"]
+    assert files[engines[0]]["made_from"] == onnx["sha256"]
+
+    again = kdedge("export", str(ARTIFACT), "--trt-rtx", "--int8")
+    assert again.code == 0, again.err
+    assert {file["name"] for file in read(ARTIFACT / "artifact.json")["files"]} == set(files)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--output", "pool"), 2, "exists"),
+        (("--int8", "--set", "export.precisions=[int4]"), 2, "export.precisions"),
+        (("--set", "export.max_batch=0"), 2, "export.max_batch"),
+        (("--classes", "nothing.txt"), 2, "nothing.txt"),
+        (("nowhere",), 2, "nowhere"),
+    ],
+)
+def test_bad_options_are_explained(
+    trained: Path,
+    kdedge: Callable[..., Any],
+    arguments: tuple[str, ...],
+    code: int,
+    words: str,
+) -> None:
+    done = kdedge("export", *arguments)
+    assert done.code == code
+    assert words in done.err
+    assert not Path("runs/tiny/02/artifacts").exists()
+
+
+def test_int8_without_unlabeled_images_is_refused(
+    trained: Path, kdedge: Callable[..., Any]
+) -> None:
+    recipe = Path("runs/tiny/02/recipe.yaml")
+    lines = recipe.read_text().splitlines(keepends=True)
+    start = next(i for i, line in enumerate(lines) if line.strip().startswith("unlabeled:"))
+    indent = len(lines[start]) - len(lines[start].lstrip())
+    stop = start + 1
+    while len(lines[stop]) - len(lines[stop].lstrip()) > indent:
+        stop += 1
+    recipe.write_text("".join(lines[:start] + lines[stop:]))
+    done = kdedge("export", "tiny/02", "--int8")
+    assert done.code == 3
+    assert "INT8 needs real ones" in done.err
+    assert not Path("runs/tiny/02/artifacts").exists()
+
+
+def test_options_that_shape_the_graph_do_not_go_with_an_artifact(
+    exported: Path, kdedge: Callable[..., Any]
+) -> None:
+    done = kdedge("export", str(exported), "--trt", "--head", "argmax")
+    assert done.code == 2
+    assert "--head does not go with an artifact" in done.err
+    done = kdedge("export", str(exported))
+    assert done.code == 2
+    assert "is exported already" in done.err
+
+
+def test_an_interrupted_export_leaves_no_artifact(trained: Path, start: Callable[..., Any]) -> None:
+    process = start("export", "tiny/02", "--int8")
+    folder = Path("runs/tiny/02/artifacts")
+    deadline = time.monotonic() + 60
+    while not list(folder.glob(".*/model.onnx")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send(signal.SIGINT)
+    assert process.wait() == 130
+    assert list(folder.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_artifact(
+    trained: Path, kdedge: Callable[..., Any], small_disk: Callable[[int], Path]
+) -> None:
+    folder = small_disk(200)
+    done = kdedge("export", "tiny/02", "--output", str(folder / "artifact"))
+    assert done.code == 7
+    assert "disk is full" in done.err
+    assert list(folder.iterdir()) == []
+
+
+def test_json_is_one_object(trained: Path, kdedge: Callable[..., Any]) -> None:
+    done = kdedge("export", "--json")
+    assert done.code == 0, done.err
+    record = json.loads(done.out)
+    assert record["artifact"] == str(ARTIFACT)
+    assert record["gflops"]["folded"] < record["gflops"]["unfused"]
+    assert [file["name"] for file in record["files"]] == ["model.onnx"]
+
+
+def test_a_teacher_can_be_exported_too(trained: Path, kdedge: Callable[..., Any]) -> None:
+    done = kdedge("export", "tiny/01", "--head", "argmax", "--pixels", "uint8")
+    assert done.code == 0, done.err
+    record = read(Path("runs/tiny/01/artifacts/01/artifact.json"))
+    assert record["output"]["head"] == "argmax"
+    assert record["input"]["pixels"] == "uint8"
+    assert record["files"][0]["parity"]["agreement_percent"] == 100
