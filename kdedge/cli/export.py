@@ -83,10 +83,10 @@ def command(
     asked: set[Precision] = {"fp16"} if fp16 or int8 else set()
     asked |= {"int8"} if int8 else set()
     gflops: dict[str, float] = {}
-    model = None
+    model = known = None
     if source is not None and (Path(source) / FILE_NAME).is_file():
         _refuse_run_options(ctx, source)
-        artifact = load_artifact(Path(source))
+        artifact = known = load_artifact(Path(source))
         if not (targets or triton or deepstream):
             raise click.UsageError(
                 f"{source} is exported already. Name what to build from it: --trt, --trt-rtx,"
@@ -110,8 +110,11 @@ def command(
         except KdedgeError as error:
             failed.append(error)
     record = {"artifact": str(artifact.path), "gflops": gflops, "files": _records(artifact)}
+    if artifact != known:
+        written.insert(0, artifact.path)
     print_result(record, as_json=as_json, text=_as_text(artifact, gflops, written))
-    errors = [*_gate_errors(artifact), *failed]
+    made = [file for file in artifact.files if known is None or file.target in targets]
+    errors = [*_gate_errors(artifact, made), *failed]
     for other in errors[1:]:
         log.warning("%s", other)
     if errors:
@@ -198,12 +201,12 @@ def _write_servers(
     return written
 
 
-def _gate_errors(artifact: Artifact) -> list[KdedgeError]:
-    """An error for each file that missed its gates."""
+def _gate_errors(artifact: Artifact, made: Sequence[ModelFile]) -> list[KdedgeError]:
+    """An error for each of these files that missed its gates."""
     from kdedge.deploy.parity import gate_error, misses
 
     errors: list[KdedgeError] = []
-    for file in artifact.files:
+    for file in made:
         if file.gate == "missed":
             assert file.parity is not None  # measured, or it would not have been missed
             missed = misses(file.parity, file.precision, artifact.gates)
@@ -231,7 +234,7 @@ def _as_text(artifact: Artifact, gflops: dict[str, float], written: Sequence[Pat
             f"\nAgainst the float32 model on {measured.images}: top-1 agreement in percent, mean"
             " softmax distance (0-1), accuracy in percent, points lost."
         )
-    lines += [f"Wrote {path}" for path in (artifact.path, *written)]
+    lines += [f"Wrote {path}" for path in written]
     lines.append(next_line("predict", artifact.path, "IMAGE"))
     return "\n".join(lines)
 

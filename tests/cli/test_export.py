@@ -201,6 +201,7 @@ def test_tensorrt_rtx_builds_real_engines_here(trained: Path, kdedge: Callable[.
 
     again = kdedge("export", str(ARTIFACT), "--trt-rtx", "--int8")
     assert again.code == 0, again.err
+    assert "Wrote" not in again.out
     assert {file["name"] for file in read(ARTIFACT / "artifact.json")["files"]} == set(files)
 
 
@@ -253,6 +254,20 @@ def test_options_that_shape_the_graph_do_not_go_with_an_artifact(
     done = kdedge("export", str(exported))
     assert done.code == 2
     assert "is exported already" in done.err
+
+
+def test_on_the_device_only_the_engines_gates_count(
+    trained: Path, kdedge: Callable[..., Any]
+) -> None:
+    done = kdedge("export", "--fp16", *LOOSE)
+    assert done.code == 0, done.err
+    record = read(ARTIFACT / "artifact.json")
+    record["files"][1]["gate"] = "missed"
+    (ARTIFACT / "artifact.json").write_text(json.dumps(record))
+    done = kdedge("export", str(ARTIFACT), "--trt")
+    assert done.code == 4
+    assert "TensorRT engines need tensorrt" in done.err
+    assert "Wrote" not in done.out
 
 
 def test_an_interrupted_export_leaves_no_artifact(trained: Path, start: Callable[..., Any]) -> None:

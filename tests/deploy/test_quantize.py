@@ -88,6 +88,7 @@ def test_each_linear_layer_reads_eight_bits_around_zero_with_one_scale(
             assert scale.shape == ()
             # Stored in FP16
             assert 127 * float(scale) == pytest.approx(maxima[layer.input[0]], rel=1e-3)
+        assert constant(int8, q.input[1]) == constant(int8, dq.input[1])
 
 
 def test_weights_are_stored_in_eight_bits_with_a_scale_for_each_output_channel(

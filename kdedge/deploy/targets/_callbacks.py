@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from types import ModuleType
@@ -82,10 +83,24 @@ def in_a_thread(
     began = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
         try:
-            future = pool.submit(work)
+            future = pool.submit(_release, work)
             while not wait([future], timeout=_SAY_EVERY_S).done:
                 log.info("%s: %.0f s so far.", what, time.monotonic() - began)
         except KeyboardInterrupt:
             cancel.is_set = True
             raise
         return future.result()
+
+
+def _release(work: Callable[[], tuple[bytes, dict[str, Any]]]) -> tuple[bytes, dict[str, Any]]:
+    """Runs a build and lets go of its builder at once where it fails.
+
+    An exception keeps the frames that it came through, and so the builder. Collected at some later
+    time, as in a logger's call out of the next builder's constructor, it waits for the lock that
+    this constructor holds, in the same thread and for ever.
+    """
+    try:
+        return work()
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise

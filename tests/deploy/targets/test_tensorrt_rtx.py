@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import os
 import platform
@@ -10,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -341,6 +343,29 @@ def test_too_little_workspace_is_told_with_the_packages_reason(
     assert "workspace" in said[1]
     assert said[2] == "  `kdedge doctor` shows the driver and the versions here."
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_build_that_fails_lets_go_of_its_builder_at_once(
+    onnx_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Freed by the garbage collector within the next builder's constructor, it never returns
+    builders: list[weakref.ref[Any]] = []
+    construct = tensorrt_rtx.Builder
+
+    def remembered(log: Any) -> Any:
+        builder = construct(log)
+        builders.append(weakref.ref(builder))
+        return builder
+
+    monkeypatch.setattr(tensorrt_rtx, "Builder", remembered)
+    gc.disable()
+    try:
+        with pytest.raises(DataError) as caught:
+            target.export(onnx_files["fp32"], tmp_path, precision="fp16", max_batch=4)
+        assert [reference() for reference in builders] == [None]
+    finally:
+        gc.enable()
+    assert caught.value.__traceback__ is not None
 
 
 @pytest.fixture
