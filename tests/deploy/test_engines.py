@@ -319,6 +319,19 @@ def test_without_rtx_its_engines_are_not_built_by_another(
     assert snapshot(artifact.path) == before
 
 
+def test_rtx_is_not_offered_where_it_is_what_does_not_load(
+    monkeypatch: pytest.MonkeyPatch, artifact: Artifact, tmp_path: Path
+) -> None:
+    package = tmp_path / "broken" / "tensorrt_rtx"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('libtensorrt_rtx.so.1 is missing')")
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.delitem(sys.modules, "tensorrt_rtx")
+    with pytest.raises(SetupError, match="cannot be loaded: libtensorrt_rtx") as caught:
+        build_engines(artifact, "tensorrt-rtx", ["fp16"])
+    assert str(caught.value).endswith(f"kdedge export '{artifact.path}' --trt-rtx")
+
+
 def test_building_needs_neither_torch_nor_onnx(artifact: Artifact) -> None:
     code = (
         "import sys\n"

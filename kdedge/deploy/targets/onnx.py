@@ -146,7 +146,8 @@ def _make_readable(proto: Any) -> None:
         del node.metadata_props[:]
         node.doc_string = ""
     graph = proto.graph
-    for values in (graph.input, graph.output, graph.value_info, graph.initializer, [graph, proto]):
+    del graph.value_info[:]  # shapes follow from the operators; most tools do not keep notes up
+    for values in (graph.input, graph.output, graph.initializer, [graph, proto]):
         for value in values:
             del value.metadata_props[:]
             value.doc_string = ""

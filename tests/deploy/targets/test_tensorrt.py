@@ -463,6 +463,10 @@ def test_an_engine_is_named_and_described_after_the_version_and_the_device(
     monkeypatch: pytest.MonkeyPatch, device: Path, onnx_files: dict[str, Path], tmp_path: Path
 ) -> None:
     version = Version("10.16.2.11", NetworkFlagsOf10)
+    inspector = SimpleNamespace(get_engine_information=lambda kind: '{"Layers": ["mha"]}')
+    engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
+    runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: engine)
+    version.module.Runtime = lambda log: runtime
     monkeypatch.setitem(sys.modules, "tensorrt", version.module)
     built = target.export(onnx_files["fp16"], tmp_path, precision="fp16", max_batch=4)
     assert built.path == tmp_path / "model.fp16.trt10.16.2-sm87.engine"
@@ -474,6 +478,7 @@ def test_an_engine_is_named_and_described_after_the_version_and_the_device(
         "device": "Orin",
         "compute_capability": "8.7",
     }
+    assert built.built_with["layers"] == {"types": {"unknown": 1}, "fused_attention": 1}
     assert [path.name for path in device.iterdir()] == ["trt10.16.2-sm87.cache"]
 
 

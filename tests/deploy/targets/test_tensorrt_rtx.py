@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,6 +91,19 @@ def test_an_engine_is_built_without_a_gpu_and_its_record_says_how(
         "multiplications": PRODUCTS[precision],
         "layers": "not measured",
     }
+
+
+def test_with_a_gpu_the_layers_are_recorded_too(
+    monkeypatch: pytest.MonkeyPatch, write_graph: WriteGraph, tmp_path: Path
+) -> None:
+    inspector = SimpleNamespace(get_engine_information=lambda kind: '{"Layers": ["mha"]}')
+    engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
+    runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: engine)
+    monkeypatch.setattr(tensorrt_rtx, "Runtime", lambda log: runtime)
+    monkeypatch.setattr(target, "find_cuda_device", lambda: None)
+    graph = write_graph(tmp_path / "a.onnx", IMAGES, CONVOLUTION, ("batch", 5))
+    built = target.export(graph, tmp_path, precision="fp32", max_batch=4)
+    assert built.built_with["layers"] == {"types": {"unknown": 1}, "fused_attention": 1}
 
 
 def test_the_file_is_an_engine_in_the_eyes_of_the_package(
