@@ -9,10 +9,15 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
+
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[Any]
+else:
+    _StreamHandler = logging.StreamHandler  # no generic class before Python 3.11
 
 LOGGER = "kdedge"
 
@@ -125,7 +130,7 @@ def _cell(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-class _StderrHandler(logging.StreamHandler[Any]):
+class _StderrHandler(_StreamHandler):
     """Writes to whatever stderr is at that moment."""
 
     def __init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from kdedge.errors import DataError, MissingPackage, RecipeError
 from kdedge.methods import registry
 
 ROOT = Path(__file__).parents[2]
+GENERIC_SINCE_3_11 = ("logging.StreamHandler[", "logging.LoggerAdapter[")
 RECIPES = sorted([*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("benchmarks/**/*.yaml")])
 
 
@@ -171,6 +173,17 @@ def test_doctor_names_each_package_with_its_version_or_the_way_to_get_it():
     assert result.exit_code == 0
     for name in ("torch", "onnxruntime", "tensorrt_rtx", "GPU", "free disk"):
         assert name in result.output
+
+
+def test_no_class_derives_from_a_part_of_logging_that_python_3_10_cannot_subscript():
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sorted(ROOT.glob("kdedge/**/*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+        and any(ast.unparse(base).startswith(GENERIC_SINCE_3_11) for base in node.bases)
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
