@@ -80,7 +80,7 @@ def read_json(path: Path) -> Any:
         raise DataError(
             f"{path} cannot be read: {(error.strerror or str(error)).lower()}."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: objects in objects without end
         raise DataError(f"{path} is not valid JSON: {error}.") from error
 
 

@@ -6,15 +6,13 @@ show.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from kdedge.errors import DataError
+from kdedge._record import Record
 
 Split = Literal["all", "base-to-novel"]
 Selection = Literal["last", "validation"]
-_EXPORT_AGAIN = "Export again"
 
 
 def harmonic_mean(base: float, novel: float) -> float:
@@ -67,22 +65,21 @@ class EvalResult:
         Raises:
             DataError: a key is missing or unknown, or a value is not what it should be.
         """
-        record = _Record("An evaluation record", value, cls, again="Run the evaluation again")
-        per_class = record.values["per_class"]
-        if not isinstance(per_class, Mapping):
-            raise record.bad_value("per_class", per_class, "an object of class names and percents")
+        remedy = "Run the evaluation again to write a new one."
+        record = Record(value, "An evaluation record", remedy=remedy)
+        record.check_keys(*(entry.name for entry in fields(cls)))
+        per_class = record.record("per_class")
         return cls(
             split=record.one_of("split", ("all", "base-to-novel")),
             selection=record.one_of("selection", ("last", "validation")),
-            n_images=record.count("n_images"),
+            n_images=record.count("n_images", lowest=0),
             all=record.number("all"),
-            base=record.number_or_none("base"),
-            novel=record.number_or_none("novel"),
-            harmonic_mean=record.number_or_none("harmonic_mean"),
+            base=record.optional("base", record.number),
+            novel=record.optional("novel", record.number),
+            harmonic_mean=record.optional("harmonic_mean", record.number),
             ece_percent=record.number("ece_percent"),
             per_class={
-                str(name): None if percent is None else record.checked(f"per_class.{name}", percent)
-                for name, percent in per_class.items()
+                name: per_class.optional(name, per_class.number) for name in per_class.values
             },
         )
 
@@ -104,18 +101,18 @@ class WorstImage:
     distance: float | None
 
     @classmethod
-    def from_dict(cls, value: object) -> WorstImage:
+    def from_record(cls, record: Record) -> WorstImage:
         """Reads one entry of a parity record's `worst`.
 
         Raises:
             DataError: a key is missing or unknown, or a value is not what it should be.
         """
-        record = _Record("A parity record's worst image", value, cls, again=_EXPORT_AGAIN)
+        record.check_keys(*(entry.name for entry in fields(cls)))
         return cls(
             image=record.text("image"),
             reference_class=record.text("reference_class"),
-            predicted_class=record.text_or_none("predicted_class"),
-            distance=record.number_or_none("distance", highest=1),
+            predicted_class=record.optional("predicted_class", record.text),
+            distance=record.optional("distance", lambda key: record.number(key, highest=1)),
         )
 
 
@@ -165,99 +162,33 @@ class ParityResult:
         Raises:
             DataError: a key is missing or unknown, or a value is not what it should be.
         """
-        record = _Record("A parity record", value, cls, again=_EXPORT_AGAIN)
-        worst = record.values["worst"]
-        if not isinstance(worst, list | tuple):
-            raise record.bad_value("worst", worst, "a list of images")
-        n_images = record.count("n_images", lowest=1)
-        n_labeled = record.count("n_labeled", highest=n_images)
+        remedy = "Export again to write a new one."
+        return cls.from_record(Record(value, "A parity record", remedy=remedy))
+
+    @classmethod
+    def from_record(cls, record: Record) -> ParityResult:
+        """Reads what `to_dict` gave, as a part of a larger record.
+
+        Raises:
+            DataError: a key is missing or unknown, or a value is not what it should be.
+        """
+        record.check_keys(*(entry.name for entry in fields(cls)))
+        n_images = record.count("n_images")
+        n_labeled = record.count("n_labeled", lowest=0, highest=n_images)
         # Without labels there is no accuracy, and with them there is: all three keys together.
-        accuracy = record.number if n_labeled else record.none
-        scores = record.none if record.values["mean_softmax_distance"] is None else record.number
+        accuracy = record.number if n_labeled else record.null
+        scores = record.null if record.values["mean_softmax_distance"] is None else record.number
         return cls(
             n_images=n_images,
             n_labeled=n_labeled,
-            n_nonfinite=record.count("n_nonfinite", highest=n_images),
+            n_nonfinite=record.count("n_nonfinite", lowest=0, highest=n_images),
             agreement_percent=record.number("agreement_percent"),
             mean_softmax_distance=scores("mean_softmax_distance", highest=1),
             max_softmax_distance=scores("max_softmax_distance", highest=1),
             accuracy_percent=accuracy("accuracy_percent"),
             reference_accuracy_percent=accuracy("reference_accuracy_percent"),
             accuracy_drop=accuracy("accuracy_drop", lowest=-100),
-            worst=tuple(WorstImage.from_dict(entry) for entry in worst),
+            worst=tuple(WorstImage.from_record(entry) for entry in record.records("worst")),
             images=record.text("images"),
             runtime=record.text("runtime"),
         )
-
-
-class _Record:
-    """A JSON object that must have exactly the fields of a record, and checks of its values.
-
-    Args:
-        noun: what the record is, as the start of a sentence.
-        value: what was read.
-        record: the data class whose fields are the keys.
-        again: what writes a new one, as the start of a sentence.
-    """
-
-    def __init__(self, noun: str, value: object, record: Any, *, again: str) -> None:
-        self._noun = noun
-        if not isinstance(value, Mapping):
-            raise DataError(f"{noun} is not a JSON object: got {_kind(value)}.")
-        known = {entry.name for entry in fields(record)}
-        missing, unknown = sorted(known - value.keys()), sorted(map(str, value.keys() - known))
-        if missing or unknown:
-            raise DataError(
-                f"{noun} has other keys than it should: missing {missing or 'none'},"
-                f" unknown {unknown or 'none'}.\n  {again} to write a new one."
-            )
-        self.values = value
-
-    def bad_value(self, key: str, value: object, expected: str) -> DataError:
-        return DataError(f"{self._noun}'s {key} is {_kind(value)}; expected {expected}.")
-
-    def one_of(self, key: str, known: tuple[str, ...]) -> Any:
-        value = self.values[key]
-        if value not in known:
-            raise self.bad_value(key, value, " or ".join(known))
-        return value
-
-    def count(self, key: str, *, lowest: int = 0, highest: int | None = None) -> int:
-        value = self.values[key]
-        is_count = isinstance(value, int) and not isinstance(value, bool)
-        if not is_count or value < lowest or (highest is not None and value > highest):
-            bound = "" if highest is None else f" and at most {highest}"
-            raise self.bad_value(key, value, f"a whole number of at least {lowest}{bound}")
-        return int(value)
-
-    def number(self, key: str, *, lowest: int = 0, highest: int = 100) -> float:
-        return self.checked(key, self.values[key], lowest=lowest, highest=highest)
-
-    def number_or_none(self, key: str, *, lowest: int = 0, highest: int = 100) -> float | None:
-        is_none = self.values[key] is None
-        return None if is_none else self.number(key, lowest=lowest, highest=highest)
-
-    def none(self, key: str, *, lowest: int = 0, highest: int = 100) -> None:
-        del lowest, highest  # called in the place of `number`
-        if self.values[key] is not None:
-            raise self.bad_value(key, self.values[key], "null, as in the keys that belong to it")
-
-    def checked(self, key: str, value: Any, *, lowest: int = 0, highest: int = 100) -> float:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not lowest <= value <= highest:  # which NaN is not either
-            kind = "a percentage" if (lowest, highest) == (0, 100) else "a number"
-            raise self.bad_value(key, value, f"{kind} from {lowest} to {highest}")
-        return float(value)
-
-    def text(self, key: str) -> str:
-        value = self.values[key]
-        if not isinstance(value, str):
-            raise self.bad_value(key, value, "a text")
-        return value
-
-    def text_or_none(self, key: str) -> str | None:
-        return None if self.values[key] is None else self.text(key)
-
-
-def _kind(value: object) -> str:
-    return f"{value!r:.60} ({type(value).__name__})"

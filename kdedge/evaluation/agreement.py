@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from kdedge.errors import DataError, DivergedError, ShapeError
 from kdedge.results import ParityResult, WorstImage
+from kdedge.runtime.classify import softmax
 
 N_WORST = 10
 _ROWS = 256  # images at once, so that many classes need little memory
@@ -128,18 +129,10 @@ def _softmax_distances(
     for start in range(0, len(logits), _ROWS):
         rows = slice(start, start + _ROWS)
         usable = np.where(is_finite[rows, None], logits[rows], 0)
-        difference = np.abs(_softmax(reference[rows]) - _softmax(usable)).sum(axis=1) / 2
+        difference = np.abs(softmax(reference[rows]) - softmax(usable)).sum(axis=1) / 2
         # Sums of rounded terms may pass 1 in the last digit
         distances += np.where(is_finite[rows], np.minimum(difference, 1.0), 1.0).tolist()
     return distances
-
-
-def _softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Softmax over classes, [N, C], in float64."""
-    values = logits.astype(np.float64)
-    exponentials = np.exp(values - values.max(axis=1, keepdims=True))
-    softmax: npt.NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return softmax
 
 
 def _worst(

@@ -10,12 +10,13 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
+from unicodedata import category
 
 from kdedge import __version__
 from kdedge._files import read_json, sha256_file, write_json
+from kdedge._record import Record
 from kdedge.errors import DataError, SetupError
 from kdedge.results import ParityResult
-from kdedge.runtime._record import Record
 from kdedge.runtime.preprocess import Preprocess
 
 FORMAT_VERSION = 1
@@ -28,6 +29,9 @@ Head = Literal["scores", "argmax"]
 Pixels = Literal["float", "uint8"]
 Device = Literal["any", "cpu", "gpu"]
 Gate = Literal["passed", "missed", "not measured"]
+
+# Unicode's control characters, lone surrogates, line and paragraph separators
+_UNWRITABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 _REMEDY = "Copy the folder from the export once more, or export again."
 
@@ -215,7 +219,7 @@ def load_artifact(path: Path) -> Artifact:
         raise DataError(
             f"{folder} {what}.\n  An artifact is the folder that `kdedge export` writes."
         )
-    values = Record(read_json(where), where, remedy=_REMEDY)
+    values = Record(read_json(where), str(where), remedy=_REMEDY)
     _check_format(values)
     values.check_keys(
         *("format", "kdedge", "name", "class_names", "preprocess", "input", "output", "gates"),
@@ -255,10 +259,19 @@ def _check_format(values: Record) -> None:
 
 def _class_names(values: Record) -> tuple[str, ...]:
     names = values.sequence("class_names")
-    are_names = all(isinstance(name, str) and name for name in names)
-    if not names or not are_names or len(set(names)) != len(names):
-        raise values.error("class_names", names, "names that differ, one or more")
+    if not names or not all(map(_is_name, names)) or len(set(names)) != len(names):
+        expected = "names that differ, one or more, without line breaks and control characters"
+        raise values.error("class_names", names, expected)
     return tuple(names)
+
+
+def _is_name(name: object) -> bool:
+    """Whether it can be written in one line anywhere.
+
+    Less than what a class list asks for, which `str.isprintable` decides: the characters that it
+    knows grow with Python's version, and a device's may be older than the exporting machine's.
+    """
+    return isinstance(name, str) and bool(name) and _UNWRITABLE.isdisjoint(map(category, name))
 
 
 def _preprocess(values: Record) -> Preprocess:
@@ -280,16 +293,9 @@ def _model_file(values: Record) -> ModelFile:
         data=values.optional("data", values.text),
         made_from=values.optional("made_from", values.sha256),
         built_with=values.mapping("built_with"),
-        parity=values.optional("parity", lambda key: _parity(values, key)),
+        parity=values.optional("parity", lambda key: ParityResult.from_record(values.record(key))),
         gate=values.one_of("gate", get_args(Gate)),
     )
-
-
-def _parity(values: Record, key: str) -> ParityResult:
-    try:
-        return ParityResult.from_dict(values.values[key])
-    except DataError as error:
-        raise DataError(f"{values.where}: {error}") from error
 
 
 def _check_file_name(name: str, where: Path) -> None:

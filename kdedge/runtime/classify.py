@@ -105,7 +105,7 @@ def run_batches(
     return np.concatenate(rows)
 
 
-def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Scores from logits, [B, C] -> [B, C], in float64; the largest logit is taken off first."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)

@@ -163,6 +163,10 @@ def test_external_data_must_be_listed_with_its_hash(written: Artifact) -> None:
         (("class_names",), ["a", "a"], "expected names that differ"),
         (("class_names",), ["a", 1], "expected names that differ"),
         (("class_names",), "abc", "expected a list"),
+        (("class_names",), ["a\x1b[2J", "b"], "expected names .* without line breaks and control"),
+        (("class_names",), ["a\nb"], "expected names .* without line breaks and control"),
+        (("class_names",), ["a\u2028b"], "expected names .* without line breaks and control"),
+        (("class_names",), ["a\udc80b"], "expected names .* without line breaks and control"),
         (("preprocess", "std"), [0, 1, 1], "std is .*expected numbers above 0"),
         (("preprocess", "size_px"), None, "size_px is None"),
         (("preprocess",), [], "preprocess is not a JSON object"),
@@ -181,7 +185,7 @@ def test_external_data_must_be_listed_with_its_hash(written: Artifact) -> None:
         (("files", 0, "gate"), "ok", "expected passed or missed or not measured"),
         (("files", 0, "n_bytes"), 1.5, "expected a whole number"),
         (("files", 0, "new"), 1, r"files\[0\] has new, which nothing here reads"),
-        (("files", 1, "parity", "n_images"), 0, r"artifact\.json: A parity record's n_images"),
+        (("files", 1, "parity", "n_images"), 0, r"files\[1\]\.parity\.n_images is 0"),
         (("others", "calibration.json"), 3, r"others\.calibration\.json is 3"),
         (("extra",), 1, "has extra, which nothing here reads"),
     ],
@@ -205,7 +209,17 @@ def test_a_missing_key_is_named(written: Artifact, key: str) -> None:
         load_artifact(written.path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": NaN}', "\udcff"])
+def test_every_name_that_a_class_list_may_hold_can_be_loaded(written: Artifact) -> None:
+    """Python's own list of printable characters grows; no-break spaces are not on it."""
+    names = ("größer als 3 mm", "猫", "🦊", "no\u00a0break", "q\u0307", "later \U0003fffd")
+    dataclasses.replace(written, class_names=names).save()
+    assert load_artifact(written.path).class_names == names
+
+
+TOO_DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": NaN}', "\udcff", TOO_DEEP])
 def test_what_is_not_a_json_object_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "artifact.json").write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(DataError, match=r"artifact\.json"):

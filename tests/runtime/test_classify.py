@@ -26,6 +26,7 @@ from kdedge.runtime.classify import (
 from kdedge.runtime.preprocess import UnusableImage, decode_image, resize_and_crop
 
 MakeArtifact = Callable[..., Artifact]
+ByHand = Callable[[bytes, Artifact], np.ndarray]
 
 
 @pytest.fixture(autouse=True)
@@ -42,11 +43,15 @@ def jpeg(seed: int, side_px: int = 30) -> bytes:
     return file.getvalue()
 
 
-def by_hand(data: bytes, artifact: Artifact) -> np.ndarray:
-    """An image's logits in numpy, [C]: see the artifact's model."""
-    weight = np.array([[8, -1, -1, -4], [-1, 8, -1, -4], [-1, -1, 8, -4]], np.float64)
-    pixels = np.asarray(resize_and_crop(decode_image(data), artifact.preprocess))
-    return pixels.astype(np.float64).mean(axis=(0, 1)) / 255 @ weight + np.array([0, 0, 0, 2])
+@pytest.fixture
+def by_hand(mean_color_logits: Any) -> ByHand:
+    """Gives an image's logits in numpy, [C]: see the artifact's model."""
+
+    def compute(data: bytes, artifact: Artifact) -> np.ndarray:
+        pixels = np.asarray(resize_and_crop(decode_image(data), artifact.preprocess))
+        return mean_color_logits(pixels[None])[0]
+
+    return compute
 
 
 def test_the_input_is_planes_of_the_pixels() -> None:
@@ -72,7 +77,7 @@ def test_softmax_neither_overflows_nor_vanishes() -> None:
 @pytest.mark.parametrize("pixels", ["float", "uint8"])
 @pytest.mark.parametrize("external", [False, True])
 def test_scores_and_order_are_those_of_numpy(
-    tmp_path: Path, make_artifact: MakeArtifact, pixels: str, external: bool
+    tmp_path: Path, make_artifact: MakeArtifact, by_hand: ByHand, pixels: str, external: bool
 ) -> None:
     artifact = make_artifact(tmp_path, pixels=pixels, external=external)
     classifier = Classifier.load(tmp_path)
@@ -100,7 +105,11 @@ def test_a_head_that_only_ranks_has_no_scores(tmp_path: Path, make_artifact: Mak
 @pytest.mark.parametrize("fixed", [None, 1, 3])
 @pytest.mark.parametrize("n_images", [1, 3, 4, 7])
 def test_batches_change_no_answer(
-    tmp_path: Path, make_artifact: MakeArtifact, fixed: int | None, n_images: int
+    tmp_path: Path,
+    make_artifact: MakeArtifact,
+    by_hand: ByHand,
+    fixed: int | None,
+    n_images: int,
 ) -> None:
     """A fixed batch is filled up where too few images are left."""
     artifact = make_artifact(tmp_path, batch=fixed)
@@ -158,7 +167,7 @@ def test_a_backend_gets_batches_that_it_takes(
 
 @pytest.mark.parametrize("batch", [None, 1, 2, 3, 4])
 def test_results_come_in_order_with_their_keys_and_reasons(
-    artifact: Artifact, batch: int | None
+    artifact: Artifact, by_hand: ByHand, batch: int | None
 ) -> None:
     images: list[tuple[str, Any]] = [(f"{seed}", jpeg(seed)) for seed in range(11)]
     images[0] = ("0", b"no image")

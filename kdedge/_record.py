@@ -1,10 +1,9 @@
-"""Strict reading of JSON objects from a file: keys and types are checked before use."""
+"""Strict reading of JSON objects: keys and types are checked before use."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from kdedge.errors import DataError
@@ -17,19 +16,20 @@ class Record:
 
     Args:
         value: what was read.
-        where: the file.
-        key: the object's own place in the file, as in `files[0]`; empty for the whole file.
-        remedy: what to do about a file that is not as it should be, as the last line of messages.
+        where: what messages begin with: the file, or what the whole record is.
+        key: the object's own place in it, as in `files[0]`; empty for the whole.
+        remedy: what to do about a record that is not as it should be, as the last line of messages.
 
     Raises:
         DataError: the value is not an object. All methods raise it for what they do not find.
     """
 
-    def __init__(self, value: object, where: Path, *, key: str = "", remedy: str) -> None:
+    def __init__(self, value: object, where: str, *, key: str = "", remedy: str) -> None:
         self.where, self._key, self._remedy = where, key, remedy
         if not isinstance(value, dict):
-            place = f"{where}: {key}" if key else f"{where}"
-            raise DataError(f"{place} is not a JSON object: got {_kind(value)}.\n  {remedy}")
+            raise DataError(
+                f"{self._whole()} is not a JSON object: got {_kind(value)}.\n  {remedy}"
+            )
         self.values: dict[str, Any] = value
 
     def error(self, key: str, value: object, expected: str) -> DataError:
@@ -46,8 +46,7 @@ class Record:
         if missing or unknown:
             what = f"has no {', '.join(missing)}" if missing else f"has {', '.join(unknown)}"
             expected = "" if missing else ", which nothing here reads"
-            place = f"{self.where}: {self._key}" if self._key else f"{self.where}"
-            raise DataError(f"{place} {what}{expected}.\n  {self._remedy}")
+            raise DataError(f"{self._whole()} {what}{expected}.\n  {self._remedy}")
 
     def text(self, key: str) -> str:
         """A string."""
@@ -63,12 +62,29 @@ class Record:
             raise self.error(key, value, "a SHA-256, 64 hexadecimal digits")
         return value
 
-    def count(self, key: str) -> int:
-        """A whole number of at least 1."""
-        value = self.values.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.error(key, value, "a whole number of at least 1")
-        return value
+    def count(self, key: str, *, lowest: int = 1, highest: int | None = None) -> int:
+        """A whole number between two, both included."""
+        value: Any = self.values.get(key)
+        is_count = isinstance(value, int) and not isinstance(value, bool)
+        if not is_count or value < lowest or (highest is not None and value > highest):
+            bound = "" if highest is None else f" and at most {highest}"
+            raise self.error(key, value, f"a whole number of at least {lowest}{bound}")
+        return int(value)
+
+    def number(self, key: str, *, lowest: int = 0, highest: int = 100) -> float:
+        """A number between two, both included; a percentage where nothing else is said."""
+        value: Any = self.values.get(key)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not lowest <= value <= highest:  # which NaN is not either
+            kind = "a percentage" if (lowest, highest) == (0, 100) else "a number"
+            raise self.error(key, value, f"{kind} from {lowest} to {highest}")
+        return float(value)
+
+    def null(self, key: str, *, lowest: int = 0, highest: int = 100) -> None:
+        """Null, in the place of a `number`."""
+        del lowest, highest
+        if self.values.get(key) is not None:
+            raise self.error(key, self.values[key], "null, as in the keys that belong to it")
 
     def one_of(self, key: str, known: Sequence[str]) -> Any:
         """One of a few strings."""
@@ -108,6 +124,9 @@ class Record:
 
     def _place(self, key: str) -> str:
         return f"{self._key}.{key}" if self._key else key
+
+    def _whole(self) -> str:
+        return f"{self.where}: {self._key}" if self._key else self.where
 
 
 def _kind(value: object) -> str:
