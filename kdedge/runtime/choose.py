@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from typing import get_args
 
-from kdedge.errors import GateError, RecipeError, SetupError
+from kdedge.errors import GateError, MissingPackage, RecipeError, SetupError
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.backends import backend_module, list_backends
-from kdedge.runtime.backends._protocol import Backend, BackendModule
+from kdedge.runtime.backends._protocol import BackendModule, LoadedFile, NotHere
+from kdedge.runtime.backends._tensorrt import EXPORT_FLAGS
 
 _LOG = logging.getLogger(__name__)
+
+_Failure = tuple[ModelFile, SetupError]
+_ABSENT = (MissingPackage, NotHere)
 
 _CPU_TARGET = "onnx"
 _ENGINE_ORDER: tuple[Precision, ...] = ("fp16", "fp32", "int8")
@@ -25,7 +30,7 @@ def choose_and_load(
     precision: Precision | None,
     backend: str | None,
     n_threads: int | None,
-) -> tuple[ModelFile, Backend]:
+) -> tuple[ModelFile, LoadedFile]:
     """Loads the first file, in the order of `candidates`, that this machine can run.
 
     Args:
@@ -40,24 +45,32 @@ def choose_and_load(
         GateError: none without asking for a precision.
         SetupError: nothing here can run any of the candidates.
     """
-    absent: list[tuple[ModelFile, SetupError]] = []
-    refused: list[tuple[ModelFile, SetupError]] = []
+    failures: list[_Failure] = []
     for file in candidates(artifact, precision=precision, backend=backend):
-        module = _modules()[file.target]
         try:
-            module.check_environment()
+            loaded = _load(artifact, file, n_threads)
         except SetupError as error:
-            absent.append((file, error))
+            failures.append((file, _bare(error)))
             continue
-        path = artifact.checked(file.name)
-        try:
-            loaded = module.load(path, n_threads=n_threads, built_with=file.built_with or None)
-        except SetupError as error:
-            refused.append((file, error))
-            continue
-        _warn(file, refused)
+        _warn(artifact, file, failures, was_asked_for=backend is not None)
         return file, loaded
-    raise _nothing_runs(artifact, refused + absent)
+    raise _nothing_runs(artifact, failures)
+
+
+def _load(artifact: Artifact, file: ModelFile, n_threads: int | None) -> LoadedFile:
+    module = _modules()[file.target]
+    module.check_environment()
+    path = artifact.checked(file.name)
+    return module.load(path, n_threads=n_threads, built_with=file.built_with or None)
+
+
+def _bare(error: SetupError) -> SetupError:
+    """The error without the frames that it came through: they keep an engine in the GPU's memory.
+
+    Where the next file is loaded, that memory is needed.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def candidates(
@@ -120,7 +133,9 @@ def _only_when_asked(artifact: Artifact, files: Sequence[ModelFile]) -> GateErro
     )
 
 
-def _warn(file: ModelFile, refused: Sequence[tuple[ModelFile, SetupError]]) -> None:
+def _warn(
+    artifact: Artifact, file: ModelFile, failures: Sequence[_Failure], *, was_asked_for: bool
+) -> None:
     """Says what the user would not expect of the file that was loaded."""
     if file.gate == "missed":
         found = file.parity and f" ({file.parity.agreement_percent:.2f} % agreement)"
@@ -129,20 +144,27 @@ def _warn(file: ModelFile, refused: Sequence[tuple[ModelFile, SetupError]]) -> N
             " compares with the model.",
             *(file.name, found or "", file.precision),
         )
-    # No TensorRT or no GPU is no surprise; an engine that does not fit what is there is one
-    for tried, error in refused[:1]:
-        if tried.target != file.target:
+    if file.target != _CPU_TARGET and file.gate == "not measured" and not was_asked_for:
+        _LOG.warning(
+            "%s was never compared with the model. Measure it here with: %s",
+            file.name,
+            shlex.join(["kdedge", "export", str(artifact.path), EXPORT_FLAGS[file.target]]),
+        )
+    # No TensorRT or no GPU is no surprise; one that is broken, or does not fit the engine, is
+    for tried, error in failures:
+        if tried.target != file.target and not isinstance(error, _ABSENT):
             _LOG.warning("%s is used instead of %s: %s", file.name, tried.name, error)
+            break
 
 
-def _nothing_runs(
-    artifact: Artifact, failures: Sequence[tuple[ModelFile, SetupError]]
-) -> SetupError:
-    texts = list(dict.fromkeys(str(error) for _, error in failures))
-    if len(texts) == 1:
-        return failures[0][1]
-    lines = "\n".join(f"  {file.name}: {str(error).splitlines()[0]}" for file, error in failures)
+def _nothing_runs(artifact: Artifact, failures: Sequence[_Failure]) -> SetupError:
+    told = sorted(failures, key=lambda failure: isinstance(failure[1], _ABSENT))
+    if len({str(error) for _, error in told}) == 1:
+        return told[0][1]
+    lines = "\n".join(f"  {file.name}: {str(error).splitlines()[0]}" for file, error in told)
+    remedy = "--backend NAME tries one of them and says what to do about it."
+    if any(f.target == _CPU_TARGET and isinstance(error, MissingPackage) for f, error in told):
+        remedy = "The simplest remedy on any machine: pip install 'kdedge[runtime]'"
     return SetupError(
-        f"Nothing on this machine can run a file of {artifact.path}.\n{lines}\n"
-        "  The simplest remedy on any machine: pip install 'kdedge[runtime]'"
+        f"Nothing on this machine can run a file of {artifact.path}.\n{lines}\n  {remedy}"
     )

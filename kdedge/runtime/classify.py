@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from kdedge.errors import RecipeError, ShapeError
+from kdedge.errors import DataError, RecipeError, ShapeError
 from kdedge.runtime.artifact import Artifact, ModelFile, Pixels, Precision, load_artifact
-from kdedge.runtime.backends._protocol import Backend
+from kdedge.runtime.backends._protocol import Backend, LoadedFile
 from kdedge.runtime.choose import choose_and_load
 from kdedge.runtime.preprocess import UnusableImage, decode_image, resize_and_crop
 
@@ -148,7 +148,8 @@ class Classifier:
             n_threads: of the CPU; None for the engine's own choice.
 
         Raises:
-            DataError: the artifact, or the file chosen, is not what was exported.
+            DataError: the artifact, or the file chosen, is not what was exported, or the two do not
+                belong together.
             RecipeError: there is no such backend, or no file of that precision for it.
             GateError: all files that would do missed their gates, or are in int8.
             SetupError: nothing here can run a file of the artifact.
@@ -157,6 +158,11 @@ class Classifier:
         file, loaded = choose_and_load(
             artifact, precision=precision, backend=backend, n_threads=n_threads
         )
+        try:
+            _check_input(artifact, file, loaded)
+        except DataError:
+            loaded.close()
+            raise
         return cls(artifact, file, loaded)
 
     @property
@@ -283,6 +289,22 @@ class Classifier:
                 if is_good
                 else None
             )
+
+
+def _check_input(artifact: Artifact, file: ModelFile, backend: LoadedFile) -> None:
+    """Makes sure that a file takes what its artifact says: an engine would misread other pixels."""
+    size_px = artifact.preprocess.size_px
+    expected = (3, size_px, size_px)
+    got = tuple(
+        wanted if size is None else size
+        for size, wanted in zip(backend.image_shape, expected, strict=True)
+    )
+    if (backend.pixels, got) != (artifact.pixels, expected):
+        raise DataError(
+            f"{artifact.path / file.name} takes {backend.pixels} images of {list(got)};"
+            f" artifact.json says {artifact.pixels}, {list(expected)}.\n"
+            "  Export again: the two do not belong together."
+        )
 
 
 def _result(key: str, top: tuple[Answer, ...] | None) -> Prediction | Unusable:

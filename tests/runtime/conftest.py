@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import hashlib
+import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +16,7 @@ import pytest
 from PIL import Image
 
 from kdedge.runtime.artifact import Artifact, ModelFile
+from kdedge.runtime.backends import _cudart
 from kdedge.runtime.preprocess import Preprocess
 
 CLASS_NAMES = ("red", "green", "blue", "dark thing")
@@ -150,3 +155,27 @@ def _paint(path: Path, color: tuple[int, int, int], *, side_px: int = 24) -> Pat
 def paint() -> Callable[..., Path]:
     """Writes a picture of one color."""
     return _paint
+
+
+@pytest.fixture(scope="session")
+def host_gpu() -> ModuleType:
+    """A GPU and a TensorRT made of host memory."""
+    spec = importlib.util.spec_from_file_location(
+        "runtime_host_gpu", Path(__file__).with_name("host_gpu.py")
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def cudart(host_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """That GPU's CUDA, on a machine with its driver and TensorRT."""
+    library = host_gpu.HostCudart()
+    loader = SimpleNamespace(CDLL=lambda name: library, util=ctypes.util)
+    monkeypatch.setattr(_cudart, "ctypes", loader)
+    monkeypatch.setitem(sys.modules, "tensorrt", host_gpu.HostTensorRT)
+    return library

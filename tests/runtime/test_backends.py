@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 from kdedge.errors import DataError, MissingPackage, RecipeError, SetupError
 from kdedge.runtime.backends import _cudart, _engine, backend_module, list_backends
 from kdedge.runtime.backends import onnxruntime as onnxruntime_backend
+from kdedge.runtime.backends._protocol import NotHere
 
 WriteModel = Callable[..., Path]
 
@@ -156,6 +158,17 @@ def test_another_kind_of_graph_is_refused(
         load_onnx(path)
 
 
+def test_images_that_the_graph_does_not_take_are_told_in_onnxruntimes_words(
+    load_onnx: Any, tmp_path: Path, write_model: WriteModel, images: np.ndarray
+) -> None:
+    backend = load_onnx(write_model(tmp_path / "m.onnx"))
+    assert (backend.pixels, backend.image_shape) == ("float", (3, 16, 16))
+    with pytest.raises(DataError, match=r"m\.onnx cannot be run .* Unexpected input data type"):
+        backend.run(images)
+    with pytest.raises(DataError, match=r"m\.onnx cannot be run .* invalid dimensions"):
+        backend.run(images[:, :, :8].astype(np.float32))
+
+
 def test_loading_an_onnx_file_writes_nothing_to_stderr(
     tmp_path: Path, write_model: WriteModel
 ) -> None:
@@ -190,21 +203,35 @@ def test_onnxruntimes_warnings_on_unknown_graphics_cards_are_dropped_and_other_l
     assert done.stderr == "something else\n"
 
 
+@pytest.mark.parametrize("without", ["tempfile.tempdir = '/nowhere'", "del os.memfd_create"])
+def test_onnxruntime_is_imported_where_nothing_can_be_written(tmp_path: Path, without: str) -> None:
+    (tmp_path / "onnxruntime.py").write_text("class InferenceSession: pass\n")
+    code = (
+        f"import os, sys, tempfile; sys.path.insert(0, {str(tmp_path)!r}); {without};"
+        " from kdedge.runtime.backends import onnxruntime as b;"
+        " before = os.listdir('/proc/self/fd'); b.check_environment();"
+        " assert os.listdir('/proc/self/fd') == before"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+
+
 @pytest.mark.parametrize(
-    ("name", "module", "extra"),
+    ("name", "module", "package"),
     [
-        ("onnxruntime", "onnxruntime", "runtime"),
-        ("tensorrt", "tensorrt", "trt"),
-        ("tensorrt-rtx", "tensorrt_rtx", "trt-rtx"),
+        ("onnxruntime", "onnxruntime", r"'kdedge\[runtime\]'"),
+        ("tensorrt", "tensorrt", "tensorrt\n"),
+        ("tensorrt-rtx", "tensorrt_rtx", r"'kdedge\[trt-rtx\]'"),
     ],
 )
 @pytest.mark.parametrize("how", ["absent", "stubs only"])
-def test_a_package_that_is_not_there_is_told_with_its_extra(
-    name: str, module: str, extra: str, how: str, monkeypatch: pytest.MonkeyPatch
+def test_a_package_that_is_not_there_is_told_with_the_line_that_installs_it(
+    name: str, module: str, package: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder of type stubs makes an empty module of the same name."""
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setitem(sys.modules, module, None if how == "absent" else ModuleType(module))
-    with pytest.raises(MissingPackage, match=rf"pip install 'kdedge\[{extra}\]'"):
+    with pytest.raises((MissingPackage, NotHere), match=f"pip install {package}"):
         backend_module(name).check_environment()
 
 
@@ -215,7 +242,7 @@ def test_a_package_without_its_libraries_is_told(
     (tmp_path / f"{module}.py").write_text("raise ImportError('libnvinfer.so.10: cannot open')\n")
     monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(SetupError, match=r"cannot be imported: libnvinfer\.so\.10"):
+    with pytest.raises(SetupError, match=r"cannot be (imported|loaded): libnvinfer\.so\.10"):
         backend_module(module).check_environment()
 
 

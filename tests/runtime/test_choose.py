@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import hashlib
 import logging
+import platform
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from kdedge.errors import DataError, GateError, MissingPackage, RecipeError, SetupError
+from kdedge.errors import DataError, GateError, RecipeError, SetupError
 from kdedge.runtime.artifact import Artifact, ModelFile
+from kdedge.runtime.backends import tensorrt
+from kdedge.runtime.backends._protocol import NotHere
 from kdedge.runtime.choose import candidates, choose_and_load
 
 SHA = "0" * 64
+PAIR = ("fp16", "fp32")
 
 
 def entry(name: str, **changes: Any) -> ModelFile:
@@ -113,11 +120,18 @@ def test_a_file_that_missed_its_gate_is_loaded_with_one_warning(
     assert message.startswith("model.onnx missed its gate and is used because fp32 was asked for")
 
 
+@pytest.mark.parametrize(
+    ("is_jetson", "remedy"),
+    [(False, "Install it with: pip install tensorrt"), (True, "JetPack brings it: sudo apt-get")],
+)
 def test_the_backend_that_was_asked_for_says_what_it_lacks(
-    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, is_jetson: bool, remedy: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(MissingPackage, match=r"kdedge\[trt\]"):
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(tensorrt, "is_jetson", lambda: is_jetson)
+    with pytest.raises(NotHere, match=f"needs tensorrt, which is not installed.\n  {remedy}"):
         load(artifact.with_files(ALL[6]), backend="tensorrt")
 
 
@@ -129,15 +143,125 @@ def test_where_nothing_runs_each_file_says_why(
     with pytest.raises(SetupError) as caught:
         choose_and_load(artifact.with_files(ALL[6]), precision=None, backend=None, n_threads=None)
     text = str(caught.value)
-    assert "model.fp16.engine: Running tensorrt engines needs tensorrt" in text
+    assert "model.fp16.engine: Running TensorRT engines needs tensorrt" in text
     assert "model.onnx: Running ONNX files needs onnxruntime" in text
     assert "pip install 'kdedge[runtime]'" in text
 
 
-def test_a_tampered_engine_is_an_error_even_where_the_onnx_file_would_run(
-    artifact: Artifact, tmp_path: Path
+@pytest.mark.usefixtures("cudart")
+def test_where_no_package_would_help_none_is_recommended(artifact: Artifact) -> None:
+    pytest.importorskip("onnxruntime")
+    files = [write_engine(artifact, f"{name}.engine", text="no engine") for name in "ab"]
+    with pytest.raises(SetupError, match=r"a\.engine cannot be loaded .*\n.*b\.engine") as caught:
+        load(with_entries(artifact, *files))
+    assert "pip install" not in str(caught.value)
+    assert "--backend NAME" in str(caught.value)
+
+
+def write_engine(
+    artifact: Artifact, name: str, *, text: str = "engine 1 4 FLOAT logits 16", **changes: Any
+) -> ModelFile:
+    """Writes an engine that the TensorRT of host memory runs; gives its entry."""
+    path = artifact.path / name
+    path.write_text(text)
+    values = {"gate": "passed", "precision": "fp16", "device": "gpu", **changes}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return ModelFile(name, "tensorrt", sha256=digest, n_bytes=len(text), **values)
+
+
+@pytest.mark.usefixtures("cudart")
+def test_an_engine_is_used_before_the_onnx_file_and_nothing_is_said(
+    artifact: Artifact, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (artifact.path / "model.fp16.onnx").write_bytes(b"tampered")
-    first = dataclasses.replace(ALL[2], name="model.fp16.onnx")
-    with pytest.raises(DataError, match=r"model\.fp16\.onnx is not the file"):
-        load(artifact.with_files(first), precision="fp16")
+    file, _ = load(artifact.with_files(write_engine(artifact, "model.fp16.engine")))
+    assert file.name == "model.fp16.engine"
+    assert caplog.messages == []
+
+
+@pytest.mark.usefixtures("cudart")
+def test_a_tampered_engine_is_an_error_even_where_the_onnx_file_would_run(
+    artifact: Artifact,
+) -> None:
+    artifact = artifact.with_files(write_engine(artifact, "model.fp16.engine"))
+    (artifact.path / "model.fp16.engine").write_text("engine 1 5 FLOAT logits 16")
+    with pytest.raises(DataError, match=r"model\.fp16\.engine is not the file that was exported"):
+        load(artifact)
+
+
+@pytest.mark.parametrize("wishes", [{}, {"precision": "fp16"}])
+@pytest.mark.usefixtures("cudart")
+def test_an_engine_that_was_never_measured_is_used_with_one_warning(
+    artifact: Artifact, caplog: pytest.LogCaptureFixture, wishes: dict[str, Any]
+) -> None:
+    engine = write_engine(artifact, "model.fp16.engine", gate="not measured")
+    load(artifact.with_files(engine), **wishes)
+    assert caplog.messages == [
+        "model.fp16.engine was never compared with the model. Measure it here with: kdedge export"
+        f" {artifact.path} --trt"
+    ]
+
+
+@pytest.mark.usefixtures("cudart")
+def test_an_engine_that_was_asked_for_needs_no_measure(
+    artifact: Artifact, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = write_engine(artifact, "model.fp16.engine", gate="not measured")
+    load(artifact.with_files(engine), backend="tensorrt")
+    assert caplog.messages == []
+
+
+def test_an_engine_that_does_not_fit_leaves_its_memory_to_the_next_file(
+    artifact: Artifact,
+    cudart: Any,
+    host_gpu: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gc.collect()
+    monkeypatch.setattr(host_gpu.HostTensorRT, "room_for", len(host_gpu.HostEngine.alive) + 1)
+    cudart.memory_bytes = 4 * (3 * 16 * 16 + 4) * 4
+    large = write_engine(artifact, "model.fp16.engine", text="engine 1 99 FLOAT logits 16")
+    small = write_engine(artifact, "model.fp32.engine", precision="fp32")
+    file, _ = load(artifact.with_files(large, small))
+    assert file.name == "model.fp32.engine"
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "said"),
+    [
+        ("cudaGetDeviceCount", 100, []),
+        ("cudaGetDeviceCount", 35, ["cudaGetDeviceCount failed with error 35"]),
+    ],
+)
+def test_no_gpu_is_no_surprise_and_one_that_cuda_cannot_use_is(
+    artifact: Artifact,
+    cudart: Any,
+    caplog: pytest.LogCaptureFixture,
+    function: str,
+    code: int,
+    said: list[str],
+) -> None:
+    cudart.fails[function] = code
+    engines = [write_engine(artifact, f"model.{name}.engine", precision=name) for name in PAIR]
+    file, _ = load(artifact.with_files(*engines))
+    assert file.name == "model.onnx"
+    assert len(caplog.messages) == len(said)
+    for message, part in zip(caplog.messages, said, strict=True):
+        assert message.startswith("model.onnx is used instead of model.fp16.engine: ")
+        assert part in message
+
+
+def test_a_tensorrt_without_its_libraries_is_told_before_the_cpu_is_used(
+    artifact: Artifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open')\n")
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    file, _ = load(artifact.with_files(write_engine(artifact, "model.fp16.engine")))
+    assert file.name == "model.onnx"
+    (message,) = caplog.messages
+    assert "tensorrt is installed and cannot be loaded: libnvinfer.so.10" in message

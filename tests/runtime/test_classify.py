@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from PIL import Image
 
 from kdedge.errors import DataError, RecipeError, ShapeError
-from kdedge.runtime.artifact import Artifact
+from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.classify import (
     Classifier,
     Prediction,
@@ -241,6 +243,39 @@ def test_another_number_of_class_names_is_refused(artifact: Artifact) -> None:
     dataclasses.replace(artifact, class_names=("a", "b")).save()
     with pytest.raises(ShapeError, match=r"answers for 4 classes, artifact\.json names 2"):
         Classifier.load(artifact.path).classify(jpeg(1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"pixels": "uint8"},
+            "takes float images of [3, 16, 16]; artifact.json says uint8, [3, 16",
+        ),
+        (
+            {"size_px": 24},
+            "takes float images of [3, 16, 16]; artifact.json says float, [3, 24, 24",
+        ),
+    ],
+)
+@pytest.mark.parametrize("target", ["onnx", "tensorrt"])
+def test_a_file_that_takes_other_images_than_the_artifact_says_is_refused(
+    artifact: Artifact, cudart: Any, target: str, changes: dict[str, Any], said: str
+) -> None:
+    """An engine would take bytes for numbers from 0 to 1, and answer."""
+    if target == "tensorrt":
+        path = artifact.path / "model.engine"
+        path.write_text("engine 1 4 FLOAT logits 16")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        engine = ModelFile(path.name, target, "fp16", "gpu", digest, 27, gate="passed")
+        artifact = dataclasses.replace(artifact, files=(engine,))
+    size_px = changes.get("size_px", 16)
+    preprocess = dataclasses.replace(artifact.preprocess, size_px=size_px)
+    pixels = changes.get("pixels", "float")
+    dataclasses.replace(artifact, pixels=pixels, preprocess=preprocess).save()
+    with pytest.raises(DataError, match=re.escape(said)):
+        Classifier.load(artifact.path)
+    assert cudart.allocated == {}
 
 
 def test_a_tampered_model_is_not_loaded(artifact: Artifact) -> None:

@@ -16,10 +16,12 @@ from typing import Any
 import numpy.typing as npt
 
 from kdedge.errors import SetupError
+from kdedge.runtime.backends._protocol import NotHere
 
 _DRIVER = "libcuda.so.1"
 _NAMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so")
 _TO_DEVICE, _FROM_DEVICE = 1, 2  # enum cudaMemcpyKind
+_NO_DEVICE = 100  # cudaErrorNoDevice
 _MAJOR, _MINOR = 75, 76  # cudaDevAttrComputeCapabilityMajor, -Minor
 
 
@@ -27,12 +29,13 @@ def open_cuda() -> Cuda:
     """Opens the CUDA runtime library and looks for the GPU.
 
     Raises:
-        SetupError: there is no NVIDIA driver, no such library, or no GPU.
+        NotHere: there is no NVIDIA driver, or no GPU.
+        SetupError: there is no such library, or it cannot use the GPU.
     """
     try:
         ctypes.CDLL(_DRIVER)
     except OSError as error:
-        raise SetupError(
+        raise NotHere(
             f"There is no NVIDIA driver here: {_DRIVER} cannot be loaded ({error}).\n"
             "  TensorRT engines need an NVIDIA GPU with its driver; in a container, start it with"
             " the GPU (docker run --gpus all).\n"
@@ -90,9 +93,10 @@ class Cuda:
     def check_device(self) -> None:
         """Looks for a GPU that this library can use."""
         n_devices = c_int()
-        self._call("cudaGetDeviceCount", byref(n_devices))
-        if not n_devices.value:
-            raise SetupError("CUDA sees no GPU.\n  Is it hidden by CUDA_VISIBLE_DEVICES?")
+        code = self._library.cudaGetDeviceCount(byref(n_devices))
+        if code == _NO_DEVICE or (not code and not n_devices.value):
+            raise NotHere("CUDA sees no GPU.\n  Is it hidden by CUDA_VISIBLE_DEVICES?")
+        self._check("cudaGetDeviceCount", code)
         self._call("cudaSetDevice", 0)
 
     def compute_capability(self) -> str:
@@ -139,7 +143,9 @@ class Cuda:
         self._call("cudaStreamSynchronize", stream)
 
     def _call(self, function: str, *arguments: Any) -> None:
-        code = int(getattr(self._library, function)(*arguments))
+        self._check(function, getattr(self._library, function)(*arguments))
+
+    def _check(self, function: str, code: int) -> None:
         if code:
             reason = self._library.cudaGetErrorString(code)
             text = reason.decode(errors="replace") if reason else "unknown error"

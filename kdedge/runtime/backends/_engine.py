@@ -6,7 +6,7 @@ Only the name-based tensor API is used, which TensorRT has from 8.5 on, so that 
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import DataError, MissingPackage, SetupError
-from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME
+from kdedge.errors import DataError, SetupError
+from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Pixels
 from kdedge.runtime.backends._cudart import Cuda, open_cuda
+from kdedge.runtime.backends._tensorrt import EXPORT_FLAGS
 
-_FLAGS = {"tensorrt": "--trt", "tensorrt-rtx": "--trt-rtx"}
 _DTYPES = {"FLOAT": np.float32, "UINT8": np.uint8}
 
 # Runtime.get_engine_validity of TensorRT for RTX, by the names of its diagnostics.
@@ -31,41 +31,6 @@ _INVALID = {
     "MALFORMED_ENGINE": "the file is damaged, or another version or product built it",
     "CUDA_ERROR": "CUDA cannot use the GPU",
 }
-
-
-def import_tensorrt(module: str, *, package: str, extra: str) -> Any:
-    """Imports TensorRT or TensorRT for RTX.
-
-    Args:
-        module: its name, `tensorrt` or `tensorrt_rtx`.
-        package: the distribution that brings it.
-        extra: the kdedge extra with it.
-
-    Raises:
-        MissingPackage: it is not installed.
-        SetupError: it is installed without its libraries, or they cannot be loaded.
-    """
-    try:
-        trt = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name == module:
-            trt = None
-        else:
-            raise _broken(module, package, error) from error
-    except (ImportError, OSError, RuntimeError) as error:
-        raise _broken(module, package, error) from error
-    if not hasattr(trt, "__version__"):  # a folder of type stubs can be imported too
-        raise MissingPackage(package, extra=extra, purpose=f"Running {package} engines")
-    return trt
-
-
-def _broken(module: str, package: str, error: Exception) -> SetupError:
-    reason = " ".join(str(error).split()).rstrip(".")
-    return SetupError(
-        f"{module} is installed and cannot be imported: {reason}.\n"
-        f"  Its libraries are missing or do not fit: pip install --force-reinstall {package};"
-        " on a Jetson take the one that JetPack installs."
-    )
 
 
 def load_engine(trt: Any, path: Path, *, name: str, built_with: Mapping[str, Any] | None) -> Engine:
@@ -120,7 +85,7 @@ def deserialize(
             f" {'; '.join(reasons) or 'it gives no reason'}.\n"
             f"{_origin(built_with or {})}"
             "  An engine runs only with the version and the kind of GPU that it was built for."
-            f" Build one on this machine: kdedge export {path.parent} {_FLAGS[name]}"
+            f" Build one on this machine: kdedge export {path.parent} {EXPORT_FLAGS[name]}"
         )
     return log, runtime, engine
 
@@ -184,23 +149,36 @@ class Engine:
         self.name = name
         self._cuda, self._path, self._version = cuda, path, trt.__version__
         self._log, self._runtime, self._engine = loaded
+        self._context: Any = None
+        self._held = contextlib.ExitStack()  # stream and buffers, given back in reverse
+        try:
+            self._prepare(trt)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, trt: Any) -> None:
+        """Makes everything that a batch needs."""
         self._dtype = self._check_tensors(trt)
+        self.pixels: Pixels = "uint8" if self._dtype == np.uint8 else "float"
+        self.image_shape = tuple(map(int, self._engine.get_tensor_shape(INPUT_NAME)))[1:]
         low, high = self._batch_range()
         self.batches: tuple[int, int | None] = (low, high)
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise self._failure("has no room for its working memory on the GPU")
-        image_shape = tuple(self._engine.get_tensor_shape(INPUT_NAME))[1:]
         self._n_classes = int(tuple(self._engine.get_tensor_shape(OUTPUT_NAME))[-1])
         n_bytes = {
-            INPUT_NAME: high * int(np.prod(image_shape)) * self._dtype.itemsize,
+            INPUT_NAME: high * int(np.prod(self.image_shape)) * self._dtype.itemsize,
             OUTPUT_NAME: high * self._n_classes * 4,
         }
-        self._stream = cuda.new_stream()
+        self._stream = self._cuda.new_stream()
+        self._held.callback(self._cuda.destroy_stream, self._stream)
         self._addresses: dict[str, int] = {}
         for tensor, size in n_bytes.items():
-            self._addresses[tensor] = cuda.allocate(size)
-            if not self._context.set_tensor_address(tensor, self._addresses[tensor]):
+            self._addresses[tensor] = address = self._cuda.allocate(size)
+            self._held.callback(self._cuda.free, address)
+            if not self._context.set_tensor_address(tensor, address):
                 raise self._failure(f"does not take a buffer for {tensor!r}")
 
     def _check_tensors(self, trt: Any) -> np.dtype[Any]:
@@ -253,12 +231,13 @@ class Engine:
         return f"{self.name} {self._version} GPU {self._cuda.compute_capability()}"
 
     def close(self) -> None:
-        """Frees the buffers, the context and the engine, in this order."""
-        addresses, self._addresses = self._addresses, {}
-        for address in addresses.values():
-            self._cuda.free(address)
-        if addresses:
-            self._cuda.destroy_stream(self._stream)
+        """Frees the buffers, the context and the engine, in this order.
+
+        It never raises: once CUDA has failed, every later call of it fails too, and the first
+        failure is the one to tell.
+        """
+        with contextlib.suppress(SetupError):
+            self._held.close()  # goes on to the next where one fails
         self._context = None
         self._engine = None
         self._runtime = None

@@ -9,9 +9,16 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from kdedge.errors import SetupError
+from kdedge.runtime.artifact import Pixels
+
+
+class NotHere(SetupError):  # noqa: N818 - the name says what is wrong, as the exit does
+    """This machine was never meant for a backend: it has no such package, driver or device."""
+
 
 class Backend(Protocol):
-    """A loaded model file."""
+    """A loaded model."""
 
     @property
     def name(self) -> str:
@@ -31,6 +38,10 @@ class Backend(Protocol):
 
         Returns:
             [B, C], float32, in an array of its own.
+
+        Raises:
+            DataError: the file does not take images of this shape or type.
+            SetupError: this machine cannot run it.
         """
         ...
 
@@ -40,6 +51,20 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Gives back the memory; the object is of no use afterwards. Twice does no harm."""
+        ...
+
+
+class LoadedFile(Backend, Protocol):
+    """A loaded model file, which says what it takes."""
+
+    @property
+    def pixels(self) -> Pixels:
+        """What it takes for a pixel, as `Artifact.pixels` has it."""
+        ...
+
+    @property
+    def image_shape(self) -> tuple[int | None, ...]:
+        """[3, S, S] of the images that it takes; None for an axis that it leaves open."""
         ...
 
 
@@ -59,7 +84,8 @@ class BackendModule(Protocol):
 
         Raises:
             MissingPackage: the Python package is not installed.
-            SetupError: a driver, a library or the device is missing.
+            NotHere: the package, the driver or the device is missing.
+            SetupError: they are there, and something about them is broken.
         """
         ...
 
@@ -69,7 +95,7 @@ class BackendModule(Protocol):
         *,
         n_threads: int | None = None,
         built_with: Mapping[str, Any] | None = None,
-    ) -> Backend:
+    ) -> LoadedFile:
         """Loads a model file.
 
         Args:

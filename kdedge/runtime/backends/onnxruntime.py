@@ -7,7 +7,6 @@ import importlib
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import DataError, MissingPackage, SetupError
-from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME
+from kdedge.errors import DataError, KdedgeError, MissingPackage, ResourceError, SetupError
+from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Pixels
 
 NAME = "onnxruntime"
 TARGET = "onnx"
 
 _FATAL = 4
-_DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
+_PIXELS: dict[str, Pixels] = {"tensor(float)": "float", "tensor(uint8)": "uint8"}
 # A newer opset or operator than this ONNX Runtime knows; other failures are the file's own.
 _TOO_NEW = ("NOT_IMPLEMENTED", "is under development", "Unsupported model IR version")
+
+_NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
 
 # Where in ONNX Runtime's source an error was raised, with the function's whole signature.
 _SOURCE_LINE = re.compile(r"/\S+:\d+ .*\) ")
@@ -64,8 +65,8 @@ def load(
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except _errors(ort) as error:
-        raise _explain(error, path, ort.__version__) from error
-    return OnnxSession(session, path, ort.__version__)
+        raise _explain(error, path, ort.__version__, "loaded") from error
+    return OnnxSession(session, path, ort)
 
 
 class OnnxSession:
@@ -74,7 +75,7 @@ class OnnxSession:
     Args:
         session: ONNX Runtime's.
         path: names the file in messages.
-        version: ONNX Runtime's.
+        ort: the module.
 
     Raises:
         DataError: it does not take images and give logits.
@@ -82,13 +83,13 @@ class OnnxSession:
 
     name = NAME
 
-    def __init__(self, session: Any, path: Path, version: str) -> None:
+    def __init__(self, session: Any, path: Path, ort: Any) -> None:
         takes = [(entry.name, entry.type, len(entry.shape)) for entry in session.get_inputs()]
         gives = [(entry.name, entry.type, len(entry.shape)) for entry in session.get_outputs()]
         is_classifier = (
             len(takes) == 1
             and takes[0][0] == INPUT_NAME
-            and takes[0][1] in _DTYPES
+            and takes[0][1] in _PIXELS
             and takes[0][2] == 4
             and gives == [(OUTPUT_NAME, "tensor(float)", 2)]
         )
@@ -98,13 +99,25 @@ class OnnxSession:
                 f"  Expected {INPUT_NAME!r} with 4 axes, float or uint8, and {OUTPUT_NAME!r} with"
                 " 2 axes, float: a file that `kdedge export` wrote."
             )
-        n_images = session.get_inputs()[0].shape[0]
-        self.batches = (n_images, n_images) if isinstance(n_images, int) else (1, None)
-        self._session, self._version = session, version
+        sizes = [size if isinstance(size, int) else None for size in session.get_inputs()[0].shape]
+        n_images, *image_shape = sizes
+        self.batches = (1, None) if n_images is None else (n_images, n_images)
+        self.pixels = _PIXELS[takes[0][1]]
+        self.image_shape = tuple(image_shape)
+        self._session, self._path, self._version = session, path, ort.__version__
+        self._errors = _errors(ort)
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """[B, 3, S, S] -> [B, C]; see `Backend.run`."""
-        (logits,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: images})
+        """[B, 3, S, S] -> [B, C]; see `Backend.run`.
+
+        Raises:
+            DataError: the graph does not take these images, or fails.
+            ResourceError: memory ran out.
+        """
+        try:
+            (logits,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: images})
+        except self._errors as error:
+            raise _explain(error, self._path, self._version, "run") from error
         return np.asarray(logits, dtype=np.float32)
 
     def describe(self) -> str:
@@ -147,24 +160,26 @@ def _no_device_warnings() -> Iterator[None]:
 
     From 1.23 on, importing ONNX Runtime warns on machines whose graphics card it does not know
     (a Raspberry Pi, WSL, a server's console), and no setting turns that off:
-    github.com/microsoft/onnxruntime/issues/27092.
+    github.com/microsoft/onnxruntime/issues/27092. A device's disk may be read-only, so that the
+    lines wait in memory; where the system has no files in memory they come out.
     """
-    try:
-        kept = os.dup(2)
-    except OSError:  # stderr is closed
-        yield
-        return
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
+    with contextlib.ExitStack() as opened:
+        try:
+            kept = opened.enter_context(os.fdopen(os.dup(2), "wb", buffering=0))
+            held = opened.enter_context(os.fdopen(os.memfd_create("stderr"), "w+b"))
+        except (AttributeError, OSError):  # no such call here, or stderr is closed
+            is_held = False
+        else:
+            is_held = True
+            os.dup2(held.fileno(), 2)
         try:
             yield
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            held.seek(0)
-            for line in held:
-                if b"device_discovery.cc" not in line:
-                    os.write(2, line)
+            if is_held:
+                os.dup2(kept.fileno(), 2)
+                held.seek(0)
+                with contextlib.suppress(OSError):  # whoever read stderr has gone
+                    kept.writelines(line for line in held if b"device_discovery.cc" not in line)
 
 
 def _errors(ort: Any) -> tuple[type[Exception], ...]:
@@ -177,7 +192,8 @@ def _errors(ort: Any) -> tuple[type[Exception], ...]:
     return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError)
 
 
-def _explain(error: Exception, path: Path, version: str) -> DataError | SetupError:
+def _explain(error: Exception, path: Path, version: str, what: str) -> KdedgeError:
+    """The error for a file that cannot be loaded, or run."""
     text = " ".join(str(error).split()).rstrip(".")
     reason = _SOURCE_LINE.sub("", text)[:300]
     if any(sign in text for sign in _TOO_NEW):
@@ -185,7 +201,7 @@ def _explain(error: Exception, path: Path, version: str) -> DataError | SetupErr
             f"onnxruntime {version} is too old for {path}: {reason}.\n"
             "  Update it with: pip install --upgrade onnxruntime"
         )
-    return DataError(
-        f"{path} cannot be loaded by onnxruntime {version}: {reason}.\n"
-        "  Copy the file from the export once more, or export again."
-    )
+    problem = f"{path} cannot be {what} by onnxruntime {version}: {reason}.\n"
+    if any(sign in text for sign in _NO_MEMORY):
+        return ResourceError(f"{problem}  Use smaller batches, or close other programs.")
+    return DataError(f"{problem}  Copy the file from the export once more, or export again.")

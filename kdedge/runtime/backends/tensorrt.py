@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kdedge.runtime.backends._cudart import open_cuda
-from kdedge.runtime.backends._engine import Engine, import_tensorrt, load_engine
+from kdedge.runtime.backends._engine import Engine, load_engine
+from kdedge.runtime.backends._protocol import NotHere
+from kdedge.runtime.backends._tensorrt import (
+    import_engine_package,
+    is_jetson,
+    tensorrt_install_hint,
+)
 
 NAME = "tensorrt"
 TARGET = "tensorrt"
@@ -17,8 +24,8 @@ def check_environment() -> None:
     """Looks for the Python module, the NVIDIA driver, the CUDA runtime and a GPU.
 
     Raises:
-        MissingPackage: the module is not installed.
-        SetupError: one of the others is missing.
+        NotHere: the module, the driver or the GPU is missing.
+        SetupError: one of them is broken, or the CUDA runtime is missing.
     """
     _import()
     open_cuda()
@@ -35,8 +42,8 @@ def load(
         built_with: what the engine was built with, for the message where it cannot be loaded.
 
     Raises:
-        MissingPackage: the module is not installed.
-        SetupError: there is no GPU, or the engine is of another version or for another GPU.
+        NotHere: the module or the GPU is missing.
+        SetupError: the engine is of another version or for another GPU.
         DataError: the engine does not take images and give logits.
     """
     del n_threads
@@ -44,4 +51,8 @@ def load(
 
 
 def _import() -> Any:
-    return import_tensorrt("tensorrt", package=NAME, extra="trt")
+    module = import_engine_package("tensorrt")
+    if module is None:
+        hint = tensorrt_install_hint(platform.system(), platform.machine(), jetson=is_jetson())
+        raise NotHere(f"Running TensorRT engines needs tensorrt, which is not installed.\n  {hint}")
+    return module

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kdedge.errors import MissingPackage
 from kdedge.runtime.backends._cudart import open_cuda
-from kdedge.runtime.backends._engine import Engine, import_tensorrt, load_engine
+from kdedge.runtime.backends._engine import Engine, load_engine
+from kdedge.runtime.backends._tensorrt import import_engine_package
 
 NAME = "tensorrt-rtx"
 TARGET = "tensorrt-rtx"
@@ -18,7 +20,8 @@ def check_environment() -> None:
 
     Raises:
         MissingPackage: the module is not installed.
-        SetupError: one of the others is missing.
+        NotHere: the driver or the GPU is missing.
+        SetupError: one of them is broken, or the CUDA runtime is missing.
     """
     _import()
     open_cuda()
@@ -44,4 +47,7 @@ def load(
 
 
 def _import() -> Any:
-    return import_tensorrt("tensorrt_rtx", package=NAME, extra="trt-rtx")
+    module = import_engine_package("tensorrt_rtx")
+    if module is None:
+        raise MissingPackage(NAME, extra="trt-rtx", purpose="Running TensorRT-RTX engines")
+    return module
