@@ -15,6 +15,9 @@ MAX_BYTES = 1 << 29
 """A stream in which 512 MiB bring no end of an image is not one of photos."""
 
 _START = b"\xff\xd8\xff"
+# A multipart answer's boundary may come after an empty line; no image begins with either.
+_PREAMBLE = re.compile(rb"(\r?\n)*(--|HTTP/)")
+_N_HEAD = 9  # enough to know these
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD8)}  # TEM and the restart markers
 # In a scan's data a marker is 0xff before anything but 0x00, a restart marker or more 0xff.
@@ -25,8 +28,9 @@ def frames_from_stream(read: Callable[[], bytes]) -> Iterator[bytes]:
     """Splits a stream of JPEGs into its images, each as soon as its last byte is there.
 
     Markers are followed as in ITU-T T.81, annex B, so that a thumbnail inside an image is not taken
-    for an image. What stands between images, as in a camera's multipart answer, is skipped. A
-    stream that does not begin with a JPEG is one image, of any kind.
+    for an image. What stands between images, as in a camera's multipart answer, is skipped, and so
+    is what such an answer begins with: a boundary or HTTP's own head. A stream that begins with
+    neither of these nor with a JPEG is one image, of any kind.
 
     Args:
         read: gives the next bytes, as many as there are; none at the end.
@@ -38,7 +42,8 @@ def frames_from_stream(read: Callable[[], bytes]) -> Iterator[bytes]:
         DataError: 512 MiB without an end of an image.
     """
     stream = _Stream(read)
-    if not stream.has(len(_START)) or not stream.buffer.startswith(_START):
+    stream.has(_N_HEAD)
+    if not stream.buffer.startswith(_START) and not _PREAMBLE.match(stream.buffer):
         while stream.fill():
             pass
         if stream.buffer:

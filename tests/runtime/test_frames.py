@@ -66,6 +66,21 @@ def test_what_stands_between_images_is_skipped(block: int) -> None:
     assert split(images[0] + boundary + images[1] + b"\r\n--frame--\xff", block) == images
 
 
+@pytest.mark.parametrize("block", [1, 5, 65536])
+@pytest.mark.parametrize("before", [b"", b"\r\n", b"HTTP/1.0 200 OK\r\nConnection: close\r\n\r\n"])
+def test_a_multipart_answer_may_begin_with_its_boundary(before: bytes, block: int) -> None:
+    boundary = b"--frame\r\nContent-Type: image/jpeg\r\n\r\n"
+    images = [jpeg(1), jpeg(2)]
+    stream = before + boundary + images[0] + b"\r\n" + boundary + images[1]
+    assert split(stream, block) == images
+
+
+def test_a_multipart_answers_first_image_is_given_before_the_next_one_is_read() -> None:
+    blocks = iter([b"--frame\r\n", b"Content-Type: image/jpeg\r\n\r\n", jpeg(1), jpeg(2)])
+    assert next(frames_from_stream(lambda: next(blocks, b""))) == jpeg(1)
+    assert next(blocks) == jpeg(2)
+
+
 def test_an_image_is_given_before_the_next_one_is_read() -> None:
     images = [jpeg(1), jpeg(2)]
     blocks = iter(images)
@@ -84,11 +99,17 @@ def test_a_last_image_that_is_cut_off_is_given_and_cannot_be_decoded(n_missing: 
             decode_image(found[1])
 
 
-@pytest.mark.parametrize("n_kept", [200, 700, 1500])
-def test_an_image_that_breaks_off_does_not_take_the_next_one_along(n_kept: int) -> None:
-    whole = jpeg(2)
-    found = split(jpeg(1)[:n_kept] + whole + jpeg(3), 4096)
-    assert found[-2:] == [whole, jpeg(3)] or found[-1] == jpeg(3)
+@pytest.mark.parametrize("n_kept", [624, 700, 1500])
+def test_an_image_that_breaks_off_in_its_scan_does_not_take_the_next_one_along(n_kept: int) -> None:
+    images = [jpeg(1)[:n_kept], jpeg(2), jpeg(3)]
+    assert split(b"".join(images), 4096) == images
+
+
+@pytest.mark.parametrize("n_kept", [50, 200, 600])
+def test_an_image_that_breaks_off_in_a_segment_takes_one_along(n_kept: int) -> None:
+    """The segment's length reaches into the next image, whose end is then the first to be found."""
+    images = [jpeg(1)[:n_kept], jpeg(2), jpeg(3)]
+    assert split(b"".join(images), 4096) == [images[0] + images[1], images[2]]
 
 
 def test_damaged_markers_lose_one_image_only() -> None:
