@@ -16,12 +16,16 @@ from kdedge.runtime.artifact import FILE_NAME, Artifact, ModelFile, Precision, l
 
 log = logging.getLogger(__name__)
 
+_NO_INT8_PROGRAM = (
+    "There is no INT8 in Torch-TensorRT's programs. Build INT8 engines from the ONNX file (--trt"
+    " --int8), or leave --int8 out."
+)
 _ONLY_FOR_RUNS = ("onnx", "classes", "head", "pixels", "output", "overrides", "device")
 
 
 @click.command("export")
 @click.argument("source", metavar="[RUN|ARTIFACT]", required=False)
-@click.option("--onnx", is_flag=True, help="ONNX files only; what is done without a target too.")
+@click.option("--onnx", is_flag=True, help="ONNX files, which every export of a run writes.")
 @click.option("--trt", is_flag=True, help="TensorRT engines, for the GPU of this machine.")
 @click.option("--trt-rtx", is_flag=True, help="TensorRT-RTX engines; builds without a GPU.")
 @click.option("--torch-trt", is_flag=True, help="A Torch-TensorRT program, for PyTorch services.")
@@ -80,51 +84,110 @@ def command(
     """
     flags = {"tensorrt": trt, "tensorrt-rtx": trt_rtx, "torch-tensorrt": torch_trt}
     targets = [target for target, is_wanted in flags.items() if is_wanted]
-    asked: set[Precision] = {"fp16"} if fp16 or int8 else set()
-    asked |= {"int8"} if int8 else set()
-    gflops: dict[str, float] = {}
-    model = known = None
+    asked: set[Precision] = {"int8", "fp16"} if int8 else {"fp16"} if fp16 else set()
+    if torch_trt and int8:  # known before anything slow is done
+        raise click.UsageError(_NO_INT8_PROGRAM)
+    made = _Made()
     if source is not None and (Path(source) / FILE_NAME).is_file():
         _refuse_run_options(ctx, source)
-        artifact = known = load_artifact(Path(source))
+        made.artifact = load_artifact(Path(source))
         if not (targets or triton or deepstream):
             raise click.UsageError(
                 f"{source} is exported already. Name what to build from it: --trt, --trt-rtx,"
                 " --triton DIR or --deepstream DIR."
             )
+        engines = asked or {"fp16"}
     else:
-        needs_fp16: set[Precision] = {"fp16"} if targets else set()
-        exported = _export_run(source, asked | needs_fp16, **for_runs)
-        artifact, model, gflops = exported.artifact, exported.model, exported.gflops
-    failed: list[KdedgeError] = []
-    precision: Precision | None = "int8" if int8 else "fp16" if fp16 else None
+        engines = made.from_run(source, asked, has_engines=bool(targets), **for_runs)
     for target in targets:
-        try:
-            artifact = _build(artifact, target, asked or {"fp16"}, model)
-        except KdedgeError as error:  # what is written stays, and is shown
-            failed.append(error)
-    written: list[Path] = []
-    if not failed:  # a server would get another file than the one that is missing
-        try:
-            written += _write_servers(artifact, triton, deepstream, precision)
-        except KdedgeError as error:
-            failed.append(error)
-    record = {"artifact": str(artifact.path), "gflops": gflops, "files": _records(artifact)}
-    if artifact != known:
-        written.insert(0, artifact.path)
-    print_result(record, as_json=as_json, text=_as_text(artifact, gflops, written))
-    made = [file for file in artifact.files if known is None or file.target in targets]
-    errors = [*_gate_errors(artifact, made), *failed]
+        made.add_engines(target, engines)
+    precision: Precision | None = "int8" if int8 else "fp16" if fp16 else None
+    if not made.failed:  # a server would get another file than the one that is missing
+        made.add_servers(triton, deepstream, precision)
+    record = {
+        "artifact": str(made.artifact.path),
+        "gflops": made.gflops,
+        "files": [file.to_dict() for file in made.artifact.files],
+    }
+    print_result(record, as_json=as_json, text=_as_text(made))
+    errors = [*_gate_errors(made), *made.failed]
     for other in errors[1:]:
         log.warning("%s", other)
     if errors:
         raise errors[0]
 
 
+class _Made:
+    """What the command has made so far.
+
+    Attributes:
+        artifact: as it is by now.
+        gflops: of the folded model and what it came from; empty where the artifact was there.
+        names: files of the artifact that were made or looked at, by which it is judged.
+        written: folders and files to tell of.
+        failed: what could not be made; the rest stays, and is shown.
+    """
+
+    artifact: Artifact
+
+    def __init__(self) -> None:
+        self.gflops: dict[str, float] = {}
+        self.names: list[str] = []
+        self.written: list[Path] = []
+        self.failed: list[KdedgeError] = []
+        self._model: Any = None
+
+    def from_run(
+        self, source: str | None, asked: set[Precision], *, has_engines: bool, **for_runs: Any
+    ) -> set[Precision]:
+        """Exports a run; gives the precisions of its engines."""
+        exported, wanted = _export_run(source, asked, has_engines=has_engines, **for_runs)
+        self.artifact, self.gflops = exported.artifact, exported.gflops
+        self._model = exported.model
+        self.names = [file.name for file in self.artifact.files]
+        self.written = [self.artifact.path]
+        return wanted
+
+    def add_engines(self, target: str, precisions: set[Precision]) -> None:
+        """Builds engines of one target into the artifact."""
+        before = self.artifact
+        try:
+            self.artifact, names = _build(before, target, sorted(precisions), self._model)
+        except KdedgeError as error:
+            self.failed.append(error)
+            self.artifact = load_artifact(
+                before.path
+            )  # with the engines before the one that failed
+        else:
+            self.names += names
+        if self.artifact != before and before.path not in self.written:
+            self.written.append(before.path)
+
+    def add_servers(
+        self, triton: Path | None, deepstream: Path | None, precision: Precision | None
+    ) -> None:
+        """Writes what was asked for of Triton and DeepStream."""
+        from kdedge.deploy.deepstream import write_deepstream
+        from kdedge.deploy.triton import write_triton
+
+        try:
+            if triton is not None:
+                self.written.append(
+                    write_triton(self.artifact, triton, precision=precision, built=self.names)
+                )
+            if deepstream is not None:
+                if precision == "int8":
+                    log.warning("DeepStream gets no INT8 file: it takes none with ranges inside.")
+                self.written.append(write_deepstream(self.artifact, deepstream))
+        except KdedgeError as error:
+            self.failed.append(error)
+
+
 def _export_run(
     source: str | None,
     asked: set[Precision],
     *,
+    has_engines: bool,
     onnx: bool,
     classes: Path | None,
     head: str | None,
@@ -133,8 +196,8 @@ def _export_run(
     overrides: tuple[str, ...],
     root: Path,
     device: str | None,
-) -> Any:
-    """Folds a run and writes its artifact."""
+) -> tuple[Any, set[Precision]]:
+    """Folds a run and writes its artifact; gives the precisions of its engines too."""
     from kdedge.training.runs import find_run
 
     need_training_packages("Folding a run")
@@ -152,11 +215,15 @@ def _export_run(
     )
     recipe = trained.loaded.recipe
     precisions = asked | set(recipe.export.precisions)
-    if "int8" in precisions:
-        precisions.add("fp16")
-    return export_artifact(
-        trained, spec=recipe.export, gates=recipe.gates, precisions=precisions, output=output
+    engines: set[Precision] = precisions or {"fp16"}
+    exported = export_artifact(
+        trained,
+        spec=recipe.export,
+        gates=recipe.gates,
+        precisions=engines if has_engines else precisions,
+        output=output,
     )
+    return exported, engines | ({"fp16"} if "int8" in engines else set())
 
 
 def _refuse_run_options(ctx: click.Context, source: str) -> None:
@@ -169,8 +236,10 @@ def _refuse_run_options(ctx: click.Context, source: str) -> None:
             )
 
 
-def _build(artifact: Artifact, target: str, precisions: set[Precision], model: Any) -> Artifact:
-    """Builds engines of one target into the artifact."""
+def _build(
+    artifact: Artifact, target: str, precisions: Sequence[Precision], model: Any
+) -> tuple[Artifact, tuple[str, ...]]:
+    """Builds engines of one target into the artifact; gives their names too."""
     if target == "torch-tensorrt":
         from kdedge.deploy.targets import torch_tensorrt
 
@@ -179,46 +248,27 @@ def _build(artifact: Artifact, target: str, precisions: set[Precision], model: A
                 f"{artifact.path} holds no PyTorch model, which Torch-TensorRT compiles.\n"
                 "  Name the run that it was exported from."
             )
-        return torch_tensorrt.add_programs(artifact, model, sorted(precisions))
+        return torch_tensorrt.add_programs(artifact, model, precisions)
     from kdedge.deploy.engines import build_engines
 
-    return build_engines(artifact, target, sorted(precisions))
+    return build_engines(artifact, target, precisions)
 
 
-def _write_servers(
-    artifact: Artifact, triton: Path | None, deepstream: Path | None, precision: Precision | None
-) -> list[Path]:
-    """Writes what was asked for of Triton and DeepStream; gives where."""
-    written = []
-    if triton is not None:
-        from kdedge.deploy.triton import write_triton
-
-        written.append(write_triton(artifact, triton, precision=precision))
-    if deepstream is not None:
-        from kdedge.deploy.deepstream import write_deepstream
-
-        written.append(write_deepstream(artifact, deepstream))
-    return written
-
-
-def _gate_errors(artifact: Artifact, made: Sequence[ModelFile]) -> list[KdedgeError]:
-    """An error for each of these files that missed its gates."""
+def _gate_errors(made: _Made) -> list[KdedgeError]:
+    """An error for each file that was made and missed its gates."""
     from kdedge.deploy.parity import gate_error, misses
 
     errors: list[KdedgeError] = []
-    for file in made:
-        if file.gate == "missed":
+    for file in made.artifact.files:
+        if file.name in made.names and file.gate == "missed":
             assert file.parity is not None  # measured, or it would not have been missed
-            missed = misses(file.parity, file.precision, artifact.gates)
+            missed = misses(file.parity, file.precision, made.artifact.gates)
             errors.append(gate_error(file.name, file.precision, file.parity, missed))
     return errors
 
 
-def _records(artifact: Artifact) -> list[dict[str, Any]]:
-    return [file.to_dict() for file in artifact.files]
-
-
-def _as_text(artifact: Artifact, gflops: dict[str, float], written: Sequence[Path]) -> str:
+def _as_text(made: _Made) -> str:
+    artifact, gflops = made.artifact, made.gflops
     lines = []
     if gflops:
         lines.append(
@@ -228,13 +278,13 @@ def _as_text(artifact: Artifact, gflops: dict[str, float], written: Sequence[Pat
     header = ("file", "precision", "MB", "agreement", "distance", "accuracy", "drop", "gate")
     rows = [_row(file) for file in artifact.files]
     lines.append(table(rows, header=header, align="llrrrrrl"))
-    measured = next((file.parity for file in artifact.files if file.parity is not None), None)
-    if measured is not None:
+    sets = dict.fromkeys(file.parity.images for file in artifact.files if file.parity is not None)
+    if sets:
         lines.append(
-            f"\nAgainst the float32 model on {measured.images}: top-1 agreement in percent, mean"
-            " softmax distance (0-1), accuracy in percent, points lost."
+            f"\nAgainst the float32 model on {'; engines on '.join(sets)}: top-1 agreement in"
+            " percent, mean softmax distance (0-1), accuracy in percent, points lost."
         )
-    lines += [f"Wrote {path}" for path in written]
+    lines += [f"Wrote {path}" for path in made.written]
     lines.append(next_line("predict", artifact.path, "IMAGE"))
     return "\n".join(lines)
 

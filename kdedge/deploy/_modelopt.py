@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from kdedge._files import explain_os_error
 from kdedge.deploy._onnx_graph import batches, weight_matmuls
-from kdedge.errors import GateError, MissingPackage
+from kdedge.errors import GateError, MissingPackage, SetupError
 
 Calibration = Literal["max", "entropy"]
 
@@ -58,6 +59,16 @@ class _Reader:
         return found
 
 
+def check_environment() -> None:
+    """Says what is missing for quantization, before anything slow is done.
+
+    Raises:
+        MissingPackage: ModelOpt is not installed.
+    """
+    if find_spec("modelopt") is None:
+        raise MissingPackage("nvidia-modelopt", extra="export", purpose="INT8 export")
+
+
 def insert_qdq(model: Any, output: Path, images: npt.NDArray[Any], *, method: Calibration) -> Any:
     """Gives a graph with Q/DQ around the blocks' linear products, the rest float32.
 
@@ -70,6 +81,7 @@ def insert_qdq(model: Any, output: Path, images: npt.NDArray[Any], *, method: Ca
     Raises:
         GateError: ModelOpt did not read all images.
         MissingPackage: it is not installed.
+        SetupError: it is installed and cannot be loaded.
         ResourceError: there is no room for its files.
     """
     import onnx
@@ -142,9 +154,13 @@ def modelopt_quantizer(folder: Path) -> Iterator[Any]:
 
 
 def _import() -> tuple[Any, Any]:
+    check_environment()
     try:
         from modelopt.onnx import trt_utils
         from modelopt.onnx.quantization import quantize
     except ImportError as error:
-        raise MissingPackage("nvidia-modelopt", extra="export", purpose="INT8 export") from error
+        raise SetupError(
+            f"nvidia-modelopt is installed and cannot be loaded: {error}.\n"
+            "  Install it with what its ONNX side needs: pip install 'kdedge[export]'"
+        ) from error
     return trt_utils, quantize

@@ -1,34 +1,52 @@
-"""What the folders for inference servers share: which file they take, and being whole or absent."""
+"""What the folders for inference servers share: which file they take, and what they refuse."""
 
 from __future__ import annotations
 
-import contextlib
-import os
+import logging
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from kdedge._files import explain_os_error
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import DataError
 from kdedge.runtime.artifact import Artifact, ModelFile
 
+log = logging.getLogger(__name__)
 
-def choose_file(artifact: Artifact, wanted: Sequence[tuple[str, str]], *, server: str) -> ModelFile:
+
+def choose_file(
+    artifact: Artifact,
+    wanted: Sequence[tuple[str, str]],
+    *,
+    server: str,
+    built: Collection[str] = (),
+) -> ModelFile:
     """Gives the first file of a target and precision that did not miss its gate.
 
     Args:
         artifact: the folder.
         wanted: pairs of target and precision, the best first.
-        server: for the message.
+        server: for messages.
+        built: names of the engines that were just built here. Without, an engine is taken only
+            where the artifact has one of its kind: others run on other GPUs.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or one cannot tell which engine is for this server.
     """
     for target, precision in wanted:
-        for file in artifact.files:
-            if (file.target, file.precision) == (target, precision) and file.gate != "missed":
-                return file
+        kind = [f for f in artifact.files if (f.target, f.precision) == (target, precision)]
+        found = [file for file in kind if file.gate != "missed"]
+        if kind and not found:
+            log.warning("%s gets another file: %s missed its gate.", server, kind[0].name)
+        here = [file for file in found if file.name in built]
+        if len(here or found) > 1 and target != "onnx":
+            raise DataError(
+                f"{artifact.path} has {len(found)} engines in {precision}, each for another GPU or"
+                f" version: {', '.join(file.name for file in found)}.\n"
+                f"  Name the target too, on {server}'s machine, so that its own is taken."
+            )
+        for file in here or found:
+            log.info("%s gets %s.", server, file.name)
+            return file
     missed = [file.name for file in artifact.files if file.gate == "missed"]
     why = f" ({', '.join(missed)} missed the parity gate)" if missed else ""
     raise DataError(
@@ -55,36 +73,6 @@ def check_class_names(artifact: Artifact, forbidden: dict[str, str], *, server: 
                     f"The class name {name!r} holds {called}, which {server}'s labels file cannot"
                     " hold.\n  Rename the class in the class list, and export again."
                 )
-
-
-@contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Context with a new folder to fill, which gets its name when all in it is written.
-
-    Args:
-        path: the folder's name. Folders above it are made where they are missing.
-
-    Raises:
-        RecipeError: something of that name exists.
-        ResourceError: it cannot be written.
-    """
-    if os.path.lexists(path):
-        raise RecipeError(
-            f"{path} exists, and nothing is overwritten.\n  Name another folder, or move it away."
-        )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.part-"))
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-    try:
-        part.chmod(0o755)  # servers run as a user of their own
-        yield part
-        part.rename(path)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def copy_file(artifact: Artifact, file: ModelFile, folder: Path, name: str) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from kdedge._progress import progress
 from kdedge.data.sources._protocol import Source
-from kdedge.deploy.pixels import Pixels, read_pixels
+from kdedge.deploy.pixels import PixelArray, read_pixels
 from kdedge.errors import DataError
 from kdedge.runtime.preprocess import Preprocess
 
@@ -41,7 +41,7 @@ class CalibrationSet:
         preprocess: made the pixels.
     """
 
-    pixels: Pixels
+    pixels: PixelArray
     keys: tuple[str, ...]
     digests: tuple[str, ...]
     predicted: tuple[int, ...]
@@ -69,7 +69,7 @@ def choose_calibration_images(
     *,
     n_images: int,
     seed: int,
-    predict: Callable[[Pixels], npt.NDArray[np.float32]],
+    predict: Callable[[PixelArray], npt.NDArray[np.float32]],
     preprocess: Preprocess,
 ) -> CalibrationSet:
     """Draws candidates, classifies them, and takes one of each predicted class in turn.

@@ -53,7 +53,9 @@ class EngineTarget(Protocol):
         ...
 
 
-def build_engines(artifact: Artifact, target: str, precisions: Sequence[Precision]) -> Artifact:
+def build_engines(
+    artifact: Artifact, target: str, precisions: Sequence[Precision]
+) -> tuple[Artifact, tuple[str, ...]]:
     """Builds what is missing of a target's engines and measures what can run here.
 
     Args:
@@ -63,7 +65,8 @@ def build_engines(artifact: Artifact, target: str, precisions: Sequence[Precisio
         precisions: one engine each.
 
     Returns:
-        The artifact with the engines' entries. Their gate is `not measured` where they cannot run.
+        The artifact with the engines' entries, whose gate is `not measured` where they cannot run;
+        and their names.
 
     Raises:
         SetupError: package or device is missing; nothing was built in its place.
@@ -76,6 +79,7 @@ def build_engines(artifact: Artifact, target: str, precisions: Sequence[Precisio
         module.check_environment()
     except SetupError as error:
         raise _elsewhere(artifact, target, precisions, error) from error
+    names = []
     sources = [(precision, _source(artifact, precision)) for precision in precisions]
     for precision, source in sources:
         engine = _kept(artifact, module.engine_name(precision), source)
@@ -87,7 +91,8 @@ def build_engines(artifact: Artifact, target: str, precisions: Sequence[Precisio
         if measured != engine:
             artifact = artifact.with_files(measured)
             artifact.save()
-    return artifact
+        names.append(measured.name)
+    return artifact, tuple(names)
 
 
 def _target(name: str) -> EngineTarget:

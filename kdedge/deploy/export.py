@@ -7,13 +7,10 @@ it unless it is asked for by name.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -25,9 +22,11 @@ import numpy.typing as npt
 import torch
 
 from kdedge import __version__
-from kdedge._files import explain_os_error, new_numbered_folder, sha256_file, write_json
+from kdedge._files import sha256_file, write_json
 from kdedge._progress import progress
 from kdedge.config.recipe import ExportSpec, GatesSpec
+from kdedge.deploy import _modelopt
+from kdedge.deploy._folders import whole_folder
 from kdedge.deploy.calibrate import CalibrationSet, choose_calibration_images
 from kdedge.deploy.fold import FoldedModel, count_gflops, fold
 from kdedge.deploy.half import to_fp16
@@ -101,6 +100,8 @@ def export_artifact(
     """
     onnx_target.check_environment()
     onnxruntime_backend.check_environment()
+    if "int8" in precisions:
+        _modelopt.check_environment()
     if output is not None and output.exists():
         raise RecipeError(f"{output} exists, and nothing is overwritten.\n  Name another folder.")
     pool = trained.images("unlabeled")
@@ -120,7 +121,7 @@ def export_artifact(
     )
     reference = _answer(trained, pool, spec.parity_images)
     parent = trained.run.path / "artifacts" if output is None else output
-    with _whole_folder(parent, is_numbered=output is None) as (part, place):
+    with whole_folder(parent, is_numbered=output is None) as (part, place):
         writer = _Writer(trained, part, spec=spec, gates=gates, reference=reference)
         writer.write(model, pool, precisions)
     artifact = dataclasses.replace(writer.artifact, path=place())
@@ -272,17 +273,19 @@ class _Writer:
             "provenance": artifact.provenance,
         }
 
-    def _add_fp16(self, model: Path, images: npt.NDArray[Any] | None) -> None:
+    def _add_fp16(self, model: Path, images: npt.NDArray[Any]) -> None:
         make = partial(to_fp16, model, images=images)
         self._add("model.fp16.onnx", "fp16", "gpu", make, tool="kdedge")
 
-    def _range_images(self, pool: Images | None) -> npt.NDArray[Any] | None:
-        """A few unlabeled images, as the graph takes them; None where there are none."""
+    def _range_images(self, pool: Images | None) -> npt.NDArray[Any]:
+        """A few images, as the graph takes them: unlabeled ones where there are any."""
         free = [] if pool is None else self._free(pool)
-        if pool is None or not free:
-            return None
-        some = [free[i] for i in spread(len(free), N_RANGE_IMAGES)]
-        pixels = read_pixels(pool.source, some, self.artifact.preprocess)
+        if pool is not None and free:
+            some = [free[i] for i in spread(len(free), N_RANGE_IMAGES)]
+            pixels = read_pixels(pool.source, some, self.artifact.preprocess)
+        else:  # they tell what would overflow, and choose nothing by its answer
+            compared = self._reference.pixels
+            pixels = compared[spread(len(compared), N_RANGE_IMAGES)]
         return to_input(pixels, self._spec.pixels)
 
     def _free(self, pool: Images) -> list[int]:
@@ -320,8 +323,10 @@ class _Writer:
         make(path)
         seconds = time.monotonic() - began
         data = path.with_name(f"{name}.data")
+        n_bytes = path.stat().st_size
         if data.exists():
             self._keep(data)
+            n_bytes += data.stat().st_size
         reference = self._reference
         backend = onnxruntime_backend.load(path)
         try:
@@ -345,7 +350,7 @@ class _Writer:
             precision=precision,
             device=device,
             sha256=sha256_file(path),
-            n_bytes=path.stat().st_size,
+            n_bytes=n_bytes,
             data=data.name if data.exists() else None,
             built_with={"tool": tool, "version": version(tool), "seconds": round(seconds, 2)},
             parity=parity,
@@ -357,36 +362,6 @@ class _Writer:
         """Lists a file that no backend runs by itself."""
         others = {**self.artifact.others, path.name: sha256_file(path)}
         self.artifact = dataclasses.replace(self.artifact, others=others)
-
-
-@contextlib.contextmanager
-def _whole_folder(parent: Path, *, is_numbered: bool) -> Iterator[tuple[Path, Callable[[], Path]]]:
-    """Context with a new folder that gets its name once everything in it is written.
-
-    Args:
-        parent: the folder itself, or, where it is numbered, the folder of the numbers.
-        is_numbered: take the next free number.
-
-    Yields:
-        The folder to write into, and what gives its final path afterwards.
-    """
-    above = parent if is_numbered else parent.parent
-    try:
-        above.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=above, prefix=f".{parent.name}.part-"))
-    except OSError as error:
-        raise explain_os_error(error, parent) from error
-    final: list[Path] = []
-    try:
-        part.chmod(0o755)
-        yield part, lambda: final[0]
-        folder = new_numbered_folder(parent) if is_numbered else parent
-        part.rename(folder)  # onto an empty folder, or a free name
-        final.append(folder)
-    except OSError as error:
-        raise explain_os_error(error, parent) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _gflops(trained: TrainedModel, model: FoldedModel) -> dict[str, float]:

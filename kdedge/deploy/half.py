@@ -54,7 +54,7 @@ _FLOAT, _HALF = 1, 10  # onnx.TensorProto.FLOAT and FLOAT16
 _NEVER_HALF = frozenset({"Constant", "ConstantOfShape", "Shape", "QuantizeLinear"})
 
 
-def to_fp16(onnx_path: Path, output: Path, *, images: npt.NDArray[Any] | None) -> None:
+def to_fp16(onnx_path: Path, output: Path, *, images: npt.NDArray[Any]) -> None:
     """Writes the FP16 graph of a float32 graph, whole or not at all.
 
     Node names, metadata, opset and a dynamic batch are kept.
@@ -63,19 +63,16 @@ def to_fp16(onnx_path: Path, output: Path, *, images: npt.NDArray[Any] | None) -
         onnx_path: a float32 file of `deploy.targets.onnx`.
         output: the file to write.
         images: [N, 3, S, S], as the graph takes them; real ones, to see which tensors are too large
-            for FP16. None trusts that none is.
+            for FP16.
 
     Raises:
-        DataError: the file is broken or no image encoder, or the images do not fit it.
-        MissingPackage: onnx or, with images, ONNX Runtime is not installed.
+        DataError: the file is broken or no image encoder, or there are no images that fit it.
+        MissingPackage: onnx or ONNX Runtime is not installed.
         ResourceError: the file cannot be written.
     """
     model = load_graph(onnx_path)
-    maxima: Mapping[str, float] = {}
-    if images is not None:
-        check_images(model, images, purpose="choosing what can be FP16")
-        maxima = absolute_maxima(model, images)
-    convert(model, maxima)
+    check_images(model, images, purpose="choosing what can be FP16")
+    convert(model, absolute_maxima(model, images))
     save_graph(model, output)
 
 

@@ -18,10 +18,10 @@ from kdedge.runtime.preprocess import (
     resize_and_crop,
 )
 
-Pixels = npt.NDArray[np.uint8]
+PixelArray = npt.NDArray[np.uint8]
 
 
-def read_pixels(source: Source, indices: Sequence[int], preprocess: Preprocess) -> Pixels:
+def read_pixels(source: Source, indices: Sequence[int], preprocess: Preprocess) -> PixelArray:
     """Reads images through the deployment preprocessing.
 
     Args:
@@ -36,7 +36,7 @@ def read_pixels(source: Source, indices: Sequence[int], preprocess: Preprocess) 
         DataError: an image cannot be read or decoded.
     """
 
-    def read(index: int) -> Pixels:
+    def read(index: int) -> PixelArray:
         try:
             return np.asarray(resize_and_crop(decode_image(source.read(index)), preprocess))
         except UnusableImage as error:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from kdedge.deploy._serving import check_class_names, choose_file, copy_file, whole_folder
+from kdedge.deploy._folders import whole_folder
+from kdedge.deploy._serving import check_class_names, choose_file, copy_file
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact, ModelFile, Precision
 
 PLATFORMS = {"tensorrt": "tensorrt_plan", "onnx": "onnxruntime_onnx"}
@@ -28,7 +29,13 @@ _LINE_ENDS = {"\n": "a line break", "\r": "a line break"}
 _NOT_SAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
-def write_triton(artifact: Artifact, folder: Path, *, precision: Precision | None = None) -> Path:
+def write_triton(
+    artifact: Artifact,
+    folder: Path,
+    *,
+    precision: Precision | None = None,
+    built: Collection[str] = (),
+) -> Path:
     """Writes `<folder>/<name>/` for Triton, whole or not at all.
 
     A TensorRT engine is taken where there is one, else ONNX; FP16 before the others. An engine runs
@@ -38,6 +45,7 @@ def write_triton(artifact: Artifact, folder: Path, *, precision: Precision | Non
         artifact: what is served; each file's hash is compared before it is copied.
         folder: the model repository, with other models perhaps.
         precision: which of the artifact's files; None for the best that there is.
+        built: names of the engines that were just built here.
 
     Returns:
         The model's folder.
@@ -49,10 +57,10 @@ def write_triton(artifact: Artifact, folder: Path, *, precision: Precision | Non
         ResourceError: the folder cannot be written.
     """
     wanted = [pair for pair in _WANTED if precision in (None, pair[1])]
-    file = choose_file(artifact, wanted, server="Triton")
+    file = choose_file(artifact, wanted, server="Triton", built=built)
     check_class_names(artifact, _LINE_ENDS, server="Triton")
     name = model_name(artifact.name)
-    with whole_folder(folder / name) as part:
+    with whole_folder(folder / name) as (part, _):
         version = part / "1"
         version.mkdir()
         suffix = "plan" if file.target == "tensorrt" else "onnx"
@@ -106,7 +114,10 @@ def _output(artifact: Artifact, batch: list[int]) -> Iterator[str]:
 
 def _instances(file: ModelFile) -> Iterator[str]:
     if file.target == "tensorrt":
-        yield "instance_group [ { kind: KIND_GPU count: 1 } ]"
+        profiles = range(len(file.built_with.get("profiles", [])))
+        names = ", ".join(f'"{index}"' for index in profiles)
+        profile = f" profile: [ {names} ]" if names else ""
+        yield f"instance_group [ {{ kind: KIND_GPU count: 1{profile} }} ]"
         yield "optimization { cuda { graphs: true } }"
     elif file.device == "cpu":
         yield "instance_group [ { kind: KIND_CPU count: 1 } ]"

@@ -189,7 +189,7 @@ def test_tensorrt_that_is_not_there_leaves_the_onnx_files_and_the_next_step(
 
 def test_tensorrt_rtx_builds_real_engines_here(trained: Path, kdedge: Callable[..., Any]) -> None:
     pytest.importorskip("tensorrt_rtx")
-    done = kdedge("export", "--trt-rtx", "--int8", *LOOSE)
+    done = kdedge("export", "--trt-rtx", "--set", "export.precisions=[int8]", *LOOSE)
     assert done.code == 0, done.err
     engines = sorted(path.name for path in ARTIFACT.glob("*.engine"))
     assert len(engines) == 2
@@ -202,7 +202,17 @@ def test_tensorrt_rtx_builds_real_engines_here(trained: Path, kdedge: Callable[.
     again = kdedge("export", str(ARTIFACT), "--trt-rtx", "--int8")
     assert again.code == 0, again.err
     assert "Wrote" not in again.out
-    assert {file["name"] for file in read(ARTIFACT / "artifact.json")["files"]} == set(files)
+    record = read(ARTIFACT / "artifact.json")
+    assert {file["name"] for file in record["files"]} == set(files)
+
+    (int8,) = (file for file in record["files"] if file["name"] == engines[1])
+    int8 |= {"gate": "missed", "parity": record["files"][0]["parity"] | {"agreement_percent": 0}}
+    record["gates"]["agreement"]["int8"] = 50
+    (ARTIFACT / "artifact.json").write_text(json.dumps(record))
+    assert kdedge("export", str(ARTIFACT), "--trt-rtx", "--fp16").code == 0
+    done = kdedge("export", str(ARTIFACT), "--trt-rtx", "--int8")
+    assert done.code == 6
+    assert engines[1] in done.err
 
 
 @pytest.mark.parametrize(
@@ -211,6 +221,7 @@ def test_tensorrt_rtx_builds_real_engines_here(trained: Path, kdedge: Callable[.
         (("--output", "pool"), 2, "exists"),
         (("--int8", "--set", "export.precisions=[int4]"), 2, "export.precisions"),
         (("--set", "export.max_batch=0"), 2, "export.max_batch"),
+        (("--torch-trt", "--int8"), 2, "no INT8 in Torch-TensorRT"),
         (("--classes", "nothing.txt"), 2, "nothing.txt"),
         (("nowhere",), 2, "nowhere"),
     ],
@@ -228,7 +239,27 @@ def test_bad_options_are_explained(
     assert not Path("runs/tiny/02/artifacts").exists()
 
 
-def test_int8_without_unlabeled_images_is_refused(
+def test_a_missing_quantizer_is_told_before_anything_is_written(
+    trained: Path, kdedge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdedge.deploy._modelopt.find_spec", lambda name: None)
+    done = kdedge("export", "tiny/02", "--int8")
+    assert done.code == 4
+    assert "INT8 export needs nvidia-modelopt" in done.err
+    assert not Path("runs/tiny/02/artifacts").exists()
+
+
+def test_weights_beside_the_graph_count_as_the_files_size(
+    trained: Path, kdedge: Callable[..., Any]
+) -> None:
+    done = kdedge("export", "tiny/02", "--set", "export.external_data=true")
+    assert done.code == 0, done.err
+    (file,) = read(ARTIFACT / "artifact.json")["files"]
+    parts = [ARTIFACT / "model.onnx", ARTIFACT / "model.onnx.data"]
+    assert file["n_bytes"] == sum(path.stat().st_size for path in parts)
+
+
+def test_without_unlabeled_images_there_is_fp16_and_no_int8(
     trained: Path, kdedge: Callable[..., Any]
 ) -> None:
     recipe = Path("runs/tiny/02/recipe.yaml")
@@ -243,6 +274,9 @@ def test_int8_without_unlabeled_images_is_refused(
     assert done.code == 3
     assert "INT8 needs real ones" in done.err
     assert not Path("runs/tiny/02/artifacts").exists()
+    done = kdedge("export", "tiny/02", "--fp16", *LOOSE)
+    assert done.code == 0, done.err
+    assert (ARTIFACT / "model.fp16.onnx").is_file()
 
 
 def test_options_that_shape_the_graph_do_not_go_with_an_artifact(

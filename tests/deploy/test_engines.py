@@ -114,7 +114,7 @@ def snapshot(folder: Path) -> dict[str, tuple[str, int]]:
 
 def test_engines_are_built_and_listed_with_what_made_them(artifact: Artifact) -> None:
     before = snapshot(artifact.path)
-    found = build_engines(artifact, "tensorrt-rtx", ["fp32", "fp16"])
+    found, names = build_engines(artifact, "tensorrt-rtx", ["fp32", "fp16"])
     assert load_artifact(artifact.path) == found
     assert found.files[:3] == artifact.files
     for engine, source, multiplications in zip(
@@ -138,8 +138,8 @@ def test_engines_are_built_and_listed_with_what_made_them(artifact: Artifact) ->
         assert engine.built_with["multiplications"] == multiplications
         assert engine.built_with["profiles"][0] == {"min": 1, "opt": 4, "max": 4}
     after = snapshot(artifact.path)
-    names = {file.name for file in found.files[3:]}
-    assert after.keys() == before.keys() | names
+    assert names == tuple(file.name for file in found.files[3:])
+    assert after.keys() == before.keys() | set(names)
     assert all(after[name] == before[name] for name in before if name != "artifact.json")
     written = json.loads((artifact.path / "artifact.json").read_text())["files"]
     assert [file["gate"] for file in written] == ["passed"] * 3 + ["not measured"] * 2
@@ -149,12 +149,12 @@ def test_a_second_call_keeps_what_is_there(
     artifact: Artifact, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="kdedge.deploy.engines")
-    first = build_engines(artifact, "tensorrt-rtx", ["fp16"])
+    first, _ = build_engines(artifact, "tensorrt-rtx", ["fp16"])
     name = rtx.engine_name("fp16")
     assert caplog.messages[0] == f"Building {name} from model.fp16.onnx."
     before = snapshot(artifact.path)
     caplog.clear()
-    second = build_engines(load_artifact(artifact.path), "tensorrt-rtx", ["fp16"])
+    second, _ = build_engines(load_artifact(artifact.path), "tensorrt-rtx", ["fp16"])
     assert second == first
     assert snapshot(artifact.path) == before
     assert caplog.messages[0] == f"{name} is kept: it was built from this model.fp16.onnx."
@@ -162,16 +162,16 @@ def test_a_second_call_keeps_what_is_there(
 
 
 def test_an_engine_that_was_deleted_is_built_once_more(artifact: Artifact) -> None:
-    first = build_engines(artifact, "tensorrt-rtx", ["fp16"])
+    first, _ = build_engines(artifact, "tensorrt-rtx", ["fp16"])
     path = artifact.path / rtx.engine_name("fp16")
     path.unlink()
-    second = build_engines(first, "tensorrt-rtx", ["fp16"])
+    second, _ = build_engines(first, "tensorrt-rtx", ["fp16"])
     assert second.file(path.name).sha256 == sha256(path)
     assert len(second.files) == len(first.files)
 
 
 def test_an_engine_of_another_graph_is_in_the_way(artifact: Artifact) -> None:
-    built = build_engines(artifact, "tensorrt-rtx", ["fp16"])
+    built, _ = build_engines(artifact, "tensorrt-rtx", ["fp16"])
     write_model(artifact.path / "model.fp16.onnx", "fp16", factor=2.0)
     newer = built.with_files(list_model(artifact.path / "model.fp16.onnx", "fp16"))
     newer.save()
@@ -195,9 +195,9 @@ def test_an_engine_of_other_weights_beside_the_graph_is_in_the_way(artifact: Art
         files=(list_model(path, "fp32", data=data.name),),
         others={data.name: sha256(data)},
     )
-    built = build_engines(found, "tensorrt-rtx", ["fp32"])
+    built, _ = build_engines(found, "tensorrt-rtx", ["fp32"])
     assert built.files[1].built_with["onnx_data"] == sha256(data)
-    assert build_engines(built, "tensorrt-rtx", ["fp32"]) == built
+    assert build_engines(built, "tensorrt-rtx", ["fp32"])[0] == built
     data.unlink()  # onnx would write behind what is there
     write_model(path, "fp32", external=True, factor=2.0)
     assert sha256(path) == built.files[0].sha256  # the graph alone is the same
@@ -207,7 +207,7 @@ def test_an_engine_of_other_weights_beside_the_graph_is_in_the_way(artifact: Art
 
 
 def test_an_engine_that_was_changed_is_in_the_way(artifact: Artifact) -> None:
-    built = build_engines(artifact, "tensorrt-rtx", ["fp16"])
+    built, _ = build_engines(artifact, "tensorrt-rtx", ["fp16"])
     path = artifact.path / rtx.engine_name("fp16")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match=r"\.engine is not the file that was built"):
@@ -340,7 +340,7 @@ def test_building_needs_neither_torch_nor_onnx(artifact: Artifact) -> None:
         "from pathlib import Path\n"
         "from kdedge.deploy.engines import build_engines\n"
         "from kdedge.runtime.artifact import load_artifact\n"
-        "found = build_engines(load_artifact(Path(sys.argv[1])), 'tensorrt-rtx', ['fp16'])\n"
+        "found, _ = build_engines(load_artifact(Path(sys.argv[1])), 'tensorrt-rtx', ['fp16'])\n"
         "print(found.files[-1].name)\n"
     )
     done = subprocess.run(

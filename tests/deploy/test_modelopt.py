@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kdedge.deploy import _modelopt
 from kdedge.deploy._modelopt import Calibration, insert_qdq
 from kdedge.deploy.half import absolute_maxima
 from kdedge.errors import GateError, MissingPackage, ResourceError
@@ -108,7 +108,7 @@ def test_its_errors_are_told_in_our_log_and_its_other_lines_are_dropped(
 def test_where_it_is_not_installed_the_extra_is_named(
     folded_graph: Any, folded_images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "modelopt.onnx", None)
+    monkeypatch.setattr(_modelopt, "find_spec", lambda name: None)
     with pytest.raises(MissingPackage, match=r"nvidia-modelopt.*\n.*kdedge\[export\]"):
         insert_qdq(folded_graph, tmp_path / "model.onnx", folded_images, method="max")
     assert list(tmp_path.iterdir()) == []

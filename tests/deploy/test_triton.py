@@ -25,7 +25,7 @@ FIELDS: dict[str, Any] = {
     "input": [{"name": str, "data_type": "enum", "dims": [int]}],
     "output": [{"name": str, "data_type": "enum", "dims": [int], "label_filename": str}],
     "dynamic_batching": {"max_queue_delay_microseconds": int},
-    "instance_group": [{"kind": "enum", "count": int}],
+    "instance_group": [{"kind": "enum", "count": int, "profile": [str]}],
     "optimization": {"cuda": {"graphs": bool}},
     "model_warmup": [
         {
@@ -192,6 +192,37 @@ def test_an_engine_goes_before_onnx_and_runs_on_the_gpu(artifact: Artifact, tmp_
     assert values["instance_group"] == [{"kind": "KIND_GPU", "count": 1}]
     assert values["optimization"] == {"cuda": {"graphs": True}}
     assert ENGINE in text.splitlines()[0]
+
+
+def test_all_profiles_of_an_engine_are_served(artifact: Artifact, tmp_path: Path) -> None:
+    profiles = [{"min": 1, "opt": 32, "max": 32}, {"min": 1, "opt": 1, "max": 1}]
+    folder = write_triton(with_engine(artifact, built_with={"profiles": profiles}), tmp_path)
+    (group,) = parse((folder / "config.pbtxt").read_text())["instance_group"]
+    assert group == {"kind": "KIND_GPU", "count": 1, "profile": ["0", "1"]}
+
+
+def test_of_several_machines_engines_the_one_that_was_built_here_is_served(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    other = "model.fp16.trt11.4.0-sm90.engine"
+    both = with_engine(with_engine(artifact), other)
+    with pytest.raises(DataError, match=rf"2 engines in fp16.*{ENGINE}, {other}"):
+        write_triton(both, tmp_path)
+    assert list(tmp_path.iterdir()) == [artifact.path]
+    folder = write_triton(both, tmp_path, built=["model.onnx", other])
+    assert tree(folder)["1/model.plan"] == f"bytes of {other}".encode()
+
+
+def test_a_file_that_missed_its_gate_is_passed_over_aloud(
+    artifact: Artifact, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    folder = write_triton(with_engine(artifact, gate="missed"), tmp_path)
+    assert tree(folder)["1/model.onnx"] == b"bytes of model.fp16.onnx"
+    assert caplog.messages == [
+        f"Triton gets another file: {ENGINE} missed its gate.",
+        "Triton gets model.fp16.onnx.",
+    ]
 
 
 def test_an_engine_of_tensorrt_rtx_is_never_taken(artifact: Artifact, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from kdedge.deploy.targets._callbacks import Cancel, in_a_thread, make_cancel, m
 from kdedge.deploy.targets._layers import (
     Product,
     check_precision,
-    check_quantized,
     count_types,
     find_products,
     summarize_layers,
@@ -57,15 +56,12 @@ class EngineRequest:
         precision: what the graph must hold; it is checked, not converted.
         batch: `dynamic` for 1 to `max_batch` images, or the one number.
         max_batch: the largest batch of a dynamic graph.
-        workspace_bytes: scratch memory that the builder may use; None for TensorRT's own default,
-            which is all of the device's memory.
     """
 
     onnx_path: Path
     precision: Precision
     batch: Literal["dynamic"] | int
     max_batch: int
-    workspace_bytes: int | None = None
 
     @property
     def batches(self) -> tuple[int, int]:
@@ -114,6 +110,12 @@ class EngineBuilder:
             ResourceError: memory or disk ran out.
         """
         refuse_existing(path)
+        if request.precision == "int8" and not self.is_strongly_typed:
+            raise SetupError(
+                f"{self._title} cannot build {request.onnx_path}: the scales of its INT8 are in"
+                " half precision (opset 19), which TensorRT reads since 10.\n"
+                "  Leave --int8 out here, or install TensorRT 10 (on a Jetson: JetPack 6.1)."
+            )
         began = time.monotonic()
         cancel = make_cancel(self._module)
         data, record = in_a_thread(
@@ -168,8 +170,6 @@ class EngineBuilder:
             )
         if self.is_strongly_typed:
             check_precision(products, request.precision, request.onnx_path)
-        elif request.precision == "int8":
-            check_quantized(products, request.onnx_path)
         return products
 
     def _network_flags(self) -> int:
@@ -179,16 +179,9 @@ class EngineBuilder:
         return 0 if flag is None else 1 << int(flag)
 
     def _set_flags(self, config: Any, request: EngineRequest) -> None:
-        """Memory, and on 8 the precisions that its builder may pick from."""
-        if request.workspace_bytes is not None:
-            config.set_memory_pool_limit(
-                self._trt.MemoryPoolType.WORKSPACE, request.workspace_bytes
-            )
-        if self.is_strongly_typed:
-            return
-        wanted = {"fp32": (), "fp16": ("FP16",), "int8": ("FP16", "INT8")}[request.precision]
-        for name in wanted:
-            config.set_flag(getattr(self._trt.BuilderFlag, name))
+        """On 8, the precision that its builder may pick beside float32."""
+        if not self.is_strongly_typed and request.precision == "fp16":
+            config.set_flag(self._trt.BuilderFlag.FP16)
 
     def _flag_names(self, config: Any) -> list[str]:
         known = self._trt.BuilderFlag.__members__
@@ -251,7 +244,7 @@ class EngineBuilder:
         text = engine.create_engine_inspector().get_engine_information(
             self._trt.LayerInformationFormat.JSON
         )
-        return summarize_layers(text)
+        return summarize_layers(text) or _NOT_MEASURED
 
     def _parse_failure(self, parser: Any, said: Any, request: EngineRequest) -> KdedgeError:
         """The error for a graph that the parser refuses, with each node's name and operator."""

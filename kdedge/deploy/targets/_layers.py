@@ -37,7 +37,7 @@ class Product:
 
 
 def find_products(network: Any) -> list[Product]:
-    """The matrix products and convolutions of a parsed, strongly typed network."""
+    """The matrix products and convolutions of a parsed network."""
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     makers = {
         layer.get_output(index).name: layer
@@ -96,12 +96,6 @@ def check_precision(products: Sequence[Product], precision: Precision, path: Pat
         raise _wrong_precision(wrong, len(products), precision, path)
 
 
-def check_quantized(products: Sequence[Product], path: Path) -> None:
-    """Raises DataError where nothing works in 8-bit integers."""
-    if not any(item.is_int8 for item in products):
-        raise _wrong_precision(products, len(products), "int8", path)
-
-
 def _wrong_precision(
     wrong: Sequence[Product], n_products: int, precision: Precision, path: Path
 ) -> DataError:
@@ -120,7 +114,7 @@ def _wrong_precision(
     )
 
 
-def summarize_layers(information: str) -> dict[str, Any]:
+def summarize_layers(information: str) -> dict[str, Any] | None:
     """Counts an engine's layers.
 
     Args:
@@ -129,9 +123,12 @@ def summarize_layers(information: str) -> dict[str, Any]:
 
     Returns:
         `types`: layers by type; `fused_attention`: those that are one kernel for a whole
-        attention, whose names or kernels hold "mha".
+        attention, whose names or kernels hold "mha". None where it is no JSON object.
     """
-    layers = json.loads(information).get("Layers", [])
+    try:
+        layers = json.loads(information)["Layers"]
+    except (ValueError, KeyError, TypeError):
+        return None
     entries = [layer if isinstance(layer, dict) else {"Name": layer} for layer in layers]
     names = [f"{entry.get('Name')} {entry.get('TacticName')}".lower() for entry in entries]
     return {

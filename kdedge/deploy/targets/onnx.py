@@ -20,8 +20,9 @@ from typing import Any, Literal
 import torch
 
 from kdedge._files import explain_os_error
+from kdedge.deploy._onnx_graph import MAX_WEIGHT_BYTES
 from kdedge.deploy.fold import FoldedModel
-from kdedge.errors import MissingPackage
+from kdedge.errors import MissingPackage, RecipeError
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME
 
 NAME = "onnx"
@@ -68,6 +69,7 @@ def export(
 
     Raises:
         MissingPackage: onnx or onnxscript is not installed.
+        RecipeError: the weights are more than one file holds.
         ResourceError: the file cannot be written.
     """
     check_environment()
@@ -79,6 +81,12 @@ def export(
     for key, value in (metadata or {}).items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         proto.metadata_props.add(key=key, value=text)
+    n_bytes = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
+    if not external_data and n_bytes > MAX_WEIGHT_BYTES:
+        raise RecipeError(
+            f"{path.name} would hold {n_bytes / 1e9:.2f} GB of weights; one ONNX file holds 2.1 GB."
+            "\n  Put them beside it: --set export.external_data=true"
+        )
     try:
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     except OSError as error:

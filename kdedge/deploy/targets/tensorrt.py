@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -65,7 +66,6 @@ def export(
     precision: Precision,
     max_batch: int = 32,
     batch: Literal["dynamic"] | int = "dynamic",
-    workspace_bytes: int | None = None,
 ) -> BuiltEngine:
     """Builds an engine from an ONNX file that holds the precision already.
 
@@ -75,7 +75,6 @@ def export(
         precision: checked against the graph.
         max_batch: the largest batch of a dynamic graph.
         batch: `dynamic`, or the one batch size.
-        workspace_bytes: scratch memory for the builder; None for TensorRT's default.
 
     Raises:
         DataError: the graph is broken or of another precision, or the engine exists.
@@ -85,7 +84,7 @@ def export(
     module, device = _find()
     cache = timing_cache_path(_tag(module, device), os.environ)
     builder = EngineBuilder(module, title="TensorRT", timing_cache=cache, has_gpu=True)
-    request = EngineRequest(onnx_path, precision, batch, max_batch, workspace_bytes)
+    request = EngineRequest(onnx_path, precision, batch, max_batch)
     built = builder.build(request, folder / engine_name(precision))
     return BuiltEngine(built.path, describe() | built.built_with)
 
@@ -99,16 +98,17 @@ def _find() -> tuple[ModuleType, CudaDevice]:
 
 
 def _tag(module: ModuleType, device: CudaDevice) -> str:
-    """What an engine depends on: the version and the compute capability."""
+    """What an engine depends on: the version, the compute capability and the GPU."""
     version = ".".join(module.__version__.split(".")[:3])
-    return "trt{}-sm{}{}".format(version, *device.compute_capability)
+    gpu = re.sub("[^a-z0-9]+", "-", device.name.lower()).strip("-")
+    return "trt{}-sm{}{}-{}".format(version, *device.compute_capability, gpu)
 
 
 def timing_cache_path(tag: str, environment: Mapping[str, str]) -> Path:
     """Where the measurements of a device's kernels are kept.
 
     Args:
-        tag: version and compute capability.
+        tag: version, compute capability and GPU.
         environment: may move the user's caches by XDG_CACHE_HOME.
     """
     home = environment.get("XDG_CACHE_HOME")

@@ -52,7 +52,6 @@ def export(
     precision: Precision,
     max_batch: int = 32,
     batch: Literal["dynamic"] | int = "dynamic",
-    workspace_bytes: int | None = None,
 ) -> BuiltEngine:
     """Builds a portable engine from an ONNX file that holds the precision already.
 
@@ -62,7 +61,6 @@ def export(
         precision: checked against the graph.
         max_batch: the largest batch of a dynamic graph.
         batch: `dynamic`, or the one batch size.
-        workspace_bytes: scratch memory for the builder; None for its default.
 
     Raises:
         DataError: the graph is broken or of another precision, or the engine exists.
@@ -70,7 +68,7 @@ def export(
         ResourceError: memory or disk ran out.
     """
     builder = EngineBuilder(_find(), title="TensorRT-RTX", timing_cache=None, has_gpu=_has_gpu())
-    request = EngineRequest(onnx_path, precision, batch, max_batch, workspace_bytes)
+    request = EngineRequest(onnx_path, precision, batch, max_batch)
     built = builder.build(request, folder / engine_name(precision))
     return BuiltEngine(built.path, describe() | built.built_with)
 

@@ -8,6 +8,7 @@ precision is the module's own.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import time
 from collections.abc import Sequence
@@ -16,16 +17,26 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from kdedge._files import sha256_file, write_atomic
 from kdedge.deploy.fold import FoldedModel
+from kdedge.deploy.parity import misses, parity_on_smoke_set
 from kdedge.deploy.targets._engine import refuse_existing
 from kdedge.errors import MissingPackage, RecipeError, SetupError
-from kdedge.runtime.artifact import Artifact, ModelFile, Precision
+from kdedge.runtime.artifact import Artifact, Gate, ModelFile, Precision
 
 NAME = "torch-tensorrt"
+DEVICE = "cuda"
+
+NO_INT8 = (
+    "Torch-TensorRT gets no INT8 program: its quantizer, ModelOpt's for torch, misses the queries,"
+    " keys and values of CLIP's attention.\n"
+    "  Build INT8 engines from the ONNX file: --trt --int8; or leave --int8 out."
+)
 
 
 class _FloatNorm(nn.LayerNorm):
@@ -93,28 +104,28 @@ def describe() -> dict[str, Any]:
 
 def add_programs(
     artifact: Artifact, model: FoldedModel, precisions: Sequence[Precision]
-) -> Artifact:
-    """Compiles programs into an artifact.
+) -> tuple[Artifact, tuple[str, ...]]:
+    """Compiles programs into an artifact, and measures them on its smoke set.
 
     Args:
         artifact: gets an entry for each program, and is saved after each.
         model: the folded model that the artifact's ONNX files were made from.
         precisions: fp32 or fp16.
 
+    Returns:
+        The artifact with the programs' entries, and their names.
+
     Raises:
         RecipeError: int8 is among them.
         MissingPackage: torch-tensorrt is not installed.
         SetupError: there is no CUDA device.
-        DataError: a program exists.
+        DataError: a program exists, or the artifact's smoke set is damaged.
         ResourceError: the disk is full.
     """
     if "int8" in precisions:
-        raise RecipeError(
-            "Torch-TensorRT gets no INT8 program: its quantizer, ModelOpt's for torch, misses the"
-            " queries, keys and values of CLIP's attention.\n"
-            "  Build INT8 engines from the ONNX file: --trt --int8; or leave --int8 out."
-        )
+        raise RecipeError(NO_INT8)
     check_environment()
+    names = []
     about = describe()
     version = ".".join(about["version"].split("+")[0].split(".")[:3])
     tag = f"torchtrt{version}-sm{about['compute_capability'].replace('.', '')}"
@@ -139,7 +150,44 @@ def add_programs(
         )
         artifact = artifact.with_files(entry)
         artifact.save()
-    return artifact
+        parity = parity_on_smoke_set(artifact, Program(path, artifact.batches))
+        gate: Gate = "missed" if misses(parity, precision, artifact.gates) else "passed"
+        artifact = artifact.with_files(dataclasses.replace(entry, parity=parity, gate=gate))
+        artifact.save()
+        names.append(path.name)
+    return artifact, tuple(names)
+
+
+class Program:
+    """A compiled program, run as a `runtime.backends` backend.
+
+    Args:
+        path: a file of `export`.
+        batches: the smallest and the largest batch.
+    """
+
+    name = NAME
+
+    def __init__(self, path: Path, batches: tuple[int, int]) -> None:
+        self._about = describe()
+        self._module = torch.export.load(path).module().to(DEVICE)
+        self.batches: tuple[int, int | None] = batches
+
+    @torch.no_grad()
+    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """[B, 3, S, S] -> logits [B, C]."""
+        logits: npt.NDArray[np.float32] = (
+            self._module(torch.from_numpy(images).to(DEVICE)).float().cpu().numpy()
+        )
+        return logits
+
+    def describe(self) -> str:
+        """What runs it and on what."""
+        return "{tool} {version} {device}".format(**self._about)
+
+    def close(self) -> None:
+        """Gives back the memory."""
+        del self._module
 
 
 def export(
@@ -168,7 +216,7 @@ def export(
     torch_tensorrt = _find()
     refuse_existing(path)
     program, example = trace(
-        model, precision=precision, size_px=size_px, batches=batches, device="cuda"
+        model, precision=precision, size_px=size_px, batches=batches, device=DEVICE
     )
     low, high = batches
     shape = example.shape[1:]

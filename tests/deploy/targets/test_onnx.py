@@ -17,7 +17,7 @@ from torch import Tensor
 from kdedge.clip.backbone import Backbone
 from kdedge.deploy.fold import FoldedModel, fold
 from kdedge.deploy.targets.onnx import OPSET, export
-from kdedge.errors import ResourceError
+from kdedge.errors import RecipeError, ResourceError
 from kdedge.methods import promptkd
 
 onnx = pytest.importorskip("onnx")
@@ -168,3 +168,15 @@ def test_a_full_disk_leaves_nothing_behind(
     with pytest.raises(ResourceError, match="disk is full"):
         export(fold_student(), folder / "model.onnx", size_px=32)
     assert list(folder.iterdir()) == []
+
+
+def test_weights_beyond_one_file_have_to_lie_beside_it(
+    fold_student: Callable[..., FoldedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdedge.deploy.targets.onnx.MAX_WEIGHT_BYTES", 10_000)
+    model = fold_student()
+    with pytest.raises(RecipeError, match=r"--set export\.external_data=true"):
+        export(model, tmp_path / "model.onnx", size_px=32)
+    assert list(tmp_path.iterdir()) == []
+    export(model, tmp_path / "model.onnx", size_px=32, external_data=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "model.onnx.data"}

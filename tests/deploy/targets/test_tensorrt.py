@@ -7,7 +7,6 @@ what it has more recorded.
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import enum
 import importlib
 import json
@@ -78,10 +77,6 @@ class Config:
     def get_flag(self, flag: PrecisionFlags) -> bool:
         return flag in self.version.flags
 
-    def set_memory_pool_limit(self, *limit: Any) -> None:
-        self.version.limits.append(limit)
-        self.real.set_memory_pool_limit(*limit)
-
     def create_timing_cache(self, data: bytes) -> Any:
         return None if data.startswith(b"torn") else data
 
@@ -108,7 +103,6 @@ class Version:
         networks: the flags of each network.
         flags: the builder flags that were set.
         settings: attributes of the build configuration that were set.
-        limits: memory pools and bytes.
         caches: the timing caches that were taken.
         instead: called for the engine in place of RTX's builder, with the log.
     """
@@ -119,7 +113,6 @@ class Version:
         self.networks: list[int] = []
         self.flags: list[PrecisionFlags] = []
         self.settings: dict[str, Any] = {}
-        self.limits: list[Any] = []
         self.caches: list[bytes] = []
         self.instead: Callable[[Any], Any] | None = None
         self.module = ModuleType("tensorrt")
@@ -469,7 +462,7 @@ def test_an_engine_is_named_and_described_after_the_version_and_the_device(
     version.module.Runtime = lambda log: runtime
     monkeypatch.setitem(sys.modules, "tensorrt", version.module)
     built = target.export(onnx_files["fp16"], tmp_path, precision="fp16", max_batch=4)
-    assert built.path == tmp_path / "model.fp16.trt10.16.2-sm87.engine"
+    assert built.path == tmp_path / "model.fp16.trt10.16.2-sm87-orin.engine"
     assert built.path.stat().st_size > 100_000
     about = {key: built.built_with[key] for key in target.describe()}
     assert about == {
@@ -479,7 +472,7 @@ def test_an_engine_is_named_and_described_after_the_version_and_the_device(
         "compute_capability": "8.7",
     }
     assert built.built_with["layers"] == {"types": {"unknown": 1}, "fused_attention": 1}
-    assert [path.name for path in device.iterdir()] == ["trt10.16.2-sm87.cache"]
+    assert [path.name for path in device.iterdir()] == ["trt10.16.2-sm87-orin.cache"]
 
 
 # One builder for every version
@@ -507,7 +500,6 @@ def test_version_10_builds_what_the_file_holds_and_sets_no_precision_flag(
         ("fp32", "fp32", []),
         ("fp16", "fp16", ["FP16"]),
         ("fp32", "fp16", ["FP16"]),  # its builder picks each layer's precision
-        ("int8", "int8", ["FP16", "INT8"]),
     ],
 )
 def test_version_8_is_given_the_precisions_by_flags(
@@ -526,12 +518,16 @@ def test_version_8_is_given_the_precisions_by_flags(
     assert "progress_monitor" not in version_8.settings
 
 
-def test_version_8_too_needs_a_quantized_graph_for_int8(
+def test_version_8_is_given_no_int8_which_it_would_misread(
     version_8: Version, onnx_files: dict[str, Path], tmp_path: Path
 ) -> None:
-    request = EngineRequest(onnx_files["fp16"], "int8", "dynamic", 4)
-    with pytest.raises(DataError, match=r"is not int8: patch_conv/Conv works in half precision"):
+    request = EngineRequest(onnx_files["int8"], "int8", "dynamic", 4)
+    with pytest.raises(
+        SetupError, match=r"half precision \(opset 19\).*since 10\.\n.*JetPack 6\.1"
+    ):
         version_8.builder().build(request, tmp_path / "a.engine")
+    assert version_8.networks == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_version_8_too_needs_a_graph_with_products(
@@ -539,7 +535,7 @@ def test_version_8_too_needs_a_graph_with_products(
 ) -> None:
     shape = ("batch", 3, 32, 32)
     path = write_graph(tmp_path / "a.onnx", {"images": shape}, [("Relu", ("images",))], shape)
-    request = EngineRequest(path, "int8", "dynamic", 4)
+    request = EngineRequest(path, "fp16", "dynamic", 4)
     with pytest.raises(DataError, match="is no image encoder"):
         version_8.builder().build(request, tmp_path / "a.engine")
 
@@ -550,15 +546,6 @@ def test_a_version_without_network_flags_is_asked_for_none(
     version = Version("12.0.0", NoNetworkFlags)
     version.builder().build(small, tmp_path / "a.engine")
     assert version.networks == [0]
-
-
-def test_memory_is_limited_only_where_a_limit_is_given(
-    version_10: Version, small: EngineRequest, tmp_path: Path
-) -> None:
-    for index, n_bytes in enumerate((None, 1 << 30)):
-        request = dataclasses.replace(small, workspace_bytes=n_bytes)
-        version_10.builder().build(request, tmp_path / f"{index}.engine")
-    assert version_10.limits == [(tensorrt_rtx.MemoryPoolType.WORKSPACE, 1 << 30)]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import logging
 import os
@@ -342,21 +341,6 @@ def test_a_full_disk_leaves_nothing_behind(
     ):
         target.export(onnx_files["fp16"], folder, precision="fp16", max_batch=4)
     assert list(folder.iterdir()) == []
-
-
-def test_too_little_workspace_is_told_with_the_packages_reason(
-    builder: EngineBuilder, request_fp16: EngineRequest, tmp_path: Path
-) -> None:
-    request = dataclasses.replace(request_fp16, workspace_bytes=1 << 20)
-    with pytest.raises(SetupError) as caught:
-        builder.build(request, tmp_path / "a.engine")
-    said = str(caught.value).splitlines()
-    assert said[0] == (
-        f"TensorRT-RTX {tensorrt_rtx.__version__} could not build {request.onnx_path}."
-    )
-    assert "workspace" in said[1]
-    assert said[2] == "  `kdedge doctor` shows the driver and the versions here."
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_build_that_fails_lets_go_of_its_builder_at_once(

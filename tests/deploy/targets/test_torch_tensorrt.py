@@ -10,15 +10,18 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from kdedge._files import sha256_file
 from kdedge.deploy.fold import FoldedModel
+from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
 from kdedge.deploy.targets import torch_tensorrt as target
 from kdedge.errors import DataError, MissingPackage, RecipeError, ResourceError, SetupError
 from kdedge.runtime.artifact import Artifact, load_artifact
+from kdedge.runtime.classify import to_input
 from kdedge.runtime.preprocess import Preprocess
 
 
@@ -54,14 +57,8 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         dynamo=SimpleNamespace(compile=compile_program),
         save=save,
     )
-    trace = target.trace
-
-    def trace_on_cpu(*arguments: Any, device: str, **options: Any) -> Any:
-        assert device == "cuda"
-        return trace(*arguments, device="cpu", **options)
-
     monkeypatch.setitem(sys.modules, "torch_tensorrt", module)
-    monkeypatch.setattr(target, "trace", trace_on_cpu)
+    monkeypatch.setattr(target, "DEVICE", "cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L4")
@@ -69,9 +66,13 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 @pytest.fixture
-def artifact(tmp_path: Path) -> Artifact:
+def artifact(tmp_path: Path, tiny_model: FoldedModel) -> Artifact:
+    """An artifact whose smoke set holds the model's answers."""
     folder = tmp_path / "artifact"
     folder.mkdir()
+    pixels = np.random.default_rng(1).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    logits = tiny_model(torch.from_numpy(to_input(pixels, "float"))).numpy()
+    write_smoke_set(folder / SMOKE_SET, pixels, logits)
     found = Artifact(
         path=folder,
         name="tiny",
@@ -81,6 +82,8 @@ def artifact(tmp_path: Path) -> Artifact:
         head="scores",
         max_batch=4,
         batch="dynamic",
+        others={SMOKE_SET: sha256_file(folder / SMOKE_SET)},
+        gates={"agreement": {"fp32": 100, "fp16": 50}, "max_drop": 1},
     )
     found.save()
     return found
@@ -203,15 +206,22 @@ def test_a_fixed_program_is_compiled_for_its_one_batch(
 def test_programs_are_listed_in_the_artifact(
     recorder: Any, tiny_model: FoldedModel, artifact: Artifact
 ) -> None:
-    found = target.add_programs(artifact, tiny_model, ["fp16", "fp32"])
+    found, names = target.add_programs(artifact, tiny_model, ["fp16", "fp32"])
     assert load_artifact(artifact.path) == found
-    assert [file.name for file in found.files] == [
-        "model.fp16.torchtrt2.13.0-sm89.pt2",
-        "model.fp32.torchtrt2.13.0-sm89.pt2",
-    ]
+    assert (
+        list(names)
+        == [file.name for file in found.files]
+        == [
+            "model.fp16.torchtrt2.13.0-sm89.pt2",
+            "model.fp32.torchtrt2.13.0-sm89.pt2",
+        ]
+    )
     for file in found.files:
         assert file.target == "torch-tensorrt"
-        assert file.gate == "not measured"
+        assert file.gate == "passed"
+        assert file.parity is not None
+        assert file.parity.runtime == "Torch-TensorRT 2.13.0+cu130 NVIDIA L4"
+        assert file.parity.mean_softmax_distance < (1e-6 if file.precision == "fp32" else 0.02)
         assert file.n_bytes == (artifact.path / file.name).stat().st_size
         assert file.sha256 == sha256_file(artifact.path / file.name)
         about = {key: value for key, value in file.built_with.items() if key != "seconds"}
