@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from kdedge.runtime.classify import Answer, Prediction, Unusable
+from kdedge.runtime.classify import Answer, Prediction, Result, Unusable
 
 FORMATS = ("text", "csv", "jsonl")
 _MAX_KEY_COLUMN = 60
@@ -21,7 +21,7 @@ class Lines(Protocol):
         """The first line, where the format has one."""
         ...
 
-    def line(self, result: Prediction | Unusable) -> str:
+    def line(self, result: Result) -> str:
         """The line of one image."""
         ...
 
@@ -45,7 +45,7 @@ def lines_as(
 def column_widths(keys: Sequence[str], class_names: Sequence[str]) -> tuple[int, int]:
     """The widths that align text on a terminal, for the keys and the class names."""
     longest = max((len(_visible(key)) for key in keys), default=0)
-    return min(longest, _MAX_KEY_COLUMN), max(map(len, class_names))
+    return min(longest, _MAX_KEY_COLUMN), max(len(_visible(name)) for name in class_names)
 
 
 def named(answer: Answer, min_score: float | None) -> bool:
@@ -62,14 +62,16 @@ class _Text:
     def heading(self) -> None:
         return None
 
-    def line(self, result: Prediction | Unusable) -> str:
+    def line(self, result: Result) -> str:
         key = _visible(result.key).ljust(self._columns[0])
-        if isinstance(result, Unusable):
-            return f"{key}  unreadable: {result.reason}"
+        if not isinstance(result, Prediction):
+            what = "unreadable" if isinstance(result, Unusable) else "no answer"
+            return f"{key}  {what}: {result.reason}"
         cells = [key]
         for answer in result.top:
             is_named = answer is not result.top[0] or named(answer, self._min_score)
-            cells.append((answer.class_name if is_named else "-").ljust(self._columns[1]))
+            name = _visible(answer.class_name) if is_named else "-"
+            cells.append(name.ljust(self._columns[1]))
             if answer.score_percent is not None:
                 width = 6 if self._columns[1] else 0
                 cells.append(f"{answer.score_percent:{width}.2f} %")
@@ -86,8 +88,8 @@ class _Csv:
             names += [f"class_{rank}", f"score_percent_{rank}"]
         return _csv_row([*names, "error"])
 
-    def line(self, result: Prediction | Unusable) -> str:
-        if isinstance(result, Unusable):
+    def line(self, result: Result) -> str:
+        if not isinstance(result, Prediction):
             return _csv_row([_text(result.key), *[""] * (2 * self._top), result.reason])
         cells: list[str] = []
         for answer in result.top:
@@ -105,9 +107,9 @@ class _JsonLines:
     def heading(self) -> None:
         return None
 
-    def line(self, result: Prediction | Unusable) -> str:
+    def line(self, result: Result) -> str:
         values: dict[str, Any] = {"image": _text(result.key)}
-        if isinstance(result, Unusable):
+        if not isinstance(result, Prediction):
             values["error"] = result.reason
         else:
             best = result.top[0]
@@ -126,13 +128,13 @@ def _csv_row(cells: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def _text(key: str) -> str:
+def _text(name: str) -> str:
     """A key that can be encoded: file names need not be UTF-8."""
-    return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _visible(key: str) -> str:
-    """A key in one line, without what would steer a terminal."""
+def _visible(name: str) -> str:
+    """A key or a class name in one line, without what would steer a terminal."""
     return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in _text(key)
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in _text(name)
     )

@@ -92,7 +92,7 @@ def main() -> NoReturn:
     """Runs the command of this process's arguments and exits with its code."""
     signal.signal(signal.SIGTERM, _terminate)
     code = run(sys.argv[1:])
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # the last: stderr is closed
         sys.stderr.flush()
     sys.exit(code)
 
@@ -111,7 +111,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with cli.make_context("kdedge", list(arguments)) as ctx:
             cli.invoke(ctx)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed, as by >&-
+            sys.stdout.flush()
     except BaseException as error:
         return _report(error, arguments, vars(error).get("run_log"))
     return 0
@@ -141,8 +142,8 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
     if _is_out_of_memory(error):
         return _say(
             f"memory ran out: {_one_line(error)}.\n"
-            "  Use smaller batches (--set optim.batch_size=4), a smaller backbone, or close other"
-            " programs.",
+            "  Use smaller batches (--set optim.batch_size=4; predict: --batch 1), a smaller"
+            " backbone, or close other programs.",
             7,
         )
     return _report_bug(error, arguments, run_log)
@@ -196,7 +197,7 @@ def _close_pipe() -> int:
 
 def _drop_stdout() -> None:
     """Lets what is left in stdout's buffer go nowhere: Python flushes it once more at exit."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -21,7 +21,7 @@ from kdedge.data.sources._protocol import read_file
 from kdedge.data.sources.folder import open_source
 from kdedge.errors import DataError, KdedgeError
 from kdedge.runtime.artifact import Precision
-from kdedge.runtime.classify import Classifier, Picture, Prediction, Unusable
+from kdedge.runtime.classify import Classifier, NoAnswer, Picture, Result, Unusable
 from kdedge.runtime.frames import frames_from_camera, frames_from_stream
 from kdedge.runtime.preprocess import UnusableImage
 
@@ -52,12 +52,13 @@ _BLOCK_BYTES = 1 << 16
     default="text",
     show_default=True,
     help="csv has a heading; jsonl is one JSON object a line. In both, `error` says why an image"
-    " cannot be read.",
+    " has no answer.",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the lines here instead of to stdout, each as it comes. Must not exist.",
+    help="Write the lines here instead of to stdout, each as it comes. Must not exist; without any"
+    " line it is not kept.",
 )
 @click.option(
     "--precision",
@@ -74,7 +75,12 @@ _BLOCK_BYTES = 1 << 16
     metavar="N",
     help="Images at once. [default: as many as the artifact takes; 1 for - and cameras]",
 )
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads of the CPU.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads of the CPU, for the model and for decoding images each.",
+)
 def command(
     artifact: Path,
     paths: tuple[str, ...],
@@ -98,8 +104,7 @@ def command(
     where any image was classified and 3 where none was.
     """
     _check_what_to_read(paths, camera)
-    if output is not None and output.exists():
-        raise click.UsageError(f"{output} exists, and nothing is overwritten. Name another file.")
+    _check_output(output)
     wanted = _stream(camera) if camera is not None or paths == ("-",) else _listed(paths)
     classifier = Classifier.load(artifact, precision=precision, backend=backend, n_threads=threads)
     try:
@@ -114,7 +119,7 @@ def command(
             results, wanted.keys, classifier, _Looks(kind, top, min_score), output=output
         )
         if not counts["classified"] + counts["unsure"]:
-            raise _nothing_classified(counts["unreadable"], classifier)
+            raise _nothing_classified(counts, classifier)
     finally:
         classifier.backend.close()
 
@@ -152,10 +157,23 @@ def _check_what_to_read(paths: Sequence[str], camera: int | None) -> None:
         raise click.UsageError("--camera and PATH: name one of them.")
     if camera is None and not paths:
         raise click.UsageError("Name images, a folder, - for standard input, or --camera N.")
+    if "" in paths:
+        raise click.UsageError("PATH is empty: name an image or a folder, as in . for this one.")
     if "-" in paths and len(paths) > 1:
         raise click.UsageError("- (standard input) cannot be combined with other paths.")
     if "-" in paths and (sys.stdin is None or sys.stdin.isatty()):
         raise click.UsageError("Standard input is not a pipe or a file: pipe an image into it.")
+
+
+def _check_output(output: Path | None) -> None:
+    if output is None:
+        return
+    try:
+        is_there = output.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        raise explain_os_error(error, output) from error
+    if is_there:
+        raise click.UsageError(f"{output} exists, and nothing is overwritten. Name another file.")
 
 
 def _stream(camera: int | None) -> _Wanted:
@@ -176,11 +194,16 @@ def _listed(paths: Sequence[str]) -> _Wanted:
     readers: list[Iterator[Picture]] = []
     for name in paths:
         path = Path(name)
-        if path.is_dir():
+        try:
+            is_folder, is_there = path.is_dir(), path.exists()
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise DataError(f"{name} cannot be read: {reason}.") from error
+        if is_folder:
             source = open_source(path, class_names=(), labeled=False)
             keys += [str(path / item.key) for item in source.items]
             readers.append(_read(source.read, range(len(source.items))))
-        elif path.exists():
+        elif is_there:
             keys.append(name)
             readers.append(_read(read_file, [path]))
         else:
@@ -198,7 +221,7 @@ def _read(read: Any, places: Iterable[Any]) -> Iterator[Picture]:
 
 
 def _write_all(
-    results: Iterable[Prediction | Unusable],
+    results: Iterable[Result],
     keys: Sequence[str] | None,
     classifier: Classifier,
     looks: _Looks,
@@ -206,7 +229,7 @@ def _write_all(
     output: Path | None,
 ) -> Counter[str]:
     """Writes a line for each result as soon as it is there; counts, and at the end says, what."""
-    is_shown = output is None and sys.stdout.isatty()
+    is_shown = output is None and sys.stdout is not None and sys.stdout.isatty()
     names = classifier.artifact.class_names
     lines = lines_as(
         looks.kind,
@@ -218,8 +241,7 @@ def _write_all(
     n_images = 0 if is_shown or keys is None else len(keys)
     counts: Counter[str] = Counter()
     try:
-        with _bar(n_images) as advance, _opened(output) as write:
-            write(lines.heading())
+        with _bar(n_images) as advance, _opened(output, lines.heading()) as write:
             for result in results:
                 write(lines.line(result))
                 counts[_kind(result, looks.min_score)] += 1
@@ -243,34 +265,49 @@ def _bar(n_images: int) -> Iterator[Callable[[int], None]]:
         yield advance
 
 
-def _kind(result: Prediction | Unusable, min_score: float | None) -> str:
+def _kind(result: Result, min_score: float | None) -> str:
     if isinstance(result, Unusable):
         return "unreadable"
+    if isinstance(result, NoAnswer):
+        return "unanswered"
     return "classified" if named(result.top[0], min_score) else "unsure"
 
 
 @contextlib.contextmanager
-def _opened(output: Path | None) -> Iterator[Callable[[str | None], None]]:
-    """Context with what writes one line to stdout or to a new file, which keeps it in any case."""
+def _opened(output: Path | None, heading: str | None) -> Iterator[Callable[[str], None]]:
+    """Context with what writes one line to stdout or to a new file, below its heading.
+
+    The file keeps the lines in any case, and is not kept without any.
+    """
     if output is None:
-        yield lambda line: None if line is None else click.echo(line)
+        if heading is not None:
+            click.echo(heading)
+        yield click.echo
         return
     try:
         file = output.open("x", encoding="utf-8", newline="")
     except OSError as error:
         raise explain_os_error(error, output) from error
+    n_written = 0
 
-    def write(line: str | None) -> None:
+    def write(line: str) -> None:
+        nonlocal n_written
         try:
-            if line is not None:
-                click.echo(line, file=file)
+            if heading is not None and not n_written:
+                click.echo(heading, file=file)
+            click.echo(line, file=file)
         except OSError as error:
             with contextlib.suppress(OSError):  # closing tries the same line once more
                 file.close()
             raise explain_os_error(error, output) from error
+        n_written += 1
 
-    with file:
-        yield write
+    try:
+        with file:
+            yield write
+    finally:
+        if not n_written:
+            output.unlink(missing_ok=True)
 
 
 def _summary(
@@ -282,6 +319,8 @@ def _summary(
         parts.append(f"{counts['unsure']:,} of them below {min_score:g} %")
     if counts["unreadable"]:
         parts.append(f"{counts['unreadable']:,} unreadable")
+    if counts["unanswered"]:
+        parts.append(f"{counts['unanswered']:,} without a finite answer")
     what = f"{classifier.file.name} on {classifier.backend.describe()}"
     wrote = "" if output is None else f"\nWrote {output}"
     return f"{_images(counts.total())}: {', '.join(parts)}; {what}{wrote}"
@@ -291,14 +330,22 @@ def _images(number: int) -> str:
     return f"{number:,} image{'' if number == 1 else 's'}"
 
 
-def _nothing_classified(n_unreadable: int, classifier: Classifier) -> DataError:
-    if not n_unreadable:
+def _nothing_classified(counts: Counter[str], classifier: Classifier) -> DataError:
+    if not counts:
         return DataError(
             "Standard input had no image.\n"
             "  Pipe an image into it, or JPEGs one after the other"
             " (ffmpeg -i VIDEO -f image2pipe -c:v mjpeg -)."
         )
+    file = classifier.artifact.path / classifier.file.name
+    if not counts["unanswered"]:
+        return DataError(
+            f"None of {_images(counts.total())} could be classified with {file.parent}.\n"
+            "  The lines above say why; check that these are image files."
+        )
+    is_fp32 = classifier.file.precision == "fp32"
+    remedy = "Export the run again" if is_fp32 else "Use the float32 file: --precision fp32"
     return DataError(
-        f"None of {_images(n_unreadable)} could be classified with {classifier.artifact.path}.\n"
-        "  The lines above say why; check that these are image files."
+        f"{file} gives NaN or infinity for {_images(counts['unanswered'])}, and no other was"
+        f" classified.\n  {remedy}."
     )

@@ -212,13 +212,8 @@ def load_artifact(path: Path) -> Artifact:
         DataError: it is not there, or not what an export writes.
         SetupError: a newer kdedge wrote it.
     """
-    folder = path.parent if path.name == FILE_NAME and path.is_file() else path
+    folder = _folder(path)
     where = folder / FILE_NAME
-    if not where.is_file():
-        what = f"has no {FILE_NAME}" if folder.is_dir() else "is not a folder"
-        raise DataError(
-            f"{folder} {what}.\n  An artifact is the folder that `kdedge export` writes."
-        )
     values = Record(read_json(where), str(where), remedy=_REMEDY)
     _check_format(values)
     values.check_keys(
@@ -245,6 +240,19 @@ def load_artifact(path: Path) -> Artifact:
         others={name: others.sha256(name) for name in others.values},
         provenance=values.mapping("provenance"),
     )
+
+
+def _folder(path: Path) -> Path:
+    """The artifact's folder, once it is one."""
+    try:
+        folder = path.parent if path.name == FILE_NAME and path.is_file() else path
+        if (folder / FILE_NAME).is_file():
+            return folder
+        what = f"has no {FILE_NAME}" if folder.is_dir() else "is not a folder"
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        reason = (error.strerror or str(error)).lower()
+        raise DataError(f"{path} cannot be read: {reason}.") from error
+    raise DataError(f"{folder} {what}.\n  An artifact is the folder that `kdedge export` writes.")
 
 
 def _check_format(values: Record) -> None:

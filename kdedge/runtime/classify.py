@@ -53,7 +53,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Unusable:
-    """An image that cannot be classified.
+    """An image that cannot be read or decoded.
 
     Attributes:
         key: names the image.
@@ -62,6 +62,22 @@ class Unusable:
 
     key: str
     reason: str
+
+
+@dataclass(frozen=True)
+class NoAnswer:
+    """An image for which the model gives NaN or an infinite logit, as an overflow in fp16 does.
+
+    Attributes:
+        key: names the image.
+        reason: what was found and what may help, as a sentence without a full stop.
+    """
+
+    key: str
+    reason: str
+
+
+Result = Prediction | Unusable | NoAnswer
 
 
 def to_input(images: npt.NDArray[np.uint8], pixels: Pixels) -> npt.NDArray[Any]:
@@ -121,10 +137,19 @@ class Classifier:
         artifact: class names, preprocessing, what the graph takes.
         file: the model file.
         backend: runs it.
+        n_threads: of the CPU, for decoding images; None: as many as it has, up to eight.
     """
 
-    def __init__(self, artifact: Artifact, file: ModelFile, backend: Backend) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        file: ModelFile,
+        backend: Backend,
+        *,
+        n_threads: int | None = None,
+    ) -> None:
         self.artifact, self.file, self.backend = artifact, file, backend
+        self._n_decoders = min(8, n_threads or os.cpu_count() or 1)
 
     @classmethod
     def load(
@@ -145,7 +170,8 @@ class Classifier:
             artifact_path: the artifact's folder.
             precision: of the file; None for the choice above.
             backend: what is to run it; None for the choice above.
-            n_threads: of the CPU; None for the engine's own choice.
+            n_threads: of the CPU, for the model and for decoding images each; None for the
+                engine's own choice.
 
         Raises:
             DataError: the artifact, or the file chosen, is not what was exported, or the two do not
@@ -163,7 +189,7 @@ class Classifier:
         except DataError:
             loaded.close()
             raise
-        return cls(artifact, file, loaded)
+        return cls(artifact, file, loaded, n_threads=n_threads)
 
     @property
     def max_batch(self) -> int:
@@ -202,16 +228,19 @@ class Classifier:
         """Gives the most likely classes of one image, best first.
 
         Raises:
-            UnusableImage: it cannot be decoded, or the model has no finite answer for it.
+            UnusableImage: it cannot be decoded.
+            DataError: the model has no finite answer for it.
         """
         (result,) = self.classify_many([("image", picture)], top=top)
         if isinstance(result, Unusable):
             raise UnusableImage(result.reason)
+        if isinstance(result, NoAnswer):
+            raise DataError(f"{self.artifact.path / self.file.name}: {result.reason}.")
         return result.top
 
     def classify_many(
         self, images: Iterable[tuple[str, Picture]], *, top: int = 1, batch: int | None = None
-    ) -> Iterator[Prediction | Unusable]:
+    ) -> Iterator[Result]:
         """Classifies images, in their order.
 
         Decoding goes on in threads while a batch is computed. With `batch=1` each result comes
@@ -235,10 +264,10 @@ class Classifier:
 
     def _classify_many(
         self, images: Iterable[tuple[str, Picture]], *, top: int, size: int
-    ) -> Iterator[Prediction | Unusable]:
+    ) -> Iterator[Result]:
         waiting: deque[tuple[str, Future[_Decoded]]] = deque()
         n_ahead = 1 if size == 1 else 2 * size
-        pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
+        pool = ThreadPoolExecutor(self._n_decoders, thread_name_prefix="decode")
         try:
             for key, picture in images:
                 waiting.append((key, pool.submit(self._decode, picture)))
@@ -261,7 +290,7 @@ class Classifier:
 
     def _classify_batch(
         self, waiting: deque[tuple[str, Future[_Decoded]]], *, top: int, size: int
-    ) -> list[Prediction | Unusable]:
+    ) -> list[Result]:
         """Classifies the first `size` images that wait."""
         taken = [waiting.popleft() for _ in range(min(size, len(waiting)))]
         decoded = [(key, future.result()) for key, future in taken]
@@ -270,7 +299,7 @@ class Classifier:
         return [
             Unusable(key, pixels.reason)
             if isinstance(pixels, UnusableImage)
-            else _result(key, next(answers))
+            else self._result(key, next(answers))
             for key, pixels in decoded
         ]
 
@@ -290,6 +319,12 @@ class Classifier:
                 else None
             )
 
+    def _result(self, key: str, top: tuple[Answer, ...] | None) -> Prediction | NoAnswer:
+        if top is not None:
+            return Prediction(key, top)
+        hint = "" if self.file.precision == "fp32" else "; try --precision fp32"
+        return NoAnswer(key, f"the model gives no finite answer{hint}")
+
 
 def _check_input(artifact: Artifact, file: ModelFile, backend: LoadedFile) -> None:
     """Makes sure that a file takes what its artifact says: an engine would misread other pixels."""
@@ -305,9 +340,3 @@ def _check_input(artifact: Artifact, file: ModelFile, backend: LoadedFile) -> No
             f" artifact.json says {artifact.pixels}, {list(expected)}.\n"
             "  Export again: the two do not belong together."
         )
-
-
-def _result(key: str, top: tuple[Answer, ...] | None) -> Prediction | Unusable:
-    if top is None:
-        return Unusable(key, "the model gives no finite answer; try --precision fp32")
-    return Prediction(key, top)

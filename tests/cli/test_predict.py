@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.util
 import io
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +22,7 @@ from typing import Any
 import pytest
 
 import kdedge as package
+from kdedge.cli.main import _report
 from kdedge.errors import SetupError
 
 Run = Callable[..., Any]
@@ -186,6 +190,32 @@ def test_an_output_file_that_exists_is_not_touched(kdedge: Run) -> None:
     assert Path("o.csv").read_text() == "mine"
 
 
+def test_an_output_file_without_any_line_is_not_kept(work: Path) -> None:
+    arguments = ("predict", "art", "-", "--format", "csv", "--output", "o.csv")
+    code, lines, err = feed(b"", *arguments)
+    assert (code, lines) == (3, [])
+    assert "Standard input had no image" in err
+    assert not Path("o.csv").exists()
+    assert feed((work / "pics/a.jpg").read_bytes(), *arguments)[0] == 0
+    assert Path("o.csv").read_text().startswith("image,class,score_percent,error\nstdin:1,red,")
+
+
+@pytest.mark.usefixtures("work")
+def test_with_stdout_closed_an_output_file_is_written_all_the_same() -> None:
+    command = [sys.executable, "-m", "kdedge", "predict", "art", "pics", "--output", "o.txt"]
+    root = str(Path(package.__file__).parents[1])
+    done = subprocess.run(
+        ["sh", "-c", f"{shlex.join(command)} >&-"],
+        env={**os.environ, "PYTHONPATH": root},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "Wrote o.txt")
+    assert len(Path("o.txt").read_text().splitlines()) == 4
+
+
 @pytest.mark.usefixtures("work")
 def test_an_output_folder_that_is_not_there_is_told(kdedge: Run) -> None:
     done = kdedge("predict", "art", "pics", "--output", "no/where.csv")
@@ -208,6 +238,10 @@ def test_a_full_disk_is_told_and_keeps_the_lines_that_found_room(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (("art", ""), 2, "PATH is empty: name an image or a folder"),
+        (("art", "x" * 300), 3, "cannot be read: file name too long"),
+        (("x" * 300, "pics"), 3, "cannot be read: file name too long"),
+        (("art", "pics", "--output", "x" * 300), 7, "could not be written: file name too long"),
         (("art",), 2, "Name images, a folder, - for standard input, or --camera N."),
         (("art", "pics", "--camera", "0"), 2, "name one of them"),
         (("art", "-", "pics"), 2, "cannot be combined"),
@@ -250,6 +284,65 @@ def test_an_artifact_of_a_newer_version_is_refused(work: Path, kdedge: Run) -> N
     done = kdedge("predict", "art", "pics")
     assert done.code == 4
     assert "pip install --upgrade kdedge" in done.err
+
+
+@pytest.mark.parametrize(
+    ("precision", "hint", "remedy"),
+    [
+        ("fp16", "; try --precision fp32", "Use the float32 file: --precision fp32."),
+        ("fp32", "", "Export the run again."),
+    ],
+)
+def test_answers_that_are_not_finite_have_a_count_and_a_message_of_their_own(
+    work: Path, kdedge: Run, colors: ModuleType, precision: str, hint: str, remedy: str
+) -> None:
+    artifact = colors._make_artifact(work / "overflow", factor=float("nan"))
+    file = dataclasses.replace(artifact.files[0], precision=precision)
+    artifact.with_files(file).save()
+    done = kdedge("predict", "overflow", "pics")
+    broken = [line for line in done.out.splitlines() if "broken.jpg" in line]
+    assert done.out.splitlines()[0] == (
+        f"pics/a.jpg  no answer: the model gives no finite answer{hint}"
+    )
+    assert broken[0].startswith("pics/broken.jpg  unreadable: ")
+    assert "4 images: 0 classified, 1 unreadable, 3 without a finite answer; " in done.err
+    assert done.err.endswith(
+        "kdedge: overflow/model.onnx gives NaN or infinity for 3 images, and no other was"
+        f" classified.\n  {remedy}\n"
+    )
+    assert done.code == 3
+    record = json.loads(
+        kdedge("predict", "overflow", "pics", "--format", "jsonl").out.split("\n")[0]
+    )
+    assert record == {"image": "pics/a.jpg", "error": f"the model gives no finite answer{hint}"}
+
+
+def test_a_class_name_that_would_steer_a_terminal_is_shown_escaped(
+    work: Path, kdedge: Run, colors: ModuleType
+) -> None:
+    artifact = colors._make_artifact(work / "bidi")
+    names = ("right\u202eleft", "green", "blue", "dark thing")
+    dataclasses.replace(artifact, class_names=names).save()
+    assert kdedge("predict", "bidi", "pics/a.jpg").out.startswith("pics/a.jpg  right\\u202eleft  ")
+
+
+def test_a_multipart_answer_is_a_stream_of_its_images(work: Path) -> None:
+    boundary = b"--frame\r\nContent-Type: image/jpeg\r\n\r\n"
+    images = [(work / f"pics/{name}.jpg").read_bytes() for name in "az"]
+    stream = b"".join(boundary + image + b"\r\n" for image in images)
+    code, lines, _ = feed(stream, "predict", "art", "-")
+    assert code == 0
+    assert [line.split("  ")[:2] for line in lines] == [
+        ["stdin:1", "red"],
+        ["stdin:2", "dark thing"],
+    ]
+
+
+def test_where_memory_runs_out_the_option_of_predict_is_named_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert _report(MemoryError(), ("predict", "art", "pics"), None) == 7
+    assert "(--set optim.batch_size=4; predict: --batch 1)" in capsys.readouterr().err
 
 
 def test_an_image_that_may_not_be_read_or_has_an_odd_name_gets_its_line(
@@ -300,8 +393,11 @@ def test_ctrl_c_keeps_the_lines_that_were_written(work: Path) -> None:
     process = start(*arguments, stdin=subprocess.PIPE, bufsize=0)
     assert process.stdin is not None
     process.stdin.write((work / "pics/a.jpg").read_bytes())
+    deadline = time.monotonic() + 60
     while not (work / "o.csv").exists() or (work / "o.csv").read_text().count("\n") < 2:
         assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130

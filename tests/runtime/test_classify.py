@@ -19,6 +19,7 @@ from kdedge.errors import DataError, RecipeError, ShapeError
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.classify import (
     Classifier,
+    NoAnswer,
     Prediction,
     Unusable,
     run_batches,
@@ -227,8 +228,23 @@ def test_an_answer_that_is_not_finite_is_no_prediction(
     tmp_path: Path, make_artifact: MakeArtifact
 ) -> None:
     make_artifact(tmp_path, factor=float("nan"))
-    with pytest.raises(UnusableImage, match="no finite answer; try --precision fp32"):
-        Classifier.load(tmp_path).classify(jpeg(1))
+    classifier = Classifier.load(tmp_path)
+    with pytest.raises(
+        DataError, match=r"model\.onnx: the model gives no finite answer\."
+    ) as caught:
+        classifier.classify(jpeg(1))
+    assert not isinstance(caught.value, UnusableImage)
+    (result,) = classifier.classify_many([("a", jpeg(1))])
+    assert result == NoAnswer("a", "the model gives no finite answer")
+
+
+def test_a_number_of_threads_bounds_those_that_decode(artifact: Artifact) -> None:
+    before = threading.active_count()
+    images = ((str(i), jpeg(i % 5)) for i in range(100))
+    results = Classifier.load(artifact.path, n_threads=1).classify_many(images)
+    next(results)
+    assert threading.active_count() == before + 1
+    results.close()
 
 
 @pytest.mark.parametrize("batch", [0, 5])
