@@ -21,10 +21,9 @@ from kdedge.deploy.targets._engine import BuiltEngine
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.backends import backend_module
+from kdedge.runtime.backends._tensorrt import EXPORT_FLAGS
 
 log = logging.getLogger(__name__)
-
-_FLAGS = {"tensorrt": "--trt", "tensorrt-rtx": "--trt-rtx"}
 
 
 class EngineTarget(Protocol):
@@ -199,7 +198,7 @@ def _elsewhere(
     artifact: Artifact, target: str, precisions: Sequence[Precision], error: SetupError
 ) -> SetupError:
     """The error of a machine that cannot build, with the step to run on one that can."""
-    words: list[str] = ["kdedge", "export", str(artifact.path), _FLAGS[target]]
+    words: list[str] = ["kdedge", "export", str(artifact.path), EXPORT_FLAGS[target]]
     words += ["--int8"] if "int8" in precisions else []
     lines = [
         str(error),

@@ -64,6 +64,22 @@ def test_a_static_engine_takes_its_one_batch(tmp_path: Path, cudart: Any) -> Non
         engine.run(images(3))
 
 
+def test_single_images_take_the_profile_that_was_tuned_for_them(
+    tmp_path: Path, cudart: Any, host_gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contexts = []
+    create = host_gpu.HostEngine.create_execution_context
+    monkeypatch.setattr(
+        host_gpu.HostEngine,
+        "create_execution_context",
+        lambda engine: contexts.append(create(engine)) or contexts[-1],
+    )
+    engine = load(tmp_path, cudart, "engine 1 5 UINT8 logits")
+    for n in (5, 1, 1, 2, 1):
+        assert engine.run(images(n))[:, :3].tolist() == images(n).sum(axis=(2, 3)).tolist()
+    assert contexts[0].profiles_used == [0, 1, 1, 0, 1]
+
+
 def test_an_image_of_another_size_is_refused(tmp_path: Path, cudart: Any) -> None:
     engine = load(tmp_path, cudart, "engine 1 2 UINT8 logits")
     with pytest.raises(SetupError, match="not "):

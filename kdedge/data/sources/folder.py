@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kdedge.data.sources._labels import LabelIndex, describe_mismatch, name_some
@@ -85,12 +85,20 @@ def _image_files(root: Path, ignored: Counter[str]) -> Iterator[str]:
             name = f"{relative}/{entry.name}" if relative else entry.name
             if entry.name.startswith("."):
                 ignored["hidden"] += 1
-            elif entry.is_dir():
+            elif _leads_to(entry, os.DirEntry.is_dir):
                 (linked if entry.is_symlink() else real).append(name)
-            elif entry.is_file() and _extension(entry.name) in IMAGE_EXTENSIONS:
+            elif _leads_to(entry, os.DirEntry.is_file) and _extension(entry.name) in IMAGE_EXTENSIONS:
                 yield name
             else:
                 ignored[f".{_extension(entry.name)}" if _extension(entry.name) else "other"] += 1
+
+
+def _leads_to(entry: os.DirEntry[str], is_kind: Callable[[os.DirEntry[str]], bool]) -> bool:
+    """Whether an entry is of a kind; a link into a place that may not be read is of none."""
+    try:
+        return is_kind(entry)
+    except OSError:
+        return False
 
 
 def _extension(name: str) -> str:

@@ -9,22 +9,10 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from kdedge.errors import SetupError
-from kdedge.runtime.backends._tensorrt import (
-    import_engine_package,
-    is_jetson,
-    tensorrt_install_hint,
-)
 
-__all__ = [
-    "CudaDevice",
-    "find_cuda_device",
-    "import_engine_package",
-    "is_jetson",
-    "pip_installed",
-    "tensorrt_install_hint",
-]
-
-_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{MAJOR,MINOR}
+# CU_DEVICE_ATTRIBUTE_...
+_MULTIPROCESSOR_COUNT = 16
+_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
 _APT = "/usr/lib/python3"
 
 
@@ -35,10 +23,12 @@ class CudaDevice:
     Attributes:
         name: such as "Orin".
         compute_capability: such as (8, 7).
+        n_multiprocessors: what tells an Orin Nano from an AGX Orin, which have the same name.
     """
 
     name: str
     compute_capability: tuple[int, int]
+    n_multiprocessors: int
 
     @property
     def capability(self) -> str:
@@ -60,21 +50,22 @@ def find_cuda_device() -> CudaDevice:
             f"There is no NVIDIA driver here: {library} cannot be loaded.\n"
             "  In a container, start it with --gpus all, or --runtime nvidia on a Jetson."
         ) from error
-    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    device, major, minor, count = (ctypes.c_int() for _ in range(4))
     name = ctypes.create_string_buffer(256)
     for code in (
         driver.cuInit(0),
         driver.cuDeviceGet(ctypes.byref(device), 0),
         driver.cuDeviceGetName(name, len(name), device),
-        driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device),
-        driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device),
+        driver.cuDeviceGetAttribute(ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, device),
+        driver.cuDeviceGetAttribute(ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, device),
+        driver.cuDeviceGetAttribute(ctypes.byref(count), _MULTIPROCESSOR_COUNT, device),
     ):
         if code != 0:
             raise SetupError(
                 f"The NVIDIA driver has no CUDA device for this process (error {code}).\n"
                 "  `nvidia-smi` lists the devices; CUDA_VISIBLE_DEVICES may hide them."
             )
-    return CudaDevice(name.value.decode(errors="replace"), (major.value, minor.value))
+    return CudaDevice(name.value.decode(errors="replace"), (major.value, minor.value), count.value)
 
 
 def pip_installed(name: str) -> Path | None:

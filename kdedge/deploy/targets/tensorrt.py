@@ -12,16 +12,14 @@ from types import ModuleType
 from typing import Any, Literal
 
 from kdedge.deploy.targets._engine import BuiltEngine, EngineBuilder, EngineRequest
-from kdedge.deploy.targets._platform import (
-    CudaDevice,
-    find_cuda_device,
-    import_engine_package,
-    is_jetson,
-    pip_installed,
-    tensorrt_install_hint,
-)
+from kdedge.deploy.targets._platform import CudaDevice, find_cuda_device, pip_installed
 from kdedge.errors import SetupError
 from kdedge.runtime.artifact import Precision
+from kdedge.runtime.backends._tensorrt import (
+    import_engine_package,
+    is_jetson,
+    tensorrt_install_hint,
+)
 
 NAME = "tensorrt"
 
@@ -98,10 +96,11 @@ def _find() -> tuple[ModuleType, CudaDevice]:
 
 
 def _tag(module: ModuleType, device: CudaDevice) -> str:
-    """What an engine depends on: the version, the compute capability and the GPU."""
+    """What an engine depends on: the version, the compute capability, the GPU and its size."""
     version = ".".join(module.__version__.split(".")[:3])
     gpu = re.sub("[^a-z0-9]+", "-", device.name.lower()).strip("-")
-    return "trt{}-sm{}{}-{}".format(version, *device.compute_capability, gpu)
+    major, minor = device.compute_capability
+    return f"trt{version}-sm{major}{minor}-{gpu}-{device.n_multiprocessors}"
 
 
 def timing_cache_path(tag: str, environment: Mapping[str, str]) -> Path:

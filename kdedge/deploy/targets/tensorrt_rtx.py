@@ -12,9 +12,10 @@ from types import ModuleType
 from typing import Any, Literal
 
 from kdedge.deploy.targets._engine import BuiltEngine, EngineBuilder, EngineRequest
-from kdedge.deploy.targets._platform import find_cuda_device, import_engine_package
+from kdedge.deploy.targets._platform import find_cuda_device
 from kdedge.errors import MissingPackage, SetupError
 from kdedge.runtime.artifact import Precision
+from kdedge.runtime.backends._tensorrt import import_engine_package
 
 NAME = "tensorrt-rtx"
 

@@ -167,6 +167,7 @@ class Engine:
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise self._failure("has no room for its working memory on the GPU")
+        self._profile = 0  # a new context's
         self._n_classes = int(tuple(self._engine.get_tensor_shape(OUTPUT_NAME))[-1])
         n_bytes = {
             INPUT_NAME: high * int(np.prod(self.image_shape)) * self._dtype.itemsize,
@@ -216,6 +217,8 @@ class Engine:
         images = np.ascontiguousarray(images, dtype=self._dtype)
         low, high = self.batches
         fits = high is not None and low <= len(images) <= high
+        if fits:
+            self._choose_profile(len(images))
         if not fits or not self._context.set_input_shape(INPUT_NAME, images.shape):
             raise self._failure(f"takes {low} to {high} images at once, not {images.shape}")
         logits = np.empty((len(images), self._n_classes), np.float32)
@@ -225,6 +228,16 @@ class Engine:
         self._cuda.copy_from_device(logits, self._addresses[OUTPUT_NAME], self._stream)
         self._cuda.synchronize(self._stream)
         return logits
+
+    def _choose_profile(self, n_images: int) -> None:
+        """Takes the profile that was tuned for this batch: the second is for the smallest."""
+        has_second = self._engine.num_optimization_profiles > 1
+        profile = 1 if has_second and n_images == self.batches[0] else 0
+        if profile == self._profile:
+            return
+        if not self._context.set_optimization_profile_async(profile, self._stream):
+            raise self._failure(f"has a profile {profile} that cannot be taken")
+        self._profile = profile
 
     def describe(self) -> str:
         """TensorRT's version and the GPU's compute capability."""

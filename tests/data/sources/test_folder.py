@@ -59,6 +59,12 @@ def test_a_dangling_link_is_not_an_image(tmp_path):
     assert keys(tmp_path) == ["a.png"]
 
 
+def test_a_link_that_cannot_be_followed_is_not_an_image(tmp_path):
+    add(tmp_path, "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "b.png")
+    assert keys(tmp_path) == ["a.png"]
+
+
 def test_a_name_that_is_not_utf8_gets_a_key_that_can_be_written(tmp_path):
     raw = bytes(tmp_path) + b"/\xff.png"
     with open(raw, "wb") as file:  # noqa: PTH123 - the name is bytes

@@ -24,14 +24,13 @@ from kdedge.deploy.targets import _platform
 from kdedge.deploy.targets import tensorrt as target
 from kdedge.deploy.targets._engine import EngineBuilder, EngineRequest, _describe_node
 from kdedge.deploy.targets._layers import summarize_layers
-from kdedge.deploy.targets._platform import (
-    find_cuda_device,
+from kdedge.deploy.targets._platform import find_cuda_device, pip_installed
+from kdedge.errors import DataError, MissingPackage, ResourceError, SetupError
+from kdedge.runtime.backends._tensorrt import (
     import_engine_package,
     is_jetson,
-    pip_installed,
     tensorrt_install_hint,
 )
-from kdedge.errors import DataError, MissingPackage, ResourceError, SetupError
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
 
@@ -191,7 +190,7 @@ class Driver:
         return 0
 
     def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:
-        value._obj.value = {75: 8, 76: 7}[attribute]
+        value._obj.value = {16: 8, 75: 8, 76: 7}[attribute]
         return 0
 
 
@@ -246,7 +245,7 @@ def test_the_first_cuda_device_is_named_by_the_driver(monkeypatch: pytest.Monkey
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     names = plug_in(monkeypatch, Driver())
     found = find_cuda_device()
-    assert (found.name, found.compute_capability, found.capability) == ("Orin", (8, 7), "8.7")
+    assert (found.name, found.capability, found.n_multiprocessors) == ("Orin", "8.7", 8)
     assert names == ["libcuda.so.1"]
 
 
@@ -462,7 +461,7 @@ def test_an_engine_is_named_and_described_after_the_version_and_the_device(
     version.module.Runtime = lambda log: runtime
     monkeypatch.setitem(sys.modules, "tensorrt", version.module)
     built = target.export(onnx_files["fp16"], tmp_path, precision="fp16", max_batch=4)
-    assert built.path == tmp_path / "model.fp16.trt10.16.2-sm87-orin.engine"
+    assert built.path == tmp_path / "model.fp16.trt10.16.2-sm87-orin-8.engine"
     assert built.path.stat().st_size > 100_000
     about = {key: built.built_with[key] for key in target.describe()}
     assert about == {
@@ -472,7 +471,7 @@ def test_an_engine_is_named_and_described_after_the_version_and_the_device(
         "compute_capability": "8.7",
     }
     assert built.built_with["layers"] == {"types": {"unknown": 1}, "fused_attention": 1}
-    assert [path.name for path in device.iterdir()] == ["trt10.16.2-sm87-orin.cache"]
+    assert [path.name for path in device.iterdir()] == ["trt10.16.2-sm87-orin-8.cache"]
 
 
 # One builder for every version
