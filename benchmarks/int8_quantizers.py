@@ -36,7 +36,7 @@ from kdedge.deploy._onnx_graph import load_graph, weight_matmuls
 from kdedge.deploy.calibrate import choose_calibration_images
 from kdedge.deploy.fold import fold
 from kdedge.deploy.half import to_fp16
-from kdedge.deploy.pixels import Pixels, read_pixels, spread
+from kdedge.deploy.pixels import PixelArray, read_pixels, spread
 from kdedge.deploy.quantize import to_int8, to_int8_cpu
 from kdedge.deploy.targets import onnx as onnx_target
 from kdedge.deploy.trained import TrainedModel, load_trained_model
@@ -125,7 +125,7 @@ FILES: dict[str, Make] = {
 class TestImages(NamedTuple):
     """What the files are compared on; `logits` are the unfused float32 model's, [N, C]."""
 
-    pixels: Pixels
+    pixels: PixelArray
     logits: npt.NDArray[np.float32]
     keys: list[str]
     labels: list[int | None]
@@ -218,7 +218,10 @@ def show(result: dict[str, Any]) -> None:
     print("|---|---:|---:|---:|---:|---:|---:|")
     digits = (1, 1, 4, 2, 2, 2)
     for name, row in result["rows"].items():
-        cells = [f"{value:.{n}f}" for value, n in zip(row.values(), digits, strict=True)]
+        cells = [
+            "-" if value is None else f"{value:.{n}f}"
+            for value, n in zip(row.values(), digits, strict=True)
+        ]
         print(f"| {' | '.join([name, *cells])} |")
 
 
@@ -232,9 +235,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     result = measure(given.run, given.images, n_threads=given.threads, n_repeats=given.repeats)
-    show(result)
     if given.output:
         given.output.write_text(json.dumps(result, indent=2) + "\n")
+    show(result)
 
 
 if __name__ == "__main__":

@@ -83,11 +83,12 @@ def _image_files(root: Path, ignored: Counter[str]) -> Iterator[str]:
             raise DataError(f"{root / relative} cannot be listed: {reason}.") from error
         for entry in found:
             name = f"{relative}/{entry.name}" if relative else entry.name
+            is_image = _extension(entry.name) in IMAGE_EXTENSIONS
             if entry.name.startswith("."):
                 ignored["hidden"] += 1
             elif _leads_to(entry, os.DirEntry.is_dir):
                 (linked if entry.is_symlink() else real).append(name)
-            elif _leads_to(entry, os.DirEntry.is_file) and _extension(entry.name) in IMAGE_EXTENSIONS:
+            elif is_image and _leads_to(entry, os.DirEntry.is_file):
                 yield name
             else:
                 ignored[f".{_extension(entry.name)}" if _extension(entry.name) else "other"] += 1
