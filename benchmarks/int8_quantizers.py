@@ -17,7 +17,6 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -29,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
+from interleaved import interleaved
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from kdedge.deploy._modelopt import modelopt_quantizer
@@ -163,21 +163,16 @@ def calibration_images(trained: TrainedModel, onnx_path: Path) -> npt.NDArray[An
 
 
 def latencies(
-    files: dict[str, Path], image: npt.NDArray[Any], *, n_threads: int, n_repeats: int
+    files: dict[str, Path], image: npt.NDArray[Any], *, n_threads: int, n_rounds: int
 ) -> dict[str, float]:
-    """Median milliseconds of each file, taken in turns after three rounds of warm-up."""
+    """Median milliseconds of each file."""
     sessions = {name: backend.load(path, n_threads=n_threads) for name, path in files.items()}
-    taken: dict[str, list[float]] = {name: [] for name in files}
-    for _ in range(n_repeats + 3):
-        for name, session in sessions.items():
-            time.sleep(0.01)  # ONNX Runtime's threads wait in a loop for a while after each call
-            began = time.perf_counter()
-            session.run(image)
-            taken[name].append(1000 * (time.perf_counter() - began))
-    return {name: statistics.median(times[3:]) for name, times in taken.items()}
+    calls = {name: partial(session.run, image) for name, session in sessions.items()}
+    taken = interleaved(calls, n_rounds)
+    return {name: statistics.median(times) for name, times in taken.items()}
 
 
-def measure(run: Path, n_images: int, *, n_threads: int, n_repeats: int) -> dict[str, Any]:
+def measure(run: Path, n_images: int, *, n_threads: int, n_rounds: int) -> dict[str, Any]:
     """Makes every file and gives the table's rows."""
     torch.set_num_threads(n_threads)
     trained = load_trained_model(RunFolder.open(run), device=torch.device("cpu"))
@@ -194,7 +189,7 @@ def measure(run: Path, n_images: int, *, n_threads: int, n_repeats: int) -> dict
             make(files[FLOAT32], files[name], images)
         rows = {name: _compare(path, test, trained, n_threads) for name, path in files.items()}
         image = to_input(test.pixels[:1], "float")
-        times = latencies(files, image, n_threads=n_threads, n_repeats=n_repeats)
+        times = latencies(files, image, n_threads=n_threads, n_rounds=n_rounds)
     for name, row in rows.items():
         row |= {"latency_ms": times[name], "ratio": times[FLOAT32] / times[name]}
     return {"run": trained.run.name, "n_images": len(test.keys), "n_calibration": len(images),
@@ -231,10 +226,10 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
-    result = measure(given.run, given.images, n_threads=given.threads, n_repeats=given.repeats)
+    result = measure(given.run, given.images, n_threads=given.threads, n_rounds=given.rounds)
     if given.output:
         given.output.write_text(json.dumps(result, indent=2) + "\n")
     show(result)

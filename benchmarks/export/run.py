@@ -4,7 +4,7 @@ The baseline is the unfused student in eager PyTorch: every block on every token
 ordinary tokens, projector and class vectors apart, as the methods' public code runs it. All rows of
 a table are timed in one process, interleaved, the smallest batch a call; ratios are of medians.
 
-    python benchmarks/export/run.py RUN [--threads 2] [--repeats 30] [--set KEY=VALUE]
+    python benchmarks/export/run.py RUN [--threads 2] [--rounds 10] [--set KEY=VALUE]
     python benchmarks/export/run.py --make-vit-b16 FOLDER
 
 The second form trains a ViT-B/16 student with a random backbone for a few steps on drawn images
@@ -38,6 +38,7 @@ from kdedge.runtime.preprocess import normalize
 from kdedge.training.runs import RunFolder
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from interleaved import interleaved
 from promptkd_step import plain_image_features
 
 RECIPE = """\
@@ -113,20 +114,7 @@ def unfused(trained: TrainedModel, images: Tensor) -> Tensor:
     return trained.model.scale * features @ trained.vectors.vectors.T
 
 
-def interleaved(calls: dict[str, Callable[[], Any]], n_repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of each call, taken in turns after three rounds of warm-up."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for repeat in range(n_repeats + 3):
-        for name, call in calls.items():
-            time.sleep(0.02)  # ONNX Runtime's threads wait in a loop for a while after each call
-            began = time.perf_counter()
-            call()
-            if repeat >= 3:
-                taken[name].append(1000 * (time.perf_counter() - began))
-    return taken
-
-
-def measure(run: Path, overrides: list[str], *, n_threads: int, n_repeats: int) -> dict[str, Any]:
+def measure(run: Path, overrides: list[str], *, n_threads: int, n_rounds: int) -> dict[str, Any]:
     """Exports a run and gives the table's rows."""
     torch.set_num_threads(n_threads)
     trained = load_trained_model(RunFolder.open(run), device=torch.device("cpu"))
@@ -150,7 +138,7 @@ def measure(run: Path, overrides: list[str], *, n_threads: int, n_repeats: int) 
     difference = np.abs(eager().numpy() - calls["model.onnx"]()).max()
     if artifact.head == "scores" and difference > 1e-3 * np.abs(eager().numpy()).max():
         raise SystemExit(f"The baseline is another model: logits differ by {difference}.")
-    taken = interleaved(calls, n_repeats)
+    taken = interleaved(calls, n_rounds)
     baseline = statistics.median(taken["unfused, eager PyTorch"])
     rows = [_row("unfused, eager PyTorch", None, taken, baseline)]
     rows += [_row(file.name, file, taken, baseline) for file in artifact.files]
@@ -227,7 +215,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--make-vit-b16", type=Path, metavar="FOLDER")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--set", action="append", default=[], help="as kdedge export has it")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
@@ -240,7 +228,7 @@ def main() -> None:
         arguments.run,
         arguments.set,
         n_threads=arguments.threads,
-        n_repeats=arguments.repeats,
+        n_rounds=arguments.rounds,
     )
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=2) + "\n")
