@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kdedge.clip.backbone import Backbone
-from kdedge.clip.text import TokenizedTexts, tokenize
+from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text, tokenize
 from kdedge.errors import RecipeError
 
 INIT_STD = 0.02
@@ -29,6 +29,27 @@ class TextPrompts(nn.Module):
         self.deep_context = nn.Parameter(deep_context)
 
 
+def first_context(
+    backbone: Backbone, *, n_ctx: int, context_init: str, generator: torch.Generator
+) -> Tensor:
+    """[n_ctx, D_text]: `context_init`'s embeddings, or N(0, 0.02²) where it is too short.
+
+    Args:
+        backbone: gives the embeddings and the sizes.
+        n_ctx: tokens.
+        context_init: words to begin with; its first `n_ctx` tokens are taken.
+        generator: on the CPU; draws the random values.
+    """
+    model = backbone.model
+    words = backbone.tokenizer.encode(context_init)
+    if n_ctx <= len(words):
+        device = model.token_embedding.weight.device
+        context: Tensor = model.token_embedding(torch.tensor(words[:n_ctx], device=device)).clone()
+    else:
+        context = INIT_STD * torch.randn(n_ctx, text_width(backbone), generator=generator)
+    return context.to(backbone.device)
+
+
 def make_text_prompts(
     backbone: Backbone,
     *,
@@ -36,8 +57,9 @@ def make_text_prompts(
     prompt_depth: int,
     context_init: str,
     generator: torch.Generator,
+    setting: str = "prompt_depth_text",
 ) -> TextPrompts:
-    """Makes context tokens: `context_init`'s embeddings, or N(0, 0.02²) where it is too short.
+    """Makes context tokens: the first layer's as `first_context`, the others' from N(0, 0.02²).
 
     Args:
         backbone: gives the embeddings and the sizes.
@@ -45,36 +67,91 @@ def make_text_prompts(
         prompt_depth: text layers that get tokens of their own, from the first.
         context_init: words to begin with; its first `n_ctx` tokens are taken.
         generator: on the CPU; draws all random values.
+        setting: what the method calls `prompt_depth`, for messages.
 
     Raises:
         RecipeError: the text tower has fewer layers than `prompt_depth`.
     """
-    model = backbone.model
-    _check_depth(prompt_depth, len(model.transformer.resblocks), "prompt_depth_text", "text")
-    width = model.ln_final.weight.shape[0]
-    words = backbone.tokenizer.encode(context_init)
+    check_depth(prompt_depth, len(backbone.model.transformer.resblocks), setting, "text")
+    width = text_width(backbone)
     deep = INIT_STD * torch.randn(prompt_depth - 1, n_ctx, width, generator=generator)
-    if n_ctx <= len(words):
-        device = model.token_embedding.weight.device
-        context = model.token_embedding(torch.tensor(words[:n_ctx], device=device)).clone()
-    else:
-        context = INIT_STD * torch.randn(n_ctx, width, generator=generator)
-    return TextPrompts(context.to(backbone.device), deep.to(backbone.device))
+    context = first_context(backbone, n_ctx=n_ctx, context_init=context_init, generator=generator)
+    return TextPrompts(context, deep.to(backbone.device))
+
+
+def text_width(backbone: Backbone) -> int:
+    """D_text, the width of the text tower."""
+    return int(backbone.model.ln_final.weight.shape[0])
 
 
 def prompted_texts(
-    backbone: Backbone, class_names: Sequence[str], *, n_ctx: int, context_init: str
+    backbone: Backbone,
+    class_names: Sequence[str],
+    *,
+    n_ctx: int,
+    context_init: str,
+    setting: str = "n_ctx_text",
 ) -> TokenizedTexts:
     """Tokenizes "<context> NAME." with room for `n_ctx` context tokens after the start token.
 
     Where `context_init` is longer than `n_ctx` tokens, the rest of it stays in the text as frozen
     words; where it is shorter, placeholders stand for all of the context.
+
+    Args:
+        backbone: gives the tokenizer and the number of positions.
+        class_names: the C names.
+        n_ctx: context tokens.
+        context_init: words to begin with.
+        setting: what the method calls `n_ctx`, for messages.
+
+    Raises:
+        RecipeError: the longest name leaves no room for so many context tokens.
+        DataError: a name needs more positions than there are, or leaves none for any context.
     """
-    fits = n_ctx <= len(backbone.tokenizer.encode(context_init))
-    prefix = context_init if fits else " ".join(["X"] * n_ctx)
+    if n_ctx <= len(backbone.tokenizer.encode(context_init)):
+        prefix = context_init
+    else:
+        check_room(backbone, class_names, n_ctx, setting)
+        prefix = placeholders(n_ctx)
     texts = [f"{prefix} {readable(name)}." for name in class_names]
     tokenized = tokenize(backbone.tokenizer, texts, context_length=backbone.context_length)
     return TokenizedTexts(tokenized.tokens.to(backbone.device), tokenized.end.to(backbone.device))
+
+
+def placeholders(n_ctx: int) -> str:
+    """Text of `n_ctx` tokens that a context takes the places of."""
+    return " ".join(["X"] * n_ctx)
+
+
+def check_room(backbone: Backbone, class_names: Sequence[str], n_ctx: int, setting: str) -> None:
+    """Sees to it that a context fits beside the longest class name.
+
+    Raises:
+        RecipeError: it does not, and a shorter one would. A name that leaves no room at all is for
+            `tokenize` to refuse.
+    """
+    lengths = {name: len(backbone.tokenizer.encode(f"{readable(name)}.")) for name in class_names}
+    longest = max(lengths, key=lambda name: lengths[name])
+    room = backbone.context_length - 2 - lengths[longest]  # start and end tokens
+    if n_ctx > room >= 1:
+        raise RecipeError(
+            f'{setting} is {n_ctx}, and beside the class name "{longest}" this CLIP\'s'
+            f" {backbone.context_length} positions have room for {room} context tokens.\n"
+            f"  Set {setting} to {room} or less."
+        )
+
+
+def prompted_text_features(
+    backbone: Backbone, texts: TokenizedTexts, prompts: TextPrompts
+) -> Tensor:
+    """[C, D], unit length, with gradients in the memory of one chunk of classes."""
+
+    def encode(chunk: TokenizedTexts) -> Tensor:
+        return encode_text(
+            backbone.model, chunk, context=prompts.context, deep_context=prompts.deep_context
+        )
+
+    return unit_length(encode_in_chunks(encode, texts))
 
 
 def make_visual_prompts(
@@ -98,10 +175,26 @@ def make_visual_prompts(
         RecipeError: the image tower has fewer layers than `prompt_depth`.
     """
     visual = backbone.model.visual
-    _check_depth(prompt_depth, len(visual.transformer.resblocks), setting, "image")
+    check_depth(prompt_depth, len(visual.transformer.resblocks), setting, "image")
     width = visual.class_embedding.shape[0]
     prompts = INIT_STD * torch.randn(prompt_depth, n_ctx, width, generator=generator)
     return nn.Parameter(prompts.to(backbone.device))
+
+
+def make_linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
+    """A linear layer with PyTorch's own first values: U(-1/√n_in, 1/√n_in), weight and bias.
+
+    Args:
+        n_in: size of the input.
+        n_out: size of the output.
+        generator: on the CPU; draws all values.
+    """
+    linear = nn.Linear(n_in, n_out)
+    for parameter in (linear.weight, linear.bias):
+        with torch.no_grad():
+            drawn = torch.rand(parameter.shape, generator=generator)
+            parameter.copy_((2 * drawn - 1) * n_in**-0.5)
+    return linear
 
 
 def readable(class_name: str) -> str:
@@ -109,9 +202,14 @@ def readable(class_name: str) -> str:
     return class_name.replace("_", " ")
 
 
-def _check_depth(prompt_depth: int, n_layers: int, key: str, tower: str) -> None:
+def check_depth(prompt_depth: int, n_layers: int, setting: str, tower: str) -> None:
+    """Sees to it that a tower has as many layers as get prompts.
+
+    Raises:
+        RecipeError: it has fewer.
+    """
     if prompt_depth > n_layers:
         raise RecipeError(
-            f"{key} is {prompt_depth}, and the {tower} tower of this CLIP has {n_layers} layers.\n"
-            f"  Set {key} to {n_layers} or less."
+            f"{setting} is {prompt_depth}, and the {tower} tower of this CLIP has {n_layers}"
+            f" layers.\n  Set {setting} to {n_layers} or less."
         )

@@ -31,10 +31,18 @@ class TokenizedTexts:
         tokens: [C, T] int64, start and end tokens included, zeros after the end; T is the longest
             text's length.
         end: [C] int64, the position of the end-of-text token.
+        context_at: [C, n_ctx] int64, where each text has its context tokens; None where all have
+            them right after the start token.
     """
 
     tokens: Tensor
     end: Tensor
+    context_at: Tensor | None = None
+
+    def __getitem__(self, rows: slice | Tensor) -> TokenizedTexts:
+        """Some of the texts, as long as all of them."""
+        at = None if self.context_at is None else self.context_at[rows]
+        return TokenizedTexts(self.tokens[rows], self.end[rows], at)
 
 
 def tokenize(
@@ -78,9 +86,10 @@ def encode_text(
 
     Args:
         model: open_clip's CLIP; only the text tower is used.
-        texts: on the model's device; where a context is given, tokens 1 to n_ctx of each are
-            placeholders.
-        context: [n_ctx, D_text], replaces the placeholders' embeddings in the first block.
+        texts: on the model's device; where a context is given, tokens 1 to n_ctx of each, or those
+            at `context_at`, are placeholders.
+        context: [n_ctx, D_text], or [C, n_ctx, D_text] for a context of each text's own; replaces
+            the placeholders' embeddings in the first block.
         deep_context: [prompt_depth - 1, n_ctx, D_text], for the second block and on.
 
     Returns:
@@ -89,14 +98,14 @@ def encode_text(
     length = texts.tokens.shape[1]
     tokens = model.token_embedding(texts.tokens)  # [C, T, D_text]
     if context is not None:
-        tokens = _replace_context(tokens, context)
+        tokens = _replace_context(tokens, context, texts.context_at)
     tokens = tokens + model.positional_embedding[:length]
     positions = torch.arange(length, device=tokens.device)
     causal = positions <= positions[:, None]  # [T, T]
     blocks = model.transformer.resblocks
     for index, block in enumerate(blocks):
         if deep_context is not None and 1 <= index <= len(deep_context):
-            tokens = _replace_context(tokens, deep_context[index - 1])
+            tokens = _replace_context(tokens, deep_context[index - 1], texts.context_at)
         if index < len(blocks) - 1:
             tokens = attention_block(block, tokens, attn_mask=causal)
     rows = torch.arange(len(tokens), device=tokens.device)
@@ -107,10 +116,50 @@ def encode_text(
     return features
 
 
-def _replace_context(tokens: Tensor, context: Tensor) -> Tensor:
-    """Puts [n_ctx, D_text] at positions 1 to n_ctx of every text in [C, T, D_text]."""
-    shared = context.expand(len(tokens), -1, -1)
-    return torch.cat([tokens[:, :1], shared, tokens[:, 1 + len(context) :]], dim=1)
+def _replace_context(tokens: Tensor, context: Tensor, at: Tensor | None) -> Tensor:
+    """Puts a context into texts.
+
+    Args:
+        tokens: [C, T, D_text].
+        context: [n_ctx, D_text] for every text, or [C, n_ctx, D_text].
+        at: [C, n_ctx], the context's positions in each text; None for 1 to n_ctx.
+
+    Returns:
+        [C, T, D_text].
+    """
+    context = context.expand(len(tokens), -1, -1)  # [C, n_ctx, D_text]
+    if at is not None:
+        return tokens.scatter(1, at[..., None].expand_as(context), context)
+    return torch.cat([tokens[:, :1], context, tokens[:, 1 + context.shape[1] :]], dim=1)
+
+
+def in_chunks(
+    compute: Callable[[slice], Tensor], n_rows: int, *, chunk_size: int = CHUNK_SIZE
+) -> Tensor:
+    """Computes rows chunk by chunk, with exact gradients in the memory of one chunk.
+
+    With gradients on and more than one chunk, a chunk's forward pass keeps nothing but its result
+    and runs again in the backward pass: a second pass bought with memory that no longer grows with
+    the number of rows.
+
+    Args:
+        compute: rows `slice(first, last + 1)` -> their result [rows, ...]; it must not depend on
+            the other rows.
+        n_rows: of all chunks together.
+        chunk_size: rows at a time.
+
+    Returns:
+        [n_rows, ...].
+    """
+    chunks = [slice(i, min(i + chunk_size, n_rows)) for i in range(0, n_rows, chunk_size)]
+    if len(chunks) == 1 or not torch.is_grad_enabled():
+        return torch.cat([compute(rows) for rows in chunks])
+    return torch.cat(
+        [
+            checkpoint(compute, rows, use_reentrant=False, preserve_rng_state=False)
+            for rows in chunks
+        ]
+    )
 
 
 def encode_in_chunks(
@@ -119,11 +168,7 @@ def encode_in_chunks(
     *,
     chunk_size: int = CHUNK_SIZE,
 ) -> Tensor:
-    """Encodes texts chunk by chunk, with exact gradients in the memory of one chunk.
-
-    With gradients on and more than one chunk, a chunk's forward pass keeps nothing but its result
-    and runs again in the backward pass: a second text pass bought with memory that no longer grows
-    with the number of classes.
+    """Encodes texts chunk by chunk; see `in_chunks`.
 
     Args:
         encode: [C, T] texts -> [C, D]; what it computes must not depend on the other texts.
@@ -133,16 +178,4 @@ def encode_in_chunks(
     Returns:
         [C, D].
     """
-    starts = range(0, len(texts.tokens), chunk_size)
-    chunks = [
-        TokenizedTexts(texts.tokens[i : i + chunk_size], texts.end[i : i + chunk_size])
-        for i in starts
-    ]
-    if len(chunks) == 1 or not torch.is_grad_enabled():
-        return torch.cat([encode(chunk) for chunk in chunks])
-    return torch.cat(
-        [
-            checkpoint(encode, chunk, use_reentrant=False, preserve_rng_state=False)
-            for chunk in chunks
-        ]
-    )
+    return in_chunks(lambda rows: encode(texts[rows]), len(texts.tokens), chunk_size=chunk_size)

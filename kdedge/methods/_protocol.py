@@ -1,14 +1,15 @@
 """What the training loop asks of a method.
 
 A method file holds `Settings`, its loss functions and a class `Method` that satisfies the protocol
-below. The loop knows no method by name.
+below; also `OPTIM`, an `OptimSpec`, where its authors published how it is optimized as a baseline.
+The loop knows no method by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from open_clip.transformer import VisionTransformer
@@ -23,6 +24,11 @@ class MethodSettings(BaseModel):
     """Base of every method's `Settings`: strict types, unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @property
+    def is_class_specific(self) -> bool:
+        """Whether trained tensors belong to single classes, so that other names have none."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,10 @@ class Method(Protocol):
         ...
 
     def class_vectors(self) -> Tensor:
-        """[C, D], unit length, float32, for all classes, no graph; the current parameters'."""
+        """[C, D], unit length, float32, for all classes, no graph; the current parameters'.
+
+        [C, 0] of a method that is `ImageConditioned`.
+        """
         ...
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -144,4 +153,17 @@ class Method(Protocol):
 
     def image_path(self) -> ImagePath:
         """The parts that `forward_features` runs, with their current values."""
+        ...
+
+
+@runtime_checkable
+class ImageConditioned(Protocol):
+    """What a method has besides where the texts of its classes depend on the image.
+
+    It is trained and measured like any other. It has no class vectors to store, so it can neither
+    teach a student nor be exported.
+    """
+
+    def image_conditioned_logits(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C], scaled, float32, for all classes, no graph."""
         ...

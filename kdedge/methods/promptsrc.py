@@ -26,10 +26,11 @@ from kdedge.clip.prompts import (
     TextPrompts,
     make_text_prompts,
     make_visual_prompts,
+    prompted_text_features,
     prompted_texts,
     readable,
 )
-from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text
+from kdedge.clip.text import TokenizedTexts
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError
 from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
@@ -200,30 +201,30 @@ class Method:
         generator: torch.Generator,
     ) -> Method:
         """See `methods._protocol.Method.build`; texts are "<context> NAME.", not the template."""
-        module = PromptedCLIP(
-            make_text_prompts(
-                backbone,
-                n_ctx=settings.n_ctx_text,
-                prompt_depth=settings.prompt_depth_text,
-                context_init=settings.context_init,
-                generator=generator,
-            ),
-            make_visual_prompts(
-                backbone,
-                n_ctx=settings.n_ctx_vision,
-                prompt_depth=settings.prompt_depth_vision,
-                generator=generator,
-                setting="prompt_depth_vision",
-            ),
-        )
-        train_names = [class_names[index] for index in train_classes]
         n_ctx, init = settings.n_ctx_text, settings.context_init
+        train_names = [class_names[index] for index in train_classes]
+        texts = prompted_texts(backbone, class_names, n_ctx=n_ctx, context_init=init)
+        train_texts = prompted_texts(backbone, train_names, n_ctx=n_ctx, context_init=init)
+        text_prompts = make_text_prompts(
+            backbone,
+            n_ctx=n_ctx,
+            prompt_depth=settings.prompt_depth_text,
+            context_init=init,
+            generator=generator,
+        )
+        visual_prompts = make_visual_prompts(
+            backbone,
+            n_ctx=settings.n_ctx_vision,
+            prompt_depth=settings.prompt_depth_vision,
+            generator=generator,
+            setting="prompt_depth_vision",
+        )
         return cls(
             backbone,
-            module,
+            PromptedCLIP(text_prompts, visual_prompts),
             settings,
-            texts=prompted_texts(backbone, class_names, n_ctx=n_ctx, context_init=init),
-            train_texts=prompted_texts(backbone, train_names, n_ctx=n_ctx, context_init=init),
+            texts=texts,
+            train_texts=train_texts,
             train_names=train_names,
         )
 
@@ -234,17 +235,7 @@ class Method:
 
     def text_features(self, texts: TokenizedTexts) -> Tensor:
         """[C, D], unit length, with gradients in the memory of one chunk of classes."""
-        prompts = self.module.text_prompts
-
-        def encode(chunk: TokenizedTexts) -> Tensor:
-            return encode_text(
-                self._backbone.model,
-                chunk,
-                context=prompts.context,
-                deep_context=prompts.deep_context,
-            )
-
-        return unit_length(encode_in_chunks(encode, texts))
+        return prompted_text_features(self._backbone, texts, self.module.text_prompts)
 
     def losses(self, images: Tensor, labels: Tensor) -> Losses:
         """The loss terms of a batch: images [B, 3, H, W], labels [B] among the training classes."""
