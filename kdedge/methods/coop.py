@@ -1,0 +1,210 @@
+"""CoOp: learned context tokens in place of a template's words, the image tower as it is.
+
+Paper: Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022, arXiv:2109.01134,
+section 3.2: t = [V]_1 ... [V]_M [CLASS], p(y = i | x) = softmax_i(<w_i, f> / τ), w_i = g(t_i).
+Differs from the authors' code: the text tower runs over no more positions than the longest prompt,
+and weights stay in float32 under autocast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.clip.prompts import (
+    INIT_STD,
+    check_room,
+    first_context,
+    placeholders,
+    prompted_texts,
+    readable,
+    text_width,
+)
+from kdedge.clip.text import TokenizedTexts, encode_text, in_chunks, tokenize
+from kdedge.config.recipe import OptimSpec
+from kdedge.data.batch import Batch
+from kdedge.errors import RecipeError
+from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
+from kdedge.methods._supervised import cross_entropy_step, labels_of
+
+OPTIM = OptimSpec(lr=0.002, epochs=200, batch_size=32)
+"""The authors' code, 8 or 16 shots; 50 epochs on ImageNet."""
+
+
+class Settings(MethodSettings):
+    """Settings of CoOp; defaults from the base-to-novel experiments (arXiv:2203.05557, 4.1)."""
+
+    n_ctx: int = Field(4, ge=1, description="Context tokens; 16 in CoOp's own experiments.")
+    context_init: str = Field(
+        "a photo of a",
+        description="Words whose embeddings the context starts from; from N(0, 0.02²) where they"
+        " are fewer than n_ctx tokens.",
+    )
+    class_position: Literal["end", "middle", "front"] = Field(
+        "end",
+        description="Where the class name stands: after the context, after its first half, or"
+        " before it.",
+    )
+    class_specific: bool = Field(
+        False,
+        description="A context for each class, in place of one for all; only where every class is"
+        " trained (split: all).",
+    )
+
+    @property
+    def is_class_specific(self) -> bool:
+        """See `MethodSettings.is_class_specific`."""
+        return self.class_specific
+
+
+def class_texts(
+    backbone: Backbone, class_names: Sequence[str], settings: Settings
+) -> TokenizedTexts:
+    """Tokenizes "<context> NAME.", with the name where `class_position` says (section 3.2).
+
+    In the middle, n_ctx // 2 context tokens stand before the name. Before and around a name all of
+    the context is placeholders, also where `context_init` is longer.
+    """
+    n_ctx, position = settings.n_ctx, settings.class_position
+    if position == "end":
+        init = settings.context_init
+        return prompted_texts(
+            backbone, class_names, n_ctx=n_ctx, context_init=init, setting="n_ctx"
+        )
+    check_room(backbone, class_names, n_ctx, "n_ctx")
+    n_before = n_ctx // 2 if position == "middle" else 0
+    before, after = placeholders(n_before), placeholders(n_ctx - n_before)
+    names = [readable(name) for name in class_names]
+    texts = [f"{before} {name} {after}." for name in names]
+    tokenized = tokenize(backbone.tokenizer, texts, context_length=backbone.context_length)
+    at = [
+        [*range(1, 1 + n_before), *range(1 + n_before + length, 1 + n_ctx + length)]
+        for length in (len(backbone.tokenizer.encode(name)) for name in names)
+    ]
+    device = backbone.device
+    return TokenizedTexts(
+        tokenized.tokens.to(device), tokenized.end.to(device), torch.tensor(at, device=device)
+    )
+
+
+class PromptLearner(nn.Module):
+    """The parameters of CoOp.
+
+    Attributes:
+        context: [n_ctx, D_text], [V]_1 ... [V]_M shared by all classes, or [C, n_ctx, D_text],
+            class-specific.
+    """
+
+    def __init__(self, context: Tensor) -> None:
+        super().__init__()
+        self.context = nn.Parameter(context)
+
+
+def make_context(
+    backbone: Backbone, settings: Settings, n_classes: int, generator: torch.Generator
+) -> Tensor:
+    """The context's first values: words' embeddings, the same for each class, or N(0, 0.02²)."""
+    n_words = len(backbone.tokenizer.encode(settings.context_init))
+    if settings.class_specific and settings.n_ctx > n_words:
+        shape = (n_classes, settings.n_ctx, text_width(backbone))
+        return (INIT_STD * torch.randn(shape, generator=generator)).to(backbone.device)
+    context = first_context(
+        backbone, n_ctx=settings.n_ctx, context_init=settings.context_init, generator=generator
+    )
+    return context.repeat(n_classes, 1, 1) if settings.class_specific else context
+
+
+class Method:
+    """CoOp on a frozen backbone."""
+
+    needs_labels: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        module: PromptLearner,
+        *,
+        texts: TokenizedTexts,
+        train_texts: TokenizedTexts,
+    ) -> None:
+        self.scale = backbone.scale
+        self.module = module
+        self._backbone = backbone
+        self._texts = texts
+        self._train_texts = train_texts
+
+    @classmethod
+    def build(
+        cls,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        settings: Settings,
+        *,
+        template: str,
+        train_classes: Sequence[int],
+        teacher: Teacher | None,
+        generator: torch.Generator,
+    ) -> Method:
+        """See `methods._protocol.Method.build`; texts are "<context> NAME.", not the template."""
+        train_names = [class_names[index] for index in train_classes]
+        if settings.class_specific and train_names != list(class_names):
+            raise RecipeError(
+                f"class_specific gives each class a context of its own, and"
+                f" {len(class_names) - len(train_names)} of {len(class_names)} classes are not"
+                " trained.\n  Set class_specific: false, or data.split: all."
+            )
+        texts = class_texts(backbone, class_names, settings)
+        train_texts = class_texts(backbone, train_names, settings)
+        context = make_context(backbone, settings, len(class_names), generator)
+        return cls(backbone, PromptLearner(context), texts=texts, train_texts=train_texts)
+
+    def text_features(self, texts: TokenizedTexts) -> Tensor:
+        """[C, D], unit length, with gradients in the memory of one chunk of classes."""
+        model, context = self._backbone.model, self.module.context
+
+        def encode(rows: slice) -> Tensor:
+            own = context if context.ndim == 2 else context[rows]
+            return encode_text(model, texts[rows], context=own)
+
+        return unit_length(in_chunks(encode, len(texts.tokens)))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C], float32, over the training classes: <w_i, f> / τ."""
+        with torch.no_grad():
+            image_features = self._backbone.image_features(images)
+        text_features = self.text_features(self._train_texts)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.scale * image_features @ text_features.T
+
+    def training_step(self, batch: Batch) -> StepOutput:
+        """Cross-entropy on labeled images; gradients flow through the text tower alone."""
+        labels = labels_of(batch, "coop")
+        return cross_entropy_step(self.logits(batch.images), labels)
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """The context."""
+        return dict(self.module.named_parameters())
+
+    def averaging_weights(self, n_epochs: int) -> list[float] | None:
+        """Nothing is averaged."""
+        return None
+
+    @torch.no_grad()
+    def class_vectors(self) -> Tensor:
+        """[C, D], text features of all classes under the context as it is now."""
+        return self.text_features(self._texts)
+
+    @torch.no_grad()
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D] through the image tower as it is."""
+        return self._backbone.image_features(images)
+
+    def image_path(self) -> ImagePath:
+        """The image tower as it is."""
+        return ImagePath(self._backbone.model.visual)

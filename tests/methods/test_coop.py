@@ -1,0 +1,183 @@
+"""CoOp: where the class name stands, one context or one a class, what is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.data.batch import Batch
+from kdedge.errors import DataError, RecipeError
+from kdedge.methods import coop
+
+NAMES = ["cat", "school_bus", "fox", "golden retriever"]
+FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
+"""Sums in another order."""
+
+
+def build(backbone: Backbone, n_trained: int = 4, **chosen: Any) -> coop.Method:
+    return coop.Method.build(
+        backbone,
+        NAMES,
+        coop.Settings(**chosen),
+        template="unused {}",
+        train_classes=range(n_trained),
+        teacher=None,
+        generator=torch.Generator().manual_seed(1),
+    )
+
+
+def batch(n: int = 4, n_classes: int = 2) -> Batch:
+    images = torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return Batch(images, torch.arange(n) % n_classes)
+
+
+def encode_plainly(backbone: Backbone, name: str, context: Tensor, position: str) -> Tensor:
+    """One text: start token, context and name as `position` says, full stop, end, padding."""
+    model, encode = backbone.model, backbone.tokenizer.encode
+    table = model.token_embedding.weight
+    start, word, stop = table[[49406]], table[encode(name.replace("_", " "))], table[[269, 49407]]
+    half = len(context) // 2
+    rows = {
+        "end": [start, context, word, stop],
+        "middle": [start, context[:half], word, context[half:], stop],
+        "front": [start, word, context, stop],
+    }[position]
+    x = torch.cat(rows)
+    end = len(x) - 1
+    x = torch.cat([x, table[[0] * (77 - len(x))]]) + model.positional_embedding
+    mask = torch.full((77, 77), float("-inf")).triu(1)
+    x = x[None]
+    for block in model.transformer.resblocks:
+        x = block(x, attn_mask=mask)
+    return model.ln_final(x)[0, end] @ model.text_projection
+
+
+@pytest.mark.parametrize("is_specific", [False, True])
+@pytest.mark.parametrize("n_ctx", [1, 4, 5])
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_the_name_stands_where_its_position_says(
+    tiny_backbone: Backbone, position: str, n_ctx: int, is_specific: bool
+) -> None:
+    method = build(
+        tiny_backbone,
+        n_ctx=n_ctx,
+        context_init="",
+        class_position=position,
+        class_specific=is_specific,
+    )
+    context = method.module.context
+    own = list(context) if is_specific else [context] * len(NAMES)
+    expected = torch.stack(
+        [
+            encode_plainly(tiny_backbone, name, tokens, position)
+            for name, tokens in zip(NAMES, own, strict=True)
+        ]
+    )
+    features = method.text_features(method._texts)
+    torch.testing.assert_close(features, unit_length(expected), **FLOAT32)
+    target = torch.randn(features.shape, generator=torch.Generator().manual_seed(2))
+    (ours,) = torch.autograd.grad((features * target).sum(), [context])
+    (plain,) = torch.autograd.grad((unit_length(expected) * target).sum(), [context])
+    torch.testing.assert_close(ours, plain, **FLOAT32)
+
+
+def test_a_context_of_each_class_is_encoded_in_chunks_with_the_same_gradient(
+    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> tuple[float, Tensor]:
+        method = build(tiny_backbone, class_specific=True, class_position="middle", n_ctx=6)
+        loss = method.training_step(batch(n_classes=4)).loss
+        (gradient,) = torch.autograd.grad(loss, [method.module.context])
+        return float(loss.detach()), gradient
+
+    loss, gradient = run()
+    in_chunks = coop.in_chunks
+    monkeypatch.setattr(coop, "in_chunks", lambda f, n: in_chunks(f, n, chunk_size=3))
+    chunked_loss, chunked_gradient = run()
+    assert chunked_loss == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(chunked_gradient, gradient, **FLOAT32)
+
+
+def test_the_context_starts_as_words_or_at_random(tiny_backbone: Backbone) -> None:
+    table = tiny_backbone.model.token_embedding.weight
+    words = table[[320, 1125, 539, 320]]
+    assert torch.equal(build(tiny_backbone).module.context, words)
+    specific = build(tiny_backbone, class_specific=True).module.context
+    assert torch.equal(specific, words.expand(4, -1, -1))
+    drawn = build(tiny_backbone, n_ctx=16).module.context.detach()
+    assert drawn.shape == (16, 64)
+    assert float(drawn.std()) == pytest.approx(0.02, rel=0.2)
+    own = build(tiny_backbone, n_ctx=16, class_specific=True).module.context.detach()
+    assert own.shape == (4, 16, 64)
+    assert not torch.equal(own[0], own[1])
+
+
+def test_training_sees_the_texts_of_trained_classes_and_evaluation_all(
+    tiny_backbone: Backbone,
+) -> None:
+    method = build(tiny_backbone, n_trained=2)
+    logits = method.logits(batch().images)
+    assert logits.shape == (4, 2)
+    assert method.class_vectors().shape == (4, 24)
+    expected = method.scale * method.forward_features(batch().images) @ method.class_vectors().T
+    torch.testing.assert_close(logits, expected[:, :2], **FLOAT32)
+    other = [*NAMES[:2], "pizza", "submarine"]
+    same = coop.Method.build(
+        tiny_backbone,
+        other,
+        coop.Settings(),
+        template="{}",
+        train_classes=range(2),
+        teacher=None,
+        generator=torch.Generator().manual_seed(1),
+    )
+    assert torch.equal(same.training_step(batch()).loss, method.training_step(batch()).loss)
+
+
+def test_only_the_context_learns(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone, n_trained=2)
+    assert list(method.trainable_parameters()) == ["context"]
+    method.training_step(batch()).loss.backward()
+    assert float(method.module.context.grad.abs().sum()) > 0
+    assert all(p.grad is None for p in tiny_backbone.model.parameters())
+
+
+def test_five_steps_give_the_pinned_losses(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone, n_trained=2)
+    optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=0.01, momentum=0.9)
+    losses = []
+    for _ in range(5):
+        loss = method.training_step(batch()).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses == pytest.approx(PINNED, rel=1e-4)
+
+
+PINNED = [1.06631, 1.05934, 1.04607, 1.02709, 1.00302]
+
+
+def test_class_specific_contexts_need_every_class_trained(tiny_backbone: Backbone) -> None:
+    with pytest.raises(RecipeError, match="2 of 4 classes are not trained"):
+        build(tiny_backbone, n_trained=2, class_specific=True)
+
+
+@pytest.mark.parametrize("position", ["end", "front"])
+def test_a_context_that_leaves_no_room_for_the_longest_name_is_an_error(
+    tiny_backbone: Backbone, position: str
+) -> None:
+    # 77 positions less start, end, full stop and two words
+    message = 'n_ctx is 73, and beside the class name "school_bus" .* room for 72 context tokens'
+    with pytest.raises(RecipeError, match=message):
+        build(tiny_backbone, n_ctx=73, class_position=position)
+    assert build(tiny_backbone, n_ctx=72, class_position=position)._texts.tokens.shape[1] == 77
+
+
+def test_images_without_labels_are_an_error(tiny_backbone: Backbone) -> None:
+    with pytest.raises(DataError, match="coop learns from labeled images"):
+        build(tiny_backbone).training_step(Batch(batch().images, None))
