@@ -1,0 +1,194 @@
+"""CoCoOp: context tokens that a small network shifts by the image, so that each image has texts.
+
+Paper: Zhou et al., Conditional Prompt Learning for Vision-Language Models, CVPR 2022,
+arXiv:2203.05557, section 3.2: v_m(x) = v_m + π with π = h_θ(x), and logits <x, g(t_i(x))> / τ.
+Differs from the authors' code: pairs of image and class are encoded in chunks, so that memory does
+not grow with images times classes, the text tower runs over no more positions than the longest
+prompt, and weights stay in float32 under autocast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.clip.prompts import first_context, make_linear, prompted_texts, text_width
+from kdedge.clip.text import CHUNK_SIZE, TokenizedTexts, encode_text, in_chunks
+from kdedge.config.recipe import OptimSpec
+from kdedge.data.batch import Batch
+from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
+from kdedge.methods._supervised import cross_entropy_step, labels_of
+
+OPTIM = OptimSpec(lr=0.002, epochs=10, batch_size=1)
+"""The authors' code, base-to-novel."""
+
+REDUCTION = 16
+"""The meta-net's hidden width is the image features' size over this (section 3.2)."""
+
+
+class Settings(MethodSettings):
+    """Settings of CoCoOp; defaults from the authors' base-to-novel configuration."""
+
+    n_ctx: int = Field(4, ge=1, description="Context tokens.")
+    context_init: str = Field(
+        "a photo of a",
+        description="Words whose embeddings the context starts from; from N(0, 0.02²) where they"
+        " are fewer than n_ctx tokens.",
+    )
+
+
+class MetaNet(nn.Module):
+    """Image features to a shift of the context: linear, ReLU, linear (h_θ in section 3.2).
+
+    Args:
+        embed_dim: D.
+        width: D_text.
+        generator: on the CPU; draws PyTorch's default values.
+    """
+
+    def __init__(self, embed_dim: int, width: int, generator: torch.Generator) -> None:
+        super().__init__()
+        hidden = max(1, embed_dim // REDUCTION)
+        self.linear1 = make_linear(embed_dim, hidden, generator)
+        self.linear2 = make_linear(hidden, width, generator)
+
+    def forward(self, image_features: Tensor) -> Tensor:
+        """[B, D], unit length -> [B, D_text]."""
+        shift: Tensor = self.linear2(F.relu(self.linear1(image_features)))
+        return shift
+
+
+class PromptLearner(nn.Module):
+    """The parameters of CoCoOp: the context [n_ctx, D_text] and the meta-net."""
+
+    def __init__(self, context: Tensor, meta_net: MetaNet) -> None:
+        super().__init__()
+        self.context = nn.Parameter(context)
+        self.meta_net = meta_net
+
+    def contexts(self, image_features: Tensor) -> Tensor:
+        """[B, D] -> [B, n_ctx, D_text]: v_m(x) = v_m + π, the same π for every token."""
+        shift: Tensor = self.meta_net(image_features)
+        return self.context + shift[:, None]
+
+
+def pair_logits(
+    backbone: Backbone,
+    image_features: Tensor,
+    contexts: Tensor,
+    texts: TokenizedTexts,
+    *,
+    chunk_size: int = CHUNK_SIZE,
+) -> Tensor:
+    """Logits of images against texts that each image has for itself: <x, g(t_i(x))> / τ.
+
+    Args:
+        backbone: frozen; its text tower encodes every pair of image and class.
+        image_features: [B, D], unit length.
+        contexts: [B, n_ctx, D_text]. Gradients reach them in the memory of one chunk.
+        texts: of the C classes, with placeholders for the context.
+        chunk_size: pairs encoded at a time.
+
+    Returns:
+        [B, C], scaled, float32.
+    """
+    n_images, n_classes = len(image_features), len(texts.tokens)
+    scale = backbone.scale
+
+    def compare(pairs: slice) -> Tensor:
+        pair = torch.arange(pairs.start, pairs.stop, device=image_features.device)
+        image, label = pair // n_classes, pair % n_classes
+        raw = encode_text(backbone.model, texts[label], context=contexts[image])
+        return scale * (image_features[image] * unit_length(raw)).sum(dim=-1)
+
+    logits = in_chunks(compare, n_images * n_classes, chunk_size=chunk_size)
+    return logits.view(n_images, n_classes)
+
+
+class Method:
+    """CoCoOp on a frozen backbone: image-conditioned, so it has logits and no class vectors."""
+
+    needs_labels: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        module: PromptLearner,
+        *,
+        texts: TokenizedTexts,
+        train_texts: TokenizedTexts,
+    ) -> None:
+        self.scale = backbone.scale
+        self.module = module
+        self._backbone = backbone
+        self._texts = texts
+        self._train_texts = train_texts
+
+    @classmethod
+    def build(
+        cls,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        settings: Settings,
+        *,
+        template: str,
+        train_classes: Sequence[int],
+        teacher: Teacher | None,
+        generator: torch.Generator,
+    ) -> Method:
+        """See `methods._protocol.Method.build`; texts are "<context> NAME.", not the template."""
+        n_ctx, init = settings.n_ctx, settings.context_init
+        texts, train_texts = (
+            prompted_texts(backbone, names, n_ctx=n_ctx, context_init=init, setting="n_ctx")
+            for names in (class_names, [class_names[index] for index in train_classes])
+        )
+        context = first_context(backbone, n_ctx=n_ctx, context_init=init, generator=generator)
+        meta_net = MetaNet(backbone.embed_dim, text_width(backbone), generator)
+        module = PromptLearner(context, meta_net).to(backbone.device)
+        return cls(backbone, module, texts=texts, train_texts=train_texts)
+
+    def logits(self, images: Tensor, texts: TokenizedTexts) -> Tensor:
+        """[B, 3, H, W] -> [B, C], float32, over the classes of the texts."""
+        with torch.no_grad():
+            image_features = self._backbone.image_features(images)
+        with torch.autocast(images.device.type, enabled=False):
+            contexts = self.module.contexts(image_features)
+        return pair_logits(self._backbone, image_features, contexts, texts)
+
+    def training_step(self, batch: Batch) -> StepOutput:
+        """Cross-entropy on labeled images; gradients flow through the text tower alone."""
+        labels = labels_of(batch, "cocoop")
+        return cross_entropy_step(self.logits(batch.images, self._train_texts), labels)
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """The context and the meta-net."""
+        return dict(self.module.named_parameters())
+
+    def averaging_weights(self, n_epochs: int) -> list[float] | None:
+        """Nothing is averaged."""
+        return None
+
+    @torch.no_grad()
+    def image_conditioned_logits(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C], over all classes under the parameters as they are now."""
+        return self.logits(images, self._texts)
+
+    def class_vectors(self) -> Tensor:
+        """[C, 0]: no part of the texts' features is the same for all images."""
+        return torch.zeros(len(self._texts.tokens), 0, device=self._backbone.device)
+
+    @torch.no_grad()
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D] through the image tower as it is."""
+        return self._backbone.image_features(images)
+
+    def image_path(self) -> ImagePath:
+        """The image tower as it is."""
+        return ImagePath(self._backbone.model.visual)

@@ -1,0 +1,155 @@
+"""CoCoOp: texts of each image's own, chunks that change nothing, what is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.clip.text import encode_text
+from kdedge.data.batch import Batch
+from kdedge.errors import DataError, RecipeError
+from kdedge.methods import cocoop
+from kdedge.methods._protocol import ImageConditioned
+
+NAMES = ["cat", "school_bus", "fox", "golden retriever"]
+FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
+"""Sums in another order."""
+
+
+def build(backbone: Backbone, n_trained: int = 2, **chosen: Any) -> cocoop.Method:
+    return cocoop.Method.build(
+        backbone,
+        NAMES,
+        cocoop.Settings(**chosen),
+        template="unused {}",
+        train_classes=range(n_trained),
+        teacher=None,
+        generator=torch.Generator().manual_seed(1),
+    )
+
+
+def batch(n: int = 4) -> Batch:
+    images = torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return Batch(images, torch.arange(n) % 2)
+
+
+def test_every_image_is_compared_with_texts_of_its_own(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone)
+    learner = method.module
+    expected = []
+    for image in batch().images:
+        (feature,) = method.forward_features(image[None])
+        hidden = torch.relu(learner.meta_net.linear1(feature))
+        context = learner.context + learner.meta_net.linear2(hidden)
+        texts = unit_length(encode_text(tiny_backbone.model, method._texts, context=context))
+        expected.append(method.scale * texts @ feature)
+    logits = method.image_conditioned_logits(batch().images)
+    assert not logits.requires_grad
+    torch.testing.assert_close(logits, torch.stack(expected).detach(), **FLOAT32)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 4, 5])
+def test_the_chunk_size_changes_no_loss_and_no_gradient(
+    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch, chunk_size: int
+) -> None:
+    def run() -> tuple[Tensor, tuple[Tensor, ...]]:
+        method = build(tiny_backbone)
+        loss = method.training_step(batch()).loss
+        return loss, torch.autograd.grad(loss, list(method.trainable_parameters().values()))
+
+    loss, gradients = run()
+    in_chunks = cocoop.in_chunks
+    monkeypatch.setattr(
+        cocoop, "in_chunks", lambda f, n, **_: in_chunks(f, n, chunk_size=chunk_size)
+    )
+    chunked_loss, chunked = run()
+    torch.testing.assert_close(chunked_loss, loss, **FLOAT32)
+    for ours, whole in zip(chunked, gradients, strict=True):
+        torch.testing.assert_close(ours, whole, **FLOAT32)
+
+
+def test_what_a_step_keeps_does_not_grow_with_images_times_classes(
+    tiny_backbone: Backbone,
+) -> None:
+    method = build(tiny_backbone, n_trained=4)
+
+    def saved_bytes(n_images: int) -> int:
+        saved = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal saved
+            saved += tensor.nbytes
+            return tensor
+
+        features = method.forward_features(batch(n_images).images)
+        contexts = method.module.contexts(features)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            cocoop.pair_logits(tiny_backbone, features, contexts, method._texts, chunk_size=8)
+        return saved
+
+    one_pair_activations = 10 * 64 * 4
+    assert saved_bytes(40) - saved_bytes(4) < 36 * 4 * one_pair_activations
+
+
+def test_training_sees_the_texts_of_trained_classes_and_evaluation_all(
+    tiny_backbone: Backbone,
+) -> None:
+    method = build(tiny_backbone)
+    trained = method.logits(batch().images, method._train_texts)
+    assert trained.shape == (4, 2)
+    everything = method.image_conditioned_logits(batch().images)
+    assert everything.shape == (4, 4)
+    torch.testing.assert_close(trained, everything[:, :2], **FLOAT32)
+
+
+def test_it_is_image_conditioned_and_has_no_class_vectors(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone)
+    assert isinstance(method, ImageConditioned)
+    assert method.class_vectors().shape == (4, 0)
+
+
+def test_context_and_meta_net_learn(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone)
+    shapes = {name: tuple(p.shape) for name, p in method.trainable_parameters().items()}
+    assert shapes == {
+        "context": (4, 64),
+        "meta_net.linear1.weight": (1, 24),
+        "meta_net.linear1.bias": (1,),
+        "meta_net.linear2.weight": (64, 1),
+        "meta_net.linear2.bias": (64,),
+    }
+    method.training_step(batch()).loss.backward()
+    assert all(p.grad is not None for p in method.trainable_parameters().values())
+    assert all(p.grad is None for p in tiny_backbone.model.parameters())
+
+
+def test_five_steps_give_the_pinned_losses(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone)
+    optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=0.01, momentum=0.9)
+    losses = []
+    for _ in range(5):
+        loss = method.training_step(batch()).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses == pytest.approx(PINNED, rel=1e-4)
+
+
+PINNED = [1.32006, 1.31403, 1.30271, 1.28686, 1.26729]
+
+
+def test_a_context_that_leaves_no_room_for_the_longest_name_is_an_error(
+    tiny_backbone: Backbone,
+) -> None:
+    with pytest.raises(RecipeError, match=r"n_ctx is 73, .* room for 72 context tokens"):
+        build(tiny_backbone, n_ctx=73)
+
+
+def test_images_without_labels_are_an_error(tiny_backbone: Backbone) -> None:
+    with pytest.raises(DataError, match="cocoop learns from labeled images"):
+        build(tiny_backbone).training_step(Batch(batch().images, None))
