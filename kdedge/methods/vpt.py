@@ -1,0 +1,129 @@
+"""VPT: deep visual prompts learned by cross-entropy, the texts as they are.
+
+Paper: Jia et al., Visual Prompt Tuning, ECCV 2022, arXiv:2203.12119, section 3.2, VPT-deep; on CLIP
+as the baseline of MaPLe, arXiv:2210.03117, section 4.2. Differs from the authors' code: prompts
+stay in float32 unless autocast is on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.clip.prompts import make_visual_prompts, readable
+from kdedge.config.recipe import OptimSpec
+from kdedge.data.batch import Batch
+from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
+from kdedge.methods._supervised import cross_entropy_step, labels_of
+
+OPTIM = OptimSpec(lr=0.0025, epochs=5, batch_size=4)
+"""MaPLe's code, base-to-novel."""
+
+
+class Settings(MethodSettings):
+    """Settings of VPT; defaults from MaPLe's code, base-to-novel."""
+
+    n_ctx_vision: int = Field(8, ge=1, description="Visual prompts in each prompted image layer.")
+    prompt_depth: int = Field(
+        12, ge=1, description="Image layers that get prompts of their own, from the first."
+    )
+    context_init: str = Field(
+        "a photo of a",
+        description="Frozen words before the class name, whatever the recipe's template is.",
+    )
+
+
+class VisualPrompts(nn.Module):
+    """The parameters of VPT: [prompt_depth, n_ctx_vision, D_vision]."""
+
+    def __init__(self, visual_prompts: nn.Parameter) -> None:
+        super().__init__()
+        self.visual_prompts = visual_prompts
+
+
+class Method:
+    """VPT on a frozen backbone."""
+
+    needs_labels: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        module: VisualPrompts,
+        *,
+        texts: Sequence[str],
+        train_classes: Sequence[int],
+    ) -> None:
+        self.scale = backbone.scale
+        self.module = module
+        self._backbone = backbone
+        self._texts = texts
+        self._train_classes = list(train_classes)
+
+    @classmethod
+    def build(
+        cls,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        settings: Settings,
+        *,
+        template: str,
+        train_classes: Sequence[int],
+        teacher: Teacher | None,
+        generator: torch.Generator,
+    ) -> Method:
+        """See `methods._protocol.Method.build`; texts are "a photo of a NAME.", frozen."""
+        visual_prompts = make_visual_prompts(
+            backbone,
+            n_ctx=settings.n_ctx_vision,
+            prompt_depth=settings.prompt_depth,
+            generator=generator,
+        )
+        texts = [f"{settings.context_init} {readable(name)}." for name in class_names]
+        return cls(
+            backbone, VisualPrompts(visual_prompts), texts=texts, train_classes=train_classes
+        )
+
+    @cached_property
+    def text_features(self) -> Tensor:
+        """[C, D], unit length, frozen, of all classes; computed once."""
+        return unit_length(self._backbone.text_features_raw(self._texts))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C], float32, over the training classes."""
+        image_features = self._backbone.image_features(images, self.module.visual_prompts)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.scale * image_features @ self.text_features[self._train_classes].T
+
+    def training_step(self, batch: Batch) -> StepOutput:
+        """Cross-entropy on labeled images; gradients flow through the image tower alone."""
+        labels = labels_of(batch, "vpt")
+        return cross_entropy_step(self.logits(batch.images), labels)
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """The visual prompts."""
+        return dict(self.module.named_parameters())
+
+    def averaging_weights(self, n_epochs: int) -> list[float] | None:
+        """Nothing is averaged."""
+        return None
+
+    def class_vectors(self) -> Tensor:
+        """[C, D], the frozen texts' features."""
+        return self.text_features
+
+    @torch.no_grad()
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D] through the prompted image tower."""
+        return self._backbone.image_features(images, self.module.visual_prompts)
+
+    def image_path(self) -> ImagePath:
+        """The prompted image tower."""
+        return ImagePath(self._backbone.model.visual, self.module.visual_prompts)

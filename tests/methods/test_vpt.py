@@ -1,0 +1,125 @@
+"""VPT: against prompts that are ordinary tokens of every block; frozen texts; what is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.data.batch import Batch
+from kdedge.errors import DataError, RecipeError
+from kdedge.methods import vpt
+
+NAMES = ["cat", "school_bus", "fox", "golden retriever"]
+FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
+"""Sums in another order."""
+
+
+def build(backbone: Backbone, n_trained: int = 2, **chosen: Any) -> vpt.Method:
+    return vpt.Method.build(
+        backbone,
+        NAMES,
+        vpt.Settings(**{"prompt_depth": 3, **chosen}),
+        template="unused {}",
+        train_classes=range(n_trained),
+        teacher=None,
+        generator=torch.Generator().manual_seed(1),
+    )
+
+
+def batch(n: int = 4) -> Batch:
+    images = torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return Batch(images, torch.arange(n) % 2)
+
+
+def encode_plainly(visual: torch.nn.Module, images: Tensor, prompts: Tensor) -> Tensor:
+    """VPT-deep with open_clip's whole blocks: prompts are tokens of their own in every block."""
+    patches = visual.conv1(images).flatten(2).transpose(1, 2)
+    tokens = torch.cat([visual.class_embedding.expand(len(images), 1, -1), patches], dim=1)
+    tokens = tokens + visual.positional_embedding
+    n_tokens = tokens.shape[1]
+    for index, block in enumerate(visual.transformer.resblocks):
+        if index < len(prompts):
+            own = prompts[index].expand(len(images), -1, -1)
+            tokens = torch.cat([tokens[:, :n_tokens], own], dim=1)
+        if index == 0:
+            tokens = visual.ln_pre(tokens)
+        tokens = block(tokens)
+    return visual.ln_post(tokens)[:, 0] @ visual.proj
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_logits_loss_and_gradient_are_those_of_prompts_as_ordinary_tokens(
+    tiny_backbone: Backbone, depth: int
+) -> None:
+    method = build(tiny_backbone, prompt_depth=depth)
+    images, labels = batch().images, batch().labels
+    prompts = method.module.visual_prompts.detach().clone().requires_grad_()
+    image_features = unit_length(encode_plainly(tiny_backbone.model.visual, images, prompts))
+    tokens = tiny_backbone.tokenizer(["a photo of a cat.", "a photo of a school bus."])
+    tiny_backbone.model.attn_mask = torch.full((77, 77), float("-inf")).triu(1)
+    try:
+        text_features = unit_length(tiny_backbone.model.encode_text(tokens))
+    finally:
+        tiny_backbone.model.attn_mask = None
+    expected = method.scale * image_features @ text_features.T
+    loss = F.cross_entropy(expected, labels)
+    loss.backward()
+
+    torch.testing.assert_close(method.logits(images), expected, **FLOAT32)
+    step = method.training_step(batch())
+    torch.testing.assert_close(step.loss, loss, **FLOAT32)
+    step.loss.backward()
+    torch.testing.assert_close(method.module.visual_prompts.grad, prompts.grad, **FLOAT32)
+
+
+def test_training_sees_the_texts_of_trained_classes_and_evaluation_all(
+    tiny_backbone: Backbone,
+) -> None:
+    method = build(tiny_backbone)
+    assert method.logits(batch().images).shape == (4, 2)
+    vectors = method.class_vectors()
+    assert vectors.shape == (4, 24)
+    texts = [f"a photo of a {name}." for name in ("cat", "school bus", "fox", "golden retriever")]
+    assert torch.equal(vectors, unit_length(tiny_backbone.text_features_raw(texts)))
+    expected = method.scale * method.forward_features(batch().images) @ vectors.T
+    torch.testing.assert_close(method.logits(batch().images), expected[:, :2], **FLOAT32)
+
+
+def test_only_the_visual_prompts_learn(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone)
+    shapes = {name: tuple(p.shape) for name, p in method.trainable_parameters().items()}
+    assert shapes == {"visual_prompts": (3, 8, 64)}
+    method.training_step(batch()).loss.backward()
+    assert all(p.grad is None for p in tiny_backbone.model.parameters())
+    assert method.image_path().visual_prompts is method.module.visual_prompts
+
+
+def test_five_steps_give_the_pinned_losses(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone)
+    optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=0.01, momentum=0.9)
+    losses = []
+    for _ in range(5):
+        loss = method.training_step(batch()).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses == pytest.approx(PINNED, rel=1e-4)
+
+
+PINNED = [0.944626, 0.812018, 0.56216, 0.444326, 0.381218]
+
+
+def test_more_prompted_layers_than_there_are_is_an_error(tiny_backbone: Backbone) -> None:
+    with pytest.raises(RecipeError, match=r"prompt_depth is 12, and the image tower .* 3 layers"):
+        build(tiny_backbone, prompt_depth=12)
+
+
+def test_images_without_labels_are_an_error(tiny_backbone: Backbone) -> None:
+    with pytest.raises(DataError, match="vpt learns from labeled images"):
+        build(tiny_backbone).training_step(Batch(batch().images, None))
