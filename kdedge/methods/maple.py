@@ -1,0 +1,177 @@
+"""MaPLe: text prompts in several layers, and visual prompts that are linear maps of them.
+
+Paper: Khattak et al., MaPLe: Multi-modal Prompt Learning, CVPR 2023, arXiv:2210.03117, section 3.2:
+visual prompts are P~_k = F_k(P_k) for each of the first J layers. Differs from the authors' code:
+the widths of both towers are read from the backbone, the text tower runs over no more positions
+than the longest prompt, and weights stay in float32 under autocast.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdedge.clip.backbone import Backbone
+from kdedge.clip.prompts import (
+    TextPrompts,
+    check_depth,
+    make_linear,
+    make_text_prompts,
+    prompted_text_features,
+    prompted_texts,
+    text_width,
+)
+from kdedge.clip.text import TokenizedTexts
+from kdedge.config.recipe import OptimSpec
+from kdedge.data.batch import Batch
+from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
+from kdedge.methods._supervised import cross_entropy_step, labels_of
+
+OPTIM = OptimSpec(lr=0.0035, epochs=5, batch_size=4)
+"""The authors' code, base-to-novel."""
+
+
+class Settings(MethodSettings):
+    """Settings of MaPLe; defaults from the authors' base-to-novel configuration."""
+
+    n_ctx: int = Field(2, ge=1, description="Context tokens, and visual prompts, in each layer.")
+    prompt_depth: int = Field(
+        9, ge=1, description="Layers of both towers that get prompts of their own, from the first."
+    )
+    context_init: str = Field(
+        "a photo of a",
+        description="Words whose embeddings the context starts from; those beyond n_ctx tokens stay"
+        " as frozen words.",
+    )
+
+
+class CoupledPrompts(nn.Module):
+    """The parameters of MaPLe: text prompts, and the couplings that make visual prompts of them.
+
+    Attributes:
+        text_prompts: P_0 … P_{J-1}.
+        couplings: F_0 … F_{J-1}, linear, D_text -> D_vision.
+    """
+
+    def __init__(self, text_prompts: TextPrompts, couplings: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.text_prompts = text_prompts
+        self.couplings = nn.ModuleList(couplings)
+
+    def visual_prompts(self) -> Tensor:
+        """[prompt_depth, n_ctx, D_vision]: F_k(P_k) of each prompted layer."""
+        prompts = self.text_prompts
+        layers = [prompts.context, *prompts.deep_context]
+        return torch.stack([f(p) for f, p in zip(self.couplings, layers, strict=True)])
+
+
+def make_couplings(
+    n_in: int, n_out: int, *, prompt_depth: int, generator: torch.Generator
+) -> list[nn.Linear]:
+    """The couplings with their first values: the first layer's, and copies of one for the others.
+
+    Source: `_get_clones` in the authors' code.
+    """
+    first = make_linear(n_in, n_out, generator)
+    deep = make_linear(n_in, n_out, generator)
+    return [first, *(copy.deepcopy(deep) for _ in range(prompt_depth - 1))]
+
+
+class Method:
+    """MaPLe on a frozen backbone."""
+
+    needs_labels: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        module: CoupledPrompts,
+        *,
+        texts: TokenizedTexts,
+        train_texts: TokenizedTexts,
+    ) -> None:
+        self.scale = backbone.scale
+        self.module = module
+        self._backbone = backbone
+        self._texts = texts
+        self._train_texts = train_texts
+
+    @classmethod
+    def build(
+        cls,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        settings: Settings,
+        *,
+        template: str,
+        train_classes: Sequence[int],
+        teacher: Teacher | None,
+        generator: torch.Generator,
+    ) -> Method:
+        """See `methods._protocol.Method.build`; texts are "<context> NAME.", not the template."""
+        n_ctx, init, depth = settings.n_ctx, settings.context_init, settings.prompt_depth
+        visual = backbone.model.visual
+        check_depth(depth, len(visual.transformer.resblocks), "prompt_depth", "image")
+        texts, train_texts = (
+            prompted_texts(backbone, names, n_ctx=n_ctx, context_init=init, setting="n_ctx")
+            for names in (class_names, [class_names[index] for index in train_classes])
+        )
+        text_prompts = make_text_prompts(
+            backbone,
+            n_ctx=n_ctx,
+            prompt_depth=depth,
+            context_init=init,
+            generator=generator,
+            setting="prompt_depth",
+        )
+        width = visual.class_embedding.shape[0]
+        couplings = make_couplings(
+            text_width(backbone), width, prompt_depth=depth, generator=generator
+        )
+        module = CoupledPrompts(text_prompts, couplings).to(backbone.device)
+        return cls(backbone, module, texts=texts, train_texts=train_texts)
+
+    def text_features(self, texts: TokenizedTexts) -> Tensor:
+        """[C, D], unit length, with gradients in the memory of one chunk of classes."""
+        return prompted_text_features(self._backbone, texts, self.module.text_prompts)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C], float32, over the training classes."""
+        image_features = self._backbone.image_features(images, self.module.visual_prompts())
+        text_features = self.text_features(self._train_texts)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.scale * image_features @ text_features.T
+
+    def training_step(self, batch: Batch) -> StepOutput:
+        """Cross-entropy on labeled images."""
+        labels = labels_of(batch, "maple")
+        return cross_entropy_step(self.logits(batch.images), labels)
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Text prompts and couplings."""
+        return dict(self.module.named_parameters())
+
+    def averaging_weights(self, n_epochs: int) -> list[float] | None:
+        """Nothing is averaged."""
+        return None
+
+    @torch.no_grad()
+    def class_vectors(self) -> Tensor:
+        """[C, D], text features of all classes under the prompts as they are now."""
+        return self.text_features(self._texts)
+
+    @torch.no_grad()
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D] through the prompted image tower."""
+        return self._backbone.image_features(images, self.module.visual_prompts())
+
+    @torch.no_grad()
+    def image_path(self) -> ImagePath:
+        """The image tower with the visual prompts that the couplings give."""
+        return ImagePath(self._backbone.model.visual, self.module.visual_prompts())

@@ -1,0 +1,132 @@
+"""MaPLe: visual prompts as maps of the text prompts, first values, what is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from kdedge.clip.backbone import Backbone
+from kdedge.data.batch import Batch
+from kdedge.errors import DataError, RecipeError
+from kdedge.methods import maple
+
+NAMES = ["cat", "school_bus", "fox", "golden retriever"]
+FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
+"""Sums in another order."""
+
+
+def build(backbone: Backbone, n_trained: int = 2, **chosen: Any) -> maple.Method:
+    return maple.Method.build(
+        backbone,
+        NAMES,
+        maple.Settings(**{"prompt_depth": 3, **chosen}),
+        template="unused {}",
+        train_classes=range(n_trained),
+        teacher=None,
+        generator=torch.Generator().manual_seed(1),
+    )
+
+
+def batch(n: int = 4) -> Batch:
+    images = torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return Batch(images, torch.arange(n) % 2)
+
+
+def test_visual_prompts_are_the_text_prompts_through_each_layers_coupling(
+    tiny_teacher_backbone: Backbone,
+) -> None:
+    module = build(tiny_teacher_backbone).module
+    prompts = [module.text_prompts.context, *module.text_prompts.deep_context]
+    expected = [
+        prompt @ coupling.weight.T + coupling.bias
+        for prompt, coupling in zip(prompts, module.couplings, strict=True)
+    ]
+    assert module.visual_prompts().shape == (3, 2, 128)
+    torch.testing.assert_close(module.visual_prompts(), torch.stack(expected), **FLOAT32)
+
+
+def test_deep_couplings_start_alike_and_learn_apart(tiny_backbone: Backbone) -> None:
+    """They are copies of one module in the authors' code; the first layer's has its own values."""
+    method = build(tiny_backbone)
+    first, second, third = method.module.couplings
+    assert torch.equal(second.weight, third.weight)
+    assert not torch.equal(first.weight, second.weight)
+    assert float(first.weight.detach().abs().max()) == pytest.approx(64**-0.5, rel=0.01)
+    method.training_step(batch()).loss.backward()
+    assert not torch.equal(second.weight.grad, third.weight.grad)
+
+
+def test_words_beyond_the_context_stay_in_the_text(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone)
+    table = tiny_backbone.model.token_embedding.weight
+    assert torch.equal(method.module.text_prompts.context, table[[320, 1125]])
+    # start, "a photo of a cat.", end
+    assert method._texts.tokens[0, :8].tolist() == [49406, 320, 1125, 539, 320, 2368, 269, 49407]
+
+
+def test_training_sees_the_texts_of_trained_classes_and_evaluation_all(
+    tiny_backbone: Backbone,
+) -> None:
+    method = build(tiny_backbone)
+    logits = method.logits(batch().images)
+    assert logits.shape == (4, 2)
+    assert method.class_vectors().shape == (4, 24)
+    expected = method.scale * method.forward_features(batch().images) @ method.class_vectors().T
+    torch.testing.assert_close(logits, expected[:, :2], **FLOAT32)
+
+
+def test_everything_learns_and_the_backbone_stays_frozen(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone, prompt_depth=2)
+    parameters = method.trainable_parameters()
+    assert {name: tuple(p.shape) for name, p in parameters.items()} == {
+        "text_prompts.context": (2, 64),
+        "text_prompts.deep_context": (1, 2, 64),
+        "couplings.0.weight": (64, 64),
+        "couplings.0.bias": (64,),
+        "couplings.1.weight": (64, 64),
+        "couplings.1.bias": (64,),
+    }
+    method.training_step(batch()).loss.backward()
+    assert all(float(p.grad.abs().sum()) > 0 for p in parameters.values())
+    assert all(p.grad is None for p in tiny_backbone.model.parameters())
+
+
+def test_the_image_path_holds_what_the_couplings_give_now(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone)
+    path = method.image_path()
+    assert torch.equal(path.visual_prompts, method.module.visual_prompts())
+    assert not path.visual_prompts.requires_grad
+    features = tiny_backbone.image_features(batch().images, path.visual_prompts)
+    assert torch.equal(features, method.forward_features(batch().images))
+
+
+def test_five_steps_give_the_pinned_losses(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone)
+    optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=0.01, momentum=0.9)
+    losses = []
+    for _ in range(5):
+        loss = method.training_step(batch()).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses == pytest.approx(PINNED, rel=1e-4)
+
+
+PINNED = [1.0301, 0.783827, 0.639924, 0.623137, 0.585312]
+
+
+def test_more_prompted_layers_than_there_are_is_an_error(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    with pytest.raises(RecipeError, match=r"prompt_depth is 9, and the image tower .* 3 layers"):
+        build(tiny_backbone, prompt_depth=9)
+    with pytest.raises(RecipeError, match=r"prompt_depth is 4, and the text tower .* 3 layers"):
+        build(tiny_teacher_backbone, prompt_depth=4)
+
+
+def test_images_without_labels_are_an_error(tiny_backbone: Backbone) -> None:
+    with pytest.raises(DataError, match="maple learns from labeled images"):
+        build(tiny_backbone).training_step(Batch(batch().images, None))
