@@ -18,7 +18,7 @@ from torch import Tensor
 from kdedge.clip.backbone import Backbone, load_backbone
 from kdedge.clip.prompts import readable
 from kdedge.data.batch import Batch
-from kdedge.methods import promptkd, promptsrc, zeroshot
+from kdedge.methods import cocoop, coop, ivlp, maple, promptkd, promptsrc, zeroshot
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-3}
 """Float32 sums in another order; the vectors' README grants this much, gradients included."""
@@ -150,6 +150,108 @@ def gradients_of(loss: Tensor, parameters: dict[str, torch.nn.Parameter]) -> dic
         loss, list(parameters.values()), allow_unused=True, materialize_grads=True
     )
     return dict(zip(parameters, gradients, strict=True))
+
+
+def check_supervised(
+    method: Any, vectors: dict[str, Tensor], deployed_logits: Tensor
+) -> dict[str, Tensor]:
+    """Compares logits and cross-entropy of a method with its parameters set; gives gradients."""
+    close(deployed_logits, vectors["logits"])
+    step = method.training_step(Batch(vectors["image"], vectors["label"]))
+    close(step.loss, vectors["loss"])
+    return gradients_of(step.loss, method.trainable_parameters())
+
+
+def logits_of(method: Any, images: Tensor) -> Tensor:
+    return method.scale * method.forward_features(images) @ method.class_vectors().T
+
+
+def test_coop_gives_the_reference_logits_loss_and_gradient(
+    student_clip: Backbone, reference_folder: Path, reference_meta: dict[str, Any]
+) -> None:
+    vectors = load_file(reference_folder / "coop.safetensors")
+    meta = reference_meta["settings"]["coop"]
+    settings = coop.Settings(n_ctx=meta["n_ctx"], class_position=meta["class_token_position"])
+    method = build(coop, student_clip, reference_meta["classnames"], settings)
+    with torch.no_grad():
+        method.module.context.copy_(vectors["param/prompt_learner.ctx"])
+
+    gradients = check_supervised(method, vectors, logits_of(method, vectors["image"]))
+    close(gradients["context"], vectors["grad/prompt_learner.ctx"])
+
+
+def set_parameters(
+    method: Any, vectors: dict[str, Tensor], names: dict[str, str]
+) -> dict[str, Tensor]:
+    """Puts the reference's parameters into a method; gives the gradients it must have."""
+    parameters = method.trainable_parameters()
+    assert set(names) == set(parameters)
+    with torch.no_grad():
+        for ours, theirs in names.items():
+            parameters[ours].copy_(vectors[f"param/prompt_learner.{theirs}"])
+    return {ours: vectors[f"grad/prompt_learner.{theirs}"] for ours, theirs in names.items()}
+
+
+def test_cocoop_gives_the_reference_logits_loss_and_gradients(
+    student_clip: Backbone, reference_folder: Path, reference_meta: dict[str, Any]
+) -> None:
+    vectors = load_file(reference_folder / "cocoop.safetensors")
+    settings = cocoop.Settings(**reference_meta["settings"]["cocoop"])
+    method = build(cocoop, student_clip, reference_meta["classnames"], settings)
+    names = {"context": "ctx"}
+    for layer in ("linear1", "linear2"):
+        for kind in ("weight", "bias"):
+            names[f"meta_net.{layer}.{kind}"] = f"meta_net.{layer}.{kind}"
+    expected = set_parameters(method, vectors, names)
+
+    logits = method.image_conditioned_logits(vectors["image"])
+    gradients = check_supervised(method, vectors, logits)
+    for name, gradient in gradients.items():
+        close(gradient, expected[name])
+
+
+def test_ivlp_gives_the_reference_logits_loss_and_gradients(
+    student_clip: Backbone, reference_folder: Path, reference_meta: dict[str, Any]
+) -> None:
+    vectors = load_file(reference_folder / "ivlp.safetensors")
+    settings = ivlp.Settings(**reference_meta["settings"]["ivlp"])
+    method = build(ivlp, student_clip, reference_meta["classnames"], settings)
+    depths = settings.prompt_depth_text, settings.prompt_depth_vision
+    with torch.no_grad():
+        prompts = method.module.text_prompts
+        prompts.context.copy_(vectors["param/prompt_learner.ctx"])
+        prompts.deep_context.copy_(deep_context(vectors, "param", depths[0]))
+        method.module.visual_prompts.copy_(visual_prompts(vectors, "param", depths[1]))
+
+    gradients = check_supervised(method, vectors, logits_of(method, vectors["image"]))
+    close(gradients["text_prompts.context"], vectors["grad/prompt_learner.ctx"])
+    close(gradients["text_prompts.deep_context"], deep_context(vectors, "grad", depths[0]))
+    close(gradients["visual_prompts"], visual_prompts(vectors, "grad", depths[1]))
+
+
+def test_maple_gives_the_reference_logits_loss_and_gradients(
+    student_clip: Backbone, reference_folder: Path, reference_meta: dict[str, Any]
+) -> None:
+    vectors = load_file(reference_folder / "maple.safetensors")
+    settings = maple.Settings(**reference_meta["settings"]["maple"])
+    method = build(maple, student_clip, reference_meta["classnames"], settings)
+    deep = "prompt_learner.compound_prompts_text"
+    for kind in ("param", "grad"):
+        rows = [vectors[f"{kind}/{deep}.{i}"] for i in range(settings.prompt_depth - 1)]
+        vectors[f"{kind}/{deep}"] = torch.stack(rows)
+    names = {
+        "text_prompts.context": "ctx",
+        "text_prompts.deep_context": "compound_prompts_text",
+    }
+    for layer in range(settings.prompt_depth):
+        theirs = f"compound_prompt_projections.{layer - 1}" if layer else "proj"
+        for kind in ("weight", "bias"):
+            names[f"couplings.{layer}.{kind}"] = f"{theirs}.{kind}"
+    expected = set_parameters(method, vectors, names)
+
+    gradients = check_supervised(method, vectors, logits_of(method, vectors["image"]))
+    for name, gradient in gradients.items():
+        close(gradient, expected[name])
 
 
 def unit(features: Tensor) -> Tensor:
