@@ -7,9 +7,11 @@ Nothing here approximates. With x an image's pixels and [.] what is constant aft
 - prompts whose outputs the next block replaces are read as keys and values only: constants;
 - the last block answers for the class token alone;
 - the queries' factor `1 / sqrt(d)` is in the queries' weights;
-- `ln_post`'s affine part, `proj`, the projector's first linear and batch norm are one linear;
-- `linear2`, `scale` and the class vectors are one linear, the fused head. Unit length divides by
-  `|linear2(h)|`, a positive number an image: it is kept for scores and dropped for the ranking.
+- `ln_post`'s affine part, `proj`, the projector's first linear and batch norm are one linear, and
+  so is each further hidden layer of the projector;
+- the projector's last linear, `scale` and the class vectors are one linear, the fused head. Unit
+  length divides by `|last(h)|`, a positive number an image: it is kept for scores and dropped for
+  the ranking. A projector of one linear is all of it the last, together with `ln_post` and `proj`.
 
 Sums are folded in float64 and stored in float32.
 """
@@ -17,7 +19,7 @@ Sums are folded in float64 and stored in float32.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -84,6 +86,28 @@ class FoldedBlock(nn.Module):
         residual = queries + self.out(attended.transpose(1, 2).flatten(2))
         result: Tensor = residual + self.ls_2(self.mlp(self.ln_2(residual)))
         return result
+
+
+class HiddenLayers(nn.Module):
+    """Several hidden layers of a projector, with ReLU between them and not after the last.
+
+    Args:
+        linears: in order, batch norm folded in.
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList(linears)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, D] -> [B, D_hidden]."""
+        for index, linear in enumerate(self.linears):
+            assert isinstance(linear, nn.Linear)
+            if index > 0:
+                features = F.relu(features)
+            # Not called: an exported node is named after its module, and these belong to the head
+            features = F.linear(features, linear.weight, linear.bias)
+        return features
 
 
 class FoldedModel(nn.Module):
@@ -278,7 +302,7 @@ def _place_prompts(
     n_blocks = len(visual.transformer.resblocks)
     memories: list[Tensor | None] = [None] * n_blocks
     width = len(visual.class_embedding)
-    if prompts is None or prompts.shape[1] == 0:
+    if prompts is None or prompts.numel() == 0:
         return memories, None, torch.zeros(1, 0, width)
     depth = len(prompts)
     own = [visual.ln_pre(prompts[0]), *prompts[1:]]
@@ -289,20 +313,32 @@ def _place_prompts(
     return memories, depth - 1, own[-1][None]
 
 
-def _fold_projector(path: ImagePath) -> tuple[nn.Linear | None, nn.Linear]:
-    """The linear before the ReLU, or None without a projector, and the one to the features."""
+def _fold_projector(path: ImagePath) -> tuple[nn.Linear | HiddenLayers | None, nn.Linear]:
+    """The hidden layers up to the last ReLU, None where there are none, and what follows them."""
     visual, projector = path.visual, path.projector
     proj = visual.proj.double().T  # [D_student, D_vision]
     if projector is None:
-        weight, bias = proj, torch.zeros(len(proj), dtype=torch.float64)
+        return None, _after_ln_post(visual, proj, torch.zeros(len(proj), dtype=torch.float64))
+    first, *others = projector.linears
+    weight, bias = first.weight.double() @ proj, first.bias.double()
+    if not others:
         return None, _after_ln_post(visual, weight, bias)
-    norm = projector.batch_norm
+    norm, *norms = projector.batch_norms
+    hidden = [_after_ln_post(visual, *_with_batch_norm(weight, bias, norm))]
+    hidden += [
+        _linear(*_with_batch_norm(linear.weight.double(), linear.bias.double(), norm))
+        for linear, norm in zip(others[:-1], norms, strict=True)
+    ]
+    return hidden[0] if len(hidden) == 1 else HiddenLayers(hidden), others[-1]
+
+
+def _with_batch_norm(weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a linear and the batch norm after it, with its running statistics."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    weight = gain[:, None] * (projector.linear1.weight.double() @ proj)
-    bias = gain * (projector.linear1.bias.double() - norm.running_mean.double())
-    return _after_ln_post(visual, weight, bias + norm.bias.double()), projector.linear2
+    shifted = gain * (bias - norm.running_mean.double())
+    return gain[:, None] * weight, shifted + norm.bias.double()
 
 
 def _after_ln_post(visual: VisionTransformer, weight: Tensor, bias: Tensor) -> nn.Linear:
@@ -313,4 +349,5 @@ def _after_ln_post(visual: VisionTransformer, weight: Tensor, bias: Tensor) -> n
 
 def _feature_dim(path: ImagePath) -> int:
     projector = path.projector
-    return int(path.visual.proj.shape[1] if projector is None else projector.linear2.out_features)
+    last = None if projector is None else projector.linears[-1]
+    return int(path.visual.proj.shape[1] if last is None else last.out_features)

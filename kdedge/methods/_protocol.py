@@ -30,6 +30,11 @@ class MethodSettings(BaseModel):
         """Whether trained tensors belong to single classes, so that other names have none."""
         return False
 
+    @property
+    def has_own_class_vectors(self) -> bool:
+        """Whether a student makes its class vectors itself, in place of its teacher's."""
+        return False
+
 
 @dataclass(frozen=True)
 class StepOutput:
@@ -45,11 +50,17 @@ class StepOutput:
 
 
 class Projector(Protocol):
-    """Linear, batch norm, ReLU, linear: [B, D_student] -> [B, D_teacher]."""
+    """Hidden layers, then a linear: [B, D_student] -> [B, D_teacher]."""
 
-    linear1: nn.Linear
-    batch_norm: nn.BatchNorm1d
-    linear2: nn.Linear
+    @property
+    def linears(self) -> Sequence[nn.Linear]:
+        """All linear layers, in order."""
+        ...
+
+    @property
+    def batch_norms(self) -> Sequence[nn.BatchNorm1d]:
+        """Of all linear layers but the last; a ReLU follows each."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ class ImagePath:
     """What the deployed image path of a method is made of.
 
     Attributes:
-        visual: the frozen image tower.
+        visual: the image tower, frozen or trained.
         visual_prompts: [depth, n_ctx_vision, D_vision], as `clip.vision.encode_image` takes them;
             None for plain CLIP.
         projector: what comes after the tower; None where its output is the features.

@@ -1,140 +1,190 @@
 """PromptKD: a prompted student learns a frozen teacher's answers on unlabeled images.
 
-Paper: Li et al., PromptKD, CVPR 2024, arXiv:2403.02781, section 3.2 and equation 5.
+Paper: Li et al., PromptKD, CVPR 2024, arXiv:2403.02781, section 3.2 and equation 5; the settings
+`tune`, `class_vectors` and `projector_depth` are its ablations (tables 5 and 12), `loss` replaces
+equation 5 by another way to distill.
 Differs from the authors' code: class vectors are computed once, after the teacher's weights are
-loaded, and not in every step; the student's text tower is never run; weights stay in float32 under
-autocast.
+loaded, and not in every step; the student's text tower is never run where the class vectors are the
+teacher's; weights stay in float32 under autocast. That code has no ablations; what the paper does
+not say of them is in the settings' descriptions.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from open_clip.transformer import VisionTransformer
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.clip.prompts import make_visual_prompts
+from kdedge.clip.prompts import (
+    TextPrompts,
+    make_text_prompts,
+    make_visual_prompts,
+    prompted_text_features,
+    prompted_texts,
+)
+from kdedge.clip.text import TokenizedTexts
 from kdedge.clip.vision import encode_image
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError, ShapeError
+from kdedge.methods._projector import Projector
 from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
+from kdedge.methods.losses import Answers, LossName, load_loss
+from kdedge.methods.losses.kl import WEIGHT as DEFAULT_KD_WEIGHT
+from kdedge.methods.losses.kl import distillation_loss
 
-DEFAULT_KD_WEIGHT = 1000.0
-"""The authors' launch script; 200 for Flowers102, FGVCAircraft and DTD."""
+__all__ = ["ImagePath", "Method", "Projector", "Settings", "Student", "distillation_loss"]
 
 
 class Settings(MethodSettings):
     """Settings of PromptKD; defaults from the authors' base-to-novel configuration."""
 
+    tune: Literal["prompts", "projector", "full"] = Field(
+        "prompts",
+        description="What of the image side is trained (arXiv:2403.02781, table 5). prompts: visual"
+        " prompts and projector. projector: the projector alone. full: the whole image tower and"
+        " the projector, without prompts; the paper gives no learning rate for it, and optim.lr has"
+        " to be far below the 0.005 that prompts take.",
+    )
     n_ctx_vision: int = Field(
         4,
         ge=0,
-        description="Visual prompts in each prompted image layer; 0 trains the projector alone.",
+        description="Visual prompts in each prompted image layer; 0 trains the projector alone. Of"
+        " tune: prompts only, as prompt_depth.",
     )
     prompt_depth: int = Field(
-        9, ge=1, description="Image layers that get prompts of their own, from the first."
+        9, ge=0, description="Image layers that get prompts of their own, from the first."
     )
-    temperature: float = Field(1.0, gt=0, description="Divides both logits before the divergence.")
+    projector_depth: int = Field(
+        2,
+        ge=1,
+        le=3,
+        description="Linear layers of the projector, with batch norm and ReLU between them"
+        " (arXiv:2403.02781, table 12). 3: one more hidden layer of the same width, which is ours"
+        " to say. Without effect under class_vectors: student, which has no projector.",
+    )
+    class_vectors: Literal["teacher", "student"] = Field(
+        "teacher",
+        description="Whose text features the student answers with. teacher: the stored ones."
+        ' student: "w/o shared text feature" of arXiv:2403.02781, table 5: its own text tower with'
+        " learned context makes them, and there is no projector.",
+    )
+    n_ctx_text: int = Field(
+        4, ge=1, description="Context tokens of class_vectors: student; the teacher's default."
+    )
+    prompt_depth_text: int = Field(
+        9,
+        ge=1,
+        description="Text layers that get context of their own, of class_vectors: student; the"
+        " teacher's default.",
+    )
+    context_init: str = Field(
+        "a photo of a",
+        description="Words whose embeddings that context starts from; from N(0, 0.02²) where they"
+        " are fewer than n_ctx_text tokens.",
+    )
+    loss: LossName = Field(
+        "kl",
+        description="What the student learns by. kl: PromptKD's divergence of class probabilities."
+        " feature, feature_l1: squared or absolute difference of image features. relational,"
+        " interactive: CLIP-KD's CRD and ICL (arXiv:2307.12732), the latter with the class that the"
+        " teacher names. affinity: TinyCLIP's (arXiv:2309.12314). relational, interactive and"
+        " affinity compare the images of a batch too: give them a large one.",
+    )
+    loss_weight: float | None = Field(
+        None,
+        gt=0,
+        description="Multiplies a loss other than kl; its authors' where left out: 2000 of feature,"
+        " 1 of relational, interactive and affinity; 100 of feature_l1 is ours.",
+    )
+    more_losses: dict[LossName, Annotated[float, Field(gt=0)]] = Field(
+        {},
+        description="Losses that are added, with their weights: {feature: 2000, interactive: 1}."
+        " That of kl is a kd_weight.",
+    )
+    temperature: float = Field(
+        1.0, gt=0, description="Divides both logits before the divergence of kl."
+    )
     kd_weight: float | None = Field(
         None,
         gt=0,
-        description="Multiplies the divergence averaged over images and classes: one image weighs"
-        " kd_weight / C."
+        description="Multiplies the divergence of loss: kl averaged over images and classes: one"
+        " image weighs kd_weight / C."
         f" {DEFAULT_KD_WEIGHT:g} where neither this nor kd_weight_per_image is given.",
     )
     kd_weight_per_image: float | None = Field(
         None,
         gt=0,
-        description="Multiplies the divergence averaged over images only, so that it does not"
-        " depend on how many"
-        " classes there are: kd_weight / C.",
+        description="Multiplies the divergence of loss: kl averaged over images only, so that it"
+        " does not depend on how many classes there are: kd_weight / C.",
     )
 
     @model_validator(mode="after")
-    def _one_weight(self) -> Settings:
+    def _fits_together(self) -> Settings:
         if self.kd_weight is not None and self.kd_weight_per_image is not None:
             raise ValueError("give kd_weight or kd_weight_per_image, not both")
+        if self.tune == "projector" and self.class_vectors == "student":
+            raise ValueError(
+                "have tune: projector with class_vectors: student, which has no projector; use"
+                " tune: prompts or full, or class_vectors: teacher"
+            )
+        if self.loss_weight is not None and self.loss == "kl":
+            raise ValueError("have loss_weight with loss: kl, whose weight is kd_weight")
+        if self.loss in self.more_losses:
+            raise ValueError(f"have {self.loss} as loss and among more_losses; name it once")
         return self
 
+    @property
+    def has_own_class_vectors(self) -> bool:
+        """See `MethodSettings.has_own_class_vectors`."""
+        return self.class_vectors == "student"
+
     def weight(self, n_classes: int) -> float:
-        """`kd_weight` for C classes, however it was given."""
+        """`kd_weight`, whichever way it was given; 1 / n_classes of it is one image's weight."""
         if self.kd_weight_per_image is not None:
             return self.kd_weight_per_image * n_classes
         return DEFAULT_KD_WEIGHT if self.kd_weight is None else self.kd_weight
 
-
-def distillation_loss(
-    student_logits: Tensor, teacher_logits: Tensor, *, temperature: float
-) -> Tensor:
-    """Kullback-Leibler divergence of student from teacher, averaged over images and classes.
-
-    Args:
-        student_logits: [B, C], scaled. Computed in float32 whatever the model's precision.
-        teacher_logits: [B, C], same class order. Treated as constant.
-        temperature: softens both; the result grows by its square so that gradient size does not
-            depend on it (Hinton et al. 2015, arXiv:1503.02531).
-
-    Returns:
-        A scalar, at least 0. The mean also runs over classes, so one image weighs 1 / C: with 12
-        classes the same `kd_weight` acts 33 times stronger than with 397.
-
-    Raises:
-        ShapeError: the two class counts differ, which means two class lists are in use.
-    """
-    if student_logits.shape != teacher_logits.shape:
-        raise ShapeError(
-            f"Student logits {list(student_logits.shape)} and teacher logits"
-            f" {list(teacher_logits.shape)} differ: two class lists are in use."
-        )
-    divergence = F.kl_div(
-        (student_logits.float() / temperature).log_softmax(dim=-1),
-        (teacher_logits.detach().float() / temperature).log_softmax(dim=-1),
-        reduction="sum",
-        log_target=True,
-    )
-    return divergence * temperature**2 / student_logits.numel()
-
-
-class Projector(nn.Module):
-    """Student features to the teacher's dimension: linear, batch norm, ReLU, linear (section 3.2).
-
-    Args:
-        student_dim: D_student.
-        teacher_dim: D_teacher, also the hidden width.
-        generator: on the CPU; draws U(-1/√fan_in, 1/√fan_in), PyTorch's default for the authors'
-            1x1 convolutions.
-    """
-
-    def __init__(self, student_dim: int, teacher_dim: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.linear1 = nn.Linear(student_dim, teacher_dim)
-        self.batch_norm = nn.BatchNorm1d(teacher_dim)
-        self.linear2 = nn.Linear(teacher_dim, teacher_dim)
-        for linear in (self.linear1, self.linear2):
-            bound = linear.in_features**-0.5
-            for parameter in (linear.weight, linear.bias):
-                with torch.no_grad():
-                    drawn = torch.rand(parameter.shape, generator=generator)
-                    parameter.copy_((2 * drawn - 1) * bound)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, D_student] -> [B, D_teacher]."""
-        hidden = F.relu(self.batch_norm(self.linear1(features)))
-        projected: Tensor = self.linear2(hidden)
-        return projected
+    def loss_weights(self, n_classes: int) -> dict[LossName, float]:
+        """Each loss that is used and its weight, the first is `loss`."""
+        if self.loss == "kl":
+            own = self.weight(n_classes)
+        else:
+            own = load_loss(self.loss).WEIGHT if self.loss_weight is None else self.loss_weight
+        return {self.loss: own, **self.more_losses}
 
 
 class Student(nn.Module):
-    """The parameters of PromptKD: visual prompts and the projector."""
+    """What PromptKD trains; a part that the settings leave out is None.
 
-    def __init__(self, visual_prompts: nn.Parameter, projector: Projector) -> None:
+    Attributes:
+        visual_prompts: [depth, n_ctx_vision, D_vision], under `tune: prompts`.
+        projector: to the teacher's dimension, under `class_vectors: teacher`.
+        visual: the student's own copy of the image tower, under `tune: full`.
+        text_prompts: context of the text tower, under `class_vectors: student`.
+        losses: the losses by name; most have nothing to train.
+    """
+
+    def __init__(
+        self,
+        visual_prompts: nn.Parameter | None,
+        projector: Projector | None,
+        *,
+        visual: VisionTransformer | None = None,
+        text_prompts: TextPrompts | None = None,
+        losses: Sequence[LossName] = ("kl",),
+    ) -> None:
         super().__init__()
         self.visual_prompts = visual_prompts
         self.projector = projector
+        self.visual = visual
+        self.text_prompts = text_prompts
+        self.losses = nn.ModuleDict({name: load_loss(name).Loss() for name in losses})
 
 
 class Method:
@@ -151,6 +201,7 @@ class Method:
         *,
         teacher: Teacher,
         class_vectors: Tensor,
+        texts: TokenizedTexts | None = None,
     ) -> None:
         self.scale = backbone.scale
         self.module = module
@@ -158,6 +209,7 @@ class Method:
         self._settings = settings
         self._teacher = teacher
         self._class_vectors = class_vectors
+        self._texts = texts
 
     @classmethod
     def build(
@@ -171,7 +223,10 @@ class Method:
         teacher: Teacher | None,
         generator: torch.Generator,
     ) -> Method:
-        """See `methods._protocol.Method.build`; learns over all classes, encodes no text."""
+        """See `methods._protocol.Method.build`; learns over all classes.
+
+        Texts are encoded under `class_vectors: student` alone: "<context> NAME.".
+        """
         if teacher is None:
             raise RecipeError("promptkd learns from a teacher, and the recipe names none.")
         class_vectors = teacher.class_vectors()
@@ -180,64 +235,100 @@ class Method:
                 f"The teacher has {len(class_vectors)} class vectors, the class list"
                 f" {len(class_names)} names."
             )
-        visual_prompts = make_visual_prompts(
-            backbone,
-            n_ctx=settings.n_ctx_vision,
-            prompt_depth=settings.prompt_depth,
-            generator=generator,
+        module = make_student(
+            backbone, settings, teacher_dim=class_vectors.shape[1], generator=generator
+        ).to(backbone.device)
+        texts = None
+        if settings.class_vectors == "student":
+            texts = prompted_texts(
+                backbone,
+                class_names,
+                n_ctx=settings.n_ctx_text,
+                context_init=settings.context_init,
+            )
+        return cls(
+            backbone, module, settings, teacher=teacher, class_vectors=class_vectors, texts=texts
         )
-        projector = Projector(backbone.embed_dim, class_vectors.shape[1], generator)
-        student = Student(visual_prompts, projector).to(backbone.device)
-        return cls(backbone, student, settings, teacher=teacher, class_vectors=class_vectors)
+
+    @property
+    def visual(self) -> VisionTransformer:
+        """The image tower: the student's own where it is trained, else the frozen backbone's."""
+        own = self.module.visual
+        return self._backbone.model.visual if own is None else own
 
     def image_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D_teacher], unit length, with gradients; batch norm by mode."""
-        raw = encode_image(self._backbone.model.visual, images, self.module.visual_prompts)
+        """[B, 3, H, W] -> [B, D_teacher], unit length, with gradients; batch norm by mode.
+
+        D_student where there is no projector.
+        """
+        raw = encode_image(self.visual, images, self.module.visual_prompts)
         # Batch norm over a few images and the last features before unit length: in float32 (a
         # projector costs nothing).
         with torch.autocast(images.device.type, enabled=False):
-            return unit_length(self.module.projector(raw.float()))
+            projector = self.module.projector
+            return unit_length(raw if projector is None else projector(raw.float()))
+
+    def student_vectors(self) -> Tensor:
+        """[C, D], unit length: the teacher's class vectors, or the student's own with gradients."""
+        if self._texts is None or self.module.text_prompts is None:
+            return self._class_vectors
+        return prompted_text_features(self._backbone, self._texts, self.module.text_prompts)
+
+    def answers(self, images: Tensor) -> Answers:
+        """What teacher and student say about [B, 3, H, W], the student with gradients."""
+        with torch.no_grad():
+            teacher_features = self._teacher.forward_features(images)
+        return Answers(
+            student_features=self.image_features(images),
+            teacher_features=teacher_features,
+            student_vectors=self.student_vectors(),
+            teacher_vectors=self._class_vectors,
+            student_scale=self.scale,
+            teacher_scale=self._teacher.scale,
+            temperature=self._settings.temperature,
+        )
 
     def training_step(self, batch: Batch) -> StepOutput:
-        """`kd_weight` times the divergence from the teacher; no label is read (equation 5)."""
-        if len(batch.images) < 2:
+        """The weighted losses, `kd_weight` times equation 5 by default; no label is read."""
+        projector = self.module.projector
+        if len(batch.images) < 2 and projector is not None and projector.batch_norms:
             raise DataError(
                 "promptkd needs at least 2 unlabeled images in a batch (batch norm has no variance"
                 " over one).\n"
                 "  Add images, or raise batch_size."
             )
-        with torch.no_grad():
-            teacher_features = self._teacher.forward_features(batch.images)
-        student_features = self.image_features(batch.images)
-        with torch.autocast(batch.images.device.type, enabled=False):
-            teacher_logits = self._teacher.scale * teacher_features @ self._class_vectors.T
-            student_logits = self.scale * student_features @ self._class_vectors.T
-            divergence = distillation_loss(
-                student_logits, teacher_logits, temperature=self._settings.temperature
-            )
+        answers = self.answers(batch.images)
         n_classes = len(self._class_vectors)
-        agreement = (student_logits.argmax(-1) == teacher_logits.argmax(-1)).float().mean()
-        scalars = {
-            "divergence_per_image": divergence.detach() * n_classes,
-            "teacher_agreement_percent": 100 * agreement,
-        }
-        return StepOutput(self._settings.weight(n_classes) * divergence, scalars)
+        scalars: dict[str, Tensor] = {}
+        terms: list[Tensor] = []
+        with torch.autocast(batch.images.device.type, enabled=False):
+            for name, weight in self._settings.loss_weights(n_classes).items():
+                term = self.module.losses[name](answers)
+                terms.append(weight * term)
+                if name == "kl":
+                    scalars["divergence_per_image"] = term.detach() * n_classes
+                else:
+                    scalars[f"{name}_loss"] = term.detach()
+            named = answers.student_logits.argmax(-1) == answers.teacher_logits.argmax(-1)
+        scalars["teacher_agreement_percent"] = 100 * named.float().mean()
+        return StepOutput(torch.stack(terms).sum(), scalars)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """Visual prompts and projector; batch norm's statistics are buffers of the module."""
+        """The module's; batch norm's statistics are buffers of it."""
         return dict(self.module.named_parameters())
 
     def averaging_weights(self, n_epochs: int) -> list[float] | None:
         """Nothing is averaged."""
         return None
 
+    @torch.no_grad()
     def class_vectors(self) -> Tensor:
-        """[C, D_teacher], the teacher's."""
-        return self._class_vectors
+        """[C, D], the teacher's, or the student's own under the context as it is now."""
+        return self.student_vectors()
 
     @torch.no_grad()
     def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D_teacher] with the running statistics of batch norm."""
+        """[B, 3, H, W] -> [B, D] with the running statistics of batch norm."""
         was_training = self.module.training
         self.module.eval()
         try:
@@ -246,7 +337,57 @@ class Method:
             self.module.train(was_training)
 
     def image_path(self) -> ImagePath:
-        """The prompted image tower and the projector."""
-        return ImagePath(
-            self._backbone.model.visual, self.module.visual_prompts, self.module.projector
+        """The image tower with its prompts, and the projector, as far as the student has them."""
+        return ImagePath(self.visual, self.module.visual_prompts, self.module.projector)
+
+
+def make_student(
+    backbone: Backbone, settings: Settings, *, teacher_dim: int, generator: torch.Generator
+) -> Student:
+    """Draws what the settings train.
+
+    Args:
+        backbone: the frozen CLIP.
+        settings: say which parts there are.
+        teacher_dim: D_teacher.
+        generator: on the CPU; draws prompts, projector and context, in this order.
+
+    Raises:
+        RecipeError: a tower has fewer layers than get prompts, or a loss compares features of two
+            dimensions.
+    """
+    visual_prompts = projector = visual = text_prompts = None
+    if settings.tune == "prompts":
+        visual_prompts = make_visual_prompts(
+            backbone,
+            n_ctx=settings.n_ctx_vision,
+            prompt_depth=settings.prompt_depth,
+            generator=generator,
         )
+    if settings.tune == "full":
+        visual = copy.deepcopy(backbone.model.visual).requires_grad_(True)
+    if settings.class_vectors == "teacher":
+        projector = Projector(
+            backbone.embed_dim, teacher_dim, generator, depth=settings.projector_depth
+        )
+    else:
+        text_prompts = make_text_prompts(
+            backbone,
+            n_ctx=settings.n_ctx_text,
+            prompt_depth=settings.prompt_depth_text,
+            context_init=settings.context_init,
+            generator=generator,
+        )
+    losses = tuple(settings.loss_weights(1))
+    student = Student(
+        visual_prompts, projector, visual=visual, text_prompts=text_prompts, losses=losses
+    )
+    if projector is None and backbone.embed_dim != teacher_dim:
+        for name in losses:
+            if student.losses[name].needs_equal_dims:
+                raise RecipeError(
+                    f"loss {name} compares the student's features ({backbone.embed_dim} dimensions)"
+                    f" with the teacher's ({teacher_dim}), and class_vectors: student has no"
+                    " projector.\n  Use loss kl, relational or affinity, or class_vectors: teacher."
+                )
+    return student

@@ -29,6 +29,7 @@ from kdedge.training.teach import cache_folder, same_preprocessing, teacher_job,
 from kdedge.training.teachers import (
     StoredTeacher,
     load_teacher,
+    made_by,
     untrained_teacher,
 )
 from kdedge.training.trial import trial_steps
@@ -87,6 +88,13 @@ def student_job(loaded: LoadedRecipe, teacher: StoredTeacher, parts: StudentPart
     method = build_method(
         parts.choice, parts.backbone, parts.classes, seed=loaded.recipe.seed, teacher=teacher
     )
+
+    def vectors_made_by() -> str:
+        if not parts.choice.settings.has_own_class_vectors:
+            return teacher.stored.made_by
+        record = settings_record(parts.choice)
+        return made_by(parts.backbone, method.module, parts.classes, record)
+
     return Job(
         role="student",
         loaded=loaded,
@@ -98,7 +106,7 @@ def student_job(loaded: LoadedRecipe, teacher: StoredTeacher, parts: StudentPart
         labels=None,
         test=parts.test,
         validation=parts.validation,
-        made_by=lambda: teacher.stored.made_by,
+        made_by=vectors_made_by,
         sources={"teacher": teacher.stored.made_by},
         teacher_run=teacher.run_name,
     )

@@ -208,7 +208,8 @@ def _weight_per_image(job: Job) -> float | None:
     if not isinstance(job.choice.settings, promptkd.Settings):
         return None
     n_classes = len(job.classes.names)
-    return job.choice.settings.weight(n_classes) / n_classes
+    weight = job.choice.settings.loss_weights(n_classes).get("kl")
+    return None if weight is None else weight / n_classes
 
 
 @contextlib.contextmanager

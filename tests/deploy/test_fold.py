@@ -58,29 +58,41 @@ def make_clip(
 
 
 def make_student(
-    backbone: Backbone, *, n_ctx: int, depth: int, n_classes: int = 7, teacher_dim: int = 40
+    backbone: Backbone,
+    *,
+    n_ctx: int = 2,
+    depth: int = 2,
+    n_classes: int = 7,
+    teacher_dim: int = 40,
+    **chosen: Any,
 ) -> promptkd.Method:
     """A student whose every part has been moved from its first values, as training does."""
     names = [f"class {index}" for index in range(n_classes)]
     student = promptkd.Method.build(
         backbone,
         names,
-        promptkd.Settings(n_ctx_vision=n_ctx, prompt_depth=depth),
+        promptkd.Settings(n_ctx_vision=n_ctx, prompt_depth=depth, **chosen),
         template="{}",
         train_classes=range(n_classes),
         teacher=Vectors(n_classes, teacher_dim),
         generator=torch.Generator().manual_seed(1),
     )
     generator = torch.Generator().manual_seed(2)
-    norm = student.module.projector.batch_norm
+    projector = student.module.projector
     with torch.no_grad():
-        student.module.visual_prompts.copy_(
-            torch.randn(student.module.visual_prompts.shape, generator=generator)
-        )
-        norm.running_mean.copy_(torch.randn(teacher_dim, generator=generator))
-        norm.running_var.copy_(0.1 + torch.rand(teacher_dim, generator=generator))
-        norm.weight.copy_(torch.randn(teacher_dim, generator=generator))
-        norm.bias.copy_(torch.randn(teacher_dim, generator=generator))
+        if student.module.visual_prompts is not None:
+            student.module.visual_prompts.copy_(
+                torch.randn(student.module.visual_prompts.shape, generator=generator)
+            )
+        for norm in () if projector is None else projector.batch_norms:
+            norm.running_mean.copy_(torch.randn(teacher_dim, generator=generator))
+            norm.running_var.copy_(0.1 + torch.rand(teacher_dim, generator=generator))
+            norm.weight.copy_(torch.randn(teacher_dim, generator=generator))
+            norm.bias.copy_(torch.randn(teacher_dim, generator=generator))
+        for parameter in (
+            () if student.module.visual is None else student.module.visual.parameters()
+        ):
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     student.module.requires_grad_(False)
     return student
 
@@ -123,8 +135,9 @@ def assert_equal_logits(actual: Tensor, expected: Tensor) -> None:
     n_layers=st.integers(1, 4),
     n_patches=st.integers(1, 3),
     n_ctx=st.integers(0, 5),
-    depth=st.integers(1, 4),
+    depth=st.integers(0, 4),
     n_classes=st.integers(1, 9),
+    projector_depth=st.integers(1, 3),
     teacher_dim=st.sampled_from([8, 40]),
     n_images=st.integers(1, 3),
     seed=st.integers(0, 5),
@@ -136,6 +149,7 @@ def test_folding_changes_no_logit(
     n_ctx: int,
     depth: int,
     n_classes: int,
+    projector_depth: int,
     teacher_dim: int,
     n_images: int,
     seed: int,
@@ -147,6 +161,7 @@ def test_folding_changes_no_logit(
         n_ctx=n_ctx,
         depth=min(depth, n_layers),
         n_classes=n_classes,
+        projector_depth=projector_depth,
         teacher_dim=teacher_dim,
     )
     pixels = draw_pixels(n_images, image_px)
@@ -165,7 +180,7 @@ def test_folding_changes_no_logit(
 def test_every_block_prompted_and_no_prompt_at_all_fold_alike() -> None:
     backbone = make_clip(width=32, n_layers=3, image_px=16, seed=0)
     pixels = draw_pixels(2, 16)
-    for n_ctx, depth in ((0, 1), (4, 3), (1, 1)):
+    for n_ctx, depth in ((0, 1), (4, 3), (1, 1), (4, 0)):
         student = make_student(backbone, n_ctx=n_ctx, depth=depth)
         expected = unfused(student, pixels, backbone.preprocess)
         assert_equal_logits(folded(student, backbone)(pixels.float() / 255), expected)
@@ -185,6 +200,51 @@ def test_layer_scale_is_folded_too() -> None:
     pixels = draw_pixels(3, 16)
     expected = unfused(student, pixels, backbone.preprocess)
     assert_equal_logits(folded(student, backbone)(pixels.float() / 255), expected)
+
+
+OWN_TEXT: dict[str, Any] = {"class_vectors": "student", "prompt_depth_text": 1}
+
+
+@pytest.mark.parametrize("head", ["scores", "argmax"])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"tune": "projector"},
+        {"tune": "projector", "projector_depth": 1},
+        {"tune": "full"},
+        {"tune": "full", "projector_depth": 3},
+        OWN_TEXT,
+        {"tune": "full", **OWN_TEXT},
+    ],
+)
+def test_every_ablation_folds_exactly(chosen: dict[str, Any], head: str) -> None:
+    backbone = make_clip(width=32, n_layers=3, image_px=16, seed=0, layer_scale=0.3)
+    student = make_student(backbone, **chosen)
+    pixels = draw_pixels(3, 16)
+    expected = unfused(student, pixels, backbone.preprocess)
+    logits = folded(student, backbone, head=head)(pixels.float() / 255)
+    if head == "argmax":
+        factor = (logits * expected).sum(1, keepdim=True) / expected.pow(2).sum(1, keepdim=True)
+        assert bool((factor > 0).all())
+        logits = logits / factor
+    assert_equal_logits(logits, expected)
+
+
+def test_a_tuned_tower_is_folded_and_not_the_backbone_it_came_from() -> None:
+    backbone = make_clip(width=32, n_layers=3, image_px=16, seed=0)
+    tuned = make_student(backbone, tune="full", **OWN_TEXT)
+    frozen = make_student(backbone, n_ctx=0, **OWN_TEXT)
+    images = draw_pixels(2, 16).float() / 255
+    difference = folded(tuned, backbone)(images) - folded(frozen, backbone)(images)
+    assert float(difference.abs().max()) > 0.1
+
+
+def test_a_projector_of_one_linear_layer_leaves_no_layer_of_its_own() -> None:
+    backbone = make_clip(width=32, n_layers=2, image_px=16, seed=0)
+    models = {n: folded(make_student(backbone, projector_depth=n), backbone) for n in (1, 2, 3)}
+    assert models[1].hidden is None
+    assert models[1].fused_head.in_features == 32
+    assert [len(list(models[n].hidden.parameters())) // 2 for n in (2, 3)] == [1, 2]
 
 
 @pytest.mark.parametrize("method", ["promptsrc", "zeroshot"])

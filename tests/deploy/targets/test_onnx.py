@@ -39,11 +39,11 @@ class Vectors:
 
 @pytest.fixture(scope="module")
 def fold_student(tiny_backbone: Backbone) -> Callable[..., FoldedModel]:
-    def make(**options: Any) -> FoldedModel:
+    def make(*, projector_depth: int = 2, **options: Any) -> FoldedModel:
         student = promptkd.Method.build(
             tiny_backbone,
             [f"class {index}" for index in range(5)],
-            promptkd.Settings(prompt_depth=2),
+            promptkd.Settings(prompt_depth=2, projector_depth=projector_depth),
             template="{}",
             train_classes=range(5),
             teacher=Vectors(),
@@ -83,6 +83,23 @@ def test_a_dynamic_graph_gives_the_models_logits_at_every_batch(
         np.testing.assert_allclose(
             run(tmp_path / "model.onnx", images), model(images).numpy(), **FLOAT32
         )
+
+
+@pytest.mark.parametrize(
+    ("depth", "head"), [(1, set()), (2, {"hidden/Gemm"}), (3, {"hidden/Gemm", "hidden/Gemm_2"})]
+)
+def test_every_layer_of_a_projector_belongs_to_the_head(
+    fold_student: Callable[..., FoldedModel], tmp_path: Path, depth: int, head: set[str]
+) -> None:
+    model = fold_student(projector_depth=depth)
+    export(model, tmp_path / "model.onnx", size_px=32)
+    images = draw_images(3)
+    np.testing.assert_allclose(
+        run(tmp_path / "model.onnx", images), model(images).numpy(), **FLOAT32
+    )
+    nodes = onnx.load(tmp_path / "model.onnx").graph.node
+    products = {node.name for node in nodes if node.op_type == "Gemm" and "block" not in node.name}
+    assert products == head | {"features/Gemm", "fused_head/Gemm"}
 
 
 def test_a_fixed_batch_takes_that_many_images_and_no_other(

@@ -1,0 +1,60 @@
+"""PromptKD's projector: the student's image features in the teacher's dimension."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdedge.clip.prompts import make_linear
+
+
+class Projector(nn.Module):
+    """Student features to the teacher's dimension (PromptKD, arXiv:2403.02781, section 3.2).
+
+    Hidden layers of linear, batch norm and ReLU, then a linear. The paper's depth is 2; table 12
+    compares it with 1, a single linear, and with 3.
+
+    Args:
+        student_dim: D_student.
+        teacher_dim: D_teacher, also the hidden width.
+        generator: on the CPU; draws PyTorch's default for the authors' 1x1 convolutions.
+        depth: linear layers, 1 to 3.
+    """
+
+    def __init__(
+        self, student_dim: int, teacher_dim: int, generator: torch.Generator, *, depth: int = 2
+    ) -> None:
+        super().__init__()
+        self.linear1 = make_linear(student_dim, teacher_dim, generator)
+        if depth > 1:
+            self.batch_norm = nn.BatchNorm1d(teacher_dim)
+            self.linear2 = make_linear(teacher_dim, teacher_dim, generator)
+        if depth > 2:
+            self.batch_norm2 = nn.BatchNorm1d(teacher_dim)
+            self.linear3 = make_linear(teacher_dim, teacher_dim, generator)
+        self.depth = depth
+
+    @property
+    def linears(self) -> tuple[nn.Linear, ...]:
+        """The linear layers, the first takes the student's features."""
+        if self.depth == 1:
+            return (self.linear1,)
+        if self.depth == 2:
+            return (self.linear1, self.linear2)
+        return (self.linear1, self.linear2, self.linear3)
+
+    @property
+    def batch_norms(self) -> tuple[nn.BatchNorm1d, ...]:
+        """Of all linear layers but the last; a ReLU follows each."""
+        if self.depth == 1:
+            return ()
+        return (self.batch_norm,) if self.depth == 2 else (self.batch_norm, self.batch_norm2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, D_student] -> [B, D_teacher]."""
+        *hidden, last = self.linears
+        for linear, norm in zip(hidden, self.batch_norms, strict=True):
+            features = F.relu(norm(linear(features)))
+        projected: Tensor = last(features)
+        return projected

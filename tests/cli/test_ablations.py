@@ -1,0 +1,95 @@
+"""PromptKD's ablations as a user runs them: one key of the recipe each, from training to export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from kdedge.clip.class_vectors import load_class_vectors
+
+Run = Callable[..., Any]
+
+STUDENT = Path("runs/tiny/03")
+
+
+def distill(kdedge: Run, *changes: str) -> Any:
+    """Trains one more student of the stored teacher."""
+    overrides = [part for change in changes for part in ("--set", change)]
+    return kdedge("distill", "r.yaml", "--json", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        (["tune=projector"], {"projector"}),
+        (["tune=full", "projector_depth=1"], {"visual", "projector"}),
+        (["projector_depth=3"], {"visual_prompts", "projector"}),
+        (["class_vectors=student", "prompt_depth_text=2"], {"visual_prompts", "text_prompts"}),
+        (["loss=interactive", "more_losses={kl: 100, feature: 2}"], None),
+    ],
+)
+def test_an_ablation_is_trained_measured_again_and_exported(
+    kdedge: Run, trained: Path, changes: list[str], kept: set[str] | None
+) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    changes = [f"student.settings.{change}" for change in changes]
+    done = distill(kdedge, *changes, "student.optim.lr=0.0001")
+    assert done.code == 0, done.err
+    reached = json.loads(done.out)["student"]["evaluation"]["student"]
+    state = load_file(STUDENT / "student.safetensors")
+    assert {key.split(".")[0] for key in state} == (
+        {"visual_prompts", "projector", "losses"} if kept is None else kept
+    )
+    measured = json.loads(kdedge("eval", str(STUDENT), "--json").out)
+    assert {key: measured[key] for key in reached} == reached
+
+    exported = kdedge("export", str(STUDENT))
+    assert exported.code == 0, exported.err
+    (file,) = json.loads((STUDENT / "artifacts/01/artifact.json").read_text())["files"]
+    assert file["parity"]["agreement_percent"] == 100
+    assert file["parity"]["accuracy_percent"] == pytest.approx(measured["all"])
+
+
+def test_own_class_vectors_are_stored_with_what_made_them(kdedge: Run, trained: Path) -> None:
+    own = ("student.settings.class_vectors=student", "student.settings.prompt_depth_text=2")
+    assert distill(kdedge, *own).code == 0
+    shared = load_class_vectors(Path("runs/tiny/02/class_vectors.safetensors"))
+    vectors = load_class_vectors(STUDENT / "class_vectors.safetensors")
+    assert (shared.vectors.shape[1], vectors.vectors.shape[1]) == (40, 24)
+    assert vectors.made_by != shared.made_by
+    teacher = load_class_vectors(Path("runs/tiny/01/class_vectors.safetensors"))
+    assert shared.made_by == teacher.made_by
+
+
+def test_a_loss_that_is_not_the_divergence_has_no_weight_per_image(
+    kdedge: Run, trained: Path
+) -> None:
+    assert distill(kdedge, "student.settings.loss=relational").code == 0
+    record = json.loads((STUDENT / "provenance.json").read_text())
+    assert record["kd_weight_per_image"] is None
+    before = json.loads(Path("runs/tiny/02/provenance.json").read_text())
+    assert before["kd_weight_per_image"] == 250.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("loss=fature", "--set student.settings.loss must be kl, feature, feature_l1, relational"),
+        ("more_losses={fature: 1}", "Did you mean feature?"),
+        ("projector_depth=4", "--set student.settings.projector_depth must be at most 3, got 4."),
+        ("tune=all", "--set student.settings.tune must be prompts, projector or full"),
+        ("loss_weight=2", "have loss_weight with loss: kl, whose weight is kd_weight."),
+    ],
+)
+def test_a_setting_that_cannot_be_is_a_mistake_in_the_recipe(
+    kdedge: Run, trained: Path, change: str, message: str
+) -> None:
+    done = distill(kdedge, f"student.settings.{change}")
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err

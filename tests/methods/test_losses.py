@@ -1,0 +1,266 @@
+"""The ways to distill: each loss against its definition, spelled out, and its gradient."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdedge.methods.losses import Answers, LossName, list_losses, load_loss
+from kdedge.methods.losses.affinity import affinity_loss
+from kdedge.methods.losses.feature import feature_loss
+from kdedge.methods.losses.feature_l1 import feature_l1_loss
+from kdedge.methods.losses.interactive import interactive_loss
+from kdedge.methods.losses.kl import distillation_loss
+from kdedge.methods.losses.relational import relational_loss
+
+N_IMAGES, N_CLASSES, STUDENT_DIM, TEACHER_DIM = 5, 4, 6, 6
+
+
+def unit(rows: Tensor) -> Tensor:
+    return rows / rows.pow(2).sum(dim=-1, keepdim=True).sqrt()
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    """Unit rows in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return unit(torch.randn(*shape, generator=generator, dtype=torch.float64))
+
+
+def make_answers(student_dim: int = STUDENT_DIM, **changed: Any) -> Answers:
+    teacher_vectors = draw(3, N_CLASSES, TEACHER_DIM)
+    values = {
+        "student_features": draw(1, N_IMAGES, student_dim),
+        "teacher_features": draw(2, N_IMAGES, TEACHER_DIM),
+        "student_vectors": draw(4, N_CLASSES, student_dim),
+        "teacher_vectors": teacher_vectors,
+        "student_scale": 3.0,
+        "teacher_scale": 5.0,
+        "temperature": 2.0,
+    }
+    return Answers(**{**values, **changed})
+
+
+def softmax(values: list[float]) -> list[float]:
+    total = sum(math.exp(value) for value in values)
+    return [math.exp(value) / total for value in values]
+
+
+def divergence(teacher: list[float], student: list[float]) -> float:
+    """Of the softmax over some logits, in nats."""
+    p, q = softmax(teacher), softmax(student)
+    return sum(t * (math.log(t) - math.log(s)) for t, s in zip(p, q, strict=True))
+
+
+def columns(rows: list[list[float]]) -> list[list[float]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def dot(a: Tensor, b: Tensor) -> float:
+    return float(sum(x * y for x, y in zip(a.tolist(), b.tolist(), strict=True)))
+
+
+def cosines(features: Tensor, vectors: Tensor, scale: float) -> list[list[float]]:
+    return [[scale * dot(feature, vector) for vector in vectors] for feature in features]
+
+
+def slow_kl(answers: Answers, temperature: float = 2.0) -> float:
+    student = cosines(answers.student_features, answers.student_vectors, 3.0 / temperature)
+    teacher = cosines(answers.teacher_features, answers.teacher_vectors, 5.0 / temperature)
+    rows = [divergence(t, s) for t, s in zip(teacher, student, strict=True)]
+    return temperature**2 * sum(rows) / (N_IMAGES * N_CLASSES)
+
+
+def slow_feature(answers: Answers) -> float:
+    pairs = zip(answers.student_features, answers.teacher_features, strict=True)
+    return mean([float(x) for s, t in pairs for x in (s - t) ** 2])
+
+
+def slow_feature_l1(answers: Answers) -> float:
+    pairs = zip(answers.student_features, answers.teacher_features, strict=True)
+    return mean([abs(float(x)) for s, t in pairs for x in s - t])
+
+
+def slow_relational(answers: Answers) -> float:
+    student = cosines(answers.student_features, answers.student_vectors, 3.0)
+    teacher = cosines(answers.teacher_features, answers.teacher_vectors, 5.0)
+    by_image = [divergence(t, s) for t, s in zip(teacher, student, strict=True)]
+    by_class = [divergence(t, s) for t, s in zip(columns(teacher), columns(student), strict=True)]
+    return (mean(by_image) + mean(by_class)) / 2
+
+
+def slow_affinity(answers: Answers) -> float:
+    student = cosines(answers.student_features, answers.student_vectors, 50.0)
+    teacher = cosines(answers.teacher_features, answers.teacher_vectors, 50.0)
+
+    def cross_entropy(t: list[float], s: list[float]) -> float:
+        return -sum(p * math.log(q) for p, q in zip(softmax(t), softmax(s), strict=True))
+
+    rows = [cross_entropy(t, s) for t, s in zip(teacher, student, strict=True)]
+    turned = [cross_entropy(t, s) for t, s in zip(columns(teacher), columns(student), strict=True)]
+    return (mean(rows) + mean(turned)) / 2
+
+
+def slow_interactive(answers: Answers, scale: float = 1 / 0.07) -> float:
+    teacher = cosines(answers.teacher_features, answers.teacher_vectors, 5.0)
+    named = [row.index(max(row)) for row in teacher]
+    rows = cosines(answers.student_features, answers.teacher_vectors, scale)
+    images = [-math.log(softmax(row)[name]) for row, name in zip(rows, named, strict=True)]
+    texts = []
+    for name in sorted(set(named)):
+        vector = answers.student_vectors[name]
+        row = softmax([scale * dot(vector, feature) for feature in answers.teacher_features])
+        own = [image for image, other in enumerate(named) if other == name]
+        texts.append(-mean([math.log(row[image]) for image in own]))
+    return (mean(images) + mean(texts)) / 2
+
+
+SLOW = {
+    "kl": slow_kl,
+    "feature": slow_feature,
+    "feature_l1": slow_feature_l1,
+    "relational": slow_relational,
+    "interactive": slow_interactive,
+    "affinity": slow_affinity,
+}
+
+
+def make_loss(name: str) -> nn.Module:
+    loss: nn.Module = load_loss(name).Loss().double()
+    return loss
+
+
+def test_every_file_is_a_name_that_a_recipe_can_give() -> None:
+    assert set(list_losses()) == set(get_args(LossName)) == set(SLOW)
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_loss_is_its_definition_spelled_out(name: str) -> None:
+    answers = make_answers()
+    # The divergence is computed in float32 whatever it is given, and the first scale is kept in it
+    tolerance = {"kl": 1e-5, "interactive": 1e-6}.get(name, 1e-12)
+    assert float(make_loss(name)(answers).detach()) == pytest.approx(
+        SLOW[name](answers), rel=tolerance
+    )
+
+
+@pytest.mark.parametrize("name", sorted(SLOW.keys() - {"kl"}))
+def test_a_losss_gradient_is_that_of_its_values(name: str) -> None:
+    loss = make_loss(name)
+
+    def value(features: Tensor, vectors: Tensor, *_: Tensor) -> Tensor:
+        changed = {"student_features": features, "student_vectors": vectors}
+        return loss(make_answers(**changed))
+
+    inputs = [draw(1, N_IMAGES, STUDENT_DIM), draw(4, N_CLASSES, STUDENT_DIM)]
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    assert torch.autograd.gradcheck(value, [*inputs, *loss.parameters()])
+
+
+def test_the_divergences_gradient_is_that_of_its_values() -> None:
+    """By hand: in float32, differences of values are too coarse to check a gradient with."""
+    student = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    teacher = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    loss = distillation_loss(student, teacher, temperature=2.0)
+    (gradient,) = torch.autograd.grad(loss, [student])
+    expected = 2 * ((student.double() / 2).softmax(-1) - (teacher.double() / 2).softmax(-1)) / 12
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_no_gradient_reaches_the_teacher(name: str) -> None:
+    features = draw(2, N_IMAGES, TEACHER_DIM).requires_grad_()
+    vectors = draw(3, N_CLASSES, TEACHER_DIM).requires_grad_()
+    answers = make_answers(
+        teacher_features=features,
+        teacher_vectors=vectors,
+        student_features=draw(1, N_IMAGES, STUDENT_DIM).requires_grad_(),
+    )
+    make_loss(name)(answers).backward()
+    assert features.grad is None
+    assert vectors.grad is None
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_only_losses_of_features_and_crossed_ones_need_equal_dimensions(name: str) -> None:
+    loss = make_loss(name)
+    answers = make_answers(student_dim=3)
+    if loss.needs_equal_dims:
+        with pytest.raises((RuntimeError, UserWarning), match=r"shape|size"):
+            loss(answers)
+    else:
+        assert bool(loss(answers).isfinite())
+
+
+@pytest.mark.parametrize("name", ["kl", "feature", "feature_l1", "relational"])
+def test_a_student_that_answers_as_its_teacher_has_no_loss(name: str) -> None:
+    answers = make_answers()
+    same = make_answers(
+        student_features=answers.teacher_features,
+        student_vectors=answers.teacher_vectors,
+        student_scale=answers.teacher_scale,
+    )
+    assert float(make_loss(name)(same)) == pytest.approx(0, abs=1e-7)
+
+
+def test_a_students_least_affinity_loss_is_its_teachers_entropy() -> None:
+    teacher = draw(1, N_IMAGES, 3) @ draw(2, N_CLASSES, 3).T
+    student = teacher.clone().requires_grad_()
+    loss = affinity_loss(student, teacher)
+    (gradient,) = torch.autograd.grad(loss, [student])
+    p, q = (50 * teacher).softmax(dim=1), (50 * teacher).softmax(dim=0)
+    entropy = -(p * p.log()).sum() / N_IMAGES - (q * q.log()).sum() / N_CLASSES
+    assert float(loss.detach()) == pytest.approx(float(entropy) / 2)
+    assert float(gradient.abs().max()) == pytest.approx(0, abs=1e-12)
+
+
+def test_half_of_the_relational_loss_is_the_divergence_averaged_over_images() -> None:
+    """With one class per image the other half, over the images, is the same for all rows."""
+    student, teacher = torch.randn(2, 1, 4, generator=torch.Generator().manual_seed(0))
+    per_image = 4 * distillation_loss(student, teacher, temperature=1.0)
+    # One image alone competes with nobody: the text-to-image half is 0
+    torch.testing.assert_close(relational_loss(student, teacher), per_image / 2)
+
+
+def test_the_interactive_scale_is_an_exponential_and_no_more_than_100() -> None:
+    loss = load_loss("interactive").Loss().double()
+    assert float(loss.log_scale.detach().exp()) == pytest.approx(1 / 0.07)
+    with torch.no_grad():
+        loss.log_scale.fill_(9.0)
+    assert float(loss(make_answers()).detach()) == pytest.approx(
+        slow_interactive(make_answers(), 100.0)
+    )
+    assert float(loss.log_scale.detach().exp()) == pytest.approx(100.0)
+
+
+def test_shared_class_vectors_leave_the_interactive_text_half_to_the_scale() -> None:
+    answers = make_answers()
+    vectors = answers.teacher_vectors
+    features = answers.student_features.requires_grad_()
+    scale = torch.tensor(10.0, dtype=torch.float64, requires_grad=True)
+    named = answers.teacher_logits.argmax(dim=-1)
+    loss = interactive_loss(
+        student_features=features,
+        teacher_features=answers.teacher_features,
+        student_vectors=vectors,
+        teacher_vectors=vectors,
+        named=named,
+        scale=scale,
+    )
+    gradient, of_scale = torch.autograd.grad(loss, [features, scale])
+    alone = torch.nn.functional.cross_entropy(10.0 * features @ vectors.T, named) / 2
+    torch.testing.assert_close(gradient, torch.autograd.grad(alone, [features])[0])
+    assert float(of_scale) != 0.0
+
+
+def test_feature_losses_average_over_every_entry() -> None:
+    student, teacher = torch.full((2, 8), 0.5), torch.full((2, 8), 0.25)
+    assert float(feature_loss(student, teacher)) == 0.0625
+    assert float(feature_l1_loss(student, teacher)) == 0.25

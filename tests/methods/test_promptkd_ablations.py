@@ -1,0 +1,266 @@
+"""PromptKD's ablations: what each setting trains, and what it leaves alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdedge.clip.backbone import Backbone, hash_weights
+from kdedge.data.batch import Batch
+from kdedge.errors import RecipeError
+from kdedge.methods import promptkd, zeroshot
+from kdedge.methods.losses import list_losses
+
+NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
+OWN_TEXT: dict[str, Any] = {"class_vectors": "student", "prompt_depth_text": 2}
+
+
+def build(backbone: Backbone, teacher_backbone: Backbone, **chosen: Any) -> promptkd.Method:
+    common: dict[str, Any] = {
+        "template": "a photo of a {}.",
+        "train_classes": range(len(NAMES)),
+        "generator": torch.Generator().manual_seed(1),
+    }
+    teacher = zeroshot.Method.build(
+        teacher_backbone, NAMES, zeroshot.Settings(), teacher=None, **common
+    )
+    settings = promptkd.Settings(**{"prompt_depth": 2, **chosen})
+    return promptkd.Method.build(backbone, NAMES, settings, teacher=teacher, **common)
+
+
+def images(n: int = 4) -> Tensor:
+    return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def trained(method: promptkd.Method) -> set[str]:
+    """Parameters with a gradient after a step, numbers of blocks and layers left out."""
+    method.training_step(Batch(images(), None)).loss.backward()
+    with_gradient = [n for n, p in method.trainable_parameters().items() if p.grad is not None]
+    return {name.split(".")[0] for name in with_gradient}
+
+
+@pytest.fixture(autouse=True)
+def _the_shared_backbones_stay_as_they_are(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> Iterator[None]:
+    yield
+    for backbone in (tiny_backbone, tiny_teacher_backbone):
+        assert hash_weights(backbone.model.state_dict()) == backbone.weights_hash
+        assert not any(p.requires_grad for p in backbone.model.parameters())
+        assert all(p.grad is None for p in backbone.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "parts"),
+    [
+        ({}, {"visual_prompts", "projector"}),
+        ({"tune": "projector"}, {"projector"}),
+        ({"tune": "full"}, {"visual", "projector"}),
+        (OWN_TEXT, {"visual_prompts", "text_prompts"}),
+        ({"tune": "full", **OWN_TEXT}, {"visual", "text_prompts"}),
+        ({"prompt_depth": 0}, {"projector"}),
+    ],
+)
+def test_each_setting_trains_its_own_parts(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone, chosen: Any, parts: set[str]
+) -> None:
+    assert trained(build(tiny_backbone, tiny_teacher_backbone, **chosen)) == parts
+
+
+def test_the_projector_alone_sees_the_image_tower_as_it_is(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    method = build(tiny_backbone, tiny_teacher_backbone, tune="projector")
+    assert set(method.module.state_dict()) == {
+        f"projector.{key}" for key in method.module.projector.state_dict()
+    }
+    method.module.eval()
+    expected = F.normalize(method.module.projector(tiny_backbone.model.visual(images())), dim=-1)
+    torch.testing.assert_close(method.forward_features(images()), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_full_fine_tuning_trains_a_copy_that_starts_as_the_backbone(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    method = build(tiny_backbone, tiny_teacher_backbone, tune="full")
+    own = {k: v for k, v in method.module.state_dict().items() if k.startswith("visual.")}
+    theirs = {f"visual.{k}": v for k, v in tiny_backbone.model.visual.state_dict().items()}
+    assert own.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[key]) for key, value in own.items())
+    assert all(value.dtype == torch.float32 for value in own.values())
+    for name, parameter in method.trainable_parameters().items():
+        assert parameter.requires_grad, name
+
+    before = tiny_backbone.image_features(images())
+    optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=1e-3)
+    method.training_step(Batch(images(), None)).loss.backward()
+    unmoved = [n for n, p in method.trainable_parameters().items() if p.grad is None]
+    optimizer.step()
+
+    assert unmoved == []
+    assert not torch.equal(method.visual.conv1.weight, tiny_backbone.model.visual.conv1.weight)
+    assert method.image_path().visual is method.visual
+    torch.testing.assert_close(tiny_backbone.image_features(images()), before, atol=0, rtol=0)
+
+
+def test_a_student_without_shared_text_features_answers_with_its_own(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    method = build(tiny_backbone, tiny_teacher_backbone, **OWN_TEXT)
+    shared = build(tiny_backbone, tiny_teacher_backbone)
+    assert method.module.projector is None
+    assert method.module.text_prompts.context.shape == (4, 64)
+    assert method.module.text_prompts.deep_context.shape == (1, 4, 64)
+    assert method.class_vectors().shape == (5, 24)
+    assert method.forward_features(images()).shape == (4, 24)
+    assert shared.class_vectors().shape == (5, 40)
+    torch.testing.assert_close(method.class_vectors().norm(dim=-1), torch.ones(5))
+
+    answers = method.answers(images())
+    torch.testing.assert_close(answers.teacher_vectors, shared.class_vectors())
+    expected = promptkd.distillation_loss(
+        method.scale * answers.student_features @ method.class_vectors().T,
+        method._teacher.scale * answers.teacher_features @ shared.class_vectors().T,
+        temperature=1.0,
+    )
+    loss = method.training_step(Batch(images(), None)).loss
+    torch.testing.assert_close(loss, 1000 * expected)
+
+
+def test_learning_changes_a_students_own_class_vectors_and_no_shared_ones(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    for chosen, changes in ((OWN_TEXT, True), ({}, False)):
+        method = build(tiny_backbone, tiny_teacher_backbone, **chosen)
+        before = method.class_vectors()
+        optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=0.01)
+        method.training_step(Batch(images(), None)).loss.backward()
+        optimizer.step()
+        assert torch.equal(method.class_vectors(), before) is not changes
+
+
+@pytest.mark.parametrize(("depth", "n_parameters"), [(1, 1000), (2, 2720), (3, 4440)])
+def test_the_projector_has_one_to_three_linear_layers(depth: int, n_parameters: int) -> None:
+    """24 -> 40, and each further layer 40 -> 40 with its batch norm's 80."""
+    projector = promptkd.Projector(24, 40, torch.Generator().manual_seed(0), depth=depth)
+    assert len(projector.linears) == depth
+    assert len(projector.batch_norms) == depth - 1
+    assert sum(p.numel() for p in projector.parameters()) == n_parameters
+    projector.eval()
+    features = images(2).flatten(1)[:, :24]
+    hidden = features
+    for index, linear in enumerate(projector.linears):
+        hidden = hidden @ linear.weight.T + linear.bias
+        if index < depth - 1:
+            norm = projector.batch_norms[index]
+            hidden = (hidden - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+            hidden = (hidden * norm.weight + norm.bias).clamp(min=0)
+    torch.testing.assert_close(projector(features), hidden)
+
+
+def test_a_deeper_projector_begins_with_the_same_values() -> None:
+    """So that runs of one seed differ in the depth alone."""
+    shallow, deep = (
+        promptkd.Projector(24, 40, torch.Generator().manual_seed(0), depth=depth)
+        for depth in (2, 3)
+    )
+    for key, value in shallow.state_dict().items():
+        assert torch.equal(deep.state_dict()[key], value)
+
+
+def test_one_image_is_enough_where_there_is_no_batch_norm(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    for chosen in ({"projector_depth": 1}, OWN_TEXT):
+        method = build(tiny_backbone, tiny_teacher_backbone, **chosen)
+        assert bool(method.training_step(Batch(images(1), None)).loss.isfinite())
+
+
+@pytest.mark.parametrize("loss", list_losses())
+@pytest.mark.parametrize("chosen", [{}, OWN_TEXT], ids=["shared", "own"])
+def test_a_student_learns_by_every_loss(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone, loss: str, chosen: Any
+) -> None:
+    teacher = tiny_teacher_backbone
+    if chosen and loss in {"feature", "feature_l1", "interactive"}:
+        teacher = tiny_backbone  # of its own dimension, as there is no projector
+    method = build(tiny_backbone, teacher, loss=loss, **chosen)
+    parameters = method.trainable_parameters()
+    optimizer = torch.optim.Adam(parameters.values(), lr=1e-3)
+    losses = []
+    for _ in range(6):
+        step = method.training_step(Batch(images(), None))
+        optimizer.zero_grad()
+        step.loss.backward()
+        optimizer.step()
+        losses.append(float(step.loss.detach()))
+    assert losses[-1] < losses[0]
+    assert "teacher_agreement_percent" in step.scalars
+    assert ("divergence_per_image" in step.scalars) is (loss == "kl")
+    own = {name for name in parameters if name.startswith("losses.")}
+    assert own == ({"losses.interactive.log_scale"} if loss == "interactive" else set())
+
+
+def test_losses_add_up_with_their_weights(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    def loss(**chosen: Any) -> Tensor:
+        method = build(tiny_backbone, tiny_teacher_backbone, **chosen)
+        return method.training_step(Batch(images(), None)).loss.detach()
+
+    both = loss(loss="feature", more_losses={"kl": 30.0, "relational": 0.5})
+    expected = loss(loss="feature") + loss(kd_weight=30.0)
+    expected = expected + loss(loss="relational", loss_weight=0.5)
+    torch.testing.assert_close(both, expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"kl": 1000.0}),
+        ({"kd_weight_per_image": 2.0}, {"kl": 20.0}),
+        ({"loss": "feature", "kd_weight": 5.0}, {"feature": 2000.0}),
+        ({"loss": "relational", "loss_weight": 3.0}, {"relational": 3.0}),
+        ({"loss": "interactive", "more_losses": {"kl": 7}}, {"interactive": 1.0, "kl": 7.0}),
+    ],
+)
+def test_each_loss_has_its_authors_weight_or_the_recipes(given: Any, expected: Any) -> None:
+    assert promptkd.Settings(**given).loss_weights(10) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tune": "projector", "class_vectors": "student"}, "which has no projector"),
+        ({"loss_weight": 2.0}, "whose weight is kd_weight"),
+        ({"loss": "feature", "more_losses": {"feature": 1.0}}, "name it once"),
+        ({"more_losses": {"feature": 0.0}}, "greater than 0"),
+        ({"more_losses": {"fature": 1.0}}, "'feature'"),
+        ({"loss": "fature"}, "'feature'"),
+        ({"projector_depth": 4}, "less than or equal to 3"),
+        ({"tune": "everything"}, "'full'"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(given: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        promptkd.Settings(**given)
+
+
+def test_features_of_two_dimensions_cannot_be_compared(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    with pytest.raises(RecipeError, match=r"\(24 dimensions\) with the teacher's \(40\)"):
+        build(tiny_backbone, tiny_teacher_backbone, **OWN_TEXT, more_losses={"feature": 1.0})
+
+
+def test_context_deeper_than_the_text_tower_is_an_error(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    with pytest.raises(RecipeError, match="prompt_depth_text is 9, and the text tower"):
+        build(tiny_backbone, tiny_teacher_backbone, class_vectors="student")
