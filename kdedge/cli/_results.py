@@ -19,8 +19,17 @@ def evaluation_rows(run: RunFolder) -> list[tuple[str, EvalResult]]:
     """A run's results with their labels, zero-shot CLIP on its backbone first."""
     results = _evaluation(run)
     order = sorted(results, key=lambda name: name != "zeroshot")
-    labels = {"zeroshot": f"zero-shot CLIP ({run.kind}'s)"}
+    labels = {"zeroshot": f"zero-shot CLIP ({run.kind}'s)", run.kind: run_label(run)}
+    if run.kind == "baseline":
+        labels["zeroshot"] = "zero-shot CLIP (student's)"  # a baseline has the student's backbone
     return [(labels.get(name, name), results[name]) for name in order]
+
+
+def run_label(run: RunFolder) -> str:
+    """What a run's model is called in a table: its kind, and which method a baseline is."""
+    if run.kind != "baseline":
+        return run.kind
+    return f"{run.read_provenance().get('method')} (baseline)"
 
 
 def _evaluation(run: RunFolder) -> dict[str, EvalResult]:

@@ -9,6 +9,7 @@ import click
 from kdedge._files import write_json
 from kdedge.cli._options import device_option, need_training_packages, runs_option
 from kdedge.cli._output import json_option, next_line, percent, print_result, set_option, table
+from kdedge.cli._results import run_label
 from kdedge.cli._tables import accuracy_table
 from kdedge.training.runs import find_run
 
@@ -50,7 +51,9 @@ def command(
     result = evaluate_run(
         found, device=choose_device(device), cache=cache_folder(root), overrides=overrides
     )
-    text = f"{found.path}, {result.n_images:,} images\n" + accuracy_table([(found.kind, result)])
+    text = f"{found.path}, {result.n_images:,} images\n" + accuracy_table(
+        [(run_label(found), result)]
+    )
     if per_class:
         rows = [[name, percent(value)] for name, value in result.per_class.items()]
         text += "\n\n" + table(rows, header=["class", "accuracy"], align="lr")

@@ -69,7 +69,7 @@ def _explain(root: dict[str, Any], node: dict[str, Any], prefix: str) -> Iterato
             field.get("description", ""), 96, initial_indent="      ", subsequent_indent="      "
         )
         # A model's own optim has the same keys as the shared one, which is explained once.
-        if inner is not None and name not in {"teacher.optim", "student.optim"}:
+        if inner is not None and name not in {"teacher.optim", "student.optim", "baseline.optim"}:
             yield from _explain(root, inner, f"{name}.")
 
 

@@ -27,7 +27,8 @@ class ClassVectors:
     """A teacher's text features, stored and frozen.
 
     Attributes:
-        vectors: [C, D], unit length, float32, in class-list order.
+        vectors: [C, D], unit length, float32, in class-list order; [C, 0] of a method whose class
+            texts depend on the image.
         class_names: the C names.
         made_by: hash of the weights, prompts and texts that made them.
     """
@@ -43,6 +44,8 @@ class ClassVectors:
                 f"{len(self.class_names)} class names and class vectors of shape"
                 f" {list(self.vectors.shape)} do not belong together."
             )
+        if self.vectors.shape[1] == 0:
+            return
         lengths = self.vectors.norm(dim=-1)
         if not bool(((lengths - 1).abs() < _UNIT_LENGTH_TOLERANCE).all()):
             raise DataError(

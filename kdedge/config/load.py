@@ -291,7 +291,8 @@ def dump_recipe(recipe: Recipe) -> str:
     for source in values["data"].values():
         if isinstance(source, dict) and not {"benchmark", "synthetic"} & source.keys():
             source.pop("part", None)
-    for name, spec in (("teacher", recipe.teacher), ("student", recipe.student)):
+    specs = {"teacher": recipe.teacher, "student": recipe.student, "baseline": recipe.baseline}
+    for name, spec in specs.items():
         if spec is None:
             continue
         values[name]["settings"] = spec.settings

@@ -1,8 +1,7 @@
 """The schema of a recipe: every key with its meaning, unit, bounds, default and its source.
 
 Relative paths resolve against the folder given as `context={"folder": ...}`, the recipe file's;
-`~` is expanded. Published configs are those of the authors' repositories of PromptSRC
-(arXiv:2307.06948) and PromptKD (arXiv:2403.02781).
+`~` is expanded.
 """
 
 from __future__ import annotations
@@ -30,8 +29,10 @@ from kdedge.config._fields import (
     plain_values,
 )
 from kdedge.config.export_spec import ExportSpec, GatesSpec
+from kdedge.config.optim_spec import OptimSettings, OptimSpec, resolve_optim
 
 __all__ = [
+    "BaselineSpec",
     "ClassesSpec",
     "DataSpec",
     "ExportSpec",
@@ -46,8 +47,6 @@ __all__ = [
     "TeacherSpec",
     "resolve_optim",
 ]
-
-_OFFICIAL = "The PromptKD repository's configs of teacher and student"
 
 
 def _exactly_one(spec: BaseModel, names: tuple[str, ...]) -> None:
@@ -176,97 +175,6 @@ class DataSpec(Strict):
         return math.floor(n_images * float(self.max_bad_images[:-1]) / 100)
 
 
-class OptimSettings(Strict):
-    """How the trained tensors are optimized, all values concrete."""
-
-    algorithm: Literal["sgd", "adamw"] = Field(
-        "sgd",
-        description=f"sgd: with momentum, no Nesterov, as in {_OFFICIAL}; adamw: decoupled decay.",
-    )
-    lr: float = Field(
-        0.005, gt=0, le=10, description=f"Base learning rate. Teacher and student in {_OFFICIAL}."
-    )
-    momentum: float = Field(
-        0.9, ge=0, lt=1, description=f"Of sgd; adamw's first beta. {_OFFICIAL}."
-    )
-    weight_decay: float = Field(
-        5e-4, ge=0, le=10, description=f"On every trained tensor, prompts included. {_OFFICIAL}."
-    )
-    epochs: int = Field(
-        20, ge=1, le=100_000, description=f"Passes over the training images. {_OFFICIAL}."
-    )
-    batch_size: int = Field(
-        8,
-        ge=1,
-        le=65_536,
-        description=f"Images a step; a last smaller batch is dropped. {_OFFICIAL}.",
-    )
-    warmup_epochs: int = Field(
-        1, ge=0, le=100_000, description=f"First epochs, at warmup_lr. {_OFFICIAL}."
-    )
-    warmup_lr: float = Field(
-        1e-5,
-        ge=0,
-        le=10,
-        description="Learning rate of the warm-up epochs; with schedule_per: step, what it rises"
-        f" from. {_OFFICIAL}.",
-    )
-    schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description=f"After the warm-up: cosine over all epochs, or lr kept. {_OFFICIAL}."
-    )
-    schedule_per: Literal["epoch", "step"] = Field(
-        "epoch", description=f"How often the learning rate changes. {_OFFICIAL}: each epoch."
-    )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32",
-        description="Of the forward pass; losses and trained tensors stay fp32. The published"
-        " settings say fp16; fp32 is ours, as it works on every device.",
-    )
-    clip_grad_norm: float | None = Field(
-        None, gt=0, description=f"Largest norm of all gradients together. {_OFFICIAL}: no clipping."
-    )
-    crop_scale_min: float = Field(
-        0.08,
-        gt=0,
-        le=1,
-        description=f"Smallest area of a random training crop, share of the image. {_OFFICIAL}.",
-    )
-    flip: bool = Field(
-        True,
-        description=f"Mirror training images half of the time. {_OFFICIAL}. Off where left and"
-        " right mean something.",
-    )
-    n_workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
-        "auto",
-        description="Processes that read images: a count, or auto (one a CPU core, at most 8). Does"
-        " not change any result.",
-    )
-    checkpoint_every_s: float = Field(
-        60.0,
-        gt=0,
-        description="Seconds between checkpoints within an epoch; one is always written at an"
-        " epoch's end. The default is ours.",
-    )
-    selection: Literal["last", "validation"] = Field(
-        "last",
-        description="Which tensors are kept. last: the last epoch's, or the average over the epochs"
-        " where the method averages. validation: those of the epoch that is most accurate on"
-        " data.validation, with the average as one more candidate. Never chosen on test images.",
-    )
-
-
-class OptimSpec(OptimSettings):
-    """Optimization as written in a recipe: `model_fields_set` holds the keys that were given."""
-
-
-def resolve_optim(shared: OptimSpec, own: OptimSpec | None) -> OptimSettings:
-    """Lays a model's own keys over the shared ones, and both over the defaults."""
-    given = shared.model_dump(exclude_unset=True)
-    if own is not None:
-        given |= own.model_dump(exclude_unset=True)
-    return OptimSettings(**given)
-
-
 class ModelSpec(Strict):
     """A prompt method on a backbone."""
 
@@ -325,6 +233,27 @@ class StudentSpec(ModelSpec):
     method: PlainText = Field("promptkd", description="Method name. promptkd: arXiv:2403.02781.")
 
 
+class BaselineSpec(Strict):
+    """What the student is compared with: a prompt method that learns from the labeled images.
+
+    It is trained on the student's backbone by `kdedge train`.
+    """
+
+    method: PlainText | None = Field(
+        None, description="Method name; left out where `kdedge train --method` gives it."
+    )
+    settings: Annotated[dict[str, Any], AfterValidator(plain_values)] = Field(
+        default_factory=dict,
+        description="The method's own settings; over the teacher's where that is the same method.",
+    )
+    optim: OptimSpec | None = Field(
+        None,
+        description="Keys of optim for the baseline. Left out: the teacher's where that is the same"
+        " method; else lr, epochs and batch_size as the method's authors published them, and the"
+        " recipe's optim for the rest.",
+    )
+
+
 def _names_to_spec(value: object) -> object:
     return {"names": value} if isinstance(value, list | tuple) else value
 
@@ -349,6 +278,9 @@ class Recipe(Strict):
     data: DataSpec = Field(description="The images.")
     teacher: TeacherSpec | None = Field(None, description="The large model.")
     student: StudentSpec | None = Field(None, description="The small model.")
+    baseline: BaselineSpec | None = Field(
+        None, description="A method to compare with, on the small model's backbone."
+    )
     optim: OptimSpec = Field(
         default_factory=OptimSpec, description="Optimization of both models, unless they say other."
     )

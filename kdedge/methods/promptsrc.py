@@ -31,9 +31,13 @@ from kdedge.clip.prompts import (
     readable,
 )
 from kdedge.clip.text import TokenizedTexts
+from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError
 from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
+
+OPTIM = OptimSpec(lr=0.0025, epochs=20, batch_size=4)
+"""The authors' code, base-to-novel, ViT-B/16."""
 
 
 class Settings(MethodSettings):

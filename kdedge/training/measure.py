@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from kdedge._progress import progress
 from kdedge.data.loader import evaluation_batches
 from kdedge.evaluation.accuracy import evaluate
-from kdedge.methods._protocol import Method, Teacher
+from kdedge.methods._protocol import ImageConditioned, Method, Teacher
 from kdedge.results import EvalResult, Selection
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.parts import Classes, Images
 
 EVALUATION_BATCH = 100
 """Images a time without gradients, as the methods' public code does."""
+
+
+def logits_of(model: Method | Teacher) -> Callable[[Tensor], Tensor]:
+    """The function [B, 3, H, W] -> [B, C] of a model as it is now, over all classes.
+
+    Class vectors are computed once. A model that is `ImageConditioned` has none, and logits of its
+    own.
+    """
+    if isinstance(model, ImageConditioned):
+        return model.image_conditioned_logits
+    class_vectors = model.class_vectors()
+    return lambda images: model.scale * model.forward_features(images) @ class_vectors.T
 
 
 @torch.no_grad()
@@ -30,7 +44,7 @@ def predict_logits(
     Returns:
         [N, C] float32 and [N] int64, on the CPU, in the images' order.
     """
-    class_vectors = model.class_vectors()
+    compute_logits = logits_of(model)
     logits: list[Tensor] = []
     labels: list[int | None] = []
     batches = evaluation_batches(
@@ -42,8 +56,7 @@ def predict_logits(
     )
     with progress("evaluating images", len(images.indices)) as advance:
         for batch, indices in batches:
-            features = model.forward_features(batch.to(device))
-            logits.append((model.scale * features @ class_vectors.T).cpu())
+            logits.append(compute_logits(batch.to(device)).cpu())
             labels.extend(images.source.items[index].label for index in indices)
             advance(len(labels))
     return torch.cat(logits), torch.tensor(labels, dtype=torch.int64)

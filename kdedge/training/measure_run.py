@@ -25,7 +25,13 @@ from kdedge.training.parts import (
     require_images,
 )
 from kdedge.training.runs import RunFolder
-from kdedge.training.teachers import StoredTeacher, load_teacher, load_trained
+from kdedge.training.teachers import (
+    StoredTeacher,
+    is_image_conditioned,
+    load_image_conditioned,
+    load_teacher,
+    load_trained,
+)
 
 
 class StoredVectors:
@@ -87,7 +93,7 @@ def evaluate_run(
     """Measures a finished run on the test images of its recipe.
 
     Args:
-        run: teacher or student.
+        run: teacher, student or baseline.
         device: where.
         cache: folder of text features.
         overrides: `a.b=c` texts over the run's recipe, to measure on other images.
@@ -105,8 +111,11 @@ def evaluate_run(
         load_images(loaded.recipe, "test", classes), "test", "accuracy is measured on it"
     )
     model: Method | StoredTeacher
+    choice = choose_method(loaded, run.kind)
     if run.kind == "student":
         model, backbone = load_student(run, loaded, classes, device=device, cache=cache)
+    elif is_image_conditioned(choice):
+        model, backbone = load_image_conditioned(run, classes, device=device, cache=cache)
     else:
         teacher = load_teacher(run, classes, device=device, cache=cache)
         model, backbone = teacher, teacher.backbone
@@ -116,5 +125,5 @@ def evaluate_run(
         classes,
         preprocess=backbone.preprocess,
         device=device,
-        selection=choose_method(loaded, run.kind).optim.selection,
+        selection=choice.optim.selection,
     )

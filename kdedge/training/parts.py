@@ -26,7 +26,7 @@ from kdedge.errors import RecipeError, SetupError
 from kdedge.methods._protocol import Method, MethodSettings, Teacher
 from kdedge.methods.registry import load_method
 
-Role = Literal["teacher", "student"]
+Role = Literal["teacher", "student", "baseline"]
 
 log = logging.getLogger(__name__)
 
@@ -108,11 +108,13 @@ def load_classes(recipe: Recipe) -> Classes:
 
 
 def model_spec(recipe: Recipe, role: Role) -> ModelSpec:
-    """The recipe's section for a role.
+    """The recipe's section for a role; a baseline's, with the student's backbone.
 
     Raises:
         RecipeError: the recipe has no such section.
     """
+    if role == "baseline":
+        return _baseline_spec(recipe)
     spec = recipe.teacher if role == "teacher" else recipe.student
     if spec is None:
         raise RecipeError(
@@ -120,6 +122,22 @@ def model_spec(recipe: Recipe, role: Role) -> ModelSpec:
             " shows its keys."
         )
     return spec
+
+
+def _baseline_spec(recipe: Recipe) -> ModelSpec:
+    spec = recipe.baseline
+    if spec is None or spec.method is None:
+        raise RecipeError(
+            f"The recipe {recipe.name} names no baseline.\n  Name its method with --method;"
+            " `kdedge methods` lists them."
+        )
+    if recipe.student is None:
+        raise RecipeError(
+            f"The recipe {recipe.name} has no student, and a baseline is trained on the student's"
+            " backbone.\n  Add a student section; `kdedge schema` shows its keys."
+        )
+    own = {"method": spec.method, "settings": spec.settings, "optim": spec.optim}
+    return recipe.student.model_copy(update=own)
 
 
 def choose_method(loaded: LoadedRecipe, role: Role) -> MethodChoice:

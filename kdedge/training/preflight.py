@@ -17,6 +17,7 @@ import torch
 from kdedge.config.load import LoadedRecipe, check_paths
 from kdedge.data.loader import n_steps
 from kdedge.errors import ResourceError
+from kdedge.training.baseline import baseline_job
 from kdedge.training.distill import named_teacher, student_job, student_parts
 from kdedge.training.fit import Job
 from kdedge.training.parts import Images, settings_record
@@ -80,7 +81,7 @@ def check(loaded: LoadedRecipe, *, root: Path, device: torch.device) -> Prefligh
 
 
 def _jobs(loaded: LoadedRecipe, *, root: Path, device: torch.device) -> list[Job]:
-    """The trainings of a recipe: the teacher's unless it names a stored one, and the student's."""
+    """A recipe's trainings: the teacher's unless it is stored, the student's, the baseline's."""
     jobs: list[Job] = []
     stored = None if loaded.recipe.student is None else named_teacher(loaded, root)
     if loaded.recipe.teacher is not None and loaded.recipe.teacher.run is None:
@@ -94,6 +95,8 @@ def _jobs(loaded: LoadedRecipe, *, root: Path, device: torch.device) -> list[Job
             record = settings_record(job.choice)
             teacher = untrained_teacher(job.method, job.backbone, job.classes, record)
         jobs.append(student_job(loaded, teacher, parts))
+    if loaded.recipe.baseline is not None:
+        jobs.append(baseline_job(loaded, cache=None, device=device))
     return jobs
 
 

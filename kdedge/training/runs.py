@@ -13,14 +13,14 @@ from datetime import datetime, timezone
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from kdedge import __version__
 from kdedge._files import explain_os_error, new_numbered_folder, read_json, write_atomic, write_json
 from kdedge.errors import DataError, RecipeError
 from kdedge.training.run_lock import is_locked, locked, logged_to
 
-Kind = Literal["teacher", "student"]
+Kind = Literal["teacher", "student", "baseline"]
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "safetensors")
 
 
@@ -90,7 +90,7 @@ class RunFolder:
             raise RecipeError(f"{path} is not a run folder: it has no provenance.json.")
         record = _read_record(file)
         kind = record.get("kind") if isinstance(record, dict) else None
-        if kind not in {"teacher", "student"}:
+        if kind is None or kind not in get_args(Kind):
             raise DataError(f"{file} is not the record of a run: its kind is {kind!r}.")
         return cls(path, kind)
 
@@ -136,7 +136,7 @@ class RunFolder:
 
     @property
     def weights(self) -> Path:
-        """What was trained: `teacher.safetensors` or `student.safetensors`."""
+        """What was trained: `teacher.safetensors`, or named after the other kinds."""
         return self.path / f"{self.kind}.safetensors"
 
     @property

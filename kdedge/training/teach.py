@@ -1,9 +1,8 @@
-"""Training a teacher: a prompt method on few labeled images of the labeled classes."""
+"""Training from labels: a prompt method on few labeled images of the labeled classes."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -16,6 +15,8 @@ from kdedge.training.fit import Job, run_job
 from kdedge.training.parts import (
     Classes,
     Images,
+    MethodChoice,
+    Role,
     build_method,
     choose_method,
     load_classes,
@@ -25,7 +26,7 @@ from kdedge.training.parts import (
     settings_record,
 )
 from kdedge.training.runs import RunFolder
-from kdedge.training.teachers import made_by
+from kdedge.training.teachers import check_has_class_vectors, made_by
 
 
 def cache_folder(root: Path) -> Path:
@@ -47,24 +48,41 @@ def few_shot_images(images: Images, spec: LabeledSpec, classes: Classes, *, seed
 
 
 def teacher_job(loaded: LoadedRecipe, *, cache: Path | None, device: torch.device) -> Job:
-    """Makes ready to train the recipe's teacher."""
-    recipe = loaded.recipe
+    """Makes ready to train the recipe's teacher.
+
+    Raises:
+        RecipeError: its method cannot teach.
+    """
     choice = choose_method(loaded, "teacher")
     if choice.module.Method.needs_teacher:
         raise RecipeError(
             f"teacher.method is {choice.name}, which needs a teacher itself.\n  Use promptsrc or"
             " zeroshot."
         )
+    check_has_class_vectors(choice)
+    return labeled_job(loaded, "teacher", choice, cache=cache, device=device)
+
+
+def labeled_job(
+    loaded: LoadedRecipe,
+    role: Role,
+    choice: MethodChoice,
+    *,
+    cache: Path | None,
+    device: torch.device,
+) -> Job:
+    """Makes ready to train a method that learns from labeled images, or from none."""
+    recipe = loaded.recipe
     classes = load_classes(recipe)
     images, labels = None, None
     if choice.module.Method.needs_labels:
-        images = labeled_images(loaded, classes)
+        images = labeled_images(loaded, role, classes)
         train_label = {label: position for position, label in enumerate(classes.labeled)}
         labels = {index: train_label[label] for index, label in images.labels().items()}
-    backbone = load_role_backbone(recipe, "teacher", device=device, cache=cache)
+    backbone = load_role_backbone(recipe, role, device=device, cache=cache)
     method = build_method(choice, backbone, classes, seed=recipe.seed)
     return Job(
-        role="teacher",
+        role=role,
         loaded=loaded,
         choice=choice,
         classes=classes,
@@ -73,25 +91,23 @@ def teacher_job(loaded: LoadedRecipe, *, cache: Path | None, device: torch.devic
         images=images,
         labels=labels,
         test=load_images(recipe, "test", classes),
-        validation=validation_images(loaded, "teacher", classes),
+        validation=validation_images(loaded, role, classes),
         made_by=lambda: made_by(backbone, method.module, classes, settings_record(choice)),
     )
 
 
-def labeled_images(loaded: LoadedRecipe, classes: Classes) -> Images:
-    """The images a teacher is trained on."""
+def labeled_images(loaded: LoadedRecipe, role: Role, classes: Classes) -> Images:
+    """The images a teacher or a baseline is trained on."""
     recipe = loaded.recipe
     images = require_images(
-        load_images(recipe, "labeled", classes), "labeled", "a teacher learns from labeled images"
+        load_images(recipe, "labeled", classes), "labeled", f"a {role} learns from labeled images"
     )
     spec = recipe.data.labeled
     assert spec is not None  # require_images has seen to it
     return few_shot_images(images, spec, classes, seed=recipe.seed)
 
 
-def validation_images(
-    loaded: LoadedRecipe, role: Literal["teacher", "student"], classes: Classes
-) -> Images | None:
+def validation_images(loaded: LoadedRecipe, role: Role, classes: Classes) -> Images | None:
     """Labeled images that an epoch is chosen by, where the recipe chooses one."""
     choice = choose_method(loaded, role)
     if choice.optim.selection == "last":

@@ -1,4 +1,4 @@
-"""Teachers that are stored: found by what made them, loaded, checked, frozen."""
+"""Teachers and baselines that are stored: found by what made them, loaded, checked, frozen."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from kdedge._files import sha256_json
 from kdedge.clip.backbone import Backbone, hash_weights
 from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
 from kdedge.config.load import load_recipe
-from kdedge.errors import DataError
-from kdedge.methods._protocol import ImagePath, Method
+from kdedge.errors import DataError, RecipeError
+from kdedge.methods._protocol import ImageConditioned, ImagePath, Method
 from kdedge.training.parts import (
     Classes,
+    MethodChoice,
     build_method,
     choose_method,
     load_role_backbone,
@@ -131,20 +132,56 @@ def load_trained(
     method.module.eval()
 
 
+def is_image_conditioned(choice: MethodChoice) -> bool:
+    """Whether a method's class texts depend on the image."""
+    return issubclass(choice.module.Method, ImageConditioned)
+
+
+def check_has_class_vectors(choice: MethodChoice) -> None:
+    """Refuses a method as a teacher and for export that can be neither.
+
+    Raises:
+        RecipeError: its class texts depend on the image.
+    """
+    if is_image_conditioned(choice):
+        raise RecipeError(
+            f"{choice.name} makes texts for every image, so it has no class vectors: it can neither"
+            " teach a student nor be exported.\n"
+            f"  Measure it with `kdedge train RECIPE --method {choice.name}`; to teach or export,"
+            " choose another method, such as promptsrc."
+        )
+
+
+def load_image_conditioned(
+    run: RunFolder, classes: Classes, *, device: torch.device, cache: Path | None
+) -> tuple[Method, Backbone]:
+    """Loads a finished run of a method without class vectors for a class list, to measure it."""
+    loaded = load_recipe(run.recipe)
+    choice = choose_method(loaded, run.kind)
+    backbone = load_role_backbone(loaded.recipe, run.kind, device=device, cache=cache)
+    method = build_method(choice, backbone, classes, seed=loaded.recipe.seed)
+    made_by = load_class_vectors(run.class_vectors).made_by
+    load_trained(method, run.weights, backbone, made_by=made_by)
+    return method, backbone
+
+
 def load_teacher(
     run: RunFolder, classes: Classes, *, device: torch.device, cache: Path | None
 ) -> StoredTeacher:
-    """Loads a finished teacher run for a class list.
+    """Loads a finished teacher or baseline run for a class list.
 
     Stored class vectors are taken by name, in the order of `classes`. Names without one are encoded
-    by the teacher's own text tower.
+    by the run's own text tower.
 
     Raises:
-        DataError: the stored class vectors were not made by the stored weights.
+        RecipeError: its method has no class vectors.
+        DataError: the stored class vectors were not made by the stored weights, or a new name has
+            no context of its own.
     """
     loaded = load_recipe(run.recipe)
-    choice = choose_method(loaded, "teacher")
-    backbone = load_role_backbone(loaded.recipe, "teacher", device=device, cache=cache)
+    choice = choose_method(loaded, run.kind)
+    check_has_class_vectors(choice)
+    backbone = load_role_backbone(loaded.recipe, run.kind, device=device, cache=cache)
 
     def trained_on(names: Classes) -> Method:
         method = build_method(choice, backbone, names, seed=loaded.recipe.seed)
@@ -162,6 +199,13 @@ def load_teacher(
         )
     if set(classes.names) <= set(own.names):
         vectors = vectors.select(classes.names)
+    elif choice.settings.is_class_specific:
+        new = [name for name in classes.names if name not in own.names]
+        raise DataError(
+            f"{len(new)} class names have no context in {run.weights}, first {new[0]!r}: it was"
+            " trained with class_specific contexts, one for each name.\n"
+            f"  Use names among its {len(own.names)}, or train again with the new list."
+        )
     else:
         vectors = _encode(trained_on(classes), backbone, classes, record)
     method.module.requires_grad_(False)

@@ -1,0 +1,100 @@
+"""Training a baseline: any prompt method on the student's backbone, from the labeled images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from kdedge.config.load import LoadedRecipe
+from kdedge.config.recipe import BaselineSpec, OptimSpec, resolve_optim
+from kdedge.errors import RecipeError
+from kdedge.methods.registry import load_method
+from kdedge.training.fit import Job, run_job
+from kdedge.training.parts import choose_method
+from kdedge.training.runs import RunFolder
+from kdedge.training.teach import cache_folder, labeled_job
+
+
+def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedRecipe:
+    """The recipe with its baseline written out, so that it trains the same one again.
+
+    Settings and optimization are the teacher's where it is the same method. Else they are the
+    method's own: its defaults, and its `OPTIM` over the recipe's shared `optim`. What the recipe's
+    baseline section says lies over either.
+
+    Args:
+        loaded: the recipe; its baseline section may be incomplete.
+        method: the baseline's method; None for the one that the recipe names.
+
+    Raises:
+        RecipeError: no method is named, or two are; there is no such method, or it learns from a
+            teacher.
+    """
+    recipe = loaded.recipe
+    own = recipe.baseline or BaselineSpec()
+    name = _method_name(loaded, method, own.method)
+    module = load_method(name)
+    if module.Method.needs_teacher:
+        raise RecipeError(
+            f"{name} learns from a teacher, which a baseline has none of.\n"
+            "  Name it as student.method and use `kdedge distill`."
+        )
+    teacher = recipe.teacher
+    if teacher is not None and teacher.run is None and teacher.method == name:
+        settings, optim = teacher.settings, teacher.optim
+    else:
+        settings, optim = {}, getattr(module, "OPTIM", None)
+    spec = BaselineSpec(
+        method=name,
+        settings={**settings, **own.settings},
+        optim=OptimSpec(**resolve_optim(recipe.optim, optim, own.optim).model_dump()),
+    )
+    return replace(loaded, recipe=recipe.model_copy(update={"baseline": spec}))
+
+
+def _method_name(loaded: LoadedRecipe, asked: str | None, written: str | None) -> str:
+    if asked is not None and written is not None and asked != written:
+        raise RecipeError(
+            f"{loaded.lines.where(('baseline', 'method'))}: baseline.method is {written}, and"
+            f" --method is {asked}.\n"
+            f"  Leave --method out, or take the section's place: --set 'baseline={{method:"
+            f" {asked}}}'"
+        )
+    name = asked or written
+    if name is None:
+        raise RecipeError(
+            f"The recipe {loaded.recipe.name} names no baseline.\n"
+            "  Name its method with --method; `kdedge methods` lists them."
+        )
+    return name
+
+
+def baseline_job(loaded: LoadedRecipe, *, cache: Path | None, device: torch.device) -> Job:
+    """Makes ready to train the recipe's baseline."""
+    complete = with_baseline(loaded)
+    choice = choose_method(complete, "baseline")
+    return labeled_job(complete, "baseline", choice, cache=cache, device=device)
+
+
+def train_baseline(
+    loaded: LoadedRecipe,
+    method: str | None = None,
+    *,
+    root: Path,
+    device: torch.device,
+    resume: bool = False,
+) -> RunFolder:
+    """Trains a baseline and measures it.
+
+    Args:
+        loaded: the recipe.
+        method: the baseline's method; None for the one that the recipe names.
+        root: folder of all runs.
+        device: where to train.
+        resume: go on with an interrupted run of the same baseline.
+    """
+    complete = with_baseline(loaded, method)
+    job = baseline_job(complete, cache=cache_folder(root), device=device)
+    return run_job(job, root=root, resume=resume)

@@ -1,0 +1,305 @@
+"""kdedge train: baselines on the student's backbone, and prompt methods as teachers."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdedge.clip.class_vectors import load_class_vectors
+from kdedge.config.load import load_recipe
+from kdedge.training.baseline import with_baseline
+
+Run = Callable[..., Any]
+SETTINGS = {
+    "coop": "{n_ctx: 3}",
+    "cocoop": "{n_ctx: 2}",
+    "vpt": "{prompt_depth: 2}",
+    "ivlp": "{prompt_depth_text: 2, prompt_depth_vision: 2}",
+    "maple": "{prompt_depth: 2}",
+    "promptsrc": "{}",
+}
+SHORT = "baseline.optim={epochs: 2, batch_size: 4, warmup_epochs: 0}"
+
+
+def options(method: str, *more: str) -> list[str]:
+    texts = (f"baseline.settings={SETTINGS[method]}", SHORT, *more)
+    return ["--method", method, *(part for text in texts for part in ("--set", text))]
+
+
+def fails(done: Any, code: int, *parts: str) -> None:
+    """Asserts that a command ended with a code, said this, and was no bug."""
+    assert (done.code, done.out) == (code, ""), done.err
+    assert "Traceback" not in done.err
+    for part in parts:
+        assert part in done.err
+
+
+def baseline_of(run: str) -> Any:
+    return load_recipe(f"{run}/recipe.yaml").recipe.baseline
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_every_method_is_trained_on_the_students_backbone_and_measured_alike_again(
+    kdedge: Run, project: Path, method: str
+) -> None:
+    done = kdedge("train", "r.yaml", *options(method))
+    assert (done.code, done.err) == (0, "")
+    assert done.out.endswith(
+        "Wrote runs/tiny/01 (baseline.safetensors, class_vectors.safetensors)\n"
+        "Next: kdedge eval runs/tiny/01\n"
+    )
+    row = rf"^{method} \(baseline\) +([\d.]+ .*)$"
+    figures = re.search(row, done.out, re.MULTILINE)
+    assert figures is not None
+    assert re.search(r"^zero-shot CLIP \(student's\) +\d", done.out, re.MULTILINE)
+    measured = kdedge("eval", "tiny/01")
+    assert measured.err == ""
+    assert figures[1] == re.search(row, measured.out, re.MULTILINE)[1]
+    assert json.loads(kdedge("eval", "--json").out)["n_images"] == 20
+
+
+def test_the_run_says_what_a_table_needs(kdedge: Run, project: Path) -> None:
+    record = json.loads(kdedge("train", "r.yaml", *options("coop"), "--json").out)["baseline"]
+    assert (record["kind"], record["method"], record["seed"]) == ("baseline", "coop", 1)
+    assert record["settings"]["n_ctx"] == 3
+    assert record["summary"]["training"]["steps"] == 4
+    assert set(record["evaluation"]) == {"baseline", "zeroshot"}
+    assert record["evaluation"]["baseline"]["split"] == "base-to-novel"
+    assert record == json.loads(kdedge("show", "tiny/01", "--json").out)
+    student = json.loads(kdedge("distill", "r.yaml", "--json").out)["student"]
+    for key in ("backbone", "class_list"):
+        assert record["hashes"][key] == student["hashes"][key]
+    assert record["evaluation"]["zeroshot"] == student["evaluation"]["zeroshot"]
+
+
+def test_the_resolved_recipe_of_a_run_gives_the_same_run_again(kdedge: Run, project: Path) -> None:
+    assert kdedge("train", "r.yaml", *options("ivlp")).code == 0
+    assert kdedge("train", "runs/tiny/01/recipe.yaml").code == 0
+    first, second = (Path(f"runs/tiny/0{n}/baseline.safetensors") for n in (1, 2))
+    assert first.read_bytes() == second.read_bytes()
+    done = kdedge("train", "runs/tiny/01/recipe.yaml", "--resume")
+    assert done.err.endswith("runs/tiny/02 is finished: there is nothing to go on with.\n")
+    assert "\nUsed runs/tiny/02 (baseline.safetensors" in done.out
+
+
+def test_an_interrupted_baseline_goes_on_to_the_same_weights(
+    kdedge: Run, project: Path, start: Callable[..., Any]
+) -> None:
+    arguments = ["train", "r.yaml", *options("cocoop", "baseline.optim.epochs=8")]
+    arguments += ["--set", "baseline.optim.checkpoint_every_s=0.001"]
+    process = start(*arguments)
+    process.wait_until(lambda: list(project.glob("runs/tiny/01/checkpoints/e0*")))
+    process.send(signal.SIGINT)
+    assert process.wait() == 130, process.stderr
+    assert "Run the same command with --resume" in process.stderr
+    resumed = start(*arguments, "--resume")
+    assert resumed.wait() == 0, resumed.stderr
+    assert "runs/tiny/01: going on where it stopped" in resumed.stderr
+    whole = start(*arguments)
+    assert whole.wait() == 0
+    first, second = (Path(f"runs/tiny/0{n}/baseline.safetensors") for n in (1, 2))
+    assert first.read_bytes() == second.read_bytes()
+
+
+# Settings
+
+
+def test_the_teachers_method_keeps_the_teachers_settings_and_optimization(project: Path) -> None:
+    overrides = ("teacher.optim={lr: 0.03}", "baseline.settings.prompt_depth_vision=1")
+    baseline = with_baseline(load_recipe("r.yaml", overrides), "promptsrc").recipe.baseline
+    assert baseline.settings == {
+        "prompt_depth_text": 2,
+        "prompt_depth_vision": 1,
+        "n_anchor_templates": 4,
+    }
+    assert (baseline.optim.lr, baseline.optim.epochs, baseline.optim.batch_size) == (0.03, 2, 4)
+
+
+def test_another_method_is_optimized_as_published_and_by_the_recipe_for_the_rest(
+    project: Path,
+) -> None:
+    overrides = ("optim.flip=false", "teacher.optim={lr: 0.03}")
+    baseline = with_baseline(load_recipe("r.yaml", overrides), "coop").recipe.baseline
+    assert baseline.settings == {}
+    optim = baseline.optim
+    assert (optim.lr, optim.epochs, optim.batch_size) == (0.002, 200, 32)
+    assert (optim.warmup_epochs, optim.flip, optim.momentum) == (0, False, 0.9)
+    own = with_baseline(load_recipe("r.yaml", ["baseline.optim.epochs=7"]), "coop").recipe.baseline
+    assert (own.optim.lr, own.optim.epochs) == (0.002, 7)
+
+
+def test_the_recipe_may_name_its_baseline(kdedge: Run, project: Path) -> None:
+    section = f"baseline: {{method: vpt, settings: {SETTINGS['vpt']}, optim: {{epochs: 1}}}}\n"
+    with Path("r.yaml").open("a") as recipe:
+        recipe.write(section)
+    checked = kdedge("check", "r.yaml")
+    assert re.search(r"^baseline: method +vpt, 1,024 parameters, 1 epochs of 2", checked.out, re.M)
+    assert kdedge("train", "r.yaml").code == 0
+    assert baseline_of("runs/tiny/01").method == "vpt"
+    done = kdedge("train", "r.yaml", "--method", "maple")
+    fails(done, 2, "r.yaml:15: baseline.method is vpt, and --method is maple.")
+    assert "--set 'baseline={method: maple}'" in done.err
+    whole = "baseline={method: maple, settings: {prompt_depth: 1}, optim: {epochs: 1}}"
+    assert kdedge("train", "r.yaml", "--method", "maple", "--set", whole).code == 0
+
+
+def test_zeroshot_has_nothing_to_train_and_is_measured_without_labeled_images(
+    kdedge: Run, project: Path
+) -> None:
+    templates = "baseline.settings.templates=ensemble7"
+    done = kdedge(
+        *("train", "r.yaml", "--method", "zeroshot", "--set", templates),
+        *("--set", "data.labeled=null", "--json"),
+    )
+    assert done.code == 0, done.err
+    record = json.loads(done.out)["baseline"]
+    assert record["summary"] == {}
+    assert record["evaluation"]["baseline"] != record["evaluation"]["zeroshot"]
+
+
+# What users get wrong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--method", "copo"], 2, 'There is no method "copo".\n  Did you mean coop?'),
+        ([], 2, "The recipe tiny names no baseline.\n  Name its method with --method"),
+        (["--method", "promptkd"], 2, "promptkd learns from a teacher"),
+        (["--method", "coop", "--set", "data.labeled=null"], 2, "no data.labeled, and a baseline"),
+        (["--method", "coop", "--set", "student=null"], 2, "has no student, and a baseline is"),
+        (
+            ["--method", "vpt"],
+            2,
+            "prompt_depth is 12, and the image tower of this CLIP has 3 layers.\n"
+            "  Set prompt_depth to 3 or less.",
+        ),
+        (
+            ["--method", "coop", "--set", "baseline.settings.n_ctx=90"],
+            2,
+            'n_ctx is 90, and beside the class name "red fox" this CLIP\'s 77 positions have'
+            " room for 72 context tokens.\n  Set n_ctx to 72 or less.",
+        ),
+        (
+            ["--method", "coop", "--set", "baseline.settings.n_ctx=1000000000"],
+            2,
+            "n_ctx is 1000000000, and beside",
+        ),
+        (
+            ["--method", "coop", "--set", "baseline.settings.nctx=4"],
+            2,
+            "--set baseline.settings.nctx is not a known key.\n  Did you mean n_ctx?",
+        ),
+        (
+            ["--method", "coop", "--set", "baseline.settings.class_specific=true"],
+            2,
+            "2 of 4 classes are not trained",
+        ),
+        (["--method", "coop", "--set", "optim.selection=validation"], 2, "no data.validation"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_a_run_is_made(
+    kdedge: Run, project: Path, arguments: list[str], code: int, message: str
+) -> None:
+    fails(kdedge("train", "r.yaml", *arguments), code, message)
+    assert not Path("runs").exists()
+
+
+def test_a_method_with_texts_of_every_image_is_no_teacher(kdedge: Run, project: Path) -> None:
+    cocoop = ("--set", "teacher.method=cocoop", "--set", "teacher.settings={}")
+    for command in ("check", "teach", "distill"):
+        done = kdedge(command, "r.yaml", *cocoop)
+        fails(done, 2, "cocoop makes texts for every image, so it has no class vectors", "--method")
+    assert not Path("runs").exists()
+
+
+def test_a_method_with_texts_of_every_image_cannot_be_exported(kdedge: Run, project: Path) -> None:
+    pytest.importorskip("onnx")
+    assert kdedge("train", "r.yaml", *options("cocoop")).code == 0
+    done = kdedge("export", "tiny/01")
+    fails(done, 2, "cocoop makes texts for every image", "it can neither teach a student nor be")
+    assert not list(Path("runs").rglob("*.onnx"))
+
+
+def test_a_baseline_is_no_teacher_run(kdedge: Run, project: Path) -> None:
+    assert kdedge("train", "r.yaml", *options("coop")).code == 0
+    done = kdedge("distill", "r.yaml", "--set", "teacher.run=runs/tiny/01")
+    fails(done, 2, "tiny/01 is not a finished teacher run")
+
+
+# Class lists that changed
+
+
+@pytest.mark.parametrize("method", ["coop", "cocoop"])
+def test_a_baseline_is_measured_on_names_in_another_order_and_on_new_ones(
+    kdedge: Run, project: Path, method: str
+) -> None:
+    assert kdedge("train", "r.yaml", *options(method)).code == 0
+    before = json.loads(kdedge("eval", "--json").out)
+    Path("classes.txt").write_text("school bus\nred fox\ncat\ndog\n")
+    after = json.loads(kdedge("eval", "--json").out)
+    assert after["per_class"] == before["per_class"]
+    Path("classes.txt").write_text("cat\ndog\nred fox\nlorry\n")
+    Path("test/school bus").rename("test/lorry")
+    assert list(json.loads(kdedge("eval", "--json").out)["per_class"])[3] == "lorry"
+
+
+def test_class_specific_contexts_go_by_name_and_know_no_other(kdedge: Run, project: Path) -> None:
+    specific = ("data.split=all", "baseline.settings.class_specific=true")
+    assert kdedge("train", "r.yaml", *options("coop", *specific)).code == 0
+    before = json.loads(kdedge("eval", "--json").out)
+    Path("classes.txt").write_text("school bus\nred fox\ncat\ndog\n")
+    assert json.loads(kdedge("eval", "--json").out)["per_class"] == before["per_class"]
+    Path("classes.txt").write_text("cat\ndog\nred fox\nlorry\n")
+    Path("test/school bus").rename("test/lorry")
+    done = kdedge("eval")
+    fails(done, 3, "1 class names have no context in runs/tiny/01/baseline", "first 'lorry'")
+
+
+# Prompt methods as teachers
+
+
+@pytest.mark.parametrize("method", ["coop", "vpt", "ivlp", "maple"])
+def test_a_prompt_method_teaches_the_student(kdedge: Run, project: Path, method: str) -> None:
+    teacher = ("--set", f"teacher.method={method}", "--set", f"teacher.settings={SETTINGS[method]}")
+    taught = kdedge("teach", "r.yaml", *teacher, "--json")
+    assert taught.code == 0, taught.err
+    accuracy = json.loads(taught.out)["teacher"]["evaluation"]["teacher"]
+    assert json.loads(kdedge("eval", "tiny/01", "--json").out) == {
+        "run": "runs/tiny/01",
+        **accuracy,
+    }
+    distilled = kdedge("distill", "r.yaml", *teacher)
+    assert distilled.err == "Using the teacher of runs/tiny/01, trained from the same parts.\n"
+    theirs, ours = (
+        load_class_vectors(Path(f"runs/tiny/0{n}/class_vectors.safetensors")) for n in (1, 2)
+    )
+    assert (theirs.made_by, theirs.vectors.shape) == (ours.made_by, (4, 40))
+
+
+@pytest.mark.parametrize("method", ["coop", "vpt", "ivlp", "maple"])
+def test_the_image_path_of_a_trained_baseline_is_what_export_folds(
+    kdedge: Run, project: Path, method: str
+) -> None:
+    import torch
+
+    from kdedge.clip.backbone import unit_length
+    from kdedge.clip.vision import encode_image
+    from kdedge.deploy.trained import load_trained_model
+    from kdedge.training.runs import RunFolder
+
+    assert kdedge("train", "r.yaml", *options(method)).code == 0
+    run = RunFolder.open(project / "runs/tiny/01")
+    trained = load_trained_model(run, device=torch.device("cpu"))
+    path = trained.model.image_path()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = unit_length(encode_image(path.visual, images, path.visual_prompts))
+    assert torch.equal(features, trained.model.forward_features(images))
+    assert trained.provenance()["method"] == method
