@@ -45,6 +45,7 @@ __all__ = [
     "SourceSpec",
     "StudentSpec",
     "TeacherSpec",
+    "UnlabeledSpec",
     "resolve_optim",
 ]
 
@@ -136,11 +137,26 @@ class LabeledSpec(SourceSpec):
     )
 
 
+class UnlabeledSpec(SourceSpec):
+    """A source whose labels nothing learns from."""
+
+    per_class: int | None = Field(
+        None,
+        ge=1,
+        description="Images per class, drawn with the seed as shots are; all when left out. The"
+        " source's labels are read for this draw and for nothing else, so it needs a source that"
+        " has them, and images without a class cannot be drawn. 64 in the ablations of PromptKD"
+        " (arXiv:2403.02781, tables 4 to 6), 16 to 256 in figure 4.",
+    )
+
+
 class DataSpec(Strict):
     """The images: what is trained on, what is measured on."""
 
-    unlabeled: SourceSpec | None = Field(
-        None, description="Images the student learns from; labels are never read."
+    unlabeled: UnlabeledSpec | None = Field(
+        None,
+        description="Images the student learns from, which may be the labeled ones: no label is"
+        " learned from.",
     )
     labeled: LabeledSpec | None = Field(
         None, description="Labeled images the teacher learns from; also the baselines."

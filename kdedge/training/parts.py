@@ -16,13 +16,20 @@ from kdedge._progress import progress
 from kdedge.clip.backbone import Backbone, load_backbone
 from kdedge.config.explain import explain_validation
 from kdedge.config.load import LoadedRecipe
-from kdedge.config.recipe import ModelSpec, OptimSettings, Recipe, SourceSpec, resolve_optim
+from kdedge.config.recipe import (
+    ModelSpec,
+    OptimSettings,
+    Recipe,
+    SourceSpec,
+    UnlabeledSpec,
+    resolve_optim,
+)
 from kdedge.data.classes import load_class_names
 from kdedge.data.images import BadImage, check_limit, image_list_hash, scan
 from kdedge.data.open import open_source
-from kdedge.data.sources._protocol import Source
-from kdedge.data.split import base_novel
-from kdedge.errors import RecipeError, SetupError
+from kdedge.data.sources._protocol import Source, WithoutLabels
+from kdedge.data.split import base_novel, few_shot
+from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.methods._protocol import Method, MethodSettings, Teacher
 from kdedge.methods.registry import load_method
 
@@ -169,9 +176,33 @@ def load_images(
     spec: SourceSpec | None = getattr(recipe.data, key)
     if spec is None:
         return None
+    if isinstance(spec, UnlabeledSpec) and spec.per_class is not None:
+        return _draw_unlabeled(recipe, spec, spec.per_class, classes)
     source = open_source(
         spec, class_names=classes.names, labeled=key != "unlabeled", data=recipe.data
     )
+    return _readable(source, recipe, key)
+
+
+def _draw_unlabeled(
+    recipe: Recipe, spec: UnlabeledSpec, per_class: int, classes: Classes
+) -> Images:
+    """A number of readable images of every class, whose labels are read for this alone."""
+    try:
+        source = open_source(spec, class_names=classes.names, labeled=True, data=recipe.data)
+    except DataError as error:
+        raise DataError(
+            f"data.unlabeled.per_class is {per_class}, which needs each image's class for the"
+            f" draw:\n{error}\n  Leave per_class out to use all images, whatever they show."
+        ) from error
+    images = _readable(source, recipe, "unlabeled")
+    labels = [item.label for item in source.items]
+    drawn = few_shot(labels, images.indices, shots=per_class, seed=recipe.seed)
+    return replace(images, source=WithoutLabels(source), indices=tuple(drawn))
+
+
+def _readable(source: Source, recipe: Recipe, key: str) -> Images:
+    """A source's readable images; each is read once."""
     with progress(f"reading data.{key}", len(source.items)) as advance:
         result = scan(source, progress=advance)
     limit = recipe.data.bad_image_limit(len(source.items))

@@ -59,6 +59,26 @@ class Source(Protocol):
         ...
 
 
+class WithoutLabels:
+    """A source with its labels taken away.
+
+    Attributes:
+        items: the source's, each without a label.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.items = tuple(Item(item.key, None) for item in source.items)
+        self._source = source
+
+    def read(self, i: int) -> bytes:
+        """Gives the bytes of image i's file.
+
+        Raises:
+            UnusableImage: they cannot be read.
+        """
+        return self._source.read(i)
+
+
 def read_file(path: Path) -> bytes:
     """Reads an image file.
 
