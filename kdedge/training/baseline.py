@@ -66,7 +66,7 @@ def _method_name(loaded: LoadedRecipe, asked: str | None, written: str | None) -
     if name is None:
         raise RecipeError(
             f"The recipe {loaded.recipe.name} names no baseline.\n"
-            "  Name its method with --method; `kdedge methods` lists them."
+            "  Name its method with --method or as baseline.method; `kdedge methods` lists them."
         )
     return name
 

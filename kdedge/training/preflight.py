@@ -95,7 +95,8 @@ def _jobs(loaded: LoadedRecipe, *, root: Path, device: torch.device) -> list[Job
             record = settings_record(job.choice)
             teacher = untrained_teacher(job.method, job.backbone, job.classes, record)
         jobs.append(student_job(loaded, teacher, parts))
-    if loaded.recipe.baseline is not None:
+    baseline = loaded.recipe.baseline
+    if baseline is not None and baseline.method is not None:
         jobs.append(baseline_job(loaded, cache=None, device=device))
     return jobs
 

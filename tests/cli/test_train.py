@@ -140,6 +140,9 @@ def test_the_recipe_may_name_its_baseline(kdedge: Run, project: Path) -> None:
         recipe.write(section)
     checked = kdedge("check", "r.yaml")
     assert re.search(r"^baseline: method +vpt, 1,024 parameters, 1 epochs of 2", checked.out, re.M)
+    unnamed = kdedge("check", "r.yaml", "--set", "baseline.method=null")
+    assert unnamed.code == 0
+    assert "\nbaseline:" not in unnamed.out
     assert kdedge("train", "r.yaml").code == 0
     assert baseline_of("runs/tiny/01").method == "vpt"
     done = kdedge("train", "r.yaml", "--method", "maple")
@@ -170,7 +173,7 @@ def test_zeroshot_has_nothing_to_train_and_is_measured_without_labeled_images(
     ("arguments", "code", "message"),
     [
         (["--method", "copo"], 2, 'There is no method "copo".\n  Did you mean coop?'),
-        ([], 2, "The recipe tiny names no baseline.\n  Name its method with --method"),
+        ([], 2, "The recipe tiny names no baseline.\n  Name its method with --method or as"),
         (["--method", "promptkd"], 2, "promptkd learns from a teacher"),
         (["--method", "coop", "--set", "data.labeled=null"], 2, "no data.labeled, and a baseline"),
         (["--method", "coop", "--set", "student=null"], 2, "has no student, and a baseline is"),
