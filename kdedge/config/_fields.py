@@ -27,17 +27,21 @@ class Strict(BaseModel):
 
 
 class CommandLineText(str):
-    """Text from `--set`: a relative path in it starts where the command runs."""
+    """Text from `--set`: a relative path in it starts where the command runs.
+
+    Or in the validation context's `override_folder`.
+    """
 
     __slots__ = ()
 
 
 def _absolute(text: str, info: ValidationInfo) -> str:
     """Expands `~` and puts the recipe's folder in front of a relative path."""
-    folder = (info.context or {}).get("folder")
+    context = info.context or {}
+    folder = context.get("folder")
     path = Path(text).expanduser()
     if isinstance(text, CommandLineText):
-        path = Path.cwd() / path
+        path = Path(context.get("override_folder") or Path.cwd()) / path
     elif folder is not None:
         path = Path(folder) / path
     return str(path)

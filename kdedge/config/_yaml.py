@@ -95,12 +95,13 @@ def resolve_scalar(text: str) -> str | int | float | bool | None:
     return float("nan") if _NAN.fullmatch(text) else text
 
 
-def parse_yaml(text: str, *, name: str) -> tuple[Any, LineMap]:
+def parse_yaml(text: str, *, name: str, what: str = "recipe") -> tuple[Any, LineMap]:
     """Reads one YAML document.
 
     Args:
         text: the document.
         name: what to call it in messages: a file's path or `--set a.b`.
+        what: the kind of document, for messages.
 
     Returns:
         The value (dict, list, text, number, truth value or None) and its lines.
@@ -109,7 +110,7 @@ def parse_yaml(text: str, *, name: str) -> tuple[Any, LineMap]:
         RecipeError: the text is not YAML, or holds more than plain data.
     """
     _refuse_tabs(text, name)
-    builder = _Builder(name)
+    builder = _Builder(name, what)
     parser = YAML(typ="safe", pure=True)
     try:
         value = builder.document(iter(parser.parse(text)))
@@ -142,8 +143,8 @@ def _refuse_tabs(text: str, name: str) -> None:
 class _Builder:
     """Makes plain values from parser events."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, what: str) -> None:
+        self.name, self.what = name, what
         self.lines: dict[KeyPath, int] = {}
         self.n_items = 0
 
@@ -210,13 +211,13 @@ class _Builder:
         if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
             raise self._error(
                 event,
-                "a recipe has no anchors (&) and aliases (*)",
+                f"a {self.what} has no anchors (&) and aliases (*)",
                 "Write the value out, or quote text that begins with one of them.",
             )
         if (tag := getattr(event, "tag", None)) is not None:
             raise self._error(
                 event,
-                f"a recipe has no tags, got {tag}",
+                f"a {self.what} has no tags, got {tag}",
                 "Write the value without it, or quote text that begins with !.",
             )
         if len(path) > MAX_DEPTH:

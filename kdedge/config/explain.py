@@ -48,6 +48,7 @@ def explain_validation(
     model: type[BaseModel],
     lines: LineMap,
     prefix: tuple[str | int, ...] = (),
+    what: str = "recipe",
 ) -> RecipeError:
     """Turns pydantic's errors into one error that lists up to ten problems in file order.
 
@@ -56,6 +57,7 @@ def explain_validation(
         model: the model that was validated against; its fields are the known names.
         lines: where each key stands.
         prefix: key path of the validated value within the recipe.
+        what: the kind of file, for messages.
     """
     grouped: dict[KeyPath, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
@@ -65,7 +67,7 @@ def explain_validation(
         _message(model, path, problems, lines, prefix) for path, problems in ordered[:MAX_SHOWN]
     ]
     if len(ordered) > MAX_SHOWN:
-        messages.append(f"and {len(ordered) - MAX_SHOWN} more problems in this recipe.")
+        messages.append(f"and {len(ordered) - MAX_SHOWN} more problems in this {what}.")
     return RecipeError("\n".join(messages))
 
 

@@ -53,19 +53,24 @@ class LoadedRecipe:
     text: str
 
 
-def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+def load_recipe(
+    path_or_name: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    override_folder: Path | None = None,
+) -> LoadedRecipe:
     """Reads and validates a recipe. Files and folders that it names are not looked at.
 
     Args:
         path_or_name: a file, or the name of a recipe in this folder or of a shipped one.
-        overrides: `a.b=c` texts; later ones win. Relative paths in them start at the current
-            folder.
+        overrides: `a.b=c` texts; later ones win.
+        override_folder: where relative paths in them start; the current folder where left out.
 
     Raises:
         RecipeError: no such recipe, not YAML, unknown keys, wrong types, numbers out of range.
     """
     path = find_recipe(path_or_name)
-    text = _read(path)
+    text = read_text(path)
     values, lines = parse_yaml(text, name=str(path))
     if values is None:
         raise RecipeError(f"{path} is empty.\n  Write a recipe to start from with: kdedge init")
@@ -75,8 +80,9 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Load
             "  Start from a shipped recipe, or write one with: kdedge init"
         )
     lines = _apply_overrides(values, lines, overrides)
+    context = {"folder": path.absolute().parent, "override_folder": override_folder}
     try:
-        recipe = Recipe.model_validate(values, context={"folder": path.absolute().parent})
+        recipe = Recipe.model_validate(values, context=context)
     except ValidationError as error:
         raise explain_validation(error, model=Recipe, lines=lines) from error
     return LoadedRecipe(recipe, path, lines, text)
@@ -123,7 +129,16 @@ def _hint(name: str) -> str:
     return f"\n  Give a file's path, or one of: {', '.join(shipped)}."
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path, *, what: str = "recipe") -> str:
+    """Reads a small UTF-8 file.
+
+    Args:
+        path: the file.
+        what: the kind of file, for messages.
+
+    Raises:
+        RecipeError: it cannot be read, is larger than a megabyte or is not UTF-8.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -133,7 +148,7 @@ def _read(path: Path) -> str:
         ) from error
     if len(data) > MAX_BYTES:
         raise RecipeError(
-            f"{path} is larger than {MAX_BYTES // 1_000_000} MB, which no recipe needs.\n"
+            f"{path} is larger than {MAX_BYTES // 1_000_000} MB, which no {what} needs.\n"
             "  Put long class lists into a text file: classes: {file: classes.txt}"
         )
     try:
@@ -141,7 +156,7 @@ def _read(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise RecipeError(
-            f"{path}:{line}: byte {error.start} is not UTF-8 text.\n  Save the recipe as UTF-8."
+            f"{path}:{line}: byte {error.start} is not UTF-8 text.\n  Save the {what} as UTF-8."
         ) from error
 
 

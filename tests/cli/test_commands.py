@@ -18,7 +18,7 @@ from kdedge.methods import registry
 
 ROOT = Path(__file__).parents[2]
 GENERIC_SINCE_3_11 = ("logging.StreamHandler[", "logging.LoggerAdapter[")
-RECIPES = sorted([*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("benchmarks/**/*.yaml")])
+RECIPES = sorted([*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("benchmarks/mini/*.yaml")])
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from kdedge.config.recipe import Recipe, resolve_optim
 from kdedge.errors import DataError, RecipeError
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted([*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("benchmarks/**/*.yaml")])
+RECIPES = sorted([*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("benchmarks/mini/*.yaml")])
 
 GOOD = """\
 name: line3
