@@ -1,4 +1,7 @@
-"""Which CLIPs can be prompted here: model configs, read and checked before any weights are.
+"""Which CLIPs can be used here: model configs, read and checked before any weights are.
+
+The text tower has to be CLIP's own. The image tower may be any of open_clip's; only CLIP's ViT
+takes visual prompts, and the prompted encoder computes no other.
 
 A config is a person's own text, so all that open_clip stumbles over in one is an error of the
 config. Whatever open_clip would fetch for it (another tower, another tokenizer) is refused first.
@@ -15,7 +18,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip import CLIP
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock, Transformer, VisionTransformer
 from torch import nn
 
 from kdedge.errors import DataError, RecipeError
@@ -89,14 +92,34 @@ def build_empty(label: str, model_config: Mapping[str, Any]) -> CLIP:
         model_config: open_clip's, with `vision_cfg` and `text_cfg`.
 
     Raises:
-        RecipeError: open_clip cannot build it, or kdedge does not prompt its architecture.
+        RecipeError: open_clip cannot build it, or its text tower is not CLIP's own.
     """
-    _refuse_other_towers(label, model_config)
+    model = _construct(label, model_config, device="meta")
+    _check_text_tower(label, model)
+    return model
+
+
+def build_filled(label: str, model_config: Mapping[str, Any]) -> CLIP:
+    """Builds open_clip's CLIP of a config that `build_empty` has built, with its first values.
+
+    For towers with tensors that no file of weights holds, such as Swin's position indices.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return _construct(label, model_config, device="cpu")
+
+
+def _construct(label: str, model_config: Mapping[str, Any], *, device: str) -> CLIP:
+    _refuse_other_parts(label, model_config)
     image_size(model_config)
     arguments = {key: value for key, value in model_config.items() if key != "custom_text"}
+    if model_config["vision_cfg"].get(
+        "timm_model_name"
+    ):  # else timm would fetch weights of its own
+        vision = {**model_config["vision_cfg"], "timm_model_pretrained": False}
+        arguments["vision_cfg"] = vision
     try:
-        with torch.device("meta"):
-            model = CLIP(**arguments)
+        with torch.device(device):
+            return CLIP(**arguments)
     # What these numbers and texts end in inside open_clip and torch depends on where they are used
     except (
         *(TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, LookupError),
@@ -108,11 +131,27 @@ def build_empty(label: str, model_config: Mapping[str, Any]) -> CLIP:
             f" {type(error).__name__}{f': {reason}' if reason else ''}.\n"
             "  Compare its vision_cfg and text_cfg with a config of open_clip's, such as ViT-B-16."
         ) from error
-    _check_architecture(label, model)
-    return model
 
 
-def _refuse_other_towers(label: str, model_config: Mapping[str, Any]) -> None:
+def why_no_prompts(visual: nn.Module) -> str | None:
+    """Says why an image tower takes no visual prompts; None for CLIP's ViT, which does."""
+    if not isinstance(visual, VisionTransformer):
+        return f"is a {type(getattr(visual, 'trunk', visual)).__name__}"
+    odd = {
+        "has attentional pooling": visual.attn_pool is not None,
+        "has average pooling": visual.pool_type != "tok",
+        "has a layer norm after pooling": visual.final_ln_after_pool,
+        "has no layer norm before its blocks": isinstance(visual.ln_pre, nn.Identity),
+        "has blocks of its own": not _has_clip_blocks(visual.transformer),
+    }
+    return next((what for what, is_there in odd.items() if is_there), None)
+
+
+def _has_clip_blocks(transformer: Transformer) -> bool:
+    return all(type(block) is ResidualAttentionBlock for block in transformer.resblocks)
+
+
+def _refuse_other_parts(label: str, model_config: Mapping[str, Any]) -> None:
     """Refuses what would have open_clip build, or fetch, something other than CLIP's own parts."""
     text, vision = model_config["text_cfg"], model_config["vision_cfg"]
     known = {field.name for field in dataclasses.fields(open_clip.CLIPTextCfg)}
@@ -123,8 +162,9 @@ def _refuse_other_towers(label: str, model_config: Mapping[str, Any]) -> None:
         or "multimodal_cfg" in model_config
     ):
         raise _unsupported(label, "its text tower is not CLIP's own")
-    if vision.get("timm_model_name"):
-        raise _unsupported(label, "its image tower is not CLIP's ViT")
+    if ":" in str(vision.get("timm_model_name") or ""):
+        name = _shortened(vision["timm_model_name"])
+        raise _unsupported(label, f"timm would look for its image tower elsewhere ({name})")
     given = [key for key in _OTHER_TOKENIZER if text.get(key)]
     if given:
         raise _unsupported(
@@ -140,24 +180,14 @@ def _refuse_other_towers(label: str, model_config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_architecture(label: str, model: CLIP) -> None:
-    """Refuses what the prompted encoders do not compute, rather than computing something else."""
-    visual = model.visual
-    if not isinstance(visual, VisionTransformer):
-        raise _unsupported(label, "its image tower is not CLIP's ViT")
+def _check_text_tower(label: str, model: CLIP) -> None:
+    """Refuses what the text encoder does not compute, rather than computing something else."""
     odd = {
-        "attentional pooling": visual.attn_pool is not None,
-        "average pooling": visual.pool_type != "tok",
-        "layer norm after pooling": visual.final_ln_after_pool,
-        "no layer norm before the blocks": isinstance(visual.ln_pre, nn.Identity),
         "text pooling other than the end token": model.text_pool_type != "argmax",
         "a linear text projection": not isinstance(model.text_projection, nn.Parameter),
         "no causal text mask": model.attn_mask is None,
         "a logit bias": model.logit_bias is not None,
-        "blocks of its own": not all(
-            type(block) is ResidualAttentionBlock
-            for block in [*visual.transformer.resblocks, *model.transformer.resblocks]
-        ),
+        "text blocks of its own": not _has_clip_blocks(model.transformer),
     }
     for what, is_there in odd.items():
         if is_there:
@@ -167,6 +197,5 @@ def _check_architecture(label: str, model: CLIP) -> None:
 def _unsupported(label: str, why: str) -> RecipeError:
     return RecipeError(
         f"{label} cannot be prompted here: {why}.\n"
-        "  kdedge takes CLIPs with a ViT image tower and CLIP's text tower, such as ViT-B-16 or"
-        " ViT-L-14."
+        "  kdedge takes CLIPs with CLIP's own text tower and tokenizer, such as ViT-B-16 or RN50."
     )

@@ -19,11 +19,18 @@ import open_clip
 import torch
 from open_clip import CLIP, SimpleTokenizer
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.transformer import Transformer
 from torch import Tensor
 from torch.nn import functional as F
 
 from kdedge._files import sha256_json
-from kdedge.clip.architecture import build_empty, image_size, read_config
+from kdedge.clip.architecture import (
+    build_empty,
+    build_filled,
+    image_size,
+    read_config,
+    why_no_prompts,
+)
 from kdedge.clip.builtin import BUILTIN_MODELS, builtin_model
 from kdedge.clip.class_vectors import TextFeatureCache
 from kdedge.clip.download import fetch_pretrained
@@ -78,7 +85,7 @@ class Backbone:
     @property
     def embed_dim(self) -> int:
         """D, the joint dimension."""
-        return int(self.model.visual.proj.shape[1])
+        return int(self.model.text_projection.shape[1])
 
     @property
     def scale(self) -> float:
@@ -86,7 +93,10 @@ class Backbone:
         return float(self.model.logit_scale.exp())
 
     def image_features(self, images: Tensor, visual_prompts: Tensor | None = None) -> Tensor:
-        """[B, 3, H, W] -> [B, D], unit length, float32; gradients reach the prompts."""
+        """[B, 3, H, W] -> [B, D], unit length, float32; gradients reach the prompts.
+
+        Only CLIP's ViT takes prompts.
+        """
         return unit_length(encode_image(self.model.visual, images, visual_prompts))
 
     @torch.no_grad()
@@ -159,12 +169,13 @@ def make_backbone(
 ) -> Backbone:
     """Makes a backbone of a frozen CLIP that is built already."""
     weights_hash = hash_weights(model.state_dict())
-    towers = (model.visual.transformer, model.transformer)
-    architecture = [
-        [type(block.mlp.gelu).__name__, block.attn.num_heads]
-        for tower in towers
-        for block in tower.resblocks
-    ]
+    architecture = _describe_blocks(model.transformer)
+    if why_no_prompts(model.visual) is None:
+        architecture = _describe_blocks(model.visual.transformer) + architecture
+    else:  # what its layers are, of which heads are in no tensor's shape
+        layers = model.visual.modules()
+        kinds = [[type(layer).__name__, getattr(layer, "num_heads", None)] for layer in layers]
+        architecture = kinds + architecture
     return Backbone(
         name=name,
         model=model.to(device),
@@ -174,6 +185,13 @@ def make_backbone(
         identity=sha256_json([weights_hash, architecture, preprocess.as_dict()]),
         text_cache=TextFeatureCache(cache_folder),
     )
+
+
+def _describe_blocks(transformer: Transformer) -> list[list[Any]]:
+    """Activation and heads of each block of a CLIP transformer."""
+    return [
+        [type(block.mlp.gelu).__name__, block.attn.num_heads] for block in transformer.resblocks
+    ]
 
 
 @functools.cache
@@ -301,7 +319,10 @@ def _build(label: str, model_config: Mapping[str, Any], weights: Weights) -> CLI
     model = build_empty(label, model_config)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     match_state_dict(shapes, weights.state_dict, label)
-    model = model.to_empty(device="cpu")
+    if why_no_prompts(model.visual) is None:
+        model = model.to_empty(device="cpu")
+    else:
+        model = build_filled(label, model_config)
     model.load_state_dict({key: weights.state_dict[key].float() for key in shapes})
     model.attn_mask = None  # the towers here mask by position
     return model.float().eval().requires_grad_(False)

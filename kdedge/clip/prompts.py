@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from kdedge.clip.architecture import why_no_prompts
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text, tokenize
 from kdedge.errors import RecipeError
@@ -172,13 +173,33 @@ def make_visual_prompts(
         setting: what the method calls `prompt_depth`, for messages.
 
     Raises:
-        RecipeError: the image tower has fewer layers than `prompt_depth`.
+        RecipeError: the image tower has fewer layers than `prompt_depth`, or is not CLIP's ViT and
+            `n_ctx` is not 0.
     """
     visual = backbone.model.visual
+    if n_ctx == 0 and why_no_prompts(visual) is not None:
+        return nn.Parameter(torch.zeros(prompt_depth, 0, 0, device=backbone.device))
+    check_takes_prompts(backbone)
     check_depth(prompt_depth, len(visual.transformer.resblocks), setting, "image")
     width = visual.class_embedding.shape[0]
     prompts = INIT_STD * torch.randn(prompt_depth, n_ctx, width, generator=generator)
     return nn.Parameter(prompts.to(backbone.device))
+
+
+def check_takes_prompts(backbone: Backbone) -> None:
+    """Sees to it that the image tower is CLIP's ViT.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    why = why_no_prompts(backbone.model.visual)
+    if why is not None:
+        raise RecipeError(
+            f"{backbone.name} takes no visual prompts: its image tower {why}.\n"
+            "  promptkd trains such a tower's projector with tune: projector, or all of it with"
+            " tune: full; coop, cocoop and zeroshot leave image towers alone. Visual prompts want"
+            " CLIP's ViT, such as ViT-B-16."
+        )
 
 
 def make_linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:

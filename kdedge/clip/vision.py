@@ -11,29 +11,33 @@ from __future__ import annotations
 
 import torch
 from open_clip.transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
+from kdedge.clip.architecture import why_no_prompts
 from kdedge.clip.blocks import attention_block
 
 
-def encode_image(
-    visual: VisionTransformer, images: Tensor, visual_prompts: Tensor | None = None
-) -> Tensor:
-    """Encodes a batch of images with CLIP's image tower.
+def encode_image(visual: nn.Module, images: Tensor, visual_prompts: Tensor | None = None) -> Tensor:
+    """Encodes a batch of images with a CLIP's image tower.
 
     Exact savings, against running every block on every token: prompts whose outputs are replaced
     give keys and values only, computed once a batch; the last block and `ln_post` run for the class
-    token alone.
+    token alone. A tower other than CLIP's ViT runs as open_clip has it.
 
     Args:
         visual: the image tower.
         images: [B, 3, H, W], normalized.
         visual_prompts: [depth, n_ctx_vision, D_vision], or None for plain CLIP. Gradients reach
-            them.
+            them. For CLIP's ViT alone.
 
     Returns:
         [B, D], not normalized (`image_features_raw`).
     """
+    if why_no_prompts(visual) is not None:
+        assert visual_prompts is None or visual_prompts.numel() == 0
+        plain: Tensor = visual(images)
+        return plain
+    assert isinstance(visual, VisionTransformer)
     tokens = _embed(visual, images)
     depth = 0 if visual_prompts is None else len(visual_prompts)
     blocks = visual.transformer.resblocks

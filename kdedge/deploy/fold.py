@@ -29,7 +29,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdedge.errors import ShapeError
+from kdedge.clip.architecture import why_no_prompts
+from kdedge.errors import RecipeError, ShapeError
 from kdedge.methods._protocol import ImagePath
 from kdedge.runtime.artifact import Head, Pixels
 from kdedge.runtime.preprocess import Preprocess
@@ -134,7 +135,7 @@ class FoldedModel(nn.Module):
         pixels: Pixels,
     ) -> None:
         super().__init__()
-        visual = path.visual
+        visual: VisionTransformer = path.visual
         self.head, self.pixels = head, pixels
         self.patch_conv, patch_bias = _fold_pixels(visual, preprocess, pixels)
         positions = visual.positional_embedding.double()
@@ -203,8 +204,15 @@ def fold(
         A module in evaluation mode on the CPU that shares no tensor with the student's training.
 
     Raises:
+        RecipeError: the image tower is not CLIP's ViT.
         ShapeError: the class vectors have another dimension than the student's features.
     """
+    why = why_no_prompts(path.visual)
+    if why is not None:
+        raise RecipeError(
+            f"This model cannot be folded: its image tower {why}.\n"
+            "  kdedge folds and exports CLIP's ViT, such as ViT-B-16 or ViT-B-32."
+        )
     dim = _feature_dim(path)
     if class_vectors.ndim != 2 or class_vectors.shape[1] != dim:
         raise ShapeError(
@@ -315,7 +323,8 @@ def _place_prompts(
 
 def _fold_projector(path: ImagePath) -> tuple[nn.Linear | HiddenLayers | None, nn.Linear]:
     """The hidden layers up to the last ReLU, None where there are none, and what follows them."""
-    visual, projector = path.visual, path.projector
+    visual: VisionTransformer = path.visual
+    projector = path.projector
     proj = visual.proj.double().T  # [D_student, D_vision]
     if projector is None:
         return None, _after_ln_post(visual, proj, torch.zeros(len(proj), dtype=torch.float64))
@@ -348,6 +357,7 @@ def _after_ln_post(visual: VisionTransformer, weight: Tensor, bias: Tensor) -> n
 
 
 def _feature_dim(path: ImagePath) -> int:
-    projector = path.projector
-    last = None if projector is None else projector.linears[-1]
-    return int(path.visual.proj.shape[1] if last is None else last.out_features)
+    visual: VisionTransformer = path.visual
+    if path.projector is None:
+        return int(visual.proj.shape[1])
+    return path.projector.linears[-1].out_features

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from open_clip.transformer import VisionTransformer
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
@@ -68,13 +67,13 @@ class ImagePath:
     """What the deployed image path of a method is made of.
 
     Attributes:
-        visual: the image tower, frozen or trained.
+        visual: the image tower, frozen or trained, CLIP's ViT or another.
         visual_prompts: [depth, n_ctx_vision, D_vision], as `clip.vision.encode_image` takes them;
             None for plain CLIP.
         projector: what comes after the tower; None where its output is the features.
     """
 
-    visual: VisionTransformer
+    visual: nn.Module
     visual_prompts: Tensor | None = None
     projector: Projector | None = None
 

@@ -20,6 +20,7 @@ from kdedge.clip.backbone import Backbone
 from kdedge.clip.prompts import (
     TextPrompts,
     check_depth,
+    check_takes_prompts,
     make_linear,
     make_text_prompts,
     prompted_text_features,
@@ -116,6 +117,7 @@ class Method:
     ) -> Method:
         """See `methods._protocol.Method.build`; texts are "<context> NAME.", not the template."""
         n_ctx, init, depth = settings.n_ctx, settings.context_init, settings.prompt_depth
+        check_takes_prompts(backbone)
         visual = backbone.model.visual
         check_depth(depth, len(visual.transformer.resblocks), "prompt_depth", "image")
         texts, train_texts = (

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from open_clip.transformer import VisionTransformer
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -49,7 +48,8 @@ class Settings(MethodSettings):
         description="What of the image side is trained (arXiv:2403.02781, table 5). prompts: visual"
         " prompts and projector. projector: the projector alone. full: the whole image tower and"
         " the projector, without prompts; the paper gives no learning rate for it, and optim.lr has"
-        " to be far below the 0.005 that prompts take.",
+        " to be far below the 0.005 that prompts take. Image towers other than CLIP's ViT take no"
+        " prompts: projector, full, or n_ctx_vision: 0.",
     )
     n_ctx_vision: int = Field(
         4,
@@ -175,7 +175,7 @@ class Student(nn.Module):
         visual_prompts: nn.Parameter | None,
         projector: Projector | None,
         *,
-        visual: VisionTransformer | None = None,
+        visual: nn.Module | None = None,
         text_prompts: TextPrompts | None = None,
         losses: Sequence[LossName] = ("kl",),
     ) -> None:
@@ -251,7 +251,7 @@ class Method:
         )
 
     @property
-    def visual(self) -> VisionTransformer:
+    def visual(self) -> nn.Module:
         """The image tower: the student's own where it is trained, else the frozen backbone's."""
         own = self.module.visual
         return self._backbone.model.visual if own is None else own

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from kdedge.clip.class_vectors import load_class_vectors
 
@@ -93,3 +93,50 @@ def test_a_setting_that_cannot_be_is_a_mistake_in_the_recipe(
     done = distill(kdedge, f"student.settings.{change}")
     assert (done.code, done.out) == (2, "")
     assert message in done.err
+
+
+@pytest.fixture
+def resnet_student() -> tuple[str, ...]:
+    """Overrides that put a small ResNet CLIP in the student's place."""
+    import torch
+    from open_clip import CLIP
+
+    config = {
+        "embed_dim": 24,
+        "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32, "patch_size": None},
+        "text_cfg": {"width": 64, "heads": 1, "layers": 2},
+    }
+    torch.manual_seed(0)
+    Path("resnet.json").write_text(json.dumps(config))
+    save_file(CLIP(**config).state_dict(), "resnet.safetensors")
+    return (
+        "student.config=resnet.json",
+        "student.weights=resnet.safetensors",
+        "student.quick_gelu=false",
+    )
+
+
+@pytest.mark.parametrize("tune", ["projector", "full"])
+def test_a_student_that_is_no_vit_learns_and_is_not_exported(
+    kdedge: Run, trained: Path, resnet_student: tuple[str, ...], tune: str
+) -> None:
+    done = distill(kdedge, *resnet_student, f"student.settings.tune={tune}")
+    assert done.code == 0, done.err
+    reached = json.loads(done.out)["student"]["evaluation"]["student"]
+    measured = json.loads(kdedge("eval", str(STUDENT), "--json").out)
+    assert {key: measured[key] for key in reached} == reached
+    exported = kdedge("export", str(STUDENT))
+    assert (exported.code, exported.out) == (2, "")
+    assert "cannot be folded: its image tower is a ModifiedResNet" in exported.err
+
+
+def test_prompts_for_a_student_that_is_no_vit_end_before_a_teacher_is_trained(
+    kdedge: Run, project: Path, resnet_student: tuple[str, ...]
+) -> None:
+    for command in ("check", "distill"):
+        overrides = [part for change in resnet_student for part in ("--set", change)]
+        done = kdedge(command, "r.yaml", *overrides)
+        assert (done.code, done.out) == (2, "")
+        assert "resnet takes no visual prompts: its image tower is a ModifiedResNet" in done.err
+        assert "tune: projector" in done.err
+    assert list(Path().glob("runs/*/*/teacher.safetensors")) == []

@@ -1,0 +1,133 @@
+"""PromptKD on a student that is no ViT: the projector or everything, and no prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from open_clip import CLIP
+from torch import Tensor
+
+from kdedge.clip.backbone import Backbone, make_backbone
+from kdedge.data.batch import Batch
+from kdedge.deploy.fold import fold
+from kdedge.errors import RecipeError
+from kdedge.methods import coop, maple, promptkd, promptsrc, vpt, zeroshot
+from kdedge.runtime.preprocess import Preprocess
+
+NAMES = ["cat", "dog", "school bus"]
+
+
+@pytest.fixture(scope="module")
+def resnet() -> Backbone:
+    """A small ResNet of open_clip's, with batch norm that has seen images."""
+    torch.manual_seed(0)
+    vision = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32, "patch_size": None}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
+    model = CLIP(embed_dim=24, vision_cfg=vision, text_cfg=text, quick_gelu=True)
+    with torch.no_grad():
+        model.train().visual(images(32))
+    preprocess = Preprocess(size_px=32, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return make_backbone(model.eval().requires_grad_(False), name="small", preprocess=preprocess)
+
+
+def images(n: int = 6) -> Tensor:
+    return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def build(method: Any, backbone: Backbone, teacher: Any = None, **settings: Any) -> Any:
+    return method.Method.build(
+        backbone,
+        NAMES,
+        method.Settings(**settings),
+        template="a photo of a {}.",
+        train_classes=range(len(NAMES)),
+        teacher=teacher,
+        generator=torch.Generator().manual_seed(1),
+    )
+
+
+@pytest.fixture
+def teacher(tiny_teacher_backbone: Backbone) -> zeroshot.Method:
+    return build(zeroshot, tiny_teacher_backbone)
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({"tune": "projector"}, {"projector"}),
+        ({"n_ctx_vision": 0}, {"projector"}),
+        ({"tune": "full"}, {"visual", "projector"}),
+        (
+            {"tune": "full", "class_vectors": "student", "prompt_depth_text": 1},
+            {"visual", "text_prompts"},
+        ),
+    ],
+)
+def test_a_resnet_learns_without_prompts(
+    resnet: Backbone, teacher: zeroshot.Method, settings: dict[str, Any], parts: set[str]
+) -> None:
+    method = build(promptkd, resnet, teacher, **settings)
+    frozen = {key: value.clone() for key, value in resnet.model.state_dict().items()}
+    optimizer = torch.optim.Adam(method.trainable_parameters().values(), lr=1e-3)
+    method.module.train()
+    losses = []
+    for _ in range(4):
+        loss = method.training_step(Batch(images(), None)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    moved = [name for name, p in method.trainable_parameters().items() if p.grad is not None]
+    assert {name.split(".")[0] for name in moved} == parts
+    # The frozen tower's batch norm answers as in evaluation and learns nothing, statistics included
+    assert all(torch.equal(value, frozen[key]) for key, value in resnet.model.state_dict().items())
+    together = method.forward_features(images())
+    alone = torch.cat([method.forward_features(image[None]) for image in images()])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_a_tuned_resnet_keeps_its_own_batch_norm_statistics(
+    resnet: Backbone, teacher: zeroshot.Method
+) -> None:
+    method = build(promptkd, resnet, teacher, tune="full")
+    state = method.module.state_dict()
+    assert torch.equal(state["visual.bn1.running_mean"], resnet.model.visual.bn1.running_mean)
+    method.module.train()
+    method.training_step(Batch(images(), None))
+    mean = method.module.state_dict()["visual.bn1.running_mean"]
+    assert not torch.equal(mean, resnet.model.visual.bn1.running_mean)
+
+
+@pytest.mark.parametrize("method", [promptkd, promptsrc, vpt, maple])
+def test_visual_prompts_on_a_resnet_are_a_mistake_in_the_recipe(
+    resnet: Backbone, teacher: zeroshot.Method, method: Any
+) -> None:
+    settings = {
+        promptsrc: {"prompt_depth_text": 1, "n_anchor_templates": 1},
+        maple: {"prompt_depth": 2},
+    }
+    with pytest.raises(RecipeError, match=r"small takes no visual prompts: .* is a ModifiedResNet"):
+        build(method, resnet, teacher, **settings.get(method, {}))
+
+
+def test_methods_that_leave_the_image_tower_alone_take_a_resnet(resnet: Backbone) -> None:
+    expected = torch.nn.functional.normalize(resnet.model.visual(images()), dim=-1)
+    for method in (zeroshot, coop):
+        features = build(method, resnet).forward_features(images())
+        torch.testing.assert_close(features, expected.detach())
+
+
+def test_a_resnet_is_not_folded_and_the_message_says_what_is(
+    resnet: Backbone, teacher: zeroshot.Method
+) -> None:
+    method = build(promptkd, resnet, teacher, tune="projector")
+    with pytest.raises(RecipeError, match=r"cannot be folded: its image tower is a ModifiedResNet"):
+        fold(
+            method.image_path(),
+            method.class_vectors(),
+            scale=method.scale,
+            preprocess=resnet.preprocess,
+        )
