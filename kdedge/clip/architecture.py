@@ -112,11 +112,9 @@ def _construct(label: str, model_config: Mapping[str, Any], *, device: str) -> C
     _refuse_other_parts(label, model_config)
     image_size(model_config)
     arguments = {key: value for key, value in model_config.items() if key != "custom_text"}
-    if model_config["vision_cfg"].get(
-        "timm_model_name"
-    ):  # else timm would fetch weights of its own
-        vision = {**model_config["vision_cfg"], "timm_model_pretrained": False}
-        arguments["vision_cfg"] = vision
+    vision = model_config["vision_cfg"]
+    if vision.get("timm_model_name"):  # all its values come from the CLIP's weights
+        arguments["vision_cfg"] = {**vision, "timm_model_pretrained": False}
     try:
         with torch.device(device):
             return CLIP(**arguments)

@@ -250,7 +250,8 @@ def _shape(state_dict: Mapping[str, Tensor], key: str, n_dims: int, where: str) 
             f"{where} has no {key}"
             + (f"; it looks like {looks_like}" if looks_like else "")
             + ".\n  Expected a ViT CLIP under OpenAI's names, as open_clip saves it; convert the"
-            " file or name another."
+            " file or name another.\n  A CLIP with another image tower needs its model's name too,"
+            " as in backbone: RN50."
         )
     shape = tuple(state_dict[key].shape)
     if len(shape) != n_dims or 0 in shape:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from kdedge.clip.architecture import build_empty, why_no_prompts
 from kdedge.clip.backbone import Backbone, load_backbone, unit_length
 from kdedge.clip.prompts import make_visual_prompts
-from kdedge.errors import RecipeError
+from kdedge.errors import DataError, RecipeError
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 3}
 TOWERS: dict[str, dict[str, Any]] = {
@@ -144,3 +144,11 @@ def test_a_timm_model_that_there_is_not_is_an_error_of_the_config() -> None:
     config["vision_cfg"]["timm_model_name"] = "convnext_of_nobody"
     with pytest.raises(RecipeError, match="mine: open_clip cannot build this model config"):
         build_empty("mine", config)
+
+
+def test_weights_alone_do_not_tell_another_tower_and_the_message_says_what_does(
+    tmp_path: Path,
+) -> None:
+    _, weights = write(tmp_path, "resnet")
+    with pytest.raises(DataError, match=r"looks like a ResNet CLIP(.|\n)*as in backbone: RN50"):
+        load_backbone(name=None, weights=str(weights), quick_gelu=True)
