@@ -9,6 +9,7 @@
     ├── DivergedError      exit 5   a loss that is not finite
     ├── GateError          exit 6   parity, accuracy, speed floors
     ├── ResourceError      exit 7   memory, disk
+    ├── CellsFailed        exit code of the first cell of a suite that failed
     └── Interrupted        exit 130 / 143   SIGINT / SIGTERM, state saved
 
 Anything else that reaches the command line is a bug: exit 1. A message says what happened, where,
@@ -80,6 +81,19 @@ class ResourceError(KdedgeError):
     """Memory or disk ran out, or a folder cannot be written."""
 
     exit_code = 7
+
+
+class CellsFailed(KdedgeError):  # noqa: N818 - the name says what is wrong
+    """Some cells of a suite failed; the others are finished.
+
+    Args:
+        message: which cells, and where their logs are.
+        exit_code: of the first of them; 1 for a process that a signal killed.
+    """
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Interrupted(KdedgeError):  # noqa: N818 - not an error of anyone's

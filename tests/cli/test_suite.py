@@ -1,0 +1,298 @@
+"""`kdedge suite`: real processes, one a cell; failures, kills and changes cost what they must."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+Start = Callable[..., Any]
+Run = Callable[..., Any]
+
+SUITE = """\
+name: small
+recipes: [r.yaml]
+methods:
+  - zeroshot
+  - {name: teacher, role: teacher}
+  - promptkd
+seeds: [1, 2]
+"""
+CRASHING = """\
+name: small
+recipes: [r.yaml]
+methods:
+  - {name: crashing, role: teacher, set: {teacher.weights: broken.pt}}
+  - {name: CoOp, method: coop, set: {baseline.optim: {epochs: 1, batch_size: 4}}}
+  - {name: broken, method: zeroshot, set: {student.weights: broken.pt}}
+seeds: [1]
+"""
+COOP = """\
+name: small
+recipes: [r.yaml]
+methods: [coop]
+seeds: [1]
+set: {baseline.optim: {epochs: 1, batch_size: 4}}
+"""
+LONG = """\
+name: long
+recipes: [r.yaml]
+methods: [promptkd]
+seeds: [1, 2]
+set: {student.optim.epochs: 24, optim.checkpoint_every_s: 0.001}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _this_kdedge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def states(kdedge: Run, file: str = "s.yaml") -> dict[tuple[str, int], str]:
+    done = kdedge("suite", file, "--dry-run", "--json")
+    assert done.code == 0, done.err
+    return {(cell["row"], cell["seed"]): cell["state"] for cell in json.loads(done.out)["cells"]}
+
+
+def table_of(folder: Path) -> dict[str, dict[str, str]]:
+    text = (folder / "table.csv").read_text()
+    return {row["method"]: row for row in csv.DictReader(io.StringIO(text))}
+
+
+def evaluations(runs: Path, kind: str) -> list[dict[str, Any]]:
+    """What eval.json says of all finished runs of a kind, in the order of their seeds."""
+    found = {}
+    for file in runs.glob("*/*/eval.json"):
+        record = json.loads((file.parent / "provenance.json").read_text())
+        if record["kind"] == kind:
+            found[record["seed"]] = json.loads(file.read_text())
+    return [found[seed] for seed in sorted(found)]
+
+
+def test_a_dry_run_lists_the_cells_and_writes_nothing(project: Path, kdedge: Run) -> None:
+    (project / "s.yaml").write_text(SUITE)
+    before = sorted(project.rglob("*"))
+    done = kdedge("suite", "s.yaml", "--dry-run", "--suites", "mine")
+    lines = done.out.splitlines()
+    assert lines[0].split() == ["recipe", "method", "seed", "state"]
+    assert [line.split() for line in lines[1:3]] == [
+        ["tiny", "teacher", "1", "not", "begun"],
+        ["tiny", "promptkd", "1", "not", "begun"],
+    ]
+    assert lines[-2:] == ["5 of 5 cells are left.", "Next: kdedge suite s.yaml --suites mine"]
+    assert sorted(project.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("r.yaml", "rr.yaml", "s.yaml:2: there is no recipe rr.yaml.\n  Did you mean r.yaml?"),
+        ("- promptkd", "- promtkd", 'There is no method "promtkd".\n  Did you mean promptkd?'),
+        (
+            "- promptkd",
+            "- {method: vpt, set: {baseline.optm: 1}}",
+            "baseline.optm is not a known key",
+        ),
+    ],
+)
+def test_a_mistake_is_found_before_the_first_cell(
+    project: Path, kdedge: Run, old: str, new: str, message: str
+) -> None:
+    (project / "s.yaml").write_text(SUITE.replace(old, new))
+    done = kdedge("suite", "s.yaml")
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+    assert not (project / "runs").exists()
+    assert not (project / "suites").exists()
+
+
+@pytest.mark.slow
+def test_a_grid_ends_in_one_table_and_is_not_run_again(project: Path, kdedge: Run) -> None:
+    (project / "s.yaml").write_text(SUITE)
+    done = kdedge("suite", "s.yaml")
+    assert done.code == 0, done.err
+    table = table_of(project / "suites/small")
+    runs = project / "runs"
+    for row, kind in (("teacher", "teacher"), ("promptkd", "student")):
+        found = [values[kind] for values in evaluations(runs, kind)]
+        assert len(found) == 2
+        for name in ("base", "novel", "all"):
+            values = [each[name] for each in found]
+            assert float(table[row][name]) == statistics.mean(values)
+            assert float(table[row][f"{name}_std"]) == pytest.approx(statistics.stdev(values))
+    plain = evaluations(runs, "student")[0]["zeroshot"]
+    assert [float(table["zeroshot"][name]) for name in ("base", "novel")] == [
+        plain["base"],
+        plain["novel"],
+    ]
+    assert table["zeroshot"]["base_std"] == ""
+    # Two teachers, which the students use again, and two students
+    assert len(list(runs.glob("tiny/*/eval.json"))) == 4
+    assert done.out.startswith("tiny\nmethod ")
+    assert "Wrote suites/small (table.md, table.csv, results.json)\n" in done.out
+
+    again = kdedge("suite", "s.yaml", "--json")
+    assert again.code == 0
+    assert "5 of 5 cells are finished already.\n" in again.err
+    record = json.loads(again.out)
+    assert record == json.loads((project / "suites/small/results.json").read_text())
+    assert {cell["status"] for cell in record["cells"]} == {"finished"}
+    assert len(list(runs.glob("tiny/*/eval.json"))) == 4
+
+    recipe = project / "r.yaml"
+    recipe.write_text(recipe.read_text().replace("{prompt_depth: 2}", "{prompt_depth: 1}"))
+    left = {cell for cell, state in states(kdedge).items() if state != "finished"}
+    assert left == {("promptkd", 1), ("promptkd", 2)}
+
+
+@pytest.mark.slow
+def test_one_crashing_cell_costs_one_cell_and_is_tried_again(project: Path, kdedge: Run) -> None:
+    (project / "broken.pt").write_bytes(b"not weights")
+    (project / "s.yaml").write_text(CRASHING)
+    done = kdedge("suite", "s.yaml")
+    assert done.code == 3, done.err
+    assert "CoOp" in table_of(project / "suites/small")
+    assert states(kdedge) == {
+        ("crashing", 1): "failed",
+        ("CoOp", 1): "finished",
+        ("broken", 1): "failed",
+    }
+    ending = done.err.splitlines()[-4:]
+    assert ending[0] == "kdedge: 2 of 3 cells failed."
+    assert ending[1].startswith(
+        "  tiny, crashing, seed 1: exit code 3, suites/small/cells/tiny/crashing-"
+    )
+    (record,) = (project / "suites/small/cells/tiny").glob("crashing-*.json")
+    assert "broken.pt" in json.loads(record.read_text())["last_lines"][0]
+
+    (project / "broken.pt").unlink()
+    os.link(project / "student.pt", project / "broken.pt")
+    again = kdedge("suite", "s.yaml")
+    assert again.code == 0, again.err
+    assert set(states(kdedge).values()) == {"finished"}
+    table = table_of(project / "suites/small")
+    (teacher,) = evaluations(project / "runs", "teacher")
+    assert float(table["broken"]["base"]) == teacher["zeroshot"]["base"]
+
+
+def child_of(pid: int) -> int:
+    """A process's one child."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = file.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == pid:
+                found.append(int(file.parent.name))
+    (child,) = found
+    return child
+
+
+def epoch_of(run: Path) -> int:
+    """How far a run's newest checkpoint is."""
+    names = [path.name for path in run.glob("checkpoints/e*.safetensors")]
+    return max((int(name[1:].partition("-")[0]) for name in names), default=0)
+
+
+@pytest.mark.slow
+def test_a_killed_process_costs_its_cell_alone(project: Path, start: Start, kdedge: Run) -> None:
+    (project / "s.yaml").write_text(COOP.replace("[1]", "[1, 2]"))
+    process = start("suite", "s.yaml")
+    process.wait_until((project / "runs/tiny/01").exists)
+    os.kill(child_of(process.pid), signal.SIGKILL)
+    assert process.wait() == 1, process.stderr
+    assert "kdedge: 1 of 2 cells failed.\n  tiny, coop, seed 1: exit code -9, " in process.stderr
+    assert "Its process was killed by signal 9." in process.stderr
+    assert states(kdedge) == {("coop", 1): "failed", ("coop", 2): "finished"}
+    assert table_of(project / "suites/small")["coop"]["n_seeds"] == "1"
+
+
+@pytest.mark.slow
+def test_other_test_images_are_measured_and_not_remembered(project: Path, kdedge: Run) -> None:
+    (project / "s.yaml").write_text(COOP)
+    assert kdedge("suite", "s.yaml").code == 0
+    recipe = project / "r.yaml"
+    recipe.write_text(recipe.read_text().replace("folder: test}", "folder: labeled}"))
+    done = kdedge("suite", "s.yaml", "--json")
+    assert "runs/tiny/01 was measured on other images: this is a new run." in done.err
+    (cell,) = json.loads(done.out)["cells"]
+    assert (Path(cell["run"]).name, cell["result"]["n_images"]) == ("02", 24)
+
+
+@pytest.fixture
+def undisturbed(blank_project: Path, tmp_path: Path, start: Start) -> bytes:
+    """The table that nothing disturbs."""
+    folder = tmp_path / "undisturbed"
+    shutil.copytree(blank_project, folder)
+    (folder / "s.yaml").write_text(LONG.replace("0.001", "60.0"))
+    process = start("suite", "s.yaml", cwd=folder)
+    assert process.wait() == 0, process.stderr
+    return (folder / "suites/long/table.csv").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_interrupted_and_killed_in_the_middle_it_ends_in_the_same_table(
+    project: Path, start: Start, kdedge: Run, undisturbed: bytes
+) -> None:
+    (project / "s.yaml").write_text(LONG)
+    student = project / "runs/tiny/02"
+
+    process = start("suite", "s.yaml")
+    process.wait_until(lambda: epoch_of(student) > 3)
+    process.send(signal.SIGINT)
+    assert process.wait() == 130, process.stderr
+    assert process.stderr.endswith(
+        "kdedge: Interrupted in tiny, promptkd, seed 1; 0 of 2 cells are finished.\n"
+        "  Run the same command to go on from there.\n"
+    )
+    assert json.loads((student / "provenance.json").read_text())["status"] == "interrupted"
+
+    process = start("suite", "s.yaml")
+    process.wait_until(lambda: epoch_of(student) > 8)
+    child = child_of(process.pid)
+    process.send(signal.SIGKILL)
+    os.kill(child, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    # Its data workers, which find out within seconds that they are alone, hold the cell's lock
+    deadline = time.monotonic() + 30
+    while states(kdedge)["promptkd", 1] == "running":
+        assert time.monotonic() < deadline
+    assert states(kdedge) == {("promptkd", 1): "interrupted", ("promptkd", 2): "not begun"}
+
+    process = start("suite", "s.yaml")
+    process.wait_until(lambda: epoch_of(student) > 14)
+    process.send(signal.SIGKILL)  # its cell's process goes on alone
+    process.wait()
+
+    process = start("suite", "s.yaml")
+    assert process.wait() == 0, process.stderr
+    assert (project / "suites/long/table.csv").read_bytes() == undisturbed
+    assert len(evaluations(project / "runs", "student")) == 2
+    assert len(list(project.glob("runs/tiny/*/provenance.json"))) == 4
+    (log,) = project.glob("suites/long/cells/tiny/promptkd-seed1-*.log")
+    assert log.read_text().count("tiny/02: going on where it stopped.") == 2
+
+
+@pytest.mark.slow
+def test_two_processes_do_not_run_one_suite_at_once(project: Path, start: Start) -> None:
+    (project / "s.yaml").write_text(LONG)
+    first = start("suite", "s.yaml")
+    first.wait_until((project / "runs/tiny/01").exists)
+    second = start("suite", "s.yaml")
+    assert second.wait() == 7
+    assert "kdedge: suites/long is in use: another process runs this suite." in second.stderr
+    first.send(signal.SIGTERM)
+    assert first.wait() == 143, first.stderr

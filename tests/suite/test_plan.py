@@ -1,0 +1,228 @@
+"""From a suite file to its cells, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdedge.config.suite import load_suite
+from kdedge.errors import DataError, RecipeError
+from kdedge.suite.plan import make_plan
+
+ROOT = Path(__file__).parents[2]
+
+PlanOf = Callable[..., Any]
+
+
+def commands(plan: Any, row: str) -> tuple[str, ...]:
+    """The arguments of a row's first cell, without the recipe and the seed."""
+    command, recipe, *rest = plan.of(plan.recipes[0], row)[0].arguments
+    assert Path(recipe).is_absolute()
+    assert rest[-2:] == ["--set", "seed=1"]
+    return (command, *rest[:-2])
+
+
+def test_each_row_is_the_command_that_trains_it(plan_of: PlanOf) -> None:
+    plan = plan_of(
+        "coop, promptkd, {name: teacher, role: teacher},"
+        " {name: other teacher, role: teacher, method: coop},"
+        " {name: taught by CLIP, method: promptkd, set: {teacher.method: zeroshot}},"
+        " {name: wide, method: vpt, set: {baseline.settings.n_ctx_vision: 2}}"
+    )
+    assert commands(plan, "coop") == ("train", "--method", "coop")
+    assert commands(plan, "promptkd") == ("distill",)
+    assert commands(plan, "teacher") == ("teach",)
+    assert commands(plan, "other teacher") == (
+        *("teach", "--set", "teacher.method=coop", "--set", "teacher.settings={}"),
+    )
+    assert commands(plan, "taught by CLIP") == ("distill", "--set", "teacher.method=zeroshot")
+    assert commands(plan, "wide") == (
+        *("train", "--method", "vpt", "--set", "baseline.settings.n_ctx_vision=2"),
+    )
+
+
+def test_a_baseline_section_of_another_method_makes_room(
+    plan_of: PlanOf, write_recipe: Callable[..., Path]
+) -> None:
+    path = write_recipe()
+    path.write_text(path.read_text() + "baseline: {method: vpt, settings: {n_ctx_vision: 2}}\n")
+    plan = plan_of("coop, vpt")
+    assert commands(plan, "coop") == ("train", "--method", "coop", "--set", "baseline={}")
+    assert commands(plan, "vpt") == ("train", "--method", "vpt")
+
+
+def test_overrides_of_all_rows_come_before_those_of_one(plan_of: PlanOf) -> None:
+    plan = plan_of(
+        "{name: a, method: promptkd, set: {optim.epochs: 5}}", more="set: {optim: {epochs: 4}}\n"
+    )
+    assert commands(plan, "a") == (
+        "distill",
+        "--set",
+        "optim={epochs: 4}",
+        "--set",
+        "optim.epochs=5",
+    )
+
+
+def test_paths_of_overrides_start_at_the_suites_folder(
+    plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "other.pt").touch()
+    plan = plan_of("promptkd", more="set: {student.weights: other.pt, data.test: {folder: pool}}\n")
+    assert commands(plan, "promptkd") == (
+        *("distill", "--set", f"student.weights={tmp_path}/other.pt"),
+        *("--set", f"data.test={{folder: {tmp_path}/pool}}"),
+    )
+
+
+def test_cells_run_seed_by_seed_and_what_others_measure_last_and_once(plan_of: PlanOf) -> None:
+    plan = plan_of("zeroshot, coop, promptkd", more="seeds: [7, 5]\n")
+    assert [(cell.row, cell.seed) for cell in plan.cells] == [
+        ("coop", 7),
+        ("promptkd", 7),
+        ("coop", 5),
+        ("promptkd", 5),
+        ("zeroshot", 7),
+    ]
+
+
+def test_zero_shot_figures_belong_to_a_backbone_and_to_test_images(plan_of: PlanOf) -> None:
+    plan = plan_of(
+        "zeroshot, coop, promptkd, {name: teacher, role: teacher},"
+        " {name: big, role: teacher, method: zeroshot},"
+        " {name: many, method: zeroshot, set: {baseline.settings.templates: ensemble7}},"
+        " {name: elsewhere, method: coop, set: {data.test.folder: pool}}",
+        more="seeds: [1]\n",
+    )
+    found = {cell.row: cell for cell in plan.cells}
+    same = {row for row, cell in found.items() if cell.zero_shot == found["zeroshot"].zero_shot}
+    assert same == {"zeroshot", "coop", "promptkd", "many"}
+    assert found["big"].zero_shot == found["teacher"].zero_shot
+    assert [row for row, cell in found.items() if cell.is_zero_shot] == ["zeroshot", "big"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "expected"),
+    [
+        (
+            "copp",
+            's.yaml:3: copp with {}/tiny.yaml:\nThere is no method "copp".\n  Did you mean coop?',
+        ),
+        (
+            "{method: promptkd, set: {student.settings.tmperature: 1}}",
+            "s.yaml:3: promptkd with {}/tiny.yaml:\n--set student.settings.tmperature is not a"
+            " known key.\n  Did you mean temperature?",
+        ),
+        (
+            "{method: promptkd, set: {optim.epoch: 1}}",
+            "--set optim.epoch is not a known key.\n  Did you mean epochs?",
+        ),
+        ("{method: promptkd, set: {optim.epochs: 0}}", "optim.epochs must be at least 1, got 0."),
+        ("{name: x, role: teacher, method: promptkd}", "promptkd learns from a teacher itself."),
+        ("{name: x, role: teacher, method: cocoop}", "it can neither teach a student"),
+        ("{method: promptkd, set: {teacher.method: promptkd}}", "learns from a teacher itself."),
+        (
+            "promptkd, {name: same, method: promptkd, set: {optim.epochs: 2}}",
+            "s.yaml:3: the row same is the same as promptkd on tiny",
+        ),
+    ],
+)
+def test_a_mistake_in_a_row_is_found_before_anything_runs(
+    plan_of: PlanOf, tmp_path: Path, methods: str, expected: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        plan_of(methods)
+    assert expected.format(tmp_path) in str(caught.value)
+
+
+def test_a_mistake_in_the_recipe_keeps_its_line(
+    plan_of: PlanOf, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = write_recipe()
+    path.write_text(path.read_text().replace("optim: {epochs", "optim: {epoch"))
+    with pytest.raises(RecipeError) as caught:
+        plan_of("coop")
+    assert str(caught.value) == (
+        f"{tmp_path}/s.yaml:2: the recipe {path}:\n"
+        f"{path}:10: optim.epoch is not a known key.\n  Did you mean epochs?"
+    )
+
+
+def test_files_that_are_not_there_are_found_before_anything_runs(
+    plan_of: PlanOf, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"teacher.weights: there is no file .*gone.pt"):
+        plan_of("promptkd", more="set: {teacher.weights: gone.pt}\n")
+
+
+def test_recipes_without_test_images_are_refused(plan_of: PlanOf) -> None:
+    with pytest.raises(RecipeError, match=r"has no data.test, and a suite is a table"):
+        plan_of("coop", more="set: {data.test: null}\n")
+
+
+def test_two_recipes_of_one_name_are_refused(
+    plan_of: PlanOf, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "copy.yaml").write_text(write_recipe().read_text())
+    with pytest.raises(RecipeError, match=r"copy.yaml has the name tiny, as another of the suite"):
+        plan_of("coop", recipes="tiny.yaml, copy.yaml")
+
+
+def test_a_recipe_is_not_called_as_the_mean_over_all(
+    plan_of: PlanOf, write_recipe: Callable[..., Path]
+) -> None:
+    write_recipe("average")
+    with pytest.raises(RecipeError, match=r"has the name average, as the mean over all recipes"):
+        plan_of("coop", recipes="average.yaml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        ("epochs: 2", "epochs: 3", {"coop", "promptkd", "teacher"}),
+        ("shots: 4", "shots: 2", {"coop", "promptkd", "teacher"}),
+        ("student.pt}", "student.pt, settings: {temperature: 2.0}}", {"promptkd"}),
+        ("teacher.pt}", "teacher.pt, settings: {n_ctx_text: 2}}", {"promptkd", "teacher"}),
+        ("test}", "pool}", {"coop", "promptkd", "teacher", "zeroshot"}),
+        ("optim:", "gates: {max_drop: 2.0}\noptim:", set()),
+        ("optim:", "# nothing\noptim:", set()),
+    ],
+)
+def test_what_a_recipe_changes_is_what_runs_again(
+    plan_of: PlanOf,
+    write_recipe: Callable[..., Path],
+    old: str,
+    new: str,
+    changed: set[str],
+) -> None:
+    rows = "coop, promptkd, {name: teacher, role: teacher}, zeroshot"
+    path = write_recipe()
+    before = {(cell.row, cell.seed): cell.key for cell in plan_of(rows).cells}
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    after = {(cell.row, cell.seed): cell.key for cell in plan_of(rows).cells}
+    assert {row for (row, _), key in after.items() if key not in before.values()} == changed
+
+
+def test_keys_tell_seeds_and_rows_apart(plan_of: PlanOf) -> None:
+    plan = plan_of("coop, vpt, promptkd, zeroshot")
+    assert len({cell.key for cell in plan.cells}) == len(plan.cells) == 10
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("benchmarks/suites/*.yaml")), ids=lambda p: p.stem
+)
+def test_every_suite_of_the_project_names_settings_that_its_methods_know(path: Path) -> None:
+    try:
+        plan = make_plan(load_suite(path))
+    except DataError:
+        if (ROOT.parent / "shared/mini").is_dir():
+            raise
+        pytest.skip("its images are not on this machine")
+    assert len(plan.cells) > 10
