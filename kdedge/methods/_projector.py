@@ -33,23 +33,16 @@ class Projector(nn.Module):
         if depth > 2:
             self.batch_norm2 = nn.BatchNorm1d(teacher_dim)
             self.linear3 = make_linear(teacher_dim, teacher_dim, generator)
-        self.depth = depth
 
     @property
     def linears(self) -> tuple[nn.Linear, ...]:
         """The linear layers, the first takes the student's features."""
-        if self.depth == 1:
-            return (self.linear1,)
-        if self.depth == 2:
-            return (self.linear1, self.linear2)
-        return (self.linear1, self.linear2, self.linear3)
+        return tuple(layer for layer in self.children() if isinstance(layer, nn.Linear))
 
     @property
     def batch_norms(self) -> tuple[nn.BatchNorm1d, ...]:
         """Of all linear layers but the last; a ReLU follows each."""
-        if self.depth == 1:
-            return ()
-        return (self.batch_norm,) if self.depth == 2 else (self.batch_norm, self.batch_norm2)
+        return tuple(layer for layer in self.children() if isinstance(layer, nn.BatchNorm1d))
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, D_student] -> [B, D_teacher]."""

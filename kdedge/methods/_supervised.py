@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdedge.clip.backbone import Backbone
+from kdedge.clip.text import TokenizedTexts
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError
-from kdedge.methods._protocol import StepOutput
+from kdedge.methods._protocol import ImagePath, StepOutput
 
 
 def labels_of(batch: Batch, method: str) -> Tensor:
@@ -21,7 +27,80 @@ def labels_of(batch: Batch, method: str) -> Tensor:
     return batch.labels
 
 
-def cross_entropy_step(logits: Tensor, labels: Tensor) -> StepOutput:
-    """Cross-entropy of scaled logits [B, C] with labels [B], averaged over images."""
-    accuracy = 100 * (logits.detach().argmax(dim=-1) == labels).float().mean()
-    return StepOutput(F.cross_entropy(logits, labels), {"batch_accuracy_percent": accuracy})
+class SupervisedMethod(ABC):
+    """A method on a frozen backbone whose loss is the cross-entropy of its logits.
+
+    Its file adds `build` and the logits, and the image path where that is not the tower as it is.
+
+    Attributes:
+        name: the method's.
+    """
+
+    name: ClassVar[str]
+    needs_labels: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = False
+
+    def __init__(self, backbone: Backbone, module: nn.Module) -> None:
+        self.scale = backbone.scale
+        self.module = module
+        self._backbone = backbone
+
+    @abstractmethod
+    def logits(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C], float32, over the training classes."""
+
+    def training_step(self, batch: Batch) -> StepOutput:
+        """Cross-entropy with the labels [B], averaged over images."""
+        labels = labels_of(batch, self.name)
+        logits = self.logits(batch.images)
+        accuracy = 100 * (logits.detach().argmax(dim=-1) == labels).float().mean()
+        return StepOutput(F.cross_entropy(logits, labels), {"batch_accuracy_percent": accuracy})
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """The module's."""
+        return dict(self.module.named_parameters())
+
+    def averaging_weights(self, n_epochs: int) -> list[float] | None:
+        """Nothing is averaged."""
+        return None
+
+    def image_path(self) -> ImagePath:
+        """The image tower as it is."""
+        return ImagePath(self._backbone.model.visual)
+
+    @torch.no_grad()
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D] through the image path."""
+        return self._backbone.image_features(images, self.image_path().visual_prompts)
+
+
+class TextPromptMethod(SupervisedMethod):
+    """A supervised method whose texts hold learned context.
+
+    Args:
+        backbone: frozen.
+        module: what is trained.
+        texts: of all classes, with placeholders for the context.
+        train_texts: of the training classes.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        module: nn.Module,
+        *,
+        texts: TokenizedTexts,
+        train_texts: TokenizedTexts,
+    ) -> None:
+        super().__init__(backbone, module)
+        self._texts = texts
+        self._train_texts = train_texts
+
+    @abstractmethod
+    def text_features(self, texts: TokenizedTexts) -> Tensor:
+        """[C, D], unit length, with gradients in the memory of one chunk of classes."""
+
+    @torch.no_grad()
+    def class_vectors(self) -> Tensor:
+        """[C, D], text features of all classes under the context as it is now."""
+        return self.text_features(self._texts)

@@ -10,7 +10,6 @@ prompt, and weights stay in float32 under autocast.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -21,9 +20,8 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import first_context, make_linear, prompted_texts, text_width
 from kdedge.clip.text import CHUNK_SIZE, TokenizedTexts, encode_text, in_chunks
 from kdedge.config.recipe import OptimSpec
-from kdedge.data.batch import Batch
-from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
-from kdedge.methods._supervised import cross_entropy_step, labels_of
+from kdedge.methods._protocol import MethodSettings, Teacher
+from kdedge.methods._supervised import SupervisedMethod
 
 OPTIM = OptimSpec(lr=0.002, epochs=10, batch_size=1)
 """The authors' code, base-to-novel."""
@@ -111,11 +109,11 @@ def pair_logits(
     return logits.view(n_images, n_classes)
 
 
-class Method:
+class Method(SupervisedMethod):
     """CoCoOp on a frozen backbone: image-conditioned, so it has logits and no class vectors."""
 
-    needs_labels: ClassVar[bool] = True
-    needs_teacher: ClassVar[bool] = False
+    name = "cocoop"
+    module: PromptLearner
 
     def __init__(
         self,
@@ -125,9 +123,7 @@ class Method:
         texts: TokenizedTexts,
         train_texts: TokenizedTexts,
     ) -> None:
-        self.scale = backbone.scale
-        self.module = module
-        self._backbone = backbone
+        super().__init__(backbone, module)
         self._texts = texts
         self._train_texts = train_texts
 
@@ -154,26 +150,13 @@ class Method:
         module = PromptLearner(context, meta_net).to(backbone.device)
         return cls(backbone, module, texts=texts, train_texts=train_texts)
 
-    def logits(self, images: Tensor, texts: TokenizedTexts) -> Tensor:
-        """[B, 3, H, W] -> [B, C], float32, over the classes of the texts."""
+    def logits(self, images: Tensor, texts: TokenizedTexts | None = None) -> Tensor:
+        """[B, 3, H, W] -> [B, C], float32, over the texts' classes; None: the training classes."""
         with torch.no_grad():
             image_features = self._backbone.image_features(images)
         with torch.autocast(images.device.type, enabled=False):
             contexts = self.module.contexts(image_features)
-        return pair_logits(self._backbone, image_features, contexts, texts)
-
-    def training_step(self, batch: Batch) -> StepOutput:
-        """Cross-entropy on labeled images; gradients flow through the text tower alone."""
-        labels = labels_of(batch, "cocoop")
-        return cross_entropy_step(self.logits(batch.images, self._train_texts), labels)
-
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """The context and the meta-net."""
-        return dict(self.module.named_parameters())
-
-    def averaging_weights(self, n_epochs: int) -> list[float] | None:
-        """Nothing is averaged."""
-        return None
+        return pair_logits(self._backbone, image_features, contexts, texts or self._train_texts)
 
     @torch.no_grad()
     def image_conditioned_logits(self, images: Tensor) -> Tensor:
@@ -183,12 +166,3 @@ class Method:
     def class_vectors(self) -> Tensor:
         """[C, 0]: no part of the texts' features is the same for all images."""
         return torch.zeros(len(self._texts.tokens), 0, device=self._backbone.device)
-
-    @torch.no_grad()
-    def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D] through the image tower as it is."""
-        return self._backbone.image_features(images)
-
-    def image_path(self) -> ImagePath:
-        """The image tower as it is."""
-        return ImagePath(self._backbone.model.visual)

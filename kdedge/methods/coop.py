@@ -9,7 +9,7 @@ and weights stay in float32 under autocast.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -27,10 +27,9 @@ from kdedge.clip.prompts import (
 )
 from kdedge.clip.text import TokenizedTexts, encode_text, in_chunks, tokenize
 from kdedge.config.recipe import OptimSpec
-from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
-from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
-from kdedge.methods._supervised import cross_entropy_step, labels_of
+from kdedge.methods._protocol import MethodSettings, Teacher
+from kdedge.methods._supervised import TextPromptMethod
 
 OPTIM = OptimSpec(lr=0.002, epochs=200, batch_size=32)
 """The authors' code, 8 or 16 shots; 50 epochs on ImageNet."""
@@ -119,25 +118,11 @@ def make_context(
     return context.repeat(n_classes, 1, 1) if settings.class_specific else context
 
 
-class Method:
+class Method(TextPromptMethod):
     """CoOp on a frozen backbone."""
 
-    needs_labels: ClassVar[bool] = True
-    needs_teacher: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        module: PromptLearner,
-        *,
-        texts: TokenizedTexts,
-        train_texts: TokenizedTexts,
-    ) -> None:
-        self.scale = backbone.scale
-        self.module = module
-        self._backbone = backbone
-        self._texts = texts
-        self._train_texts = train_texts
+    name = "coop"
+    module: PromptLearner
 
     @classmethod
     def build(
@@ -181,30 +166,3 @@ class Method:
         text_features = self.text_features(self._train_texts)
         with torch.autocast(images.device.type, enabled=False):
             return self.scale * image_features @ text_features.T
-
-    def training_step(self, batch: Batch) -> StepOutput:
-        """Cross-entropy on labeled images; gradients flow through the text tower alone."""
-        labels = labels_of(batch, "coop")
-        return cross_entropy_step(self.logits(batch.images), labels)
-
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """The context."""
-        return dict(self.module.named_parameters())
-
-    def averaging_weights(self, n_epochs: int) -> list[float] | None:
-        """Nothing is averaged."""
-        return None
-
-    @torch.no_grad()
-    def class_vectors(self) -> Tensor:
-        """[C, D], text features of all classes under the context as it is now."""
-        return self.text_features(self._texts)
-
-    @torch.no_grad()
-    def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D] through the image tower as it is."""
-        return self._backbone.image_features(images)
-
-    def image_path(self) -> ImagePath:
-        """The image tower as it is."""
-        return ImagePath(self._backbone.model.visual)

@@ -10,7 +10,6 @@ float32 under autocast.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -26,9 +25,8 @@ from kdedge.clip.prompts import (
 )
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.recipe import OptimSpec
-from kdedge.data.batch import Batch
-from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
-from kdedge.methods._supervised import cross_entropy_step, labels_of
+from kdedge.methods._protocol import ImagePath, MethodSettings, Teacher
+from kdedge.methods._supervised import TextPromptMethod
 
 OPTIM = OptimSpec(lr=0.0025, epochs=20, batch_size=4)
 """PromptSRC's code, base-to-novel; MaPLe's code: lr 0.0035, 5 epochs, batch_size 4."""
@@ -59,25 +57,41 @@ class PromptedCLIP(nn.Module):
         self.visual_prompts = visual_prompts
 
 
-class Method:
+def class_texts(
+    backbone: Backbone, class_names: Sequence[str], settings: Settings
+) -> TokenizedTexts:
+    """Tokenizes "<context> NAME." with room for the context."""
+    return prompted_texts(
+        backbone, class_names, n_ctx=settings.n_ctx_text, context_init=settings.context_init
+    )
+
+
+def make_prompted_clip(
+    backbone: Backbone, settings: Settings, generator: torch.Generator
+) -> PromptedCLIP:
+    """Draws the first values, the text prompts' before the visual prompts'."""
+    text_prompts = make_text_prompts(
+        backbone,
+        n_ctx=settings.n_ctx_text,
+        prompt_depth=settings.prompt_depth_text,
+        context_init=settings.context_init,
+        generator=generator,
+    )
+    visual_prompts = make_visual_prompts(
+        backbone,
+        n_ctx=settings.n_ctx_vision,
+        prompt_depth=settings.prompt_depth_vision,
+        generator=generator,
+        setting="prompt_depth_vision",
+    )
+    return PromptedCLIP(text_prompts, visual_prompts)
+
+
+class Method(TextPromptMethod):
     """IVLP on a frozen backbone."""
 
-    needs_labels: ClassVar[bool] = True
-    needs_teacher: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        module: PromptedCLIP,
-        *,
-        texts: TokenizedTexts,
-        train_texts: TokenizedTexts,
-    ) -> None:
-        self.scale = backbone.scale
-        self.module = module
-        self._backbone = backbone
-        self._texts = texts
-        self._train_texts = train_texts
+    name = "ivlp"
+    module: PromptedCLIP
 
     @classmethod
     def build(
@@ -92,25 +106,10 @@ class Method:
         generator: torch.Generator,
     ) -> Method:
         """See `methods._protocol.Method.build`; texts are "<context> NAME.", not the template."""
-        n_ctx, init = settings.n_ctx_text, settings.context_init
         train_names = [class_names[index] for index in train_classes]
-        texts = prompted_texts(backbone, class_names, n_ctx=n_ctx, context_init=init)
-        train_texts = prompted_texts(backbone, train_names, n_ctx=n_ctx, context_init=init)
-        text_prompts = make_text_prompts(
-            backbone,
-            n_ctx=n_ctx,
-            prompt_depth=settings.prompt_depth_text,
-            context_init=init,
-            generator=generator,
-        )
-        visual_prompts = make_visual_prompts(
-            backbone,
-            n_ctx=settings.n_ctx_vision,
-            prompt_depth=settings.prompt_depth_vision,
-            generator=generator,
-            setting="prompt_depth_vision",
-        )
-        module = PromptedCLIP(text_prompts, visual_prompts)
+        texts = class_texts(backbone, class_names, settings)
+        train_texts = class_texts(backbone, train_names, settings)
+        module = make_prompted_clip(backbone, settings, generator)
         return cls(backbone, module, texts=texts, train_texts=train_texts)
 
     def text_features(self, texts: TokenizedTexts) -> Tensor:
@@ -123,29 +122,6 @@ class Method:
         text_features = self.text_features(self._train_texts)
         with torch.autocast(images.device.type, enabled=False):
             return self.scale * image_features @ text_features.T
-
-    def training_step(self, batch: Batch) -> StepOutput:
-        """Cross-entropy on labeled images."""
-        labels = labels_of(batch, "ivlp")
-        return cross_entropy_step(self.logits(batch.images), labels)
-
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """All prompts."""
-        return dict(self.module.named_parameters())
-
-    def averaging_weights(self, n_epochs: int) -> list[float] | None:
-        """Nothing is averaged."""
-        return None
-
-    @torch.no_grad()
-    def class_vectors(self) -> Tensor:
-        """[C, D], text features of all classes under the prompts as they are now."""
-        return self.text_features(self._texts)
-
-    @torch.no_grad()
-    def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D] through the prompted image tower."""
-        return self._backbone.image_features(images, self.module.visual_prompts)
 
     def image_path(self) -> ImagePath:
         """The prompted image tower."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -29,9 +28,8 @@ from kdedge.clip.prompts import (
 )
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.recipe import OptimSpec
-from kdedge.data.batch import Batch
-from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
-from kdedge.methods._supervised import cross_entropy_step, labels_of
+from kdedge.methods._protocol import ImagePath, MethodSettings, Teacher
+from kdedge.methods._supervised import TextPromptMethod
 
 OPTIM = OptimSpec(lr=0.0035, epochs=5, batch_size=4)
 """The authors' code, base-to-novel."""
@@ -83,25 +81,11 @@ def make_couplings(
     return [first, *(copy.deepcopy(deep) for _ in range(prompt_depth - 1))]
 
 
-class Method:
+class Method(TextPromptMethod):
     """MaPLe on a frozen backbone."""
 
-    needs_labels: ClassVar[bool] = True
-    needs_teacher: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        module: CoupledPrompts,
-        *,
-        texts: TokenizedTexts,
-        train_texts: TokenizedTexts,
-    ) -> None:
-        self.scale = backbone.scale
-        self.module = module
-        self._backbone = backbone
-        self._texts = texts
-        self._train_texts = train_texts
+    name = "maple"
+    module: CoupledPrompts
 
     @classmethod
     def build(
@@ -149,29 +133,6 @@ class Method:
         text_features = self.text_features(self._train_texts)
         with torch.autocast(images.device.type, enabled=False):
             return self.scale * image_features @ text_features.T
-
-    def training_step(self, batch: Batch) -> StepOutput:
-        """Cross-entropy on labeled images."""
-        labels = labels_of(batch, "maple")
-        return cross_entropy_step(self.logits(batch.images), labels)
-
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """Text prompts and couplings."""
-        return dict(self.module.named_parameters())
-
-    def averaging_weights(self, n_epochs: int) -> list[float] | None:
-        """Nothing is averaged."""
-        return None
-
-    @torch.no_grad()
-    def class_vectors(self) -> Tensor:
-        """[C, D], text features of all classes under the prompts as they are now."""
-        return self.text_features(self._texts)
-
-    @torch.no_grad()
-    def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D] through the prompted image tower."""
-        return self._backbone.image_features(images, self.module.visual_prompts())
 
     @torch.no_grad()
     def image_path(self) -> ImagePath:

@@ -13,47 +13,31 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import torch
 from open_clip import OPENAI_IMAGENET_TEMPLATES
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import (
-    TextPrompts,
-    make_text_prompts,
-    make_visual_prompts,
-    prompted_text_features,
-    prompted_texts,
     readable,
 )
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
-from kdedge.errors import DataError
-from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
+from kdedge.methods import ivlp
+from kdedge.methods._protocol import StepOutput, Teacher
+from kdedge.methods._supervised import labels_of
 
 OPTIM = OptimSpec(lr=0.0025, epochs=20, batch_size=4)
 """The authors' code, base-to-novel, ViT-B/16."""
 
 
-class Settings(MethodSettings):
-    """Settings of PromptSRC; defaults from the authors' base-to-novel configuration."""
+class Settings(ivlp.Settings):
+    """Settings of PromptSRC: IVLP's, and its own; defaults from the authors' base-to-novel runs."""
 
-    n_ctx_text: int = Field(4, ge=1, description="Context tokens in each prompted text layer.")
-    n_ctx_vision: int = Field(4, ge=1, description="Visual prompts in each prompted image layer.")
-    prompt_depth_text: int = Field(
-        9, ge=1, description="Text layers that get tokens of their own, from the first."
-    )
-    prompt_depth_vision: int = Field(
-        9, ge=1, description="Image layers that get prompts of their own, from the first."
-    )
-    context_init: str = Field(
-        "a photo of a", description="Words whose embeddings the context starts from."
-    )
     text_loss_weight: float = Field(
         25.0, ge=0, description="Weight of the text features' L1 distance to the frozen ones."
     )
@@ -159,37 +143,23 @@ def text_anchor(backbone: Backbone, class_names: Sequence[str], n_templates: int
     return unit_length(torch.stack(raw).mean(dim=0))
 
 
-class PromptedCLIP(nn.Module):
-    """The parameters of PromptSRC: text prompts and visual prompts."""
+class Method(ivlp.Method):
+    """PromptSRC on a frozen backbone: IVLP's prompts under other losses, averaged over epochs."""
 
-    def __init__(self, text_prompts: TextPrompts, visual_prompts: nn.Parameter) -> None:
-        super().__init__()
-        self.text_prompts = text_prompts
-        self.visual_prompts = visual_prompts
-
-
-class Method:
-    """PromptSRC on a frozen backbone."""
-
-    needs_labels: ClassVar[bool] = True
-    needs_teacher: ClassVar[bool] = False
+    name = "promptsrc"
 
     def __init__(
         self,
         backbone: Backbone,
-        module: PromptedCLIP,
+        module: ivlp.PromptedCLIP,
         settings: Settings,
         *,
         texts: TokenizedTexts,
         train_texts: TokenizedTexts,
         train_names: Sequence[str],
     ) -> None:
-        self.scale = backbone.scale
-        self.module = module
-        self._backbone = backbone
+        super().__init__(backbone, module, texts=texts, train_texts=train_texts)
         self._settings = settings
-        self._texts = texts
-        self._train_texts = train_texts
         self._train_names = train_names
 
     @classmethod
@@ -197,7 +167,7 @@ class Method:
         cls,
         backbone: Backbone,
         class_names: Sequence[str],
-        settings: Settings,
+        settings: ivlp.Settings,
         *,
         template: str,
         train_classes: Sequence[int],
@@ -205,27 +175,14 @@ class Method:
         generator: torch.Generator,
     ) -> Method:
         """See `methods._protocol.Method.build`; texts are "<context> NAME.", not the template."""
-        n_ctx, init = settings.n_ctx_text, settings.context_init
+        assert isinstance(settings, Settings)
         train_names = [class_names[index] for index in train_classes]
-        texts = prompted_texts(backbone, class_names, n_ctx=n_ctx, context_init=init)
-        train_texts = prompted_texts(backbone, train_names, n_ctx=n_ctx, context_init=init)
-        text_prompts = make_text_prompts(
-            backbone,
-            n_ctx=n_ctx,
-            prompt_depth=settings.prompt_depth_text,
-            context_init=init,
-            generator=generator,
-        )
-        visual_prompts = make_visual_prompts(
-            backbone,
-            n_ctx=settings.n_ctx_vision,
-            prompt_depth=settings.prompt_depth_vision,
-            generator=generator,
-            setting="prompt_depth_vision",
-        )
+        texts = ivlp.class_texts(backbone, class_names, settings)
+        train_texts = ivlp.class_texts(backbone, train_names, settings)
+        module = ivlp.make_prompted_clip(backbone, settings, generator)
         return cls(
             backbone,
-            PromptedCLIP(text_prompts, visual_prompts),
+            module,
             settings,
             texts=texts,
             train_texts=train_texts,
@@ -236,10 +193,6 @@ class Method:
     def anchor(self) -> Tensor:
         """[C, D], the training classes' frozen text anchor; computed when training asks."""
         return text_anchor(self._backbone, self._train_names, self._settings.n_anchor_templates)
-
-    def text_features(self, texts: TokenizedTexts) -> Tensor:
-        """[C, D], unit length, with gradients in the memory of one chunk of classes."""
-        return prompted_text_features(self._backbone, texts, self.module.text_prompts)
 
     def losses(self, images: Tensor, labels: Tensor) -> Losses:
         """The loss terms of a batch: images [B, 3, H, W], labels [B] among the training classes."""
@@ -260,18 +213,12 @@ class Method:
 
     def training_step(self, batch: Batch) -> StepOutput:
         """The sum of the four terms on labeled images."""
-        if batch.labels is None:
-            raise DataError("promptsrc learns from labeled images, and these have no labels.")
-        losses = self.losses(batch.images, batch.labels)
+        losses = self.losses(batch.images, labels_of(batch, self.name))
         scalars = {
             f"loss_{name}": getattr(losses, name).detach()
             for name in ("cross_entropy", "text", "image", "logit")
         }
         return StepOutput(losses.total, scalars)
-
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """All prompts."""
-        return dict(self.module.named_parameters())
 
     def averaging_weights(self, n_epochs: int) -> list[float] | None:
         """Gaussian prompt averaging (section 3.2.2), on the prompts only."""
@@ -280,17 +227,3 @@ class Method:
             mean_epoch=self._settings.averaging_mean_epoch,
             std_epochs=self._settings.averaging_std_epochs,
         )
-
-    @torch.no_grad()
-    def class_vectors(self) -> Tensor:
-        """[C, D], text features of all classes under the prompts as they are now."""
-        return self.text_features(self._texts)
-
-    @torch.no_grad()
-    def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D] through the prompted image tower."""
-        return self._backbone.image_features(images, self.module.visual_prompts)
-
-    def image_path(self) -> ImagePath:
-        """The prompted image tower."""
-        return ImagePath(self._backbone.model.visual, self.module.visual_prompts)

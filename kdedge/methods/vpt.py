@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -18,9 +17,8 @@ from torch import Tensor, nn
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import make_visual_prompts, readable
 from kdedge.config.recipe import OptimSpec
-from kdedge.data.batch import Batch
-from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
-from kdedge.methods._supervised import cross_entropy_step, labels_of
+from kdedge.methods._protocol import ImagePath, MethodSettings, Teacher
+from kdedge.methods._supervised import SupervisedMethod
 
 OPTIM = OptimSpec(lr=0.0025, epochs=5, batch_size=4)
 """MaPLe's code, base-to-novel."""
@@ -47,11 +45,11 @@ class VisualPrompts(nn.Module):
         self.visual_prompts = visual_prompts
 
 
-class Method:
+class Method(SupervisedMethod):
     """VPT on a frozen backbone."""
 
-    needs_labels: ClassVar[bool] = True
-    needs_teacher: ClassVar[bool] = False
+    name = "vpt"
+    module: VisualPrompts
 
     def __init__(
         self,
@@ -61,9 +59,7 @@ class Method:
         texts: Sequence[str],
         train_classes: Sequence[int],
     ) -> None:
-        self.scale = backbone.scale
-        self.module = module
-        self._backbone = backbone
+        super().__init__(backbone, module)
         self._texts = texts
         self._train_classes = list(train_classes)
 
@@ -102,27 +98,9 @@ class Method:
         with torch.autocast(images.device.type, enabled=False):
             return self.scale * image_features @ self.text_features[self._train_classes].T
 
-    def training_step(self, batch: Batch) -> StepOutput:
-        """Cross-entropy on labeled images; gradients flow through the image tower alone."""
-        labels = labels_of(batch, "vpt")
-        return cross_entropy_step(self.logits(batch.images), labels)
-
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """The visual prompts."""
-        return dict(self.module.named_parameters())
-
-    def averaging_weights(self, n_epochs: int) -> list[float] | None:
-        """Nothing is averaged."""
-        return None
-
     def class_vectors(self) -> Tensor:
         """[C, D], the frozen texts' features."""
         return self.text_features
-
-    @torch.no_grad()
-    def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D] through the prompted image tower."""
-        return self._backbone.image_features(images, self.module.visual_prompts)
 
     def image_path(self) -> ImagePath:
         """The prompted image tower."""
