@@ -158,8 +158,7 @@ def _encode(
             where = "its teacher is no run" if folder is None else f"its teacher is not in {folder}"
             raise DataError(f"{what}, and {where}.\n{remedy}")
         teacher_run = RunFolder.open(folder)
-    own = replace(classes, names=stored.class_names)
-    if load_teacher(teacher_run, own, device=device, cache=cache).stored.made_by != stored.made_by:
+    if load_class_vectors(teacher_run.class_vectors).made_by != stored.made_by:
         raise DataError(
             f"{what}, and the teacher in {teacher_run.path} is not the one that made the stored"
             f" vectors.\n{remedy}"

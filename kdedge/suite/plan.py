@@ -23,7 +23,7 @@ from kdedge.errors import DataError, RecipeError
 from kdedge.methods.registry import load_method
 from kdedge.training.baseline import with_baseline
 from kdedge.training.parts import Role, choose_method, model_spec
-from kdedge.training.teachers import check_has_class_vectors
+from kdedge.training.teachers import check_can_teach
 
 _COMMANDS: dict[Role, str] = {"teacher": "teach", "student": "distill", "baseline": "train"}
 
@@ -221,13 +221,7 @@ def _check_methods(resolved: LoadedRecipe, role: Role) -> None:
         role == "student" and teacher is not None and teacher.run is not None
     ):
         return
-    choice = choose_method(resolved, "teacher")
-    if choice.module.Method.needs_teacher:
-        raise RecipeError(
-            f"{choice.name} learns from a teacher itself.\n  Leave out role: teacher, or choose"
-            " another teacher.method."
-        )
-    check_has_class_vectors(choice)
+    check_can_teach(choose_method(resolved, "teacher"))
 
 
 def _as_options(given: Sequence[tuple[str, Any]], resolved: Recipe) -> list[str]:

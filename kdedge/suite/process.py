@@ -7,16 +7,15 @@ import fcntl
 import io
 import logging
 import os
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from kdedge._files import explain_os_error
+from kdedge.training.signals import StopSignals
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,8 @@ def run_kdedge(arguments: Sequence[str], *, log_file: Path, lock_file: Path) -> 
         ResourceError: one of the files may not be written.
     """
     command = [sys.executable, "-m", "kdedge", *arguments]
-    with _held(lock_file) as lock, _appended(log_file) as stderr, _HandedOn() as signals:
+    signals = _HandedOn()
+    with _held(lock_file) as lock, _appended(log_file) as stderr, signals:
         start = stderr.seek(0, os.SEEK_END)
         process = subprocess.Popen(  # noqa: S603 - this interpreter, no shell
             command,
@@ -78,29 +78,12 @@ def run_kdedge(arguments: Sequence[str], *, log_file: Path, lock_file: Path) -> 
     return Ended(process.returncode, stdout.decode(errors="replace"), lines, signals.received)
 
 
-class _HandedOn:
-    """Context in which SIGINT and SIGTERM go to a process; outside the main thread it does nothing.
-
-    Attributes:
-        received: number of the first that came, or None.
-    """
+class _HandedOn(StopSignals):
+    """Context in which SIGINT and SIGTERM go to a process; `received` is the first that came."""
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        super().__init__()
         self._process: subprocess.Popen[bytes] | None = None
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> _HandedOn:
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                before = signal.signal(signum, self._receive)
-                # None stands for a handler that was not set from Python and cannot be put back
-                handler = signal.SIG_DFL if before is None else before
-                self._stack.callback(signal.signal, signum, handler)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
 
     def to(self, process: subprocess.Popen[bytes]) -> None:
         """Says which process; one that came before goes to it now."""

@@ -26,7 +26,7 @@ from kdedge.training.parts import (
     settings_record,
 )
 from kdedge.training.runs import RunFolder
-from kdedge.training.teachers import check_has_class_vectors, made_by
+from kdedge.training.teachers import check_can_teach, made_by
 
 
 def cache_folder(root: Path) -> Path:
@@ -54,12 +54,7 @@ def teacher_job(loaded: LoadedRecipe, *, cache: Path | None, device: torch.devic
         RecipeError: its method cannot teach.
     """
     choice = choose_method(loaded, "teacher")
-    if choice.module.Method.needs_teacher:
-        raise RecipeError(
-            f"teacher.method is {choice.name}, which needs a teacher itself.\n  Use promptsrc or"
-            " zeroshot."
-        )
-    check_has_class_vectors(choice)
+    check_can_teach(choice)
     return labeled_job(loaded, "teacher", choice, cache=cache, device=device)
 
 

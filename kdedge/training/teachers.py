@@ -152,6 +152,20 @@ def check_has_class_vectors(choice: MethodChoice) -> None:
         )
 
 
+def check_can_teach(choice: MethodChoice) -> None:
+    """Refuses a method as a teacher.
+
+    Raises:
+        RecipeError: it learns from a teacher, or has no class vectors.
+    """
+    if choice.module.Method.needs_teacher:
+        raise RecipeError(
+            f"{choice.name} learns from a teacher itself.\n"
+            "  Choose another teacher.method, such as promptsrc or zeroshot."
+        )
+    check_has_class_vectors(choice)
+
+
 def load_image_conditioned(
     run: RunFolder, classes: Classes, *, device: torch.device, cache: Path | None
 ) -> tuple[Method, Backbone]:
