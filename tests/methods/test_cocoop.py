@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -127,16 +128,11 @@ def test_context_and_meta_net_learn(tiny_backbone: Backbone) -> None:
     assert all(p.grad is None for p in tiny_backbone.model.parameters())
 
 
-def test_five_steps_give_the_pinned_losses(tiny_backbone: Backbone) -> None:
+def test_five_steps_give_the_pinned_losses(
+    tiny_backbone: Backbone, five_steps: Callable[..., list[float]]
+) -> None:
     method = build(tiny_backbone)
-    optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=0.01, momentum=0.9)
-    losses = []
-    for _ in range(5):
-        loss = method.training_step(batch()).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
+    losses = five_steps(method, batch(), lr=0.01)
     assert losses == pytest.approx(PINNED, rel=1e-4)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -146,16 +147,11 @@ def test_only_the_context_learns(tiny_backbone: Backbone) -> None:
     assert all(p.grad is None for p in tiny_backbone.model.parameters())
 
 
-def test_five_steps_give_the_pinned_losses(tiny_backbone: Backbone) -> None:
+def test_five_steps_give_the_pinned_losses(
+    tiny_backbone: Backbone, five_steps: Callable[..., list[float]]
+) -> None:
     method = build(tiny_backbone, n_trained=2)
-    optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=0.01, momentum=0.9)
-    losses = []
-    for _ in range(5):
-        loss = method.training_step(batch()).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
+    losses = five_steps(method, batch(), lr=0.01)
     assert losses == pytest.approx(PINNED, rel=1e-4)
 
 

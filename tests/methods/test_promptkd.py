@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -123,18 +124,10 @@ def test_only_prompts_and_projector_are_trained(
 
 
 def test_five_steps_give_the_pinned_losses(
-    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone, five_steps: Callable[..., list[float]]
 ) -> None:
     method = build(tiny_backbone, tiny_teacher_backbone)
-    optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=0.001, momentum=0.9)
-    losses = []
-    for _ in range(5):
-        loss = method.training_step(Batch(images(), None)).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    print("LOSSES", losses)
+    losses = five_steps(method, Batch(images(), None), lr=0.001)
     assert losses == pytest.approx(PINNED, rel=1e-4)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -115,16 +116,11 @@ def test_the_order_of_class_names_permutes_the_class_vectors_only(tiny_backbone:
     )
 
 
-def test_five_steps_give_the_pinned_losses(tiny_backbone: Backbone) -> None:
+def test_five_steps_give_the_pinned_losses(
+    tiny_backbone: Backbone, five_steps: Callable[..., list[float]]
+) -> None:
     method = build(tiny_backbone)
-    optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=0.005, momentum=0.9)
-    losses = []
-    for _ in range(5):
-        loss = method.training_step(batch()).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
+    losses = five_steps(method, batch(), lr=0.005)
     assert losses == pytest.approx(PINNED, rel=1e-4)
 
 
