@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +13,7 @@ import click
 
 from kdedge import __version__
 from kdedge.cli._output import gibibytes, json_option, print_result, table
+from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
 
 
 class _Package(NamedTuple):
@@ -86,45 +86,16 @@ def examine() -> dict[str, Any]:
 
 
 def _machine() -> dict[str, Any]:
-    memory = _memory_bytes()
+    memory = memory_bytes()
     return {
         "kdedge": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "cpu": _cpu_model(),
-        "cpu_cores": _cpu_cores(),
+        "cpu": cpu_model(),
+        "cpu_cores": cpu_cores(),
         "memory_bytes": memory,
         "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
     }
-
-
-def _cpu_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
-def _memory_bytes() -> int | None:
-    """Memory of the machine, or of the container where that is less; None where unknown."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total
 
 
 def _examine_package(package: _Package) -> dict[str, Any]:

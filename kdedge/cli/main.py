@@ -28,8 +28,8 @@ from kdedge.errors import KdedgeError, Terminated
 
 _FOLDER = Path(__file__).parent
 _ORDER = (
-    *("demo", "init", "check", "teach", "distill", "train", "eval", "export", "predict", "suite"),
-    *("show", "import", "doctor", "schema", "methods"),
+    *("demo", "init", "check", "teach", "distill", "train", "eval", "export", "bench", "report"),
+    *("predict", "suite", "show", "import", "doctor", "schema", "methods"),
 )
 
 

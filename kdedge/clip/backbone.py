@@ -87,7 +87,7 @@ class Backbone:
         """D, the joint dimension."""
         return int(self.model.text_projection.shape[1])
 
-    @property
+    @functools.cached_property
     def scale(self) -> float:
         """`logit_scale.exp()`, frozen in every prompt method."""
         return float(self.model.logit_scale.exp())

@@ -28,8 +28,9 @@ from kdedge.config.recipe import ExportSpec, GatesSpec
 from kdedge.deploy import _modelopt
 from kdedge.deploy._folders import whole_folder
 from kdedge.deploy.calibrate import CalibrationSet, choose_calibration_images
-from kdedge.deploy.fold import FoldedModel, count_gflops, fold
+from kdedge.deploy.fold import FoldedModel, fold
 from kdedge.deploy.half import to_fp16
+from kdedge.deploy.onnx_counts import count
 from kdedge.deploy.parity import (
     MAX_SMOKE_IMAGES,
     SMOKE_SET,
@@ -43,6 +44,7 @@ from kdedge.deploy.targets import onnx as onnx_target
 from kdedge.deploy.trained import TrainedModel
 from kdedge.errors import DataError, RecipeError
 from kdedge.evaluation.agreement import compare
+from kdedge.evaluation.flops import count_gmacs
 from kdedge.runtime.artifact import Artifact, Device, ModelFile, Precision
 from kdedge.runtime.backends import onnxruntime as onnxruntime_backend
 from kdedge.runtime.classify import to_input
@@ -352,7 +354,12 @@ class _Writer:
             sha256=sha256_file(path),
             n_bytes=n_bytes,
             data=data.name if data.exists() else None,
-            built_with={"tool": tool, "version": version(tool), "seconds": round(seconds, 2)},
+            built_with={
+                "tool": tool,
+                "version": version(tool),
+                "seconds": round(seconds, 2),
+                **count(path),
+            },
             parity=parity,
             gate="missed" if missed else "passed",
         )
@@ -370,9 +377,8 @@ def _gflops(trained: TrainedModel, model: FoldedModel) -> dict[str, float]:
     images = torch.zeros(1, 3, size, size, device=trained.backbone.device)
     vectors = trained.vectors.vectors.to(trained.backbone.device)
     return {
-        "clip_image_encoder": count_gflops(trained.backbone.model.visual, images),
-        "unfused": count_gflops(
-            lambda batch: trained.model.forward_features(batch) @ vectors.T, images
-        ),
-        "folded": count_gflops(model, images.cpu()),
+        "clip_image_encoder": 2 * count_gmacs(trained.backbone.model.visual, images),
+        "unfused": 2
+        * count_gmacs(lambda batch: trained.model.forward_features(batch) @ vectors.T, images),
+        "folded": 2 * count_gmacs(model, images.cpu()),
     }

@@ -19,15 +19,13 @@ Sums are folded in float64 and stored in float32.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from kdedge.clip.architecture import why_no_prompts
 from kdedge.errors import RecipeError, ShapeError
@@ -245,25 +243,6 @@ def _on_cpu(module: _ModuleT) -> _ModuleT:
     assert isinstance(moved, nn.Module)
     moved.float().cpu()
     return moved
-
-
-def count_gflops(model: Callable[[Tensor], Any], images: Tensor) -> float:
-    """GFLOPs an image: 2 a multiply-add over matrix products, convolutions and attention.
-
-    Args:
-        model: anything callable on images.
-        images: [B, 3, H, W], as it takes them.
-    """
-    # Fused attention on a CPU and torch's fast path for frozen blocks are kernels that the counter
-    # does not know; the same model in plain matrix products has the same operations.
-    had_fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:
-            model(images)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(had_fast_path)
-    return float(flops.get_total_flops()) / len(images) / 1e9
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -93,7 +93,7 @@ class TextPromptMethod(SupervisedMethod):
         train_texts: TokenizedTexts,
     ) -> None:
         super().__init__(backbone, module)
-        self._texts = texts
+        self.texts = texts
         self._train_texts = train_texts
 
     @abstractmethod
@@ -103,4 +103,4 @@ class TextPromptMethod(SupervisedMethod):
     @torch.no_grad()
     def class_vectors(self) -> Tensor:
         """[C, D], text features of all classes under the context as it is now."""
-        return self.text_features(self._texts)
+        return self.text_features(self.texts)

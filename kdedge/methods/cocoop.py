@@ -124,7 +124,7 @@ class Method(SupervisedMethod):
         train_texts: TokenizedTexts,
     ) -> None:
         super().__init__(backbone, module)
-        self._texts = texts
+        self.texts = texts
         self._train_texts = train_texts
 
     @classmethod
@@ -161,8 +161,8 @@ class Method(SupervisedMethod):
     @torch.no_grad()
     def image_conditioned_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], over all classes under the parameters as they are now."""
-        return self.logits(images, self._texts)
+        return self.logits(images, self.texts)
 
     def class_vectors(self) -> Tensor:
         """[C, 0]: no part of the texts' features is the same for all images."""
-        return torch.zeros(len(self._texts.tokens), 0, device=self._backbone.device)
+        return torch.zeros(len(self.texts.tokens), 0, device=self._backbone.device)

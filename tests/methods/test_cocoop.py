@@ -46,7 +46,7 @@ def test_every_image_is_compared_with_texts_of_its_own(tiny_backbone: Backbone) 
         (feature,) = method.forward_features(image[None])
         hidden = torch.relu(learner.meta_net.linear1(feature))
         context = learner.context + learner.meta_net.linear2(hidden)
-        texts = unit_length(encode_text(tiny_backbone.model, method._texts, context=context))
+        texts = unit_length(encode_text(tiny_backbone.model, method.texts, context=context))
         expected.append(method.scale * texts @ feature)
     logits = method.image_conditioned_logits(batch().images)
     assert not logits.requires_grad
@@ -89,7 +89,7 @@ def test_what_a_step_keeps_does_not_grow_with_images_times_classes(
         features = method.forward_features(batch(n_images).images)
         contexts = method.module.contexts(features)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            cocoop.pair_logits(tiny_backbone, features, contexts, method._texts, chunk_size=8)
+            cocoop.pair_logits(tiny_backbone, features, contexts, method.texts, chunk_size=8)
         return saved
 
     one_pair_activations = 10 * 64 * 4

@@ -78,7 +78,7 @@ def test_the_name_stands_where_its_position_says(
             for name, tokens in zip(NAMES, own, strict=True)
         ]
     )
-    features = method.text_features(method._texts)
+    features = method.text_features(method.texts)
     torch.testing.assert_close(features, unit_length(expected), **FLOAT32)
     target = torch.randn(features.shape, generator=torch.Generator().manual_seed(2))
     (ours,) = torch.autograd.grad((features * target).sum(), [context])
@@ -171,7 +171,7 @@ def test_a_context_that_leaves_no_room_for_the_longest_name_is_an_error(
     message = 'n_ctx is 73, and beside the class name "school_bus" .* room for 72 context tokens'
     with pytest.raises(RecipeError, match=message):
         build(tiny_backbone, n_ctx=73, class_position=position)
-    assert build(tiny_backbone, n_ctx=72, class_position=position)._texts.tokens.shape[1] == 77
+    assert build(tiny_backbone, n_ctx=72, class_position=position).texts.tokens.shape[1] == 77
 
 
 def test_images_without_labels_are_an_error(tiny_backbone: Backbone) -> None:

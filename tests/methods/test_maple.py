@@ -64,7 +64,7 @@ def test_words_beyond_the_context_stay_in_the_text(tiny_backbone: Backbone) -> N
     table = tiny_backbone.model.token_embedding.weight
     assert torch.equal(method.module.text_prompts.context, table[[320, 1125]])
     # start, "a photo of a cat.", end
-    assert method._texts.tokens[0, :8].tolist() == [49406, 320, 1125, 539, 320, 2368, 269, 49407]
+    assert method.texts.tokens[0, :8].tolist() == [49406, 320, 1125, 539, 320, 2368, 269, 49407]
 
 
 def test_training_sees_the_texts_of_trained_classes_and_evaluation_all(

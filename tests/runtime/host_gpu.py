@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import time
 import weakref
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -30,6 +31,7 @@ class HostCudart:
         allocated: sizes in bytes by address.
         memory_bytes: the size of its memory.
         streams: those that were created and not destroyed.
+        events: the host's time in ms at which each was recorded, by handle.
         fails: the functions that fail, and with which code.
     """
 
@@ -37,12 +39,14 @@ class HostCudart:
         self.allocated: dict[int, int] = {}
         self.memory_bytes = 1 << 30
         self.streams: set[int] = set()
+        self.events: dict[int, float] = {}
         self.fails: dict[str, int] = {}
         self._kept: dict[int, Any] = {}
         for name in (
             *("cudaMalloc", "cudaFree", "cudaMemcpyAsync", "cudaStreamCreate"),
             *("cudaStreamSynchronize", "cudaStreamDestroy", "cudaGetErrorString"),
             *("cudaGetDeviceCount", "cudaSetDevice", "cudaDeviceGetAttribute"),
+            *("cudaEventCreate", "cudaEventRecord", "cudaEventElapsedTime", "cudaEventDestroy"),
         ):
             setattr(self, name, Function(self._guarded(name)))
 
@@ -68,6 +72,24 @@ class HostCudart:
 
     def _cudaStreamDestroy(self, stream: int) -> int:
         self.streams.remove(stream)
+        return 0
+
+    def _cudaEventCreate(self, event: Any) -> int:
+        event._obj.value = 1000 + len(self.events)
+        self.events[event._obj.value] = 0.0
+        return 0
+
+    def _cudaEventRecord(self, event: Any, stream: int) -> int:
+        assert stream in self.streams
+        self.events[event.value] = 1000 * time.perf_counter()
+        return 0
+
+    def _cudaEventElapsedTime(self, taken: Any, began: Any, ended: Any) -> int:
+        taken._obj.value = self.events[ended.value] - self.events[began.value]
+        return 0
+
+    def _cudaEventDestroy(self, event: Any) -> int:
+        del self.events[event.value]
         return 0
 
     def _cudaMalloc(self, pointer: Any, n_bytes: int) -> int:

@@ -178,3 +178,23 @@ def test_a_failure_while_running_is_told_by_cuda(
     cudart.fails[function] = 2
     with pytest.raises(SetupError, match=f"{function} failed"):
         engine.run(images(1))
+
+
+def test_time_on_the_device_is_that_between_two_events(
+    tmp_path: Path, cudart: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load(tmp_path, cudart, "engine 1 5 UINT8 logits")
+    before = engine.run(images(3))
+    assert engine.device_ms(images(3)) > 0
+    assert cudart.events == {}  # destroyed
+    assert engine.run(images(3)).tolist() == before.tolist()
+
+
+def test_events_are_destroyed_where_the_engine_fails(tmp_path: Path, cudart: Any) -> None:
+    engine = load(tmp_path, cudart, "engine 1 5 UINT8 logits")
+    with pytest.raises(SetupError, match="takes 1 to 5 images at once"):
+        engine.device_ms(images(6))
+    cudart.fails["cudaEventElapsedTime"] = 700
+    with pytest.raises(SetupError, match="cudaEventElapsedTime failed with error 700"):
+        engine.device_ms(images(2))
+    assert cudart.events == {}

@@ -214,6 +214,27 @@ class Engine:
         Raises:
             SetupError: the engine was not built for this shape, or CUDA fails.
         """
+        images = self._fitting(images)
+        logits = np.empty((len(images), self._n_classes), np.float32)
+        self._cuda.copy_to_device(self._addresses[INPUT_NAME], images, self._stream)
+        self._execute()
+        self._cuda.copy_from_device(logits, self._addresses[OUTPUT_NAME], self._stream)
+        self._cuda.synchronize(self._stream)
+        return logits
+
+    def device_ms(self, images: npt.NDArray[Any]) -> float:
+        """Time of one run on the GPU alone, images in its memory; see `DeviceTimed.device_ms`.
+
+        Raises:
+            SetupError: the engine was not built for this shape, or CUDA fails.
+        """
+        images = self._fitting(images)
+        self._cuda.copy_to_device(self._addresses[INPUT_NAME], images, self._stream)
+        self._cuda.synchronize(self._stream)
+        return self._cuda.elapsed_ms(self._execute, self._stream)
+
+    def _fitting(self, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The images as the engine takes them, once it is set to their shape."""
         images = np.ascontiguousarray(images, dtype=self._dtype)
         low, high = self.batches
         fits = high is not None and low <= len(images) <= high
@@ -221,13 +242,11 @@ class Engine:
             self._choose_profile(len(images))
         if not fits or not self._context.set_input_shape(INPUT_NAME, images.shape):
             raise self._failure(f"takes {low} to {high} images at once, not {images.shape}")
-        logits = np.empty((len(images), self._n_classes), np.float32)
-        self._cuda.copy_to_device(self._addresses[INPUT_NAME], images, self._stream)
+        return images
+
+    def _execute(self) -> None:
         if not self._context.execute_async_v3(self._stream):
             raise self._failure("failed on the GPU")
-        self._cuda.copy_from_device(logits, self._addresses[OUTPUT_NAME], self._stream)
-        self._cuda.synchronize(self._stream)
-        return logits
 
     def _choose_profile(self, n_images: int) -> None:
         """Takes the profile that was tuned for this batch: the second is for the smallest."""

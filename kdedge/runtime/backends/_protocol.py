@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,19 @@ class LoadedFile(Backend, Protocol):
     @property
     def image_shape(self) -> tuple[int | None, ...]:
         """[3, S, S] of the images that it takes; None for an axis that it leaves open."""
+        ...
+
+
+@runtime_checkable
+class DeviceTimed(Protocol):
+    """What a backend has besides where a device of its own computes."""
+
+    def device_ms(self, images: npt.NDArray[Any]) -> float:
+        """Time that the device takes for a batch, without copies to it and back, in ms.
+
+        Args:
+            images: as `Backend.run` takes them.
+        """
         ...
 
 

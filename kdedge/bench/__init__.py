@@ -1,0 +1,1 @@
+"""Speed, size and work of models, measured on this machine."""

@@ -1,0 +1,193 @@
+"""The device sheet: what a speed figure was measured on, and whether it was throttled meanwhile.
+
+Read from the operating system's files, nvpmodel, and NVIDIA's management library where nvidia-ml-py
+is installed. What a machine does not have is left out of its sheet.
+
+Source of Jetson's places: NVIDIA's Jetson Linux developer guide, power management and
+INA3221 monitors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from kdedge import __version__
+from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
+
+_PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy")
+_SYSTEM = Path("/")
+
+
+def device_sheet(root: Path = _SYSTEM) -> dict[str, Any]:
+    """Gives machine, processor, GPUs, versions and power mode as plain values.
+
+    Args:
+        root: of the file system.
+    """
+    sheet: dict[str, Any] = {
+        "cpu": cpu_model(),
+        "cpu_cores": cpu_cores(),
+        "memory_bytes": memory_bytes(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {"kdedge": __version__, **_versions()},
+    }
+    if hasattr(os, "sched_getaffinity"):
+        sheet["affinity"] = sorted(os.sched_getaffinity(0))
+    governors = _texts(root, "sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")
+    if governors:
+        sheet["governor"] = ", ".join(sorted(set(governors)))
+    gpus = [_describe_gpu(nvml, gpu) for nvml, gpu in _gpus()]
+    if gpus:
+        sheet["gpus"] = gpus
+    jetson = _jetson(root)
+    return sheet | ({"jetson": jetson} if jetson else {})
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _texts(root: Path, pattern: str) -> list[str]:
+    """What the files of a pattern hold; those that cannot be read are passed over."""
+    texts = []
+    for path in sorted(root.glob(pattern)):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            texts.append(path.read_text(encoding="utf-8").strip("\0\n "))
+    return texts
+
+
+def _jetson(root: Path) -> dict[str, Any]:
+    """Board, release and power mode; empty where this is no Jetson."""
+    release = _texts(root, "etc/nv_tegra_release")
+    if not release:
+        return {}
+    return {
+        "board": next(iter(_texts(root, "proc/device-tree/model")), "unknown"),
+        "release": release[0].splitlines()[0].strip("# "),
+        "power_mode": _power_mode(),
+        # jetson_clocks sets the lowest frequency to the highest
+        "clocks_are_fixed": _are_clocks_fixed(root),
+    }
+
+
+def _power_mode() -> str:
+    """What `nvpmodel -q` says, in one line."""
+    try:
+        done = subprocess.run(
+            ["nvpmodel", "-q"],  # noqa: S607 - where it is differs between releases
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown: nvpmodel -q failed"
+    return " ".join(done.stdout.split())
+
+
+def _are_clocks_fixed(root: Path) -> bool | None:
+    policy = "sys/devices/system/cpu/cpu*/cpufreq/scaling"
+    lowest, highest = _texts(root, f"{policy}_min_freq"), _texts(root, f"{policy}_max_freq")
+    return lowest == highest if lowest else None
+
+
+def conditions(root: Path = _SYSTEM) -> dict[str, Any]:
+    """What may change while something is measured: clocks, temperatures, throttle counters.
+
+    Args:
+        root: of the file system.
+    """
+    found: dict[str, Any] = {}
+    mhz = [
+        int(text) / 1000
+        for text in _texts(root, "sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq")
+    ]
+    if mhz:
+        found["cpu_mhz"] = sum(mhz) / len(mhz)
+    zones = zip(
+        _texts(root, "sys/class/thermal/thermal_zone*/type"),
+        _texts(root, "sys/class/thermal/thermal_zone*/temp"),
+        strict=False,
+    )
+    temperatures = {name: int(text) / 1000 for name, text in zones if text.lstrip("-").isdigit()}
+    if temperatures:
+        found["celsius"] = temperatures
+    # Intel's counters of thermal throttling, and Jetson's of over-current events
+    counted = _texts(root, "sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")
+    counted += _texts(root, "sys/class/hwmon/hwmon*/oc*_event_cnt")
+    if counted:
+        found["throttle_events"] = sum(int(text) for text in counted)
+    gpus = [_gpu_conditions(nvml, gpu) for nvml, gpu in _gpus()]
+    return found | ({"gpus": gpus} if gpus else {})
+
+
+def was_throttled(before: dict[str, Any], after: dict[str, Any]) -> bool | None:
+    """Whether the device slowed itself down in between; None where nothing here would tell."""
+    answers = []
+    if "throttle_events" in after:
+        answers.append(after["throttle_events"] > before.get("throttle_events", 0))
+    answers += [bool(gpu["throttle_reasons"]) for gpu in after.get("gpus", [])]
+    return any(answers) if answers else None
+
+
+def _gpus() -> Iterator[tuple[Any, Any]]:
+    """NVIDIA's management library with the handle of each GPU; nothing where it is not there."""
+    try:
+        import pynvml as nvml
+    except ImportError:
+        return
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:  # no driver, or a Jetson's, which has no such library
+        return
+    try:
+        for index in range(nvml.nvmlDeviceGetCount()):
+            yield nvml, nvml.nvmlDeviceGetHandleByIndex(index)
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _describe_gpu(nvml: Any, gpu: Any) -> dict[str, Any]:
+    return {
+        "name": _asked(nvml, nvml.nvmlDeviceGetName, gpu),
+        "driver": _asked(nvml, nvml.nvmlSystemGetDriverVersion),
+        "memory_bytes": _asked(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(gpu).total),
+        "highest_sm_mhz": _asked(nvml, nvml.nvmlDeviceGetMaxClockInfo, gpu, nvml.NVML_CLOCK_SM),
+        "power_limit_watts": _asked(nvml, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1000),
+    }
+
+
+def _gpu_conditions(nvml: Any, gpu: Any) -> dict[str, Any]:
+    slowed = {
+        "power": nvml.nvmlClocksThrottleReasonSwPowerCap,
+        "heat": nvml.nvmlClocksThrottleReasonSwThermalSlowdown
+        | nvml.nvmlClocksThrottleReasonHwThermalSlowdown,
+        "hardware": nvml.nvmlClocksThrottleReasonHwSlowdown,
+    }
+    reasons = _asked(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, gpu) or 0
+    return {
+        "sm_mhz": _asked(nvml, nvml.nvmlDeviceGetClockInfo, gpu, nvml.NVML_CLOCK_SM),
+        "celsius": _asked(nvml, nvml.nvmlDeviceGetTemperature, gpu, nvml.NVML_TEMPERATURE_GPU),
+        "throttle_reasons": [name for name, bit in slowed.items() if reasons & bit],
+    }
+
+
+def _asked(nvml: Any, question: Any, *arguments: Any) -> Any:
+    """The library's answer; None where a GPU does not support the question."""
+    try:
+        answer = question(*arguments)
+    except nvml.NVMLError:
+        return None
+    return answer.decode() if isinstance(answer, bytes) else answer

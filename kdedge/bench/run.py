@@ -1,0 +1,251 @@
+"""Measuring a table: every model loaded, then batch size by batch size against the others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from kdedge._progress import progress
+from kdedge.bench.device import conditions, device_sheet, was_throttled
+from kdedge.bench.peak import measure_peaks
+from kdedge.bench.power import find_power
+from kdedge.bench.subject import Loaded, Subject, watching_peak
+from kdedge.bench.timing import Power, Timed, TimingPlan, measure, summarize
+from kdedge.errors import KdedgeError, MissingPackage
+from kdedge.runtime.backends._protocol import NotHere
+from kdedge.speed_results import Inputs, Measurement, SpeedResult, SpeedRow
+
+log = logging.getLogger(__name__)
+
+_CALL_INPUTS: tuple[Inputs, ...] = ("on device", "copied")
+
+
+@dataclass
+class _Row:
+    """A row while it is measured."""
+
+    subject: Subject
+    loaded: Loaded | None = None
+    memory_bytes: int | None = None
+    problem: Exception | None = None
+    measurements: list[Measurement] = field(default_factory=list)
+
+    @property
+    def device(self) -> str:
+        """Which of the machine's peaks it is held against."""
+        return "GPU" if self.loaded is not None and self.loaded.is_gpu else "CPU"
+
+
+def run_bench(
+    subjects: Sequence[Subject],
+    *,
+    plan: TimingPlan,
+    batches: Sequence[int],
+    n_threads: int | None,
+    left_out: dict[str, str],
+    command: str,
+) -> SpeedResult:
+    """Measures models on this machine.
+
+    Args:
+        subjects: the models, the baseline of ratios first.
+        plan: how long each is timed.
+        batches: images a call; a model that does not take one is passed over there.
+        n_threads: of the CPU, for the record; None for each library's own choice.
+        left_out: what is missing already, and why.
+        command: as it was typed.
+
+    Raises:
+        KdedgeError: none of the models could be measured; the first one's error.
+    """
+    left_out = dict(left_out)
+    before = conditions()
+    with ExitStack() as held:
+        rows = _load_all(subjects, held, left_out)
+        is_gpu = any(row.device == "GPU" for row in rows)
+        peaks = measure_peaks(n_threads=n_threads, gpu=is_gpu)
+        _measure_all(rows, plan, batches, peaks, find_power(), left_out)
+        finished = [_finish(row, peaks) for row in rows]
+    errors = [row.problem for row in rows if row.problem is not None]
+    if errors and not any(row.measurements for row in finished):
+        raise errors[0]
+    after = conditions()
+    baseline = next((row.subject.label for row in rows if row.measurements), None)
+    return SpeedResult(
+        command=command,
+        measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        settings={**asdict(plan), "batches": list(batches), "threads": n_threads},
+        device={
+            **device_sheet(),
+            "before": before,
+            "after": after,
+            "throttled": was_throttled(before, after),
+        },
+        peaks=peaks,
+        baseline=baseline,
+        rows=tuple(finished),
+        left_out=left_out,
+    )
+
+
+def _load_all(subjects: Sequence[Subject], held: ExitStack, left_out: dict[str, str]) -> list[_Row]:
+    """Loads what this machine can run; one that fails has a row that says why."""
+    rows = []
+    with progress("loading", len(subjects)) as advance:
+        for number, subject in enumerate(subjects):
+            advance(number, subject.label)
+            row = _Row(subject)
+            try:
+                with watching_peak() as added:
+                    row.loaded = held.enter_context(subject.load())
+                    low, _ = row.loaded.batches
+                    row.loaded.call(low, row.loaded.inputs[0])()
+                    extra = added()
+                row.memory_bytes = None if extra is None else row.loaded.held_bytes + extra
+            except (MissingPackage, NotHere) as error:
+                left_out[subject.label] = str(error).splitlines()[0]
+                continue
+            except (KdedgeError, RuntimeError, MemoryError) as error:
+                log.warning("%s: %s", subject.label, error)
+                row.problem = error
+            rows.append(row)
+    return rows
+
+
+def _measure_all(
+    rows: Sequence[_Row],
+    plan: TimingPlan,
+    batches: Sequence[int],
+    peaks: dict[str, Any],
+    power: Power,
+    left_out: dict[str, str],
+) -> None:
+    """Times every batch size, then calls from an image file, all rows of one against each other."""
+    turns: list[tuple[int, Inputs]] = [
+        (batch, inputs) for batch in batches for inputs in _CALL_INPUTS
+    ]
+    turns.append((1, "image file"))
+    with progress("measuring", len(turns) * len(rows) * plan.n_rounds) as advance:
+        done = 0
+
+        def after_turn(label: str) -> None:
+            nonlocal done
+            done += 1
+            advance(done, label)
+
+        for batch, inputs in turns:
+            able = [row for row in rows if _takes(row, batch, inputs)]
+            slow = [row for row in able if _seconds(row, batch, peaks) > plan.call_seconds]
+            for row in slow:
+                left_out.setdefault(
+                    f"{row.subject.label}, batch {batch}",
+                    f"a call would take about {_seconds(row, batch, peaks):.0f} s",
+                )
+            _measure_turn(
+                [row for row in able if row not in slow], plan, batch, inputs, power, after_turn
+            )
+
+
+def _takes(row: _Row, batch: int, inputs: Inputs) -> bool:
+    if row.loaded is None or row.problem is not None or inputs not in row.loaded.inputs:
+        return False
+    low, high = row.loaded.batches
+    return low <= batch and (high is None or batch <= high)
+
+
+def _seconds(row: _Row, batch: int, peaks: dict[str, Any]) -> float:
+    """How long a call takes at least, by its work and the machine's peak; 0 where not known."""
+    rate, gmacs = _peak(row, peaks), _gmacs(row.subject, batch)
+    return 0.0 if rate is None or gmacs is None else gmacs * batch / rate
+
+
+def _gmacs(subject: Subject, batch: int) -> float | None:
+    return None if subject.gmacs_image is None else subject.gmacs_image + subject.gmacs_call / batch
+
+
+def _peak(row: _Row, peaks: dict[str, Any]) -> float | None:
+    """GMACs a second that the row's device reaches in its precision, or in fp32 on a CPU."""
+    rates = peaks.get(row.device, {}).get("gmacs_per_second", {})
+    precision = row.subject.precision
+    if precision not in rates and row.device == "CPU":  # which has no FP16 arithmetic
+        precision = "fp32"
+    return rates[precision]["rate"] if precision in rates else None
+
+
+def _measure_turn(
+    rows: Sequence[_Row],
+    plan: TimingPlan,
+    batch: int,
+    inputs: Inputs,
+    power: Power,
+    after_turn: Any,
+) -> None:
+    calls = {}
+    by_key = {}
+    for number, row in enumerate(rows):
+        assert row.loaded is not None  # or it would not take the batch
+        try:
+            key = f"{number} {row.subject.label}"
+            calls[key], by_key[key] = row.loaded.call(batch, inputs), row
+        except (KdedgeError, RuntimeError, MemoryError) as error:
+            _keep_problem(row, error)
+    timed = measure(calls, plan, power=power, after_turn=after_turn)
+    baseline: Timed | None = next((one for one in timed.values() if one.rounds), None)
+    for key, one in timed.items():
+        found = summarize(one, batch=batch, inputs=inputs, baseline=baseline)
+        if found is not None:
+            by_key[key].measurements.append(found)
+        if one.problem is not None:
+            _keep_problem(by_key[key], one.problem)
+
+
+def _keep_problem(row: _Row, error: Exception) -> None:
+    log.warning("%s ended early: %s", row.subject.label, error)
+    row.problem = error
+
+
+def _finish(row: _Row, peaks: dict[str, Any]) -> SpeedRow:
+    subject = row.subject
+    compute, copy = _shares(row, peaks)
+    return SpeedRow(
+        source=subject.source,
+        model=subject.model,
+        protocol=subject.protocol,
+        precision=subject.precision,
+        runtime="-" if row.loaded is None else row.loaded.runtime,
+        device=row.device,
+        n_parameters=subject.n_parameters,
+        n_bytes=subject.n_bytes,
+        gmacs_image=subject.gmacs_image,
+        gmacs_call=subject.gmacs_call,
+        memory_bytes=row.memory_bytes,
+        accuracy=subject.accuracy,
+        gate=subject.gate,
+        compute_percent=compute,
+        copy_percent=copy,
+        problem=None if row.problem is None else str(row.problem).splitlines()[0],
+        measurements=tuple(row.measurements),
+    )
+
+
+def _shares(row: _Row, peaks: dict[str, Any]) -> tuple[float | None, float | None]:
+    """The largest shares of peak products and peak copies over the batches, in percent."""
+    rate = _peak(row, peaks)
+    bandwidth = peaks.get(row.device, {}).get("copy_bytes_per_second")
+    n_bytes = row.subject.n_bytes
+    if n_bytes is None and row.subject.n_parameters is not None:
+        n_bytes = 4 * row.subject.n_parameters  # in memory as float32
+    compute, copy = [], []
+    for found in row.measurements:
+        seconds, gmacs = found.p50_ms / 1000, _gmacs(row.subject, found.batch)
+        if found.inputs == "image file":
+            continue
+        if rate is not None and gmacs is not None:
+            compute.append(100 * gmacs * found.batch / seconds / rate)
+        if bandwidth is not None and n_bytes is not None:
+            copy.append(100 * n_bytes / seconds / bandwidth)
+    return max(compute, default=None), max(copy, default=None)

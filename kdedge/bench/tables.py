@@ -1,0 +1,316 @@
+"""A measured table as text: for a terminal, Markdown or CSV.
+
+On a terminal it is several narrow tables, so that 60 columns are enough; as Markdown likewise; as
+CSV one line a measurement, with everything.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kdedge.speed_results import Inputs, Measurement, SpeedResult, SpeedRow
+
+WIDE_SPREAD_PERCENT = 5.0
+"""Coefficients of variation above this are marked: the machine was busy, or its clock varies."""
+
+TABLE_7 = (
+    ("CoOp", 162.5, 1344.0, 71.66),
+    ("CoCoOp", 162.5, 15.08, 75.83),
+    ("PromptSRC", 162.8, 1380.0, 79.97),
+    ("PromptKD", 42.5, 1710.0, 83.73),
+)
+"""PromptKD's table 7 (arXiv:2403.02781): GFLOPs (test), FPS, harmonic mean over 11 datasets."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One table.
+
+    Attributes:
+        title: what it shows, with units.
+        header: of its columns; the first is the model's.
+        rows: cells.
+    """
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def make_grids(result: SpeedResult) -> list[Grid]:
+    """Gives the tables of a result; those without a row are left out."""
+    labels = _labels(result)
+    grids = [
+        _sizes(result, labels),
+        _work(result, labels),
+        _latencies(result, labels, "on device"),
+        _ratios(result, labels, "on device"),
+        _latencies(result, labels, "copied"),
+        _throughputs(result, labels),
+        _end_to_end(result, labels),
+        _power(result, labels),
+        _accuracies(result, labels),
+        _published(),
+    ]
+    return [grid for grid in grids if grid.rows]
+
+
+def _labels(result: SpeedResult) -> list[str]:
+    """A row's name, with its source where there are several."""
+    several = len({row.source for row in result.rows}) > 1
+    return [f"{row.source}: {row.label}" if several else row.label for row in result.rows]
+
+
+def _sizes(result: SpeedResult, labels: Sequence[str]) -> Grid:
+    rows = [
+        [
+            label,
+            _scaled(row.n_parameters, 1e6),
+            _scaled(row.n_bytes, 1e6),
+            _scaled(row.memory_bytes, 2**20),
+        ]
+        for label, row in zip(labels, result.rows, strict=True)
+    ]
+    title = "Size: million parameters, MB of the file, MiB of memory with one image"
+    return Grid(title, ["model", "M par.", "MB", "MiB"], rows)
+
+
+def _work(result: SpeedResult, labels: Sequence[str]) -> Grid:
+    rows = [
+        [
+            label,
+            _figure(row.gmacs(1)),
+            _figure(_doubled(row.gmacs(1))),
+            _share(row.compute_percent),
+            _share(row.copy_percent),
+        ]
+        for label, row in zip(labels, result.rows, strict=True)
+    ]
+    title = (
+        "Work of one image alone, and shares of this machine's fastest matrix product and copy,"
+        " percent"
+    )
+    return Grid(title, ["model", "GMACs", "GFLOPs", "product", "copy"], rows)
+
+
+def _first(result: SpeedResult, inputs: Inputs) -> list[Measurement | None]:
+    """Each row's measurement at the smallest batch that any has."""
+    batches = [m.batch for row in result.rows for m in row.measurements if m.inputs == inputs]
+    smallest = min(batches, default=1)
+    return [row.at(smallest, inputs) for row in result.rows]
+
+
+def _latencies(result: SpeedResult, labels: Sequence[str], inputs: Inputs) -> Grid:
+    found = [(label, m) for label, m in zip(labels, _first(result, inputs), strict=True) if m]
+    rows = [[label, *map(_figure, (m.p50_ms, m.p90_ms, m.p99_ms))] for label, m in found]
+    batch = found[0][1].batch if found else 1
+    copied = ", images copied to the device and answers back" if inputs == "copied" else ""
+    return Grid(
+        f"Latency, ms a call of batch {batch}{copied}", ["model", "p50", "p90", "p99"], rows
+    )
+
+
+def _ratios(result: SpeedResult, labels: Sequence[str], inputs: Inputs) -> Grid:
+    rows = []
+    for label, found in zip(labels, _first(result, inputs), strict=True):
+        if found is not None:
+            mark = "!" if found.cv_percent > WIDE_SPREAD_PERCENT else ""
+            ratios = (found.ratio, found.ratio_low, found.ratio_high)
+            cells = ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+            rows.append([label, *cells, f"{found.cv_percent:.1f}{mark}"])
+    title = (
+        f"Times as fast as {result.baseline} there, median, lowest and highest of"
+        f" {result.settings['n_rounds']} rounds; variation of one call"
+    )
+    return Grid(title, ["model", "ratio", "low", "high", "cv %"], rows)
+
+
+def _throughputs(result: SpeedResult, labels: Sequence[str]) -> Grid:
+    batches = result.settings["batches"]
+    rows = []
+    for label, row in zip(labels, result.rows, strict=True):
+        found = [row.at(batch, "on device") or row.at(batch, "copied") for batch in batches]
+        if any(found):
+            rows.append(
+                [label, *(_figure(None if m is None else m.images_per_second) for m in found)]
+            )
+    return Grid("FPS: images a second by batch", ["model", *map(str, batches)], rows)
+
+
+def _end_to_end(result: SpeedResult, labels: Sequence[str]) -> Grid:
+    rows = [
+        [label, *map(_figure, (found.p50_ms, found.p90_ms, found.p99_ms, found.images_per_second))]
+        for label, row in zip(labels, result.rows, strict=True)
+        if (found := row.at(1, "image file")) is not None
+    ]
+    header = ["model", "p50", "p90", "p99", "FPS"]
+    return Grid("End to end, ms: a JPEG of 640x480 decoded, resized and classified", header, rows)
+
+
+def _power(result: SpeedResult, labels: Sequence[str]) -> Grid:
+    rows = [
+        [label, str(found.batch), _figure(found.watts), _figure(found.joules_per_image)]
+        for label, row in zip(labels, result.rows, strict=True)
+        for found in row.measurements
+        if found.watts is not None and found.inputs != "image file"
+    ]
+    return Grid("Power while it ran, and energy", ["model", "batch", "W", "J/image"], rows)
+
+
+def _accuracies(result: SpeedResult, labels: Sequence[str]) -> Grid:
+    rows = []
+    for label, row in zip(labels, result.rows, strict=True):
+        found = row.accuracy
+        if found is None:
+            continue
+        values = (found.base, found.novel, found.harmonic_mean, found.all, found.agreement)
+        rows.append([label, *("-" if v is None else f"{v:.2f}" for v in values)])
+    header = ["model", "base", "novel", "HM", "all", "agree"]
+    title = "Accuracy, top-1 in percent; agreement of a file with its float32 model"
+    return Grid(title, header, rows)
+
+
+def _published() -> Grid:
+    rows = [[name, f"{gflops:g}", f"{fps:g}", f"{hm:.2f}"] for name, gflops, fps, hm in TABLE_7]
+    title = (
+        "Published: PromptKD, arXiv:2403.02781, table 7, SUN397 on an A100, batch and precision"
+        " not stated; HM of 11 datasets"
+    )
+    return Grid(title, ["model", "GFLOPs", "FPS", "HM"], rows)
+
+
+def notes(result: SpeedResult) -> list[str]:
+    """What a reader has to know of the figures."""
+    device, settings = result.device, result.settings
+    lines = [_device_line(result)]
+    if any(row.protocol == "paper" for row in result.rows):
+        lines.append(
+            "paper: class texts are encoded with every batch, as the methods' public code"
+            " evaluates; the others have their class vectors stored."
+        )
+    sources = dict.fromkeys(row.accuracy.source for row in result.rows if row.accuracy is not None)
+    if sources:
+        lines.append(f"Accuracies were measured by {', '.join(sources)}.")
+    wide = {
+        row.label
+        for row in result.rows
+        for found in row.measurements
+        if found.cv_percent > WIDE_SPREAD_PERCENT
+    }
+    if wide:
+        lines.append(
+            f"! Times of {len(wide)} of {len(result.rows)} models vary by more than"
+            f" {WIDE_SPREAD_PERCENT:g} %: other work runs here, or the clock changes. Trust ratios"
+            " with a narrow range."
+        )
+    if device.get("throttled"):
+        lines.append("! The device slowed itself down meanwhile: heat, power or current.")
+    elif device.get("throttled") is None:
+        lines.append("Whether the device slowed itself down meanwhile is not known here.")
+    few = sorted(
+        {
+            row.label
+            for row in result.rows
+            for m in row.measurements
+            if m.n_calls < settings["n_calls"]
+        }
+    )
+    if few:
+        lines.append(f"Fewer than {settings['n_calls']} calls, as they are slow: {', '.join(few)}.")
+    missed = [row.label for row in result.rows if row.gate == "missed"]
+    if missed:
+        lines.append(f"Missed its gate at export: {', '.join(missed)}.")
+    lines += [f"{row.label} ended early: {row.problem}" for row in result.rows if row.problem]
+    lines += [f"Left out: {name}: {why}" for name, why in result.left_out.items()]
+    return lines
+
+
+def _device_line(result: SpeedResult) -> str:
+    device = result.device
+    parts = [f"{device['cpu']}, {device['cpu_cores']} cores"]
+    threads = result.settings["threads"]
+    parts.append("threads as each library chooses" if threads is None else f"{threads} threads")
+    for gpu in device.get("gpus", []):
+        parts.append(f"{gpu['name']}, driver {gpu['driver']}")
+    if "jetson" in device:
+        parts += [device["jetson"]["board"], device["jetson"]["power_mode"]]
+    runtimes = dict.fromkeys(row.runtime for row in result.rows if row.runtime != "-")
+    peaks = [
+        f"{kind} {precision} {2 * found['rate']:.0f} GOPS ({found['by']})"
+        for kind, values in result.peaks.items()
+        for precision, found in values["gmacs_per_second"].items()
+    ]
+    return f"Measured on {', '.join(parts)}; {', '.join(runtimes)}. Peaks: {', '.join(peaks)}."
+
+
+def as_markdown(result: SpeedResult) -> str:
+    """The tables in Markdown."""
+    blocks = []
+    for grid in make_grids(result):
+        lines = [f"**{grid.title}**", "", _md_row(grid.header)]
+        lines.append(_md_row(["---"] + ["---:"] * (len(grid.header) - 1)))
+        lines += map(_md_row, grid.rows)
+        blocks.append("\n".join(lines))
+    blocks.append("\n".join(f"* {line}" for line in notes(result)))
+    return "\n\n".join(blocks)
+
+
+def _md_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+_CSV_ROW = (
+    *("source", "model", "protocol", "precision", "runtime", "device"),
+    *("n_parameters", "n_bytes", "memory_bytes", "gmacs", "gflops"),
+)
+_CSV_TIMES = (
+    *("batch", "inputs", "n_calls", "p50_ms", "p90_ms", "p99_ms", "mean_ms", "cv_percent"),
+    *("images_per_second", "ratio", "ratio_low", "ratio_high", "watts", "joules_per_image"),
+)
+_CSV_ACCURACY = ("base", "novel", "harmonic_mean", "all", "agreement")
+
+
+def as_csv(result: SpeedResult) -> str:
+    """One line a measurement, one for a model that has none."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow((*_CSV_ROW, *_CSV_TIMES, *_CSV_ACCURACY, "problem"))
+    for row in result.rows:
+        for found in row.measurements or (None,):
+            writer.writerow(_csv_cells(row, found))
+    return file.getvalue().rstrip("\n")
+
+
+def _csv_cells(row: SpeedRow, found: Measurement | None) -> list[object]:
+    gmacs = row.gmacs(1 if found is None else found.batch)
+    work = [gmacs, _doubled(gmacs)]
+    cells = [*(getattr(row, key) for key in _CSV_ROW[:-2]), *work]
+    cells += [None if found is None else getattr(found, key) for key in _CSV_TIMES]
+    known = row.accuracy
+    cells += [None if known is None else getattr(known, key) for key in _CSV_ACCURACY]
+    return ["" if cell is None else cell for cell in [*cells, row.problem]]
+
+
+def _doubled(gmacs: float | None) -> float | None:
+    """GFLOPs of GMACs."""
+    return None if gmacs is None else 2 * gmacs
+
+
+def _scaled(value: float | None, unit: float) -> str:
+    return "-" if value is None else _figure(value / unit)
+
+
+def _share(percent: float | None) -> str:
+    return "-" if percent is None else f"{percent:.0f}"
+
+
+def _figure(value: float | None) -> str:
+    """A number with three digits, or a dash where there is none."""
+    if value is None:
+        return "-"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"

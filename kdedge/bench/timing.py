@@ -1,0 +1,226 @@
+"""Timing several models in one process, interleaved, so that drift of the machine hits all alike.
+
+Each model's calls are spread over rounds. In a round every model has its turn: a pause, a few
+unmeasured calls, then its share of timed ones. Ratios are taken round by round: two models of one
+round ran within seconds of each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from kdedge.errors import KdedgeError
+from kdedge.speed_results import Inputs, Measurement
+
+# ONNX Runtime's threads wait in a loop for a while after a call and slow down what comes next
+_PAUSE_S = 0.05
+_WARM_CALLS = 3
+_WARM_S = 0.2
+
+
+class Call(Protocol):
+    """Runs one batch and gives the time that it took, in ms."""
+
+    def __call__(self) -> float:
+        """Runs it; returns once its result is there."""
+
+
+def host_timed(work: Callable[[], Any]) -> Call:
+    """A call timed by the host's monotonic clock; the work returns when its result is there."""
+
+    def call() -> float:
+        began = time.perf_counter()
+        work()
+        return 1000 * (time.perf_counter() - began)
+
+    return call
+
+
+@dataclass(frozen=True)
+class TimingPlan:
+    """How long each model is timed at each batch size.
+
+    Attributes:
+        seconds: at least so long.
+        n_calls: and at least so many calls, unless they take longer than `most_seconds`.
+        most_seconds: where a call is slow, fewer calls end within this, but never fewer than 3.
+        call_seconds: a model that would need longer for a call is left out.
+        n_rounds: turns that each model has.
+    """
+
+    seconds: float = 2.0
+    n_calls: int = 20
+    most_seconds: float = 20.0
+    call_seconds: float = 10.0
+    n_rounds: int = 5
+
+    def calls_for(self, call_ms: float) -> int:
+        """How many calls of this length are timed."""
+        call_s = max(call_ms, 1e-3) / 1000
+        wanted = max(self.n_calls, math.ceil(self.seconds / call_s))
+        return max(3, min(wanted, math.floor(self.most_seconds / call_s)))
+
+
+class Power(Protocol):
+    """Measures power while a model runs."""
+
+    def during(self, key: Any) -> contextlib.AbstractContextManager[None]:
+        """Context in which samples are counted for `key`."""
+
+    def watts(self, key: Any) -> float | None:
+        """Their mean."""
+
+
+class NoPower:
+    """Nothing here measures power."""
+
+    @contextlib.contextmanager
+    def during(self, key: Any) -> Iterator[None]:
+        """Does nothing."""
+        del key
+        yield
+
+    def watts(self, key: Any) -> float | None:
+        """There is none."""
+        del key
+        return None
+
+
+@dataclass
+class Timed:
+    """One model's times at one batch size.
+
+    Attributes:
+        rounds: ms of the timed calls, by round.
+        problem: the error that ended it; None where nothing did.
+        watts: mean power.
+    """
+
+    rounds: list[list[float]] = field(default_factory=list)
+    problem: Exception | None = None
+    watts: float | None = None
+
+    @property
+    def samples(self) -> list[float]:
+        """All timed calls."""
+        return [sample for one in self.rounds for sample in one]
+
+
+def measure(
+    calls: Mapping[str, Call],
+    plan: TimingPlan,
+    *,
+    power: Power | None = None,
+    after_turn: Callable[[str], None] | None = None,
+) -> dict[str, Timed]:
+    """Times models against each other; one that fails is left, and the others go on.
+
+    Args:
+        calls: by any key; each runs a batch of the same size.
+        plan: how long.
+        power: what measures it.
+        after_turn: told of each turn that has ended.
+
+    Returns:
+        The times by key. A model's rounds are the plan's, or fewer where it has fewer calls.
+    """
+    power = power or NoPower()
+    timed = {key: Timed() for key in calls}
+    left: dict[str, list[int]] = {}
+    for key, call in calls.items():
+        with _kept(timed[key]):
+            left[key] = _shares(plan.calls_for(_warm(call)), plan.n_rounds)
+    for number in range(plan.n_rounds):
+        for key, call in calls.items():
+            if timed[key].problem is None and number < len(left[key]):
+                with _kept(timed[key]):
+                    timed[key].rounds.append(_turn(call, left[key][number], key, power))
+            if after_turn is not None:
+                after_turn(key)
+    for key, one in timed.items():
+        one.watts = power.watts(key)
+    return timed
+
+
+@contextlib.contextmanager
+def _kept(timed: Timed) -> Iterator[None]:
+    """Keeps an engine's or torch's error beside what was measured before it."""
+    try:
+        yield
+    except (KdedgeError, RuntimeError, MemoryError) as error:
+        timed.problem = error
+
+
+def _warm(call: Call) -> float:
+    """Runs unmeasured calls; gives the quickest one's ms."""
+    taken: list[float] = []
+    while len(taken) < _WARM_CALLS and (len(taken) < 2 or sum(taken) < 1000 * _WARM_S):
+        taken.append(call())
+    return min(taken)
+
+
+def _shares(n_calls: int, n_rounds: int) -> list[int]:
+    """Calls of each round, as even as they can be; no round without one."""
+    n_rounds = min(n_rounds, n_calls)
+    return [n_calls // n_rounds + (number < n_calls % n_rounds) for number in range(n_rounds)]
+
+
+def _turn(call: Call, n_calls: int, key: str, power: Power) -> list[float]:
+    time.sleep(_PAUSE_S)
+    if call() < 1000 * _WARM_S:  # the first ones after a pause are slow by themselves
+        for _ in range(_WARM_CALLS - 1):
+            call()
+    with power.during(key):
+        return [call() for _ in range(n_calls)]
+
+
+def summarize(
+    timed: Timed, *, batch: int, inputs: Inputs, baseline: Timed | None
+) -> Measurement | None:
+    """Percentiles and ratios of what was timed; None where nothing was.
+
+    Args:
+        timed: the model's.
+        batch: images a call.
+        inputs: where its calls start.
+        baseline: what ratios are against, timed in the same rounds.
+    """
+    samples = timed.samples
+    if not samples:
+        return None
+    mean = statistics.fmean(samples)
+    ratios = [] if baseline is None else _ratios(baseline.rounds, timed.rounds)
+    return Measurement(
+        batch=batch,
+        inputs=inputs,
+        n_calls=len(samples),
+        p50_ms=statistics.median(samples),
+        p90_ms=percentile(samples, 90),
+        p99_ms=percentile(samples, 99),
+        mean_ms=mean,
+        cv_percent=100 * statistics.pstdev(samples) / mean,
+        images_per_second=1000 * batch / mean,
+        ratio=statistics.median(ratios) if ratios else None,
+        ratio_low=min(ratios, default=None),
+        ratio_high=max(ratios, default=None),
+        watts=timed.watts,
+        samples_ms=tuple(samples),
+    )
+
+
+def _ratios(baseline: list[list[float]], rounds: list[list[float]]) -> list[float]:
+    """Median of the baseline over median of the model, for each round that both have."""
+    pairs = zip(baseline, rounds, strict=False)
+    return [statistics.median(first) / statistics.median(second) for first, second in pairs]
+
+
+def percentile(samples: list[float], percent: float) -> float:
+    """The smallest sample that so many percent of all do not exceed (nearest rank)."""
+    ordered = sorted(samples)
+    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]

@@ -1,0 +1,276 @@
+"""Measure speed, size and work of a run's models and of an artifact's files."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from kdedge._files import explain_os_error, read_json, write_json
+from kdedge.bench.artifact_subjects import artifact_subjects, find_artifact
+from kdedge.bench.compare import check_regressions
+from kdedge.bench.run import run_bench
+from kdedge.bench.subject import Subject
+from kdedge.bench.tables import as_csv, as_markdown, make_grids, notes
+from kdedge.bench.timing import TimingPlan
+from kdedge.cli._options import device_option, need_training_packages, runs_option
+from kdedge.cli._output import next_line, print_result, table
+from kdedge.errors import DataError, RecipeError
+from kdedge.runtime.artifact import FILE_NAME, load_artifact
+from kdedge.speed_results import SpeedResult
+
+log = logging.getLogger(__name__)
+
+_AGAINST = "coop,cocoop,promptsrc"
+_FORMATS = ("text", "md", "csv", "json")
+
+
+def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    """Batch sizes from `1,8,32`."""
+    del ctx, parameter
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isdigit() and 0 < int(part) <= 100_000 for part in parts):
+        raise click.BadParameter(f"{value!r} is no list of batch sizes, as in 1,8,32.")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def _percent(ctx: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    """A percentage from `5%` or `5`."""
+    del ctx, parameter
+    if value is None:
+        return None
+    try:
+        number = float(value.strip().removesuffix("%"))
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 1000:
+        raise click.BadParameter(f"{value!r} is no percentage, as in 5%.")
+    return number
+
+
+@click.command("bench")
+@click.argument("sources", metavar="[RUN|ARTIFACT|FILE]...", nargs=-1)
+@click.option(
+    "--against",
+    default=_AGAINST,
+    show_default=True,
+    metavar="METHODS",
+    help="Methods on the student's backbone to compare a run with; none for none of them.",
+)
+@click.option(
+    "--batch",
+    "batches",
+    default="1,8,32,100",
+    show_default=True,
+    callback=_numbers,
+    metavar="N,N",
+    help="Images a call.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0.01),
+    default=2.0,
+    show_default=True,
+    help="Least time for each model at each batch size.",
+)
+@click.option(
+    "--calls",
+    type=click.IntRange(min=3),
+    default=20,
+    show_default=True,
+    help="Least number of calls; fewer, and 3 at least, where they take over 10 times --seconds.",
+)
+@click.option(
+    "--slowest",
+    type=click.FloatRange(min=0.1),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Leave a model out at batch sizes where a call would take longer.",
+)
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads of the CPU.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(_FORMATS),
+    default="text",
+    show_default=True,
+    help="json has every timed call; it is what --output writes and --baseline reads.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the measurements here as JSON. Must not exist. [default: bench/NN.json in the"
+    " first run]",
+)
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Measurements of an earlier call to compare with.",
+)
+@click.option(
+    "--max-regress",
+    callback=_percent,
+    metavar="PERCENT",
+    help="Exit with 6 where a median is so much above --baseline's.  [default: 5%]",
+)
+@runs_option
+@device_option
+def command(
+    sources: tuple[str, ...],
+    against: str,
+    batches: tuple[int, ...],
+    seconds: float,
+    calls: int,
+    slowest: float,
+    threads: int | None,
+    kind: str,
+    output: Path | None,
+    baseline: Path | None,
+    max_regress: float | None,
+    root: Path,
+    device: str | None,
+) -> None:
+    """Measure models against each other: work, latency, FPS, memory, accuracy.
+
+    A RUN is measured with its teacher, plain CLIP, the methods of --against and the files of its
+    newest artifact; an ARTIFACT with those files that this machine can run; a FILE of an artifact
+    by itself. Artifacts and their files need no torch. Without an argument it is the newest
+    finished run.
+
+    Speed and work depend on a method's architecture alone; accuracies are those of finished runs.
+    """
+    if max_regress is not None and baseline is None:
+        raise click.UsageError("--max-regress goes with --baseline FILE.")
+    before = None if baseline is None else _read(baseline)
+    if output is not None and output.exists():
+        raise click.UsageError(f"{output} exists, and nothing is overwritten. Name another file.")
+    methods = [] if against == "none" else [name.strip() for name in against.split(",")]
+    gathered = _Gathered(root, device, threads)
+    for source in sources or (None,):
+        gathered.add(source, methods)
+    result = run_bench(
+        gathered.subjects,
+        plan=TimingPlan(
+            seconds=seconds, n_calls=calls, most_seconds=10 * seconds, call_seconds=slowest
+        ),
+        batches=batches,
+        n_threads=threads,
+        left_out=gathered.left_out,
+        command=shlex.join(["kdedge", *sys.argv[1:]]),
+    )
+    written = _write(result, output, gathered.folder)
+    lines = [f"Wrote {written}"] if written is not None else []
+    if gathered.run is not None:
+        lines.append(next_line("report", gathered.run))
+    _print(result, kind, lines)
+    if before is not None and baseline is not None:
+        limit = 5.0 if max_regress is None else max_regress
+        for line in check_regressions(result, before, max_percent=limit, where=str(baseline)):
+            log.info("%s", line)
+
+
+class _Gathered:
+    """What is to be measured.
+
+    Attributes:
+        subjects: the models.
+        left_out: what is missing, and why.
+        run: folder of the first run.
+    """
+
+    def __init__(self, root: Path, device: str | None, n_threads: int | None) -> None:
+        self.subjects: list[Subject] = []
+        self.left_out: dict[str, str] = {}
+        self.run: Path | None = None
+        self._root, self._device, self._n_threads = root, device, n_threads
+
+    @property
+    def folder(self) -> Path | None:
+        """Where measurements are written unasked."""
+        return None if self.run is None else self.run / "bench"
+
+    def add(self, source: str | None, against: Sequence[str]) -> None:
+        """Adds what an argument means."""
+        found = None if source is None else find_artifact(Path(source))
+        if found is None:
+            self._add_run(source, against)
+        else:
+            self._add_artifact(*found)
+
+    def _add_artifact(self, folder: Path, file: str | None) -> None:
+        artifact = load_artifact(folder)
+        if file is not None:
+            artifact.file(file)  # says what there is where it is no model file
+        added = artifact_subjects(artifact, n_threads=self._n_threads)
+        self.subjects += [one for one in added if file in (None, one.model)]
+
+    def _add_run(self, source: str | None, against: Sequence[str]) -> None:
+        from kdedge.training.runs import find_run
+
+        need_training_packages("Measuring a run")
+        import torch
+
+        from kdedge.bench.run_subjects import run_subjects
+        from kdedge.training.parts import choose_device
+
+        if self._n_threads is not None:
+            torch.set_num_threads(self._n_threads)
+        run = find_run(source, self._root)
+        rows, missing = run_subjects(
+            run, root=self._root, device=choose_device(self._device), against=against
+        )
+        self.subjects += rows
+        self.left_out |= missing
+        self.run = self.run or run.path
+        artifacts = sorted(run.path.glob(f"artifacts/*/{FILE_NAME}"))
+        if artifacts:
+            self._add_artifact(artifacts[-1].parent, None)
+        else:
+            command = next_line("export", run.path, "--onnx", "--int8").removeprefix("Next: ")
+            self.left_out[f"{run.name} folded"] = f"it is not exported; {command} does it"
+
+
+def _read(path: Path) -> SpeedResult:
+    try:
+        return SpeedResult.from_dict(read_json(path), str(path))
+    except DataError as error:
+        raise RecipeError(f"--baseline: {error}") from error
+
+
+def _write(result: SpeedResult, output: Path | None, folder: Path | None) -> Path | None:
+    """Writes the measurements; gives the file, or None where there is no place for one."""
+    if output is not None:
+        place = output
+    elif folder is not None:
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise explain_os_error(error, folder) from error
+        taken = [int(file.stem) for file in folder.glob("*.json") if file.stem.isdigit()]
+        place = folder / f"{max(taken, default=0) + 1:02d}.json"
+    else:
+        return None
+    write_json(place, result.to_dict())
+    return place
+
+
+def _print(result: SpeedResult, kind: str, lines: Sequence[str]) -> None:
+    if kind == "json":
+        print_result(result, as_json=True)
+    elif kind == "text":
+        blocks = [
+            f"{grid.title}\n"
+            + table(grid.rows, header=grid.header, align="l" + "r" * (len(grid.header) - 1))
+            for grid in make_grids(result)
+        ]
+        click.echo("\n\n".join([*blocks, "\n".join([*notes(result), *lines])]))
+        return
+    else:
+        click.echo(as_markdown(result) if kind == "md" else as_csv(result))
+    for line in lines:
+        log.info("%s", line)

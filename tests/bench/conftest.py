@@ -1,0 +1,80 @@
+"""A measured table that never was: for tables, comparisons and records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kdedge.speed_results import Accuracy, Measurement, SpeedResult, SpeedRow
+
+
+def _measurement(batch: int = 1, p50_ms: float = 10.0, **other: Any) -> Measurement:
+    values: dict[str, Any] = {
+        "inputs": "on device",
+        "n_calls": 100,
+        "p90_ms": 1.1 * p50_ms,
+        "p99_ms": 1.2 * p50_ms,
+        "mean_ms": p50_ms,
+        "cv_percent": 1.0,
+        "images_per_second": 1000 * batch / p50_ms,
+        "ratio": 1.0,
+        "ratio_low": 0.95,
+        "ratio_high": 1.05,
+        "watts": None,
+        "samples_ms": (p50_ms,) * 3,
+    }
+    return Measurement(batch=batch, p50_ms=p50_ms, **(values | other))
+
+
+def _row(model: str = "CLIP", *measurements: Measurement, **other: Any) -> SpeedRow:
+    values: dict[str, Any] = {
+        "source": "line3",
+        "protocol": "cached",
+        "precision": "fp32",
+        "runtime": "PyTorch 2.13.0",
+        "device": "CPU",
+        "n_parameters": 86_000_000,
+        "n_bytes": None,
+        "gmacs_image": 17.5,
+        "gmacs_call": 0.0,
+        "memory_bytes": 500 << 20,
+        "accuracy": Accuracy(70.1, 60.2, 64.77, 55.5, None, "line3/02"),
+        "gate": None,
+        "compute_percent": 71.0,
+        "copy_percent": 12.0,
+        "problem": None,
+    }
+    return SpeedRow(model=model, measurements=measurements, **(values | other))
+
+
+@pytest.fixture
+def make_measurement() -> Callable[..., Measurement]:
+    """Makes a measurement from a batch and a median."""
+    return _measurement
+
+
+@pytest.fixture
+def make_row() -> Callable[..., SpeedRow]:
+    """Makes a row from a model's name and its measurements."""
+    return _row
+
+
+@pytest.fixture
+def make_result() -> Callable[..., SpeedResult]:
+    """Makes a table from its rows."""
+
+    def make(*rows: SpeedRow, **other: Any) -> SpeedResult:
+        values: dict[str, Any] = {
+            "command": "kdedge bench",
+            "measured_at": "2026-01-01T00:00:00+00:00",
+            "settings": {"n_calls": 20, "n_rounds": 5, "batches": [1, 8], "threads": 2},
+            "device": {"cpu": "A CPU", "cpu_cores": 2, "throttled": None},
+            "peaks": {"CPU": {"gmacs_per_second": {"fp32": {"rate": 90.0, "by": "NumPy 2"}}}},
+            "baseline": rows[0].label if rows else None,
+            "left_out": {},
+        }
+        return SpeedResult(rows=rows, **(values | other))
+
+    return make

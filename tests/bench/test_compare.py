@@ -1,0 +1,59 @@
+"""Comparing with an earlier table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kdedge.bench.compare import check_regressions
+from kdedge.errors import GateError, RecipeError
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def tables(make_row: Make, make_result: Make, make_measurement: Make) -> Callable[..., Any]:
+    def make(*medians: float, **other: Any) -> Any:
+        rows = [make_row(f"model {i}", make_measurement(1, ms)) for i, ms in enumerate(medians)]
+        return make_result(*rows, **other)
+
+    return make
+
+
+def test_up_to_the_limit_is_no_regression(tables: Make) -> None:
+    lines = check_regressions(tables(10.4, 5.0), tables(10.0, 9.0), max_percent=5, where="b.json")
+    assert lines == [
+        "model 0 (PyTorch 2.13.0), batch 1, on device: 10 -> 10.4 ms (+4.0 %)",
+        "model 1 (PyTorch 2.13.0), batch 1, on device: 9 -> 5 ms (-44.4 %)",
+    ]
+
+
+def test_above_it_ends_in_a_gate_that_names_what_is_slower(tables: Make) -> None:
+    with pytest.raises(GateError, match=r"1 of 2 medians .* 5 % above b.json") as caught:
+        check_regressions(tables(10.6, 5.0), tables(10.0, 5.0), max_percent=5, where="b.json")
+    assert "model 0" in str(caught.value)
+    assert "model 1" not in str(caught.value)
+
+
+def test_a_newer_version_of_the_runtime_is_the_same_model(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    new = make_result(make_row("m", make_measurement(1, 9.0), runtime="PyTorch 3.0"))
+    old = make_result(make_row("m", make_measurement(1, 9.0)))
+    assert len(check_regressions(new, old, max_percent=0, where="b.json")) == 1
+
+
+def test_another_machines_times_are_no_baseline(tables: Make) -> None:
+    other = tables(1.0, device={"cpu": "Another CPU", "cpu_cores": 8})
+    with pytest.raises(RecipeError, match=r"another machine: Another CPU, 8 cores"):
+        check_regressions(tables(1.0), other, max_percent=5, where="b.json")
+
+
+def test_tables_with_nothing_in_common_are_an_error(
+    tables: Make, make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    other = make_result(make_row("something else", make_measurement()))
+    with pytest.raises(RecipeError, match="no model in common"):
+        check_regressions(tables(1.0), other, max_percent=5, where="b.json")

@@ -1,0 +1,125 @@
+"""The measured table as text."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from typing import Any
+
+from kdedge.bench.tables import as_csv, as_markdown, make_grids, notes
+
+Make = Callable[..., Any]
+
+
+def grid(result: Any, start: str) -> list[list[str]]:
+    return next(g.rows for g in make_grids(result) if g.title.startswith(start))
+
+
+def test_gflops_are_twice_the_gmacs_and_class_texts_are_counted_with_the_call(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    paper = make_row("CoOp", make_measurement(), protocol="paper", gmacs_call=1183.0)
+    (cells,) = grid(make_result(paper), "Work of one image")
+    assert cells[:3] == ["CoOp, paper", "1,200", "2,401"]
+    assert paper.gmacs(100) == 17.5 + 11.83
+
+
+def test_what_is_not_known_is_a_dash(make_row: Make, make_result: Make) -> None:
+    row = make_row(n_parameters=None, gmacs_image=None, memory_bytes=None, compute_percent=None)
+    assert grid(make_result(row), "Size")[0][1:] == ["-"] * 3
+    assert grid(make_result(row), "Work")[0][1:4] == ["-"] * 3
+
+
+def test_latency_and_fps_are_of_the_batches_asked_for(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    row = make_row("CLIP", make_measurement(1, 10.0), make_measurement(8, 40.0))
+    other = make_row("CoOp", make_measurement(1, 20.0))
+    result = make_result(row, other)
+    assert grid(result, "Latency, ms a call of batch 1")[0] == ["CLIP", "10.0", "11.0", "12.0"]
+    assert grid(result, "Times as fast as CLIP")[0] == ["CLIP", "1.00", "0.95", "1.05", "1.0"]
+    assert grid(result, "FPS") == [["CLIP", "100", "200"], ["CoOp", "50.0", "-"]]
+
+
+def test_copied_inputs_are_a_table_of_their_own(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    engine = make_row(
+        "m.engine", make_measurement(1, 1.0), make_measurement(1, 1.5, inputs="copied")
+    )
+    titles = [g.title for g in make_grids(make_result(engine))]
+    assert any("images copied to the device and answers back" in title for title in titles)
+
+
+def test_a_wide_spread_is_said(make_row: Make, make_result: Make, make_measurement: Make) -> None:
+    steady = make_row("CLIP", make_measurement())
+    busy = make_row("CoOp", make_measurement(cv_percent=23.4))
+    result = make_result(steady, busy)
+    assert [cells[4] for cells in grid(result, "Times")] == ["1.0", "23.4!"]
+    assert "! Times of 1 of 2 models vary by more than 5 %" in "\n".join(notes(result))
+    assert "vary" not in "\n".join(notes(make_result(steady)))
+
+
+def test_throttling_failures_and_what_is_left_out_are_said(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    row = make_row("m.engine", make_measurement(), problem="the GPU has gone", gate="missed")
+    device = {"cpu": "A CPU", "cpu_cores": 2, "throttled": True}
+    text = "\n".join(notes(make_result(row, device=device, left_out={"teacher": "it is gone"})))
+    assert "slowed itself down meanwhile" in text
+    assert "m.engine ended early: the GPU has gone" in text
+    assert "Missed its gate at export: m.engine" in text
+    assert "Left out: teacher: it is gone" in text
+
+
+def test_sixty_columns_are_enough(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    from kdedge.cli._output import table
+
+    wide = {"cv_percent": 12.3, "ratio": 12.34, "ratio_low": 11.11, "ratio_high": 13.33}
+    rows = [
+        make_row("Zero-shot CLIP", make_measurement(1, 123.4)),
+        make_row("model.int8-cpu.onnx", make_measurement(1, 0.123, **wide), n_bytes=92_000_000),
+    ]
+    for one in make_grids(make_result(*rows)):
+        text = table(one.rows, header=one.header, align="l" + "r" * (len(one.header) - 1))
+        assert max(map(len, text.splitlines())) <= 60, one.title
+
+
+def test_markdown_escapes_what_would_end_a_cell(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    text = as_markdown(make_result(make_row("a|b", make_measurement())))
+    assert "| a\\|b | 86.0 |" in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.endswith("|") for line in lines)
+
+
+def test_csv_has_a_line_for_each_measurement_and_for_a_model_without_one(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    rows = [
+        make_row("CoOp", make_measurement(1), make_measurement(8), gmacs_call=80.0),
+        make_row("m.engine", problem="built for another GPU"),
+    ]
+    lines = list(csv.DictReader(io.StringIO(as_csv(make_result(*rows)))))
+    assert [(line["model"], line["batch"]) for line in lines] == [
+        *(("CoOp", "1"), ("CoOp", "8"), ("m.engine", "")),
+    ]
+    assert [float(line["gmacs"]) for line in lines[:2]] == [97.5, 27.5]
+    assert [float(line["gflops"]) for line in lines[:2]] == [195.0, 55.0]
+    assert lines[2]["problem"] == "built for another GPU"
+    assert lines[0]["harmonic_mean"] == "64.77"
+
+
+def test_the_papers_table_is_beside_ours(make_row: Make, make_result: Make) -> None:
+    assert grid(make_result(make_row()), "Published")[-1] == ["PromptKD", "42.5", "1710", "83.73"]
+
+
+def test_rows_of_several_runs_name_their_recipe(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    rows = [make_row("CLIP", make_measurement()), make_row("CLIP", make_measurement(), source="b")]
+    assert [cells[0] for cells in grid(make_result(*rows), "FPS")] == ["line3: CLIP", "b: CLIP"]

@@ -1,0 +1,270 @@
+"""`kdedge bench` on a trained and exported project."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("modelopt")
+
+QUICK = ("--seconds", "0.01", "--calls", "3", "--batch", "1,2")
+ARTIFACT = "runs/tiny/02/artifacts/01"
+
+Kdedge = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kdedge.bench import peak, timing
+
+    monkeypatch.setattr(peak, "_SIDE", 64)
+    monkeypatch.setattr(peak, "_SECONDS", 0.001)
+    monkeypatch.setattr(timing, "_PAUSE_S", 0.0)
+
+
+@pytest.fixture
+def exported(exported_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That project, of the test's own, as the current folder."""
+    folder = tmp_path / "project"
+    shutil.copytree(exported_project, folder)
+    for recipe in folder.glob("runs/*/*/recipe.yaml"):
+        recipe.write_text(recipe.read_text().replace(str(exported_project), str(folder)))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def read(path: str | Path) -> Any:
+    return json.loads(Path(path).read_text())
+
+
+def test_a_bare_call_measures_the_newest_student_against_everything(
+    exported: Path, kdedge: Kdedge
+) -> None:
+    done = kdedge("bench", *QUICK)
+    assert done.code == 0, done.err
+    rows = read("runs/tiny/02/bench/01.json")["rows"]
+    assert [(row["model"], row["protocol"]) for row in rows] == [
+        ("Zero-shot CLIP", "cached"),
+        ("CoOp", "paper"),
+        ("CoOp", "cached"),
+        ("CoCoOp", "paper"),
+        ("PromptSRC", "paper"),
+        ("PromptSRC", "cached"),
+        ("teacher, PromptSRC", "cached"),
+        ("PromptKD", "cached"),
+        ("model.onnx", "cached"),
+        ("model.fp16.onnx", "cached"),
+        ("model.int8.onnx", "cached"),
+        ("model.int8-cpu.onnx", "cached"),
+    ]
+    by_name = {(row["model"], row["protocol"]): row for row in rows}
+    for row in rows:
+        batches = [(m["batch"], m["inputs"]) for m in row["measurements"]]
+        end_to_end = [(1, "image file")] if row["model"].endswith(".onnx") else []
+        assert batches == [(1, "on device"), (2, "on device"), *end_to_end]
+        assert all(len(m["samples_ms"]) == m["n_calls"] >= 3 for m in row["measurements"])
+        assert row["gmacs_image"] > 0
+        assert row["n_parameters"] > 0
+    folded, unfused = by_name["model.onnx", "cached"], by_name["PromptKD", "cached"]
+    assert folded["gmacs_image"] < unfused["gmacs_image"]
+    student = read("runs/tiny/02/eval.json")["student"]
+    assert unfused["accuracy"]["harmonic_mean"] == student["harmonic_mean"]
+    assert by_name["CoOp", "cached"]["accuracy"] is None  # it was never trained here
+    assert "Published: PromptKD, arXiv:2403.02781, table 7" in done.out
+    assert "Wrote runs/tiny/02/bench/01.json\nNext: kdedge report runs/tiny/02" in done.out
+
+
+def test_class_texts_count_with_the_call_under_the_papers_protocol(
+    exported: Path, kdedge: Kdedge
+) -> None:
+    assert kdedge("bench", *QUICK, "--against", "coop,vpt", "--output", "b.json").code == 0
+    rows = {(row["model"], row["protocol"]): row for row in read("b.json")["rows"]}
+    paper, cached = rows["CoOp", "paper"], rows["CoOp", "cached"]
+    # 4 texts at all 77 positions of a text tower of width 64, the last block for one token
+    n, width, n_classes, n_layers = 77, 64, 4, 3
+    whole = 12 * n * width**2 + 2 * n**2 * width
+    last = 2 * n * width**2 + 10 * width**2 + 2 * n * width
+    texts = n_classes * ((n_layers - 1) * whole + last + width * 24)
+    assert paper["gmacs_call"] == pytest.approx(texts / 1e9, rel=1e-9)
+    assert cached["gmacs_call"] == 0
+    assert paper["gmacs_image"] == cached["gmacs_image"]
+    assert ("VPT", "paper") not in rows  # its texts are frozen
+    assert not Path("runs/tiny/02/bench").exists()
+
+
+def test_a_trained_baseline_brings_its_accuracy(exported: Path, kdedge: Kdedge) -> None:
+    assert kdedge("train", "r.yaml", "--method", "coop", "--runs", "runs").code == 0
+    done = kdedge("bench", "tiny/02", *QUICK, "--against", "coop", "--format", "csv")
+    assert done.code == 0, done.err
+    lines = list(csv.DictReader(io.StringIO(done.out)))
+    expected = read("runs/tiny/03/eval.json")["baseline"]["harmonic_mean"]
+    found = {float(line["harmonic_mean"]) for line in lines if line["model"] == "CoOp"}
+    assert found == {expected}
+    assert "Wrote runs/tiny/02/bench/01.json" in done.err
+
+
+def test_a_run_without_an_export_says_what_is_missing(trained: Path, kdedge: Kdedge) -> None:
+    done = kdedge("bench", *QUICK, "--against", "none")
+    assert done.code == 0, done.err
+    assert "Left out: tiny/02 folded: it is not exported; kdedge export" in done.out
+
+
+def test_a_run_whose_teacher_is_gone_is_measured_without_it(trained: Path, kdedge: Kdedge) -> None:
+    shutil.rmtree("runs/tiny/01")
+    done = kdedge("bench", *QUICK, "--against", "none")
+    assert done.code == 0, done.err
+    assert "Left out: teacher: runs/tiny/01 is not a run folder" in " ".join(
+        done.out.replace(str(trained) + "/", "").split()
+    )
+
+
+def test_a_teachers_run_is_measured_by_itself(trained: Path, kdedge: Kdedge) -> None:
+    done = kdedge("bench", "tiny/01", *QUICK, "--against", "coop", "--format", "json")
+    assert done.code == 0, done.err
+    models = {row["model"] for row in json.loads(done.out)["rows"]}
+    assert models == {"Zero-shot CLIP", "CoOp", "PromptSRC"}
+
+
+def test_one_file_of_an_artifact_is_measured_alone(exported: Path, kdedge: Kdedge) -> None:
+    done = kdedge("bench", f"{ARTIFACT}/model.onnx", *QUICK, "--format", "json")
+    assert done.code == 0, done.err
+    (row,) = json.loads(done.out)["rows"]
+    assert row["model"] == "model.onnx"
+    assert row["accuracy"]["agreement"] == 100
+    assert not list(Path(ARTIFACT).glob("*.json.*"))
+
+
+def test_an_artifact_needs_neither_torch_nor_onnx(exported: Path) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'open_clip', 'pynvml'): sys.modules[name] = None\n"
+        "from kdedge.cli.main import run\n"
+        f"sys.exit(run(['bench', {ARTIFACT!r}, '--seconds', '0.01', '--batch', '1']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "model.int8-cpu.onnx" in done.stdout
+    assert "NumPy" in done.stdout
+
+
+def test_no_run_is_an_error_that_says_what_to_do(project: Path, kdedge: Kdedge) -> None:
+    done = kdedge("bench", *QUICK)
+    assert done.code == 2
+    assert "There is no finished run in runs." in done.err
+
+
+def test_a_method_that_learns_from_a_teacher_is_no_comparison(
+    trained: Path, kdedge: Kdedge
+) -> None:
+    done = kdedge("bench", *QUICK, "--against", "promptkd")
+    assert done.code == 2
+    assert "--against promptkd: it learns from a teacher" in done.err
+    assert kdedge("bench", *QUICK, "--against", "coopp").code == 2
+
+
+@pytest.mark.parametrize("given", [("--batch", "1,0"), ("--batch", "x"), ("--max-regress", "-1")])
+def test_what_is_no_number_is_a_usage_error(
+    trained: Path, kdedge: Kdedge, given: tuple[str, str]
+) -> None:
+    assert kdedge("bench", *given).code == 2
+
+
+def test_a_changed_file_is_not_run(exported: Path, kdedge: Kdedge) -> None:
+    file = Path(ARTIFACT) / "model.onnx"
+    file.write_bytes(file.read_bytes() + b" ")
+    done = kdedge("bench", str(file), *QUICK)
+    assert done.code == 3
+    assert "is not the file that was exported" in done.err
+
+
+def test_a_file_that_cannot_be_loaded_leaves_the_other_rows(exported: Path, kdedge: Kdedge) -> None:
+    file = Path(ARTIFACT) / "model.fp16.onnx"
+    file.write_bytes(file.read_bytes() + b" ")
+    done = kdedge("bench", ARTIFACT, *QUICK)
+    assert done.code == 0, done.err
+    assert "model.fp16.onnx ended early:" in done.out
+    assert "model.int8-cpu.onnx" in done.out
+
+
+def test_one_that_fails_in_the_middle_leaves_the_other_rows(
+    exported: Path, kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdedge.errors import SetupError
+    from kdedge.runtime.backends.onnxruntime import OnnxSession
+
+    run, calls = OnnxSession.run, []
+
+    def fails(session: OnnxSession, images: Any) -> Any:
+        calls.append(session)
+        if session is calls[0] and len(images) == 2:
+            raise SetupError("the device has gone")
+        return run(session, images)
+
+    monkeypatch.setattr(OnnxSession, "run", fails)
+    done = kdedge("bench", ARTIFACT, *QUICK, "--format", "json")
+    assert done.code == 0, done.err
+    first, *others = json.loads(done.out)["rows"]
+    assert first["problem"] == "the device has gone"
+    assert [m["batch"] for m in first["measurements"]] == [1]
+    assert all(len(row["measurements"]) == 3 for row in others)
+
+
+def test_a_slow_call_is_left_out_with_its_estimate(
+    exported: Path, kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdedge.bench import run
+
+    peaks = {"CPU": {"gmacs_per_second": {"fp32": {"rate": 1e-3, "by": "a snail"}}}}
+    monkeypatch.setattr(run, "measure_peaks", lambda **_: peaks)
+    done = kdedge("bench", *QUICK, "--against", "coop", "--slowest", "10")
+    assert done.code == 0, done.err
+    assert "Left out: CoOp, paper, batch 1: a call would take about" in done.out
+    assert "Left out: CoOp, batch 1" not in done.out
+
+
+def test_a_regression_ends_in_exit_6_after_the_table(exported: Path, kdedge: Kdedge) -> None:
+    file = f"{ARTIFACT}/model.onnx"
+    assert kdedge("bench", file, *QUICK, "--output", "before.json").code == 0
+    done = kdedge("bench", file, *QUICK, "--baseline", "before.json", "--max-regress", "900%")
+    assert done.code == 0, done.err
+    assert "model.onnx (onnxruntime" in done.err
+    values = read("before.json")
+    for found in values["rows"][0]["measurements"]:
+        found["p50_ms"] /= 1000
+    Path("faster.json").write_text(json.dumps(values))
+    done = kdedge("bench", file, *QUICK, "--baseline", "faster.json")
+    assert done.code == 6
+    assert "FPS: images a second by batch" in done.out
+    assert "3 of 3 medians are more than 5 % above faster.json" in done.err
+
+
+def test_a_baseline_that_is_no_table_is_found_before_anything_is_measured(
+    exported: Path, kdedge: Kdedge
+) -> None:
+    Path("b.json").write_text("{}")
+    done = kdedge("bench", ARTIFACT, "--baseline", "b.json")
+    assert done.code == 2
+    assert "b.json: format is null" in done.err
+    assert kdedge("bench", ARTIFACT, "--max-regress", "5%").code == 2
+
+
+def test_nothing_is_overwritten(exported: Path, kdedge: Kdedge) -> None:
+    Path("b.json").write_text("mine")
+    assert kdedge("bench", ARTIFACT, *QUICK, "--output", "b.json").code == 2
+    assert Path("b.json").read_text() == "mine"
+    for number in (1, 2):
+        assert kdedge("bench", *QUICK, "--against", "none").code == 0
+        assert Path(f"runs/tiny/02/bench/{number:02d}.json").exists()

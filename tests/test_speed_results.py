@@ -1,0 +1,65 @@
+"""The record of `kdedge bench`, through JSON and back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from kdedge.errors import DataError, SetupError
+from kdedge.speed_results import Accuracy, Measurement, SpeedResult, SpeedRow
+
+
+@pytest.fixture
+def result() -> SpeedResult:
+    times = {"p50_ms": 1.25, "p90_ms": 1.5, "p99_ms": 1.75, "mean_ms": 1.3, "cv_percent": 4.0}
+    found = Measurement(
+        batch=8, inputs="copied", n_calls=3, **times, images_per_second=1 / 3, ratio=None,
+        ratio_low=None, ratio_high=None, watts=12.5, samples_ms=(1.25, 1.3, 1.35),
+    )  # fmt: skip
+    row = SpeedRow(
+        source="line3", model="model.onnx", protocol="cached", precision="fp32",
+        runtime="onnxruntime 1.24.4", device="CPU", n_parameters=12, n_bytes=48, gmacs_image=0.1,
+        gmacs_call=0.0, memory_bytes=None,
+        accuracy=Accuracy(None, None, None, 50.0, 99.5, "5 images"), gate="passed",
+        compute_percent=103.5, copy_percent=None, problem=None, measurements=(found,),
+    )  # fmt: skip
+    return SpeedResult(
+        command="kdedge bench", measured_at="2026-01-01T00:00:00+00:00", settings={"n_calls": 3},
+        device={"cpu": "A CPU"}, peaks={}, baseline="model.onnx", rows=(row,),
+        left_out={"teacher": "it is gone"},
+    )  # fmt: skip
+
+
+def read(values: Any) -> SpeedResult:
+    return SpeedResult.from_dict(json.loads(json.dumps(values)), "b.json")
+
+
+def test_nothing_is_lost_on_the_way_through_json(result: SpeedResult) -> None:
+    assert read(result.to_dict()) == result
+
+
+@pytest.mark.parametrize("key", ["rows", "device", "peaks", "left_out", "command"])
+def test_a_missing_key_is_named(result: SpeedResult, key: str) -> None:
+    values = result.to_dict()
+    del values[key]
+    with pytest.raises(DataError, match=f"b.json has no {key}"):
+        read(values)
+
+
+def test_a_wrong_value_is_named_with_its_place(result: SpeedResult) -> None:
+    values = json.loads(json.dumps(result.to_dict()))
+    values["rows"][0]["measurements"][0]["batch"] = "eight"
+    with pytest.raises(DataError, match=r"rows\[0\].measurements\[0\].batch is 'eight'"):
+        read(values)
+
+
+def test_a_newer_format_is_refused_with_what_to_do(result: SpeedResult) -> None:
+    with pytest.raises(SetupError, match=r"format 2.*\n.*Upgrade kdedge"):
+        read({**result.to_dict(), "format": 2})
+
+
+def test_engines_of_two_versions_are_the_same_row(result: SpeedResult) -> None:
+    (row,) = result.rows
+    assert row.key == ("line3", "model.onnx", "cached", "fp32", "onnxruntime", "CPU")
