@@ -132,15 +132,19 @@ def measure(
     """
     power = power or NoPower()
     timed = {key: Timed() for key in calls}
+    warm_ms: dict[str, float] = {}
     left: dict[str, list[int]] = {}
     for key, call in calls.items():
         with _kept(timed[key]):
-            left[key] = _shares(plan.calls_for(_warm(call)), plan.n_rounds)
+            warm_ms[key] = _warm(call)
+            left[key] = _shares(plan.calls_for(warm_ms[key]), plan.n_rounds)
     for number in range(plan.n_rounds):
         for key, call in calls.items():
             if timed[key].problem is None and number < len(left[key]):
                 with _kept(timed[key]):
-                    timed[key].rounds.append(_turn(call, left[key][number], key, power))
+                    _settle(call, warm_ms[key])
+                    with power.during(key):
+                        timed[key].rounds.append([call() for _ in range(left[key][number])])
             if after_turn is not None:
                 after_turn(key)
     for key, one in timed.items():
@@ -159,8 +163,8 @@ def _kept(timed: Timed) -> Iterator[None]:
 
 def _warm(call: Call) -> float:
     """Runs unmeasured calls; gives the quickest one's ms."""
-    taken: list[float] = []
-    while len(taken) < _WARM_CALLS and (len(taken) < 2 or sum(taken) < 1000 * _WARM_S):
+    taken = [call()]
+    while len(taken) < _WARM_CALLS and sum(taken) < 1000 * _WARM_S:
         taken.append(call())
     return min(taken)
 
@@ -171,13 +175,12 @@ def _shares(n_calls: int, n_rounds: int) -> list[int]:
     return [n_calls // n_rounds + (number < n_calls % n_rounds) for number in range(n_rounds)]
 
 
-def _turn(call: Call, n_calls: int, key: str, power: Power) -> list[float]:
+def _settle(call: Call, call_ms: float) -> None:
+    """Waits for the threads of the model before, and leaves out what a pause slows down."""
     time.sleep(_PAUSE_S)
-    if call() < 1000 * _WARM_S:  # the first ones after a pause are slow by themselves
-        for _ in range(_WARM_CALLS - 1):
+    if call_ms < 1000 * _WARM_S:
+        for _ in range(_WARM_CALLS):
             call()
-    with power.during(key):
-        return [call() for _ in range(n_calls)]
 
 
 def summarize(

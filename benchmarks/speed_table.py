@@ -1,0 +1,98 @@
+"""The README's speed table: `kdedge bench` on a run, in the columns that the README has.
+
+    python benchmarks/speed_table.py RUN [options of `kdedge bench`]
+    python benchmarks/speed_table.py --of RUN/bench/01.json
+
+Work is that of one image at batch 1; milliseconds are medians at batch 1; the ratio is to the first
+row, with its lowest and highest of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from kdedge._files import read_json
+from kdedge.speed_results import SpeedResult, SpeedRow
+
+BATCHES = (1, 8, 32, 100)
+
+
+def measured(run: str, options: list[str]) -> SpeedResult:
+    """Runs `kdedge bench`."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "bench.json"
+        command = [sys.executable, "-m", "kdedge", "bench", run, "--output", str(file), *options]
+        subprocess.run(command, check=True)
+        return SpeedResult.from_dict(read_json(file), str(file))
+
+
+def line(row: SpeedRow) -> str:
+    """A row in Markdown."""
+    gmacs, first = row.gmacs(1), row.at(1, "on device") or row.at(1, "copied")
+    accuracy = row.accuracy
+    shown = None if accuracy is None else accuracy.harmonic_mean or accuracy.all
+    cells = [
+        row.model,
+        row.protocol,
+        row.precision,
+        row.runtime.split()[0],
+        number(row.n_parameters, 1e-6),
+        number(gmacs, 1),
+        number(gmacs, 2),
+        number(None if first is None else first.p50_ms, 1),
+    ]
+    for batch in BATCHES:
+        found = row.at(batch, "on device") or row.at(batch, "copied")
+        cells.append(number(None if found is None else found.images_per_second, 1))
+    if first is None or first.ratio is None:
+        cells.append("-")
+    else:
+        cells.append(f"{first.ratio:.2f} ({first.ratio_low:.2f}-{first.ratio_high:.2f})")
+    cells += [number(row.compute_percent, 1), number(shown, 1, digits=2)]
+    return f"| {' | '.join(cells)} |"
+
+
+def number(value: float | None, factor: float, *, digits: int | None = None) -> str:
+    """Three digits, or a dash."""
+    if value is None:
+        return "-"
+    value = value * factor
+    if digits is not None:
+        return f"{value:.{digits}f}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def main() -> None:
+    """Prints the table and where it was measured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", nargs="?")
+    parser.add_argument("--of", type=Path, help="measurements that are there already")
+    arguments, options = parser.parse_known_args()
+    if (arguments.run is None) == (arguments.of is None):
+        parser.error("name a run, or --of FILE")
+    if arguments.of is not None:
+        result = SpeedResult.from_dict(read_json(arguments.of), str(arguments.of))
+    else:
+        result = measured(arguments.run, options)
+    fps = " | ".join(f"FPS {batch}" for batch in BATCHES)
+    print(
+        "| model | protocol | precision | by | M par. | GMACs | GFLOPs | ms | "
+        f"{fps} | ratio | % of peak | HM or accuracy |"
+    )
+    print("|---|---|---|---|" + "---:|" * (7 + len(BATCHES)))
+    for row in result.rows:
+        print(line(row))
+    device = result.device
+    runtimes = ", ".join(sorted({row.runtime for row in result.rows}))
+    threads = result.settings["threads"] or "default"
+    print(f"\n{device['cpu']}, {device['cpu_cores']} cores, {threads} threads, {runtimes}")
+    for name, why in result.left_out.items():
+        print(f"* left out: {name}: {why}")
+
+
+if __name__ == "__main__":
+    main()
