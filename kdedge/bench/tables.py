@@ -44,6 +44,7 @@ def make_grids(result: SpeedResult) -> list[Grid]:
     """Gives the tables of a result; those without a row are left out."""
     labels = _labels(result)
     grids = [
+        summary(result),
         _sizes(result, labels),
         _work(result, labels),
         _latencies(result, labels, "on device"),
@@ -56,6 +57,31 @@ def make_grids(result: SpeedResult) -> list[Grid]:
         _published(),
     ]
     return [grid for grid in grids if grid.rows]
+
+
+def summary(result: SpeedResult) -> Grid:
+    """The table of one line a model that says most."""
+    rows = []
+    firsts = zip(_labels(result), result.rows, _first(result, "on device"), strict=True)
+    for label, row, first in firsts:
+        known = row.accuracy
+        accuracy = None if known is None else known.all
+        fps = [m.images_per_second for m in row.measurements if m.inputs == "on device"]
+        rows.append(
+            [
+                label,
+                _figure(_doubled(row.gmacs(1))),
+                _figure(None if first is None else first.p50_ms),
+                _figure(max(fps, default=None)),
+                "-" if first is None or first.ratio is None else f"{first.ratio:.2f}",
+                "-" if accuracy is None else f"{accuracy:.2f}",
+            ]
+        )
+    title = (
+        f"GFLOPs of one image, median ms a call, FPS at the best batch, times as fast as"
+        f" {result.baseline}, accuracy over all classes in percent"
+    )
+    return Grid(title, ["model", "GFLOPs", "ms", "FPS", "ratio", "acc."], rows)
 
 
 def _labels(result: SpeedResult) -> list[str]:

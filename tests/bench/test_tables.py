@@ -25,6 +25,18 @@ def test_gflops_are_twice_the_gmacs_and_class_texts_are_counted_with_the_call(
     assert paper.gmacs(100) == 17.5 + 11.83
 
 
+def test_the_first_table_has_a_line_a_model(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    row = make_row("CLIP", make_measurement(1, 10.0), make_measurement(8, 40.0))
+    unknown = make_row("m.onnx", accuracy=None, gmacs_image=None)
+    first = make_grids(make_result(row, unknown))[0]
+    assert first.rows == [
+        ["CLIP", "35.0", "10.0", "200", "1.00", "55.50"],
+        ["m.onnx", "-", "-", "-", "-", "-"],
+    ]
+
+
 def test_what_is_not_known_is_a_dash(make_row: Make, make_result: Make) -> None:
     row = make_row(n_parameters=None, gmacs_image=None, memory_bytes=None, compute_percent=None)
     assert grid(make_result(row), "Size")[0][1:] == ["-"] * 3
