@@ -370,7 +370,7 @@ def _gflops(trained: TrainedModel, model: FoldedModel) -> dict[str, float]:
     images = torch.zeros(1, 3, size, size, device=trained.backbone.device)
     vectors = trained.vectors.vectors.to(trained.backbone.device)
     return {
-        "clip_image_encoder": count_gflops(trained.backbone.model.visual, images),
+        "clip_image_encoder": count_gflops(trained.backbone.visual, images),
         "unfused": count_gflops(
             lambda batch: trained.model.forward_features(batch) @ vectors.T, images
         ),

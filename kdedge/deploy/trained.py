@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from kdedge.clip.backbone import Backbone
 from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
+from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.config.recipe import ClassesSpec
 from kdedge.data.classes import class_list_hash, load_class_names
@@ -36,7 +36,7 @@ class TrainedModel:
         loaded: its recipe, perhaps with overrides.
         own: the class list that it was trained with.
         model: in evaluation mode, frozen.
-        backbone: the frozen CLIP under it.
+        backbone: the frozen CLIP under it, or an image tower alone.
         vectors: class vectors of the list that is exported, in its order.
     """
 
@@ -44,7 +44,7 @@ class TrainedModel:
     loaded: LoadedRecipe
     own: Classes
     model: Method | StoredTeacher
-    backbone: Backbone
+    backbone: AnyBackbone
     vectors: ClassVectors
 
     @property
@@ -117,6 +117,7 @@ def load_trained_model(
     if classes_file is not None:
         names = load_class_names(ClassesSpec(file=classes_file), data=recipe.data)
     model: Method | StoredTeacher
+    backbone: AnyBackbone
     if run.kind == "student":
         method, backbone = load_student(run, loaded, own, device=device, cache=cache)
         method.module.requires_grad_(False)

@@ -237,15 +237,16 @@ def _found(cell: Cell, ended: Ended, *, is_interrupted: bool) -> dict[str, Any]:
         run = RunFolder.open(Path(json.loads(ended.stdout)[cell.role]["path"]))
         evaluation = read_json(run.evaluation)
         result = EvalResult.from_dict(evaluation[cell.role])
-        zero_shot = EvalResult.from_dict(evaluation[ZERO_SHOT])
-    except (KdedgeError, ValueError, KeyError, TypeError) as error:
+        plain = evaluation.get(ZERO_SHOT)  # an image tower alone has none
+        zero_shot = None if plain is None else without_classes(EvalResult.from_dict(plain))
+    except (KdedgeError, ValueError, KeyError, TypeError, AttributeError) as error:
         lines = (f"Its result cannot be read: {error!r}" if not str(error) else str(error),)
         return {"status": "failed", "exit_code": DataError.exit_code, "last_lines": lines}
     return {
         "status": "finished",
         "run": str(run.path),
         "result": without_classes(result),
-        "zero_shot": without_classes(zero_shot),
+        "zero_shot": zero_shot,
     }
 
 
