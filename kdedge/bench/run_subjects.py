@@ -9,60 +9,36 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdedge._files import read_json
 from kdedge.bench.subject import Subject
-from kdedge.bench.timing import Call, host_timed
+from kdedge.bench.torch_models import (
+    LoadedTorch,
+    TorchModel,
+    baseline_models,
+    own_model,
+    teacher_model,
+    title,
+    zero_shot,
+)
 from kdedge.clip.backbone import Backbone
-from kdedge.clip.text import TokenizedTexts
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.deploy.trained import TrainedModel, load_trained_model
 from kdedge.errors import KdedgeError, RecipeError
-from kdedge.evaluation.flops import count_gmacs
-from kdedge.methods._protocol import ImageConditioned, Method
-from kdedge.methods._supervised import TextPromptMethod
-from kdedge.methods.cocoop import Method as CoCoOp
 from kdedge.methods.registry import list_methods, load_method
 from kdedge.results import EvalResult
-from kdedge.speed_results import Accuracy, Inputs, Protocol
+from kdedge.speed_results import Accuracy
 from kdedge.training.baseline import with_baseline
 from kdedge.training.parts import Classes, build_method, choose_method, load_role_backbone
 from kdedge.training.runs import RunFolder, runs_in
 from kdedge.training.teach import cache_folder
-from kdedge.training.teachers import StoredTeacher, load_teacher
+from kdedge.training.teachers import load_teacher
 
 log = logging.getLogger(__name__)
-
-_Logits = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A model as a row wants it.
-
-    Attributes:
-        name: the method's, as its file's first line has it.
-        protocol: the row's.
-        logits: [B, 3, H, W] -> [B, C].
-        backbone: under it.
-        holds: tensors that it needs.
-        gmacs_image, gmacs_call: as `SpeedRow` has them.
-    """
-
-    name: str
-    protocol: Protocol
-    logits: _Logits
-    backbone: Backbone
-    holds: Sequence[Tensor]
-    gmacs_image: float
-    gmacs_call: float = 0.0
 
 
 def run_subjects(
@@ -87,11 +63,13 @@ def run_subjects(
     rows: list[Subject] = []
     left_out: dict[str, str] = {}
 
-    def add(model: _Model, accuracy: Accuracy | None) -> None:
+    def add(model: TorchModel, accuracy: Accuracy | None) -> None:
         rows.append(_subject(recipe.name, model, accuracy, device))
 
-    clip = _zero_shot(trained)
-    add(clip, _accuracy(run, "zeroshot"))
+    if isinstance(trained.backbone, Backbone):
+        add(zero_shot(trained.backbone, len(trained.class_names)), _accuracy(run, "zeroshot"))
+    else:
+        left_out[title("zeroshot")] = f"{trained.backbone.name} has no text tower that runs here"
     baselines = {} if recipe.student is None else _baselines(root, recipe.name)
     for name in against if recipe.student is not None else ():
         found = baselines.get(name)
@@ -100,13 +78,13 @@ def run_subjects(
         try:
             models = _baseline(name, loaded, trained, cache=cache_folder(root))
         except KdedgeError as error:
-            left_out[name] = str(error).splitlines()[0]
+            left_out[title(name)] = str(error).splitlines()[0]
             continue
         for model in models:
             add(model, accuracy)
     if run.kind == "student":
         _add_teacher(run, trained, add, left_out, device=device, cache=cache_folder(root))
-    add(_of_run(trained), _accuracy(run, run.kind))
+    add(own_model(trained), _accuracy(run, run.kind))
     return rows, left_out
 
 
@@ -120,140 +98,29 @@ def _check_method(name: str) -> None:
         )
 
 
-def _title(name: str) -> str:
-    """The method's name as its file's first line has it, up to the colon."""
-    return (load_method(name).__doc__ or name).partition(":")[0]
-
-
-def _zero_shot(trained: TrainedModel) -> _Model:
-    """Plain CLIP with as many class vectors; their values change nothing here."""
-    backbone = trained.backbone
-    vectors = _unit_rows(len(trained.class_names), backbone)
-    return _with_vectors(_title("zeroshot"), backbone.image_features, vectors, backbone, [])
-
-
-def _unit_rows(n_classes: int, backbone: Backbone) -> Tensor:
-    rows = torch.randn(n_classes, backbone.embed_dim, generator=torch.Generator().manual_seed(0))
-    return F.normalize(rows, dim=-1).to(backbone.device)
-
-
-def _with_vectors(
-    name: str,
-    features: _Logits,
-    vectors: Tensor,
-    backbone: Backbone,
-    holds: Sequence[Tensor],
-) -> _Model:
-    """A model that answers with stored class vectors."""
-    scale = backbone.scale
-
-    def logits(images: Tensor) -> Tensor:
-        return scale * features(images) @ vectors.T
-
-    holds = [*holds, vectors, *backbone.model.visual.parameters()]
-    gmacs = count_gmacs(logits, _one_image(backbone))
-    return _Model(name, "cached", logits, backbone, holds, gmacs)
-
-
-def _one_image(backbone: Backbone) -> Tensor:
-    size = backbone.preprocess.size_px
-    return torch.zeros(1, 3, size, size, device=backbone.device)
-
-
 def _baseline(
     name: str, loaded: LoadedRecipe, trained: TrainedModel, *, cache: Path
-) -> list[_Model]:
-    """A method on the student's backbone under both protocols, where they differ."""
+) -> list[TorchModel]:
+    """A method on the student's backbone, as it starts training."""
     spec = loaded.recipe.baseline
     if spec is not None and spec.method not in (None, name):  # another method's settings
         loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"baseline": None}))
     loaded = with_baseline(loaded, name)
-    if trained.run.kind == "student":
-        backbone = trained.backbone
-    else:
+    backbone = trained.backbone
+    if trained.run.kind != "student" or not isinstance(backbone, Backbone):
+        # Of a student that has no texts this says so
         backbone = load_role_backbone(
             loaded.recipe, "baseline", device=trained.backbone.device, cache=cache
         )
     classes = replace(trained.own, names=trained.class_names)
     method = build_method(choose_method(loaded, "baseline"), backbone, classes, seed=0)
-    method.module.requires_grad_(False).eval()
-    title, holds = _title(name), list(method.module.state_dict().values())
-    text_tower = _text_tower(backbone)
-    if isinstance(method, ImageConditioned):
-        return [_image_conditioned(title, method, backbone, [*holds, *text_tower])]
-    features = method.forward_features
-    cached = _with_vectors(title, features, method.class_vectors(), backbone, holds)
-    if not isinstance(method, TextPromptMethod):
-        return [cached]
-    texts = _at_all_positions(method.texts, backbone)
-
-    def vectors() -> Tensor:
-        return method.text_features(texts)
-
-    def logits(images: Tensor) -> Tensor:
-        return method.scale * features(images) @ vectors().T
-
-    call = count_gmacs(lambda images: vectors(), _one_image(backbone))
-    paper = replace(
-        cached,
-        protocol="paper",
-        logits=logits,
-        gmacs_call=call,
-        holds=[*holds, *text_tower, *backbone.model.visual.parameters()],
-    )
-    return [paper, cached]
-
-
-def _image_conditioned(
-    title: str, method: Method, backbone: Backbone, holds: Sequence[Tensor]
-) -> _Model:
-    """CoCoOp: its texts depend on the image, so there is nothing to store."""
-    assert isinstance(method, CoCoOp)
-    texts = _at_all_positions(method.texts, backbone)
-
-    def logits(images: Tensor) -> Tensor:
-        return method.logits(images, texts)
-
-    gmacs = count_gmacs(logits, _one_image(backbone))
-    holds = [*holds, *backbone.model.visual.parameters()]
-    return _Model(title, "paper", logits, backbone, holds, gmacs)
-
-
-def _at_all_positions(texts: TokenizedTexts, backbone: Backbone) -> TokenizedTexts:
-    """Texts as the public code encodes them: padded to every position that the tower has."""
-    missing = backbone.context_length - texts.tokens.shape[1]
-    return replace(texts, tokens=F.pad(texts.tokens, (0, missing)))
-
-
-def _text_tower(backbone: Backbone) -> list[Tensor]:
-    model = backbone.model
-    parts: list[nn.Module] = [model.transformer, model.token_embedding, model.ln_final]
-    inside = [parameter for part in parts for parameter in part.parameters()]
-    return [*inside, model.positional_embedding, model.text_projection]
-
-
-def _of_run(trained: TrainedModel) -> _Model:
-    """The run's own model, unfused."""
-    name = _title(choose_method(trained.loaded, trained.run.kind).name)
-    model, vectors = trained.model, trained.vectors.vectors.to(trained.backbone.device)
-    path = trained.model.image_path()
-
-    def logits(images: Tensor) -> Tensor:
-        return model.scale * model.forward_features(images) @ vectors.T
-
-    holds: list[Tensor] = [vectors, *path.visual.parameters()]
-    if path.visual_prompts is not None:
-        holds.append(path.visual_prompts)
-    if isinstance(path.projector, nn.Module):
-        holds += path.projector.state_dict().values()
-    gmacs = count_gmacs(logits, _one_image(trained.backbone))
-    return _Model(name, "cached", logits, trained.backbone, holds, gmacs)
+    return baseline_models(method, name, backbone)
 
 
 def _add_teacher(
     run: RunFolder,
     trained: TrainedModel,
-    add: Callable[[_Model, Accuracy | None], None],
+    add: Callable[[TorchModel, Accuracy | None], None],
     left_out: dict[str, str],
     *,
     device: torch.device,
@@ -270,15 +137,8 @@ def _add_teacher(
     except KdedgeError as error:
         left_out["teacher"] = str(error).splitlines()[0]
         return
-    title = f"teacher, {_title(choose_method(load_recipe(folder.recipe), 'teacher').name)}"
-    add(_teacher_model(title, teacher), _accuracy(folder, "teacher"))
-
-
-def _teacher_model(title: str, teacher: StoredTeacher) -> _Model:
-    path = teacher.image_path()
-    holds = [] if path.visual_prompts is None else [path.visual_prompts]
-    vectors = teacher.class_vectors()
-    return _with_vectors(title, teacher.forward_features, vectors, teacher.backbone, holds)
+    label = f"teacher, {title(choose_method(load_recipe(folder.recipe), 'teacher').name)}"
+    add(teacher_model(label, teacher), _accuracy(folder, "teacher"))
 
 
 def _baselines(root: Path, recipe: str) -> dict[str, RunFolder]:
@@ -313,7 +173,7 @@ def _accuracy(run: RunFolder, key: str) -> Accuracy | None:
 
 
 def _subject(
-    source: str, model: _Model, accuracy: Accuracy | None, device: torch.device
+    source: str, model: TorchModel, accuracy: Accuracy | None, device: torch.device
 ) -> Subject:
     sizes = {id(tensor): tensor.numel() for tensor in model.holds}
     n_parameters = sum(sizes.values())
@@ -335,51 +195,3 @@ def _subject(
         gate=None,
         load=load,
     )
-
-
-class LoadedTorch:
-    """A model of PyTorch; see `bench.subject.Loaded`."""
-
-    def __init__(
-        self, logits: _Logits, size_px: int, device: torch.device, n_parameters: int
-    ) -> None:
-        self.runtime = f"PyTorch {torch.__version__}"
-        self.batches: tuple[int, int | None] = (1, None)
-        self.held_bytes = 4 * n_parameters
-        self.is_gpu = device.type == "cuda"
-        self.inputs: tuple[Inputs, ...] = ("on device", "copied") if self.is_gpu else ("on device",)
-        self._logits, self._size_px, self._device = logits, size_px, device
-
-    def call(self, batch: int, inputs: Inputs) -> Call:
-        """Runs normal random images; on CUDA, from the host's pinned memory where copied."""
-        shape = (batch, 3, self._size_px, self._size_px)
-        images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        if inputs == "copied":
-            pinned = images.pin_memory()
-            return host_timed(lambda: self._run(pinned.to(self._device, non_blocking=True)).cpu())
-        on_device = images.to(self._device)
-        if self.is_gpu:
-            return _event_timed(lambda: self._run(on_device))
-        return host_timed(lambda: self._run(on_device))
-
-    def _run(self, images: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self._logits(images)
-
-
-def _event() -> Any:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-
-def _event_timed(work: Callable[[], Any]) -> Call:
-    """A call timed by CUDA events around it."""
-
-    def call() -> float:
-        began, ended = _event(), _event()
-        began.record()
-        work()
-        ended.record()
-        torch.cuda.synchronize()
-        return float(began.elapsed_time(ended))
-
-    return call

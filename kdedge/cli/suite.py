@@ -25,18 +25,35 @@ if TYPE_CHECKING:
     show_default=True,
     help="Folder of all suites.",
 )
+@click.option(
+    "--jobs",
+    "n_jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Run up to N cells at the same time; on a CPU they share its cores (OMP_NUM_THREADS).",
+)
 @click.option("--dry-run", is_flag=True, help="List the cells and what is left; run nothing.")
 @runs_option
 @device_option
 @json_option
 def command(
-    file: Path, suites: Path, dry_run: bool, root: Path, device: str | None, as_json: bool
+    file: Path,
+    suites: Path,
+    n_jobs: int,
+    dry_run: bool,
+    root: Path,
+    device: str | None,
+    as_json: bool,
 ) -> None:
     """Run the suite of FILE: recipes x methods x seeds, each cell in a process of its own.
 
     A second call goes on with what is missing: finished cells are kept while what their recipe says
     is unchanged, interrupted ones go on where they stopped, failed ones are tried again. The table
     is written after each cell into suites/NAME: table.md, table.csv, results.json.
+
+    Cells that need the same teacher wait until one of them has trained it, however many may run.
 
     A cell that fails keeps no other from running; the exit code is that of the first that did.
     """
@@ -53,7 +70,12 @@ def command(
         _list_cells(plan, records, as_json=as_json)
         return
     run_suite(
-        plan, records, root=root, device=device, after_each=lambda: write_tables(plan, records)
+        plan,
+        records,
+        root=root,
+        device=device,
+        n_jobs=n_jobs,
+        after_each=lambda: write_tables(plan, records),
     )
     write_tables(plan, records)
     _print(plan, records, as_json=as_json)
@@ -103,9 +125,10 @@ def _list_cells(plan: Plan, records: Records, *, as_json: bool) -> None:
 def _same_command(plan: Plan) -> str:
     """This command without --dry-run."""
     context = click.get_current_context()
+    known = {"suites": "--suites", "n_jobs": "--jobs", "root": "--runs", "device": "--device"}
     options = [
         word
-        for name, option in (("suites", "--suites"), ("root", "--runs"), ("device", "--device"))
+        for name, option in known.items()
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
         for word in (option, str(context.params[name]))
     ]

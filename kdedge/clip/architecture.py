@@ -1,7 +1,8 @@
 """Which CLIPs can be used here: model configs, read and checked before any weights are.
 
-The text tower has to be CLIP's own. The image tower may be any of open_clip's; only CLIP's ViT
-takes visual prompts, and the prompted encoder computes no other.
+The text tower has to be CLIP's own, where it is run; of a model with another, the image tower can
+be used alone. The image tower may be any of open_clip's; only CLIP's ViT takes visual prompts, and
+the prompted encoder computes no other.
 
 A config is a person's own text, so all that open_clip stumbles over in one is an error of the
 config. Whatever open_clip would fetch for it (another tower, another tokenizer) is refused first.
@@ -94,9 +95,17 @@ def build_empty(label: str, model_config: Mapping[str, Any]) -> CLIP:
     Raises:
         RecipeError: open_clip cannot build it, or its text tower is not CLIP's own.
     """
-    model = _construct(label, model_config, device="meta")
-    _check_text_tower(label, model)
-    return model
+    why = _other_text_parts(model_config)
+    if why is None:
+        model = _construct(label, model_config, device="meta")
+        why = _odd_text_tower(model)
+        if why is None:
+            return model
+    raise RecipeError(
+        f"{label} cannot be prompted here: {why}.\n"
+        "  kdedge takes CLIPs with CLIP's own text tower and tokenizer, such as ViT-B-16 or RN50.\n"
+        "  Of others the image tower can be a student: promptkd with class_vectors: teacher."
+    )
 
 
 def build_filled(label: str, model_config: Mapping[str, Any]) -> CLIP:
@@ -108,8 +117,42 @@ def build_filled(label: str, model_config: Mapping[str, Any]) -> CLIP:
         return _construct(label, model_config, device="cpu")
 
 
+def has_own_text_tower(label: str, model_config: Mapping[str, Any]) -> bool:
+    """Whether a config's text tower and tokenizer are CLIP's own, which run here.
+
+    Raises:
+        RecipeError: open_clip cannot build it.
+    """
+    return _other_text_parts(model_config) is None and (
+        _odd_text_tower(_construct(label, model_config, device="meta")) is None
+    )
+
+
+def build_image_tower(label: str, model_config: Mapping[str, Any], *, device: str) -> nn.Module:
+    """Builds the image tower of a config, whatever its text tower is.
+
+    Args:
+        label: what messages call the model.
+        model_config: open_clip's, with `vision_cfg`.
+        device: meta for all sizes and no values; cpu for first values.
+
+    Raises:
+        RecipeError: open_clip cannot build it.
+    """
+    vision = {**model_config["vision_cfg"], "output_tokens": False}  # CoCa's gives two outputs
+    alone = {
+        "embed_dim": model_config["embed_dim"],
+        "vision_cfg": vision,
+        "quick_gelu": model_config.get("quick_gelu", False),
+        "text_cfg": {"width": 8, "heads": 1, "layers": 1},  # the smallest, which is not kept
+    }
+    with torch.random.fork_rng(devices=[]):
+        visual: nn.Module = _construct(label, alone, device=device).visual
+    return visual
+
+
 def _construct(label: str, model_config: Mapping[str, Any], *, device: str) -> CLIP:
-    _refuse_other_parts(label, model_config)
+    _check_image_tower(label, model_config)
     image_size(model_config)
     arguments = {key: value for key, value in model_config.items() if key != "custom_text"}
     vision = model_config["vision_cfg"]
@@ -149,9 +192,20 @@ def _has_clip_blocks(transformer: Transformer) -> bool:
     return all(type(block) is ResidualAttentionBlock for block in transformer.resblocks)
 
 
-def _refuse_other_parts(label: str, model_config: Mapping[str, Any]) -> None:
-    """Refuses what would have open_clip build, or fetch, something other than CLIP's own parts."""
-    text, vision = model_config["text_cfg"], model_config["vision_cfg"]
+def _check_image_tower(label: str, model_config: Mapping[str, Any]) -> None:
+    """Refuses what timm would fetch."""
+    name = str(model_config["vision_cfg"].get("timm_model_name") or "")
+    if ":" in name:
+        raise RecipeError(
+            f"{label} is not built: timm would look for its image tower elsewhere"
+            f" ({_shortened(name)}).\n"
+            "  Give timm's name of an architecture, such as convnext_base."
+        )
+
+
+def _other_text_parts(model_config: Mapping[str, Any]) -> str | None:
+    """Says what of the texts' side open_clip would build, or fetch, that is not CLIP's own."""
+    text = model_config["text_cfg"]
     known = {field.name for field in dataclasses.fields(open_clip.CLIPTextCfg)}
     if (
         set(text) - known
@@ -159,27 +213,21 @@ def _refuse_other_parts(label: str, model_config: Mapping[str, Any]) -> None:
         or model_config.get("custom_text")
         or "multimodal_cfg" in model_config
     ):
-        raise _unsupported(label, "its text tower is not CLIP's own")
-    if ":" in str(vision.get("timm_model_name") or ""):
-        name = _shortened(vision["timm_model_name"])
-        raise _unsupported(label, f"timm would look for its image tower elsewhere ({name})")
+        return "its text tower is not CLIP's own"
     given = [key for key in _OTHER_TOKENIZER if text.get(key)]
     if given:
-        raise _unsupported(
-            label,
-            f"its tokenizer is not CLIP's (text_cfg.{given[0]}: {_shortened(text[given[0]])})",
-        )
+        return f"its tokenizer is not CLIP's (text_cfg.{given[0]}: {_shortened(text[given[0]])})"
     vocab_size = text.get("vocab_size", VOCAB_SIZE)
     if vocab_size != VOCAB_SIZE:
-        raise _unsupported(
-            label,
+        return (
             f"its tokenizer is not CLIP's (text_cfg.vocab_size: {_shortened(vocab_size)}, expected"
-            f" {VOCAB_SIZE})",
+            f" {VOCAB_SIZE})"
         )
+    return None
 
 
-def _check_text_tower(label: str, model: CLIP) -> None:
-    """Refuses what the text encoder does not compute, rather than computing something else."""
+def _odd_text_tower(model: CLIP) -> str | None:
+    """Says what the text encoder here would not compute, rather than computing something else."""
     odd = {
         "text pooling other than the end token": model.text_pool_type != "argmax",
         "a linear text projection": not isinstance(model.text_projection, nn.Parameter),
@@ -187,13 +235,4 @@ def _check_text_tower(label: str, model: CLIP) -> None:
         "a logit bias": model.logit_bias is not None,
         "text blocks of its own": not _has_clip_blocks(model.transformer),
     }
-    for what, is_there in odd.items():
-        if is_there:
-            raise _unsupported(label, f"it has {what}")
-
-
-def _unsupported(label: str, why: str) -> RecipeError:
-    return RecipeError(
-        f"{label} cannot be prompted here: {why}.\n"
-        "  kdedge takes CLIPs with CLIP's own text tower and tokenizer, such as ViT-B-16 or RN50."
-    )
+    return next((f"it has {what}" for what, is_there in odd.items() if is_there), None)

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import open_clip
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,25 @@ def fetch_pretrained(pretrained: Mapping[str, Any]) -> Path:
             _say(name, pretrained["url"], folder)
             _check_reachable(pretrained["url"])
     return Path(open_clip.download_pretrained(dict(pretrained)))
+
+
+def fetch_from_hub(repository: str, name: str) -> Path:
+    """Gives a file of a repository on the hub.
+
+    Args:
+        repository: `owner/repository`.
+        name: the file's.
+
+    Raises:
+        OSError: it is not on this machine, and its server cannot be reached; other transports'
+            errors pass through as they are.
+    """
+    cached = try_to_load_from_cache(repository, name)
+    if isinstance(cached, str):
+        return Path(cached)
+    _say(f"{repository}/{name}", constants.ENDPOINT, Path(constants.HF_HUB_CACHE))
+    _check_reachable(constants.ENDPOINT)
+    return Path(hf_hub_download(repository, name))
 
 
 def _say(what: str, address: str, folder: Path) -> None:

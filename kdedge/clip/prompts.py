@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from kdedge.clip.architecture import why_no_prompts
 from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text, tokenize
 from kdedge.errors import RecipeError
 
@@ -156,7 +158,7 @@ def prompted_text_features(
 
 
 def make_visual_prompts(
-    backbone: Backbone,
+    backbone: AnyBackbone,
     *,
     n_ctx: int,
     prompt_depth: int,
@@ -176,23 +178,24 @@ def make_visual_prompts(
         RecipeError: the image tower has fewer layers than `prompt_depth`, or is not CLIP's ViT and
             `n_ctx` is not 0.
     """
-    visual = backbone.model.visual
+    visual = backbone.visual
     if n_ctx == 0 and why_no_prompts(visual) is not None:
         return nn.Parameter(torch.zeros(prompt_depth, 0, 0, device=backbone.device))
     check_takes_prompts(backbone)
+    assert isinstance(visual, VisionTransformer)
     check_depth(prompt_depth, len(visual.transformer.resblocks), setting, "image")
     width = visual.class_embedding.shape[0]
     prompts = INIT_STD * torch.randn(prompt_depth, n_ctx, width, generator=generator)
     return nn.Parameter(prompts.to(backbone.device))
 
 
-def check_takes_prompts(backbone: Backbone) -> None:
+def check_takes_prompts(backbone: AnyBackbone) -> None:
     """Sees to it that the image tower is CLIP's ViT.
 
     Raises:
         RecipeError: it is not.
     """
-    why = why_no_prompts(backbone.model.visual)
+    why = why_no_prompts(backbone.visual)
     if why is not None:
         raise RecipeError(
             f"{backbone.name} takes no visual prompts: its image tower {why}.\n"

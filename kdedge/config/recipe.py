@@ -198,11 +198,14 @@ class ModelSpec(Strict):
     backbone: PlainText | None = Field(
         None,
         description="open_clip model name such as ViT-B-16, or the built-in kdedge-demo-teacher or"
-        " kdedge-demo-student. Left out where a file of OpenAI's weights tells the sizes itself.",
+        " kdedge-demo-student. Left out where a file of OpenAI's weights tells the sizes itself. A"
+        " promptkd student's may also be one whose text tower does not run here, such as"
+        " MobileCLIP-S1, or a model of timm, such as timm/resnet18.a1_in1k, under tune: full.",
     )
     weights: Weights | None = Field(
         None,
-        description="open_clip tag such as openai, a weights file (.safetensors, .pt), or builtin.",
+        description="open_clip tag such as openai, a weights file (.safetensors, .pt), or builtin;"
+        " of a timm model pretrained, or a file.",
     )
     config: RecipePath | None = Field(
         None, description="open_clip model-config JSON of your own; takes the place of backbone."

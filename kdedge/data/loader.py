@@ -245,10 +245,10 @@ def choose_n_workers(n_workers: int | Literal["auto"], n_images: int) -> int:
     """
     if n_workers != "auto":
         return n_workers
-    return min(_MAX_WORKERS, max(0, _n_cores() - 1)) if n_images >= _WORTH_WORKERS else 0
+    return min(_MAX_WORKERS, max(0, n_cores() - 1)) if n_images >= _WORTH_WORKERS else 0
 
 
-def _n_cores() -> int:
+def n_cores() -> int:
     """Counts the cores this process may use, which in a container are fewer than the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

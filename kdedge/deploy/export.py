@@ -377,7 +377,7 @@ def _gflops(trained: TrainedModel, model: FoldedModel) -> dict[str, float]:
     images = torch.zeros(1, 3, size, size, device=trained.backbone.device)
     vectors = trained.vectors.vectors.to(trained.backbone.device)
     return {
-        "clip_image_encoder": 2 * count_gmacs(trained.backbone.model.visual, images),
+        "clip_image_encoder": 2 * count_gmacs(trained.backbone.visual, images),
         "unfused": 2
         * count_gmacs(lambda batch: trained.model.forward_features(batch) @ vectors.T, images),
         "folded": 2 * count_gmacs(model, images.cpu()),

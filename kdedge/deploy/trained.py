@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from kdedge.clip.backbone import Backbone
 from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
+from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.config.recipe import ClassesSpec
 from kdedge.data.classes import class_list_hash, load_class_names
@@ -36,7 +36,7 @@ class TrainedModel:
         loaded: its recipe, perhaps with overrides.
         own: the class list that it was trained with.
         model: in evaluation mode, frozen.
-        backbone: the frozen CLIP under it.
+        backbone: the frozen CLIP under it, or an image tower alone.
         vectors: class vectors of the list that is exported, in its order.
     """
 
@@ -44,7 +44,7 @@ class TrainedModel:
     loaded: LoadedRecipe
     own: Classes
     model: Method | StoredTeacher
-    backbone: Backbone
+    backbone: AnyBackbone
     vectors: ClassVectors
 
     @property
@@ -101,8 +101,8 @@ def load_trained_model(
 
     Raises:
         RecipeError: the run is not finished.
-        DataError: a name has no stored class vector and its teacher is not there; files of the run
-            are damaged or do not belong together.
+        DataError: a name has no stored class vector, and its teacher is not there or did not make
+            the stored ones; files of the run are damaged or do not belong together.
     """
     if not run.is_finished:
         raise RecipeError(
@@ -117,6 +117,7 @@ def load_trained_model(
     if classes_file is not None:
         names = load_class_names(ClassesSpec(file=classes_file), data=recipe.data)
     model: Method | StoredTeacher
+    backbone: AnyBackbone
     if run.kind == "student":
         method, backbone = load_student(run, loaded, own, device=device, cache=cache)
         method.module.requires_grad_(False)
@@ -127,7 +128,10 @@ def load_trained_model(
     if set(names) <= set(stored.class_names):
         vectors = stored.select(names)
     else:
-        vectors = _encode(run, stored, replace(own, names=names), device=device, cache=cache)
+        is_own = choose_method(loaded, run.kind).settings.has_own_class_vectors
+        vectors = _encode(
+            run, stored, replace(own, names=names), is_own=is_own, device=device, cache=cache
+        )
     return TrainedModel(run, loaded, own, model, backbone, vectors)
 
 
@@ -136,16 +140,33 @@ def _encode(
     stored: ClassVectors,
     classes: Classes,
     *,
+    is_own: bool,
     device: torch.device,
     cache: Path,
 ) -> ClassVectors:
     """Class vectors of a list with names that have none stored, by the teacher's text tower.
 
+    Args:
+        run: a student's or a teacher's.
+        stored: the run's class vectors.
+        classes: the list.
+        is_own: whether the student made the stored vectors in place of its teacher.
+        device: where to encode.
+        cache: folder of text features.
+
     Raises:
-        DataError: the teacher is not there, or is not the one that made the stored vectors.
+        DataError: the student made the stored vectors; the teacher is not there, or is not the one
+            that made them.
     """
     new = [name for name in classes.names if name not in stored.class_names]
     what = f"{len(new)} of {len(classes.names)} class names have no stored vector, first {new[0]!r}"
+    if is_own:
+        raise DataError(
+            f"{what}, and this student made the stored ones itself (class_vectors: student): the"
+            " teacher's would not fit its image features.\n"
+            f"  Use names among the {len(stored.class_names)} of {run.class_vectors}, or distill"
+            " again with the new list."
+        )
     remedy = (
         f"  Use names among the {len(stored.class_names)} of {run.class_vectors}, put the teacher's"
         " run back, or distill again."

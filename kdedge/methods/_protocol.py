@@ -34,6 +34,11 @@ class MethodSettings(BaseModel):
         """Whether a student makes its class vectors itself, in place of its teacher's."""
         return False
 
+    @property
+    def needs_texts(self) -> bool:
+        """Whether the backbone's text tower is run; else an `ImageBackbone` will do."""
+        return True
+
 
 @dataclass(frozen=True)
 class StepOutput:

@@ -20,8 +20,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.prompts import (
-    TextPrompts,
     make_text_prompts,
     make_visual_prompts,
     prompted_text_features,
@@ -33,6 +33,7 @@ from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError, ShapeError
 from kdedge.methods._projector import Projector
 from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
+from kdedge.methods._student import Student, check_image_tower
 from kdedge.methods.losses import Answers, LossName, load_loss
 from kdedge.methods.losses.kl import WEIGHT as DEFAULT_KD_WEIGHT
 from kdedge.methods.losses.kl import distillation_loss
@@ -144,6 +145,11 @@ class Settings(MethodSettings):
         """See `MethodSettings.has_own_class_vectors`."""
         return self.class_vectors == "student"
 
+    @property
+    def needs_texts(self) -> bool:
+        """See `MethodSettings.needs_texts`."""
+        return self.has_own_class_vectors
+
     def weight(self, n_classes: int) -> float:
         """`kd_weight`, whichever way it was given; 1 / n_classes of it is one image's weight."""
         if self.kd_weight_per_image is not None:
@@ -159,43 +165,15 @@ class Settings(MethodSettings):
         return {self.loss: own, **self.more_losses}
 
 
-class Student(nn.Module):
-    """What PromptKD trains; a part that the settings leave out is None.
-
-    Attributes:
-        visual_prompts: [depth, n_ctx_vision, D_vision], under `tune: prompts`.
-        projector: to the teacher's dimension, under `class_vectors: teacher`.
-        visual: the student's own copy of the image tower, under `tune: full`.
-        text_prompts: context of the text tower, under `class_vectors: student`.
-        losses: the losses by name; most have nothing to train.
-    """
-
-    def __init__(
-        self,
-        visual_prompts: nn.Parameter | None,
-        projector: Projector | None,
-        *,
-        visual: nn.Module | None = None,
-        text_prompts: TextPrompts | None = None,
-        losses: Sequence[LossName] = ("kl",),
-    ) -> None:
-        super().__init__()
-        self.visual_prompts = visual_prompts
-        self.projector = projector
-        self.visual = visual
-        self.text_prompts = text_prompts
-        self.losses = nn.ModuleDict({name: load_loss(name).Loss() for name in losses})
-
-
 class Method:
-    """PromptKD's student on a frozen backbone."""
+    """PromptKD's student on a frozen backbone, which may be an image tower alone."""
 
     needs_labels: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = True
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: AnyBackbone,
         module: Student,
         settings: Settings,
         *,
@@ -203,8 +181,8 @@ class Method:
         class_vectors: Tensor,
         texts: TokenizedTexts | None = None,
     ) -> None:
-        self.scale = backbone.scale
         self.module = module
+        self._own_scale = backbone.scale if isinstance(backbone, Backbone) else None
         self._backbone = backbone
         self._settings = settings
         self._teacher = teacher
@@ -214,7 +192,7 @@ class Method:
     @classmethod
     def build(
         cls,
-        backbone: Backbone,
+        backbone: AnyBackbone,
         class_names: Sequence[str],
         settings: Settings,
         *,
@@ -235,11 +213,11 @@ class Method:
                 f"The teacher has {len(class_vectors)} class vectors, the class list"
                 f" {len(class_names)} names."
             )
-        module = make_student(
-            backbone, settings, teacher_dim=class_vectors.shape[1], generator=generator
-        ).to(backbone.device)
+        module = make_student(backbone, settings, teacher=teacher, generator=generator)
+        module.to(backbone.device)
         texts = None
-        if settings.class_vectors == "student":
+        if settings.has_own_class_vectors:
+            assert isinstance(backbone, Backbone)  # make_student has seen to it
             texts = prompted_texts(
                 backbone,
                 class_names,
@@ -251,10 +229,18 @@ class Method:
         )
 
     @property
+    def scale(self) -> float:
+        """The backbone's, or the teacher's where the backbone has none: kept with the module."""
+        if self._own_scale is not None:
+            return self._own_scale
+        assert self.module.scale is not None
+        return float(self.module.scale)
+
+    @property
     def visual(self) -> nn.Module:
         """The image tower: the student's own where it is trained, else the frozen backbone's."""
         own = self.module.visual
-        return self._backbone.model.visual if own is None else own
+        return self._backbone.visual if own is None else own
 
     def image_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D_teacher], unit length, with gradients; batch norm by mode.
@@ -272,6 +258,7 @@ class Method:
         """[C, D], unit length: the teacher's class vectors, or the student's own with gradients."""
         if self._texts is None or self.module.text_prompts is None:
             return self._class_vectors
+        assert isinstance(self._backbone, Backbone)
         return prompted_text_features(self._backbone, self._texts, self.module.text_prompts)
 
     def answers(self, images: Tensor) -> Answers:
@@ -342,20 +329,23 @@ class Method:
 
 
 def make_student(
-    backbone: Backbone, settings: Settings, *, teacher_dim: int, generator: torch.Generator
+    backbone: AnyBackbone, settings: Settings, *, teacher: Teacher, generator: torch.Generator
 ) -> Student:
     """Draws what the settings train.
 
     Args:
-        backbone: the frozen CLIP.
+        backbone: the frozen CLIP, or an image tower alone.
         settings: say which parts there are.
-        teacher_dim: D_teacher.
+        teacher: says D_teacher, and the scale where the backbone has none.
         generator: on the CPU; draws prompts, projector and context, in this order.
 
     Raises:
-        RecipeError: a tower has fewer layers than get prompts, or a loss compares features of two
-            dimensions.
+        RecipeError: a tower has fewer layers than get prompts, a loss compares features of two
+            dimensions, or an image tower alone lacks what the settings use.
     """
+    if not isinstance(backbone, Backbone):
+        check_image_tower(backbone, tune=settings.tune, needs_texts=settings.needs_texts)
+    teacher_dim = teacher.class_vectors().shape[1]
     visual_prompts = projector = visual = text_prompts = None
     if settings.tune == "prompts":
         visual_prompts = make_visual_prompts(
@@ -365,12 +355,13 @@ def make_student(
             generator=generator,
         )
     if settings.tune == "full":
-        visual = copy.deepcopy(backbone.model.visual).requires_grad_(True)
+        visual = copy.deepcopy(backbone.visual).requires_grad_(True)
     if settings.class_vectors == "teacher":
         projector = Projector(
             backbone.embed_dim, teacher_dim, generator, depth=settings.projector_depth
         )
     else:
+        assert isinstance(backbone, Backbone)
         text_prompts = make_text_prompts(
             backbone,
             n_ctx=settings.n_ctx_text,
@@ -380,7 +371,12 @@ def make_student(
         )
     losses = tuple(settings.loss_weights(1))
     student = Student(
-        visual_prompts, projector, visual=visual, text_prompts=text_prompts, losses=losses
+        visual_prompts,
+        projector,
+        visual=visual,
+        text_prompts=text_prompts,
+        losses=losses,
+        scale=None if isinstance(backbone, Backbone) else teacher.scale,
     )
     if projector is None and backbone.embed_dim != teacher_dim:
         for name in losses:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kdedge._files import sha256_json
 from kdedge.config.export_spec import ExportSpec, GatesSpec
 from kdedge.config.load import LoadedRecipe, check_paths, dump_recipe, load_recipe
-from kdedge.config.recipe import ModelSpec, Recipe
+from kdedge.config.recipe import Recipe
 from kdedge.config.suite import (
     AVERAGE,
     LoadedSuite,
@@ -21,6 +21,7 @@ from kdedge.config.suite import (
 )
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods.registry import load_method
+from kdedge.suite.models import frozen_clip, models_of
 from kdedge.training.baseline import with_baseline
 from kdedge.training.parts import Role, choose_method, model_spec
 from kdedge.training.teachers import check_can_teach
@@ -41,6 +42,7 @@ class Cell:
         seed: the seed.
         role: which model of its run it is, as in the run's eval.json.
         arguments: of `kdedge`: the command that makes its run, without where and how it runs.
+        models: hashes of the models that the command trains where no finished run has them.
         key: hash of the role and of what the resolved recipe says for it, with the seed.
         measured: hash of what decides which test images are measured against which names.
         zero_shot: hash of that and the frozen backbone: zero-shot CLIP depends on nothing else.
@@ -52,6 +54,7 @@ class Cell:
     seed: int
     role: Role
     arguments: tuple[str, ...]
+    models: tuple[str, ...]
     key: str
     measured: str
     zero_shot: str
@@ -134,7 +137,7 @@ def _row_cells(loaded: LoadedSuite, position: int, recipe: str, number: int) -> 
     spec = model_spec(resolved.recipe, resolved.role)
     is_zero_shot = spec.method == ZERO_SHOT and not spec.settings
     measured = measured_on(resolved.recipe)
-    zero_shot = sha256_json([measured, _frozen(spec)])
+    zero_shot = sha256_json([measured, frozen_clip(spec)])
     cells = []
     for seed in suite.seeds[:1] if is_zero_shot else suite.seeds:
         made_from = zero_shot if is_zero_shot else _what_trains(resolved, seed)
@@ -145,6 +148,7 @@ def _row_cells(loaded: LoadedSuite, position: int, recipe: str, number: int) -> 
                 seed=seed,
                 role=resolved.role,
                 arguments=(*resolved.arguments, "--set", f"seed={seed}"),
+                models=models_of(resolved.with_seed(seed), resolved.role),
                 key=sha256_json([resolved.role, made_from]),
                 measured=measured,
                 zero_shot=zero_shot,
@@ -159,14 +163,23 @@ class ResolvedRow:
     """A row on one recipe.
 
     Attributes:
-        recipe: with the row's settings, and its baseline written out.
+        loaded: the recipe with the row's settings, and its baseline written out.
         role: which of the recipe's models the row is.
         arguments: of `kdedge`, without where and how it runs, and without the seed.
     """
 
-    recipe: Recipe
+    loaded: LoadedRecipe
     role: Role
     arguments: tuple[str, ...]
+
+    @property
+    def recipe(self) -> Recipe:
+        """What was loaded."""
+        return self.loaded.recipe
+
+    def with_seed(self, seed: int) -> LoadedRecipe:
+        """The recipe of one cell."""
+        return replace(self.loaded, recipe=self.recipe.model_copy(update={"seed": seed}))
 
 
 def resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> ResolvedRow:
@@ -194,7 +207,7 @@ def resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> ResolvedRow:
     _check_methods(resolved, role)
     method = ("--method", name) if role == "baseline" else ()
     options = _as_options(given, resolved.recipe)
-    return ResolvedRow(resolved.recipe, role, (_COMMANDS[role], str(file), *method, *options))
+    return ResolvedRow(resolved, role, (_COMMANDS[role], str(file), *method, *options))
 
 
 def _load(loaded: LoadedSuite, file: Path, given: Sequence[tuple[str, Any]]) -> LoadedRecipe:
@@ -274,8 +287,3 @@ def measured_on(recipe: Recipe) -> str:
     """Hash of what decides which test images are measured against which class names."""
     data = recipe.data.model_dump(mode="json", include={"test", "split", "root"})
     return sha256_json([recipe.classes.model_dump(mode="json"), data])
-
-
-def _frozen(spec: ModelSpec) -> dict[str, Any]:
-    """What decides which frozen CLIP a model is on."""
-    return spec.model_dump(mode="json", include={"backbone", "weights", "config", "quick_gelu"})

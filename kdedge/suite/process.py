@@ -1,23 +1,22 @@
-"""One `kdedge` process of its own: its log, its signals, and a lock that lives as long as it."""
+"""`kdedge` processes: a log, signals, and a lock that lives as long as its process."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import io
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from kdedge._files import explain_os_error
 from kdedge.training.signals import StopSignals
-
-log = logging.getLogger(__name__)
 
 _LAST_LINES = 12
 
@@ -30,86 +29,106 @@ class Ended:
         code: its exit code; negative for the signal that killed it.
         stdout: what it printed.
         last_lines: what it said on stderr at the end: the message of its error, if it gave one.
-        received: number of the signal that came to this process meanwhile, or None.
+        seconds: how long it took.
     """
 
     code: int
     stdout: str
     last_lines: tuple[str, ...]
-    received: int | None
+    seconds: float
 
 
-def run_kdedge(arguments: Sequence[str], *, log_file: Path, lock_file: Path) -> Ended:
-    """Runs `kdedge ARGUMENTS` by this interpreter until it ends.
+class KdedgeProcess:
+    """A `kdedge` process by this interpreter.
 
-    SIGINT and SIGTERM are handed on to it, each once, so that it saves its state; it is in a
-    session of its own, where a terminal's Ctrl-C does not reach it a second time. It holds the
-    lock file as long as it lives: where a process that outlived this one still works, it is waited
-    for.
+    It is in a session of its own, where a terminal's Ctrl-C does not reach it: signals come to it
+    through `send` alone. It holds the lock file as long as it lives, even where it outlives this
+    process.
 
     Args:
-        arguments: of the command.
+        arguments: of `kdedge`.
         log_file: where its stderr goes, after what is there already.
-        lock_file: as above.
+        lock_file: as above; waited for where another process holds it still.
+        environment: variables over this process's.
 
     Raises:
         ResourceError: one of the files may not be written.
     """
-    command = [sys.executable, "-m", "kdedge", *arguments]
-    signals = _HandedOn()
-    with _held(lock_file) as lock, _appended(log_file) as stderr, signals:
-        start = stderr.seek(0, os.SEEK_END)
-        process = subprocess.Popen(  # noqa: S603 - this interpreter, no shell
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            pass_fds=(lock,),
-            start_new_session=True,
-        )
-        signals.to(process)
-        try:
-            stdout, _ = process.communicate()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-    lines = _last_lines(log_file, start)
-    return Ended(process.returncode, stdout.decode(errors="replace"), lines, signals.received)
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        log_file: Path,
+        lock_file: Path,
+        environment: Mapping[str, str],
+    ) -> None:
+        self._log_file, self._began = log_file, time.monotonic()
+        # A file, which nobody has to read from while it runs
+        self._stdout = tempfile.TemporaryFile()  # noqa: SIM115 - closed when it has ended
+        with _held(lock_file) as lock, _appended(log_file) as stderr:
+            self._log_start = stderr.seek(0, os.SEEK_END)
+            self._process = subprocess.Popen(  # noqa: S603 - this interpreter, no shell
+                [sys.executable, "-m", "kdedge", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=self._stdout,
+                stderr=stderr,
+                env={**os.environ, **environment},
+                pass_fds=(lock,),
+                start_new_session=True,
+            )
+
+    def poll(self) -> Ended | None:
+        """How it ended; None while it runs."""
+        code = self._process.poll()
+        if code is None:
+            return None
+        with self._stdout as file:
+            file.seek(0)
+            stdout = file.read().decode(errors="replace")
+        seconds = time.monotonic() - self._began
+        return Ended(code, stdout, _last_lines(self._log_file, self._log_start), seconds)
+
+    def send(self, signum: int) -> None:
+        """Sends it a signal, where it still runs."""
+        self._process.send_signal(signum)
+
+    def wait(self) -> None:
+        """Waits until it has ended."""
+        self._process.wait()
+        self._stdout.close()
 
 
-class _HandedOn(StopSignals):
-    """Context in which SIGINT and SIGTERM go to a process; `received` is the first that came."""
+class CollectedSignals(StopSignals):
+    """Context in which SIGINT and SIGTERM are collected, to be handed on; none ends this process.
+
+    `received` is the first that came.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._new: list[int] = []
 
-    def to(self, process: subprocess.Popen[bytes]) -> None:
-        """Says which process; one that came before goes to it now."""
-        self._process = process
-        if self.received is not None:
-            process.send_signal(self.received)
+    def take(self) -> list[int]:
+        """Those that came since the last call, in their order."""
+        taken = self._new[:]
+        del self._new[: len(taken)]  # one may come at any moment
+        return taken
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         self.received = self.received or signum
-        if self._process is not None:
-            self._process.send_signal(signum)
+        self._new.append(signum)
 
 
 @contextlib.contextmanager
 def _held(path: Path) -> Iterator[int]:
-    """Context with a lock that a process inherits; waits for one that holds it already."""
+    """Context with a lock that a process inherits; waits for who holds it."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise explain_os_error(error, path) from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("  Its process outlived a suite that was killed: waiting for it to end.")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
     finally:
         os.close(descriptor)

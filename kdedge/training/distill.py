@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from kdedge.clip.backbone import Backbone
+from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import LoadedRecipe
 from kdedge.errors import RecipeError
 from kdedge.training.fit import Job, finished_run, run_job
@@ -20,12 +20,13 @@ from kdedge.training.parts import (
     choose_method,
     load_classes,
     load_images,
-    load_role_backbone,
+    load_student_backbone,
     require_images,
     settings_record,
 )
 from kdedge.training.runs import RunFolder, find_run
-from kdedge.training.teach import cache_folder, same_preprocessing, teacher_job, validation_images
+from kdedge.training.teach import cache_folder, teacher_job, validation_images
+from kdedge.training.teacher_images import teacher_of
 from kdedge.training.teachers import (
     StoredTeacher,
     load_teacher,
@@ -44,7 +45,7 @@ class StudentParts:
     Attributes:
         choice: its method with its settings.
         classes: the class list.
-        backbone: its frozen CLIP.
+        backbone: its frozen CLIP, or an image tower alone.
         images: unlabeled.
         test: what accuracy is measured on, if anything.
         validation: what an epoch may be chosen by, if anything.
@@ -52,7 +53,7 @@ class StudentParts:
 
     choice: MethodChoice
     classes: Classes
-    backbone: Backbone
+    backbone: AnyBackbone
     images: Images
     test: Images | None
     validation: Images | None
@@ -75,7 +76,7 @@ def student_parts(
     return StudentParts(
         choice=choice,
         classes=classes,
-        backbone=load_role_backbone(recipe, "student", device=device, cache=cache),
+        backbone=load_student_backbone(recipe, choice, device=device, cache=cache),
         images=images,
         test=load_images(recipe, "test", classes),
         validation=validation_images(loaded, "student", classes),
@@ -84,9 +85,12 @@ def student_parts(
 
 def student_job(loaded: LoadedRecipe, teacher: StoredTeacher, parts: StudentParts) -> Job:
     """Makes ready to distill the recipe's student from a teacher."""
-    same_preprocessing(teacher.backbone, parts.backbone)
     method = build_method(
-        parts.choice, parts.backbone, parts.classes, seed=loaded.recipe.seed, teacher=teacher
+        parts.choice,
+        parts.backbone,
+        parts.classes,
+        seed=loaded.recipe.seed,
+        teacher=teacher_of(parts.backbone, teacher),
     )
 
     def vectors_made_by() -> str:

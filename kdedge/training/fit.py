@@ -16,6 +16,7 @@ import torch
 from kdedge._files import sha256_json, write_atomic, write_json
 from kdedge.clip.backbone import Backbone, hash_weights
 from kdedge.clip.class_vectors import ClassVectors
+from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.tensor_file import encode_tensors
 from kdedge.config.load import LoadedRecipe, dump_recipe
 from kdedge.data.batch import Batch
@@ -43,7 +44,7 @@ class Job:
         loaded: the recipe.
         choice: the method with its settings.
         classes: the class list.
-        backbone: the frozen CLIP under the method.
+        backbone: the frozen CLIP under the method, or a student's image tower alone.
         method: built, untrained.
         images: what it is trained on; None for a method with nothing to train.
         labels: position in the source -> label in a batch, or None to train without labels.
@@ -58,7 +59,7 @@ class Job:
     loaded: LoadedRecipe
     choice: MethodChoice
     classes: Classes
-    backbone: Backbone
+    backbone: AnyBackbone
     method: Method
     images: Images | None
     labels: dict[int, int] | None
@@ -329,7 +330,7 @@ def store_trained(
     *,
     method_name: str,
     method: Method,
-    backbone: Backbone,
+    backbone: AnyBackbone,
     classes: Classes,
     made_by: str,
 ) -> None:
@@ -357,12 +358,15 @@ def store_trained(
 
 
 def evaluate_job(job: Job) -> dict[str, EvalResult]:
-    """Results of the trained method and of zero-shot CLIP on the same backbone, by row name."""
+    """Results of the trained method and of zero-shot CLIP on the same backbone, by row name.
+
+    An image tower alone has no zero-shot answers.
+    """
     if job.test is None:
         return {}
+    results: dict[str, EvalResult] = {job.role: _measure(job, job.method, job.test)}
+    if not isinstance(job.backbone, Backbone):
+        return results
     choice = MethodChoice("zeroshot", zeroshot, zeroshot.Settings(), job.choice.optim)
     plain = build_method(choice, job.backbone, job.classes, seed=job.loaded.recipe.seed)
-    return {
-        job.role: _measure(job, job.method, job.test),
-        "zeroshot": _measure(job, plain, job.test),
-    }
+    return {**results, "zeroshot": _measure(job, plain, job.test)}

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdedge.clip.backbone import Backbone
 from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
+from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.errors import RecipeError, SetupError
 from kdedge.methods._protocol import Method
@@ -21,7 +21,7 @@ from kdedge.training.parts import (
     choose_method,
     load_classes,
     load_images,
-    load_role_backbone,
+    load_student_backbone,
     require_images,
 )
 from kdedge.training.runs import RunFolder
@@ -62,7 +62,7 @@ def load_student(
     *,
     device: torch.device,
     cache: Path | None,
-) -> tuple[Method, Backbone]:
+) -> tuple[Method, AnyBackbone]:
     """Loads a student run for a class list; class vectors go by name, in the order of `classes`."""
     stored = load_class_vectors(run.class_vectors)
     selected = stored.select(classes.names)
@@ -75,7 +75,7 @@ def load_student(
             else f"{len(classes.names)} of its {len(stored.class_names)} names",
         )
     choice = choose_method(loaded, "student")
-    backbone = load_role_backbone(loaded.recipe, "student", device=device, cache=cache)
+    backbone = load_student_backbone(loaded.recipe, choice, device=device, cache=cache)
     method = build_method(
         choice,
         backbone,
@@ -111,6 +111,7 @@ def evaluate_run(
         load_images(loaded.recipe, "test", classes), "test", "accuracy is measured on it"
     )
     model: Method | StoredTeacher
+    backbone: AnyBackbone
     choice = choose_method(loaded, run.kind)
     if run.kind == "student":
         model, backbone = load_student(run, loaded, classes, device=device, cache=cache)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from kdedge._progress import progress
 from kdedge.clip.backbone import Backbone, load_backbone
+from kdedge.clip.image_backbone import AnyBackbone, has_texts, load_image_backbone
 from kdedge.config.explain import explain_validation
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import (
@@ -242,9 +243,28 @@ def load_role_backbone(
     )
 
 
+def load_student_backbone(
+    recipe: Recipe, choice: MethodChoice, *, device: torch.device, cache: Path | None
+) -> AnyBackbone:
+    """Loads the student's frozen CLIP, or its image tower alone where that will do.
+
+    It will where the method runs no text tower and the model has none that runs here.
+    """
+    spec = model_spec(recipe, "student")
+    if choice.settings.needs_texts or has_texts(spec.backbone, spec.config):
+        return load_role_backbone(recipe, "student", device=device, cache=cache)
+    return load_image_backbone(
+        name=spec.backbone,
+        weights=spec.weights,
+        config=spec.config,
+        quick_gelu=spec.quick_gelu,
+        device=device,
+    )
+
+
 def build_method(
     choice: MethodChoice,
-    backbone: Backbone,
+    backbone: AnyBackbone,
     classes: Classes,
     *,
     seed: int,

@@ -21,7 +21,7 @@ from kdedge.errors import DataError, RecipeError
 from kdedge.training.run_lock import is_locked, locked, logged_to
 
 Kind = Literal["teacher", "student", "baseline"]
-_PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "safetensors")
+_PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow", "safetensors")
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import torch
 
-from kdedge.clip.backbone import Backbone
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import LabeledSpec
 from kdedge.data.split import few_shot
-from kdedge.errors import RecipeError
 from kdedge.training.fit import Job, run_job
 from kdedge.training.parts import (
     Classes,
@@ -127,19 +125,3 @@ def teach(
     """
     job = teacher_job(loaded, cache=cache_folder(root), device=device)
     return run_job(job, root=root, resume=resume)
-
-
-def same_preprocessing(teacher: Backbone, student: Backbone) -> None:
-    """Both models see the same pixels of a crop, so both must want them alike.
-
-    Raises:
-        RecipeError: they do not.
-    """
-    ours, theirs = student.preprocess.as_dict(), teacher.preprocess.as_dict()
-    for key, value in ours.items():
-        if theirs[key] != value:
-            raise RecipeError(
-                f"Teacher {teacher.name} and student {student.name} prepare images differently:"
-                f" {key} is {theirs[key]} and {value}.\n"
-                "  Both see the same crop; choose backbones of one input size and normalization."
-            )

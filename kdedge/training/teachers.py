@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdedge._files import sha256_json
 from kdedge.clip.backbone import Backbone, hash_weights
 from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
+from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import load_recipe
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods._protocol import ImageConditioned, ImagePath, Method
@@ -39,7 +40,7 @@ class StoredTeacher:
     """
 
     def __init__(
-        self, method: Method, vectors: ClassVectors, backbone: Backbone, run_name: str | None
+        self, method: Method, vectors: ClassVectors, backbone: AnyBackbone, run_name: str | None
     ) -> None:
         self.scale = method.scale
         self.backbone = backbone
@@ -62,7 +63,7 @@ class StoredTeacher:
 
 
 def made_by(
-    backbone: Backbone, module: nn.Module, classes: Classes, method: Mapping[str, Any]
+    backbone: AnyBackbone, module: nn.Module, classes: Classes, method: Mapping[str, Any]
 ) -> str:
     """Hash of what class vectors depend on.
 
@@ -79,7 +80,7 @@ def made_by(
 
 
 def load_trained(
-    method: Method, path: Path, backbone: Backbone, *, made_by: str | None = None
+    method: Method, path: Path, backbone: AnyBackbone, *, made_by: str | None = None
 ) -> None:
     """Puts a run's trained tensors into a freshly built method, strictly.
 
@@ -227,14 +228,14 @@ def load_teacher(
 
 
 def untrained_teacher(
-    method: Method, backbone: Backbone, classes: Classes, record: Mapping[str, Any]
+    method: Method, backbone: AnyBackbone, classes: Classes, record: Mapping[str, Any]
 ) -> StoredTeacher:
     """A teacher with the prompts it starts from: a trial step costs what a real one does."""
     return StoredTeacher(method, _encode(method, backbone, classes, record), backbone, None)
 
 
 def _encode(
-    method: Method, backbone: Backbone, classes: Classes, record: Mapping[str, Any]
+    method: Method, backbone: AnyBackbone, classes: Classes, record: Mapping[str, Any]
 ) -> ClassVectors:
     """The class vectors of a method as it is now."""
     maker = made_by(backbone, method.module, classes, record)

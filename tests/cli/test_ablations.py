@@ -67,6 +67,19 @@ def test_own_class_vectors_are_stored_with_what_made_them(kdedge: Run, trained: 
     assert shared.made_by == teacher.made_by
 
 
+def test_own_class_vectors_of_a_new_name_are_not_asked_of_the_teacher(
+    kdedge: Run, trained: Path
+) -> None:
+    own = ("student.settings.class_vectors=student", "student.settings.prompt_depth_text=2")
+    assert distill(kdedge, *own).code == 0
+    Path("more.txt").write_text("cat\nzebra\n")
+    done = kdedge("export", str(STUDENT), "--classes", "more.txt", "--output", "more")
+    assert (done.code, done.out) == (3, "")
+    assert "1 of 2 class names have no stored vector, first 'zebra', and this student" in done.err
+    assert "Use names among the 4 of runs/tiny/03/class_vectors.safetensors, or dis" in done.err
+    assert not Path("more").exists()
+
+
 def test_a_loss_that_is_not_the_divergence_has_no_weight_per_image(
     kdedge: Run, trained: Path
 ) -> None:

@@ -190,14 +190,19 @@ def test_one_crashing_cell_costs_one_cell_and_is_tried_again(project: Path, kded
 
 def child_of(pid: int) -> int:
     """A process's one child."""
+    (child,) = children_of(pid)
+    return child
+
+
+def children_of(pid: int) -> list[int]:
+    """A process's children."""
     found = []
     for file in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             fields = file.read_text().rpartition(")")[2].split()
             if int(fields[1]) == pid:
                 found.append(int(file.parent.name))
-    (child,) = found
-    return child
+    return found
 
 
 def epoch_of(run: Path) -> int:
@@ -284,6 +289,98 @@ def test_interrupted_and_killed_in_the_middle_it_ends_in_the_same_table(
     assert len(list(project.glob("runs/tiny/*/provenance.json"))) == 4
     (log,) = project.glob("suites/long/cells/tiny/promptkd-seed1-*.log")
     assert log.read_text().count("tiny/02: going on where it stopped.") == 2
+
+
+SHARED = """\
+name: shared
+recipes: [r.yaml]
+methods:
+  - promptkd
+  - {name: wide, method: promptkd, set: {student.settings.n_ctx_vision: 2}}
+seeds: [1, 2]
+set: {student.optim.epochs: 8}
+"""
+
+
+@pytest.mark.slow
+def test_cells_run_side_by_side_and_none_trains_a_teacher_beside_another(
+    project: Path, kdedge: Run
+) -> None:
+    (project / "s.yaml").write_text(SHARED)
+    done = kdedge("suite", "s.yaml", "--jobs", "2")
+    assert done.code == 0, done.err
+    assert set(states(kdedge).values()) == {"finished"}
+    runs = {
+        f"tiny/{file.parent.name}": json.loads(file.read_text())
+        for file in project.glob("runs/tiny/*/provenance.json")
+    }
+    teachers = {name: run for name, run in runs.items() if run["kind"] == "teacher"}
+    assert sorted(run["seed"] for run in teachers.values()) == [1, 2]
+    students = [run for run in runs.values() if run["kind"] == "student"]
+    assert len(students) == 4
+    for run in students:
+        teacher = teachers[run["teacher_run"]]
+        assert (teacher["seed"], teacher["finished_at"] <= run["started_at"]) == (run["seed"], True)
+    first, second = teachers.values()
+    assert first["started_at"] < second["finished_at"]
+    assert second["started_at"] < first["finished_at"]
+    starts = [line for line in done.err.splitlines() if line.startswith("[")]
+    assert starts[:2] == [
+        "[1/4] tiny, promptkd, seed 1: distill",
+        "[2/4] tiny, promptkd, seed 2: distill",
+    ]
+
+
+@pytest.mark.slow
+def test_a_failing_cell_leaves_the_one_beside_it_alone(project: Path, kdedge: Run) -> None:
+    (project / "broken.pt").write_bytes(b"not weights")
+    (project / "s.yaml").write_text(CRASHING)
+    done = kdedge("suite", "s.yaml", "--jobs", "2")
+    assert done.code == 3, done.err
+    assert states(kdedge) == {
+        ("crashing", 1): "failed",
+        ("CoOp", 1): "finished",
+        ("broken", 1): "failed",
+    }
+    assert "CoOp" in table_of(project / "suites/small")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_running_cells_are_interrupted_and_killed_and_end_in_the_same_table(
+    project: Path, start: Start, kdedge: Run, undisturbed: bytes
+) -> None:
+    (project / "s.yaml").write_text(LONG)
+    command = ("suite", "s.yaml", "--jobs", "2")
+
+    def both_beyond(epoch: int) -> bool:
+        files = project.glob("runs/tiny/*/provenance.json")
+        students = [file.parent for file in files if '"kind": "student"' in file.read_text()]
+        return len(students) == 2 and min(map(epoch_of, students)) > epoch
+
+    process = start(*command)
+    process.wait_until(lambda: both_beyond(2))
+    process.send(signal.SIGINT)
+    assert process.wait() == 130, process.stderr
+    assert process.stderr.endswith(
+        "kdedge: Interrupted in tiny, promptkd, seed 1 and tiny, promptkd, seed 2; 0 of 2 cells are"
+        " finished.\n  Run the same command to go on from there.\n"
+    )
+    assert set(states(kdedge).values()) == {"interrupted"}
+
+    process = start(*command)
+    process.wait_until(lambda: both_beyond(6))
+    children = children_of(process.pid)
+    assert len(children) == 2
+    process.send(signal.SIGKILL)  # one of its cells' processes goes on alone
+    os.kill(children[0], signal.SIGKILL)
+    process.wait()
+
+    process = start(*command)
+    assert process.wait() == 0, process.stderr
+    assert "its process outlived a suite that was killed and is waited for." in process.stderr
+    assert (project / "suites/long/table.csv").read_bytes() == undisturbed
+    assert len(list(project.glob("runs/tiny/*/provenance.json"))) == 4
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kdedge import __version__
-from kdedge.suite.process import Ended, run_kdedge
+from kdedge.suite.process import Ended, KdedgeProcess
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,28 +21,40 @@ def _this_kdedge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
-def run(folder: Path, *arguments: str) -> Ended:
-    return run_kdedge(arguments, log_file=folder / "cell.log", lock_file=folder / ".cell.lock")
+def run(folder: Path, *arguments: str, **environment: str) -> Ended:
+    process = KdedgeProcess(
+        arguments,
+        log_file=folder / "cell.log",
+        lock_file=folder / ".cell.lock",
+        environment=environment,
+    )
+    while (ended := process.poll()) is None:
+        time.sleep(0.01)
+    return ended
 
 
 def test_what_it_prints_and_how_it_ends_is_given(tmp_path: Path) -> None:
     ended = run(tmp_path, "--version")
-    assert ended == Ended(0, f"kdedge {__version__}\n", (), None)
+    assert ended == Ended(0, f"kdedge {__version__}\n", (), ended.seconds)
+    assert 0 < ended.seconds < 60
+
+
+def test_it_gets_its_own_variables_beside_this_processs(tmp_path: Path) -> None:
+    ended = run(tmp_path, "show", "nothing", KDEDGE_RUNS=str(tmp_path / "mine"))
+    assert ended.last_lines[0].endswith(f"nor the name of a run in {tmp_path / 'mine'}.")
 
 
 def test_the_message_of_its_error_is_given_and_the_log_grows(tmp_path: Path) -> None:
     (tmp_path / "cell.log").write_text("kdedge: an older error\n")
     ended = run(tmp_path, "show", "nothing", "--runs", str(tmp_path))
     message = f"kdedge: nothing is neither a run folder nor the name of a run in {tmp_path}."
-    assert (ended.code, ended.stdout, ended.received) == (2, "", None)
+    assert (ended.code, ended.stdout) == (2, "")
     assert ended.last_lines == (message, "  There: no run.")
     log = (tmp_path / "cell.log").read_text()
     assert log == f"kdedge: an older error\n{message}\n  There: no run.\n"
 
 
-def test_a_process_that_outlived_its_suite_is_waited_for(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_another_process_with_its_lock_is_waited_for(tmp_path: Path) -> None:
     descriptor = os.open(tmp_path / ".cell.lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     released = []
@@ -53,8 +65,6 @@ def test_a_process_that_outlived_its_suite_is_waited_for(
 
     timer = threading.Timer(0.5, release)
     timer.start()
-    with caplog.at_level("INFO", logger="kdedge"):
-        assert run(tmp_path, "--version").code == 0
+    assert run(tmp_path, "--version").code == 0
     assert released
-    assert "waiting for it to end" in caplog.text
     timer.join()

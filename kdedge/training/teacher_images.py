@@ -1,0 +1,61 @@
+"""One crop for two models: a student's images, as its teacher wants them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdedge.clip.image_backbone import AnyBackbone
+from kdedge.errors import RecipeError
+from kdedge.methods._protocol import Teacher
+from kdedge.runtime.preprocess import Preprocess
+from kdedge.training.teachers import StoredTeacher
+
+
+def teacher_of(student: AnyBackbone, teacher: StoredTeacher) -> Teacher:
+    """The teacher, made to take images that were prepared for the student.
+
+    It is the teacher itself where both want one size and normalization.
+
+    Raises:
+        RecipeError: the teacher wants larger images than the student has.
+    """
+    theirs, ours = teacher.backbone.preprocess, student.preprocess
+    if (theirs.size_px, theirs.mean, theirs.std) == (ours.size_px, ours.mean, ours.std):
+        return teacher
+    if theirs.size_px > ours.size_px:
+        raise RecipeError(
+            f"Teacher {teacher.backbone.name} wants images of {theirs.size_px} pixels, and student"
+            f" {student.name} of {ours.size_px}.\n"
+            "  Both see the same crop: choose a teacher of the student's size or less."
+        )
+    return _OfPreparedImages(teacher, theirs, ours)
+
+
+class _OfPreparedImages:
+    """A teacher that brings images to its own size and normalization."""
+
+    def __init__(self, teacher: Teacher, theirs: Preprocess, ours: Preprocess) -> None:
+        self.scale = teacher.scale
+        self._teacher, self._theirs, self._ours = teacher, theirs, ours
+
+    def class_vectors(self) -> Tensor:
+        """[C, D_teacher]."""
+        return self._teacher.class_vectors()
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W], normalized for the student -> [B, D_teacher]."""
+        with torch.autocast(images.device.type, enabled=False):
+            pixels = images.float() * _channels(self._ours.std, images)
+            pixels = pixels + _channels(self._ours.mean, images)  # 0-1
+            if self._theirs.size_px != self._ours.size_px:
+                size = (self._theirs.size_px, self._theirs.size_px)
+                pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
+            pixels = pixels - _channels(self._theirs.mean, images)
+            prepared = pixels / _channels(self._theirs.std, images)
+        return self._teacher.forward_features(prepared)
+
+
+def _channels(values: tuple[float, float, float], images: Tensor) -> Tensor:
+    return torch.tensor(values, device=images.device).view(3, 1, 1)

@@ -1,0 +1,170 @@
+"""Students that are an image tower alone, from the recipe to the table of a suite."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+ROOT = Path(__file__).parents[2]
+Run = Callable[..., Any]
+
+TIMM = ("student.backbone=timm/test_resnet", "student.weights=timm.safetensors")
+TUNED = (*TIMM, "student.settings={tune: full}", "student.optim.lr=0.001")
+STUDENT = Path("runs/tiny/02")
+
+
+@pytest.fixture(autouse=True)
+def _weights(project: Path) -> None:
+    torch.manual_seed(0)
+    state = timm.create_model("test_resnet").state_dict()
+    save_file(state, project / "timm.safetensors")
+
+
+def options(*changes: str) -> list[str]:
+    return [part for change in changes for part in ("--set", change)]
+
+
+def test_a_timm_student_is_checked_trained_measured_and_shown(kdedge: Run) -> None:
+    checked = kdedge("check", "r.yaml", *options(*TUNED))
+    assert checked.code == 0, checked.err
+    assert "timm/test_resnet, " in checked.out
+    done = kdedge("distill", "r.yaml", "--json", *options(*TUNED))
+    assert done.code == 0, done.err
+    record = json.loads(done.out)["student"]
+    assert record["evaluation"].keys() == {"student"}
+    assert record["hashes"]["backbone"] != record["hashes"]["weights"]
+    state = load_file(STUDENT / "student.safetensors")
+    assert {key.split(".")[0] for key in state} == {"visual", "projector", "scale"}
+
+    reached = record["evaluation"]["student"]
+    measured = json.loads(kdedge("eval", str(STUDENT), "--json").out)
+    assert {key: measured[key] for key in reached} == reached
+    shown = kdedge("show", str(STUDENT))
+    assert shown.code == 0
+    assert "zero-shot" not in shown.out
+    again = kdedge("distill", "r.yaml", "--resume", *options(*TUNED))
+    assert again.code == 0, again.err
+    assert "zero-shot CLIP (teacher's)" in again.out
+    assert "zero-shot CLIP (student's)" not in again.out
+    assert "runs/tiny/02 is finished: there is nothing to go on with." in again.err
+
+    exported = kdedge("export", str(STUDENT))
+    assert (exported.code, exported.out) == (2, "")
+    assert "cannot be folded: its image tower is a ResNet" in exported.err
+
+
+def test_other_weights_of_the_model_are_another_backbone(kdedge: Run, project: Path) -> None:
+    assert kdedge("distill", "r.yaml", *options(*TUNED)).code == 0
+    torch.manual_seed(1)
+    save_file(timm.create_model("test_resnet").state_dict(), project / "timm.safetensors")
+    done = kdedge("eval", str(STUDENT))
+    assert done.code == 3
+    assert "was trained on another backbone than timm/test_resnet as it is now" in done.err
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "message"),
+    [
+        ("distill", TIMM, "timm/test_resnet was not trained with texts, so tune: prompts would"),
+        (
+            "check",
+            (*TIMM, "student.settings={tune: full, class_vectors: student}"),
+            "timm/test_resnet has seen no texts: without a text tower it can only be a student.",
+        ),
+        ("train", TIMM, "timm/test_resnet has seen no texts"),
+        (
+            "teach",
+            ("teacher.backbone=timm/test_resnet", "teacher.weights=timm.safetensors"),
+            "timm/test_resnet has seen no texts",
+        ),
+    ],
+)
+def test_what_a_timm_model_cannot_be_is_said_before_anything_is_trained(
+    kdedge: Run, command: str, changes: tuple[str, ...], message: str
+) -> None:
+    method = ["--method", "coop"] if command == "train" else []
+    done = kdedge(command, "r.yaml", *method, *options(*changes))
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+    assert list(Path().glob("runs/*/*/teacher.safetensors")) == []
+
+
+@pytest.fixture
+def mobile() -> tuple[str, ...]:
+    """Overrides that put a small CLIP with another text tower in the student's place."""
+    from open_clip import CustomTextCLIP
+
+    config = {
+        "embed_dim": 24,
+        "vision_cfg": {"timm_model_name": "test_convnext", "image_size": 32, "timm_proj": "linear"},
+        "text_cfg": {"width": 64, "heads": 1, "layers": 1, "no_causal_mask": True},
+    }
+    torch.manual_seed(0)
+    Path("mobile.json").write_text(json.dumps({**config, "custom_text": True}))
+    state = {key: v.contiguous() for key, v in CustomTextCLIP(**config).state_dict().items()}
+    save_file(state, "mobile.safetensors")
+    return "student.config=mobile.json", "student.weights=mobile.safetensors"
+
+
+@pytest.mark.parametrize("tune", ["projector", "full"])
+def test_the_image_tower_of_another_clip_is_a_student(
+    kdedge: Run, mobile: tuple[str, ...], tune: str
+) -> None:
+    done = kdedge("distill", "r.yaml", "--json", *options(*mobile, f"student.settings.tune={tune}"))
+    assert done.code == 0, done.err
+    reached = json.loads(done.out)["student"]["evaluation"]
+    assert reached.keys() == {"student"}
+    measured = json.loads(kdedge("eval", str(STUDENT), "--json").out)
+    assert {key: measured[key] for key in reached["student"]} == reached["student"]
+
+
+@pytest.mark.slow
+def test_it_goes_on_where_it_was_interrupted_and_ends_in_the_same_weights(
+    project: Path, start: Callable[..., Any], kdedge: Run
+) -> None:
+    given = options(*TUNED, "student.optim.epochs=6", "optim.checkpoint_every_s=0.001")
+    process = start("distill", "r.yaml", *given)
+    process.wait_until(lambda: len(list(STUDENT.glob("checkpoints/e*.safetensors"))) > 1)
+    process.send(signal.SIGINT)
+    assert process.wait() == 130, process.stderr
+    process = start("distill", "r.yaml", "--resume", *given)
+    assert process.wait() == 0, process.stderr
+    process = start("distill", "r.yaml", *given)
+    assert process.wait() == 0, process.stderr
+    first = (STUDENT / "student.safetensors").read_bytes()
+    assert first == Path("runs/tiny/03/student.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_suite_tables_it_without_zero_shot_answers(
+    project: Path, kdedge: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    row = ", ".join(
+        (
+            "student.backbone: timm/test_resnet",
+            "student.weights: ./timm.safetensors",
+            "student.settings: {tune: full}",
+        )
+    )
+    (project / "s.yaml").write_text(
+        "name: small\nrecipes: [r.yaml]\nseeds: [1]\n"
+        f"methods: [{{name: timm, method: promptkd, set: {{{row}}}}}, zeroshot]\n"
+    )
+    done = kdedge("suite", "s.yaml", "--json")
+    assert done.code == 0, done.err
+    cells = {cell["row"]: cell for cell in json.loads(done.out)["cells"]}
+    assert cells["timm"]["zero_shot"] is None
+    # zero-shot CLIP is the recipe's own student's, which the other row's run has not measured
+    assert cells["zeroshot"]["run"] != cells["timm"]["run"]
+    with (project / "suites/small/table.csv").open() as file:
+        assert {row["method"] for row in csv.DictReader(file) if row["all"]} == set(cells)

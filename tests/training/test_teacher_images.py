@@ -1,0 +1,93 @@
+"""A teacher sees its student's crop in its own size and normalization."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from kdedge.clip.backbone import Backbone
+from kdedge.clip.class_vectors import ClassVectors
+from kdedge.clip.image_backbone import ImageBackbone, make_image_backbone
+from kdedge.errors import RecipeError
+from kdedge.methods import zeroshot
+from kdedge.runtime.preprocess import Preprocess, normalize, resize_and_crop
+from kdedge.training.teacher_images import teacher_of
+from kdedge.training.teachers import StoredTeacher
+
+
+@pytest.fixture
+def teacher(tiny_backbone: Backbone) -> StoredTeacher:
+    names = ("cat", "dog")
+    method: Any = zeroshot.Method.build(
+        tiny_backbone,
+        names,
+        zeroshot.Settings(),
+        template="a photo of a {}.",
+        train_classes=range(2),
+        teacher=None,
+        generator=torch.Generator(),
+    )
+    vectors = ClassVectors(method.class_vectors(), names, "x" * 64)
+    return StoredTeacher(method, vectors, tiny_backbone, None)
+
+
+def student(preprocess: Preprocess) -> ImageBackbone:
+    visual = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
+    return make_image_backbone(
+        visual, name="small", preprocess=preprocess, is_trained_with_texts=False
+    )
+
+
+def prepared(preprocess: Preprocess) -> torch.Tensor:
+    """[1, 3, H, W] of a smooth picture."""
+    ramp = np.linspace(0, 255, 96, dtype=np.uint8)
+    pixels = np.stack(
+        [np.tile(ramp, (96, 1)), np.tile(ramp[:, None], (1, 96)), np.full((96, 96), 90)], -1
+    )
+    image = Image.fromarray(pixels.astype(np.uint8))
+    values = normalize(resize_and_crop(image, preprocess), preprocess)
+    return torch.from_numpy(values.copy()).reshape(1, 3, preprocess.size_px, -1)
+
+
+def test_a_student_of_the_same_size_and_normalization_has_the_teacher_itself(
+    teacher: StoredTeacher,
+) -> None:
+    same = replace(teacher.backbone.preprocess, interpolation="bilinear", resize_mode="squash")
+    assert teacher_of(student(same), teacher) is teacher
+
+
+@pytest.mark.parametrize(
+    ("change", "tolerance"),
+    [
+        ({"mean": (0.5, 0.4, 0.3), "std": (1.0, 0.5, 0.25)}, 1e-4),
+        # resized twice, and rounded to 8 bits between
+        ({"size_px": 48, "mean": (0.0,) * 3, "std": (1.0,) * 3}, 0.05),
+    ],
+)
+def test_another_normalization_or_size_is_undone(
+    teacher: StoredTeacher, change: dict[str, Any], tolerance: float
+) -> None:
+    theirs = teacher.backbone.preprocess
+    ours = replace(theirs, **change)
+    view = teacher_of(student(ours), teacher)
+    assert view is not teacher
+    assert (view.scale, view.class_vectors() is teacher.class_vectors()) == (teacher.scale, True)
+    expected = teacher.forward_features(prepared(theirs))
+    found = view.forward_features(prepared(ours))
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+    raw = teacher.forward_features(
+        torch.nn.functional.interpolate(prepared(ours), (theirs.size_px, theirs.size_px))
+    )
+    assert (raw - expected).abs().max() > 2 * tolerance
+
+
+def test_a_teacher_of_larger_images_is_refused(teacher: StoredTeacher) -> None:
+    small = replace(teacher.backbone.preprocess, size_px=16)
+    with pytest.raises(RecipeError, match="wants images of 32 pixels, and student small of 16"):
+        teacher_of(student(small), teacher)
