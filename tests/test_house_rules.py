@@ -40,7 +40,7 @@ def test_imports_point_down() -> None:
     assert "2 kept, 0 broken" in done.stdout
 
 
-def test_a_wheel_holds_the_recipes_and_the_demos_clips(tmp_path: Path) -> None:
+def test_a_wheel_holds_the_recipes_the_templates_and_the_demos_clips(tmp_path: Path) -> None:
     run("build", "--wheel", "--no-isolation", "--outdir", str(tmp_path))
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -49,6 +49,9 @@ def test_a_wheel_holds_the_recipes_and_the_demos_clips(tmp_path: Path) -> None:
     assert recipes <= names
     clips = {name for name in names if name.startswith("kdedge/clip/builtin/")}
     assert {name.rpartition(".")[2] for name in clips} >= {"safetensors", "json", "py"}
+    templates = {str(path.relative_to(ROOT)) for path in (ROOT / "kdedge").glob("*/templates/*")}
+    assert templates
+    assert templates <= names
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
 
 

@@ -8,36 +8,22 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdedge._files import read_json
 from kdedge.cli._tables import accuracy_table
 from kdedge.errors import DataError
 from kdedge.results import EvalResult
+from kdedge.training.run_results import labeled_results, read_evaluation
 from kdedge.training.runs import RunFolder, runs_in
 
 
 def evaluation_rows(run: RunFolder) -> list[tuple[str, EvalResult]]:
     """A run's results with their labels, zero-shot CLIP on its backbone first."""
-    results = _evaluation(run)
-    order = sorted(results, key=lambda name: name != "zeroshot")
-    labels = {"zeroshot": f"zero-shot CLIP ({run.kind}'s)", run.kind: run_label(run)}
-    if run.kind == "baseline":
-        labels["zeroshot"] = "zero-shot CLIP (student's)"  # a baseline has the student's backbone
-    return [(labels.get(name, name), results[name]) for name in order]
-
-
-def run_label(run: RunFolder) -> str:
-    """What a run's model is called in a table: its kind, and which method a baseline is."""
-    if run.kind != "baseline":
-        return run.kind
-    return f"{run.read_provenance().get('method')} (baseline)"
+    return labeled_results(run, _evaluation(run))
 
 
 def _evaluation(run: RunFolder) -> dict[str, EvalResult]:
     """What the run's evaluation gave; a damaged record is no reason to keep the rest back."""
-    if not run.evaluation.exists():
-        return {}
     try:
-        return _read_evaluation(run.evaluation)
+        return read_evaluation(run)
     except DataError as error:
         logging.getLogger(__name__).warning(
             "%s\n  Its accuracies are left out; `kdedge eval %s` measures them again.",
@@ -47,18 +33,12 @@ def _evaluation(run: RunFolder) -> dict[str, EvalResult]:
         return {}
 
 
-def _read_evaluation(path: Path) -> dict[str, EvalResult]:
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise DataError(f"{path} is not the record of an evaluation.")
-    return {name: EvalResult.from_dict(value) for name, value in values.items()}
-
-
 def run_record(run: RunFolder) -> dict[str, Any]:
     """A run as plain values."""
     evaluation = None
     with contextlib.suppress(DataError):  # `evaluation_rows` has warned of it
-        evaluation = {name: r.to_dict() for name, r in _read_evaluation(run.evaluation).items()}
+        if run.evaluation.exists():
+            evaluation = {name: found.to_dict() for name, found in read_evaluation(run).items()}
     return {"path": str(run.path), **run.read_provenance(), "evaluation": evaluation}
 
 

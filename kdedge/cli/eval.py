@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import click
@@ -9,9 +10,14 @@ import click
 from kdedge._files import write_json
 from kdedge.cli._options import device_option, need_training_packages, runs_option
 from kdedge.cli._output import json_option, next_line, percent, print_result, set_option, table
-from kdedge.cli._results import run_label
 from kdedge.cli._tables import accuracy_table
-from kdedge.training.runs import find_run
+from kdedge.errors import ResourceError
+from kdedge.eval_details import EvalDetails
+from kdedge.results import EvalResult
+from kdedge.training.run_results import add_evaluation, run_label
+from kdedge.training.runs import RunFolder, find_run
+
+log = logging.getLogger(__name__)
 
 
 @click.command("eval")
@@ -39,6 +45,9 @@ def command(
 
     RUN is a run folder, a recipe's name, or name/NN. Accuracies are top-1, in percent: base and
     novel images each against the names of their own half, `all` and the classes against all names.
+
+    A run whose folder has no record of this yet, as an imported one, gets eval.json and
+    eval_details.json: what `kdedge report` shows. What is there stays, and --set adds nothing.
     """
     need_training_packages("Measuring accuracy")
     from kdedge.training.measure_run import evaluate_run
@@ -48,7 +57,7 @@ def command(
     if output is not None and output.exists():
         raise click.UsageError(f"{output} exists, and nothing is overwritten. Name another file.")
     found = find_run(run, root)
-    result = evaluate_run(
+    result, details = evaluate_run(
         found, device=choose_device(device), cache=cache_folder(root), overrides=overrides
     )
     text = f"{found.path}, {result.n_images:,} images\n" + accuracy_table(
@@ -57,8 +66,19 @@ def command(
     if per_class:
         rows = [[name, percent(value)] for name, value in result.per_class.items()]
         text += "\n\n" + table(rows, header=["class", "accuracy"], align="lr")
+    written = [] if overrides else _add(found, result, details)
     if output is not None:
         write_json(output, result.to_dict())
-        text += f"\nWrote {output}"
+        written.append(output)
+    text += "".join(f"\nWrote {path}" for path in written)
     text += f"\n{next_line('show', found.path)}"
     print_result({"run": str(found.path), **result.to_dict()}, as_json=as_json, text=text)
+
+
+def _add(run: RunFolder, result: EvalResult, details: EvalDetails) -> list[Path]:
+    """Adds what the run has no record of; a folder that may not be written costs no result."""
+    try:
+        return add_evaluation(run, result, details)
+    except ResourceError as error:
+        log.warning("%s", error)
+        return []

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kdedge._files import sha256_json, write_atomic, write_json
+from kdedge._files import sha256_json, write_atomic
 from kdedge.clip.backbone import Backbone, hash_weights
 from kdedge.clip.class_vectors import ClassVectors
 from kdedge.clip.image_backbone import AnyBackbone
@@ -24,12 +24,14 @@ from kdedge.data.classes import class_list_hash
 from kdedge.data.images import write_skipped_csv
 from kdedge.data.loader import n_steps, training_batches
 from kdedge.errors import DataError, Interrupted, RecipeError, Terminated
+from kdedge.eval_details import EvalDetails
 from kdedge.methods import promptkd, zeroshot
 from kdedge.methods._protocol import Method
 from kdedge.results import EvalResult
 from kdedge.training.loop import train
 from kdedge.training.measure import measure
 from kdedge.training.parts import Classes, Images, MethodChoice, Role, build_method, settings_record
+from kdedge.training.run_results import Evaluations, write_evaluations
 from kdedge.training.runs import RunFolder, runs_in
 
 log = logging.getLogger(__name__)
@@ -272,7 +274,7 @@ def _fill(run: RunFolder, job: Job) -> None:
     )
     evaluation = evaluate_job(job)
     if evaluation:
-        write_json(run.evaluation, {name: result.to_dict() for name, result in evaluation.items()})
+        write_evaluations(run, evaluation)
     run.finish(**summary)
 
 
@@ -301,7 +303,7 @@ def _validation(job: Job) -> Callable[[], float] | None:
     images = job.validation
 
     def validate() -> float:
-        result = _measure(job, job.method, images)
+        result, _ = _measure(job, job.method, images)
         if result.split == "all":
             return result.all
         if result.base is None:
@@ -314,7 +316,7 @@ def _validation(job: Job) -> Callable[[], float] | None:
     return validate
 
 
-def _measure(job: Job, model: Method, images: Images) -> EvalResult:
+def _measure(job: Job, model: Method, images: Images) -> tuple[EvalResult, EvalDetails]:
     return measure(
         model,
         images,
@@ -357,16 +359,16 @@ def store_trained(
     ClassVectors(method.class_vectors().cpu(), classes.names, made_by).save(run.class_vectors)
 
 
-def evaluate_job(job: Job) -> dict[str, EvalResult]:
+def evaluate_job(job: Job) -> Evaluations:
     """Results of the trained method and of zero-shot CLIP on the same backbone, by row name.
 
     An image tower alone has no zero-shot answers.
     """
     if job.test is None:
         return {}
-    results: dict[str, EvalResult] = {job.role: _measure(job, job.method, job.test)}
+    own = {str(job.role): _measure(job, job.method, job.test)}
     if not isinstance(job.backbone, Backbone):
-        return results
+        return own
     choice = MethodChoice("zeroshot", zeroshot, zeroshot.Settings(), job.choice.optim)
     plain = build_method(choice, job.backbone, job.classes, seed=job.loaded.recipe.seed)
-    return {**results, "zeroshot": _measure(job, plain, job.test)}
+    return {**own, "zeroshot": _measure(job, plain, job.test)}

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from kdedge._progress import progress
 from kdedge.data.loader import evaluation_batches
+from kdedge.eval_details import EvalDetails
 from kdedge.evaluation.accuracy import evaluate
+from kdedge.evaluation.details import evaluation_details
 from kdedge.methods._protocol import ImageConditioned, Method, Teacher
 from kdedge.results import EvalResult, Selection
 from kdedge.runtime.preprocess import Preprocess
@@ -70,9 +72,10 @@ def measure(
     preprocess: Preprocess,
     device: torch.device,
     selection: Selection,
-) -> EvalResult:
+) -> tuple[EvalResult, EvalDetails]:
     """Evaluates a model on labeled images: base and novel each against their own names."""
     logits, labels = predict_logits(model, images, preprocess=preprocess, device=device)
-    return evaluate(
+    result = evaluate(
         logits, labels, class_names=classes.names, split=classes.split, selection=selection
     )
+    return result, evaluation_details(logits, labels, class_names=classes.names)

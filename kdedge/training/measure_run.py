@@ -12,6 +12,7 @@ from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.errors import RecipeError, SetupError
+from kdedge.eval_details import EvalDetails
 from kdedge.methods._protocol import Method
 from kdedge.results import EvalResult
 from kdedge.training.measure import measure
@@ -89,7 +90,7 @@ def load_student(
 
 def evaluate_run(
     run: RunFolder, *, device: torch.device, cache: Path | None, overrides: tuple[str, ...] = ()
-) -> EvalResult:
+) -> tuple[EvalResult, EvalDetails]:
     """Measures a finished run on the test images of its recipe.
 
     Args:

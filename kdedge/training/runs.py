@@ -144,6 +144,11 @@ class RunFolder:
         """The evaluation's record."""
         return self.path / "eval.json"
 
+    @property
+    def evaluation_details(self) -> Path:
+        """Confusions and calibration bins of the evaluated models."""
+        return self.path / "eval_details.json"
+
     def read_provenance(self) -> dict[str, Any]:
         """Gives provenance.json."""
         record = _read_record(self.provenance)

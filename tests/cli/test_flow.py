@@ -103,6 +103,7 @@ def test_a_run_holds_what_the_contract_names(trained) -> None:
                 "metrics.jsonl",
                 "skipped.csv",
                 "eval.json",
+                "eval_details.json",
             ),
             *("checkpoints", "class_vectors.safetensors", ".lock", weights),
         }

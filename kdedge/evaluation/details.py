@@ -1,0 +1,65 @@
+"""Confusions and calibration bins of logits on labeled test images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kdedge.eval_details import CalibrationBin, EvalDetails
+from kdedge.evaluation.accuracy import N_BINS
+
+
+def evaluation_details(
+    logits: Tensor, labels: Tensor, *, class_names: Sequence[str]
+) -> EvalDetails:
+    """Counts which class is taken for which, and how often confidence was right.
+
+    Args:
+        logits: [N, C] float32, scaled, finite; N at least 1.
+        labels: [N] int64, positions in `class_names`.
+        class_names: all C names, in class-list order.
+    """
+    logits, labels = logits.detach().float().cpu(), labels.detach().cpu()
+    return EvalDetails(
+        class_names=tuple(class_names),
+        n_images=len(labels),
+        confusion=_confusion(labels, logits.argmax(dim=1), n_classes=len(class_names)),
+        bins=_bins(logits, labels),
+    )
+
+
+def _confusion(
+    labels: Tensor, predicted: Tensor, *, n_classes: int
+) -> tuple[tuple[int, int, int], ...]:
+    pairs, counts = torch.unique(labels * n_classes + predicted, return_counts=True)
+    return tuple(
+        (pair // n_classes, pair % n_classes, n)
+        for pair, n in zip(pairs.tolist(), counts.tolist(), strict=True)
+    )
+
+
+def _bins(logits: Tensor, labels: Tensor) -> tuple[CalibrationBin, ...]:
+    """The bins of the calibration error, as torchmetrics fills them.
+
+    It adds up in float32, and a confidence that rounds to 1 in float32 has a bin of its own, so
+    that there may be one more than N_BINS.
+    """
+    confidences, predicted = logits.double().softmax(dim=1).max(dim=1)
+    confidences = confidences.float()
+    edges = torch.linspace(0, 1, N_BINS + 1)
+    places = torch.bucketize(confidences, edges, right=True) - 1  # [N], 0 to N_BINS
+    n_images, confidence, n_right = (
+        torch.zeros(N_BINS + 1).scatter_add_(0, places, values)
+        for values in (torch.ones_like(confidences), confidences, (predicted == labels).float())
+    )
+    return tuple(
+        CalibrationBin(
+            n_images=int(n_images[i]),
+            # float32's mean of values up to 1 may be a last digit above it
+            confidence_percent=min(100.0, 100 * float(confidence[i] / n_images[i])),
+            accuracy_percent=100 * float(n_right[i] / n_images[i]),
+        )
+        for i in n_images.nonzero().flatten().tolist()
+    )

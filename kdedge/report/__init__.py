@@ -1,0 +1,1 @@
+"""One HTML file about runs: from their records alone, with no model loaded."""

@@ -1,0 +1,162 @@
+"""What there is to report of a run: its records, each whole or left out with the reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kdedge._files import read_json
+from kdedge.config.load import LoadedRecipe, load_recipe
+from kdedge.errors import DataError, RecipeError, SetupError
+from kdedge.eval_details import EvalDetails
+from kdedge.results import EvalResult
+from kdedge.runtime.artifact import FILE_NAME, Artifact, load_artifact
+from kdedge.speed_results import SpeedResult
+from kdedge.training.run_results import read_details, read_evaluation
+from kdedge.training.runs import RunFolder
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """Figures that a run wrote while it trained, in order.
+
+    Attributes:
+        steps: of single steps: epoch, step, lr, loss and the method's own.
+        epochs: of whole epochs.
+    """
+
+    steps: tuple[Mapping[str, Any], ...] = ()
+    epochs: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """A run's records; empty or None for what there is not.
+
+    Attributes:
+        run: its folder.
+        provenance: what made it.
+        recipe: the resolved recipe.
+        results: accuracies, by model.
+        details: confusions and calibration, by model.
+        training: its log.
+        artifact: the newest export.
+        speed: the newest measurement of speed.
+        speed_file: where that is.
+        problems: what is damaged and left out.
+    """
+
+    run: RunFolder
+    provenance: Mapping[str, Any]
+    recipe: LoadedRecipe | None
+    results: Mapping[str, EvalResult]
+    details: Mapping[str, EvalDetails]
+    training: TrainingLog
+    artifact: Artifact | None
+    speed: SpeedResult | None
+    speed_file: Path | None
+    problems: tuple[str, ...]
+
+    @property
+    def can_evaluate(self) -> bool:
+        """Whether the recipe has test images, as far as is known."""
+        return self.recipe is None or self.recipe.recipe.data.test is not None
+
+    @property
+    def missing(self) -> dict[str, list[str]]:
+        """What the run has no record of, and the command that makes it."""
+        name = str(self.run.path)
+        lacking = {
+            "accuracy": (self.run.kind in self.results or not self.can_evaluate, ["eval", name]),
+            "confusions and calibration": (
+                self.run.kind in self.details or not self.can_evaluate,
+                ["eval", name],
+            ),
+            "exported files": (
+                self.artifact is not None or self.run.kind != "student",
+                ["export", name, "--onnx", "--int8"],
+            ),
+            "speed": (self.speed is not None, ["bench", name]),
+        }
+        return {what: command for what, (is_there, command) in lacking.items() if not is_there}
+
+
+def gather(run: RunFolder) -> RunRecords:
+    """Reads a run's records; one that is damaged is left out and named.
+
+    Raises:
+        DataError: provenance.json is damaged: without it, it is no run.
+    """
+    problems: list[str] = []
+
+    def read(what: Callable[[], _T], otherwise: _T) -> _T:
+        try:
+            return what()
+        except (DataError, RecipeError, SetupError) as error:  # the last: by a newer kdedge
+            problems.append(str(error))
+            return otherwise
+
+    artifacts = _numbered(run.path / "artifacts", f"*/{FILE_NAME}", lambda path: path.parent.name)
+    speeds = _numbered(run.path / "bench", "*.json", lambda path: path.stem)
+    speed_file = speeds[-1] if speeds else None
+    return RunRecords(
+        run=run,
+        provenance=run.read_provenance(),
+        recipe=read(lambda: load_recipe(run.recipe), None),
+        results=read(lambda: read_evaluation(run), {}),
+        details=read(lambda: read_details(run), {}),
+        training=read(lambda: _read_training(run.metrics), TrainingLog()),
+        artifact=read(lambda: load_artifact(artifacts[-1]), None) if artifacts else None,
+        speed=None if speed_file is None else read(lambda: _read_speed(speed_file), None),
+        speed_file=speed_file,
+        problems=tuple(problems),
+    )
+
+
+def _numbered(folder: Path, pattern: str, number: Callable[[Path], str]) -> list[Path]:
+    """Files in the order of their numbers; others are none of kdedge's."""
+    found = [path for path in folder.glob(pattern) if number(path).isdigit()]
+    return sorted(found, key=lambda path: int(number(path)))
+
+
+def _read_speed(path: Path) -> SpeedResult | None:
+    return SpeedResult.from_dict(read_json(path), str(path))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+
+
+def _read_training(path: Path) -> TrainingLog:
+    """Reads metrics.jsonl.
+
+    Raises:
+        DataError: a line is no JSON object with a step.
+    """
+    if not path.exists():
+        return TrainingLog()
+    steps: list[dict[str, Any]] = []
+    epochs: list[dict[str, Any]] = []
+    # What stands after the last line's end is being written by a run that goes on
+    for number, line in enumerate(_read_text(path).split("\n")[:-1], start=1):
+        values = _json_object(line)
+        if not isinstance(values.get("step"), int):
+            raise DataError(f"{path}:{number} is not a line of a training log.")
+        (epochs if values.get("kind") == "epoch" else steps).append(values)
+    return TrainingLog(tuple(steps), tuple(epochs))
+
+
+def _json_object(line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,193 @@
+"""Tables and a plot of measured speed, from the record of `kdedge bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kdedge.report.blocks import Block, Note, Table
+from kdedge.report.numbers import figure, scaled
+from kdedge.speed_results import Measurement, SpeedResult, SpeedRow
+
+_WIDE_SPREAD_PERCENT = 5.0  # as `kdedge bench` marks them
+
+
+@dataclass(frozen=True)
+class NamedRow:
+    """A measured model and how tables call it.
+
+    Attributes:
+        label: its name, with the run's where there are several.
+        row: its measurements.
+    """
+
+    label: str
+    row: SpeedRow
+
+
+def named_rows(result: SpeedResult, prefix: str = "") -> list[NamedRow]:
+    """Rows with their names; a source goes with them where there are several."""
+    several = len({row.source for row in result.rows}) > 1
+    return [
+        NamedRow(prefix + (f"{row.source}: {row.label}" if several else row.label), row)
+        for row in result.rows
+    ]
+
+
+def speed_blocks(result: SpeedResult) -> list[Block]:
+    """Tables of one call of `kdedge bench`, and what a reader has to know of them."""
+    rows = named_rows(result)
+    tables = [
+        sizes(rows, how(result)),
+        _latencies(rows, result, "on device"),
+        _latencies(rows, result, "copied"),
+        throughputs(rows, how(result)),
+        _end_to_end(rows, how(result)),
+        _power(rows, how(result)),
+    ]
+    notes = _notes(rows, result)
+    return [*(table for table in tables if table.rows), *([Note(notes)] if notes else [])]
+
+
+def how(result: SpeedResult) -> str:
+    """Where, when and with which command it was measured."""
+    return f"{machine(result)}; {result.command}, {result.measured_at}."
+
+
+def machine(result: SpeedResult) -> str:
+    """What it was measured on."""
+    device, threads = result.device, result.settings.get("threads")
+    parts = [f"{device.get('cpu')}, {device.get('cpu_cores')} cores"]
+    parts.append("threads as each library chooses" if threads is None else f"{threads} threads")
+    for gpu in device.get("gpus", []):
+        parts.append(f"{gpu.get('name')}, driver {gpu.get('driver')}")
+    if "jetson" in device:
+        parts += [str(device["jetson"].get(key)) for key in ("board", "power_mode")]
+    return ", ".join(parts)
+
+
+def sizes(rows: Sequence[NamedRow], measured: str) -> Table:
+    """Parameters, bytes, work and memory.
+
+    Args:
+        rows: the models.
+        measured: where and how, for the caption; likewise in the other tables.
+    """
+    cells = []
+    for named in rows:
+        row, gmacs = named.row, named.row.gmacs(1)
+        cells.append(
+            [
+                *(named.label, row.precision, f"{row.runtime}, {row.device}"),
+                *(scaled(row.n_parameters, 1e6), scaled(row.n_bytes, 1e6)),
+                *(figure(gmacs), figure(None if gmacs is None else 2 * gmacs)),
+                scaled(row.memory_bytes, 2**20),
+            ]
+        )
+    header = ["model", "precision", "runs in", "M param.", "MB", "GMACs", "GFLOPs", "MiB"]
+    caption = (
+        "Million parameters, size of the file, work of one image at batch 1 (GFLOPs = 2 GMACs),"
+        f" peak memory that loading and a first call added. {measured}"
+    )
+    return Table("Size and work", header, cells, caption, n_text=3)
+
+
+def _latencies(rows: Sequence[NamedRow], result: SpeedResult, inputs: str) -> Table:
+    cells = []
+    batches = set()
+    for named in rows:
+        found = next((m for m in named.row.measurements if m.inputs == inputs), None)
+        if found is not None:
+            batches.add(found.batch)
+            cells.append([named.label, *_times(found), *_ratio(found), f"{found.n_calls:,}"])
+    batch = ", ".join(map(str, sorted(batches)))
+    what = "copied to the device and answers back" if inputs == "copied" else "in its memory"
+    header = ["model", "p50", "p90", "p99", "cv %", "times faster", "low-high", "calls"]
+    caption = (
+        f"ms a call at batch {batch}, images {what}, after warm-up; times faster than"
+        f" {result.baseline}, the median over {result.settings.get('n_rounds')} rounds in turn and"
+        f" its range. {how(result)}"
+    )
+    return Table(f"Latency, images {what}", header, cells, caption)
+
+
+def _times(found: Measurement) -> list[str]:
+    mark = "!" if found.cv_percent > _WIDE_SPREAD_PERCENT else ""
+    times = [figure(value) for value in (found.p50_ms, found.p90_ms, found.p99_ms)]
+    return [*times, f"{found.cv_percent:.1f}{mark}"]
+
+
+def _ratio(found: Measurement) -> list[str]:
+    if found.ratio is None:
+        return ["-", "-"]
+    return [f"{found.ratio:.2f}", f"{found.ratio_low:.2f}-{found.ratio_high:.2f}"]
+
+
+def throughputs(rows: Sequence[NamedRow], measured: str) -> Table:
+    """Images a second by batch."""
+    batches = sorted({m.batch for n in rows for m in n.row.measurements if is_plain(m)})
+    cells = []
+    for named in rows:
+        found = [plain_measurement(named.row, batch) for batch in batches]
+        if any(found):
+            speeds = [figure(None if m is None else m.images_per_second) for m in found]
+            cells.append([named.label, *speeds])
+    header = ["model", *(f"batch {batch}" for batch in batches)]
+    return Table("Images a second", header, cells, f"Batch over mean time. {measured}")
+
+
+def _end_to_end(rows: Sequence[NamedRow], measured: str) -> Table:
+    cells = [
+        [named.label, *_times(found), figure(found.images_per_second)]
+        for named in rows
+        if (found := named.row.at(1, "image file")) is not None
+    ]
+    header = ["model", "p50", "p90", "p99", "cv %", "images/s"]
+    caption = f"ms from a JPEG's bytes of 640x480 pixels to the answer. {measured}"
+    return Table("From file to answer", header, cells, caption)
+
+
+def _power(rows: Sequence[NamedRow], measured: str) -> Table:
+    cells = [
+        [named.label, str(found.batch), figure(found.watts), figure(found.joules_per_image)]
+        for named in rows
+        for found in named.row.measurements
+        if found.watts is not None and is_plain(found)
+    ]
+    header = ["model", "batch", "W", "J/image"]
+    return Table("Power and energy", header, cells, f"Mean power while it ran. {measured}")
+
+
+def is_plain(found: Measurement) -> bool:
+    """Whether the model alone was timed, without reading an image file."""
+    return found.inputs != "image file"
+
+
+def plain_measurement(row: SpeedRow, batch: int) -> Measurement | None:
+    """A batch on the device; with copies where only that was measured."""
+    return row.at(batch, "on device") or row.at(batch, "copied")
+
+
+def _notes(rows: Sequence[NamedRow], result: SpeedResult) -> list[str]:
+    lines = []
+    if any(named.row.protocol == "paper" for named in rows):
+        lines.append(
+            "paper: class texts are encoded with every batch, as the methods' public code"
+            " evaluates; the others have their class vectors stored."
+        )
+    wide = {
+        n.label for n in rows for m in n.row.measurements if m.cv_percent > _WIDE_SPREAD_PERCENT
+    }
+    if wide:
+        lines.append(
+            f"! Times of {len(wide)} of {len(rows)} models vary by more than"
+            f" {_WIDE_SPREAD_PERCENT:g} %: other work ran, or the clock changed. Trust ratios with"
+            " a narrow range."
+        )
+    if result.device.get("throttled"):
+        lines.append("The device slowed itself down meanwhile: heat, power or current.")
+    lines += [
+        f"{named.label} ended early: {named.row.problem}" for named in rows if named.row.problem
+    ]
+    lines += [f"Left out: {name}: {why}" for name, why in result.left_out.items()]
+    return lines

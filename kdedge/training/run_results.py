@@ -1,0 +1,128 @@
+"""What a run's evaluation gave: written into its folder, read from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from kdedge._files import read_json, write_atomic, write_json
+from kdedge.errors import DataError
+from kdedge.eval_details import EvalDetails
+from kdedge.results import EvalResult
+from kdedge.training.runs import RunFolder
+
+Evaluations = Mapping[str, tuple[EvalResult, EvalDetails]]
+"""By model: the run's own under its kind, and `zeroshot` CLIP on the same backbone."""
+
+_T = TypeVar("_T")
+
+
+def write_evaluations(run: RunFolder, evaluations: Evaluations) -> None:
+    """Writes eval.json and eval_details.json.
+
+    Raises:
+        ResourceError: they cannot be written.
+    """
+    _write_details(run, {name: details for name, (_, details) in evaluations.items()})
+    write_json(
+        run.evaluation, {name: result.to_dict() for name, (result, _) in evaluations.items()}
+    )
+
+
+def add_evaluation(run: RunFolder, result: EvalResult, details: EvalDetails) -> list[Path]:
+    """Writes what a run lacks of its own model's evaluation, and gives the files written.
+
+    What is there stays. Nothing is added to the record of another class list or test set.
+
+    Raises:
+        ResourceError: a file cannot be written.
+    """
+    stored, known = _if_whole(read_evaluation, run), _if_whole(read_details, run)
+    before = stored.get(run.kind)
+    if before is not None and _measured_on(before) != _measured_on(result):
+        return []
+    written = []
+    if run.kind not in known:
+        _write_details(run, {run.kind: details, **known})
+        written.append(run.evaluation_details)
+    if before is None:
+        results = {run.kind: result, **stored}
+        write_json(run.evaluation, {name: found.to_dict() for name, found in results.items()})
+        written.append(run.evaluation)
+    return written
+
+
+def read_evaluation(run: RunFolder) -> dict[str, EvalResult]:
+    """Reads eval.json; empty where there is none.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    values = _read(run.evaluation)
+    return {name: EvalResult.from_dict(value) for name, value in values.items()}
+
+
+def read_details(run: RunFolder) -> dict[str, EvalDetails]:
+    """Reads eval_details.json; empty where there is none.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    path = run.evaluation_details
+    return {
+        name: EvalDetails.from_dict(value, f"{path}: {name}") for name, value in _read(path).items()
+    }
+
+
+def labeled_results(
+    run: RunFolder, results: Mapping[str, EvalResult]
+) -> list[tuple[str, EvalResult]]:
+    """Results with the names that tables give them, zero-shot CLIP on the run's backbone first."""
+    order = sorted(results, key=lambda name: name != "zeroshot")
+    return [(model_label(run, name), results[name]) for name in order]
+
+
+def model_label(run: RunFolder, name: str) -> str:
+    """What a model of a run's evaluation is called in a table."""
+    if name == "zeroshot":
+        # A baseline has the student's backbone
+        owner = "student" if run.kind == "baseline" else run.kind
+        return f"zero-shot CLIP ({owner}'s)"
+    return run_label(run) if name == run.kind else name
+
+
+def run_label(run: RunFolder) -> str:
+    """What a run's model is called in a table: its kind, and which method a baseline is."""
+    if run.kind != "baseline":
+        return run.kind
+    return f"{run.read_provenance().get('method')} (baseline)"
+
+
+def _read(path: Path) -> dict[str, object]:
+    if not path.exists():
+        return {}
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise DataError(f"{path} is not the record of an evaluation.")
+    return values
+
+
+def _write_details(run: RunFolder, details: Mapping[str, EvalDetails]) -> None:
+    """In one line: a confusion of 1000 classes has many thousand numbers."""
+    values = {name: found.to_dict() for name, found in details.items()}
+    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    write_atomic(run.evaluation_details, f"{text}\n".encode())
+
+
+def _if_whole(read: Callable[[RunFolder], dict[str, _T]], run: RunFolder) -> dict[str, _T]:
+    """A record, or nothing where it is damaged, so that it is written anew."""
+    try:
+        return read(run)
+    except DataError:
+        return {}
+
+
+def _measured_on(result: EvalResult) -> tuple[object, ...]:
+    return result.split, result.n_images, tuple(result.per_class)

@@ -1,0 +1,103 @@
+"""`kdedge report` on a trained and exported project."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def exported(exported_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The exported project once more, of the test's own, as the current folder."""
+    import shutil
+
+    folder = tmp_path / "project"
+    shutil.copytree(exported_project, folder)
+    for recipe in folder.glob("runs/*/*/recipe.yaml"):
+        recipe.write_text(recipe.read_text().replace(str(exported_project), str(folder)))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_the_newest_run_is_reported_into_a_new_folder(kdedge, exported) -> None:
+    done = kdedge("report")
+    assert done.code == 0, done.err
+    page = Path("runs/tiny/02/report/01/index.html")
+    assert done.out == f"Wrote {page} and 4 pictures\nNext: kdedge bench runs/tiny/02\n"
+    text = page.read_text(encoding="utf-8")
+    for name in ("school bus", "model.int8.onnx", "Calibration", "Gain of each"):
+        assert name in text
+    assert "data:image/jpeg" in text
+    before = page.read_bytes()
+    again = kdedge("report", "tiny", "--json")
+    assert (again.code, page.read_bytes()) == (0, before)
+    record = json.loads(again.out)
+    assert record["runs"] == ["runs/tiny/02"]
+    assert record["page"] == "runs/tiny/02/report/02/index.html"
+    assert all(Path(name).is_file() for name in record["pictures"])
+
+
+def test_runs_are_reported_once_each_into_the_folder_that_is_named(kdedge, trained) -> None:
+    done = kdedge("report", "tiny/02", "tiny/01", "runs/tiny/02", "--output", "out", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["runs"] == ["runs/tiny/02", "runs/tiny/01"]
+    assert not Path("runs/tiny/02/report").exists()
+    again = kdedge("report", "--output", "out")
+    assert again.code == 2
+    assert "out exists, and nothing is overwritten" in again.err
+
+
+def test_eval_adds_what_an_older_run_lacks(kdedge, trained) -> None:
+    details, evaluation = (Path(f"runs/tiny/02/{name}.json") for name in ("eval_details", "eval"))
+    kept = json.loads(details.read_text()), json.loads(evaluation.read_text())
+    details.unlink()
+    assert kdedge("report").out.endswith("\nNext: kdedge eval runs/tiny/02\n")
+    assert kdedge("eval", "--set", "data.max_bad_images=0").code == 0
+    assert not details.exists()
+    done = kdedge("eval")
+    assert f"\nWrote {details}\n" in done.out
+    assert json.loads(details.read_text()) == {"student": kept[0]["student"]}
+    evaluation.unlink()
+    assert f"\nWrote {evaluation}\n" in kdedge("eval").out
+    assert json.loads(evaluation.read_text()) == {"student": kept[1]["student"]}
+    assert "Wrote" not in kdedge("eval").out
+
+
+def test_eval_adds_no_details_of_another_test_set(kdedge, trained) -> None:
+    details = Path("runs/tiny/02/eval_details.json")
+    details.unlink()
+    Path("test/cat/0.jpg").unlink()
+    done = kdedge("eval")
+    assert (done.code, details.exists()) == (0, False)
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+def test_a_missing_package_is_named_with_its_extra(
+    kdedge, trained, monkeypatch, package: str
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("kdedge.report")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    done = kdedge("report")
+    assert done.code == 4
+    assert f"A report needs {package}, which is not installed" in done.err
+    assert "pip install 'kdedge[report]'" in done.err
+    assert not Path("runs/tiny/02/report").exists()
+
+
+def test_a_report_loads_no_model(trained, tmp_path) -> None:
+    import subprocess
+
+    code = (
+        "import sys; from kdedge.cli.main import run; code = run(['report', '--output', 'r']);"
+        " print(code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=trained
+    )
+    assert done.stdout.splitlines()[-1] == "0 False", done.stderr

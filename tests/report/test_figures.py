@@ -1,0 +1,77 @@
+"""What is drawn, against slow, obvious versions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import warnings
+
+import numpy as np
+import pytest
+
+from kdedge.eval_details import EvalDetails
+from kdedge.report import figures
+from kdedge.report.plots import render
+
+
+def test_rows_of_a_drawn_matrix_add_up_to_100_percent() -> None:
+    matrix = np.random.default_rng(0).integers(0, 5, (403, 403))
+    matrix[:3] = 0
+    shares = figures._shares(matrix)
+    step = figures.classes_a_cell(403)
+    assert (step, shares.shape) == (3, (135, 135))
+    for i, j in ((0, 0), (5, 7), (134, 134)):
+        rows = matrix[step * i : step * (i + 1)]
+        expected = rows[:, step * j : step * (j + 1)].sum() / max(rows.sum(), 1)
+        assert shares[i, j] == pytest.approx(100 * expected)
+    assert shares[0].sum() == 0
+    np.testing.assert_allclose(shares[1:].sum(axis=1), 100)
+
+
+def test_lines_from_points_to_names_do_not_cross() -> None:
+    rng = random.Random(0)
+    for n in (1, 2, 7, 16):
+        ends = [(rng.random(), rng.choice([0.2, 0.5, rng.random()])) for _ in range(n)]
+        places = figures._places_of_names(ends)
+        assert len(set(places)) == n
+        pairs = list(zip(ends, places, strict=True))
+        for (a, b), (c, d) in itertools.combinations(pairs, 2):
+            assert not _cross(a, b, c, d)
+
+
+def _cross(a: tuple, b: tuple, c: tuple, d: tuple) -> bool:
+    def side(p: tuple, q: tuple, r: tuple) -> float:
+        return (q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0])
+
+    return side(a, b, c) * side(a, b, d) < -1e-12 and side(c, d, a) * side(c, d, b) < -1e-12
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.004, 0.0095), (1.25, 3.2), (0.6, 1600.0)])
+def test_a_time_axis_always_has_ticks(low: float, high: float) -> None:
+    ticks = figures._ticks(low, high)
+    assert ticks
+    assert all(low <= tick <= high for tick in ticks)
+    assert {f"{tick / 10 ** math.floor(math.log10(tick) + 1e-9):.0f}" for tick in ticks} <= set(
+        "125"
+    )
+
+
+def test_names_are_no_formulas_and_need_no_letters_of_the_font() -> None:
+    names = ("$\\frac{", "a $x$ b", "狐" * 60, "\\$")
+    details = EvalDetails(names, 4, tuple((i, i, 1) for i in range(4)), ())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture = render(figures.confusion(details))
+    assert picture.png.startswith(b"\x89PNG")
+
+
+def test_settings_of_matplotlib_stay_as_they_were() -> None:
+    import matplotlib as mpl
+
+    with mpl.rc_context({"font.size": 33, "text.parse_math": True}):
+        before = dict(mpl.rcParams)
+        details = EvalDetails(("a",), 1, ((0, 0, 1),), ())
+        first = render(figures.confusion(details))
+        assert dict(mpl.rcParams) == before
+    assert first == render(figures.confusion(details))
