@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from kdedge._files import read_json
 from kdedge.bench.subject import Subject
 from kdedge.bench.torch_models import (
     LoadedTorch,
@@ -30,10 +29,10 @@ from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.deploy.trained import TrainedModel, load_trained_model
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.methods.registry import list_methods, load_method
-from kdedge.results import EvalResult
 from kdedge.speed_results import Accuracy
 from kdedge.training.baseline import with_baseline
 from kdedge.training.parts import Classes, build_method, choose_method, load_role_backbone
+from kdedge.training.run_results import read_evaluation
 from kdedge.training.runs import RunFolder, runs_in
 from kdedge.training.teach import cache_folder
 from kdedge.training.teachers import load_teacher
@@ -155,12 +154,12 @@ def _baselines(root: Path, recipe: str) -> dict[str, RunFolder]:
 
 def _accuracy(run: RunFolder, key: str) -> Accuracy | None:
     """What a run's evaluation says of one of its models."""
-    if not run.evaluation.is_file():
-        return None
     try:
-        result = EvalResult.from_dict(read_json(run.evaluation)[key])
-    except (KdedgeError, KeyError, TypeError) as error:
-        log.warning("%s: no accuracy of %s is taken from it (%s).", run.evaluation, key, error)
+        result = read_evaluation(run).get(key)
+    except KdedgeError as error:
+        log.warning("%s", error)
+        return None
+    if result is None:
         return None
     return Accuracy(
         base=result.base,
