@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge._files import explain_os_error, read_json
+from kdedge._lock import is_locked, locked
 from kdedge._progress import progress
 from kdedge.config.load import load_recipe
 from kdedge.errors import CellsFailed, DataError, Interrupted, KdedgeError, ResourceError
@@ -18,7 +19,6 @@ from kdedge.results import EvalResult
 from kdedge.suite.plan import ZERO_SHOT, Cell, Plan, measured_on
 from kdedge.suite.process import Ended, run_kdedge
 from kdedge.suite.records import CellRecord, Records, without_classes
-from kdedge.training.run_lock import is_locked, locked
 from kdedge.training.runs import RunFolder
 
 log = logging.getLogger(__name__)
