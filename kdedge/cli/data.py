@@ -171,10 +171,11 @@ def _is_here(benchmark: Benchmark, folder: Path) -> str:
 
 def _describe(one: Download, *, is_here: bool) -> str:
     """A file's lines in `show`."""
-    size = "size unknown" if one.n_bytes is None else readable_bytes(one.n_bytes)
-    known = f"SHA-256 {one.sha256}" if one.sha256 else "SHA-256 unknown"
-    file = one.name if one.name == one.gives else f"from {one.name}"
-    lines = [f"{one.gives}: {'here' if is_here else 'missing'}", f"  {file}, {size}, {known}"]
+    origin = "" if one.name == one.gives else f", from {one.name}"
+    known = [readable_bytes(one.n_bytes)] if one.n_bytes is not None else []
+    known += [f"SHA-256 {one.sha256}"] if one.sha256 else []
+    lines = [f"{one.gives}: {'here' if is_here else 'missing'}{origin}"]
+    lines.append(f"  {', '.join(known) or 'size and SHA-256 are not known'}")
     lines += [f"  {url}" for url in one.urls]
     return "\n".join([*lines, f"  {one.manual}"] if one.manual else lines)
 
@@ -226,7 +227,7 @@ def _survey_text(found: Survey) -> str:
         ["source", found.kind],
         ["images", f"{found.n_images:,}"],
         ["unreadable", f"{len(found.bad):,}"],
-        ["copies", f"{found.n_copies:,}"],
+        ["duplicates", f"{found.n_duplicates:,}"],
         ["sizes", common + (f" and {others:,} others" if others > 0 else "")],
         ["shorter side", f"{min(sides)} to {max(sides)} px"],
         ["classes", str(len(found.classes)) if found.classes else "none"],

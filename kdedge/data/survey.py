@@ -22,7 +22,7 @@ class Survey:
         kind: folder, list or webdataset, as a recipe has it.
         n_images: images in all.
         bad: those that cannot be read.
-        n_copies: readable images whose file has the same bytes as one before it.
+        n_duplicates: readable images whose file has the same bytes as one before it.
         sizes_px: ((width, height), how many readable images have it), the most frequent first.
         classes: (class as the source has it, its images), in order of the names; empty where it
             has none.
@@ -32,7 +32,7 @@ class Survey:
     kind: str
     n_images: int
     bad: tuple[BadImage, ...]
-    n_copies: int
+    n_duplicates: int
     sizes_px: tuple[tuple[tuple[int, int], int], ...]
     classes: tuple[tuple[str, int], ...]
     n_unlabeled: int
@@ -58,7 +58,7 @@ def survey(place: str) -> Survey:
         kind=kind,
         n_images=len(source.items),
         bad=found.bad,
-        n_copies=len(found.digests) - len(set(found.digests)),
+        n_duplicates=len(found.digests) - len(set(found.digests)),
         sizes_px=tuple(sorted(found.sizes_px.items(), key=lambda pair: (-pair[1], pair[0]))),
         classes=tuple(sorted(counts.items())),
         n_unlabeled=n_unlabeled,

@@ -74,7 +74,9 @@ def verify(name: str, root: Path, *, read_images: bool) -> Verification:
     """
     benchmark = load_benchmark(name)
     folder = root / benchmark.FOLDER
-    problems = list(_file_problems(benchmark, folder))
+    absent = missing(benchmark.DOWNLOADS, folder)
+    problems = [f"{folder / wanted.gives} is missing." for wanted in absent]
+    problems += _wrong_files(benchmark, folder)
     parts: list[PartFound] = []
     class_names: tuple[str, ...] | None = None
     try:
@@ -83,7 +85,8 @@ def verify(name: str, root: Path, *, read_images: bool) -> Verification:
             source = benchmark.open_source(root, part=part, class_names=class_names, labeled=True)
             parts.append(_look_at(benchmark, part, source, read_images=read_images))
     except DataError as error:
-        problems.append(str(error))
+        if not absent:  # else that is why, and said already
+            problems.append(str(error))
     for found in parts:
         problems += _part_problems(found, len(class_names or ()))
     if class_names is not None and len(class_names) != benchmark.N_CLASSES:
@@ -99,13 +102,11 @@ def verify(name: str, root: Path, *, read_images: bool) -> Verification:
     )
 
 
-def _file_problems(benchmark: Benchmark, folder: Path) -> Iterator[str]:
-    absent = missing(benchmark.DOWNLOADS, folder)
+def _wrong_files(benchmark: Benchmark, folder: Path) -> Iterator[str]:
+    """Files with a known hash that have another; an archive is gone once it is unpacked."""
     for wanted in benchmark.DOWNLOADS:
         path = folder / wanted.gives
-        if wanted in absent:
-            yield f"{path} is missing."
-        elif wanted.unpack is None and wanted.sha256 is not None:
+        if wanted.unpack is None and wanted.sha256 is not None and path.is_file():
             found = sha256_file(path)
             if found != wanted.sha256:
                 yield f"{path} has the SHA-256 {found}, published is {wanted.sha256}."
