@@ -98,7 +98,8 @@ def _bring(wanted: Download, folder: Path, waits_s: Sequence[float]) -> None:
 
 def _fetch_file(wanted: Download, partial: Partial, waits_s: Sequence[float]) -> None:
     if not wanted.urls:
-        raise SetupError(f"{wanted.manual}\n  Put it at {partial.path}.")
+        where = wanted.manual or "It comes out of another archive of the set, which is missing."
+        raise SetupError(f"{where}\n  Put it at {partial.path}.")
     failures: list[AddressError] = []
     for url in wanted.urls:
         _LOG.info("Fetching %s from %s.", wanted.name, url)

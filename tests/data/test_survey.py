@@ -76,7 +76,7 @@ def test_a_source_without_a_readable_image_is_an_error(tmp_path):
         survey(str(tmp_path))
 
 
-@pytest.mark.parametrize("place", ["nowhere", "nowhere.csv", "nowhere.tar"])
+@pytest.mark.parametrize("place", ["nowhere", "nowhere.csv"])
 def test_what_is_not_there_is_said(place, tmp_path):
     with pytest.raises(DataError, match="nowhere"):
         survey(str(tmp_path / place))
