@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,19 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} is not valid JSON: {error}.") from error
 
 
-def sha256_file(path: Path) -> str:
-    """Gives the SHA-256 of a file's bytes, in hex."""
+def sha256_file(path: Path, *, progress: Callable[[int], None] | None = None) -> str:
+    """Gives the SHA-256 of a file's bytes, in hex.
+
+    Args:
+        path: the file.
+        progress: called with the number of bytes done after each MiB.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+            if progress is not None:
+                progress(file.tell())
     return digest.hexdigest()
 
 

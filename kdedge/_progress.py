@@ -11,7 +11,14 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.control import Control
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.segment import ControlType
 
 _LOG = logging.getLogger(__name__)
@@ -32,7 +39,9 @@ class Advance(Protocol):
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int, *, done: int = 0) -> Iterator[Advance]:
+def progress(
+    what: str, total: int | None, *, done: int = 0, in_bytes: bool = False
+) -> Iterator[Advance]:
     """Context in which a piece of work says how far it is and how long the rest takes.
 
     One may lie within another: while it lasts, its bar stands in the other's place. A bar leaves
@@ -40,25 +49,28 @@ def progress(what: str, total: int, *, done: int = 0) -> Iterator[Advance]:
 
     Args:
         what: is being done, as in `reading data.unlabeled`.
-        total: pieces in all.
+        total: pieces in all; None where that is not known.
         done: pieces behind us at the start; the time left is estimated from the others.
+        in_bytes: a piece is a byte, and numbers of them are shown as in `1.5 GB`.
     """
     console = Console(stderr=True)
     # The file's own answer: rich's is yes wherever a variable such as FORCE_COLOR is set
     if console.file.isatty() and not console.is_dumb_terminal:
-        with _bar(console, what, total, done) as advance:
+        with _bar(console, what, total, done, in_bytes) as advance:
             yield advance
     else:
-        yield _Lines(what, total, done)
+        yield _Lines(what, total, done, in_bytes)
 
 
 @contextlib.contextmanager
-def _bar(console: Console, what: str, total: int, done: int) -> Iterator[Advance]:
+def _bar(
+    console: Console, what: str, total: int | None, done: int, in_bytes: bool
+) -> Iterator[Advance]:
     """A bar that is redrawn by the work itself: no thread."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        DownloadColumn() if in_bytes else MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
         auto_refresh=False,
@@ -84,8 +96,9 @@ def _bar(console: Console, what: str, total: int, done: int) -> Iterator[Advance
 class _Lines:
     """A line each 30 s through the logger."""
 
-    def __init__(self, what: str, total: int, done: int) -> None:
+    def __init__(self, what: str, total: int | None, done: int, in_bytes: bool) -> None:
         self._what, self._total, self._first = what, total, done
+        self._number = readable_bytes if in_bytes else str
         self._start = self._said = time.monotonic()
 
     def __call__(self, done: int, detail: str = "") -> None:
@@ -93,9 +106,21 @@ class _Lines:
         if now - self._said < _LINE_EVERY_S:
             return
         self._said = now
-        left = (self._total - done) * (now - self._start) / max(1, done - self._first)
         more = f", {detail}" if detail else ""
-        _LOG.info("%s: %d of %d%s, %s left", self._what, done, self._total, more, _duration(left))
+        if self._total is None:
+            _LOG.info("%s: %s%s", self._what, self._number(done), more)
+            return
+        left = (self._total - done) * (now - self._start) / max(1, done - self._first)
+        numbers = f"{self._number(done)} of {self._number(self._total)}"
+        _LOG.info("%s: %s%s, %s left", self._what, numbers, more, _duration(left))
+
+
+def readable_bytes(n_bytes: int) -> str:
+    """A number of bytes as in `1.5 GB`; a GB has 1e9."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.1f} {unit}"
+    return f"{n_bytes} bytes"
 
 
 def _duration(seconds: float) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
 import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -175,3 +178,24 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def file_server() -> ModuleType:
+    """A web server that does what servers do wrong."""
+    path = Path(__file__).with_name("file_server.py")
+    spec = importlib.util.spec_from_file_location("file_server", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def server(file_server: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """That server, running on this machine."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with file_server.Server() as running:
+        yield running

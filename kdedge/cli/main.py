@@ -29,7 +29,7 @@ from kdedge.errors import KdedgeError, Terminated
 _FOLDER = Path(__file__).parent
 _ORDER = (
     *("demo", "init", "check", "teach", "distill", "train", "eval", "export", "bench", "report"),
-    *("predict", "suite", "show", "import", "doctor", "schema", "methods"),
+    *("predict", "suite", "show", "import", "data", "doctor", "schema", "methods"),
 )
 
 

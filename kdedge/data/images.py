@@ -6,11 +6,12 @@ import csv
 import hashlib
 import io
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from kdedge._files import sha256_json, write_atomic
 from kdedge.data.sources._protocol import Source
@@ -41,11 +42,13 @@ class Scan:
         good: positions in the source, ascending.
         bad: the others, in the source's order.
         digests: SHA-256 of each good image's bytes, in hex, in the order of `good`.
+        sizes_px: (width, height) -> how many good images have it.
     """
 
     good: tuple[int, ...]
     bad: tuple[BadImage, ...]
     digests: tuple[str, ...]
+    sizes_px: Mapping[tuple[int, int], int]
 
 
 def scan(
@@ -69,15 +72,17 @@ def scan(
     n_images = len(source.items)
     good: dict[int, str] = {}
     bad: list[BadImage] = []
-    waiting: deque[Future[tuple[str | None, str]]] = deque()
+    sizes_px: Counter[tuple[int, int]] = Counter()
+    waiting: deque[Future[_Seen | str]] = deque()
 
     def finish_one() -> None:
-        reason, digest = waiting.popleft().result()
+        seen = waiting.popleft().result()
         position = len(good) + len(bad)
-        if reason is None:
-            good[position] = digest
+        if isinstance(seen, str):
+            bad.append(BadImage(source.items[position].key, seen))
         else:
-            bad.append(BadImage(source.items[position].key, reason))
+            good[position] = seen.digest
+            sizes_px[seen.size_px] += 1
         if progress is not None:
             progress(position + 1)
 
@@ -91,17 +96,24 @@ def scan(
                 finish_one()
         finally:
             pool.shutdown(cancel_futures=True)
-    return Scan(tuple(good), tuple(bad), tuple(good.values()))
+    return Scan(tuple(good), tuple(bad), tuple(good.values()), sizes_px)
 
 
-def _look_at(source: Source, i: int) -> tuple[str | None, str]:
-    """Why an image cannot be used, or None and the hash of its bytes."""
+class _Seen(NamedTuple):
+    """The hash of a good image's bytes, in hex, and its width and height."""
+
+    digest: str
+    size_px: tuple[int, int]
+
+
+def _look_at(source: Source, i: int) -> _Seen | str:
+    """What an image is, or why it cannot be used."""
     try:
         data = source.read(i)
-        decode_image(data)
+        image = decode_image(data)
     except UnusableImage as error:
-        return error.reason, ""
-    return None, hashlib.sha256(data).hexdigest()
+        return error.reason
+    return _Seen(hashlib.sha256(data).hexdigest(), image.size)
 
 
 def check_limit(scan: Scan, limit: int, what: str) -> None:

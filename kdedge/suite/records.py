@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdedge._files import read_json, write_json
+from kdedge._lock import is_locked
 from kdedge._record import Record
 from kdedge.results import EvalResult
 from kdedge.suite.plan import Cell
-from kdedge.training.run_lock import is_locked
 
 Status = Literal["running", "finished", "interrupted", "failed"]
 STATUSES: tuple[Status, ...] = ("running", "finished", "interrupted", "failed")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kdedge._files import explain_os_error
+from kdedge._lock import is_locked, locked
 from kdedge._progress import progress
 from kdedge.data.loader import n_cores
 from kdedge.errors import CellsFailed, ResourceError
@@ -14,7 +15,6 @@ from kdedge.suite.plan import Plan
 from kdedge.suite.records import Records
 from kdedge.suite.runner import Runner
 from kdedge.training.parts import choose_device
-from kdedge.training.run_lock import is_locked, locked
 
 
 def run_suite(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge._files import read_json
+from kdedge._lock import is_locked
 from kdedge._progress import Advance
 from kdedge.config.load import load_recipe
 from kdedge.errors import DataError, Interrupted, KdedgeError
@@ -21,7 +22,6 @@ from kdedge.suite.plan import ZERO_SHOT, Cell, Plan, measured_on
 from kdedge.suite.process import CollectedSignals, Ended, KdedgeProcess
 from kdedge.suite.records import CellRecord, Records, without_classes
 from kdedge.suite.schedule import next_cell
-from kdedge.training.run_lock import is_locked
 from kdedge.training.runs import RunFolder
 
 log = logging.getLogger(__name__)

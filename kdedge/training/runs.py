@@ -17,8 +17,9 @@ from typing import Any, Literal, get_args
 
 from kdedge import __version__
 from kdedge._files import explain_os_error, new_numbered_folder, read_json, write_atomic, write_json
+from kdedge._lock import is_locked, locked
 from kdedge.errors import DataError, RecipeError
-from kdedge.training.run_lock import is_locked, locked, logged_to
+from kdedge.training.run_log import logged_to
 
 Kind = Literal["teacher", "student", "baseline"]
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow", "safetensors")
@@ -206,7 +207,8 @@ class RunFolder:
         Raises:
             ResourceError: another process holds it, or the folder may not be written.
         """
-        return locked(self._lock_file)
+        remedy = "Wait for it or stop it; a new run gets a folder of its own."
+        return locked(self._lock_file, remedy=remedy)
 
     def logging_to_file(self) -> AbstractContextManager[None]:
         """Context in which kdedge's messages, and the traceback of what ends it, go to log.txt."""

@@ -18,6 +18,7 @@ def test_a_scan_finds_the_bad_images_in_order(source, n_threads):
     assert result.bad[0].reason == "cannot be read: no such file"
     hashes = [hashlib.sha256(source.files[i]).hexdigest() for i in result.good]
     assert list(result.digests) == hashes
+    assert sum(result.sizes_px.values()) == 21
     assert seen == list(range(1, 24))
 
 

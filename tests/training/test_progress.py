@@ -180,3 +180,31 @@ def test_evaluating_images_says_how_far_it_is(
     model: Any = _Brightness()
     predict_logits(model, images, preprocess=preprocess, device=torch.device("cpu"))
     assert [text.split(", ")[0] for text in caplog.messages] == ["evaluating images: 3 of 3"]
+
+
+def test_bytes_are_shown_in_larger_units_and_an_unknown_total_is_left_out(
+    wait: Callable[[float], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    with progress("fetching a.tar", 3_000_000_000, in_bytes=True) as advance:
+        wait(30)
+        advance(1_500_000_000)
+    with progress("fetching b.tar", None, in_bytes=True) as advance:
+        wait(30)
+        advance(2_500_000)
+    assert caplog.messages == [
+        "fetching a.tar: 1.5 GB of 3.0 GB, 0:00:30 left",
+        "fetching b.tar: 2.5 MB",
+    ]
+
+
+def test_a_bar_of_bytes_has_units() -> None:
+    code = """
+from kdedge._progress import progress
+for total in (3_000_000, None):
+    with progress("fetching", total, in_bytes=True) as advance:
+        advance(1_500_000)
+"""
+    exit_code, _, shown = _on_terminal(["-c", code])
+    assert exit_code == 0, shown
+    assert b"1.5/3.0 MB" in shown
+    assert b"1.5/? MB" in shown

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
-from kdedge.data.sources._protocol import Source
+from kdedge.data.benchmarks._coop_split import BenchmarkSource
+from kdedge.data.benchmarks._download import Download
 from kdedge.errors import DataError
 
 
 class Benchmark(Protocol):
-    """What the file of a benchmark set holds."""
+    """What the file of a benchmark set holds.
+
+    Attributes:
+        FOLDER: the set's folder below the folder of all sets.
+        LICENSE: terms of its images, one sentence.
+        DOWNLOADS: its files.
+        N_CLASSES: classes that are published.
+        N_IMAGES: part (train, val or test) -> images that are published.
+    """
+
+    FOLDER: str
+    LICENSE: str
+    DOWNLOADS: tuple[Download, ...]
+    N_CLASSES: int
+    N_IMAGES: Mapping[str, int]
 
     def class_names(self, root: Path) -> tuple[str, ...]:
         """Gives the set's class names in label order."""
@@ -20,7 +35,7 @@ class Benchmark(Protocol):
 
     def open_source(
         self, root: Path, *, part: str, class_names: Sequence[str], labeled: bool
-    ) -> Source:
+    ) -> BenchmarkSource:
         """Lists the images of an official part: train, val or test."""
         ...
 

@@ -17,6 +17,7 @@ from kdedge.data.benchmarks._coop_split import (
     read_split,
     require,
 )
+from kdedge.data.benchmarks._download import Download
 from kdedge.errors import DataError
 
 FOLDER = "sun397"
@@ -28,6 +29,22 @@ ORIGINS = {
     SPLIT_FILE: "Google Drive file 1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq, named in CoOp's DATASETS.md",
 }
 """Both are also in the Hugging Face data set zhengli97/prompt_learning_dataset."""
+
+LICENSE = "for research, under the SUN database's terms; the photos are their owners'"
+
+DOWNLOADS = (
+    Download(
+        name="SUN397.tar.gz",
+        urls=("https://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz",),
+        gives=IMAGES,
+        unpack="tar",
+    ),
+    Download(
+        name=SPLIT_FILE,
+        urls=("https://drive.google.com/uc?export=download&id=1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq",),
+        gives=SPLIT_FILE,
+    ),
+)
 
 N_CLASSES = 397
 N_IMAGES = {"train": 15_880, "val": 3_970, "test": 19_850}

@@ -72,6 +72,15 @@ def open_source(path: Path, *, class_names: Sequence[str], labeled: bool) -> Lis
     return ListSource(paths, items)
 
 
+def label_texts(path: Path) -> list[str]:
+    """Gives the second field of each row as it is written, "" where there is none.
+
+    Raises:
+        DataError: no such file, not CSV, a row that is not understood.
+    """
+    return [fields[1] if len(fields) > 1 else "" for _, fields in _read_rows(path)]
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()

@@ -153,31 +153,50 @@ def open_source(pattern: str, *, class_names: Sequence[str], labeled: bool) -> W
             image (with its label, where labels are needed).
         MissingPackage: webdataset is not installed.
     """
-    group_by_keys, expand_urls = _webdataset_functions()
-    paths = _shard_paths(pattern, expand_urls)
-    names = _shard_names(paths)
     labels = LabelIndex(class_names)
     shards: list[_Shard] = []
     places: list[_Place] = []
     items: list[Item] = []
     keys: set[str] = set()
-    for number, (path, name) in enumerate(zip(paths, names, strict=True)):
-        shard, members = _index_shard(path, name, number)
+    for shard, samples in _index(pattern):
         shards.append(shard)
-        rows = ({"fname": m.name, "data": m, "__url__": name} for m in members)
-        for sample in _samples(rows, path, group_by_keys):
-            key = f"{name}/{printable(sample['__key__'])}"
+        for sample in samples:
+            key = f"{shard.name}/{printable(sample['__key__'])}"
             if key in keys:
                 raise DataError(
-                    f"{path}: sample {sample['__key__']} appears twice.\n"
+                    f"{shard.path}: sample {sample['__key__']} appears twice.\n"
                     "  Files of one sample must stand together, and base names must be unique."
                 )
             keys.add(key)
-            places.append(_image_of(sample, path))
-            items.append(Item(key, _label_of(sample, path, labels) if labeled else None))
+            places.append(_image_of(sample, shard.path))
+            items.append(Item(key, _label_of(sample, shard.path, labels) if labeled else None))
     if not items:
-        raise DataError(f"{pattern}: {len(paths)} shards without a single image.")
+        raise DataError(f"{pattern}: {len(shards)} shards without a single image.")
     return WebDatasetSource(shards, places, items)
+
+
+def label_texts(pattern: str) -> list[str]:
+    """Gives the text of each sample's `cls` member, "" where it has none.
+
+    Raises:
+        DataError: a shard is missing, remote, compressed or damaged.
+        MissingPackage: webdataset is not installed.
+    """
+    return [
+        _label_text(sample, shard.path) or ""
+        for shard, samples in _index(pattern)
+        for sample in samples
+    ]
+
+
+def _index(pattern: str) -> Iterator[tuple[_Shard, Iterator[dict[str, Any]]]]:
+    """Yields the shards, each with its samples: extension -> place."""
+    group_by_keys, expand_urls = _webdataset_functions()
+    paths = _shard_paths(pattern, expand_urls)
+    for number, (path, name) in enumerate(zip(paths, _shard_names(paths), strict=True)):
+        shard, members = _index_shard(path, name, number)
+        rows = ({"fname": m.name, "data": m, "__url__": shard.name} for m in members)
+        yield shard, _samples(rows, path, group_by_keys)
 
 
 def _webdataset_functions() -> tuple[Any, Any]:
@@ -339,24 +358,30 @@ def _image_of(sample: dict[str, Any], path: Path) -> _Place:
 
 def _label_of(sample: dict[str, Any], path: Path, labels: LabelIndex) -> int:
     """Reads a sample's label."""
-    place = sample.get("cls")
-    if place is None:
+    text = _label_text(sample, path)
+    if text is None:
         raise DataError(
             f"{path}: sample {sample['__key__']} has no cls member, and labels are needed.\n"
             "  Add it, or use the shards as unlabeled data."
         )
-    with path.open("rb") as file:
-        file.seek(place.offset)
-        data = file.read(min(place.size, _MAX_LABEL_BYTES))
-    text = data.decode("utf-8", "backslashreplace").strip()
     label = _position(text, labels)
     if label is None:
         raise DataError(
-            f'{path}: {place.name} holds "{text[:80]}"{labels.nearest(text[:80])}, expected a'
-            f" position from 0 to {len(labels.class_names) - 1} or a class name.\n"
+            f'{path}: {sample["cls"].name} holds "{text[:80]}"{labels.nearest(text[:80])}, expected'
+            f" a position from 0 to {len(labels.class_names) - 1} or a class name.\n"
             "  The shards and the class list do not belong together."
         )
     return label
+
+
+def _label_text(sample: dict[str, Any], path: Path) -> str | None:
+    place = sample.get("cls")
+    if place is None:
+        return None
+    with path.open("rb") as file:
+        file.seek(place.offset)
+        data = file.read(min(place.size, _MAX_LABEL_BYTES))
+    return data.decode("utf-8", "backslashreplace").strip()
 
 
 def _position(text: str, labels: LabelIndex) -> int | None:

@@ -1,0 +1,249 @@
+"""List, fetch and verify the benchmark sets, or look through images of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from kdedge._progress import readable_bytes
+from kdedge.cli._output import json_option, next_line, print_result, table
+from kdedge.data.benchmarks import Benchmark, list_benchmarks, load_benchmark
+from kdedge.data.benchmarks._download import Download
+from kdedge.data.fetch import fetch, missing
+from kdedge.data.images import BadImage
+from kdedge.data.survey import Survey, survey
+from kdedge.data.verify import Verification, verify
+from kdedge.errors import DataError
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_MAX_NAMED = 20
+
+
+def _data_option(function: _F) -> _F:
+    """Adds `--data DIR`, given to the command as `root`."""
+    return click.option(
+        "--data",
+        "root",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=Path("data"),
+        envvar="KDEDGE_DATA",
+        show_default=True,
+        help="Folder of the benchmark sets; a recipe names it with data.root.",
+    )(function)
+
+
+@click.group("data")
+def command() -> None:
+    """List, fetch and verify the benchmark sets, or look through images of your own.
+
+    The sets are in one folder, laid out as CoOp's code expects it; a folder that it has used is
+    used as it is.
+    """
+
+
+@command.command("list")
+@_data_option
+@json_option
+def list_sets(root: Path, as_json: bool) -> None:
+    """List the benchmark sets and which of them are here."""
+    sets = {name: load_benchmark(name) for name in list_benchmarks()}
+    rows = [
+        [
+            name,
+            str(one.N_CLASSES),
+            f"{sum(one.N_IMAGES.values()):,}",
+            _is_here(one, root / one.FOLDER),
+            one.LICENSE,
+        ]
+        for name, one in sets.items()
+    ]
+    header = ("set", "classes", "images", "here", "license")
+    record = {
+        "root": str(root),
+        "sets": [
+            {
+                "name": name,
+                "n_classes": one.N_CLASSES,
+                "n_images": dict(one.N_IMAGES),
+                "license": one.LICENSE,
+                "here": _is_here(one, root / one.FOLDER),
+            }
+            for name, one in sets.items()
+        ],
+    }
+    print_result(record, as_json=as_json, text=table(rows, header=header, align="lrrll"))
+
+
+@command.command("show")
+@click.argument("name")
+@_data_option
+@json_option
+def show(name: str, root: Path, as_json: bool) -> None:
+    """Show the files of a benchmark set: addresses, sizes, terms, layout, what is missing."""
+    benchmark = load_benchmark(name)
+    folder = root / benchmark.FOLDER
+    absent = missing(benchmark.DOWNLOADS, folder)
+    record = {
+        "name": name,
+        "folder": str(folder),
+        "license": benchmark.LICENSE,
+        "n_classes": benchmark.N_CLASSES,
+        "n_images": dict(benchmark.N_IMAGES),
+        "files": [asdict(one) | {"here": one not in absent} for one in benchmark.DOWNLOADS],
+    }
+    parts = ", ".join(f"{part} {count:,}" for part, count in benchmark.N_IMAGES.items())
+    rows = [
+        ["set", (benchmark.__doc__ or name).partition("\n")[0]],
+        ["classes", str(benchmark.N_CLASSES)],
+        ["images", f"{sum(benchmark.N_IMAGES.values()):,} ({parts})"],
+        ["license", benchmark.LICENSE],
+        ["folder", str(folder)],
+    ]
+    blocks = [table(rows)]
+    blocks += [_describe(one, is_here=one not in absent) for one in benchmark.DOWNLOADS]
+    if absent:
+        blocks.append(next_line("data", "fetch", name, *_same_data()))
+    print_result(record, as_json=as_json, text="\n\n".join(blocks))
+
+
+@command.command("fetch")
+@click.argument("name")
+@_data_option
+@json_option
+def fetch_set(name: str, root: Path, as_json: bool) -> None:
+    """Fetch what is missing of a benchmark set and unpack it.
+
+    An interrupted fetch goes on where it stopped. Files are compared with their known sizes and
+    hashes. What has to be fetched by hand, because of its terms or without a network, is named
+    with its address and its place; put it there and run the command again.
+    """
+    found = fetch(name, root)
+    if found.new:
+        text = f"Wrote {found.folder} ({', '.join(found.new)})"
+    else:
+        text = f"{found.folder} has all of {name} already."
+    if found.kept:
+        text += f"\nNot needed any more: {', '.join(str(found.folder / k) for k in found.kept)}"
+    text += f"\n{next_line('data', 'verify', name, *_same_data())}"
+    print_result(asdict(found), as_json=as_json, text=text)
+
+
+@command.command("verify")
+@click.argument("name")
+@click.option("--images", "read_images", is_flag=True, help="Decode every image, too.")
+@_data_option
+@json_option
+def verify_set(name: str, read_images: bool, root: Path, as_json: bool) -> None:
+    """Compare a benchmark set's counts, class names and split with what is published."""
+    found = verify(name, root, read_images=read_images)
+    print_result(asdict(found), as_json=as_json, text=_verification_text(found))
+    if found.problems:
+        raise DataError(
+            f"{found.folder} is not the published {name}: {len(found.problems)} differences.\n"
+            f"  What is missing is fetched by: kdedge data fetch {name}"
+        )
+
+
+@command.command("scan")
+@click.argument("source")
+@json_option
+def scan_source(source: str, as_json: bool) -> None:
+    """Read every image of SOURCE once: which are unreadable, how large they are, which classes.
+
+    SOURCE is a folder, a CSV file of image paths, or WebDataset shards such as
+    'shards-{000..063}.tar'. Nothing is written.
+    """
+    found = survey(source)
+    print_result(asdict(found), as_json=as_json, text=_survey_text(found))
+
+
+def _is_here(benchmark: Benchmark, folder: Path) -> str:
+    n_missing = len(missing(benchmark.DOWNLOADS, folder))
+    if n_missing:
+        return "no" if n_missing == len(benchmark.DOWNLOADS) else "partly"
+    return "yes"
+
+
+def _describe(one: Download, *, is_here: bool) -> str:
+    """A file's lines in `show`."""
+    origin = "" if one.name == one.gives else f", from {one.name}"
+    known = [readable_bytes(one.n_bytes)] if one.n_bytes is not None else []
+    known += [f"SHA-256 {one.sha256}"] if one.sha256 else []
+    lines = [f"{one.gives}: {'here' if is_here else 'missing'}{origin}"]
+    lines.append(f"  {', '.join(known) or 'size and SHA-256 are not known'}")
+    lines += [f"  {url}" for url in one.urls]
+    return "\n".join([*lines, f"  {one.manual}"] if one.manual else lines)
+
+
+def _same_data() -> list[str]:
+    """The `--data` of this command line, for a next command."""
+    context = click.get_current_context()
+    given = context.get_parameter_source("root") is ParameterSource.COMMANDLINE
+    return ["--data", str(context.params["root"])] if given else []
+
+
+def _verification_text(found: Verification) -> str:
+    rows = [
+        [
+            part.part,
+            f"{part.n_published:,}",
+            f"{part.n_listed:,}",
+            f"{part.n_missing:,}",
+            str(part.n_classes),
+            "-" if part.bad is None else str(len(part.bad)),
+        ]
+        for part in found.parts
+    ]
+    header = ("part", "published", "listed", "missing", "classes", "unreadable")
+    has = "unknown" if found.n_classes is None else str(found.n_classes)
+    blocks = [
+        table(
+            [
+                ["folder", str(found.folder)],
+                ["split", found.split],
+                ["classes", f"{has}, published {found.n_classes_published}"],
+            ]
+        )
+    ]
+    if rows:
+        blocks.append(table(rows, header=header, align="lrrrrr"))
+    bad = [image for part in found.parts for image in part.bad or ()]
+    if bad:
+        blocks.append(_name_some(bad))
+    blocks.append("\n".join(found.problems) or "All as published.")
+    return "\n\n".join(blocks)
+
+
+def _survey_text(found: Survey) -> str:
+    sides = [min(size) for size, _ in found.sizes_px]
+    common = ", ".join(f"{w}x{h} ({count:,})" for (w, h), count in found.sizes_px[:3])
+    others = len(found.sizes_px) - 3
+    rows = [
+        ["source", found.kind],
+        ["images", f"{found.n_images:,}"],
+        ["unreadable", f"{len(found.bad):,}"],
+        ["duplicates", f"{found.n_duplicates:,}"],
+        ["sizes", common + (f" and {others:,} others" if others > 0 else "")],
+        ["shorter side", f"{min(sides)} to {max(sides)} px"],
+        ["classes", str(len(found.classes)) if found.classes else "none"],
+    ]
+    if found.classes and found.n_unlabeled:
+        rows.append(["without class", f"{found.n_unlabeled:,}"])
+    blocks = [table(rows)]
+    if found.classes:
+        classes = [[name, f"{count:,}"] for name, count in found.classes]
+        blocks.append(table(classes, header=("class", "images"), align="lr"))
+    if found.bad:
+        blocks.append(_name_some(found.bad))
+    return "\n\n".join(blocks)
+
+
+def _name_some(bad: tuple[BadImage, ...] | list[BadImage]) -> str:
+    lines = [f"{image.key}: {image.reason}" for image in bad[:_MAX_NAMED]]
+    more = len(bad) - _MAX_NAMED
+    return "\n".join([*lines, f"and {more} more; --json has them all"] if more > 0 else lines)

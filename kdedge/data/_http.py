@@ -1,0 +1,350 @@
+"""One file from one address over HTTP, going on where an earlier attempt stopped.
+
+While `NAME` is fetched, `NAME.part` beside it has the bytes so far and `NAME.part.json` the address
+and version that they are of: bytes of two versions are never joined.
+"""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import os
+import re
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from http.client import HTTPMessage, HTTPResponse
+from pathlib import Path
+from typing import IO, Any, Literal
+from urllib.parse import urlsplit
+
+from kdedge import __version__
+from kdedge._files import explain_os_error, read_json, write_json
+from kdedge._progress import progress, readable_bytes
+from kdedge.data.benchmarks._download import Download
+from kdedge.errors import DataError, ResourceError
+
+_LOG = logging.getLogger(__name__)
+
+WAITS_S = (1.0, 4.0, 15.0, 60.0)
+"""Before each new attempt; they begin anew whenever more of the file has come than ever before."""
+
+_TIMEOUT_S = 30.0
+_BLOCK_BYTES = 1 << 18
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Answers that may be others a little later."""
+
+
+class AddressError(Exception):
+    """An address does not give the file.
+
+    Args:
+        reason: why, as a sentence without a full stop.
+        kind: `gone`, the server does not give it; `wrong`, it gives something else; `unreachable`,
+            there is no way to the server; `passing`, another attempt may do better.
+    """
+
+    def __init__(
+        self, reason: str, kind: Literal["gone", "wrong", "unreachable", "passing"]
+    ) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class _Version:
+    """Which bytes an address gives.
+
+    Attributes:
+        url: the address.
+        n_bytes: size of the whole file; None where the server does not say.
+        etag: the server's name for these bytes.
+        modified: the server's date of them.
+    """
+
+    url: str
+    n_bytes: int | None
+    etag: str | None
+    modified: str | None
+
+    @property
+    def validator(self) -> str | None:
+        """What a server compares before it goes on: a weak ETag does not name exact bytes."""
+        return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
+
+    def may_go_on(self, url: str, wanted: Download) -> bool:
+        """Whether the rest may be asked of an address: the same version, or a hash tells after."""
+        return wanted.sha256 is not None or (self.url == url and self.validator is not None)
+
+
+class Partial:
+    """The part of a file that has been fetched.
+
+    Attributes:
+        path: where the whole file is to be.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.part = path.with_name(f"{path.name}.part")
+        self._record = path.with_name(f"{path.name}.part.json")
+
+    def size(self) -> int:
+        """Bytes that are there."""
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    def is_finished(self) -> bool:
+        """Whether a fetch, and nobody else, has put the whole file in its place."""
+        return self._record.exists() and not self.part.exists()
+
+    def finish(self) -> None:
+        """Puts the whole file in its place, at once."""
+        try:
+            with self.part.open("rb+") as file:
+                os.fsync(file.fileno())
+            self.part.replace(self.path)
+        except OSError as error:
+            raise explain_os_error(error, self.path) from error
+
+    def drop(self) -> None:
+        """Removes what is there; not the whole file."""
+        for file in (self.part, self._record):
+            if file.exists():  # else nothing is written, where the disk is read-only
+                file.unlink()
+
+    def read_version(self) -> _Version | None:
+        """What the bytes are of; None where that cannot be known."""
+        try:
+            return _Version(**read_json(self._record))
+        except (DataError, TypeError):
+            return None
+
+    def write_version(self, version: _Version) -> None:
+        """Records what the bytes are of."""
+        write_json(self._record, asdict(version))
+
+
+def download(
+    url: str, partial: Partial, wanted: Download, *, waits_s: Sequence[float] = WAITS_S
+) -> None:
+    """Fetches what is missing of a file from one address; the whole is then in `partial.part`.
+
+    Args:
+        url: http or https.
+        partial: what is there.
+        wanted: the file; its size is compared, its hash is not.
+        waits_s: see `WAITS_S`.
+
+    Raises:
+        AddressError: the address does not give it. What came is kept.
+        ResourceError: no room for it, or the folder may not be written. What came is kept.
+    """
+    begun = furthest = partial.size()
+    n_failed = 0
+    while True:
+        try:
+            _fetch_rest(url, partial, wanted)
+        except AddressError as error:
+            if partial.size() > furthest:
+                furthest, n_failed = partial.size(), 0
+            may_pass = error.kind == "passing" or (error.kind == "unreachable" and furthest > begun)
+            if not may_pass or n_failed == len(waits_s):
+                raise
+            _LOG.info("%s: %s. Trying again in %.0f s.", wanted.name, error, waits_s[n_failed])
+            time.sleep(waits_s[n_failed])
+            n_failed += 1
+        else:
+            return
+
+
+def _fetch_rest(url: str, partial: Partial, wanted: Download) -> None:
+    known, n_had = partial.read_version(), partial.size()
+    if known is None or not known.may_go_on(url, wanted):
+        n_had = 0
+    if known is not None and n_had and n_had == known.n_bytes:
+        return
+    headers = {}
+    if known is not None and n_had:
+        headers["Range"] = f"bytes={n_had}-"
+        if known.url == url and known.validator:
+            headers["If-Range"] = known.validator
+    with _open(url, headers, partial) as response:
+        found, start = _describe(response, url)
+        if start and (start != n_had or known is None or _is_other(found, known)):
+            partial.drop()
+            raise AddressError(f"{_server(url)} has another version by now", "passing")
+        if n_had and not start:
+            _LOG.info("%s is fetched from its beginning.", wanted.name)
+        _check_answer(response, found, wanted)
+        _check_room(partial, found, start, wanted)
+        _write(response, partial, found, start)
+
+
+def _is_other(found: _Version, known: _Version) -> bool:
+    """Whether two answers are of different bytes, as far as they say."""
+    pairs: list[tuple[object, object]] = [(found.n_bytes, known.n_bytes)]
+    if found.url == known.url:
+        pairs += [(found.etag, known.etag), (found.modified, known.modified)]
+    return any(here and there and here != there for here, there in pairs)
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https, and none from https to http."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        scheme = urlsplit(newurl).scheme
+        if scheme not in {"http", "https"} or (req.type == "https" and scheme == "http"):
+            fp.close()
+            raise AddressError(
+                f"{req.host} sends on from {req.type} to {scheme}, which is not followed", "gone"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _open(url: str, headers: dict[str, str], partial: Partial) -> HTTPResponse:
+    """Asks an address; neither files nor ftp are opened, whatever the address says."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        _SafeRedirects(),
+    ):
+        opener.add_handler(handler)
+    identity = {"User-Agent": f"kdedge/{__version__}", "Accept-Encoding": "identity"}
+    request = urllib.request.Request(url, headers={**identity, **headers})  # noqa: S310 - see above
+    try:
+        response = opener.open(request, timeout=_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise _explain_status(error, url, partial) from error
+    except urllib.error.URLError as error:  # before the request was sent
+        reason = getattr(error.reason, "strerror", None) or error.reason
+        raise AddressError(f"{_server(url)} cannot be reached: {reason}", "unreachable") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _broken(url, error) from error
+    assert isinstance(response, HTTPResponse)
+    return response
+
+
+def _explain_status(error: urllib.error.HTTPError, url: str, partial: Partial) -> AddressError:
+    if error.code == 416:  # what is there is longer than the file is now
+        partial.drop()
+        return AddressError(f"{_server(url)} has a shorter version by now", "passing")
+    if error.code in {301, 302, 303, 307, 308}:
+        return AddressError(f"{_server(url)} sends on in circles", "gone")
+    text = f"{_server(url)} answers {error.code} {error.reason}".rstrip()
+    return AddressError(text, "passing" if error.code in _PASSING else "gone")
+
+
+def _broken(url: str, error: Exception) -> AddressError:
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return AddressError(f"the connection to {_server(url)} broke: {reason}", "passing")
+
+
+def _server(url: str) -> str:
+    return urlsplit(url).hostname or url
+
+
+def _describe(response: HTTPResponse, url: str) -> tuple[_Version, int]:
+    """Which bytes an answer is of, and the position of the first that it holds."""
+    headers = response.headers
+    start, size = 0, headers.get("Content-Length", "")
+    if response.status == 206:
+        pattern = r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)"
+        matched = re.fullmatch(pattern, headers.get("Content-Range", "").strip())
+        start, size = (int(matched[1]), matched[2]) if matched else (-1, "")
+    n_bytes = int(size) if re.fullmatch(r"\d{1,18}", size) else None
+    return _Version(url, n_bytes, headers.get("ETag"), headers.get("Last-Modified")), start
+
+
+def _check_answer(response: HTTPResponse, found: _Version, wanted: Download) -> None:
+    server = _server(found.url)
+    if response.headers.get_content_type() == "text/html":
+        page = (
+            "Google Drive sends its page of warnings (a large file, or one fetched too often today)"
+            if server.endswith(("drive.google.com", "drive.usercontent.google.com"))
+            else f"{server} sends a web page"
+        )
+        raise AddressError(f"{page} instead of the file", "wrong")
+    if None not in (found.n_bytes, wanted.n_bytes) and found.n_bytes != wanted.n_bytes:
+        text = f"{server} has a file of {found.n_bytes} bytes, expected {wanted.n_bytes}"
+        raise AddressError(text, "wrong")
+
+
+def _check_room(partial: Partial, found: _Version, start: int, wanted: Download) -> None:
+    """Refuses what would fill the disk. Images hardly shrink in an archive: it is counted twice."""
+    if found.n_bytes is None:
+        return
+    folder = partial.path.parent
+    free = shutil.disk_usage(folder).free + (0 if start else partial.size())
+    needed = found.n_bytes - start + (found.n_bytes if wanted.unpack else 0)
+    if free < needed:
+        unpacked = ", unpacked about as much again" if wanted.unpack else ""
+        raise ResourceError(
+            f"{folder} has {readable_bytes(free)} free, {wanted.name} needs"
+            f" {readable_bytes(needed)} more ({readable_bytes(found.n_bytes)}{unpacked}).\n"
+            "  Free some space, or name another folder with --data."
+        )
+
+
+def _write(response: HTTPResponse, partial: Partial, found: _Version, start: int) -> None:
+    n_done, name = start, partial.path.name
+    with (
+        progress(f"fetching {name}", found.n_bytes, done=start, in_bytes=True) as advance,
+        _opened(partial, start) as file,
+    ):
+        if not start:  # once the file is empty
+            partial.write_version(found)
+        for block in _blocks(response, found.url):
+            _append(file, block, partial)
+            n_done += len(block)
+            advance(n_done)
+    if found.n_bytes is not None and n_done != found.n_bytes:
+        raise AddressError(
+            f"{_server(found.url)} ended after {n_done} of {found.n_bytes} bytes", "passing"
+        )
+
+
+def _opened(partial: Partial, start: int) -> IO[bytes]:
+    try:
+        return partial.part.open("ab" if start else "wb", buffering=0)
+    except OSError as error:
+        raise explain_os_error(error, partial.part) from error
+
+
+def _append(file: IO[bytes], block: bytes, partial: Partial) -> None:
+    view = memoryview(block)
+    try:
+        while view:
+            view = view[file.write(view) :]
+    except OSError as error:
+        raise ResourceError(
+            f"{explain_os_error(error, partial.part)}\n"
+            "  What has come is kept; the same command goes on from there."
+        ) from error
+
+
+def _blocks(response: HTTPResponse, url: str) -> Iterator[bytes]:
+    """Yields what has arrived, at most 256 KiB at a time."""
+    while True:
+        try:
+            block: Any = response.read1(_BLOCK_BYTES)
+        except (OSError, http.client.HTTPException) as error:
+            raise _broken(url, error) from error
+        if not block:
+            return
+        yield block

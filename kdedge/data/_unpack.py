@@ -1,0 +1,320 @@
+"""Unpacks archives of strangers: whole or not at all, and nothing outside of their folder.
+
+Python's own filters for that begin with 3.12 and late patch releases, so that everything is checked
+here: names, kinds, number and size. Modes, owners and dates are not taken over.
+"""
+
+from __future__ import annotations
+
+import bz2
+import errno
+import gzip
+import lzma
+import os
+import re
+import shutil
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Literal
+
+from kdedge._files import explain_os_error
+from kdedge._progress import progress, readable_bytes
+from kdedge.data.sources._protocol import printable
+from kdedge.errors import DataError, ResourceError
+
+MAX_MEMBERS = 4_000_000
+"""ImageNet has 1.3 million files."""
+
+MAX_RATIO = 100
+"""Unpacked over packed bytes, beyond the first 16 MiB. Photos reach about 1, annotations 20."""
+
+_FREE_BYTES = 1 << 24
+_BLOCK_BYTES = 1 << 18
+_MAX_READ_BYTES = 1 << 20
+_TAR_BLOCK = 512
+_DAMAGED = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(OSError, EOFError, ValueError, OverflowError, NotImplementedError, RuntimeError),
+)
+"""What the readers raise on archives that are cut short, damaged, encrypted or of a new kind."""
+
+
+def unpack(
+    archive: Path, folder: Path, *, kind: Literal["tar", "zip"], into: str, gives: str
+) -> None:
+    """Unpacks an archive into a folder; one that cannot be unpacked leaves nothing there.
+
+    Everything is unpacked into a hidden folder first and then renamed, `gives` last: once it is
+    there, so is all else.
+
+    Args:
+        archive: the file; it stays.
+        folder: of the benchmark set.
+        kind: `tar` with any compression that Python's standard library has, or `zip`.
+        into: folder below it that the archive's names start in; "" for itself.
+        gives: path below `folder` that tells that the archive is unpacked.
+
+    Raises:
+        DataError: damaged, encrypted, too large for its size; a name leads out of the folder or is
+            there twice; a member is neither file nor folder; `gives` is not in it; another file
+            stands where one of it is to be.
+        ResourceError: no room, or the folder may not be written.
+    """
+    temporary = folder / f".unpacking-{archive.name}"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    try:
+        target = _Target(temporary / "in" / into, archive)
+        try:
+            _read_tar(archive, target) if kind == "tar" else _read_zip(archive, target)
+        except _DAMAGED as error:
+            raise DataError(
+                f"{archive} cannot be unpacked: {str(error).rstrip('.') or type(error).__name__}.\n"
+                "  Remove it, so that it is fetched again."
+            ) from error
+        if not (temporary / "in" / gives).exists() and not (folder / gives).exists():
+            raise DataError(
+                f"{archive} does not hold {gives}, which it is expected to give.\n"
+                "  Unpack it by hand and look for it; the archive may have changed."
+            )
+        _move_into(temporary / "in", folder, last=PurePosixPath(gives).parts, archive=archive)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class _Target:
+    """The folder that an archive's members are written into.
+
+    Args:
+        folder: made here.
+        archive: the archive.
+    """
+
+    def __init__(self, folder: Path, archive: Path) -> None:
+        self.archive = archive
+        self.max_bytes = _FREE_BYTES + MAX_RATIO * archive.stat().st_size
+        self._folder = folder
+        self._made: set[Path] = set()
+        self._n_members = 0
+        self._make(folder)
+
+    def need(self, n_bytes: int) -> None:
+        """Refuses what the limit or the disk has no room for, before anything is written."""
+        if n_bytes > self.max_bytes:
+            raise self.too_large()
+        free = shutil.disk_usage(self._folder).free
+        if free < n_bytes:
+            raise ResourceError(
+                f"{self.archive.parent} has {readable_bytes(free)} free, unpacking"
+                f" {self.archive.name} needs {readable_bytes(n_bytes)}.\n"
+                "  Free some space and run the command again; the archive is kept."
+            )
+
+    def too_large(self) -> DataError:
+        """The error for an archive that unpacks to much more than archives of data sets do."""
+        return DataError(
+            f"{self.archive} unpacks to more than {readable_bytes(self.max_bytes)}, over"
+            f" {MAX_RATIO} times its size, as archives do that are made to fill disks.\n"
+            "  Look into it; where it is right, unpack it by hand."
+        )
+
+    def add_folder(self, name: str) -> None:
+        """Makes a member that is a folder."""
+        self._make(self._path(name))
+
+    def add_file(self, name: str, blocks: Iterable[bytes]) -> None:
+        """Writes a member that is a file."""
+        path = self._path(name)
+        if path == self._folder:
+            raise self.refuse(name, "is a file without a name")
+        self._make(path.parent)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError as error:
+            raise self.refuse(name, "is there twice") from error
+        except OSError as error:
+            raise self._explain(error, name, path) from error
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            for block in blocks:
+                view = memoryview(block)
+                try:
+                    while view:
+                        view = view[file.write(view) :]
+                except OSError as error:
+                    raise explain_os_error(error, path) from error
+
+    def refuse(self, name: str, why: str) -> DataError:
+        """The error for a member."""
+        return DataError(
+            f"{self.archive}: {printable(name)[:200]} {why}; the archive is not unpacked.\n"
+            "  Where it can be trusted, unpack it by hand; else remove it."
+        )
+
+    def _path(self, name: str) -> Path:
+        self._n_members += 1
+        if self._n_members > MAX_MEMBERS:
+            raise DataError(f"{self.archive} has more than {MAX_MEMBERS:,} members.")
+        is_odd = "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name)
+        path = PurePosixPath(name)
+        if is_odd or path.is_absolute() or ".." in path.parts:
+            raise self.refuse(name, "leads out of the folder that it is unpacked into")
+        return self._folder / path
+
+    def _make(self, folder: Path) -> None:
+        if folder in self._made:
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._explain(error, str(folder), folder) from error
+        self._made.add(folder)
+
+    def _explain(self, error: OSError, name: str, path: Path) -> DataError | ResourceError:
+        """A name that no file can have is the archive's fault, all else the disk's."""
+        if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
+            return self.refuse(name, "is both a file and a folder")
+        if error.errno == errno.ENAMETOOLONG:
+            return self.refuse(name, "is longer than names may be")
+        return explain_os_error(error, path)
+
+
+class _Reader:
+    """A decompressed archive for tarfile, with a limit on all bytes and on each single read.
+
+    A header may claim to go on for terabytes, and tarfile would ask for them in one piece.
+
+    Attributes:
+        last: what was read last.
+    """
+
+    def __init__(self, file: Any, target: _Target) -> None:
+        self._file = file
+        self._target = target
+        self._n_read = 0
+        self.last = b""
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MAX_READ_BYTES:
+            raise tarfile.ReadError(f"a header claims {size} bytes")
+        self.last = bytes(self._file.read(size))
+        self._n_read += len(self.last)
+        if self._n_read > self._target.max_bytes:
+            raise self._target.too_large()
+        return self.last
+
+    def seek(self, offset: int) -> int:
+        return int(self._file.seek(offset))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+
+def _read_tar(archive: Path, target: _Target) -> None:
+    n_bytes = archive.stat().st_size
+    target.need(n_bytes)
+    with (
+        archive.open("rb") as file,
+        progress(f"unpacking {archive.name}", n_bytes, in_bytes=True) as advance,
+    ):
+        reader = _Reader(_decompressed(file), target)
+        with tarfile.open(fileobj=reader, mode="r:") as tar:  # type: ignore[call-overload]
+            for member in tar:
+                tar.members = []  # tarfile would keep them all
+                if member.isdir():
+                    target.add_folder(member.name)
+                elif member.isreg() and not member.issparse():
+                    target.add_file(member.name, _tar_blocks(reader, member.size))
+                else:
+                    raise target.refuse(member.name, f"is {_tar_kind(member)}")
+                advance(file.tell())
+        if reader.last != bytes(_TAR_BLOCK):
+            raise EOFError("it is cut short or damaged: the end mark is missing")
+        while reader.read(_BLOCK_BYTES):  # to the checksum at the end of the compressed data
+            pass
+
+
+def _decompressed(file: IO[bytes]) -> Any:
+    magic = file.read(6)
+    file.seek(0)
+    if magic.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=file)
+    if magic.startswith(b"BZh"):
+        return bz2.BZ2File(file)
+    if magic.startswith(b"\xfd7zXZ"):
+        return lzma.LZMAFile(file)
+    return file
+
+
+def _tar_blocks(reader: _Reader, size: int) -> Iterator[bytes]:
+    while size:
+        block = reader.read(min(size, _BLOCK_BYTES))
+        if not block:
+            raise EOFError("it is cut short")
+        size -= len(block)
+        yield block
+
+
+def _tar_kind(member: tarfile.TarInfo) -> str:
+    if member.issym() or member.islnk():
+        return f"a link to {printable(member.linkname)[:200]}"
+    return "a device" if member.isdev() else "a special file"
+
+
+def _read_zip(archive: Path, target: _Target) -> None:
+    with zipfile.ZipFile(archive) as file:
+        members = file.infolist()
+        target.need(sum(member.file_size for member in members))
+        n_done, n_bytes = 0, sum(member.compress_size for member in members)
+        with progress(f"unpacking {archive.name}", n_bytes, in_bytes=True) as advance:
+            for member in members:
+                kind = stat.S_IFMT(member.external_attr >> 16)
+                if kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
+                    what = "a link" if kind == stat.S_IFLNK else "a special file"
+                    raise target.refuse(member.filename, f"is {what}")
+                if member.is_dir():
+                    target.add_folder(member.filename)
+                else:
+                    target.add_file(member.filename, _zip_blocks(file, member))
+                n_done += member.compress_size
+                advance(n_done)
+
+
+def _zip_blocks(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
+    """Yields a file's bytes: never more than its header says, which has been counted."""
+    with file.open(member) as opened:
+        while block := opened.read(_BLOCK_BYTES):
+            yield block
+
+
+def _move_into(source: Path, target: Path, *, last: tuple[str, ...], archive: Path) -> None:
+    """Renames what is in one folder into another.
+
+    Files that are in place, of the same size, stay: a killed process has moved them.
+
+    Args:
+        source: the folder.
+        target: the other; made if need be.
+        last: parts of the path that is to appear after all others; empty where it is not below.
+        archive: for messages.
+    """
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        names = sorted(entry.name for entry in os.scandir(source))
+        for name in sorted(names, key=lambda name: name == (last[0] if last else None)):
+            new, old = source / name, target / name
+            if not os.path.lexists(old):
+                new.rename(old)
+            elif new.is_dir() and old.is_dir():
+                below = last[1:] if last and name == last[0] else ()
+                _move_into(new, old, last=below, archive=archive)
+            elif new.is_dir() or not old.is_file() or new.stat().st_size != old.stat().st_size:
+                raise DataError(
+                    f"{old} is there and is not what {archive.name} holds.\n"
+                    "  Move it away and run the command again."
+                )
+    except OSError as error:
+        raise explain_os_error(error, target) from error

@@ -1,0 +1,180 @@
+"""Brings a benchmark set's files into its folder, whole or not at all.
+
+A fetch that was ended at any moment goes on where it stopped. An archive that was fetched is
+removed once it is unpacked; one that was put there by hand is used and stays.
+"""
+
+from __future__ import annotations
+
+import logging
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdedge._files import explain_os_error, sha256_file
+from kdedge._lock import locked
+from kdedge._progress import progress
+from kdedge.data._http import WAITS_S, AddressError, Partial, download
+from kdedge.data._unpack import unpack
+from kdedge.data.benchmarks import load_benchmark
+from kdedge.data.benchmarks._download import Download
+from kdedge.errors import DataError, KdedgeError, SetupError
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What a fetch did.
+
+    Attributes:
+        folder: of the set.
+        new: what it brought, as paths below the folder.
+        kept: archives in the folder that are unpacked and were put there by hand.
+    """
+
+    folder: Path
+    new: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+def missing(downloads: Sequence[Download], folder: Path) -> list[Download]:
+    """Gives the files of a set that are not in its folder."""
+    return [wanted for wanted in downloads if not (folder / wanted.gives).exists()]
+
+
+def fetch(name: str, root: Path, *, waits_s: Sequence[float] = WAITS_S) -> Fetched:
+    """Fetches what is missing of a benchmark set.
+
+    Args:
+        name: the set.
+        root: folder of all sets; made where it is missing.
+        waits_s: seconds before each new attempt at an address.
+
+    Raises:
+        SetupError: a file is to be fetched by hand, or its server does not give it; everything
+            else has been fetched.
+        DataError: no such set; what came, or was put there by hand, is not the file; an archive
+            cannot be unpacked.
+        ResourceError: no room, the folder may not be written, or another fetch works in it.
+    """
+    benchmark = load_benchmark(name)
+    folder = root / benchmark.FOLDER
+    wanted = missing(benchmark.DOWNLOADS, folder)
+    if not wanted:
+        _tidy(benchmark.DOWNLOADS, folder)
+        return Fetched(folder, (), _archives(benchmark.DOWNLOADS, folder))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+    failed: dict[str, KdedgeError] = {}
+    with locked(folder / ".fetch.lock", remedy="Another fetch may be at work; wait for it."):
+        for one in wanted:
+            try:
+                _bring(one, folder, waits_s)
+            except (SetupError, DataError) as error:
+                failed[one.name] = error
+        _tidy(benchmark.DOWNLOADS, folder)
+    if failed:
+        raise _summary(name, benchmark.DOWNLOADS, failed)
+    new = tuple(one.gives for one in wanted)
+    return Fetched(folder, new, _archives(benchmark.DOWNLOADS, folder))
+
+
+def _bring(wanted: Download, folder: Path, waits_s: Sequence[float]) -> None:
+    """Fetches one file where it is not there, and unpacks it."""
+    partial = Partial(folder / wanted.name)
+    if not partial.path.exists():
+        _fetch_file(wanted, partial, waits_s)
+    else:
+        problem = _what_is_wrong(wanted, partial.path)
+        if problem:
+            raise DataError(f"{partial.path}: {problem}.\n  Remove it, so that it is fetched.")
+    if wanted.unpack is not None:
+        unpack(partial.path, folder, kind=wanted.unpack, into=wanted.into, gives=wanted.gives)
+
+
+def _fetch_file(wanted: Download, partial: Partial, waits_s: Sequence[float]) -> None:
+    if not wanted.urls:
+        where = wanted.manual or "It comes out of another archive of the set, which is missing."
+        raise SetupError(f"{where}\n  Put it at {partial.path}.")
+    failures: list[AddressError] = []
+    for url in wanted.urls:
+        _LOG.info("Fetching %s from %s.", wanted.name, url)
+        try:
+            _fetch_from(url, wanted, partial, waits_s)
+        except AddressError as error:
+            failures.append(error)
+            if url != wanted.urls[-1]:
+                _LOG.info("%s. Its next address is tried.", _sentence(str(error)))
+        else:
+            return
+    reasons = "\n".join(_sentence(str(error)) + "." for error in failures)
+    places = "\n  ".join(wanted.urls)
+    kind = DataError if any(error.kind == "wrong" for error in failures) else SetupError
+    raise kind(f"{reasons}\n  To fetch it by hand, put it at {partial.path}. It is at:\n  {places}")
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _fetch_from(url: str, wanted: Download, partial: Partial, waits_s: Sequence[float]) -> None:
+    """Fetches a file from one address and puts it in its place where it is the right one."""
+    was_begun = partial.size() > 0
+    download(url, partial, wanted, waits_s=waits_s)
+    problem = _what_is_wrong(wanted, partial.part)
+    if problem and was_begun:
+        # What an earlier fetch, or another address, began may not belong to this file
+        partial.drop()
+        download(url, partial, wanted, waits_s=waits_s)
+        problem = _what_is_wrong(wanted, partial.part)
+    if problem:
+        partial.drop()
+        raise AddressError(f"what {url} gives {problem}", "wrong")
+    partial.finish()
+
+
+def _what_is_wrong(wanted: Download, path: Path) -> str | None:
+    """Why a file is not the one that is wanted, None where it is or nothing is known of it."""
+    n_bytes = path.stat().st_size
+    if wanted.n_bytes is not None and n_bytes != wanted.n_bytes:
+        return f"has {n_bytes} bytes, expected {wanted.n_bytes}"
+    if wanted.sha256 is None:
+        return None
+    with progress(f"checking {wanted.name}", n_bytes, in_bytes=True) as advance:
+        found = sha256_file(path, progress=advance)
+    if found != wanted.sha256:
+        return f"has the SHA-256 {found}, expected {wanted.sha256}"
+    return None
+
+
+def _tidy(downloads: Sequence[Download], folder: Path) -> None:
+    """Removes what fetching has left of files that are complete; nothing that it did not write."""
+    for one in downloads:
+        partial = Partial(folder / one.name)
+        if not (folder / one.gives).exists():
+            continue
+        if one.unpack is not None and partial.is_finished() and partial.path.exists():
+            partial.path.unlink()
+        partial.drop()
+
+
+def _archives(downloads: Sequence[Download], folder: Path) -> tuple[str, ...]:
+    return tuple(one.name for one in downloads if one.unpack and (folder / one.name).is_file())
+
+
+def _summary(
+    name: str, downloads: Sequence[Download], failed: dict[str, KdedgeError]
+) -> KdedgeError:
+    """One error for all files that could not be fetched."""
+    reasons = "\n".join(
+        f"  {file}:\n{textwrap.indent(str(error), '    ')}" for file, error in failed.items()
+    )
+    kind = DataError if any(isinstance(e, DataError) for e in failed.values()) else SetupError
+    return kind(
+        f"{name}: {len(failed)} of {len(downloads)} files are missing, everything else is there.\n"
+        f"{reasons}\n  Then run again: kdedge data fetch {name}"
+    )

@@ -1,0 +1,79 @@
+"""Looks through images of the user's own: which are readable, how large, of which classes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdedge._progress import progress
+from kdedge.data.images import BadImage, check_limit, scan
+from kdedge.data.sources import folder, webdataset
+from kdedge.data.sources import list as list_source
+from kdedge.data.sources._protocol import Source
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found in a source.
+
+    Attributes:
+        kind: folder, list or webdataset, as a recipe has it.
+        n_images: images in all.
+        bad: those that cannot be read.
+        n_duplicates: readable images whose file has the same bytes as one before it.
+        sizes_px: ((width, height), how many readable images have it), the most frequent first.
+        classes: (class as the source has it, its images), in order of the names; empty where it
+            has none.
+        n_unlabeled: images without a class.
+    """
+
+    kind: str
+    n_images: int
+    bad: tuple[BadImage, ...]
+    n_duplicates: int
+    sizes_px: tuple[tuple[tuple[int, int], int], ...]
+    classes: tuple[tuple[str, int], ...]
+    n_unlabeled: int
+
+
+def survey(place: str) -> Survey:
+    """Reads and decodes every image of a folder, a CSV list or WebDataset shards once.
+
+    Args:
+        place: a folder; a `.csv` file; a `.tar` file, or a pattern of many.
+
+    Raises:
+        DataError: it is missing, empty or malformed, or none of its images can be read.
+        MissingPackage: it has shards, and webdataset is not installed.
+    """
+    kind, source, labels = _open(place)
+    with progress(f"reading {place}", len(source.items)) as advance:
+        found = scan(source, progress=advance)
+    check_limit(found, len(found.bad), place)
+    counts = Counter(labels)
+    n_unlabeled = counts.pop("", 0)
+    return Survey(
+        kind=kind,
+        n_images=len(source.items),
+        bad=found.bad,
+        n_duplicates=len(found.digests) - len(set(found.digests)),
+        sizes_px=tuple(sorted(found.sizes_px.items(), key=lambda pair: (-pair[1], pair[0]))),
+        classes=tuple(sorted(counts.items())),
+        n_unlabeled=n_unlabeled,
+    )
+
+
+def _open(place: str) -> tuple[str, Source, Iterable[str]]:
+    """A source's kind, its images, and the text of each label, "" for none."""
+    if place.endswith(".tar"):
+        shards = webdataset.open_source(place, class_names=(), labeled=False)
+        return "webdataset", shards, webdataset.label_texts(place)
+    path = Path(place)
+    if path.suffix.lower() == ".csv" and not path.is_dir():
+        listed = list_source.open_source(path, class_names=(), labeled=False)
+        return "list", listed, list_source.label_texts(path)
+    files = folder.open_source(path, class_names=(), labeled=False)
+    tops = (item.key.rpartition("/")[0].partition("/")[0] for item in files.items)
+    return "folder", files, tops

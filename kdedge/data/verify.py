@@ -1,0 +1,153 @@
+"""Compares a benchmark set on this disk with what is published of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdedge._files import sha256_file
+from kdedge._progress import progress
+from kdedge.data.benchmarks import Benchmark, load_benchmark
+from kdedge.data.benchmarks._coop_split import BenchmarkSource
+from kdedge.data.fetch import missing
+from kdedge.data.images import BadImage, scan
+from kdedge.errors import DataError
+
+_COOP_SPLIT = "split_zhou_"
+
+
+@dataclass(frozen=True)
+class PartFound:
+    """One part of a set.
+
+    Attributes:
+        part: train, val or test.
+        n_published: images that it is to have.
+        n_listed: images that the split lists.
+        n_missing: of those, files that are not there.
+        n_classes: classes with at least one image in it.
+        bad: those that cannot be decoded; None where they were not read.
+    """
+
+    part: str
+    n_published: int
+    n_listed: int
+    n_missing: int
+    n_classes: int
+    bad: tuple[BadImage, ...] | None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found of a set.
+
+    Attributes:
+        name: the set.
+        folder: where it is.
+        split: what decides its parts.
+        n_classes_published: classes that it is to have.
+        n_classes: classes that it has; None where its class list cannot be read.
+        parts: those that can be listed.
+        problems: what differs from what is published, one sentence each; none where all is well.
+    """
+
+    name: str
+    folder: Path
+    split: str
+    n_classes_published: int
+    n_classes: int | None
+    parts: tuple[PartFound, ...]
+    problems: tuple[str, ...]
+
+
+def verify(name: str, root: Path, *, read_images: bool) -> Verification:
+    """Compares a set's files, class names and parts with what is published.
+
+    Args:
+        name: the set.
+        root: folder of all sets.
+        read_images: decode every image, too; else it is only looked whether its file is there.
+
+    Raises:
+        DataError: there is no set of that name.
+    """
+    benchmark = load_benchmark(name)
+    folder = root / benchmark.FOLDER
+    absent = missing(benchmark.DOWNLOADS, folder)
+    problems = [f"{folder / wanted.gives} is missing." for wanted in absent]
+    problems += _wrong_files(benchmark, folder)
+    parts: list[PartFound] = []
+    class_names: tuple[str, ...] | None = None
+    try:
+        class_names = benchmark.class_names(root)
+        for part in benchmark.N_IMAGES:
+            source = benchmark.open_source(root, part=part, class_names=class_names, labeled=True)
+            parts.append(_look_at(benchmark, part, source, read_images=read_images))
+    except DataError as error:
+        if not absent:  # else that is why, and said already
+            problems.append(str(error))
+    for found in parts:
+        problems += _part_problems(found, len(class_names or ()))
+    if class_names is not None and len(class_names) != benchmark.N_CLASSES:
+        problems.append(f"It has {len(class_names)} classes, published are {benchmark.N_CLASSES}.")
+    return Verification(
+        name=name,
+        folder=folder,
+        split=_split(benchmark, folder),
+        n_classes_published=benchmark.N_CLASSES,
+        n_classes=None if class_names is None else len(class_names),
+        parts=tuple(parts),
+        problems=tuple(problems),
+    )
+
+
+def _wrong_files(benchmark: Benchmark, folder: Path) -> Iterator[str]:
+    """Files with a known hash that have another; an archive is gone once it is unpacked."""
+    for wanted in benchmark.DOWNLOADS:
+        path = folder / wanted.gives
+        if wanted.unpack is None and wanted.sha256 is not None and path.is_file():
+            found = sha256_file(path)
+            if found != wanted.sha256:
+                yield f"{path} has the SHA-256 {found}, published is {wanted.sha256}."
+
+
+def _look_at(
+    benchmark: Benchmark, part: str, source: BenchmarkSource, *, read_images: bool
+) -> PartFound:
+    n_images = len(source.items)
+    n_missing = sum(not source.path(i).is_file() for i in range(n_images))
+    bad = None
+    if read_images:
+        with progress(f"reading {part}", n_images) as advance:
+            bad = scan(source, progress=advance).bad
+    return PartFound(
+        part=part,
+        n_published=benchmark.N_IMAGES[part],
+        n_listed=n_images,
+        n_missing=n_missing,
+        n_classes=len({item.label for item in source.items}),
+        bad=bad,
+    )
+
+
+def _part_problems(found: PartFound, n_classes: int) -> Iterator[str]:
+    if found.n_listed != found.n_published:
+        yield f"{found.part} has {found.n_listed} images, published are {found.n_published}."
+    if found.n_missing:
+        yield f"{found.part} lacks the files of {found.n_missing} of {found.n_listed} images."
+    if found.n_classes != n_classes:
+        yield f"{found.part} has images of {found.n_classes} of {n_classes} classes."
+    n_broken = len(found.bad or ()) - found.n_missing
+    if n_broken > 0:
+        yield f"{found.part} has {n_broken} images that cannot be read."
+
+
+def _split(benchmark: Benchmark, folder: Path) -> str:
+    """What decides the parts: CoOp's file, or a rule of the set's own."""
+    files = [one.gives for one in benchmark.DOWNLOADS if _COOP_SPLIT in one.gives]
+    if not files:
+        return "the set's own"
+    if (folder / files[0]).exists():
+        return f"CoOp's, {files[0]}"
+    return f"not CoOp's: {files[0]} is missing"

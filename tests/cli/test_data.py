@@ -1,0 +1,168 @@
+"""`kdedge data`: what is printed where, and exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from kdedge.cli.main import run
+from kdedge.data.benchmarks import list_benchmarks, sun397
+from kdedge.data.benchmarks._download import Download
+
+SPLIT = {
+    "train": [["1.png", 0, "abbey"], ["2.png", 1, "church"]],
+    "val": [["3.png", 0, "abbey"], ["4.png", 1, "church"]],
+    "test": [["5.png", 0, "abbey"], ["6.png", 1, "church"]],
+}
+
+
+@pytest.fixture
+def published(server: Any, file_server: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """A server that has SUN397 with two classes; gives the two addresses."""
+    picture, archive = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        for number in range(1, 7):
+            member = tarfile.TarInfo(f"SUN397/{number}.png")
+            member.size = len(picture.getvalue())
+            tar.addfile(member, io.BytesIO(picture.getvalue()))
+    images = server.give("/images", file_server.Answer(archive.getvalue()))
+    split = server.give("/split", file_server.Answer(json.dumps(SPLIT).encode()))
+    name = sun397.SPLIT_FILE
+    downloads = (
+        Download(name="SUN397.tar.gz", urls=(images,), gives="SUN397", unpack="tar"),
+        Download(name=name, urls=(split,), gives=name, n_bytes=len(json.dumps(SPLIT))),
+    )
+    monkeypatch.setattr(sun397, "DOWNLOADS", downloads)
+    monkeypatch.setattr(sun397, "N_CLASSES", 2)
+    monkeypatch.setattr(sun397, "N_IMAGES", {"train": 2, "val": 2, "test": 2})
+    return images, split
+
+
+@pytest.fixture
+def kdedge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs `kdedge data ...` in an empty folder; gives exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KDEDGE_DATA", raising=False)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = run(["data", *arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.mark.usefixtures("published")
+def test_a_set_is_fetched_and_is_then_as_published(kdedge, tmp_path):
+    code, out, err = kdedge("fetch", "sun397")
+    assert (code, out) == (
+        0,
+        f"Wrote data/sun397 (SUN397, {sun397.SPLIT_FILE})\nNext: kdedge data verify sun397\n",
+    )
+    assert err.startswith("Fetching SUN397.tar.gz from http://127.0.0.1")
+    code, out, _ = kdedge("verify", "sun397", "--images")
+    assert code == 0
+    assert out.endswith("\n\nAll as published.\n")
+    code, out, _ = kdedge("fetch", "sun397")
+    assert (code, out.splitlines()[0]) == (0, "data/sun397 has all of sun397 already.")
+
+
+@pytest.mark.usefixtures("published")
+def test_the_folder_is_that_of_the_option_then_of_the_environment(kdedge, monkeypatch, tmp_path):
+    monkeypatch.setenv("KDEDGE_DATA", "from-environment")
+    _, out, _ = kdedge("show", "sun397")
+    assert f"folder   {Path('from-environment/sun397')}" in out
+    _, out, _ = kdedge("fetch", "sun397", "--data", "given")
+    assert out.endswith("Next: kdedge data verify sun397 --data given\n")
+    assert (tmp_path / "given/sun397/SUN397/1.png").exists()
+
+
+@pytest.mark.usefixtures("published")
+def test_json_is_one_object_on_stdout(kdedge):
+    code, out, _ = kdedge("fetch", "sun397", "--json")
+    assert code == 0
+    assert json.loads(out) == {
+        "folder": "data/sun397",
+        "new": ["SUN397", sun397.SPLIT_FILE],
+        "kept": [],
+    }
+    _, out, _ = kdedge("list", "--json")
+    (found,) = [one for one in json.loads(out)["sets"] if one["name"] == "sun397"]
+    assert (found["here"], found["n_classes"]) == ("yes", 2)
+    _, out, _ = kdedge("show", "sun397", "--json")
+    assert [file["here"] for file in json.loads(out)["files"]] == [True, True]
+    _, out, _ = kdedge("verify", "sun397", "--json")
+    assert json.loads(out)["problems"] == []
+    _, out, _ = kdedge("scan", "data/sun397", "--json")
+    assert json.loads(out)["n_images"] == 6
+
+
+def test_the_list_has_every_set(kdedge):
+    code, out, _ = kdedge("list")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["set", *list_benchmarks()]
+
+
+def test_a_set_is_shown_with_what_is_missing_and_where_it_is(kdedge, published, tmp_path):
+    (tmp_path / "data/sun397/SUN397").mkdir(parents=True)
+    _, out, _ = kdedge("show", "sun397")
+    assert "SUN397: here, from SUN397.tar.gz\n  size and SHA-256 are not known" in out
+    assert (
+        f"{sun397.SPLIT_FILE}: missing\n  {len(json.dumps(SPLIT))} bytes\n  {published[1]}" in out
+    )
+    assert out.endswith("Next: kdedge data fetch sun397\n")
+
+
+def test_a_set_that_differs_ends_in_exit_code_3_after_the_table(kdedge, published, tmp_path):
+    kdedge("fetch", "sun397")
+    (tmp_path / "data/sun397/SUN397/3.png").write_bytes(b"x")
+    (tmp_path / "data/sun397/SUN397/5.png").unlink()
+    code, out, err = kdedge("verify", "sun397", "--images")
+    assert code == 3
+    assert "3.png: not an image" in out
+    assert out.endswith(
+        "val has 1 images that cannot be read.\ntest lacks the files of 1 of 2 images.\n"
+    )
+    assert "data/sun397 is not the published sun397: 2 differences." in err
+
+
+def test_without_a_network_the_exit_code_is_4(kdedge, monkeypatch):
+    unreachable = Download(name="a", urls=("http://127.0.0.1:9/a",), gives="a")
+    monkeypatch.setattr(sun397, "DOWNLOADS", (unreachable,))
+    code, out, err = kdedge("fetch", "sun397")
+    assert (code, out) == (4, "")
+    assert "put it at data/sun397/a. It is at:\n      http://127.0.0.1:9/a\n" in err
+
+
+@pytest.mark.parametrize("action", ["show", "fetch", "verify"])
+def test_an_unknown_set_ends_in_exit_code_3(action, kdedge):
+    code, out, err = kdedge(action, "sun398")
+    assert (code, out) == (3, "")
+    assert "sun398 is not a known benchmark set.\n  Known: " in err
+
+
+def test_a_scan_prints_classes_sizes_and_what_is_unreadable(kdedge, tmp_path):
+    for name, width in (("cat/1.png", 8), ("cat/2.png", 9), ("dog/1.png", 7)):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (width, 12)).save(path)
+    (tmp_path / "images/dog/2.png").write_bytes(b"")
+    code, out, err = kdedge("scan", "images")
+    assert (code, err) == (0, "")
+    assert "shorter side  7 to 9 px" in out
+    assert "cat         2\ndog         2\n" in out
+    assert out.endswith("dog/2.png: the file is empty\n")
+
+
+def test_a_scan_of_nothing_ends_in_exit_code_3(kdedge):
+    assert kdedge("scan", "nowhere")[0] == 3

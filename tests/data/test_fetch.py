@@ -1,0 +1,414 @@
+"""Fetching over a network that fails in every way, from a server on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import kdedge
+from kdedge.data import fetch as fetch_module
+from kdedge.data.benchmarks import sun397
+from kdedge.data.benchmarks._download import Download
+from kdedge.data.fetch import Fetched, fetch
+from kdedge.errors import DataError, ResourceError, SetupError
+
+BODY = bytes(range(256)) * 4096  # 1 MiB
+HASH = hashlib.sha256(BODY).hexdigest()
+AT_ONCE = (0.0, 0.0)
+FILE = "split.json"
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the set's files come."""
+    return tmp_path / sun397.FOLDER
+
+
+@pytest.fixture
+def fetch_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Fetched]:
+    """Fetches a set of these files."""
+
+    def run(*files: Download, root: Path = tmp_path) -> Fetched:
+        monkeypatch.setattr(sun397, "DOWNLOADS", files)
+        return fetch("sun397", root, waits_s=AT_ONCE)
+
+    return run
+
+
+def plain(*urls: str, **options: Any) -> Download:
+    return Download(name=FILE, urls=urls, gives=FILE, **options)
+
+
+def left_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {".fetch.lock"}
+
+
+def test_a_file_comes_whole_and_nothing_else_stays(server, file_server, fetch_files, folder):
+    url = server.give("/a", file_server.Answer(BODY))
+    assert fetch_files(plain(url, sha256=HASH, n_bytes=len(BODY))).new == (FILE,)
+    assert (folder / FILE).read_bytes() == BODY
+    assert left_in(folder) == {FILE}
+
+
+def test_what_is_there_is_not_asked_for(server, file_server, fetch_files):
+    url = server.give("/a", file_server.Answer(BODY))
+    fetch_files(plain(url))
+    found = fetch_files(plain(url))
+    assert (found.new, len(server.requests)) == ((), 1)
+
+
+@pytest.mark.parametrize("has_length", [True, False])
+def test_a_body_that_breaks_off_is_gone_on_with(
+    has_length, server, file_server, fetch_files, folder
+):
+    cut = file_server.Answer(BODY, cut=300_000)
+    url = server.give("/a", cut, file_server.Answer(BODY, has_length=has_length))
+    fetch_files(plain(url))
+    assert (folder / FILE).read_bytes() == BODY
+    assert server.requests == [("/a", ""), ("/a", "bytes=300000-")]
+
+
+def test_attempts_begin_anew_whenever_more_has_come(server, file_server, fetch_files, folder):
+    url = server.give("/a", *[file_server.Answer(BODY, cut=150_000)] * 7)
+    fetch_files(plain(url))
+    assert (folder / FILE).read_bytes() == BODY
+    assert len(server.requests) == 7
+
+
+def test_a_server_that_breaks_off_at_the_same_byte_is_given_up_and_the_part_is_kept(
+    server, file_server, fetch_files, folder
+):
+    answer = file_server.Answer(BODY, cut=300_000, has_ranges=False)
+    with pytest.raises(SetupError, match="ended after 300000 of 1048576 bytes"):
+        fetch_files(plain(server.give("/a", answer)))
+    assert len(server.requests) == 3
+    assert (folder / f"{FILE}.part").stat().st_size == 300_000
+
+
+def test_a_server_without_ranges_starts_over(server, file_server, fetch_files, folder):
+    cut = file_server.Answer(BODY, cut=300_000)
+    url = server.give("/a", cut, file_server.Answer(BODY, has_ranges=False))
+    fetch_files(plain(url))
+    assert (folder / FILE).read_bytes() == BODY
+    assert server.requests[1] == ("/a", "bytes=300000-")
+
+
+def test_without_version_and_hash_the_rest_is_not_asked_for(
+    server, file_server, fetch_files, folder
+):
+    cut = file_server.Answer(BODY, etag="", cut=300_000)
+    url = server.give("/a", cut, file_server.Answer(BODY, etag=""))
+    fetch_files(plain(url))
+    assert (folder / FILE).read_bytes() == BODY
+    assert server.requests == [("/a", ""), ("/a", "")]
+
+
+@pytest.mark.parametrize("honors_if_range", [True, False])
+def test_a_file_that_has_changed_between_attempts_is_not_joined(
+    honors_if_range, server, file_server, fetch_files, folder
+):
+    newer = bytes(len(BODY))
+    # A server that ignores If-Range gives the rest of the newer file, and says so by its ETag
+    etag = '"2"' if honors_if_range else '"1"'
+    answer = file_server.Answer(newer, etag=etag)
+    if not honors_if_range:
+        answer = file_server.Answer(newer, headers={"Last-Modified": "later"})
+    first = file_server.Answer(BODY, cut=300_000, headers={"Last-Modified": "now"})
+    fetch_files(plain(server.give("/a", first, answer)))
+    assert (folder / FILE).read_bytes() == newer
+
+
+def test_a_file_that_has_shrunk_is_fetched_anew(server, file_server, fetch_files, folder):
+    cut = file_server.Answer(BODY, cut=300_000)
+    url = server.give("/a", cut, file_server.Answer(BODY[:1000]))
+    fetch_files(plain(url))
+    assert (folder / FILE).read_bytes() == BODY[:1000]
+
+
+def test_a_wrong_hash_sends_to_the_next_address(server, file_server, fetch_files, folder):
+    wrong = server.give("/wrong", file_server.Answer(bytes(len(BODY))))
+    right = server.give("/right", file_server.Answer(BODY))
+    fetch_files(plain(wrong, right, sha256=HASH))
+    assert (folder / FILE).read_bytes() == BODY
+
+
+def test_a_wrong_hash_everywhere_is_an_error_and_leaves_nothing(
+    server, file_server, fetch_files, folder
+):
+    url = server.give("/a", file_server.Answer(b"other"))
+    with pytest.raises(DataError, match=f"expected {HASH}"):
+        fetch_files(plain(url, sha256=HASH))
+    assert left_in(folder) == set()
+
+
+def test_a_wrong_size_is_seen_before_the_file_is_fetched(server, file_server, fetch_files, folder):
+    url = server.give("/a", file_server.Answer(BODY, cut=0))
+    with pytest.raises(DataError, match="has a file of 1048576 bytes, expected 7"):
+        fetch_files(plain(url, n_bytes=7))
+    assert left_in(folder) == set()
+
+
+@pytest.mark.parametrize("status", [403, 404, 410, 500, 503])
+def test_the_next_address_is_tried_where_one_fails(
+    status, server, file_server, fetch_files, folder
+):
+    bad = server.give("/bad", file_server.Answer(status=status))
+    good = server.give("/good", file_server.Answer(BODY))
+    fetch_files(plain(bad, good))
+    assert (folder / FILE).read_bytes() == BODY
+    assert len(server.requests) == (2 if status < 500 else 4)
+
+
+def test_a_server_error_that_passes_needs_no_other_address(
+    server, file_server, fetch_files, folder
+):
+    url = server.give("/a", file_server.Answer(status=503), file_server.Answer(BODY))
+    fetch_files(plain(url))
+    assert (folder / FILE).read_bytes() == BODY
+
+
+def test_another_address_goes_on_where_a_hash_can_tell(server, file_server, fetch_files, folder):
+    first = server.give("/a", file_server.Answer(BODY, cut=300_000), file_server.Answer(status=404))
+    second = server.give("/b", file_server.Answer(BODY, etag='"b"'))
+    fetch_files(plain(first, second, sha256=HASH))
+    assert (folder / FILE).read_bytes() == BODY
+    assert server.requests[-1] == ("/b", "bytes=300000-")
+
+
+def test_another_address_starts_over_where_no_hash_can_tell(
+    server, file_server, fetch_files, folder
+):
+    first = server.give(
+        "/a", file_server.Answer(bytes(len(BODY)), cut=300_000), file_server.Answer(status=404)
+    )
+    fetch_files(plain(first, server.give("/b", file_server.Answer(BODY))))
+    assert (folder / FILE).read_bytes() == BODY
+
+
+def test_a_file_begun_with_wrong_bytes_is_fetched_anew(server, file_server, fetch_files, folder):
+    first = server.give(
+        "/a", file_server.Answer(bytes(len(BODY)), cut=300_000), file_server.Answer(status=404)
+    )
+    second = server.give("/b", file_server.Answer(BODY))
+    fetch_files(plain(first, second, sha256=HASH))
+    assert (folder / FILE).read_bytes() == BODY
+    assert [asked for path, asked in server.requests if path == "/b"] == ["bytes=300000-", ""]
+
+
+def test_redirects_are_followed(server, file_server, fetch_files, folder):
+    target = server.give("/b", file_server.Answer(BODY))
+    moved = file_server.Answer(status=302, headers={"Location": target})
+    fetch_files(plain(server.give("/a", moved)))
+    assert (folder / FILE).read_bytes() == BODY
+
+
+def test_a_redirect_loop_ends(server, file_server, fetch_files):
+    there = file_server.Answer(status=302, headers={"Location": server.url("/b")})
+    back = file_server.Answer(status=302, headers={"Location": server.url("/a")})
+    server.give("/b", back)
+    with pytest.raises(SetupError, match=r"127\.0\.0\.1 sends on in circles"):
+        fetch_files(plain(server.give("/a", there)))
+
+
+@pytest.mark.parametrize("target", ["ftp://files.test/a", "file:///etc/passwd"])
+def test_a_redirect_to_another_protocol_is_not_followed(target, server, file_server, fetch_files):
+    moved = file_server.Answer(status=302, headers={"Location": target})
+    with pytest.raises(SetupError, match=r"To fetch it by hand"):
+        fetch_files(plain(server.give("/a", moved)))
+
+
+def test_a_redirect_from_https_to_http_is_not_followed():
+    import urllib.request
+
+    from kdedge.data._http import AddressError, _SafeRedirects
+
+    request = urllib.request.Request("https://files.test/a")
+    with pytest.raises(AddressError, match="from https to http"):
+        _SafeRedirects().redirect_request(
+            request, io.BytesIO(), 302, "Found", None, "http://files.test/a"
+        )
+
+
+def test_a_page_instead_of_the_file_is_said(server, file_server, fetch_files, folder):
+    page = file_server.Answer(b"<html>", headers={"Content-Type": "text/html; charset=utf-8"})
+    with pytest.raises(DataError, match=r"127\.0\.0\.1 sends a web page instead of the file"):
+        fetch_files(plain(server.give("/a", page)))
+    assert left_in(folder) == set()
+
+
+def test_google_drives_page_of_warnings_is_named(server, file_server, fetch_files, monkeypatch):
+    page = file_server.Answer(b"<html>", headers={"Content-Type": "text/html; charset=utf-8"})
+    server.give("http://drive.google.com/uc?id=1", page)
+    monkeypatch.setenv("http_proxy", server.url(""))
+    with pytest.raises(DataError, match="Google Drive sends its page of warnings"):
+        fetch_files(plain("http://drive.google.com/uc?id=1"))
+
+
+def test_a_machine_without_a_network_is_told_at_once_what_to_fetch_by_hand(fetch_files, folder):
+    # Port 9 of this machine: nobody listens
+    urls = ("http://127.0.0.1:9/a", "http://127.0.0.1:9/b")
+    with pytest.raises(SetupError) as caught:
+        fetch_files(plain(*urls))
+    message = str(caught.value)
+    assert "127.0.0.1 cannot be reached: Connection refused" in message
+    assert f"put it at {folder / FILE}. It is at:" in message
+    assert all(url in message for url in urls)
+    assert message.endswith("Then run again: kdedge data fetch sun397")
+
+
+def test_a_manual_download_is_named_after_everything_else_was_fetched(
+    server, file_server, fetch_files, folder
+):
+    by_hand = Download(
+        name="images.tar", urls=(), gives="images", unpack="tar", manual="Register at x.org."
+    )
+    with pytest.raises(SetupError, match=r"Register at x\.org\.") as caught:
+        fetch_files(by_hand, plain(server.give("/a", file_server.Answer(BODY))))
+    assert f"Put it at {folder}/images.tar." in str(caught.value)
+    assert "1 of 2 files are missing" in str(caught.value)
+    assert (folder / FILE).exists()
+
+
+IMAGES = {"images/a.jpg": b"a", "images/b/c.jpg": b"c"}
+
+
+def test_an_archive_is_unpacked_and_removed(server, file_server, fetch_files, folder):
+    url = server.give("/a", file_server.Answer(tar_of(IMAGES)))
+    found = fetch_files(Download(name="a.tgz", urls=(url,), gives="images", unpack="tar"))
+    assert (folder / "images/b/c.jpg").read_bytes() == b"c"
+    assert left_in(folder) == {"images"}
+    assert found.kept == ()
+
+
+def test_an_archive_put_there_by_hand_is_used_and_stays(fetch_files, folder):
+    folder.mkdir()
+    (folder / "a.tgz").write_bytes(tar_of(IMAGES))
+    found = fetch_files(Download(name="a.tgz", urls=(), gives="images", unpack="tar"))
+    assert (folder / "images/a.jpg").exists()
+    assert found.kept == ("a.tgz",)
+    assert (folder / "a.tgz").exists()
+
+
+def test_a_wrong_file_put_there_by_hand_is_refused_and_stays(fetch_files, folder):
+    folder.mkdir()
+    (folder / "a.tgz").write_bytes(b"x")
+    wanted = Download(name="a.tgz", urls=(), gives="images", unpack="tar", sha256=HASH)
+    with pytest.raises(DataError, match=r"a\.tgz: has the SHA-256 .*\n *Remove it"):
+        fetch_files(wanted)
+    assert (folder / "a.tgz").exists()
+
+
+def test_an_archive_within_an_archive_is_unpacked_after_it(
+    server, file_server, fetch_files, folder
+):
+    outer = tar_of({"set/inner.tgz": tar_of(IMAGES), "set/readme": b""})
+    url = server.give("/a", file_server.Answer(outer))
+    fetch_files(
+        Download(name="outer.tgz", urls=(url,), gives="set/readme", unpack="tar"),
+        Download(name="set/inner.tgz", urls=(), gives="set/images", unpack="tar", into="set"),
+    )
+    assert (folder / "set/images/a.jpg").exists()
+
+
+def test_what_a_killed_fetch_left_of_a_complete_set_is_removed(
+    server, file_server, fetch_files, folder, monkeypatch
+):
+    archive = Download(
+        name="a.tgz", urls=(server.give("/a", file_server.Answer(tar_of(IMAGES))),),
+        gives="images", unpack="tar",
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        # As a kill between the last rename and the removal does
+        patch.setattr(fetch_module, "_tidy", lambda *_: None)
+        fetch_files(archive)
+    assert left_in(folder) == {"images", "a.tgz", "a.tgz.part.json"}
+    assert fetch_files(archive).kept == ()
+    assert left_in(folder) == {"images"}
+
+
+def test_two_fetches_at_once_are_refused(server, file_server, fetch_files, folder):
+    from kdedge._lock import locked
+
+    url = server.give("/a", file_server.Answer(BODY))
+    folder.mkdir()
+    with (
+        locked(folder / ".fetch.lock"),
+        pytest.raises(ResourceError, match=r"in use by another process: pid \d+ on .*\n.*wait"),
+    ):
+        fetch_files(plain(url))
+
+
+def test_a_disk_that_is_too_small_is_seen_before(server, file_server, fetch_files, small_disk):
+    disk = small_disk(512)
+    url = server.give("/a", file_server.Answer(BODY, cut=0))
+    with pytest.raises(ResourceError, match=r"has .* kB free, split\.json needs 1\.0 MB more"):
+        fetch_files(plain(url), root=disk)
+
+
+def test_a_disk_that_fills_up_keeps_what_came(server, file_server, fetch_files, small_disk):
+    disk = small_disk(512)
+    url = server.give("/a", file_server.Answer(BODY, has_length=False))
+    with pytest.raises(ResourceError, match=r"the disk is full.*\n.*\n.*goes on from there"):
+        fetch_files(plain(url), root=disk)
+    kept = disk / sun397.FOLDER / f"{FILE}.part"
+    assert kept.stat().st_size > 300_000
+    assert BODY.startswith(kept.read_bytes())
+
+
+FETCH = """
+import sys
+from pathlib import Path
+from kdedge.data.benchmarks import sun397
+from kdedge.data.benchmarks._download import Download
+from kdedge.data.fetch import fetch
+sun397.DOWNLOADS = (
+    Download(name="a.tgz", urls=(sys.argv[2],), gives="images", unpack="tar"),
+)
+fetch("sun397", Path(sys.argv[1]))
+"""
+
+
+def test_a_killed_fetch_goes_on_where_it_stopped(
+    server: Any, file_server: ModuleType, fetch_files: Callable[..., Fetched], folder: Path
+) -> None:
+    body = tar_of({"images/a.jpg": os.urandom(1 << 20)})
+    waiting = file_server.Answer(body, cut=300_000, waits=True)
+    url = server.give("/a", waiting, file_server.Answer(body))
+    process = subprocess.Popen(
+        [sys.executable, "-c", FETCH, str(folder.parent), url],
+        env={**os.environ, "PYTHONPATH": str(Path(kdedge.__file__).parents[1])},
+    )
+    part, end = folder / "a.tgz.part", time.monotonic() + 60
+    while not (part.exists() and part.stat().st_size == 300_000):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert json.loads((folder / "a.tgz.part.json").read_text())["n_bytes"] == len(body)
+    fetch_files(Download(name="a.tgz", urls=(url,), gives="images", unpack="tar"))
+    assert server.requests == [("/a", ""), ("/a", "bytes=300000-")]
+    assert left_in(folder) == {"images"}

@@ -1,0 +1,82 @@
+"""Looking through a folder, a list and shards: images, sizes, classes, and what is unreadable."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from kdedge.data.survey import survey
+from kdedge.errors import DataError
+
+
+def jpeg(width: int, height: int, gray: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (width, height), gray).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes, a loose image, a duplicate, and a file that is no image."""
+    files = {
+        "cat/1.jpg": jpeg(8, 6),
+        "cat/deep/2.jpg": jpeg(8, 6),
+        "red fox/1.jpg": jpeg(4, 9),
+        "red fox/2.jpg": b"x",
+        "loose.jpg": jpeg(8, 6, gray=9),
+    }
+    for name, data in files.items():
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return tmp_path / "images"
+
+
+def test_a_folder_has_the_classes_of_its_first_level(folder):
+    found = survey(str(folder))
+    assert (found.kind, found.n_images, found.n_duplicates) == ("folder", 5, 1)
+    assert found.classes == (("cat", 2), ("red fox", 2))
+    assert found.n_unlabeled == 1
+    assert found.sizes_px == (((8, 6), 3), ((4, 9), 1))
+    assert [(bad.key, "not an image" in bad.reason) for bad in found.bad] == [
+        ("red fox/2.jpg", True)
+    ]
+
+
+def test_a_list_has_the_classes_of_its_second_field(folder):
+    path = folder / "list.csv"
+    path.write_text('path,label\ncat/1.jpg,cat\n"red fox/1.jpg",red fox\nloose.jpg\n')
+    found = survey(str(path))
+    assert (found.kind, found.n_images, found.n_unlabeled) == ("list", 3, 1)
+    assert found.classes == (("cat", 1), ("red fox", 1))
+
+
+def test_shards_have_the_classes_of_their_labels(tmp_path):
+    pytest.importorskip("webdataset")
+    for number, names in enumerate((("1", "2"), ("3",))):
+        with tarfile.open(tmp_path / f"s-{number}.tar", "w") as tar:
+            for name in names:
+                label = [(f"{name}.cls", b"7\n")] if name != "3" else []
+                for member, data in [(f"{name}.jpg", jpeg(5, 5)), *label]:
+                    info = tarfile.TarInfo(member)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    found = survey(f"{tmp_path}/s-{{0..1}}.tar")
+    assert (found.kind, found.n_images, found.n_unlabeled) == ("webdataset", 3, 1)
+    assert found.classes == (("7", 2),)
+
+
+def test_a_source_without_a_readable_image_is_an_error(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    with pytest.raises(DataError, match="None is left to work with"):
+        survey(str(tmp_path))
+
+
+@pytest.mark.parametrize("place", ["nowhere", "nowhere.csv"])
+def test_what_is_not_there_is_said(place, tmp_path):
+    with pytest.raises(DataError, match="nowhere"):
+        survey(str(tmp_path / place))

@@ -1,0 +1,112 @@
+"""Comparing a set on the disk with what is published, on a miniature of SUN397."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from kdedge.data.benchmarks import sun397
+from kdedge.data.verify import verify
+from kdedge.errors import DataError
+
+SPLIT = {
+    "train": [["a/1.jpg", 0, "abbey"], ["c/1.jpg", 1, "church"]],
+    "val": [["a/2.jpg", 0, "abbey"], ["c/2.jpg", 1, "church"]],
+    "test": [["a/3.jpg", 0, "abbey"], ["c/3.jpg", 1, "church"], ["c/4.jpg", 1, "church"]],
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of sets with two classes of SUN397, which are all that is published here."""
+    monkeypatch.setattr(sun397, "N_CLASSES", 2)
+    monkeypatch.setattr(sun397, "N_IMAGES", {"train": 2, "val": 2, "test": 3})
+    folder = tmp_path / sun397.FOLDER
+    for rows in SPLIT.values():
+        for name, _, _ in rows:
+            path = folder / sun397.IMAGES / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(path)
+    (folder / sun397.SPLIT_FILE).write_text(json.dumps(SPLIT))
+    return tmp_path
+
+
+@pytest.fixture
+def image(root: Path) -> Callable[[str], Path]:
+    """Gives an image's file."""
+    return lambda name: root / sun397.FOLDER / sun397.IMAGES / name
+
+
+@pytest.mark.parametrize("read_images", [True, False])
+def test_a_set_as_published_has_no_problems(read_images, root):
+    found = verify("sun397", root, read_images=read_images)
+    assert found.problems == ()
+    assert found.split == f"CoOp's, {sun397.SPLIT_FILE}"
+    assert [(p.part, p.n_listed, p.n_classes) for p in found.parts] == [
+        ("train", 2, 2), ("val", 2, 2), ("test", 3, 2),
+    ]  # fmt: skip
+    assert {part.bad for part in found.parts} == {() if read_images else None}
+
+
+def test_missing_images_are_counted_in_their_part(root, image):
+    image("c/2.jpg").unlink()
+    found = verify("sun397", root, read_images=True)
+    assert found.problems == ("val lacks the files of 1 of 2 images.",)
+
+
+def test_images_that_cannot_be_read_are_listed_where_they_are_read(root, image):
+    image("c/3.jpg").write_bytes(b"x")
+    assert verify("sun397", root, read_images=False).problems == ()
+    found = verify("sun397", root, read_images=True)
+    assert found.problems == ("test has 1 images that cannot be read.",)
+    assert [bad.key for part in found.parts for bad in part.bad] == ["c/3.jpg"]
+
+
+def test_a_class_without_images_in_a_part_is_a_problem(root, monkeypatch):
+    rows = [["a/2.jpg", 0, "abbey"], ["a/5.jpg", 0, "abbey"]]
+    path = root / sun397.FOLDER / sun397.SPLIT_FILE
+    path.write_text(json.dumps({**SPLIT, "val": rows}))
+    found = verify("sun397", root, read_images=False)
+    assert found.problems == (
+        "val lacks the files of 1 of 2 images.",
+        "val has images of 1 of 2 classes.",
+    )
+
+
+def test_counts_that_are_not_the_published_ones_are_a_problem(root):
+    path = root / sun397.FOLDER / sun397.SPLIT_FILE
+    path.write_text(json.dumps({**SPLIT, "val": SPLIT["val"][:1]}))
+    (problem,) = verify("sun397", root, read_images=False).problems
+    assert "the published split" in problem
+
+
+def test_a_known_hash_is_compared(root, monkeypatch):
+    digest = hashlib.sha256((root / sun397.FOLDER / sun397.SPLIT_FILE).read_bytes()).hexdigest()
+    images, split = sun397.DOWNLOADS
+    monkeypatch.setattr(sun397, "DOWNLOADS", (images, replace(split, sha256=digest)))
+    assert verify("sun397", root, read_images=False).problems == ()
+    monkeypatch.setattr(sun397, "DOWNLOADS", (images, replace(split, sha256="0" * 64)))
+    (problem,) = verify("sun397", root, read_images=False).problems
+    assert problem.endswith(f"has the SHA-256 {digest}, published is {'0' * 64}.")
+
+
+def test_what_is_missing_is_named_once(tmp_path):
+    found = verify("sun397", tmp_path, read_images=False)
+    folder = tmp_path / sun397.FOLDER
+    assert found.problems == (
+        f"{folder / sun397.IMAGES} is missing.",
+        f"{folder / sun397.SPLIT_FILE} is missing.",
+    )
+    assert found.split == f"not CoOp's: {sun397.SPLIT_FILE} is missing"
+    assert (found.n_classes, found.parts) == (None, ())
+
+
+def test_an_unknown_set_is_refused(tmp_path):
+    with pytest.raises(DataError, match="not a known benchmark set"):
+        verify("sun398", tmp_path, read_images=False)
