@@ -225,4 +225,4 @@ def test_every_suite_of_the_project_names_settings_that_its_methods_know(path: P
         if (ROOT.parent / "shared/mini").is_dir():
             raise
         pytest.skip("its images are not on this machine")
-    assert len(plan.cells) > 5
+    assert len(plan.cells) >= 3
