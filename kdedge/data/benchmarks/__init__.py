@@ -1,27 +1,62 @@
-"""The benchmark sets: one file a set, found by its name."""
+"""The benchmark sets: one file a set, found by its name, which is that of CoOp's config file."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
+from kdedge.data.benchmarks._download import Download
 from kdedge.data.sources._protocol import Source
 from kdedge.errors import DataError
 
 
 class Benchmark(Protocol):
-    """What the file of a benchmark set holds."""
+    """What the file of a benchmark set holds.
+
+    Attributes:
+        FOLDER: the set's folder below that of all sets, as CoOp's DATASETS.md names it.
+        TEMPLATE: text around a class name, as in CoOp's trainers/zsclip.py: CUSTOM_TEMPLATES.
+        TERMS: under which the images may be used.
+        N_CLASSES: of the published split.
+        N_IMAGES: part -> images of the published split; a set without a part lacks its key.
+        DOWNLOADS: its files.
+    """
+
+    FOLDER: str
+    TEMPLATE: str
+    TERMS: str
+    N_CLASSES: int
+    N_IMAGES: Mapping[str, int]
+    DOWNLOADS: tuple[Download, ...]
 
     def class_names(self, root: Path) -> tuple[str, ...]:
-        """Gives the set's class names in label order."""
+        """Gives the set's class names in label order.
+
+        Args:
+            root: folder of the benchmark sets.
+
+        Raises:
+            DataError: what tells the names is missing, or is not the published set.
+        """
         ...
 
     def open_source(
         self, root: Path, *, part: str, class_names: Sequence[str], labeled: bool
     ) -> Source:
-        """Lists the images of an official part: train, val or test."""
+        """Lists the images of a part.
+
+        Args:
+            root: folder of the benchmark sets.
+            part: train, val or test.
+            class_names: in class-list order; used where `labeled`.
+            labeled: labels are positions in `class_names`.
+
+        Raises:
+            DataError: the set is not there or not the published one, it has no such part, or the
+                class list lacks some of its names.
+        """
         ...
 
 

@@ -3,7 +3,7 @@ import pickle
 
 import pytest
 
-from kdedge.data.benchmarks import list_benchmarks, load_benchmark, sun397
+from kdedge.data.benchmarks import sun397
 from kdedge.data.benchmarks._coop_split import open_part, read_split
 from kdedge.errors import DataError
 
@@ -111,10 +111,3 @@ def test_sun397_has_the_published_counts(tmp_path):
     (folder / "split_zhou_SUN397.json").write_text(json.dumps(rows))
     with pytest.raises(DataError, match="the published split 397"):
         sun397.class_names(tmp_path)
-
-
-@pytest.mark.parametrize("name", list_benchmarks())
-def test_every_set_explains_itself_where_it_is_missing(name, tmp_path):
-    benchmark = load_benchmark(name)
-    with pytest.raises(DataError, match="To get them"):
-        benchmark.class_names(tmp_path)
