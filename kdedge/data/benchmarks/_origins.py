@@ -49,6 +49,6 @@ def require(folder: Path, needed: Iterable[str], downloads: Sequence[Download]) 
     lines = "\n".join(f"  {folder / path}: {origins[path]}" for path in missing)
     raise DataError(
         f"{folder} lacks {len(missing)} of {len(needed)} parts of the set. To get them:\n{lines}\n"
-        f"  All sets but ImageNet are also at {MIRROR}, a zip each, for {folder.parent}.\n"
+        f"  All sets but ImageNet are also at {MIRROR}: a zip each, to unpack in {folder.parent}.\n"
         "  Or set data.root, or KDEDGE_DATA, to the folder that holds the sets."
     )
