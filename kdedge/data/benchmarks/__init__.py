@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
+from kdedge.data.benchmarks._coop_split import BenchmarkSource
 from kdedge.data.benchmarks._download import Download
-from kdedge.data.sources._protocol import Source
 from kdedge.errors import DataError
 
 
@@ -18,15 +18,15 @@ class Benchmark(Protocol):
     Attributes:
         FOLDER: the set's folder below that of all sets, as CoOp's DATASETS.md names it.
         TEMPLATE: text around a class name, as in CoOp's trainers/zsclip.py: CUSTOM_TEMPLATES.
-        TERMS: under which the images may be used.
+        LICENSE: terms of its images, one sentence.
         N_CLASSES: of the published split.
-        N_IMAGES: part -> images of the published split; a set without a part lacks its key.
+        N_IMAGES: part (train, val or test) -> images of the published split.
         DOWNLOADS: its files.
     """
 
     FOLDER: str
     TEMPLATE: str
-    TERMS: str
+    LICENSE: str
     N_CLASSES: int
     N_IMAGES: Mapping[str, int]
     DOWNLOADS: tuple[Download, ...]
@@ -44,7 +44,7 @@ class Benchmark(Protocol):
 
     def open_source(
         self, root: Path, *, part: str, class_names: Sequence[str], labeled: bool
-    ) -> Source:
+    ) -> BenchmarkSource:
         """Lists the images of a part.
 
         Args:

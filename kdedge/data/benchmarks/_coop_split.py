@@ -43,13 +43,17 @@ class BenchmarkSource:
         self.items = tuple(items)
         self._folder = folder
 
+    def path(self, i: int) -> Path:
+        """Gives image i's file, which need not be there."""
+        return self._folder / self.items[i].key
+
     def read(self, i: int) -> bytes:
         """Gives the bytes of image i's file.
 
         Raises:
             UnusableImage: the file cannot be read.
         """
-        return read_file(self._folder / self.items[i].key)
+        return read_file(self.path(i))
 
 
 def read_split(path: Path) -> Split:

@@ -33,7 +33,7 @@ CLASS_NAMES_DOWNLOAD = Download(
 )
 """CoOp's DATASETS.md."""
 
-TERMS_OF_VARIANTS = (
+LICENSE_OF_VARIANTS = (
     "MIT license for the collection; the pictures belong to their makers: non-commercial research,"
     " as with ImageNet"
 )

@@ -20,14 +20,14 @@ def google_drive(file_id: str) -> str:
 
 
 def describe(download: Download) -> str:
-    """Says in a phrase how to get a file."""
+    """Says how to get a file, without a full stop."""
     if download.manual is not None:
-        return download.manual
+        return download.manual.rstrip(".")
     url = download.urls[0]
     if url.startswith(_DRIVE):
         origin = f"Google Drive file {url.removeprefix(_DRIVE)}"
-        return origin if download.unpack is None else f"unpack {download.name}, {origin}"
-    return f"download {url}" if download.unpack is None else f"unpack {download.name} from {url}"
+        return origin if download.unpack is None else f"Unpack {download.name}, {origin}"
+    return url if download.unpack is None else f"Unpack {download.name} from {url}"
 
 
 def require(folder: Path, needed: Iterable[str], downloads: Sequence[Download]) -> None:

@@ -19,7 +19,7 @@ from kdedge.data.benchmarks._own_split import class_folders_in_three
 
 FOLDER = "caltech-101"
 TEMPLATE = "a photo of a {}."
-TERMS = "CC BY 4.0 (data.caltech.edu/records/mzrjq-6wc02)"
+LICENSE = "CC BY 4.0 (data.caltech.edu/records/mzrjq-6wc02)"
 N_CLASSES = 100
 N_IMAGES = {"train": 4_128, "val": 1_649, "test": 2_465}
 """arXiv:2403.02781, table 8; val by difference."""

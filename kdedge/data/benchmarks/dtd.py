@@ -18,7 +18,7 @@ from kdedge.data.benchmarks._own_split import class_folders_in_three
 
 FOLDER = "dtd"
 TEMPLATE = "{} texture."
-TERMS = "for research (www.robots.ox.ac.uk/~vgg/data/dtd)"
+LICENSE = "for research (www.robots.ox.ac.uk/~vgg/data/dtd)"
 N_CLASSES = 47
 N_IMAGES = {"train": 2_820, "val": 1_128, "test": 1_692}
 """arXiv:2403.02781, table 8; val by difference."""
@@ -28,13 +28,11 @@ _SPLIT_FILE = "split_zhou_DescribableTextures.json"
 
 DOWNLOADS = (
     Download(
-        name="dtd-r1.0.1.tar.gz",
+        name=_IMAGES,
         urls=(),
         gives=_IMAGES,
-        manual="unpack https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz in the"
-        " folder of all sets",
-        sha256="e42855a52a4950a3b59612834602aa253914755c95b0cff9ead6d07395f8e205",
-        n_bytes=625_239_812,
+        manual="Unpack https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz; it is"
+        " dtd/images in it.",
     ),
     Download(
         name=_SPLIT_FILE,
@@ -44,7 +42,7 @@ DOWNLOADS = (
         n_bytes=563_702,
     ),
 )
-"""CoOp's DATASETS.md; the archive's hash from tensorflow_datasets, url_checksums/dtd.txt."""
+"""CoOp's DATASETS.md."""
 
 
 def class_names(root: Path) -> tuple[str, ...]:

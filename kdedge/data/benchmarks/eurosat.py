@@ -17,7 +17,7 @@ from kdedge.data.benchmarks._own_split import class_folders_in_three
 
 FOLDER = "eurosat"
 TEMPLATE = "a centered satellite photo of {}."
-TERMS = "MIT license (github.com/phelber/EuroSAT); Sentinel data are free to use"
+LICENSE = "MIT license (github.com/phelber/EuroSAT); Sentinel data are free to use"
 N_CLASSES = 10
 N_IMAGES = {"train": 13_500, "val": 5_400, "test": 8_100}
 """arXiv:2403.02781, table 8; val by difference."""

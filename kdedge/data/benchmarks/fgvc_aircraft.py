@@ -22,7 +22,7 @@ from kdedge.data.benchmarks._origins import require
 
 FOLDER = "fgvc_aircraft"
 TEMPLATE = "a photo of a {}, a type of aircraft."
-TERMS = "for non-commercial research; the photos belong to their makers (the set's own README)"
+LICENSE = "for non-commercial research; the photos belong to their makers (the set's own README)"
 N_CLASSES = 100
 N_IMAGES = {"train": 3_334, "val": 3_333, "test": 3_333}
 """arXiv:1306.5151; arXiv:2403.02781, table 8."""
@@ -31,18 +31,18 @@ _IMAGES = "images"
 _NAMES = "variants.txt"
 _LISTS = {part: f"images_variant_{part}.txt" for part in PARTS}
 
-DOWNLOADS = (
+_ARCHIVE = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz"
+
+DOWNLOADS = tuple(
     Download(
-        name="fgvc-aircraft-2013b.tar.gz",
+        name=name,
         urls=(),
-        gives=_IMAGES,
-        manual="unpack https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz"
-        " and move all that is in its folder data here",
-        sha256="d5f68b1b81d6d7831eb9d5c5517074176b5dfbce6bcb43dc14ed1c66a87b8d75",
-        n_bytes=2_770_575_360,
-    ),
+        gives=name,
+        manual=f"Unpack {_ARCHIVE}; it is fgvc-aircraft-2013b/data/{name} in it.",
+    )
+    for name in (_IMAGES, _NAMES, *_LISTS.values())
 )
-"""CoOp's DATASETS.md; hash from tensorflow_datasets, url_checksums/fgvc.txt."""
+"""CoOp's DATASETS.md."""
 
 
 def class_names(root: Path) -> tuple[str, ...]:
@@ -62,8 +62,7 @@ def open_source(
 
 
 def _read(folder: Path) -> Split:
-    if not (folder / _NAMES).exists():
-        require(folder, [_IMAGES], DOWNLOADS)
+    require(folder, [_NAMES, *_LISTS.values()], DOWNLOADS)
     names = read_lines(folder / _NAMES)
     labels = {name: label for label, name in enumerate(names)}
     parts = {}
@@ -81,6 +80,6 @@ def _read(folder: Path) -> Split:
         what=str(folder),
         n_classes=N_CLASSES,
         n_images=N_IMAGES,
-        remedy=f"Get the set once more: {DOWNLOADS[0].manual}.",
+        remedy=f"Get the set once more: {_ARCHIVE}.",
     )
     return split

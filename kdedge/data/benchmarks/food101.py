@@ -19,7 +19,9 @@ from kdedge.data.benchmarks._own_split import class_folders_in_three
 
 FOLDER = "food-101"
 TEMPLATE = "a photo of {}, a type of food."
-TERMS = "Foodspotting's pictures: beyond scientific fair use, ask their owners (the set's own file)"
+LICENSE = (
+    "Foodspotting's pictures: beyond scientific fair use, ask their owners (the set's own file)"
+)
 N_CLASSES = 101
 N_IMAGES = {"train": 50_500, "val": 20_200, "test": 30_300}
 """arXiv:2403.02781, table 8; val by difference."""
@@ -29,12 +31,11 @@ _SPLIT_FILE = "split_zhou_Food101.json"
 
 DOWNLOADS = (
     Download(
-        name="food-101.tar.gz",
+        name=_IMAGES,
         urls=(),
         gives=_IMAGES,
-        manual="unpack http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz in the folder of all sets",
-        sha256="d97d15e438b7f4498f96086a4f7e2fa42a32f2712e87d3295441b2b6314053a4",
-        n_bytes=4_996_278_331,
+        manual="Unpack http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz; it is food-101/images"
+        " in it.",
     ),
     Download(
         name=_SPLIT_FILE,
@@ -42,7 +43,7 @@ DOWNLOADS = (
         gives=_SPLIT_FILE,
     ),
 )
-"""CoOp's DATASETS.md; hash from tensorflow_datasets, url_checksums/food101.txt."""
+"""CoOp's DATASETS.md."""
 
 
 def class_names(root: Path) -> tuple[str, ...]:

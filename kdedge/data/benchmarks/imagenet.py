@@ -17,7 +17,7 @@ from kdedge.data.benchmarks._imagenet import CLASS_NAMES_DOWNLOAD, FolderSet
 
 FOLDER = "imagenet"
 TEMPLATE = "a photo of a {}."
-TERMS = "for non-commercial research and education, after registering at image-net.org"
+LICENSE = "for non-commercial research and education, after registering at image-net.org"
 N_CLASSES = 1000
 N_IMAGES = {"train": 1_281_167, "test": 50_000}
 """arXiv:2403.02781, table 8."""
@@ -26,26 +26,22 @@ _IMAGES = {"train": "images/train", "test": "images/val"}
 
 DOWNLOADS = (
     Download(
-        name="ILSVRC2012_img_train.tar",
+        name=_IMAGES["train"],
         urls=(),
         gives=_IMAGES["train"],
-        manual="register at https://image-net.org, fetch ILSVRC2012_img_train.tar, and unpack it"
-        " and the tar file of each class, into a folder named as that",
-        sha256="b08200a27a8e34218a0e58fde36b0fe8f73bc377f4acea2d91602057c3ca45bb",
-        n_bytes=147_897_477_120,
+        manual="Register at https://image-net.org, fetch ILSVRC2012_img_train.tar, and unpack it"
+        " and the tar file of each class, into a folder named as that.",
     ),
     Download(
-        name="ILSVRC2012_img_val.tar",
+        name=_IMAGES["test"],
         urls=(),
         gives=_IMAGES["test"],
-        manual="register at https://image-net.org, fetch ILSVRC2012_img_val.tar, and sort its"
-        " images into the same class folders as the training images",
-        sha256="c7e06a6c0baccf06d8dbeb6577d71efff84673a5dbdd50633ab44f8ea0456ae0",
-        n_bytes=6_744_924_160,
+        manual="Register at https://image-net.org, fetch ILSVRC2012_img_val.tar, and sort its"
+        " images into class folders as those of the training images.",
     ),
     CLASS_NAMES_DOWNLOAD,
 )
-"""CoOp's DATASETS.md; hashes from tensorflow_datasets, imagenet2012/checksums.tsv."""
+"""CoOp's DATASETS.md."""
 
 
 def class_names(root: Path) -> tuple[str, ...]:

@@ -17,16 +17,16 @@ from kdedge.data.benchmarks._coop_split import BenchmarkSource
 from kdedge.data.benchmarks._download import Download
 from kdedge.data.benchmarks._imagenet import (
     CLASS_NAMES_DOWNLOAD,
-    TERMS_OF_VARIANTS,
+    LICENSE_OF_VARIANTS,
     FolderSet,
 )
 
 FOLDER = "imagenet-rendition"
 TEMPLATE = "a photo of a {}."
-TERMS = TERMS_OF_VARIANTS
+LICENSE = LICENSE_OF_VARIANTS
 N_CLASSES = 200
-N_IMAGES = {"train": 30_000, "test": 30_000}
-"""arXiv:2006.16241; both parts are the same images."""
+N_IMAGES = {"test": 30_000}
+"""arXiv:2006.16241."""
 
 _IMAGES = "imagenet-r"
 
@@ -52,7 +52,7 @@ def class_names(root: Path) -> tuple[str, ...]:
 def open_source(
     root: Path, *, part: str, class_names: Sequence[str], labeled: bool
 ) -> BenchmarkSource:
-    """Lists the images; its parts train and test are the same ones."""
+    """Lists the images; the parts train and test are the same ones."""
     return _set(root).open(part, class_names=class_names, labeled=labeled)
 
 
@@ -60,8 +60,8 @@ def _set(root: Path) -> FolderSet:
     return FolderSet(
         root,
         FOLDER,
-        images={"train": _IMAGES, "test": _IMAGES},
+        images=dict.fromkeys(("train", "test"), _IMAGES),
         downloads=DOWNLOADS,
         n_classes=N_CLASSES,
-        n_images=N_IMAGES,
+        n_images=dict.fromkeys(("train", "test"), N_IMAGES["test"]),
     )

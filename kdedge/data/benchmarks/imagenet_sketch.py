@@ -16,32 +16,30 @@ from kdedge.data.benchmarks._coop_split import BenchmarkSource
 from kdedge.data.benchmarks._download import Download
 from kdedge.data.benchmarks._imagenet import (
     CLASS_NAMES_DOWNLOAD,
-    TERMS_OF_VARIANTS,
+    LICENSE_OF_VARIANTS,
     FolderSet,
 )
 
 FOLDER = "imagenet-sketch"
 TEMPLATE = "a photo of a {}."
-TERMS = TERMS_OF_VARIANTS
+LICENSE = LICENSE_OF_VARIANTS
 N_CLASSES = 1000
-N_IMAGES = {"train": 50_889, "test": 50_889}
-"""arXiv:1905.13549; both parts are the same images."""
+N_IMAGES = {"test": 50_889}
+"""arXiv:1905.13549."""
 
 _IMAGES = "images"
 
 DOWNLOADS = (
     Download(
-        name="ImageNet-Sketch.zip",
+        name=_IMAGES,
         urls=(),
         gives=_IMAGES,
-        manual="unpack ImageNet-Sketch.zip, Google Drive file 1Mj0i5HBthqH1p_yeXzsg22gZduvgoNeA,"
-        " and name its folder sketch so",
-        sha256="4d3ce6b82a7c48aabf14aeac105eb533e75707f152cc858f55bfc022031a72ed",
-        n_bytes=7_593_573_012,
+        manual="Unpack ImageNet-Sketch.zip, Google Drive file 1Mj0i5HBthqH1p_yeXzsg22gZduvgoNeA; it"
+        " is the folder sketch in it.",
     ),
     CLASS_NAMES_DOWNLOAD,
 )
-"""CoOp's DATASETS.md; hash from tensorflow_datasets, imagenet_sketch/checksums.tsv."""
+"""CoOp's DATASETS.md."""
 
 
 def class_names(root: Path) -> tuple[str, ...]:
@@ -52,7 +50,7 @@ def class_names(root: Path) -> tuple[str, ...]:
 def open_source(
     root: Path, *, part: str, class_names: Sequence[str], labeled: bool
 ) -> BenchmarkSource:
-    """Lists the images; its parts train and test are the same ones."""
+    """Lists the images; the parts train and test are the same ones."""
     return _set(root).open(part, class_names=class_names, labeled=labeled)
 
 
@@ -60,8 +58,8 @@ def _set(root: Path) -> FolderSet:
     return FolderSet(
         root,
         FOLDER,
-        images={"train": _IMAGES, "test": _IMAGES},
+        images=dict.fromkeys(("train", "test"), _IMAGES),
         downloads=DOWNLOADS,
         n_classes=N_CLASSES,
-        n_images=N_IMAGES,
+        n_images=dict.fromkeys(("train", "test"), N_IMAGES["test"]),
     )

@@ -19,10 +19,10 @@ from kdedge.data.benchmarks._imagenet import CLASS_NAMES_DOWNLOAD, FolderSet
 
 FOLDER = "imagenetv2"
 TEMPLATE = "a photo of a {}."
-TERMS = "Flickr's pictures, to be used as ImageNet is (github.com/modestyachts/ImageNetV2)"
+LICENSE = "Flickr's pictures, to be used as ImageNet is (github.com/modestyachts/ImageNetV2)"
 N_CLASSES = 1000
-N_IMAGES = {"train": 10_000, "test": 10_000}
-"""arXiv:1902.10811; both parts are the same images."""
+N_IMAGES = {"test": 10_000}
+"""arXiv:1902.10811."""
 
 _IMAGES = "imagenetv2-matched-frequency-format-val"
 
@@ -51,7 +51,7 @@ def class_names(root: Path) -> tuple[str, ...]:
 def open_source(
     root: Path, *, part: str, class_names: Sequence[str], labeled: bool
 ) -> BenchmarkSource:
-    """Lists the images; its parts train and test are the same ones."""
+    """Lists the images; the parts train and test are the same ones."""
     return _set(root).open(part, class_names=class_names, labeled=labeled)
 
 
@@ -59,9 +59,9 @@ def _set(root: Path) -> FolderSet:
     return FolderSet(
         root,
         FOLDER,
-        images={"train": _IMAGES, "test": _IMAGES},
+        images=dict.fromkeys(("train", "test"), _IMAGES),
         downloads=DOWNLOADS,
         n_classes=N_CLASSES,
-        n_images=N_IMAGES,
+        n_images=dict.fromkeys(("train", "test"), N_IMAGES["test"]),
         is_numbered=True,
     )

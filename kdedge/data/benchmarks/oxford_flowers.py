@@ -19,7 +19,7 @@ from kdedge.data.benchmarks._own_split import in_three
 
 FOLDER = "oxford_flowers"
 TEMPLATE = "a photo of a {}, a type of flower."
-TERMS = "none stated; the pictures belong to their makers (www.robots.ox.ac.uk/~vgg/data/flowers)"
+LICENSE = "none stated; the pictures belong to their makers (www.robots.ox.ac.uk/~vgg/data/flowers)"
 N_CLASSES = 102
 N_IMAGES = {"train": 4_093, "val": 1_633, "test": 2_463}
 """arXiv:2403.02781, table 8; val by difference."""

@@ -19,7 +19,7 @@ from kdedge.data.benchmarks._own_split import with_official_test
 
 FOLDER = "oxford_pets"
 TEMPLATE = "a photo of a {}, a type of pet."
-TERMS = "CC BY-SA 4.0; the pictures belong to their makers (www.robots.ox.ac.uk/~vgg/data/pets)"
+LICENSE = "CC BY-SA 4.0; the pictures belong to their makers (www.robots.ox.ac.uk/~vgg/data/pets)"
 N_CLASSES = 37
 N_IMAGES = {"train": 2_944, "val": 736, "test": 3_669}
 """arXiv:2403.02781, table 8; val by difference."""

@@ -18,7 +18,7 @@ from kdedge.data.benchmarks._own_split import with_official_test
 
 FOLDER = "stanford_cars"
 TEMPLATE = "a photo of a {}."
-TERMS = "none stated with the files; see ai.stanford.edu/~jkrause/cars/car_dataset.html"
+LICENSE = "none stated with the files; see ai.stanford.edu/~jkrause/cars/car_dataset.html"
 N_CLASSES = 196
 N_IMAGES = {"train": 6_509, "val": 1_635, "test": 8_041}
 """arXiv:2403.02781, table 8; val by difference."""

@@ -19,7 +19,7 @@ from kdedge.data.benchmarks._own_split import with_official_test
 
 FOLDER = "sun397"
 TEMPLATE = "a photo of a {}."
-TERMS = "for research, under the SUN database's terms (vision.princeton.edu/projects/2010/SUN)"
+LICENSE = "for research, under the SUN database's terms (vision.princeton.edu/projects/2010/SUN)"
 N_CLASSES = 397
 N_IMAGES = {"train": 15_880, "val": 3_970, "test": 19_850}
 """arXiv:2403.02781, table 8; val by difference."""

@@ -19,7 +19,7 @@ from kdedge.data.benchmarks._own_split import with_official_test
 
 FOLDER = "ucf101"
 TEMPLATE = "a photo of a person doing {}."
-TERMS = "none stated; videos of YouTube (www.crcv.ucf.edu/data/UCF101.php)"
+LICENSE = "none stated; videos of YouTube (www.crcv.ucf.edu/data/UCF101.php)"
 N_CLASSES = 101
 N_IMAGES = {"train": 7_639, "val": 1_898, "test": 3_783}
 """arXiv:2403.02781, table 8; val by difference."""

@@ -231,7 +231,7 @@ def counts(name: str, n_classes: int) -> dict[str, int]:
         return {"train": N, "val": N, "test": N}
     if name.startswith("imagenet"):
         n = N * n_classes
-        return {"train": n, "test": n // 2 if name == "imagenet" else n}
+        return {"train": n, "test": n // 2} if name == "imagenet" else {"test": n}
     if name in WITH_OFFICIAL_TEST:
         return {"train": 8 * n_classes, "val": 2 * n_classes, "test": N * n_classes}
     return {"train": 5 * n_classes, "val": 2 * n_classes, "test": 3 * n_classes}

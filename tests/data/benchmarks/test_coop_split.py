@@ -84,7 +84,7 @@ def test_a_missing_set_says_which_files_to_fetch_and_where_they_go(tmp_path):
     with pytest.raises(DataError) as caught:
         sun397.open_source(tmp_path, part="train", class_names=(), labeled=False)
     message = str(caught.value)
-    assert f"{tmp_path}/sun397/SUN397: unpack SUN397.tar.gz" in message
+    assert f"{tmp_path}/sun397/SUN397: Unpack SUN397.tar.gz" in message
     assert f"{tmp_path}/sun397/split_zhou_SUN397.json: Google Drive file" in message
     assert "KDEDGE_DATA" in message
 

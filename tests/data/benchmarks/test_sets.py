@@ -70,7 +70,7 @@ def test_the_sets_are_those_of_the_published_tables() -> None:
 def test_a_set_says_what_it_is(name: str) -> None:
     benchmark: Any = load_benchmark(name)
     assert check_template(benchmark.TEMPLATE) == benchmark.TEMPLATE
-    assert benchmark.TERMS
+    assert benchmark.LICENSE
     assert not Path(benchmark.FOLDER).is_absolute()
     if name in BASE_TO_NOVEL:
         n_images = benchmark.N_IMAGES
@@ -113,8 +113,8 @@ def test_a_set_is_read_from_its_own_layout(
         assert sum(per_class.values()) == n_images
         assert all(source.read(i) for i in range(n_images))
         seen.update(item.key for item in source.items)
-    if name not in VARIANTS:
-        assert set(seen.values()) == {1}
+        assert all(source.path(i).is_relative_to(mini.folder) for i in range(n_images))
+    assert set(seen.values()) == {1}
     is_told = [record for record in caplog.records if "not CoOp's" in record.getMessage()]
     assert len(is_told) == (name in SPLIT_BY_COOP)
 
@@ -135,6 +135,20 @@ def test_labels_are_positions_in_the_class_list_that_is_used(name: str, miniatur
     ]
     with pytest.raises(DataError, match="class list lacks 1 of"):
         open_source(root, part="train", class_names=mini.names[1:], labeled=True)
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_a_variant_of_imagenet_has_its_test_images_for_training_too(
+    name: str, miniature: Make
+) -> None:
+    mini = miniature(name)
+    train, test = (
+        mini.benchmark.open_source(
+            mini.folder.parent, part=part, class_names=mini.names, labeled=True
+        )
+        for part in ("train", "test")
+    )
+    assert train.items == test.items
 
 
 @pytest.mark.parametrize("name", SPLIT_BY_COOP)
@@ -177,10 +191,10 @@ def test_other_counts_than_the_published_ones_are_refused(
 ) -> None:
     mini = miniature(name)
     root = mini.folder.parent
-    more = {**mini.n_images, "train": mini.n_images["train"] + 1}
+    more = {**mini.n_images, "test": mini.n_images["test"] + 1}
     monkeypatch.setattr(mini.benchmark, "N_IMAGES", more)
     with pytest.raises(DataError, match=r"published (set|split) [\s\S]*\n  Get the "):
-        mini.benchmark.open_source(root, part="train", class_names=mini.names, labeled=True)
+        mini.benchmark.open_source(root, part="test", class_names=mini.names, labeled=True)
     monkeypatch.setattr(mini.benchmark, "N_IMAGES", mini.n_images)
     monkeypatch.setattr(mini.benchmark, "N_CLASSES", len(mini.names) + 1)
     with pytest.raises(DataError, match="the published"):
@@ -206,7 +220,7 @@ def test_every_set_explains_itself_where_it_is_missing(name: str, tmp_path: Path
 def test_a_part_that_a_set_does_not_have_is_refused(name: str, miniature: Make) -> None:
     mini = miniature(name)
     root = mini.folder.parent
-    for part in {"train", "val", "test"} - mini.n_images.keys() | {"dev"}:
+    for part in {"val"} - mini.n_images.keys() | {"dev"}:
         with pytest.raises(DataError, match=f"{part} is not a part"):
             mini.benchmark.open_source(root, part=part, class_names=mini.names, labeled=False)
 
