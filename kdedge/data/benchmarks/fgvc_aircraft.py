@@ -30,6 +30,7 @@ N_IMAGES = {"train": 3_334, "val": 3_333, "test": 3_333}
 _IMAGES = "images"
 _NAMES = "variants.txt"
 _LISTS = {part: f"images_variant_{part}.txt" for part in PARTS}
+_FILES = (_NAMES, *_LISTS.values())
 
 _ARCHIVE = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz"
 
@@ -40,7 +41,7 @@ DOWNLOADS = tuple(
         gives=name,
         manual=f"Unpack {_ARCHIVE}; it is fgvc-aircraft-2013b/data/{name} in it.",
     )
-    for name in (_IMAGES, _NAMES, *_LISTS.values())
+    for name in (_IMAGES, *_FILES)
 )
 """CoOp's DATASETS.md."""
 
@@ -55,14 +56,15 @@ def open_source(
 ) -> BenchmarkSource:
     """Lists the images of a part: train, val or test."""
     folder = root / FOLDER
-    require(folder, [_IMAGES], DOWNLOADS)
+    require(folder, [_IMAGES, *_FILES], DOWNLOADS)
     return open_part(
         folder / _IMAGES, _read(folder), part=part, class_names=class_names, labeled=labeled
     )
 
 
 def _read(folder: Path) -> Split:
-    require(folder, [_NAMES, *_LISTS.values()], DOWNLOADS)
+    if not all((folder / file).exists() for file in _FILES):
+        require(folder, [_IMAGES, *_FILES], DOWNLOADS)
     names = read_lines(folder / _NAMES)
     labels = {name: label for label, name in enumerate(names)}
     parts = {}
