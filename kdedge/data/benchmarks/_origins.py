@@ -24,10 +24,11 @@ def describe(download: Download) -> str:
     if download.manual is not None:
         return download.manual.rstrip(".")
     url = download.urls[0]
+    what = f"the content of {download.top} in {download.name}" if download.top else download.name
     if url.startswith(_DRIVE):
         origin = f"Google Drive file {url.removeprefix(_DRIVE)}"
-        return origin if download.unpack is None else f"Unpack {download.name}, {origin}"
-    return url if download.unpack is None else f"Unpack {download.name} from {url}"
+        return origin if download.unpack is None else f"Unpack {what}, {origin}"
+    return url if download.unpack is None else f"Unpack {what} from {url}"
 
 
 def require(folder: Path, needed: Iterable[str], downloads: Sequence[Download]) -> None:

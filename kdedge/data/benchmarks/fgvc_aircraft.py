@@ -30,20 +30,21 @@ N_IMAGES = {"train": 3_334, "val": 3_333, "test": 3_333}
 _IMAGES = "images"
 _NAMES = "variants.txt"
 _LISTS = {part: f"images_variant_{part}.txt" for part in PARTS}
-_FILES = (_NAMES, *_LISTS.values())
 
 _ARCHIVE = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz"
 
-DOWNLOADS = tuple(
+DOWNLOADS = (
     Download(
-        name=name,
-        urls=(),
-        gives=name,
-        manual=f"Unpack {_ARCHIVE}; it is fgvc-aircraft-2013b/data/{name} in it.",
-    )
-    for name in (_IMAGES, *_FILES)
+        name="fgvc-aircraft-2013b.tar.gz",
+        urls=(_ARCHIVE,),
+        gives=_IMAGES,
+        sha256="d5f68b1b81d6d7831eb9d5c5517074176b5dfbce6bcb43dc14ed1c66a87b8d75",
+        n_bytes=2_770_575_360,
+        unpack="tar",
+        top="fgvc-aircraft-2013b/data",
+    ),
 )
-"""CoOp's DATASETS.md."""
+"""CoOp's DATASETS.md; hash from tensorflow_datasets, url_checksums/fgvc.txt."""
 
 
 def class_names(root: Path) -> tuple[str, ...]:
@@ -56,15 +57,15 @@ def open_source(
 ) -> BenchmarkSource:
     """Lists the images of a part: train, val or test."""
     folder = root / FOLDER
-    require(folder, [_IMAGES, *_FILES], DOWNLOADS)
+    require(folder, [_IMAGES], DOWNLOADS)
     return open_part(
         folder / _IMAGES, _read(folder), part=part, class_names=class_names, labeled=labeled
     )
 
 
 def _read(folder: Path) -> Split:
-    if not all((folder / file).exists() for file in _FILES):
-        require(folder, [_IMAGES, *_FILES], DOWNLOADS)
+    if not (folder / _NAMES).exists():
+        require(folder, [_IMAGES], DOWNLOADS)
     names = read_lines(folder / _NAMES)
     labels = {name: label for label, name in enumerate(names)}
     parts = {}

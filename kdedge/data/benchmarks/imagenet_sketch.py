@@ -19,6 +19,7 @@ from kdedge.data.benchmarks._imagenet import (
     LICENSE_OF_VARIANTS,
     FolderSet,
 )
+from kdedge.data.benchmarks._origins import google_drive
 
 FOLDER = "imagenet-sketch"
 TEMPLATE = "a photo of a {}."
@@ -31,15 +32,18 @@ _IMAGES = "images"
 
 DOWNLOADS = (
     Download(
-        name=_IMAGES,
-        urls=(),
+        name="ImageNet-Sketch.zip",
+        urls=(google_drive("1Mj0i5HBthqH1p_yeXzsg22gZduvgoNeA"),),
         gives=_IMAGES,
-        manual="Unpack ImageNet-Sketch.zip, Google Drive file 1Mj0i5HBthqH1p_yeXzsg22gZduvgoNeA; it"
-        " is the folder sketch in it.",
+        sha256="4d3ce6b82a7c48aabf14aeac105eb533e75707f152cc858f55bfc022031a72ed",
+        n_bytes=7_593_573_012,
+        unpack="zip",
+        into=_IMAGES,
+        top="sketch",
     ),
     CLASS_NAMES_DOWNLOAD,
 )
-"""CoOp's DATASETS.md."""
+"""CoOp's DATASETS.md; hash from tensorflow_datasets, imagenet_sketch/checksums.tsv."""
 
 
 def class_names(root: Path) -> tuple[str, ...]:
