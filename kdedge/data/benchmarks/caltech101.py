@@ -24,8 +24,8 @@ N_CLASSES = 100
 N_IMAGES = {"train": 4_128, "val": 1_649, "test": 2_465}
 """arXiv:2403.02781, table 8; val by difference."""
 
-_IMAGES = "101_ObjectCategories"
-_SPLIT_FILE = "split_zhou_Caltech101.json"
+IMAGES = "101_ObjectCategories"
+SPLIT_FILE = "split_zhou_Caltech101.json"
 _IGNORED = ("BACKGROUND_Google", "Faces_easy")
 _RENAMED = {
     "Faces": "face",
@@ -41,16 +41,16 @@ DOWNLOADS = (
             "http://www.vision.caltech.edu/Image_Datasets/Caltech101/101_ObjectCategories.tar.gz",
             google_drive("137RyRjvTBkBiIfeYBNZBtViDHQ6_Ewsp"),
         ),
-        gives=_IMAGES,
+        gives=IMAGES,
         # Of the second address (tensorflow_datasets, caltech101/checksums.tsv)
         sha256="af6ece2f339791ca20f855943d8b55dd60892c0a25105fcd631ee3d6430f9926",
         n_bytes=131_740_031,
         unpack="tar",
     ),
     Download(
-        name=_SPLIT_FILE,
+        name=SPLIT_FILE,
         urls=(google_drive("1hyarUivQE36mY6jSomru6Fjd-JzwcCzN"),),
-        gives=_SPLIT_FILE,
+        gives=SPLIT_FILE,
     ),
 )
 """CoOp's DATASETS.md."""
@@ -71,18 +71,18 @@ def open_source(
 def _set(root: Path) -> CoopSet:
     return CoopSet(
         root / FOLDER,
-        image_root=_IMAGES,
-        images=(_IMAGES,),
-        split_file=_SPLIT_FILE,
+        image_root=IMAGES,
+        images=(IMAGES,),
+        split_file=SPLIT_FILE,
         downloads=DOWNLOADS,
         n_classes=N_CLASSES,
         n_images=N_IMAGES,
         own_split=_own_split,
-        own_reads=(_IMAGES,),
+        own_reads=(IMAGES,),
     )
 
 
 def _own_split(folder: Path) -> Split:
-    images = folder / _IMAGES
+    images = folder / IMAGES
     folders = [name for name in folders_in(images) if name not in _IGNORED]
     return class_folders_in_three(images, {name: _RENAMED.get(name, name) for name in folders})

@@ -23,23 +23,23 @@ N_CLASSES = 47
 N_IMAGES = {"train": 2_820, "val": 1_128, "test": 1_692}
 """arXiv:2403.02781, table 8; val by difference."""
 
-_IMAGES = "images"
-_SPLIT_FILE = "split_zhou_DescribableTextures.json"
+IMAGES = "images"
+SPLIT_FILE = "split_zhou_DescribableTextures.json"
 
 DOWNLOADS = (
     Download(
         name="dtd-r1.0.1.tar.gz",
         urls=("https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",),
-        gives=_IMAGES,
+        gives=IMAGES,
         sha256="e42855a52a4950a3b59612834602aa253914755c95b0cff9ead6d07395f8e205",
         n_bytes=625_239_812,
         unpack="tar",
         top="dtd",
     ),
     Download(
-        name=_SPLIT_FILE,
+        name=SPLIT_FILE,
         urls=(google_drive("1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x"),),
-        gives=_SPLIT_FILE,
+        gives=SPLIT_FILE,
         sha256="f26ebeccd2b58e68d70f07a0dc39fe49bf7b69024bac34396b954dfd87969c38",
         n_bytes=563_702,
     ),
@@ -62,17 +62,17 @@ def open_source(
 def _set(root: Path) -> CoopSet:
     return CoopSet(
         root / FOLDER,
-        image_root=_IMAGES,
-        images=(_IMAGES,),
-        split_file=_SPLIT_FILE,
+        image_root=IMAGES,
+        images=(IMAGES,),
+        split_file=SPLIT_FILE,
         downloads=DOWNLOADS,
         n_classes=N_CLASSES,
         n_images=N_IMAGES,
         own_split=_own_split,
-        own_reads=(_IMAGES,),
+        own_reads=(IMAGES,),
     )
 
 
 def _own_split(folder: Path) -> Split:
-    images = folder / _IMAGES
+    images = folder / IMAGES
     return class_folders_in_three(images, {name: name for name in folders_in(images)})

@@ -22,8 +22,8 @@ N_CLASSES = 10
 N_IMAGES = {"train": 13_500, "val": 5_400, "test": 8_100}
 """arXiv:2403.02781, table 8; val by difference."""
 
-_IMAGES = "2750"
-_SPLIT_FILE = "split_zhou_EuroSAT.json"
+IMAGES = "2750"
+SPLIT_FILE = "split_zhou_EuroSAT.json"
 _NAMES = {
     "AnnualCrop": "Annual Crop Land",
     "Forest": "Forest",
@@ -41,15 +41,15 @@ DOWNLOADS = (
     Download(
         name="EuroSAT.zip",
         urls=("http://madm.dfki.de/files/sentinel/EuroSAT.zip",),
-        gives=_IMAGES,
+        gives=IMAGES,
         sha256="8ebea626349354c5328b142b96d0430e647051f26efc2dc974c843f25ecf70bd",
         n_bytes=94_280_567,
         unpack="zip",
     ),
     Download(
-        name=_SPLIT_FILE,
+        name=SPLIT_FILE,
         urls=(google_drive("1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o"),),
-        gives=_SPLIT_FILE,
+        gives=SPLIT_FILE,
         sha256="541503a77d0b26b735d85ec7a3e672804fe0aa466c2e5f07da772cc6c0af8ad2",
         n_bytes=3_006_492,
     ),
@@ -72,16 +72,16 @@ def open_source(
 def _set(root: Path) -> CoopSet:
     return CoopSet(
         root / FOLDER,
-        image_root=_IMAGES,
-        images=(_IMAGES,),
-        split_file=_SPLIT_FILE,
+        image_root=IMAGES,
+        images=(IMAGES,),
+        split_file=SPLIT_FILE,
         downloads=DOWNLOADS,
         n_classes=N_CLASSES,
         n_images=N_IMAGES,
         own_split=_own_split,
-        own_reads=(_IMAGES,),
+        own_reads=(IMAGES,),
     )
 
 
 def _own_split(folder: Path) -> Split:
-    return class_folders_in_three(folder / _IMAGES, _NAMES)
+    return class_folders_in_three(folder / IMAGES, _NAMES)

@@ -27,7 +27,7 @@ N_CLASSES = 100
 N_IMAGES = {"train": 3_334, "val": 3_333, "test": 3_333}
 """arXiv:1306.5151; arXiv:2403.02781, table 8."""
 
-_IMAGES = "images"
+IMAGES = "images"
 _NAMES = "variants.txt"
 _LISTS = {part: f"images_variant_{part}.txt" for part in PARTS}
 
@@ -37,7 +37,7 @@ DOWNLOADS = (
     Download(
         name="fgvc-aircraft-2013b.tar.gz",
         urls=(_ARCHIVE,),
-        gives=_IMAGES,
+        gives=IMAGES,
         sha256="d5f68b1b81d6d7831eb9d5c5517074176b5dfbce6bcb43dc14ed1c66a87b8d75",
         n_bytes=2_770_575_360,
         unpack="tar",
@@ -57,15 +57,15 @@ def open_source(
 ) -> BenchmarkSource:
     """Lists the images of a part: train, val or test."""
     folder = root / FOLDER
-    require(folder, [_IMAGES], DOWNLOADS)
+    require(folder, [IMAGES], DOWNLOADS)
     return open_part(
-        folder / _IMAGES, _read(folder), part=part, class_names=class_names, labeled=labeled
+        folder / IMAGES, _read(folder), part=part, class_names=class_names, labeled=labeled
     )
 
 
 def _read(folder: Path) -> Split:
     if not (folder / _NAMES).exists():
-        require(folder, [_IMAGES], DOWNLOADS)
+        require(folder, [IMAGES], DOWNLOADS)
     names = read_lines(folder / _NAMES)
     labels = {name: label for label, name in enumerate(names)}
     parts = {}

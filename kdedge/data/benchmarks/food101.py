@@ -26,23 +26,23 @@ N_CLASSES = 101
 N_IMAGES = {"train": 50_500, "val": 20_200, "test": 30_300}
 """arXiv:2403.02781, table 8; val by difference."""
 
-_IMAGES = "images"
-_SPLIT_FILE = "split_zhou_Food101.json"
+IMAGES = "images"
+SPLIT_FILE = "split_zhou_Food101.json"
 
 DOWNLOADS = (
     Download(
         name="food-101.tar.gz",
         urls=("http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",),
-        gives=_IMAGES,
+        gives=IMAGES,
         sha256="d97d15e438b7f4498f96086a4f7e2fa42a32f2712e87d3295441b2b6314053a4",
         n_bytes=4_996_278_331,
         unpack="tar",
         top="food-101",
     ),
     Download(
-        name=_SPLIT_FILE,
+        name=SPLIT_FILE,
         urls=(google_drive("1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl"),),
-        gives=_SPLIT_FILE,
+        gives=SPLIT_FILE,
     ),
 )
 """CoOp's DATASETS.md; hash from tensorflow_datasets, url_checksums/food101.txt."""
@@ -63,17 +63,17 @@ def open_source(
 def _set(root: Path) -> CoopSet:
     return CoopSet(
         root / FOLDER,
-        image_root=_IMAGES,
-        images=(_IMAGES,),
-        split_file=_SPLIT_FILE,
+        image_root=IMAGES,
+        images=(IMAGES,),
+        split_file=SPLIT_FILE,
         downloads=DOWNLOADS,
         n_classes=N_CLASSES,
         n_images=N_IMAGES,
         own_split=_own_split,
-        own_reads=(_IMAGES,),
+        own_reads=(IMAGES,),
     )
 
 
 def _own_split(folder: Path) -> Split:
-    images = folder / _IMAGES
+    images = folder / IMAGES
     return class_folders_in_three(images, {name: name for name in folders_in(images)})

@@ -22,20 +22,20 @@ N_CLASSES = 1000
 N_IMAGES = {"train": 1_281_167, "test": 50_000}
 """arXiv:2403.02781, table 8."""
 
-_IMAGES = {"train": "images/train", "test": "images/val"}
+IMAGES = {"train": "images/train", "test": "images/val"}
 
 DOWNLOADS = (
     Download(
-        name=_IMAGES["train"],
+        name=IMAGES["train"],
         urls=(),
-        gives=_IMAGES["train"],
+        gives=IMAGES["train"],
         manual="Register at https://image-net.org, fetch ILSVRC2012_img_train.tar, and unpack it"
         " and the tar file of each class, into a folder named as that.",
     ),
     Download(
-        name=_IMAGES["test"],
+        name=IMAGES["test"],
         urls=(),
-        gives=_IMAGES["test"],
+        gives=IMAGES["test"],
         manual="Register at https://image-net.org, fetch ILSVRC2012_img_val.tar, and sort its"
         " images into class folders as those of the training images.",
     ),
@@ -60,7 +60,7 @@ def _set(root: Path) -> FolderSet:
     return FolderSet(
         root,
         FOLDER,
-        images=_IMAGES,
+        images=IMAGES,
         downloads=DOWNLOADS,
         n_classes=N_CLASSES,
         n_images=N_IMAGES,

@@ -28,13 +28,13 @@ N_CLASSES = 200
 N_IMAGES = {"test": 7_500}
 """arXiv:1907.07174."""
 
-_IMAGES = "imagenet-a"
+IMAGES = "imagenet-a"
 
 DOWNLOADS = (
     Download(
         name="imagenet-a.tar",
         urls=("https://people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar",),
-        gives=_IMAGES,
+        gives=IMAGES,
         sha256="3bb3632277e6ba6392ea64c02ddbf4dd2266c9caffd6bc09c9656d28f012589e",
         n_bytes=687_552_512,
         unpack="tar",
@@ -60,7 +60,7 @@ def _set(root: Path) -> FolderSet:
     return FolderSet(
         root,
         FOLDER,
-        images=dict.fromkeys(("train", "test"), _IMAGES),
+        images=dict.fromkeys(("train", "test"), IMAGES),
         downloads=DOWNLOADS,
         n_classes=N_CLASSES,
         n_images=dict.fromkeys(("train", "test"), N_IMAGES["test"]),

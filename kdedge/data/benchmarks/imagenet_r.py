@@ -28,13 +28,13 @@ N_CLASSES = 200
 N_IMAGES = {"test": 30_000}
 """arXiv:2006.16241."""
 
-_IMAGES = "imagenet-r"
+IMAGES = "imagenet-r"
 
 DOWNLOADS = (
     Download(
         name="imagenet-r.tar",
         urls=("https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar",),
-        gives=_IMAGES,
+        gives=IMAGES,
         sha256="18c6bf493b39a0d975d48e587437f562caab9c52ae6327dcfa9dd8eb54aa1b52",
         n_bytes=2_191_079_936,
         unpack="tar",
@@ -60,7 +60,7 @@ def _set(root: Path) -> FolderSet:
     return FolderSet(
         root,
         FOLDER,
-        images=dict.fromkeys(("train", "test"), _IMAGES),
+        images=dict.fromkeys(("train", "test"), IMAGES),
         downloads=DOWNLOADS,
         n_classes=N_CLASSES,
         n_images=dict.fromkeys(("train", "test"), N_IMAGES["test"]),

@@ -28,17 +28,17 @@ N_CLASSES = 1000
 N_IMAGES = {"test": 50_889}
 """arXiv:1905.13549."""
 
-_IMAGES = "images"
+IMAGES = "images"
 
 DOWNLOADS = (
     Download(
         name="ImageNet-Sketch.zip",
         urls=(google_drive("1Mj0i5HBthqH1p_yeXzsg22gZduvgoNeA"),),
-        gives=_IMAGES,
+        gives=IMAGES,
         sha256="4d3ce6b82a7c48aabf14aeac105eb533e75707f152cc858f55bfc022031a72ed",
         n_bytes=7_593_573_012,
         unpack="zip",
-        into=_IMAGES,
+        into=IMAGES,
         top="sketch",
     ),
     CLASS_NAMES_DOWNLOAD,
@@ -62,7 +62,7 @@ def _set(root: Path) -> FolderSet:
     return FolderSet(
         root,
         FOLDER,
-        images=dict.fromkeys(("train", "test"), _IMAGES),
+        images=dict.fromkeys(("train", "test"), IMAGES),
         downloads=DOWNLOADS,
         n_classes=N_CLASSES,
         n_images=dict.fromkeys(("train", "test"), N_IMAGES["test"]),

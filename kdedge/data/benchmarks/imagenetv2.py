@@ -24,7 +24,7 @@ N_CLASSES = 1000
 N_IMAGES = {"test": 10_000}
 """arXiv:1902.10811."""
 
-_IMAGES = "imagenetv2-matched-frequency-format-val"
+IMAGES = "imagenetv2-matched-frequency-format-val"
 
 DOWNLOADS = (
     Download(
@@ -33,7 +33,7 @@ DOWNLOADS = (
             "https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/imagenetv2-matched-frequency.tar.gz",
             "https://s3-us-west-2.amazonaws.com/imagenetv2public/imagenetv2-matched-frequency.tar.gz",
         ),
-        gives=_IMAGES,
+        gives=IMAGES,
         sha256="f0c37fdf925916b19ea1323cd9a2208cdb6959ba2c32eef2a7fc393835c9ca7c",
         n_bytes=1_264_079_360,
         unpack="tar",
@@ -59,7 +59,7 @@ def _set(root: Path) -> FolderSet:
     return FolderSet(
         root,
         FOLDER,
-        images=dict.fromkeys(("train", "test"), _IMAGES),
+        images=dict.fromkeys(("train", "test"), IMAGES),
         downloads=DOWNLOADS,
         n_classes=N_CLASSES,
         n_images=dict.fromkeys(("train", "test"), N_IMAGES["test"]),

@@ -24,8 +24,8 @@ N_CLASSES = 102
 N_IMAGES = {"train": 4_093, "val": 1_633, "test": 2_463}
 """arXiv:2403.02781, table 8; val by difference."""
 
-_IMAGES = "jpg"
-_SPLIT_FILE = "split_zhou_OxfordFlowers.json"
+IMAGES = "jpg"
+SPLIT_FILE = "split_zhou_OxfordFlowers.json"
 _LABELS = "imagelabels.mat"
 _NAMES = "cat_to_name.json"
 
@@ -33,7 +33,7 @@ DOWNLOADS = (
     Download(
         name="102flowers.tgz",
         urls=("https://www.robots.ox.ac.uk/~vgg/data/flowers/102/102flowers.tgz",),
-        gives=_IMAGES,
+        gives=IMAGES,
         sha256="2d01ecc807db462958cfe3d92f57a8c252b4abd240eb955770201e45f783b246",
         n_bytes=344_862_509,
         unpack="tar",
@@ -51,9 +51,9 @@ DOWNLOADS = (
         gives=_NAMES,
     ),
     Download(
-        name=_SPLIT_FILE,
+        name=SPLIT_FILE,
         urls=(google_drive("1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT"),),
-        gives=_SPLIT_FILE,
+        gives=SPLIT_FILE,
     ),
 )
 """CoOp's DATASETS.md; hashes from tensorflow_datasets, oxford_flowers102/checksums.tsv."""
@@ -74,9 +74,9 @@ def open_source(
 def _set(root: Path) -> CoopSet:
     return CoopSet(
         root / FOLDER,
-        image_root=_IMAGES,
-        images=(_IMAGES,),
-        split_file=_SPLIT_FILE,
+        image_root=IMAGES,
+        images=(IMAGES,),
+        split_file=SPLIT_FILE,
         downloads=DOWNLOADS,
         n_classes=N_CLASSES,
         n_images=N_IMAGES,

@@ -24,8 +24,8 @@ N_CLASSES = 37
 N_IMAGES = {"train": 2_944, "val": 736, "test": 3_669}
 """arXiv:2403.02781, table 8; val by difference."""
 
-_IMAGES = "images"
-_SPLIT_FILE = "split_zhou_OxfordPets.json"
+IMAGES = "images"
+SPLIT_FILE = "split_zhou_OxfordPets.json"
 _TRAINING = "annotations/trainval.txt"
 _TEST = "annotations/test.txt"
 
@@ -36,7 +36,7 @@ DOWNLOADS = (
             "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz",
             "https://thor.robots.ox.ac.uk/~vgg/data/pets/images.tar.gz",
         ),
-        gives=_IMAGES,
+        gives=IMAGES,
         sha256="67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d",
         n_bytes=791_918_971,
         unpack="tar",
@@ -53,9 +53,9 @@ DOWNLOADS = (
         unpack="tar",
     ),
     Download(
-        name=_SPLIT_FILE,
+        name=SPLIT_FILE,
         urls=(google_drive("1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs"),),
-        gives=_SPLIT_FILE,
+        gives=SPLIT_FILE,
     ),
 )
 """CoOp's DATASETS.md; hashes from tensorflow_datasets, oxford_iiit_pet/checksums.tsv."""
@@ -76,9 +76,9 @@ def open_source(
 def _set(root: Path) -> CoopSet:
     return CoopSet(
         root / FOLDER,
-        image_root=_IMAGES,
-        images=(_IMAGES,),
-        split_file=_SPLIT_FILE,
+        image_root=IMAGES,
+        images=(IMAGES,),
+        split_file=SPLIT_FILE,
         downloads=DOWNLOADS,
         n_classes=N_CLASSES,
         n_images=N_IMAGES,

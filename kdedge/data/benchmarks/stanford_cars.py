@@ -23,8 +23,8 @@ N_CLASSES = 196
 N_IMAGES = {"train": 6_509, "val": 1_635, "test": 8_041}
 """arXiv:2403.02781, table 8; val by difference."""
 
-_IMAGES = ("cars_train", "cars_test")
-_SPLIT_FILE = "split_zhou_StanfordCars.json"
+IMAGES = ("cars_train", "cars_test")
+SPLIT_FILE = "split_zhou_StanfordCars.json"
 _NAMES = "devkit/cars_meta.mat"
 _TRAINING = "devkit/cars_train_annos.mat"
 _TEST = "cars_test_annos_withlabels.mat"
@@ -62,9 +62,9 @@ DOWNLOADS = (
         n_bytes=185_758,
     ),
     Download(
-        name=_SPLIT_FILE,
+        name=SPLIT_FILE,
         urls=(google_drive("1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT"),),
-        gives=_SPLIT_FILE,
+        gives=SPLIT_FILE,
     ),
 )
 """CoOp's DATASETS.md; hashes from tensorflow_datasets, url_checksums/cars196.txt."""
@@ -86,8 +86,8 @@ def _set(root: Path) -> CoopSet:
     return CoopSet(
         root / FOLDER,
         image_root="",
-        images=_IMAGES,
-        split_file=_SPLIT_FILE,
+        images=IMAGES,
+        split_file=SPLIT_FILE,
         downloads=DOWNLOADS,
         n_classes=N_CLASSES,
         n_images=N_IMAGES,

@@ -24,8 +24,8 @@ N_CLASSES = 397
 N_IMAGES = {"train": 15_880, "val": 3_970, "test": 19_850}
 """arXiv:2403.02781, table 8; val by difference."""
 
-_IMAGES = "SUN397"
-_SPLIT_FILE = "split_zhou_SUN397.json"
+IMAGES = "SUN397"
+SPLIT_FILE = "split_zhou_SUN397.json"
 _NAMES = "ClassName.txt"
 _TRAINING = "Training_01.txt"
 _TEST = "Testing_01.txt"
@@ -34,7 +34,7 @@ DOWNLOADS = (
     Download(
         name="SUN397.tar.gz",
         urls=("https://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz",),
-        gives=_IMAGES,
+        gives=IMAGES,
         sha256="f404130965a7ad77bed5ececc71e720ab50f3cc1e1bb257257610d38f3b928ec",
         n_bytes=39_077_296_924,
         unpack="tar",
@@ -48,9 +48,9 @@ DOWNLOADS = (
         unpack="zip",
     ),
     Download(
-        name=_SPLIT_FILE,
+        name=SPLIT_FILE,
         urls=(google_drive("1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq"),),
-        gives=_SPLIT_FILE,
+        gives=SPLIT_FILE,
     ),
 )
 """CoOp's DATASETS.md; hashes from tensorflow_datasets, sun397/checksums.tsv."""
@@ -71,9 +71,9 @@ def open_source(
 def _set(root: Path) -> CoopSet:
     return CoopSet(
         root / FOLDER,
-        image_root=_IMAGES,
-        images=(_IMAGES,),
-        split_file=_SPLIT_FILE,
+        image_root=IMAGES,
+        images=(IMAGES,),
+        split_file=SPLIT_FILE,
         downloads=DOWNLOADS,
         n_classes=N_CLASSES,
         n_images=N_IMAGES,

@@ -24,8 +24,8 @@ N_CLASSES = 101
 N_IMAGES = {"train": 7_639, "val": 1_898, "test": 3_783}
 """arXiv:2403.02781, table 8; val by difference."""
 
-_IMAGES = "UCF-101-midframes"
-_SPLIT_FILE = "split_zhou_UCF101.json"
+IMAGES = "UCF-101-midframes"
+SPLIT_FILE = "split_zhou_UCF101.json"
 _NAMES = "ucfTrainTestlist/classInd.txt"
 _TRAINING = "ucfTrainTestlist/trainlist01.txt"
 _TEST = "ucfTrainTestlist/testlist01.txt"
@@ -34,13 +34,13 @@ DOWNLOADS = (
     Download(
         name="UCF-101-midframes.zip",
         urls=(google_drive("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O"),),
-        gives=_IMAGES,
+        gives=IMAGES,
         unpack="zip",
     ),
     Download(
-        name=_SPLIT_FILE,
+        name=SPLIT_FILE,
         urls=(google_drive("1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y"),),
-        gives=_SPLIT_FILE,
+        gives=SPLIT_FILE,
     ),
 )
 """CoOp's DATASETS.md."""
@@ -61,9 +61,9 @@ def open_source(
 def _set(root: Path) -> CoopSet:
     return CoopSet(
         root / FOLDER,
-        image_root=_IMAGES,
-        images=(_IMAGES,),
-        split_file=_SPLIT_FILE,
+        image_root=IMAGES,
+        images=(IMAGES,),
+        split_file=SPLIT_FILE,
         downloads=DOWNLOADS,
         n_classes=N_CLASSES,
         n_images=N_IMAGES,

@@ -248,7 +248,7 @@ def miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
         n_images = counts(name, len(names))
         monkeypatch.setattr(benchmark, "N_CLASSES", len(names))
         monkeypatch.setattr(benchmark, "N_IMAGES", n_images)
-        split_file = getattr(benchmark, "_SPLIT_FILE", None)
+        split_file = getattr(benchmark, "SPLIT_FILE", None)
         return Miniature(benchmark, folder, names, n_images, split_file)
 
     return make

@@ -17,7 +17,7 @@ from kdedge.config._fields import check_template
 from kdedge.data.benchmarks import list_benchmarks, load_benchmark
 from kdedge.errors import DataError
 
-SPLIT_BY_COOP = [name for name in list_benchmarks() if hasattr(load_benchmark(name), "_SPLIT_FILE")]
+SPLIT_BY_COOP = [name for name in list_benchmarks() if hasattr(load_benchmark(name), "SPLIT_FILE")]
 BASE_TO_NOVEL = {
     # arXiv:2403.02781, table 8: classes, train, test
     "imagenet": (1000, 1_281_167, 50_000),
