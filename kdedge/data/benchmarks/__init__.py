@@ -21,7 +21,7 @@ class Benchmark(Protocol):
         LICENSE: terms of its images, one sentence.
         N_CLASSES: of the published split.
         N_IMAGES: part (train, val or test) -> images of the published split.
-        DOWNLOADS: its files.
+        DOWNLOADS: the files of the published set, without what only the set's own rule reads.
     """
 
     FOLDER: str

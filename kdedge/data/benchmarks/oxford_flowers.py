@@ -1,7 +1,9 @@
 """Flowers102: 102 kinds of flowers (Nilsback and Zisserman, ICVGIP 2008), in CoOp's split.
 
-Labels are the set's numbers 1 to 102, less one; names are those of `cat_to_name.json`
-(github.com/KaiyangZhou/CoOp, datasets/oxford_flowers.py).
+Labels are the set's numbers 1 to 102, less one (github.com/KaiyangZhou/CoOp,
+datasets/oxford_flowers.py). Without the split file, www.robots.ox.ac.uk/~vgg/data/flowers/102's
+`imagelabels.mat` and CoOp's `cat_to_name.json` are read (Google Drive file
+1AkcxCXeK_RCGCEC_GvmWxjcjaNhu-at0).
 """
 
 from __future__ import annotations
@@ -39,24 +41,12 @@ DOWNLOADS = (
         unpack="tar",
     ),
     Download(
-        name=_LABELS,
-        urls=("https://www.robots.ox.ac.uk/~vgg/data/flowers/102/imagelabels.mat",),
-        gives=_LABELS,
-        sha256="4903e94206bac23bf772aadf06451916df56b58fc483a62db32a97b82656651d",
-        n_bytes=502,
-    ),
-    Download(
-        name=_NAMES,
-        urls=(google_drive("1AkcxCXeK_RCGCEC_GvmWxjcjaNhu-at0"),),
-        gives=_NAMES,
-    ),
-    Download(
         name=SPLIT_FILE,
         urls=(google_drive("1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT"),),
         gives=SPLIT_FILE,
     ),
 )
-"""CoOp's DATASETS.md; hashes from tensorflow_datasets, oxford_flowers102/checksums.tsv."""
+"""CoOp's DATASETS.md; hash from tensorflow_datasets, oxford_flowers102/checksums.tsv."""
 
 
 def class_names(root: Path) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 Labels are the annotation files' breed ids, which count the breeds by the alphabet whatever their
 case; a name is that of the image file without its number, in lower case
-(github.com/KaiyangZhou/CoOp, datasets/oxford_pets.py).
+(github.com/KaiyangZhou/CoOp, datasets/oxford_pets.py). Without the split file, the lists of
+www.robots.ox.ac.uk/~vgg/data/pets/data/annotations.tar.gz are read.
 """
 
 from __future__ import annotations
@@ -42,23 +43,12 @@ DOWNLOADS = (
         unpack="tar",
     ),
     Download(
-        name="annotations.tar.gz",
-        urls=(
-            "https://www.robots.ox.ac.uk/~vgg/data/pets/data/annotations.tar.gz",
-            "https://thor.robots.ox.ac.uk/~vgg/data/pets/annotations.tar.gz",
-        ),
-        gives="annotations",
-        sha256="52425fb6de5c424942b7626b428656fcbd798db970a937df61750c0f1d358e91",
-        n_bytes=19_173_078,
-        unpack="tar",
-    ),
-    Download(
         name=SPLIT_FILE,
         urls=(google_drive("1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs"),),
         gives=SPLIT_FILE,
     ),
 )
-"""CoOp's DATASETS.md; hashes from tensorflow_datasets, oxford_iiit_pet/checksums.tsv."""
+"""CoOp's DATASETS.md; hash from tensorflow_datasets, oxford_iiit_pet/checksums.tsv."""
 
 
 def class_names(root: Path) -> tuple[str, ...]:

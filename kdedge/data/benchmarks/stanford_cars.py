@@ -1,7 +1,8 @@
 """StanfordCars: 196 models of cars (Krause et al., 3dRR 2013), in CoOp's split.
 
 Labels are the development kit's class numbers; a name has the year in front, which the kit has at
-the end (github.com/KaiyangZhou/CoOp, datasets/stanford_cars.py).
+the end (github.com/KaiyangZhou/CoOp, datasets/stanford_cars.py). Without the split file, the labels of
+ai.stanford.edu/~jkrause/cars/car_devkit.tgz and car196/cars_test_annos_withlabels.mat are read.
 """
 
 from __future__ import annotations
@@ -45,21 +46,6 @@ DOWNLOADS = (
         sha256="bffea656d6f425cba3c91c6d83336e4c5f86c6cffd8975b0f375d3a10da8e243",
         n_bytes=977_350_468,
         unpack="tar",
-    ),
-    Download(
-        name="car_devkit.tgz",
-        urls=("https://ai.stanford.edu/~jkrause/cars/car_devkit.tgz",),
-        gives="devkit",
-        sha256="b97deb463af7d58b6bfaa18b2a4de9829f0f79e8ce663dfa9261bf7810e9accd",
-        n_bytes=330_960,
-        unpack="tar",
-    ),
-    Download(
-        name=_TEST,
-        urls=("http://ai.stanford.edu/~jkrause/car196/cars_test_annos_withlabels.mat",),
-        gives=_TEST,
-        sha256="790f75be8ea34eeded134cc559332baf23e30e91367e9ddca97d26ed9b895f05",
-        n_bytes=185_758,
     ),
     Download(
         name=SPLIT_FILE,

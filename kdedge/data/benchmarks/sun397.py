@@ -2,7 +2,8 @@
 
 Labels follow the order of the set's `ClassName.txt`; names are its paths without the first letter,
 read backwards: `/c/church/indoor` is "indoor church" (github.com/KaiyangZhou/CoOp,
-datasets/sun397.py).
+datasets/sun397.py). Without the split file, the lists of
+vision.princeton.edu/projects/2010/SUN/download/Partitions.zip are read.
 """
 
 from __future__ import annotations
@@ -40,20 +41,12 @@ DOWNLOADS = (
         unpack="tar",
     ),
     Download(
-        name="Partitions.zip",
-        urls=("https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip",),
-        gives=_NAMES,
-        sha256="e3311ea5f812d4cc6faef194688343d1111f6cd6f70f2c62f393c2b8d6ba1ec9",
-        n_bytes=18_293_705,
-        unpack="zip",
-    ),
-    Download(
         name=SPLIT_FILE,
         urls=(google_drive("1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq"),),
         gives=SPLIT_FILE,
     ),
 )
-"""CoOp's DATASETS.md; hashes from tensorflow_datasets, sun397/checksums.tsv."""
+"""CoOp's DATASETS.md; hash from tensorflow_datasets, sun397/checksums.tsv."""
 
 
 def class_names(root: Path) -> tuple[str, ...]:

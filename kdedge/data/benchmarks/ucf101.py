@@ -1,7 +1,8 @@
 """UCF101: middle frames of videos of 101 actions (Soomro et al., arXiv:1212.0402), in CoOp's split.
 
 Labels are the numbers of `classInd.txt`, less one; a name is the action's with an underscore before
-each capital (github.com/KaiyangZhou/CoOp, datasets/ucf101.py).
+each capital (github.com/KaiyangZhou/CoOp, datasets/ucf101.py). Without the split file, the lists of
+www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip are read.
 """
 
 from __future__ import annotations
