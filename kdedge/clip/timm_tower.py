@@ -42,7 +42,7 @@ def load_timm_tower(name: str, weights: str | None) -> tuple[nn.Module, Preproce
         SetupError: the weights would have to be downloaded and cannot be.
     """
     model = _build(name)
-    preprocess = timm_preprocess(name, resolve_model_data_config(model))  # type: ignore[no-untyped-call]
+    preprocess = timm_preprocess(name, resolve_model_data_config(model))
     path = _weights_file(name, weights, model.pretrained_cfg)
     head = model.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{part}." for part in ((head,) if isinstance(head, str) else head))

@@ -45,7 +45,13 @@ _DAMAGED = (
 
 
 def unpack(
-    archive: Path, folder: Path, *, kind: Literal["tar", "zip"], into: str, gives: str
+    archive: Path,
+    folder: Path,
+    *,
+    kind: Literal["tar", "zip"],
+    into: str,
+    top: str,
+    gives: str,
 ) -> None:
     """Unpacks an archive into a folder; one that cannot be unpacked leaves nothing there.
 
@@ -57,6 +63,7 @@ def unpack(
         folder: of the benchmark set.
         kind: `tar` with any compression that Python's standard library has, or `zip`.
         into: folder below it that the archive's names start in; "" for itself.
+        top: folder in the archive whose content is taken, and nothing else; "" for all of it.
         gives: path below `folder` that tells that the archive is unpacked.
 
     Raises:
@@ -68,7 +75,7 @@ def unpack(
     temporary = folder / f".unpacking-{archive.name}"
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     try:
-        target = _Target(temporary / "in" / into, archive)
+        target = _Target(temporary / "all", archive)
         try:
             _read_tar(archive, target) if kind == "tar" else _read_zip(archive, target)
         except _DAMAGED as error:
@@ -76,6 +83,7 @@ def unpack(
                 f"{archive} cannot be unpacked: {str(error).rstrip('.') or type(error).__name__}.\n"
                 "  Remove it, so that it is fetched again."
             ) from error
+        _place(temporary / "all" / top, temporary / "in" / into, archive=archive, top=top)
         if not (temporary / "in" / gives).exists() and not (folder / gives).exists():
             raise DataError(
                 f"{archive} does not hold {gives}, which it is expected to give.\n"
@@ -84,6 +92,20 @@ def unpack(
         _move_into(temporary / "in", folder, last=PurePosixPath(gives).parts, archive=archive)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _place(source: Path, target: Path, *, archive: Path, top: str) -> None:
+    """Brings what is taken of an archive to where it will be below the set's folder."""
+    if not source.is_dir():
+        raise DataError(
+            f"{archive} does not hold the folder {top}, whose content is wanted.\n"
+            "  Unpack it by hand and look for it; the archive may have changed."
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
+    except OSError as error:
+        raise explain_os_error(error, target) from error
 
 
 class _Target:

@@ -93,7 +93,14 @@ def _bring(wanted: Download, folder: Path, waits_s: Sequence[float]) -> None:
         if problem:
             raise DataError(f"{partial.path}: {problem}.\n  Remove it, so that it is fetched.")
     if wanted.unpack is not None:
-        unpack(partial.path, folder, kind=wanted.unpack, into=wanted.into, gives=wanted.gives)
+        unpack(
+            partial.path,
+            folder,
+            kind=wanted.unpack,
+            into=wanted.into,
+            top=wanted.top,
+            gives=wanted.gives,
+        )
 
 
 def _fetch_file(wanted: Download, partial: Partial, waits_s: Sequence[float]) -> None:

@@ -333,6 +333,20 @@ def test_an_archive_within_an_archive_is_unpacked_after_it(
     assert (folder / "set/images/a.jpg").exists()
 
 
+def test_of_an_archive_with_a_folder_of_its_own_at_the_top_its_content_is_taken(
+    server, file_server, fetch_files, folder
+):
+    files = {f"top/data/{name}": text for name, text in IMAGES.items()} | {"top/readme": b""}
+    url = server.give("/a", file_server.Answer(tar_of(files)))
+    wanted = {"name": "a.tgz", "urls": (url,), "unpack": "tar", "into": "here"}
+    with pytest.raises(DataError, match=r"a\.tgz(\.part)? does not hold the folder tip/data"):
+        fetch_files(Download(**wanted, gives="here/images", top="tip/data"))
+    assert not (folder / "here").exists()
+    fetch_files(Download(**wanted, gives="here/images", top="top/data"))
+    assert (folder / "here/images/b/c.jpg").read_bytes() == b"c"
+    assert left_in(folder) == {"here"}
+
+
 def test_what_a_killed_fetch_left_of_a_complete_set_is_removed(
     server, file_server, fetch_files, folder, monkeypatch
 ):

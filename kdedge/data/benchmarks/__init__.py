@@ -1,4 +1,4 @@
-"""The benchmark sets: one file a set, found by its name."""
+"""The benchmark sets: one file a set, found by its name, which is that of CoOp's config file."""
 
 from __future__ import annotations
 
@@ -16,27 +16,47 @@ class Benchmark(Protocol):
     """What the file of a benchmark set holds.
 
     Attributes:
-        FOLDER: the set's folder below the folder of all sets.
+        FOLDER: the set's folder below that of all sets, as CoOp's DATASETS.md names it.
+        TEMPLATE: text around a class name, as in CoOp's trainers/zsclip.py: CUSTOM_TEMPLATES.
         LICENSE: terms of its images, one sentence.
-        DOWNLOADS: its files.
-        N_CLASSES: classes that are published.
-        N_IMAGES: part (train, val or test) -> images that are published.
+        N_CLASSES: of the published split.
+        N_IMAGES: part (train, val or test) -> images of the published split.
+        DOWNLOADS: the files of the published set, without what only the set's own rule reads.
     """
 
     FOLDER: str
+    TEMPLATE: str
     LICENSE: str
-    DOWNLOADS: tuple[Download, ...]
     N_CLASSES: int
     N_IMAGES: Mapping[str, int]
+    DOWNLOADS: tuple[Download, ...]
 
     def class_names(self, root: Path) -> tuple[str, ...]:
-        """Gives the set's class names in label order."""
+        """Gives the set's class names in label order.
+
+        Args:
+            root: folder of the benchmark sets.
+
+        Raises:
+            DataError: what tells the names is missing, or is not the published set.
+        """
         ...
 
     def open_source(
         self, root: Path, *, part: str, class_names: Sequence[str], labeled: bool
     ) -> BenchmarkSource:
-        """Lists the images of an official part: train, val or test."""
+        """Lists the images of a part.
+
+        Args:
+            root: folder of the benchmark sets.
+            part: train, val or test.
+            class_names: in class-list order; used where `labeled`.
+            labeled: labels are positions in `class_names`.
+
+        Raises:
+            DataError: the set is not there or not the published one, it has no such part, or the
+                class list lacks some of its names.
+        """
         ...
 
 

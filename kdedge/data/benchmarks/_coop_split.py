@@ -119,22 +119,26 @@ def _contiguous_names(names: Mapping[int, str], path: Path) -> tuple[str, ...]:
     return tuple(names[label] for label in range(len(names)))
 
 
-def require(folder: Path, paths: Mapping[str, str]) -> None:
-    """Checks that a set's files are in its folder.
+def check_counts(
+    split: Split, *, what: str, n_classes: int, n_images: Mapping[str, int], remedy: str
+) -> None:
+    """Checks that a split is the published one, as far as counts tell.
 
     Args:
-        folder: of the set.
-        paths: path below it -> where to get it.
+        split: as read.
+        what: where it was read from.
+        n_classes: of the published split.
+        n_images: part -> images of the published split.
+        remedy: how to get the published one, a sentence.
 
     Raises:
-        DataError: naming each missing one, where to get it, and where to put it.
+        DataError: a count differs.
     """
-    missing = {name: origin for name, origin in paths.items() if not (folder / name).exists()}
-    if missing:
-        lines = "\n".join(f"  {folder / name}: {origin}" for name, origin in missing.items())
+    counts = {part: len(rows) for part, rows in split.parts.items()}
+    if counts != n_images or len(split.class_names) != n_classes:
         raise DataError(
-            f"{folder} lacks {len(missing)} of {len(paths)} parts of the set. To get them:"
-            f"\n{lines}\n  Or set data.root, or KDEDGE_DATA, to the folder that holds the sets."
+            f"{what} has {len(split.class_names)} classes and {counts} images, the published split"
+            f" {n_classes} and {dict(n_images)}.\n  {remedy}"
         )
 
 

@@ -20,6 +20,7 @@ class Download:
         n_bytes: its size; None where not known.
         unpack: `tar` (any compression), `zip`, or None for a file that stays as it is.
         into: folder below the set's, into which it is unpacked; "" for the set's own.
+        top: folder in the archive whose content is unpacked, and nothing else; "" for all of it.
     """
 
     name: str
@@ -30,3 +31,4 @@ class Download:
     n_bytes: int | None = None
     unpack: Literal["tar", "zip"] | None = None
     into: str = ""
+    top: str = ""

@@ -1,0 +1,176 @@
+"""What ImageNet and its variants share: class names by WordNet id, and folders of images.
+
+Names are those of CoOp's `classnames.txt` where it is there, in the set's own folder or ImageNet's;
+else those of open_clip's IMAGENET_CLASSNAMES, a later revision of the same list that differs in
+some names (both are CLIP's, github.com/openai/CLIP).
+
+CLIP's list has two names twice, "missile" and "sunglasses". kdedge tells classes by their names, so
+one of each pair has WordNet's own here: two of ImageNet's 1000 texts differ from CoOp's, which has
+equal texts for different classes and so can never name the second of a pair.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdedge.data.benchmarks._annotations import folders_in, images_in, read_lines, unexpected
+from kdedge.data.benchmarks._coop_split import BenchmarkSource, Split, open_part
+from kdedge.data.benchmarks._download import Download
+from kdedge.data.benchmarks._origins import describe, google_drive, require
+from kdedge.errors import DataError, MissingPackage
+
+log = logging.getLogger(__name__)
+
+CLASS_NAMES = "classnames.txt"
+CLASS_NAMES_DOWNLOAD = Download(
+    name=CLASS_NAMES,
+    urls=(google_drive("1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF"),),
+    gives=CLASS_NAMES,
+)
+"""CoOp's DATASETS.md."""
+
+LICENSE_OF_VARIANTS = (
+    "MIT license for the collection; the pictures belong to their makers: non-commercial research,"
+    " as with ImageNet"
+)
+
+_IMAGENET = "imagenet"
+_WORDNET_NAMES = {"n04008634": "projectile", "n04355933": "sunglass"}
+
+
+@dataclass(frozen=True)
+class FolderSet:
+    """ImageNet or a variant of it on this machine.
+
+    Attributes:
+        root: folder of all sets.
+        folder: the set's, below it.
+        images: part -> folder of class folders, below the set's.
+        downloads: the set's.
+        n_classes: of the set.
+        n_images: part -> images of the set.
+        is_numbered: class folders are named by position in the list of names, not by WordNet id.
+    """
+
+    root: Path
+    folder: str
+    images: Mapping[str, str]
+    downloads: Sequence[Download]
+    n_classes: int
+    n_images: Mapping[str, int]
+    is_numbered: bool = False
+
+    def class_names(self) -> tuple[str, ...]:
+        """Gives the names in label order: sorted by WordNet id, those that have a folder.
+
+        Raises:
+            DataError: the images are missing, or are not those of the set.
+            MissingPackage: there is no list of names and no open_clip.
+        """
+        there = [path for path in dict.fromkeys(self.images.values()) if self._path(path).is_dir()]
+        if not there:
+            self._require(self.images.values())
+        return tuple(self._names(there[0]).values())
+
+    def open(self, part: str, *, class_names: Sequence[str], labeled: bool) -> BenchmarkSource:
+        """Lists the images of a part, sorted by path.
+
+        Args:
+            part: train or test.
+            class_names: in class-list order; used where `labeled`.
+            labeled: labels are positions in `class_names`.
+
+        Raises:
+            DataError: the set is not there or not the published one, there is no such part, or the
+                class list lacks some of the set's names.
+            MissingPackage: there is no list of names and no open_clip.
+        """
+        if part not in self.images:
+            raise DataError(
+                f"{part} is not a part of {self.folder}; expected one of {', '.join(self.images)}."
+            )
+        images = self.images[part]
+        self._require([images])
+        names = self._names(images)
+        rows = tuple(
+            (f"{folder}/{file}", label)
+            for label, folder in enumerate(names)
+            for file in images_in(self._path(images) / folder)
+        )
+        if len(rows) != self.n_images[part]:
+            raise DataError(
+                f"{self._path(images)} has {len(rows)} images, the published set"
+                f" {self.n_images[part]}.\n  Get the set once more; it is used only when complete."
+            )
+        split = Split(tuple(names.values()), {part: rows})
+        root = self._path(images)
+        return open_part(root, split, part=part, class_names=class_names, labeled=labeled)
+
+    def _path(self, images: str) -> Path:
+        return self.root / self.folder / images
+
+    def _require(self, images: Iterable[str]) -> None:
+        require(self.root / self.folder, dict.fromkeys(images), self.downloads)
+
+    def _names(self, images: str) -> dict[str, str]:
+        """Class folder -> class name, in label order."""
+        folders = folders_in(self._path(images))
+        if len(folders) != self.n_classes:
+            raise DataError(
+                f"{self._path(images)} has {len(folders)} class folders, the published set"
+                f" {self.n_classes}.\n  Put the images of each class into a folder of its own."
+            )
+        names = _read_names(self.root, self.folder)
+        by_folder = (
+            {str(position): name for position, name in enumerate(names.values())}
+            if self.is_numbered
+            else names
+        )
+        unknown = [folder for folder in folders if folder not in by_folder]
+        if unknown:
+            what = "a number from 0" if self.is_numbered else "a WordNet id of ImageNet's"
+            raise unexpected(self._path(images), f"a folder {unknown[0]}", what)
+        return {folder: name for folder, name in by_folder.items() if folder in set(folders)}
+
+
+def _read_names(root: Path, folder: str) -> dict[str, str]:
+    """WordNet id -> class name, of all 1000 and in their order, no name twice."""
+    files = [root / place / CLASS_NAMES for place in (folder, _IMAGENET)]
+    file = next((file for file in files if file.exists()), None)
+    names = _names_of_open_clip(files[0]) if file is None else _names_of_file(file)
+    counts = Counter(names.values())
+    for wordnet_id, name in _WORDNET_NAMES.items():
+        if counts[names.get(wordnet_id, "")] > 1:
+            names[wordnet_id] = name
+    counts = Counter(names.values())
+    return {key: name if counts[name] == 1 else f"{name} ({key})" for key, name in names.items()}
+
+
+def _names_of_file(file: Path) -> dict[str, str]:
+    rows = [line.partition(" ") for line in read_lines(file)]
+    odd = next((row for row in rows if not row[2]), None)
+    if odd is not None:
+        raise unexpected(file, f"the line {odd[0]}", "a WordNet id and a class name")
+    return {wordnet_id: name for wordnet_id, _, name in rows}
+
+
+def _names_of_open_clip(file: Path) -> dict[str, str]:
+    try:
+        from open_clip import IMAGENET_CLASSNAMES
+        from timm.data import ImageNetInfo
+    except ImportError as error:
+        raise MissingPackage(
+            "open_clip_torch", extra="train", purpose=f"ImageNet without {CLASS_NAMES}"
+        ) from error
+    log.warning(
+        "%s is not there: ImageNet's class names are open_clip's, some of which differ from"
+        " CoOp's.\n  To get it: %s.",
+        file,
+        describe(CLASS_NAMES_DOWNLOAD),
+    )
+    wordnet_ids = ImageNetInfo("imagenet-1k").label_names()
+    return dict(zip(wordnet_ids, IMAGENET_CLASSNAMES, strict=True))

@@ -1,0 +1,55 @@
+"""Where the files of the sets are, and the message of a set that is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from kdedge.data.benchmarks._download import Download
+from kdedge.errors import DataError
+
+MIRROR = "https://huggingface.co/zhengli97/prompt_learning_dataset"
+"""One zip a set, with its split file: all sets but ImageNet (PromptKD repository, DATASETS.md)."""
+
+_DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
+
+
+def google_drive(file_id: str) -> str:
+    """Gives the address of a file on Google Drive, without the page that asks about large ones."""
+    return f"{_DRIVE}{file_id}"
+
+
+def describe(download: Download) -> str:
+    """Says how to get a file, without a full stop."""
+    if download.manual is not None:
+        return download.manual.rstrip(".")
+    url = download.urls[0]
+    what = f"the content of {download.top} in {download.name}" if download.top else download.name
+    if url.startswith(_DRIVE):
+        origin = f"Google Drive file {url.removeprefix(_DRIVE)}"
+        return origin if download.unpack is None else f"Unpack {what}, {origin}"
+    return url if download.unpack is None else f"Unpack {what} from {url}"
+
+
+def require(folder: Path, needed: Iterable[str], downloads: Sequence[Download]) -> None:
+    """Checks that parts of a set are in its folder.
+
+    Args:
+        folder: of the set.
+        needed: paths below it.
+        downloads: all of the set's.
+
+    Raises:
+        DataError: naming each missing one, where to get it, and where to put it.
+    """
+    needed = list(needed)
+    missing = [path for path in needed if not (folder / path).exists()]
+    if not missing:
+        return
+    origins = {download.gives: describe(download) for download in downloads}
+    lines = "\n".join(f"  {folder / path}: {origins[path]}" for path in missing)
+    raise DataError(
+        f"{folder} lacks {len(missing)} of {len(needed)} parts of the set. To get them:\n{lines}\n"
+        f"  All sets but ImageNet are also at {MIRROR}: a zip each, to unpack in {folder.parent}.\n"
+        "  Or set data.root, or KDEDGE_DATA, to the folder that holds the sets."
+    )

@@ -1,0 +1,70 @@
+"""A shipped recipe on a small copy of its benchmark set, from a teacher of other classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdedge.clip.class_vectors import load_class_vectors
+from kdedge.data.benchmarks import dtd
+
+NAMES = ("banded", "blotchy", "zigzagged")
+N_IMAGES = {"train": 24, "val": 3, "test": 6}
+CROSS = {
+    "teacher.run": "runs/tiny/01",
+    "data.split": "all",
+    "student.backbone": "null",
+    "student.weights": "student.pt",
+    "student.settings.prompt_depth": "2",
+    "student.settings.kd_weight": "1000",
+    "optim.epochs": "1",
+    "optim.warmup_epochs": "0",
+}
+
+
+@pytest.fixture
+def textures(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The set's folder in the current project, with a split file in CoOp's format."""
+    generator = np.random.default_rng(0)
+    folder = trained / "data" / dtd.FOLDER
+    split: dict[str, list[list[Any]]] = {}
+    for part, n_images in N_IMAGES.items():
+        split[part] = []
+        for i in range(n_images):
+            name = NAMES[i % 3]
+            path = folder / "images" / name / f"{name}_{part}_{i:04d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+            split[part].append([f"{name}/{path.name}", i % 3, name])
+    (folder / "split_zhou_DescribableTextures.json").write_text(json.dumps(split))
+    monkeypatch.setattr(dtd, "N_CLASSES", 3)
+    monkeypatch.setattr(dtd, "N_IMAGES", N_IMAGES)
+    monkeypatch.delenv("KDEDGE_DATA", raising=False)
+    return folder
+
+
+@pytest.mark.usefixtures("textures")
+def test_a_teacher_of_other_classes_teaches_the_names_of_a_set(kdedge: Callable[..., Any]) -> None:
+    options = [word for key, value in CROSS.items() for word in ("--set", f"{key}={value}")]
+    done = kdedge("distill", "dtd", *options)
+    assert done.code == 0, done.err
+    run = Path("runs/dtd/01")
+    assert load_class_vectors(run / "class_vectors.safetensors").class_names == NAMES
+    measured = json.loads((run / "eval.json").read_text())["student"]
+    assert (measured["split"], measured["n_images"]) == ("all", N_IMAGES["test"])
+
+
+@pytest.mark.usefixtures("textures")
+def test_a_trained_run_is_measured_on_a_set_with_its_names(kdedge: Callable[..., Any]) -> None:
+    values = ("classes={benchmark: dtd}", "data.test={benchmark: dtd, part: test}")
+    options = [word for value in values for word in ("--set", value)]
+    done = kdedge("eval", "tiny/01", *options, "--json")
+    assert done.code == 0, done.err
+    assert tuple(json.loads(done.out)["per_class"]) == NAMES

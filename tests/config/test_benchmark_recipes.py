@@ -1,0 +1,126 @@
+"""The shipped recipes of the benchmark sets, and the suites over them, say what was published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+from kdedge.config.load import load_recipe, shipped_recipes
+from kdedge.config.recipe import Recipe
+from kdedge.config.suite import AVERAGE, Suite, check_paper, load_suite
+from kdedge.data.benchmarks import list_benchmarks, load_benchmark
+from kdedge.results import harmonic_mean
+
+SUITES = Path(__file__).parents[2] / "benchmarks" / "suites"
+VARIANTS = {"imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"}
+BASE_TO_NOVEL = sorted(set(list_benchmarks()) - VARIANTS)
+
+
+def shipped(name: str) -> Recipe:
+    return load_recipe(shipped_recipes()[name]).recipe
+
+
+def rest(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe does not name its set or follow from it."""
+    values = recipe.model_dump(exclude={"name", "classes", "data"})
+    del values["student"]["settings"]["kd_weight"]
+    return values
+
+
+@pytest.mark.parametrize("name", list_benchmarks())
+def test_every_set_has_a_recipe_of_its_name_and_template(name: str) -> None:
+    recipe = shipped(name)
+    data = recipe.data
+    assert recipe.name == name
+    assert (recipe.classes.benchmark, recipe.classes.template) == (
+        name,
+        load_benchmark(name).TEMPLATE,
+    )
+    assert data.unlabeled is not None
+    assert data.test is not None
+    assert (data.unlabeled.benchmark, data.unlabeled.part) == (name, "train")
+    assert (data.test.benchmark, data.test.part) == (name, "test")
+
+
+@pytest.mark.parametrize("name", BASE_TO_NOVEL)
+def test_base_to_novel_recipes_differ_in_their_set_alone(name: str) -> None:
+    recipe = shipped(name)
+    assert recipe.data.split == "base-to-novel"
+    assert recipe.data.labeled is not None
+    assert (recipe.data.labeled.benchmark, recipe.data.labeled.shots) == (name, 16)
+    assert rest(recipe) == rest(shipped("sun397"))
+
+
+def test_the_weight_of_the_divergence_is_the_published_one_of_each_set() -> None:
+    # PromptKD repository, scripts/promptkd/base2new_train.sh
+    light = {"fgvc_aircraft", "oxford_flowers", "dtd"}
+    for name in BASE_TO_NOVEL:
+        student = shipped(name).student
+        assert student is not None
+        assert student.settings["kd_weight"] == (200 if name in light else 1000)
+    text = shipped_recipes()["dtd"].read_text()
+    assert "200 / 47" in text
+
+
+@pytest.mark.parametrize("name", [*BASE_TO_NOVEL, *VARIANTS])
+def test_the_comment_on_the_weight_has_the_sets_number_of_classes(name: str) -> None:
+    text = shipped_recipes()[name].read_text()
+    assert f"/ {load_benchmark(name).N_CLASSES}\n" in text
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_a_variant_of_imagenet_is_learned_from_the_teacher_of_all_its_classes(name: str) -> None:
+    source, recipe = shipped("imagenet_all"), shipped(name)
+    assert source.data.split == recipe.data.split == "all"
+    assert source.student == recipe.student
+    assert source.optim == recipe.optim
+    assert recipe.teacher is None
+    assert recipe.student is not None
+    assert recipe.student.settings["prompt_depth"] == 3
+
+
+def figures(suite: Suite) -> Iterator[tuple[str, str, Any]]:
+    assert suite.paper is not None
+    for recipe, rows in suite.paper.figures.items():
+        for label, found in rows.items():
+            yield recipe, label, found
+
+
+@pytest.mark.parametrize(
+    ("name", "recipes"),
+    [
+        ("table1", BASE_TO_NOVEL),
+        ("table2", sorted(set(BASE_TO_NOVEL) - {"imagenet"})),
+        ("table9", sorted(VARIANTS)),
+    ],
+)
+def test_a_table_runs_its_sets_and_its_averages_are_those_of_its_figures(
+    name: str, recipes: list[str]
+) -> None:
+    loaded = load_suite(SUITES / f"{name}.yaml")
+    assert sorted(loaded.suite.recipes) == recipes
+    assert loaded.suite.seeds == (1, 2, 3)
+    check_paper(loaded, loaded.suite.recipes)
+    published = list(figures(loaded.suite))
+    for _, label, average in [row for row in published if row[0] == AVERAGE]:
+        rows = [found for recipe, row, found in published if row == label and recipe != AVERAGE]
+        assert len(rows) == len(recipes)
+        for part in ("base", "novel", "all"):
+            values = [getattr(found, part) for found in rows]
+            if None not in values:
+                # Rounded to two digits, as what it is a mean of
+                assert fmean(values) == pytest.approx(getattr(average, part), abs=0.0101)
+
+
+def test_harmonic_means_are_those_of_the_accuracies_but_two_as_printed() -> None:
+    loaded = load_suite(SUITES / "table1.yaml")
+    odd = {
+        (recipe, label)
+        for recipe, label, found in figures(loaded.suite)
+        if abs(harmonic_mean(found.base, found.novel) - found.harmonic_mean) > 0.0151
+    }
+    assert odd == {("stanford_cars", "PromptKD"), ("ucf101", "PromptKD")}

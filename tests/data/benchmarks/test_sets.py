@@ -1,0 +1,278 @@
+"""Every benchmark set, on a miniature of its layout."""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdedge.config._fields import check_template
+from kdedge.data.benchmarks import list_benchmarks, load_benchmark
+from kdedge.errors import DataError
+
+SPLIT_BY_COOP = [name for name in list_benchmarks() if hasattr(load_benchmark(name), "SPLIT_FILE")]
+BASE_TO_NOVEL = {
+    # arXiv:2403.02781, table 8: classes, train, test
+    "imagenet": (1000, 1_281_167, 50_000),
+    "caltech101": (100, 4_128, 2_465),
+    "oxford_pets": (37, 2_944, 3_669),
+    "stanford_cars": (196, 6_509, 8_041),
+    "oxford_flowers": (102, 4_093, 2_463),
+    "food101": (101, 50_500, 30_300),
+    "fgvc_aircraft": (100, 3_334, 3_333),
+    "sun397": (397, 15_880, 19_850),
+    "dtd": (47, 2_820, 1_692),
+    "eurosat": (10, 13_500, 8_100),
+    "ucf101": (101, 7_639, 3_783),
+}
+VARIANTS = {"imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"}
+TOTALS = {
+    # Images that the sets' own pages count, less the folders that CoOp leaves out
+    "caltech101": 9_144 - 467 - 435,
+    "oxford_pets": 7_349,
+    "stanford_cars": 16_185,
+    "oxford_flowers": 8_189,
+    "food101": 101_000,
+    "fgvc_aircraft": 10_000,
+    "sun397": 39_700,
+    "dtd": 5_640,
+    "eurosat": 27_000,
+    "ucf101": 13_320,
+}
+
+Make = Callable[[str], Any]
+
+
+def published_split(mini: Any) -> dict[str, list[list[Any]]]:
+    """A split of a miniature in CoOp's format, which no rule would make: parts in a row."""
+    root = mini.folder.parent
+    rows = []
+    for part in mini.n_images:
+        source = mini.benchmark.open_source(root, part=part, class_names=mini.names, labeled=True)
+        rows += [[item.key, item.label, mini.names[item.label]] for item in source.items]
+    rows.sort(reverse=True)
+    taken = iter(rows)
+    return {part: [next(taken) for _ in range(n)] for part, n in mini.n_images.items()}
+
+
+def test_the_sets_are_those_of_the_published_tables() -> None:
+    assert set(list_benchmarks()) == BASE_TO_NOVEL.keys() | VARIANTS
+
+
+@pytest.mark.parametrize("name", list_benchmarks())
+def test_a_set_says_what_it_is(name: str) -> None:
+    benchmark: Any = load_benchmark(name)
+    assert check_template(benchmark.TEMPLATE) == benchmark.TEMPLATE
+    assert benchmark.LICENSE
+    assert not Path(benchmark.FOLDER).is_absolute()
+    if name in BASE_TO_NOVEL:
+        n_images = benchmark.N_IMAGES
+        found = (benchmark.N_CLASSES, n_images["train"], n_images["test"])
+        assert found == BASE_TO_NOVEL[name]
+    if name in TOTALS:
+        assert sum(benchmark.N_IMAGES.values()) == TOTALS[name]
+
+
+@pytest.mark.parametrize("name", list_benchmarks())
+def test_a_sets_file_begins_with_its_source(name: str) -> None:
+    source = Path(load_benchmark(name).__file__ or "").read_text()  # type: ignore[attr-defined]
+    assert f"datasets/{name}.py" in (ast.get_docstring(ast.parse(source)) or "")
+
+
+@pytest.mark.parametrize("name", list_benchmarks())
+def test_a_download_has_an_origin_and_what_is_known_of_it_is_well_formed(name: str) -> None:
+    downloads = load_benchmark(name).DOWNLOADS
+    for download in downloads:
+        assert bool(download.urls) != bool(download.manual)
+        assert all(re.match(r"https?://", url) for url in download.urls)
+        assert download.sha256 is None or re.fullmatch("[0-9a-f]{64}", download.sha256)
+        assert (download.sha256 is None) == (download.n_bytes is None)
+        assert download.unpack is not None or download.manual or download.gives == download.name
+    assert len({download.gives for download in downloads}) == len(downloads)
+
+
+@pytest.mark.parametrize("name", list_benchmarks())
+def test_a_set_is_read_from_its_own_layout(
+    name: str, miniature: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    mini = miniature(name)
+    root = mini.folder.parent
+    assert mini.benchmark.class_names(root) == mini.names
+    seen: Counter[str] = Counter()
+    for part, n_images in mini.n_images.items():
+        source = mini.benchmark.open_source(root, part=part, class_names=mini.names, labeled=True)
+        per_class = Counter(item.label for item in source.items)
+        assert set(per_class) == set(range(len(mini.names)))
+        assert sum(per_class.values()) == n_images
+        assert all(source.read(i) for i in range(n_images))
+        seen.update(item.key for item in source.items)
+        assert all(source.path(i).is_relative_to(mini.folder) for i in range(n_images))
+    assert set(seen.values()) == {1}
+    is_told = [record for record in caplog.records if "not CoOp's" in record.getMessage()]
+    assert len(is_told) == (name in SPLIT_BY_COOP)
+
+
+@pytest.mark.parametrize("name", list_benchmarks())
+def test_labels_are_positions_in_the_class_list_that_is_used(name: str, miniature: Make) -> None:
+    mini = miniature(name)
+    root, names = mini.folder.parent, ("another", *reversed(mini.names))
+    open_source = mini.benchmark.open_source
+    one = open_source(root, part="train", class_names=mini.names, labeled=True)
+    other = open_source(root, part="train", class_names=names, labeled=True)
+    assert [mini.names[item.label] for item in one.items] == [
+        names[item.label] for item in other.items
+    ]
+    bare = open_source(root, part="train", class_names=(), labeled=False)
+    assert [(item.key, item.label) for item in bare.items] == [
+        (item.key, None) for item in one.items
+    ]
+    with pytest.raises(DataError, match="class list lacks 1 of"):
+        open_source(root, part="train", class_names=mini.names[1:], labeled=True)
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_a_variant_of_imagenet_has_its_test_images_for_training_too(
+    name: str, miniature: Make
+) -> None:
+    mini = miniature(name)
+    train, test = (
+        mini.benchmark.open_source(
+            mini.folder.parent, part=part, class_names=mini.names, labeled=True
+        )
+        for part in ("train", "test")
+    )
+    assert train.items == test.items
+
+
+@pytest.mark.parametrize("name", SPLIT_BY_COOP)
+def test_a_split_file_is_taken_as_it_is(
+    name: str, miniature: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    mini = miniature(name)
+    root = mini.folder.parent
+    split = published_split(mini)
+    caplog.clear()
+    (mini.folder / mini.split_file).write_text(json.dumps(split))
+    for part, rows in split.items():
+        source = mini.benchmark.open_source(root, part=part, class_names=mini.names, labeled=True)
+        assert [[item.key, item.label] for item in source.items] == [row[:2] for row in rows]
+        assert all(source.read(i) for i in range(len(rows)))
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("name", SPLIT_BY_COOP)
+def test_the_split_file_alone_tells_the_names(name: str, miniature: Make, tmp_path: Path) -> None:
+    mini = miniature(name)
+    split = published_split(mini)
+    other = tmp_path / "elsewhere"
+    (other / mini.benchmark.FOLDER).mkdir(parents=True)
+    (other / mini.benchmark.FOLDER / mini.split_file).write_text(json.dumps(split))
+    assert mini.benchmark.class_names(other) == mini.names
+    with pytest.raises(DataError, match=r"To get them:\n"):
+        mini.benchmark.open_source(other, part="train", class_names=mini.names, labeled=True)
+
+
+@pytest.mark.parametrize("name", SPLIT_BY_COOP)
+def test_the_sets_own_rule_gives_one_split_whatever_the_run(name: str, miniature: Make) -> None:
+    mini = miniature(name)
+    assert published_split(mini) == published_split(mini)
+
+
+@pytest.mark.parametrize("name", list_benchmarks())
+def test_other_counts_than_the_published_ones_are_refused(
+    name: str, miniature: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mini = miniature(name)
+    root = mini.folder.parent
+    more = {**mini.n_images, "test": mini.n_images["test"] + 1}
+    monkeypatch.setattr(mini.benchmark, "N_IMAGES", more)
+    with pytest.raises(DataError, match=r"published (set|split) [\s\S]*\n  Get the "):
+        mini.benchmark.open_source(root, part="test", class_names=mini.names, labeled=True)
+    monkeypatch.setattr(mini.benchmark, "N_IMAGES", mini.n_images)
+    monkeypatch.setattr(mini.benchmark, "N_CLASSES", len(mini.names) + 1)
+    with pytest.raises(DataError, match="the published"):
+        mini.benchmark.class_names(root)
+
+
+@pytest.mark.parametrize("name", list_benchmarks())
+def test_every_set_explains_itself_where_it_is_missing(name: str, tmp_path: Path) -> None:
+    benchmark: Any = load_benchmark(name)
+    for ask in (
+        lambda: benchmark.class_names(tmp_path),
+        lambda: benchmark.open_source(tmp_path, part="train", class_names=(), labeled=False),
+    ):
+        with pytest.raises(DataError) as caught:
+            ask()
+        message = str(caught.value)
+        assert f"{tmp_path}/{benchmark.FOLDER} lacks " in message
+        assert "To get them:" in message
+        assert "KDEDGE_DATA" in message
+
+
+@pytest.mark.parametrize("name", list_benchmarks())
+def test_a_part_that_a_set_does_not_have_is_refused(name: str, miniature: Make) -> None:
+    mini = miniature(name)
+    root = mini.folder.parent
+    for part in {"val"} - mini.n_images.keys() | {"dev"}:
+        with pytest.raises(DataError, match=f"{part} is not a part"):
+            mini.benchmark.open_source(root, part=part, class_names=mini.names, labeled=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "line"),
+    [
+        ("oxford_pets", "annotations/trainval.txt", "Abyssinian_1 one 1 1"),
+        ("oxford_pets", "annotations/test.txt", "Abyssinian_1"),
+        ("sun397", "Training_01.txt", "/b/barn/sun_a.jpg"),
+        ("ucf101", "ucfTrainTestlist/classInd.txt", "YoYo"),
+        ("ucf101", "ucfTrainTestlist/trainlist01.txt", "YoYo/v_YoYo_g01_c01.mp4 3"),
+        ("fgvc_aircraft", "images_variant_val.txt", "1000001 747"),
+        ("imagenet", "classnames.txt", "n01440764"),
+    ],
+)
+def test_a_line_that_the_published_files_do_not_have_is_named(
+    name: str, file: str, line: str, miniature: Make
+) -> None:
+    mini = miniature(name)
+    path = mini.folder / file
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(DataError) as caught:
+        mini.benchmark.class_names(mini.folder.parent)
+    assert str(caught.value).startswith(f"{path} has ")
+    assert line in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["stanford_cars", "oxford_flowers"])
+def test_without_scipy_and_split_file_the_missing_package_is_named(
+    name: str, miniature: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mini = miniature(name)
+    monkeypatch.setitem(__import__("sys").modules, "scipy.io", None)
+    with pytest.raises(Exception, match=r"as there is no split file, needs scipy[\s\S]*\[data\]"):
+        mini.benchmark.class_names(mini.folder.parent)
+
+
+def test_imagenet_names_come_from_open_clip_where_coops_file_is_missing(
+    miniature: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("open_clip")
+    mini = miniature("imagenet")
+    (mini.folder / "classnames.txt").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert mini.benchmark.class_names(mini.folder.parent) == mini.names
+    (record,) = caplog.records
+    assert "class names are open_clip's" in record.getMessage()
+
+
+def test_a_class_folder_that_is_not_imagenets_is_named(miniature: Make) -> None:
+    mini = miniature("imagenet_r")
+    (mini.folder / "imagenet-r" / "n04008634").rename(mini.folder / "imagenet-r" / "missile")
+    with pytest.raises(DataError, match=r"imagenet-r has 'a folder missile', expected a WordNet"):
+        mini.benchmark.class_names(mini.folder.parent)

@@ -1,0 +1,40 @@
+"""The suites of the published tables, planned without their data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from kdedge.config.suite import load_suite
+from kdedge.errors import DataError
+from kdedge.suite.plan import make_plan
+
+SUITES = Path(__file__).parents[2] / "benchmarks" / "suites"
+
+
+def test_table_1_is_planned_without_the_sets() -> None:
+    plan = make_plan(load_suite(SUITES / "table1.yaml"))
+    assert len(plan.recipes) == 11
+    cells = Counter(cell.row for cell in plan.cells)
+    assert cells.pop("CLIP") == 11
+    assert set(cells.values()) == {33}
+
+
+@pytest.mark.parametrize("name", ["table2", "table9"])
+def test_the_other_tables_need_the_run_of_their_teacher(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "benchmarks" / "suites"
+    folder.mkdir(parents=True)
+    suite = folder / f"{name}.yaml"
+    suite.write_text((SUITES / suite.name).read_text())
+    with pytest.raises(DataError, match=r"teacher.run: there is no folder .*runs/imagenet_all/01"):
+        make_plan(load_suite(suite))
+    run = tmp_path / "runs" / "imagenet_all" / "01"
+    run.mkdir(parents=True)
+    plan = make_plan(load_suite(suite))
+    students = [cell for cell in plan.cells if cell.row == "PromptKD"]
+    assert len(students) == 3 * len(plan.recipes)
+    for cell in students:
+        (given,) = (word for word in cell.arguments if word.startswith("teacher.run="))
+        assert Path(given.removeprefix("teacher.run=")).samefile(run)
