@@ -1,8 +1,8 @@
 """StanfordCars: 196 models of cars (Krause et al., 3dRR 2013), in CoOp's split.
 
 Labels are the development kit's class numbers; a name has the year in front, which the kit has at
-the end (github.com/KaiyangZhou/CoOp, datasets/stanford_cars.py). Without the split file, the labels of
-ai.stanford.edu/~jkrause/cars/car_devkit.tgz and car196/cars_test_annos_withlabels.mat are read.
+the end (github.com/KaiyangZhou/CoOp, datasets/stanford_cars.py). Without the split file, the labels
+of ai.stanford.edu/~jkrause/cars/car_devkit.tgz and car196/cars_test_annos_withlabels.mat are read.
 """
 
 from __future__ import annotations
