@@ -122,7 +122,7 @@ def test_a_student_without_shared_text_features_answers_with_its_own(
     assert shared.class_vectors().shape == (5, 40)
     torch.testing.assert_close(method.class_vectors().norm(dim=-1), torch.ones(5))
 
-    answers = method.answers(images())
+    answers = method.answers(Batch(images(), None))
     torch.testing.assert_close(answers.teacher_vectors, shared.class_vectors())
     expected = promptkd.distillation_loss(
         method.scale * answers.student_features @ method.class_vectors().T,
