@@ -202,8 +202,8 @@ def check_room(store: TeacherStore, missing: Sequence[Chunk]) -> None:
     needed = store.bytes_of(missing)
     if free < needed:
         raise ResourceError(
-            f"{place} has {free / 1e6:,.0f} MB free, and the teacher store still needs"
-            f" {needed / 1e6:,.0f} MB.\n"
+            f"{place} has {free / 1e6:,.1f} MB free, and the teacher store still needs"
+            f" {needed / 1e6:,.1f} MB.\n"
             "  Free some space, name another folder with --runs, or set fewer student.views."
         )
 

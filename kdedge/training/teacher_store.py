@@ -189,7 +189,8 @@ class TeacherStore:
         if faults:
             first, why = next(iter(faults.items()))
             log.warning(
-                "%d files of the teacher store are not used and computed again, first %s: %s.",
+                "Files of the teacher store that are not used and are computed again: %d, first %s:"
+                " %s.",
                 len(faults),
                 first,
                 why,

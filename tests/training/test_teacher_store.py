@@ -162,7 +162,9 @@ def test_a_file_that_is_not_whole_and_its_own_is_computed_again(
     assert teacher.n_passes == 4 + 2  # two of them for the estimate
     warned = [r.message for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warned) == 1
-    start = f"1 files of the teacher store are not used and computed again, first {file}: "
+    start = (
+        f"Files of the teacher store that are not used and are computed again: 1, first {file}: "
+    )
     assert warned[0].startswith(start)
 
 
