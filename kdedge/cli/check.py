@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from kdedge._progress import rough_duration
 from kdedge.cli._options import device_option, need_training_packages, runs_option
 from kdedge.cli._output import json_option, next_line, print_result, same_options, set_option, table
 from kdedge.config.load import check_paths, load_recipe
@@ -31,14 +32,14 @@ def command(
     check_paths(loaded)
     need_training_packages("The check of weights and steps")
     from kdedge.training.parts import choose_device
-    from kdedge.training.preflight import check, duration
+    from kdedge.training.preflight import check
 
     found = check(loaded, root=root, device=choose_device(device))
     rows = [[finding.what, finding.found] for finding in found.findings]
     following = "teach" if loaded.recipe.student is None else "distill"
     text = (
         table(rows)
-        + f"\nReady: about {duration(found.seconds)} of training, evaluation not counted."
+        + f"\nReady: about {rough_duration(found.seconds)} of training, evaluation not counted."
         f"\n{next_line(following, recipe, *same_options(overrides))}"
     )
     print_result(asdict(found), as_json=as_json, text=text)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,9 +14,33 @@ from kdedge.cli._results import finished_runs, run_record, run_text
 from kdedge.config.load import check_paths, load_recipe
 
 
+def _read_shard(
+    ctx: click.Context, param: click.Parameter, text: str | None
+) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text)
+    if match is None or int(match[1]) > int(match[2]):
+        raise click.BadParameter(f"{text} is not I/N with I from 1 to N, such as 2/8.")
+    return int(match[1]), int(match[2])
+
+
 @click.command("teach")
 @click.argument("recipe")
 @set_option
+@click.option(
+    "--store",
+    "is_stored",
+    is_flag=True,
+    help="Then run the teacher on student.views crops of each unlabeled image and keep its features"
+    " for distillations. A finished teacher of RECIPE is used again.",
+)
+@click.option(
+    "--shard",
+    metavar="I/N",
+    callback=_read_shard,
+    help="With --store: compute only the I-th of N parts; their files may be copied together.",
+)
 @resume_option
 @runs_option
 @device_option
@@ -22,6 +48,8 @@ from kdedge.config.load import check_paths, load_recipe
 def command(
     recipe: str,
     overrides: tuple[str, ...],
+    is_stored: bool,
+    shard: tuple[int, int] | None,
     resume: bool,
     root: Path,
     device: str | None,
@@ -31,18 +59,33 @@ def command(
 
     RECIPE is a file, or the name of a shipped recipe.
     """
+    if shard is not None and not is_stored:
+        raise click.UsageError("--shard says which part of a teacher store to fill: add --store.")
     loaded = load_recipe(recipe, overrides)
     check_paths(loaded)
     need_training_packages("Training")
+    from kdedge.training.distill import store_features
     from kdedge.training.parts import choose_device
     from kdedge.training.teach import teach
 
     used = finished_runs(root)
-    run = teach(loaded, root=root, device=choose_device(device), resume=resume)
+    record: dict[str, Any] = {}
+    stored = ""
+    if is_stored:
+        run, store = store_features(
+            loaded, root=root, device=choose_device(device), resume=resume, shard=shard or (1, 1)
+        )
+        record = {"store": store.to_dict()}
+        part = "" if shard is None else f", part {shard[0]} of {shard[1]}"
+        stored = f"Stored in {store.path}: {store.size}{part}\n"
+    else:
+        run = teach(loaded, root=root, device=choose_device(device), resume=resume)
     following = (
         next_line("eval", run.path)
         if loaded.recipe.student is None
         else next_line("distill", recipe, *same_options(overrides))
     )
-    text = f"{run_text([run], used=used)}\n{following}"
-    print_result({"teacher": run_record(run)}, as_json=as_json, text=text)
+    if loaded.recipe.teacher is not None and loaded.recipe.teacher.run is not None:
+        used.add(run.path.resolve())  # it may be in another folder of runs
+    text = f"{run_text([run], used=used)}\n{stored}{following}"
+    print_result({"teacher": run_record(run), **record}, as_json=as_json, text=text)

@@ -250,6 +250,22 @@ class StudentSpec(ModelSpec):
     """The small model: learns the teacher's answers on unlabeled images, then is deployed."""
 
     method: PlainText = Field("promptkd", description="Method name. promptkd: arXiv:2403.02781.")
+    views: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="Random crops of each unlabeled image whose teacher features are kept in the"
+        " teacher store, and which the epochs go through in turn. 0: the teacher is run in every"
+        " step. As many as there are epochs: the crops of 0, and features that differ by float16's"
+        " rounding.",
+    )
+    view_seed: int | None = Field(
+        None,
+        ge=0,
+        le=2**32 - 1,
+        description="What the crops and flips of the unlabeled images are drawn from; the recipe's"
+        " seed when left out. One number for several seeds lets them share one teacher store.",
+    )
 
 
 class BaselineSpec(Strict):

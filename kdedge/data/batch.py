@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+FeaturesOfViews = Callable[[Sequence[int], int], Tensor]
+"""Positions in a source and a view's number -> [B, D_teacher] stored teacher features, float32."""
 
 
 @dataclass(frozen=True)
@@ -16,13 +20,24 @@ class Batch:
         images: [B, 3, H, W], augmented and normalized, float32.
         labels: [B] int64, positions in the list of training classes, or None where there are none.
         keys: the images' names, for messages.
+        teacher_features: [B, D_teacher], what the teacher says of these crops, or None where it has
+            to be asked.
     """
 
     images: Tensor
     labels: Tensor | None
     keys: tuple[str, ...] = ()
+    teacher_features: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        return replace(self, images=self.images.to(device, non_blocking=True), labels=labels)
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=True),
+            labels=moved(self.labels),
+            teacher_features=moved(self.teacher_features),
+        )

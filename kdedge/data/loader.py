@@ -1,14 +1,12 @@
 """Batches whose contents depend on the seed, the epoch and the step alone.
 
-Order and augmentation come from counter-based random streams keyed by (seed, epoch, image), so that
-any step of any epoch can be reached at once, with any number of workers, and is the same to the
-last bit.
+Order and augmentation come from counter-based random streams (`data/views.py`), so that any step of
+any epoch can be reached at once, with any number of workers, and is the same to the last bit.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
@@ -17,22 +15,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from kdedge.data.batch import Batch
+from kdedge.data.batch import Batch, FeaturesOfViews
 from kdedge.data.sources._protocol import Source
+from kdedge.data.views import ORDER, Augmentation, random_stream
 from kdedge.errors import DataError, ResourceError
 from kdedge.runtime.preprocess import (
-    RESAMPLING,
     Preprocess,
     UnusableImage,
     decode_image,
@@ -40,12 +36,11 @@ from kdedge.runtime.preprocess import (
     resize_and_crop,
 )
 
-RATIO = (3 / 4, 4 / 3)
-"""Width over height of a random crop: torchvision's default, which the papers' code keeps."""
-
-_N_TRIES = 10
 _MAX_WORKERS = 8
 _WORTH_WORKERS = 2000
+
+Wanted = tuple[int, int]
+"""Position in the source, and the view of it; 0 where nothing is drawn."""
 
 Loaded = tuple[int, npt.NDArray[np.float32] | None, str]
 """Position in the source, [3, H, W] image or None, and why there is none."""
@@ -62,92 +57,24 @@ def n_steps(n_images: int, batch_size: int) -> int:
     return max(1, n_images // batch_size)
 
 
-def crop_box(
-    width: int, height: int, *, scale_min: float, generator: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """Draws a random crop as torchvision's RandomResizedCrop does.
-
-    Area uniform in (scale_min, 1) of the image, aspect ratio log-uniform in 3/4 to 4/3, ten tries,
-    then the largest central crop within these ratios.
-
-    Args:
-        width: of the image, pixels.
-        height: of the image, pixels.
-        scale_min: smallest part of the image's area, 0-1.
-        generator: where the numbers are drawn from.
-
-    Returns:
-        left, top, width, height, in pixels.
-    """
-    low, high = math.log(RATIO[0]), math.log(RATIO[1])
-    for _ in range(_N_TRIES):
-        area = width * height * generator.uniform(scale_min, 1.0)
-        ratio = math.exp(generator.uniform(low, high))
-        crop_width = round(math.sqrt(area * ratio))
-        crop_height = round(math.sqrt(area / ratio))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            top = int(generator.integers(0, height - crop_height + 1))
-            left = int(generator.integers(0, width - crop_width + 1))
-            return left, top, crop_width, crop_height
-    return _central_crop(width, height)
-
-
-def _central_crop(width: int, height: int) -> tuple[int, int, int, int]:
-    ratio = width / height
-    crop_width, crop_height = width, height
-    if ratio < RATIO[0]:
-        crop_height = round(width / RATIO[0])
-    elif ratio > RATIO[1]:
-        crop_width = round(height * RATIO[1])
-    return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
-
-
-def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
-    """Gives one of 2^64 independent random streams of an epoch; building one takes microseconds."""
-    key = np.array([seed % 2**64, epoch], dtype=np.uint64)
-    counter = np.array([0, 0, stream, 0], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
-
-
-@dataclass(frozen=True)
-class _Augment:
-    """Random crop and flip of one epoch."""
-
-    seed: int
-    epoch: int
-    scale_min: float
-    flip: bool
-
-    def __call__(self, image: Image.Image, position: int, preprocess: Preprocess) -> Image.Image:
-        # Stream 0 is the epoch's order.
-        generator = _generator(self.seed, self.epoch, position + 1)
-        left, top, width, height = crop_box(
-            *image.size, scale_min=self.scale_min, generator=generator
-        )
-        side = preprocess.size_px
-        image = image.crop((left, top, left + width, top + height))
-        if image.size != (side, side):
-            image = image.resize((side, side), RESAMPLING[preprocess.interpolation])
-        if self.flip and generator.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return image
-
-
 class _Images(Dataset[Loaded]):
-    """Images by their position in the source, ready for the model."""
+    """Images by their position in the source and their view, ready for the model."""
 
-    def __init__(self, source: Source, preprocess: Preprocess, augment: _Augment | None) -> None:
+    def __init__(
+        self, source: Source, preprocess: Preprocess, augment: Augmentation | None
+    ) -> None:
         self._source = source
         self._preprocess = preprocess
         self._augment = augment
 
-    def __getitem__(self, position: int) -> Loaded:
+    def __getitem__(self, wanted: Wanted) -> Loaded:
+        position, view = wanted
         try:
             image = decode_image(self._source.read(position))
             if self._augment is None:
                 image = resize_and_crop(image, self._preprocess)
             else:
-                image = self._augment(image, position, self._preprocess)
+                image = self._augment(image, self._preprocess, position=position, view=view)
         except UnusableImage as error:
             # Told by value: an exception raised in a worker arrives as text with a traceback in it.
             return position, None, error.reason
@@ -178,6 +105,9 @@ def training_batches(
     batch_size: int,
     crop_scale_min: float,
     flip: bool,
+    view: int | None = None,
+    view_seed: int | None = None,
+    teacher_features: FeaturesOfViews | None = None,
     n_workers: int | Literal["auto"] = 0,
 ) -> Iterator[Batch]:
     """Yields one epoch's augmented batches from a step on.
@@ -193,6 +123,9 @@ def training_batches(
         batch_size: images a step; fewer only where there are not enough for one batch.
         crop_scale_min: smallest part of the image's area that a crop keeps.
         flip: mirror half of the images.
+        view: number of the crops and flips; None for those of this epoch's number.
+        view_seed: what crops and flips are drawn from; None for `seed`, as the order is.
+        teacher_features: gives what a teacher says of these crops, where that is stored.
         n_workers: processes that decode; 0 decodes here. The batches are the same.
 
     Raises:
@@ -200,18 +133,49 @@ def training_batches(
         ResourceError: a worker died.
     """
     count = n_steps(len(indices), batch_size)
-    order = _generator(seed, epoch, 0).permutation(np.asarray(indices, dtype=np.int64))
+    view = epoch if view is None else view
+    order = random_stream(seed, epoch, ORDER).permutation(np.asarray(indices, dtype=np.int64))
     batches = [
-        order[step * batch_size : (step + 1) * batch_size].tolist()
+        [(position, view) for position in order[step * batch_size :][:batch_size].tolist()]
         for step in range(first_step, count)
     ]
-    augment = _Augment(seed, epoch, crop_scale_min, flip)
-    for images, positions in _load(source, batches, preprocess, augment, n_workers):
+    augment = Augmentation(seed if view_seed is None else view_seed, crop_scale_min, flip)
+    n_loaders = min(choose_n_workers(n_workers, sum(map(len, batches))), len(batches))
+    for images, positions in _load(source, batches, preprocess, augment, n_loaders):
         keys = tuple(source.items[position].key for position in positions)
         targets = None
         if labels is not None:
             targets = torch.tensor([labels[position] for position in positions])  # [B], int64
-        yield Batch(images=images, labels=targets, keys=keys)
+        features = None if teacher_features is None else teacher_features(positions, view)
+        yield Batch(images=images, labels=targets, keys=keys, teacher_features=features)
+
+
+def view_batches(
+    source: Source,
+    batches: Iterable[Sequence[Wanted]],
+    *,
+    preprocess: Preprocess,
+    augment: Augmentation,
+    n_workers: int,
+) -> Iterator[torch.Tensor]:
+    """Yields chosen views of chosen images, the same pixels that `training_batches` gives.
+
+    Args:
+        source: where the images are.
+        batches: positions and views; drawn from as they are needed, a few ahead with workers.
+        preprocess: the model's size, mean, std and interpolation.
+        augment: what draws crops and flips.
+        n_workers: processes that decode; 0 decodes here.
+
+    Returns:
+        [B, 3, H, W] float32 of each batch, in their order.
+
+    Raises:
+        DataError: an image that was readable before is not any more.
+        ResourceError: a worker died.
+    """
+    for images, _ in _load(source, batches, preprocess, augment, n_workers):
+        yield images
 
 
 def evaluation_batches(
@@ -232,9 +196,11 @@ def evaluation_batches(
         ResourceError: a worker died.
     """
     batches = [
-        list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)
+        [(position, 0) for position in indices[start : start + batch_size]]
+        for start in range(0, len(indices), batch_size)
     ]
-    yield from _load(source, batches, preprocess, None, n_workers)
+    n_loaders = choose_n_workers(n_workers, len(indices))
+    yield from _load(source, batches, preprocess, None, min(n_loaders, len(batches)))
 
 
 def choose_n_workers(n_workers: int | Literal["auto"], n_images: int) -> int:
@@ -255,21 +221,19 @@ def n_cores() -> int:
 
 def _load(
     source: Source,
-    batches: list[list[int]],
+    batches: Iterable[Sequence[Wanted]],
     preprocess: Preprocess,
-    augment: _Augment | None,
-    n_workers: int | Literal["auto"],
+    augment: Augmentation | None,
+    n_workers: int,
 ) -> Iterator[tuple[torch.Tensor, list[int]]]:
-    if not batches:
-        return
-    count = min(choose_n_workers(n_workers, sum(map(len, batches))), len(batches))
     loader: DataLoader[Any] = DataLoader(
         _Images(source, preprocess, augment),
-        batch_sampler=batches,
-        num_workers=count,
+        # Whatever can be gone through will do; torch's own annotation knows positions alone
+        batch_sampler=cast(Any, batches),
+        num_workers=n_workers,
         collate_fn=_collate,
         worker_init_fn=_start_worker,
-        multiprocessing_context=_worker_context() if count else None,
+        multiprocessing_context=_worker_context() if n_workers else None,
         # The loader draws a number at its start; from here, not from the global generator.
         generator=torch.Generator(),
     )

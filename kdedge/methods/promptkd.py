@@ -261,12 +261,17 @@ class Method:
         assert isinstance(self._backbone, Backbone)
         return prompted_text_features(self._backbone, self._texts, self.module.text_prompts)
 
-    def answers(self, images: Tensor) -> Answers:
-        """What teacher and student say about [B, 3, H, W], the student with gradients."""
-        with torch.no_grad():
-            teacher_features = self._teacher.forward_features(images)
+    def answers(self, batch: Batch) -> Answers:
+        """What teacher and student say about a batch's images, the student with gradients.
+
+        A teacher whose features came with the batch is not run.
+        """
+        teacher_features = batch.teacher_features
+        if teacher_features is None:
+            with torch.no_grad():
+                teacher_features = self._teacher.forward_features(batch.images)
         return Answers(
-            student_features=self.image_features(images),
+            student_features=self.image_features(batch.images),
             teacher_features=teacher_features,
             student_vectors=self.student_vectors(),
             teacher_vectors=self._class_vectors,
@@ -284,7 +289,7 @@ class Method:
                 " over one).\n"
                 "  Add images, or raise batch_size."
             )
-        answers = self.answers(batch.images)
+        answers = self.answers(batch)
         n_classes = len(self._class_vectors)
         scalars: dict[str, Tensor] = {}
         terms: list[Tensor] = []

@@ -10,6 +10,7 @@ import torch
 
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import LoadedRecipe
+from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
 from kdedge.training.fit import Job, finished_run, run_job
 from kdedge.training.parts import (
@@ -26,7 +27,9 @@ from kdedge.training.parts import (
 )
 from kdedge.training.runs import RunFolder, find_run
 from kdedge.training.teach import cache_folder, teacher_job, validation_images
+from kdedge.training.teacher_fill import Shard, StoreFiller
 from kdedge.training.teacher_images import teacher_of
+from kdedge.training.teacher_store import TeacherStore, describe_store
 from kdedge.training.teachers import (
     StoredTeacher,
     load_teacher,
@@ -83,8 +86,59 @@ def student_parts(
     )
 
 
-def student_job(loaded: LoadedRecipe, teacher: StoredTeacher, parts: StudentParts) -> Job:
-    """Makes ready to distill the recipe's student from a teacher."""
+def store_filler(
+    loaded: LoadedRecipe, teacher: StoredTeacher, parts: StudentParts, *, root: Path
+) -> StoreFiller | None:
+    """What keeps the teacher's features; None where the recipe runs the teacher in every step."""
+    recipe, optim = loaded.recipe, parts.choice.optim
+    spec = recipe.student
+    assert spec is not None  # its parts were read from it
+    if spec.views == 0:
+        return None
+    if teacher.backbone.preprocess != parts.backbone.preprocess:
+        raise RecipeError(
+            f"student.views is {spec.views}, and the teacher ({teacher.backbone.name}) and the"
+            f" student ({parts.backbone.name}) prepare images in different ways: stored crops are"
+            " those that both see.\n"
+            "  Set student.views: 0, which runs the teacher in every step."
+        )
+    seed = recipe.seed if spec.view_seed is None else spec.view_seed
+    augment = Augmentation(seed, optim.crop_scale_min, optim.flip)
+    preprocess = teacher.backbone.preprocess
+    description = describe_store(
+        made_by=teacher.features_made_by,
+        images=parts.images,
+        preprocess=preprocess,
+        augment=augment,
+        precision=optim.precision,
+    )
+    store = TeacherStore(
+        root / ".cache" / "teacher_store",
+        description,
+        indices=parts.images.indices,
+        dim=teacher.class_vectors().shape[1],
+        n_views=min(spec.views, optim.epochs),
+    )
+    return StoreFiller(
+        store=store,
+        teacher=teacher,
+        source=parts.images.source,
+        preprocess=preprocess,
+        augment=augment,
+        precision=optim.precision,
+        device=teacher.backbone.device,
+        n_workers=optim.n_workers,
+    )
+
+
+def student_job(
+    loaded: LoadedRecipe,
+    teacher: StoredTeacher,
+    parts: StudentParts,
+    *,
+    filler: StoreFiller | None = None,
+) -> Job:
+    """Makes ready to distill the recipe's student from a teacher, or from its stored features."""
     method = build_method(
         parts.choice,
         parts.backbone,
@@ -113,7 +167,16 @@ def student_job(loaded: LoadedRecipe, teacher: StoredTeacher, parts: StudentPart
         made_by=vectors_made_by,
         sources={"teacher": teacher.stored.made_by},
         teacher_run=teacher.run_name,
+        view_seed=_own_view_seed(loaded),
+        filler=filler,
     )
+
+
+def _own_view_seed(loaded: LoadedRecipe) -> int | None:
+    """The seed of the views, where it is another than the recipe's."""
+    spec = loaded.recipe.student
+    seed = None if spec is None else spec.view_seed
+    return None if seed == loaded.recipe.seed else seed
 
 
 def named_teacher(loaded: LoadedRecipe, root: Path) -> RunFolder | None:
@@ -140,18 +203,32 @@ def named_teacher(loaded: LoadedRecipe, root: Path) -> RunFolder | None:
 
 
 def made_teacher(
-    loaded: LoadedRecipe, parts: StudentParts, *, root: Path, device: torch.device, resume: bool
+    loaded: LoadedRecipe,
+    parts: StudentParts,
+    *,
+    root: Path,
+    device: torch.device,
+    resume: bool,
+    may_train: bool = True,
 ) -> RunFolder:
     """A teacher run that was trained from the same parts, or a new one.
 
     Before a new one is trained, the student takes a trial step beside it: what is wrong with the
     student is said now and not after hours of training its teacher.
+
+    Raises:
+        RecipeError: there is none, and none may be trained here.
     """
     job = teacher_job(loaded, cache=cache_folder(root), device=device)
     found = finished_run(root, job.key())
     if found is not None:
         log.info("Using the teacher of %s, trained from the same parts.", found.path)
         return found
+    if not may_train:
+        raise RecipeError(
+            f"{root} has no finished teacher of this recipe, and each shard would train its own.\n"
+            "  Run `kdedge teach` without --shard first, or name a finished run as teacher.run."
+        )
     record = settings_record(job.choice)
     trial_teacher = untrained_teacher(job.method, job.backbone, job.classes, record)
     trial_steps(student_job(loaded, trial_teacher, parts), 1)
@@ -173,10 +250,56 @@ def distill(
     Returns:
         The teacher's run and the student's.
     """
+    teacher_run, teacher, parts = _teacher_and_parts(
+        loaded, root=root, device=device, resume=resume
+    )
+    filler = store_filler(loaded, teacher, parts, root=root)
+    job = student_job(loaded, teacher, parts, filler=filler)
+    return teacher_run, run_job(job, root=root, resume=resume)
+
+
+def store_features(
+    loaded: LoadedRecipe,
+    *,
+    root: Path,
+    device: torch.device,
+    resume: bool = False,
+    shard: Shard = (1, 1),
+) -> tuple[RunFolder, TeacherStore]:
+    """Fills the teacher store that the recipe's distillation reads, or a shard of it.
+
+    The teacher is trained first where there is none, but not in one of several shards.
+
+    Returns:
+        The teacher's run and its store.
+
+    Raises:
+        RecipeError: the recipe stores nothing.
+    """
+    student = loaded.recipe.student
+    if student is None or student.views == 0:
+        raise RecipeError(
+            "student.views is 0: the teacher runs in every step, and nothing is stored.\n"
+            "  Set it to the crops of each image that are to be stored: --set student.views=4."
+        )
+    run, teacher, parts = _teacher_and_parts(
+        loaded, root=root, device=device, resume=resume, may_train=shard[1] == 1
+    )
+    filler = store_filler(loaded, teacher, parts, root=root)
+    assert filler is not None  # as views is not 0
+    filler.fill(shard)
+    return run, filler.store
+
+
+def _teacher_and_parts(
+    loaded: LoadedRecipe, *, root: Path, device: torch.device, resume: bool, may_train: bool = True
+) -> tuple[RunFolder, StoredTeacher, StudentParts]:
+    """The teacher, trained where there is none, and what the student is made of beside it."""
     cache = cache_folder(root)
-    teacher_run = named_teacher(loaded, root)
+    run = named_teacher(loaded, root)
     parts = student_parts(loaded, cache=cache, device=device)
-    if teacher_run is None:
-        teacher_run = made_teacher(loaded, parts, root=root, device=device, resume=resume)
-    teacher = load_teacher(teacher_run, parts.classes, device=device, cache=cache)
-    return teacher_run, run_job(student_job(loaded, teacher, parts), root=root, resume=resume)
+    if run is None:
+        run = made_teacher(
+            loaded, parts, root=root, device=device, resume=resume, may_train=may_train
+        )
+    return run, load_teacher(run, parts.classes, device=device, cache=cache), parts

@@ -19,7 +19,7 @@ from kdedge.clip.class_vectors import ClassVectors
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.tensor_file import encode_tensors
 from kdedge.config.load import LoadedRecipe, dump_recipe
-from kdedge.data.batch import Batch
+from kdedge.data.batch import Batch, FeaturesOfViews
 from kdedge.data.classes import class_list_hash
 from kdedge.data.images import write_skipped_csv
 from kdedge.data.loader import n_steps, training_batches
@@ -33,6 +33,7 @@ from kdedge.training.measure import measure
 from kdedge.training.parts import Classes, Images, MethodChoice, Role, build_method, settings_record
 from kdedge.training.run_results import Evaluations, write_evaluations
 from kdedge.training.runs import RunFolder, runs_in
+from kdedge.training.teacher_fill import StoreFiller
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ class Job:
         made_by: hash of the class vectors' makers, known once the method is trained.
         sources: further hashes for provenance and for telling one job from another.
         teacher_run: name of the run that taught, if one did.
+        view_seed: what crops and flips are drawn from; None for the recipe's seed.
+        filler: makes the teacher's features, where they are stored and not computed in every step.
     """
 
     role: Role
@@ -70,6 +73,8 @@ class Job:
     made_by: Callable[[], str]
     sources: dict[str, str] = field(default_factory=dict)
     teacher_run: str | None = None
+    view_seed: int | None = None
+    filler: StoreFiller | None = None
 
     @property
     def device(self) -> torch.device:
@@ -90,6 +95,7 @@ class Job:
             "class_list": class_list_hash(self.classes.names),
             **({} if self.images is None else {"image_list": self.images.list_hash}),
             **({} if self.validation is None else {"validation_list": self.validation.list_hash}),
+            **({} if self.filler is None else {"teacher_store": self.filler.store.key}),
             **self.sources,
         }
 
@@ -106,9 +112,16 @@ class Job:
                 "template": self.classes.template,
                 "split": self.classes.split,
                 "seed": self.loaded.recipe.seed,
+                **self._views(),
                 **self.hashes(),
             }
         )
+
+    def _views(self) -> dict[str, int]:
+        """What is said of views where they are not simply the epochs' own."""
+        drawn = {} if self.view_seed is None else {"view_seed": self.view_seed}
+        stored = {} if self.filler is None else {"views": self.filler.store.n_views}
+        return {**drawn, **stored}
 
 
 def unfinished_run(root: Path, job: Job) -> RunFolder | None:
@@ -253,9 +266,13 @@ def _fill(run: RunFolder, job: Job) -> None:
     summary: dict[str, Any] = {}
     if job.method.trainable_parameters():
         settings = job.choice.optim
+        features = None
+        if job.filler is not None:
+            job.filler.fill()
+            features = job.filler.store.read
         result = train(
             job.method,
-            batches=partial(batches_of, job),
+            batches=partial(batches_of, job, features=features),
             n_steps=n_steps(len(job.training_images.indices), settings.batch_size),
             settings=settings,
             run=run,
@@ -278,9 +295,15 @@ def _fill(run: RunFolder, job: Job) -> None:
     run.finish(**summary)
 
 
-def batches_of(job: Job, epoch: int, first_step: int) -> Iterator[Batch]:
-    """The training batches of an epoch (from 1), from a step (from 0) on."""
+def batches_of(
+    job: Job, epoch: int, first_step: int, *, features: FeaturesOfViews | None = None
+) -> Iterator[Batch]:
+    """The training batches of an epoch (from 1), from a step (from 0) on.
+
+    Where features are stored, epochs go through the views that they are of, again and again.
+    """
     settings = job.choice.optim
+    n_views = settings.epochs if job.filler is None else job.filler.store.n_views
     return training_batches(
         job.training_images.source,
         job.training_images.indices,
@@ -292,6 +315,9 @@ def batches_of(job: Job, epoch: int, first_step: int) -> Iterator[Batch]:
         batch_size=settings.batch_size,
         crop_scale_min=settings.crop_scale_min,
         flip=settings.flip,
+        view=(epoch - 1) % n_views + 1,
+        view_seed=job.view_seed,
+        teacher_features=features,
         n_workers=settings.n_workers,
     )
 

@@ -14,14 +14,22 @@ from pathlib import Path
 
 import torch
 
+from kdedge._progress import rough_duration
 from kdedge.config.load import LoadedRecipe, check_paths
+from kdedge.data.batch import FeaturesOfViews
 from kdedge.data.loader import n_steps
 from kdedge.errors import ResourceError
 from kdedge.training.baseline import baseline_job
-from kdedge.training.distill import named_teacher, student_job, student_parts
+from kdedge.training.distill import (
+    named_teacher,
+    store_filler,
+    student_job,
+    student_parts,
+)
 from kdedge.training.fit import Job
 from kdedge.training.parts import Images, settings_record
 from kdedge.training.teach import teacher_job
+from kdedge.training.teacher_fill import StoreFiller
 from kdedge.training.teachers import load_teacher, untrained_teacher
 from kdedge.training.trial import trial_steps
 
@@ -73,9 +81,13 @@ def check(loaded: LoadedRecipe, *, root: Path, device: torch.device) -> Prefligh
     seconds = 0.0
     for job in jobs:
         findings += describe(job)
+        if job.filler is not None:
+            found, took = look_at_store(job.filler)
+            findings.append(found)
+            seconds += took
         took = estimate_seconds(job)
         seconds += took
-        findings.append(Finding(f"{job.role}: time", f"about {duration(took)} on {device}"))
+        findings.append(Finding(f"{job.role}: time", f"about {rough_duration(took)} on {device}"))
     findings += [memory(device), disk(jobs, root)]
     return Preflight(tuple(findings), seconds)
 
@@ -94,7 +106,8 @@ def _jobs(loaded: LoadedRecipe, *, root: Path, device: torch.device) -> list[Job
             job = jobs[0]
             record = settings_record(job.choice)
             teacher = untrained_teacher(job.method, job.backbone, job.classes, record)
-        jobs.append(student_job(loaded, teacher, parts))
+        filler = store_filler(loaded, teacher, parts, root=root)
+        jobs.append(student_job(loaded, teacher, parts, filler=filler))
     baseline = loaded.recipe.baseline
     if baseline is not None and baseline.method is not None:
         jobs.append(baseline_job(loaded, cache=None, device=device))
@@ -140,15 +153,35 @@ def count(images: Images) -> str:
 def estimate_seconds(job: Job) -> float:
     """Times a job's first steps, loading their images included, and multiplies.
 
-    The earlier half is left out: it holds what happens once, and images loaded ahead.
+    The earlier half is left out: it holds what happens once, and images loaded ahead. Features that
+    a teacher store will give cost the steps nothing, whatever they are.
     """
-    times = trial_steps(job, _MAX_TRIAL_STEPS, budget_s=_TRIAL_S)
+    features = None if job.filler is None else _stand_in(job.filler.store.dim)
+    times = trial_steps(job, _MAX_TRIAL_STEPS, budget_s=_TRIAL_S, features=features)
     if not times:
         return 0.0
     settings = job.choice.optim
     steps = settings.epochs * n_steps(len(job.training_images.indices), settings.batch_size)
     later = times[len(times) // 2 :]
     return sum(later) / len(later) * steps
+
+
+def _stand_in(dim: int) -> FeaturesOfViews:
+    """Gives every view the same unit-length features."""
+    return lambda positions, view: torch.full((len(positions), dim), dim**-0.5)
+
+
+def look_at_store(filler: StoreFiller) -> tuple[Finding, float]:
+    """What a teacher store takes, and the seconds that running the teacher for it still needs."""
+    chunks = filler.store.chunks()
+    missing = filler.store.load(chunks)
+    took = filler.seconds(missing)
+    state = (
+        f"{len(missing)} of {len(chunks)} files to compute, about {rough_duration(took)}"
+        if missing
+        else "whole"
+    )
+    return Finding("student: teacher store", f"{filler.store.size}; {state}"), took
 
 
 def memory(device: torch.device) -> Finding:
@@ -227,6 +260,10 @@ def disk(jobs: list[Job], root: Path) -> Finding:
     needed = _CHECKPOINT_COPIES * sum(
         tensor.nbytes for job in jobs for tensor in job.method.module.state_dict().values()
     )
+    for job in jobs:
+        if job.filler is not None:
+            store = job.filler.store
+            needed += store.bytes_of(chunk for chunk in store.chunks() if not store.has(chunk))
     if free < needed:
         raise ResourceError(
             f"{place} has {free / 2**20:.0f} MiB free, and these runs write about"
@@ -236,12 +273,3 @@ def disk(jobs: list[Job], root: Path) -> Finding:
     return Finding(
         "disk", f"about {needed / 2**20:.0f} MiB needed, {free / 2**30:.1f} GiB free in {place}"
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -36,16 +36,25 @@ class StoredTeacher:
         scale: `logit_scale.exp()`.
         backbone: its frozen CLIP.
         stored: its class vectors.
+        features_made_by: hash of what its image features depend on; no class name is among it.
         run_name: where it was trained; None for one that is not.
     """
 
     def __init__(
-        self, method: Method, vectors: ClassVectors, backbone: AnyBackbone, run_name: str | None
+        self,
+        method: Method,
+        vectors: ClassVectors,
+        backbone: AnyBackbone,
+        *,
+        record: Mapping[str, Any],
+        run_name: str | None = None,
     ) -> None:
         self.scale = method.scale
         self.backbone = backbone
         self.run_name = run_name
         self.stored = vectors
+        trained = hash_weights(method.module.state_dict())
+        self.features_made_by = sha256_json([backbone.identity, trained, dict(record)])
         self._method = method
         self._vectors = vectors.vectors.to(backbone.device)
 
@@ -224,14 +233,15 @@ def load_teacher(
     else:
         vectors = _encode(trained_on(classes), backbone, classes, record)
     method.module.requires_grad_(False)
-    return StoredTeacher(method, vectors, backbone, run.name)
+    return StoredTeacher(method, vectors, backbone, record=record, run_name=run.name)
 
 
 def untrained_teacher(
     method: Method, backbone: AnyBackbone, classes: Classes, record: Mapping[str, Any]
 ) -> StoredTeacher:
     """A teacher with the prompts it starts from: a trial step costs what a real one does."""
-    return StoredTeacher(method, _encode(method, backbone, classes, record), backbone, None)
+    vectors = _encode(method, backbone, classes, record)
+    return StoredTeacher(method, vectors, backbone, record=record)
 
 
 def _encode(

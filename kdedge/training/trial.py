@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 
 import torch
 
-from kdedge.data.batch import Batch
+from kdedge.data.batch import Batch, FeaturesOfViews
 from kdedge.data.loader import n_steps
 from kdedge.methods._protocol import Method
 from kdedge.training.checkpoint import rng_kept
@@ -20,13 +20,20 @@ from kdedge.training.optim import learning_rate, make_optimizer
 from kdedge.training.precision import Precision
 
 
-def trial_steps(job: Job, n_trials: int, *, budget_s: float = math.inf) -> list[float]:
+def trial_steps(
+    job: Job,
+    n_trials: int,
+    *,
+    budget_s: float = math.inf,
+    features: FeaturesOfViews | None = None,
+) -> list[float]:
     """Takes a job's first steps as the training loop does, then puts everything back.
 
     Args:
         job: its method is left as it was, to the last bit, and so are the global generators.
         n_trials: at most so many steps; an epoch's end ends them too.
         budget_s: no further step after so many seconds, of which two steps are always taken.
+        features: what the teacher says, where it is not to be run.
 
     Returns:
         Seconds of each step, from the end of the one before to its own: loading its images and
@@ -43,7 +50,7 @@ def trial_steps(job: Job, n_trials: int, *, budget_s: float = math.inf) -> list[
     with (
         rng_kept(job.device),
         _weights_kept(job.method),
-        contextlib.closing(_first_batches(job)) as batches,
+        contextlib.closing(_first_batches(job, features)) as batches,
     ):
         trial = _Trial(job)
         began = ended = time.perf_counter()
@@ -56,8 +63,8 @@ def trial_steps(job: Job, n_trials: int, *, budget_s: float = math.inf) -> list[
     return times
 
 
-def _first_batches(job: Job) -> Generator[Batch, None, None]:
-    yield from batches_of(job, 1, 0)
+def _first_batches(job: Job, features: FeaturesOfViews | None) -> Generator[Batch, None, None]:
+    yield from batches_of(job, 1, 0, features=features)
 
 
 @contextlib.contextmanager

@@ -122,7 +122,7 @@ def test_a_student_without_shared_text_features_answers_with_its_own(
     assert shared.class_vectors().shape == (5, 40)
     torch.testing.assert_close(method.class_vectors().norm(dim=-1), torch.ones(5))
 
-    answers = method.answers(images())
+    answers = method.answers(Batch(images(), None))
     torch.testing.assert_close(answers.teacher_vectors, shared.class_vectors())
     expected = promptkd.distillation_loss(
         method.scale * answers.student_features @ method.class_vectors().T,
@@ -205,6 +205,21 @@ def test_a_student_learns_by_every_loss(
     assert ("divergence_per_image" in step.scalars) is (loss == "kl")
     own = {name for name in parameters if name.startswith("losses.")}
     assert own == ({"losses.interactive.log_scale"} if loss == "interactive" else set())
+
+
+@pytest.mark.parametrize("loss", list_losses())
+def test_every_loss_takes_the_teachers_features_from_the_batch_and_does_not_run_it(
+    tiny_backbone: Backbone,
+    tiny_teacher_backbone: Backbone,
+    loss: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method = build(tiny_backbone, tiny_teacher_backbone, loss=loss)
+    live = method.training_step(Batch(images(), None)).loss
+    features = method.answers(Batch(images(), None)).teacher_features
+    monkeypatch.delattr(zeroshot.Method, "forward_features")
+    step = method.training_step(Batch(images(), None, teacher_features=features))
+    assert torch.equal(live, step.loss)
 
 
 def test_losses_add_up_with_their_weights(

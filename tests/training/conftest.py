@@ -10,41 +10,45 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
 import kdedge
 
-_SCRIPT = Path(__file__).with_name("toy_run.py")
 
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("toy_run", _SCRIPT)
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, _script(name))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["toy_run"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
+def _script(name: str) -> Path:
+    return Path(__file__).with_name(f"{name}.py")
+
+
 @pytest.fixture(scope="session")
 def toy() -> ModuleType:
-    return _load()
+    return _load("toy_run")
+
+
+@pytest.fixture(scope="session")
+def filling() -> ModuleType:
+    return _load("fill_run")
 
 
 @pytest.fixture
-def start_toy() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts the toy training as a process: root, then options of the script."""
+def _started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     running: list[subprocess.Popen[str]] = []
 
-    def start(root: Path, **options: Any) -> subprocess.Popen[str]:
-        command = [sys.executable, "-W", "error", str(_SCRIPT), str(root), json.dumps(options)]
+    def start(name: str, *arguments: str) -> subprocess.Popen[str]:
         package = str(Path(kdedge.__file__).parents[1])
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": package}
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-W", "error", str(_script(name)), *arguments],
             env=environment,
             text=True,
             stdout=subprocess.PIPE,
@@ -57,3 +61,19 @@ def start_toy() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in running:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def start_toy(
+    _started: Callable[..., subprocess.Popen[str]],
+) -> Callable[..., subprocess.Popen[str]]:
+    """Starts the toy training as a process: root, then options of the script."""
+    return lambda root, **options: _started("toy_run", str(root), json.dumps(options))
+
+
+@pytest.fixture
+def start_filling(
+    _started: Callable[..., subprocess.Popen[str]],
+) -> Callable[..., subprocess.Popen[str]]:
+    """Starts filling a teacher store as a process: root, seconds a forward pass."""
+    return lambda root, pass_s: _started("fill_run", str(root), str(pass_s))

@@ -34,7 +34,7 @@ def teacher(tiny_backbone: Backbone) -> StoredTeacher:
         generator=torch.Generator(),
     )
     vectors = ClassVectors(method.class_vectors(), names, "x" * 64)
-    return StoredTeacher(method, vectors, tiny_backbone, None)
+    return StoredTeacher(method, vectors, tiny_backbone, record={})
 
 
 def student(preprocess: Preprocess) -> ImageBackbone:

@@ -1,0 +1,108 @@
+"""Views: the random crop and flip of an image, a function of seed, image and view number alone.
+
+Each draws from a counter-based random stream of its own, so that a view can be had at any time, in
+any order and process, and is the same to the last bit: what a teacher says of it can be stored and
+the student shown it again.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from kdedge.runtime.preprocess import RESAMPLING, Preprocess
+
+RATIO = (3 / 4, 4 / 3)
+"""Width over height of a random crop: torchvision's default, which the papers' code keeps."""
+
+ORDER = 0
+"""The stream that an epoch's order is drawn from; image i's crop and flip are stream i + 1."""
+
+_N_TRIES = 10
+
+
+def crop_box(
+    width: int, height: int, *, scale_min: float, generator: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Draws a random crop as torchvision's RandomResizedCrop does.
+
+    Area uniform in (scale_min, 1) of the image, aspect ratio log-uniform in 3/4 to 4/3, ten tries,
+    then the largest central crop within these ratios.
+
+    Args:
+        width: of the image, pixels.
+        height: of the image, pixels.
+        scale_min: smallest part of the image's area, 0-1.
+        generator: where the numbers are drawn from.
+
+    Returns:
+        left, top, width, height, in pixels.
+    """
+    low, high = math.log(RATIO[0]), math.log(RATIO[1])
+    for _ in range(_N_TRIES):
+        area = width * height * generator.uniform(scale_min, 1.0)
+        ratio = math.exp(generator.uniform(low, high))
+        crop_width = round(math.sqrt(area * ratio))
+        crop_height = round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(generator.integers(0, height - crop_height + 1))
+            left = int(generator.integers(0, width - crop_width + 1))
+            return left, top, crop_width, crop_height
+    return _central_crop(width, height)
+
+
+def _central_crop(width: int, height: int) -> tuple[int, int, int, int]:
+    ratio = width / height
+    crop_width, crop_height = width, height
+    if ratio < RATIO[0]:
+        crop_height = round(width / RATIO[0])
+    elif ratio > RATIO[1]:
+        crop_width = round(height * RATIO[1])
+    return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
+
+
+def random_stream(seed: int, number: int, stream: int) -> np.random.Generator:
+    """Gives one of 2^64 independent random streams; building one takes microseconds.
+
+    Args:
+        seed: what is drawn from.
+        number: of the epoch or view.
+        stream: `ORDER`, or an image's position in its source plus 1.
+    """
+    key = np.array([seed % 2**64, number], dtype=np.uint64)
+    counter = np.array([0, 0, stream, 0], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop and flip.
+
+    Attributes:
+        seed: what views are drawn from.
+        scale_min: smallest part of the image's area that a crop keeps, 0-1.
+        flip: mirror half of the views.
+    """
+
+    seed: int
+    scale_min: float
+    flip: bool
+
+    def __call__(
+        self, image: Image.Image, preprocess: Preprocess, *, position: int, view: int
+    ) -> Image.Image:
+        """A view of the image at a position of its source, of `size_px` x `size_px` pixels."""
+        generator = random_stream(self.seed, view, position + 1)
+        left, top, width, height = crop_box(
+            *image.size, scale_min=self.scale_min, generator=generator
+        )
+        side = preprocess.size_px
+        image = image.crop((left, top, left + width, top + height))
+        if image.size != (side, side):
+            image = image.resize((side, side), RESAMPLING[preprocess.interpolation])
+        if self.flip and generator.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image

@@ -1,0 +1,223 @@
+"""Filling a teacher store: the teacher is run once for each view of each image."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import shutil
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kdedge._progress import progress, rough_duration
+from kdedge.data.loader import Wanted, choose_n_workers, view_batches
+from kdedge.data.sources._protocol import Source
+from kdedge.data.views import Augmentation
+from kdedge.errors import DivergedError, ResourceError
+from kdedge.methods._protocol import Teacher
+from kdedge.runtime.preprocess import Preprocess
+from kdedge.training.claims import Claims
+from kdedge.training.precision import Precision
+from kdedge.training.teacher_store import FORWARD_BATCH, Chunk, TeacherStore
+
+log = logging.getLogger(__name__)
+
+Shard = tuple[int, int]
+"""Number from 1, and how many there are."""
+
+_N_TRIALS = 2
+"""Forward passes that a time is estimated from: the first starts whatever has to be started."""
+
+
+@dataclass(frozen=True)
+class StoreFiller:
+    """A store with what its features are computed from.
+
+    Attributes:
+        store: what is filled.
+        teacher: frozen.
+        source: its images.
+        preprocess: the teacher's.
+        augment: what draws the views.
+        precision: of the teacher's forward pass.
+        device: where the teacher is.
+        n_workers: processes that decode.
+    """
+
+    store: TeacherStore
+    teacher: Teacher
+    source: Source
+    preprocess: Preprocess
+    augment: Augmentation
+    precision: Literal["fp32", "bf16", "fp16"]
+    device: torch.device
+    n_workers: int | Literal["auto"]
+
+    def fill(self, shard: Shard = (1, 1)) -> None:
+        """Computes what the store lacks of a shard; nothing where it is whole.
+
+        Processes that fill one store at once share the work. One that is killed loses the chunks it
+        was at.
+
+        Raises:
+            ResourceError: the disk is full or the folder may not be written; what is stored stays.
+            DivergedError: a feature is not finite.
+            DataError: an image that was readable before is not any more.
+        """
+        chunks = self.store.chunks(shard)
+        missing = self.store.load(chunks)
+        if not missing:
+            log.info("%s. It is whole: the teacher is not run.", self.store)
+            return
+        check_room(self.store, missing)
+        self.store.create()
+        took = rough_duration(self.seconds(missing))
+        log.info(
+            "%s. %d of %d files are to be computed: about %s on %s.",
+            self.store,
+            len(missing),
+            len(chunks),
+            took,
+            self.device,
+        )
+        began = time.monotonic()
+        with Claims(self.store.path / ".claims") as claims:
+            _tidy(self.store, missing, claims)
+            self._fill(missing, claims)
+        log.info("Teacher store filled in %s.", rough_duration(time.monotonic() - began))
+
+    def seconds(self, missing: Sequence[Chunk]) -> float:
+        """Estimates how long chunks take, from forward passes over the first images of one."""
+        if not missing:
+            return 0.0
+        trial = next(self._passes(missing[0]))
+        times: list[float] = []
+        began = time.perf_counter()
+        for images in self._images([trial] * _N_TRIALS, n_workers=0):
+            self._features(images)
+            before, began = began, time.perf_counter()
+            times.append(began - before)
+        n_images = sum(len(self.store.positions(chunk)) for chunk in missing)
+        return times[-1] / len(trial) * n_images
+
+    def _fill(self, missing: list[Chunk], claims: Claims) -> None:
+        n_missing = len(missing)
+        with progress("filling the teacher store", n_missing) as advance:
+            while missing:
+                written = set()
+                for chunk in self._compute(missing, claims):
+                    written.add(chunk)
+                    advance(n_missing - len(missing) + len(written))
+                missing = self.store.load(missing)
+                for chunk in written.intersection(missing):
+                    raise ResourceError(
+                        f"{self.store.file(chunk)} does not read as it was written.\n"
+                        "  Check the disk, or name another folder with --runs."
+                    )
+                if missing:
+                    log.info("Waiting for another process that fills this teacher store.")
+                    claims.wait_for(_claim(missing[0]))
+                    claims.give_back(_claim(missing[0]))
+                    missing = self.store.load(missing)
+
+    def _compute(self, missing: Sequence[Chunk], claims: Claims) -> Iterator[Chunk]:
+        """Computes and writes the chunks that no other process is at or has done."""
+        claimed: list[Chunk] = []
+
+        def passes() -> Iterator[list[Wanted]]:
+            for chunk in missing:
+                if not claims.take(_claim(chunk)):
+                    continue
+                if self.store.has(chunk):
+                    claims.give_back(_claim(chunk))
+                else:
+                    claimed.append(chunk)
+                    yield from self._passes(chunk)
+
+        n_images = sum(len(self.store.positions(chunk)) for chunk in missing)
+        n_workers = choose_n_workers(self.n_workers, n_images)
+        features: list[Tensor] = []
+        with contextlib.closing(self._images(passes(), n_workers=n_workers)) as loaded:
+            for images in loaded:
+                chunk = claimed[0]
+                features.append(self._features(images))
+                if sum(map(len, features)) == len(self.store.positions(chunk)):
+                    self._write(chunk, torch.cat(features))
+                    features = []
+                    claims.give_back(_claim(claimed.pop(0)))
+                    yield chunk
+
+    def _passes(self, chunk: Chunk) -> Iterator[list[Wanted]]:
+        """The images of each forward pass, always the same ones together: so are their features."""
+        wanted = [(position, chunk.view) for position in self.store.positions(chunk)]
+        for start in range(0, len(wanted), FORWARD_BATCH):
+            yield wanted[start : start + FORWARD_BATCH]
+
+    def _images(
+        self, passes: Iterable[list[Wanted]], *, n_workers: int
+    ) -> Generator[Tensor, None, None]:
+        yield from view_batches(
+            self.source,
+            passes,
+            preprocess=self.preprocess,
+            augment=self.augment,
+            n_workers=n_workers,
+        )
+
+    @functools.cached_property
+    def _format(self) -> Precision:
+        return Precision(self.precision, self.device)
+
+    @torch.no_grad()
+    def _features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D_teacher], float16, on the CPU."""
+        with self._format.autocast():
+            features = self.teacher.forward_features(images.to(self.device))
+        return features.to(torch.float16).cpu()
+
+    def _write(self, chunk: Chunk, features: Tensor) -> None:
+        odd = (~features.isfinite().all(dim=1)).nonzero()
+        if len(odd):
+            key = self.source.items[self.store.positions(chunk)[int(odd[0])]].key
+            raise DivergedError(
+                f"The teacher's features of {key} are not finite.\n"
+                "  Train the teacher again, or set optim.precision: fp32."
+            )
+        self.store.write(chunk, features)
+
+
+def check_room(store: TeacherStore, missing: Sequence[Chunk]) -> None:
+    """Makes sure that the disk has room for chunks before hours go into them.
+
+    Raises:
+        ResourceError: it has not.
+    """
+    place = next(folder for folder in store.path.absolute().parents if folder.exists())
+    free = shutil.disk_usage(place).free
+    needed = store.bytes_of(missing)
+    if free < needed:
+        raise ResourceError(
+            f"{place} has {free / 1e6:,.1f} MB free, and the teacher store still needs"
+            f" {needed / 1e6:,.1f} MB.\n"
+            "  Free some space, name another folder with --runs, or set fewer student.views."
+        )
+
+
+def _claim(chunk: Chunk) -> int:
+    """A chunk's number among all of its store."""
+    return chunk.view << 20 | chunk.number
+
+
+def _tidy(store: TeacherStore, missing: Sequence[Chunk], claims: Claims) -> None:
+    """Deletes what killed processes left of files they were writing."""
+    chunks = {store.file(chunk): chunk for chunk in missing}
+    for left in store.path.glob("view-*/.*"):
+        chunk = chunks.get(left.with_name(left.name[1:].rpartition(".")[0]))
+        if chunk is not None and claims.take(_claim(chunk)):
+            left.unlink(missing_ok=True)
+            claims.give_back(_claim(chunk))

@@ -1,0 +1,209 @@
+"""Distilling from the teacher store: equal to the live teacher, shared, killed, and told of."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdedge.config.load import load_recipe
+from kdedge.training.distill import store_filler, student_job, student_parts
+from kdedge.training.fit import run_job
+from kdedge.training.runs import RunFolder
+from kdedge.training.teachers import StoredTeacher, load_teacher
+
+CPU = torch.device("cpu")
+Start = Callable[..., Any]
+TAUGHT = ("r.yaml", "--set", "teacher.run=runs/tiny/01")
+
+
+class Counted:
+    """A trained teacher that sees each image by itself, in float16, and counts how often it does.
+
+    By itself: in batches of other sizes a product's last bit may differ.
+    """
+
+    def __init__(self, teacher: StoredTeacher) -> None:
+        self.n_images = 0
+        self._teacher = teacher
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._teacher, name)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        self.n_images += len(images)
+        rows = [self._teacher.forward_features(image[None]) for image in images]
+        return torch.cat(rows).half().float()
+
+
+def distilled(*overrides: str) -> tuple[RunFolder, Counted]:
+    """Distills from tiny/01 with a counted teacher."""
+    loaded = load_recipe("r.yaml", ("teacher.run=runs/tiny/01", *overrides))
+    parts = student_parts(loaded, cache=None, device=CPU)
+    run = RunFolder.open(Path("runs/tiny/01"))
+    teacher: Any = Counted(load_teacher(run, parts.classes, device=CPU, cache=None))
+    filler = store_filler(loaded, teacher, parts, root=Path("runs"))
+    job = student_job(loaded, teacher, parts, filler=filler)
+    return run_job(job, root=Path("runs"), resume=False), teacher
+
+
+def stores() -> list[Path]:
+    return sorted(Path("runs/.cache/teacher_store").glob("*"))
+
+
+@pytest.mark.parametrize("own", [(), ("student.view_seed=9",)], ids=["seed", "view_seed"])
+def test_as_many_views_as_epochs_give_the_live_runs_weights_bit_for_bit(
+    trained: Path, own: tuple[str, ...]
+) -> None:
+    live, asked = distilled(*own)
+    stored, warm = distilled("student.views=2", *own)
+    assert live.weights.read_bytes() == stored.weights.read_bytes()
+    assert asked.n_images == 2 * 40
+    # Two forward passes of 32 images are for the estimate
+    assert warm.n_images == 2 * 40 + 2 * 32
+
+
+def test_fewer_views_are_gone_through_in_turn_and_more_than_epochs_are_not_made(
+    trained: Path,
+) -> None:
+    distilled("student.views=1", "student.optim.epochs=3")
+    (store,) = stores()
+    assert [path.name for path in sorted(store.glob("view-*"))] == ["view-0001"]
+    once, _ = distilled("student.views=2", "student.optim.epochs=1")
+    again, _ = distilled("student.views=50", "student.optim.epochs=1")
+    assert once.weights.read_bytes() == again.weights.read_bytes()
+    assert [path.name for path in sorted(store.glob("view-*"))] == ["view-0001"]
+
+
+def test_a_warm_store_serves_other_seeds_losses_and_class_lists(trained: Path) -> None:
+    shared = ("student.views=1", "student.view_seed=1")
+    distilled(*shared)
+    Path("fewer.txt").write_text("dog\nschool bus\n")
+    for change in (
+        ("seed=2",),
+        ("student.settings.loss=feature", "student.optim.lr=0.001"),
+        ("student.settings.loss=interactive", "student.optim.epochs=1"),
+        ("classes.file=fewer.txt", "data.split=all", "data.test=null"),
+    ):
+        _, teacher = distilled(*shared, *change)
+        assert teacher.n_images == 0, change
+    assert len(stores()) == 1
+
+
+def test_an_image_that_was_added_makes_another_store_and_the_log_says_so(
+    trained: Path, kdedge: Any, draw_picture: Callable[..., None]
+) -> None:
+    command = ("distill", *TAUGHT, "--set", "student.views=1")
+    assert kdedge(*command).code == 0
+    draw_picture(trained / "pool/new.jpg", label=1, number=99)
+    done = kdedge(*command)
+    assert done.code == 0
+    assert len(stores()) == 2
+    assert re.search(r"is not used, as it is of something else: images .*; n_images 40", done.err)
+
+
+def test_teach_stores_what_distill_then_finds(trained: Path, kdedge: Any) -> None:
+    options = ("r.yaml", "--set", "student.views=2")
+    done = kdedge("teach", *options, "--store")
+    assert done.code == 0, done.err
+    (store,) = stores()
+    size = "40 images x 2 views x 40 dimensions x 2 bytes = 0.0 MB"
+    assert "Used runs/tiny/01" in done.out
+    assert f"\nStored in {store}: {size}\nNext: kdedge distill r.yaml" in done.out
+    assert f"{size}. 2 of 2 files are to be computed: about " in done.err
+    distilled = kdedge("distill", *options)
+    assert f"{size}. It is whole: the teacher is not run." in distilled.err
+    log = (trained / "runs/tiny/03/log.txt").read_text()
+    assert "It is whole: the teacher is not run." in log
+    hashes = json.loads((trained / "runs/tiny/03/provenance.json").read_text())["hashes"]
+    assert hashes["teacher_store"].startswith(store.name)
+
+
+def test_shards_fill_their_part_and_distill_the_rest(trained: Path, kdedge: Any) -> None:
+    options = ("r.yaml", "--set", "student.views=2")
+    done = kdedge("teach", *options, "--store", "--shard", "2/2", "--json")
+    store = json.loads(done.out)["store"]
+    assert (store["n_images"], store["n_views"], store["bytes"]) == (40, 2, 40 * 2 * 40 * 2)
+    files = [path.parent.name for path in Path(store["path"]).glob("view-*/*.safetensors")]
+    assert files == ["view-0002"]
+    assert "1 of 2 files are to be computed" in kdedge("distill", *options).err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--store",), 2, "student.views is 0: the teacher runs in every step"),
+        (("--shard", "1/2"), 2, "add --store"),
+        (("--store", "--shard", "3/2"), 2, "3/2 is not I/N with I from 1 to N"),
+        (("--store", "--shard", "two"), 2, "two is not I/N"),
+        (
+            ("--store", "--shard", "1/2", "--set", "student.views=1", "--set", "seed=7"),
+            2,
+            "each shard would train its own",
+        ),
+    ],
+)
+def test_what_teach_cannot_store_it_says(
+    trained: Path, kdedge: Any, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    done = kdedge("teach", "r.yaml", *arguments)
+    assert done.code == code
+    assert message in done.err
+    assert stores() == []
+
+
+def test_check_counts_the_teacher_once_and_writes_nothing(trained: Path, kdedge: Any) -> None:
+    options = (*TAUGHT, "--set", "student.views=2")
+    cold = kdedge("check", *options)
+    assert cold.code == 0, cold.err
+    size = r"40 images x 2 views x 40 dimensions x 2 bytes = 0\.0 MB"
+    line = rf"^student: teacher store +{size}; 2 of 2 files to compute, about \d+ s$"
+    assert re.search(line, cold.out, re.MULTILINE)
+    assert stores() == []
+    assert kdedge("teach", "r.yaml", "--set", "student.views=2", "--store").code == 0
+    warm = kdedge("check", *options)
+    assert re.search(rf"^student: teacher store +{size}; whole$", warm.out, re.MULTILINE)
+
+
+def steps_done(run: Path) -> int:
+    names = [path.name for path in run.glob("checkpoints/e*-s*.safetensors")]
+    return max((10 * (int(name[1:3]) - 1) + int(name[5:10]) for name in names), default=-1)
+
+
+def test_a_run_killed_while_it_stores_and_while_it_trains_ends_as_an_undisturbed_one(
+    trained: Path, start: Start
+) -> None:
+    command = ("distill", "r.yaml", "--set", "student.views=2", "--set", "student.optim.epochs=5")
+    often = ("--set", "optim.checkpoint_every_s=0.001", "--resume")
+    first = start(*command)
+    assert first.wait() == 0, first.stderr
+    (store,), run = stores(), trained / "runs/tiny/03"
+    expected = (run / "student.safetensors").read_bytes()
+    shutil.rmtree(run)
+    shutil.rmtree(store)
+    moments: list[Callable[[], object]] = [
+        lambda: any(store.glob("view-*/*.safetensors")),
+        lambda: steps_done(run) > 10,
+        lambda: steps_done(run) > 25,
+    ]
+    resumed = 0
+    for is_moment in moments:
+        process = start(*command, *often)
+        process.wait_until(is_moment)
+        process.send(signal.SIGKILL)
+        process.wait()
+        resumed += "runs/tiny/03: going on where it stopped." in process.stderr
+        # The store is gone in the middle of a run: what is computed again is the same
+        shutil.rmtree(store)
+    last = start(*command, *often)
+    assert last.wait() == 0, last.stderr
+    assert resumed
+    assert (run / "student.safetensors").read_bytes() == expected

@@ -1,0 +1,105 @@
+"""A teacher store small enough to be filled, killed and shared often.
+
+As a script: `fill_run.py ROOT PASS_S` fills one whose teacher takes so many seconds a forward pass,
+and prints how many passes it took.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdedge.data.sources._protocol import Item
+from kdedge.data.views import Augmentation
+from kdedge.runtime.preprocess import Preprocess
+from kdedge.training.parts import Images
+from kdedge.training.teacher_fill import StoreFiller
+from kdedge.training.teacher_store import TeacherStore, describe_store
+
+N_IMAGES, DIM = 290, 24
+"""Three files a view: 128, 128 and 34 images, or 4, 4 and 2 forward passes."""
+N_PASSES = 10
+PREPROCESS = Preprocess(8, (0.5,) * 3, (0.5,) * 3)
+
+
+class Drawn:
+    """Small pictures that are drawn when they are read."""
+
+    def __init__(self, n_images: int = N_IMAGES) -> None:
+        self.items: Sequence[Item] = [Item(f"image-{i}", None) for i in range(n_images)]
+
+    def read(self, i: int) -> bytes:
+        return draw(i)
+
+
+@functools.cache
+def draw(i: int) -> bytes:
+    pixels = np.random.default_rng(i).integers(0, 256, (10, 12, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class SlowTeacher:
+    """Takes some pixels for features, an image by itself, and counts how often it is asked."""
+
+    scale = 10.0
+
+    def __init__(self, pass_s: float = 0.0) -> None:
+        self.n_passes = 0
+        self._pass_s = pass_s
+
+    def class_vectors(self) -> Tensor:
+        return torch.eye(3, DIM)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        self.n_passes += 1
+        time.sleep(self._pass_s)
+        return F.normalize(images.flatten(1)[:, :DIM], dim=-1)
+
+
+def make_filler(
+    root: Path, *, teacher: Any = None, n_views: int = 2, n_images: int = N_IMAGES, **of: Any
+) -> StoreFiller:
+    """A filler with everything that is not given filled in."""
+    source, augment = Drawn(n_images), Augmentation(1, 0.5, flip=True)
+    digests = {i: f"digest of {i}" for i in range(n_images)}
+    images = Images(source, tuple(range(n_images)), (), digests)
+    given = {"made_by": "t", "images": images, "preprocess": PREPROCESS}
+    description = describe_store(**{**given, "augment": augment, "precision": "fp32", **of})
+    store = TeacherStore(root, description, indices=images.indices, dim=DIM, n_views=n_views)
+    return StoreFiller(
+        store=store,
+        teacher=teacher or SlowTeacher(),
+        source=source,
+        preprocess=PREPROCESS,
+        augment=augment,
+        precision="fp32",
+        device=torch.device("cpu"),
+        n_workers=0,
+    )
+
+
+def files_of(store: TeacherStore) -> dict[str, bytes]:
+    """Name -> bytes of all files that hold features or parts of them."""
+    paths = [path for path in store.path.glob("view-*/*") if path.is_file()]
+    return {str(path.relative_to(store.path)): path.read_bytes() for path in paths}
+
+
+if __name__ == "__main__":
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO)
+    filler = make_filler(Path(sys.argv[1]), teacher=SlowTeacher(float(sys.argv[2])))
+    filler.fill()
+    print(filler.teacher.n_passes)

@@ -1,0 +1,149 @@
+"""Filling the teacher store: killed, shared, in shards, on a full disk."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdedge.data.sources import folder
+from kdedge.errors import DivergedError, ResourceError
+from kdedge.training.teacher_store import Chunk
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def wait_for(is_so: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while not is_so() and process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_a_whole_store_asks_no_teacher(
+    filling: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    teacher = filling.SlowTeacher()
+    filling.make_filler(tmp_path, teacher=teacher).fill()
+    assert teacher.n_passes == 2 * filling.N_PASSES + 2  # two of them for the estimate
+    size = "290 images x 2 views x 24 dimensions x 2 bytes = 0.0 MB"
+    said = rf"{size}\. 6 of 6 files are to be computed: about \d+ s on cpu\.$"
+    assert re.search(said, caplog.messages[0])
+    warm = filling.SlowTeacher()
+    filling.make_filler(tmp_path, teacher=warm).fill()
+    assert warm.n_passes == 0
+    assert caplog.messages[-1].endswith(f"{size}. It is whole: the teacher is not run.")
+
+
+def test_a_killed_process_loses_the_file_it_was_at_and_no_other(
+    filling: ModuleType, start_filling: Start, tmp_path: Path
+) -> None:
+    process = start_filling(tmp_path / "killed", 0.05)
+    store = filling.make_filler(tmp_path / "killed").store
+    wait_for(store.file(Chunk(1, 2)).exists, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    missing = store.load(store.chunks())
+    assert 0 < len(missing) <= 3
+    (store.path / "view-0002" / ".00001.safetensors.a1b2c3").write_bytes(b"half a file")
+    teacher = filling.SlowTeacher()
+    filling.make_filler(tmp_path / "killed", teacher=teacher).fill()
+    assert teacher.n_passes <= filling.N_PASSES + 2
+    undisturbed = filling.make_filler(tmp_path / "undisturbed")
+    undisturbed.fill()
+    assert filling.files_of(store) == filling.files_of(undisturbed.store)
+
+
+def test_two_processes_that_fill_one_store_share_the_work(
+    filling: ModuleType, start_filling: Start, tmp_path: Path
+) -> None:
+    both = [start_filling(tmp_path / "both", 0.1) for _ in range(2)]
+    ended = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], ended
+    # Each computed what the other did not, beside two passes for its estimate
+    n_passes = sum(int(out) for out, _ in ended)
+    assert 2 * filling.N_PASSES <= n_passes <= 2 * filling.N_PASSES + 4
+    alone = filling.make_filler(tmp_path / "alone")
+    alone.fill()
+    store = filling.make_filler(tmp_path / "both").store
+    assert filling.files_of(store) == filling.files_of(alone.store)
+
+
+def test_shards_that_are_copied_together_are_the_store(filling: ModuleType, tmp_path: Path) -> None:
+    whole = filling.make_filler(tmp_path / "whole")
+    whole.fill()
+    for i in (1, 2, 3):
+        shard = filling.make_filler(tmp_path / f"shard-{i}")
+        shard.fill((i, 3))
+        assert len(filling.files_of(shard.store)) == 2
+        if i != 2:
+            shutil.copytree(tmp_path / f"shard-{i}", tmp_path / "together", dirs_exist_ok=True)
+    together = filling.make_filler(tmp_path / "together", teacher=filling.SlowTeacher())
+    assert together.store.load(together.store.chunks()) == whole.store.chunks((2, 3))
+    together.fill()  # the shard that is missing
+    assert filling.files_of(together.store) == filling.files_of(whole.store)
+
+
+def test_a_disk_that_fills_up_ends_in_a_resource_error_and_keeps_what_is_there(
+    filling: ModuleType, tmp_path: Path, small_disk: Callable[[int], Path]
+) -> None:
+    disk = small_disk(40)  # for the features, and not for the ends of pages
+    filler = filling.make_filler(disk)
+    with pytest.raises(ResourceError, match="the disk is full"):
+        filler.fill()
+    files = filling.files_of(filler.store)
+    assert files
+    assert not any("/." in name for name in files)
+    subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
+    again = filling.make_filler(disk)
+    assert len(again.store.load(again.store.chunks())) == 6 - len(files)
+    again.fill()
+    assert files.items() <= filling.files_of(again.store).items()
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_work(
+    filling: ModuleType, tmp_path: Path, small_disk: Callable[[int], Path]
+) -> None:
+    teacher = filling.SlowTeacher()
+    with pytest.raises(
+        ResourceError, match=r"0\.\d MB free, and the teacher store still needs 0\.0 MB"
+    ):
+        filling.make_filler(small_disk(20), teacher=teacher).fill()
+    assert teacher.n_passes == 0
+
+
+def test_features_that_are_not_finite_name_their_image(filling: ModuleType, tmp_path: Path) -> None:
+    class Broken(filling.SlowTeacher):
+        def forward_features(self, images: Tensor) -> Tensor:
+            features = super().forward_features(images)
+            features[3] = torch.nan
+            return features
+
+    filler = filling.make_filler(tmp_path, teacher=Broken())
+    with pytest.raises(DivergedError, match="features of image-3 are not finite"):
+        filler.fill()
+    assert not filling.files_of(filler.store)
+
+
+def test_loader_processes_change_nothing(filling: ModuleType, tmp_path: Path) -> None:
+    for i in range(filling.N_IMAGES):
+        (tmp_path / f"{i:03d}.png").write_bytes(filling.draw(i))
+    source = folder.open_source(tmp_path, class_names=(), labeled=False)
+    stores = []
+    for n_workers in (0, 2):
+        filler = filling.make_filler(tmp_path / str(n_workers), n_views=1)
+        replace(filler, source=source, n_workers=n_workers).fill()
+        stores.append(filling.files_of(filler.store))
+    assert stores[0] == stores[1]

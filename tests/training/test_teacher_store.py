@@ -1,0 +1,177 @@
+"""The teacher's features on disk: what is kept, what is refused, what is never mixed up."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from kdedge.clip.tensor_file import encode_tensors
+from kdedge.data.loader import training_batches
+from kdedge.data.views import Augmentation
+from kdedge.training.teacher_store import Chunk, TeacherStore
+
+Filling = ModuleType
+
+
+def filled(filling: Filling, root: Path, **changes: Any) -> TeacherStore:
+    filler = filling.make_filler(root, **changes)
+    filler.fill()
+    return filler.store
+
+
+def test_every_image_of_a_training_batch_has_the_features_of_its_own_crop(
+    filling: Filling, tmp_path: Path
+) -> None:
+    filler = filling.make_filler(tmp_path)
+    filler.fill()
+    batches = training_batches(
+        filler.source,
+        filler.store.indices,
+        labels=None,
+        preprocess=filler.preprocess,
+        seed=5,
+        epoch=4,
+        view=2,
+        view_seed=1,
+        batch_size=64,
+        crop_scale_min=0.5,
+        flip=True,
+        teacher_features=filler.store.read,
+    )
+    for batch in batches:
+        expected = filling.SlowTeacher().forward_features(batch.images)
+        assert batch.teacher_features.dtype == torch.float32
+        assert torch.equal(expected.half().float(), batch.teacher_features)
+
+
+def test_features_are_two_bytes_a_value_and_mapped_from_their_files(
+    filling: Filling, tmp_path: Path
+) -> None:
+    store = filled(filling, tmp_path)
+    assert store.n_bytes == 290 * 2 * 24 * 2
+    assert store.size == "290 images x 2 views x 24 dimensions x 2 bytes = 0.0 MB"
+    files = filling.files_of(store)
+    assert sorted(files) == [f"view-000{v}/0000{c}.safetensors" for v in (1, 2) for c in range(3)]
+    assert store.n_bytes < sum(map(len, files.values())) < store.n_bytes + 6 * 1000
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        assert all(str(store.file(chunk)) in maps.read_text() for chunk in store.chunks())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"made_by": "another"},
+        {"precision": "bf16"},
+        {"augment": Augmentation(2, 0.5, flip=True)},
+        {"augment": Augmentation(1, 0.4, flip=True)},
+        {"augment": Augmentation(1, 0.5, flip=False)},
+    ],
+)
+def test_another_teacher_format_or_crop_is_another_store(
+    filling: Filling, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    one, other = (filling.make_filler(tmp_path, **c).store for c in ({}, change))
+    assert one.key != other.key
+    assert one.path != other.path
+
+
+def test_images_that_were_added_removed_changed_or_moved_make_another_store(
+    filling: Filling, tmp_path: Path
+) -> None:
+    images = filling.Images(filling.Drawn(5), (0, 1, 2), (), dict.fromkeys(range(5), "d"))
+    changed = [
+        images,
+        images.only((0, 1, 2, 3)),
+        images.only((0, 1)),
+        images.only((0, 1, 4)),
+        replace(images, digests={**images.digests, 1: "e"}),
+    ]
+    keys = {filling.make_filler(tmp_path, images=each).store.key for each in changed}
+    assert len(keys) == len(changed)
+    reordered = images.only((2, 0, 1))
+    assert filling.make_filler(tmp_path, images=reordered).store.key in keys
+
+
+def test_a_new_store_says_why_the_nearest_one_is_not_used(
+    filling: Filling, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = filled(filling, tmp_path, n_images=4)
+    filled(filling, tmp_path, n_images=4, made_by="a" * 64, precision="bf16")
+    caplog.set_level(logging.INFO)
+    filled(filling, tmp_path, n_images=4, made_by="b" * 64)
+    expected = (
+        f"The teacher store in {first.path} is not used, as it is of something else:"
+        " teacher t, not bbbbbbbbbbbb."
+    )
+    assert expected in caplog.messages
+
+
+def test_a_store_is_used_again_and_grows_by_the_views_it_lacks(
+    filling: Filling, tmp_path: Path
+) -> None:
+    filled(filling, tmp_path, n_views=1)
+    teacher = filling.SlowTeacher()
+    filler = filling.make_filler(tmp_path, n_views=3, teacher=teacher)
+    assert {chunk.view for chunk in filler.store.load(filler.store.chunks())} == {2, 3}
+    filler.fill()
+    fewer = filling.make_filler(tmp_path, n_views=2)
+    assert fewer.store.load(fewer.store.chunks()) == []
+
+
+def of_another_store(store: TeacherStore, file: Path) -> bytes:
+    chunk = Chunk(1, 1)
+    own = encode_tensors(
+        {"teacher_features": torch.zeros(128, 24, dtype=torch.float16)},
+        {"store": "x", "view": "1", "chunk": "1", "sha256": ""},
+    )
+    assert store.file(chunk) == file
+    return own
+
+
+DAMAGES = {
+    "cut off": lambda store, file: file.read_bytes()[:-100],
+    "empty": lambda store, file: b"",
+    "no tensor file": lambda store, file: b"x" * 5000,
+    "a bit": lambda store, file: file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ 1]),
+    "another view's": lambda store, file: store.file(Chunk(2, 1)).read_bytes(),
+    "another chunk's": lambda store, file: store.file(Chunk(1, 0)).read_bytes(),
+    "another store's": of_another_store,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_file_that_is_not_whole_and_its_own_is_computed_again(
+    filling: Filling, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    store = filled(filling, tmp_path)
+    before = filling.files_of(store)
+    file = store.file(Chunk(1, 1))
+    file.write_bytes(DAMAGES[damage](store, file))
+    teacher = filling.SlowTeacher()
+    filler = filling.make_filler(tmp_path, teacher=teacher)
+    filler.fill()
+    assert filling.files_of(store) == before
+    assert teacher.n_passes == 4 + 2  # two of them for the estimate
+    warned = [r.message for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warned) == 1
+    start = (
+        f"Files of the teacher store that are not used and are computed again: 1, first {file}: "
+    )
+    assert warned[0].startswith(start)
+
+
+def test_a_damaged_description_is_written_anew_and_nothing_depends_on_it(
+    filling: Filling, tmp_path: Path
+) -> None:
+    store = filled(filling, tmp_path, n_images=4)
+    (store.path / "store.json").write_text("{")
+    filled(filling, tmp_path, n_images=4, n_views=3)
+    assert json.loads((store.path / "store.json").read_text())["teacher"] == "t"
