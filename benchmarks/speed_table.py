@@ -4,7 +4,7 @@
     python benchmarks/speed_table.py --of RUN/bench/01.json
 
 Work is that of one image at batch 1; milliseconds are medians at batch 1; the ratio is to the first
-row, with its lowest and highest of the rounds.
+row, with its lowest and highest of the rounds; accuracy is over all classes, where a run has it.
 """
 
 from __future__ import annotations
@@ -34,13 +34,12 @@ def line(row: SpeedRow) -> str:
     """A row in Markdown."""
     gmacs, first = row.gmacs(1), row.at(1, "on device") or row.at(1, "copied")
     accuracy = row.accuracy
-    shown = None if accuracy is None else accuracy.harmonic_mean or accuracy.all
+    shown = None if accuracy is None else accuracy.all
     cells = [
         row.model,
         row.protocol,
-        row.precision,
         row.runtime.split()[0],
-        number(row.n_parameters, 1e-6),
+        number(row.memory_bytes, 2**-20),
         number(gmacs, 1),
         number(gmacs, 2),
         number(None if first is None else first.p50_ms, 1),
@@ -80,10 +79,10 @@ def main() -> None:
         result = measured(arguments.run, options)
     fps = " | ".join(f"FPS {batch}" for batch in BATCHES)
     print(
-        "| model | protocol | precision | by | M par. | GMACs | GFLOPs | ms | "
-        f"{fps} | ratio | % of peak | HM or accuracy |"
+        f"| model | protocol | by | MiB | GMACs | GFLOPs | ms | {fps} | ratio | % of peak |"
+        " accuracy |"
     )
-    print("|---|---|---|---|" + "---:|" * (7 + len(BATCHES)))
+    print("|---|---|---|" + "---:|" * (7 + len(BATCHES)))
     for row in result.rows:
         print(line(row))
     device = result.device

@@ -71,7 +71,7 @@ def run(folder: Path) -> Callable[..., None]:
     def unpack_bytes(data: bytes, *, kind: str = "tar", into: str = "", gives: str = "images"):
         archive = folder.parent / f"a.{kind}"
         archive.write_bytes(data)
-        unpack(archive, folder, kind=kind, into=into, gives=gives)
+        unpack(archive, folder, kind=kind, into=into, top="", gives=gives)
 
     return unpack_bytes
 
@@ -320,7 +320,7 @@ def test_a_full_disk_leaves_nothing(small_disk, tmp_path):
     archive = tmp_path / "a.tar"
     archive.write_bytes(gzip.compress(tar_bytes(("images/zeros", bytes(1 << 20)))))
     with pytest.raises(ResourceError, match="the disk is full"):
-        unpack(archive, disk, kind="tar", into="", gives="images")
+        unpack(archive, disk, kind="tar", into="", top="", gives="images")
     assert list(disk.iterdir()) == []
 
 
@@ -329,4 +329,4 @@ def test_a_disk_that_is_too_small_is_seen_before(small_disk, tmp_path):
     archive = tmp_path / "a.zip"
     archive.write_bytes(zip_bytes(("images/zeros", bytes(1 << 20))))
     with pytest.raises(ResourceError, match=r"unpacking a\.zip needs 1\.0 MB"):
-        unpack(archive, disk, kind="zip", into="", gives="images")
+        unpack(archive, disk, kind="zip", into="", top="", gives="images")
