@@ -18,8 +18,6 @@ from pathlib import Path
 from kdedge._files import read_json
 from kdedge.speed_results import SpeedResult, SpeedRow
 
-BATCHES = (1, 8, 32, 100)
-
 
 def measured(run: str, options: list[str]) -> SpeedResult:
     """Runs `kdedge bench`."""
@@ -30,7 +28,7 @@ def measured(run: str, options: list[str]) -> SpeedResult:
         return SpeedResult.from_dict(read_json(file), str(file))
 
 
-def line(row: SpeedRow) -> str:
+def line(row: SpeedRow, batches: list[int]) -> str:
     """A row in Markdown."""
     gmacs, first = row.gmacs(1), row.at(1, "on device") or row.at(1, "copied")
     accuracy = row.accuracy
@@ -39,12 +37,11 @@ def line(row: SpeedRow) -> str:
         row.model,
         row.protocol,
         row.runtime.split()[0],
-        number(row.memory_bytes, 2**-20),
         number(gmacs, 1),
         number(gmacs, 2),
         number(None if first is None else first.p50_ms, 1),
     ]
-    for batch in BATCHES:
+    for batch in batches:
         found = row.at(batch, "on device") or row.at(batch, "copied")
         cells.append(number(None if found is None else found.images_per_second, 1))
     if first is None or first.ratio is None:
@@ -77,14 +74,12 @@ def main() -> None:
         result = SpeedResult.from_dict(read_json(arguments.of), str(arguments.of))
     else:
         result = measured(arguments.run, options)
-    fps = " | ".join(f"FPS {batch}" for batch in BATCHES)
-    print(
-        f"| model | protocol | by | MiB | GMACs | GFLOPs | ms | {fps} | ratio | % of peak |"
-        " accuracy |"
-    )
-    print("|---|---|---|" + "---:|" * (7 + len(BATCHES)))
+    batches = result.settings["batches"]
+    fps = " | ".join(f"FPS {batch}" for batch in batches)
+    print(f"| model | protocol | by | GMACs | GFLOPs | ms | {fps} | ratio | % of peak | accuracy |")
+    print("|---|---|---|" + "---:|" * (6 + len(batches)))
     for row in result.rows:
-        print(line(row))
+        print(line(row, batches))
     device = result.device
     runtimes = ", ".join(sorted({row.runtime for row in result.rows}))
     threads = result.settings["threads"] or "default"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -75,6 +76,9 @@ def watching_peak() -> Iterator[Callable[[], int | None]]:
 
     None where the system cannot forget an earlier peak (outside Linux, and in some containers).
     """
+    # What was freed before and is kept by the allocator would be taken again without a trace
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
     start = resident_bytes()
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
