@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
+from kdedge.bench.timing import TimingPlan, host_timed, measure
+
+N_CALLS = 10
+
 
 def interleaved(calls: dict[str, Callable[[], Any]], n_rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each call: in each round ten of every kind in a row, after three unmeasured.
+    """Milliseconds of each call: in each round ten of every kind in a row, as `kdedge bench` does.
 
-    A row starts after a pause: ONNX Runtime's threads wait in a loop for a while after a call, and
-    would slow down whatever comes next. The first calls after a pause are slow by themselves.
+    Raises:
+        Exception: what a call raised.
     """
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(n_rounds):
-        for name, call in calls.items():
-            time.sleep(0.05)
-            for number in range(13):
-                began = time.perf_counter()
-                call()
-                if number >= 3:
-                    taken[name].append(1000 * (time.perf_counter() - began))
-    return taken
+    plan = TimingPlan(seconds=0.0, n_calls=N_CALLS * n_rounds, most_seconds=1e9, n_rounds=n_rounds)
+    timed = measure({name: host_timed(call) for name, call in calls.items()}, plan)
+    for one in timed.values():
+        if one.problem is not None:
+            raise one.problem
+    return {name: one.samples for name, one in timed.items()}

@@ -129,8 +129,8 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class SpeedRow:
-    """One model as one thing runs it.
+class ModelFacts:
+    """What is known of a model before it is measured.
 
     Attributes:
         source: the recipe's name.
@@ -138,15 +138,43 @@ class SpeedRow:
         protocol: `paper`: class texts are encoded with every batch, at all positions of the text
             tower, as the baselines' public code evaluates. `cached`: class vectors are stored.
         precision: of weights and arithmetic.
-        runtime: what runs it, with its version; - where it could not be loaded.
-        device: `CPU` or `GPU`.
         n_parameters: numbers that it holds; None where not known.
         n_bytes: of its file; None for a model in memory.
         gmacs_image: multiply-adds an image, 1e9; None where not counted.
         gmacs_call: further ones a call, however many images it has: class texts.
-        memory_bytes: peak resident memory that loading it and a first call of one image added.
         accuracy: None where no run or comparison has it.
         gate: how a file stands to its recipe's gates; None for other models.
+    """
+
+    source: str
+    model: str
+    protocol: Protocol
+    precision: str
+    n_parameters: int | None
+    n_bytes: int | None
+    gmacs_image: float | None
+    gmacs_call: float
+    accuracy: Accuracy | None
+    gate: str | None
+
+    @property
+    def label(self) -> str:
+        """How tables and messages name it within its source."""
+        return self.model if self.protocol == "cached" else f"{self.model}, {self.protocol}"
+
+    def gmacs(self, batch: int) -> float | None:
+        """Multiply-adds an image in a batch of this size, 1e9."""
+        return None if self.gmacs_image is None else self.gmacs_image + self.gmacs_call / batch
+
+
+@dataclass(frozen=True)
+class SpeedRow(ModelFacts):
+    """One model as one thing runs it.
+
+    Attributes:
+        runtime: what runs it, with its version; - where it could not be loaded.
+        device: `CPU` or `GPU`.
+        memory_bytes: peak resident memory that loading it and a first call of one image added.
         compute_percent: share of the machine's measured matrix-product peak, at the batch that
             reaches most.
         copy_percent: share of its copy bandwidth that reading the file once a call takes, likewise.
@@ -154,19 +182,9 @@ class SpeedRow:
         measurements: by batch.
     """
 
-    source: str
-    model: str
-    protocol: Protocol
-    precision: str
     runtime: str
     device: str
-    n_parameters: int | None
-    n_bytes: int | None
-    gmacs_image: float | None
-    gmacs_call: float
     memory_bytes: int | None
-    accuracy: Accuracy | None
-    gate: str | None
     compute_percent: float | None
     copy_percent: float | None
     problem: str | None
@@ -177,15 +195,6 @@ class SpeedRow:
         """What tells it from others in two tables of the same models."""
         engine = self.runtime.split()[0]
         return (self.source, self.model, self.protocol, self.precision, engine, self.device)
-
-    @property
-    def label(self) -> str:
-        """How tables name it within its source."""
-        return self.model if self.protocol == "cached" else f"{self.model}, {self.protocol}"
-
-    def gmacs(self, batch: int) -> float | None:
-        """Multiply-adds an image in a batch of this size, 1e9."""
-        return None if self.gmacs_image is None else self.gmacs_image + self.gmacs_call / batch
 
     def at(self, batch: int, inputs: Inputs) -> Measurement | None:
         """The measurement of a batch size, if there is one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from typing import Any
 
@@ -17,7 +17,7 @@ from kdedge.bench.subject import Loaded, Subject, watching_peak
 from kdedge.bench.timing import Power, Timed, TimingPlan, measure, summarize
 from kdedge.errors import KdedgeError, MissingPackage
 from kdedge.runtime.backends._protocol import NotHere
-from kdedge.speed_results import Inputs, Measurement, SpeedResult, SpeedRow
+from kdedge.speed_results import Inputs, Measurement, ModelFacts, SpeedResult, SpeedRow
 
 log = logging.getLogger(__name__)
 
@@ -159,12 +159,8 @@ def _takes(row: _Row, batch: int, inputs: Inputs) -> bool:
 
 def _seconds(row: _Row, batch: int, peaks: dict[str, Any]) -> float:
     """How long a call takes at least, by its work and the machine's peak; 0 where not known."""
-    rate, gmacs = _peak(row, peaks), _gmacs(row.subject, batch)
+    rate, gmacs = _peak(row, peaks), row.subject.gmacs(batch)
     return 0.0 if rate is None or gmacs is None else gmacs * batch / rate
-
-
-def _gmacs(subject: Subject, batch: int) -> float | None:
-    return None if subject.gmacs_image is None else subject.gmacs_image + subject.gmacs_call / batch
 
 
 def _peak(row: _Row, peaks: dict[str, Any]) -> float | None:
@@ -209,22 +205,13 @@ def _keep_problem(row: _Row, error: Exception) -> None:
 
 
 def _finish(row: _Row, peaks: dict[str, Any]) -> SpeedRow:
-    subject = row.subject
     compute, copy = _shares(row, peaks)
+    facts = {entry.name: getattr(row.subject, entry.name) for entry in fields(ModelFacts)}
     return SpeedRow(
-        source=subject.source,
-        model=subject.model,
-        protocol=subject.protocol,
-        precision=subject.precision,
+        **facts,
         runtime="-" if row.loaded is None else row.loaded.runtime,
         device=row.device,
-        n_parameters=subject.n_parameters,
-        n_bytes=subject.n_bytes,
-        gmacs_image=subject.gmacs_image,
-        gmacs_call=subject.gmacs_call,
         memory_bytes=row.memory_bytes,
-        accuracy=subject.accuracy,
-        gate=subject.gate,
         compute_percent=compute,
         copy_percent=copy,
         problem=None if row.problem is None else str(row.problem).splitlines()[0],
@@ -241,7 +228,7 @@ def _shares(row: _Row, peaks: dict[str, Any]) -> tuple[float | None, float | Non
         n_bytes = 4 * row.subject.n_parameters  # in memory as float32
     compute, copy = [], []
     for found in row.measurements:
-        seconds, gmacs = found.p50_ms / 1000, _gmacs(row.subject, found.batch)
+        seconds, gmacs = found.p50_ms / 1000, row.subject.gmacs(found.batch)
         if found.inputs == "image file":
             continue
         if rate is not None and gmacs is not None:

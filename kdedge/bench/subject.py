@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kdedge.bench.timing import Call
-from kdedge.speed_results import Accuracy, Inputs
-from kdedge.speed_results import Protocol as SpeedProtocol
+from kdedge.speed_results import Inputs, ModelFacts
 
 
 class Loaded(Protocol):
@@ -38,31 +37,14 @@ class Loaded(Protocol):
 
 
 @dataclass(frozen=True)
-class Subject:
+class Subject(ModelFacts):
     """A row of the table before it is measured.
 
     Attributes:
-        source, model, protocol, precision, n_parameters, n_bytes, gmacs_image, gmacs_call,
-            accuracy, gate: as `SpeedRow` has them.
         load: context in which the model is in memory.
     """
 
-    source: str
-    model: str
-    protocol: SpeedProtocol
-    precision: str
-    n_parameters: int | None
-    n_bytes: int | None
-    gmacs_image: float | None
-    gmacs_call: float
-    accuracy: Accuracy | None
-    gate: str | None
     load: Callable[[], AbstractContextManager[Loaded]]
-
-    @property
-    def label(self) -> str:
-        """How tables and messages name it within its source."""
-        return self.model if self.protocol == "cached" else f"{self.model}, {self.protocol}"
 
 
 def resident_bytes() -> int | None:

@@ -104,9 +104,11 @@ def speed_row(model: str, ms: float, accuracy: float | None, n_bytes: int | None
         known = Accuracy(None, None, None, accuracy, None, "40 images of data.test")
     times = Measurement(1, "on device", 9, ms, ms, ms, ms, 7.0, 1000 / ms, 2.0, 1.0, 3.0, None, ())
     return SpeedRow(
-        *("tiny", model, "cached", "fp32", "onnxruntime 1", "CPU", 1000, n_bytes, 0.5, 0.0, 2**20),
-        *(known, None, None, None, None, (times,)),
-    )
+        source="tiny", model=model, protocol="cached", precision="fp32", n_parameters=1000,
+        n_bytes=n_bytes, gmacs_image=0.5, gmacs_call=0.0, accuracy=known, gate=None,
+        runtime="onnxruntime 1", device="CPU", memory_bytes=2**20, compute_percent=None,
+        copy_percent=None, problem=None, measurements=(times,),
+    )  # fmt: skip
 
 
 def draw_speed(cpu: str = "A processor") -> SpeedResult:
