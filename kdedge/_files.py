@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import tempfile
@@ -105,6 +106,35 @@ def sha256_json(value: Any) -> str:
     """Gives the SHA-256 of a value's canonical JSON, in hex: equal values, equal hashes."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_new_numbered_json(folder: Path, value: Any) -> Path:
+    """Writes `folder/01.json`, or the next number that is free; never over one that exists.
+
+    Two processes that write at the same time get two files.
+
+    Returns:
+        The file.
+
+    Raises:
+        ResourceError: the disk is full or the folder may not be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = [int(file.stem) for file in folder.glob("*.json") if file.stem.isdigit()]
+        for number in itertools.count(max(taken, default=0) + 1):
+            file = folder / f"{number:02d}.json"
+            with contextlib.suppress(FileExistsError):
+                file.open("xb").close()
+                break
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+    try:
+        write_json(file, value)
+    except BaseException:
+        file.unlink(missing_ok=True)  # the name was taken; nothing is in it
+        raise
+    return file
 
 
 def new_numbered_folder(parent: Path) -> Path:

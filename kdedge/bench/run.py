@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
@@ -14,7 +14,7 @@ from kdedge.bench.device import conditions, device_sheet, was_throttled
 from kdedge.bench.peak import measure_peaks
 from kdedge.bench.power import find_power
 from kdedge.bench.subject import Loaded, Subject, watching_peak
-from kdedge.bench.timing import Power, Timed, TimingPlan, measure, summarize
+from kdedge.bench.timing import Power, TimingPlan, measure, summarize
 from kdedge.errors import KdedgeError, MissingPackage
 from kdedge.runtime.backends._protocol import NotHere
 from kdedge.speed_results import Inputs, Measurement, ModelFacts, SpeedResult, SpeedRow
@@ -32,6 +32,7 @@ class _Row:
     loaded: Loaded | None = None
     memory_bytes: int | None = None
     problem: Exception | None = None
+    is_baseline: bool = False
     measurements: list[Measurement] = field(default_factory=list)
 
     @property
@@ -48,6 +49,7 @@ def run_bench(
     n_threads: int | None,
     left_out: dict[str, str],
     command: str,
+    when_interrupted: Callable[[SpeedResult], None] = lambda _: None,
 ) -> SpeedResult:
     """Measures models on this machine.
 
@@ -58,24 +60,32 @@ def run_bench(
         n_threads: of the CPU, for the record; None for each library's own choice.
         left_out: what is missing already, and why.
         command: as it was typed.
+        when_interrupted: gets what was measured before Ctrl-C or SIGTERM, if anything was; the
+            interrupt goes on afterwards.
 
     Raises:
         KdedgeError: none of the models could be measured; the first one's error.
     """
     left_out = dict(left_out)
     before = conditions()
+    interrupt: KeyboardInterrupt | None = None
     with ExitStack() as held:
         rows = _load_all(subjects, held, left_out)
         is_gpu = any(row.device == "GPU" for row in rows)
         peaks = measure_peaks(n_threads=n_threads, gpu=is_gpu)
-        _measure_all(rows, plan, batches, peaks, find_power(), left_out)
+        try:
+            _measure_all(rows, plan, batches, peaks, find_power(), left_out)
+        except KeyboardInterrupt as error:
+            if not any(row.measurements for row in rows):
+                raise
+            interrupt = error
+            left_out["all that follows"] = "the measurement was interrupted"
         finished = [_finish(row, peaks) for row in rows]
     errors = [row.problem for row in rows if row.problem is not None]
     if errors and not any(row.measurements for row in finished):
         raise errors[0]
     after = conditions()
-    baseline = next((row.subject.label for row in rows if row.measurements), None)
-    return SpeedResult(
+    result = SpeedResult(
         command=command,
         measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         settings={**asdict(plan), "batches": list(batches), "threads": n_threads},
@@ -86,10 +96,14 @@ def run_bench(
             "throttled": was_throttled(before, after),
         },
         peaks=peaks,
-        baseline=baseline,
+        baseline=next((row.subject.label for row in rows if row.is_baseline), None),
         rows=tuple(finished),
         left_out=left_out,
     )
+    if interrupt is not None:
+        when_interrupted(result)
+        raise interrupt
+    return result
 
 
 def _load_all(subjects: Sequence[Subject], held: ExitStack, left_out: dict[str, str]) -> list[_Row]:
@@ -131,6 +145,7 @@ def _measure_all(
     turns.append((1, "image file"))
     with progress("measuring", len(turns) * len(rows) * plan.n_rounds) as advance:
         done = 0
+        baseline: _Row | None = None
 
         def after_turn(label: str) -> None:
             nonlocal done
@@ -139,22 +154,37 @@ def _measure_all(
 
         for batch, inputs in turns:
             able = [row for row in rows if _takes(row, batch, inputs)]
+            left_out |= {
+                f"{row.subject.label}, batch {batch}": _range_text(row)
+                for row in rows
+                if inputs in _inputs(row) and row not in able
+            }
             slow = [row for row in able if _seconds(row, batch, peaks) > plan.call_seconds]
             for row in slow:
                 left_out.setdefault(
                     f"{row.subject.label}, batch {batch}",
                     f"a call would take about {_seconds(row, batch, peaks):.0f} s",
                 )
-            _measure_turn(
-                [row for row in able if row not in slow], plan, batch, inputs, power, after_turn
-            )
+            quick = [row for row in able if row not in slow]
+            baseline = _measure_turn(quick, baseline, plan, batch, inputs, power, after_turn)
+
+
+def _inputs(row: _Row) -> Sequence[Inputs]:
+    """Where calls of a row that still runs may start."""
+    return () if row.loaded is None or row.problem is not None else row.loaded.inputs
 
 
 def _takes(row: _Row, batch: int, inputs: Inputs) -> bool:
-    if row.loaded is None or row.problem is not None or inputs not in row.loaded.inputs:
+    if row.loaded is None or inputs not in _inputs(row):
         return False
     low, high = row.loaded.batches
     return low <= batch and (high is None or batch <= high)
+
+
+def _range_text(row: _Row) -> str:
+    assert row.loaded is not None  # or nothing is asked of it
+    low, high = row.loaded.batches
+    return f"it takes {low} to {high} images a call" if low != high else f"it takes {low} a call"
 
 
 def _seconds(row: _Row, batch: int, peaks: dict[str, Any]) -> float:
@@ -174,12 +204,14 @@ def _peak(row: _Row, peaks: dict[str, Any]) -> float | None:
 
 def _measure_turn(
     rows: Sequence[_Row],
+    baseline: _Row | None,
     plan: TimingPlan,
     batch: int,
     inputs: Inputs,
     power: Power,
     after_turn: Any,
-) -> None:
+) -> _Row | None:
+    """Times rows against each other; gives the baseline: the first row that was ever timed."""
     calls = {}
     by_key = {}
     for number, row in enumerate(rows):
@@ -190,13 +222,18 @@ def _measure_turn(
         except (KdedgeError, RuntimeError, MemoryError) as error:
             _keep_problem(row, error)
     timed = measure(calls, plan, power=power, after_turn=after_turn)
-    baseline: Timed | None = next((one for one in timed.values() if one.rounds), None)
+    if baseline is None:
+        baseline = next((by_key[key] for key, one in timed.items() if one.rounds), None)
+        if baseline is not None:
+            baseline.is_baseline = True
+    against = next((one for key, one in timed.items() if by_key[key] is baseline), None)
     for key, one in timed.items():
-        found = summarize(one, batch=batch, inputs=inputs, baseline=baseline)
+        found = summarize(one, batch=batch, inputs=inputs, baseline=against)
         if found is not None:
             by_key[key].measurements.append(found)
         if one.problem is not None:
             _keep_problem(by_key[key], one.problem)
+    return baseline
 
 
 def _keep_problem(row: _Row, error: Exception) -> None:

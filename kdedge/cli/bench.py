@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from kdedge._files import explain_os_error, read_json, write_json
+from kdedge._files import read_json, write_json, write_new_numbered_json
 from kdedge.bench.artifact_subjects import artifact_subjects, find_artifact
 from kdedge.bench.compare import check_regressions
 from kdedge.bench.run import run_bench
@@ -153,6 +153,14 @@ def command(
     gathered = _Gathered(root, device, threads)
     for source in sources or (None,):
         gathered.add(source, methods)
+
+    def show(result: SpeedResult) -> None:
+        written = _write(result, output, gathered.folder)
+        lines = [f"Wrote {written}"] if written is not None else []
+        if gathered.run is not None:
+            lines.append(next_line("report", gathered.run))
+        _print(result, kind, lines)
+
     result = run_bench(
         gathered.subjects,
         plan=TimingPlan(
@@ -162,12 +170,9 @@ def command(
         n_threads=threads,
         left_out=gathered.left_out,
         command=shlex.join(["kdedge", *sys.argv[1:]]),
+        when_interrupted=show,
     )
-    written = _write(result, output, gathered.folder)
-    lines = [f"Wrote {written}"] if written is not None else []
-    if gathered.run is not None:
-        lines.append(next_line("report", gathered.run))
-    _print(result, kind, lines)
+    show(result)
     if before is not None and baseline is not None:
         limit = 5.0 if max_regress is None else max_regress
         for line in check_regressions(result, before, max_percent=limit, where=str(baseline)):
@@ -245,18 +250,9 @@ def _read(path: Path) -> SpeedResult:
 def _write(result: SpeedResult, output: Path | None, folder: Path | None) -> Path | None:
     """Writes the measurements; gives the file, or None where there is no place for one."""
     if output is not None:
-        place = output
-    elif folder is not None:
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise explain_os_error(error, folder) from error
-        taken = [int(file.stem) for file in folder.glob("*.json") if file.stem.isdigit()]
-        place = folder / f"{max(taken, default=0) + 1:02d}.json"
-    else:
-        return None
-    write_json(place, result.to_dict())
-    return place
+        write_json(output, result.to_dict())
+        return output
+    return None if folder is None else write_new_numbered_json(folder, result.to_dict())
 
 
 def _print(result: SpeedResult, kind: str, lines: Sequence[str]) -> None:

@@ -53,7 +53,9 @@ def command(
     is unchanged, interrupted ones go on where they stopped, failed ones are tried again. The table
     is written after each cell into suites/NAME: table.md, table.csv, results.json.
 
-    Cells that need the same teacher wait until one of them has trained it, however many may run.
+    Cells that need the same teacher wait until one of them has trained it, however many may run. A
+    row with trained_on is trained on that recipe alone and measured on the others, as `kdedge eval`
+    with their classes and test images does.
 
     A cell that fails keeps no other from running; the exit code is that of the first that did.
     """

@@ -24,6 +24,7 @@ __all__ = [
     "dump_recipe",
     "find_recipe",
     "load_recipe",
+    "recipe_values",
     "shard_paths",
     "shipped_recipes",
 ]
@@ -302,6 +303,11 @@ def dump_recipe(recipe: Recipe) -> str:
     The shared `optim` is written in full, so that a later version's defaults change nothing; a
     model's own `optim` keeps only the keys that were given, as they lie over the shared ones.
     """
+    return dump_yaml(recipe_values(recipe))
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """The plain values that `dump_recipe` writes."""
     values = recipe.model_dump(mode="json", exclude_none=True)
     for source in values["data"].values():
         if isinstance(source, dict) and not {"benchmark", "synthetic"} & source.keys():
@@ -313,4 +319,4 @@ def dump_recipe(recipe: Recipe) -> str:
         values[name]["settings"] = spec.settings
         if spec.optim is not None:
             values[name]["optim"] = spec.optim.model_dump(exclude_unset=True)
-    return dump_yaml(values)
+    return values

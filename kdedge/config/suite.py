@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from kdedge.config._fields import PlainText, Strict, check_name
-from kdedge.config._yaml import LineMap, dump_value, parse_yaml
+from kdedge.config._yaml import KeyPath, LineMap, dump_value, parse_yaml
 from kdedge.config.explain import explain_validation, nearest
 from kdedge.config.load import read_text, shipped_recipes
 from kdedge.errors import RecipeError
@@ -81,6 +81,12 @@ class Row(Strict):
         default_factory=dict,
         description="Keys of the recipe that differ in this row, as --set takes them. Relative"
         " paths start at the suite's folder.",
+    )
+    trained_on: PlainText | None = Field(
+        None,
+        description="The one recipe, as under recipes, that the row is trained on, once a seed; on"
+        " the suite's recipes it is only measured, with their class names and test images. Left"
+        " out: each of the suite's recipes.",
     )
 
 
@@ -197,14 +203,18 @@ def _refuse_twice(key: str, entries: Sequence[str | int], lines: LineMap) -> Non
             )
 
 
-def recipe_file(loaded: LoadedSuite, position: int) -> Path:
-    """The file of a suite's recipe.
+def recipe_file(loaded: LoadedSuite, entry: str, *, key: KeyPath) -> Path:
+    """The file of a recipe that a suite names.
+
+    Args:
+        loaded: the suite.
+        entry: a file, relative to the suite's folder, or the name of a shipped recipe.
+        key: where the suite names it.
 
     Raises:
         RecipeError: there is none; the message has the suite's line and the nearest name.
     """
-    entry = loaded.suite.recipes[position]
-    where = loaded.lines.where(("recipes", position))
+    where = loaded.lines.where(key)
     shipped = shipped_recipes()
     if entry in shipped:
         return shipped[entry]

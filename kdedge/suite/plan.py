@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kdedge._files import sha256_json
+from kdedge.config._yaml import KeyPath
 from kdedge.config.export_spec import ExportSpec, GatesSpec
-from kdedge.config.load import LoadedRecipe, check_paths, dump_recipe, load_recipe
+from kdedge.config.load import LoadedRecipe, check_paths, dump_recipe, load_recipe, recipe_values
 from kdedge.config.recipe import Recipe
 from kdedge.config.suite import (
     AVERAGE,
@@ -31,6 +32,9 @@ _COMMANDS: dict[Role, str] = {"teacher": "teach", "student": "distill", "baselin
 ZERO_SHOT = "zeroshot"
 """The method that every run measures beside its own, on its backbone."""
 
+_MEASURED = ("test", "split", "root")
+"""Keys of `data` that decide what is measured, beside the classes."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -47,6 +51,8 @@ class Cell:
         measured: hash of what decides which test images are measured against which names.
         zero_shot: hash of that and the frozen backbone: zero-shot CLIP depends on nothing else.
         is_zero_shot: whether any run with the same `zero_shot` has measured this cell already.
+        source: the cell whose run this one measures on other images, training nothing; the run
+            is known once that cell has finished, and not among the arguments.
     """
 
     recipe: str
@@ -59,6 +65,7 @@ class Cell:
     measured: str
     zero_shot: str
     is_zero_shot: bool
+    source: Cell | None = None
 
     @property
     def label(self) -> str:
@@ -73,11 +80,14 @@ class Plan:
     Attributes:
         loaded: the suite file.
         recipes: names of the recipes, in the suite's order.
-        cells: in the order in which they run: seed by seed, and last those that others measure.
+        sources: names of the other recipes, which rows are trained on.
+        cells: recipe by recipe, the sources first; each seed by seed, and last those that others
+            measure.
     """
 
     loaded: LoadedSuite
     recipes: tuple[str, ...]
+    sources: tuple[str, ...]
     cells: tuple[Cell, ...]
 
     def of(self, recipe: str, row: str) -> list[Cell]:
@@ -93,42 +103,110 @@ def make_plan(loaded: LoadedSuite) -> Plan:
             or rows are the same; before any cell has run.
         DataError: files that a recipe names are not there.
     """
-    suite = loaded.suite
-    names: list[str] = []
+    names: dict[Path, str] = {}
+    for position, entry in enumerate(loaded.suite.recipes):
+        _add_recipe(loaded, entry, ("recipes", position), names)
+    recipes = tuple(names.values())
+    trained_on: dict[int, Path] = {}
+    for number, row in enumerate(loaded.suite.methods):
+        if row.trained_on is not None:
+            key = ("methods", number, "trained_on")
+            trained_on[number] = _add_recipe(loaded, row.trained_on, key, names)
+    sources = tuple(names.values())[len(recipes) :]
+
+    trained: dict[int, list[Cell]] = {}
+    for number, file in trained_on.items():
+        trained[number] = _row_cells(loaded, file, names[file], number)
+        _check_answers_for_others(loaded, number, trained[number][0])
     cells: list[Cell] = []
-    for position in range(len(suite.recipes)):
-        name = _recipe_name(loaded, position, taken=names)
-        names.append(name)
-        rows = [_row_cells(loaded, position, name, number) for number in range(len(suite.methods))]
-        _refuse_same_rows(loaded, [row[0] for row in rows])
+    for file, name in sorted(names.items(), key=lambda item: item[1] in recipes):
+        rows: dict[int, list[Cell]] = {}
+        for number in range(len(loaded.suite.methods)):
+            if trained_on.get(number) == file:
+                rows[number] = trained[number]
+            elif name not in sources and number in trained:
+                rows[number] = _measuring_cells(loaded, file, name, trained[number])
+            elif name not in sources:
+                rows[number] = _row_cells(loaded, file, name, number)
+        _refuse_same_rows(loaded, {number: row[0] for number, row in rows.items()})
         cells += sorted(
-            (cell for row in rows for cell in row),
-            key=lambda cell: (cell.is_zero_shot, suite.seeds.index(cell.seed)),
+            (cell for row in rows.values() for cell in row),
+            key=lambda cell: (cell.is_zero_shot, loaded.suite.seeds.index(cell.seed)),
         )
-    check_paper(loaded, names)
-    return Plan(loaded, tuple(names), tuple(cells))
+    check_paper(loaded, [*recipes, *sources])
+    return Plan(loaded, recipes, sources, tuple(cells))
 
 
-def _recipe_name(loaded: LoadedSuite, position: int, *, taken: Sequence[str]) -> str:
-    where = loaded.lines.where(("recipes", position))
-    file = recipe_file(loaded, position)
+def _add_recipe(loaded: LoadedSuite, entry: str, key: KeyPath, names: dict[Path, str]) -> Path:
+    """Adds a recipe's file and name to those there are; a row's source may be among them."""
+    where = loaded.lines.where(key)
+    file = recipe_file(loaded, entry, key=key)
+    if key[0] == "methods":
+        for known in names:
+            if known.samefile(file):
+                return known
     try:
         name = _load(loaded, file, list(loaded.suite.set.items())).recipe.name
     except RecipeError as error:
         raise RecipeError(f"{where}: the recipe {file}:\n{error}") from error
-    if name in taken or name == AVERAGE:
+    if name in names.values() or name == AVERAGE:
         what = "the mean over all recipes is" if name == AVERAGE else "another of the suite is"
         raise RecipeError(
             f"{where}: the recipe {file} has the name {name}, as {what} called.\n"
             "  Change its name: the table tells recipes by it."
         )
-    return name
+    names[file] = name
+    return file
 
 
-def _row_cells(loaded: LoadedSuite, position: int, recipe: str, number: int) -> list[Cell]:
+def _check_answers_for_others(loaded: LoadedSuite, number: int, cell: Cell) -> None:
+    """Refuses rows that cannot be trained on one recipe and answer for another's class names."""
+    if cell.role != "student" and not cell.is_zero_shot:
+        return
+    why = (
+        "is trained on nothing"
+        if cell.is_zero_shot
+        else "answers only for the class names that its teacher gave it"
+    )
+    raise RecipeError(
+        f"{loaded.lines.where(('methods', number, 'trained_on'))}: {cell.row} {why}.\n"
+        "  Leave trained_on out of this row."
+    )
+
+
+def _measuring_cells(
+    loaded: LoadedSuite, file: Path, recipe: str, trained: Sequence[Cell]
+) -> list[Cell]:
+    """The cells of a row that is trained elsewhere: its runs on this recipe's test images."""
+    resolved = _load(loaded, file, list(loaded.suite.set.items()))
+    check_paths(resolved)
+    _check_test(resolved, file)
+    measured = measured_on(resolved.recipe)
+    values = recipe_values(resolved.recipe)
+    given = {"classes": values["classes"]}
+    given |= {f"data.{key}": values["data"].get(key) for key in _MEASURED}
+    options = [word for text in override_texts(given) for word in ("--set", text)]
+    cells = []
+    for source in trained:
+        key = sha256_json([source.key, measured])
+        cells.append(
+            replace(
+                source,
+                recipe=recipe,
+                arguments=("eval", *options),
+                models=(),
+                key=key,
+                measured=measured,
+                zero_shot=key,
+                source=source,
+            )
+        )
+    return cells
+
+
+def _row_cells(loaded: LoadedSuite, file: Path, recipe: str, number: int) -> list[Cell]:
     """The cells of a row on one recipe; one for zero-shot CLIP, where nothing is drawn."""
     suite, row = loaded.suite, loaded.suite.methods[number]
-    file = recipe_file(loaded, position)
     try:
         resolved = resolve_row(loaded, file, row)
     except (RecipeError, DataError) as error:
@@ -197,17 +275,21 @@ def resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> ResolvedRow:
     given = [*common, *_switch_to(name, plain, role).items(), *row.set.items()]
     resolved = _load(loaded, file, given)
     check_paths(resolved)
-    if resolved.recipe.data.test is None:
-        raise RecipeError(
-            f"{file} has no data.test, and a suite is a table of accuracies.\n"
-            "  Add labeled test images; `kdedge schema` shows how."
-        )
+    _check_test(resolved, file)
     if role == "baseline":
         resolved = with_baseline(resolved, name)
     _check_methods(resolved, role)
     method = ("--method", name) if role == "baseline" else ()
     options = _as_options(given, resolved.recipe)
     return ResolvedRow(resolved, role, (_COMMANDS[role], str(file), *method, *options))
+
+
+def _check_test(loaded: LoadedRecipe, file: Path) -> None:
+    if loaded.recipe.data.test is None:
+        raise RecipeError(
+            f"{file} has no data.test, and a suite is a table of accuracies.\n"
+            "  Add labeled test images; `kdedge schema` shows how."
+        )
 
 
 def _load(loaded: LoadedSuite, file: Path, given: Sequence[tuple[str, Any]]) -> LoadedRecipe:
@@ -256,9 +338,9 @@ def _as_resolved(given: Any, resolved: Any) -> Any:
     return resolved if isinstance(given, str) and isinstance(resolved, str) else given
 
 
-def _refuse_same_rows(loaded: LoadedSuite, rows: Sequence[Cell]) -> None:
+def _refuse_same_rows(loaded: LoadedSuite, rows: Mapping[int, Cell]) -> None:
     first: dict[str, Cell] = {}
-    for number, cell in enumerate(rows):
+    for number, cell in rows.items():
         other = first.setdefault(cell.key, cell)
         if other is not cell:
             raise RecipeError(
@@ -284,6 +366,17 @@ def _what_trains(row: ResolvedRow, seed: int) -> str:
 
 
 def measured_on(recipe: Recipe) -> str:
-    """Hash of what decides which test images are measured against which class names."""
-    data = recipe.data.model_dump(mode="json", include={"test", "split", "root"})
-    return sha256_json([recipe.classes.model_dump(mode="json"), data])
+    """Hash of what decides which test images are measured against which class names.
+
+    One file is one file, however its path is written.
+    """
+    data = recipe.data.model_dump(include=set(_MEASURED))
+    return sha256_json(_without_detours([recipe.classes.model_dump(), data]))
+
+
+def _without_detours(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_detours(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_detours(item) for item in value]
+    return str(value.resolve()) if isinstance(value, Path) else value

@@ -138,11 +138,11 @@ class Runner:
             if cell is None:
                 return
             self._queue.remove(cell)
-            measured_already = self._measured_by_another(cell)
-            if measured_already is None:
+            known = self._known_without_a_process(cell)
+            if known is None:
                 self._running[cell] = self._start(cell)
             else:
-                self._end(cell, measured_already)
+                self._end(cell, known)
 
     def _start(self, cell: Cell) -> KdedgeProcess:
         number = len(self._plan.cells) - len(self._queue)
@@ -157,9 +157,16 @@ class Runner:
         )
 
     def _arguments(self, cell: Cell) -> tuple[str, ...]:
-        resume = () if cell in self._to_be_new else ("--resume",)
         device = () if self._device is None else ("--device", self._device)
-        return (*cell.arguments, *resume, "--runs", str(self._root), *device, "--json")
+        where = ("--runs", str(self._root), *device, "--json")
+        if cell.source is not None:
+            trained = self._records.read(cell.source)
+            assert trained is not None  # the cell would have waited for it
+            assert trained.run is not None  # or failed with it
+            command, *options = cell.arguments
+            return (command, trained.run, *options, *where)
+        resume = () if cell in self._to_be_new else ("--resume",)
+        return (*cell.arguments, *resume, *where)
 
     def _take_ended(self) -> bool:
         """Records the cells whose processes have ended; whether there were any."""
@@ -190,6 +197,17 @@ class Runner:
             _say(cell, record, self._records)
         finally:
             self._after_each()
+
+    def _known_without_a_process(self, cell: Cell) -> CellRecord | None:
+        """How a cell ends that needs no process: another has measured it, or has not trained it."""
+        if cell.source is None:
+            return self._measured_by_another(cell)
+        trained = self._records.read(cell.source)
+        if trained is not None and trained.status == "finished":
+            return None
+        code = None if trained is None else trained.exit_code
+        lines = (f"{cell.source.label}, whose run it measures, did not finish.",)
+        return CellRecord.of(cell, "failed", exit_code=code, last_lines=lines)
 
     def _measured_by_another(self, cell: Cell) -> CellRecord | None:
         """Zero-shot CLIP, where another cell's run measured it on the same backbone and images."""
@@ -234,8 +252,12 @@ def _found(cell: Cell, ended: Ended, *, is_interrupted: bool) -> dict[str, Any]:
             lines = (*lines, f"Its process was killed by signal {-ended.code}.")
         return {"status": status, "exit_code": ended.code, "last_lines": lines}
     try:
-        run = RunFolder.open(Path(json.loads(ended.stdout)[cell.role]["path"]))
-        evaluation = read_json(run.evaluation)
+        answer = json.loads(ended.stdout)
+        if cell.source is not None:
+            run, evaluation = RunFolder.open(Path(answer.pop("run"))), {cell.role: answer}
+        else:
+            run = RunFolder.open(Path(answer[cell.role]["path"]))
+            evaluation = read_json(run.evaluation)
         result = EvalResult.from_dict(evaluation[cell.role])
         plain = evaluation.get(ZERO_SHOT)  # an image tower alone has none
         zero_shot = None if plain is None else without_classes(EvalResult.from_dict(plain))
@@ -253,8 +275,11 @@ def _found(cell: Cell, ended: Ended, *, is_interrupted: bool) -> dict[str, Any]:
 def _is_of(cell: Cell, record: CellRecord) -> bool:
     """Whether a run that was found finished was measured as the cell is to be.
 
-    What it was trained on is the same, or it would not have been found.
+    What it was trained on is the same, or it would not have been found. A cell that trains nothing
+    has measured just now.
     """
+    if cell.source is not None:
+        return True
     assert record.run is not None  # it is finished
     run = RunFolder.open(Path(record.run))
     return measured_on(load_recipe(run.recipe).recipe) == cell.measured

@@ -13,7 +13,8 @@ def next_cell(
     """The first cell of a queue that need not wait for another; None where all must.
 
     A cell waits for one that trains the same model, its teacher for instance, unless a finished run
-    has it already. Zero-shot CLIP waits for all before it whose runs measure it.
+    has it already. Zero-shot CLIP waits for all before it whose runs measure it, and a cell that
+    measures another's run for that one.
 
     Args:
         queue: what is left, in the plan's order.
@@ -25,6 +26,7 @@ def next_cell(
         if not (
             any(_train_the_same(cell, other, is_finished) for other in running)
             or any(other.zero_shot == cell.zero_shot for other in others)
+            or cell.source in (*running, *queue)
         ):
             return cell
     return None

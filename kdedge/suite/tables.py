@@ -60,15 +60,14 @@ def make_lines(plan: Plan, records: Records) -> list[Line]:
     suite = plan.loaded.suite
     found = {
         (recipe, row.name): _by_seed(plan, records, recipe, row.name)
-        for recipe in plan.recipes
+        for recipe in (*plan.sources, *plan.recipes)
         for row in suite.methods
+        if plan.of(recipe, row.name)
     }
     lines = []
-    for recipe in plan.recipes:
-        for row in suite.methods:
-            n_planned = len(plan.of(recipe, row.name))
-            seeds = list(found[recipe, row.name].values())
-            lines.append(_line(plan, recipe, row.name, seeds, n_planned))
+    for (recipe, label), by_seed in found.items():
+        n_planned = len(plan.of(recipe, label))
+        lines.append(_line(plan, recipe, label, list(by_seed.values()), n_planned))
     if len(plan.recipes) > 1:
         for row in suite.methods:
             n_planned = len(plan.of(plan.recipes[0], row.name))

@@ -268,3 +268,59 @@ def test_nothing_is_overwritten(exported: Path, kdedge: Kdedge) -> None:
     for number in (1, 2):
         assert kdedge("bench", *QUICK, "--against", "none").code == 0
         assert Path(f"runs/tiny/02/bench/{number:02d}.json").exists()
+
+
+def test_ctrl_c_keeps_what_was_measured(
+    exported: Path, kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdedge.bench import run
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        if len(turns) == 1:
+            raise KeyboardInterrupt
+        turns.append(arguments)
+        return measure(*arguments, **named)
+
+    measure, turns = run.measure, []
+    monkeypatch.setattr(run, "measure", interrupted)
+    done = kdedge("bench", ARTIFACT, *QUICK, "--output", "b.json")
+    assert done.code == 130
+    assert "Left out: all that follows: the measurement was interrupted" in done.out
+    rows = read("b.json")["rows"]
+    assert {m["batch"] for row in rows for m in row["measurements"]} == {1}
+
+
+def test_nothing_measured_leaves_nothing(
+    exported: Path, kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdedge.bench import run
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "measure", interrupted)
+    done = kdedge("bench", ARTIFACT, *QUICK, "--output", "b.json")
+    assert (done.code, done.out, done.err[-13:]) == (130, "", "interrupted.\n"[-13:])
+    assert not Path("b.json").exists()
+
+
+def test_ratios_are_against_one_row_or_there_is_none(
+    exported: Path, kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdedge.bench import run
+
+    takes = run._takes
+    monkeypatch.setattr(
+        run,
+        "_takes",
+        lambda row, batch, inputs: (
+            takes(row, batch, inputs) and not (batch == 2 and row.subject.model == "model.onnx")
+        ),
+    )
+    assert kdedge("bench", ARTIFACT, *QUICK, "--output", "b.json").code == 0
+    record = read("b.json")
+    assert record["baseline"] == "model.onnx"
+    for row in record["rows"]:
+        has_ratio = {m["batch"]: m["ratio"] is not None for m in row["measurements"]}
+        assert has_ratio[1]
+        assert not has_ratio.get(2)

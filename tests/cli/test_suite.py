@@ -331,6 +331,73 @@ def test_cells_run_side_by_side_and_none_trains_a_teacher_beside_another(
     ]
 
 
+FAR = """\
+name: far
+recipes: [other.yaml]
+methods:
+  - zeroshot
+  - {name: CoOp, method: coop, trained_on: r.yaml}
+seeds: [1, 2]
+set: {baseline.optim: {epochs: 1, batch_size: 4}}
+"""
+OTHER = """\
+name: other
+classes: [hound, grey cat]
+data: {test: {list: two.csv}, split: all}
+student: {weights: student.pt}
+"""
+
+
+@pytest.fixture
+def far(project: Path) -> Path:
+    """A suite whose second row is trained on `tiny` and measured on another's classes."""
+    (project / "two.csv").write_text(
+        "test/dog/0.jpg,hound\ntest/cat/0.jpg,grey cat\ntest/dog/1.jpg,hound\n"
+    )
+    (project / "other.yaml").write_text(OTHER)
+    (project / "s.yaml").write_text(FAR)
+    return project
+
+
+@pytest.mark.slow
+def test_a_row_trained_on_one_recipe_is_measured_on_the_others(far: Path, kdedge: Run) -> None:
+    done = kdedge("suite", "s.yaml", "--jobs", "2", "--json")
+    assert done.code == 0, done.err
+    cells = {(c["recipe"], c["row"], c["seed"]): c for c in json.loads(done.out)["cells"]}
+    assert len(cells) == 5
+    assert sorted(path.name for path in far.glob("runs/*/[0-9]*")) == ["01", "01", "02"]
+    for seed in (1, 2):
+        measured, trained = cells["other", "CoOp", seed], cells["tiny", "CoOp", seed]
+        assert measured["run"] == trained["run"]
+        changes = ("classes=[hound, grey cat]", f"data.test={{list: {far}/two.csv}}")
+        plain = kdedge(
+            *("eval", trained["run"], "--json", "--set", "data.split=all"),
+            *(word for change in changes for word in ("--set", change)),
+        )
+        expected = json.loads(plain.out)
+        assert expected["n_images"] == 3
+        assert measured["result"]["all"] == expected["all"]
+    lines = json.loads((far / "suites/far/results.json").read_text())["lines"]
+    assert [(line["recipe"], line["row"]) for line in lines] == [
+        ("tiny", "CoOp"),
+        ("other", "zeroshot"),
+        ("other", "CoOp"),
+    ]
+
+
+@pytest.mark.slow
+def test_what_a_failed_training_was_for_fails_with_it(far: Path, kdedge: Run) -> None:
+    (far / "broken.pt").write_bytes(b"not weights")
+    suite = far / "s.yaml"
+    broken = suite.read_text().replace("r.yaml}", "r.yaml, set: {student.weights: broken.pt}}")
+    suite.write_text(broken.replace("[1, 2]", "[1]"))
+    done = kdedge("suite", "s.yaml")
+    assert done.code == 3, done.err
+    assert "kdedge: 2 of 3 cells failed.\n" in done.err
+    assert "tiny, CoOp, seed 1, whose run it measures, did not finish." in done.err
+    assert states(kdedge) == {("CoOp", 1): "failed", ("zeroshot", 1): "finished"}
+
+
 @pytest.mark.slow
 def test_a_failing_cell_leaves_the_one_beside_it_alone(project: Path, kdedge: Run) -> None:
     (project / "broken.pt").write_bytes(b"not weights")

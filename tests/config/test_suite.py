@@ -93,8 +93,10 @@ def test_a_file_that_is_no_mapping_is_no_suite(tmp_path, text, got):
 def test_recipes_are_files_beside_the_suite_or_shipped(tmp_path):
     (tmp_path / "line3.yaml").touch()
     loaded = load_suite(write(tmp_path, GOOD))
-    assert recipe_file(loaded, 0) == tmp_path / "line3.yaml"
-    assert recipe_file(loaded, 1).parts[-2:] == ("recipes", "sun397.yaml")
+    assert recipe_file(loaded, "line3.yaml", key=("recipes", 0)) == tmp_path / "line3.yaml"
+    assert recipe_file(loaded, "sun397", key=("recipes", 1)).parts[-2:] == (
+        *("recipes", "sun397.yaml"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_a_misspelt_recipe_is_answered_with_the_nearest(tmp_path, entry, remedy)
     (tmp_path / "sub").mkdir()
     loaded = load_suite(write(tmp_path, GOOD.replace("line3.yaml", entry)))
     with pytest.raises(RecipeError) as caught:
-        recipe_file(loaded, 0)
+        recipe_file(loaded, entry, key=("recipes", 0))
     assert f"s.yaml:2: there is no recipe {entry}.\n  {remedy}" in str(caught.value)
 
 
@@ -141,7 +143,8 @@ def test_overrides_are_written_as_a_command_line_reads_them():
 def test_every_suite_of_the_project_loads_and_finds_its_recipes(path):
     loaded = load_suite(path)
     assert loaded.suite.name == path.stem
-    assert all(recipe_file(loaded, i).is_file() for i in range(len(loaded.suite.recipes)))
+    named = [*loaded.suite.recipes, *(row.trained_on for row in loaded.suite.methods)]
+    assert all(recipe_file(loaded, entry, key=()).is_file() for entry in named if entry)
 
 
 def test_there_are_suites_to_test():

@@ -91,6 +91,77 @@ def test_cells_run_seed_by_seed_and_what_others_measure_last_and_once(plan_of: P
     ]
 
 
+@pytest.fixture
+def two_recipes(write_recipe: Callable[..., Path]) -> str:
+    """A recipe `tiny` and one of other classes, measured on the folder `pool`."""
+    path = write_recipe("tiny")
+    other = path.read_text().replace("name: tiny", "name: other")
+    other = other.replace("[cat, dog, red fox, school bus]", "[owl, red panda]")
+    path.with_name("other.yaml").write_text(other.replace("folder: test", "folder: pool"))
+    return "other.yaml"
+
+
+CLASSES = 'classes={names: [owl, "red panda"], template: "a photo of a {}."}'
+TRAINED_ELSEWHERE = "{name: far, method: coop, trained_on: tiny.yaml}"
+
+
+def test_a_row_trained_elsewhere_is_trained_there_once_a_seed_and_measured_here(
+    plan_of: PlanOf, two_recipes: str, tmp_path: Path
+) -> None:
+    plan = plan_of(f"vpt, {TRAINED_ELSEWHERE}", recipes=two_recipes, more="seeds: [1, 2]\n")
+    assert (plan.recipes, plan.sources) == (("other",), ("tiny",))
+    assert plan.of("tiny", "vpt") == []
+    trained, measured = plan.of("tiny", "far"), plan.of("other", "far")
+    assert [cell.arguments[0] for cell in trained] == ["train", "train"]
+    assert [cell.source for cell in measured] == trained
+    assert measured[0].arguments == (
+        *("eval", "--set", CLASSES),
+        *("--set", f"data.test={{folder: {tmp_path}/pool}}"),
+        *("--set", "data.split=base-to-novel", "--set", "data.root=null"),
+    )
+    assert plan.cells.index(trained[1]) < plan.cells.index(measured[0])
+
+
+def test_a_recipe_of_the_suite_may_be_the_one_that_a_row_is_trained_on(
+    plan_of: PlanOf, two_recipes: str
+) -> None:
+    recipes = f"{two_recipes}, ./tiny.yaml"
+    plan = plan_of(f"coop, {TRAINED_ELSEWHERE.replace('coop', 'vpt')}", recipes=recipes)
+    assert (plan.recipes, plan.sources) == (("other", "tiny"), ())
+    assert [cell.source for cell in plan.of("tiny", "far")] == [None] * 3
+    assert [cell.source for cell in plan.of("other", "far")] == plan.of("tiny", "far")
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (
+            "promptkd, trained_on: tiny.yaml",
+            "row answers only for the class names that its teacher",
+        ),
+        ("zeroshot, trained_on: tiny.yaml", "row is trained on nothing.\n  Leave trained_on out"),
+        ("coop, trained_on: tyni.yaml", "there is no recipe tyni.yaml.\n  Did you mean tiny.yaml?"),
+    ],
+)
+def test_rows_that_cannot_answer_for_other_classes_are_not_trained_elsewhere(
+    plan_of: PlanOf, two_recipes: str, row: str, expected: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        plan_of(f"coop, {{name: row, method: {row}}}", recipes=two_recipes)
+    assert str(caught.value).startswith(str(caught.value).partition(":")[0] + ":3: ")
+    assert expected in str(caught.value)
+
+
+def test_one_file_is_measured_once_however_its_path_is_written(
+    plan_of: PlanOf, tmp_path: Path
+) -> None:
+    measured = []
+    for folder in ("test", "labeled/../test", f"{tmp_path}/./test", "pool"):
+        plan = plan_of("coop", more=f"set: {{data.test: {{folder: {folder}}}}}\n")
+        measured.append(plan.cells[0].measured)
+    assert measured[0] == measured[1] == measured[2] != measured[3]
+
+
 def test_zero_shot_figures_belong_to_a_backbone_and_to_test_images(plan_of: PlanOf) -> None:
     plan = plan_of(
         "zeroshot, coop, promptkd, {name: teacher, role: teacher},"

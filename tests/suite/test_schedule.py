@@ -71,6 +71,21 @@ def test_baselines_run_side_by_side_and_zero_shot_clip_waits_for_who_measures_it
     assert started(plan) == [("teacher", 1), ("zeroshot", 1)]
 
 
+def test_what_is_measured_on_another_cells_run_waits_for_it(
+    tmp_path: Path, write_recipe: Callable[..., Path]
+) -> None:
+    write_recipe("first")
+    write_recipe("second")
+    suite = tmp_path / "s.yaml"
+    row = "{name: far, method: coop, trained_on: second.yaml}"
+    suite.write_text(f"name: grid\nrecipes: [first.yaml]\nmethods: [{row}]\n{ONE_SEED}")
+    plan = make_plan(load_suite(suite))
+    trained, measured = plan.cells
+    assert started(plan) == [("far", 1)]
+    assert next_cell([measured], [trained], is_finished=lambda _: True) is None
+    assert next_cell([measured], [], is_finished=lambda _: False) is measured
+
+
 def test_recipes_that_differ_in_name_alone_do_not_train_the_same_at_once(
     tmp_path: Path, write_recipe: Callable[..., Path]
 ) -> None:
