@@ -55,7 +55,7 @@ def first_loss(name: str, backbone: Backbone, class_names: list[str]) -> float:
 
 def test_the_declarations_read_from_the_files_are_the_modules() -> None:
     for name, sees in declared_sees().items():
-        assert load_method(name).SEES == sees
+        assert sees == load_method(name).SEES
 
 
 @pytest.mark.parametrize("name", TRAINED)
