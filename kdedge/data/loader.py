@@ -105,6 +105,7 @@ def training_batches(
     batch_size: int,
     crop_scale_min: float,
     flip: bool,
+    strong_views: bool = False,
     view: int | None = None,
     view_seed: int | None = None,
     teacher_features: FeaturesOfViews | None = None,
@@ -123,6 +124,7 @@ def training_batches(
         batch_size: images a step; fewer only where there are not enough for one batch.
         crop_scale_min: smallest part of the image's area that a crop keeps.
         flip: mirror half of the images.
+        strong_views: change colors and blur too.
         view: number of the crops and flips; None for those of this epoch's number.
         view_seed: what crops and flips are drawn from; None for `seed`, as the order is.
         teacher_features: gives what a teacher says of these crops, where that is stored.
@@ -139,7 +141,8 @@ def training_batches(
         [(position, view) for position in order[step * batch_size :][:batch_size].tolist()]
         for step in range(first_step, count)
     ]
-    augment = Augmentation(seed if view_seed is None else view_seed, crop_scale_min, flip)
+    own_seed = seed if view_seed is None else view_seed
+    augment = Augmentation(own_seed, crop_scale_min, flip, strong_views)
     n_loaders = min(choose_n_workers(n_workers, sum(map(len, batches))), len(batches))
     for images, positions in _load(source, batches, preprocess, augment, n_loaders):
         keys = tuple(source.items[position].key for position in positions)

@@ -315,6 +315,7 @@ def batches_of(
         batch_size=settings.batch_size,
         crop_scale_min=settings.crop_scale_min,
         flip=settings.flip,
+        strong_views=settings.strong_views,
         view=(epoch - 1) % n_views + 1,
         view_seed=job.view_seed,
         teacher_features=features,
