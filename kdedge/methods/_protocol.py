@@ -1,8 +1,12 @@
 """What the training loop asks of a method.
 
-A method file holds `Settings`, its loss functions and a class `Method` that satisfies the protocol
-below; also `OPTIM`, an `OptimSpec`, where its authors published how it is optimized as a baseline.
-The loop knows no method by name.
+A method file holds `Settings`, `SEES`, which says what it learns from, its loss functions and a
+class `Method` that satisfies the protocol below; also `OPTIM`, an `OptimSpec`, where its authors
+published how it is optimized as a baseline. The loop knows no method by name.
+
+A method gets batches of `data.labeled` with labels where `SEES.labels`, else batches of
+`data.unlabeled` without labels where `SEES.unlabeled_images`. The classes of its softmax,
+`train_classes`, are all where `SEES.novel_class_names`, else those whose labels may be read.
 """
 
 from __future__ import annotations
@@ -105,7 +109,6 @@ class Method(Protocol):
     """A prompt method: built once, trained by the loop, then asked for features and class vectors.
 
     Attributes:
-        needs_labels: its training steps need `batch.labels`.
         needs_teacher: `build` wants a teacher.
         scale: `logit_scale.exp()`, a float; multiplies cosine similarities.
         module: holds every tensor that training changes, and only those: parameters and buffers
@@ -113,7 +116,6 @@ class Method(Protocol):
             `module.train()` / `.eval()` are the loop's to call.
     """
 
-    needs_labels: ClassVar[bool]
     needs_teacher: ClassVar[bool]
     scale: float
     module: nn.Module

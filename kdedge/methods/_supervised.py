@@ -37,7 +37,6 @@ class SupervisedMethod(ABC):
     """
 
     name: ClassVar[str]
-    needs_labels: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, module: nn.Module) -> None:

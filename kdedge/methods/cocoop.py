@@ -21,7 +21,10 @@ from kdedge.clip.prompts import first_context, make_linear, prompted_texts, text
 from kdedge.clip.text import CHUNK_SIZE, TokenizedTexts, encode_text, in_chunks
 from kdedge.config.recipe import OptimSpec
 from kdedge.methods._protocol import MethodSettings, Teacher
+from kdedge.methods._sees import Sees
 from kdedge.methods._supervised import SupervisedMethod
+
+SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
 
 OPTIM = OptimSpec(lr=0.002, epochs=10, batch_size=1)
 """The authors' code, base-to-novel."""

@@ -29,7 +29,10 @@ from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.methods import ivlp
 from kdedge.methods._protocol import StepOutput, Teacher
+from kdedge.methods._sees import Sees
 from kdedge.methods._supervised import labels_of
+
+SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
 
 OPTIM = OptimSpec(lr=0.0025, epochs=20, batch_size=4)
 """The authors' code, base-to-novel, ViT-B/16."""

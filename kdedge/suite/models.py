@@ -39,7 +39,9 @@ def models_of(loaded: LoadedRecipe, role: Role) -> tuple[str, ...]:
 
 def _model(loaded: LoadedRecipe, role: Role) -> str:
     recipe, choice = loaded.recipe, choose_method(loaded, role)
-    data = {"split", "root", "unlabeled" if role == "student" else "labeled"}
+    sees = choice.module.SEES
+    seen = {"labeled": sees.labels, "unlabeled": sees.unlabeled_images}
+    data = {"split", "root", *(key for key, is_seen in seen.items() if is_seen)}
     return sha256_json(
         {
             "role": role,

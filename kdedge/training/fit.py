@@ -256,7 +256,7 @@ def _status(run: RunFolder, device: torch.device) -> Iterator[None]:
 def _fill(run: RunFolder, job: Job) -> None:
     """Trains, stores and measures."""
     sources = {
-        "unlabeled" if job.role == "student" else "labeled": job.images,
+        "unlabeled" if job.labels is None else "labeled": job.images,
         "validation": job.validation,
         "test": job.test,
     }

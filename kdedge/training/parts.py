@@ -32,6 +32,7 @@ from kdedge.data.sources._protocol import Source, WithoutLabels
 from kdedge.data.split import base_novel, few_shot
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.methods._protocol import Method, MethodSettings, Teacher
+from kdedge.methods._sees import Sees
 from kdedge.methods.registry import load_method
 
 Role = Literal["teacher", "student", "baseline"]
@@ -61,6 +62,10 @@ class Classes:
             if self.split == "base-to-novel"
             else range(len(self.names))
         )
+
+    def trained_by(self, sees: Sees) -> range:
+        """Classes in the softmax of a method that sees this."""
+        return range(len(self.names)) if sees.novel_class_names else self.labeled
 
 
 @dataclass(frozen=True)
@@ -276,7 +281,7 @@ def build_method(
         classes.names,
         choice.settings,
         template=classes.template,
-        train_classes=classes.labeled,
+        train_classes=classes.trained_by(choice.module.SEES),
         teacher=teacher,
         generator=torch.Generator().manual_seed(seed),
     )

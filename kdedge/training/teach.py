@@ -64,14 +64,20 @@ def labeled_job(
     cache: Path | None,
     device: torch.device,
 ) -> Job:
-    """Makes ready to train a method that learns from labeled images, or from none."""
+    """Makes ready to train a method on the images that it declares to learn from, if any."""
     recipe = loaded.recipe
     classes = load_classes(recipe)
     images, labels = None, None
-    if choice.module.Method.needs_labels:
+    if choice.module.SEES.labels:
         images = labeled_images(loaded, role, classes)
         train_label = {label: position for position, label in enumerate(classes.labeled)}
         labels = {index: train_label[label] for index, label in images.labels().items()}
+    elif choice.module.SEES.unlabeled_images:
+        images = require_images(
+            load_images(recipe, "unlabeled", classes),
+            "unlabeled",
+            f"{choice.name} learns from unlabeled images",
+        )
     backbone = load_role_backbone(recipe, role, device=device, cache=cache)
     method = build_method(choice, backbone, classes, seed=recipe.seed)
     return Job(
