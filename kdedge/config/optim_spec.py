@@ -77,8 +77,8 @@ class OptimSettings(Strict):
     )
     strong_views: bool = Field(
         False,
-        description="Beside crop and flip, change colors, turn some images gray and blur all, as the"
-        f" strong view of LaFTer's code (arXiv:2305.18287). {_OFFICIAL}: none of it.",
+        description="Beside crop and flip, change colors, turn some images gray and blur all, as"
+        f" the strong view of LaFTer's code (arXiv:2305.18287). {_OFFICIAL}: none of it.",
     )
     n_workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
         "auto",

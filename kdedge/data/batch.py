@@ -22,12 +22,15 @@ class Batch:
         keys: the images' names, for messages.
         teacher_features: [B, D_teacher], what the teacher says of these crops, or None where it has
             to be asked.
+        clean_images: [B, 3, H, W], the same images as evaluation sees them, or None where no method
+            asks for them.
     """
 
     images: Tensor
     labels: Tensor | None
     keys: tuple[str, ...] = ()
     teacher_features: Tensor | None = None
+    clean_images: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -40,4 +43,5 @@ class Batch:
             images=self.images.to(device, non_blocking=True),
             labels=moved(self.labels),
             teacher_features=moved(self.teacher_features),
+            clean_images=moved(self.clean_images),
         )

@@ -160,7 +160,7 @@ class Method(Protocol):
     def class_vectors(self) -> Tensor:
         """[C, D], unit length, float32, for all classes, no graph; the current parameters'.
 
-        [C, 0] of a method that is `ImageConditioned`.
+        [C, 0] of a method that is `WithoutClassVectors`.
         """
         ...
 
@@ -174,13 +174,43 @@ class Method(Protocol):
 
 
 @runtime_checkable
-class ImageConditioned(Protocol):
-    """What a method has besides where the texts of its classes depend on the image.
+class WithoutClassVectors(Protocol):
+    """What a method has besides whose logits are not cosines with one vector a class.
 
     It is trained and measured like any other. It has no class vectors to store, so it can neither
     teach a student nor be exported.
     """
 
-    def image_conditioned_logits(self, images: Tensor) -> Tensor:
+    @staticmethod
+    def why_no_class_vectors() -> str:
+        """What it does instead, as in "makes texts for every image"."""
+        ...
+
+    def own_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], scaled, float32, for all classes, no graph."""
+        ...
+
+
+@runtime_checkable
+class LabelsImages(Protocol):
+    """What a method has besides that makes the labels itself that it learns from.
+
+    Its batches hold, beside each view, the image as it is in evaluation (`Batch.clean_images`).
+    """
+
+    def pseudo_labels(self, clean_images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B] int64, positions among the training classes, no graph."""
+        ...
+
+
+@runtime_checkable
+class LearnsFromTexts(Protocol):
+    """What a method has besides that learns from sentences about the classes, if there are any."""
+
+    def use_texts(self, sentences: Sequence[Sequence[str]]) -> None:
+        """Takes each class's sentences, in class-list order, before training.
+
+        Raises:
+            DataError: one is longer than the text tower's positions.
+        """
         ...

@@ -162,9 +162,14 @@ class Method(SupervisedMethod):
         return pair_logits(self._backbone, image_features, contexts, texts or self._train_texts)
 
     @torch.no_grad()
-    def image_conditioned_logits(self, images: Tensor) -> Tensor:
+    def own_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], over all classes under the parameters as they are now."""
         return self.logits(images, self.texts)
+
+    @staticmethod
+    def why_no_class_vectors() -> str:
+        """See `WithoutClassVectors`."""
+        return "makes texts for every image"
 
     def class_vectors(self) -> Tensor:
         """[C, 0]: no part of the texts' features is the same for all images."""

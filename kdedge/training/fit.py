@@ -26,7 +26,7 @@ from kdedge.data.loader import n_steps, training_batches
 from kdedge.errors import DataError, Interrupted, RecipeError, Terminated
 from kdedge.eval_details import EvalDetails
 from kdedge.methods import promptkd, zeroshot
-from kdedge.methods._protocol import Method
+from kdedge.methods._protocol import LabelsImages, Method
 from kdedge.results import EvalResult
 from kdedge.training.loop import train
 from kdedge.training.measure import measure
@@ -319,6 +319,7 @@ def batches_of(
         view=(epoch - 1) % n_views + 1,
         view_seed=job.view_seed,
         teacher_features=features,
+        with_clean=isinstance(job.method, LabelsImages),
         n_workers=settings.n_workers,
     )
 

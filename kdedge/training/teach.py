@@ -6,9 +6,12 @@ from pathlib import Path
 
 import torch
 
+from kdedge._files import sha256_json
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import LabeledSpec
+from kdedge.data.class_texts import read_class_texts
 from kdedge.data.split import few_shot
+from kdedge.methods._protocol import LearnsFromTexts
 from kdedge.training.fit import Job, run_job
 from kdedge.training.parts import (
     Classes,
@@ -80,6 +83,11 @@ def labeled_job(
         )
     backbone = load_role_backbone(recipe, role, device=device, cache=cache)
     method = build_method(choice, backbone, classes, seed=recipe.seed)
+    sources = {}
+    if recipe.classes.texts is not None and isinstance(method, LearnsFromTexts):
+        sentences = read_class_texts(recipe.classes.texts, classes.names)
+        method.use_texts(sentences)
+        sources["class_texts"] = sha256_json(sentences)
     return Job(
         role=role,
         loaded=loaded,
@@ -92,6 +100,7 @@ def labeled_job(
         test=load_images(recipe, "test", classes),
         validation=validation_images(loaded, role, classes),
         made_by=lambda: made_by(backbone, method.module, classes, settings_record(choice)),
+        sources=sources,
     )
 
 
