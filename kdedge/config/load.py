@@ -242,6 +242,8 @@ def _named_paths(recipe: Recipe) -> Iterator[tuple[KeyPath, Path | str, _Kind]]:
             yield ("data", role, "list"), source.list, "file"
         if source.webdataset is not None:
             yield ("data", role, "webdataset"), source.webdataset, "shards"
+    if recipe.data.pseudo_labels is not None:
+        yield ("data", "pseudo_labels"), recipe.data.pseudo_labels, "file"
     if recipe.data.root is not None:
         yield ("data", "root"), recipe.data.root, "folder"
     if recipe.teacher is not None and recipe.teacher.run is not None:

@@ -166,6 +166,12 @@ class DataSpec(Strict):
     labeled: LabeledSpec | None = Field(
         None, description="Labeled images the teacher learns from; also the baselines."
     )
+    pseudo_labels: RecipePath | None = Field(
+        None,
+        description="File of classes for images of data.unlabeled, as `kdedge pseudo-label` writes"
+        " it and a person may correct it. Methods that learn from labels learn from these too, as"
+        " from labels, and over all classes; without data.labeled from these alone.",
+    )
     validation: SourceSpec | None = Field(
         None, description="Labeled images for choosing an epoch; needed by selection: validation."
     )
@@ -188,6 +194,14 @@ class DataSpec(Strict):
         description="Folder of the benchmark sets; else the environment variable KDEDGE_DATA, else"
         " ./data.",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> DataSpec:
+        if self.pseudo_labels is not None and self.unlabeled is None:
+            raise ValueError(
+                "has pseudo_labels and no unlabeled: the images that they are of; add them"
+            )
+        return self
 
     def bad_image_limit(self, n_images: int) -> int:
         """The number of unreadable images among `n_images` that is still accepted."""

@@ -11,6 +11,9 @@ from torch import Tensor
 FeaturesOfViews = Callable[[Sequence[int], int], Tensor]
 """Positions in a source and a view's number -> [B, D_teacher] stored teacher features, float32."""
 
+Weights = Callable[[Sequence[int]], Tensor]
+"""Positions in a source, of a whole batch -> [B] weights of the images' cross-entropy, float32."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -24,6 +27,8 @@ class Batch:
             to be asked.
         clean_images: [B, 3, H, W], the same images as evaluation sees them, or None where no method
             asks for them.
+        weights: [B] float32, with which the images' cross-entropies are added up; None where they
+            are averaged.
     """
 
     images: Tensor
@@ -31,6 +36,7 @@ class Batch:
     keys: tuple[str, ...] = ()
     teacher_features: Tensor | None = None
     clean_images: Tensor | None = None
+    weights: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -44,4 +50,5 @@ class Batch:
             labels=moved(self.labels),
             teacher_features=moved(self.teacher_features),
             clean_images=moved(self.clean_images),
+            weights=moved(self.weights),
         )

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from kdedge.data.batch import Batch, FeaturesOfViews
+from kdedge.data.batch import Batch, FeaturesOfViews, Weights
 from kdedge.data.sources._protocol import Source
 from kdedge.data.views import ORDER, Augmentation, random_stream
 from kdedge.errors import DataError, ResourceError
@@ -120,6 +120,7 @@ def training_batches(
     view_seed: int | None = None,
     teacher_features: FeaturesOfViews | None = None,
     with_clean: bool = False,
+    weights: Weights | None = None,
     n_workers: int | Literal["auto"] = 0,
 ) -> Iterator[Batch]:
     """Yields one epoch's augmented batches from a step on.
@@ -140,6 +141,7 @@ def training_batches(
         view_seed: what crops and flips are drawn from; None for `seed`, as the order is.
         teacher_features: gives what a teacher says of these crops, where that is stored.
         with_clean: give each image as evaluation sees it too.
+        weights: gives what the images of a batch weigh, where they do not weigh the same.
         n_workers: processes that decode; 0 decodes here. The batches are the same.
 
     Raises:
@@ -166,7 +168,14 @@ def training_batches(
         if labels is not None:
             targets = torch.tensor([labels[position] for position in positions])  # [B], int64
         features = None if teacher_features is None else teacher_features(positions, view)
-        yield Batch(images, targets, keys, teacher_features=features, clean_images=clean)
+        yield Batch(
+            images=images,
+            labels=targets,
+            keys=keys,
+            teacher_features=features,
+            clean_images=clean,
+            weights=None if weights is None else weights(positions),
+        )
 
 
 def view_batches(

@@ -7,6 +7,7 @@ published how it is optimized as a baseline. The loop knows no method by name.
 A method gets batches of `data.labeled` with labels where `SEES.labels`, else batches of
 `data.unlabeled` without labels where `SEES.unlabeled_images`. The classes of its softmax,
 `train_classes`, are all where `SEES.novel_class_names`, else those whose labels may be read.
+A method whose settings have rounds gets pseudo-labels of `data.unlabeled` too: see `LabelsItsPool`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
+from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
 
 
 class MethodSettings(BaseModel):
@@ -42,6 +44,11 @@ class MethodSettings(BaseModel):
     def needs_texts(self) -> bool:
         """Whether the backbone's text tower is run; else an `ImageBackbone` will do."""
         return True
+
+    @property
+    def n_rounds(self) -> int:
+        """Rounds of a method that `LabelsItsPool`; 0 of any other."""
+        return 0
 
 
 @dataclass(frozen=True)
@@ -158,9 +165,10 @@ class Method(Protocol):
         ...
 
     def class_vectors(self) -> Tensor:
-        """[C, D], unit length, float32, for all classes, no graph; the current parameters'.
+        """[C, D], float32, for all classes, no graph; the current parameters'.
 
-        [C, 0] of a method that is `WithoutClassVectors`.
+        Unit length, or shorter where they are averages of such; [C, 0] of a method that is
+        `WithoutClassVectors`.
         """
         ...
 
@@ -192,10 +200,10 @@ class WithoutClassVectors(Protocol):
 
 
 @runtime_checkable
-class LabelsImages(Protocol):
-    """What a method has besides that makes the labels itself that it learns from.
+class LabelsItsViews(Protocol):
+    """What a method has besides that labels the images of a batch before it learns from them.
 
-    Its batches hold, beside each view, the image as it is in evaluation (`Batch.clean_images`).
+    Its batches hold, beside each view, the image as evaluation sees it (`Batch.clean_images`).
     """
 
     def pseudo_labels(self, clean_images: Tensor) -> Tensor:
@@ -212,5 +220,51 @@ class LearnsFromTexts(Protocol):
 
         Raises:
             DataError: one is longer than the text tower's positions.
+        """
+        ...
+
+
+@runtime_checkable
+class LabelsItsPool(Protocol):
+    """What a method has besides where it learns from pseudo-labels that it chooses itself.
+
+    It is trained in the `n_rounds` of its settings, each from the method's first values: on the
+    images of `data.labeled` where `SEES.labels`, and on those of `data.unlabeled` that it has
+    chosen. The first round's probabilities are zero-shot CLIP's, those of a later round the
+    method's own as the round before has trained it.
+    """
+
+    @staticmethod
+    def choose_labels(
+        probabilities: Probabilities,
+        settings: Any,
+        *,
+        round_number: int,
+        classes: Sequence[int],
+    ) -> list[PseudoLabel]:
+        """Chooses a round's images and their classes, each image once.
+
+        Args:
+            probabilities: [N, C], of the pool's images over all classes; softmax of the logits.
+            settings: an instance of the method file's `Settings`.
+            round_number: from 1.
+            classes: those without labels; all where every class has some.
+
+        Returns:
+            With rows of the probabilities as images.
+
+        Raises:
+            DataError: there are too few images.
+        """
+        ...
+
+    @staticmethod
+    def weigh(is_pseudo: Tensor, *, n_labeled: int, n_pseudo: int) -> Tensor:
+        """[B] float32, what a batch's images weigh in the cross-entropy.
+
+        Args:
+            is_pseudo: [B] bool, which labels are pseudo-labels.
+            n_labeled: labeled images that an epoch goes through.
+            n_pseudo: pseudo-labeled ones.
         """
         ...

@@ -2,8 +2,8 @@
 
 Paper: Kahana et al., Improving Zero-Shot Models with Label Distribution Priors (CLIPPR), 2022,
 arXiv:2212.00784: minimal change of CLIP's predictions, and minimal distance of the mean prediction
-to a prior over the labels. L = CE(g(f), y) + α · KL(prior ‖ mean softmax g(f)), with f the
-unit-length image feature, g the adapter and y zero-shot CLIP's class of the same view.
+to a prior over the labels. L = CE(g(f), y) + w · KL(prior ‖ mean softmax g(f)), with f the
+unit-length image feature, g the adapter, w the prior's weight and y zero-shot CLIP's class of the same view.
 What the authors' code does and this does not: it prepares images with ImageNet's mean and deviation
 in place of CLIP's; it keeps the epoch of the lowest loss on test images; it trains the image tower
 for some epochs at 1e-6 between two stages of the adapter, where the paper's adapter is on a frozen

@@ -268,7 +268,7 @@ class Method:
 
     def training_step(self, batch: Batch) -> StepOutput:
         """Smoothed cross-entropy of views with their images' pseudo-labels; texts come first."""
-        assert batch.clean_images is not None  # as this method `LabelsImages`
+        assert batch.clean_images is not None  # as this method `LabelsItsViews`
         self.learn_texts()
         labels = self.pseudo_labels(batch.clean_images)
         image_features = self.image_features(batch.images)

@@ -12,7 +12,8 @@ from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
-from kdedge.training.fit import Job, finished_run, run_job
+from kdedge.training.fit import finished_run, run_job
+from kdedge.training.job import Job
 from kdedge.training.parts import (
     Classes,
     Images,

@@ -33,6 +33,44 @@ def logits_of(model: Method | Teacher | WithoutClassVectors) -> Callable[[Tensor
 
 
 @torch.no_grad()
+def all_logits(
+    model: Method | Teacher,
+    images: Images,
+    *,
+    preprocess: Preprocess,
+    device: torch.device,
+    what: str,
+) -> Tensor:
+    """Logits of all images against all classes, without crops or flips.
+
+    Args:
+        model: as it is now.
+        images: need no labels.
+        preprocess: the model's.
+        device: the model's.
+        what: is done, for progress.
+
+    Returns:
+        [N, C] float32, on the CPU, in the images' order.
+    """
+    compute_logits = logits_of(model)
+    logits: list[Tensor] = []
+    batches = evaluation_batches(
+        images.source,
+        images.indices,
+        preprocess=preprocess,
+        batch_size=EVALUATION_BATCH,
+        n_workers="auto",
+    )
+    n_done = 0
+    with progress(what, len(images.indices)) as advance:
+        for batch, indices in batches:
+            logits.append(compute_logits(batch.to(device)).cpu())
+            n_done += len(indices)
+            advance(n_done)
+    return torch.cat(logits)
+
+
 def predict_logits(
     model: Method | Teacher | WithoutClassVectors,
     images: Images,
@@ -45,22 +83,11 @@ def predict_logits(
     Returns:
         [N, C] float32 and [N] int64, on the CPU, in the images' order.
     """
-    compute_logits = logits_of(model)
-    logits: list[Tensor] = []
-    labels: list[int | None] = []
-    batches = evaluation_batches(
-        images.source,
-        images.indices,
-        preprocess=preprocess,
-        batch_size=EVALUATION_BATCH,
-        n_workers="auto",
+    logits = all_logits(
+        model, images, preprocess=preprocess, device=device, what="evaluating images"
     )
-    with progress("evaluating images", len(images.indices)) as advance:
-        for batch, indices in batches:
-            logits.append(compute_logits(batch.to(device)).cpu())
-            labels.extend(images.source.items[index].label for index in indices)
-            advance(len(labels))
-    return torch.cat(logits), torch.tensor(labels, dtype=torch.int64)
+    labels = [images.source.items[index].label for index in images.indices]
+    return logits, torch.tensor(labels, dtype=torch.int64)
 
 
 def measure(

@@ -259,7 +259,12 @@ def load_teacher(
         return method
 
     vectors = load_class_vectors(run.class_vectors)
-    own = Classes(vectors.class_names, loaded.recipe.classes.template, classes.split)
+    own = Classes(
+        vectors.class_names,
+        loaded.recipe.classes.template,
+        classes.split,
+        has_pseudo_labels=loaded.recipe.data.pseudo_labels is not None,
+    )
     method, record = trained_on(own), settings_record(choice)
     if vectors.made_by != made_by(backbone, method.module, own, record):
         raise DataError(

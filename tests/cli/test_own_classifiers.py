@@ -223,7 +223,7 @@ def test_fewer_images_than_a_batch_are_one_batch(kdedge: Run, project: Path, met
     [
         ({**SENTENCES, "lorry": ["big."]}, 'texts.json:17: "lorry" is not in the class list.'),
         ({**SENTENCES, "cat": []}, 'texts.json:6: "cat" has an empty list'),
-        ({"cat": ["it purrs."]}, "texts.json has nothing for 3 of 4 classes, first \"dog\""),
+        ({"cat": ["it purrs."]}, 'texts.json has nothing for 3 of 4 classes, first "dog"'),
         (["cat"], "texts.json holds no object"),
         ({**SENTENCES, "cat": ["purr " * 90]}, "A text needs 92 tokens"),
     ],
@@ -245,9 +245,7 @@ def test_a_file_of_texts_that_is_not_there_is_named_with_its_line(
     fails(done, 3, "r.yaml:2: classes.texts: there is no file", "t.json")
 
 
-def test_a_prior_of_other_names_is_refused_before_a_run_is_made(
-    kdedge: Run, project: Path
-) -> None:
+def test_a_prior_of_other_names_is_refused_before_a_run_is_made(kdedge: Run, project: Path) -> None:
     done = kdedge("train", "r.yaml", *options("clip_pr", "baseline.settings.prior={cat: 1}"))
     fails(done, 2, 'prior has 1 names, the class list 4: "dog" is missing')
     assert not Path("runs").exists()

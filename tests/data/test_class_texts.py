@@ -40,7 +40,7 @@ def test_sentences_come_in_class_list_order_with_single_blanks(read, options):
         ('{"cat": ["\\ud800"]}', "sentence 1 of 1 is"),
         ('{"cat": ["a."],\n"c\\u0061t":\n["b."]}', r"texts.json:2: \"cat\" is there twice"),
         ('{"cat": ["a \\"cat\\": ."],\n"dog": ["b."]}', r"texts.json:2: \"dog\" is not"),
-        ('{"cat": ["a."]}', "has nothing for 2 of 3 classes, first \"red fox\""),
+        ('{"cat": ["a."]}', 'has nothing for 2 of 3 classes, first "red fox"'),
         ("{}", "has nothing for 3 of 3 classes"),
         ('{"cat": ["a."]\n "red fox": ["b."]}', "texts.json:2: not JSON: Expecting ',' delimiter"),
         ("", "texts.json:1: not JSON"),

@@ -65,6 +65,16 @@ def test_an_epoch_has_each_image_at_most_once_with_its_own_label(source):
     assert epoch[0].labels.dtype == torch.int64
 
 
+def test_what_images_weigh_goes_with_their_batch(source):
+    def weigh(positions):
+        return torch.tensor(positions, dtype=torch.float32)
+
+    for batch in batches(source, weights=weigh):
+        own = [int(key.removeprefix("image-")) for key in batch.keys]
+        assert batch.to(torch.device("cpu")).weights.tolist() == own
+    assert batches(source)[0].weights is None
+
+
 def test_fewer_images_than_a_batch_give_one_small_batch(source):
     (batch,) = batches(source, batch_size=100)
     assert len(batch.keys) == len(batch.images) == 23

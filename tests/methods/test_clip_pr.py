@@ -65,7 +65,9 @@ def plain_loss(logits: Tensor, labels: Tensor, prior: list[float], weight: float
     return loss
 
 
-@pytest.mark.parametrize("prior", [None, {"cat": 1, "fox": 5.0, "school_bus": 2, "golden retriever": 2}])
+@pytest.mark.parametrize(
+    "prior", [None, {"cat": 1, "fox": 5.0, "school_bus": 2, "golden retriever": 2}]
+)
 def test_loss_and_gradients_are_those_of_the_equation(
     tiny_backbone: Backbone, prior: dict[str, float] | None
 ) -> None:

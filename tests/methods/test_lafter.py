@@ -13,7 +13,7 @@ from kdedge.clip.backbone import Backbone, hash_weights, unit_length
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError
 from kdedge.methods import lafter
-from kdedge.methods._protocol import LabelsImages, LearnsFromTexts
+from kdedge.methods._protocol import LabelsItsViews, LearnsFromTexts
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
@@ -190,7 +190,7 @@ def test_pseudo_labels_come_from_the_frozen_tower_and_do_not_drift(
 ) -> None:
     method = build(tiny_backbone)
     method.learn_texts()
-    assert isinstance(method, LabelsImages)
+    assert isinstance(method, LabelsItsViews)
     images = batch(32).images
     before = method.pseudo_labels(images)
     expected = tiny_backbone.image_features(images) @ method.module.labeler.T
