@@ -186,13 +186,9 @@ class WithoutClassVectors(Protocol):
     """What a method has besides whose logits are not cosines with one vector a class.
 
     It is trained and measured like any other. It has no class vectors to store, so it can neither
-    teach a student nor be exported.
+    teach a student nor be exported; `why_no_class_vectors`, an attribute of its class, says what it
+    does instead, as in "makes texts for every image".
     """
-
-    @staticmethod
-    def why_no_class_vectors() -> str:
-        """What it does instead, as in "makes texts for every image"."""
-        ...
 
     def own_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], scaled, float32, for all classes, no graph."""

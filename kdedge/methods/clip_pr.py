@@ -3,7 +3,7 @@
 Paper: Kahana et al., Improving Zero-Shot Models with Label Distribution Priors (CLIPPR), 2022,
 arXiv:2212.00784: minimal change of CLIP's predictions, and minimal distance of the mean prediction
 to a prior over the labels. L = CE(g(f), y) + w · KL(prior ‖ mean softmax g(f)), with f the
-unit-length image feature, g the adapter, w the prior's weight and y zero-shot CLIP's class of the same view.
+unit-length image feature, g the adapter, y zero-shot CLIP's class of the same view, w a weight.
 What the authors' code does and this does not: it prepares images with ImageNet's mean and deviation
 in place of CLIP's; it keeps the epoch of the lowest loss on test images; it trains the image tower
 for some epochs at 1e-6 between two stages of the adapter, where the paper's adapter is on a frozen
@@ -109,6 +109,7 @@ class Method:
     """CLIP-PR on a frozen backbone."""
 
     needs_teacher: ClassVar[bool] = False
+    why_no_class_vectors = "answers with a network over image features and not with vectors"
 
     def __init__(
         self,
@@ -179,11 +180,6 @@ class Method:
     def averaging_weights(self, n_epochs: int) -> list[float] | None:
         """Nothing is averaged."""
         return None
-
-    @staticmethod
-    def why_no_class_vectors() -> str:
-        """See `WithoutClassVectors`."""
-        return "answers with a network over the image's feature and not with one vector a class"
 
     @torch.no_grad()
     def own_logits(self, images: Tensor) -> Tensor:

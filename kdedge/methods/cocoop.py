@@ -116,6 +116,7 @@ class Method(SupervisedMethod):
     """CoCoOp on a frozen backbone: image-conditioned, so it has logits and no class vectors."""
 
     name = "cocoop"
+    why_no_class_vectors = "makes texts for every image"
     module: PromptLearner
 
     def __init__(
@@ -165,11 +166,6 @@ class Method(SupervisedMethod):
     def own_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], over all classes under the parameters as they are now."""
         return self.logits(images, self.texts)
-
-    @staticmethod
-    def why_no_class_vectors() -> str:
-        """See `WithoutClassVectors`."""
-        return "makes texts for every image"
 
     def class_vectors(self) -> Tensor:
         """[C, 0]: no part of the texts' features is the same for all images."""

@@ -152,8 +152,8 @@ def train_text_classifier(
     for _ in range(settings.n_text_steps):
         noise = torch.randn(text_features.shape, generator=generator).to(text_features.device)
         logits = (text_features + settings.text_noise_std * noise) @ weight.T
-        optimizer.zero_grad()
-        smoothed_cross_entropy(logits, labels, settings).backward()
+        loss = smoothed_cross_entropy(logits, labels, settings)
+        (weight.grad,) = torch.autograd.grad(loss, [weight])
         optimizer.step()
     return weight.detach()
 
@@ -206,7 +206,8 @@ class Method:
         )
         visual = with_own_norms(backbone.visual)
         linear = make_linear(backbone.embed_dim, len(class_names), generator, bias=False)
-        module = TunedTower(visual_prompts, layer_norms(visual), linear.weight).to(backbone.device)
+        classifier = nn.Parameter(linear.weight)
+        module = TunedTower(visual_prompts, layer_norms(visual), classifier).to(backbone.device)
         return cls(
             backbone,
             visual,

@@ -14,9 +14,9 @@ from kdedge.config.load import LoadedRecipe
 from kdedge.data.classes import class_list_hash
 from kdedge.data.pseudo_labels import Origin, check_enough, most_probable, write_pseudo_labels
 from kdedge.errors import DataError, RecipeError
-from kdedge.methods._protocol import Method, Teacher
 from kdedge.training.baseline import baseline_job, with_baseline
 from kdedge.training.fit import finished_run, run_job
+from kdedge.training.measure import Model
 from kdedge.training.parts import Classes, choose_method, load_classes, settings_record
 from kdedge.training.pseudo_labels import (
     accuracy_percent,
@@ -135,7 +135,7 @@ def _check_free(path: Path) -> None:
 
 def _model(
     loaded: LoadedRecipe, classes: Classes, *, root: Path, device: torch.device
-) -> tuple[RunFolder | None, Method | Teacher, Backbone, str]:
+) -> tuple[RunFolder | None, Model, Backbone, str]:
     """The run of the recipe's baseline, its model, the backbone under it, and the model's hash."""
     cache = cache_folder(root)
     choice = choose_method(loaded, "baseline")
@@ -147,7 +147,7 @@ def _model(
         return None, job.method, job.backbone, maker
     run = finished_run(root, job.key()) or run_job(job, root=root, resume=True)
     if not has_class_vectors(choice):
-        model: Method | Teacher
+        model: Model
         model, backbone = load_without_class_vectors(run, classes, device=device, cache=cache)
         return run, model, backbone, load_class_vectors(run.class_vectors).made_by
     teacher = load_teacher(run, classes, device=device, cache=cache)

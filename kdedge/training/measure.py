@@ -20,8 +20,11 @@ from kdedge.training.parts import Classes, Images
 EVALUATION_BATCH = 100
 """Images a time without gradients, as the methods' public code does."""
 
+Model = Method | Teacher | WithoutClassVectors
+"""Whatever has logits over all classes."""
 
-def logits_of(model: Method | Teacher | WithoutClassVectors) -> Callable[[Tensor], Tensor]:
+
+def logits_of(model: Model) -> Callable[[Tensor], Tensor]:
     """The function [B, 3, H, W] -> [B, C] of a model as it is now, over all classes.
 
     Class vectors are computed once. A model that is `WithoutClassVectors` has logits of its own.
@@ -34,7 +37,7 @@ def logits_of(model: Method | Teacher | WithoutClassVectors) -> Callable[[Tensor
 
 @torch.no_grad()
 def all_logits(
-    model: Method | Teacher,
+    model: Model,
     images: Images,
     *,
     preprocess: Preprocess,
@@ -72,7 +75,7 @@ def all_logits(
 
 
 def predict_logits(
-    model: Method | Teacher | WithoutClassVectors,
+    model: Model,
     images: Images,
     *,
     preprocess: Preprocess,
@@ -91,7 +94,7 @@ def predict_logits(
 
 
 def measure(
-    model: Method | Teacher | WithoutClassVectors,
+    model: Model,
     images: Images,
     classes: Classes,
     *,

@@ -156,7 +156,7 @@ def check_has_class_vectors(choice: MethodChoice) -> None:
     """
     if not has_class_vectors(choice):
         raise RecipeError(
-            f"{choice.name} {choice.module.Method.why_no_class_vectors()}, so it has no class"
+            f"{choice.name} {choice.module.Method.why_no_class_vectors}, so it has no class"
             " vectors: it can neither teach a student nor be exported.\n"
             f"  Measure it with `kdedge train RECIPE --method {choice.name}`; to teach or export,"
             " choose another method, such as promptsrc."
@@ -186,7 +186,6 @@ class _Reordered:
     """
 
     def __init__(self, method: WithoutClassVectors, columns: list[int]) -> None:
-        self.why_no_class_vectors = method.why_no_class_vectors
         self._method, self._columns = method, columns
 
     def own_logits(self, images: Tensor) -> Tensor:

@@ -174,7 +174,7 @@ def test_lafter_teaches_a_student(kdedge: Run, project: Path) -> None:
 
 
 def test_clip_pr_is_no_teacher_and_cannot_be_exported(kdedge: Run, project: Path) -> None:
-    reason = "clip_pr answers with a network over the image's feature"
+    reason = "clip_pr answers with a network over image features"
     pytest.importorskip("onnx")
     train(kdedge, "clip_pr")
     fails(kdedge("export", "tiny/01"), 2, reason, "it can neither teach a student nor be exported")
@@ -221,7 +221,7 @@ def test_fewer_images_than_a_batch_are_one_batch(kdedge: Run, project: Path, met
 @pytest.mark.parametrize(
     ("sentences", "message"),
     [
-        ({**SENTENCES, "lorry": ["big."]}, 'texts.json:17: "lorry" is not in the class list.'),
+        ({**SENTENCES, "lorry": ["big."]}, 'texts.json:15: "lorry" is not in the class list.'),
         ({**SENTENCES, "cat": []}, 'texts.json:6: "cat" has an empty list'),
         ({"cat": ["it purrs."]}, 'texts.json has nothing for 3 of 4 classes, first "dog"'),
         (["cat"], "texts.json holds no object"),

@@ -186,4 +186,4 @@ def test_five_steps_give_the_pinned_losses(
     assert losses == pytest.approx(PINNED, rel=1e-4)
 
 
-PINNED = [0.0, 0.0, 0.0, 0.0, 0.0]
+PINNED = [1.387496, 1.378163, 1.371714, 1.374487, 1.380439]

@@ -253,4 +253,4 @@ def test_five_steps_give_the_pinned_losses(
     assert losses == pytest.approx(PINNED, rel=1e-4)
 
 
-PINNED = [0.0, 0.0, 0.0, 0.0, 0.0]
+PINNED = [1.268193, 1.178432, 1.036368, 0.886586, 0.769247]
