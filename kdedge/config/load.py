@@ -230,6 +230,8 @@ _Kind = Literal["file", "folder", "shards"]
 def _named_paths(recipe: Recipe) -> Iterator[tuple[KeyPath, Path | str, _Kind]]:
     if recipe.classes.file is not None:
         yield ("classes", "file"), recipe.classes.file, "file"
+    if recipe.classes.texts is not None:
+        yield ("classes", "texts"), recipe.classes.texts, "file"
     for role in ("unlabeled", "labeled", "validation", "test"):
         source: SourceSpec | None = getattr(recipe.data, role)
         if source is None:

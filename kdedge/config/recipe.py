@@ -75,6 +75,11 @@ class ClassesSpec(Strict):
         min_length=2,
         description="The class names themselves; `classes: [cat, dog]` is short for this.",
     )
+    texts: RecipePath | None = Field(
+        None,
+        description='JSON file of sentences that describe the classes, {"cat": ["a small animal'
+        ' with whiskers."], ...}, for methods that learn from texts: lafter.',
+    )
     template: Annotated[str, AfterValidator(check_template)] = Field(
         "a photo of a {}.",
         description="Text around a class name, {} stands for the name. The default is CLIP's own"

@@ -25,6 +25,8 @@ class Batch:
         keys: the images' names, for messages.
         teacher_features: [B, D_teacher], what the teacher says of these crops, or None where it has
             to be asked.
+        clean_images: [B, 3, H, W], the same images as evaluation sees them, or None where no method
+            asks for them.
         weights: [B] float32, with which the images' cross-entropies are added up; None where they
             are averaged.
     """
@@ -33,6 +35,7 @@ class Batch:
     labels: Tensor | None
     keys: tuple[str, ...] = ()
     teacher_features: Tensor | None = None
+    clean_images: Tensor | None = None
     weights: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
@@ -46,5 +49,6 @@ class Batch:
             images=self.images.to(device, non_blocking=True),
             labels=moved(self.labels),
             teacher_features=moved(self.teacher_features),
+            clean_images=moved(self.clean_images),
             weights=moved(self.weights),
         )

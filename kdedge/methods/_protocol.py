@@ -168,7 +168,7 @@ class Method(Protocol):
         """[C, D], float32, for all classes, no graph; the current parameters'.
 
         Unit length, or shorter where they are averages of such; [C, 0] of a method that is
-        `ImageConditioned`.
+        `WithoutClassVectors`.
         """
         ...
 
@@ -182,18 +182,45 @@ class Method(Protocol):
 
 
 @runtime_checkable
-class ImageConditioned(Protocol):
-    """What a method has besides where the texts of its classes depend on the image.
+class WithoutClassVectors(Protocol):
+    """What a method has besides whose logits are not cosines with one vector a class.
 
     It is trained and measured like any other. It has no class vectors to store, so it can neither
-    teach a student nor be exported.
+    teach a student nor be exported; `why_no_class_vectors`, an attribute of its class, says what it
+    does instead, as in "makes texts for every image".
     """
 
-    def image_conditioned_logits(self, images: Tensor) -> Tensor:
+    def own_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], scaled, float32, for all classes, no graph."""
         ...
 
 
+@runtime_checkable
+class LabelsItsViews(Protocol):
+    """What a method has besides that labels the images of a batch before it learns from them.
+
+    Its batches hold, beside each view, the image as evaluation sees it (`Batch.clean_images`).
+    """
+
+    def pseudo_labels(self, clean_images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B] int64, positions among the training classes, no graph."""
+        ...
+
+
+@runtime_checkable
+class LearnsFromTexts(Protocol):
+    """What a method has besides that learns from sentences about the classes, if there are any."""
+
+    def use_texts(self, sentences: Sequence[Sequence[str]]) -> None:
+        """Takes each class's sentences, in class-list order, before training.
+
+        Raises:
+            DataError: one is longer than the text tower's positions.
+        """
+        ...
+
+
+@runtime_checkable
 class LabelsItsPool(Protocol):
     """What a method has besides where it learns from pseudo-labels that it chooses itself.
 

@@ -116,6 +116,7 @@ class Method(SupervisedMethod):
     """CoCoOp on a frozen backbone: image-conditioned, so it has logits and no class vectors."""
 
     name = "cocoop"
+    why_no_class_vectors = "makes texts for every image"
     module: PromptLearner
 
     def __init__(
@@ -162,7 +163,7 @@ class Method(SupervisedMethod):
         return pair_logits(self._backbone, image_features, contexts, texts or self._train_texts)
 
     @torch.no_grad()
-    def image_conditioned_logits(self, images: Tensor) -> Tensor:
+    def own_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], over all classes under the parameters as they are now."""
         return self.logits(images, self.texts)
 

@@ -104,7 +104,7 @@ def store_filler(
             "  Set student.views: 0, which runs the teacher in every step."
         )
     seed = recipe.seed if spec.view_seed is None else spec.view_seed
-    augment = Augmentation(seed, optim.crop_scale_min, optim.flip)
+    augment = Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views)
     preprocess = teacher.backbone.preprocess
     description = describe_store(
         made_by=teacher.features_made_by,

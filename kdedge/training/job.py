@@ -14,7 +14,7 @@ from kdedge.data.batch import Batch, FeaturesOfViews, Weights
 from kdedge.data.classes import class_list_hash
 from kdedge.data.loader import training_batches
 from kdedge.methods import zeroshot
-from kdedge.methods._protocol import Method
+from kdedge.methods._protocol import LabelsItsViews, Method
 from kdedge.training.parts import (
     Classes,
     Images,
@@ -138,10 +138,12 @@ def batches_of(
         batch_size=settings.batch_size,
         crop_scale_min=settings.crop_scale_min,
         flip=settings.flip,
+        strong_views=settings.strong_views,
         view=(epoch - 1) % n_views + 1,
         view_seed=job.view_seed,
         teacher_features=features,
         weights=job.weights,
+        with_clean=isinstance(job.method, LabelsItsViews),
         n_workers=settings.n_workers,
     )
 

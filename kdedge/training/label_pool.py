@@ -12,10 +12,10 @@ from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.pseudo_labels import check_enough, most_probable
 from kdedge.errors import RecipeError
-from kdedge.methods._protocol import Method, Teacher
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.baseline import baseline_job, with_baseline
 from kdedge.training.fit import finished_run, run_job
+from kdedge.training.measure import Model
 from kdedge.training.parts import Classes, choose_method, load_classes
 from kdedge.training.pseudo_labels import (
     accuracy_percent,
@@ -29,9 +29,9 @@ from kdedge.training.pseudo_labels import (
 from kdedge.training.runs import RunFolder
 from kdedge.training.teach import cache_folder
 from kdedge.training.teachers import (
-    is_image_conditioned,
-    load_image_conditioned,
+    has_class_vectors,
     load_teacher,
+    load_without_class_vectors,
 )
 
 
@@ -133,7 +133,7 @@ def _check_free(path: Path) -> None:
 class _Found:
     """A model, how its images are prepared, the hash of what made it, and its run if it has one."""
 
-    model: Method | Teacher
+    model: Model
     preprocess: Preprocess
     made_by: str
     run: RunFolder | None
@@ -149,8 +149,8 @@ def _find_model(
     if not job.method.trainable_parameters():
         return _Found(job.method, preprocess, job.made_by(), None)
     run = finished_run(root, job.key()) or run_job(job, root=root, resume=True)
-    if is_image_conditioned(choice):
-        method, _ = load_image_conditioned(run, classes, device=device, cache=cache)
+    if not has_class_vectors(choice):
+        method, _ = load_without_class_vectors(run, classes, device=device, cache=cache)
         maker = load_class_vectors(run.class_vectors).made_by
         return _Found(method, preprocess, maker, run)
     teacher = load_teacher(run, classes, device=device, cache=cache)

@@ -12,7 +12,7 @@ from kdedge.data.loader import evaluation_batches
 from kdedge.eval_details import EvalDetails
 from kdedge.evaluation.accuracy import evaluate
 from kdedge.evaluation.details import evaluation_details
-from kdedge.methods._protocol import ImageConditioned, Method, Teacher
+from kdedge.methods._protocol import Method, Teacher, WithoutClassVectors
 from kdedge.results import EvalResult, Selection
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.parts import Classes, Images
@@ -20,22 +20,24 @@ from kdedge.training.parts import Classes, Images
 EVALUATION_BATCH = 100
 """Images a time without gradients, as the methods' public code does."""
 
+Model = Method | Teacher | WithoutClassVectors
+"""Whatever has logits over all classes."""
 
-def logits_of(model: Method | Teacher) -> Callable[[Tensor], Tensor]:
+
+def logits_of(model: Model) -> Callable[[Tensor], Tensor]:
     """The function [B, 3, H, W] -> [B, C] of a model as it is now, over all classes.
 
-    Class vectors are computed once. A model that is `ImageConditioned` has none, and logits of its
-    own.
+    Class vectors are computed once. A model that is `WithoutClassVectors` has logits of its own.
     """
-    if isinstance(model, ImageConditioned):
-        return model.image_conditioned_logits
+    if isinstance(model, WithoutClassVectors):
+        return model.own_logits
     class_vectors = model.class_vectors()
     return lambda images: model.scale * model.forward_features(images) @ class_vectors.T
 
 
 @torch.no_grad()
 def all_logits(
-    model: Method | Teacher,
+    model: Model,
     images: Images,
     *,
     preprocess: Preprocess,
@@ -73,7 +75,7 @@ def all_logits(
 
 
 def predict_logits(
-    model: Method | Teacher,
+    model: Model,
     images: Images,
     *,
     preprocess: Preprocess,
@@ -92,7 +94,7 @@ def predict_logits(
 
 
 def measure(
-    model: Method | Teacher,
+    model: Model,
     images: Images,
     classes: Classes,
     *,

@@ -20,9 +20,8 @@ from kdedge.data.pseudo_labels import (
 )
 from kdedge.data.sources._labels import name_some
 from kdedge.errors import DataError, DivergedError
-from kdedge.methods._protocol import Method, Teacher
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.training.measure import all_logits
+from kdedge.training.measure import Model, all_logits
 from kdedge.training.parts import Classes, Images, load_images, require_images
 
 log = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ def labels_of_file(recipe: Recipe, classes: Classes) -> tuple[Images, dict[int, 
 
 
 def pool_probabilities(
-    model: Method | Teacher, pool: Images, *, preprocess: Preprocess, device: torch.device
+    model: Model, pool: Images, *, preprocess: Preprocess, device: torch.device
 ) -> Probabilities:
     """[N, C]: softmax over all classes, of the images in use, prepared as on the device.
 

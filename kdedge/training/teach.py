@@ -10,8 +10,10 @@ import torch
 from kdedge._files import sha256_json
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import LabeledSpec
+from kdedge.data.class_texts import read_class_texts
 from kdedge.data.split import few_shot
 from kdedge.errors import RecipeError
+from kdedge.methods._protocol import LearnsFromTexts
 from kdedge.training.fit import run_job
 from kdedge.training.job import Job
 from kdedge.training.parts import (
@@ -80,6 +82,11 @@ def labeled_job(
     data = _training_data(loaded, role, choice, classes)
     backbone = load_role_backbone(recipe, role, device=device, cache=cache)
     method = build_method(choice, backbone, classes, seed=recipe.seed)
+    sources = dict(data.sources)
+    if recipe.classes.texts is not None and isinstance(method, LearnsFromTexts):
+        sentences = read_class_texts(recipe.classes.texts, classes.names)
+        method.use_texts(sentences)
+        sources["class_texts"] = sha256_json(sentences)
     job = Job(
         role=role,
         loaded=loaded,
@@ -90,10 +97,10 @@ def labeled_job(
         images=data.images,
         labels=data.labels,
         pool=data.pool,
-        sources=data.sources,
         test=load_images(recipe, "test", classes),
         validation=validation_images(loaded, role, classes),
         made_by=lambda: made_by(backbone, method.module, classes, settings_record(choice)),
+        sources=sources,
     )
     if job.pool is not None:
         trial_round(job)

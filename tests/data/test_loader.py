@@ -85,6 +85,23 @@ def test_starting_at_a_step_equals_skipping_the_batches_before(source, first_ste
     assert_same(batches(source)[first_step:], batches(source, first_step=first_step))
 
 
+def test_a_clean_image_beside_each_view_is_the_one_of_evaluation(source):
+    plain, both = batches(source), batches(source, with_clean=True, n_workers=1)
+    assert_same(plain, both)
+    assert plain[0].clean_images is None
+    positions = [int(key.removeprefix("image-")) for batch in both for key in batch.keys]
+    clean = torch.cat([batch.clean_images for batch in both])
+    for position, image in zip(positions, clean, strict=True):
+        expected = preprocess_image(source.read(position), PREPROCESS)
+        assert torch.equal(image, torch.from_numpy(expected))
+
+
+def test_strong_views_are_asked_for_by_name(source):
+    plain, strong = batches(source), batches(source, strong_views=True)
+    assert [batch.keys for batch in plain] == [batch.keys for batch in strong]
+    assert not torch.equal(plain[0].images, strong[0].images)
+
+
 def test_the_number_of_workers_changes_nothing(source):
     assert_same(batches(source), batches(source, n_workers=2))
     assert_same(batches(source)[2:], batches(source, n_workers=2, first_step=2))

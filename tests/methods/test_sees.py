@@ -50,7 +50,7 @@ def first_loss(name: str, backbone: Backbone, class_names: list[str]) -> float:
     method = build(name, backbone, class_names)
     method.module.train()
     torch.manual_seed(0)
-    return float(method.training_step(Batch(images, labels)).loss.detach())
+    return float(method.training_step(Batch(images, labels, clean_images=images)).loss.detach())
 
 
 def test_the_declarations_read_from_the_files_are_the_modules() -> None:
