@@ -20,7 +20,7 @@ from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.text import TokenizedTexts
 from kdedge.deploy.trained import TrainedModel
 from kdedge.evaluation.flops import count_gmacs
-from kdedge.methods._protocol import ImageConditioned, Method
+from kdedge.methods._protocol import Method, WithoutClassVectors
 from kdedge.methods._supervised import TextPromptMethod
 from kdedge.methods.cocoop import Method as CoCoOp
 from kdedge.methods.registry import load_method
@@ -97,8 +97,12 @@ def baseline_models(method: Method, name: str, backbone: Backbone) -> list[Torch
     method.module.requires_grad_(False).eval()
     label, holds = title(name), list(method.module.state_dict().values())
     text_tower = _text_tower(backbone)
-    if isinstance(method, ImageConditioned):
+    if isinstance(method, CoCoOp):
         return [_image_conditioned(label, method, backbone, [*holds, *text_tower])]
+    if isinstance(method, WithoutClassVectors):
+        gmacs = count_gmacs(method.own_logits, _one_image(backbone))
+        holds += backbone.visual.parameters()
+        return [TorchModel(label, "cached", method.own_logits, backbone, holds, gmacs)]
     features = method.forward_features
     cached = _with_vectors(label, features, method.class_vectors(), backbone, holds)
     if not isinstance(method, TextPromptMethod):
@@ -123,10 +127,9 @@ def baseline_models(method: Method, name: str, backbone: Backbone) -> list[Torch
 
 
 def _image_conditioned(
-    label: str, method: Method, backbone: Backbone, holds: Sequence[Tensor]
+    label: str, method: CoCoOp, backbone: Backbone, holds: Sequence[Tensor]
 ) -> TorchModel:
     """CoCoOp: its texts depend on the image, so there is nothing to store."""
-    assert isinstance(method, CoCoOp)
     texts = _at_all_positions(method.texts, backbone)
 
     def logits(images: Tensor) -> Tensor:

@@ -50,12 +50,23 @@ def _facts(record: dict[str, Any]) -> list[list[str]]:
         "device": record.get("device"),
         "trained": training and f"{training['steps']:,} steps in {training['seconds']:.0f} s",
         "final loss": training and f"{training['final_loss']:.4g}",
+        "pseudo-labels": _rounds((record.get("summary") or {}).get("rounds") or []),
         "started": record.get("started_at"),
         "finished": record.get("finished_at"),
         "versions": _plain({key: value for key, value in versions.items() if value}),
         "hashes": _plain({key: str(value)[:12] for key, value in hashes.items()}),
     }
     return [[key, str(value)] for key, value in facts.items() if value not in (None, "", {})]
+
+
+def _rounds(rounds: list[dict[str, Any]]) -> str:
+    """How many pseudo-labels each round was trained on, and how many of them are right."""
+    texts = []
+    for one in rounds:
+        right = one["accuracy_percent"]
+        known = "" if right is None else f" ({right:.2f} % right)"
+        texts.append(f"{one['n_images']}{known}")
+    return ", ".join(texts)
 
 
 def _plain(values: dict[str, Any]) -> str:

@@ -27,8 +27,8 @@ class ClassVectors:
     """A teacher's text features, stored and frozen.
 
     Attributes:
-        vectors: [C, D], unit length, float32, in class-list order; [C, 0] of a method whose class
-            texts depend on the image.
+        vectors: [C, D], unit length, or shorter where they are averages of such; float32, in
+            class-list order; [C, 0] of a method whose class texts depend on the image.
         class_names: the C names.
         made_by: hash of the weights, prompts and texts that made them.
     """
@@ -38,7 +38,7 @@ class ClassVectors:
     made_by: str
 
     def __post_init__(self) -> None:
-        """Refuses vectors that do not belong to the names or are not unit length."""
+        """Refuses vectors that do not belong to the names or are longer than unit length."""
         if self.vectors.ndim != 2 or len(self.vectors) != len(self.class_names):
             raise ShapeError(
                 f"{len(self.class_names)} class names and class vectors of shape"
@@ -47,10 +47,11 @@ class ClassVectors:
         if self.vectors.shape[1] == 0:
             return
         lengths = self.vectors.norm(dim=-1)
-        if not bool(((lengths - 1).abs() < _UNIT_LENGTH_TOLERANCE).all()):
+        if not bool(((lengths > 0) & (lengths < 1 + _UNIT_LENGTH_TOLERANCE)).all()):
             raise DataError(
-                f"The class vectors are not unit length (from {float(lengths.min()):.4g} to"
-                f" {float(lengths.max()):.4g}): the file or what made it is damaged."
+                f"The class vectors have lengths from {float(lengths.min()):.4g} to"
+                f" {float(lengths.max()):.4g}, expected at most 1: the file or what made it is"
+                " damaged."
             )
 
     def select(self, class_names: Sequence[str]) -> ClassVectors:

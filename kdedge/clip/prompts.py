@@ -205,16 +205,19 @@ def check_takes_prompts(backbone: AnyBackbone) -> None:
         )
 
 
-def make_linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
+def make_linear(
+    n_in: int, n_out: int, generator: torch.Generator, *, bias: bool = True
+) -> nn.Linear:
     """A linear layer with PyTorch's own first values: U(-1/√n_in, 1/√n_in), weight and bias.
 
     Args:
         n_in: size of the input.
         n_out: size of the output.
         generator: on the CPU; draws all values.
+        bias: whether there is one.
     """
-    linear = nn.Linear(n_in, n_out)
-    for parameter in (linear.weight, linear.bias):
+    linear = nn.Linear(n_in, n_out, bias=bias)
+    for parameter in linear.parameters():
         with torch.no_grad():
             drawn = torch.rand(parameter.shape, generator=generator)
             parameter.copy_((2 * drawn - 1) * n_in**-0.5)

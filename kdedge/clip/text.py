@@ -63,7 +63,7 @@ def tokenize(
                 f"A text needs {len(row)} tokens and this CLIP has positions for"
                 f" {context_length}:\n"
                 f"  {text}\n"
-                "  Shorten the class name or the template."
+                "  Shorten the class name, the template or the sentence."
             )
     tokens = torch.zeros(len(rows), max(map(len, rows), default=0), dtype=torch.int64)
     for index, row in enumerate(rows):

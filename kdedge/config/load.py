@@ -231,6 +231,8 @@ _Kind = Literal["file", "folder", "shards"]
 def _named_paths(recipe: Recipe) -> Iterator[tuple[KeyPath, Path | str, _Kind]]:
     if recipe.classes.file is not None:
         yield ("classes", "file"), recipe.classes.file, "file"
+    if recipe.classes.texts is not None:
+        yield ("classes", "texts"), recipe.classes.texts, "file"
     for role in ("unlabeled", "labeled", "validation", "test"):
         source: SourceSpec | None = getattr(recipe.data, role)
         if source is None:
@@ -241,6 +243,8 @@ def _named_paths(recipe: Recipe) -> Iterator[tuple[KeyPath, Path | str, _Kind]]:
             yield ("data", role, "list"), source.list, "file"
         if source.webdataset is not None:
             yield ("data", role, "webdataset"), source.webdataset, "shards"
+    if recipe.data.pseudo_labels is not None:
+        yield ("data", "pseudo_labels"), recipe.data.pseudo_labels, "file"
     if recipe.data.root is not None:
         yield ("data", "root"), recipe.data.root, "folder"
     if recipe.teacher is not None and recipe.teacher.run is not None:

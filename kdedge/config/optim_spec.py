@@ -75,6 +75,11 @@ class OptimSettings(Strict):
         description=f"Mirror training images half of the time. {_OFFICIAL}. Off where left and"
         " right mean something.",
     )
+    strong_views: bool = Field(
+        False,
+        description="Beside crop and flip, change colors, turn some images gray and blur all, as"
+        f" the strong view of LaFTer's code (arXiv:2305.18287). {_OFFICIAL}: none of it.",
+    )
     n_workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
         "auto",
         description="Processes that read images: a count, or auto (one a CPU core, at most 8). Does"

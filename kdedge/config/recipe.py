@@ -75,6 +75,11 @@ class ClassesSpec(Strict):
         min_length=2,
         description="The class names themselves; `classes: [cat, dog]` is short for this.",
     )
+    texts: RecipePath | None = Field(
+        None,
+        description='JSON file of sentences that describe the classes, {"cat": ["a small animal'
+        ' with whiskers."], ...}, for methods that learn from texts: lafter.',
+    )
     template: Annotated[str, AfterValidator(check_template)] = Field(
         "a photo of a {}.",
         description="Text around a class name, {} stands for the name. The default is CLIP's own"
@@ -161,6 +166,12 @@ class DataSpec(Strict):
     labeled: LabeledSpec | None = Field(
         None, description="Labeled images the teacher learns from; also the baselines."
     )
+    pseudo_labels: RecipePath | None = Field(
+        None,
+        description="File of classes for images of data.unlabeled, as `kdedge pseudo-label` writes"
+        " it and a person may correct it. Methods that learn from labels learn from these too, as"
+        " from labels, and over all classes; without data.labeled from these alone.",
+    )
     validation: SourceSpec | None = Field(
         None, description="Labeled images for choosing an epoch; needed by selection: validation."
     )
@@ -183,6 +194,14 @@ class DataSpec(Strict):
         description="Folder of the benchmark sets; else the environment variable KDEDGE_DATA, else"
         " ./data.",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> DataSpec:
+        if self.pseudo_labels is not None and self.unlabeled is None:
+            raise ValueError(
+                "has pseudo_labels and no unlabeled: the images that they are of; add them"
+            )
+        return self
 
     def bad_image_limit(self, n_images: int) -> int:
         """The number of unreadable images among `n_images` that is still accepted."""
@@ -269,7 +288,7 @@ class StudentSpec(ModelSpec):
 
 
 class BaselineSpec(Strict):
-    """What the student is compared with: a prompt method that learns from the labeled images.
+    """What the student is compared with: a method that learns by itself, without a teacher.
 
     It is trained on the student's backbone by `kdedge train`.
     """

@@ -11,6 +11,9 @@ from torch import Tensor
 FeaturesOfViews = Callable[[Sequence[int], int], Tensor]
 """Positions in a source and a view's number -> [B, D_teacher] stored teacher features, float32."""
 
+Weights = Callable[[Sequence[int]], Tensor]
+"""Positions in a source, of a whole batch -> [B] weights of the images' cross-entropy, float32."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -22,12 +25,18 @@ class Batch:
         keys: the images' names, for messages.
         teacher_features: [B, D_teacher], what the teacher says of these crops, or None where it has
             to be asked.
+        clean_images: [B, 3, H, W], the same images as evaluation sees them, or None where no method
+            asks for them.
+        weights: [B] float32, with which the images' cross-entropies are added up; None where they
+            are averaged.
     """
 
     images: Tensor
     labels: Tensor | None
     keys: tuple[str, ...] = ()
     teacher_features: Tensor | None = None
+    clean_images: Tensor | None = None
+    weights: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -40,4 +49,6 @@ class Batch:
             images=self.images.to(device, non_blocking=True),
             labels=moved(self.labels),
             teacher_features=moved(self.teacher_features),
+            clean_images=moved(self.clean_images),
+            weights=moved(self.weights),
         )

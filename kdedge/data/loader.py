@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from kdedge.data.batch import Batch, FeaturesOfViews
+from kdedge.data.batch import Batch, FeaturesOfViews, Weights
 from kdedge.data.sources._protocol import Source
 from kdedge.data.views import ORDER, Augmentation, random_stream
 from kdedge.errors import DataError, ResourceError
@@ -43,7 +43,7 @@ Wanted = tuple[int, int]
 """Position in the source, and the view of it; 0 where nothing is drawn."""
 
 Loaded = tuple[int, npt.NDArray[np.float32] | None, str]
-"""Position in the source, [3, H, W] image or None, and why there is none."""
+"""Position in the source, [3, H, W] image (with its clean one [2, 3, H, W]) or None, and why."""
 
 
 def n_steps(n_images: int, batch_size: int) -> int:
@@ -61,26 +61,36 @@ class _Images(Dataset[Loaded]):
     """Images by their position in the source and their view, ready for the model."""
 
     def __init__(
-        self, source: Source, preprocess: Preprocess, augment: Augmentation | None
+        self,
+        source: Source,
+        preprocess: Preprocess,
+        augment: Augmentation | None,
+        *,
+        with_clean: bool,
     ) -> None:
         self._source = source
         self._preprocess = preprocess
         self._augment = augment
+        self._with_clean = with_clean
 
     def __getitem__(self, wanted: Wanted) -> Loaded:
         position, view = wanted
         try:
-            image = decode_image(self._source.read(position))
+            decoded = decode_image(self._source.read(position))
             if self._augment is None:
-                image = resize_and_crop(image, self._preprocess)
+                image = resize_and_crop(decoded, self._preprocess)
             else:
-                image = self._augment(image, self._preprocess, position=position, view=view)
+                image = self._augment(decoded, self._preprocess, position=position, view=view)
         except UnusableImage as error:
             # Told by value: an exception raised in a worker arrives as text with a traceback in it.
             return position, None, error.reason
         except DataError as error:
             return position, None, str(error)
-        return position, normalize(image, self._preprocess), ""
+        pixels = normalize(image, self._preprocess)
+        if self._with_clean:
+            clean = normalize(resize_and_crop(decoded, self._preprocess), self._preprocess)
+            pixels = np.stack([pixels, clean])
+        return position, pixels, ""
 
 
 def _collate(loaded: list[Loaded]) -> tuple[torch.Tensor | None, list[int], str]:
@@ -105,9 +115,12 @@ def training_batches(
     batch_size: int,
     crop_scale_min: float,
     flip: bool,
+    strong_views: bool = False,
     view: int | None = None,
     view_seed: int | None = None,
     teacher_features: FeaturesOfViews | None = None,
+    with_clean: bool = False,
+    weights: Weights | None = None,
     n_workers: int | Literal["auto"] = 0,
 ) -> Iterator[Batch]:
     """Yields one epoch's augmented batches from a step on.
@@ -123,9 +136,12 @@ def training_batches(
         batch_size: images a step; fewer only where there are not enough for one batch.
         crop_scale_min: smallest part of the image's area that a crop keeps.
         flip: mirror half of the images.
+        strong_views: change colors and blur too.
         view: number of the crops and flips; None for those of this epoch's number.
         view_seed: what crops and flips are drawn from; None for `seed`, as the order is.
         teacher_features: gives what a teacher says of these crops, where that is stored.
+        with_clean: give each image as evaluation sees it too.
+        weights: gives what the images of a batch weigh, where they do not weigh the same.
         n_workers: processes that decode; 0 decodes here. The batches are the same.
 
     Raises:
@@ -139,15 +155,27 @@ def training_batches(
         [(position, view) for position in order[step * batch_size :][:batch_size].tolist()]
         for step in range(first_step, count)
     ]
-    augment = Augmentation(seed if view_seed is None else view_seed, crop_scale_min, flip)
+    own_seed = seed if view_seed is None else view_seed
+    augment = Augmentation(own_seed, crop_scale_min, flip, strong_views)
     n_loaders = min(choose_n_workers(n_workers, sum(map(len, batches))), len(batches))
-    for images, positions in _load(source, batches, preprocess, augment, n_loaders):
+    loaded = _load(source, batches, preprocess, augment, n_loaders, with_clean=with_clean)
+    for images, positions in loaded:
+        clean = None
+        if with_clean:
+            images, clean = images.unbind(1)
         keys = tuple(source.items[position].key for position in positions)
         targets = None
         if labels is not None:
             targets = torch.tensor([labels[position] for position in positions])  # [B], int64
         features = None if teacher_features is None else teacher_features(positions, view)
-        yield Batch(images=images, labels=targets, keys=keys, teacher_features=features)
+        yield Batch(
+            images=images,
+            labels=targets,
+            keys=keys,
+            teacher_features=features,
+            clean_images=clean,
+            weights=None if weights is None else weights(positions),
+        )
 
 
 def view_batches(
@@ -225,9 +253,11 @@ def _load(
     preprocess: Preprocess,
     augment: Augmentation | None,
     n_workers: int,
+    *,
+    with_clean: bool = False,
 ) -> Iterator[tuple[torch.Tensor, list[int]]]:
     loader: DataLoader[Any] = DataLoader(
-        _Images(source, preprocess, augment),
+        _Images(source, preprocess, augment, with_clean=with_clean),
         # Whatever can be gone through will do; torch's own annotation knows positions alone
         batch_sampler=cast(Any, batches),
         num_workers=n_workers,

@@ -1,8 +1,13 @@
 """What the training loop asks of a method.
 
-A method file holds `Settings`, its loss functions and a class `Method` that satisfies the protocol
-below; also `OPTIM`, an `OptimSpec`, where its authors published how it is optimized as a baseline.
-The loop knows no method by name.
+A method file holds `Settings`, `SEES`, which says what it learns from, its loss functions and a
+class `Method` that satisfies the protocol below; also `OPTIM`, an `OptimSpec`, where its authors
+published how it is optimized as a baseline. The loop knows no method by name.
+
+A method gets batches of `data.labeled` with labels where `SEES.labels`, else batches of
+`data.unlabeled` without labels where `SEES.unlabeled_images`. The classes of its softmax,
+`train_classes`, are all where `SEES.novel_class_names`, else those whose labels may be read.
+A method whose settings have rounds gets pseudo-labels of `data.unlabeled` too: see `LabelsItsPool`.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
+from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
 
 
 class MethodSettings(BaseModel):
@@ -38,6 +44,11 @@ class MethodSettings(BaseModel):
     def needs_texts(self) -> bool:
         """Whether the backbone's text tower is run; else an `ImageBackbone` will do."""
         return True
+
+    @property
+    def n_rounds(self) -> int:
+        """Rounds of a method that `LabelsItsPool`; 0 of any other."""
+        return 0
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,6 @@ class Method(Protocol):
     """A prompt method: built once, trained by the loop, then asked for features and class vectors.
 
     Attributes:
-        needs_labels: its training steps need `batch.labels`.
         needs_teacher: `build` wants a teacher.
         scale: `logit_scale.exp()`, a float; multiplies cosine similarities.
         module: holds every tensor that training changes, and only those: parameters and buffers
@@ -113,7 +123,6 @@ class Method(Protocol):
             `module.train()` / `.eval()` are the loop's to call.
     """
 
-    needs_labels: ClassVar[bool]
     needs_teacher: ClassVar[bool]
     scale: float
     module: nn.Module
@@ -156,9 +165,10 @@ class Method(Protocol):
         ...
 
     def class_vectors(self) -> Tensor:
-        """[C, D], unit length, float32, for all classes, no graph; the current parameters'.
+        """[C, D], float32, for all classes, no graph; the current parameters'.
 
-        [C, 0] of a method that is `ImageConditioned`.
+        Unit length, or shorter where they are averages of such; [C, 0] of a method that is
+        `WithoutClassVectors`.
         """
         ...
 
@@ -172,13 +182,85 @@ class Method(Protocol):
 
 
 @runtime_checkable
-class ImageConditioned(Protocol):
-    """What a method has besides where the texts of its classes depend on the image.
+class WithoutClassVectors(Protocol):
+    """What a method has besides whose logits are not cosines with one vector a class.
 
     It is trained and measured like any other. It has no class vectors to store, so it can neither
-    teach a student nor be exported.
+    teach a student nor be exported; `why_no_class_vectors`, an attribute of its class, says what it
+    does instead, as in "makes texts for every image".
     """
 
-    def image_conditioned_logits(self, images: Tensor) -> Tensor:
+    def own_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], scaled, float32, for all classes, no graph."""
+        ...
+
+
+@runtime_checkable
+class LabelsItsViews(Protocol):
+    """What a method has besides that labels the images of a batch before it learns from them.
+
+    Its batches hold, beside each view, the image as evaluation sees it (`Batch.clean_images`).
+    """
+
+    def pseudo_labels(self, clean_images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B] int64, positions among the training classes, no graph."""
+        ...
+
+
+@runtime_checkable
+class LearnsFromTexts(Protocol):
+    """What a method has besides that learns from sentences about the classes, if there are any."""
+
+    def use_texts(self, sentences: Sequence[Sequence[str]]) -> None:
+        """Takes each class's sentences, in class-list order, before training.
+
+        Raises:
+            DataError: one is longer than the text tower's positions.
+        """
+        ...
+
+
+@runtime_checkable
+class LabelsItsPool(Protocol):
+    """What a method has besides where it learns from pseudo-labels that it chooses itself.
+
+    It is trained in the `n_rounds` of its settings, each from the method's first values: on the
+    images of `data.labeled` where `SEES.labels`, and on those of `data.unlabeled` that it has
+    chosen. The first round's probabilities are zero-shot CLIP's, those of a later round the
+    method's own as the round before has trained it.
+    """
+
+    @staticmethod
+    def choose_labels(
+        probabilities: Probabilities,
+        settings: Any,
+        *,
+        round_number: int,
+        classes: Sequence[int],
+    ) -> list[PseudoLabel]:
+        """Chooses a round's images and their classes, each image once.
+
+        Args:
+            probabilities: [N, C], of the pool's images over all classes; softmax of the logits.
+            settings: an instance of the method file's `Settings`.
+            round_number: from 1.
+            classes: those without labels; all where every class has some, or where none are seen.
+
+        Returns:
+            With rows of the probabilities as images.
+
+        Raises:
+            DataError: there are too few images.
+        """
+        ...
+
+    @staticmethod
+    def weigh(is_pseudo: Tensor, *, n_labeled: int, n_pseudo: int) -> Tensor:
+        """[B] float32, what a batch's images weigh in the cross-entropy.
+
+        Args:
+            is_pseudo: [B] bool, which labels are pseudo-labels.
+            n_labeled: labeled images that an epoch goes through.
+            n_pseudo: pseudo-labeled ones.
+        """
         ...

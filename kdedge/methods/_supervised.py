@@ -27,6 +27,13 @@ def labels_of(batch: Batch, method: str) -> Tensor:
     return batch.labels
 
 
+def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    """Of logits [B, C] with labels [B]: averaged over images, or added up with weights [B]."""
+    if weights is None:
+        return F.cross_entropy(logits, labels)
+    return (weights * F.cross_entropy(logits, labels, reduction="none")).sum()
+
+
 class SupervisedMethod(ABC):
     """A method on a frozen backbone whose loss is the cross-entropy of its logits.
 
@@ -37,7 +44,6 @@ class SupervisedMethod(ABC):
     """
 
     name: ClassVar[str]
-    needs_labels: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, module: nn.Module) -> None:
@@ -50,11 +56,12 @@ class SupervisedMethod(ABC):
         """[B, 3, H, W] -> [B, C], float32, over the training classes."""
 
     def training_step(self, batch: Batch) -> StepOutput:
-        """Cross-entropy with the labels [B], averaged over images."""
+        """Cross-entropy with the labels [B], averaged over images or with the batch's weights."""
         labels = labels_of(batch, self.name)
         logits = self.logits(batch.images)
         accuracy = 100 * (logits.detach().argmax(dim=-1) == labels).float().mean()
-        return StepOutput(F.cross_entropy(logits, labels), {"batch_accuracy_percent": accuracy})
+        loss = cross_entropy(logits, labels, batch.weights)
+        return StepOutput(loss, {"batch_accuracy_percent": accuracy})
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The module's."""

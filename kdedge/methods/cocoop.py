@@ -21,7 +21,10 @@ from kdedge.clip.prompts import first_context, make_linear, prompted_texts, text
 from kdedge.clip.text import CHUNK_SIZE, TokenizedTexts, encode_text, in_chunks
 from kdedge.config.recipe import OptimSpec
 from kdedge.methods._protocol import MethodSettings, Teacher
+from kdedge.methods._sees import Sees
 from kdedge.methods._supervised import SupervisedMethod
+
+SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
 
 OPTIM = OptimSpec(lr=0.002, epochs=10, batch_size=1)
 """The authors' code, base-to-novel."""
@@ -113,6 +116,7 @@ class Method(SupervisedMethod):
     """CoCoOp on a frozen backbone: image-conditioned, so it has logits and no class vectors."""
 
     name = "cocoop"
+    why_no_class_vectors = "makes texts for every image"
     module: PromptLearner
 
     def __init__(
@@ -159,7 +163,7 @@ class Method(SupervisedMethod):
         return pair_logits(self._backbone, image_features, contexts, texts or self._train_texts)
 
     @torch.no_grad()
-    def image_conditioned_logits(self, images: Tensor) -> Tensor:
+    def own_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], over all classes under the parameters as they are now."""
         return self.logits(images, self.texts)
 

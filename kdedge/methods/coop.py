@@ -29,7 +29,10 @@ from kdedge.clip.text import TokenizedTexts, encode_text, in_chunks, tokenize
 from kdedge.config.recipe import OptimSpec
 from kdedge.errors import RecipeError
 from kdedge.methods._protocol import MethodSettings, Teacher
+from kdedge.methods._sees import Sees
 from kdedge.methods._supervised import TextPromptMethod
+
+SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
 
 OPTIM = OptimSpec(lr=0.002, epochs=200, batch_size=32)
 """The authors' code, 8 or 16 shots; 50 epochs on ImageNet."""

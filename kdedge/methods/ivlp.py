@@ -26,7 +26,10 @@ from kdedge.clip.prompts import (
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.recipe import OptimSpec
 from kdedge.methods._protocol import ImagePath, MethodSettings, Teacher
+from kdedge.methods._sees import Sees
 from kdedge.methods._supervised import TextPromptMethod
+
+SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
 
 OPTIM = OptimSpec(lr=0.0025, epochs=20, batch_size=4)
 """PromptSRC's code, base-to-novel; MaPLe's code: lr 0.0035, 5 epochs, batch_size 4."""

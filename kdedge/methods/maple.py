@@ -29,7 +29,10 @@ from kdedge.clip.prompts import (
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.recipe import OptimSpec
 from kdedge.methods._protocol import ImagePath, MethodSettings, Teacher
+from kdedge.methods._sees import Sees
 from kdedge.methods._supervised import TextPromptMethod
+
+SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
 
 OPTIM = OptimSpec(lr=0.0035, epochs=5, batch_size=4)
 """The authors' code, base-to-novel."""

@@ -33,12 +33,16 @@ from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError, ShapeError
 from kdedge.methods._projector import Projector
 from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
+from kdedge.methods._sees import Sees
 from kdedge.methods._student import Student, check_image_tower
 from kdedge.methods.losses import Answers, LossName, load_loss
 from kdedge.methods.losses.kl import WEIGHT as DEFAULT_KD_WEIGHT
 from kdedge.methods.losses.kl import distillation_loss
 
 __all__ = ["ImagePath", "Method", "Projector", "Settings", "Student", "distillation_loss"]
+
+SEES = Sees(labels=False, unlabeled_images=True, novel_class_names=True)
+"""Labels reach it through its teacher alone."""
 
 
 class Settings(MethodSettings):
@@ -168,7 +172,6 @@ class Settings(MethodSettings):
 class Method:
     """PromptKD's student on a frozen backbone, which may be an image tower alone."""
 
-    needs_labels: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = True
 
     def __init__(

@@ -29,7 +29,10 @@ from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.methods import ivlp
 from kdedge.methods._protocol import StepOutput, Teacher
-from kdedge.methods._supervised import labels_of
+from kdedge.methods._sees import Sees
+from kdedge.methods._supervised import cross_entropy, labels_of
+
+SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
 
 OPTIM = OptimSpec(lr=0.0025, epochs=20, batch_size=4)
 """The authors' code, base-to-novel, ViT-B/16."""
@@ -85,6 +88,7 @@ def self_regulating_losses(
     labels: Tensor,
     scale: float,
     settings: Settings,
+    weights: Tensor | None = None,
 ) -> Losses:
     """PromptSRC's loss terms.
 
@@ -95,7 +99,8 @@ def self_regulating_losses(
         zeroshot_text_features: [C, D], the text anchor; no gradient.
         labels: [B], positions among the C classes.
         scale: `logit_scale.exp()`.
-        settings: the weights.
+        settings: the terms' weights.
+        weights: [B], of the images in the cross-entropy; None for the average.
 
     Returns:
         The terms. The divergence is summed over images and classes and divided by B · C, as in the
@@ -110,7 +115,7 @@ def self_regulating_losses(
         log_target=True,
     )
     return Losses(
-        cross_entropy=F.cross_entropy(logits, labels),
+        cross_entropy=cross_entropy(logits, labels, weights),
         text=settings.text_loss_weight * F.l1_loss(text_features, zeroshot_text_features),
         image=settings.image_loss_weight * F.l1_loss(image_features, zeroshot_image_features),
         logit=settings.logit_loss_weight * divergence / logits.numel(),
@@ -194,8 +199,14 @@ class Method(ivlp.Method):
         """[C, D], the training classes' frozen text anchor; computed when training asks."""
         return text_anchor(self._backbone, self._train_names, self._settings.n_anchor_templates)
 
-    def losses(self, images: Tensor, labels: Tensor) -> Losses:
-        """The loss terms of a batch: images [B, 3, H, W], labels [B] among the training classes."""
+    def losses(self, images: Tensor, labels: Tensor, weights: Tensor | None = None) -> Losses:
+        """The loss terms of a batch.
+
+        Args:
+            images: [B, 3, H, W].
+            labels: [B], among the training classes.
+            weights: [B], of the images in the cross-entropy; None for the average.
+        """
         with torch.no_grad():
             zeroshot_image_features = self._backbone.image_features(images)
         image_features = self._backbone.image_features(images, self.module.visual_prompts)
@@ -209,11 +220,12 @@ class Method(ivlp.Method):
                 labels=labels,
                 scale=self.scale,
                 settings=self._settings,
+                weights=weights,
             )
 
     def training_step(self, batch: Batch) -> StepOutput:
         """The sum of the four terms on labeled images."""
-        losses = self.losses(batch.images, labels_of(batch, self.name))
+        losses = self.losses(batch.images, labels_of(batch, self.name), batch.weights)
         scalars = {
             f"loss_{name}": getattr(losses, name).detach()
             for name in ("cross_entropy", "text", "image", "logit")

@@ -12,6 +12,7 @@ from types import ModuleType
 
 from kdedge.config.explain import nearest
 from kdedge.errors import MissingPackage, RecipeError, SetupError
+from kdedge.methods._sees import Sees, read_sees
 
 GROUP = "kdedge.methods"
 
@@ -35,15 +36,20 @@ def method_files() -> dict[str, Path]:
     }
 
 
+def declared_sees() -> dict[str, Sees]:
+    """What each of kdedge's own methods declares to learn from; nothing is imported."""
+    return {name: read_sees(file) for name, file in method_files().items()}
+
+
 def load_method(name: str) -> ModuleType:
-    """Imports a method's module, which holds `Settings` and `Method`.
+    """Imports a method's module, which holds `Settings`, `SEES` and `Method`.
 
     A package's method cannot take the name of one of kdedge's own.
 
     Raises:
         RecipeError: there is no such method.
         MissingPackage: the method needs a package, such as torch, that is not installed.
-        SetupError: a package's method lacks `Settings` or `Method`.
+        SetupError: a package's method lacks one of them.
     """
     if name in method_files():
         try:
@@ -62,11 +68,11 @@ def load_method(name: str) -> ModuleType:
         remedy = f"Did you mean {guess}?" if guess else f"There are: {', '.join(known)}."
         raise RecipeError(f'There is no method "{name}".\n  {remedy}')
     module: ModuleType = outside[name].load()
-    lacking = [part for part in ("Settings", "Method") if not hasattr(module, part)]
+    lacking = [part for part in ("Settings", "SEES", "Method") if not hasattr(module, part)]
     if lacking:
         raise SetupError(
             f'The method "{name}" from {outside[name].value} has no {" and no ".join(lacking)}.\n'
-            f"  An entry point of the group {GROUP} names a module that holds both."
+            f"  An entry point of the group {GROUP} names a module that holds all three."
         )
     return module
 

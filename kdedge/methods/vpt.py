@@ -18,7 +18,10 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import make_visual_prompts, readable
 from kdedge.config.recipe import OptimSpec
 from kdedge.methods._protocol import ImagePath, MethodSettings, Teacher
+from kdedge.methods._sees import Sees
 from kdedge.methods._supervised import SupervisedMethod
+
+SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
 
 OPTIM = OptimSpec(lr=0.0025, epochs=5, batch_size=4)
 """MaPLe's code, base-to-novel."""

@@ -21,6 +21,9 @@ from kdedge.clip.prompts import readable
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
+from kdedge.methods._sees import Sees
+
+SEES = Sees(labels=False, unlabeled_images=False, novel_class_names=False)
 
 
 class Settings(MethodSettings):
@@ -60,7 +63,6 @@ def template_list(kind: str, template: str) -> list[str]:
 class Method:
     """Zero-shot CLIP as a method and as a teacher."""
 
-    needs_labels: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, class_vectors: Tensor) -> None:

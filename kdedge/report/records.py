@@ -104,13 +104,15 @@ def gather(run: RunFolder) -> RunRecords:
     artifacts = _numbered(run.path / "artifacts", f"*/{FILE_NAME}", lambda path: path.parent.name)
     speeds = _numbered(run.path / "bench", "*.json", lambda path: path.stem)
     speed_file = speeds[-1] if speeds else None
+    rounds = _numbered(run.path / "rounds", "*/metrics.jsonl", lambda path: path.parent.name)
+    metrics = rounds[-1] if rounds else run.metrics
     return RunRecords(
         run=run,
         provenance=run.read_provenance(),
         recipe=read(lambda: load_recipe(run.recipe), None),
         results=read(lambda: read_evaluation(run), {}),
         details=read(lambda: read_details(run), {}),
-        training=read(lambda: _read_training(run.metrics), TrainingLog()),
+        training=read(lambda: _read_training(metrics), TrainingLog()),
         artifact=read(lambda: load_artifact(artifacts[-1]), None) if artifacts else None,
         speed=None if speed_file is None else read(lambda: _read_speed(speed_file), None),
         speed_file=speed_file,

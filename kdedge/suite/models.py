@@ -1,6 +1,6 @@
 """Which models a cell trains, so that no two processes train one at the same time.
 
-Two jobs of the same weights go on with each other's run or use it (`training.fit.Job.key`), which
+Two jobs of the same weights go on with each other's run or use it (`training.job.Job.key`), which
 they cannot while another process works in it. That key needs the weights and the images. What is
 hashed here is what a recipe says of them: equal where the keys may be.
 """
@@ -39,7 +39,14 @@ def models_of(loaded: LoadedRecipe, role: Role) -> tuple[str, ...]:
 
 def _model(loaded: LoadedRecipe, role: Role) -> str:
     recipe, choice = loaded.recipe, choose_method(loaded, role)
-    data = {"split", "root", "unlabeled" if role == "student" else "labeled"}
+    sees = choice.module.SEES
+    has_pseudo = sees.labels and recipe.data.pseudo_labels is not None
+    seen = {
+        "labeled": sees.labels,
+        "pseudo_labels": has_pseudo,
+        "unlabeled": sees.unlabeled_images or has_pseudo,
+    }
+    data = {"split", "root", *(key for key, is_seen in seen.items() if is_seen)}
     return sha256_json(
         {
             "role": role,

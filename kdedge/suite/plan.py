@@ -21,8 +21,10 @@ from kdedge.config.suite import (
     recipe_file,
 )
 from kdedge.errors import DataError, RecipeError
+from kdedge.methods._sees import Sees
 from kdedge.methods.registry import load_method
 from kdedge.suite.models import frozen_clip, models_of
+from kdedge.suite.sees import row_sees
 from kdedge.training.baseline import with_baseline
 from kdedge.training.parts import Role, choose_method, model_spec
 from kdedge.training.teachers import check_can_teach
@@ -51,6 +53,7 @@ class Cell:
         measured: hash of what decides which test images are measured against which names.
         zero_shot: hash of that and the frozen backbone: zero-shot CLIP depends on nothing else.
         is_zero_shot: whether any run with the same `zero_shot` has measured this cell already.
+        sees: what its model learns from.
         source: the cell whose run this one measures on other images, training nothing; the run
             is known once that cell has finished, and not among the arguments.
     """
@@ -65,6 +68,7 @@ class Cell:
     measured: str
     zero_shot: str
     is_zero_shot: bool
+    sees: Sees
     source: Cell | None = None
 
     @property
@@ -215,6 +219,7 @@ def _row_cells(loaded: LoadedSuite, file: Path, recipe: str, number: int) -> lis
     spec = model_spec(resolved.recipe, resolved.role)
     is_zero_shot = spec.method == ZERO_SHOT and not spec.settings
     measured = measured_on(resolved.recipe)
+    sees = row_sees(resolved.loaded, resolved.role)
     zero_shot = sha256_json([measured, frozen_clip(spec)])
     cells = []
     for seed in suite.seeds[:1] if is_zero_shot else suite.seeds:
@@ -231,6 +236,7 @@ def _row_cells(loaded: LoadedSuite, file: Path, recipe: str, number: int) -> lis
                 measured=measured,
                 zero_shot=zero_shot,
                 is_zero_shot=is_zero_shot,
+                sees=sees,
             )
         )
     return cells

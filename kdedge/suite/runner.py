@@ -253,6 +253,7 @@ def _found(cell: Cell, ended: Ended, *, is_interrupted: bool) -> dict[str, Any]:
         return {"status": status, "exit_code": ended.code, "last_lines": lines}
     try:
         answer = json.loads(ended.stdout)
+        evaluation: dict[str, Any]
         if cell.source is not None:
             run, evaluation = RunFolder.open(Path(answer.pop("run"))), {cell.role: answer}
         else:

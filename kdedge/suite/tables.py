@@ -11,12 +11,18 @@ from typing import Any
 
 from kdedge._files import write_atomic, write_json
 from kdedge.config.suite import AVERAGE, PaperFigures
+from kdedge.methods._sees import Sees
 from kdedge.results import harmonic_mean
 from kdedge.suite.plan import Cell, Plan
 from kdedge.suite.records import Records
 
 FIGURES = ("base", "novel", "harmonic_mean", "all")
 _TITLES = {"base": "base", "novel": "novel", "harmonic_mean": "HM", "all": "all"}
+_SEEN = {
+    "labels": "labels",
+    "unlabeled_images": "unlabeled",
+    "novel_class_names": "novel names",
+}
 
 Values = Mapping[str, float | None]
 
@@ -35,6 +41,7 @@ class Line:
         std: standard deviation over seeds (n - 1), of the harmonic mean that of the seeds' harmonic
             means; None for fewer than two seeds.
         paper: published figures, if the suite has them.
+        sees: what the row's model learns from.
     """
 
     recipe: str
@@ -44,6 +51,7 @@ class Line:
     mean: Values
     std: Values
     paper: PaperFigures | None
+    sees: Sees
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,8 @@ def _line(plan: Plan, recipe: str, row: str, seeds: Sequence[Values], n_planned:
     std = {name: _std(values[name] for values in seeds) for name in FIGURES}
     paper = plan.loaded.suite.paper
     figures = None if paper is None else paper.figures.get(recipe, {}).get(row)
-    return Line(recipe, row, len(seeds), n_planned, mean, std, figures)
+    sees = plan.of(plan.recipes[0] if recipe == AVERAGE else recipe, row)[0].sees
+    return Line(recipe, row, len(seeds), n_planned, mean, std, figures, sees)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -135,11 +144,14 @@ def make_grids(plan: Plan, lines: Sequence[Line]) -> list[Grid]:
 def _grid(recipe: str, lines: Sequence[Line]) -> Grid:
     ours = [name for name in FIGURES if any(line.mean[name] is not None for line in lines)]
     paper = [name for name in FIGURES if any(_published(line, name) is not None for line in lines)]
-    header = ["method", *(_TITLES[name] for name in ours), "seeds"]
+    # Rows that learn from the same need no columns to say so
+    seen = list(_SEEN) if len({line.sees for line in lines}) > 1 else []
+    header = ["method", *(_SEEN[name] for name in seen), *(_TITLES[name] for name in ours), "seeds"]
     header += [f"paper {_TITLES[name]}" for name in paper]
     rows = []
     for line in lines:
-        cells = [_with_spread(line.mean[name], line.std[name]) for name in ours]
+        cells = ["yes" if getattr(line.sees, name) else "-" for name in seen]
+        cells += [_with_spread(line.mean[name], line.std[name]) for name in ours]
         cells.append(f"{line.n_seeds}" if line.n_seeds == line.n_planned else _part(line))
         cells += [_with_spread(_published(line, name), None) for name in paper]
         rows.append([line.row, *cells])
@@ -168,6 +180,11 @@ def notes(plan: Plan) -> list[str]:
         "Accuracies in percent: mean ± standard deviation (n - 1) over seeds. HM: harmonic mean of"
         " the mean base and novel accuracy; its deviation is that of the seeds' harmonic means."
     ]
+    if len({cell.sees for cell in plan.cells}) > 1:
+        found.append(
+            "labels: of few images, the teacher's too. unlabeled: images of all classes, without"
+            " labels. novel names: training knows the names of classes without labels."
+        )
     return found if paper is None else [*found, f"Paper: {paper.source}"]
 
 
@@ -200,11 +217,13 @@ def to_csv(lines: Sequence[Line]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     published = [f"paper_{name}" for name in FIGURES]
-    writer.writerow(["recipe", "method", "n_seeds", "n_planned", *names, *published])
+    writer.writerow(["recipe", "method", *_SEEN, "n_seeds", "n_planned", *names, *published])
     for line in lines:
         ours = [value for name in FIGURES for value in (line.mean[name], line.std[name])]
         paper = [_published(line, name) for name in FIGURES]
-        writer.writerow([line.recipe, line.row, line.n_seeds, line.n_planned, *ours, *paper])
+        seen = ["yes" if getattr(line.sees, name) else "no" for name in _SEEN]
+        row = [line.recipe, line.row, *seen, line.n_seeds, line.n_planned, *ours, *paper]
+        writer.writerow(row)
     return out.getvalue()
 
 

@@ -11,7 +11,8 @@ from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import BaselineSpec, OptimSpec, resolve_optim
 from kdedge.errors import RecipeError
 from kdedge.methods.registry import load_method
-from kdedge.training.fit import Job, run_job
+from kdedge.training.fit import run_job
+from kdedge.training.job import Job
 from kdedge.training.parts import choose_method
 from kdedge.training.runs import RunFolder
 from kdedge.training.teach import cache_folder, labeled_job

@@ -12,7 +12,8 @@ from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
-from kdedge.training.fit import Job, finished_run, run_job
+from kdedge.training.fit import finished_run, run_job
+from kdedge.training.job import Job
 from kdedge.training.parts import (
     Classes,
     Images,
@@ -103,7 +104,7 @@ def store_filler(
             "  Set student.views: 0, which runs the teacher in every step."
         )
     seed = recipe.seed if spec.view_seed is None else spec.view_seed
-    augment = Augmentation(seed, optim.crop_scale_min, optim.flip)
+    augment = Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views)
     preprocess = teacher.backbone.preprocess
     description = describe_store(
         made_by=teacher.features_made_by,

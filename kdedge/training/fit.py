@@ -6,122 +6,34 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kdedge._files import sha256_json, write_atomic
+from kdedge._files import write_atomic
 from kdedge.clip.backbone import Backbone, hash_weights
 from kdedge.clip.class_vectors import ClassVectors
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.tensor_file import encode_tensors
-from kdedge.config.load import LoadedRecipe, dump_recipe
-from kdedge.data.batch import Batch, FeaturesOfViews
-from kdedge.data.classes import class_list_hash
+from kdedge.config.load import dump_recipe
 from kdedge.data.images import write_skipped_csv
-from kdedge.data.loader import n_steps, training_batches
+from kdedge.data.loader import n_steps
 from kdedge.errors import DataError, Interrupted, RecipeError, Terminated
 from kdedge.eval_details import EvalDetails
-from kdedge.methods import promptkd, zeroshot
+from kdedge.methods import promptkd
 from kdedge.methods._protocol import Method
 from kdedge.results import EvalResult
+from kdedge.training.job import Job, batches_of, zero_shot
 from kdedge.training.loop import train
 from kdedge.training.measure import measure
-from kdedge.training.parts import Classes, Images, MethodChoice, Role, build_method, settings_record
+from kdedge.training.parts import Classes, Images, settings_record
+from kdedge.training.rounds import train_rounds
 from kdedge.training.run_results import Evaluations, write_evaluations
 from kdedge.training.runs import RunFolder, runs_in
-from kdedge.training.teacher_fill import StoreFiller
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything a run is made from.
-
-    Attributes:
-        role: what is trained.
-        loaded: the recipe.
-        choice: the method with its settings.
-        classes: the class list.
-        backbone: the frozen CLIP under the method, or a student's image tower alone.
-        method: built, untrained.
-        images: what it is trained on; None for a method with nothing to train.
-        labels: position in the source -> label in a batch, or None to train without labels.
-        test: what accuracy is measured on, if anything.
-        validation: what an epoch may be chosen by, if anything.
-        made_by: hash of the class vectors' makers, known once the method is trained.
-        sources: further hashes for provenance and for telling one job from another.
-        teacher_run: name of the run that taught, if one did.
-        view_seed: what crops and flips are drawn from; None for the recipe's seed.
-        filler: makes the teacher's features, where they are stored and not computed in every step.
-    """
-
-    role: Role
-    loaded: LoadedRecipe
-    choice: MethodChoice
-    classes: Classes
-    backbone: AnyBackbone
-    method: Method
-    images: Images | None
-    labels: dict[int, int] | None
-    test: Images | None
-    validation: Images | None
-    made_by: Callable[[], str]
-    sources: dict[str, str] = field(default_factory=dict)
-    teacher_run: str | None = None
-    view_seed: int | None = None
-    filler: StoreFiller | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where it trains."""
-        return self.backbone.device
-
-    @property
-    def training_images(self) -> Images:
-        """The images of a job that trains something."""
-        assert self.images is not None  # a method with parameters was given images
-        return self.images
-
-    def hashes(self) -> dict[str, str]:
-        """Hashes of what goes in, by name."""
-        return {
-            "backbone": self.backbone.identity,
-            "weights": self.backbone.weights_hash,
-            "class_list": class_list_hash(self.classes.names),
-            **({} if self.images is None else {"image_list": self.images.list_hash}),
-            **({} if self.validation is None else {"validation_list": self.validation.list_hash}),
-            **({} if self.filler is None else {"teacher_store": self.filler.store.key}),
-            **self.sources,
-        }
-
-    def key(self) -> str:
-        """Equal for two jobs that must give the same weights."""
-        return sha256_json(
-            {
-                "role": self.role,
-                **settings_record(self.choice),
-                # Neither changes what is learned.
-                "optim": self.choice.optim.model_dump(
-                    mode="json", exclude={"n_workers", "checkpoint_every_s"}
-                ),
-                "template": self.classes.template,
-                "split": self.classes.split,
-                "seed": self.loaded.recipe.seed,
-                **self._views(),
-                **self.hashes(),
-            }
-        )
-
-    def _views(self) -> dict[str, int]:
-        """What is said of views where they are not simply the epochs' own."""
-        drawn = {} if self.view_seed is None else {"view_seed": self.view_seed}
-        stored = {} if self.filler is None else {"views": self.filler.store.n_views}
-        return {**drawn, **stored}
 
 
 def unfinished_run(root: Path, job: Job) -> RunFolder | None:
@@ -256,7 +168,8 @@ def _status(run: RunFolder, device: torch.device) -> Iterator[None]:
 def _fill(run: RunFolder, job: Job) -> None:
     """Trains, stores and measures."""
     sources = {
-        "unlabeled" if job.role == "student" else "labeled": job.images,
+        "unlabeled" if job.labels is None else "labeled": job.images,
+        **({} if job.pool is None else {"unlabeled": job.pool}),
         "validation": job.validation,
         "test": job.test,
     }
@@ -264,7 +177,9 @@ def _fill(run: RunFolder, job: Job) -> None:
         run.skipped, {name: images.skipped for name, images in sources.items() if images}
     )
     summary: dict[str, Any] = {}
-    if job.method.trainable_parameters():
+    if job.pool is not None:
+        summary = train_rounds(job, run, validate=_validation(job))
+    elif job.method.trainable_parameters():
         settings = job.choice.optim
         features = None
         if job.filler is not None:
@@ -293,33 +208,6 @@ def _fill(run: RunFolder, job: Job) -> None:
     if evaluation:
         write_evaluations(run, evaluation)
     run.finish(**summary)
-
-
-def batches_of(
-    job: Job, epoch: int, first_step: int, *, features: FeaturesOfViews | None = None
-) -> Iterator[Batch]:
-    """The training batches of an epoch (from 1), from a step (from 0) on.
-
-    Where features are stored, epochs go through the views that they are of, again and again.
-    """
-    settings = job.choice.optim
-    n_views = settings.epochs if job.filler is None else job.filler.store.n_views
-    return training_batches(
-        job.training_images.source,
-        job.training_images.indices,
-        labels=job.labels,
-        preprocess=job.backbone.preprocess,
-        seed=job.loaded.recipe.seed,
-        epoch=epoch,
-        first_step=first_step,
-        batch_size=settings.batch_size,
-        crop_scale_min=settings.crop_scale_min,
-        flip=settings.flip,
-        view=(epoch - 1) % n_views + 1,
-        view_seed=job.view_seed,
-        teacher_features=features,
-        n_workers=settings.n_workers,
-    )
 
 
 def _validation(job: Job) -> Callable[[], float] | None:
@@ -395,6 +283,4 @@ def evaluate_job(job: Job) -> Evaluations:
     own = {str(job.role): _measure(job, job.method, job.test)}
     if not isinstance(job.backbone, Backbone):
         return own
-    choice = MethodChoice("zeroshot", zeroshot, zeroshot.Settings(), job.choice.optim)
-    plain = build_method(choice, job.backbone, job.classes, seed=job.loaded.recipe.seed)
-    return {**own, "zeroshot": _measure(job, plain, job.test)}
+    return {**own, "zeroshot": _measure(job, zero_shot(job), job.test)}

@@ -12,7 +12,7 @@ from kdedge.data.loader import evaluation_batches
 from kdedge.eval_details import EvalDetails
 from kdedge.evaluation.accuracy import evaluate
 from kdedge.evaluation.details import evaluation_details
-from kdedge.methods._protocol import ImageConditioned, Method, Teacher
+from kdedge.methods._protocol import Method, Teacher, WithoutClassVectors
 from kdedge.results import EvalResult, Selection
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.parts import Classes, Images
@@ -20,22 +20,62 @@ from kdedge.training.parts import Classes, Images
 EVALUATION_BATCH = 100
 """Images a time without gradients, as the methods' public code does."""
 
+Model = Method | Teacher | WithoutClassVectors
+"""Whatever has logits over all classes."""
 
-def logits_of(model: Method | Teacher) -> Callable[[Tensor], Tensor]:
+
+def logits_of(model: Model) -> Callable[[Tensor], Tensor]:
     """The function [B, 3, H, W] -> [B, C] of a model as it is now, over all classes.
 
-    Class vectors are computed once. A model that is `ImageConditioned` has none, and logits of its
-    own.
+    Class vectors are computed once. A model that is `WithoutClassVectors` has logits of its own.
     """
-    if isinstance(model, ImageConditioned):
-        return model.image_conditioned_logits
+    if isinstance(model, WithoutClassVectors):
+        return model.own_logits
     class_vectors = model.class_vectors()
     return lambda images: model.scale * model.forward_features(images) @ class_vectors.T
 
 
 @torch.no_grad()
+def all_logits(
+    model: Model,
+    images: Images,
+    *,
+    preprocess: Preprocess,
+    device: torch.device,
+    what: str,
+) -> Tensor:
+    """Logits of all images against all classes, without crops or flips.
+
+    Args:
+        model: as it is now.
+        images: need no labels.
+        preprocess: the model's.
+        device: the model's.
+        what: is done, for progress.
+
+    Returns:
+        [N, C] float32, on the CPU, in the images' order.
+    """
+    compute_logits = logits_of(model)
+    logits: list[Tensor] = []
+    batches = evaluation_batches(
+        images.source,
+        images.indices,
+        preprocess=preprocess,
+        batch_size=EVALUATION_BATCH,
+        n_workers="auto",
+    )
+    n_done = 0
+    with progress(what, len(images.indices)) as advance:
+        for batch, indices in batches:
+            logits.append(compute_logits(batch.to(device)).cpu())
+            n_done += len(indices)
+            advance(n_done)
+    return torch.cat(logits)
+
+
 def predict_logits(
-    model: Method | Teacher,
+    model: Model,
     images: Images,
     *,
     preprocess: Preprocess,
@@ -46,26 +86,15 @@ def predict_logits(
     Returns:
         [N, C] float32 and [N] int64, on the CPU, in the images' order.
     """
-    compute_logits = logits_of(model)
-    logits: list[Tensor] = []
-    labels: list[int | None] = []
-    batches = evaluation_batches(
-        images.source,
-        images.indices,
-        preprocess=preprocess,
-        batch_size=EVALUATION_BATCH,
-        n_workers="auto",
+    logits = all_logits(
+        model, images, preprocess=preprocess, device=device, what="evaluating images"
     )
-    with progress("evaluating images", len(images.indices)) as advance:
-        for batch, indices in batches:
-            logits.append(compute_logits(batch.to(device)).cpu())
-            labels.extend(images.source.items[index].label for index in indices)
-            advance(len(labels))
-    return torch.cat(logits), torch.tensor(labels, dtype=torch.int64)
+    labels = [images.source.items[index].label for index in images.indices]
+    return logits, torch.tensor(labels, dtype=torch.int64)
 
 
 def measure(
-    model: Method | Teacher,
+    model: Model,
     images: Images,
     classes: Classes,
     *,

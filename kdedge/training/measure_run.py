@@ -13,7 +13,7 @@ from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.errors import RecipeError, SetupError
 from kdedge.eval_details import EvalDetails
-from kdedge.methods._protocol import Method
+from kdedge.methods._protocol import Method, WithoutClassVectors
 from kdedge.results import EvalResult
 from kdedge.training.measure import measure
 from kdedge.training.parts import (
@@ -28,10 +28,10 @@ from kdedge.training.parts import (
 from kdedge.training.runs import RunFolder
 from kdedge.training.teachers import (
     StoredTeacher,
-    is_image_conditioned,
-    load_image_conditioned,
+    has_class_vectors,
     load_teacher,
     load_trained,
+    load_without_class_vectors,
 )
 
 
@@ -111,13 +111,13 @@ def evaluate_run(
     images = require_images(
         load_images(loaded.recipe, "test", classes), "test", "accuracy is measured on it"
     )
-    model: Method | StoredTeacher
+    model: Method | StoredTeacher | WithoutClassVectors
     backbone: AnyBackbone
     choice = choose_method(loaded, run.kind)
     if run.kind == "student":
         model, backbone = load_student(run, loaded, classes, device=device, cache=cache)
-    elif is_image_conditioned(choice):
-        model, backbone = load_image_conditioned(run, classes, device=device, cache=cache)
+    elif not has_class_vectors(choice):
+        model, backbone = load_without_class_vectors(run, classes, device=device, cache=cache)
     else:
         teacher = load_teacher(run, classes, device=device, cache=cache)
         model, backbone = teacher, teacher.backbone

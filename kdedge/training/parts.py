@@ -28,10 +28,11 @@ from kdedge.config.recipe import (
 from kdedge.data.classes import load_class_names
 from kdedge.data.images import BadImage, check_limit, image_list_hash, scan
 from kdedge.data.open import open_source
-from kdedge.data.sources._protocol import Source, WithoutLabels
+from kdedge.data.sources._protocol import Joined, Source, WithoutLabels
 from kdedge.data.split import base_novel, few_shot
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.methods._protocol import Method, MethodSettings, Teacher
+from kdedge.methods._sees import Sees
 from kdedge.methods.registry import load_method
 
 Role = Literal["teacher", "student", "baseline"]
@@ -47,11 +48,13 @@ class Classes:
         names: all C class names, in order.
         template: text pattern for frozen texts.
         split: "all" or "base-to-novel".
+        has_pseudo_labels: whether the recipe has pseudo-labels, which may be of any class.
     """
 
     names: tuple[str, ...]
     template: str
     split: Literal["all", "base-to-novel"]
+    has_pseudo_labels: bool = False
 
     @property
     def labeled(self) -> range:
@@ -61,6 +64,21 @@ class Classes:
             if self.split == "base-to-novel"
             else range(len(self.names))
         )
+
+    @property
+    def unlabeled(self) -> range:
+        """Classes that a method gives pseudo-labels: the novel half; all, where all have labels."""
+        return (
+            base_novel(len(self.names))[1]
+            if self.split == "base-to-novel"
+            else range(len(self.names))
+        )
+
+    def trained_by(self, sees: Sees) -> range:
+        """Classes in the softmax of a method that sees this."""
+        from_pseudo_labels = sees.labels and self.has_pseudo_labels
+        is_any = sees.novel_class_names or from_pseudo_labels
+        return range(len(self.names)) if is_any else self.labeled
 
 
 @dataclass(frozen=True)
@@ -93,6 +111,16 @@ class Images:
         found = {index: self.source.items[index].label for index in self.indices}
         return {index: label for index, label in found.items() if label is not None}
 
+    def with_those_of(self, other: Images) -> Images:
+        """The images in use of both, of one source behind the other."""
+        n_own = len(self.source.items)
+        return Images(
+            Joined(self.source, other.source),
+            (*self.indices, *(n_own + i for i in other.indices)),
+            (*self.skipped, *other.skipped),
+            {**self.digests, **{n_own + i: digest for i, digest in other.digests.items()}},
+        )
+
     def of_classes(self, classes: Sequence[int]) -> Images:
         """The images whose label is one of these classes."""
         wanted = set(classes)
@@ -112,7 +140,12 @@ class MethodChoice:
 def load_classes(recipe: Recipe) -> Classes:
     """Reads the class list that the recipe names."""
     names = load_class_names(recipe.classes, data=recipe.data)
-    return Classes(names, recipe.classes.template, recipe.data.split)
+    return Classes(
+        names,
+        recipe.classes.template,
+        recipe.data.split,
+        has_pseudo_labels=recipe.data.pseudo_labels is not None,
+    )
 
 
 def model_spec(recipe: Recipe, role: Role) -> ModelSpec:
@@ -276,7 +309,7 @@ def build_method(
         classes.names,
         choice.settings,
         template=classes.template,
-        train_classes=classes.labeled,
+        train_classes=classes.trained_by(choice.module.SEES),
         teacher=teacher,
         generator=torch.Generator().manual_seed(seed),
     )

@@ -26,8 +26,9 @@ from kdedge.training.distill import (
     student_job,
     student_parts,
 )
-from kdedge.training.fit import Job
+from kdedge.training.job import Job
 from kdedge.training.parts import Images, settings_record
+from kdedge.training.rounds import trial_round
 from kdedge.training.teach import teacher_job
 from kdedge.training.teacher_fill import StoreFiller
 from kdedge.training.teachers import load_teacher, untrained_teacher
@@ -111,7 +112,7 @@ def _jobs(loaded: LoadedRecipe, *, root: Path, device: torch.device) -> list[Job
     baseline = loaded.recipe.baseline
     if baseline is not None and baseline.method is not None:
         jobs.append(baseline_job(loaded, cache=None, device=device))
-    return jobs
+    return [trial_round(job) if job.pool is not None else job for job in jobs]
 
 
 def describe(job: Job) -> list[Finding]:
@@ -141,7 +142,10 @@ def _training(job: Job) -> str:
     if not n_parameters:
         return "nothing to train"
     steps = n_steps(len(job.training_images.indices), job.choice.optim.batch_size)
-    return f"{n_parameters:,} parameters, {job.choice.optim.epochs} epochs of {steps} steps"
+    n_rounds = job.choice.settings.n_rounds
+    rounds = f"{n_rounds} rounds of about " if n_rounds > 1 else ""
+    n_epochs = job.choice.optim.epochs
+    return f"{n_parameters:,} parameters, {rounds}{n_epochs} epochs of {steps} steps"
 
 
 def count(images: Images) -> str:
@@ -163,7 +167,7 @@ def estimate_seconds(job: Job) -> float:
     settings = job.choice.optim
     steps = settings.epochs * n_steps(len(job.training_images.indices), settings.batch_size)
     later = times[len(times) // 2 :]
-    return sum(later) / len(later) * steps
+    return sum(later) / len(later) * steps * max(1, job.choice.settings.n_rounds)
 
 
 def _stand_in(dim: int) -> FeaturesOfViews:
@@ -258,7 +262,9 @@ def disk(jobs: list[Job], root: Path) -> Finding:
         )
     free = shutil.disk_usage(place).free
     needed = _CHECKPOINT_COPIES * sum(
-        tensor.nbytes for job in jobs for tensor in job.method.module.state_dict().values()
+        max(1, job.choice.settings.n_rounds) * tensor.nbytes
+        for job in jobs
+        for tensor in job.method.module.state_dict().values()
     )
     for job in jobs:
         if job.filler is not None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
+from kdedge._files import sha256_json
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import LabeledSpec
+from kdedge.data.class_texts import read_class_texts
 from kdedge.data.split import few_shot
-from kdedge.training.fit import Job, run_job
+from kdedge.errors import RecipeError
+from kdedge.methods._protocol import LearnsFromTexts
+from kdedge.training.fit import run_job
+from kdedge.training.job import Job
 from kdedge.training.parts import (
     Classes,
     Images,
@@ -23,6 +29,8 @@ from kdedge.training.parts import (
     require_images,
     settings_record,
 )
+from kdedge.training.pseudo_labels import labels_of_file, load_pool, with_pseudo_labeled
+from kdedge.training.rounds import trial_round
 from kdedge.training.runs import RunFolder
 from kdedge.training.teachers import check_can_teach, made_by
 
@@ -64,28 +72,92 @@ def labeled_job(
     cache: Path | None,
     device: torch.device,
 ) -> Job:
-    """Makes ready to train a method that learns from labeled images, or from none."""
+    """Makes ready to train a method on the images that it declares to learn from, if any.
+
+    Raises:
+        DataError: a method that gives them pseudo-labels has too few images.
+    """
     recipe = loaded.recipe
     classes = load_classes(recipe)
-    images, labels = None, None
-    if choice.module.Method.needs_labels:
-        images = labeled_images(loaded, role, classes)
-        train_label = {label: position for position, label in enumerate(classes.labeled)}
-        labels = {index: train_label[label] for index, label in images.labels().items()}
+    data = _training_data(loaded, role, choice, classes)
     backbone = load_role_backbone(recipe, role, device=device, cache=cache)
     method = build_method(choice, backbone, classes, seed=recipe.seed)
-    return Job(
+    sources = dict(data.sources)
+    if recipe.classes.texts is not None and isinstance(method, LearnsFromTexts):
+        sentences = read_class_texts(recipe.classes.texts, classes.names)
+        method.use_texts(sentences)
+        sources["class_texts"] = sha256_json(sentences)
+    job = Job(
         role=role,
         loaded=loaded,
         choice=choice,
         classes=classes,
         backbone=backbone,
         method=method,
-        images=images,
-        labels=labels,
+        images=data.images,
+        labels=data.labels,
+        pool=data.pool,
         test=load_images(recipe, "test", classes),
         validation=validation_images(loaded, role, classes),
         made_by=lambda: made_by(backbone, method.module, classes, settings_record(choice)),
+        sources=sources,
+    )
+    if job.pool is not None:
+        trial_round(job)
+    return job
+
+
+@dataclass(frozen=True)
+class _TrainingData:
+    """What a method is trained on; see `Job`."""
+
+    images: Images | None = None
+    labels: dict[int, int] | None = None
+    pool: Images | None = None
+    sources: dict[str, str] = field(default_factory=dict)
+
+
+def _training_data(
+    loaded: LoadedRecipe, role: Role, choice: MethodChoice, classes: Classes
+) -> _TrainingData:
+    """The images that a method declares to learn from."""
+    recipe, sees, has_rounds = loaded.recipe, choice.module.SEES, choice.settings.n_rounds > 0
+    if has_rounds and recipe.data.pseudo_labels is not None:
+        raise RecipeError(
+            f"{choice.name} chooses its pseudo-labels itself, and the recipe has"
+            " data.pseudo_labels.\n"
+            "  Leave that key out, or train a method on them that learns from labels, such as coop."
+        )
+    pool = None
+    if sees.unlabeled_images and (has_rounds or not sees.labels):
+        pool = load_pool(recipe, classes, why=f"{choice.name} learns from unlabeled images")
+    if not sees.labels:
+        return _TrainingData(pool=pool) if has_rounds else _TrainingData(images=pool)
+    data = _labeled_data(loaded, role, choice, classes)
+    if pool is None or data.images is None:
+        return data
+    labeled = {data.images.digests[index] for index in data.images.indices}
+    others = [index for index in pool.indices if pool.digests[index] not in labeled]
+    return replace(data, pool=pool.only(others))
+
+
+def _labeled_data(
+    loaded: LoadedRecipe, role: Role, choice: MethodChoice, classes: Classes
+) -> _TrainingData:
+    """Labeled images, and what the recipe's pseudo-labels add to them."""
+    data = loaded.recipe.data
+    trained = classes.trained_by(choice.module.SEES)
+    label_of = {label: position for position, label in enumerate(trained)}
+    images, labels = None, {}
+    if data.labeled is not None or data.pseudo_labels is None:
+        images = labeled_images(loaded, role, classes)
+        labels = {index: label_of[label] for index, label in images.labels().items()}
+    if data.pseudo_labels is None:
+        return _TrainingData(images, labels)
+    pseudo, given = labels_of_file(loaded.recipe, classes)
+    images, labels, _ = with_pseudo_labeled(images, labels, pseudo, given)
+    return _TrainingData(
+        images, labels, sources={"pseudo_labels": sha256_json(sorted(given.items()))}
     )
 
 

@@ -94,6 +94,7 @@ def describe_store(
         "crop_scale_min": augment.scale_min,
         "crop_ratio": list(RATIO),
         "flip": augment.flip,
+        **({"strong_views": True} if augment.strong else {}),
         "precision": precision,
     }
 

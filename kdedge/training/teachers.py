@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import load_recipe
 from kdedge.errors import DataError, RecipeError
-from kdedge.methods._protocol import ImageConditioned, ImagePath, Method
+from kdedge.methods._protocol import ImagePath, Method, WithoutClassVectors
 from kdedge.training.parts import (
     Classes,
     MethodChoice,
@@ -142,21 +143,21 @@ def load_trained(
     method.module.eval()
 
 
-def is_image_conditioned(choice: MethodChoice) -> bool:
-    """Whether a method's class texts depend on the image."""
-    return issubclass(choice.module.Method, ImageConditioned)
+def has_class_vectors(choice: MethodChoice) -> bool:
+    """Whether a method's logits are cosines with one vector a class."""
+    return not issubclass(choice.module.Method, WithoutClassVectors)
 
 
 def check_has_class_vectors(choice: MethodChoice) -> None:
     """Refuses a method as a teacher and for export that can be neither.
 
     Raises:
-        RecipeError: its class texts depend on the image.
+        RecipeError: it has no class vectors.
     """
-    if is_image_conditioned(choice):
+    if not has_class_vectors(choice):
         raise RecipeError(
-            f"{choice.name} makes texts for every image, so it has no class vectors: it can neither"
-            " teach a student nor be exported.\n"
+            f"{choice.name} {choice.module.Method.why_no_class_vectors}, so it has no class"
+            " vectors: it can neither teach a student nor be exported.\n"
             f"  Measure it with `kdedge train RECIPE --method {choice.name}`; to teach or export,"
             " choose another method, such as promptsrc."
         )
@@ -176,17 +177,61 @@ def check_can_teach(choice: MethodChoice) -> None:
     check_has_class_vectors(choice)
 
 
-def load_image_conditioned(
+class _Reordered:
+    """A method without class vectors, its logits in the order of another class list.
+
+    Args:
+        method: of its own class list.
+        columns: where in that list the names of the other one are.
+    """
+
+    def __init__(self, method: WithoutClassVectors, columns: list[int]) -> None:
+        self._method, self._columns = method, columns
+
+    def own_logits(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C]."""
+        return self._method.own_logits(images)[:, self._columns]
+
+
+def load_without_class_vectors(
     run: RunFolder, classes: Classes, *, device: torch.device, cache: Path | None
-) -> tuple[Method, Backbone]:
-    """Loads a finished run of a method without class vectors for a class list, to measure it."""
+) -> tuple[WithoutClassVectors, Backbone]:
+    """Loads a finished run of a method without class vectors for a class list, to measure it.
+
+    Raises:
+        DataError: a name has no part in what was trained for each class.
+    """
     loaded = load_recipe(run.recipe)
     choice = choose_method(loaded, run.kind)
     backbone = load_role_backbone(loaded.recipe, run.kind, device=device, cache=cache)
-    method = build_method(choice, backbone, classes, seed=loaded.recipe.seed)
-    made_by = load_class_vectors(run.class_vectors).made_by
-    load_trained(method, run.weights, backbone, made_by=made_by)
+    stored = load_class_vectors(run.class_vectors)
+    is_class_specific = choice.settings.is_class_specific
+    built_for = classes
+    if is_class_specific:
+        _check_trained(run, stored.class_names, classes.names)
+        built_for = replace(classes, names=stored.class_names)
+    method = build_method(choice, backbone, built_for, seed=loaded.recipe.seed)
+    load_trained(method, run.weights, backbone, made_by=stored.made_by)
+    assert isinstance(method, WithoutClassVectors)
+    if is_class_specific:
+        position = {name: index for index, name in enumerate(stored.class_names)}
+        return _Reordered(method, [position[name] for name in classes.names]), backbone
     return method, backbone
+
+
+def _check_trained(run: RunFolder, trained: Sequence[str], names: Sequence[str]) -> None:
+    """Sees to it that a method with a trained part for each class has one for these names.
+
+    Raises:
+        DataError: it has not.
+    """
+    new = [name for name in names if name not in trained]
+    if new:
+        raise DataError(
+            f"{len(new)} class names have no part in {run.weights}, first {new[0]!r}: something of"
+            " its own was trained for each class.\n"
+            f"  Use names among its {len(trained)}, or train again with the new list."
+        )
 
 
 def load_teacher(
@@ -199,8 +244,8 @@ def load_teacher(
 
     Raises:
         RecipeError: its method has no class vectors.
-        DataError: the stored class vectors were not made by the stored weights, or a new name has
-            no context of its own.
+        DataError: the stored class vectors were not made by the stored weights, or nothing
+            was trained for a new name.
     """
     loaded = load_recipe(run.recipe)
     choice = choose_method(loaded, run.kind)
@@ -213,7 +258,12 @@ def load_teacher(
         return method
 
     vectors = load_class_vectors(run.class_vectors)
-    own = Classes(vectors.class_names, loaded.recipe.classes.template, classes.split)
+    own = Classes(
+        vectors.class_names,
+        loaded.recipe.classes.template,
+        classes.split,
+        has_pseudo_labels=loaded.recipe.data.pseudo_labels is not None,
+    )
     method, record = trained_on(own), settings_record(choice)
     if vectors.made_by != made_by(backbone, method.module, own, record):
         raise DataError(
@@ -221,15 +271,10 @@ def load_teacher(
             "  One of the two was replaced, or the vectors were stored before the weights were"
             " loaded: train or import this teacher again."
         )
+    if choice.settings.is_class_specific:
+        _check_trained(run, own.names, classes.names)
     if set(classes.names) <= set(own.names):
         vectors = vectors.select(classes.names)
-    elif choice.settings.is_class_specific:
-        new = [name for name in classes.names if name not in own.names]
-        raise DataError(
-            f"{len(new)} class names have no context in {run.weights}, first {new[0]!r}: it was"
-            " trained with class_specific contexts, one for each name.\n"
-            f"  Use names among its {len(own.names)}, or train again with the new list."
-        )
     else:
         vectors = _encode(trained_on(classes), backbone, classes, record)
     method.module.requires_grad_(False)

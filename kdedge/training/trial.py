@@ -15,7 +15,7 @@ from kdedge.data.loader import n_steps
 from kdedge.methods._protocol import Method
 from kdedge.training.checkpoint import rng_kept
 from kdedge.training.divergence import diverged
-from kdedge.training.fit import Job, batches_of
+from kdedge.training.job import Job, batches_of
 from kdedge.training.optim import learning_rate, make_optimizer
 from kdedge.training.precision import Precision
 

@@ -103,6 +103,20 @@ def test_class_texts_count_with_the_call_under_the_papers_protocol(
     assert not Path("runs/tiny/02/bench").exists()
 
 
+def test_classifiers_of_their_own_are_measured_without_texts(
+    exported: Path, kdedge: Kdedge
+) -> None:
+    done = kdedge("bench", *QUICK, "--against", "clip_pr,lafter", "--output", "b.json")
+    assert done.code == 0, done.err
+    rows = {(row["model"], row["protocol"]): row for row in read("b.json")["rows"]}
+    for model in ("CLIP-PR", "LaFTer"):
+        assert (model, "paper") not in rows
+        assert rows[model, "cached"]["gmacs_call"] == 0
+    adapter, vectors = 24 * 128 + 128 * 128 + 128 * 4, 24 * 4
+    own, plain = (rows[m, "cached"]["gmacs_image"] for m in ("CLIP-PR", "Zero-shot CLIP"))
+    assert own - plain == pytest.approx((adapter - vectors) / 1e9, rel=1e-6)
+
+
 def test_a_trained_baseline_brings_its_accuracy(exported: Path, kdedge: Kdedge) -> None:
     assert kdedge("train", "r.yaml", "--method", "coop", "--runs", "runs").code == 0
     done = kdedge("bench", "tiny/02", *QUICK, "--against", "coop", "--format", "csv")

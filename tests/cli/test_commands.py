@@ -107,7 +107,14 @@ def test_methods_lists_the_folder_with_first_lines_and_imports_none():
     listed = json.loads(output)
     assert {"promptkd", "promptsrc", "zeroshot"} <= set(listed)
     assert not {"registry", "__init__", "_protocol"} & set(listed)
-    assert listed["promptkd"].startswith("PromptKD: ")
+    assert listed["promptkd"]["about"].startswith("PromptKD: ")
+    assert listed["promptkd"]["unlabeled_images"]
+    assert listed["promptsrc"] == {
+        "about": listed["promptsrc"]["about"],
+        "labels": True,
+        "unlabeled_images": False,
+        "novel_class_names": False,
+    }
 
 
 def test_an_unknown_method_is_answered_with_the_nearest():
@@ -125,7 +132,9 @@ def test_a_method_is_loaded_by_its_name():
 
 
 def test_a_method_of_an_installed_package_joins_by_its_entry_point(tmp_path, monkeypatch):
-    (tmp_path / "outside_method.py").write_text("class Settings: pass\nclass Method: pass\n")
+    (tmp_path / "outside_method.py").write_text(
+        "class Settings: pass\nSEES = None\nclass Method: pass\n"
+    )
     info = tmp_path / "outside-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")

@@ -45,9 +45,15 @@ def test_vectors_and_names_of_different_counts_are_refused() -> None:
         ClassVectors(vectors().vectors, NAMES[:3], "abc")
 
 
-def test_vectors_that_are_not_unit_length_are_refused() -> None:
-    with pytest.raises(DataError, match="not unit length"):
-        ClassVectors(2 * vectors().vectors, NAMES, "abc")
+@pytest.mark.parametrize("factor", [0.0, 1.01, 2.0, float("nan")])
+def test_vectors_longer_than_unit_length_or_of_no_length_are_refused(factor: float) -> None:
+    with pytest.raises(DataError, match="expected at most 1"):
+        ClassVectors(factor * vectors().vectors, NAMES, "abc")
+
+
+def test_averages_of_unit_vectors_may_be_shorter() -> None:
+    average = (vectors().vectors + vectors().vectors.flip(0)) / 2
+    assert ClassVectors(average, NAMES, "abc").vectors is average
 
 
 @pytest.mark.parametrize("content", [b"", b"not a tensor file", b"\xff" * 64])

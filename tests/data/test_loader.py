@@ -65,6 +65,16 @@ def test_an_epoch_has_each_image_at_most_once_with_its_own_label(source):
     assert epoch[0].labels.dtype == torch.int64
 
 
+def test_what_images_weigh_goes_with_their_batch(source):
+    def weigh(positions):
+        return torch.tensor(positions, dtype=torch.float32)
+
+    for batch in batches(source, weights=weigh):
+        own = [int(key.removeprefix("image-")) for key in batch.keys]
+        assert batch.to(torch.device("cpu")).weights.tolist() == own
+    assert batches(source)[0].weights is None
+
+
 def test_fewer_images_than_a_batch_give_one_small_batch(source):
     (batch,) = batches(source, batch_size=100)
     assert len(batch.keys) == len(batch.images) == 23
@@ -73,6 +83,23 @@ def test_fewer_images_than_a_batch_give_one_small_batch(source):
 @pytest.mark.parametrize("first_step", [1, 3, 5])
 def test_starting_at_a_step_equals_skipping_the_batches_before(source, first_step):
     assert_same(batches(source)[first_step:], batches(source, first_step=first_step))
+
+
+def test_a_clean_image_beside_each_view_is_the_one_of_evaluation(source):
+    plain, both = batches(source), batches(source, with_clean=True, n_workers=1)
+    assert_same(plain, both)
+    assert plain[0].clean_images is None
+    positions = [int(key.removeprefix("image-")) for batch in both for key in batch.keys]
+    clean = torch.cat([batch.clean_images for batch in both])
+    for position, image in zip(positions, clean, strict=True):
+        expected = preprocess_image(source.read(position), PREPROCESS)
+        assert torch.equal(image, torch.from_numpy(expected))
+
+
+def test_strong_views_are_asked_for_by_name(source):
+    plain, strong = batches(source), batches(source, strong_views=True)
+    assert [batch.keys for batch in plain] == [batch.keys for batch in strong]
+    assert not torch.equal(plain[0].images, strong[0].images)
 
 
 def test_the_number_of_workers_changes_nothing(source):

@@ -5,8 +5,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image, ImageFilter
 
-from kdedge.data.views import crop_box
+from kdedge.data.views import Augmentation, crop_box, random_stream, shift_hue, strengthened
+from kdedge.runtime.preprocess import Preprocess
 
 
 class Recorded:
@@ -82,3 +84,66 @@ def test_crops_are_distributed_as_torchvisions():
     # Four standard errors of the difference of two means.
     error = 4 * np.sqrt(theirs.var(0) / 4000 + ours.var(0) / 4000)
     assert (np.abs(theirs.mean(0) - ours.mean(0)) < error).all()
+
+
+def photo(seed=0):
+    generator = np.random.default_rng(seed)
+    return Image.fromarray(generator.integers(0, 256, (24, 24, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("shift", [-0.1, -0.03, 0.0, 0.07, 0.1])
+def test_the_hue_is_turned_as_torchvision_turns_it(shift):
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    assert shift_hue(photo(), shift) == functional.adjust_hue(photo(), shift)
+
+
+class Chosen(Recorded):
+    """Gives chosen numbers to a strong view: the order of its color changes too."""
+
+    def random(self):
+        """The next number."""
+        return next(self._numbers)
+
+    def uniform(self, low, high, size=None):
+        """The next number or numbers, scaled."""
+        if size is None:
+            return super().uniform(low, high)
+        return np.array([super(Chosen, self).uniform(low, high) for _ in range(size)])
+
+    def permutation(self, count):
+        """Backwards."""
+        return np.arange(count)[::-1]
+
+
+def test_a_strong_view_is_torchvisions_color_jitter_gray_and_pillows_blur():
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    changed = functional.adjust_hue(photo(), -0.06)
+    changed = functional.adjust_saturation(changed, 0.6 + 0.8 * 0.9)
+    changed = functional.adjust_contrast(changed, 0.6 + 0.8 * 0.1)
+    changed = functional.adjust_brightness(changed, 0.6 + 0.8 * 0.3)
+
+    def blurred(image, share):
+        return image.filter(ImageFilter.GaussianBlur((0.1 + 1.9 * share) * 24 / 224))
+
+    colors = [0.3, 0.1, 0.9, 0.2]
+    actual = strengthened(photo(), Chosen([0.79, *colors, 0.2, 0.5]))
+    assert actual == blurred(changed, 0.5)
+    gray = functional.to_grayscale(changed, num_output_channels=3)
+    assert strengthened(photo(), Chosen([0.79, *colors, 0.19, 1.0])) == blurred(gray, 1.0)
+    assert strengthened(photo(), Chosen([0.8, 0.2, 0.0])) == blurred(photo(), 0.0)
+
+
+def test_a_strong_view_has_the_crop_and_flip_of_the_plain_one():
+    preprocess = Preprocess(24, (0.5,) * 3, (0.5,) * 3)
+    for view in range(1, 6):
+        plain, strong = (
+            Augmentation(3, 0.2, True, is_strong)(photo(), preprocess, position=7, view=view)
+            for is_strong in (False, True)
+        )
+        again = Augmentation(3, 0.2, True, True)(photo(), preprocess, position=7, view=view)
+        assert strong == again
+        assert strong != plain
+        generator = random_stream(3, view, 8)
+        crop_box(24, 24, scale_min=0.2, generator=generator)
+        generator.random()  # the flip's
+        assert strong == strengthened(plain, generator)

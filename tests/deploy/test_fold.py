@@ -14,7 +14,7 @@ from kdedge.clip.backbone import Backbone, make_backbone, unit_length
 from kdedge.deploy.fold import FoldedModel, fold
 from kdedge.errors import ShapeError
 from kdedge.evaluation.flops import count_gmacs
-from kdedge.methods import promptkd, promptsrc, zeroshot
+from kdedge.methods import lafter, promptkd, promptsrc, zeroshot
 from kdedge.runtime.preprocess import Preprocess
 
 RELATIVE = 1e-4
@@ -315,3 +315,30 @@ def test_vit_b16_with_397_classes_needs_less_than_clips_bare_image_encoder() -> 
 
     assert bare == pytest.approx(35.13, abs=0.005)  # open_clip's published profile
     assert after == pytest.approx(32.91, abs=0.005)
+
+
+@pytest.mark.parametrize("head", ["scores", "argmax"])
+def test_lafters_norms_prompts_and_classifier_fold_exactly(head: str) -> None:
+    backbone = make_clip(width=32, n_layers=3, image_px=16, seed=0, layer_scale=0.3)
+    built = lafter.Method.build(
+        backbone,
+        ["cat", "dog", "red fox"],
+        lafter.Settings(n_ctx_vision=5),
+        template="a {}.",
+        train_classes=range(3),
+        teacher=None,
+        generator=torch.Generator().manual_seed(0),
+    )
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in built.module.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    built.module.requires_grad_(False)
+    pixels = draw_pixels(3, 16)
+    expected = unfused(built, pixels, backbone.preprocess)
+    logits = folded(built, backbone, head=head)(pixels.float() / 255)
+    if head == "argmax":
+        factor = (logits * expected).sum(1, keepdim=True) / expected.pow(2).sum(1, keepdim=True)
+        assert bool((factor > 0).all())
+        logits = logits / factor
+    assert_equal_logits(logits, expected)

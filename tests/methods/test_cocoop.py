@@ -14,7 +14,7 @@ from kdedge.clip.text import encode_text
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods import cocoop
-from kdedge.methods._protocol import ImageConditioned
+from kdedge.methods._protocol import WithoutClassVectors
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
@@ -48,7 +48,7 @@ def test_every_image_is_compared_with_texts_of_its_own(tiny_backbone: Backbone) 
         context = learner.context + learner.meta_net.linear2(hidden)
         texts = unit_length(encode_text(tiny_backbone.model, method.texts, context=context))
         expected.append(method.scale * texts @ feature)
-    logits = method.image_conditioned_logits(batch().images)
+    logits = method.own_logits(batch().images)
     assert not logits.requires_grad
     torch.testing.assert_close(logits, torch.stack(expected).detach(), **FLOAT32)
 
@@ -102,14 +102,14 @@ def test_training_sees_the_texts_of_trained_classes_and_evaluation_all(
     method = build(tiny_backbone)
     trained = method.logits(batch().images, method._train_texts)
     assert trained.shape == (4, 2)
-    everything = method.image_conditioned_logits(batch().images)
+    everything = method.own_logits(batch().images)
     assert everything.shape == (4, 4)
     torch.testing.assert_close(trained, everything[:, :2], **FLOAT32)
 
 
-def test_it_is_image_conditioned_and_has_no_class_vectors(tiny_backbone: Backbone) -> None:
+def test_it_has_logits_of_its_own_and_no_class_vectors(tiny_backbone: Backbone) -> None:
     method = build(tiny_backbone)
-    assert isinstance(method, ImageConditioned)
+    assert isinstance(method, WithoutClassVectors)
     assert method.class_vectors().shape == (4, 0)
 
 

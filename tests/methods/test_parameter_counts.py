@@ -23,6 +23,8 @@ COUNTS = [
     ("ivlp", "ViT-B-16", {}, 46_080),
     ("maple", "ViT-B-16", {}, 3_555_072),
     ("maple", "ViT-L-14", {}, 7_100_928),
+    ("clip_pr", "ViT-B-16", {}, 82_432),
+    ("lafter", "ViT-B-16", {}, 79_360),
 ]
 
 
@@ -46,10 +48,12 @@ def test_a_method_trains_as_many_parameters_as_published(
     method: str, backbone: str, settings: dict[str, Any], count: int
 ) -> None:
     module = load_method(method)
+    if "context_init" in module.Settings.model_fields:
+        settings = {"context_init": "", **settings}
     built = module.Method.build(
         empty_backbone(backbone),
         ["cat", "dog"],
-        module.Settings(**{"context_init": "", **settings}),
+        module.Settings(**settings),
         template="a photo of a {}.",
         train_classes=range(1),
         teacher=None,

@@ -204,7 +204,7 @@ def test_cocoop_gives_the_reference_logits_loss_and_gradients(
             names[f"meta_net.{layer}.{kind}"] = f"meta_net.{layer}.{kind}"
     expected = set_parameters(method, vectors, names)
 
-    logits = method.image_conditioned_logits(vectors["image"])
+    logits = method.own_logits(vectors["image"])
     gradients = check_supervised(method, vectors, logits)
     for name, gradient in gradients.items():
         close(gradient, expected[name])

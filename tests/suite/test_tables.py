@@ -161,3 +161,49 @@ def test_labels_cannot_break_a_markdown_table(plan_of: PlanOf, records: Records)
     text = to_markdown(plan, make_lines(plan, records))
     (row,) = re.findall(r"(?m)^\| a .*$", text)
     assert len(re.findall(r"(?<!\\)\|", row)) == 3
+
+
+def test_what_rows_learn_from_stands_beside_them_where_they_differ(
+    plan_of: PlanOf, records: Records
+) -> None:
+    plan = plan_of("zeroshot, coop, upl, pseudo_label, promptkd", more="seeds: [1]\n")
+    lines = make_lines(plan, records)
+    (grid,) = make_grids(plan, lines)
+    assert grid.header == ["method", "labels", "unlabeled", "novel names", "seeds"]
+    assert [row[:4] for row in grid.rows] == [
+        ["zeroshot", "-", "-", "-"],
+        ["coop", "yes", "-", "-"],
+        ["upl", "-", "yes", "yes"],
+        ["pseudo_label", "yes", "yes", "yes"],
+        ["promptkd", "yes", "yes", "yes"],  # the labels are its teacher's
+    ]
+    rows = list(csv.DictReader(io.StringIO(to_csv(lines))))
+    assert [row["unlabeled_images"] for row in rows] == ["no", "no", "yes", "yes", "yes"]
+    assert to_record(plan, records, lines)["lines"][1]["sees"]["labels"] is True
+    assert "novel names: training knows" in to_markdown(plan, lines)
+
+
+def test_a_file_of_pseudo_labels_shows_a_row_unlabeled_images(
+    plan_of: PlanOf, tmp_path: Path, records: Records
+) -> None:
+    (tmp_path / "labels.jsonl").touch()
+    plan = plan_of(
+        "coop, {name: alone, method: coop, set: {data.pseudo_labels: labels.jsonl, data.labeled:"
+        " null}}, {name: both, method: vpt, set: {data.pseudo_labels: labels.jsonl}}",
+        more="seeds: [1]\n",
+    )
+    (grid,) = make_grids(plan, make_lines(plan, records))
+    assert [row[:4] for row in grid.rows] == [
+        ["coop", "yes", "-", "-"],
+        ["alone", "-", "yes", "yes"],
+        ["both", "yes", "yes", "yes"],
+    ]
+
+
+def test_a_student_without_labels_has_a_teacher_without(plan_of: PlanOf, records: Records) -> None:
+    plan = plan_of(
+        "coop, {name: PromptKD, method: promptkd, set: {teacher.method: zeroshot}}",
+        more="seeds: [1]\n",
+    )
+    (grid,) = make_grids(plan, make_lines(plan, records))
+    assert grid.rows[1][:4] == ["PromptKD", "-", "yes", "yes"]

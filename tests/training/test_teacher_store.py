@@ -73,6 +73,7 @@ def test_features_are_two_bytes_a_value_and_mapped_from_their_files(
         {"augment": Augmentation(2, 0.5, flip=True)},
         {"augment": Augmentation(1, 0.4, flip=True)},
         {"augment": Augmentation(1, 0.5, flip=False)},
+        {"augment": Augmentation(1, 0.5, flip=True, strong=True)},
     ],
 )
 def test_another_teacher_format_or_crop_is_another_store(

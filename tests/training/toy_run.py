@@ -42,7 +42,6 @@ class ToyMethod:
     """Linear regression with batch norm and dropout, and noise from every global generator."""
 
     scale = 10.0
-    needs_labels = True
     needs_teacher = False
 
     def __init__(self, *, average: bool = False, step_s: float = 0.0) -> None:

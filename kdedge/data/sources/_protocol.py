@@ -79,6 +79,27 @@ class WithoutLabels:
         return self._source.read(i)
 
 
+class Joined:
+    """Two sources, one behind the other; an image of both is there twice, under the same key.
+
+    Attributes:
+        items: the first's, then the second's.
+    """
+
+    def __init__(self, first: Source, second: Source) -> None:
+        self.items = (*first.items, *second.items)
+        self._first, self._second = first, second
+
+    def read(self, i: int) -> bytes:
+        """Gives the bytes of image i's file.
+
+        Raises:
+            UnusableImage: they cannot be read.
+        """
+        n_first = len(self._first.items)
+        return self._first.read(i) if i < n_first else self._second.read(i - n_first)
+
+
 def read_file(path: Path) -> bytes:
     """Reads an image file.
 

@@ -1,0 +1,84 @@
+"""Write pseudo-labels of a recipe's unlabeled images into a file to read, correct and train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kdedge.cli._options import device_option, need_training_packages, runs_option
+from kdedge.cli._output import (
+    json_option,
+    next_line,
+    percent,
+    print_result,
+    same_options,
+    set_option,
+)
+from kdedge.config.load import check_paths, load_recipe
+
+
+@click.command("pseudo-label")
+@click.argument("recipe")
+@click.option(
+    "--method",
+    metavar="NAME",
+    default="zeroshot",
+    show_default=True,
+    help="Whose answers: zeroshot, or a method that is trained first where no finished run of it is"
+    " there.",
+)
+@click.option(
+    "--per-class",
+    metavar="K",
+    type=click.IntRange(min=1),
+    required=True,
+    help="Images of each class: the K with the highest probability of it.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "path",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The file, JSON lines; one that is there is never overwritten.",
+)
+@set_option
+@runs_option
+@device_option
+@json_option
+def command(
+    recipe: str,
+    method: str,
+    per_class: int,
+    path: Path,
+    overrides: tuple[str, ...],
+    root: Path,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Label unlabeled images of RECIPE by a model on the student's backbone, K of each class.
+
+    RECIPE is a file, or the name of a shipped recipe. An image gets one class: of several that want
+    it the one with the highest probability. Each line of the file has an image, its class and the
+    model's confidence; correct classes and remove lines as you see fit. Methods that learn from
+    labels then train on the file: --set data.pseudo_labels=FILE.
+    """
+    loaded = load_recipe(recipe, overrides)
+    check_paths(loaded)
+    need_training_packages("Labeling images")
+    from kdedge.training.label_pool import label_pool
+    from kdedge.training.parts import choose_device
+
+    found = label_pool(
+        loaded, method, path, per_class=per_class, root=root, device=choose_device(device)
+    )
+    lines = [f"{found.n_images} images of {found.n_classes} classes by {found.method}."]
+    if found.accuracy_percent is not None:
+        right = percent(found.accuracy_percent)
+        lines.append(f"{right} % of the labels are right, by the labels that the images have.")
+    lines.append(f"Wrote {path}")
+    following = ["--method", "coop", "--set", f"data.pseudo_labels={path}"]
+    lines.append(next_line("train", recipe, *following, *same_options(overrides)))
+    print_result(found, as_json=as_json, text="\n".join(lines))

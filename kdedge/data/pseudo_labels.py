@@ -1,0 +1,307 @@
+"""Pseudo-labels: classes that a model gives unlabeled images; how they are chosen, written, read.
+
+A file has one JSON object a line. The first says what made it and for what, each other is an image:
+
+    {"format": "kdedge-pseudo-labels-1", "method": "zeroshot", "made_by": "9f3c...",
+     "class_list": "51d0...", "image_list": "c2a7..."}
+    {"image": "cam1/0007.jpg", "class": "red fox", "confidence": 0.9312}
+
+Images stand class by class in class-list order, the most confident first. A person may correct a
+class and remove lines: what counts is each line's class. `made_by` is the hash of the model,
+`class_list` and `image_list` are the hashes of the names and of the images that it was asked about.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge._files import write_atomic
+from kdedge.data.classes import class_list_hash
+from kdedge.data.sources._labels import LabelIndex
+from kdedge.errors import DataError
+
+FORMAT = "kdedge-pseudo-labels-1"
+_LINE_KEYS = ("image", "class", "confidence")
+
+Probabilities = npt.NDArray[np.float32]
+"""[N, C]: of each image, over all classes."""
+
+
+@dataclass(frozen=True)
+class PseudoLabel:
+    """A class that an image is given.
+
+    Attributes:
+        image: which image, by its position: a row of the probabilities, or a place in the source.
+        label: the class, as a position in the class list.
+        confidence: the model's probability of it, 0-1.
+    """
+
+    image: int
+    label: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What made pseudo-labels, and for what.
+
+    Attributes:
+        method: name of the method that the model is of.
+        made_by: hash of the model.
+        class_list: hash of the class names.
+        image_list: hash of the images.
+    """
+
+    method: str
+    made_by: str
+    class_list: str
+    image_list: str
+
+
+def most_probable(
+    probabilities: Probabilities, per_class: int, *, classes: Sequence[int]
+) -> list[PseudoLabel]:
+    """For each class the images with the highest probability of it, and each image for one class.
+
+    Of several classes that want an image, the one with the highest probability gets it, and the
+    others get their next. That is the one choice in which no class could have an image of higher
+    probability that is free or less probable where it is. Every class gets `per_class` images, also
+    one that no image is predicted as. At equal probability the class that is earlier in the class
+    list comes first, and among a class's images the earlier one.
+
+    Args:
+        probabilities: [N, C].
+        per_class: images a class, 1 or more.
+        classes: those that get images.
+
+    Returns:
+        Class by class in the order of the class list, the most probable image first.
+
+    Raises:
+        DataError: there are fewer images than the classes are to have together.
+    """
+    check_enough(len(probabilities), per_class, n_classes=len(classes))
+    ranked = {label: _ranked(probabilities[:, label], 4 * per_class) for label in classes}
+    waiting = [_next(probabilities, label, ranked[label]) for label in sorted(classes)]
+    heapq.heapify(waiting)
+    given: dict[int, list[PseudoLabel]] = {label: [] for label in sorted(classes)}
+    taken: set[int] = set()
+    while waiting:
+        key, label, image = heapq.heappop(waiting)
+        if image not in taken:
+            taken.add(image)
+            given[label].append(PseudoLabel(image, label, -key))
+        if len(given[label]) < per_class:
+            heapq.heappush(waiting, _next(probabilities, label, ranked[label]))
+    return [one for found in given.values() for one in found]
+
+
+def check_enough(n_images: int, per_class: int, *, n_classes: int) -> None:
+    """Sees to it that every class can have its images.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    if n_images < per_class * n_classes:
+        most = n_images // n_classes
+        raise DataError(
+            f"There are {n_images} unlabeled images, and {per_class} for each of {n_classes}"
+            f" classes are {per_class * n_classes}.\n"
+            f"  Add images{f', or set per_class to {most} or less' if most else ''}."
+        )
+
+
+def _next(
+    probabilities: Probabilities, label: int, ranked: Iterator[int]
+) -> tuple[float, int, int]:
+    """A class's next image, so that the smallest is the one to be given away first."""
+    image = next(ranked)
+    return -float(probabilities[image, label]), label, image
+
+
+def _ranked(column: npt.NDArray[np.float32], n_first: int) -> Iterator[int]:
+    """Images from the most probable on, equal ones in their order; few are sorted at first."""
+    if len(column) > n_first:
+        threshold = np.partition(column, -n_first)[-n_first]
+        parts = [column >= threshold, column < threshold]
+    else:
+        parts = [np.ones(len(column), dtype=bool)]
+    for part in parts:
+        images = np.flatnonzero(part)
+        yield from images[np.argsort(-column[images], kind="stable")].tolist()
+
+
+def most_confident_predicted(probabilities: Probabilities, per_class: int) -> list[PseudoLabel]:
+    """Of the images predicted as a class, those with the highest probability.
+
+    A class gets as many as are predicted as it where these are fewer, which may be none; an image
+    is predicted as one class alone. At equal probability an image is predicted as the class that is
+    earlier in the class list, and the earlier image comes first.
+
+    Args:
+        probabilities: [N, C].
+        per_class: most images of a class, 1 or more.
+
+    Returns:
+        Class by class in the order of the class list, the most probable image first.
+    """
+    predicted = probabilities.argmax(axis=1)
+    found = []
+    for label in range(probabilities.shape[1]):
+        images = np.flatnonzero(predicted == label)
+        order = np.argsort(-probabilities[images, label], kind="stable")
+        found += [
+            PseudoLabel(image, label, float(probabilities[image, label]))
+            for image in images[order][:per_class].tolist()
+        ]
+    return found
+
+
+def write_pseudo_labels(
+    path: Path,
+    labels: Sequence[PseudoLabel],
+    *,
+    origin: Origin,
+    class_names: Sequence[str],
+    keys: Mapping[int, str],
+) -> None:
+    """Writes a file of pseudo-labels, whole or not at all.
+
+    Args:
+        path: the file; one that is there is replaced.
+        labels: in the order of the lines.
+        origin: what made them.
+        class_names: all C.
+        keys: an image's position -> its key.
+
+    Raises:
+        ResourceError: the file cannot be written.
+    """
+    lines: list[dict[str, Any]] = [{"format": FORMAT, **asdict(origin)}]
+    for one in labels:
+        values = (keys[one.image], class_names[one.label], round(one.confidence, 6))
+        lines.append(dict(zip(_LINE_KEYS, values, strict=True)))
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_atomic(path, text.encode())
+
+
+def read_pseudo_labels(
+    path: Path, *, class_names: Sequence[str], image_list: str, positions: Mapping[str, int]
+) -> list[PseudoLabel]:
+    """Reads a file of pseudo-labels, which a person may have edited.
+
+    Args:
+        path: the file.
+        class_names: all C; the file's must be the same, in the same order.
+        image_list: hash of the images; the file's must be the same.
+        positions: an image's key -> its position.
+
+    Returns:
+        In the order of the lines, blank ones left out.
+
+    Raises:
+        DataError: the file is missing, was made for other classes or images, holds none, or a line
+            is wrong; the message has its number.
+    """
+    lines = list(_read_lines(path))
+    origin = _read_origin(path, lines)
+    remedy = "  Make it again with `kdedge pseudo-label`, or leave data.pseudo_labels out."
+    if origin.class_list != class_list_hash(class_names):
+        raise DataError(
+            f"{path} was made for another class list than the {len(class_names)} names here: names"
+            f" or their order differ.\n{remedy}"
+        )
+    if origin.image_list != image_list:
+        raise DataError(
+            f"{path} was made for other images than the {len(positions)} of data.unlabeled: some"
+            f" were added, removed or changed, or drawn with another seed.\n{remedy}"
+        )
+    index = LabelIndex(class_names)
+    found: dict[int, int] = {}
+    labels = []
+    for number, values in lines[1:]:
+        one = _read_label(f"{path}:{number}", values, index, positions)
+        if one.image in found:
+            raise DataError(
+                f"{path}:{number}: the image {values['image']!r} is there twice, first in line"
+                f" {found[one.image]}.\n  Keep the line with the right class."
+            )
+        found[one.image] = number
+        labels.append(one)
+    if not labels:
+        raise DataError(f"{path} holds no pseudo-label: it has the first line alone.\n{remedy}")
+    return labels
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Number and value of each line that is not blank."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DataError(
+            f"{path} cannot be read: {reason}.\n  Name a file that `kdedge pseudo-label` wrote."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text, which pseudo-labels are.") from error
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:{number}: not a JSON object: {error}.") from error
+
+
+def _read_origin(path: Path, lines: Sequence[tuple[int, Any]]) -> Origin:
+    values = lines[0][1] if lines else None
+    names = [entry.name for entry in fields(Origin)]
+    if (
+        not isinstance(values, dict)
+        or values.get("format") != FORMAT
+        or set(values) != {"format", *names}
+        or not all(isinstance(values[name], str) for name in names)
+    ):
+        raise DataError(
+            f"{path}:{lines[0][0] if lines else 1}: the first line does not say what made these"
+            f' pseudo-labels: expected {{"format": "{FORMAT}", ...}}.\n'
+            "  Put that line of the file back, or make it again with `kdedge pseudo-label`."
+        )
+    return Origin(**{name: values[name] for name in names})
+
+
+def _read_label(
+    where: str, values: Any, index: LabelIndex, positions: Mapping[str, int]
+) -> PseudoLabel:
+    if not isinstance(values, dict) or set(values) != set(_LINE_KEYS):
+        got = ", ".join(map(str, values)) if isinstance(values, dict) else type(values).__name__
+        raise DataError(
+            f"{where}: expected an object with {', '.join(_LINE_KEYS)}, got {got or 'nothing'}."
+        )
+    image, name, confidence = (values[key] for key in _LINE_KEYS)
+    label = index.find(name) if isinstance(name, str) else None
+    if label is None:
+        near = index.nearest(name) if isinstance(name, str) else ""
+        raise DataError(
+            f"{where}: {json.dumps(name, ensure_ascii=False)} is not a class name{near}.\n"
+            f"  The class list has {len(index.class_names)} names, first"
+            f' "{index.class_names[0]}".'
+        )
+    if not isinstance(image, str) or image not in positions:
+        raise DataError(
+            f"{where}: data.unlabeled has no image {json.dumps(image, ensure_ascii=False)}.\n"
+            "  Images go by the names that the file was written with."
+        )
+    is_number = isinstance(confidence, int | float) and not isinstance(confidence, bool)
+    if not is_number or not 0 <= confidence <= 1:
+        raise DataError(f"{where}: confidence is {confidence!r}, expected a number from 0 to 1.")
+    return PseudoLabel(positions[image], label, float(confidence))

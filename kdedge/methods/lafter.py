@@ -1,0 +1,302 @@
+"""LaFTer: a classifier trained on texts labels the images that prompts and layer norms learn from.
+
+Paper: Mirza et al., LaFTer: Label-Free Tuning of Zero-shot Classifier using Language and Unlabeled
+Image Collections, NeurIPS 2023, arXiv:2305.18287. First a linear classifier learns sentences about
+the classes: their features with noise, cross-entropy with smoothed labels. Since CLIP's images and
+texts share a space, a frozen copy of it labels images. Then that classifier, visual prompts and all
+layer norms of the image tower learn the pseudo-label of an image from a strong view of it.
+What the authors' code does and this does not: its pseudo-labels drift, as they come through the
+layer norms that are being trained (here: the frozen tower's features); the classifier learns on
+unit-length features and later gets features of any length (here: unit length always, which changes
+no ranking of an image's classes); prompts are inserted behind `ln_pre` and drawn from a uniform
+distribution for patches of 16 pixels, whatever the size (here: as all visual prompts, see
+`clip.vision`); layer norms' biases have no weight decay and their weights have; it reports the best
+epoch on test images.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from itertools import chain
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.clip.prompts import make_linear, make_visual_prompts, readable
+from kdedge.clip.text import tokenize
+from kdedge.clip.vision import encode_image
+from kdedge.config.recipe import OptimSpec
+from kdedge.data.batch import Batch
+from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
+from kdedge.methods._sees import Sees
+from kdedge.methods.zeroshot import template_list
+
+SEES = Sees(labels=False, unlabeled_images=True, novel_class_names=True)
+
+OPTIM = OptimSpec(
+    algorithm="adamw",
+    lr=5e-4,
+    weight_decay=0.01,
+    epochs=50,
+    batch_size=50,
+    warmup_epochs=0,
+    schedule="constant",
+    crop_scale_min=0.2,
+    strong_views=True,
+)
+"""The authors' code."""
+
+TEXT_WEIGHT_DECAY = 0.01
+"""Of the classifier on texts (the authors' code)."""
+
+
+class Settings(MethodSettings):
+    """Settings of LaFTer; defaults from the authors' code.
+
+    The texts are the sentences of the recipe's `classes.texts` and its template; without sentences,
+    OpenAI's 80 ImageNet templates and the recipe's.
+    """
+
+    n_ctx_vision: int = Field(
+        50, ge=1, description="Visual prompts before the first image layer, kept through all."
+    )
+    n_text_steps: int = Field(
+        600,
+        ge=1,
+        description="Steps of the classifier on all texts at once. The authors' code has 400 to"
+        " 5500, 600 on Oxford Flowers.",
+    )
+    text_lr: float = Field(5e-4, gt=0, description="Learning rate of these steps, AdamW.")
+    text_noise_std: float = Field(
+        0.1, ge=0, description="Standard deviation of the noise on unit-length text features."
+    )
+    label_smoothing: float = Field(
+        0.1, ge=0, lt=1, description="Share of each label that is spread over all classes."
+    )
+
+    @property
+    def is_class_specific(self) -> bool:
+        """See `MethodSettings.is_class_specific`."""
+        return True
+
+
+class TunedTower(nn.Module):
+    """What LaFTer trains.
+
+    Attributes:
+        visual_prompts: [1, n_ctx_vision, D_vision].
+        norms: the image tower's layer norms, copies of the frozen ones.
+        classifier: [C, D], one row a class, of any length.
+        labeler: [C, D], the classifier as texts alone have made it; zeros before they have.
+    """
+
+    labeler: Tensor
+
+    def __init__(
+        self, visual_prompts: nn.Parameter, norms: Sequence[nn.LayerNorm], classifier: nn.Parameter
+    ) -> None:
+        super().__init__()
+        self.visual_prompts = visual_prompts
+        self.norms = nn.ModuleList(norms)
+        self.classifier = classifier
+        self.register_buffer("labeler", torch.zeros_like(classifier))
+
+
+def layer_norms(visual: nn.Module) -> list[nn.LayerNorm]:
+    """A tower's layer norms, in the order of its parts."""
+    return [part for part in visual.modules() if isinstance(part, nn.LayerNorm)]
+
+
+def with_own_norms(visual: nn.Module) -> nn.Module:
+    """The same tower with layer norms of its own to train; it shares every other tensor."""
+    own = {id(tensor) for norm in layer_norms(visual) for tensor in norm.parameters()}
+    tensors = chain(visual.parameters(), visual.buffers())
+    tower = copy.deepcopy(visual, {id(t): t for t in tensors if id(t) not in own})
+    for norm in layer_norms(tower):
+        norm.requires_grad_(True)
+    return tower
+
+
+def template_texts(class_names: Sequence[str], template: str) -> list[list[str]]:
+    """OpenAI's 80 ImageNet templates, and the recipe's where it is another, of each class."""
+    templates = list(dict.fromkeys([*template_list("ensemble80", template), template]))
+    return [[one.format(readable(name)) for one in templates] for name in class_names]
+
+
+def train_text_classifier(
+    weight: Tensor,
+    text_features: Tensor,
+    labels: Tensor,
+    settings: Settings,
+    generator: torch.Generator,
+) -> Tensor:
+    """Learns texts: min over W of E CE(W (t + ε), label), with ε from N(0, text_noise_std²).
+
+    Args:
+        weight: [C, D], where W starts.
+        text_features: [T, D], unit length, float32.
+        labels: [T], the class that each text is about.
+        settings: steps, rate, noise, smoothing.
+        generator: on the CPU; draws the noise of every step.
+
+    Returns:
+        [C, D], W after `n_text_steps` steps on all texts at once.
+    """
+    weight = nn.Parameter(weight.detach().clone())
+    optimizer = torch.optim.AdamW([weight], lr=settings.text_lr, weight_decay=TEXT_WEIGHT_DECAY)
+    for _ in range(settings.n_text_steps):
+        noise = torch.randn(text_features.shape, generator=generator).to(text_features.device)
+        logits = (text_features + settings.text_noise_std * noise) @ weight.T
+        loss = smoothed_cross_entropy(logits, labels, settings)
+        (weight.grad,) = torch.autograd.grad(loss, [weight])
+        optimizer.step()
+    return weight.detach()
+
+
+def smoothed_cross_entropy(logits: Tensor, labels: Tensor, settings: Settings) -> Tensor:
+    """Cross-entropy with the label's share at 1 - s + s / C and every other's at s / C."""
+    return F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+
+
+class Method:
+    """LaFTer on a frozen backbone; its layer norms are copies."""
+
+    needs_teacher: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        visual: nn.Module,
+        module: TunedTower,
+        settings: Settings,
+        *,
+        class_names: Sequence[str],
+        template: str,
+        noise_seed: int,
+    ) -> None:
+        self.module = module
+        self._backbone = backbone
+        self._visual = visual
+        self._settings = settings
+        self._class_names = class_names
+        self._template = template
+        self._texts = template_texts(class_names, template)
+        self._noise_seed = noise_seed
+
+    @classmethod
+    def build(
+        cls,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        settings: Settings,
+        *,
+        template: str,
+        train_classes: Sequence[int],
+        teacher: Teacher | None,
+        generator: torch.Generator,
+    ) -> Method:
+        """See `methods._protocol.Method.build`; learns over all classes."""
+        visual_prompts = make_visual_prompts(
+            backbone, n_ctx=settings.n_ctx_vision, prompt_depth=1, generator=generator
+        )
+        visual = with_own_norms(backbone.visual)
+        linear = make_linear(backbone.embed_dim, len(class_names), generator, bias=False)
+        classifier = nn.Parameter(linear.weight)
+        module = TunedTower(visual_prompts, layer_norms(visual), classifier).to(backbone.device)
+        return cls(
+            backbone,
+            visual,
+            module,
+            settings,
+            class_names=class_names,
+            template=template,
+            noise_seed=int(torch.randint(2**62, (), generator=generator)),
+        )
+
+    @property
+    def scale(self) -> float:
+        """The length of the classifier's longest row: cosines times it are its logits."""
+        return float(self.module.classifier.detach().norm(dim=-1).max())
+
+    def use_texts(self, sentences: Sequence[Sequence[str]]) -> None:
+        """See `LearnsFromTexts`; the recipe's template is learned beside them."""
+        names = [readable(name) for name in self._class_names]
+        texts = [
+            [*given, self._template.format(name)]
+            for given, name in zip(sentences, names, strict=True)
+        ]
+        tokenize(
+            self._backbone.tokenizer,
+            [text for own in texts for text in own],
+            context_length=self._backbone.context_length,
+        )
+        self._texts = texts
+
+    def learn_texts(self) -> None:
+        """Trains classifier and labeler on texts, where that has not been done."""
+        if bool(self.module.labeler.any()):
+            return
+        device = self._backbone.device
+        texts = [text for own in self._texts for text in own]
+        labels = torch.tensor([label for label, own in enumerate(self._texts) for _ in own])
+        with torch.autocast(device.type, enabled=False):
+            weight = train_text_classifier(
+                self.module.classifier,
+                unit_length(self._backbone.text_features_raw(texts)),
+                labels.to(device),
+                self._settings,
+                torch.Generator().manual_seed(self._noise_seed),
+            )
+        with torch.no_grad():
+            self.module.classifier.copy_(weight)
+            self.module.labeler.copy_(weight)
+
+    @torch.no_grad()
+    def pseudo_labels(self, clean_images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B], the class that the labeler gives the frozen tower's feature."""
+        features = self._backbone.image_features(clean_images)
+        with torch.autocast(clean_images.device.type, enabled=False):
+            return (features @ self.module.labeler.T).argmax(dim=-1)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D], unit length, float32, with gradients."""
+        return unit_length(encode_image(self._visual, images, self.module.visual_prompts))
+
+    def training_step(self, batch: Batch) -> StepOutput:
+        """Smoothed cross-entropy of views with their images' pseudo-labels; texts come first."""
+        assert batch.clean_images is not None  # as this method `LabelsItsViews`
+        self.learn_texts()
+        labels = self.pseudo_labels(batch.clean_images)
+        image_features = self.image_features(batch.images)
+        with torch.autocast(batch.images.device.type, enabled=False):
+            logits = image_features @ self.module.classifier.T
+            loss = smoothed_cross_entropy(logits, labels, self._settings)
+        agreement = 100 * (logits.detach().argmax(dim=-1) == labels).float().mean()
+        return StepOutput(loss, {"pseudo_label_agreement_percent": agreement})
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """The module's; the labeler is a buffer of it."""
+        return dict(self.module.named_parameters())
+
+    def averaging_weights(self, n_epochs: int) -> list[float] | None:
+        """Nothing is averaged."""
+        return None
+
+    @torch.no_grad()
+    def class_vectors(self) -> Tensor:
+        """[C, D], the classifier's rows over the longest one's length."""
+        return self.module.classifier / self.scale
+
+    @torch.no_grad()
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D] through the image path."""
+        return self.image_features(images)
+
+    def image_path(self) -> ImagePath:
+        """The tower with its own layer norms and its prompts."""
+        return ImagePath(self._visual, self.module.visual_prompts)

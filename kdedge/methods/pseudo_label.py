@@ -1,0 +1,169 @@
+"""FPL, IFPL, GRIP: a learner trains on labels and on pseudo-labels of the classes without any.
+
+Paper: Menghini et al., Enhancing CLIP with CLIP, NeurIPS 2023, arXiv:2306.01669, sections 3 and 4;
+in the place that arXiv:2403.02781, table 3 gives them: labeled base classes, pseudo-labels for
+novel ones, PromptSRC as the learner. The three are variants of one method:
+
+* `fpl`: one round, `per_class` images of each novel class, labeled by zero-shot CLIP;
+* `ifpl`: `rounds` rounds, as many images, labeled anew by the model of the round before;
+* `grip`: as ifpl, and each round takes more images, up to each class's even share of the pool.
+
+Here: for each novel class the images with the highest probability of it over all classes, each
+image for one class (`data.pseudo_labels.most_probable`). Each round trains from the first values,
+with the learning rates of a whole training. The loss is CE(labeled) + (n_labeled / n_pseudo)
+CE(pseudo-labeled), each the mean over its part of a batch, over all classes; what else the learner
+minimizes is as it was. The pool holds images of all classes, labeled images left out, and a class's
+even share is the pool over all classes. Under `split: all` all classes get pseudo-labels.
+
+Differs from the authors' code: there the unlabeled images are known to be of novel classes; a
+class's list of images is sorted only when an image is replaced, so that what is compared before is
+the image that came last; an image that does not fit into its own class is offered to all others and
+may enter several; the first round's texts are "a photo of a {}NAME", the name never put in; context
+stands in "<context> NAME" without a full stop; a textual prompt's later rounds go on from the
+trained values, as parameter and first values share memory; 20 % of the images are held out for a
+validation that chooses nothing; weight decay 0.1, learning rate 0.1 from a warm-up epoch at 0,
+150 epochs a round and no crops, where optimization and crops are the learner's here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from kdedge.clip.backbone import Backbone
+from kdedge.config.recipe import OptimSpec
+from kdedge.data.pseudo_labels import Probabilities, PseudoLabel, most_probable
+from kdedge.methods._protocol import MethodSettings, Teacher
+from kdedge.methods._sees import Sees
+from kdedge.methods._supervised import SupervisedMethod
+from kdedge.methods.coop import Method as CoOp
+from kdedge.methods.coop import Settings as CoOpSettings
+from kdedge.methods.promptsrc import Method as PromptSRC
+from kdedge.methods.promptsrc import Settings as PromptSRCSettings
+
+SEES = Sees(labels=True, unlabeled_images=True, novel_class_names=True)
+
+OPTIM = OptimSpec(lr=0.0025, epochs=20, batch_size=4)
+"""Of each round: PromptSRC's own."""
+
+
+class Settings(MethodSettings):
+    """Settings of FPL, IFPL and GRIP; defaults from arXiv:2306.01669, section 4."""
+
+    variant: Literal["fpl", "ifpl", "grip"] = Field(
+        "grip",
+        description="fpl: one round. ifpl: rounds of per_class images. grip: rounds of more and"
+        " more images, up to an even share of all unlabeled ones.",
+    )
+    per_class: int = Field(
+        16, ge=1, description="Pseudo-labeled images of each class, of fpl and ifpl."
+    )
+    rounds: int = Field(
+        10, ge=1, le=1000, description="Trainings one after the other, of ifpl and grip."
+    )
+    promptsrc: PromptSRCSettings = Field(
+        PromptSRCSettings(), description="Settings of PromptSRC, the learner (arXiv:2403.02781)."
+    )
+    coop: CoOpSettings | None = Field(
+        None, description="CoOp as the learner in place of PromptSRC, and its settings."
+    )
+
+    @model_validator(mode="after")
+    def _one_learner(self) -> Settings:
+        if self.coop is not None and "promptsrc" in self.model_fields_set:
+            raise ValueError("have promptsrc and coop, which are two learners; name one")
+        return self
+
+    @property
+    def n_rounds(self) -> int:
+        """See `MethodSettings.n_rounds`."""
+        return 1 if self.variant == "fpl" else self.rounds
+
+    @property
+    def is_class_specific(self) -> bool:
+        """The learner's."""
+        return self.coop is not None and self.coop.is_class_specific
+
+
+def images_per_class(
+    settings: Settings, *, round_number: int, n_images: int, n_classes: int
+) -> int:
+    """K of a round: `per_class`, or of grip ⌊t ⌊N / rounds⌋ / C⌋, at least 1.
+
+    It reaches the even share N / C at most.
+
+    Args:
+        settings: say the variant.
+        round_number: t, from 1.
+        n_images: N, of the pool.
+        n_classes: C, of all classes that the pool may show.
+    """
+    if settings.variant != "grip":
+        return settings.per_class
+    return max(1, round_number * (n_images // settings.rounds) // n_classes)
+
+
+class Method:
+    """The learner on a frozen backbone, over all classes."""
+
+    needs_teacher: ClassVar[bool] = False
+
+    @classmethod
+    def build(
+        cls,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        settings: Settings,
+        *,
+        template: str,
+        train_classes: Sequence[int],
+        teacher: Teacher | None,
+        generator: torch.Generator,
+    ) -> SupervisedMethod:
+        """Gives the learner, which trains on pseudo-labels as on labels; the arguments are its."""
+        if settings.coop is not None:
+            return CoOp.build(
+                backbone,
+                class_names,
+                settings.coop,
+                template=template,
+                train_classes=train_classes,
+                teacher=teacher,
+                generator=generator,
+            )
+        return PromptSRC.build(
+            backbone,
+            class_names,
+            settings.promptsrc,
+            template=template,
+            train_classes=train_classes,
+            teacher=teacher,
+            generator=generator,
+        )
+
+    @staticmethod
+    def choose_labels(
+        probabilities: Probabilities,
+        settings: Settings,
+        *,
+        round_number: int,
+        classes: Sequence[int],
+    ) -> list[PseudoLabel]:
+        """See `LabelsItsPool.choose_labels`."""
+        n_images, n_classes = probabilities.shape
+        per_class = images_per_class(
+            settings, round_number=round_number, n_images=n_images, n_classes=n_classes
+        )
+        return most_probable(probabilities, per_class, classes=classes)
+
+    @staticmethod
+    def weigh(is_pseudo: Tensor, *, n_labeled: int, n_pseudo: int) -> Tensor:
+        """CE(labeled) + (n_labeled / n_pseudo) CE(pseudo-labeled), as weights of the images [B]."""
+        in_batch = int(is_pseudo.sum())
+        of_labeled = 1 / max(1, len(is_pseudo) - in_batch)
+        of_pseudo = n_labeled / n_pseudo / max(1, in_batch)
+        return torch.where(is_pseudo, of_pseudo, of_labeled)

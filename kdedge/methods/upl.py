@@ -1,0 +1,150 @@
+"""UPL: CoOp on zero-shot CLIP's pseudo-labels, several runs whose logits are averaged.
+
+Paper: Huang et al., Unsupervised Prompt Learning, arXiv:2204.03649, sections 3.2 to 3.4. Of the
+images predicted as a class by zero-shot CLIP with the recipe's template, the `per_class` with the
+highest probability get its label; classes that are rarely predicted get fewer, or none. They are
+chosen once, over all classes, and no label is read.
+
+The runs differ in their first context alone and see the same crops in the same order, so that all
+train in one pass over the images, each by its own cross-entropy; the loss is their sum. (With
+`optim.clip_grad_norm` the runs' gradients are clipped together.) As the image tower is not trained,
+the average of the logits is the logits of the averaged class vectors, and costs no more than one
+run's; these vectors are shorter than unit length.
+
+Differs from the authors' code: there each run draws its own order and crops of the images; weights
+and context are half precision. UPL*, whose pseudo-labels come from eight backbones, is not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.clip.prompts import INIT_STD, prompted_texts, text_width
+from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text
+from kdedge.config.recipe import OptimSpec
+from kdedge.data.batch import Batch
+from kdedge.data.pseudo_labels import Probabilities, PseudoLabel, most_confident_predicted
+from kdedge.methods._protocol import MethodSettings, StepOutput, Teacher
+from kdedge.methods._sees import Sees
+from kdedge.methods._supervised import TextPromptMethod, cross_entropy, labels_of
+
+SEES = Sees(labels=False, unlabeled_images=True, novel_class_names=True)
+
+OPTIM = OptimSpec(lr=0.002, epochs=50, batch_size=32)
+"""The authors' code."""
+
+
+class Settings(MethodSettings):
+    """Settings of UPL; defaults from the authors' code."""
+
+    n_runs: int = Field(16, ge=1, le=1000, description="Contexts whose logits are averaged.")
+    n_ctx: int = Field(16, ge=1, description="Context tokens of each, from N(0, 0.02²).")
+    per_class: int = Field(
+        16, ge=1, description="Most images of a class: the most confident predicted as it."
+    )
+
+    @property
+    def n_rounds(self) -> int:
+        """See `MethodSettings.n_rounds`: pseudo-labels are chosen once."""
+        return 1
+
+
+class PromptLearners(nn.Module):
+    """The parameters of UPL.
+
+    Attributes:
+        contexts: [R, n_ctx, D_text], of each run, shared by all classes.
+    """
+
+    def __init__(self, contexts: Tensor) -> None:
+        super().__init__()
+        self.contexts = nn.Parameter(contexts)
+
+
+class Method(TextPromptMethod):
+    """UPL on a frozen backbone."""
+
+    name = "upl"
+    module: PromptLearners
+
+    @classmethod
+    def build(
+        cls,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        settings: Settings,
+        *,
+        template: str,
+        train_classes: Sequence[int],
+        teacher: Teacher | None,
+        generator: torch.Generator,
+    ) -> Method:
+        """See `methods._protocol.Method.build`; texts are "<context> NAME.", not the template."""
+        n_ctx = settings.n_ctx
+        texts, train_texts = (
+            prompted_texts(backbone, names, n_ctx=n_ctx, context_init="", setting="n_ctx")
+            for names in (class_names, [class_names[index] for index in train_classes])
+        )
+        shape = (settings.n_runs, n_ctx, text_width(backbone))
+        contexts = INIT_STD * torch.randn(shape, generator=generator)
+        module = PromptLearners(contexts.to(backbone.device))
+        return cls(backbone, module, texts=texts, train_texts=train_texts)
+
+    def text_features_of_runs(self, texts: TokenizedTexts) -> Tensor:
+        """[R, C, D], unit length, with gradients in the memory of one chunk of classes."""
+
+        def of_run(context: Tensor) -> Tensor:
+            model = self._backbone.model
+            raw = encode_in_chunks(lambda chunk: encode_text(model, chunk, context=context), texts)
+            return unit_length(raw)
+
+        return torch.stack([of_run(context) for context in self.module.contexts])
+
+    def text_features(self, texts: TokenizedTexts) -> Tensor:
+        """[C, D], the average of the runs', shorter than unit length."""
+        return self.text_features_of_runs(texts).mean(dim=0)
+
+    def logits_of_runs(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [R, B, C], float32, over the training classes."""
+        with torch.no_grad():
+            image_features = self._backbone.image_features(images)
+        text_features = self.text_features_of_runs(self._train_texts)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.scale * image_features @ text_features.mT
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C], the average of the runs'."""
+        return self.logits_of_runs(images).mean(dim=0)
+
+    def training_step(self, batch: Batch) -> StepOutput:
+        """The sum of the runs' cross-entropies with the pseudo-labels."""
+        labels = labels_of(batch, self.name)
+        logits = self.logits_of_runs(batch.images)
+        losses = torch.stack([cross_entropy(run, labels, batch.weights) for run in logits])
+        predicted = logits.detach().mean(dim=0).argmax(dim=-1)
+        scalars = {
+            "loss_of_a_run": losses.detach().mean(),
+            "batch_accuracy_percent": 100 * (predicted == labels).float().mean(),
+        }
+        return StepOutput(losses.sum(), scalars)
+
+    @staticmethod
+    def choose_labels(
+        probabilities: Probabilities,
+        settings: Settings,
+        *,
+        round_number: int,
+        classes: Sequence[int],
+    ) -> list[PseudoLabel]:
+        """See `LabelsItsPool.choose_labels`; all classes may get some, as no label is read."""
+        return most_confident_predicted(probabilities, settings.per_class)
+
+    @staticmethod
+    def weigh(is_pseudo: Tensor, *, n_labeled: int, n_pseudo: int) -> Tensor:
+        """[B], all the same: the average."""
+        return torch.full((len(is_pseudo),), 1 / len(is_pseudo))

@@ -1,0 +1,182 @@
+"""Pseudo-labels of a recipe's unlabeled images: a model's, a file's, and how many are right."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from kdedge.config.recipe import Recipe
+from kdedge.data.classes import class_list_hash
+from kdedge.data.open import open_source
+from kdedge.data.pseudo_labels import (
+    Origin,
+    Probabilities,
+    PseudoLabel,
+    read_pseudo_labels,
+    write_pseudo_labels,
+)
+from kdedge.data.sources._labels import name_some
+from kdedge.errors import DataError, DivergedError
+from kdedge.runtime.preprocess import Preprocess
+from kdedge.training.measure import Model, all_logits
+from kdedge.training.parts import Classes, Images, load_images, require_images
+
+log = logging.getLogger(__name__)
+
+
+def load_pool(recipe: Recipe, classes: Classes, *, why: str) -> Images:
+    """The unlabeled images of a recipe.
+
+    Args:
+        recipe: names them.
+        classes: the class list.
+        why: what needs them, for the message where there are none.
+    """
+    return require_images(load_images(recipe, "unlabeled", classes), "unlabeled", why)
+
+
+def positions_of(pool: Images) -> dict[str, int]:
+    """Key -> position in the source, of the images in use."""
+    return {pool.source.items[index].key: index for index in pool.indices}
+
+
+def labels_of_file(recipe: Recipe, classes: Classes) -> tuple[Images, dict[int, int]]:
+    """The unlabeled images that the recipe's file of pseudo-labels names, and their classes.
+
+    Returns:
+        The images in the order of their source, and position in the source -> class.
+
+    Raises:
+        DataError: the file is of other classes or images, or a line of it is wrong.
+    """
+    assert recipe.data.pseudo_labels is not None  # who asks has seen to it
+    pool = load_pool(recipe, classes, why="data.pseudo_labels is of its images")
+    chosen = read_for(pool, recipe.data.pseudo_labels, classes=classes)
+    return pool.only(sorted(chosen)), chosen
+
+
+def pool_probabilities(
+    model: Model, pool: Images, *, preprocess: Preprocess, device: torch.device
+) -> Probabilities:
+    """[N, C]: softmax over all classes, of the images in use, prepared as on the device.
+
+    Raises:
+        DivergedError: a score is not finite.
+    """
+    logits = all_logits(
+        model, pool, preprocess=preprocess, device=device, what="labeling unlabeled images"
+    )
+    if not bool(logits.isfinite().all()):
+        raise DivergedError(
+            "The model's scores of unlabeled images are not finite.\n"
+            "  Its training diverged: train again with a lower optim.lr or optim.clip_grad_norm: 1."
+        )
+    probabilities: Probabilities = logits.softmax(dim=-1).numpy()
+    return probabilities
+
+
+def warn_of_unpredicted(
+    probabilities: Probabilities, classes: Classes, *, among: Sequence[int]
+) -> None:
+    """Says which of some classes no image is predicted as."""
+    predicted = set(probabilities.argmax(axis=1).tolist())
+    names = [classes.names[label] for label in among if label not in predicted]
+    if names:
+        log.warning(
+            "No unlabeled image is predicted as %s: such a class gets no pseudo-labels, or those of"
+            " images that look like others.\n"
+            "  See whether the images show it, or try another classes.template.",
+            name_some(names),
+        )
+
+
+def in_source(labels: Sequence[PseudoLabel], pool: Images) -> list[PseudoLabel]:
+    """Pseudo-labels of rows of the pool's probabilities, as ones of positions in its source."""
+    return [PseudoLabel(pool.indices[one.image], one.label, one.confidence) for one in labels]
+
+
+def write_for(
+    pool: Images,
+    labels: Sequence[PseudoLabel],
+    path: Path,
+    *,
+    classes: Classes,
+    method: str,
+    made_by: str,
+) -> None:
+    """Writes pseudo-labels of positions in the pool's source; see `data.pseudo_labels`."""
+    write_pseudo_labels(
+        path,
+        labels,
+        origin=Origin(
+            method=method,
+            made_by=made_by,
+            class_list=class_list_hash(classes.names),
+            image_list=pool.list_hash,
+        ),
+        class_names=classes.names,
+        keys={index: key for key, index in positions_of(pool).items()},
+    )
+
+
+def read_for(pool: Images, path: Path, *, classes: Classes) -> dict[int, int]:
+    """Reads what `write_for` wrote: position in the pool's source -> class."""
+    labels = read_pseudo_labels(
+        path,
+        class_names=classes.names,
+        image_list=pool.list_hash,
+        positions=positions_of(pool),
+    )
+    return {one.image: one.label for one in labels}
+
+
+def true_labels(recipe: Recipe, classes: Classes, pool: Images) -> dict[int, int] | None:
+    """Position in the pool's source -> class, where its source has labels; for records alone.
+
+    Nothing is trained or chosen by them.
+    """
+    assert recipe.data.unlabeled is not None  # the pool was read from it
+    try:
+        source = open_source(
+            recipe.data.unlabeled, class_names=classes.names, labeled=True, data=recipe.data
+        )
+    except DataError:
+        return None
+    known = {item.key: item.label for item in source.items}
+    found = {index: known.get(key) for key, index in positions_of(pool).items()}
+    return {index: label for index, label in found.items() if label is not None}
+
+
+def accuracy_percent(labels: Mapping[int, int], truth: Mapping[int, int] | None) -> float | None:
+    """Share of the pseudo-labels that are right; None where no true label of them is known.
+
+    Args:
+        labels: position in the source -> class.
+        truth: likewise.
+    """
+    known = [truth[i] == label for i, label in labels.items() if i in truth] if truth else []
+    return 100 * sum(known) / len(known) if known else None
+
+
+def with_pseudo_labeled(
+    images: Images | None, labels: Mapping[int, int], pseudo: Images, given: Mapping[int, int]
+) -> tuple[Images, dict[int, int], int]:
+    """Labeled images and pseudo-labeled ones behind them.
+
+    Args:
+        images: labeled; None where there are none.
+        labels: position in their source -> label.
+        pseudo: pseudo-labeled.
+        given: position in their source -> label.
+
+    Returns:
+        All images, position -> label, and the position from which on labels are pseudo-labels.
+    """
+    if images is None:
+        return pseudo, dict(given), 0
+    first = len(images.source.items)
+    moved = {first + index: label for index, label in given.items()}
+    return images.with_those_of(pseudo), {**labels, **moved}, first

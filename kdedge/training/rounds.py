@@ -1,0 +1,211 @@
+"""Rounds of training on pseudo-labels: a round's are chosen by the model of the round before.
+
+In the run's folder `rounds/<NN>/` has a round's pseudo-labels, written whole before the round is
+trained, its checkpoints and its metrics. A run that was interrupted goes through its rounds from
+the first: what a round has trained is read from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdedge._files import explain_os_error, sha256_json
+from kdedge.data.loader import n_steps
+from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
+from kdedge.methods._protocol import LabelsItsPool, Method
+from kdedge.training.job import Job, batches_of, zero_shot
+from kdedge.training.loop import TrainingResult, train
+from kdedge.training.parts import Images
+from kdedge.training.pseudo_labels import (
+    accuracy_percent,
+    in_source,
+    pool_probabilities,
+    read_for,
+    true_labels,
+    warn_of_unpredicted,
+    with_pseudo_labeled,
+    write_for,
+)
+from kdedge.training.runs import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RoundFolder(RunFolder):
+    """A round of a run, with checkpoints and metrics of its own."""
+
+    @property
+    def pseudo_labels(self) -> Path:
+        """What the round is trained on beside labels."""
+        return self.path / "pseudo_labels.jsonl"
+
+    @property
+    def is_finished(self) -> bool:
+        """The run is, not a round of it."""
+        return False
+
+    @classmethod
+    def of(cls, run: RunFolder, number: int) -> RoundFolder:
+        """The folder of a run's round (from 1), which is made if need be."""
+        folder = cls(run.path / "rounds" / f"{number:02d}", run.kind)
+        try:
+            folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explain_os_error(error, folder.checkpoints) from error
+        return folder
+
+
+@dataclass(frozen=True)
+class Round:
+    """What is recorded of a round.
+
+    Attributes:
+        n_images: pseudo-labeled.
+        n_classes: that these are of.
+        accuracy_percent: share of pseudo-labels that are right, where the pool's labels are known.
+        seconds: of training.
+    """
+
+    n_images: int
+    n_classes: int
+    accuracy_percent: float | None
+    seconds: float
+
+
+def train_rounds(
+    job: Job, run: RunFolder, *, validate: Callable[[], float] | None
+) -> dict[str, Any]:
+    """Trains a method that labels its pool, and leaves it with what the last round has trained.
+
+    Returns:
+        What a run's summary says of it: the last training with the epochs, steps and seconds of
+        all, and each round.
+    """
+    module = job.method.module
+    first_values = {name: value.clone() for name, value in module.state_dict().items()}
+    pool = _pool(job)
+    truth = true_labels(job.loaded.recipe, job.classes, pool)
+    model: Method = zero_shot(job)
+    results: list[TrainingResult] = []
+    rounds: list[Round] = []
+    for number in range(1, job.choice.settings.n_rounds + 1):
+        folder = RoundFolder.of(run, number)
+        if not folder.pseudo_labels.exists():
+            _label(job, model, folder, number)
+        labels = read_for(pool, folder.pseudo_labels, classes=job.classes)
+        accuracy = accuracy_percent(labels, truth)
+        _say(job, labels, accuracy, number)
+        module.load_state_dict(first_values)
+        result = _train(job_of_round(job, labels), folder, labels, validate)
+        results.append(result)
+        n_classes = len(set(labels.values()))
+        rounds.append(Round(len(labels), n_classes, accuracy, result.seconds))
+        model = job.method
+    return {"training": _added_up(results).to_dict(), "rounds": [asdict(one) for one in rounds]}
+
+
+def job_of_round(job: Job, labels: dict[int, int]) -> Job:
+    """A job with pseudo-labeled images of the pool beside its labeled ones.
+
+    Args:
+        job: of a method that labels its pool.
+        labels: position in the pool's source -> class.
+    """
+    own = job.labels or {}
+    pseudo = _pool(job).only(sorted(labels))
+    images, all_labels, first = with_pseudo_labeled(job.images, own, pseudo, labels)
+    labeler: type[LabelsItsPool] = job.choice.module.Method
+
+    def weights(positions: Sequence[int]) -> Tensor:
+        is_pseudo = torch.tensor([position >= first for position in positions])
+        return labeler.weigh(is_pseudo, n_labeled=len(own), n_pseudo=len(labels))
+
+    return replace(job, images=images, labels=all_labels, weights=weights, pool=None)
+
+
+def trial_round(job: Job) -> Job:
+    """The job of a round in the middle, as if the classes were spread evenly over the pool.
+
+    Raises:
+        DataError: the pool has too few images.
+    """
+    n_images, n_classes = len(_pool(job).indices), len(job.classes.names)
+    spread = np.zeros((n_images, n_classes), dtype=np.float32)
+    images = np.arange(n_images)
+    spread[images, images % n_classes] = 1.0
+    chosen = _choose(job, spread, (job.choice.settings.n_rounds + 1) // 2)
+    return job_of_round(job, {one.image: one.label for one in chosen})
+
+
+def _pool(job: Job) -> Images:
+    assert job.pool is not None  # a method with rounds was given one
+    return job.pool
+
+
+def _to_label(job: Job) -> range:
+    """The classes that get pseudo-labels: those without labels, or all where none are seen."""
+    return range(len(job.classes.names)) if job.images is None else job.classes.unlabeled
+
+
+def _choose(job: Job, probabilities: Probabilities, number: int) -> list[PseudoLabel]:
+    labeler: type[LabelsItsPool] = job.choice.module.Method
+    chosen = labeler.choose_labels(
+        probabilities, job.choice.settings, round_number=number, classes=_to_label(job)
+    )
+    return in_source(chosen, _pool(job))
+
+
+def _label(job: Job, model: Method, folder: RoundFolder, number: int) -> None:
+    """Writes a round's pseudo-labels."""
+    pool, preprocess = _pool(job), job.backbone.preprocess
+    probabilities = pool_probabilities(model, pool, preprocess=preprocess, device=job.device)
+    if number == 1:
+        warn_of_unpredicted(probabilities, job.classes, among=_to_label(job))
+    write_for(
+        pool,
+        _choose(job, probabilities, number),
+        folder.pseudo_labels,
+        classes=job.classes,
+        method="zeroshot" if number == 1 else job.choice.name,
+        made_by=sha256_json([job.key(), number]),
+    )
+
+
+def _say(job: Job, labels: dict[int, int], accuracy: float | None, number: int) -> None:
+    right = "" if accuracy is None else f", {accuracy:.2f} % of them right"
+    n_rounds = job.choice.settings.n_rounds
+    log.info("Round %d of %d: %d pseudo-labels%s.", number, n_rounds, len(labels), right)
+
+
+def _train(
+    job: Job, folder: RoundFolder, labels: dict[int, int], validate: Callable[[], float] | None
+) -> TrainingResult:
+    return train(
+        job.method,
+        batches=partial(batches_of, job),
+        n_steps=n_steps(len(job.training_images.indices), job.choice.optim.batch_size),
+        settings=job.choice.optim,
+        run=folder,
+        validate=validate,
+        device=job.device,
+        identity={"pseudo_labels": sha256_json(sorted(labels.items())), "key": job.key()},
+    )
+
+
+def _added_up(results: list[TrainingResult]) -> TrainingResult:
+    return replace(
+        results[-1],
+        epochs=sum(result.epochs for result in results),
+        steps=sum(result.steps for result in results),
+        seconds=sum(result.seconds for result in results),
+    )

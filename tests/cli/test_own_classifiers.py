@@ -1,0 +1,251 @@
+"""CLIP-PR and LaFTer, which train a classifier of their own: from the recipe to the device."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., Any]
+SETTINGS = {"clip_pr": "{n_hidden: 8}", "lafter": "{n_ctx_vision: 2, n_text_steps: 5}"}
+SHORT = "baseline.optim={epochs: 2, batch_size: 8}"
+SENTENCES = {
+    "dog": ["it barks.", "a wet nose."],
+    "cat": ["it purrs."],
+    "school bus": ["yellow, with wheels."],
+    "red fox": ["fur of red."],
+}
+TEXTS = "classes={file: classes.txt, texts: texts.json}"
+METHODS = pytest.mark.parametrize("method", SETTINGS)
+
+
+def options(method: str, *more: str) -> list[str]:
+    texts = (f"baseline.settings={SETTINGS[method]}", SHORT, *more)
+    return ["--method", method, *(part for text in texts for part in ("--set", text))]
+
+
+def train(kdedge: Run, method: str, *more: str) -> dict[str, Any]:
+    done = kdedge("train", "r.yaml", *options(method, *more), "--json")
+    assert done.code == 0, done.err
+    return json.loads(done.out)["baseline"]
+
+
+def fails(done: Any, code: int, *parts: str) -> None:
+    """Asserts that a command ended with a code, said this, and was no bug."""
+    assert (done.code, done.out) == (code, ""), done.err
+    assert "Traceback" not in done.err
+    for part in parts:
+        assert part in done.err
+
+
+def write_texts(sentences: Any) -> None:
+    Path("texts.json").write_text(json.dumps(sentences, indent=1))
+
+
+@METHODS
+def test_it_is_trained_on_unlabeled_images_alone_and_measured_alike_again(
+    kdedge: Run, project: Path, method: str
+) -> None:
+    record = train(kdedge, method, "data.labeled=null")
+    assert record["summary"]["training"]["steps"] == 10  # 40 images, 8 a step, 2 epochs
+    reached = record["evaluation"]["baseline"]
+    assert set(record["evaluation"]) == {"baseline", "zeroshot"}
+    assert reached["split"] == "base-to-novel"
+    assert reached["novel"] is not None
+    measured = json.loads(kdedge("eval", "--json").out)
+    assert {key: measured[key] for key in reached} == reached
+    assert re.search(rf"^{method} \(baseline\) +\d", kdedge("eval").out, re.MULTILINE)
+
+
+@METHODS
+def test_the_resolved_recipe_of_a_run_gives_the_same_run_again(
+    kdedge: Run, project: Path, method: str
+) -> None:
+    train(kdedge, method)
+    assert kdedge("train", "runs/tiny/01/recipe.yaml").code == 0
+    first, second = (Path(f"runs/tiny/0{n}/baseline.safetensors") for n in (1, 2))
+    assert first.read_bytes() == second.read_bytes()
+
+
+@METHODS
+def test_an_interrupted_run_goes_on_to_the_same_weights(
+    kdedge: Run, project: Path, start: Callable[..., Any], method: str
+) -> None:
+    arguments = ["train", "r.yaml", *options(method, "baseline.optim.epochs=8")]
+    arguments += ["--set", "baseline.optim.checkpoint_every_s=0.001"]
+    process = start(*arguments)
+    process.wait_until(lambda: list(project.glob("runs/tiny/01/checkpoints/e0[2-9]*")))
+    process.send(signal.SIGINT)
+    assert process.wait() == 130, process.stderr
+    resumed = start(*arguments, "--resume")
+    assert resumed.wait() == 0, resumed.stderr
+    assert "runs/tiny/01: going on where it stopped" in resumed.stderr
+    whole = start(*arguments)
+    assert whole.wait() == 0
+    first, second = (Path(f"runs/tiny/0{n}/baseline.safetensors") for n in (1, 2))
+    assert first.read_bytes() == second.read_bytes()
+
+
+@METHODS
+def test_classes_go_by_name_and_others_are_not_known(
+    kdedge: Run, project: Path, method: str
+) -> None:
+    train(kdedge, method)
+    before = json.loads(kdedge("eval", "--json").out)["per_class"]
+    Path("classes.txt").write_text("school bus\nred fox\ncat\ndog\n")
+    assert json.loads(kdedge("eval", "--json").out)["per_class"] == before
+    Path("classes.txt").write_text("cat\ndog\nred fox\nlorry\n")
+    Path("test/school bus").rename("test/lorry")
+    fails(kdedge("eval"), 3, "1 class names have no part in runs/tiny/01/baseline", "first 'lorry'")
+
+
+@METHODS
+def test_the_preflight_takes_trial_steps_and_writes_nothing(
+    kdedge: Run, project: Path, method: str
+) -> None:
+    section = f"baseline: {{method: {method}, settings: {SETTINGS[method]}}}\n"
+    with Path("r.yaml").open("a") as recipe:
+        recipe.write(section)
+    done = kdedge("check", "r.yaml")
+    assert done.code == 0, done.err
+    assert re.search(rf"^baseline: method +{method}, [\d,]+ parameters", done.out, re.MULTILINE)
+    assert not Path("runs").exists()
+
+
+# Texts
+
+
+def test_sentences_are_learned_and_are_not_needed_to_measure(kdedge: Run, project: Path) -> None:
+    write_texts(SENTENCES)
+    templates, own = train(kdedge, "lafter"), train(kdedge, "lafter", TEXTS)
+    assert "class_texts" not in templates["hashes"]
+    assert "class_texts" in own["hashes"]
+    first, second = (Path(f"runs/tiny/0{n}/baseline.safetensors") for n in (1, 2))
+    assert first.read_bytes() != second.read_bytes()
+    Path("texts.json").unlink()
+    assert kdedge("eval", "tiny/02").code == 0
+
+
+def test_other_sentences_are_another_run(kdedge: Run, project: Path) -> None:
+    write_texts(SENTENCES)
+    train(kdedge, "lafter", TEXTS)
+    write_texts({**SENTENCES, "cat": ["it meows."]})
+    done = kdedge("train", "r.yaml", *options("lafter", TEXTS), "--resume")
+    assert done.code == 0
+    assert "No interrupted run" in done.err
+    write_texts(SENTENCES)
+    done = kdedge("train", "r.yaml", *options("lafter", TEXTS), "--resume")
+    assert "runs/tiny/01 is finished: there is nothing to go on with." in done.err
+
+
+def test_methods_that_learn_from_no_sentences_leave_them_alone(kdedge: Run, project: Path) -> None:
+    Path("texts.json").write_text("no JSON")
+    assert "class_texts" not in train(kdedge, "clip_pr", TEXTS)["hashes"]
+
+
+# To the device, and to a student
+
+
+def test_lafter_is_exported_and_answers_as_it_was_measured(kdedge: Run, project: Path) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    reached = train(kdedge, "lafter")["evaluation"]["baseline"]
+    done = kdedge("export", "tiny/01")
+    assert done.code == 0, done.err
+    record = json.loads(Path("runs/tiny/01/artifacts/01/artifact.json").read_text())
+    (file,) = record["files"]
+    assert file["parity"]["agreement_percent"] == 100
+    assert file["parity"]["max_softmax_distance"] < 1e-5
+    assert file["parity"]["accuracy_percent"] == reached["all"]
+
+
+def test_lafter_teaches_a_student(kdedge: Run, project: Path) -> None:
+    teacher = ["teacher.method=lafter", f"teacher.settings={SETTINGS['lafter']}"]
+    given = [part for text in teacher for part in ("--set", text)]
+    done = kdedge("distill", "r.yaml", *given, "--set", "data.labeled=null", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["student"]["evaluation"]["student"]["n_images"] == 20
+
+
+def test_clip_pr_is_no_teacher_and_cannot_be_exported(kdedge: Run, project: Path) -> None:
+    reason = "clip_pr answers with a network over image features"
+    pytest.importorskip("onnx")
+    train(kdedge, "clip_pr")
+    fails(kdedge("export", "tiny/01"), 2, reason, "it can neither teach a student nor be exported")
+    shutil.rmtree("runs")
+    given = ("--set", "teacher.method=clip_pr", "--set", "teacher.settings={}")
+    fails(kdedge("distill", "r.yaml", *given), 2, reason)
+    assert not Path("runs").exists()
+
+
+# What users get wrong
+
+
+@METHODS
+def test_a_recipe_without_unlabeled_images_trains_nothing(
+    kdedge: Run, project: Path, method: str
+) -> None:
+    done = kdedge("train", "r.yaml", *options(method, "data.unlabeled=null"))
+    fails(done, 2, "no data.unlabeled", f"{method} learns from unlabeled images")
+    assert not Path("runs").exists()
+
+
+@METHODS
+def test_an_empty_pool_trains_nothing(kdedge: Run, project: Path, method: str) -> None:
+    Path("empty").mkdir()
+    done = kdedge("train", "r.yaml", *options(method, "data.unlabeled={folder: empty}"))
+    fails(done, 3, "empty")
+    assert not Path("runs").exists()
+
+
+@METHODS
+def test_one_class_is_nothing_to_tell_apart(kdedge: Run, project: Path, method: str) -> None:
+    Path("classes.txt").write_text("cat\n")
+    done = kdedge("train", "r.yaml", *options(method))
+    fails(done, 3, "classes.txt has 1 class names, expected two or more")
+
+
+@METHODS
+def test_fewer_images_than_a_batch_are_one_batch(kdedge: Run, project: Path, method: str) -> None:
+    for path in sorted(Path("pool").iterdir())[1:]:
+        path.unlink()
+    assert train(kdedge, method)["summary"]["training"]["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("sentences", "message"),
+    [
+        ({**SENTENCES, "lorry": ["big."]}, 'texts.json:15: "lorry" is not in the class list.'),
+        ({**SENTENCES, "cat": []}, 'texts.json:6: "cat" has an empty list'),
+        ({"cat": ["it purrs."]}, 'texts.json has nothing for 3 of 4 classes, first "dog"'),
+        (["cat"], "texts.json holds no object"),
+        ({**SENTENCES, "cat": ["purr " * 90]}, "A text needs 92 tokens"),
+    ],
+)
+def test_a_wrong_file_of_texts_is_refused_before_a_run_is_made(
+    kdedge: Run, project: Path, sentences: Any, message: str
+) -> None:
+    write_texts(sentences)
+    fails(kdedge("train", "r.yaml", *options("lafter", TEXTS)), 3, message)
+    assert not Path("runs").exists()
+
+
+def test_a_file_of_texts_that_is_not_there_is_named_with_its_line(
+    kdedge: Run, project: Path
+) -> None:
+    recipe = Path("r.yaml").read_text()
+    Path("r.yaml").write_text(recipe.replace("classes.txt}", "classes.txt, texts: t.json}"))
+    done = kdedge("train", "r.yaml", *options("lafter"))
+    fails(done, 3, "r.yaml:2: classes.texts: there is no file", "t.json")
+
+
+def test_a_prior_of_other_names_is_refused_before_a_run_is_made(kdedge: Run, project: Path) -> None:
+    done = kdedge("train", "r.yaml", *options("clip_pr", "baseline.settings.prior={cat: 1}"))
+    fails(done, 2, 'prior has 1 names, the class list 4: "dog" is missing')
+    assert not Path("runs").exists()

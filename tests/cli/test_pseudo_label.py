@@ -1,0 +1,336 @@
+"""kdedge pseudo-label, training on its files, and the methods that choose their own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., Any]
+LABELS = "labels.jsonl"
+SHORT = ("--set", "baseline.optim={epochs: 2, batch_size: 4, warmup_epochs: 0}")
+COOP = ("train", "r.yaml", "--method", "coop", "--set", "baseline.settings={n_ctx: 3}", *SHORT)
+LEARNER = "promptsrc: {prompt_depth_text: 2, prompt_depth_vision: 2, n_anchor_templates: 4}"
+"""Of the teacher's settings in the recipe."""
+
+
+def write(kdedge: Run, *more: str, per_class: int = 3, path: str = LABELS) -> Any:
+    return kdedge("pseudo-label", "r.yaml", "--per-class", str(per_class), "-o", path, *more)
+
+
+def lines_of(path: str | Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def fails(done: Any, code: int, *parts: str) -> None:
+    """Asserts that a command ended with a code, said this, and was no bug."""
+    assert (done.code, done.out) == (code, ""), done.err
+    assert "Traceback" not in done.err
+    for part in parts:
+        assert part in done.err
+
+
+def baseline_record(kdedge: Run, *arguments: str) -> dict[str, Any]:
+    done = kdedge(*arguments, "--json")
+    assert done.code == 0, done.err
+    return json.loads(done.out)["baseline"]
+
+
+def rounds_of(variant: str, *more: str, rounds: int = 3) -> tuple[str, ...]:
+    settings = (
+        f"baseline.settings={{variant: {variant}, rounds: {rounds}, per_class: 4, {LEARNER}}}"
+    )
+    return ("train", "r.yaml", "--method", "pseudo_label", "--set", settings, *SHORT, *more)
+
+
+# Files
+
+
+def test_zero_shot_labels_are_written_and_the_command_that_trains_on_them_works(
+    kdedge: Run, project: Path
+) -> None:
+    done = write(kdedge)
+    assert done.code == 0, done.err
+    assert done.out == (
+        "12 images of 4 classes by zeroshot.\n"
+        "Wrote labels.jsonl\n"
+        "Next: kdedge train r.yaml --method coop --set data.pseudo_labels=labels.jsonl\n"
+    )
+    origin, *labels = lines_of(LABELS)
+    assert origin["method"] == "zeroshot"
+    assert len(origin["made_by"]) == 64
+    assert Counter(one["class"] for one in labels) == dict.fromkeys(
+        ("cat", "dog", "red fox", "school bus"), 3
+    )
+    assert len({one["image"] for one in labels}) == 12
+    assert all((project / "pool" / one["image"]).is_file() for one in labels)
+    again = write(kdedge, path="again.jsonl")
+    assert again.code == 0
+    assert Path("again.jsonl").read_bytes() == Path(LABELS).read_bytes()
+    record = baseline_record(kdedge, *COOP, "--set", f"data.pseudo_labels={LABELS}")
+    # 8 labeled images of 2 base classes and 12 pseudo-labeled ones of 4, 4 a step, 2 epochs
+    assert record["summary"]["training"]["steps"] == 10
+    assert len(record["hashes"]["pseudo_labels"]) == 64
+    assert kdedge("eval").code == 0
+
+
+def test_a_trained_methods_labels_use_a_finished_run_and_name_it(
+    kdedge: Run, project: Path
+) -> None:
+    short = ("--method", "coop", *SHORT, "--set", "baseline.settings={n_ctx: 3}")
+    first = json.loads(write(kdedge, *short, "--json").out)
+    assert first["run"] == "runs/tiny/01"
+    assert first["accuracy_percent"] is None
+    second = json.loads(write(kdedge, *short, "--json", path="second.jsonl").out)
+    assert second["run"] == "runs/tiny/01"
+    assert Path("second.jsonl").read_bytes() == Path(LABELS).read_bytes()
+    assert write(kdedge, path="plain.jsonl").code == 0
+    assert lines_of(LABELS)[0]["made_by"] != lines_of("plain.jsonl")[0]["made_by"]
+
+
+def test_where_the_pool_has_labels_it_is_said_how_many_are_right(
+    kdedge: Run, project: Path
+) -> None:
+    pool = ("--set", "data.unlabeled={folder: labeled}")
+    found = json.loads(write(kdedge, *pool, "--json").out)
+    labels = lines_of(LABELS)[1:]
+    right = sum(one["image"].startswith(f"{one['class']}/") for one in labels)
+    assert found["accuracy_percent"] == pytest.approx(100 * right / len(labels))
+
+
+def test_pseudo_labels_alone_train_every_method_that_learns_from_labels(
+    kdedge: Run, project: Path
+) -> None:
+    assert write(kdedge).code == 0
+    alone = ("--set", f"data.pseudo_labels={LABELS}", "--set", "data.labeled=null")
+    record = baseline_record(kdedge, *COOP, *alone)
+    assert record["summary"]["training"]["steps"] == 6
+    specific = ("--set", "baseline.settings.class_specific=true")
+    assert baseline_record(kdedge, *COOP, *alone, *specific)["settings"]["class_specific"]
+    assert kdedge("eval", "tiny/02").code == 0
+    assert kdedge("teach", "r.yaml", *alone).code == 0
+    # Another class for one image is another training, the order of the lines is none
+    _, first, *others = Path(LABELS).read_text().splitlines(keepends=True)
+    origin = Path(LABELS).read_text().splitlines(keepends=True)[0]
+    Path(LABELS).write_text(origin + "".join([*others, first]))
+    done = kdedge(*COOP, *alone, "--resume")
+    assert "runs/tiny/01 is finished" in done.err
+    Path(LABELS).write_text(origin + first.replace("cat", "dog") + "".join(others))
+    done = kdedge(*COOP, *alone, "--resume")
+    assert "this is a new run" in done.err
+
+
+# What users get wrong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--per-class", "0"], 2, "0 is not in the range x>=1"),
+        (["--per-class", "11"], 3, "There are 40 unlabeled images, and 11 for each of 4 classes"),
+        (["--method", "zero"], 2, 'There is no method "zero"'),
+        (["--method", "promptkd"], 2, "promptkd learns from a teacher"),
+        (["--set", "data.unlabeled=null"], 2, "no data.unlabeled, and they are to get"),
+        (["-o", "nowhere/labels.jsonl"], 2, "There is no folder"),
+        (["-o", "r.yaml"], 2, "r.yaml is there already"),
+        (["--set", "classes=[cat]"], 2, "at least 2"),
+    ],
+)
+def test_what_cannot_be_labeled_is_said_before_anything_is_written(
+    kdedge: Run, project: Path, arguments: list[str], code: int, message: str
+) -> None:
+    before = Path("r.yaml").read_bytes()
+    fails(write(kdedge, *arguments), code, message)
+    assert not Path("runs").exists()
+    assert not Path(LABELS).exists()
+    assert Path("r.yaml").read_bytes() == before
+
+
+def test_a_file_made_for_other_classes_or_images_is_refused(kdedge: Run, project: Path) -> None:
+    assert write(kdedge).code == 0
+    given = ("--set", f"data.pseudo_labels={LABELS}")
+    other = ("--set", "classes=[dog, cat, red fox, school bus]")
+    fails(kdedge(*COOP, *given, *other), 3, f"{project / LABELS} was made for another class list")
+    shutil.copy("pool/0_0.jpg", "pool/new.jpg")
+    fails(kdedge(*COOP, *given), 3, "was made for other images than the 41 of data.unlabeled")
+    Path("pool/new.jpg").unlink()
+    shutil.copy("pool/0_0.jpg", "pool/0_1.jpg")
+    fails(kdedge(*COOP, *given), 3, "was made for other images than the 40 of data.unlabeled")
+    assert not list(Path("runs").rglob("provenance.json"))
+
+
+def test_an_edited_file_with_an_unknown_class_is_refused_with_its_line(
+    kdedge: Run, project: Path
+) -> None:
+    assert write(kdedge).code == 0
+    text = Path(LABELS).read_text().replace('"red fox"', '"red foks"', 1)
+    Path(LABELS).write_text(text)
+    number = next(i for i, line in enumerate(text.splitlines(), 1) if "foks" in line)
+    fails(
+        kdedge(*COOP, "--set", f"data.pseudo_labels={LABELS}"),
+        3,
+        f'{LABELS}:{number}: "red foks" is not a class name (nearest: "red fox")',
+    )
+
+
+def test_a_file_without_the_images_that_it_is_of_is_refused(kdedge: Run, project: Path) -> None:
+    given = ("--set", f"data.pseudo_labels={LABELS}")
+    fails(kdedge(*COOP, *given), 3, f"there is no file {project / LABELS}")
+    Path(LABELS).touch()
+    fails(kdedge(*COOP, *given, "--set", "data.unlabeled=null"), 2, "data has pseudo_labels and no")
+    fails(kdedge(*rounds_of("fpl"), *given), 2, "pseudo_label chooses its pseudo-labels itself")
+
+
+# Methods that choose their own
+
+
+def test_upl_learns_without_a_label_and_is_measured_alike_again(kdedge: Run, project: Path) -> None:
+    settings = "baseline.settings={n_runs: 2, n_ctx: 3, per_class: 4}"
+    arguments = ("train", "r.yaml", "--method", "upl", "--set", settings, *SHORT)
+    record = baseline_record(kdedge, *arguments, "--set", "data.labeled=null")
+    (only,) = record["summary"]["rounds"]
+    labels = lines_of("runs/tiny/01/rounds/01/pseudo_labels.jsonl")[1:]
+    assert only["n_images"] == len(labels) == len({one["image"] for one in labels})
+    assert max(Counter(one["class"] for one in labels).values()) <= 4
+    assert only["n_classes"] == len({one["class"] for one in labels})
+    measured = json.loads(kdedge("eval", "tiny/01", "--json").out)
+    assert measured.items() >= record["evaluation"]["baseline"].items()
+    assert "pseudo-labels" in kdedge("show", "tiny/01").out
+
+
+def test_a_class_that_no_image_is_predicted_as_is_named(kdedge: Run, project: Path) -> None:
+    picture = Path("pool/0_0.jpg").read_bytes()
+    for file in Path("pool").glob("*.jpg"):
+        file.write_bytes(picture)
+    done = kdedge(
+        "train", "r.yaml", "--method", "upl", "--set", "baseline.settings.n_ctx=3", *SHORT
+    )
+    assert done.code == 0, done.err
+    assert "No unlabeled image is predicted as" in done.err
+    (only,) = json.loads(kdedge("show", "tiny/01", "--json").out)["summary"]["rounds"]
+    assert only["n_classes"] == 1
+    assert "No unlabeled image is predicted as" in write(kdedge).err
+
+
+@pytest.mark.parametrize(("variant", "counts"), [("fpl", [8]), ("ifpl", [8, 8, 8])])
+def test_fpl_and_ifpl_label_novel_classes_alone_in_every_round(
+    kdedge: Run, project: Path, variant: str, counts: list[int]
+) -> None:
+    record = baseline_record(kdedge, *rounds_of(variant))
+    rounds = record["summary"]["rounds"]
+    assert [one["n_images"] for one in rounds] == counts
+    # 8 labeled images and 8 pseudo-labeled ones, 4 a step, 2 epochs a round
+    assert record["summary"]["training"]["steps"] == 8 * len(counts)
+    for number in range(1, len(counts) + 1):
+        origin, *labels = lines_of(f"runs/tiny/01/rounds/0{number}/pseudo_labels.jsonl")
+        assert origin["method"] == ("zeroshot" if number == 1 else "pseudo_label")
+        found = Counter(one["class"] for one in labels)
+        assert found == {"red fox": 4, "school bus": 4}
+
+
+def test_grip_takes_more_images_each_round_and_says_how_many_are_right(
+    kdedge: Run, project: Path
+) -> None:
+    Path("all").mkdir()
+    for name, label in (("cat", 0), ("dog", 1), ("red fox", 2), ("school bus", 3)):
+        folder = Path("all", name)
+        folder.mkdir()
+        for file in Path("pool").glob(f"{label}_*.jpg"):
+            shutil.copy(file, folder)
+    pool = ("--set", "data.unlabeled={folder: all}")
+    done = kdedge(*rounds_of("grip"), *pool)
+    assert done.code == 0, done.err
+    record = json.loads(kdedge("show", "tiny/01", "--json").out)
+    rounds = record["summary"]["rounds"]
+    # floor(t * floor(40 / 3) / 4) images of each of 2 novel classes
+    assert [one["n_images"] for one in rounds] == [2 * (13 * t // 4) for t in (1, 2, 3)]
+    for number, one in enumerate(rounds, 1):
+        labels = lines_of(f"runs/tiny/01/rounds/0{number}/pseudo_labels.jsonl")[1:]
+        right = sum(label["image"].startswith(f"{label['class']}/") for label in labels)
+        assert one["accuracy_percent"] == pytest.approx(100 * right / len(labels))
+        said = f"{len(labels)} pseudo-labels, {one['accuracy_percent']:.2f} % of them right."
+        assert f"Round {number} of 3: {said}" in done.err
+    # The labels of the pool are for the record alone
+    without = baseline_record(kdedge, *rounds_of("grip"))
+    assert [one["accuracy_percent"] for one in without["summary"]["rounds"]] == [None] * 3
+
+
+def test_labeled_images_get_no_pseudo_label(kdedge: Run, project: Path) -> None:
+    pool = ("--set", "data.unlabeled={folder: labeled}")
+    few = "baseline.settings={variant: grip, rounds: 1, coop: {n_ctx: 3}}"
+    arguments = ("train", "r.yaml", "--method", "pseudo_label", "--set", few, *SHORT, *pool)
+    record = baseline_record(kdedge, *arguments)
+    # 24 images, 8 of them labeled: 16 are left, 4 for each of 4 classes
+    assert record["summary"]["rounds"][0]["n_images"] == 8
+    assert record["summary"]["rounds"][0]["accuracy_percent"] is not None
+
+
+def test_too_few_unlabeled_images_are_said_before_a_run_is_made(kdedge: Run, project: Path) -> None:
+    many = ("--set", "baseline.settings.per_class=21")
+    fails(
+        kdedge(*rounds_of("fpl"), *many),
+        3,
+        "There are 40 unlabeled images, and 21 for each of 2 classes are 42.",
+        "set per_class to 20 or less",
+    )
+    fails(kdedge(*rounds_of("fpl"), "--set", "baseline.settings.per_class=0"), 2, "at least 1")
+    assert not Path("runs").exists()
+
+
+def test_check_times_a_round_and_says_how_many_there_are(kdedge: Run, project: Path) -> None:
+    arguments = [word for word in rounds_of("grip") if word not in {"train", "--method"}]
+    arguments = ["check", *(word for word in arguments if word != "pseudo_label")]
+    done = kdedge(*arguments, "--set", "baseline.method=pseudo_label")
+    assert done.code == 0, done.err
+    assert "3 rounds of about 2 epochs of" in done.out
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_rounds_that_were_interrupted_go_on_to_the_same_weights(
+    project: Path, start: Callable[..., Any], signum: signal.Signals
+) -> None:
+    often = ("--set", "baseline.optim.epochs=4", "--set", "baseline.optim.checkpoint_every_s=0.001")
+    arguments = rounds_of("grip", *often)
+    process = start(*arguments)
+    second = project / "runs/tiny/01/rounds/02/checkpoints"
+    process.wait_until(lambda: len(list(second.glob("e02-*"))) > 0)
+    process.send(signum)
+    assert process.wait() in {130, -9}, process.stderr
+    assert not (project / "runs/tiny/01/rounds/03/pseudo_labels.jsonl").exists()
+    resumed = start(*arguments, "--resume")
+    assert resumed.wait() == 0, resumed.stderr
+    assert "runs/tiny/01: going on where it stopped" in resumed.stderr
+    assert "rounds/01 is trained already: nothing to do" in resumed.stderr
+    whole = start(*arguments)
+    assert whole.wait() == 0, whole.stderr
+    for name in ("baseline.safetensors", "rounds/03/pseudo_labels.jsonl"):
+        first, again = (Path(f"runs/tiny/0{n}/{name}") for n in (1, 2))
+        assert first.read_bytes() == again.read_bytes()
+    summaries = [json.loads(Path(f"runs/tiny/0{n}/provenance.json").read_text()) for n in (1, 2)]
+    one, other = (record["summary"]["training"] for record in summaries)
+    assert (one["steps"], one["epochs"]) == (other["steps"], other["epochs"])
+
+
+def test_a_rounds_file_that_was_changed_after_an_interruption_is_not_gone_on_with(
+    project: Path, start: Callable[..., Any]
+) -> None:
+    often = ("--set", "baseline.optim.epochs=8", "--set", "baseline.optim.checkpoint_every_s=0.001")
+    arguments = rounds_of("fpl", *often)
+    process = start(*arguments)
+    folder = project / "runs/tiny/01/rounds/01"
+    process.wait_until(lambda: len(list(folder.glob("checkpoints/e02-*"))) > 0)
+    process.send(signal.SIGINT)
+    assert process.wait() == 130, process.stderr
+    file = folder / "pseudo_labels.jsonl"
+    file.write_text(file.read_text().replace("red fox", "school bus", 1))
+    resumed = start(*arguments, "--resume")
+    assert resumed.wait() == 2, resumed.stderr
+    assert "its settings differ from those it began with" in resumed.stderr
+    assert "pseudo_labels: " in resumed.stderr

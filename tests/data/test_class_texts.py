@@ -1,0 +1,61 @@
+import json
+
+import pytest
+
+from kdedge.data.class_texts import read_class_texts
+from kdedge.errors import DataError
+
+NAMES = ("cat", "red fox", "naïve 'art'")
+GOOD = {"red fox": ["fur  of\n red."], "naïve 'art'": ["bold.", "{flat}."], "cat": ['"it" purrs.']}
+
+
+@pytest.fixture
+def read(tmp_path):
+    def write_and_read(data, names=NAMES):
+        path = tmp_path / "texts.json"
+        path.write_bytes(data if isinstance(data, bytes) else data.encode())
+        return read_class_texts(path, names)
+
+    return write_and_read
+
+
+@pytest.mark.parametrize("options", [{}, {"ensure_ascii": False}, {"indent": 2}])
+def test_sentences_come_in_class_list_order_with_single_blanks(read, options):
+    expected = (('"it" purrs.',), ("fur of red.",), ("bold.", "{flat}."))
+    assert read(json.dumps(GOOD, **options)) == expected
+    assert read(b"\xef\xbb\xbf" + json.dumps(GOOD).encode()) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"cat": ["a."],\n "red fix": ["b."]}', r"texts.json:2: \"red fix\" is not in the class"),
+        ('{"cat": ["a."],\n "red fix": ["b."]}', "Did you mean red fox"),
+        ('{"cat": ["a."],\n "qqqq": ["b."]}', "Keys are names of the class list"),
+        ('{"cat": ["a."],\n\n "red fox": []}', r"texts.json:3: \"red fox\" has an empty list"),
+        ('{"cat": "a."}', r"texts.json:1: \"cat\" has no list"),
+        ('{"cat": {"a": ["b."]}}', r"texts.json:1: \"cat\" has no list"),
+        ('{"cat": ["a.", 5]}', r"texts.json:1: \"cat\": sentence 2 of 2 is 5; expected text"),
+        ('{"cat": ["a.", " \\n"]}', "sentence 2 of 2 is"),
+        ('{"cat": ["\\ud800"]}', "sentence 1 of 1 is"),
+        ('{"cat": ["a."],\n"c\\u0061t":\n["b."]}', r"texts.json:2: \"cat\" is there twice"),
+        ('{"cat": ["a \\"cat\\": ."],\n"dog": ["b."]}', r"texts.json:2: \"dog\" is not"),
+        ('{"cat": ["a."]}', 'has nothing for 2 of 3 classes, first "red fox"'),
+        ("{}", "has nothing for 3 of 3 classes"),
+        ('{"cat": ["a."]\n "red fox": ["b."]}', "texts.json:2: not JSON: Expecting ',' delimiter"),
+        ("", "texts.json:1: not JSON"),
+        ('["cat"]', "holds no object"),
+        ('{"cat": ' + "[" * 100_000, "cannot be used"),
+        ('{"cat": [' + "1" * 5000 + "]}", "cannot be used"),
+        (b'{"cat":\n["\xff"]}', "texts.json:2: not UTF-8"),
+        (b'{"cat": ["' + b"x" * (1 << 26), "larger than 64 MiB"),
+    ],
+)
+def test_what_is_no_file_of_class_texts_is_refused_with_its_place(read, text, message):
+    with pytest.raises(DataError, match=message):
+        read(text)
+
+
+def test_a_file_that_is_gone_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"texts.json cannot be read: no such file"):
+        read_class_texts(tmp_path / "texts.json", NAMES)

@@ -1,0 +1,256 @@
+"""LaFTer: both stages against slow versions, what is trained, and logits as class vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdedge.clip.backbone import Backbone, hash_weights, unit_length
+from kdedge.data.batch import Batch
+from kdedge.errors import DataError
+from kdedge.methods import lafter
+from kdedge.methods._protocol import LabelsItsViews, LearnsFromTexts
+
+NAMES = ["cat", "school_bus", "fox", "golden retriever"]
+FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
+"""Sums in another order."""
+
+
+def build(backbone: Backbone, **chosen: Any) -> lafter.Method:
+    return lafter.Method.build(
+        backbone,
+        NAMES,
+        lafter.Settings(**{"n_ctx_vision": 3, "n_text_steps": 20, **chosen}),
+        template="a blurred photo of a {}.",
+        train_classes=range(4),
+        teacher=None,
+        generator=torch.Generator().manual_seed(1),
+    )
+
+
+def batch(n: int = 4) -> Batch:
+    views, clean = torch.randn(2, n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return Batch(views, None, clean_images=clean)
+
+
+@pytest.fixture(autouse=True)
+def _the_shared_backbone_stays_as_it_is(tiny_backbone: Backbone) -> Iterator[None]:
+    yield
+    assert hash_weights(tiny_backbone.model.state_dict()) == tiny_backbone.weights_hash
+    assert not any(p.requires_grad for p in tiny_backbone.model.parameters())
+
+
+# The classifier on texts
+
+
+def plain_text_classifier(
+    weight: Tensor, features: Tensor, labels: list[int], noises: list[Tensor], lr: float
+) -> Tensor:
+    """AdamW (arXiv:1711.05101) on smoothed cross-entropy, gradients by hand, in float64."""
+    weight = weight.detach().double().clone()
+    first, second = torch.zeros_like(weight), torch.zeros_like(weight)
+    n_texts, n_classes = len(features), len(weight)
+    for step, noise in enumerate(noises, 1):
+        gradient = torch.zeros_like(weight)
+        for i in range(n_texts):
+            noisy = features[i].double() + 0.1 * noise[i].double()
+            probabilities = (weight @ noisy).softmax(dim=0)
+            target = torch.full((n_classes,), 0.1 / n_classes, dtype=torch.float64)
+            target[labels[i]] += 0.9
+            gradient += torch.outer(probabilities - target, noisy) / n_texts
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        unbiased = first / (1 - 0.9**step), second / (1 - 0.999**step)
+        weight = weight * (1 - lr * 0.01) - lr * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
+    return weight
+
+
+def test_the_text_classifier_is_the_one_of_steps_by_hand() -> None:
+    generator = torch.Generator().manual_seed(3)
+    features = unit_length(torch.randn(7, 5, generator=generator))
+    labels = [0, 1, 2, 0, 1, 2, 2]
+    weight = 0.3 * torch.randn(3, 5, generator=generator)
+    settings = lafter.Settings(n_text_steps=12, text_lr=0.02)
+    noise_of = torch.Generator().manual_seed(4)
+    noises = [torch.randn(7, 5, generator=noise_of) for _ in range(12)]
+    expected = plain_text_classifier(weight, features, labels, noises, 0.02)
+    actual = lafter.train_text_classifier(
+        weight, features, torch.tensor(labels), settings, torch.Generator().manual_seed(4)
+    )
+    torch.testing.assert_close(actual.double(), expected, **FLOAT32)
+    assert not actual.requires_grad
+
+
+def test_without_sentences_the_texts_are_the_templates(tiny_backbone: Backbone) -> None:
+    texts = lafter.template_texts(NAMES, "a blurred photo of a {}.")
+    assert [len(own) for own in texts] == [81] * 4
+    assert "a bad photo of a school bus." in texts[1]
+    assert texts[1][-1] == "a blurred photo of a school bus."
+    assert [len(own) for own in lafter.template_texts(NAMES, "a photo of a {}.")] == [80] * 4
+
+
+def test_sentences_are_learned_with_the_template_of_their_class(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone, n_text_steps=200, text_lr=0.02)
+    sentences = [["it purrs.", "whiskers."], ["yellow, with wheels."], ["red fur."], ["it barks."]]
+    method.use_texts(sentences)
+    method.learn_texts()
+    classifier = method.module.labeler
+    for label, own in enumerate(sentences):
+        texts = [*own, f"a blurred photo of a {NAMES[label].replace('_', ' ')}."]
+        features = unit_length(tiny_backbone.text_features_raw(texts))
+        assert (features @ classifier.T).argmax(dim=1).tolist() == [label] * len(texts)
+    templates = build(tiny_backbone, n_text_steps=200, text_lr=0.02)
+    templates.learn_texts()
+    assert not torch.equal(classifier, templates.module.labeler)
+
+
+def test_a_sentence_too_long_for_the_text_tower_is_refused_before_training(
+    tiny_backbone: Backbone,
+) -> None:
+    sentences = [["it purrs."], ["wheel " * 80], ["fur."], ["barks."]]
+    with pytest.raises(DataError, match=r"needs 82 tokens .* positions for\s+77(.|\n)*sentence"):
+        build(tiny_backbone).use_texts(sentences)
+
+
+def test_texts_are_learned_once_and_not_again_after_a_checkpoint(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone)
+    assert isinstance(method, LearnsFromTexts)
+    assert not bool(method.module.labeler.any())
+    method.training_step(batch())
+    labeler = method.module.labeler.clone()
+    torch.testing.assert_close(method.module.classifier.detach(), labeler)
+    with torch.no_grad():
+        method.module.classifier.add_(1.0)
+    method.training_step(batch())
+    torch.testing.assert_close(method.module.labeler, labeler, atol=0, rtol=0)
+
+    again = build(tiny_backbone, n_text_steps=1)
+    again.module.load_state_dict(method.module.state_dict())
+    again.training_step(batch())
+    torch.testing.assert_close(again.module.labeler, labeler, atol=0, rtol=0)
+    torch.testing.assert_close(again.module.classifier.detach(), labeler + 1)
+
+
+def test_the_classifier_on_texts_depends_on_the_seed_alone(tiny_backbone: Backbone) -> None:
+    first, second = build(tiny_backbone), build(tiny_backbone)
+    first.learn_texts()
+    torch.manual_seed(5)
+    second.learn_texts()
+    assert torch.equal(first.module.labeler, second.module.labeler)
+
+
+# Images
+
+
+def encode_plainly(visual: torch.nn.Module, images: Tensor, prompts: Tensor) -> Tensor:
+    """open_clip's whole blocks: prompts are tokens from `ln_pre` on to the last block."""
+    patches = visual.conv1(images).flatten(2).transpose(1, 2)
+    tokens = torch.cat([visual.class_embedding.expand(len(images), 1, -1), patches], dim=1)
+    tokens = tokens + visual.positional_embedding
+    tokens = torch.cat([tokens, prompts.expand(len(images), -1, -1)], dim=1)
+    tokens = visual.ln_pre(tokens)
+    for block in visual.transformer.resblocks:
+        tokens = block(tokens)
+    return visual.ln_post(tokens)[:, 0] @ visual.proj
+
+
+def test_loss_and_every_gradient_are_those_of_the_equation(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone)
+    method.learn_texts()
+    with torch.no_grad():
+        for parameter in method.module.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator()))
+    clean = unit_length(tiny_backbone.model.visual(batch().clean_images))
+    labels = (clean @ method.module.labeler.T).argmax(dim=1)
+    parameters = method.trainable_parameters()
+    raw = encode_plainly(method._visual, batch().images, parameters["visual_prompts"][0])
+    logits = unit_length(raw) @ parameters["classifier"].T
+    rows = []
+    for i in range(4):
+        target = torch.full((4,), 0.1 / 4)
+        target[labels[i]] += 0.9
+        rows.append(-(target * logits[i].log_softmax(dim=0)).sum())
+    expected = torch.stack(rows).mean()
+    gradients = torch.autograd.grad(expected, list(parameters.values()))
+
+    step = method.training_step(batch())
+    torch.testing.assert_close(step.loss, expected, **FLOAT32)
+    for actual, gradient in zip(
+        torch.autograd.grad(step.loss, list(parameters.values())), gradients, strict=True
+    ):
+        torch.testing.assert_close(actual, gradient, **FLOAT32)
+
+
+def test_pseudo_labels_come_from_the_frozen_tower_and_do_not_drift(
+    tiny_backbone: Backbone,
+) -> None:
+    method = build(tiny_backbone)
+    method.learn_texts()
+    assert isinstance(method, LabelsItsViews)
+    images = batch(32).images
+    before = method.pseudo_labels(images)
+    expected = tiny_backbone.image_features(images) @ method.module.labeler.T
+    assert torch.equal(before, expected.argmax(dim=1))
+    with torch.no_grad():
+        for parameter in method.module.parameters():
+            parameter.add_(torch.randn(parameter.shape))
+    assert torch.equal(method.pseudo_labels(images), before)
+
+
+def test_prompts_norms_and_classifier_learn_and_all_else_is_shared(
+    tiny_backbone: Backbone,
+) -> None:
+    method = build(tiny_backbone)
+    parameters = method.trainable_parameters()
+    shapes = {tuple(p.shape) for name, p in parameters.items() if name.startswith("norms.")}
+    n_norms = sum(name.startswith("norms.") for name in parameters)
+    assert (n_norms, shapes) == (2 * (2 + 2 * 3), {(64,)})
+    assert tuple(parameters["visual_prompts"].shape) == (1, 3, 64)
+    assert tuple(parameters["classifier"].shape) == (4, 24)
+    assert len(parameters) == n_norms + 2
+
+    own = dict(method._visual.named_parameters())
+    for name, frozen in tiny_backbone.visual.named_parameters():
+        assert (own[name] is frozen) != (".ln_" in f".{name}")
+        assert torch.equal(own[name], frozen)
+    optimizer = torch.optim.SGD(parameters.values(), lr=0.1)
+    method.training_step(batch()).loss.backward()
+    assert all(p.grad is not None for p in parameters.values())
+    optimizer.step()
+    moved = {n for n, p in own.items() if not torch.equal(p, tiny_backbone.visual.state_dict()[n])}
+    assert moved == {name for name in own if ".ln_" in f".{name}"}
+
+
+def test_a_stored_module_brings_its_norms_into_another_tower(tiny_backbone: Backbone) -> None:
+    method, other = build(tiny_backbone), build(tiny_backbone)
+    with torch.no_grad():
+        for parameter in method.module.parameters():
+            parameter.add_(0.1)
+    other.module.load_state_dict(method.module.state_dict())
+    images = batch().images
+    assert torch.equal(method.forward_features(images), other.forward_features(images))
+
+
+def test_class_vectors_and_scale_give_the_classifiers_logits(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone)
+    method.learn_texts()
+    features = method.forward_features(batch().images)
+    vectors = method.class_vectors()
+    torch.testing.assert_close(features.norm(dim=-1), torch.ones(4))
+    assert float(vectors.norm(dim=-1).max()) == pytest.approx(1)
+    expected = features @ method.module.classifier.detach().T
+    torch.testing.assert_close(method.scale * features @ vectors.T, expected, **FLOAT32)
+
+
+def test_five_steps_give_the_pinned_losses(
+    tiny_backbone: Backbone, five_steps: Callable[..., list[float]]
+) -> None:
+    losses = five_steps(build(tiny_backbone), batch(), lr=0.1)
+    assert losses == pytest.approx(PINNED, rel=1e-4)
+
+
+PINNED = [1.268193, 1.178432, 1.036368, 0.886586, 0.769247]

@@ -1,0 +1,74 @@
+"""What each method declares to learn from, and that it is so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from kdedge.clip.backbone import Backbone
+from kdedge.data.batch import Batch
+from kdedge.methods import zeroshot
+from kdedge.methods._sees import Sees
+from kdedge.methods.registry import declared_sees, load_method
+
+NAMES = ["cat", "school_bus", "fox", "golden retriever"]
+SMALL: dict[str, dict[str, Any]] = {
+    "ivlp": {"prompt_depth_text": 2, "prompt_depth_vision": 2},
+    "maple": {"prompt_depth": 2},
+    "promptkd": {"prompt_depth": 2},
+    "pseudo_label": {"promptsrc": {"prompt_depth_text": 2, "prompt_depth_vision": 2}},
+    "promptsrc": {"prompt_depth_text": 2, "prompt_depth_vision": 2},
+    "vpt": {"prompt_depth": 2},
+}
+"""The tiny CLIP has three layers."""
+
+TRAINED = [name for name in declared_sees() if name != "zeroshot"]
+
+
+def build(name: str, backbone: Backbone, class_names: list[str]) -> Any:
+    module = load_method(name)
+    given: dict[str, Any] = {
+        "template": "a photo of a {}.",
+        "train_classes": range(4 if module.SEES.novel_class_names else 2),
+        "generator": torch.Generator().manual_seed(1),
+    }
+    teacher = None
+    if module.Method.needs_teacher:
+        settings = zeroshot.Settings()
+        teacher = zeroshot.Method.build(backbone, class_names, settings, teacher=None, **given)
+    settings = module.Settings(**SMALL.get(name, {}))
+    return module.Method.build(backbone, class_names, settings, teacher=teacher, **given)
+
+
+def first_loss(name: str, backbone: Backbone, class_names: list[str]) -> float:
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    module = load_method(name)
+    has_labels = module.SEES.labels or module.Settings().n_rounds > 0
+    labels = torch.arange(4) % 2 if has_labels else None
+    method = build(name, backbone, class_names)
+    method.module.train()
+    torch.manual_seed(0)
+    return float(method.training_step(Batch(images, labels, clean_images=images)).loss.detach())
+
+
+def test_the_declarations_read_from_the_files_are_the_modules() -> None:
+    for name, sees in declared_sees().items():
+        assert sees == load_method(name).SEES
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_names_of_classes_without_labels_matter_where_they_are_declared(
+    name: str, tiny_backbone: Backbone
+) -> None:
+    before = first_loss(name, tiny_backbone, NAMES)
+    after = first_loss(name, tiny_backbone, [*NAMES[:2], "pizza", "submarine"])
+    assert (before != after) == declared_sees()[name].novel_class_names
+
+
+def test_two_see_together_what_either_sees() -> None:
+    labels = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
+    pool = Sees(labels=False, unlabeled_images=True, novel_class_names=True)
+    assert labels | pool == Sees(labels=True, unlabeled_images=True, novel_class_names=True)
+    assert labels | labels == labels

@@ -1,0 +1,133 @@
+"""UPL: several CoOps in one, each trained as alone, their logits averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdedge.clip.backbone import Backbone
+from kdedge.clip.class_vectors import ClassVectors
+from kdedge.data.batch import Batch
+from kdedge.data.pseudo_labels import most_confident_predicted
+from kdedge.errors import DataError, RecipeError
+from kdedge.methods import coop, upl
+
+NAMES = ["cat", "school_bus", "fox", "golden retriever"]
+FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
+"""Sums in another order."""
+
+
+def build(backbone: Backbone, **chosen: Any) -> upl.Method:
+    return upl.Method.build(
+        backbone,
+        NAMES,
+        upl.Settings(**{"n_runs": 3, "n_ctx": 5, **chosen}),
+        template="unused {}",
+        train_classes=range(4),
+        teacher=None,
+        generator=torch.Generator().manual_seed(1),
+    )
+
+
+def coop_run(backbone: Backbone, context: torch.Tensor) -> coop.Method:
+    """CoOp with a context's values."""
+    method = coop.Method.build(
+        backbone,
+        NAMES,
+        coop.Settings(n_ctx=len(context), context_init=""),
+        template="unused {}",
+        train_classes=range(4),
+        teacher=None,
+        generator=torch.Generator().manual_seed(9),
+    )
+    with torch.no_grad():
+        method.module.context.copy_(context)
+    return method
+
+
+def batch(step: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(step)
+    images = torch.randn(4, 3, 32, 32, generator=generator)
+    return Batch(images, torch.randint(4, (4,), generator=generator))
+
+
+def test_each_run_trains_as_a_coop_alone(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone)
+    alone = [coop_run(tiny_backbone, context) for context in method.module.contexts.detach()]
+
+    def train(trained: Any) -> None:
+        parameters = trained.trainable_parameters().values()
+        optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
+        for step in range(3):
+            optimizer.zero_grad()
+            trained.training_step(batch(step)).loss.backward()
+            optimizer.step()
+
+    for trained in (method, *alone):
+        train(trained)
+    expected = torch.stack([run.module.context.detach() for run in alone])
+    torch.testing.assert_close(method.module.contexts.detach(), expected, **FLOAT32)
+
+
+def test_the_answer_is_the_average_of_the_runs_logits(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone)
+    images = batch().images
+    runs = [coop_run(tiny_backbone, context) for context in method.module.contexts.detach()]
+    expected = torch.stack([run.logits(images) for run in runs]).mean(dim=0)
+    ours = method.scale * method.forward_features(images) @ method.class_vectors().T
+    torch.testing.assert_close(ours, expected, **FLOAT32)
+    torch.testing.assert_close(method.logits(images), expected, **FLOAT32)
+    vectors = method.class_vectors()
+    assert float(vectors.norm(dim=-1).max()) < 1
+    assert len(ClassVectors(vectors, tuple(NAMES), "x").vectors) == 4
+
+
+def test_the_loss_is_the_sum_of_the_runs(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone)
+    runs = [coop_run(tiny_backbone, context) for context in method.module.contexts.detach()]
+    output = method.training_step(batch())
+    expected = sum(float(run.training_step(batch()).loss.detach()) for run in runs)
+    assert float(output.loss.detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(output.scalars["loss_of_a_run"]) == pytest.approx(expected / 3, rel=1e-5)
+
+
+def test_the_contexts_are_drawn_each_by_itself(tiny_backbone: Backbone) -> None:
+    contexts = build(tiny_backbone, n_runs=4, n_ctx=16).module.contexts.detach()
+    assert contexts.shape == (4, 16, 64)
+    assert float(contexts.std()) == pytest.approx(0.02, rel=0.1)
+    assert not torch.equal(contexts[0], contexts[1])
+
+
+def test_it_chooses_the_most_confident_of_the_images_predicted_as_a_class() -> None:
+    rng = np.random.default_rng(0)
+    table = rng.dirichlet([1, 1, 1, 1], 50).astype(np.float32)
+    settings = upl.Settings(per_class=3)
+    chosen = upl.Method.choose_labels(table, settings, round_number=1, classes=range(2, 4))
+    assert chosen == most_confident_predicted(table, 3)
+    assert settings.n_rounds == 1
+
+
+def test_five_steps_give_the_pinned_losses(
+    tiny_backbone: Backbone, five_steps: Callable[..., list[float]]
+) -> None:
+    losses = five_steps(build(tiny_backbone), batch(), lr=0.01)
+    assert losses == pytest.approx(PINNED, rel=1e-4)
+
+
+PINNED = [7.34955, 6.80272, 5.8523, 4.77108, 3.92351]
+
+
+def test_images_without_pseudo_labels_are_an_error(tiny_backbone: Backbone) -> None:
+    with pytest.raises(DataError, match="upl learns from labeled images, and these have no"):
+        build(tiny_backbone).training_step(Batch(batch().images, None))
+
+
+def test_a_context_that_leaves_no_room_for_the_longest_name_is_an_error(
+    tiny_backbone: Backbone,
+) -> None:
+    with pytest.raises(RecipeError, match="n_ctx is 80, and beside the class name"):
+        build(tiny_backbone, n_ctx=80)
