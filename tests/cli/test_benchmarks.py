@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ CROSS = {
 def textures(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The set's folder in the current project, with a split file in CoOp's format."""
     generator = np.random.default_rng(0)
-    folder = trained / "data" / dtd.FOLDER
+    folder = trained / "data" / dtd.SET.folder
     split: dict[str, list[list[Any]]] = {}
     for part, n_images in N_IMAGES.items():
         split[part] = []
@@ -44,8 +45,7 @@ def textures(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             Image.fromarray(pixels).save(path)
             split[part].append([f"{name}/{path.name}", i % 3, name])
     (folder / "split_zhou_DescribableTextures.json").write_text(json.dumps(split))
-    monkeypatch.setattr(dtd, "N_CLASSES", 3)
-    monkeypatch.setattr(dtd, "N_IMAGES", N_IMAGES)
+    monkeypatch.setattr(dtd, "SET", replace(dtd.SET, n_classes=3, n_images=N_IMAGES))
     monkeypatch.delenv("KDEDGE_DATA", raising=False)
     return folder
 

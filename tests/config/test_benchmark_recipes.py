@@ -38,7 +38,7 @@ def test_every_set_has_a_recipe_of_its_name_and_template(name: str) -> None:
     assert recipe.name == name
     assert (recipe.classes.benchmark, recipe.classes.template) == (
         name,
-        load_benchmark(name).TEMPLATE,
+        load_benchmark(name).template,
     )
     assert data.unlabeled is not None
     assert data.test is not None
@@ -69,7 +69,7 @@ def test_the_weight_of_the_divergence_is_the_published_one_of_each_set() -> None
 @pytest.mark.parametrize("name", [*BASE_TO_NOVEL, *VARIANTS])
 def test_the_comment_on_the_weight_has_the_sets_number_of_classes(name: str) -> None:
     text = shipped_recipes()[name].read_text()
-    assert f"/ {load_benchmark(name).N_CLASSES}\n" in text
+    assert f"/ {load_benchmark(name).n_classes}\n" in text
 
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))
