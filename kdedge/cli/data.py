@@ -155,8 +155,9 @@ def verify_set(name: str, read_images: bool, root: Path, as_json: bool) -> None:
 def scan_source(source: str, as_json: bool) -> None:
     """Read every image of SOURCE once: which are unreadable, how large they are, which classes.
 
-    SOURCE is a folder, a CSV file of image paths, or WebDataset shards such as
-    'shards-{000..063}.tar'. Nothing is written.
+    SOURCE is a folder, a CSV file of image paths, WebDataset shards such as
+    'shards-{000..063}.tar', Parquet files such as 'train-*.parquet', or the folder of a Hugging
+    Face dataset on disk. Nothing is written.
     """
     found = survey(source)
     print_result(asdict(found), as_json=as_json, text=_survey_text(found))
@@ -177,10 +178,10 @@ def _describe(one: Download, *, is_here: bool) -> str:
     lines = [f"{one.gives}: {'here' if is_here else 'missing'}{origin}"]
     lines.append(f"  {', '.join(known) or 'size and SHA-256 are not known'}")
     lines += [f"  {url}" for url in one.urls]
-    return "\n".join([*lines, f"  {one.manual}"] if one.manual else lines)
     if one.mirror is not None:
         size = readable_bytes(one.mirror.n_bytes) if one.mirror.n_bytes else "size not known"
         lines += [f"  else {one.mirror.name}, {size}: {url}" for url in one.mirror.urls]
+    return "\n".join([*lines, f"  {one.manual}"] if one.manual else lines)
 
 
 def _same_data() -> list[str]:

@@ -51,6 +51,10 @@ __all__ = [
 
 
 def _exactly_one(spec: BaseModel, names: tuple[str, ...]) -> None:
+SOURCES = ("folder", "webdataset", "list", "parquet", "huggingface", "benchmark", "synthetic")
+"""The keys of a source that name where it is."""
+
+
     given = [name for name in names if getattr(spec, name) is not None]
     if len(given) != 1:
         got = " and ".join(given) or "none of them"
@@ -92,7 +96,7 @@ class ClassesSpec(Strict):
 
 
 class SourceSpec(Strict):
-    """Where images come from: exactly one of folder, webdataset, list, benchmark, synthetic."""
+    """Where images come from: exactly one of folder, webdataset, list, parquet and so on."""
 
     folder: RecipePath | None = Field(
         None,
@@ -108,6 +112,26 @@ class SourceSpec(Strict):
         None, description="CSV file with a header: path, and label (a class name) for labels."
     )
     benchmark: PlainText | None = Field(None, description="A benchmark set, such as sun397.")
+    parquet: ShardPattern | None = Field(
+        None,
+        description="Parquet files with images as bytes: a file, a folder of them, or a pattern"
+        ' such as "train-*.parquet".',
+    )
+    huggingface: RecipePath | None = Field(
+        None,
+        description="Folder of a Hugging Face dataset, as its save_to_disk writes it; of several"
+        " splits, that of one of them.",
+    )
+    image_column: PlainText | None = Field(
+        None,
+        description="Column of images, of parquet and huggingface; the only one there is when left"
+        " out.",
+    )
+    label_column: PlainText | None = Field(
+        None,
+        description="Column of labels, of parquet and huggingface; label, labels, or the only one"
+        " of class labels when left out.",
+    )
     synthetic: Literal["shapes"] | None = Field(
         None, description="Built-in drawings, made from a seed; nothing is downloaded."
     )
@@ -117,13 +141,16 @@ class SourceSpec(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> SourceSpec:
-        _exactly_one(self, ("folder", "webdataset", "list", "benchmark", "synthetic"))
+        _exactly_one(self, SOURCES)
         if self.part != "train" and self.benchmark is None and self.synthetic is None:
             raise ValueError(
                 f"has part: {self.part}, which only benchmark and synthetic have; name the folder,"
-                " shards or list that hold that part"
+                " shards, list or table that hold that part"
             )
         return self
+        is_table = self.parquet is not None or self.huggingface is not None
+        if not is_table and (self.image_column or self.label_column):
+            raise ValueError("has a column, which only parquet and huggingface have; leave it out")
 
 
 class LabeledSpec(SourceSpec):
