@@ -310,6 +310,8 @@ def dump_recipe(recipe: Recipe) -> str:
     model's own `optim` keeps only the keys that were given, as they lie over the shared ones.
     """
     values = recipe.model_dump(mode="json", exclude_none=True)
+    if not recipe.official:
+        del values["official"]
     for source in values["data"].values():
         if isinstance(source, dict) and not {"benchmark", "synthetic"} & source.keys():
             source.pop("part", None)

@@ -47,6 +47,7 @@ class Cell:
         measured: hash of what decides which test images are measured against which names.
         zero_shot: hash of that and the frozen backbone: zero-shot CLIP depends on nothing else.
         is_zero_shot: whether any run with the same `zero_shot` has measured this cell already.
+        is_official: whether its recipe says `official: true`.
     """
 
     recipe: str
@@ -59,6 +60,7 @@ class Cell:
     measured: str
     zero_shot: str
     is_zero_shot: bool
+    is_official: bool
 
     @property
     def label(self) -> str:
@@ -153,6 +155,7 @@ def _row_cells(loaded: LoadedSuite, position: int, recipe: str, number: int) -> 
                 measured=measured,
                 zero_shot=zero_shot,
                 is_zero_shot=is_zero_shot,
+                is_official=resolved.recipe.official and not is_zero_shot,
             )
         )
     return cells

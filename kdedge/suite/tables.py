@@ -16,6 +16,9 @@ from kdedge.suite.plan import Cell, Plan
 from kdedge.suite.records import Records
 
 FIGURES = ("base", "novel", "harmonic_mean", "all")
+OFFICIAL_MARK = "†"
+"""What a row's label ends with in tables where its recipe says `official: true`."""
+
 _TITLES = {"base": "base", "novel": "novel", "harmonic_mean": "HM", "all": "all"}
 
 Values = Mapping[str, float | None]
@@ -35,6 +38,7 @@ class Line:
         std: standard deviation over seeds (n - 1), of the harmonic mean that of the seeds' harmonic
             means; None for fewer than two seeds.
         paper: published figures, if the suite has them.
+        is_official: whether a recipe of it says `official: true`.
     """
 
     recipe: str
@@ -44,6 +48,7 @@ class Line:
     mean: Values
     std: Values
     paper: PaperFigures | None
+    is_official: bool
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,8 @@ def _line(plan: Plan, recipe: str, row: str, seeds: Sequence[Values], n_planned:
     std = {name: _std(values[name] for values in seeds) for name in FIGURES}
     paper = plan.loaded.suite.paper
     figures = None if paper is None else paper.figures.get(recipe, {}).get(row)
-    return Line(recipe, row, len(seeds), n_planned, mean, std, figures)
+    is_official = any(cell.is_official for cell in plan.cells if cell.row == row)
+    return Line(recipe, row, len(seeds), n_planned, mean, std, figures, is_official)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -143,7 +149,7 @@ def _grid(recipe: str, lines: Sequence[Line]) -> Grid:
         cells = [_with_spread(line.mean[name], line.std[name]) for name in ours]
         cells.append(f"{line.n_seeds}" if line.n_seeds == line.n_planned else _part(line))
         cells += [_with_spread(_published(line, name), None) for name in paper]
-        rows.append([line.row, *cells])
+        rows.append([f"{line.row} {OFFICIAL_MARK}" if line.is_official else line.row, *cells])
     return Grid(recipe, header, rows)
 
 
@@ -169,6 +175,11 @@ def notes(plan: Plan) -> list[str]:
         "Accuracies in percent: mean ± standard deviation (n - 1) over seeds. HM: harmonic mean of"
         " the mean base and novel accuracy; its deviation is that of the seeds' harmonic means."
     ]
+    if any(cell.is_official for cell in plan.cells):
+        found.append(
+            f"{OFFICIAL_MARK} official: true, as PromptKD's public code trains; epochs of students"
+            " are chosen on the test images, so that other rows do not compare with them."
+        )
     return found if paper is None else [*found, f"Paper: {paper.source}"]
 
 
@@ -201,11 +212,13 @@ def to_csv(lines: Sequence[Line]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     published = [f"paper_{name}" for name in FIGURES]
-    writer.writerow(["recipe", "method", "n_seeds", "n_planned", *names, *published])
+    writer.writerow(["recipe", "method", "official", "n_seeds", "n_planned", *names, *published])
     for line in lines:
         ours = [value for name in FIGURES for value in (line.mean[name], line.std[name])]
         paper = [_published(line, name) for name in FIGURES]
-        writer.writerow([line.recipe, line.row, line.n_seeds, line.n_planned, *ours, *paper])
+        writer.writerow(
+            [line.recipe, line.row, line.is_official, line.n_seeds, line.n_planned, *ours, *paper]
+        )
     return out.getvalue()
 
 

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 
-from kdedge._files import sha256_json, write_atomic
-from kdedge.clip.backbone import Backbone, hash_weights
-from kdedge.clip.class_vectors import ClassVectors
+from kdedge._files import sha256_json
+from kdedge.clip.backbone import Backbone
 from kdedge.clip.image_backbone import AnyBackbone
-from kdedge.clip.tensor_file import encode_tensors
 from kdedge.config.load import LoadedRecipe, dump_recipe
 from kdedge.data.batch import Batch, FeaturesOfViews
 from kdedge.data.classes import class_list_hash
+from kdedge.data.few_shot import keep_list
 from kdedge.data.images import write_skipped_csv
 from kdedge.data.loader import n_steps, training_batches
 from kdedge.errors import DataError, Interrupted, RecipeError, Terminated
@@ -34,6 +33,7 @@ from kdedge.training.parts import Classes, Images, MethodChoice, Role, build_met
 from kdedge.training.run_results import Evaluations, write_evaluations
 from kdedge.training.runs import RunFolder, runs_in
 from kdedge.training.teacher_fill import StoreFiller
+from kdedge.training.teachers import store_trained
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,13 @@ class Job:
         assert self.images is not None  # a method with parameters was given images
         return self.images
 
+    @property
+    def chosen_on_test(self) -> Images | None:
+        """The test images that choose an epoch: those of labeled classes; None where none do."""
+        if self.choice.optim.selection != "test" or self.test is None:
+            return None
+        return self.test.of_classes(self.classes.labeled)
+
     def hashes(self) -> dict[str, str]:
         """Hashes of what goes in, by name."""
         return {
@@ -95,6 +102,7 @@ class Job:
             "class_list": class_list_hash(self.classes.names),
             **({} if self.images is None else {"image_list": self.images.list_hash}),
             **({} if self.validation is None else {"validation_list": self.validation.list_hash}),
+            **({} if self.chosen_on_test is None else {"test_list": self.chosen_on_test.list_hash}),
             **({} if self.filler is None else {"teacher_store": self.filler.store.key}),
             **self.sources,
         }
@@ -194,6 +202,7 @@ def run_job(job: Job, *, root: Path, resume: bool) -> RunFolder:
                 "kd_weight_per_image": _weight_per_image(job),
                 "hashes": job.hashes(),
                 "teacher_run": job.teacher_run,
+                "official": job.loaded.recipe.official,
             },
         )
     with run.lock(), run.logging_to_file(), _status(run, job.device):
@@ -263,6 +272,7 @@ def _fill(run: RunFolder, job: Job) -> None:
     write_skipped_csv(
         run.skipped, {name: images.skipped for name, images in sources.items() if images}
     )
+    _keep_few_shot_list(job)
     summary: dict[str, Any] = {}
     if job.method.trainable_parameters():
         settings = job.choice.optim
@@ -295,6 +305,14 @@ def _fill(run: RunFolder, job: Job) -> None:
     run.finish(**summary)
 
 
+def _keep_few_shot_list(job: Job) -> None:
+    """Lists the shots of a benchmark set beside it, once."""
+    recipe = job.loaded.recipe
+    spec = recipe.data.labeled
+    if job.labels is not None and spec is not None and spec.shots is not None:
+        keep_list(spec, shots=spec.shots, seed=recipe.seed, data=recipe.data)
+
+
 def batches_of(
     job: Job, epoch: int, first_step: int, *, features: FeaturesOfViews | None = None
 ) -> Iterator[Batch]:
@@ -323,10 +341,10 @@ def batches_of(
 
 
 def _validation(job: Job) -> Callable[[], float] | None:
-    """Accuracy on validation images, for choosing an epoch; never on test images."""
-    if job.choice.optim.selection == "last" or job.validation is None:
+    """Accuracy on validation images, for choosing an epoch; on test images where official."""
+    images = job.validation or job.chosen_on_test
+    if images is None:
         return None
-    images = job.validation
 
     def validate() -> float:
         result, _ = _measure(job, job.method, images)
@@ -334,8 +352,8 @@ def _validation(job: Job) -> Callable[[], float] | None:
             return result.all
         if result.base is None:
             raise DataError(
-                "data.validation has no image of a base class, and labels of novel classes choose"
-                " nothing.\n  Add images of the first half of the classes."
+                f"data.{job.choice.optim.selection} has no image of a base class, and labels of"
+                " novel classes choose nothing.\n  Add images of the first half of the classes."
             )
         return result.base
 
@@ -351,38 +369,6 @@ def _measure(job: Job, model: Method, images: Images) -> tuple[EvalResult, EvalD
         device=job.device,
         selection=job.choice.optim.selection if model is job.method else "last",
     )
-
-
-def store_trained(
-    run: RunFolder,
-    *,
-    method_name: str,
-    method: Method,
-    backbone: AnyBackbone,
-    classes: Classes,
-    made_by: str,
-) -> None:
-    """Writes what was trained, and the class vectors made by exactly that.
-
-    Args:
-        run: where to.
-        method_name: as in recipes.
-        method: with its trained tensors in place: class vectors are computed here and not before.
-        backbone: the frozen CLIP under it, kept by hash.
-        classes: all of them.
-        made_by: hash of what the class vectors depend on.
-    """
-    method.module.eval()
-    state = {key: value.cpu().contiguous() for key, value in method.module.state_dict().items()}
-    metadata = {
-        "method": method_name,
-        "backbone": backbone.identity,
-        "backbone_name": backbone.name,
-        "trained": hash_weights(state),
-        "class_vectors": made_by,
-    }
-    write_atomic(run.weights, encode_tensors(state, metadata))
-    ClassVectors(method.class_vectors().cpu(), classes.names, made_by).save(run.class_vectors)
 
 
 def evaluate_job(job: Job) -> Evaluations:

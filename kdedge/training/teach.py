@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from kdedge.config.load import LoadedRecipe
-from kdedge.config.recipe import LabeledSpec
-from kdedge.data.split import few_shot
+from kdedge.config.recipe import LabeledSpec, Recipe
+from kdedge.data.few_shot import Draws
 from kdedge.training.fit import Job, run_job
 from kdedge.training.parts import (
     Classes,
@@ -32,17 +32,13 @@ def cache_folder(root: Path) -> Path:
     return root / ".cache" / "text_features"
 
 
-def few_shot_images(images: Images, spec: LabeledSpec, classes: Classes, *, seed: int) -> Images:
-    """The labeled images that are trained on: drawn over all classes, then the labeled ones.
-
-    The order of the two steps is the benchmark's: the base classes' images do not depend on the
-    split.
-    """
-    indices = images.indices
-    if spec.shots is not None:
-        labels = [item.label for item in images.source.items]
-        indices = tuple(few_shot(labels, indices, shots=spec.shots, seed=seed))
-    return images.only(indices).of_classes(classes.labeled)
+def few_shot_images(images: Images, spec: LabeledSpec, classes: Classes, draws: Draws) -> Images:
+    """The images of a labeled source that are used: as many of each class as it says, or all."""
+    if spec.shots is None:
+        return images
+    return images.only(
+        draws.take(spec, images.source, images.indices, shots=spec.shots, class_names=classes.names)
+    )
 
 
 def teacher_job(loaded: LoadedRecipe, *, cache: Path | None, device: torch.device) -> Job:
@@ -67,9 +63,10 @@ def labeled_job(
     """Makes ready to train a method that learns from labeled images, or from none."""
     recipe = loaded.recipe
     classes = load_classes(recipe)
+    draws = labeled_draws(recipe)
     images, labels = None, None
     if choice.module.Method.needs_labels:
-        images = labeled_images(loaded, role, classes)
+        images = labeled_images(loaded, role, classes, draws)
         train_label = {label: position for position, label in enumerate(classes.labeled)}
         labels = {index: train_label[label] for index, label in images.labels().items()}
     backbone = load_role_backbone(recipe, role, device=device, cache=cache)
@@ -84,32 +81,47 @@ def labeled_job(
         images=images,
         labels=labels,
         test=load_images(recipe, "test", classes),
-        validation=validation_images(loaded, role, classes),
+        validation=validation_images(loaded, role, classes, draws),
         made_by=lambda: made_by(backbone, method.module, classes, settings_record(choice)),
     )
 
 
-def labeled_images(loaded: LoadedRecipe, role: Role, classes: Classes) -> Images:
-    """The images a teacher or a baseline is trained on."""
+def labeled_draws(recipe: Recipe) -> Draws:
+    """What draws the labeled images, and those of validation after them."""
+    spec = recipe.data.labeled
+    shots = None if spec is None else spec.shots
+    return Draws(spec, shots=shots, seed=recipe.seed, data=recipe.data)
+
+
+def labeled_images(loaded: LoadedRecipe, role: Role, classes: Classes, draws: Draws) -> Images:
+    """The images a teacher or a baseline is trained on: drawn over all classes, then the labeled.
+
+    The order of the two steps is the benchmark's: the base classes' images do not depend on the
+    split.
+    """
     recipe = loaded.recipe
     images = require_images(
         load_images(recipe, "labeled", classes), "labeled", f"a {role} learns from labeled images"
     )
     spec = recipe.data.labeled
     assert spec is not None  # require_images has seen to it
-    return few_shot_images(images, spec, classes, seed=recipe.seed)
+    return few_shot_images(images, spec, classes, draws).of_classes(classes.labeled)
 
 
-def validation_images(loaded: LoadedRecipe, role: Role, classes: Classes) -> Images | None:
-    """Labeled images that an epoch is chosen by, where the recipe chooses one."""
-    choice = choose_method(loaded, role)
-    if choice.optim.selection == "last":
+def validation_images(
+    loaded: LoadedRecipe, role: Role, classes: Classes, draws: Draws
+) -> Images | None:
+    """Labeled images that an epoch is chosen by, where the recipe chooses one by them."""
+    if choose_method(loaded, role).optim.selection != "validation":
         return None
-    return require_images(
+    images = require_images(
         load_images(loaded.recipe, "validation", classes),
         "validation",
         "selection: validation chooses an epoch by it",
     )
+    spec = loaded.recipe.data.validation
+    assert spec is not None  # require_images has seen to it
+    return few_shot_images(images, spec, classes, draws)
 
 
 def teach(

@@ -161,3 +161,24 @@ def test_labels_cannot_break_a_markdown_table(plan_of: PlanOf, records: Records)
     text = to_markdown(plan, make_lines(plan, records))
     (row,) = re.findall(r"(?m)^\| a .*$", text)
     assert len(re.findall(r"(?<!\\)\|", row)) == 3
+
+
+def test_official_rows_are_marked_wherever_a_table_is(plan_of: PlanOf, records: Records) -> None:
+    official = "{name: theirs, method: promptkd, set: {official: true}}"
+    plan = plan_of(f"zeroshot, promptkd, {official}", more="seeds: [1]\n")
+    for cell in plan.cells:
+        finish(records, cell, result(60.0, 40.0, 30.0))
+    lines = make_lines(plan, records)
+    assert [line.is_official for line in lines] == [False, False, True]
+    (grid,) = make_grids(plan, lines)
+    assert [row[0] for row in grid.rows] == ["zeroshot", "promptkd", "theirs †"]
+    assert "† official: true" in to_markdown(plan, lines)
+    assert [row["official"] for row in csv.DictReader(io.StringIO(to_csv(lines)))] == [
+        "False", "False", "True",
+    ]  # fmt: skip
+    assert to_record(plan, records, lines)["lines"][2]["is_official"]
+
+
+def test_without_official_rows_nothing_is_said_of_them(plan_of: PlanOf, records: Records) -> None:
+    plan = plan_of("coop", more="seeds: [1]\n")
+    assert "†" not in to_markdown(plan, make_lines(plan, records))
