@@ -12,7 +12,12 @@ from typing import Any, Literal
 from kdedge._record import Record
 
 Split = Literal["all", "base-to-novel"]
-Selection = Literal["last", "validation"]
+Selection = Literal["last", "validation", "test"]
+
+CHOSEN_ON_TEST = (
+    "its epoch was chosen on test images, as the public code does; not to be compared with others."
+)
+"""What tables say of a result whose selection is `test`."""
 
 
 def harmonic_mean(base: float, novel: float) -> float:
@@ -32,7 +37,7 @@ class EvalResult:
     Attributes:
         split: `all`, or `base-to-novel`: the first ceil(C / 2) classes against the others.
         selection: which weights were measured: the last epoch's, or the ones with the best
-            accuracy on validation images.
+            accuracy on validation images, or on the test images themselves (`official: true`).
         n_images: test images in all.
         all: accuracy of all images against all C names.
         base: accuracy of the base classes' images against base names only; None where the split
@@ -71,7 +76,7 @@ class EvalResult:
         per_class = record.record("per_class")
         return cls(
             split=record.one_of("split", ("all", "base-to-novel")),
-            selection=record.one_of("selection", ("last", "validation")),
+            selection=record.one_of("selection", ("last", "validation", "test")),
             n_images=record.count("n_images", lowest=0),
             all=record.number("all"),
             base=record.optional("base", record.number),

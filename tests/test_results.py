@@ -50,7 +50,7 @@ def test_a_record_survives_json_without_loss() -> None:
     ("key", "value"),
     [
         ("split", "both"),
-        ("selection", "test"),
+        ("selection", "first"),
         ("n_images", 2.5),
         ("n_images", True),
         ("all", 100.1),

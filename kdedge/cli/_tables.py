@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdedge.cli._output import percent, table
-from kdedge.results import EvalResult
+from kdedge.results import CHOSEN_ON_TEST, EvalResult
 
 
 def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> str:
@@ -23,4 +23,6 @@ def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> str:
     else:
         header = ["model", "accuracy", "ECE"]
         cells = [[label, percent(r.all), percent(r.ece_percent)] for label, r in rows]
-    return table(cells, header=header, align="l" + "r" * (len(header) - 1))
+    text = table(cells, header=header, align="l" + "r" * (len(header) - 1))
+    chosen = [label for label, result in rows if result.selection == "test"]
+    return text + "".join(f"\n{label}: {CHOSEN_ON_TEST}" for label in chosen)

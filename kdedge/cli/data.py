@@ -55,10 +55,10 @@ def list_sets(root: Path, as_json: bool) -> None:
     rows = [
         [
             name,
-            str(one.N_CLASSES),
-            f"{sum(one.N_IMAGES.values()):,}",
-            _is_here(one, root / one.FOLDER),
-            one.LICENSE,
+            str(one.n_classes),
+            f"{sum(one.n_images.values()):,}",
+            _is_here(one, root / one.folder),
+            one.license,
         ]
         for name, one in sets.items()
     ]
@@ -68,10 +68,10 @@ def list_sets(root: Path, as_json: bool) -> None:
         "sets": [
             {
                 "name": name,
-                "n_classes": one.N_CLASSES,
-                "n_images": dict(one.N_IMAGES),
-                "license": one.LICENSE,
-                "here": _is_here(one, root / one.FOLDER),
+                "n_classes": one.n_classes,
+                "n_images": dict(one.n_images),
+                "license": one.license,
+                "here": _is_here(one, root / one.folder),
             }
             for name, one in sets.items()
         ],
@@ -86,26 +86,26 @@ def list_sets(root: Path, as_json: bool) -> None:
 def show(name: str, root: Path, as_json: bool) -> None:
     """Show the files of a benchmark set: addresses, sizes, terms, layout, what is missing."""
     benchmark = load_benchmark(name)
-    folder = root / benchmark.FOLDER
-    absent = missing(benchmark.DOWNLOADS, folder)
+    folder = root / benchmark.folder
+    absent = missing(benchmark.downloads, folder)
     record = {
         "name": name,
         "folder": str(folder),
-        "license": benchmark.LICENSE,
-        "n_classes": benchmark.N_CLASSES,
-        "n_images": dict(benchmark.N_IMAGES),
-        "files": [asdict(one) | {"here": one not in absent} for one in benchmark.DOWNLOADS],
+        "license": benchmark.license,
+        "n_classes": benchmark.n_classes,
+        "n_images": dict(benchmark.n_images),
+        "files": [asdict(one) | {"here": one not in absent} for one in benchmark.downloads],
     }
-    parts = ", ".join(f"{part} {count:,}" for part, count in benchmark.N_IMAGES.items())
+    parts = ", ".join(f"{part} {count:,}" for part, count in benchmark.n_images.items())
     rows = [
-        ["set", (benchmark.__doc__ or name).partition("\n")[0]],
-        ["classes", str(benchmark.N_CLASSES)],
-        ["images", f"{sum(benchmark.N_IMAGES.values()):,} ({parts})"],
-        ["license", benchmark.LICENSE],
+        ["set", (benchmark.about or name).partition("\n")[0]],
+        ["classes", str(benchmark.n_classes)],
+        ["images", f"{sum(benchmark.n_images.values()):,} ({parts})"],
+        ["license", benchmark.license],
         ["folder", str(folder)],
     ]
     blocks = [table(rows)]
-    blocks += [_describe(one, is_here=one not in absent) for one in benchmark.DOWNLOADS]
+    blocks += [_describe(one, is_here=one not in absent) for one in benchmark.downloads]
     if absent:
         blocks.append(next_line("data", "fetch", name, *_same_data()))
     print_result(record, as_json=as_json, text="\n\n".join(blocks))
@@ -155,17 +155,18 @@ def verify_set(name: str, read_images: bool, root: Path, as_json: bool) -> None:
 def scan_source(source: str, as_json: bool) -> None:
     """Read every image of SOURCE once: which are unreadable, how large they are, which classes.
 
-    SOURCE is a folder, a CSV file of image paths, or WebDataset shards such as
-    'shards-{000..063}.tar'. Nothing is written.
+    SOURCE is a folder, a CSV file of image paths, WebDataset shards such as
+    'shards-{000..063}.tar', Parquet files such as 'train-*.parquet', or the folder of a Hugging
+    Face dataset on disk. Nothing is written.
     """
     found = survey(source)
     print_result(asdict(found), as_json=as_json, text=_survey_text(found))
 
 
 def _is_here(benchmark: Benchmark, folder: Path) -> str:
-    n_missing = len(missing(benchmark.DOWNLOADS, folder))
+    n_missing = len(missing(benchmark.downloads, folder))
     if n_missing:
-        return "no" if n_missing == len(benchmark.DOWNLOADS) else "partly"
+        return "no" if n_missing == len(benchmark.downloads) else "partly"
     return "yes"
 
 
@@ -177,6 +178,9 @@ def _describe(one: Download, *, is_here: bool) -> str:
     lines = [f"{one.gives}: {'here' if is_here else 'missing'}{origin}"]
     lines.append(f"  {', '.join(known) or 'size and SHA-256 are not known'}")
     lines += [f"  {url}" for url in one.urls]
+    if one.mirror is not None:
+        size = readable_bytes(one.mirror.n_bytes) if one.mirror.n_bytes else "size not known"
+        lines += [f"  else {one.mirror.name}, {size}: {url}" for url in one.mirror.urls]
     return "\n".join([*lines, f"  {one.manual}"] if one.manual else lines)
 
 

@@ -42,6 +42,7 @@ _PACKAGES = (
     _Package("open_clip", ("open_clip_torch",), _from_extra("train"), "backbones"),
     _Package("torchmetrics", ("torchmetrics",), _from_extra("train"), "evaluation"),
     _Package("webdataset", ("webdataset",), _from_extra("train"), "tar shards"),
+    _Package("pyarrow", ("pyarrow",), _from_extra("data"), "Parquet, Hugging Face datasets"),
     _Package("tensorboard", ("tensorboard",), _from_extra("train"), "curves"),
     _Package("onnx", ("onnx",), _from_extra("export"), "ONNX files"),
     _Package("modelopt", ("nvidia-modelopt",), _from_extra("export"), "FP16 and INT8 files"),

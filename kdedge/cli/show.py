@@ -46,6 +46,7 @@ def _facts(record: dict[str, Any]) -> list[list[str]]:
         "settings": _plain(record.get("settings") or {}),
         "taught by": record.get("teacher_run"),
         "imported from": record.get("imported_from"),
+        "protocol": "official, as the public code" if record.get("official") else None,
         "seed": record.get("seed"),
         "device": record.get("device"),
         "trained": training and f"{training['steps']:,} steps in {training['seconds']:.0f} s",

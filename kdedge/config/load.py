@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -225,7 +226,7 @@ def check_paths(loaded: LoadedRecipe) -> None:
         )
 
 
-_Kind = Literal["file", "folder", "shards"]
+_Kind = Literal["file", "folder", "shards", "files"]
 
 
 def _named_paths(recipe: Recipe) -> Iterator[tuple[KeyPath, Path | str, _Kind]]:
@@ -243,6 +244,10 @@ def _named_paths(recipe: Recipe) -> Iterator[tuple[KeyPath, Path | str, _Kind]]:
             yield ("data", role, "list"), source.list, "file"
         if source.webdataset is not None:
             yield ("data", role, "webdataset"), source.webdataset, "shards"
+        if source.parquet is not None:
+            yield ("data", role, "parquet"), source.parquet, "files"
+        if source.huggingface is not None:
+            yield ("data", role, "huggingface"), source.huggingface, "folder"
     if recipe.data.pseudo_labels is not None:
         yield ("data", "pseudo_labels"), recipe.data.pseudo_labels, "file"
     if recipe.data.root is not None:
@@ -265,9 +270,11 @@ def _path_problem(path: Path | str, kind: _Kind) -> str | None:
             return None  # {a,b}, steps and :: are for the reader of shards to expand and to check
         missing = [shard for shard in shard_paths(str(path)) if not shard.is_file()]
         return f"{len(missing)} shards are missing, the first is {missing[0]}." if missing else None
+    if kind == "files" and glob.has_magic(str(path)):
+        return None  # a pattern is for the reader of the files to look through
     path = Path(path)
     if not path.exists():
-        return f"there is no {kind} {path}."
+        return f"there is no {'file or folder' if kind == 'files' else kind} {path}."
     if kind == "file" and not path.is_file():
         return f"{path} must be a file, and is a folder."
     if kind == "folder" and not path.is_dir():
@@ -313,6 +320,8 @@ def dump_recipe(recipe: Recipe) -> str:
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
     """The plain values that `dump_recipe` writes."""
     values = recipe.model_dump(mode="json", exclude_none=True)
+    if not recipe.official:
+        del values["official"]
     for source in values["data"].values():
         if isinstance(source, dict) and not {"benchmark", "synthetic"} & source.keys():
             source.pop("part", None)

@@ -12,6 +12,8 @@ from pydantic import Field
 
 from kdedge.config._fields import Strict
 
+PrecisionName = Literal["fp32", "bf16", "fp16", "fp16-unscaled"]
+
 _OFFICIAL = "The PromptKD repository's configs of teacher and student"
 
 
@@ -56,10 +58,12 @@ class OptimSettings(Strict):
     schedule_per: Literal["epoch", "step"] = Field(
         "epoch", description=f"How often the learning rate changes. {_OFFICIAL}: each epoch."
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
+    precision: PrecisionName = Field(
         "fp32",
-        description="Of the forward pass; losses and trained tensors stay fp32. The published"
-        " settings say fp16; fp32 is ours, as it works on every device.",
+        description="Of the forward pass; losses and trained tensors stay fp32. fp32 is ours, as it"
+        " works on every device. fp16-unscaled: as the public code has it, without loss scaling,"
+        " and with linear layers and the first layer's context rounded to fp16 after every step;"
+        " for official: true.",
     )
     clip_grad_norm: float | None = Field(
         None, gt=0, description=f"Largest norm of all gradients together. {_OFFICIAL}: no clipping."
@@ -91,11 +95,12 @@ class OptimSettings(Strict):
         description="Seconds between checkpoints within an epoch; one is always written at an"
         " epoch's end. The default is ours.",
     )
-    selection: Literal["last", "validation"] = Field(
+    selection: Literal["last", "validation", "test"] = Field(
         "last",
         description="Which tensors are kept. last: the last epoch's, or the average over the epochs"
         " where the method averages. validation: those of the epoch that is most accurate on"
-        " data.validation, with the average as one more candidate. Never chosen on test images.",
+        " data.validation, with the average as one more candidate. test: on data.test, which only"
+        " official: true may do.",
     )
 
 

@@ -28,6 +28,7 @@ from kdedge.config._fields import (
     check_template,
     plain_values,
 )
+from kdedge.config._official import write_out
 from kdedge.config.export_spec import ExportSpec, GatesSpec
 from kdedge.config.optim_spec import OptimSettings, OptimSpec, resolve_optim
 
@@ -48,6 +49,10 @@ __all__ = [
     "UnlabeledSpec",
     "resolve_optim",
 ]
+
+
+SOURCES = ("folder", "webdataset", "list", "parquet", "huggingface", "benchmark", "synthetic")
+"""The keys of a source that name where it is."""
 
 
 def _exactly_one(spec: BaseModel, names: tuple[str, ...]) -> None:
@@ -97,7 +102,7 @@ class ClassesSpec(Strict):
 
 
 class SourceSpec(Strict):
-    """Where images come from: exactly one of folder, webdataset, list, benchmark, synthetic."""
+    """Where images come from: exactly one of folder, webdataset, list, parquet and so on."""
 
     folder: RecipePath | None = Field(
         None,
@@ -112,6 +117,26 @@ class SourceSpec(Strict):
     list: RecipePath | None = Field(
         None, description="CSV file with a header: path, and label (a class name) for labels."
     )
+    parquet: ShardPattern | None = Field(
+        None,
+        description="Parquet files with images as bytes: a file, a folder of them, or a pattern"
+        ' such as "train-*.parquet".',
+    )
+    huggingface: RecipePath | None = Field(
+        None,
+        description="Folder of a Hugging Face dataset, as its save_to_disk writes it; of several"
+        " splits, that of one of them.",
+    )
+    image_column: PlainText | None = Field(
+        None,
+        description="Column of images, of parquet and huggingface; the only one there is when left"
+        " out.",
+    )
+    label_column: PlainText | None = Field(
+        None,
+        description="Column of labels, of parquet and huggingface; label, labels, or the only one"
+        " of class labels when left out.",
+    )
     benchmark: PlainText | None = Field(None, description="A benchmark set, such as sun397.")
     synthetic: Literal["shapes"] | None = Field(
         None, description="Built-in drawings, made from a seed; nothing is downloaded."
@@ -122,12 +147,15 @@ class SourceSpec(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> SourceSpec:
-        _exactly_one(self, ("folder", "webdataset", "list", "benchmark", "synthetic"))
+        _exactly_one(self, SOURCES)
         if self.part != "train" and self.benchmark is None and self.synthetic is None:
             raise ValueError(
                 f"has part: {self.part}, which only benchmark and synthetic have; name the folder,"
-                " shards or list that hold that part"
+                " shards, list or table that hold that part"
             )
+        is_table = self.parquet is not None or self.huggingface is not None
+        if not is_table and (self.image_column or self.label_column):
+            raise ValueError("has a column, which only parquet and huggingface have; leave it out")
         return self
 
 
@@ -172,8 +200,10 @@ class DataSpec(Strict):
         " it and a person may correct it. Methods that learn from labels learn from these too, as"
         " from labels, and over all classes; without data.labeled from these alone.",
     )
-    validation: SourceSpec | None = Field(
-        None, description="Labeled images for choosing an epoch; needed by selection: validation."
+    validation: LabeledSpec | None = Field(
+        None,
+        description="Labeled images for choosing an epoch; needed by selection: validation. Shots"
+        " are drawn after those of data.labeled, from the same stream.",
     )
     test: SourceSpec | None = Field(
         None, description="Labeled images that accuracy is measured on."
@@ -326,6 +356,13 @@ class Recipe(Strict):
         description="All random draws come from it. 1, 2 and 3 in the published tables"
         " (arXiv:2307.06948, 4.1).",
     )
+    official: bool = Field(
+        False,
+        description="Train and choose as PromptKD's public code does, to compare with its figures:"
+        " fp16 without loss scaling, losses in fp16, and the student's epoch that is best on test"
+        " images (of base classes under base-to-novel). Results are marked. Default, and for every"
+        " other use: false.",
+    )
     classes: Annotated[ClassesSpec, BeforeValidator(_names_to_spec)] = Field(
         description="The class names: a list, or one of file, benchmark, synthetic."
     )
@@ -346,8 +383,20 @@ class Recipe(Strict):
         description="What an exported file must reach; one that does not is an error.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_public_code(cls, values: object) -> object:
+        return write_out(values)
+
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         if self.teacher is None and self.student is None:
             raise ValueError("has neither teacher nor student; a recipe needs at least one")
+        models = [self.teacher, self.student, self.baseline]
+        specs = [self.optim, *(model.optim for model in models if model is not None)]
+        if not self.official and any(spec and spec.selection == "test" for spec in specs):
+            raise ValueError(
+                "has optim.selection: test, and an epoch chosen on test images makes the test"
+                " worthless; choose last or validation, or say official: true"
+            )
         return self

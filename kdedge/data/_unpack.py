@@ -50,7 +50,7 @@ def unpack(
     *,
     kind: Literal["tar", "zip"],
     into: str,
-    top: str,
+    top: str | None,
     gives: str,
 ) -> None:
     """Unpacks an archive into a folder; one that cannot be unpacked leaves nothing there.
@@ -63,7 +63,8 @@ def unpack(
         folder: of the benchmark set.
         kind: `tar` with any compression that Python's standard library has, or `zip`.
         into: folder below it that the archive's names start in; "" for itself.
-        top: folder in the archive whose content is taken, and nothing else; "" for all of it.
+        top: folder in the archive whose content is taken, and nothing else; "" for all of it; None
+            for `gives` alone, wherever it is in the archive's first levels.
         gives: path below `folder` that tells that the archive is unpacked.
 
     Raises:
@@ -83,7 +84,11 @@ def unpack(
                 f"{archive} cannot be unpacked: {str(error).rstrip('.') or type(error).__name__}.\n"
                 "  Remove it, so that it is fetched again."
             ) from error
-        _place(temporary / "all" / top, temporary / "in" / into, archive=archive, top=top)
+        if top is None:
+            wanted = _holding(temporary / "all", gives)
+            _place(wanted, temporary / "in" / gives, archive=archive, top=gives)
+        else:
+            _place(temporary / "all" / top, temporary / "in" / into, archive=archive, top=top)
         if not (temporary / "in" / gives).exists() and not (folder / gives).exists():
             raise DataError(
                 f"{archive} does not hold {gives}, which it is expected to give.\n"
@@ -92,6 +97,12 @@ def unpack(
         _move_into(temporary / "in", folder, last=PurePosixPath(gives).parts, archive=archive)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _holding(folder: Path, gives: str) -> Path:
+    """Where a path is below a folder or those in its first two levels; below it, if nowhere."""
+    places = (place for depth in ("", "*/", "*/*/") for place in folder.glob(depth + gives))
+    return next(places, folder / gives)
 
 
 def _place(source: Path, target: Path, *, archive: Path, top: str) -> None:

@@ -60,11 +60,11 @@ def fetch(name: str, root: Path, *, waits_s: Sequence[float] = WAITS_S) -> Fetch
         ResourceError: no room, the folder may not be written, or another fetch works in it.
     """
     benchmark = load_benchmark(name)
-    folder = root / benchmark.FOLDER
-    wanted = missing(benchmark.DOWNLOADS, folder)
+    folder = root / benchmark.folder
+    wanted = missing(benchmark.downloads, folder)
     if not wanted:
-        _tidy(benchmark.DOWNLOADS, folder)
-        return Fetched(folder, (), _archives(benchmark.DOWNLOADS, folder))
+        _tidy(benchmark.downloads, folder)
+        return Fetched(folder, (), _archives(benchmark.downloads, folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -76,15 +76,30 @@ def fetch(name: str, root: Path, *, waits_s: Sequence[float] = WAITS_S) -> Fetch
                 _bring(one, folder, waits_s)
             except (SetupError, DataError) as error:
                 failed[one.name] = error
-        _tidy(benchmark.DOWNLOADS, folder)
+        _tidy(benchmark.downloads, folder)
     if failed:
-        raise _summary(name, benchmark.DOWNLOADS, failed)
+        raise _summary(name, benchmark.downloads, failed)
     new = tuple(one.gives for one in wanted)
-    return Fetched(folder, new, _archives(benchmark.DOWNLOADS, folder))
+    return Fetched(folder, new, _archives(benchmark.downloads, folder))
 
 
 def _bring(wanted: Download, folder: Path, waits_s: Sequence[float]) -> None:
-    """Fetches one file where it is not there, and unpacks it."""
+    """Fetches one file where it is not there, and unpacks it; else its mirror."""
+    mirror = wanted.mirror
+    if mirror is None:
+        _bring_itself(wanted, folder, waits_s)
+        return
+    if not (folder / mirror.name).exists() and Partial(folder / mirror.name).size() == 0:
+        try:
+            _bring_itself(wanted, folder, waits_s)
+        except (SetupError, DataError) as error:
+            _LOG.info("%s\nAnother archive with the same content is tried: %s.", error, mirror.name)
+        else:
+            return
+    _bring_itself(mirror, folder, waits_s)
+
+
+def _bring_itself(wanted: Download, folder: Path, waits_s: Sequence[float]) -> None:
     partial = Partial(folder / wanted.name)
     if not partial.path.exists():
         _fetch_file(wanted, partial, waits_s)
@@ -160,7 +175,7 @@ def _what_is_wrong(wanted: Download, path: Path) -> str | None:
 
 def _tidy(downloads: Sequence[Download], folder: Path) -> None:
     """Removes what fetching has left of files that are complete; nothing that it did not write."""
-    for one in downloads:
+    for one in with_mirrors(downloads):
         partial = Partial(folder / one.name)
         if not (folder / one.gives).exists():
             continue
@@ -170,7 +185,14 @@ def _tidy(downloads: Sequence[Download], folder: Path) -> None:
 
 
 def _archives(downloads: Sequence[Download], folder: Path) -> tuple[str, ...]:
-    return tuple(one.name for one in downloads if one.unpack and (folder / one.name).is_file())
+    archives = (one.name for one in with_mirrors(downloads) if one.unpack)
+    return tuple(name for name in archives if (folder / name).is_file())
+
+
+def with_mirrors(downloads: Sequence[Download]) -> list[Download]:
+    """The files, each with its mirror behind it."""
+    both = ((one, one.mirror) for one in downloads)
+    return [one for pair in both for one in pair if one is not None]
 
 
 def _summary(

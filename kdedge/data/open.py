@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdedge.config.recipe import DataSpec, SourceSpec
+from kdedge.config.recipe import SOURCES, DataSpec, SourceSpec
 from kdedge.data.benchmarks import load_benchmark
 from kdedge.data.classes import benchmark_root
-from kdedge.data.sources import folder, webdataset
+from kdedge.data.sources import folder, huggingface, parquet, webdataset
 from kdedge.data.sources import list as list_source
 from kdedge.data.sources._protocol import Source
 from kdedge.errors import DataError, RecipeError
@@ -19,7 +19,7 @@ def open_source(
     """Opens the source that a recipe names and lists its images.
 
     Args:
-        spec: exactly one of folder, webdataset, list, benchmark, synthetic.
+        spec: names exactly one place.
         class_names: in class-list order.
         labeled: labels are needed, and are positions in `class_names`; else they are ignored.
         data: says where the benchmark sets are.
@@ -34,6 +34,15 @@ def open_source(
         return webdataset.open_source(spec.webdataset, class_names=class_names, labeled=labeled)
     if spec.list is not None:
         return list_source.open_source(spec.list, class_names=class_names, labeled=labeled)
+    columns = {"image_column": spec.image_column, "label_column": spec.label_column}
+    if spec.parquet is not None:
+        return parquet.open_source(
+            spec.parquet, **columns, class_names=class_names, labeled=labeled
+        )
+    if spec.huggingface is not None:
+        return huggingface.open_source(
+            spec.huggingface, **columns, class_names=class_names, labeled=labeled
+        )
     if spec.benchmark is not None:
         benchmark = load_benchmark(spec.benchmark)
         return benchmark.open_source(
@@ -41,10 +50,7 @@ def open_source(
         )
     if spec.synthetic is not None:
         return _open_synthetic(spec.synthetic, spec.part, class_names, labeled=labeled)
-    raise RecipeError(
-        "a data source names no images.\n"
-        "  Give it one of folder, webdataset, list, benchmark, synthetic."
-    )
+    raise RecipeError(f"a data source names no images.\n  Give it one of {', '.join(SOURCES)}.")
 
 
 def _open_synthetic(name: str, part: str, class_names: Sequence[str], *, labeled: bool) -> Source:

@@ -26,19 +26,20 @@ def base_novel(n_classes: int) -> tuple[range, range]:
 
 
 def few_shot(
-    labels: Sequence[int | None], indices: Iterable[int], *, shots: int, seed: int
+    labels: Sequence[int | None], indices: Iterable[int], *, shots: int, stream: random.Random
 ) -> list[int]:
     """Draws `shots` images a class, exactly as CoOp's data sets do (arXiv:2109.01134).
 
     Images are grouped by label in order of first appearance, and for each group in turn
-    `random.sample` draws from one stream that starts at `seed`. A class with fewer images gives all
-    of them. The protocol draws from all classes; take the base classes' part afterwards.
+    `random.sample` draws from one stream, which the protocol starts at the run's seed. A class with
+    fewer images gives all of them. The protocol draws from all classes; take the base classes' part
+    afterwards.
 
     Args:
         labels: of every image in the source.
         indices: the images to draw from, positions in `labels`, in the source's order.
         shots: images a class.
-        seed: the run's seed.
+        stream: where it draws from; goes on from there.
 
     Returns:
         Positions in `labels`, class by class.
@@ -54,8 +55,6 @@ def few_shot(
         if label is None:
             raise DataError(f"image number {index} has no label, and {shots} shots were asked for.")
         groups.setdefault(label, []).append(index)
-    # The protocol seeds Python's global generator; an own one gives the same stream.
-    stream = random.Random(seed)  # noqa: S311
     chosen: list[int] = []
     for group in groups.values():
         chosen += stream.sample(group, shots) if len(group) >= shots else group

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kdedge._progress import progress
 from kdedge.data.images import BadImage, check_limit, scan
-from kdedge.data.sources import folder, webdataset
+from kdedge.data.sources import folder, huggingface, parquet, webdataset
 from kdedge.data.sources import list as list_source
 from kdedge.data.sources._protocol import Source
 
@@ -19,7 +19,7 @@ class Survey:
     """What was found in a source.
 
     Attributes:
-        kind: folder, list or webdataset, as a recipe has it.
+        kind: folder, list, webdataset, parquet or huggingface, as a recipe has it.
         n_images: images in all.
         bad: those that cannot be read.
         n_duplicates: readable images whose file has the same bytes as one before it.
@@ -39,14 +39,15 @@ class Survey:
 
 
 def survey(place: str) -> Survey:
-    """Reads and decodes every image of a folder, a CSV list or WebDataset shards once.
+    """Reads and decodes every image of a source once.
 
     Args:
-        place: a folder; a `.csv` file; a `.tar` file, or a pattern of many.
+        place: a folder, of images, of Parquet files or of a Hugging Face dataset; a `.csv` file; a
+            `.tar` or `.parquet` file, or a pattern of many.
 
     Raises:
         DataError: it is missing, empty or malformed, or none of its images can be read.
-        MissingPackage: it has shards, and webdataset is not installed.
+        MissingPackage: webdataset or pyarrow, which reads it, is not installed.
     """
     kind, source, labels = _open(place)
     with progress(f"reading {place}", len(source.items)) as advance:
@@ -71,6 +72,12 @@ def _open(place: str) -> tuple[str, Source, Iterable[str]]:
         shards = webdataset.open_source(place, class_names=(), labeled=False)
         return "webdataset", shards, webdataset.label_texts(place)
     path = Path(place)
+    if place.endswith(".parquet") or (path.is_dir() and any(path.glob("*.parquet"))):
+        tables = parquet.open_source(place, class_names=(), labeled=False)
+        return "parquet", tables, parquet.texts_of_labels(place)
+    if huggingface.is_dataset(path):
+        tables = huggingface.open_source(path, class_names=(), labeled=False)
+        return "huggingface", tables, huggingface.texts_of_labels(path)
     if path.suffix.lower() == ".csv" and not path.is_dir():
         listed = list_source.open_source(path, class_names=(), labeled=False)
         return "list", listed, list_source.label_texts(path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +12,12 @@ from kdedge._files import sha256_file
 from kdedge._progress import progress
 from kdedge.data.benchmarks import Benchmark, load_benchmark
 from kdedge.data.benchmarks._coop_split import BenchmarkSource
+from kdedge.data.benchmarks._imagenet import FolderSet
 from kdedge.data.fetch import missing
 from kdedge.data.images import BadImage, scan
-from kdedge.errors import DataError
+from kdedge.errors import DataError, KdedgeError
 
-_COOP_SPLIT = "split_zhou_"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,15 +76,15 @@ def verify(name: str, root: Path, *, read_images: bool) -> Verification:
         DataError: there is no set of that name.
     """
     benchmark = load_benchmark(name)
-    folder = root / benchmark.FOLDER
-    absent = missing(benchmark.DOWNLOADS, folder)
+    folder = root / benchmark.folder
+    absent = missing(benchmark.downloads, folder)
     problems = [f"{folder / wanted.gives} is missing." for wanted in absent]
     problems += _wrong_files(benchmark, folder)
     parts: list[PartFound] = []
     class_names: tuple[str, ...] | None = None
     try:
         class_names = benchmark.class_names(root)
-        for part in benchmark.N_IMAGES:
+        for part in benchmark.n_images:
             source = benchmark.open_source(root, part=part, class_names=class_names, labeled=True)
             parts.append(_look_at(benchmark, part, source, read_images=read_images))
     except DataError as error:
@@ -89,13 +92,15 @@ def verify(name: str, root: Path, *, read_images: bool) -> Verification:
             problems.append(str(error))
     for found in parts:
         problems += _part_problems(found, len(class_names or ()))
-    if class_names is not None and len(class_names) != benchmark.N_CLASSES:
-        problems.append(f"It has {len(class_names)} classes, published are {benchmark.N_CLASSES}.")
+    if class_names is not None:
+        problems += _other_names(benchmark, folder, class_names)
+    if class_names is not None and len(class_names) != benchmark.n_classes:
+        problems.append(f"It has {len(class_names)} classes, published are {benchmark.n_classes}.")
     return Verification(
         name=name,
         folder=folder,
         split=_split(benchmark, folder),
-        n_classes_published=benchmark.N_CLASSES,
+        n_classes_published=benchmark.n_classes,
         n_classes=None if class_names is None else len(class_names),
         parts=tuple(parts),
         problems=tuple(problems),
@@ -104,12 +109,32 @@ def verify(name: str, root: Path, *, read_images: bool) -> Verification:
 
 def _wrong_files(benchmark: Benchmark, folder: Path) -> Iterator[str]:
     """Files with a known hash that have another; an archive is gone once it is unpacked."""
-    for wanted in benchmark.DOWNLOADS:
+    for wanted in benchmark.downloads:
         path = folder / wanted.gives
         if wanted.unpack is None and wanted.sha256 is not None and path.is_file():
             found = sha256_file(path)
             if found != wanted.sha256:
                 yield f"{path} has the SHA-256 {found}, published is {wanted.sha256}."
+
+
+def _other_names(benchmark: Benchmark, folder: Path, class_names: Sequence[str]) -> Iterator[str]:
+    """A split file's names that the set's own files, as far as they are there, do not have."""
+    if isinstance(benchmark, FolderSet) or not benchmark.has_split(folder):
+        return
+    if not all((folder / path).exists() for path in benchmark.own_reads):
+        return
+    try:
+        own = benchmark.own_split(folder).class_names
+    except KdedgeError as error:
+        log.info("Class names were not compared: %s", error)
+        return
+    wrong = [pair for pair in itertools.zip_longest(class_names, own) if pair[0] != pair[1]]
+    if wrong:
+        named, expected = wrong[0]
+        yield (
+            f"{len(wrong)} class names of {benchmark.split_file} are not those of the set's own"
+            f' files, first "{named}", there "{expected}".'
+        )
 
 
 def _look_at(
@@ -123,7 +148,7 @@ def _look_at(
             bad = scan(source, progress=advance).bad
     return PartFound(
         part=part,
-        n_published=benchmark.N_IMAGES[part],
+        n_published=benchmark.n_images[part],
         n_listed=n_images,
         n_missing=n_missing,
         n_classes=len({item.label for item in source.items}),
@@ -145,9 +170,8 @@ def _part_problems(found: PartFound, n_classes: int) -> Iterator[str]:
 
 def _split(benchmark: Benchmark, folder: Path) -> str:
     """What decides the parts: CoOp's file, or a rule of the set's own."""
-    files = [one.gives for one in benchmark.DOWNLOADS if _COOP_SPLIT in one.gives]
-    if not files:
+    if isinstance(benchmark, FolderSet) or benchmark.split_file is None:
         return "the set's own"
-    if (folder / files[0]).exists():
-        return f"CoOp's, {files[0]}"
-    return f"not CoOp's: {files[0]} is missing"
+    if benchmark.has_split(folder):
+        return f"CoOp's, {benchmark.split_file}"
+    return f"not CoOp's: {benchmark.split_file} is missing"

@@ -11,8 +11,9 @@ not say of them is in the settings' descriptions.
 
 from __future__ import annotations
 
-import copy
+import contextlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -21,12 +22,7 @@ from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.image_backbone import AnyBackbone
-from kdedge.clip.prompts import (
-    make_text_prompts,
-    make_visual_prompts,
-    prompted_text_features,
-    prompted_texts,
-)
+from kdedge.clip.prompts import prompted_text_features, prompted_texts
 from kdedge.clip.text import TokenizedTexts
 from kdedge.clip.vision import encode_image
 from kdedge.data.batch import Batch
@@ -34,7 +30,7 @@ from kdedge.errors import DataError, RecipeError, ShapeError
 from kdedge.methods._projector import Projector
 from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
 from kdedge.methods._sees import Sees
-from kdedge.methods._student import Student, check_image_tower
+from kdedge.methods._student import Student, make_student
 from kdedge.methods.losses import Answers, LossName, load_loss
 from kdedge.methods.losses.kl import WEIGHT as DEFAULT_KD_WEIGHT
 from kdedge.methods.losses.kl import distillation_loss
@@ -127,6 +123,11 @@ class Settings(MethodSettings):
         gt=0,
         description="Multiplies the divergence of loss: kl averaged over images only, so that it"
         " does not depend on how many classes there are: kd_weight / C.",
+    )
+    float32_losses: bool = Field(
+        True,
+        description="Projector, logits and losses in float32 also where the forward pass is in half"
+        " precision, which is ours. false: in its format, as the authors' code has them.",
     )
 
     @model_validator(mode="after")
@@ -251,11 +252,17 @@ class Method:
         D_student where there is no projector.
         """
         raw = encode_image(self.visual, images, self.module.visual_prompts)
+        projector = self.module.projector
         # Batch norm over a few images and the last features before unit length: in float32 (a
         # projector costs nothing).
-        with torch.autocast(images.device.type, enabled=False):
-            projector = self.module.projector
+        with self._loss_precision(images.device):
             return unit_length(raw if projector is None else projector(raw.float()))
+
+    def _loss_precision(self, device: torch.device) -> AbstractContextManager[None]:
+        """Context of what `float32_losses` is about."""
+        if self._settings.float32_losses:
+            return torch.autocast(device.type, enabled=False)
+        return contextlib.nullcontext()
 
     def student_vectors(self) -> Tensor:
         """[C, D], unit length: the teacher's class vectors, or the student's own with gradients."""
@@ -296,7 +303,7 @@ class Method:
         n_classes = len(self._class_vectors)
         scalars: dict[str, Tensor] = {}
         terms: list[Tensor] = []
-        with torch.autocast(batch.images.device.type, enabled=False):
+        with self._loss_precision(batch.images.device):
             for name, weight in self._settings.loss_weights(n_classes).items():
                 term = self.module.losses[name](answers)
                 terms.append(weight * term)
@@ -334,64 +341,3 @@ class Method:
     def image_path(self) -> ImagePath:
         """The image tower with its prompts, and the projector, as far as the student has them."""
         return ImagePath(self.visual, self.module.visual_prompts, self.module.projector)
-
-
-def make_student(
-    backbone: AnyBackbone, settings: Settings, *, teacher: Teacher, generator: torch.Generator
-) -> Student:
-    """Draws what the settings train.
-
-    Args:
-        backbone: the frozen CLIP, or an image tower alone.
-        settings: say which parts there are.
-        teacher: says D_teacher, and the scale where the backbone has none.
-        generator: on the CPU; draws prompts, projector and context, in this order.
-
-    Raises:
-        RecipeError: a tower has fewer layers than get prompts, a loss compares features of two
-            dimensions, or an image tower alone lacks what the settings use.
-    """
-    if not isinstance(backbone, Backbone):
-        check_image_tower(backbone, tune=settings.tune, needs_texts=settings.needs_texts)
-    teacher_dim = teacher.class_vectors().shape[1]
-    visual_prompts = projector = visual = text_prompts = None
-    if settings.tune == "prompts":
-        visual_prompts = make_visual_prompts(
-            backbone,
-            n_ctx=settings.n_ctx_vision,
-            prompt_depth=settings.prompt_depth,
-            generator=generator,
-        )
-    if settings.tune == "full":
-        visual = copy.deepcopy(backbone.visual).requires_grad_(True)
-    if settings.class_vectors == "teacher":
-        projector = Projector(
-            backbone.embed_dim, teacher_dim, generator, depth=settings.projector_depth
-        )
-    else:
-        assert isinstance(backbone, Backbone)
-        text_prompts = make_text_prompts(
-            backbone,
-            n_ctx=settings.n_ctx_text,
-            prompt_depth=settings.prompt_depth_text,
-            context_init=settings.context_init,
-            generator=generator,
-        )
-    losses = tuple(settings.loss_weights(1))
-    student = Student(
-        visual_prompts,
-        projector,
-        visual=visual,
-        text_prompts=text_prompts,
-        losses=losses,
-        scale=None if isinstance(backbone, Backbone) else teacher.scale,
-    )
-    if projector is None and backbone.embed_dim != teacher_dim:
-        for name in losses:
-            if student.losses[name].needs_equal_dims:
-                raise RecipeError(
-                    f"loss {name} compares the student's features ({backbone.embed_dim} dimensions)"
-                    f" with the teacher's ({teacher_dim}), and class_vectors: student has no"
-                    " projector.\n  Use loss kl, relational or affinity, or class_vectors: teacher."
-                )
-    return student

@@ -14,7 +14,7 @@ from kdedge.report.figures import (
     confusion,
 )
 from kdedge.report.numbers import percent, points
-from kdedge.results import EvalResult
+from kdedge.results import CHOSEN_ON_TEST, EvalResult
 
 _N_CONFUSIONS = 15
 _N_GAINS = 10
@@ -43,9 +43,11 @@ def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Table:
     chosen = {result.selection for _, result in rows}
     caption += (
         " with the last epoch's weights, or by kdedge eval."
-        if chosen == {"last"}
+        if "validation" not in chosen
         else ", or by kdedge eval, some with the weights of the epoch best on validation images."
     )
+    chosen_on_test = [label for label, result in rows if result.selection == "test"]
+    caption += "".join(f" {label}: {CHOSEN_ON_TEST}" for label in chosen_on_test)
     return Table("Top-1 accuracy, percent", header, cells, caption)
 
 

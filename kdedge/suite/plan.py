@@ -53,6 +53,7 @@ class Cell:
         measured: hash of what decides which test images are measured against which names.
         zero_shot: hash of that and the frozen backbone: zero-shot CLIP depends on nothing else.
         is_zero_shot: whether any run with the same `zero_shot` has measured this cell already.
+        is_official: whether its recipe says `official: true`.
         sees: what its model learns from.
         source: the cell whose run this one measures on other images, training nothing; the run
             is known once that cell has finished, and not among the arguments.
@@ -68,6 +69,7 @@ class Cell:
     measured: str
     zero_shot: str
     is_zero_shot: bool
+    is_official: bool
     sees: Sees
     source: Cell | None = None
 
@@ -236,6 +238,7 @@ def _row_cells(loaded: LoadedSuite, file: Path, recipe: str, number: int) -> lis
                 measured=measured,
                 zero_shot=zero_shot,
                 is_zero_shot=is_zero_shot,
+                is_official=resolved.recipe.official and not is_zero_shot,
                 sees=sees,
             )
         )

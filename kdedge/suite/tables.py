@@ -17,6 +17,9 @@ from kdedge.suite.plan import Cell, Plan
 from kdedge.suite.records import Records
 
 FIGURES = ("base", "novel", "harmonic_mean", "all")
+OFFICIAL_MARK = "†"
+"""What a row's label ends with in tables where its recipe says `official: true`."""
+
 _TITLES = {"base": "base", "novel": "novel", "harmonic_mean": "HM", "all": "all"}
 _SEEN = {
     "labels": "labels",
@@ -42,6 +45,7 @@ class Line:
             means; None for fewer than two seeds.
         paper: published figures, if the suite has them.
         sees: what the row's model learns from.
+        is_official: whether a recipe of it says `official: true`.
     """
 
     recipe: str
@@ -52,6 +56,7 @@ class Line:
     std: Values
     paper: PaperFigures | None
     sees: Sees
+    is_official: bool
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,8 @@ def _line(plan: Plan, recipe: str, row: str, seeds: Sequence[Values], n_planned:
     paper = plan.loaded.suite.paper
     figures = None if paper is None else paper.figures.get(recipe, {}).get(row)
     sees = plan.of(plan.recipes[0] if recipe == AVERAGE else recipe, row)[0].sees
-    return Line(recipe, row, len(seeds), n_planned, mean, std, figures, sees)
+    is_official = any(cell.is_official for cell in plan.cells if cell.row == row)
+    return Line(recipe, row, len(seeds), n_planned, mean, std, figures, sees, is_official)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -154,7 +160,7 @@ def _grid(recipe: str, lines: Sequence[Line]) -> Grid:
         cells += [_with_spread(line.mean[name], line.std[name]) for name in ours]
         cells.append(f"{line.n_seeds}" if line.n_seeds == line.n_planned else _part(line))
         cells += [_with_spread(_published(line, name), None) for name in paper]
-        rows.append([line.row, *cells])
+        rows.append([f"{line.row} {OFFICIAL_MARK}" if line.is_official else line.row, *cells])
     return Grid(recipe, header, rows)
 
 
@@ -184,6 +190,11 @@ def notes(plan: Plan) -> list[str]:
         found.append(
             "labels: of few images, the teacher's too. unlabeled: images of all classes, without"
             " labels. novel names: training knows the names of classes without labels."
+        )
+    if any(cell.is_official for cell in plan.cells):
+        found.append(
+            f"{OFFICIAL_MARK} official: true, as PromptKD's public code trains; epochs of students"
+            " are chosen on the test images, so that other rows do not compare with them."
         )
     return found if paper is None else [*found, f"Paper: {paper.source}"]
 
@@ -217,14 +228,19 @@ def to_csv(lines: Sequence[Line]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     published = [f"paper_{name}" for name in FIGURES]
-    writer.writerow(["recipe", "method", *_SEEN, "n_seeds", "n_planned", *names, *published])
+    known = ["recipe", "method", *_SEEN, "official", "n_seeds", "n_planned"]
+    writer.writerow([*known, *names, *published])
     for line in lines:
         ours = [value for name in FIGURES for value in (line.mean[name], line.std[name])]
         paper = [_published(line, name) for name in FIGURES]
-        seen = ["yes" if getattr(line.sees, name) else "no" for name in _SEEN]
-        row = [line.recipe, line.row, *seen, line.n_seeds, line.n_planned, *ours, *paper]
-        writer.writerow(row)
+        marks = [getattr(line.sees, name) for name in _SEEN]
+        row = [line.recipe, line.row, *map(_yes_or_no, [*marks, line.is_official])]
+        writer.writerow([*row, line.n_seeds, line.n_planned, *ours, *paper])
     return out.getvalue()
+
+
+def _yes_or_no(is_so: bool) -> str:
+    return "yes" if is_so else "no"
 
 
 def to_record(plan: Plan, records: Records, lines: Sequence[Line]) -> dict[str, Any]:

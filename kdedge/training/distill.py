@@ -27,7 +27,12 @@ from kdedge.training.parts import (
     settings_record,
 )
 from kdedge.training.runs import RunFolder, find_run
-from kdedge.training.teach import cache_folder, teacher_job, validation_images
+from kdedge.training.teach import (
+    cache_folder,
+    labeled_draws,
+    teacher_job,
+    validation_images,
+)
 from kdedge.training.teacher_fill import Shard, StoreFiller
 from kdedge.training.teacher_images import teacher_of
 from kdedge.training.teacher_store import TeacherStore, describe_store
@@ -83,7 +88,7 @@ def student_parts(
         backbone=load_student_backbone(recipe, choice, device=device, cache=cache),
         images=images,
         test=load_images(recipe, "test", classes),
-        validation=validation_images(loaded, "student", classes),
+        validation=validation_images(loaded, "student", classes, labeled_draws(recipe)),
     )
 
 

@@ -12,12 +12,9 @@ from typing import Any
 
 import torch
 
-from kdedge._files import write_atomic
-from kdedge.clip.backbone import Backbone, hash_weights
-from kdedge.clip.class_vectors import ClassVectors
-from kdedge.clip.image_backbone import AnyBackbone
-from kdedge.clip.tensor_file import encode_tensors
+from kdedge.clip.backbone import Backbone
 from kdedge.config.load import dump_recipe
+from kdedge.data.few_shot import keep_list
 from kdedge.data.images import write_skipped_csv
 from kdedge.data.loader import n_steps
 from kdedge.errors import DataError, Interrupted, RecipeError, Terminated
@@ -28,10 +25,11 @@ from kdedge.results import EvalResult
 from kdedge.training.job import Job, batches_of, zero_shot
 from kdedge.training.loop import train
 from kdedge.training.measure import measure
-from kdedge.training.parts import Classes, Images, settings_record
+from kdedge.training.parts import Images, settings_record
 from kdedge.training.rounds import train_rounds
 from kdedge.training.run_results import Evaluations, write_evaluations
 from kdedge.training.runs import RunFolder, runs_in
+from kdedge.training.teachers import store_trained
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +104,7 @@ def run_job(job: Job, *, root: Path, resume: bool) -> RunFolder:
                 "kd_weight_per_image": _weight_per_image(job),
                 "hashes": job.hashes(),
                 "teacher_run": job.teacher_run,
+                "official": job.loaded.recipe.official,
             },
         )
     with run.lock(), run.logging_to_file(), _status(run, job.device):
@@ -176,6 +175,7 @@ def _fill(run: RunFolder, job: Job) -> None:
     write_skipped_csv(
         run.skipped, {name: images.skipped for name, images in sources.items() if images}
     )
+    _keep_few_shot_list(job)
     summary: dict[str, Any] = {}
     if job.pool is not None:
         summary = train_rounds(job, run, validate=_validation(job))
@@ -210,11 +210,19 @@ def _fill(run: RunFolder, job: Job) -> None:
     run.finish(**summary)
 
 
+def _keep_few_shot_list(job: Job) -> None:
+    """Lists the shots of a benchmark set beside it, once."""
+    recipe = job.loaded.recipe
+    spec = recipe.data.labeled
+    if job.labels is not None and spec is not None and spec.shots is not None:
+        keep_list(spec, shots=spec.shots, seed=recipe.seed, data=recipe.data)
+
+
 def _validation(job: Job) -> Callable[[], float] | None:
-    """Accuracy on validation images, for choosing an epoch; never on test images."""
-    if job.choice.optim.selection == "last" or job.validation is None:
+    """Accuracy on validation images, for choosing an epoch; on test images where official."""
+    images = job.validation or job.chosen_on_test
+    if images is None:
         return None
-    images = job.validation
 
     def validate() -> float:
         result, _ = _measure(job, job.method, images)
@@ -222,8 +230,8 @@ def _validation(job: Job) -> Callable[[], float] | None:
             return result.all
         if result.base is None:
             raise DataError(
-                "data.validation has no image of a base class, and labels of novel classes choose"
-                " nothing.\n  Add images of the first half of the classes."
+                f"data.{job.choice.optim.selection} has no image of a base class, and labels of"
+                " novel classes choose nothing.\n  Add images of the first half of the classes."
             )
         return result.base
 
@@ -239,38 +247,6 @@ def _measure(job: Job, model: Method, images: Images) -> tuple[EvalResult, EvalD
         device=job.device,
         selection=job.choice.optim.selection if model is job.method else "last",
     )
-
-
-def store_trained(
-    run: RunFolder,
-    *,
-    method_name: str,
-    method: Method,
-    backbone: AnyBackbone,
-    classes: Classes,
-    made_by: str,
-) -> None:
-    """Writes what was trained, and the class vectors made by exactly that.
-
-    Args:
-        run: where to.
-        method_name: as in recipes.
-        method: with its trained tensors in place: class vectors are computed here and not before.
-        backbone: the frozen CLIP under it, kept by hash.
-        classes: all of them.
-        made_by: hash of what the class vectors depend on.
-    """
-    method.module.eval()
-    state = {key: value.cpu().contiguous() for key, value in method.module.state_dict().items()}
-    metadata = {
-        "method": method_name,
-        "backbone": backbone.identity,
-        "backbone_name": backbone.name,
-        "trained": hash_weights(state),
-        "class_vectors": made_by,
-    }
-    write_atomic(run.weights, encode_tensors(state, metadata))
-    ClassVectors(method.class_vectors().cpu(), classes.names, made_by).save(run.class_vectors)
 
 
 def evaluate_job(job: Job) -> Evaluations:

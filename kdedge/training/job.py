@@ -80,6 +80,13 @@ class Job:
         assert self.images is not None  # a method with parameters was given images
         return self.images
 
+    @property
+    def chosen_on_test(self) -> Images | None:
+        """The test images that choose an epoch: those of labeled classes; None where none do."""
+        if self.choice.optim.selection != "test" or self.test is None:
+            return None
+        return self.test.of_classes(self.classes.labeled)
+
     def hashes(self) -> dict[str, str]:
         """Hashes of what goes in, by name."""
         return {
@@ -89,6 +96,7 @@ class Job:
             **({} if self.images is None else {"image_list": self.images.list_hash}),
             **({} if self.pool is None else {"unlabeled_list": self.pool.list_hash}),
             **({} if self.validation is None else {"validation_list": self.validation.list_hash}),
+            **({} if self.chosen_on_test is None else {"test_list": self.chosen_on_test.list_hash}),
             **({} if self.filler is None else {"teacher_store": self.filler.store.key}),
             **self.sources,
         }

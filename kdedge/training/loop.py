@@ -9,7 +9,8 @@ Which weights stay at the end:
 * selection `last`: the last epoch's, or the average over the epochs where the method averages;
 * selection `validation`: the epoch with the highest validation score. Where the method averages,
   the average is one more candidate after the last epoch. A later candidate has to be strictly
-  better. Buffers beside the averaged parameters are the last epoch's.
+  better. Buffers beside the averaged parameters are the last epoch's;
+* selection `test`: as `validation`, where the caller's score is of test images.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class TrainingResult:
         final_loss: mean over the last epoch's steps.
         kept: which weights the module holds now.
         best_epoch: the epoch they are of where `kept` is `epoch`.
-        validation_percent: their validation score; None under selection `last`.
+        validation_percent: the score that chose them; None under selection `last`.
     """
 
     epochs: int
@@ -113,7 +114,7 @@ def train(
         settings: all concrete.
         run: its lock is held by the caller.
         validate: accuracy in percent of the method as it is now; called in evaluation mode and
-            without a graph, in float32. Needed under selection `validation`.
+            without a graph, in float32. Needed unless selection is `last`.
         device: where batches go.
         identity: what else the result depends on, such as hashes and the method's settings; a run
             goes on only under the same. Plain values.
@@ -124,10 +125,10 @@ def train(
         Interrupted: SIGINT or SIGTERM came, and the state is saved.
         ResourceError: the disk is full or the folder may not be written.
     """
-    if settings.selection == "validation" and validate is None:
+    if settings.selection != "last" and validate is None:
         raise RecipeError(
-            "optim.selection is validation, and there are no validation images.\n"
-            "  Add data.validation, or set optim.selection: last."
+            f"optim.selection is {settings.selection}, and there are no such images.\n"
+            f"  Add data.{settings.selection}, or set optim.selection: last."
         )
     own = {key: value for key, value in settings.model_dump().items() if key not in _FREE_SETTINGS}
     training = _Training(
@@ -181,7 +182,7 @@ class _Training:
         self._run, self._device, self._identity = run, device, identity
         self._parameters = method.trainable_parameters()
         self._optimizer = make_optimizer(self._parameters.values(), settings)
-        self._precision = Precision(settings.precision, device)
+        self._precision = Precision(settings.precision, device, method.module)
         weights = method.averaging_weights(settings.epochs)
         self._average = (
             None if weights is None else ParameterAverage(weights, n_epochs=settings.epochs)
@@ -273,7 +274,7 @@ class _Training:
         figures = {"loss": self._final_loss, "seconds": self._seconds()}
         if self._average is not None:
             self._average.add(self._parameters, epoch=self.epoch)
-        if self._settings.selection == "validation":
+        if self._settings.selection != "last":
             assert validate is not None
             figures["validation_percent"] = self._consider(validate, epoch=self.epoch)
             if self._average is not None and self.epoch == self._settings.epochs:
@@ -290,7 +291,7 @@ class _Training:
     def keep(self) -> TrainingResult:
         """Gives the module the weights that stay, after the last epoch."""
         kept: Literal["last", "epoch", "averaged"] = "last"
-        if self._settings.selection == "validation":
+        if self._settings.selection != "last":
             self._best.copy_to(self._method.module)
             kept = "averaged" if self._best.epoch is None else "epoch"
         elif self._average is not None:

@@ -26,10 +26,11 @@ from kdedge.config.recipe import (
     resolve_optim,
 )
 from kdedge.data.classes import load_class_names
+from kdedge.data.few_shot import Draws
 from kdedge.data.images import BadImage, check_limit, image_list_hash, scan
 from kdedge.data.open import open_source
 from kdedge.data.sources._protocol import Joined, Source, WithoutLabels
-from kdedge.data.split import base_novel, few_shot
+from kdedge.data.split import base_novel
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.methods._protocol import Method, MethodSettings, Teacher
 from kdedge.methods._sees import Sees
@@ -230,8 +231,8 @@ def _draw_unlabeled(
             f" draw:\n{error}\n  Leave per_class out to use all images, whatever they show."
         ) from error
     images = _readable(source, recipe, "unlabeled")
-    labels = [item.label for item in source.items]
-    drawn = few_shot(labels, images.indices, shots=per_class, seed=recipe.seed)
+    draws = Draws(spec, shots=per_class, seed=recipe.seed, data=recipe.data)
+    drawn = draws.take(spec, source, images.indices, shots=per_class, class_names=classes.names)
     return replace(images, source=WithoutLabels(source), indices=tuple(drawn))
 
 

@@ -4,37 +4,46 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kdedge.config.optim_spec import PrecisionName
 from kdedge.errors import SetupError
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp16-unscaled": torch.float16}
 
 
 class Precision:
     """Runs forward passes in fp32, bf16 or fp16, and the backward pass that belongs to it.
 
-    Trained tensors stay float32 in all three: unlike the reference code of the prompt-learning
-    papers, which updates half-precision weights in place, small updates are not lost. fp16 scales
-    the loss (Micikevicius et al. 2018, arXiv:1710.03740) and skips steps whose gradients overflow.
+    Trained tensors stay float32 in all three, so that small updates are not lost. fp16 scales the
+    loss (Micikevicius et al. 2018, arXiv:1710.03740) and skips steps whose gradients overflow.
+
+    fp16-unscaled is what the reference code of the prompt-learning papers does: no scale, and what
+    it keeps in half precision is rounded to that after every step, momentum included.
 
     Args:
         name: format of matrix products and convolutions.
         device: where the model is.
+        module: holds what is trained; rounded here first, under fp16-unscaled.
 
     Raises:
         SetupError: this device does not compute in that format.
     """
 
-    def __init__(self, name: Literal["fp32", "bf16", "fp16"], device: torch.device) -> None:
+    def __init__(
+        self, name: PrecisionName, device: torch.device, module: nn.Module | None = None
+    ) -> None:
         self._dtype = _DTYPES.get(name)
         self._device = device
         if self._dtype is not None:
             _check_support(name, self._dtype, device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+        is_rounded = name == "fp16-unscaled"
+        self._rounded = published_in_half(module) if is_rounded and module is not None else []
+        _round(self._rounded)
 
     def autocast(self) -> torch.autocast:
         """Context for the forward pass and the loss."""
@@ -70,6 +79,10 @@ class Precision:
         """Takes the optimizer's step; under fp16 not where a gradient is not finite."""
         self._scaler.step(optimizer)
         self._scaler.update()
+        _round(self._rounded)
+        for parameter in self._rounded:
+            state = optimizer.state.get(parameter, {})
+            _round(x for x in state.values() if x is not None and x.shape == parameter.shape)
 
     def state_dict(self) -> dict[str, Any]:
         """The loss scale and its growth counter; empty where nothing is scaled."""
@@ -79,6 +92,25 @@ class Precision:
         """Takes up what `state_dict` gave."""
         if self.is_scaled:
             self._scaler.load_state_dict(state)
+
+
+def published_in_half(module: nn.Module) -> list[nn.Parameter]:
+    """Parameters that the papers' code keeps in half precision.
+
+    Those of linear layers and the first layer's context: what it adds to its half-precision CLIP
+    beside these (prompts of deeper layers, batch norm, MaPLe's couplings of deeper layers, which
+    are rounded here all the same) stays float32.
+    """
+    linears = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    found = [parameter for layer in linears for parameter in layer.parameters()]
+    context = [p for name, p in module.named_parameters() if name.split(".")[-1] == "context"]
+    return found + context
+
+
+@torch.no_grad()
+def _round(tensors: Iterable[Tensor]) -> None:
+    for tensor in tensors:
+        tensor.copy_(tensor.half())
 
 
 def _check_support(name: str, dtype: torch.dtype, device: torch.device) -> None:

@@ -94,10 +94,10 @@ def model_label(run: RunFolder, name: str) -> str:
 
 
 def run_label(run: RunFolder) -> str:
-    """What a run's model is called in a table: its kind, and which method a baseline is."""
-    if run.kind != "baseline":
-        return run.kind
-    return f"{run.read_provenance().get('method')} (baseline)"
+    """What a run's model is called in a table: its kind, a baseline's method, whether official."""
+    record = run.read_provenance()
+    label = f"{record.get('method')} (baseline)" if run.kind == "baseline" else str(run.kind)
+    return f"{label}, official" if record.get("official") else label
 
 
 def _read(path: Path) -> dict[str, object]:

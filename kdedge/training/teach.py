@@ -9,9 +9,9 @@ import torch
 
 from kdedge._files import sha256_json
 from kdedge.config.load import LoadedRecipe
-from kdedge.config.recipe import LabeledSpec
+from kdedge.config.recipe import LabeledSpec, Recipe
 from kdedge.data.class_texts import read_class_texts
-from kdedge.data.split import few_shot
+from kdedge.data.few_shot import Draws
 from kdedge.errors import RecipeError
 from kdedge.methods._protocol import LearnsFromTexts
 from kdedge.training.fit import run_job
@@ -40,17 +40,13 @@ def cache_folder(root: Path) -> Path:
     return root / ".cache" / "text_features"
 
 
-def few_shot_images(images: Images, spec: LabeledSpec, classes: Classes, *, seed: int) -> Images:
-    """The labeled images that are trained on: drawn over all classes, then the labeled ones.
-
-    The order of the two steps is the benchmark's: the base classes' images do not depend on the
-    split.
-    """
-    indices = images.indices
-    if spec.shots is not None:
-        labels = [item.label for item in images.source.items]
-        indices = tuple(few_shot(labels, indices, shots=spec.shots, seed=seed))
-    return images.only(indices).of_classes(classes.labeled)
+def few_shot_images(images: Images, spec: LabeledSpec, classes: Classes, draws: Draws) -> Images:
+    """The images of a labeled source that are used: as many of each class as it says, or all."""
+    if spec.shots is None:
+        return images
+    return images.only(
+        draws.take(spec, images.source, images.indices, shots=spec.shots, class_names=classes.names)
+    )
 
 
 def teacher_job(loaded: LoadedRecipe, *, cache: Path | None, device: torch.device) -> Job:
@@ -79,7 +75,8 @@ def labeled_job(
     """
     recipe = loaded.recipe
     classes = load_classes(recipe)
-    data = _training_data(loaded, role, choice, classes)
+    draws = labeled_draws(recipe)
+    data = _training_data(loaded, role, choice, classes, draws)
     backbone = load_role_backbone(recipe, role, device=device, cache=cache)
     method = build_method(choice, backbone, classes, seed=recipe.seed)
     sources = dict(data.sources)
@@ -98,7 +95,7 @@ def labeled_job(
         labels=data.labels,
         pool=data.pool,
         test=load_images(recipe, "test", classes),
-        validation=validation_images(loaded, role, classes),
+        validation=validation_images(loaded, role, classes, draws),
         made_by=lambda: made_by(backbone, method.module, classes, settings_record(choice)),
         sources=sources,
     )
@@ -118,7 +115,7 @@ class _TrainingData:
 
 
 def _training_data(
-    loaded: LoadedRecipe, role: Role, choice: MethodChoice, classes: Classes
+    loaded: LoadedRecipe, role: Role, choice: MethodChoice, classes: Classes, draws: Draws
 ) -> _TrainingData:
     """The images that a method declares to learn from."""
     recipe, sees, has_rounds = loaded.recipe, choice.module.SEES, choice.settings.n_rounds > 0
@@ -133,7 +130,7 @@ def _training_data(
         pool = load_pool(recipe, classes, why=f"{choice.name} learns from unlabeled images")
     if not sees.labels:
         return _TrainingData(pool=pool) if has_rounds else _TrainingData(images=pool)
-    data = _labeled_data(loaded, role, choice, classes)
+    data = _labeled_data(loaded, role, choice, classes, draws)
     if pool is None or data.images is None:
         return data
     labeled = {data.images.digests[index] for index in data.images.indices}
@@ -142,7 +139,7 @@ def _training_data(
 
 
 def _labeled_data(
-    loaded: LoadedRecipe, role: Role, choice: MethodChoice, classes: Classes
+    loaded: LoadedRecipe, role: Role, choice: MethodChoice, classes: Classes, draws: Draws
 ) -> _TrainingData:
     """Labeled images, and what the recipe's pseudo-labels add to them."""
     data = loaded.recipe.data
@@ -150,7 +147,7 @@ def _labeled_data(
     label_of = {label: position for position, label in enumerate(trained)}
     images, labels = None, {}
     if data.labeled is not None or data.pseudo_labels is None:
-        images = labeled_images(loaded, role, classes)
+        images = labeled_images(loaded, role, classes, draws)
         labels = {index: label_of[label] for index, label in images.labels().items()}
     if data.pseudo_labels is None:
         return _TrainingData(images, labels)
@@ -161,27 +158,42 @@ def _labeled_data(
     )
 
 
-def labeled_images(loaded: LoadedRecipe, role: Role, classes: Classes) -> Images:
-    """The images a teacher or a baseline is trained on."""
+def labeled_draws(recipe: Recipe) -> Draws:
+    """What draws the labeled images, and those of validation after them."""
+    spec = recipe.data.labeled
+    shots = None if spec is None else spec.shots
+    return Draws(spec, shots=shots, seed=recipe.seed, data=recipe.data)
+
+
+def labeled_images(loaded: LoadedRecipe, role: Role, classes: Classes, draws: Draws) -> Images:
+    """The images a teacher or a baseline is trained on: drawn over all classes, then the labeled.
+
+    The order of the two steps is the benchmark's: the base classes' images do not depend on the
+    split.
+    """
     recipe = loaded.recipe
     images = require_images(
         load_images(recipe, "labeled", classes), "labeled", f"a {role} learns from labeled images"
     )
     spec = recipe.data.labeled
     assert spec is not None  # require_images has seen to it
-    return few_shot_images(images, spec, classes, seed=recipe.seed)
+    return few_shot_images(images, spec, classes, draws).of_classes(classes.labeled)
 
 
-def validation_images(loaded: LoadedRecipe, role: Role, classes: Classes) -> Images | None:
-    """Labeled images that an epoch is chosen by, where the recipe chooses one."""
-    choice = choose_method(loaded, role)
-    if choice.optim.selection == "last":
+def validation_images(
+    loaded: LoadedRecipe, role: Role, classes: Classes, draws: Draws
+) -> Images | None:
+    """Labeled images that an epoch is chosen by, where the recipe chooses one by them."""
+    if choose_method(loaded, role).optim.selection != "validation":
         return None
-    return require_images(
+    images = require_images(
         load_images(loaded.recipe, "validation", classes),
         "validation",
         "selection: validation chooses an epoch by it",
     )
+    spec = loaded.recipe.data.validation
+    assert spec is not None  # require_images has seen to it
+    return few_shot_images(images, spec, classes, draws)
 
 
 def teach(

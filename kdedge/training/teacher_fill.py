@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kdedge._progress import progress, rough_duration
+from kdedge.config.optim_spec import PrecisionName
 from kdedge.data.loader import Wanted, choose_n_workers, view_batches
 from kdedge.data.sources._protocol import Source
 from kdedge.data.views import Augmentation
@@ -54,7 +55,7 @@ class StoreFiller:
     source: Source
     preprocess: Preprocess
     augment: Augmentation
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: PrecisionName
     device: torch.device
     n_workers: int | Literal["auto"]
 

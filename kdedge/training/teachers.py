@@ -12,10 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdedge._files import sha256_json
+from kdedge._files import sha256_json, write_atomic
 from kdedge.clip.backbone import Backbone, hash_weights
 from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
 from kdedge.clip.image_backbone import AnyBackbone
+from kdedge.clip.tensor_file import encode_tensors
 from kdedge.config.load import load_recipe
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods._protocol import ImagePath, Method, WithoutClassVectors
@@ -87,6 +88,38 @@ def made_by(
     return sha256_json(
         [backbone.identity, trained, list(classes.names), classes.template, dict(method)]
     )
+
+
+def store_trained(
+    run: RunFolder,
+    *,
+    method_name: str,
+    method: Method,
+    backbone: AnyBackbone,
+    classes: Classes,
+    made_by: str,
+) -> None:
+    """Writes what was trained, and the class vectors made by exactly that.
+
+    Args:
+        run: where to.
+        method_name: as in recipes.
+        method: with its trained tensors in place: class vectors are computed here and not before.
+        backbone: the frozen CLIP under it, kept by hash.
+        classes: all of them.
+        made_by: hash of what the class vectors depend on.
+    """
+    method.module.eval()
+    state = {key: value.cpu().contiguous() for key, value in method.module.state_dict().items()}
+    metadata = {
+        "method": method_name,
+        "backbone": backbone.identity,
+        "backbone_name": backbone.name,
+        "trained": hash_weights(state),
+        "class_vectors": made_by,
+    }
+    write_atomic(run.weights, encode_tensors(state, metadata))
+    ClassVectors(method.class_vectors().cpu(), classes.names, made_by).save(run.class_vectors)
 
 
 def load_trained(

@@ -89,7 +89,7 @@ class _Trial:
         self._job, self._settings = job, job.choice.optim
         self._parameters = job.method.trainable_parameters()
         self._optimizer = make_optimizer(self._parameters.values(), self._settings)
-        self._precision = Precision(self._settings.precision, job.device)
+        self._precision = Precision(self._settings.precision, job.device, job.method.module)
         self._n_steps = n_steps(len(job.training_images.indices), self._settings.batch_size)
         self._n_done = 0
         job.method.module.train()

@@ -68,10 +68,17 @@ def folder(tmp_path: Path) -> Path:
 def run(folder: Path) -> Callable[..., None]:
     """Unpacks these bytes."""
 
-    def unpack_bytes(data: bytes, *, kind: str = "tar", into: str = "", gives: str = "images"):
+    def unpack_bytes(
+        data: bytes,
+        *,
+        kind: str = "tar",
+        into: str = "",
+        top: str | None = "",
+        gives: str = "images",
+    ):
         archive = folder.parent / f"a.{kind}"
         archive.write_bytes(data)
-        unpack(archive, folder, kind=kind, into=into, top="", gives=gives)
+        unpack(archive, folder, kind=kind, into=into, top=top, gives=gives)
 
     return unpack_bytes
 
@@ -102,6 +109,14 @@ def test_a_zip_file_is_unpacked(run, folder):
 def test_members_come_below_the_folder_that_is_named(run, folder):
     run(tar_bytes(*GOOD), into="deep/er", gives="deep/er/images")
     assert (folder / "deep/er/images/a.jpg").exists()
+
+
+@pytest.mark.parametrize("where", ["", "sets/", "a/sets/"])
+def test_what_is_wanted_alone_is_taken_from_wherever_it_is(where, run, folder):
+    members = [(f"{where}{name}", data) for name, data in GOOD]
+    run(zip_bytes(*members, (f"{where}notes.txt", b"n")), kind="zip", top=None)
+    assert (folder / "images/b/c.jpg").read_bytes() == b"cc"
+    assert not list(folder.rglob("notes.txt"))
 
 
 def test_two_archives_may_share_a_folder(run, folder):

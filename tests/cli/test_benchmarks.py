@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ CROSS = {
 def textures(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The set's folder in the current project, with a split file in CoOp's format."""
     generator = np.random.default_rng(0)
-    folder = trained / "data" / dtd.FOLDER
+    folder = trained / "data" / dtd.SET.folder
     split: dict[str, list[list[Any]]] = {}
     for part, n_images in N_IMAGES.items():
         split[part] = []
@@ -44,8 +45,7 @@ def textures(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             Image.fromarray(pixels).save(path)
             split[part].append([f"{name}/{path.name}", i % 3, name])
     (folder / "split_zhou_DescribableTextures.json").write_text(json.dumps(split))
-    monkeypatch.setattr(dtd, "N_CLASSES", 3)
-    monkeypatch.setattr(dtd, "N_IMAGES", N_IMAGES)
+    monkeypatch.setattr(dtd, "SET", replace(dtd.SET, n_classes=3, n_images=N_IMAGES))
     monkeypatch.delenv("KDEDGE_DATA", raising=False)
     return folder
 
@@ -68,3 +68,47 @@ def test_a_trained_run_is_measured_on_a_set_with_its_names(kdedge: Callable[...,
     done = kdedge("eval", "tiny/01", *options, "--json")
     assert done.code == 0, done.err
     assert tuple(json.loads(done.out)["per_class"]) == NAMES
+
+
+@pytest.fixture
+def teach(kdedge: Callable[..., Any], textures: Path) -> Callable[..., Any]:
+    """Runs a command of the teacher of these textures."""
+    values = {
+        "teacher.backbone": "null",
+        "teacher.weights": "teacher.pt",
+        "teacher.settings": "{prompt_depth_text: 2, prompt_depth_vision: 2, n_anchor_templates: 4}",
+        "data.labeled.shots": "2",
+        "student": "null",
+        "optim.epochs": "1",
+    }
+    options = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+    return lambda command, *more: kdedge(command, "dtd", *options, *more)
+
+
+def test_training_lists_its_shots_beside_the_set_and_takes_them_from_there(
+    teach: Callable[..., Any], textures: Path
+) -> None:
+    lists = textures / "split_fewshot"
+    assert teach("check").code == 0
+    assert not lists.exists()
+    first = teach("teach")
+    assert first.code == 0, first.err
+    (file,) = lists.iterdir()
+    assert file.name == "shot_2-seed_1.json"
+    assert [len(rows) for rows in json.loads(file.read_text()).values()] == [6, 3, 6]
+    assert "The shots are listed in" in first.err
+    again = teach("teach")
+    assert f"The images of part train are those of data/dtd/split_fewshot/{file.name}" in again.err
+    hashes = [
+        json.loads((Path("runs/dtd") / run / "provenance.json").read_text())["hashes"]
+        for run in ("01", "02")
+    ]
+    assert hashes[0] == hashes[1]
+
+
+def test_a_validation_part_of_few_shots_chooses_an_epoch(teach: Callable[..., Any]) -> None:
+    options = ("--set", "optim.selection=validation", "--set", "data.validation.shots=1")
+    done = teach("teach", *options)
+    assert done.code == 0, done.err
+    record = json.loads(Path("runs/dtd/01/provenance.json").read_text())
+    assert record["summary"]["training"]["validation_percent"] is not None

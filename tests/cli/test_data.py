@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,9 @@ def published(server: Any, file_server: Any, monkeypatch: pytest.MonkeyPatch) ->
         Download(name="SUN397.tar.gz", urls=(images,), gives="SUN397", unpack="tar"),
         Download(name=name, urls=(split,), gives=name, n_bytes=len(json.dumps(SPLIT))),
     )
-    monkeypatch.setattr(sun397, "DOWNLOADS", downloads)
-    monkeypatch.setattr(sun397, "N_CLASSES", 2)
-    monkeypatch.setattr(sun397, "N_IMAGES", {"train": 2, "val": 2, "test": 2})
+    n_images = {"train": 2, "val": 2, "test": 2}
+    small = replace(sun397.SET, downloads=downloads, n_classes=2, n_images=n_images)
+    monkeypatch.setattr(sun397, "SET", small)
     return images, split
 
 
@@ -138,7 +139,7 @@ def test_a_set_that_differs_ends_in_exit_code_3_after_the_table(kdedge, publishe
 
 def test_without_a_network_the_exit_code_is_4(kdedge, monkeypatch):
     unreachable = Download(name="a", urls=("http://127.0.0.1:9/a",), gives="a")
-    monkeypatch.setattr(sun397, "DOWNLOADS", (unreachable,))
+    monkeypatch.setattr(sun397, "SET", replace(sun397.SET, downloads=(unreachable,)))
     code, out, err = kdedge("fetch", "sun397")
     assert (code, out) == (4, "")
     assert "put it at data/sun397/a. It is at:\n      http://127.0.0.1:9/a\n" in err

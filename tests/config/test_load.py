@@ -263,6 +263,21 @@ def test_shard_patterns_of_other_kinds_are_left_to_the_reader_of_shards(tmp_path
     check_paths(load_recipe(write(tmp_path, text)))
 
 
+def test_tables_are_looked_for_unless_a_pattern_names_them(tmp_path):
+    (tmp_path / "test").mkdir()
+    text = GOOD.replace("folder: cams", "parquet: cams.parquet")
+    with pytest.raises(
+        DataError, match=r"unlabeled\.parquet: there is no file or folder .*cams\.p"
+    ):
+        check_paths(load_recipe(write(tmp_path, text)))
+    check_paths(
+        load_recipe(write(tmp_path, text.replace("cams.p", "'cams-*.p").replace("et}", "et'}")))
+    )
+    text = GOOD.replace("folder: cams", "huggingface: cams")
+    with pytest.raises(DataError, match=r"unlabeled\.huggingface: there is no folder"):
+        check_paths(load_recipe(write(tmp_path, text)))
+
+
 def test_a_file_in_place_of_a_folder_is_named(tmp_path):
     (tmp_path / "cams").write_text("x")
     (tmp_path / "test").mkdir()

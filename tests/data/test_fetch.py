@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,7 +46,7 @@ def tar_of(files: dict[str, bytes]) -> bytes:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Where the set's files come."""
-    return tmp_path / sun397.FOLDER
+    return tmp_path / sun397.SET.folder
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def fetch_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
     """Fetches a set of these files."""
 
     def run(*files: Download, root: Path = tmp_path) -> Fetched:
-        monkeypatch.setattr(sun397, "DOWNLOADS", files)
+        monkeypatch.setattr(sun397, "SET", replace(sun397.SET, downloads=files))
         return fetch("sun397", root, waits_s=AT_ONCE)
 
     return run
@@ -387,20 +389,66 @@ def test_a_disk_that_fills_up_keeps_what_came(server, file_server, fetch_files, 
     url = server.give("/a", file_server.Answer(BODY, has_length=False))
     with pytest.raises(ResourceError, match=r"the disk is full.*\n.*\n.*goes on from there"):
         fetch_files(plain(url), root=disk)
-    kept = disk / sun397.FOLDER / f"{FILE}.part"
+    kept = disk / sun397.SET.folder / f"{FILE}.part"
     assert kept.stat().st_size > 300_000
     assert BODY.startswith(kept.read_bytes())
 
 
+def mirrored(first: str, second: str, body: bytes) -> Download:
+    mirror = Download(name="m.zip", urls=(second,), gives="images", unpack="zip", top=None)
+    return Download(
+        name="a.tgz", urls=(first,), gives="images", unpack="tar",
+        mirror=replace(mirror, sha256=hashlib.sha256(body).hexdigest(), n_bytes=len(body)),
+    )  # fmt: skip
+
+
+def zip_of(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, data in files.items():
+            file.writestr(name, data)
+    return buffer.getvalue()
+
+
+def test_a_mirror_of_another_kind_is_taken_where_no_address_gives_the_file(
+    server, file_server, fetch_files, folder
+):
+    body = zip_of({"set/images/a.jpg": b"a", "set/split.json": b"{}"})
+    gone = server.give("/gone", file_server.Answer(b"", status=404))
+    other = server.give("/m", file_server.Answer(body))
+    assert fetch_files(mirrored(gone, other, body)).new == ("images",)
+    assert (folder / "images" / "a.jpg").read_bytes() == b"a"
+    assert left_in(folder) == {"images"}
+
+
+def test_a_mirror_that_was_begun_is_gone_on_with(server, file_server, fetch_files, folder):
+    body = zip_of({"images/a.jpg": os.urandom(1 << 20)})
+    gone = server.give("/gone", file_server.Answer(b"", status=404))
+    cut = file_server.Answer(body, cut=300_000, has_ranges=False)
+    other = server.give("/m", cut, cut, cut, file_server.Answer(body))
+    with pytest.raises(SetupError, match="ended after 300000 of"):
+        fetch_files(mirrored(gone, other, body))
+    n_asked = sum(path == "/gone" for path, _ in server.requests)
+    fetch_files(mirrored(gone, other, body))
+    assert sum(path == "/gone" for path, _ in server.requests) == n_asked
+    assert left_in(folder) == {"images"}
+
+
+def test_a_mirror_is_not_asked_where_the_file_comes(server, file_server, fetch_files, folder):
+    first = server.give("/a", file_server.Answer(tar_of({"images/a.jpg": b"a"})))
+    fetch_files(mirrored(first, "http://127.0.0.1:9/m", b"x"))
+    assert [path for path, _ in server.requests] == ["/a"]
+
+
 FETCH = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from kdedge.data.benchmarks import sun397
 from kdedge.data.benchmarks._download import Download
 from kdedge.data.fetch import fetch
-sun397.DOWNLOADS = (
-    Download(name="a.tgz", urls=(sys.argv[2],), gives="images", unpack="tar"),
-)
+archive = Download(name="a.tgz", urls=(sys.argv[2],), gives="images", unpack="tar")
+sun397.SET = replace(sun397.SET, downloads=(archive,))
 fetch("sun397", Path(sys.argv[1]))
 """
 

@@ -10,6 +10,7 @@ from kdedge.data.open import open_source
 from kdedge.errors import DataError
 
 NAMES = ("cat", "dog")
+KINDS = ["folder", "list", "webdataset", "parquet", "huggingface"]
 
 
 @pytest.fixture
@@ -21,7 +22,8 @@ def image() -> bytes:
 
 @pytest.fixture
 def specs(tmp_path, image):
-    """The same two labeled images as folder, list and shard."""
+    """The same two labeled images as folder, list, shard and table."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     for name in NAMES:
         (tmp_path / "images" / name).mkdir(parents=True)
         (tmp_path / "images" / name / "a.png").write_bytes(image)
@@ -32,14 +34,24 @@ def specs(tmp_path, image):
                 info = tarfile.TarInfo(f"{name}.{extension}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
+    table = pa.table({"image": [image, image], "label": list(NAMES)})
+    pq.write_table(table, tmp_path / "images.parquet")
+    (tmp_path / "dataset").mkdir()
+    with pa.ipc.new_stream(str(tmp_path / "dataset" / "data.arrow"), table.schema) as stream:
+        stream.write_table(table)
+    (tmp_path / "dataset" / "state.json").write_text(
+        '{"_data_files": [{"filename": "data.arrow"}]}'
+    )
     return {
         "folder": SourceSpec(folder=tmp_path / "images"),
         "list": SourceSpec(list=tmp_path / "images.csv"),
         "webdataset": SourceSpec(webdataset=str(tmp_path / "s-{0..0}.tar")),
+        "parquet": SourceSpec(parquet=str(tmp_path / "images.parquet")),
+        "huggingface": SourceSpec(huggingface=tmp_path / "dataset"),
     }
 
 
-@pytest.mark.parametrize("kind", ["folder", "list", "webdataset"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_source_gives_the_same_images_and_labels(kind, specs, image):
     source = open_source(specs[kind], class_names=NAMES, labeled=True, data=DataSpec())
     assert [item.label for item in source.items] == [0, 1]
@@ -47,13 +59,13 @@ def test_every_source_gives_the_same_images_and_labels(kind, specs, image):
     assert len({item.key for item in source.items}) == 2
 
 
-@pytest.mark.parametrize("kind", ["folder", "list", "webdataset"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_no_source_gives_labels_that_were_not_asked_for(kind, specs):
     source = open_source(specs[kind], class_names=("x", "y"), labeled=False, data=DataSpec())
     assert [item.label for item in source.items] == [None, None]
 
 
-@pytest.mark.parametrize("kind", ["folder", "list"])
+@pytest.mark.parametrize("kind", ["folder", "list", "parquet", "huggingface"])
 def test_labels_follow_the_class_lists_order(kind, specs):
     source = open_source(specs[kind], class_names=NAMES[::-1], labeled=True, data=DataSpec())
     assert [item.label for item in source.items] == [1, 0]
@@ -74,3 +86,9 @@ def test_an_unknown_benchmark_is_refused_with_the_known_ones(name):
     spec = SourceSpec(benchmark=name)
     with pytest.raises(DataError, match=r"not a known benchmark set\.\n  Known: .*sun397"):
         open_source(spec, class_names=NAMES, labeled=True, data=DataSpec())
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "webdataset"])
+def test_columns_are_of_tables_alone(kind, specs):
+    with pytest.raises(ValueError, match="which only parquet and huggingface have"):
+        SourceSpec.model_validate({**specs[kind].model_dump(), "label_column": "y"})

@@ -49,7 +49,7 @@ def test_few_shot_is_coops_draw(labels, shots, seed):
         expected = coop_few_shot(list(enumerate(labels)), shots, seed)
     finally:
         random.setstate(state)
-    assert expected == few_shot(labels, range(len(labels)), shots=shots, seed=seed)
+    assert expected == few_shot(labels, range(len(labels)), shots=shots, stream=random.Random(seed))
 
 
 def coop_base_shots(rows, shots, seed):
@@ -80,7 +80,7 @@ def test_the_shots_of_a_split_files_base_classes_are_coops(seed, tmp_path):
     names = split.class_names
     source = open_part(tmp_path, split, part="train", class_names=names, labeled=True)
     labels = [item.label for item in source.items]
-    drawn = few_shot(labels, range(len(labels)), shots=16, seed=seed)
+    drawn = few_shot(labels, range(len(labels)), shots=16, stream=random.Random(seed))
     base, _ = base_novel(len(names))
     found = [(source.items[i].key, labels[i]) for i in drawn if labels[i] in base]
 
@@ -95,7 +95,7 @@ def test_the_shots_of_a_split_files_base_classes_are_coops(seed, tmp_path):
 
 def test_few_shot_draws_from_the_given_images_only_and_leaves_the_global_stream_alone():
     before = random.getstate()
-    chosen = few_shot([0, 1] * 10, range(0, 20, 2), shots=3, seed=1)
+    chosen = few_shot([0, 1] * 10, range(0, 20, 2), shots=3, stream=random.Random(1))
     assert random.getstate() == before
     assert len(chosen) == 3
     assert all(i % 2 == 0 for i in chosen)
@@ -103,4 +103,4 @@ def test_few_shot_draws_from_the_given_images_only_and_leaves_the_global_stream_
 
 def test_an_image_without_a_label_cannot_be_a_shot():
     with pytest.raises(DataError, match="image number 1 has no label"):
-        few_shot([0, None], [0, 1], shots=1, seed=1)
+        few_shot([0, None], [0, 1], shots=1, stream=random.Random(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -70,13 +71,37 @@ def test_shards_have_the_classes_of_their_labels(tmp_path):
     assert found.classes == (("7", 2),)
 
 
+def test_tables_have_the_classes_of_their_labels(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    images = [jpeg(5, 5), jpeg(5, 5, gray=3), b"x"]
+    table = pa.table({"image": images, "label": [1, 0, -1]})
+    features = {"label": {"names": ["cat", "red fox"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = table.replace_schema_metadata(metadata)
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    with pa.ipc.new_stream(str(dataset / "d.arrow"), table.schema) as stream:
+        stream.write_table(table)
+    (dataset / "state.json").write_text('{"_data_files": [{"filename": "d.arrow"}]}')
+    (tmp_path / "parquet").mkdir()
+    pq.write_table(table, tmp_path / "parquet" / "a.parquet")
+    for place, kind in (
+        (dataset, "huggingface"),
+        (tmp_path / "parquet", "parquet"),
+        (tmp_path / "parquet" / "*.parquet", "parquet"),
+    ):
+        found = survey(str(place))
+        assert (found.kind, found.n_images, found.n_unlabeled, len(found.bad)) == (kind, 3, 1, 1)
+        assert found.classes == (("cat", 1), ("red fox", 1))
+
+
 def test_a_source_without_a_readable_image_is_an_error(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"x")
     with pytest.raises(DataError, match="None is left to work with"):
         survey(str(tmp_path))
 
 
-@pytest.mark.parametrize("place", ["nowhere", "nowhere.csv"])
+@pytest.mark.parametrize("place", ["nowhere", "nowhere.csv", "nowhere.parquet"])
 def test_what_is_not_there_is_said(place, tmp_path):
     with pytest.raises(DataError, match="nowhere"):
         survey(str(tmp_path / place))

@@ -25,9 +25,9 @@ SPLIT = {
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of sets with two classes of SUN397, which are all that is published here."""
-    monkeypatch.setattr(sun397, "N_CLASSES", 2)
-    monkeypatch.setattr(sun397, "N_IMAGES", {"train": 2, "val": 2, "test": 3})
-    folder = tmp_path / sun397.FOLDER
+    small = replace(sun397.SET, n_classes=2, n_images={"train": 2, "val": 2, "test": 3})
+    monkeypatch.setattr(sun397, "SET", small)
+    folder = tmp_path / sun397.SET.folder
     for rows in SPLIT.values():
         for name, _, _ in rows:
             path = folder / sun397.IMAGES / name
@@ -40,7 +40,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def image(root: Path) -> Callable[[str], Path]:
     """Gives an image's file."""
-    return lambda name: root / sun397.FOLDER / sun397.IMAGES / name
+    return lambda name: root / sun397.SET.folder / sun397.IMAGES / name
 
 
 @pytest.mark.parametrize("read_images", [True, False])
@@ -70,7 +70,7 @@ def test_images_that_cannot_be_read_are_listed_where_they_are_read(root, image):
 
 def test_a_class_without_images_in_a_part_is_a_problem(root, monkeypatch):
     rows = [["a/2.jpg", 0, "abbey"], ["a/5.jpg", 0, "abbey"]]
-    path = root / sun397.FOLDER / sun397.SPLIT_FILE
+    path = root / sun397.SET.folder / sun397.SPLIT_FILE
     path.write_text(json.dumps({**SPLIT, "val": rows}))
     found = verify("sun397", root, read_images=False)
     assert found.problems == (
@@ -80,25 +80,46 @@ def test_a_class_without_images_in_a_part_is_a_problem(root, monkeypatch):
 
 
 def test_counts_that_are_not_the_published_ones_are_a_problem(root):
-    path = root / sun397.FOLDER / sun397.SPLIT_FILE
+    path = root / sun397.SET.folder / sun397.SPLIT_FILE
     path.write_text(json.dumps({**SPLIT, "val": SPLIT["val"][:1]}))
     (problem,) = verify("sun397", root, read_images=False).problems
     assert "the published split" in problem
 
 
 def test_a_known_hash_is_compared(root, monkeypatch):
-    digest = hashlib.sha256((root / sun397.FOLDER / sun397.SPLIT_FILE).read_bytes()).hexdigest()
-    images, split = sun397.DOWNLOADS
-    monkeypatch.setattr(sun397, "DOWNLOADS", (images, replace(split, sha256=digest)))
+    digest = hashlib.sha256((root / sun397.SET.folder / sun397.SPLIT_FILE).read_bytes()).hexdigest()
+    images, split = sun397.SET.downloads
+
+    def expect(sha256: str) -> None:
+        downloads = (images, replace(split, sha256=sha256))
+        monkeypatch.setattr(sun397, "SET", replace(sun397.SET, downloads=downloads))
+
+    expect(digest)
     assert verify("sun397", root, read_images=False).problems == ()
-    monkeypatch.setattr(sun397, "DOWNLOADS", (images, replace(split, sha256="0" * 64)))
+    expect("0" * 64)
     (problem,) = verify("sun397", root, read_images=False).problems
     assert problem.endswith(f"has the SHA-256 {digest}, published is {'0' * 64}.")
 
 
+def test_class_names_are_compared_with_those_of_the_sets_own_files(root):
+    folder = root / sun397.SET.folder
+    (folder / "ClassName.txt").write_text("/a/abbey\n/c/chapel\n")
+    assert verify("sun397", root, read_images=False).problems == ()  # the lists are missing
+    for name in ("Training_01.txt", "Testing_01.txt"):
+        (folder / name).write_text("/a/abbey/1.jpg\n/c/chapel/1.jpg\n")
+    assert verify("sun397", root, read_images=False).problems == (
+        "1 class names of split_zhou_SUN397.json are not those of the set's own files, first"
+        ' "church", there "chapel".',
+    )
+    (folder / "ClassName.txt").write_text("/a/abbey\n/c/church\n")
+    for name in ("Training_01.txt", "Testing_01.txt"):
+        (folder / name).write_text("/a/abbey/1.jpg\n/c/church/1.jpg\n")
+    assert verify("sun397", root, read_images=False).problems == ()
+
+
 def test_what_is_missing_is_named_once(tmp_path):
     found = verify("sun397", tmp_path, read_images=False)
-    folder = tmp_path / sun397.FOLDER
+    folder = tmp_path / sun397.SET.folder
     assert found.problems == (
         f"{folder / sun397.IMAGES} is missing.",
         f"{folder / sun397.SPLIT_FILE} is missing.",

@@ -182,3 +182,35 @@ def test_more_prompted_layers_than_there_are_is_an_error(
             teacher=teacher,
             generator=torch.Generator(),
         )
+
+
+def half(x: Tensor) -> Tensor:
+    return x.half().float()
+
+
+@pytest.mark.parametrize("float32_losses", [True, False])
+def test_losses_are_in_the_forward_pass_format_only_where_that_is_asked_for(
+    float32_losses: bool, tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    method = build(tiny_backbone, tiny_teacher_backbone, float32_losses=float32_losses)
+    seen: list[torch.dtype] = []
+    assert method.module.projector is not None
+    for layer in method.module.projector.linears:
+        layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    teacher_features = torch.nn.functional.normalize(torch.randn(4, 40), dim=-1)
+    batch = Batch(images=images(), labels=None, teacher_features=teacher_features)
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = method.training_step(batch).loss
+        student_features = method.image_features(images()).detach()
+    assert loss.dtype == torch.float32
+    assert set(seen) == {torch.float32 if float32_losses else torch.float16}
+    vectors, scale = method.class_vectors(), method.scale
+    student, teacher = (
+        scale * features @ vectors.T
+        if float32_losses
+        else half(half(scale * features) @ half(vectors).T)
+        for features in (student_features, teacher_features)
+    )
+    divergence = promptkd.distillation_loss(student, teacher, temperature=1.0)
+    # Sums of half-precision products may be rounded once more or less
+    torch.testing.assert_close(loss.detach(), 1000 * divergence, rtol=2e-2, atol=1e-4)

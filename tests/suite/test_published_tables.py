@@ -38,3 +38,21 @@ def test_the_other_tables_need_the_run_of_their_teacher(name: str, tmp_path: Pat
     for cell in students:
         (given,) = (word for word in cell.arguments if word.startswith("teacher.run="))
         assert Path(given.removeprefix("teacher.run=")).samefile(run)
+
+
+@pytest.mark.parametrize("name", ["few-shot-1", "few-shot-2", "few-shot-imagenet"])
+def test_the_few_shot_tables_are_planned_without_the_sets(name: str) -> None:
+    plan = make_plan(load_suite(SUITES / f"{name}.yaml"))
+    cells = Counter(cell.row for cell in plan.cells)
+    assert cells.pop("CLIP") == len(plan.recipes)
+    assert set(cells.values()) == {3 * len(plan.recipes)}
+    assert len(cells) == 15
+    assert {cell.row for cell in plan.cells if cell.is_official} == {
+        row for row in cells if row.endswith("official")
+    }
+
+
+def test_the_few_shot_tables_have_all_sets_once() -> None:
+    suites = [load_suite(path).suite for path in SUITES.glob("few-shot-*.yaml")]
+    table1 = load_suite(SUITES / "table1.yaml").suite
+    assert sorted(table1.recipes) == sorted(name for suite in suites for name in suite.recipes)

@@ -207,3 +207,24 @@ def test_a_student_without_labels_has_a_teacher_without(plan_of: PlanOf, records
     )
     (grid,) = make_grids(plan, make_lines(plan, records))
     assert grid.rows[1][:4] == ["PromptKD", "-", "yes", "yes"]
+
+
+def test_official_rows_are_marked_wherever_a_table_is(plan_of: PlanOf, records: Records) -> None:
+    official = "{name: theirs, method: promptkd, set: {official: true}}"
+    plan = plan_of(f"zeroshot, promptkd, {official}", more="seeds: [1]\n")
+    for cell in plan.cells:
+        finish(records, cell, result(60.0, 40.0, 30.0))
+    lines = make_lines(plan, records)
+    assert [line.is_official for line in lines] == [False, False, True]
+    (grid,) = make_grids(plan, lines)
+    assert [row[0] for row in grid.rows] == ["zeroshot", "promptkd", "theirs †"]
+    assert "† official: true" in to_markdown(plan, lines)
+    assert [row["official"] for row in csv.DictReader(io.StringIO(to_csv(lines)))] == [
+        "no", "no", "yes",
+    ]  # fmt: skip
+    assert to_record(plan, records, lines)["lines"][2]["is_official"]
+
+
+def test_without_official_rows_nothing_is_said_of_them(plan_of: PlanOf, records: Records) -> None:
+    plan = plan_of("coop", more="seeds: [1]\n")
+    assert "†" not in to_markdown(plan, make_lines(plan, records))

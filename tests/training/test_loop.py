@@ -89,14 +89,15 @@ def _scores(values: list[float], seen: list[dict[str, Any]], toy: ModuleType, me
     return validate
 
 
+@pytest.mark.parametrize("selection", ["validation", "test"])
 def test_validation_keeps_the_first_of_two_equal_best_epochs(
-    toy: ModuleType, tmp_path: Path
+    toy: ModuleType, tmp_path: Path, selection: str
 ) -> None:
     method, seen = toy.ToyMethod(), []
     result = toy.train_toy(
         toy.make_run(tmp_path),
         method,
-        settings=toy.make_settings(selection="validation"),
+        settings=toy.make_settings(selection=selection),
         validate=_scores([40.0, 60.0, 60.0], seen, toy, method),
     )
     kept = toy.weights_of(method)
@@ -138,12 +139,15 @@ def test_validating_does_not_change_what_is_learned(toy: ModuleType, tmp_path: P
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
 
 
-def test_validation_without_images_is_a_recipe_error(toy: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"data\.validation"):
+@pytest.mark.parametrize("selection", ["validation", "test"])
+def test_selection_without_images_is_a_recipe_error(
+    toy: ModuleType, tmp_path: Path, selection: str
+) -> None:
+    with pytest.raises(RecipeError, match=rf"Add data\.{selection}, or set optim\.selection: last"):
         toy.train_toy(
             toy.make_run(tmp_path),
             toy.ToyMethod(),
-            settings=toy.make_settings(selection="validation"),
+            settings=toy.make_settings(selection=selection),
         )
 
 

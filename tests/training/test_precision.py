@@ -14,7 +14,12 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
+    [
+        ("fp32", torch.float32),
+        ("bf16", torch.bfloat16),
+        ("fp16", torch.float16),
+        ("fp16-unscaled", torch.float16),
+    ],
 )
 def test_products_run_in_the_named_format(name: str, dtype: torch.dtype) -> None:
     precision = Precision(name, CPU)
@@ -59,3 +64,53 @@ def test_without_scaling_there_is_no_state() -> None:
     precision = Precision("fp32", CPU)
     assert precision.state_dict() == {}
     precision.load_state_dict({})
+
+
+class Trained(nn.Module):
+    """Parameters that the public code keeps in half precision, and others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.batch_norm = nn.BatchNorm1d(3)
+        self.context = nn.Parameter(torch.randn(2, 3))
+        self.deep_context = nn.Parameter(torch.randn(2, 3))
+
+
+HALVED = {"linear.weight", "linear.bias", "context"}
+
+
+def test_what_the_public_code_keeps_in_half_is_rounded_after_every_step() -> None:
+    module = Trained()
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    precision = Precision("fp16-unscaled", CPU, module)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.3, momentum=0.9, weight_decay=5e-4)
+    state: dict[str, torch.Tensor] = {}
+    for step in range(3):
+        slow = {}
+        for name, parameter in module.named_parameters():
+            is_half = name in HALVED
+            value = parameter.detach().clone()
+            if step == 0:
+                assert torch.equal(value, before[name].half().float() if is_half else before[name])
+            gradient = torch.full_like(value, 0.1) + 5e-4 * value
+            momentum = gradient if step == 0 else 0.9 * state[name] + gradient
+            value = value - 0.3 * momentum
+            slow[name] = value.half().float() if is_half else value
+            state[name] = momentum.half().float() if is_half else momentum
+            parameter.grad = torch.full_like(parameter, 0.1)
+        precision.step(optimizer)
+        for name, parameter in module.named_parameters():
+            torch.testing.assert_close(parameter.detach(), slow[name], rtol=1e-6, atol=1e-7)
+    assert precision.state_dict() == {}
+
+
+def test_an_update_below_half_a_unit_in_the_last_place_is_lost_as_there() -> None:
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(module.weight)
+    precision = Precision("fp16-unscaled", CPU, module)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-5)
+    for _ in range(100):
+        module.weight.grad = torch.ones(1, 1)
+        precision.step(optimizer)
+    assert module.weight.item() == 1.0

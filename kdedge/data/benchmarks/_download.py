@@ -20,7 +20,9 @@ class Download:
         n_bytes: its size; None where not known.
         unpack: `tar` (any compression), `zip`, or None for a file that stays as it is.
         into: folder below the set's, into which it is unpacked; "" for the set's own.
-        top: folder in the archive whose content is unpacked, and nothing else; "" for all of it.
+        top: folder in the archive whose content is unpacked, and nothing else; "" for all of it;
+            None for `gives` alone, in whichever folder of the archive that is.
+        mirror: another archive with the same content, for where no address gives this one.
     """
 
     name: str
@@ -31,4 +33,5 @@ class Download:
     n_bytes: int | None = None
     unpack: Literal["tar", "zip"] | None = None
     into: str = ""
-    top: str = ""
+    top: str | None = ""
+    mirror: Download | None = None

@@ -44,42 +44,55 @@ _WORDNET_NAMES = {"n04008634": "projectile", "n04355933": "sunglass"}
 
 @dataclass(frozen=True)
 class FolderSet:
-    """ImageNet or a variant of it on this machine.
+    """ImageNet or a variant of it.
 
     Attributes:
-        root: folder of all sets.
-        folder: the set's, below it.
-        images: part -> folder of class folders, below the set's.
-        downloads: the set's.
+        name: that of CoOp's config file, and of the file here.
+        about: what it holds; the first line is its title.
+        folder: its own below that of all sets, as CoOp's DATASETS.md names it.
+        template: text around a class name, as in CoOp's trainers/zsclip.py: CUSTOM_TEMPLATES.
+        license: terms of its images, one sentence.
         n_classes: of the set.
-        n_images: part -> images of the set.
+        n_images: part -> images of the set; a variant has its test images for training, too.
+        images: part -> folder of class folders, below the set's.
+        downloads: the set's files.
         is_numbered: class folders are named by position in the list of names, not by WordNet id.
     """
 
-    root: Path
+    name: str
+    about: str | None
     folder: str
-    images: Mapping[str, str]
-    downloads: Sequence[Download]
+    template: str
+    license: str
     n_classes: int
     n_images: Mapping[str, int]
+    images: Mapping[str, str]
+    downloads: tuple[Download, ...]
     is_numbered: bool = False
 
-    def class_names(self) -> tuple[str, ...]:
+    def class_names(self, root: Path) -> tuple[str, ...]:
         """Gives the names in label order: sorted by WordNet id, those that have a folder.
+
+        Args:
+            root: folder of the benchmark sets.
 
         Raises:
             DataError: the images are missing, or are not those of the set.
             MissingPackage: there is no list of names and no open_clip.
         """
-        there = [path for path in dict.fromkeys(self.images.values()) if self._path(path).is_dir()]
+        folders = dict.fromkeys(self.images.values())
+        there = [images for images in folders if (root / self.folder / images).is_dir()]
         if not there:
-            self._require(self.images.values())
-        return tuple(self._names(there[0]).values())
+            self._require(root, folders)
+        return tuple(self._names(root, there[0]).values())
 
-    def open(self, part: str, *, class_names: Sequence[str], labeled: bool) -> BenchmarkSource:
+    def open_source(
+        self, root: Path, *, part: str, class_names: Sequence[str], labeled: bool
+    ) -> BenchmarkSource:
         """Lists the images of a part, sorted by path.
 
         Args:
+            root: folder of the benchmark sets.
             part: train or test.
             class_names: in class-list order; used where `labeled`.
             labeled: labels are positions in `class_names`.
@@ -91,50 +104,49 @@ class FolderSet:
         """
         if part not in self.images:
             raise DataError(
-                f"{part} is not a part of {self.folder}; expected one of {', '.join(self.images)}."
+                f"{part} is not a part of {self.name}; expected one of {', '.join(self.images)}."
             )
-        images = self.images[part]
-        self._require([images])
-        names = self._names(images)
+        self._require(root, [self.images[part]])
+        names = self._names(root, self.images[part])
+        folder = root / self.folder / self.images[part]
         rows = tuple(
-            (f"{folder}/{file}", label)
-            for label, folder in enumerate(names)
-            for file in images_in(self._path(images) / folder)
+            (f"{class_folder}/{file}", label)
+            for label, class_folder in enumerate(names)
+            for file in images_in(folder / class_folder)
         )
-        if len(rows) != self.n_images[part]:
+        n_published = self.n_images.get(part, self.n_images["test"])
+        if len(rows) != n_published:
             raise DataError(
-                f"{self._path(images)} has {len(rows)} images, the published set"
-                f" {self.n_images[part]}.\n  Get the set once more; it is used only when complete."
+                f"{folder} has {len(rows)} images, the published set {n_published}.\n"
+                "  Get the set once more; it is used only when complete."
             )
         split = Split(tuple(names.values()), {part: rows})
-        root = self._path(images)
-        return open_part(root, split, part=part, class_names=class_names, labeled=labeled)
+        return open_part(folder, split, part=part, class_names=class_names, labeled=labeled)
 
-    def _path(self, images: str) -> Path:
-        return self.root / self.folder / images
+    def _require(self, root: Path, images: Iterable[str]) -> None:
+        require(self.name, root / self.folder, images, self.downloads)
 
-    def _require(self, images: Iterable[str]) -> None:
-        require(self.root / self.folder, dict.fromkeys(images), self.downloads)
-
-    def _names(self, images: str) -> dict[str, str]:
+    def _names(self, root: Path, images: str) -> dict[str, str]:
         """Class folder -> class name, in label order."""
-        folders = folders_in(self._path(images))
+        folder = root / self.folder / images
+        folders = folders_in(folder)
         if len(folders) != self.n_classes:
             raise DataError(
-                f"{self._path(images)} has {len(folders)} class folders, the published set"
+                f"{folder} has {len(folders)} class folders, the published set"
                 f" {self.n_classes}.\n  Put the images of each class into a folder of its own."
             )
-        names = _read_names(self.root, self.folder)
+        names = _read_names(root, self.folder)
         by_folder = (
             {str(position): name for position, name in enumerate(names.values())}
             if self.is_numbered
             else names
         )
-        unknown = [folder for folder in folders if folder not in by_folder]
+        unknown = [name for name in folders if name not in by_folder]
         if unknown:
             what = "a number from 0" if self.is_numbered else "a WordNet id of ImageNet's"
-            raise unexpected(self._path(images), f"a folder {unknown[0]}", what)
-        return {folder: name for folder, name in by_folder.items() if folder in set(folders)}
+            raise unexpected(folder, f"a folder {unknown[0]}", what)
+        there = set(folders)
+        return {key: name for key, name in by_folder.items() if key in there}
 
 
 def _read_names(root: Path, folder: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -31,25 +32,28 @@ def describe(download: Download) -> str:
     return url if download.unpack is None else f"Unpack {what} from {url}"
 
 
-def require(folder: Path, needed: Iterable[str], downloads: Sequence[Download]) -> None:
+def require(name: str, folder: Path, needed: Iterable[str], downloads: Sequence[Download]) -> None:
     """Checks that parts of a set are in its folder.
 
     Args:
-        folder: of the set.
+        name: of the set.
+        folder: its own.
         needed: paths below it.
         downloads: all of the set's.
 
     Raises:
         DataError: naming each missing one, where to get it, and where to put it.
     """
-    needed = list(needed)
+    needed = list(dict.fromkeys(needed))
     missing = [path for path in needed if not (folder / path).exists()]
     if not missing:
         return
     origins = {download.gives: describe(download) for download in downloads}
     lines = "\n".join(f"  {folder / path}: {origins[path]}" for path in missing)
     raise DataError(
-        f"{folder} lacks {len(missing)} of {len(needed)} parts of the set. To get them:\n{lines}\n"
+        f"{folder} lacks {len(missing)} of {len(needed)} parts of the set. To get them:\n"
+        f"  kdedge data fetch {name} --data {shlex.quote(str(folder.parent))}\n"
+        f"  Or by hand:\n{lines}\n"
         f"  All sets but ImageNet are also at {MIRROR}: a zip each, to unpack in {folder.parent}.\n"
         "  Or set data.root, or KDEDGE_DATA, to the folder that holds the sets."
     )

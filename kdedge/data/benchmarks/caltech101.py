@@ -7,22 +7,14 @@ leaves out the background and the second folder of faces and renames four
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from kdedge.data.benchmarks._annotations import folders_in
 from kdedge.data.benchmarks._coop_set import CoopSet
-from kdedge.data.benchmarks._coop_split import BenchmarkSource, Split
+from kdedge.data.benchmarks._coop_split import Split
 from kdedge.data.benchmarks._download import Download
 from kdedge.data.benchmarks._origins import google_drive
 from kdedge.data.benchmarks._own_split import class_folders_in_three
-
-FOLDER = "caltech-101"
-TEMPLATE = "a photo of a {}."
-LICENSE = "CC BY 4.0 (data.caltech.edu/records/mzrjq-6wc02)"
-N_CLASSES = 100
-N_IMAGES = {"train": 4_128, "val": 1_649, "test": 2_465}
-"""arXiv:2403.02781, table 8; val by difference."""
 
 IMAGES = "101_ObjectCategories"
 SPLIT_FILE = "split_zhou_Caltech101.json"
@@ -34,55 +26,45 @@ _RENAMED = {
     "airplanes": "airplane",
 }
 
-DOWNLOADS = (
-    Download(
-        name="101_ObjectCategories.tar.gz",
-        urls=(
-            "http://www.vision.caltech.edu/Image_Datasets/Caltech101/101_ObjectCategories.tar.gz",
-            google_drive("137RyRjvTBkBiIfeYBNZBtViDHQ6_Ewsp"),
-        ),
-        gives=IMAGES,
-        # Of the second address (tensorflow_datasets, caltech101/checksums.tsv)
-        sha256="af6ece2f339791ca20f855943d8b55dd60892c0a25105fcd631ee3d6430f9926",
-        n_bytes=131_740_031,
-        unpack="tar",
-    ),
-    Download(
-        name=SPLIT_FILE,
-        urls=(google_drive("1hyarUivQE36mY6jSomru6Fjd-JzwcCzN"),),
-        gives=SPLIT_FILE,
-    ),
-)
-"""CoOp's DATASETS.md."""
-
-
-def class_names(root: Path) -> tuple[str, ...]:
-    """Gives the 100 names in label order."""
-    return _set(root).class_names()
-
-
-def open_source(
-    root: Path, *, part: str, class_names: Sequence[str], labeled: bool
-) -> BenchmarkSource:
-    """Lists the images of a part: train, val or test."""
-    return _set(root).open(part, class_names=class_names, labeled=labeled)
-
-
-def _set(root: Path) -> CoopSet:
-    return CoopSet(
-        root / FOLDER,
-        image_root=IMAGES,
-        images=(IMAGES,),
-        split_file=SPLIT_FILE,
-        downloads=DOWNLOADS,
-        n_classes=N_CLASSES,
-        n_images=N_IMAGES,
-        own_split=_own_split,
-        own_reads=(IMAGES,),
-    )
-
 
 def _own_split(folder: Path) -> Split:
     images = folder / IMAGES
     folders = [name for name in folders_in(images) if name not in _IGNORED]
     return class_folders_in_three(images, {name: _RENAMED.get(name, name) for name in folders})
+
+
+SET = CoopSet(
+    name="caltech101",
+    about=__doc__,
+    folder="caltech-101",
+    template="a photo of a {}.",
+    license="CC BY 4.0 (data.caltech.edu/records/mzrjq-6wc02)",
+    n_classes=100,
+    # arXiv:2403.02781, table 8; val by difference
+    n_images={"train": 4_128, "val": 1_649, "test": 2_465},
+    image_root=IMAGES,
+    images=(IMAGES,),
+    split_file=SPLIT_FILE,
+    # CoOp's DATASETS.md
+    downloads=(
+        Download(
+            name="101_ObjectCategories.tar.gz",
+            urls=(
+                "http://www.vision.caltech.edu/Image_Datasets/Caltech101/101_ObjectCategories.tar.gz",
+                google_drive("137RyRjvTBkBiIfeYBNZBtViDHQ6_Ewsp"),
+            ),
+            gives=IMAGES,
+            # Of the second address (tensorflow_datasets, caltech101/checksums.tsv)
+            sha256="af6ece2f339791ca20f855943d8b55dd60892c0a25105fcd631ee3d6430f9926",
+            n_bytes=131_740_031,
+            unpack="tar",
+        ),
+        Download(
+            name=SPLIT_FILE,
+            urls=(google_drive("1hyarUivQE36mY6jSomru6Fjd-JzwcCzN"),),
+            gives=SPLIT_FILE,
+        ),
+    ),
+    own_split=_own_split,
+    own_reads=(IMAGES,),
+)

@@ -6,21 +6,13 @@ Labels are sorted folder names; CoOp writes most of them out for the texts
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from kdedge.data.benchmarks._coop_set import CoopSet
-from kdedge.data.benchmarks._coop_split import BenchmarkSource, Split
+from kdedge.data.benchmarks._coop_split import Split
 from kdedge.data.benchmarks._download import Download
 from kdedge.data.benchmarks._origins import google_drive
 from kdedge.data.benchmarks._own_split import class_folders_in_three
-
-FOLDER = "eurosat"
-TEMPLATE = "a centered satellite photo of {}."
-LICENSE = "MIT license (github.com/phelber/EuroSAT); Sentinel data are free to use"
-N_CLASSES = 10
-N_IMAGES = {"train": 13_500, "val": 5_400, "test": 8_100}
-"""arXiv:2403.02781, table 8; val by difference."""
 
 IMAGES = "2750"
 SPLIT_FILE = "split_zhou_EuroSAT.json"
@@ -37,51 +29,41 @@ _NAMES = {
     "SeaLake": "Sea or Lake",
 }
 
-DOWNLOADS = (
-    Download(
-        name="EuroSAT.zip",
-        urls=("http://madm.dfki.de/files/sentinel/EuroSAT.zip",),
-        gives=IMAGES,
-        sha256="8ebea626349354c5328b142b96d0430e647051f26efc2dc974c843f25ecf70bd",
-        n_bytes=94_280_567,
-        unpack="zip",
-    ),
-    Download(
-        name=SPLIT_FILE,
-        urls=(google_drive("1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o"),),
-        gives=SPLIT_FILE,
-        sha256="541503a77d0b26b735d85ec7a3e672804fe0aa466c2e5f07da772cc6c0af8ad2",
-        n_bytes=3_006_492,
-    ),
-)
-"""CoOp's DATASETS.md; the archive's hash from tensorflow_datasets, url_checksums/eurosat.txt."""
-
-
-def class_names(root: Path) -> tuple[str, ...]:
-    """Gives the 10 names in label order."""
-    return _set(root).class_names()
-
-
-def open_source(
-    root: Path, *, part: str, class_names: Sequence[str], labeled: bool
-) -> BenchmarkSource:
-    """Lists the images of a part: train, val or test."""
-    return _set(root).open(part, class_names=class_names, labeled=labeled)
-
-
-def _set(root: Path) -> CoopSet:
-    return CoopSet(
-        root / FOLDER,
-        image_root=IMAGES,
-        images=(IMAGES,),
-        split_file=SPLIT_FILE,
-        downloads=DOWNLOADS,
-        n_classes=N_CLASSES,
-        n_images=N_IMAGES,
-        own_split=_own_split,
-        own_reads=(IMAGES,),
-    )
-
 
 def _own_split(folder: Path) -> Split:
     return class_folders_in_three(folder / IMAGES, _NAMES)
+
+
+SET = CoopSet(
+    name="eurosat",
+    about=__doc__,
+    folder="eurosat",
+    template="a centered satellite photo of {}.",
+    license="MIT license (github.com/phelber/EuroSAT); Sentinel data are free to use",
+    n_classes=10,
+    # arXiv:2403.02781, table 8; val by difference
+    n_images={"train": 13_500, "val": 5_400, "test": 8_100},
+    image_root=IMAGES,
+    images=(IMAGES,),
+    split_file=SPLIT_FILE,
+    # CoOp's DATASETS.md; the archive's hash from tensorflow_datasets, url_checksums/eurosat.txt
+    downloads=(
+        Download(
+            name="EuroSAT.zip",
+            urls=("http://madm.dfki.de/files/sentinel/EuroSAT.zip",),
+            gives=IMAGES,
+            sha256="8ebea626349354c5328b142b96d0430e647051f26efc2dc974c843f25ecf70bd",
+            n_bytes=94_280_567,
+            unpack="zip",
+        ),
+        Download(
+            name=SPLIT_FILE,
+            urls=(google_drive("1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o"),),
+            gives=SPLIT_FILE,
+            sha256="541503a77d0b26b735d85ec7a3e672804fe0aa466c2e5f07da772cc6c0af8ad2",
+            n_bytes=3_006_492,
+        ),
+    ),
+    own_split=_own_split,
+    own_reads=(IMAGES,),
+)

@@ -10,10 +10,6 @@ and `test` here name the same images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
-from kdedge.data.benchmarks._coop_split import BenchmarkSource
 from kdedge.data.benchmarks._download import Download
 from kdedge.data.benchmarks._imagenet import (
     CLASS_NAMES_DOWNLOAD,
@@ -21,47 +17,29 @@ from kdedge.data.benchmarks._imagenet import (
     FolderSet,
 )
 
-FOLDER = "imagenet-adversarial"
-TEMPLATE = "a photo of a {}."
-LICENSE = LICENSE_OF_VARIANTS
-N_CLASSES = 200
-N_IMAGES = {"test": 7_500}
-"""arXiv:1907.07174."""
-
 IMAGES = "imagenet-a"
 
-DOWNLOADS = (
-    Download(
-        name="imagenet-a.tar",
-        urls=("https://people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar",),
-        gives=IMAGES,
-        sha256="3bb3632277e6ba6392ea64c02ddbf4dd2266c9caffd6bc09c9656d28f012589e",
-        n_bytes=687_552_512,
-        unpack="tar",
+
+SET = FolderSet(
+    name="imagenet_a",
+    about=__doc__,
+    folder="imagenet-adversarial",
+    template="a photo of a {}.",
+    license=LICENSE_OF_VARIANTS,
+    n_classes=200,
+    # arXiv:1907.07174
+    n_images={"test": 7_500},
+    images=dict.fromkeys(("train", "test"), IMAGES),
+    # CoOp's DATASETS.md; hash from tensorflow_datasets, imagenet_a/checksums.tsv
+    downloads=(
+        Download(
+            name="imagenet-a.tar",
+            urls=("https://people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar",),
+            gives=IMAGES,
+            sha256="3bb3632277e6ba6392ea64c02ddbf4dd2266c9caffd6bc09c9656d28f012589e",
+            n_bytes=687_552_512,
+            unpack="tar",
+        ),
+        CLASS_NAMES_DOWNLOAD,
     ),
-    CLASS_NAMES_DOWNLOAD,
 )
-"""CoOp's DATASETS.md; hash from tensorflow_datasets, imagenet_a/checksums.tsv."""
-
-
-def class_names(root: Path) -> tuple[str, ...]:
-    """Gives the 200 names in label order."""
-    return _set(root).class_names()
-
-
-def open_source(
-    root: Path, *, part: str, class_names: Sequence[str], labeled: bool
-) -> BenchmarkSource:
-    """Lists the images; the parts train and test are the same ones."""
-    return _set(root).open(part, class_names=class_names, labeled=labeled)
-
-
-def _set(root: Path) -> FolderSet:
-    return FolderSet(
-        root,
-        FOLDER,
-        images=dict.fromkeys(("train", "test"), IMAGES),
-        downloads=DOWNLOADS,
-        n_classes=N_CLASSES,
-        n_images=dict.fromkeys(("train", "test"), N_IMAGES["test"]),
-    )

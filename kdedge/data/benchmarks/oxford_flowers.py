@@ -8,71 +8,20 @@ datasets/oxford_flowers.py). Without the split file, www.robots.ox.ac.uk/~vgg/da
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from kdedge._files import read_json
 from kdedge.data.benchmarks._annotations import read_mat
 from kdedge.data.benchmarks._coop_set import CoopSet
-from kdedge.data.benchmarks._coop_split import BenchmarkSource, Split
+from kdedge.data.benchmarks._coop_split import Split
 from kdedge.data.benchmarks._download import Download
 from kdedge.data.benchmarks._origins import google_drive
 from kdedge.data.benchmarks._own_split import in_three
-
-FOLDER = "oxford_flowers"
-TEMPLATE = "a photo of a {}, a type of flower."
-LICENSE = "none stated; the pictures belong to their makers (www.robots.ox.ac.uk/~vgg/data/flowers)"
-N_CLASSES = 102
-N_IMAGES = {"train": 4_093, "val": 1_633, "test": 2_463}
-"""arXiv:2403.02781, table 8; val by difference."""
 
 IMAGES = "jpg"
 SPLIT_FILE = "split_zhou_OxfordFlowers.json"
 _LABELS = "imagelabels.mat"
 _NAMES = "cat_to_name.json"
-
-DOWNLOADS = (
-    Download(
-        name="102flowers.tgz",
-        urls=("https://www.robots.ox.ac.uk/~vgg/data/flowers/102/102flowers.tgz",),
-        gives=IMAGES,
-        sha256="2d01ecc807db462958cfe3d92f57a8c252b4abd240eb955770201e45f783b246",
-        n_bytes=344_862_509,
-        unpack="tar",
-    ),
-    Download(
-        name=SPLIT_FILE,
-        urls=(google_drive("1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT"),),
-        gives=SPLIT_FILE,
-    ),
-)
-"""CoOp's DATASETS.md; hash from tensorflow_datasets, oxford_flowers102/checksums.tsv."""
-
-
-def class_names(root: Path) -> tuple[str, ...]:
-    """Gives the 102 names in label order."""
-    return _set(root).class_names()
-
-
-def open_source(
-    root: Path, *, part: str, class_names: Sequence[str], labeled: bool
-) -> BenchmarkSource:
-    """Lists the images of a part: train, val or test."""
-    return _set(root).open(part, class_names=class_names, labeled=labeled)
-
-
-def _set(root: Path) -> CoopSet:
-    return CoopSet(
-        root / FOLDER,
-        image_root=IMAGES,
-        images=(IMAGES,),
-        split_file=SPLIT_FILE,
-        downloads=DOWNLOADS,
-        n_classes=N_CLASSES,
-        n_images=N_IMAGES,
-        own_split=_own_split,
-        own_reads=(_LABELS, _NAMES),
-    )
 
 
 def _own_split(folder: Path) -> Split:
@@ -81,3 +30,37 @@ def _own_split(folder: Path) -> Split:
         images.setdefault(int(label) - 1, []).append(f"image_{number:05d}.jpg")
     names = read_json(folder / _NAMES)
     return in_three([names[str(label + 1)] for label in sorted(images)], images)
+
+
+SET = CoopSet(
+    name="oxford_flowers",
+    about=__doc__,
+    folder="oxford_flowers",
+    template="a photo of a {}, a type of flower.",
+    license="none stated; the pictures belong to their makers"
+    " (www.robots.ox.ac.uk/~vgg/data/flowers)",
+    n_classes=102,
+    # arXiv:2403.02781, table 8; val by difference
+    n_images={"train": 4_093, "val": 1_633, "test": 2_463},
+    image_root=IMAGES,
+    images=(IMAGES,),
+    split_file=SPLIT_FILE,
+    # CoOp's DATASETS.md; hash from tensorflow_datasets, oxford_flowers102/checksums.tsv
+    downloads=(
+        Download(
+            name="102flowers.tgz",
+            urls=("https://www.robots.ox.ac.uk/~vgg/data/flowers/102/102flowers.tgz",),
+            gives=IMAGES,
+            sha256="2d01ecc807db462958cfe3d92f57a8c252b4abd240eb955770201e45f783b246",
+            n_bytes=344_862_509,
+            unpack="tar",
+        ),
+        Download(
+            name=SPLIT_FILE,
+            urls=(google_drive("1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT"),),
+            gives=SPLIT_FILE,
+        ),
+    ),
+    own_split=_own_split,
+    own_reads=(_LABELS, _NAMES),
+)

@@ -8,73 +8,19 @@ www.robots.ox.ac.uk/~vgg/data/pets/data/annotations.tar.gz are read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from kdedge.data.benchmarks._annotations import read_lines, unexpected
 from kdedge.data.benchmarks._coop_set import CoopSet
-from kdedge.data.benchmarks._coop_split import BenchmarkSource, Split
+from kdedge.data.benchmarks._coop_split import Split
 from kdedge.data.benchmarks._download import Download
 from kdedge.data.benchmarks._origins import google_drive
 from kdedge.data.benchmarks._own_split import with_official_test
-
-FOLDER = "oxford_pets"
-TEMPLATE = "a photo of a {}, a type of pet."
-LICENSE = "CC BY-SA 4.0; the pictures belong to their makers (www.robots.ox.ac.uk/~vgg/data/pets)"
-N_CLASSES = 37
-N_IMAGES = {"train": 2_944, "val": 736, "test": 3_669}
-"""arXiv:2403.02781, table 8; val by difference."""
 
 IMAGES = "images"
 SPLIT_FILE = "split_zhou_OxfordPets.json"
 _TRAINING = "annotations/trainval.txt"
 _TEST = "annotations/test.txt"
-
-DOWNLOADS = (
-    Download(
-        name="images.tar.gz",
-        urls=(
-            "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz",
-            "https://thor.robots.ox.ac.uk/~vgg/data/pets/images.tar.gz",
-        ),
-        gives=IMAGES,
-        sha256="67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d",
-        n_bytes=791_918_971,
-        unpack="tar",
-    ),
-    Download(
-        name=SPLIT_FILE,
-        urls=(google_drive("1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs"),),
-        gives=SPLIT_FILE,
-    ),
-)
-"""CoOp's DATASETS.md; hash from tensorflow_datasets, oxford_iiit_pet/checksums.tsv."""
-
-
-def class_names(root: Path) -> tuple[str, ...]:
-    """Gives the 37 names in label order."""
-    return _set(root).class_names()
-
-
-def open_source(
-    root: Path, *, part: str, class_names: Sequence[str], labeled: bool
-) -> BenchmarkSource:
-    """Lists the images of a part: train, val or test."""
-    return _set(root).open(part, class_names=class_names, labeled=labeled)
-
-
-def _set(root: Path) -> CoopSet:
-    return CoopSet(
-        root / FOLDER,
-        image_root=IMAGES,
-        images=(IMAGES,),
-        split_file=SPLIT_FILE,
-        downloads=DOWNLOADS,
-        n_classes=N_CLASSES,
-        n_images=N_IMAGES,
-        own_split=_own_split,
-        own_reads=(_TRAINING, _TEST),
-    )
 
 
 def _own_split(folder: Path) -> Split:
@@ -91,3 +37,40 @@ def _own_split(folder: Path) -> Split:
             rows.append((f"{stem}.jpg", label))
         parts.append(rows)
     return with_official_test([names[label] for label in sorted(names)], *parts)
+
+
+SET = CoopSet(
+    name="oxford_pets",
+    about=__doc__,
+    folder="oxford_pets",
+    template="a photo of a {}, a type of pet.",
+    license="CC BY-SA 4.0; the pictures belong to their makers"
+    " (www.robots.ox.ac.uk/~vgg/data/pets)",
+    n_classes=37,
+    # arXiv:2403.02781, table 8; val by difference
+    n_images={"train": 2_944, "val": 736, "test": 3_669},
+    image_root=IMAGES,
+    images=(IMAGES,),
+    split_file=SPLIT_FILE,
+    # CoOp's DATASETS.md; hash from tensorflow_datasets, oxford_iiit_pet/checksums.tsv
+    downloads=(
+        Download(
+            name="images.tar.gz",
+            urls=(
+                "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz",
+                "https://thor.robots.ox.ac.uk/~vgg/data/pets/images.tar.gz",
+            ),
+            gives=IMAGES,
+            sha256="67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d",
+            n_bytes=791_918_971,
+            unpack="tar",
+        ),
+        Download(
+            name=SPLIT_FILE,
+            urls=(google_drive("1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs"),),
+            gives=SPLIT_FILE,
+        ),
+    ),
+    own_split=_own_split,
+    own_reads=(_TRAINING, _TEST),
+)

@@ -8,71 +8,21 @@ vision.princeton.edu/projects/2010/SUN/download/Partitions.zip are read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from kdedge.data.benchmarks._annotations import read_lines, unexpected
 from kdedge.data.benchmarks._coop_set import CoopSet
-from kdedge.data.benchmarks._coop_split import BenchmarkSource, Split
+from kdedge.data.benchmarks._coop_split import Split
 from kdedge.data.benchmarks._download import Download
-from kdedge.data.benchmarks._origins import google_drive
+from kdedge.data.benchmarks._origins import MIRROR, google_drive
 from kdedge.data.benchmarks._own_split import with_official_test
-
-FOLDER = "sun397"
-TEMPLATE = "a photo of a {}."
-LICENSE = "for research, under the SUN database's terms (vision.princeton.edu/projects/2010/SUN)"
-N_CLASSES = 397
-N_IMAGES = {"train": 15_880, "val": 3_970, "test": 19_850}
-"""arXiv:2403.02781, table 8; val by difference."""
 
 IMAGES = "SUN397"
 SPLIT_FILE = "split_zhou_SUN397.json"
 _NAMES = "ClassName.txt"
 _TRAINING = "Training_01.txt"
 _TEST = "Testing_01.txt"
-
-DOWNLOADS = (
-    Download(
-        name="SUN397.tar.gz",
-        urls=("https://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz",),
-        gives=IMAGES,
-        sha256="f404130965a7ad77bed5ececc71e720ab50f3cc1e1bb257257610d38f3b928ec",
-        n_bytes=39_077_296_924,
-        unpack="tar",
-    ),
-    Download(
-        name=SPLIT_FILE,
-        urls=(google_drive("1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq"),),
-        gives=SPLIT_FILE,
-    ),
-)
-"""CoOp's DATASETS.md; hash from tensorflow_datasets, sun397/checksums.tsv."""
-
-
-def class_names(root: Path) -> tuple[str, ...]:
-    """Gives the 397 names in label order."""
-    return _set(root).class_names()
-
-
-def open_source(
-    root: Path, *, part: str, class_names: Sequence[str], labeled: bool
-) -> BenchmarkSource:
-    """Lists the images of a part: train, val or test."""
-    return _set(root).open(part, class_names=class_names, labeled=labeled)
-
-
-def _set(root: Path) -> CoopSet:
-    return CoopSet(
-        root / FOLDER,
-        image_root=IMAGES,
-        images=(IMAGES,),
-        split_file=SPLIT_FILE,
-        downloads=DOWNLOADS,
-        n_classes=N_CLASSES,
-        n_images=N_IMAGES,
-        own_split=_own_split,
-        own_reads=(_NAMES, _TRAINING, _TEST),
-    )
 
 
 def _own_split(folder: Path) -> Split:
@@ -92,3 +42,46 @@ def _rows(file: Path, labels: Mapping[str, int]) -> list[tuple[str, int]]:
             raise unexpected(file, line, f"an image in a folder of {_NAMES}")
         rows.append((path, labels[scene]))
     return rows
+
+
+SET = CoopSet(
+    name="sun397",
+    about=__doc__,
+    folder="sun397",
+    template="a photo of a {}.",
+    license="for research, under the SUN database's terms (vision.princeton.edu/projects/2010/SUN)",
+    n_classes=397,
+    # arXiv:2403.02781, table 8; val by difference
+    n_images={"train": 15_880, "val": 3_970, "test": 19_850},
+    image_root=IMAGES,
+    images=(IMAGES,),
+    split_file=SPLIT_FILE,
+    # CoOp's DATASETS.md; hash from tensorflow_datasets, sun397/checksums.tsv. That address gives
+    # nothing any more (github.com/pytorch/vision/issues/9348); the mirror's hash is its page's.
+    downloads=(
+        Download(
+            name="SUN397.tar.gz",
+            urls=("https://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz",),
+            gives=IMAGES,
+            sha256="f404130965a7ad77bed5ececc71e720ab50f3cc1e1bb257257610d38f3b928ec",
+            n_bytes=39_077_296_924,
+            unpack="tar",
+            mirror=Download(
+                name="sun397.zip",
+                urls=(f"{MIRROR}/resolve/main/sun397.zip",),
+                gives=IMAGES,
+                sha256="ce6dee6685c9f1d592c8297e193dde885aa9c50d008fd998a38ccc57a3dda722",
+                n_bytes=39_182_693_483,
+                unpack="zip",
+                top=None,
+            ),
+        ),
+        Download(
+            name=SPLIT_FILE,
+            urls=(google_drive("1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq"),),
+            gives=SPLIT_FILE,
+        ),
+    ),
+    own_split=_own_split,
+    own_reads=(_NAMES, _TRAINING, _TEST),
+)

@@ -8,69 +8,21 @@ www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip are read.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from kdedge.data.benchmarks._annotations import read_lines, unexpected
 from kdedge.data.benchmarks._coop_set import CoopSet
-from kdedge.data.benchmarks._coop_split import BenchmarkSource, Split
+from kdedge.data.benchmarks._coop_split import Split
 from kdedge.data.benchmarks._download import Download
 from kdedge.data.benchmarks._origins import google_drive
 from kdedge.data.benchmarks._own_split import with_official_test
-
-FOLDER = "ucf101"
-TEMPLATE = "a photo of a person doing {}."
-LICENSE = "none stated; videos of YouTube (www.crcv.ucf.edu/data/UCF101.php)"
-N_CLASSES = 101
-N_IMAGES = {"train": 7_639, "val": 1_898, "test": 3_783}
-"""arXiv:2403.02781, table 8; val by difference."""
 
 IMAGES = "UCF-101-midframes"
 SPLIT_FILE = "split_zhou_UCF101.json"
 _NAMES = "ucfTrainTestlist/classInd.txt"
 _TRAINING = "ucfTrainTestlist/trainlist01.txt"
 _TEST = "ucfTrainTestlist/testlist01.txt"
-
-DOWNLOADS = (
-    Download(
-        name="UCF-101-midframes.zip",
-        urls=(google_drive("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O"),),
-        gives=IMAGES,
-        unpack="zip",
-    ),
-    Download(
-        name=SPLIT_FILE,
-        urls=(google_drive("1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y"),),
-        gives=SPLIT_FILE,
-    ),
-)
-"""CoOp's DATASETS.md."""
-
-
-def class_names(root: Path) -> tuple[str, ...]:
-    """Gives the 101 names in label order."""
-    return _set(root).class_names()
-
-
-def open_source(
-    root: Path, *, part: str, class_names: Sequence[str], labeled: bool
-) -> BenchmarkSource:
-    """Lists the images of a part: train, val or test."""
-    return _set(root).open(part, class_names=class_names, labeled=labeled)
-
-
-def _set(root: Path) -> CoopSet:
-    return CoopSet(
-        root / FOLDER,
-        image_root=IMAGES,
-        images=(IMAGES,),
-        split_file=SPLIT_FILE,
-        downloads=DOWNLOADS,
-        n_classes=N_CLASSES,
-        n_images=N_IMAGES,
-        own_split=_own_split,
-        own_reads=(_NAMES, _TRAINING, _TEST),
-    )
 
 
 def _own_split(folder: Path) -> Split:
@@ -98,3 +50,34 @@ def _rows(file: Path, labels: Mapping[str, int]) -> list[tuple[str, int]]:
 def _spaced(action: str) -> str:
     """BabyCrawling -> Baby_Crawling, which is also its folder of images."""
     return "_".join(re.findall("[A-Z][^A-Z]*", action))
+
+
+SET = CoopSet(
+    name="ucf101",
+    about=__doc__,
+    folder="ucf101",
+    template="a photo of a person doing {}.",
+    license="none stated; videos of YouTube (www.crcv.ucf.edu/data/UCF101.php)",
+    n_classes=101,
+    # arXiv:2403.02781, table 8; val by difference
+    n_images={"train": 7_639, "val": 1_898, "test": 3_783},
+    image_root=IMAGES,
+    images=(IMAGES,),
+    split_file=SPLIT_FILE,
+    # CoOp's DATASETS.md
+    downloads=(
+        Download(
+            name="UCF-101-midframes.zip",
+            urls=(google_drive("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O"),),
+            gives=IMAGES,
+            unpack="zip",
+        ),
+        Download(
+            name=SPLIT_FILE,
+            urls=(google_drive("1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y"),),
+            gives=SPLIT_FILE,
+        ),
+    ),
+    own_split=_own_split,
+    own_reads=(_NAMES, _TRAINING, _TEST),
+)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from kdedge.data.benchmarks import load_benchmark
+from kdedge.data.benchmarks import eurosat as eurosat_set
 
 N = 10
 """Images of each class that a rule divides: 5, 2, 3; or 8 and 2, beside as many official ones."""
@@ -22,7 +23,7 @@ class Miniature:
     """A small copy of a set.
 
     Attributes:
-        benchmark: the set's module, which expects the miniature's counts.
+        benchmark: the set, which expects the miniature's counts.
         folder: of the set.
         names: in label order.
         n_images: part -> images.
@@ -144,7 +145,7 @@ def dtd(folder: Path) -> list[str]:
 
 
 def eurosat(folder: Path) -> list[str]:
-    names = load_benchmark("eurosat")._NAMES
+    names = eurosat_set._NAMES
     for name in names:
         touch(folder / "2750", [f"{name}/{name}_{i}.jpg" for i in range(1, N + 1)])
     return list(names.values())
@@ -239,16 +240,16 @@ def counts(name: str, n_classes: int) -> dict[str, int]:
 
 @pytest.fixture
 def miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Miniature]:
-    """Writes a set's miniature, without CoOp's split file, and makes its module expect it."""
+    """Writes a set's miniature, without CoOp's split file, and makes its file expect it."""
 
     def make(name: str) -> Miniature:
-        benchmark: Any = load_benchmark(name)
-        folder = tmp_path / benchmark.FOLDER
+        module = importlib.import_module(f"kdedge.data.benchmarks.{name}")
+        folder = tmp_path / module.SET.folder
         names = tuple(WRITERS[name](folder))
         n_images = counts(name, len(names))
-        monkeypatch.setattr(benchmark, "N_CLASSES", len(names))
-        monkeypatch.setattr(benchmark, "N_IMAGES", n_images)
-        split_file = getattr(benchmark, "SPLIT_FILE", None)
+        benchmark = replace(module.SET, n_classes=len(names), n_images=n_images)
+        monkeypatch.setattr(module, "SET", benchmark)
+        split_file = getattr(benchmark, "split_file", None)
         return Miniature(benchmark, folder, names, n_images, split_file)
 
     return make

@@ -82,7 +82,7 @@ def test_what_is_no_split_file_is_refused(tmp_path, value):
 
 def test_a_missing_set_says_which_files_to_fetch_and_where_they_go(tmp_path):
     with pytest.raises(DataError) as caught:
-        sun397.open_source(tmp_path, part="train", class_names=(), labeled=False)
+        sun397.SET.open_source(tmp_path, part="train", class_names=(), labeled=False)
     message = str(caught.value)
     assert f"{tmp_path}/sun397/SUN397: Unpack SUN397.tar.gz" in message
     assert f"{tmp_path}/sun397/split_zhou_SUN397.json: Google Drive file" in message
@@ -90,8 +90,8 @@ def test_a_missing_set_says_which_files_to_fetch_and_where_they_go(tmp_path):
 
 
 def published_like_split():
-    rows = {part: [] for part in sun397.N_IMAGES}
-    for part, count in sun397.N_IMAGES.items():
+    rows = {part: [] for part in sun397.SET.n_images}
+    for part, count in sun397.SET.n_images.items():
         for i in range(count):
             label = i % 397
             rows[part].append([f"{part}/{i}.jpg", label, f"scene {label}"])
@@ -103,11 +103,11 @@ def test_sun397_has_the_published_counts(tmp_path):
     (folder / "SUN397").mkdir(parents=True)
     rows = published_like_split()
     (folder / "split_zhou_SUN397.json").write_text(json.dumps(rows))
-    names = sun397.class_names(tmp_path)
+    names = sun397.SET.class_names(tmp_path)
     assert len(names) == 397
-    source = sun397.open_source(tmp_path, part="test", class_names=names, labeled=True)
+    source = sun397.SET.open_source(tmp_path, part="test", class_names=names, labeled=True)
     assert len(source.items) == 19_850
     rows["train"].pop()
     (folder / "split_zhou_SUN397.json").write_text(json.dumps(rows))
     with pytest.raises(DataError, match="the published split 397"):
-        sun397.class_names(tmp_path)
+        sun397.SET.class_names(tmp_path)

@@ -1,0 +1,203 @@
+"""Which images a few-shot run uses: drawn as CoOp's data sets draw, or as a set's list says.
+
+CoOp's code keeps each draw in the set's folder, and so does kdedge, in the format of CoOp's split
+files: `split_fewshot/shot_16-seed_1.json` holds 16 training images a class, CoOp's at most 4 of
+validation, and all test images. In the place of a set's split file it makes that code train on the
+same images, without drawing (DATASET.NUM_SHOTS 0). A list that is there is taken as it is. CoOp's
+own lists are pickles with absolute paths, and are not read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kdedge._files import explain_os_error, write_atomic
+from kdedge.config.recipe import DataSpec, SourceSpec
+from kdedge.data.benchmarks import load_benchmark
+from kdedge.data.benchmarks._coop_split import PARTS, BenchmarkSource, Split, read_split
+from kdedge.data.classes import benchmark_root
+from kdedge.data.sources._protocol import Source
+from kdedge.data.split import few_shot
+from kdedge.errors import DataError, ResourceError
+
+FOLDER = "split_fewshot"
+MOST_VALIDATION_SHOTS = 4
+"""CoOp, datasets/oxford_pets.py: min(num_shots, 4)."""
+
+log = logging.getLogger(__name__)
+
+
+class Draws:
+    """The draws of one run, which take turns in one random stream: training, then validation.
+
+    Args:
+        spec: of the images that are drawn from first; None where none are.
+        shots: of these, a class; None for all.
+        seed: the run's.
+        data: says where the benchmark sets are.
+
+    Raises:
+        DataError: the set's list is not a split file.
+    """
+
+    def __init__(
+        self, spec: SourceSpec | None, *, shots: int | None, seed: int, data: DataSpec
+    ) -> None:
+        # The protocol seeds Python's global generator; an own one gives the same stream.
+        self._stream = random.Random(seed)  # noqa: S311
+        self._list = None
+        if spec is not None and shots is not None:
+            self._list = _find_list(spec, shots=shots, seed=seed, data=data)
+
+    def take(
+        self,
+        spec: SourceSpec,
+        source: Source,
+        indices: Sequence[int],
+        *,
+        shots: int,
+        class_names: Sequence[str],
+    ) -> list[int]:
+        """Draws from a labeled source, or looks up what a list says of it.
+
+        A benchmark set's draw is from all its images, as CoOp's is, so that unreadable ones change
+        nothing but their own absence.
+
+        Args:
+            spec: the source as the recipe has it.
+            source: opened with labels.
+            indices: its readable images.
+            shots: images a class.
+            class_names: what labels are positions in.
+
+        Returns:
+            Positions in the source, class by class.
+
+        Raises:
+            DataError: an image has no label, or the list is of other images.
+        """
+        labels = [item.label for item in source.items]
+        is_set = isinstance(source, BenchmarkSource)
+        pool: Iterable[int] = range(len(labels)) if is_set else indices
+        drawn = few_shot(labels, pool, shots=shots, stream=self._stream)
+        if self._list is not None and self._list.is_of(spec, shots):
+            drawn = self._list.positions(spec.part, source, class_names)
+        readable = set(indices)
+        return [index for index in drawn if index in readable]
+
+
+@dataclass(frozen=True)
+class _List:
+    """A set's list of one draw.
+
+    Attributes:
+        file: where it was read.
+        benchmark: the set.
+        shots: training images a class.
+        split: its content.
+    """
+
+    file: Path
+    benchmark: str
+    shots: int
+    split: Split
+
+    def is_of(self, spec: SourceSpec, shots: int) -> bool:
+        """Whether it holds so many images a class of a source."""
+        own = {"train": self.shots, "val": min(self.shots, MOST_VALIDATION_SHOTS)}
+        return spec.benchmark == self.benchmark and own.get(spec.part) == shots
+
+    def positions(self, part: str, source: Source, class_names: Sequence[str]) -> list[int]:
+        """Where the images of its part are in a source.
+
+        Raises:
+            DataError: one is not there, or is of another class.
+        """
+        log.info("The images of part %s are those of %s.", part, self.file)
+        places = {item.key: index for index, item in enumerate(source.items)}
+        found = []
+        for path, label in self.split.parts[part]:
+            index, name = places.get(path), self.split.class_names[label]
+            own = None if index is None else source.items[index].label
+            if index is None or own is None or class_names[own] != name:
+                raise DataError(
+                    f"{self.file}: {path}, of class {name}, is not among the set's images of part"
+                    f" {part}: the list was drawn from another split.\n"
+                    "  Remove it, so that it is drawn anew."
+                )
+            found.append(index)
+        return found
+
+
+def _find_list(spec: SourceSpec, *, shots: int, seed: int, data: DataSpec) -> _List | None:
+    if spec.benchmark is None or spec.part != "train":
+        return None
+    folder = benchmark_root(data) / load_benchmark(spec.benchmark).folder
+    file = list_file(folder, shots=shots, seed=seed)
+    return _List(file, spec.benchmark, shots, read_split(file)) if file.exists() else None
+
+
+def list_file(folder: Path, *, shots: int, seed: int) -> Path:
+    """Where the list of a draw is, in a set's folder."""
+    return folder / FOLDER / f"shot_{shots}-seed_{seed}.json"
+
+
+def keep_list(spec: SourceSpec, *, shots: int, seed: int, data: DataSpec) -> Path | None:
+    """Writes the list of a draw into its set's folder, unless it is there.
+
+    Args:
+        spec: of the labeled images.
+        shots: of them, a class.
+        seed: the run's.
+        data: says where the benchmark sets are.
+
+    Returns:
+        The file; None where the images are of no set's training part, or nothing may be written
+        there.
+    """
+    if spec.benchmark is None or spec.part != "train":
+        return None
+    benchmark, root = load_benchmark(spec.benchmark), benchmark_root(data)
+    if "train" not in benchmark.n_images:  # a variant of ImageNet: its test images once more
+        return None
+    file = list_file(root / benchmark.folder, shots=shots, seed=seed)
+    if file.exists():
+        return file
+    names = benchmark.class_names(root)
+    draws = Draws(spec, shots=shots, seed=seed, data=data)
+    rows: dict[str, list[list[str | int]]] = {part: [] for part in PARTS}
+    parts: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
+    for part in parts:
+        if part == "val" and part not in benchmark.n_images:
+            continue
+        source = benchmark.open_source(root, part=part, class_names=names, labeled=True)
+        indices: Sequence[int] = range(len(source.items))
+        if part != "test":
+            n = shots if part == "train" else min(shots, MOST_VALIDATION_SHOTS)
+            own = SourceSpec(benchmark=spec.benchmark, part=part)
+            indices = draws.take(own, source, indices, shots=n, class_names=names)
+        rows[part] = [_row(source.items[i].key, source.items[i].label, names) for i in indices]
+    return _write(file, rows)
+
+
+def _row(path: str, label: int | None, names: Sequence[str]) -> list[str | int]:
+    assert label is not None  # the source was opened with labels
+    return [path, label, names[label]]
+
+
+def _write(file: Path, rows: dict[str, list[list[str | int]]]) -> Path | None:
+    try:
+        file.parent.mkdir(exist_ok=True)
+        write_atomic(file, (json.dumps(rows, ensure_ascii=False, indent=1) + "\n").encode())
+    except (OSError, ResourceError) as error:
+        reason = explain_os_error(error, file) if isinstance(error, OSError) else error
+        log.info("%s\n  The shots are drawn in every run.", reason)
+        return None
+    log.info("The shots are listed in %s.", file)
+    return file

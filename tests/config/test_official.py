@@ -1,0 +1,89 @@
+"""`official: true`: what it writes into a recipe, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdedge.config._official import OFFICIAL
+from kdedge.config.load import dump_recipe, load_recipe, shipped_recipes
+from kdedge.config.recipe import resolve_optim
+from kdedge.errors import RecipeError
+
+RECIPE = """\
+name: r
+classes: [a, b]
+data: {unlabeled: {folder: pool}, test: {folder: test}}
+teacher: {weights: t.pt}
+student: {weights: s.pt, settings: {kd_weight: 200.0}, optim: {epochs: 3}}
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "r.yaml"
+    file.write_text(RECIPE)
+    return file
+
+
+def test_the_public_codes_ways_are_written_out(path: Path) -> None:
+    recipe = load_recipe(path, ["official=true"]).recipe
+    assert recipe.student is not None
+    assert recipe.teacher is not None
+    assert recipe.student.settings == {"kd_weight": 200.0, "float32_losses": False}
+    student = resolve_optim(recipe.optim, recipe.student.optim)
+    teacher = resolve_optim(recipe.optim, recipe.teacher.optim)
+    assert (student.precision, student.selection, student.epochs) == ("fp16-unscaled", "test", 3)
+    assert (teacher.precision, teacher.selection) == ("fp16-unscaled", "last")
+
+
+@pytest.mark.parametrize("override", [[], ["official=true"]])
+def test_a_resolved_recipe_loads_as_an_equal_one(
+    path: Path, override: list[str], tmp_path: Path
+) -> None:
+    recipe = load_recipe(path, override).recipe
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_recipe(recipe))
+    assert load_recipe(again).recipe == recipe
+    assert ("official" in again.read_text()) == bool(override)
+
+
+@pytest.mark.parametrize("name", sorted(set(shipped_recipes()) - {"own-images", "demo"}))
+def test_every_recipe_of_a_benchmark_set_can_be_official(name: str) -> None:
+    plain = load_recipe(shipped_recipes()[name]).recipe.model_dump()
+    recipe = load_recipe(shipped_recipes()[name], ["official=true"]).recipe.model_dump()
+    for key, value in OFFICIAL.items():
+        found, before = recipe, plain
+        for part in key:
+            found, before = found[part], (before or {}).get(part)
+        assert found == value
+        assert before != value
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optim.precision", "fp32"),
+        ("teacher.optim.precision", "bf16"),
+        ("student.optim.selection", "last"),
+        ("student.settings.float32_losses", "true"),
+    ],
+)
+def test_a_key_that_says_other_than_official_is_refused(path: Path, key: str, value: str) -> None:
+    with pytest.raises(
+        RecipeError, match=rf"official: true, which sets {key} to \S+, and gives it"
+    ):
+        load_recipe(path, ["official=true", f"{key}={value}"])
+
+
+@pytest.mark.parametrize("key", ["optim", "student.optim", "teacher.optim", "baseline.optim"])
+def test_no_epoch_is_chosen_on_test_images_unless_official(path: Path, key: str) -> None:
+    with pytest.raises(RecipeError, match="chosen on test images makes the test worthless"):
+        load_recipe(path, [f"{key}.selection=test"])
+
+
+def test_what_is_no_recipe_is_refused_as_ever(path: Path) -> None:
+    for override in ("optim=3", "student=3", "student.optim=3", "official=yes"):
+        with pytest.raises(RecipeError, match=override.partition("=")[0]):
+            load_recipe(path, ["official=true", override])

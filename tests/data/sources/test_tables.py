@@ -1,0 +1,334 @@
+"""Parquet files and Hugging Face datasets on disk: two formats, one behavior."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pyarrow")
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kdedge.data.sources import _tables, huggingface, parquet
+from kdedge.errors import DataError
+from kdedge.runtime.preprocess import UnusableImage
+
+NAMES = ("cat", "hot dog")
+IMAGES = [f"image {i}".encode() * (i + 1) for i in range(7)]
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+FEATURES = {
+    "image": {"_type": "Image"},
+    "label": {"names": ["hot_dog", "cat"], "_type": "ClassLabel"},
+}
+
+Save = Callable[..., Any]
+
+
+def structs(images: Sequence[bytes | None]) -> Any:
+    rows = [{"bytes": data, "path": f"{i}.jpg"} for i, data in enumerate(images)]
+    return pa.array(rows, STRUCT)
+
+
+def table_of(features: dict[str, Any] | None = None, **columns: Any) -> Any:
+    table = pa.table(columns)
+    if features is None:
+        return table
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    return table.replace_schema_metadata(metadata)
+
+
+def save_parquet(folder: Path, *tables: Any, rows: int = 3) -> str:
+    for number, table in enumerate(tables):
+        pq.write_table(table, folder / f"part-{number}.parquet", row_group_size=rows)
+    return str(folder)
+
+
+def save_dataset(folder: Path, *tables: Any, rows: int = 3) -> str:
+    names = [f"data-{i:05d}-of-{len(tables):05d}.arrow" for i in range(len(tables))]
+    for name, table in zip(names, tables, strict=True):
+        with pa.ipc.new_stream(str(folder / name), table.schema) as stream:
+            stream.write_table(table, max_chunksize=rows)
+    state = {"_data_files": [{"filename": name} for name in names], "_split": "train"}
+    (folder / "state.json").write_text(json.dumps(state))
+    return str(folder)
+
+
+FORMATS = {"parquet": (parquet, save_parquet), "huggingface": (huggingface, save_dataset)}
+
+
+@pytest.fixture(params=FORMATS)
+def read(request: pytest.FixtureRequest, tmp_path: Path) -> Save:
+    """Saves tables in one of the formats and opens them."""
+    module, save = FORMATS[request.param]
+
+    def call(*tables: Any, labeled: bool = True, rows: int = 3, **columns: str) -> Any:
+        place: Any = save(tmp_path, *tables, rows=rows)
+        place = Path(place) if module is huggingface else place
+        return module.open_source(place, **columns, class_names=NAMES, labeled=labeled)
+
+    return call
+
+
+def test_rows_keep_their_order_over_files_and_chunks(read: Save) -> None:
+    whole = table_of(FEATURES, image=structs(IMAGES), label=[0, 1, 0, 0, 1, 1, 0])
+    source = read(whole.slice(0, 5), whole.slice(5))
+    assert [item.label for item in source.items] == [1, 0, 1, 1, 0, 0, 1]
+    assert [source.read(i) for i in range(7)] == IMAGES
+    assert [source.read(i) for i in (6, 0, 3, 5)] == [IMAGES[i] for i in (6, 0, 3, 5)]
+    assert len({item.key for item in source.items}) == 7
+    assert [item.key.partition("/")[2] for item in source.items] == [*"01234", *"01"]
+
+
+def test_a_copy_in_another_process_reads_by_itself(read: Save) -> None:
+    source = read(table_of(image=structs(IMAGES)), labeled=False)
+    assert source.read(1) == IMAGES[1]
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy.items == source.items
+    assert copy.read(6) == IMAGES[6]
+
+
+def test_many_threads_read_at_once(read: Save) -> None:
+    source = read(table_of(image=structs(IMAGES)), labeled=False, rows=1)
+    wanted = [i % 7 for i in range(300)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(source.read, wanted)) == [IMAGES[i] for i in wanted]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["cat", "hot_dog", "cat", "hot dog", "cat", "cat", "0"], [0, 1, 0, 1, 0, 0, 0]),
+        ([0, 1, 0, 1, 0, 0, 1], [0, 1, 0, 1, 0, 0, 1]),
+        (pa.array(["cat", "hot dog"] * 3 + ["cat"]).dictionary_encode(), [0, 1, 0, 1, 0, 1, 0]),
+    ],
+)
+def test_labels_without_features_are_names_or_positions(
+    labels: Any, expected: list[int], read: Save
+) -> None:
+    source = read(table_of(image=structs(IMAGES), label=labels))
+    assert [item.label for item in source.items] == expected
+
+
+def test_plain_bytes_are_images_too(read: Save) -> None:
+    source = read(table_of(photo=pa.array(IMAGES, pa.large_binary())), labeled=False)
+    assert [source.read(i) for i in range(7)] == IMAGES
+
+
+def test_labels_are_not_looked_at_where_they_are_not_asked_for(read: Save) -> None:
+    source = read(table_of(image=structs(IMAGES), label=["nonsense"] * 7), labeled=False)
+    assert {item.label for item in source.items} == {None}
+
+
+def test_columns_can_be_named(read: Save) -> None:
+    features = {
+        "img": {"_type": "Image"},
+        "fine_label": {"names": ["dog", "cat"], "_type": "ClassLabel"},
+        "coarse_label": {"names": ["cat", "hot dog"], "_type": "ClassLabel"},
+    }
+    table = table_of(
+        features,
+        thumbnail=pa.array([b"t"] * 7),
+        img=structs(IMAGES),
+        fine_label=[0] * 7,
+        coarse_label=[1] * 7,
+    )
+    source = read(table, label_column="coarse_label")
+    assert (source.read(0), source.items[0].label) == (IMAGES[0], 1)
+    assert read(table, labeled=False, image_column="thumbnail").read(0) == b"t"
+    with pytest.raises(DataError, match="no column of labels"):
+        read(table)
+
+
+@pytest.mark.parametrize(
+    ("columns", "named", "message"),
+    [
+        ({"label": [0]}, {}, r"has no column of images\.\n  It has: label \(int64\)"),
+        ({"a": [b"1"], "b": [b"2"]}, {}, r'2 columns that may hold images: "a", "b"'),
+        ({"a": [b"1"]}, {"image_column": "b"}, "has no column b of images"),
+        ({"a": [b"1"], "x": ["1"]}, {"image_column": "x"}, "has no column x of images"),
+        ({"a": [b"1"]}, {}, r"has no column of labels[\s\S]*label_column"),
+        ({"a": [b"1"]}, {"label_column": "y"}, "has no column y of names or numbers"),
+        ({"a": [b"1"], "y": [0.5]}, {"label_column": "y"}, "has no column y of names or numbers"),
+        ({"a": [b"1"], "label": ["dog"]}, {}, r'row 0: "dog" is not a class name \(nearest'),
+        ({"a": [b"1"], "label": [2]}, {}, 'row 0: "2" is not a class name'),
+        ({"a": [b"1"], "label": pa.array([None], pa.string())}, {}, "row 0: no label"),
+        ({"a": [b"1"], "label": [-1]}, {}, "row 0: no label"),
+        ({"a": pa.array([], pa.binary()), "label": pa.array([], pa.int64())}, {}, "no rows"),
+    ],
+)
+def test_what_a_table_lacks_is_named(
+    columns: dict[str, Any], named: dict[str, str], message: str, read: Save
+) -> None:
+    with pytest.raises(DataError, match=message):
+        read(table_of(**columns), **named)
+
+
+def test_a_number_that_the_features_do_not_name_is_refused(read: Save) -> None:
+    with pytest.raises(DataError, match="row 3: the label is 2, expected one of the 2 classes"):
+        read(table_of(FEATURES, image=structs(IMAGES), label=[0, 1, 0, 2, 0, 0, 0]))
+
+
+def test_class_names_of_the_features_must_be_in_the_class_list(read: Save) -> None:
+    features = {**FEATURES, "label": {"names": ["cats", "dog"], "_type": "ClassLabel"}}
+    with pytest.raises(DataError, match=r'row 0: "cats" is not a class name \(nearest: "cat"\)'):
+        read(table_of(features, image=structs(IMAGES), label=[0] * 7))
+
+
+def test_files_with_other_columns_are_no_one_set(read: Save) -> None:
+    one = table_of(image=structs(IMAGES))
+    other = table_of(photo=structs(IMAGES))
+    with pytest.raises(DataError, match="has other columns or class names than"):
+        read(one, other, labeled=False)
+
+
+def test_an_image_without_bytes_cannot_be_used_and_its_path_is_named(read: Save) -> None:
+    source = read(table_of(image=structs([b"1", None])), labeled=False)
+    assert source.read(0) == b"1"
+    with pytest.raises(UnusableImage, match=r"has no bytes, only the path 1\.jpg"):
+        source.read(1)
+    bare = read(table_of(image=pa.array([None, b"2"], pa.binary())), labeled=False)
+    with pytest.raises(UnusableImage, match=r"has no bytes$"):
+        bare.read(0)
+
+
+@pytest.mark.parametrize("cut", [0, 4, 0.5, -8, -1])
+def test_a_file_that_is_cut_short_is_named(cut: float, read: Save, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.bytes(5000) for _ in range(7)]
+    source = read(table_of(image=structs(images)), labeled=False)
+    (file,) = [*tmp_path.glob("*.parquet"), *tmp_path.glob("*.arrow")]
+    data = file.read_bytes()
+    file.write_bytes(data + b"x")
+    with pytest.raises(DataError, match="has changed since its index was made"):
+        source.read(0)
+    file.write_bytes(data[: int(cut * len(data)) if 0 < cut < 1 else int(cut)])
+    module = parquet if file.suffix == ".parquet" else huggingface
+    place: Any = str(tmp_path) if module is parquet else tmp_path
+    with pytest.raises(DataError, match=re.escape(str(file))):
+        module.open_source(place, class_names=(), labeled=False)
+
+
+def test_damage_inside_a_row_group_makes_its_images_unusable(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.bytes(5000) for _ in range(4)]
+    save_parquet(tmp_path, table_of(image=structs(images)), rows=2)
+    (file,) = tmp_path.glob("*.parquet")
+    data = bytearray(file.read_bytes())
+    data[4:40] = bytes(36)  # the first page's header
+    file.write_bytes(data)
+    source = parquet.open_source(str(file), class_names=(), labeled=False)
+    with pytest.raises(UnusableImage, match=str(file)):
+        source.read(0)
+    assert source.read(3) == images[3]
+
+
+def test_no_more_than_the_cache_is_held_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.bytes(1000) for _ in range(40)]
+    save_parquet(tmp_path, table_of(image=structs(images)), rows=4)
+    monkeypatch.setattr(_tables, "CACHE_BYTES", 10_000)
+    source = parquet.open_source(str(tmp_path), class_names=(), labeled=False)
+    for i in rng.permutation(40).tolist():
+        assert source.read(i) == images[i]
+        assert source._n_bytes() <= 10_000
+
+
+def test_a_row_group_that_does_not_fit_is_refused_with_a_command_that_mends_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [np.random.default_rng(i).bytes(300) for i in range(250)]
+    folder = tmp_path / "it's here"
+    folder.mkdir()
+    whole = table_of(FEATURES, image=structs(images), label=[0, 1] * 125)
+    save_parquet(folder, whole, rows=1000)
+    (file,) = folder.glob("*.parquet")
+    monkeypatch.setattr(_tables, "CACHE_BYTES", 50_000)
+    with pytest.raises(DataError, match=r"row group 0 holds 0 MiB of images") as caught:
+        parquet.open_source(str(file), class_names=(), labeled=False)
+    command = shlex.split(str(caught.value).splitlines()[-1])
+    assert command[0] == "python"
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    (small,) = [path for path in folder.glob("*.parquet") if path != file]
+    source = parquet.open_source(str(small), class_names=NAMES, labeled=True)
+    assert [source.read(i) for i in range(250)] == images
+    assert [item.label for item in source.items] == [1, 0] * 125
+    assert pq.ParquetFile(small).metadata.num_row_groups == 3
+
+
+def test_a_pattern_a_folder_and_a_file_name_the_same_files(tmp_path: Path) -> None:
+    tables = [table_of(image=structs([data])) for data in IMAGES]
+    save_parquet(tmp_path, *tables)
+    (tmp_path / "notes.txt").write_text("x")
+    for place in (tmp_path, tmp_path / "*.parquet", tmp_path / "part-[0-6].parquet"):
+        source = parquet.open_source(str(place), class_names=(), labeled=False)
+        assert [source.read(i) for i in range(7)] == IMAGES
+    one = parquet.open_source(str(tmp_path / "part-3.parquet"), class_names=(), labeled=False)
+    assert [one.read(i) for i in range(len(one.items))] == [IMAGES[3]]
+    for place in (tmp_path / "gone.parquet", tmp_path / "x-*.parquet"):
+        with pytest.raises(DataError, match="names no Parquet file"):
+            parquet.open_source(str(place), class_names=(), labeled=False)
+
+
+def test_files_of_one_name_in_several_folders_are_told_apart(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        save_parquet(tmp_path / name, table_of(image=structs([name.encode()])))
+    pattern = str(tmp_path / "*" / "part-0.parquet")
+    source = parquet.open_source(pattern, class_names=(), labeled=False)
+    assert [item.key for item in source.items] == ["a/part-0.parquet/0", "b/part-0.parquet/0"]
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (None, r"it has no state\.json[\s\S]*save_to_disk"),
+        ({}, "does not name the dataset's files"),
+        ([], "does not name the dataset's files"),
+        ({"_data_files": [{"filename": "../x.arrow"}]}, "names '../x.arrow'"),
+        ({"_data_files": [{"filename": "gone.arrow"}]}, "names 'gone.arrow'"),
+        ({"_data_files": []}, "without any rows"),
+        ({"_data_files": [], "_indices_files": [{"filename": "i.arrow"}]}, "flatten_indices"),
+    ],
+)
+def test_what_is_no_saved_dataset_is_refused(state: Any, message: str, tmp_path: Path) -> None:
+    if state is not None:
+        (tmp_path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(DataError, match=message):
+        huggingface.open_source(tmp_path, class_names=(), labeled=False)
+
+
+def test_the_splits_of_a_dataset_are_named(tmp_path: Path) -> None:
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(DataError, match=r"several splits: train, test\.\n  Name the folder of one"):
+        huggingface.open_source(tmp_path, class_names=(), labeled=False)
+
+
+def test_an_arrow_dataset_is_mapped_and_not_read(tmp_path: Path) -> None:
+    images = [bytes(1 << 20) for _ in range(8)]
+    save_dataset(tmp_path, table_of(image=structs(images)), rows=2)
+    before = pa.total_allocated_bytes()
+    source = huggingface.open_source(tmp_path, class_names=(), labeled=False)
+    assert all(source.read(i) == images[i] for i in range(8))
+    assert pa.total_allocated_bytes() - before < 1 << 20
+
+
+def test_without_pyarrow_the_missing_package_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(Exception, match=r"needs pyarrow, which[\s\S]*kdedge\[data\]"):
+        parquet.open_source(str(tmp_path), class_names=(), labeled=False)
