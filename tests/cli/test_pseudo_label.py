@@ -104,6 +104,19 @@ def test_where_the_pool_has_labels_it_is_said_how_many_are_right(
     assert found["accuracy_percent"] == pytest.approx(100 * right / len(labels))
 
 
+def test_an_image_with_a_label_keeps_it(kdedge: Run, project: Path) -> None:
+    pool = ("--set", "data.unlabeled={folder: labeled}")
+    shots = ("--set", "data.labeled.shots=6")  # all of both base classes
+    assert write(kdedge, *pool).code == 0
+    written = [one["image"] for one in lines_of(LABELS)[1:]]
+    n_novel = sum(image.startswith(("red fox/", "school bus/")) for image in written)
+    assert 0 < n_novel < 12
+    optim = ("--set", "baseline.optim={epochs: 1, batch_size: 1, warmup_epochs: 0}")
+    given = ("--set", f"data.pseudo_labels={LABELS}")
+    record = baseline_record(kdedge, *COOP, *pool, *shots, *given, *optim)
+    assert record["summary"]["training"]["steps"] == 12 + n_novel
+
+
 def test_pseudo_labels_alone_train_every_method_that_learns_from_labels(
     kdedge: Run, project: Path
 ) -> None:
