@@ -38,3 +38,12 @@ def test_the_other_tables_need_the_run_of_their_teacher(name: str, tmp_path: Pat
     for cell in students:
         (given,) = (word for word in cell.arguments if word.startswith("teacher.run="))
         assert Path(given.removeprefix("teacher.run=")).samefile(run)
+
+
+def test_table_3_is_planned_and_says_what_each_method_learns_from() -> None:
+    plan = make_plan(load_suite(SUITES / "table3.yaml"))
+    sees = {cell.row: cell.sees for cell in plan.cells}
+    assert [row for row, seen in sees.items() if not seen.unlabeled_images] == ["PromptSRC", "CLIP"]
+    assert {row for row, seen in sees.items() if seen.labels} == {
+        *("PromptSRC", "FPL", "IFPL", "GRIP", "PromptKD")
+    }
