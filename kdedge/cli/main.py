@@ -28,8 +28,9 @@ from kdedge.errors import KdedgeError, Terminated
 
 _FOLDER = Path(__file__).parent
 _ORDER = (
-    *("demo", "init", "check", "teach", "distill", "train", "eval", "export", "bench", "report"),
-    *("predict", "suite", "show", "import", "data", "doctor", "schema", "methods"),
+    *("demo", "init", "check", "teach", "distill", "train", "pseudo-label", "eval", "export"),
+    *("bench", "report", "predict", "suite", "show", "import", "data", "doctor", "schema"),
+    "methods",
 )
 
 

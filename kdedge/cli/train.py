@@ -33,10 +33,10 @@ def command(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Train a baseline of RECIPE: a method on the student's backbone and the labeled images.
+    """Train a baseline of RECIPE: a method on the student's backbone, without a teacher.
 
     RECIPE is a file, or the name of a shipped recipe. Images, split and seed are those of its
-    teacher and student.
+    teacher and student; `kdedge methods` says which images a method learns from.
 
     Where the recipe's teacher is of the same method, its settings and optimization hold for the
     baseline too. Else the method's defaults hold, with the learning rate, epochs and batch size

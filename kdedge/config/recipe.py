@@ -288,7 +288,7 @@ class StudentSpec(ModelSpec):
 
 
 class BaselineSpec(Strict):
-    """What the student is compared with: a prompt method that learns from the labeled images.
+    """What the student is compared with: a method that learns by itself, without a teacher.
 
     It is trained on the student's backbone by `kdedge train`.
     """

@@ -244,7 +244,7 @@ class LabelsItsPool(Protocol):
             probabilities: [N, C], of the pool's images over all classes; softmax of the logits.
             settings: an instance of the method file's `Settings`.
             round_number: from 1.
-            classes: those without labels; all where every class has some.
+            classes: those without labels; all where every class has some, or where none are seen.
 
         Returns:
             With rows of the probabilities as images.

@@ -141,7 +141,7 @@ class Method(TextPromptMethod):
         round_number: int,
         classes: Sequence[int],
     ) -> list[PseudoLabel]:
-        """See `LabelsItsPool.choose_labels`; all classes get some, as no label is read."""
+        """See `LabelsItsPool.choose_labels`; all classes may get some, as no label is read."""
         return most_confident_predicted(probabilities, settings.per_class)
 
     @staticmethod

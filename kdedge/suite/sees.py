@@ -27,9 +27,7 @@ def _with_data(declared: Sees, data: DataSpec) -> Sees:
     """A declaration where labels may be a file's pseudo-labels."""
     if not declared.labels or data.pseudo_labels is None:
         return declared
-    return Sees(
-        labels=data.labeled is not None, unlabeled_images=True, novel_class_names=True
-    )
+    return Sees(labels=data.labeled is not None, unlabeled_images=True, novel_class_names=True)
 
 
 def _teacher_method(teacher: TeacherSpec) -> str:

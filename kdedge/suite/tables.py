@@ -183,7 +183,7 @@ def notes(plan: Plan) -> list[str]:
     ]
     if len({cell.sees for cell in plan.cells}) > 1:
         found.append(
-            "labels: of few images, the teacher's included. unlabeled: images of all classes without"
+            "labels: of few images, the teacher's too. unlabeled: images of all classes, without"
             " labels. novel names: training knows the names of classes without labels."
         )
     return found if paper is None else [*found, f"Paper: {paper.source}"]

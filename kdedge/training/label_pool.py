@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 
-from kdedge.clip.backbone import Backbone
 from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.config.load import LoadedRecipe
-from kdedge.data.classes import class_list_hash
-from kdedge.data.pseudo_labels import Origin, check_enough, most_probable, write_pseudo_labels
-from kdedge.errors import DataError, RecipeError
+from kdedge.data.pseudo_labels import check_enough, most_probable
+from kdedge.errors import RecipeError
+from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.baseline import baseline_job, with_baseline
 from kdedge.training.fit import finished_run, run_job
 from kdedge.training.measure import Model
-from kdedge.training.parts import Classes, choose_method, load_classes, settings_record
+from kdedge.training.parts import Classes, choose_method, load_classes
 from kdedge.training.pseudo_labels import (
     accuracy_percent,
     in_source,
@@ -25,6 +24,7 @@ from kdedge.training.pseudo_labels import (
     pool_probabilities,
     true_labels,
     warn_of_unpredicted,
+    write_for,
 )
 from kdedge.training.runs import RunFolder
 from kdedge.training.teach import cache_folder
@@ -32,7 +32,6 @@ from kdedge.training.teachers import (
     has_class_vectors,
     load_teacher,
     load_without_class_vectors,
-    made_by,
 )
 
 
@@ -97,60 +96,62 @@ def label_pool(
     _check_free(path)
     loaded = with_baseline(loaded, method)
     classes = load_classes(loaded.recipe)
-    pool = load_pool(loaded.recipe, classes, why="they are to get pseudo-labels")
-    check_enough(len(pool.indices), per_class, n_classes=len(classes.names))
-    run, model, backbone, maker = _model(loaded, classes, root=root, device=device)
-    probabilities = pool_probabilities(model, pool, preprocess=backbone.preprocess, device=device)
     everything = range(len(classes.names))
+    pool = load_pool(loaded.recipe, classes, why="they are to get pseudo-labels")
+    check_enough(len(pool.indices), per_class, n_classes=len(everything))
+    found = _find_model(loaded, classes, root=root, device=device)
+    probabilities = pool_probabilities(
+        found.model, pool, preprocess=found.preprocess, device=device
+    )
     warn_of_unpredicted(probabilities, classes, among=everything)
     labels = in_source(most_probable(probabilities, per_class, classes=everything), pool)
-    _check_free(path)
-    write_pseudo_labels(
-        path,
-        labels,
-        origin=Origin(
-            method=method,
-            made_by=maker,
-            class_list=class_list_hash(classes.names),
-            image_list=pool.list_hash,
-        ),
-        class_names=classes.names,
-        keys={index: pool.source.items[index].key for index in pool.indices},
-    )
+    _check_free(path)  # once more: training may have taken hours
+    write_for(pool, labels, path, classes=classes, method=method, made_by=found.made_by)
     given = {one.image: one.label for one in labels}
-    truth = true_labels(loaded.recipe, classes, pool)
-    right = accuracy_percent(given, truth)
-    return LabeledPool(path, method, len(given), len(set(given.values())), right, run)
+    return LabeledPool(
+        path=path,
+        method=method,
+        n_images=len(given),
+        n_classes=len(set(given.values())),
+        accuracy_percent=accuracy_percent(given, true_labels(loaded.recipe, classes, pool)),
+        run=found.run,
+    )
 
 
 def _check_free(path: Path) -> None:
     if path.exists() or path.is_symlink():
         raise RecipeError(f"{path} is there already.\n  Choose another name, or move it away.")
-    if not path.absolute().parent.is_dir():
+    folder = path.absolute().parent
+    if not folder.is_dir():
         raise RecipeError(
-            f"There is no folder {path.absolute().parent} for {path.name}.\n"
+            f"There is no folder {folder} for {path.name}.\n"
             "  Make it, or name another place with -o."
         )
 
 
-def _model(
+@dataclass(frozen=True)
+class _Found:
+    """A model, how its images are prepared, the hash of what made it, and its run if it has one."""
+
+    model: Model
+    preprocess: Preprocess
+    made_by: str
+    run: RunFolder | None
+
+
+def _find_model(
     loaded: LoadedRecipe, classes: Classes, *, root: Path, device: torch.device
-) -> tuple[RunFolder | None, Model, Backbone, str]:
-    """The run of the recipe's baseline, its model, the backbone under it, and the model's hash."""
-    cache = cache_folder(root)
-    choice = choose_method(loaded, "baseline")
+) -> _Found:
+    """The recipe's baseline: as it is where nothing is trained, else of its finished run."""
+    cache, choice = cache_folder(root), choose_method(loaded, "baseline")
     job = baseline_job(loaded, cache=cache, device=device)
-    assert isinstance(job.backbone, Backbone)  # a baseline's is
+    preprocess = job.backbone.preprocess
     if not job.method.trainable_parameters():
-        record = settings_record(choice)
-        maker = made_by(job.backbone, job.method.module, classes, record)
-        return None, job.method, job.backbone, maker
+        return _Found(job.method, preprocess, job.made_by(), None)
     run = finished_run(root, job.key()) or run_job(job, root=root, resume=True)
     if not has_class_vectors(choice):
-        model: Model
-        model, backbone = load_without_class_vectors(run, classes, device=device, cache=cache)
-        return run, model, backbone, load_class_vectors(run.class_vectors).made_by
+        method, _ = load_without_class_vectors(run, classes, device=device, cache=cache)
+        maker = load_class_vectors(run.class_vectors).made_by
+        return _Found(method, preprocess, maker, run)
     teacher = load_teacher(run, classes, device=device, cache=cache)
-    if not isinstance(teacher.backbone, Backbone):
-        raise DataError(f"{run.path} has no text tower.")
-    return run, teacher, teacher.backbone, teacher.stored.made_by
+    return _Found(teacher, preprocess, teacher.stored.made_by, run)

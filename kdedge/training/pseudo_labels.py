@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
 from kdedge.config.recipe import Recipe
+from kdedge.data.classes import class_list_hash
 from kdedge.data.open import open_source
-from kdedge.data.pseudo_labels import Probabilities, PseudoLabel, read_pseudo_labels
+from kdedge.data.pseudo_labels import (
+    Origin,
+    Probabilities,
+    PseudoLabel,
+    read_pseudo_labels,
+    write_pseudo_labels,
+)
 from kdedge.data.sources._labels import name_some
 from kdedge.errors import DataError, DivergedError
 from kdedge.runtime.preprocess import Preprocess
@@ -46,13 +54,7 @@ def labels_of_file(recipe: Recipe, classes: Classes) -> tuple[Images, dict[int, 
     """
     assert recipe.data.pseudo_labels is not None  # who asks has seen to it
     pool = load_pool(recipe, classes, why="data.pseudo_labels is of its images")
-    labels = read_pseudo_labels(
-        recipe.data.pseudo_labels,
-        class_names=classes.names,
-        image_list=pool.list_hash,
-        positions=positions_of(pool),
-    )
-    chosen = {one.image: one.label for one in labels}
+    chosen = read_for(pool, recipe.data.pseudo_labels, classes=classes)
     return pool.only(sorted(chosen)), chosen
 
 
@@ -94,6 +96,41 @@ def warn_of_unpredicted(
 def in_source(labels: Sequence[PseudoLabel], pool: Images) -> list[PseudoLabel]:
     """Pseudo-labels of rows of the pool's probabilities, as ones of positions in its source."""
     return [PseudoLabel(pool.indices[one.image], one.label, one.confidence) for one in labels]
+
+
+def write_for(
+    pool: Images,
+    labels: Sequence[PseudoLabel],
+    path: Path,
+    *,
+    classes: Classes,
+    method: str,
+    made_by: str,
+) -> None:
+    """Writes pseudo-labels of positions in the pool's source; see `data.pseudo_labels`."""
+    write_pseudo_labels(
+        path,
+        labels,
+        origin=Origin(
+            method=method,
+            made_by=made_by,
+            class_list=class_list_hash(classes.names),
+            image_list=pool.list_hash,
+        ),
+        class_names=classes.names,
+        keys={index: key for key, index in positions_of(pool).items()},
+    )
+
+
+def read_for(pool: Images, path: Path, *, classes: Classes) -> dict[int, int]:
+    """Reads what `write_for` wrote: position in the pool's source -> class."""
+    labels = read_pseudo_labels(
+        path,
+        class_names=classes.names,
+        image_list=pool.list_hash,
+        positions=positions_of(pool),
+    )
+    return {one.image: one.label for one in labels}
 
 
 def true_labels(recipe: Recipe, classes: Classes, pool: Images) -> dict[int, int] | None:

@@ -19,15 +19,8 @@ import torch
 from torch import Tensor
 
 from kdedge._files import explain_os_error, sha256_json
-from kdedge.data.classes import class_list_hash
 from kdedge.data.loader import n_steps
-from kdedge.data.pseudo_labels import (
-    Origin,
-    Probabilities,
-    PseudoLabel,
-    read_pseudo_labels,
-    write_pseudo_labels,
-)
+from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
 from kdedge.methods._protocol import LabelsItsPool, Method
 from kdedge.training.job import Job, batches_of, zero_shot
 from kdedge.training.loop import TrainingResult, train
@@ -36,10 +29,11 @@ from kdedge.training.pseudo_labels import (
     accuracy_percent,
     in_source,
     pool_probabilities,
-    positions_of,
+    read_for,
     true_labels,
     warn_of_unpredicted,
     with_pseudo_labeled,
+    write_for,
 )
 from kdedge.training.runs import RunFolder
 
@@ -108,7 +102,7 @@ def train_rounds(
         folder = RoundFolder.of(run, number)
         if not folder.pseudo_labels.exists():
             _label(job, model, folder, number)
-        labels = _read(job, folder)
+        labels = read_for(pool, folder.pseudo_labels, classes=job.classes)
         accuracy = accuracy_percent(labels, truth)
         _say(job, labels, accuracy, number)
         module.load_state_dict(first_values)
@@ -158,10 +152,15 @@ def _pool(job: Job) -> Images:
     return job.pool
 
 
+def _to_label(job: Job) -> range:
+    """The classes that get pseudo-labels: those without labels, or all where none are seen."""
+    return range(len(job.classes.names)) if job.images is None else job.classes.unlabeled
+
+
 def _choose(job: Job, probabilities: Probabilities, number: int) -> list[PseudoLabel]:
     labeler: type[LabelsItsPool] = job.choice.module.Method
     chosen = labeler.choose_labels(
-        probabilities, job.choice.settings, round_number=number, classes=job.classes.unlabeled
+        probabilities, job.choice.settings, round_number=number, classes=_to_label(job)
     )
     return in_source(chosen, _pool(job))
 
@@ -171,31 +170,15 @@ def _label(job: Job, model: Method, folder: RoundFolder, number: int) -> None:
     pool, preprocess = _pool(job), job.backbone.preprocess
     probabilities = pool_probabilities(model, pool, preprocess=preprocess, device=job.device)
     if number == 1:
-        warn_of_unpredicted(probabilities, job.classes, among=job.classes.unlabeled)
-    write_pseudo_labels(
-        folder.pseudo_labels,
+        warn_of_unpredicted(probabilities, job.classes, among=_to_label(job))
+    write_for(
+        pool,
         _choose(job, probabilities, number),
-        origin=Origin(
-            method="zeroshot" if number == 1 else job.choice.name,
-            made_by=sha256_json([job.key(), number]),
-            class_list=class_list_hash(job.classes.names),
-            image_list=pool.list_hash,
-        ),
-        class_names=job.classes.names,
-        keys={index: pool.source.items[index].key for index in pool.indices},
-    )
-
-
-def _read(job: Job, folder: RoundFolder) -> dict[int, int]:
-    """Position in the pool's source -> class."""
-    pool = _pool(job)
-    labels = read_pseudo_labels(
         folder.pseudo_labels,
-        class_names=job.classes.names,
-        image_list=pool.list_hash,
-        positions=positions_of(pool),
+        classes=job.classes,
+        method="zeroshot" if number == 1 else job.choice.name,
+        made_by=sha256_json([job.key(), number]),
     )
-    return {one.image: one.label for one in labels}
 
 
 def _say(job: Job, labels: dict[int, int], accuracy: float | None, number: int) -> None:

@@ -43,7 +43,9 @@ def baseline_record(kdedge: Run, *arguments: str) -> dict[str, Any]:
 
 
 def rounds_of(variant: str, *more: str, rounds: int = 3) -> tuple[str, ...]:
-    settings = f"baseline.settings={{variant: {variant}, rounds: {rounds}, per_class: 4, {LEARNER}}}"
+    settings = (
+        f"baseline.settings={{variant: {variant}, rounds: {rounds}, per_class: 4, {LEARNER}}}"
+    )
     return ("train", "r.yaml", "--method", "pseudo_label", "--set", settings, *SHORT, *more)
 
 
@@ -160,7 +162,7 @@ def test_a_file_made_for_other_classes_or_images_is_refused(kdedge: Run, project
     Path("pool/new.jpg").unlink()
     shutil.copy("pool/0_0.jpg", "pool/0_1.jpg")
     fails(kdedge(*COOP, *given), 3, "was made for other images than the 40 of data.unlabeled")
-    assert not Path("runs").exists()
+    assert not list(Path("runs").rglob("provenance.json"))
 
 
 def test_an_edited_file_with_an_unknown_class_is_refused_with_its_line(
@@ -169,7 +171,7 @@ def test_an_edited_file_with_an_unknown_class_is_refused_with_its_line(
     assert write(kdedge).code == 0
     text = Path(LABELS).read_text().replace('"red fox"', '"red foks"', 1)
     Path(LABELS).write_text(text)
-    number = [i for i, line in enumerate(text.splitlines(), 1) if "foks" in line][0]
+    number = next(i for i, line in enumerate(text.splitlines(), 1) if "foks" in line)
     fails(
         kdedge(*COOP, "--set", f"data.pseudo_labels={LABELS}"),
         3,
@@ -202,10 +204,23 @@ def test_upl_learns_without_a_label_and_is_measured_alike_again(kdedge: Run, pro
     assert "pseudo-labels" in kdedge("show", "tiny/01").out
 
 
+def test_the_average_of_upls_runs_is_exported_as_one_head(kdedge: Run, project: Path) -> None:
+    pytest.importorskip("onnx")
+    settings = "baseline.settings={n_runs: 2, n_ctx: 3, per_class: 4}"
+    assert kdedge("train", "r.yaml", "--method", "upl", "--set", settings, *SHORT).code == 0
+    done = kdedge("export", "tiny/01")
+    assert done.code == 0, done.err
+    (file,) = json.loads(Path("runs/tiny/01/artifacts/01/artifact.json").read_text())["files"]
+    assert file["parity"]["agreement_percent"] == 100
+
+
 def test_a_class_that_no_image_is_predicted_as_is_named(kdedge: Run, project: Path) -> None:
+    picture = Path("pool/0_0.jpg").read_bytes()
     for file in Path("pool").glob("*.jpg"):
-        shutil.copy("pool/0_0.jpg", file)
-    done = kdedge("train", "r.yaml", "--method", "upl", "--set", "baseline.settings.n_ctx=3", *SHORT)
+        file.write_bytes(picture)
+    done = kdedge(
+        "train", "r.yaml", "--method", "upl", "--set", "baseline.settings.n_ctx=3", *SHORT
+    )
     assert done.code == 0, done.err
     assert "No unlabeled image is predicted as" in done.err
     (only,) = json.loads(kdedge("show", "tiny/01", "--json").out)["summary"]["rounds"]
@@ -227,6 +242,12 @@ def test_fpl_and_ifpl_label_novel_classes_alone_in_every_round(
         assert origin["method"] == ("zeroshot" if number == 1 else "pseudo_label")
         found = Counter(one["class"] for one in labels)
         assert found == {"red fox": 4, "school bus": 4}
+
+
+def test_without_a_split_all_classes_get_pseudo_labels(kdedge: Run, project: Path) -> None:
+    record = baseline_record(kdedge, *rounds_of("fpl"), "--set", "data.split=all")
+    (only,) = record["summary"]["rounds"]
+    assert (only["n_images"], only["n_classes"]) == (16, 4)
 
 
 def test_grip_takes_more_images_each_round_and_says_how_many_are_right(

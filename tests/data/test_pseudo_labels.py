@@ -129,9 +129,7 @@ def write(path: Path, **changed: Any) -> Path:
 
 
 def read(path: Path, names: tuple[str, ...] = NAMES, image_list: str = IMAGES) -> Any:
-    return read_pseudo_labels(
-        path, class_names=names, image_list=image_list, positions=POSITIONS
-    )
+    return read_pseudo_labels(path, class_names=names, image_list=image_list, positions=POSITIONS)
 
 
 def test_a_file_is_lines_that_a_person_can_read(tmp_path: Path) -> None:

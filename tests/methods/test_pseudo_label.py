@@ -59,7 +59,9 @@ def test_the_cross_entropies_of_both_parts_are_added_with_the_ratio_of_their_ima
     expected = F.cross_entropy(logits[~is_pseudo], labels[~is_pseudo])
     expected = expected + 40 / 16 * F.cross_entropy(logits[is_pseudo], labels[is_pseudo])
     # The learner's other losses are the same in both
-    assert ours - plain == pytest.approx(float(expected - F.cross_entropy(logits, labels)), rel=1e-3)
+    assert ours - plain == pytest.approx(
+        float(expected - F.cross_entropy(logits, labels)), rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("is_pseudo", [[True] * 3, [False] * 3])
