@@ -198,7 +198,8 @@ class DataSpec(Strict):
         None,
         description="File of classes for images of data.unlabeled, as `kdedge pseudo-label` writes"
         " it and a person may correct it. Methods that learn from labels learn from these too, as"
-        " from labels, and over all classes; without data.labeled from these alone.",
+        " from labels, and over all classes; without data.labeled from these alone. An image with a"
+        " label keeps it.",
     )
     validation: LabeledSpec | None = Field(
         None,

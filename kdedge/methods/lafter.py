@@ -206,8 +206,8 @@ class Method:
         )
         visual = with_own_norms(backbone.visual)
         linear = make_linear(backbone.embed_dim, len(class_names), generator, bias=False)
-        classifier = nn.Parameter(linear.weight)
-        module = TunedTower(visual_prompts, layer_norms(visual), classifier).to(backbone.device)
+        classifier = nn.Parameter(linear.weight.detach().to(backbone.device))
+        module = TunedTower(visual_prompts, layer_norms(visual), classifier)
         return cls(
             backbone,
             visual,

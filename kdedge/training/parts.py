@@ -112,6 +112,11 @@ class Images:
         found = {index: self.source.items[index].label for index in self.indices}
         return {index: label for index, label in found.items() if label is not None}
 
+    def without(self, other: Images) -> Images:
+        """The images whose contents are not among another's."""
+        contents = {other.digests[index] for index in other.indices}
+        return self.only([i for i in self.indices if self.digests[i] not in contents])
+
     def with_those_of(self, other: Images) -> Images:
         """The images in use of both, of one source behind the other."""
         n_own = len(self.source.items)

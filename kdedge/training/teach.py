@@ -1,4 +1,4 @@
-"""Training from labels: a prompt method on few labeled images of the labeled classes."""
+"""Training without a teacher: a method on the images that it declares to learn from."""
 
 from __future__ import annotations
 
@@ -133,9 +133,7 @@ def _training_data(
     data = _labeled_data(loaded, role, choice, classes, draws)
     if pool is None or data.images is None:
         return data
-    labeled = {data.images.digests[index] for index in data.images.indices}
-    others = [index for index in pool.indices if pool.digests[index] not in labeled]
-    return replace(data, pool=pool.only(others))
+    return replace(data, pool=pool.without(data.images))
 
 
 def _labeled_data(
@@ -152,6 +150,9 @@ def _labeled_data(
     if data.pseudo_labels is None:
         return _TrainingData(images, labels)
     pseudo, given = labels_of_file(loaded.recipe, classes)
+    if images is not None:
+        pseudo = pseudo.without(images)
+        given = {index: given[index] for index in pseudo.indices}
     images, labels, _ = with_pseudo_labeled(images, labels, pseudo, given)
     return _TrainingData(
         images, labels, sources={"pseudo_labels": sha256_json(sorted(given.items()))}

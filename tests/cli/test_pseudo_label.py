@@ -104,6 +104,19 @@ def test_where_the_pool_has_labels_it_is_said_how_many_are_right(
     assert found["accuracy_percent"] == pytest.approx(100 * right / len(labels))
 
 
+def test_an_image_with_a_label_keeps_it(kdedge: Run, project: Path) -> None:
+    pool = ("--set", "data.unlabeled={folder: labeled}")
+    shots = ("--set", "data.labeled.shots=6")  # all of both base classes
+    assert write(kdedge, *pool).code == 0
+    written = [one["image"] for one in lines_of(LABELS)[1:]]
+    n_novel = sum(image.startswith(("red fox/", "school bus/")) for image in written)
+    assert 0 < n_novel < 12
+    optim = ("--set", "baseline.optim={epochs: 1, batch_size: 1, warmup_epochs: 0}")
+    given = ("--set", f"data.pseudo_labels={LABELS}")
+    record = baseline_record(kdedge, *COOP, *pool, *shots, *given, *optim)
+    assert record["summary"]["training"]["steps"] == 12 + n_novel
+
+
 def test_pseudo_labels_alone_train_every_method_that_learns_from_labels(
     kdedge: Run, project: Path
 ) -> None:
@@ -204,6 +217,16 @@ def test_upl_learns_without_a_label_and_is_measured_alike_again(kdedge: Run, pro
     assert "pseudo-labels" in kdedge("show", "tiny/01").out
 
 
+def test_the_average_of_upls_runs_is_exported_as_one_head(kdedge: Run, project: Path) -> None:
+    pytest.importorskip("onnx")
+    settings = "baseline.settings={n_runs: 2, n_ctx: 3, per_class: 4}"
+    assert kdedge("train", "r.yaml", "--method", "upl", "--set", settings, *SHORT).code == 0
+    done = kdedge("export", "tiny/01")
+    assert done.code == 0, done.err
+    (file,) = json.loads(Path("runs/tiny/01/artifacts/01/artifact.json").read_text())["files"]
+    assert file["parity"]["agreement_percent"] == 100
+
+
 def test_a_class_that_no_image_is_predicted_as_is_named(kdedge: Run, project: Path) -> None:
     picture = Path("pool/0_0.jpg").read_bytes()
     for file in Path("pool").glob("*.jpg"):
@@ -232,6 +255,12 @@ def test_fpl_and_ifpl_label_novel_classes_alone_in_every_round(
         assert origin["method"] == ("zeroshot" if number == 1 else "pseudo_label")
         found = Counter(one["class"] for one in labels)
         assert found == {"red fox": 4, "school bus": 4}
+
+
+def test_without_a_split_all_classes_get_pseudo_labels(kdedge: Run, project: Path) -> None:
+    record = baseline_record(kdedge, *rounds_of("fpl"), "--set", "data.split=all")
+    (only,) = record["summary"]["rounds"]
+    assert (only["n_images"], only["n_classes"]) == (16, 4)
 
 
 def test_grip_takes_more_images_each_round_and_says_how_many_are_right(

@@ -56,3 +56,12 @@ def test_the_few_shot_tables_have_all_sets_once() -> None:
     suites = [load_suite(path).suite for path in SUITES.glob("few-shot-*.yaml")]
     table1 = load_suite(SUITES / "table1.yaml").suite
     assert sorted(table1.recipes) == sorted(name for suite in suites for name in suite.recipes)
+
+
+def test_table_3_is_planned_and_says_what_each_method_learns_from() -> None:
+    plan = make_plan(load_suite(SUITES / "table3.yaml"))
+    sees = {cell.row: cell.sees for cell in plan.cells}
+    assert [row for row, seen in sees.items() if not seen.unlabeled_images] == ["PromptSRC", "CLIP"]
+    assert {row for row, seen in sees.items() if seen.labels} == {
+        *("PromptSRC", "FPL", "IFPL", "GRIP", "PromptKD")
+    }
