@@ -116,12 +116,7 @@ def conditions(root: Path = _SYSTEM) -> dict[str, Any]:
     ]
     if mhz:
         found["cpu_mhz"] = sum(mhz) / len(mhz)
-    zones = zip(
-        _texts(root, "sys/class/thermal/thermal_zone*/type"),
-        _texts(root, "sys/class/thermal/thermal_zone*/temp"),
-        strict=False,
-    )
-    temperatures = {name: int(text) / 1000 for name, text in zones if text.lstrip("-").isdigit()}
+    temperatures = _temperatures(root)
     if temperatures:
         found["celsius"] = temperatures
     # Intel's counters of thermal throttling, and Jetson's of over-current events
@@ -131,6 +126,16 @@ def conditions(root: Path = _SYSTEM) -> dict[str, Any]:
         found["throttle_events"] = sum(int(text) for text in counted)
     gpus = [_gpu_conditions(nvml, gpu) for nvml, gpu in _gpus()]
     return found | ({"gpus": gpus} if gpus else {})
+
+
+def _temperatures(root: Path) -> dict[str, float]:
+    """Celsius by zone; without those that do not answer, as of a part that is switched off."""
+    found = {}
+    for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
+        with contextlib.suppress(OSError, ValueError):
+            name = (zone / "type").read_text(encoding="utf-8").strip()
+            found[name] = int((zone / "temp").read_text(encoding="utf-8")) / 1000
+    return found
 
 
 def was_throttled(before: dict[str, Any], after: dict[str, Any]) -> bool | None:

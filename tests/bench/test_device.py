@@ -79,6 +79,15 @@ def test_conditions_are_clocks_temperatures_and_counters(tmp_path: Path) -> None
     assert was_throttled(before, conditions(root)) is True
 
 
+def test_a_zone_that_does_not_answer_leaves_the_others_their_temperatures(tmp_path: Path) -> None:
+    root = write(tmp_path, JETSON | {"sys/class/thermal/thermal_zone2/type": "gpu-thermal\n"})
+    write(root, {"sys/class/thermal/thermal_zone2/temp": "51000\n"})
+    off = root / "sys/class/thermal/thermal_zone1"
+    write(off, {"type": "cv0-thermal\n"})
+    (off / "temp").mkdir()  # reading it fails, as where the part is switched off
+    assert conditions(root)["celsius"] == {"cpu-thermal": 48.5, "gpu-thermal": 51.0}
+
+
 def test_where_nothing_counts_nobody_knows(tmp_path: Path) -> None:
     assert was_throttled(conditions(tmp_path), conditions(tmp_path)) is None
 
