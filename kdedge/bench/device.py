@@ -143,7 +143,14 @@ def was_throttled(before: dict[str, Any], after: dict[str, Any]) -> bool | None:
     answers = []
     if "throttle_events" in after:
         answers.append(after["throttle_events"] > before.get("throttle_events", 0))
-    answers += [bool(gpu["throttle_reasons"]) for gpu in after.get("gpus", [])]
+    gpus = after.get("gpus", [])
+    answers += [bool(gpu["throttle_reasons"]) for gpu in gpus]
+    # Reasons are those of one moment, and before and after a measurement a GPU is idle
+    answers += [
+        gpu["slowed_ns"] > was["slowed_ns"]
+        for was, gpu in zip(before.get("gpus", []), gpus, strict=False)
+        if gpu["slowed_ns"] is not None and was["slowed_ns"] is not None
+    ]
     return any(answers) if answers else None
 
 
@@ -186,7 +193,16 @@ def _gpu_conditions(nvml: Any, gpu: Any) -> dict[str, Any]:
         "sm_mhz": _asked(nvml, nvml.nvmlDeviceGetClockInfo, gpu, nvml.NVML_CLOCK_SM),
         "celsius": _asked(nvml, nvml.nvmlDeviceGetTemperature, gpu, nvml.NVML_TEMPERATURE_GPU),
         "throttle_reasons": [name for name, bit in slowed.items() if reasons & bit],
+        "slowed_ns": _slowed_ns(nvml, gpu),
     }
+
+
+def _slowed_ns(nvml: Any, gpu: Any) -> int | None:
+    """How long power and heat have slowed a GPU down so far; None where it does not count."""
+    policies = (nvml.NVML_PERF_POLICY_POWER, nvml.NVML_PERF_POLICY_THERMAL)
+    found = [_asked(nvml, nvml.nvmlDeviceGetViolationStatus, gpu, policy) for policy in policies]
+    times = [int(one.violationTime) for one in found if one is not None]
+    return sum(times) if times else None
 
 
 def _asked(nvml: Any, question: Any, *arguments: Any) -> Any:

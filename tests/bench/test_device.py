@@ -146,6 +146,7 @@ class MadeUpNvml(SimpleNamespace):
         pass
 
     NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0
+    NVML_PERF_POLICY_POWER, NVML_PERF_POLICY_THERMAL = 0, 1
     nvmlClocksThrottleReasonSwPowerCap = 4
     nvmlClocksThrottleReasonSwThermalSlowdown = 32
     nvmlClocksThrottleReasonHwThermalSlowdown = 64
@@ -188,6 +189,29 @@ def test_a_gpu_is_described_and_its_throttling_noticed(
         "power_limit_watts": None,  # this one does not say
     }
     now = conditions(tmp_path)
-    assert now["gpus"] == [{"sm_mhz": 1200, "celsius": 61, "throttle_reasons": ["power"]}]
+    (conditions_of_gpu,) = now["gpus"]
+    assert conditions_of_gpu == {
+        "sm_mhz": 1200,
+        "celsius": 61,
+        "throttle_reasons": ["power"],
+        "slowed_ns": None,  # nor does it count
+    }
     assert was_throttled(now, now) is True
     assert watts(tmp_path) == pytest.approx(200.0)
+
+
+def test_a_gpu_that_was_slowed_and_is_idle_again_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowed = {0: 1000, 1: 50}
+    nvml = MadeUpNvml(
+        nvmlDeviceGetCurrentClocksThrottleReasons=lambda gpu: 1,  # idle
+        nvmlDeviceGetViolationStatus=lambda gpu, policy: SimpleNamespace(
+            violationTime=slowed[policy]
+        ),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    before = conditions(tmp_path)
+    assert was_throttled(before, conditions(tmp_path)) is False
+    slowed[1] += 7
+    assert was_throttled(before, conditions(tmp_path)) is True
