@@ -139,6 +139,20 @@ def test_samples_are_kept_by_model_and_averaged_once() -> None:
     assert power.watts("a") is None
 
 
+def test_a_rail_that_does_not_answer_for_once_costs_its_sample_alone(tmp_path: Path) -> None:
+    root = write(tmp_path, rail(1, "VDD_IN", 5000, 2000))
+    power = find_power(root)
+    (amperes,) = root.rglob("curr1_input")
+    with power.during("a"):
+        time.sleep(0.01)
+        amperes.rename(amperes.with_name("gone"))
+        time.sleep(0.12)
+    assert power.watts("a") == pytest.approx(10.0)
+    with power.during("b"):
+        pass
+    assert power.watts("b") is None
+
+
 class MadeUpNvml(SimpleNamespace):
     """An NVML with one GPU that draws 200 W and is slowed by its power limit."""
 
@@ -215,3 +229,18 @@ def test_a_gpu_that_was_slowed_and_is_idle_again_is_noticed(
     assert was_throttled(before, conditions(tmp_path)) is False
     slowed[1] += 7
     assert was_throttled(before, conditions(tmp_path)) is True
+
+
+def test_power_is_of_the_gpu_that_cuda_sees_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws = {"by index 0": 60_000, "by index 2": 300_000, "by name GPU-5f": 250_000}
+    nvml = MadeUpNvml(
+        nvmlDeviceGetHandleByIndex="by index {}".format,
+        nvmlDeviceGetHandleByUUID="by name {}".format,
+        nvmlDeviceGetPowerUsage=draws.__getitem__,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    for visible, expected in {"2,0": 300.0, "GPU-5f": 250.0, "": 60.0}.items():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert watts(tmp_path) == pytest.approx(expected)
