@@ -24,6 +24,7 @@ from kdedge.bench.torch_models import (
     title,
     zero_shot,
 )
+from kdedge.clip.architecture import why_no_prompts
 from kdedge.clip.backbone import Backbone
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.deploy.trained import TrainedModel, load_trained_model
@@ -65,6 +66,9 @@ def run_subjects(
     def add(model: TorchModel, accuracy: Accuracy | None) -> None:
         rows.append(_subject(recipe.name, model, accuracy, device))
 
+    why = why_no_prompts(trained.backbone.visual)
+    if why is not None:
+        left_out[folded_name(run)] = f"its image tower {why}, which kdedge does not export"
     if isinstance(trained.backbone, Backbone):
         add(zero_shot(trained.backbone, len(trained.class_names)), _accuracy(run, "zeroshot"))
     else:
@@ -85,6 +89,11 @@ def run_subjects(
         _add_teacher(run, trained, add, left_out, device=device, cache=cache_folder(root))
     add(own_model(trained), _accuracy(run, run.kind))
     return rows, left_out
+
+
+def folded_name(run: RunFolder) -> str:
+    """What a run's exported files are called where they are left out together."""
+    return f"{run.name} folded"
 
 
 def _check_method(name: str) -> None:

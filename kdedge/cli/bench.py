@@ -215,7 +215,7 @@ class _Gathered:
         need_training_packages("Measuring a run")
         import torch
 
-        from kdedge.bench.run_subjects import run_subjects
+        from kdedge.bench.run_subjects import folded_name, run_subjects
         from kdedge.training.parts import choose_device
 
         if self._n_threads is not None:
@@ -232,7 +232,7 @@ class _Gathered:
             self._add_artifact(artifacts[-1].parent, None)
         else:
             command = next_line("export", run.path, "--onnx", "--int8").removeprefix("Next: ")
-            self.left_out[f"{run.name} folded"] = f"it is not exported; {command} does it"
+            self.left_out.setdefault(folded_name(run), f"it is not exported; {command} does it")
 
 
 def _read(path: Path) -> SpeedResult:
