@@ -36,7 +36,7 @@ from kdedge.training.parts import Classes, build_method, choose_method, load_rol
 from kdedge.training.run_results import read_evaluation
 from kdedge.training.runs import RunFolder, runs_in
 from kdedge.training.teach import cache_folder
-from kdedge.training.teachers import load_teacher
+from kdedge.training.teachers import is_image_conditioned, load_teacher
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +53,13 @@ def run_subjects(
         against: methods on the student's backbone to compare with.
 
     Raises:
-        RecipeError: the run is not finished, or a method is unknown or learns from a teacher.
+        RecipeError: the run is not finished or has no class vectors, or a method is unknown or
+            learns from a teacher.
         DataError: the run's files do not belong together.
     """
     for name in against:
         _check_method(name)
+    _check_has_class_vectors(run)
     trained = load_trained_model(run, device=device)
     recipe = trained.loaded.recipe
     rows: list[Subject] = []
@@ -94,6 +96,17 @@ def run_subjects(
 def folded_name(run: RunFolder) -> str:
     """What a run's exported files are called where they are left out together."""
     return f"{run.name} folded"
+
+
+def _check_has_class_vectors(run: RunFolder) -> None:
+    """Refuses a run whose model stands beside another run's and not by itself."""
+    choice = choose_method(load_recipe(run.recipe), run.kind)
+    if is_image_conditioned(choice):
+        raise RecipeError(
+            f"{run.path} is a run of {choice.name}, whose class texts depend on the image: it is"
+            " measured beside another run.\n"
+            f"  Name that one: kdedge bench RUN --against {choice.name}"
+        )
 
 
 def _check_method(name: str) -> None:

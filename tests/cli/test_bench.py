@@ -136,6 +136,14 @@ def test_a_teachers_run_is_measured_by_itself(trained: Path, kdedge: Kdedge) -> 
     assert models == {"Zero-shot CLIP", "CoOp", "PromptSRC"}
 
 
+def test_a_run_of_cocoop_says_beside_what_it_is_measured(trained: Path, kdedge: Kdedge) -> None:
+    assert kdedge("train", "r.yaml", "--method", "cocoop", "--set", "optim.epochs=1").code == 0
+    done = kdedge("bench", "tiny/03", *QUICK)
+    assert (done.code, done.out) == (2, "")
+    assert "runs/tiny/03 is a run of cocoop" in done.err
+    assert "kdedge bench RUN --against cocoop" in done.err
+
+
 def test_one_file_of_an_artifact_is_measured_alone(exported: Path, kdedge: Kdedge) -> None:
     done = kdedge("bench", f"{ARTIFACT}/model.onnx", *QUICK, "--format", "json")
     assert done.code == 0, done.err
