@@ -227,9 +227,10 @@ class _Gathered:
         self.subjects += rows
         self.left_out |= missing
         self.run = self.run or run.path
-        artifacts = sorted(run.path.glob(f"artifacts/*/{FILE_NAME}"))
-        if artifacts:
-            self._add_artifact(artifacts[-1].parent, None)
+        folders = [file.parent for file in run.path.glob(f"artifacts/*/{FILE_NAME}")]
+        exports = [folder for folder in folders if folder.name.isdecimal()]
+        if exports:
+            self._add_artifact(max(exports, key=lambda folder: int(folder.name)), None)
         else:
             command = next_line("export", run.path, "--onnx", "--int8").removeprefix("Next: ")
             self.left_out.setdefault(folded_name(run), f"it is not exported; {command} does it")

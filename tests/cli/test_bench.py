@@ -144,6 +144,18 @@ def test_a_run_of_cocoop_says_beside_what_it_is_measured(trained: Path, kdedge: 
     assert "kdedge bench RUN --against cocoop" in done.err
 
 
+def test_the_newest_export_is_the_one_with_the_highest_number(
+    exported: Path, kdedge: Kdedge
+) -> None:
+    for name in ("9", "100", "backup"):
+        shutil.copytree(ARTIFACT, f"runs/tiny/02/artifacts/{name}")
+    for name in ("01", "9", "backup"):
+        Path(f"runs/tiny/02/artifacts/{name}/artifact.json").write_text("{")
+    done = kdedge("bench", *QUICK, "--against", "none")
+    assert done.code == 0, done.err
+    assert "model.int8-cpu.onnx" in done.out
+
+
 def test_one_file_of_an_artifact_is_measured_alone(exported: Path, kdedge: Kdedge) -> None:
     done = kdedge("bench", f"{ARTIFACT}/model.onnx", *QUICK, "--format", "json")
     assert done.code == 0, done.err
