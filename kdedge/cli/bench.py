@@ -33,7 +33,7 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
     """Batch sizes from `1,8,32`."""
     del ctx, parameter
     parts = [part.strip() for part in value.split(",")]
-    if not all(part.isdigit() and 0 < int(part) <= 100_000 for part in parts):
+    if not all(part.isdecimal() and 0 < int(part) <= 100_000 for part in parts):
         raise click.BadParameter(f"{value!r} is no list of batch sizes, as in 1,8,32.")
     return tuple(dict.fromkeys(int(part) for part in parts))
 

@@ -195,7 +195,9 @@ def test_a_method_that_learns_from_a_teacher_is_no_comparison(
     assert kdedge("bench", *QUICK, "--against", "coopp").code == 2
 
 
-@pytest.mark.parametrize("given", [("--batch", "1,0"), ("--batch", "x"), ("--max-regress", "-1")])
+@pytest.mark.parametrize(
+    "given", [("--batch", "1,0"), ("--batch", "x"), ("--batch", "²"), ("--max-regress", "-1")]
+)
 def test_what_is_no_number_is_a_usage_error(
     trained: Path, kdedge: Kdedge, given: tuple[str, str]
 ) -> None:
