@@ -19,7 +19,7 @@ from kdedge.bench.tables import as_csv, as_markdown, make_grids, notes
 from kdedge.bench.timing import TimingPlan
 from kdedge.cli._options import device_option, need_training_packages, runs_option
 from kdedge.cli._output import next_line, print_result, table
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.runtime.artifact import FILE_NAME, load_artifact
 from kdedge.speed_results import SpeedResult
 
@@ -150,6 +150,8 @@ def command(
     if output is not None and output.exists():
         raise click.UsageError(f"{output} exists, and nothing is overwritten. Name another file.")
     methods = [] if against == "none" else [name.strip() for name in against.split(",")]
+    if output is not None and not output.parent.is_dir():
+        raise click.UsageError(f"{output} cannot be written: there is no folder {output.parent}.")
     gathered = _Gathered(root, device, threads)
     for source in sources or (None,):
         gathered.add(source, methods)
@@ -163,7 +165,11 @@ def command(
         left_out=gathered.left_out,
         command=shlex.join(["kdedge", *sys.argv[1:]]),
     )
-    written = _write(result, output, gathered.folder)
+    try:
+        written = _write(result, output, gathered.folder)
+    except ResourceError:
+        _print(result, kind, [])  # what took minutes is not lost with the file
+        raise
     lines = [f"Wrote {written}"] if written is not None else []
     if gathered.run is not None:
         lines.append(next_line("report", gathered.run))

@@ -290,3 +290,19 @@ def test_nothing_is_overwritten(exported: Path, kdedge: Kdedge) -> None:
     for number in (1, 2):
         assert kdedge("bench", *QUICK, "--against", "none").code == 0
         assert Path(f"runs/tiny/02/bench/{number:02d}.json").exists()
+
+
+def test_a_table_that_cannot_be_written_is_shown(exported: Path, kdedge: Kdedge) -> None:
+    Path("runs/tiny/02/bench").write_text("a file is in the way")
+    done = kdedge("bench", *QUICK, "--against", "none", "--format", "json")
+    assert done.code == 7
+    assert len(json.loads(done.out)["rows"]) == 7
+    assert "runs/tiny/02/bench could not be written" in done.err
+
+
+def test_a_folder_that_is_not_there_is_found_before_anything_is_measured(
+    exported: Path, kdedge: Kdedge
+) -> None:
+    done = kdedge("bench", ARTIFACT, *QUICK, "--output", "results/b.json")
+    assert (done.code, done.out) == (2, "")
+    assert "results/b.json cannot be written: there is no folder results." in done.err
