@@ -10,6 +10,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 
 from kdedge.speed_results import Inputs, Measurement, SpeedResult, SpeedRow
 
@@ -57,6 +58,23 @@ def make_grids(result: SpeedResult) -> list[Grid]:
         _published(),
     ]
     return [grid for grid in grids if grid.rows]
+
+
+def fitted(grid: Grid, n_columns: int) -> list[list[str]]:
+    """Rows for a terminal: the rest of a name that is too long for it stands below.
+
+    Args:
+        grid: the table, whose columns are two spaces apart.
+        n_columns: of the terminal.
+    """
+    lines = [grid.header, *grid.rows]
+    others = sum(2 + max(len(line[i]) for line in lines) for i in range(1, len(grid.header)))
+    rows = []
+    for name, *cells in grid.rows:
+        first, *rest = wrap(name, max(n_columns - others, 10), subsequent_indent="  ")
+        rows.append([first, *cells])
+        rows += [[part, *([""] * len(cells))] for part in rest]
+    return rows
 
 
 def summary(result: SpeedResult) -> Grid:

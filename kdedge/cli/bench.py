@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from kdedge.bench.artifact_subjects import artifact_subjects, find_artifact
 from kdedge.bench.compare import check_regressions
 from kdedge.bench.run import run_bench
 from kdedge.bench.subject import Subject
-from kdedge.bench.tables import as_csv, as_markdown, make_grids, notes
+from kdedge.bench.tables import Grid, as_csv, as_markdown, fitted, make_grids, notes
 from kdedge.bench.timing import TimingPlan
 from kdedge.cli._options import device_option, need_training_packages, runs_option
 from kdedge.cli._output import next_line, print_result, table
@@ -149,9 +150,9 @@ def command(
     before = None if baseline is None else _read(baseline)
     if output is not None and output.exists():
         raise click.UsageError(f"{output} exists, and nothing is overwritten. Name another file.")
-    methods = [] if against == "none" else [name.strip() for name in against.split(",")]
     if output is not None and not output.parent.is_dir():
         raise click.UsageError(f"{output} cannot be written: there is no folder {output.parent}.")
+    methods = [] if against == "none" else [name.strip() for name in against.split(",")]
     gathered = _Gathered(root, device, threads)
     for source in sources or (None,):
         gathered.add(source, methods)
@@ -270,14 +271,18 @@ def _print(result: SpeedResult, kind: str, lines: Sequence[str]) -> None:
     if kind == "json":
         print_result(result, as_json=True)
     elif kind == "text":
-        blocks = [
-            f"{grid.title}\n"
-            + table(grid.rows, header=grid.header, align="l" + "r" * (len(grid.header) - 1))
-            for grid in make_grids(result)
-        ]
+        blocks = [f"{grid.title}\n{_as_text(grid)}" for grid in make_grids(result)]
         click.echo("\n\n".join([*blocks, "\n".join([*notes(result), *lines])]))
         return
     else:
         click.echo(as_markdown(result) if kind == "md" else as_csv(result))
     for line in lines:
         log.info("%s", line)
+
+
+def _as_text(grid: Grid) -> str:
+    """A table as wide as a terminal; elsewhere each name is on one line."""
+    rows = grid.rows
+    if sys.stdout is not None and sys.stdout.isatty():
+        rows = fitted(grid, shutil.get_terminal_size().columns)
+    return table(rows, header=grid.header, align="l" + "r" * (len(grid.header) - 1))
