@@ -73,6 +73,15 @@ def test_a_wide_spread_is_said(make_row: Make, make_result: Make, make_measureme
     assert "vary" not in "\n".join(notes(make_result(steady)))
 
 
+def test_a_share_that_cannot_be_is_said(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    possible = make_row("CLIP", make_measurement(), compute_percent=99.0)
+    odd = make_row("m.onnx", make_measurement(), compute_percent=196.0)
+    assert "Shares above 100 %" in "\n".join(notes(make_result(possible, odd)))
+    assert "Shares" not in "\n".join(notes(make_result(possible)))
+
+
 def test_throttling_failures_and_what_is_left_out_are_said(
     make_row: Make, make_result: Make, make_measurement: Make
 ) -> None:
