@@ -6,7 +6,9 @@ import logging
 import shlex
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -185,16 +187,25 @@ class _Gathered:
     """What is to be measured.
 
     Attributes:
-        subjects: the models.
         left_out: what is missing, and why.
         run: folder of the first run.
     """
 
     def __init__(self, root: Path, device: str | None, n_threads: int | None) -> None:
-        self.subjects: list[Subject] = []
+        self._groups: list[tuple[str, list[Subject]]] = []
         self.left_out: dict[str, str] = {}
         self.run: Path | None = None
         self._root, self._device, self._n_threads = root, device, n_threads
+
+    @property
+    def subjects(self) -> list[Subject]:
+        """The models; where two are called the same, their sources are what was asked for."""
+        n_called = Counter((row.source, row.label) for _, rows in self._groups for row in rows)
+        found = []
+        for name, rows in self._groups:
+            is_alone = all(n_called[row.source, row.label] == 1 for row in rows)
+            found += rows if is_alone else [replace(row, source=name) for row in rows]
+        return found
 
     @property
     def folder(self) -> Path | None:
@@ -207,14 +218,14 @@ class _Gathered:
         if found is None:
             self._add_run(source, against)
         else:
-            self._add_artifact(*found)
+            self._groups.append((str(source), self._of_artifact(*found)))
 
-    def _add_artifact(self, folder: Path, file: str | None) -> None:
+    def _of_artifact(self, folder: Path, file: str | None) -> list[Subject]:
         artifact = load_artifact(folder)
         if file is not None:
             artifact.file(file)  # says what there is where it is no model file
-        added = artifact_subjects(artifact, n_threads=self._n_threads)
-        self.subjects += [one for one in added if file in (None, one.model)]
+        found = artifact_subjects(artifact, n_threads=self._n_threads)
+        return [one for one in found if file in (None, one.model)]
 
     def _add_run(self, source: str | None, against: Sequence[str]) -> None:
         from kdedge.training.runs import find_run
@@ -231,16 +242,16 @@ class _Gathered:
         rows, missing = run_subjects(
             run, root=self._root, device=choose_device(self._device), against=against
         )
-        self.subjects += rows
         self.left_out |= missing
         self.run = self.run or run.path
         folders = [file.parent for file in run.path.glob(f"artifacts/*/{FILE_NAME}")]
         exports = [folder for folder in folders if folder.name.isdecimal()]
         if exports:
-            self._add_artifact(max(exports, key=lambda folder: int(folder.name)), None)
+            rows += self._of_artifact(max(exports, key=lambda folder: int(folder.name)), None)
         else:
             command = next_line("export", run.path, "--onnx", "--int8").removeprefix("Next: ")
             self.left_out.setdefault(folded_name(run), f"it is not exported; {command} does it")
+        self._groups.append((run.name, rows))
 
 
 def _read(path: Path) -> SpeedResult:

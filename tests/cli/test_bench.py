@@ -136,6 +136,20 @@ def test_a_teachers_run_is_measured_by_itself(trained: Path, kdedge: Kdedge) -> 
     assert models == {"Zero-shot CLIP", "CoOp", "PromptSRC"}
 
 
+def test_two_runs_of_one_recipe_are_told_apart(trained: Path, kdedge: Kdedge) -> None:
+    names = ("runs/tiny/02", "tiny/01")
+    done = kdedge("bench", *names, *QUICK, "--against", "none", "--format", "json")
+    assert done.code == 0, done.err
+    rows = [(row["source"], row["model"]) for row in json.loads(done.out)["rows"]]
+    assert rows == [
+        ("tiny/02", "Zero-shot CLIP"),
+        ("tiny/02", "teacher, PromptSRC"),
+        ("tiny/02", "PromptKD"),
+        ("tiny/01", "Zero-shot CLIP"),
+        ("tiny/01", "PromptSRC"),
+    ]
+
+
 def test_a_run_of_cocoop_says_beside_what_it_is_measured(trained: Path, kdedge: Kdedge) -> None:
     assert kdedge("train", "r.yaml", "--method", "cocoop", "--set", "optim.epochs=1").code == 0
     done = kdedge("bench", "tiny/03", *QUICK)
