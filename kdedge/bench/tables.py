@@ -278,8 +278,12 @@ def _doubts(result: SpeedResult) -> list[str]:
         lines.append("Whether the device slowed itself down meanwhile is not known here.")
     if any((row.compute_percent or 0) > 100 for row in result.rows):
         lines.append(
-            "! Shares above 100 %: other work ran while the fastest product was measured, which is"
+            "! Shares of the product above 100 %: other work ran while that was measured, which is"
             " faster than it says. Measure on a quiet machine."
+        )
+    if any((row.copy_percent or 0) > 100 for row in result.rows):
+        lines.append(
+            "Shares of the copy above 100 %: such a model stays in the processor's caches."
         )
     return lines
 

@@ -77,8 +77,11 @@ def test_a_share_that_cannot_be_is_said(
     make_row: Make, make_result: Make, make_measurement: Make
 ) -> None:
     possible = make_row("CLIP", make_measurement(), compute_percent=99.0)
-    odd = make_row("m.onnx", make_measurement(), compute_percent=196.0)
-    assert "Shares above 100 %" in "\n".join(notes(make_result(possible, odd)))
+    busy = make_row("m.onnx", make_measurement(), compute_percent=196.0)
+    small = make_row("s.onnx", make_measurement(), copy_percent=557.0)
+    text = "\n".join(notes(make_result(possible, busy, small)))
+    assert "! Shares of the product above 100 %" in text
+    assert "Shares of the copy above 100 %" in text
     assert "Shares" not in "\n".join(notes(make_result(possible)))
 
 
