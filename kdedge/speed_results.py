@@ -133,7 +133,7 @@ class ModelFacts:
     """What is known of a model before it is measured.
 
     Attributes:
-        source: the recipe's name.
+        source: the recipe's name, or what was asked for where that name does not tell it apart.
         model: the method, or an artifact's file.
         protocol: `paper`: class texts are encoded with every batch, at all positions of the text
             tower, as the baselines' public code evaluates. `cached`: class vectors are stored.

@@ -116,12 +116,7 @@ def conditions(root: Path = _SYSTEM) -> dict[str, Any]:
     ]
     if mhz:
         found["cpu_mhz"] = sum(mhz) / len(mhz)
-    zones = zip(
-        _texts(root, "sys/class/thermal/thermal_zone*/type"),
-        _texts(root, "sys/class/thermal/thermal_zone*/temp"),
-        strict=False,
-    )
-    temperatures = {name: int(text) / 1000 for name, text in zones if text.lstrip("-").isdigit()}
+    temperatures = _temperatures(root)
     if temperatures:
         found["celsius"] = temperatures
     # Intel's counters of thermal throttling, and Jetson's of over-current events
@@ -133,12 +128,29 @@ def conditions(root: Path = _SYSTEM) -> dict[str, Any]:
     return found | ({"gpus": gpus} if gpus else {})
 
 
+def _temperatures(root: Path) -> dict[str, float]:
+    """Celsius by zone; without those that do not answer, as of a part that is switched off."""
+    found = {}
+    for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
+        with contextlib.suppress(OSError, ValueError):
+            name = (zone / "type").read_text(encoding="utf-8").strip()
+            found[name] = int((zone / "temp").read_text(encoding="utf-8")) / 1000
+    return found
+
+
 def was_throttled(before: dict[str, Any], after: dict[str, Any]) -> bool | None:
     """Whether the device slowed itself down in between; None where nothing here would tell."""
     answers = []
     if "throttle_events" in after:
         answers.append(after["throttle_events"] > before.get("throttle_events", 0))
-    answers += [bool(gpu["throttle_reasons"]) for gpu in after.get("gpus", [])]
+    gpus = after.get("gpus", [])
+    answers += [bool(gpu["throttle_reasons"]) for gpu in gpus]
+    # Reasons are those of one moment, and before and after a measurement a GPU is idle
+    answers += [
+        gpu["slowed_ns"] > was["slowed_ns"]
+        for was, gpu in zip(before.get("gpus", []), gpus, strict=False)
+        if gpu["slowed_ns"] is not None and was["slowed_ns"] is not None
+    ]
     return any(answers) if answers else None
 
 
@@ -181,7 +193,16 @@ def _gpu_conditions(nvml: Any, gpu: Any) -> dict[str, Any]:
         "sm_mhz": _asked(nvml, nvml.nvmlDeviceGetClockInfo, gpu, nvml.NVML_CLOCK_SM),
         "celsius": _asked(nvml, nvml.nvmlDeviceGetTemperature, gpu, nvml.NVML_TEMPERATURE_GPU),
         "throttle_reasons": [name for name, bit in slowed.items() if reasons & bit],
+        "slowed_ns": _slowed_ns(nvml, gpu),
     }
+
+
+def _slowed_ns(nvml: Any, gpu: Any) -> int | None:
+    """How long power and heat have slowed a GPU down so far; None where it does not count."""
+    policies = (nvml.NVML_PERF_POLICY_POWER, nvml.NVML_PERF_POLICY_THERMAL)
+    found = [_asked(nvml, nvml.nvmlDeviceGetViolationStatus, gpu, policy) for policy in policies]
+    times = [int(one.violationTime) for one in found if one is not None]
+    return sum(times) if times else None
 
 
 def _asked(nvml: Any, question: Any, *arguments: Any) -> Any:

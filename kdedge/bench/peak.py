@@ -26,7 +26,7 @@ def measure_peaks(*, n_threads: int | None = None, gpu: bool = False) -> dict[st
 
     Args:
         n_threads: of the CPU; None for each library's own choice.
-        gpu: whether to measure torch's CUDA device too.
+        gpu: whether to measure torch's CUDA device too, where torch is here and has one.
 
     Returns:
         By kind of device, `CPU` and perhaps `GPU`: `gmacs_per_second` by precision with what
@@ -36,9 +36,7 @@ def measure_peaks(*, n_threads: int | None = None, gpu: bool = False) -> dict[st
     source, target = np.ones(_COPY_BYTES, np.uint8), np.empty(_COPY_BYTES, np.uint8)
     seconds = _fastest(lambda: np.copyto(target, source))
     peaks["CPU"]["copy_bytes_per_second"] = 2 * _COPY_BYTES / seconds
-    if gpu:
-        peaks["GPU"] = _best(_gpu_products(), _GPU_SIDE) | _gpu_copy()
-    return peaks
+    return peaks | _gpu_peaks() if gpu else peaks
 
 
 def _best(products: Iterator[tuple[str, str, Callable[[], Any]]], side: int) -> dict[str, Any]:
@@ -108,6 +106,17 @@ def _onnxruntime_products(
         )
         run = functools.partial(session.run, None, {"left": left})
         yield precision, f"ONNX Runtime {ort.__version__}", run
+
+
+def _gpu_peaks() -> dict[str, Any]:
+    """Nothing where torch is not installed or has no CUDA: engines run on a GPU without it."""
+    if importlib.util.find_spec("torch") is None:
+        return {}
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    return {"GPU": _best(_gpu_products(), _GPU_SIDE) | _gpu_copy()}
 
 
 def _gpu_products() -> Iterator[tuple[str, str, Callable[[], Any]]]:

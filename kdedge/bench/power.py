@@ -7,6 +7,7 @@ subtracted: the figure is the module's or the GPU's, not the model's share of it
 from __future__ import annotations
 
 import contextlib
+import os
 import statistics
 import threading
 from collections.abc import Callable, Hashable, Iterator
@@ -33,22 +34,24 @@ class SampledPower:
     """Samples watts in a thread while something runs.
 
     Args:
-        read: watts now.
+        read: watts now; None where the sensor does not answer.
     """
 
-    def __init__(self, read: Callable[[], float]) -> None:
+    def __init__(self, read: Callable[[], float | None]) -> None:
         self._read = read
         self._samples: dict[Hashable, list[float]] = {}
 
     @contextlib.contextmanager
     def during(self, key: Hashable) -> Iterator[None]:
-        """Context in which samples are counted for `key`; one at least."""
+        """Context in which samples are counted for `key`; one at least is tried."""
         samples = self._samples.setdefault(key, [])
         ended = threading.Event()
 
         def sample() -> None:
             while True:
-                samples.append(self._read())
+                watts = self._read()
+                if watts is not None:
+                    samples.append(watts)
                 if ended.wait(_PERIOD_S):
                     return
 
@@ -66,7 +69,7 @@ class SampledPower:
         return statistics.fmean(samples) if samples else None
 
 
-def _ina_reader(root: Path) -> Callable[[], float] | None:
+def _ina_reader(root: Path) -> Callable[[], float | None] | None:
     """Reads the module's input rail, or on boards without one the sum of all rails."""
     rails: dict[str, tuple[Path, Path]] = {}
     for label in sorted(root.glob("sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in*_label")):
@@ -78,22 +81,40 @@ def _ina_reader(root: Path) -> Callable[[], float] | None:
         return None
     chosen = [rails[_MODULE_INPUT]] if _MODULE_INPUT in rails else list(rails.values())
 
-    def read() -> float:  # mV x mA
-        return sum(int(v.read_text()) * int(a.read_text()) for v, a in chosen) / 1e6
+    def read() -> float | None:  # mV x mA
+        try:
+            return sum(int(v.read_text()) * int(a.read_text()) for v, a in chosen) / 1e6
+        except (OSError, ValueError):
+            return None
 
     return read
 
 
-def _nvml_reader() -> Callable[[], float] | None:
-    """Reads the first GPU's draw; on a machine with several, name one by CUDA_VISIBLE_DEVICES."""
+def _nvml_reader() -> Callable[[], float | None] | None:
+    """Reads the draw of the first GPU that CUDA may use."""
     try:
         import pynvml as nvml
     except ImportError:
         return None
     try:
         nvml.nvmlInit()
-        gpu: Any = nvml.nvmlDeviceGetHandleByIndex(0)
+        gpu = _first_gpu(nvml)
         nvml.nvmlDeviceGetPowerUsage(gpu)
     except nvml.NVMLError:
         return None
-    return lambda: float(nvml.nvmlDeviceGetPowerUsage(gpu)) / 1000  # mW
+
+    def read() -> float | None:  # mW
+        try:
+            return float(nvml.nvmlDeviceGetPowerUsage(gpu)) / 1000
+        except nvml.NVMLError:
+            return None
+
+    return read
+
+
+def _first_gpu(nvml: Any) -> Any:
+    """The handle of CUDA's first GPU: NVML counts those too that CUDA_VISIBLE_DEVICES hides."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
+    if first.startswith(("GPU-", "MIG-")):
+        return nvml.nvmlDeviceGetHandleByUUID(first)
+    return nvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdecimal() else 0)

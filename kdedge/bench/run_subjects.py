@@ -24,6 +24,7 @@ from kdedge.bench.torch_models import (
     title,
     zero_shot,
 )
+from kdedge.clip.architecture import why_no_prompts
 from kdedge.clip.backbone import Backbone
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.deploy.trained import TrainedModel, load_trained_model
@@ -35,7 +36,7 @@ from kdedge.training.parts import Classes, build_method, choose_method, load_rol
 from kdedge.training.run_results import read_evaluation
 from kdedge.training.runs import RunFolder, runs_in
 from kdedge.training.teach import cache_folder
-from kdedge.training.teachers import load_teacher
+from kdedge.training.teachers import is_image_conditioned, load_teacher
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +53,13 @@ def run_subjects(
         against: methods on the student's backbone to compare with.
 
     Raises:
-        RecipeError: the run is not finished, or a method is unknown or learns from a teacher.
+        RecipeError: the run is not finished or has no class vectors, or a method is unknown or
+            learns from a teacher.
         DataError: the run's files do not belong together.
     """
     for name in against:
         _check_method(name)
+    _check_has_class_vectors(run)
     trained = load_trained_model(run, device=device)
     recipe = trained.loaded.recipe
     rows: list[Subject] = []
@@ -65,6 +68,9 @@ def run_subjects(
     def add(model: TorchModel, accuracy: Accuracy | None) -> None:
         rows.append(_subject(recipe.name, model, accuracy, device))
 
+    why = why_no_prompts(trained.backbone.visual)
+    if why is not None:
+        left_out[folded_name(run)] = f"its image tower {why}, which kdedge does not export"
     if isinstance(trained.backbone, Backbone):
         add(zero_shot(trained.backbone, len(trained.class_names)), _accuracy(run, "zeroshot"))
     else:
@@ -85,6 +91,22 @@ def run_subjects(
         _add_teacher(run, trained, add, left_out, device=device, cache=cache_folder(root))
     add(own_model(trained), _accuracy(run, run.kind))
     return rows, left_out
+
+
+def folded_name(run: RunFolder) -> str:
+    """What a run's exported files are called where they are left out together."""
+    return f"{run.name} folded"
+
+
+def _check_has_class_vectors(run: RunFolder) -> None:
+    """Refuses a run whose model stands beside another run's and not by itself."""
+    choice = choose_method(load_recipe(run.recipe), run.kind)
+    if is_image_conditioned(choice):
+        raise RecipeError(
+            f"{run.path} is a run of {choice.name}, whose class texts depend on the image: it is"
+            " measured beside another run.\n"
+            f"  Name that one: kdedge bench RUN --against {choice.name}"
+        )
 
 
 def _check_method(name: str) -> None:

@@ -10,6 +10,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 
 from kdedge.speed_results import Inputs, Measurement, SpeedResult, SpeedRow
 
@@ -57,6 +58,23 @@ def make_grids(result: SpeedResult) -> list[Grid]:
         _published(),
     ]
     return [grid for grid in grids if grid.rows]
+
+
+def fitted(grid: Grid, n_columns: int) -> list[list[str]]:
+    """Rows for a terminal: the rest of a name that is too long for it stands below.
+
+    Args:
+        grid: the table, whose columns are two spaces apart.
+        n_columns: of the terminal.
+    """
+    lines = [grid.header, *grid.rows]
+    others = sum(2 + max(len(line[i]) for line in lines) for i in range(1, len(grid.header)))
+    rows = []
+    for name, *cells in grid.rows:
+        first, *rest = wrap(name, max(n_columns - others, 10), subsequent_indent="  ")
+        rows.append([first, *cells])
+        rows += [[part, *([""] * len(cells))] for part in rest]
+    return rows
 
 
 def summary(result: SpeedResult) -> Grid:
@@ -210,7 +228,7 @@ def _published() -> Grid:
 
 def notes(result: SpeedResult) -> list[str]:
     """What a reader has to know of the figures."""
-    device, settings = result.device, result.settings
+    settings = result.settings
     lines = [_device_line(result)]
     if any(row.protocol == "paper" for row in result.rows):
         lines.append(
@@ -220,22 +238,7 @@ def notes(result: SpeedResult) -> list[str]:
     sources = dict.fromkeys(row.accuracy.source for row in result.rows if row.accuracy is not None)
     if sources:
         lines.append(f"Accuracies were measured by {', '.join(sources)}.")
-    wide = {
-        row.label
-        for row in result.rows
-        for found in row.measurements
-        if found.cv_percent > WIDE_SPREAD_PERCENT
-    }
-    if wide:
-        lines.append(
-            f"! Times of {len(wide)} of {len(result.rows)} models vary by more than"
-            f" {WIDE_SPREAD_PERCENT:g} %: other work runs here, or the clock changes. Trust ratios"
-            " with a narrow range."
-        )
-    if device.get("throttled"):
-        lines.append("! The device slowed itself down meanwhile: heat, power or current.")
-    elif device.get("throttled") is None:
-        lines.append("Whether the device slowed itself down meanwhile is not known here.")
+    lines += _doubts(result)
     few = sorted(
         {
             row.label
@@ -251,6 +254,37 @@ def notes(result: SpeedResult) -> list[str]:
         lines.append(f"Missed its gate at export: {', '.join(missed)}.")
     lines += [f"{row.label} ended early: {row.problem}" for row in result.rows if row.problem]
     lines += [f"Left out: {name}: {why}" for name, why in result.left_out.items()]
+    return lines
+
+
+def _doubts(result: SpeedResult) -> list[str]:
+    """What the machine did meanwhile that its figures suffer from."""
+    lines = []
+    wide = {
+        (row.source, row.label)
+        for row in result.rows
+        for found in row.measurements
+        if found.cv_percent > WIDE_SPREAD_PERCENT
+    }
+    if wide:
+        lines.append(
+            f"! Times of {len(wide)} of {len(result.rows)} models vary by more than"
+            f" {WIDE_SPREAD_PERCENT:g} %: other work runs here, or the clock changes. Trust ratios"
+            " with a narrow range."
+        )
+    if result.device.get("throttled"):
+        lines.append("! The device slowed itself down meanwhile: heat, power or current.")
+    elif result.device.get("throttled") is None:
+        lines.append("Whether the device slowed itself down meanwhile is not known here.")
+    if any((row.compute_percent or 0) > 100 for row in result.rows):
+        lines.append(
+            "! Shares of the product above 100 %: other work ran while that was measured, which is"
+            " faster than it says. Measure on a quiet machine."
+        )
+    if any((row.copy_percent or 0) > 100 for row in result.rows):
+        lines.append(
+            "Shares of the copy above 100 %: such a model stays in the processor's caches."
+        )
     return lines
 
 

@@ -158,9 +158,10 @@ def own_model(trained: TrainedModel) -> TorchModel:
     name = title(choose_method(trained.loaded, trained.run.kind).name)
     model, vectors = trained.model, trained.vectors.vectors.to(trained.backbone.device)
     path = trained.model.image_path()
+    scale = model.scale  # a tensor of an image tower alone, whose value counting would not see
 
     def logits(images: Tensor) -> Tensor:
-        return model.scale * model.forward_features(images) @ vectors.T
+        return scale * model.forward_features(images) @ vectors.T
 
     holds: list[Tensor] = [vectors, *path.visual.parameters()]
     if path.visual_prompts is not None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import shlex
+import shutil
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -15,11 +18,11 @@ from kdedge.bench.artifact_subjects import artifact_subjects, find_artifact
 from kdedge.bench.compare import check_regressions
 from kdedge.bench.run import run_bench
 from kdedge.bench.subject import Subject
-from kdedge.bench.tables import as_csv, as_markdown, make_grids, notes
+from kdedge.bench.tables import Grid, as_csv, as_markdown, fitted, make_grids, notes
 from kdedge.bench.timing import TimingPlan
 from kdedge.cli._options import device_option, need_training_packages, runs_option
 from kdedge.cli._output import next_line, print_result, table
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.runtime.artifact import FILE_NAME, load_artifact
 from kdedge.speed_results import SpeedResult
 
@@ -33,7 +36,7 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
     """Batch sizes from `1,8,32`."""
     del ctx, parameter
     parts = [part.strip() for part in value.split(",")]
-    if not all(part.isdigit() and 0 < int(part) <= 100_000 for part in parts):
+    if not all(part.isdecimal() and 0 < int(part) <= 100_000 for part in parts):
         raise click.BadParameter(f"{value!r} is no list of batch sizes, as in 1,8,32.")
     return tuple(dict.fromkeys(int(part) for part in parts))
 
@@ -149,13 +152,19 @@ def command(
     before = None if baseline is None else _read(baseline)
     if output is not None and output.exists():
         raise click.UsageError(f"{output} exists, and nothing is overwritten. Name another file.")
+    if output is not None and not output.parent.is_dir():
+        raise click.UsageError(f"{output} cannot be written: there is no folder {output.parent}.")
     methods = [] if against == "none" else [name.strip() for name in against.split(",")]
     gathered = _Gathered(root, device, threads)
     for source in sources or (None,):
         gathered.add(source, methods)
 
     def show(result: SpeedResult) -> None:
-        written = _write(result, output, gathered.folder)
+        try:
+            written = _write(result, output, gathered.folder)
+        except ResourceError:
+            _print(result, kind, [])  # what took minutes is not lost with the file
+            raise
         lines = [f"Wrote {written}"] if written is not None else []
         if gathered.run is not None:
             lines.append(next_line("report", gathered.run))
@@ -183,16 +192,25 @@ class _Gathered:
     """What is to be measured.
 
     Attributes:
-        subjects: the models.
         left_out: what is missing, and why.
         run: folder of the first run.
     """
 
     def __init__(self, root: Path, device: str | None, n_threads: int | None) -> None:
-        self.subjects: list[Subject] = []
+        self._groups: list[tuple[str, list[Subject]]] = []
         self.left_out: dict[str, str] = {}
         self.run: Path | None = None
         self._root, self._device, self._n_threads = root, device, n_threads
+
+    @property
+    def subjects(self) -> list[Subject]:
+        """The models; where two are called the same, their sources are what was asked for."""
+        n_called = Counter((row.source, row.label) for _, rows in self._groups for row in rows)
+        found = []
+        for name, rows in self._groups:
+            is_alone = all(n_called[row.source, row.label] == 1 for row in rows)
+            found += rows if is_alone else [replace(row, source=name) for row in rows]
+        return found
 
     @property
     def folder(self) -> Path | None:
@@ -205,14 +223,14 @@ class _Gathered:
         if found is None:
             self._add_run(source, against)
         else:
-            self._add_artifact(*found)
+            self._groups.append((str(source), self._of_artifact(*found)))
 
-    def _add_artifact(self, folder: Path, file: str | None) -> None:
+    def _of_artifact(self, folder: Path, file: str | None) -> list[Subject]:
         artifact = load_artifact(folder)
         if file is not None:
             artifact.file(file)  # says what there is where it is no model file
-        added = artifact_subjects(artifact, n_threads=self._n_threads)
-        self.subjects += [one for one in added if file in (None, one.model)]
+        found = artifact_subjects(artifact, n_threads=self._n_threads)
+        return [one for one in found if file in (None, one.model)]
 
     def _add_run(self, source: str | None, against: Sequence[str]) -> None:
         from kdedge.training.runs import find_run
@@ -220,7 +238,7 @@ class _Gathered:
         need_training_packages("Measuring a run")
         import torch
 
-        from kdedge.bench.run_subjects import run_subjects
+        from kdedge.bench.run_subjects import folded_name, run_subjects
         from kdedge.training.parts import choose_device
 
         if self._n_threads is not None:
@@ -229,15 +247,16 @@ class _Gathered:
         rows, missing = run_subjects(
             run, root=self._root, device=choose_device(self._device), against=against
         )
-        self.subjects += rows
         self.left_out |= missing
         self.run = self.run or run.path
-        artifacts = sorted(run.path.glob(f"artifacts/*/{FILE_NAME}"))
-        if artifacts:
-            self._add_artifact(artifacts[-1].parent, None)
+        folders = [file.parent for file in run.path.glob(f"artifacts/*/{FILE_NAME}")]
+        exports = [folder for folder in folders if folder.name.isdecimal()]
+        if exports:
+            rows += self._of_artifact(max(exports, key=lambda folder: int(folder.name)), None)
         else:
             command = next_line("export", run.path, "--onnx", "--int8").removeprefix("Next: ")
-            self.left_out[f"{run.name} folded"] = f"it is not exported; {command} does it"
+            self.left_out.setdefault(folded_name(run), f"it is not exported; {command} does it")
+        self._groups.append((run.name, rows))
 
 
 def _read(path: Path) -> SpeedResult:
@@ -259,14 +278,18 @@ def _print(result: SpeedResult, kind: str, lines: Sequence[str]) -> None:
     if kind == "json":
         print_result(result, as_json=True)
     elif kind == "text":
-        blocks = [
-            f"{grid.title}\n"
-            + table(grid.rows, header=grid.header, align="l" + "r" * (len(grid.header) - 1))
-            for grid in make_grids(result)
-        ]
+        blocks = [f"{grid.title}\n{_as_text(grid)}" for grid in make_grids(result)]
         click.echo("\n\n".join([*blocks, "\n".join([*notes(result), *lines])]))
         return
     else:
         click.echo(as_markdown(result) if kind == "md" else as_csv(result))
     for line in lines:
         log.info("%s", line)
+
+
+def _as_text(grid: Grid) -> str:
+    """A table as wide as a terminal; elsewhere each name is on one line."""
+    rows = grid.rows
+    if sys.stdout is not None and sys.stdout.isatty():
+        rows = fitted(grid, shutil.get_terminal_size().columns)
+    return table(rows, header=grid.header, align="l" + "r" * (len(grid.header) - 1))

@@ -81,8 +81,8 @@ def encode_text(
     """Encodes tokenized texts, with learned context after the start token.
 
     Convention: IVLP's (PromptSRC, arXiv:2307.06948). The first block sees `context` plus positional
-        embeddings at
-    positions 1 to n_ctx; each further prompted block sees its own vectors there, without positions.
+    embeddings at positions 1 to n_ctx; each further prompted block sees its own vectors there,
+    without positions.
 
     Args:
         model: open_clip's CLIP; only the text tower is used.

@@ -85,15 +85,6 @@ def _epoch_means(log: TrainingLog, key: str) -> tuple[list[int], list[float]]:
     return ends, [float(np.nanmean(part)) if np.isfinite(part).any() else np.nan for part in means]
 
 
-def confusion_matrix(details: EvalDetails) -> npt.NDArray[np.int64]:
-    """[C, C] images, rows by their class, columns by the predicted one."""
-    n_classes = len(details.class_names)
-    matrix = np.zeros((n_classes, n_classes), dtype=np.int64)
-    for label, predicted, n in details.confusion:
-        matrix[label, predicted] = n
-    return matrix
-
-
 def classes_a_cell(n_classes: int) -> int:
     """How many neighboring classes share a row of a drawn matrix."""
     return -(-n_classes // MOST_CELLS)
@@ -101,7 +92,7 @@ def classes_a_cell(n_classes: int) -> int:
 
 def confusion(details: EvalDetails) -> Draw:
     """Shares of each class's images by predicted class, on a square-root scale."""
-    shares = _shares(confusion_matrix(details))
+    shares = _shares(details)
     n_classes = len(details.class_names)
     is_named = n_classes <= MOST_NAMED_CLASSES
 
@@ -131,11 +122,16 @@ def confusion(details: EvalDetails) -> Draw:
     return draw
 
 
-def _shares(matrix: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def _shares(details: EvalDetails) -> npt.NDArray[np.float64]:
     """Percent of each row's images, neighboring classes added up; a row without images is 0."""
-    starts = np.arange(0, len(matrix), classes_a_cell(len(matrix)))
-    sums = np.add.reduceat(np.add.reduceat(matrix, starts, axis=0), starts, axis=1)
-    shares: npt.NDArray[np.float64] = 100 * sums / np.maximum(sums.sum(axis=1, keepdims=True), 1)
+    n_classes = len(details.class_names)
+    step = classes_a_cell(n_classes)
+    n_cells = -(-n_classes // step)
+    matrix = np.zeros((n_cells, n_cells), dtype=np.int64)
+    for label, predicted, n in details.confusion:
+        matrix[label // step, predicted // step] += n
+    n_images = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    shares: npt.NDArray[np.float64] = 100 * matrix / n_images
     return shares
 
 

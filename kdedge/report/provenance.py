@@ -161,7 +161,9 @@ def _commands(records: RunRecords) -> list[str]:
     commands = [records.speed.command] if records.speed is not None else []
     if isinstance(made, list) and made:
         program, *arguments = map(str, made)
-        commands.insert(0, shlex.join([Path(program).name, *arguments]))
+        name = Path(program).name
+        # `python -m kdedge`, as a suite's cells run
+        commands.insert(0, shlex.join(["kdedge" if name == "__main__.py" else name, *arguments]))
     return commands
 
 

@@ -79,6 +79,15 @@ def test_conditions_are_clocks_temperatures_and_counters(tmp_path: Path) -> None
     assert was_throttled(before, conditions(root)) is True
 
 
+def test_a_zone_that_does_not_answer_leaves_the_others_their_temperatures(tmp_path: Path) -> None:
+    root = write(tmp_path, JETSON | {"sys/class/thermal/thermal_zone2/type": "gpu-thermal\n"})
+    write(root, {"sys/class/thermal/thermal_zone2/temp": "51000\n"})
+    off = root / "sys/class/thermal/thermal_zone1"
+    write(off, {"type": "cv0-thermal\n"})
+    (off / "temp").mkdir()  # reading it fails, as where the part is switched off
+    assert conditions(root)["celsius"] == {"cpu-thermal": 48.5, "gpu-thermal": 51.0}
+
+
 def test_where_nothing_counts_nobody_knows(tmp_path: Path) -> None:
     assert was_throttled(conditions(tmp_path), conditions(tmp_path)) is None
 
@@ -130,6 +139,20 @@ def test_samples_are_kept_by_model_and_averaged_once() -> None:
     assert power.watts("a") is None
 
 
+def test_a_rail_that_does_not_answer_for_once_costs_its_sample_alone(tmp_path: Path) -> None:
+    root = write(tmp_path, rail(1, "VDD_IN", 5000, 2000))
+    power = find_power(root)
+    (amperes,) = root.rglob("curr1_input")
+    with power.during("a"):
+        time.sleep(0.01)
+        amperes.rename(amperes.with_name("gone"))
+        time.sleep(0.12)
+    assert power.watts("a") == pytest.approx(10.0)
+    with power.during("b"):
+        pass
+    assert power.watts("b") is None
+
+
 class MadeUpNvml(SimpleNamespace):
     """An NVML with one GPU that draws 200 W and is slowed by its power limit."""
 
@@ -137,6 +160,7 @@ class MadeUpNvml(SimpleNamespace):
         pass
 
     NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0
+    NVML_PERF_POLICY_POWER, NVML_PERF_POLICY_THERMAL = 0, 1
     nvmlClocksThrottleReasonSwPowerCap = 4
     nvmlClocksThrottleReasonSwThermalSlowdown = 32
     nvmlClocksThrottleReasonHwThermalSlowdown = 64
@@ -179,6 +203,44 @@ def test_a_gpu_is_described_and_its_throttling_noticed(
         "power_limit_watts": None,  # this one does not say
     }
     now = conditions(tmp_path)
-    assert now["gpus"] == [{"sm_mhz": 1200, "celsius": 61, "throttle_reasons": ["power"]}]
+    (conditions_of_gpu,) = now["gpus"]
+    assert conditions_of_gpu == {
+        "sm_mhz": 1200,
+        "celsius": 61,
+        "throttle_reasons": ["power"],
+        "slowed_ns": None,  # nor does it count
+    }
     assert was_throttled(now, now) is True
     assert watts(tmp_path) == pytest.approx(200.0)
+
+
+def test_a_gpu_that_was_slowed_and_is_idle_again_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowed = {0: 1000, 1: 50}
+    nvml = MadeUpNvml(
+        nvmlDeviceGetCurrentClocksThrottleReasons=lambda gpu: 1,  # idle
+        nvmlDeviceGetViolationStatus=lambda gpu, policy: SimpleNamespace(
+            violationTime=slowed[policy]
+        ),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    before = conditions(tmp_path)
+    assert was_throttled(before, conditions(tmp_path)) is False
+    slowed[1] += 7
+    assert was_throttled(before, conditions(tmp_path)) is True
+
+
+def test_power_is_of_the_gpu_that_cuda_sees_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws = {"by index 0": 60_000, "by index 2": 300_000, "by name GPU-5f": 250_000}
+    nvml = MadeUpNvml(
+        nvmlDeviceGetHandleByIndex="by index {}".format,
+        nvmlDeviceGetHandleByUUID="by name {}".format,
+        nvmlDeviceGetPowerUsage=draws.__getitem__,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    for visible, expected in {"2,0": 300.0, "GPU-5f": 250.0, "": 60.0}.items():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert watts(tmp_path) == pytest.approx(expected)

@@ -41,3 +41,12 @@ def test_numpy_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = peak.measure_peaks()["CPU"]["gmacs_per_second"]
     assert rates["fp32"]["by"].startswith("NumPy")
     assert set(rates) == {"fp32"}
+
+
+def test_a_gpu_that_torch_does_not_reach_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert set(peak.measure_peaks(gpu=True)) == {"CPU"}
+    monkeypatch.setitem(sys.modules, "torch", None)  # as on a Jetson with TensorRT alone
+    assert set(peak.measure_peaks(gpu=True)) == {"CPU"}

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-from kdedge.bench.tables import as_csv, as_markdown, make_grids, notes
+from kdedge.bench.tables import as_csv, as_markdown, fitted, make_grids, notes
 
 Make = Callable[..., Any]
 
@@ -73,6 +73,18 @@ def test_a_wide_spread_is_said(make_row: Make, make_result: Make, make_measureme
     assert "vary" not in "\n".join(notes(make_result(steady)))
 
 
+def test_a_share_that_cannot_be_is_said(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    possible = make_row("CLIP", make_measurement(), compute_percent=99.0)
+    busy = make_row("m.onnx", make_measurement(), compute_percent=196.0)
+    small = make_row("s.onnx", make_measurement(), copy_percent=557.0)
+    text = "\n".join(notes(make_result(possible, busy, small)))
+    assert "! Shares of the product above 100 %" in text
+    assert "Shares of the copy above 100 %" in text
+    assert "Shares" not in "\n".join(notes(make_result(possible)))
+
+
 def test_throttling_failures_and_what_is_left_out_are_said(
     make_row: Make, make_result: Make, make_measurement: Make
 ) -> None:
@@ -98,6 +110,22 @@ def test_sixty_columns_are_enough(
     for one in make_grids(make_result(*rows)):
         text = table(one.rows, header=one.header, align="l" + "r" * (len(one.header) - 1))
         assert max(map(len, text.splitlines())) <= 60, one.title
+
+
+def test_names_too_long_for_a_terminal_go_on_below(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    from kdedge.cli._output import table
+
+    names = ["model.int8.trt10.3.0.orin.sm87.engine", "teacher, Zero-shot CLIP", "CLIP"]
+    rows = [make_row(name, make_measurement(1, 12_345.6), gmacs_image=1118.0) for name in names]
+    for grid in make_grids(make_result(*rows))[:-1]:
+        shown = fitted(grid, 60)
+        text = table(shown, header=grid.header, align="l" + "r" * (len(grid.header) - 1))
+        assert max(map(len, text.splitlines())) <= 60, grid.title
+        told = "".join(cells[0] for cells in shown)
+        assert told.replace(" ", "") == "".join(names).replace(" ", "")
+        assert [cells[1:] for cells in shown if any(cells[1:])] == [c[1:] for c in grid.rows]
 
 
 def test_markdown_escapes_what_would_end_a_cell(

@@ -150,6 +150,40 @@ def test_a_teachers_run_is_measured_by_itself(trained: Path, kdedge: Kdedge) -> 
     assert models == {"Zero-shot CLIP", "CoOp", "PromptSRC"}
 
 
+def test_two_runs_of_one_recipe_are_told_apart(trained: Path, kdedge: Kdedge) -> None:
+    names = ("runs/tiny/02", "tiny/01")
+    done = kdedge("bench", *names, *QUICK, "--against", "none", "--format", "json")
+    assert done.code == 0, done.err
+    rows = [(row["source"], row["model"]) for row in json.loads(done.out)["rows"]]
+    assert rows == [
+        ("tiny/02", "Zero-shot CLIP"),
+        ("tiny/02", "teacher, PromptSRC"),
+        ("tiny/02", "PromptKD"),
+        ("tiny/01", "Zero-shot CLIP"),
+        ("tiny/01", "PromptSRC"),
+    ]
+
+
+def test_a_run_of_cocoop_says_beside_what_it_is_measured(trained: Path, kdedge: Kdedge) -> None:
+    assert kdedge("train", "r.yaml", "--method", "cocoop", "--set", "optim.epochs=1").code == 0
+    done = kdedge("bench", "tiny/03", *QUICK)
+    assert (done.code, done.out) == (2, "")
+    assert "runs/tiny/03 is a run of cocoop" in done.err
+    assert "kdedge bench RUN --against cocoop" in done.err
+
+
+def test_the_newest_export_is_the_one_with_the_highest_number(
+    exported: Path, kdedge: Kdedge
+) -> None:
+    for name in ("9", "100", "backup"):
+        shutil.copytree(ARTIFACT, f"runs/tiny/02/artifacts/{name}")
+    for name in ("01", "9", "backup"):
+        Path(f"runs/tiny/02/artifacts/{name}/artifact.json").write_text("{")
+    done = kdedge("bench", *QUICK, "--against", "none")
+    assert done.code == 0, done.err
+    assert "model.int8-cpu.onnx" in done.out
+
+
 def test_one_file_of_an_artifact_is_measured_alone(exported: Path, kdedge: Kdedge) -> None:
     done = kdedge("bench", f"{ARTIFACT}/model.onnx", *QUICK, "--format", "json")
     assert done.code == 0, done.err
@@ -189,7 +223,9 @@ def test_a_method_that_learns_from_a_teacher_is_no_comparison(
     assert kdedge("bench", *QUICK, "--against", "coopp").code == 2
 
 
-@pytest.mark.parametrize("given", [("--batch", "1,0"), ("--batch", "x"), ("--max-regress", "-1")])
+@pytest.mark.parametrize(
+    "given", [("--batch", "1,0"), ("--batch", "x"), ("--batch", "²"), ("--max-regress", "-1")]
+)
 def test_what_is_no_number_is_a_usage_error(
     trained: Path, kdedge: Kdedge, given: tuple[str, str]
 ) -> None:
@@ -338,3 +374,19 @@ def test_ratios_are_against_one_row_or_there_is_none(
         has_ratio = {m["batch"]: m["ratio"] is not None for m in row["measurements"]}
         assert has_ratio[1]
         assert not has_ratio.get(2)
+
+
+def test_a_table_that_cannot_be_written_is_shown(exported: Path, kdedge: Kdedge) -> None:
+    Path("runs/tiny/02/bench").write_text("a file is in the way")
+    done = kdedge("bench", *QUICK, "--against", "none", "--format", "json")
+    assert done.code == 7
+    assert len(json.loads(done.out)["rows"]) == 7
+    assert "runs/tiny/02/bench could not be written" in done.err
+
+
+def test_a_folder_that_is_not_there_is_found_before_anything_is_measured(
+    exported: Path, kdedge: Kdedge
+) -> None:
+    done = kdedge("bench", ARTIFACT, *QUICK, "--output", "results/b.json")
+    assert (done.code, done.out) == (2, "")
+    assert "results/b.json cannot be written: there is no folder results." in done.err

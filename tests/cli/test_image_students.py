@@ -62,6 +62,28 @@ def test_a_timm_student_is_checked_trained_measured_and_shown(kdedge: Run) -> No
     assert "cannot be folded: its image tower is a ResNet" in exported.err
 
 
+def test_a_timm_student_is_timed_and_no_export_of_it_is_asked_for(
+    kdedge: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdedge.bench import peak
+
+    monkeypatch.setattr(peak, "_SIDE", 64)
+    assert kdedge("distill", "r.yaml", *options(*TUNED)).code == 0
+    quick = ("--seconds", "0.01", "--calls", "3", "--batch", "1,2")
+    done = kdedge("bench", str(STUDENT), *quick, "--format", "json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert [row["model"] for row in result["rows"]] == ["teacher, PromptSRC", "PromptKD"]
+    assert result["left_out"] == {
+        "tiny/02 folded": "its image tower is a ResNet, which kdedge does not export",
+        "Zero-shot CLIP": "timm/test_resnet has no text tower that runs here",
+        **dict.fromkeys(
+            ("CoOp", "CoCoOp", "PromptSRC"),
+            "timm/test_resnet has seen no texts: without a text tower it can only be a student.",
+        ),
+    }
+
+
 def test_other_weights_of_the_model_are_another_backbone(kdedge: Run, project: Path) -> None:
     assert kdedge("distill", "r.yaml", *options(*TUNED)).code == 0
     torch.manual_seed(1)

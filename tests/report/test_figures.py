@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -18,7 +19,7 @@ from kdedge.report.plots import render
 def test_rows_of_a_drawn_matrix_add_up_to_100_percent() -> None:
     matrix = np.random.default_rng(0).integers(0, 5, (403, 403))
     matrix[:3] = 0
-    shares = figures._shares(matrix)
+    shares = figures._shares(_details(matrix))
     step = figures.classes_a_cell(403)
     assert (step, shares.shape) == (3, (135, 135))
     for i, j in ((0, 0), (5, 7), (134, 134)):
@@ -27,6 +28,23 @@ def test_rows_of_a_drawn_matrix_add_up_to_100_percent() -> None:
         assert shares[i, j] == pytest.approx(100 * expected)
     assert shares[0].sum() == 0
     np.testing.assert_allclose(shares[1:].sum(axis=1), 100)
+
+
+def _details(matrix: np.ndarray) -> EvalDetails:
+    confusion = tuple((int(i), int(j), int(matrix[i, j])) for i, j in np.argwhere(matrix))
+    names = tuple(f"class {number}" for number in range(len(matrix)))
+    return EvalDetails(names, int(matrix.sum()), confusion, ())
+
+
+def test_ten_thousand_classes_need_no_matrix_of_all_their_pairs() -> None:
+    names = tuple(f"class {number}" for number in range(10_000))
+    details = EvalDetails(names, 2, ((0, 9_999, 1), (9_999, 9_999, 1)), ())
+    tracemalloc.start()
+    shares = figures._shares(details)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (shares[0, -1], shares[-1, -1]) == (100, 100)
+    assert peak_bytes < 2 << 20  # where all pairs take 763 MiB
 
 
 def test_lines_from_points_to_names_do_not_cross() -> None:
