@@ -11,8 +11,8 @@ from pathlib import Path
 from kdedge._files import sha256_file
 from kdedge._progress import progress
 from kdedge.data.benchmarks import Benchmark, load_benchmark
+from kdedge.data.benchmarks._coop_set import CoopSet
 from kdedge.data.benchmarks._coop_split import BenchmarkSource
-from kdedge.data.benchmarks._imagenet import FolderSet
 from kdedge.data.fetch import missing
 from kdedge.data.images import BadImage, scan
 from kdedge.errors import DataError, KdedgeError
@@ -119,7 +119,7 @@ def _wrong_files(benchmark: Benchmark, folder: Path) -> Iterator[str]:
 
 def _other_names(benchmark: Benchmark, folder: Path, class_names: Sequence[str]) -> Iterator[str]:
     """A split file's names that the set's own files, as far as they are there, do not have."""
-    if isinstance(benchmark, FolderSet) or not benchmark.has_split(folder):
+    if not isinstance(benchmark, CoopSet) or not benchmark.has_split(folder):
         return
     if not all((folder / path).exists() for path in benchmark.own_reads):
         return
@@ -170,7 +170,7 @@ def _part_problems(found: PartFound, n_classes: int) -> Iterator[str]:
 
 def _split(benchmark: Benchmark, folder: Path) -> str:
     """What decides the parts: CoOp's file, or a rule of the set's own."""
-    if isinstance(benchmark, FolderSet) or benchmark.split_file is None:
+    if not isinstance(benchmark, CoopSet) or benchmark.split_file is None:
         return "the set's own"
     if benchmark.has_split(folder):
         return f"CoOp's, {benchmark.split_file}"

@@ -1,6 +1,6 @@
 """The benchmark sets: one file a set, found by its name, which is that of CoOp's config file.
 
-A set's file holds `SET`, a `CoopSet` or a `FolderSet`.
+A set's file holds `SET`.
 """
 
 from __future__ import annotations
@@ -8,11 +8,10 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from kdedge.data.benchmarks._coop_set import CoopSet
-from kdedge.data.benchmarks._imagenet import FolderSet
+from kdedge.data.benchmarks._benchmark import Benchmark
 from kdedge.errors import DataError
 
-Benchmark = CoopSet | FolderSet
+__all__ = ["Benchmark", "list_benchmarks", "load_benchmark"]
 
 
 def list_benchmarks() -> list[str]:

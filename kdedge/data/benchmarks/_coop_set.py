@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdedge.data.benchmarks._benchmark import Benchmark
 from kdedge.data.benchmarks._coop_split import (
     BenchmarkSource,
     Split,
@@ -14,25 +15,16 @@ from kdedge.data.benchmarks._coop_split import (
     open_part,
     read_split,
 )
-from kdedge.data.benchmarks._download import Download
 from kdedge.data.benchmarks._origins import describe, require
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class CoopSet:
+class CoopSet(Benchmark):
     """One set.
 
     Attributes:
-        name: that of CoOp's config file, and of the file here.
-        about: what it holds; the first line is its title.
-        folder: its own below that of all sets, as CoOp's DATASETS.md names it.
-        template: text around a class name, as in CoOp's trainers/zsclip.py: CUSTOM_TEMPLATES.
-        license: terms of its images, one sentence.
-        n_classes: of the published split.
-        n_images: part (train, val or test) -> images of the published split.
-        downloads: the files of the published set, without what only the set's own rule reads.
         image_root: folder below its own from which the split file's paths start; "" for its own.
         images: paths below its folder that hold the images.
         split_file: name of CoOp's file; None where CoOp takes the parts that the set itself has.
@@ -40,14 +32,6 @@ class CoopSet:
         own_reads: paths below its folder.
     """
 
-    name: str
-    about: str | None
-    folder: str
-    template: str
-    license: str
-    n_classes: int
-    n_images: Mapping[str, int]
-    downloads: tuple[Download, ...]
     image_root: str
     images: tuple[str, ...]
     split_file: str | None
@@ -55,43 +39,23 @@ class CoopSet:
     own_reads: tuple[str, ...]
 
     def class_names(self, root: Path) -> tuple[str, ...]:
-        """Gives the names in label order.
-
-        Args:
-            root: folder of the benchmark sets.
-
-        Raises:
-            DataError: what tells the names is missing, or is not the published set.
-        """
+        """See `Benchmark.class_names`."""
         return self._read(root, with_images=False).class_names
 
     def open_source(
         self, root: Path, *, part: str, class_names: Sequence[str], labeled: bool
     ) -> BenchmarkSource:
-        """Lists the images of a part.
-
-        Args:
-            root: folder of the benchmark sets.
-            part: train, val or test.
-            class_names: in class-list order; used where `labeled`.
-            labeled: labels are positions in `class_names`.
-
-        Raises:
-            DataError: the set is not there or not the published one, there is no such part, or the
-                class list lacks some of the set's names.
-        """
+        """See `Benchmark.open_source`."""
         split = self._read(root, with_images=True)
-        images = root / self.folder / self.image_root
-        source = open_part(images, split, part=part, class_names=class_names, labeled=labeled)
-        if (
-            part == "test"
-            and self.split_file is not None
-            and not self.has_split(root / self.folder)
-        ):
+        folder = root / self.folder
+        source = open_part(
+            folder / self.image_root, split, part=part, class_names=class_names, labeled=labeled
+        )
+        if part == "test" and self.split_file is not None and not self.has_split(folder):
             log.warning(
                 "%s is not there, so the set's own rule divides the images: this is not CoOp's"
                 " split, and accuracies do not compare with published ones.\n  To get it: %s.",
-                root / self.folder / self.split_file,
+                folder / self.split_file,
                 self._origin,
             )
         return source

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdedge.data.benchmarks._annotations import folders_in, images_in, read_lines, unexpected
+from kdedge.data.benchmarks._benchmark import Benchmark
 from kdedge.data.benchmarks._coop_split import BenchmarkSource, Split, open_part
 from kdedge.data.benchmarks._download import Download
 from kdedge.data.benchmarks._origins import describe, google_drive, require
@@ -43,43 +44,19 @@ _WORDNET_NAMES = {"n04008634": "projectile", "n04355933": "sunglass"}
 
 
 @dataclass(frozen=True)
-class FolderSet:
-    """ImageNet or a variant of it.
+class FolderSet(Benchmark):
+    """ImageNet or a variant of it; a variant has its test images for training, too.
 
     Attributes:
-        name: that of CoOp's config file, and of the file here.
-        about: what it holds; the first line is its title.
-        folder: its own below that of all sets, as CoOp's DATASETS.md names it.
-        template: text around a class name, as in CoOp's trainers/zsclip.py: CUSTOM_TEMPLATES.
-        license: terms of its images, one sentence.
-        n_classes: of the set.
-        n_images: part -> images of the set; a variant has its test images for training, too.
         images: part -> folder of class folders, below the set's.
-        downloads: the set's files.
         is_numbered: class folders are named by position in the list of names, not by WordNet id.
     """
 
-    name: str
-    about: str | None
-    folder: str
-    template: str
-    license: str
-    n_classes: int
-    n_images: Mapping[str, int]
     images: Mapping[str, str]
-    downloads: tuple[Download, ...]
     is_numbered: bool = False
 
     def class_names(self, root: Path) -> tuple[str, ...]:
-        """Gives the names in label order: sorted by WordNet id, those that have a folder.
-
-        Args:
-            root: folder of the benchmark sets.
-
-        Raises:
-            DataError: the images are missing, or are not those of the set.
-            MissingPackage: there is no list of names and no open_clip.
-        """
+        """See `Benchmark.class_names`: sorted by WordNet id, those that have a folder."""
         folders = dict.fromkeys(self.images.values())
         there = [images for images in folders if (root / self.folder / images).is_dir()]
         if not there:
@@ -89,19 +66,7 @@ class FolderSet:
     def open_source(
         self, root: Path, *, part: str, class_names: Sequence[str], labeled: bool
     ) -> BenchmarkSource:
-        """Lists the images of a part, sorted by path.
-
-        Args:
-            root: folder of the benchmark sets.
-            part: train or test.
-            class_names: in class-list order; used where `labeled`.
-            labeled: labels are positions in `class_names`.
-
-        Raises:
-            DataError: the set is not there or not the published one, there is no such part, or the
-                class list lacks some of the set's names.
-            MissingPackage: there is no list of names and no open_clip.
-        """
+        """See `Benchmark.open_source`: sorted by path."""
         if part not in self.images:
             raise DataError(
                 f"{part} is not a part of {self.name}; expected one of {', '.join(self.images)}."

@@ -1,0 +1,66 @@
+"""What every benchmark set says of itself, and what it is asked."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdedge.data.benchmarks._coop_split import BenchmarkSource
+from kdedge.data.benchmarks._download import Download
+
+
+@dataclass(frozen=True)
+class Benchmark(ABC):
+    """One set.
+
+    Attributes:
+        name: that of CoOp's config file, and of the file here.
+        about: what it holds; the first line is its title.
+        folder: its own below that of all sets, as CoOp's DATASETS.md names it.
+        template: text around a class name, as in CoOp's trainers/zsclip.py: CUSTOM_TEMPLATES.
+        license: terms of its images, one sentence.
+        n_classes: of the published split.
+        n_images: part (train, val or test) -> images of the published split.
+        downloads: the files of the published set, without what only the set's own rule reads.
+    """
+
+    name: str
+    about: str | None
+    folder: str
+    template: str
+    license: str
+    n_classes: int
+    n_images: Mapping[str, int]
+    downloads: tuple[Download, ...]
+
+    @abstractmethod
+    def class_names(self, root: Path) -> tuple[str, ...]:
+        """Gives the names in label order.
+
+        Args:
+            root: folder of the benchmark sets.
+
+        Raises:
+            DataError: what tells the names is missing, or is not the published set.
+            MissingPackage: ImageNet's list of names is missing, and so is open_clip.
+        """
+
+    @abstractmethod
+    def open_source(
+        self, root: Path, *, part: str, class_names: Sequence[str], labeled: bool
+    ) -> BenchmarkSource:
+        """Lists the images of a part.
+
+        Args:
+            root: folder of the benchmark sets.
+            part: train, val or test.
+            class_names: in class-list order; used where `labeled`.
+            labeled: labels are positions in `class_names`.
+
+        Raises:
+            DataError: the set is not there or not the published one, there is no such part, or the
+                class list lacks some of the set's names.
+            MissingPackage: ImageNet's list of names is missing, and so is open_clip.
+        """
