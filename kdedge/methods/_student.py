@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from kdedge.clip.image_backbone import ImageBackbone
-from kdedge.clip.prompts import TextPrompts
+from kdedge.clip.backbone import Backbone
+from kdedge.clip.image_backbone import AnyBackbone, ImageBackbone
+from kdedge.clip.prompts import TextPrompts, make_text_prompts, make_visual_prompts
 from kdedge.errors import RecipeError
 from kdedge.methods._projector import Projector
+from kdedge.methods._protocol import Teacher
 from kdedge.methods.losses import LossName, load_loss
+
+if TYPE_CHECKING:
+    from kdedge.methods.promptkd import Settings
 
 
 class Student(nn.Module):
@@ -45,6 +52,67 @@ class Student(nn.Module):
         self.text_prompts = text_prompts
         self.losses = nn.ModuleDict({name: load_loss(name).Loss() for name in losses})
         self.register_buffer("scale", None if scale is None else torch.tensor(scale))
+
+
+def make_student(
+    backbone: AnyBackbone, settings: Settings, *, teacher: Teacher, generator: torch.Generator
+) -> Student:
+    """Draws what the settings train.
+
+    Args:
+        backbone: the frozen CLIP, or an image tower alone.
+        settings: say which parts there are.
+        teacher: says D_teacher, and the scale where the backbone has none.
+        generator: on the CPU; draws prompts, projector and context, in this order.
+
+    Raises:
+        RecipeError: a tower has fewer layers than get prompts, a loss compares features of two
+            dimensions, or an image tower alone lacks what the settings use.
+    """
+    if not isinstance(backbone, Backbone):
+        check_image_tower(backbone, tune=settings.tune, needs_texts=settings.needs_texts)
+    teacher_dim = teacher.class_vectors().shape[1]
+    visual_prompts = projector = visual = text_prompts = None
+    if settings.tune == "prompts":
+        visual_prompts = make_visual_prompts(
+            backbone,
+            n_ctx=settings.n_ctx_vision,
+            prompt_depth=settings.prompt_depth,
+            generator=generator,
+        )
+    if settings.tune == "full":
+        visual = copy.deepcopy(backbone.visual).requires_grad_(True)
+    if settings.class_vectors == "teacher":
+        projector = Projector(
+            backbone.embed_dim, teacher_dim, generator, depth=settings.projector_depth
+        )
+    else:
+        assert isinstance(backbone, Backbone)
+        text_prompts = make_text_prompts(
+            backbone,
+            n_ctx=settings.n_ctx_text,
+            prompt_depth=settings.prompt_depth_text,
+            context_init=settings.context_init,
+            generator=generator,
+        )
+    losses = tuple(settings.loss_weights(1))
+    student = Student(
+        visual_prompts,
+        projector,
+        visual=visual,
+        text_prompts=text_prompts,
+        losses=losses,
+        scale=None if isinstance(backbone, Backbone) else teacher.scale,
+    )
+    if projector is None and backbone.embed_dim != teacher_dim:
+        for name in losses:
+            if student.losses[name].needs_equal_dims:
+                raise RecipeError(
+                    f"loss {name} compares the student's features ({backbone.embed_dim} dimensions)"
+                    f" with the teacher's ({teacher_dim}), and class_vectors: student has no"
+                    " projector.\n  Use loss kl, relational or affinity, or class_vectors: teacher."
+                )
+    return student
 
 
 def check_image_tower(backbone: ImageBackbone, *, tune: str, needs_texts: bool) -> None:

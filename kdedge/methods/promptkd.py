@@ -11,7 +11,6 @@ not say of them is in the settings' descriptions.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
@@ -21,19 +20,15 @@ from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.image_backbone import AnyBackbone
-from kdedge.clip.prompts import (
-    make_text_prompts,
-    make_visual_prompts,
-    prompted_text_features,
-    prompted_texts,
-)
+from kdedge.clip.prompts import prompted_text_features, prompted_texts
 from kdedge.clip.text import TokenizedTexts
 from kdedge.clip.vision import encode_image
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError, ShapeError
+from kdedge.methods._encode import encode_images, is_splittable
 from kdedge.methods._projector import Projector
 from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
-from kdedge.methods._student import Student, check_image_tower
+from kdedge.methods._student import Student, make_student
 from kdedge.methods.losses import Answers, LossName, load_loss
 from kdedge.methods.losses.kl import WEIGHT as DEFAULT_KD_WEIGHT
 from kdedge.methods.losses.kl import distillation_loss
@@ -242,15 +237,28 @@ class Method:
         own = self.module.visual
         return self._backbone.visual if own is None else own
 
+    @property
+    def can_split_batches(self) -> bool:
+        """Not where a tower with batch norm or dropout is trained itself."""
+        own = self.module.visual
+        return own is None or is_splittable(own)
+
     def image_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D_teacher], unit length, with gradients; batch norm by mode.
 
         D_student where there is no projector.
         """
-        raw = encode_image(self.visual, images, self.module.visual_prompts)
+        return self._project(self._tower_features(images))
+
+    def _tower_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D_student], not normalized."""
+        return encode_image(self.visual, images, self.module.visual_prompts)
+
+    def _project(self, raw: Tensor) -> Tensor:
+        """The tower's features to those that the class vectors are compared with."""
         # Batch norm over a few images and the last features before unit length: in float32 (a
         # projector costs nothing).
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(raw.device.type, enabled=False):
             projector = self.module.projector
             return unit_length(raw if projector is None else projector(raw.float()))
 
@@ -269,9 +277,9 @@ class Method:
         teacher_features = batch.teacher_features
         if teacher_features is None:
             with torch.no_grad():
-                teacher_features = self._teacher.forward_features(batch.images)
+                teacher_features = encode_images(batch, self._teacher.forward_features)
         return Answers(
-            student_features=self.image_features(batch.images),
+            student_features=self._project(encode_images(batch, self._tower_features)),
             teacher_features=teacher_features,
             student_vectors=self.student_vectors(),
             teacher_vectors=self._class_vectors,
@@ -283,7 +291,7 @@ class Method:
     def training_step(self, batch: Batch) -> StepOutput:
         """The weighted losses, `kd_weight` times equation 5 by default; no label is read."""
         projector = self.module.projector
-        if len(batch.images) < 2 and projector is not None and projector.batch_norms:
+        if batch.n_images < 2 and projector is not None and projector.batch_norms:
             raise DataError(
                 "promptkd needs at least 2 unlabeled images in a batch (batch norm has no variance"
                 " over one).\n"
@@ -331,64 +339,3 @@ class Method:
     def image_path(self) -> ImagePath:
         """The image tower with its prompts, and the projector, as far as the student has them."""
         return ImagePath(self.visual, self.module.visual_prompts, self.module.projector)
-
-
-def make_student(
-    backbone: AnyBackbone, settings: Settings, *, teacher: Teacher, generator: torch.Generator
-) -> Student:
-    """Draws what the settings train.
-
-    Args:
-        backbone: the frozen CLIP, or an image tower alone.
-        settings: say which parts there are.
-        teacher: says D_teacher, and the scale where the backbone has none.
-        generator: on the CPU; draws prompts, projector and context, in this order.
-
-    Raises:
-        RecipeError: a tower has fewer layers than get prompts, a loss compares features of two
-            dimensions, or an image tower alone lacks what the settings use.
-    """
-    if not isinstance(backbone, Backbone):
-        check_image_tower(backbone, tune=settings.tune, needs_texts=settings.needs_texts)
-    teacher_dim = teacher.class_vectors().shape[1]
-    visual_prompts = projector = visual = text_prompts = None
-    if settings.tune == "prompts":
-        visual_prompts = make_visual_prompts(
-            backbone,
-            n_ctx=settings.n_ctx_vision,
-            prompt_depth=settings.prompt_depth,
-            generator=generator,
-        )
-    if settings.tune == "full":
-        visual = copy.deepcopy(backbone.visual).requires_grad_(True)
-    if settings.class_vectors == "teacher":
-        projector = Projector(
-            backbone.embed_dim, teacher_dim, generator, depth=settings.projector_depth
-        )
-    else:
-        assert isinstance(backbone, Backbone)
-        text_prompts = make_text_prompts(
-            backbone,
-            n_ctx=settings.n_ctx_text,
-            prompt_depth=settings.prompt_depth_text,
-            context_init=settings.context_init,
-            generator=generator,
-        )
-    losses = tuple(settings.loss_weights(1))
-    student = Student(
-        visual_prompts,
-        projector,
-        visual=visual,
-        text_prompts=text_prompts,
-        losses=losses,
-        scale=None if isinstance(backbone, Backbone) else teacher.scale,
-    )
-    if projector is None and backbone.embed_dim != teacher_dim:
-        for name in losses:
-            if student.losses[name].needs_equal_dims:
-                raise RecipeError(
-                    f"loss {name} compares the student's features ({backbone.embed_dim} dimensions)"
-                    f" with the teacher's ({teacher_dim}), and class_vectors: student has no"
-                    " projector.\n  Use loss kl, relational or affinity, or class_vectors: teacher."
-                )
-    return student

@@ -62,6 +62,7 @@ class Method:
 
     needs_labels: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = False
+    can_split_batches: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone, class_vectors: Tensor) -> None:
         self.scale = backbone.scale

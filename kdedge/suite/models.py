@@ -1,6 +1,6 @@
 """Which models a cell trains, so that no two processes train one at the same time.
 
-Two jobs of the same weights go on with each other's run or use it (`training.fit.Job.key`), which
+Two jobs of the same weights go on with each other's run or use it (`training.job.Job.key`), which
 they cannot while another process works in it. That key needs the weights and the images. What is
 hashed here is what a recipe says of them: equal where the keys may be.
 """

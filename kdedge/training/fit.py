@@ -6,122 +6,34 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kdedge._files import sha256_json, write_atomic
+from kdedge._files import write_atomic
+from kdedge._processes import ALONE, Processes
 from kdedge.clip.backbone import Backbone, hash_weights
 from kdedge.clip.class_vectors import ClassVectors
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.tensor_file import encode_tensors
-from kdedge.config.load import LoadedRecipe, dump_recipe
-from kdedge.data.batch import Batch, FeaturesOfViews
-from kdedge.data.classes import class_list_hash
+from kdedge.config.load import dump_recipe
 from kdedge.data.images import write_skipped_csv
-from kdedge.data.loader import n_steps, training_batches
+from kdedge.data.loader import n_steps
 from kdedge.errors import DataError, Interrupted, RecipeError, Terminated
 from kdedge.eval_details import EvalDetails
 from kdedge.methods import promptkd, zeroshot
 from kdedge.methods._protocol import Method
 from kdedge.results import EvalResult
+from kdedge.training.job import Job, batches_of
 from kdedge.training.loop import train
 from kdedge.training.measure import measure
-from kdedge.training.parts import Classes, Images, MethodChoice, Role, build_method, settings_record
+from kdedge.training.parts import Classes, Images, MethodChoice, build_method, settings_record
 from kdedge.training.run_results import Evaluations, write_evaluations
 from kdedge.training.runs import RunFolder, runs_in
-from kdedge.training.teacher_fill import StoreFiller
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything a run is made from.
-
-    Attributes:
-        role: what is trained.
-        loaded: the recipe.
-        choice: the method with its settings.
-        classes: the class list.
-        backbone: the frozen CLIP under the method, or a student's image tower alone.
-        method: built, untrained.
-        images: what it is trained on; None for a method with nothing to train.
-        labels: position in the source -> label in a batch, or None to train without labels.
-        test: what accuracy is measured on, if anything.
-        validation: what an epoch may be chosen by, if anything.
-        made_by: hash of the class vectors' makers, known once the method is trained.
-        sources: further hashes for provenance and for telling one job from another.
-        teacher_run: name of the run that taught, if one did.
-        view_seed: what crops and flips are drawn from; None for the recipe's seed.
-        filler: makes the teacher's features, where they are stored and not computed in every step.
-    """
-
-    role: Role
-    loaded: LoadedRecipe
-    choice: MethodChoice
-    classes: Classes
-    backbone: AnyBackbone
-    method: Method
-    images: Images | None
-    labels: dict[int, int] | None
-    test: Images | None
-    validation: Images | None
-    made_by: Callable[[], str]
-    sources: dict[str, str] = field(default_factory=dict)
-    teacher_run: str | None = None
-    view_seed: int | None = None
-    filler: StoreFiller | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where it trains."""
-        return self.backbone.device
-
-    @property
-    def training_images(self) -> Images:
-        """The images of a job that trains something."""
-        assert self.images is not None  # a method with parameters was given images
-        return self.images
-
-    def hashes(self) -> dict[str, str]:
-        """Hashes of what goes in, by name."""
-        return {
-            "backbone": self.backbone.identity,
-            "weights": self.backbone.weights_hash,
-            "class_list": class_list_hash(self.classes.names),
-            **({} if self.images is None else {"image_list": self.images.list_hash}),
-            **({} if self.validation is None else {"validation_list": self.validation.list_hash}),
-            **({} if self.filler is None else {"teacher_store": self.filler.store.key}),
-            **self.sources,
-        }
-
-    def key(self) -> str:
-        """Equal for two jobs that must give the same weights."""
-        return sha256_json(
-            {
-                "role": self.role,
-                **settings_record(self.choice),
-                # Neither changes what is learned.
-                "optim": self.choice.optim.model_dump(
-                    mode="json", exclude={"n_workers", "checkpoint_every_s"}
-                ),
-                "template": self.classes.template,
-                "split": self.classes.split,
-                "seed": self.loaded.recipe.seed,
-                **self._views(),
-                **self.hashes(),
-            }
-        )
-
-    def _views(self) -> dict[str, int]:
-        """What is said of views where they are not simply the epochs' own."""
-        drawn = {} if self.view_seed is None else {"view_seed": self.view_seed}
-        stored = {} if self.filler is None else {"views": self.filler.store.n_views}
-        return {**drawn, **stored}
 
 
 def unfinished_run(root: Path, job: Job) -> RunFolder | None:
@@ -145,14 +57,15 @@ def finished_run(root: Path, key: str) -> RunFolder | None:
     return max(found, key=lambda entry: entry[0])[1] if found else None
 
 
-def run_job(job: Job, *, root: Path, resume: bool) -> RunFolder:
+def run_job(job: Job, *, root: Path, resume: bool, processes: Processes = ALONE) -> RunFolder:
     """Trains a job in a folder of its own, or goes on with its interrupted one.
 
     Args:
         job: what to train.
-        root: folder of all runs.
+        root: folder of all runs; of several processes the first alone writes in it.
         resume: go on with the newest interrupted run of exactly this job, where there is one; where
             there is none but a finished one, give that.
+        processes: those that train together.
 
     Returns:
         The finished run.
@@ -163,42 +76,60 @@ def run_job(job: Job, *, root: Path, resume: bool) -> RunFolder:
         ResourceError: the disk is full, or another process works in the run.
     """
     _check_selection(job)
+    run = processes.first(lambda: _choose_run(job, root, resume=resume, processes=processes))
+    if processes.first(lambda: run.is_finished):
+        return run
+    with _at_work(run, job, processes):
+        _fill(run, job, processes)
+        processes.most(0)  # no process goes on before the run is finished
+    return run
+
+
+def _choose_run(job: Job, root: Path, *, resume: bool, processes: Processes) -> RunFolder:
+    """The interrupted run to go on with, the finished one to give, or a new one."""
     waiting = unfinished_run(root, job)
     if resume and waiting is not None:
-        run = waiting
-        log.info("%s: going on where it stopped.", run.path)
-    else:
-        if waiting is not None:
-            log.info(
-                "%s is in use by another process. This is a new run."
-                if waiting.is_in_use
-                else "%s was interrupted; add --resume to go on with it. This is a new run.",
-                waiting.path,
-            )
-        elif resume:
-            done = finished_run(root, job.key())
-            if done is not None:
-                log.info("%s is finished: there is nothing to go on with.", done.path)
-                return done
-            log.info("No interrupted run of this %s to resume: this is a new run.", job.role)
-        run = RunFolder.create(
-            root,
-            job.loaded.recipe.name,
-            kind=job.role,
-            recipe_text=dump_recipe(job.loaded.recipe),
-            provenance={
-                "key": job.key(),
-                "device": str(job.device),
-                "seed": job.loaded.recipe.seed,
-                **settings_record(job.choice),
-                "kd_weight_per_image": _weight_per_image(job),
-                "hashes": job.hashes(),
-                "teacher_run": job.teacher_run,
-            },
+        log.info("%s: going on where it stopped.", waiting.path)
+        return waiting
+    if waiting is not None:
+        log.info(
+            "%s is in use by another process. This is a new run."
+            if waiting.is_in_use
+            else "%s was interrupted; add --resume to go on with it. This is a new run.",
+            waiting.path,
         )
-    with run.lock(), run.logging_to_file(), _status(run, job.device):
-        _fill(run, job)
-    return run
+    elif resume:
+        done = finished_run(root, job.key())
+        if done is not None:
+            log.info("%s is finished: there is nothing to go on with.", done.path)
+            return done
+        log.info("No interrupted run of this %s to resume: this is a new run.", job.role)
+    return RunFolder.create(
+        root,
+        job.loaded.recipe.name,
+        kind=job.role,
+        recipe_text=dump_recipe(job.loaded.recipe),
+        provenance={
+            "key": job.key(),
+            "device": str(job.device),
+            "n_processes": processes.size,
+            "seed": job.loaded.recipe.seed,
+            **settings_record(job.choice),
+            "kd_weight_per_image": _weight_per_image(job),
+            "hashes": job.hashes(),
+            "teacher_run": job.teacher_run,
+        },
+    )
+
+
+@contextlib.contextmanager
+def _at_work(run: RunFolder, job: Job, processes: Processes) -> Iterator[None]:
+    """Context of the work in a run: its lock, log and status are the first process's."""
+    if not processes.is_first:
+        yield
+        return
+    with run.lock(), run.logging_to_file(), _status(run, job.device, processes.size):
+        yield
 
 
 def _check_selection(job: Job) -> None:
@@ -229,10 +160,10 @@ def _weight_per_image(job: Job) -> float | None:
 
 
 @contextlib.contextmanager
-def _status(run: RunFolder, device: torch.device) -> Iterator[None]:
+def _status(run: RunFolder, device: torch.device, n_processes: int) -> Iterator[None]:
     """Records in the run's provenance how it ended."""
     try:
-        run.mark("running", device=str(device))
+        run.mark("running", device=str(device), n_processes=n_processes)
         yield
     except Interrupted:
         run.mark("interrupted")
@@ -253,16 +184,10 @@ def _status(run: RunFolder, device: torch.device) -> Iterator[None]:
         raise
 
 
-def _fill(run: RunFolder, job: Job) -> None:
-    """Trains, stores and measures."""
-    sources = {
-        "unlabeled" if job.role == "student" else "labeled": job.images,
-        "validation": job.validation,
-        "test": job.test,
-    }
-    write_skipped_csv(
-        run.skipped, {name: images.skipped for name, images in sources.items() if images}
-    )
+def _fill(run: RunFolder, job: Job, processes: Processes) -> None:
+    """Trains, stores and measures; what is not training is the first process's work."""
+    if processes.is_first:
+        _write_skipped(run, job)
     summary: dict[str, Any] = {}
     if job.method.trainable_parameters():
         settings = job.choice.optim
@@ -272,15 +197,34 @@ def _fill(run: RunFolder, job: Job) -> None:
             features = job.filler.store.read
         result = train(
             job.method,
-            batches=partial(batches_of, job, features=features),
+            batches=partial(batches_of, job, features=features, processes=processes),
             n_steps=n_steps(len(job.training_images.indices), settings.batch_size),
             settings=settings,
             run=run,
             validate=_validation(job),
             device=job.device,
             identity={"key": job.key()},
+            processes=processes,
         )
         summary = {"training": result.to_dict()}
+    if processes.is_first:
+        _finish(run, job, summary)
+
+
+def _write_skipped(run: RunFolder, job: Job) -> None:
+    """Records which images are left out, and why."""
+    sources = {
+        "unlabeled" if job.role == "student" else "labeled": job.images,
+        "validation": job.validation,
+        "test": job.test,
+    }
+    write_skipped_csv(
+        run.skipped, {name: images.skipped for name, images in sources.items() if images}
+    )
+
+
+def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
+    """Writes what was trained, and measures it."""
     store_trained(
         run,
         method_name=job.choice.name,
@@ -293,33 +237,6 @@ def _fill(run: RunFolder, job: Job) -> None:
     if evaluation:
         write_evaluations(run, evaluation)
     run.finish(**summary)
-
-
-def batches_of(
-    job: Job, epoch: int, first_step: int, *, features: FeaturesOfViews | None = None
-) -> Iterator[Batch]:
-    """The training batches of an epoch (from 1), from a step (from 0) on.
-
-    Where features are stored, epochs go through the views that they are of, again and again.
-    """
-    settings = job.choice.optim
-    n_views = settings.epochs if job.filler is None else job.filler.store.n_views
-    return training_batches(
-        job.training_images.source,
-        job.training_images.indices,
-        labels=job.labels,
-        preprocess=job.backbone.preprocess,
-        seed=job.loaded.recipe.seed,
-        epoch=epoch,
-        first_step=first_step,
-        batch_size=settings.batch_size,
-        crop_scale_min=settings.crop_scale_min,
-        flip=settings.flip,
-        view=(epoch - 1) % n_views + 1,
-        view_seed=job.view_seed,
-        teacher_features=features,
-        n_workers=settings.n_workers,
-    )
 
 
 def _validation(job: Job) -> Callable[[], float] | None:

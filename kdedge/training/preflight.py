@@ -26,7 +26,7 @@ from kdedge.training.distill import (
     student_job,
     student_parts,
 )
-from kdedge.training.fit import Job
+from kdedge.training.job import Job
 from kdedge.training.parts import Images, settings_record
 from kdedge.training.teach import teacher_job
 from kdedge.training.teacher_fill import StoreFiller

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 
+from kdedge._processes import ALONE, Processes
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import LabeledSpec
 from kdedge.data.split import few_shot
-from kdedge.training.fit import Job, run_job
+from kdedge.training.fit import run_job
+from kdedge.training.job import Job
 from kdedge.training.parts import (
     Classes,
     Images,
@@ -45,7 +47,13 @@ def few_shot_images(images: Images, spec: LabeledSpec, classes: Classes, *, seed
     return images.only(indices).of_classes(classes.labeled)
 
 
-def teacher_job(loaded: LoadedRecipe, *, cache: Path | None, device: torch.device) -> Job:
+def teacher_job(
+    loaded: LoadedRecipe,
+    *,
+    cache: Path | None,
+    device: torch.device,
+    processes: Processes = ALONE,
+) -> Job:
     """Makes ready to train the recipe's teacher.
 
     Raises:
@@ -53,7 +61,7 @@ def teacher_job(loaded: LoadedRecipe, *, cache: Path | None, device: torch.devic
     """
     choice = choose_method(loaded, "teacher")
     check_can_teach(choice)
-    return labeled_job(loaded, "teacher", choice, cache=cache, device=device)
+    return labeled_job(loaded, "teacher", choice, cache=cache, device=device, processes=processes)
 
 
 def labeled_job(
@@ -63,13 +71,14 @@ def labeled_job(
     *,
     cache: Path | None,
     device: torch.device,
+    processes: Processes,
 ) -> Job:
     """Makes ready to train a method that learns from labeled images, or from none."""
     recipe = loaded.recipe
     classes = load_classes(recipe)
     images, labels = None, None
     if choice.module.Method.needs_labels:
-        images = labeled_images(loaded, role, classes)
+        images = labeled_images(loaded, role, classes, processes)
         train_label = {label: position for position, label in enumerate(classes.labeled)}
         labels = {index: train_label[label] for index, label in images.labels().items()}
     backbone = load_role_backbone(recipe, role, device=device, cache=cache)
@@ -83,37 +92,48 @@ def labeled_job(
         method=method,
         images=images,
         labels=labels,
-        test=load_images(recipe, "test", classes),
-        validation=validation_images(loaded, role, classes),
+        test=load_images(recipe, "test", classes, processes=processes),
+        validation=validation_images(loaded, role, classes, processes),
         made_by=lambda: made_by(backbone, method.module, classes, settings_record(choice)),
     )
 
 
-def labeled_images(loaded: LoadedRecipe, role: Role, classes: Classes) -> Images:
+def labeled_images(
+    loaded: LoadedRecipe, role: Role, classes: Classes, processes: Processes
+) -> Images:
     """The images a teacher or a baseline is trained on."""
     recipe = loaded.recipe
     images = require_images(
-        load_images(recipe, "labeled", classes), "labeled", f"a {role} learns from labeled images"
+        load_images(recipe, "labeled", classes, processes=processes),
+        "labeled",
+        f"a {role} learns from labeled images",
     )
     spec = recipe.data.labeled
     assert spec is not None  # require_images has seen to it
     return few_shot_images(images, spec, classes, seed=recipe.seed)
 
 
-def validation_images(loaded: LoadedRecipe, role: Role, classes: Classes) -> Images | None:
+def validation_images(
+    loaded: LoadedRecipe, role: Role, classes: Classes, processes: Processes
+) -> Images | None:
     """Labeled images that an epoch is chosen by, where the recipe chooses one."""
     choice = choose_method(loaded, role)
     if choice.optim.selection == "last":
         return None
     return require_images(
-        load_images(loaded.recipe, "validation", classes),
+        load_images(loaded.recipe, "validation", classes, processes=processes),
         "validation",
         "selection: validation chooses an epoch by it",
     )
 
 
 def teach(
-    loaded: LoadedRecipe, *, root: Path, device: torch.device, resume: bool = False
+    loaded: LoadedRecipe,
+    *,
+    root: Path,
+    device: torch.device,
+    resume: bool = False,
+    processes: Processes = ALONE,
 ) -> RunFolder:
     """Trains the recipe's teacher and stores its class vectors.
 
@@ -122,6 +142,7 @@ def teach(
         root: folder of all runs.
         device: where to train.
         resume: go on with an interrupted run of the same teacher.
+        processes: those that train together.
     """
-    job = teacher_job(loaded, cache=cache_folder(root), device=device)
-    return run_job(job, root=root, resume=resume)
+    job = teacher_job(loaded, cache=cache_folder(root), device=device, processes=processes)
+    return run_job(job, root=root, resume=resume, processes=processes)
