@@ -167,6 +167,20 @@ def make_store(folder: Path, features: Tensor) -> TeacherStore:
     return store
 
 
+def store_seconds(folder: Path, batch: int) -> float:
+    """Seconds an image that a store adds to its first epoch: written, verified, read in batches."""
+    features = torch.randn(4096, 768).half()
+    store = TeacherStore(folder, {"of": "noise"}, indices=range(len(features)), dim=768, n_views=1)
+    began = time.perf_counter()
+    store.create()
+    for chunk in store.chunks():
+        store.write(chunk, features[store.positions(chunk)])
+    store.load(store.chunks())
+    for start in range(0, len(features), batch):
+        store.read(range(start, min(start + batch, len(features))), 1)
+    return (time.perf_counter() - began) / len(features)
+
+
 def measure(settings: list[Setting], arguments: argparse.Namespace) -> list[float]:
     """Times all loops in rounds, and gives the fastest product's GFLOPS of each round."""
     loops = LOOPS[1:] if arguments.without_plain else LOOPS
@@ -253,6 +267,11 @@ def print_projection(setting: Setting, batch: int, folder: Path, n_images: int) 
     ]
     cores = 1 / (gpu["live"] - gpu["store"]) / ceiling
     print(f"| filling the store | {' | '.join(map(duration, fill))} | {cores:.0f} |")
+    added = store_seconds(folder, batch)
+    print(
+        f"\nTo write, verify and read a store takes {1e3 * added:.2f} ms an image,"
+        f" {100 * added / here['live']:.2f} % of its first epoch."
+    )
     print(
         f"\nThe loader alone: {ceiling:.0f} images a second and core. GPU columns are projections:"
         f" counted operations over {GPU_UTILIZATION:.0%} of an {GPU}'s {GPU_TFLOPS:.0f} TFLOPS"
