@@ -54,8 +54,10 @@ def progress(
         in_bytes: a piece is a byte, and numbers of them are shown as in `1.5 GB`.
     """
     console = Console(stderr=True)
+    # All but the first of several processes are told to be silent
+    is_silent = logging.getLogger("kdedge").level > logging.INFO
     # The file's own answer: rich's is yes wherever a variable such as FORCE_COLOR is set
-    if console.file.isatty() and not console.is_dumb_terminal:
+    if console.file.isatty() and not console.is_dumb_terminal and not is_silent:
         with _bar(console, what, total, done, in_bytes) as advance:
             yield advance
     else:

@@ -111,3 +111,14 @@ class Interrupted(KdedgeError):  # noqa: N818 - not an error of anyone's
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM came: whatever cleans up after Ctrl-C cleans up after it too."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch's errors are known by name and text, as torch is not loaded."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & {"MemoryError", "OutOfMemoryError"}:
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "DefaultCPUAllocator" in text or "CUDA out of memory" in text
+    )

@@ -39,7 +39,7 @@ from kdedge.training.runs import RunFolder
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from interleaved import interleaved
-from promptkd_step import plain_image_features
+from plain_loop import plain_image_features
 
 RECIPE = """\
 name: vit-b16

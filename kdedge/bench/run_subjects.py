@@ -36,7 +36,7 @@ from kdedge.training.parts import Classes, build_method, choose_method, load_rol
 from kdedge.training.run_results import read_evaluation
 from kdedge.training.runs import RunFolder, runs_in
 from kdedge.training.teach import cache_folder
-from kdedge.training.teachers import is_image_conditioned, load_teacher
+from kdedge.training.teachers import has_class_vectors, load_teacher
 
 log = logging.getLogger(__name__)
 
@@ -101,10 +101,10 @@ def folded_name(run: RunFolder) -> str:
 def _check_has_class_vectors(run: RunFolder) -> None:
     """Refuses a run whose model stands beside another run's and not by itself."""
     choice = choose_method(load_recipe(run.recipe), run.kind)
-    if is_image_conditioned(choice):
+    if not has_class_vectors(choice):
         raise RecipeError(
-            f"{run.path} is a run of {choice.name}, whose class texts depend on the image: it is"
-            " measured beside another run.\n"
+            f"{run.path} is a run of {choice.name}, which"
+            f" {choice.module.Method.why_no_class_vectors}: it is measured beside another run.\n"
             f"  Name that one: kdedge bench RUN --against {choice.name}"
         )
 

@@ -133,7 +133,7 @@ def _image_conditioned(
     texts = _at_all_positions(method.texts, backbone)
 
     def logits(images: Tensor) -> Tensor:
-        return method.logits(images, texts)
+        return method.class_logits(method.training_features(images), texts)
 
     gmacs = count_gmacs(logits, _one_image(backbone))
     holds = [*holds, *backbone.visual.parameters()]

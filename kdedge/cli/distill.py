@@ -31,15 +31,25 @@ def command(
 
     RECIPE is a file, or the name of a shipped recipe. A teacher trained from the same parts is used
     again; where there is none, it is trained first.
+
+    Several processes or machines: torchrun --nproc-per-node=N -m kdedge distill RECIPE. batch_size
+    is that of all together.
     """
     loaded = load_recipe(recipe, overrides)
     check_paths(loaded)
     need_training_packages("Training")
+    from kdedge._processes import joined
     from kdedge.training.distill import distill
     from kdedge.training.parts import choose_device
 
     used = finished_runs(root)
-    teacher, student = distill(loaded, root=root, device=choose_device(device), resume=resume)
+    chosen = choose_device(device)
+    with joined(chosen) as processes:
+        teacher, student = distill(
+            loaded, root=root, device=chosen, resume=resume, processes=processes
+        )
+    if not processes.is_first:
+        return
     if loaded.recipe.teacher is not None and loaded.recipe.teacher.run is not None:
         used.add(teacher.path.resolve())  # it may be in another folder of runs
     text = f"{run_text([teacher, student], used=used)}\n{next_line('eval', student.path)}"

@@ -24,7 +24,7 @@ import click
 
 from kdedge import __version__
 from kdedge.cli._output import first_line, set_up_logging
-from kdedge.errors import KdedgeError, Terminated
+from kdedge.errors import KdedgeError, Terminated, is_out_of_memory
 
 _FOLDER = Path(__file__).parent
 _ORDER = (
@@ -140,7 +140,7 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
         _drop_stdout()
         place = f" while writing {error.filename}" if error.filename else ""
         return _say(f"the disk is full{place}.\n  Free some space and run the command again.", 7)
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return _say(
             f"memory ran out: {_one_line(error)}.\n"
             "  Use smaller batches (--set optim.batch_size=4; predict: --batch 1), a smaller"
@@ -148,17 +148,6 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
             7,
         )
     return _report_bug(error, arguments, run_log)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Knows torch's errors by name and text, as torch is not to be imported for them."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if names & {"MemoryError", "OutOfMemoryError"}:
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "DefaultCPUAllocator" in text or "CUDA out of memory" in text
-    )
 
 
 def _report_bug(error: BaseException, arguments: Sequence[str], run_log: Path | None) -> int:
@@ -203,5 +192,7 @@ def _drop_stdout() -> None:
 
 
 def _say(message: str, code: int) -> int:
-    click.echo(f"kdedge: {message}", err=True)
+    size = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's, where it started this process
+    which = f" (process {int(os.environ.get('RANK', '0')) + 1} of {size})" if size > 1 else ""
+    click.echo(f"kdedge{which}: {message}", err=True)
     return code

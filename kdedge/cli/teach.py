@@ -64,6 +64,7 @@ def command(
     loaded = load_recipe(recipe, overrides)
     check_paths(loaded)
     need_training_packages("Training")
+    from kdedge._processes import joined
     from kdedge.training.distill import store_features
     from kdedge.training.parts import choose_device
     from kdedge.training.teach import teach
@@ -71,15 +72,18 @@ def command(
     used = finished_runs(root)
     record: dict[str, Any] = {}
     stored = ""
-    if is_stored:
-        run, store = store_features(
-            loaded, root=root, device=choose_device(device), resume=resume, shard=shard or (1, 1)
-        )
-        record = {"store": store.to_dict()}
-        part = "" if shard is None else f", part {shard[0]} of {shard[1]}"
-        stored = f"Stored in {store.path}: {store.size}{part}\n"
-    else:
-        run = teach(loaded, root=root, device=choose_device(device), resume=resume)
+    chosen = choose_device(device)
+    with joined(chosen) as processes:
+        how: Any = {"root": root, "device": chosen, "resume": resume, "processes": processes}
+        if is_stored:
+            run, store = store_features(loaded, shard=shard or (1, 1), **how)
+            record = {"store": store.to_dict()}
+            part = "" if shard is None else f", part {shard[0]} of {shard[1]}"
+            stored = f"Stored in {store.path}: {store.size}{part}\n"
+        else:
+            run = teach(loaded, **how)
+    if not processes.is_first:
+        return
     following = (
         next_line("eval", run.path)
         if loaded.recipe.student is None

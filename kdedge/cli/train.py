@@ -47,10 +47,17 @@ def command(
     loaded = load_recipe(recipe, overrides)
     check_paths(loaded)
     need_training_packages("Training")
+    from kdedge._processes import joined
     from kdedge.training.baseline import train_baseline
     from kdedge.training.parts import choose_device
 
     used = finished_runs(root)
-    run = train_baseline(loaded, method, root=root, device=choose_device(device), resume=resume)
+    chosen = choose_device(device)
+    with joined(chosen) as processes:
+        run = train_baseline(
+            loaded, method, root=root, device=chosen, resume=resume, processes=processes
+        )
+    if not processes.is_first:
+        return
     text = f"{run_text([run], used=used)}\n{next_line('eval', run.path)}"
     print_result({"baseline": run_record(run)}, as_json=as_json, text=text)

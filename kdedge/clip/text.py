@@ -138,9 +138,10 @@ def in_chunks(
 ) -> Tensor:
     """Computes rows chunk by chunk, with exact gradients in the memory of one chunk.
 
-    With gradients on and more than one chunk, a chunk's forward pass keeps nothing but its result
-    and runs again in the backward pass: a second pass bought with memory that no longer grows with
-    the number of rows.
+    With gradients on, the forward pass of all chunks but the last keeps nothing but its result and
+    runs again in the backward pass: a second pass bought with memory that no longer grows with the
+    number of rows. The backward pass begins with the last chunk, so what that one keeps is gone
+    before another is run again.
 
     Args:
         compute: rows `slice(first, last + 1)` -> their result [rows, ...]; it must not depend on
@@ -152,14 +153,13 @@ def in_chunks(
         [n_rows, ...].
     """
     chunks = [slice(i, min(i + chunk_size, n_rows)) for i in range(0, n_rows, chunk_size)]
-    if len(chunks) == 1 or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled():
         return torch.cat([compute(rows) for rows in chunks])
-    return torch.cat(
-        [
-            checkpoint(compute, rows, use_reentrant=False, preserve_rng_state=False)
-            for rows in chunks
-        ]
-    )
+    *others, last = chunks
+    again = [
+        checkpoint(compute, rows, use_reentrant=False, preserve_rng_state=False) for rows in others
+    ]
+    return torch.cat([*again, compute(last)])
 
 
 def encode_in_chunks(

@@ -42,6 +42,13 @@ class OptimSettings(Strict):
         le=65_536,
         description=f"Images a step; a last smaller batch is dropped. {_OFFICIAL}.",
     )
+    micro_batch: Literal["auto"] | Annotated[int, Field(ge=1, le=65_536)] = Field(
+        "auto",
+        description="Images that the image tower takes at a time; gradients stay those of the whole"
+        " batch, batch norm and all, for a second forward pass of all micro-batches but the last."
+        " auto: the whole batch, and half as many whenever memory runs out. Changes results by"
+        " rounding only.",
+    )
     warmup_epochs: int = Field(
         1, ge=0, le=100_000, description=f"First epochs, at warmup_lr. {_OFFICIAL}."
     )

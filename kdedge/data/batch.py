@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kdedge._processes import ALONE, Processes
+
 FeaturesOfViews = Callable[[Sequence[int], int], Tensor]
 """Positions in a source and a view's number -> [B, D_teacher] stored teacher features, float32."""
 
@@ -20,15 +22,19 @@ class Batch:
     """What a training step sees.
 
     Attributes:
-        images: [B, 3, H, W], augmented and normalized, float32.
+        images: [B, 3, H, W], augmented and normalized, float32; where several processes train, this
+            one's share of the B images.
         labels: [B] int64, positions in the list of training classes, or None where there are none.
-        keys: the images' names, for messages.
+        keys: the B images' names, for messages.
         teacher_features: [B, D_teacher], what the teacher says of these crops, or None where it has
             to be asked.
         clean_images: [B, 3, H, W], the same images as evaluation sees them, or None where no method
             asks for them.
         weights: [B] float32, with which the images' cross-entropies are added up; None where they
             are averaged.
+        processes: those that share the images.
+        n_all: B where that is not the number of `images`.
+        micro_batch: how many images an image tower takes at a time; None for all of this process's.
     """
 
     images: Tensor
@@ -37,6 +43,14 @@ class Batch:
     teacher_features: Tensor | None = None
     clean_images: Tensor | None = None
     weights: Tensor | None = None
+    processes: Processes = ALONE
+    n_all: int | None = None
+    micro_batch: int | None = None
+
+    @property
+    def n_images(self) -> int:
+        """B."""
+        return len(self.images) if self.n_all is None else self.n_all
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""

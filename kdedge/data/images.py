@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,7 @@ class Scan:
 def scan(
     source: Source,
     *,
+    rows: slice = slice(None),
     n_threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Scan:
@@ -61,6 +62,7 @@ def scan(
 
     Args:
         source: where the images are.
+        rows: which of its positions; all of them by default.
         n_threads: decoding releases the interpreter lock, so that threads help. None: one a core,
             at most 8.
         progress: called with the number of images done after each.
@@ -69,7 +71,7 @@ def scan(
         The same, whatever the number of threads. One decoded image a thread is in memory.
     """
     n_threads = n_threads or min(8, os.cpu_count() or 1)
-    n_images = len(source.items)
+    positions = range(len(source.items))[rows]
     good: dict[int, str] = {}
     bad: list[BadImage] = []
     sizes_px: Counter[tuple[int, int]] = Counter()
@@ -77,18 +79,19 @@ def scan(
 
     def finish_one() -> None:
         seen = waiting.popleft().result()
-        position = len(good) + len(bad)
+        n_done = len(good) + len(bad)
+        position = positions[n_done]
         if isinstance(seen, str):
             bad.append(BadImage(source.items[position].key, seen))
         else:
             good[position] = seen.digest
             sizes_px[seen.size_px] += 1
         if progress is not None:
-            progress(position + 1)
+            progress(n_done + 1)
 
     with ThreadPoolExecutor(n_threads, thread_name_prefix="scan") as pool:
         try:
-            for i in range(n_images):
+            for i in positions:
                 if len(waiting) == 4 * n_threads:
                     finish_one()
                 waiting.append(pool.submit(_look_at, source, i))
@@ -97,6 +100,19 @@ def scan(
         finally:
             pool.shutdown(cancel_futures=True)
     return Scan(tuple(good), tuple(bad), tuple(good.values()), sizes_px)
+
+
+def put_together(scans: Sequence[Scan]) -> Scan:
+    """One scan of what was scanned in parts, which follow each other."""
+    sizes_px: Counter[tuple[int, int]] = Counter()
+    for part in scans:
+        sizes_px.update(part.sizes_px)
+    return Scan(
+        tuple(position for part in scans for position in part.good),
+        tuple(image for part in scans for image in part.bad),
+        tuple(digest for part in scans for digest in part.digests),
+        sizes_px,
+    )
 
 
 class _Seen(NamedTuple):

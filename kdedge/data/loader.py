@@ -24,10 +24,11 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from kdedge._processes import ALONE, Processes, n_local
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
 from kdedge.data.sources._protocol import Source
 from kdedge.data.views import ORDER, Augmentation, random_stream
-from kdedge.errors import DataError, ResourceError
+from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.runtime.preprocess import (
     Preprocess,
     UnusableImage,
@@ -122,8 +123,11 @@ def training_batches(
     with_clean: bool = False,
     weights: Weights | None = None,
     n_workers: int | Literal["auto"] = 0,
+    processes: Processes = ALONE,
 ) -> Iterator[Batch]:
     """Yields one epoch's augmented batches from a step on.
+
+    Of each batch a process reads its own share and no other image.
 
     Args:
         source: where the images are.
@@ -143,23 +147,28 @@ def training_batches(
         with_clean: give each image as evaluation sees it too.
         weights: gives what the images of a batch weigh, where they do not weigh the same.
         n_workers: processes that decode; 0 decodes here. The batches are the same.
+        processes: those that share the images of a batch, which are the same for any number.
 
     Raises:
+        RecipeError: a batch has fewer images than there are processes.
         DataError: an image that was readable before is not any more.
         ResourceError: a worker died.
     """
     count = n_steps(len(indices), batch_size)
     view = epoch if view is None else view
     order = random_stream(seed, epoch, ORDER).permutation(np.asarray(indices, dtype=np.int64))
-    batches = [
-        [(position, view) for position in order[step * batch_size :][:batch_size].tolist()]
-        for step in range(first_step, count)
+    batches: list[list[int]] = [
+        order[step * batch_size :][:batch_size].tolist() for step in range(first_step, count)
+    ]
+    _check_shares(batches, processes)
+    shares = [
+        [(position, view) for position in batch[processes.share(len(batch))]] for batch in batches
     ]
     own_seed = seed if view_seed is None else view_seed
     augment = Augmentation(own_seed, crop_scale_min, flip, strong_views)
-    n_loaders = min(choose_n_workers(n_workers, sum(map(len, batches))), len(batches))
-    loaded = _load(source, batches, preprocess, augment, n_loaders, with_clean=with_clean)
-    for images, positions in loaded:
+    n_loaders = min(choose_n_workers(n_workers, sum(map(len, shares))), len(shares))
+    loaded = _load(source, shares, preprocess, augment, n_loaders, with_clean=with_clean)
+    for (images, _), positions in zip(loaded, batches, strict=True):
         clean = None
         if with_clean:
             images, clean = images.unbind(1)
@@ -175,6 +184,17 @@ def training_batches(
             teacher_features=features,
             clean_images=clean,
             weights=None if weights is None else weights(positions),
+            processes=processes,
+            n_all=len(positions),
+        )
+
+
+def _check_shares(batches: Sequence[Sequence[int]], processes: Processes) -> None:
+    smallest = min(map(len, batches), default=processes.size)
+    if smallest < processes.size:
+        raise RecipeError(
+            f"{processes.size} processes share batches of {smallest} images, and each needs one.\n"
+            "  Raise optim.batch_size, or start fewer processes."
         )
 
 
@@ -243,8 +263,10 @@ def choose_n_workers(n_workers: int | Literal["auto"], n_images: int) -> int:
 
 
 def n_cores() -> int:
-    """Counts the cores this process may use, which in a container are fewer than the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Counts the cores for this process: of its container, shared among torchrun's processes."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)) // n_local())
+    return max(1, (os.cpu_count() or 1) // n_local())
 
 
 def _load(

@@ -117,6 +117,8 @@ class Method(Protocol):
 
     Attributes:
         needs_teacher: `build` wants a teacher.
+        can_split_batches: its image tower encodes each image of a training step by itself, so that
+            a batch may be encoded in parts (`methods/_encode.py`).
         scale: `logit_scale.exp()`, a float; multiplies cosine similarities.
         module: holds every tensor that training changes, and only those: parameters and buffers
             (batch-norm statistics). Its state dict is what checkpoints and run folders keep.
@@ -126,6 +128,11 @@ class Method(Protocol):
     needs_teacher: ClassVar[bool]
     scale: float
     module: nn.Module
+
+    @property
+    def can_split_batches(self) -> bool:
+        """See above."""
+        ...
 
     @classmethod
     def build(

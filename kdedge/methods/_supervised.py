@@ -13,6 +13,7 @@ from kdedge.clip.backbone import Backbone
 from kdedge.clip.text import TokenizedTexts
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError
+from kdedge.methods._encode import encode_images
 from kdedge.methods._protocol import ImagePath, StepOutput
 
 
@@ -37,7 +38,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Ten
 class SupervisedMethod(ABC):
     """A method on a frozen backbone whose loss is the cross-entropy of its logits.
 
-    Its file adds `build` and the logits, and the image path where that is not the tower as it is.
+    Its file adds `build` and the class logits, and the image path and features where those are not
+    the tower's as it is.
 
     Attributes:
         name: the method's.
@@ -45,6 +47,7 @@ class SupervisedMethod(ABC):
 
     name: ClassVar[str]
     needs_teacher: ClassVar[bool] = False
+    can_split_batches: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone, module: nn.Module) -> None:
         self.scale = backbone.scale
@@ -52,13 +55,22 @@ class SupervisedMethod(ABC):
         self._backbone = backbone
 
     @abstractmethod
+    def class_logits(self, image_features: Tensor) -> Tensor:
+        """[B, D], unit length -> [B, C], float32, over the training classes."""
+
+    @torch.no_grad()
+    def training_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D], unit length, with gradients where the image side has any."""
+        return self._backbone.image_features(images)
+
     def logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], float32, over the training classes."""
+        return self.class_logits(self.training_features(images))
 
     def training_step(self, batch: Batch) -> StepOutput:
         """Cross-entropy with the labels [B], averaged over images or with the batch's weights."""
         labels = labels_of(batch, self.name)
-        logits = self.logits(batch.images)
+        logits = self.class_logits(encode_images(batch, self.training_features))
         accuracy = 100 * (logits.detach().argmax(dim=-1) == labels).float().mean()
         loss = cross_entropy(logits, labels, batch.weights)
         return StepOutput(loss, {"batch_accuracy_percent": accuracy})

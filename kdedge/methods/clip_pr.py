@@ -29,6 +29,7 @@ from kdedge.clip.text import in_chunks
 from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
+from kdedge.methods._encode import encode_images
 from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
 from kdedge.methods._sees import Sees
 
@@ -109,6 +110,7 @@ class Method:
     """CLIP-PR on a frozen backbone."""
 
     needs_teacher: ClassVar[bool] = False
+    can_split_batches: ClassVar[bool] = True
     why_no_class_vectors = "answers with a network over image features and not with vectors"
 
     def __init__(
@@ -157,7 +159,7 @@ class Method:
 
     def training_step(self, batch: Batch) -> StepOutput:
         """The loss on unlabeled views; pseudo-labels are made of the views as they are."""
-        image_features = self.forward_features(batch.images)
+        image_features = encode_images(batch, self.forward_features)
         with torch.autocast(batch.images.device.type, enabled=False):
             pseudo_labels = (image_features @ self.text_features.T).argmax(dim=-1)
             logits = self.module(image_features)

@@ -154,18 +154,16 @@ class Method(SupervisedMethod):
         module = PromptLearner(context, meta_net).to(backbone.device)
         return cls(backbone, module, texts=texts, train_texts=train_texts)
 
-    def logits(self, images: Tensor, texts: TokenizedTexts | None = None) -> Tensor:
-        """[B, 3, H, W] -> [B, C], float32, over the texts' classes; None: the training classes."""
-        with torch.no_grad():
-            image_features = self._backbone.image_features(images)
-        with torch.autocast(images.device.type, enabled=False):
+    def class_logits(self, image_features: Tensor, texts: TokenizedTexts | None = None) -> Tensor:
+        """[B, D] -> [B, C], float32, over the texts' classes; None: the training classes."""
+        with torch.autocast(image_features.device.type, enabled=False):
             contexts = self.module.contexts(image_features)
         return pair_logits(self._backbone, image_features, contexts, texts or self._train_texts)
 
     @torch.no_grad()
     def own_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], over all classes under the parameters as they are now."""
-        return self.logits(images, self.texts)
+        return self.class_logits(self.training_features(images), self.texts)
 
     def class_vectors(self) -> Tensor:
         """[C, 0]: no part of the texts' features is the same for all images."""

@@ -162,10 +162,8 @@ class Method(TextPromptMethod):
 
         return unit_length(in_chunks(encode, len(texts.tokens)))
 
-    def logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C], float32, over the training classes: <w_i, f> / τ."""
-        with torch.no_grad():
-            image_features = self._backbone.image_features(images)
+    def class_logits(self, image_features: Tensor) -> Tensor:
+        """[B, D] -> [B, C], float32, over the training classes: <w_i, f> / τ."""
         text_features = self.text_features(self._train_texts)
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(image_features.device.type, enabled=False):
             return self.scale * image_features @ text_features.T

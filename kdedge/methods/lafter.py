@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import ClassVar
 
@@ -32,6 +33,7 @@ from kdedge.clip.text import tokenize
 from kdedge.clip.vision import encode_image
 from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
+from kdedge.methods._encode import encode_images
 from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
 from kdedge.methods._sees import Sees
 from kdedge.methods.zeroshot import template_list
@@ -167,6 +169,7 @@ class Method:
     """LaFTer on a frozen backbone; its layer norms are copies."""
 
     needs_teacher: ClassVar[bool] = False
+    can_split_batches: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -257,11 +260,10 @@ class Method:
             self.module.labeler.copy_(weight)
 
     @torch.no_grad()
-    def pseudo_labels(self, clean_images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B], the class that the labeler gives the frozen tower's feature."""
-        features = self._backbone.image_features(clean_images)
-        with torch.autocast(clean_images.device.type, enabled=False):
-            return (features @ self.module.labeler.T).argmax(dim=-1)
+    def pseudo_labels(self, image_features: Tensor) -> Tensor:
+        """[B, D], the frozen tower's -> [B], the classes that the labeler gives them."""
+        with torch.autocast(image_features.device.type, enabled=False):
+            return (image_features @ self.module.labeler.T).argmax(dim=-1)
 
     def image_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D], unit length, float32, with gradients."""
@@ -271,9 +273,11 @@ class Method:
         """Smoothed cross-entropy of views with their images' pseudo-labels; texts come first."""
         assert batch.clean_images is not None  # as this method `LabelsItsViews`
         self.learn_texts()
-        labels = self.pseudo_labels(batch.clean_images)
-        image_features = self.image_features(batch.images)
-        with torch.autocast(batch.images.device.type, enabled=False):
+        clean = replace(batch, images=batch.clean_images)
+        with torch.no_grad():
+            labels = self.pseudo_labels(encode_images(clean, self._backbone.image_features))
+        image_features = encode_images(batch, self.image_features)
+        with torch.autocast(image_features.device.type, enabled=False):
             logits = image_features @ self.module.classifier.T
             loss = smoothed_cross_entropy(logits, labels, self._settings)
         agreement = 100 * (logits.detach().argmax(dim=-1) == labels).float().mean()

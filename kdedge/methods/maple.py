@@ -130,11 +130,14 @@ class Method(TextPromptMethod):
         """[C, D], unit length, with gradients in the memory of one chunk of classes."""
         return prompted_text_features(self._backbone, texts, self.module.text_prompts)
 
-    def logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C], float32, over the training classes."""
-        image_features = self._backbone.image_features(images, self.module.visual_prompts())
+    def training_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D], unit length; gradients reach prompts and couplings."""
+        return self._backbone.image_features(images, self.module.visual_prompts())
+
+    def class_logits(self, image_features: Tensor) -> Tensor:
+        """[B, D] -> [B, C], float32, over the training classes."""
         text_features = self.text_features(self._train_texts)
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(image_features.device.type, enabled=False):
             return self.scale * image_features @ text_features.T
 
     @torch.no_grad()

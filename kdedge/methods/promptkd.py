@@ -27,6 +27,7 @@ from kdedge.clip.text import TokenizedTexts
 from kdedge.clip.vision import encode_image
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError, ShapeError
+from kdedge.methods._encode import encode_images, is_splittable
 from kdedge.methods._projector import Projector
 from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
 from kdedge.methods._sees import Sees
@@ -246,16 +247,29 @@ class Method:
         own = self.module.visual
         return self._backbone.visual if own is None else own
 
+    @property
+    def can_split_batches(self) -> bool:
+        """Not where a tower with batch norm or dropout is trained itself."""
+        own = self.module.visual
+        return own is None or is_splittable(own)
+
     def image_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D_teacher], unit length, with gradients; batch norm by mode.
 
         D_student where there is no projector.
         """
-        raw = encode_image(self.visual, images, self.module.visual_prompts)
+        return self._project(self._tower_features(images))
+
+    def _tower_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D_student], not normalized."""
+        return encode_image(self.visual, images, self.module.visual_prompts)
+
+    def _project(self, raw: Tensor) -> Tensor:
+        """The tower's features to those that the class vectors are compared with."""
         projector = self.module.projector
         # Batch norm over a few images and the last features before unit length: in float32 (a
         # projector costs nothing).
-        with self._loss_precision(images.device):
+        with self._loss_precision(raw.device):
             return unit_length(raw if projector is None else projector(raw.float()))
 
     def _loss_precision(self, device: torch.device) -> AbstractContextManager[None]:
@@ -279,9 +293,9 @@ class Method:
         teacher_features = batch.teacher_features
         if teacher_features is None:
             with torch.no_grad():
-                teacher_features = self._teacher.forward_features(batch.images)
+                teacher_features = encode_images(batch, self._teacher.forward_features)
         return Answers(
-            student_features=self.image_features(batch.images),
+            student_features=self._project(encode_images(batch, self._tower_features)),
             teacher_features=teacher_features,
             student_vectors=self.student_vectors(),
             teacher_vectors=self._class_vectors,
@@ -293,7 +307,7 @@ class Method:
     def training_step(self, batch: Batch) -> StepOutput:
         """The weighted losses, `kd_weight` times equation 5 by default; no label is read."""
         projector = self.module.projector
-        if len(batch.images) < 2 and projector is not None and projector.batch_norms:
+        if batch.n_images < 2 and projector is not None and projector.batch_norms:
             raise DataError(
                 "promptkd needs at least 2 unlabeled images in a batch (batch norm has no variance"
                 " over one).\n"

@@ -28,6 +28,7 @@ from kdedge.clip.text import TokenizedTexts
 from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.methods import ivlp
+from kdedge.methods._encode import encode_images
 from kdedge.methods._protocol import StepOutput, Teacher
 from kdedge.methods._sees import Sees
 from kdedge.methods._supervised import cross_entropy, labels_of
@@ -199,19 +200,14 @@ class Method(ivlp.Method):
         """[C, D], the training classes' frozen text anchor; computed when training asks."""
         return text_anchor(self._backbone, self._train_names, self._settings.n_anchor_templates)
 
-    def losses(self, images: Tensor, labels: Tensor, weights: Tensor | None = None) -> Losses:
-        """The loss terms of a batch.
-
-        Args:
-            images: [B, 3, H, W].
-            labels: [B], among the training classes.
-            weights: [B], of the images in the cross-entropy; None for the average.
-        """
+    def losses(self, batch: Batch) -> Losses:
+        """The loss terms of a batch."""
+        labels = labels_of(batch, self.name)
         with torch.no_grad():
-            zeroshot_image_features = self._backbone.image_features(images)
-        image_features = self._backbone.image_features(images, self.module.visual_prompts)
+            zeroshot_image_features = encode_images(batch, self._backbone.image_features)
+        image_features = encode_images(batch, self.training_features)
         text_features = self.text_features(self._train_texts)
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(labels.device.type, enabled=False):
             return self_regulating_losses(
                 image_features=image_features,
                 text_features=text_features,
@@ -220,12 +216,12 @@ class Method(ivlp.Method):
                 labels=labels,
                 scale=self.scale,
                 settings=self._settings,
-                weights=weights,
+                weights=batch.weights,
             )
 
     def training_step(self, batch: Batch) -> StepOutput:
         """The sum of the four terms on labeled images."""
-        losses = self.losses(batch.images, labels_of(batch, self.name), batch.weights)
+        losses = self.losses(batch)
         scalars = {
             f"loss_{name}": getattr(losses, name).detach()
             for name in ("cross_entropy", "text", "image", "logit")

@@ -29,6 +29,7 @@ from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text
 from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel, most_confident_predicted
+from kdedge.methods._encode import encode_images
 from kdedge.methods._protocol import MethodSettings, StepOutput, Teacher
 from kdedge.methods._sees import Sees
 from kdedge.methods._supervised import TextPromptMethod, cross_entropy, labels_of
@@ -109,22 +110,20 @@ class Method(TextPromptMethod):
         """[C, D], the average of the runs', shorter than unit length."""
         return self.text_features_of_runs(texts).mean(dim=0)
 
-    def logits_of_runs(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [R, B, C], float32, over the training classes."""
-        with torch.no_grad():
-            image_features = self._backbone.image_features(images)
+    def logits_of_runs(self, image_features: Tensor) -> Tensor:
+        """[B, D], unit length -> [R, B, C], float32, over the training classes."""
         text_features = self.text_features_of_runs(self._train_texts)
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(image_features.device.type, enabled=False):
             return self.scale * image_features @ text_features.mT
 
-    def logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C], the average of the runs'."""
-        return self.logits_of_runs(images).mean(dim=0)
+    def class_logits(self, image_features: Tensor) -> Tensor:
+        """[B, D], unit length -> [B, C], the average of the runs'."""
+        return self.logits_of_runs(image_features).mean(dim=0)
 
     def training_step(self, batch: Batch) -> StepOutput:
         """The sum of the runs' cross-entropies with the pseudo-labels."""
         labels = labels_of(batch, self.name)
-        logits = self.logits_of_runs(batch.images)
+        logits = self.logits_of_runs(encode_images(batch, self.training_features))
         losses = torch.stack([cross_entropy(run, labels, batch.weights) for run in logits])
         predicted = logits.detach().mean(dim=0).argmax(dim=-1)
         scalars = {

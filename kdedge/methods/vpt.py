@@ -95,10 +95,13 @@ class Method(SupervisedMethod):
         """[C, D], unit length, frozen, of all classes; computed once."""
         return unit_length(self._backbone.text_features_raw(self._texts))
 
-    def logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C], float32, over the training classes."""
-        image_features = self._backbone.image_features(images, self.module.visual_prompts)
-        with torch.autocast(images.device.type, enabled=False):
+    def training_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D], unit length; gradients reach the prompts."""
+        return self._backbone.image_features(images, self.module.visual_prompts)
+
+    def class_logits(self, image_features: Tensor) -> Tensor:
+        """[B, D] -> [B, C], float32, over the training classes."""
+        with torch.autocast(image_features.device.type, enabled=False):
             return self.scale * image_features @ self.text_features[self._train_classes].T
 
     def class_vectors(self) -> Tensor:

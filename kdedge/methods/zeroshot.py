@@ -64,6 +64,7 @@ class Method:
     """Zero-shot CLIP as a method and as a teacher."""
 
     needs_teacher: ClassVar[bool] = False
+    can_split_batches: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone, class_vectors: Tensor) -> None:
         self.scale = backbone.scale

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from kdedge._processes import ALONE, Processes
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import BaselineSpec, OptimSpec, resolve_optim
 from kdedge.errors import RecipeError
@@ -72,11 +73,19 @@ def _method_name(loaded: LoadedRecipe, asked: str | None, written: str | None) -
     return name
 
 
-def baseline_job(loaded: LoadedRecipe, *, cache: Path | None, device: torch.device) -> Job:
+def baseline_job(
+    loaded: LoadedRecipe,
+    *,
+    cache: Path | None,
+    device: torch.device,
+    processes: Processes = ALONE,
+) -> Job:
     """Makes ready to train the recipe's baseline."""
     complete = with_baseline(loaded)
     choice = choose_method(complete, "baseline")
-    return labeled_job(complete, "baseline", choice, cache=cache, device=device)
+    return labeled_job(
+        complete, "baseline", choice, cache=cache, device=device, processes=processes
+    )
 
 
 def train_baseline(
@@ -86,6 +95,7 @@ def train_baseline(
     root: Path,
     device: torch.device,
     resume: bool = False,
+    processes: Processes = ALONE,
 ) -> RunFolder:
     """Trains a baseline and measures it.
 
@@ -95,7 +105,8 @@ def train_baseline(
         root: folder of all runs.
         device: where to train.
         resume: go on with an interrupted run of the same baseline.
+        processes: those that train together.
     """
     complete = with_baseline(loaded, method)
-    job = baseline_job(complete, cache=cache_folder(root), device=device)
-    return run_job(job, root=root, resume=resume)
+    job = baseline_job(complete, cache=cache_folder(root), device=device, processes=processes)
+    return run_job(job, root=root, resume=resume, processes=processes)

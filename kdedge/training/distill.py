@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from kdedge._processes import ALONE, Processes
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.views import Augmentation
@@ -69,7 +70,11 @@ class StudentParts:
 
 
 def student_parts(
-    loaded: LoadedRecipe, *, cache: Path | None, device: torch.device
+    loaded: LoadedRecipe,
+    *,
+    cache: Path | None,
+    device: torch.device,
+    processes: Processes = ALONE,
 ) -> StudentParts:
     """Reads what the recipe says about its student."""
     recipe = loaded.recipe
@@ -78,7 +83,7 @@ def student_parts(
         raise RecipeError("student.method does not learn from a teacher.\n  Use promptkd.")
     classes = load_classes(recipe)
     images = require_images(
-        load_images(recipe, "unlabeled", classes),
+        load_images(recipe, "unlabeled", classes, processes=processes),
         "unlabeled",
         "a student learns from unlabeled images",
     )
@@ -87,8 +92,8 @@ def student_parts(
         classes=classes,
         backbone=load_student_backbone(recipe, choice, device=device, cache=cache),
         images=images,
-        test=load_images(recipe, "test", classes),
-        validation=validation_images(loaded, "student", classes, labeled_draws(recipe)),
+        test=load_images(recipe, "test", classes, processes=processes),
+        validation=validation_images(loaded, "student", classes, labeled_draws(recipe), processes),
     )
 
 
@@ -216,6 +221,7 @@ def made_teacher(
     device: torch.device,
     resume: bool,
     may_train: bool = True,
+    processes: Processes = ALONE,
 ) -> RunFolder:
     """A teacher run that was trained from the same parts, or a new one.
 
@@ -225,8 +231,8 @@ def made_teacher(
     Raises:
         RecipeError: there is none, and none may be trained here.
     """
-    job = teacher_job(loaded, cache=cache_folder(root), device=device)
-    found = finished_run(root, job.key())
+    job = teacher_job(loaded, cache=cache_folder(root), device=device, processes=processes)
+    found = processes.first(lambda: finished_run(root, job.key()))
     if found is not None:
         log.info("Using the teacher of %s, trained from the same parts.", found.path)
         return found
@@ -237,13 +243,18 @@ def made_teacher(
         )
     record = settings_record(job.choice)
     trial_teacher = untrained_teacher(job.method, job.backbone, job.classes, record)
-    trial_steps(student_job(loaded, trial_teacher, parts), 1)
+    trial_steps(student_job(loaded, trial_teacher, parts), 1, processes=processes)
     log.info("Training the teacher first.")
-    return run_job(job, root=root, resume=resume)
+    return run_job(job, root=root, resume=resume, processes=processes)
 
 
 def distill(
-    loaded: LoadedRecipe, *, root: Path, device: torch.device, resume: bool = False
+    loaded: LoadedRecipe,
+    *,
+    root: Path,
+    device: torch.device,
+    resume: bool = False,
+    processes: Processes = ALONE,
 ) -> tuple[RunFolder, RunFolder]:
     """Trains the recipe's student, and its teacher first where there is none.
 
@@ -252,16 +263,17 @@ def distill(
         root: folder of all runs.
         device: where to train.
         resume: go on with interrupted runs of the same teacher and student.
+        processes: those that train together; they share out the filling of a teacher store.
 
     Returns:
         The teacher's run and the student's.
     """
     teacher_run, teacher, parts = _teacher_and_parts(
-        loaded, root=root, device=device, resume=resume
+        loaded, root=root, device=device, resume=resume, processes=processes
     )
     filler = store_filler(loaded, teacher, parts, root=root)
     job = student_job(loaded, teacher, parts, filler=filler)
-    return teacher_run, run_job(job, root=root, resume=resume)
+    return teacher_run, run_job(job, root=root, resume=resume, processes=processes)
 
 
 def store_features(
@@ -271,10 +283,12 @@ def store_features(
     device: torch.device,
     resume: bool = False,
     shard: Shard = (1, 1),
+    processes: Processes = ALONE,
 ) -> tuple[RunFolder, TeacherStore]:
     """Fills the teacher store that the recipe's distillation reads, or a shard of it.
 
-    The teacher is trained first where there is none, but not in one of several shards.
+    The teacher is trained first where there is none, but not in one of several shards. Several
+    processes share the work.
 
     Returns:
         The teacher's run and its store.
@@ -289,7 +303,12 @@ def store_features(
             "  Set it to the crops of each image that are to be stored: --set student.views=4."
         )
     run, teacher, parts = _teacher_and_parts(
-        loaded, root=root, device=device, resume=resume, may_train=shard[1] == 1
+        loaded,
+        root=root,
+        device=device,
+        resume=resume,
+        may_train=shard[1] == 1,
+        processes=processes,
     )
     filler = store_filler(loaded, teacher, parts, root=root)
     assert filler is not None  # as views is not 0
@@ -298,14 +317,26 @@ def store_features(
 
 
 def _teacher_and_parts(
-    loaded: LoadedRecipe, *, root: Path, device: torch.device, resume: bool, may_train: bool = True
+    loaded: LoadedRecipe,
+    *,
+    root: Path,
+    device: torch.device,
+    resume: bool,
+    processes: Processes,
+    may_train: bool = True,
 ) -> tuple[RunFolder, StoredTeacher, StudentParts]:
     """The teacher, trained where there is none, and what the student is made of beside it."""
     cache = cache_folder(root)
     run = named_teacher(loaded, root)
-    parts = student_parts(loaded, cache=cache, device=device)
+    parts = student_parts(loaded, cache=cache, device=device, processes=processes)
     if run is None:
         run = made_teacher(
-            loaded, parts, root=root, device=device, resume=resume, may_train=may_train
+            loaded,
+            parts,
+            root=root,
+            device=device,
+            resume=resume,
+            may_train=may_train,
+            processes=processes,
         )
     return run, load_teacher(run, parts.classes, device=device, cache=cache), parts

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from kdedge._processes import ALONE, Processes
 from kdedge.clip.backbone import Backbone
 from kdedge.config.load import dump_recipe
 from kdedge.data.few_shot import keep_list
@@ -55,61 +56,87 @@ def finished_run(root: Path, key: str) -> RunFolder | None:
     return max(found, key=lambda entry: entry[0])[1] if found else None
 
 
-def run_job(job: Job, *, root: Path, resume: bool) -> RunFolder:
+def run_job(job: Job, *, root: Path, resume: bool, processes: Processes = ALONE) -> RunFolder:
     """Trains a job in a folder of its own, or goes on with its interrupted one.
 
     Args:
         job: what to train.
-        root: folder of all runs.
+        root: folder of all runs; of several processes the first alone writes in it.
         resume: go on with the newest interrupted run of exactly this job, where there is one; where
             there is none but a finished one, give that.
+        processes: those that train together.
 
     Returns:
         The finished run.
 
     Raises:
         Interrupted: a signal ended it after its state was saved.
+        RecipeError: validation and test share an image, or several processes are to train a method
+            that labels its pool.
         DivergedError: the loss is not finite.
         ResourceError: the disk is full, or another process works in the run.
     """
     _check_selection(job)
+    if job.pool is not None and processes.size > 1:
+        raise RecipeError(
+            f"{job.choice.name} labels its images in rounds, which one process does, and"
+            f" {processes.size} were started.\n  Run the command without torchrun."
+        )
+    run = processes.first(lambda: _choose_run(job, root, resume=resume, processes=processes))
+    if processes.first(lambda: run.is_finished):
+        return run
+    with _at_work(run, job, processes):
+        _fill(run, job, processes)
+        processes.most(0)  # no process goes on before the run is finished
+    return run
+
+
+def _choose_run(job: Job, root: Path, *, resume: bool, processes: Processes) -> RunFolder:
+    """The interrupted run to go on with, the finished one to give, or a new one."""
     waiting = unfinished_run(root, job)
     if resume and waiting is not None:
-        run = waiting
-        log.info("%s: going on where it stopped.", run.path)
-    else:
-        if waiting is not None:
-            log.info(
-                "%s is in use by another process. This is a new run."
-                if waiting.is_in_use
-                else "%s was interrupted; add --resume to go on with it. This is a new run.",
-                waiting.path,
-            )
-        elif resume:
-            done = finished_run(root, job.key())
-            if done is not None:
-                log.info("%s is finished: there is nothing to go on with.", done.path)
-                return done
-            log.info("No interrupted run of this %s to resume: this is a new run.", job.role)
-        run = RunFolder.create(
-            root,
-            job.loaded.recipe.name,
-            kind=job.role,
-            recipe_text=dump_recipe(job.loaded.recipe),
-            provenance={
-                "key": job.key(),
-                "device": str(job.device),
-                "seed": job.loaded.recipe.seed,
-                **settings_record(job.choice),
-                "kd_weight_per_image": _weight_per_image(job),
-                "hashes": job.hashes(),
-                "teacher_run": job.teacher_run,
-                "official": job.loaded.recipe.official,
-            },
+        log.info("%s: going on where it stopped.", waiting.path)
+        return waiting
+    if waiting is not None:
+        log.info(
+            "%s is in use by another process. This is a new run."
+            if waiting.is_in_use
+            else "%s was interrupted; add --resume to go on with it. This is a new run.",
+            waiting.path,
         )
-    with run.lock(), run.logging_to_file(), _status(run, job.device):
-        _fill(run, job)
-    return run
+    elif resume:
+        done = finished_run(root, job.key())
+        if done is not None:
+            log.info("%s is finished: there is nothing to go on with.", done.path)
+            return done
+        log.info("No interrupted run of this %s to resume: this is a new run.", job.role)
+    return RunFolder.create(
+        root,
+        job.loaded.recipe.name,
+        kind=job.role,
+        recipe_text=dump_recipe(job.loaded.recipe),
+        provenance={
+            "key": job.key(),
+            "device": str(job.device),
+            "n_processes": processes.size,
+            "seed": job.loaded.recipe.seed,
+            **settings_record(job.choice),
+            "kd_weight_per_image": _weight_per_image(job),
+            "hashes": job.hashes(),
+            "teacher_run": job.teacher_run,
+            "official": job.loaded.recipe.official,
+        },
+    )
+
+
+@contextlib.contextmanager
+def _at_work(run: RunFolder, job: Job, processes: Processes) -> Iterator[None]:
+    """Context of the work in a run: its lock, log and status are the first process's."""
+    if not processes.is_first:
+        yield
+        return
+    with run.lock(), run.logging_to_file(), _status(run, job.device, processes.size):
+        yield
 
 
 def _check_selection(job: Job) -> None:
@@ -140,10 +167,10 @@ def _weight_per_image(job: Job) -> float | None:
 
 
 @contextlib.contextmanager
-def _status(run: RunFolder, device: torch.device) -> Iterator[None]:
+def _status(run: RunFolder, device: torch.device, n_processes: int) -> Iterator[None]:
     """Records in the run's provenance how it ended."""
     try:
-        run.mark("running", device=str(device))
+        run.mark("running", device=str(device), n_processes=n_processes)
         yield
     except Interrupted:
         run.mark("interrupted")
@@ -164,18 +191,11 @@ def _status(run: RunFolder, device: torch.device) -> Iterator[None]:
         raise
 
 
-def _fill(run: RunFolder, job: Job) -> None:
-    """Trains, stores and measures."""
-    sources = {
-        "unlabeled" if job.labels is None else "labeled": job.images,
-        **({} if job.pool is None else {"unlabeled": job.pool}),
-        "validation": job.validation,
-        "test": job.test,
-    }
-    write_skipped_csv(
-        run.skipped, {name: images.skipped for name, images in sources.items() if images}
-    )
-    _keep_few_shot_list(job)
+def _fill(run: RunFolder, job: Job, processes: Processes) -> None:
+    """Trains, stores and measures; what is not training is the first process's work."""
+    if processes.is_first:
+        _write_skipped(run, job)
+        _keep_few_shot_list(job)
     summary: dict[str, Any] = {}
     if job.pool is not None:
         summary = train_rounds(job, run, validate=_validation(job))
@@ -187,15 +207,35 @@ def _fill(run: RunFolder, job: Job) -> None:
             features = job.filler.store.read
         result = train(
             job.method,
-            batches=partial(batches_of, job, features=features),
+            batches=partial(batches_of, job, features=features, processes=processes),
             n_steps=n_steps(len(job.training_images.indices), settings.batch_size),
             settings=settings,
             run=run,
             validate=_validation(job),
             device=job.device,
             identity={"key": job.key()},
+            processes=processes,
         )
         summary = {"training": result.to_dict()}
+    if processes.is_first:
+        _finish(run, job, summary)
+
+
+def _write_skipped(run: RunFolder, job: Job) -> None:
+    """Records which images are left out, and why."""
+    sources = {
+        "unlabeled" if job.labels is None else "labeled": job.images,
+        **({} if job.pool is None else {"unlabeled": job.pool}),
+        "validation": job.validation,
+        "test": job.test,
+    }
+    write_skipped_csv(
+        run.skipped, {name: images.skipped for name, images in sources.items() if images}
+    )
+
+
+def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
+    """Writes what was trained, and measures it."""
     store_trained(
         run,
         method_name=job.choice.name,

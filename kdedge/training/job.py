@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from kdedge._files import sha256_json
+from kdedge._processes import ALONE, Processes
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
@@ -15,6 +16,7 @@ from kdedge.data.classes import class_list_hash
 from kdedge.data.loader import training_batches
 from kdedge.methods import zeroshot
 from kdedge.methods._protocol import LabelsItsViews, Method
+from kdedge.training.loop import FREE_SETTINGS
 from kdedge.training.parts import (
     Classes,
     Images,
@@ -107,10 +109,7 @@ class Job:
             {
                 "role": self.role,
                 **settings_record(self.choice),
-                # Neither changes what is learned.
-                "optim": self.choice.optim.model_dump(
-                    mode="json", exclude={"n_workers", "checkpoint_every_s"}
-                ),
+                "optim": self.choice.optim.model_dump(mode="json", exclude=FREE_SETTINGS),
                 "template": self.classes.template,
                 "split": self.classes.split,
                 "seed": self.loaded.recipe.seed,
@@ -127,7 +126,12 @@ class Job:
 
 
 def batches_of(
-    job: Job, epoch: int, first_step: int, *, features: FeaturesOfViews | None = None
+    job: Job,
+    epoch: int,
+    first_step: int,
+    *,
+    features: FeaturesOfViews | None = None,
+    processes: Processes = ALONE,
 ) -> Iterator[Batch]:
     """The training batches of an epoch (from 1), from a step (from 0) on.
 
@@ -153,6 +157,7 @@ def batches_of(
         weights=job.weights,
         with_clean=isinstance(job.method, LabelsItsViews),
         n_workers=settings.n_workers,
+        processes=processes,
     )
 
 

@@ -15,17 +15,17 @@ Which weights stay at the end:
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kdedge._processes import ALONE, Processes
 from kdedge.config.recipe import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.errors import (
@@ -46,48 +46,21 @@ from kdedge.training.checkpoint import (
 )
 from kdedge.training.divergence import diverged
 from kdedge.training.loggers import MetricsLog
-from kdedge.training.optim import ParameterAverage, learning_rate, make_optimizer
-from kdedge.training.precision import Precision
+from kdedge.training.optim import ParameterAverage, learning_rate
 from kdedge.training.runs import RunFolder
-from kdedge.training.selection import BestWeights
+from kdedge.training.selection import BestWeights, Kept, TrainingResult
 from kdedge.training.signals import StopSignals
+from kdedge.training.step import Stepper
 
 if TYPE_CHECKING:
-    from kdedge.methods._protocol import Method, StepOutput
+    from kdedge.methods._protocol import Method
 
 _LOG = logging.getLogger(__name__)
-# Settings that change how fast a run is and not what it computes
-_FREE_SETTINGS = {"n_workers", "checkpoint_every_s"}
+FREE_SETTINGS = {"n_workers", "checkpoint_every_s", "micro_batch"}
+"""Settings of optim that change how fast a run is and not what it learns."""
 
 Batches = Callable[[int, int], Iterator[Batch]]
 """(epoch from 1, first step from 0) -> the batches of that epoch from that step on."""
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """How a training ended.
-
-    Attributes:
-        epochs: trained in all.
-        steps: taken in all, those before an interruption included.
-        seconds: spent in training, those before an interruption included.
-        final_loss: mean over the last epoch's steps.
-        kept: which weights the module holds now.
-        best_epoch: the epoch they are of where `kept` is `epoch`.
-        validation_percent: the score that chose them; None under selection `last`.
-    """
-
-    epochs: int
-    steps: int
-    seconds: float
-    final_loss: float
-    kept: Literal["last", "epoch", "averaged"]
-    best_epoch: int | None
-    validation_percent: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Gives plain values."""
-        return dataclasses.asdict(self)
 
 
 def train(
@@ -100,11 +73,13 @@ def train(
     validate: Callable[[], float] | None,
     device: torch.device,
     identity: Mapping[str, Any] | None = None,
+    processes: Processes = ALONE,
 ) -> TrainingResult:
     """Trains a method, or goes on where an interrupted run stopped.
 
     The module ends in evaluation mode with the weights that stay. A run whose training is complete
-    is not trained again: those weights are loaded.
+    is not trained again: those weights are loaded. Of several processes the first reads and writes
+    the run's files; a run goes on with any number of them.
 
     Args:
         method: on `device`; its generators and initial values are the caller's to seed.
@@ -114,10 +89,12 @@ def train(
         settings: all concrete.
         run: its lock is held by the caller.
         validate: accuracy in percent of the method as it is now; called in evaluation mode and
-            without a graph, in float32. Needed unless selection is `last`.
+            without a graph, in float32, by the first process alone. Needed unless selection is
+            `last`.
         device: where batches go.
         identity: what else the result depends on, such as hashes and the method's settings; a run
             goes on only under the same. Plain values.
+        processes: those that train together; each is given its share of a batch.
 
     Raises:
         RecipeError: validation is asked for without images, or the run began under other settings.
@@ -130,31 +107,26 @@ def train(
             f"optim.selection is {settings.selection}, and there are no such images.\n"
             f"  Add data.{settings.selection}, or set optim.selection: last."
         )
-    own = {key: value for key, value in settings.model_dump().items() if key not in _FREE_SETTINGS}
+    own = settings.model_dump(exclude=FREE_SETTINGS)
     training = _Training(
         method,
         settings,
         n_steps,
         run,
         device,
+        processes,
         identity={**own, "steps": n_steps, **(identity or {})},
     )
     training.resume()
     if training.epoch > settings.epochs:
         _LOG.info("%s is trained already: nothing to do.", run.path)
         return training.keep()
-    if run.is_finished:
+    if processes.first(lambda: run.is_finished):
         raise DataError(
             f"{run.path} is finished, and its last checkpoint is gone.\n"
             f"  Its weights are in {run.weights.name}; start a new run to train again."
         )
-    total = settings.epochs * n_steps
-    with (
-        StopSignals() as stop,
-        MetricsLog(
-            run.metrics, run.path, epoch=training.epoch, step=training.n_done, n_steps=total
-        ) as log,
-    ):
+    with StopSignals() as stop, training.open_log() as log:
         training.save()
         while training.epoch <= settings.epochs:
             training.run_epoch(batches, stop=stop, log=log)
@@ -174,15 +146,16 @@ class _Training:
         n_steps: int,
         run: RunFolder,
         device: torch.device,
+        processes: Processes,
         *,
         identity: dict[str, Any],
     ) -> None:
         self.epoch, self.step = 1, 0
         self._method, self._settings, self._n_steps = method, settings, n_steps
         self._run, self._device, self._identity = run, device, identity
-        self._parameters = method.trainable_parameters()
-        self._optimizer = make_optimizer(self._parameters.values(), settings)
-        self._precision = Precision(settings.precision, device, method.module)
+        self._processes = processes
+        self._stepper = Stepper(method, settings, device, processes)
+        self._parameters = self._stepper.parameters
         weights = method.averaging_weights(settings.epochs)
         self._average = (
             None if weights is None else ParameterAverage(weights, n_epochs=settings.epochs)
@@ -198,39 +171,55 @@ class _Training:
         """Steps of the whole run behind us."""
         return (self.epoch - 1) * self._n_steps + self.step
 
+    def open_log(self) -> contextlib.AbstractContextManager[MetricsLog | None]:
+        """The run's log from this place on; none in the processes that do not write."""
+        if not self._processes.is_first:
+            return contextlib.nullcontext()
+        return MetricsLog(
+            self._run.metrics,
+            self._run.path,
+            epoch=self.epoch,
+            step=self.n_done,
+            n_steps=self._settings.epochs * self._n_steps,
+        )
+
     def resume(self) -> None:
         """Takes up the newest checkpoint, if there is one."""
-        state = load_newest(self._run.checkpoints)
+        state = self._processes.first(lambda: load_newest(self._run.checkpoints))
         if state is None:
             return
         check_identity(state, self._identity, where=self._run.path)
         try:
             self._method.module.load_state_dict(state.module)
-            self._optimizer.load_state_dict(state.optimizer)
+            self._stepper.optimizer.load_state_dict(state.optimizer)
         except (RuntimeError, ValueError) as error:
             raise RecipeError(
                 f"The checkpoint in {self._run.checkpoints} is of another model: {error}.\n"
                 "  Go on with the recipe.yaml in that folder, or start a new run."
             ) from error
-        self._precision.load_state_dict(state.scaler)
+        self._stepper.precision.load_state_dict(state.scaler)
         if self._average is not None:
             self._average.load_state_dict(state.average)
         self.epoch, self.step, record = state.epoch, state.step, state.record
         self._best.load_state_dict(state.best)
         self._loss_sum, self._final_loss = record["loss_sum"], record["final_loss"]
         self._seconds_before = record["seconds"]
+        if self._settings.micro_batch == "auto":
+            self._stepper.micro_batch = record.get("micro_batch")
         restore_rng(state.rng, self._device)
         _LOG.info("Going on at epoch %d, step %d.", self.epoch, self.step + 1)
 
     def save(self) -> None:
         """Writes a checkpoint of this place."""
         self._check_parameters()
+        if not self._processes.is_first:
+            return
         state = TrainingState(
             epoch=self.epoch,
             step=self.step,
             module=self._method.module.state_dict(),
-            optimizer=self._optimizer.state_dict(),
-            scaler=self._precision.state_dict(),
+            optimizer=self._stepper.optimizer.state_dict(),
+            scaler=self._stepper.precision.state_dict(),
             rng=capture_rng(self._device),
             average={} if self._average is None else self._average.state_dict(),
             best=self._best.state_dict(),
@@ -238,13 +227,14 @@ class _Training:
                 "loss_sum": self._loss_sum,
                 "final_loss": self._final_loss,
                 "seconds": self._seconds(),
+                "micro_batch": self._stepper.micro_batch,
             },
             identity=self._identity,
         )
         self._newest = save_checkpoint(self._run.checkpoints, state)
         self._saved = time.monotonic()
 
-    def run_epoch(self, batches: Batches, *, stop: StopSignals, log: MetricsLog) -> None:
+    def run_epoch(self, batches: Batches, *, stop: StopSignals, log: MetricsLog | None) -> None:
         """Takes the steps that are left in this epoch."""
         self._method.module.train()
         if self.step == self._n_steps:
@@ -267,7 +257,7 @@ class _Training:
             if isinstance(source, Generator):
                 source.close()
 
-    def close_epoch(self, validate: Callable[[], float] | None, *, log: MetricsLog) -> None:
+    def close_epoch(self, validate: Callable[[], float] | None, *, log: MetricsLog | None) -> None:
         """Does what follows an epoch's last step: averaging, validation, the log's line."""
         self._check_parameters()
         self._final_loss = self._loss_sum / self._n_steps
@@ -279,18 +269,20 @@ class _Training:
             figures["validation_percent"] = self._consider(validate, epoch=self.epoch)
             if self._average is not None and self.epoch == self._settings.epochs:
                 figures["averaged_validation_percent"] = self._consider_average(validate)
-        log.epoch(epoch=self.epoch, step=self.n_done, figures=figures)
+        if log is not None:
+            log.epoch(epoch=self.epoch, step=self.n_done, figures=figures)
         self.epoch, self.step, self._loss_sum = self.epoch + 1, 0, 0.0
 
     def check_stop(self, stop: StopSignals) -> None:
-        """Saves and ends the run where a signal came."""
-        if stop.received is not None:
+        """Saves and ends the run where a signal came, to whichever process."""
+        signum = self._processes.most(stop.received or 0)
+        if signum:
             self.save()
-            raise self._interrupted(stop.received)
+            raise self._interrupted(signum)
 
     def keep(self) -> TrainingResult:
         """Gives the module the weights that stay, after the last epoch."""
-        kept: Literal["last", "epoch", "averaged"] = "last"
+        kept: Kept = "last"
         if self._settings.selection != "last":
             self._best.copy_to(self._method.module)
             kept = "averaged" if self._best.epoch is None else "epoch"
@@ -316,38 +308,26 @@ class _Training:
                 f"The images of epoch {self.epoch} ended after {self.step} of"
                 f" {self._n_steps} steps."
             )
-        return batch.to(self._device)
+        return batch
 
-    def _take_step(self, batch: Batch, *, log: MetricsLog) -> None:
+    def _take_step(self, batch: Batch, *, log: MetricsLog | None) -> None:
         lr = learning_rate(self._settings, epoch=self.epoch, step=self.step, n_steps=self._n_steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
         self._last_keys = batch.keys
-        self._optimizer.zero_grad(set_to_none=True)
-        with self._precision.autocast():
-            output: StepOutput = self._method.training_step(batch)
-        # Reading the loss makes a GPU finish the step: the price of naming the right images
-        loss = float(output.loss.detach())
-        if not math.isfinite(loss):
-            raise self._diverged(f"The loss is {loss}", step=self.step + 1)
-        self._precision.backward(output.loss)
-        norm = self._precision.clip(
-            self._optimizer, self._parameters.values(), max_norm=self._settings.clip_grad_norm
+        figures = self._stepper.take(
+            batch, lr=lr, diverged=lambda what: self._diverged(what, step=self.step + 1)
         )
-        if not self._precision.is_scaled and not math.isfinite(float(norm)):
-            raise self._diverged(f"The gradient's norm is {float(norm)}", step=self.step + 1)
-        self._precision.step(self._optimizer)
         self.step += 1
-        self._loss_sum += loss
-        log.step(
-            epoch=self.epoch,
-            step=self.n_done,
-            lr=lr,
-            loss=loss,
-            scalars={**output.scalars, "grad_norm": norm},
-            n_images=len(batch.images),
-            is_last=self.step == self._n_steps,
-        )
+        self._loss_sum += figures.loss
+        if log is not None:
+            log.step(
+                epoch=self.epoch,
+                step=self.n_done,
+                lr=lr,
+                loss=figures.loss,
+                scalars=figures.scalars,
+                n_images=batch.n_images,
+                is_last=self.step == self._n_steps,
+            )
 
     @torch.no_grad()
     def _consider(self, validate: Callable[[], float], *, epoch: int | None) -> float:
@@ -355,7 +335,7 @@ class _Training:
         module = self._method.module
         module.eval()
         with rng_kept(self._device):
-            score = float(validate())
+            score = self._processes.first(lambda: float(validate()))
         module.train()
         if not math.isfinite(score):
             raise self._diverged(f"The validation score is {score}", step=self.step)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from pydantic import ValidationError
 
+from kdedge._processes import ALONE, Processes, local_rank, n_local
 from kdedge._progress import progress
 from kdedge.clip.backbone import Backbone, load_backbone
 from kdedge.clip.image_backbone import AnyBackbone, has_texts, load_image_backbone
@@ -27,7 +28,7 @@ from kdedge.config.recipe import (
 )
 from kdedge.data.classes import load_class_names
 from kdedge.data.few_shot import Draws
-from kdedge.data.images import BadImage, check_limit, image_list_hash, scan
+from kdedge.data.images import BadImage, check_limit, image_list_hash, put_together, scan
 from kdedge.data.open import open_source
 from kdedge.data.sources._protocol import Joined, Source, WithoutLabels
 from kdedge.data.split import base_novel
@@ -206,8 +207,12 @@ def load_images(
     recipe: Recipe,
     key: Literal["unlabeled", "labeled", "validation", "test"],
     classes: Classes,
+    *,
+    processes: Processes = ALONE,
 ) -> Images | None:
     """Opens a source of the recipe and reads every image once; None where there is none.
+
+    Several processes read a part of the source each.
 
     Raises:
         DataError: more images are unreadable than the recipe accepts, or labels and class names
@@ -217,15 +222,19 @@ def load_images(
     if spec is None:
         return None
     if isinstance(spec, UnlabeledSpec) and spec.per_class is not None:
-        return _draw_unlabeled(recipe, spec, spec.per_class, classes)
+        return _draw_unlabeled(recipe, spec, spec.per_class, classes, processes)
     source = open_source(
         spec, class_names=classes.names, labeled=key != "unlabeled", data=recipe.data
     )
-    return _readable(source, recipe, key)
+    return _readable(source, recipe, key, processes)
 
 
 def _draw_unlabeled(
-    recipe: Recipe, spec: UnlabeledSpec, per_class: int, classes: Classes
+    recipe: Recipe,
+    spec: UnlabeledSpec,
+    per_class: int,
+    classes: Classes,
+    processes: Processes,
 ) -> Images:
     """A number of readable images of every class, whose labels are read for this alone."""
     try:
@@ -235,19 +244,21 @@ def _draw_unlabeled(
             f"data.unlabeled.per_class is {per_class}, which needs each image's class for the"
             f" draw:\n{error}\n  Leave per_class out to use all images, whatever they show."
         ) from error
-    images = _readable(source, recipe, "unlabeled")
+    images = _readable(source, recipe, "unlabeled", processes)
     draws = Draws(spec, shots=per_class, seed=recipe.seed, data=recipe.data)
     drawn = draws.take(spec, source, images.indices, shots=per_class, class_names=classes.names)
     return replace(images, source=WithoutLabels(source), indices=tuple(drawn))
 
 
-def _readable(source: Source, recipe: Recipe, key: str) -> Images:
+def _readable(source: Source, recipe: Recipe, key: str, processes: Processes) -> Images:
     """A source's readable images; each is read once."""
-    with progress(f"reading data.{key}", len(source.items)) as advance:
-        result = scan(source, progress=advance)
+    own = processes.share(len(source.items))
+    with progress(f"reading data.{key}", own.stop - own.start) as advance:
+        found = scan(source, rows=own, progress=advance)
+    result = put_together(processes.all(found))
     limit = recipe.data.bad_image_limit(len(source.items))
     check_limit(result, limit=limit, what=f"data.{key}")
-    if result.bad:
+    if result.bad and processes.is_first:
         log.warning(
             "%d of %d images of data.%s cannot be read and are skipped.",
             len(result.bad),
@@ -325,6 +336,8 @@ def build_method(
 def choose_device(name: str | None) -> torch.device:
     """The device by name; CUDA where there is one and nothing is asked for.
 
+    Of several processes that torchrun started on a machine each has a GPU of its own.
+
     Raises:
         SetupError: this machine has no such device.
     """
@@ -341,9 +354,27 @@ def choose_device(name: str | None) -> torch.device:
         )
     if device.type not in {"cpu", "cuda"}:
         raise SetupError(f"--device {name}: kdedge trains on cpu and cuda.")
+    if device.type == "cuda" and n_local() > 1:
+        device = _own_gpu(device)
     # cuDNN's default would run the patch convolution of an fp32 run in TF32.
     torch.backends.cudnn.allow_tf32 = False
     return device
+
+
+def _own_gpu(device: torch.device) -> torch.device:
+    """The GPU of this process among those on this machine.
+
+    Raises:
+        SetupError: there are fewer GPUs than processes, or all are told to use one.
+    """
+    n_gpus = torch.cuda.device_count()
+    if device.index is not None or n_local() > n_gpus:
+        raise SetupError(
+            f"{n_local()} processes run on this machine, each needs a GPU of its own, and there are"
+            f" {1 if device.index is not None else n_gpus} to use.\n"
+            "  Start fewer with --nproc-per-node, or give --device cuda without a number."
+        )
+    return torch.device("cuda", local_rank())
 
 
 def settings_record(choice: MethodChoice) -> dict[str, Any]:

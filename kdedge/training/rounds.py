@@ -23,7 +23,7 @@ from kdedge.data.loader import n_steps
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
 from kdedge.methods._protocol import LabelsItsPool, Method
 from kdedge.training.job import Job, batches_of, zero_shot
-from kdedge.training.loop import TrainingResult, train
+from kdedge.training.loop import train
 from kdedge.training.parts import Images
 from kdedge.training.pseudo_labels import (
     accuracy_percent,
@@ -36,6 +36,7 @@ from kdedge.training.pseudo_labels import (
     write_for,
 )
 from kdedge.training.runs import RunFolder
+from kdedge.training.selection import TrainingResult
 
 log = logging.getLogger(__name__)
 

@@ -172,7 +172,11 @@ class RunFolder:
         write_json(self.provenance, {**self.read_provenance(), **record})
 
     def mark(
-        self, status: Literal["running", "interrupted", "failed"], *, device: str | None = None
+        self,
+        status: Literal["running", "interrupted", "failed"],
+        *,
+        device: str | None = None,
+        n_processes: int = 1,
     ) -> None:
         """Records how the run stands; a finished run stays finished.
 
@@ -182,13 +186,19 @@ class RunFolder:
         Args:
             status: how it stands.
             device: where it goes on, if that is known.
+            n_processes: how many go on with it.
         """
         record = self.read_provenance()
         if record.get("status") == "finished":
             return
         if status == "running" and not self.is_new:
             where = {} if device is None else {"device": device}
-            entry = {"resumed_at": _now(), **_circumstances(), **where}
+            entry = {
+                "resumed_at": _now(),
+                **_circumstances(),
+                **where,
+                "n_processes": n_processes,
+            }
             record["resumed"] = [*record.get("resumed", []), entry]
         write_json(self.provenance, {**record, "status": status})
 

@@ -1,10 +1,42 @@
-"""Keeping the best weights by validation score."""
+"""Which weights a training ends with: keeping the best ones by validation score."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import Tensor, nn
+
+Kept = Literal["last", "epoch", "averaged"]
+"""The last epoch's weights, those of the best epoch, or the average over the epochs."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a training ended.
+
+    Attributes:
+        epochs: trained in all.
+        steps: taken in all, those before an interruption included.
+        seconds: spent in training, those before an interruption included.
+        final_loss: mean over the last epoch's steps.
+        kept: which weights the module holds now.
+        best_epoch: the epoch they are of where `kept` is `epoch`.
+        validation_percent: their validation score; None under selection `last`.
+    """
+
+    epochs: int
+    steps: int
+    seconds: float
+    final_loss: float
+    kept: Kept
+    best_epoch: int | None
+    validation_percent: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Gives plain values."""
+        return dataclasses.asdict(self)
 
 
 class BestWeights:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from kdedge._files import sha256_json
+from kdedge._processes import ALONE, Processes
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import LabeledSpec, Recipe
 from kdedge.data.class_texts import read_class_texts
@@ -49,7 +50,13 @@ def few_shot_images(images: Images, spec: LabeledSpec, classes: Classes, draws: 
     )
 
 
-def teacher_job(loaded: LoadedRecipe, *, cache: Path | None, device: torch.device) -> Job:
+def teacher_job(
+    loaded: LoadedRecipe,
+    *,
+    cache: Path | None,
+    device: torch.device,
+    processes: Processes = ALONE,
+) -> Job:
     """Makes ready to train the recipe's teacher.
 
     Raises:
@@ -57,7 +64,7 @@ def teacher_job(loaded: LoadedRecipe, *, cache: Path | None, device: torch.devic
     """
     choice = choose_method(loaded, "teacher")
     check_can_teach(choice)
-    return labeled_job(loaded, "teacher", choice, cache=cache, device=device)
+    return labeled_job(loaded, "teacher", choice, cache=cache, device=device, processes=processes)
 
 
 def labeled_job(
@@ -67,6 +74,7 @@ def labeled_job(
     *,
     cache: Path | None,
     device: torch.device,
+    processes: Processes,
 ) -> Job:
     """Makes ready to train a method on the images that it declares to learn from, if any.
 
@@ -76,7 +84,7 @@ def labeled_job(
     recipe = loaded.recipe
     classes = load_classes(recipe)
     draws = labeled_draws(recipe)
-    data = _training_data(loaded, role, choice, classes, draws)
+    data = _training_data(loaded, role, choice, classes, draws, processes)
     backbone = load_role_backbone(recipe, role, device=device, cache=cache)
     method = build_method(choice, backbone, classes, seed=recipe.seed)
     sources = dict(data.sources)
@@ -94,8 +102,8 @@ def labeled_job(
         images=data.images,
         labels=data.labels,
         pool=data.pool,
-        test=load_images(recipe, "test", classes),
-        validation=validation_images(loaded, role, classes, draws),
+        test=load_images(recipe, "test", classes, processes=processes),
+        validation=validation_images(loaded, role, classes, draws, processes),
         made_by=lambda: made_by(backbone, method.module, classes, settings_record(choice)),
         sources=sources,
     )
@@ -115,7 +123,12 @@ class _TrainingData:
 
 
 def _training_data(
-    loaded: LoadedRecipe, role: Role, choice: MethodChoice, classes: Classes, draws: Draws
+    loaded: LoadedRecipe,
+    role: Role,
+    choice: MethodChoice,
+    classes: Classes,
+    draws: Draws,
+    processes: Processes,
 ) -> _TrainingData:
     """The images that a method declares to learn from."""
     recipe, sees, has_rounds = loaded.recipe, choice.module.SEES, choice.settings.n_rounds > 0
@@ -130,14 +143,19 @@ def _training_data(
         pool = load_pool(recipe, classes, why=f"{choice.name} learns from unlabeled images")
     if not sees.labels:
         return _TrainingData(pool=pool) if has_rounds else _TrainingData(images=pool)
-    data = _labeled_data(loaded, role, choice, classes, draws)
+    data = _labeled_data(loaded, role, choice, classes, draws, processes)
     if pool is None or data.images is None:
         return data
     return replace(data, pool=pool.without(data.images))
 
 
 def _labeled_data(
-    loaded: LoadedRecipe, role: Role, choice: MethodChoice, classes: Classes, draws: Draws
+    loaded: LoadedRecipe,
+    role: Role,
+    choice: MethodChoice,
+    classes: Classes,
+    draws: Draws,
+    processes: Processes,
 ) -> _TrainingData:
     """Labeled images, and what the recipe's pseudo-labels add to them."""
     data = loaded.recipe.data
@@ -145,7 +163,7 @@ def _labeled_data(
     label_of = {label: position for position, label in enumerate(trained)}
     images, labels = None, {}
     if data.labeled is not None or data.pseudo_labels is None:
-        images = labeled_images(loaded, role, classes, draws)
+        images = labeled_images(loaded, role, classes, draws, processes)
         labels = {index: label_of[label] for index, label in images.labels().items()}
     if data.pseudo_labels is None:
         return _TrainingData(images, labels)
@@ -166,7 +184,9 @@ def labeled_draws(recipe: Recipe) -> Draws:
     return Draws(spec, shots=shots, seed=recipe.seed, data=recipe.data)
 
 
-def labeled_images(loaded: LoadedRecipe, role: Role, classes: Classes, draws: Draws) -> Images:
+def labeled_images(
+    loaded: LoadedRecipe, role: Role, classes: Classes, draws: Draws, processes: Processes
+) -> Images:
     """The images a teacher or a baseline is trained on: drawn over all classes, then the labeled.
 
     The order of the two steps is the benchmark's: the base classes' images do not depend on the
@@ -174,7 +194,9 @@ def labeled_images(loaded: LoadedRecipe, role: Role, classes: Classes, draws: Dr
     """
     recipe = loaded.recipe
     images = require_images(
-        load_images(recipe, "labeled", classes), "labeled", f"a {role} learns from labeled images"
+        load_images(recipe, "labeled", classes, processes=processes),
+        "labeled",
+        f"a {role} learns from labeled images",
     )
     spec = recipe.data.labeled
     assert spec is not None  # require_images has seen to it
@@ -182,13 +204,13 @@ def labeled_images(loaded: LoadedRecipe, role: Role, classes: Classes, draws: Dr
 
 
 def validation_images(
-    loaded: LoadedRecipe, role: Role, classes: Classes, draws: Draws
+    loaded: LoadedRecipe, role: Role, classes: Classes, draws: Draws, processes: Processes
 ) -> Images | None:
     """Labeled images that an epoch is chosen by, where the recipe chooses one by them."""
     if choose_method(loaded, role).optim.selection != "validation":
         return None
     images = require_images(
-        load_images(loaded.recipe, "validation", classes),
+        load_images(loaded.recipe, "validation", classes, processes=processes),
         "validation",
         "selection: validation chooses an epoch by it",
     )
@@ -198,7 +220,12 @@ def validation_images(
 
 
 def teach(
-    loaded: LoadedRecipe, *, root: Path, device: torch.device, resume: bool = False
+    loaded: LoadedRecipe,
+    *,
+    root: Path,
+    device: torch.device,
+    resume: bool = False,
+    processes: Processes = ALONE,
 ) -> RunFolder:
     """Trains the recipe's teacher and stores its class vectors.
 
@@ -207,6 +234,7 @@ def teach(
         root: folder of all runs.
         device: where to train.
         resume: go on with an interrupted run of the same teacher.
+        processes: those that train together.
     """
-    job = teacher_job(loaded, cache=cache_folder(root), device=device)
-    return run_job(job, root=root, resume=resume)
+    job = teacher_job(loaded, cache=cache_folder(root), device=device, processes=processes)
+    return run_job(job, root=root, resume=resume, processes=processes)

@@ -10,14 +10,16 @@ from collections.abc import Generator, Iterator
 
 import torch
 
+from kdedge._processes import ALONE, Processes
 from kdedge.data.batch import Batch, FeaturesOfViews
 from kdedge.data.loader import n_steps
+from kdedge.errors import DivergedError
 from kdedge.methods._protocol import Method
 from kdedge.training.checkpoint import rng_kept
 from kdedge.training.divergence import diverged
 from kdedge.training.job import Job, batches_of
-from kdedge.training.optim import learning_rate, make_optimizer
-from kdedge.training.precision import Precision
+from kdedge.training.optim import learning_rate
+from kdedge.training.step import Stepper
 
 
 def trial_steps(
@@ -26,6 +28,7 @@ def trial_steps(
     *,
     budget_s: float = math.inf,
     features: FeaturesOfViews | None = None,
+    processes: Processes = ALONE,
 ) -> list[float]:
     """Takes a job's first steps as the training loop does, then puts everything back.
 
@@ -34,6 +37,8 @@ def trial_steps(
         n_trials: at most so many steps; an epoch's end ends them too.
         budget_s: no further step after so many seconds, of which two steps are always taken.
         features: what the teacher says, where it is not to be run.
+        processes: those that take each step together; with several of them, leave `budget_s` out,
+            as all have to take as many.
 
     Returns:
         Seconds of each step, from the end of the one before to its own: loading its images and
@@ -50,9 +55,9 @@ def trial_steps(
     with (
         rng_kept(job.device),
         _weights_kept(job.method),
-        contextlib.closing(_first_batches(job, features)) as batches,
+        contextlib.closing(_first_batches(job, features, processes)) as batches,
     ):
-        trial = _Trial(job)
+        trial = _Trial(job, processes)
         began = ended = time.perf_counter()
         for batch in itertools.islice(batches, n_trials):
             trial.step(batch)
@@ -63,8 +68,10 @@ def trial_steps(
     return times
 
 
-def _first_batches(job: Job, features: FeaturesOfViews | None) -> Generator[Batch, None, None]:
-    yield from batches_of(job, 1, 0, features=features)
+def _first_batches(
+    job: Job, features: FeaturesOfViews | None, processes: Processes
+) -> Generator[Batch, None, None]:
+    yield from batches_of(job, 1, 0, features=features, processes=processes)
 
 
 @contextlib.contextmanager
@@ -85,41 +92,25 @@ def _weights_kept(method: Method) -> Iterator[None]:
 class _Trial:
     """The training loop's step without its log and checkpoints."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, processes: Processes) -> None:
         self._job, self._settings = job, job.choice.optim
-        self._parameters = job.method.trainable_parameters()
-        self._optimizer = make_optimizer(self._parameters.values(), self._settings)
-        self._precision = Precision(self._settings.precision, job.device, job.method.module)
+        self._stepper = Stepper(job.method, self._settings, job.device, processes)
         self._n_steps = n_steps(len(job.training_images.indices), self._settings.batch_size)
         self._n_done = 0
         job.method.module.train()
 
     def step(self, batch: Batch) -> None:
         """Takes one step, and waits until the device has finished it."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(
-                self._settings, epoch=1, step=self._n_done, n_steps=self._n_steps
-            )
+        lr = learning_rate(self._settings, epoch=1, step=self._n_done, n_steps=self._n_steps)
         self._n_done += 1
-        self._optimizer.zero_grad(set_to_none=True)
-        with self._precision.autocast():
-            output = self._job.method.training_step(batch.to(self._job.device))
-        self._check("The loss", float(output.loss.detach()), batch)
-        self._precision.backward(output.loss)
-        norm = self._precision.clip(
-            self._optimizer, self._parameters.values(), max_norm=self._settings.clip_grad_norm
-        )
-        if not self._precision.is_scaled:
-            self._check("The gradient's norm", float(norm), batch)
-        self._precision.step(self._optimizer)
+        self._stepper.take(batch, lr=lr, diverged=lambda what: self._diverged(what, batch))
         if self._job.device.type == "cuda":
             torch.cuda.synchronize(self._job.device)
 
-    def _check(self, what: str, value: float, batch: Batch) -> None:
-        if not math.isfinite(value):
-            raise diverged(
-                f"{what} is {value}",
-                place=f"trial step {self._n_done}",
-                keys=batch.keys,
-                settings=self._settings,
-            )
+    def _diverged(self, what: str, batch: Batch) -> DivergedError:
+        return diverged(
+            what,
+            place=f"trial step {self._n_done}",
+            keys=batch.keys,
+            settings=self._settings,
+        )

@@ -3,7 +3,14 @@ import hashlib
 
 import pytest
 
-from kdedge.data.images import BadImage, check_limit, image_list_hash, scan, write_skipped_csv
+from kdedge.data.images import (
+    BadImage,
+    check_limit,
+    image_list_hash,
+    put_together,
+    scan,
+    write_skipped_csv,
+)
 from kdedge.errors import DataError, ResourceError
 
 
@@ -81,3 +88,9 @@ def test_the_image_list_hash_depends_on_keys_labels_and_order(source):
     source.labels[0] = None
     assert image_list_hash(source, [0, 1], digests) != before
     assert len(before) == 64
+
+
+def test_a_scan_in_parts_is_the_scan_of_all(source):
+    source.files[7] = None
+    parts = [scan(source, rows=slice(*ends)) for ends in ((0, 5), (5, 16), (16, 23))]
+    assert put_together(parts) == scan(source)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdedge._processes import Processes
 from kdedge.data.loader import (
     _worker_context,
     choose_n_workers,
@@ -18,7 +19,7 @@ from kdedge.data.loader import (
     n_steps,
     training_batches,
 )
-from kdedge.errors import DataError, ResourceError
+from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.runtime.preprocess import Preprocess, preprocess_image
 
 PREPROCESS = Preprocess(16, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
@@ -296,3 +297,23 @@ def test_workers_die_with_a_killed_main_process(tmp_path, source):
         os.kill(pid, signal.SIGKILL)
     process.communicate()
     assert left == []
+
+
+@pytest.mark.parametrize("n_processes", [2, 3])
+def test_the_shares_of_several_processes_are_the_batch_of_one(source, n_processes):
+    shares = [
+        batches(source, processes=Processes(rank, n_processes), n_workers=rank % 2)
+        for rank in range(n_processes)
+    ]
+    for step, whole in enumerate(batches(source)):
+        parts = [share[step] for share in shares]
+        assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+        for part in parts:
+            assert part.keys == whole.keys
+            assert torch.equal(part.labels, whole.labels)
+            assert part.n_images == 4
+
+
+def test_a_batch_of_fewer_images_than_processes_is_an_error(source):
+    with pytest.raises(RecipeError, match="5 processes share batches of 4 images"):
+        batches(source, processes=Processes(0, 5))

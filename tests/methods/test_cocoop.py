@@ -100,7 +100,7 @@ def test_training_sees_the_texts_of_trained_classes_and_evaluation_all(
     tiny_backbone: Backbone,
 ) -> None:
     method = build(tiny_backbone)
-    trained = method.logits(batch().images, method._train_texts)
+    trained = method.logits(batch().images)
     assert trained.shape == (4, 2)
     everything = method.own_logits(batch().images)
     assert everything.shape == (4, 4)

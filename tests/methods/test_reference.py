@@ -262,7 +262,7 @@ def test_promptsrc_gives_every_reference_loss_term_and_gradient(
     reference_promptsrc: tuple[promptsrc.Method, dict[str, Tensor]],
 ) -> None:
     method, vectors = reference_promptsrc
-    losses = method.losses(vectors["image"], vectors["label"])
+    losses = method.losses(Batch(vectors["image"], vectors["label"]))
 
     close(losses.cross_entropy, vectors["loss_ce"])
     close(losses.text, vectors["loss_text"])

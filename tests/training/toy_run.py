@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from kdedge.config.recipe import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.errors import KdedgeError
-from kdedge.training.loop import TrainingResult, train
+from kdedge.training.loop import train
 from kdedge.training.runs import RunFolder
+from kdedge.training.selection import TrainingResult
 
 N_STEPS = 7
 N_CLASSES = 3
@@ -43,6 +44,7 @@ class ToyMethod:
 
     scale = 10.0
     needs_teacher = False
+    can_split_batches = True
 
     def __init__(self, *, average: bool = False, step_s: float = 0.0) -> None:
         self.module = nn.Sequential(

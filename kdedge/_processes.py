@@ -1,0 +1,215 @@
+"""The processes that train one model together: who they are and what they say to each other.
+
+Each takes its share of a step's images through the image tower. What the towers give is put
+together, and all that follows (projector, batch norm, loss) runs in every process on the whole
+batch: batch norm and losses that compare images see what they see in one process, and what is
+learned is the same up to the order of sums. That needs no batch norm across processes, which torch
+has for GPUs alone, and little traffic: features one way, gradients of trained tensors the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kdedge.errors import ResourceError, SetupError, is_out_of_memory
+
+_T = TypeVar("_T")
+
+# Processes wait for the first while it validates and measures; one that dies is noticed at once
+_LONGEST_WAIT = datetime.timedelta(days=1)
+
+
+class OutOfMemoryElsewhere(ResourceError):  # noqa: N818 - the name says what is wrong
+    """Another process of the training has not enough memory for its share of a step."""
+
+
+class Processes:
+    """This process among those of one training.
+
+    Attributes:
+        rank: its number, from 0.
+        size: how many there are.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes and speaks."""
+        return self.rank == 0
+
+    def share(self, n_rows: int) -> slice:
+        """This process's rows of a batch; shares differ by one row at most."""
+        return slice(self.rank * n_rows // self.size, (self.rank + 1) * n_rows // self.size)
+
+    def whole(self, rows: Tensor, n_rows: int) -> Tensor:
+        """[B, ...] from every process's share of it, with gradients; the same in all of them.
+
+        The gradient of this process's share is multiplied by the number of processes: `average`
+        then makes the sum of what the shares add to a gradient, and leaves alone what every process
+        has computed from the whole batch.
+
+        Raises:
+            OutOfMemoryElsewhere: another process has told so.
+            ResourceError: another process has ended.
+        """
+        if self.size == 1:
+            return rows
+        self._check_others()
+        whole: Tensor = _Whole.apply(rows, n_rows, self)  # type: ignore[no-untyped-call]
+        return whole
+
+    def average(self, gradients: Sequence[Tensor]) -> None:
+        """Replaces gradients by their means over all processes.
+
+        Raises:
+            OutOfMemoryElsewhere: another process has told so.
+            ResourceError: another process has ended.
+        """
+        if self.size == 1:
+            return
+        self._check_others()
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        self._sum(flat)
+        flat /= self.size
+        means = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for gradient, mean in zip(gradients, means, strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    def tell_out_of_memory(self) -> None:
+        """Makes the next `whole` or `average` of all others raise `OutOfMemoryElsewhere`."""
+        if self.size > 1:
+            self.most(1)
+
+    def _check_others(self) -> None:
+        if self.most(0):
+            raise OutOfMemoryElsewhere(
+                "Another process of this training ran out of memory.\n"
+                "  Set optim.micro_batch to a smaller number, or use more processes."
+            )
+
+    def most(self, value: int) -> int:
+        """The largest of all processes' values."""
+        if self.size == 1:
+            return value
+        values = torch.tensor([value])
+        with _all_alive():
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return int(values)
+
+    def all(self, value: _T) -> list[_T]:
+        """Every process's value, in their order."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with _all_alive():
+            dist.all_gather_object(values, value)
+        return values
+
+    def first(self, make: Callable[[], _T]) -> _T:
+        """What the first process makes; nothing is made in the others."""
+        made: list[Any] = [make() if self.is_first else None]
+        if self.size > 1:
+            with _all_alive():
+                dist.broadcast_object_list(made, src=0)
+        value: _T = made[0]
+        return value
+
+    def _sum(self, tensor: Tensor) -> None:
+        with _all_alive():
+            dist.all_reduce(tensor)
+
+
+ALONE = Processes()
+"""A training in one process."""
+
+
+class _Whole(torch.autograd.Function):
+    """Shares of rows to all rows; see `Processes.whole`."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, n_rows: int, processes: Processes) -> Tensor:
+        own = processes.share(n_rows)
+        ctx.own, ctx.size = own, processes.size
+        whole = rows.new_zeros(n_rows, *rows.shape[1:])
+        whole[own] = rows
+        processes._sum(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.size * gradient[ctx.own], None, None
+
+
+@contextlib.contextmanager
+def _all_alive() -> Iterator[None]:
+    """Says in words that a process is gone, which torch reports as a closed connection."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        # torchrun ends those that are left with SIGTERM, which must not cut the message off
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        raise ResourceError(
+            f"Another process of this training has ended, and the {dist.get_world_size()} of them"
+            " need each other.\n"
+            "  Its own message says why. Run the same command with --resume to go on from the last"
+            " checkpoint."
+        ) from error
+
+
+@contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[Processes]:
+    """Context in which the processes that torchrun started work together.
+
+    All but the first are silent, except for warnings and errors. Where this process was not started
+    by torchrun, or alone, it is `ALONE`.
+
+    Args:
+        device: where this process trains.
+
+    Raises:
+        SetupError: torch was built without its distributed part.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or "MASTER_ADDR" not in os.environ:
+        yield ALONE
+        return
+    if not dist.is_available():
+        raise SetupError(
+            f"torch {torch.__version__} here was built without torch.distributed.\n"
+            "  Run the command without torchrun, or install another build of torch."
+        )
+    backend = "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=_LONGEST_WAIT)
+    processes = Processes(dist.get_rank(), size)
+    if not processes.is_first:
+        logging.getLogger("kdedge").setLevel(logging.WARNING)
+    yield processes
+    # Not after an error: the others may be in the middle of an exchange
+    dist.destroy_process_group()
+
+
+def local_rank() -> int:
+    """This process's number among those on this machine, from 0; it has a GPU of that number."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def n_local() -> int:
+    """How many processes torchrun has started on this machine; 1 where it has not."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

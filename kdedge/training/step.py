@@ -1,0 +1,165 @@
+"""One training step: forward pass, backward pass, clipping, the optimizer's step.
+
+Where memory runs out in the passes, the step is taken again with half as many images at a time in
+the image tower, and so are all that follow it: gradients stay those of the whole batch
+(`methods/_encode.py`). With several processes all of them do so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kdedge._processes import ALONE, OutOfMemoryElsewhere, Processes
+from kdedge.config.recipe import OptimSettings
+from kdedge.data.batch import Batch
+from kdedge.errors import DivergedError, RecipeError, is_out_of_memory
+from kdedge.training.checkpoint import capture_rng, restore_rng
+from kdedge.training.heap import keep_freed_memory
+from kdedge.training.optim import make_optimizer
+from kdedge.training.precision import Precision
+
+if TYPE_CHECKING:
+    from kdedge.methods._protocol import Method, StepOutput
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """What a step gave.
+
+    Attributes:
+        loss: of the whole batch.
+        scalars: the method's own, and `grad_norm`; tensors, read where they are wanted.
+    """
+
+    loss: float
+    scalars: dict[str, Tensor]
+
+
+class Stepper:
+    """Takes a method's training steps, alone or together with other processes.
+
+    Attributes:
+        parameters: what is trained, by name.
+        optimizer: theirs.
+        precision: of the forward pass.
+        micro_batch: how many images the image tower takes at a time; None for all there are.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        settings: OptimSettings,
+        device: torch.device,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.parameters = method.trainable_parameters()
+        self.optimizer = make_optimizer(self.parameters.values(), settings)
+        self.precision = Precision(settings.precision, device, method.module)
+        self.micro_batch = None if settings.micro_batch == "auto" else settings.micro_batch
+        self._method, self._settings, self._device = method, settings, device
+        self._processes = processes
+        if device.type == "cpu":
+            keep_freed_memory()
+        is_split = processes.size > 1 or self.micro_batch is not None
+        if is_split and not method.can_split_batches:
+            raise RecipeError(
+                "This image tower is trained with batch norm or dropout of its own, which look at"
+                " whole batches: neither optim.micro_batch nor several processes can split one.\n"
+                "  Leave both out, or choose tune: prompts or a tower without them."
+            )
+
+    def take(
+        self, batch: Batch, *, lr: float, diverged: Callable[[str], DivergedError]
+    ) -> StepFigures:
+        """Takes one step.
+
+        Args:
+            batch: this process's share of it.
+            lr: the step's learning rate.
+            diverged: makes the error for what is said not to be finite.
+
+        Raises:
+            DivergedError: the loss or a gradient is not finite.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss, scalars = self._gradients(batch.to(self._device), diverged)
+        norm = self.precision.clip(
+            self.optimizer, self.parameters.values(), max_norm=self._settings.clip_grad_norm
+        )
+        if not self.precision.is_scaled and not math.isfinite(float(norm)):
+            raise diverged(f"The gradient's norm is {float(norm)}")
+        self.precision.step(self.optimizer)
+        return StepFigures(loss, {**scalars, "grad_norm": norm})
+
+    def _gradients(
+        self, batch: Batch, diverged: Callable[[str], DivergedError]
+    ) -> tuple[float, dict[str, Tensor]]:
+        """The passes, with as many images at a time as there is room for."""
+        while True:
+            try:
+                with self._undone_on_error():
+                    return self._passes(replace(batch, micro_batch=self.micro_batch), diverged)
+            except (RuntimeError, MemoryError, OutOfMemoryElsewhere) as error:
+                micro_batch = self._smaller(batch, error)
+            # The failed passes' tensors go with the error, so only here is their room free
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.micro_batch = micro_batch
+
+    def _passes(
+        self, batch: Batch, diverged: Callable[[str], DivergedError]
+    ) -> tuple[float, dict[str, Tensor]]:
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.precision.autocast():
+            output: StepOutput = self._method.training_step(batch)
+        # Reading the loss makes a GPU finish the step: the price of naming the right images
+        loss = float(output.loss.detach())
+        if not math.isfinite(loss):
+            raise diverged(f"The loss is {loss}")
+        self.precision.backward(output.loss)
+        self._processes.average([p.grad for p in self.parameters.values() if p.grad is not None])
+        return loss, output.scalars
+
+    @contextlib.contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """Context after which, where it failed, random generators and buffers are as before."""
+        rng = capture_rng(self._device)
+        buffers = [(buffer, buffer.clone()) for buffer in self._method.module.buffers()]
+        try:
+            yield
+        except BaseException:
+            restore_rng(rng, self._device)
+            for buffer, before in buffers:
+                buffer.copy_(before)
+            raise
+
+    def _smaller(self, batch: Batch, error: Exception) -> int:
+        """Half as many images at a time; raises the error where that is no remedy."""
+        is_elsewhere = isinstance(error, OutOfMemoryElsewhere)
+        if not is_elsewhere and not is_out_of_memory(error):
+            raise error
+        if not is_elsewhere:
+            self._processes.tell_out_of_memory()
+        largest = math.ceil(batch.n_images / self._processes.size)
+        now = min(self.micro_batch or largest, largest)
+        if self._settings.micro_batch != "auto" or now == 1 or not self._method.can_split_batches:
+            raise error
+        _LOG.warning(
+            "Memory ran out with %d images at a time: going on with %d, which gives the same"
+            " gradients and takes longer. optim.micro_batch: %d begins with that.",
+            now,
+            math.ceil(now / 2),
+            math.ceil(now / 2),
+        )
+        return math.ceil(now / 2)

@@ -1,0 +1,141 @@
+"""`torchrun -m kdedge distill`: what one process learns, and an end for all when one ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import kdedge as package
+
+Torchrun = Callable[..., "subprocess.Popen[str]"]
+DISTILL = ("distill", "r.yaml", "--set", "student.views=2", "--set", "student.optim.epochs=3")
+CLOSE = {"atol": 2e-4, "rtol": 2e-3}
+"""Sums of gradients in another order, over some dozen steps."""
+
+
+@pytest.fixture
+def torchrun() -> Iterator[Torchrun]:
+    """Starts a command in several processes."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(n_processes: int, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={n_processes}", "-m", "kdedge", *arguments]
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(package.__file__).parents[1]),
+        }
+        process = subprocess.Popen(
+            command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.terminate()  # it ends its own processes
+        process.communicate()
+
+
+def curve(run: Path) -> list[float]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines]
+
+
+def assert_same_training(one: Path, other: Path, name: str) -> None:
+    assert curve(one) == pytest.approx(curve(other), rel=1e-3)
+    torch.testing.assert_close(load_file(one / name), load_file(other / name), **CLOSE)
+
+
+def test_two_processes_learn_what_one_does(project: Path, kdedge: Any, torchrun: Torchrun) -> None:
+    alone = kdedge(*DISTILL, "--runs", "alone")
+    assert alone.code == 0, alone.err
+    out, said = (process := torchrun(2, *DISTILL)).communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert out.replace("runs/", "alone/") == alone.out
+    for number, name in (("01", "teacher"), ("02", "student")):
+        pair = Path("alone/tiny") / number, Path("runs/tiny") / number
+        assert_same_training(*pair, f"{name}.safetensors")
+        one, other = (json.loads((run / "eval.json").read_text()) for run in pair)
+        assert one.keys() == other.keys()
+        record = json.loads((pair[1] / "provenance.json").read_text())
+        assert (record["status"], record["n_processes"]) == ("finished", 2)
+    assert [path.name for path in sorted(Path("runs/tiny").iterdir())] == ["01", "02"]
+
+
+def workers(process: subprocess.Popen[str]) -> dict[int, int]:
+    """Rank -> process id of what torchrun has started."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    found = {}
+    for child in map(int, children):
+        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        rank = [value for value in variables if value.startswith(b"RANK=")]
+        if rank:
+            found[int(rank[0][5:])] = child
+    return found
+
+
+def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
+    end = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < end:
+        names = [path.name for path in run.glob("checkpoints/e*.safetensors")]
+        if any(10 * (int(name[1:3]) - 1) + int(name[5:10]) >= step for name in names):
+            return
+        time.sleep(0.005)
+    raise AssertionError(process.communicate()[1])
+
+
+@pytest.mark.slow
+def test_a_run_that_loses_a_process_and_is_interrupted_goes_on_with_any_number_of_them(
+    trained: Path, kdedge: Any, torchrun: Torchrun
+) -> None:
+    taught = ("distill", "r.yaml", "--set", "teacher.run=runs/tiny/01")
+    long = (*taught, "--set", "student.optim.epochs=15", "--resume")
+    often = (*long, "--set", "optim.checkpoint_every_s=0.001")
+    assert kdedge(*long, "--runs", "alone").code == 0
+    run = Path("runs/tiny/03")
+
+    process = torchrun(2, *often)
+    wait_for_step(process, run, 20)
+    os.kill(workers(process)[1], signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "Another process of this training has ended" in said or "Interrupted at" in said
+    assert "--resume" in said
+    assert json.loads((run / "provenance.json").read_text())["status"] != "finished"
+
+    process = torchrun(3, *often)
+    wait_for_step(process, run, 60)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert "kdedge (process 1 of 3): Interrupted at epoch" in said
+    assert json.loads((run / "provenance.json").read_text())["status"] == "interrupted"
+
+    done = kdedge(*often)
+    assert done.code == 0, done.err
+    assert "going on where it stopped" in done.err
+    assert_same_training(Path("alone/tiny/01"), run, "student.safetensors")
+
+
+def test_more_processes_than_images_in_a_batch_is_an_error(
+    trained: Path, torchrun: Torchrun
+) -> None:
+    process = torchrun(
+        2, "distill", "r.yaml", "--set", "teacher.run=runs/tiny/01", "--set", "optim.batch_size=1"
+    )
+    _, said = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "2 processes share batches of 1 images, and each needs one" in said

@@ -1,0 +1,173 @@
+"""Micro-batches: the whole batch's loss, gradients and statistics, in a part of its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from kdedge.clip.backbone import Backbone
+from kdedge.data.batch import Batch
+from kdedge.methods import cocoop, coop, ivlp, maple, promptkd, promptsrc, vpt, zeroshot
+from kdedge.methods._encode import encode_images, is_splittable
+
+NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
+N_IMAGES = 6
+
+TAUGHT = {"prompt_depth": 2}
+BOTH = {"prompt_depth_text": 2, "prompt_depth_vision": 2}
+METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "kl": (promptkd, TAUGHT),
+    "relational": (promptkd, {**TAUGHT, "loss": "relational"}),
+    "interactive": (promptkd, {**TAUGHT, "loss": "interactive"}),
+    "affinity": (promptkd, {**TAUGHT, "loss": "affinity", "more_losses": {"feature": 2000.0}}),
+    "own vectors": (promptkd, {**TAUGHT, "class_vectors": "student", "prompt_depth_text": 2}),
+    "full": (promptkd, {"tune": "full"}),
+    "coop": (coop, {}),
+    "cocoop": (cocoop, {}),
+    "vpt": (vpt, {"prompt_depth": 2}),
+    "ivlp": (ivlp, BOTH),
+    "maple": (maple, {"prompt_depth": 2}),
+    "promptsrc": (promptsrc, {**BOTH, "n_anchor_templates": 2}),
+}
+
+
+@pytest.fixture
+def build(tiny_backbone: Backbone, tiny_teacher_backbone: Backbone) -> Callable[[str], Any]:
+    """Builds a method by its name above."""
+
+    def build_method(name: str) -> Any:
+        module, settings = METHODS[name]
+        common: dict[str, Any] = {
+            "template": "a photo of a {}.",
+            "train_classes": range(len(NAMES)),
+        }
+        teacher = None
+        if module is promptkd:
+            teacher = zeroshot.Method.build(
+                tiny_teacher_backbone,
+                NAMES,
+                zeroshot.Settings(),
+                teacher=None,
+                generator=torch.Generator(),
+                **common,
+            )
+        generator = torch.Generator().manual_seed(1)
+        method = module.Method.build(
+            tiny_backbone,
+            NAMES,
+            module.Settings(**settings),
+            teacher=teacher,
+            generator=generator,
+            **common,
+        )
+        method.module.train()
+        return method
+
+    return build_method
+
+
+def batch() -> Batch:
+    images = torch.randn(N_IMAGES, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return Batch(images, torch.arange(N_IMAGES) % len(NAMES))
+
+
+def learned(method: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """The loss, its gradients and the buffers after a step's passes."""
+    loss = method.training_step(batch).loss
+    loss.backward()
+    gradients = {name: p.grad for name, p in method.trainable_parameters().items()}
+    return loss.detach(), gradients, dict(method.module.named_buffers())
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4])
+@pytest.mark.parametrize("name", METHODS)
+def test_micro_batches_change_no_loss_gradient_or_statistic(
+    build: Callable[[str], Any], name: str, micro_batch: int
+) -> None:
+    expected = learned(build(name), batch())
+    actual = learned(build(name), replace(batch(), micro_batch=micro_batch))
+    largest = max(float(gradient.abs().max()) for gradient in expected[1].values())
+    assert largest > 0
+    # Gradients that are zero but for rounding, as of a bias before batch norm, round at the others'
+    torch.testing.assert_close(actual[1], expected[1], rtol=1e-4, atol=1e-5 * largest)
+    torch.testing.assert_close(actual[::2], expected[::2], rtol=1e-5, atol=1e-5)
+
+
+def saved_bytes(method: Any, n_images: int, micro_batch: int | None) -> int:
+    """What a forward pass keeps for the backward pass."""
+    saved = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal saved
+        saved += tensor.nbytes
+        return tensor
+
+    images = torch.zeros(n_images, 3, 32, 32)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        encode_images(Batch(images, None, micro_batch=micro_batch), method._tower_features)
+    return saved
+
+
+def test_memory_grows_with_the_micro_batch_and_not_with_the_batch(
+    build: Callable[[str], Any],
+) -> None:
+    method = build("kl")
+    whole, parts = (
+        saved_bytes(method, 16, size) - saved_bytes(method, 8, size) for size in (None, 4)
+    )
+    assert parts < 0.02 * whole
+
+
+def test_a_step_keeps_no_more_for_more_classes_but_its_logits(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    def kept(n_classes: int) -> int:
+        class Teacher:
+            scale = 20.0
+
+            def class_vectors(self) -> Tensor:
+                return nn.functional.normalize(torch.ones(n_classes, 40), dim=-1)
+
+        method = promptkd.Method.build(
+            tiny_backbone,
+            [f"class {i}" for i in range(n_classes)],
+            promptkd.Settings(**TAUGHT),
+            template="{}",
+            train_classes=[],
+            teacher=Teacher(),
+            generator=torch.Generator().manual_seed(1),
+        )
+        features = nn.functional.normalize(torch.ones(N_IMAGES, 40), dim=-1)
+        saved: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            method.training_step(replace(batch(), teacher_features=features))
+        return sum(saved.values())
+
+    few, many = kept(10), kept(1010)
+    vectors, logits = 1000 * 40 * 4, N_IMAGES * 1000 * 4
+    assert many - few < vectors + 8 * logits
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("test_resnet", False), ("test_vit", True), ("test_efficientnet", False)],
+)
+def test_towers_whose_images_see_each_other_are_not_split(name: str, expected: bool) -> None:
+    assert is_splittable(timm.create_model(name)) is expected
+
+
+def test_a_tower_that_drops_at_random_is_not_split() -> None:
+    assert not is_splittable(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)))
+    assert is_splittable(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0)))
+    assert not is_splittable(timm.create_model("test_vit", drop_path_rate=0.1))

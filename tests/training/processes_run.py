@@ -1,0 +1,98 @@
+"""What one of several processes does; as torchrun would have started it.
+
+As a script: `processes_run.py SCENARIO`, with torchrun's variables in the environment. Prints what
+it found as JSON; ends with the exit code of what went wrong.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdedge._processes import Processes, joined
+from kdedge.errors import KdedgeError
+
+N_ROWS = 5
+
+
+def exchange(processes: Processes) -> Any:
+    """Rows put together, gradients, and what the processes say to each other."""
+    weight = torch.tensor([2.0], requires_grad=True)  # of a tower
+    head = torch.tensor([3.0], requires_grad=True)  # of what follows
+    rows = torch.arange(N_ROWS, dtype=torch.float32)[:, None]
+    whole = processes.whole(weight * rows[processes.share(N_ROWS)], N_ROWS)
+    (head * whole).square().mean().backward()
+    gradients = [weight.grad, head.grad]
+    processes.average(gradients)
+    return {
+        "whole": whole.flatten().tolist(),
+        "gradients": [float(gradient) for gradient in gradients],
+        "most": processes.most(processes.rank * 7),
+        "first": processes.first(lambda: {"made by": processes.rank}),
+    }
+
+
+def memory(processes: Processes) -> Any:
+    """A training in which the second process alone has room for one image at a time."""
+    toy = _toy()
+    asked = []
+
+    class Narrow(toy.ToyMethod):
+        def training_step(self, batch: Any) -> Any:
+            asked.append(batch.micro_batch)
+            output = super().training_step(batch)
+            if processes.rank == 1 and batch.micro_batch != 1:
+                raise MemoryError
+            return output
+
+    toy.seed_everything(1)
+    method = Narrow()
+    with tempfile.TemporaryDirectory() as folder:
+        toy.train_toy(toy.make_run(Path(folder)), method, processes=processes)
+    weights = {name: value.flatten().tolist() for name, value in toy.weights_of(method).items()}
+    return {"asked": asked, "weights": weights}
+
+
+def death(processes: Processes) -> Any:
+    """A training whose second process dies in its fourth step."""
+    toy = _toy()
+
+    class Mortal(toy.ToyMethod):
+        def training_step(self, batch: Any) -> Any:
+            if processes.rank == 1 and len(self.seen) == 3:
+                os._exit(9)
+            return super().training_step(batch)
+
+    with tempfile.TemporaryDirectory() as folder:
+        toy.train_toy(toy.make_run(Path(folder)), Mortal(), processes=processes)
+
+
+def _toy() -> Any:
+    spec = importlib.util.spec_from_file_location("toy_run", Path(__file__).with_name("toy_run.py"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["toy_run"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def main(scenario: str) -> int:
+    torch.set_num_threads(1)
+    try:
+        with joined(torch.device("cpu")) as processes:
+            found = {"exchange": exchange, "memory": memory, "death": death}[scenario](processes)
+            print(json.dumps(found))
+    except KdedgeError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,118 @@
+"""Two real processes that train together."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import kdedge
+from kdedge._processes import ALONE, Processes, joined
+
+Pair = Callable[[str], list[tuple[int, str, str]]]
+
+
+@pytest.fixture
+def pair() -> Pair:
+    """Runs a scenario of processes_run.py in two processes; exit code, stdout, stderr of each."""
+
+    def run(scenario: str) -> list[tuple[int, str, str]]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        started = [_start(scenario, rank, port) for rank in range(2)]
+        ended = [process.communicate(timeout=120) for process in started]
+        return [(process.returncode, *said) for process, said in zip(started, ended, strict=True)]
+
+    return run
+
+
+def _start(scenario: str, rank: int, port: int) -> subprocess.Popen[str]:
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(kdedge.__file__).parents[1]),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-W",
+            "error",
+            str(Path(__file__).with_name("processes_run.py")),
+            scenario,
+        ],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def found(results: list[tuple[int, str, str]]) -> list[Any]:
+    for code, _, said in results:
+        assert code == 0, said
+    return [json.loads(out.splitlines()[-1]) for _, out, _ in results]
+
+
+def test_shares_are_put_together_and_gradients_are_those_of_one_process(pair: Pair) -> None:
+    weight = torch.tensor([2.0], requires_grad=True)
+    head = torch.tensor([3.0], requires_grad=True)
+    whole = weight * torch.arange(5.0)[:, None]
+    (head * whole).square().mean().backward()
+    expected = {
+        "whole": whole.flatten().tolist(),
+        "gradients": [float(weight.grad), float(head.grad)],
+        "most": 7,
+        "first": {"made by": 0},
+    }
+    for one in found(pair("exchange")):
+        assert one["gradients"] == pytest.approx(expected["gradients"], rel=1e-6)
+        assert {**one, "gradients": expected["gradients"]} == expected
+
+
+def test_all_take_smaller_parts_where_one_has_no_room_and_learn_what_one_learns(
+    pair: Pair, toy: ModuleType, tmp_path: Path
+) -> None:
+    first, second = found(pair("memory"))
+    assert first["asked"] == second["asked"] == [None, *[1] * 3 * toy.N_STEPS]
+    toy.seed_everything(1)
+    alone = toy.ToyMethod()
+    toy.train_toy(toy.make_run(tmp_path), alone)
+    for name, value in toy.weights_of(alone).items():
+        assert first["weights"][name] == pytest.approx(value.flatten().tolist(), rel=1e-5)
+
+
+def test_a_process_that_dies_ends_the_others_with_a_message(pair: Pair) -> None:
+    (code, _, said), (dead, _, _) = pair("death")
+    assert (code, dead) == (7, 9)
+    assert "Another process of this training has ended, and the 2 of them need each other" in said
+    assert "--resume" in said
+
+
+@pytest.mark.parametrize("n_rows", [2, 3, 8, 13])
+@pytest.mark.parametrize("size", [1, 2])
+def test_every_row_is_in_one_share(n_rows: int, size: int) -> None:
+    shares = [range(n_rows)[Processes(rank, size).share(n_rows)] for rank in range(size)]
+    assert [row for share in shares for row in share] == list(range(n_rows))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with joined(torch.device("cpu")) as processes:
+        assert processes is ALONE
