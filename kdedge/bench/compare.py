@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from kdedge.errors import GateError, RecipeError
 from kdedge.speed_results import Measurement, SpeedResult, SpeedRow
 
@@ -21,10 +23,9 @@ def check_regressions(
         A line on each pair that both have, for a person to read.
 
     Raises:
-        RecipeError: the baseline is of another machine, or has no row of this table.
-        GateError: a median grew by more.
+        RecipeError: the baseline has no row of this table.
+        GateError: a median grew by more, or what the baseline has could not be measured any more.
     """
-    _check_machine(result, baseline, where)
     before = {
         (row.key, found.batch, found.inputs): found
         for row in baseline.rows
@@ -40,6 +41,11 @@ def check_regressions(
             lines.append(line)
             if found.p50_ms > old.p50_ms * (1 + max_percent / 100):
                 slower.append(line)
+    lost = _lost(result, baseline)
+    if lost:
+        raise GateError(
+            f"{where} has what could not be measured now:\n" + "\n".join(f"  {one}" for one in lost)
+        )
     if not lines:
         raise RecipeError(
             f"{where} and this table have no model in common.\n"
@@ -53,17 +59,43 @@ def check_regressions(
     return lines
 
 
-def _check_machine(result: SpeedResult, baseline: SpeedResult, where: str) -> None:
-    machines = [_machine(one) for one in (baseline, result)]
-    if machines[0] != machines[1]:
+def _lost(result: SpeedResult, baseline: SpeedResult) -> list[str]:
+    """Models of the baseline that failed or were left out now, and why."""
+    failed = {row.label: row.problem for row in result.rows if row.problem is not None}
+    why = {**result.left_out, **failed}
+    return [f"{row.label}: {why[row.label]}" for row in baseline.rows if row.label in why]
+
+
+def check_comparable(
+    baseline: SpeedResult, *, device: dict[str, Any], n_threads: int | None, where: str
+) -> None:
+    """Makes sure that a table measured now can be held against a baseline.
+
+    Args:
+        baseline: measured before.
+        device: this machine's sheet.
+        n_threads: of the CPU, as asked for.
+        where: what the baseline is called in messages.
+
+    Raises:
+        RecipeError: it is of another machine or another number of threads.
+    """
+    before, now = _machine(baseline.device), _machine(device)
+    if before != now:
         raise RecipeError(
-            f"{where} was measured on another machine: {machines[0]}.\n"
-            f"  This one is {machines[1]}. Measure a baseline here."
+            f"{where} was measured on another machine: {before}.\n"
+            f"  This one is {now}. Measure a baseline here."
+        )
+    old = baseline.settings.get("threads")
+    if old != n_threads:
+        remedy = "without --threads" if old is None else f"with --threads {old}"
+        raise RecipeError(
+            f"{where} was measured {remedy}, and this call would be with another number.\n"
+            f"  Call it {remedy} too, or measure a new baseline."
         )
 
 
-def _machine(result: SpeedResult) -> str:
-    device = result.device
+def _machine(device: dict[str, Any]) -> str:
     parts = [f"{device.get('cpu')}, {device.get('cpu_cores')} cores"]
     parts += [str(gpu.get("name")) for gpu in device.get("gpus", [])]
     return ", ".join(parts)

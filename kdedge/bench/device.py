@@ -41,6 +41,8 @@ def device_sheet(root: Path = _SYSTEM) -> dict[str, Any]:
     }
     if hasattr(os, "sched_getaffinity"):
         sheet["affinity"] = sorted(os.sched_getaffinity(0))
+    if "OMP_NUM_THREADS" in os.environ:  # what libraries choose by
+        sheet["omp_num_threads"] = os.environ["OMP_NUM_THREADS"]
     governors = _texts(root, "sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")
     if governors:
         sheet["governor"] = ", ".join(sorted(set(governors)))

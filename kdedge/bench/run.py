@@ -107,8 +107,13 @@ def run_bench(
 
 
 def _load_all(subjects: Sequence[Subject], held: ExitStack, left_out: dict[str, str]) -> list[_Row]:
-    """Loads what this machine can run; one that fails has a row that says why."""
+    """Loads what this machine can run; one that fails has a row that says why.
+
+    Raises:
+        MissingPackage, NotHere: nothing of it can run here; the first one's error.
+    """
     rows = []
+    absent: list[KdedgeError] = []
     with progress("loading", len(subjects)) as advance:
         for number, subject in enumerate(subjects):
             advance(number, subject.label)
@@ -122,11 +127,14 @@ def _load_all(subjects: Sequence[Subject], held: ExitStack, left_out: dict[str, 
                 row.memory_bytes = None if extra is None else row.loaded.held_bytes + extra
             except (MissingPackage, NotHere) as error:
                 left_out[subject.label] = str(error).splitlines()[0]
+                absent.append(error)
                 continue
             except (KdedgeError, RuntimeError, MemoryError) as error:
                 log.warning("%s: %s", subject.label, error)
                 row.problem = error
             rows.append(row)
+    if absent and not rows:
+        raise absent[0]
     return rows
 
 
@@ -143,30 +151,26 @@ def _measure_all(
         (batch, inputs) for batch in batches for inputs in _CALL_INPUTS
     ]
     turns.append((1, "image file"))
-    with progress("measuring", len(turns) * len(rows) * plan.n_rounds) as advance:
-        done = 0
-        baseline: _Row | None = None
+    able = [
+        [row for row in rows if not _why_not(row, batch, inputs, plan, peaks)]
+        for batch, inputs in turns
+    ]
+    baseline: _Row | None = None
+    done = 0
+    with progress("measuring", sum(map(len, able)) * plan.n_rounds) as advance:
 
         def after_turn(label: str) -> None:
             nonlocal done
             done += 1
-            advance(done, label)
+            advance(done, label.partition(" ")[2])
 
-        for batch, inputs in turns:
-            able = [row for row in rows if _takes(row, batch, inputs)]
-            left_out |= {
-                f"{row.subject.label}, batch {batch}": _range_text(row)
-                for row in rows
-                if inputs in _inputs(row) and row not in able
-            }
-            slow = [row for row in able if _seconds(row, batch, peaks) > plan.call_seconds]
-            for row in slow:
-                left_out.setdefault(
-                    f"{row.subject.label}, batch {batch}",
-                    f"a call would take about {_seconds(row, batch, peaks):.0f} s",
-                )
-            quick = [row for row in able if row not in slow]
-            baseline = _measure_turn(quick, baseline, plan, batch, inputs, power, after_turn)
+        for (batch, inputs), found in zip(turns, able, strict=True):
+            for row in rows:
+                why_not = _why_not(row, batch, inputs, plan, peaks)
+                if why_not and inputs in _inputs(row):
+                    left_out.setdefault(f"{row.subject.label}, batch {batch}", why_not)
+            still = [row for row in found if row.problem is None]
+            baseline = _measure_turn(still, baseline, plan, batch, inputs, power, after_turn)
 
 
 def _inputs(row: _Row) -> Sequence[Inputs]:
@@ -174,17 +178,21 @@ def _inputs(row: _Row) -> Sequence[Inputs]:
     return () if row.loaded is None or row.problem is not None else row.loaded.inputs
 
 
-def _takes(row: _Row, batch: int, inputs: Inputs) -> bool:
+def _why_not(
+    row: _Row, batch: int, inputs: Inputs, plan: TimingPlan, peaks: dict[str, Any]
+) -> str | None:
+    """Why a row is not timed so; None where it is."""
     if row.loaded is None or inputs not in _inputs(row):
-        return False
+        return f"it does not start from images {inputs}"
     low, high = row.loaded.batches
-    return low <= batch and (high is None or batch <= high)
-
-
-def _range_text(row: _Row) -> str:
-    assert row.loaded is not None  # or nothing is asked of it
-    low, high = row.loaded.batches
-    return f"it takes {low} to {high} images a call" if low != high else f"it takes {low} a call"
+    if batch < low or (high is not None and batch > high):
+        return (
+            f"it takes {low} to {high} images a call" if low != high else f"it takes {low} a call"
+        )
+    seconds = _seconds(row, batch, peaks)
+    if seconds > plan.call_seconds:
+        return f"a call would take about {seconds:.0f} s"
+    return None
 
 
 def _seconds(row: _Row, batch: int, peaks: dict[str, Any]) -> float:

@@ -292,7 +292,9 @@ def _device_line(result: SpeedResult) -> str:
     device = result.device
     parts = [f"{device['cpu']}, {device['cpu_cores']} cores"]
     threads = result.settings["threads"]
-    parts.append("threads as each library chooses" if threads is None else f"{threads} threads")
+    chosen = f" (OMP_NUM_THREADS {known})" if (known := device.get("omp_num_threads")) else ""
+    free = f"threads as each library chooses{chosen}"
+    parts.append(free if threads is None else f"{threads} threads")
     for gpu in device.get("gpus", []):
         parts.append(f"{gpu['name']}, driver {gpu['driver']}")
     if "jetson" in device:

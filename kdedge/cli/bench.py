@@ -15,7 +15,8 @@ import click
 
 from kdedge._files import read_json, write_json, write_new_numbered_json
 from kdedge.bench.artifact_subjects import artifact_subjects, find_artifact
-from kdedge.bench.compare import check_regressions
+from kdedge.bench.compare import check_comparable, check_regressions
+from kdedge.bench.device import device_sheet
 from kdedge.bench.run import run_bench
 from kdedge.bench.subject import Subject
 from kdedge.bench.tables import Grid, as_csv, as_markdown, fitted, make_grids, notes
@@ -150,6 +151,8 @@ def command(
     if max_regress is not None and baseline is None:
         raise click.UsageError("--max-regress goes with --baseline FILE.")
     before = None if baseline is None else _read(baseline)
+    if before is not None:
+        check_comparable(before, device=device_sheet(), n_threads=threads, where=str(baseline))
     if output is not None and output.exists():
         raise click.UsageError(f"{output} exists, and nothing is overwritten. Name another file.")
     if output is not None and not output.parent.is_dir():

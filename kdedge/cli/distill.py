@@ -52,6 +52,7 @@ def command(
         return
     if loaded.recipe.teacher is not None and loaded.recipe.teacher.run is not None:
         used.add(teacher.path.resolve())  # it may be in another folder of runs
-    text = f"{run_text([teacher, student], used=used)}\n{next_line('eval', student.path)}"
+    following = "export" if loaded.recipe.data.test is None else "eval"
+    text = f"{run_text([teacher, student], used=used)}\n{next_line(following, student.path)}"
     record = {"teacher": run_record(teacher), "student": run_record(student)}
     print_result(record, as_json=as_json, text=text)

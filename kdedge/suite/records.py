@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from kdedge._files import read_json, write_json
+from kdedge._files import explain_os_error, read_json, write_json
 from kdedge._lock import is_locked
 from kdedge._record import Record
 from kdedge.results import EvalResult
@@ -149,8 +149,15 @@ class Records:
         return record.status
 
     def write(self, cell: Cell, record: CellRecord) -> CellRecord:
-        """Writes how a cell stands."""
+        """Writes how a cell stands.
+
+        Raises:
+            ResourceError: the folder may not be written.
+        """
         file = self.file(cell)
-        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explain_os_error(error, file.parent) from error
         write_json(file, record.to_dict())
         return record

@@ -95,9 +95,11 @@ def check_failed(plan: Plan, records: Records) -> None:
         for cell, record in failed
     ]
     code = failed[0][1].exit_code or 1
+    if code < 0:  # the signal that killed it
+        code = 128 - code
     raise CellsFailed(
         f"{len(failed)} of {len(plan.cells)} cells failed.\n"
         + "\n".join(lines)
         + "\n  Run the same command to try them again; finished cells are kept.",
-        exit_code=max(code, 1),
+        exit_code=code,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +18,25 @@ def make_optimizer(
     """Makes the optimizer; the loop sets its learning rate before each step.
 
     SGD as in the CoOp family's reference code: dampening 0, no Nesterov, weight decay added to the
-    gradient of every trained tensor. AdamW decays apart from the gradient (arXiv:1711.05101); its
-    second beta is 0.999.
+    gradient of every trained tensor but learned scales, single numbers. AdamW decays apart from the
+    gradient (arXiv:1711.05101); its second beta is 0.999.
     """
+    given = list(parameters)
+    scales = [parameter for parameter in given if parameter.ndim == 0]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in given if parameter.ndim > 0]}
+    ]
+    if scales:
+        groups.append({"params": scales, "weight_decay": 0.0})
     if settings.algorithm == "adamw":
         return torch.optim.AdamW(
-            parameters,
+            groups,
             lr=settings.lr,
             betas=(settings.momentum, 0.999),
             weight_decay=settings.weight_decay,
         )
     return torch.optim.SGD(
-        parameters,
+        groups,
         lr=settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kdedge.bench.compare import check_regressions
+from kdedge.bench.compare import check_comparable, check_regressions
 from kdedge.errors import GateError, RecipeError
 
 Make = Callable[..., Any]
@@ -47,8 +47,30 @@ def test_a_newer_version_of_the_runtime_is_the_same_model(
 
 def test_another_machines_times_are_no_baseline(tables: Make) -> None:
     other = tables(1.0, device={"cpu": "Another CPU", "cpu_cores": 8})
+    now = tables(1.0)
     with pytest.raises(RecipeError, match=r"another machine: Another CPU, 8 cores"):
-        check_regressions(tables(1.0), other, max_percent=5, where="b.json")
+        check_comparable(other, device=now.device, n_threads=2, where="b.json")
+    check_comparable(now, device=now.device, n_threads=2, where="b.json")
+
+
+def test_times_of_another_number_of_threads_are_no_baseline(tables: Make) -> None:
+    now = tables(1.0)
+    with pytest.raises(RecipeError, match=r"b.json was measured with --threads 2"):
+        check_comparable(now, device=now.device, n_threads=None, where="b.json")
+
+
+def test_a_model_that_cannot_be_measured_any_more_does_not_pass(
+    tables: Make, make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    failed = make_result(
+        make_row("model 0", make_measurement(1, 10.0)), make_row("model 1", problem="out of memory")
+    )
+    with pytest.raises(GateError, match=r"could not be measured now:\n  model 1: out of memory"):
+        check_regressions(failed, tables(10.0, 5.0), max_percent=5, where="b.json")
+    absent = tables(10.0, left_out={"model 1": "no GPU"})
+    with pytest.raises(GateError, match=r"model 1: no GPU"):
+        check_regressions(absent, tables(10.0, 5.0), max_percent=5, where="b.json")
+    assert check_regressions(tables(10.0), tables(10.0, 5.0), max_percent=5, where="b.json")
 
 
 def test_tables_with_nothing_in_common_are_an_error(

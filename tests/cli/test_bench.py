@@ -359,17 +359,17 @@ def test_ratios_are_against_one_row_or_there_is_none(
 ) -> None:
     from kdedge.bench import run
 
-    takes = run._takes
-    monkeypatch.setattr(
-        run,
-        "_takes",
-        lambda row, batch, inputs: (
-            takes(row, batch, inputs) and not (batch == 2 and row.subject.model == "model.onnx")
-        ),
-    )
+    why_not = run._why_not
+
+    def not_the_first_at_2(row: Any, batch: int, *more: Any) -> str | None:
+        is_left_out = batch == 2 and row.subject.model == "model.onnx"
+        return "it takes 1 a call" if is_left_out else why_not(row, batch, *more)
+
+    monkeypatch.setattr(run, "_why_not", not_the_first_at_2)
     assert kdedge("bench", ARTIFACT, *QUICK, "--output", "b.json").code == 0
     record = read("b.json")
     assert record["baseline"] == "model.onnx"
+    assert record["left_out"]["model.onnx, batch 2"] == "it takes 1 a call"
     for row in record["rows"]:
         has_ratio = {m["batch"]: m["ratio"] is not None for m in row["measurements"]}
         assert has_ratio[1]

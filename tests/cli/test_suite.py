@@ -217,7 +217,7 @@ def test_a_killed_process_costs_its_cell_alone(project: Path, start: Start, kded
     process = start("suite", "s.yaml")
     process.wait_until((project / "runs/tiny/01").exists)
     os.kill(child_of(process.pid), signal.SIGKILL)
-    assert process.wait() == 1, process.stderr
+    assert process.wait() == 137, process.stderr
     assert "kdedge: 1 of 2 cells failed.\n  tiny, coop, seed 1: exit code -9, " in process.stderr
     assert "Its process was killed by signal 9." in process.stderr
     assert states(kdedge) == {("coop", 1): "failed", ("coop", 2): "finished"}

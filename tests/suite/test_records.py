@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kdedge.errors import DataError
+from kdedge.errors import DataError, ResourceError
 from kdedge.results import EvalResult
 from kdedge.suite.records import CellRecord, Records
 
@@ -86,3 +86,12 @@ def test_what_says_running_and_does_not_run_was_interrupted(
     assert records.state(cell) == "not begun"
     records.write(cell, CellRecord.of(cell, "running"))
     assert records.state(cell) == "interrupted"
+
+
+def test_a_file_in_the_folders_place_is_said(plan_of: PlanOf, records: Records) -> None:
+    (cell,) = plan_of("coop", more="seeds: [1]\n").cells
+    records.folder.mkdir(parents=True)
+    (records.folder / "cells").write_text("mine")
+    with pytest.raises(ResourceError, match=r"cells/tiny could not be written"):
+        records.write(cell, CellRecord.of(cell, "running"))
+    assert (records.folder / "cells").read_text() == "mine"

@@ -135,3 +135,14 @@ def test_an_average_equals_the_sum_in_exact_order_and_survives_a_stop() -> None:
 def test_an_average_needs_one_weight_an_epoch() -> None:
     with pytest.raises(ValueError, match="2 averaging weights for 3 epochs"):
         ParameterAverage([0.5, 0.5], n_epochs=3)
+
+
+@pytest.mark.parametrize("algorithm", ["sgd", "adamw"])
+def test_learned_scales_are_not_decayed(algorithm: Any) -> None:
+    scale, weight = nn.Parameter(torch.tensor(3.0)), nn.Parameter(torch.full((2,), 3.0))
+    settings = OptimSettings(algorithm=algorithm, lr=0.1, weight_decay=0.5)
+    optimizer = make_optimizer([scale, weight], settings)
+    (0 * scale + 0 * weight.sum()).backward()
+    optimizer.step()
+    assert float(scale.detach()) == 3.0
+    assert float(weight.detach()[0]) < 3.0
