@@ -18,7 +18,13 @@ OFFICIAL: Mapping[_KeyPath, object] = {
     # configs/trainers/PromptKD: the best epoch on the validation loader, which has test images
     ("student", "optim", "selection"): "test",
 }
-"""Key -> value; github.com/zhengli97/PromptKD."""
+"""Key -> value; github.com/zhengli97/PromptKD. A recipe must not say other."""
+
+STEADYING: Mapping[_KeyPath, object] = {
+    ("optim", "clip_grad_norm"): None,
+    ("student", "optim", "clip_grad_norm"): None,
+}
+"""What recipes have for a steady training and that code has not: it is taken out of them."""
 
 _ROLES = ("teacher", "student", "baseline")
 
@@ -30,12 +36,12 @@ def write_out(values: object) -> object:
         values: as read, before validation; what is not understood is left for that to refuse.
 
     Raises:
-        ValueError: a key that `official` decides has another value.
+        ValueError: a key of `OFFICIAL` has another value.
     """
     if not isinstance(values, dict) or values.get("official") is not True:
         return values
     written = dict(values)
-    for key, value in OFFICIAL.items():
+    for key, value in {**OFFICIAL, **STEADYING}.items():
         if key[0] == "optim" or isinstance(values.get(key[0]), dict):
             _write(written, key, value)
     for role in _ROLES:
@@ -48,14 +54,17 @@ def write_out(values: object) -> object:
 
 
 def _write(values: dict[str, Any], key: _KeyPath, value: object) -> None:
-    """Sets a key that is not there, in copies of the mappings on the way to it."""
+    """Sets a key in copies of the mappings on the way to it."""
+    target = values
     for part in key[:-1]:
-        below = values.get(part)
+        below = target.get(part)
         if below is not None and not isinstance(below, dict):
             return
-        values[part] = dict(below or {})
-        values = values[part]
-    _check_equal(key, values.setdefault(key[-1], value), value)
+        target[part] = dict(below or {})
+        target = target[part]
+    if key in OFFICIAL:
+        _check_equal(key, target.get(key[-1], value), value)
+    target[key[-1]] = value
 
 
 def _check_equal(key: _KeyPath, given: object, value: object) -> None:

@@ -73,7 +73,10 @@ class OptimSettings(Strict):
         " for official: true.",
     )
     clip_grad_norm: float | None = Field(
-        None, gt=0, description=f"Largest norm of all gradients together. {_OFFICIAL}: no clipping."
+        None,
+        gt=0,
+        description=f"Largest norm of all gradients together. {_OFFICIAL}: no clipping, as under"
+        " official: true whatever a recipe says.",
     )
     crop_scale_min: float = Field(
         0.08,

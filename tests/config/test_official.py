@@ -61,6 +61,24 @@ def test_every_recipe_of_a_benchmark_set_can_be_official(name: str) -> None:
         assert before != value
 
 
+def test_what_recipes_have_for_a_steady_training_is_taken_out(path: Path) -> None:
+    options = ["optim.clip_grad_norm=3", "student.optim.clip_grad_norm=1"]
+    for official, expected in (("false", 1.0), ("true", None)):
+        recipe = load_recipe(path, [f"official={official}", *options]).recipe
+        assert recipe.student is not None
+        assert resolve_optim(recipe.optim, recipe.student.optim).clip_grad_norm == expected
+    assert recipe.optim.clip_grad_norm is None
+
+
+def test_every_student_of_a_benchmark_set_is_clipped_unless_official() -> None:
+    for name in sorted(set(shipped_recipes()) - {"own-images", "demo"}):
+        for override, expected in (([], 1.0), (["official=true"], None)):
+            recipe = load_recipe(shipped_recipes()[name], override).recipe
+            assert recipe.student is not None
+            assert resolve_optim(recipe.optim, recipe.student.optim).clip_grad_norm == expected
+            assert resolve_optim(recipe.optim).clip_grad_norm is None
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
