@@ -12,7 +12,7 @@ ViT-B/16 student, 397 classes, teacher's features from a store, random weights, 
 Steps are taken in turns, so that drift of the machine hits all alike; ratios are taken round by
 round.
 
-    python benchmarks/step_variants.py [--batch 8] [--rounds 5]
+    python benchmarks/step_variants.py [--batch 8] [--rounds 5] [--without compiled]
 """
 
 from __future__ import annotations
@@ -122,9 +122,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--without", nargs="*", default=[], help="variants to leave out")
     arguments = parser.parse_args()
     keep_freed_memory()
-    found = dict(variants(arguments.batch))
+    found = {
+        name: variant
+        for name, variant in variants(arguments.batch)
+        if name not in arguments.without
+    }
     first = {name: variant.seconds() for name, variant in found.items()}
     rounds = [
         {name: variant.seconds() for name, variant in found.items()}

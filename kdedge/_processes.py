@@ -142,10 +142,11 @@ class _Whole(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, n_rows: int, processes: Processes) -> Tensor:
         own = processes.share(n_rows)
         ctx.own, ctx.size = own, processes.size
-        whole = rows.new_zeros(n_rows, *rows.shape[1:])
-        whole[own] = rows
+        # Sums with zeros are exact, and every backend has float32
+        whole = rows.new_zeros(n_rows, *rows.shape[1:], dtype=torch.float32)
+        whole[own] = rows.float()
         processes._sum(whole)
-        return whole
+        return whole.to(rows.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:

@@ -14,6 +14,7 @@ from kdedge.config.load import LoadedRecipe
 from kdedge.data.views import Augmentation
 from kdedge.errors import RecipeError
 from kdedge.training.fit import finished_run, run_job
+from kdedge.training.heap import keep_freed_memory
 from kdedge.training.job import Job
 from kdedge.training.parts import (
     Classes,
@@ -273,6 +274,8 @@ def distill(
     )
     filler = store_filler(loaded, teacher, parts, root=root)
     job = student_job(loaded, teacher, parts, filler=filler)
+    if device.type == "cpu":
+        keep_freed_memory()
     return teacher_run, run_job(job, root=root, resume=resume, processes=processes)
 
 

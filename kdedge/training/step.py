@@ -22,7 +22,6 @@ from kdedge.config.recipe import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.errors import DivergedError, RecipeError, is_out_of_memory
 from kdedge.training.checkpoint import capture_rng, restore_rng
-from kdedge.training.heap import keep_freed_memory
 from kdedge.training.optim import make_optimizer
 from kdedge.training.precision import Precision
 
@@ -68,8 +67,6 @@ class Stepper:
         self.micro_batch = None if settings.micro_batch == "auto" else settings.micro_batch
         self._method, self._settings, self._device = method, settings, device
         self._processes = processes
-        if device.type == "cpu":
-            keep_freed_memory()
         is_split = processes.size > 1 or self.micro_batch is not None
         if is_split and not method.can_split_batches:
             raise RecipeError(

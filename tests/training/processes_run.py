@@ -60,6 +60,11 @@ def memory(processes: Processes) -> Any:
     return {"asked": asked, "weights": weights}
 
 
+def work(processes: Processes) -> Any:
+    """Both."""
+    return {"exchange": exchange(processes), "memory": memory(processes)}
+
+
 def death(processes: Processes) -> Any:
     """A training whose second process dies in its fourth step."""
     toy = _toy()
@@ -86,7 +91,7 @@ def main(scenario: str) -> int:
     torch.set_num_threads(1)
     try:
         with joined(torch.device("cpu")) as processes:
-            found = {"exchange": exchange, "memory": memory, "death": death}[scenario](processes)
+            found = {"work": work, "death": death}[scenario](processes)
             print(json.dumps(found))
     except KdedgeError as error:
         print(error, file=sys.stderr)

@@ -21,7 +21,7 @@ from kdedge._processes import ALONE, Processes, joined
 Pair = Callable[[str], list[tuple[int, str, str]]]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pair() -> Pair:
     """Runs a scenario of processes_run.py in two processes; exit code, stdout, stderr of each."""
 
@@ -30,7 +30,7 @@ def pair() -> Pair:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         started = [_start(scenario, rank, port) for rank in range(2)]
-        ended = [process.communicate(timeout=120) for process in started]
+        ended = [process.communicate(timeout=240) for process in started]
         return [(process.returncode, *said) for process, said in zip(started, ended, strict=True)]
 
     return run
@@ -63,13 +63,16 @@ def _start(scenario: str, rank: int, port: int) -> subprocess.Popen[str]:
     )
 
 
-def found(results: list[tuple[int, str, str]]) -> list[Any]:
+@pytest.fixture(scope="module")
+def worked(pair: Pair) -> list[Any]:
+    """What each process found after its work."""
+    results = pair("work")
     for code, _, said in results:
         assert code == 0, said
     return [json.loads(out.splitlines()[-1]) for _, out, _ in results]
 
 
-def test_shares_are_put_together_and_gradients_are_those_of_one_process(pair: Pair) -> None:
+def test_shares_are_put_together_and_gradients_are_those_of_one_process(worked: list[Any]) -> None:
     weight = torch.tensor([2.0], requires_grad=True)
     head = torch.tensor([3.0], requires_grad=True)
     whole = weight * torch.arange(5.0)[:, None]
@@ -80,15 +83,15 @@ def test_shares_are_put_together_and_gradients_are_those_of_one_process(pair: Pa
         "most": 7,
         "first": {"made by": 0},
     }
-    for one in found(pair("exchange")):
+    for one in (found["exchange"] for found in worked):
         assert one["gradients"] == pytest.approx(expected["gradients"], rel=1e-6)
         assert {**one, "gradients": expected["gradients"]} == expected
 
 
 def test_all_take_smaller_parts_where_one_has_no_room_and_learn_what_one_learns(
-    pair: Pair, toy: ModuleType, tmp_path: Path
+    worked: list[Any], toy: ModuleType, tmp_path: Path
 ) -> None:
-    first, second = found(pair("memory"))
+    first, second = (found["memory"] for found in worked)
     assert first["asked"] == second["asked"] == [None, *[1] * 3 * toy.N_STEPS]
     toy.seed_everything(1)
     alone = toy.ToyMethod()
