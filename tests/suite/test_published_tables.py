@@ -22,6 +22,16 @@ def test_table_1_is_planned_without_the_sets() -> None:
     assert set(cells.values()) == {33}
 
 
+@pytest.mark.parametrize(("name", "n_rows"), [("table5", 5), ("table6", 8)])
+def test_the_ablations_are_planned_without_the_set(name: str, n_rows: int) -> None:
+    plan = make_plan(load_suite(SUITES / f"{name}.yaml"))
+    cells = Counter(cell.row for cell in plan.cells)
+    assert cells.pop("CLIP") == 1
+    assert cells.pop("teacher CLIP", 1) == 1
+    assert set(cells.values()) == {3}
+    assert len(plan.loaded.suite.methods) == n_rows
+
+
 @pytest.mark.parametrize("name", ["table2", "table9"])
 def test_the_other_tables_need_the_run_of_their_teacher(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "benchmarks" / "suites"
