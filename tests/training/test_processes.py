@@ -30,7 +30,12 @@ def pair() -> Pair:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         started = [_start(scenario, rank, port) for rank in range(2)]
-        ended = [process.communicate(timeout=240) for process in started]
+        try:
+            ended = [process.communicate(timeout=240) for process in started]
+        finally:
+            for process in started:
+                process.kill()
+                process.communicate()
         return [(process.returncode, *said) for process, said in zip(started, ended, strict=True)]
 
     return run
