@@ -131,7 +131,7 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
     if isinstance(error, KdedgeError):
         return _say(str(error), error.exit_code)
     if isinstance(error, Terminated):
-        return _say("interrupted.", 128 + signal.SIGTERM)
+        return _say(_terminated(), 128 + signal.SIGTERM)
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return _say("interrupted.", 130)
     if isinstance(error, BrokenPipeError):
@@ -191,8 +191,22 @@ def _drop_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _n_processes() -> int:
+    """How many torchrun started, this one among them; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _terminated() -> str:
+    if _n_processes() == 1:
+        return "interrupted."
+    return (
+        "interrupted: torchrun ends all processes when one has ended, whose own message says why.\n"
+        "  Run the same command with --resume to go on from the last checkpoint."
+    )
+
+
 def _say(message: str, code: int) -> int:
-    size = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's, where it started this process
+    size = _n_processes()
     which = f" (process {int(os.environ.get('RANK', '0')) + 1} of {size})" if size > 1 else ""
     click.echo(f"kdedge{which}: {message}", err=True)
     return code
