@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import itertools
 import json
 import os
 import tempfile
@@ -119,16 +118,7 @@ def write_new_numbered_json(folder: Path, value: Any) -> Path:
     Raises:
         ResourceError: the disk is full or the folder may not be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        taken = [int(file.stem) for file in folder.glob("*.json") if file.stem.isdigit()]
-        for number in itertools.count(max(taken, default=0) + 1):
-            file = folder / f"{number:02d}.json"
-            with contextlib.suppress(FileExistsError):
-                file.open("xb").close()
-                break
-    except OSError as error:
-        raise explain_os_error(error, folder) from error
+    file = _take_number(folder, lambda path: path.touch(exist_ok=False), suffix=".json")
     try:
         write_json(file, value)
     except BaseException:
@@ -142,17 +132,23 @@ def new_numbered_folder(parent: Path) -> Path:
 
     Two processes that ask at the same time get two folders.
     """
+    return _take_number(parent, Path.mkdir)
+
+
+def _take_number(parent: Path, make: Callable[[Path], None], *, suffix: str = "") -> Path:
+    """Makes the first path whose number is free; `make` raises FileExistsError where it is not."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        taken = [int(entry.name) for entry in parent.iterdir() if entry.name.isdigit()]
-        number = max(taken, default=0) + 1
+        names = [path.name for path in parent.iterdir() if path.name.endswith(suffix)]
+        stems = [name.removesuffix(suffix) for name in names]
+        number = max((int(stem) for stem in stems if stem.isdigit()), default=0) + 1
         while True:
-            folder = parent / f"{number:02d}"
+            path = parent / f"{number:02d}{suffix}"
             try:
-                folder.mkdir()
+                make(path)
             except FileExistsError:
                 number += 1
             else:
-                return folder
+                return path
     except OSError as error:
         raise explain_os_error(error, parent) from error

@@ -151,10 +151,7 @@ def _measure_all(
         (batch, inputs) for batch in batches for inputs in _CALL_INPUTS
     ]
     turns.append((1, "image file"))
-    able = [
-        [row for row in rows if not _why_not(row, batch, inputs, plan, peaks)]
-        for batch, inputs in turns
-    ]
+    able = [_able(rows, batch, inputs, plan, peaks, left_out) for batch, inputs in turns]
     baseline: _Row | None = None
     done = 0
     with progress("measuring", sum(map(len, able)) * plan.n_rounds) as advance:
@@ -165,26 +162,40 @@ def _measure_all(
             advance(done, label.partition(" ")[2])
 
         for (batch, inputs), found in zip(turns, able, strict=True):
-            for row in rows:
-                why_not = _why_not(row, batch, inputs, plan, peaks)
-                if why_not and inputs in _inputs(row):
-                    left_out.setdefault(f"{row.subject.label}, batch {batch}", why_not)
             still = [row for row in found if row.problem is None]
             baseline = _measure_turn(still, baseline, plan, batch, inputs, power, after_turn)
 
 
-def _inputs(row: _Row) -> Sequence[Inputs]:
-    """Where calls of a row that still runs may start."""
-    return () if row.loaded is None or row.problem is not None else row.loaded.inputs
+def _able(
+    rows: Sequence[_Row],
+    batch: int,
+    inputs: Inputs,
+    plan: TimingPlan,
+    peaks: dict[str, Any],
+    left_out: dict[str, str],
+) -> list[_Row]:
+    """The rows that are timed so; `left_out` gets the others that start from such images."""
+    able = []
+    for row in rows:
+        if row.loaded is None or row.problem is not None or inputs not in row.loaded.inputs:
+            continue
+        why_not = _why_not(row, batch, row.loaded.batches, plan, peaks)
+        if why_not is None:
+            able.append(row)
+        else:
+            left_out.setdefault(f"{row.subject.label}, batch {batch}", why_not)
+    return able
 
 
 def _why_not(
-    row: _Row, batch: int, inputs: Inputs, plan: TimingPlan, peaks: dict[str, Any]
+    row: _Row,
+    batch: int,
+    batches: tuple[int, int | None],
+    plan: TimingPlan,
+    peaks: dict[str, Any],
 ) -> str | None:
-    """Why a row is not timed so; None where it is."""
-    if row.loaded is None or inputs not in _inputs(row):
-        return f"it does not start from images {inputs}"
-    low, high = row.loaded.batches
+    """Why a row is not timed at a batch size; None where it is."""
+    low, high = batches
     if batch < low or (high is not None and batch > high):
         return (
             f"it takes {low} to {high} images a call" if low != high else f"it takes {low} a call"

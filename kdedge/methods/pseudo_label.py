@@ -28,7 +28,7 @@ validation that chooses nothing; weight decay 0.1, learning rate 0.1 from a warm
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -125,25 +125,15 @@ class Method:
         generator: torch.Generator,
     ) -> SupervisedMethod:
         """Gives the learner, which trains on pseudo-labels as on labels; the arguments are its."""
+        given: dict[str, Any] = {
+            "template": template,
+            "train_classes": train_classes,
+            "teacher": teacher,
+            "generator": generator,
+        }
         if settings.coop is not None:
-            return CoOp.build(
-                backbone,
-                class_names,
-                settings.coop,
-                template=template,
-                train_classes=train_classes,
-                teacher=teacher,
-                generator=generator,
-            )
-        return PromptSRC.build(
-            backbone,
-            class_names,
-            settings.promptsrc,
-            template=template,
-            train_classes=train_classes,
-            teacher=teacher,
-            generator=generator,
-        )
+            return CoOp.build(backbone, class_names, settings.coop, **given)
+        return PromptSRC.build(backbone, class_names, settings.promptsrc, **given)
 
     @staticmethod
     def choose_labels(

@@ -12,7 +12,7 @@ import itertools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,16 +53,8 @@ class Table(Protocol):
         ...
 
 
-class Format(Protocol):
-    """A kind of table file: it can be pickled, and opens a file of its kind."""
-
-    def open(self, path: Path) -> Table:
-        """Opens a table.
-
-        Raises:
-            DataError: it is damaged or something else.
-        """
-        ...
+OpenTable = Callable[[Path], Table]
+"""Opens a table; of a module, so that it can be pickled. DataError: it is damaged."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +76,10 @@ class TableSource:
     """
 
     def __init__(
-        self, kind: Format, files: Sequence[_File], column: str, items: Sequence[Item]
+        self, open_table: OpenTable, files: Sequence[_File], column: str, items: Sequence[Item]
     ) -> None:
         self.items = tuple(items)
-        self._kind = kind
+        self._open_table = open_table
         self._files = tuple(files)
         self._column = column
         self._open_here()
@@ -99,7 +91,7 @@ class TableSource:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out open files and what was read of them: each process has its own."""
-        kept = ("items", "_kind", "_files", "_column")
+        kept = ("items", "_open_table", "_files", "_column")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -150,7 +142,7 @@ class TableSource:
                         f"{file.path} has changed since its index was made.\n"
                         "  Start again once nothing writes to it any more."
                     )
-                self._tables[number] = self._kind.open(file.path)
+                self._tables[number] = self._open_table(file.path)
             return self._tables[number].chunk(chunk, self._column)
         except OSError as error:  # pyarrow's own errors are of it, or of ValueError
             raise UnusableImage(f"{file.path} cannot be read: {first_line(error)}") from error
@@ -177,7 +169,7 @@ def need_pyarrow(purpose: str) -> None:
 
 
 def open_tables(
-    kind: Format,
+    open_table: OpenTable,
     paths: Sequence[Path],
     *,
     image_column: str | None,
@@ -188,7 +180,7 @@ def open_tables(
     """Indexes tables; images are not read.
 
     Args:
-        kind: of their files.
+        open_table: opens one.
         paths: in order, one or more.
         image_column: None for the only one that holds images.
         label_column: None for the one that the features, or its name, say.
@@ -205,7 +197,7 @@ def open_tables(
     first: Columns | None = None
     for path, name in zip(paths, _names(paths), strict=True):
         status = path.stat()
-        table = kind.open(path)
+        table = open_table(path)
         columns = choose_columns(table.schema, path, image=image_column, label=label_column)
         first = first or columns
         if columns != first:
@@ -223,12 +215,10 @@ def open_tables(
         items += [Item(f"{name}/{row}", label) for row, label in enumerate(labels)]
     if first is None or not items:
         raise DataError(f"{paths[0]} and {len(paths) - 1} more files have no rows.")
-    return TableSource(kind, files, first.image, items)
+    return TableSource(open_table, files, first.image, items)
 
 
-def label_texts(
-    kind: Format, paths: Sequence[Path], *, image_column: str | None, label_column: str | None
-) -> list[str]:
+def label_texts(open_table: OpenTable, paths: Sequence[Path]) -> list[str]:
     """Gives each row's label as a text, "" where there is none.
 
     Raises:
@@ -236,8 +226,8 @@ def label_texts(
     """
     texts: list[str] = []
     for path in paths:
-        table = kind.open(path)
-        columns = choose_columns(table.schema, path, image=image_column, label=label_column)
+        table = open_table(path)
+        columns = choose_columns(table.schema, path, image=None, label=None)
         if columns.label is None:
             texts += [""] * sum(table.chunk_rows)
         else:

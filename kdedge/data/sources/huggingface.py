@@ -52,7 +52,7 @@ def open_source(
     need_pyarrow("Reading a Hugging Face dataset")
     columns = {"image_column": image_column, "label_column": label_column}
     files = _files(folder)
-    return open_tables(_Arrow(), files, **columns, class_names=class_names, labeled=labeled)
+    return open_tables(_open, files, **columns, class_names=class_names, labeled=labeled)
 
 
 def texts_of_labels(folder: Path) -> list[str]:
@@ -63,7 +63,7 @@ def texts_of_labels(folder: Path) -> list[str]:
         MissingPackage: pyarrow is not installed.
     """
     need_pyarrow("Reading a Hugging Face dataset")
-    return label_texts(_Arrow(), _files(folder), image_column=None, label_column=None)
+    return label_texts(_open, _files(folder))
 
 
 def is_dataset(folder: Path) -> bool:
@@ -105,22 +105,19 @@ def _files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-class _Arrow:
-    """Opens Arrow streams."""
+def _open(path: Path) -> _ArrowTable:
+    import pyarrow as pa
 
-    def open(self, path: Path) -> _ArrowTable:
-        import pyarrow as pa
-
-        try:
-            mapped = pa.memory_map(str(path))
-            end = mapped.read_at(len(_END), max(0, mapped.size() - len(_END)))
-            # Batches are views of the mapped file: only what is looked at is read from the disk
-            table = pa.ipc.open_stream(mapped).read_all()
-        except (OSError, ValueError) as error:
-            raise _damaged(path, first_line(error)) from error
-        if end != _END:
-            raise _damaged(path, "it is cut short")
-        return _ArrowTable(table)
+    try:
+        mapped = pa.memory_map(str(path))
+        end = mapped.read_at(len(_END), max(0, mapped.size() - len(_END)))
+        # Batches are views of the mapped file: only what is looked at is read from the disk
+        table = pa.ipc.open_stream(mapped).read_all()
+    except (OSError, ValueError) as error:
+        raise _damaged(path, first_line(error)) from error
+    if end != _END:
+        raise _damaged(path, "it is cut short")
+    return _ArrowTable(table)
 
 
 def _damaged(path: Path, why: str) -> DataError:

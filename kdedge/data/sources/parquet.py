@@ -56,7 +56,7 @@ def open_source(
     need_pyarrow("Reading Parquet files")
     columns = {"image_column": image_column, "label_column": label_column}
     paths = find_files(pattern)
-    return open_tables(_Parquet(), paths, **columns, class_names=class_names, labeled=labeled)
+    return open_tables(_open, paths, **columns, class_names=class_names, labeled=labeled)
 
 
 def texts_of_labels(pattern: str) -> list[str]:
@@ -67,7 +67,7 @@ def texts_of_labels(pattern: str) -> list[str]:
         MissingPackage: pyarrow is not installed.
     """
     need_pyarrow("Reading Parquet files")
-    return label_texts(_Parquet(), find_files(pattern), image_column=None, label_column=None)
+    return label_texts(_open, find_files(pattern))
 
 
 def find_files(pattern: str) -> list[Path]:
@@ -91,19 +91,16 @@ def find_files(pattern: str) -> list[Path]:
     return files
 
 
-class _Parquet:
-    """Opens Parquet files."""
+def _open(path: Path) -> _ParquetTable:
+    import pyarrow.parquet as pq
 
-    def open(self, path: Path) -> _ParquetTable:
-        import pyarrow.parquet as pq
-
-        try:
-            return _ParquetTable(path, pq.ParquetFile(path))
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{path} is not a readable Parquet file: {first_line(error)}.\n"
-                "  Copy or download it again."
-            ) from error
+    try:
+        return _ParquetTable(path, pq.ParquetFile(path))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} is not a readable Parquet file: {first_line(error)}.\n"
+            "  Copy or download it again."
+        ) from error
 
 
 @dataclass(frozen=True)
