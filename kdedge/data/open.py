@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdedge.config.recipe import SOURCES, DataSpec, SourceSpec
+from kdedge.config.data_spec import SOURCES, DataSpec, SourceSpec
 from kdedge.data.benchmarks import load_benchmark
 from kdedge.data.classes import benchmark_root
 from kdedge.data.sources import folder, huggingface, parquet, webdataset
