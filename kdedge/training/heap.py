@@ -1,9 +1,9 @@
 """Freed memory on the CPU: kept for the next tensors and not given back after each.
 
-glibc hands large blocks back to the kernel, which gives them out again page by page, cleared: of a
-student's step that is 3 to 11 % of the time, for no lower peak (benchmarks/step_variants.py). It is
-for steps whose tensors have the same sizes again and again; passes over class texts in chunks leave
-holes in a heap that is kept, which then grows to several times what they need.
+glibc hands large blocks back to the kernel, which gives them out again page by page, cleared: time
+in every step for no lower peak (benchmarks/step_variants.py measures it). It is for steps whose
+tensors have the same sizes again and again; passes over class texts in chunks leave holes in a heap
+that is kept, which then grows.
 """
 
 from __future__ import annotations
