@@ -112,9 +112,11 @@ class _Lines:
         if self._total is None:
             _LOG.info("%s: %s%s", self._what, self._number(done), more)
             return
-        left = (self._total - done) * (now - self._start) / max(1, done - self._first)
+        if done > self._first:
+            left = (self._total - done) * (now - self._start) / (done - self._first)
+            more += f", {_duration(left)} left"
         numbers = f"{self._number(done)} of {self._number(self._total)}"
-        _LOG.info("%s: %s%s, %s left", self._what, numbers, more, _duration(left))
+        _LOG.info("%s: %s%s", self._what, numbers, more)
 
 
 def readable_bytes(n_bytes: int) -> str:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import statistics
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,11 @@ def find_power(root: Path = Path("/")) -> Power:
     Args:
         root: of the file system.
     """
-    read = _ina_reader(root) or _nvml_reader()
-    return NoPower() if read is None else SampledPower(read)
+    if (module := _ina_reader(root)) is not None:
+        return SampledPower(module)
+    if (gpu := _nvml_reader()) is not None:
+        return SampledPower(gpu, devices=("GPU",))
+    return NoPower()
 
 
 class SampledPower:
@@ -35,11 +38,18 @@ class SampledPower:
 
     Args:
         read: watts now; None where the sensor does not answer.
+        devices: whose power that is.
     """
 
-    def __init__(self, read: Callable[[], float | None]) -> None:
-        self._read = read
+    def __init__(
+        self, read: Callable[[], float | None], devices: Sequence[str] = ("CPU", "GPU")
+    ) -> None:
+        self._read, self._devices = read, devices
         self._samples: dict[Hashable, list[float]] = {}
+
+    def covers(self, device: str) -> bool:
+        """Whether what runs on `CPU` or `GPU` draws the power that is measured."""
+        return device in self._devices
 
     @contextlib.contextmanager
     def during(self, key: Hashable) -> Iterator[None]:

@@ -247,6 +247,8 @@ def _measure_turn(
             baseline.is_baseline = True
     against = next((one for key, one in timed.items() if by_key[key] is baseline), None)
     for key, one in timed.items():
+        if not power.covers(by_key[key].device):
+            one.watts = None
         found = summarize(one, batch=batch, inputs=inputs, baseline=against)
         if found is not None:
             by_key[key].measurements.append(found)

@@ -70,6 +70,9 @@ class TimingPlan:
 class Power(Protocol):
     """Measures power while a model runs."""
 
+    def covers(self, device: str) -> bool:
+        """Whether what runs on `CPU` or `GPU` draws the power that is measured."""
+
     def during(self, key: Any) -> contextlib.AbstractContextManager[None]:
         """Context in which samples are counted for `key`."""
 
@@ -79,6 +82,11 @@ class Power(Protocol):
 
 class NoPower:
     """Nothing here measures power."""
+
+    def covers(self, device: str) -> bool:
+        """It covers nothing."""
+        del device
+        return False
 
     @contextlib.contextmanager
     def during(self, key: Any) -> Iterator[None]:

@@ -120,6 +120,16 @@ def test_without_one_it_is_the_sum_of_all_rails(tmp_path: Path) -> None:
     assert watts(write(tmp_path, files)) == pytest.approx(15.0)
 
 
+def test_rails_cover_the_module_and_nvml_the_gpu_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", MadeUpNvml())
+    gpu = find_power(tmp_path)
+    assert (gpu.covers("CPU"), gpu.covers("GPU")) == (False, True)
+    module = find_power(write(tmp_path, rail(1, "VDD_IN", 5000, 2000)))
+    assert (module.covers("CPU"), module.covers("GPU")) == (True, True)
+
+
 def test_a_machine_without_rails_has_no_power(tmp_path: Path) -> None:
     assert isinstance(find_power(tmp_path), NoPower)
     assert watts(tmp_path) is None

@@ -95,6 +95,10 @@ def test_power_counts_only_while_a_timed_turn_lasts() -> None:
     class Recorded:
         inside = False
 
+        def covers(self, device: str) -> bool:
+            del device
+            return True
+
         @contextlib.contextmanager
         def during(self, key: str) -> Iterator[None]:
             self.inside = True

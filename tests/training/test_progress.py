@@ -54,6 +54,15 @@ def test_elsewhere_there_is_a_line_each_30_seconds_with_the_time_left(
     assert len(caplog.messages) == 4
 
 
+def test_before_the_first_piece_is_done_nothing_is_said_of_the_time_left(
+    wait: Callable[[float], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    with progress("suite", 6, done=2) as advance:
+        wait(40)
+        advance(2, "first cell")
+    assert caplog.messages == ["suite: 2 of 6, first cell"]
+
+
 def test_work_of_less_than_30_seconds_says_nothing_elsewhere(
     wait: Callable[[float], None],
     caplog: pytest.LogCaptureFixture,
