@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -145,7 +146,8 @@ def verify_set(name: str, read_images: bool, root: Path, as_json: bool) -> None:
     if found.problems:
         raise DataError(
             f"{found.folder} is not the published {name}: {len(found.problems)} differences.\n"
-            f"  What is missing is fetched by: kdedge data fetch {name}"
+            "  What is missing is fetched by: "
+            + shlex.join(["kdedge", "data", "fetch", name, *_same_data()])
         )
 
 

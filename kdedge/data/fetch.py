@@ -7,6 +7,7 @@ removed once it is unpacked; one that was put there by hand is used and stays.
 from __future__ import annotations
 
 import logging
+import shlex
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from kdedge.data._http import WAITS_S, AddressError, Partial, download
 from kdedge.data._unpack import unpack
 from kdedge.data.benchmarks import load_benchmark
 from kdedge.data.benchmarks._download import Download
+from kdedge.data.benchmarks._origins import is_there
 from kdedge.errors import DataError, KdedgeError, SetupError
 
 _LOG = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ class Fetched:
 
 def missing(downloads: Sequence[Download], folder: Path) -> list[Download]:
     """Gives the files of a set that are not in its folder."""
-    return [wanted for wanted in downloads if not (folder / wanted.gives).exists()]
+    return [wanted for wanted in downloads if not is_there(folder / wanted.gives)]
 
 
 def fetch(name: str, root: Path, *, waits_s: Sequence[float] = WAITS_S) -> Fetched:
@@ -78,7 +80,7 @@ def fetch(name: str, root: Path, *, waits_s: Sequence[float] = WAITS_S) -> Fetch
                 failed[one.name] = error
         _tidy(benchmark.downloads, folder)
     if failed:
-        raise _summary(name, benchmark.downloads, failed)
+        raise _summary(name, root, benchmark.downloads, failed)
     new = tuple(one.gives for one in wanted)
     return Fetched(folder, new, _archives(benchmark.downloads, folder))
 
@@ -196,7 +198,7 @@ def with_mirrors(downloads: Sequence[Download]) -> list[Download]:
 
 
 def _summary(
-    name: str, downloads: Sequence[Download], failed: dict[str, KdedgeError]
+    name: str, root: Path, downloads: Sequence[Download], failed: dict[str, KdedgeError]
 ) -> KdedgeError:
     """One error for all files that could not be fetched."""
     reasons = "\n".join(
@@ -205,5 +207,6 @@ def _summary(
     kind = DataError if any(isinstance(e, DataError) for e in failed.values()) else SetupError
     return kind(
         f"{name}: {len(failed)} of {len(downloads)} files are missing, everything else is there.\n"
-        f"{reasons}\n  Then run again: kdedge data fetch {name}"
+        f"{reasons}\n"
+        f"  Then run again: kdedge data fetch {name} --data {shlex.quote(str(root))}"
     )

@@ -278,7 +278,7 @@ def test_a_machine_without_a_network_is_told_at_once_what_to_fetch_by_hand(fetch
     assert "127.0.0.1 cannot be reached: Connection refused" in message
     assert f"put it at {folder / FILE}. It is at:" in message
     assert all(url in message for url in urls)
-    assert message.endswith("Then run again: kdedge data fetch sun397")
+    assert message.endswith(f"Then run again: kdedge data fetch sun397 --data {folder.parent}")
 
 
 def test_a_manual_download_is_named_after_everything_else_was_fetched(

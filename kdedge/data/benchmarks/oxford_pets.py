@@ -33,7 +33,9 @@ def _own_split(folder: Path) -> Split:
             if len(numbers) != 3 or not numbers[0].isdecimal():
                 raise unexpected(folder / file, line, "an image, its breed and two more numbers")
             label = int(numbers[0]) - 1
-            names[label] = stem.rpartition("_")[0].lower()
+            name = stem.rpartition("_")[0].lower()
+            if names.setdefault(label, name) != name:
+                raise unexpected(folder / file, line, f"a {names[label]}, as breed {label + 1} is")
             rows.append((f"{stem}.jpg", label))
         parts.append(rows)
     return with_official_test([names[label] for label in sorted(names)], *parts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdedge.data.benchmarks._annotations import read_mat
+from kdedge.data.benchmarks._annotations import read_mat, well_formed
 from kdedge.data.benchmarks._coop_set import CoopSet
 from kdedge.data.benchmarks._coop_split import Split
 from kdedge.data.benchmarks._download import Download
@@ -24,7 +24,9 @@ _TEST = "cars_test_annos_withlabels.mat"
 
 
 def _own_split(folder: Path) -> Split:
-    names = [_year_first(str(name)) for name in read_mat(folder / _NAMES)["class_names"]]
+    names = read_mat(folder / _NAMES, "class_names")
+    with well_formed(folder / _NAMES):
+        names = [_year_first(str(name)) for name in names]
     training = _rows(folder / _TRAINING, "cars_train")
     return with_official_test(names, training, _rows(folder / _TEST, "cars_test"))
 
@@ -35,8 +37,9 @@ def _year_first(name: str) -> str:
 
 
 def _rows(file: Path, images: str) -> list[tuple[str, int]]:
-    cars = read_mat(file)["annotations"]
-    return [(f"{images}/{car['fname']}", int(car["class"]) - 1) for car in cars]
+    cars = read_mat(file, "annotations")
+    with well_formed(file):
+        return [(f"{images}/{car['fname']}", int(car["class"]) - 1) for car in cars]
 
 
 SET = CoopSet(

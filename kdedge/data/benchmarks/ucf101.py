@@ -29,8 +29,8 @@ def _own_split(folder: Path) -> Split:
     labels: dict[str, int] = {}
     for line in read_lines(folder / _NAMES):
         number, _, action = line.partition(" ")
-        if not number.isdecimal() or not action:
-            raise unexpected(folder / _NAMES, line, "a number and an action")
+        if not number.isdecimal() or int(number) - 1 in labels.values() or not action:
+            raise unexpected(folder / _NAMES, line, "a number that no other has, and an action")
         labels[action] = int(number) - 1
     names = [_spaced(action) for action in sorted(labels, key=lambda action: labels[action])]
     training = _rows(folder / _TRAINING, labels)
