@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from http.client import HTTPMessage, HTTPResponse
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -63,12 +63,14 @@ class _Version:
         n_bytes: size of the whole file; None where the server does not say.
         etag: the server's name for these bytes.
         modified: the server's date of them.
+        finished_ns: when the whole file was last written to, once it is there.
     """
 
     url: str
     n_bytes: int | None
     etag: str | None
     modified: str | None
+    finished_ns: int | None = None
 
     @property
     def validator(self) -> str | None:
@@ -97,14 +99,20 @@ class Partial:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def is_finished(self) -> bool:
-        """Whether a fetch, and nobody else, has put the whole file in its place."""
-        return self._record.exists() and not self.part.exists()
+        """Whether the file in its place is the one that a fetch has put there, and no later one."""
+        if self.part.exists() or not self.path.exists():
+            return False
+        version = self.read_version()
+        return version is not None and version.finished_ns == self.path.stat().st_mtime_ns
 
     def finish(self) -> None:
         """Puts the whole file in its place, at once."""
+        version = self.read_version()
         try:
             with self.part.open("rb+") as file:
                 os.fsync(file.fileno())
+            if version is not None:
+                self.write_version(replace(version, finished_ns=self.part.stat().st_mtime_ns))
             self.part.replace(self.path)
         except OSError as error:
             raise explain_os_error(error, self.path) from error
@@ -113,7 +121,7 @@ class Partial:
         """Removes what is there; not the whole file."""
         for file in (self.part, self._record):
             if file.exists():  # else nothing is written, where the disk is read-only
-                file.unlink()
+                file.unlink(missing_ok=True)  # another fetch may remove the same
 
     def read_version(self) -> _Version | None:
         """What the bytes are of; None where that cannot be known."""
@@ -211,6 +219,23 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
+    def http_error_302(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: HTTPMessage,
+    ) -> Any:
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except ValueError as error:
+            fp.close()
+            text = f"{req.host} sends on to an address that is none: {_plain(str(error))}"
+            raise AddressError(text, "gone") from error
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
 
 def _open(url: str, headers: dict[str, str], partial: Partial) -> HTTPResponse:
     """Asks an address; neither files nor ftp are opened, whatever the address says."""
@@ -245,14 +270,28 @@ def _explain_status(error: urllib.error.HTTPError, url: str, partial: Partial) -
         partial.drop()
         return AddressError(f"{_server(url)} has a shorter version by now", "passing")
     if error.code in {301, 302, 303, 307, 308}:
-        return AddressError(f"{_server(url)} sends on in circles", "gone")
-    text = f"{_server(url)} answers {error.code} {error.reason}".rstrip()
+        return AddressError(f"{_server(url)} {_explain_redirect(error)}", "gone")
+    text = f"{_server(url)} answers {error.code} {_plain(error.reason)}".rstrip()
     return AddressError(text, "passing" if error.code in _PASSING else "gone")
+
+
+def _explain_redirect(error: urllib.error.HTTPError) -> str:
+    if error.reason.startswith(urllib.request.HTTPRedirectHandler.inf_msg):
+        return "sends on in circles"
+    target = error.headers.get("Location")
+    if target is None:
+        return "sends on without saying where to"
+    return f"sends on to {_plain(target)[:200]}, which is not followed"
+
+
+def _plain(text: str) -> str:
+    """What a server says, without what would move a terminal's cursor or change its colors."""
+    return "".join(c if c.isprintable() else " " for c in text).strip()
 
 
 def _broken(url: str, error: Exception) -> AddressError:
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return AddressError(f"the connection to {_server(url)} broke: {reason}", "passing")
+    return AddressError(f"the connection to {_server(url)} broke: {_plain(reason)}", "passing")
 
 
 def _server(url: str) -> str:

@@ -6,8 +6,10 @@ removed once it is unpacked; one that was put there by hand is used and stays.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
+import shutil
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from kdedge._files import explain_os_error, sha256_file
 from kdedge._lock import locked
 from kdedge._progress import progress
 from kdedge.data._http import WAITS_S, AddressError, Partial, download
-from kdedge.data._unpack import unpack
+from kdedge.data._unpack import temporary_name, unpack
 from kdedge.data.benchmarks import load_benchmark
 from kdedge.data.benchmarks._download import Download
 from kdedge.data.benchmarks._origins import is_there
@@ -164,6 +166,8 @@ def _fetch_from(url: str, wanted: Download, partial: Partial, waits_s: Sequence[
 def _what_is_wrong(wanted: Download, path: Path) -> str | None:
     """Why a file is not the one that is wanted, None where it is or nothing is known of it."""
     n_bytes = path.stat().st_size
+    if n_bytes == 0:
+        return "is empty"
     if wanted.n_bytes is not None and n_bytes != wanted.n_bytes:
         return f"has {n_bytes} bytes, expected {wanted.n_bytes}"
     if wanted.sha256 is None:
@@ -177,13 +181,17 @@ def _what_is_wrong(wanted: Download, path: Path) -> str | None:
 
 def _tidy(downloads: Sequence[Download], folder: Path) -> None:
     """Removes what fetching has left of files that are complete; nothing that it did not write."""
-    for one in with_mirrors(downloads):
+    both = with_mirrors(downloads)
+    for one in both:
         partial = Partial(folder / one.name)
-        if not (folder / one.gives).exists():
+        # Several may come out of one archive
+        if missing([other for other in both if other.name == one.name], folder):
             continue
-        if one.unpack is not None and partial.is_finished() and partial.path.exists():
-            partial.path.unlink()
-        partial.drop()
+        with contextlib.suppress(OSError):  # a set that is complete is not worth an error
+            if one.unpack is not None and partial.is_finished():
+                partial.path.unlink(missing_ok=True)
+            partial.drop()
+        shutil.rmtree(folder / temporary_name(partial.path), ignore_errors=True)
 
 
 def _archives(downloads: Sequence[Download], folder: Path) -> tuple[str, ...]:
