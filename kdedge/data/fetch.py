@@ -11,7 +11,7 @@ import logging
 import shlex
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,14 +93,23 @@ def _bring(wanted: Download, folder: Path, waits_s: Sequence[float]) -> None:
     if mirror is None:
         _bring_itself(wanted, folder, waits_s)
         return
-    if not (folder / mirror.name).exists() and Partial(folder / mirror.name).size() == 0:
+    failures: list[KdedgeError] = []
+    is_begun = (folder / mirror.name).exists() or Partial(folder / mirror.name).size() > 0
+    for one in (mirror,) if is_begun else (wanted, mirror):
         try:
-            _bring_itself(wanted, folder, waits_s)
+            _bring_itself(one, folder, waits_s)
         except (SetupError, DataError) as error:
-            _LOG.info("%s\nAnother archive with the same content is tried: %s.", error, mirror.name)
+            failures.append(error)
+            if one is wanted:
+                _LOG.info("Another archive with the same content is tried: %s.", mirror.name)
         else:
             return
-    _bring_itself(mirror, folder, waits_s)
+    raise _worst(failures)("\n".join(map(str, failures)))
+
+
+def _worst(errors: Iterable[KdedgeError]) -> type[KdedgeError]:
+    """The kind of error that stands for several: what came and is wrong before what did not."""
+    return DataError if any(isinstance(error, DataError) for error in errors) else SetupError
 
 
 def _bring_itself(wanted: Download, folder: Path, waits_s: Sequence[float]) -> None:
@@ -212,8 +221,7 @@ def _summary(
     reasons = "\n".join(
         f"  {file}:\n{textwrap.indent(str(error), '    ')}" for file, error in failed.items()
     )
-    kind = DataError if any(isinstance(e, DataError) for e in failed.values()) else SetupError
-    return kind(
+    return _worst(failed.values())(
         f"{name}: {len(failed)} of {len(downloads)} files are missing, everything else is there.\n"
         f"{reasons}\n"
         f"  Then run again: kdedge data fetch {name} --data {shlex.quote(str(root))}"

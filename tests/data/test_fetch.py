@@ -514,6 +514,17 @@ def test_a_mirror_that_was_begun_is_gone_on_with(server, file_server, fetch_file
     assert left_in(folder) == {"images"}
 
 
+def test_where_neither_a_file_nor_its_mirror_comes_both_are_named(
+    server, file_server, fetch_files, folder
+):
+    gone = server.give("/gone", file_server.Answer(status=404))
+    with pytest.raises(SetupError) as caught:
+        fetch_files(mirrored(gone, "http://127.0.0.1:9/m", b"x"))
+    message = str(caught.value)
+    assert f"put it at {folder / 'a.tgz'}. It is at:\n      {gone}\n" in message
+    assert f"put it at {folder / 'm.zip'}. It is at:\n      http://127.0.0.1:9/m\n" in message
+
+
 def test_a_mirror_is_not_asked_where_the_file_comes(server, file_server, fetch_files, folder):
     first = server.give("/a", file_server.Answer(tar_of({"images/a.jpg": b"a"})))
     fetch_files(mirrored(first, "http://127.0.0.1:9/m", b"x"))

@@ -24,6 +24,34 @@ def google_drive(file_id: str) -> str:
     return f"{_DRIVE}{file_id}"
 
 
+def mirror(
+    name: str,
+    gives: str,
+    *,
+    top: str | None = None,
+    sha256: str | None = None,
+    n_bytes: int | None = None,
+) -> Download:
+    """Gives a set's zip in the mirror, for one part of it.
+
+    Args:
+        name: of the zip.
+        gives: see `Download`, as all others.
+        top: None takes `gives` alone, wherever it is in the zip.
+        sha256: as the mirror's page has it.
+        n_bytes: as above.
+    """
+    return Download(
+        name=name,
+        urls=(f"{MIRROR}/resolve/main/{name}",),
+        gives=gives,
+        sha256=sha256,
+        n_bytes=n_bytes,
+        unpack="zip",
+        top=top,
+    )
+
+
 def describe(download: Download) -> str:
     """Says how to get a file, without a full stop."""
     if download.manual is not None:

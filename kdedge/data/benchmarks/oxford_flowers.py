@@ -15,7 +15,7 @@ from kdedge.data.benchmarks._annotations import read_mat, well_formed
 from kdedge.data.benchmarks._coop_set import CoopSet
 from kdedge.data.benchmarks._coop_split import Split
 from kdedge.data.benchmarks._download import Download
-from kdedge.data.benchmarks._origins import google_drive
+from kdedge.data.benchmarks._origins import google_drive, mirror
 from kdedge.data.benchmarks._own_split import in_three
 
 IMAGES = "jpg"
@@ -58,6 +58,7 @@ SET = CoopSet(
             sha256="2d01ecc807db462958cfe3d92f57a8c252b4abd240eb955770201e45f783b246",
             n_bytes=344_862_509,
             unpack="tar",
+            mirror=mirror("oxford_flowers.zip", IMAGES),
         ),
         Download(
             name=SPLIT_FILE,

@@ -14,7 +14,7 @@ from kdedge.data.benchmarks._annotations import read_lines, unexpected
 from kdedge.data.benchmarks._coop_set import CoopSet
 from kdedge.data.benchmarks._coop_split import Split
 from kdedge.data.benchmarks._download import Download
-from kdedge.data.benchmarks._origins import google_drive
+from kdedge.data.benchmarks._origins import google_drive, mirror
 from kdedge.data.benchmarks._own_split import with_official_test
 
 IMAGES = "images"
@@ -66,6 +66,7 @@ SET = CoopSet(
             sha256="67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d",
             n_bytes=791_918_971,
             unpack="tar",
+            mirror=mirror("oxford_pets.zip", IMAGES),
         ),
         Download(
             name=SPLIT_FILE,

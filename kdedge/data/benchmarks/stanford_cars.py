@@ -13,7 +13,7 @@ from kdedge.data.benchmarks._annotations import read_mat, well_formed
 from kdedge.data.benchmarks._coop_set import CoopSet
 from kdedge.data.benchmarks._coop_split import Split
 from kdedge.data.benchmarks._download import Download
-from kdedge.data.benchmarks._origins import google_drive
+from kdedge.data.benchmarks._origins import google_drive, mirror
 from kdedge.data.benchmarks._own_split import with_official_test
 
 IMAGES = ("cars_train", "cars_test")
@@ -63,6 +63,7 @@ SET = CoopSet(
             sha256="512b227b30e2f0a8aab9e09485786ab4479582073a144998da74d64b801fd288",
             n_bytes=979_269_282,
             unpack="tar",
+            mirror=mirror("stanford_cars.zip", "cars_train"),
         ),
         Download(
             name="cars_test.tgz",
@@ -71,6 +72,7 @@ SET = CoopSet(
             sha256="bffea656d6f425cba3c91c6d83336e4c5f86c6cffd8975b0f375d3a10da8e243",
             n_bytes=977_350_468,
             unpack="tar",
+            mirror=mirror("stanford_cars.zip", "cars_test"),
         ),
         Download(
             name=SPLIT_FILE,

@@ -15,7 +15,7 @@ from kdedge.data.benchmarks._annotations import read_lines, unexpected
 from kdedge.data.benchmarks._coop_set import CoopSet
 from kdedge.data.benchmarks._coop_split import Split
 from kdedge.data.benchmarks._download import Download
-from kdedge.data.benchmarks._origins import google_drive
+from kdedge.data.benchmarks._origins import google_drive, mirror
 from kdedge.data.benchmarks._own_split import with_official_test
 
 IMAGES = "UCF-101-midframes"
@@ -71,6 +71,7 @@ SET = CoopSet(
             urls=(google_drive("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O"),),
             gives=IMAGES,
             unpack="zip",
+            mirror=mirror("ucf101.zip", IMAGES),
         ),
         Download(
             name=SPLIT_FILE,

@@ -16,6 +16,7 @@ import pytest
 
 from kdedge.config._fields import check_template
 from kdedge.data.benchmarks import list_benchmarks, load_benchmark
+from kdedge.data.fetch import with_mirrors
 from kdedge.errors import DataError
 
 SPLIT_BY_COOP = [
@@ -92,13 +93,23 @@ def test_a_sets_file_begins_with_its_source(name: str) -> None:
 @pytest.mark.parametrize("name", list_benchmarks())
 def test_a_download_has_an_origin_and_what_is_known_of_it_is_well_formed(name: str) -> None:
     downloads = load_benchmark(name).downloads
-    for download in downloads:
+    for download in with_mirrors(downloads):
         assert bool(download.urls) != bool(download.manual)
         assert all(re.match(r"https?://", url) for url in download.urls)
         assert download.sha256 is None or re.fullmatch("[0-9a-f]{64}", download.sha256)
         assert (download.sha256 is None) == (download.n_bytes is None)
         assert download.unpack is not None or download.manual or download.gives == download.name
     assert len({download.gives for download in downloads}) == len(downloads)
+
+
+@pytest.mark.parametrize("name", sorted(set(list_benchmarks()) - {"imagenet"}))
+def test_the_images_of_every_set_but_imagenet_are_in_the_mirror_too(name: str) -> None:
+    for download in load_benchmark(name).downloads:
+        if download.unpack is None:
+            assert download.mirror is None
+        else:
+            assert download.mirror is not None
+            assert download.mirror.gives == download.gives
 
 
 @pytest.mark.parametrize("name", list_benchmarks())
