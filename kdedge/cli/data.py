@@ -166,7 +166,10 @@ def scan_source(source: str, as_json: bool) -> None:
 
 
 def _is_here(benchmark: Benchmark, folder: Path) -> str:
-    n_missing = len(missing(benchmark.downloads, folder))
+    try:
+        n_missing = len(missing(benchmark.downloads, folder))
+    except DataError:  # a folder that may not be looked into is no reason to list no other
+        return "unknown"
     if n_missing:
         return "no" if n_missing == len(benchmark.downloads) else "partly"
     return "yes"

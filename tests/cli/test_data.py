@@ -114,6 +114,16 @@ def test_the_list_has_every_set(kdedge):
     assert [line.split()[0] for line in out.splitlines()] == ["set", *list_benchmarks()]
 
 
+def test_a_set_that_cannot_be_looked_at_is_listed_with_the_others(kdedge, tmp_path):
+    # As a folder that may not be looked into, but whoever asks
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/dtd").symlink_to("n" * 300)
+    code, out, _ = kdedge("list")
+    assert code == 0
+    here = {line.split()[0]: line.split()[3] for line in out.splitlines()}
+    assert (here["dtd"], here["sun397"]) == ("unknown", "no")
+
+
 def test_a_set_is_shown_with_what_is_missing_and_where_it_is(kdedge, published, tmp_path):
     (tmp_path / "data/sun397/SUN397").mkdir(parents=True)
     _, out, _ = kdedge("show", "sun397")
