@@ -88,20 +88,22 @@ def fetch(name: str, root: Path, *, waits_s: Sequence[float] = WAITS_S) -> Fetch
 
 
 def _bring(wanted: Download, folder: Path, waits_s: Sequence[float]) -> None:
-    """Fetches one file where it is not there, and unpacks it; else its mirror."""
+    """Fetches one file where it is not there, and unpacks it; else its mirror, or what is begun."""
     mirror = wanted.mirror
     if mirror is None:
         _bring_itself(wanted, folder, waits_s)
         return
     failures: list[KdedgeError] = []
     is_begun = (folder / mirror.name).exists() or Partial(folder / mirror.name).size() > 0
-    for one in (mirror,) if is_begun else (wanted, mirror):
+    first, second = (mirror, wanted) if is_begun else (wanted, mirror)
+    for one in (first, second):
         try:
             _bring_itself(one, folder, waits_s)
         except (SetupError, DataError) as error:
             failures.append(error)
-            if one is wanted:
-                _LOG.info("Another archive with the same content is tried: %s.", mirror.name)
+            if one is first:
+                why = str(error).partition("\n")[0]
+                _LOG.info("%s\nAnother archive with the same content: %s.", why, second.name)
         else:
             return
     raise _worst(failures)("\n".join(map(str, failures)))

@@ -514,6 +514,22 @@ def test_a_mirror_that_was_begun_is_gone_on_with(server, file_server, fetch_file
     assert left_in(folder) == {"images"}
 
 
+def test_where_a_mirror_that_was_begun_is_gone_the_file_itself_is_asked_for_again(
+    server, file_server, fetch_files, folder
+):
+    body = zip_of({"images/a.jpg": os.urandom(1 << 20)})
+    cut = file_server.Answer(body, cut=300_000, has_ranges=False)
+    other = server.give("/m", cut, cut, cut, file_server.Answer(status=404))
+    file = file_server.Answer(tar_of(IMAGES))
+    down = file_server.Answer(status=404)
+    wanted = mirrored(server.give("/a", down, file), other, body)
+    with pytest.raises(SetupError, match="ended after 300000 of"):
+        fetch_files(wanted)
+    fetch_files(wanted)
+    assert (folder / "images/b/c.jpg").read_bytes() == b"c"
+    assert left_in(folder) == {"images"}
+
+
 def test_where_neither_a_file_nor_its_mirror_comes_both_are_named(
     server, file_server, fetch_files, folder
 ):
