@@ -144,9 +144,16 @@ def verify_set(name: str, read_images: bool, root: Path, as_json: bool) -> None:
     found = verify(name, root, read_images=read_images)
     print_result(asdict(found), as_json=as_json, text=_verification_text(found))
     if found.problems:
+        remedy = (
+            "What is missing is fetched by"
+            if missing(load_benchmark(name).downloads, found.folder)
+            else "A fetch brings files and folders that are missing, not what is missing in them."
+            "\n  Move what differs away and run"
+        )
+        count = len(found.problems)
         raise DataError(
-            f"{found.folder} is not the published {name}: {len(found.problems)} differences.\n"
-            "  What is missing is fetched by: "
+            f"{found.folder} is not the published {name}: {count} difference"
+            f"{'s' if count > 1 else ''}.\n  {remedy}: "
             + shlex.join(["kdedge", "data", "fetch", name, *_same_data()])
         )
 

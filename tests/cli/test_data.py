@@ -145,6 +145,15 @@ def test_a_set_that_differs_ends_in_exit_code_3_after_the_table(kdedge, publishe
         "val has 1 images that cannot be read.\ntest lacks the files of 1 of 2 images.\n"
     )
     assert "data/sun397 is not the published sun397: 2 differences." in err
+    assert err.endswith("Move what differs away and run: kdedge data fetch sun397\n")
+
+
+def test_what_is_missing_as_a_whole_is_fetched(kdedge, published, tmp_path):
+    kdedge("fetch", "sun397")
+    (tmp_path / "data/sun397" / sun397.SPLIT_FILE).unlink()
+    code, _, err = kdedge("verify", "sun397")
+    assert code == 3
+    assert err.endswith("What is missing is fetched by: kdedge data fetch sun397\n")
 
 
 def test_without_a_network_the_exit_code_is_4(kdedge, monkeypatch):
