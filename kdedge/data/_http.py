@@ -187,6 +187,8 @@ def _fetch_rest(url: str, partial: Partial, wanted: Download) -> None:
         if n_had and not start:
             _LOG.info("%s is fetched from its beginning.", wanted.name)
         _check_answer(response, found, wanted)
+        if found.n_bytes is None:  # else a body without end would fill the disk
+            found = replace(found, n_bytes=wanted.n_bytes)
         _check_room(partial, found, start, wanted)
         _write(response, partial, found, start)
 
@@ -349,8 +351,12 @@ def _write(response: HTTPResponse, partial: Partial, found: _Version, start: int
         if not start:  # once the file is empty
             partial.write_version(found)
         for block in _blocks(response, found.url):
-            _append(file, block, partial)
             n_done += len(block)
+            if found.n_bytes is not None and n_done > found.n_bytes:
+                partial.drop()
+                text = f"{_server(found.url)} sends more than {found.n_bytes} bytes"
+                raise AddressError(text, "wrong")
+            _append(file, block, partial)
             advance(n_done)
     if found.n_bytes is not None and n_done != found.n_bytes:
         raise AddressError(

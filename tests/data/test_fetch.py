@@ -174,6 +174,25 @@ def test_a_wrong_size_is_seen_before_the_file_is_fetched(server, file_server, fe
     assert left_in(folder) == set()
 
 
+def test_a_body_without_end_is_given_up_at_the_size_of_the_file(
+    server, file_server, fetch_files, folder
+):
+    url = server.give("/a", file_server.Answer(BODY, has_length=False))
+    with pytest.raises(DataError, match=r"127\.0\.0\.1 sends more than 1000 bytes"):
+        fetch_files(plain(url, n_bytes=1000))
+    assert left_in(folder) == set()
+
+
+def test_a_body_without_a_length_that_ends_early_is_gone_on_with(
+    server, file_server, fetch_files, folder
+):
+    cut = file_server.Answer(BODY, has_length=False, cut=300_000)
+    url = server.give("/a", cut, file_server.Answer(BODY))
+    fetch_files(plain(url, n_bytes=len(BODY)))
+    assert (folder / FILE).read_bytes() == BODY
+    assert server.requests == [("/a", ""), ("/a", "bytes=300000-")]
+
+
 @pytest.mark.parametrize("status", [403, 404, 410, 500, 503])
 def test_the_next_address_is_tried_where_one_fails(
     status, server, file_server, fetch_files, folder
