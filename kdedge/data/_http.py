@@ -1,31 +1,26 @@
-"""One file from one address over HTTP, going on where an earlier attempt stopped.
-
-While `NAME` is fetched, `NAME.part` beside it has the bytes so far and `NAME.part.json` the address
-and version that they are of: bytes of two versions are never joined.
-"""
+"""One file from one address over HTTP, going on where an earlier attempt stopped."""
 
 from __future__ import annotations
 
 import http.client
 import logging
-import os
 import re
 import shutil
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from http.client import HTTPMessage, HTTPResponse
-from pathlib import Path
 from typing import IO, Any, Literal
 from urllib.parse import urlsplit
 
 from kdedge import __version__
-from kdedge._files import explain_os_error, read_json, write_json
+from kdedge._files import explain_os_error
 from kdedge._progress import progress, readable_bytes
+from kdedge.data._partial import Partial, Version
 from kdedge.data.benchmarks._download import Download
-from kdedge.errors import DataError, ResourceError
+from kdedge.errors import ResourceError
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,87 +47,6 @@ class AddressError(Exception):
     ) -> None:
         super().__init__(reason)
         self.kind = kind
-
-
-@dataclass(frozen=True)
-class _Version:
-    """Which bytes an address gives.
-
-    Attributes:
-        url: the address.
-        n_bytes: size of the whole file; None where the server does not say.
-        etag: the server's name for these bytes.
-        modified: the server's date of them.
-        finished_ns: when the whole file was last written to, once it is there.
-    """
-
-    url: str
-    n_bytes: int | None
-    etag: str | None
-    modified: str | None
-    finished_ns: int | None = None
-
-    @property
-    def validator(self) -> str | None:
-        """What a server compares before it goes on: a weak ETag does not name exact bytes."""
-        return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
-
-    def may_go_on(self, url: str, wanted: Download) -> bool:
-        """Whether the rest may be asked of an address: the same version, or a hash tells after."""
-        return wanted.sha256 is not None or (self.url == url and self.validator is not None)
-
-
-class Partial:
-    """The part of a file that has been fetched.
-
-    Attributes:
-        path: where the whole file is to be.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.part = path.with_name(f"{path.name}.part")
-        self._record = path.with_name(f"{path.name}.part.json")
-
-    def size(self) -> int:
-        """Bytes that are there."""
-        return self.part.stat().st_size if self.part.exists() else 0
-
-    def is_finished(self) -> bool:
-        """Whether the file in its place is the one that a fetch has put there, and no later one."""
-        if self.part.exists() or not self.path.exists():
-            return False
-        version = self.read_version()
-        return version is not None and version.finished_ns == self.path.stat().st_mtime_ns
-
-    def finish(self) -> None:
-        """Puts the whole file in its place, at once."""
-        version = self.read_version()
-        try:
-            with self.part.open("rb+") as file:
-                os.fsync(file.fileno())
-            if version is not None:
-                self.write_version(replace(version, finished_ns=self.part.stat().st_mtime_ns))
-            self.part.replace(self.path)
-        except OSError as error:
-            raise explain_os_error(error, self.path) from error
-
-    def drop(self) -> None:
-        """Removes what is there; not the whole file."""
-        for file in (self.part, self._record):
-            if file.exists():  # else nothing is written, where the disk is read-only
-                file.unlink(missing_ok=True)  # another fetch may remove the same
-
-    def read_version(self) -> _Version | None:
-        """What the bytes are of; None where that cannot be known."""
-        try:
-            return _Version(**read_json(self._record))
-        except (DataError, TypeError):
-            return None
-
-    def write_version(self, version: _Version) -> None:
-        """Records what the bytes are of."""
-        write_json(self._record, asdict(version))
 
 
 def download(
@@ -193,7 +107,7 @@ def _fetch_rest(url: str, partial: Partial, wanted: Download) -> None:
         _write(response, partial, found, start)
 
 
-def _is_other(found: _Version, known: _Version) -> bool:
+def _is_other(found: Version, known: Version) -> bool:
     """Whether two answers are of different bytes, as far as they say."""
     pairs: list[tuple[object, object]] = [(found.n_bytes, known.n_bytes)]
     if found.url == known.url:
@@ -300,7 +214,7 @@ def _server(url: str) -> str:
     return urlsplit(url).hostname or url
 
 
-def _describe(response: HTTPResponse, url: str) -> tuple[_Version, int]:
+def _describe(response: HTTPResponse, url: str) -> tuple[Version, int]:
     """Which bytes an answer is of, and the position of the first that it holds."""
     headers = response.headers
     start, size = 0, headers.get("Content-Length", "")
@@ -309,10 +223,10 @@ def _describe(response: HTTPResponse, url: str) -> tuple[_Version, int]:
         matched = re.fullmatch(pattern, headers.get("Content-Range", "").strip())
         start, size = (int(matched[1]), matched[2]) if matched else (-1, "")
     n_bytes = int(size) if re.fullmatch(r"\d{1,18}", size) else None
-    return _Version(url, n_bytes, headers.get("ETag"), headers.get("Last-Modified")), start
+    return Version(url, n_bytes, headers.get("ETag"), headers.get("Last-Modified")), start
 
 
-def _check_answer(response: HTTPResponse, found: _Version, wanted: Download) -> None:
+def _check_answer(response: HTTPResponse, found: Version, wanted: Download) -> None:
     server = _server(found.url)
     if response.headers.get_content_type() == "text/html":
         page = (
@@ -326,7 +240,7 @@ def _check_answer(response: HTTPResponse, found: _Version, wanted: Download) -> 
         raise AddressError(text, "wrong")
 
 
-def _check_room(partial: Partial, found: _Version, start: int, wanted: Download) -> None:
+def _check_room(partial: Partial, found: Version, start: int, wanted: Download) -> None:
     """Refuses what would fill the disk. Images hardly shrink in an archive: it is counted twice."""
     if found.n_bytes is None:
         return
@@ -342,7 +256,7 @@ def _check_room(partial: Partial, found: _Version, start: int, wanted: Download)
         )
 
 
-def _write(response: HTTPResponse, partial: Partial, found: _Version, start: int) -> None:
+def _write(response: HTTPResponse, partial: Partial, found: Version, start: int) -> None:
     n_done, name = start, partial.path.name
     with (
         progress(f"fetching {name}", found.n_bytes, done=start, in_bytes=True) as advance,

@@ -18,7 +18,8 @@ from pathlib import Path
 from kdedge._files import explain_os_error, sha256_file
 from kdedge._lock import locked
 from kdedge._progress import progress
-from kdedge.data._http import WAITS_S, AddressError, Partial, download
+from kdedge.data._http import WAITS_S, AddressError, download
+from kdedge.data._partial import Partial
 from kdedge.data._unpack import temporary_name, unpack
 from kdedge.data.benchmarks import load_benchmark
 from kdedge.data.benchmarks._download import Download
