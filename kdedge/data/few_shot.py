@@ -162,17 +162,20 @@ def keep_list(spec: SourceSpec, *, shots: int, seed: int, data: DataSpec) -> Pat
         data: says where the benchmark sets are.
 
     Returns:
-        The file; None where the images are of no set's training part, or nothing may be written
-        there.
+        The file; None where the images are of no set's training part, nothing may be written
+        there, or the set's parts are not the published ones: a list would pass for one of CoOp's.
     """
     if spec.benchmark is None or spec.part != "train":
         return None
     benchmark, root = load_benchmark(spec.benchmark), benchmark_root(data)
+    folder = root / benchmark.folder
     if "train" not in benchmark.n_images:  # a variant of ImageNet: its test images once more
         return None
-    file = list_file(root / benchmark.folder, shots=shots, seed=seed)
+    file = list_file(folder, shots=shots, seed=seed)
     if file.exists():
         return file
+    if not benchmark.has_published_parts(folder):
+        return None
     names = benchmark.class_names(root)
     draws = Draws(spec, shots=shots, seed=seed, data=data)
     rows: dict[str, list[list[str | int]]] = {part: [] for part in PARTS}

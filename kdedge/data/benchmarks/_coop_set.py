@@ -53,14 +53,18 @@ class CoopSet(Benchmark):
         source = open_part(
             folder / self.image_root, split, part=part, class_names=class_names, labeled=labeled
         )
-        if part == "test" and self.split_file is not None and not self.has_split(folder):
+        if part == "test" and not self.has_published_parts(folder):
             log.warning(
                 "%s is not there, so the set's own rule divides the images: this is not CoOp's"
                 " split, and accuracies do not compare with published ones.\n  To get it: %s.",
-                folder / self.split_file,
+                folder / str(self.split_file),
                 self._origin,
             )
         return source
+
+    def has_published_parts(self, folder: Path) -> bool:
+        """See `Benchmark.has_published_parts`."""
+        return self.split_file is None or self.has_split(folder)
 
     def has_split(self, folder: Path) -> bool:
         """Whether CoOp's file is in the set's folder."""

@@ -54,18 +54,6 @@ TOTALS = {
 Make = Callable[[str], Any]
 
 
-def published_split(mini: Any) -> dict[str, list[list[Any]]]:
-    """A split of a miniature in CoOp's format, which no rule would make: parts in a row."""
-    root = mini.folder.parent
-    rows = []
-    for part in mini.n_images:
-        source = mini.benchmark.open_source(root, part=part, class_names=mini.names, labeled=True)
-        rows += [[item.key, item.label, mini.names[item.label]] for item in source.items]
-    rows.sort(reverse=True)
-    taken = iter(rows)
-    return {part: [next(taken) for _ in range(n)] for part, n in mini.n_images.items()}
-
-
 def test_the_sets_are_those_of_the_published_tables() -> None:
     assert set(list_benchmarks()) == BASE_TO_NOVEL.keys() | VARIANTS
 
@@ -167,7 +155,7 @@ def test_a_variant_of_imagenet_has_its_test_images_for_training_too(
 
 @pytest.mark.parametrize("name", SPLIT_BY_COOP)
 def test_a_split_file_is_taken_as_it_is(
-    name: str, miniature: Make, caplog: pytest.LogCaptureFixture
+    name: str, miniature: Make, caplog: pytest.LogCaptureFixture, published_split: Any
 ) -> None:
     mini = miniature(name)
     root = mini.folder.parent
@@ -182,7 +170,9 @@ def test_a_split_file_is_taken_as_it_is(
 
 
 @pytest.mark.parametrize("name", SPLIT_BY_COOP)
-def test_the_split_file_alone_tells_the_names(name: str, miniature: Make, tmp_path: Path) -> None:
+def test_the_split_file_alone_tells_the_names(
+    name: str, miniature: Make, tmp_path: Path, published_split: Any
+) -> None:
     mini = miniature(name)
     split = published_split(mini)
     other = tmp_path / "elsewhere"
@@ -194,7 +184,9 @@ def test_the_split_file_alone_tells_the_names(name: str, miniature: Make, tmp_pa
 
 
 @pytest.mark.parametrize("name", SPLIT_BY_COOP)
-def test_the_sets_own_rule_gives_one_split_whatever_the_run(name: str, miniature: Make) -> None:
+def test_the_sets_own_rule_gives_one_split_whatever_the_run(
+    name: str, miniature: Make, published_split: Any
+) -> None:
     mini = miniature(name)
     assert published_split(mini) == published_split(mini)
 
