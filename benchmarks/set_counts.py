@@ -19,7 +19,7 @@ from pathlib import Path
 from kdedge.cli._output import table
 from kdedge.data.benchmarks import Benchmark, list_benchmarks, load_benchmark
 from kdedge.data.benchmarks._coop_set import CoopSet
-from kdedge.data.benchmarks._coop_split import Split, read_split
+from kdedge.data.benchmarks._coop_split import Split
 from kdedge.data.split import base_novel
 from kdedge.errors import KdedgeError
 
@@ -69,8 +69,8 @@ def found(benchmark: Benchmark, root: Path) -> Iterator[tuple[str, Counts]]:
         if folder.exists():
             yield "its folders", counts_of(folders_split(benchmark, root))
         return
-    if benchmark.split_file is not None and (folder / benchmark.split_file).exists():
-        yield "split file", counts_of(read_split(folder / benchmark.split_file))
+    if benchmark.has_split(folder):
+        yield "split file", counts_of(benchmark.read_split(folder))
     if all((folder / path).exists() for path in benchmark.own_reads):
         yield "own rule", counts_of(benchmark.own_split(folder))
 

@@ -131,10 +131,20 @@ def _cell(value: Any) -> str:
 
 
 class _StderrHandler(_StreamHandler):
-    """Writes to whatever stderr is at that moment."""
+    """Writes to whatever stderr is at that moment; a warning once, however often it is given."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
+        self.warned: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is to be written."""
+        if record.levelno == logging.WARNING:
+            text = record.getMessage()
+            if text in self.warned:
+                return False
+            self.warned.add(text)
+        return bool(super().filter(record))
 
     @property
     def stream(self) -> Any:
@@ -154,11 +164,12 @@ class _Formatter(logging.Formatter):
 
 
 def set_up_logging() -> logging.Logger:
-    """Sends the logger `kdedge`, from INFO up, to stderr; a second call changes nothing."""
+    """Sends the logger `kdedge`, from INFO up, to stderr; once more for each command."""
     logger = logging.getLogger(LOGGER)
-    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
-        handler = _StderrHandler()
-        handler.setFormatter(_Formatter())
-        logger.addHandler(handler)
+    for old in [handler for handler in logger.handlers if isinstance(handler, _StderrHandler)]:
+        logger.removeHandler(old)
+    handler = _StderrHandler()
+    handler.setFormatter(_Formatter())
+    logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     return logger

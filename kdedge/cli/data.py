@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -143,9 +144,17 @@ def verify_set(name: str, read_images: bool, root: Path, as_json: bool) -> None:
     found = verify(name, root, read_images=read_images)
     print_result(asdict(found), as_json=as_json, text=_verification_text(found))
     if found.problems:
+        remedy = (
+            "What is missing is fetched by"
+            if missing(load_benchmark(name).downloads, found.folder)
+            else "A fetch brings files and folders that are missing, not what is missing in them."
+            "\n  Move what differs away and run"
+        )
+        count = len(found.problems)
         raise DataError(
-            f"{found.folder} is not the published {name}: {len(found.problems)} differences.\n"
-            f"  What is missing is fetched by: kdedge data fetch {name}"
+            f"{found.folder} is not the published {name}: {count} difference"
+            f"{'s' if count > 1 else ''}.\n  {remedy}: "
+            + shlex.join(["kdedge", "data", "fetch", name, *_same_data()])
         )
 
 
@@ -164,7 +173,10 @@ def scan_source(source: str, as_json: bool) -> None:
 
 
 def _is_here(benchmark: Benchmark, folder: Path) -> str:
-    n_missing = len(missing(benchmark.downloads, folder))
+    try:
+        n_missing = len(missing(benchmark.downloads, folder))
+    except DataError:  # a folder that may not be looked into is no reason to list no other
+        return "unknown"
     if n_missing:
         return "no" if n_missing == len(benchmark.downloads) else "partly"
     return "yes"

@@ -1,31 +1,26 @@
-"""One file from one address over HTTP, going on where an earlier attempt stopped.
-
-While `NAME` is fetched, `NAME.part` beside it has the bytes so far and `NAME.part.json` the address
-and version that they are of: bytes of two versions are never joined.
-"""
+"""One file from one address over HTTP, going on where an earlier attempt stopped."""
 
 from __future__ import annotations
 
 import http.client
 import logging
-import os
 import re
 import shutil
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from http.client import HTTPMessage, HTTPResponse
-from pathlib import Path
 from typing import IO, Any, Literal
 from urllib.parse import urlsplit
 
 from kdedge import __version__
-from kdedge._files import explain_os_error, read_json, write_json
+from kdedge._files import explain_os_error
 from kdedge._progress import progress, readable_bytes
+from kdedge.data._partial import Partial, Version
 from kdedge.data.benchmarks._download import Download
-from kdedge.errors import DataError, ResourceError
+from kdedge.errors import ResourceError
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,79 +47,6 @@ class AddressError(Exception):
     ) -> None:
         super().__init__(reason)
         self.kind = kind
-
-
-@dataclass(frozen=True)
-class _Version:
-    """Which bytes an address gives.
-
-    Attributes:
-        url: the address.
-        n_bytes: size of the whole file; None where the server does not say.
-        etag: the server's name for these bytes.
-        modified: the server's date of them.
-    """
-
-    url: str
-    n_bytes: int | None
-    etag: str | None
-    modified: str | None
-
-    @property
-    def validator(self) -> str | None:
-        """What a server compares before it goes on: a weak ETag does not name exact bytes."""
-        return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
-
-    def may_go_on(self, url: str, wanted: Download) -> bool:
-        """Whether the rest may be asked of an address: the same version, or a hash tells after."""
-        return wanted.sha256 is not None or (self.url == url and self.validator is not None)
-
-
-class Partial:
-    """The part of a file that has been fetched.
-
-    Attributes:
-        path: where the whole file is to be.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.part = path.with_name(f"{path.name}.part")
-        self._record = path.with_name(f"{path.name}.part.json")
-
-    def size(self) -> int:
-        """Bytes that are there."""
-        return self.part.stat().st_size if self.part.exists() else 0
-
-    def is_finished(self) -> bool:
-        """Whether a fetch, and nobody else, has put the whole file in its place."""
-        return self._record.exists() and not self.part.exists()
-
-    def finish(self) -> None:
-        """Puts the whole file in its place, at once."""
-        try:
-            with self.part.open("rb+") as file:
-                os.fsync(file.fileno())
-            self.part.replace(self.path)
-        except OSError as error:
-            raise explain_os_error(error, self.path) from error
-
-    def drop(self) -> None:
-        """Removes what is there; not the whole file."""
-        for file in (self.part, self._record):
-            if file.exists():  # else nothing is written, where the disk is read-only
-                file.unlink()
-
-    def read_version(self) -> _Version | None:
-        """What the bytes are of; None where that cannot be known."""
-        try:
-            return _Version(**read_json(self._record))
-        except (DataError, TypeError):
-            return None
-
-    def write_version(self, version: _Version) -> None:
-        """Records what the bytes are of."""
-        write_json(self._record, asdict(version))
 
 
 def download(
@@ -179,11 +101,13 @@ def _fetch_rest(url: str, partial: Partial, wanted: Download) -> None:
         if n_had and not start:
             _LOG.info("%s is fetched from its beginning.", wanted.name)
         _check_answer(response, found, wanted)
+        if found.n_bytes is None:  # else a body without end would fill the disk
+            found = replace(found, n_bytes=wanted.n_bytes)
         _check_room(partial, found, start, wanted)
         _write(response, partial, found, start)
 
 
-def _is_other(found: _Version, known: _Version) -> bool:
+def _is_other(found: Version, known: Version) -> bool:
     """Whether two answers are of different bytes, as far as they say."""
     pairs: list[tuple[object, object]] = [(found.n_bytes, known.n_bytes)]
     if found.url == known.url:
@@ -210,6 +134,23 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
                 f"{req.host} sends on from {req.type} to {scheme}, which is not followed", "gone"
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    def http_error_302(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: HTTPMessage,
+    ) -> Any:
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except ValueError as error:
+            fp.close()
+            text = f"{req.host} sends on to an address that is none: {_plain(str(error))}"
+            raise AddressError(text, "gone") from error
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def _open(url: str, headers: dict[str, str], partial: Partial) -> HTTPResponse:
@@ -245,21 +186,35 @@ def _explain_status(error: urllib.error.HTTPError, url: str, partial: Partial) -
         partial.drop()
         return AddressError(f"{_server(url)} has a shorter version by now", "passing")
     if error.code in {301, 302, 303, 307, 308}:
-        return AddressError(f"{_server(url)} sends on in circles", "gone")
-    text = f"{_server(url)} answers {error.code} {error.reason}".rstrip()
+        return AddressError(f"{_server(url)} {_explain_redirect(error)}", "gone")
+    text = f"{_server(url)} answers {error.code} {_plain(error.reason)}".rstrip()
     return AddressError(text, "passing" if error.code in _PASSING else "gone")
+
+
+def _explain_redirect(error: urllib.error.HTTPError) -> str:
+    if error.reason.startswith(urllib.request.HTTPRedirectHandler.inf_msg):
+        return "sends on in circles"
+    target = error.headers.get("Location")
+    if target is None:
+        return "sends on without saying where to"
+    return f"sends on to {_plain(target)[:200]}, which is not followed"
+
+
+def _plain(text: str) -> str:
+    """What a server says, without what would move a terminal's cursor or change its colors."""
+    return "".join(c if c.isprintable() else " " for c in text).strip()
 
 
 def _broken(url: str, error: Exception) -> AddressError:
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return AddressError(f"the connection to {_server(url)} broke: {reason}", "passing")
+    return AddressError(f"the connection to {_server(url)} broke: {_plain(reason)}", "passing")
 
 
 def _server(url: str) -> str:
     return urlsplit(url).hostname or url
 
 
-def _describe(response: HTTPResponse, url: str) -> tuple[_Version, int]:
+def _describe(response: HTTPResponse, url: str) -> tuple[Version, int]:
     """Which bytes an answer is of, and the position of the first that it holds."""
     headers = response.headers
     start, size = 0, headers.get("Content-Length", "")
@@ -268,10 +223,10 @@ def _describe(response: HTTPResponse, url: str) -> tuple[_Version, int]:
         matched = re.fullmatch(pattern, headers.get("Content-Range", "").strip())
         start, size = (int(matched[1]), matched[2]) if matched else (-1, "")
     n_bytes = int(size) if re.fullmatch(r"\d{1,18}", size) else None
-    return _Version(url, n_bytes, headers.get("ETag"), headers.get("Last-Modified")), start
+    return Version(url, n_bytes, headers.get("ETag"), headers.get("Last-Modified")), start
 
 
-def _check_answer(response: HTTPResponse, found: _Version, wanted: Download) -> None:
+def _check_answer(response: HTTPResponse, found: Version, wanted: Download) -> None:
     server = _server(found.url)
     if response.headers.get_content_type() == "text/html":
         page = (
@@ -285,7 +240,7 @@ def _check_answer(response: HTTPResponse, found: _Version, wanted: Download) -> 
         raise AddressError(text, "wrong")
 
 
-def _check_room(partial: Partial, found: _Version, start: int, wanted: Download) -> None:
+def _check_room(partial: Partial, found: Version, start: int, wanted: Download) -> None:
     """Refuses what would fill the disk. Images hardly shrink in an archive: it is counted twice."""
     if found.n_bytes is None:
         return
@@ -301,7 +256,7 @@ def _check_room(partial: Partial, found: _Version, start: int, wanted: Download)
         )
 
 
-def _write(response: HTTPResponse, partial: Partial, found: _Version, start: int) -> None:
+def _write(response: HTTPResponse, partial: Partial, found: Version, start: int) -> None:
     n_done, name = start, partial.path.name
     with (
         progress(f"fetching {name}", found.n_bytes, done=start, in_bytes=True) as advance,
@@ -310,8 +265,12 @@ def _write(response: HTTPResponse, partial: Partial, found: _Version, start: int
         if not start:  # once the file is empty
             partial.write_version(found)
         for block in _blocks(response, found.url):
-            _append(file, block, partial)
             n_done += len(block)
+            if found.n_bytes is not None and n_done > found.n_bytes:
+                partial.drop()
+                text = f"{_server(found.url)} sends more than {found.n_bytes} bytes"
+                raise AddressError(text, "wrong")
+            _append(file, block, partial)
             advance(n_done)
     if found.n_bytes is not None and n_done != found.n_bytes:
         raise AddressError(

@@ -73,7 +73,7 @@ def unpack(
             stands where one of it is to be.
         ResourceError: no room, or the folder may not be written.
     """
-    temporary = folder / f".unpacking-{archive.name}"
+    temporary = folder / temporary_name(archive)
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     try:
         target = _Target(temporary / "all", archive)
@@ -97,6 +97,11 @@ def unpack(
         _move_into(temporary / "in", folder, last=PurePosixPath(gives).parts, archive=archive)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def temporary_name(archive: Path) -> str:
+    """The folder beside what an archive gives, into which it is unpacked first."""
+    return f".unpacking-{archive.name}"
 
 
 def _holding(folder: Path, gives: str) -> Path:

@@ -6,19 +6,24 @@ removed once it is unpacked; one that was put there by hand is used and stays.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import shlex
+import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdedge._files import explain_os_error, sha256_file
 from kdedge._lock import locked
 from kdedge._progress import progress
-from kdedge.data._http import WAITS_S, AddressError, Partial, download
-from kdedge.data._unpack import unpack
+from kdedge.data._http import WAITS_S, AddressError, download
+from kdedge.data._partial import Partial
+from kdedge.data._unpack import temporary_name, unpack
 from kdedge.data.benchmarks import load_benchmark
 from kdedge.data.benchmarks._download import Download
+from kdedge.data.benchmarks._origins import is_there
 from kdedge.errors import DataError, KdedgeError, SetupError
 
 _LOG = logging.getLogger(__name__)
@@ -41,7 +46,7 @@ class Fetched:
 
 def missing(downloads: Sequence[Download], folder: Path) -> list[Download]:
     """Gives the files of a set that are not in its folder."""
-    return [wanted for wanted in downloads if not (folder / wanted.gives).exists()]
+    return [wanted for wanted in downloads if not is_there(folder / wanted.gives)]
 
 
 def fetch(name: str, root: Path, *, waits_s: Sequence[float] = WAITS_S) -> Fetched:
@@ -78,25 +83,36 @@ def fetch(name: str, root: Path, *, waits_s: Sequence[float] = WAITS_S) -> Fetch
                 failed[one.name] = error
         _tidy(benchmark.downloads, folder)
     if failed:
-        raise _summary(name, benchmark.downloads, failed)
+        raise _summary(name, root, benchmark.downloads, failed)
     new = tuple(one.gives for one in wanted)
     return Fetched(folder, new, _archives(benchmark.downloads, folder))
 
 
 def _bring(wanted: Download, folder: Path, waits_s: Sequence[float]) -> None:
-    """Fetches one file where it is not there, and unpacks it; else its mirror."""
+    """Fetches one file where it is not there, and unpacks it; else its mirror, or what is begun."""
     mirror = wanted.mirror
     if mirror is None:
         _bring_itself(wanted, folder, waits_s)
         return
-    if not (folder / mirror.name).exists() and Partial(folder / mirror.name).size() == 0:
+    failures: list[KdedgeError] = []
+    is_begun = (folder / mirror.name).exists() or Partial(folder / mirror.name).size() > 0
+    first, second = (mirror, wanted) if is_begun else (wanted, mirror)
+    for one in (first, second):
         try:
-            _bring_itself(wanted, folder, waits_s)
+            _bring_itself(one, folder, waits_s)
         except (SetupError, DataError) as error:
-            _LOG.info("%s\nAnother archive with the same content is tried: %s.", error, mirror.name)
+            failures.append(error)
+            if one is first:
+                why = str(error).partition("\n")[0]
+                _LOG.info("%s\nAnother archive with the same content: %s.", why, second.name)
         else:
             return
-    _bring_itself(mirror, folder, waits_s)
+    raise _worst(failures)("\n".join(map(str, failures)))
+
+
+def _worst(errors: Iterable[KdedgeError]) -> type[KdedgeError]:
+    """The kind of error that stands for several: what came and is wrong before what did not."""
+    return DataError if any(isinstance(error, DataError) for error in errors) else SetupError
 
 
 def _bring_itself(wanted: Download, folder: Path, waits_s: Sequence[float]) -> None:
@@ -162,6 +178,8 @@ def _fetch_from(url: str, wanted: Download, partial: Partial, waits_s: Sequence[
 def _what_is_wrong(wanted: Download, path: Path) -> str | None:
     """Why a file is not the one that is wanted, None where it is or nothing is known of it."""
     n_bytes = path.stat().st_size
+    if n_bytes == 0:
+        return "is empty"
     if wanted.n_bytes is not None and n_bytes != wanted.n_bytes:
         return f"has {n_bytes} bytes, expected {wanted.n_bytes}"
     if wanted.sha256 is None:
@@ -175,13 +193,17 @@ def _what_is_wrong(wanted: Download, path: Path) -> str | None:
 
 def _tidy(downloads: Sequence[Download], folder: Path) -> None:
     """Removes what fetching has left of files that are complete; nothing that it did not write."""
-    for one in with_mirrors(downloads):
+    both = with_mirrors(downloads)
+    for one in both:
         partial = Partial(folder / one.name)
-        if not (folder / one.gives).exists():
+        # Several may come out of one archive
+        if missing([other for other in both if other.name == one.name], folder):
             continue
-        if one.unpack is not None and partial.is_finished() and partial.path.exists():
-            partial.path.unlink()
-        partial.drop()
+        with contextlib.suppress(OSError):  # a set that is complete is not worth an error
+            if one.unpack is not None and partial.is_finished():
+                partial.path.unlink(missing_ok=True)
+            partial.drop()
+        shutil.rmtree(folder / temporary_name(partial.path), ignore_errors=True)
 
 
 def _archives(downloads: Sequence[Download], folder: Path) -> tuple[str, ...]:
@@ -196,14 +218,14 @@ def with_mirrors(downloads: Sequence[Download]) -> list[Download]:
 
 
 def _summary(
-    name: str, downloads: Sequence[Download], failed: dict[str, KdedgeError]
+    name: str, root: Path, downloads: Sequence[Download], failed: dict[str, KdedgeError]
 ) -> KdedgeError:
     """One error for all files that could not be fetched."""
     reasons = "\n".join(
         f"  {file}:\n{textwrap.indent(str(error), '    ')}" for file, error in failed.items()
     )
-    kind = DataError if any(isinstance(e, DataError) for e in failed.values()) else SetupError
-    return kind(
+    return _worst(failed.values())(
         f"{name}: {len(failed)} of {len(downloads)} files are missing, everything else is there.\n"
-        f"{reasons}\n  Then run again: kdedge data fetch {name}"
+        f"{reasons}\n"
+        f"  Then run again: kdedge data fetch {name} --data {shlex.quote(str(root))}"
     )

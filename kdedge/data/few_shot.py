@@ -21,6 +21,7 @@ from kdedge._files import explain_os_error, write_atomic
 from kdedge.config.recipe import DataSpec, SourceSpec
 from kdedge.data.benchmarks import load_benchmark
 from kdedge.data.benchmarks._coop_split import PARTS, BenchmarkSource, Split, read_split
+from kdedge.data.benchmarks._origins import is_there
 from kdedge.data.classes import benchmark_root
 from kdedge.data.sources._protocol import Source
 from kdedge.data.split import few_shot
@@ -140,7 +141,10 @@ def _find_list(spec: SourceSpec, *, shots: int, seed: int, data: DataSpec) -> _L
         return None
     folder = benchmark_root(data) / load_benchmark(spec.benchmark).folder
     file = list_file(folder, shots=shots, seed=seed)
-    return _List(file, spec.benchmark, shots, read_split(file)) if file.exists() else None
+    if not is_there(file):
+        return None
+    split = read_split(file, remedy="Remove it, so that the shots are drawn anew.")
+    return _List(file, spec.benchmark, shots, split)
 
 
 def list_file(folder: Path, *, shots: int, seed: int) -> Path:
@@ -158,17 +162,20 @@ def keep_list(spec: SourceSpec, *, shots: int, seed: int, data: DataSpec) -> Pat
         data: says where the benchmark sets are.
 
     Returns:
-        The file; None where the images are of no set's training part, or nothing may be written
-        there.
+        The file; None where the images are of no set's training part, nothing may be written
+        there, or the set's parts are not the published ones: a list would pass for one of CoOp's.
     """
     if spec.benchmark is None or spec.part != "train":
         return None
     benchmark, root = load_benchmark(spec.benchmark), benchmark_root(data)
+    folder = root / benchmark.folder
     if "train" not in benchmark.n_images:  # a variant of ImageNet: its test images once more
         return None
-    file = list_file(root / benchmark.folder, shots=shots, seed=seed)
+    file = list_file(folder, shots=shots, seed=seed)
     if file.exists():
         return file
+    if not benchmark.has_published_parts(folder):
+        return None
     names = benchmark.class_names(root)
     draws = Draws(spec, shots=shots, seed=seed, data=data)
     rows: dict[str, list[list[str | int]]] = {part: [] for part in PARTS}

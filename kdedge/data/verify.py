@@ -13,8 +13,10 @@ from kdedge._progress import progress
 from kdedge.data.benchmarks import Benchmark, load_benchmark
 from kdedge.data.benchmarks._coop_set import CoopSet
 from kdedge.data.benchmarks._coop_split import BenchmarkSource
+from kdedge.data.benchmarks._origins import MissingPartsError
 from kdedge.data.fetch import missing
 from kdedge.data.images import BadImage, scan
+from kdedge.data.sources._protocol import is_file
 from kdedge.errors import DataError, KdedgeError
 
 log = logging.getLogger(__name__)
@@ -77,8 +79,8 @@ def verify(name: str, root: Path, *, read_images: bool) -> Verification:
     """
     benchmark = load_benchmark(name)
     folder = root / benchmark.folder
-    absent = missing(benchmark.downloads, folder)
-    problems = [f"{folder / wanted.gives} is missing." for wanted in absent]
+    absent = (folder / wanted.gives for wanted in missing(benchmark.downloads, folder))
+    problems = [f"{path} is missing." for path in absent]
     problems += _wrong_files(benchmark, folder)
     parts: list[PartFound] = []
     class_names: tuple[str, ...] | None = None
@@ -87,9 +89,10 @@ def verify(name: str, root: Path, *, read_images: bool) -> Verification:
         for part in benchmark.n_images:
             source = benchmark.open_source(root, part=part, class_names=class_names, labeled=True)
             parts.append(_look_at(benchmark, part, source, read_images=read_images))
+    except MissingPartsError:  # which are among the problems
+        pass
     except DataError as error:
-        if not absent:  # else that is why, and said already
-            problems.append(str(error))
+        problems.append(str(error))
     for found in parts:
         problems += _part_problems(found, len(class_names or ()))
     if class_names is not None:
@@ -141,7 +144,7 @@ def _look_at(
     benchmark: Benchmark, part: str, source: BenchmarkSource, *, read_images: bool
 ) -> PartFound:
     n_images = len(source.items)
-    n_missing = sum(not source.path(i).is_file() for i in range(n_images))
+    n_missing = sum(not is_file(source.path(i)) for i in range(n_images))
     bad = None
     if read_images:
         with progress(f"reading {part}", n_images) as advance:

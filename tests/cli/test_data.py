@@ -114,6 +114,16 @@ def test_the_list_has_every_set(kdedge):
     assert [line.split()[0] for line in out.splitlines()] == ["set", *list_benchmarks()]
 
 
+def test_a_set_that_cannot_be_looked_at_is_listed_with_the_others(kdedge, tmp_path):
+    # As a folder that may not be looked into, but whoever asks
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/dtd").symlink_to("n" * 300)
+    code, out, _ = kdedge("list")
+    assert code == 0
+    here = {line.split()[0]: line.split()[3] for line in out.splitlines()}
+    assert (here["dtd"], here["sun397"]) == ("unknown", "no")
+
+
 def test_a_set_is_shown_with_what_is_missing_and_where_it_is(kdedge, published, tmp_path):
     (tmp_path / "data/sun397/SUN397").mkdir(parents=True)
     _, out, _ = kdedge("show", "sun397")
@@ -135,6 +145,15 @@ def test_a_set_that_differs_ends_in_exit_code_3_after_the_table(kdedge, publishe
         "val has 1 images that cannot be read.\ntest lacks the files of 1 of 2 images.\n"
     )
     assert "data/sun397 is not the published sun397: 2 differences." in err
+    assert err.endswith("Move what differs away and run: kdedge data fetch sun397\n")
+
+
+def test_what_is_missing_as_a_whole_is_fetched(kdedge, published, tmp_path):
+    kdedge("fetch", "sun397")
+    (tmp_path / "data/sun397" / sun397.SPLIT_FILE).unlink()
+    code, _, err = kdedge("verify", "sun397")
+    assert code == 3
+    assert err.endswith("What is missing is fetched by: kdedge data fetch sun397\n")
 
 
 def test_without_a_network_the_exit_code_is_4(kdedge, monkeypatch):

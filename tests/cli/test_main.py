@@ -15,6 +15,7 @@ import click
 import pytest
 
 from kdedge.cli import main as entry
+from kdedge.cli._output import set_up_logging
 from kdedge.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
@@ -249,3 +250,13 @@ def test_json_results_are_one_object_on_stdout():
         done = kdedge(name, "--json")
         assert (done.returncode, done.stderr) == (0, "")
         assert isinstance(json.loads(done.stdout), dict)
+
+
+def test_a_warning_is_told_once_a_command_and_a_message_each_time(capsys):
+    for _ in range(2):
+        logger = set_up_logging()
+        for _ in range(2):
+            logger.warning("%s is not there.", "classnames.txt")
+            logger.info("working")
+    warning = "kdedge: warning: classnames.txt is not there.\n"
+    assert capsys.readouterr().err == (warning + "working\n" + "working\n") * 2

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -173,6 +174,25 @@ def test_a_wrong_size_is_seen_before_the_file_is_fetched(server, file_server, fe
     assert left_in(folder) == set()
 
 
+def test_a_body_without_end_is_given_up_at_the_size_of_the_file(
+    server, file_server, fetch_files, folder
+):
+    url = server.give("/a", file_server.Answer(BODY, has_length=False))
+    with pytest.raises(DataError, match=r"127\.0\.0\.1 sends more than 1000 bytes"):
+        fetch_files(plain(url, n_bytes=1000))
+    assert left_in(folder) == set()
+
+
+def test_a_body_without_a_length_that_ends_early_is_gone_on_with(
+    server, file_server, fetch_files, folder
+):
+    cut = file_server.Answer(BODY, has_length=False, cut=300_000)
+    url = server.give("/a", cut, file_server.Answer(BODY))
+    fetch_files(plain(url, n_bytes=len(BODY)))
+    assert (folder / FILE).read_bytes() == BODY
+    assert server.requests == [("/a", ""), ("/a", "bytes=300000-")]
+
+
 @pytest.mark.parametrize("status", [403, 404, 410, 500, 503])
 def test_the_next_address_is_tried_where_one_fails(
     status, server, file_server, fetch_files, folder
@@ -235,10 +255,22 @@ def test_a_redirect_loop_ends(server, file_server, fetch_files):
         fetch_files(plain(server.give("/a", there)))
 
 
-@pytest.mark.parametrize("target", ["ftp://files.test/a", "file:///etc/passwd"])
-def test_a_redirect_to_another_protocol_is_not_followed(target, server, file_server, fetch_files):
-    moved = file_server.Answer(status=302, headers={"Location": target})
-    with pytest.raises(SetupError, match=r"To fetch it by hand"):
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("ftp://files.test/a", "from http to ftp, which is not followed"),
+        ("file:///etc/passwd", "sends on to file:///etc/passwd, which is not followed"),
+        ("data:text/plain,x", "sends on to data:text/plain,x, which is not followed"),
+        (None, "sends on without saying where to"),
+        ("http://[files.test/", "sends on to an address that is none: Invalid IPv6 URL"),
+        (f"http://{'n' * 80}.test/", "sends on to an address that is none: "),
+    ],
+)
+def test_a_redirect_to_where_nothing_is_asked_is_not_followed(
+    target, message, server, file_server, fetch_files
+):
+    moved = file_server.Answer(status=302, headers={"Location": target} if target else {})
+    with pytest.raises(SetupError, match=rf"{re.escape(message)}[\s\S]*To fetch it by hand"):
         fetch_files(plain(server.give("/a", moved)))
 
 
@@ -252,6 +284,24 @@ def test_a_redirect_from_https_to_http_is_not_followed():
         _SafeRedirects().redirect_request(
             request, io.BytesIO(), 302, "Found", None, "http://files.test/a"
         )
+
+
+@pytest.mark.parametrize("status", [200, 204])
+def test_an_empty_file_sends_to_the_next_address(status, server, file_server, fetch_files, folder):
+    empty = server.give("/empty", file_server.Answer(status=status))
+    fetch_files(plain(empty, server.give("/a", file_server.Answer(BODY))))
+    assert (folder / FILE).read_bytes() == BODY
+    (folder / FILE).unlink()
+    with pytest.raises(DataError, match=rf"What {empty} gives is empty"):
+        fetch_files(plain(empty))
+    assert left_in(folder) == set()
+
+
+def test_what_a_server_says_cannot_change_the_terminal(server, file_server, fetch_files):
+    moved = file_server.Answer(status=302, headers={"Location": "file:///\x1b[31m\x07"})
+    with pytest.raises(SetupError) as caught:
+        fetch_files(plain(server.give("/a", moved)))
+    assert str(caught.value).replace("\n", "").isprintable()
 
 
 def test_a_page_instead_of_the_file_is_said(server, file_server, fetch_files, folder):
@@ -278,7 +328,7 @@ def test_a_machine_without_a_network_is_told_at_once_what_to_fetch_by_hand(fetch
     assert "127.0.0.1 cannot be reached: Connection refused" in message
     assert f"put it at {folder / FILE}. It is at:" in message
     assert all(url in message for url in urls)
-    assert message.endswith("Then run again: kdedge data fetch sun397")
+    assert message.endswith(f"Then run again: kdedge data fetch sun397 --data {folder.parent}")
 
 
 def test_a_manual_download_is_named_after_everything_else_was_fetched(
@@ -365,6 +415,55 @@ def test_what_a_killed_fetch_left_of_a_complete_set_is_removed(
     assert left_in(folder) == {"images"}
 
 
+def test_an_archive_put_in_the_place_of_a_damaged_one_stays(
+    server, file_server, fetch_files, folder
+):
+    url = server.give("/a", file_server.Answer(tar_of(IMAGES)[:-20]))
+    archive = Download(name="a.tgz", urls=(url,), gives="images", unpack="tar")
+    with pytest.raises(DataError, match=r"a\.tgz cannot be unpacked"):
+        fetch_files(archive)
+    (folder / "a.tgz").write_bytes(tar_of(IMAGES))
+    assert fetch_files(archive).kept == ("a.tgz",)
+    assert left_in(folder) == {"images", "a.tgz"}
+
+
+def test_what_a_kill_has_left_of_unpacking_is_removed_once_all_is_there(fetch_files, folder):
+    (folder / "images").mkdir(parents=True)
+    (folder / ".unpacking-a.tgz/all").mkdir(parents=True)
+    (folder / ".unpacking-a.tgz/all/half.jpg").touch()
+    fetch_files(Download(name="a.tgz", urls=(), gives="images", unpack="tar"))
+    assert {path.name for path in folder.iterdir()} == {"images"}
+
+
+def test_what_is_begun_of_an_archive_that_gives_more_is_kept(
+    server, file_server, fetch_files, folder
+):
+    cut = file_server.Answer(zip_of({"one/a": b"a", "two/b": BODY}), cut=300_000, has_ranges=False)
+    zipped = Download(
+        name="m.zip", urls=(server.give("/m", cut),), gives="", unpack="zip", top=None
+    )
+    one, two = (
+        Download(
+            name=f"{name}.tgz",
+            urls=(server.give(f"/{name}", answer),),
+            gives=name,
+            unpack="tar",
+            mirror=replace(zipped, gives=name),
+        )
+        for name, answer in (
+            ("one", file_server.Answer(tar_of({"one/a": b"a"}))),
+            ("two", file_server.Answer(status=404)),
+        )
+    )
+    with pytest.raises(SetupError, match="ended after 300000 of"):
+        fetch_files(one, two)
+    assert left_in(folder) == {"one", "m.zip.part", "m.zip.part.json"}
+    server.give("/m", replace(cut, cut=None))
+    fetch_files(one, two)
+    assert (folder / "two/b").read_bytes() == BODY
+    assert left_in(folder) == {"one", "two"}
+
+
 def test_two_fetches_at_once_are_refused(server, file_server, fetch_files, folder):
     from kdedge._lock import locked
 
@@ -432,6 +531,33 @@ def test_a_mirror_that_was_begun_is_gone_on_with(server, file_server, fetch_file
     fetch_files(mirrored(gone, other, body))
     assert sum(path == "/gone" for path, _ in server.requests) == n_asked
     assert left_in(folder) == {"images"}
+
+
+def test_where_a_mirror_that_was_begun_is_gone_the_file_itself_is_asked_for_again(
+    server, file_server, fetch_files, folder
+):
+    body = zip_of({"images/a.jpg": os.urandom(1 << 20)})
+    cut = file_server.Answer(body, cut=300_000, has_ranges=False)
+    other = server.give("/m", cut, cut, cut, file_server.Answer(status=404))
+    file = file_server.Answer(tar_of(IMAGES))
+    down = file_server.Answer(status=404)
+    wanted = mirrored(server.give("/a", down, file), other, body)
+    with pytest.raises(SetupError, match="ended after 300000 of"):
+        fetch_files(wanted)
+    fetch_files(wanted)
+    assert (folder / "images/b/c.jpg").read_bytes() == b"c"
+    assert left_in(folder) == {"images"}
+
+
+def test_where_neither_a_file_nor_its_mirror_comes_both_are_named(
+    server, file_server, fetch_files, folder
+):
+    gone = server.give("/gone", file_server.Answer(status=404))
+    with pytest.raises(SetupError) as caught:
+        fetch_files(mirrored(gone, "http://127.0.0.1:9/m", b"x"))
+    message = str(caught.value)
+    assert f"put it at {folder / 'a.tgz'}. It is at:\n      {gone}\n" in message
+    assert f"put it at {folder / 'm.zip'}. It is at:\n      http://127.0.0.1:9/m\n" in message
 
 
 def test_a_mirror_is_not_asked_where_the_file_comes(server, file_server, fetch_files, folder):

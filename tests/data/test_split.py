@@ -76,7 +76,7 @@ def test_the_shots_of_a_split_files_base_classes_are_coops(seed, tmp_path):
     file = tmp_path / "split.json"
     file.write_text(json.dumps({"train": rows, "val": [], "test": tests}))
 
-    split = read_split(file)
+    split = read_split(file, remedy="")
     names = split.class_names
     source = open_part(tmp_path, split, part="train", class_names=names, labeled=True)
     labels = [item.label for item in source.items]

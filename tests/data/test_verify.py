@@ -117,6 +117,25 @@ def test_class_names_are_compared_with_those_of_the_sets_own_files(root):
     assert verify("sun397", root, read_images=False).problems == ()
 
 
+def test_an_image_whose_name_no_file_can_have_is_missing(root):
+    path = root / sun397.SET.folder / sun397.SPLIT_FILE
+    rows = [["a/2.jpg", 0, "abbey"], [f"c/{'n' * 300}.jpg", 1, "church"]]
+    path.write_text(json.dumps({**SPLIT, "val": rows}))
+    found = verify("sun397", root, read_images=True)
+    assert found.problems == ("val lacks the files of 1 of 2 images.",)
+
+
+def test_what_is_wrong_is_said_beside_what_is_missing(root):
+    folder = root / sun397.SET.folder
+    (folder / sun397.SPLIT_FILE).unlink()
+    (folder / "ClassName.txt").write_text("/a/abbey\n/c/church\n")
+    for name in ("Training_01.txt", "Testing_01.txt"):
+        (folder / name).write_text("/a/abbey/1.jpg\n/c/chapel/1.jpg\n")
+    missing, wrong = verify("sun397", root, read_images=False).problems
+    assert missing == f"{folder / sun397.SPLIT_FILE} is missing."
+    assert wrong.startswith(f"{folder / 'Training_01.txt'} has '/c/chapel/1.jpg', expected")
+
+
 def test_what_is_missing_is_named_once(tmp_path):
     found = verify("sun397", tmp_path, read_images=False)
     folder = tmp_path / sun397.SET.folder

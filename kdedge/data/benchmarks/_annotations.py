@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,38 +35,78 @@ def unexpected(path: Path, got: str, expected: str) -> DataError:
     )
 
 
-def read_mat(path: Path) -> dict[str, Any]:
-    """Gives the variables of a MATLAB file, arrays without dimensions of length 1.
+@contextlib.contextmanager
+def well_formed(path: Path) -> Iterator[None]:
+    """Context in which a file's values are taken apart: what does not fit is the file's fault.
+
+    Raises:
+        DataError: a value is missing, or of another kind than in the published file.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"{path} has other values than the published file: {type(error).__name__},"
+            f" {error!s:.80}.\n  Get the set's file once more."
+        ) from error
+
+
+def read_mat(path: Path, name: str) -> Any:
+    """Gives a variable of a MATLAB file, an array without dimensions of length 1.
 
     Raises:
         MissingPackage: scipy, which reads them, is not installed.
-        DataError: it cannot be read, or is no such file.
+        DataError: it cannot be read, is no such file, or has no variable of that name.
     """
     try:
         from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
     except ImportError as error:
         raise MissingPackage(
             "scipy", extra="data", purpose=f"Reading {path.name}, as there is no split file,"
         ) from error
+    # What it has been seen to raise on damaged files
+    damaged = (
+        *(OSError, ValueError, TypeError, LookupError, ArithmeticError, NameError),
+        *(NotImplementedError, zlib.error, MatReadError),
+    )
     try:
-        values: dict[str, Any] = loadmat(path, squeeze_me=True)
-    except (OSError, ValueError, NotImplementedError, TypeError) as error:
+        values = loadmat(path, squeeze_me=True)
+    except damaged as error:
         raise DataError(
             f"{path} cannot be read as a MATLAB file: {error}.\n  Get the set's file once more."
         ) from error
-    return values
+    with well_formed(path):
+        return values[name]
 
 
 def folders_in(folder: Path) -> list[str]:
-    """Gives the names of the folders in a folder, sorted, without hidden ones."""
-    names = (path.name for path in folder.iterdir() if path.is_dir())
-    return sorted(name for name in names if not name.startswith("."))
+    """Gives the names of the folders in a folder, sorted, without hidden ones.
+
+    Raises:
+        DataError: it cannot be listed.
+    """
+    return sorted(path.name for path in _listed(folder) if path.is_dir())
 
 
 def images_in(folder: Path) -> list[str]:
-    """Gives the names of the image files in a folder, sorted, without hidden ones."""
-    names = (path.name for path in folder.iterdir() if not path.name.startswith("."))
-    return sorted(name for name in names if name.lower().endswith(_SUFFIXES))
+    """Gives the names of the image files in a folder, sorted, without hidden ones.
+
+    Raises:
+        DataError: it cannot be listed.
+    """
+    return sorted(path.name for path in _listed(folder) if path.name.lower().endswith(_SUFFIXES))
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What is in a folder and not hidden."""
+    try:
+        return [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be listed: {str(error.strerror).lower()}.\n"
+            "  Get the set's images once more."
+        ) from error
 
 
 _SUFFIXES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)

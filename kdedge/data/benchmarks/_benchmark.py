@@ -35,6 +35,14 @@ class Benchmark(ABC):
     n_images: Mapping[str, int]
     downloads: tuple[Download, ...]
 
+    def has_published_parts(self, folder: Path) -> bool:
+        """Whether its parts are those of the published tables; else a rule makes others.
+
+        Args:
+            folder: its own.
+        """
+        return True
+
     @abstractmethod
     def class_names(self, root: Path) -> tuple[str, ...]:
         """Gives the names in label order.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ from kdedge.data.benchmarks._coop_split import (
     BenchmarkSource,
     Split,
     check_counts,
+    check_rows,
     open_part,
     read_split,
 )
-from kdedge.data.benchmarks._origins import describe, require
+from kdedge.data.benchmarks._origins import describe, is_there, require
 
 log = logging.getLogger(__name__)
 
@@ -51,18 +53,36 @@ class CoopSet(Benchmark):
         source = open_part(
             folder / self.image_root, split, part=part, class_names=class_names, labeled=labeled
         )
-        if part == "test" and self.split_file is not None and not self.has_split(folder):
+        if part == "test" and not self.has_published_parts(folder):
             log.warning(
                 "%s is not there, so the set's own rule divides the images: this is not CoOp's"
                 " split, and accuracies do not compare with published ones.\n  To get it: %s.",
-                folder / self.split_file,
+                folder / str(self.split_file),
                 self._origin,
             )
         return source
 
+    def has_published_parts(self, folder: Path) -> bool:
+        """See `Benchmark.has_published_parts`."""
+        return self.split_file is None or self.has_split(folder)
+
     def has_split(self, folder: Path) -> bool:
         """Whether CoOp's file is in the set's folder."""
-        return self.split_file is not None and (folder / self.split_file).exists()
+        return self.split_file is not None and is_there(folder / self.split_file)
+
+    def read_split(self, folder: Path) -> Split:
+        """Reads CoOp's file, which is in the set's folder.
+
+        Raises:
+            DataError: it is not a split file.
+        """
+        file = folder / str(self.split_file)
+        root = shlex.quote(str(folder.parent))
+        remedy = (
+            f"Remove it and run: kdedge data fetch {self.name} --data {root}\n"
+            f"  Or put the published file in its place: {self._origin}."
+        )
+        return read_split(file, remedy=remedy)
 
     @property
     def _origin(self) -> str:
@@ -74,13 +94,14 @@ class CoopSet(Benchmark):
         folder = root / self.folder
         is_split = self.has_split(folder)
         needed = (self.images if with_images else ()) + (() if is_split else self.own_reads)
-        if not all((folder / path).exists() for path in needed):
+        if not all(is_there(folder / path) for path in needed):
             split_file = () if self.split_file is None else (self.split_file,)
             require(self.name, folder, (*self.images, *split_file), self.downloads)
-        if is_split and self.split_file is not None:
-            split, what = read_split(folder / self.split_file), str(folder / self.split_file)
+        if is_split:
+            split, what = self.read_split(folder), str(folder / str(self.split_file))
         else:
             split, what = self.own_split(folder), f"{folder}, by the set's own rule,"
+            check_rows(split, what=str(folder))
         check_counts(
             split,
             what=what,

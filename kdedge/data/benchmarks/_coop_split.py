@@ -6,6 +6,8 @@ A split file is a JSON object with `train`, `val` and `test`, each a list of
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -56,13 +58,24 @@ class BenchmarkSource:
         return read_file(self.path(i))
 
 
-def read_split(path: Path) -> Split:
+def read_split(path: Path, *, remedy: str) -> Split:
     """Reads and checks a split file.
+
+    Args:
+        path: the file.
+        remedy: what to do where it is not as it should be, a sentence.
 
     Raises:
         DataError: not a split file; a path leaves the image folder; labels are not 0 to n - 1; a
             label has two names or a name two labels; an image is listed twice.
     """
+    try:
+        return _read_split(path)
+    except DataError as error:
+        raise DataError(f"{error}\n  {remedy}") from error
+
+
+def _read_split(path: Path) -> Split:
     value = read_json(path)
     if not isinstance(value, dict) or not set(PARTS) <= set(value):
         raise DataError(f"{path} is not a split file: expected the keys train, val and test.")
@@ -95,21 +108,54 @@ def _read_entry(entry: Any, where: str) -> tuple[str, int, str]:
         and isinstance(entry[2], str)
         and bool(entry[0])
         and bool(entry[2])
+        and entry[2].isprintable()
     )
     if not is_entry:
         raise DataError(f"{where} is {entry!r:.80}, expected [path, label, class name].")
-    path = PurePosixPath(entry[0])
-    if path.is_absolute() or ".." in path.parts or "\0" in entry[0] or "\\" in entry[0]:
-        raise DataError(f"{where}: {entry[0]!r} leads out of the image folder.")
-    return path.as_posix(), entry[1], entry[2]
+    _check_path(entry[0], where)
+    return PurePosixPath(entry[0]).as_posix(), entry[1], entry[2]
+
+
+def _check_path(text: str, where: str) -> None:
+    path = PurePosixPath(text)
+    if path.is_absolute() or ".." in path.parts or "\0" in text or "\\" in text:
+        raise DataError(f"{where}: {text!r:.200} leads out of the image folder.")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: {text!r:.200} cannot be the name of a file.") from error
+
+
+def check_rows(split: Split, *, what: str) -> None:
+    """Checks what a set's own rule has made of annotations, which are a stranger's.
+
+    Args:
+        split: as made.
+        what: where it was read from.
+
+    Raises:
+        DataError: a path leaves the image folder, a label has no name, a name has two labels.
+    """
+    if len(set(split.class_names)) != len(split.class_names):
+        raise DataError(f"{what} has a class name twice.\n  Get the set's files once more.")
+    for path, label in itertools.chain.from_iterable(split.parts.values()):
+        _check_path(path, what)
+        if not 0 <= label < len(split.class_names):
+            raise DataError(
+                f"{what}: {path} is of class {label}, counted from 0, and there are names of"
+                f" {len(split.class_names)}.\n  Get the set's files once more."
+            )
 
 
 def _contiguous_names(names: Mapping[int, str], path: Path) -> tuple[str, ...]:
-    if sorted(names) != list(range(len(names))) or not names:
-        missing = sorted(set(range(max(names, default=0) + 1)) - set(names))[:5]
+    if not names:
+        raise DataError(f"{path} lists no images.")
+    if sorted(names) != list(range(len(names))):
+        # Some, and not all up to the last label, which may be any number
+        missing = [*itertools.islice((i for i in itertools.count() if i not in names), 5)]
         raise DataError(
-            f"{path} has {len(names)} labels from {min(names, default=0)} to"
-            f" {max(names, default=0)}, expected 0 to {len(names) - 1}; without images: {missing}."
+            f"{path} has {len(names)} labels from {min(names)} to {max(names)}, expected 0 to"
+            f" {len(names) - 1}; without images: {[i for i in missing if i < max(names)]}."
         )
     if len(set(names.values())) != len(names):
         raise DataError(

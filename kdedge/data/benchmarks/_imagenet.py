@@ -21,7 +21,7 @@ from kdedge.data.benchmarks._annotations import folders_in, images_in, read_line
 from kdedge.data.benchmarks._benchmark import Benchmark
 from kdedge.data.benchmarks._coop_split import BenchmarkSource, Split, open_part
 from kdedge.data.benchmarks._download import Download
-from kdedge.data.benchmarks._origins import describe, google_drive, require
+from kdedge.data.benchmarks._origins import describe, google_drive, is_there, require
 from kdedge.errors import DataError, MissingPackage
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class FolderSet(Benchmark):
     def class_names(self, root: Path) -> tuple[str, ...]:
         """See `Benchmark.class_names`: sorted by WordNet id, those that have a folder."""
         folders = dict.fromkeys(self.images.values())
-        there = [images for images in folders if (root / self.folder / images).is_dir()]
+        there = [images for images in folders if is_there(root / self.folder / images)]
         if not there:
             self._require(root, folders)
         return tuple(self._names(root, there[0]).values())
@@ -117,7 +117,7 @@ class FolderSet(Benchmark):
 def _read_names(root: Path, folder: str) -> dict[str, str]:
     """WordNet id -> class name, of all 1000 and in their order, no name twice."""
     files = [root / place / CLASS_NAMES for place in (folder, _IMAGENET)]
-    file = next((file for file in files if file.exists()), None)
+    file = next((file for file in files if is_there(file)), None)
     names = _names_of_open_clip(files[0]) if file is None else _names_of_file(file)
     counts = Counter(names.values())
     for wordnet_id, name in _WORDNET_NAMES.items():

@@ -15,9 +15,41 @@ MIRROR = "https://huggingface.co/zhengli97/prompt_learning_dataset"
 _DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
 
 
+class MissingPartsError(DataError):
+    """Parts of a set are not in its folder."""
+
+
 def google_drive(file_id: str) -> str:
     """Gives the address of a file on Google Drive, without the page that asks about large ones."""
     return f"{_DRIVE}{file_id}"
+
+
+def mirror(
+    name: str,
+    gives: str,
+    *,
+    top: str | None = None,
+    sha256: str | None = None,
+    n_bytes: int | None = None,
+) -> Download:
+    """Gives a set's zip in the mirror, for one part of it.
+
+    Args:
+        name: of the zip.
+        gives: see `Download`, as all others.
+        top: None takes `gives` alone, wherever it is in the zip.
+        sha256: as the mirror's page has it.
+        n_bytes: as above.
+    """
+    return Download(
+        name=name,
+        urls=(f"{MIRROR}/resolve/main/{name}",),
+        gives=gives,
+        sha256=sha256,
+        n_bytes=n_bytes,
+        unpack="zip",
+        top=top,
+    )
 
 
 def describe(download: Download) -> str:
@@ -32,6 +64,21 @@ def describe(download: Download) -> str:
     return url if download.unpack is None else f"Unpack {what} from {url}"
 
 
+def is_there(path: Path) -> bool:
+    """Whether a path exists.
+
+    Raises:
+        DataError: the folder that it is in may not be looked into.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be looked at: {str(error.strerror).lower()}.\n"
+            "  Give yourself the right to read the folders of the sets, or name others."
+        ) from error
+
+
 def require(name: str, folder: Path, needed: Iterable[str], downloads: Sequence[Download]) -> None:
     """Checks that parts of a set are in its folder.
 
@@ -42,15 +89,15 @@ def require(name: str, folder: Path, needed: Iterable[str], downloads: Sequence[
         downloads: all of the set's.
 
     Raises:
-        DataError: naming each missing one, where to get it, and where to put it.
+        MissingPartsError: naming each missing one, where to get it, and where to put it.
     """
     needed = list(dict.fromkeys(needed))
-    missing = [path for path in needed if not (folder / path).exists()]
+    missing = [path for path in needed if not is_there(folder / path)]
     if not missing:
         return
     origins = {download.gives: describe(download) for download in downloads}
     lines = "\n".join(f"  {folder / path}: {origins[path]}" for path in missing)
-    raise DataError(
+    raise MissingPartsError(
         f"{folder} lacks {len(missing)} of {len(needed)} parts of the set. To get them:\n"
         f"  kdedge data fetch {name} --data {shlex.quote(str(folder.parent))}\n"
         f"  Or by hand:\n{lines}\n"

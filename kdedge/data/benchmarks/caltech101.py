@@ -13,7 +13,7 @@ from kdedge.data.benchmarks._annotations import folders_in
 from kdedge.data.benchmarks._coop_set import CoopSet
 from kdedge.data.benchmarks._coop_split import Split
 from kdedge.data.benchmarks._download import Download
-from kdedge.data.benchmarks._origins import google_drive
+from kdedge.data.benchmarks._origins import google_drive, mirror
 from kdedge.data.benchmarks._own_split import class_folders_in_three
 
 IMAGES = "101_ObjectCategories"
@@ -58,6 +58,7 @@ SET = CoopSet(
             sha256="af6ece2f339791ca20f855943d8b55dd60892c0a25105fcd631ee3d6430f9926",
             n_bytes=131_740_031,
             unpack="tar",
+            mirror=mirror("caltech-101.zip", IMAGES),
         ),
         Download(
             name=SPLIT_FILE,

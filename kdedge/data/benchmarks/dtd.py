@@ -12,7 +12,7 @@ from kdedge.data.benchmarks._annotations import folders_in
 from kdedge.data.benchmarks._coop_set import CoopSet
 from kdedge.data.benchmarks._coop_split import Split
 from kdedge.data.benchmarks._download import Download
-from kdedge.data.benchmarks._origins import google_drive
+from kdedge.data.benchmarks._origins import google_drive, mirror
 from kdedge.data.benchmarks._own_split import class_folders_in_three
 
 IMAGES = "images"
@@ -46,6 +46,12 @@ SET = CoopSet(
             n_bytes=625_239_812,
             unpack="tar",
             top="dtd",
+            mirror=mirror(
+                "dtd.zip",
+                IMAGES,
+                sha256="5ba4d3000e60f5541ba15a082033ca0696eee68125e9c28edff3dbe22f04313b",
+                n_bytes=626_071_992,
+            ),
         ),
         Download(
             name=SPLIT_FILE,

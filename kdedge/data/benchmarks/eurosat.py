@@ -11,7 +11,7 @@ from pathlib import Path
 from kdedge.data.benchmarks._coop_set import CoopSet
 from kdedge.data.benchmarks._coop_split import Split
 from kdedge.data.benchmarks._download import Download
-from kdedge.data.benchmarks._origins import google_drive
+from kdedge.data.benchmarks._origins import google_drive, mirror
 from kdedge.data.benchmarks._own_split import class_folders_in_three
 
 IMAGES = "2750"
@@ -55,6 +55,12 @@ SET = CoopSet(
             sha256="8ebea626349354c5328b142b96d0430e647051f26efc2dc974c843f25ecf70bd",
             n_bytes=94_280_567,
             unpack="zip",
+            mirror=mirror(
+                "eurosat.zip",
+                IMAGES,
+                sha256="cedceda1690cad47bc3b41eb6bf2d0a134ec7413558128409928829f06c74613",
+                n_bytes=94_808_536,
+            ),
         ),
         Download(
             name=SPLIT_FILE,

@@ -12,6 +12,7 @@ from kdedge.data.benchmarks._annotations import read_lines, unexpected
 from kdedge.data.benchmarks._coop_set import CoopSet
 from kdedge.data.benchmarks._coop_split import PARTS, Split
 from kdedge.data.benchmarks._download import Download
+from kdedge.data.benchmarks._origins import mirror
 
 IMAGES = "images"
 _NAMES = "variants.txt"
@@ -57,6 +58,7 @@ SET = CoopSet(
             n_bytes=2_770_575_360,
             unpack="tar",
             top="fgvc-aircraft-2013b/data",
+            mirror=mirror("fgvc_aircraft.zip", IMAGES, top="fgvc_aircraft"),  # with its lists
         ),
     ),
     own_split=_own_split,

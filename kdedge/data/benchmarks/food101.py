@@ -13,7 +13,7 @@ from kdedge.data.benchmarks._annotations import folders_in
 from kdedge.data.benchmarks._coop_set import CoopSet
 from kdedge.data.benchmarks._coop_split import Split
 from kdedge.data.benchmarks._download import Download
-from kdedge.data.benchmarks._origins import google_drive
+from kdedge.data.benchmarks._origins import google_drive, mirror
 from kdedge.data.benchmarks._own_split import class_folders_in_three
 
 IMAGES = "images"
@@ -49,6 +49,7 @@ SET = CoopSet(
             n_bytes=4_996_278_331,
             unpack="tar",
             top="food-101",
+            mirror=mirror("food101.zip", IMAGES),
         ),
         Download(
             name=SPLIT_FILE,

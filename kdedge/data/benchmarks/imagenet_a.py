@@ -16,6 +16,7 @@ from kdedge.data.benchmarks._imagenet import (
     LICENSE_OF_VARIANTS,
     FolderSet,
 )
+from kdedge.data.benchmarks._origins import mirror
 
 IMAGES = "imagenet-a"
 
@@ -39,6 +40,7 @@ SET = FolderSet(
             sha256="3bb3632277e6ba6392ea64c02ddbf4dd2266c9caffd6bc09c9656d28f012589e",
             n_bytes=687_552_512,
             unpack="tar",
+            mirror=mirror("imagenet-adversarial.zip", IMAGES),
         ),
         CLASS_NAMES_DOWNLOAD,
     ),

@@ -16,6 +16,7 @@ from kdedge.data.benchmarks._imagenet import (
     LICENSE_OF_VARIANTS,
     FolderSet,
 )
+from kdedge.data.benchmarks._origins import mirror
 
 IMAGES = "imagenet-r"
 
@@ -39,6 +40,7 @@ SET = FolderSet(
             sha256="18c6bf493b39a0d975d48e587437f562caab9c52ae6327dcfa9dd8eb54aa1b52",
             n_bytes=2_191_079_936,
             unpack="tar",
+            mirror=mirror("imagenet-rendition.zip", IMAGES),
         ),
         CLASS_NAMES_DOWNLOAD,
     ),

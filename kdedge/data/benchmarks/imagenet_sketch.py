@@ -15,7 +15,7 @@ from kdedge.data.benchmarks._imagenet import (
     LICENSE_OF_VARIANTS,
     FolderSet,
 )
-from kdedge.data.benchmarks._origins import google_drive
+from kdedge.data.benchmarks._origins import google_drive, mirror
 
 IMAGES = "images"
 
@@ -41,6 +41,7 @@ SET = FolderSet(
             unpack="zip",
             into=IMAGES,
             top="sketch",
+            mirror=mirror("imagenet-sketch.zip", IMAGES),
         ),
         CLASS_NAMES_DOWNLOAD,
     ),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from kdedge.data.benchmarks._download import Download
 from kdedge.data.benchmarks._imagenet import CLASS_NAMES_DOWNLOAD, FolderSet
+from kdedge.data.benchmarks._origins import mirror
 
 IMAGES = "imagenetv2-matched-frequency-format-val"
 
@@ -39,6 +40,7 @@ SET = FolderSet(
             sha256="f0c37fdf925916b19ea1323cd9a2208cdb6959ba2c32eef2a7fc393835c9ca7c",
             n_bytes=1_264_079_360,
             unpack="tar",
+            mirror=mirror("imagenetv2.zip", IMAGES),
         ),
         CLASS_NAMES_DOWNLOAD,
     ),

@@ -11,11 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdedge._files import read_json
-from kdedge.data.benchmarks._annotations import read_mat
+from kdedge.data.benchmarks._annotations import read_mat, well_formed
 from kdedge.data.benchmarks._coop_set import CoopSet
 from kdedge.data.benchmarks._coop_split import Split
 from kdedge.data.benchmarks._download import Download
-from kdedge.data.benchmarks._origins import google_drive
+from kdedge.data.benchmarks._origins import google_drive, mirror
 from kdedge.data.benchmarks._own_split import in_three
 
 IMAGES = "jpg"
@@ -26,10 +26,14 @@ _NAMES = "cat_to_name.json"
 
 def _own_split(folder: Path) -> Split:
     images: dict[int, list[str]] = {}
-    for number, label in enumerate(read_mat(folder / _LABELS)["labels"], 1):
-        images.setdefault(int(label) - 1, []).append(f"image_{number:05d}.jpg")
+    labels = read_mat(folder / _LABELS, "labels")
+    with well_formed(folder / _LABELS):
+        for number, label in enumerate(labels, 1):
+            images.setdefault(int(label) - 1, []).append(f"image_{number:05d}.jpg")
     names = read_json(folder / _NAMES)
-    return in_three([names[str(label + 1)] for label in sorted(images)], images)
+    with well_formed(folder / _NAMES):
+        class_names = [str(names[str(label + 1)]) for label in sorted(images)]
+    return in_three(class_names, images)
 
 
 SET = CoopSet(
@@ -54,6 +58,7 @@ SET = CoopSet(
             sha256="2d01ecc807db462958cfe3d92f57a8c252b4abd240eb955770201e45f783b246",
             n_bytes=344_862_509,
             unpack="tar",
+            mirror=mirror("oxford_flowers.zip", IMAGES),
         ),
         Download(
             name=SPLIT_FILE,

@@ -14,7 +14,7 @@ from kdedge.data.benchmarks._annotations import read_lines, unexpected
 from kdedge.data.benchmarks._coop_set import CoopSet
 from kdedge.data.benchmarks._coop_split import Split
 from kdedge.data.benchmarks._download import Download
-from kdedge.data.benchmarks._origins import google_drive
+from kdedge.data.benchmarks._origins import google_drive, mirror
 from kdedge.data.benchmarks._own_split import with_official_test
 
 IMAGES = "images"
@@ -33,7 +33,9 @@ def _own_split(folder: Path) -> Split:
             if len(numbers) != 3 or not numbers[0].isdecimal():
                 raise unexpected(folder / file, line, "an image, its breed and two more numbers")
             label = int(numbers[0]) - 1
-            names[label] = stem.rpartition("_")[0].lower()
+            name = stem.rpartition("_")[0].lower()
+            if names.setdefault(label, name) != name:
+                raise unexpected(folder / file, line, f"a {names[label]}, as breed {label + 1} is")
             rows.append((f"{stem}.jpg", label))
         parts.append(rows)
     return with_official_test([names[label] for label in sorted(names)], *parts)
@@ -64,6 +66,7 @@ SET = CoopSet(
             sha256="67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d",
             n_bytes=791_918_971,
             unpack="tar",
+            mirror=mirror("oxford_pets.zip", IMAGES),
         ),
         Download(
             name=SPLIT_FILE,

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdedge.data.benchmarks._annotations import read_mat
+from kdedge.data.benchmarks._annotations import read_mat, well_formed
 from kdedge.data.benchmarks._coop_set import CoopSet
 from kdedge.data.benchmarks._coop_split import Split
 from kdedge.data.benchmarks._download import Download
-from kdedge.data.benchmarks._origins import google_drive
+from kdedge.data.benchmarks._origins import google_drive, mirror
 from kdedge.data.benchmarks._own_split import with_official_test
 
 IMAGES = ("cars_train", "cars_test")
@@ -24,7 +24,9 @@ _TEST = "cars_test_annos_withlabels.mat"
 
 
 def _own_split(folder: Path) -> Split:
-    names = [_year_first(str(name)) for name in read_mat(folder / _NAMES)["class_names"]]
+    names = read_mat(folder / _NAMES, "class_names")
+    with well_formed(folder / _NAMES):
+        names = [_year_first(str(name)) for name in names]
     training = _rows(folder / _TRAINING, "cars_train")
     return with_official_test(names, training, _rows(folder / _TEST, "cars_test"))
 
@@ -35,8 +37,9 @@ def _year_first(name: str) -> str:
 
 
 def _rows(file: Path, images: str) -> list[tuple[str, int]]:
-    cars = read_mat(file)["annotations"]
-    return [(f"{images}/{car['fname']}", int(car["class"]) - 1) for car in cars]
+    cars = read_mat(file, "annotations")
+    with well_formed(file):
+        return [(f"{images}/{car['fname']}", int(car["class"]) - 1) for car in cars]
 
 
 SET = CoopSet(
@@ -60,6 +63,7 @@ SET = CoopSet(
             sha256="512b227b30e2f0a8aab9e09485786ab4479582073a144998da74d64b801fd288",
             n_bytes=979_269_282,
             unpack="tar",
+            mirror=mirror("stanford_cars.zip", "cars_train"),
         ),
         Download(
             name="cars_test.tgz",
@@ -68,6 +72,7 @@ SET = CoopSet(
             sha256="bffea656d6f425cba3c91c6d83336e4c5f86c6cffd8975b0f375d3a10da8e243",
             n_bytes=977_350_468,
             unpack="tar",
+            mirror=mirror("stanford_cars.zip", "cars_test"),
         ),
         Download(
             name=SPLIT_FILE,

@@ -15,7 +15,7 @@ from kdedge.data.benchmarks._annotations import read_lines, unexpected
 from kdedge.data.benchmarks._coop_set import CoopSet
 from kdedge.data.benchmarks._coop_split import Split
 from kdedge.data.benchmarks._download import Download
-from kdedge.data.benchmarks._origins import MIRROR, google_drive
+from kdedge.data.benchmarks._origins import google_drive, mirror
 from kdedge.data.benchmarks._own_split import with_official_test
 
 IMAGES = "SUN397"
@@ -57,7 +57,7 @@ SET = CoopSet(
     images=(IMAGES,),
     split_file=SPLIT_FILE,
     # CoOp's DATASETS.md; hash from tensorflow_datasets, sun397/checksums.tsv. That address gives
-    # nothing any more (github.com/pytorch/vision/issues/9348); the mirror's hash is its page's.
+    # nothing any more (github.com/pytorch/vision/issues/9348).
     downloads=(
         Download(
             name="SUN397.tar.gz",
@@ -66,14 +66,11 @@ SET = CoopSet(
             sha256="f404130965a7ad77bed5ececc71e720ab50f3cc1e1bb257257610d38f3b928ec",
             n_bytes=39_077_296_924,
             unpack="tar",
-            mirror=Download(
-                name="sun397.zip",
-                urls=(f"{MIRROR}/resolve/main/sun397.zip",),
-                gives=IMAGES,
+            mirror=mirror(
+                "sun397.zip",
+                IMAGES,
                 sha256="ce6dee6685c9f1d592c8297e193dde885aa9c50d008fd998a38ccc57a3dda722",
                 n_bytes=39_182_693_483,
-                unpack="zip",
-                top=None,
             ),
         ),
         Download(

@@ -15,7 +15,7 @@ from kdedge.data.benchmarks._annotations import read_lines, unexpected
 from kdedge.data.benchmarks._coop_set import CoopSet
 from kdedge.data.benchmarks._coop_split import Split
 from kdedge.data.benchmarks._download import Download
-from kdedge.data.benchmarks._origins import google_drive
+from kdedge.data.benchmarks._origins import google_drive, mirror
 from kdedge.data.benchmarks._own_split import with_official_test
 
 IMAGES = "UCF-101-midframes"
@@ -29,8 +29,8 @@ def _own_split(folder: Path) -> Split:
     labels: dict[str, int] = {}
     for line in read_lines(folder / _NAMES):
         number, _, action = line.partition(" ")
-        if not number.isdecimal() or not action:
-            raise unexpected(folder / _NAMES, line, "a number and an action")
+        if not number.isdecimal() or int(number) - 1 in labels.values() or not action:
+            raise unexpected(folder / _NAMES, line, "a number that no other has, and an action")
         labels[action] = int(number) - 1
     names = [_spaced(action) for action in sorted(labels, key=lambda action: labels[action])]
     training = _rows(folder / _TRAINING, labels)
@@ -71,6 +71,7 @@ SET = CoopSet(
             urls=(google_drive("10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O"),),
             gives=IMAGES,
             unpack="zip",
+            mirror=mirror("ucf101.zip", IMAGES),
         ),
         Download(
             name=SPLIT_FILE,

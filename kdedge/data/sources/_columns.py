@@ -39,8 +39,18 @@ def choose_columns(schema: Any, path: Path, *, image: str | None, label: str | N
         label: its name; None to find it.
 
     Raises:
-        DataError: a column is not there or of another type, or which one is meant is not clear.
+        DataError: a column is not there or of another type, or which one is meant is not clear; or
+            a name is not UTF-8.
     """
+    try:
+        return _choose(schema, path, image, label)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is damaged: the name of a column is not UTF-8.\n  Copy or download it again."
+        ) from error
+
+
+def _choose(schema: Any, path: Path, image: str | None, label: str | None) -> Columns:
     features = _features(schema)
     found = [field.name for field in schema if _holds_images(field.type)]
     marked = [name for name in found if features.get(name, {}).get("_type") == "Image"]
@@ -74,7 +84,7 @@ def _holds_images(kind: Any) -> bool:
     if types.is_struct(kind):
         fields = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
         return "bytes" in fields and _holds_images(fields["bytes"])
-    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+    return _is_one_of(kind, "is_binary", "is_large_binary", "is_binary_view")
 
 
 def _holds_labels(kind: Any) -> bool:
@@ -82,7 +92,14 @@ def _holds_labels(kind: Any) -> bool:
 
     if types.is_dictionary(kind):
         return _holds_labels(kind.value_type)
-    return bool(types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind))
+    return _is_one_of(kind, "is_integer", "is_string", "is_large_string", "is_string_view")
+
+
+def _is_one_of(kind: Any, *names: str) -> bool:
+    """Whether one of pyarrow's questions about types is answered with yes; old ones lack some."""
+    import pyarrow.types as types
+
+    return any(getattr(types, name)(kind) for name in names if hasattr(types, name))
 
 
 def _only(names: Sequence[str], path: Path, schema: Any) -> str:

@@ -116,6 +116,14 @@ def read_file(path: Path) -> bytes:
     return data
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there; where that cannot be known, it cannot be read either."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a zero byte in it
+        return False
+
+
 def printable(name: str) -> str:
     """Gives a file name as text that can be written anywhere: names need not be valid UTF-8."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

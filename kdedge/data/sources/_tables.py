@@ -109,7 +109,11 @@ class TableSource:
         row = i - self._files[number].first
         starts = self._files[number].chunk_starts
         chunk = bisect.bisect_right(starts, row) - 1
-        value = self._chunk(number, chunk)[row - starts[chunk]].as_py()
+        scalar = self._chunk(number, chunk)[row - starts[chunk]]
+        try:
+            value = scalar.as_py()
+        except ValueError as error:  # of its path, as names need not be UTF-8
+            raise UnusableImage(f"is damaged: {first_line(error)}") from error
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:
             path = value.get("path") if isinstance(value, dict) else None
@@ -133,6 +137,8 @@ class TableSource:
         return sum(chunk.nbytes for chunk in self._chunks.values())
 
     def _read_chunk(self, number: int, chunk: int) -> Any:
+        import pyarrow as pa
+
         file = self._files[number]
         try:
             if number not in self._tables:
@@ -144,9 +150,9 @@ class TableSource:
                     )
                 self._tables[number] = self._open_table(file.path)
             return self._tables[number].chunk(chunk, self._column)
-        except OSError as error:  # pyarrow's own errors are of it, or of ValueError
+        except OSError as error:  # pyarrow's own may be of it, too
             raise UnusableImage(f"{file.path} cannot be read: {first_line(error)}") from error
-        except ValueError as error:
+        except (ValueError, pa.ArrowException) as error:
             raise UnusableImage(f"{file.path} is damaged: {first_line(error)}") from error
 
 
@@ -214,7 +220,8 @@ def open_tables(
         files.append(_File(path, *stamp, tuple(starts[:-1]), len(items)))
         items += [Item(f"{name}/{row}", label) for row, label in enumerate(labels)]
     if first is None or not items:
-        raise DataError(f"{paths[0]} and {len(paths) - 1} more files have no rows.")
+        names = f"{len(paths)} files, the first is {paths[0]}," if len(paths) > 1 else paths[0]
+        raise DataError(f"{names} without any rows.\n  Name files that hold images.")
     return TableSource(open_table, files, first.image, items)
 
 
@@ -241,7 +248,7 @@ def _label_texts(table: Table, columns: Columns, path: Path) -> list[str]:
         raise no_column(path, table.schema, "column of labels", "label_column")
     texts = []
     for number in range(len(table.chunk_rows)):
-        for row, value in enumerate(table.chunk(number, columns.label).to_pylist()):
+        for row, value in enumerate(_label_values(table, number, columns.label, path)):
             text = _label_text(value, columns.names)
             if text is None:
                 where = sum(table.chunk_rows[:number]) + row
@@ -252,6 +259,20 @@ def _label_texts(table: Table, columns: Columns, path: Path) -> list[str]:
                 )
             texts.append(text)
     return texts
+
+
+def _label_values(table: Table, number: int, column: str, path: Path) -> list[object]:
+    """A chunk's labels."""
+    import pyarrow as pa
+
+    try:
+        values: list[object] = table.chunk(number, column).to_pylist()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(
+            f"{path} is damaged in its column {column}: {first_line(error)}.\n"
+            "  Copy or download it again."
+        ) from error
+    return values
 
 
 def _label_text(value: object, names: Sequence[str] | None) -> str | None:

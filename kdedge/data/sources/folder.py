@@ -108,10 +108,10 @@ def _extension(name: str) -> str:
 
 def _no_images(folder: Path, ignored: Counter[str]) -> str:
     found = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common(5))
-    return (
-        f"{folder} has no image files; found {found or 'nothing at all'}.\n"
-        f"  Image files end in {', '.join('.' + e for e in IMAGE_EXTENSIONS)}."
-    )
+    remedy = f"Image files end in {', '.join('.' + e for e in IMAGE_EXTENSIONS)}."
+    if ignored[".parquet"]:  # as in a folder that was fetched from Hugging Face
+        remedy = f'Name its tables by a pattern, in a recipe as parquet: "{folder}/**/*.parquet".'
+    return f"{folder} has no image files; found {found or 'nothing at all'}.\n  {remedy}"
 
 
 def _folder_labels(

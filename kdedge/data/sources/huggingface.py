@@ -75,9 +75,10 @@ def _files(folder: Path) -> list[Path]:
     """The dataset's files, in its order."""
     if (folder / _SPLITS).is_file():
         splits = read_json(folder / _SPLITS)
-        named = ", ".join(map(str, splits.get("splits", []))) if isinstance(splits, dict) else ""
+        named = splits.get("splits") if isinstance(splits, dict) else None
+        some = ", ".join(map(str, named)) if isinstance(named, list) else "unknown ones"
         raise DataError(
-            f"{folder} holds several splits: {named}.\n  Name the folder of one of them."
+            f"{folder} holds several splits: {some}.\n  Name the folder of one of them."
         )
     if not (folder / _STATE).is_file():
         raise DataError(
@@ -113,7 +114,7 @@ def _open(path: Path) -> _ArrowTable:
         end = mapped.read_at(len(_END), max(0, mapped.size() - len(_END)))
         # Batches are views of the mapped file: only what is looked at is read from the disk
         table = pa.ipc.open_stream(mapped).read_all()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise _damaged(path, first_line(error)) from error
     if end != _END:
         raise _damaged(path, "it is cut short")
@@ -145,7 +146,10 @@ class _ArrowTable:
         return [batch.num_rows for batch in self._batches]
 
     def chunk(self, number: int, column: str) -> Any:
-        return self._batches[number].column(column)
+        values = self._batches[number].column(column)
+        # Reading of a damaged file by its wrong offsets would end the process; images are not read
+        values.validate(full=True)
+        return values
 
     def check_chunks(self, column: str) -> None:
         """They are not read as a whole."""

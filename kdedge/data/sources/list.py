@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdedge.data.sources._labels import LabelIndex
-from kdedge.data.sources._protocol import Item, printable, read_file
+from kdedge.data.sources._protocol import Item, is_file, printable, read_file
 from kdedge.errors import DataError
 
 _MAX_NAMED = 5
@@ -53,7 +53,7 @@ def open_source(path: Path, *, class_names: Sequence[str], labeled: bool) -> Lis
     missing = [
         f"line {line}: {printable(fields[0])}"
         for (line, fields), image in zip(rows, paths, strict=True)
-        if not _is_file(image)
+        if not is_file(image)
     ]
     if missing:
         more = len(missing) - _MAX_NAMED
@@ -79,13 +79,6 @@ def label_texts(path: Path) -> list[str]:
         DataError: no such file, not CSV, a row that is not understood.
     """
     return [fields[1] if len(fields) > 1 else "" for _, fields in _read_rows(path)]
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long, or with a zero byte in it
-        return False
 
 
 def _read_rows(path: Path) -> list[tuple[int, list[str]]]:

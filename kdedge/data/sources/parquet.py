@@ -92,11 +92,12 @@ def find_files(pattern: str) -> list[Path]:
 
 
 def _open(path: Path) -> _ParquetTable:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         return _ParquetTable(path, pq.ParquetFile(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(
             f"{path} is not a readable Parquet file: {first_line(error)}.\n"
             "  Copy or download it again."

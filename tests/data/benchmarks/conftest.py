@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -251,5 +252,23 @@ def miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
         monkeypatch.setattr(module, "SET", benchmark)
         split_file = getattr(benchmark, "split_file", None)
         return Miniature(benchmark, folder, names, n_images, split_file)
+
+    return make
+
+
+@pytest.fixture
+def published_split() -> Callable[[Miniature], dict[str, list[list[Any]]]]:
+    """Makes a split of a miniature in CoOp's format, which no rule would make: over all parts."""
+
+    def make(mini: Miniature) -> dict[str, list[list[Any]]]:
+        root, rows = mini.folder.parent, []
+        for part in mini.n_images:
+            source = mini.benchmark.open_source(
+                root, part=part, class_names=mini.names, labeled=True
+            )
+            rows += [[item.key, item.label, mini.names[item.label]] for item in source.items]
+        random.Random(0).shuffle(rows)
+        taken = iter(rows)
+        return {part: [next(taken) for _ in range(n)] for part, n in mini.n_images.items()}
 
     return make

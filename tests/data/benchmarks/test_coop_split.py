@@ -12,6 +12,7 @@ SPLIT = {
     "val": [["a/c.jpg", 0, "abbey"]],
     "test": [["a/d.jpg", 0, "abbey"], ["c/e.jpg", 1, "church"]],
 }
+REMEDY = "Get another."
 
 
 def write(folder, value):
@@ -21,13 +22,13 @@ def write(folder, value):
 
 
 def test_a_split_file_gives_names_in_label_order_and_rows_in_file_order(tmp_path):
-    split = read_split(write(tmp_path, SPLIT))
+    split = read_split(write(tmp_path, SPLIT), remedy=REMEDY)
     assert split.class_names == ("abbey", "church")
     assert split.parts["train"] == (("c/a.jpg", 1), ("a/b.jpg", 0))
 
 
 def test_labels_are_positions_in_the_class_list_that_is_used(tmp_path):
-    split = read_split(write(tmp_path, SPLIT))
+    split = read_split(write(tmp_path, SPLIT), remedy=REMEDY)
     names = ("x", "church", "abbey")
     source = open_part(tmp_path, split, part="test", class_names=names, labeled=True)
     assert [(item.key, item.label) for item in source.items] == [("a/d.jpg", 2), ("c/e.jpg", 1)]
@@ -36,13 +37,13 @@ def test_labels_are_positions_in_the_class_list_that_is_used(tmp_path):
 def test_images_are_read_below_the_image_folder(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "c.jpg").write_bytes(b"data")
-    split = read_split(write(tmp_path, SPLIT))
+    split = read_split(write(tmp_path, SPLIT), remedy=REMEDY)
     source = open_part(tmp_path, split, part="val", class_names=(), labeled=False)
     assert pickle.loads(pickle.dumps(source)).read(0) == b"data"
 
 
 def test_a_class_list_without_the_sets_names_is_refused(tmp_path):
-    split = read_split(write(tmp_path, SPLIT))
+    split = read_split(write(tmp_path, SPLIT), remedy=REMEDY)
     with pytest.raises(DataError, match=r'lacks 1 of .* names: "church"'):
         open_part(tmp_path, split, part="test", class_names=("abbey",), labeled=True)
 
@@ -64,20 +65,23 @@ def test_a_class_list_without_the_sets_names_is_refused(tmp_path):
         ("val", ["n.jpg", True, "church"], r"expected \[path, label, class name\]"),
         ("val", ["n.jpg", 0], r"expected \[path, label, class name\]"),
         ("val", "n.jpg", r"expected \[path, label, class name\]"),
+        ("val", ["n.jpg", 1, "\x1b[31mchurch"], r"expected \[path, label, class name\]"),
+        ("val", ["n.jpg", 10**15, "dock"], r"without images: \[2, 3, 4, 5, 6\]"),
+        ("val", ["\ud800.jpg", 0, "abbey"], r"'\\ud800\.jpg' cannot be the name of a file"),
     ],
 )
-def test_a_row_that_does_not_fit_is_named(tmp_path, part, row, message):
+def test_a_row_that_does_not_fit_is_named_with_what_to_do(tmp_path, part, row, message):
     value = {**SPLIT, part: [*SPLIT[part], row]}
-    with pytest.raises(DataError, match=message):
-        read_split(write(tmp_path, value))
+    with pytest.raises(DataError, match=rf"(?s){message}.*\n  {REMEDY}$"):
+        read_split(write(tmp_path, value), remedy=REMEDY)
 
 
 @pytest.mark.parametrize(
     "value", ["{", "[]", {"train": []}, {**SPLIT, "val": {}}, {"train": [], "val": [], "test": []}]
 )
 def test_what_is_no_split_file_is_refused(tmp_path, value):
-    with pytest.raises(DataError, match=r"split\.json"):
-        read_split(write(tmp_path, value))
+    with pytest.raises(DataError, match=rf"split\.json.*\n  {REMEDY}$"):
+        read_split(write(tmp_path, value), remedy=REMEDY)
 
 
 def test_a_missing_set_says_which_files_to_fetch_and_where_they_go(tmp_path):

@@ -21,6 +21,20 @@ VARIANTS = {"imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"}
 TRAINED = sorted(set(list_benchmarks()) - VARIANTS)
 
 
+@pytest.fixture
+def published(miniature: Make, published_split: Any) -> Make:
+    """Writes a set's miniature, with CoOp's split file where CoOp has one."""
+
+    def make(name: str) -> Any:
+        mini = miniature(name)
+        if mini.split_file is not None:
+            split = json.dumps(published_split(mini))
+            (mini.folder / mini.split_file).write_text(split)
+        return mini
+
+    return make
+
+
 def rows_of(mini: Any, part: str) -> list[tuple[str, int, str]]:
     source = mini.benchmark.open_source(
         mini.folder.parent, part=part, class_names=mini.names, labeled=True
@@ -83,9 +97,9 @@ def draws_of(mini: Any, name: str, *, shots: int = 2, seed: int = 1) -> Draws:
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize(("shots", "seed"), [(1, 1), (2, 2), (5, 3)])
 def test_a_kept_list_is_coops_draw_in_the_format_of_its_split_files(
-    name: str, shots: int, seed: int, miniature: Make
+    name: str, shots: int, seed: int, published: Make
 ) -> None:
-    mini = miniature(name)
+    mini = published(name)
     file = keep(mini, name, shots=shots, seed=seed)
     assert file == mini.folder / "split_fewshot" / f"shot_{shots}-seed_{seed}.json"
     assert json.loads(file.read_text()) == coop_lists(mini, shots, seed)
@@ -94,8 +108,8 @@ def test_a_kept_list_is_coops_draw_in_the_format_of_its_split_files(
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_what_is_drawn_is_the_same_with_and_without_a_list(name: str, miniature: Make) -> None:
-    mini = miniature(name)
+def test_what_is_drawn_is_the_same_with_and_without_a_list(name: str, published: Make) -> None:
+    mini = published(name)
     parts = [part for part in ("train", "val") if part in mini.n_images]
     before = draws_of(mini, name)
     drawn = [take(mini, name, part, shots=2, draws=before) for part in parts]
@@ -105,9 +119,9 @@ def test_what_is_drawn_is_the_same_with_and_without_a_list(name: str, miniature:
 
 
 def test_a_list_that_is_there_is_taken_in_its_order_and_stays(
-    miniature: Make, caplog: pytest.LogCaptureFixture
+    published: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mini = miniature("dtd")
+    mini = published("dtd")
     file = keep(mini, "dtd")
     assert file is not None
     listed = json.loads(file.read_text())
@@ -128,8 +142,8 @@ def test_a_list_that_is_there_is_taken_in_its_order_and_stays(
         assert other == [row[0] for row in coop_lists(mini, shots, seed)["train"]]
 
 
-def test_an_image_that_cannot_be_read_changes_no_other(miniature: Make) -> None:
-    mini = miniature("dtd")
+def test_an_image_that_cannot_be_read_changes_no_other(published: Make) -> None:
+    mini = published("dtd")
     whole = take(mini, "dtd", "train", shots=3, draws=draws_of(mini, "dtd"))
     keys = [key for key, _, _ in rows_of(mini, "train")]
     gone = keys.index(whole[1])
@@ -139,8 +153,8 @@ def test_an_image_that_cannot_be_read_changes_no_other(miniature: Make) -> None:
 
 
 @pytest.mark.parametrize("row", [["banded/new.jpg", 0, "banded"], None])
-def test_a_list_of_another_split_is_refused_with_its_file(row: Any, miniature: Make) -> None:
-    mini = miniature("dtd")
+def test_a_list_of_another_split_is_refused_with_its_file(row: Any, published: Make) -> None:
+    mini = published("dtd")
     file = keep(mini, "dtd")
     assert file is not None
     listed = json.loads(file.read_text())
@@ -152,8 +166,8 @@ def test_a_list_of_another_split_is_refused_with_its_file(row: Any, miniature: M
     assert "Remove it" in str(caught.value)
 
 
-def test_a_list_whose_classes_have_other_names_is_refused(miniature: Make) -> None:
-    mini = miniature("dtd")
+def test_a_list_whose_classes_have_other_names_is_refused(published: Make) -> None:
+    mini = published("dtd")
     file = keep(mini, "dtd")
     assert file is not None
     file.write_text(file.read_text().replace('"banded"', '"bonded"'))
@@ -161,8 +175,8 @@ def test_a_list_whose_classes_have_other_names_is_refused(miniature: Make) -> No
         take(mini, "dtd", "train", shots=2, draws=draws_of(mini, "dtd"))
 
 
-def test_a_list_that_is_no_split_file_is_named(miniature: Make) -> None:
-    mini = miniature("dtd")
+def test_a_list_that_is_no_split_file_is_named(published: Make) -> None:
+    mini = published("dtd")
     file = list_file(mini.folder, shots=2, seed=1)
     file.parent.mkdir()
     file.write_text("[]")
@@ -171,9 +185,9 @@ def test_a_list_that_is_no_split_file_is_named(miniature: Make) -> None:
 
 
 def test_where_nothing_may_be_written_the_shots_are_drawn_all_the_same(
-    miniature: Make, caplog: pytest.LogCaptureFixture
+    published: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mini = miniature("dtd")
+    mini = published("dtd")
     (mini.folder / "split_fewshot").write_text("a file, and not a folder")
     with caplog.at_level(logging.INFO):
         assert keep(mini, "dtd") is None
@@ -181,9 +195,15 @@ def test_where_nothing_may_be_written_the_shots_are_drawn_all_the_same(
 
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))
-def test_a_set_that_has_test_images_alone_has_no_list(name: str, miniature: Make) -> None:
-    mini = miniature(name)
+def test_a_set_that_has_test_images_alone_has_no_list(name: str, published: Make) -> None:
+    mini = published(name)
     assert keep(mini, name) is None
+    assert not (mini.folder / "split_fewshot").exists()
+
+
+def test_a_draw_from_a_split_that_is_not_coops_is_not_kept(miniature: Make) -> None:
+    mini = miniature("dtd")
+    assert keep(mini, "dtd") is None
     assert not (mini.folder / "split_fewshot").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 
 from kdedge.config._fields import check_template
 from kdedge.data.benchmarks import list_benchmarks, load_benchmark
+from kdedge.data.fetch import with_mirrors
 from kdedge.errors import DataError
 
 SPLIT_BY_COOP = [
@@ -52,18 +54,6 @@ TOTALS = {
 Make = Callable[[str], Any]
 
 
-def published_split(mini: Any) -> dict[str, list[list[Any]]]:
-    """A split of a miniature in CoOp's format, which no rule would make: parts in a row."""
-    root = mini.folder.parent
-    rows = []
-    for part in mini.n_images:
-        source = mini.benchmark.open_source(root, part=part, class_names=mini.names, labeled=True)
-        rows += [[item.key, item.label, mini.names[item.label]] for item in source.items]
-    rows.sort(reverse=True)
-    taken = iter(rows)
-    return {part: [next(taken) for _ in range(n)] for part, n in mini.n_images.items()}
-
-
 def test_the_sets_are_those_of_the_published_tables() -> None:
     assert set(list_benchmarks()) == BASE_TO_NOVEL.keys() | VARIANTS
 
@@ -91,13 +81,23 @@ def test_a_sets_file_begins_with_its_source(name: str) -> None:
 @pytest.mark.parametrize("name", list_benchmarks())
 def test_a_download_has_an_origin_and_what_is_known_of_it_is_well_formed(name: str) -> None:
     downloads = load_benchmark(name).downloads
-    for download in downloads:
+    for download in with_mirrors(downloads):
         assert bool(download.urls) != bool(download.manual)
         assert all(re.match(r"https?://", url) for url in download.urls)
         assert download.sha256 is None or re.fullmatch("[0-9a-f]{64}", download.sha256)
         assert (download.sha256 is None) == (download.n_bytes is None)
         assert download.unpack is not None or download.manual or download.gives == download.name
     assert len({download.gives for download in downloads}) == len(downloads)
+
+
+@pytest.mark.parametrize("name", sorted(set(list_benchmarks()) - {"imagenet"}))
+def test_the_images_of_every_set_but_imagenet_are_in_the_mirror_too(name: str) -> None:
+    for download in load_benchmark(name).downloads:
+        if download.unpack is None:
+            assert download.mirror is None
+        else:
+            assert download.mirror is not None
+            assert download.mirror.gives == download.gives
 
 
 @pytest.mark.parametrize("name", list_benchmarks())
@@ -155,7 +155,7 @@ def test_a_variant_of_imagenet_has_its_test_images_for_training_too(
 
 @pytest.mark.parametrize("name", SPLIT_BY_COOP)
 def test_a_split_file_is_taken_as_it_is(
-    name: str, miniature: Make, caplog: pytest.LogCaptureFixture
+    name: str, miniature: Make, caplog: pytest.LogCaptureFixture, published_split: Any
 ) -> None:
     mini = miniature(name)
     root = mini.folder.parent
@@ -170,7 +170,9 @@ def test_a_split_file_is_taken_as_it_is(
 
 
 @pytest.mark.parametrize("name", SPLIT_BY_COOP)
-def test_the_split_file_alone_tells_the_names(name: str, miniature: Make, tmp_path: Path) -> None:
+def test_the_split_file_alone_tells_the_names(
+    name: str, miniature: Make, tmp_path: Path, published_split: Any
+) -> None:
     mini = miniature(name)
     split = published_split(mini)
     other = tmp_path / "elsewhere"
@@ -182,7 +184,9 @@ def test_the_split_file_alone_tells_the_names(name: str, miniature: Make, tmp_pa
 
 
 @pytest.mark.parametrize("name", SPLIT_BY_COOP)
-def test_the_sets_own_rule_gives_one_split_whatever_the_run(name: str, miniature: Make) -> None:
+def test_the_sets_own_rule_gives_one_split_whatever_the_run(
+    name: str, miniature: Make, published_split: Any
+) -> None:
     mini = miniature(name)
     assert published_split(mini) == published_split(mini)
 
@@ -229,7 +233,9 @@ def test_a_part_that_a_set_does_not_have_is_refused(name: str, miniature: Make) 
         ("oxford_pets", "annotations/trainval.txt", "Abyssinian_1 one 1 1"),
         ("oxford_pets", "annotations/test.txt", "Abyssinian_1"),
         ("sun397", "Training_01.txt", "/b/barn/sun_a.jpg"),
+        ("oxford_pets", "annotations/trainval.txt", "Bengal_9 1 1 1"),
         ("ucf101", "ucfTrainTestlist/classInd.txt", "YoYo"),
+        ("ucf101", "ucfTrainTestlist/classInd.txt", "3 Yo"),
         ("ucf101", "ucfTrainTestlist/trainlist01.txt", "YoYo/v_YoYo_g01_c01.mp4 3"),
         ("fgvc_aircraft", "images_variant_val.txt", "1000001 747"),
         ("imagenet", "classnames.txt", "n01440764"),
@@ -245,6 +251,98 @@ def test_a_line_that_the_published_files_do_not_have_is_named(
         mini.benchmark.class_names(mini.folder.parent)
     assert str(caught.value).startswith(f"{path} has ")
     assert line in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "old", "new", "message"),
+    [
+        ("sun397", "Training_01.txt", "abbey/sun", "abbey/../sun", "expected an image"),
+        ("fgvc_aircraft", "images_variant_train.txt", "1000000 ", "../x ", "leads out"),
+        ("sun397", "ClassName.txt", "/a/abbey\n", "/a/abbey\n/a/abbey\n", "a class name twice"),
+        ("ucf101", "ucfTrainTestlist/classInd.txt", "3 YoYo", "9 YoYo", "is of class 8"),
+    ],
+)
+def test_annotations_that_lead_out_or_have_no_class_are_refused(
+    name: str, file: str, old: str, new: str, message: str, miniature: Make
+) -> None:
+    mini = miniature(name)
+    path = mini.folder / file
+    text = path.read_text()
+    path.write_text(text.replace(old, new))
+    assert path.read_text() != text
+    with pytest.raises(DataError, match=message):
+        mini.benchmark.class_names(mini.folder.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "variable", "value"),
+    [
+        ("oxford_flowers", "imagelabels.mat", "other", [1]),
+        ("oxford_flowers", "imagelabels.mat", "labels", ["a", "b"]),
+        ("oxford_flowers", "imagelabels.mat", "labels", 7),
+        ("stanford_cars", "devkit/cars_meta.mat", "other", [1]),
+        ("stanford_cars", "devkit/cars_train_annos.mat", "other", [1]),
+        ("stanford_cars", "devkit/cars_train_annos.mat", "annotations", [1, 2]),
+    ],
+)
+def test_a_matlab_file_with_other_values_is_named(
+    name: str, file: str, variable: str, value: Any, miniature: Make
+) -> None:
+    mini = miniature(name)
+    pytest.importorskip("scipy.io").savemat(mini.folder / file, {variable: value})
+    with pytest.raises(DataError, match=r"has other values than the published file") as caught:
+        mini.benchmark.class_names(mini.folder.parent)
+    assert str(caught.value).startswith(str(mini.folder / file))
+
+
+@pytest.mark.parametrize("n_bytes", [0, 100, 130, 200, 300])
+def test_a_matlab_file_that_is_cut_short_is_named(n_bytes: int, miniature: Make) -> None:
+    mini = miniature("stanford_cars")
+    file = mini.folder / "devkit/cars_train_annos.mat"
+    file.write_bytes(file.read_bytes()[:n_bytes])
+    with pytest.raises(DataError, match=r"cars_train_annos\.mat cannot be read as a MATLAB file"):
+        mini.benchmark.class_names(mini.folder.parent)
+
+
+@pytest.mark.parametrize("names", ["{}", "[1]", '{"1": "a"}'])
+def test_names_of_flowers_that_are_not_all_there_are_named(names: str, miniature: Make) -> None:
+    mini = miniature("oxford_flowers")
+    (mini.folder / "cat_to_name.json").write_text(names)
+    with pytest.raises(DataError, match=r"cat_to_name\.json has other values"):
+        mini.benchmark.class_names(mini.folder.parent)
+
+
+@pytest.mark.parametrize("in_its_place", [None, b"a file"])
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("eurosat", "2750/River"),
+        ("eurosat", "2750"),
+        ("dtd", "images/banded"),
+        ("dtd", "images"),
+        ("caltech101", "101_ObjectCategories"),
+        ("imagenet_r", "imagenet-r/n01440764"),
+        ("imagenet_r", "imagenet-r"),
+        ("imagenetv2", "imagenetv2-matched-frequency-format-val/3"),
+    ],
+)
+def test_a_folder_of_images_that_is_missing_or_a_file_is_named(
+    name: str, folder: str, in_its_place: bytes | None, miniature: Make
+) -> None:
+    mini = miniature(name)
+    path = mini.folder / folder
+    shutil.rmtree(path)
+    if in_its_place is not None:
+        path.write_bytes(in_its_place)
+    with pytest.raises(DataError, match=str(mini.folder)) as caught:
+        mini.benchmark.class_names(mini.folder.parent)
+    assert "\n  " in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_looked_at_is_named(tmp_path: Path) -> None:
+    # As one that may not be, but whoever asks
+    with pytest.raises(DataError, match=r"/dtd/\S+ cannot be looked at: file name too long"):
+        load_benchmark("dtd").class_names(tmp_path / ("n" * 300))
 
 
 @pytest.mark.parametrize("name", ["stanford_cars", "oxford_flowers"])

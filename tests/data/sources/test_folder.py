@@ -80,6 +80,15 @@ def test_an_empty_folder_is_refused_with_what_was_found(tmp_path):
         keys(tmp_path)
 
 
+def test_of_a_folder_of_tables_it_is_said_how_they_are_named(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train-00000-of-00001.parquet").touch()
+    with pytest.raises(DataError) as caught:
+        open_source(tmp_path, class_names=(), labeled=False)
+    assert "found 1 .parquet.\n" in str(caught.value)
+    assert str(caught.value).endswith(f'as parquet: "{tmp_path}/**/*.parquet".')
+
+
 @pytest.mark.parametrize("kind", ["gone", "file"])
 def test_what_is_no_folder_is_refused(tmp_path, kind):
     (tmp_path / "file").write_text("x")

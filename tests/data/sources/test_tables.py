@@ -165,7 +165,7 @@ def test_columns_can_be_named(read: Save) -> None:
         ({"a": [b"1"], "label": [2]}, {}, 'row 0: "2" is not a class name'),
         ({"a": [b"1"], "label": pa.array([None], pa.string())}, {}, "row 0: no label"),
         ({"a": [b"1"], "label": [-1]}, {}, "row 0: no label"),
-        ({"a": pa.array([], pa.binary()), "label": pa.array([], pa.int64())}, {}, "no rows"),
+        ({"a": pa.array([], pa.binary()), "label": pa.array([], pa.int64())}, {}, "any rows"),
     ],
 )
 def test_what_a_table_lacks_is_named(
@@ -218,6 +218,69 @@ def test_a_file_that_is_cut_short_is_named(cut: float, read: Save, tmp_path: Pat
     place: Any = str(tmp_path) if module is parquet else tmp_path
     with pytest.raises(DataError, match=re.escape(str(file))):
         module.open_source(place, class_names=(), labeled=False)
+
+
+@pytest.mark.skipif(not hasattr(pa, "string_view"), reason="pyarrow 16 and later have views")
+def test_views_are_columns_as_any_other(read: Save) -> None:
+    source = read(
+        table_of(
+            image=pa.array(IMAGES, pa.binary_view()),
+            label=pa.array(["cat", "hot dog"] * 3 + ["cat"], pa.string_view()),
+        )
+    )
+    assert [source.read(i) for i in range(7)] == IMAGES
+    assert [item.label for item in source.items] == [0, 1, 0, 1, 0, 1, 0]
+
+
+def changed(file: Path, old: bytes, new: bytes) -> None:
+    data = file.read_bytes()
+    assert data.count(old) >= 1
+    assert len(old) == len(new)
+    file.write_bytes(data.replace(old, new))
+
+
+@pytest.mark.parametrize("module", [parquet, huggingface])
+def test_text_that_is_not_utf8_is_damage_that_is_named(module: Any, tmp_path: Path) -> None:
+    _, save = FORMATS[module.__name__.rpartition(".")[2]]
+    save(tmp_path, table_of(image=structs([b"1", b"2"]), label=["catcat", "hot dog"]))
+    (file,) = [*tmp_path.glob("*.parquet"), *tmp_path.glob("*.arrow")]
+    place: Any = str(tmp_path) if module is parquet else tmp_path
+    changed(file, b"0.jpg", b"\xff.jpg")
+    source = module.open_source(place, class_names=(), labeled=False)
+    with pytest.raises(UnusableImage, match="damaged"):
+        source.read(0)
+    changed(file, b"catcat", b"cat\xffat")
+    with pytest.raises(DataError, match=rf"{file} is damaged in its column label"):
+        module.open_source(place, class_names=NAMES, labeled=True)
+    changed(file, b"label", b"la\xffel")
+    with pytest.raises(DataError, match=rf"{file} is damaged: the name of a column|not a readable"):
+        module.open_source(place, class_names=NAMES, labeled=True)
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from kdedge.data.sources import huggingface
+from kdedge.runtime.preprocess import UnusableImage
+source = huggingface.open_source(Path(sys.argv[1]), class_names=(), labeled=False)
+for i in range(len(source.items)):
+    try:
+        source.read(i)
+    except UnusableImage as error:
+        print(error)
+"""
+
+
+def test_wrong_offsets_in_an_arrow_file_do_not_end_the_process(tmp_path: Path) -> None:
+    save_dataset(tmp_path, table_of(image=pa.array([b"a" * 7, b"b" * 11, b"c" * 13])))
+    (file,) = tmp_path.glob("*.arrow")
+    offsets = np.array([0, 7, 18, 31], np.int32)
+    changed(file, offsets.tobytes(), np.array([0, 2**31 - 1, -5, 31], np.int32).tobytes())
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count(f"{file} is damaged: ") == 3
 
 
 def test_damage_inside_a_row_group_makes_its_images_unusable(tmp_path: Path) -> None:
@@ -314,6 +377,9 @@ def test_what_is_no_saved_dataset_is_refused(state: Any, message: str, tmp_path:
 def test_the_splits_of_a_dataset_are_named(tmp_path: Path) -> None:
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     with pytest.raises(DataError, match=r"several splits: train, test\.\n  Name the folder of one"):
+        huggingface.open_source(tmp_path, class_names=(), labeled=False)
+    (tmp_path / "dataset_dict.json").write_text('{"splits": 5}')
+    with pytest.raises(DataError, match="several splits: unknown ones"):
         huggingface.open_source(tmp_path, class_names=(), labeled=False)
 
 

@@ -1,0 +1,96 @@
+"""The part of a file that has been fetched, and which bytes it is of.
+
+While `NAME` is fetched, `NAME.part` beside it has the bytes so far and `NAME.part.json` the address
+and version that they are of: bytes of two versions are never joined.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from kdedge._files import explain_os_error, read_json, write_json
+from kdedge.data.benchmarks._download import Download
+from kdedge.errors import DataError
+
+
+@dataclass(frozen=True)
+class Version:
+    """Which bytes an address gives.
+
+    Attributes:
+        url: the address.
+        n_bytes: size of the whole file; None where the server does not say.
+        etag: the server's name for these bytes.
+        modified: the server's date of them.
+        finished_ns: when the whole file was last written to, once it is there.
+    """
+
+    url: str
+    n_bytes: int | None
+    etag: str | None
+    modified: str | None
+    finished_ns: int | None = None
+
+    @property
+    def validator(self) -> str | None:
+        """What a server compares before it goes on: a weak ETag does not name exact bytes."""
+        return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
+
+    def may_go_on(self, url: str, wanted: Download) -> bool:
+        """Whether the rest may be asked of an address: the same version, or a hash tells after."""
+        return wanted.sha256 is not None or (self.url == url and self.validator is not None)
+
+
+class Partial:
+    """The part of a file that has been fetched.
+
+    Attributes:
+        path: where the whole file is to be.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.part = path.with_name(f"{path.name}.part")
+        self._record = path.with_name(f"{path.name}.part.json")
+
+    def size(self) -> int:
+        """Bytes that are there."""
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    def is_finished(self) -> bool:
+        """Whether the file in its place is the one that a fetch has put there, and no later one."""
+        if self.part.exists() or not self.path.exists():
+            return False
+        version = self.read_version()
+        return version is not None and version.finished_ns == self.path.stat().st_mtime_ns
+
+    def finish(self) -> None:
+        """Puts the whole file in its place, at once."""
+        version = self.read_version()
+        try:
+            with self.part.open("rb+") as file:
+                os.fsync(file.fileno())
+            if version is not None:
+                self.write_version(replace(version, finished_ns=self.part.stat().st_mtime_ns))
+            self.part.replace(self.path)
+        except OSError as error:
+            raise explain_os_error(error, self.path) from error
+
+    def drop(self) -> None:
+        """Removes what is there; not the whole file."""
+        for file in (self.part, self._record):
+            if file.exists():  # else nothing is written, where the disk is read-only
+                file.unlink(missing_ok=True)  # another fetch may remove the same
+
+    def read_version(self) -> Version | None:
+        """What the bytes are of; None where that cannot be known."""
+        try:
+            return Version(**read_json(self._record))
+        except (DataError, TypeError):
+            return None
+
+    def write_version(self, version: Version) -> None:
+        """Records what the bytes are of."""
+        write_json(self._record, asdict(version))
