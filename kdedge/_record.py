@@ -80,6 +80,13 @@ class Record:
             raise self.error(key, value, f"{kind} from {lowest} to {highest}")
         return float(value)
 
+    def flag(self, key: str) -> bool:
+        """True or false."""
+        value: Any = self.values.get(key)
+        if not isinstance(value, bool):
+            raise self.error(key, value, "true or false")
+        return value
+
     def null(self, key: str, *, lowest: int = 0, highest: int = 100) -> None:
         """Null, in the place of a `number`."""
         del lowest, highest

@@ -14,10 +14,13 @@ from kdedge._record import Record
 Split = Literal["all", "base-to-novel"]
 Selection = Literal["last", "validation", "test"]
 
-CHOSEN_ON_TEST = (
+_CHOSEN_ON_TEST = (
     "its epoch was chosen on test images, as the public code does; not to be compared with others."
 )
-"""What tables say of a result whose selection is `test`."""
+_OWN_SPLIT = (
+    "its test images are of the set's own rule, as CoOp's split file was not there; not to be"
+    " compared with published figures."
+)
 
 
 def harmonic_mean(base: float, novel: float) -> float:
@@ -47,6 +50,8 @@ class EvalResult:
         ece_percent: expected calibration error of the softmax over all C names, 15 bins, L1.
         per_class: accuracy of each class's images against all C names, in class-list order; None
             for a class without test images.
+        is_own_split: whether a benchmark set's own rule made the test part, as the published split
+            was not there.
     """
 
     split: Split
@@ -58,10 +63,20 @@ class EvalResult:
     harmonic_mean: float | None
     ece_percent: float
     per_class: dict[str, float | None] = field(default_factory=dict)
+    is_own_split: bool = False
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What tables say below about comparing it; nothing where there is nothing to say."""
+        found = {_CHOSEN_ON_TEST: self.selection == "test", _OWN_SPLIT: self.is_own_split}
+        return tuple(text for text, is_so in found.items() if is_so)
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives plain values that JSON holds without loss."""
-        return asdict(self)
+        """Gives plain values that JSON holds without loss; `is_own_split` where it is so."""
+        values = asdict(self)
+        if not self.is_own_split:
+            del values["is_own_split"]
+        return values
 
     @classmethod
     def from_dict(cls, value: object) -> EvalResult:
@@ -72,7 +87,10 @@ class EvalResult:
         """
         remedy = "Run the evaluation again to write a new one."
         record = Record(value, "An evaluation record", remedy=remedy)
-        record.check_keys(*(entry.name for entry in fields(cls)))
+        known = dict.fromkeys(entry.name for entry in fields(cls))
+        if "is_own_split" not in record.values:
+            del known["is_own_split"]
+        record.check_keys(*known)
         per_class = record.record("per_class")
         return cls(
             split=record.one_of("split", ("all", "base-to-novel")),
@@ -86,6 +104,7 @@ class EvalResult:
             per_class={
                 name: per_class.optional(name, per_class.number) for name in per_class.values
             },
+            is_own_split="is_own_split" in known and record.flag("is_own_split"),
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdedge.cli._output import percent, table
-from kdedge.results import CHOSEN_ON_TEST, EvalResult
+from kdedge.results import EvalResult
 
 
 def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> str:
@@ -24,5 +24,5 @@ def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> str:
         header = ["model", "accuracy", "ECE"]
         cells = [[label, percent(r.all), percent(r.ece_percent)] for label, r in rows]
     text = table(cells, header=header, align="l" + "r" * (len(header) - 1))
-    chosen = [label for label, result in rows if result.selection == "test"]
-    return text + "".join(f"\n{label}: {CHOSEN_ON_TEST}" for label in chosen)
+    remarks = [f"\n{label}: {remark}" for label, result in rows for remark in result.remarks]
+    return text + "".join(remarks)

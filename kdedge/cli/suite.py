@@ -93,7 +93,7 @@ def _print(plan: Plan, records: Records, *, as_json: bool) -> None:
         align = "l" + "r" * (len(grid.header) - 1)
         blocks.append(f"{grid.title}\n{table(grid.rows, header=grid.header, align=align)}")
     files = "table.md, table.csv, results.json"
-    ending = [*notes(plan), f"Wrote {records.folder} ({files})"]
+    ending = [*notes(plan, lines), f"Wrote {records.folder} ({files})"]
     runs = [record.run for record in map(records.read, plan.cells) if record and record.run]
     if runs:
         ending.append(next_line("show", runs[0]))

@@ -53,6 +53,14 @@ def open_source(
     raise RecipeError(f"a data source names no images.\n  Give it one of {', '.join(SOURCES)}.")
 
 
+def is_own_split(spec: SourceSpec, *, data: DataSpec) -> bool:
+    """Whether a benchmark set's own rule makes its parts, as its published split is not there."""
+    if spec.benchmark is None:
+        return False
+    benchmark = load_benchmark(spec.benchmark)
+    return not benchmark.has_published_parts(benchmark_root(data) / benchmark.folder)
+
+
 def _open_synthetic(name: str, part: str, class_names: Sequence[str], *, labeled: bool) -> Source:
     from kdedge.data.sources import synthetic
 

@@ -14,7 +14,7 @@ from kdedge.report.figures import (
     confusion,
 )
 from kdedge.report.numbers import percent, points
-from kdedge.results import CHOSEN_ON_TEST, EvalResult
+from kdedge.results import EvalResult
 
 _N_CONFUSIONS = 15
 _N_GAINS = 10
@@ -46,8 +46,8 @@ def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Table:
         if "validation" not in chosen
         else ", or by kdedge eval, some with the weights of the epoch best on validation images."
     )
-    chosen_on_test = [label for label, result in rows if result.selection == "test"]
-    caption += "".join(f" {label}: {CHOSEN_ON_TEST}" for label in chosen_on_test)
+    remarks = [f" {label}: {remark}" for label, result in rows for remark in result.remarks]
+    caption += "".join(remarks)
     return Table("Top-1 accuracy, percent", header, cells, caption)
 
 

@@ -12,13 +12,16 @@ from typing import Any
 from kdedge._files import write_atomic, write_json
 from kdedge.config.suite import AVERAGE, PaperFigures
 from kdedge.methods._sees import Sees
-from kdedge.results import harmonic_mean
+from kdedge.results import EvalResult, harmonic_mean
 from kdedge.suite.plan import Cell, Plan
 from kdedge.suite.records import Records
 
 FIGURES = ("base", "novel", "harmonic_mean", "all")
 OFFICIAL_MARK = "†"
 """What a row's label ends with in tables where its recipe says `official: true`."""
+
+_OWN_SPLIT_MARK = "‡"
+"""What a row's label ends with where a benchmark set's own rule made the test images."""
 
 _TITLES = {"base": "base", "novel": "novel", "harmonic_mean": "HM", "all": "all"}
 _SEEN = {
@@ -46,6 +49,8 @@ class Line:
         paper: published figures, if the suite has them.
         sees: what the row's model learns from.
         is_official: whether a recipe of it says `official: true`.
+        is_own_split: whether test images are those of a set's own rule, its published split
+            missing.
     """
 
     recipe: str
@@ -57,6 +62,13 @@ class Line:
     paper: PaperFigures | None
     sees: Sees
     is_official: bool
+    is_own_split: bool
+
+    @property
+    def label(self) -> str:
+        """The row's, with its marks."""
+        marks = {OFFICIAL_MARK: self.is_official, _OWN_SPLIT_MARK: self.is_own_split}
+        return " ".join([self.row, *(mark for mark, is_so in marks.items() if is_so)])
 
 
 @dataclass(frozen=True)
@@ -78,29 +90,36 @@ def make_lines(plan: Plan, records: Records) -> list[Line]:
         if plan.of(recipe, row.name)
     }
     lines = []
-    for (recipe, label), by_seed in found.items():
-        n_planned = len(plan.of(recipe, label))
-        lines.append(_line(plan, recipe, label, list(by_seed.values()), n_planned))
+    for (recipe, label), results in found.items():
+        seeds = [_values(result) for result in results.values()]
+        lines.append(_line(plan, recipe, label, seeds, _is_own_split(results)))
     if len(plan.recipes) > 1:
         for row in suite.methods:
-            n_planned = len(plan.of(plan.recipes[0], row.name))
-            seeds = _averages([found[recipe, row.name] for recipe in plan.recipes])
-            lines.append(_line(plan, AVERAGE, row.name, seeds, n_planned))
+            own = [found[recipe, row.name] for recipe in plan.recipes]
+            is_own_split = any(map(_is_own_split, own))
+            lines.append(_line(plan, AVERAGE, row.name, _averages(own), is_own_split))
     return lines
 
 
-def _by_seed(plan: Plan, records: Records, recipe: str, row: str) -> dict[int, Values]:
+def _by_seed(plan: Plan, records: Records, recipe: str, row: str) -> dict[int, EvalResult]:
     """Seed -> accuracies, of the cells that are finished."""
-    found: dict[int, Values] = {}
+    found: dict[int, EvalResult] = {}
     for cell in plan.of(recipe, row):
         record = records.read(cell)
         if record is not None and record.result is not None:
-            result = record.result
-            found[cell.seed] = {name: getattr(result, name) for name in FIGURES}
+            found[cell.seed] = record.result
     return found
 
 
-def _averages(recipes: Sequence[Mapping[int, Values]]) -> list[Values]:
+def _values(result: EvalResult) -> Values:
+    return {name: getattr(result, name) for name in FIGURES}
+
+
+def _is_own_split(results: Mapping[int, EvalResult]) -> bool:
+    return any(result.is_own_split for result in results.values())
+
+
+def _averages(recipes: Sequence[Mapping[int, EvalResult]]) -> list[Values]:
     """For each seed that all recipes have: means over recipes, and the harmonic mean of those.
 
     Source: the average over data sets in the published tables (arXiv:2403.02781, table 1).
@@ -108,20 +127,31 @@ def _averages(recipes: Sequence[Mapping[int, Values]]) -> list[Values]:
     shared = [seed for seed in recipes[0] if all(seed in found for found in recipes)]
     averages: list[Values] = []
     for seed in shared:
-        mean = {name: _mean(found[seed][name] for found in recipes) for name in FIGURES}
+        of_seed = [_values(found[seed]) for found in recipes]
+        mean = {name: _mean(values[name] for values in of_seed) for name in FIGURES}
         averages.append({**mean, "harmonic_mean": _harmonic_mean(mean)})
     return averages
 
 
-def _line(plan: Plan, recipe: str, row: str, seeds: Sequence[Values], n_planned: int) -> Line:
+def _line(plan: Plan, recipe: str, row: str, seeds: Sequence[Values], is_own_split: bool) -> Line:
     mean = {name: _mean(values[name] for values in seeds) for name in FIGURES}
     mean["harmonic_mean"] = _harmonic_mean(mean)
     std = {name: _std(values[name] for values in seeds) for name in FIGURES}
     paper = plan.loaded.suite.paper
     figures = None if paper is None else paper.figures.get(recipe, {}).get(row)
-    sees = plan.of(plan.recipes[0] if recipe == AVERAGE else recipe, row)[0].sees
-    is_official = any(cell.is_official for cell in plan.cells if cell.row == row)
-    return Line(recipe, row, len(seeds), n_planned, mean, std, figures, sees, is_official)
+    planned = plan.of(plan.recipes[0] if recipe == AVERAGE else recipe, row)
+    return Line(
+        recipe=recipe,
+        row=row,
+        n_seeds=len(seeds),
+        n_planned=len(planned),
+        mean=mean,
+        std=std,
+        paper=figures,
+        sees=planned[0].sees,
+        is_official=any(cell.is_official for cell in plan.cells if cell.row == row),
+        is_own_split=is_own_split,
+    )
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -160,7 +190,7 @@ def _grid(recipe: str, lines: Sequence[Line]) -> Grid:
         cells += [_with_spread(line.mean[name], line.std[name]) for name in ours]
         cells.append(f"{line.n_seeds}" if line.n_seeds == line.n_planned else _part(line))
         cells += [_with_spread(_published(line, name), None) for name in paper]
-        rows.append([f"{line.row} {OFFICIAL_MARK}" if line.is_official else line.row, *cells])
+        rows.append([line.label, *cells])
     return Grid(recipe, header, rows)
 
 
@@ -179,7 +209,7 @@ def _with_spread(mean: float | None, std: float | None) -> str:
     return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
 
 
-def notes(plan: Plan) -> list[str]:
+def notes(plan: Plan, lines: Sequence[Line]) -> list[str]:
     """What the figures are."""
     paper = plan.loaded.suite.paper
     found = [
@@ -195,6 +225,11 @@ def notes(plan: Plan) -> list[str]:
         found.append(
             f"{OFFICIAL_MARK} official: true, as PromptKD's public code trains; epochs of students"
             " are chosen on the test images, so that other rows do not compare with them."
+        )
+    if any(line.is_own_split for line in lines):
+        found.append(
+            f"{_OWN_SPLIT_MARK} a set's own rule made the test images, as CoOp's split file was not"
+            " there: these figures do not compare with published ones."
         )
     return found if paper is None else [*found, f"Paper: {paper.source}"]
 
@@ -215,7 +250,7 @@ def to_markdown(plan: Plan, lines: Sequence[Line]) -> str:
         table = [grid.header, columns, *grid.rows]
         text = "\n".join("| " + " | ".join(map(_escape, row)) + " |" for row in table)
         blocks += [f"## {grid.title}", text]
-    return "\n\n".join([*blocks, *notes(plan)]) + "\n"
+    return "\n\n".join([*blocks, *notes(plan, lines)]) + "\n"
 
 
 def _escape(text: str) -> str:
@@ -228,13 +263,14 @@ def to_csv(lines: Sequence[Line]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     published = [f"paper_{name}" for name in FIGURES]
-    known = ["recipe", "method", *_SEEN, "official", "n_seeds", "n_planned"]
+    known = ["recipe", "method", *_SEEN, "official", "own_split", "n_seeds", "n_planned"]
     writer.writerow([*known, *names, *published])
     for line in lines:
         ours = [value for name in FIGURES for value in (line.mean[name], line.std[name])]
         paper = [_published(line, name) for name in FIGURES]
         marks = [getattr(line.sees, name) for name in _SEEN]
-        row = [line.recipe, line.row, *map(_yes_or_no, [*marks, line.is_official])]
+        marks += [line.is_official, line.is_own_split]
+        row = [line.recipe, line.row, *map(_yes_or_no, marks)]
         writer.writerow([*row, line.n_seeds, line.n_planned, *ours, *paper])
     return out.getvalue()
 

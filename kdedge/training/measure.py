@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -107,4 +108,5 @@ def measure(
     result = evaluate(
         logits, labels, class_names=classes.names, split=classes.split, selection=selection
     )
+    result = replace(result, is_own_split=images.is_own_split)
     return result, evaluation_details(logits, labels, class_names=classes.names)

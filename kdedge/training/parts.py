@@ -29,7 +29,7 @@ from kdedge.config.recipe import (
 from kdedge.data.classes import load_class_names
 from kdedge.data.few_shot import Draws
 from kdedge.data.images import BadImage, check_limit, image_list_hash, put_together, scan
-from kdedge.data.open import open_source
+from kdedge.data.open import is_own_split, open_source
 from kdedge.data.sources._protocol import Joined, Source, WithoutLabels
 from kdedge.data.split import base_novel
 from kdedge.errors import DataError, RecipeError, SetupError
@@ -92,12 +92,14 @@ class Images:
         indices: positions in the source that are used.
         skipped: unreadable images and why.
         digests: hash of the bytes at each readable position.
+        is_own_split: whether a benchmark set's own rule chose them, its published split missing.
     """
 
     source: Source
     indices: tuple[int, ...]
     skipped: tuple[BadImage, ...]
     digests: Mapping[int, str]
+    is_own_split: bool = False
 
     @property
     def list_hash(self) -> str:
@@ -226,7 +228,8 @@ def load_images(
     source = open_source(
         spec, class_names=classes.names, labeled=key != "unlabeled", data=recipe.data
     )
-    return _readable(source, recipe, key, processes)
+    images = _readable(source, recipe, key, processes)
+    return replace(images, is_own_split=is_own_split(spec, data=recipe.data))
 
 
 def _draw_unlabeled(

@@ -67,7 +67,22 @@ def test_a_trained_run_is_measured_on_a_set_with_its_names(kdedge: Callable[...,
     options = [word for value in values for word in ("--set", value)]
     done = kdedge("eval", "tiny/01", *options, "--json")
     assert done.code == 0, done.err
-    assert tuple(json.loads(done.out)["per_class"]) == NAMES
+    found = json.loads(done.out)
+    assert tuple(found["per_class"]) == NAMES
+    assert "is_own_split" not in found
+
+
+def test_a_result_says_that_its_test_images_are_not_those_of_coops_split(
+    kdedge: Callable[..., Any], textures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (textures / "split_zhou_DescribableTextures.json").unlink()
+    by_rule = {"train": 18, "val": 6, "test": 9}
+    monkeypatch.setattr(dtd, "SET", replace(dtd.SET, n_images=by_rule))
+    values = ("classes={benchmark: dtd}", "data.test={benchmark: dtd, part: test}")
+    options = [word for value in values for word in ("--set", value)]
+    done = kdedge("eval", "tiny/01", *options)
+    assert "teacher: its test images are of the set's own rule" in done.out, done.err
+    assert json.loads(kdedge("eval", "tiny/01", *options, "--json").out)["is_own_split"] is True
 
 
 @pytest.fixture
