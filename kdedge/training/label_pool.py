@@ -14,7 +14,7 @@ from kdedge.data.pseudo_labels import check_enough, most_probable
 from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.baseline import baseline_job, with_baseline
-from kdedge.training.fit import finished_run, run_job
+from kdedge.training.fit import finished_run, run_job, unfinished_run
 from kdedge.training.measure import Model
 from kdedge.training.parts import Classes, choose_method, load_classes
 from kdedge.training.pseudo_labels import (
@@ -148,7 +148,9 @@ def _find_model(
     preprocess = job.backbone.preprocess
     if not job.method.trainable_parameters():
         return _Found(job.method, preprocess, job.made_by(), None)
-    run = finished_run(root, job.key()) or run_job(job, root=root, resume=True)
+    run = finished_run(root, job.key())
+    if run is None:
+        run = run_job(job, root=root, resume=unfinished_run(root, job) is not None)
     if not has_class_vectors(choice):
         method, _ = load_without_class_vectors(run, classes, device=device, cache=cache)
         maker = load_class_vectors(run.class_vectors).made_by

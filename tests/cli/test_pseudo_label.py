@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 from collections import Counter
@@ -92,6 +93,38 @@ def test_a_trained_methods_labels_use_a_finished_run_and_name_it(
     assert Path("second.jsonl").read_bytes() == Path(LABELS).read_bytes()
     assert write(kdedge, path="plain.jsonl").code == 0
     assert lines_of(LABELS)[0]["made_by"] != lines_of("plain.jsonl")[0]["made_by"]
+
+
+def test_the_next_command_trains_whatever_made_the_labels(kdedge: Run, project: Path) -> None:
+    with Path("r.yaml").open("a") as recipe:
+        recipe.write("baseline: {method: vpt, settings: {prompt_depth: 2}}\n")
+    settings = "baseline.settings={prompt_depth_text: 2, prompt_depth_vision: 2}"
+    done = write(kdedge, "--method", "ivlp", "--set", settings, *SHORT, "--set", "seed=3")
+    assert done.code == 0, done.err
+    assert "to resume" not in done.err
+    following = done.out.splitlines()[-1]
+    assert following == (
+        "Next: kdedge train r.yaml --method coop --set seed=3 --set 'baseline={}'"
+        " --set data.pseudo_labels=labels.jsonl"
+    )
+    record = baseline_record(kdedge, *shlex.split(following)[2:], *SHORT)
+    assert (record["settings"]["n_ctx"], record["seed"]) == (4, 3)
+    # Zero-shot CLIP, which no option has to name, has the recipe's baseline in its way no more
+    done = write(kdedge, "--set", f"data.pseudo_labels={LABELS}", path="b: 2.jsonl")
+    assert done.code == 0, done.err
+    assert done.out.endswith("""--set 'data.pseudo_labels="b: 2.jsonl"'\n"""), done.out
+
+
+def test_settings_of_a_baseline_section_are_those_of_its_method_alone(
+    kdedge: Run, project: Path
+) -> None:
+    with Path("r.yaml").open("a") as recipe:
+        recipe.write("baseline: {method: coop, settings: {n_ctx: 3}}\n")
+    done = write(kdedge, "--method", "coop", *SHORT)
+    assert done.code == 0, done.err
+    assert json.loads(kdedge("show", "tiny/01", "--json").out)["settings"]["n_ctx"] == 3
+    asked = ("--method", "vpt", "--set", "baseline.method=coop")
+    fails(write(kdedge, *asked, path="b.jsonl"), 2, "--method is vpt")
 
 
 def test_where_the_pool_has_labels_it_is_said_how_many_are_right(
