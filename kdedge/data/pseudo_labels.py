@@ -130,14 +130,17 @@ def _next(
 
 def _ranked(column: npt.NDArray[np.float32], n_first: int) -> Iterator[int]:
     """Images from the most probable on, equal ones in their order; few are sorted at first."""
-    if len(column) > n_first:
-        threshold = np.partition(column, -n_first)[-n_first]
-        parts = [column >= threshold, column < threshold]
-    else:
-        parts = [np.ones(len(column), dtype=bool)]
-    for part in parts:
-        images = np.flatnonzero(part)
-        yield from images[np.argsort(-column[images], kind="stable")].tolist()
+    if len(column) <= n_first:
+        yield from _sorted(column, np.arange(len(column)))
+        return
+    threshold = np.partition(column, -n_first)[-n_first]
+    yield from _sorted(column, np.flatnonzero(column >= threshold))
+    yield from _sorted(column, np.flatnonzero(column < threshold))
+
+
+def _sorted(column: npt.NDArray[np.float32], images: npt.NDArray[np.intp]) -> list[int]:
+    order: list[int] = images[np.argsort(-column[images], kind="stable")].tolist()
+    return order
 
 
 def most_confident_predicted(probabilities: Probabilities, per_class: int) -> list[PseudoLabel]:
