@@ -219,7 +219,7 @@ def label_prior(settings: Settings, class_names: Sequence[str]) -> Tensor:
     if odd:
         what = "is not in the class list" if odd[0] in shares else "is missing"
         raise RecipeError(
-            f'prior has {len(shares)} names, the class list {len(class_names)}: "{odd[0]}"'
+            f'settings.prior has {len(shares)} names, the class list {len(class_names)}: "{odd[0]}"'
             f" {what}.\n"
             "  Name every class once, as the class list does, or leave prior out."
         )

@@ -354,6 +354,22 @@ def test_check_times_a_round_and_says_how_many_there_are(kdedge: Run, project: P
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--set", "baseline={method: upl, settings: {n_ctx: 3, n_runs: 2}}"), "4"),
+        (("--set", "baseline={method: coop, settings: {n_ctx: 3}}"), "4, labels of the first 2"),
+    ],
+)
+def test_check_says_whose_labels_are_read(
+    kdedge: Run, project: Path, more: tuple[str, ...], says: str
+) -> None:
+    done = kdedge("check", "r.yaml", *more)
+    assert done.code == 0, done.err
+    (line,) = [line for line in done.out.splitlines() if line.startswith("baseline: classes")]
+    assert line.partition("classes")[2].strip().removesuffix(" are read") == says
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
 def test_rounds_that_were_interrupted_go_on_to_the_same_weights(
     project: Path, start: Callable[..., Any], signum: signal.Signals
