@@ -342,6 +342,13 @@ def test_too_few_unlabeled_images_are_said_before_a_run_is_made(kdedge: Run, pro
         "set per_class to 20 or less",
     )
     fails(kdedge(*rounds_of("fpl"), "--set", "baseline.settings.per_class=0"), 2, "at least 1")
+    same = ("--set", "data.unlabeled={folder: labeled}", "--set", "data.labeled={folder: labeled}")
+    fails(
+        kdedge(*rounds_of("grip"), *same, "--set", "data.split=all"),
+        3,
+        "There are 0 unlabeled images, and 1 for each of 4 classes are 4.",
+        "among the labeled ones are not counted",
+    )
     assert not Path("runs").exists()
 
 
