@@ -13,12 +13,23 @@ from typing import Any
 
 import pytest
 
+from kdedge.methods.registry import declared_sees
+
 Run = Callable[..., Any]
 LABELS = "labels.jsonl"
 SHORT = ("--set", "baseline.optim={epochs: 2, batch_size: 4, warmup_epochs: 0}")
 COOP = ("train", "r.yaml", "--method", "coop", "--set", "baseline.settings={n_ctx: 3}", *SHORT)
 LEARNER = "promptsrc: {prompt_depth_text: 2, prompt_depth_vision: 2, n_anchor_templates: 4}"
 """Of the teacher's settings in the recipe."""
+SUPERVISED = {
+    "cocoop": "{}",
+    "coop": "{n_ctx: 3}",
+    "ivlp": "{prompt_depth_text: 2, prompt_depth_vision: 2}",
+    "maple": "{prompt_depth: 2}",
+    "promptsrc": "{}",
+    "vpt": "{prompt_depth: 2}",
+}
+"""Methods that learn from labels alone, with settings for the tiny CLIP."""
 
 
 def write(kdedge: Run, *more: str, per_class: int = 3, path: str = LABELS) -> Any:
@@ -150,7 +161,27 @@ def test_an_image_with_a_label_keeps_it(kdedge: Run, project: Path) -> None:
     assert record["summary"]["training"]["steps"] == 12 + n_novel
 
 
+@pytest.mark.parametrize("method", SUPERVISED)
 def test_pseudo_labels_alone_train_every_method_that_learns_from_labels(
+    kdedge: Run, project: Path, method: str
+) -> None:
+    assert write(kdedge).code == 0
+    alone = ("--set", f"data.pseudo_labels={LABELS}", "--set", "data.labeled=null")
+    settings = ("--set", f"baseline.settings={SUPERVISED[method]}")
+    record = baseline_record(
+        kdedge, "train", "r.yaml", "--method", method, *settings, *alone, *SHORT
+    )
+    assert record["summary"]["training"]["steps"] == 6
+    assert "image_list" in record["hashes"]
+
+
+def test_every_method_that_learns_from_labels_is_among_them() -> None:
+    declared = declared_sees().items()
+    supervised = {name for name, sees in declared if sees.labels and not sees.unlabeled_images}
+    assert supervised == SUPERVISED.keys()
+
+
+def test_another_class_is_another_training_and_the_order_of_the_lines_is_none(
     kdedge: Run, project: Path
 ) -> None:
     assert write(kdedge).code == 0
@@ -161,7 +192,6 @@ def test_pseudo_labels_alone_train_every_method_that_learns_from_labels(
     assert baseline_record(kdedge, *COOP, *alone, *specific)["settings"]["class_specific"]
     assert kdedge("eval", "tiny/02").code == 0
     assert kdedge("teach", "r.yaml", *alone).code == 0
-    # Another class for one image is another training, the order of the lines is none
     _, first, *others = Path(LABELS).read_text().splitlines(keepends=True)
     origin = Path(LABELS).read_text().splitlines(keepends=True)[0]
     Path(LABELS).write_text(origin + "".join([*others, first]))
