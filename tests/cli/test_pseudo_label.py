@@ -433,6 +433,26 @@ def test_rounds_that_were_interrupted_go_on_to_the_same_weights(
     assert (one["steps"], one["epochs"]) == (other["steps"], other["epochs"])
 
 
+def test_labeling_that_was_interrupted_goes_on_when_it_is_run_again(
+    project: Path, start: Callable[..., Any]
+) -> None:
+    often = "baseline.optim={epochs: 4, batch_size: 2, checkpoint_every_s: 0.001}"
+    learner = ("--method", "coop", "--set", "baseline.settings.n_ctx=3", "--set", often)
+    arguments = ("pseudo-label", "r.yaml", "--per-class", "3", "-o", LABELS, *learner)
+    process = start(*arguments)
+    checkpoints = project / "runs/tiny/01/checkpoints"
+    process.wait_until(lambda: len(list(checkpoints.glob("e02-*"))) > 0)
+    process.send(signal.SIGINT)
+    assert process.wait() == 130, process.stderr
+    assert "Run the same command again: it goes on from there." in process.stderr
+    assert "--resume" not in process.stderr
+    assert not (project / LABELS).exists()
+    again = start(*arguments)
+    assert again.wait() == 0, again.stderr
+    assert "runs/tiny/01: going on where it stopped" in again.stderr
+    assert len(lines_of(project / LABELS)) == 13
+
+
 def test_a_rounds_file_that_was_changed_after_an_interruption_is_not_gone_on_with(
     project: Path, start: Callable[..., Any]
 ) -> None:
