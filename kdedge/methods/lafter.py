@@ -8,11 +8,11 @@ layer norms of the image tower learn the pseudo-label of an image from a strong 
 What the authors' code does and this does not: its pseudo-labels drift, as they come through the
 layer norms that are being trained (here: the frozen tower's features); the classifier learns on
 unit-length features and later gets features of any length (here: unit length always, which changes
-no ranking of an image's classes); prompts are inserted behind `ln_pre` and drawn from a uniform
-distribution for patches of 16 pixels, whatever the size (here: as all visual prompts, see
-`clip.vision`); layer norms' biases have no weight decay and their weights have (here: both have);
-the nth class of the file of sentences is the nth of the class list (here: the one of that name); it
-reports the best epoch on test images.
+no ranking of an image's classes and divides its logits by that length); prompts are inserted behind
+`ln_pre` and drawn from a uniform distribution for patches of 16 pixels, whatever the size (here: as
+all visual prompts, see `clip.vision`); layer norms' biases have no weight decay and their weights
+have (here: both have); the nth class of the file of sentences is the nth of the class list (here:
+the one of that name); it reports the best epoch on test images.
 """
 
 from __future__ import annotations
