@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,7 +16,8 @@ from kdedge.cli._output import (
     same_options,
     set_option,
 )
-from kdedge.config.load import check_paths, load_recipe
+from kdedge.config.load import LoadedRecipe, check_paths, load_recipe
+from kdedge.config.suite import override_texts
 
 
 @click.command("pseudo-label")
@@ -64,8 +66,10 @@ def command(
     it the one with the highest probability. Each line of the file has an image, its class and the
     model's confidence; correct classes and remove lines as you see fit. Methods that learn from
     labels then train on the file: --set data.pseudo_labels=FILE.
+
+    Settings of the method are the recipe's baseline section where that is of the same method.
     """
-    loaded = load_recipe(recipe, overrides)
+    loaded = _load_for(method, recipe, overrides)
     check_paths(loaded)
     need_training_packages("Labeling images")
     from kdedge.training.label_pool import label_pool
@@ -79,6 +83,26 @@ def command(
         right = percent(found.accuracy_percent)
         lines.append(f"{right} % of the labels are right, by the labels that the images have.")
     lines.append(f"Wrote {path}")
-    following = ["--method", "coop", "--set", f"data.pseudo_labels={path}"]
-    lines.append(next_line("train", recipe, *following, *same_options(overrides)))
+    lines.append(next_line("train", recipe, *_options_of_training(recipe, overrides, path)))
     print_result(found, as_json=as_json, text="\n".join(lines))
+
+
+def _load_for(method: str, recipe: str, overrides: tuple[str, ...]) -> LoadedRecipe:
+    """The recipe, without its baseline section where that is of another method."""
+    loaded = load_recipe(recipe, overrides)
+    baseline = loaded.recipe.baseline
+    if baseline is None or baseline.method in {None, method}:
+        return loaded
+    return load_recipe(recipe, ("baseline={}", *overrides))
+
+
+def _options_of_training(recipe: str, overrides: tuple[str, ...], path: Path) -> list[str]:
+    """Those of `kdedge train` that train CoOp on a file; settings of its maker are not CoOp's."""
+    kept = [text for text in overrides if text.partition("=")[0].split(".")[0] != "baseline"]
+    baseline = load_recipe(recipe, kept).recipe.baseline
+    room: dict[str, Any] = (
+        {} if baseline is None or baseline.method in {None, "coop"} else {"baseline": {}}
+    )
+    # Behind the others: the last file of pseudo-labels counts
+    kept += override_texts({**room, "data.pseudo_labels": str(path)})
+    return ["--method", "coop", *same_options(kept)]

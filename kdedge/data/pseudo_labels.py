@@ -130,14 +130,17 @@ def _next(
 
 def _ranked(column: npt.NDArray[np.float32], n_first: int) -> Iterator[int]:
     """Images from the most probable on, equal ones in their order; few are sorted at first."""
-    if len(column) > n_first:
-        threshold = np.partition(column, -n_first)[-n_first]
-        parts = [column >= threshold, column < threshold]
-    else:
-        parts = [np.ones(len(column), dtype=bool)]
-    for part in parts:
-        images = np.flatnonzero(part)
-        yield from images[np.argsort(-column[images], kind="stable")].tolist()
+    if len(column) <= n_first:
+        yield from _sorted(column, np.arange(len(column)))
+        return
+    threshold = np.partition(column, -n_first)[-n_first]
+    yield from _sorted(column, np.flatnonzero(column >= threshold))
+    yield from _sorted(column, np.flatnonzero(column < threshold))
+
+
+def _sorted(column: npt.NDArray[np.float32], images: npt.NDArray[np.intp]) -> list[int]:
+    order: list[int] = images[np.argsort(-column[images], kind="stable")].tolist()
+    return order
 
 
 def most_confident_predicted(probabilities: Probabilities, per_class: int) -> list[PseudoLabel]:
@@ -244,22 +247,50 @@ def read_pseudo_labels(
 
 def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Number and value of each line that is not blank."""
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line, object_pairs_hook=_without_repeats)
+        except json.JSONDecodeError as error:
+            reason = f"{error.msg}, column {error.colno}"
+            raise _not_json(path, number, reason) from error
+        except (ValueError, RecursionError) as error:
+            raise _not_json(path, number, str(error)) from error
+
+
+def _read_text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise DataError(
             f"{path} cannot be read: {reason}.\n  Name a file that `kdedge pseudo-label` wrote."
         ) from error
+    try:
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text, which pseudo-labels are.") from error
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield number, json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{number}: not a JSON object: {error}.") from error
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path}:{line}: not UTF-8 (byte {data[error.start]:#04x}).\n  Save the file as UTF-8."
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{json.dumps(twice, ensure_ascii=False)} is there twice")
+    return values
+
+
+def _not_json(path: Path, number: int, reason: str) -> DataError:
+    return DataError(
+        f"{path}:{number}: not a JSON object: {reason}.\n"
+        "  Each line is one: correct it, or make the file again with `kdedge pseudo-label`."
+    )
 
 
 def _read_origin(path: Path, lines: Sequence[tuple[int, Any]]) -> Origin:
@@ -285,7 +316,8 @@ def _read_label(
     if not isinstance(values, dict) or set(values) != set(_LINE_KEYS):
         got = ", ".join(map(str, values)) if isinstance(values, dict) else type(values).__name__
         raise DataError(
-            f"{where}: expected an object with {', '.join(_LINE_KEYS)}, got {got or 'nothing'}."
+            f"{where}: expected an object with {', '.join(_LINE_KEYS)}, got {got or 'nothing'}.\n"
+            "  Correct the line, or remove it."
         )
     image, name, confidence = (values[key] for key in _LINE_KEYS)
     label = index.find(name) if isinstance(name, str) else None
@@ -303,5 +335,8 @@ def _read_label(
         )
     is_number = isinstance(confidence, int | float) and not isinstance(confidence, bool)
     if not is_number or not 0 <= confidence <= 1:
-        raise DataError(f"{where}: confidence is {confidence!r}, expected a number from 0 to 1.")
+        raise DataError(
+            f"{where}: confidence is {json.dumps(confidence):.60}, expected a number from 0 to 1.\n"
+            "  It is a record alone; of a class that you have corrected write 1."
+        )
     return PseudoLabel(positions[image], label, float(confidence))

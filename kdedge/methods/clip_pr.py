@@ -5,10 +5,13 @@ arXiv:2212.00784: minimal change of CLIP's predictions, and minimal distance of 
 to a prior over the labels. L = CE(g(f), y) + w · KL(prior ‖ mean softmax g(f)), with f the
 unit-length image feature, g the adapter, y zero-shot CLIP's class of the same view, w a weight.
 What the authors' code does and this does not: it prepares images with ImageNet's mean and deviation
-in place of CLIP's; it keeps the epoch of the lowest loss on test images; it trains the image tower
-for some epochs at 1e-6 between two stages of the adapter, where the paper's adapter is on a frozen
-CLIP; the mean runs over four batches of 128 (here: one of 512), whose first of an epoch is one
-batch alone; on ImageNet it runs over a queue of 300 batches and the adapter has batch norm.
+in place of CLIP's; it squashes whole images, in tests too (here: in training the largest central
+crop between 3:4 and 4:3, in tests as for every method); texts are "a photo of a {}" without a full
+stop (here: the recipe's template); weight decay is a part of the gradient (here: AdamW's); it keeps
+the epoch of the lowest loss on test images; it trains the image tower for some epochs at 1e-6
+between two stages of the adapter, where the paper's adapter is on a frozen CLIP; the mean runs over
+four batches of 128 (here: one of 512), whose first of an epoch is one batch alone; on ImageNet it
+runs over a queue of 300 batches and the adapter has batch norm.
 """
 
 from __future__ import annotations
@@ -44,8 +47,8 @@ OPTIM = OptimSpec(
     warmup_epochs=0,
     crop_scale_min=1.0,
 )
-"""The authors' code on CIFAR-10: Adam, whole images squashed and mirrored, its rate times 0.3 every
-ten epochs where ours follows the recipe's schedule."""
+"""The authors' code on CIFAR-10, whose rate is times 0.3 every ten epochs where ours follows the
+recipe's schedule."""
 
 
 class Settings(MethodSettings):
@@ -216,7 +219,7 @@ def label_prior(settings: Settings, class_names: Sequence[str]) -> Tensor:
     if odd:
         what = "is not in the class list" if odd[0] in shares else "is missing"
         raise RecipeError(
-            f'prior has {len(shares)} names, the class list {len(class_names)}: "{odd[0]}"'
+            f'settings.prior has {len(shares)} names, the class list {len(class_names)}: "{odd[0]}"'
             f" {what}.\n"
             "  Name every class once, as the class list does, or leave prior out."
         )

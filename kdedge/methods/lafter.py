@@ -8,10 +8,11 @@ layer norms of the image tower learn the pseudo-label of an image from a strong 
 What the authors' code does and this does not: its pseudo-labels drift, as they come through the
 layer norms that are being trained (here: the frozen tower's features); the classifier learns on
 unit-length features and later gets features of any length (here: unit length always, which changes
-no ranking of an image's classes); prompts are inserted behind `ln_pre` and drawn from a uniform
-distribution for patches of 16 pixels, whatever the size (here: as all visual prompts, see
-`clip.vision`); layer norms' biases have no weight decay and their weights have; it reports the best
-epoch on test images.
+no ranking of an image's classes and divides its logits by that length); prompts are inserted behind
+`ln_pre` and drawn from a uniform distribution for patches of 16 pixels, whatever the size (here: as
+all visual prompts, see `clip.vision`); layer norms' biases have no weight decay and their weights
+have (here: both have); the nth class of the file of sentences is the nth of the class list (here:
+the one of that name); it reports the best epoch on test images.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from kdedge.clip.text import tokenize
 from kdedge.clip.vision import encode_image
 from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
+from kdedge.errors import DataError
 from kdedge.methods._encode import encode_images
 from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
 from kdedge.methods._sees import Sees
@@ -228,17 +230,18 @@ class Method:
 
     def use_texts(self, sentences: Sequence[Sequence[str]]) -> None:
         """See `LearnsFromTexts`; the recipe's template is learned beside them."""
-        names = [readable(name) for name in self._class_names]
-        texts = [
-            [*given, self._template.format(name)]
-            for given, name in zip(sentences, names, strict=True)
-        ]
-        tokenize(
-            self._backbone.tokenizer,
-            [text for own in texts for text in own],
-            context_length=self._backbone.context_length,
-        )
+        texts = []
+        for name, given in zip(self._class_names, sentences, strict=True):
+            texts.append([*given, self._template.format(readable(name))])
+            self._check_lengths(name, texts[-1])
         self._texts = texts
+
+    def _check_lengths(self, class_name: str, texts: Sequence[str]) -> None:
+        backbone = self._backbone
+        try:
+            tokenize(backbone.tokenizer, texts, context_length=backbone.context_length)
+        except DataError as error:
+            raise DataError(f'classes.texts, "{class_name}": {error}') from error
 
     def learn_texts(self) -> None:
         """Trains classifier and labeler on texts, where that has not been done."""

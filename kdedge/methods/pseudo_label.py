@@ -15,14 +15,15 @@ CE(pseudo-labeled), each the mean over its part of a batch, over all classes; wh
 minimizes is as it was. The pool holds images of all classes, labeled images left out, and a class's
 even share is the pool over all classes. Under `split: all` all classes get pseudo-labels.
 
-Differs from the authors' code: there the unlabeled images are known to be of novel classes; a
-class's list of images is sorted only when an image is replaced, so that what is compared before is
-the image that came last; an image that does not fit into its own class is offered to all others and
-may enter several; the first round's texts are "a photo of a {}NAME", the name never put in; context
-stands in "<context> NAME" without a full stop; a textual prompt's later rounds go on from the
-trained values, as parameter and first values share memory; 20 % of the images are held out for a
-validation that chooses nothing; weight decay 0.1, learning rate 0.1 from a warm-up epoch at 0,
-150 epochs a round and no crops, where optimization and crops are the learner's here.
+Differs from the authors' code: there the unlabeled images are known to be of novel classes, and
+probabilities are over these alone; a class's list of images is sorted only when an image is
+replaced, so that what is compared before is the image that came last; an image that does not fit
+into its own class is offered to all others and may enter several; the first round's texts are "a
+photo of a {}NAME", the name never put in; context stands in "<context> NAME" without a full stop; a
+textual prompt's later rounds go on from the trained values, as parameter and first values share
+memory; 20 % of the images are held out for a validation that chooses nothing; weight decay 0.1,
+learning rate 0.1 from a warm-up epoch at 0, 150 epochs a round and no crops, where optimization and
+crops are the learner's here.
 """
 
 from __future__ import annotations

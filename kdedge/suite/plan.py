@@ -25,6 +25,7 @@ from kdedge.methods._sees import Sees
 from kdedge.methods.registry import load_method
 from kdedge.suite.models import frozen_clip, models_of
 from kdedge.suite.sees import row_sees
+from kdedge.suite.trained_on import check_answers_for_others, check_names
 from kdedge.training.baseline import with_baseline
 from kdedge.training.parts import Role, choose_method, model_spec
 from kdedge.training.teachers import check_can_teach
@@ -123,7 +124,13 @@ def make_plan(loaded: LoadedSuite) -> Plan:
     trained: dict[int, list[Cell]] = {}
     for number, file in trained_on.items():
         trained[number] = _row_cells(loaded, file, names[file], number)
-        _check_answers_for_others(loaded, number, trained[number][0])
+        first = trained[number][0]
+        check_answers_for_others(
+            loaded.lines.where(("methods", number, "trained_on")),
+            first.row,
+            role=first.role,
+            is_zero_shot=first.is_zero_shot,
+        )
     cells: list[Cell] = []
     for file, name in sorted(names.items(), key=lambda item: item[1] in recipes):
         rows: dict[int, list[Cell]] = {}
@@ -131,7 +138,8 @@ def make_plan(loaded: LoadedSuite) -> Plan:
             if trained_on.get(number) == file:
                 rows[number] = trained[number]
             elif name not in sources and number in trained:
-                rows[number] = _measuring_cells(loaded, file, name, trained[number])
+                source = resolve_row(loaded, trained_on[number], loaded.suite.methods[number])
+                rows[number] = _measuring_cells(loaded, file, number, source, trained[number])
             elif name not in sources:
                 rows[number] = _row_cells(loaded, file, name, number)
         _refuse_same_rows(loaded, {number: row[0] for number, row in rows.items()})
@@ -165,28 +173,20 @@ def _add_recipe(loaded: LoadedSuite, entry: str, key: KeyPath, names: dict[Path,
     return file
 
 
-def _check_answers_for_others(loaded: LoadedSuite, number: int, cell: Cell) -> None:
-    """Refuses rows that cannot be trained on one recipe and answer for another's class names."""
-    if cell.role != "student" and not cell.is_zero_shot:
-        return
-    why = (
-        "is trained on nothing"
-        if cell.is_zero_shot
-        else "answers only for the class names that its teacher gave it"
-    )
-    raise RecipeError(
-        f"{loaded.lines.where(('methods', number, 'trained_on'))}: {cell.row} {why}.\n"
-        "  Leave trained_on out of this row."
-    )
-
-
 def _measuring_cells(
-    loaded: LoadedSuite, file: Path, recipe: str, trained: Sequence[Cell]
+    loaded: LoadedSuite, file: Path, number: int, row: ResolvedRow, trained: Sequence[Cell]
 ) -> list[Cell]:
     """The cells of a row that is trained elsewhere: its runs on this recipe's test images."""
     resolved = _load(loaded, file, list(loaded.suite.set.items()))
     check_paths(resolved)
     _check_test(resolved, file)
+    check_names(
+        loaded.lines.where(("methods", number, "trained_on")),
+        trained[0].row,
+        trained=row.loaded,
+        role=row.role,
+        measured=resolved.recipe,
+    )
     measured = measured_on(resolved.recipe)
     values = recipe_values(resolved.recipe)
     given = {"classes": values["classes"]}
@@ -198,7 +198,7 @@ def _measuring_cells(
         cells.append(
             replace(
                 source,
-                recipe=recipe,
+                recipe=resolved.recipe.name,
                 arguments=("eval", *options),
                 models=(),
                 key=key,

@@ -11,10 +11,11 @@ import torch
 from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.pseudo_labels import check_enough, most_probable
-from kdedge.errors import RecipeError
+from kdedge.errors import Interrupted, RecipeError
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.baseline import baseline_job, with_baseline
-from kdedge.training.fit import finished_run, run_job
+from kdedge.training.fit import finished_run, run_job, unfinished_run
+from kdedge.training.job import Job
 from kdedge.training.measure import Model
 from kdedge.training.parts import Classes, choose_method, load_classes
 from kdedge.training.pseudo_labels import (
@@ -148,10 +149,22 @@ def _find_model(
     preprocess = job.backbone.preprocess
     if not job.method.trainable_parameters():
         return _Found(job.method, preprocess, job.made_by(), None)
-    run = finished_run(root, job.key()) or run_job(job, root=root, resume=True)
+    run = finished_run(root, job.key()) or _train(job, root)
     if not has_class_vectors(choice):
         method, _ = load_without_class_vectors(run, classes, device=device, cache=cache)
         maker = load_class_vectors(run.class_vectors).made_by
         return _Found(method, preprocess, maker, run)
     teacher = load_teacher(run, classes, device=device, cache=cache)
     return _Found(teacher, preprocess, teacher.stored.made_by, run)
+
+
+def _train(job: Job, root: Path) -> RunFolder:
+    """Trains the method, or goes on with its interrupted run."""
+    try:
+        return run_job(job, root=root, resume=unfinished_run(root, job) is not None)
+    except Interrupted as error:
+        where = str(error).partition("\n")[0]
+        raise Interrupted(
+            f"{where}\n  Run the same command again: it goes on from there.",
+            signum=error.exit_code - 128,
+        ) from error

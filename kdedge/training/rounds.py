@@ -21,6 +21,7 @@ from torch import Tensor
 from kdedge._files import explain_os_error, sha256_json
 from kdedge.data.loader import n_steps
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
+from kdedge.errors import DataError
 from kdedge.methods._protocol import LabelsItsPool, Method
 from kdedge.training.job import Job, batches_of, zero_shot
 from kdedge.training.loop import train
@@ -144,7 +145,13 @@ def trial_round(job: Job) -> Job:
     spread = np.zeros((n_images, n_classes), dtype=np.float32)
     images = np.arange(n_images)
     spread[images, images % n_classes] = 1.0
-    chosen = _choose(job, spread, (job.choice.settings.n_rounds + 1) // 2)
+    try:
+        chosen = _choose(job, spread, (job.choice.settings.n_rounds + 1) // 2)
+    except DataError as error:
+        if job.images is None:
+            raise
+        left_out = "  Images that are among the labeled ones are not counted."
+        raise DataError(f"{error}\n{left_out}") from error
     return job_of_round(job, {one.image: one.label for one in chosen})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 from collections import Counter
@@ -12,12 +13,23 @@ from typing import Any
 
 import pytest
 
+from kdedge.methods.registry import declared_sees
+
 Run = Callable[..., Any]
 LABELS = "labels.jsonl"
 SHORT = ("--set", "baseline.optim={epochs: 2, batch_size: 4, warmup_epochs: 0}")
 COOP = ("train", "r.yaml", "--method", "coop", "--set", "baseline.settings={n_ctx: 3}", *SHORT)
 LEARNER = "promptsrc: {prompt_depth_text: 2, prompt_depth_vision: 2, n_anchor_templates: 4}"
 """Of the teacher's settings in the recipe."""
+SUPERVISED = {
+    "cocoop": "{}",
+    "coop": "{n_ctx: 3}",
+    "ivlp": "{prompt_depth_text: 2, prompt_depth_vision: 2}",
+    "maple": "{prompt_depth: 2}",
+    "promptsrc": "{}",
+    "vpt": "{prompt_depth: 2}",
+}
+"""Methods that learn from labels alone, with settings for the tiny CLIP."""
 
 
 def write(kdedge: Run, *more: str, per_class: int = 3, path: str = LABELS) -> Any:
@@ -94,6 +106,38 @@ def test_a_trained_methods_labels_use_a_finished_run_and_name_it(
     assert lines_of(LABELS)[0]["made_by"] != lines_of("plain.jsonl")[0]["made_by"]
 
 
+def test_the_next_command_trains_whatever_made_the_labels(kdedge: Run, project: Path) -> None:
+    with Path("r.yaml").open("a") as recipe:
+        recipe.write("baseline: {method: vpt, settings: {prompt_depth: 2}}\n")
+    settings = "baseline.settings={prompt_depth_text: 2, prompt_depth_vision: 2}"
+    done = write(kdedge, "--method", "ivlp", "--set", settings, *SHORT, "--set", "seed=3")
+    assert done.code == 0, done.err
+    assert "to resume" not in done.err
+    following = done.out.splitlines()[-1]
+    assert following == (
+        "Next: kdedge train r.yaml --method coop --set seed=3 --set 'baseline={}'"
+        " --set data.pseudo_labels=labels.jsonl"
+    )
+    record = baseline_record(kdedge, *shlex.split(following)[2:], *SHORT)
+    assert (record["settings"]["n_ctx"], record["seed"]) == (4, 3)
+    # Zero-shot CLIP, which no option has to name, has the recipe's baseline in its way no more
+    done = write(kdedge, "--set", f"data.pseudo_labels={LABELS}", path="b: 2.jsonl")
+    assert done.code == 0, done.err
+    assert done.out.endswith("""--set 'data.pseudo_labels="b: 2.jsonl"'\n"""), done.out
+
+
+def test_settings_of_a_baseline_section_are_those_of_its_method_alone(
+    kdedge: Run, project: Path
+) -> None:
+    with Path("r.yaml").open("a") as recipe:
+        recipe.write("baseline: {method: coop, settings: {n_ctx: 3}}\n")
+    done = write(kdedge, "--method", "coop", *SHORT)
+    assert done.code == 0, done.err
+    assert json.loads(kdedge("show", "tiny/01", "--json").out)["settings"]["n_ctx"] == 3
+    asked = ("--method", "vpt", "--set", "baseline.method=coop")
+    fails(write(kdedge, *asked, path="b.jsonl"), 2, "--method is vpt")
+
+
 def test_where_the_pool_has_labels_it_is_said_how_many_are_right(
     kdedge: Run, project: Path
 ) -> None:
@@ -117,7 +161,27 @@ def test_an_image_with_a_label_keeps_it(kdedge: Run, project: Path) -> None:
     assert record["summary"]["training"]["steps"] == 12 + n_novel
 
 
+@pytest.mark.parametrize("method", SUPERVISED)
 def test_pseudo_labels_alone_train_every_method_that_learns_from_labels(
+    kdedge: Run, project: Path, method: str
+) -> None:
+    assert write(kdedge).code == 0
+    alone = ("--set", f"data.pseudo_labels={LABELS}", "--set", "data.labeled=null")
+    settings = ("--set", f"baseline.settings={SUPERVISED[method]}")
+    record = baseline_record(
+        kdedge, "train", "r.yaml", "--method", method, *settings, *alone, *SHORT
+    )
+    assert record["summary"]["training"]["steps"] == 6
+    assert "image_list" in record["hashes"]
+
+
+def test_every_method_that_learns_from_labels_is_among_them() -> None:
+    declared = declared_sees().items()
+    supervised = {name for name, sees in declared if sees.labels and not sees.unlabeled_images}
+    assert supervised == SUPERVISED.keys()
+
+
+def test_another_class_is_another_training_and_the_order_of_the_lines_is_none(
     kdedge: Run, project: Path
 ) -> None:
     assert write(kdedge).code == 0
@@ -128,7 +192,6 @@ def test_pseudo_labels_alone_train_every_method_that_learns_from_labels(
     assert baseline_record(kdedge, *COOP, *alone, *specific)["settings"]["class_specific"]
     assert kdedge("eval", "tiny/02").code == 0
     assert kdedge("teach", "r.yaml", *alone).code == 0
-    # Another class for one image is another training, the order of the lines is none
     _, first, *others = Path(LABELS).read_text().splitlines(keepends=True)
     origin = Path(LABELS).read_text().splitlines(keepends=True)[0]
     Path(LABELS).write_text(origin + "".join([*others, first]))
@@ -309,6 +372,13 @@ def test_too_few_unlabeled_images_are_said_before_a_run_is_made(kdedge: Run, pro
         "set per_class to 20 or less",
     )
     fails(kdedge(*rounds_of("fpl"), "--set", "baseline.settings.per_class=0"), 2, "at least 1")
+    same = ("--set", "data.unlabeled={folder: labeled}", "--set", "data.labeled={folder: labeled}")
+    fails(
+        kdedge(*rounds_of("grip"), *same, "--set", "data.split=all"),
+        3,
+        "There are 0 unlabeled images, and 1 for each of 4 classes are 4.",
+        "among the labeled ones are not counted",
+    )
     assert not Path("runs").exists()
 
 
@@ -319,6 +389,22 @@ def test_check_times_a_round_and_says_how_many_there_are(kdedge: Run, project: P
     assert done.code == 0, done.err
     assert "3 rounds of about 2 epochs of" in done.out
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--set", "baseline={method: upl, settings: {n_ctx: 3, n_runs: 2}}"), "4"),
+        (("--set", "baseline={method: coop, settings: {n_ctx: 3}}"), "4, labels of the first 2"),
+    ],
+)
+def test_check_says_whose_labels_are_read(
+    kdedge: Run, project: Path, more: tuple[str, ...], says: str
+) -> None:
+    done = kdedge("check", "r.yaml", *more)
+    assert done.code == 0, done.err
+    (line,) = [line for line in done.out.splitlines() if line.startswith("baseline: classes")]
+    assert line.partition("classes")[2].strip().removesuffix(" are read") == says
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
@@ -345,6 +431,26 @@ def test_rounds_that_were_interrupted_go_on_to_the_same_weights(
     summaries = [json.loads(Path(f"runs/tiny/0{n}/provenance.json").read_text()) for n in (1, 2)]
     one, other = (record["summary"]["training"] for record in summaries)
     assert (one["steps"], one["epochs"]) == (other["steps"], other["epochs"])
+
+
+def test_labeling_that_was_interrupted_goes_on_when_it_is_run_again(
+    project: Path, start: Callable[..., Any]
+) -> None:
+    often = "baseline.optim={epochs: 4, batch_size: 2, checkpoint_every_s: 0.001}"
+    learner = ("--method", "coop", "--set", "baseline.settings.n_ctx=3", "--set", often)
+    arguments = ("pseudo-label", "r.yaml", "--per-class", "3", "-o", LABELS, *learner)
+    process = start(*arguments)
+    checkpoints = project / "runs/tiny/01/checkpoints"
+    process.wait_until(lambda: len(list(checkpoints.glob("e02-*"))) > 0)
+    process.send(signal.SIGINT)
+    assert process.wait() == 130, process.stderr
+    assert "Run the same command again: it goes on from there." in process.stderr
+    assert "--resume" not in process.stderr
+    assert not (project / LABELS).exists()
+    again = start(*arguments)
+    assert again.wait() == 0, again.stderr
+    assert "runs/tiny/01: going on where it stopped" in again.stderr
+    assert len(lines_of(project / LABELS)) == 13
 
 
 def test_a_rounds_file_that_was_changed_after_an_interruption_is_not_gone_on_with(

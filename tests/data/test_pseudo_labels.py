@@ -157,10 +157,12 @@ def test_a_person_may_correct_classes_remove_lines_and_leave_blank_ones(tmp_path
         ("b/ä.jpg", "b/a.jpg", ':3: data.unlabeled has no image "b/a.jpg".'),
         ("b/ä.jpg", "c.jpg", ":3: the image 'c.jpg' is there twice, first in line 2."),
         ('"confidence": 1.0', '"confidence": 1.5', ":3: confidence is 1.5, expected a number"),
-        ('"confidence": 1.0', '"confidence": true', ":3: confidence is True, expected a number"),
-        ('"confidence": 1.0', '"confidence": NaN', ":3: confidence is nan, expected a number"),
+        ('"confidence": 1.0', '"confidence": true', ":3: confidence is true, expected a number"),
+        ('"confidence": 1.0', '"confidence": NaN', ":3: confidence is NaN, expected a number"),
         (', "confidence": 1.0', "", ":3: expected an object with image, class, confidence, got im"),
-        ('{"image": "b/ä.jpg", ', '["image", ', ":3: not a JSON object"),
+        ('{"image": "b/ä.jpg", ', '["image", ', ":3: not a JSON object: Expecting ',' delim"),
+        ('"red fox", "confidence": 1.0}', '"red f', ":3: not a JSON object: Unterminated string"),
+        ('fox"', 'fox", "class": "dog"', ':3: not a JSON object: "class" is there twice.\n  Each'),
         ('{"format"', '{"Format"', ":1: the first line does not say what made these"),
     ],
 )
@@ -182,6 +184,22 @@ def test_a_file_of_other_classes_or_images_is_refused(tmp_path: Path) -> None:
         read(path, names=(*NAMES[1:], NAMES[0]))
     with pytest.raises(DataError, match=r"for other images than the 3 of data\.unlabeled"):
         read(path, image_list="6" * 64)
+
+
+def test_files_of_other_editors_are_read_alike(tmp_path: Path) -> None:
+    path = write(tmp_path / "labels.jsonl")
+    expected, data = read(path), path.read_bytes()
+    for other in (b"\xef\xbb\xbf" + data, data.replace(b"\n", b"\r\n"), data.rstrip(b"\n")):
+        path.write_bytes(other)
+        assert read(path) == expected
+
+
+def test_another_encoding_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "labels.jsonl")
+    path.write_bytes(path.read_text(encoding="utf-8").encode("latin-1"))
+    with pytest.raises(DataError) as error:
+        read(path)
+    assert str(error.value) == f"{path}:3: not UTF-8 (byte 0xe4).\n  Save the file as UTF-8."
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfe", b"{}\n", b"[" * 10**5])

@@ -95,6 +95,13 @@ def test_the_loss_is_the_sum_of_the_runs(tiny_backbone: Backbone) -> None:
     assert float(output.scalars["loss_of_a_run"]) == pytest.approx(expected / 3, rel=1e-5)
 
 
+def test_pseudo_labeled_images_weigh_the_same(tiny_backbone: Backbone) -> None:
+    method, plain = build(tiny_backbone), batch()
+    weights = upl.Method.weigh(torch.ones(4, dtype=torch.bool), n_labeled=0, n_pseudo=9)
+    weighted = method.training_step(Batch(plain.images, plain.labels, weights=weights))
+    torch.testing.assert_close(weighted.loss, method.training_step(plain).loss)
+
+
 def test_the_contexts_are_drawn_each_by_itself(tiny_backbone: Backbone) -> None:
     contexts = build(tiny_backbone, n_runs=4, n_ctx=16).module.contexts.detach()
     assert contexts.shape == (4, 16, 64)

@@ -96,12 +96,12 @@ def two_recipes(write_recipe: Callable[..., Path]) -> str:
     """A recipe `tiny` and one of other classes, measured on the folder `pool`."""
     path = write_recipe("tiny")
     other = path.read_text().replace("name: tiny", "name: other")
-    other = other.replace("[cat, dog, red fox, school bus]", "[owl, red panda]")
+    other = other.replace("[cat, dog, red fox, school bus]", "[owl, red fox]")
     path.with_name("other.yaml").write_text(other.replace("folder: test", "folder: pool"))
     return "other.yaml"
 
 
-CLASSES = 'classes={names: [owl, "red panda"], template: "a photo of a {}."}'
+CLASSES = 'classes={names: [owl, "red fox"], template: "a photo of a {}."}'
 TRAINED_ELSEWHERE = "{name: far, method: coop, trained_on: tiny.yaml}"
 
 
@@ -140,6 +140,11 @@ def test_a_recipe_of_the_suite_may_be_the_one_that_a_row_is_trained_on(
             "row answers only for the class names that its teacher",
         ),
         ("zeroshot, trained_on: tiny.yaml", "row is trained on nothing.\n  Leave trained_on out"),
+        (
+            "clip_pr, trained_on: tiny.yaml",
+            "row trains something of its own for each class of tiny, and 1 of the 2 classes of"
+            ' other are not among them, first "owl".\n  Leave trained_on out of this row.',
+        ),
         ("coop, trained_on: tyni.yaml", "there is no recipe tyni.yaml.\n  Did you mean tiny.yaml?"),
     ],
 )
@@ -150,6 +155,16 @@ def test_rows_that_cannot_answer_for_other_classes_are_not_trained_elsewhere(
         plan_of(f"coop, {{name: row, method: {row}}}", recipes=two_recipes)
     assert str(caught.value).startswith(str(caught.value).partition(":")[0] + ":3: ")
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["clip_pr", "lafter"])
+def test_a_row_of_single_classes_is_measured_where_it_was_trained_on_all_of_them(
+    plan_of: PlanOf, two_recipes: str, tmp_path: Path, method: str
+) -> None:
+    other = tmp_path / two_recipes
+    other.write_text(other.read_text().replace("[owl, ", "[cat, "))
+    plan = plan_of(f"{{name: far, method: {method}, trained_on: tiny.yaml}}", recipes=two_recipes)
+    assert [cell.source for cell in plan.of("other", "far")] == plan.of("tiny", "far")
 
 
 def test_one_file_is_measured_once_however_its_path_is_written(

@@ -1,0 +1,61 @@
+"""Which rows can be trained on one recipe and measured on another, before anything runs."""
+
+from __future__ import annotations
+
+from kdedge.config.load import LoadedRecipe
+from kdedge.config.recipe import Recipe
+from kdedge.errors import RecipeError
+from kdedge.training.parts import Role, choose_method, load_classes
+
+_REMEDY = "  Leave trained_on out of this row."
+
+
+def check_answers_for_others(where: str, row: str, *, role: Role, is_zero_shot: bool) -> None:
+    """Refuses rows that have no answers for another recipe's class names, whatever these are.
+
+    Args:
+        where: file and line, for the message.
+        row: the row's label.
+        role: which model the row is.
+        is_zero_shot: whether it is zero-shot CLIP.
+
+    Raises:
+        RecipeError: it is a student, or zero-shot CLIP.
+    """
+    if role != "student" and not is_zero_shot:
+        return
+    why = (
+        "is trained on nothing"
+        if is_zero_shot
+        else "answers only for the class names that its teacher gave it"
+    )
+    raise RecipeError(f"{where}: {row} {why}.\n{_REMEDY}")
+
+
+def check_names(
+    where: str, row: str, *, trained: LoadedRecipe, role: Role, measured: Recipe
+) -> None:
+    """Refuses a row that learns single classes where another recipe has other ones.
+
+    Args:
+        where: file and line, for the message.
+        row: the row's label.
+        trained: the recipe that it is trained on, with the row's settings.
+        role: which model of it the row is.
+        measured: the recipe that it is measured on.
+
+    Raises:
+        RecipeError: a class name of that recipe is not among those trained.
+        DataError: a class list cannot be read.
+    """
+    if not choose_method(trained, role).settings.is_class_specific:
+        return
+    known = set(load_classes(trained.recipe).names)
+    names = load_classes(measured).names
+    new = [name for name in names if name not in known]
+    if new:
+        raise RecipeError(
+            f"{where}: {row} trains something of its own for each class of {trained.recipe.name},"
+            f" and {len(new)} of the {len(names)} classes of {measured.name} are not among them,"
+            f' first "{new[0]}".\n{_REMEDY}'
+        )
