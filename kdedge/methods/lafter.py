@@ -4,15 +4,17 @@ Paper: Mirza et al., LaFTer: Label-Free Tuning of Zero-shot Classifier using Lan
 Image Collections, NeurIPS 2023, arXiv:2305.18287. First a linear classifier learns sentences about
 the classes: their features with noise, cross-entropy with smoothed labels. Since CLIP's images and
 texts share a space, a frozen copy of it labels images. Then that classifier, visual prompts and all
-layer norms of the image tower learn the pseudo-label of an image from a strong view of it.
+layer norms of the image tower learn the pseudo-label of an image from a strong view of it, whose
+features keep the length that the tower gives them: one of CLIP's image features is ten times as
+long as what the classifier has learned on, and its softmax as much sharper.
 What the authors' code does and this does not: its pseudo-labels drift, as they come through the
-layer norms that are being trained (here: the frozen tower's features); the classifier learns on
-unit-length features and later gets features of any length (here: unit length always, which changes
-no ranking of an image's classes and divides its logits by that length); prompts are inserted behind
-`ln_pre` and drawn from a uniform distribution for patches of 16 pixels, whatever the size (here: as
-all visual prompts, see `clip.vision`); layer norms' biases have no weight decay and their weights
-have (here: both have); the nth class of the file of sentences is the nth of the class list (here:
-the one of that name); it reports the best epoch on test images.
+layer norms that are being trained (here: the frozen tower's features); answers are of features of
+any length (here: of unit length, times one mean length, which changes no ranking of an image's
+classes); prompts are inserted behind `ln_pre` and drawn from a uniform distribution for patches of
+16 pixels, whatever the size (here: as all visual prompts, see `clip.vision`); layer norms' biases
+have no weight decay and their weights have (here: both have); the nth class of the file of
+sentences is the nth of the class list (here: the one of that name); it reports the best epoch on
+test images.
 """
 
 from __future__ import annotations
@@ -97,9 +99,11 @@ class TunedTower(nn.Module):
         norms: the image tower's layer norms, copies of the frozen ones.
         classifier: [C, D], one row a class, of any length.
         labeler: [C, D], the classifier as texts alone have made it; zeros before they have.
+        feature_length: [], mean of the frozen tower's features of the first batch; 0 before it.
     """
 
     labeler: Tensor
+    feature_length: Tensor
 
     def __init__(
         self, visual_prompts: nn.Parameter, norms: Sequence[nn.LayerNorm], classifier: nn.Parameter
@@ -109,6 +113,7 @@ class TunedTower(nn.Module):
         self.norms = nn.ModuleList(norms)
         self.classifier = classifier
         self.register_buffer("labeler", torch.zeros_like(classifier))
+        self.register_buffer("feature_length", classifier.new_zeros(()))
 
 
 def layer_norms(visual: nn.Module) -> list[nn.LayerNorm]:
@@ -225,8 +230,13 @@ class Method:
 
     @property
     def scale(self) -> float:
-        """The length of the classifier's longest row: cosines times it are its logits."""
-        return float(self.module.classifier.detach().norm(dim=-1).max())
+        """Cosines times it are the classifier's logits of features of the mean length."""
+        return float(self._longest()) * (float(self.module.feature_length) or 1.0)
+
+    @torch.no_grad()
+    def _longest(self) -> Tensor:
+        """The length of the classifier's longest row."""
+        return self.module.classifier.norm(dim=-1).max()
 
     def use_texts(self, sentences: Sequence[Sequence[str]]) -> None:
         """See `LearnsFromTexts`; the recipe's template is learned beside them."""
@@ -264,13 +274,13 @@ class Method:
 
     @torch.no_grad()
     def pseudo_labels(self, image_features: Tensor) -> Tensor:
-        """[B, D], the frozen tower's -> [B], the classes that the labeler gives them."""
+        """[B, D], the frozen tower's, of any length -> [B], the labeler's classes."""
         with torch.autocast(image_features.device.type, enabled=False):
             return (image_features @ self.module.labeler.T).argmax(dim=-1)
 
-    def image_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D], unit length, float32, with gradients."""
-        return unit_length(encode_image(self._visual, images, self.module.visual_prompts))
+    def image_features_raw(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D], not normalized, float32, with gradients."""
+        return encode_image(self._visual, images, self.module.visual_prompts).float()
 
     def training_step(self, batch: Batch) -> StepOutput:
         """Smoothed cross-entropy of views with their images' pseudo-labels; texts come first."""
@@ -278,8 +288,11 @@ class Method:
         self.learn_texts()
         clean = replace(batch, images=batch.clean_images)
         with torch.no_grad():
-            labels = self.pseudo_labels(encode_images(clean, self._backbone.image_features))
-        image_features = encode_images(batch, self.image_features)
+            frozen = encode_images(clean, lambda x: encode_image(self._backbone.visual, x).float())
+            if not self.module.feature_length:
+                self.module.feature_length.copy_(frozen.norm(dim=-1).mean())
+        labels = self.pseudo_labels(frozen)
+        image_features = encode_images(batch, self.image_features_raw)
         with torch.autocast(image_features.device.type, enabled=False):
             logits = image_features @ self.module.classifier.T
             loss = smoothed_cross_entropy(logits, labels, self._settings)
@@ -287,7 +300,7 @@ class Method:
         return StepOutput(loss, {"pseudo_label_agreement_percent": agreement})
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """The module's; the labeler is a buffer of it."""
+        """The module's; what is not trained is a buffer of it."""
         return dict(self.module.named_parameters())
 
     def averaging_weights(self, n_epochs: int) -> list[float] | None:
@@ -297,12 +310,12 @@ class Method:
     @torch.no_grad()
     def class_vectors(self) -> Tensor:
         """[C, D], the classifier's rows over the longest one's length."""
-        return self.module.classifier / self.scale
+        return self.module.classifier / self._longest()
 
     @torch.no_grad()
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D] through the image path."""
-        return self.image_features(images)
+        return unit_length(self.image_features_raw(images))
 
     def image_path(self) -> ImagePath:
         """The tower with its own layer norms and its prompts."""

@@ -169,7 +169,7 @@ def test_loss_and_every_gradient_are_those_of_the_equation(tiny_backbone: Backbo
     labels = (clean @ method.module.labeler.T).argmax(dim=1)
     parameters = method.trainable_parameters()
     raw = encode_plainly(method._visual, batch().images, parameters["visual_prompts"][0])
-    logits = unit_length(raw) @ parameters["classifier"].T
+    logits = raw @ parameters["classifier"].T
     rows = []
     for i in range(4):
         target = torch.full((4,), 0.1 / 4)
@@ -245,6 +245,13 @@ def test_class_vectors_and_scale_give_the_classifiers_logits(tiny_backbone: Back
     assert float(vectors.norm(dim=-1).max()) == pytest.approx(1)
     expected = features @ method.module.classifier.detach().T
     torch.testing.assert_close(method.scale * features @ vectors.T, expected, **FLOAT32)
+
+    method.training_step(batch())
+    length = tiny_backbone.model.visual(batch().clean_images).norm(dim=-1).mean().detach()
+    assert not torch.isclose(length, torch.ones(()), rtol=0.1)
+    torch.testing.assert_close(method.scale * features @ vectors.T, length * expected, **FLOAT32)
+    method.training_step(batch(8))  # another batch has another length
+    torch.testing.assert_close(method.module.feature_length, length, **FLOAT32)
 
 
 def test_five_steps_give_the_pinned_losses(
