@@ -22,7 +22,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from kdedge._processes import ALONE, Processes, n_local
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
@@ -101,7 +101,11 @@ def _collate(loaded: list[Loaded]) -> tuple[torch.Tensor | None, list[int], str]
     if len(images) < len(loaded):
         position, _, reason = next(entry for entry in loaded if entry[1] is None)
         return None, [position], reason
-    return torch.from_numpy(np.stack(images)), positions, ""
+    batch = torch.from_numpy(np.stack(images))
+    if get_worker_info() is not None:
+        # torch would do it in a thread that loses a batch without a word where there is no room
+        batch.share_memory_()
+    return batch, positions, ""
 
 
 def training_batches(
@@ -298,12 +302,26 @@ def _load(
                 )
             yield images, positions
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        what = _end_of_worker(str(error).splitlines())
+        if what is None:
             raise
         raise ResourceError(
-            f"a loader process died: {str(error).splitlines()[0].rstrip('.')}.\n"
-            "  Often memory or /dev/shm ran out; set optim.n_workers to a smaller number, or to 0."
+            f"{what}.\n"
+            "  Give the machine or its container more memory or a larger /dev/shm, or set"
+            " optim.n_workers to a smaller number, or to 0."
         ) from error
+
+
+def _end_of_worker(lines: Sequence[str]) -> str | None:
+    """What torch says of a worker that could not go on, in words; None where it says no such thing.
+
+    An error in a worker arrives as one of the same kind with the worker's traceback for a text.
+    """
+    if lines[0].startswith("DataLoader worker"):
+        return f"a loader process died: {lines[0].rstrip('.')}"
+    if "</torch_" in lines[-1]:  # how torch names what it shares
+        return f"a loader process has no room to hand over a batch: {lines[-1]}"
+    return None
 
 
 def _start_worker(_: int) -> None:

@@ -1,6 +1,8 @@
+import io
 import math
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from kdedge._processes import Processes
 from kdedge.data.loader import (
@@ -204,6 +207,45 @@ def test_a_worker_that_dies_is_a_resource_error_and_no_hang():
         Deadly(), range(4), preprocess=PREPROCESS, batch_size=1, n_workers=1
     )
     with pytest.raises(ResourceError, match=r"a loader process died.*\n.*optim\.n_workers"):
+        next(loading)
+
+
+class Cramped:
+    """A source that leaves its process no room in shared memory, as a container's /dev/shm."""
+
+    items = ()
+
+    def read(self, i):
+        """Gives a picture."""
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(file, "PNG")
+        return file.getvalue()
+
+
+def test_a_worker_without_room_for_a_batch_is_a_resource_error_and_no_hang():
+    loading = evaluation_batches(
+        Cramped(), range(4), preprocess=PREPROCESS, batch_size=4, n_workers=1
+    )
+    with pytest.raises(ResourceError, match=r"no room to hand over a batch.*\n.*/dev/shm"):
+        next(loading)
+
+
+class Faulty:
+    """A source with a bug."""
+
+    items = ()
+
+    def read(self, i):
+        """Fails."""
+        raise RuntimeError("no such attribute")
+
+
+def test_a_bug_in_a_worker_is_not_taken_for_a_lack_of_memory():
+    loading = evaluation_batches(
+        Faulty(), range(4), preprocess=PREPROCESS, batch_size=4, n_workers=1
+    )
+    with pytest.raises(RuntimeError, match=r"(?s)DataLoader worker.*no such attribute"):
         next(loading)
 
 
