@@ -168,6 +168,7 @@ class StoreFiller:
             preprocess=self.preprocess,
             augment=self.augment,
             n_workers=n_workers,
+            device=self.device,
         )
 
     @functools.cached_property
@@ -178,7 +179,7 @@ class StoreFiller:
     def _features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D_teacher], float16, on the CPU."""
         with self._format.autocast():
-            features = self.teacher.forward_features(images.to(self.device))
+            features = self.teacher.forward_features(images)
         return features.to(torch.float16).cpu()
 
     def _write(self, chunk: Chunk, features: Tensor) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from kdedge.data.loader import (
     training_batches,
 )
 from kdedge.errors import DataError, RecipeError, ResourceError
-from kdedge.runtime.preprocess import Preprocess, preprocess_image
+from kdedge.runtime.preprocess import Preprocess, normalize, preprocess_image
 
 PREPROCESS = Preprocess(16, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
 
@@ -168,6 +169,35 @@ def test_evaluation_keeps_the_order_and_the_device_preprocessing(source):
         for image, position in zip(images, positions, strict=True):
             expected = preprocess_image(source.files[position], PREPROCESS)
             assert np.array_equal(expected, image.numpy())
+
+
+def every_pixel_value(side=16):
+    """A picture in which each channel has all values there are."""
+    values = np.arange(side * side, dtype=np.uint8).reshape(side, side)
+    return Image.fromarray(np.stack([values, values.T, values[::-1]], axis=-1))
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+        ),
+    ],
+)
+def test_a_batch_is_normalized_as_an_image_is_to_the_last_bit(device):
+    file = io.BytesIO()
+    every_pixel_value().save(file, "PNG")
+    source = SimpleNamespace(items=(), read=lambda i: file.getvalue())
+    ((images, _),) = evaluation_batches(
+        source, [0, 1], preprocess=PREPROCESS, batch_size=2, device=torch.device(device)
+    )
+    assert (images.device.type, images.is_contiguous()) == (device, True)
+    expected = normalize(every_pixel_value(), PREPROCESS)
+    for image in images.cpu().numpy():
+        assert np.array_equal(image, expected)
 
 
 def test_evaluating_nothing_gives_nothing(source):
