@@ -70,7 +70,7 @@ def loader_rate(source: Source, n_workers: int, *, batch_size: int = 64) -> floa
         flip=AUGMENT.flip,
         n_workers=n_workers,
     )
-    n_images = -len(next(iter(batches)).images)  # what workers had loaded at the first is not timed
+    next(iter(batches))
     began = time.perf_counter()
     n_images = sum(len(batch.images) for batch in batches)
     return n_images / (time.perf_counter() - began)

@@ -66,7 +66,6 @@ class Processes:
         """
         if self.size == 1:
             return rows
-        self._check_others()
         whole: Tensor = _Whole.apply(rows, n_rows, self)  # type: ignore[no-untyped-call]
         return whole
 
@@ -79,7 +78,6 @@ class Processes:
         """
         if self.size == 1:
             return
-        self._check_others()
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         self._sum(flat)
         flat /= self.size
@@ -91,13 +89,6 @@ class Processes:
         """Makes the next `whole` or `average` of all others raise `OutOfMemoryElsewhere`."""
         if self.size > 1:
             self.most(1)
-
-    def _check_others(self) -> None:
-        if self.most(0):
-            raise OutOfMemoryElsewhere(
-                "Another process of this training ran out of memory.\n"
-                "  Set optim.micro_batch to a smaller number, or use more processes."
-            )
 
     def most(self, value: int) -> int:
         """The largest of all processes' values."""
@@ -127,6 +118,12 @@ class Processes:
         return value
 
     def _sum(self, tensor: Tensor) -> None:
+        """Adds up the processes' tensors in place, once every process has room for its own."""
+        if self.most(0):
+            raise OutOfMemoryElsewhere(
+                "Another process of this training ran out of memory.\n"
+                "  Set optim.micro_batch to a smaller number, or use more processes."
+            )
         with _all_alive():
             dist.all_reduce(tensor)
 

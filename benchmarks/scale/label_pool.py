@@ -97,8 +97,11 @@ def in_one_process(arguments: argparse.Namespace) -> None:
     with arguments.output.open("x", encoding="utf-8") as file:
         for batch in batches(arguments.images, arguments.batch):
             labeled = labeler(batch)
-            for row in zip(*labeled.values(), strict=True):
-                file.write(json.dumps(dict(zip(labeled, row, strict=True))) + "\n")
+            for values in zip(*labeled.values(), strict=True):
+                row = dict(zip(labeled, values, strict=True))
+                if row["error"]:
+                    row["probability"] = None  # JSON has no NaN
+                file.write(json.dumps(row) + "\n")
 
 
 def batches(folder: Path, size: int) -> Iterator[Rows]:
@@ -123,6 +126,8 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true", help="one a copy")
     parser.add_argument("--one-process", action="store_true", help="without Ray")
     arguments = parser.parse_args()
+    if not arguments.images.is_dir():
+        parser.error(f"{arguments.images} is not a folder.")
     began = time.perf_counter()
     (in_one_process if arguments.one_process else with_ray)(arguments)
     print(f"{arguments.output}: {time.perf_counter() - began:.1f} s")

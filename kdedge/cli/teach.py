@@ -79,7 +79,7 @@ def command(
             run, store = store_features(loaded, shard=shard or (1, 1), **how)
             record = {"store": store.to_dict()}
             part = "" if shard is None else f", part {shard[0]} of {shard[1]}"
-            stored = f"Stored in {store.path}: {store.size}{part}\n"
+            stored = f"{store}{part}\n"
         else:
             run = teach(loaded, **how)
     if not processes.is_first:

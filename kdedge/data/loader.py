@@ -2,6 +2,9 @@
 
 Order and augmentation come from counter-based random streams (`data/views.py`), so that any step of
 any epoch can be reached at once, with any number of workers, and is the same to the last bit.
+
+Workers hand over 8-bit pixels, a fourth of what the model sees; a batch is normalized at once, on
+the device where it is wanted.
 """
 
 from __future__ import annotations
@@ -15,27 +18,22 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from kdedge._processes import ALONE, Processes, n_local
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
 from kdedge.data.sources._protocol import Source
 from kdedge.data.views import ORDER, Augmentation, random_stream
 from kdedge.errors import DataError, RecipeError, ResourceError
-from kdedge.runtime.preprocess import (
-    Preprocess,
-    UnusableImage,
-    decode_image,
-    normalize,
-    resize_and_crop,
-)
+from kdedge.runtime.preprocess import Preprocess, UnusableImage, decode_image, resize_and_crop
 
 _MAX_WORKERS = 8
 _WORTH_WORKERS = 2000
@@ -43,8 +41,10 @@ _WORTH_WORKERS = 2000
 Wanted = tuple[int, int]
 """Position in the source, and the view of it; 0 where nothing is drawn."""
 
-Loaded = tuple[int, npt.NDArray[np.float32] | None, str]
+Loaded = tuple[int, npt.NDArray[np.uint8] | None, str]
 """Position in the source, [3, H, W] image (with its clean one [2, 3, H, W]) or None, and why."""
+
+_CPU = torch.device("cpu")
 
 
 def n_steps(n_images: int, batch_size: int) -> int:
@@ -59,7 +59,7 @@ def n_steps(n_images: int, batch_size: int) -> int:
 
 
 class _Images(Dataset[Loaded]):
-    """Images by their position in the source and their view, ready for the model."""
+    """Images by their position in the source and their view, all but normalized."""
 
     def __init__(
         self,
@@ -87,21 +87,29 @@ class _Images(Dataset[Loaded]):
             return position, None, error.reason
         except DataError as error:
             return position, None, str(error)
-        pixels = normalize(image, self._preprocess)
+        pixels = _pixels(image)
         if self._with_clean:
-            clean = normalize(resize_and_crop(decoded, self._preprocess), self._preprocess)
-            pixels = np.stack([pixels, clean])
+            pixels = np.stack([pixels, _pixels(resize_and_crop(decoded, self._preprocess))])
         return position, pixels, ""
 
 
+def _pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """[3, H, W], in that order in memory: a stack would keep any other."""
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
 def _collate(loaded: list[Loaded]) -> tuple[torch.Tensor | None, list[int], str]:
-    """Stacks a batch: [B, 3, H, W], positions, and the first fault."""
+    """Stacks a batch: [B, 3, H, W] uint8, positions, and the first fault."""
     positions = [position for position, _, _ in loaded]
     images = [image for _, image, _ in loaded if image is not None]
     if len(images) < len(loaded):
         position, _, reason = next(entry for entry in loaded if entry[1] is None)
         return None, [position], reason
-    return torch.from_numpy(np.stack(images)), positions, ""
+    batch = torch.from_numpy(np.stack(images))
+    if get_worker_info() is not None:
+        # torch would do it in a thread that loses a batch without a word where there is no room
+        batch.share_memory_()  # type: ignore[no-untyped-call]
+    return batch, positions, ""
 
 
 def training_batches(
@@ -123,6 +131,7 @@ def training_batches(
     with_clean: bool = False,
     weights: Weights | None = None,
     n_workers: int | Literal["auto"] = 0,
+    device: torch.device = _CPU,
     processes: Processes = ALONE,
 ) -> Iterator[Batch]:
     """Yields one epoch's augmented batches from a step on.
@@ -147,6 +156,7 @@ def training_batches(
         with_clean: give each image as evaluation sees it too.
         weights: gives what the images of a batch weigh, where they do not weigh the same.
         n_workers: processes that decode; 0 decodes here. The batches are the same.
+        device: where the images are wanted.
         processes: those that share the images of a batch, which are the same for any number.
 
     Raises:
@@ -167,7 +177,9 @@ def training_batches(
     own_seed = seed if view_seed is None else view_seed
     augment = Augmentation(own_seed, crop_scale_min, flip, strong_views)
     n_loaders = min(choose_n_workers(n_workers, sum(map(len, shares))), len(shares))
-    loaded = _load(source, shares, preprocess, augment, n_loaders, with_clean=with_clean)
+    loaded = _load(
+        source, shares, preprocess, augment, n_loaders, device=device, with_clean=with_clean
+    )
     for (images, _), positions in zip(loaded, batches, strict=True):
         clean = None
         if with_clean:
@@ -205,6 +217,7 @@ def view_batches(
     preprocess: Preprocess,
     augment: Augmentation,
     n_workers: int,
+    device: torch.device = _CPU,
 ) -> Iterator[torch.Tensor]:
     """Yields chosen views of chosen images, the same pixels that `training_batches` gives.
 
@@ -214,6 +227,7 @@ def view_batches(
         preprocess: the model's size, mean, std and interpolation.
         augment: what draws crops and flips.
         n_workers: processes that decode; 0 decodes here.
+        device: where the images are wanted.
 
     Returns:
         [B, 3, H, W] float32 of each batch, in their order.
@@ -222,7 +236,7 @@ def view_batches(
         DataError: an image that was readable before is not any more.
         ResourceError: a worker died.
     """
-    for images, _ in _load(source, batches, preprocess, augment, n_workers):
+    for images, _ in _load(source, batches, preprocess, augment, n_workers, device=device):
         yield images
 
 
@@ -233,11 +247,13 @@ def evaluation_batches(
     preprocess: Preprocess,
     batch_size: int,
     n_workers: int | Literal["auto"] = 0,
+    device: torch.device = _CPU,
 ) -> Iterator[tuple[torch.Tensor, list[int]]]:
-    """Yields images in the order of `indices`, preprocessed as on the device.
+    """Yields images in the order of `indices`, preprocessed as where they are deployed.
 
     Returns:
-        [B, 3, H, W] float32, and the images' positions in the source; the last batch may be short.
+        [B, 3, H, W] float32 on `device`, and the images' positions in the source; the last batch
+        may be short.
 
     Raises:
         DataError: an image that was readable before is not any more.
@@ -248,7 +264,8 @@ def evaluation_batches(
         for start in range(0, len(indices), batch_size)
     ]
     n_loaders = choose_n_workers(n_workers, len(indices))
-    yield from _load(source, batches, preprocess, None, min(n_loaders, len(batches)))
+    n_loaders = min(n_loaders, len(batches))
+    yield from _load(source, batches, preprocess, None, n_loaders, device=device)
 
 
 def choose_n_workers(n_workers: int | Literal["auto"], n_images: int) -> int:
@@ -276,6 +293,7 @@ def _load(
     augment: Augmentation | None,
     n_workers: int,
     *,
+    device: torch.device,
     with_clean: bool = False,
 ) -> Iterator[tuple[torch.Tensor, list[int]]]:
     loader: DataLoader[Any] = DataLoader(
@@ -286,24 +304,63 @@ def _load(
         collate_fn=_collate,
         worker_init_fn=_start_worker,
         multiprocessing_context=_worker_context() if n_workers else None,
+        pin_memory=device.type == "cuda",
         # The loader draws a number at its start; from here, not from the global generator.
         generator=torch.Generator(),
     )
+    normalize_batch = _normalizer(preprocess, device)
     try:
-        for images, positions, reason in loader:
-            if images is None:
+        for pixels, positions, reason in loader:
+            if pixels is None:
                 raise DataError(
                     f"{source.items[positions[0]].key}: {reason}.\n"
                     "  It was readable when the run began; check the disk and start again."
                 )
-            yield images, positions
+            yield normalize_batch(pixels), positions
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        what = _end_of_worker(str(error).strip())
+        if what is None:
             raise
         raise ResourceError(
-            f"a loader process died: {str(error).splitlines()[0].rstrip('.')}.\n"
-            "  Often memory or /dev/shm ran out; set optim.n_workers to a smaller number, or to 0."
+            f"{what}.\n"
+            "  Give the machine or its container more memory or a larger /dev/shm, or set"
+            " optim.n_workers to a smaller number, or to 0."
         ) from error
+
+
+def _normalizer(
+    preprocess: Preprocess, device: torch.device
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Gives what normalizes a batch of pixels on a device.
+
+    From [..., 3, H, W] uint8 it makes float32, equal to `runtime.preprocess.normalize` to the last
+    bit: the same three steps in the same order.
+    """
+
+    def channels(*values: float) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+
+    # A tensor: by a number, a GPU would not divide but multiply with its reciprocal
+    full, mean, std = channels(255), channels(*preprocess.mean), channels(*preprocess.std)
+
+    def normalize_batch(pixels: torch.Tensor) -> torch.Tensor:
+        images = pixels.to(device, non_blocking=True).to(torch.float32)
+        return images.div_(full).sub_(mean).div_(std)
+
+    return normalize_batch
+
+
+def _end_of_worker(text: str) -> str | None:
+    """What torch says of a worker that could not go on, in words; None where it says no such thing.
+
+    An error in a worker arrives as one of the same kind with the worker's traceback for a text.
+    """
+    first, last = text.partition("\n")[0], text.rpartition("\n")[2]
+    if first.startswith("DataLoader worker"):
+        return f"a loader process died: {first.rstrip('.')}"
+    if "</torch_" in last:  # how torch names what it shares
+        return f"a loader process has no room to hand over a batch: {last}"
+    return None
 
 
 def _start_worker(_: int) -> None:

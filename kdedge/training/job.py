@@ -157,6 +157,7 @@ def batches_of(
         weights=job.weights,
         with_clean=isinstance(job.method, LabelsItsViews),
         n_workers=settings.n_workers,
+        device=job.device,
         processes=processes,
     )
 

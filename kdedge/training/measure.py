@@ -65,11 +65,12 @@ def all_logits(
         preprocess=preprocess,
         batch_size=EVALUATION_BATCH,
         n_workers="auto",
+        device=device,
     )
     n_done = 0
     with progress(what, len(images.indices)) as advance:
         for batch, indices in batches:
-            logits.append(compute_logits(batch.to(device)).cpu())
+            logits.append(compute_logits(batch).cpu())
             n_done += len(indices)
             advance(n_done)
     return torch.cat(logits)

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kdedge._progress import progress, rough_duration
+from kdedge._progress import progress, readable_bytes, rough_duration
 from kdedge.config.optim_spec import PrecisionName
 from kdedge.data.loader import Wanted, choose_n_workers, view_batches
 from kdedge.data.sources._protocol import Source
@@ -73,7 +73,7 @@ class StoreFiller:
         chunks = self.store.chunks(shard)
         missing = self.store.load(chunks)
         if not missing:
-            log.info("%s. It is whole: the teacher is not run.", self.store)
+            log.info("%s. %s: the teacher is not run.", self.store, _state(shard, len(chunks)))
             return
         check_room(self.store, missing)
         self.store.create()
@@ -168,6 +168,7 @@ class StoreFiller:
             preprocess=self.preprocess,
             augment=self.augment,
             n_workers=n_workers,
+            device=self.device,
         )
 
     @functools.cached_property
@@ -178,7 +179,7 @@ class StoreFiller:
     def _features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D_teacher], float16, on the CPU."""
         with self._format.autocast():
-            features = self.teacher.forward_features(images.to(self.device))
+            features = self.teacher.forward_features(images)
         return features.to(torch.float16).cpu()
 
     def _write(self, chunk: Chunk, features: Tensor) -> None:
@@ -203,10 +204,18 @@ def check_room(store: TeacherStore, missing: Sequence[Chunk]) -> None:
     needed = store.bytes_of(missing)
     if free < needed:
         raise ResourceError(
-            f"{place} has {free / 1e6:,.1f} MB free, and the teacher store still needs"
-            f" {needed / 1e6:,.1f} MB.\n"
+            f"{place} has {readable_bytes(free)} free, and the teacher store still needs"
+            f" {readable_bytes(needed)}.\n"
             "  Free some space, name another folder with --runs, or set fewer student.views."
         )
+
+
+def _state(shard: Shard, n_files: int) -> str:
+    """What is said of a shard that lacks nothing."""
+    i, n = shard
+    if n == 1:
+        return "It is whole"
+    return f"Part {i} of {n} is whole" if n_files else f"No file of it falls to part {i} of {n}"
 
 
 def _claim(chunk: Chunk) -> int:

@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kdedge._files import explain_os_error, read_json, sha256_json, write_atomic, write_json
-from kdedge._progress import progress
+from kdedge._progress import progress, readable_bytes
 from kdedge.clip.tensor_file import encode_tensors
 from kdedge.data.views import RATIO, Augmentation
 from kdedge.errors import DataError
@@ -139,7 +139,7 @@ class TeacherStore:
         """That product in words."""
         return (
             f"{len(self.indices):,} images x {self.n_views} views x {self.dim} dimensions x"
-            f" {_BYTES_A_VALUE} bytes = {self.n_bytes / 1e6:,.1f} MB"
+            f" {_BYTES_A_VALUE} bytes = {readable_bytes(self.n_bytes)}"
         )
 
     def to_dict(self) -> dict[str, Any]:

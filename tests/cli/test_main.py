@@ -160,6 +160,8 @@ def test_an_error_is_its_message_and_its_exit_code(raises, code, message):
         "raise MemoryError",
         "raise type('OutOfMemoryError', (RuntimeError,), {})('CUDA out of memory. Tried')",
         "raise RuntimeError('DefaultCPUAllocator: not enough memory: you tried')",
+        "raise RuntimeError('CUDA error: out of memory')",
+        "raise RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate')",
     ],
 )
 def test_running_out_of_memory_is_no_bug_and_has_a_remedy(raises):

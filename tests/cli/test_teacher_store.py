@@ -115,9 +115,9 @@ def test_teach_stores_what_distill_then_finds(trained: Path, kdedge: Any) -> Non
     done = kdedge("teach", *options, "--store")
     assert done.code == 0, done.err
     (store,) = stores()
-    size = "40 images x 2 views x 40 dimensions x 2 bytes = 0.0 MB"
+    size = "40 images x 2 views x 40 dimensions x 2 bytes = 6.4 kB"
     assert "Used runs/tiny/01" in done.out
-    assert f"\nStored in {store}: {size}\nNext: kdedge distill r.yaml" in done.out
+    assert f"\nTeacher store {store}: {size}\nNext: kdedge distill r.yaml" in done.out
     assert f"{size}. 2 of 2 files are to be computed: about " in done.err
     distilled = kdedge("distill", *options)
     assert f"{size}. It is whole: the teacher is not run." in distilled.err
@@ -134,6 +134,11 @@ def test_shards_fill_their_part_and_distill_the_rest(trained: Path, kdedge: Any)
     assert (store["n_images"], store["n_views"], store["bytes"]) == (40, 2, 40 * 2 * 40 * 2)
     files = [path.parent.name for path in Path(store["path"]).glob("view-*/*.safetensors")]
     assert files == ["view-0002"]
+    again = kdedge("teach", *options, "--store", "--shard", "2/2")
+    assert "Part 2 of 2 is whole: the teacher is not run." in again.err
+    assert re.search(r"^Teacher store .* = 6\.4 kB, part 2 of 2$", again.out, re.MULTILINE)
+    none = kdedge("teach", *options, "--store", "--shard", "3/3")
+    assert "No file of it falls to part 3 of 3: the teacher is not run." in none.err
     assert "1 of 2 files are to be computed" in kdedge("distill", *options).err
 
 
@@ -164,7 +169,7 @@ def test_check_counts_the_teacher_once_and_writes_nothing(trained: Path, kdedge:
     options = (*TAUGHT, "--set", "student.views=2")
     cold = kdedge("check", *options)
     assert cold.code == 0, cold.err
-    size = r"40 images x 2 views x 40 dimensions x 2 bytes = 0\.0 MB"
+    size = r"40 images x 2 views x 40 dimensions x 2 bytes = 6\.4 kB"
     line = rf"^student: teacher store +{size}; 2 of 2 files to compute, about \d+ s$"
     assert re.search(line, cold.out, re.MULTILINE)
     assert stores() == []

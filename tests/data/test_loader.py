@@ -1,15 +1,19 @@
+import io
 import math
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from kdedge._processes import Processes
 from kdedge.data.loader import (
@@ -20,7 +24,7 @@ from kdedge.data.loader import (
     training_batches,
 )
 from kdedge.errors import DataError, RecipeError, ResourceError
-from kdedge.runtime.preprocess import Preprocess, preprocess_image
+from kdedge.runtime.preprocess import Preprocess, normalize, preprocess_image
 
 PREPROCESS = Preprocess(16, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
 
@@ -167,6 +171,35 @@ def test_evaluation_keeps_the_order_and_the_device_preprocessing(source):
             assert np.array_equal(expected, image.numpy())
 
 
+def every_pixel_value(side=16):
+    """A picture in which each channel has all values there are."""
+    values = np.arange(side * side, dtype=np.uint8).reshape(side, side)
+    return Image.fromarray(np.stack([values, values.T, values[::-1]], axis=-1))
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+        ),
+    ],
+)
+def test_a_batch_is_normalized_as_an_image_is_to_the_last_bit(device):
+    file = io.BytesIO()
+    every_pixel_value().save(file, "PNG")
+    source = SimpleNamespace(items=(), read=lambda i: file.getvalue())
+    ((images, _),) = evaluation_batches(
+        source, [0, 1], preprocess=PREPROCESS, batch_size=2, device=torch.device(device)
+    )
+    assert (images.device.type, images.is_contiguous()) == (device, True)
+    expected = normalize(every_pixel_value(), PREPROCESS)
+    for image in images.cpu().numpy():
+        assert np.array_equal(image, expected)
+
+
 def test_evaluating_nothing_gives_nothing(source):
     assert not list(evaluation_batches(source, [], preprocess=PREPROCESS, batch_size=2))
 
@@ -204,6 +237,45 @@ def test_a_worker_that_dies_is_a_resource_error_and_no_hang():
         Deadly(), range(4), preprocess=PREPROCESS, batch_size=1, n_workers=1
     )
     with pytest.raises(ResourceError, match=r"a loader process died.*\n.*optim\.n_workers"):
+        next(loading)
+
+
+class Cramped:
+    """A source that leaves its process no room in shared memory, as a container's /dev/shm."""
+
+    items = ()
+
+    def read(self, i):
+        """Gives a picture."""
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(file, "PNG")
+        return file.getvalue()
+
+
+def test_a_worker_without_room_for_a_batch_is_a_resource_error_and_no_hang():
+    loading = evaluation_batches(
+        Cramped(), range(4), preprocess=PREPROCESS, batch_size=4, n_workers=1
+    )
+    with pytest.raises(ResourceError, match=r"no room to hand over a batch.*\n.*/dev/shm"):
+        next(loading)
+
+
+class Faulty:
+    """A source with a bug."""
+
+    items = ()
+
+    def read(self, i):
+        """Fails."""
+        raise RuntimeError("no such attribute")
+
+
+def test_a_bug_in_a_worker_is_not_taken_for_a_lack_of_memory():
+    loading = evaluation_batches(
+        Faulty(), range(4), preprocess=PREPROCESS, batch_size=4, n_workers=1
+    )
+    with pytest.raises(RuntimeError, match=r"(?s)DataLoader worker.*no such attribute"):
         next(loading)
 
 

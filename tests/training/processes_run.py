@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from kdedge._processes import Processes, joined
+from kdedge._processes import OutOfMemoryElsewhere, Processes, joined
 from kdedge.errors import KdedgeError
 
 N_ROWS = 5
@@ -60,9 +60,36 @@ def memory(processes: Processes) -> Any:
     return {"asked": asked, "weights": weights}
 
 
+def room(processes: Processes) -> Any:
+    """An exchange for which the second process has no room at first."""
+    if processes.rank == 1:
+        _fail_once()
+    own = torch.arange(N_ROWS, dtype=torch.float32)[:, None][processes.share(N_ROWS)]
+    where = "nowhere"
+    try:
+        processes.whole(own, N_ROWS)
+    except OutOfMemoryElsewhere:
+        where = "elsewhere"
+    except MemoryError:
+        where = "here"
+        processes.tell_out_of_memory()
+    return {"where": where, "whole": processes.whole(own, N_ROWS).flatten().tolist()}
+
+
+def _fail_once() -> None:
+    """Makes the next `new_zeros` find no memory."""
+    plain = torch.Tensor.new_zeros
+
+    def fail(*_: Any, **__: Any) -> Any:
+        torch.Tensor.new_zeros = plain
+        raise MemoryError
+
+    torch.Tensor.new_zeros = fail
+
+
 def work(processes: Processes) -> Any:
-    """Both."""
-    return {"exchange": exchange(processes), "memory": memory(processes)}
+    """All three."""
+    return {name.__name__: name(processes) for name in (exchange, memory, room)}
 
 
 def death(processes: Processes) -> Any:

@@ -105,6 +105,12 @@ def test_all_take_smaller_parts_where_one_has_no_room_and_learn_what_one_learns(
         assert first["weights"][name] == pytest.approx(value.flatten().tolist(), rel=1e-5)
 
 
+def test_an_exchange_that_one_has_no_room_for_is_given_up_by_all(worked: list[Any]) -> None:
+    found = [each["room"] for each in worked]
+    assert [each["where"] for each in found] == ["elsewhere", "here"]
+    assert all(each["whole"] == [0, 1, 2, 3, 4] for each in found)
+
+
 def test_a_process_that_dies_ends_the_others_with_a_message(pair: Pair) -> None:
     (code, _, said), (dead, _, _) = pair("death")
     assert (code, dead) == (7, 9)

@@ -38,7 +38,7 @@ def test_a_whole_store_asks_no_teacher(
     teacher = filling.SlowTeacher()
     filling.make_filler(tmp_path, teacher=teacher).fill()
     assert teacher.n_passes == 2 * filling.N_PASSES + 2  # two of them for the estimate
-    size = "290 images x 2 views x 24 dimensions x 2 bytes = 0.0 MB"
+    size = "290 images x 2 views x 24 dimensions x 2 bytes = 27.8 kB"
     said = rf"{size}\. 6 of 6 files are to be computed: about \d+ s on cpu\.$"
     assert re.search(said, caplog.messages[0])
     warm = filling.SlowTeacher()
@@ -118,7 +118,7 @@ def test_a_disk_that_is_too_small_is_said_before_the_work(
 ) -> None:
     teacher = filling.SlowTeacher()
     with pytest.raises(
-        ResourceError, match=r"0\.\d MB free, and the teacher store still needs 0\.0 MB"
+        ResourceError, match=r"\d kB free, and the teacher store still needs 27\.8 kB"
     ):
         filling.make_filler(small_disk(20), teacher=teacher).fill()
     assert teacher.n_passes == 0

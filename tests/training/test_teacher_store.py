@@ -15,6 +15,7 @@ import torch
 from kdedge.clip.tensor_file import encode_tensors
 from kdedge.data.loader import training_batches
 from kdedge.data.views import Augmentation
+from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.teacher_store import Chunk, TeacherStore
 
 Filling = ModuleType
@@ -56,7 +57,7 @@ def test_features_are_two_bytes_a_value_and_mapped_from_their_files(
 ) -> None:
     store = filled(filling, tmp_path)
     assert store.n_bytes == 290 * 2 * 24 * 2
-    assert store.size == "290 images x 2 views x 24 dimensions x 2 bytes = 0.0 MB"
+    assert store.size == "290 images x 2 views x 24 dimensions x 2 bytes = 27.8 kB"
     files = filling.files_of(store)
     assert sorted(files) == [f"view-000{v}/0000{c}.safetensors" for v in (1, 2) for c in range(3)]
     assert store.n_bytes < sum(map(len, files.values())) < store.n_bytes + 6 * 1000
@@ -70,6 +71,7 @@ def test_features_are_two_bytes_a_value_and_mapped_from_their_files(
     [
         {"made_by": "another"},
         {"precision": "bf16"},
+        {"preprocess": Preprocess(8, (0.5,) * 3, (0.5,) * 3, resize_mode="squash")},
         {"augment": Augmentation(2, 0.5, flip=True)},
         {"augment": Augmentation(1, 0.4, flip=True)},
         {"augment": Augmentation(1, 0.5, flip=False)},
