@@ -236,7 +236,8 @@ class Method:
     @torch.no_grad()
     def _longest(self) -> Tensor:
         """The length of the classifier's longest row."""
-        return self.module.classifier.norm(dim=-1).max()
+        longest: Tensor = self.module.classifier.norm(dim=-1).max()
+        return longest
 
     def use_texts(self, sentences: Sequence[Sequence[str]]) -> None:
         """See `LearnsFromTexts`; the recipe's template is learned beside them."""
