@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from kdedge._processes import Processes
+from kdedge.data._workers import worker_context
 from kdedge.data.loader import (
-    _worker_context,
     choose_n_workers,
     evaluation_batches,
     n_steps,
@@ -280,7 +280,7 @@ def test_a_bug_in_a_worker_is_not_taken_for_a_lack_of_memory():
 
 
 def test_the_worker_context_is_made_once():
-    assert _worker_context() is _worker_context()
+    assert worker_context("kdedge.data.loader") is worker_context("kdedge.data.loader")
 
 
 SCRIPT = """
