@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from kdedge.cli._options import device_option, need_training_packages, resume_option, runs_option
+from kdedge.cli._options import (
+    device_option,
+    need_training_packages,
+    resume_option,
+    runs_option,
+    warn_of_unused_optim,
+)
 from kdedge.cli._output import json_option, next_line, print_result, set_option
 from kdedge.cli._results import finished_runs, run_record, run_text
 from kdedge.config.load import check_paths, load_recipe
@@ -44,13 +50,15 @@ def command(
 
     used = finished_runs(root)
     chosen = choose_device(device)
+    is_given = loaded.recipe.teacher is not None and loaded.recipe.teacher.run is not None
     with joined(chosen) as processes:
+        warn_of_unused_optim(loaded, *(() if is_given else ("teacher",)), "student")
         teacher, student = distill(
             loaded, root=root, device=chosen, resume=resume, processes=processes
         )
     if not processes.is_first:
         return
-    if loaded.recipe.teacher is not None and loaded.recipe.teacher.run is not None:
+    if is_given:
         used.add(teacher.path.resolve())  # it may be in another folder of runs
     following = "export" if loaded.recipe.data.test is None else "eval"
     text = f"{run_text([teacher, student], used=used)}\n{next_line(following, student.path)}"

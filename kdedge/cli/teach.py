@@ -8,7 +8,13 @@ from typing import Any
 
 import click
 
-from kdedge.cli._options import device_option, need_training_packages, resume_option, runs_option
+from kdedge.cli._options import (
+    device_option,
+    need_training_packages,
+    resume_option,
+    runs_option,
+    warn_of_unused_optim,
+)
 from kdedge.cli._output import json_option, next_line, print_result, same_options, set_option
 from kdedge.cli._results import finished_runs, run_record, run_text
 from kdedge.config.load import check_paths, load_recipe
@@ -73,7 +79,10 @@ def command(
     record: dict[str, Any] = {}
     stored = ""
     chosen = choose_device(device)
+    is_given = loaded.recipe.teacher is not None and loaded.recipe.teacher.run is not None
     with joined(chosen) as processes:
+        if not is_given:
+            warn_of_unused_optim(loaded, "teacher")
         how: Any = {"root": root, "device": chosen, "resume": resume, "processes": processes}
         if is_stored:
             run, store = store_features(loaded, shard=shard or (1, 1), **how)
@@ -89,7 +98,7 @@ def command(
         if loaded.recipe.student is None
         else next_line("distill", recipe, *same_options(overrides))
     )
-    if loaded.recipe.teacher is not None and loaded.recipe.teacher.run is not None:
+    if is_given:
         used.add(run.path.resolve())  # it may be in another folder of runs
     text = f"{run_text([run], used=used)}\n{stored}{following}"
     print_result({"teacher": run_record(run), **record}, as_json=as_json, text=text)

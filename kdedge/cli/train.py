@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from kdedge.cli._options import device_option, need_training_packages, resume_option, runs_option
+from kdedge.cli._options import (
+    device_option,
+    need_training_packages,
+    resume_option,
+    runs_option,
+    warn_of_unused_optim,
+)
 from kdedge.cli._output import json_option, next_line, print_result, set_option
 from kdedge.cli._results import finished_runs, run_record, run_text
 from kdedge.config.load import check_paths, load_recipe
@@ -48,12 +54,13 @@ def command(
     check_paths(loaded)
     need_training_packages("Training")
     from kdedge._processes import joined
-    from kdedge.training.baseline import train_baseline
+    from kdedge.training.baseline import train_baseline, with_baseline
     from kdedge.training.parts import choose_device
 
     used = finished_runs(root)
     chosen = choose_device(device)
     with joined(chosen) as processes:
+        warn_of_unused_optim(with_baseline(loaded, method), "baseline")
         run = train_baseline(
             loaded, method, root=root, device=chosen, resume=resume, processes=processes
         )

@@ -306,3 +306,31 @@ def test_the_image_path_of_a_trained_baseline_is_what_export_folds(
         features = unit_length(encode_image(path.visual, images, path.visual_prompts))
     assert torch.equal(features, trained.model.forward_features(images))
     assert trained.provenance()["method"] == method
+
+
+@pytest.mark.parametrize(
+    ("command", "own"),
+    [
+        (["teach"], ["teacher.optim.epochs=4"]),
+        (["distill"], ["teacher.optim.epochs=4", "student.optim.epochs=3"]),
+        (["distill", "--set", "teacher.run=runs/tiny/01"], ["student.optim.epochs=3"]),
+        (["train", "--method", "coop"], ["baseline.optim.epochs=200"]),  # as it was published
+    ],
+)
+def test_an_override_that_no_model_follows_is_named(
+    kdedge: Run, project: Path, command: list[str], own: list[str]
+) -> None:
+    Path("runs/tiny/01").mkdir(parents=True)
+    given = [*own, "optim.epochs=2", "optim.selection=validation"]  # so that nothing is trained
+    done = kdedge(*command[:1], "r.yaml", *command[1:], *(f"--set={text}" for text in given))
+    told = f"warning: --set optim.epochs=2 changes nothing, overruled by {' and '.join(own)}.\n"
+    instead = " ".join(f"--set {text.partition('=')[0]}=2" for text in own)
+    fails(done, 2, told + f"  Set that instead: {instead}\n")
+    assert done.err.count("changes nothing") == 1
+
+
+def test_an_override_that_one_model_follows_is_not_named(kdedge: Run, project: Path) -> None:
+    given = ("student.optim.epochs=3", "optim.epochs=2", "optim.selection=validation")
+    done = kdedge("distill", "r.yaml", *(f"--set={text}" for text in given))
+    fails(done, 2, "no data.validation")
+    assert "changes nothing" not in done.err
