@@ -94,7 +94,7 @@ def command(
     if not processes.is_first:
         return
     following = (
-        next_line("eval", run.path)
+        next_line("show" if loaded.recipe.data.test is None else "eval", run.path)
         if loaded.recipe.student is None
         else next_line("distill", recipe, *same_options(overrides))
     )

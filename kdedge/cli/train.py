@@ -66,5 +66,6 @@ def command(
         )
     if not processes.is_first:
         return
-    text = f"{run_text([run], used=used)}\n{next_line('eval', run.path)}"
+    following = "show" if loaded.recipe.data.test is None else "eval"
+    text = f"{run_text([run], used=used)}\n{next_line(following, run.path)}"
     print_result({"baseline": run_record(run)}, as_json=as_json, text=text)

@@ -240,3 +240,23 @@ def test_without_labels_a_zeroshot_teacher_teaches(kdedge, project) -> None:
     done = kdedge("distill", "r.yaml", *options)
     assert done.code == 0, done.err
     assert Path("runs/tiny/02/student.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (
+            "teach",
+            "--set=teacher.method=zeroshot",
+            "--set=teacher.settings={}",
+            "--set=student=null",
+        ),
+        ("train", "--method=zeroshot"),
+    ],
+)
+def test_without_test_images_no_measurement_is_proposed(
+    kdedge, project, command: tuple[str, ...]
+) -> None:
+    done = kdedge(*command, "r.yaml", "--set=data.test=null")
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[-1] == "Next: kdedge show runs/tiny/01"
