@@ -27,6 +27,8 @@ from kdedge.cli._output import first_line, set_up_logging
 from kdedge.errors import KdedgeError, Terminated, is_out_of_memory
 
 _FOLDER = Path(__file__).parent
+# What the system answers to a path that was typed, wherever that is looked at first
+_REFUSED = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM})
 _ORDER = (
     *("demo", "init", "check", "teach", "distill", "train", "pseudo-label", "eval", "export"),
     *("bench", "report", "predict", "suite", "show", "import", "data", "doctor", "schema"),
@@ -140,6 +142,9 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
         _drop_stdout()
         place = f" while writing {error.filename}" if error.filename else ""
         return _say(f"the disk is full{place}.\n  Free some space and run the command again.", 7)
+    if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
+        reason = (error.strerror or str(error)).lower()
+        return _say(f"{os.fsdecode(error.filename)} cannot be used: {reason}.", 3)
     if is_out_of_memory(error):
         return _say(
             f"memory ran out: {_one_line(error)}.\n"

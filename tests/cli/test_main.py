@@ -178,6 +178,28 @@ def test_a_full_disk_is_no_bug():
     assert done.stderr.startswith("kdedge: the disk is full while writing x.bin.\n")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *((command, "x" * 300) for command in ("bench", "export", "report")),
+        *((command, "--output", "x" * 300) for command in ("bench", "report")),
+    ],
+)
+def test_a_name_that_the_system_refuses_is_no_bug(arguments, capfd):
+    pytest.importorskip("torch")
+    from kdedge.cli.main import run
+
+    assert run(arguments) == 3
+    message = capfd.readouterr().err
+    assert message.startswith("kdedge: xxx")
+    assert message.endswith(" cannot be used: file name too long.\n")
+
+
+def test_a_path_that_may_not_be_read_is_no_bug():
+    done = run_python(RAISE.format(raises="raise PermissionError(errno.EACCES, 'No', 'x.bin')"))
+    assert (done.returncode, done.stderr) == (3, "kdedge: x.bin cannot be used: no.\n")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_result_that_does_not_fit_on_the_disk_is_an_error():
     with Path("/dev/full").open("w") as full:
