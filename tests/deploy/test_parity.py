@@ -8,6 +8,7 @@ import json
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,27 @@ def test_the_smoke_set_compares_a_file_where_it_runs(tmp_path: Path) -> None:
     assert result.images == f"9 images of {SMOKE_SET}"
     assert result.runtime == "means 1.0"
     assert result.mean_softmax_distance is not None
+
+
+def test_the_smoke_set_sees_a_fault_of_single_images_alone_or_of_batches_alone(
+    tmp_path: Path,
+) -> None:
+    pixels = make_pixels(10)
+    artifact = with_smoke_set(make_artifact(tmp_path), pixels, answers(pixels))
+
+    class Faulty(Means):
+        def __init__(self, is_wrong: Callable[[int], bool]) -> None:
+            super().__init__()
+            self._is_wrong = is_wrong
+
+        def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+            return super().run(images) * (np.nan if self._is_wrong(len(images)) else 1)
+
+    for is_wrong in (lambda n: n == 1, lambda n: n > 1):
+        assert parity_on_smoke_set(artifact, Faulty(is_wrong)).n_nonfinite == 5
+    fixed = Means((4, 4))
+    parity_on_smoke_set(dataclasses.replace(artifact, batch=4), fixed)
+    assert fixed.sizes == [4, 4, 4]
 
 
 def test_an_argmax_artifact_is_compared_by_ranking_only(tmp_path: Path) -> None:
