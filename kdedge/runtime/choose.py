@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 from kdedge.errors import GateError, MissingPackage, RecipeError, SetupError
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.backends import backend_module, list_backends
+from kdedge.runtime.backends._cudart import count_multiprocessors
 from kdedge.runtime.backends._protocol import BackendModule, LoadedFile, NotHere
 from kdedge.runtime.backends._tensorrt import EXPORT_FLAGS
 
@@ -33,6 +34,9 @@ def choose_and_load(
 ) -> tuple[ModelFile, LoadedFile]:
     """Loads the first file, in the order of `candidates`, that this machine can run.
 
+    Engines that were built for a GPU of another size come after this one's own: TensorRT loads
+    them where the generation is the same, and answers for neither their speed nor their results.
+
     Args:
         artifact: what there is.
         precision: asked for; None for no wish.
@@ -46,15 +50,38 @@ def choose_and_load(
         SetupError: nothing here can run any of the candidates.
     """
     failures: list[_Failure] = []
-    for file in candidates(artifact, precision=precision, backend=backend):
+    files = candidates(artifact, precision=precision, backend=backend)
+    size = count_multiprocessors() if any(map(_gpu_size, files)) else None
+    files.sort(key=lambda file: (file.target == _CPU_TARGET, not _is_of_this(file, size)))
+    for file in files:
         try:
             loaded = _load(artifact, file, n_threads)
         except SetupError as error:
             failures.append((file, _bare(error)))
             continue
         _warn(artifact, file, failures, was_asked_for=backend is not None)
+        if not _is_of_this(file, size):
+            _LOG.warning(
+                "%s was built for a GPU of %s multiprocessors, and this one has %s. Build one here"
+                " with: %s",
+                *(file.name, _gpu_size(file), size, _export_command(artifact, file)),
+            )
         return file, loaded
     raise _nothing_runs(artifact, failures)
+
+
+def _gpu_size(file: ModelFile) -> Any:
+    """Multiprocessors of the GPU that an engine was built on; None where that is not recorded."""
+    return file.built_with.get("multiprocessors")
+
+
+def _is_of_this(file: ModelFile, size: int | None) -> bool:
+    """Whether nothing speaks against a file on a GPU of so many multiprocessors."""
+    return size is None or _gpu_size(file) in (None, size)
+
+
+def _export_command(artifact: Artifact, file: ModelFile) -> str:
+    return shlex.join(["kdedge", "export", str(artifact.path), EXPORT_FLAGS[file.target]])
 
 
 def _load(artifact: Artifact, file: ModelFile, n_threads: int | None) -> LoadedFile:
@@ -148,7 +175,7 @@ def _warn(
         _LOG.warning(
             "%s was never compared with the model. Measure it here with: %s",
             file.name,
-            shlex.join(["kdedge", "export", str(artifact.path), EXPORT_FLAGS[file.target]]),
+            _export_command(artifact, file),
         )
     # No TensorRT or no GPU is no surprise; one that is broken, or does not fit the engine, is
     for tried, error in failures:

@@ -62,7 +62,7 @@ class HostCudart:
         return 0
 
     def _cudaDeviceGetAttribute(self, value: Any, attribute: int, device: int) -> int:
-        value._obj.value = {75: 8, 76: 7}[attribute]
+        value._obj.value = {75: 8, 76: 7, 16: 8}[attribute]
         return 0
 
     def _cudaStreamCreate(self, stream: Any) -> int:

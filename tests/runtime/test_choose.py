@@ -210,6 +210,24 @@ def test_an_engine_that_was_asked_for_needs_no_measure(
     assert caplog.messages == []
 
 
+@pytest.mark.usefixtures("cudart")
+def test_this_gpus_own_engine_comes_before_one_of_a_larger_gpu(
+    artifact: Artifact, caplog: pytest.LogCaptureFixture
+) -> None:
+    larger, own = (
+        write_engine(artifact, f"model.fp16.orin-{n}.engine", built_with={"multiprocessors": n})
+        for n in (16, 8)
+    )
+    file, _ = load(artifact.with_files(larger, own))
+    assert (file.name, caplog.messages) == ("model.fp16.orin-8.engine", [])
+    file, _ = load(artifact.with_files(larger))
+    assert file.name == "model.fp16.orin-16.engine"
+    assert caplog.messages == [
+        "model.fp16.orin-16.engine was built for a GPU of 16 multiprocessors, and this one has 8."
+        f" Build one here with: kdedge export {artifact.path} --trt"
+    ]
+
+
 def test_an_engine_that_does_not_fit_leaves_its_memory_to_the_next_file(
     artifact: Artifact,
     cudart: Any,

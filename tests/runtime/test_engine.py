@@ -163,6 +163,21 @@ def test_a_null_engine_gives_tensorrts_error_in_one_line(tmp_path: Path, cudart:
     )
 
 
+def test_a_tensorrt_that_cannot_use_the_driver_is_no_bug(
+    tmp_path: Path, cudart: Any, host_gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def null(log: Any) -> None:
+        log.log(1, "CUDA initialization failure with error: 35.")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(host_gpu.HostTensorRT, "Runtime", null)
+    with pytest.raises(SetupError) as caught:
+        load(tmp_path, cudart, "engine 1 5 FLOAT logits")
+    assert str(caught.value).startswith(
+        "tensorrt 10.3.0 cannot start on a GPU: CUDA initialization failure with error: 35.\n"
+    )
+
+
 @pytest.mark.parametrize("function", ["cudaMalloc", "cudaStreamCreate"])
 def test_too_little_memory_is_told_by_cuda(tmp_path: Path, cudart: Any, function: str) -> None:
     cudart.fails[function] = 2

@@ -38,9 +38,10 @@ class BuiltEngine:
 
     Attributes:
         path: the file.
-        built_with: tool, version, device, compute_capability, profiles (batch min, opt, max),
-            flags, whether it is strongly_typed, the types of its multiplications as parsed, the
-            layers of the engine ("not measured" without a GPU), seconds.
+        built_with: tool, version, device, compute_capability, multiprocessors of the device (where
+            one is needed), profiles (batch min, opt, max), flags, whether it is strongly_typed, the
+            types of its multiplications as parsed, the layers of the engine ("not measured" without
+            a GPU), seconds.
     """
 
     path: Path
@@ -237,7 +238,10 @@ class EngineBuilder:
         """The engine's own layers, as its inspector tells them."""
         if not self._has_gpu:
             return _NOT_MEASURED
-        runtime = self._trt.Runtime(make_log(self._module))
+        try:
+            runtime = self._trt.Runtime(make_log(self._module))
+        except (RuntimeError, TypeError):  # null: TensorRT-RTX builds where it cannot run
+            return _NOT_MEASURED
         engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
             return _NOT_MEASURED

@@ -49,6 +49,7 @@ def describe() -> dict[str, Any]:
         "version": module.__version__,
         "device": device.name,
         "compute_capability": device.capability,
+        "multiprocessors": device.n_multiprocessors,
     }
 
 

@@ -23,6 +23,7 @@ _NAMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.
 _TO_DEVICE, _FROM_DEVICE = 1, 2  # enum cudaMemcpyKind
 _NO_DEVICE = 100  # cudaErrorNoDevice
 _MAJOR, _MINOR = 75, 76  # cudaDevAttrComputeCapabilityMajor, -Minor
+_MULTIPROCESSORS = 16  # cudaDevAttrMultiProcessorCount
 
 
 def open_cuda() -> Cuda:
@@ -58,6 +59,14 @@ def open_cuda() -> Cuda:
         "The CUDA runtime library (libcudart) is not found, which TensorRT needs.\n"
         "  Install it with: pip install nvidia-cuda-runtime-cu12 (for TensorRT built for CUDA 12)"
     )
+
+
+def count_multiprocessors() -> int | None:
+    """The first GPU's size; None where there is none that can be asked."""
+    try:
+        return open_cuda().n_multiprocessors()
+    except SetupError:
+        return None
 
 
 def _candidates() -> Iterator[str]:
@@ -105,10 +114,16 @@ class Cuda:
 
     def compute_capability(self) -> str:
         """The GPU's compute capability, as in `8.7`."""
-        major, minor = c_int(), c_int()
-        self._call("cudaDeviceGetAttribute", byref(major), _MAJOR, 0)
-        self._call("cudaDeviceGetAttribute", byref(minor), _MINOR, 0)
-        return f"{major.value}.{minor.value}"
+        return f"{self._attribute(_MAJOR)}.{self._attribute(_MINOR)}"
+
+    def n_multiprocessors(self) -> int:
+        """The GPU's size, which tells an Orin Nano from an AGX Orin."""
+        return self._attribute(_MULTIPROCESSORS)
+
+    def _attribute(self, number: int) -> int:
+        value = c_int()
+        self._call("cudaDeviceGetAttribute", byref(value), number, 0)
+        return value.value
 
     def allocate(self, n_bytes: int) -> int:
         """Reserves memory of the GPU and gives its address."""

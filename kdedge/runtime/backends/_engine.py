@@ -65,7 +65,7 @@ def deserialize(
         built_with: what the engine was built with, where that is known.
 
     Raises:
-        SetupError: TensorRT refuses the engine; the message says why.
+        SetupError: TensorRT cannot start, or refuses the engine; the message says why.
     """
     log = _new_log(trt)
     try:
@@ -73,7 +73,14 @@ def deserialize(
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise DataError(f"{path} cannot be read: {reason}.") from error
-    runtime = trt.Runtime(log)
+    try:
+        runtime = trt.Runtime(log)
+    except (RuntimeError, TypeError) as error:  # pybind11's words for a null pointer
+        raise SetupError(
+            f"{name} {trt.__version__} cannot start on {gpu}:"
+            f" {'; '.join(log.errors[:1]) or 'it gives no reason'}.\n"
+            "  `nvidia-smi` shows the driver: this TensorRT may need a newer one."
+        ) from error
     engine = None
     reasons = _invalidity(trt, runtime, data)
     if reasons is None:

@@ -469,6 +469,7 @@ def test_an_engine_is_named_and_described_after_the_version_and_the_device(
         "version": "10.16.2.11",
         "device": "Orin",
         "compute_capability": "8.7",
+        "multiprocessors": 8,
     }
     assert built.built_with["layers"] == {"types": {"unknown": 1}, "fused_attention": 1}
     assert [path.name for path in device.iterdir()] == ["trt10.16.2-sm87-orin-8.cache"]
@@ -691,6 +692,17 @@ def test_an_engine_that_does_not_load_here_is_kept_without_its_layers(
 ) -> None:
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: None)
     version_10.module.Runtime = lambda log: runtime
+    built = version_10.builder(has_gpu=True).build(small, tmp_path / "a.engine")
+    assert built.built_with["layers"] == "not measured"
+
+
+def test_an_engine_is_kept_where_no_runtime_starts(
+    version_10: Version, small: EngineRequest, tmp_path: Path
+) -> None:
+    def null(log: Any) -> None:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    version_10.module.Runtime = null
     built = version_10.builder(has_gpu=True).build(small, tmp_path / "a.engine")
     assert built.built_with["layers"] == "not measured"
 
