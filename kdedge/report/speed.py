@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kdedge.report.blocks import Block, Note, Table
 from kdedge.report.numbers import figure, scaled
-from kdedge.speed_results import Measurement, SpeedResult, SpeedRow
+from kdedge.speed_results import Inputs, Measurement, SpeedResult, SpeedRow
 
 _WIDE_SPREAD_PERCENT = 5.0  # as `kdedge bench` marks them
 
@@ -92,15 +92,15 @@ def sizes(rows: Sequence[NamedRow], measured: str) -> Table:
     return Table("Size and work", header, cells, caption, n_text=3)
 
 
-def _latencies(rows: Sequence[NamedRow], result: SpeedResult, inputs: str) -> Table:
-    cells = []
-    batches = set()
-    for named in rows:
-        found = next((m for m in named.row.measurements if m.inputs == inputs), None)
-        if found is not None:
-            batches.add(found.batch)
-            cells.append([named.label, *_times(found), *_ratio(found), f"{found.n_calls:,}"])
-    batch = ", ".join(map(str, sorted(batches)))
+def _latencies(rows: Sequence[NamedRow], result: SpeedResult, inputs: Inputs) -> Table:
+    """Times at the smallest batch that any model has; one that lacks it is left out."""
+    batches = [m.batch for n in rows for m in n.row.measurements if m.inputs == inputs]
+    batch = min(batches, default=1)
+    cells = [
+        [named.label, *_times(found), *_ratio(found), f"{found.n_calls:,}"]
+        for named in rows
+        if (found := named.row.at(batch, inputs)) is not None
+    ]
     what = "copied to the device and answers back" if inputs == "copied" else "in its memory"
     header = ["model", "p50", "p90", "p99", "cv %", "times faster", "low-high", "calls"]
     caption = (

@@ -231,6 +231,23 @@ def test_several_runs_are_compared_first(make_run: MakeRun) -> None:
     assert {source[1:] for source in page.sources if source.startswith("#")} <= set(ids)
 
 
+def test_latencies_are_all_of_one_batch(make_run: MakeRun) -> None:
+    run = make_run()
+    path = run.path / "bench" / "01.json"
+    values = json.loads(path.read_text())
+    first, second = (row["measurements"] for row in values["rows"][:2])
+    first.insert(0, {**first[0], "batch": 8, "p50_ms": 77.7})
+    second[0] |= {"batch": 8, "p50_ms": 88.8}
+    path.write_text(json.dumps(values))
+    (latencies,) = re.findall(
+        r"Table\(title='Latency, images in its memory'.*?caption='.*?'", said(run)
+    )
+    assert "ms a call at batch 1, images in its memory" in latencies
+    assert "'CLIP', '4" in latencies
+    assert "77.7" not in latencies
+    assert "i8.onnx" not in latencies
+
+
 def test_the_newest_numbers_count(make_run: MakeRun) -> None:
     run = make_run()
     values: dict[str, Any] = json.loads((run.path / "bench" / "01.json").read_text())
