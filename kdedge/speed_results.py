@@ -77,21 +77,31 @@ class Measurement:
         def number(key: str) -> float:
             return record.number(key, highest=_LARGE)
 
+        def positive(key: str) -> float:
+            if number(key) == 0:
+                raise record.error(key, 0, "a number above 0")
+            return number(key)
+
+        samples = record.sequence("samples_ms")
+        if not all(type(sample) in (int, float) for sample in samples):
+            raise record.error("samples_ms", samples, "a list of numbers")
+        # A median of ratios has a lowest and a highest one, and without one there is none
+        ratio = record.null if record.values["ratio"] is None else number
         return cls(
             batch=record.count("batch"),
             inputs=record.one_of("inputs", INPUTS),
             n_calls=record.count("n_calls"),
-            p50_ms=number("p50_ms"),
-            p90_ms=number("p90_ms"),
-            p99_ms=number("p99_ms"),
-            mean_ms=number("mean_ms"),
+            p50_ms=positive("p50_ms"),
+            p90_ms=positive("p90_ms"),
+            p99_ms=positive("p99_ms"),
+            mean_ms=positive("mean_ms"),
             cv_percent=number("cv_percent"),
-            images_per_second=number("images_per_second"),
-            ratio=record.optional("ratio", number),
-            ratio_low=record.optional("ratio_low", number),
-            ratio_high=record.optional("ratio_high", number),
+            images_per_second=positive("images_per_second"),
+            ratio=ratio("ratio"),
+            ratio_low=ratio("ratio_low"),
+            ratio_high=ratio("ratio_high"),
             watts=record.optional("watts", number),
-            samples_ms=tuple(map(float, record.sequence("samples_ms"))),
+            samples_ms=tuple(map(float, samples)),
         )
 
 
@@ -216,12 +226,15 @@ class SpeedRow(ModelFacts):
         def count(key: str) -> int:
             return record.count(key, lowest=0)
 
+        runtime = record.text("runtime")
+        if not runtime.strip():
+            raise record.error("runtime", runtime, "what ran it, with its version")
         return cls(
             source=record.text("source"),
             model=record.text("model"),
             protocol=record.one_of("protocol", PROTOCOLS),
             precision=record.text("precision"),
-            runtime=record.text("runtime"),
+            runtime=runtime,
             device=record.text("device"),
             n_parameters=record.optional("n_parameters", count),
             n_bytes=record.optional("n_bytes", count),

@@ -55,6 +55,33 @@ def test_a_wrong_value_is_named_with_its_place(result: SpeedResult) -> None:
         read(values)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("p50_ms", 0),
+        ("images_per_second", 0.0),
+        ("samples_ms", [1.0, "x"]),
+        ("samples_ms", [None]),
+        ("ratio", 2.0),  # without a lowest and a highest
+        ("ratio_low", 2.0),
+    ],
+)
+def test_figures_that_a_table_could_not_show_are_refused(
+    result: SpeedResult, key: str, value: Any
+) -> None:
+    values = json.loads(json.dumps(result.to_dict()))
+    values["rows"][0]["measurements"][0][key] = value
+    with pytest.raises(DataError, match=r"rows\[0\].measurements\[0\]\."):
+        read(values)
+
+
+def test_a_row_says_what_ran_it(result: SpeedResult) -> None:
+    values = json.loads(json.dumps(result.to_dict()))
+    values["rows"][0]["runtime"] = " "
+    with pytest.raises(DataError, match=r"rows\[0\].runtime is ' '"):
+        read(values)
+
+
 def test_a_newer_format_is_refused_with_what_to_do(result: SpeedResult) -> None:
     with pytest.raises(SetupError, match=r"format 2.*\n.*Upgrade kdedge"):
         read({**result.to_dict(), "format": 2})

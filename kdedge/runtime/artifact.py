@@ -235,7 +235,7 @@ def load_artifact(path: Path) -> Artifact:
         head=output.one_of("head", get_args(Head)),
         max_batch=entry.count("max_batch"),
         batch="dynamic" if entry.values["batch"] == "dynamic" else entry.count("batch"),
-        gates=values.mapping("gates"),
+        gates=_gates(values.record("gates")),
         files=tuple(_model_file(file) for file in values.records("files")),
         others={name: others.sha256(name) for name in others.values},
         provenance=values.mapping("provenance"),
@@ -280,6 +280,17 @@ def _is_name(name: object) -> bool:
     knows grow with Python's version, and a device's may be older than the exporting machine's.
     """
     return isinstance(name, str) and bool(name) and _UNWRITABLE.isdisjoint(map(category, name))
+
+
+def _gates(values: Record) -> dict[str, Any]:
+    """Percent of agreement by precision, and points; an artifact may have none."""
+    if "agreement" in values.values:
+        agreement = values.record("agreement")
+        for precision in agreement.values:
+            agreement.number(precision)
+    if "max_drop" in values.values:
+        values.number("max_drop")
+    return values.values
 
 
 def _preprocess(values: Record) -> Preprocess:
