@@ -60,10 +60,15 @@ def check_regressions(
 
 
 def _lost(result: SpeedResult, baseline: SpeedResult) -> list[str]:
-    """Models of the baseline that failed or were left out now, and why."""
+    """What the baseline measured and what failed or was left out now, and why."""
     failed = {row.label: row.problem for row in result.rows if row.problem is not None}
     why = {**result.left_out, **failed}
-    return [f"{row.label}: {why[row.label]}" for row in baseline.rows if row.label in why]
+    measured = [
+        name
+        for row in baseline.rows
+        for name in (row.label, *(f"{row.label}, batch {m.batch}" for m in row.measurements))
+    ]
+    return [f"{name}: {why[name]}" for name in dict.fromkeys(measured) if name in why]
 
 
 def check_comparable(

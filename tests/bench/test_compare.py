@@ -70,6 +70,9 @@ def test_a_model_that_cannot_be_measured_any_more_does_not_pass(
     absent = tables(10.0, left_out={"model 1": "no GPU"})
     with pytest.raises(GateError, match=r"model 1: no GPU"):
         check_regressions(absent, tables(10.0, 5.0), max_percent=5, where="b.json")
+    too_large = tables(10.0, 5.0, left_out={"model 1, batch 1": "it takes 8 a call"})
+    with pytest.raises(GateError, match=r"now:\n  model 1, batch 1: it takes 8 a call"):
+        check_regressions(too_large, tables(10.0, 5.0), max_percent=5, where="b.json")
     assert check_regressions(tables(10.0), tables(10.0, 5.0), max_percent=5, where="b.json")
 
 
