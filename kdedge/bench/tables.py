@@ -276,7 +276,13 @@ def _doubts(result: SpeedResult) -> list[str]:
         lines.append("! The device slowed itself down meanwhile: heat, power or current.")
     elif result.device.get("throttled") is None:
         lines.append("Whether the device slowed itself down meanwhile is not known here.")
-    if any((row.compute_percent or 0) > 100 for row in result.rows):
+    fast = [row for row in result.rows if (row.compute_percent or 0) > 100]
+    if any(_may_use_tf32(row) for row in fast):
+        lines.append(
+            "Shares of the product above 100 % in fp32 on a GPU: engines multiply float32 in TF32,"
+            " which the product that was measured does not."
+        )
+    if not all(_may_use_tf32(row) for row in fast):
         lines.append(
             "! Shares of the product above 100 %: other work ran while that was measured, which is"
             " faster than it says. Measure on a quiet machine."
@@ -286,6 +292,11 @@ def _doubts(result: SpeedResult) -> list[str]:
             "Shares of the copy above 100 %: such a model stays in the processor's caches."
         )
     return lines
+
+
+def _may_use_tf32(row: SpeedRow) -> bool:
+    """Whether it may compute in fewer digits than its precision's peak: TensorRT's own default."""
+    return row.device == "GPU" and row.precision == "fp32" and row.runtime.startswith("tensorrt")
 
 
 def _device_line(result: SpeedResult) -> str:

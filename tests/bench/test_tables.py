@@ -85,6 +85,17 @@ def test_a_share_that_cannot_be_is_said(
     assert "Shares" not in "\n".join(notes(make_result(possible)))
 
 
+def test_tf32_is_no_busy_machine(make_row: Make, make_result: Make, make_measurement: Make) -> None:
+    engine = {"device": "GPU", "runtime": "tensorrt 10.3.0", "compute_percent": 196.0}
+    text = "\n".join(notes(make_result(make_row("e", make_measurement(), **engine))))
+    assert "multiply float32 in TF32" in text
+    assert "quiet machine" not in text
+    in_half = make_row("e", make_measurement(), **engine, precision="fp16")
+    text = "\n".join(notes(make_result(in_half)))
+    assert "quiet machine" in text
+    assert "TF32" not in text
+
+
 def test_throttling_failures_and_what_is_left_out_are_said(
     make_row: Make, make_result: Make, make_measurement: Make
 ) -> None:
