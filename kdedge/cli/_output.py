@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -57,6 +58,21 @@ def print_result(record: Any, *, as_json: bool, text: str | None = None) -> None
         click.echo(text)
     else:
         click.echo(table([[key, _cell(value)] for key, value in values.items()], align="ll"))
+
+
+class FiniteRange(click.FloatRange):
+    """A number between two bounds; click's own takes nan, which no comparison refuses."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Converts one option's text."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(
+                f"{number} is not a number in the range {self._describe_range()}.", param, ctx
+            )
+        return number
 
 
 def next_line(command: str, what: str | Path, *options: str) -> str:

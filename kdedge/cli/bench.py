@@ -22,7 +22,7 @@ from kdedge.bench.subject import Subject
 from kdedge.bench.tables import Grid, as_csv, as_markdown, fitted, make_grids, notes
 from kdedge.bench.timing import TimingPlan
 from kdedge.cli._options import device_option, need_training_packages, runs_option
-from kdedge.cli._output import next_line, print_result, table
+from kdedge.cli._output import FiniteRange, next_line, print_result, table
 from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.runtime.artifact import FILE_NAME, load_artifact
 from kdedge.speed_results import SpeedResult
@@ -76,7 +76,7 @@ def _percent(ctx: click.Context, parameter: click.Parameter, value: str | None) 
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0.01),
+    type=FiniteRange(min=0.01),
     default=2.0,
     show_default=True,
     help="Least time for each model at each batch size.",
@@ -90,7 +90,7 @@ def _percent(ctx: click.Context, parameter: click.Parameter, value: str | None) 
 )
 @click.option(
     "--slowest",
-    type=click.FloatRange(min=0.1),
+    type=FiniteRange(min=0.1),
     default=10.0,
     show_default=True,
     metavar="SECONDS",

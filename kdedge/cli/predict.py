@@ -16,6 +16,7 @@ import click
 
 from kdedge._files import explain_os_error
 from kdedge._progress import progress
+from kdedge.cli._output import FiniteRange
 from kdedge.cli._predictions import FORMATS, column_widths, lines_as, named
 from kdedge.data.sources._protocol import read_file
 from kdedge.data.sources.folder import open_source
@@ -40,7 +41,7 @@ _BLOCK_BYTES = 1 << 16
 )
 @click.option(
     "--min-score",
-    type=click.FloatRange(0, 100),
+    type=FiniteRange(0, 100),
     metavar="PERCENT",
     help="Below this score an image's class is not named: - in text, empty in csv, null in jsonl."
     " The score itself is given all the same.",

@@ -224,7 +224,16 @@ def test_a_method_that_learns_from_a_teacher_is_no_comparison(
 
 
 @pytest.mark.parametrize(
-    "given", [("--batch", "1,0"), ("--batch", "x"), ("--batch", "²"), ("--max-regress", "-1")]
+    "given",
+    [
+        ("--batch", "1,0"),
+        ("--batch", "x"),
+        ("--batch", "²"),
+        ("--max-regress", "-1"),
+        ("--seconds", "nan"),
+        ("--seconds", "inf"),
+        ("--slowest", "nan"),
+    ],
 )
 def test_what_is_no_number_is_a_usage_error(
     trained: Path, kdedge: Kdedge, given: tuple[str, str]
