@@ -13,6 +13,9 @@ import click
 
 from kdedge import __version__
 from kdedge.cli._output import gibibytes, json_option, print_result, table
+from kdedge.deploy.targets._platform import find_cuda_device
+from kdedge.deploy.targets.tensorrt import jetson_wheel_problem
+from kdedge.errors import SetupError
 from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
 
 
@@ -81,8 +84,9 @@ def examine() -> dict[str, Any]:
     packages = {package.name: _examine_package(package) for package in _PACKAGES}
     return {
         "machine": _machine(),
-        "cuda": _cuda() if packages["torch"]["version"] else {"devices": [], "problem": None},
+        "cuda": _cuda() if packages["torch"]["version"] else _cuda_of_the_driver(),
         "packages": packages,
+        "problems": [problem for problem in (jetson_wheel_problem(),) if problem is not None],
     }
 
 
@@ -134,6 +138,16 @@ def _cuda() -> dict[str, Any]:
     return {"devices": devices, "problem": problem}
 
 
+def _cuda_of_the_driver() -> dict[str, Any]:
+    """The CUDA device that engines are for, where there is no torch, as on a device."""
+    try:
+        device = find_cuda_device()
+    except SetupError as error:
+        return {"devices": [], "problem": str(error).partition("\n")[0].rstrip(".")}
+    found = {"name": device.name, "memory_bytes": None, "compute_capability": device.capability}
+    return {"devices": [{**found, "cuda": None}], "problem": None}
+
+
 def _as_text(report: dict[str, Any]) -> str:
     machine = report["machine"]
     memory = machine["memory_bytes"]
@@ -147,17 +161,20 @@ def _as_text(report: dict[str, Any]) -> str:
     ]
     rows += [["GPU", _device_line(device)] for device in report["cuda"]["devices"]]
     if not report["cuda"]["devices"]:
-        rows.append(["GPU", f"none: {report['cuda']['problem'] or 'torch is not installed'}"])
+        rows.append(["GPU", f"none: {report['cuda']['problem']}"])
     packages = [
         [name, found["version"] or "missing", found["purpose"], found["install"] or ""]
         for name, found in report["packages"].items()
     ]
     header = ("package", "version", "for", "install with")
-    return f"{table(rows)}\n\n{table(packages, header=header)}"
+    return "\n\n".join([table(rows), table(packages, header=header), *report["problems"]])
 
 
 def _device_line(device: dict[str, Any]) -> str:
-    return (
-        f"{device['name']}, {gibibytes(device['memory_bytes'])},"
-        f" compute capability {device['compute_capability']}, CUDA {device['cuda']}"
-    )
+    parts = [device["name"]]
+    if device["memory_bytes"] is not None:
+        parts.append(gibibytes(device["memory_bytes"]))
+    parts.append(f"compute capability {device['compute_capability']}")
+    if device["cuda"] is not None:
+        parts.append(f"CUDA {device['cuda']}")
+    return ", ".join(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from click.testing import CliRunner
 from kdedge.cli import doctor, init, methods, schema
 from kdedge.config.load import check_paths, load_recipe
 from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings
-from kdedge.errors import DataError, MissingPackage, RecipeError
+from kdedge.deploy.targets import tensorrt
+from kdedge.deploy.targets._platform import CudaDevice
+from kdedge.errors import DataError, MissingPackage, RecipeError, SetupError
 from kdedge.methods import registry
 
 ROOT = Path(__file__).parents[2]
@@ -182,6 +185,32 @@ def test_doctor_names_each_package_with_its_version_or_the_way_to_get_it():
     assert result.exit_code == 0
     for name in ("torch", "onnxruntime", "tensorrt_rtx", "GPU", "free disk"):
         assert name in result.output
+
+
+def test_doctor_sees_the_gpu_of_a_device_without_torch(monkeypatch):
+    def version(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor, "version", version)
+    monkeypatch.setattr(doctor, "find_cuda_device", lambda: CudaDevice("Orin", (8, 7), 8))
+    assert "Orin, compute capability 8.7\n" in CliRunner().invoke(doctor.command).output
+
+    def absent():
+        raise SetupError("There is no NVIDIA driver here.\n  Start it.")
+
+    monkeypatch.setattr(doctor, "find_cuda_device", absent)
+    assert "none: There is no NVIDIA driver here\n" in CliRunner().invoke(doctor.command).output
+
+
+def test_doctor_names_a_jetsons_tensorrt_that_pip_installed(monkeypatch, tmp_path):
+    assert doctor.examine()["problems"] == []
+    info = tmp_path / "tensorrt_cu12-10.7.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tensorrt-cu12\nVersion: 10.7.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(tensorrt, "is_jetson", lambda: True)
+    output = CliRunner().invoke(doctor.command).output
+    assert f"tensorrt was installed by pip, in {tmp_path}. On a Jetson" in output
 
 
 def test_no_class_derives_from_a_part_of_logging_that_python_3_10_cannot_subscript():

@@ -23,6 +23,8 @@ from kdedge.runtime.backends._tensorrt import (
 
 NAME = "tensorrt"
 
+_DISTRIBUTIONS = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")  # each brings the module
+
 log = logging.getLogger(__name__)
 
 
@@ -33,12 +35,20 @@ def check_environment() -> None:
         SetupError: TensorRT is not installed, or there is no CUDA device.
     """
     _find()
-    if is_jetson() and (folder := pip_installed("tensorrt")):
-        log.warning(
-            "tensorrt was installed by pip, in %s. On a Jetson its wheels may have no code for the"
-            " GPU (SM 87): uninstall it there, and JetPack's is found.",
-            folder,
-        )
+    if (problem := jetson_wheel_problem()) is not None:
+        log.warning("%s", problem)
+
+
+def jetson_wheel_problem() -> str | None:
+    """Says that this Jetson has a TensorRT of pip's; None where it has not, or is no Jetson."""
+    found = filter(None, map(pip_installed, _DISTRIBUTIONS)) if is_jetson() else iter(())
+    folder = next(found, None)
+    if folder is None:
+        return None
+    return (
+        f"tensorrt was installed by pip, in {folder}. On a Jetson its wheels may have no code for"
+        " the GPU (SM 87): uninstall it there, and JetPack's is found."
+    )
 
 
 def describe() -> dict[str, Any]:

@@ -412,7 +412,7 @@ def test_a_wheel_on_a_jetson_is_warned_of(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", version_10.module)
     monkeypatch.setattr(target, "is_jetson", lambda: jetson)
-    monkeypatch.setattr(target, "pip_installed", {"tensorrt": folder}.__getitem__)
+    monkeypatch.setattr(target, "pip_installed", {"tensorrt": folder}.get)
     with caplog.at_level(logging.WARNING):
         target.check_environment()
     expected = (
