@@ -75,7 +75,7 @@ def warn_of_unused_optim(loaded: LoadedRecipe, *roles: Role) -> None:
     for keys in sorted(loaded.lines.overrides):
         if len(keys) != 2 or keys[0] != "optim":
             continue
-        key = keys[1]
+        key = str(keys[1])
         asked = getattr(loaded.recipe.optim, key)
         own = {f"{role}.optim.{key}": getattr(optim, key) for role, optim in optims.items()}
         if asked not in own.values():
