@@ -69,9 +69,7 @@ class FiniteRange(click.FloatRange):
         """Converts one option's text."""
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
-            self.fail(
-                f"{number} is not a number in the range {self._describe_range()}.", param, ctx
-            )
+            self.fail(f"{number} is no finite number.", param, ctx)
         return number
 
 
