@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -182,6 +183,24 @@ def test_doctor_names_each_package_with_its_version_or_the_way_to_get_it():
     assert result.exit_code == 0
     for name in ("torch", "onnxruntime", "tensorrt_rtx", "GPU", "free disk"):
         assert name in result.output
+
+
+def test_doctor_looks_for_every_package_that_an_extra_brings():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has none")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {**project["optional-dependencies"], "dev": []}
+    brought = {re.split(r"[\[>]", one)[0] for extra in extras.values() for one in extra}
+    known = {name for package in doctor._PACKAGES for name in package.distributions}
+    assert brought - known == set()
+
+
+def test_doctor_does_not_deny_a_gpu_that_it_cannot_look_for(monkeypatch):
+    monkeypatch.setattr(
+        doctor, "_PACKAGES", (doctor._Package("torch", ("no-such-torch",), "", ""),)
+    )
+    lines = CliRunner().invoke(doctor.command).output.splitlines()
+    (line,) = [line for line in lines if line.startswith("GPU")]
+    assert line.split(maxsplit=1)[1] == "unknown: torch, which would tell, is not installed"
 
 
 def test_no_class_derives_from_a_part_of_logging_that_python_3_10_cannot_subscript():
