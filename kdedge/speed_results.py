@@ -295,7 +295,7 @@ class SpeedResult:
         if version > FORMAT_VERSION:
             raise SetupError(
                 f"{where} has format {version}, and this kdedge reads up to {FORMAT_VERSION}.\n"
-                "  Upgrade kdedge: pip install --upgrade kdedge"
+                "  Install the newer one here, from its wheel or its folder."
             )
         record.check_keys("format", *(entry.name for entry in fields(cls)))
         return cls(

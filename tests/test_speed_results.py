@@ -83,7 +83,7 @@ def test_a_row_says_what_ran_it(result: SpeedResult) -> None:
 
 
 def test_a_newer_format_is_refused_with_what_to_do(result: SpeedResult) -> None:
-    with pytest.raises(SetupError, match=r"format 2.*\n.*Upgrade kdedge"):
+    with pytest.raises(SetupError, match=r"format 2.*\n.*Install the newer one"):
         read({**result.to_dict(), "format": 2})
 
 

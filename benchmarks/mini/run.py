@@ -1,10 +1,10 @@
-"""The tables of photos100 and cifar10: small CLIPs, real photos, several seeds, one row a model.
+"""The table of cifar10, and a short one of photos100: small CLIPs, real photos, one row a model.
 
 For each seed: the recipe's teacher and student, and PromptSRC trained on the student's own backbone
 with the teacher's settings (fewer prompted layers, since the student has fewer). Zero-shot rows do
 not depend on the seed.
 
-    python benchmarks/mini/run.py benchmarks/mini/photos100.yaml --seeds 1 2 3 --runs /tmp/runs
+    python benchmarks/mini/run.py benchmarks/mini/cifar10.yaml --seeds 1 --runs /tmp/runs
 
 Runs that are there already are used again; interrupted ones go on. Writes `results/<recipe
 name>.json` beside the recipe and prints the table as Markdown.

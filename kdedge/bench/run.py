@@ -202,7 +202,7 @@ def _why_not(
         )
     seconds = _seconds(row, batch, peaks)
     if seconds > plan.call_seconds:
-        return f"a call would take about {seconds:.0f} s"
+        return f"a call would take at least {seconds:.0f} s"
     return None
 
 

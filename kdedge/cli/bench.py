@@ -144,7 +144,7 @@ def command(
     A RUN is measured with its teacher, plain CLIP, the methods of --against and the files of its
     newest artifact; an ARTIFACT with those files that this machine can run; a FILE of an artifact
     by itself. Artifacts and their files need no torch. Without an argument it is the newest
-    finished run.
+    finished student, or any run where no student is finished.
 
     Speed and work depend on a method's architecture alone; accuracies are those of finished runs.
     """

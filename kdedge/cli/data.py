@@ -34,7 +34,8 @@ def _data_option(function: _F) -> _F:
         default=Path("data"),
         envvar="KDEDGE_DATA",
         show_default=True,
-        help="Folder of the benchmark sets; a recipe names it with data.root.",
+        help="Folder of the benchmark sets, as KDEDGE_DATA says it too; a recipe names it with"
+        " data.root.",
     )(function)
 
 

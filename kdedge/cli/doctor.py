@@ -43,11 +43,14 @@ _PACKAGES = (
     _Package("torch", ("torch",), _from_extra("train"), "training"),
     _Package("torchvision", ("torchvision",), _from_extra("train"), "training"),
     _Package("open_clip", ("open_clip_torch",), _from_extra("train"), "backbones"),
+    _Package("timm", ("timm",), _from_extra("train"), "backbones without texts"),
     _Package("torchmetrics", ("torchmetrics",), _from_extra("train"), "evaluation"),
     _Package("webdataset", ("webdataset",), _from_extra("train"), "tar shards"),
     _Package("pyarrow", ("pyarrow",), _from_extra("data"), "Parquet, Hugging Face datasets"),
+    _Package("scipy", ("scipy",), _from_extra("data"), "labels of two benchmark sets"),
     _Package("tensorboard", ("tensorboard",), _from_extra("train"), "curves"),
     _Package("onnx", ("onnx",), _from_extra("export"), "ONNX files"),
+    _Package("onnxscript", ("onnxscript",), _from_extra("export"), "ONNX files"),
     _Package("modelopt", ("nvidia-modelopt",), _from_extra("export"), "FP16 and INT8 files"),
     _Package(
         "onnxruntime", ("onnxruntime", "onnxruntime-gpu"), _from_extra("runtime"),
@@ -64,6 +67,13 @@ _PACKAGES = (
     _Package(
         "torch_tensorrt", ("torch-tensorrt",), _from_extra("torch-tensorrt"),
         "programs for PyTorch services",
+    ),
+    _Package("pynvml", ("nvidia-ml-py",), _from_extra("power"), "a GPU's watts and clocks"),
+    _Package("matplotlib", ("matplotlib",), _from_extra("report"), "reports"),
+    _Package("jinja2", ("jinja2",), _from_extra("report"), "reports"),
+    _Package(
+        "cv2", ("opencv-python-headless", "opencv-python"), "pip install opencv-python-headless",
+        "cameras",
     ),
 )  # fmt: skip
 

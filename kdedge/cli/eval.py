@@ -41,10 +41,12 @@ def command(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Measure RUN on the test images of its recipe; the newest finished run where none is named.
+    """Measure RUN on the test images of its recipe.
 
-    RUN is a run folder, a recipe's name, or name/NN. Accuracies are top-1, in percent: base and
-    novel images each against the names of their own half, `all` and the classes against all names.
+    RUN is a run folder, name/NN, or a recipe's name for its newest finished run; left out, it is
+    the newest finished student, or any run where no student is finished. Accuracies are top-1, in
+    percent: base and novel images each against the names of their own half, `all` and the classes
+    against all names.
 
     A run whose folder has no record of this yet, as an imported one, gets eval.json and
     eval_details.json: what `kdedge report` shows. What is there stays, and --set adds nothing.

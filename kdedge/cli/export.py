@@ -75,9 +75,10 @@ def command(
 ) -> None:
     """Export RUN for the device, or build engines from an ARTIFACT that was exported already.
 
-    RUN is a run folder, a recipe's name, or name/NN; the newest finished run where none is named.
-    The result is one folder that runs without torch. Each file in it is compared with the float32
-    model on real images, and one that misses the recipe's gates is marked and ends in exit code 6.
+    RUN is a run folder, name/NN, or a recipe's name for its newest finished run; left out, it is
+    the newest finished student, or any run where no student is finished. The result is one folder
+    that runs without torch. Each file in it is compared with the float32 model on real images, and
+    one that misses the recipe's gates is marked and ends in exit code 6.
 
     On the device, `kdedge export ARTIFACT --trt` builds engines from the ONNX files of the folder;
     it needs no torch.

@@ -27,7 +27,8 @@ def command(sources: tuple[str, ...], output: Path | None, root: Path, as_json: 
 
     It shows what the runs' folders hold: accuracies, training, confusions, calibration, exported
     files, the newest speed table and provenance; no model is loaded. The file needs no network.
-    Without an argument it is the newest finished run.
+    Without an argument it is about the newest finished student, or any run where no student is
+    finished.
     """
     from kdedge.report.write import write_report
 

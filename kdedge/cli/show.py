@@ -21,7 +21,8 @@ from kdedge.training.runs import RunFolder, find_run
 def command(run: str | None, root: Path, as_json: bool) -> None:
     """Show RUN: what made it, how it stands, what it reached, what it holds.
 
-    RUN is a run folder, a recipe's name, or name/NN; the newest finished run where none is named.
+    RUN is a run folder, name/NN, or a recipe's name for its newest finished run; left out, it is
+    the newest finished student, or any run where no student is finished.
     """
     found = find_run(run, root)
     print_result(run_record(found), as_json=as_json, text=_text(found))

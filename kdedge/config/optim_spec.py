@@ -22,11 +22,9 @@ class OptimSettings(Strict):
 
     algorithm: Literal["sgd", "adamw"] = Field(
         "sgd",
-        description=f"sgd: with momentum, no Nesterov, as in {_OFFICIAL}; adamw: decoupled decay.",
+        description=f"sgd: with momentum, no Nesterov; adamw: decoupled decay. {_OFFICIAL}: sgd.",
     )
-    lr: float = Field(
-        0.005, gt=0, le=10, description=f"Base learning rate. Teacher and student in {_OFFICIAL}."
-    )
+    lr: float = Field(0.005, gt=0, le=10, description=f"Base learning rate. {_OFFICIAL}.")
     momentum: float = Field(
         0.9, ge=0, lt=1, description=f"Of sgd; adamw's first beta. {_OFFICIAL}."
     )

@@ -261,7 +261,7 @@ def _check_format(values: Record) -> None:
         raise SetupError(
             f"{values.where} was made by a newer kdedge: format {found}, this one"
             f" ({__version__}) reads {FORMAT_VERSION}.\n"
-            "  Update with: pip install --upgrade kdedge"
+            "  Install the newer one here, from its wheel or its folder."
         )
 
 

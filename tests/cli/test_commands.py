@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -211,6 +212,15 @@ def test_doctor_names_a_jetsons_tensorrt_that_pip_installed(monkeypatch, tmp_pat
     monkeypatch.setattr(tensorrt, "is_jetson", lambda: True)
     output = CliRunner().invoke(doctor.command).output
     assert f"tensorrt was installed by pip, in {tmp_path}. On a Jetson" in output
+
+
+def test_doctor_looks_for_every_package_that_an_extra_brings():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has none")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {**project["optional-dependencies"], "dev": []}
+    brought = {re.split(r"[\[>]", one)[0] for extra in extras.values() for one in extra}
+    known = {name for package in doctor._PACKAGES for name in package.distributions}
+    assert brought - known == set()
 
 
 def test_no_class_derives_from_a_part_of_logging_that_python_3_10_cannot_subscript():

@@ -284,7 +284,7 @@ def test_an_artifact_of_a_newer_version_is_refused(work: Path, kdedge: Run) -> N
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
     done = kdedge("predict", "art", "pics")
     assert done.code == 4
-    assert "pip install --upgrade kdedge" in done.err
+    assert "Install the newer one here, from its wheel or its folder." in done.err
 
 
 @pytest.mark.parametrize(
