@@ -13,6 +13,7 @@ from kdedge.errors import DataError
 
 _MAX_FILE_BYTES = 1 << 24
 _MAX_NAME_CHARACTERS = 200
+_NO_LISTS = (".yaml", ".yml", ".json")  # their lines would do as names
 
 
 def load_class_names(spec: ClassesSpec, *, data: DataSpec) -> tuple[str, ...]:
@@ -46,8 +47,14 @@ def read_class_file(path: Path) -> tuple[str, ...]:
     may begin with `#`.
 
     Raises:
-        DataError: no such file, not UTF-8, a name twice or too long, fewer than two names.
+        DataError: no such file, YAML or JSON, not UTF-8, a name twice or too long, fewer than two
+            names.
     """
+    if path.suffix.lower() in _NO_LISTS:
+        raise DataError(
+            f"{path} is not a class list, which is plain text.\n"
+            "  Name a text file with one class name a line."
+        )
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)

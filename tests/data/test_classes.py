@@ -48,6 +48,14 @@ def test_what_is_no_class_list_is_refused(path, data, message):
         names_of(path, data)
 
 
+@pytest.mark.parametrize("name", ["line3.yaml", "line3.YML", "classes.json"])
+def test_a_recipe_is_no_class_list_though_its_lines_would_do(path, name):
+    recipe = path.with_name(name)
+    recipe.write_text("name: line3\nclasses: {file: classes.txt}\n")
+    with pytest.raises(DataError, match=f"{name} is not a class list, which is plain text"):
+        read_class_file(recipe)
+
+
 def test_a_missing_class_file_is_named(path):
     with pytest.raises(DataError, match=r"classes\.txt cannot be read: no such file"):
         read_class_file(path)
