@@ -33,6 +33,7 @@ from kdedge.training.teach import (
     cache_folder,
     labeled_draws,
     teacher_job,
+    images_to_measure,
     validation_images,
 )
 from kdedge.training.teacher_fill import Shard, StoreFiller
@@ -93,7 +94,7 @@ def student_parts(
         classes=classes,
         backbone=load_student_backbone(recipe, choice, device=device, cache=cache),
         images=images,
-        test=load_images(recipe, "test", classes, processes=processes),
+        test=images_to_measure(loaded, "student", classes, processes),
         validation=validation_images(loaded, "student", classes, labeled_draws(recipe), processes),
     )
 
