@@ -31,9 +31,9 @@ from kdedge.training.parts import (
 from kdedge.training.runs import RunFolder, find_run
 from kdedge.training.teach import (
     cache_folder,
+    images_to_measure,
     labeled_draws,
     teacher_job,
-    images_to_measure,
     validation_images,
 )
 from kdedge.training.teacher_fill import Shard, StoreFiller
