@@ -100,9 +100,10 @@ def check_name(name: str) -> str:
 
 
 def check_template(template: str) -> str:
-    if template.count("{}") != 1 or "{" in template.replace("{}", "", 1):
+    around = template.replace("{}", "", 1)
+    if "{}" not in template or "{" in around or "}" in around:
         raise ValueError(
-            f'must hold {{}} once, where the class name goes, got "{template}";'
+            f'must hold {{}} once and no other braces, where the class name goes, got "{template}";'
             ' for example: "a photo of a {}."'
         )
     return str(template)

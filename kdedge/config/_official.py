@@ -20,13 +20,13 @@ OFFICIAL: Mapping[_KeyPath, object] = {
 }
 """Key -> value; github.com/zhengli97/PromptKD. A recipe must not say other."""
 
-STEADYING: Mapping[_KeyPath, object] = {
-    ("optim", "clip_grad_norm"): None,
-    ("student", "optim", "clip_grad_norm"): None,
-}
-"""What recipes have for a steady training and that code has not: it is taken out of them."""
-
 _ROLES = ("teacher", "student", "baseline")
+
+STEADYING: tuple[_KeyPath, ...] = (
+    ("optim", "clip_grad_norm"),
+    *((role, "optim", "clip_grad_norm") for role in _ROLES),
+)
+"""What recipes have for a steady training and that code has not: it is taken out of them."""
 
 
 def write_out(values: object) -> object:
@@ -41,9 +41,11 @@ def write_out(values: object) -> object:
     if not isinstance(values, dict) or values.get("official") is not True:
         return values
     written = dict(values)
-    for key, value in {**OFFICIAL, **STEADYING}.items():
+    for key, value in OFFICIAL.items():
         if key[0] == "optim" or isinstance(values.get(key[0]), dict):
             _write(written, key, value)
+    for key in STEADYING:
+        _leave_out(written, key)
     for role in _ROLES:
         model = written.get(role)
         own = model.get("optim") if isinstance(model, dict) else None
@@ -62,9 +64,20 @@ def _write(values: dict[str, Any], key: _KeyPath, value: object) -> None:
             return
         target[part] = dict(below or {})
         target = target[part]
-    if key in OFFICIAL:
-        _check_equal(key, target.get(key[-1], value), value)
+    _check_equal(key, target.get(key[-1], value), value)
     target[key[-1]] = value
+
+
+def _leave_out(values: dict[str, Any], key: _KeyPath) -> None:
+    """Takes a key, where it is given, out of copies of the mappings on the way to it."""
+    target = values
+    for part in key[:-1]:
+        below = target.get(part)
+        if not isinstance(below, dict):
+            return
+        target[part] = dict(below)
+        target = target[part]
+    target.pop(key[-1], None)
 
 
 def _check_equal(key: _KeyPath, given: object, value: object) -> None:

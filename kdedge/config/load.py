@@ -46,13 +46,11 @@ class LoadedRecipe:
         recipe: the values, paths absolute.
         path: the recipe's file.
         lines: where each key stands.
-        text: the file as it was read.
     """
 
     recipe: Recipe
     path: Path
     lines: LineMap
-    text: str
 
 
 def load_recipe(
@@ -87,7 +85,7 @@ def load_recipe(
         recipe = Recipe.model_validate(values, context=context)
     except ValidationError as error:
         raise explain_validation(error, model=Recipe, lines=lines) from error
-    return LoadedRecipe(recipe, path, lines, text)
+    return LoadedRecipe(recipe, path, lines)
 
 
 def find_recipe(path_or_name: str | Path) -> Path:

@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 class Draws:
     """The draws of one run, which take turns in one random stream: training, then validation.
 
+    Attributes:
+        has_begun: whether anything was drawn.
+
     Args:
         spec: of the images that are drawn from first; None where none are.
         shots: of these, a class; None for all.
@@ -52,6 +55,7 @@ class Draws:
     ) -> None:
         # The protocol seeds Python's global generator; an own one gives the same stream.
         self._stream = random.Random(seed)  # noqa: S311
+        self.has_begun = False
         self._list = None
         if spec is not None and shots is not None:
             self._list = _find_list(spec, shots=shots, seed=seed, data=data)
@@ -83,6 +87,7 @@ class Draws:
         Raises:
             DataError: an image has no label, or the list is of other images.
         """
+        self.has_begun = True
         labels = [item.label for item in source.items]
         is_set = isinstance(source, BenchmarkSource)
         pool: Iterable[int] = range(len(labels)) if is_set else indices

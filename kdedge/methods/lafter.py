@@ -197,6 +197,7 @@ class Method:
         self._template = template
         self._texts = template_texts(class_names, template)
         self._noise_seed = noise_seed
+        self._first_classifier = module.classifier.detach().clone()
 
     @classmethod
     def build(
@@ -255,7 +256,11 @@ class Method:
             raise DataError(f'classes.texts, "{class_name}": {error}') from error
 
     def learn_texts(self) -> None:
-        """Trains classifier and labeler on texts, where that has not been done."""
+        """Trains classifier and labeler on texts, where that has not been done.
+
+        A step that finds no room is taken again with the buffers of before, the labeler's among
+        them, and with the classifier as texts have made it: they begin with its first values anew.
+        """
         if bool(self.module.labeler.any()):
             return
         device = self._backbone.device
@@ -263,7 +268,7 @@ class Method:
         labels = torch.tensor([label for label, own in enumerate(self._texts) for _ in own])
         with torch.autocast(device.type, enabled=False):
             weight = train_text_classifier(
-                self.module.classifier,
+                self._first_classifier,
                 unit_length(self._backbone.text_features_raw(texts)),
                 labels.to(device),
                 self._settings,

@@ -110,7 +110,7 @@ class Settings(MethodSettings):
         " That of kl is a kd_weight.",
     )
     temperature: float = Field(
-        1.0, gt=0, description="Divides both logits before the divergence of kl."
+        1.0, gt=0, le=1000, description="Divides both logits before the divergence of kl."
     )
     kd_weight: float | None = Field(
         None,

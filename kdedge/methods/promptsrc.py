@@ -52,10 +52,13 @@ class Settings(ivlp.Settings):
         1.0, ge=0, description="Weight of the divergence from zero-shot to prompted logits."
     )
     averaging_mean_epoch: float = Field(
-        15.0, description="Epoch (from 1) with the largest weight in the average of the prompts."
+        15.0,
+        ge=-1e6,
+        le=1e6,
+        description="Epoch (from 1) with the largest weight in the average of the prompts.",
     )
     averaging_std_epochs: float = Field(
-        1.0, gt=0, description="Standard deviation of the averaging weights, epochs."
+        1.0, ge=0.001, description="Standard deviation of the averaging weights, epochs."
     )
     n_anchor_templates: int = Field(
         60,

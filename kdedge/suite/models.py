@@ -15,6 +15,7 @@ from kdedge._files import sha256_json
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.config.recipe import ModelSpec
 from kdedge.errors import KdedgeError
+from kdedge.training.loop import FREE_SETTINGS
 from kdedge.training.parts import Role, choose_method, model_spec, settings_record
 from kdedge.training.runs import runs_in
 
@@ -51,9 +52,7 @@ def _model(loaded: LoadedRecipe, role: Role) -> str:
         {
             "role": role,
             **settings_record(choice),
-            "optim": choice.optim.model_dump(
-                mode="json", exclude={"n_workers", "checkpoint_every_s"}
-            ),
+            "optim": choice.optim.model_dump(mode="json", exclude=FREE_SETTINGS),
             "frozen": frozen_clip(model_spec(recipe, role)),
             "classes": recipe.classes.model_dump(mode="json"),
             "data": recipe.data.model_dump(mode="json", include=data),

@@ -10,7 +10,14 @@ from typing import Any
 from kdedge._files import sha256_json
 from kdedge.config._yaml import KeyPath
 from kdedge.config.export_spec import ExportSpec, GatesSpec
-from kdedge.config.load import LoadedRecipe, check_paths, dump_recipe, load_recipe, recipe_values
+from kdedge.config.load import (
+    LoadedRecipe,
+    check_paths,
+    dump_recipe,
+    load_recipe,
+    read_text,
+    recipe_values,
+)
 from kdedge.config.recipe import Recipe
 from kdedge.config.suite import (
     AVERAGE,
@@ -90,12 +97,14 @@ class Plan:
         sources: names of the other recipes, which rows are trained on.
         cells: recipe by recipe, the sources first; each seed by seed, and last those that others
             measure.
+        texts: what the recipes' files held when they were read, by path as arguments have it.
     """
 
     loaded: LoadedSuite
     recipes: tuple[str, ...]
     sources: tuple[str, ...]
     cells: tuple[Cell, ...]
+    texts: Mapping[str, str]
 
     def of(self, recipe: str, row: str) -> list[Cell]:
         """The cells of a row on a recipe, by seed."""
@@ -120,6 +129,7 @@ def make_plan(loaded: LoadedSuite) -> Plan:
             key = ("methods", number, "trained_on")
             trained_on[number] = _add_recipe(loaded, row.trained_on, key, names)
     sources = tuple(names.values())[len(recipes) :]
+    texts = {str(file): read_text(file) for file in names}
 
     trained: dict[int, list[Cell]] = {}
     for number, file in trained_on.items():
@@ -148,7 +158,7 @@ def make_plan(loaded: LoadedSuite) -> Plan:
             key=lambda cell: (cell.is_zero_shot, loaded.suite.seeds.index(cell.seed)),
         )
     check_paper(loaded, [*recipes, *sources])
-    return Plan(loaded, recipes, sources, tuple(cells))
+    return Plan(loaded, recipes, sources, tuple(cells), texts)
 
 
 def _add_recipe(loaded: LoadedSuite, entry: str, key: KeyPath, names: dict[Path, str]) -> Path:

@@ -14,8 +14,8 @@ from typing import Any
 from kdedge._files import read_json
 from kdedge._lock import is_locked
 from kdedge._progress import Advance
-from kdedge.config.load import load_recipe
-from kdedge.errors import DataError, Interrupted, KdedgeError
+from kdedge.config.load import load_recipe, read_text
+from kdedge.errors import DataError, Interrupted, KdedgeError, RecipeError
 from kdedge.results import EvalResult
 from kdedge.suite.models import FinishedModels
 from kdedge.suite.plan import ZERO_SHOT, Cell, Plan, measured_on
@@ -199,15 +199,33 @@ class Runner:
             self._after_each()
 
     def _known_without_a_process(self, cell: Cell) -> CellRecord | None:
-        """How a cell ends that needs no process: another has measured it, or has not trained it."""
+        """How a cell ends that needs no process.
+
+        Another has measured it or has not trained it, or its recipe is not the planned one.
+        """
         if cell.source is None:
-            return self._measured_by_another(cell)
+            return self._measured_by_another(cell) or self._of_changed_recipe(cell)
         trained = self._records.read(cell.source)
         if trained is not None and trained.status == "finished":
             return None
         code = None if trained is None else trained.exit_code
         lines = (f"{cell.source.label}, whose run it measures, did not finish.",)
         return CellRecord.of(cell, "failed", exit_code=code, last_lines=lines)
+
+    def _of_changed_recipe(self, cell: Cell) -> CellRecord | None:
+        """A cell whose process would read another recipe than its key and its table are of."""
+        file = cell.arguments[1]
+        try:
+            is_same = read_text(Path(file)) == self._plan.texts[file]
+        except RecipeError:
+            is_same = False
+        if is_same:
+            return None
+        lines = (
+            f"{file} has changed since this suite was started.",
+            "  Run the same command again: it goes on with the recipe as it is now.",
+        )
+        return CellRecord.of(cell, "failed", exit_code=RecipeError.exit_code, last_lines=lines)
 
     def _measured_by_another(self, cell: Cell) -> CellRecord | None:
         """Zero-shot CLIP, where another cell's run measured it on the same backbone and images."""

@@ -31,6 +31,7 @@ from kdedge.training.parts import (
 from kdedge.training.runs import RunFolder, find_run
 from kdedge.training.teach import (
     cache_folder,
+    images_to_measure,
     labeled_draws,
     teacher_job,
     validation_images,
@@ -93,7 +94,7 @@ def student_parts(
         classes=classes,
         backbone=load_student_backbone(recipe, choice, device=device, cache=cache),
         images=images,
-        test=load_images(recipe, "test", classes, processes=processes),
+        test=images_to_measure(loaded, "student", classes, processes),
         validation=validation_images(loaded, "student", classes, labeled_draws(recipe), processes),
     )
 

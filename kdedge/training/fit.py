@@ -18,11 +18,12 @@ from kdedge.config.load import dump_recipe
 from kdedge.data.few_shot import keep_list
 from kdedge.data.images import write_skipped_csv
 from kdedge.data.loader import n_steps
-from kdedge.errors import DataError, Interrupted, RecipeError, Terminated
+from kdedge.errors import Interrupted, RecipeError, Terminated
 from kdedge.eval_details import EvalDetails
 from kdedge.methods import promptkd
 from kdedge.methods._protocol import Method
 from kdedge.results import EvalResult
+from kdedge.training.checkpoint import rng_kept
 from kdedge.training.job import Job, batches_of, zero_shot
 from kdedge.training.loop import train
 from kdedge.training.measure import measure
@@ -196,29 +197,46 @@ def _fill(run: RunFolder, job: Job, processes: Processes) -> None:
     if processes.is_first:
         _write_skipped(run, job)
         _keep_few_shot_list(job)
-    summary: dict[str, Any] = {}
-    if job.pool is not None:
-        summary = train_rounds(job, run, validate=_validation(job))
-    elif job.method.trainable_parameters():
-        settings = job.choice.optim
-        features = None
-        if job.filler is not None:
-            job.filler.fill()
-            features = job.filler.store.read
-        result = train(
-            job.method,
-            batches=partial(batches_of, job, features=features, processes=processes),
-            n_steps=n_steps(len(job.training_images.indices), settings.batch_size),
-            settings=settings,
-            run=run,
-            validate=_validation(job),
-            device=job.device,
-            identity={"key": job.key()},
-            processes=processes,
-        )
-        summary = {"training": result.to_dict()}
+    with _own_rng(job):
+        summary = _train(run, job, processes)
     if processes.is_first:
         _finish(run, job, summary)
+
+
+@contextlib.contextmanager
+def _own_rng(job: Job) -> Iterator[None]:
+    """Context of random draws that the seed alone decides, whatever was drawn before.
+
+    An image tower with dropout draws from torch's global generators.
+    """
+    with rng_kept(job.device):
+        torch.manual_seed(job.loaded.recipe.seed)
+        yield
+
+
+def _train(run: RunFolder, job: Job, processes: Processes) -> dict[str, Any]:
+    """Trains what is to be trained; gives what the run's summary says of it."""
+    if job.pool is not None:
+        return train_rounds(job, run, validate=_validation(job))
+    if not job.method.trainable_parameters():
+        return {}
+    settings = job.choice.optim
+    features = None
+    if job.filler is not None:
+        job.filler.fill()
+        features = job.filler.store.read
+    result = train(
+        job.method,
+        batches=partial(batches_of, job, features=features, processes=processes),
+        n_steps=n_steps(len(job.training_images.indices), settings.batch_size),
+        settings=settings,
+        run=run,
+        validate=_validation(job),
+        device=job.device,
+        identity={"key": job.key()},
+        processes=processes,
+    )
+    return {"training": result.to_dict()}
 
 
 def _write_skipped(run: RunFolder, job: Job) -> None:
@@ -268,11 +286,7 @@ def _validation(job: Job) -> Callable[[], float] | None:
         result, _ = _measure(job, job.method, images)
         if result.split == "all":
             return result.all
-        if result.base is None:
-            raise DataError(
-                f"data.{job.choice.optim.selection} has no image of a base class, and labels of"
-                " novel classes choose nothing.\n  Add images of the first half of the classes."
-            )
+        assert result.base is not None  # the images were looked at before
         return result.base
 
     return validate

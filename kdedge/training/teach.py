@@ -13,7 +13,7 @@ from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import LabeledSpec, Recipe
 from kdedge.data.class_texts import read_class_texts
 from kdedge.data.few_shot import Draws
-from kdedge.errors import RecipeError
+from kdedge.errors import DataError, RecipeError
 from kdedge.methods._protocol import LearnsFromTexts
 from kdedge.training.fit import run_job
 from kdedge.training.job import Job
@@ -102,7 +102,7 @@ def labeled_job(
         images=data.images,
         labels=data.labels,
         pool=data.pool,
-        test=load_images(recipe, "test", classes, processes=processes),
+        test=images_to_measure(loaded, role, classes, processes),
         validation=validation_images(loaded, role, classes, draws, processes),
         made_by=lambda: made_by(backbone, method.module, classes, settings_record(choice)),
         sources=sources,
@@ -203,20 +203,68 @@ def labeled_images(
     return few_shot_images(images, spec, classes, draws).of_classes(classes.labeled)
 
 
+def images_to_measure(
+    loaded: LoadedRecipe, role: Role, classes: Classes, processes: Processes
+) -> Images | None:
+    """The images that accuracy is measured on, if there are any.
+
+    Raises:
+        RecipeError: they are to choose an epoch, and there are none.
+        DataError: they are to choose one, and none is of a labeled class.
+    """
+    images = load_images(loaded.recipe, "test", classes, processes=processes)
+    if choose_method(loaded, role).optim.selection == "test":
+        _check_chooses(require_images(images, "test", _chooses("test")), "test", classes)
+    return images
+
+
 def validation_images(
     loaded: LoadedRecipe, role: Role, classes: Classes, draws: Draws, processes: Processes
 ) -> Images | None:
-    """Labeled images that an epoch is chosen by, where the recipe chooses one by them."""
+    """Labeled images that an epoch is chosen by, where the recipe chooses one by them.
+
+    They are drawn behind the labeled images, also for a model that does not learn from these: all
+    models of a recipe are chosen by the same ones, whichever was trained before.
+
+    Raises:
+        RecipeError: there are none.
+        DataError: none is of a labeled class.
+    """
     if choose_method(loaded, role).optim.selection != "validation":
         return None
+    recipe = loaded.recipe
     images = require_images(
-        load_images(loaded.recipe, "validation", classes, processes=processes),
+        load_images(recipe, "validation", classes, processes=processes),
         "validation",
-        "selection: validation chooses an epoch by it",
+        _chooses("validation"),
     )
-    spec = loaded.recipe.data.validation
+    spec, labeled = recipe.data.validation, recipe.data.labeled
     assert spec is not None  # require_images has seen to it
-    return few_shot_images(images, spec, classes, draws)
+    is_first = spec.shots is not None and not draws.has_begun
+    if is_first and labeled is not None and labeled.shots is not None:
+        before = load_images(recipe, "labeled", classes, processes=processes)
+        assert before is not None  # as it is named
+        few_shot_images(before, labeled, classes, draws)
+    chosen = few_shot_images(images, spec, classes, draws)
+    _check_chooses(chosen, "validation", classes)
+    return chosen
+
+
+def _chooses(key: str) -> str:
+    return f"selection: {key} chooses an epoch by it"
+
+
+def _check_chooses(images: Images, key: str, classes: Classes) -> None:
+    """Sees to it that an epoch can be chosen by images before any is trained.
+
+    Raises:
+        DataError: none is of a labeled class.
+    """
+    if not images.of_classes(classes.labeled).indices:
+        raise DataError(
+            f"data.{key} has no image of a base class, and labels of novel classes choose"
+            " nothing.\n  Add images of the first half of the classes."
+        )
 
 
 def teach(

@@ -294,7 +294,7 @@ def load_teacher(
     own = Classes(
         vectors.class_names,
         loaded.recipe.classes.template,
-        classes.split,
+        loaded.recipe.data.split,
         has_pseudo_labels=loaded.recipe.data.pseudo_labels is not None,
     )
     method, record = trained_on(own), settings_record(choice)

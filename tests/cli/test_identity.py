@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -96,3 +97,20 @@ def test_validation_without_base_classes_chooses_nothing(kdedge: Run, project: P
     )
     assert (done.code, done.out) == (3, "")
     assert "data.validation has no image of a base class" in done.err
+    assert not list(Path().glob("runs/*/*"))  # it is said before anything is trained
+
+
+@pytest.mark.usefixtures("project")
+def test_all_models_of_a_recipe_are_chosen_by_the_same_validation_images(kdedge: Run) -> None:
+    """Also a student's, which draws no labeled images before them."""
+    shutil.copytree("labeled", "held-out")
+    options = ("data.validation={folder: held-out, shots: 2}", "optim.selection=validation")
+    texts = [part for option in options for part in ("--set", option)]
+    done = kdedge("distill", "r.yaml", *texts)
+    assert done.code == 0, done.err
+    lists = [
+        json.loads(path.read_text())["hashes"]["validation_list"]
+        for path in Path("runs/tiny").glob("*/provenance.json")
+    ]
+    assert len(lists) == 2
+    assert lists[0] == lists[1]

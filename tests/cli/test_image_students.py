@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import timm
 import torch
@@ -190,3 +191,24 @@ def test_a_suite_tables_it_without_zero_shot_answers(
     assert cells["zeroshot"]["run"] != cells["timm"]["run"]
     with (project / "suites/small/table.csv").open() as file:
         assert {row["method"] for row in csv.DictReader(file) if row["all"]} == set(cells)
+
+
+def test_what_a_tower_with_dropout_learns_depends_on_the_seed_and_on_no_earlier_draw(
+    kdedge: Run, project: Path
+) -> None:
+    vision = {"timm_model_name": "test_resnet", "timm_drop_path": 0.5, "image_size": 32}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
+    vision |= {"timm_pool": "avg", "timm_proj": "linear"}
+    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    (project / "dropping.json").write_text(json.dumps(config))
+    state = open_clip.CLIP(**config).state_dict()
+    save_file(state, project / "dropping.safetensors")
+    dropping = ("student.config=dropping.json", "student.weights=dropping.safetensors")
+    for earlier in (1, 2):
+        torch.manual_seed(earlier)
+        done = kdedge("distill", "r.yaml", *options(*dropping, *TUNED[2:]))
+        assert done.code == 0, done.err
+    first, second = sorted(Path("runs/tiny").glob("*/student.safetensors"))
+    assert load_file(first).keys() == load_file(second).keys()
+    for name, tensor in load_file(first).items():
+        torch.testing.assert_close(load_file(second)[name], tensor, rtol=0, atol=0)

@@ -75,9 +75,21 @@ def test_what_the_public_code_keeps_in_half_is_in_half(kdedge: Run) -> None:
 
 @pytest.mark.usefixtures("project")
 def test_an_official_run_without_test_images_cannot_choose(kdedge: Run) -> None:
-    done = kdedge("distill", "r.yaml", *OPTIONS, "--set", "data.test=null")
-    assert done.code == 2
-    assert "optim.selection is test, and there are no such images" in done.err
+    for command in ("check", "distill"):
+        done = kdedge(command, "r.yaml", *OPTIONS, "--set", "data.test=null")
+        assert done.code == 2
+        assert "The recipe has no data.test, and selection: test chooses an epoch by it" in done.err
+    assert not Path("runs").exists()
+
+
+@pytest.mark.usefixtures("project")
+def test_an_official_run_with_novel_test_images_alone_cannot_choose(kdedge: Run) -> None:
+    Path("novel.csv").write_text(
+        "path,label\n" + "".join(f"{path},red fox\n" for path in Path("test").glob("red fox/*.jpg"))
+    )
+    done = kdedge("check", "r.yaml", *OPTIONS, "--set", "data.test={list: novel.csv}")
+    assert done.code == 3
+    assert "data.test has no image of a base class" in done.err
 
 
 @pytest.mark.usefixtures("project")

@@ -107,6 +107,17 @@ def test_an_interrupted_baseline_goes_on_to_the_same_weights(
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_contexts_of_all_classes_are_measured_by_halves_too(kdedge: Run, project: Path) -> None:
+    """What a run is measured on does not change which classes it has trained."""
+    options = ("data.split=all", "baseline.settings.class_specific=true", SHORT)
+    texts = [part for option in options for part in ("--set", option)]
+    done = kdedge("train", "r.yaml", "--method", "coop", *texts)
+    assert done.code == 0, done.err
+    measured = kdedge("eval", "tiny/01", "--set", "data.split=base-to-novel", "--json")
+    assert measured.code == 0, measured.err
+    assert json.loads(measured.out)["novel"] is not None
+
+
 # Settings
 
 

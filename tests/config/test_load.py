@@ -114,6 +114,7 @@ def test_a_typo_is_named_with_line_and_the_nearest_key(tmp_path):
         ("[cat, dog]", "[cat, 1]", "r.yaml:2: classes.names.1 must be text, got 1."),
         ("[cat, dog]", "{file: a, names: [b, c]}", "exactly one of"),
         ("[cat, dog]", "{file: a, template: a photo}", "r.yaml:2: classes.template must hold {}"),
+        ("[cat, dog]", "{file: a, template: 'a }{}'}", "r.yaml:2: classes.template must hold {}"),
         ("{folder: cams}", "{}", "data.unlabeled needs exactly one of folder, webdataset"),
         ("{folder: cams}", "{folder: a, part: val}", "which only benchmark and synthetic have"),
         ("{folder: cams}", "{folder: ''}", "r.yaml:4: data.unlabeled.folder must be a path"),

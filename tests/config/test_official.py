@@ -62,11 +62,14 @@ def test_every_recipe_of_a_benchmark_set_can_be_official(name: str) -> None:
 
 
 def test_what_recipes_have_for_a_steady_training_is_taken_out(path: Path) -> None:
-    options = ["optim.clip_grad_norm=3", "student.optim.clip_grad_norm=1"]
+    models = ("teacher", "student", "baseline")
+    options = [f"{model}.optim.clip_grad_norm=1" for model in models]
     for official, expected in (("false", 1.0), ("true", None)):
-        recipe = load_recipe(path, [f"official={official}", *options]).recipe
-        assert recipe.student is not None
-        assert resolve_optim(recipe.optim, recipe.student.optim).clip_grad_norm == expected
+        options += ["optim.clip_grad_norm=3", f"official={official}"]
+        recipe = load_recipe(path, options).recipe
+        for spec in (recipe.teacher, recipe.student, recipe.baseline):
+            assert spec is not None
+            assert resolve_optim(recipe.optim, spec.optim).clip_grad_norm == expected
     assert recipe.optim.clip_grad_norm is None
 
 

@@ -10,18 +10,22 @@ import torch
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone, hash_weights, unit_length
+from kdedge.config.recipe import OptimSettings
 from kdedge.data.batch import Batch
-from kdedge.errors import DataError
+from kdedge.errors import DataError, DivergedError
 from kdedge.methods import lafter
-from kdedge.methods._protocol import LabelsItsViews, LearnsFromTexts
+from kdedge.methods._protocol import LabelsItsViews, LearnsFromTexts, StepOutput
+from kdedge.training.step import Stepper
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
 """Sums in another order."""
 
 
-def build(backbone: Backbone, **chosen: Any) -> lafter.Method:
-    return lafter.Method.build(
+def build(
+    backbone: Backbone, *, kind: type[lafter.Method] = lafter.Method, **chosen: Any
+) -> lafter.Method:
+    return kind.build(
         backbone,
         NAMES,
         lafter.Settings(**{"n_ctx_vision": 3, "n_text_steps": 20, **chosen}),
@@ -134,6 +138,26 @@ def test_texts_are_learned_once_and_not_again_after_a_checkpoint(tiny_backbone: 
     again.training_step(batch())
     torch.testing.assert_close(again.module.labeler, labeler, atol=0, rtol=0)
     torch.testing.assert_close(again.module.classifier.detach(), labeler + 1)
+
+
+def test_a_first_step_without_room_learns_texts_once(tiny_backbone: Backbone) -> None:
+    settings = OptimSettings()  # SGD: AdamW would make whole steps of rounding
+
+    def step(method: lafter.Method) -> lafter.TunedTower:
+        stepper = Stepper(method, settings, torch.device("cpu"))
+        stepper.take(batch(), lr=0.005, diverged=DivergedError)
+        return method.module
+
+    class Narrow(lafter.Method):
+        def training_step(self, batch: Batch) -> StepOutput:
+            output = super().training_step(batch)
+            if batch.micro_batch is None:
+                raise MemoryError
+            return output
+
+    expected, found = (step(build(tiny_backbone, kind=kind)) for kind in (lafter.Method, Narrow))
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], tensor, **FLOAT32)
 
 
 def test_the_classifier_on_texts_depends_on_the_seed_alone(tiny_backbone: Backbone) -> None:

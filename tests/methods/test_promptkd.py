@@ -99,6 +99,11 @@ def test_both_spellings_at_once_are_refused() -> None:
         promptkd.Settings(kd_weight=1.0, kd_weight_per_image=1.0)
 
 
+def test_a_temperature_whose_square_no_float_holds_is_refused() -> None:
+    with pytest.raises(ValidationError, match="less than or equal to 1000"):
+        promptkd.Settings(temperature=1e300)
+
+
 def test_a_student_of_published_size_trains_the_published_number_of_parameters() -> None:
     """9 x 4 x 768 prompts and a 512 -> 768 -> 768 projector (PromptKD, ViT-L/14 to B/16)."""
     projector = promptkd.Projector(512, 768, torch.Generator().manual_seed(0))

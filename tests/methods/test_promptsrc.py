@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from open_clip import OPENAI_IMAGENET_TEMPLATES
+from pydantic import ValidationError
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone, unit_length
@@ -51,6 +52,26 @@ def test_averaging_weights_exist_for_a_mean_far_outside_the_run() -> None:
     weights = promptsrc.gaussian_weights(3, mean_epoch=500, std_epochs=1)
     assert sum(weights) == pytest.approx(1)
     assert not any(math.isnan(weight) for weight in weights)
+
+
+@pytest.mark.parametrize("mean_epoch", [-1e6, 1e6])
+@pytest.mark.parametrize("std_epochs", [0.001, 1e6])
+def test_the_outermost_averaging_settings_give_weights(
+    mean_epoch: float, std_epochs: float
+) -> None:
+    settings = promptsrc.Settings(averaging_mean_epoch=mean_epoch, averaging_std_epochs=std_epochs)
+    weights = promptsrc.gaussian_weights(
+        3, mean_epoch=settings.averaging_mean_epoch, std_epochs=settings.averaging_std_epochs
+    )
+    assert sum(weights) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "given", [{"averaging_mean_epoch": 1e200}, {"averaging_std_epochs": 1e-200}]
+)
+def test_averaging_settings_whose_squares_no_float_holds_are_refused(given: dict) -> None:
+    with pytest.raises(ValidationError, match="should be"):
+        promptsrc.Settings(**given)
 
 
 def test_the_anchor_averages_raw_features_and_scales_once(tiny_backbone: Backbone) -> None:

@@ -48,6 +48,7 @@ def test_cells_of_one_teacher_start_one_by_one_until_it_is_there(plan_of: PlanOf
         ("data.unlabeled.per_class: 2", True),
         ("teacher.settings: {n_ctx_text: 4}", True),  # as the defaults
         ("teacher.optim.n_workers: 0", True),
+        ("teacher.optim.micro_batch: 1", True),  # the same weights, up to rounding
         ("teacher.settings: {n_ctx_text: 2}", False),
         ("teacher.optim.epochs: 3", False),
         ("data.labeled.shots: 2", False),
