@@ -46,11 +46,13 @@ class LoadedRecipe:
         recipe: the values, paths absolute.
         path: the recipe's file.
         lines: where each key stands.
+        text: the file as it was read.
     """
 
     recipe: Recipe
     path: Path
     lines: LineMap
+    text: str
 
 
 def load_recipe(
@@ -85,7 +87,7 @@ def load_recipe(
         recipe = Recipe.model_validate(values, context=context)
     except ValidationError as error:
         raise explain_validation(error, model=Recipe, lines=lines) from error
-    return LoadedRecipe(recipe, path, lines)
+    return LoadedRecipe(recipe, path, lines, text)
 
 
 def find_recipe(path_or_name: str | Path) -> Path:
