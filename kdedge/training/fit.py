@@ -221,6 +221,12 @@ def _train(run: RunFolder, job: Job, processes: Processes) -> dict[str, Any]:
     if not job.method.trainable_parameters():
         return {}
     settings = job.choice.optim
+    if settings.schedule_per == "epoch" and settings.warmup_epochs >= settings.epochs:
+        log.warning(
+            "The %s's warm-up takes every one of its epochs, %d: its learning rate stays at"
+            " warmup_lr, %g.\n  Raise optim.epochs, or lower optim.warmup_epochs.",
+            *(job.role, settings.epochs, settings.warmup_lr),
+        )
     features = None
     if job.filler is not None:
         job.filler.fill()

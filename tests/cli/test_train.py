@@ -345,3 +345,14 @@ def test_an_override_that_one_model_follows_is_not_named(kdedge: Run, project: P
     done = kdedge("distill", "r.yaml", *(f"--set={text}" for text in given))
     fails(done, 2, "no data.validation")
     assert "changes nothing" not in done.err
+
+
+@pytest.mark.parametrize(("schedule", "is_said"), [("epoch", True), ("step", False)])
+def test_a_warm_up_that_takes_all_epochs_is_said(
+    kdedge: Run, project: Path, schedule: str, is_said: bool
+) -> None:
+    optim = f"{{epochs: 1, batch_size: 4, warmup_epochs: 1, schedule_per: {schedule}}}"
+    done = kdedge("train", "r.yaml", *options("vpt", f"baseline.optim={optim}"))
+    assert done.code == 0, done.err
+    told = "warning: The baseline's warm-up takes every one of its epochs, 1:"
+    assert (told in done.err) is is_said
