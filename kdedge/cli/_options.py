@@ -71,11 +71,11 @@ def warn_of_unused_optim(loaded: LoadedRecipe, *roles: Role) -> None:
     """
     from kdedge.training.parts import choose_method
 
-    optims = {role: choose_method(loaded, role).optim for role in roles}
-    for keys in sorted(loaded.lines.overrides):
-        if len(keys) != 2 or keys[0] != "optim":
-            continue
-        key = str(keys[1])
+    overridden = sorted(loaded.lines.overrides)
+    keys = [str(path[1]) for path in overridden if len(path) == 2 and path[0] == "optim"]
+    # Without such a key a recipe that lacks a model is refused by what trains it
+    optims = {role: choose_method(loaded, role).optim for role in roles} if keys else {}
+    for key in keys:
         asked = getattr(loaded.recipe.optim, key)
         own = {f"{role}.optim.{key}": getattr(optim, key) for role, optim in optims.items()}
         if asked not in own.values():
