@@ -1,0 +1,38 @@
+"""What became of `--set` in the commands that train."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from kdedge.config.load import LoadedRecipe
+from kdedge.config.suite import override_texts
+
+if TYPE_CHECKING:
+    from kdedge.training.parts import Role
+
+
+def warn_of_unused_optim(loaded: LoadedRecipe, *roles: Role) -> None:
+    """Names each `--set optim.KEY` that no trained model follows, as all have a value of their own.
+
+    Args:
+        loaded: the recipe with its overrides.
+        roles: the models that the command trains.
+    """
+    from kdedge.training.parts import choose_method
+
+    overridden = sorted(loaded.lines.overrides)
+    keys = [str(path[1]) for path in overridden if len(path) == 2 and path[0] == "optim"]
+    # Without such a key a recipe that lacks a model is refused by what trains it
+    optims = {role: choose_method(loaded, role).optim for role in roles} if keys else {}
+    for key in keys:
+        asked = getattr(loaded.recipe.optim, key)
+        own = {f"{role}.optim.{key}": getattr(optim, key) for role, optim in optims.items()}
+        if asked not in own.values():
+            others = " --set ".join(override_texts(dict.fromkeys(own, asked)))
+            logging.getLogger(__name__).warning(
+                "--set %s changes nothing, overruled by %s.\n  Set that instead: --set %s",
+                *override_texts({f"optim.{key}": asked}),
+                " and ".join(override_texts(own)),
+                others,
+            )
