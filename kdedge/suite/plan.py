@@ -10,14 +10,7 @@ from typing import Any
 from kdedge._files import sha256_json
 from kdedge.config._yaml import KeyPath
 from kdedge.config.export_spec import ExportSpec, GatesSpec
-from kdedge.config.load import (
-    LoadedRecipe,
-    check_paths,
-    dump_recipe,
-    load_recipe,
-    read_text,
-    recipe_values,
-)
+from kdedge.config.load import LoadedRecipe, check_paths, dump_recipe, load_recipe, recipe_values
 from kdedge.config.recipe import Recipe
 from kdedge.config.suite import (
     AVERAGE,
@@ -56,6 +49,7 @@ class Cell:
         seed: the seed.
         role: which model of its run it is, as in the run's eval.json.
         arguments: of `kdedge`: the command that makes its run, without where and how it runs.
+        recipe_text: what the recipe's file held when the key was made of it.
         models: hashes of the models that the command trains where no finished run has them.
         key: hash of the role and of what the resolved recipe says for it, with the seed.
         measured: hash of what decides which test images are measured against which names.
@@ -72,6 +66,7 @@ class Cell:
     seed: int
     role: Role
     arguments: tuple[str, ...]
+    recipe_text: str
     models: tuple[str, ...]
     key: str
     measured: str
@@ -97,14 +92,12 @@ class Plan:
         sources: names of the other recipes, which rows are trained on.
         cells: recipe by recipe, the sources first; each seed by seed, and last those that others
             measure.
-        texts: what the recipes' files held when they were read, by path as arguments have it.
     """
 
     loaded: LoadedSuite
     recipes: tuple[str, ...]
     sources: tuple[str, ...]
     cells: tuple[Cell, ...]
-    texts: Mapping[str, str]
 
     def of(self, recipe: str, row: str) -> list[Cell]:
         """The cells of a row on a recipe, by seed."""
@@ -129,7 +122,6 @@ def make_plan(loaded: LoadedSuite) -> Plan:
             key = ("methods", number, "trained_on")
             trained_on[number] = _add_recipe(loaded, row.trained_on, key, names)
     sources = tuple(names.values())[len(recipes) :]
-    texts = {str(file): read_text(file) for file in names}
 
     trained: dict[int, list[Cell]] = {}
     for number, file in trained_on.items():
@@ -158,7 +150,7 @@ def make_plan(loaded: LoadedSuite) -> Plan:
             key=lambda cell: (cell.is_zero_shot, loaded.suite.seeds.index(cell.seed)),
         )
     check_paper(loaded, [*recipes, *sources])
-    return Plan(loaded, recipes, sources, tuple(cells), texts)
+    return Plan(loaded, recipes, sources, tuple(cells))
 
 
 def _add_recipe(loaded: LoadedSuite, entry: str, key: KeyPath, names: dict[Path, str]) -> Path:
@@ -243,6 +235,7 @@ def _row_cells(loaded: LoadedSuite, file: Path, recipe: str, number: int) -> lis
                 seed=seed,
                 role=resolved.role,
                 arguments=(*resolved.arguments, "--set", f"seed={seed}"),
+                recipe_text=resolved.loaded.text,
                 models=models_of(resolved.with_seed(seed), resolved.role),
                 key=sha256_json([resolved.role, made_from]),
                 measured=measured,

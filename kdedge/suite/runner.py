@@ -216,7 +216,7 @@ class Runner:
         """A cell whose process would read another recipe than its key and its table are of."""
         file = cell.arguments[1]
         try:
-            is_same = read_text(Path(file)) == self._plan.texts[file]
+            is_same = read_text(Path(file)) == cell.recipe_text
         except RecipeError:
             is_same = False
         if is_same:
