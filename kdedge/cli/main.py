@@ -94,7 +94,12 @@ def cli() -> None:
 def main() -> NoReturn:
     """Runs the command of this process's arguments and exits with its code."""
     signal.signal(signal.SIGTERM, _terminate)
-    code = run(sys.argv[1:])
+    try:
+        code = run(sys.argv[1:])
+        _leave_signals_to_the_system()
+    except KeyboardInterrupt as error:  # once the command was done, or while its end was reported
+        _leave_signals_to_the_system()
+        code = _signal_code(error)
     with contextlib.suppress(OSError, ValueError, AttributeError):  # the last: stderr is closed
         sys.stderr.flush()
     sys.exit(code)
@@ -102,6 +107,16 @@ def main() -> NoReturn:
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
     raise Terminated
+
+
+def _leave_signals_to_the_system() -> None:
+    """From here on SIGINT and SIGTERM kill: nobody is left to take what they would raise."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_DFL)
+
+
+def _signal_code(error: KeyboardInterrupt) -> int:
+    return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -133,7 +148,7 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
     if isinstance(error, KdedgeError):
         return _say(str(error), error.exit_code)
     if isinstance(error, Terminated):
-        return _say(_terminated(), 128 + signal.SIGTERM)
+        return _say(_terminated(), _signal_code(error))
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return _say("interrupted.", 130)
     if isinstance(error, BrokenPipeError):

@@ -104,7 +104,7 @@ def _fork(request: dict[str, Any]) -> int:
         _become(request)
     except SystemExit as error:
         os._exit(error.code if isinstance(error.code, int) else 1)
-    except KeyboardInterrupt:  # before main could take it, or after it was done
+    except KeyboardInterrupt:  # before main could take it
         os._exit(130)
     os._exit(1)
 

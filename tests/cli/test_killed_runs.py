@@ -180,7 +180,7 @@ def test_an_interrupted_command_leaves_nothing_half_written(
     public_layout.save_public(trained / "public.tar", state)
     before = {path for path in trained.rglob("*") if path.is_file()}
     codes = set()
-    for delay in (0.02, 0.1, 0.2, 0.3):
+    for delay in (0.02, 0.05, 0.1, 0.2, 0.3):
         process = start(*command)
         time.sleep(delay)
         process.send(signum)
@@ -190,8 +190,8 @@ def test_an_interrupted_command_leaves_nothing_half_written(
         said = re.sub(swallowed, "", process.stderr)
         assert "bug" not in said
         assert "Traceback" not in said
-    # 2: out.json is there already; -15: the signal came before main was there to take it
-    assert codes <= {0, 2, -signal.SIGTERM, 128 + signum}
+    # 2: out.json is there already; negative: the signal came before main or after its end
+    assert codes <= {0, 2, -signum, 128 + signum}
     assert 128 + signum in codes
     assert unfinished_files(trained) == []
     new = {path for path in trained.rglob("*") if path.is_file() and not path.name.startswith(".")}

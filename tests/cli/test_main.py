@@ -269,6 +269,24 @@ def test_control_c_gives_130_without_a_traceback():
         assert process.stderr.read() == "kdedge: interrupted.\n"
 
 
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_between_a_commands_end_and_the_exit_is_an_exit_code(name, code):
+    done = run_python(
+        f"""
+        import os, signal, sys
+        from kdedge.cli import main as entry
+
+        def run(arguments):
+            os.kill(os.getpid(), signal.{name})
+            return 0
+
+        entry.run = run
+        entry.main()
+        """
+    )
+    assert (done.returncode, done.stderr) == (code, "")
+
+
 def test_json_results_are_one_object_on_stdout():
     for name in ("doctor", "methods"):
         done = kdedge(name, "--json")
