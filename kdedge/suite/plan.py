@@ -38,6 +38,13 @@ ZERO_SHOT = "zeroshot"
 _MEASURED = ("test", "split", "root")
 """Keys of `data` that decide what is measured, beside the classes."""
 
+_UNREAD: dict[Role, tuple[str, ...]] = {
+    "teacher": ("student", "baseline"),
+    "student": ("baseline",),
+    "baseline": ("teacher", "student.settings", "student.optim"),
+}
+"""What a row of each role does not depend on; `_what_trains` leaves the same out."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -284,6 +291,7 @@ def resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> ResolvedRow:
     name = row.method or model_spec(plain, row.role).method
     learns_from_teacher = load_method(name).Method.needs_teacher
     role: Role = row.role if learns_from_teacher or row.role == "teacher" else "baseline"
+    _refuse_unread(row, role)
     given = [*common, *_switch_to(name, plain, role).items(), *row.set.items()]
     resolved = _load(loaded, file, given)
     check_paths(resolved)
@@ -294,6 +302,17 @@ def resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> ResolvedRow:
     method = ("--method", name) if role == "baseline" else ()
     options = _as_options(given, resolved.recipe)
     return ResolvedRow(resolved, role, (_COMMANDS[role], str(file), *method, *options))
+
+
+def _refuse_unread(row: Row, role: Role) -> None:
+    for key in row.set:
+        unread = [part for part in _UNREAD[role] if f"{key}.".startswith(f"{part}.")]
+        if unread:
+            raise RecipeError(
+                f"set: {key} changes nothing: this row is the recipe's {role}, which does not"
+                f" depend on {unread[0]}.\n"
+                f"  Take it out; what only a {role} reads begins with {role}."
+            )
 
 
 def _check_test(loaded: LoadedRecipe, file: Path) -> None:

@@ -209,6 +209,14 @@ def test_zero_shot_figures_belong_to_a_backbone_and_to_test_images(plan_of: Plan
             "--set optim.epoch is not a known key.\n  Did you mean epochs?",
         ),
         ("{method: promptkd, set: {optim.epochs: 0}}", "optim.epochs must be at least 1, got 0."),
+        (
+            "{method: coop, set: {student.optim.epochs: 1}}",
+            "set: student.optim.epochs changes nothing: this row is the recipe's baseline, which"
+            " does not depend on student.optim.",
+        ),
+        ("{method: coop, set: {teacher: {method: coop}}}", "does not depend on teacher."),
+        ("{role: teacher, method: coop, set: {student.x: 1}}", "does not depend on student."),
+        ("{method: promptkd, set: {baseline.method: coop}}", "does not depend on baseline."),
         ("{name: x, role: teacher, method: promptkd}", "promptkd learns from a teacher itself."),
         ("{name: x, role: teacher, method: cocoop}", "it can neither teach a student"),
         ("{method: promptkd, set: {teacher.method: promptkd}}", "learns from a teacher itself."),
