@@ -13,8 +13,7 @@ import click
 
 from kdedge import __version__
 from kdedge.cli._output import gibibytes, json_option, print_result, table
-from kdedge.deploy.targets._platform import find_cuda_device
-from kdedge.deploy.targets.tensorrt import jetson_wheel_problem
+from kdedge.deploy.targets._platform import find_cuda_device, jetson_wheel_problem
 from kdedge.errors import SetupError
 from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
 

@@ -88,12 +88,13 @@ def _check_names(named: Sequence[tuple[str, str]], where: str) -> None:
                 f"{where}, {place}: {name[:40]!r} is not a class name: expected up to"
                 f" {_MAX_NAME_CHARACTERS} printable characters."
             )
-        if name in first:
+        text = name.replace("_", " ")  # as prompts have it: such classes would have one vector
+        if text in first:
             raise DataError(
-                f'{where}: "{name}" is there twice, in {first[name]} and {place}.\n'
-                "  Class names must differ."
+                f'{where}: "{text}" is there twice, in {first[text]} and {place}.\n'
+                "  Class names must differ; an underscore counts as a blank."
             )
-        first[name] = place
+        first[text] = place
     if len(named) < 2:
         raise DataError(
             f"{where} has {len(named)} class names, expected two or more.\n  Write one name a line."

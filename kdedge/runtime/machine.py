@@ -35,3 +35,21 @@ def memory_bytes() -> int | None:
     except OSError:
         return total
     return min(total, int(limit)) if limit.isdigit() else total
+
+
+def is_jetson(root: Path = Path("/")) -> bool:
+    """Whether this is a Jetson.
+
+    Args:
+        root: the file system's root.
+    """
+    if (root / "etc/nv_tegra_release").is_file():
+        return True
+    for name in ("model", "compatible"):  # a container has no file of JetPack's
+        try:
+            text = (root / "proc/device-tree" / name).read_bytes()
+        except OSError:
+            continue
+        if b"Jetson" in text or b"nvidia,tegra" in text:
+            return True
+    return False

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from kdedge.cli import doctor, init, methods, schema
 from kdedge.config.load import check_paths, load_recipe
 from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings
-from kdedge.deploy.targets import tensorrt
+from kdedge.deploy.targets import _platform
 from kdedge.deploy.targets._platform import CudaDevice
 from kdedge.errors import DataError, MissingPackage, RecipeError, SetupError
 from kdedge.methods import registry
@@ -209,7 +209,7 @@ def test_doctor_names_a_jetsons_tensorrt_that_pip_installed(monkeypatch, tmp_pat
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tensorrt-cu12\nVersion: 10.7.0\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(tensorrt, "is_jetson", lambda: True)
+    monkeypatch.setattr(_platform, "is_jetson", lambda: True)
     output = CliRunner().invoke(doctor.command).output
     assert f"tensorrt was installed by pip, in {tmp_path}. On a Jetson" in output
 

@@ -85,6 +85,17 @@ def test_help_loads_neither_torch_nor_a_command_nor_the_recipe_schema():
     assert done.stderr.strip() == "[] ['kdedge.cli._output', 'kdedge.cli.main'] 0"
 
 
+def test_doctor_examines_a_machine_whose_numpy_is_broken():
+    done = run_python("""
+        import sys
+        sys.modules["numpy"] = None
+        from kdedge.cli.main import run
+        sys.exit(run(["doctor"]))
+    """)
+    assert done.returncode == 0
+    assert done.stdout.startswith("kdedge ")
+
+
 def test_importing_kdedge_loads_nothing_but_itself():
     done = run_python("""
         import sys

@@ -30,6 +30,8 @@ def test_only_blank_lines_are_skipped(path):
 def test_a_name_that_is_there_twice_is_named_with_both_lines(path):
     with pytest.raises(DataError, match='"cat" is there twice, in line 1 and line 4'):
         names_of(path, b"cat\n\ndog\ncat \n")
+    with pytest.raises(DataError, match='"red fox" is there twice, in line 1 and line 2'):
+        names_of(path, b"red fox\nred_fox\n")
 
 
 @pytest.mark.parametrize(

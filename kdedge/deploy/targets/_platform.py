@@ -9,11 +9,13 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from kdedge.errors import SetupError
+from kdedge.runtime.machine import is_jetson
 
 # CU_DEVICE_ATTRIBUTE_...
 _MULTIPROCESSOR_COUNT = 16
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
 _APT = "/usr/lib/python3"
+_TENSORRT = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")  # each brings the module
 
 
 @dataclass(frozen=True)
@@ -75,3 +77,15 @@ def pip_installed(name: str) -> Path | None:
     except PackageNotFoundError:
         return None
     return None if str(folder).startswith(_APT) else folder
+
+
+def jetson_wheel_problem() -> str | None:
+    """Says that this Jetson has a TensorRT of pip's; None where it has not, or is no Jetson."""
+    found = filter(None, map(pip_installed, _TENSORRT)) if is_jetson() else iter(())
+    folder = next(found, None)
+    if folder is None:
+        return None
+    return (
+        f"tensorrt was installed by pip, in {folder}. On a Jetson its wheels may have no code for"
+        " the GPU (SM 87): uninstall it there, and JetPack's is found."
+    )

@@ -12,18 +12,17 @@ from types import ModuleType
 from typing import Any, Literal
 
 from kdedge.deploy.targets._engine import BuiltEngine, EngineBuilder, EngineRequest
-from kdedge.deploy.targets._platform import CudaDevice, find_cuda_device, pip_installed
+from kdedge.deploy.targets._platform import (
+    CudaDevice,
+    find_cuda_device,
+    jetson_wheel_problem,
+)
 from kdedge.errors import SetupError
 from kdedge.runtime.artifact import Precision
-from kdedge.runtime.backends._tensorrt import (
-    import_engine_package,
-    is_jetson,
-    tensorrt_install_hint,
-)
+from kdedge.runtime.backends._tensorrt import import_engine_package, tensorrt_install_hint
+from kdedge.runtime.machine import is_jetson
 
 NAME = "tensorrt"
-
-_DISTRIBUTIONS = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")  # each brings the module
 
 log = logging.getLogger(__name__)
 
@@ -37,18 +36,6 @@ def check_environment() -> None:
     _find()
     if (problem := jetson_wheel_problem()) is not None:
         log.warning("%s", problem)
-
-
-def jetson_wheel_problem() -> str | None:
-    """Says that this Jetson has a TensorRT of pip's; None where it has not, or is no Jetson."""
-    found = filter(None, map(pip_installed, _DISTRIBUTIONS)) if is_jetson() else iter(())
-    folder = next(found, None)
-    if folder is None:
-        return None
-    return (
-        f"tensorrt was installed by pip, in {folder}. On a Jetson its wheels may have no code for"
-        " the GPU (SM 87): uninstall it there, and JetPack's is found."
-    )
 
 
 def describe() -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import platform
-from pathlib import Path
 from types import ModuleType
 
 from kdedge.errors import SetupError
+from kdedge.runtime.machine import is_jetson
 
 EXPORT_FLAGS = {"tensorrt": "--trt", "tensorrt-rtx": "--trt-rtx"}
 """What `kdedge export` builds a target's engines with."""
@@ -37,24 +37,6 @@ def _broken(name: str, error: Exception) -> SetupError:
     if name == "tensorrt" and is_jetson():
         remedy = tensorrt_install_hint(platform.system(), platform.machine(), jetson=True)
     return SetupError(f"{name} is installed and cannot be loaded: {reason}.\n  {remedy}")
-
-
-def is_jetson(root: Path = Path("/")) -> bool:
-    """Whether this is a Jetson.
-
-    Args:
-        root: the file system's root.
-    """
-    if (root / "etc/nv_tegra_release").is_file():
-        return True
-    for name in ("model", "compatible"):  # a container has no file of JetPack's
-        try:
-            text = (root / "proc/device-tree" / name).read_bytes()
-        except OSError:
-            continue
-        if b"Jetson" in text or b"nvidia,tegra" in text:
-            return True
-    return False
 
 
 def tensorrt_install_hint(system: str, machine: str, *, jetson: bool) -> str:

@@ -10,11 +10,8 @@ from typing import Any
 from kdedge.runtime.backends._cudart import open_cuda
 from kdedge.runtime.backends._engine import Engine, load_engine
 from kdedge.runtime.backends._protocol import NotHere
-from kdedge.runtime.backends._tensorrt import (
-    import_engine_package,
-    is_jetson,
-    tensorrt_install_hint,
-)
+from kdedge.runtime.backends._tensorrt import import_engine_package, tensorrt_install_hint
+from kdedge.runtime.machine import is_jetson
 
 NAME = "tensorrt"
 TARGET = "tensorrt"

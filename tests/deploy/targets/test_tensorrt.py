@@ -26,11 +26,8 @@ from kdedge.deploy.targets._engine import EngineBuilder, EngineRequest, _describ
 from kdedge.deploy.targets._layers import summarize_layers
 from kdedge.deploy.targets._platform import find_cuda_device, pip_installed
 from kdedge.errors import DataError, MissingPackage, ResourceError, SetupError
-from kdedge.runtime.backends._tensorrt import (
-    import_engine_package,
-    is_jetson,
-    tensorrt_install_hint,
-)
+from kdedge.runtime.backends._tensorrt import import_engine_package, tensorrt_install_hint
+from kdedge.runtime.machine import is_jetson
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
 
@@ -411,8 +408,8 @@ def test_a_wheel_on_a_jetson_is_warned_of(
     folder: Path | None,
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", version_10.module)
-    monkeypatch.setattr(target, "is_jetson", lambda: jetson)
-    monkeypatch.setattr(target, "pip_installed", {"tensorrt": folder}.get)
+    monkeypatch.setattr(_platform, "is_jetson", lambda: jetson)
+    monkeypatch.setattr(_platform, "pip_installed", {"tensorrt": folder}.get)
     with caplog.at_level(logging.WARNING):
         target.check_environment()
     expected = (
