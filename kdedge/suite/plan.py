@@ -1,4 +1,4 @@
-"""From a suite file to its cells: which commands run, and what each result depends on."""
+"""From a suite file to its cells: which commands run, in which order."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 from kdedge._files import sha256_json
 from kdedge.config._yaml import KeyPath
-from kdedge.config.export_spec import ExportSpec, GatesSpec
-from kdedge.config.load import LoadedRecipe, check_paths, dump_recipe, load_recipe, recipe_values
+from kdedge.config.load import LoadedRecipe, check_paths, load_recipe, recipe_values
 from kdedge.config.recipe import Recipe
 from kdedge.config.suite import (
     AVERAGE,
@@ -23,6 +22,7 @@ from kdedge.config.suite import (
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods._sees import Sees
 from kdedge.methods.registry import load_method
+from kdedge.suite.depends import MEASURED, UNREAD, made_of, measured_on
 from kdedge.suite.models import frozen_clip, models_of
 from kdedge.suite.sees import row_sees
 from kdedge.suite.trained_on import check_answers_for_others, check_names
@@ -34,16 +34,6 @@ _COMMANDS: dict[Role, str] = {"teacher": "teach", "student": "distill", "baselin
 
 ZERO_SHOT = "zeroshot"
 """The method that every run measures beside its own, on its backbone."""
-
-_MEASURED = ("test", "split", "root")
-"""Keys of `data` that decide what is measured, beside the classes."""
-
-_UNREAD: dict[Role, tuple[str, ...]] = {
-    "teacher": ("student", "baseline"),
-    "student": ("baseline",),
-    "baseline": ("teacher", "student.settings", "student.optim"),
-}
-"""What a row of each role does not depend on; `_what_trains` leaves the same out."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +189,7 @@ def _measuring_cells(
     measured = measured_on(resolved.recipe)
     values = recipe_values(resolved.recipe)
     given = {"classes": values["classes"]}
-    given |= {f"data.{key}": values["data"].get(key) for key in _MEASURED}
+    given |= {f"data.{key}": values["data"].get(key) for key in MEASURED}
     options = [word for text in override_texts(given) for word in ("--set", text)]
     cells = []
     for source in trained:
@@ -234,7 +224,7 @@ def _row_cells(loaded: LoadedSuite, file: Path, recipe: str, number: int) -> lis
     zero_shot = sha256_json([measured, frozen_clip(spec)])
     cells = []
     for seed in suite.seeds[:1] if is_zero_shot else suite.seeds:
-        made_from = zero_shot if is_zero_shot else _what_trains(resolved, seed)
+        made_from = zero_shot if is_zero_shot else made_of(resolved.recipe, resolved.role, seed)
         cells.append(
             Cell(
                 recipe=recipe,
@@ -306,7 +296,7 @@ def resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> ResolvedRow:
 
 def _refuse_unread(row: Row, role: Role) -> None:
     for key in row.set:
-        unread = [part for part in _UNREAD[role] if f"{key}.".startswith(f"{part}.")]
+        unread = [part for part in UNREAD[role] if f"{key}.".startswith(f"{part}.")]
         if unread:
             raise RecipeError(
                 f"set: {key} changes nothing: this row is the recipe's {role}, which does not"
@@ -379,35 +369,3 @@ def _refuse_same_rows(loaded: LoadedSuite, rows: Mapping[int, Cell]) -> None:
                 f" {other.row} on {cell.recipe}: same method, same settings.\n"
                 "  Keep one of them, or give one a set."
             )
-
-
-def _what_trains(row: ResolvedRow, seed: int) -> str:
-    """The parts of a recipe that a row's training and measuring depend on."""
-    recipe = row.recipe
-    parts: dict[str, Any] = {"export": ExportSpec(), "gates": GatesSpec(), "seed": seed}
-    if row.role == "teacher":
-        parts |= {"student": None, "baseline": None}
-    elif row.role == "student":
-        parts["baseline"] = None
-    else:
-        assert recipe.student is not None  # its backbone is the baseline's
-        parts["teacher"] = None
-        parts["student"] = recipe.student.model_copy(update={"settings": {}, "optim": None})
-    return dump_recipe(recipe.model_copy(update=parts))
-
-
-def measured_on(recipe: Recipe) -> str:
-    """Hash of what decides which test images are measured against which class names.
-
-    One file is one file, however its path is written.
-    """
-    data = recipe.data.model_dump(include=set(_MEASURED))
-    return sha256_json(_without_detours([recipe.classes.model_dump(), data]))
-
-
-def _without_detours(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_detours(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_detours(item) for item in value]
-    return str(value.resolve()) if isinstance(value, Path) else value

@@ -17,8 +17,9 @@ from kdedge._progress import Advance
 from kdedge.config.load import load_recipe, read_text
 from kdedge.errors import DataError, Interrupted, KdedgeError, RecipeError
 from kdedge.results import EvalResult
+from kdedge.suite.depends import measured_lists, measured_on
 from kdedge.suite.models import FinishedModels
-from kdedge.suite.plan import ZERO_SHOT, Cell, Plan, measured_on
+from kdedge.suite.plan import ZERO_SHOT, Cell, Plan
 from kdedge.suite.process import CollectedSignals, Ended, KdedgeProcess
 from kdedge.suite.records import CellRecord, Records, without_classes
 from kdedge.suite.schedule import next_cell
@@ -301,4 +302,8 @@ def _is_of(cell: Cell, record: CellRecord) -> bool:
         return True
     assert record.run is not None  # it is finished
     run = RunFolder.open(Path(record.run))
-    return measured_on(load_recipe(run.recipe).recipe) == cell.measured
+    recipe = load_recipe(run.recipe).recipe
+    # A list that was written after the run was measured may have said something else then
+    measured_at = run.evaluation.stat().st_mtime
+    is_older = all(path.stat().st_mtime <= measured_at for path in measured_lists(recipe))
+    return is_older and measured_on(recipe) == cell.measured

@@ -236,6 +236,23 @@ def test_other_test_images_are_measured_and_not_remembered(project: Path, kdedge
     assert (Path(cell["run"]).name, cell["result"]["n_images"]) == ("02", 24)
 
 
+@pytest.mark.slow
+def test_a_test_list_that_changes_in_place_is_measured_anew(project: Path, kdedge: Run) -> None:
+    (project / "s.yaml").write_text(COOP)
+    recipe = project / "r.yaml"
+    recipe.write_text(recipe.read_text().replace("folder: test}", "list: test.csv}"))
+    images = sorted(project.glob("test/*/*"))
+    found = []
+    for part in (images, images, images[::2]):
+        lines = [f"{path.relative_to(project)},{path.parent.name}" for path in part]
+        (project / "test.csv").write_text("\n".join(["path,label", *lines, ""]))
+        done = kdedge("suite", "s.yaml", "--json")
+        assert done.code == 0, done.err
+        (cell,) = json.loads(done.out)["cells"]
+        found.append((Path(cell["run"]).name, cell["result"]["n_images"]))
+    assert found == [("01", len(images)), ("01", len(images)), ("02", len(images[::2]))]
+
+
 @pytest.fixture
 def undisturbed(blank_project: Path, tmp_path: Path, start: Start) -> bytes:
     """The table that nothing disturbs."""

@@ -177,6 +177,19 @@ def test_one_file_is_measured_once_however_its_path_is_written(
     assert measured[0] == measured[1] == measured[2] != measured[3]
 
 
+def test_a_list_counts_with_what_it_says(plan_of: PlanOf, write_recipe: Any) -> None:
+    recipe = write_recipe()
+    recipe.write_text(recipe.read_text().replace("[cat, dog, red fox, school bus]", "{file: c}"))
+    lists = ("cat\ndog\nred fox\n", "cat\ndog\nowl\n", "cat\ndog\nred fox\n")
+    keys = []
+    for text in lists:
+        (recipe.parent / "c").write_text(text)
+        cell, clip = plan_of("coop, zeroshot").cells[::3]
+        keys.append((cell.key, cell.measured, clip.key))
+    assert keys[0] == keys[2]
+    assert all(one != other for one, other in zip(keys[0], keys[1], strict=True))
+
+
 def test_zero_shot_figures_belong_to_a_backbone_and_to_test_images(plan_of: PlanOf) -> None:
     plan = plan_of(
         "zeroshot, coop, promptkd, {name: teacher, role: teacher},"
