@@ -83,7 +83,8 @@ def check_comparable(
         where: what the baseline is called in messages.
 
     Raises:
-        RecipeError: it is of another machine or another number of threads.
+        RecipeError: it is of another machine, a Jetson's other power mode, or another number of
+            threads.
     """
     before, now = _machine(baseline.device), _machine(device)
     if before != now:
@@ -103,6 +104,8 @@ def check_comparable(
 def _machine(device: dict[str, Any]) -> str:
     parts = [f"{device.get('cpu')}, {device.get('cpu_cores')} cores"]
     parts += [str(gpu.get("name")) for gpu in device.get("gpus", [])]
+    jetson = device.get("jetson", {})
+    parts += [str(jetson[key]) for key in ("board", "power_mode") if key in jetson]
     return ", ".join(parts)
 
 

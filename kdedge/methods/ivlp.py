@@ -39,7 +39,9 @@ class Settings(MethodSettings):
     """Settings of IVLP; defaults from PromptSRC's code (MaPLe's: 2 + 2, depth 12)."""
 
     n_ctx_text: int = Field(4, ge=1, description="Context tokens in each prompted text layer.")
-    n_ctx_vision: int = Field(4, ge=1, description="Visual prompts in each prompted image layer.")
+    n_ctx_vision: int = Field(
+        4, ge=1, le=1000, description="Visual prompts in each prompted image layer."
+    )
     prompt_depth_text: int = Field(
         9, ge=1, description="Text layers that get tokens of their own, from the first."
     )

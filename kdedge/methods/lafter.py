@@ -69,7 +69,10 @@ class Settings(MethodSettings):
     """
 
     n_ctx_vision: int = Field(
-        50, ge=1, description="Visual prompts before the first image layer, kept through all."
+        50,
+        ge=1,
+        le=1000,
+        description="Visual prompts before the first image layer, kept through all.",
     )
     n_text_steps: int = Field(
         600,

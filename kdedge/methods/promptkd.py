@@ -56,6 +56,7 @@ class Settings(MethodSettings):
     n_ctx_vision: int = Field(
         4,
         ge=0,
+        le=1000,
         description="Visual prompts in each prompted image layer; 0 trains the projector alone. Of"
         " tune: prompts only, as prompt_depth.",
     )

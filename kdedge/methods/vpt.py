@@ -30,7 +30,9 @@ OPTIM = OptimSpec(lr=0.0025, epochs=5, batch_size=4)
 class Settings(MethodSettings):
     """Settings of VPT; defaults from MaPLe's code, base-to-novel."""
 
-    n_ctx_vision: int = Field(8, ge=1, description="Visual prompts in each prompted image layer.")
+    n_ctx_vision: int = Field(
+        8, ge=1, le=1000, description="Visual prompts in each prompted image layer."
+    )
     prompt_depth: int = Field(
         12, ge=1, description="Image layers that get prompts of their own, from the first."
     )

@@ -53,6 +53,14 @@ def test_another_machines_times_are_no_baseline(tables: Make) -> None:
     check_comparable(now, device=now.device, n_threads=2, where="b.json")
 
 
+def test_times_in_another_power_mode_are_no_baseline(tables: Make) -> None:
+    orin = {"cpu": "ARMv8", "cpu_cores": 6, "jetson": {"board": "Orin Nano", "power_mode": "15W"}}
+    now = {**orin, "jetson": {"board": "Orin Nano", "power_mode": "MAXN"}}
+    with pytest.raises(RecipeError, match=r"Orin Nano, 15W\.\n  This one is .*, Orin Nano, MAXN\."):
+        check_comparable(tables(1.0, device=orin), device=now, n_threads=2, where="b.json")
+    check_comparable(tables(1.0, device=orin), device=orin, n_threads=2, where="b.json")
+
+
 def test_times_of_another_number_of_threads_are_no_baseline(tables: Make) -> None:
     now = tables(1.0)
     with pytest.raises(RecipeError, match=r"b.json was measured with --threads 2"):

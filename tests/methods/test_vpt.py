@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError
-from kdedge.methods import vpt
+from kdedge.methods import ivlp, lafter, promptkd, vpt
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}
@@ -119,3 +120,10 @@ def test_more_prompted_layers_than_there_are_is_an_error(tiny_backbone: Backbone
 def test_images_without_labels_are_an_error(tiny_backbone: Backbone) -> None:
     with pytest.raises(DataError, match="vpt learns from labeled images"):
         build(tiny_backbone).training_step(Batch(batch().images, None))
+
+
+@pytest.mark.parametrize("method", [ivlp, lafter, promptkd, vpt])
+def test_a_slip_of_digits_in_the_number_of_prompts_is_refused(method: Any) -> None:
+    method.Settings(n_ctx_vision=1000)
+    with pytest.raises(ValidationError, match="less than or equal to 1000"):
+        method.Settings(n_ctx_vision=1001)
