@@ -191,7 +191,12 @@ def _baseline_spec(recipe: Recipe) -> ModelSpec:
 
 
 def choose_method(loaded: LoadedRecipe, role: Role) -> MethodChoice:
-    """Finds the method of a role and checks its settings; messages have the recipe's lines."""
+    """Finds the method of a role and checks its settings; messages have the recipe's lines.
+
+    Raises:
+        RecipeError: there is no such method, a setting is wrong, or the recipe gives pseudo-labels
+            to a method that chooses them itself.
+    """
     spec = model_spec(loaded.recipe, role)
     module = load_method(spec.method)
     try:
@@ -200,6 +205,12 @@ def choose_method(loaded: LoadedRecipe, role: Role) -> MethodChoice:
         raise explain_validation(
             error, model=module.Settings, lines=loaded.lines, prefix=(role, "settings")
         ) from error
+    if settings.n_rounds > 0 and loaded.recipe.data.pseudo_labels is not None:
+        raise RecipeError(
+            f"{spec.method} chooses its pseudo-labels itself, and the recipe has"
+            " data.pseudo_labels.\n"
+            "  Leave that key out, or train a method on them that learns from labels, such as coop."
+        )
     return MethodChoice(
         spec.method, module, settings, resolve_optim(loaded.recipe.optim, spec.optim)
     )

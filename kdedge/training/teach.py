@@ -13,7 +13,7 @@ from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import LabeledSpec, Recipe
 from kdedge.data.class_texts import read_class_texts
 from kdedge.data.few_shot import Draws
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import DataError
 from kdedge.methods._protocol import LearnsFromTexts
 from kdedge.training.fit import run_job
 from kdedge.training.job import Job
@@ -132,12 +132,6 @@ def _training_data(
 ) -> _TrainingData:
     """The images that a method declares to learn from."""
     recipe, sees, has_rounds = loaded.recipe, choice.module.SEES, choice.settings.n_rounds > 0
-    if has_rounds and recipe.data.pseudo_labels is not None:
-        raise RecipeError(
-            f"{choice.name} chooses its pseudo-labels itself, and the recipe has"
-            " data.pseudo_labels.\n"
-            "  Leave that key out, or train a method on them that learns from labels, such as coop."
-        )
     pool = None
     if sees.unlabeled_images and (has_rounds or not sees.labels):
         pool = load_pool(recipe, classes, why=f"{choice.name} learns from unlabeled images")

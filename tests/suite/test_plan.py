@@ -231,6 +231,10 @@ def test_zero_shot_figures_belong_to_a_backbone_and_to_test_images(plan_of: Plan
         ("{role: teacher, method: coop, set: {student.x: 1}}", "does not depend on student."),
         ("{method: promptkd, set: {baseline.method: coop}}", "does not depend on baseline."),
         ("{name: x, role: teacher, method: promptkd}", "promptkd learns from a teacher itself."),
+        (
+            "{method: upl, set: {data.pseudo_labels: teacher.pt}}",
+            "upl chooses its pseudo-labels itself, and the recipe has data.pseudo_labels.",
+        ),
         ("{name: x, role: teacher, method: cocoop}", "it can neither teach a student"),
         ("{method: promptkd, set: {teacher.method: promptkd}}", "learns from a teacher itself."),
         (
