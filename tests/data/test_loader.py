@@ -125,6 +125,14 @@ def test_another_seed_or_epoch_gives_another_order_and_other_crops(source, chang
     )
 
 
+def test_another_seed_of_the_views_leaves_the_order_as_it_is(source):
+    first, second = batches(source), batches(source, view_seed=2)
+    assert [batch.keys for batch in first] == [batch.keys for batch in second]
+    assert not any(
+        torch.equal(one.images, other.images) for one, other in zip(first, second, strict=True)
+    )
+
+
 def test_an_images_crop_does_not_depend_on_the_other_images(source):
     subset = [3, 7, 11, 19]
     options = {"labels": None, "preprocess": PREPROCESS, "seed": 1, "epoch": 0}
