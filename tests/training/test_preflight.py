@@ -103,6 +103,12 @@ def test_trial_steps_move_the_weights_while_they_last(
     assert losses[0] != losses[1]
 
 
+def test_another_seed_of_the_same_images_is_another_job(job: Job, tmp_path: Path) -> None:
+    other = teacher_job(load_recipe(tmp_path / "r.yaml", ["seed=2"]), cache=None, device=CPU)
+    assert other.hashes() == job.hashes()
+    assert other.key() != job.key()
+
+
 def test_loading_the_images_is_part_of_a_trial_steps_time(job: Job) -> None:
     times = trial_steps(slowed(job), 3)
     assert min(times) >= 4 * READ_S
