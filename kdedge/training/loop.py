@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
@@ -336,22 +335,15 @@ class _Training:
         module.eval()
         with rng_kept(self._device):
             score = self._processes.first(lambda: float(validate()))
-        module.train()
-        if not math.isfinite(score):
-            raise self._diverged(f"The validation score is {score}", step=self.step)
         self._best.consider(module, score=score, epoch=epoch)
         return score
 
     @torch.no_grad()
     def _consider_average(self, validate: Callable[[], float]) -> float:
-        """Validates the average, then puts the last epoch's parameters back."""
+        """Validates the average, which stays in place: what is kept comes from the best weights."""
         assert self._average is not None
-        own = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
         self._average.copy_to(self._parameters)
-        score = self._consider(validate, epoch=None)
-        for name, parameter in self._parameters.items():
-            parameter.copy_(own[name])
-        return score
+        return self._consider(validate, epoch=None)
 
     def _check_parameters(self) -> None:
         """Makes sure that no checkpoint holds values from which nothing can be trained."""

@@ -64,7 +64,7 @@ def learning_rate(settings: OptimSettings, *, epoch: int, step: int, n_steps: in
         warmup = settings.warmup_epochs * n_steps
         if done < warmup:
             return settings.warmup_lr + (settings.lr - settings.warmup_lr) * done / warmup
-        progress = (done - warmup) / max(1, total - warmup)
+        progress = (done - warmup) / (total - warmup)
     else:
         if epoch <= settings.warmup_epochs:
             return settings.warmup_lr

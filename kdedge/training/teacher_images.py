@@ -46,15 +46,13 @@ class _OfPreparedImages:
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W], normalized for the student -> [B, D_teacher]."""
-        with torch.autocast(images.device.type, enabled=False):
-            pixels = images.float() * _channels(self._ours.std, images)
-            pixels = pixels + _channels(self._ours.mean, images)  # 0-1
-            if self._theirs.size_px != self._ours.size_px:
-                size = (self._theirs.size_px, self._theirs.size_px)
-                pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
-            pixels = pixels - _channels(self._theirs.mean, images)
-            prepared = pixels / _channels(self._theirs.std, images)
-        return self._teacher.forward_features(prepared)
+        pixels = images * _channels(self._ours.std, images)
+        pixels = pixels + _channels(self._ours.mean, images)  # 0-1
+        if self._theirs.size_px != self._ours.size_px:
+            size = (self._theirs.size_px, self._theirs.size_px)
+            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
+        pixels = pixels - _channels(self._theirs.mean, images)
+        return self._teacher.forward_features(pixels / _channels(self._theirs.std, images))
 
 
 def _channels(values: tuple[float, float, float], images: Tensor) -> Tensor:

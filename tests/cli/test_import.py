@@ -147,6 +147,30 @@ def test_an_import_that_does_not_fit_says_why_and_leaves_no_run(
     assert not list(Path("runs").glob("public/*"))
 
 
+@pytest.mark.usefixtures("teacher_checkpoint")
+def test_an_import_that_fails_at_its_class_vectors_leaves_no_run(
+    kdedge: Callable[..., Any],
+) -> None:
+    Path("long.txt").write_text(f"cat\n{'7 ' * 90}\n")
+    done = kdedge(*IMPORT_TEACHER[:-1], "long.txt")
+    assert done.code == 3
+    assert "this CLIP has positions for" in done.err
+    assert not list(Path("runs").glob("public/*"))
+
+
+def test_each_tower_has_as_many_prompted_layers_as_the_file(
+    kdedge: Callable[..., Any], trained: Path, public_layout: ModuleType
+) -> None:
+    state = public_layout.promptsrc_checkpoint(
+        trained / "teacher.pt", trained / "runs/tiny/01/teacher.safetensors", 2
+    )
+    del state["text_encoder.transformer.resblocks.1.VPT_shallow"]
+    public_layout.save_public(trained / "model-best.pth.tar", state)
+    assert kdedge(*IMPORT_TEACHER).code == 0
+    settings = RunFolder.open(trained / "runs/public/01").read_provenance()["settings"]
+    assert (settings["prompt_depth_text"], settings["prompt_depth_vision"]) == (1, 2)
+
+
 @pytest.mark.parametrize("command", [IMPORT_TEACHER, (*IMPORT_TEACHER, "--exact"), IMPORT_STUDENT])
 @pytest.mark.usefixtures("teacher_checkpoint", "student_checkpoint")
 def test_an_import_on_other_weights_of_the_same_sizes_is_refused(

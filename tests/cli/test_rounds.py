@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from kdedge.config.load import load_recipe
 from kdedge.data.pseudo_labels import most_probable
+from kdedge.errors import DivergedError
 from kdedge.training.baseline import baseline_job, with_baseline
 from kdedge.training.job import Job, zero_shot
 from kdedge.training.pseudo_labels import pool_probabilities
@@ -88,6 +89,15 @@ def test_a_round_starts_from_the_first_values_and_depends_on_its_pseudo_labels_a
     assert trained.keys() == job.method.module.state_dict().keys()
     for name, value in job.method.module.state_dict().items():
         assert torch.equal(value, trained[name])
+
+
+def test_a_model_whose_scores_are_not_finite_labels_nothing(project: Path) -> None:
+    class Diverged:
+        def own_logits(self, images: Any) -> torch.Tensor:
+            return torch.full((len(images), len(NAMES)), torch.nan)
+
+    with pytest.raises(DivergedError, match="scores of unlabeled images are not finite"):
+        chosen_by(Diverged(), job_of("fpl"))
 
 
 def test_pseudo_labeled_images_weigh_together_as_much_as_the_labeled_ones(project: Path) -> None:

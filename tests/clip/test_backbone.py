@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 import shutil
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip import CLIP
 from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 from torch import nn
 
-from kdedge.clip.backbone import Backbone, load_backbone
+from kdedge.clip.backbone import Backbone, hash_weights, load_backbone, make_backbone
 from kdedge.errors import DataError, RecipeError, SetupError
 
 CONFIG = {
@@ -225,6 +230,38 @@ def test_the_activation_is_part_of_a_backbones_identity_and_of_its_cache(
     plain_identity, plain = features(False)
     assert quick_identity != plain_identity
     assert not torch.allclose(quick, plain, atol=1e-4)
+
+
+def test_the_hash_of_weights_is_of_sorted_names_and_float32_bytes() -> None:
+    state = {"b": torch.ones(2, dtype=torch.float16), "a": torch.zeros(1)}
+    text = b"a" + np.zeros(1, np.float32).tobytes() + b"b" + np.ones(2, np.float32).tobytes()
+    assert hash_weights(state) == hashlib.sha256(text).hexdigest()
+
+
+def test_heads_and_preprocessing_are_part_of_a_backbones_identity(tiny_backbone: Backbone) -> None:
+    def identity(model: CLIP, **changed: str) -> str:
+        preprocess = replace(tiny_backbone.preprocess, **changed)
+        return make_backbone(model, name="any", preprocess=preprocess).identity
+
+    more_heads = copy.deepcopy(tiny_backbone.model)
+    more_heads.transformer.resblocks[0].attn.num_heads = 2
+    assert identity(tiny_backbone.model) == tiny_backbone.identity
+    assert identity(tiny_backbone.model, resize_mode="squash") != tiny_backbone.identity
+    assert identity(more_heads) != tiny_backbone.identity
+
+
+def test_frozen_texts_are_encoded_in_float32_whatever_format_a_forward_pass_has(
+    tiny_backbone: Backbone,
+) -> None:
+    def features() -> torch.Tensor:
+        backbone = make_backbone(
+            tiny_backbone.model, name="any", preprocess=tiny_backbone.preprocess
+        )  # with a cache of its own
+        return backbone.text_features_raw(["a photo of a cat."])
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = features()
+    assert torch.equal(actual, features())
 
 
 def test_a_config_is_judged_before_its_weights_are_read(

@@ -162,6 +162,19 @@ def test_promptsrc_prompts_lie_in_block_order(promptsrc: OrderedDict[str, Tensor
         assert torch.equal(promptsrc[f"image_encoder.{key}"], found.visual_prompts[block])
 
 
+def test_prompts_of_more_than_ten_blocks_lie_in_the_order_of_their_numbers(
+    promptsrc: OrderedDict[str, Tensor],
+) -> None:
+    deeper = {
+        f"{encoder}.transformer.resblocks.{block}.VPT_shallow": torch.full((4, width), float(block))
+        for encoder, width in (("text_encoder", 64), ("image_encoder", 128))
+        for block in range(1, 12)
+    }
+    found = promptsrc_parameters({**promptsrc, **deeper})
+    assert found.deep_context[:, 0, 0].tolist() == list(range(1, 12))
+    assert found.visual_prompts[1:, 0, 0].tolist() == list(range(1, 12))
+
+
 def test_every_key_of_a_promptsrc_checkpoint_is_used_or_named(
     promptsrc: OrderedDict[str, Tensor],
 ) -> None:

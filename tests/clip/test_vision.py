@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
@@ -41,6 +42,21 @@ def encode_plainly(visual: torch.nn.Module, batch: Tensor, visual_prompts: Tenso
 
 def test_without_prompts_it_is_open_clips_image_tower(tiny_backbone: Backbone) -> None:
     visual = tiny_backbone.model.visual
+    torch.testing.assert_close(encode_image(visual, images()), visual(images()), **FLOAT32)
+
+
+def test_layer_scale_is_applied_where_a_block_has_one() -> None:
+    torch.manual_seed(0)
+    visual = VisionTransformer(
+        image_size=32,
+        patch_size=8,
+        width=64,
+        layers=2,
+        heads=2,
+        mlp_ratio=4,
+        ls_init_value=0.3,
+        output_dim=24,
+    )
     torch.testing.assert_close(encode_image(visual, images()), visual(images()), **FLOAT32)
 
 

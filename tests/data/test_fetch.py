@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable
@@ -23,6 +26,7 @@ import pytest
 
 import kdedge
 from kdedge.data import fetch as fetch_module
+from kdedge.data._partial import Version
 from kdedge.data.benchmarks import sun397
 from kdedge.data.benchmarks._download import Download
 from kdedge.data.fetch import Fetched, fetch
@@ -149,6 +153,35 @@ def test_a_file_that_has_shrunk_is_fetched_anew(server, file_server, fetch_files
     url = server.give("/a", cut, file_server.Answer(BODY[:1000]))
     fetch_files(plain(url))
     assert (folder / FILE).read_bytes() == BODY[:1000]
+
+
+def test_a_network_that_goes_away_in_the_middle_of_a_file_is_waited_for(
+    fetch_files, folder, caplog
+):
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+
+    def give_half_and_go_away() -> None:
+        connection, _ = listener.accept()
+        listener.close()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + bytes(500))
+
+    thread = threading.Thread(target=give_half_and_go_away)
+    thread.start()
+    with caplog.at_level(logging.INFO), pytest.raises(SetupError, match="cannot be reached"):
+        fetch_files(plain(f"http://127.0.0.1:{port}/a"))
+    thread.join()
+    assert caplog.text.count("Trying again") == len(AT_ONCE)
+    assert (folder / f"{FILE}.part").stat().st_size == 500
+
+
+def test_a_weak_etag_does_not_name_exact_bytes() -> None:
+    url, date = "http://x/a", "Sat, 01 Nov 2025 10:00:00 GMT"
+    assert Version(url, 3, '"1"', date).validator == '"1"'
+    assert Version(url, 3, 'W/"1"', date).validator == date
+    assert Version(url, 3, 'W/"1"', None).validator is None
 
 
 def test_a_wrong_hash_sends_to_the_next_address(server, file_server, fetch_files, folder):
@@ -481,6 +514,14 @@ def test_a_disk_that_is_too_small_is_seen_before(server, file_server, fetch_file
     url = server.give("/a", file_server.Answer(BODY, cut=0))
     with pytest.raises(ResourceError, match=r"has .* kB free, split\.json needs 1\.0 MB more"):
         fetch_files(plain(url), root=disk)
+
+
+def test_an_archive_needs_its_size_twice(server, file_server, fetch_files, small_disk):
+    disk = small_disk(1536)
+    url = server.give("/a", file_server.Answer(BODY, cut=0))
+    wanted = replace(plain(url), name="a.tgz", unpack="tar")
+    with pytest.raises(ResourceError, match=r"a\.tgz needs 2\.1 MB more \(1\.0 MB, unpacked"):
+        fetch_files(wanted, root=disk)
 
 
 def test_a_disk_that_fills_up_keeps_what_came(server, file_server, fetch_files, small_disk):

@@ -129,6 +129,13 @@ def test_logits_far_apart_have_the_largest_distance_and_no_overflow() -> None:
     assert result.max_softmax_distance == 1.0
 
 
+def test_no_distance_is_above_1_by_rounding() -> None:
+    reference, logits = np.random.default_rng(0).standard_normal((2, 300, 37)).astype(np.float32)
+    reference[:, :18] += 200
+    logits[:, 18:] += 200
+    assert run(reference, logits).max_softmax_distance == 1.0
+
+
 def test_many_images_and_half_precision_give_the_same_as_one_at_a_time() -> None:
     rng = np.random.default_rng(0)
     reference = rng.standard_normal((600, 5)).astype(np.float32)

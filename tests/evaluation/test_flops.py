@@ -77,8 +77,17 @@ def test_counting_without_values_gives_what_a_real_call_executes(tiny_backbone: 
 
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as executed:
         logits(images)
+    had_fast_path = torch.backends.mha.get_fastpath_enabled()
     assert 2e9 * count_gmacs(logits, images) == executed.get_total_flops() > 0
+    assert torch.backends.mha.get_fastpath_enabled() == had_fast_path
 
 
 def test_a_linear_layer_is_a_multiply_add_for_each_weight() -> None:
     assert count_gmacs(nn.Linear(8, 5), torch.zeros(7, 8)) == pytest.approx(7 * 8 * 5 / 1e9)
+
+
+def test_frozen_attention_is_counted_though_torch_has_a_kernel_of_its_own_for_it() -> None:
+    attention = nn.MultiheadAttention(16, 2, batch_first=True).eval().requires_grad_(False)
+    tokens = torch.zeros(1, 3, 16)
+    gmacs = count_gmacs(lambda x: attention(x, x, x, need_weights=False)[0], tokens)
+    assert gmacs == pytest.approx((3 * 16 * 64 + 2 * 3 * 3 * 16) / 1e9)

@@ -75,6 +75,12 @@ def test_no_gradient_reaches_the_teacher() -> None:
     assert teacher.grad is None
 
 
+def test_the_loss_of_half_precision_logits_is_computed_in_float32() -> None:
+    student, teacher = logits(0).bfloat16(), logits(1).bfloat16()
+    expected = promptkd.distillation_loss(student.float(), teacher.float(), temperature=3.0)
+    assert torch.equal(promptkd.distillation_loss(student, teacher, temperature=3.0), expected)
+
+
 def test_two_class_lists_are_an_error() -> None:
     with pytest.raises(ShapeError, match="two class lists"):
         promptkd.distillation_loss(logits(0), logits(0, n_classes=6), temperature=1.0)
@@ -149,6 +155,54 @@ def test_deployed_features_do_not_depend_on_the_batch_and_leave_the_mode_alone(
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
     assert method.module.training
     torch.testing.assert_close(together.norm(dim=-1), torch.ones(4))
+    method.module.eval()
+    method.forward_features(images())
+    assert not method.module.training
+
+
+def test_each_answers_with_its_own_scale_and_the_log_has_one_images_divergence(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    method = build(tiny_backbone, tiny_teacher_backbone)
+    method._teacher.scale = 3.0
+    method.module.eval()
+    step = method.training_step(Batch(images(), None))
+    vectors = method.class_vectors()
+    student = method.scale * method.forward_features(images()) @ vectors.T
+    teacher = 3.0 * method._teacher.forward_features(images()) @ vectors.T
+    divergence = torch.nn.functional.kl_div(
+        student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True
+    )
+    torch.testing.assert_close(step.scalars["divergence_per_image"], divergence)
+    torch.testing.assert_close(step.loss.detach(), 1000 * divergence / len(NAMES))
+
+
+class TrainableTeacher:
+    """A teacher that leaves it to its student to want no graph."""
+
+    scale = 20.0
+
+    def __init__(self) -> None:
+        self.weight = torch.ones(3 * 32 * 32, 8, requires_grad=True)
+
+    def class_vectors(self) -> Tensor:
+        return torch.nn.functional.normalize(logits(0, len(NAMES), 8), dim=-1)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(images.flatten(1) @ self.weight, dim=-1)
+
+
+def test_a_teacher_is_run_without_a_graph(tiny_backbone: Backbone) -> None:
+    method = promptkd.Method.build(
+        tiny_backbone,
+        NAMES,
+        promptkd.Settings(prompt_depth=2),
+        template="{}",
+        train_classes=range(len(NAMES)),
+        teacher=TrainableTeacher(),
+        generator=torch.Generator().manual_seed(1),
+    )
+    assert not method.answers(Batch(images(), None)).teacher_features.requires_grad
 
 
 def test_a_student_without_prompts_trains_the_projector_alone(

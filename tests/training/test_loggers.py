@@ -40,6 +40,22 @@ def test_each_20th_step_and_the_last_of_an_epoch_are_written(tmp_path: Path) -> 
     assert lines[3] == {"kind": "epoch", "epoch": 1, "step": 45, "loss": 1.5}
 
 
+def test_the_speed_is_that_of_the_steps_and_of_nothing_between_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with _open(tmp_path) as log:
+        now = 2.0
+        _step(log, 20, is_last=True)
+        now = 100.0
+        log.epoch(epoch=1, step=20, figures={})
+        now = 104.0
+        _step(log, 40, epoch=2)
+    speeds = [line.get("images_per_second") for line in _lines(tmp_path)]
+    assert speeds == [4.0, None, 2.0]
+
+
 def test_a_scalar_is_read_only_where_it_is_written(tmp_path: Path) -> None:
     class Scalar:
         def __float__(self) -> float:
@@ -64,7 +80,7 @@ def test_lines_beyond_the_checkpoint_and_torn_ones_are_dropped(tmp_path: Path) -
         log.epoch(epoch=1, step=25, figures={})
         _step(log, 40, epoch=2)
     with (tmp_path / "metrics.jsonl").open("ab") as file:
-        file.write(b'\xff\xfe not json\n[1]\n{"epoch": 2, "ste')
+        file.write(b'\xff\xfe not json\n[1]\n{"epoch": 1, "step": 29}')
     with _open(tmp_path, epoch=2, step=30) as log:
         _step(log, 40, epoch=2, loss=3.0)
     assert [(line["step"], line.get("loss")) for line in _lines(tmp_path)] == [

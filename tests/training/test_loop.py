@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,6 +48,7 @@ def test_training_equals_a_plain_loop(toy: ModuleType, tmp_path: Path) -> None:
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
     assert result.final_loss == sum(losses) / len(losses)
     assert (result.epochs, result.steps, result.kept) == (3, 21, "last")
+    assert not method.module.training
 
 
 def test_averaging_gives_the_weighted_sum_of_the_epochs_parameters(
@@ -209,6 +211,25 @@ def test_weights_that_overflow_are_never_saved(toy: ModuleType, tmp_path: Path) 
         assert all(bool(tensor.isfinite().all()) for tensor in state.module.values())
 
 
+def test_weights_that_overflow_in_an_epochs_last_step_are_not_validated(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    class Growing(toy.ToyMethod):
+        def training_step(self, batch: Any) -> Any:
+            self.seen.append(batch.keys)
+            weight = self.module[1].weight
+            if len(self.seen) == toy.N_STEPS:
+                weight.data.fill_(3e38)  # ten times that, the decay, is more than float32 holds
+            return toy.StepOutput(weight[0, 0] * 0)
+
+    def validate() -> float:
+        raise AssertionError("validated")
+
+    settings = toy.make_settings(selection="validation", weight_decay=10.0)
+    with pytest.raises(DivergedError, match=r"no longer finite: .* at epoch 1, step 7 of 7"):
+        toy.train_toy(toy.make_run(tmp_path), Growing(), settings=settings, validate=validate)
+
+
 def test_fp16_skips_a_step_whose_gradient_overflows_and_goes_on(
     toy: ModuleType, tmp_path: Path
 ) -> None:
@@ -290,11 +311,25 @@ def test_resuming_with_other_settings_names_what_differs(toy: ModuleType, tmp_pa
             toy.ToyMethod(),
             settings=toy.make_settings(lr=0.07),
             identity={"class_list": "b2"},
+            n_steps=5,
         )
     text = str(caught.value)
     assert "lr: 0.05 before, 0.07 now" in text
     assert "class_list: a1 before, b2 now" in text
+    assert "steps: 7 before, 5 now" in text
     assert "momentum" not in text
+
+
+def test_what_cannot_be_saved_is_known_before_the_first_step(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    def batches(epoch: int, first: int) -> Any:
+        raise InterruptedError
+
+    run = toy.make_run(tmp_path)
+    with pytest.raises(InterruptedError):
+        toy.train_toy(run, toy.ToyMethod(), batches=batches)
+    assert [path.stem for path in list_checkpoints(run.checkpoints)] == ["e01-s00000"]
 
 
 def test_resuming_accepts_settings_that_only_change_speed(toy: ModuleType, tmp_path: Path) -> None:
@@ -304,6 +339,52 @@ def test_resuming_accepts_settings_that_only_change_speed(toy: ModuleType, tmp_p
     settings = toy.make_settings(n_workers=2, checkpoint_every_s=5.0)
     toy.train_toy(run, method, settings=settings, identity={"class_list": "a1"})
     assert len(method.seen) == 2 * toy.N_STEPS
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"selection": "validation", "algorithm": "adamw"},
+        {"precision": "fp16", "schedule_per": "step"},
+    ],
+)
+def test_a_run_that_goes_on_ends_as_one_that_never_stopped(
+    toy: ModuleType, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """In one process; `test_interruption.py` ends real ones."""
+    settings = toy.make_settings(checkpoint_every_s=1e-9, **options)
+
+    def go(run: Any, *, seed: int, stop_at: tuple[int, int] | None = None) -> Any:
+        def batches(epoch: int, first: int) -> Any:
+            for step, batch in enumerate(toy.batches(epoch, first), first):
+                if (epoch, step) == stop_at:
+                    raise InterruptedError
+                yield batch
+
+        toy.seed_everything(seed)
+        method = toy.ToyMethod(average=True, step_s=0.002)
+
+        def validate() -> float:
+            return float(toy.accuracy_of(method))
+
+        result = toy.train_toy(run, method, settings=settings, batches=batches, validate=validate)
+        return result, newest(run).scaler, toy.weights_of(method)
+
+    def newest(run: Any) -> Any:
+        return load_checkpoint(list_checkpoints(run.checkpoints)[0])
+
+    whole, stopped = toy.make_run(tmp_path), toy.make_run(tmp_path)
+    expected, scaler, weights = go(whole, seed=1)
+    for seed, place in enumerate([(2, 3), (3, 4)], 1):
+        with pytest.raises(InterruptedError):
+            go(stopped, seed=seed, stop_at=place)
+    seconds_before = newest(stopped).record["seconds"]
+    actual, own_scaler, own_weights = go(stopped, seed=3)
+    assert actual.seconds > seconds_before
+    assert replace(actual, seconds=expected.seconds) == expected
+    assert own_scaler == scaler
+    assert all(torch.equal(weights[name], own_weights[name]) for name in weights)
 
 
 def test_too_few_batches_are_an_error_that_says_how_many(toy: ModuleType, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from kdedge.config.load import load_recipe
 from kdedge.data.batch import Batch
 from kdedge.data.sources._protocol import Item, Source
 from kdedge.errors import DivergedError, ResourceError
+from kdedge.methods import pseudo_label
 from kdedge.methods._protocol import StepOutput
 from kdedge.training.job import Job, batches_of
 from kdedge.training.preflight import check_memory, estimate_seconds, memory
@@ -102,6 +103,12 @@ def test_trial_steps_move_the_weights_while_they_last(
     assert losses[0] != losses[1]
 
 
+def test_another_seed_of_the_same_images_is_another_job(job: Job, tmp_path: Path) -> None:
+    other = teacher_job(load_recipe(tmp_path / "r.yaml", ["seed=2"]), cache=None, device=CPU)
+    assert other.hashes() == job.hashes()
+    assert other.key() != job.key()
+
+
 def test_loading_the_images_is_part_of_a_trial_steps_time(job: Job) -> None:
     times = trial_steps(slowed(job), 3)
     assert min(times) >= 4 * READ_S
@@ -114,6 +121,26 @@ def test_a_spent_budget_ends_the_trial_after_two_steps(job: Job) -> None:
 def test_the_estimate_covers_the_loading_of_all_steps(job: Job) -> None:
     estimate = estimate_seconds(slowed(job))
     assert 5 * 16 * READ_S <= estimate < 5 * 16 * READ_S + 60
+
+
+def test_what_the_first_steps_take_once_is_not_in_the_estimate(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_step, once = job.method.training_step, [4.0]
+
+    def training_step(batch: Batch) -> StepOutput:
+        time.sleep(once.pop() if once else 0)
+        return take_step(batch)
+
+    monkeypatch.setattr(job.method, "training_step", training_step)
+    assert estimate_seconds(job) < 4.0 / 4 * 20
+
+
+def test_the_estimate_is_of_all_rounds(job: Job) -> None:
+    settings = pseudo_label.Settings(variant="ifpl", rounds=3)
+    choice = dataclasses.replace(job.choice, settings=settings)
+    estimate = estimate_seconds(dataclasses.replace(slowed(job), choice=choice))
+    assert estimate >= 3 * 5 * 16 * READ_S
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial_as_it_ends_a_run(job: Job) -> None:

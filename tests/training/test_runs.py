@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -267,6 +268,12 @@ def test_the_newest_run_is_the_one_that_finished_last(
 ) -> None:
     run = newest(many, options.pop("name", None), **options)
     assert (run and run.name) == expected
+
+
+def test_a_copy_of_a_run_is_not_another_run(tmp_path: Path) -> None:
+    run = _create(tmp_path)
+    shutil.copytree(run.path, run.path.with_name("01-copy"))
+    assert [found.name for found, _ in runs_in(tmp_path)] == ["line3/01"]
 
 
 def test_no_root_has_no_newest_run(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from kdedge.errors import RecipeError
+from kdedge.errors import DivergedError, RecipeError
 from kdedge.training.checkpoint import list_checkpoints, load_checkpoint
+from kdedge.training.step import Stepper
 
 OUT_OF_MEMORY = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
 
@@ -36,6 +37,15 @@ def trained(toy: ModuleType, folder: Path, method: Any, **settings: Any) -> dict
     toy.seed_everything(1)
     toy.train_toy(toy.make_run(folder), method, settings=toy.make_settings(**settings))
     return toy.weights_of(method)
+
+
+def test_learned_scales_have_the_rate_of_the_step_too(toy: ModuleType) -> None:
+    method = toy.ToyMethod()
+    method.module.register_parameter("log_scale", torch.nn.Parameter(torch.tensor(0.0)))
+    method.module.train()
+    stepper = Stepper(method, toy.make_settings(), torch.device("cpu"))
+    stepper.take(toy.draw_batch(1, 0), lr=0.125, diverged=DivergedError)
+    assert [group["lr"] for group in stepper.optimizer.param_groups] == [0.125, 0.125]
 
 
 def test_without_room_a_step_is_taken_in_halves_until_it_fits_and_so_are_all_after_it(

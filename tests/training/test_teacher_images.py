@@ -87,6 +87,22 @@ def test_another_normalization_or_size_is_undone(
     assert (raw - expected).abs().max() > 2 * tolerance
 
 
+def test_a_resized_view_has_no_colors_beyond_black_and_white(
+    teacher: StoredTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = teacher.backbone.preprocess
+    ours = replace(theirs, size_px=2 * theirs.size_px, mean=(0.0,) * 3, std=(1.0,) * 3)
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(teacher, "forward_features", seen.append)
+    edge = torch.zeros(1, 3, ours.size_px, ours.size_px)
+    edge[..., 31:] = 1.0
+    teacher_of(student(ours), teacher).forward_features(edge)
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (theirs.mean, theirs.std))
+    pixels = seen[0] * std + mean
+    assert pixels.min() > -1e-6
+    assert pixels.max() < 1 + 1e-6
+
+
 def test_a_teacher_of_larger_images_is_refused(teacher: StoredTeacher) -> None:
     small = replace(teacher.backbone.preprocess, size_px=16)
     with pytest.raises(RecipeError, match="wants images of 32 pixels, and student small of 16"):

@@ -103,6 +103,16 @@ def test_images_that_were_added_removed_changed_or_moved_make_another_store(
     assert filling.make_filler(tmp_path, images=reordered).store.key in keys
 
 
+def test_images_named_in_any_order_have_their_own_features(tmp_path: Path) -> None:
+    store = TeacherStore(tmp_path, {}, indices=(7, 2, 5), dim=1, n_views=1)
+    store.create()
+    (chunk,) = store.chunks()
+    features = [[float(position)] for position in store.positions(chunk)]
+    store.write(chunk, torch.tensor(features, dtype=torch.float16))
+    assert store.load([chunk]) == []
+    assert store.read([5, 7, 2], 1).flatten().tolist() == [5, 7, 2]
+
+
 def test_a_new_store_says_why_the_nearest_one_is_not_used(
     filling: Filling, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

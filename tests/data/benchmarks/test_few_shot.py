@@ -142,6 +142,33 @@ def test_a_list_that_is_there_is_taken_in_its_order_and_stays(
         assert other == [row[0] for row in coop_lists(mini, shots, seed)["train"]]
 
 
+def test_validation_images_are_a_lists_where_four_of_more_shots_are_asked_for(
+    published: Make,
+) -> None:
+    mini = published("dtd")
+    file = keep(mini, "dtd", shots=5)
+    assert file is not None
+    listed = json.loads(file.read_text())
+    file.write_text(json.dumps({**listed, "val": listed["val"][::-1]}))
+    found = take(mini, "dtd", "val", shots=4, draws=draws_of(mini, "dtd", shots=5))
+    assert found == [path for path, _, _ in listed["val"][::-1]]
+
+
+def test_where_training_images_are_of_another_part_no_list_is_taken(published: Make) -> None:
+    mini = published("dtd")
+
+    def drawn() -> Any:
+        spec, data = SourceSpec(benchmark="dtd", part="val"), DataSpec(root=mini.folder.parent)
+        return take(mini, "dtd", "val", shots=1, draws=Draws(spec, shots=1, seed=1, data=data))
+
+    before = drawn()
+    file = keep(mini, "dtd", shots=1)
+    assert file is not None
+    listed = json.loads(file.read_text())
+    file.write_text(json.dumps({**listed, "val": listed["val"][::-1]}))
+    assert drawn() == before
+
+
 def test_an_image_that_cannot_be_read_changes_no_other(published: Make) -> None:
     mini = published("dtd")
     whole = take(mini, "dtd", "train", shots=3, draws=draws_of(mini, "dtd"))

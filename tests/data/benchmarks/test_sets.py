@@ -367,6 +367,14 @@ def test_imagenet_names_come_from_open_clip_where_coops_file_is_missing(
     assert "class names are open_clip's" in record.getMessage()
 
 
+def test_a_name_of_ones_own_that_no_other_class_has_is_left_as_it_is(miniature: Make) -> None:
+    mini = miniature("imagenet_r")
+    file = mini.folder / "classnames.txt"
+    names = file.read_text().replace("n04008634 missile", "n04008634 shell")
+    file.write_text(names)
+    assert mini.benchmark.class_names(mini.folder.parent) == ("tench", "shell")
+
+
 def test_a_class_folder_that_is_not_imagenets_is_named(miniature: Make) -> None:
     mini = miniature("imagenet_r")
     (mini.folder / "imagenet-r" / "n04008634").rename(mini.folder / "imagenet-r" / "missile")

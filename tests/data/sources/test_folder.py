@@ -43,6 +43,7 @@ def test_a_link_back_into_the_tree_adds_nothing(tmp_path):
     add(tmp_path, "z/a.png")
     (tmp_path / "z" / "loop").symlink_to(tmp_path)
     (tmp_path / "a-link").symlink_to(tmp_path / "z")
+    (tmp_path / "zz-link").symlink_to(tmp_path / "z")
     assert keys(tmp_path) == ["z/a.png"]
 
 

@@ -1,0 +1,33 @@
+"""A run's evaluation: what is added to it, and what never is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from kdedge.eval_details import EvalDetails
+from kdedge.evaluation.accuracy import evaluate
+from kdedge.evaluation.details import evaluation_details
+from kdedge.results import EvalResult
+from kdedge.training.run_results import add_evaluation, read_evaluation, write_evaluations
+from kdedge.training.runs import RunFolder
+
+NAMES = ("cat", "dog")
+
+
+def measured(n_images: int) -> tuple[EvalResult, EvalDetails]:
+    logits, labels = torch.eye(2).repeat(n_images, 1), torch.arange(2).repeat(n_images)
+    result = evaluate(logits, labels, class_names=NAMES, split="all")
+    return result, evaluation_details(logits, labels, class_names=NAMES)
+
+
+def test_nothing_is_added_to_the_record_of_another_test_set(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "x", kind="student", recipe_text="name: x\n", provenance={})
+    first = measured(3)
+    write_evaluations(run, {"student": first})
+    run.evaluation_details.unlink()
+    assert add_evaluation(run, *measured(4)) == []
+    assert not run.evaluation_details.exists()
+    assert add_evaluation(run, *first) == [run.evaluation_details]
+    assert read_evaluation(run) == {"student": first[0]}
