@@ -32,12 +32,13 @@ def test_a_confusion_counts_among_the_images_of_its_class() -> None:
 
 
 def test_a_gain_is_what_the_run_adds_to_zero_shot_and_the_largest_is_first() -> None:
-    own = evaluated({"lost": 40.0, "same": 100.0, "won": 75.0, "unseen": None})
-    plain = evaluated({"lost": 60.0, "same": 100.0, "won": 50.0, "unseen": None})
+    own = evaluated({"lost": 40.0, "same": 100.0, "won": 75.0, "too": 55.0, "unseen": None})
+    plain = evaluated({"lost": 60.0, "same": 100.0, "won": 50.0, "too": 50.0, "unseen": None})
     plot, *others = gain_blocks(own, plain, "gains")
-    assert "1 classes gain, 1 lose, 1 stay" in plot.caption
+    assert "2 classes gain, 1 lose, 1 stay" in plot.caption
     assert tables(others)[-1].rows == [
         ["won", "50.00", "75.00", "+25.00"],
+        ["too", "50.00", "55.00", "+5.00"],
         ["same", "100.00", "100.00", "+0.00"],
         ["lost", "60.00", "40.00", "-20.00"],
     ]

@@ -266,7 +266,8 @@ def test_the_newest_numbers_count(make_run: MakeRun) -> None:
     for number in (9, 10):
         values["command"] = f"kdedge bench number{number}"
         (run.path / "bench" / f"{number:02d}.json").write_text(json.dumps(values))
-    (run.path / "bench" / "mine.json").write_text("{")
+    for name in ("mine", "²"):
+        (run.path / "bench" / f"{name}.json").write_text("{")
     records = gather(run)
     assert records.speed is not None
     assert records.speed.command == "kdedge bench number10"
