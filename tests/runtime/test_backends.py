@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdedge.errors import DataError, MissingPackage, RecipeError, SetupError
+from kdedge.errors import DataError, MissingPackage, RecipeError, ResourceError, SetupError
 from kdedge.runtime.backends import _cudart, _engine, backend_module, list_backends
 from kdedge.runtime.backends import onnxruntime as onnxruntime_backend
 from kdedge.runtime.backends._protocol import NotHere
@@ -167,6 +167,27 @@ def test_images_that_the_graph_does_not_take_are_told_in_onnxruntimes_words(
         backend.run(images)
     with pytest.raises(DataError, match=r"m\.onnx cannot be run .* invalid dimensions"):
         backend.run(images[:, :, :8].astype(np.float32))
+
+
+@pytest.mark.parametrize("reason", ["Failed to allocate memory for 9 bytes", "std::bad_alloc"])
+def test_no_memory_for_a_batch_is_no_fault_of_the_file(
+    load_onnx: Any, tmp_path: Path, write_model: WriteModel, images: np.ndarray, reason: str
+) -> None:
+    class Full:
+        def run(self, *_: Any) -> Any:
+            raise RuntimeError(reason)
+
+    backend = load_onnx(write_model(tmp_path / "m.onnx"))
+    backend._session = Full()
+    with pytest.raises(ResourceError, match=r"m\.onnx cannot be run .*\n  Use smaller batches"):
+        backend.run(images)
+
+
+def test_threads_are_as_many_as_asked_for(
+    load_onnx: Any, tmp_path: Path, write_model: WriteModel
+) -> None:
+    backend = load_onnx(write_model(tmp_path / "m.onnx"), n_threads=3)
+    assert backend._session.get_session_options().intra_op_num_threads == 3
 
 
 def test_loading_an_onnx_file_writes_nothing_to_stderr(
