@@ -302,6 +302,23 @@ class NoDriver:
         return function
 
 
+def test_of_several_cuda_libraries_that_fail_the_first_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Failing:
+        def __init__(self, library: str) -> None:
+            self._library = library
+
+        def check_device(self) -> None:
+            raise SetupError(f"{self._library} fails")
+
+    monkeypatch.setattr(_cudart.ctypes, "CDLL", lambda name: name)
+    monkeypatch.setattr(_cudart, "Cuda", Failing)
+    monkeypatch.setattr(_cudart, "_candidates", lambda: iter(["libcudart.so.13", "another"]))
+    with pytest.raises(SetupError, match=r"^libcudart\.so\.13 fails$"):
+        _cudart.open_cuda()
+
+
 def test_a_cuda_error_is_told_with_its_number_and_text() -> None:
     cuda = _cudart.Cuda(NoDriver())
     for call in (cuda.check_device, cuda.new_stream, lambda: cuda.allocate(8)):
