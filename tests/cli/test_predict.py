@@ -22,8 +22,10 @@ from typing import Any
 import pytest
 
 import kdedge as package
+from kdedge.cli._predictions import named
 from kdedge.cli.main import _report
 from kdedge.errors import SetupError
+from kdedge.runtime.classify import Answer
 
 Run = Callable[..., Any]
 
@@ -150,6 +152,14 @@ def test_below_the_minimum_score_no_class_is_named_and_the_score_is_given(
     assert [line[: len(begin)] for line, begin in zip(lines, expected, strict=True)] == expected
     assert "2 images: 2 classified, 1 of them below 90 %" in done.err
     assert done.code == 0
+    unsure = kdedge("predict", "art", *images, "--min-score", "100", "--format", kind)
+    assert (len(unsure.out.splitlines()), unsure.code) == (len(lines), 0)
+    assert "2 images: 2 classified, 2 of them below 100 %" in unsure.err
+
+
+def test_a_score_that_just_reaches_the_minimum_is_enough() -> None:
+    assert named(Answer("red", 90.0), 90.0)
+    assert not named(Answer("red", 89.99), 90.0)
 
 
 @pytest.mark.usefixtures("work")
