@@ -188,6 +188,23 @@ def test_doctor_names_each_package_with_its_version_or_the_way_to_get_it():
         assert name in result.output
 
 
+def test_doctor_knows_a_package_by_any_distribution_that_brings_it(monkeypatch):
+    def version(name):
+        if name != "tensorrt-cu13":
+            raise PackageNotFoundError(name)
+        return "10.13.3"
+
+    monkeypatch.setattr(doctor, "version", version)
+    packages = doctor.examine()["packages"]
+    assert packages["tensorrt"]["version"] == "10.13.3"
+    assert [name for name, found in packages.items() if found["version"]] == ["tensorrt"]
+
+
+def test_doctor_counts_memory_in_powers_of_two(monkeypatch):
+    monkeypatch.setattr(doctor, "memory_bytes", lambda: 15 << 29)
+    assert re.search(r"^memory +7\.5 GiB$", CliRunner().invoke(doctor.command).output, re.M)
+
+
 def test_doctor_sees_the_gpu_of_a_device_without_torch(monkeypatch):
     def version(name):
         raise PackageNotFoundError(name)

@@ -25,6 +25,7 @@ import kdedge as package
 from kdedge.cli._predictions import named
 from kdedge.cli.main import _report
 from kdedge.errors import SetupError
+from kdedge.runtime.backends.onnxruntime import OnnxSession
 from kdedge.runtime.classify import Answer
 
 Run = Callable[..., Any]
@@ -181,6 +182,18 @@ def test_batches_and_kinds_of_graphs_change_no_answer(
     colors._make_artifact(Path("other"), **shape)
     options = ("--batch", batch) if batch else ()
     assert kdedge("predict", "other", "pics", *options).out == kdedge("predict", "art", "pics").out
+
+
+@pytest.mark.parametrize(("paths", "code"), [(("pics",), 0), (("pics/broken.jpg",), 3)])
+@pytest.mark.usefixtures("work")
+def test_the_models_memory_is_given_back(
+    kdedge: Run, monkeypatch: pytest.MonkeyPatch, paths: tuple[str, ...], code: int
+) -> None:
+    closed: list[OnnxSession] = []
+    # A lambda, as a built-in function would not get the session
+    monkeypatch.setattr(OnnxSession, "close", lambda session: closed.append(session))
+    assert kdedge("predict", "art", *paths).code == code
+    assert len(closed) == 1
 
 
 @pytest.mark.usefixtures("work")
