@@ -165,11 +165,19 @@ def test_metadata_says_what_the_file_is(
     assert found["head"] == "scores"
 
 
-def test_weights_can_lie_beside_the_graph(
-    fold_student: Callable[..., FoldedModel], tmp_path: Path
+def test_weights_can_lie_beside_the_graph_and_are_there_first(
+    fold_student: Callable[..., FoldedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = fold_student()
+    move, moved = Path.replace, []
+
+    def replace(path: Path, target: Path) -> Path:
+        moved.append(target.name)
+        return move(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
     export(model, tmp_path / "model.onnx", size_px=32, external_data=True)
+    assert moved == ["model.onnx.data", "model.onnx"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert (tmp_path / "model.onnx.data").stat().st_size > 4 * 100_000
     images = draw_images(2)
