@@ -12,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+
+from kdedge.cli import bench
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -162,6 +165,13 @@ def test_two_runs_of_one_recipe_are_told_apart(trained: Path, kdedge: Kdedge) ->
         ("tiny/01", "Zero-shot CLIP"),
         ("tiny/01", "PromptSRC"),
     ]
+    assert Path("runs/tiny/02/bench/01.json").exists()  # in the first one's folder
+    assert not Path("runs/tiny/01/bench").exists()
+
+
+def test_a_batch_size_is_measured_once() -> None:
+    given = next(option for option in bench.command.params if option.name == "batches")
+    assert given.process_value(click.Context(bench.command), "8,1,8") == (8, 1)
 
 
 def test_a_run_of_cocoop_says_beside_what_it_is_measured(trained: Path, kdedge: Kdedge) -> None:

@@ -8,12 +8,14 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kdedge.cli import export
+from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.results import ParityResult
 from kdedge.runtime.artifact import ModelFile
 
@@ -130,9 +132,13 @@ def test_another_order_of_the_classes_refolds_without_training(
     assert done.code == 0, done.err
     assert read(Path("few/artifact.json"))["class_names"] == ["school bus", "cat"]
     assert Path("runs/tiny/02/student.safetensors").read_bytes() == before
-    for few, every in zip(
-        predict(kdedge, Path("few"), "test"), predict(kdedge, ARTIFACT, "test"), strict=True
-    ):
+    answers = predict(kdedge, Path("few"), "test")
+    known = [line for line in answers if Path(line["image"]).parts[1] in ("school bus", "cat")]
+    n_right = sum(line["class"] == Path(line["image"]).parts[1] for line in known)
+    parity = read(Path("few/artifact.json"))["files"][0]["parity"]
+    assert (parity["n_labeled"], len(known)) == (10, 10)
+    assert parity["accuracy_percent"] == 10 * n_right
+    for few, every in zip(answers, predict(kdedge, ARTIFACT, "test"), strict=True):
         ratio = {entry["class"]: entry["score_percent"] for entry in every["top"]}
         kept = ratio["school bus"] + ratio["cat"]
         for entry in few["top"]:
@@ -147,6 +153,12 @@ def test_a_new_class_is_encoded_by_the_teacher_where_it_is_at_hand(
     done = kdedge("export", "tiny/02", "--classes", "more.txt", "--output", "more")
     assert done.code == 0, done.err
     assert read(Path("more/artifact.json"))["class_names"] == ["cat", "zebra"]
+
+    vectors = Path("runs/tiny/01/class_vectors.safetensors")
+    replace(load_class_vectors(vectors), made_by="another").save(vectors)
+    done = kdedge("export", "tiny/02", "--classes", "more.txt", "--output", "again")
+    assert done.code == 3
+    assert "runs/tiny/01 is not the one that made the stored vectors" in done.err
 
     shutil.rmtree("runs/tiny/01")
     done = kdedge("export", "tiny/02", "--classes", "more.txt", "--output", "again")

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from kdedge.data.sources._protocol import Item
 from kdedge.deploy import export
+from kdedge.deploy.trained import load_trained_model
 from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.parts import Images
@@ -78,3 +80,9 @@ def test_without_test_images_half_of_the_pool_is_left_to_choose_ranges_from(
 def test_without_any_image_there_is_nothing_to_compare_on(answer: Any, pool: Images | None) -> None:
     with pytest.raises(RecipeError, match="runs/tiny/02: its recipe has no images"):
         answer(None, pool, 5)
+
+
+def test_a_run_that_is_not_finished_is_not_exported() -> None:
+    run: Any = SimpleNamespace(is_finished=False, path=Path("runs/tiny/03"))
+    with pytest.raises(RecipeError, match=r"tiny/03 is not finished\.\n.*--resume"):
+        load_trained_model(run, device=torch.device("cpu"))
