@@ -79,6 +79,12 @@ def test_a_bare_call_measures_the_newest_student_against_everything(
         assert all(len(m["samples_ms"]) == m["n_calls"] >= 3 for m in row["measurements"])
         assert row["gmacs_image"] > 0
         assert row["n_parameters"] > 0
+        if row["memory_bytes"] is not None and row["runtime"].startswith("PyTorch"):
+            assert row["memory_bytes"] >= 4 * row["n_parameters"]
+    # Texts, at 77 positions of a tower of width 64 with 3 layers, in place of 4 class vectors
+    tower = (49408 + 77 + 24) * 64 + 3 * (12 * 64**2 + 13 * 64) + 2 * 64
+    paper, stored = (by_name["CoOp", kind]["n_parameters"] for kind in ("paper", "cached"))
+    assert paper - stored == tower - 4 * 24
     folded, unfused = by_name["model.onnx", "cached"], by_name["PromptKD", "cached"]
     assert folded["gmacs_image"] < unfused["gmacs_image"]
     student = read("runs/tiny/02/eval.json")["student"]
