@@ -133,11 +133,6 @@ def test_another_order_of_the_classes_refolds_without_training(
     assert read(Path("few/artifact.json"))["class_names"] == ["school bus", "cat"]
     assert Path("runs/tiny/02/student.safetensors").read_bytes() == before
     answers = predict(kdedge, Path("few"), "test")
-    known = [line for line in answers if Path(line["image"]).parts[1] in ("school bus", "cat")]
-    n_right = sum(line["class"] == Path(line["image"]).parts[1] for line in known)
-    parity = read(Path("few/artifact.json"))["files"][0]["parity"]
-    assert (parity["n_labeled"], len(known)) == (10, 10)
-    assert parity["accuracy_percent"] == 10 * n_right
     for few, every in zip(answers, predict(kdedge, ARTIFACT, "test"), strict=True):
         ratio = {entry["class"]: entry["score_percent"] for entry in every["top"]}
         kept = ratio["school bus"] + ratio["cat"]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from kdedge.data.sources._protocol import Item
 from kdedge.deploy import export
-from kdedge.deploy.trained import load_trained_model
+from kdedge.deploy.trained import TrainedModel, load_trained_model
 from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.parts import Images
@@ -80,6 +80,19 @@ def test_without_test_images_half_of_the_pool_is_left_to_choose_ranges_from(
 def test_without_any_image_there_is_nothing_to_compare_on(answer: Any, pool: Images | None) -> None:
     with pytest.raises(RecipeError, match="runs/tiny/02: its recipe has no images"):
         answer(None, pool, 5)
+
+
+def test_a_label_is_the_position_of_its_name_in_the_exported_list() -> None:
+    images = images_of("test", 4)
+    for item, label in enumerate((0, 1, 2, None)):
+        images.source.items[item] = Item(f"test{item}", label)
+    parts: dict[str, Any] = dict.fromkeys(("run", "loaded", "model", "backbone"))
+    own, vectors = (
+        SimpleNamespace(names=("cat", "dog", "fox")),
+        SimpleNamespace(class_names=("fox", "cat")),
+    )
+    trained = TrainedModel(**parts, own=own, vectors=vectors)
+    assert trained.exported_labels(images) == [1, None, 0, None]
 
 
 def test_a_run_that_is_not_finished_is_not_exported() -> None:

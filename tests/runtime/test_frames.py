@@ -62,7 +62,7 @@ def test_a_thumbnail_is_not_an_image_of_its_own(block: int) -> None:
 @pytest.mark.parametrize("block", [1, 5, 65536])
 def test_what_stands_between_images_is_skipped(block: int) -> None:
     boundary = b"\r\n--frame\r\nContent-Type: image/jpeg\r\n\r\n"
-    images = [jpeg(1), jpeg(2)]
+    images = [jpeg(1, **KINDS["all eight restart markers"]), jpeg(2)]
     assert split(images[0] + boundary + images[1] + b"\r\n--frame--\xff", block) == images
 
 
