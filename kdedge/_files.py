@@ -141,7 +141,7 @@ def _take_number(parent: Path, make: Callable[[Path], None], *, suffix: str = ""
         parent.mkdir(parents=True, exist_ok=True)
         names = [path.name for path in parent.iterdir() if path.name.endswith(suffix)]
         stems = [name.removesuffix(suffix) for name in names]
-        number = max((int(stem) for stem in stems if stem.isdigit()), default=0) + 1
+        number = max((int(stem) for stem in stems if stem.isdecimal()), default=0) + 1
         while True:
             path = parent / f"{number:02d}{suffix}"
             try:

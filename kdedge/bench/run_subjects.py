@@ -196,8 +196,7 @@ def _accuracy(run: RunFolder, key: str) -> Accuracy | None:
 def _subject(
     source: str, model: TorchModel, accuracy: Accuracy | None, device: torch.device
 ) -> Subject:
-    sizes = {id(tensor): tensor.numel() for tensor in model.holds}
-    n_parameters = sum(sizes.values())
+    n_parameters = sum(tensor.numel() for tensor in model.holds)
 
     @contextlib.contextmanager
     def load() -> Iterator[LoadedTorch]:

@@ -41,6 +41,20 @@ def resume_option(function: _F) -> _F:
     )(function)
 
 
+def check_new_file(path: Path | None) -> None:
+    """Refuses a file for a result that could not be written in the end; None is no file.
+
+    Raises:
+        UsageError: it exists, or its folder does not.
+    """
+    if path is None:
+        return
+    if path.exists():
+        raise click.UsageError(f"{path} exists, and nothing is overwritten. Name another file.")
+    if not path.parent.is_dir():
+        raise click.UsageError(f"{path} cannot be written: there is no folder {path.parent}.")
+
+
 def need_training_packages(purpose: str) -> None:
     """Says in one line what is missing where kdedge was installed without the train extra.
 

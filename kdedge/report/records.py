@@ -122,7 +122,7 @@ def gather(run: RunFolder) -> RunRecords:
 
 def _numbered(folder: Path, pattern: str, number: Callable[[Path], str]) -> list[Path]:
     """Files in the order of their numbers; others are none of kdedge's."""
-    found = [path for path in folder.glob(pattern) if number(path).isdigit()]
+    found = [path for path in folder.glob(pattern) if number(path).isdecimal()]
     return sorted(found, key=lambda path: int(number(path)))
 
 

@@ -45,11 +45,26 @@ def test_a_newer_version_of_the_runtime_is_the_same_model(
     assert len(check_regressions(new, old, max_percent=0, where="b.json")) == 1
 
 
+def test_a_time_is_held_against_one_that_began_alike(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    both = [make_measurement(1, 1.0), make_measurement(1, 30.0, inputs="image file")]
+    table = make_result(make_row("m.onnx", *both))
+    lines = check_regressions(table, table, max_percent=0, where="b.json")
+    assert [line.partition(", batch 1, ")[2] for line in lines] == [
+        "on device: 1 -> 1 ms (+0.0 %)",
+        "image file: 30 -> 30 ms (+0.0 %)",
+    ]
+
+
 def test_another_machines_times_are_no_baseline(tables: Make) -> None:
     other = tables(1.0, device={"cpu": "Another CPU", "cpu_cores": 8})
     now = tables(1.0)
     with pytest.raises(RecipeError, match=r"another machine: Another CPU, 8 cores"):
         check_comparable(other, device=now.device, n_threads=2, where="b.json")
+    with_gpu = {**now.device, "gpus": [{"name": "A GPU"}]}
+    with pytest.raises(RecipeError, match=r"This one is A CPU, 2 cores, A GPU\."):
+        check_comparable(now, device=with_gpu, n_threads=2, where="b.json")
     check_comparable(now, device=now.device, n_threads=2, where="b.json")
 
 

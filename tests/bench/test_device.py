@@ -76,7 +76,18 @@ def test_conditions_are_clocks_temperatures_and_counters(tmp_path: Path) -> None
     assert before["celsius"] == {"cpu-thermal": 48.5}
     assert was_throttled(before, conditions(root)) is False
     write(root, {"sys/class/hwmon/hwmon1/oc1_event_cnt": "3\n"})
-    assert was_throttled(before, conditions(root)) is True
+    after = conditions(root)
+    assert was_throttled(before, after) is True
+    assert was_throttled(after, conditions(root)) is False  # of what was before nobody asks
+
+
+def test_clocks_are_fixed_where_the_lowest_is_the_highest(tmp_path: Path) -> None:
+    clocks = "sys/devices/system/cpu/cpu0/cpufreq/scaling"
+    root = write(tmp_path, JETSON | {f"{clocks}_min_freq": JETSON[f"{clocks}_max_freq"]})
+    assert device_sheet(root)["jetson"]["clocks_are_fixed"] is True
+    for name in ("min", "max"):
+        (root / f"{clocks}_{name}_freq").unlink()
+    assert device_sheet(root)["jetson"]["clocks_are_fixed"] is None
 
 
 def test_a_zone_that_does_not_answer_leaves_the_others_their_temperatures(tmp_path: Path) -> None:
@@ -222,6 +233,12 @@ def test_a_gpu_is_described_and_its_throttling_noticed(
     }
     assert was_throttled(now, now) is True
     assert watts(tmp_path) == pytest.approx(200.0)
+
+
+def test_a_gpus_power_limit_is_in_watts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = MadeUpNvml(nvmlDeviceGetEnforcedPowerLimit=lambda gpu: 700_000)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    assert device_sheet(tmp_path)["gpus"][0]["power_limit_watts"] == 700.0
 
 
 def test_a_gpu_that_was_slowed_and_is_idle_again_is_noticed(

@@ -35,6 +35,12 @@ def test_the_fastest_library_of_a_precision_counts(monkeypatch: pytest.MonkeyPat
     }
 
 
+def test_a_byte_that_is_copied_is_read_and_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peak, "_cpu_products", lambda n_threads: iter(()))
+    monkeypatch.setattr(peak, "_fastest", lambda work: 0.5)
+    assert peak.measure_peaks()["CPU"]["copy_bytes_per_second"] == 2 * (1 << 16) / 0.5
+
+
 def test_numpy_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     monkeypatch.setattr(peak.importlib.util, "find_spec", lambda name: None)

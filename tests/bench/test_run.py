@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kdedge.bench.power import SampledPower
@@ -37,17 +38,17 @@ def subject(name: str, load: Callable[[], AbstractContextManager[Loaded]]) -> Su
 
 @dataclass
 class Instant:
-    """A model that needs no time, on the device that it says."""
+    """A model that says how long it takes, in ms by batch, and on which device."""
 
     is_gpu: bool
     runtime: str = "none"
     held_bytes: int = 0
     batches: tuple[int, int | None] = (1, None)
     inputs: tuple[Inputs, ...] = ("on device",)
+    ms: Callable[[int, Inputs], float] = lambda batch, inputs: 1.0
 
     def call(self, batch: int, inputs: Inputs) -> Call:
-        del batch, inputs
-        return lambda: 1.0
+        return lambda: self.ms(batch, inputs)
 
 
 def absent(message: str) -> Callable[[], AbstractContextManager[Any]]:
@@ -87,3 +88,72 @@ def test_a_model_on_the_cpu_is_not_given_the_watts_of_a_gpu(
     )
     watts = {row.model: [found.watts for found in row.measurements] for row in result.rows}
     assert watts == {"cpu": [on_cpu], "gpu": [200.0]}
+
+
+PEAKS = {
+    "CPU": {
+        "gmacs_per_second": {"fp32": {"rate": 10.0, "by": "NumPy"}},
+        "copy_bytes_per_second": 1e9,
+    }
+}
+
+
+def measured(
+    one: Subject, monkeypatch: pytest.MonkeyPatch, *, peaks: Any = PEAKS, **how: Any
+) -> Any:
+    """The table of one model on a machine with these peaks."""
+    monkeypatch.setattr("kdedge.bench.run.measure_peaks", lambda **_: peaks)
+    values = {"plan": SHORT, "batches": [1, 4], "n_threads": None, "left_out": {}, "command": ""}
+    return run_bench([one], **(values | how))
+
+
+def test_shares_are_of_the_peak_that_counts_and_at_the_batch_that_reaches_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # An image file's time is not the model's; FP16 on a CPU computes in float32
+    ms = {(1, "on device"): 1.0, (4, "on device"): 2.0, (1, "image file"): 0.01}
+    model = Instant(
+        is_gpu=False, inputs=("on device", "image file"), ms=lambda batch, inputs: ms[batch, inputs]
+    )
+    one = replace(
+        subject("m", lambda: nullcontext(model)),
+        n_bytes=None,
+        n_parameters=1000,
+        gmacs_image=0.001,
+        gmacs_call=0.001,
+    )
+    (row,) = measured(one, monkeypatch).rows
+    # 0.002 GMACs in 1 ms, 4 x 0.00125 in 2 ms; 4000 bytes in 1 ms and in 2 ms
+    assert row.compute_percent == pytest.approx(25.0)
+    assert row.copy_percent == pytest.approx(0.4)
+
+
+def test_a_model_is_left_out_at_batches_that_are_too_large_or_too_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = Instant(is_gpu=False, batches=(2, 8))
+    one = replace(subject("m", lambda: nullcontext(model)), gmacs_image=10.0)
+    plan = replace(SHORT, call_seconds=5.0)
+    result = measured(one, monkeypatch, plan=plan, batches=[1, 2, 8, 9])
+    assert [found.batch for found in result.rows[0].measurements] == [2]
+    assert result.left_out == {
+        "m, batch 1": "it takes 2 to 8 images a call",
+        "m, batch 8": "a call would take at least 8 s",
+        "m, batch 9": "it takes 2 to 8 images a call",
+    }
+    unknown = measured(one, monkeypatch, peaks={}, plan=plan, batches=[8])
+    assert [found.batch for found in unknown.rows[0].measurements] == [8]
+
+
+def test_memory_is_what_loading_added_above_what_was_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    n_bytes = 128 << 20
+
+    @contextmanager
+    def load() -> Iterator[Loaded]:
+        np.ones(n_bytes, np.uint8)  # given back at once: the peak counts
+        yield Instant(is_gpu=False, held_bytes=1 << 40)
+
+    (row,) = measured(subject("m", load), monkeypatch).rows
+    if row.memory_bytes is None:
+        pytest.skip("this system does not forget an earlier peak")
+    assert n_bytes <= row.memory_bytes - (1 << 40) < n_bytes + (32 << 20)

@@ -43,6 +43,30 @@ def test_what_is_not_known_is_a_dash(make_row: Make, make_result: Make) -> None:
     assert grid(make_result(row), "Work")[0][1:4] == ["-"] * 3
 
 
+def test_a_files_size_is_in_megabytes_and_memory_in_mebibytes(
+    make_row: Make, make_result: Make
+) -> None:
+    row = make_row("m.onnx", n_bytes=3_500_000)
+    assert grid(make_result(row), "Size") == [["m.onnx", "86.0", "3.5", "500"]]
+
+
+def test_what_was_measured_on_is_said_with_its_peaks_in_operations(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    line = notes(make_result(make_row("CLIP", make_measurement())))[0]
+    assert line == (
+        "Measured on A CPU, 2 cores, 2 threads; PyTorch 2.13.0. Peaks: CPU fp32 180 GOPS (NumPy 2)."
+    )
+
+
+def test_models_with_few_calls_are_named(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    slow = make_row("CoCoOp", make_measurement(n_calls=3))
+    text = "\n".join(notes(make_result(make_row("CLIP", make_measurement()), slow)))
+    assert "Fewer than 20 calls, as they are slow: CoCoOp." in text
+
+
 def test_latency_and_fps_are_of_the_batches_asked_for(
     make_row: Make, make_result: Make, make_measurement: Make
 ) -> None:

@@ -83,6 +83,13 @@ def test_one_that_fails_in_the_middle_keeps_what_it_had_and_the_others_go_on() -
     assert len(timed["good"].samples) == 12
 
 
+def test_the_quickest_call_of_the_warm_up_decides_how_many_are_timed() -> None:
+    answers = iter([150.0, 10.0, 10.0])  # the first call of a model is slow
+    plan = TimingPlan(seconds=0.1, n_calls=3, n_rounds=1)
+    timed = measure({"a": lambda: next(answers, 10.0)}, plan)
+    assert len(timed["a"].samples) == 10
+
+
 def test_a_bug_is_no_models_failure() -> None:
     def broken() -> float:
         raise AssertionError

@@ -12,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+
+from kdedge.cli import bench
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -76,6 +79,12 @@ def test_a_bare_call_measures_the_newest_student_against_everything(
         assert all(len(m["samples_ms"]) == m["n_calls"] >= 3 for m in row["measurements"])
         assert row["gmacs_image"] > 0
         assert row["n_parameters"] > 0
+        if row["memory_bytes"] is not None and row["runtime"].startswith("PyTorch"):
+            assert row["memory_bytes"] >= 4 * row["n_parameters"]
+    # Texts, at 77 positions of a tower of width 64 with 3 layers, in place of 4 class vectors
+    tower = (49408 + 77 + 24) * 64 + 3 * (12 * 64**2 + 13 * 64) + 2 * 64
+    paper, stored = (by_name["CoOp", kind]["n_parameters"] for kind in ("paper", "cached"))
+    assert paper - stored == tower - 4 * 24
     folded, unfused = by_name["model.onnx", "cached"], by_name["PromptKD", "cached"]
     assert folded["gmacs_image"] < unfused["gmacs_image"]
     student = read("runs/tiny/02/eval.json")["student"]
@@ -162,6 +171,13 @@ def test_two_runs_of_one_recipe_are_told_apart(trained: Path, kdedge: Kdedge) ->
         ("tiny/01", "Zero-shot CLIP"),
         ("tiny/01", "PromptSRC"),
     ]
+    assert Path("runs/tiny/02/bench/01.json").exists()  # in the first one's folder
+    assert not Path("runs/tiny/01/bench").exists()
+
+
+def test_a_batch_size_is_measured_once() -> None:
+    given = next(option for option in bench.command.params if option.name == "batches")
+    assert given.process_value(click.Context(bench.command), "8,1,8") == (8, 1)
 
 
 def test_a_run_of_cocoop_says_beside_what_it_is_measured(trained: Path, kdedge: Kdedge) -> None:

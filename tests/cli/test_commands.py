@@ -8,16 +8,18 @@ import re
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
-from kdedge.cli import doctor, init, methods, schema
+from kdedge.cli import doctor, init, methods, schema, show
+from kdedge.cli import eval as eval_command
 from kdedge.config.load import check_paths, load_recipe
 from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings
 from kdedge.deploy.targets import _platform
 from kdedge.deploy.targets._platform import CudaDevice
-from kdedge.errors import DataError, MissingPackage, RecipeError, SetupError
+from kdedge.errors import DataError, MissingPackage, RecipeError, ResourceError, SetupError
 from kdedge.methods import registry
 
 ROOT = Path(__file__).parents[2]
@@ -188,6 +190,23 @@ def test_doctor_names_each_package_with_its_version_or_the_way_to_get_it():
         assert name in result.output
 
 
+def test_doctor_knows_a_package_by_any_distribution_that_brings_it(monkeypatch):
+    def version(name):
+        if name != "tensorrt-cu13":
+            raise PackageNotFoundError(name)
+        return "10.13.3"
+
+    monkeypatch.setattr(doctor, "version", version)
+    packages = doctor.examine()["packages"]
+    assert packages["tensorrt"]["version"] == "10.13.3"
+    assert [name for name, found in packages.items() if found["version"]] == ["tensorrt"]
+
+
+def test_doctor_counts_memory_in_powers_of_two(monkeypatch):
+    monkeypatch.setattr(doctor, "memory_bytes", lambda: 15 << 29)
+    assert re.search(r"^memory +7\.5 GiB$", CliRunner().invoke(doctor.command).output, re.M)
+
+
 def test_doctor_sees_the_gpu_of_a_device_without_torch(monkeypatch):
     def version(name):
         raise PackageNotFoundError(name)
@@ -221,6 +240,26 @@ def test_doctor_looks_for_every_package_that_an_extra_brings():
     brought = {re.split(r"[\[>]", one)[0] for extra in extras.values() for one in extra}
     known = {name for package in doctor._PACKAGES for name in package.distributions}
     assert brought - known == set()
+
+
+def test_show_gives_the_beginnings_of_hashes_and_sizes_in_bytes(tmp_path):
+    assert show._facts({"seed": 0, "hashes": {"backbone": "0123456789abcdef"}}) == [
+        ["seed", "0"],
+        ["hashes", "backbone 0123456789ab"],
+    ]
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("checkpoints/a", ".lock"):
+        (tmp_path / name).write_bytes(bytes(1234))
+    assert show._files(SimpleNamespace(path=tmp_path)) == [["checkpoints/a", "1,234 bytes"]]
+
+
+def test_a_run_that_may_not_be_written_costs_eval_no_result(monkeypatch, caplog):
+    def refuse(*_):
+        raise ResourceError("runs/tiny/02/eval.json could not be written: permission denied.")
+
+    monkeypatch.setattr(eval_command, "add_evaluation", refuse)
+    assert eval_command._add(None, None, None) == []
+    assert "permission denied" in caplog.text
 
 
 def test_no_class_derives_from_a_part_of_logging_that_python_3_10_cannot_subscript():

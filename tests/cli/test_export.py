@@ -8,10 +8,16 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from kdedge.cli import export
+from kdedge.clip.class_vectors import load_class_vectors
+from kdedge.results import ParityResult
+from kdedge.runtime.artifact import ModelFile
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -65,6 +71,12 @@ def test_int8_comes_with_fp16_and_with_a_record_of_its_calibration(exported: Pat
         "model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.int8-cpu.onnx",
     }  # fmt: skip
     assert all(file["parity"] is not None for file in files.values())
+    assert {name: file["device"] for name, file in files.items()} == {
+        "model.onnx": "any",
+        "model.fp16.onnx": "gpu",
+        "model.int8.onnx": "gpu",
+        "model.int8-cpu.onnx": "cpu",
+    }
     pool = {hashlib.sha256(p.read_bytes()).hexdigest() for p in Path("pool").iterdir()}
     tested = {hashlib.sha256(p.read_bytes()).hexdigest() for p in Path("test").rglob("*.jpg")}
     used = {entry["sha256"] for entry in read(exported / "calibration.json")["files"]}
@@ -120,9 +132,8 @@ def test_another_order_of_the_classes_refolds_without_training(
     assert done.code == 0, done.err
     assert read(Path("few/artifact.json"))["class_names"] == ["school bus", "cat"]
     assert Path("runs/tiny/02/student.safetensors").read_bytes() == before
-    for few, every in zip(
-        predict(kdedge, Path("few"), "test"), predict(kdedge, ARTIFACT, "test"), strict=True
-    ):
+    answers = predict(kdedge, Path("few"), "test")
+    for few, every in zip(answers, predict(kdedge, ARTIFACT, "test"), strict=True):
         ratio = {entry["class"]: entry["score_percent"] for entry in every["top"]}
         kept = ratio["school bus"] + ratio["cat"]
         for entry in few["top"]:
@@ -137,6 +148,12 @@ def test_a_new_class_is_encoded_by_the_teacher_where_it_is_at_hand(
     done = kdedge("export", "tiny/02", "--classes", "more.txt", "--output", "more")
     assert done.code == 0, done.err
     assert read(Path("more/artifact.json"))["class_names"] == ["cat", "zebra"]
+
+    vectors = Path("runs/tiny/01/class_vectors.safetensors")
+    replace(load_class_vectors(vectors), made_by="another").save(vectors)
+    done = kdedge("export", "tiny/02", "--classes", "more.txt", "--output", "again")
+    assert done.code == 3
+    assert "runs/tiny/01 is not the one that made the stored vectors" in done.err
 
     shutil.rmtree("runs/tiny/01")
     done = kdedge("export", "tiny/02", "--classes", "more.txt", "--output", "again")
@@ -185,6 +202,35 @@ def test_tensorrt_that_is_not_there_leaves_the_onnx_files_and_the_next_step(
     names = {path.name for path in ARTIFACT.iterdir()}
     assert {"model.onnx", "model.fp16.onnx", "model.int8.onnx"} <= names
     assert not [name for name in names if name.endswith(".engine")]
+
+
+def test_a_server_gets_nothing_where_the_engine_for_it_is_missing(
+    exported: Path, kdedge: Callable[..., Any], tmp_path: Path
+) -> None:
+    done = kdedge("export", str(exported), "--trt", "--triton", str(tmp_path / "models"))
+    assert done.code == 4
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_files_line_has_its_size_in_megabytes_and_its_figures_in_order() -> None:
+    parity = ParityResult(
+        n_images=20,
+        n_labeled=20,
+        n_nonfinite=0,
+        agreement_percent=95.0,
+        mean_softmax_distance=0.0123,
+        max_softmax_distance=0.5,
+        accuracy_percent=70.0,
+        reference_accuracy_percent=72.5,
+        accuracy_drop=2.5,
+        worst=(),
+        images="20 of 20 images of data.test",
+        runtime="onnxruntime 1 CPU",
+    )
+    file = ModelFile("m.onnx", "onnx", "int8", "gpu", "0" * 64, 3_500_000, parity=parity)
+    assert export._row(file) == [
+        *("m.onnx", "int8", "3.5", "95.00", "0.0123", "70.00", "2.50", "not measured")
+    ]
 
 
 def test_tensorrt_rtx_builds_real_engines_here(trained: Path, kdedge: Callable[..., Any]) -> None:
@@ -249,12 +295,15 @@ def test_a_missing_quantizer_is_told_before_anything_is_written(
     assert not Path("runs/tiny/02/artifacts").exists()
 
 
-def test_weights_beside_the_graph_count_as_the_files_size(
+def test_weights_beside_the_graph_count_as_the_files_size_and_a_fixed_batch_is_the_largest(
     trained: Path, kdedge: Callable[..., Any]
 ) -> None:
-    done = kdedge("export", "tiny/02", "--set", "export.external_data=true")
+    wishes = ("--set", "export.external_data=true", "--set", "export.batch=2")
+    done = kdedge("export", "tiny/02", *wishes)
     assert done.code == 0, done.err
-    (file,) = read(ARTIFACT / "artifact.json")["files"]
+    record = read(ARTIFACT / "artifact.json")
+    assert (record["input"]["batch"], record["input"]["max_batch"]) == (2, 2)
+    (file,) = record["files"]
     parts = [ARTIFACT / "model.onnx", ARTIFACT / "model.onnx.data"]
     assert file["n_bytes"] == sum(path.stat().st_size for path in parts)
 
@@ -330,7 +379,10 @@ def test_json_is_one_object(trained: Path, kdedge: Callable[..., Any]) -> None:
     assert done.code == 0, done.err
     record = json.loads(done.out)
     assert record["artifact"] == str(ARTIFACT)
-    assert record["gflops"]["folded"] < record["gflops"]["unfused"]
+    work = record["gflops"]
+    assert work["folded"] == pytest.approx(2 * record["files"][0]["built_with"]["gmacs"])
+    assert work["folded"] < work["unfused"]
+    assert 0.8 < work["clip_image_encoder"] / work["unfused"] < 1.6  # neither in GMACs
     assert [file["name"] for file in record["files"]] == ["model.onnx"]
 
 

@@ -22,8 +22,11 @@ from typing import Any
 import pytest
 
 import kdedge as package
+from kdedge.cli._predictions import named
 from kdedge.cli.main import _report
 from kdedge.errors import SetupError
+from kdedge.runtime.backends.onnxruntime import OnnxSession
+from kdedge.runtime.classify import Answer
 
 Run = Callable[..., Any]
 
@@ -150,6 +153,14 @@ def test_below_the_minimum_score_no_class_is_named_and_the_score_is_given(
     assert [line[: len(begin)] for line, begin in zip(lines, expected, strict=True)] == expected
     assert "2 images: 2 classified, 1 of them below 90 %" in done.err
     assert done.code == 0
+    unsure = kdedge("predict", "art", *images, "--min-score", "100", "--format", kind)
+    assert (len(unsure.out.splitlines()), unsure.code) == (len(lines), 0)
+    assert "2 images: 2 classified, 2 of them below 100 %" in unsure.err
+
+
+def test_a_score_that_just_reaches_the_minimum_is_enough() -> None:
+    assert named(Answer("red", 90.0), 90.0)
+    assert not named(Answer("red", 89.99), 90.0)
 
 
 @pytest.mark.usefixtures("work")
@@ -171,6 +182,18 @@ def test_batches_and_kinds_of_graphs_change_no_answer(
     colors._make_artifact(Path("other"), **shape)
     options = ("--batch", batch) if batch else ()
     assert kdedge("predict", "other", "pics", *options).out == kdedge("predict", "art", "pics").out
+
+
+@pytest.mark.parametrize(("paths", "code"), [(("pics",), 0), (("pics/broken.jpg",), 3)])
+@pytest.mark.usefixtures("work")
+def test_the_models_memory_is_given_back(
+    kdedge: Run, monkeypatch: pytest.MonkeyPatch, paths: tuple[str, ...], code: int
+) -> None:
+    closed: list[OnnxSession] = []
+    # A lambda, as a built-in function would not get the session
+    monkeypatch.setattr(OnnxSession, "close", lambda session: closed.append(session))
+    assert kdedge("predict", "art", *paths).code == code
+    assert len(closed) == 1
 
 
 @pytest.mark.usefixtures("work")

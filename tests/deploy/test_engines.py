@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from kdedge.deploy.engines import build_engines
+from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
 from kdedge.deploy.targets import tensorrt_rtx as rtx
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
@@ -159,6 +160,79 @@ def test_a_second_call_keeps_what_is_there(
     assert snapshot(artifact.path) == before
     assert caplog.messages[0] == f"{name} is kept: it was built from this model.fp16.onnx."
     assert caplog.messages[1].startswith(f"{name} is not measured, as it cannot run here: ")
+
+
+class Measured:
+    """A backend module whose engine gives these logits; those of an error are never given."""
+
+    def __init__(self, logits: np.ndarray, error: SetupError | None = None) -> None:
+        self._logits, self._error = logits, error
+        self.n_open = 0
+        self.batches = (1, 4)
+
+    def check_environment(self) -> None:
+        pass
+
+    def load(self, path: Path, **_: Any) -> Measured:
+        assert path.name == rtx.engine_name("fp16")
+        if self._error is not None:
+            raise self._error
+        self.n_open += 1
+        return self
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        return self._logits[np.rint(255 * images[:, 0, 0, 0]).astype(int)]
+
+    def describe(self) -> str:
+        return "tensorrt-rtx 1 GPU 8.9"
+
+    def close(self) -> None:
+        self.n_open -= 1
+
+
+@pytest.mark.parametrize(("n_wrong", "gate"), [(1, "passed"), (2, "missed")])
+def test_where_an_engine_runs_its_gate_is_that_of_its_own_answers(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, n_wrong: int, gate: str
+) -> None:
+    artifact, logits = with_smoke_set(artifact)
+    given = logits.copy()
+    given[:n_wrong] = -given[:n_wrong]
+    backend = Measured(given)
+    monkeypatch.setattr("kdedge.deploy.engines.backend_module", lambda target: backend)
+    found, (name,) = build_engines(artifact, "tensorrt-rtx", ["fp16"])
+    engine = load_artifact(artifact.path).file(name)
+    assert engine == found.file(name)
+    assert engine.gate == gate
+    assert engine.parity is not None
+    assert engine.parity.agreement_percent == 10 * (10 - n_wrong)
+    assert engine.parity.runtime == "tensorrt-rtx 1 GPU 8.9"
+    assert backend.n_open == 0
+
+
+def test_an_engine_that_does_not_load_is_not_measured(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    artifact, logits = with_smoke_set(artifact)
+    backend = Measured(logits, SetupError("The GPU is too old."))
+    monkeypatch.setattr("kdedge.deploy.engines.backend_module", lambda target: backend)
+    _, (name,) = build_engines(artifact, "tensorrt-rtx", ["fp16"])
+    assert load_artifact(artifact.path).file(name).gate == "not measured"
+    assert f"{name} is not measured: The GPU is too old." in caplog.messages
+
+
+def with_smoke_set(artifact: Artifact) -> tuple[Artifact, np.ndarray]:
+    """The artifact with ten images, whose pixels are their numbers, and their logits [10, 3]."""
+    pixels = np.zeros((10, SIZE_PX, SIZE_PX, 3), np.uint8)
+    pixels += np.arange(10, dtype=np.uint8)[:, None, None, None]
+    logits = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
+    write_smoke_set(artifact.path / SMOKE_SET, pixels, logits)
+    found = dataclasses.replace(
+        artifact,
+        others={SMOKE_SET: sha256(artifact.path / SMOKE_SET)},
+        gates={"agreement": {"fp16": 90.0}, "max_drop": 1.0},
+    )
+    found.save()
+    return found, logits
 
 
 def test_an_engine_that_was_deleted_is_built_once_more(artifact: Artifact) -> None:

@@ -203,6 +203,17 @@ def test_layer_scale_is_folded_too() -> None:
     assert_equal_logits(folded(student, backbone)(pixels.float() / 255), expected)
 
 
+def test_what_is_added_to_variances_is_folded_too() -> None:
+    backbone = make_clip(width=32, n_layers=2, image_px=16, seed=0)
+    backbone.visual.ln_post.eps = 0.5
+    student = make_student(backbone, n_ctx=2, depth=2)
+    for norm in student.module.projector.batch_norms:
+        norm.running_var.fill_(norm.eps)  # as of a feature that hardly changes
+    pixels = draw_pixels(3, 16)
+    expected = unfused(student, pixels, backbone.preprocess)
+    assert_equal_logits(folded(student, backbone)(pixels.float() / 255), expected)
+
+
 OWN_TEXT: dict[str, Any] = {"class_vectors": "student", "prompt_depth_text": 1}
 
 

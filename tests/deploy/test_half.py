@@ -194,7 +194,7 @@ def test_only_nodes_that_see_the_large_tensor_stay_float32(
     assert node_types(node_named(model, "blocks.1.ln_1/LayerNormalization"), types) == {FLOAT}
 
 
-@pytest.mark.parametrize("value", [1e5, 2e4, 1e-7])
+@pytest.mark.parametrize("value", [1e5, 2e4, -2e4, 1e-7])
 def test_weights_that_fp16_cannot_hold_stay_float32(
     folded_graph: Any, folded_types: Types, value: float
 ) -> None:
@@ -219,6 +219,27 @@ def test_a_few_small_weights_among_ordinary_ones_are_rounded(
     set_initializer(folded_graph, node.input[1], weight)
     convert(folded_graph, {})
     assert node_types(node, folded_types(folded_graph)) == {HALF}
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(127.0, HALF), (129.0, FLOAT)])
+def test_bytes_whose_largest_value_fp16_cannot_hold_are_dequantized_in_float32(
+    folded_graph: Any, folded_types: Types, scale: float, expected: int
+) -> None:
+    node = node_named(folded_graph, "blocks.1.query/MatMul")
+    set_initializer(folded_graph, "scale", np.float32(scale))
+    set_initializer(folded_graph, "zero", np.int8(0))
+    pair = [
+        onnx.helper.make_node("QuantizeLinear", [node.input[0], "scale", "zero"], ["q"], name="q"),
+        onnx.helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["dq"], name="dq"),
+    ]
+    place = list(folded_graph.graph.node).index(node)
+    for new in reversed(pair):
+        folded_graph.graph.node.insert(place, new)
+    folded_graph.graph.node[place + 2].input[0] = "dq"
+    folded_graph.opset_import[0].version = 19
+    convert(folded_graph, {})
+    dequantizer = node_named(folded_graph, "dq")
+    assert folded_types(folded_graph)[dequantizer.output[0]] == expected
 
 
 def test_the_same_file_comes_out_twice(

@@ -96,6 +96,20 @@ def test_external_weights_are_read_and_missed_where_they_are_cut_or_gone(
         load_graph(path)
 
 
+def test_weights_beyond_one_file_are_refused(
+    folded_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = onnx.load(folded_onnx)
+    n_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    monkeypatch.setattr("kdedge.deploy._onnx_graph.MAX_WEIGHT_BYTES", n_bytes)
+    load_graph(folded_onnx)
+    monkeypatch.setattr("kdedge.deploy._onnx_graph.MAX_WEIGHT_BYTES", n_bytes - 1)
+    with pytest.raises(
+        DataError, match=r"model\.onnx has 0\.00 GB of weights; one ONNX file holds"
+    ):
+        load_graph(folded_onnx)
+
+
 def test_a_graph_is_written_whole_or_not_at_all(
     folded_graph: Any, small_disk: Callable[[int], Path]
 ) -> None:

@@ -255,17 +255,21 @@ def test_a_channel_beyond_the_range_of_fp16_stays_float32_here_too(
     np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("make", [to_int8, to_int8_cpu])
+@pytest.mark.parametrize(
+    ("make", "value"),
+    [(to_int8, 0.0), (to_int8_cpu, 0.0), (to_int8, 1e-9)],  # the last one's scale is 0 in FP16
+)
 def test_an_output_channel_of_zeros_gives_zeros(
     folded_graph: Any,
     folded_images: np.ndarray,
     folded_run: Run,
     tmp_path: Path,
     make: Callable[..., None],
+    value: float,
 ) -> None:
     for layer in weight_matmuls(folded_graph)[::2]:
         weight = constant(folded_graph, layer.input[1]).copy()
-        weight[:, 7] = 0
+        weight[:, 7] = value
         tensor = initializers(folded_graph)[layer.input[1]]
         tensor.CopyFrom(onnx.numpy_helper.from_array(weight, tensor.name))
     onnx.save(folded_graph, tmp_path / "zeros.onnx")

@@ -175,3 +175,17 @@ def test_a_channel_that_is_always_zero_stays_finite(
     smooth(folded_graph, folded_images)
     actual = logits_of(folded_graph, folded_images, folded_run, tmp_path)
     np.testing.assert_allclose(actual, expected, **FLOAT32)
+
+
+def test_a_channel_that_no_layer_reads_stays_finite(
+    folded_graph: Any, folded_images: np.ndarray, folded_run: Run, tmp_path: Path
+) -> None:
+    for layer in QKV:
+        name = node_named(folded_graph, layer).input[1]
+        values = constant(folded_graph, name).copy()
+        values[5] = 0
+        replace(folded_graph, name, values)
+    expected = logits_of(folded_graph, folded_images, folded_run, tmp_path)
+    smooth(folded_graph, folded_images)
+    actual = logits_of(folded_graph, folded_images, folded_run, tmp_path)
+    np.testing.assert_allclose(actual, expected, **FLOAT32)

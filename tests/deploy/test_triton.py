@@ -154,6 +154,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 def test_an_onnx_repository_is_complete(artifact: Artifact, tmp_path: Path) -> None:
     folder = write_triton(artifact, tmp_path / "models")
     assert folder == tmp_path / "models" / "line3"
+    assert folder.stat().st_mode & 0o777 == 0o755  # Triton runs as another user
     files = tree(folder)
     assert files.keys() == {"config.pbtxt", "labels.txt", "1/model.onnx"}
     assert files["1/model.onnx"] == b"bytes of model.fp16.onnx"

@@ -11,9 +11,10 @@ import warnings
 import numpy as np
 import pytest
 
-from kdedge.eval_details import EvalDetails
+from kdedge.eval_details import CalibrationBin, EvalDetails
 from kdedge.report import figures
-from kdedge.report.plots import render
+from kdedge.report.plots import LIGHT, render
+from kdedge.report.records import TrainingLog
 
 
 def test_rows_of_a_drawn_matrix_add_up_to_100_percent() -> None:
@@ -73,6 +74,23 @@ def test_a_time_axis_always_has_ticks(low: float, high: float) -> None:
     assert {f"{tick / 10 ** math.floor(math.log10(tick) + 1e-9):.0f}" for tick in ticks} <= set(
         "125"
     )
+
+
+def test_a_point_of_an_epoch_is_the_mean_of_its_own_steps() -> None:
+    steps = tuple({"step": step, "share": share} for step, share in ((2, 1), (4, 3), (6, 7)))
+    steps += ({"step": 8, "share": None}, {"step": 10, "share": 9})
+    log = TrainingLog(steps, ({"step": 4}, {"step": 8}, {"step": 9}))
+    ends, means = figures._epoch_means(log, "share")
+    assert ends == [4, 8, 9]
+    np.testing.assert_equal(means, [2.0, 7.0, np.nan])  # step 10 is of an epoch that goes on
+
+
+def test_a_calibration_curve_is_accuracy_over_confidence_with_the_share_of_images() -> None:
+    bins = (CalibrationBin(1, 20.0, 30.0), CalibrationBin(3, 90.0, 70.0))
+    details = EvalDetails(("a", "b"), 4, ((0, 0, 4),), bins)
+    curve, share = figures.calibration({"student": details})(LIGHT).axes
+    assert curve.lines[1].get_xydata().tolist() == [[20.0, 30.0], [90.0, 70.0]]
+    assert share.lines[0].get_xydata().tolist() == [[20.0, 25.0], [90.0, 75.0]]
 
 
 def test_names_are_no_formulas_and_need_no_letters_of_the_font() -> None:

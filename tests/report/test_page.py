@@ -86,6 +86,18 @@ def test_everything_of_a_run_is_there(whole_report: Report, page: Page) -> None:
     assert "adds it to the next report" not in page.text
 
 
+def test_the_first_figures_are_the_runs_own_and_what_it_gained(make_run: MakeRun) -> None:
+    records = gather(make_run(only="eval artifact"))
+    own, plain = (records.results[key] for key in ("student", "zeroshot"))
+    (chapter,) = make_chapters([records])
+    assert own.all != plain.all
+    assert chapter.figures == [
+        ("accuracy", f"{own.all:.2f} %", f"{own.all - plain.all:+.2f} points over zero-shot"),
+        ("calibration error", f"{own.ece_percent:.2f} %", "15 bins, all names"),
+        ("agreement of i8.onnx", "95.00 %", "2 MB, gate not measured"),
+    ]
+
+
 def test_a_page_loads_nothing_and_runs_nothing(page: Page) -> None:
     assert "script" not in page.tags
     assert not [key for key in page.attributes if key.startswith("on")]
@@ -254,7 +266,8 @@ def test_the_newest_numbers_count(make_run: MakeRun) -> None:
     for number in (9, 10):
         values["command"] = f"kdedge bench number{number}"
         (run.path / "bench" / f"{number:02d}.json").write_text(json.dumps(values))
-    (run.path / "bench" / "mine.json").write_text("{")
+    for name in ("mine", "²"):
+        (run.path / "bench" / f"{name}.json").write_text("{")
     records = gather(run)
     assert records.speed is not None
     assert records.speed.command == "kdedge bench number10"

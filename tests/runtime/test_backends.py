@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdedge.errors import DataError, MissingPackage, RecipeError, SetupError
+from kdedge.errors import DataError, MissingPackage, RecipeError, ResourceError, SetupError
 from kdedge.runtime.backends import _cudart, _engine, backend_module, list_backends
 from kdedge.runtime.backends import onnxruntime as onnxruntime_backend
 from kdedge.runtime.backends._protocol import NotHere
@@ -169,6 +169,27 @@ def test_images_that_the_graph_does_not_take_are_told_in_onnxruntimes_words(
         backend.run(images[:, :, :8].astype(np.float32))
 
 
+@pytest.mark.parametrize("reason", ["Failed to allocate memory for 9 bytes", "std::bad_alloc"])
+def test_no_memory_for_a_batch_is_no_fault_of_the_file(
+    load_onnx: Any, tmp_path: Path, write_model: WriteModel, images: np.ndarray, reason: str
+) -> None:
+    class Full:
+        def run(self, *_: Any) -> Any:
+            raise RuntimeError(reason)
+
+    backend = load_onnx(write_model(tmp_path / "m.onnx"))
+    backend._session = Full()
+    with pytest.raises(ResourceError, match=r"m\.onnx cannot be run .*\n  Use smaller batches"):
+        backend.run(images)
+
+
+def test_threads_are_as_many_as_asked_for(
+    load_onnx: Any, tmp_path: Path, write_model: WriteModel
+) -> None:
+    backend = load_onnx(write_model(tmp_path / "m.onnx"), n_threads=3)
+    assert backend._session.get_session_options().intra_op_num_threads == 3
+
+
 def test_loading_an_onnx_file_writes_nothing_to_stderr(
     tmp_path: Path, write_model: WriteModel
 ) -> None:
@@ -279,6 +300,23 @@ class NoDriver:
         function = self.Function(b"CUDA driver version is insufficient" if is_text else 35)
         setattr(self, name, function)
         return function
+
+
+def test_of_several_cuda_libraries_that_fail_the_first_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Failing:
+        def __init__(self, library: str) -> None:
+            self._library = library
+
+        def check_device(self) -> None:
+            raise SetupError(f"{self._library} fails")
+
+    monkeypatch.setattr(_cudart.ctypes, "CDLL", lambda name: name)
+    monkeypatch.setattr(_cudart, "Cuda", Failing)
+    monkeypatch.setattr(_cudart, "_candidates", lambda: iter(["libcudart.so.13", "another"]))
+    with pytest.raises(SetupError, match=r"^libcudart\.so\.13 fails$"):
+        _cudart.open_cuda()
 
 
 def test_a_cuda_error_is_told_with_its_number_and_text() -> None:

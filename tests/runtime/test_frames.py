@@ -40,7 +40,7 @@ def split(data: bytes, block: int) -> list[bytes]:
 KINDS = {
     "baseline": {},
     "progressive": {"progressive": True},
-    "restart markers": {"restart_marker_blocks": 2},
+    "all eight restart markers": {"restart_marker_blocks": 1, "subsampling": 0},
     "gray quality 20": {"quality": 20},
     "comment": {"comment": b"\xff\xd9\xff\xd8\xff"},
 }
@@ -62,7 +62,7 @@ def test_a_thumbnail_is_not_an_image_of_its_own(block: int) -> None:
 @pytest.mark.parametrize("block", [1, 5, 65536])
 def test_what_stands_between_images_is_skipped(block: int) -> None:
     boundary = b"\r\n--frame\r\nContent-Type: image/jpeg\r\n\r\n"
-    images = [jpeg(1), jpeg(2)]
+    images = [jpeg(1, **KINDS["all eight restart markers"]), jpeg(2)]
     assert split(images[0] + boundary + images[1] + b"\r\n--frame--\xff", block) == images
 
 
@@ -140,9 +140,12 @@ def test_a_stream_without_an_end_is_stopped(start: bytes, monkeypatch: pytest.Mo
 class Camera:
     """A camera behind OpenCV with two frames: blue, then green, in OpenCV's order BGR."""
 
+    n_open = 0
+
     def __init__(self, index: int) -> None:
         self._frames = iter([(255, 0, 0), (0, 255, 0)])
         self._is_there = index == 0
+        Camera.n_open += 1
 
     def isOpened(self) -> bool:
         return self._is_there
@@ -156,13 +159,14 @@ class Camera:
         return is_there, np.full((4, 4, 3), color, np.uint8) if is_there else None
 
     def release(self) -> None:
-        pass
+        Camera.n_open -= 1
 
 
 @pytest.fixture
 def opencv(monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenCV with one camera, number 0."""
     module = ModuleType("cv2")
+    monkeypatch.setattr(Camera, "n_open", 0)
     vars(module).update(
         VideoCapture=Camera,
         CAP_PROP_BUFFERSIZE=38,
@@ -179,6 +183,16 @@ def test_a_cameras_frames_are_rgb_and_its_end_is_told() -> None:
     assert next(found).getpixel((0, 0)) == (0, 255, 0)
     with pytest.raises(SetupError, match="Camera 0 gives no more frames"):
         next(found)
+    assert Camera.n_open == 0
+
+
+@pytest.mark.usefixtures("opencv")
+def test_a_camera_is_given_back_where_its_reader_stops() -> None:
+    found = frames_from_camera(0)
+    next(found)
+    assert Camera.n_open == 1
+    found.close()
+    assert Camera.n_open == 0
 
 
 @pytest.mark.usefixtures("opencv")

@@ -106,9 +106,10 @@ def test_a_fixed_batch_takes_that_many_images_and_no_other(
     fold_student: Callable[..., FoldedModel], tmp_path: Path
 ) -> None:
     model = fold_student()
-    for batch in (1, 3):
+    wishes: dict[int, dict[str, Any]] = {1: {"max_batch": 1}, 3: {"batch": 3}}
+    for batch, wish in wishes.items():
         path = tmp_path / f"{batch}.onnx"
-        export(model, path, size_px=32, batch=batch)
+        export(model, path, size_px=32, **wish)
         images = draw_images(batch)
         np.testing.assert_allclose(run(path, images), model(images).numpy(), **FLOAT32)
         with pytest.raises(Exception, match=r"(?i)dimension"):
@@ -165,11 +166,19 @@ def test_metadata_says_what_the_file_is(
     assert found["head"] == "scores"
 
 
-def test_weights_can_lie_beside_the_graph(
-    fold_student: Callable[..., FoldedModel], tmp_path: Path
+def test_weights_can_lie_beside_the_graph_and_are_there_first(
+    fold_student: Callable[..., FoldedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = fold_student()
+    move, moved = Path.replace, []
+
+    def replace(path: Path, target: Path) -> Path:
+        moved.append(target.name)
+        return move(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
     export(model, tmp_path / "model.onnx", size_px=32, external_data=True)
+    assert moved == ["model.onnx.data", "model.onnx"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert (tmp_path / "model.onnx.data").stat().st_size > 4 * 100_000
     images = draw_images(2)

@@ -6,6 +6,7 @@ what it has more recorded.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import enum
 import importlib
@@ -23,7 +24,7 @@ import pytest
 from kdedge.deploy.targets import _platform
 from kdedge.deploy.targets import tensorrt as target
 from kdedge.deploy.targets._engine import EngineBuilder, EngineRequest, _describe_node
-from kdedge.deploy.targets._layers import summarize_layers
+from kdedge.deploy.targets._layers import Product, check_precision, summarize_layers
 from kdedge.deploy.targets._platform import find_cuda_device, pip_installed
 from kdedge.errors import DataError, MissingPackage, ResourceError, SetupError
 from kdedge.runtime.backends._tensorrt import import_engine_package, tensorrt_install_hint
@@ -702,6 +703,19 @@ def test_an_engine_is_kept_where_no_runtime_starts(
     version_10.module.Runtime = null
     built = version_10.builder(has_gpu=True).build(small, tmp_path / "a.engine")
     assert built.built_with["layers"] == "not measured"
+
+
+@pytest.mark.parametrize(("n_float", "is_refused"), [(0, False), (1, False), (2, True), (4, True)])
+def test_single_layers_of_a_half_graph_may_be_float32_and_half_of_them_may_not(
+    n_float: int, is_refused: bool
+) -> None:
+    body = [
+        Product(f"blocks.{i}.query/MatMul", "FLOAT" if i < n_float else "HALF") for i in range(4)
+    ]
+    head = [Product(f"{name}/Gemm", "FLOAT") for name in ("hidden", "features", "fused_head")]
+    refused = pytest.raises(DataError, match=f"one of {n_float} such layers among 7")
+    with refused if is_refused else contextlib.nullcontext():
+        check_precision([*body, *head], "fp16", Path("model.onnx"))
 
 
 @pytest.mark.parametrize(

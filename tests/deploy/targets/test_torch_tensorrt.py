@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import warnings
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from kdedge._files import sha256_file
 from kdedge.deploy.fold import FoldedModel
-from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
+from kdedge.deploy.parity import SMOKE_SET, read_smoke_set, write_smoke_set
 from kdedge.deploy.targets import torch_tensorrt as target
 from kdedge.errors import DataError, MissingPackage, RecipeError, ResourceError, SetupError
 from kdedge.runtime.artifact import Artifact, load_artifact
@@ -232,6 +233,18 @@ def test_programs_are_listed_in_the_artifact(
             "device": "NVIDIA L4",
             "compute_capability": "8.9",
         }
+
+
+def test_a_program_that_misses_its_gate_is_marked(
+    recorder: Any, tiny_model: FoldedModel, artifact: Artifact
+) -> None:
+    smoke_set = read_smoke_set(artifact.path / SMOKE_SET)
+    write_smoke_set(artifact.path / SMOKE_SET, smoke_set.pixels, -smoke_set.logits)
+    others = {SMOKE_SET: sha256_file(artifact.path / SMOKE_SET)}
+    other = dataclasses.replace(artifact, others=others)
+    found, _ = target.add_programs(other, tiny_model, ["fp16"])
+    assert [file.gate for file in found.files] == ["missed"]
+    assert load_artifact(artifact.path) == found
 
 
 def test_a_program_that_is_there_is_not_overwritten(
