@@ -126,6 +126,12 @@ class Settings(MethodSettings):
         description="Multiplies the divergence of loss: kl averaged over images only, so that it"
         " does not depend on how many classes there are: kd_weight / C.",
     )
+    max_kd_weight_per_image: float | None = Field(
+        None,
+        gt=0,
+        description="The most that one image weighs, which is ours: where classes are few,"
+        " kd_weight / C is large, and results differ more between seeds.",
+    )
     float32_losses: bool = Field(
         True,
         description="Projector, logits and losses in float32 also where the forward pass is in half"
@@ -160,8 +166,11 @@ class Settings(MethodSettings):
     def weight(self, n_classes: int) -> float:
         """`kd_weight`, whichever way it was given; 1 / n_classes of it is one image's weight."""
         if self.kd_weight_per_image is not None:
-            return self.kd_weight_per_image * n_classes
-        return DEFAULT_KD_WEIGHT if self.kd_weight is None else self.kd_weight
+            weight = self.kd_weight_per_image * n_classes
+        else:
+            weight = DEFAULT_KD_WEIGHT if self.kd_weight is None else self.kd_weight
+        most = self.max_kd_weight_per_image
+        return weight if most is None else min(weight, most * n_classes)
 
     def loss_weights(self, n_classes: int) -> dict[LossName, float]:
         """Each loss that is used and its weight, the first is `loss`."""

@@ -111,6 +111,15 @@ def _choose_run(job: Job, root: Path, *, resume: bool, processes: Processes) -> 
             log.info("%s is finished: there is nothing to go on with.", done.path)
             return done
         log.info("No interrupted run of this %s to resume: this is a new run.", job.role)
+    weight = _weight_per_image(job)
+    full_weight = _weight_per_image(job, max_kd_weight_per_image=None)
+    if weight != full_weight:
+        log.info(
+            "One image weighs %.4g in the loss, by student.settings.max_kd_weight_per_image, and"
+            " not %.4g.",
+            weight,
+            full_weight,
+        )
     return RunFolder.create(
         root,
         job.loaded.recipe.name,
@@ -122,7 +131,7 @@ def _choose_run(job: Job, root: Path, *, resume: bool, processes: Processes) -> 
             "n_processes": processes.size,
             "seed": job.loaded.recipe.seed,
             **settings_record(job.choice),
-            "kd_weight_per_image": _weight_per_image(job),
+            "kd_weight_per_image": weight,
             "hashes": job.hashes(),
             "teacher_run": job.teacher_run,
             "official": job.loaded.recipe.official,
@@ -158,12 +167,13 @@ def _check_selection(job: Job) -> None:
         )
 
 
-def _weight_per_image(job: Job) -> float | None:
+def _weight_per_image(job: Job, **changed: Any) -> float | None:
     """Lambda / C, which is what one image weighs: the class list's length silently changes it."""
     if not isinstance(job.choice.settings, promptkd.Settings):
         return None
     n_classes = len(job.classes.names)
-    weight = job.choice.settings.loss_weights(n_classes).get("kl")
+    settings = job.choice.settings.model_copy(update=changed)
+    weight = settings.loss_weights(n_classes).get("kl")
     return None if weight is None else weight / n_classes
 
 

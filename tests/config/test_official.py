@@ -64,6 +64,7 @@ def test_every_recipe_of_a_benchmark_set_can_be_official(name: str) -> None:
 def test_what_recipes_have_for_a_steady_training_is_taken_out(path: Path) -> None:
     models = ("teacher", "student", "baseline")
     options = [f"{model}.optim.clip_grad_norm=1" for model in models]
+    options.append("student.settings.max_kd_weight_per_image=2.5")
     for official, expected in (("false", 1.0), ("true", None)):
         options += ["optim.clip_grad_norm=3", f"official={official}"]
         recipe = load_recipe(path, options).recipe
@@ -71,15 +72,17 @@ def test_what_recipes_have_for_a_steady_training_is_taken_out(path: Path) -> Non
             assert spec is not None
             assert resolve_optim(recipe.optim, spec.optim).clip_grad_norm == expected
     assert recipe.optim.clip_grad_norm is None
+    assert recipe.student is not None
+    assert "max_kd_weight_per_image" not in recipe.student.settings
 
 
-def test_every_student_of_a_benchmark_set_is_clipped_unless_official() -> None:
+def test_an_image_of_a_benchmark_set_weighs_no_more_than_sun397s_unless_official() -> None:
     for name in sorted(set(shipped_recipes()) - {"own-images", "demo"}):
-        for override, expected in (([], 1.0), (["official=true"], None)):
-            recipe = load_recipe(shipped_recipes()[name], override).recipe
-            assert recipe.student is not None
-            assert resolve_optim(recipe.optim, recipe.student.optim).clip_grad_norm == expected
-            assert resolve_optim(recipe.optim).clip_grad_norm is None
+        for override, expected in (([], 2.52), (["official=true"], None)):
+            student = load_recipe(shipped_recipes()[name], override).recipe.student
+            assert student is not None
+            assert student.settings.get("max_kd_weight_per_image") == expected
+            assert student.settings["kd_weight"] <= 2.52 * 397  # SUN397's own weight is the paper's
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,10 @@ def test_two_class_lists_are_an_error() -> None:
         ({}, 397, 1000.0),
         ({"kd_weight": 200.0}, 47, 200.0),
         ({"kd_weight_per_image": 2.5}, 397, 992.5),
+        ({"kd_weight": 200.0, "max_kd_weight_per_image": 2.5}, 47, 117.5),
+        ({"kd_weight": 200.0, "max_kd_weight_per_image": 2.5}, 100, 200.0),
+        ({"max_kd_weight_per_image": 2.5}, 10, 25.0),
+        ({"kd_weight_per_image": 9.0, "max_kd_weight_per_image": 2.5}, 10, 25.0),
     ],
 )
 def test_the_weight_of_one_image_has_two_spellings(
