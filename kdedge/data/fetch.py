@@ -156,7 +156,9 @@ def _fetch_file(wanted: Download, partial: Partial, waits_s: Sequence[float]) ->
 
 
 def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    """With a capital, but for a server's name."""
+    first = text.partition(" ")[0]
+    return text if "." in first else text[:1].upper() + text[1:]
 
 
 def _fetch_from(url: str, wanted: Download, partial: Partial, waits_s: Sequence[float]) -> None:

@@ -177,6 +177,11 @@ def test_a_network_that_goes_away_in_the_middle_of_a_file_is_waited_for(
     assert (folder / f"{FILE}.part").stat().st_size == 500
 
 
+def test_a_servers_name_that_begins_a_sentence_stays_as_it_is(fetch_files):
+    with pytest.raises(SetupError, match=r" nowhere\.invalid cannot be reached: .+\.\n"):
+        fetch_files(plain("http://nowhere.invalid/a"))
+
+
 def test_a_weak_etag_does_not_name_exact_bytes() -> None:
     url, date = "http://x/a", "Sat, 01 Nov 2025 10:00:00 GMT"
     assert Version(url, 3, '"1"', date).validator == '"1"'
