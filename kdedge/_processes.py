@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
 import logging
 import os
 import signal
@@ -194,6 +195,9 @@ def joined(device: torch.device) -> Iterator[Processes]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
+    # Its functions have the group of all processes as a default. Imported later, as by torch's
+    # optimizers, they keep it, and gloo's threads then meet Python's end, which can abort a process
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group(backend, timeout=_LONGEST_WAIT)
     processes = Processes(dist.get_rank(), size)
     if not processes.is_first:
