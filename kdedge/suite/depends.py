@@ -28,8 +28,8 @@ UNREAD: dict[Role, tuple[str, ...]] = {
 """The parts of a recipe that the model of a role does not depend on."""
 
 
-def made_of(recipe: Recipe, role: Role, seed: int) -> str:
-    """Hash of the parts of a recipe that a model's training and measuring depend on."""
+def made_of(recipe: Recipe, role: Role) -> str:
+    """Hash of what of a recipe a model's training and measuring depend on, beside the seed."""
     values = recipe.model_dump(mode="json", exclude={"export", "gates", "seed"})
     for unread in UNREAD[role]:
         model, _, key = unread.partition(".")
@@ -37,7 +37,7 @@ def made_of(recipe: Recipe, role: Role, seed: int) -> str:
             values[model].pop(key)  # a baseline has the student's backbone
         else:
             values.pop(model)
-    return sha256_json([values, seed, _with_contents(_named(recipe, recipe.data.model_dump()))])
+    return sha256_json([values, _with_contents(_named(recipe, recipe.data.model_dump()))])
 
 
 def measured_on(recipe: Recipe) -> str:

@@ -222,9 +222,10 @@ def _row_cells(loaded: LoadedSuite, file: Path, recipe: str, number: int) -> lis
     measured = measured_on(resolved.recipe)
     sees = row_sees(resolved.loaded, resolved.role)
     zero_shot = sha256_json([measured, frozen_clip(spec)])
+    made_from = zero_shot if is_zero_shot else made_of(resolved.recipe, resolved.role)
     cells = []
     for seed in suite.seeds[:1] if is_zero_shot else suite.seeds:
-        made_from = zero_shot if is_zero_shot else made_of(resolved.recipe, resolved.role, seed)
+        drawn = () if is_zero_shot else (seed,)
         cells.append(
             Cell(
                 recipe=recipe,
@@ -234,7 +235,7 @@ def _row_cells(loaded: LoadedSuite, file: Path, recipe: str, number: int) -> lis
                 arguments=(*resolved.arguments, "--set", f"seed={seed}"),
                 recipe_text=resolved.loaded.text,
                 models=models_of(resolved.with_seed(seed), resolved.role),
-                key=sha256_json([resolved.role, made_from]),
+                key=sha256_json([resolved.role, made_from, *drawn]),
                 measured=measured,
                 zero_shot=zero_shot,
                 is_zero_shot=is_zero_shot,
