@@ -44,8 +44,8 @@ from kdedge.bench.peak import measure_peaks
 from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
 from kdedge.methods import promptkd, promptsrc
-from kdedge.training.heap import give_back_freed_memory, keep_freed_memory
-from kdedge.training.teacher_store import TeacherStore
+from kdedge.training.loop.heap import give_back_freed_memory, keep_freed_memory
+from kdedge.training.teacher_store.store import TeacherStore
 
 LOOPS = ("plain", "live", "store")
 N_IMAGES = 1_000_000

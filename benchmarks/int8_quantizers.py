@@ -41,10 +41,10 @@ from kdedge.deploy.quantize import to_int8, to_int8_cpu
 from kdedge.deploy.targets import onnx as onnx_target
 from kdedge.deploy.trained import TrainedModel, load_trained_model
 from kdedge.evaluation.agreement import compare
+from kdedge.runs.folder import RunFolder
 from kdedge.runtime.backends import onnxruntime as backend
 from kdedge.runtime.classify import run_batches, to_input
 from kdedge.runtime.preprocess import normalize
-from kdedge.training.runs import RunFolder
 
 Make = Callable[[Path, Path, npt.NDArray[Any]], None]
 

@@ -34,7 +34,7 @@ from kdedge.clip import blocks
 from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
 from kdedge.methods import promptkd
-from kdedge.training.heap import give_back_freed_memory, keep_freed_memory
+from kdedge.training.loop.heap import give_back_freed_memory, keep_freed_memory
 
 N_CLASSES, DIM = 397, 768
 

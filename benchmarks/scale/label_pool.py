@@ -38,7 +38,7 @@ class Labeler:
         import torch
 
         from kdedge.deploy.trained import load_trained_model
-        from kdedge.training.runs import RunFolder
+        from kdedge.runs.folder import RunFolder
 
         torch.set_num_threads(n_threads)
         self._device = torch.device(device)

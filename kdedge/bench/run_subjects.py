@@ -30,13 +30,15 @@ from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.deploy.trained import TrainedModel, load_trained_model
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.methods.registry import list_methods, load_method
+from kdedge.runs.find import runs_in
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.model import load_teacher
+from kdedge.runs.results import read_evaluation
+from kdedge.setup.backbone import cache_folder, load_role_backbone
+from kdedge.setup.classes import Classes
+from kdedge.setup.method import build_method, choose_method, has_class_vectors
 from kdedge.speed_results import Accuracy
 from kdedge.training.baseline import with_baseline
-from kdedge.training.parts import Classes, build_method, choose_method, load_role_backbone
-from kdedge.training.run_results import read_evaluation
-from kdedge.training.runs import RunFolder, runs_in
-from kdedge.training.teach import cache_folder
-from kdedge.training.teachers import has_class_vectors, load_teacher
 
 log = logging.getLogger(__name__)
 

@@ -20,13 +20,13 @@ from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.text import TokenizedTexts
 from kdedge.deploy.trained import TrainedModel
 from kdedge.evaluation.flops import count_gmacs
-from kdedge.methods._protocol import Method, WithoutClassVectors
-from kdedge.methods._supervised import TextPromptMethod
 from kdedge.methods.cocoop import Method as CoCoOp
+from kdedge.methods.protocol import Method, WithoutClassVectors
 from kdedge.methods.registry import load_method
+from kdedge.methods.supervised import TextPromptMethod
+from kdedge.runs.model import StoredTeacher
+from kdedge.setup.method import choose_method
 from kdedge.speed_results import Inputs, Protocol
-from kdedge.training.parts import choose_method
-from kdedge.training.teachers import StoredTeacher
 
 _Logits = Callable[[Tensor], Tensor]
 

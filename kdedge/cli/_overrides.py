@@ -9,7 +9,7 @@ from kdedge.config.load import LoadedRecipe
 from kdedge.config.suite import override_texts
 
 if TYPE_CHECKING:
-    from kdedge.training.parts import Role
+    from kdedge.setup.method import Role
 
 
 def warn_of_unused_optim(loaded: LoadedRecipe, *roles: Role) -> None:
@@ -19,7 +19,7 @@ def warn_of_unused_optim(loaded: LoadedRecipe, *roles: Role) -> None:
         loaded: the recipe with its overrides.
         roles: the models that the command trains.
     """
-    from kdedge.training.parts import choose_method
+    from kdedge.setup.method import choose_method
 
     overridden = sorted(loaded.lines.overrides)
     keys = [str(path[1]) for path in overridden if len(path) == 2 and path[0] == "optim"]

@@ -11,8 +11,9 @@ from typing import Any
 from kdedge.cli._tables import accuracy_table
 from kdedge.errors import DataError
 from kdedge.results import EvalResult
-from kdedge.training.run_results import labeled_results, read_evaluation
-from kdedge.training.runs import RunFolder, runs_in
+from kdedge.runs.find import runs_in
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.results import labeled_results, read_evaluation
 
 
 def evaluation_rows(run: RunFolder) -> list[tuple[str, EvalResult]]:

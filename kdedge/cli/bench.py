@@ -238,13 +238,13 @@ class _Gathered:
         return [one for one in found if file in (None, one.model)]
 
     def _add_run(self, source: str | None, against: Sequence[str]) -> None:
-        from kdedge.training.runs import find_run
+        from kdedge.runs.find import find_run
 
         need_training_packages("Measuring a run")
         import torch
 
         from kdedge.bench.run_subjects import folded_name, run_subjects
-        from kdedge.training.parts import choose_device
+        from kdedge.setup.device import choose_device
 
         if self._n_threads is not None:
             torch.set_num_threads(self._n_threads)

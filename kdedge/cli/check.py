@@ -31,7 +31,7 @@ def command(
     loaded = load_recipe(recipe, overrides)
     check_paths(loaded)
     need_training_packages("The check of weights and steps")
-    from kdedge.training.parts import choose_device
+    from kdedge.setup.device import choose_device
     from kdedge.training.preflight import check
 
     found = check(loaded, root=root, device=choose_device(device))

@@ -33,9 +33,9 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
     from kdedge.bench.run import run_bench
     from kdedge.bench.run_subjects import run_subjects
     from kdedge.bench.tables import summary
+    from kdedge.runs.predict import predict_examples
+    from kdedge.setup.device import choose_device
     from kdedge.training.distill import distill
-    from kdedge.training.parts import choose_device
-    from kdedge.training.predict import predict_examples
 
     began = time.monotonic()
     loaded = load_recipe("demo")

@@ -39,19 +39,17 @@ def command(
     loaded = load_recipe(recipe, overrides)
     check_paths(loaded)
     need_training_packages("Training")
-    from kdedge._processes import joined
+    from kdedge.distributed import joined
+    from kdedge.setup.device import choose_device
     from kdedge.training.distill import distill
-    from kdedge.training.parts import choose_device
 
     used = finished_runs(root)
     chosen = choose_device(device)
     is_given = loaded.recipe.teacher is not None and loaded.recipe.teacher.run is not None
-    with joined(chosen) as processes:
+    with joined(chosen) as group:
         warn_of_unused_optim(loaded, *(() if is_given else ("teacher",)), "student")
-        teacher, student = distill(
-            loaded, root=root, device=chosen, resume=resume, processes=processes
-        )
-    if not processes.is_first:
+        teacher, student = distill(loaded, root=root, device=chosen, resume=resume, group=group)
+    if not group.is_rank0:
         return
     if is_given:
         used.add(teacher.path.resolve())  # it may be in another folder of runs

@@ -19,8 +19,9 @@ from kdedge.cli._tables import accuracy_table
 from kdedge.errors import ResourceError
 from kdedge.eval_details import EvalDetails
 from kdedge.results import EvalResult
-from kdedge.training.run_results import add_evaluation, run_label
-from kdedge.training.runs import RunFolder, find_run
+from kdedge.runs.find import find_run
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.results import add_evaluation, run_label
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +58,9 @@ def command(
     eval_details.json: what `kdedge report` shows. What is there stays, and --set adds nothing.
     """
     need_training_packages("Measuring accuracy")
-    from kdedge.training.measure_run import evaluate_run
-    from kdedge.training.parts import choose_device
-    from kdedge.training.teach import cache_folder
+    from kdedge.runs.evaluate import evaluate_run
+    from kdedge.setup.backbone import cache_folder
+    from kdedge.setup.device import choose_device
 
     check_new_file(output)
     found = find_run(run, root)

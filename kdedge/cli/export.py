@@ -199,12 +199,12 @@ def _export_run(
     device: str | None,
 ) -> tuple[Any, set[Precision]]:
     """Folds a run and writes its artifact; gives the precisions of its engines too."""
-    from kdedge.training.runs import find_run
+    from kdedge.runs.find import find_run
 
     need_training_packages("Folding a run")
     from kdedge.deploy.export import export_artifact
     from kdedge.deploy.trained import load_trained_model
-    from kdedge.training.parts import choose_device
+    from kdedge.setup.device import choose_device
 
     given = {"head": head, "pixels": pixels}
     flags = tuple(f"export.{key}={value}" for key, value in given.items() if value is not None)

@@ -10,7 +10,7 @@ from kdedge.cli._options import device_option, need_training_packages, runs_opti
 from kdedge.cli._output import json_option, next_line, print_result
 from kdedge.config.recipe import ClassesSpec, DataSpec
 from kdedge.data.classes import load_class_names
-from kdedge.training.runs import find_run
+from kdedge.runs.find import find_run
 
 
 @click.command("import")
@@ -68,8 +68,8 @@ def command(
     Every key of the file is used or named in the message; nothing in it is executed.
     """
     need_training_packages("Reading a checkpoint")
+    from kdedge.setup.device import choose_device
     from kdedge.training.import_public import ImportedBackbone, import_student, import_teacher
-    from kdedge.training.parts import choose_device
 
     on = ImportedBackbone(backbone, weights, config, quick_gelu)
     run_name = name or f"{file.name.split('.')[0]}-{kind}"

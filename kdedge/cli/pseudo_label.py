@@ -72,8 +72,8 @@ def command(
     loaded = _load_for(method, recipe, overrides)
     check_paths(loaded)
     need_training_packages("Labeling images")
-    from kdedge.training.label_pool import label_pool
-    from kdedge.training.parts import choose_device
+    from kdedge.setup.device import choose_device
+    from kdedge.training.pseudo_labels.pool import label_pool
 
     found = label_pool(
         loaded, method, path, per_class=per_class, root=root, device=choose_device(device)

@@ -10,7 +10,7 @@ from kdedge.cli._options import runs_option
 from kdedge.cli._output import json_option, next_line, print_result
 from kdedge.errors import RecipeError
 from kdedge.report.records import RunRecords, gather
-from kdedge.training.runs import find_run
+from kdedge.runs.find import find_run
 
 
 @click.command("report")

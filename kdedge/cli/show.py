@@ -11,7 +11,8 @@ from kdedge.cli._options import runs_option
 from kdedge.cli._output import json_option, print_result, table
 from kdedge.cli._results import evaluation_rows, run_record
 from kdedge.cli._tables import accuracy_table
-from kdedge.training.runs import RunFolder, find_run
+from kdedge.runs.find import find_run
+from kdedge.runs.folder import RunFolder
 
 
 @click.command("show")

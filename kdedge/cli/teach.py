@@ -65,9 +65,9 @@ def command(
     loaded = load_recipe(recipe, overrides)
     check_paths(loaded)
     need_training_packages("Training")
-    from kdedge._processes import joined
+    from kdedge.distributed import joined
+    from kdedge.setup.device import choose_device
     from kdedge.training.distill import store_features
-    from kdedge.training.parts import choose_device
     from kdedge.training.teach import teach
 
     used = finished_runs(root)
@@ -75,10 +75,10 @@ def command(
     stored = ""
     chosen = choose_device(device)
     is_given = loaded.recipe.teacher is not None and loaded.recipe.teacher.run is not None
-    with joined(chosen) as processes:
+    with joined(chosen) as group:
         if not is_given:
             warn_of_unused_optim(loaded, "teacher")
-        how: Any = {"root": root, "device": chosen, "resume": resume, "processes": processes}
+        how: Any = {"root": root, "device": chosen, "resume": resume, "group": group}
         if is_stored:
             run, store = store_features(loaded, shard=shard or (1, 1), **how)
             record = {"store": store.to_dict()}
@@ -86,7 +86,7 @@ def command(
             stored = f"{store}{part}\n"
         else:
             run = teach(loaded, **how)
-    if not processes.is_first:
+    if not group.is_rank0:
         return
     following = (
         next_line("show" if loaded.recipe.data.test is None else "eval", run.path)

@@ -48,18 +48,16 @@ def command(
     loaded = load_recipe(recipe, overrides)
     check_paths(loaded)
     need_training_packages("Training")
-    from kdedge._processes import joined
+    from kdedge.distributed import joined
+    from kdedge.setup.device import choose_device
     from kdedge.training.baseline import train_baseline, with_baseline
-    from kdedge.training.parts import choose_device
 
     used = finished_runs(root)
     chosen = choose_device(device)
-    with joined(chosen) as processes:
+    with joined(chosen) as group:
         warn_of_unused_optim(with_baseline(loaded, method), "baseline")
-        run = train_baseline(
-            loaded, method, root=root, device=chosen, resume=resume, processes=processes
-        )
-    if not processes.is_first:
+        run = train_baseline(loaded, method, root=root, device=chosen, resume=resume, group=group)
+    if not group.is_rank0:
         return
     following = "show" if loaded.recipe.data.test is None else "eval"
     text = f"{run_text([run], used=used)}\n{next_line(following, run.path)}"

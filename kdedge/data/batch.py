@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kdedge._processes import ALONE, Processes
+from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 
 FeaturesOfViews = Callable[[Sequence[int], int], Tensor]
 """Positions in a source and a view's number -> [B, D_teacher] stored teacher features, float32."""
@@ -32,7 +32,7 @@ class Batch:
             asks for them.
         weights: [B] float32, with which the images' cross-entropies are added up; None where they
             are averaged.
-        processes: those that share the images.
+        group: the processes that share the images.
         n_all: B where that is not the number of `images`.
         micro_batch: how many images an image tower takes at a time; None for all of this process's.
     """
@@ -43,7 +43,7 @@ class Batch:
     teacher_features: Tensor | None = None
     clean_images: Tensor | None = None
     weights: Tensor | None = None
-    processes: Processes = ALONE
+    group: ProcessGroup = SINGLE_PROCESS
     n_all: int | None = None
     micro_batch: int | None = None
 

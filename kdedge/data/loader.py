@@ -19,11 +19,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from kdedge._processes import ALONE, Processes, n_local
 from kdedge.data._workers import end_of_worker, start_worker, worker_context
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
 from kdedge.data.sources._protocol import Source
 from kdedge.data.views import ORDER, Augmentation, random_stream
+from kdedge.distributed import SINGLE_PROCESS, ProcessGroup, local_world_size
 from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.runtime.preprocess import Preprocess, UnusableImage, decode_image, resize_and_crop
 
@@ -124,7 +124,7 @@ def training_batches(
     weights: Weights | None = None,
     n_workers: int | Literal["auto"] = 0,
     device: torch.device = _CPU,
-    processes: Processes = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Iterator[Batch]:
     """Yields one epoch's augmented batches from a step on.
 
@@ -149,7 +149,7 @@ def training_batches(
         weights: gives what the images of a batch weigh, where they do not weigh the same.
         n_workers: processes that decode; 0 decodes here. The batches are the same.
         device: where the images are wanted.
-        processes: those that share the images of a batch, which are the same for any number.
+        group: those that share the images of a batch, which are the same for any number.
 
     Raises:
         RecipeError: a batch has fewer images than there are processes.
@@ -162,9 +162,9 @@ def training_batches(
     batches: list[list[int]] = [
         order[step * batch_size :][:batch_size].tolist() for step in range(first_step, count)
     ]
-    _check_shares(batches, processes)
+    _check_shares(batches, group)
     shares = [
-        [(position, view) for position in batch[processes.share(len(batch))]] for batch in batches
+        [(position, view) for position in batch[group.shard(len(batch))]] for batch in batches
     ]
     own_seed = seed if view_seed is None else view_seed
     augment = Augmentation(own_seed, crop_scale_min, flip, strong_views)
@@ -188,16 +188,16 @@ def training_batches(
             teacher_features=features,
             clean_images=clean,
             weights=None if weights is None else weights(positions),
-            processes=processes,
+            group=group,
             n_all=len(positions),
         )
 
 
-def _check_shares(batches: Sequence[Sequence[int]], processes: Processes) -> None:
-    smallest = min(map(len, batches), default=processes.size)
-    if smallest < processes.size:
+def _check_shares(batches: Sequence[Sequence[int]], group: ProcessGroup) -> None:
+    smallest = min(map(len, batches), default=group.world_size)
+    if smallest < group.world_size:
         raise RecipeError(
-            f"{processes.size} processes share batches of {smallest} images, and each needs one.\n"
+            f"{group.world_size} processes share batches of {smallest} images; each needs one.\n"
             "  Raise optim.batch_size, or start fewer processes."
         )
 
@@ -274,8 +274,8 @@ def choose_n_workers(n_workers: int | Literal["auto"], n_images: int) -> int:
 def n_cores() -> int:
     """Counts the cores for this process: of its container, shared among torchrun's processes."""
     if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)) // n_local())
-    return max(1, (os.cpu_count() or 1) // n_local())
+        return max(1, len(os.sched_getaffinity(0)) // local_world_size())
+    return max(1, (os.cpu_count() or 1) // local_world_size())
 
 
 def _load(

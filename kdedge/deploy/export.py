@@ -49,7 +49,7 @@ from kdedge.runtime.artifact import Artifact, Device, ModelFile, Precision
 from kdedge.runtime.backends import onnxruntime as onnxruntime_backend
 from kdedge.runtime.classify import to_input
 from kdedge.runtime.preprocess import normalize
-from kdedge.training.parts import Images
+from kdedge.setup.images import Images
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from kdedge.clip.architecture import why_no_prompts
 from kdedge.errors import RecipeError, ShapeError
-from kdedge.methods._protocol import ImagePath
+from kdedge.methods.protocol import ImagePath
 from kdedge.runtime.artifact import Head, Pixels
 from kdedge.runtime.preprocess import Preprocess
 

@@ -19,12 +19,13 @@ from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.config.recipe import ClassesSpec
 from kdedge.data.classes import class_list_hash, load_class_names
 from kdedge.errors import DataError, RecipeError
-from kdedge.methods._protocol import Method
-from kdedge.training.measure_run import load_student
-from kdedge.training.parts import Classes, Images, choose_method, load_images, settings_record
-from kdedge.training.runs import RunFolder
-from kdedge.training.teach import cache_folder
-from kdedge.training.teachers import StoredTeacher, load_teacher
+from kdedge.methods.protocol import Method
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.model import StoredTeacher, load_student, load_teacher
+from kdedge.setup.backbone import cache_folder
+from kdedge.setup.classes import Classes
+from kdedge.setup.images import Images, load_images
+from kdedge.setup.method import choose_method, settings_record
 
 
 @dataclass(frozen=True)

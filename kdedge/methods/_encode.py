@@ -32,7 +32,7 @@ def encode_images(batch: Batch, encode: Callable[[Tensor], Tensor]) -> Tensor:
         len(images),
         chunk_size=batch.micro_batch or len(images),
     )
-    return batch.processes.whole(rows, batch.n_images)
+    return batch.group.gather(rows, batch.n_images)
 
 
 def is_splittable(visual: nn.Module) -> bool:

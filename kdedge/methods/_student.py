@@ -14,8 +14,8 @@ from kdedge.clip.image_backbone import AnyBackbone, ImageBackbone
 from kdedge.clip.prompts import TextPrompts, make_text_prompts, make_visual_prompts
 from kdedge.errors import RecipeError
 from kdedge.methods._projector import Projector
-from kdedge.methods._protocol import Teacher
 from kdedge.methods.losses import LossName, load_loss
+from kdedge.methods.protocol import Teacher
 
 if TYPE_CHECKING:
     from kdedge.methods.promptkd import Settings

@@ -33,8 +33,8 @@ from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods._encode import encode_images
-from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
-from kdedge.methods._sees import Sees
+from kdedge.methods.protocol import ImagePath, MethodSettings, StepOutput, Teacher
+from kdedge.methods.sees import Sees
 
 SEES = Sees(labels=False, unlabeled_images=True, novel_class_names=True)
 
@@ -144,7 +144,7 @@ class Method:
         teacher: Teacher | None,
         generator: torch.Generator,
     ) -> Method:
-        """See `methods._protocol.Method.build`; learns over all classes, with the template.
+        """See `methods.protocol.Method.build`; learns over all classes, with the template.
 
         Raises:
             RecipeError: the prior's names are not the class list's.

@@ -20,9 +20,9 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import first_context, make_linear, prompted_texts, text_width
 from kdedge.clip.text import CHUNK_SIZE, TokenizedTexts, encode_text, in_chunks
 from kdedge.config.recipe import OptimSpec
-from kdedge.methods._protocol import MethodSettings, Teacher
-from kdedge.methods._sees import Sees
-from kdedge.methods._supervised import SupervisedMethod
+from kdedge.methods.protocol import MethodSettings, Teacher
+from kdedge.methods.sees import Sees
+from kdedge.methods.supervised import SupervisedMethod
 
 SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
 
@@ -143,7 +143,7 @@ class Method(SupervisedMethod):
         teacher: Teacher | None,
         generator: torch.Generator,
     ) -> Method:
-        """See `methods._protocol.Method.build`; texts are "<context> NAME.", not the template."""
+        """See `methods.protocol.Method.build`; texts are "<context> NAME.", not the template."""
         n_ctx, init = settings.n_ctx, settings.context_init
         texts, train_texts = (
             prompted_texts(backbone, names, n_ctx=n_ctx, context_init=init, setting="n_ctx")

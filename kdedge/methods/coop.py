@@ -28,9 +28,9 @@ from kdedge.clip.prompts import (
 from kdedge.clip.text import TokenizedTexts, encode_text, in_chunks, tokenize
 from kdedge.config.recipe import OptimSpec
 from kdedge.errors import RecipeError
-from kdedge.methods._protocol import MethodSettings, Teacher
-from kdedge.methods._sees import Sees
-from kdedge.methods._supervised import TextPromptMethod
+from kdedge.methods.protocol import MethodSettings, Teacher
+from kdedge.methods.sees import Sees
+from kdedge.methods.supervised import TextPromptMethod
 
 SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
 
@@ -139,7 +139,7 @@ class Method(TextPromptMethod):
         teacher: Teacher | None,
         generator: torch.Generator,
     ) -> Method:
-        """See `methods._protocol.Method.build`; texts are "<context> NAME.", not the template."""
+        """See `methods.protocol.Method.build`; texts are "<context> NAME.", not the template."""
         train_names = [class_names[index] for index in train_classes]
         if settings.class_specific and train_names != list(class_names):
             raise RecipeError(

@@ -25,9 +25,9 @@ from kdedge.clip.prompts import (
 )
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.recipe import OptimSpec
-from kdedge.methods._protocol import ImagePath, MethodSettings, Teacher
-from kdedge.methods._sees import Sees
-from kdedge.methods._supervised import TextPromptMethod
+from kdedge.methods.protocol import ImagePath, MethodSettings, Teacher
+from kdedge.methods.sees import Sees
+from kdedge.methods.supervised import TextPromptMethod
 
 SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
 
@@ -110,7 +110,7 @@ class Method(TextPromptMethod):
         teacher: Teacher | None,
         generator: torch.Generator,
     ) -> Method:
-        """See `methods._protocol.Method.build`; texts are "<context> NAME.", not the template."""
+        """See `methods.protocol.Method.build`; texts are "<context> NAME.", not the template."""
         train_names = [class_names[index] for index in train_classes]
         texts = class_texts(backbone, class_names, settings)
         train_texts = class_texts(backbone, train_names, settings)

@@ -38,8 +38,8 @@ from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError
 from kdedge.methods._encode import encode_images
-from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
-from kdedge.methods._sees import Sees
+from kdedge.methods.protocol import ImagePath, MethodSettings, StepOutput, Teacher
+from kdedge.methods.sees import Sees
 from kdedge.methods.zeroshot import template_list
 
 SEES = Sees(labels=False, unlabeled_images=True, novel_class_names=True)
@@ -214,7 +214,7 @@ class Method:
         teacher: Teacher | None,
         generator: torch.Generator,
     ) -> Method:
-        """See `methods._protocol.Method.build`; learns over all classes."""
+        """See `methods.protocol.Method.build`; learns over all classes."""
         visual_prompts = make_visual_prompts(
             backbone, n_ctx=settings.n_ctx_vision, prompt_depth=1, generator=generator
         )

@@ -29,12 +29,12 @@ from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError, ShapeError
 from kdedge.methods._encode import encode_images, is_splittable
 from kdedge.methods._projector import Projector
-from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
-from kdedge.methods._sees import Sees
 from kdedge.methods._student import Student, make_student
 from kdedge.methods.losses import Answers, LossName, load_loss
 from kdedge.methods.losses.kl import WEIGHT as DEFAULT_KD_WEIGHT
 from kdedge.methods.losses.kl import distillation_loss
+from kdedge.methods.protocol import ImagePath, MethodSettings, StepOutput, Teacher
+from kdedge.methods.sees import Sees
 
 __all__ = ["ImagePath", "Method", "Projector", "Settings", "Student", "distillation_loss"]
 
@@ -216,7 +216,7 @@ class Method:
         teacher: Teacher | None,
         generator: torch.Generator,
     ) -> Method:
-        """See `methods._protocol.Method.build`; learns over all classes.
+        """See `methods.protocol.Method.build`; learns over all classes.
 
         Texts are encoded under `class_vectors: student` alone: "<context> NAME.".
         """

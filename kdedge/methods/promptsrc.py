@@ -29,9 +29,9 @@ from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.methods import ivlp
 from kdedge.methods._encode import encode_images
-from kdedge.methods._protocol import StepOutput, Teacher
-from kdedge.methods._sees import Sees
-from kdedge.methods._supervised import cross_entropy, labels_of
+from kdedge.methods.protocol import StepOutput, Teacher
+from kdedge.methods.sees import Sees
+from kdedge.methods.supervised import cross_entropy, labels_of
 
 SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
 
@@ -183,7 +183,7 @@ class Method(ivlp.Method):
         teacher: Teacher | None,
         generator: torch.Generator,
     ) -> Method:
-        """See `methods._protocol.Method.build`; texts are "<context> NAME.", not the template."""
+        """See `methods.protocol.Method.build`; texts are "<context> NAME.", not the template."""
         assert isinstance(settings, Settings)
         train_names = [class_names[index] for index in train_classes]
         texts = ivlp.class_texts(backbone, class_names, settings)

@@ -38,13 +38,13 @@ from torch import Tensor
 from kdedge.clip.backbone import Backbone
 from kdedge.config.recipe import OptimSpec
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel, most_probable
-from kdedge.methods._protocol import MethodSettings, Teacher
-from kdedge.methods._sees import Sees
-from kdedge.methods._supervised import SupervisedMethod
 from kdedge.methods.coop import Method as CoOp
 from kdedge.methods.coop import Settings as CoOpSettings
 from kdedge.methods.promptsrc import Method as PromptSRC
 from kdedge.methods.promptsrc import Settings as PromptSRCSettings
+from kdedge.methods.protocol import MethodSettings, Teacher
+from kdedge.methods.sees import Sees
+from kdedge.methods.supervised import SupervisedMethod
 
 SEES = Sees(labels=True, unlabeled_images=True, novel_class_names=True)
 

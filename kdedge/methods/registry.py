@@ -12,7 +12,7 @@ from types import ModuleType
 
 from kdedge.config.explain import nearest
 from kdedge.errors import MissingPackage, RecipeError, SetupError
-from kdedge.methods._sees import Sees, read_sees
+from kdedge.methods.sees import Sees, read_sees
 
 GROUP = "kdedge.methods"
 
@@ -20,6 +20,7 @@ GROUP = "kdedge.methods"
 _PACKAGES = {"torch": "torch", "torchvision": "torchvision", "open_clip": "open_clip_torch"}
 
 _FOLDER = Path(__file__).parent
+_NO_METHODS = {"protocol", "registry", "sees", "supervised"}
 
 
 def list_methods() -> tuple[str, ...]:
@@ -32,7 +33,7 @@ def method_files() -> dict[str, Path]:
     return {
         path.stem: path
         for path in sorted(_FOLDER.glob("*.py"))
-        if not path.stem.startswith("_") and path.stem != "registry"
+        if not path.stem.startswith("_") and path.stem not in _NO_METHODS
     }
 
 

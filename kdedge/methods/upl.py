@@ -30,9 +30,9 @@ from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel, most_confident_predicted
 from kdedge.methods._encode import encode_images
-from kdedge.methods._protocol import MethodSettings, StepOutput, Teacher
-from kdedge.methods._sees import Sees
-from kdedge.methods._supervised import TextPromptMethod, cross_entropy, labels_of
+from kdedge.methods.protocol import MethodSettings, StepOutput, Teacher
+from kdedge.methods.sees import Sees
+from kdedge.methods.supervised import TextPromptMethod, cross_entropy, labels_of
 
 SEES = Sees(labels=False, unlabeled_images=True, novel_class_names=True)
 
@@ -85,7 +85,7 @@ class Method(TextPromptMethod):
         teacher: Teacher | None,
         generator: torch.Generator,
     ) -> Method:
-        """See `methods._protocol.Method.build`; texts are "<context> NAME.", not the template."""
+        """See `methods.protocol.Method.build`; texts are "<context> NAME.", not the template."""
         n_ctx = settings.n_ctx
         texts, train_texts = (
             prompted_texts(backbone, names, n_ctx=n_ctx, context_init="", setting="n_ctx")

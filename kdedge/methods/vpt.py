@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import make_visual_prompts, readable
 from kdedge.config.recipe import OptimSpec
-from kdedge.methods._protocol import ImagePath, MethodSettings, Teacher
-from kdedge.methods._sees import Sees
-from kdedge.methods._supervised import SupervisedMethod
+from kdedge.methods.protocol import ImagePath, MethodSettings, Teacher
+from kdedge.methods.sees import Sees
+from kdedge.methods.supervised import SupervisedMethod
 
 SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
 
@@ -80,7 +80,7 @@ class Method(SupervisedMethod):
         teacher: Teacher | None,
         generator: torch.Generator,
     ) -> Method:
-        """See `methods._protocol.Method.build`; texts are "a photo of a NAME.", frozen."""
+        """See `methods.protocol.Method.build`; texts are "a photo of a NAME.", frozen."""
         visual_prompts = make_visual_prompts(
             backbone,
             n_ctx=settings.n_ctx_vision,

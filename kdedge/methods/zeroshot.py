@@ -20,8 +20,8 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import readable
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
-from kdedge.methods._protocol import ImagePath, MethodSettings, StepOutput, Teacher
-from kdedge.methods._sees import Sees
+from kdedge.methods.protocol import ImagePath, MethodSettings, StepOutput, Teacher
+from kdedge.methods.sees import Sees
 
 SEES = Sees(labels=False, unlabeled_images=False, novel_class_names=False)
 
@@ -84,7 +84,7 @@ class Method:
         teacher: Teacher | None,
         generator: torch.Generator,
     ) -> Method:
-        """See `methods._protocol.Method.build`; only texts matter here."""
+        """See `methods.protocol.Method.build`; only texts matter here."""
         templates = template_list(settings.templates, template)
         return cls(backbone, ensemble_text_features(backbone, class_names, templates))
 

@@ -19,8 +19,8 @@ from kdedge.report.numbers import percent, points, scaled
 from kdedge.report.provenance import done_blocks, files_table, provenance_blocks
 from kdedge.report.records import RunRecords
 from kdedge.report.speed import how, machine, named_rows, sizes, speed_blocks, throughputs
+from kdedge.runs.results import labeled_results, model_label, run_label
 from kdedge.speed_results import SpeedResult
-from kdedge.training.run_results import labeled_results, model_label, run_label
 
 
 def make_chapters(runs: Sequence[RunRecords]) -> list[Chapter]:

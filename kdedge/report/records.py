@@ -13,10 +13,10 @@ from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.eval_details import EvalDetails
 from kdedge.results import EvalResult
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.results import read_details, read_evaluation
 from kdedge.runtime.artifact import FILE_NAME, Artifact, load_artifact
 from kdedge.speed_results import SpeedResult
-from kdedge.training.run_results import read_details, read_evaluation
-from kdedge.training.runs import RunFolder
 
 _T = TypeVar("_T")
 

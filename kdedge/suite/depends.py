@@ -12,7 +12,7 @@ from typing import Any
 
 from kdedge._files import sha256_file, sha256_json
 from kdedge.config.recipe import Recipe
-from kdedge.training.parts import Role
+from kdedge.setup.method import Role
 
 MEASURED = ("test", "split", "root")
 """Keys of `data` that decide what is measured, beside the classes."""

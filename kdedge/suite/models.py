@@ -15,9 +15,9 @@ from kdedge._files import sha256_json
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.config.recipe import ModelSpec
 from kdedge.errors import KdedgeError
-from kdedge.training.loop import FREE_SETTINGS
-from kdedge.training.parts import Role, choose_method, model_spec, settings_record
-from kdedge.training.runs import runs_in
+from kdedge.runs.find import runs_in
+from kdedge.setup.method import Role, choose_method, model_spec, settings_record
+from kdedge.training.loop.train import FREE_SETTINGS
 
 
 def models_of(loaded: LoadedRecipe, role: Role) -> tuple[str, ...]:

@@ -20,15 +20,14 @@ from kdedge.config.suite import (
     recipe_file,
 )
 from kdedge.errors import DataError, RecipeError
-from kdedge.methods._sees import Sees
 from kdedge.methods.registry import load_method
+from kdedge.methods.sees import Sees
+from kdedge.setup.method import Role, check_can_teach, choose_method, model_spec
 from kdedge.suite.depends import MEASURED, UNREAD, made_of, measured_on
 from kdedge.suite.models import frozen_clip, models_of
 from kdedge.suite.sees import row_sees
 from kdedge.suite.trained_on import check_answers_for_others, check_names
 from kdedge.training.baseline import with_baseline
-from kdedge.training.parts import Role, choose_method, model_spec
-from kdedge.training.teachers import check_can_teach
 
 _COMMANDS: dict[Role, str] = {"teacher": "teach", "student": "distill", "baseline": "train"}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from kdedge._files import explain_os_error
-from kdedge.training.signals import StopSignals
+from kdedge.training.loop.signals import StopSignals
 
 _LAST_LINES = 12
 

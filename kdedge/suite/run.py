@@ -11,10 +11,10 @@ from kdedge._lock import is_locked, locked
 from kdedge._progress import progress
 from kdedge.data.loader import n_cores
 from kdedge.errors import CellsFailed, ResourceError
+from kdedge.setup.device import choose_device
 from kdedge.suite.plan import Plan
 from kdedge.suite.records import Records
 from kdedge.suite.runner import Runner
-from kdedge.training.parts import choose_device
 
 
 def run_suite(

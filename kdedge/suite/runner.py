@@ -17,13 +17,13 @@ from kdedge._progress import Advance
 from kdedge.config.load import load_recipe, read_text
 from kdedge.errors import DataError, Interrupted, KdedgeError, RecipeError
 from kdedge.results import EvalResult
+from kdedge.runs.folder import RunFolder
 from kdedge.suite.depends import measured_lists, measured_on
 from kdedge.suite.models import FinishedModels
 from kdedge.suite.plan import ZERO_SHOT, Cell, Plan
 from kdedge.suite.process import CollectedSignals, Ended, KdedgeProcess
 from kdedge.suite.records import CellRecord, Records, without_classes
 from kdedge.suite.schedule import next_cell
-from kdedge.training.runs import RunFolder
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import DataSpec, TeacherSpec
 from kdedge.errors import KdedgeError
-from kdedge.methods._sees import Sees
 from kdedge.methods.registry import load_method
-from kdedge.training.parts import Role, model_spec
-from kdedge.training.runs import find_run
+from kdedge.methods.sees import Sees
+from kdedge.runs.find import find_run
+from kdedge.setup.method import Role, model_spec
 
 
 def row_sees(loaded: LoadedRecipe, role: Role) -> Sees:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import Recipe
 from kdedge.errors import RecipeError
-from kdedge.training.parts import Role, choose_method, load_classes
+from kdedge.setup.classes import load_classes
+from kdedge.setup.method import Role, choose_method
 
 _REMEDY = "  Leave trained_on out of this row."
 

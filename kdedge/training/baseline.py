@@ -7,16 +7,17 @@ from pathlib import Path
 
 import torch
 
-from kdedge._processes import ALONE, Processes
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import BaselineSpec, OptimSpec, resolve_optim
+from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import RecipeError
 from kdedge.methods.registry import load_method
-from kdedge.training.fit import run_job
-from kdedge.training.job import Job
-from kdedge.training.parts import choose_method
-from kdedge.training.runs import RunFolder
-from kdedge.training.teach import cache_folder, labeled_job
+from kdedge.runs.folder import RunFolder
+from kdedge.setup.backbone import cache_folder
+from kdedge.setup.method import choose_method
+from kdedge.training.job.job import Job
+from kdedge.training.job.run_job import run_job
+from kdedge.training.teach import labeled_job
 
 
 def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedRecipe:
@@ -78,14 +79,12 @@ def baseline_job(
     *,
     cache: Path | None,
     device: torch.device,
-    processes: Processes = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Job:
     """Makes ready to train the recipe's baseline."""
     complete = with_baseline(loaded)
     choice = choose_method(complete, "baseline")
-    return labeled_job(
-        complete, "baseline", choice, cache=cache, device=device, processes=processes
-    )
+    return labeled_job(complete, "baseline", choice, cache=cache, device=device, group=group)
 
 
 def train_baseline(
@@ -95,7 +94,7 @@ def train_baseline(
     root: Path,
     device: torch.device,
     resume: bool = False,
-    processes: Processes = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> RunFolder:
     """Trains a baseline and measures it.
 
@@ -105,8 +104,8 @@ def train_baseline(
         root: folder of all runs.
         device: where to train.
         resume: go on with an interrupted run of the same baseline.
-        processes: those that train together.
+        group: those that train together.
     """
     complete = with_baseline(loaded, method)
-    job = baseline_job(complete, cache=cache_folder(root), device=device, processes=processes)
-    return run_job(job, root=root, resume=resume, processes=processes)
+    job = baseline_job(complete, cache=cache_folder(root), device=device, group=group)
+    return run_job(job, root=root, resume=resume, group=group)

@@ -8,44 +8,28 @@ from pathlib import Path
 
 import torch
 
-from kdedge._processes import ALONE, Processes
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.views import Augmentation
+from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import RecipeError
-from kdedge.training.fit import finished_run, run_job
-from kdedge.training.heap import keep_freed_memory
-from kdedge.training.job import Job
-from kdedge.training.parts import (
-    Classes,
-    Images,
-    MethodChoice,
-    build_method,
-    choose_method,
-    load_classes,
-    load_images,
-    load_student_backbone,
-    require_images,
-    settings_record,
-)
-from kdedge.training.runs import RunFolder, find_run
-from kdedge.training.teach import (
-    cache_folder,
-    images_to_measure,
-    labeled_draws,
-    teacher_job,
-    validation_images,
-)
-from kdedge.training.teacher_fill import Shard, StoreFiller
-from kdedge.training.teacher_images import teacher_of
-from kdedge.training.teacher_store import TeacherStore, describe_store
-from kdedge.training.teachers import (
-    StoredTeacher,
-    load_teacher,
-    made_by,
-    untrained_teacher,
-)
-from kdedge.training.trial import trial_steps
+from kdedge.runs.find import find_run
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.model import StoredTeacher, load_teacher, untrained_teacher
+from kdedge.runs.weights import made_by
+from kdedge.setup.backbone import cache_folder, load_student_backbone
+from kdedge.setup.classes import Classes, load_classes
+from kdedge.setup.images import Images, load_images, require_images
+from kdedge.setup.labeled import images_to_measure, labeled_draws, validation_images
+from kdedge.setup.method import MethodChoice, build_method, choose_method, settings_record
+from kdedge.training.job.job import Job
+from kdedge.training.job.run_job import finished_run, run_job
+from kdedge.training.job.trial import trial_steps
+from kdedge.training.loop.heap import keep_freed_memory
+from kdedge.training.teach import teacher_job
+from kdedge.training.teacher_store.fill import Shard, StoreFiller
+from kdedge.training.teacher_store.images import teacher_of
+from kdedge.training.teacher_store.store import TeacherStore, describe_store
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +60,7 @@ def student_parts(
     *,
     cache: Path | None,
     device: torch.device,
-    processes: Processes = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> StudentParts:
     """Reads what the recipe says about its student."""
     recipe = loaded.recipe
@@ -85,7 +69,7 @@ def student_parts(
         raise RecipeError("student.method does not learn from a teacher.\n  Use promptkd.")
     classes = load_classes(recipe)
     images = require_images(
-        load_images(recipe, "unlabeled", classes, processes=processes),
+        load_images(recipe, "unlabeled", classes, group=group),
         "unlabeled",
         "a student learns from unlabeled images",
     )
@@ -94,8 +78,8 @@ def student_parts(
         classes=classes,
         backbone=load_student_backbone(recipe, choice, device=device, cache=cache),
         images=images,
-        test=images_to_measure(loaded, "student", classes, processes),
-        validation=validation_images(loaded, "student", classes, labeled_draws(recipe), processes),
+        test=images_to_measure(loaded, "student", classes, group),
+        validation=validation_images(loaded, "student", classes, labeled_draws(recipe), group),
     )
 
 
@@ -223,7 +207,7 @@ def made_teacher(
     device: torch.device,
     resume: bool,
     may_train: bool = True,
-    processes: Processes = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> RunFolder:
     """A teacher run that was trained from the same parts, or a new one.
 
@@ -233,8 +217,8 @@ def made_teacher(
     Raises:
         RecipeError: there is none, and none may be trained here.
     """
-    job = teacher_job(loaded, cache=cache_folder(root), device=device, processes=processes)
-    found = processes.first(lambda: finished_run(root, job.key()))
+    job = teacher_job(loaded, cache=cache_folder(root), device=device, group=group)
+    found = group.on_rank0(lambda: finished_run(root, job.key()))
     if found is not None:
         log.info("Using the teacher of %s, trained from the same parts.", found.path)
         return found
@@ -245,9 +229,9 @@ def made_teacher(
         )
     record = settings_record(job.choice)
     trial_teacher = untrained_teacher(job.method, job.backbone, job.classes, record)
-    trial_steps(student_job(loaded, trial_teacher, parts), 1, processes=processes)
+    trial_steps(student_job(loaded, trial_teacher, parts), 1, group=group)
     log.info("Training the teacher first.")
-    return run_job(job, root=root, resume=resume, processes=processes)
+    return run_job(job, root=root, resume=resume, group=group)
 
 
 def distill(
@@ -256,7 +240,7 @@ def distill(
     root: Path,
     device: torch.device,
     resume: bool = False,
-    processes: Processes = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[RunFolder, RunFolder]:
     """Trains the recipe's student, and its teacher first where there is none.
 
@@ -265,19 +249,19 @@ def distill(
         root: folder of all runs.
         device: where to train.
         resume: go on with interrupted runs of the same teacher and student.
-        processes: those that train together; they share out the filling of a teacher store.
+        group: those that train together; they share out the filling of a teacher store.
 
     Returns:
         The teacher's run and the student's.
     """
     teacher_run, teacher, parts = _teacher_and_parts(
-        loaded, root=root, device=device, resume=resume, processes=processes
+        loaded, root=root, device=device, resume=resume, group=group
     )
     filler = store_filler(loaded, teacher, parts, root=root)
     job = student_job(loaded, teacher, parts, filler=filler)
     if device.type == "cpu":
         keep_freed_memory()
-    return teacher_run, run_job(job, root=root, resume=resume, processes=processes)
+    return teacher_run, run_job(job, root=root, resume=resume, group=group)
 
 
 def store_features(
@@ -287,7 +271,7 @@ def store_features(
     device: torch.device,
     resume: bool = False,
     shard: Shard = (1, 1),
-    processes: Processes = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[RunFolder, TeacherStore]:
     """Fills the teacher store that the recipe's distillation reads, or a shard of it.
 
@@ -312,7 +296,7 @@ def store_features(
         device=device,
         resume=resume,
         may_train=shard[1] == 1,
-        processes=processes,
+        group=group,
     )
     filler = store_filler(loaded, teacher, parts, root=root)
     assert filler is not None  # as views is not 0
@@ -326,13 +310,13 @@ def _teacher_and_parts(
     root: Path,
     device: torch.device,
     resume: bool,
-    processes: Processes,
+    group: ProcessGroup,
     may_train: bool = True,
 ) -> tuple[RunFolder, StoredTeacher, StudentParts]:
     """The teacher, trained where there is none, and what the student is made of beside it."""
     cache = cache_folder(root)
     run = named_teacher(loaded, root)
-    parts = student_parts(loaded, cache=cache, device=device, processes=processes)
+    parts = student_parts(loaded, cache=cache, device=device, group=group)
     if run is None:
         run = made_teacher(
             loaded,
@@ -341,6 +325,6 @@ def _teacher_and_parts(
             device=device,
             resume=resume,
             may_train=may_train,
-            processes=processes,
+            group=group,
         )
     return run, load_teacher(run, parts.classes, device=device, cache=cache), parts

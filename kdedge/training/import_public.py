@@ -37,10 +37,11 @@ from kdedge.config.load import dump_recipe
 from kdedge.config.recipe import OptimSettings, Recipe
 from kdedge.errors import DataError
 from kdedge.methods import promptkd, promptsrc
-from kdedge.training.measure_run import StoredVectors
-from kdedge.training.parts import Classes, MethodChoice, build_method, settings_record
-from kdedge.training.runs import RunFolder
-from kdedge.training.teachers import made_by, store_trained
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.model import StoredVectors
+from kdedge.runs.weights import made_by, store_trained
+from kdedge.setup.classes import Classes
+from kdedge.setup.method import MethodChoice, build_method, settings_record
 
 MAX_DEVIATION = 0.02
 """Largest relative deviation of a file's backbone from the loaded one. Half precision rounds by

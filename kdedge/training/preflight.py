@@ -19,6 +19,9 @@ from kdedge.config.load import LoadedRecipe, check_paths
 from kdedge.data.batch import FeaturesOfViews
 from kdedge.data.loader import n_steps
 from kdedge.errors import ResourceError
+from kdedge.runs.model import load_teacher, untrained_teacher
+from kdedge.setup.images import Images
+from kdedge.setup.method import settings_record
 from kdedge.training.baseline import baseline_job
 from kdedge.training.distill import (
     named_teacher,
@@ -26,13 +29,11 @@ from kdedge.training.distill import (
     student_job,
     student_parts,
 )
-from kdedge.training.job import Job
-from kdedge.training.parts import Images, settings_record
-from kdedge.training.rounds import trial_round
+from kdedge.training.job.job import Job
+from kdedge.training.job.trial import trial_steps
+from kdedge.training.pseudo_labels.rounds import trial_round
 from kdedge.training.teach import teacher_job
-from kdedge.training.teacher_fill import StoreFiller
-from kdedge.training.teachers import load_teacher, untrained_teacher
-from kdedge.training.trial import trial_steps
+from kdedge.training.teacher_store.fill import StoreFiller
 
 _MAX_TRIAL_STEPS = 32
 """Twice what eight data workers load ahead: later steps wait for the images as a long run does."""

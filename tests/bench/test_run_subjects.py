@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from kdedge.bench.run_subjects import _baselines
-from kdedge.training.runs import RunFolder
+from kdedge.runs.folder import RunFolder
 
 
 def test_a_baselines_accuracy_is_that_of_its_run_that_finished_last(tmp_path: Path) -> None:

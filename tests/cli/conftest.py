@@ -113,8 +113,8 @@ def project(blank_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def trained_project(blank_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with the finished runs tiny/01 (teacher) and tiny/02 (student)."""
     from kdedge.config.load import load_recipe
+    from kdedge.setup.device import choose_device
     from kdedge.training.distill import distill
-    from kdedge.training.parts import choose_device
 
     folder = copy_project(blank_project, tmp_path_factory.mktemp("trained") / "project")
     with one_thread():
@@ -190,7 +190,7 @@ def public_layout() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def _forking() -> Iterator[object]:
-    processes = _load("processes").Processes()
+    processes = _load("processes").ProcessGroup()
     yield processes
     processes.close()
 

@@ -133,9 +133,9 @@ def _serve() -> None:
     import torchmetrics.functional.classification  # noqa: F401
     from tensorboard.summary.writer import record_writer  # noqa: F401
 
+    import kdedge.runs.evaluate
     import kdedge.training.distill
     import kdedge.training.import_public
-    import kdedge.training.measure_run
     import kdedge.training.preflight  # noqa: F401
 
     while line := os.read(0, 1 << 16).decode():

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdedge.training.checkpoint import list_checkpoints, load_checkpoint
+from kdedge.training.loop.checkpoint import list_checkpoints, load_checkpoint
 
 Run = Callable[..., Any]
 

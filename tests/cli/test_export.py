@@ -98,10 +98,11 @@ def test_predict_gives_the_students_scores(exported: Path, kdedge: Callable[...,
     import torch
 
     from kdedge.config.load import load_recipe
-    from kdedge.training.measure import predict_logits
-    from kdedge.training.measure_run import load_student
-    from kdedge.training.parts import load_classes, load_images
-    from kdedge.training.runs import RunFolder
+    from kdedge.runs.folder import RunFolder
+    from kdedge.runs.measure import predict_logits
+    from kdedge.runs.model import load_student
+    from kdedge.setup.classes import load_classes
+    from kdedge.setup.images import load_images
 
     run = RunFolder.open(Path("runs/tiny/02"))
     loaded = load_recipe(run.recipe)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.config.load import load_recipe
-from kdedge.training.measure_run import load_student
-from kdedge.training.parts import load_classes
-from kdedge.training.runs import RunFolder
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.model import load_student
+from kdedge.setup.classes import load_classes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CPU = torch.device("cpu")

@@ -242,7 +242,7 @@ def test_a_bug_is_one_line_and_a_traceback_in_a_file(tmp_path, monkeypatch):
 def test_a_bug_during_a_run_is_told_in_the_runs_log(tmp_path):
     log = tmp_path / "log.txt"
     raises = (
-        "from pathlib import Path; from kdedge.training.runs import RunFolder\n"
+        "from pathlib import Path; from kdedge.runs.folder import RunFolder\n"
         f"        with RunFolder(Path({str(tmp_path)!r}), 'student').logging_to_file():\n"
         "            raise ValueError('x')"
     )

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from kdedge.config.load import load_recipe
-from kdedge.training.measure_run import load_student
-from kdedge.training.parts import choose_device, load_classes
-from kdedge.training.precision import published_in_half
-from kdedge.training.runs import RunFolder
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.model import load_student
+from kdedge.setup.classes import load_classes
+from kdedge.setup.device import choose_device
+from kdedge.training.loop.precision import published_in_half
 
 Run = Callable[..., Any]
 OPTIONS = ("--set", "official=true", "--set", "student.optim.epochs=3")

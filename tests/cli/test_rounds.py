@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from kdedge.config.load import load_recipe
 from kdedge.data.pseudo_labels import most_probable
 from kdedge.errors import DivergedError
+from kdedge.runs.folder import RunFolder
 from kdedge.training.baseline import baseline_job, with_baseline
-from kdedge.training.job import Job, zero_shot
-from kdedge.training.pseudo_labels import pool_probabilities
-from kdedge.training.rounds import RoundFolder, job_of_round, train_rounds
-from kdedge.training.runs import RunFolder
+from kdedge.training.job.job import Job, zero_shot
+from kdedge.training.pseudo_labels.labels import pool_probabilities
+from kdedge.training.pseudo_labels.rounds import RoundFolder, job_of_round, train_rounds
 
 Run = Callable[..., Any]
 NOVEL = (2, 3)

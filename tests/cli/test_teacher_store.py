@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from kdedge.config.load import load_recipe
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.model import StoredTeacher, load_teacher
 from kdedge.training.distill import store_filler, student_job, student_parts
-from kdedge.training.fit import run_job
-from kdedge.training.runs import RunFolder
-from kdedge.training.teachers import StoredTeacher, load_teacher
+from kdedge.training.job.run_job import run_job
 
 CPU = torch.device("cpu")
 Start = Callable[..., Any]

@@ -306,7 +306,7 @@ def test_the_image_path_of_a_trained_baseline_is_what_export_folds(
     from kdedge.clip.backbone import unit_length
     from kdedge.clip.vision import encode_image
     from kdedge.deploy.trained import load_trained_model
-    from kdedge.training.runs import RunFolder
+    from kdedge.runs.folder import RunFolder
 
     assert kdedge("train", "r.yaml", *options(method)).code == 0
     run = RunFolder.open(project / "runs/tiny/01")

@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from kdedge._processes import Processes
 from kdedge.data._workers import worker_context
 from kdedge.data.loader import (
     choose_n_workers,
@@ -23,6 +22,7 @@ from kdedge.data.loader import (
     n_steps,
     training_batches,
 )
+from kdedge.distributed import ProcessGroup
 from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.runtime.preprocess import Preprocess, normalize, preprocess_image
 
@@ -389,7 +389,7 @@ def test_workers_die_with_a_killed_main_process(tmp_path, source):
 @pytest.mark.parametrize("n_processes", [2, 3])
 def test_the_shares_of_several_processes_are_the_batch_of_one(source, n_processes):
     shares = [
-        batches(source, processes=Processes(rank, n_processes), n_workers=rank % 2)
+        batches(source, group=ProcessGroup(rank, n_processes), n_workers=rank % 2)
         for rank in range(n_processes)
     ]
     for step, whole in enumerate(batches(source)):
@@ -403,4 +403,4 @@ def test_the_shares_of_several_processes_are_the_batch_of_one(source, n_processe
 
 def test_a_batch_of_fewer_images_than_processes_is_an_error(source):
     with pytest.raises(RecipeError, match="5 processes share batches of 4 images"):
-        batches(source, processes=Processes(0, 5))
+        batches(source, group=ProcessGroup(0, 5))

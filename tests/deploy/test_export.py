@@ -18,7 +18,7 @@ from kdedge.deploy import export
 from kdedge.deploy.trained import TrainedModel, load_trained_model
 from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.training.parts import Images
+from kdedge.setup.images import Images
 
 
 class Pictures:

@@ -84,7 +84,7 @@ def test_torch_counts_the_same(tiny_backbone: Any, tmp_path: Path) -> None:
     from kdedge.deploy.fold import fold
     from kdedge.deploy.targets.onnx import export
     from kdedge.evaluation.flops import count_gmacs
-    from kdedge.methods._protocol import ImagePath
+    from kdedge.methods.protocol import ImagePath
 
     model = fold(
         ImagePath(tiny_backbone.model.visual),

@@ -16,7 +16,7 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods import clip_pr
-from kdedge.methods._protocol import WithoutClassVectors
+from kdedge.methods.protocol import WithoutClassVectors
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}

@@ -14,7 +14,7 @@ from kdedge.clip.text import encode_text
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods import cocoop
-from kdedge.methods._protocol import WithoutClassVectors
+from kdedge.methods.protocol import WithoutClassVectors
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}

@@ -14,8 +14,8 @@ from kdedge.config.recipe import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, DivergedError
 from kdedge.methods import lafter
-from kdedge.methods._protocol import LabelsItsViews, LearnsFromTexts, StepOutput
-from kdedge.training.step import Stepper
+from kdedge.methods.protocol import LabelsItsViews, LearnsFromTexts, StepOutput
+from kdedge.training.loop.step import Stepper
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-4}

@@ -10,8 +10,8 @@ import torch
 from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
 from kdedge.methods import zeroshot
-from kdedge.methods._sees import Sees
 from kdedge.methods.registry import declared_sees, load_method
+from kdedge.methods.sees import Sees
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 SMALL: dict[str, dict[str, Any]] = {

@@ -15,11 +15,11 @@ from kdedge.eval_details import CalibrationBin, EvalDetails
 from kdedge.report.records import gather
 from kdedge.report.write import Report, write_report
 from kdedge.results import EvalResult, ParityResult, WorstImage
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.results import write_evaluations
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.speed_results import Accuracy, Measurement, SpeedResult, SpeedRow
-from kdedge.training.run_results import write_evaluations
-from kdedge.training.runs import RunFolder
 
 NAMES = ("<script>alert(1)</script>", "costs $5 or $6_x^2$", "狐 & Füchse", "school bus")
 N_EACH = 10

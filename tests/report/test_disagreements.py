@@ -16,7 +16,7 @@ from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
 from kdedge.report.disagreements import galleries
 from kdedge.report.records import gather
 from kdedge.results import WorstImage
-from kdedge.training.runs import RunFolder
+from kdedge.runs.folder import RunFolder
 
 
 def first_pixel(uri: str | None) -> list[int]:

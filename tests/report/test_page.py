@@ -16,7 +16,7 @@ import pytest
 from kdedge.report.chapters import make_chapters
 from kdedge.report.records import gather
 from kdedge.report.write import Report, write_report
-from kdedge.training.runs import RunFolder
+from kdedge.runs.folder import RunFolder
 
 MakeRun = Callable[..., RunFolder]
 

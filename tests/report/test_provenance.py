@@ -9,7 +9,7 @@ from typing import Any
 
 from kdedge.report.provenance import done_blocks, files_table
 from kdedge.report.records import gather
-from kdedge.training.runs import RunFolder
+from kdedge.runs.folder import RunFolder
 
 
 def test_a_files_row_has_each_figure_in_its_column(make_run: Callable[..., RunFolder]) -> None:

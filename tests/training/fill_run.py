@@ -24,9 +24,9 @@ from torch.nn import functional as F
 from kdedge.data.sources._protocol import Item
 from kdedge.data.views import Augmentation
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.training.parts import Images
-from kdedge.training.teacher_fill import StoreFiller
-from kdedge.training.teacher_store import TeacherStore, describe_store
+from kdedge.setup.images import Images
+from kdedge.training.teacher_store.fill import StoreFiller
+from kdedge.training.teacher_store.store import TeacherStore, describe_store
 
 N_IMAGES, DIM = 290, 24
 """Three files a view: 128, 128 and 34 images, or 4, 4 and 2 forward passes."""

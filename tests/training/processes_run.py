@@ -16,30 +16,30 @@ from typing import Any
 
 import torch
 
-from kdedge._processes import OutOfMemoryElsewhere, Processes, joined
+from kdedge.distributed import PeerOutOfMemory, ProcessGroup, joined
 from kdedge.errors import KdedgeError
 
 N_ROWS = 5
 
 
-def exchange(processes: Processes) -> Any:
+def exchange(group: ProcessGroup) -> Any:
     """Rows put together, gradients, and what the processes say to each other."""
     weight = torch.tensor([2.0], requires_grad=True)  # of a tower
     head = torch.tensor([3.0], requires_grad=True)  # of what follows
     rows = torch.arange(N_ROWS, dtype=torch.float32)[:, None]
-    whole = processes.whole(weight * rows[processes.share(N_ROWS)], N_ROWS)
+    whole = group.gather(weight * rows[group.shard(N_ROWS)], N_ROWS)
     (head * whole).square().mean().backward()
     gradients = [weight.grad, head.grad]
-    processes.average(gradients)
+    group.all_reduce_mean(gradients)
     return {
         "whole": whole.flatten().tolist(),
         "gradients": [float(gradient) for gradient in gradients],
-        "most": processes.most(processes.rank * 7),
-        "first": processes.first(lambda: {"made by": processes.rank}),
+        "most": group.all_reduce_max(group.rank * 7),
+        "first": group.on_rank0(lambda: {"made by": group.rank}),
     }
 
 
-def memory(processes: Processes) -> Any:
+def memory(group: ProcessGroup) -> Any:
     """A training in which the second process alone has room for one image at a time."""
     toy = _toy()
     asked = []
@@ -48,32 +48,32 @@ def memory(processes: Processes) -> Any:
         def training_step(self, batch: Any) -> Any:
             asked.append(batch.micro_batch)
             output = super().training_step(batch)
-            if processes.rank == 1 and batch.micro_batch != 1:
+            if group.rank == 1 and batch.micro_batch != 1:
                 raise MemoryError
             return output
 
     toy.seed_everything(1)
     method = Narrow()
     with tempfile.TemporaryDirectory() as folder:
-        toy.train_toy(toy.make_run(Path(folder)), method, processes=processes)
+        toy.train_toy(toy.make_run(Path(folder)), method, group=group)
     weights = {name: value.flatten().tolist() for name, value in toy.weights_of(method).items()}
     return {"asked": asked, "weights": weights}
 
 
-def room(processes: Processes) -> Any:
+def room(group: ProcessGroup) -> Any:
     """An exchange for which the second process has no room at first."""
-    if processes.rank == 1:
+    if group.rank == 1:
         _fail_once()
-    own = torch.arange(N_ROWS, dtype=torch.float32)[:, None][processes.share(N_ROWS)]
+    own = torch.arange(N_ROWS, dtype=torch.float32)[:, None][group.shard(N_ROWS)]
     where = "nowhere"
     try:
-        processes.whole(own, N_ROWS)
-    except OutOfMemoryElsewhere:
+        group.gather(own, N_ROWS)
+    except PeerOutOfMemory:
         where = "elsewhere"
     except MemoryError:
         where = "here"
-        processes.tell_out_of_memory()
-    return {"where": where, "whole": processes.whole(own, N_ROWS).flatten().tolist()}
+        group.signal_out_of_memory()
+    return {"where": where, "whole": group.gather(own, N_ROWS).flatten().tolist()}
 
 
 def _fail_once() -> None:
@@ -87,23 +87,23 @@ def _fail_once() -> None:
     torch.Tensor.new_zeros = fail
 
 
-def work(processes: Processes) -> Any:
+def work(group: ProcessGroup) -> Any:
     """All three."""
-    return {name.__name__: name(processes) for name in (exchange, memory, room)}
+    return {name.__name__: name(group) for name in (exchange, memory, room)}
 
 
-def death(processes: Processes) -> Any:
+def death(group: ProcessGroup) -> Any:
     """A training whose second process dies in its fourth step."""
     toy = _toy()
 
     class Mortal(toy.ToyMethod):
         def training_step(self, batch: Any) -> Any:
-            if processes.rank == 1 and len(self.seen) == 3:
+            if group.rank == 1 and len(self.seen) == 3:
                 os._exit(9)
             return super().training_step(batch)
 
     with tempfile.TemporaryDirectory() as folder:
-        toy.train_toy(toy.make_run(Path(folder)), Mortal(), processes=processes)
+        toy.train_toy(toy.make_run(Path(folder)), Mortal(), group=group)
 
 
 def _toy() -> Any:
@@ -117,8 +117,8 @@ def _toy() -> Any:
 def main(scenario: str) -> int:
     torch.set_num_threads(1)
     try:
-        with joined(torch.device("cpu")) as processes:
-            found = {"work": work, "death": death}[scenario](processes)
+        with joined(torch.device("cpu")) as group:
+            found = {"work": work, "death": death}[scenario](group)
             print(json.dumps(found))
     except KdedgeError as error:
         print(error, file=sys.stderr)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdedge.errors import DataError, RecipeError, ResourceError
-from kdedge.training.checkpoint import (
+from kdedge.training.loop.checkpoint import (
     DamagedCheckpoint,
     TrainingState,
     capture_rng,

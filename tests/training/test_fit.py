@@ -10,10 +10,10 @@ import torch
 
 from kdedge.config.load import load_recipe
 from kdedge.errors import Interrupted, RecipeError, Terminated
+from kdedge.runs.folder import RunFolder
 from kdedge.training.distill import named_teacher
-from kdedge.training.fit import _status as recorded
-from kdedge.training.fit import finished_run, unfinished_run
-from kdedge.training.runs import RunFolder
+from kdedge.training.job.run_job import _status as recorded
+from kdedge.training.job.run_job import finished_run, unfinished_run
 
 
 def create(root: Path, name: str) -> RunFolder:

@@ -14,7 +14,7 @@ import kdedge
 PAGES = """
 import resource, sys
 import numpy as np
-from kdedge.training.heap import give_back_freed_memory, keep_freed_memory
+from kdedge.training.loop.heap import give_back_freed_memory, keep_freed_memory
 for setting in (give_back_freed_memory, keep_freed_memory, give_back_freed_memory):
     setting()
     np.ones(1 << 24)  # 128 MiB

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdedge.training.runs import RunFolder
+from kdedge.runs.folder import RunFolder
 
 Start = Callable[..., "subprocess.Popen[str]"]
 SELECTED = {"average": True, "selection": "validation", "algorithm": "adamw", "lr": 0.02}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kdedge.errors import ResourceError
-from kdedge.training.loggers import MetricsLog
+from kdedge.training.loop.loggers import MetricsLog
 
 
 def _open(folder: Path, *, epoch: int = 1, step: int = 0, n_steps: int = 100) -> MetricsLog:

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from kdedge.errors import DataError, DivergedError, RecipeError, ResourceError
-from kdedge.training.checkpoint import list_checkpoints, load_checkpoint
-from kdedge.training.optim import learning_rate
+from kdedge.training.loop.checkpoint import list_checkpoints, load_checkpoint
+from kdedge.training.loop.optim import learning_rate
 
 
 def test_training_equals_a_plain_loop(toy: ModuleType, tmp_path: Path) -> None:

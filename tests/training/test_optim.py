@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kdedge.config.recipe import OptimSettings
-from kdedge.training.optim import ParameterAverage, learning_rate, make_optimizer
+from kdedge.training.loop.optim import ParameterAverage, learning_rate, make_optimizer
 
 # The reference code's rates, to the digits printed in its papers' companion notes
 TABLES = {

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kdedge.errors import SetupError
-from kdedge.training.precision import Precision
+from kdedge.training.loop.precision import Precision
 
 CPU = torch.device("cpu")
 

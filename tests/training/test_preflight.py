@@ -20,11 +20,11 @@ from kdedge.data.batch import Batch
 from kdedge.data.sources._protocol import Item, Source
 from kdedge.errors import DivergedError, ResourceError
 from kdedge.methods import pseudo_label
-from kdedge.methods._protocol import StepOutput
-from kdedge.training.job import Job, batches_of
+from kdedge.methods.protocol import StepOutput
+from kdedge.training.job.job import Job, batches_of
+from kdedge.training.job.trial import trial_steps
 from kdedge.training.preflight import check_memory, estimate_seconds, memory
 from kdedge.training.teach import teacher_job
-from kdedge.training.trial import trial_steps
 
 CPU = torch.device("cpu")
 READ_S = 0.03

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import kdedge
-from kdedge._processes import ALONE, Processes, joined
+from kdedge.distributed import SINGLE_PROCESS, ProcessGroup, joined
 
 Pair = Callable[[str], list[tuple[int, str, str]]]
 
@@ -121,12 +121,12 @@ def test_a_process_that_dies_ends_the_others_with_a_message(pair: Pair) -> None:
 @pytest.mark.parametrize("n_rows", [2, 3, 8, 13])
 @pytest.mark.parametrize("size", [1, 2])
 def test_every_row_is_in_one_share(n_rows: int, size: int) -> None:
-    shares = [range(n_rows)[Processes(rank, size).share(n_rows)] for rank in range(size)]
+    shares = [range(n_rows)[ProcessGroup(rank, size).share(n_rows)] for rank in range(size)]
     assert [row for share in shares for row in share] == list(range(n_rows))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined(torch.device("cpu")) as processes:
-        assert processes is ALONE
+    with joined(torch.device("cpu")) as group:
+        assert group is SINGLE_PROCESS

@@ -21,9 +21,10 @@ from torch import Tensor
 import kdedge
 from kdedge._progress import progress
 from kdedge.config.recipe import ClassesSpec, DataSpec, Recipe, SourceSpec, StudentSpec
+from kdedge.runs.measure import predict_logits
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.training.measure import predict_logits
-from kdedge.training.parts import Images, load_classes, load_images
+from kdedge.setup.classes import load_classes
+from kdedge.setup.images import Images, load_images
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from kdedge.eval_details import EvalDetails
 from kdedge.evaluation.accuracy import evaluate
 from kdedge.evaluation.details import evaluation_details
 from kdedge.results import EvalResult
-from kdedge.training.run_results import add_evaluation, read_evaluation, write_evaluations
-from kdedge.training.runs import RunFolder
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.results import add_evaluation, read_evaluation, write_evaluations
 
 NAMES = ("cat", "dog")
 

@@ -18,7 +18,8 @@ import pytest
 
 import kdedge
 from kdedge.errors import DataError, RecipeError, ResourceError
-from kdedge.training.runs import RunFolder, find_run, newest, runs_in
+from kdedge.runs.find import find_run, newest, runs_in
+from kdedge.runs.folder import RunFolder
 
 
 def _create(root: Path, name: str = "line3", kind: Any = "student", **values: Any) -> RunFolder:
@@ -130,7 +131,7 @@ def test_a_full_disk_is_a_resource_error(small_disk: Any) -> None:
 _HOLD = """
 import os, sys, time
 from pathlib import Path
-from kdedge.training.runs import RunFolder
+from kdedge.runs.folder import RunFolder
 with RunFolder.open(Path(sys.argv[1])).lock():
     if sys.argv[2] == "fork" and os.fork() == 0:
         print(os.getpid(), flush=True)
@@ -190,7 +191,7 @@ def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
 
 
 def _say_and_fail(message: str) -> None:
-    logging.getLogger("kdedge.training.loop").info(message)
+    logging.getLogger("kdedge.training.loop.train").info(message)
     1 / 0  # noqa: B018
 
 
@@ -204,7 +205,7 @@ def test_messages_and_the_traceback_of_the_end_go_to_the_log(
         _say_and_fail("going on")
     logging.getLogger("kdedge").warning("after")
     text = run.log.read_text()
-    assert "INFO kdedge.training.loop: going on" in text
+    assert "INFO kdedge.training.loop.train: going on" in text
     assert "Traceback (most recent call last)" in text
     assert "ZeroDivisionError: division by zero" in text
     assert "after" not in text

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from kdedge.training.signals import StopSignals
+from kdedge.training.loop.signals import StopSignals
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from kdedge.errors import DivergedError, RecipeError
-from kdedge.training.checkpoint import list_checkpoints, load_checkpoint
-from kdedge.training.step import Stepper
+from kdedge.training.loop.checkpoint import list_checkpoints, load_checkpoint
+from kdedge.training.loop.step import Stepper
 
 OUT_OF_MEMORY = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
 

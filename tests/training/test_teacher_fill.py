@@ -19,8 +19,8 @@ from torch import Tensor
 
 from kdedge.data.sources import folder
 from kdedge.errors import DivergedError, ResourceError
-from kdedge.training.teacher_fill import _claim as claim_number
-from kdedge.training.teacher_store import Chunk
+from kdedge.training.teacher_store.fill import _claim as claim_number
+from kdedge.training.teacher_store.store import Chunk
 
 Start = Callable[..., "subprocess.Popen[str]"]
 

@@ -16,9 +16,9 @@ from kdedge.clip.class_vectors import ClassVectors
 from kdedge.clip.image_backbone import ImageBackbone, make_image_backbone
 from kdedge.errors import RecipeError
 from kdedge.methods import zeroshot
+from kdedge.runs.model import StoredTeacher
 from kdedge.runtime.preprocess import Preprocess, normalize, resize_and_crop
-from kdedge.training.teacher_images import teacher_of
-from kdedge.training.teachers import StoredTeacher
+from kdedge.training.teacher_store.images import teacher_of
 
 
 @pytest.fixture

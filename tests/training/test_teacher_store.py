@@ -16,7 +16,7 @@ from kdedge.clip.tensor_file import encode_tensors
 from kdedge.data.loader import training_batches
 from kdedge.data.views import Augmentation
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.training.teacher_store import Chunk, TeacherStore
+from kdedge.training.teacher_store.store import Chunk, TeacherStore
 
 Filling = ModuleType
 

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from kdedge.config.recipe import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.errors import KdedgeError
-from kdedge.training.loop import train
-from kdedge.training.runs import RunFolder
-from kdedge.training.selection import TrainingResult
+from kdedge.runs.folder import RunFolder
+from kdedge.training.loop.selection import TrainingResult
+from kdedge.training.loop.train import train
 
 N_STEPS = 7
 N_CLASSES = 3

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.errors import RecipeError
-from kdedge.methods._protocol import Teacher
+from kdedge.methods.protocol import Teacher
+from kdedge.runs.model import StoredTeacher
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.training.teachers import StoredTeacher
 
 
 def teacher_of(student: AnyBackbone, teacher: StoredTeacher) -> Teacher:

@@ -30,89 +30,91 @@ _T = TypeVar("_T")
 _LONGEST_WAIT = datetime.timedelta(days=1)
 
 
-class OutOfMemoryElsewhere(ResourceError):  # noqa: N818 - the name says what is wrong
-    """Another process of the training has not enough memory for its share of a step."""
+class PeerOutOfMemory(ResourceError):  # noqa: N818 - the name says what is wrong
+    """Another process of the training ran out of memory in its shard of a step."""
 
 
-class Processes:
-    """This process among those of one training.
+class ProcessGroup:
+    """The processes that train one model together, seen from one of them.
 
     Attributes:
-        rank: its number, from 0.
-        size: how many there are.
+        rank: of this process, from 0.
+        world_size: how many there are.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
+        self.rank, self.world_size = rank, world_size
 
     @property
-    def is_first(self) -> bool:
-        """Whether this is the one that writes and speaks."""
+    def is_rank0(self) -> bool:
+        """Whether this process writes files and logs."""
         return self.rank == 0
 
-    def share(self, n_rows: int) -> slice:
-        """This process's rows of a batch; shares differ by one row at most."""
-        return slice(self.rank * n_rows // self.size, (self.rank + 1) * n_rows // self.size)
+    def shard(self, n_rows: int) -> slice:
+        """The rows of a batch that this rank computes; shards differ by at most one row."""
+        return slice(
+            self.rank * n_rows // self.world_size, (self.rank + 1) * n_rows // self.world_size
+        )
 
-    def whole(self, rows: Tensor, n_rows: int) -> Tensor:
+    def gather(self, rows: Tensor, n_rows: int) -> Tensor:
         """[B, ...] from every process's share of it, with gradients; the same in all of them.
 
-        The gradient of this process's share is multiplied by the number of processes: `average`
-        then makes the sum of what the shares add to a gradient, and leaves alone what every process
-        has computed from the whole batch.
+        The gradient of this rank's shard is multiplied by the world size. `all_reduce_mean` then
+        sums what the shards add to a gradient, and leaves alone what every rank computed from the
+        whole batch.
 
         Raises:
-            OutOfMemoryElsewhere: another process has told so.
+            PeerOutOfMemory: another process signalled it.
             ResourceError: another process has ended.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return rows
-        whole: Tensor = _Whole.apply(rows, n_rows, self)  # type: ignore[no-untyped-call]
+        whole: Tensor = _Gather.apply(rows, n_rows, self)  # type: ignore[no-untyped-call]
         return whole
 
-    def average(self, gradients: Sequence[Tensor]) -> None:
+    def all_reduce_mean(self, gradients: Sequence[Tensor]) -> None:
         """Replaces gradients by their means over all processes.
 
         Raises:
-            OutOfMemoryElsewhere: another process has told so.
+            PeerOutOfMemory: another process signalled it.
             ResourceError: another process has ended.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         self._sum(flat)
-        flat /= self.size
+        flat /= self.world_size
         means = torch.split(flat, [gradient.numel() for gradient in gradients])
         for gradient, mean in zip(gradients, means, strict=True):
             gradient.copy_(mean.view_as(gradient))
 
-    def tell_out_of_memory(self) -> None:
-        """Makes the next `whole` or `average` of all others raise `OutOfMemoryElsewhere`."""
-        if self.size > 1:
-            self.most(1)
+    def signal_out_of_memory(self) -> None:
+        """Makes the next `gather` or `all_reduce_mean` of all others raise `PeerOutOfMemory`."""
+        if self.world_size > 1:
+            self.all_reduce_max(1)
 
-    def most(self, value: int) -> int:
-        """The largest of all processes' values."""
-        if self.size == 1:
+    def all_reduce_max(self, value: int) -> int:
+        """The maximum over all processes."""
+        if self.world_size == 1:
             return value
         values = torch.tensor([value])
         with _all_alive():
             dist.all_reduce(values, dist.ReduceOp.MAX)
         return int(values)
 
-    def all(self, value: _T) -> list[_T]:
-        """Every process's value, in their order."""
-        if self.size == 1:
+    def all_gather(self, value: _T) -> list[_T]:
+        """The values of all processes, in rank order."""
+        if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.size
+        values: list[Any] = [None] * self.world_size
         with _all_alive():
             dist.all_gather_object(values, value)
         return values
 
-    def first(self, make: Callable[[], _T]) -> _T:
-        """What the first process makes; nothing is made in the others."""
-        made: list[Any] = [make() if self.is_first else None]
-        if self.size > 1:
+    def on_rank0(self, make: Callable[[], _T]) -> _T:
+        """Runs a function on rank 0 alone and broadcasts its result."""
+        made: list[Any] = [make() if self.is_rank0 else None]
+        if self.world_size > 1:
             with _all_alive():
                 dist.broadcast_object_list(made, src=0)
         value: _T = made[0]
@@ -120,8 +122,8 @@ class Processes:
 
     def _sum(self, tensor: Tensor) -> None:
         """Adds up the processes' tensors in place, once every process has room for its own."""
-        if self.most(0):
-            raise OutOfMemoryElsewhere(
+        if self.all_reduce_max(0):
+            raise PeerOutOfMemory(
                 "Another process of this training ran out of memory.\n"
                 "  Set optim.micro_batch to a smaller number, or use more processes."
             )
@@ -129,26 +131,26 @@ class Processes:
             dist.all_reduce(tensor)
 
 
-ALONE = Processes()
+SINGLE_PROCESS = ProcessGroup()
 """A training in one process."""
 
 
-class _Whole(torch.autograd.Function):
-    """Shares of rows to all rows; see `Processes.whole`."""
+class _Gather(torch.autograd.Function):
+    """Shares of rows to all rows; see `ProcessGroup.gather`."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, n_rows: int, processes: Processes) -> Tensor:
-        own = processes.share(n_rows)
-        ctx.own, ctx.size = own, processes.size
+    def forward(ctx: Any, rows: Tensor, n_rows: int, group: ProcessGroup) -> Tensor:
+        own = group.shard(n_rows)
+        ctx.own, ctx.world_size = own, group.world_size
         # Sums with zeros are exact, and every backend has float32
         whole = rows.new_zeros(n_rows, *rows.shape[1:], dtype=torch.float32)
         whole[own] = rows.float()
-        processes._sum(whole)
+        group._sum(whole)
         return whole.to(rows.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.size * gradient[ctx.own], None, None
+        return ctx.world_size * gradient[ctx.own], None, None
 
 
 @contextlib.contextmanager
@@ -170,11 +172,11 @@ def _all_alive() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def joined(device: torch.device) -> Iterator[Processes]:
+def joined(device: torch.device) -> Iterator[ProcessGroup]:
     """Context in which the processes that torchrun started work together.
 
-    All but the first are silent, except for warnings and errors. Where this process was not started
-    by torchrun, or alone, it is `ALONE`.
+    Ranks other than 0 log warnings and errors only. Without torchrun, or with one process, it
+    is `SINGLE_PROCESS`.
 
     Args:
         device: where this process trains.
@@ -184,7 +186,7 @@ def joined(device: torch.device) -> Iterator[Processes]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "MASTER_ADDR" not in os.environ:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     if not dist.is_available():
         raise SetupError(
@@ -199,10 +201,10 @@ def joined(device: torch.device) -> Iterator[Processes]:
     # optimizers, they keep it, and gloo's threads then meet Python's end, which can abort a process
     importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group(backend, timeout=_LONGEST_WAIT)
-    processes = Processes(dist.get_rank(), size)
-    if not processes.is_first:
+    group = ProcessGroup(dist.get_rank(), size)
+    if not group.is_rank0:
         logging.getLogger("kdedge").setLevel(logging.WARNING)
-    yield processes
+    yield group
     # Not after an error: the others may be in the middle of an exchange
     dist.destroy_process_group()
 
@@ -212,6 +214,6 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def n_local() -> int:
+def local_world_size() -> int:
     """How many processes torchrun has started on this machine; 1 where it has not."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -20,9 +20,10 @@ from kdedge.data.pseudo_labels import (
 )
 from kdedge.data.sources._labels import name_some
 from kdedge.errors import DataError, DivergedError
+from kdedge.runs.measure import Model, all_logits
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.training.measure import Model, all_logits
-from kdedge.training.parts import Classes, Images, load_images, require_images
+from kdedge.setup.classes import Classes
+from kdedge.setup.images import Images, load_images, require_images
 
 log = logging.getLogger(__name__)
 

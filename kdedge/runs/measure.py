@@ -13,10 +13,11 @@ from kdedge.data.loader import evaluation_batches
 from kdedge.eval_details import EvalDetails
 from kdedge.evaluation.accuracy import evaluate
 from kdedge.evaluation.details import evaluation_details
-from kdedge.methods._protocol import Method, Teacher, WithoutClassVectors
+from kdedge.methods.protocol import Method, Teacher, WithoutClassVectors
 from kdedge.results import EvalResult, Selection
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.training.parts import Classes, Images
+from kdedge.setup.classes import Classes
+from kdedge.setup.images import Images
 
 EVALUATION_BATCH = 100
 """Images a time without gradients, as the methods' public code does."""

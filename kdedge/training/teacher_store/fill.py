@@ -20,11 +20,11 @@ from kdedge.data.loader import Wanted, choose_n_workers, view_batches
 from kdedge.data.sources._protocol import Source
 from kdedge.data.views import Augmentation
 from kdedge.errors import DivergedError, ResourceError
-from kdedge.methods._protocol import Teacher
+from kdedge.methods.protocol import Teacher
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.training.claims import Claims
-from kdedge.training.precision import Precision
-from kdedge.training.teacher_store import FORWARD_BATCH, Chunk, TeacherStore
+from kdedge.training.loop.precision import Precision
+from kdedge.training.teacher_store.claims import Claims
+from kdedge.training.teacher_store.store import FORWARD_BATCH, Chunk, TeacherStore
 
 log = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ from kdedge.clip.tensor_file import encode_tensors
 from kdedge.data.views import RATIO, Augmentation
 from kdedge.errors import DataError
 from kdedge.runtime.preprocess import Preprocess
-from kdedge.training.parts import Images
+from kdedge.setup.images import Images
 
 log = logging.getLogger(__name__)
 

@@ -12,26 +12,28 @@ from typing import Any
 
 import torch
 
-from kdedge._processes import ALONE, Processes
 from kdedge.clip.backbone import Backbone
 from kdedge.config.load import dump_recipe
 from kdedge.data.few_shot import keep_list
 from kdedge.data.images import write_skipped_csv
 from kdedge.data.loader import n_steps
+from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import Interrupted, RecipeError, Terminated
 from kdedge.eval_details import EvalDetails
 from kdedge.methods import promptkd
-from kdedge.methods._protocol import Method
+from kdedge.methods.protocol import Method
 from kdedge.results import EvalResult
-from kdedge.training.checkpoint import rng_kept
-from kdedge.training.job import Job, batches_of, zero_shot
-from kdedge.training.loop import train
-from kdedge.training.measure import measure
-from kdedge.training.parts import Images, settings_record
-from kdedge.training.rounds import train_rounds
-from kdedge.training.run_results import Evaluations, write_evaluations
-from kdedge.training.runs import RunFolder, runs_in
-from kdedge.training.teachers import store_trained
+from kdedge.runs.find import runs_in
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.measure import measure
+from kdedge.runs.results import Evaluations, write_evaluations
+from kdedge.runs.weights import store_trained
+from kdedge.setup.images import Images
+from kdedge.setup.method import settings_record
+from kdedge.training.job.job import Job, batches_of, zero_shot
+from kdedge.training.loop.checkpoint import rng_kept
+from kdedge.training.loop.train import train
+from kdedge.training.pseudo_labels.rounds import train_rounds
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,9 @@ def finished_run(root: Path, key: str) -> RunFolder | None:
     return max(found, key=lambda entry: entry[0])[1] if found else None
 
 
-def run_job(job: Job, *, root: Path, resume: bool, processes: Processes = ALONE) -> RunFolder:
+def run_job(
+    job: Job, *, root: Path, resume: bool, group: ProcessGroup = SINGLE_PROCESS
+) -> RunFolder:
     """Trains a job in a folder of its own, or goes on with its interrupted one.
 
     Args:
@@ -65,7 +69,7 @@ def run_job(job: Job, *, root: Path, resume: bool, processes: Processes = ALONE)
         root: folder of all runs; of several processes the first alone writes in it.
         resume: go on with the newest interrupted run of exactly this job, where there is one; where
             there is none but a finished one, give that.
-        processes: those that train together.
+        group: those that train together.
 
     Returns:
         The finished run.
@@ -78,21 +82,21 @@ def run_job(job: Job, *, root: Path, resume: bool, processes: Processes = ALONE)
         ResourceError: the disk is full, or another process works in the run.
     """
     _check_selection(job)
-    if job.pool is not None and processes.size > 1:
+    if job.pool is not None and group.world_size > 1:
         raise RecipeError(
             f"{job.choice.name} labels its images in rounds, which one process does, and"
-            f" {processes.size} were started.\n  Run the command without torchrun."
+            f" {group.world_size} were started.\n  Run the command without torchrun."
         )
-    run = processes.first(lambda: _choose_run(job, root, resume=resume, processes=processes))
-    if processes.first(lambda: run.is_finished):
+    run = group.on_rank0(lambda: _choose_run(job, root, resume=resume, group=group))
+    if group.on_rank0(lambda: run.is_finished):
         return run
-    with _at_work(run, job, processes):
-        _fill(run, job, processes)
-        processes.most(0)  # no process goes on before the run is finished
+    with _at_work(run, job, group):
+        _fill(run, job, group)
+        group.all_reduce_max(0)  # no process goes on before the run is finished
     return run
 
 
-def _choose_run(job: Job, root: Path, *, resume: bool, processes: Processes) -> RunFolder:
+def _choose_run(job: Job, root: Path, *, resume: bool, group: ProcessGroup) -> RunFolder:
     """The interrupted run to go on with, the finished one to give, or a new one."""
     waiting = unfinished_run(root, job)
     if resume and waiting is not None:
@@ -128,7 +132,7 @@ def _choose_run(job: Job, root: Path, *, resume: bool, processes: Processes) -> 
         provenance={
             "key": job.key(),
             "device": str(job.device),
-            "n_processes": processes.size,
+            "n_processes": group.world_size,
             "seed": job.loaded.recipe.seed,
             **settings_record(job.choice),
             "kd_weight_per_image": weight,
@@ -140,12 +144,12 @@ def _choose_run(job: Job, root: Path, *, resume: bool, processes: Processes) -> 
 
 
 @contextlib.contextmanager
-def _at_work(run: RunFolder, job: Job, processes: Processes) -> Iterator[None]:
+def _at_work(run: RunFolder, job: Job, group: ProcessGroup) -> Iterator[None]:
     """Context of the work in a run: its lock, log and status are the first process's."""
-    if not processes.is_first:
+    if not group.is_rank0:
         yield
         return
-    with run.lock(), run.logging_to_file(), _status(run, job.device, processes.size):
+    with run.lock(), run.logging_to_file(), _status(run, job.device, group.world_size):
         yield
 
 
@@ -202,14 +206,14 @@ def _status(run: RunFolder, device: torch.device, n_processes: int) -> Iterator[
         raise
 
 
-def _fill(run: RunFolder, job: Job, processes: Processes) -> None:
+def _fill(run: RunFolder, job: Job, group: ProcessGroup) -> None:
     """Trains, stores and measures; what is not training is the first process's work."""
-    if processes.is_first:
+    if group.is_rank0:
         _write_skipped(run, job)
         _keep_few_shot_list(job)
     with _own_rng(job):
-        summary = _train(run, job, processes)
-    if processes.is_first:
+        summary = _train(run, job, group)
+    if group.is_rank0:
         _finish(run, job, summary)
 
 
@@ -224,7 +228,7 @@ def _own_rng(job: Job) -> Iterator[None]:
         yield
 
 
-def _train(run: RunFolder, job: Job, processes: Processes) -> dict[str, Any]:
+def _train(run: RunFolder, job: Job, group: ProcessGroup) -> dict[str, Any]:
     """Trains what is to be trained; gives what the run's summary says of it."""
     if job.pool is not None:
         return train_rounds(job, run, validate=_validation(job))
@@ -243,14 +247,14 @@ def _train(run: RunFolder, job: Job, processes: Processes) -> dict[str, Any]:
         features = job.filler.store.read
     result = train(
         job.method,
-        batches=partial(batches_of, job, features=features, processes=processes),
+        batches=partial(batches_of, job, features=features, group=group),
         n_steps=n_steps(len(job.training_images.indices), settings.batch_size),
         settings=settings,
         run=run,
         validate=_validation(job),
         device=job.device,
         identity={"key": job.key()},
-        processes=processes,
+        group=group,
     )
     return {"training": result.to_dict()}
 

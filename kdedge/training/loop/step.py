@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kdedge._processes import ALONE, OutOfMemoryElsewhere, Processes
 from kdedge.config.recipe import OptimSettings
 from kdedge.data.batch import Batch
+from kdedge.distributed import SINGLE_PROCESS, PeerOutOfMemory, ProcessGroup
 from kdedge.errors import DivergedError, RecipeError, is_out_of_memory
-from kdedge.training.checkpoint import capture_rng, restore_rng
-from kdedge.training.optim import make_optimizer
-from kdedge.training.precision import Precision
+from kdedge.training.loop.checkpoint import capture_rng, restore_rng
+from kdedge.training.loop.optim import make_optimizer
+from kdedge.training.loop.precision import Precision
 
 if TYPE_CHECKING:
-    from kdedge.methods._protocol import Method, StepOutput
+    from kdedge.methods.protocol import Method, StepOutput
 
 _LOG = logging.getLogger(__name__)
 
@@ -59,15 +59,15 @@ class Stepper:
         method: Method,
         settings: OptimSettings,
         device: torch.device,
-        processes: Processes = ALONE,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.parameters = method.trainable_parameters()
         self.optimizer = make_optimizer(self.parameters.values(), settings)
         self.precision = Precision(settings.precision, device, method.module)
         self.micro_batch = None if settings.micro_batch == "auto" else settings.micro_batch
         self._method, self._settings, self._device = method, settings, device
-        self._processes = processes
-        is_split = processes.size > 1 or self.micro_batch is not None
+        self._group = group
+        is_split = group.world_size > 1 or self.micro_batch is not None
         if is_split and not method.can_split_batches:
             raise RecipeError(
                 "This image tower is trained with batch norm or dropout of its own, which look at"
@@ -107,7 +107,7 @@ class Stepper:
             try:
                 with self._undone_on_error():
                     return self._passes(replace(batch, micro_batch=self.micro_batch), diverged)
-            except (RuntimeError, MemoryError, OutOfMemoryElsewhere) as error:
+            except (RuntimeError, MemoryError, PeerOutOfMemory) as error:
                 micro_batch = self._smaller(batch, error)
             # The failed passes' tensors go with the error, so only here is their room free
             if self._device.type == "cuda":
@@ -125,7 +125,9 @@ class Stepper:
         if not math.isfinite(loss):
             raise diverged(f"The loss is {loss}")
         self.precision.backward(output.loss)
-        self._processes.average([p.grad for p in self.parameters.values() if p.grad is not None])
+        self._group.all_reduce_mean(
+            [p.grad for p in self.parameters.values() if p.grad is not None]
+        )
         return loss, output.scalars
 
     @contextlib.contextmanager
@@ -143,12 +145,12 @@ class Stepper:
 
     def _smaller(self, batch: Batch, error: Exception) -> int:
         """Half as many images at a time; raises the error where that is no remedy."""
-        is_elsewhere = isinstance(error, OutOfMemoryElsewhere)
+        is_elsewhere = isinstance(error, PeerOutOfMemory)
         if not is_elsewhere and not is_out_of_memory(error):
             raise error
         if not is_elsewhere:
-            self._processes.tell_out_of_memory()
-        largest = math.ceil(batch.n_images / self._processes.size)
+            self._group.signal_out_of_memory()
+        largest = math.ceil(batch.n_images / self._group.world_size)
         now = min(self.micro_batch or largest, largest)
         if self._settings.micro_batch != "auto" or now == 1 or not self._method.can_split_batches:
             raise error

@@ -12,13 +12,17 @@ from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.pseudo_labels import check_enough, most_probable
 from kdedge.errors import Interrupted, RecipeError
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.measure import Model
+from kdedge.runs.model import load_teacher, load_without_class_vectors
 from kdedge.runtime.preprocess import Preprocess
+from kdedge.setup.backbone import cache_folder
+from kdedge.setup.classes import Classes, load_classes
+from kdedge.setup.method import choose_method, has_class_vectors
 from kdedge.training.baseline import baseline_job, with_baseline
-from kdedge.training.fit import finished_run, run_job, unfinished_run
-from kdedge.training.job import Job
-from kdedge.training.measure import Model
-from kdedge.training.parts import Classes, choose_method, load_classes
-from kdedge.training.pseudo_labels import (
+from kdedge.training.job.job import Job
+from kdedge.training.job.run_job import finished_run, run_job, unfinished_run
+from kdedge.training.pseudo_labels.labels import (
     accuracy_percent,
     in_source,
     load_pool,
@@ -26,13 +30,6 @@ from kdedge.training.pseudo_labels import (
     true_labels,
     warn_of_unpredicted,
     write_for,
-)
-from kdedge.training.runs import RunFolder
-from kdedge.training.teach import cache_folder
-from kdedge.training.teachers import (
-    has_class_vectors,
-    load_teacher,
-    load_without_class_vectors,
 )
 
 

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kdedge._processes import ALONE, Processes
 from kdedge.config.recipe import OptimSettings
 from kdedge.data.batch import Batch
+from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import (
     DataError,
     DivergedError,
@@ -34,7 +34,8 @@ from kdedge.errors import (
     RecipeError,
     ResourceError,
 )
-from kdedge.training.checkpoint import (
+from kdedge.runs.folder import RunFolder
+from kdedge.training.loop.checkpoint import (
     TrainingState,
     capture_rng,
     check_identity,
@@ -43,16 +44,15 @@ from kdedge.training.checkpoint import (
     rng_kept,
     save_checkpoint,
 )
-from kdedge.training.divergence import diverged
-from kdedge.training.loggers import MetricsLog
-from kdedge.training.optim import ParameterAverage, learning_rate
-from kdedge.training.runs import RunFolder
-from kdedge.training.selection import BestWeights, Kept, TrainingResult
-from kdedge.training.signals import StopSignals
-from kdedge.training.step import Stepper
+from kdedge.training.loop.divergence import diverged
+from kdedge.training.loop.loggers import MetricsLog
+from kdedge.training.loop.optim import ParameterAverage, learning_rate
+from kdedge.training.loop.selection import BestWeights, Kept, TrainingResult
+from kdedge.training.loop.signals import StopSignals
+from kdedge.training.loop.step import Stepper
 
 if TYPE_CHECKING:
-    from kdedge.methods._protocol import Method
+    from kdedge.methods.protocol import Method
 
 _LOG = logging.getLogger(__name__)
 FREE_SETTINGS = {"n_workers", "checkpoint_every_s", "micro_batch"}
@@ -72,7 +72,7 @@ def train(
     validate: Callable[[], float] | None,
     device: torch.device,
     identity: Mapping[str, Any] | None = None,
-    processes: Processes = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> TrainingResult:
     """Trains a method, or goes on where an interrupted run stopped.
 
@@ -93,7 +93,7 @@ def train(
         device: where batches go.
         identity: what else the result depends on, such as hashes and the method's settings; a run
             goes on only under the same. Plain values.
-        processes: those that train together; each is given its share of a batch.
+        group: those that train together; each is given its share of a batch.
 
     Raises:
         RecipeError: validation is asked for without images, or the run began under other settings.
@@ -113,14 +113,14 @@ def train(
         n_steps,
         run,
         device,
-        processes,
+        group,
         identity={**own, "steps": n_steps, **(identity or {})},
     )
     training.resume()
     if training.epoch > settings.epochs:
         _LOG.info("%s is trained already: nothing to do.", run.path)
         return training.keep()
-    if processes.first(lambda: run.is_finished):
+    if group.on_rank0(lambda: run.is_finished):
         raise DataError(
             f"{run.path} is finished, and its last checkpoint is gone.\n"
             f"  Its weights are in {run.weights.name}; start a new run to train again."
@@ -145,15 +145,15 @@ class _Training:
         n_steps: int,
         run: RunFolder,
         device: torch.device,
-        processes: Processes,
+        group: ProcessGroup,
         *,
         identity: dict[str, Any],
     ) -> None:
         self.epoch, self.step = 1, 0
         self._method, self._settings, self._n_steps = method, settings, n_steps
         self._run, self._device, self._identity = run, device, identity
-        self._processes = processes
-        self._stepper = Stepper(method, settings, device, processes)
+        self._group = group
+        self._stepper = Stepper(method, settings, device, group)
         self._parameters = self._stepper.parameters
         weights = method.averaging_weights(settings.epochs)
         self._average = (
@@ -172,7 +172,7 @@ class _Training:
 
     def open_log(self) -> contextlib.AbstractContextManager[MetricsLog | None]:
         """The run's log from this place on; none in the processes that do not write."""
-        if not self._processes.is_first:
+        if not self._group.is_rank0:
             return contextlib.nullcontext()
         return MetricsLog(
             self._run.metrics,
@@ -184,7 +184,7 @@ class _Training:
 
     def resume(self) -> None:
         """Takes up the newest checkpoint, if there is one."""
-        state = self._processes.first(lambda: load_newest(self._run.checkpoints))
+        state = self._group.on_rank0(lambda: load_newest(self._run.checkpoints))
         if state is None:
             return
         check_identity(state, self._identity, where=self._run.path)
@@ -211,7 +211,7 @@ class _Training:
     def save(self) -> None:
         """Writes a checkpoint of this place."""
         self._check_parameters()
-        if not self._processes.is_first:
+        if not self._group.is_rank0:
             return
         state = TrainingState(
             epoch=self.epoch,
@@ -274,7 +274,7 @@ class _Training:
 
     def check_stop(self, stop: StopSignals) -> None:
         """Saves and ends the run where a signal came, to whichever process."""
-        signum = self._processes.most(stop.received or 0)
+        signum = self._group.all_reduce_max(stop.received or 0)
         if signum:
             self.save()
             raise self._interrupted(signum)
@@ -334,7 +334,7 @@ class _Training:
         module = self._method.module
         module.eval()
         with rng_kept(self._device):
-            score = self._processes.first(lambda: float(validate()))
+            score = self._group.on_rank0(lambda: float(validate()))
         self._best.consider(module, score=score, epoch=epoch)
         return score
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from kdedge.config.load import load_recipe
-from kdedge.training.measure import predict_logits
-from kdedge.training.measure_run import load_student
-from kdedge.training.parts import load_classes, load_images, require_images
-from kdedge.training.runs import RunFolder
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.measure import predict_logits
+from kdedge.runs.model import load_student
+from kdedge.setup.classes import load_classes
+from kdedge.setup.images import load_images, require_images
 
 
 @dataclass(frozen=True)

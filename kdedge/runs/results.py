@@ -11,7 +11,7 @@ from kdedge._files import read_json, write_atomic, write_json
 from kdedge.errors import DataError
 from kdedge.eval_details import EvalDetails
 from kdedge.results import EvalResult
-from kdedge.training.runs import RunFolder
+from kdedge.runs.folder import RunFolder
 
 Evaluations = Mapping[str, tuple[EvalResult, EvalDetails]]
 """By model: the run's own under its kind, and `zeroshot` CLIP on the same backbone."""

@@ -8,24 +8,19 @@ from dataclasses import dataclass, field
 import torch
 
 from kdedge._files import sha256_json
-from kdedge._processes import ALONE, Processes
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
 from kdedge.data.classes import class_list_hash
 from kdedge.data.loader import training_batches
+from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.methods import zeroshot
-from kdedge.methods._protocol import LabelsItsViews, Method
-from kdedge.training.loop import FREE_SETTINGS
-from kdedge.training.parts import (
-    Classes,
-    Images,
-    MethodChoice,
-    Role,
-    build_method,
-    settings_record,
-)
-from kdedge.training.teacher_fill import StoreFiller
+from kdedge.methods.protocol import LabelsItsViews, Method
+from kdedge.setup.classes import Classes
+from kdedge.setup.images import Images
+from kdedge.setup.method import MethodChoice, Role, build_method, settings_record
+from kdedge.training.loop.train import FREE_SETTINGS
+from kdedge.training.teacher_store.fill import StoreFiller
 
 
 @dataclass(frozen=True)
@@ -131,7 +126,7 @@ def batches_of(
     first_step: int,
     *,
     features: FeaturesOfViews | None = None,
-    processes: Processes = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Iterator[Batch]:
     """The training batches of an epoch (from 1), from a step (from 0) on.
 
@@ -158,7 +153,7 @@ def batches_of(
         with_clean=isinstance(job.method, LabelsItsViews),
         n_workers=settings.n_workers,
         device=job.device,
-        processes=processes,
+        group=group,
     )
 
 

@@ -14,7 +14,7 @@ from kdedge.clip.text import TokenizedTexts
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError
 from kdedge.methods._encode import encode_images
-from kdedge.methods._protocol import ImagePath, StepOutput
+from kdedge.methods.protocol import ImagePath, StepOutput
 
 
 def labels_of(batch: Batch, method: str) -> Tensor:

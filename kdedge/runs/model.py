@@ -1,34 +1,33 @@
-"""Teachers and baselines that are stored: found by what made them, loaded, checked, frozen."""
+"""Runs as models: a finished run opened for a class list."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from kdedge._files import sha256_json, write_atomic
+from kdedge._files import sha256_json
 from kdedge.clip.backbone import Backbone, hash_weights
 from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
 from kdedge.clip.image_backbone import AnyBackbone
-from kdedge.clip.tensor_file import encode_tensors
-from kdedge.config.load import load_recipe
-from kdedge.errors import DataError, RecipeError
-from kdedge.methods._protocol import ImagePath, Method, WithoutClassVectors
-from kdedge.training.parts import (
-    Classes,
-    MethodChoice,
+from kdedge.config.load import LoadedRecipe, load_recipe
+from kdedge.errors import DataError, SetupError
+from kdedge.methods.protocol import ImagePath, Method, WithoutClassVectors
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.weights import load_trained, made_by
+from kdedge.setup.backbone import load_role_backbone, load_student_backbone
+from kdedge.setup.classes import Classes
+from kdedge.setup.method import (
     build_method,
+    check_has_class_vectors,
     choose_method,
-    load_role_backbone,
     settings_record,
 )
-from kdedge.training.runs import RunFolder
 
 
 class StoredTeacher:
@@ -71,143 +70,6 @@ class StoredTeacher:
     def image_path(self) -> ImagePath:
         """The parts that `forward_features` runs."""
         return self._method.image_path()
-
-
-def made_by(
-    backbone: AnyBackbone, module: nn.Module, classes: Classes, method: Mapping[str, Any]
-) -> str:
-    """Hash of what class vectors depend on.
-
-    Args:
-        backbone: the frozen CLIP.
-        module: the trained tensors.
-        classes: names and template.
-        method: its name and settings, as `parts.settings_record` gives them.
-    """
-    trained = hash_weights(module.state_dict())
-    return sha256_json(
-        [backbone.identity, trained, list(classes.names), classes.template, dict(method)]
-    )
-
-
-def store_trained(
-    run: RunFolder,
-    *,
-    method_name: str,
-    method: Method,
-    backbone: AnyBackbone,
-    classes: Classes,
-    made_by: str,
-) -> None:
-    """Writes what was trained, and the class vectors made by exactly that.
-
-    Args:
-        run: where to.
-        method_name: as in recipes.
-        method: with its trained tensors in place: class vectors are computed here and not before.
-        backbone: the frozen CLIP under it, kept by hash.
-        classes: all of them.
-        made_by: hash of what the class vectors depend on.
-    """
-    method.module.eval()
-    state = {key: value.cpu().contiguous() for key, value in method.module.state_dict().items()}
-    metadata = {
-        "method": method_name,
-        "backbone": backbone.identity,
-        "backbone_name": backbone.name,
-        "trained": hash_weights(state),
-        "class_vectors": made_by,
-    }
-    write_atomic(run.weights, encode_tensors(state, metadata))
-    ClassVectors(method.class_vectors().cpu(), classes.names, made_by).save(run.class_vectors)
-
-
-def load_trained(
-    method: Method, path: Path, backbone: AnyBackbone, *, made_by: str | None = None
-) -> None:
-    """Puts a run's trained tensors into a freshly built method, strictly.
-
-    Args:
-        method: built from the run's recipe.
-        path: the run's file of trained tensors.
-        backbone: under the method.
-        made_by: of the class vectors that go with it; None where the caller checks them itself.
-
-    Raises:
-        DataError: the file is missing or damaged, belongs to other weights, to other class vectors
-            or to a method of other sizes.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"{path} cannot be read: {error}.\n"
-            "  The file is missing or damaged: train or import again, which makes a new run."
-        ) from error
-    if metadata.get("backbone") != backbone.identity:
-        raise DataError(
-            f"{path} was trained on another backbone than {backbone.name} as it is now: weights,"
-            " activation or preprocessing differ (hash"
-            f" {metadata.get('backbone', 'missing')[:12]}, now {backbone.identity[:12]}).\n"
-            "  Use the weights of that run; its recipe.yaml names them."
-        )
-    expected = {key: tuple(value.shape) for key, value in method.module.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in state.items()}
-    if expected != found:
-        odd = sorted(set(expected.items()) ^ set(found.items()))[0][0]
-        raise DataError(
-            f"{path} holds other tensors than its recipe builds, first {odd}:"
-            f" {found.get(odd, 'missing')} where {expected.get(odd, 'nothing')} is expected.\n"
-            "  Put back the recipe.yaml that this run was made with, or train again."
-        )
-    if metadata.get("trained") != hash_weights(state):
-        raise DataError(
-            f"{path} is damaged: its tensors are not the ones that were written.\n"
-            "  Train or import again, which makes a new run."
-        )
-    if made_by is not None and metadata.get("class_vectors") != made_by:
-        raise DataError(
-            f"{path} was trained with other class vectors than those beside it.\n"
-            "  One of the two files was replaced: train or import again, which makes a new run."
-        )
-    method.module.load_state_dict(state)
-    method.module.eval()
-
-
-def has_class_vectors(choice: MethodChoice) -> bool:
-    """Whether a method's logits are cosines with one vector a class."""
-    return not issubclass(choice.module.Method, WithoutClassVectors)
-
-
-def check_has_class_vectors(choice: MethodChoice) -> None:
-    """Refuses a method as a teacher and for export that can be neither.
-
-    Raises:
-        RecipeError: it has no class vectors.
-    """
-    if not has_class_vectors(choice):
-        raise RecipeError(
-            f"{choice.name} {choice.module.Method.why_no_class_vectors}, so it has no class"
-            " vectors: it can neither teach a student nor be exported.\n"
-            f"  Measure it with `kdedge train RECIPE --method {choice.name}`; to teach or export,"
-            " choose another method, such as promptsrc."
-        )
-
-
-def check_can_teach(choice: MethodChoice) -> None:
-    """Refuses a method as a teacher.
-
-    Raises:
-        RecipeError: it learns from a teacher, or has no class vectors.
-    """
-    if choice.module.Method.needs_teacher:
-        raise RecipeError(
-            f"{choice.name} learns from a teacher itself.\n"
-            "  Choose another teacher.method, such as promptsrc or zeroshot."
-        )
-    check_has_class_vectors(choice)
 
 
 class _Reordered:
@@ -328,3 +190,56 @@ def _encode(
     """The class vectors of a method as it is now."""
     maker = made_by(backbone, method.module, classes, record)
     return ClassVectors(method.class_vectors().cpu(), classes.names, maker)
+
+
+class StoredVectors:
+    """The class vectors that a student keeps of its teacher: enough to answer, not to learn.
+
+    Attributes:
+        scale: not known without the teacher; the student has its own.
+    """
+
+    scale = float("nan")
+
+    def __init__(self, vectors: ClassVectors, device: torch.device) -> None:
+        self._vectors = vectors.vectors.to(device)
+
+    def class_vectors(self) -> Tensor:
+        """[C, D_teacher]."""
+        return self._vectors
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """There is no teacher here."""
+        raise SetupError("Only the teacher's class vectors are here, not the teacher.")
+
+
+def load_student(
+    run: RunFolder,
+    loaded: LoadedRecipe,
+    classes: Classes,
+    *,
+    device: torch.device,
+    cache: Path | None,
+) -> tuple[Method, AnyBackbone]:
+    """Loads a student run for a class list; class vectors go by name, in the order of `classes`."""
+    stored = load_class_vectors(run.class_vectors)
+    selected = stored.select(classes.names)
+    if classes.names != stored.class_names:
+        logging.getLogger(__name__).warning(
+            "The class list is not the one of the run (%s): class vectors go by name, base and"
+            " novel by the list as it is now.",
+            "the same names in another order"
+            if set(classes.names) == set(stored.class_names)
+            else f"{len(classes.names)} of its {len(stored.class_names)} names",
+        )
+    choice = choose_method(loaded, "student")
+    backbone = load_student_backbone(loaded.recipe, choice, device=device, cache=cache)
+    method = build_method(
+        choice,
+        backbone,
+        classes,
+        seed=loaded.recipe.seed,
+        teacher=StoredVectors(selected, device),
+    )
+    load_trained(method, run.weights, backbone, made_by=stored.made_by)
+    return method, backbone

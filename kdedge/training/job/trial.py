@@ -10,16 +10,16 @@ from collections.abc import Generator, Iterator
 
 import torch
 
-from kdedge._processes import ALONE, Processes
 from kdedge.data.batch import Batch, FeaturesOfViews
 from kdedge.data.loader import n_steps
+from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DivergedError
-from kdedge.methods._protocol import Method
-from kdedge.training.checkpoint import rng_kept
-from kdedge.training.divergence import diverged
-from kdedge.training.job import Job, batches_of
-from kdedge.training.optim import learning_rate
-from kdedge.training.step import Stepper
+from kdedge.methods.protocol import Method
+from kdedge.training.job.job import Job, batches_of
+from kdedge.training.loop.checkpoint import rng_kept
+from kdedge.training.loop.divergence import diverged
+from kdedge.training.loop.optim import learning_rate
+from kdedge.training.loop.step import Stepper
 
 
 def trial_steps(
@@ -28,7 +28,7 @@ def trial_steps(
     *,
     budget_s: float = math.inf,
     features: FeaturesOfViews | None = None,
-    processes: Processes = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> list[float]:
     """Takes a job's first steps as the training loop does, then puts everything back.
 
@@ -37,7 +37,7 @@ def trial_steps(
         n_trials: at most so many steps; an epoch's end ends them too.
         budget_s: no further step after so many seconds, of which two steps are always taken.
         features: what the teacher says, where it is not to be run.
-        processes: those that take each step together; with several of them, leave `budget_s` out,
+        group: those that take each step together; with several of them, leave `budget_s` out,
             as all have to take as many.
 
     Returns:
@@ -55,9 +55,9 @@ def trial_steps(
     with (
         rng_kept(job.device),
         _weights_kept(job.method),
-        contextlib.closing(_first_batches(job, features, processes)) as batches,
+        contextlib.closing(_first_batches(job, features, group)) as batches,
     ):
-        trial = _Trial(job, processes)
+        trial = _Trial(job, group)
         began = ended = time.perf_counter()
         for batch in itertools.islice(batches, n_trials):
             trial.step(batch)
@@ -69,9 +69,9 @@ def trial_steps(
 
 
 def _first_batches(
-    job: Job, features: FeaturesOfViews | None, processes: Processes
+    job: Job, features: FeaturesOfViews | None, group: ProcessGroup
 ) -> Generator[Batch, None, None]:
-    yield from batches_of(job, 1, 0, features=features, processes=processes)
+    yield from batches_of(job, 1, 0, features=features, group=group)
 
 
 @contextlib.contextmanager
@@ -92,9 +92,9 @@ def _weights_kept(method: Method) -> Iterator[None]:
 class _Trial:
     """The training loop's step without its log and checkpoints."""
 
-    def __init__(self, job: Job, processes: Processes) -> None:
+    def __init__(self, job: Job, group: ProcessGroup) -> None:
         self._job, self._settings = job, job.choice.optim
-        self._stepper = Stepper(job.method, self._settings, job.device, processes)
+        self._stepper = Stepper(job.method, self._settings, job.device, group)
         self._n_steps = n_steps(len(job.training_images.indices), self._settings.batch_size)
         self._n_done = 0
         job.method.module.train()

@@ -22,11 +22,13 @@ from kdedge._files import explain_os_error, sha256_json
 from kdedge.data.loader import n_steps
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
 from kdedge.errors import DataError
-from kdedge.methods._protocol import LabelsItsPool, Method
-from kdedge.training.job import Job, batches_of, zero_shot
-from kdedge.training.loop import train
-from kdedge.training.parts import Images
-from kdedge.training.pseudo_labels import (
+from kdedge.methods.protocol import LabelsItsPool, Method
+from kdedge.runs.folder import RunFolder
+from kdedge.setup.images import Images
+from kdedge.training.job.job import Job, batches_of, zero_shot
+from kdedge.training.loop.selection import TrainingResult
+from kdedge.training.loop.train import train
+from kdedge.training.pseudo_labels.labels import (
     accuracy_percent,
     in_source,
     pool_probabilities,
@@ -36,8 +38,6 @@ from kdedge.training.pseudo_labels import (
     with_pseudo_labeled,
     write_for,
 )
-from kdedge.training.runs import RunFolder
-from kdedge.training.selection import TrainingResult
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,94 @@
+"""Runs by name, folder or age."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from kdedge.errors import DataError, RecipeError
+from kdedge.runs.folder import (
+    Kind,
+    RunFolder,
+)
+
+
+def runs_in(root: Path) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
+    """Yields every run and its provenance; passes over what is no run or has a damaged record."""
+    for file in sorted(root.glob("*/*/provenance.json")):
+        if not file.parent.name.isdigit():
+            continue
+        with contextlib.suppress(DataError, RecipeError):
+            run = RunFolder.open(file.parent)
+            yield run, run.read_provenance()
+
+
+def newest(
+    root: Path, name: str | None = None, *, finished: bool = True, kind: Kind | None = None
+) -> RunFolder | None:
+    """Finds the run that finished last, or None.
+
+    Folders that are no runs, or whose record is damaged, are passed over.
+
+    Args:
+        root: folder of all runs.
+        name: only runs of this recipe name.
+        finished: only finished runs; else those that started last count too.
+        kind: only runs of this kind.
+    """
+    found = [
+        (str(record.get("finished_at") or record.get("started_at")), run.name, run)
+        for run, record in runs_in(root)
+        if (name is None or run.path.parent.name == name)
+        and (kind is None or run.kind == kind)
+        and (not finished or record.get("status") == "finished")
+    ]
+    return max(found, key=lambda entry: entry[:2])[2] if found else None
+
+
+def find_run(argument: str | None, root: Path) -> RunFolder:
+    """Finds the run that a command's RUN argument means.
+
+    Args:
+        argument: a run folder, `name/NN`, or a recipe's name or its folder (its newest finished
+            run); None for the newest finished student, and where there is none any finished run.
+        root: folder of all runs.
+
+    Raises:
+        RecipeError: there is no such run; the message says what there is.
+    """
+    if argument is None:
+        run = newest(root, kind="student") or newest(root)
+        if run is None:
+            raise RecipeError(
+                f"There is no finished run in {root}.\n"
+                "  Train one with `kdedge distill RECIPE`, or name a run folder."
+            )
+        return run
+    for path in (Path(argument).expanduser(), root / argument):
+        if (path / "provenance.json").is_file():
+            return RunFolder.open(path)
+    for path in (root / argument, Path(argument).expanduser()):
+        run = newest(path.parent, path.name)
+        if run is not None:
+            return run
+    raise _unknown_run(argument, root)
+
+
+def _unknown_run(argument: str, root: Path) -> RecipeError:
+    runs = {run.name: str(record.get("status")) for run, record in runs_in(root)}
+    own = [f"{name} ({status})" for name, status in runs.items() if name.split("/")[0] == argument]
+    if own:
+        return RecipeError(
+            f"{argument} has no finished run in {root}: {', '.join(sorted(own))}.\n"
+            "  Let one of them finish, or name it with its number to use it as it is."
+        )
+    known = sorted(runs.keys() | {name.split("/")[0] for name in runs})
+    near = get_close_matches(argument, known, n=3, cutoff=0.5)
+    guess = f"Did you mean {' or '.join(near)}? " if near else ""
+    return RecipeError(
+        f"{argument} is neither a run folder nor the name of a run in {root}.\n"
+        f"  {guess}There: {', '.join(known[:12]) or 'no run'}{', ...' if len(known) > 12 else ''}."
+    )

@@ -1,0 +1,159 @@
+"""The method of a role: its module, settings and optimization, and how it is built."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+
+from kdedge.clip.image_backbone import AnyBackbone
+from kdedge.config.explain import explain_validation
+from kdedge.config.load import LoadedRecipe
+from kdedge.config.recipe import (
+    ModelSpec,
+    OptimSettings,
+    Recipe,
+    resolve_optim,
+)
+from kdedge.errors import RecipeError
+from kdedge.methods.protocol import Method, MethodSettings, Teacher, WithoutClassVectors
+from kdedge.methods.registry import load_method
+from kdedge.setup.classes import Classes
+
+log = logging.getLogger(__name__)
+
+
+Role = Literal["teacher", "student", "baseline"]
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """A method as a recipe wants it: its module, its settings, how it is optimized."""
+
+    name: str
+    module: ModuleType
+    settings: MethodSettings
+    optim: OptimSettings
+
+
+def model_spec(recipe: Recipe, role: Role) -> ModelSpec:
+    """The recipe's section for a role; a baseline's, with the student's backbone.
+
+    Raises:
+        RecipeError: the recipe has no such section.
+    """
+    if role == "baseline":
+        return _baseline_spec(recipe)
+    spec = recipe.teacher if role == "teacher" else recipe.student
+    if spec is None:
+        raise RecipeError(
+            f"The recipe {recipe.name} has no {role}.\n  Add a {role} section; `kdedge schema`"
+            " shows its keys."
+        )
+    return spec
+
+
+def _baseline_spec(recipe: Recipe) -> ModelSpec:
+    spec = recipe.baseline
+    if spec is None or spec.method is None:
+        raise RecipeError(
+            f"The recipe {recipe.name} names no baseline.\n  Name its method with --method;"
+            " `kdedge methods` lists them."
+        )
+    if recipe.student is None:
+        raise RecipeError(
+            f"The recipe {recipe.name} has no student, and a baseline is trained on the student's"
+            " backbone.\n  Add a student section; `kdedge schema` shows its keys."
+        )
+    own = {"method": spec.method, "settings": spec.settings, "optim": spec.optim}
+    return recipe.student.model_copy(update=own)
+
+
+def choose_method(loaded: LoadedRecipe, role: Role) -> MethodChoice:
+    """Finds the method of a role and checks its settings; messages have the recipe's lines.
+
+    Raises:
+        RecipeError: there is no such method, a setting is wrong, or the recipe gives pseudo-labels
+            to a method that chooses them itself.
+    """
+    spec = model_spec(loaded.recipe, role)
+    module = load_method(spec.method)
+    try:
+        settings = module.Settings(**spec.settings)
+    except ValidationError as error:
+        raise explain_validation(
+            error, model=module.Settings, lines=loaded.lines, prefix=(role, "settings")
+        ) from error
+    if settings.n_rounds > 0 and loaded.recipe.data.pseudo_labels is not None:
+        raise RecipeError(
+            f"{spec.method} chooses its pseudo-labels itself, and the recipe has"
+            " data.pseudo_labels.\n"
+            "  Leave that key out, or train a method on them that learns from labels, such as coop."
+        )
+    return MethodChoice(
+        spec.method, module, settings, resolve_optim(loaded.recipe.optim, spec.optim)
+    )
+
+
+def build_method(
+    choice: MethodChoice,
+    backbone: AnyBackbone,
+    classes: Classes,
+    *,
+    seed: int,
+    teacher: Teacher | None = None,
+) -> Method:
+    """Builds a method for a class list; its first values are drawn from `seed`."""
+    method: Method = choice.module.Method.build(
+        backbone,
+        classes.names,
+        choice.settings,
+        template=classes.template,
+        train_classes=classes.trained_by(choice.module.SEES),
+        teacher=teacher,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return method
+
+
+def settings_record(choice: MethodChoice) -> dict[str, Any]:
+    """The method's name and settings as JSON values, for hashes and provenance."""
+    return {"method": choice.name, "settings": choice.settings.model_dump(mode="json")}
+
+
+def has_class_vectors(choice: MethodChoice) -> bool:
+    """Whether a method's logits are cosines with one vector a class."""
+    return not issubclass(choice.module.Method, WithoutClassVectors)
+
+
+def check_has_class_vectors(choice: MethodChoice) -> None:
+    """Refuses a method as a teacher and for export that can be neither.
+
+    Raises:
+        RecipeError: it has no class vectors.
+    """
+    if not has_class_vectors(choice):
+        raise RecipeError(
+            f"{choice.name} {choice.module.Method.why_no_class_vectors}, so it has no class"
+            " vectors: it can neither teach a student nor be exported.\n"
+            f"  Measure it with `kdedge train RECIPE --method {choice.name}`; to teach or export,"
+            " choose another method, such as promptsrc."
+        )
+
+
+def check_can_teach(choice: MethodChoice) -> None:
+    """Refuses a method as a teacher.
+
+    Raises:
+        RecipeError: it learns from a teacher, or has no class vectors.
+    """
+    if choice.module.Method.needs_teacher:
+        raise RecipeError(
+            f"{choice.name} learns from a teacher itself.\n"
+            "  Choose another teacher.method, such as promptsrc or zeroshot."
+        )
+    check_has_class_vectors(choice)

@@ -1,0 +1,1 @@
+"""What one run trains, and how it becomes a run folder."""

@@ -1,0 +1,1 @@
+"""Pseudo-labels of unlabeled images: written, read, trained on in rounds."""

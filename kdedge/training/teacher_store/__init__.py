@@ -1,0 +1,1 @@
+"""Teacher features per image and view, kept on disk."""
