@@ -154,7 +154,8 @@ class Method(Protocol):
             settings: an instance of the method file's `Settings`.
             template: text pattern with `{}` for frozen texts.
             train_classes: which of `class_names` labels in a batch refer to, in label order.
-            teacher: for methods that need one.
+            teacher: for methods that need one. Their `build` takes `class_vectors` [C, D_teacher]
+                too, which are enough where the method is not trained.
             generator: where initial values are drawn from (on the CPU).
         """
         ...

@@ -101,6 +101,11 @@ class RunFolder:
         return f"{self.path.resolve().parent.name}/{self.path.resolve().name}"
 
     @property
+    def root(self) -> Path:
+        """The folder of all runs, which this one lies in as `<name>/<NN>`."""
+        return self.path.resolve().parents[1]
+
+    @property
     def recipe(self) -> Path:
         """The resolved recipe."""
         return self.path / "recipe.yaml"
