@@ -95,13 +95,12 @@ class ImagePath:
 
 
 class Teacher(Protocol):
-    """A frozen model that a student learns from.
+    """A frozen model that a student learns from."""
 
-    Attributes:
-        scale: `logit_scale.exp()`, a float.
-    """
-
-    scale: float
+    @property
+    def scale(self) -> float:
+        """`logit_scale.exp()`."""
+        ...
 
     def class_vectors(self) -> Tensor:
         """[C, D_teacher], unit length, float32, in class-list order, no graph."""

@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from kdedge._files import sha256_json, write_atomic
-from kdedge.clip.backbone import hash_weights
 from kdedge.clip.class_vectors import ClassVectors
 from kdedge.clip.tensor_file import encode_tensors
+from kdedge.clip.weights import hash_weights
 from kdedge.errors import DataError
 from kdedge.methods.protocol import Method
 from kdedge.runs.folder import RunFolder

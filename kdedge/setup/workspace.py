@@ -46,7 +46,8 @@ class Workspace:
         self.root, self.device, self.group = root, device, group
         self._caches = None if is_read_only else root / ".cache"
         self.scans = ScanCache(self._cache("scans"))
-        self._hashes = HashCache(self._cache("backbones"))
+        hashes = self._cache("backbones")
+        self._hashes = None if hashes is None else HashCache(hashes)
         self._found: dict[tuple[BackboneSpec, bool], FoundBackbone] = {}
         self._loaded: dict[str, AnyBackbone] = {}
 

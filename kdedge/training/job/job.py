@@ -5,7 +5,7 @@ A job is cheap: its key is a hash of hashes, and nothing is built until the meth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -45,7 +45,7 @@ class TrainingData:
     labels: dict[int, int] | None = None
     pool: Images | None = None
     weights: Weights | None = None
-    sentences: list[list[str]] | None = None
+    sentences: Sequence[Sequence[str]] | None = None
     hashes: dict[str, str] = field(default_factory=dict)
 
 
