@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from kdedge._files import sha256_json
-from kdedge.clip.backbone import Backbone, hash_weights
+from kdedge.clip.backbone import Backbone
 from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
 from kdedge.clip.image_backbone import AnyBackbone
+from kdedge.clip.weights import hash_weights
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.errors import DataError, SetupError
 from kdedge.methods.protocol import ImagePath, Method, WithoutClassVectors

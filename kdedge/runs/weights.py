@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kdedge._files import sha256_json, write_atomic
-from kdedge.clip.backbone import hash_weights
 from kdedge.clip.class_vectors import ClassVectors
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.tensor_file import encode_tensors
+from kdedge.clip.weights import hash_weights
 from kdedge.errors import DataError
 from kdedge.methods.protocol import Method
 from kdedge.runs.folder import RunFolder

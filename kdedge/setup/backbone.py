@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 
-from kdedge.clip.backbone import Backbone, load_backbone
-from kdedge.clip.image_backbone import AnyBackbone, has_texts, load_image_backbone
+from kdedge.clip.backbone import Backbone
+from kdedge.clip.find import find_backbone, load_backbone
+from kdedge.clip.image_backbone import AnyBackbone
+from kdedge.clip.resolve import BackboneSpec
 from kdedge.config.recipe import (
     Recipe,
 )
@@ -21,38 +23,25 @@ from kdedge.setup.method import (
 log = logging.getLogger(__name__)
 
 
+def backbone_spec(recipe: Recipe, role: Role) -> BackboneSpec:
+    """The backbone that a recipe names for a role."""
+    spec = model_spec(recipe, role)
+    return BackboneSpec(spec.backbone, spec.weights, spec.config, spec.quick_gelu)
+
+
 def load_role_backbone(
     recipe: Recipe, role: Role, *, device: torch.device, cache: Path | None
 ) -> Backbone:
     """Loads the frozen CLIP of a role."""
-    spec = model_spec(recipe, role)
-    return load_backbone(
-        name=spec.backbone,
-        weights=spec.weights,
-        config=spec.config,
-        quick_gelu=spec.quick_gelu,
-        device=device,
-        cache_folder=cache,
-    )
+    return load_backbone(backbone_spec(recipe, role), device=device, text_cache_folder=cache)
 
 
 def load_student_backbone(
     recipe: Recipe, choice: MethodChoice, *, device: torch.device, cache: Path | None
 ) -> AnyBackbone:
-    """Loads the student's frozen CLIP, or its image tower alone where that will do.
-
-    It will where the method runs no text tower and the model has none that runs here.
-    """
-    spec = model_spec(recipe, "student")
-    if choice.settings.needs_texts or has_texts(spec.backbone, spec.config):
-        return load_role_backbone(recipe, "student", device=device, cache=cache)
-    return load_image_backbone(
-        name=spec.backbone,
-        weights=spec.weights,
-        config=spec.config,
-        quick_gelu=spec.quick_gelu,
-        device=device,
-    )
+    """Loads the student's frozen CLIP, or its image encoder alone if its texts are not needed."""
+    found = find_backbone(backbone_spec(recipe, "student"), needs_texts=choice.settings.needs_texts)
+    return found.load(device=device, text_cache_folder=cache)
 
 
 def cache_folder(root: Path) -> Path:

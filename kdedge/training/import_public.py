@@ -20,8 +20,9 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor
 
 from kdedge._files import sha256_file, write_atomic
-from kdedge.clip.backbone import Backbone, load_backbone
+from kdedge.clip.backbone import Backbone
 from kdedge.clip.class_vectors import load_class_vectors
+from kdedge.clip.find import load_backbone
 from kdedge.clip.public_checkpoint import (
     PromptKDParameters,
     PromptSRCParameters,
@@ -31,6 +32,7 @@ from kdedge.clip.public_checkpoint import (
     promptsrc_parameters,
     read_public_checkpoint,
 )
+from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.tensor_file import encode_tensors
 from kdedge.clip.weights import printable
 from kdedge.config.load import dump_recipe
@@ -59,13 +61,8 @@ class ImportedBackbone:
 
     def load(self, device: torch.device) -> Backbone:
         """Loads it."""
-        return load_backbone(
-            name=self.name,
-            weights=self.weights,
-            config=self.config,
-            quick_gelu=self.quick_gelu,
-            device=device,
-        )
+        spec = BackboneSpec(self.name, self.weights, self.config, self.quick_gelu)
+        return load_backbone(spec, device=device)
 
     def as_recipe(self) -> dict[str, Any]:
         """The recipe keys that name it."""
