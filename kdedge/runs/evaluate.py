@@ -40,12 +40,20 @@ def evaluate_run(
         log.warning(
             "The class list is not the one of the run (%s): class vectors go by name, base and"
             " novel by the list as it is now.",
-            "the same names in another order"
-            if set(model.class_names) == set(trained_on)
-            else f"{len(model.class_names)} of its {len(trained_on)} names",
+            _difference(model.class_names, trained_on),
         )
     selection = model.setup.choice.optim.selection
     return measure(model, images, model.classes, selection=selection)
+
+
+def _difference(names: Sequence[str], trained_on: Sequence[str]) -> str:
+    """How a class list differs from the one of the run, in words."""
+    new = set(names) - set(trained_on)
+    if new:
+        return f"{len(new)} of {len(names)} names are new, and the teacher encodes them"
+    if len(names) == len(trained_on):
+        return "the same names in another order"
+    return f"{len(names)} of its {len(trained_on)} names"
 
 
 @dataclass(frozen=True)
