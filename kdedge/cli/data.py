@@ -13,8 +13,7 @@ from click.core import ParameterSource
 
 from kdedge._progress import readable_bytes
 from kdedge.cli._output import json_option, next_line, print_result, table
-from kdedge.data.benchmarks import Benchmark, list_benchmarks, load_benchmark
-from kdedge.data.benchmarks._download import Download
+from kdedge.data.benchmarks import Benchmark, Download, list_benchmarks, load_benchmark
 from kdedge.data.fetch import fetch, missing
 from kdedge.data.images import BadImage
 from kdedge.data.survey import Survey, survey

@@ -24,7 +24,7 @@ from typing import IO, Any, Literal
 
 from kdedge._files import explain_os_error
 from kdedge._progress import progress, readable_bytes
-from kdedge.data.sources._protocol import printable
+from kdedge.data.sources import printable
 from kdedge.errors import DataError, ResourceError
 
 MAX_MEMBERS = 4_000_000

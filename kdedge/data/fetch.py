@@ -21,9 +21,7 @@ from kdedge._progress import progress
 from kdedge.data._http import WAITS_S, AddressError, download
 from kdedge.data._partial import Partial
 from kdedge.data._unpack import temporary_name, unpack
-from kdedge.data.benchmarks import load_benchmark
-from kdedge.data.benchmarks._download import Download
-from kdedge.data.benchmarks._origins import is_there
+from kdedge.data.benchmarks import Download, is_there, load_benchmark
 from kdedge.errors import DataError, KdedgeError, SetupError
 
 _LOG = logging.getLogger(__name__)

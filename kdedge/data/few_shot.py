@@ -19,11 +19,16 @@ from typing import Literal
 
 from kdedge._files import explain_os_error, write_atomic
 from kdedge.config.recipe import DataSpec, SourceSpec
-from kdedge.data.benchmarks import load_benchmark
-from kdedge.data.benchmarks._coop_split import PARTS, BenchmarkSource, Split, read_split
-from kdedge.data.benchmarks._origins import is_there
+from kdedge.data.benchmarks import (
+    PARTS,
+    BenchmarkSource,
+    Split,
+    is_there,
+    load_benchmark,
+    read_split,
+)
 from kdedge.data.classes import benchmark_root
-from kdedge.data.sources._protocol import Source
+from kdedge.data.sources import Source
 from kdedge.data.split import few_shot
 from kdedge.errors import DataError, ResourceError
 

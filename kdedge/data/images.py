@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdedge._files import sha256_json, write_atomic
-from kdedge.data.sources._protocol import Source
+from kdedge.data.sources import Source
 from kdedge.errors import DataError
 from kdedge.runtime.preprocess import UnusableImage, decode_image
 

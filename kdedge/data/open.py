@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from kdedge.config.data_spec import SOURCES, DataSpec, SourceSpec
 from kdedge.data.benchmarks import load_benchmark
 from kdedge.data.classes import benchmark_root
-from kdedge.data.sources import folder, huggingface, parquet, webdataset
+from kdedge.data.sources import Source, folder, huggingface, parquet, webdataset
 from kdedge.data.sources import list as list_source
-from kdedge.data.sources._protocol import Source
 from kdedge.errors import DataError, RecipeError
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from kdedge._progress import progress
 from kdedge.data.images import BadImage, check_limit, scan
-from kdedge.data.sources import folder, huggingface, parquet, webdataset
+from kdedge.data.sources import Source, folder, huggingface, parquet, webdataset
 from kdedge.data.sources import list as list_source
-from kdedge.data.sources._protocol import Source
 
 
 @dataclass(frozen=True)

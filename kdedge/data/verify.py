@@ -10,13 +10,16 @@ from pathlib import Path
 
 from kdedge._files import sha256_file
 from kdedge._progress import progress
-from kdedge.data.benchmarks import Benchmark, load_benchmark
-from kdedge.data.benchmarks._coop_set import CoopSet
-from kdedge.data.benchmarks._coop_split import BenchmarkSource
-from kdedge.data.benchmarks._origins import MissingPartsError
+from kdedge.data.benchmarks import (
+    Benchmark,
+    BenchmarkSource,
+    CoopSet,
+    MissingPartsError,
+    load_benchmark,
+)
 from kdedge.data.fetch import missing
 from kdedge.data.images import BadImage, scan
-from kdedge.data.sources._protocol import is_file
+from kdedge.data.sources import is_file
 from kdedge.errors import DataError, KdedgeError
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from kdedge.config.recipe import (
 from kdedge.data.few_shot import Draws
 from kdedge.data.images import BadImage, check_limit, image_list_hash, put_together, scan
 from kdedge.data.open import is_own_split, open_source
-from kdedge.data.sources._protocol import Joined, Source, WithoutLabels
+from kdedge.data.sources import Joined, Source, WithoutLabels
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DataError, RecipeError
 from kdedge.setup.classes import Classes

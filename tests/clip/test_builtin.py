@@ -13,8 +13,8 @@ from torch import Tensor
 
 from kdedge.clip.backbone import Backbone, load_backbone, unit_length
 from kdedge.clip.builtin import BUILTIN_MODELS, TOKEN_TABLE, builtin_model, draw_token_table
+from kdedge.data.drawings import CLEAN, draw_picture
 from kdedge.data.loader import evaluation_batches
-from kdedge.data.sources._pictures import CLEAN, draw_picture
 from kdedge.data.sources.synthetic import class_names, open_source
 from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import normalize, resize_and_crop

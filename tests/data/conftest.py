@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdedge.data.sources._protocol import Item
+from kdedge.data.sources import Item
 from kdedge.runtime.preprocess import UnusableImage
 
 

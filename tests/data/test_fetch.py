@@ -27,8 +27,7 @@ import pytest
 import kdedge
 from kdedge.data import fetch as fetch_module
 from kdedge.data._partial import Version
-from kdedge.data.benchmarks import sun397
-from kdedge.data.benchmarks._download import Download
+from kdedge.data.benchmarks import Download, sun397
 from kdedge.data.fetch import Fetched, fetch
 from kdedge.errors import DataError, ResourceError, SetupError
 
@@ -617,7 +616,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from kdedge.data.benchmarks import sun397
-from kdedge.data.benchmarks._download import Download
+from kdedge.data.benchmarks import Download
 from kdedge.data.fetch import fetch
 archive = Download(name="a.tgz", urls=(sys.argv[2],), gives="images", unpack="tar")
 sun397.SET = replace(sun397.SET, downloads=(archive,))

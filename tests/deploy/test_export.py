@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kdedge.data.sources._protocol import Item
+from kdedge.data.sources import Item
 from kdedge.deploy import export
 from kdedge.deploy.trained import TrainedModel, load_trained_model
 from kdedge.errors import RecipeError

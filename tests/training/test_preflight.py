@@ -17,7 +17,7 @@ from PIL import Image
 
 from kdedge.config.load import load_recipe
 from kdedge.data.batch import Batch
-from kdedge.data.sources._protocol import Item, Source
+from kdedge.data.sources import Item, Source
 from kdedge.errors import DivergedError, ResourceError
 from kdedge.methods import pseudo_label
 from kdedge.methods.protocol import StepOutput

@@ -14,8 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kdedge._files import read_json
-from kdedge.data.sources._labels import LabelIndex, name_some
-from kdedge.data.sources._protocol import Item, read_file
+from kdedge.data.sources import Item, LabelIndex, name_some, read_file
 from kdedge.errors import DataError
 
 PARTS = ("train", "val", "test")

@@ -18,7 +18,7 @@ from kdedge.data.pseudo_labels import (
     read_pseudo_labels,
     write_pseudo_labels,
 )
-from kdedge.data.sources._labels import name_some
+from kdedge.data.sources import name_some
 from kdedge.errors import DataError, DivergedError
 from kdedge.runs.measure import Model, all_logits
 from kdedge.runtime.preprocess import Preprocess
