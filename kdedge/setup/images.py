@@ -16,6 +16,7 @@ from kdedge.config.recipe import (
 from kdedge.data.few_shot import Draws
 from kdedge.data.images import BadImage, check_limit, image_list_hash, put_together, scan
 from kdedge.data.open import is_own_split, open_source
+from kdedge.data.scan_cache import ScanCache
 from kdedge.data.sources import Joined, Source, WithoutLabels
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DataError, RecipeError
@@ -83,10 +84,11 @@ def load_images(
     classes: Classes,
     *,
     group: ProcessGroup = SINGLE_PROCESS,
+    scans: ScanCache | None = None,
 ) -> Images | None:
     """Opens a source of the recipe and reads every image once; None where there is none.
 
-    Several processes read a part of the source each.
+    Several processes read a part of the source each. Images that `scans` knows are not read again.
 
     Raises:
         DataError: more images are unreadable than the recipe accepts, or labels and class names
@@ -96,11 +98,11 @@ def load_images(
     if spec is None:
         return None
     if isinstance(spec, UnlabeledSpec) and spec.per_class is not None:
-        return _draw_unlabeled(recipe, spec, spec.per_class, classes, group)
+        return _draw_unlabeled(recipe, spec, spec.per_class, classes, group, scans)
     source = open_source(
         spec, class_names=classes.names, labeled=key != "unlabeled", data=recipe.data
     )
-    images = _readable(source, recipe, key, group)
+    images = _readable(source, recipe, key, group, scans)
     return replace(images, is_own_split=is_own_split(spec, data=recipe.data))
 
 
@@ -110,6 +112,7 @@ def _draw_unlabeled(
     per_class: int,
     classes: Classes,
     group: ProcessGroup,
+    scans: ScanCache | None,
 ) -> Images:
     """A number of readable images of every class, whose labels are read for this alone."""
     try:
@@ -119,17 +122,19 @@ def _draw_unlabeled(
             f"data.unlabeled.per_class is {per_class}, which needs each image's class for the"
             f" draw:\n{error}\n  Leave per_class out to use all images, whatever they show."
         ) from error
-    images = _readable(source, recipe, "unlabeled", group)
+    images = _readable(source, recipe, "unlabeled", group, scans)
     draws = Draws(spec, shots=per_class, seed=recipe.seed, data=recipe.data)
     drawn = draws.take(spec, source, images.indices, shots=per_class, class_names=classes.names)
     return replace(images, source=WithoutLabels(source), indices=tuple(drawn))
 
 
-def _readable(source: Source, recipe: Recipe, key: str, group: ProcessGroup) -> Images:
+def _readable(
+    source: Source, recipe: Recipe, key: str, group: ProcessGroup, scans: ScanCache | None
+) -> Images:
     """A source's readable images; each is read once."""
     own = group.shard(len(source.items))
     with progress(f"reading data.{key}", own.stop - own.start) as advance:
-        found = scan(source, rows=own, progress=advance)
+        found = scan(source, rows=own, progress=advance, cache=scans)
     result = put_together(group.all_gather(found))
     limit = recipe.data.bad_image_limit(len(source.items))
     check_limit(result, limit=limit, what=f"data.{key}")

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kdedge._files import read_json
-from kdedge.data.sources import Item, LabelIndex, name_some, read_file
+from kdedge.data.sources import Item, LabelIndex, Location, name_some, read_file
 from kdedge.errors import DataError
 
 PARTS = ("train", "val", "test")
@@ -55,6 +55,10 @@ class BenchmarkSource:
             UnusableImage: the file cannot be read.
         """
         return read_file(self.path(i))
+
+    def location(self, i: int) -> Location:
+        """Gives image i's file."""
+        return Location(str(self.path(i).absolute()))
 
 
 def read_split(path: Path, *, remedy: str) -> Split:

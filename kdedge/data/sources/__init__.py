@@ -3,9 +3,12 @@
 from kdedge.data.sources._labels import LabelIndex, describe_mismatch, name_some
 from kdedge.data.sources._protocol import (
     IMAGE_EXTENSIONS,
+    InFiles,
     Item,
     Joined,
+    Location,
     Source,
+    Stamp,
     WithoutLabels,
     is_file,
     printable,
@@ -14,10 +17,13 @@ from kdedge.data.sources._protocol import (
 
 __all__ = [
     "IMAGE_EXTENSIONS",
+    "InFiles",
     "Item",
     "Joined",
     "LabelIndex",
+    "Location",
     "Source",
+    "Stamp",
     "WithoutLabels",
     "describe_mismatch",
     "is_file",

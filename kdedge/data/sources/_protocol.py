@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from kdedge.runtime.preprocess import UnusableImage
 
@@ -56,6 +57,46 @@ class Source(Protocol):
         Raises:
             UnusableImage: they cannot be read.
         """
+        ...
+
+
+class Stamp(NamedTuple):
+    """A file's size in bytes, times of change in ns, and inode: one of them changes with its bytes.
+
+    The time of change of the inode (ctime) cannot be set back as that of the content (mtime) can.
+    """
+
+    size: int
+    modified_ns: int
+    changed_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stamp:
+        """Gives the stamp of a file's status."""
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+class Location(NamedTuple):
+    """Where the bytes of an image are.
+
+    Attributes:
+        path: of the file, absolute.
+        position: of the image in a file that holds several, such as an offset or a row.
+        stamp: of the file when it was indexed; None where the file is opened anew for each image.
+    """
+
+    path: str
+    position: int = 0
+    stamp: Stamp | None = None
+
+
+@runtime_checkable
+class InFiles(Protocol):
+    """A source whose images are in files: a scan need not be repeated while they are unchanged."""
+
+    def location(self, i: int) -> Location:
+        """Gives the place of image i's bytes."""
         ...
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kdedge.data.sources._labels import LabelIndex, describe_mismatch, name_some
-from kdedge.data.sources._protocol import IMAGE_EXTENSIONS, Item, printable, read_file
+from kdedge.data.sources._protocol import IMAGE_EXTENSIONS, Item, Location, printable, read_file
 from kdedge.errors import DataError
 
 
@@ -22,6 +22,7 @@ class FolderSource:
     def __init__(self, folder: Path, names: Sequence[str], items: Sequence[Item]) -> None:
         self.items = tuple(items)
         self._folder = folder
+        self._root = str(folder.absolute())
         self._names = tuple(names)
 
     def read(self, i: int) -> bytes:
@@ -31,6 +32,10 @@ class FolderSource:
             UnusableImage: the file cannot be read.
         """
         return read_file(self._folder / self._names[i])
+
+    def location(self, i: int) -> Location:
+        """Gives image i's file."""
+        return Location(os.path.join(self._root, self._names[i]))  # noqa: PTH118 - 3 times faster
 
 
 def open_source(folder: Path, *, class_names: Sequence[str], labeled: bool) -> FolderSource:

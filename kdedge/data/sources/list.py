@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdedge.data.sources._labels import LabelIndex
-from kdedge.data.sources._protocol import Item, is_file, printable, read_file
+from kdedge.data.sources._protocol import Item, Location, is_file, printable, read_file
 from kdedge.errors import DataError
 
 _MAX_NAMED = 5
@@ -31,6 +31,10 @@ class ListSource:
             UnusableImage: the file cannot be read.
         """
         return read_file(Path(self._paths[i]))
+
+    def location(self, i: int) -> Location:
+        """Gives image i's file."""
+        return Location(str(Path(self._paths[i]).absolute()))
 
 
 def open_source(path: Path, *, class_names: Sequence[str], labeled: bool) -> ListSource:

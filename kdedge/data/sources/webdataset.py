@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdedge.data.sources._labels import LabelIndex
-from kdedge.data.sources._protocol import IMAGE_EXTENSIONS, MAX_FILE_BYTES, Item, printable
+from kdedge.data.sources._protocol import (
+    IMAGE_EXTENSIONS,
+    MAX_FILE_BYTES,
+    Item,
+    Location,
+    Stamp,
+    printable,
+)
 from kdedge.errors import DataError, MissingPackage
 from kdedge.runtime.preprocess import UnusableImage
 
@@ -48,8 +55,7 @@ class _Shard:
 
     path: Path
     name: str
-    size: int
-    modified_ns: int
+    stamp: Stamp
 
 
 class WebDatasetSource:
@@ -106,6 +112,12 @@ class WebDatasetSource:
             raise _changed(self._shards[place.shard])
         return data
 
+    def location(self, i: int) -> Location:
+        """Gives image i's shard and its offset there."""
+        place = self._places[i]
+        shard = self._shards[place.shard]
+        return Location(str(shard.path.absolute()), place.offset, shard.stamp)
+
     def _descriptor(self, shard: int) -> tuple[int, bool]:
         """Gives an open file and whether it stays open; beyond a number of shards it does not."""
         with self._lock:
@@ -113,8 +125,7 @@ class WebDatasetSource:
                 return self._descriptors[shard], True
             known = self._shards[shard]
             descriptor = os.open(known.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-            status = os.fstat(descriptor)
-            if (status.st_size, status.st_mtime_ns) != (known.size, known.modified_ns):
+            if Stamp.of(os.fstat(descriptor))[:2] != known.stamp[:2]:
                 os.close(descriptor)
                 raise _changed(known)
             if len(self._descriptors) >= _MAX_OPEN_SHARDS:
@@ -291,7 +302,7 @@ def _index_shard(path: Path, name: str, number: int) -> tuple[_Shard, list[_Plac
                 )
     except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
         raise DataError(_not_tar(path, error)) from error
-    return _Shard(path, name, status.st_size, status.st_mtime_ns), members
+    return _Shard(path, name, Stamp.of(status)), members
 
 
 def _regular_members(tar: tarfile.TarFile, path: Path, n_bytes: int) -> Iterator[tarfile.TarInfo]:
