@@ -47,6 +47,7 @@ class Counted:
         self._count = itertools.count()
 
     def read(self, i: int) -> bytes:
+        """Gives the bytes of image i's file."""
         next(self._count)
         return self._read(i)
 

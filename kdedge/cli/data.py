@@ -165,8 +165,9 @@ def scan_source(source: str, as_json: bool) -> None:
     """Read every image of SOURCE once: which are unreadable, how large they are, which classes.
 
     SOURCE is a folder, a CSV file of image paths, WebDataset shards such as
-    'shards-{000..063}.tar', Parquet files such as 'train-*.parquet', or the folder of a Hugging
-    Face dataset on disk. Nothing is written.
+    'shards-{000..063}.tar', Parquet files such as 'train-*.parquet', or a Hugging Face dataset: a
+    folder, or hf://datasets/OWNER/NAME. Nothing is written, but Parquet files and datasets of the
+    Hub are copied into the cache of the datasets package.
     """
     found = survey(source)
     print_result(asdict(found), as_json=as_json, text=_survey_text(found))

@@ -40,7 +40,11 @@ def open_source(
         )
     if spec.huggingface is not None:
         return huggingface.open_source(
-            spec.huggingface, **columns, class_names=class_names, labeled=labeled
+            spec.huggingface,
+            part=spec.part,
+            **columns,
+            class_names=class_names,
+            labeled=labeled,
         )
     if spec.benchmark is not None:
         benchmark = load_benchmark(spec.benchmark)

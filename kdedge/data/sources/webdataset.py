@@ -36,6 +36,13 @@ _MAX_HEADER_BYTES = 1 << 20
 _MAX_OPEN_SHARDS = 128
 _BLOCK = 512
 
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+
 # Members that WebDataset's own reader leaves out (tariterators.tar_file_iterator).
 _META = re.compile(r"__[^/]*__($|/)")
 
@@ -329,14 +336,12 @@ def _not_tar(path: Path, error: Exception) -> str:
             head = file.read(6)
     except OSError:
         head = b""
-    for magic, kind in ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz")):
+    for magic, kind in _COMPRESSED.items():
         if head.startswith(magic):
             return (
                 f"{path} is compressed ({kind}), and shards are read by offset.\n"
                 "  Decompress it to a plain .tar; images in it are compressed already."
             )
-    if head.startswith(b"\x28\xb5\x2f\xfd"):
-        return f"{path} is compressed (zstd), and shards are read by offset.\n  Decompress it."
     return f"{path} is not a readable tar file: {str(error).rstrip('.')}."
 
 
