@@ -123,7 +123,7 @@ def fetch_set(name: str, root: Path, as_json: bool) -> None:
     hashes. What has to be fetched by hand, because of its terms or without a network, is named
     with its address and its place; put it there and run the command again.
     """
-    found = fetch(name, root)
+    found = fetch(load_benchmark(name), root)
     if found.new:
         text = f"Wrote {found.folder} ({', '.join(found.new)})"
     else:
@@ -141,12 +141,13 @@ def fetch_set(name: str, root: Path, as_json: bool) -> None:
 @json_option
 def verify_set(name: str, read_images: bool, root: Path, as_json: bool) -> None:
     """Compare a benchmark set's counts, class names and split with what is published."""
-    found = verify(name, root, read_images=read_images)
+    benchmark = load_benchmark(name)
+    found = verify(benchmark, root, read_images=read_images)
     print_result(asdict(found), as_json=as_json, text=_verification_text(found))
     if found.problems:
         remedy = (
             "What is missing is fetched by"
-            if missing(load_benchmark(name).downloads, found.folder)
+            if missing(benchmark.downloads, found.folder)
             else "A fetch brings files and folders that are missing, not what is missing in them."
             "\n  Move what differs away and run"
         )

@@ -15,7 +15,6 @@ from kdedge.data.benchmarks import (
     BenchmarkSource,
     CoopSet,
     MissingPartsError,
-    load_benchmark,
 )
 from kdedge.data.fetch import missing
 from kdedge.data.images import BadImage, scan
@@ -69,18 +68,14 @@ class Verification:
     problems: tuple[str, ...]
 
 
-def verify(name: str, root: Path, *, read_images: bool) -> Verification:
+def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verification:
     """Compares a set's files, class names and parts with what is published.
 
     Args:
-        name: the set.
+        benchmark: the set.
         root: folder of all sets.
-        read_images: decode every image, too; else it is only looked whether its file is there.
-
-    Raises:
-        DataError: there is no set of that name.
+        read_images: decode every image, too; else only check that its file is there.
     """
-    benchmark = load_benchmark(name)
     folder = root / benchmark.folder
     absent = (folder / wanted.gives for wanted in missing(benchmark.downloads, folder))
     problems = [f"{path} is missing." for path in absent]
@@ -103,7 +98,7 @@ def verify(name: str, root: Path, *, read_images: bool) -> Verification:
     if class_names is not None and len(class_names) != benchmark.n_classes:
         problems.append(f"It has {len(class_names)} classes, published are {benchmark.n_classes}.")
     return Verification(
-        name=name,
+        name=benchmark.name,
         folder=folder,
         split=_split(benchmark, folder),
         n_classes_published=benchmark.n_classes,

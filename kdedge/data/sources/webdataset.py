@@ -25,6 +25,7 @@ from kdedge.data.sources._protocol import (
     Stamp,
     printable,
 )
+from kdedge.data.tar_reader import TarReader
 from kdedge.errors import DataError, MissingPackage
 from kdedge.runtime.preprocess import UnusableImage
 
@@ -32,7 +33,6 @@ MAX_SHARDS = 100_000
 """More shards than this in one pattern is taken for a slip of the pen."""
 
 _MAX_LABEL_BYTES = 1024
-_MAX_HEADER_BYTES = 1 << 20
 _MAX_OPEN_SHARDS = 128
 _BLOCK = 512
 
@@ -269,33 +269,12 @@ def _shard_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-class _Headers:
-    """A shard for tarfile to read headers from: no single read may be longer than a header.
-
-    A header may claim to go on for terabytes, and tarfile would ask for them in one piece.
-    """
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header claims {size} bytes")
-        return bytes(self._file.read(size))
-
-    def seek(self, offset: int) -> int:
-        return int(self._file.seek(offset))
-
-    def tell(self) -> int:
-        return int(self._file.tell())
-
-
 def _index_shard(path: Path, name: str, number: int) -> tuple[_Shard, list[_Place]]:
     """Lists a shard's files by its headers alone."""
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
-            with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
+            with TarReader(file).open() as tar:
                 members = [
                     _Place(number, m.offset_data, m.size, m.name)
                     for m in _regular_members(tar, path, status.st_size)
