@@ -20,7 +20,8 @@ from PIL import Image
 
 from kdedge.data.images import Scan, scan
 from kdedge.data.scan_cache import ScanCache
-from kdedge.data.sources.folder import FolderSource, open_source
+from kdedge.data.sources import FileSource
+from kdedge.data.sources.folder import open_source
 
 N_CLASSES = 100
 
@@ -41,7 +42,7 @@ def write_images(folder: Path, n_images: int) -> None:
 class Counted:
     """A folder of images that counts those that are read from it; each is decoded once."""
 
-    def __init__(self, source: FolderSource) -> None:
+    def __init__(self, source: FileSource) -> None:
         self.items, self.location = source.items, source.location
         self._read = source.read
         self._count = itertools.count()

@@ -21,7 +21,6 @@ from kdedge._files import explain_os_error, write_atomic
 from kdedge.config.recipe import DataSpec, SourceSpec
 from kdedge.data.benchmarks import (
     PARTS,
-    BenchmarkSource,
     Split,
     is_there,
     load_benchmark,
@@ -94,7 +93,7 @@ class Draws:
         """
         self.has_begun = True
         labels = [item.label for item in source.items]
-        is_set = isinstance(source, BenchmarkSource)
+        is_set = spec.benchmark is not None
         pool: Iterable[int] = range(len(labels)) if is_set else indices
         drawn = few_shot(labels, pool, shots=shots, stream=self._stream)
         if self._list is not None and self._list.is_of(spec, shots):

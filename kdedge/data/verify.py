@@ -12,13 +12,12 @@ from kdedge._files import sha256_file
 from kdedge._progress import progress
 from kdedge.data.benchmarks import (
     Benchmark,
-    BenchmarkSource,
     CoopSet,
     MissingPartsError,
 )
 from kdedge.data.fetch import missing
 from kdedge.data.images import BadImage, scan
-from kdedge.data.sources import is_file
+from kdedge.data.sources import FileSource, is_file
 from kdedge.errors import DataError, KdedgeError
 
 log = logging.getLogger(__name__)
@@ -139,7 +138,7 @@ def _other_names(benchmark: Benchmark, folder: Path, class_names: Sequence[str])
 
 
 def _look_at(
-    benchmark: Benchmark, part: str, source: BenchmarkSource, *, read_images: bool
+    benchmark: Benchmark, part: str, source: FileSource, *, read_images: bool
 ) -> PartFound:
     n_images = len(source.items)
     n_missing = sum(not is_file(source.path(i)) for i in range(n_images))

@@ -26,7 +26,6 @@ from typing import Any
 import pytest
 
 import kdedge
-from kdedge.data._partial import Version
 from kdedge.data.benchmarks import Download, sun397
 from kdedge.data.fetch import Fetched, fetch
 from kdedge.errors import DataError, ResourceError, SetupError
@@ -180,11 +179,17 @@ def test_a_servers_name_that_begins_a_sentence_stays_as_it_is(fetch_files):
         fetch_files(plain("http://nowhere.invalid/a"))
 
 
-def test_a_weak_etag_does_not_name_exact_bytes() -> None:
-    url, date = "http://x/a", "Sat, 01 Nov 2025 10:00:00 GMT"
-    assert Version(url, 3, '"1"', date).validator == '"1"'
-    assert Version(url, 3, 'W/"1"', date).validator == date
-    assert Version(url, 3, 'W/"1"', None).validator is None
+@pytest.mark.parametrize(
+    ("headers", "asked"),
+    [({}, ""), ({"Last-Modified": "Sat, 01 Nov 2025 10:00:00 GMT"}, "bytes=300000-")],
+)
+def test_a_weak_etag_does_not_name_exact_bytes_and_a_date_does(
+    headers, asked, server, file_server, fetch_files, folder
+):
+    whole = file_server.Answer(BODY, etag='W/"1"', headers=headers)
+    fetch_files(plain(server.give("/a", replace(whole, cut=300_000), whole)))
+    assert (folder / FILE).read_bytes() == BODY
+    assert server.requests == [("/a", ""), ("/a", asked)]
 
 
 def test_a_wrong_hash_sends_to_the_next_address(server, file_server, fetch_files, folder):

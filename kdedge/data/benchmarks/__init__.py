@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kdedge.data.benchmarks._benchmark import Benchmark
 from kdedge.data.benchmarks._coop_set import CoopSet
-from kdedge.data.benchmarks._coop_split import PARTS, BenchmarkSource, Split, open_part, read_split
+from kdedge.data.benchmarks._coop_split import PARTS, Split, open_part, read_split
 from kdedge.data.benchmarks._download import Download
 from kdedge.data.benchmarks._origins import MissingPartsError, is_there
 from kdedge.errors import DataError
@@ -18,7 +18,6 @@ from kdedge.errors import DataError
 __all__ = [
     "PARTS",
     "Benchmark",
-    "BenchmarkSource",
     "CoopSet",
     "Download",
     "MissingPartsError",

@@ -3,6 +3,7 @@
 from kdedge.data.sources._labels import LabelIndex, describe_mismatch, name_some
 from kdedge.data.sources._protocol import (
     IMAGE_EXTENSIONS,
+    FileSource,
     InFiles,
     Item,
     Joined,
@@ -17,6 +18,7 @@ from kdedge.data.sources._protocol import (
 
 __all__ = [
     "IMAGE_EXTENSIONS",
+    "FileSource",
     "InFiles",
     "Item",
     "Joined",
