@@ -11,7 +11,7 @@ from kdedge.config.recipe import LabeledSpec, Recipe, SourceSpec, UnlabeledSpec
 from kdedge.data.few_shot import Draws
 from kdedge.data.images import check_limit, put_together, scan
 from kdedge.data.open import is_own_split, open_source
-from kdedge.data.sources._protocol import Source, WithoutLabels
+from kdedge.data.sources import Source, WithoutLabels
 from kdedge.errors import DataError, RecipeError
 from kdedge.setup.classes import Classes
 from kdedge.setup.images import Images

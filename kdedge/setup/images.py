@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kdedge.data.images import BadImage, image_list_hash
-from kdedge.data.sources._protocol import Joined, Source
+from kdedge.data.sources import Joined, Source
 
 
 @dataclass(frozen=True)

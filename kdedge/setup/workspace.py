@@ -10,7 +10,7 @@ from kdedge.clip.find import FoundBackbone, find_backbone
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.weights_file import HashCache
-from kdedge.data.scan import ScanCache
+from kdedge.data.scan_cache import ScanCache
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 
 

@@ -15,8 +15,8 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.builtin import BUILTIN_MODELS, TOKEN_TABLE, builtin_model, draw_token_table
 from kdedge.clip.find import load_backbone
 from kdedge.clip.resolve import BackboneSpec
+from kdedge.data.drawings import CLEAN, draw_picture
 from kdedge.data.loader import evaluation_batches
-from kdedge.data.sources._pictures import CLEAN, draw_picture
 from kdedge.data.sources.synthetic import class_names, open_source
 from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import normalize, resize_and_crop

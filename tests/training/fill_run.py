@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdedge.data.sources._protocol import Item
+from kdedge.data.sources import Item
 from kdedge.data.views import Augmentation
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.images import Images

@@ -17,9 +17,9 @@ from PIL import Image
 
 from kdedge.config.load import load_recipe
 from kdedge.data.batch import Batch
-from kdedge.data.sources._protocol import Item, Source
+from kdedge.data.sources import Item, Source
 from kdedge.errors import DivergedError, ResourceError
-from kdedge.methods import pseudo_label
+from kdedge.methods import promptsrc
 from kdedge.methods.protocol import StepOutput
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job.job import Job, batches_of
@@ -144,7 +144,9 @@ def test_what_the_first_steps_take_once_is_not_in_the_estimate(
 def test_the_estimate_is_of_all_rounds(job: Job) -> None:
     settings = pseudo_label.Settings(variant="ifpl", rounds=3)
     choice = dataclasses.replace(job.choice, settings=settings)
-    of_rounds = dataclasses.replace(slowed(job), setup=dataclasses.replace(job.setup, choice=choice))
+    of_rounds = dataclasses.replace(
+        slowed(job), setup=dataclasses.replace(job.setup, choice=choice)
+    )
     of_rounds.__dict__["method"] = job.method
     estimate = estimate_seconds(of_rounds)
     assert estimate >= 3 * 5 * 16 * READ_S

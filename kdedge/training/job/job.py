@@ -108,6 +108,12 @@ class Job:
             method.use_texts(self.data.sentences)
         return method
 
+    def with_data(self, data: TrainingData) -> Job:
+        """The job with other data and the same method object."""
+        job = replace(self, data=data)
+        job.__dict__["method"] = self.method  # where cached_property keeps it
+        return job
+
     def model(self) -> MethodModel:
         """The method as it is now, as a model."""
         return MethodModel(self.setup, self.method)

@@ -16,7 +16,7 @@ from kdedge.data.pseudo_labels import (
     read_pseudo_labels,
     write_pseudo_labels,
 )
-from kdedge.data.sources._labels import name_some
+from kdedge.data.sources import name_some
 from kdedge.errors import DataError, DivergedError
 from kdedge.runs.measure import compute_logits
 from kdedge.runs.model import Model

@@ -134,9 +134,7 @@ def job_of_round(job: Job, labels: dict[int, int]) -> Job:
         return labeler.weigh(is_pseudo, n_labeled=len(own), n_pseudo=len(labels))
 
     data = replace(job.data, images=images, labels=all_labels, weights=weights, pool=None)
-    round_job = replace(job, data=data)
-    round_job.__dict__["method"] = job.method  # trained on from round to round
-    return round_job
+    return job.with_data(data)
 
 
 def trial_round(job: Job) -> Job:

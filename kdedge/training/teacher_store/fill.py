@@ -17,7 +17,7 @@ from torch import Tensor
 from kdedge._progress import progress, readable_bytes, rough_duration
 from kdedge.config.optim_spec import PrecisionName
 from kdedge.data.loader import Wanted, choose_n_workers, view_batches
-from kdedge.data.sources._protocol import Source
+from kdedge.data.sources import Source
 from kdedge.data.views import Augmentation
 from kdedge.errors import DivergedError, ResourceError
 from kdedge.runs.model import Model
