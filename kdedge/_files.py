@@ -69,6 +69,19 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def read_bytes(path: Path) -> bytes:
+    """Reads a file.
+
+    Raises:
+        DataError: there is no such file, or it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DataError(f"{path} cannot be read: {reason}.") from error
+
+
 def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
@@ -76,11 +89,7 @@ def read_json(path: Path) -> Any:
         DataError: there is no such file, or it is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {(error.strerror or str(error)).lower()}."
-        ) from error
+        return json.loads(read_bytes(path).decode("utf-8"))
     except (ValueError, RecursionError) as error:  # the latter: objects in objects without end
         raise DataError(f"{path} is not valid JSON: {error}.") from error
 

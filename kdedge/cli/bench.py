@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from kdedge._files import read_json, write_json, write_new_numbered_json
+from kdedge._files import write_json, write_new_numbered_json
 from kdedge.bench.artifact_subjects import artifact_subjects, find_artifact
 from kdedge.bench.compare import check_comparable, check_regressions
 from kdedge.bench.device import device_sheet
@@ -30,7 +30,7 @@ from kdedge.cli._options import (
 from kdedge.cli._output import FiniteRange, next_line, print_result, table
 from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.runtime.artifact import FILE_NAME, load_artifact
-from kdedge.speed_results import SpeedResult
+from kdedge.speed_results import SpeedResult, read_speed
 
 log = logging.getLogger(__name__)
 
@@ -266,7 +266,7 @@ class _Gathered:
 
 def _read(path: Path) -> SpeedResult:
     try:
-        return SpeedResult.from_dict(read_json(path), str(path))
+        return read_speed(path)
     except DataError as error:
         raise RecipeError(f"--baseline: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kdedge.cli._results import evaluation_rows, run_record
 from kdedge.cli._tables import accuracy_table
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.provenance import Provenance, RoundSummary
 
 
 @click.command("show")
@@ -30,8 +32,8 @@ def command(run: str | None, root: Path, as_json: bool) -> None:
 
 
 def _text(run: RunFolder) -> str:
-    record = run.read_provenance()
-    parts = [f"{run.path}: {run.kind}, {record.get('status')}", table(_facts(record))]
+    record = run.provenance_record()
+    parts = [f"{run.path}: {run.kind}, {record.status}", table(_facts(record))]
     rows = evaluation_rows(run)
     if rows:
         parts.append(accuracy_table(rows))
@@ -39,36 +41,34 @@ def _text(run: RunFolder) -> str:
     return "\n\n".join(parts)
 
 
-def _facts(record: dict[str, Any]) -> list[list[str]]:
-    versions = record.get("versions") or {}
-    hashes = record.get("hashes") or {}
-    training = (record.get("summary") or {}).get("training") or {}
+def _facts(record: Provenance) -> list[list[str]]:
+    training = record.summary.training
     facts = {
-        "method": record.get("method"),
-        "settings": _plain(record.get("settings") or {}),
-        "taught by": record.get("teacher_run"),
-        "imported from": record.get("imported_from"),
-        "protocol": "official, as the public code" if record.get("official") else None,
-        "seed": record.get("seed"),
-        "device": record.get("device"),
-        "trained": training and f"{training['steps']:,} steps in {training['seconds']:.0f} s",
-        "final loss": training and f"{training['final_loss']:.4g}",
-        "pseudo-labels": _rounds((record.get("summary") or {}).get("rounds") or []),
-        "started": record.get("started_at"),
-        "finished": record.get("finished_at"),
-        "versions": _plain({key: value for key, value in versions.items() if value}),
-        "hashes": _plain({key: str(value)[:12] for key, value in hashes.items()}),
+        "method": record.method,
+        "settings": _plain(record.settings),
+        "taught by": record.teacher_run,
+        "imported from": record.imported_from,
+        "protocol": "official, as the public code" if record.official else None,
+        "seed": record.seed,
+        "device": record.device,
+        "trained": training and f"{training.steps:,} steps in {training.seconds:.0f} s",
+        "final loss": training and f"{training.final_loss:.4g}",
+        "pseudo-labels": _rounds(record.summary.rounds),
+        "started": record.started_at,
+        "finished": record.finished_at,
+        "versions": _plain({key: value for key, value in record.versions.items() if value}),
+        "hashes": _plain({key: str(value)[:12] for key, value in record.hashes.items()}),
     }
     return [[key, str(value)] for key, value in facts.items() if value not in (None, "", {})]
 
 
-def _rounds(rounds: list[dict[str, Any]]) -> str:
-    """How many pseudo-labels each round was trained on, and how many of them are right."""
+def _rounds(rounds: Sequence[RoundSummary]) -> str:
+    """Number of pseudo-labels in each round, and the share of right ones where it is known."""
     texts = []
     for one in rounds:
-        right = one["accuracy_percent"]
+        right = one.accuracy_percent
         known = "" if right is None else f" ({right:.2f} % right)"
-        texts.append(f"{one['n_images']}{known}")
+        texts.append(f"{one.n_images}{known}")
     return ", ".join(texts)
 
 

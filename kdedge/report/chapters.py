@@ -56,8 +56,7 @@ def _run_chapter(records: RunRecords, *, prefix: str) -> Chapter:
         ("provenance", "Provenance", provenance_blocks(records)),
     ]
     own = records.results.get(records.run.kind)
-    method = str(records.provenance.get("method"))
-    parts = [records.run.kind, method, str(records.provenance.get("status"))]
+    parts = [records.run.kind, str(records.provenance.method), str(records.provenance.status)]
     if own is not None:
         parts += [f"{len(own.per_class):,} classes", f"{own.n_images:,} test images"]
     return Chapter(
@@ -104,7 +103,7 @@ def _training(records: RunRecords, prefix: str) -> list[Block]:
     caption = (
         f"{len(log.steps):,} written steps of {log.steps[-1]['step']:,}"
         f" and {len(log.epochs)} epochs of {records.run.metrics.name}, on"
-        f" {records.provenance.get('device')}. Points are means over an epoch: the loss of all its"
+        f" {records.provenance.device}. Points are means over an epoch: the loss of all its"
         " steps, others of the written ones."
     )
     return [Plot(f"{prefix}training", "Training", training_curves(log), caption)]

@@ -18,15 +18,15 @@ def done_blocks(records: RunRecords) -> list[Block]:
     """What was done, with which commands, and what was not."""
     provenance = records.provenance
     facts = {
-        "method": provenance.get("method"),
-        "settings": _plain(provenance.get("settings") or {}),
+        "method": provenance.method,
+        "settings": _plain(provenance.settings),
         "backbone": _backbone(records),
-        "taught by": provenance.get("teacher_run"),
-        "imported from": provenance.get("imported_from"),
+        "taught by": provenance.teacher_run,
+        "imported from": provenance.imported_from,
         "classes": _classes(records),
         **_images(records),
         "training": _training(records),
-        "seed": provenance.get("seed"),
+        "seed": provenance.seed,
         "exported": _exported(records.artifact),
     }
     blocks: list[Block] = [Facts(_rows(facts))]
@@ -48,16 +48,14 @@ def provenance_blocks(records: RunRecords) -> list[Block]:
     provenance = records.provenance
     facts = {
         "run": str(records.run.path),
-        "status": provenance.get("status"),
-        "started": provenance.get("started_at"),
-        "finished": provenance.get("finished_at"),
-        "resumed": ", ".join(
-            str(entry.get("resumed_at")) for entry in provenance.get("resumed", [])
-        ),
-        "device": provenance.get("device"),
-        "platform": provenance.get("platform"),
-        "versions": _plain(provenance.get("versions") or {}),
-        **{f"SHA-256 of {key}": value for key, value in (provenance.get("hashes") or {}).items()},
+        "status": provenance.status,
+        "started": provenance.started_at,
+        "finished": provenance.finished_at,
+        "resumed": ", ".join(str(entry.resumed_at) for entry in provenance.resumed),
+        "device": provenance.device,
+        "platform": provenance.platform,
+        "versions": _plain(provenance.versions),
+        **{f"SHA-256 of {key}": value for key, value in provenance.hashes.items()},
         "speed": None if records.speed_file is None else str(records.speed_file),
         "artifact": None if records.artifact is None else str(records.artifact.path),
     }
@@ -143,12 +141,12 @@ def _source(spec: SourceSpec) -> str:
 
 def _training(records: RunRecords) -> str | None:
     provenance = records.provenance
-    found = (provenance.get("summary") or {}).get("training")
-    if not found:
+    found = provenance.summary.training
+    if found is None:
         return None
     return (
-        f"{found['steps']:,} steps in {found['epochs']} epochs, {found['seconds']:,.0f} s on"
-        f" {provenance.get('device')}; final loss {found['final_loss']:.4g}"
+        f"{found.steps:,} steps in {found.epochs} epochs, {found.seconds:,.0f} s on"
+        f" {provenance.device}; final loss {found.final_loss:.4g}"
     )
 
 
@@ -157,10 +155,9 @@ def _exported(artifact: Artifact | None) -> str | None:
 
 
 def _commands(records: RunRecords) -> list[str]:
-    made = records.provenance.get("command")
     commands = [records.speed.command] if records.speed is not None else []
-    if isinstance(made, list) and made:
-        program, *arguments = map(str, made)
+    if records.provenance.command:
+        program, *arguments = records.provenance.command
         name = Path(program).name
         # `python -m kdedge`, as a suite's cells run
         commands.insert(0, shlex.join(["kdedge" if name == "__main__.py" else name, *arguments]))

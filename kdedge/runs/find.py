@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.errors import DataError, RecipeError
-from kdedge.runs.folder import (
-    Kind,
-    RunFolder,
-)
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.provenance import Kind
 
 
 def runs_in(root: Path) -> Iterator[tuple[RunFolder, dict[str, Any]]]:

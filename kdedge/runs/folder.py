@@ -11,16 +11,15 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from kdedge import __version__
-from kdedge._files import explain_os_error, new_numbered_folder, read_json, write_atomic, write_json
+from kdedge._files import explain_os_error, new_numbered_folder, write_atomic, write_json
 from kdedge._lock import is_locked, locked
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import RecipeError
+from kdedge.records import read_record
 from kdedge.runs.log import logged_to
-
-Kind = Literal["teacher", "student", "baseline"]
-
+from kdedge.runs.provenance import Kind, Provenance
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow", "safetensors")
 
@@ -89,11 +88,7 @@ class RunFolder:
         file = path / "provenance.json"
         if not file.is_file():
             raise RecipeError(f"{path} is not a run folder: it has no provenance.json.")
-        record = _read_record(file)
-        kind = record.get("kind") if isinstance(record, dict) else None
-        if kind is None or kind not in get_args(Kind):
-            raise DataError(f"{file} is not the record of a run: its kind is {kind!r}.")
-        return cls(path, kind)
+        return cls(path, _read_record(file).kind)
 
     @property
     def name(self) -> str:
@@ -155,17 +150,26 @@ class RunFolder:
         """Confusions and calibration bins of the evaluated models."""
         return self.path / "eval_details.json"
 
+    def provenance_record(self) -> Provenance:
+        """Reads provenance.json.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        return _read_record(self.provenance)
+
     def read_provenance(self) -> dict[str, Any]:
-        """Gives provenance.json."""
-        record = _read_record(self.provenance)
-        if not isinstance(record, dict):
-            raise DataError(f"{self.provenance} is not the record of a run.")
-        return record
+        """Reads provenance.json as plain values.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        return self.provenance_record().to_dict()
 
     @property
     def is_finished(self) -> bool:
         """Whether `finish` was called."""
-        return self.read_provenance().get("status") == "finished"
+        return self.provenance_record().is_finished
 
     def finish(self, **summary: Any) -> None:
         """Records that everything of the run is written.
@@ -230,13 +234,9 @@ class RunFolder:
         return logged_to(self.log)
 
 
-def _read_record(file: Path) -> Any:
-    try:
-        return read_json(file)
-    except DataError as error:
-        raise DataError(
-            f"{error}\n  It is the record of this run: put it back from a copy, or train again."
-        ) from error
+def _read_record(file: Path) -> Provenance:
+    remedy = "It is the record of this run: put it back from a copy, or train again."
+    return read_record(Provenance, file, remedy=remedy)
 
 
 def _first_record(kind: Kind, provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,10 +64,11 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> No
 
 def test_finishing_keeps_the_record_and_adds_a_summary(tmp_path: Path) -> None:
     run = _create(tmp_path, seed=7)
-    run.finish(training={"steps": 3})
+    training = {"epochs": 1, "steps": 3, "seconds": 0.5, "final_loss": 2.0}
+    run.finish(training=training)
     record = run.read_provenance()
     assert record["seed"] == 7
-    assert record["summary"] == {"training": {"steps": 3}}
+    assert record["summary"] == {"training": training}
     assert record["finished_at"] > record["started_at"]
     assert RunFolder.open(run.path).is_finished
 
@@ -108,7 +109,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="not a run folder"):
         RunFolder.open(tmp_path)
     (tmp_path / "provenance.json").write_text("[]")
-    with pytest.raises(DataError, match="kind"):
+    with pytest.raises(DataError, match="is not a JSON object"):
         RunFolder.open(tmp_path)
 
 
