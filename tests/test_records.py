@@ -178,7 +178,7 @@ def _is_same(read: Any, written: Any) -> bool:
         )
     if isinstance(read, list) and isinstance(written, list):
         return len(read) == len(written) and all(map(_is_same, read, written))
-    is_nan = read != read and written != written  # noqa: PLR0124
+    is_nan = read != read and written != written
     return is_nan or (read == written and isinstance(read, bool) is isinstance(written, bool))
 
 

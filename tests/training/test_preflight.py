@@ -142,13 +142,15 @@ def test_what_the_first_steps_take_once_is_not_in_the_estimate(
 
 
 def test_the_estimate_is_of_all_rounds(job: Job) -> None:
-    settings = pseudo_label.Settings(variant="ifpl", rounds=3)
+    class InRounds(promptsrc.Settings):
+        @property
+        def n_rounds(self) -> int:
+            return 3
+
+    settings = InRounds(**job.choice.settings.model_dump())
     choice = dataclasses.replace(job.choice, settings=settings)
-    of_rounds = dataclasses.replace(
-        slowed(job), setup=dataclasses.replace(job.setup, choice=choice)
-    )
-    of_rounds.__dict__["method"] = job.method
-    estimate = estimate_seconds(of_rounds)
+    setup = dataclasses.replace(job.setup, choice=choice)
+    estimate = estimate_seconds(dataclasses.replace(slowed(job), setup=setup))
     assert estimate >= 3 * 5 * 16 * READ_S
 
 
