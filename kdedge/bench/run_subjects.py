@@ -138,7 +138,7 @@ def _add_teacher(
     left_out: dict[str, str],
 ) -> None:
     """The teacher that taught a student, where its run and its weights are still there."""
-    name = run.read_provenance().get("teacher_run")
+    name = run.read_provenance().teacher_run
     try:
         if name is None:
             raise RecipeError("the teacher is no run")
@@ -154,11 +154,9 @@ def _add_teacher(
 def _baselines(root: Path, recipe: str) -> dict[str, RunFolder]:
     """The newest finished run of each baseline of a recipe's name."""
     found = [
-        (str(record.get("finished_at")), str(record.get("method")), run)
+        (str(record.finished_at), str(record.method), run)
         for run, record in runs_in(root)
-        if run.kind == "baseline"
-        and run.path.parent.name == recipe
-        and record.get("status") == "finished"
+        if run.kind == "baseline" and run.path.parent.name == recipe and record.is_finished
     ]
     return {method: run for _, method, run in sorted(found, key=lambda entry: entry[0])}
 

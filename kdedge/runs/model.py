@@ -242,13 +242,13 @@ class RunModel:
         return {
             "run": self.run.name,
             "kind": self.run.kind,
-            "trained_at": record.get("finished_at"),
-            "trained_with": record.get("versions"),
-            "seed": record.get("seed"),
+            "trained_at": record.finished_at,
+            "trained_with": record.versions,
+            "seed": record.seed,
             **settings_record(self.setup.choice),
             "backbone": self.setup.backbone.name,
             "hashes": {
-                **record.get("hashes", {}),
+                **record.hashes,
                 "exported_class_list": class_list_hash(self.class_names),
                 "class_vectors": self.vectors.made_by,
             },
@@ -296,7 +296,7 @@ class RunModel:
             f"  Use names among the {len(stored)} of {vectors_file}, put the teacher's run back, or"
             " distill again."
         )
-        name = self.run.read_provenance().get("teacher_run")
+        name = self.run.read_provenance().teacher_run
         folder = None if name is None else self.run.root / str(name)
         if folder is None or not (folder / "provenance.json").is_file():
             where = "its teacher is no run" if folder is None else f"its teacher is not in {folder}"

@@ -165,7 +165,7 @@ def test_each_tower_has_as_many_prompted_layers_as_the_file(
     del state["text_encoder.transformer.resblocks.1.VPT_shallow"]
     public_layout.save_public(trained / "model-best.pth.tar", state)
     assert kdedge(*IMPORT_TEACHER).code == 0
-    settings = RunFolder.open(trained / "runs/public/01").read_provenance()["settings"]
+    settings = RunFolder.open(trained / "runs/public/01").read_provenance().settings
     assert (settings["prompt_depth_text"], settings["prompt_depth_vision"]) == (1, 2)
 
 

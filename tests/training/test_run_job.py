@@ -43,7 +43,7 @@ def test_a_signal_outside_of_training_ends_with_its_own_exit_code(
     with pytest.raises(Interrupted) as caught, recorded(run, torch.device("cpu"), 1):
         raise ended_by
     assert caught.value.exit_code == code
-    assert run.read_provenance()["status"] == "interrupted"
+    assert run.read_provenance().status == "interrupted"
 
 
 def test_a_teacher_that_is_not_finished_teaches_nobody(tmp_path: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from kdedge._files import sha256_json
 from kdedge.config.load import load_recipe
 from kdedge.config.recipe import Recipe
 from kdedge.errors import KdedgeError
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.provenance import Provenance
 from kdedge.setup.method import MethodChoice, Role, choose_method, settings_record
 from kdedge.training.loop.train import FREE_SETTINGS
 
@@ -62,18 +62,16 @@ def n_stored_views(recipe: Recipe, choice: MethodChoice) -> int:
     return min(recipe.student.views, choice.optim.epochs)
 
 
-def key_of_run(run: RunFolder, record: Mapping[str, Any]) -> str | None:
+def key_of_run(run: RunFolder, record: Provenance) -> str | None:
     """The key of a run's job, as `job_key` computes it now.
 
     A run of an older key version is hashed again from its recipe and its recorded hashes, so that
     it is still found.
     """
-    key: str | None = record.get("key")
-    hashes = record.get("hashes")
-    if key is None or record.get("key_version") == KEY_VERSION or not isinstance(hashes, dict):
-        return key
+    if record.key is None or record.key_version == KEY_VERSION:
+        return record.key
     try:
         loaded = load_recipe(run.recipe)
-        return job_key(run.kind, loaded.recipe, choose_method(loaded, run.kind), hashes)
+        return job_key(run.kind, loaded.recipe, choose_method(loaded, run.kind), record.hashes)
     except KdedgeError:  # a damaged recipe, or a method that is not installed here
-        return key
+        return record.key

@@ -48,11 +48,10 @@ def finished_run(root: Path, key: str) -> RunFolder | None:
 
 
 def _newest_of(root: Path, key: str, *, is_finished: bool) -> RunFolder | None:
-    time = "finished_at" if is_finished else "started_at"
     found = [
-        (str(record.get(time)), run)
+        (str(record.finished_at if is_finished else record.started_at), run)
         for run, record in runs_in(root)
-        if (record.get("status") == "finished") == is_finished and key_of_run(run, record) == key
+        if record.is_finished == is_finished and key_of_run(run, record) == key
     ]
     return max(found, key=lambda entry: entry[0])[1] if found else None
 
@@ -126,7 +125,7 @@ def _new_run(job: Job, key: str) -> RunFolder:
             weight,
             full_weight,
         )
-    recipe = job.setup.loaded.recipe
+    recipe, test = job.setup.loaded.recipe, job.held_out.test
     return RunFolder.create(
         job.setup.workspace.root,
         recipe.name,
@@ -141,6 +140,7 @@ def _new_run(job: Job, key: str) -> RunFolder:
             **settings_record(job.choice),
             "kd_weight_per_image": weight,
             "hashes": job.hashes(),
+            "measured_on": None if test is None else test.list_hash,
             "teacher_run": None if job.teaching is None else job.teaching.run,
             "official": recipe.official,
         },
@@ -260,7 +260,7 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
         run=run,
         validate=_validation(job),
         device=job.device,
-        identity={"key": run.read_provenance()["key"]},
+        identity={"key": run.read_provenance().key},
         group=job.setup.workspace.group,
     )
     return {"training": result.to_dict()}
