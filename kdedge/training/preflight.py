@@ -17,7 +17,6 @@ import torch
 from kdedge._progress import rough_duration
 from kdedge.config.load import LoadedRecipe, check_paths
 from kdedge.data.batch import FeaturesOfViews
-from kdedge.data.loader import n_steps
 from kdedge.errors import ResourceError
 from kdedge.setup.images import Images
 from kdedge.setup.workspace import Workspace
@@ -138,7 +137,7 @@ def _training(job: Job) -> str:
     n_parameters = sum(p.numel() for p in job.method.trainable_parameters().values())
     if not n_parameters:
         return "nothing to train"
-    steps = n_steps(len(job.training_images.indices), job.choice.optim.batch_size)
+    steps = job.n_steps
     n_rounds = job.choice.settings.n_rounds
     rounds = f"{n_rounds} rounds of about " if n_rounds > 1 else ""
     n_epochs = job.choice.optim.epochs
@@ -162,7 +161,7 @@ def estimate_seconds(job: Job) -> float:
     if not times:
         return 0.0
     settings = job.choice.optim
-    steps = settings.epochs * n_steps(len(job.training_images.indices), settings.batch_size)
+    steps = settings.epochs * job.n_steps
     later = times[len(times) // 2 :]
     return sum(later) / len(later) * steps * max(1, job.choice.settings.n_rounds)
 

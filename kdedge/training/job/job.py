@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
 from kdedge.data.classes import class_list_hash
-from kdedge.data.loader import training_batches
+from kdedge.data.loader import n_steps, training_batches
 from kdedge.methods import zeroshot
 from kdedge.methods.protocol import LabelsItsViews, LearnsFromTexts, Method
 from kdedge.runs.model import MethodModel, Model
@@ -23,6 +23,7 @@ from kdedge.setup.images import Images
 from kdedge.setup.method import MethodChoice
 from kdedge.setup.role import RoleSetup
 from kdedge.training.job.key import job_key, own_view_seed
+from kdedge.training.loop.train import Epochs
 from kdedge.training.teacher_input import teacher_for
 from kdedge.training.teacher_store.fill import StoreFiller
 
@@ -113,6 +114,15 @@ class Job:
         job = replace(self, data=data)
         job.__dict__["method"] = self.method  # where cached_property keeps it
         return job
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of an epoch."""
+        return n_steps(len(self.training_images.indices), self.choice.optim.batch_size)
+
+    def epochs(self, features: FeaturesOfViews | None = None) -> Epochs:
+        """What the training loop goes through; stored features take the teacher's place."""
+        return Epochs(partial(batches_of, self, features=features), self.n_steps)
 
     def model(self) -> MethodModel:
         """The method as it is now, as a model."""

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from kdedge.config.load import dump_recipe
 from kdedge.data.few_shot import keep_list
 from kdedge.data.images import write_skipped_csv
-from kdedge.data.loader import n_steps
 from kdedge.errors import Interrupted, RecipeError, Terminated
 from kdedge.eval_details import EvalDetails
 from kdedge.methods import promptkd
@@ -28,7 +26,7 @@ from kdedge.runs.results import Evaluations, write_evaluations
 from kdedge.runs.weights import write_weights
 from kdedge.setup.images import Images
 from kdedge.setup.method import settings_record
-from kdedge.training.job.job import Job, batches_of, zero_shot_model
+from kdedge.training.job.job import Job, zero_shot_model
 from kdedge.training.job.key import KEY_VERSION, key_of_run
 from kdedge.training.loop.checkpoint import rng_kept
 from kdedge.training.loop.train import train
@@ -254,8 +252,7 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
         features = job.filler.store.read
     result = train(
         job.method,
-        batches=partial(batches_of, job, features=features),
-        n_steps=n_steps(len(job.training_images.indices), settings.batch_size),
+        job.epochs(features),
         settings=settings,
         run=run,
         validate=_validation(job),

@@ -11,7 +11,6 @@ from collections.abc import Generator, Iterator
 import torch
 
 from kdedge.data.batch import Batch, FeaturesOfViews
-from kdedge.data.loader import n_steps
 from kdedge.errors import DivergedError
 from kdedge.methods.protocol import Method
 from kdedge.training.job.job import Job, batches_of
@@ -91,7 +90,7 @@ class _Trial:
         self._job, self._settings = job, job.choice.optim
         group = job.setup.workspace.group
         self._stepper = Stepper(job.method, self._settings, job.device, group)
-        self._n_steps = n_steps(len(job.training_images.indices), self._settings.batch_size)
+        self._n_steps = job.n_steps
         self._n_done = 0
         job.method.module.train()
 

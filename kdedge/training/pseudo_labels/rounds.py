@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,13 @@ import torch
 from torch import Tensor
 
 from kdedge._files import explain_os_error, sha256_json
-from kdedge.data.loader import n_steps
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
 from kdedge.errors import DataError
 from kdedge.methods.protocol import LabelsItsPool
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import Model
 from kdedge.setup.images import Images
-from kdedge.training.job.job import Job, batches_of, zero_shot_model
+from kdedge.training.job.job import Job, zero_shot_model
 from kdedge.training.loop.selection import TrainingResult
 from kdedge.training.loop.train import train
 from kdedge.training.pseudo_labels.labels import (
@@ -202,8 +200,7 @@ def _train(
 ) -> TrainingResult:
     return train(
         job.method,
-        batches=partial(batches_of, job),
-        n_steps=n_steps(len(job.training_images.indices), job.choice.optim.batch_size),
+        job.epochs(),
         settings=job.choice.optim,
         run=folder,
         validate=validate,
