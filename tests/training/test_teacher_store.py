@@ -36,7 +36,7 @@ def test_every_image_of_a_training_batch_has_the_features_of_its_own_crop(
         filler.source,
         filler.store.indices,
         labels=None,
-        preprocess=filler.preprocess,
+        preprocess=filler.teacher.preprocess,
         seed=5,
         epoch=4,
         view=2,
