@@ -87,17 +87,12 @@ def unpack(archive: Path, folder: Path, wanted: Download, *, limits: Limits = LI
                 f"{archive} cannot be unpacked: {str(error).rstrip('.') or type(error).__name__}.\n"
                 "  Remove it, so that it is fetched again."
             ) from error
+        unpacked, wanted_part = temporary / "all", temporary / "in"
         if top is None:
-            _place(
-                _holding(temporary / "all", gives),
-                temporary / "in" / gives,
-                archive=archive,
-                top=gives,
-            )
+            source, target, top = _holding(unpacked, gives), wanted_part / gives, gives
         else:
-            _place(
-                temporary / "all" / top, temporary / "in" / wanted.into, archive=archive, top=top
-            )
+            source, target = unpacked / top, wanted_part / wanted.into
+        _place(source, target, archive=archive, top=top)
         if not (temporary / "in" / gives).exists() and not (folder / gives).exists():
             raise DataError(
                 f"{archive} does not hold {gives}, which it is expected to give.\n"
