@@ -89,10 +89,10 @@ def unpack(archive: Path, folder: Path, wanted: Download, *, limits: Limits = LI
             ) from error
         unpacked, wanted_part = temporary / "all", temporary / "in"
         if top is None:
-            source, target, top = _holding(unpacked, gives), wanted_part / gives, gives
+            source, place, top = _holding(unpacked, gives), wanted_part / gives, gives
         else:
-            source, target = unpacked / top, wanted_part / wanted.into
-        _place(source, target, archive=archive, top=top)
+            source, place = unpacked / top, wanted_part / wanted.into
+        _place(source, place, archive=archive, top=top)
         if not (temporary / "in" / gives).exists() and not (folder / gives).exists():
             raise DataError(
                 f"{archive} does not hold {gives}, which it is expected to give.\n"
