@@ -120,8 +120,7 @@ class SourceSpec(Strict):
     @model_validator(mode="after")
     def _check(self) -> SourceSpec:
         _exactly_one(self, SOURCES)
-        has_parts = self.benchmark or self.synthetic or self.is_on_hub
-        if self.part != "train" and not has_parts:
+        if self.part != "train" and not self.has_parts:
             raise ValueError(
                 f"has part: {self.part}, which only benchmark, synthetic and hf:// have; name the"
                 " folder, shards, list or table that hold that part"
@@ -132,9 +131,10 @@ class SourceSpec(Strict):
         return self
 
     @property
-    def is_on_hub(self) -> bool:
-        """Whether this is a dataset on the Hugging Face Hub."""
-        return str(self.huggingface or "").startswith(HUB)
+    def has_parts(self) -> bool:
+        """Whether `part` chooses among the official parts of the source."""
+        is_on_hub = str(self.huggingface or "").startswith(HUB)
+        return self.benchmark is not None or self.synthetic is not None or is_on_hub
 
 
 class LabeledSpec(SourceSpec):

@@ -322,9 +322,9 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     values = recipe.model_dump(mode="json", exclude_none=True)
     if not recipe.official:
         del values["official"]
-    for source in values["data"].values():
-        if isinstance(source, dict) and not {"benchmark", "synthetic"} & source.keys():
-            source.pop("part", None)
+    for role, source in values["data"].items():
+        if isinstance(source, dict) and not getattr(recipe.data, role).has_parts:
+            del source["part"]
     specs = {"teacher": recipe.teacher, "student": recipe.student, "baseline": recipe.baseline}
     for name, spec in specs.items():
         if spec is None:

@@ -279,6 +279,20 @@ def test_tables_are_looked_for_unless_a_pattern_names_them(tmp_path):
         check_paths(load_recipe(write(tmp_path, text)))
 
 
+def test_a_dataset_on_the_hub_has_parts_and_no_path(tmp_path):
+    (tmp_path / "test").mkdir()
+    spec = "{huggingface: 'hf://datasets/owner/animals', part: val}"
+    loaded = load_recipe(write(tmp_path, GOOD.replace("{folder: cams}", spec)))
+    check_paths(loaded)
+    recipe = loaded.recipe
+    assert recipe.data.unlabeled.has_parts
+    assert recipe.data.unlabeled.huggingface == "hf://datasets/owner/animals"
+    again = load_recipe(write(tmp_path, dump_recipe(recipe))).recipe
+    assert again.data == recipe.data
+    folder = load_recipe(write(tmp_path, GOOD.replace("folder: cams", "huggingface: hf/animals")))
+    assert folder.recipe.data.unlabeled.huggingface == tmp_path / "hf/animals"
+
+
 def test_a_file_in_place_of_a_folder_is_named(tmp_path):
     (tmp_path / "cams").write_text("x")
     (tmp_path / "test").mkdir()

@@ -1,3 +1,4 @@
+import atexit
 import io
 import os
 import tempfile
@@ -13,6 +14,7 @@ from kdedge.runtime.preprocess import UnusableImage
 # Before `datasets` is loaded: its copies of Parquet files do not belong into the user's cache.
 _CACHE = tempfile.TemporaryDirectory(prefix="datasets-")
 os.environ["HF_DATASETS_CACHE"] = _CACHE.name
+atexit.register(_CACHE.cleanup)
 
 
 @dataclass
