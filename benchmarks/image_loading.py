@@ -24,7 +24,7 @@ from torchvision.io import decode_jpeg
 from torchvision.transforms.functional import InterpolationMode, resized_crop
 
 from kdedge.data.loader import training_batches
-from kdedge.data.sources._protocol import Source
+from kdedge.data.sources import Source
 from kdedge.data.sources.webdataset import open_source
 from kdedge.data.views import Augmentation, crop_box, random_stream
 from kdedge.runtime.preprocess import Preprocess, decode_image, normalize

@@ -50,7 +50,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     **{
         f"provenance_{what}.json": (
             "provenance.json",
-            lambda file: _run(file).provenance_record().to_dict(),
+            lambda file: _run(file).read_provenance().to_dict(),
         )
         for what in ("student", "rounds", "resumed", "import")
     },

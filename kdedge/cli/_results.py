@@ -40,14 +40,12 @@ def run_record(run: RunFolder) -> dict[str, Any]:
     with contextlib.suppress(DataError):  # `evaluation_rows` has warned of it
         if run.evaluation.exists():
             evaluation = {name: found.to_dict() for name, found in read_evaluation(run).items()}
-    return {"path": str(run.path), **run.read_provenance(), "evaluation": evaluation}
+    return {"path": str(run.path), **run.read_provenance().to_dict(), "evaluation": evaluation}
 
 
 def finished_runs(root: Path) -> set[Path]:
     """Folders of the runs that are finished before a command makes its own."""
-    return {
-        run.path.resolve() for run, record in runs_in(root) if record.get("status") == "finished"
-    }
+    return {run.path.resolve() for run, record in runs_in(root) if record.is_finished}
 
 
 def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:

@@ -245,13 +245,13 @@ class _Gathered:
 
         from kdedge.bench.run_subjects import folded_name, run_subjects
         from kdedge.setup.device import choose_device
+        from kdedge.setup.workspace import Workspace
 
         if self._n_threads is not None:
             torch.set_num_threads(self._n_threads)
         run = find_run(source, self._root)
-        rows, missing = run_subjects(
-            run, root=self._root, device=choose_device(self._device), against=against
-        )
+        workspace = Workspace(self._root, choose_device(self._device))
+        rows, missing = run_subjects(run, workspace, against=against)
         self.left_out |= missing
         self.run = self.run or run.path
         folders = [file.parent for file in run.path.glob(f"artifacts/*/{FILE_NAME}")]

@@ -32,9 +32,10 @@ def command(
     check_paths(loaded)
     need_training_packages("The check of weights and steps")
     from kdedge.setup.device import choose_device
+    from kdedge.setup.workspace import Workspace
     from kdedge.training.preflight import check
 
-    found = check(loaded, root=root, device=choose_device(device))
+    found = check(loaded, Workspace(root, choose_device(device), is_read_only=True))
     rows = [[finding.what, finding.found] for finding in found.findings]
     following = "teach" if loaded.recipe.student is None else "distill"
     text = (

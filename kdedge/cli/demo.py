@@ -33,17 +33,18 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
     from kdedge.bench.run import run_bench
     from kdedge.bench.run_subjects import run_subjects
     from kdedge.bench.tables import summary
-    from kdedge.runs.predict import predict_examples
+    from kdedge.runs.evaluate import predict_examples
     from kdedge.setup.device import choose_device
+    from kdedge.setup.workspace import Workspace
     from kdedge.training.distill import distill
 
     began = time.monotonic()
     loaded = load_recipe("demo")
-    chosen = choose_device(device)
+    workspace = Workspace(root, choose_device(device))
     used = finished_runs(root)
-    teacher, student = distill(loaded, root=root, device=chosen, resume=resume)
-    predictions = predict_examples(student, device=chosen)
-    subjects, left_out = run_subjects(student, root=root, device=chosen, against=_AGAINST)
+    teacher, student = distill(loaded, workspace, resume=resume)
+    predictions = predict_examples(student, workspace)
+    subjects, left_out = run_subjects(student, workspace, against=_AGAINST)
     speed = run_bench(
         subjects, plan=_QUICK, batches=(1, 32), n_threads=None, left_out=left_out, command="demo"
     )

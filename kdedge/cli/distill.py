@@ -41,6 +41,7 @@ def command(
     need_training_packages("Training")
     from kdedge.distributed import joined
     from kdedge.setup.device import choose_device
+    from kdedge.setup.workspace import Workspace
     from kdedge.training.distill import distill
 
     used = finished_runs(root)
@@ -48,7 +49,7 @@ def command(
     is_given = loaded.recipe.teacher is not None and loaded.recipe.teacher.run is not None
     with joined(chosen) as group:
         warn_of_unused_optim(loaded, *(() if is_given else ("teacher",)), "student")
-        teacher, student = distill(loaded, root=root, device=chosen, resume=resume, group=group)
+        teacher, student = distill(loaded, Workspace(root, chosen, group=group), resume=resume)
     if not group.is_rank0:
         return
     if is_given:

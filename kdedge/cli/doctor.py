@@ -45,7 +45,7 @@ _PACKAGES = (
     _Package("timm", ("timm",), _from_extra("train"), "backbones without texts"),
     _Package("torchmetrics", ("torchmetrics",), _from_extra("train"), "evaluation"),
     _Package("webdataset", ("webdataset",), _from_extra("train"), "tar shards"),
-    _Package("pyarrow", ("pyarrow",), _from_extra("data"), "Parquet, Hugging Face datasets"),
+    _Package("datasets", ("datasets",), _from_extra("data"), "Parquet, Hugging Face datasets"),
     _Package("scipy", ("scipy",), _from_extra("data"), "labels of two benchmark sets"),
     _Package("tensorboard", ("tensorboard",), _from_extra("train"), "curves"),
     _Package("onnx", ("onnx",), _from_extra("export"), "ONNX files"),

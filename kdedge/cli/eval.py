@@ -59,14 +59,13 @@ def command(
     """
     need_training_packages("Measuring accuracy")
     from kdedge.runs.evaluate import evaluate_run
-    from kdedge.setup.backbone import cache_folder
     from kdedge.setup.device import choose_device
+    from kdedge.setup.workspace import Workspace
 
     check_new_file(output)
     found = find_run(run, root)
-    result, details = evaluate_run(
-        found, device=choose_device(device), cache=cache_folder(root), overrides=overrides
-    )
+    workspace = Workspace(root, choose_device(device))
+    result, details = evaluate_run(found, workspace, overrides=overrides)
     text = f"{found.path}, {result.n_images:,} images\n" + accuracy_table(
         [(run_label(found), result)]
     )

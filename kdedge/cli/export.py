@@ -13,6 +13,7 @@ from kdedge.cli._options import device_option, need_training_packages, runs_opti
 from kdedge.cli._output import json_option, next_line, percent, print_result, set_option, table
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.runtime.artifact import FILE_NAME, Artifact, ModelFile, Precision, load_artifact
+from kdedge.setup.classes import read_class_names
 
 log = logging.getLogger(__name__)
 
@@ -203,18 +204,22 @@ def _export_run(
 
     need_training_packages("Folding a run")
     from kdedge.deploy.export import export_artifact
-    from kdedge.deploy.trained import load_trained_model
+    from kdedge.runs.model import load_run
     from kdedge.setup.device import choose_device
+    from kdedge.setup.method import check_has_class_vectors
+    from kdedge.setup.workspace import Workspace
 
     given = {"head": head, "pixels": pixels}
     flags = tuple(f"export.{key}={value}" for key, value in given.items() if value is not None)
-    trained = load_trained_model(
-        find_run(source, root),
-        device=choose_device(device),
+    run = find_run(source, root)
+    trained = load_run(
+        run,
+        Workspace(run.root, choose_device(device)),
         overrides=(*overrides, *flags),
-        classes_file=classes,
+        names=None if classes is None else read_class_names(classes),
     )
-    recipe = trained.loaded.recipe
+    check_has_class_vectors(trained.setup.choice)
+    recipe = trained.setup.loaded.recipe
     precisions = asked | set(recipe.export.precisions)
     engines: set[Precision] = precisions or {"fp16"}
     exported = export_artifact(

@@ -8,9 +8,8 @@ import click
 
 from kdedge.cli._options import device_option, need_training_packages, runs_option
 from kdedge.cli._output import json_option, next_line, print_result
-from kdedge.config.recipe import ClassesSpec, DataSpec
-from kdedge.data.classes import load_class_names
 from kdedge.runs.find import find_run
+from kdedge.setup.classes import read_class_names
 
 
 @click.command("import")
@@ -68,20 +67,22 @@ def command(
     Every key of the file is used or named in the message; nothing in it is executed.
     """
     need_training_packages("Reading a checkpoint")
+    from kdedge.clip.resolve import BackboneSpec
     from kdedge.setup.device import choose_device
-    from kdedge.training.import_public import ImportedBackbone, import_student, import_teacher
+    from kdedge.setup.workspace import Workspace
+    from kdedge.training.import_public import import_student, import_teacher
 
-    on = ImportedBackbone(backbone, weights, config, quick_gelu)
+    on = BackboneSpec(backbone, weights, config, quick_gelu)
     run_name = name or f"{file.name.split('.')[0]}-{kind}"
-    chosen = choose_device(device)
+    workspace = Workspace(root, choose_device(device))
     if kind == "promptsrc":
         if classes is None:
             raise click.UsageError(
                 "--as promptsrc needs --classes FILE: the checkpoint has no names."
             )
-        names = load_class_names(ClassesSpec(file=classes.absolute()), data=DataSpec())
+        names = read_class_names(classes.absolute())
         found = import_teacher(
-            file, name=run_name, on=on, class_names=names, root=root, device=chosen, is_exact=exact
+            file, workspace, name=run_name, on=on, class_names=names, is_exact=exact
         )
     else:
         if teacher is None:
@@ -89,7 +90,7 @@ def command(
                 "--as promptkd needs --teacher RUN: the checkpoint has no class vectors."
             )
         found = import_student(
-            file, name=run_name, on=on, teacher=find_run(teacher, root), root=root, device=chosen
+            file, workspace, name=run_name, on=on, teacher=find_run(teacher, root)
         )
     relative, key = found.largest_deviation
     record = {

@@ -73,11 +73,11 @@ def command(
     check_paths(loaded)
     need_training_packages("Labeling images")
     from kdedge.setup.device import choose_device
+    from kdedge.setup.workspace import Workspace
     from kdedge.training.pseudo_labels.pool import label_pool
 
-    found = label_pool(
-        loaded, method, path, per_class=per_class, root=root, device=choose_device(device)
-    )
+    workspace = Workspace(root, choose_device(device))
+    found = label_pool(loaded, workspace, method, path, per_class=per_class)
     lines = [f"{found.n_images} images of {found.n_classes} classes by {found.method}."]
     if found.accuracy_percent is not None:
         right = percent(found.accuracy_percent)

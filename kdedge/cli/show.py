@@ -32,7 +32,7 @@ def command(run: str | None, root: Path, as_json: bool) -> None:
 
 
 def _text(run: RunFolder) -> str:
-    record = run.provenance_record()
+    record = run.read_provenance()
     parts = [f"{run.path}: {run.kind}, {record.status}", table(_facts(record))]
     rows = evaluation_rows(run)
     if rows:

@@ -67,6 +67,7 @@ def command(
     need_training_packages("Training")
     from kdedge.distributed import joined
     from kdedge.setup.device import choose_device
+    from kdedge.setup.workspace import Workspace
     from kdedge.training.distill import store_features
     from kdedge.training.teach import teach
 
@@ -78,14 +79,14 @@ def command(
     with joined(chosen) as group:
         if not is_given:
             warn_of_unused_optim(loaded, "teacher")
-        how: Any = {"root": root, "device": chosen, "resume": resume, "group": group}
+        workspace = Workspace(root, chosen, group=group)
         if is_stored:
-            run, store = store_features(loaded, shard=shard or (1, 1), **how)
+            run, store = store_features(loaded, workspace, resume=resume, shard=shard or (1, 1))
             record = {"store": store.to_dict()}
             part = "" if shard is None else f", part {shard[0]} of {shard[1]}"
             stored = f"{store}{part}\n"
         else:
-            run = teach(loaded, **how)
+            run = teach(loaded, workspace, resume=resume)
     if not group.is_rank0:
         return
     following = (

@@ -50,13 +50,15 @@ def command(
     need_training_packages("Training")
     from kdedge.distributed import joined
     from kdedge.setup.device import choose_device
+    from kdedge.setup.workspace import Workspace
     from kdedge.training.baseline import train_baseline, with_baseline
 
     used = finished_runs(root)
     chosen = choose_device(device)
     with joined(chosen) as group:
         warn_of_unused_optim(with_baseline(loaded, method), "baseline")
-        run = train_baseline(loaded, method, root=root, device=chosen, resume=resume, group=group)
+        workspace = Workspace(root, chosen, group=group)
+        run = train_baseline(loaded, workspace, method, resume=resume)
     if not group.is_rank0:
         return
     following = "show" if loaded.recipe.data.test is None else "eval"

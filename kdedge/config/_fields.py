@@ -17,6 +17,7 @@ from pydantic import (
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+_HUB = "hf://datasets/"
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
 
 
@@ -53,6 +54,11 @@ def _resolve_path(value: object, info: ValidationInfo) -> object:
             raise ValueError("must be a path, got empty text" if not value else "is not a path")
         return Path(_absolute(value, info))
     return value
+
+
+def _resolve_dataset(value: object, info: ValidationInfo) -> object:
+    is_hub_name = isinstance(value, str) and value.startswith(_HUB)
+    return str(value) if is_hub_name else _resolve_path(value, info)
 
 
 def _resolve_pattern(value: object, info: ValidationInfo) -> object:
@@ -134,6 +140,7 @@ def percent_value(text: str) -> float:
 
 
 RecipePath = Annotated[Path, BeforeValidator(_resolve_path)]
+DatasetPlace = Annotated[Path | str, BeforeValidator(_resolve_dataset)]
 ShardPattern = Annotated[str, Field(min_length=1), BeforeValidator(_resolve_pattern)]
 Weights = Annotated[str, Field(min_length=1), BeforeValidator(_resolve_weights)]
 Percent = Annotated[str, BeforeValidator(_check_percent)]

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from kdedge.config._fields import (
+    DatasetPlace,
     PlainText,
     RecipePath,
     ShardPattern,
@@ -18,6 +19,10 @@ from kdedge.config._fields import (
 
 SOURCES = ("folder", "webdataset", "list", "parquet", "huggingface", "benchmark", "synthetic")
 """The keys of a source that name where it is."""
+
+
+HUB = "hf://datasets/"
+"""Before the name of a dataset on the Hugging Face Hub."""
 
 
 def _exactly_one(spec: BaseModel, names: tuple[str, ...]) -> None:
@@ -87,10 +92,11 @@ class SourceSpec(Strict):
         description="Parquet files with images as bytes: a file, a folder of them, or a pattern"
         ' such as "train-*.parquet".',
     )
-    huggingface: RecipePath | None = Field(
+    huggingface: DatasetPlace | None = Field(
         None,
         description="Folder of a Hugging Face dataset, as its save_to_disk writes it; of several"
-        " splits, that of one of them.",
+        " splits, that of one of them. Or hf://datasets/OWNER/NAME, with /CONFIG behind it where"
+        " it has several: a dataset on the Hub, which is downloaded once.",
     )
     image_column: PlainText | None = Field(
         None,
@@ -107,21 +113,28 @@ class SourceSpec(Strict):
         None, description="Built-in drawings, made from a seed; nothing is downloaded."
     )
     part: Literal["train", "val", "test"] = Field(
-        "train", description="Which official part, for benchmark and synthetic only."
+        "train",
+        description="Which official part, for benchmark, synthetic and datasets on the Hub only.",
     )
 
     @model_validator(mode="after")
     def _check(self) -> SourceSpec:
         _exactly_one(self, SOURCES)
-        if self.part != "train" and self.benchmark is None and self.synthetic is None:
+        has_parts = self.benchmark or self.synthetic or self.is_on_hub
+        if self.part != "train" and not has_parts:
             raise ValueError(
-                f"has part: {self.part}, which only benchmark and synthetic have; name the folder,"
-                " shards, list or table that hold that part"
+                f"has part: {self.part}, which only benchmark, synthetic and hf:// have; name the"
+                " folder, shards, list or table that hold that part"
             )
         is_table = self.parquet is not None or self.huggingface is not None
         if not is_table and (self.image_column or self.label_column):
             raise ValueError("has a column, which only parquet and huggingface have; leave it out")
         return self
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether this is a dataset on the Hugging Face Hub."""
+        return str(self.huggingface or "").startswith(HUB)
 
 
 class LabeledSpec(SourceSpec):

@@ -246,7 +246,7 @@ def _named_paths(recipe: Recipe) -> Iterator[tuple[KeyPath, Path | str, _Kind]]:
             yield ("data", role, "webdataset"), source.webdataset, "shards"
         if source.parquet is not None:
             yield ("data", role, "parquet"), source.parquet, "files"
-        if source.huggingface is not None:
+        if isinstance(source.huggingface, Path):  # and not the name of one on the Hub
             yield ("data", role, "huggingface"), source.huggingface, "folder"
     if recipe.data.pseudo_labels is not None:
         yield ("data", "pseudo_labels"), recipe.data.pseudo_labels, "file"

@@ -19,7 +19,7 @@ from kdedge import __version__
 from kdedge._files import explain_os_error
 from kdedge._progress import progress, readable_bytes
 from kdedge.data._partial import Partial, Version
-from kdedge.data.benchmarks._download import Download
+from kdedge.data.benchmarks import Download
 from kdedge.errors import ResourceError
 
 _LOG = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from kdedge._files import explain_os_error, read_json, write_json
-from kdedge.data.benchmarks._download import Download
+from kdedge.data.benchmarks import Download
 from kdedge.errors import DataError
 
 

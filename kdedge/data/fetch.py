@@ -20,10 +20,8 @@ from kdedge._lock import locked
 from kdedge._progress import progress
 from kdedge.data._http import WAITS_S, AddressError, download
 from kdedge.data._partial import Partial
-from kdedge.data._unpack import temporary_name, unpack
-from kdedge.data.benchmarks import load_benchmark
-from kdedge.data.benchmarks._download import Download
-from kdedge.data.benchmarks._origins import is_there
+from kdedge.data.benchmarks import Benchmark, Download, is_there
+from kdedge.data.unpack import temporary_name, unpack
 from kdedge.errors import DataError, KdedgeError, SetupError
 
 _LOG = logging.getLogger(__name__)
@@ -49,22 +47,21 @@ def missing(downloads: Sequence[Download], folder: Path) -> list[Download]:
     return [wanted for wanted in downloads if not is_there(folder / wanted.gives)]
 
 
-def fetch(name: str, root: Path, *, waits_s: Sequence[float] = WAITS_S) -> Fetched:
+def fetch(benchmark: Benchmark, root: Path, *, waits_s: Sequence[float] = WAITS_S) -> Fetched:
     """Fetches what is missing of a benchmark set.
 
     Args:
-        name: the set.
+        benchmark: the set.
         root: folder of all sets; made where it is missing.
         waits_s: seconds before each new attempt at an address.
 
     Raises:
         SetupError: a file is to be fetched by hand, or its server does not give it; everything
             else has been fetched.
-        DataError: no such set; what came, or was put there by hand, is not the file; an archive
+        DataError: what came, or was put there by hand, is not the file; an archive
             cannot be unpacked.
         ResourceError: no room, the folder may not be written, or another fetch works in it.
     """
-    benchmark = load_benchmark(name)
     folder = root / benchmark.folder
     wanted = missing(benchmark.downloads, folder)
     if not wanted:
@@ -83,7 +80,7 @@ def fetch(name: str, root: Path, *, waits_s: Sequence[float] = WAITS_S) -> Fetch
                 failed[one.name] = error
         _tidy(benchmark.downloads, folder)
     if failed:
-        raise _summary(name, root, benchmark.downloads, failed)
+        raise _summary(benchmark.name, root, benchmark.downloads, failed)
     new = tuple(one.gives for one in wanted)
     return Fetched(folder, new, _archives(benchmark.downloads, folder))
 
@@ -124,14 +121,7 @@ def _bring_itself(wanted: Download, folder: Path, waits_s: Sequence[float]) -> N
         if problem:
             raise DataError(f"{partial.path}: {problem}.\n  Remove it, so that it is fetched.")
     if wanted.unpack is not None:
-        unpack(
-            partial.path,
-            folder,
-            kind=wanted.unpack,
-            into=wanted.into,
-            top=wanted.top,
-            gives=wanted.gives,
-        )
+        unpack(partial.path, folder, wanted)
 
 
 def _fetch_file(wanted: Download, partial: Partial, waits_s: Sequence[float]) -> None:

@@ -19,11 +19,15 @@ from typing import Literal
 
 from kdedge._files import explain_os_error, write_atomic
 from kdedge.config.recipe import DataSpec, SourceSpec
-from kdedge.data.benchmarks import load_benchmark
-from kdedge.data.benchmarks._coop_split import PARTS, BenchmarkSource, Split, read_split
-from kdedge.data.benchmarks._origins import is_there
+from kdedge.data.benchmarks import (
+    PARTS,
+    Split,
+    is_there,
+    load_benchmark,
+    read_split,
+)
 from kdedge.data.classes import benchmark_root
-from kdedge.data.sources._protocol import Source
+from kdedge.data.sources import Source
 from kdedge.data.split import few_shot
 from kdedge.errors import DataError, ResourceError
 
@@ -89,7 +93,7 @@ class Draws:
         """
         self.has_begun = True
         labels = [item.label for item in source.items]
-        is_set = isinstance(source, BenchmarkSource)
+        is_set = spec.benchmark is not None
         pool: Iterable[int] = range(len(labels)) if is_set else indices
         drawn = few_shot(labels, pool, shots=shots, stream=self._stream)
         if self._list is not None and self._list.is_of(spec, shots):

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from kdedge.data._workers import end_of_worker, start_worker, worker_context
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
-from kdedge.data.sources._protocol import Source
+from kdedge.data.sources import Source
 from kdedge.data.views import ORDER, Augmentation, random_stream
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup, local_world_size
 from kdedge.errors import DataError, RecipeError, ResourceError

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdedge._progress import progress
+from kdedge.config.data_spec import HUB
 from kdedge.data.images import BadImage, check_limit, scan
-from kdedge.data.sources import folder, huggingface, parquet, webdataset
+from kdedge.data.sources import Source, folder, huggingface, parquet, webdataset
 from kdedge.data.sources import list as list_source
-from kdedge.data.sources._protocol import Source
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def survey(place: str) -> Survey:
 
     Raises:
         DataError: it is missing, empty or malformed, or none of its images can be read.
-        MissingPackage: webdataset or pyarrow, which reads it, is not installed.
+        MissingPackage: webdataset or datasets, which reads it, is not installed.
     """
     kind, source, labels = _open(place)
     with progress(f"reading {place}", len(source.items)) as advance:
@@ -74,10 +74,10 @@ def _open(place: str) -> tuple[str, Source, Iterable[str]]:
     path = Path(place)
     if place.endswith(".parquet") or (path.is_dir() and any(path.glob("*.parquet"))):
         tables = parquet.open_source(place, class_names=(), labeled=False)
-        return "parquet", tables, parquet.texts_of_labels(place)
-    if huggingface.is_dataset(path):
-        tables = huggingface.open_source(path, class_names=(), labeled=False)
-        return "huggingface", tables, huggingface.texts_of_labels(path)
+        return "parquet", tables, tables.label_texts()
+    if place.startswith(HUB) or huggingface.is_dataset(path):
+        tables = huggingface.open_source(place, class_names=(), labeled=False)
+        return "huggingface", tables, tables.label_texts()
     if path.suffix.lower() == ".csv" and not path.is_dir():
         listed = list_source.open_source(path, class_names=(), labeled=False)
         return "list", listed, list_source.label_texts(path)

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from kdedge._files import sha256_file
 from kdedge._progress import progress
-from kdedge.data.benchmarks import Benchmark, load_benchmark
-from kdedge.data.benchmarks._coop_set import CoopSet
-from kdedge.data.benchmarks._coop_split import BenchmarkSource
-from kdedge.data.benchmarks._origins import MissingPartsError
+from kdedge.data.benchmarks import (
+    Benchmark,
+    CoopSet,
+    MissingPartsError,
+)
 from kdedge.data.fetch import missing
 from kdedge.data.images import BadImage, scan
-from kdedge.data.sources._protocol import is_file
+from kdedge.data.sources import FileSource, is_file
 from kdedge.errors import DataError, KdedgeError
 
 log = logging.getLogger(__name__)
@@ -66,18 +67,14 @@ class Verification:
     problems: tuple[str, ...]
 
 
-def verify(name: str, root: Path, *, read_images: bool) -> Verification:
+def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verification:
     """Compares a set's files, class names and parts with what is published.
 
     Args:
-        name: the set.
+        benchmark: the set.
         root: folder of all sets.
-        read_images: decode every image, too; else it is only looked whether its file is there.
-
-    Raises:
-        DataError: there is no set of that name.
+        read_images: decode every image, too; else only check that its file is there.
     """
-    benchmark = load_benchmark(name)
     folder = root / benchmark.folder
     absent = (folder / wanted.gives for wanted in missing(benchmark.downloads, folder))
     problems = [f"{path} is missing." for path in absent]
@@ -100,7 +97,7 @@ def verify(name: str, root: Path, *, read_images: bool) -> Verification:
     if class_names is not None and len(class_names) != benchmark.n_classes:
         problems.append(f"It has {len(class_names)} classes, published are {benchmark.n_classes}.")
     return Verification(
-        name=name,
+        name=benchmark.name,
         folder=folder,
         split=_split(benchmark, folder),
         n_classes_published=benchmark.n_classes,
@@ -141,7 +138,7 @@ def _other_names(benchmark: Benchmark, folder: Path, class_names: Sequence[str])
 
 
 def _look_at(
-    benchmark: Benchmark, part: str, source: BenchmarkSource, *, read_images: bool
+    benchmark: Benchmark, part: str, source: FileSource, *, read_images: bool
 ) -> PartFound:
     n_images = len(source.items)
     n_missing = sum(not is_file(source.path(i)) for i in range(n_images))

@@ -41,10 +41,10 @@ from kdedge.deploy.parity import (
 from kdedge.deploy.pixels import read_pixels, spread
 from kdedge.deploy.quantize import to_int8, to_int8_cpu
 from kdedge.deploy.targets import onnx as onnx_target
-from kdedge.deploy.trained import TrainedModel
 from kdedge.errors import DataError, RecipeError
 from kdedge.evaluation.agreement import compare
 from kdedge.evaluation.flops import count_gmacs
+from kdedge.runs.model import RunModel
 from kdedge.runtime.artifact import Artifact, Device, ModelFile, Precision
 from kdedge.runtime.backends import onnxruntime as onnxruntime_backend
 from kdedge.runtime.classify import to_input
@@ -78,7 +78,7 @@ class Exported:
 
 
 def export_artifact(
-    trained: TrainedModel,
+    trained: RunModel,
     *,
     spec: ExportSpec,
     gates: GatesSpec,
@@ -88,7 +88,7 @@ def export_artifact(
     """Folds a trained model and writes its artifact, whole or not at all.
 
     Args:
-        trained: from `deploy.trained.load_trained_model`.
+        trained: from `load_run`.
         spec: the recipe's `export`.
         gates: the recipe's `gates`.
         precisions: beside fp32, which is always written; int8 brings fp16 with it.
@@ -114,10 +114,10 @@ def export_artifact(
             " leave INT8 out."
         )
     model = fold(
-        trained.model.image_path(),
+        trained.image_path(),
         trained.vectors.vectors,
-        scale=trained.model.scale,
-        preprocess=trained.backbone.preprocess,
+        scale=trained.scale,
+        preprocess=trained.preprocess,
         head=spec.head,
         pixels=spec.pixels,
     )
@@ -151,7 +151,7 @@ class _Reference:
     digests: frozenset[str]
 
 
-def _answer(trained: TrainedModel, pool: Images | None, n_images: int) -> _Reference:
+def _answer(trained: RunModel, pool: Images | None, n_images: int) -> _Reference:
     """Runs the unfused model on test images, or on unlabeled ones where there are no others."""
     test = trained.images("test")
     images = pool if test is None else test
@@ -164,13 +164,13 @@ def _answer(trained: TrainedModel, pool: Images | None, n_images: int) -> _Refer
     if test is None:  # half of them are left to choose ranges from
         n_images = min(n_images, max(1, len(images.indices) // 2))
     chosen = images.only([images.indices[i] for i in spread(len(images.indices), n_images)])
-    pixels = read_pixels(chosen.source, chosen.indices, trained.backbone.preprocess)
+    pixels = read_pixels(chosen.source, chosen.indices, trained.preprocess)
     kept_out = chosen if test is None else images
     return _Reference(
         pixels=pixels,
         logits=_unfused_logits(trained, pixels),
         keys=tuple(chosen.source.items[index].key for index in chosen.indices),
-        labels=tuple(trained.exported_labels(chosen)),
+        labels=tuple(trained.labels_of(chosen)),
         images=f"{len(chosen.indices)} of {len(images.indices)} images of"
         f" data.{'unlabeled' if test is None else 'test'}",
         digests=frozenset(kept_out.digests[index] for index in kept_out.indices),
@@ -178,18 +178,16 @@ def _answer(trained: TrainedModel, pool: Images | None, n_images: int) -> _Refer
 
 
 @torch.no_grad()
-def _unfused_logits(
-    trained: TrainedModel, pixels: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.float32]:
+def _unfused_logits(trained: RunModel, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """[N, S, S, 3] -> [N, C]: the model as it was trained and evaluated."""
-    preprocess, device = trained.backbone.preprocess, trained.backbone.device
+    preprocess, device = trained.preprocess, trained.device
     vectors = trained.vectors.vectors.to(device)
     logits = []
     with progress("running the unfused model", len(pixels)) as advance:
         for start in range(0, len(pixels), _BATCH):
             batch = np.stack([normalize(image, preprocess) for image in pixels[start:][:_BATCH]])
-            features = trained.model.forward_features(torch.from_numpy(batch).to(device))
-            logits.append((trained.model.scale * features @ vectors.T).cpu().numpy())
+            features = trained.forward_features(torch.from_numpy(batch).to(device))
+            logits.append((trained.scale * features @ vectors.T).cpu().numpy())
             advance(start + len(batch))
     return np.concatenate(logits)
 
@@ -203,7 +201,7 @@ class _Writer:
 
     def __init__(
         self,
-        trained: TrainedModel,
+        trained: RunModel,
         folder: Path,
         *,
         spec: ExportSpec,
@@ -217,9 +215,9 @@ class _Writer:
         self._reference = reference
         self.artifact = Artifact(
             path=folder,
-            name=trained.loaded.recipe.name,
+            name=trained.setup.loaded.recipe.name,
             class_names=trained.class_names,
-            preprocess=trained.backbone.preprocess,
+            preprocess=trained.preprocess,
             pixels=spec.pixels,
             head=spec.head,
             max_batch=spec.max_batch if spec.batch == "dynamic" else spec.batch,
@@ -302,7 +300,7 @@ class _Writer:
                 pool.source,
                 {index: pool.digests[index] for index in self._free(pool)},
                 n_images=self._spec.calibration_images,
-                seed=self._trained.loaded.recipe.seed,
+                seed=self._trained.setup.loaded.recipe.seed,
                 predict=lambda pixels: predict_pixels(backend, pixels, self.artifact),
                 preprocess=self.artifact.preprocess,
             )
@@ -371,14 +369,14 @@ class _Writer:
         self.artifact = dataclasses.replace(self.artifact, others=others)
 
 
-def _gflops(trained: TrainedModel, model: FoldedModel) -> dict[str, float]:
+def _gflops(trained: RunModel, model: FoldedModel) -> dict[str, float]:
     """Operations an image before and after, in GFLOPs."""
-    size = trained.backbone.preprocess.size_px
-    images = torch.zeros(1, 3, size, size, device=trained.backbone.device)
-    vectors = trained.vectors.vectors.to(trained.backbone.device)
+    size = trained.preprocess.size_px
+    images = torch.zeros(1, 3, size, size, device=trained.device)
+    vectors = trained.class_vectors()
     return {
         "clip_image_encoder": 2 * count_gmacs(trained.backbone.visual, images),
         "unfused": 2
-        * count_gmacs(lambda batch: trained.model.forward_features(batch) @ vectors.T, images),
+        * count_gmacs(lambda batch: trained.forward_features(batch) @ vectors.T, images),
         "folded": 2 * count_gmacs(model, images.cpu()),
     }

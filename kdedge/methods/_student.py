@@ -15,7 +15,6 @@ from kdedge.clip.prompts import TextPrompts, make_text_prompts, make_visual_prom
 from kdedge.errors import RecipeError
 from kdedge.methods._projector import Projector
 from kdedge.methods.losses import LossName, load_loss
-from kdedge.methods.protocol import Teacher
 
 if TYPE_CHECKING:
     from kdedge.methods.promptkd import Settings
@@ -75,14 +74,20 @@ def check_image_tower(backbone: ImageBackbone, *, tune: str, needs_texts: bool) 
 
 
 def make_student(
-    backbone: AnyBackbone, settings: Settings, *, teacher: Teacher, generator: torch.Generator
+    backbone: AnyBackbone,
+    settings: Settings,
+    *,
+    teacher_dim: int,
+    scale: float,
+    generator: torch.Generator,
 ) -> Student:
     """Draws what the settings train.
 
     Args:
         backbone: the frozen CLIP, or an image tower alone.
         settings: say which parts there are.
-        teacher: says D_teacher, and the scale where the backbone has none.
+        teacher_dim: D_teacher.
+        scale: the teacher's, for a backbone that has none.
         generator: on the CPU; draws prompts, projector and context, in this order.
 
     Raises:
@@ -91,7 +96,6 @@ def make_student(
     """
     if not isinstance(backbone, Backbone):
         check_image_tower(backbone, tune=settings.tune, needs_texts=settings.needs_texts)
-    teacher_dim = teacher.class_vectors().shape[1]
     visual_prompts = projector = visual = text_prompts = None
     if settings.tune == "prompts":
         visual_prompts = make_visual_prompts(
@@ -122,7 +126,7 @@ def make_student(
         visual=visual,
         text_prompts=text_prompts,
         losses=losses,
-        scale=None if isinstance(backbone, Backbone) else teacher.scale,
+        scale=None if isinstance(backbone, Backbone) else scale,
     )
     if projector is None and backbone.embed_dim != teacher_dim:
         for name in losses:

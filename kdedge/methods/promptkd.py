@@ -192,7 +192,7 @@ class Method:
         module: Student,
         settings: Settings,
         *,
-        teacher: Teacher,
+        teacher: Teacher | None,
         class_vectors: Tensor,
         texts: TokenizedTexts | None = None,
     ) -> None:
@@ -215,20 +215,29 @@ class Method:
         train_classes: Sequence[int],
         teacher: Teacher | None,
         generator: torch.Generator,
+        class_vectors: Tensor | None = None,
     ) -> Method:
         """See `methods.protocol.Method.build`; learns over all classes.
 
-        Texts are encoded under `class_vectors: student` alone: "<context> NAME.".
+        Texts are encoded under `class_vectors: student` alone: "<context> NAME.". A student that is
+        not trained needs no teacher but its class vectors, [C, D_teacher].
         """
-        if teacher is None:
-            raise RecipeError("promptkd learns from a teacher, and the recipe names none.")
-        class_vectors = teacher.class_vectors()
+        if class_vectors is None:
+            if teacher is None:
+                raise RecipeError("promptkd learns from a teacher, and the recipe names none.")
+            class_vectors = teacher.class_vectors()
         if len(class_vectors) != len(class_names):
             raise ShapeError(
                 f"The teacher has {len(class_vectors)} class vectors, the class list"
                 f" {len(class_names)} names."
             )
-        module = make_student(backbone, settings, teacher=teacher, generator=generator)
+        module = make_student(
+            backbone,
+            settings,
+            teacher_dim=class_vectors.shape[1],
+            scale=1.0 if teacher is None else teacher.scale,  # of a run: loaded over it
+            generator=generator,
+        )
         module.to(backbone.device)
         texts = None
         if settings.has_own_class_vectors:
@@ -301,16 +310,18 @@ class Method:
         A teacher whose features came with the batch is not run.
         """
         teacher_features = batch.teacher_features
+        teacher = self._teacher
+        assert teacher is not None  # or it is not trained
         if teacher_features is None:
             with torch.no_grad():
-                teacher_features = encode_images(batch, self._teacher.forward_features)
+                teacher_features = encode_images(batch, teacher.forward_features)
         return Answers(
             student_features=self._project(encode_images(batch, self._tower_features)),
             teacher_features=teacher_features,
             student_vectors=self.student_vectors(),
             teacher_vectors=self._class_vectors,
             student_scale=self.scale,
-            teacher_scale=self._teacher.scale,
+            teacher_scale=teacher.scale,
             temperature=self._settings.temperature,
         )
 

@@ -95,13 +95,12 @@ class ImagePath:
 
 
 class Teacher(Protocol):
-    """A frozen model that a student learns from.
+    """A frozen model that a student learns from."""
 
-    Attributes:
-        scale: `logit_scale.exp()`, a float.
-    """
-
-    scale: float
+    @property
+    def scale(self) -> float:
+        """`logit_scale.exp()`."""
+        ...
 
     def class_vectors(self) -> Tensor:
         """[C, D_teacher], unit length, float32, in class-list order, no graph."""
@@ -154,7 +153,8 @@ class Method(Protocol):
             settings: an instance of the method file's `Settings`.
             template: text pattern with `{}` for frozen texts.
             train_classes: which of `class_names` labels in a batch refer to, in label order.
-            teacher: for methods that need one.
+            teacher: for methods that need one. Their `build` takes `class_vectors` [C, D_teacher]
+                too, which are enough where the method is not trained.
             generator: where initial values are drawn from (on the CPU).
         """
         ...

@@ -122,7 +122,7 @@ def gather(run: RunFolder) -> RunRecords:
     metrics = rounds[-1] if rounds else run.metrics
     return RunRecords(
         run=run,
-        provenance=run.provenance_record(),
+        provenance=run.read_provenance(),
         recipe=read(lambda: load_recipe(run.recipe), None),
         results=read(lambda: read_evaluation(run), {}),
         details=read(lambda: read_details(run), {}),

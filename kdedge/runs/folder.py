@@ -96,6 +96,11 @@ class RunFolder:
         return f"{self.path.resolve().parent.name}/{self.path.resolve().name}"
 
     @property
+    def root(self) -> Path:
+        """The folder of all runs, which this one lies in as `<name>/<NN>`."""
+        return self.path.resolve().parents[1]
+
+    @property
     def recipe(self) -> Path:
         """The resolved recipe."""
         return self.path / "recipe.yaml"
@@ -145,7 +150,7 @@ class RunFolder:
         """Confusions and calibration bins of the evaluated models."""
         return self.path / "eval_details.json"
 
-    def provenance_record(self) -> Provenance:
+    def read_provenance(self) -> Provenance:
         """Reads provenance.json.
 
         Raises:
@@ -153,18 +158,10 @@ class RunFolder:
         """
         return _read_record(self.provenance)
 
-    def read_provenance(self) -> dict[str, Any]:
-        """Reads provenance.json as plain values.
-
-        Raises:
-            DataError: it is damaged.
-        """
-        return self.provenance_record().to_dict()
-
     @property
     def is_finished(self) -> bool:
         """Whether `finish` was called."""
-        return self.provenance_record().is_finished
+        return self.read_provenance().is_finished
 
     def finish(self, **summary: Any) -> None:
         """Records that everything of the run is written.
@@ -173,7 +170,7 @@ class RunFolder:
             summary: results worth a place in the record; plain values.
         """
         record = {"status": "finished", "finished_at": _now(), "summary": summary}
-        write_json(self.provenance, {**self.read_provenance(), **record})
+        write_json(self.provenance, {**self.read_provenance().to_dict(), **record})
 
     def mark(
         self,
@@ -192,7 +189,7 @@ class RunFolder:
             device: where it goes on, if that is known.
             n_processes: how many go on with it.
         """
-        record = self.read_provenance()
+        record = self.read_provenance().to_dict()
         if record.get("status") == "finished":
             return
         if status == "running" and not self.is_new:

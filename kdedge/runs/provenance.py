@@ -77,6 +77,7 @@ class Provenance(_Tolerant):
         versions: version by package at the first start; None where a package is not installed.
         platform: operating system at the first start.
         key: hash of the job; runs with equal keys have the same weights.
+        key_version: how the key is computed; None in runs of version 0.1.
         device: torch device at the first start.
         n_processes: world size at the first start.
         seed: the recipe's seed.
@@ -86,6 +87,7 @@ class Provenance(_Tolerant):
         epoch: epoch of that checkpoint.
         kd_weight_per_image: weight of one image in the distillation loss.
         hashes: hash by input: backbone, class list, image lists.
+        measured_on: hash of the test images; None without any, and in runs of version 0.1.
         teacher_run: the teacher's run, as `name/NN`.
         official: whether the run follows the public code's protocol.
         resumed: later starts.
@@ -100,6 +102,7 @@ class Provenance(_Tolerant):
     versions: dict[str, str | None] = {}
     platform: str | None = None
     key: str | None = None
+    key_version: int | None = None
     device: str | None = None
     n_processes: int | None = None
     seed: int | None = None
@@ -109,6 +112,7 @@ class Provenance(_Tolerant):
     epoch: int | None = None
     kd_weight_per_image: float | None = None
     hashes: dict[str, Any] = {}
+    measured_on: str | None = None
     teacher_run: str | None = None
     official: bool = False
     resumed: list[Resumed] = []

@@ -92,7 +92,7 @@ def model_label(run: RunFolder, name: str) -> str:
 
 def run_label(run: RunFolder) -> str:
     """What a run's model is called in a table: its kind, a baseline's method, whether official."""
-    record = run.provenance_record()
+    record = run.read_provenance()
     label = f"{record.method} (baseline)" if run.kind == "baseline" else str(run.kind)
     return f"{label}, official" if record.official else label
 

@@ -1,16 +1,13 @@
-"""The method of a role: its module, settings and optimization, and how it is built."""
+"""The method of a role: its module, its settings and how it is optimized."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
 
-import torch
 from pydantic import ValidationError
 
-from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.explain import explain_validation
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import (
@@ -20,12 +17,8 @@ from kdedge.config.recipe import (
     resolve_optim,
 )
 from kdedge.errors import RecipeError
-from kdedge.methods.protocol import Method, MethodSettings, Teacher, WithoutClassVectors
+from kdedge.methods.protocol import MethodSettings, WithoutClassVectors
 from kdedge.methods.registry import load_method
-from kdedge.setup.classes import Classes
-
-log = logging.getLogger(__name__)
-
 
 Role = Literal["teacher", "student", "baseline"]
 
@@ -97,27 +90,6 @@ def choose_method(loaded: LoadedRecipe, role: Role) -> MethodChoice:
     return MethodChoice(
         spec.method, module, settings, resolve_optim(loaded.recipe.optim, spec.optim)
     )
-
-
-def build_method(
-    choice: MethodChoice,
-    backbone: AnyBackbone,
-    classes: Classes,
-    *,
-    seed: int,
-    teacher: Teacher | None = None,
-) -> Method:
-    """Builds a method for a class list; its first values are drawn from `seed`."""
-    method: Method = choice.module.Method.build(
-        backbone,
-        classes.names,
-        choice.settings,
-        template=classes.template,
-        train_classes=classes.trained_by(choice.module.SEES),
-        teacher=teacher,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    return method
 
 
 def settings_record(choice: MethodChoice) -> dict[str, Any]:

@@ -34,5 +34,5 @@ def _teacher_method(teacher: TeacherSpec) -> str:
     """The method of the teacher, which may be a stored run's."""
     if teacher.run is not None:
         with contextlib.suppress(KdedgeError):  # what is wrong with the run is said when it is used
-            return str(find_run(str(teacher.run), Path()).read_provenance()["method"])
+            return str(find_run(str(teacher.run), Path()).read_provenance().method)
     return teacher.method

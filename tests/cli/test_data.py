@@ -14,8 +14,7 @@ import pytest
 from PIL import Image
 
 from kdedge.cli.main import run
-from kdedge.data.benchmarks import list_benchmarks, sun397
-from kdedge.data.benchmarks._download import Download
+from kdedge.data.benchmarks import Download, list_benchmarks, sun397
 
 SPLIT = {
     "train": [["1.png", 0, "abbey"], ["2.png", 1, "church"]],

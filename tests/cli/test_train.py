@@ -305,17 +305,18 @@ def test_the_image_path_of_a_trained_baseline_is_what_export_folds(
 
     from kdedge.clip.backbone import unit_length
     from kdedge.clip.vision import encode_image
-    from kdedge.deploy.trained import load_trained_model
     from kdedge.runs.folder import RunFolder
+    from kdedge.runs.model import load_run
+    from kdedge.setup.workspace import Workspace
 
     assert kdedge("train", "r.yaml", *options(method)).code == 0
     run = RunFolder.open(project / "runs/tiny/01")
-    trained = load_trained_model(run, device=torch.device("cpu"))
-    path = trained.model.image_path()
+    trained = load_run(run, Workspace(run.root, torch.device("cpu")))
+    path = trained.image_path()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         features = unit_length(encode_image(path.visual, images, path.visual_prompts))
-    assert torch.equal(features, trained.model.forward_features(images))
+    assert torch.equal(features, trained.forward_features(images))
     assert trained.provenance()["method"] == method
 
 

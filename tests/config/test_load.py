@@ -116,7 +116,7 @@ def test_a_typo_is_named_with_line_and_the_nearest_key(tmp_path):
         ("[cat, dog]", "{file: a, template: a photo}", "r.yaml:2: classes.template must hold {}"),
         ("[cat, dog]", "{file: a, template: 'a }{}'}", "r.yaml:2: classes.template must hold {}"),
         ("{folder: cams}", "{}", "data.unlabeled needs exactly one of folder, webdataset"),
-        ("{folder: cams}", "{folder: a, part: val}", "which only benchmark and synthetic have"),
+        ("{folder: cams}", "{folder: a, part: val}", "benchmark, synthetic and hf:// have"),
         ("{folder: cams}", "{folder: ''}", "r.yaml:4: data.unlabeled.folder must be a path"),
         ("{folder: cams}", "{webdataset: 'pipe:rm -r x'}", "files on this machine"),
         ("{folder: cams}", "cams", 'r.yaml:4: data.unlabeled must be a mapping (key: value)'),

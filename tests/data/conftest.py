@@ -1,12 +1,18 @@
 import io
+import os
+import tempfile
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from kdedge.data.sources._protocol import Item
+from kdedge.data.sources import Item
 from kdedge.runtime.preprocess import UnusableImage
+
+# Before `datasets` is loaded: its copies of Parquet files do not belong into the user's cache.
+_CACHE = tempfile.TemporaryDirectory(prefix="datasets-")
+os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 
 
 @dataclass

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kdedge.deploy.trained import TrainedModel, load_trained_model
 from PIL import Image
 
-from kdedge.data.sources._protocol import Item
+from kdedge.data.sources import Item
 from kdedge.deploy import export
-from kdedge.deploy.trained import TrainedModel, load_trained_model
 from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.images import Images

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdedge.clip.backbone import Backbone, hash_weights, unit_length
+from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.clip.weights import hash_weights
 from kdedge.config.recipe import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, DivergedError

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdedge.clip.backbone import Backbone, hash_weights
+from kdedge.clip.backbone import Backbone
+from kdedge.clip.weights import hash_weights
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods import promptkd, zeroshot

@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kdedge.clip.backbone import Backbone, load_backbone
+from kdedge.clip.backbone import Backbone
+from kdedge.clip.find import load_backbone
 from kdedge.clip.prompts import readable
+from kdedge.clip.resolve import BackboneSpec
 from kdedge.data.batch import Batch
 from kdedge.methods import cocoop, coop, ivlp, maple, promptkd, promptsrc, zeroshot
 
@@ -30,7 +32,7 @@ def load_reference_clip(
 ) -> Callable[[str, int], Backbone]:
     def load(which: str, tag: int) -> Backbone:
         path = write_clip(reference_meta[which], seed=reference_meta["seed"], tag=tag)
-        backbone = load_backbone(name=None, weights=str(path))
+        backbone = load_backbone(BackboneSpec(None, str(path)))
         assert backbone.weights_hash == reference_meta[f"{which}_sha256"]
         return backbone
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kdedge.data.sources._protocol import IMAGE_EXTENSIONS
+from kdedge.data.sources import IMAGE_EXTENSIONS
 from kdedge.errors import DataError, MissingPackage
 
 

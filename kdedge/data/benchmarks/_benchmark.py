@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdedge.data.benchmarks._coop_split import BenchmarkSource
 from kdedge.data.benchmarks._download import Download
+from kdedge.data.sources import FileSource
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Benchmark(ABC):
     @abstractmethod
     def open_source(
         self, root: Path, *, part: str, class_names: Sequence[str], labeled: bool
-    ) -> BenchmarkSource:
+    ) -> FileSource:
         """Lists the images of a part.
 
         Args:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from kdedge.runtime.preprocess import UnusableImage
 
@@ -59,6 +60,46 @@ class Source(Protocol):
         ...
 
 
+class Stamp(NamedTuple):
+    """A file's size in bytes, times of change in ns, and inode: one of them changes with its bytes.
+
+    The time of change of the inode (ctime) cannot be set back as that of the content (mtime) can.
+    """
+
+    size: int
+    modified_ns: int
+    changed_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stamp:
+        """Gives the stamp of a file's status."""
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+class Location(NamedTuple):
+    """Where the bytes of an image are.
+
+    Attributes:
+        path: of the file, absolute.
+        position: of the image in a file that holds several, such as an offset or a row.
+        stamp: of the file when it was indexed; None where the file is opened anew for each image.
+    """
+
+    path: str
+    position: int = 0
+    stamp: Stamp | None = None
+
+
+@runtime_checkable
+class InFiles(Protocol):
+    """A source whose images are in files: a scan need not be repeated while they are unchanged."""
+
+    def location(self, i: int) -> Location:
+        """Gives the place of image i's bytes."""
+        ...
+
+
 class WithoutLabels:
     """A source with its labels taken away.
 
@@ -98,6 +139,35 @@ class Joined:
         """
         n_first = len(self._first.items)
         return self._first.read(i) if i < n_first else self._second.read(i - n_first)
+
+
+class FileSource:
+    """Image files.
+
+    Attributes:
+        items: one a file.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str], items: Sequence[Item]) -> None:
+        self.items = tuple(items)
+        self._folder = str(folder.absolute())
+        self._names = tuple(names)
+
+    def path(self, i: int) -> Path:
+        """Gives image i's file, which need not be there."""
+        return Path(self.location(i).path)
+
+    def read(self, i: int) -> bytes:
+        """Gives the bytes of image i's file.
+
+        Raises:
+            UnusableImage: the file cannot be read.
+        """
+        return read_file(self.path(i))
+
+    def location(self, i: int) -> Location:
+        """Gives image i's file."""
+        return Location(os.path.join(self._folder, self._names[i]))  # noqa: PTH118 - 3 times faster
 
 
 def read_file(path: Path) -> bytes:

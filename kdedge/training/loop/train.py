@@ -19,6 +19,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,11 +63,24 @@ Batches = Callable[[int, int], Iterator[Batch]]
 """(epoch from 1, first step from 0) -> the batches of that epoch from that step on."""
 
 
+@dataclass(frozen=True)
+class Epochs:
+    """What the loop goes through.
+
+    Attributes:
+        batches: each call's batches must depend on epoch and step alone; the global random
+            generators, which a method may draw from, must stay as they are.
+        n_steps: steps of an epoch.
+    """
+
+    batches: Batches
+    n_steps: int
+
+
 def train(
     method: Method,
+    epochs: Epochs,
     *,
-    batches: Batches,
-    n_steps: int,
     settings: OptimSettings,
     run: RunFolder,
     validate: Callable[[], float] | None,
@@ -82,9 +96,7 @@ def train(
 
     Args:
         method: on `device`; its generators and initial values are the caller's to seed.
-        batches: each call's batches must depend on epoch and step alone; the global random
-            generators, which a method may draw from, must stay as they are.
-        n_steps: steps of an epoch.
+        epochs: the batches, of which each process gets its shard.
         settings: all concrete.
         run: its lock is held by the caller.
         validate: accuracy in percent of the method as it is now; called in evaluation mode and
@@ -107,6 +119,7 @@ def train(
             f"  Add data.{settings.selection}, or set optim.selection: last."
         )
     own = settings.model_dump(exclude=FREE_SETTINGS)
+    n_steps = epochs.n_steps
     training = _Training(
         method,
         settings,
@@ -128,7 +141,7 @@ def train(
     with StopSignals() as stop, training.open_log() as log:
         training.save()
         while training.epoch <= settings.epochs:
-            training.run_epoch(batches, stop=stop, log=log)
+            training.run_epoch(epochs.batches, stop=stop, log=log)
             training.close_epoch(validate, log=log)
             training.save()
             training.check_stop(stop)

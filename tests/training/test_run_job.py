@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ import torch
 from kdedge.config.load import load_recipe
 from kdedge.errors import Interrupted, RecipeError, Terminated
 from kdedge.runs.folder import RunFolder
+from kdedge.setup.workspace import Workspace
 from kdedge.training.distill import named_teacher
 from kdedge.training.job.run_job import _status as recorded
 from kdedge.training.job.run_job import finished_run, unfinished_run
@@ -25,7 +25,7 @@ def create(root: Path, name: str) -> RunFolder:
 def test_of_several_interrupted_runs_the_one_that_began_last_goes_on(tmp_path: Path) -> None:
     create(tmp_path, "b")
     last = create(tmp_path, "a")
-    assert unfinished_run(tmp_path, SimpleNamespace(key=lambda: "k")) == last
+    assert unfinished_run(tmp_path, "k") == last
 
 
 def test_of_several_finished_runs_the_one_that_finished_last_is_taken(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_signal_outside_of_training_ends_with_its_own_exit_code(
     with pytest.raises(Interrupted) as caught, recorded(run, torch.device("cpu"), 1):
         raise ended_by
     assert caught.value.exit_code == code
-    assert run.read_provenance()["status"] == "interrupted"
+    assert run.read_provenance().status == "interrupted"
 
 
 def test_a_teacher_that_is_not_finished_teaches_nobody(tmp_path: Path) -> None:
@@ -54,4 +54,4 @@ def test_a_teacher_that_is_not_finished_teaches_nobody(tmp_path: Path) -> None:
         "student: {backbone: kdedge-demo-student, weights: builtin}\n"
     )
     with pytest.raises(RecipeError, match="is not a finished teacher run"):
-        named_teacher(load_recipe(recipe), tmp_path)
+        named_teacher(load_recipe(recipe), Workspace(tmp_path, torch.device("cpu")))

@@ -1,4 +1,4 @@
-"""timm's models as image towers: pooled features, timm's own preprocessing, weights read strictly.
+"""timm's models as image encoders: pooled features, timm's own preprocessing.
 
 Source: timm, https://github.com/huggingface/pytorch-image-models (Wightman 2019).
 """
@@ -6,6 +6,7 @@ Source: timm, https://github.com/huggingface/pytorch-image-models (Wightman 2019
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from torch import nn
 
 from kdedge.clip.download import fetch_from_hub
 from kdedge.clip.resolve import TIMM_PREFIX
-from kdedge.clip.weights import match_state_dict, read_weights
 from kdedge.config._fields import looks_like_path
 from kdedge.config.explain import nearest
 from kdedge.errors import RecipeError, SetupError
@@ -26,43 +26,58 @@ _RESIZE_MODES = {"center": "shortest", "squash": "squash"}
 _FILE = "model.safetensors"
 
 
-def load_timm_tower(name: str, weights: str | None) -> tuple[nn.Module, Preprocess]:
-    """Loads a timm model without its classifier, on the CPU.
+@dataclass(frozen=True, eq=False)
+class TimmEncoder:
+    """A timm model without its classifier.
+
+    Attributes:
+        name: `timm/` and timm's name.
+        empty: [B, 3, H, W] -> [B, D], pooled; on the meta device if timm can build it there.
+        preprocess: of its images.
+        file: its weights.
+        classifier: how the classifier's keys begin in the file.
+    """
+
+    name: str
+    empty: nn.Module
+    preprocess: Preprocess
+    file: Path
+    classifier: tuple[str, ...]
+
+    def build(self) -> nn.Module:
+        """Builds it on the CPU with its initial values."""
+        model: nn.Module = _build(self.name, device="cpu")
+        return model
+
+
+def find_timm_encoder(name: str, weights: str | None) -> TimmEncoder:
+    """Finds a timm model and its file of weights.
 
     Args:
         name: `timm/` and timm's name, with the tag of its weights: timm/resnet18.a1_in1k.
         weights: `pretrained` for what timm publishes, or a file of the model's state dict.
 
-    Returns:
-        [B, 3, H, W] -> [B, D], pooled, and what its images want.
-
     Raises:
-        RecipeError: timm has no such model or tag, or its images are not prepared here.
-        DataError: the file is damaged or is another model's.
+        RecipeError: timm has no such model or tag, or kdedge does not prepare its images.
         SetupError: the weights would have to be downloaded and cannot be.
     """
-    model = _build(name)
-    preprocess = timm_preprocess(name, resolve_model_data_config(model))
-    path = _weights_file(name, weights, model.pretrained_cfg)
-    head = model.pretrained_cfg.get("classifier") or ()
-    heads = tuple(f"{part}." for part in ((head,) if isinstance(head, str) else head))
-    own = {
-        key: value
-        for key, value in read_weights(path).state_dict.items()
-        if not (heads and key.startswith(heads))
-    }
-    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    match_state_dict(shapes, own, name)
-    model.load_state_dict(own)
-    return model, preprocess
+    model = _build_empty(name)
+    heads = model.pretrained_cfg.get("classifier") or ()
+    return TimmEncoder(
+        name,
+        model,
+        timm_preprocess(name, resolve_model_data_config(model)),
+        _weights_file(name, weights, model.pretrained_cfg),
+        tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads)),
+    )
 
 
-def _build(name: str) -> Any:
+def _build(name: str, *, device: str) -> Any:
     timms = name.removeprefix(TIMM_PREFIX)
     architecture = timms.partition(".")[0]
     if not timm.is_model(architecture):
         raise _unknown(name, timm.list_models())
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         try:
             return timm.create_model(timms, num_classes=0)
         except (RuntimeError, TypeError, ValueError) as error:
@@ -75,6 +90,17 @@ def _build(name: str) -> Any:
             ) from error
 
 
+def _build_empty(name: str) -> Any:
+    """Builds a model on the meta device; on the CPU if its code needs values while it is built.
+
+    timm 1.0.31 builds and runs all of its 1,371 models on the meta device.
+    """
+    try:
+        return _build(name, device="meta")
+    except RecipeError:
+        return _build(name, device="cpu")
+
+
 def _unknown(name: str, known: list[str]) -> RecipeError:
     guess = nearest(name.removeprefix(TIMM_PREFIX), known)
     return RecipeError(
@@ -84,13 +110,13 @@ def _unknown(name: str, known: list[str]) -> RecipeError:
 
 
 def timm_preprocess(name: str, wanted: Mapping[str, Any]) -> Preprocess:
-    """What timm's data config says of images, as preprocessing.
+    """Turns timm's data config into preprocessing.
 
-    Its `crop_pct` is left out: it zooms test images in by some percent, and a student is trained
-    and tested on crops of kdedge's own.
+    Its `crop_pct`, which zooms in on test images by some percent, is left out: a student is trained
+    and tested on kdedge's own crops.
 
     Raises:
-        RecipeError: it wants images that are not prepared here.
+        RecipeError: kdedge does not prepare such images.
     """
     channels, *sides = wanted["input_size"]
     odd = {

@@ -1,4 +1,4 @@
-"""One crop for two models: a student's images, as its teacher wants them."""
+"""Images that were prepared for a student, prepared again for its teacher: both see one crop."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdedge.clip.image_backbone import AnyBackbone
+from kdedge.clip.find import FoundBackbone
 from kdedge.errors import RecipeError
 from kdedge.methods.protocol import Teacher
-from kdedge.runs.model import StoredTeacher
+from kdedge.runs.model import Model
 from kdedge.runtime.preprocess import Preprocess
 
 
-def teacher_of(student: AnyBackbone, teacher: StoredTeacher) -> Teacher:
+def teacher_for(student: FoundBackbone, teacher: Model) -> Teacher:
     """The teacher, made to take images that were prepared for the student.
 
     It is the teacher itself where both want one size and normalization.
@@ -21,24 +21,28 @@ def teacher_of(student: AnyBackbone, teacher: StoredTeacher) -> Teacher:
     Raises:
         RecipeError: the teacher wants larger images than the student has.
     """
-    theirs, ours = teacher.backbone.preprocess, student.preprocess
+    theirs, ours = teacher.preprocess, student.preprocess
     if (theirs.size_px, theirs.mean, theirs.std) == (ours.size_px, ours.mean, ours.std):
         return teacher
     if theirs.size_px > ours.size_px:
         raise RecipeError(
-            f"Teacher {teacher.backbone.name} wants images of {theirs.size_px} pixels, and student"
-            f" {student.name} of {ours.size_px}.\n"
+            f"The teacher wants images of {theirs.size_px} pixels, and student {student.name} of"
+            f" {ours.size_px}.\n"
             "  Both see the same crop: choose a teacher of the student's size or less."
         )
-    return _OfPreparedImages(teacher, theirs, ours)
+    return _PreparedAgain(teacher, ours)
 
 
-class _OfPreparedImages:
-    """A teacher that brings images to its own size and normalization."""
+class _PreparedAgain:
+    """A teacher that brings a student's images to its own size and normalization."""
 
-    def __init__(self, teacher: Teacher, theirs: Preprocess, ours: Preprocess) -> None:
-        self.scale = teacher.scale
-        self._teacher, self._theirs, self._ours = teacher, theirs, ours
+    def __init__(self, teacher: Model, ours: Preprocess) -> None:
+        self._teacher, self._theirs, self._ours = teacher, teacher.preprocess, ours
+
+    @property
+    def scale(self) -> float:
+        """The teacher's."""
+        return self._teacher.scale
 
     def class_vectors(self) -> Tensor:
         """[C, D_teacher]."""

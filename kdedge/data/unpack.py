@@ -1,7 +1,7 @@
-"""Unpacks archives of strangers: whole or not at all, and nothing outside of their folder.
+"""Unpacks untrusted archives: whole or not at all, and nothing outside of their folder.
 
-Python's own filters for that begin with 3.12 and late patch releases, so that everything is checked
-here: names, kinds, number and size. Modes, owners and dates are not taken over.
+Python's own `tarfile.data_filter` accepts links, limits neither number nor size, and has no
+counterpart for zip files. So names, kinds, number and size are checked here.
 """
 
 from __future__ import annotations
@@ -19,23 +19,36 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from kdedge._files import explain_os_error
 from kdedge._progress import progress, readable_bytes
-from kdedge.data.sources._protocol import printable
+from kdedge.data.benchmarks import Download
+from kdedge.data.sources import printable
+from kdedge.data.tar_reader import TarReader
 from kdedge.errors import DataError, ResourceError
 
-MAX_MEMBERS = 4_000_000
-"""ImageNet has 1.3 million files."""
 
-MAX_RATIO = 100
-"""Unpacked over packed bytes, beyond the first 16 MiB. Photos reach about 1, annotations 20."""
+@dataclass(frozen=True)
+class Limits:
+    """How much an archive may hold.
 
-_FREE_BYTES = 1 << 24
+    Attributes:
+        members: files and folders. ImageNet has 1.3 million files.
+        ratio: unpacked over packed bytes. Photos reach about 1, annotations 20.
+        free_bytes: unpacked bytes that are accepted beyond the ratio.
+    """
+
+    members: int = 4_000_000
+    ratio: int = 100
+    free_bytes: int = 1 << 24
+
+
+LIMITS = Limits()
+
 _BLOCK_BYTES = 1 << 18
-_MAX_READ_BYTES = 1 << 20
 _TAR_BLOCK = 512
 _DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
@@ -44,28 +57,17 @@ _DAMAGED = (
 """What the readers raise on archives that are cut short, damaged, encrypted or of a new kind."""
 
 
-def unpack(
-    archive: Path,
-    folder: Path,
-    *,
-    kind: Literal["tar", "zip"],
-    into: str,
-    top: str | None,
-    gives: str,
-) -> None:
+def unpack(archive: Path, folder: Path, wanted: Download, *, limits: Limits = LIMITS) -> None:
     """Unpacks an archive into a folder; one that cannot be unpacked leaves nothing there.
 
-    Everything is unpacked into a hidden folder first and then renamed, `gives` last: once it is
-    there, so is all else.
+    Everything is unpacked into a hidden folder first and then renamed, `wanted.gives` last: once it
+    is there, so is all else. Modes, owners and dates are not taken over.
 
     Args:
         archive: the file; it stays.
         folder: of the benchmark set.
-        kind: `tar` with any compression that Python's standard library has, or `zip`.
-        into: folder below it that the archive's names start in; "" for itself.
-        top: folder in the archive whose content is taken, and nothing else; "" for all of it; None
-            for `gives` alone, wherever it is in the archive's first levels.
-        gives: path below `folder` that tells that the archive is unpacked.
+        wanted: says what of the archive is taken, and where to.
+        limits: see `Limits`.
 
     Raises:
         DataError: damaged, encrypted, too large for its size; a name leads out of the folder or is
@@ -73,12 +75,13 @@ def unpack(
             stands where one of it is to be.
         ResourceError: no room, or the folder may not be written.
     """
+    gives, top = wanted.gives, wanted.top
     temporary = folder / temporary_name(archive)
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     try:
-        target = _Target(temporary / "all", archive)
+        target = _Target(temporary / "all", archive, limits)
         try:
-            _read_tar(archive, target) if kind == "tar" else _read_zip(archive, target)
+            (_read_tar if wanted.unpack == "tar" else _read_zip)(archive, target)
         except _DAMAGED as error:
             raise DataError(
                 f"{archive} cannot be unpacked: {str(error).rstrip('.') or type(error).__name__}.\n"
@@ -88,7 +91,9 @@ def unpack(
             wanted = _holding(temporary / "all", gives)
             _place(wanted, temporary / "in" / gives, archive=archive, top=gives)
         else:
-            _place(temporary / "all" / top, temporary / "in" / into, archive=archive, top=top)
+            _place(
+                temporary / "all" / top, temporary / "in" / wanted.into, archive=archive, top=top
+            )
         if not (temporary / "in" / gives).exists() and not (folder / gives).exists():
             raise DataError(
                 f"{archive} does not hold {gives}, which it is expected to give.\n"
@@ -130,11 +135,13 @@ class _Target:
     Args:
         folder: made here.
         archive: the archive.
+        limits: see `Limits`.
     """
 
-    def __init__(self, folder: Path, archive: Path) -> None:
+    def __init__(self, folder: Path, archive: Path, limits: Limits) -> None:
         self.archive = archive
-        self.max_bytes = _FREE_BYTES + MAX_RATIO * archive.stat().st_size
+        self.max_bytes = limits.free_bytes + limits.ratio * archive.stat().st_size
+        self._limits = limits
         self._folder = folder
         self._made: set[Path] = set()
         self._n_members = 0
@@ -156,7 +163,7 @@ class _Target:
         """The error for an archive that unpacks to much more than archives of data sets do."""
         return DataError(
             f"{self.archive} unpacks to more than {readable_bytes(self.max_bytes)}, over"
-            f" {MAX_RATIO} times its size, as archives do that are made to fill disks.\n"
+            f" {self._limits.ratio} times its size, as archives do that are made to fill disks.\n"
             "  Look into it; where it is right, unpack it by hand."
         )
 
@@ -194,8 +201,8 @@ class _Target:
 
     def _path(self, name: str) -> Path:
         self._n_members += 1
-        if self._n_members > MAX_MEMBERS:
-            raise DataError(f"{self.archive} has more than {MAX_MEMBERS:,} members.")
+        if self._n_members > self._limits.members:
+            raise DataError(f"{self.archive} has more than {self._limits.members:,} members.")
         is_odd = "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name)
         path = PurePosixPath(name)
         if is_odd or path.is_absolute() or ".." in path.parts:
@@ -220,35 +227,18 @@ class _Target:
         return explain_os_error(error, path)
 
 
-class _Reader:
-    """A decompressed archive for tarfile, with a limit on all bytes and on each single read.
-
-    A header may claim to go on for terabytes, and tarfile would ask for them in one piece.
-
-    Attributes:
-        last: what was read last.
-    """
+class _LimitedReader(TarReader):
+    """A decompressed archive, with a limit on all bytes as well."""
 
     def __init__(self, file: Any, target: _Target) -> None:
-        self._file = file
+        super().__init__(file)
         self._target = target
-        self._n_read = 0
-        self.last = b""
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _MAX_READ_BYTES:
-            raise tarfile.ReadError(f"a header claims {size} bytes")
-        self.last = bytes(self._file.read(size))
-        self._n_read += len(self.last)
-        if self._n_read > self._target.max_bytes:
+        data = super().read(size)
+        if self.n_read > self._target.max_bytes:
             raise self._target.too_large()
-        return self.last
-
-    def seek(self, offset: int) -> int:
-        return int(self._file.seek(offset))
-
-    def tell(self) -> int:
-        return int(self._file.tell())
+        return data
 
 
 def _read_tar(archive: Path, target: _Target) -> None:
@@ -258,8 +248,8 @@ def _read_tar(archive: Path, target: _Target) -> None:
         archive.open("rb") as file,
         progress(f"unpacking {archive.name}", n_bytes, in_bytes=True) as advance,
     ):
-        reader = _Reader(_decompressed(file), target)
-        with tarfile.open(fileobj=reader, mode="r:") as tar:  # type: ignore[call-overload]
+        reader = _LimitedReader(_decompressed(file), target)
+        with reader.open() as tar:
             for member in tar:
                 tar.members = []  # tarfile would keep them all
                 if member.isdir():
@@ -287,7 +277,7 @@ def _decompressed(file: IO[bytes]) -> Any:
     return file
 
 
-def _tar_blocks(reader: _Reader, size: int) -> Iterator[bytes]:
+def _tar_blocks(reader: _LimitedReader, size: int) -> Iterator[bytes]:
     while size:
         block = reader.read(min(size, _BLOCK_BYTES))
         if not block:

@@ -2,46 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from kdedge.clip.backbone import Backbone
-from kdedge.clip.class_vectors import ClassVectors
-from kdedge.clip.image_backbone import ImageBackbone, make_image_backbone
 from kdedge.errors import RecipeError
-from kdedge.methods import zeroshot
-from kdedge.runs.model import StoredTeacher
 from kdedge.runtime.preprocess import Preprocess, normalize, resize_and_crop
-from kdedge.training.teacher_store.images import teacher_of
+from kdedge.training.teacher_input import teacher_for
+
+
+class Teacher:
+    """Zero-shot CLIP of two classes as a teacher that remembers what it was shown."""
+
+    device = torch.device("cpu")
+    class_names = ("cat", "dog")
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.scale, self.preprocess = backbone.scale, backbone.preprocess
+        self.forward_features = backbone.image_features
+        self._vectors = torch.eye(2, backbone.embed_dim)
+
+    def class_vectors(self) -> torch.Tensor:
+        return self._vectors
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        return self.scale * self.forward_features(images) @ self._vectors.T
 
 
 @pytest.fixture
-def teacher(tiny_backbone: Backbone) -> StoredTeacher:
-    names = ("cat", "dog")
-    method: Any = zeroshot.Method.build(
-        tiny_backbone,
-        names,
-        zeroshot.Settings(),
-        template="a photo of a {}.",
-        train_classes=range(2),
-        teacher=None,
-        generator=torch.Generator(),
-    )
-    vectors = ClassVectors(method.class_vectors(), names, "x" * 64)
-    return StoredTeacher(method, vectors, tiny_backbone, record={})
+def teacher(tiny_backbone: Backbone) -> Teacher:
+    return Teacher(tiny_backbone)
 
 
-def student(preprocess: Preprocess) -> ImageBackbone:
-    visual = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
-    return make_image_backbone(
-        visual, name="small", preprocess=preprocess, is_trained_with_texts=False
-    )
+@dataclass(frozen=True)
+class Student:
+    """What the teacher asks of a student's backbone."""
+
+    preprocess: Preprocess
+    name: str = "small"
 
 
 def prepared(preprocess: Preprocess) -> torch.Tensor:
@@ -56,10 +59,10 @@ def prepared(preprocess: Preprocess) -> torch.Tensor:
 
 
 def test_a_student_of_the_same_size_and_normalization_has_the_teacher_itself(
-    teacher: StoredTeacher,
+    teacher: Teacher,
 ) -> None:
-    same = replace(teacher.backbone.preprocess, interpolation="bilinear", resize_mode="squash")
-    assert teacher_of(student(same), teacher) is teacher
+    same = replace(teacher.preprocess, interpolation="bilinear", resize_mode="squash")
+    assert teacher_for(Student(same), teacher) is teacher
 
 
 @pytest.mark.parametrize(
@@ -71,11 +74,11 @@ def test_a_student_of_the_same_size_and_normalization_has_the_teacher_itself(
     ],
 )
 def test_another_normalization_or_size_is_undone(
-    teacher: StoredTeacher, change: dict[str, Any], tolerance: float
+    teacher: Teacher, change: dict[str, Any], tolerance: float
 ) -> None:
-    theirs = teacher.backbone.preprocess
+    theirs = teacher.preprocess
     ours = replace(theirs, **change)
-    view = teacher_of(student(ours), teacher)
+    view = teacher_for(Student(ours), teacher)
     assert view is not teacher
     assert (view.scale, view.class_vectors() is teacher.class_vectors()) == (teacher.scale, True)
     expected = teacher.forward_features(prepared(theirs))
@@ -88,22 +91,22 @@ def test_another_normalization_or_size_is_undone(
 
 
 def test_a_resized_view_has_no_colors_beyond_black_and_white(
-    teacher: StoredTeacher, monkeypatch: pytest.MonkeyPatch
+    teacher: Teacher,
 ) -> None:
-    theirs = teacher.backbone.preprocess
+    theirs = teacher.preprocess
     ours = replace(theirs, size_px=2 * theirs.size_px, mean=(0.0,) * 3, std=(1.0,) * 3)
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(teacher, "forward_features", seen.append)
+    teacher.forward_features = seen.append
     edge = torch.zeros(1, 3, ours.size_px, ours.size_px)
     edge[..., 31:] = 1.0
-    teacher_of(student(ours), teacher).forward_features(edge)
+    teacher_for(Student(ours), teacher).forward_features(edge)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (theirs.mean, theirs.std))
     pixels = seen[0] * std + mean
     assert pixels.min() > -1e-6
     assert pixels.max() < 1 + 1e-6
 
 
-def test_a_teacher_of_larger_images_is_refused(teacher: StoredTeacher) -> None:
-    small = replace(teacher.backbone.preprocess, size_px=16)
+def test_a_teacher_of_larger_images_is_refused(teacher: Teacher) -> None:
+    small = replace(teacher.preprocess, size_px=16)
     with pytest.raises(RecipeError, match="wants images of 32 pixels, and student small of 16"):
-        teacher_of(student(small), teacher)
+        teacher_for(Student(small), teacher)
