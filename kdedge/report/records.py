@@ -13,7 +13,7 @@ from kdedge._files import read_bytes
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.eval_details import EvalDetails
-from kdedge.records import TOLERANT, parse_record
+from kdedge.records import TOLERANT, Count, parse_record
 from kdedge.results import EvalResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
@@ -31,7 +31,8 @@ class _LogLine(BaseModel):
     __pydantic_extra__: dict[str, float | None]
 
     kind: Literal["epoch"] | None = None
-    step: int
+    epoch: Count = 0
+    step: Count
 
 
 @dataclass(frozen=True)

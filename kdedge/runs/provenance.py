@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from kdedge.records import TOLERANT
+from kdedge.records import TOLERANT, Percent
 
 Kind = Literal["teacher", "student", "baseline"]
 
@@ -46,7 +46,7 @@ class TrainingSummary(_Tolerant):
     final_loss: float
     kept: str | None = None
     best_epoch: int | None = None
-    validation_percent: float | None = None
+    validation_percent: Percent | None = None
 
 
 class RoundSummary(_Tolerant):
@@ -54,7 +54,7 @@ class RoundSummary(_Tolerant):
 
     n_images: int
     n_classes: int | None = None
-    accuracy_percent: float | None
+    accuracy_percent: Percent | None
     seconds: float | None = None
 
 
