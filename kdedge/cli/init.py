@@ -13,9 +13,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from kdedge.cli._output import json_option, next_line, print_result
-from kdedge.config._yaml import dump_value
 from kdedge.config.load import load_recipe
 from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings, OptimSpec, Recipe
+from kdedge.config.yaml_file import dump_value
 from kdedge.errors import DataError, RecipeError
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")

@@ -28,7 +28,7 @@ from kdedge.clip.resolve import TIMM_PREFIX, pretrained_preprocess, resolve
 from kdedge.clip.timm_tower import load_timm_tower
 from kdedge.clip.vision import encode_image
 from kdedge.clip.weights import match_state_dict
-from kdedge.config._fields import looks_like_path
+from kdedge.config.fields import looks_like_path
 from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess
 

@@ -20,7 +20,7 @@ from kdedge.clip.architecture import image_size, read_config
 from kdedge.clip.builtin import BUILTIN_MODELS, builtin_model
 from kdedge.clip.download import fetch_pretrained
 from kdedge.clip.weights import Weights, describe_missing_weights, infer_config, read_weights
-from kdedge.config._fields import looks_like_path
+from kdedge.config.fields import looks_like_path
 from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess
 
