@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, hashes, numbered folders."""
+"""Files and folders that are complete or absent: atomic writes, hashes, numbered folders."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kdedge.errors import DataError, ResourceError
+from kdedge.errors import DataError, RecipeError, ResourceError
 
 _NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 
 
 def explain_os_error(error: OSError, path: Path) -> ResourceError:
-    """Gives the error for a file that could not be written."""
+    """Gives the error for a file or folder that could not be written."""
     no_room = _NO_ROOM.get(error.errno or 0)
     reason = no_room or (error.strerror or str(error)).lower()
     remedy = "Free some space, or name" if no_room else "Name"
     return ResourceError(
         f"{path} could not be written: {reason}.\n"
-        f"  {remedy} another folder that you may write to; nothing that was there before has"
-        " changed."
+        f"  {remedy} another folder that you may write to. Existing files are unchanged."
     )
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file so that after any kill it holds either the old bytes or the new ones.
+    """Writes a file that holds the old bytes or the new ones, even after a kill.
 
     Raises:
         ResourceError: the disk is full or the folder may not be written.
@@ -90,7 +90,7 @@ def sha256_file(path: Path, *, progress: Callable[[int], None] | None = None) ->
 
     Args:
         path: the file.
-        progress: called with the number of bytes done after each MiB.
+        progress: called after each MiB with the number of bytes read.
     """
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -108,12 +108,9 @@ def sha256_json(value: Any) -> str:
 
 
 def write_new_numbered_json(folder: Path, value: Any) -> Path:
-    """Writes `folder/01.json`, or the next number that is free; never over one that exists.
+    """Writes `folder/01.json`, or the next free number, and gives the file.
 
-    Two processes that write at the same time get two files.
-
-    Returns:
-        The file.
+    No file is overwritten; two processes that write at the same time get two files.
 
     Raises:
         ResourceError: the disk is full or the folder may not be written.
@@ -122,21 +119,58 @@ def write_new_numbered_json(folder: Path, value: Any) -> Path:
     try:
         write_json(file, value)
     except BaseException:
-        file.unlink(missing_ok=True)  # the name was taken; nothing is in it
+        file.unlink(missing_ok=True)  # it is empty
         raise
     return file
 
 
 def new_numbered_folder(parent: Path) -> Path:
-    """Creates `parent/01`, or the next number that is free, and never takes one that exists.
-
-    Two processes that ask at the same time get two folders.
-    """
+    """Creates `parent/01`, or the next free number; two processes get two folders."""
     return _take_number(parent, Path.mkdir)
 
 
+@contextlib.contextmanager
+def atomic_folder(
+    folder: Path, *, is_numbered: bool = False
+) -> Iterator[tuple[Path, Callable[[], Path]]]:
+    """Context with a new folder to fill; it gets its name when the context ends without error.
+
+    Args:
+        folder: its path; if numbered, the parent of the numbers. Missing parents are created.
+        is_numbered: take the next free number in `folder`.
+
+    Yields:
+        The folder to write into, and a function that gives its path after the context.
+
+    Raises:
+        RecipeError: the path exists.
+        ResourceError: the folder cannot be written.
+    """
+    if not is_numbered and os.path.lexists(folder):
+        raise RecipeError(
+            f"{folder} exists, and nothing is overwritten.\n  Name another folder, or move it away."
+        )
+    parent = folder if is_numbered else folder.parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name}.part-"))
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+    final: list[Path] = []
+    try:
+        part.chmod(0o755)  # servers run as another user
+        yield part, lambda: final[0]
+        path = new_numbered_folder(folder) if is_numbered else folder
+        part.rename(path)  # onto an empty folder, or a free name
+        final.append(path)
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def _take_number(parent: Path, make: Callable[[Path], None], *, suffix: str = "") -> Path:
-    """Makes the first path whose number is free; `make` raises FileExistsError where it is not."""
+    """Makes the first path with a free number; `make` raises FileExistsError for a taken one."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
         names = [path.name for path in parent.iterdir() if path.name.endswith(suffix)]
