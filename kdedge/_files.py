@@ -7,13 +7,12 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kdedge.errors import DataError, RecipeError, ResourceError
+from kdedge.errors import DataError, ResourceError
 
 _NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 
@@ -127,46 +126,6 @@ def write_new_numbered_json(folder: Path, value: Any) -> Path:
 def new_numbered_folder(parent: Path) -> Path:
     """Creates `parent/01`, or the next free number; two processes get two folders."""
     return _take_number(parent, Path.mkdir)
-
-
-@contextlib.contextmanager
-def atomic_folder(
-    folder: Path, *, is_numbered: bool = False
-) -> Iterator[tuple[Path, Callable[[], Path]]]:
-    """Context with a new folder to fill; it gets its name when the context ends without error.
-
-    Args:
-        folder: its path; if numbered, the parent of the numbers. Missing parents are created.
-        is_numbered: take the next free number in `folder`.
-
-    Yields:
-        The folder to write into, and a function that gives its path after the context.
-
-    Raises:
-        RecipeError: the path exists.
-        ResourceError: the folder cannot be written.
-    """
-    if not is_numbered and os.path.lexists(folder):
-        raise RecipeError(
-            f"{folder} exists, and nothing is overwritten.\n  Name another folder, or move it away."
-        )
-    parent = folder if is_numbered else folder.parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name}.part-"))
-    except OSError as error:
-        raise explain_os_error(error, folder) from error
-    final: list[Path] = []
-    try:
-        part.chmod(0o755)  # servers run as another user
-        yield part, lambda: final[0]
-        path = new_numbered_folder(folder) if is_numbered else folder
-        part.rename(path)  # onto an empty folder, or a free name
-        final.append(path)
-    except OSError as error:
-        raise explain_os_error(error, folder) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _take_number(parent: Path, make: Callable[[Path], None], *, suffix: str = "") -> Path:

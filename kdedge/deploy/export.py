@@ -22,7 +22,8 @@ import numpy.typing as npt
 import torch
 
 from kdedge import __version__
-from kdedge._files import atomic_folder, sha256_file, write_json
+from kdedge._files import sha256_file, write_json
+from kdedge._folders import new_folder
 from kdedge._progress import progress
 from kdedge.config.recipe import ExportSpec, GatesSpec
 from kdedge.deploy import _modelopt
@@ -122,7 +123,7 @@ def export_artifact(
     )
     reference = _answer(trained, pool, spec.parity_images)
     parent = trained.run.path / "artifacts" if output is None else output
-    with atomic_folder(parent, is_numbered=output is None) as (part, place):
+    with new_folder(parent, is_numbered=output is None) as (part, place):
         writer = _Writer(trained, part, spec=spec, gates=gates, reference=reference)
         writer.write(model, pool, precisions)
     artifact = dataclasses.replace(writer.artifact, path=place())

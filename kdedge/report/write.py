@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kdedge import __version__
-from kdedge._files import atomic_folder, write_atomic
+from kdedge._files import write_atomic
+from kdedge._folders import new_folder
 from kdedge.errors import MissingPackage
 from kdedge.report.blocks import Chapter, Plot
 from kdedge.report.chapters import make_chapters
@@ -56,7 +57,7 @@ def write_report(runs: Sequence[RunRecords], output: Path | None = None) -> Repo
     blocks = (b for chapter in chapters for section in chapter.sections for b in section.blocks)
     plots = {f"{block.name}.png": block.picture for block in blocks if isinstance(block, Plot)}
     folder = runs[0].run.path / "report" if output is None else output
-    with atomic_folder(folder, is_numbered=output is None) as (part, final):
+    with new_folder(folder, is_numbered=output is None) as (part, final):
         for name, picture in plots.items():
             write_atomic(part / name, picture.png)
         write_atomic(part / PAGE, page.encode())
