@@ -17,7 +17,9 @@ from pydantic import (
 )
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+"""Names of recipes and suites, which become folders."""
+
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
 
 
@@ -99,7 +101,7 @@ def plain_values(value: Any) -> Any:
 
 
 def _check_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise ValueError(
             f'becomes a folder and may hold up to 100 letters, digits, ".", "_" and "-", not'
             f' beginning with ".", got "{name[:120]}"'

@@ -18,18 +18,6 @@ from kdedge.config.recipe import Recipe
 from kdedge.config.yaml_file import KeyPath, LineMap, dotted, dump_yaml, parse_yaml
 from kdedge.errors import DataError, RecipeError
 
-__all__ = [
-    "LineMap",
-    "LoadedRecipe",
-    "check_paths",
-    "dump_recipe",
-    "find_recipe",
-    "load_recipe",
-    "recipe_values",
-    "shard_paths",
-    "shipped_recipes",
-]
-
 MAX_BYTES = 1_000_000
 MAX_SHARDS = 100_000
 

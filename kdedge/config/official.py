@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
+from kdedge.config.yaml_file import dotted, dump_value
+
 _KeyPath = tuple[str, ...]
 
 OFFICIAL: Mapping[_KeyPath, object] = {
@@ -75,10 +77,6 @@ def _section(
 def _check_equal(key: _KeyPath, given: object, value: object) -> None:
     if given != value:
         raise ValueError(
-            f"has official: true, which sets {'.'.join(key)} to {_shown(value)}, and gives it as"
-            f" {_shown(given)}; leave one of the two out"
+            f"has official: true, which sets {dotted(key)} to {dump_value(value)}, and gives it as"
+            f" {dump_value(given)}; leave one of the two out"
         )
-
-
-def _shown(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -16,19 +16,6 @@ from kdedge.config.load import read_text, shipped_recipes
 from kdedge.config.yaml_file import KeyPath, LineMap, dump_value, parse_yaml
 from kdedge.errors import RecipeError
 
-__all__ = [
-    "AVERAGE",
-    "LoadedSuite",
-    "PaperFigures",
-    "PaperSpec",
-    "Row",
-    "Suite",
-    "check_paper",
-    "load_suite",
-    "override_texts",
-    "recipe_file",
-]
-
 AVERAGE = "average"
 """Name of the mean over all recipes, in tables and among the paper's figures."""
 

@@ -46,7 +46,7 @@ def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Table:
     return Table("Top-1 accuracy, percent", header, cells, "".join([caption, *remarks]))
 
 
-def confusion_blocks(label: str, details: EvalDetails, name: str) -> list[Block]:
+def confusion_blocks(model: str, details: EvalDetails, name: str) -> list[Block]:
     """Makes the confusion matrix of a model and the table of its most frequent confusions."""
     n_classes = len(details.class_names)
     caption = (
@@ -57,7 +57,7 @@ def confusion_blocks(label: str, details: EvalDetails, name: str) -> list[Block]
         caption += " Axis numbers are lines of the class list."
     if classes_a_cell(n_classes) > 1:
         caption += f" {classes_a_cell(n_classes)} neighboring classes share a row and a column."
-    plot = Plot(name, f"Confusion matrix of the {label}", confusion(details), caption)
+    plot = Plot(name, f"Confusion matrix of the {model}", confusion(details), caption)
     of_class: dict[int, int] = {}
     for label, _, n in details.confusion:
         of_class[label] = of_class.get(label, 0) + n

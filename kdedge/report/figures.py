@@ -50,7 +50,7 @@ def training_curves(log: TrainingLog) -> Draw:
     def draw(theme: Theme) -> Figure:
         series = [("loss", "loss"), ("lr", "learning rate")]
         if any("teacher_agreement_percent" in step for step in log.steps):
-            series.insert(1, ("teacher_agreement_percent", "teacher's answer, %"))
+            series.insert(1, ("teacher_agreement_percent", "agreement with teacher, %"))
         figure = Figure(figsize=(_WIDTH, 1.1 + 1.25 * len(series)))
         panels = figure.subplots(len(series), sharex=True, squeeze=False)[:, 0]
         for axes, (key, label) in zip(panels, series, strict=True):

@@ -20,15 +20,16 @@ def front_blocks(rows: Sequence[NamedRow], measured: str, name: str) -> list[Blo
         measured: the machine and the measurement, for the caption.
         name: of the PNG file.
     """
-    batch = min((m.batch for n in rows for m in n.row.measurements if is_model_alone(m)), default=1)
+    measurements = [found for _, row in rows for found in row.measurements]
+    batch = min((found.batch for found in measurements if is_model_alone(found)), default=1)
     key, accuracy_name = _accuracy_key(rows)
     points, sources = [], {}
-    for named in rows:
-        found, known = model_alone(named.row, batch), named.row.accuracy
+    for label, row in rows:
+        found, known = model_alone(row, batch), row.accuracy
         accuracy = None if known is None else getattr(known, key)
         if found is not None and found.p50_ms > 0 and known is not None and accuracy is not None:
-            points.append(SpeedPoint(named.label, _kind(named.row), found.p50_ms, accuracy))
-            sources[named.label] = known.source
+            points.append(SpeedPoint(label, _kind(row), found.p50_ms, accuracy))
+            sources[label] = known.source
     if not points:
         return []
     time_name = f"ms a call at batch {batch}, median"
@@ -60,7 +61,7 @@ def front_blocks(rows: Sequence[NamedRow], measured: str, name: str) -> list[Blo
 
 def _accuracy_key(rows: Sequence[NamedRow]) -> tuple[str, str]:
     """The accuracy that all models have; exported files have only the one over all names."""
-    known = [named.row.accuracy for named in rows if named.row.accuracy is not None]
+    known = [row.accuracy for _, row in rows if row.accuracy is not None]
     if all(accuracy.harmonic_mean is not None for accuracy in known):
         return "harmonic_mean", "harmonic mean of base and novel"
     return "all", "accuracy over all names"

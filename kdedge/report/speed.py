@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from kdedge.report.blocks import Block, Note, Table
 from kdedge.report.numbers import figure
@@ -13,19 +12,15 @@ _WIDE_SPREAD_PERCENT = 5.0  # as `kdedge bench` marks them
 _PERCENTILES = ["p50", "p90", "p99", "cv %"]
 
 
-@dataclass(frozen=True)
-class NamedRow:
-    """A measured model and its name in the tables."""
-
-    label: str
-    row: SpeedRow
+NamedRow = tuple[str, SpeedRow]
+"""A measured model's name in the tables, and its measurements."""
 
 
 def named_rows(result: SpeedResult, prefix: str = "") -> list[NamedRow]:
     """Names the rows of a result; the name includes the source if there are several."""
     several = len({row.source for row in result.rows}) > 1
     return [
-        NamedRow(prefix + (f"{row.source}: {row.label}" if several else row.label), row)
+        (prefix + (f"{row.source}: {row.label}" if several else row.label), row)
         for row in result.rows
     ]
 
@@ -64,11 +59,11 @@ def machine(result: SpeedResult) -> str:
 def sizes(rows: Sequence[NamedRow], measured: str) -> Table:
     """Parameters, file size, GMACs and memory; `measured` ends the caption."""
     cells = []
-    for named in rows:
-        row, gmacs = named.row, named.row.gmacs(1)
+    for label, row in rows:
+        gmacs = row.gmacs(1)
         cells.append(
             [
-                *(named.label, row.precision, f"{row.runtime}, {row.device}"),
+                *(label, row.precision, f"{row.runtime}, {row.device}"),
                 *(figure(row.n_parameters, 1e6), figure(row.n_bytes, 1e6)),
                 *(figure(gmacs), figure(None if gmacs is None else 2 * gmacs)),
                 figure(row.memory_bytes, 2**20),
@@ -84,15 +79,15 @@ def sizes(rows: Sequence[NamedRow], measured: str) -> Table:
 
 def _latencies(rows: Sequence[NamedRow], result: SpeedResult, inputs: Inputs) -> Table:
     """Times at the smallest measured batch; models without that batch are left out."""
-    batches = [m.batch for n in rows for m in n.row.measurements if m.inputs == inputs]
+    batches = [m.batch for _, row in rows for m in row.measurements if m.inputs == inputs]
     batch = min(batches, default=1)
     cells = []
-    for named in rows:
-        if (found := named.row.at(batch, inputs)) is not None:
+    for label, row in rows:
+        if (found := row.at(batch, inputs)) is not None:
             ratio = ["-", "-"]
             if found.ratio is not None:
                 ratio = [f"{found.ratio:.2f}", f"{found.ratio_low:.2f}-{found.ratio_high:.2f}"]
-            cells.append([named.label, *_times(found), *ratio, f"{found.n_calls:,}"])
+            cells.append([label, *_times(found), *ratio, f"{found.n_calls:,}"])
     what = "copied to the device and answers back" if inputs == "copied" else "in its memory"
     header = ["model", *_PERCENTILES, "times faster", "low-high", "calls"]
     caption = (
@@ -111,22 +106,22 @@ def _times(found: Measurement) -> list[str]:
 
 def throughputs(rows: Sequence[NamedRow], measured: str) -> Table:
     """Images a second by batch; `measured` ends the caption."""
-    batches = sorted({m.batch for n in rows for m in n.row.measurements if is_model_alone(m)})
+    batches = sorted({m.batch for _, row in rows for m in row.measurements if is_model_alone(m)})
     cells = []
-    for named in rows:
-        found = [model_alone(named.row, batch) for batch in batches]
+    for label, row in rows:
+        found = [model_alone(row, batch) for batch in batches]
         if any(found):
             speeds = [figure(None if m is None else m.images_per_second) for m in found]
-            cells.append([named.label, *speeds])
+            cells.append([label, *speeds])
     header = ["model", *(f"batch {batch}" for batch in batches)]
     return Table("Images a second", header, cells, f"Batch over mean time. {measured}")
 
 
 def _end_to_end(rows: Sequence[NamedRow], measured: str) -> Table:
     cells = [
-        [named.label, *_times(found), figure(found.images_per_second)]
-        for named in rows
-        if (found := named.row.at(1, "image file")) is not None
+        [label, *_times(found), figure(found.images_per_second)]
+        for label, row in rows
+        if (found := row.at(1, "image file")) is not None
     ]
     caption = f"ms from the bytes of a 640x480 JPEG to the prediction. {measured}"
     return Table("From file to answer", ["model", *_PERCENTILES, "images/s"], cells, caption)
@@ -134,9 +129,9 @@ def _end_to_end(rows: Sequence[NamedRow], measured: str) -> Table:
 
 def _power(rows: Sequence[NamedRow], measured: str) -> Table:
     cells = [
-        [named.label, str(found.batch), figure(found.watts), figure(found.joules_per_image)]
-        for named in rows
-        for found in named.row.measurements
+        [label, str(found.batch), figure(found.watts), figure(found.joules_per_image)]
+        for label, row in rows
+        for found in row.measurements
         if found.watts is not None and is_model_alone(found)
     ]
     header = ["model", "batch", "W", "J/image"]
@@ -155,14 +150,16 @@ def model_alone(row: SpeedRow, batch: int) -> Measurement | None:
 
 def _notes(rows: Sequence[NamedRow], result: SpeedResult) -> list[str]:
     lines = []
-    if any(named.row.protocol == "paper" for named in rows):
+    if any(row.protocol == "paper" for _, row in rows):
         lines.append(
             "paper: class texts are encoded with every batch, as the methods' public code"
             " evaluates. All other rows use stored class vectors."
         )
-    wide = {
-        n.label for n in rows for m in n.row.measurements if m.cv_percent > _WIDE_SPREAD_PERCENT
-    }
+    wide = [
+        label
+        for label, row in rows
+        if any(found.cv_percent > _WIDE_SPREAD_PERCENT for found in row.measurements)
+    ]
     if wide:
         lines.append(
             f"! Times of {len(wide)} of {len(rows)} models vary by more than"
@@ -171,7 +168,5 @@ def _notes(rows: Sequence[NamedRow], result: SpeedResult) -> list[str]:
         )
     if result.device.get("throttled"):
         lines.append("The device was throttled during the measurement: heat, power or current.")
-    lines += [
-        f"{named.label} ended early: {named.row.problem}" for named in rows if named.row.problem
-    ]
+    lines += [f"{label} ended early: {row.problem}" for label, row in rows if row.problem]
     return [*lines, *(f"Left out: {name}: {why}" for name, why in result.left_out.items())]

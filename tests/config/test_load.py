@@ -179,9 +179,9 @@ def test_a_recipe_without_models_is_refused(tmp_path):
     ],
 )  # fmt: skip
 def test_what_is_no_plain_recipe_is_refused_with_its_place(tmp_path, text, expected):
-    start = time.perf_counter()
+    start = time.process_time()  # which other processes do not lengthen
     assert expected in problem(tmp_path, text)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path):
