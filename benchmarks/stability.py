@@ -28,8 +28,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from kdedge.config._yaml import dump_yaml, parse_yaml
 from kdedge.config.load import dump_recipe, load_recipe
+from kdedge.config.yaml_file import dump_yaml, parse_yaml
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT.parent / "shared" / "mini" / "photos100"

@@ -33,7 +33,7 @@ from kdedge.clip.resolve import TIMM_PREFIX, BackboneSpec, agreed_preprocess, re
 from kdedge.clip.timm_encoder import find_timm_encoder
 from kdedge.clip.weights import hash_weights, match_shapes
 from kdedge.clip.weights_file import HashCache, WeightsFile
-from kdedge.config._fields import looks_like_path
+from kdedge.config.fields import looks_like_path
 from kdedge.runtime.preprocess import Preprocess
 
 _VISUAL = "visual."

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdedge._progress import progress
-from kdedge.config.data_spec import HUB
+from kdedge.config.fields import HUB
 from kdedge.data.images import BadImage, check_limit, scan
 from kdedge.data.sources import Source, folder, huggingface, parquet, webdataset
 from kdedge.data.sources import list as list_source

@@ -23,10 +23,10 @@ import torch
 
 from kdedge import __version__
 from kdedge._files import sha256_file, write_json
+from kdedge._folders import new_folder
 from kdedge._progress import progress
 from kdedge.config.recipe import ExportSpec, GatesSpec
 from kdedge.deploy import _modelopt
-from kdedge.deploy._folders import whole_folder
 from kdedge.deploy.calibrate import CalibrationSet, choose_calibration_images
 from kdedge.deploy.fold import FoldedModel, fold
 from kdedge.deploy.half import to_fp16
@@ -123,7 +123,7 @@ def export_artifact(
     )
     reference = _answer(trained, pool, spec.parity_images)
     parent = trained.run.path / "artifacts" if output is None else output
-    with whole_folder(parent, is_numbered=output is None) as (part, place):
+    with new_folder(parent, is_numbered=output is None) as (part, place):
         writer = _Writer(trained, part, spec=spec, gates=gates, reference=reference)
         writer.write(model, pool, precisions)
     artifact = dataclasses.replace(writer.artifact, path=place())

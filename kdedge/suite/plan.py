@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from kdedge._files import sha256_json
-from kdedge.config._yaml import KeyPath
 from kdedge.config.load import LoadedRecipe, check_paths, load_recipe, recipe_values
 from kdedge.config.recipe import Recipe
 from kdedge.config.suite import (
@@ -19,6 +18,7 @@ from kdedge.config.suite import (
     override_texts,
     recipe_file,
 )
+from kdedge.config.yaml_file import KeyPath
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods.registry import load_method
 from kdedge.methods.sees import Sees

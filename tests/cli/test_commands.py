@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
+import shutil
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
-from kdedge.cli import doctor, init, methods, schema, show
-from kdedge.cli import eval as eval_command
+from kdedge.cli import doctor, init, methods, schema
 from kdedge.config.load import check_paths, load_recipe
 from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings
 from kdedge.deploy.targets import _platform
 from kdedge.deploy.targets._platform import CudaDevice
-from kdedge.errors import DataError, MissingPackage, RecipeError, ResourceError, SetupError
+from kdedge.errors import DataError, MissingPackage, RecipeError, SetupError
 from kdedge.methods import registry
 
 ROOT = Path(__file__).parents[2]
@@ -242,24 +242,30 @@ def test_doctor_looks_for_every_package_that_an_extra_brings():
     assert brought - known == set()
 
 
-def test_show_gives_the_beginnings_of_hashes_and_sizes_in_bytes(tmp_path):
-    assert show._facts({"seed": 0, "hashes": {"backbone": "0123456789abcdef"}}) == [
-        ["seed", "0"],
-        ["hashes", "backbone 0123456789ab"],
-    ]
-    (tmp_path / "checkpoints").mkdir()
-    for name in ("checkpoints/a", ".lock"):
-        (tmp_path / name).write_bytes(bytes(1234))
-    assert show._files(SimpleNamespace(path=tmp_path)) == [["checkpoints/a", "1,234 bytes"]]
+def test_show_gives_the_beginnings_of_hashes_and_sizes_in_bytes(trained, kdedge):
+    run = Path("runs/tiny/02")
+    shown = kdedge("show", str(run)).out
+    (hashes,) = re.findall(r"^hashes +(.*)$", shown, re.M)
+    record = json.loads((run / "provenance.json").read_text())
+    assert hashes == ", ".join(f"{key} {value[:12]}" for key, value in record["hashes"].items())
+    listed = dict(re.findall(r"^(\S+) +([\d,]+) bytes$", shown, re.M))
+    files = [path for path in run.rglob("*") if path.is_file() and path.name != ".lock"]
+    assert listed == {str(path.relative_to(run)): f"{path.stat().st_size:,}" for path in files}
 
 
-def test_a_run_that_may_not_be_written_costs_eval_no_result(monkeypatch, caplog):
-    def refuse(*_):
-        raise ResourceError("runs/tiny/02/eval.json could not be written: permission denied.")
-
-    monkeypatch.setattr(eval_command, "add_evaluation", refuse)
-    assert eval_command._add(None, None, None) == []
-    assert "permission denied" in caplog.text
+def test_a_run_that_may_not_be_written_costs_eval_no_result(trained, kdedge, small_disk):
+    disk = small_disk(20_000)
+    run = shutil.copytree("runs/tiny/02", disk / "run")
+    for name in ("eval.json", "eval_details.json"):
+        (run / name).unlink()
+    with contextlib.suppress(OSError), (disk / "full").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 12))
+    done = kdedge("eval", str(run))
+    assert done.code == 0
+    assert re.search(r"^student +\d", done.out, re.M)
+    assert "could not be written: the disk is full" in done.err
+    assert not list(run.glob("eval*.json"))
 
 
 def test_no_class_derives_from_a_part_of_logging_that_python_3_10_cannot_subscript():

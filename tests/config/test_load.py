@@ -10,7 +10,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdedge.config._yaml import dump_yaml, parse_yaml
 from kdedge.config.load import (
     check_paths,
     dump_recipe,
@@ -19,6 +18,7 @@ from kdedge.config.load import (
     shipped_recipes,
 )
 from kdedge.config.recipe import Recipe, resolve_optim
+from kdedge.config.yaml_file import dump_yaml, parse_yaml
 from kdedge.errors import DataError, RecipeError
 
 ROOT = Path(__file__).parents[2]
@@ -174,12 +174,14 @@ def test_a_recipe_without_models_is_refused(tmp_path):
         (b"a: " + b"[" * 50_000, "values are nested more than 32 deep"),
         (b"a: " + b"{b: " * 50_000, "values are nested more than 32 deep"),
         (b"a: 1\n" * 300_000, "r.yaml is larger than 1 MB"),
+        (b"a: [" + b"1, " * 299_999 + b"1]", "r.yaml: there are more than 50,000 values"),
+        (b"a: [" + b"[[[[[[]]]]]]," * 70_000 + b"1]", "r.yaml: there are more than 50,000 values"),
     ],
 )  # fmt: skip
 def test_what_is_no_plain_recipe_is_refused_with_its_place(tmp_path, text, expected):
-    start = time.perf_counter()
+    start = time.process_time()  # which other processes do not lengthen
     assert expected in problem(tmp_path, text)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path):

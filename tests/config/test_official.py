@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kdedge.config._official import OFFICIAL
 from kdedge.config.load import dump_recipe, load_recipe, shipped_recipes
+from kdedge.config.official import OFFICIAL
 from kdedge.config.recipe import resolve_optim
 from kdedge.errors import RecipeError
 

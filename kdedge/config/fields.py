@@ -1,10 +1,11 @@
-"""What recipe fields are made of: strict models, paths, shard patterns, percentages."""
+"""Field types of recipes and suites: strict models, paths, shard patterns, percentages."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -16,24 +17,35 @@ from pydantic import (
 )
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
-_HUB = "hf://datasets/"
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+"""Names of recipes and suites, which become folders."""
+
+HUB = "hf://datasets/"
+"""Before the name of a dataset on the Hugging Face Hub."""
+
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
 
 
 class Strict(BaseModel):
-    """Strict types, unknown keys are errors, values do not change."""
+    """A model with strict types that refuses unknown keys and does not change."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class CommandLineText(str):
-    """Text from `--set`: a relative path in it starts where the command runs.
+    """Text from `--set`: relative paths in it start at the current folder.
 
-    Or in the validation context's `override_folder`.
+    The validation context's `override_folder` replaces the current folder.
     """
 
     __slots__ = ()
+
+
+@dataclass(frozen=True)
+class PathKind:
+    """Marks a field as a path and says what must exist there before a run."""
+
+    kind: Literal["dataset", "file", "folder", "shards", "table", "weights"]
 
 
 def _absolute(text: str, info: ValidationInfo) -> str:
@@ -57,7 +69,7 @@ def _resolve_path(value: object, info: ValidationInfo) -> object:
 
 
 def _resolve_dataset(value: object, info: ValidationInfo) -> object:
-    is_hub_name = isinstance(value, str) and value.startswith(_HUB)
+    is_hub_name = isinstance(value, str) and value.startswith(HUB)
     return str(value) if is_hub_name else _resolve_path(value, info)
 
 
@@ -66,14 +78,14 @@ def _resolve_pattern(value: object, info: ValidationInfo) -> object:
         return value
     if "://" in value or value.startswith("pipe:"):
         raise ValueError(
-            f'must be a pattern of files on this machine, got "{value}"; nothing is downloaded or'
-            " run while training, so fetch the shards first"
+            f'must be a pattern of files on this machine, got "{value}"; training downloads and'
+            " runs nothing, so fetch the shards first"
         )
     return _absolute(value, info)
 
 
 def looks_like_path(weights: str) -> bool:
-    """Tells a file of weights from the tag of published ones."""
+    """Whether `weights` names a file rather than a pretrained tag."""
     return (
         any(mark in weights for mark in "/\\")
         or weights.startswith((".", "~"))
@@ -88,7 +100,7 @@ def _resolve_weights(value: object, info: ValidationInfo) -> object:
 
 
 def plain_values(value: Any) -> Any:
-    """Copies nested values with `CommandLineText` made plain text."""
+    """Copies nested values; `CommandLineText` becomes plain text."""
     if isinstance(value, dict):
         return {str(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -96,8 +108,8 @@ def plain_values(value: Any) -> Any:
     return str(value) if isinstance(value, str) else value
 
 
-def check_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
+def _check_name(name: str) -> str:
+    if not NAME.fullmatch(name):
         raise ValueError(
             f'becomes a folder and may hold up to 100 letters, digits, ".", "_" and "-", not'
             f' beginning with ".", got "{name[:120]}"'
@@ -106,6 +118,11 @@ def check_name(name: str) -> str:
 
 
 def check_template(template: str) -> str:
+    """Gives a class-name template as it is.
+
+    Raises:
+        ValueError: it does not hold `{}` once, or holds other braces.
+    """
     around = template.replace("{}", "", 1)
     if "{}" not in template or "{" in around or "}" in around:
         raise ValueError(
@@ -115,20 +132,23 @@ def check_template(template: str) -> str:
     return str(template)
 
 
-def check_bad_images(value: str | int) -> str | int:
-    if isinstance(value, str):
-        match = _PERCENT.fullmatch(value)
-        if not match or float(match[1]) > 100:
-            raise ValueError(f'must be a percentage such as "1%" or a count, got "{value}"')
-        return str(value)
-    if value < 0:
-        raise ValueError(f"must be at least 0, got {value}")
-    return value
+def _is_percent(value: object) -> bool:
+    match = _PERCENT.fullmatch(value) if isinstance(value, str) else None
+    return match is not None and float(match[1]) <= 100
+
+
+def _check_bad_images(value: str | int) -> str | int:
+    if isinstance(value, int):
+        if value < 0:
+            raise ValueError(f"must be at least 0, got {value}")
+        return value
+    if not _is_percent(value):
+        raise ValueError(f'must be a percentage such as "1%" or a count, got "{value}"')
+    return str(value)
 
 
 def _check_percent(value: object) -> str:
-    match = _PERCENT.fullmatch(value) if isinstance(value, str) else None
-    if match is None or float(match[1]) > 100:
+    if not _is_percent(value):
         got = f'"{value}"' if isinstance(value, str) else value
         raise ValueError(f'must be a percentage such as "99.5%", at most "100%", got {got}')
     return str(value)
@@ -139,9 +159,20 @@ def percent_value(text: str) -> float:
     return float(text[:-1])
 
 
-RecipePath = Annotated[Path, BeforeValidator(_resolve_path)]
-DatasetPlace = Annotated[Path | str, BeforeValidator(_resolve_dataset)]
-ShardPattern = Annotated[str, Field(min_length=1), BeforeValidator(_resolve_pattern)]
-Weights = Annotated[str, Field(min_length=1), BeforeValidator(_resolve_weights)]
+DatasetPlace = Annotated[Path | str, BeforeValidator(_resolve_dataset), PathKind("dataset")]
+RecipeFile = Annotated[Path, BeforeValidator(_resolve_path), PathKind("file")]
+RecipeFolder = Annotated[Path, BeforeValidator(_resolve_path), PathKind("folder")]
+ShardPattern = Annotated[
+    str, Field(min_length=1), BeforeValidator(_resolve_pattern), PathKind("shards")
+]
+TablePattern = Annotated[
+    str, Field(min_length=1), BeforeValidator(_resolve_pattern), PathKind("table")
+]
+Weights = Annotated[
+    str, Field(min_length=1), BeforeValidator(_resolve_weights), PathKind("weights")
+]
 Percent = Annotated[str, BeforeValidator(_check_percent)]
+PercentOrCount = Annotated[str | int, AfterValidator(_check_bad_images)]
 PlainText = Annotated[str, Field(min_length=1), AfterValidator(str)]
+Name = Annotated[str, AfterValidator(_check_name)]
+Template = Annotated[str, AfterValidator(check_template)]

@@ -1,4 +1,4 @@
-"""Folders that are whole or absent: they get their name when everything in them is written."""
+"""New folders that are complete or absent: they get their name once all in them is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdedge.errors import RecipeError
 
 
 @contextlib.contextmanager
-def whole_folder(
+def new_folder(
     folder: Path, *, is_numbered: bool = False
 ) -> Iterator[tuple[Path, Callable[[], Path]]]:
     """Context with a new folder to fill, which gets its name once all in it is written.
