@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from kdedge._files import sha256_json
 from kdedge.clip.architecture import build_empty, build_filled, why_no_prompts
+from kdedge.clip.blocks import make_wrappable
 from kdedge.clip.class_vectors import TextFeatureCache
 from kdedge.clip.resolve import resolve
 from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text, tokenize
@@ -150,7 +151,10 @@ def make_backbone(
     device: torch.device | str = "cpu",
     cache_folder: Path | None = None,
 ) -> Backbone:
-    """Makes a backbone of a frozen CLIP that is built already."""
+    """Makes a backbone of a frozen CLIP that is built already; its blocks are replaced in place."""
+    if why_no_prompts(model.visual) is None:
+        make_wrappable(model.visual.transformer)
+    make_wrappable(model.transformer)
     weights_hash = hash_weights(model.state_dict())
     architecture = describe_image_tower(model.visual) + _describe_blocks(model.transformer)
     return Backbone(

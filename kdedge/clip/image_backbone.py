@@ -23,6 +23,7 @@ from kdedge.clip.architecture import (
     why_no_prompts,
 )
 from kdedge.clip.backbone import Backbone, describe_image_tower, hash_weights
+from kdedge.clip.blocks import make_wrappable
 from kdedge.clip.builtin import BUILTIN_MODELS
 from kdedge.clip.resolve import TIMM_PREFIX, pretrained_preprocess, resolve
 from kdedge.clip.timm_tower import load_timm_tower
@@ -134,12 +135,14 @@ def make_image_backbone(
     is_trained_with_texts: bool,
     device: torch.device | str = "cpu",
 ) -> ImageBackbone:
-    """Makes a backbone of an image tower that is built already.
+    """Makes a backbone of an image tower that is built already; its blocks are replaced in place.
 
     Raises:
         RecipeError: it gives something other than one vector an image.
     """
     visual = visual.float().eval().requires_grad_(False)
+    if why_no_prompts(visual) is None:
+        make_wrappable(visual.transformer)
     weights_hash = hash_weights(visual.state_dict())
     made_of = [weights_hash, describe_image_tower(visual), preprocess.as_dict()]
     return ImageBackbone(
