@@ -152,6 +152,19 @@ def tiny_backbone(tiny_weights: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
+def tiny_open_clip(tiny_backbone: Any) -> Any:
+    """The same CLIP as open_clip builds it, with open_clip's own blocks."""
+    from open_clip import CLIP
+
+    from kdedge.clip.weights import infer_config
+
+    state = tiny_backbone.model.state_dict()
+    model = CLIP(**{**infer_config(state), "quick_gelu": True}).eval().requires_grad_(False)
+    model.load_state_dict(state)
+    return model
+
+
+@pytest.fixture(scope="session")
 def tiny_teacher_backbone(write_clip: Callable[..., Path]) -> Any:
     """A wider CLIP with four image layers and joint dimension 40."""
     from kdedge.clip.find import load_backbone

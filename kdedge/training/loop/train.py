@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kdedge.clip.open_clip_names import split_all, split_optimizer_state
 from kdedge.config.recipe import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
@@ -203,7 +204,9 @@ class _Training:
         check_identity(state, self._identity, where=self._run.path)
         try:
             self._method.module.load_state_dict(state.module)
-            self._stepper.optimizer.load_state_dict(state.optimizer)
+            self._stepper.optimizer.load_state_dict(
+                split_optimizer_state(state.optimizer, self._stepper.optimizer, self._parameters)
+            )
         except (RuntimeError, ValueError) as error:
             raise RecipeError(
                 f"The checkpoint in {self._run.checkpoints} is of another model: {error}.\n"
@@ -211,7 +214,7 @@ class _Training:
             ) from error
         self._stepper.precision.load_state_dict(state.scaler)
         if self._average is not None:
-            self._average.load_state_dict(state.average)
+            self._average.load_state_dict(split_all(state.average))
         self.epoch, self.step, record = state.epoch, state.step, state.record
         self._best.load_state_dict(state.best)
         self._loss_sum, self._final_loss = record["loss_sum"], record["final_loss"]
