@@ -20,9 +20,9 @@ from kdedge.errors import DataError, RecipeError
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _SETTINGS = {
-    "kd_weight_per_image": "Weight of the distillation loss per image. The PromptKD repository's"
-    " 1000 is 2.5 an image on the 397 classes of SUN397; said per image it does not change with the"
-    " number of your classes.",
+    "losses": "Weight of the distillation loss per image. The PromptKD repository's 1000 is 2.5 an"
+    " image on the 397 classes of SUN397; given per image it does not change with the number of"
+    " your classes.",
 }
 
 
@@ -121,7 +121,7 @@ def recipe_text(
             "method": "promptkd",
             "backbone": "ViT-B-16",
             "weights": "openai",
-            "settings": {"kd_weight_per_image": 2.5},
+            "settings": {"losses": {"kl": {"weight_per_image": 2.5}}},
         },
         "optim": optim,
         "export": {"precisions": ["fp16"]},

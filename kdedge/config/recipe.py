@@ -158,7 +158,9 @@ def _names_to_spec(value: object) -> object:
 class Recipe(Strict):
     """One experiment, from images and class names to a student on the device."""
 
-    version: Literal[1] = Field(1, description="Version of this schema.")
+    version: Literal[2] = Field(
+        2, description="Version of this schema. Recipes of version 1 are migrated when read."
+    )
     name: Annotated[str, AfterValidator(check_name)] = Field(
         description="Letters, digits, dot, underscore, hyphen; runs are kept in runs/<name>.",
     )

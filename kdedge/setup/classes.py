@@ -11,7 +11,7 @@ from kdedge.config.recipe import (
 )
 from kdedge.data.classes import load_class_names
 from kdedge.data.split import base_novel
-from kdedge.methods.sees import Sees
+from kdedge.methods.registry import Sees
 
 log = logging.getLogger(__name__)
 

@@ -113,7 +113,7 @@ def build_method(
         classes.names,
         choice.settings,
         template=classes.template,
-        train_classes=classes.trained_by(choice.module.SEES),
+        train_classes=classes.trained_by(choice.module.METHOD.sees),
         teacher=teacher,
         generator=torch.Generator().manual_seed(seed),
     )
@@ -151,7 +151,7 @@ def check_can_teach(choice: MethodChoice) -> None:
     Raises:
         RecipeError: it learns from a teacher, or has no class vectors.
     """
-    if choice.module.Method.needs_teacher:
+    if choice.module.METHOD.needs_teacher:
         raise RecipeError(
             f"{choice.name} learns from a teacher itself.\n"
             "  Choose another teacher.method, such as promptsrc or zeroshot."

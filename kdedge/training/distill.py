@@ -65,7 +65,7 @@ def student_parts(
     """Reads what the recipe says about its student."""
     recipe = loaded.recipe
     choice = choose_method(loaded, "student")
-    if not choice.module.Method.needs_teacher:
+    if not choice.module.METHOD.needs_teacher:
         raise RecipeError("student.method does not learn from a teacher.\n  Use promptkd.")
     classes = load_classes(recipe)
     images = require_images(

@@ -119,7 +119,7 @@ def _jobs(loaded: LoadedRecipe, *, root: Path, device: torch.device) -> list[Job
 def describe(job: Job) -> list[Finding]:
     """What a job is made of."""
     recipe, classes = job.loaded.recipe, job.classes
-    reads_labels = job.choice.module.SEES.labels and recipe.data.labeled is not None
+    reads_labels = job.choice.module.METHOD.sees.labels and recipe.data.labeled is not None
     half = f", labels of the first {len(classes.labeled)} are read" if reads_labels else ""
     rows = [
         (f"{job.role}: classes", f"{len(classes.names)}{half}"),

@@ -32,7 +32,7 @@ from kdedge.setup.method import (
     choose_method,
     settings_record,
 )
-from kdedge.training.job.job import Job
+from kdedge.training.job.job import Job, LabeledImages
 from kdedge.training.job.run_job import run_job
 from kdedge.training.pseudo_labels.labels import labels_of_file, load_pool, with_pseudo_labeled
 from kdedge.training.pseudo_labels.rounds import trial_round
@@ -90,6 +90,7 @@ def labeled_job(
         images=data.images,
         labels=data.labels,
         pool=data.pool,
+        labeled=data.labeled,
         test=images_to_measure(loaded, role, classes, group),
         validation=validation_images(loaded, role, classes, draws, group),
         made_by=lambda: made_by(backbone, method.module, classes, settings_record(choice)),
@@ -107,6 +108,7 @@ class _TrainingData:
     images: Images | None = None
     labels: dict[int, int] | None = None
     pool: Images | None = None
+    labeled: LabeledImages | None = None
     sources: dict[str, str] = field(default_factory=dict)
 
 
@@ -119,16 +121,20 @@ def _training_data(
     group: ProcessGroup,
 ) -> _TrainingData:
     """The images that a method declares to learn from."""
-    recipe, sees, has_rounds = loaded.recipe, choice.module.SEES, choice.settings.n_rounds > 0
+    recipe, has_rounds = loaded.recipe, choice.settings.n_rounds > 0
+    sees = choice.module.METHOD.sees
     pool = None
-    if sees.unlabeled_images and (has_rounds or not sees.labels):
+    if sees.unlabeled_images:
         pool = load_pool(recipe, classes, why=f"{choice.name} learns from unlabeled images")
     if not sees.labels:
         return _TrainingData(pool=pool) if has_rounds else _TrainingData(images=pool)
     data = _labeled_data(loaded, role, choice, classes, draws, group)
     if pool is None or data.images is None:
         return data
-    return replace(data, pool=pool.without(data.images))
+    if has_rounds:
+        return replace(data, pool=pool.without(data.images))
+    labeled = LabeledImages(data.images, data.labels or {})
+    return replace(data, images=pool, labels=None, labeled=labeled)
 
 
 def _labeled_data(
@@ -141,7 +147,7 @@ def _labeled_data(
 ) -> _TrainingData:
     """Labeled images, and what the recipe's pseudo-labels add to them."""
     data = loaded.recipe.data
-    trained = classes.trained_by(choice.module.SEES)
+    trained = classes.trained_by(choice.module.METHOD.sees)
     label_of = {label: position for position, label in enumerate(trained)}
     images, labels = None, {}
     if data.labeled is not None or data.pseudo_labels is None:

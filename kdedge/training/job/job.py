@@ -12,15 +12,31 @@ from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
 from kdedge.data.classes import class_list_hash
-from kdedge.data.loader import training_batches
+from kdedge.data.loader import (
+    EpochPart,
+    ImageSet,
+    LabeledStream,
+    Loading,
+    Preparation,
+    training_batches,
+)
+from kdedge.data.views import Augmentation
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.methods import zeroshot
-from kdedge.methods.protocol import LabelsItsViews, Method
+from kdedge.methods.protocol import Method
 from kdedge.setup.classes import Classes
 from kdedge.setup.images import Images
 from kdedge.setup.method import MethodChoice, Role, build_method, settings_record
 from kdedge.training.loop.train import FREE_SETTINGS
 from kdedge.training.teacher_store.fill import StoreFiller
+
+
+@dataclass(frozen=True)
+class LabeledImages:
+    """Images with labels, by position in their source."""
+
+    images: Images
+    labels: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,7 @@ class Job:
         validation: what an epoch may be chosen by, if anything.
         made_by: hash of the class vectors' makers, known once the method is trained.
         pool: the unlabeled images that the method gives pseudo-labels in rounds, if it does.
+        labeled: labeled images beside `images` in each batch, for a method that learns from both.
         weights: what the images of a batch weigh, where they do not weigh the same.
         sources: further hashes for provenance and for telling one job from another.
         teacher_run: name of the run that taught, if one did.
@@ -60,6 +77,7 @@ class Job:
     validation: Images | None
     made_by: Callable[[], str]
     pool: Images | None = None
+    labeled: LabeledImages | None = None
     weights: Weights | None = None
     sources: dict[str, str] = field(default_factory=dict)
     teacher_run: str | None = None
@@ -91,6 +109,7 @@ class Job:
             "weights": self.backbone.weights_hash,
             "class_list": class_list_hash(self.classes.names),
             **({} if self.images is None else {"image_list": self.images.list_hash}),
+            **({} if self.labeled is None else {"labeled_list": self.labeled.images.list_hash}),
             **({} if self.pool is None else {"unlabeled_list": self.pool.list_hash}),
             **({} if self.validation is None else {"validation_list": self.validation.list_hash}),
             **({} if self.chosen_on_test is None else {"test_list": self.chosen_on_test.list_hash}),
@@ -132,28 +151,26 @@ def batches_of(
 
     Where features are stored, epochs go through the views that they are of, again and again.
     """
-    settings = job.choice.optim
-    n_views = settings.epochs if job.filler is None else job.filler.store.n_views
+    optim, seed = job.choice.optim, job.loaded.recipe.seed
+    n_views = optim.epochs if job.filler is None else job.filler.store.n_views
+    view_seed = seed if job.view_seed is None else job.view_seed
+    images, labeled = job.training_images, None
+    if job.labeled is not None:
+        beside = job.labeled
+        labeled = LabeledStream(
+            ImageSet(beside.images.source, beside.images.indices, labels=beside.labels),
+            optim.labeled_batch_size or optim.batch_size,
+        )
     return training_batches(
-        job.training_images.source,
-        job.training_images.indices,
-        labels=job.labels,
-        preprocess=job.backbone.preprocess,
-        seed=job.loaded.recipe.seed,
-        epoch=epoch,
-        first_step=first_step,
-        batch_size=settings.batch_size,
-        crop_scale_min=settings.crop_scale_min,
-        flip=settings.flip,
-        strong_views=settings.strong_views,
-        view=(epoch - 1) % n_views + 1,
-        view_seed=job.view_seed,
-        teacher_features=features,
-        weights=job.weights,
-        with_clean=isinstance(job.method, LabelsItsViews),
-        n_workers=settings.n_workers,
-        device=job.device,
-        group=group,
+        ImageSet(images.source, images.indices, job.labels, job.weights, features),
+        Preparation(
+            job.backbone.preprocess,
+            Augmentation(view_seed, optim.crop_scale_min, optim.flip, optim.strong_views),
+            with_clean=job.choice.module.METHOD.needs_clean_images,
+        ),
+        EpochPart(seed, epoch, optim.batch_size, first_step, view=(epoch - 1) % n_views + 1),
+        Loading(optim.n_workers, job.device, group),
+        labeled=labeled,
     )
 
 

@@ -20,7 +20,6 @@ from kdedge.data.loader import n_steps
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import Interrupted, RecipeError, Terminated
 from kdedge.eval_details import EvalDetails
-from kdedge.methods import promptkd
 from kdedge.methods.protocol import Method
 from kdedge.results import EvalResult
 from kdedge.runs.find import runs_in
@@ -115,15 +114,9 @@ def _choose_run(job: Job, root: Path, *, resume: bool, group: ProcessGroup) -> R
             log.info("%s is finished: there is nothing to go on with.", done.path)
             return done
         log.info("No interrupted run of this %s to resume: this is a new run.", job.role)
-    weight = _weight_per_image(job)
-    full_weight = _weight_per_image(job, max_kd_weight_per_image=None)
-    if weight != full_weight:
-        log.info(
-            "One image weighs %.4g in the loss, by student.settings.max_kd_weight_per_image, and"
-            " not %.4g.",
-            weight,
-            full_weight,
-        )
+    notes = job.choice.settings.notes(len(job.classes.names))
+    for message in notes.messages:
+        log.info(message)
     return RunFolder.create(
         root,
         job.loaded.recipe.name,
@@ -135,7 +128,7 @@ def _choose_run(job: Job, root: Path, *, resume: bool, group: ProcessGroup) -> R
             "n_processes": group.world_size,
             "seed": job.loaded.recipe.seed,
             **settings_record(job.choice),
-            "kd_weight_per_image": weight,
+            **notes.record,
             "hashes": job.hashes(),
             "teacher_run": job.teacher_run,
             "official": job.loaded.recipe.official,
@@ -169,16 +162,6 @@ def _check_selection(job: Job) -> None:
             f" {job.validation.source.items[shared[0]].key}.\n"
             "  An epoch chosen on test images makes the test worthless: use other images."
         )
-
-
-def _weight_per_image(job: Job, **changed: Any) -> float | None:
-    """Lambda / C, which is what one image weighs: the class list's length silently changes it."""
-    if not isinstance(job.choice.settings, promptkd.Settings):
-        return None
-    n_classes = len(job.classes.names)
-    settings = job.choice.settings.model_copy(update=changed)
-    weight = settings.loss_weights(n_classes).get("kl")
-    return None if weight is None else weight / n_classes
 
 
 @contextlib.contextmanager
@@ -263,6 +246,7 @@ def _write_skipped(run: RunFolder, job: Job) -> None:
     """Records which images are left out, and why."""
     sources = {
         "unlabeled" if job.labels is None else "labeled": job.images,
+        **({} if job.labeled is None else {"labeled": job.labeled.images}),
         **({} if job.pool is None else {"unlabeled": job.pool}),
         "validation": job.validation,
         "test": job.test,
@@ -292,7 +276,8 @@ def _keep_few_shot_list(job: Job) -> None:
     """Lists the shots of a benchmark set beside it, once."""
     recipe = job.loaded.recipe
     spec = recipe.data.labeled
-    if job.labels is not None and spec is not None and spec.shots is not None:
+    has_labels = job.labels is not None or job.labeled is not None
+    if has_labels and spec is not None and spec.shots is not None:
         keep_list(spec, shots=spec.shots, seed=recipe.seed, data=recipe.data)
 
 
