@@ -128,7 +128,7 @@ def parse_record(kind: type[_T], text: str | bytes, *, where: str, remedy: str) 
         SetupError: a newer kdedge wrote it.
     """
     try:
-        found: _T = _model(kind).model_validate_json(text).root
+        found: _T = _model(kind).model_validate_json(text).root  # type: ignore[arg-type]
     except ValidationError as error:
         raise _explain(error.errors(include_url=False), text, where, remedy) from error
     except DataError as error:  # of a value that checks itself, such as `Preprocess`

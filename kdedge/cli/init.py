@@ -19,9 +19,8 @@ from kdedge.config.yaml_file import dump_value
 from kdedge.errors import DataError, RecipeError
 
 _SETTINGS = {
-    "kd_weight_per_image": "Weight of the distillation loss per image. The PromptKD repository's"
-    " 1000 is 2.5 per image on the 397 classes of SUN397. Per image, it does not depend on the"
-    " number of classes.",
+    "losses": "Weight of the distillation loss per image. The PromptKD repository's 1000 is 2.5 per"
+    " image on the 397 classes of SUN397. Per image, it does not depend on the number of classes.",
 }
 
 
@@ -113,7 +112,7 @@ def recipe_text(
             "method": "promptkd",
             "backbone": "ViT-B-16",
             "weights": "openai",
-            "settings": {"kd_weight_per_image": 2.5},
+            "settings": {"losses": {"kl": {"weight_per_image": 2.5}}},
         },
         "optim": optim,
         "export": {"precisions": ["fp16"]},

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import glob
+import logging
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -14,9 +16,12 @@ from pydantic import BaseModel, ValidationError
 
 from kdedge.config.explain import MAX_SHOWN, explain_validation, suggestion
 from kdedge.config.fields import HUB, CommandLineText, PathKind, looks_like_path
+from kdedge.config.migrate import OLD_KEYS, SETTINGS, has_losses, migrate, old_keys
 from kdedge.config.recipe import Recipe
 from kdedge.config.yaml_file import KeyPath, LineMap, dotted, dump_yaml, parse_yaml
 from kdedge.errors import DataError, RecipeError
+
+log = logging.getLogger(__name__)
 
 MAX_BYTES = 1_000_000
 MAX_SHARDS = 100_000
@@ -51,6 +56,8 @@ def load_recipe(
 ) -> LoadedRecipe:
     """Reads and validates a recipe, without a look at the files and folders that it names.
 
+    A recipe in the keys of version 1 is migrated, with a warning unless it says `version: 1`.
+
     Args:
         path_or_name: a file, or the name of a recipe in the current folder or a shipped one.
         overrides: `a.b=c` texts; later ones win.
@@ -69,7 +76,7 @@ def load_recipe(
             f"{path}:1: a recipe is a mapping (key: value), got {_kind(values)}.\n"
             "  Start from a shipped recipe, or write one with: kdedge init"
         )
-    lines = _apply_overrides(values, lines, overrides)
+    values, lines = _with_overrides(values, lines, overrides)
     context = {"folder": path.absolute().parent, "override_folder": override_folder}
     try:
         recipe = Recipe.model_validate(values, context=context)
@@ -143,6 +150,53 @@ def read_text(path: Path, *, what: str = "recipe") -> str:
 
 def _kind(value: Any) -> str:
     return "a list" if isinstance(value, list) else "a single value"
+
+
+def _with_overrides(
+    values: dict[str, Any], lines: LineMap, overrides: Sequence[str]
+) -> tuple[dict[str, Any], LineMap]:
+    """A recipe with its overrides, in the keys of today's version.
+
+    Overrides with keys of version 1 come first, so that they lie over the file, whatever its
+    version, and under the other overrides.
+    """
+    written = old_keys(values)
+    if written and has_losses(values):
+        raise RecipeError(
+            f"{lines.where((*SETTINGS, written[0]))}: student.settings has losses, and {written[0]}"
+            f" of version 1.\n  Write it below losses, and remove {written[0]}."
+        )
+    is_version_1 = values.get("version") == 1
+    first = [text for text in overrides if _sets_old_key(text)]
+    for some in (first, [text for text in overrides if text not in first]):
+        lines = _apply_overrides(values, lines, some)
+        migrated = migrate(values)
+        if migrated.moved and not is_version_1:
+            _advise(lines.file, ", ".join(old_keys(values)), migrated.new_form)
+        values, lines = migrated.values, _moved(lines, migrated.moved)
+    return values, lines
+
+
+def _sets_old_key(override: str) -> bool:
+    return override.partition("=")[0].removeprefix("student.settings.") in OLD_KEYS
+
+
+def _moved(lines: LineMap, moved: Mapping[KeyPath, KeyPath]) -> LineMap:
+    """The line map with new keys at the places of the old ones."""
+    written = {new: lines.lines[old] for new, old in moved.items() if old in lines.lines}
+    overridden = {new for new, old in moved.items() if old in lines.overrides}
+    return replace(lines, lines={**lines.lines, **written}, overrides=lines.overrides | overridden)
+
+
+@functools.cache  # a command may read its recipe several times
+def _advise(file: str, keys: str, new_form: str) -> None:
+    log.warning(
+        "%s: student.settings has keys of recipes of version 1 (%s). They still work.\n"
+        "  The new form, below student.settings, is %s",
+        file,
+        keys,
+        new_form,
+    )
 
 
 def _apply_overrides(values: dict[str, Any], lines: LineMap, overrides: Sequence[str]) -> LineMap:

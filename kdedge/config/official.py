@@ -26,7 +26,7 @@ OFFICIAL: Mapping[_KeyPath, object] = {
 _ROLES = ("teacher", "student", "baseline")
 
 STABILIZERS: tuple[_KeyPath, ...] = (
-    ("student", "settings", "max_kd_weight_per_image"),
+    ("student", "settings", "losses", "kl", "max_weight_per_image"),
     ("optim", "clip_grad_norm"),
     *((role, "optim", "clip_grad_norm") for role in _ROLES),
 )

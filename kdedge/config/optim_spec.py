@@ -43,6 +43,14 @@ class OptimSettings(Strict):
         le=65_536,
         description=f"Images per step. A last, smaller batch is dropped. {_OFFICIAL}.",
     )
+    labeled_batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=65_536,
+        description="Labeled images a step, beside batch_size unlabeled ones, for a method that"
+        " learns from both. Default: batch_size. An epoch is a pass over the unlabeled images; the"
+        " labeled ones come again and again.",
+    )
     micro_batch: Literal["auto"] | Annotated[int, Field(ge=1, le=65_536)] = Field(
         "auto",
         description="Images that the image encoder processes at a time, to save memory. Gradients"

@@ -40,7 +40,7 @@ def models_of(loaded: LoadedRecipe, role: Role) -> tuple[str, ...]:
 
 def _model(loaded: LoadedRecipe, role: Role) -> str:
     recipe, choice = loaded.recipe, choose_method(loaded, role)
-    sees = choice.module.SEES
+    sees = choice.module.METHOD.sees
     has_pseudo = sees.labels and recipe.data.pseudo_labels is not None
     seen = {
         "labeled": sees.labels,

@@ -47,7 +47,7 @@ class StudentParts:
 def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
     """Reads what the recipe says about its student."""
     choice = choose_method(loaded, "student")
-    if not choice.module.Method.needs_teacher:
+    if not choice.module.METHOD.needs_teacher:
         raise RecipeError("student.method does not learn from a teacher.\n  Use promptkd.")
     setup = set_up_role(loaded, "student", workspace, choice=choice)
     images = RecipeData(loaded.recipe, setup.classes, workspace)

@@ -421,7 +421,7 @@ def test_a_runs_folder_without_permission_is_refused(kdedge: Run, project: Path)
 def test_divergence_names_the_images_and_keeps_the_state_before(kdedge: Run, trained: Path) -> None:
     options = (
         *("--set", "student.optim={lr: 10, warmup_epochs: 0}"),
-        *("--set", "student.settings.kd_weight=1e38"),
+        *("--set", "student.settings.losses.kl.weight=1e38"),
     )
     done = kdedge("distill", "r.yaml", *options)
     fails(done, 5, "training diverged at epoch 1, step ", "lower optim.lr (now 10)")

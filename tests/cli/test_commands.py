@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import shutil
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -108,19 +109,33 @@ def test_init_refuses_inputs_that_are_not_there(folder, missing):
     assert not list(folder.glob("*.yaml"))
 
 
-def test_methods_lists_the_folder_with_first_lines_and_imports_none():
-    output = CliRunner().invoke(methods.command, ["--json"]).output
-    listed = json.loads(output)
+def test_methods_lists_the_folder_with_labels_first_lines_and_what_they_see():
+    pytest.importorskip("torch")
+    listed = json.loads(CliRunner().invoke(methods.command, ["--json"]).output)
     assert {"promptkd", "promptsrc", "zeroshot"} <= set(listed)
-    assert not {"registry", "__init__", "_protocol"} & set(listed)
+    assert not {"registry", "protocol", "supervised", "losses", "__init__"} & set(listed)
     assert listed["promptkd"]["about"].startswith("PromptKD: ")
     assert listed["promptkd"]["unlabeled_images"]
+    assert {"kl", "feature"} <= listed["promptkd"]["losses"].keys()
     assert listed["promptsrc"] == {
+        "label": "PromptSRC",
+        "paper": "arXiv:2307.06948",
         "about": listed["promptsrc"]["about"],
         "labels": True,
         "unlabeled_images": False,
         "novel_class_names": False,
     }
+
+
+def test_methods_are_listed_by_name_where_torch_is_missing():
+    code = (
+        "import sys; sys.modules['torch'] = None;"
+        "from kdedge.cli.main import run; raise SystemExit(run(['methods']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert re.search(r"^promptkd +\? +\? +\? +\?", done.stdout, re.MULTILINE)
+    assert "Labels and what is learned from are unknown for clip_pr, cocoop" in done.stderr
+    assert "pip install 'kdedge[train]'" in done.stderr
 
 
 def test_an_unknown_method_is_answered_with_the_nearest():
@@ -135,19 +150,6 @@ def test_a_method_is_loaded_by_its_name():
     for name in registry.list_methods():
         module = registry.load_method(name)
         assert module.Settings() == module.Settings()
-
-
-def test_a_method_of_an_installed_package_joins_by_its_entry_point(tmp_path, monkeypatch):
-    (tmp_path / "outside_method.py").write_text(
-        "class Settings: pass\nSEES = None\nclass Method: pass\n"
-    )
-    info = tmp_path / "outside-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[kdedge.methods]\nmine = outside_method\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert "mine" in registry.list_methods()
-    assert registry.load_method("mine").__name__ == "outside_method"
 
 
 def test_a_method_whose_package_is_missing_says_how_to_install_it(monkeypatch):
@@ -176,7 +178,9 @@ def test_schema_as_json_is_a_json_schema_with_the_methods():
     pytest.importorskip("torch")
     values = json.loads(CliRunner().invoke(schema.command, ["--json"]).stdout)
     assert "optim" in values["properties"]
-    assert "temperature" in values["methods"]["promptkd"]["properties"]
+    promptkd = values["methods"]["promptkd"]
+    assert "losses" in promptkd["properties"]
+    assert any("temperature" in one["properties"] for one in promptkd["$defs"].values())
 
 
 def test_doctor_names_each_package_with_its_version_or_the_way_to_get_it():

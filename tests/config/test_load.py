@@ -35,7 +35,7 @@ student:
   backbone: ViT-B-16
   weights: openai
   settings:
-    kd_weight: 1000
+    losses: {kl: {weight: 1000}}
   optim: {lr: 1, epochs: 4}
 optim:
   lr: 1e-3
@@ -69,7 +69,7 @@ def test_a_good_recipe_gives_its_values_with_absolute_paths(tmp_path):
     recipe = load_recipe(write(tmp_path, GOOD)).recipe
     assert recipe.classes.names == ("cat", "dog")
     assert recipe.data.unlabeled.folder == tmp_path / "cams"
-    assert recipe.student.settings == {"kd_weight": 1000}
+    assert recipe.student.settings == {"losses": {"kl": {"weight": 1000}}}
 
 
 def test_a_tilde_is_the_home_folder(tmp_path):
@@ -196,9 +196,14 @@ def test_yaml_is_1_2_so_no_and_on_are_text():
 
 
 def test_an_override_wins_and_is_read_as_yaml(tmp_path):
-    overrides = ["student.settings.kd_weight=200", "student.optim={lr: 0.1}", "seed=1", "seed=2"]
+    overrides = [
+        "student.settings.losses.kl.weight=200",
+        "student.optim={lr: 0.1}",
+        "seed=1",
+        "seed=2",
+    ]
     recipe = load_recipe(write(tmp_path, GOOD), overrides).recipe
-    assert recipe.student.settings == {"kd_weight": 200}
+    assert recipe.student.settings == {"losses": {"kl": {"weight": 200}}}
     assert (recipe.student.optim.lr, recipe.student.optim.epochs, recipe.seed) == (0.1, 20, 2)
 
 
@@ -236,7 +241,9 @@ def test_a_wrong_override_is_named_as_it_was_given(tmp_path, override, expected)
 
 def test_a_mistake_beside_an_override_keeps_its_line(tmp_path):
     text = GOOD.replace("  weights: openai", "  wieghts: openai")
-    assert "r.yaml:9: student.wieghts" in problem(tmp_path, text, "student.settings.kd_weight=2")
+    assert "r.yaml:9: student.wieghts" in problem(
+        tmp_path, text, "student.settings.losses.kl.weight=2"
+    )
 
 
 def test_missing_files_and_folders_are_listed_with_the_lines_of_their_keys(tmp_path):

@@ -2,6 +2,7 @@ import atexit
 import io
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,3 +51,9 @@ def png(i: int) -> bytes:
 def source() -> ListedImages:
     """23 images of different sizes in 3 classes."""
     return ListedImages([png(i) for i in range(23)], [i % 3 for i in range(23)])
+
+
+@pytest.fixture
+def listed() -> Callable[[list[int]], ListedImages]:
+    """Makes a second source, with other images, from their labels."""
+    return lambda labels: ListedImages([png(100 + i) for i in range(len(labels))], labels)

@@ -327,7 +327,7 @@ class _Training:
 
     def _take_step(self, batch: Batch, *, log: MetricsLog | None) -> None:
         lr = learning_rate(self._settings, epoch=self.epoch, step=self.step, n_steps=self._n_steps)
-        self._last_keys = batch.keys
+        self._last_keys = batch.all_keys
         figures = self._stepper.take(
             batch, lr=lr, diverged=lambda what: self._diverged(what, step=self.step + 1)
         )

@@ -1,20 +1,25 @@
 """What the training loop asks of a method.
 
-A method file holds `Settings`, `SEES`, which says what it learns from, its loss functions and a
-class `Method` that satisfies the protocol below; also `OPTIM`, an `OptimSpec`, where its authors
-published how it is optimized as a baseline. The loop knows no method by name.
+A method's module holds `METHOD`, its `Declaration` (`methods.registry`), its `Settings`, its loss
+functions, and a class `Method` with the protocol below. The loop knows no method by name.
 
-A method gets batches of `data.labeled` with labels where `SEES.labels`, else batches of
-`data.unlabeled` without labels where `SEES.unlabeled_images`. The classes of its softmax,
-`train_classes`, are all where `SEES.novel_class_names`, else those whose labels may be read.
-A method whose settings have rounds gets pseudo-labels of `data.unlabeled` too: see `LabelsItsPool`.
+`METHOD.sees` decides what a batch holds:
+
+* labels only: images of `data.labeled` with their labels;
+* unlabeled images only: images of `data.unlabeled`, without labels;
+* both: images of `data.unlabeled`, and beside them `Batch.labeled`, images of `data.labeled`;
+* both, for a method whose settings have rounds: labeled and pseudo-labeled images together, see
+  `LabelsItsPool`.
+
+The classes of a method's softmax, `train_classes`, are all classes if `sees.novel_class_names`,
+else those whose labels may be read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -25,6 +30,19 @@ from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
 
 
+@dataclass(frozen=True)
+class SettingsNotes:
+    """What a run records and logs of settings whose effect depends on the number of classes.
+
+    Attributes:
+        record: entries of the run's provenance.
+        messages: lines for the log of a new run.
+    """
+
+    record: dict[str, float] = field(default_factory=dict)
+    messages: tuple[str, ...] = ()
+
+
 class MethodSettings(BaseModel):
     """Base of every method's `Settings`: strict types, unknown keys are errors."""
 
@@ -32,32 +50,36 @@ class MethodSettings(BaseModel):
 
     @property
     def is_class_specific(self) -> bool:
-        """Whether trained tensors belong to single classes, so that other names have none."""
+        """Trained tensors belong to single classes, so a new class name has none."""
         return False
 
     @property
     def has_own_class_vectors(self) -> bool:
-        """Whether a student makes its class vectors itself, in place of its teacher's."""
+        """A student computes its own class vectors instead of using its teacher's."""
         return False
 
     @property
     def needs_texts(self) -> bool:
-        """Whether the backbone's text tower is run; else an `ImageBackbone` will do."""
+        """The method runs the backbone's text encoder; if not, an `ImageBackbone` is enough."""
         return True
 
     @property
     def n_rounds(self) -> int:
-        """Rounds of a method that `LabelsItsPool`; 0 of any other."""
+        """Rounds of a method that `LabelsItsPool`; 0 for any other method."""
         return 0
+
+    def notes(self, n_classes: int) -> SettingsNotes:
+        """What a run of C classes records and logs of these settings, beyond their values."""
+        return SettingsNotes()
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a training step gives back.
+    """What a training step returns.
 
     Attributes:
         loss: scalar with a graph, float32.
-        scalars: the loss's terms and other figures worth a line in the log, detached.
+        scalars: the loss's terms and other figures for the log, detached.
     """
 
     loss: Tensor
@@ -74,19 +96,19 @@ class Projector(Protocol):
 
     @property
     def batch_norms(self) -> Sequence[nn.BatchNorm1d]:
-        """Of all linear layers but the last; a ReLU follows each."""
+        """Batch norms of all linear layers except the last; a ReLU follows each."""
         ...
 
 
 @dataclass(frozen=True)
 class ImagePath:
-    """What the deployed image path of a method is made of.
+    """The modules of a method's deployed image path.
 
     Attributes:
-        visual: the image tower, frozen or trained, CLIP's ViT or another.
+        visual: the image encoder, frozen or trained: CLIP's ViT or another.
         visual_prompts: [depth, n_ctx_vision, D_vision], as `clip.vision.encode_image` takes them;
             None for plain CLIP.
-        projector: what comes after the tower; None where its output is the features.
+        projector: comes after the image encoder; None if the encoder's output is the features.
     """
 
     visual: nn.Module
@@ -112,25 +134,24 @@ class Teacher(Protocol):
 
 
 class Method(Protocol):
-    """A prompt method: built once, trained by the loop, then asked for features and class vectors.
+    """A prompt method: built once, trained by the loop, then used for features and class vectors.
 
     Attributes:
-        needs_teacher: `build` wants a teacher.
-        can_split_batches: its image tower encodes each image of a training step by itself, so that
-            a batch may be encoded in parts (`methods/_encode.py`).
         scale: `logit_scale.exp()`, a float; multiplies cosine similarities.
         module: holds every tensor that training changes, and only those: parameters and buffers
-            (batch-norm statistics). Its state dict is what checkpoints and run folders keep.
-            `module.train()` / `.eval()` are the loop's to call.
+            (batch-norm statistics). Checkpoints and run folders keep its state dict. The loop calls
+            `module.train()` and `.eval()`.
     """
 
-    needs_teacher: ClassVar[bool]
     scale: float
     module: nn.Module
 
     @property
     def can_split_batches(self) -> bool:
-        """See above."""
+        """Whether the image encoder treats each image of a training step by itself.
+
+        Then a batch may be encoded in parts (`methods/_encode.py`).
+        """
         ...
 
     @classmethod
@@ -145,17 +166,18 @@ class Method(Protocol):
         teacher: Teacher | None,
         generator: torch.Generator,
     ) -> Method:
-        """Makes the method on a frozen backbone.
+        """Builds the method on a frozen backbone.
 
         Args:
             backbone: frozen, on its device.
             class_names: all C classes, in class-list order.
             settings: an instance of the method file's `Settings`.
             template: text pattern with `{}` for frozen texts.
-            train_classes: which of `class_names` labels in a batch refer to, in label order.
+            train_classes: positions in `class_names` of the classes that labels refer to, in label
+                order.
             teacher: for methods that need one. Their `build` takes `class_vectors` [C, D_teacher]
                 too, which are enough where the method is not trained.
-            generator: where initial values are drawn from (on the CPU).
+            generator: draws the initial values (on the CPU).
         """
         ...
 
@@ -164,7 +186,7 @@ class Method(Protocol):
         ...
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """Name -> parameter, the ones the optimizer gets; in a fixed order."""
+        """Name -> parameter for the optimizer, in a fixed order."""
         ...
 
     def averaging_weights(self, n_epochs: int) -> list[float] | None:
@@ -172,9 +194,9 @@ class Method(Protocol):
         ...
 
     def class_vectors(self) -> Tensor:
-        """[C, D], float32, for all classes, no graph; the current parameters'.
+        """[C, D], float32, for all classes under the current parameters, no graph.
 
-        Unit length, or shorter where they are averages of such; [C, 0] of a method that is
+        Unit length, or shorter if they are averages of unit vectors; [C, 0] for a method that is
         `WithoutClassVectors`.
         """
         ...
@@ -190,11 +212,11 @@ class Method(Protocol):
 
 @runtime_checkable
 class WithoutClassVectors(Protocol):
-    """What a method has besides whose logits are not cosines with one vector a class.
+    """The extra members of a method whose logits are not cosines with one vector a class.
 
     It is trained and measured like any other. It has no class vectors to store, so it can neither
-    teach a student nor be exported; `why_no_class_vectors`, an attribute of its class, says what it
-    does instead, as in "makes texts for every image".
+    teach a student nor be exported. Its class attribute `why_no_class_vectors` says what it does
+    instead, as in "makes texts for every image".
     """
 
     def own_logits(self, images: Tensor) -> Tensor:
@@ -203,38 +225,28 @@ class WithoutClassVectors(Protocol):
 
 
 @runtime_checkable
-class LabelsItsViews(Protocol):
-    """What a method has besides that labels the images of a batch before it learns from them.
-
-    Its batches hold, beside each view, the image as evaluation sees it (`Batch.clean_images`).
-    """
-
-    def pseudo_labels(self, clean_images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B] int64, positions among the training classes, no graph."""
-        ...
-
-
-@runtime_checkable
 class LearnsFromTexts(Protocol):
-    """What a method has besides that learns from sentences about the classes, if there are any."""
+    """The extra member of a method that learns from sentences about the classes, if there are any.
+
+    `classes.texts` of a recipe names them.
+    """
 
     def use_texts(self, sentences: Sequence[Sequence[str]]) -> None:
         """Takes each class's sentences, in class-list order, before training.
 
         Raises:
-            DataError: one is longer than the text tower's positions.
+            DataError: a sentence has more tokens than the text encoder has positions.
         """
         ...
 
 
-@runtime_checkable
 class LabelsItsPool(Protocol):
-    """What a method has besides where it learns from pseudo-labels that it chooses itself.
+    """The extra members of a method that learns from pseudo-labels that it chooses itself.
 
-    It is trained in the `n_rounds` of its settings, each from the method's first values: on the
-    images of `data.labeled` where `SEES.labels`, and on those of `data.unlabeled` that it has
-    chosen. The first round's probabilities are zero-shot CLIP's, those of a later round the
-    method's own as the round before has trained it.
+    It is trained in the `n_rounds` of its settings, each from the method's initial values. A round
+    trains on the images of `data.labeled` if `sees.labels`, and on the images of `data.unlabeled`
+    that the method has chosen. The first round's probabilities are zero-shot CLIP's; a later
+    round's come from the model of the round before.
     """
 
     @staticmethod
@@ -251,10 +263,11 @@ class LabelsItsPool(Protocol):
             probabilities: [N, C], of the pool's images over all classes; softmax of the logits.
             settings: an instance of the method file's `Settings`.
             round_number: from 1.
-            classes: those without labels; all where every class has some, or where none are seen.
+            classes: the classes without labels; all classes if every class has labels, or if no
+                label is read.
 
         Returns:
-            With rows of the probabilities as images.
+            Pseudo-labels whose `image` is a row of the probabilities.
 
         Raises:
             DataError: there are too few images.
@@ -263,11 +276,11 @@ class LabelsItsPool(Protocol):
 
     @staticmethod
     def weigh(is_pseudo: Tensor, *, n_labeled: int, n_pseudo: int) -> Tensor:
-        """[B] float32, what a batch's images weigh in the cross-entropy.
+        """[B] float32, the weights of a batch's images in the cross-entropy.
 
         Args:
-            is_pseudo: [B] bool, which labels are pseudo-labels.
-            n_labeled: labeled images that an epoch goes through.
-            n_pseudo: pseudo-labeled ones.
+            is_pseudo: [B] bool, true for pseudo-labels.
+            n_labeled: labeled images of an epoch.
+            n_pseudo: pseudo-labeled images of an epoch.
         """
         ...

@@ -46,7 +46,6 @@ class SupervisedMethod(ABC):
     """
 
     name: ClassVar[str]
-    needs_teacher: ClassVar[bool] = False
     can_split_batches: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone, module: nn.Module) -> None:
