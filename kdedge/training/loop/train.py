@@ -57,8 +57,16 @@ if TYPE_CHECKING:
     from kdedge.methods.protocol import Method
 
 _LOG = logging.getLogger(__name__)
-FREE_SETTINGS = {"n_workers", "checkpoint_every_s", "micro_batch"}
-"""Settings of optim that change how fast a run is and not what it learns."""
+_FREE_SETTINGS = {"n_workers", "checkpoint_every_s", "micro_batch"}
+
+
+def decisive_settings(settings: OptimSettings) -> dict[str, Any]:
+    """The settings that change what is learned, and not only how fast; plain values."""
+    free = set(_FREE_SETTINGS)
+    if settings.labeled_batch_size is None:  # as in version 0.1, whose keys had no such setting
+        free.add("labeled_batch_size")
+    return settings.model_dump(mode="json", exclude=free)
+
 
 Batches = Callable[[int, int], Iterator[Batch]]
 """(epoch from 1, first step from 0) -> the batches of that epoch from that step on."""
@@ -119,7 +127,7 @@ def train(
             f"optim.selection is {settings.selection}, and there are no such images.\n"
             f"  Add data.{settings.selection}, or set optim.selection: last."
         )
-    own = settings.model_dump(exclude=FREE_SETTINGS)
+    own = decisive_settings(settings)
     n_steps = epochs.n_steps
     training = _Training(
         method,
