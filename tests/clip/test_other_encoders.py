@@ -1,4 +1,4 @@
-"""Image towers other than CLIP's ViT: open_clip's ResNets and timm's, as they are."""
+"""Image encoders other than CLIP's ViT: open_clip's ResNets and timm's, unchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdedge.clip.resolve import BackboneSpec
 from kdedge.errors import DataError, RecipeError
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 3}
-TOWERS: dict[str, dict[str, Any]] = {
+ENCODERS: dict[str, dict[str, Any]] = {
     "resnet": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32, "patch_size": None},
     "convnext": {"timm_model_name": "test_convnext", "timm_proj": "linear", "image_size": 32},
     # with position indices that are no part of a state dict
@@ -34,7 +34,7 @@ Load = Callable[[str], Backbone]
 
 
 def config_of(name: str) -> dict[str, Any]:
-    return {"embed_dim": 24, "vision_cfg": dict(TOWERS[name]), "text_cfg": dict(TEXT)}
+    return {"embed_dim": 24, "vision_cfg": dict(ENCODERS[name]), "text_cfg": dict(TEXT)}
 
 
 def write(folder: Path, name: str) -> tuple[Path, Path]:
@@ -59,13 +59,13 @@ def load(tmp_path: Path) -> Load:
     return load_one
 
 
-@pytest.mark.parametrize("name", TOWERS)
-def test_another_tower_gives_open_clips_own_features(name: str, load: Load) -> None:
+@pytest.mark.parametrize("name", ENCODERS)
+def test_another_encoder_gives_open_clips_own_features(name: str, load: Load) -> None:
     backbone = load(name)
     torch.manual_seed(0)
     expected = CLIP(**config_of(name)).eval()
     expected.load_state_dict(backbone.model.state_dict())
-    side = TOWERS[name]["image_size"]
+    side = ENCODERS[name]["image_size"]
     images = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         features = unit_length(expected.encode_image(images))
@@ -76,8 +76,8 @@ def test_another_tower_gives_open_clips_own_features(name: str, load: Load) -> N
     assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
 
 
-@pytest.mark.parametrize("name", TOWERS)
-def test_another_tower_takes_no_visual_prompts_and_says_what_it_is(name: str, load: Load) -> None:
+@pytest.mark.parametrize("name", ENCODERS)
+def test_another_encoder_takes_no_visual_prompts_and_says_what_it_is(name: str, load: Load) -> None:
     backbone = load(name)
     what = {
         "resnet": "is a ModifiedResNet",
@@ -93,7 +93,7 @@ def test_another_tower_takes_no_visual_prompts_and_says_what_it_is(name: str, lo
     assert none.numel() == 0
 
 
-def test_to_load_another_tower_draws_nothing_from_the_global_generator(load: Load) -> None:
+def test_to_load_another_encoder_draws_nothing_from_the_global_generator(load: Load) -> None:
     load("relative")
     torch.manual_seed(1)
     expected = torch.rand(1)
@@ -103,7 +103,7 @@ def test_to_load_another_tower_draws_nothing_from_the_global_generator(load: Loa
     assert torch.rand(1) == expected
 
 
-def test_towers_whose_layers_differ_are_not_the_same(load: Load, tmp_path: Path) -> None:
+def test_encoders_whose_layers_differ_are_not_the_same(load: Load, tmp_path: Path) -> None:
     """The kind of an activation is in no weight."""
     backbone = load("resnet")
     config, weights = write(tmp_path, "resnet")
@@ -115,13 +115,13 @@ def test_towers_whose_layers_differ_are_not_the_same(load: Load, tmp_path: Path)
 
 
 def _quick(config: Path) -> Path:
-    """The same config with QuickGELU in its text tower."""
+    """The same config with QuickGELU in its text encoder."""
     path = config.with_name("quick.json")
     path.write_text(json.dumps({**json.loads(config.read_text()), "quick_gelu": True}))
     return path
 
 
-def test_open_clips_named_models_with_other_towers_are_built_without_a_network(
+def test_open_clips_named_models_with_other_encoders_are_built_without_a_network(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import open_clip
@@ -146,7 +146,7 @@ def test_a_timm_model_that_there_is_not_is_an_error_of_the_config() -> None:
         build_empty("mine", config)
 
 
-def test_weights_alone_do_not_tell_another_tower_and_the_message_says_what_does(
+def test_weights_alone_do_not_tell_another_encoder_and_the_message_says_what_does(
     tmp_path: Path,
 ) -> None:
     _, weights = write(tmp_path, "resnet")
