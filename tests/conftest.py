@@ -159,7 +159,16 @@ def tiny_open_clip(tiny_backbone: Any) -> Any:
     from kdedge.clip.weights import infer_config
 
     state = tiny_backbone.model.state_dict()
-    model = CLIP(**{**infer_config(state), "quick_gelu": True}).eval().requires_grad_(False)
+    model = (
+        CLIP(
+            **{
+                **infer_config({key: tuple(value.shape) for key, value in state.items()}),
+                "quick_gelu": True,
+            }
+        )
+        .eval()
+        .requires_grad_(False)
+    )
     model.load_state_dict(state)
     return model
 
