@@ -234,7 +234,7 @@ def test_more_prompted_layers_than_there_are_is_an_error(
 ) -> None:
     teacher = build(tiny_backbone, tiny_teacher_backbone)._teacher
     with pytest.raises(
-        RecipeError, match="prompt_depth is 9, and the image tower of this CLIP has 3"
+        RecipeError, match="prompt_depth is 9, and the image encoder of this CLIP has 3"
     ):
         promptkd.Method.build(
             tiny_backbone,
