@@ -191,7 +191,7 @@ def test_zeroshot_has_nothing_to_train_and_is_measured_without_labeled_images(
         (
             ["--method", "vpt"],
             2,
-            "prompt_depth is 12, and the image tower of this CLIP has 3 layers.\n"
+            "prompt_depth is 12, and the image encoder of this CLIP has 3 layers.\n"
             "  Set prompt_depth to 3 or less.",
         ),
         (
