@@ -22,11 +22,11 @@ from kdedge.setup.classes import Classes, load_classes
 from kdedge.setup.images import Images, load_images, require_images
 from kdedge.setup.labeled import images_to_measure, labeled_draws, validation_images
 from kdedge.setup.method import MethodChoice, build_method, choose_method, settings_record
-from kdedge.training.job.job import Job
+from kdedge.training.job.job import Job, LabeledImages
 from kdedge.training.job.run_job import finished_run, run_job
 from kdedge.training.job.trial import trial_steps
 from kdedge.training.loop.heap import keep_freed_memory
-from kdedge.training.teach import teacher_job
+from kdedge.training.teach import labeled_beside, teacher_job
 from kdedge.training.teacher_store.fill import Shard, StoreFiller
 from kdedge.training.teacher_store.images import teacher_of
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
@@ -43,6 +43,7 @@ class StudentParts:
         classes: the class list.
         backbone: its frozen CLIP, or an image tower alone.
         images: unlabeled.
+        labeled: labeled images beside them, if its method learns from both.
         test: what accuracy is measured on, if anything.
         validation: what an epoch may be chosen by, if anything.
     """
@@ -51,6 +52,7 @@ class StudentParts:
     classes: Classes
     backbone: AnyBackbone
     images: Images
+    labeled: LabeledImages | None
     test: Images | None
     validation: Images | None
 
@@ -78,6 +80,7 @@ def student_parts(
         classes=classes,
         backbone=load_student_backbone(recipe, choice, device=device, cache=cache),
         images=images,
+        labeled=labeled_beside(loaded, choice, classes, group),
         test=images_to_measure(loaded, "student", classes, group),
         validation=validation_images(loaded, "student", classes, labeled_draws(recipe), group),
     )
@@ -159,6 +162,7 @@ def student_job(
         method=method,
         images=parts.images,
         labels=None,
+        labeled=parts.labeled,
         test=parts.test,
         validation=parts.validation,
         made_by=vectors_made_by,

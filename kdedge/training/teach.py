@@ -137,6 +137,18 @@ def _training_data(
     return replace(data, images=pool, labels=None, labeled=labeled)
 
 
+def labeled_beside(
+    loaded: LoadedRecipe, choice: MethodChoice, classes: Classes, group: ProcessGroup
+) -> LabeledImages | None:
+    """The labeled images beside a student's unlabeled ones, if its method learns from both."""
+    if not choice.module.METHOD.sees.labels:
+        return None
+    draws = labeled_draws(loaded.recipe)
+    data = _labeled_data(loaded, "student", choice, classes, draws, group)
+    assert data.images is not None  # there is no other source of labels
+    return LabeledImages(data.images, data.labels or {})
+
+
 def _labeled_data(
     loaded: LoadedRecipe,
     role: Role,
