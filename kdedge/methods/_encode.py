@@ -23,7 +23,7 @@ def encode_images(batch: Batch, encode: Callable[[Tensor], Tensor]) -> Tensor:
     """[B, D]: the features of all images of a step, with gradients.
 
     Args:
-        batch: may hold a share of the images.
+        batch: may hold this rank's shard of the images.
         encode: [b, 3, H, W] -> [b, D]; an image's features must not depend on other images.
     """
     images = batch.images

@@ -84,6 +84,15 @@ def _training_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
     return replace(data, images=pool, labels=None, labeled=labeled)
 
 
+def labeled_beside(setup: RoleSetup, images: RecipeData) -> LabeledImages | None:
+    """The labeled images beside a student's unlabeled ones, if its method learns from both."""
+    if not setup.choice.module.METHOD.sees.labels:
+        return None
+    data = _labeled_data(setup, images)
+    assert data.images is not None  # there is no other source of labels
+    return LabeledImages(data.images, data.labels or {})
+
+
 def _labeled_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
     """Labeled images, and what the recipe's pseudo-labels add to them."""
     spec = setup.loaded.recipe.data

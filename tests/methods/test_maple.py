@@ -124,5 +124,5 @@ def test_more_prompted_layers_than_there_are_is_an_error(
 
 
 def test_images_without_labels_are_an_error(tiny_backbone: Backbone) -> None:
-    with pytest.raises(DataError, match="maple learns from labeled images"):
+    with pytest.raises(DataError, match="learns from labeled images"):
         build(tiny_backbone).training_step(Batch(batch().images, None))
