@@ -119,6 +119,12 @@ def write_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture(scope="session")
+def drawn_clip() -> Callable[..., dict[str, np.ndarray]]:
+    """Draws a CLIP's tensors from a seed and a tag."""
+    return draw_clip
+
+
 TINY = {
     "vision_width": 64,
     "vision_layers": 3,
