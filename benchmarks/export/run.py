@@ -33,9 +33,9 @@ from kdedge.clip.backbone import unit_length
 from kdedge.deploy.trained import TrainedModel, load_trained_model
 from kdedge.runs.folder import RunFolder
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
-from kdedge.runtime.backends import onnxruntime as onnxruntime_backend
-from kdedge.runtime.classify import to_input
+from kdedge.runtime.batches import to_input
 from kdedge.runtime.preprocess import normalize
+from kdedge.targets.onnx import run as onnxruntime_backend
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from interleaved import interleaved

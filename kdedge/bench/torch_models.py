@@ -182,7 +182,7 @@ def teacher_model(label: str, teacher: StoredTeacher) -> TorchModel:
 
 
 class LoadedTorch:
-    """A model of PyTorch; see `bench.subject.Loaded`."""
+    """A model of PyTorch; see `bench.subject.LoadedSubject`."""
 
     def __init__(
         self, logits: _Logits, size_px: int, device: torch.device, n_parameters: int

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,28 @@ import click
 from kdedge.errors import MissingPackage
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def options_as(kind: type[Any], name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Hands the options that a dataclass's fields name to the command as one value of it.
+
+    It stands below the options' own decorators.
+
+    Args:
+        kind: the dataclass.
+        name: of the command's parameter.
+    """
+    fields = [field.name for field in dataclasses.fields(kind)]
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def command(*arguments: Any, **values: Any) -> Any:
+            values[name] = kind(**{field: values.pop(field) for field in fields})
+            return function(*arguments, **values)
+
+        return command
+
+    return decorate
 
 
 def runs_option(function: _F) -> _F:

@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from kdedge.cli._options import device_option, need_training_packages, runs_option
+from kdedge.cli._options import (
+    device_option,
+    need_training_packages,
+    options_as,
+    runs_option,
+)
 from kdedge.cli._output import json_option, next_line, print_result
 from kdedge.config.recipe import ClassesSpec, DataSpec
 from kdedge.data.classes import load_class_names
 from kdedge.runs.find import find_run
+
+
+@dataclass(frozen=True)
+class _Backbone:
+    """The backbone that the checkpoint was trained on."""
+
+    backbone: str | None
+    config: Path | None
+    weights: str
+    quick_gelu: bool | None
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """What the checkpoint is, and what it does not hold itself."""
+
+    file: Path
+    kind: str
+    classes: Path | None
+    teacher: str | None
+    exact: bool
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the run goes, and where it is computed."""
+
+    name: str | None
+    root: Path
+    device: str | None
 
 
 @click.command("import")
@@ -48,21 +84,10 @@ from kdedge.runs.find import find_run
 @runs_option
 @device_option
 @json_option
-def command(
-    file: Path,
-    kind: str,
-    name: str | None,
-    backbone: str | None,
-    config: Path | None,
-    weights: str,
-    quick_gelu: bool | None,
-    classes: Path | None,
-    teacher: str | None,
-    exact: bool,
-    root: Path,
-    device: str | None,
-    as_json: bool,
-) -> None:
+@options_as(_Checkpoint, "checkpoint")
+@options_as(_Backbone, "trained_on")
+@options_as(_Place, "place")
+def command(checkpoint: _Checkpoint, trained_on: _Backbone, place: _Place, as_json: bool) -> None:
     """Make a finished run of FILE, a checkpoint that the public PromptSRC or PromptKD code wrote.
 
     Every key of the file is used or named in the message; nothing in it is executed.
@@ -71,25 +96,35 @@ def command(
     from kdedge.setup.device import choose_device
     from kdedge.training.import_public import ImportedBackbone, import_student, import_teacher
 
-    on = ImportedBackbone(backbone, weights, config, quick_gelu)
-    run_name = name or f"{file.name.split('.')[0]}-{kind}"
-    chosen = choose_device(device)
-    if kind == "promptsrc":
-        if classes is None:
+    on = ImportedBackbone(
+        trained_on.backbone, trained_on.weights, trained_on.config, trained_on.quick_gelu
+    )
+    file, root = checkpoint.file, place.root
+    run_name = place.name or f"{file.name.split('.')[0]}-{checkpoint.kind}"
+    device = choose_device(place.device)
+    if checkpoint.kind == "promptsrc":
+        if checkpoint.classes is None:
             raise click.UsageError(
                 "--as promptsrc needs --classes FILE: the checkpoint has no names."
             )
-        names = load_class_names(ClassesSpec(file=classes.absolute()), data=DataSpec())
+        spec = ClassesSpec(file=checkpoint.classes.absolute())
         found = import_teacher(
-            file, name=run_name, on=on, class_names=names, root=root, device=chosen, is_exact=exact
+            file,
+            name=run_name,
+            on=on,
+            class_names=load_class_names(spec, data=DataSpec()),
+            root=root,
+            device=device,
+            is_exact=checkpoint.exact,
         )
     else:
-        if teacher is None:
+        if checkpoint.teacher is None:
             raise click.UsageError(
                 "--as promptkd needs --teacher RUN: the checkpoint has no class vectors."
             )
+        teacher = find_run(checkpoint.teacher, root)
         found = import_student(
-            file, name=run_name, on=on, teacher=find_run(teacher, root), root=root, device=chosen
+            file, name=run_name, on=on, teacher=teacher, root=root, device=device
         )
     relative, key = found.largest_deviation
     record = {
@@ -105,7 +140,7 @@ def command(
         f"{file}{epoch}\n"
         f"Left out, of no use here: {', '.join(found.left_out) or 'no key'}.\n"
         f"Not read, beside state_dict: {', '.join(found.unread) or 'no entry'}.\n"
-        f"Its backbone differs from {on.name or weights} by at most {relative:.2g} (relative, at"
+        f"Its backbone differs from {on.name or on.weights} by at most {relative:.2g} (relative, at"
         f" {key}).\n"
         f"Wrote {found.run.path} ({found.run.weights.name}, {found.run.class_vectors.name})\n"
         f"{next_line('show', found.run.path)}"

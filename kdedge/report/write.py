@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge._files import write_atomic
-from kdedge.deploy._folders import whole_folder
+from kdedge._folders import new_folder
 from kdedge.report.blocks import Block, Chapter, Plot
 from kdedge.report.chapters import make_chapters
 from kdedge.report.html import make_page
@@ -57,7 +57,7 @@ def write_report(runs: Sequence[RunRecords], output: Path | None = None) -> Repo
     page = make_page(chapters)
     plots = _plots(chapters)
     folder = runs[0].run.path / "report" if output is None else output
-    with whole_folder(folder, is_numbered=output is None) as (part, final):
+    with new_folder(folder, is_numbered=output is None) as (part, final):
         for plot in plots:
             assert plot.picture is not None
             write_atomic(part / f"{plot.name}.png", plot.picture.png)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from kdedge.data.sources._protocol import Item
-from kdedge.deploy import export
+from kdedge.deploy.reference import run_reference
 from kdedge.deploy.trained import TrainedModel, load_trained_model
 from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess
@@ -38,19 +38,31 @@ def images_of(name: str, n_images: int) -> Images:
     return Images(Pictures(name, n_images), tuple(range(n_images)), (), digests)
 
 
+class Mean:
+    """A model whose feature is each image's mean, times a scale of two."""
+
+    scale = 2.0
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean(dim=(1, 2, 3))[:, None]
+
+
 @pytest.fixture
-def answer(monkeypatch: pytest.MonkeyPatch) -> Any:
+def answer() -> Any:
     """The reference on test images, or on a pool where there are none."""
-    monkeypatch.setattr(export, "_unfused_logits", lambda trained, pixels: np.zeros(len(pixels)))
 
     def give(test: Images | None, pool: Images | None, n_images: int) -> Any:
         trained: Any = SimpleNamespace(
             images=lambda key: test,
             exported_labels=lambda images: [None] * len(images.indices),
-            backbone=SimpleNamespace(preprocess=Preprocess(8, (0.5,) * 3, (0.5,) * 3)),
+            model=Mean(),
+            vectors=SimpleNamespace(vectors=torch.ones(1, 1)),
+            backbone=SimpleNamespace(
+                preprocess=Preprocess(8, (0.0,) * 3, (1 / 255,) * 3), device=torch.device("cpu")
+            ),
             run=SimpleNamespace(path=Path("runs/tiny/02")),
         )
-        return export._answer(trained, pool, n_images)
+        return run_reference(trained, pool, n_images)
 
     return give
 
@@ -60,6 +72,7 @@ def test_no_test_image_may_choose_ranges_whether_it_is_compared_or_not(answer: A
     found = answer(test, images_of("pool", 4), 5)
     assert found.keys == tuple(f"test{i}" for i in (0, 2, 4, 6, 8))
     assert found.pixels[:, 0, 0, 0].tolist() == [0, 2, 4, 6, 8]
+    np.testing.assert_allclose(found.logits[:, 0], [0, 4, 8, 12, 16], rtol=1e-6)
     assert found.digests == set(test.digests.values())
     assert found.images == "5 of 10 images of data.test"
 
