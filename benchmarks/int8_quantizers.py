@@ -34,11 +34,12 @@ from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, q
 from kdedge.deploy.calibrate import choose_calibration_images
 from kdedge.deploy.fold import fold
 from kdedge.deploy.pixels import PixelArray, read_pixels, spread
-from kdedge.deploy.trained import TrainedModel, load_trained_model
 from kdedge.evaluation.agreement import compare
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.model import RunModel, load_run
 from kdedge.runtime.batches import run_batches, to_input
 from kdedge.runtime.preprocess import normalize
+from kdedge.setup.workspace import Workspace
 from kdedge.targets.onnx import run as backend
 from kdedge.targets.onnx import trace as onnx_target
 from kdedge.targets.onnx.graph import load_graph, weight_matmuls
@@ -132,19 +133,19 @@ class TestImages(NamedTuple):
 
 
 @torch.no_grad()
-def read_test_images(trained: TrainedModel, n_images: int) -> TestImages:
+def read_test_images(trained: RunModel, n_images: int) -> TestImages:
     """Evenly spaced test images and what the unfused model answers."""
-    test, preprocess = trained.images("test"), trained.backbone.preprocess
+    test, preprocess = trained.images("test"), trained.preprocess
     assert test is not None, "the run's recipe has no test images"
     test = test.only([test.indices[i] for i in spread(len(test.indices), n_images)])
     pixels = read_pixels(test.source, test.indices, preprocess)
     batch = torch.from_numpy(np.stack([normalize(image, preprocess) for image in pixels]))
-    logits = trained.model.scale * trained.model.forward_features(batch) @ trained.vectors.vectors.T
+    logits = trained.scale * trained.forward_features(batch) @ trained.vectors.vectors.T
     keys = [test.source.items[index].key for index in test.indices]
-    return TestImages(pixels, logits.numpy(), keys, trained.exported_labels(test))
+    return TestImages(pixels, logits.numpy(), keys, trained.labels_of(test))
 
 
-def calibration_images(trained: TrainedModel, onnx_path: Path) -> npt.NDArray[Any]:
+def calibration_images(trained: RunModel, onnx_path: Path) -> npt.NDArray[Any]:
     """[N, 3, S, S]: unlabeled images none of which is a test image."""
     pool, test = trained.images("unlabeled"), trained.images("test")
     assert pool is not None, "the run's recipe has no unlabeled images"
@@ -154,10 +155,10 @@ def calibration_images(trained: TrainedModel, onnx_path: Path) -> npt.NDArray[An
     chosen = choose_calibration_images(
         pool.source,
         {i: pool.digests[i] for i in pool.indices if pool.digests[i] not in left_out},
-        n_images=trained.loaded.recipe.export.calibration_images,
-        seed=trained.loaded.recipe.seed,
+        n_images=trained.setup.loaded.recipe.export.calibration_images,
+        seed=trained.setup.loaded.recipe.seed,
         predict=partial(run_batches, session, pixels="float", max_batch=32),
-        preprocess=trained.backbone.preprocess,
+        preprocess=trained.preprocess,
     )
     return to_input(chosen.pixels, "float")
 
@@ -175,10 +176,11 @@ def latencies(
 def measure(run: Path, n_images: int, *, n_threads: int, n_rounds: int) -> dict[str, Any]:
     """Makes every file and gives the table's rows."""
     torch.set_num_threads(n_threads)
-    trained = load_trained_model(RunFolder.open(run), device=torch.device("cpu"))
-    path, vectors = trained.model.image_path(), trained.vectors.vectors
-    preprocess = trained.backbone.preprocess
-    model = fold(path, vectors, scale=trained.model.scale, preprocess=preprocess)
+    folder = RunFolder.open(run)
+    trained = load_run(folder, Workspace(folder.root, torch.device("cpu")))
+    path, vectors = trained.image_path(), trained.vectors.vectors
+    preprocess = trained.preprocess
+    model = fold(path, vectors, scale=trained.scale, preprocess=preprocess)
     test = read_test_images(trained, n_images)
     with tempfile.TemporaryDirectory() as folder:
         files = {FLOAT32: Path(folder) / "float32.onnx"}
@@ -196,7 +198,7 @@ def measure(run: Path, n_images: int, *, n_threads: int, n_rounds: int) -> dict[
             "threads": n_threads, "onnxruntime": onnxruntime.__version__, "rows": rows}  # fmt: skip
 
 
-def _compare(path: Path, test: TestImages, trained: TrainedModel, n_threads: int) -> dict[str, Any]:
+def _compare(path: Path, test: TestImages, trained: RunModel, n_threads: int) -> dict[str, Any]:
     session = backend.load(path, n_threads=n_threads)
     logits = run_batches(session, test.pixels, pixels="float", max_batch=1)
     found = compare(test.logits, logits, keys=test.keys, labels=test.labels, images="test",

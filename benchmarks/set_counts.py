@@ -17,9 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdedge.cli._output import table
-from kdedge.data.benchmarks import Benchmark, list_benchmarks, load_benchmark
-from kdedge.data.benchmarks._coop_set import CoopSet
-from kdedge.data.benchmarks._coop_split import Split
+from kdedge.data.benchmarks import Benchmark, CoopSet, Split, list_benchmarks, load_benchmark
 from kdedge.data.split import base_novel
 from kdedge.errors import KdedgeError
 

@@ -104,7 +104,7 @@ def variants(batch_size: int) -> Iterator[tuple[str, Variant]]:
     yield "open_clip's MLP", Variant(student, batch, lambda: open_clips)
     yield "freed memory given back", Variant(student, batch, freed_memory_given_back)
     compiled = make_student(backbone)
-    compiled._tower_features = torch.compile(compiled._tower_features)
+    compiled.image_features_raw = torch.compile(compiled.image_features_raw)
     yield "compiled", Variant(compiled, batch)
     last = random_backbone("ViT-B-16")
     last.visual.conv1.to(memory_format=torch.channels_last)

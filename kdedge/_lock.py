@@ -1,4 +1,8 @@
-"""A folder that one process at a time works in."""
+"""Locks a folder for one process at a time.
+
+The filelock package cannot tell whether a lock is held without taking it, does not name the holder,
+and on file systems without flock falls back to a file that stays locked after a kill.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,14 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from kdedge._files import explain_os_error
 from kdedge.errors import ResourceError
+
+_POLL_S = 0.02
 
 
 def is_locked(path: Path) -> bool:
@@ -31,14 +38,17 @@ def is_locked(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, remedy: str = "Wait for it or stop it.") -> Iterator[None]:
-    """Context in which this process alone holds the lock of a file, which is made if need be.
+def locked(
+    path: Path, *, remedy: str = "Wait for it or stop it.", wait_s: float = 0.0
+) -> Iterator[None]:
+    """Context in which this process holds the exclusive lock of a file, created where missing.
 
-    The operating system holds the lock: whatever ends this process frees it.
+    The operating system holds the lock and frees it however this process ends.
 
     Args:
-        path: the file; it stays.
-        remedy: what to do where another process holds it.
+        path: the lock file, which is not removed.
+        remedy: advice for the message where another process holds the lock.
+        wait_s: seconds to wait for another process before that is an error.
 
     Raises:
         ResourceError: another process holds it, or the folder may not be written.
@@ -54,7 +64,7 @@ def locked(path: Path, *, remedy: str = "Wait for it or stop it.") -> Iterator[N
             os.close(held.pop())
 
     try:
-        _take_lock(descriptor, path, remedy)
+        _take_lock(descriptor, path, remedy, give_up=time.monotonic() + wait_s)
         # A forked data worker that outlives this process would keep the lock for itself
         os.register_at_fork(after_in_child=let_go)
         yield
@@ -63,9 +73,16 @@ def locked(path: Path, *, remedy: str = "Wait for it or stop it.") -> Iterator[N
         os.close(descriptor)
 
 
-def _take_lock(descriptor: int, path: Path, remedy: str) -> None:
+def _take_lock(descriptor: int, path: Path, remedy: str, *, give_up: float) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= give_up:
+                    raise
+                time.sleep(_POLL_S)
         os.ftruncate(descriptor, 0)
         holder = {"pid": os.getpid(), "host": socket.gethostname()}
         os.pwrite(descriptor, json.dumps(holder).encode(), 0)

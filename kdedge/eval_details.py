@@ -1,19 +1,18 @@
-"""What an evaluation knows beyond its accuracies: who is taken for whom, and how sure it was."""
+"""Confusions and calibration of an evaluation, beyond its accuracies."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
-from kdedge._record import Record
+from pydantic import Field, ValidationInfo, field_validator
 
-_REMEDY = "`kdedge eval RUN` writes a new one."
+from kdedge.records import Count, Percent, PositiveCount, Record
 
 
 @dataclass(frozen=True)
-class CalibrationBin:
-    """Images of similar confidence; only bins with an image are kept.
+class CalibrationBin(Record):
+    """Images of similar confidence; bins without an image are left out.
 
     Attributes:
         n_images: at least 1.
@@ -21,27 +20,13 @@ class CalibrationBin:
         accuracy_percent: share of the images whose top-1 class is right.
     """
 
-    n_images: int
-    confidence_percent: float
-    accuracy_percent: float
-
-    @classmethod
-    def from_record(cls, record: Record) -> CalibrationBin:
-        """Reads one entry of `bins`.
-
-        Raises:
-            DataError: a key is missing or unknown, or a value is not what it should be.
-        """
-        record.check_keys(*(entry.name for entry in fields(cls)))
-        return cls(
-            n_images=record.count("n_images"),
-            confidence_percent=record.number("confidence_percent"),
-            accuracy_percent=record.number("accuracy_percent"),
-        )
+    n_images: PositiveCount
+    confidence_percent: Percent
+    accuracy_percent: Percent
 
 
 @dataclass(frozen=True)
-class EvalDetails:
+class EvalDetails(Record):
     """Confusions and calibration of one model on one test set, over all C names.
 
     Attributes:
@@ -52,10 +37,33 @@ class EvalDetails:
         bins: those of the calibration error, by confidence.
     """
 
-    class_names: tuple[str, ...]
-    n_images: int
-    confusion: tuple[tuple[int, int, int], ...]
+    class_names: Annotated[tuple[str, ...], Field(min_length=1)]
+    n_images: PositiveCount
+    confusion: tuple[tuple[Count, Count, PositiveCount], ...]
     bins: tuple[CalibrationBin, ...]
+
+    @field_validator("confusion")
+    @classmethod
+    def _check_confusion(
+        cls, entries: tuple[tuple[int, int, int], ...], info: ValidationInfo
+    ) -> tuple[tuple[int, int, int], ...]:
+        n_classes = len(info.data.get("class_names", ()))
+        n_images = info.data.get("n_images")
+        if max((max(entry[:2]) for entry in entries), default=0) >= n_classes:
+            raise ValueError(f"positions below {n_classes}, the number of class_names")
+        if sum(entry[2] for entry in entries) != n_images:
+            raise ValueError(f"[class, class, images] of {n_images} images in all, as n_images is")
+        return entries
+
+    @field_validator("bins")
+    @classmethod
+    def _check_bins(
+        cls, bins: tuple[CalibrationBin, ...], info: ValidationInfo
+    ) -> tuple[CalibrationBin, ...]:
+        n_images = info.data.get("n_images")
+        if sum(found.n_images for found in bins) != n_images:
+            raise ValueError(f"bins of {n_images} images in all, as n_images is")
+        return bins
 
     @property
     def accuracy_percent(self) -> float:
@@ -70,45 +78,3 @@ class EvalDetails:
             found.n_images / self.n_images * abs(found.accuracy_percent - found.confidence_percent)
             for found in self.bins
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Gives plain values that JSON holds without loss."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, value: object, where: str) -> EvalDetails:
-        """Reads what `to_dict` gave, perhaps after a way through JSON.
-
-        Args:
-            value: the object.
-            where: what messages begin with, such as the file.
-
-        Raises:
-            DataError: a key is missing or unknown, or a value is not what it should be.
-        """
-        record = Record(value, where, remedy=_REMEDY)
-        record.check_keys(*(entry.name for entry in fields(cls)))
-        names = record.sequence("class_names")
-        if not names or not all(isinstance(name, str) for name in names):
-            raise record.error("class_names", names, "a list of names")
-        n_images = record.count("n_images")
-        bins = tuple(map(CalibrationBin.from_record, record.records("bins")))
-        if sum(found.n_images for found in bins) != n_images:
-            raise record.error("bins", record.values["bins"], f"bins of {n_images} images in all")
-        confusion = record.sequence("confusion")
-        if not _is_confusion(confusion, n_classes=len(names), n_images=n_images):
-            expected = f"[class, class, images] of {n_images} images in all, {len(names)} classes"
-            raise record.error("confusion", confusion, expected)
-        return cls(tuple(names), n_images, tuple((a, b, n) for a, b, n in confusion), bins)
-
-
-def _is_confusion(entries: Sequence[Any], *, n_classes: int, n_images: int) -> bool:
-    total = 0
-    for entry in entries:
-        if not isinstance(entry, list | tuple) or [type(x) for x in entry] != [int, int, int]:
-            return False
-        label, predicted, n = entry
-        if not (0 <= label < n_classes and 0 <= predicted < n_classes and n > 0):
-            return False
-        total += n
-    return total == n_images

@@ -1,4 +1,4 @@
-"""What `kdedge bench` writes and tables, comparisons and reports read: plain values, no torch.
+"""Speed records: `kdedge bench` writes them; tables, comparisons and reports read them.
 
 Times are in ms, memory and files in bytes, work in GMACs: 1e9 multiply-adds, half of the GFLOPs.
 Nothing is rounded before it is stored.
@@ -6,25 +6,34 @@ Nothing is rounded before it is stored.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from kdedge._record import Record
-from kdedge.errors import SetupError
+from pydantic import Field, ValidationInfo, field_validator, with_config
+from typing_extensions import NotRequired, TypedDict
+
+from kdedge.records import (
+    TOLERANT,
+    Bytes,
+    Holds,
+    NonNegative,
+    Percent,
+    Positive,
+    PositiveCount,
+    Record,
+    null_as,
+    read_record,
+)
 
 FORMAT_VERSION = 1
 
 Protocol = Literal["paper", "cached"]
-PROTOCOLS: tuple[Protocol, ...] = ("paper", "cached")
 Inputs = Literal["on device", "copied", "image file"]
-INPUTS: tuple[Inputs, ...] = ("on device", "copied", "image file")
-
-_REMEDY = "Run `kdedge bench` again to write a new one."
-_LARGE = 10**18
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Measurement(Record):
     """Times of one row at one batch size.
 
     Attributes:
@@ -45,68 +54,34 @@ class Measurement:
         samples_ms: every timed call, in order.
     """
 
-    batch: int
+    batch: PositiveCount
     inputs: Inputs
-    n_calls: int
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-    mean_ms: float
-    cv_percent: float
-    images_per_second: float
-    ratio: float | None
-    ratio_low: float | None
-    ratio_high: float | None
-    watts: float | None
+    n_calls: PositiveCount
+    p50_ms: Positive
+    p90_ms: Positive
+    p99_ms: Positive
+    mean_ms: Positive
+    cv_percent: NonNegative
+    images_per_second: Positive
+    ratio: NonNegative | None
+    ratio_low: NonNegative | None
+    ratio_high: NonNegative | None
+    watts: NonNegative | None
     samples_ms: tuple[float, ...]
+
+    @field_validator("ratio_low", "ratio_high")
+    @classmethod
+    def _check_ratio(cls, value: float | None, info: ValidationInfo) -> float | None:
+        return null_as(value, info.data.get("ratio", value), "ratio")
 
     @property
     def joules_per_image(self) -> float | None:
         """Energy of an image; None where power was not measured."""
         return None if self.watts is None else self.watts / self.images_per_second
 
-    @classmethod
-    def from_record(cls, record: Record) -> Measurement:
-        """Reads one entry of a row's `measurements`.
-
-        Raises:
-            DataError: a key is missing or unknown, or a value is not what it should be.
-        """
-        record.check_keys(*(entry.name for entry in fields(cls)))
-
-        def number(key: str) -> float:
-            return record.number(key, highest=_LARGE)
-
-        def positive(key: str) -> float:
-            if number(key) == 0:
-                raise record.error(key, 0, "a number above 0")
-            return number(key)
-
-        samples = record.sequence("samples_ms")
-        if not all(type(sample) in (int, float) for sample in samples):
-            raise record.error("samples_ms", samples, "a list of numbers")
-        # A median of ratios has a lowest and a highest one, and without one there is none
-        ratio = record.null if record.values["ratio"] is None else number
-        return cls(
-            batch=record.count("batch"),
-            inputs=record.one_of("inputs", INPUTS),
-            n_calls=record.count("n_calls"),
-            p50_ms=positive("p50_ms"),
-            p90_ms=positive("p90_ms"),
-            p99_ms=positive("p99_ms"),
-            mean_ms=positive("mean_ms"),
-            cv_percent=number("cv_percent"),
-            images_per_second=positive("images_per_second"),
-            ratio=ratio("ratio"),
-            ratio_low=ratio("ratio_low"),
-            ratio_high=ratio("ratio_high"),
-            watts=record.optional("watts", number),
-            samples_ms=tuple(map(float, samples)),
-        )
-
 
 @dataclass(frozen=True)
-class Accuracy:
+class Accuracy(Record):
     """What is known of a row's accuracy, in percent; None for what is not.
 
     Attributes:
@@ -118,28 +93,16 @@ class Accuracy:
         source: where the figures are from: a run, or the images that a file was compared on.
     """
 
-    base: float | None
-    novel: float | None
-    harmonic_mean: float | None
-    all: float | None
-    agreement: float | None
+    base: Percent | None
+    novel: Percent | None
+    harmonic_mean: Percent | None
+    all: Percent | None
+    agreement: Percent | None
     source: str
-
-    @classmethod
-    def from_record(cls, record: Record) -> Accuracy:
-        """Reads a row's `accuracy`.
-
-        Raises:
-            DataError: a key is missing or unknown, or a value is not what it should be.
-        """
-        record.check_keys(*(entry.name for entry in fields(cls)))
-        keys = ("base", "novel", "harmonic_mean", "all", "agreement")
-        values = {key: record.optional(key, record.number) for key in keys}
-        return cls(**values, source=record.text("source"))
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelFacts(Record):
     """What is known of a model before it is measured.
 
     Attributes:
@@ -160,10 +123,10 @@ class ModelFacts:
     model: str
     protocol: Protocol
     precision: str
-    n_parameters: int | None
-    n_bytes: int | None
-    gmacs_image: float | None
-    gmacs_call: float
+    n_parameters: Bytes | None
+    n_bytes: Bytes | None
+    gmacs_image: NonNegative | None
+    gmacs_call: NonNegative
     accuracy: Accuracy | None
     gate: str | None
 
@@ -192,11 +155,11 @@ class SpeedRow(ModelFacts):
         measurements: by batch.
     """
 
-    runtime: str
+    runtime: Annotated[str, Field(pattern=r"\S")]
     device: str
-    memory_bytes: int | None
-    compute_percent: float | None
-    copy_percent: float | None
+    memory_bytes: Bytes | None
+    compute_percent: NonNegative | None
+    copy_percent: NonNegative | None
     problem: str | None
     measurements: tuple[Measurement, ...]
 
@@ -211,50 +174,59 @@ class SpeedRow(ModelFacts):
         found = (m for m in self.measurements if (m.batch, m.inputs) == (batch, inputs))
         return next(found, None)
 
-    @classmethod
-    def from_record(cls, record: Record) -> SpeedRow:
-        """Reads one entry of `rows`.
 
-        Raises:
-            DataError: a key is missing or unknown, or a value is not what it should be.
-        """
-        record.check_keys(*(entry.name for entry in fields(cls)))
+@with_config(TOLERANT)
+class _Settings(TypedDict):
+    """The settings that tables show."""
 
-        def number(key: str) -> float:
-            return record.number(key, highest=_LARGE)
+    batches: list[PositiveCount]
+    threads: PositiveCount | None
+    n_calls: PositiveCount
+    n_rounds: PositiveCount
 
-        def count(key: str) -> int:
-            return record.count(key, lowest=0)
 
-        runtime = record.text("runtime")
-        if not runtime.strip():
-            raise record.error("runtime", runtime, "what ran it, with its version")
-        return cls(
-            source=record.text("source"),
-            model=record.text("model"),
-            protocol=record.one_of("protocol", PROTOCOLS),
-            precision=record.text("precision"),
-            runtime=runtime,
-            device=record.text("device"),
-            n_parameters=record.optional("n_parameters", count),
-            n_bytes=record.optional("n_bytes", count),
-            gmacs_image=record.optional("gmacs_image", number),
-            gmacs_call=number("gmacs_call"),
-            memory_bytes=record.optional("memory_bytes", count),
-            accuracy=record.optional("accuracy", lambda k: Accuracy.from_record(record.record(k))),
-            gate=record.optional("gate", record.text),
-            compute_percent=record.optional("compute_percent", number),
-            copy_percent=record.optional("copy_percent", number),
-            problem=record.optional("problem", record.text),
-            measurements=tuple(map(Measurement.from_record, record.records("measurements"))),
-        )
+@with_config(TOLERANT)
+class _Gpu(TypedDict):
+    name: str | None
+    driver: str | None
+
+
+@with_config(TOLERANT)
+class _Jetson(TypedDict):
+    board: str
+    power_mode: str
+
+
+@with_config(TOLERANT)
+class _Device(TypedDict):
+    """The facts of a device sheet that tables show or compare."""
+
+    cpu: str
+    cpu_cores: PositiveCount
+    omp_num_threads: NotRequired[str]
+    gpus: NotRequired[list[_Gpu]]
+    jetson: NotRequired[_Jetson]
+    throttled: NotRequired[bool | None]
+
+
+@with_config(TOLERANT)
+class _Rate(TypedDict):
+    rate: Positive
+    by: str
+
+
+@with_config(TOLERANT)
+class _Peak(TypedDict):
+    gmacs_per_second: dict[str, _Rate]
+    copy_bytes_per_second: NotRequired[Positive]
 
 
 @dataclass(frozen=True)
-class SpeedResult:
+class SpeedResult(Record):
     """One call of `kdedge bench`.
 
     Attributes:
+        format: version of the file's format.
         command: as it was typed.
         measured_at: when, ISO 8601.
         settings: seconds, calls and rounds asked for, batches, threads.
@@ -265,46 +237,24 @@ class SpeedResult:
         left_out: what could not be measured here, and why.
     """
 
+    format: Annotated[int, Field(ge=1, le=FORMAT_VERSION)] = field(
+        default=FORMAT_VERSION, kw_only=True
+    )
     command: str
     measured_at: str
-    settings: dict[str, Any]
-    device: dict[str, Any]
-    peaks: dict[str, Any]
+    settings: Annotated[dict[str, Any], Holds(_Settings)]
+    device: Annotated[dict[str, Any], Holds(_Device)]
+    peaks: Annotated[dict[str, Any], Holds(dict[str, _Peak])]
     baseline: str | None
     rows: tuple[SpeedRow, ...]
     left_out: dict[str, str]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Gives plain values that JSON holds without loss."""
-        return {"format": FORMAT_VERSION, **asdict(self)}
 
-    @classmethod
-    def from_dict(cls, value: object, where: str) -> SpeedResult:
-        """Reads what `to_dict` gave, perhaps after a way through JSON.
+def read_speed(path: Path) -> SpeedResult:
+    """Reads a file that `kdedge bench` wrote.
 
-        Args:
-            value: the object.
-            where: what messages begin with, such as the file.
-
-        Raises:
-            DataError: a key is missing or unknown, or a value is not what it should be.
-            SetupError: a newer kdedge wrote it.
-        """
-        record = Record(value, where, remedy=_REMEDY)
-        version = record.count("format")
-        if version > FORMAT_VERSION:
-            raise SetupError(
-                f"{where} has format {version}, and this kdedge reads up to {FORMAT_VERSION}.\n"
-                "  Install the newer one here, from its wheel or its folder."
-            )
-        record.check_keys("format", *(entry.name for entry in fields(cls)))
-        return cls(
-            command=record.text("command"),
-            measured_at=record.text("measured_at"),
-            settings=record.mapping("settings"),
-            device=record.mapping("device"),
-            peaks=record.mapping("peaks"),
-            baseline=record.optional("baseline", record.text),
-            rows=tuple(map(SpeedRow.from_record, record.records("rows"))),
-            left_out={key: str(why) for key, why in record.mapping("left_out").items()},
-        )
+    Raises:
+        DataError: the file cannot be read, or it does not hold such a record.
+        SetupError: a newer kdedge wrote it.
+    """
+    return read_record(SpeedResult, path, remedy="Run `kdedge bench` again to write a new one.")

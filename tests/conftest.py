@@ -145,18 +145,33 @@ def tiny_weights(write_clip: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def tiny_backbone(tiny_weights: Path) -> Any:
     """That CLIP, loaded; frozen, so that tests can share it."""
-    from kdedge.clip.backbone import load_backbone
+    from kdedge.clip.find import load_backbone
+    from kdedge.clip.resolve import BackboneSpec
 
-    return load_backbone(name=None, weights=str(tiny_weights))
+    return load_backbone(BackboneSpec(None, str(tiny_weights)))
+
+
+@pytest.fixture(scope="session")
+def tiny_open_clip(tiny_backbone: Any) -> Any:
+    """The same CLIP as open_clip builds it, with open_clip's own blocks."""
+    from open_clip import CLIP
+
+    from kdedge.clip.weights import infer_config
+
+    state = tiny_backbone.model.state_dict()
+    model = CLIP(**{**infer_config(state), "quick_gelu": True}).eval().requires_grad_(False)
+    model.load_state_dict(state)
+    return model
 
 
 @pytest.fixture(scope="session")
 def tiny_teacher_backbone(write_clip: Callable[..., Path]) -> Any:
     """A wider CLIP with four image layers and joint dimension 40."""
-    from kdedge.clip.backbone import load_backbone
+    from kdedge.clip.find import load_backbone
+    from kdedge.clip.resolve import BackboneSpec
 
     sizes = {**TINY, "vision_width": 128, "vision_layers": 4, "embed_dim": 40}
-    return load_backbone(name=None, weights=str(write_clip(sizes, tag=2)))
+    return load_backbone(BackboneSpec(name=None, weights=str(write_clip(sizes, tag=2))))
 
 
 @pytest.fixture

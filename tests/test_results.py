@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kdedge.errors import DataError
+from kdedge.records import parse_record
 from kdedge.results import EvalResult, ParityResult, WorstImage, harmonic_mean
 
 RESULT = EvalResult(
@@ -40,8 +41,12 @@ PARITY = ParityResult(
 )
 
 
+def read(kind: type, values: Any) -> Any:
+    return parse_record(kind, json.dumps(values), where="x.json", remedy="Measure again.")
+
+
 def test_a_record_survives_json_without_loss() -> None:
-    again = EvalResult.from_dict(json.loads(json.dumps(RESULT.to_dict())))
+    again = read(EvalResult, RESULT.to_dict())
     assert again == RESULT
     assert list(again.per_class) == ["b", "a"]
 
@@ -52,8 +57,8 @@ def test_a_record_says_that_its_split_is_not_the_published_one_where_it_is_so(
 ) -> None:
     own = replace(RESULT, is_own_split=is_own_split)
     assert ("is_own_split" in own.to_dict()) is is_own_split
-    assert EvalResult.from_dict(own.to_dict()) == own
-    assert EvalResult.from_dict(asdict(own)) == own  # as records that hold one have it
+    assert read(EvalResult, own.to_dict()) == own
+    assert read(EvalResult, asdict(own)) == own  # as records that hold one have it
     assert len(own.remarks) == is_own_split
 
 
@@ -76,23 +81,22 @@ def test_a_record_says_that_its_split_is_not_the_published_one_where_it_is_so(
 )
 def test_a_wrong_value_is_named(key: str, value: Any) -> None:
     with pytest.raises(DataError, match=key):
-        EvalResult.from_dict({**RESULT.to_dict(), key: value})
+        read(EvalResult, {**RESULT.to_dict(), key: value})
 
 
 def test_missing_and_unknown_keys_are_named() -> None:
     record = RESULT.to_dict() | {"f1": 3}
-    with pytest.raises(DataError, match="evaluation record has f1, which nothing here reads"):
-        EvalResult.from_dict(record)
+    with pytest.raises(DataError, match=r"^x\.json has unknown keys: f1\.\n  Measure again\.$"):
+        read(EvalResult, record)
     del record["novel"]
-    with pytest.raises(DataError, match="evaluation record has no novel") as caught:
-        EvalResult.from_dict(record)
-    assert "Run the evaluation again" in str(caught.value)
+    with pytest.raises(DataError, match=r"^x\.json has no novel\.\n"):
+        read(EvalResult, record)
 
 
 @pytest.mark.parametrize("value", [None, [], "text", 3])
 def test_what_is_no_object_is_an_error(value: object) -> None:
     with pytest.raises(DataError, match="JSON object"):
-        EvalResult.from_dict(value)
+        read(EvalResult, value)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +110,7 @@ def test_the_harmonic_mean_is_zero_where_a_half_is(
 
 
 def test_a_parity_record_survives_json_without_loss() -> None:
-    assert ParityResult.from_dict(json.loads(json.dumps(PARITY.to_dict()))) == PARITY
+    assert read(ParityResult, PARITY.to_dict()) == PARITY
 
 
 def test_a_parity_record_without_labels_and_scores_survives_json() -> None:
@@ -119,8 +123,8 @@ def test_a_parity_record_without_labels_and_scores_survives_json() -> None:
         "max_softmax_distance": None,
         "worst": [asdict(WorstImage("a.jpg", "cat", "dog", None))],
     }
-    again = ParityResult.from_dict(json.loads(json.dumps(values)))
-    assert again.to_dict() == values
+    again = read(ParityResult, values)
+    assert json.loads(json.dumps(again.to_dict())) == values
 
 
 @pytest.mark.parametrize(
@@ -146,8 +150,8 @@ def test_a_parity_record_without_labels_and_scores_survives_json() -> None:
     ],
 )
 def test_a_wrong_value_of_a_parity_record_is_named(key: str, value: Any) -> None:
-    with pytest.raises(DataError, match=f"parity record: {key} is "):
-        ParityResult.from_dict({**PARITY.to_dict(), key: value})
+    with pytest.raises(DataError, match=f"x.json: {key} is "):
+        read(ParityResult, {**PARITY.to_dict(), key: value})
 
 
 @pytest.mark.parametrize("key", ["accuracy_percent", "accuracy_drop"])
@@ -159,7 +163,7 @@ def test_accuracy_without_labels_is_refused(key: str) -> None:
         "accuracy_drop": None,
     }
     with pytest.raises(DataError, match=f"{key} is .*expected null"):
-        ParityResult.from_dict({**values, key: 50.0})
+        read(ParityResult, {**values, key: 50.0})
 
 
 @pytest.mark.parametrize(
@@ -174,13 +178,13 @@ def test_accuracy_without_labels_is_refused(key: str) -> None:
 )
 def test_a_wrong_worst_image_is_named(entry: Any, expected: str) -> None:
     with pytest.raises(DataError, match=rf"worst\[0\].*{expected}"):
-        ParityResult.from_dict({**PARITY.to_dict(), "worst": [entry]})
+        read(ParityResult, {**PARITY.to_dict(), "worst": [entry]})
 
 
 def test_missing_and_unknown_keys_of_a_parity_record_are_named() -> None:
     values = PARITY.to_dict() | {"agreement": 3}
-    with pytest.raises(DataError, match="parity record has agreement, which nothing here reads"):
-        ParityResult.from_dict(values)
+    with pytest.raises(DataError, match=r"x\.json has unknown keys: agreement"):
+        read(ParityResult, values)
     del values["worst"]
-    with pytest.raises(DataError, match="parity record has no worst"):
-        ParityResult.from_dict(values)
+    with pytest.raises(DataError, match=r"x\.json has no worst"):
+        read(ParityResult, values)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kdedge.errors import DataError, SetupError
+from kdedge.records import parse_record
 from kdedge.speed_results import Accuracy, Measurement, SpeedResult, SpeedRow
 
 
@@ -25,15 +26,18 @@ def result() -> SpeedResult:
         accuracy=Accuracy(None, None, None, 50.0, 99.5, "5 images"), gate="passed",
         compute_percent=103.5, copy_percent=None, problem=None, measurements=(found,),
     )  # fmt: skip
+    settings = {"batches": [8], "threads": None, "n_calls": 3, "n_rounds": 1, "seconds": 2.0}
+    device = {"cpu": "A CPU", "cpu_cores": 2, "gpus": [{"name": "A GPU", "driver": "1"}]}
+    peaks = {"CPU": {"gmacs_per_second": {"fp32": {"rate": 1.5, "by": "NumPy"}}}}
     return SpeedResult(
-        command="kdedge bench", measured_at="2026-01-01T00:00:00+00:00", settings={"n_calls": 3},
-        device={"cpu": "A CPU"}, peaks={}, baseline="model.onnx", rows=(row,),
+        command="kdedge bench", measured_at="2026-01-01T00:00:00+00:00", settings=settings,
+        device=device, peaks=peaks, baseline="model.onnx", rows=(row,),
         left_out={"teacher": "it is gone"},
     )  # fmt: skip
 
 
 def read(values: Any) -> SpeedResult:
-    return SpeedResult.from_dict(json.loads(json.dumps(values)), "b.json")
+    return parse_record(SpeedResult, json.dumps(values), where="b.json", remedy="Measure again.")
 
 
 def test_nothing_is_lost_on_the_way_through_json(result: SpeedResult) -> None:
@@ -52,6 +56,30 @@ def test_a_wrong_value_is_named_with_its_place(result: SpeedResult) -> None:
     values = json.loads(json.dumps(result.to_dict()))
     values["rows"][0]["measurements"][0]["batch"] = "eight"
     with pytest.raises(DataError, match=r"rows\[0\].measurements\[0\].batch is 'eight'"):
+        read(values)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("settings", "n_rounds"), None),
+        (("settings", "batches"), 8),
+        (("device", "cpu_cores"), "2"),
+        (("device", "gpus"), 5),
+        (("device", "gpus", 0, "driver"), 1),
+        (("device", "jetson"), None),
+        (("peaks", "CPU"), None),
+        (("peaks", "CPU", "gmacs_per_second", "fp32", "rate"), "fast"),
+    ],
+)
+def test_what_tables_show_of_the_machine_and_the_settings_is_checked(
+    result: SpeedResult, keys: tuple[str | int, ...], value: Any
+) -> None:
+    place = values = json.loads(json.dumps(result.to_dict()))
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    with pytest.raises(DataError, match=f"^b.json: {keys[0]}"):
         read(values)
 
 
@@ -83,7 +111,9 @@ def test_a_row_says_what_ran_it(result: SpeedResult) -> None:
 
 
 def test_a_newer_format_is_refused_with_what_to_do(result: SpeedResult) -> None:
-    with pytest.raises(SetupError, match=r"format 2.*\n.*Install the newer one"):
+    with pytest.raises(
+        SetupError, match=r"newer kdedge: format 2.*reads 1.\n.*Install the newer one"
+    ):
         read({**result.to_dict(), "format": 2})
 
 

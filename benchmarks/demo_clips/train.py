@@ -44,7 +44,7 @@ from torch.nn import functional as F
 from kdedge.clip.builtin import TOKEN_TABLE, draw_token_table
 from kdedge.clip.text import encode_text, tokenize
 from kdedge.clip.vision import encode_image
-from kdedge.data.sources._pictures import CLEAN, COLORS, SHAPES, TEXTURES, draw_picture
+from kdedge.data.drawings import CLEAN, COLORS, SHAPES, TEXTURES, draw_picture
 from kdedge.data.sources.synthetic import class_names, open_source
 
 Attributes = tuple[str, str, str]  # texture, color, shape; "" where a caption does not say

@@ -30,11 +30,12 @@ import torch
 from torch import Tensor
 
 from kdedge.clip.backbone import unit_length
-from kdedge.deploy.trained import TrainedModel, load_trained_model
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.model import RunModel, load_run
 from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
 from kdedge.runtime.batches import to_input
 from kdedge.runtime.preprocess import normalize
+from kdedge.setup.workspace import Workspace
 from kdedge.targets.onnx import run as onnxruntime_backend
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -106,18 +107,19 @@ def export(run: Path, overrides: list[str]) -> tuple[Artifact, float]:
     return load_artifact(Path(json.loads(done.stdout)["artifact"])), seconds
 
 
-def unfused(trained: TrainedModel, images: Tensor) -> Tensor:
+def unfused(trained: RunModel, images: Tensor) -> Tensor:
     """Logits by the plain computation."""
-    module = trained.model.module  # type: ignore[union-attr]
+    module = trained.method.module
     raw = plain_image_features(trained.backbone.model, images, module.visual_prompts)
     features = unit_length(module.projector(raw))
-    return trained.model.scale * features @ trained.vectors.vectors.T
+    return trained.scale * features @ trained.vectors.vectors.T
 
 
 def measure(run: Path, overrides: list[str], *, n_threads: int, n_rounds: int) -> dict[str, Any]:
     """Exports a run and gives the table's rows."""
     torch.set_num_threads(n_threads)
-    trained = load_trained_model(RunFolder.open(run), device=torch.device("cpu"))
+    folder = RunFolder.open(run)
+    trained = load_run(folder, Workspace(folder.root, torch.device("cpu")))
     artifact, seconds = export(run, overrides)
     size = artifact.preprocess.size_px
     shape = (artifact.batches[0], size, size, 3)

@@ -37,13 +37,13 @@ class Labeler:
     def __init__(self, run: str, device: str, n_threads: int) -> None:
         import torch
 
-        from kdedge.deploy.trained import load_trained_model
         from kdedge.runs.folder import RunFolder
+        from kdedge.runs.model import load_run
+        from kdedge.setup.workspace import Workspace
 
         torch.set_num_threads(n_threads)
-        self._device = torch.device(device)
-        self._trained = load_trained_model(RunFolder.open(Path(run)), device=self._device)
-        self._vectors = self._trained.vectors.vectors.to(self._device)
+        folder = RunFolder.open(Path(run))
+        self._model = load_run(folder, Workspace(folder.root, torch.device(device)))
 
     def __call__(self, batch: Rows) -> Rows:
         """`path` and `bytes` of images -> `path`, `class`, `probability` and `error`."""
@@ -56,21 +56,17 @@ class Labeler:
         images, positions = [], []
         for position, data in enumerate(batch["bytes"]):
             try:
-                images.append(preprocess_image(data, self._trained.backbone.preprocess))
+                images.append(preprocess_image(data, self._model.preprocess))
                 positions.append(position)
             except UnusableImage as error:
                 labels[position] = ("", float("nan"), error.reason)
         if images:
-            model = self._trained.model
-            with torch.no_grad():
-                features = model.forward_features(
-                    torch.from_numpy(np.stack(images)).to(self._device)
-                )
-                best = (model.scale * features @ self._vectors.T).softmax(dim=-1).max(dim=-1)
+            stacked = torch.from_numpy(np.stack(images)).to(self._model.device)
+            best = self._model.logits(stacked).softmax(dim=-1).max(dim=-1)
             for position, label, probability in zip(
                 positions, best.indices.tolist(), best.values.tolist(), strict=True
             ):
-                labels[position] = (self._trained.class_names[label], probability, "")
+                labels[position] = (self._model.class_names[label], probability, "")
         names, probabilities, errors = map(list, zip(*labels, strict=True))
         return {"path": paths, "class": names, "probability": probabilities, "error": errors}
 

@@ -27,16 +27,15 @@ from kdedge.bench.torch_models import (
 from kdedge.clip.architecture import why_no_prompts
 from kdedge.clip.backbone import Backbone
 from kdedge.config.load import LoadedRecipe, load_recipe
-from kdedge.deploy.trained import TrainedModel, load_trained_model
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.methods.registry import list_methods, load_method
 from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import load_teacher
+from kdedge.runs.model import RunModel, load_run
 from kdedge.runs.results import read_evaluation
-from kdedge.setup.backbone import cache_folder, load_role_backbone
-from kdedge.setup.classes import Classes
-from kdedge.setup.method import build_method, choose_method, has_class_vectors
+from kdedge.setup.method import choose_method, has_class_vectors
+from kdedge.setup.role import set_up_role
+from kdedge.setup.workspace import Workspace
 from kdedge.speed_results import Accuracy
 from kdedge.training.baseline import with_baseline
 
@@ -44,14 +43,13 @@ log = logging.getLogger(__name__)
 
 
 def run_subjects(
-    run: RunFolder, *, root: Path, device: torch.device, against: Sequence[str]
+    run: RunFolder, workspace: Workspace, *, against: Sequence[str]
 ) -> tuple[list[Subject], dict[str, str]]:
     """The rows of a finished run, by PyTorch, and what is missing and why.
 
     Args:
         run: a student's, a teacher's or a baseline's.
-        root: folder of all runs, where the others' accuracies are looked for.
-        device: where the models run.
+        workspace: its folder of runs has the others' accuracies.
         against: methods on the student's backbone to compare with.
 
     Raises:
@@ -62,13 +60,13 @@ def run_subjects(
     for name in against:
         _check_method(name)
     _check_has_class_vectors(run)
-    trained = load_trained_model(run, device=device)
-    recipe = trained.loaded.recipe
+    trained = load_run(run, workspace)
+    recipe = trained.setup.loaded.recipe
     rows: list[Subject] = []
     left_out: dict[str, str] = {}
 
     def add(model: TorchModel, accuracy: Accuracy | None) -> None:
-        rows.append(_subject(recipe.name, model, accuracy, device))
+        rows.append(_subject(recipe.name, model, accuracy, workspace.device))
 
     why = why_no_prompts(trained.backbone.visual)
     if why is not None:
@@ -77,20 +75,20 @@ def run_subjects(
         add(zero_shot(trained.backbone, len(trained.class_names)), _accuracy(run, "zeroshot"))
     else:
         left_out[title("zeroshot")] = f"{trained.backbone.name} has no text tower that runs here"
-    baselines = {} if recipe.student is None else _baselines(root, recipe.name)
+    baselines = {} if recipe.student is None else _baselines(workspace.root, recipe.name)
     for name in against if recipe.student is not None else ():
         found = baselines.get(name)
-        loaded = trained.loaded if found is None else load_recipe(found.recipe)
+        loaded = trained.setup.loaded if found is None else load_recipe(found.recipe)
         accuracy = None if found is None else _accuracy(found, "baseline")
         try:
-            models = _baseline(name, loaded, trained, cache=cache_folder(root))
+            models = _baseline(name, loaded, trained)
         except KdedgeError as error:
             left_out[title(name)] = str(error).splitlines()[0]
             continue
         for model in models:
             add(model, accuracy)
     if run.kind == "student":
-        _add_teacher(run, trained, add, left_out, device=device, cache=cache_folder(root))
+        _add_teacher(run, trained, add, left_out)
     add(own_model(trained), _accuracy(run, run.kind))
     return rows, left_out
 
@@ -113,65 +111,52 @@ def _check_has_class_vectors(run: RunFolder) -> None:
 
 def _check_method(name: str) -> None:
     module = load_method(name)
-    if module.Method.needs_teacher:
-        able = [known for known in list_methods() if not load_method(known).Method.needs_teacher]
+    if module.METHOD.needs_teacher:
+        able = [known for known in list_methods() if not load_method(known).METHOD.needs_teacher]
         raise RecipeError(
             f"--against {name}: it learns from a teacher, and is measured by its own run.\n"
             f"  Compare with one of: {', '.join(able)}."
         )
 
 
-def _baseline(
-    name: str, loaded: LoadedRecipe, trained: TrainedModel, *, cache: Path
-) -> list[TorchModel]:
+def _baseline(name: str, loaded: LoadedRecipe, trained: RunModel) -> list[TorchModel]:
     """A method on the student's backbone, as it starts training."""
     spec = loaded.recipe.baseline
     if spec is not None and spec.method not in (None, name):  # another method's settings
         loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"baseline": None}))
     loaded = with_baseline(loaded, name)
-    backbone = trained.backbone
-    if trained.run.kind != "student" or not isinstance(backbone, Backbone):
-        # Of a student that has no texts this says so
-        backbone = load_role_backbone(
-            loaded.recipe, "baseline", device=trained.backbone.device, cache=cache
-        )
-    classes = replace(trained.own, names=trained.class_names)
-    method = build_method(choose_method(loaded, "baseline"), backbone, classes, seed=0)
-    return baseline_models(method, name, backbone)
+    classes = replace(trained.setup.classes, names=trained.class_names)
+    # Of a student that has no texts this says so
+    setup = set_up_role(loaded, "baseline", trained.setup.workspace, classes=classes)
+    return baseline_models(setup, setup.build())
 
 
 def _add_teacher(
     run: RunFolder,
-    trained: TrainedModel,
+    trained: RunModel,
     add: Callable[[TorchModel, Accuracy | None], None],
     left_out: dict[str, str],
-    *,
-    device: torch.device,
-    cache: Path,
 ) -> None:
     """The teacher that taught a student, where its run and its weights are still there."""
-    name = run.read_provenance().get("teacher_run")
+    name = run.read_provenance().teacher_run
     try:
         if name is None:
             raise RecipeError("the teacher is no run")
-        folder = RunFolder.open(run.path.resolve().parent.parent / str(name))
-        classes = Classes(trained.class_names, trained.own.template, trained.own.split)
-        teacher = load_teacher(folder, classes, device=device, cache=cache)
+        folder = RunFolder.open(run.root / str(name))
+        teacher = load_run(folder, trained.setup.workspace, names=trained.class_names)
+        model = teacher_model(teacher)
     except KdedgeError as error:
         left_out["teacher"] = str(error).splitlines()[0]
         return
-    label = f"teacher, {title(choose_method(load_recipe(folder.recipe), 'teacher').name)}"
-    add(teacher_model(label, teacher), _accuracy(folder, "teacher"))
+    add(model, _accuracy(folder, "teacher"))
 
 
 def _baselines(root: Path, recipe: str) -> dict[str, RunFolder]:
     """The newest finished run of each baseline of a recipe's name."""
     found = [
-        (str(record.get("finished_at")), str(record.get("method")), run)
+        (str(record.finished_at), str(record.method), run)
         for run, record in runs_in(root)
-        if run.kind == "baseline"
-        and run.path.parent.name == recipe
-        and record.get("status") == "finished"
+        if run.kind == "baseline" and run.path.parent.name == recipe and record.is_finished
     ]
     return {method: run for _, method, run in sorted(found, key=lambda entry: entry[0])}
 

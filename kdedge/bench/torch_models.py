@@ -18,14 +18,13 @@ from kdedge.bench.timing import Call, host_timed
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.text import TokenizedTexts
-from kdedge.deploy.trained import TrainedModel
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.methods.cocoop import Method as CoCoOp
 from kdedge.methods.protocol import Method, WithoutClassVectors
 from kdedge.methods.registry import load_method
 from kdedge.methods.supervised import TextPromptMethod
-from kdedge.runs.model import StoredTeacher
-from kdedge.setup.method import choose_method
+from kdedge.runs.model import RunModel
+from kdedge.setup.role import RoleSetup
 from kdedge.speed_results import Inputs, Protocol
 
 _Logits = Callable[[Tensor], Tensor]
@@ -36,7 +35,7 @@ class TorchModel:
     """A model and what a row says of it.
 
     Attributes:
-        name: the method's, as its file's first line has it.
+        name: the method's label.
         protocol: the row's.
         logits: [B, 3, H, W] -> [B, C].
         backbone: under it.
@@ -54,8 +53,9 @@ class TorchModel:
 
 
 def title(name: str) -> str:
-    """The method's name as its file's first line has it, up to the colon."""
-    return (load_method(name).__doc__ or name).partition(":")[0]
+    """The label that a method declares for tables."""
+    label: str = load_method(name).METHOD.label
+    return label
 
 
 def zero_shot(backbone: Backbone, n_classes: int) -> TorchModel:
@@ -92,10 +92,12 @@ def _one_image(backbone: AnyBackbone) -> Tensor:
     return torch.zeros(1, 3, size, size, device=backbone.device)
 
 
-def baseline_models(method: Method, name: str, backbone: Backbone) -> list[TorchModel]:
+def baseline_models(setup: RoleSetup, method: Method) -> list[TorchModel]:
     """A method on the student's backbone under both protocols, where they differ."""
+    backbone = setup.load_backbone()
+    assert isinstance(backbone, Backbone)  # a baseline encodes texts
     method.module.requires_grad_(False).eval()
-    label, holds = title(name), list(method.module.state_dict().values())
+    label, holds = title(setup.choice.name), list(method.module.state_dict().values())
     text_tower = _text_tower(backbone)
     if isinstance(method, CoCoOp):
         return [_image_conditioned(label, method, backbone, [*holds, *text_tower])]
@@ -153,15 +155,13 @@ def _text_tower(backbone: Backbone) -> list[Tensor]:
     return [*inside, model.positional_embedding, model.text_projection]
 
 
-def own_model(trained: TrainedModel) -> TorchModel:
+def own_model(trained: RunModel) -> TorchModel:
     """The run's own model, unfused."""
-    name = title(choose_method(trained.loaded, trained.run.kind).name)
-    model, vectors = trained.model, trained.vectors.vectors.to(trained.backbone.device)
-    path = trained.model.image_path()
-    scale = model.scale  # a tensor of an image tower alone, whose value counting would not see
+    vectors, path = trained.class_vectors(), trained.image_path()
+    scale = trained.scale  # a tensor of an image encoder alone, whose value counting would not see
 
     def logits(images: Tensor) -> Tensor:
-        return scale * model.forward_features(images) @ vectors.T
+        return scale * trained.forward_features(images) @ vectors.T
 
     holds: list[Tensor] = [vectors, *path.visual.parameters()]
     if path.visual_prompts is not None:
@@ -169,16 +169,18 @@ def own_model(trained: TrainedModel) -> TorchModel:
     if isinstance(path.projector, nn.Module):
         holds += path.projector.state_dict().values()
     gmacs = count_gmacs(logits, _one_image(trained.backbone))
-    return TorchModel(name, "cached", logits, trained.backbone, holds, gmacs)
+    label = title(trained.setup.choice.name)
+    return TorchModel(label, "cached", logits, trained.backbone, holds, gmacs)
 
 
-def teacher_model(label: str, teacher: StoredTeacher) -> TorchModel:
+def teacher_model(teacher: RunModel) -> TorchModel:
     """A teacher with its stored class vectors."""
-    assert isinstance(teacher.backbone, Backbone)  # it encoded its texts
+    backbone = teacher.backbone
+    assert isinstance(backbone, Backbone)  # it encoded its texts
     path = teacher.image_path()
     holds = [] if path.visual_prompts is None else [path.visual_prompts]
-    vectors = teacher.class_vectors()
-    return _with_vectors(label, teacher.forward_features, vectors, teacher.backbone, holds)
+    label = f"teacher, {title(teacher.setup.choice.name)}"
+    return _with_vectors(label, teacher.forward_features, teacher.class_vectors(), backbone, holds)
 
 
 class LoadedTorch:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from kdedge._files import read_json, write_json, write_new_numbered_json
+from kdedge._files import write_json, write_new_numbered_json
 from kdedge.bench.artifact_subjects import artifact_subjects, find_artifact
 from kdedge.bench.compare import check_comparable, check_regressions
 from kdedge.bench.device import device_sheet
@@ -31,7 +31,7 @@ from kdedge.cli._options import (
 from kdedge.cli._output import FiniteRange, next_line, print_result, table
 from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.runtime.artifact import FILE_NAME, load_artifact
-from kdedge.speed_results import SpeedResult
+from kdedge.speed_results import SpeedResult, read_speed
 
 log = logging.getLogger(__name__)
 
@@ -277,18 +277,15 @@ class _Gathered:
 
         from kdedge.bench.run_subjects import folded_name, run_subjects
         from kdedge.setup.device import choose_device
+        from kdedge.setup.workspace import Workspace
 
         models = self._models
         if models.threads is not None:
             torch.set_num_threads(models.threads)
         names = [] if models.against == "none" else models.against.split(",")
         run = find_run(source, models.root)
-        rows, missing = run_subjects(
-            run,
-            root=models.root,
-            device=choose_device(models.device),
-            against=[name.strip() for name in names],
-        )
+        workspace = Workspace(models.root, choose_device(models.device))
+        rows, missing = run_subjects(run, workspace, against=[name.strip() for name in names])
         self.left_out |= missing
         self.run = self.run or run.path
         folders = [file.parent for file in run.path.glob(f"artifacts/*/{FILE_NAME}")]
@@ -303,7 +300,7 @@ class _Gathered:
 
 def _read(path: Path) -> SpeedResult:
     try:
-        return SpeedResult.from_dict(read_json(path), str(path))
+        return read_speed(path)
     except DataError as error:
         raise RecipeError(f"--baseline: {error}") from error
 

@@ -13,8 +13,7 @@ from click.core import ParameterSource
 
 from kdedge._progress import readable_bytes
 from kdedge.cli._output import json_option, next_line, print_result, table
-from kdedge.data.benchmarks import Benchmark, list_benchmarks, load_benchmark
-from kdedge.data.benchmarks._download import Download
+from kdedge.data.benchmarks import Benchmark, Download, list_benchmarks, load_benchmark
 from kdedge.data.fetch import fetch, missing
 from kdedge.data.images import BadImage
 from kdedge.data.survey import Survey, survey
@@ -124,7 +123,7 @@ def fetch_set(name: str, root: Path, as_json: bool) -> None:
     hashes. What has to be fetched by hand, because of its terms or without a network, is named
     with its address and its place; put it there and run the command again.
     """
-    found = fetch(name, root)
+    found = fetch(load_benchmark(name), root)
     if found.new:
         text = f"Wrote {found.folder} ({', '.join(found.new)})"
     else:
@@ -142,12 +141,13 @@ def fetch_set(name: str, root: Path, as_json: bool) -> None:
 @json_option
 def verify_set(name: str, read_images: bool, root: Path, as_json: bool) -> None:
     """Compare a benchmark set's counts, class names and split with what is published."""
-    found = verify(name, root, read_images=read_images)
+    benchmark = load_benchmark(name)
+    found = verify(benchmark, root, read_images=read_images)
     print_result(asdict(found), as_json=as_json, text=_verification_text(found))
     if found.problems:
         remedy = (
             "What is missing is fetched by"
-            if missing(load_benchmark(name).downloads, found.folder)
+            if missing(benchmark.downloads, found.folder)
             else "A fetch brings files and folders that are missing, not what is missing in them."
             "\n  Move what differs away and run"
         )
@@ -166,8 +166,9 @@ def scan_source(source: str, as_json: bool) -> None:
     """Read every image of SOURCE once: which are unreadable, how large they are, which classes.
 
     SOURCE is a folder, a CSV file of image paths, WebDataset shards such as
-    'shards-{000..063}.tar', Parquet files such as 'train-*.parquet', or the folder of a Hugging
-    Face dataset on disk. Nothing is written.
+    'shards-{000..063}.tar', Parquet files such as 'train-*.parquet', or a Hugging Face dataset: a
+    folder, or hf://datasets/OWNER/NAME. Nothing is written, but Parquet files and datasets of the
+    Hub are copied into the cache of the datasets package.
     """
     found = survey(source)
     print_result(asdict(found), as_json=as_json, text=_survey_text(found))

@@ -1,4 +1,4 @@
-"""Train the recipe's student on unlabeled images; make its teacher first where there is none."""
+"""Distill the recipe's student on unlabeled images; train its teacher first if needed."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ def command(
 ) -> None:
     """Distill the student of RECIPE from its teacher, on unlabeled images.
 
-    RECIPE is a file, or the name of a shipped recipe. A teacher trained from the same parts is used
-    again; where there is none, it is trained first.
+    RECIPE is a file, or the name of a shipped recipe. A finished teacher with the same settings and
+    data is used again; otherwise it is trained first.
 
-    Several processes or machines: torchrun --nproc-per-node=N -m kdedge distill RECIPE. batch_size
-    is that of all together.
+    For several processes or machines: torchrun --nproc-per-node=N -m kdedge distill RECIPE.
+    batch_size is the total over all processes.
     """
     loaded = load_recipe(recipe, overrides)
     check_paths(loaded)
     need_training_packages("Training")
     from kdedge.distributed import joined
     from kdedge.setup.device import choose_device
+    from kdedge.setup.workspace import Workspace
     from kdedge.training.distill import distill
 
     used = finished_runs(root)
@@ -48,7 +49,7 @@ def command(
     is_given = loaded.recipe.teacher is not None and loaded.recipe.teacher.run is not None
     with joined(chosen) as group:
         warn_of_unused_optim(loaded, *(() if is_given else ("teacher",)), "student")
-        teacher, student = distill(loaded, root=root, device=chosen, resume=resume, group=group)
+        teacher, student = distill(loaded, Workspace(root, chosen, group=group), resume=resume)
     if not group.is_rank0:
         return
     if is_given:

@@ -26,7 +26,7 @@ _BEFORE_TARGETS = (
     Package("timm", ("timm",), "backbones without texts", extra="train"),
     Package("torchmetrics", ("torchmetrics",), "evaluation", extra="train"),
     Package("webdataset", ("webdataset",), "tar shards", extra="train"),
-    Package("pyarrow", ("pyarrow",), "Parquet, Hugging Face datasets", extra="data"),
+    Package("datasets", ("datasets",), "Parquet, Hugging Face datasets", extra="data"),
     Package("scipy", ("scipy",), "labels of two benchmark sets", extra="data"),
     Package("tensorboard", ("tensorboard",), "curves", extra="train"),
 )

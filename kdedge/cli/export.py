@@ -15,6 +15,7 @@ from kdedge.cli._options import device_option, need_training_packages, options_a
 from kdedge.cli._output import json_option, next_line, percent, print_result, set_option, table
 from kdedge.errors import KdedgeError
 from kdedge.runtime.artifact import FILE_NAME, Artifact, ModelFile, Precision, load_artifact
+from kdedge.setup.classes import read_class_names
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import find_target, list_targets
 
@@ -254,18 +255,22 @@ def _export_run(
 
     need_training_packages("Folding a run")
     from kdedge.deploy.export import export_artifact
-    from kdedge.deploy.trained import load_trained_model
+    from kdedge.runs.model import load_run
     from kdedge.setup.device import choose_device
+    from kdedge.setup.method import check_has_class_vectors
+    from kdedge.setup.workspace import Workspace
 
     given = {"head": for_run.head, "pixels": for_run.pixels}
     flags = tuple(f"export.{key}={value}" for key, value in given.items() if value is not None)
-    trained = load_trained_model(
-        find_run(source, root),
-        device=choose_device(for_run.device),
+    run = find_run(source, root)
+    trained = load_run(
+        run,
+        Workspace(run.root, choose_device(for_run.device)),
         overrides=(*for_run.overrides, *flags),
-        classes_file=for_run.classes,
+        names=None if for_run.classes is None else read_class_names(for_run.classes),
     )
-    recipe = trained.loaded.recipe
+    check_has_class_vectors(trained.setup.choice)
+    recipe = trained.setup.loaded.recipe
     precisions = wanted.asked | set(recipe.export.precisions)
     needed = set(precisions)
     for target in wanted.targets:

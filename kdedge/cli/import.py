@@ -1,4 +1,4 @@
-"""Read a checkpoint of the public PromptSRC or PromptKD code and make a run of it."""
+"""Import a checkpoint of the public PromptSRC or PromptKD code as a run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from kdedge.cli._options import (
     runs_option,
 )
 from kdedge.cli._output import json_option, next_line, print_result
-from kdedge.config.recipe import ClassesSpec, DataSpec
-from kdedge.data.classes import load_class_names
 from kdedge.runs.find import find_run
+from kdedge.setup.classes import read_class_names
 
 
 @dataclass(frozen=True)
@@ -56,30 +55,36 @@ class _Place:
     "kind",
     required=True,
     type=click.Choice(["promptsrc", "promptkd"]),
-    help="What the file is: a PromptSRC teacher or a PromptKD student.",
+    help="Kind of checkpoint: a PromptSRC teacher or a PromptKD student.",
 )
 @click.option("--name", help="Name of the run. [default: the file's name and --as]")
-@click.option("--backbone", help="open_clip model name that it was trained on, such as ViT-L-14.")
+@click.option("--backbone", help="Its backbone: an open_clip model name such as ViT-L-14.")
 @click.option(
-    "--config", type=click.Path(path_type=Path, exists=True), help="Or a model-config JSON."
+    "--config",
+    type=click.Path(path_type=Path, exists=True),
+    help="Its backbone: your own model config (JSON).",
 )
-@click.option("--weights", required=True, help="Pretrained tag or file of the backbone's weights.")
+@click.option(
+    "--weights", required=True, help="Weights of the backbone: a pretrained tag or a file."
+)
 @click.option(
     "--quick-gelu/--gelu",
     "quick_gelu",
     default=None,
-    help="Activation of the backbone, where its weights do not say: OpenAI's are --quick-gelu.",
+    help="Activation of the backbone, if its weights do not tell. OpenAI's use QuickGELU.",
 )
 @click.option(
     "--classes",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Class names, one a line, for promptsrc: the file does not hold them.",
+    help="File of class names, one a line. promptsrc needs it: the checkpoint has no names.",
 )
-@click.option("--teacher", help="Run whose class vectors the student learned, for promptkd.")
+@click.option(
+    "--teacher", help="Run of the teacher. promptkd needs it: the checkpoint has no class vectors."
+)
 @click.option(
     "--exact",
     is_flag=True,
-    help="Keep the file's own copy of the backbone, which averaging moved by rounding (promptsrc).",
+    help="Keep the checkpoint's own backbone, which differs by rounding (promptsrc only).",
 )
 @runs_option
 @device_option
@@ -88,33 +93,33 @@ class _Place:
 @options_as(_Backbone, "trained_on")
 @options_as(_Place, "place")
 def command(checkpoint: _Checkpoint, trained_on: _Backbone, place: _Place, as_json: bool) -> None:
-    """Make a finished run of FILE, a checkpoint that the public PromptSRC or PromptKD code wrote.
+    """Make a finished run of FILE, a checkpoint of the public PromptSRC or PromptKD code.
 
-    Every key of the file is used or named in the message; nothing in it is executed.
+    The output names every key of the file that is not used. Nothing in the file is executed.
     """
     need_training_packages("Reading a checkpoint")
+    from kdedge.clip.resolve import BackboneSpec
     from kdedge.setup.device import choose_device
-    from kdedge.training.import_public import ImportedBackbone, import_student, import_teacher
+    from kdedge.setup.workspace import Workspace
+    from kdedge.training.import_public import import_student, import_teacher
 
-    on = ImportedBackbone(
+    on = BackboneSpec(
         trained_on.backbone, trained_on.weights, trained_on.config, trained_on.quick_gelu
     )
-    file, root = checkpoint.file, place.root
+    file = checkpoint.file
     run_name = place.name or f"{file.name.split('.')[0]}-{checkpoint.kind}"
-    device = choose_device(place.device)
+    workspace = Workspace(place.root, choose_device(place.device))
     if checkpoint.kind == "promptsrc":
         if checkpoint.classes is None:
             raise click.UsageError(
                 "--as promptsrc needs --classes FILE: the checkpoint has no names."
             )
-        spec = ClassesSpec(file=checkpoint.classes.absolute())
         found = import_teacher(
             file,
+            workspace,
             name=run_name,
             on=on,
-            class_names=load_class_names(spec, data=DataSpec()),
-            root=root,
-            device=device,
+            class_names=read_class_names(checkpoint.classes.absolute()),
             is_exact=checkpoint.exact,
         )
     else:
@@ -122,10 +127,8 @@ def command(checkpoint: _Checkpoint, trained_on: _Backbone, place: _Place, as_js
             raise click.UsageError(
                 "--as promptkd needs --teacher RUN: the checkpoint has no class vectors."
             )
-        teacher = find_run(checkpoint.teacher, root)
-        found = import_student(
-            file, name=run_name, on=on, teacher=teacher, root=root, device=device
-        )
+        teacher = find_run(checkpoint.teacher, place.root)
+        found = import_student(file, workspace, name=run_name, on=on, teacher=teacher)
     relative, key = found.largest_deviation
     record = {
         "path": str(found.run.path),

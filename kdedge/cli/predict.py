@@ -19,7 +19,7 @@ from kdedge._progress import progress
 from kdedge.cli._options import options_as
 from kdedge.cli._output import FiniteRange
 from kdedge.cli._predictions import FORMATS, column_widths, lines_as, named
-from kdedge.data.sources._protocol import read_file
+from kdedge.data.sources import read_file
 from kdedge.data.sources.folder import open_source
 from kdedge.errors import DataError, KdedgeError
 from kdedge.inference.classify import (

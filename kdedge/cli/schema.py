@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from kdedge.cli._output import json_option, print_result
+from kdedge.cli.methods import load_all
 from kdedge.config.recipe import Recipe
-from kdedge.errors import KdedgeError
-from kdedge.methods.registry import list_methods, load_method
+from kdedge.methods.registry import list_methods
 from kdedge.targets.table import target_records
 
 _BOUNDS = {
@@ -46,22 +46,13 @@ def command(as_json: bool) -> None:
 
 
 def _method_schemas() -> dict[str, Any]:
-    """Each method's settings; a method that cannot be imported here is named on stderr."""
-    schemas: dict[str, Any] = {}
-    problems: dict[str, list[str]] = {}
-    for name in list_methods():
-        try:
-            schemas[name] = load_method(name).Settings.model_json_schema()
-        except KdedgeError as error:
-            remedy = str(error).partition("\n")[2].strip()
-            problems.setdefault(remedy or str(error), []).append(name)
-    for remedy, names in problems.items():
+    """Each method's settings; a method that cannot be imported is named on stderr."""
+    modules, problems = load_all(list_methods())
+    for problem, names in problems.items():
         logging.getLogger("kdedge").warning(
-            "the settings of %s are left out, as a package is missing.\n  %s",
-            ", ".join(names),
-            remedy,
+            "The settings of %s are left out.\n  %s", ", ".join(names), problem
         )
-    return schemas
+    return {name: module.Settings.model_json_schema() for name, module in modules.items()}
 
 
 def _explain(root: dict[str, Any], node: dict[str, Any], prefix: str) -> Iterator[str]:

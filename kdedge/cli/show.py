@@ -1,7 +1,8 @@
-"""Look at a run: what made it, how it stands, what it reached, what it holds."""
+"""Show a run: provenance, status, accuracies, files."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ import click
 
 from kdedge.cli._options import runs_option
 from kdedge.cli._output import json_option, print_result, table
-from kdedge.cli._results import evaluation_rows, run_record
-from kdedge.cli._tables import accuracy_table
+from kdedge.cli._results import accuracy_table, evaluation_rows, run_record
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.provenance import Provenance, RoundSummary
 
 
 @click.command("show")
@@ -20,10 +21,10 @@ from kdedge.runs.folder import RunFolder
 @runs_option
 @json_option
 def command(run: str | None, root: Path, as_json: bool) -> None:
-    """Show RUN: what made it, how it stands, what it reached, what it holds.
+    """Show the provenance, status, accuracies and files of RUN.
 
-    RUN is a run folder, name/NN, or a recipe's name for its newest finished run; left out, it is
-    the newest finished student, or any run where no student is finished.
+    RUN is a run folder, name/NN, or a recipe's name for its newest finished run. The default is the
+    newest finished student, or any finished run if there is no student.
     """
     found = find_run(run, root)
     print_result(run_record(found), as_json=as_json, text=_text(found))
@@ -31,7 +32,7 @@ def command(run: str | None, root: Path, as_json: bool) -> None:
 
 def _text(run: RunFolder) -> str:
     record = run.read_provenance()
-    parts = [f"{run.path}: {run.kind}, {record.get('status')}", table(_facts(record))]
+    parts = [f"{run.path}: {run.kind}, {record.status}", table(_facts(record))]
     rows = evaluation_rows(run)
     if rows:
         parts.append(accuracy_table(rows))
@@ -39,36 +40,34 @@ def _text(run: RunFolder) -> str:
     return "\n\n".join(parts)
 
 
-def _facts(record: dict[str, Any]) -> list[list[str]]:
-    versions = record.get("versions") or {}
-    hashes = record.get("hashes") or {}
-    training = (record.get("summary") or {}).get("training") or {}
+def _facts(record: Provenance) -> list[list[str]]:
+    training = record.summary.training
     facts = {
-        "method": record.get("method"),
-        "settings": _plain(record.get("settings") or {}),
-        "taught by": record.get("teacher_run"),
-        "imported from": record.get("imported_from"),
-        "protocol": "official, as the public code" if record.get("official") else None,
-        "seed": record.get("seed"),
-        "device": record.get("device"),
-        "trained": training and f"{training['steps']:,} steps in {training['seconds']:.0f} s",
-        "final loss": training and f"{training['final_loss']:.4g}",
-        "pseudo-labels": _rounds((record.get("summary") or {}).get("rounds") or []),
-        "started": record.get("started_at"),
-        "finished": record.get("finished_at"),
-        "versions": _plain({key: value for key, value in versions.items() if value}),
-        "hashes": _plain({key: str(value)[:12] for key, value in hashes.items()}),
+        "method": record.method,
+        "settings": _plain(record.settings),
+        "taught by": record.teacher_run,
+        "imported from": record.imported_from,
+        "protocol": "official, as the public code" if record.official else None,
+        "seed": record.seed,
+        "device": record.device,
+        "trained": training and f"{training.steps:,} steps in {training.seconds:.0f} s",
+        "final loss": training and f"{training.final_loss:.4g}",
+        "pseudo-labels": _rounds(record.summary.rounds),
+        "started": record.started_at,
+        "finished": record.finished_at,
+        "versions": _plain({key: value for key, value in record.versions.items() if value}),
+        "hashes": _plain({key: str(value)[:12] for key, value in record.hashes.items()}),
     }
     return [[key, str(value)] for key, value in facts.items() if value not in (None, "", {})]
 
 
-def _rounds(rounds: list[dict[str, Any]]) -> str:
-    """How many pseudo-labels each round was trained on, and how many of them are right."""
+def _rounds(rounds: Sequence[RoundSummary]) -> str:
+    """Number of pseudo-labels in each round, and the share of right ones where it is known."""
     texts = []
     for one in rounds:
-        right = one["accuracy_percent"]
+        right = one.accuracy_percent
         known = "" if right is None else f" ({right:.2f} % right)"
-        texts.append(f"{one['n_images']}{known}")
+        texts.append(f"{one.n_images}{known}")
     return ", ".join(texts)
 
 

@@ -33,14 +33,14 @@ def _read_shard(
     "--store",
     "is_stored",
     is_flag=True,
-    help="Then run the teacher on student.views crops of each unlabeled image and keep its features"
-    " for distillations. A finished teacher of RECIPE is used again.",
+    help="Also store the teacher's features of student.views crops of each unlabeled image, for"
+    " distillation. A finished teacher of RECIPE is used again.",
 )
 @click.option(
     "--shard",
     metavar="I/N",
     callback=_read_shard,
-    help="With --store: compute only the I-th of N parts; their files may be copied together.",
+    help="With --store: compute only part I of N. Copy the parts' files into one folder.",
 )
 @resume_option
 @runs_option
@@ -61,12 +61,13 @@ def command(
     RECIPE is a file, or the name of a shipped recipe.
     """
     if shard is not None and not is_stored:
-        raise click.UsageError("--shard says which part of a teacher store to fill: add --store.")
+        raise click.UsageError("--shard names a part of a teacher store: add --store.")
     loaded = load_recipe(recipe, overrides)
     check_paths(loaded)
     need_training_packages("Training")
     from kdedge.distributed import joined
     from kdedge.setup.device import choose_device
+    from kdedge.setup.workspace import Workspace
     from kdedge.training.distill import store_features
     from kdedge.training.teach import teach
 
@@ -78,14 +79,14 @@ def command(
     with joined(chosen) as group:
         if not is_given:
             warn_of_unused_optim(loaded, "teacher")
-        how: Any = {"root": root, "device": chosen, "resume": resume, "group": group}
+        workspace = Workspace(root, chosen, group=group)
         if is_stored:
-            run, store = store_features(loaded, shard=shard or (1, 1), **how)
+            run, store = store_features(loaded, workspace, resume=resume, shard=shard or (1, 1))
             record = {"store": store.to_dict()}
             part = "" if shard is None else f", part {shard[0]} of {shard[1]}"
             stored = f"{store}{part}\n"
         else:
-            run = teach(loaded, **how)
+            run = teach(loaded, workspace, resume=resume)
     if not group.is_rank0:
         return
     following = (

@@ -1,11 +1,10 @@
-"""Which CLIPs can be used here: model configs, read and checked before any weights are.
+"""Model configs of the CLIPs that kdedge runs, read and checked before their weights.
 
-The text tower has to be CLIP's own, where it is run; of a model with another, the image tower can
-be used alone. The image tower may be any of open_clip's; only CLIP's ViT takes visual prompts, and
-the prompted encoder computes no other.
+kdedge runs CLIP's own text encoder. A model with another one can give its image encoder alone. The
+image encoder may be any of open_clip's; only CLIP's ViT takes visual prompts.
 
-A config is a person's own text, so all that open_clip stumbles over in one is an error of the
-config. Whatever open_clip would fetch for it (another tower, another tokenizer) is refused first.
+A user may write a config, so every failure of open_clip to build one is reported as an error in the
+config. A config for which open_clip would fetch an encoder or a tokenizer is refused first.
 """
 
 from __future__ import annotations
@@ -22,12 +21,13 @@ from open_clip import CLIP
 from open_clip.transformer import ResidualAttentionBlock, Transformer, VisionTransformer
 from torch import nn
 
+from kdedge.clip.blocks import AttentionBlock
 from kdedge.errors import DataError, RecipeError
 
 VOCAB_SIZE = 49408
 """Tokens of CLIP's byte-pair tokenizer (openai/CLIP, clip/simple_tokenizer.py)."""
 
-_OTHER_TEXT_TOWER = ("hf_model_name",)
+_OTHER_TEXT_ENCODER = ("hf_model_name",)
 _OTHER_TOKENIZER = ("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs")
 
 
@@ -93,48 +93,49 @@ def build_empty(label: str, model_config: Mapping[str, Any]) -> CLIP:
         model_config: open_clip's, with `vision_cfg` and `text_cfg`.
 
     Raises:
-        RecipeError: open_clip cannot build it, or its text tower is not CLIP's own.
+        RecipeError: open_clip cannot build it, or its text encoder is not CLIP's own.
     """
     why = _other_text_parts(model_config)
     if why is None:
         model = _construct(label, model_config, device="meta")
-        why = _odd_text_tower(model)
+        why = _odd_text_encoder(model)
         if why is None:
             return model
     raise RecipeError(
         f"{label} cannot be prompted here: {why}.\n"
-        "  kdedge takes CLIPs with CLIP's own text tower and tokenizer, such as ViT-B-16 or RN50.\n"
-        "  Of others the image tower can be a student: promptkd with class_vectors: teacher."
+        "  kdedge takes CLIPs with CLIP's own text encoder and tokenizer, such as ViT-B-16 or"
+        " RN50.\n"
+        "  Another model's image encoder can be a student: promptkd with class_vectors: teacher."
     )
 
 
 def build_filled(label: str, model_config: Mapping[str, Any]) -> CLIP:
-    """Builds open_clip's CLIP of a config that `build_empty` has built, with its first values.
+    """Builds open_clip's CLIP of a config that `build_empty` has built, with its initial values.
 
-    For towers with tensors that no file of weights holds, such as Swin's position indices.
+    For encoders with tensors that no file of weights holds, such as Swin's position indices.
     """
     with torch.random.fork_rng(devices=[]):
         return _construct(label, model_config, device="cpu")
 
 
-def has_own_text_tower(label: str, model_config: Mapping[str, Any]) -> bool:
-    """Whether a config's text tower and tokenizer are CLIP's own, which run here.
+def has_clip_text_encoder(label: str, model_config: Mapping[str, Any]) -> bool:
+    """Whether a config's text encoder and tokenizer are CLIP's own.
 
     Raises:
         RecipeError: open_clip cannot build it.
     """
     return _other_text_parts(model_config) is None and (
-        _odd_text_tower(_construct(label, model_config, device="meta")) is None
+        _odd_text_encoder(_construct(label, model_config, device="meta")) is None
     )
 
 
-def build_image_tower(label: str, model_config: Mapping[str, Any], *, device: str) -> nn.Module:
-    """Builds the image tower of a config, whatever its text tower is.
+def build_image_encoder(label: str, model_config: Mapping[str, Any], *, device: str) -> nn.Module:
+    """Builds the image encoder of a config, whatever its text encoder is.
 
     Args:
         label: what messages call the model.
         model_config: open_clip's, with `vision_cfg`.
-        device: meta for all sizes and no values; cpu for first values.
+        device: meta for all sizes and no values; cpu for initial values.
 
     Raises:
         RecipeError: open_clip cannot build it.
@@ -152,7 +153,7 @@ def build_image_tower(label: str, model_config: Mapping[str, Any], *, device: st
 
 
 def _construct(label: str, model_config: Mapping[str, Any], *, device: str) -> CLIP:
-    _check_image_tower(label, model_config)
+    _check_image_encoder(label, model_config)
     image_size(model_config)
     arguments = {key: value for key, value in model_config.items() if key != "custom_text"}
     vision = model_config["vision_cfg"]
@@ -175,7 +176,7 @@ def _construct(label: str, model_config: Mapping[str, Any], *, device: str) -> C
 
 
 def why_no_prompts(visual: nn.Module) -> str | None:
-    """Says why an image tower takes no visual prompts; None for CLIP's ViT, which does."""
+    """Says why an image encoder takes no visual prompts; None for CLIP's ViT, which does."""
     if not isinstance(visual, VisionTransformer):
         return f"is a {type(getattr(visual, 'trunk', visual)).__name__}"
     odd = {
@@ -189,31 +190,32 @@ def why_no_prompts(visual: nn.Module) -> str | None:
 
 
 def _has_clip_blocks(transformer: Transformer) -> bool:
-    return all(type(block) is ResidualAttentionBlock for block in transformer.resblocks)
+    kinds = (ResidualAttentionBlock, AttentionBlock)
+    return all(isinstance(block, kinds) for block in transformer.resblocks)
 
 
-def _check_image_tower(label: str, model_config: Mapping[str, Any]) -> None:
+def _check_image_encoder(label: str, model_config: Mapping[str, Any]) -> None:
     """Refuses what timm would fetch."""
     name = str(model_config["vision_cfg"].get("timm_model_name") or "")
     if ":" in name:
         raise RecipeError(
-            f"{label} is not built: timm would look for its image tower elsewhere"
+            f"{label} is not built: timm would look for its image encoder elsewhere"
             f" ({_shortened(name)}).\n"
             "  Give timm's name of an architecture, such as convnext_base."
         )
 
 
 def _other_text_parts(model_config: Mapping[str, Any]) -> str | None:
-    """Says what of the texts' side open_clip would build, or fetch, that is not CLIP's own."""
+    """Names the text part that open_clip would build or fetch and that is not CLIP's own."""
     text = model_config["text_cfg"]
     known = {field.name for field in dataclasses.fields(open_clip.CLIPTextCfg)}
     if (
         set(text) - known
-        or any(text.get(key) for key in _OTHER_TEXT_TOWER)
+        or any(text.get(key) for key in _OTHER_TEXT_ENCODER)
         or model_config.get("custom_text")
         or "multimodal_cfg" in model_config
     ):
-        return "its text tower is not CLIP's own"
+        return "its text encoder is not CLIP's own"
     given = [key for key in _OTHER_TOKENIZER if text.get(key)]
     if given:
         return f"its tokenizer is not CLIP's (text_cfg.{given[0]}: {_shortened(text[given[0]])})"
@@ -226,8 +228,8 @@ def _other_text_parts(model_config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _odd_text_tower(model: CLIP) -> str | None:
-    """Says what the text encoder here would not compute, rather than computing something else."""
+def _odd_text_encoder(model: CLIP) -> str | None:
+    """Names the part of a text encoder that kdedge's `encode_text` does not compute."""
     odd = {
         "text pooling other than the end token": model.text_pool_type != "argmax",
         "a linear text projection": not isinstance(model.text_projection, nn.Parameter),

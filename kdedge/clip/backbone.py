@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdedge._files import sha256_json
-from kdedge.clip.architecture import build_empty, build_filled, why_no_prompts
+from kdedge.clip.architecture import why_no_prompts
+from kdedge.clip.blocks import make_wrappable
 from kdedge.clip.class_vectors import TextFeatureCache
-from kdedge.clip.resolve import resolve
 from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text, tokenize
 from kdedge.clip.vision import encode_image
-from kdedge.clip.weights import Weights, match_state_dict
+from kdedge.clip.weights import hash_weights
 from kdedge.runtime.preprocess import Preprocess
 
 
@@ -30,14 +29,14 @@ class Backbone:
     """A frozen CLIP in float32 and evaluation mode.
 
     Attributes:
-        name: what it is called in tables and messages.
+        name: what tables and messages call it.
         model: open_clip's CLIP; no parameter has a gradient.
-        preprocess: what its images went through in pre-training.
+        preprocess: the image preprocessing of its pre-training.
         tokenizer: CLIP's byte-pair tokenizer.
         weights_hash: SHA-256 over the sorted keys: each key's bytes, then its float32 bytes.
         identity: hash of everything that decides its features: weights, activation, heads,
             preprocessing.
-        text_cache: where frozen texts' features are kept.
+        text_cache: keeps the features of frozen texts.
     """
 
     name: str
@@ -50,7 +49,7 @@ class Backbone:
 
     @property
     def visual(self) -> nn.Module:
-        """The image tower."""
+        """The image encoder."""
         visual: nn.Module = self.model.visual
         return visual
 
@@ -62,7 +61,7 @@ class Backbone:
 
     @property
     def context_length(self) -> int:
-        """Token positions of the text tower."""
+        """Token positions of the text encoder."""
         return int(self.model.positional_embedding.shape[0])
 
     @property
@@ -84,7 +83,7 @@ class Backbone:
 
     @torch.no_grad()
     def text_features_raw(self, texts: Sequence[str]) -> Tensor:
-        """Frozen texts -> [C, D], not normalized, float32; computed once for these weights."""
+        """Frozen texts -> [C, D], not normalized, float32; computed once per set of weights."""
 
         def compute() -> Tensor:
             tokenized = tokenize(self.tokenizer, texts, context_length=self.context_length)
@@ -104,68 +103,61 @@ def unit_length(features_raw: Tensor) -> Tensor:
     return F.normalize(features_raw.float(), dim=-1)
 
 
-def load_backbone(
-    *,
-    name: str | None,
-    weights: str | None,
-    config: Path | None = None,
-    quick_gelu: bool | None = None,
-    device: torch.device | str = "cpu",
-    cache_folder: Path | None = None,
-) -> Backbone:
-    """Loads a frozen CLIP.
-
-    Args:
-        name: an open_clip model name or a built-in one; None to take all sizes from an
-            OpenAI-layout file.
-        weights: a pretrained tag, a local file, or "builtin".
-        config: an open_clip model-config JSON of one's own, in place of a name; wants a local file
-            of weights.
-        quick_gelu: the recipe's word on the activation, for weights that do not say.
-        device: where to put it.
-        cache_folder: where features of frozen texts are kept between runs; None keeps them in
-            memory.
-
-    Raises:
-        RecipeError: unknown name or tag, contradictory activation, an architecture that kdedge does
-            not prompt.
-        DataError: the file of weights is damaged or is another model's.
-        SetupError: the weights would have to be downloaded and cannot be.
-    """
-    found = resolve(name, weights, config, quick_gelu, check=build_empty)
-    return make_backbone(
-        _build(found.label, found.model_config, found.weights),
-        name=found.label,
-        preprocess=found.preprocess,
-        device=device,
-        cache_folder=cache_folder,
-    )
-
-
 def make_backbone(
     model: CLIP,
     *,
     name: str,
     preprocess: Preprocess,
     device: torch.device | str = "cpu",
-    cache_folder: Path | None = None,
+    text_cache_folder: Path | None = None,
+    weights_hash: str | None = None,
 ) -> Backbone:
-    """Makes a backbone of a frozen CLIP that is built already."""
-    weights_hash = hash_weights(model.state_dict())
-    architecture = describe_image_tower(model.visual) + _describe_blocks(model.transformer)
+    """Makes a backbone of a CLIP that is built already, and freezes it.
+
+    The blocks of its transformers are replaced in place by ones of plain linear layers.
+
+    Args:
+        model: open_clip's CLIP.
+        name: what tables and messages call it.
+        preprocess: the image preprocessing of its pre-training.
+        device: where to put it.
+        text_cache_folder: keeps features of frozen texts between runs; None keeps them in memory.
+        weights_hash: of its weights, if known; None computes it.
+    """
+    if why_no_prompts(model.visual) is None:
+        make_wrappable(model.visual.transformer)
+    make_wrappable(model.transformer)
+    model = model.float().eval().requires_grad_(False)
+    weights_hash = weights_hash or hash_weights(model.state_dict())
     return Backbone(
         name=name,
-        model=model.to(device),
         preprocess=preprocess,
         tokenizer=_tokenizer(model.context_length),
         weights_hash=weights_hash,
-        identity=sha256_json([weights_hash, architecture, preprocess.as_dict()]),
-        text_cache=TextFeatureCache(cache_folder),
+        identity=identify(model, weights_hash, preprocess),
+        model=model.to(device),
+        text_cache=TextFeatureCache(text_cache_folder),
     )
 
 
-def describe_image_tower(visual: nn.Module) -> list[list[Any]]:
-    """What decides an image tower's features and is in no tensor's shape."""
+def identify(module: nn.Module, weights_hash: str, preprocess: Preprocess) -> str:
+    """Hashes everything that decides a backbone's features.
+
+    Args:
+        module: the CLIP, or an image encoder alone, as open_clip or timm built it. Its tensors'
+            values are not read, so that it may be on the meta device.
+        weights_hash: stands for those values.
+        preprocess: of its images.
+    """
+    if isinstance(module, CLIP):
+        layers = _describe_image_encoder(module.visual) + _describe_blocks(module.transformer)
+    else:
+        layers = _describe_image_encoder(module)
+    return sha256_json([weights_hash, layers, preprocess.as_dict()])
+
+
+def _describe_image_encoder(visual: nn.Module) -> list[list[Any]]:
+    """Lists what decides an image encoder's features and is in no tensor's shape."""
     if why_no_prompts(visual) is None:
         return _describe_blocks(visual.transformer)
     return [[type(layer).__name__, getattr(layer, "num_heads", None)] for layer in visual.modules()]
@@ -180,28 +172,5 @@ def _describe_blocks(transformer: Transformer) -> list[list[Any]]:
 
 @functools.cache
 def _tokenizer(context_length: int) -> SimpleTokenizer:
-    """CLIP's tokenizer; to read its table takes as long as to load a small model."""
+    """CLIP's tokenizer, kept: reading its table takes as long as loading a small model."""
     return SimpleTokenizer(context_length=context_length)
-
-
-def _build(label: str, model_config: Mapping[str, Any], weights: Weights) -> CLIP:
-    """Builds open_clip's CLIP from a config and fills it strictly."""
-    model = build_empty(label, model_config)
-    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    match_state_dict(shapes, weights.state_dict, label)
-    if why_no_prompts(model.visual) is None:
-        model = model.to_empty(device="cpu")
-    else:
-        model = build_filled(label, model_config)
-    model.load_state_dict({key: weights.state_dict[key].float() for key in shapes})
-    model.attn_mask = None  # the towers here mask by position
-    return model.float().eval().requires_grad_(False)
-
-
-def hash_weights(state_dict: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the sorted keys: each key's bytes, then its float32 bytes."""
-    digest = hashlib.sha256()
-    for key in sorted(state_dict):
-        digest.update(key.encode())
-        digest.update(state_dict[key].detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -29,7 +29,7 @@ _PROMPTKD = "a checkpoint of a PromptKD student"
 _DEEP_PROMPT = r"transformer\.resblocks\.(\d{1,4})\.VPT_shallow"
 _IGNORED_BY_PROMPTSRC = (
     r"prompt_learner\.token_(prefix|suffix)2?",  # embeddings of one class list, made from names
-    r"prompt_learner\.ZS_image_encoder\..+",  # the image tower once more, without prompts
+    r"prompt_learner\.ZS_image_encoder\..+",  # the image encoder once more, without prompts
 )
 _BLOCK_KEYS = (
     r"transformer\.resblocks\.\d{1,4}\."
@@ -94,13 +94,13 @@ class PromptSRCParameters:
 
 @dataclass(frozen=True)
 class PromptKDParameters:
-    """A PromptKD student's prompts, projector and image tower.
+    """A PromptKD student's prompts, projector and image encoder.
 
     Attributes:
         visual_prompts: [J, n_ctx_vision, D_vision], float32, for vision blocks 0 to J - 1.
         projector: `linear1.{weight,bias}`, `batch_norm.*` and `linear2.{weight,bias}`; float32 but
             for `batch_norm.num_batches_tracked`.
-        backbone: open_clip name -> tensor as stored; the image tower and `logit_scale`.
+        backbone: open_clip name -> tensor as stored; the image encoder and `logit_scale`.
         ignored: keys that are known and of no use.
     """
 
@@ -160,7 +160,7 @@ def _read_tensors(archive: ForeignArchive, saved: Mapping[object, object]) -> di
 def promptsrc_parameters(state_dict: Mapping[str, Tensor]) -> PromptSRCParameters:
     """Sorts a PromptSRC checkpoint's tensors into prompts and backbone.
 
-    IVLP's checkpoints have the same keys, but for a second image tower that is of no use, and are
+    IVLP's checkpoints have the same keys, but for a second image encoder that is of no use, and are
     taken as well: the two methods train the same prompts with different losses.
 
     Raises:
@@ -345,7 +345,7 @@ def _method_of(state_dict: Mapping[str, Tensor]) -> str:
         if sign in has:
             return method
     if "\nprompt_learner.ctx\n" in has and "\nimage_encoder.VPT\n" in has:
-        # IVLP's keys are PromptSRC's without the second image tower, which is of no use.
+        # IVLP's keys are PromptSRC's without the second image encoder, which is of no use.
         return _PROMPTSRC
     if "\nimage_encoder.VPT\n" in has:
         return "a VPT checkpoint (no text context, no projector)"

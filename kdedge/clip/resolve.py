@@ -1,9 +1,9 @@
-"""Which config, weights and preprocessing a recipe's words on a model mean.
+"""The config, weights and preprocessing of a recipe's model.
 
-Weights come by pretrained tag, from a local file (`clip/weights.py` says which kinds), from a file
-beside a model config of one's own, or built in for the demo. Which GELU the towers run is decided
-by the weights: QuickGELU weights under erf-GELU lose accuracy without any error, so a contradiction
-is an error here, and so is not knowing.
+Weights come by pretrained tag, from a local file (`clip/weights.py` lists the kinds), from a file
+beside the user's own model config, or built in for the demo. The weights decide the activation:
+QuickGELU weights under the other GELU lose accuracy without any error. A contradiction is therefore
+an error, and so is a missing statement.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import open_clip
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
 from kdedge.clip.architecture import image_size, read_config
-from kdedge.clip.builtin import BUILTIN_MODELS, builtin_model
+from kdedge.clip.builtin import BUILTIN_MODELS, builtin_config, builtin_file, builtin_model
 from kdedge.clip.download import fetch_pretrained
-from kdedge.clip.weights import Weights, describe_missing_weights, infer_config, read_weights
-from kdedge.config._fields import looks_like_path
+from kdedge.clip.weights import Weights, describe_missing_weights, infer_config
+from kdedge.clip.weights_file import HashCache, WeightsFile
+from kdedge.config.fields import looks_like_path
 from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess
 
@@ -29,19 +30,38 @@ TIMM_PREFIX = "timm/"
 
 
 @dataclass(frozen=True)
+class BackboneSpec:
+    """A backbone as a recipe names it.
+
+    Attributes:
+        name: an open_clip model name, a built-in one, or `timm/` and timm's name of a model; None
+            to take all sizes from a file in OpenAI's layout.
+        weights: a pretrained tag, a local file, or "builtin"; for timm `pretrained` or a file.
+        config: the user's own open_clip model-config JSON, in place of a name; needs a local file
+            of weights.
+        quick_gelu: whether the activation is QuickGELU, for weights that do not say.
+    """
+
+    name: str | None
+    weights: str | None
+    config: Path | None = None
+    quick_gelu: bool | None = None
+
+
+@dataclass(frozen=True)
 class Resolved:
-    """What a recipe's words on a model come down to.
+    """What a spec of an open_clip model means.
 
     Attributes:
         label: what messages call the model.
         model_config: open_clip's, with the activation settled.
-        weights: its own, read.
-        preprocess: what its images went through in pre-training.
+        weights: its file.
+        preprocess: the image preprocessing of its pre-training.
     """
 
     label: str
     model_config: dict[str, Any]
-    weights: Weights
+    weights: WeightsFile
     preprocess: Preprocess
 
 
@@ -49,62 +69,70 @@ Check = Callable[[str, Mapping[str, Any]], object]
 """Raises what is wrong with a model config, before its weights are read or fetched."""
 
 
-def resolve(
-    name: str | None,
-    weights: str | None,
-    config: Path | None,
-    quick_gelu: bool | None,
-    *,
-    check: Check,
-) -> Resolved:
-    """Finds config, weights and preprocessing; arguments and errors as of `load_backbone`."""
+def resolve(spec: BackboneSpec, *, check: Check, hashes: HashCache | None) -> Resolved:
+    """Finds config, weights and preprocessing; errors as of `find_backbone`."""
+    name, weights = spec.name, spec.weights
     if name is not None and name.startswith(TIMM_PREFIX):
         raise RecipeError(
-            f"{name} has seen no texts: without a text tower it can only be a student.\n"
+            f"{name} has seen no texts: without a text encoder it can only be a student.\n"
             "  Use it as one that answers with its teacher's class vectors (method: promptkd,"
             " settings: {tune: full}), or choose a CLIP such as ViT-B-16."
         )
     if name in BUILTIN_MODELS:
-        model_config, state_dict = builtin_model(name)
-        loaded = Weights(state_dict, None, "", "safetensors")
-        return Resolved(name, model_config, loaded, _default_preprocess(model_config))
-    if config is not None:
-        if weights is None:
-            raise RecipeError(f"config: {config} has no weights.\n  Name their file under weights.")
-        model_config = read_config(config)
-        check(config.name, model_config)
-        loaded = read_weights(Path(weights).expanduser())
-        declared = model_config.get("quick_gelu", False)
-        settled = _settle_quick_gelu(config.name, declared, quick_gelu, loaded.quick_gelu)
-        settled_config = {**model_config, "quick_gelu": settled}
-        return Resolved(config.stem, settled_config, loaded, _default_preprocess(model_config))
+        return _resolve_builtin(name, hashes)
+    if spec.config is not None:
+        return _resolve_config(spec, spec.config, check, hashes)
     if weights is not None and looks_like_path(weights):
-        return _resolve_file(name, Path(weights).expanduser(), quick_gelu)
+        return _resolve_file(spec, Path(weights).expanduser(), hashes)
     if name is None or weights is None:
         raise RecipeError(
             f"A backbone needs a name and weights, got backbone: {name} and weights: {weights}.\n"
             "  Name both (backbone: ViT-B-16, weights: openai), or a file of OpenAI's weights alone"
             " (.safetensors, .pt, .pth, .bin)."
         )
-    return _resolve_tag(name, weights, quick_gelu, check)
+    return _resolve_tag(name, weights, spec.quick_gelu, check, hashes)
 
 
-def _resolve_file(name: str | None, path: Path, quick_gelu: bool | None) -> Resolved:
+def _resolve_builtin(name: str, hashes: HashCache | None) -> Resolved:
+    def read(_: Path) -> Weights:
+        return Weights(builtin_model(name)[1], None, "safetensors")
+
+    weights = WeightsFile(builtin_file(name), hashes, read=read)
+    model_config = builtin_config(name)
+    return Resolved(name, model_config, weights, _default_preprocess(model_config))
+
+
+def _resolve_config(
+    spec: BackboneSpec, config: Path, check: Check, hashes: HashCache | None
+) -> Resolved:
+    """Sizes from the user's own config, weights from a local file."""
+    if spec.weights is None:
+        raise RecipeError(f"config: {config} has no weights.\n  Name their file under weights.")
+    model_config = read_config(config)
+    check(config.name, model_config)
+    weights = WeightsFile(Path(spec.weights).expanduser(), hashes)
+    declared = model_config.get("quick_gelu", False)
+    settled = _settle_quick_gelu(config.name, declared, spec.quick_gelu, weights.quick_gelu)
+    preprocess = _default_preprocess(model_config)
+    return Resolved(config.stem, {**model_config, "quick_gelu": settled}, weights, preprocess)
+
+
+def _resolve_file(spec: BackboneSpec, path: Path, hashes: HashCache | None) -> Resolved:
     """Weights from a local file, sizes by model name or from the file itself."""
-    loaded = read_weights(path)
-    if name is None:
-        model_config = infer_config(loaded.state_dict)
-        declared = None
-    else:
-        model_config = named_config(name)
-        # A plain name says nothing: open_clip's ViT-B-16 has released weights of both kinds.
-        declared = True if model_config.get("quick_gelu") else None
-    settled = _settle_quick_gelu(name or path.name, declared, quick_gelu, loaded.quick_gelu)
-    settled_config = {**model_config, "quick_gelu": settled}
-    return Resolved(name or path.stem, settled_config, loaded, _default_preprocess(model_config))
+    weights = WeightsFile(path, hashes)
+    model_config = infer_config(weights.shapes) if spec.name is None else named_config(spec.name)
+    # A plain name says nothing: open_clip's ViT-B-16 has released weights of both kinds.
+    declared = True if model_config.get("quick_gelu") else None
+    label = spec.name or path.name
+    settled = _settle_quick_gelu(label, declared, spec.quick_gelu, weights.quick_gelu)
+    preprocess = _default_preprocess(model_config)
+    model_config = {**model_config, "quick_gelu": settled}
+    return Resolved(spec.name or path.stem, model_config, weights, preprocess)
 
 
-def _resolve_tag(name: str, tag: str, quick_gelu: bool | None, check: Check) -> Resolved:
+def _resolve_tag(
+    name: str, tag: str, quick_gelu: bool | None, check: Check, hashes: HashCache | None
+) -> Resolved:
     """Weights by pretrained tag, from open_clip's own cache or its download."""
     model_config = named_config(name)
     pretrained = open_clip.get_pretrained_cfg(name, tag)
@@ -113,15 +141,15 @@ def _resolve_tag(name: str, tag: str, quick_gelu: bool | None, check: Check) -> 
     check(name, model_config)
     try:
         path = fetch_pretrained(pretrained)
-    # Each transport (urllib, the hub's client) has errors of its own, and all mean the same here.
+    # Each transport (urllib, the hub's client) has its own errors, and all mean the same here.
     except Exception as error:
         raise describe_missing_weights(name, tag, error) from error
     declared = True if model_config.get("quick_gelu") else None
     by_tag = bool(pretrained.get("quick_gelu", False))
     settled = _settle_quick_gelu(name, declared, quick_gelu, by_tag)
-    settled_config = {**model_config, "quick_gelu": settled}
     preprocess = pretrained_preprocess(model_config, pretrained)
-    return Resolved(name, settled_config, read_weights(path), preprocess)
+    settled_config = {**model_config, "quick_gelu": settled}
+    return Resolved(name, settled_config, WeightsFile(path, hashes), preprocess)
 
 
 def pretrained_preprocess(
@@ -140,7 +168,7 @@ def pretrained_preprocess(
 def _settle_quick_gelu(
     label: str, by_name: bool | None, by_recipe: bool | None, by_weights: bool | None
 ) -> bool:
-    """Decides the activation; the weights have the last word and nobody may contradict them."""
+    """Decides the activation: the weights decide, and nothing may contradict them."""
     said = {
         key: value
         for key, value in (
@@ -182,3 +210,15 @@ def named_config(name: str) -> dict[str, Any]:
 def _default_preprocess(model_config: Mapping[str, Any]) -> Preprocess:
     """CLIP's own preprocessing, in the model's size."""
     return pretrained_preprocess(model_config, {})
+
+
+def agreed_preprocess(name: str, model_config: Mapping[str, Any]) -> Preprocess | None:
+    """The preprocessing that all published weights of a model share; None where they differ.
+
+    A local file of weights does not state its own.
+    """
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    found = {
+        pretrained_preprocess(model_config, open_clip.get_pretrained_cfg(name, tag)) for tag in tags
+    }
+    return found.pop() if len(found) == 1 else None

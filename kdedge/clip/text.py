@@ -16,7 +16,6 @@ from open_clip import CLIP, SimpleTokenizer
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from kdedge.clip.blocks import attention_block
 from kdedge.errors import DataError
 
 CHUNK_SIZE = 64
@@ -107,11 +106,11 @@ def encode_text(
         if deep_context is not None and 1 <= index <= len(deep_context):
             tokens = _replace_context(tokens, deep_context[index - 1], texts.context_at)
         if index < len(blocks) - 1:
-            tokens = attention_block(block, tokens, attn_mask=causal)
+            tokens = block(tokens, attn_mask=causal)
     rows = torch.arange(len(tokens), device=tokens.device)
     queries = tokens[rows, texts.end][:, None]  # [C, 1, D_text]
     visible = (positions <= texts.end[:, None])[:, None, None]  # [C, 1, 1, T]
-    pooled = attention_block(blocks[-1], tokens, queries=queries, attn_mask=visible)[:, 0]
+    pooled = blocks[-1](tokens, queries=queries, attn_mask=visible)[:, 0]
     features: Tensor = model.ln_final(pooled) @ model.text_projection
     return features
 

@@ -14,7 +14,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from kdedge.clip.architecture import why_no_prompts
-from kdedge.clip.blocks import attention_block
+from kdedge.clip.blocks import AttentionBlock
 
 
 def encode_image(visual: nn.Module, images: Tensor, visual_prompts: Tensor | None = None) -> Tensor:
@@ -53,7 +53,8 @@ def encode_image(visual: nn.Module, images: Tensor, visual_prompts: Tensor | Non
             else:
                 tokens = torch.cat([tokens, prompts.expand(len(tokens), -1, -1)], dim=1)
         queries = tokens[:, :1] if index == last else None
-        tokens = attention_block(block, tokens, queries=queries, memory=memory)
+        assert isinstance(block, AttentionBlock)  # `make_wrappable` has been called
+        tokens = block(tokens, queries=queries, memory=memory)
     pooled = visual.ln_post(tokens[:, 0])
     features: Tensor = pooled @ visual.proj
     return features

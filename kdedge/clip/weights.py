@@ -12,6 +12,7 @@ torch refuses is refused. Of a TorchScript archive only the tensors are read (`_
 from __future__ import annotations
 
 import difflib
+import hashlib
 import pickle
 import re
 import warnings
@@ -25,7 +26,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kdedge._files import sha256_file
 from kdedge.clip._file_kind import REMEDY, kind_of
 from kdedge.clip._unpickle import MALFORMED, Inert, open_archive
 from kdedge.errors import DataError, KdedgeError, RecipeError, SetupError
@@ -33,8 +33,11 @@ from kdedge.errors import DataError, KdedgeError, RecipeError, SetupError
 OPENAI_EXTRA_KEYS = ("input_resolution", "context_length", "vocab_size")
 """Sizes that OpenAI's archives keep among the weights (openai/CLIP, clip/model.py)."""
 
+Shapes = Mapping[str, Sequence[int]]
+"""Name -> shape of each tensor in a state dict."""
+
 HEAD_WIDTH = 64
-"""Width of an attention head in both towers of every CLIP in OpenAI's layout (same file)."""
+"""Width of an attention head in both encoders of every CLIP in OpenAI's layout (same file)."""
 
 _LAYOUTS = (
     (r"prompt_learner\.|image_encoder\.|VPT_image_trans\.", "a checkpoint of prompt-learning code"),
@@ -42,10 +45,10 @@ _LAYOUTS = (
     (r"text_decoder\.|visual\.attn_pool\.", "a CoCa (open_clip)"),
     (r"logit_bias$", "a SigLIP"),
     (r"(vision_model|text_model)\.", "a CLIP of Hugging Face transformers"),
-    (r"visual\.trunk\.", "a CLIP with an image tower of timm"),
+    (r"visual\.trunk\.", "a CLIP with an image encoder of timm"),
     (r"visual\.layer1\.|visual\.attnpool\.", "a ResNet CLIP"),
-    (r"text\.", "a CLIP with a text tower of its own (open_clip's CustomTextCLIP)"),
-    (r"(cls_token|patch_embed\.)", "a ViT of timm without a text tower"),
+    (r"text\.", "a CLIP with a text encoder of its own (open_clip's CustomTextCLIP)"),
+    (r"(cls_token|patch_embed\.)", "a ViT of timm without a text encoder"),
 )
 
 
@@ -56,13 +59,11 @@ class Weights:
     Attributes:
         state_dict: name -> tensor on the CPU, in the stored type, without OpenAI's extra keys.
         quick_gelu: the activation is QuickGELU; None where the file does not say.
-        sha256: of the file's bytes, in hex.
         origin: which kind of file it was.
     """
 
     state_dict: dict[str, Tensor]
     quick_gelu: bool | None
-    sha256: str
     origin: Literal["safetensors", "state dict", "OpenAI archive"]
 
 
@@ -93,7 +94,17 @@ def read_weights(path: Path) -> Weights:
     if all(key in state_dict for key in OPENAI_EXTRA_KEYS):
         quick_gelu = True
     state_dict = {k: v for k, v in state_dict.items() if k not in OPENAI_EXTRA_KEYS}
-    return Weights(state_dict, quick_gelu, sha256_file(path), kind)
+    return Weights(state_dict, quick_gelu, kind)
+
+
+def hash_weights(state_dict: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the sorted keys: each key's bytes, then its values' float32 bytes."""
+    digest = hashlib.sha256()
+    for key in sorted(state_dict):
+        digest.update(key.encode())
+        # A view of the values' memory: nothing is copied
+        digest.update(state_dict[key].detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], bool | None]:
@@ -157,13 +168,22 @@ def _check_values(path: Path, values: Mapping[Any, Any]) -> dict[str, Tensor]:
                 f"{path} is not a state dict: {key!r} is not a plain tensor"
                 f" but {type(value).__name__}.\n{REMEDY}"
             )
-        if not _is_buffer_to_ignore(key) and not bool(torch.isfinite(value.float()).all()):
+        if not _is_buffer_to_ignore(key) and not _is_finite(value):
             raise DataError(
                 f"{path}: {key} holds values that are not finite.\n"
                 "  The file is damaged or its training diverged; fetch it again."
             )
         state_dict[key] = value.detach()
     return state_dict
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Whether no value is infinite or NaN; extremes take one pass without a copy."""
+    if not value.is_floating_point() or value.numel() == 0:
+        return True
+    if value.element_size() == 1:  # float8 has no minimum and maximum in torch
+        value = value.float()
+    return all(bool(extreme.isfinite()) for extreme in torch.aminmax(value))
 
 
 def _is_plain(value: object) -> bool:
@@ -174,16 +194,14 @@ def _is_plain(value: object) -> bool:
     )
 
 
-def infer_config(
-    state_dict: Mapping[str, Tensor], *, where: str = "The state dict"
-) -> dict[str, Any]:
+def infer_config(shapes: Shapes, *, where: str = "The state dict") -> dict[str, Any]:
     """Gives open_clip's model config for a ViT CLIP in OpenAI's layout, from its tensors' shapes.
 
-    Heads are `HEAD_WIDTH` wide in both towers, which no shape tells (openai/CLIP, clip/model.py,
+    Heads are `HEAD_WIDTH` wide in both encoders, which no shape tells (openai/CLIP, clip/model.py,
     `build_model`). The activation is not part of the result.
 
     Args:
-        state_dict: name -> tensor.
+        shapes: name -> shape of each tensor.
         where: the file, for messages.
 
     Returns:
@@ -192,8 +210,8 @@ def infer_config(
     Raises:
         DataError: another layout, a ResNet CLIP, a key that is missing, sizes that do not fit.
     """
-    conv = _shape(state_dict, "visual.conv1.weight", 4, where)
-    positions, _ = _shape(state_dict, "visual.positional_embedding", 2, where)
+    conv = _shape(shapes, "visual.conv1.weight", 4, where)
+    positions, _ = _shape(shapes, "visual.positional_embedding", 2, where)
     width, patch = conv[0], conv[3]
     grid = round(max(positions - 1, 0) ** 0.5)
     if grid**2 + 1 != positions or conv[2] != patch:
@@ -201,31 +219,29 @@ def infer_config(
             f"{where} has {positions} image positions and patches of {conv[2]} x {patch} pixels;"
             " expected square patches on a square grid and one class token."
         )
-    _, embed_dim = _shape(state_dict, "text_projection", 2, where)
-    context_length, text_width = _shape(state_dict, "positional_embedding", 2, where)
-    vocab_size, _ = _shape(state_dict, "token_embedding.weight", 2, where)
+    _, embed_dim = _shape(shapes, "text_projection", 2, where)
+    context_length, text_width = _shape(shapes, "positional_embedding", 2, where)
+    vocab_size, _ = _shape(shapes, "token_embedding.weight", 2, where)
     return {
         "embed_dim": embed_dim,
         "vision_cfg": {
             "image_size": grid * patch,
             "patch_size": patch,
             "head_width": HEAD_WIDTH,
-            **_tower(state_dict, "visual.transformer.resblocks", width, where),
+            **_encoder_sizes(shapes, "visual.transformer.resblocks", width, where),
         },
         "text_cfg": {
             "context_length": context_length,
             "vocab_size": vocab_size,
             "heads": text_width // HEAD_WIDTH,
-            **_tower(state_dict, "transformer.resblocks", text_width, where),
+            **_encoder_sizes(shapes, "transformer.resblocks", text_width, where),
         },
     }
 
 
-def _tower(
-    state_dict: Mapping[str, Tensor], prefix: str, width: int, where: str
-) -> dict[str, int | float]:
+def _encoder_sizes(shapes: Shapes, prefix: str, width: int, where: str) -> dict[str, int | float]:
     """Gives width, layers and, where it is not 4, the MLP ratio of a transformer."""
-    found = (re.match(rf"{re.escape(prefix)}\.(\d{{1,4}})\.", key) for key in state_dict)
+    found = (re.match(rf"{re.escape(prefix)}\.(\d{{1,4}})\.", key) for key in shapes)
     blocks = {int(match[1]) for match in found if match}
     missing = sorted(set(range(max(blocks, default=0) + 1)) - blocks)
     if missing:
@@ -238,22 +254,22 @@ def _tower(
             f"{where} has a width of {width} in {prefix}; expected a multiple of {HEAD_WIDTH}.\n"
             "  Describe the model in an open_clip config and name it under config:."
         )
-    hidden, _ = _shape(state_dict, f"{prefix}.0.mlp.c_fc.weight", 2, where)
+    hidden, _ = _shape(shapes, f"{prefix}.0.mlp.c_fc.weight", 2, where)
     ratio = {} if hidden == 4 * width else {"mlp_ratio": hidden / width}
     return {"width": width, "layers": len(blocks), **ratio}
 
 
-def _shape(state_dict: Mapping[str, Tensor], key: str, n_dims: int, where: str) -> tuple[int, ...]:
-    if key not in state_dict:
-        looks_like = layout_of(state_dict)
+def _shape(shapes: Shapes, key: str, n_dims: int, where: str) -> Sequence[int]:
+    if key not in shapes:
+        looks_like = layout_of(shapes)
         raise DataError(
             f"{where} has no {key}"
             + (f"; it looks like {looks_like}" if looks_like else "")
             + ".\n  Expected a ViT CLIP under OpenAI's names, as open_clip saves it; convert the"
-            " file or name another.\n  A CLIP with another image tower needs its model's name too,"
-            " as in backbone: RN50."
+            " file or name another.\n  A CLIP with another image encoder needs its model's name"
+            " too, as in backbone: RN50."
         )
-    shape = tuple(state_dict[key].shape)
+    shape = shapes[key]
     if len(shape) != n_dims or 0 in shape:
         raise DataError(
             f"{where} has {key} of shape {list(shape)}; expected {n_dims} dimensions, none empty."
@@ -270,42 +286,35 @@ def layout_of(keys: Iterable[str]) -> str | None:
     return None
 
 
-def match_state_dict(
-    expected: Mapping[str, Sequence[int]], state_dict: Mapping[str, Tensor], where: str
-) -> None:
-    """Checks that a state dict has exactly a model's tensors.
+def match_shapes(expected: Shapes, found: Shapes, where: str) -> None:
+    """Checks that a file has exactly a model's tensors.
 
-    One difference is allowed: the buffer `attn_mask` (a tower's causal mask, which open_clip makes
-    anew and does not save) may be in the state dict.
+    One difference is allowed: the file may hold the buffer `attn_mask` (an encoder's causal mask),
+    which open_clip makes anew and does not save.
 
     Args:
-        expected: the model's state dict as name -> shape.
-        state_dict: what the file holds.
+        expected: name -> shape of each tensor in the model's state dict.
+        found: name -> shape of each tensor in the file.
         where: the file or the model, for the message.
 
     Raises:
         DataError: lists the missing, the unexpected and the wrongly shaped names.
     """
-    known = {
-        key: value
-        for key, value in state_dict.items()
-        if key in expected or not _is_buffer_to_ignore(key)
-    }
-    shapes = {key: list(value.shape) for key, value in known.items()}
+    known = [key for key in found if key in expected or not _is_buffer_to_ignore(key)]
     lines = [
-        _listing("missing", [key for key in expected if key not in shapes]),
-        _listing("unexpected", [key for key in shapes if key not in expected]),
+        _listing("missing", [key for key in expected if key not in found]),
+        _listing("unexpected", [key for key in known if key not in expected]),
         _listing(
             "of another shape",
             [
-                f"{key} {shapes[key]} (the model: {list(shape)})"
+                f"{key} {list(found[key])} (the model: {list(shape)})"
                 for key, shape in expected.items()
-                if key in shapes and shapes[key] != list(shape)
+                if key in found and list(found[key]) != list(shape)
             ],
         ),
     ]
     if any(lines):
-        looks_like = layout_of(shapes)
+        looks_like = layout_of(known)
         raise DataError(
             f"{where}: the file does not fit the model"
             + (f"; it looks like {looks_like}.\n" if looks_like else ".\n")

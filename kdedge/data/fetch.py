@@ -1,7 +1,7 @@
-"""Brings a benchmark set's files into its folder, whole or not at all.
+"""Downloads and unpacks a benchmark set's files; each is complete or not there.
 
-A fetch that was ended at any moment goes on where it stopped. An archive that was fetched is
-removed once it is unpacked; one that was put there by hand is used and stays.
+An interrupted fetch resumes. A downloaded archive is removed once it is unpacked; one that the user
+put there is used and stays.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from kdedge._lock import locked
 from kdedge._progress import progress
 from kdedge.data._http import WAITS_S, AddressError, download
 from kdedge.data._partial import Partial
-from kdedge.data._unpack import temporary_name, unpack
-from kdedge.data.benchmarks import load_benchmark
-from kdedge.data.benchmarks._download import Download
-from kdedge.data.benchmarks._origins import is_there
+from kdedge.data.benchmarks import Benchmark, Download, is_there
+from kdedge.data.unpack import temporary_name, unpack
 from kdedge.errors import DataError, KdedgeError, SetupError
 
 _LOG = logging.getLogger(__name__)
@@ -31,12 +29,12 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a fetch did.
+    """The result of a fetch.
 
     Attributes:
         folder: of the set.
-        new: what it brought, as paths below the folder.
-        kept: archives in the folder that are unpacked and were put there by hand.
+        new: paths below the folder that were fetched.
+        kept: unpacked archives in the folder that the user put there.
     """
 
     folder: Path
@@ -49,22 +47,20 @@ def missing(downloads: Sequence[Download], folder: Path) -> list[Download]:
     return [wanted for wanted in downloads if not is_there(folder / wanted.gives)]
 
 
-def fetch(name: str, root: Path, *, waits_s: Sequence[float] = WAITS_S) -> Fetched:
-    """Fetches what is missing of a benchmark set.
+def fetch(benchmark: Benchmark, root: Path, *, waits_s: Sequence[float] = WAITS_S) -> Fetched:
+    """Fetches the missing files of a benchmark set.
 
     Args:
-        name: the set.
+        benchmark: the set.
         root: folder of all sets; made where it is missing.
         waits_s: seconds before each new attempt at an address.
 
     Raises:
-        SetupError: a file is to be fetched by hand, or its server does not give it; everything
-            else has been fetched.
-        DataError: no such set; what came, or was put there by hand, is not the file; an archive
-            cannot be unpacked.
+        SetupError: a file must be fetched by hand, or its server does not give it; all others
+            have been fetched.
+        DataError: a file has another size or hash than expected; an archive cannot be unpacked.
         ResourceError: no room, the folder may not be written, or another fetch works in it.
     """
-    benchmark = load_benchmark(name)
     folder = root / benchmark.folder
     wanted = missing(benchmark.downloads, folder)
     if not wanted:
@@ -83,13 +79,13 @@ def fetch(name: str, root: Path, *, waits_s: Sequence[float] = WAITS_S) -> Fetch
                 failed[one.name] = error
         _tidy(benchmark.downloads, folder)
     if failed:
-        raise _summary(name, root, benchmark.downloads, failed)
+        raise _summary(benchmark.name, root, benchmark.downloads, failed)
     new = tuple(one.gives for one in wanted)
     return Fetched(folder, new, _archives(benchmark.downloads, folder))
 
 
 def _bring(wanted: Download, folder: Path, waits_s: Sequence[float]) -> None:
-    """Fetches one file where it is not there, and unpacks it; else its mirror, or what is begun."""
+    """Fetches and unpacks one file or its mirror, first the one whose download has begun."""
     mirror = wanted.mirror
     if mirror is None:
         _bring_itself(wanted, folder, waits_s)
@@ -111,7 +107,7 @@ def _bring(wanted: Download, folder: Path, waits_s: Sequence[float]) -> None:
 
 
 def _worst(errors: Iterable[KdedgeError]) -> type[KdedgeError]:
-    """The kind of error that stands for several: what came and is wrong before what did not."""
+    """The error class that stands for several: wrong data before a missing file."""
     return DataError if any(isinstance(error, DataError) for error in errors) else SetupError
 
 
@@ -124,14 +120,7 @@ def _bring_itself(wanted: Download, folder: Path, waits_s: Sequence[float]) -> N
         if problem:
             raise DataError(f"{partial.path}: {problem}.\n  Remove it, so that it is fetched.")
     if wanted.unpack is not None:
-        unpack(
-            partial.path,
-            folder,
-            kind=wanted.unpack,
-            into=wanted.into,
-            top=wanted.top,
-            gives=wanted.gives,
-        )
+        unpack(partial.path, folder, wanted)
 
 
 def _fetch_file(wanted: Download, partial: Partial, waits_s: Sequence[float]) -> None:
@@ -156,18 +145,18 @@ def _fetch_file(wanted: Download, partial: Partial, waits_s: Sequence[float]) ->
 
 
 def _sentence(text: str) -> str:
-    """With a capital, but for a server's name."""
+    """Starts a text with a capital letter, unless it starts with a server's name."""
     first = text.partition(" ")[0]
     return text if "." in first else text[:1].upper() + text[1:]
 
 
 def _fetch_from(url: str, wanted: Download, partial: Partial, waits_s: Sequence[float]) -> None:
-    """Fetches a file from one address and puts it in its place where it is the right one."""
+    """Downloads a file from one address, checks it and moves it into place."""
     was_begun = partial.size() > 0
     download(url, partial, wanted, waits_s=waits_s)
     problem = _what_is_wrong(wanted, partial.part)
     if problem and was_begun:
-        # What an earlier fetch, or another address, began may not belong to this file
+        # The part from an earlier fetch, or from another address, may be of another file
         partial.drop()
         download(url, partial, wanted, waits_s=waits_s)
         problem = _what_is_wrong(wanted, partial.part)
@@ -178,7 +167,7 @@ def _fetch_from(url: str, wanted: Download, partial: Partial, waits_s: Sequence[
 
 
 def _what_is_wrong(wanted: Download, path: Path) -> str | None:
-    """Why a file is not the one that is wanted, None where it is or nothing is known of it."""
+    """How a file differs from the expected size and hash; None where it does not."""
     n_bytes = path.stat().st_size
     if n_bytes == 0:
         return "is empty"
@@ -194,7 +183,7 @@ def _what_is_wrong(wanted: Download, path: Path) -> str | None:
 
 
 def _tidy(downloads: Sequence[Download], folder: Path) -> None:
-    """Removes what fetching has left of files that are complete; nothing that it did not write."""
+    """Removes leftovers of files that are complete, but nothing that the user put there."""
     both = with_mirrors(downloads)
     for one in both:
         partial = Partial(folder / one.name)

@@ -1,4 +1,4 @@
-"""From the recipe's words for a source to the source."""
+"""Opens the source that a recipe names."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from kdedge.config.data_spec import SOURCES, DataSpec, SourceSpec
 from kdedge.data.benchmarks import load_benchmark
 from kdedge.data.classes import benchmark_root
-from kdedge.data.sources import folder, huggingface, parquet, webdataset
+from kdedge.data.sources import Source, folder, huggingface, parquet, webdataset
 from kdedge.data.sources import list as list_source
-from kdedge.data.sources._protocol import Source
 from kdedge.errors import DataError, RecipeError
 
 
@@ -41,7 +40,11 @@ def open_source(
         )
     if spec.huggingface is not None:
         return huggingface.open_source(
-            spec.huggingface, **columns, class_names=class_names, labeled=labeled
+            spec.huggingface,
+            part=spec.part,
+            **columns,
+            class_names=class_names,
+            labeled=labeled,
         )
     if spec.benchmark is not None:
         benchmark = load_benchmark(spec.benchmark)
@@ -54,7 +57,7 @@ def open_source(
 
 
 def is_own_split(spec: SourceSpec, *, data: DataSpec) -> bool:
-    """Whether a benchmark set's own rule makes its parts, as its published split is not there."""
+    """Whether a set's own rule makes its parts, because its published split is missing."""
     if spec.benchmark is None:
         return False
     benchmark = load_benchmark(spec.benchmark)

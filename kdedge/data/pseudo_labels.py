@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from kdedge._files import write_atomic
 from kdedge.data.classes import class_list_hash
-from kdedge.data.sources._labels import LabelIndex
+from kdedge.data.sources import LabelIndex
 from kdedge.errors import DataError
 
 FORMAT = "kdedge-pseudo-labels-1"

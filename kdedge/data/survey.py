@@ -1,4 +1,4 @@
-"""Looks through images of the user's own: which are readable, how large, of which classes."""
+"""Surveys the user's images: which are readable, how large, of which classes."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdedge._progress import progress
+from kdedge.config.fields import HUB
 from kdedge.data.images import BadImage, check_limit, scan
-from kdedge.data.sources import folder, huggingface, parquet, webdataset
+from kdedge.data.sources import Source, folder, huggingface, parquet, webdataset
 from kdedge.data.sources import list as list_source
-from kdedge.data.sources._protocol import Source
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found in a source.
+    """The result of a survey.
 
     Attributes:
-        kind: folder, list, webdataset, parquet or huggingface, as a recipe has it.
+        kind: folder, list, webdataset, parquet or huggingface: the recipe's key.
         n_images: images in all.
-        bad: those that cannot be read.
-        n_duplicates: readable images whose file has the same bytes as one before it.
-        sizes_px: ((width, height), how many readable images have it), the most frequent first.
-        classes: (class as the source has it, its images), in order of the names; empty where it
-            has none.
+        bad: images that cannot be read.
+        n_duplicates: readable images with the same bytes as an earlier one.
+        sizes_px: ((width, height), number of readable images), the most frequent first.
+        classes: (class name in the source, number of images), sorted by name; empty without
+            labels.
         n_unlabeled: images without a class.
     """
 
@@ -47,7 +47,7 @@ def survey(place: str) -> Survey:
 
     Raises:
         DataError: it is missing, empty or malformed, or none of its images can be read.
-        MissingPackage: webdataset or pyarrow, which reads it, is not installed.
+        MissingPackage: webdataset or datasets, which reads it, is not installed.
     """
     kind, source, labels = _open(place)
     with progress(f"reading {place}", len(source.items)) as advance:
@@ -74,10 +74,10 @@ def _open(place: str) -> tuple[str, Source, Iterable[str]]:
     path = Path(place)
     if place.endswith(".parquet") or (path.is_dir() and any(path.glob("*.parquet"))):
         tables = parquet.open_source(place, class_names=(), labeled=False)
-        return "parquet", tables, parquet.texts_of_labels(place)
-    if huggingface.is_dataset(path):
-        tables = huggingface.open_source(path, class_names=(), labeled=False)
-        return "huggingface", tables, huggingface.texts_of_labels(path)
+        return "parquet", tables, tables.label_texts()
+    if place.startswith(HUB) or huggingface.is_dataset(path):
+        tables = huggingface.open_source(place, class_names=(), labeled=False)
+        return "huggingface", tables, tables.label_texts()
     if path.suffix.lower() == ".csv" and not path.is_dir():
         listed = list_source.open_source(path, class_names=(), labeled=False)
         return "list", listed, list_source.label_texts(path)

@@ -1,4 +1,4 @@
-"""Compares a benchmark set on this disk with what is published of it."""
+"""Compares a benchmark set on disk with the published one."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pathlib import Path
 
 from kdedge._files import sha256_file
 from kdedge._progress import progress
-from kdedge.data.benchmarks import Benchmark, load_benchmark
-from kdedge.data.benchmarks._coop_set import CoopSet
-from kdedge.data.benchmarks._coop_split import BenchmarkSource
-from kdedge.data.benchmarks._origins import MissingPartsError
+from kdedge.data.benchmarks import (
+    Benchmark,
+    CoopSet,
+    MissingPartsError,
+)
 from kdedge.data.fetch import missing
 from kdedge.data.images import BadImage, scan
-from kdedge.data.sources._protocol import is_file
+from kdedge.data.sources import FileSource, is_file
 from kdedge.errors import DataError, KdedgeError
 
 log = logging.getLogger(__name__)
@@ -28,11 +29,11 @@ class PartFound:
 
     Attributes:
         part: train, val or test.
-        n_published: images that it is to have.
+        n_published: images that the published part has.
         n_listed: images that the split lists.
-        n_missing: of those, files that are not there.
+        n_missing: listed images whose files do not exist.
         n_classes: classes with at least one image in it.
-        bad: those that cannot be decoded; None where they were not read.
+        bad: images that cannot be decoded; None where they were not read.
     """
 
     part: str
@@ -45,16 +46,16 @@ class PartFound:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found of a set.
+    """The result of comparing a set.
 
     Attributes:
         name: the set.
         folder: where it is.
-        split: what decides its parts.
-        n_classes_published: classes that it is to have.
-        n_classes: classes that it has; None where its class list cannot be read.
+        split: origin of its parts.
+        n_classes_published: classes of the published set.
+        n_classes: classes found; None where the class list cannot be read.
         parts: those that can be listed.
-        problems: what differs from what is published, one sentence each; none where all is well.
+        problems: differences from the published set, one sentence each.
     """
 
     name: str
@@ -66,18 +67,14 @@ class Verification:
     problems: tuple[str, ...]
 
 
-def verify(name: str, root: Path, *, read_images: bool) -> Verification:
-    """Compares a set's files, class names and parts with what is published.
+def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verification:
+    """Compares a set's files, class names and parts with the published ones.
 
     Args:
-        name: the set.
+        benchmark: the set.
         root: folder of all sets.
-        read_images: decode every image, too; else it is only looked whether its file is there.
-
-    Raises:
-        DataError: there is no set of that name.
+        read_images: decode every image, too; else only check that its file is there.
     """
-    benchmark = load_benchmark(name)
     folder = root / benchmark.folder
     absent = (folder / wanted.gives for wanted in missing(benchmark.downloads, folder))
     problems = [f"{path} is missing." for path in absent]
@@ -100,7 +97,7 @@ def verify(name: str, root: Path, *, read_images: bool) -> Verification:
     if class_names is not None and len(class_names) != benchmark.n_classes:
         problems.append(f"It has {len(class_names)} classes, published are {benchmark.n_classes}.")
     return Verification(
-        name=name,
+        name=benchmark.name,
         folder=folder,
         split=_split(benchmark, folder),
         n_classes_published=benchmark.n_classes,
@@ -111,7 +108,7 @@ def verify(name: str, root: Path, *, read_images: bool) -> Verification:
 
 
 def _wrong_files(benchmark: Benchmark, folder: Path) -> Iterator[str]:
-    """Files with a known hash that have another; an archive is gone once it is unpacked."""
+    """Files whose hash differs from the published one. Unpacked archives are not there any more."""
     for wanted in benchmark.downloads:
         path = folder / wanted.gives
         if wanted.unpack is None and wanted.sha256 is not None and path.is_file():
@@ -121,7 +118,7 @@ def _wrong_files(benchmark: Benchmark, folder: Path) -> Iterator[str]:
 
 
 def _other_names(benchmark: Benchmark, folder: Path, class_names: Sequence[str]) -> Iterator[str]:
-    """A split file's names that the set's own files, as far as they are there, do not have."""
+    """Class names of a split file that differ from those in the set's own files."""
     if not isinstance(benchmark, CoopSet) or not benchmark.has_split(folder):
         return
     if not all((folder / path).exists() for path in benchmark.own_reads):
@@ -141,7 +138,7 @@ def _other_names(benchmark: Benchmark, folder: Path, class_names: Sequence[str])
 
 
 def _look_at(
-    benchmark: Benchmark, part: str, source: BenchmarkSource, *, read_images: bool
+    benchmark: Benchmark, part: str, source: FileSource, *, read_images: bool
 ) -> PartFound:
     n_images = len(source.items)
     n_missing = sum(not is_file(source.path(i)) for i in range(n_images))
@@ -172,7 +169,7 @@ def _part_problems(found: PartFound, n_classes: int) -> Iterator[str]:
 
 
 def _split(benchmark: Benchmark, folder: Path) -> str:
-    """What decides the parts: CoOp's file, or a rule of the set's own."""
+    """Names the origin of the parts: CoOp's file, or the set's own rule."""
     if not isinstance(benchmark, CoopSet) or benchmark.split_file is None:
         return "the set's own"
     if benchmark.has_split(folder):

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge._progress import progress
-from kdedge.data.sources._protocol import Source
+from kdedge.data.sources import Source
 from kdedge.deploy.pixels import PixelArray, read_pixels
 from kdedge.errors import DataError
 from kdedge.runtime.preprocess import Preprocess

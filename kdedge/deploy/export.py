@@ -33,10 +33,10 @@ from kdedge.deploy.parity import (
 )
 from kdedge.deploy.pixels import read_pixels, spread
 from kdedge.deploy.reference import Reference, run_reference
-from kdedge.deploy.trained import TrainedModel
 from kdedge.errors import DataError, RecipeError
 from kdedge.evaluation.agreement import compare
 from kdedge.evaluation.flops import count_gmacs
+from kdedge.runs.model import RunModel
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.batches import to_input
 from kdedge.setup.images import Images
@@ -68,7 +68,7 @@ class Exported:
 
 
 def export_artifact(
-    trained: TrainedModel,
+    trained: RunModel,
     *,
     spec: ExportSpec,
     gates: GatesSpec,
@@ -78,7 +78,7 @@ def export_artifact(
     """Folds a trained model and writes its artifact, whole or not at all.
 
     Args:
-        trained: from `deploy.trained.load_trained_model`.
+        trained: from `load_run`.
         spec: the recipe's `export`.
         gates: the recipe's `gates`.
         precisions: beside fp32, which is always written; int8 brings fp16 with it.
@@ -103,10 +103,10 @@ def export_artifact(
             " leave INT8 out."
         )
     model = fold(
-        trained.model.image_path(),
+        trained.image_path(),
         trained.vectors.vectors,
-        scale=trained.model.scale,
-        preprocess=trained.backbone.preprocess,
+        scale=trained.scale,
+        preprocess=trained.preprocess,
         head=spec.head,
         pixels=spec.pixels,
     )
@@ -128,7 +128,7 @@ class _Writer:
 
     def __init__(
         self,
-        trained: TrainedModel,
+        trained: RunModel,
         folder: Path,
         *,
         spec: ExportSpec,
@@ -142,9 +142,9 @@ class _Writer:
         self._reference = reference
         self.artifact = Artifact(
             path=folder,
-            name=trained.loaded.recipe.name,
+            name=trained.setup.loaded.recipe.name,
             class_names=trained.class_names,
-            preprocess=trained.backbone.preprocess,
+            preprocess=trained.preprocess,
             pixels=spec.pixels,
             head=spec.head,
             max_batch=spec.max_batch if spec.batch == "dynamic" else spec.batch,
@@ -218,7 +218,7 @@ class _Writer:
                 pool.source,
                 {index: pool.digests[index] for index in self._free(pool)},
                 n_images=self._spec.calibration_images,
-                seed=self._trained.loaded.recipe.seed,
+                seed=self._trained.setup.loaded.recipe.seed,
                 predict=lambda pixels: predict_pixels(backend, pixels, self.artifact),
                 preprocess=self.artifact.preprocess,
             )
@@ -279,14 +279,14 @@ class _Writer:
         self.artifact = dataclasses.replace(self.artifact, others=others)
 
 
-def _gflops(trained: TrainedModel, model: FoldedModel) -> dict[str, float]:
+def _gflops(trained: RunModel, model: FoldedModel) -> dict[str, float]:
     """Operations an image before and after, in GFLOPs."""
-    size = trained.backbone.preprocess.size_px
-    images = torch.zeros(1, 3, size, size, device=trained.backbone.device)
-    vectors = trained.vectors.vectors.to(trained.backbone.device)
+    size = trained.preprocess.size_px
+    images = torch.zeros(1, 3, size, size, device=trained.device)
+    vectors = trained.class_vectors()
     return {
         "clip_image_encoder": 2 * count_gmacs(trained.backbone.visual, images),
         "unfused": 2
-        * count_gmacs(lambda batch: trained.model.forward_features(batch) @ vectors.T, images),
+        * count_gmacs(lambda batch: trained.forward_features(batch) @ vectors.T, images),
         "folded": 2 * count_gmacs(model, images.cpu()),
     }

@@ -19,15 +19,17 @@ Sums are folded in float64 and stored in float32.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdedge.clip.architecture import why_no_prompts
+from kdedge.clip.blocks import AttentionBlock, weight_and_bias
 from kdedge.errors import RecipeError, ShapeError
 from kdedge.methods.protocol import ImagePath
 from kdedge.runtime.artifact import Head, Pixels
@@ -40,25 +42,28 @@ class FoldedBlock(nn.Module):
     """One residual attention block with constant tokens among its keys and values.
 
     Args:
-        block: open_clip's, frozen.
+        block: frozen; wrapped or parametrized layers are read by what they compute.
         memory: [M, D], constant tokens that are attended to and have no output; None for none.
     """
 
     memory_key: Tensor
     memory_value: Tensor
 
-    def __init__(self, block: ResidualAttentionBlock, memory: Tensor | None) -> None:
+    def __init__(self, block: AttentionBlock, memory: Tensor | None) -> None:
         super().__init__()
-        attention = block.attn
-        width, n_heads = attention.embed_dim, attention.num_heads
-        weight, bias = attention.in_proj_weight.double(), attention.in_proj_bias.double()
-        factor = (width // n_heads) ** -0.5
-        self.n_heads = n_heads
-        self.ln_1, self.ln_2, self.mlp = block.ln_1, block.ln_2, block.mlp
-        self.query = _linear(factor * weight[:width], factor * bias[:width])
-        self.key = _linear(weight[width : 2 * width], bias[width : 2 * width])
-        self.value = _linear(weight[2 * width :], bias[2 * width :])
-        self.out = _scaled(attention.out_proj, block.ls_1)
+        attention, width = block.attn, len(block.ln_1.weight)
+        self.n_heads = attention.num_heads
+        self.ln_1, self.ln_2 = block.ln_1, block.ln_2
+        weight, bias = weight_and_bias(attention.q, width)
+        factor = (width // self.n_heads) ** -0.5
+        self.query = _linear(factor * weight, factor * bias)
+        self.key = _linear(*weight_and_bias(attention.k, width))
+        self.value = _linear(*weight_and_bias(attention.v, width))
+        self.out = _scaled(*weight_and_bias(attention.out, width), block.ls_1)
+        c_fc, gelu, c_proj = block.mlp
+        first = _linear(*weight_and_bias(c_fc, width))
+        last = _linear(*weight_and_bias(c_proj, first.out_features))
+        self.mlp = nn.Sequential(OrderedDict(c_fc=first, gelu=gelu, c_proj=last))
         self.ls_2 = block.ls_2
         self.has_memory = memory is not None and len(memory) > 0
         if self.has_memory:
@@ -253,13 +258,13 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     return linear
 
 
-def _scaled(linear: nn.Linear, layer_scale: nn.Module) -> nn.Linear:
+def _scaled(weight: Tensor, bias: Tensor, layer_scale: nn.Module) -> nn.Linear:
     """A linear layer and the layer scale after it."""
     gamma = getattr(layer_scale, "gamma", None)
     if gamma is None:
-        return linear
+        return _linear(weight, bias)
     gamma = gamma.double()
-    return _linear(gamma[:, None] * linear.weight.double(), gamma * linear.bias.double())
+    return _linear(gamma[:, None] * weight, gamma * bias)
 
 
 def _fold_pixels(

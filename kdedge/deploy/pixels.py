@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.data.sources._protocol import Source
+from kdedge.data.sources import Source
 from kdedge.errors import DataError
 from kdedge.runtime.preprocess import (
     Preprocess,

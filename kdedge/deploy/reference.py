@@ -10,8 +10,8 @@ import torch
 
 from kdedge._progress import progress
 from kdedge.deploy.pixels import read_pixels, spread
-from kdedge.deploy.trained import TrainedModel
 from kdedge.errors import RecipeError
+from kdedge.runs.model import RunModel
 from kdedge.runtime.preprocess import normalize
 from kdedge.setup.images import Images
 
@@ -40,7 +40,7 @@ class Reference:
     digests: frozenset[str]
 
 
-def run_reference(trained: TrainedModel, pool: Images | None, n_images: int) -> Reference:
+def run_reference(trained: RunModel, pool: Images | None, n_images: int) -> Reference:
     """Runs the unfused model on test images, or on unlabeled ones where there are no others.
 
     Args:
@@ -62,13 +62,13 @@ def run_reference(trained: TrainedModel, pool: Images | None, n_images: int) -> 
     if test is None:  # half of them are left to choose ranges from
         n_images = min(n_images, max(1, len(images.indices) // 2))
     chosen = images.only([images.indices[i] for i in spread(len(images.indices), n_images)])
-    pixels = read_pixels(chosen.source, chosen.indices, trained.backbone.preprocess)
+    pixels = read_pixels(chosen.source, chosen.indices, trained.preprocess)
     kept_out = chosen if test is None else images
     return Reference(
         pixels=pixels,
         logits=_unfused_logits(trained, pixels),
         keys=tuple(chosen.source.items[index].key for index in chosen.indices),
-        labels=tuple(trained.exported_labels(chosen)),
+        labels=tuple(trained.labels_of(chosen)),
         images=f"{len(chosen.indices)} of {len(images.indices)} images of"
         f" data.{'unlabeled' if test is None else 'test'}",
         digests=frozenset(kept_out.digests[index] for index in kept_out.indices),
@@ -76,17 +76,15 @@ def run_reference(trained: TrainedModel, pool: Images | None, n_images: int) -> 
 
 
 @torch.no_grad()
-def _unfused_logits(
-    trained: TrainedModel, pixels: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.float32]:
+def _unfused_logits(trained: RunModel, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """[N, S, S, 3] -> [N, C]: the model as it was trained and evaluated."""
-    preprocess, device = trained.backbone.preprocess, trained.backbone.device
+    preprocess, device = trained.preprocess, trained.device
     vectors = trained.vectors.vectors.to(device)
     logits = []
     with progress("running the unfused model", len(pixels)) as advance:
         for start in range(0, len(pixels), _BATCH):
             batch = np.stack([normalize(image, preprocess) for image in pixels[start:][:_BATCH]])
-            features = trained.model.forward_features(torch.from_numpy(batch).to(device))
-            logits.append((trained.model.scale * features @ vectors.T).cpu().numpy())
+            features = trained.forward_features(torch.from_numpy(batch).to(device))
+            logits.append((trained.scale * features @ vectors.T).cpu().numpy())
             advance(start + len(batch))
     return np.concatenate(logits)

@@ -21,13 +21,16 @@ from kdedge.clip.prompts import first_context, make_linear, prompted_texts, text
 from kdedge.clip.text import CHUNK_SIZE, TokenizedTexts, encode_text, in_chunks
 from kdedge.config.recipe import OptimSpec
 from kdedge.methods.protocol import MethodSettings, Teacher
-from kdedge.methods.sees import Sees
+from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import SupervisedMethod
 
-SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
-
-OPTIM = OptimSpec(lr=0.002, epochs=10, batch_size=1)
-"""The authors' code, base-to-novel."""
+METHOD = Declaration(
+    label="CoCoOp",
+    paper="arXiv:2203.05557",
+    sees=Sees(labels=True),
+    # The authors' code, base-to-novel.
+    optim=OptimSpec(lr=0.002, epochs=10, batch_size=1),
+)
 
 REDUCTION = 16
 """The meta-net's hidden width is the image features' size over this (section 3.2)."""

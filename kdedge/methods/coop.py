@@ -29,13 +29,16 @@ from kdedge.clip.text import TokenizedTexts, encode_text, in_chunks, tokenize
 from kdedge.config.recipe import OptimSpec
 from kdedge.errors import RecipeError
 from kdedge.methods.protocol import MethodSettings, Teacher
-from kdedge.methods.sees import Sees
+from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import TextPromptMethod
 
-SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
-
-OPTIM = OptimSpec(lr=0.002, epochs=200, batch_size=32)
-"""The authors' code, 8 or 16 shots; 50 epochs on ImageNet."""
+METHOD = Declaration(
+    label="CoOp",
+    paper="arXiv:2109.01134",
+    sees=Sees(labels=True),
+    # The authors' code, 8 or 16 shots; 50 epochs on ImageNet.
+    optim=OptimSpec(lr=0.002, epochs=200, batch_size=32),
+)
 
 
 class Settings(MethodSettings):

@@ -26,13 +26,16 @@ from kdedge.clip.prompts import (
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.recipe import OptimSpec
 from kdedge.methods.protocol import ImagePath, MethodSettings, Teacher
-from kdedge.methods.sees import Sees
+from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import TextPromptMethod
 
-SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
-
-OPTIM = OptimSpec(lr=0.0025, epochs=20, batch_size=4)
-"""PromptSRC's code, base-to-novel; MaPLe's code: lr 0.0035, 5 epochs, batch_size 4."""
+METHOD = Declaration(
+    label="IVLP",
+    paper="arXiv:2307.06948",
+    sees=Sees(labels=True),
+    # PromptSRC's code, base-to-novel; MaPLe's code: lr 0.0035, 5 epochs, batch_size 4.
+    optim=OptimSpec(lr=0.0025, epochs=20, batch_size=4),
+)
 
 
 class Settings(MethodSettings):

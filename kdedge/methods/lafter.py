@@ -39,23 +39,27 @@ from kdedge.data.batch import Batch
 from kdedge.errors import DataError
 from kdedge.methods._encode import encode_images
 from kdedge.methods.protocol import ImagePath, MethodSettings, StepOutput, Teacher
-from kdedge.methods.sees import Sees
+from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.zeroshot import template_list
 
-SEES = Sees(labels=False, unlabeled_images=True, novel_class_names=True)
-
-OPTIM = OptimSpec(
-    algorithm="adamw",
-    lr=5e-4,
-    weight_decay=0.01,
-    epochs=50,
-    batch_size=50,
-    warmup_epochs=0,
-    schedule="constant",
-    crop_scale_min=0.2,
-    strong_views=True,
+METHOD = Declaration(
+    label="LaFTer",
+    paper="arXiv:2305.18287",
+    sees=Sees(unlabeled_images=True, novel_class_names=True),
+    needs_clean_images=True,
+    # The authors' code.
+    optim=OptimSpec(
+        algorithm="adamw",
+        lr=5e-4,
+        weight_decay=0.01,
+        epochs=50,
+        batch_size=50,
+        warmup_epochs=0,
+        schedule="constant",
+        crop_scale_min=0.2,
+        strong_views=True,
+    ),
 )
-"""The authors' code."""
 
 TEXT_WEIGHT_DECAY = 0.01
 """Of the classifier on texts (the authors' code)."""
@@ -178,7 +182,6 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor, settings: Settings) -
 class Method:
     """LaFTer on a frozen backbone; its layer norms are copies."""
 
-    needs_teacher: ClassVar[bool] = False
     can_split_batches: ClassVar[bool] = True
 
     def __init__(

@@ -29,13 +29,16 @@ from kdedge.clip.prompts import (
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.recipe import OptimSpec
 from kdedge.methods.protocol import ImagePath, MethodSettings, Teacher
-from kdedge.methods.sees import Sees
+from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import TextPromptMethod
 
-SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
-
-OPTIM = OptimSpec(lr=0.0035, epochs=5, batch_size=4)
-"""The authors' code, base-to-novel."""
+METHOD = Declaration(
+    label="MaPLe",
+    paper="arXiv:2210.03117",
+    sees=Sees(labels=True),
+    # The authors' code, base-to-novel.
+    optim=OptimSpec(lr=0.0035, epochs=5, batch_size=4),
+)
 
 
 class Settings(MethodSettings):

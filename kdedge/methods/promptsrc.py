@@ -30,13 +30,16 @@ from kdedge.data.batch import Batch
 from kdedge.methods import ivlp
 from kdedge.methods._encode import encode_images
 from kdedge.methods.protocol import StepOutput, Teacher
-from kdedge.methods.sees import Sees
+from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import cross_entropy, labels_of
 
-SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
-
-OPTIM = OptimSpec(lr=0.0025, epochs=20, batch_size=4)
-"""The authors' code, base-to-novel, ViT-B/16."""
+METHOD = Declaration(
+    label="PromptSRC",
+    paper="arXiv:2307.06948",
+    sees=Sees(labels=True),
+    # The authors' code, base-to-novel, ViT-B/16.
+    optim=OptimSpec(lr=0.0025, epochs=20, batch_size=4),
+)
 
 
 class Settings(ivlp.Settings):

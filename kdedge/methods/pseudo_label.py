@@ -29,7 +29,7 @@ crops are the learner's here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -43,13 +43,16 @@ from kdedge.methods.coop import Settings as CoOpSettings
 from kdedge.methods.promptsrc import Method as PromptSRC
 from kdedge.methods.promptsrc import Settings as PromptSRCSettings
 from kdedge.methods.protocol import MethodSettings, Teacher
-from kdedge.methods.sees import Sees
+from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import SupervisedMethod
 
-SEES = Sees(labels=True, unlabeled_images=True, novel_class_names=True)
-
-OPTIM = OptimSpec(lr=0.0025, epochs=20, batch_size=4)
-"""Of each round: PromptSRC's own."""
+METHOD = Declaration(
+    label="FPL, IFPL, GRIP",
+    paper="arXiv:2306.01669",
+    sees=Sees(labels=True, unlabeled_images=True, novel_class_names=True),
+    # Of each round: PromptSRC's own.
+    optim=OptimSpec(lr=0.0025, epochs=20, batch_size=4),
+)
 
 
 class Settings(MethodSettings):
@@ -110,8 +113,6 @@ def images_per_class(
 
 class Method:
     """The learner on a frozen backbone, over all classes."""
-
-    needs_teacher: ClassVar[bool] = False
 
     @classmethod
     def build(

@@ -31,13 +31,16 @@ from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel, most_confident_predicted
 from kdedge.methods._encode import encode_images
 from kdedge.methods.protocol import MethodSettings, StepOutput, Teacher
-from kdedge.methods.sees import Sees
+from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import TextPromptMethod, cross_entropy, labels_of
 
-SEES = Sees(labels=False, unlabeled_images=True, novel_class_names=True)
-
-OPTIM = OptimSpec(lr=0.002, epochs=50, batch_size=32)
-"""The authors' code."""
+METHOD = Declaration(
+    label="UPL",
+    paper="arXiv:2204.03649",
+    sees=Sees(unlabeled_images=True, novel_class_names=True),
+    # The authors' code.
+    optim=OptimSpec(lr=0.002, epochs=50, batch_size=32),
+)
 
 
 class Settings(MethodSettings):

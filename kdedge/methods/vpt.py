@@ -18,13 +18,16 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import make_visual_prompts, readable
 from kdedge.config.recipe import OptimSpec
 from kdedge.methods.protocol import ImagePath, MethodSettings, Teacher
-from kdedge.methods.sees import Sees
+from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import SupervisedMethod
 
-SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
-
-OPTIM = OptimSpec(lr=0.0025, epochs=5, batch_size=4)
-"""MaPLe's code, base-to-novel."""
+METHOD = Declaration(
+    label="VPT",
+    paper="arXiv:2203.12119",
+    sees=Sees(labels=True),
+    # MaPLe's code, base-to-novel.
+    optim=OptimSpec(lr=0.0025, epochs=5, batch_size=4),
+)
 
 
 class Settings(MethodSettings):

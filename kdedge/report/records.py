@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from kdedge._files import read_json
+from pydantic import BaseModel
+
+from kdedge._files import read_bytes
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.eval_details import EvalDetails
+from kdedge.records import TOLERANT, Count, parse_record
 from kdedge.results import EvalResult
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import read_details, read_evaluation
 from kdedge.runtime.artifact import FILE_NAME, Artifact, load_artifact
-from kdedge.speed_results import SpeedResult
+from kdedge.speed_results import SpeedResult, read_speed
 
 _T = TypeVar("_T")
+
+
+class _LogLine(BaseModel):
+    """One line of metrics.jsonl; its other keys are figures, null where one was not finite."""
+
+    model_config = TOLERANT
+    __pydantic_extra__: dict[str, float | None]
+
+    kind: Literal["epoch"] | None = None
+    epoch: Count = 0
+    step: Count
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,7 @@ class RunRecords:
     """
 
     run: RunFolder
-    provenance: Mapping[str, Any]
+    provenance: Provenance
     recipe: LoadedRecipe | None
     results: Mapping[str, EvalResult]
     details: Mapping[str, EvalDetails]
@@ -114,7 +128,7 @@ def gather(run: RunFolder) -> RunRecords:
         details=read(lambda: read_details(run), {}),
         training=read(lambda: _read_training(metrics), TrainingLog()),
         artifact=read(lambda: load_artifact(artifacts[-1]), None) if artifacts else None,
-        speed=None if speed_file is None else read(lambda: _read_speed(speed_file), None),
+        speed=None if speed_file is None else read(lambda: read_speed(speed_file), None),
         speed_file=speed_file,
         problems=tuple(problems),
     )
@@ -126,39 +140,19 @@ def _numbered(folder: Path, pattern: str, number: Callable[[Path], str]) -> list
     return sorted(found, key=lambda path: int(number(path)))
 
 
-def _read_speed(path: Path) -> SpeedResult | None:
-    return SpeedResult.from_dict(read_json(path), str(path))
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
-
-
 def _read_training(path: Path) -> TrainingLog:
     """Reads metrics.jsonl.
 
     Raises:
-        DataError: a line is no JSON object with a step.
+        DataError: a line is damaged.
     """
     if not path.exists():
         return TrainingLog()
-    steps: list[dict[str, Any]] = []
-    epochs: list[dict[str, Any]] = []
-    # What stands after the last line's end is being written by a run that goes on
-    for number, line in enumerate(_read_text(path).split("\n")[:-1], start=1):
-        values = _json_object(line)
-        if not isinstance(values.get("step"), int):
-            raise DataError(f"{path}:{number} is not a line of a training log.")
-        (epochs if values.get("kind") == "epoch" else steps).append(values)
-    return TrainingLog(tuple(steps), tuple(epochs))
-
-
-def _json_object(line: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    # A run that goes on is still writing the text after the last line's end
+    lines = [
+        parse_record(_LogLine, line, where=f"{path}:{number}", remedy="Remove the line.")
+        for number, line in enumerate(read_bytes(path).split(b"\n")[:-1], start=1)
+    ]
+    steps = tuple(line.model_dump(exclude_unset=True) for line in lines if line.kind is None)
+    epochs = tuple(line.model_dump(exclude_unset=True) for line in lines if line.kind == "epoch")
+    return TrainingLog(steps, epochs)

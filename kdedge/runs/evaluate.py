@@ -1,68 +1,113 @@
-"""Accuracy of a finished run on the test images of its recipe."""
+"""Accuracy and sample predictions of a finished run, on the test images of its recipe."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import torch
-
-from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import load_recipe
-from kdedge.errors import RecipeError
 from kdedge.eval_details import EvalDetails
-from kdedge.methods.protocol import Method, WithoutClassVectors
 from kdedge.results import EvalResult
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.measure import measure
-from kdedge.runs.model import (
-    StoredTeacher,
-    load_student,
-    load_teacher,
-    load_without_class_vectors,
-)
+from kdedge.runs.measure import measure, predict_logits
+from kdedge.runs.model import RunModel, load_run
 from kdedge.setup.classes import load_classes
-from kdedge.setup.images import load_images, require_images
-from kdedge.setup.method import choose_method, has_class_vectors
+from kdedge.setup.data import RecipeData
+from kdedge.setup.images import Images
+from kdedge.setup.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 
 def evaluate_run(
-    run: RunFolder, *, device: torch.device, cache: Path | None, overrides: tuple[str, ...] = ()
+    run: RunFolder, workspace: Workspace, *, overrides: Sequence[str] = ()
 ) -> tuple[EvalResult, EvalDetails]:
     """Measures a finished run on the test images of its recipe.
 
     Args:
         run: teacher, student or baseline.
-        device: where.
-        cache: folder of text features.
+        workspace: where the command works.
         overrides: `a.b=c` texts over the run's recipe, to measure on other images.
 
     Raises:
         RecipeError: the run is not finished or its recipe has no test images.
     """
-    if not run.is_finished:
-        raise RecipeError(
-            f"{run.path} is not finished.\n  Go on with it: add --resume to its command."
+    model, images = _open_with_test_images(run, workspace, overrides)
+    trained_on = model.setup.classes.names
+    if run.kind == "student" and model.class_names != trained_on:
+        log.warning(
+            "The class list is not the one of the run (%s): class vectors go by name, base and"
+            " novel by the list as it is now.",
+            _difference(model.class_names, trained_on),
         )
-    loaded = load_recipe(run.recipe, overrides)
-    classes = load_classes(loaded.recipe)
-    images = require_images(
-        load_images(loaded.recipe, "test", classes), "test", "accuracy is measured on it"
+    selection = model.setup.choice.optim.selection
+    return measure(model, images, model.classes, selection=selection)
+
+
+def _difference(names: Sequence[str], trained_on: Sequence[str]) -> str:
+    """How a class list differs from the one of the run, in words."""
+    new = set(names) - set(trained_on)
+    if new:
+        return f"{len(new)} of {len(names)} names are new, and the teacher encodes them"
+    if len(names) == len(trained_on):
+        return "the same names in another order"
+    return f"{len(names)} of its {len(trained_on)} names"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The classes that a model gives one image.
+
+    Attributes:
+        key: the image's name.
+        label: the class that it is of.
+        top: the classes with the highest softmax over all classes, and that softmax in percent.
+    """
+
+    key: str
+    label: str
+    top: tuple[tuple[str, float], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def predict_examples(
+    run: RunFolder, workspace: Workspace, *, n_images: int = 3, n_top: int = 3
+) -> tuple[Prediction, ...]:
+    """Classifies a few test images of a run, spread over the test set.
+
+    Args:
+        run: a finished run whose recipe has test images.
+        workspace: where the command works.
+        n_images: how many.
+        n_top: classes named for each.
+    """
+    model, images = _open_with_test_images(run, workspace, ())
+    step = max(1, len(images.indices) // n_images)
+    few = images.only(images.indices[step // 2 :: step][:n_images])
+    logits, labels = predict_logits(model, few)
+    names = model.class_names
+    scores, best = logits.softmax(dim=-1).topk(min(n_top, len(names)))
+    return tuple(
+        Prediction(
+            few.source.items[index].key,
+            names[int(label)],
+            tuple((names[int(c)], 100 * float(s)) for s, c in zip(row, classes, strict=True)),
+        )
+        for index, label, row, classes in zip(few.indices, labels, scores, best, strict=True)
     )
-    model: Method | StoredTeacher | WithoutClassVectors
-    backbone: AnyBackbone
-    choice = choose_method(loaded, run.kind)
-    if run.kind == "student":
-        model, backbone = load_student(run, loaded, classes, device=device, cache=cache)
-    elif not has_class_vectors(choice):
-        model, backbone = load_without_class_vectors(run, classes, device=device, cache=cache)
-    else:
-        teacher = load_teacher(run, classes, device=device, cache=cache)
-        model, backbone = teacher, teacher.backbone
-    return measure(
-        model,
-        images,
-        classes,
-        preprocess=backbone.preprocess,
-        device=device,
-        selection=choice.optim.selection,
-    )
+
+
+def _open_with_test_images(
+    run: RunFolder, workspace: Workspace, overrides: Sequence[str]
+) -> tuple[RunModel, Images]:
+    """A run for the class list that its recipe names now, and the recipe's test images."""
+    recipe = load_recipe(run.recipe, overrides).recipe
+    classes = load_classes(recipe)
+    model = load_run(run, workspace, overrides=overrides, names=classes.names)
+    data = RecipeData(recipe, classes, workspace)
+    return model, data.require("test", "accuracy is measured on it")

@@ -6,16 +6,13 @@ import contextlib
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from kdedge.errors import DataError, RecipeError
-from kdedge.runs.folder import (
-    Kind,
-    RunFolder,
-)
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.provenance import Kind, Provenance
 
 
-def runs_in(root: Path) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
+def runs_in(root: Path) -> Iterator[tuple[RunFolder, Provenance]]:
     """Yields every run and its provenance; passes over what is no run or has a damaged record."""
     for file in sorted(root.glob("*/*/provenance.json")):
         if not file.parent.name.isdigit():
@@ -39,11 +36,11 @@ def newest(
         kind: only runs of this kind.
     """
     found = [
-        (str(record.get("finished_at") or record.get("started_at")), run.name, run)
+        (str(record.finished_at or record.started_at), run.name, run)
         for run, record in runs_in(root)
         if (name is None or run.path.parent.name == name)
         and (kind is None or run.kind == kind)
-        and (not finished or record.get("status") == "finished")
+        and (not finished or record.is_finished)
     ]
     return max(found, key=lambda entry: entry[:2])[2] if found else None
 
@@ -78,7 +75,7 @@ def find_run(argument: str | None, root: Path) -> RunFolder:
 
 
 def _unknown_run(argument: str, root: Path) -> RecipeError:
-    runs = {run.name: str(record.get("status")) for run, record in runs_in(root)}
+    runs = {run.name: str(record.status) for run, record in runs_in(root)}
     own = [f"{name} ({status})" for name, status in runs.items() if name.split("/")[0] == argument]
     if own:
         return RecipeError(

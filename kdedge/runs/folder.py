@@ -11,16 +11,15 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from kdedge import __version__
-from kdedge._files import explain_os_error, new_numbered_folder, read_json, write_atomic, write_json
+from kdedge._files import explain_os_error, new_numbered_folder, write_atomic, write_json
 from kdedge._lock import is_locked, locked
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import RecipeError
+from kdedge.records import read_record
 from kdedge.runs.log import logged_to
-
-Kind = Literal["teacher", "student", "baseline"]
-
+from kdedge.runs.provenance import Kind, Provenance
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow", "safetensors")
 
@@ -89,16 +88,17 @@ class RunFolder:
         file = path / "provenance.json"
         if not file.is_file():
             raise RecipeError(f"{path} is not a run folder: it has no provenance.json.")
-        record = _read_record(file)
-        kind = record.get("kind") if isinstance(record, dict) else None
-        if kind is None or kind not in get_args(Kind):
-            raise DataError(f"{file} is not the record of a run: its kind is {kind!r}.")
-        return cls(path, kind)
+        return cls(path, _read_record(file).kind)
 
     @property
     def name(self) -> str:
         """The recipe's name and the run's number, as in `line3/02`."""
         return f"{self.path.resolve().parent.name}/{self.path.resolve().name}"
+
+    @property
+    def root(self) -> Path:
+        """The folder of all runs, which this one lies in as `<name>/<NN>`."""
+        return self.path.resolve().parents[1]
 
     @property
     def recipe(self) -> Path:
@@ -150,17 +150,18 @@ class RunFolder:
         """Confusions and calibration bins of the evaluated models."""
         return self.path / "eval_details.json"
 
-    def read_provenance(self) -> dict[str, Any]:
-        """Gives provenance.json."""
-        record = _read_record(self.provenance)
-        if not isinstance(record, dict):
-            raise DataError(f"{self.provenance} is not the record of a run.")
-        return record
+    def read_provenance(self) -> Provenance:
+        """Reads provenance.json.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        return _read_record(self.provenance)
 
     @property
     def is_finished(self) -> bool:
         """Whether `finish` was called."""
-        return self.read_provenance().get("status") == "finished"
+        return self.read_provenance().is_finished
 
     def finish(self, **summary: Any) -> None:
         """Records that everything of the run is written.
@@ -169,7 +170,7 @@ class RunFolder:
             summary: results worth a place in the record; plain values.
         """
         record = {"status": "finished", "finished_at": _now(), "summary": summary}
-        write_json(self.provenance, {**self.read_provenance(), **record})
+        write_json(self.provenance, {**self.read_provenance().to_dict(), **record})
 
     def mark(
         self,
@@ -188,7 +189,7 @@ class RunFolder:
             device: where it goes on, if that is known.
             n_processes: how many go on with it.
         """
-        record = self.read_provenance()
+        record = self.read_provenance().to_dict()
         if record.get("status") == "finished":
             return
         if status == "running" and not self.is_new:
@@ -225,13 +226,9 @@ class RunFolder:
         return logged_to(self.log)
 
 
-def _read_record(file: Path) -> Any:
-    try:
-        return read_json(file)
-    except DataError as error:
-        raise DataError(
-            f"{error}\n  It is the record of this run: put it back from a copy, or train again."
-        ) from error
+def _read_record(file: Path) -> Provenance:
+    remedy = "It is the record of this run: put it back from a copy, or train again."
+    return read_record(Provenance, file, remedy=remedy)
 
 
 def _first_record(kind: Kind, provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,125 +1,357 @@
-"""Runs as models: a finished run opened for a class list."""
+"""Models: what has logits for a class list, whether it is a run, a method in training or several.
+
+`load_run` opens a finished run. It reads hashes and class vectors and compares what belongs
+together; the backbone is built and the trained tensors are read when a logit is first wanted.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from kdedge._files import sha256_json
-from kdedge.clip.backbone import Backbone, hash_weights
 from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
 from kdedge.clip.image_backbone import AnyBackbone
-from kdedge.config.load import LoadedRecipe, load_recipe
-from kdedge.errors import DataError, SetupError
+from kdedge.config.load import load_recipe
+from kdedge.data.classes import class_list_hash
+from kdedge.errors import DataError, RecipeError
 from kdedge.methods.protocol import ImagePath, Method, WithoutClassVectors
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.weights import load_trained, made_by
-from kdedge.setup.backbone import load_role_backbone, load_student_backbone
-from kdedge.setup.classes import Classes
-from kdedge.setup.method import (
-    build_method,
-    check_has_class_vectors,
-    choose_method,
-    settings_record,
+from kdedge.runs.weights import (
+    TrainedTensors,
+    class_vectors_provenance,
+    features_provenance,
+    open_weights,
 )
+from kdedge.runtime.preprocess import Preprocess
+from kdedge.setup.classes import Classes, classes_of
+from kdedge.setup.data import Key, RecipeData
+from kdedge.setup.images import Images
+from kdedge.setup.method import has_class_vectors, settings_record
+from kdedge.setup.role import RoleSetup, set_up_role
+from kdedge.setup.workspace import Workspace
 
 
-class StoredTeacher:
-    """A trained teacher with its stored class vectors, frozen.
+class Model(Protocol):
+    """A frozen model of a class list. A student's teacher is one too."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The C classes, in the order of the logits."""
+        ...
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How its images are prepared."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it takes images."""
+        ...
+
+    @property
+    def scale(self) -> float:
+        """`logit_scale.exp()`."""
+        ...
+
+    def class_vectors(self) -> Tensor:
+        """[C, D], unit length, float32, on the device, no graph; [C, 0] where it has none."""
+        ...
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D], unit length, float32, no graph."""
+        ...
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C], float32, no graph."""
+        ...
+
+
+class MethodModel:
+    """A method with the tensors that it has now; class vectors are computed once.
 
     Attributes:
-        scale: `logit_scale.exp()`.
-        backbone: its frozen CLIP.
-        stored: its class vectors.
-        features_made_by: hash of what its image features depend on; no class name is among it.
-        run_name: where it was trained; None for one that is not.
+        setup: what it was built from.
+        method: in evaluation or training mode, as its owner left it.
+    """
+
+    def __init__(self, setup: RoleSetup, method: Method) -> None:
+        self.setup, self.method = setup, method
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """See `Model`."""
+        return self.setup.classes.names
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """See `Model`."""
+        return self.setup.backbone.preprocess
+
+    @property
+    def device(self) -> torch.device:
+        """See `Model`."""
+        return self.setup.device
+
+    @property
+    def scale(self) -> float:
+        """See `Model`."""
+        return self.method.scale
+
+    @cached_property
+    def _vectors(self) -> Tensor:
+        return self.method.class_vectors()
+
+    def class_vectors(self) -> Tensor:
+        """See `Model`."""
+        return self._vectors
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """See `Model`."""
+        return self.method.forward_features(images)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """See `Model`."""
+        if isinstance(self.method, WithoutClassVectors):
+            return self.method.own_logits(images)
+        return self.scale * self.forward_features(images) @ self._vectors.T
+
+
+class RunModel:
+    """A finished run as a model of a class list.
+
+    Attributes:
+        run: the run.
+        setup: its method and backbone, with the class list that it was trained with.
+        classes: the class list that it has logits for.
     """
 
     def __init__(
         self,
-        method: Method,
-        vectors: ClassVectors,
-        backbone: AnyBackbone,
+        run: RunFolder,
+        setup: RoleSetup,
+        classes: Classes,
         *,
-        record: Mapping[str, Any],
-        run_name: str | None = None,
+        tensors: TrainedTensors,
+        stored: ClassVectors,
     ) -> None:
-        self.scale = method.scale
-        self.backbone = backbone
-        self.run_name = run_name
-        self.stored = vectors
-        trained = hash_weights(method.module.state_dict())
-        self.features_made_by = sha256_json([backbone.identity, trained, dict(record)])
-        self._method = method
-        self._vectors = vectors.vectors.to(backbone.device)
+        self.run, self.setup, self.classes = run, setup, classes
+        self._tensors, self._stored = tensors, stored
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """See `Model`."""
+        return self.classes.names
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """See `Model`."""
+        return self.setup.backbone.preprocess
+
+    @property
+    def device(self) -> torch.device:
+        """See `Model`."""
+        return self.setup.device
+
+    @property
+    def backbone(self) -> AnyBackbone:
+        """The frozen CLIP under it, or an image encoder alone; built on first use."""
+        return self.setup.load_backbone()
+
+    @cached_property
+    def method(self) -> Method:
+        """The method with its trained tensors, frozen, in evaluation mode."""
+        built_for = self.setup
+        if not has_class_vectors(built_for.choice) and not self._is_class_specific:
+            built_for = built_for.with_classes(self.classes)
+        return self._trained(built_for)
+
+    @property
+    def scale(self) -> float:
+        """See `Model`."""
+        return self.method.scale
+
+    @cached_property
+    def vectors(self) -> ClassVectors:
+        """The class vectors of `classes`, with their provenance: by name, or encoded.
+
+        Raises:
+            DataError: a name has no stored vector, and its teacher is not there or did not make the
+                stored ones.
+        """
+        names = self.class_names
+        if not has_class_vectors(self.setup.choice) or set(names) <= set(self._stored.class_names):
+            return self._stored if names == self._stored.class_names else self._select(names)
+        if self.run.kind == "student":
+            return self._teacher().vectors
+        method = self._trained(self.setup.with_classes(self.classes))
+        provenance = class_vectors_provenance(self.setup, self._tensors.trained, self.classes)
+        return ClassVectors(method.class_vectors().cpu(), names, provenance)
+
+    def images(self, key: Key) -> Images | None:
+        """The images of its recipe under `data.<key>`; None where it has none."""
+        setup = self.setup
+        return RecipeData(setup.loaded.recipe, setup.classes, setup.workspace).load(key)
+
+    def labels_of(self, images: Images) -> list[int | None]:
+        """The classes of images of its recipe, as positions in `class_names`; None for others."""
+        trained, position = self.setup.classes.names, self.classes.positions(self.class_names)
+        labels = [images.source.items[index].label for index in images.indices]
+        return [None if label is None else position.get(trained[label]) for label in labels]
 
     def class_vectors(self) -> Tensor:
-        """[C, D_teacher]."""
-        return self._vectors
+        """See `Model`."""
+        return self._vectors_on_device
+
+    @cached_property
+    def _vectors_on_device(self) -> Tensor:
+        return self.vectors.vectors.to(self.device)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D_teacher]."""
-        return self._method.forward_features(images)
+        """See `Model`."""
+        return self.method.forward_features(images)
 
     def image_path(self) -> ImagePath:
         """The parts that `forward_features` runs."""
-        return self._method.image_path()
+        return self.method.image_path()
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """See `Model`."""
+        if not isinstance(self.method, WithoutClassVectors):
+            return self.scale * self.forward_features(images) @ self._vectors_on_device.T
+        logits = self.method.own_logits(images)
+        if not self._is_class_specific:
+            return logits
+        position = self.setup.classes.positions(self.class_names)
+        return logits[:, [position[name] for name in self.class_names]]
+
+    @property
+    def features_provenance(self) -> str:
+        """Hash of what image features depend on; no class name is part of it."""
+        return features_provenance(self.setup, self._tensors.trained)
+
+    def provenance(self) -> dict[str, Any]:
+        """What the model was made of, as plain values."""
+        record = self.run.read_provenance()
+        return {
+            "run": self.run.name,
+            "kind": self.run.kind,
+            "trained_at": record.finished_at,
+            "trained_with": record.versions,
+            "seed": record.seed,
+            **settings_record(self.setup.choice),
+            "backbone": self.setup.backbone.name,
+            "hashes": {
+                **record.hashes,
+                "exported_class_list": class_list_hash(self.class_names),
+                "class_vectors": self.vectors.made_by,
+            },
+            "scale": self.scale,
+        }
+
+    @property
+    def _is_class_specific(self) -> bool:
+        return self.setup.choice.settings.is_class_specific
+
+    def _trained(self, setup: RoleSetup) -> Method:
+        """A method built for a class list, with the run's tensors."""
+        vectors = None
+        if self.run.kind == "student":
+            vectors = self._stored.vectors.to(self.device)
+        method = setup.build(class_vectors=vectors)
+        self._tensors.load_into(method)
+        method.module.requires_grad_(False)
+        return method
+
+    def _select(self, names: Sequence[str]) -> ClassVectors:
+        if not has_class_vectors(self.setup.choice):
+            return ClassVectors(torch.empty(len(names), 0), tuple(names), self._stored.made_by)
+        return self._stored.select(names)
+
+    def _teacher(self) -> RunModel:
+        """The teacher of a student, for class names that have no stored vector.
+
+        Raises:
+            DataError: the student made the stored vectors; the teacher is not there, or is not the
+                one that made them.
+        """
+        stored, names = self._stored.class_names, self.class_names
+        new = [name for name in names if name not in stored]
+        what = f"{len(new)} of {len(names)} class names have no stored vector, first {new[0]!r}"
+        vectors_file = self.run.class_vectors
+        if self.setup.choice.settings.has_own_class_vectors:
+            raise DataError(
+                f"{what}, and this student made the stored ones itself (class_vectors: student):"
+                " the teacher's would not fit its image features.\n"
+                f"  Use names among the {len(stored)} of {vectors_file}, or distill again with the"
+                " new list."
+            )
+        remedy = (
+            f"  Use names among the {len(stored)} of {vectors_file}, put the teacher's run back, or"
+            " distill again."
+        )
+        name = self.run.read_provenance().teacher_run
+        folder = None if name is None else self.run.root / str(name)
+        if folder is None or not (folder / "provenance.json").is_file():
+            where = "its teacher is no run" if folder is None else f"its teacher is not in {folder}"
+            raise DataError(f"{what}, and {where}.\n{remedy}")
+        teacher = load_run(RunFolder.open(folder), self.setup.workspace, names=names)
+        if teacher.stored_provenance != self._stored.made_by:
+            raise DataError(
+                f"{what}, and the teacher in {folder} is not the one that made the stored"
+                f" vectors.\n{remedy}"
+            )
+        return teacher
+
+    @property
+    def stored_provenance(self) -> str:
+        """Provenance hash of the class vectors in the run's folder."""
+        return self._stored.made_by
 
 
-class _Reordered:
-    """A method without class vectors, its logits in the order of another class list.
+def load_run(
+    run: RunFolder,
+    workspace: Workspace,
+    *,
+    overrides: Sequence[str] = (),
+    names: Sequence[str] | None = None,
+) -> RunModel:
+    """Opens a finished run as a model.
 
     Args:
-        method: of its own class list.
-        columns: where in that list the names of the other one are.
-    """
-
-    def __init__(self, method: WithoutClassVectors, columns: list[int]) -> None:
-        self._method, self._columns = method, columns
-
-    def own_logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C]."""
-        return self._method.own_logits(images)[:, self._columns]
-
-
-def load_without_class_vectors(
-    run: RunFolder, classes: Classes, *, device: torch.device, cache: Path | None
-) -> tuple[WithoutClassVectors, Backbone]:
-    """Loads a finished run of a method without class vectors for a class list, to measure it.
+        run: of a teacher, a student or a baseline.
+        workspace: builds its backbone.
+        overrides: `a.b=c` texts over the run's recipe.
+        names: the class list; that of the run's class vectors where left out. Names without a
+            stored vector are encoded by the run's text encoder, a student's by its teacher's.
 
     Raises:
-        DataError: a name has no part in what was trained for each class.
+        RecipeError: the run is not finished.
+        DataError: files of the run are damaged or do not belong together, or a name needs a tensor
+            that was not trained.
     """
-    loaded = load_recipe(run.recipe)
-    choice = choose_method(loaded, run.kind)
-    backbone = load_role_backbone(loaded.recipe, run.kind, device=device, cache=cache)
+    if not run.is_finished:
+        raise RecipeError(
+            f"{run.path} is not finished.\n  Go on with it: add --resume to its command."
+        )
+    loaded = load_recipe(run.recipe, overrides)
     stored = load_class_vectors(run.class_vectors)
-    is_class_specific = choice.settings.is_class_specific
-    built_for = classes
-    if is_class_specific:
-        _check_trained(run, stored.class_names, classes.names)
-        built_for = replace(classes, names=stored.class_names)
-    method = build_method(choice, backbone, built_for, seed=loaded.recipe.seed)
-    load_trained(method, run.weights, backbone, made_by=stored.made_by)
-    assert isinstance(method, WithoutClassVectors)
-    if is_class_specific:
-        position = {name: index for index, name in enumerate(stored.class_names)}
-        return _Reordered(method, [position[name] for name in classes.names]), backbone
-    return method, backbone
+    own = classes_of(loaded.recipe, stored.class_names)
+    setup = set_up_role(loaded, run.kind, workspace, classes=own)
+    classes = own if names is None else classes_of(loaded.recipe, names)
+    tensors = open_weights(run, setup, stored)
+    if setup.choice.settings.is_class_specific:
+        _check_trained(run, own.names, classes.names)
+    return RunModel(run, setup, classes, tensors=tensors, stored=stored)
 
 
 def _check_trained(run: RunFolder, trained: Sequence[str], names: Sequence[str]) -> None:
-    """Sees to it that a method with a trained part for each class has one for these names.
-
-    Raises:
-        DataError: it has not.
-    """
     new = [name for name in names if name not in trained]
     if new:
         raise DataError(
@@ -127,119 +359,3 @@ def _check_trained(run: RunFolder, trained: Sequence[str], names: Sequence[str])
             " its own was trained for each class.\n"
             f"  Use names among its {len(trained)}, or train again with the new list."
         )
-
-
-def load_teacher(
-    run: RunFolder, classes: Classes, *, device: torch.device, cache: Path | None
-) -> StoredTeacher:
-    """Loads a finished teacher or baseline run for a class list.
-
-    Stored class vectors are taken by name, in the order of `classes`. Names without one are encoded
-    by the run's own text tower.
-
-    Raises:
-        RecipeError: its method has no class vectors.
-        DataError: the stored class vectors were not made by the stored weights, or nothing
-            was trained for a new name.
-    """
-    loaded = load_recipe(run.recipe)
-    choice = choose_method(loaded, run.kind)
-    check_has_class_vectors(choice)
-    backbone = load_role_backbone(loaded.recipe, run.kind, device=device, cache=cache)
-
-    def trained_on(names: Classes) -> Method:
-        method = build_method(choice, backbone, names, seed=loaded.recipe.seed)
-        load_trained(method, run.weights, backbone)
-        return method
-
-    vectors = load_class_vectors(run.class_vectors)
-    own = Classes(
-        vectors.class_names,
-        loaded.recipe.classes.template,
-        loaded.recipe.data.split,
-        has_pseudo_labels=loaded.recipe.data.pseudo_labels is not None,
-    )
-    method, record = trained_on(own), settings_record(choice)
-    if vectors.made_by != made_by(backbone, method.module, own, record):
-        raise DataError(
-            f"{run.class_vectors} was not made by {run.weights.name} beside it.\n"
-            "  One of the two was replaced, or the vectors were stored before the weights were"
-            " loaded: train or import this teacher again."
-        )
-    if choice.settings.is_class_specific:
-        _check_trained(run, own.names, classes.names)
-    if set(classes.names) <= set(own.names):
-        vectors = vectors.select(classes.names)
-    else:
-        vectors = _encode(trained_on(classes), backbone, classes, record)
-    method.module.requires_grad_(False)
-    return StoredTeacher(method, vectors, backbone, record=record, run_name=run.name)
-
-
-def untrained_teacher(
-    method: Method, backbone: AnyBackbone, classes: Classes, record: Mapping[str, Any]
-) -> StoredTeacher:
-    """A teacher with the prompts it starts from: a trial step costs what a real one does."""
-    vectors = _encode(method, backbone, classes, record)
-    return StoredTeacher(method, vectors, backbone, record=record)
-
-
-def _encode(
-    method: Method, backbone: AnyBackbone, classes: Classes, record: Mapping[str, Any]
-) -> ClassVectors:
-    """The class vectors of a method as it is now."""
-    maker = made_by(backbone, method.module, classes, record)
-    return ClassVectors(method.class_vectors().cpu(), classes.names, maker)
-
-
-class StoredVectors:
-    """The class vectors that a student keeps of its teacher: enough to answer, not to learn.
-
-    Attributes:
-        scale: not known without the teacher; the student has its own.
-    """
-
-    scale = float("nan")
-
-    def __init__(self, vectors: ClassVectors, device: torch.device) -> None:
-        self._vectors = vectors.vectors.to(device)
-
-    def class_vectors(self) -> Tensor:
-        """[C, D_teacher]."""
-        return self._vectors
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """There is no teacher here."""
-        raise SetupError("Only the teacher's class vectors are here, not the teacher.")
-
-
-def load_student(
-    run: RunFolder,
-    loaded: LoadedRecipe,
-    classes: Classes,
-    *,
-    device: torch.device,
-    cache: Path | None,
-) -> tuple[Method, AnyBackbone]:
-    """Loads a student run for a class list; class vectors go by name, in the order of `classes`."""
-    stored = load_class_vectors(run.class_vectors)
-    selected = stored.select(classes.names)
-    if classes.names != stored.class_names:
-        logging.getLogger(__name__).warning(
-            "The class list is not the one of the run (%s): class vectors go by name, base and"
-            " novel by the list as it is now.",
-            "the same names in another order"
-            if set(classes.names) == set(stored.class_names)
-            else f"{len(classes.names)} of its {len(stored.class_names)} names",
-        )
-    choice = choose_method(loaded, "student")
-    backbone = load_student_backbone(loaded.recipe, choice, device=device, cache=cache)
-    method = build_method(
-        choice,
-        backbone,
-        classes,
-        seed=loaded.recipe.seed,
-        teacher=StoredVectors(selected, device),
-    )
-    load_trained(method, run.weights, backbone, made_by=stored.made_by)
-    return method, backbone

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from kdedge._files import read_json, write_atomic, write_json
+from kdedge._files import write_atomic, write_json
 from kdedge.errors import DataError
 from kdedge.eval_details import EvalDetails
+from kdedge.records import read_record
 from kdedge.results import EvalResult
 from kdedge.runs.folder import RunFolder
 
@@ -60,8 +61,7 @@ def read_evaluation(run: RunFolder) -> dict[str, EvalResult]:
     Raises:
         DataError: it is damaged.
     """
-    values = _read(run.evaluation)
-    return {name: EvalResult.from_dict(value) for name, value in values.items()}
+    return _read(dict[str, EvalResult], run.evaluation)
 
 
 def read_details(run: RunFolder) -> dict[str, EvalDetails]:
@@ -70,10 +70,7 @@ def read_details(run: RunFolder) -> dict[str, EvalDetails]:
     Raises:
         DataError: it is damaged.
     """
-    path = run.evaluation_details
-    return {
-        name: EvalDetails.from_dict(value, f"{path}: {name}") for name, value in _read(path).items()
-    }
+    return _read(dict[str, EvalDetails], run.evaluation_details)
 
 
 def labeled_results(
@@ -96,17 +93,13 @@ def model_label(run: RunFolder, name: str) -> str:
 def run_label(run: RunFolder) -> str:
     """What a run's model is called in a table: its kind, a baseline's method, whether official."""
     record = run.read_provenance()
-    label = f"{record.get('method')} (baseline)" if run.kind == "baseline" else str(run.kind)
-    return f"{label}, official" if record.get("official") else label
+    label = f"{record.method} (baseline)" if run.kind == "baseline" else str(run.kind)
+    return f"{label}, official" if record.official else label
 
 
-def _read(path: Path) -> dict[str, object]:
-    if not path.exists():
-        return {}
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise DataError(f"{path} is not the record of an evaluation.")
-    return values
+def _read(kind: type[dict[str, _T]], path: Path) -> dict[str, _T]:
+    remedy = "`kdedge eval RUN` writes a new one."
+    return read_record(kind, path, remedy=remedy) if path.exists() else {}
 
 
 def _write_details(run: RunFolder, details: Mapping[str, EvalDetails]) -> None:

@@ -1,99 +1,135 @@
-"""Trained tensors of a run: written with their provenance hash, loaded strictly."""
+"""Trained tensors of a run and the class vectors made with them: written together, read strictly.
+
+Each of the two files names the other by hash, so that neither is used with another's partner.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import nn
 
 from kdedge._files import sha256_json, write_atomic
-from kdedge.clip.backbone import hash_weights
 from kdedge.clip.class_vectors import ClassVectors
-from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.tensor_file import encode_tensors
+from kdedge.clip.weights import hash_weights
 from kdedge.errors import DataError
 from kdedge.methods.protocol import Method
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.classes import Classes
+from kdedge.setup.method import settings_record
+from kdedge.setup.role import RoleSetup
 
 
-def made_by(
-    backbone: AnyBackbone, module: nn.Module, classes: Classes, method: Mapping[str, Any]
-) -> str:
-    """Hash of what class vectors depend on.
+def class_vectors_provenance(setup: RoleSetup, trained: str, classes: Classes) -> str:
+    """Hash of everything that class vectors depend on.
 
     Args:
-        backbone: the frozen CLIP.
-        module: the trained tensors.
-        classes: names and template.
-        method: its name and settings, as `parts.settings_record` gives them.
+        setup: the model's method and backbone.
+        trained: hash of its trained tensors.
+        classes: names and template of the vectors.
     """
-    trained = hash_weights(module.state_dict())
-    return sha256_json(
-        [backbone.identity, trained, list(classes.names), classes.template, dict(method)]
-    )
+    record = settings_record(setup.choice)
+    names, template = list(classes.names), classes.template
+    return sha256_json([setup.backbone.identity, trained, names, template, record])
 
 
-def store_trained(
-    run: RunFolder,
-    *,
-    method_name: str,
-    method: Method,
-    backbone: AnyBackbone,
-    classes: Classes,
-    made_by: str,
-) -> None:
-    """Writes what was trained, and the class vectors made by exactly that.
+def features_provenance(setup: RoleSetup, trained: str) -> str:
+    """Hash of everything that image features depend on; no class name is part of it."""
+    return sha256_json([setup.backbone.identity, trained, settings_record(setup.choice)])
+
+
+def hash_trained(method: Method) -> str:
+    """Hash of a method's trained tensors, as the two functions above take it."""
+    return hash_weights(method.module.state_dict())
+
+
+def write_weights(run: RunFolder, setup: RoleSetup, method: Method, *, provenance: str) -> None:
+    """Writes what was trained and the class vectors computed with it.
 
     Args:
         run: where to.
-        method_name: as in recipes.
-        method: with its trained tensors in place: class vectors are computed here and not before.
-        backbone: the frozen CLIP under it, kept by hash.
-        classes: all of them.
-        made_by: hash of what the class vectors depend on.
+        setup: the model's method and backbone, which is kept by hash.
+        method: with its trained tensors in place; class vectors are computed here and not before.
+        provenance: hash of what the class vectors depend on.
     """
     method.module.eval()
     state = {key: value.cpu().contiguous() for key, value in method.module.state_dict().items()}
     metadata = {
-        "method": method_name,
-        "backbone": backbone.identity,
-        "backbone_name": backbone.name,
+        "method": setup.choice.name,
+        "backbone": setup.backbone.identity,
+        "backbone_name": setup.backbone.name,
         "trained": hash_weights(state),
-        "class_vectors": made_by,
+        "class_vectors": provenance,
     }
     write_atomic(run.weights, encode_tensors(state, metadata))
-    ClassVectors(method.class_vectors().cpu(), classes.names, made_by).save(run.class_vectors)
+    names = setup.classes.names
+    ClassVectors(method.class_vectors().cpu(), names, provenance).save(run.class_vectors)
 
 
-def load_trained(
-    method: Method, path: Path, backbone: AnyBackbone, *, made_by: str | None = None
-) -> None:
-    """Puts a run's trained tensors into a freshly built method, strictly.
+@dataclass(frozen=True)
+class TrainedTensors:
+    """A run's file of trained tensors, of which only the metadata was read.
+
+    Attributes:
+        path: the file.
+        trained: hash of its tensors.
+    """
+
+    path: Path
+    trained: str
+
+    def load_into(self, method: Method) -> None:
+        """Puts the tensors into a freshly built method, strictly, and sets evaluation mode.
+
+        Raises:
+            DataError: the file is damaged, or the method has tensors of other names or sizes.
+        """
+        try:
+            state = load_file(self.path)
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(self.path, error) from error
+        expected = {key: tuple(value.shape) for key, value in method.module.state_dict().items()}
+        found = {key: tuple(value.shape) for key, value in state.items()}
+        if expected != found:
+            odd = sorted(set(expected.items()) ^ set(found.items()))[0][0]
+            raise DataError(
+                f"{self.path} holds other tensors than its recipe builds, first {odd}:"
+                f" {found.get(odd, 'missing')} where {expected.get(odd, 'nothing')} is expected.\n"
+                "  Put back the recipe.yaml that this run was made with, or train again."
+            )
+        if hash_weights(state) != self.trained:
+            raise DataError(
+                f"{self.path} is damaged: its tensors are not the ones that were written.\n"
+                "  Train or import again, which makes a new run."
+            )
+        method.module.load_state_dict(state)
+        method.module.eval()
+
+
+def open_weights(run: RunFolder, setup: RoleSetup, stored: ClassVectors) -> TrainedTensors:
+    """Reads the metadata of a run's trained tensors and compares it with what goes with them.
 
     Args:
-        method: built from the run's recipe.
-        path: the run's file of trained tensors.
-        backbone: under the method.
-        made_by: of the class vectors that go with it; None where the caller checks them itself.
+        run: the run.
+        setup: its method and backbone, for the class list that it was trained with.
+        stored: its class vectors.
 
     Raises:
-        DataError: the file is missing or damaged, belongs to other weights, to other class vectors
-            or to a method of other sizes.
+        DataError: the file is missing or damaged, or belongs to another backbone or to other class
+            vectors.
     """
+    path = run.weights
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        state = load_file(path)
+            metadata: Mapping[str, Any] = file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"{path} cannot be read: {error}.\n"
-            "  The file is missing or damaged: train or import again, which makes a new run."
-        ) from error
+        raise _unreadable(path, error) from error
+    backbone = setup.backbone
     if metadata.get("backbone") != backbone.identity:
         raise DataError(
             f"{path} was trained on another backbone than {backbone.name} as it is now: weights,"
@@ -101,24 +137,21 @@ def load_trained(
             f" {metadata.get('backbone', 'missing')[:12]}, now {backbone.identity[:12]}).\n"
             "  Use the weights of that run; its recipe.yaml names them."
         )
-    expected = {key: tuple(value.shape) for key, value in method.module.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in state.items()}
-    if expected != found:
-        odd = sorted(set(expected.items()) ^ set(found.items()))[0][0]
+    trained = str(metadata.get("trained"))
+    is_pair = metadata.get("class_vectors") == stored.made_by
+    if is_pair and run.kind != "student":  # a student's vectors are its teacher's
+        is_pair = stored.made_by == class_vectors_provenance(setup, trained, setup.classes)
+    if not is_pair:
         raise DataError(
-            f"{path} holds other tensors than its recipe builds, first {odd}:"
-            f" {found.get(odd, 'missing')} where {expected.get(odd, 'nothing')} is expected.\n"
-            "  Put back the recipe.yaml that this run was made with, or train again."
-        )
-    if metadata.get("trained") != hash_weights(state):
-        raise DataError(
-            f"{path} is damaged: its tensors are not the ones that were written.\n"
-            "  Train or import again, which makes a new run."
-        )
-    if made_by is not None and metadata.get("class_vectors") != made_by:
-        raise DataError(
-            f"{path} was trained with other class vectors than those beside it.\n"
+            f"{path} was trained with other class vectors than those in {run.class_vectors.name}"
+            " beside it.\n"
             "  One of the two files was replaced: train or import again, which makes a new run."
         )
-    method.module.load_state_dict(state)
-    method.module.eval()
+    return TrainedTensors(path, trained)
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path} cannot be read: {error}.\n"
+        "  The file is missing or damaged: train or import again, which makes a new run."
+    )

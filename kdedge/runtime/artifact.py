@@ -9,13 +9,16 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 from unicodedata import category
 
+from pydantic import AfterValidator, Field, with_config
+from typing_extensions import NotRequired, TypedDict
+
 from kdedge import __version__
-from kdedge._files import read_json, sha256_file, write_json
-from kdedge._record import Record
-from kdedge.errors import DataError, SetupError
+from kdedge._files import sha256_file, write_json
+from kdedge.errors import DataError
+from kdedge.records import TOLERANT, Holds, Percent, PositiveCount, Record, Sha256, read_record
 from kdedge.results import ParityResult
 from kdedge.runtime.preprocess import Preprocess
 
@@ -37,7 +40,7 @@ _REMEDY = "Copy the folder from the export once more, or export again."
 
 
 @dataclass(frozen=True)
-class ModelFile:
+class ModelFile(Record):
     """One file of the artifact that a backend can run.
 
     Attributes:
@@ -59,18 +62,13 @@ class ModelFile:
     target: str
     precision: Precision
     device: Device
-    sha256: str
-    n_bytes: int
+    sha256: Sha256
+    n_bytes: Annotated[int, Field(ge=1, le=10**18)]
     data: str | None = None
-    made_from: str | None = None
+    made_from: Sha256 | None = None
     built_with: dict[str, Any] = field(default_factory=dict)
     parity: ParityResult | None = None
     gate: Gate = "not measured"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Gives plain values for JSON."""
-        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
-        return values | {"parity": None if self.parity is None else self.parity.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -202,6 +200,60 @@ class Artifact:
         return path
 
 
+def _check_class_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names or not all(map(_is_name, names)) or len(set(names)) != len(names):
+        raise ValueError("distinct names, one or more, without line breaks and control characters")
+    return names
+
+
+def _is_name(name: str) -> bool:
+    """Whether a class name can be written in one line anywhere.
+
+    The check is weaker than a class list's `str.isprintable`: the characters that it knows grow
+    with Python's version, and a device's may be older than the exporting machine's.
+    """
+    return bool(name) and _UNWRITABLE.isdisjoint(map(category, name))
+
+
+@dataclass(frozen=True)
+class _Input(Record):
+    name: Literal["images"]
+    pixels: Pixels
+    batch: Literal["dynamic"] | PositiveCount
+    max_batch: PositiveCount
+
+
+@dataclass(frozen=True)
+class _Output(Record):
+    name: Literal["logits"]
+    head: Head
+
+
+@with_config(TOLERANT)
+class _Gates(TypedDict):
+    """Percent of agreement by precision, and points; an artifact may have none."""
+
+    agreement: NotRequired[dict[str, Percent]]
+    max_drop: NotRequired[Percent]
+
+
+@dataclass(frozen=True)
+class _Contents(Record):
+    """The contents of `artifact.json`."""
+
+    format: Annotated[int, Field(ge=1, le=FORMAT_VERSION)]
+    kdedge: str
+    name: str
+    class_names: Annotated[tuple[str, ...], AfterValidator(_check_class_names)]
+    preprocess: Preprocess
+    input: _Input
+    output: _Output
+    gates: Annotated[dict[str, Any], Holds(_Gates)]
+    files: tuple[ModelFile, ...]
+    others: dict[str, Sha256]
+    provenance: dict[str, Any]
+
+
 def load_artifact(path: Path) -> Artifact:
     """Reads an artifact's `artifact.json`; no other file is opened.
 
@@ -213,32 +265,20 @@ def load_artifact(path: Path) -> Artifact:
         SetupError: a newer kdedge wrote it.
     """
     folder = _folder(path)
-    where = folder / FILE_NAME
-    values = Record(read_json(where), str(where), remedy=_REMEDY)
-    _check_format(values)
-    values.check_keys(
-        *("format", "kdedge", "name", "class_names", "preprocess", "input", "output", "gates"),
-        *("files", "others", "provenance"),
-    )
-    entry, output = values.record("input"), values.record("output")
-    entry.check_keys("name", "pixels", "batch", "max_batch")
-    output.check_keys("name", "head")
-    entry.one_of("name", (INPUT_NAME,))
-    output.one_of("name", (OUTPUT_NAME,))
-    others = values.record("others")
+    found = read_record(_Contents, folder / FILE_NAME, remedy=_REMEDY)
     return Artifact(
         path=folder,
-        name=values.text("name"),
-        class_names=_class_names(values),
-        preprocess=_preprocess(values.record("preprocess")),
-        pixels=entry.one_of("pixels", get_args(Pixels)),
-        head=output.one_of("head", get_args(Head)),
-        max_batch=entry.count("max_batch"),
-        batch="dynamic" if entry.values["batch"] == "dynamic" else entry.count("batch"),
-        gates=_gates(values.record("gates")),
-        files=tuple(_model_file(file) for file in values.records("files")),
-        others={name: others.sha256(name) for name in others.values},
-        provenance=values.mapping("provenance"),
+        name=found.name,
+        class_names=found.class_names,
+        preprocess=found.preprocess,
+        pixels=found.input.pixels,
+        head=found.output.head,
+        max_batch=found.input.max_batch,
+        batch=found.input.batch,
+        gates=found.gates,
+        files=found.files,
+        others=found.others,
+        provenance=found.provenance,
     )
 
 
@@ -253,68 +293,6 @@ def _folder(path: Path) -> Path:
         reason = (error.strerror or str(error)).lower()
         raise DataError(f"{path} cannot be read: {reason}.") from error
     raise DataError(f"{folder} {what}.\n  An artifact is the folder that `kdedge export` writes.")
-
-
-def _check_format(values: Record) -> None:
-    found = values.count("format")
-    if found > FORMAT_VERSION:
-        raise SetupError(
-            f"{values.where} was made by a newer kdedge: format {found}, this one"
-            f" ({__version__}) reads {FORMAT_VERSION}.\n"
-            "  Install the newer one here, from its wheel or its folder."
-        )
-
-
-def _class_names(values: Record) -> tuple[str, ...]:
-    names = values.sequence("class_names")
-    if not names or not all(map(_is_name, names)) or len(set(names)) != len(names):
-        expected = "names that differ, one or more, without line breaks and control characters"
-        raise values.error("class_names", names, expected)
-    return tuple(names)
-
-
-def _is_name(name: object) -> bool:
-    """Whether it can be written in one line anywhere.
-
-    Less than what a class list asks for, which `str.isprintable` decides: the characters that it
-    knows grow with Python's version, and a device's may be older than the exporting machine's.
-    """
-    return isinstance(name, str) and bool(name) and _UNWRITABLE.isdisjoint(map(category, name))
-
-
-def _gates(values: Record) -> dict[str, Any]:
-    """Percent of agreement by precision, and points; an artifact may have none."""
-    if "agreement" in values.values:
-        agreement = values.record("agreement")
-        for precision in agreement.values:
-            agreement.number(precision)
-    if "max_drop" in values.values:
-        values.number("max_drop")
-    return values.values
-
-
-def _preprocess(values: Record) -> Preprocess:
-    try:
-        return Preprocess.from_dict(values.values)
-    except DataError as error:
-        raise DataError(f"{values.where}: {error}\n  {_REMEDY}") from error
-
-
-def _model_file(values: Record) -> ModelFile:
-    values.check_keys(*(entry.name for entry in dataclasses.fields(ModelFile)))
-    return ModelFile(
-        name=values.text("name"),
-        target=values.text("target"),
-        precision=values.one_of("precision", get_args(Precision)),
-        device=values.one_of("device", get_args(Device)),
-        sha256=values.sha256("sha256"),
-        n_bytes=values.count("n_bytes"),
-        data=values.optional("data", values.text),
-        made_from=values.optional("made_from", values.sha256),
-        built_with=values.mapping("built_with"),
-        parity=values.optional("parity", lambda key: ParityResult.from_record(values.record(key))),
-        gate=values.one_of("gate", get_args(Gate)),
-    )
 
 
 def _check_file_name(name: str, where: Path) -> None:

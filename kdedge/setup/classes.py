@@ -1,24 +1,21 @@
-"""The class list of a recipe."""
+"""The class list of a recipe or of a run."""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from kdedge.config.recipe import (
-    Recipe,
-)
+from kdedge.config.recipe import ClassesSpec, DataSpec, Recipe
 from kdedge.data.classes import load_class_names
 from kdedge.data.split import base_novel
-from kdedge.methods.sees import Sees
-
-log = logging.getLogger(__name__)
+from kdedge.methods.registry import Sees
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The class list of a run.
+    """A class list.
 
     Attributes:
         names: all C class names, in order.
@@ -35,20 +32,16 @@ class Classes:
     @property
     def labeled(self) -> range:
         """Classes whose labels may be trained on: the base half, or all."""
-        return (
-            base_novel(len(self.names))[0]
-            if self.split == "base-to-novel"
-            else range(len(self.names))
-        )
+        return base_novel(len(self.names))[0] if self._is_split else range(len(self.names))
 
     @property
     def unlabeled(self) -> range:
-        """Classes that a method gives pseudo-labels: the novel half; all, where all have labels."""
-        return (
-            base_novel(len(self.names))[1]
-            if self.split == "base-to-novel"
-            else range(len(self.names))
-        )
+        """Classes that get pseudo-labels: the novel half, or all where all have labels."""
+        return base_novel(len(self.names))[1] if self._is_split else range(len(self.names))
+
+    @property
+    def _is_split(self) -> bool:
+        return self.split == "base-to-novel"
 
     def trained_by(self, sees: Sees) -> range:
         """Classes in the softmax of a method that sees this."""
@@ -56,13 +49,27 @@ class Classes:
         is_any = sees.novel_class_names or from_pseudo_labels
         return range(len(self.names)) if is_any else self.labeled
 
+    def positions(self, names: Sequence[str]) -> dict[str, int]:
+        """Name -> position in this list, of those names that are in it."""
+        position = {name: index for index, name in enumerate(self.names)}
+        return {name: position[name] for name in names if name in position}
+
 
 def load_classes(recipe: Recipe) -> Classes:
     """Reads the class list that the recipe names."""
-    names = load_class_names(recipe.classes, data=recipe.data)
+    return classes_of(recipe, load_class_names(recipe.classes, data=recipe.data))
+
+
+def classes_of(recipe: Recipe, names: Sequence[str]) -> Classes:
+    """Class names with what the recipe says of them."""
     return Classes(
-        names,
+        tuple(names),
         recipe.classes.template,
         recipe.data.split,
         has_pseudo_labels=recipe.data.pseudo_labels is not None,
     )
+
+
+def read_class_names(file: Path) -> tuple[str, ...]:
+    """Reads class names from a file, one a line."""
+    return load_class_names(ClassesSpec(file=file), data=DataSpec())

@@ -1,16 +1,13 @@
-"""The method of a role: its module, settings and optimization, and how it is built."""
+"""The method of a role: its module, its settings and how it is optimized."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
 
-import torch
 from pydantic import ValidationError
 
-from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.explain import explain_validation
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import (
@@ -20,12 +17,8 @@ from kdedge.config.recipe import (
     resolve_optim,
 )
 from kdedge.errors import RecipeError
-from kdedge.methods.protocol import Method, MethodSettings, Teacher, WithoutClassVectors
+from kdedge.methods.protocol import MethodSettings, WithoutClassVectors
 from kdedge.methods.registry import load_method
-from kdedge.setup.classes import Classes
-
-log = logging.getLogger(__name__)
-
 
 Role = Literal["teacher", "student", "baseline"]
 
@@ -99,27 +92,6 @@ def choose_method(loaded: LoadedRecipe, role: Role) -> MethodChoice:
     )
 
 
-def build_method(
-    choice: MethodChoice,
-    backbone: AnyBackbone,
-    classes: Classes,
-    *,
-    seed: int,
-    teacher: Teacher | None = None,
-) -> Method:
-    """Builds a method for a class list; its first values are drawn from `seed`."""
-    method: Method = choice.module.Method.build(
-        backbone,
-        classes.names,
-        choice.settings,
-        template=classes.template,
-        train_classes=classes.trained_by(choice.module.SEES),
-        teacher=teacher,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    return method
-
-
 def settings_record(choice: MethodChoice) -> dict[str, Any]:
     """The method's name and settings as JSON values, for hashes and provenance."""
     return {"method": choice.name, "settings": choice.settings.model_dump(mode="json")}
@@ -151,7 +123,7 @@ def check_can_teach(choice: MethodChoice) -> None:
     Raises:
         RecipeError: it learns from a teacher, or has no class vectors.
     """
-    if choice.module.Method.needs_teacher:
+    if choice.module.METHOD.needs_teacher:
         raise RecipeError(
             f"{choice.name} learns from a teacher itself.\n"
             "  Choose another teacher.method, such as promptsrc or zeroshot."

@@ -40,7 +40,7 @@ def models_of(loaded: LoadedRecipe, role: Role) -> tuple[str, ...]:
 
 def _model(loaded: LoadedRecipe, role: Role) -> str:
     recipe, choice = loaded.recipe, choose_method(loaded, role)
-    sees = choice.module.SEES
+    sees = choice.module.METHOD.sees
     has_pseudo = sees.labels and recipe.data.pseudo_labels is not None
     seen = {
         "labeled": sees.labels,
@@ -80,7 +80,7 @@ class FinishedModels:
     def have(self, model: str) -> bool:
         """Whether a finished run has a model, as `models_of` names it; looks at new runs."""
         for run, record in runs_in(self._root):
-            if record.get("status") == "finished" and run.path not in self._found:
+            if record.is_finished and run.path not in self._found:
                 self._found[run.path] = None
                 with contextlib.suppress(KdedgeError):  # a recipe of another version, or damaged
                     self._found[run.path] = models_of(load_recipe(run.recipe), run.kind)[-1]

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from kdedge._files import explain_os_error, read_json, write_json
+from pydantic import Field
+
+from kdedge._files import explain_os_error, write_json
 from kdedge._lock import is_locked
-from kdedge._record import Record
+from kdedge.records import NonNegative, Record, Sha256, read_record
 from kdedge.results import EvalResult
 from kdedge.suite.plan import Cell
 
 Status = Literal["running", "finished", "interrupted", "failed"]
-STATUSES: tuple[Status, ...] = ("running", "finished", "interrupted", "failed")
 
 
 @dataclass(frozen=True)
-class CellRecord:
+class CellRecord(Record):
     """How a cell stands.
 
     Attributes:
@@ -36,60 +37,23 @@ class CellRecord:
         last_lines: what it said last.
     """
 
-    key: str
+    key: Sha256
     recipe: str
     row: str
-    seed: int
+    seed: Annotated[int, Field(ge=0)]
     status: Status
     arguments: tuple[str, ...] = ()
-    seconds: float | None = None
+    seconds: NonNegative | None = None
     run: str | None = None
     result: EvalResult | None = None
     zero_shot: EvalResult | None = None
-    exit_code: int | None = None
+    exit_code: Annotated[int, Field(ge=-255, le=255)] | None = None
     last_lines: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, cell: Cell, status: Status, **found: Any) -> CellRecord:
         """A cell's record; `found` holds further fields."""
         return cls(cell.key, cell.recipe, cell.row, cell.seed, status, **found)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Gives plain values that JSON holds without loss."""
-        return asdict(self)
-
-    @classmethod
-    def from_record(cls, record: Record) -> CellRecord:
-        """Reads what `to_dict` gave.
-
-        Raises:
-            DataError: a key is missing or unknown, or a value is not what it should be.
-        """
-        record.check_keys(*(entry.name for entry in fields(cls)))
-
-        def result(key: str) -> EvalResult:
-            return EvalResult.from_dict(record.mapping(key))
-
-        def seconds(key: str) -> float:
-            return record.number(key, highest=10**9)
-
-        def code(key: str) -> int:
-            return record.count(key, lowest=-255, highest=255)
-
-        return cls(
-            key=record.sha256("key"),
-            recipe=record.text("recipe"),
-            row=record.text("row"),
-            seed=record.count("seed", lowest=0),
-            status=record.one_of("status", STATUSES),
-            arguments=tuple(map(str, record.sequence("arguments"))),
-            seconds=record.optional("seconds", seconds),
-            run=record.optional("run", record.text),
-            result=record.optional("result", result),
-            zero_shot=record.optional("zero_shot", result),
-            exit_code=record.optional("exit_code", code),
-            last_lines=tuple(map(str, record.sequence("last_lines"))),
-        )
 
 
 def without_classes(result: EvalResult) -> EvalResult:
@@ -132,7 +96,7 @@ class Records:
         if not file.exists():
             return None
         remedy = "Remove it: the cell then runs again, or finds its run finished."
-        return CellRecord.from_record(Record(read_json(file), str(file), remedy=remedy))
+        return read_record(CellRecord, file, remedy=remedy)
 
     def is_finished(self, cell: Cell) -> bool:
         """Whether there is nothing left to do for a cell."""

@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdedge._files import read_json
 from kdedge._lock import is_locked
 from kdedge._progress import Advance
 from kdedge.config.load import load_recipe, read_text
 from kdedge.errors import DataError, Interrupted, KdedgeError, RecipeError
+from kdedge.records import parse_record
 from kdedge.results import EvalResult
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.results import read_evaluation
 from kdedge.suite.depends import measured_lists, measured_on
 from kdedge.suite.models import FinishedModels
 from kdedge.suite.plan import ZERO_SHOT, Cell, Plan
@@ -272,24 +273,30 @@ def _found(cell: Cell, ended: Ended, *, is_interrupted: bool) -> dict[str, Any]:
         return {"status": status, "exit_code": ended.code, "last_lines": lines}
     try:
         answer = json.loads(ended.stdout)
-        evaluation: dict[str, Any]
         if cell.source is not None:
-            run, evaluation = RunFolder.open(Path(answer.pop("run"))), {cell.role: answer}
+            run = RunFolder.open(Path(answer.pop("run")))
+            evaluation = {str(cell.role): _read_answer(answer)}
         else:
             run = RunFolder.open(Path(answer[cell.role]["path"]))
-            evaluation = read_json(run.evaluation)
-        result = EvalResult.from_dict(evaluation[cell.role])
-        plain = evaluation.get(ZERO_SHOT)  # an image tower alone has none
-        zero_shot = None if plain is None else without_classes(EvalResult.from_dict(plain))
+            evaluation = read_evaluation(run)
+        result = without_classes(evaluation[cell.role])
+        plain = evaluation.get(ZERO_SHOT)  # an image encoder alone has none
+        zero_shot = None if plain is None else without_classes(plain)
     except (KdedgeError, ValueError, KeyError, TypeError, AttributeError) as error:
         lines = (f"Its result cannot be read: {error!r}" if not str(error) else str(error),)
         return {"status": "failed", "exit_code": DataError.exit_code, "last_lines": lines}
     return {
         "status": "finished",
         "run": str(run.path),
-        "result": without_classes(result),
+        "result": result,
         "zero_shot": zero_shot,
     }
+
+
+def _read_answer(values: object) -> EvalResult:
+    return parse_record(
+        EvalResult, json.dumps(values), where="The evaluation", remedy="See the cell's log."
+    )
 
 
 def _is_of(cell: Cell, record: CellRecord) -> bool:

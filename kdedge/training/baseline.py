@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-
-import torch
 
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import BaselineSpec, OptimSpec, resolve_optim
-from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import RecipeError
 from kdedge.methods.registry import load_method
 from kdedge.runs.folder import RunFolder
-from kdedge.setup.backbone import cache_folder
-from kdedge.setup.method import choose_method
+from kdedge.setup.role import set_up_role
+from kdedge.setup.workspace import Workspace
 from kdedge.training.job.job import Job
 from kdedge.training.job.run_job import run_job
 from kdedge.training.teach import labeled_job
@@ -24,8 +20,8 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
     """The recipe with its baseline written out, so that it trains the same one again.
 
     Settings and optimization are the teacher's where it is the same method. Else they are the
-    method's own: its defaults, and its `OPTIM` over the recipe's shared `optim`. What the recipe's
-    baseline section says lies over either.
+    method's own: its defaults, and the `optim` that it declares over the recipe's shared `optim`.
+    What the recipe's baseline section says lies over either.
 
     Args:
         loaded: the recipe; its baseline section may be incomplete.
@@ -39,7 +35,7 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
     own = recipe.baseline or BaselineSpec()
     name = _method_name(loaded, method, own.method)
     module = load_method(name)
-    if module.Method.needs_teacher:
+    if module.METHOD.needs_teacher:
         raise RecipeError(
             f"{name} learns from a teacher, which a baseline has none of.\n"
             "  Name it as student.method and use `kdedge distill`."
@@ -48,7 +44,7 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
     if teacher is not None and teacher.run is None and teacher.method == name:
         settings, optim = teacher.settings, teacher.optim
     else:
-        settings, optim = {}, getattr(module, "OPTIM", None)
+        settings, optim = {}, module.METHOD.optim
     spec = BaselineSpec(
         method=name,
         settings={**settings, **own.settings},
@@ -74,38 +70,20 @@ def _method_name(loaded: LoadedRecipe, asked: str | None, written: str | None) -
     return name
 
 
-def baseline_job(
-    loaded: LoadedRecipe,
-    *,
-    cache: Path | None,
-    device: torch.device,
-    group: ProcessGroup = SINGLE_PROCESS,
-) -> Job:
-    """Makes ready to train the recipe's baseline."""
-    complete = with_baseline(loaded)
-    choice = choose_method(complete, "baseline")
-    return labeled_job(complete, "baseline", choice, cache=cache, device=device, group=group)
+def baseline_job(loaded: LoadedRecipe, workspace: Workspace, method: str | None = None) -> Job:
+    """The training of a baseline: see `with_baseline`."""
+    return labeled_job(set_up_role(with_baseline(loaded, method), "baseline", workspace))
 
 
 def train_baseline(
-    loaded: LoadedRecipe,
-    method: str | None = None,
-    *,
-    root: Path,
-    device: torch.device,
-    resume: bool = False,
-    group: ProcessGroup = SINGLE_PROCESS,
+    loaded: LoadedRecipe, workspace: Workspace, method: str | None = None, *, resume: bool = False
 ) -> RunFolder:
     """Trains a baseline and measures it.
 
     Args:
         loaded: the recipe.
+        workspace: where the command works.
         method: the baseline's method; None for the one that the recipe names.
-        root: folder of all runs.
-        device: where to train.
         resume: go on with an interrupted run of the same baseline.
-        group: those that train together.
     """
-    complete = with_baseline(loaded, method)
-    job = baseline_job(complete, cache=cache_folder(root), device=device, group=group)
-    return run_job(job, root=root, resume=resume, group=group)
+    return run_job(baseline_job(loaded, workspace, method), resume=resume)

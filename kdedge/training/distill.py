@@ -1,34 +1,29 @@
-"""Distilling a student: a frozen teacher's answers on unlabeled images."""
+"""Distilling a student: a frozen teacher's logits on unlabeled images."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
-
-from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.views import Augmentation
-from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import RecipeError
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import StoredTeacher, load_teacher, untrained_teacher
-from kdedge.runs.weights import made_by
-from kdedge.setup.backbone import cache_folder, load_student_backbone
-from kdedge.setup.classes import Classes, load_classes
-from kdedge.setup.images import Images, load_images, require_images
-from kdedge.setup.labeled import images_to_measure, labeled_draws, validation_images
-from kdedge.setup.method import MethodChoice, build_method, choose_method, settings_record
-from kdedge.training.job.job import Job
+from kdedge.runs.model import MethodModel, RunModel, load_run
+from kdedge.runs.weights import features_provenance
+from kdedge.setup.data import RecipeData
+from kdedge.setup.images import Images
+from kdedge.setup.method import check_has_class_vectors, choose_method
+from kdedge.setup.role import RoleSetup, set_up_role
+from kdedge.setup.workspace import Workspace
+from kdedge.training.job.job import HeldOut, Job, Teaching, TrainingData
+from kdedge.training.job.key import n_stored_views
 from kdedge.training.job.run_job import finished_run, run_job
 from kdedge.training.job.trial import trial_steps
 from kdedge.training.loop.heap import keep_freed_memory
 from kdedge.training.teach import teacher_job
 from kdedge.training.teacher_store.fill import Shard, StoreFiller
-from kdedge.training.teacher_store.images import teacher_of
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
 
 log = logging.getLogger(__name__)
@@ -39,144 +34,90 @@ class StudentParts:
     """What a student is made of beside its teacher, read before a teacher is trained.
 
     Attributes:
-        choice: its method with its settings.
-        classes: the class list.
-        backbone: its frozen CLIP, or an image tower alone.
+        setup: its method, classes and backbone.
         images: unlabeled.
-        test: what accuracy is measured on, if anything.
-        validation: what an epoch may be chosen by, if anything.
+        held_out: what it is measured on.
     """
 
-    choice: MethodChoice
-    classes: Classes
-    backbone: AnyBackbone
+    setup: RoleSetup
     images: Images
-    test: Images | None
-    validation: Images | None
+    held_out: HeldOut
 
 
-def student_parts(
-    loaded: LoadedRecipe,
-    *,
-    cache: Path | None,
-    device: torch.device,
-    group: ProcessGroup = SINGLE_PROCESS,
-) -> StudentParts:
+def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
     """Reads what the recipe says about its student."""
-    recipe = loaded.recipe
     choice = choose_method(loaded, "student")
-    if not choice.module.Method.needs_teacher:
+    if not choice.module.METHOD.needs_teacher:
         raise RecipeError("student.method does not learn from a teacher.\n  Use promptkd.")
-    classes = load_classes(recipe)
-    images = require_images(
-        load_images(recipe, "unlabeled", classes, group=group),
-        "unlabeled",
-        "a student learns from unlabeled images",
-    )
-    return StudentParts(
-        choice=choice,
-        classes=classes,
-        backbone=load_student_backbone(recipe, choice, device=device, cache=cache),
-        images=images,
-        test=images_to_measure(loaded, "student", classes, group),
-        validation=validation_images(loaded, "student", classes, labeled_draws(recipe), group),
-    )
+    setup = set_up_role(loaded, "student", workspace, choice=choice)
+    images = RecipeData(loaded.recipe, setup.classes, workspace)
+    unlabeled = images.require("unlabeled", "a student learns from unlabeled images")
+    selection = choice.optim.selection
+    held_out = HeldOut(images.test(selection), images.validation(selection))
+    return StudentParts(setup, unlabeled, held_out)
 
 
-def store_filler(
-    loaded: LoadedRecipe, teacher: StoredTeacher, parts: StudentParts, *, root: Path
+def student_job(parts: StudentParts, teaching: Teaching) -> Job:
+    """The training of a student by a teacher, or by its stored features."""
+    return Job(parts.setup, TrainingData(images=parts.images), parts.held_out, teaching)
+
+
+def teaching_of(teacher: RunModel, parts: StudentParts) -> Teaching:
+    """What a student learns from: a finished run, and its features where the recipe stores them."""
+    filler = _store_filler(teacher, teacher.features_provenance, parts)
+    return Teaching(teacher, teacher.vectors.made_by, teacher.run.name, filler)
+
+
+def untrained_teaching(job: Job, parts: StudentParts) -> Teaching:
+    """What a student would learn from a teacher that is not trained yet: a step costs the same."""
+    teacher, provenance = job.model(), features_provenance(job.setup, "untrained")
+    return Teaching(teacher, provenance, filler=_store_filler(teacher, provenance, parts))
+
+
+def _store_filler(
+    teacher: MethodModel | RunModel, provenance: str, parts: StudentParts
 ) -> StoreFiller | None:
     """What keeps the teacher's features; None where the recipe runs the teacher in every step."""
-    recipe, optim = loaded.recipe, parts.choice.optim
+    setup = parts.setup
+    recipe, optim = setup.loaded.recipe, setup.choice.optim
     spec = recipe.student
     assert spec is not None  # its parts were read from it
     if spec.views == 0:
         return None
-    if teacher.backbone.preprocess != parts.backbone.preprocess:
+    if teacher.preprocess != setup.backbone.preprocess:
         raise RecipeError(
-            f"student.views is {spec.views}, and the teacher ({teacher.backbone.name}) and the"
-            f" student ({parts.backbone.name}) prepare images in different ways: stored crops are"
-            " those that both see.\n"
+            f"student.views is {spec.views}, and the teacher ({teacher.setup.backbone.name}) and"
+            f" the student ({setup.backbone.name}) prepare images in different ways: stored crops"
+            " are those that both see.\n"
             "  Set student.views: 0, which runs the teacher in every step."
         )
     seed = recipe.seed if spec.view_seed is None else spec.view_seed
     augment = Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views)
-    preprocess = teacher.backbone.preprocess
     description = describe_store(
-        made_by=teacher.features_made_by,
+        made_by=provenance,
         images=parts.images,
-        preprocess=preprocess,
+        preprocess=teacher.preprocess,
         augment=augment,
         precision=optim.precision,
     )
     store = TeacherStore(
-        root / ".cache" / "teacher_store",
+        setup.workspace.teacher_stores,
         description,
         indices=parts.images.indices,
         dim=teacher.class_vectors().shape[1],
-        n_views=min(spec.views, optim.epochs),
+        n_views=n_stored_views(recipe, setup.choice),
     )
     return StoreFiller(
         store=store,
         teacher=teacher,
         source=parts.images.source,
-        preprocess=preprocess,
         augment=augment,
         precision=optim.precision,
-        device=teacher.backbone.device,
         n_workers=optim.n_workers,
     )
 
 
-def student_job(
-    loaded: LoadedRecipe,
-    teacher: StoredTeacher,
-    parts: StudentParts,
-    *,
-    filler: StoreFiller | None = None,
-) -> Job:
-    """Makes ready to distill the recipe's student from a teacher, or from its stored features."""
-    method = build_method(
-        parts.choice,
-        parts.backbone,
-        parts.classes,
-        seed=loaded.recipe.seed,
-        teacher=teacher_of(parts.backbone, teacher),
-    )
-
-    def vectors_made_by() -> str:
-        if not parts.choice.settings.has_own_class_vectors:
-            return teacher.stored.made_by
-        record = settings_record(parts.choice)
-        return made_by(parts.backbone, method.module, parts.classes, record)
-
-    return Job(
-        role="student",
-        loaded=loaded,
-        choice=parts.choice,
-        classes=parts.classes,
-        backbone=parts.backbone,
-        method=method,
-        images=parts.images,
-        labels=None,
-        test=parts.test,
-        validation=parts.validation,
-        made_by=vectors_made_by,
-        sources={"teacher": teacher.stored.made_by},
-        teacher_run=teacher.run_name,
-        view_seed=_own_view_seed(loaded),
-        filler=filler,
-    )
-
-
-def _own_view_seed(loaded: LoadedRecipe) -> int | None:
-    """The seed of the views, where it is another than the recipe's."""
-    spec = loaded.recipe.student
-    seed = None if spec is None else spec.view_seed
-    return None if seed == loaded.recipe.seed else seed
-
-
-def named_teacher(loaded: LoadedRecipe, root: Path) -> RunFolder | None:
+def named_teacher(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder | None:
     """The finished run that the recipe names as its teacher; None where one is to be trained.
 
     Raises:
@@ -189,7 +130,7 @@ def named_teacher(loaded: LoadedRecipe, root: Path) -> RunFolder | None:
         )
     if spec.run is None:
         return None
-    run = find_run(str(spec.run), root)
+    run = find_run(str(spec.run), workspace.root)
     if run.kind != "teacher" or not run.is_finished:
         raise RecipeError(
             f"{loaded.lines.where(('teacher', 'run'))}: teacher.run: {spec.run} is not a finished"
@@ -199,79 +140,70 @@ def named_teacher(loaded: LoadedRecipe, root: Path) -> RunFolder | None:
     return run
 
 
-def made_teacher(
-    loaded: LoadedRecipe,
-    parts: StudentParts,
-    *,
-    root: Path,
-    device: torch.device,
-    resume: bool,
-    may_train: bool = True,
-    group: ProcessGroup = SINGLE_PROCESS,
-) -> RunFolder:
-    """A teacher run that was trained from the same parts, or a new one.
-
-    Before a new one is trained, the student takes a trial step beside it: what is wrong with the
-    student is said now and not after hours of training its teacher.
+def open_teacher(run: RunFolder, parts: StudentParts) -> RunModel:
+    """A finished run as the teacher of a student, for the student's class list.
 
     Raises:
-        RecipeError: there is none, and none may be trained here.
+        RecipeError: its method has no class vectors.
     """
-    job = teacher_job(loaded, cache=cache_folder(root), device=device, group=group)
-    found = group.on_rank0(lambda: finished_run(root, job.key()))
+    teacher = load_run(run, parts.setup.workspace, names=parts.setup.classes.names)
+    check_has_class_vectors(teacher.setup.choice)
+    return teacher
+
+
+def _train_teacher(
+    loaded: LoadedRecipe, parts: StudentParts, *, resume: bool, may_train: bool
+) -> RunFolder:
+    """The teacher run of the recipe: a finished one from the same parts, or a new one.
+
+    Runs one student step first, so that the student's errors surface before the teacher is trained.
+
+    Raises:
+        RecipeError: there is no finished run, and `may_train` is false.
+    """
+    workspace = parts.setup.workspace
+    job = teacher_job(loaded, workspace)
+    found = workspace.group.on_rank0(lambda: finished_run(workspace.root, job.key()))
     if found is not None:
         log.info("Using the teacher of %s, trained from the same parts.", found.path)
         return found
     if not may_train:
         raise RecipeError(
-            f"{root} has no finished teacher of this recipe, and each shard would train its own.\n"
+            f"{workspace.root} has no finished teacher of this recipe, and each shard would train"
+            " its own.\n"
             "  Run `kdedge teach` without --shard first, or name a finished run as teacher.run."
         )
-    record = settings_record(job.choice)
-    trial_teacher = untrained_teacher(job.method, job.backbone, job.classes, record)
-    trial_steps(student_job(loaded, trial_teacher, parts), 1, group=group)
+    trial_steps(student_job(parts, untrained_teaching(job, parts)), 1)
     log.info("Training the teacher first.")
-    return run_job(job, root=root, resume=resume, group=group)
+    return run_job(job, resume=resume)
 
 
 def distill(
-    loaded: LoadedRecipe,
-    *,
-    root: Path,
-    device: torch.device,
-    resume: bool = False,
-    group: ProcessGroup = SINGLE_PROCESS,
+    loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False
 ) -> tuple[RunFolder, RunFolder]:
     """Trains the recipe's student, and its teacher first where there is none.
 
     Args:
         loaded: the recipe.
-        root: folder of all runs.
-        device: where to train.
+        workspace: where the command works; its processes share the filling of a teacher store.
         resume: go on with interrupted runs of the same teacher and student.
-        group: those that train together; they share out the filling of a teacher store.
 
     Returns:
         The teacher's run and the student's.
     """
-    teacher_run, teacher, parts = _teacher_and_parts(
-        loaded, root=root, device=device, resume=resume, group=group
-    )
-    filler = store_filler(loaded, teacher, parts, root=root)
-    job = student_job(loaded, teacher, parts, filler=filler)
-    if device.type == "cpu":
+    teacher, parts = _teacher_and_parts(loaded, workspace, resume=resume)
+    job = student_job(parts, teaching_of(teacher, parts))
+    if workspace.device.type == "cpu":
         keep_freed_memory()
-    return teacher_run, run_job(job, root=root, resume=resume, group=group)
+    return teacher.run, run_job(job, resume=resume)
 
 
 def store_features(
     loaded: LoadedRecipe,
+    workspace: Workspace,
     *,
-    root: Path,
-    device: torch.device,
     resume: bool = False,
     shard: Shard = (1, 1),
-    group: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[RunFolder, TeacherStore]:
     """Fills the teacher store that the recipe's distillation reads, or a shard of it.
 
@@ -290,41 +222,20 @@ def store_features(
             "student.views is 0: the teacher runs in every step, and nothing is stored.\n"
             "  Set it to the crops of each image that are to be stored: --set student.views=4."
         )
-    run, teacher, parts = _teacher_and_parts(
-        loaded,
-        root=root,
-        device=device,
-        resume=resume,
-        may_train=shard[1] == 1,
-        group=group,
-    )
-    filler = store_filler(loaded, teacher, parts, root=root)
+    may_train = shard[1] == 1
+    teacher, parts = _teacher_and_parts(loaded, workspace, resume=resume, may_train=may_train)
+    filler = teaching_of(teacher, parts).filler
     assert filler is not None  # as views is not 0
     filler.fill(shard)
-    return run, filler.store
+    return teacher.run, filler.store
 
 
 def _teacher_and_parts(
-    loaded: LoadedRecipe,
-    *,
-    root: Path,
-    device: torch.device,
-    resume: bool,
-    group: ProcessGroup,
-    may_train: bool = True,
-) -> tuple[RunFolder, StoredTeacher, StudentParts]:
+    loaded: LoadedRecipe, workspace: Workspace, *, resume: bool, may_train: bool = True
+) -> tuple[RunModel, StudentParts]:
     """The teacher, trained where there is none, and what the student is made of beside it."""
-    cache = cache_folder(root)
-    run = named_teacher(loaded, root)
-    parts = student_parts(loaded, cache=cache, device=device, group=group)
+    run = named_teacher(loaded, workspace)
+    parts = student_parts(loaded, workspace)
     if run is None:
-        run = made_teacher(
-            loaded,
-            parts,
-            root=root,
-            device=device,
-            resume=resume,
-            may_train=may_train,
-            group=group,
-        )
-    return run, load_teacher(run, parts.classes, device=device, cache=cache), parts
+        run = _train_teacher(loaded, parts, resume=resume, may_train=may_train)
+    return open_teacher(run, parts), parts

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from open_clip.transformer import QuickGELU
 from torch import Tensor
 
 from kdedge._files import sha256_file, write_atomic
-from kdedge.clip.backbone import Backbone, load_backbone
+from kdedge.clip.backbone import Backbone
 from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.clip.public_checkpoint import (
     PromptKDParameters,
@@ -31,51 +30,22 @@ from kdedge.clip.public_checkpoint import (
     promptsrc_parameters,
     read_public_checkpoint,
 )
+from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.tensor_file import encode_tensors
 from kdedge.clip.weights import printable
-from kdedge.config.load import dump_recipe
-from kdedge.config.recipe import OptimSettings, Recipe
+from kdedge.config.load import dump_recipe, load_recipe
+from kdedge.config.recipe import Recipe
 from kdedge.errors import DataError
 from kdedge.methods import promptkd, promptsrc
+from kdedge.methods.protocol import MethodSettings
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import StoredVectors
-from kdedge.runs.weights import made_by, store_trained
-from kdedge.setup.classes import Classes
-from kdedge.setup.method import MethodChoice, build_method, settings_record
+from kdedge.runs.weights import class_vectors_provenance, hash_trained, write_weights
+from kdedge.setup.role import set_up_role
+from kdedge.setup.workspace import Workspace
 
 MAX_DEVIATION = 0.02
 """Largest relative deviation of a file's backbone from the loaded one. Half precision rounds by
 2**-11 of a value; PromptSRC's averaging over up to 50 epochs adds up a few such steps."""
-
-
-@dataclass(frozen=True)
-class ImportedBackbone:
-    """Which CLIP the checkpoint was trained on, as a recipe says it."""
-
-    name: str | None
-    weights: str
-    config: Path | None = None
-    quick_gelu: bool | None = None
-
-    def load(self, device: torch.device) -> Backbone:
-        """Loads it."""
-        return load_backbone(
-            name=self.name,
-            weights=self.weights,
-            config=self.config,
-            quick_gelu=self.quick_gelu,
-            device=device,
-        )
-
-    def as_recipe(self) -> dict[str, Any]:
-        """The recipe keys that name it."""
-        keys = {
-            "backbone": self.name,
-            "weights": self.weights,
-            "config": None if self.config is None else str(self.config),
-            "quick_gelu": self.quick_gelu,
-        }
-        return {key: value for key, value in keys.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -101,23 +71,21 @@ class Imported:
 
 def import_teacher(
     file: Path,
+    workspace: Workspace,
     *,
     name: str,
-    on: ImportedBackbone,
+    on: BackboneSpec,
     class_names: tuple[str, ...],
-    root: Path,
-    device: torch.device,
     is_exact: bool = False,
 ) -> Imported:
     """Makes a finished teacher run of a PromptSRC checkpoint.
 
     Args:
         file: the public checkpoint.
+        workspace: where the command works.
         name: the run's name.
         on: the backbone it was trained on.
         class_names: all classes to store vectors for; the file does not hold names.
-        root: folder of all runs.
-        device: where to compute the class vectors.
         is_exact: keep the file's own backbone tensors, in the run folder.
 
     Raises:
@@ -125,7 +93,7 @@ def import_teacher(
     """
     checkpoint = read_public_checkpoint(file)
     found = promptsrc_parameters(checkpoint.state_dict)
-    backbone = on.load(device)
+    backbone = _load_backbone(on, workspace)
     largest = _largest_deviation(file, on, backbone, found.backbone)
     settings = promptsrc.Settings(
         n_ctx_text=found.context.shape[0],
@@ -133,19 +101,14 @@ def import_teacher(
         prompt_depth_text=1 + len(found.deep_context),
         prompt_depth_vision=len(found.visual_prompts),
     )
-    section = {
-        "method": "promptsrc",
-        **on.as_recipe(),
-        "settings": settings.model_dump(exclude_defaults=True),
-    }
-    classes = Classes(class_names, "a photo of a {}.", "all")
-    with _new_run(root, name, "teacher", section, class_names, file, checkpoint) as run:
+    section = _section("promptsrc", settings, on)
+    new = _NewRun(name, "teacher", class_names, file, checkpoint)
+    with new.create(workspace.root, section) as run:
         if is_exact:
-            backbone, own = _own_backbone(run, backbone, found, on, device)
-            section |= own.as_recipe()
-            write_atomic(run.recipe, _recipe_text(name, "teacher", section, class_names).encode())
-        choice = MethodChoice("promptsrc", promptsrc, settings, OptimSettings())
-        method = build_method(choice, backbone, classes, seed=0)
+            section |= _write_own_backbone(run, backbone, found, on)
+            write_atomic(run.recipe, new.recipe_text(section).encode())
+        setup = set_up_role(load_recipe(run.recipe), "teacher", workspace)
+        method = setup.build()
         method.module.load_state_dict(
             {
                 "text_prompts.context": found.context,
@@ -153,70 +116,70 @@ def import_teacher(
                 "visual_prompts": found.visual_prompts,
             }
         )
-        store_trained(
-            run,
-            method_name="promptsrc",
-            method=method,
-            backbone=backbone,
-            classes=classes,
-            made_by=made_by(backbone, method.module, classes, settings_record(choice)),
-        )
+        provenance = class_vectors_provenance(setup, hash_trained(method), setup.classes)
+        write_weights(run, setup, method, provenance=provenance)
     return Imported(run, checkpoint.epoch, grouped(found.ignored), checkpoint.ignored, largest)
 
 
 def import_student(
     file: Path,
+    workspace: Workspace,
     *,
     name: str,
-    on: ImportedBackbone,
+    on: BackboneSpec,
     teacher: RunFolder,
-    root: Path,
-    device: torch.device,
 ) -> Imported:
     """Makes a finished student run of a PromptKD checkpoint and its teacher's class vectors.
 
     Args:
         file: the public checkpoint; it holds no text features.
+        workspace: where the command works.
         name: the run's name.
         on: the backbone it was trained on.
         teacher: the run whose class vectors it learned; gives the class list too.
-        root: folder of all runs.
-        device: where to load it.
 
     Raises:
         DataError: the file is not such a checkpoint, or not of this backbone or teacher.
     """
     checkpoint = read_public_checkpoint(file)
     found = promptkd_parameters(checkpoint.state_dict)
-    backbone = on.load(device)
-    largest = _largest_deviation(file, on, backbone, found.backbone)
+    largest = _largest_deviation(file, on, _load_backbone(on, workspace), found.backbone)
     vectors = load_class_vectors(teacher.class_vectors)
     _check_dimension(file, found, vectors.vectors.shape[1], teacher)
     settings = promptkd.Settings(
         n_ctx_vision=found.visual_prompts.shape[1], prompt_depth=len(found.visual_prompts)
     )
-    section = {
-        "method": "promptkd",
-        **on.as_recipe(),
-        "settings": settings.model_dump(exclude_defaults=True),
-    }
-    names = vectors.class_names
-    classes = Classes(names, "a photo of a {}.", "all")
-    choice = MethodChoice("promptkd", promptkd, settings, OptimSettings())
-    stored = StoredVectors(vectors, device)
-    method = build_method(choice, backbone, classes, seed=0, teacher=stored)
-    projector = {f"projector.{key}": value for key, value in found.projector.items()}
-    method.module.load_state_dict({"visual_prompts": found.visual_prompts, **projector})
-    with _new_run(root, name, "student", section, names, file, checkpoint) as run:
-        store_trained(
-            run,
-            method_name="promptkd",
-            method=method,
-            backbone=backbone,
-            classes=classes,
-            made_by=vectors.made_by,
-        )
+    section = _section("promptkd", settings, on)
+    new = _NewRun(name, "student", vectors.class_names, file, checkpoint)
+    with new.create(workspace.root, section) as run:
+        setup = set_up_role(load_recipe(run.recipe), "student", workspace)
+        method = setup.build(class_vectors=vectors.vectors.to(workspace.device))
+        projector = {f"projector.{key}": value for key, value in found.projector.items()}
+        method.module.load_state_dict({"visual_prompts": found.visual_prompts, **projector})
+        write_weights(run, setup, method, provenance=vectors.made_by)
     return Imported(run, checkpoint.epoch, grouped(found.ignored), checkpoint.ignored, largest)
+
+
+def _load_backbone(on: BackboneSpec, workspace: Workspace) -> Backbone:
+    backbone = workspace.load_backbone(workspace.identify(on))
+    assert isinstance(backbone, Backbone)  # it was found with its text encoder
+    return backbone
+
+
+def _section(method: str, settings: MethodSettings, on: BackboneSpec) -> dict[str, Any]:
+    """The recipe's section of the imported model."""
+    changed = settings.model_dump(exclude_defaults=True)
+    return {"method": method, **_backbone_keys(on), "settings": changed}
+
+
+def _backbone_keys(on: BackboneSpec) -> dict[str, Any]:
+    keys = {
+        "backbone": on.name,
+        "weights": on.weights,
+        "config": None if on.config is None else str(on.config),
+        "quick_gelu": on.quick_gelu,
+    }
+    return {key: value for key, value in keys.items() if value is not None}
 
 
 def grouped(keys: Iterable[str]) -> tuple[str, ...]:
@@ -231,7 +194,7 @@ def grouped(keys: Iterable[str]) -> tuple[str, ...]:
 
 
 def _largest_deviation(
-    file: Path, on: ImportedBackbone, backbone: Backbone, theirs: Mapping[str, Tensor]
+    file: Path, on: BackboneSpec, backbone: Backbone, theirs: Mapping[str, Tensor]
 ) -> tuple[float, str]:
     """How far the file's backbone is from the loaded one, relative, and the key it is at.
 
@@ -261,62 +224,59 @@ def _check_dimension(
         )
 
 
-def _recipe_text(
-    name: str,
-    role: Literal["teacher", "student"],
-    section: Mapping[str, Any],
-    class_names: tuple[str, ...],
-) -> str:
-    values = {"name": name, "classes": list(class_names), "data": {}, role: dict(section)}
-    return dump_recipe(Recipe.model_validate(values, context={"folder": Path.cwd()}))
+@dataclass(frozen=True)
+class _NewRun:
+    """What a run that is made of a checkpoint records."""
+
+    name: str
+    role: Literal["teacher", "student"]
+    class_names: tuple[str, ...]
+    file: Path
+    checkpoint: PublicCheckpoint
+
+    def recipe_text(self, section: Mapping[str, Any]) -> str:
+        """A recipe with the model's section alone."""
+        values = {
+            "name": self.name,
+            "classes": list(self.class_names),
+            "data": {},
+            self.role: dict(section),
+        }
+        return dump_recipe(Recipe.model_validate(values, context={"folder": Path.cwd()}))
+
+    @contextlib.contextmanager
+    def create(self, root: Path, section: Mapping[str, Any]) -> Iterator[RunFolder]:
+        """A run that is finished after the block, or gone where the block fails."""
+        run = RunFolder.create(
+            root,
+            self.name,
+            kind=self.role,
+            recipe_text=self.recipe_text(section),
+            provenance={
+                "method": section["method"],
+                "settings": section["settings"],
+                "imported_from": str(self.file.absolute()),
+                "epoch": self.checkpoint.epoch,
+                "hashes": {"checkpoint": sha256_file(self.file)},
+            },
+        )
+        try:
+            with run.lock():
+                yield run
+                run.finish()
+        except BaseException:
+            shutil.rmtree(run.path, ignore_errors=True)
+            raise
 
 
-@contextlib.contextmanager
-def _new_run(
-    root: Path,
-    name: str,
-    role: Literal["teacher", "student"],
-    section: Mapping[str, Any],
-    class_names: tuple[str, ...],
-    file: Path,
-    checkpoint: PublicCheckpoint,
-) -> Iterator[RunFolder]:
-    """A run that is finished after the block, or gone where the block fails."""
-    run = RunFolder.create(
-        root,
-        name,
-        kind=role,
-        recipe_text=_recipe_text(name, role, section, class_names),
-        provenance={
-            "method": section["method"],
-            "settings": section["settings"],
-            "imported_from": str(file.absolute()),
-            "epoch": checkpoint.epoch,
-            "hashes": {"checkpoint": sha256_file(file)},
-        },
-    )
-    try:
-        with run.lock():
-            yield run
-            run.finish()
-    except BaseException:
-        shutil.rmtree(run.path, ignore_errors=True)
-        raise
-
-
-def _own_backbone(
-    run: RunFolder,
-    backbone: Backbone,
-    found: PromptSRCParameters,
-    on: ImportedBackbone,
-    device: torch.device,
-) -> tuple[Backbone, ImportedBackbone]:
-    """Writes the loaded backbone with the file's tensors over it, and loads that."""
+def _write_own_backbone(
+    run: RunFolder, backbone: Backbone, found: PromptSRCParameters, on: BackboneSpec
+) -> dict[str, Any]:
+    """Writes the loaded backbone with the file's tensors over it; gives the keys that name it."""
     state: dict[str, Tensor] = dict(backbone.model.state_dict())
     state |= {key: value.float() for key, value in found.backbone.items()}
     is_quick = isinstance(backbone.model.visual.transformer.resblocks[0].mlp.gelu, QuickGELU)
     path = run.path / "backbone.safetensors"
     tensors = {key: value.cpu().contiguous() for key, value in state.items()}
     write_atomic(path, encode_tensors(tensors, {"quick_gelu": str(is_quick).lower()}))
-    own = ImportedBackbone(on.name, str(path.absolute()), on.config)
-    return own.load(device), own
+    return _backbone_keys(BackboneSpec(on.name, str(path.absolute()), on.config, None))

@@ -17,17 +17,17 @@ import torch
 from kdedge._progress import rough_duration
 from kdedge.config.load import LoadedRecipe, check_paths
 from kdedge.data.batch import FeaturesOfViews
-from kdedge.data.loader import n_steps
 from kdedge.errors import ResourceError
-from kdedge.runs.model import load_teacher, untrained_teacher
 from kdedge.setup.images import Images
-from kdedge.setup.method import settings_record
+from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job
 from kdedge.training.distill import (
     named_teacher,
-    store_filler,
+    open_teacher,
     student_job,
     student_parts,
+    teaching_of,
+    untrained_teaching,
 )
 from kdedge.training.job.job import Job
 from kdedge.training.job.trial import trial_steps
@@ -64,22 +64,22 @@ class Preflight:
     seconds: float
 
 
-def check(loaded: LoadedRecipe, *, root: Path, device: torch.device) -> Preflight:
+def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
     """Goes through a recipe's run up to the first steps, without making a run.
 
     Weights that are named by a tag and are not on this machine yet are downloaded.
 
     Args:
         loaded: the recipe.
-        root: folder of all runs; stored teachers are read from it, and nothing is written into it.
-        device: where it would train.
+        workspace: read-only; stored teachers are read from its folder of runs.
 
     Raises:
         KdedgeError: whatever would stop the run.
     """
     check_paths(loaded)
     findings = [Finding("recipe", f"{loaded.path}: valid")]
-    jobs = _jobs(loaded, root=root, device=device)
+    jobs = _jobs(loaded, workspace)
+    device = workspace.device
     seconds = 0.0
     for job in jobs:
         findings += describe(job)
@@ -89,50 +89,46 @@ def check(loaded: LoadedRecipe, *, root: Path, device: torch.device) -> Prefligh
             seconds += took
         took = estimate_seconds(job)
         seconds += took
-        findings.append(Finding(f"{job.role}: time", f"about {rough_duration(took)} on {device}"))
-    findings += [memory(device), disk(jobs, root)]
+        findings.append(
+            Finding(f"{job.setup.role}: time", f"about {rough_duration(took)} on {device}")
+        )
+    findings += [memory(device), disk(jobs, workspace.root)]
     return Preflight(tuple(findings), seconds)
 
 
-def _jobs(loaded: LoadedRecipe, *, root: Path, device: torch.device) -> list[Job]:
+def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> list[Job]:
     """A recipe's trainings: the teacher's unless it is stored, the student's, the baseline's."""
     jobs: list[Job] = []
-    stored = None if loaded.recipe.student is None else named_teacher(loaded, root)
-    if loaded.recipe.teacher is not None and loaded.recipe.teacher.run is None:
-        jobs.append(teacher_job(loaded, cache=None, device=device))
-    if loaded.recipe.student is not None:
-        parts = student_parts(loaded, cache=None, device=device)
+    recipe = loaded.recipe
+    stored = None if recipe.student is None else named_teacher(loaded, workspace)
+    if recipe.teacher is not None and recipe.teacher.run is None:
+        jobs.append(teacher_job(loaded, workspace))
+    if recipe.student is not None:
+        parts = student_parts(loaded, workspace)
         if stored is not None:
-            teacher = load_teacher(stored, parts.classes, device=device, cache=None)
+            teaching = teaching_of(open_teacher(stored, parts), parts)
         else:
-            job = jobs[0]
-            record = settings_record(job.choice)
-            teacher = untrained_teacher(job.method, job.backbone, job.classes, record)
-        filler = store_filler(loaded, teacher, parts, root=root)
-        jobs.append(student_job(loaded, teacher, parts, filler=filler))
-    baseline = loaded.recipe.baseline
-    if baseline is not None and baseline.method is not None:
-        jobs.append(baseline_job(loaded, cache=None, device=device))
-    return [trial_round(job) if job.pool is not None else job for job in jobs]
+            teaching = untrained_teaching(jobs[0], parts)
+        jobs.append(student_job(parts, teaching))
+    if recipe.baseline is not None and recipe.baseline.method is not None:
+        jobs.append(baseline_job(loaded, workspace))
+    return [trial_round(job) if job.data.pool is not None else job for job in jobs]
 
 
 def describe(job: Job) -> list[Finding]:
     """What a job is made of."""
-    recipe, classes = job.loaded.recipe, job.classes
-    reads_labels = job.choice.module.SEES.labels and recipe.data.labeled is not None
+    setup, data, test = job.setup, job.data, job.held_out.test
+    recipe, classes, role = setup.loaded.recipe, setup.classes, setup.role
+    reads_labels = job.choice.module.METHOD.sees.labels and recipe.data.labeled is not None
     half = f", labels of the first {len(classes.labeled)} are read" if reads_labels else ""
+    measured = f"none: accuracy of {recipe.name} will not be measured"
     rows = [
-        (f"{job.role}: classes", f"{len(classes.names)}{half}"),
-        (f"{job.role}: images", count(job.images) if job.images else "none are needed"),
-        (f"{job.role}: weights", f"{job.backbone.name}, {job.backbone.weights_hash[:12]}"),
-        (f"{job.role}: method", f"{job.choice.name}, {_training(job)}"),
+        (f"{role}: classes", f"{len(classes.names)}{half}"),
+        (f"{role}: images", count(data.images) if data.images else "none are needed"),
+        (f"{role}: weights", f"{setup.backbone.name}, {setup.backbone.weights_hash[:12]}"),
+        (f"{role}: method", f"{job.choice.name}, {_training(job)}"),
+        (f"{role}: test images", measured if test is None else count(test)),
     ]
-    if job.test is not None:
-        rows.append((f"{job.role}: test images", count(job.test)))
-    else:
-        rows.append(
-            (f"{job.role}: test images", f"none: accuracy of {recipe.name} will not be measured")
-        )
     return [Finding(*row) for row in rows]
 
 
@@ -141,7 +137,7 @@ def _training(job: Job) -> str:
     n_parameters = sum(p.numel() for p in job.method.trainable_parameters().values())
     if not n_parameters:
         return "nothing to train"
-    steps = n_steps(len(job.training_images.indices), job.choice.optim.batch_size)
+    steps = job.n_steps
     n_rounds = job.choice.settings.n_rounds
     rounds = f"{n_rounds} rounds of about " if n_rounds > 1 else ""
     n_epochs = job.choice.optim.epochs
@@ -165,7 +161,7 @@ def estimate_seconds(job: Job) -> float:
     if not times:
         return 0.0
     settings = job.choice.optim
-    steps = settings.epochs * n_steps(len(job.training_images.indices), settings.batch_size)
+    steps = settings.epochs * job.n_steps
     later = times[len(times) // 2 :]
     return sum(later) / len(later) * steps * max(1, job.choice.settings.n_rounds)
 

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from kdedge.data._unpack import unpack
+from kdedge.data.benchmarks import Download
+from kdedge.data.unpack import Limits, unpack
 from kdedge.errors import DataError, ResourceError
 
 Member = tuple[str, bytes]
+SMALL = Limits(free_bytes=1 << 20)  # small bombs are enough
 GOOD: list[Member] = [("images/a.jpg", b"a"), ("images/b/c.jpg", b"cc")]
 
 
@@ -75,18 +77,14 @@ def run(folder: Path) -> Callable[..., None]:
         into: str = "",
         top: str | None = "",
         gives: str = "images",
+        limits: Limits = SMALL,
     ):
         archive = folder.parent / f"a.{kind}"
         archive.write_bytes(data)
-        unpack(archive, folder, kind=kind, into=into, top=top, gives=gives)
+        wanted = Download(archive.name, (), gives, unpack=kind, into=into, top=top)
+        unpack(archive, folder, wanted, limits=limits)
 
     return unpack_bytes
-
-
-@pytest.fixture
-def _low_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small bombs are enough."""
-    monkeypatch.setattr("kdedge.data._unpack._FREE_BYTES", 1 << 20)
 
 
 def check_untouched(folder: Path) -> None:
@@ -231,7 +229,6 @@ def test_names_that_cannot_all_be_are_refused(members, message, run, folder):
     check_untouched(folder)
 
 
-@pytest.mark.usefixtures("_low_limit")
 def test_a_compressed_bomb_is_refused_before_it_fills_the_disk(run, folder):
     bomb = gzip.compress(tar_bytes(*GOOD, ("images/zeros", bytes(2 << 20))))
     with pytest.raises(DataError, match=r"unpacks to more than .* over 100 times its size"):
@@ -249,14 +246,12 @@ def test_a_bomb_of_headers_is_refused(run, folder):
     check_untouched(folder)
 
 
-@pytest.mark.usefixtures("_low_limit")
 def test_a_bomb_after_the_end_mark_is_refused(run, folder):
     with pytest.raises(DataError, match="unpacks to more than"):
         run(gzip.compress(tar_bytes(*GOOD) + bytes(2 << 20)))
     check_untouched(folder)
 
 
-@pytest.mark.usefixtures("_low_limit")
 def test_a_zip_bomb_is_refused_by_what_it_says(run, folder):
     with pytest.raises(DataError, match="unpacks to more than"):
         run(zip_bytes(*GOOD, ("images/zeros", bytes(2 << 20))), kind="zip")
@@ -272,10 +267,9 @@ def test_a_zip_file_that_says_less_than_it_holds_is_refused(run, folder):
     check_untouched(folder)
 
 
-def test_too_many_members_are_refused(run, folder, monkeypatch):
-    monkeypatch.setattr("kdedge.data._unpack.MAX_MEMBERS", 1)
+def test_too_many_members_are_refused(run, folder):
     with pytest.raises(DataError, match="more than 1 members"):
-        run(tar_bytes(*GOOD))
+        run(tar_bytes(*GOOD), limits=Limits(members=1))
     check_untouched(folder)
 
 
@@ -335,7 +329,7 @@ def test_a_full_disk_leaves_nothing(small_disk, tmp_path):
     archive = tmp_path / "a.tar"
     archive.write_bytes(gzip.compress(tar_bytes(("images/zeros", bytes(1 << 20)))))
     with pytest.raises(ResourceError, match="the disk is full"):
-        unpack(archive, disk, kind="tar", into="", top="", gives="images")
+        unpack(archive, disk, Download("a.tar", (), "images", unpack="tar"))
     assert list(disk.iterdir()) == []
 
 
@@ -344,4 +338,4 @@ def test_a_disk_that_is_too_small_is_seen_before(small_disk, tmp_path):
     archive = tmp_path / "a.zip"
     archive.write_bytes(zip_bytes(("images/zeros", bytes(1 << 20))))
     with pytest.raises(ResourceError, match=r"unpacking a\.zip needs 1\.0 MB"):
-        unpack(archive, disk, kind="zip", into="", top="", gives="images")
+        unpack(archive, disk, Download("a.zip", (), "images", unpack="zip"))

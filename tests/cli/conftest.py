@@ -114,11 +114,12 @@ def trained_project(blank_project: Path, tmp_path_factory: pytest.TempPathFactor
     """A project with the finished runs tiny/01 (teacher) and tiny/02 (student)."""
     from kdedge.config.load import load_recipe
     from kdedge.setup.device import choose_device
+    from kdedge.setup.workspace import Workspace
     from kdedge.training.distill import distill
 
     folder = copy_project(blank_project, tmp_path_factory.mktemp("trained") / "project")
     with one_thread():
-        distill(load_recipe(folder / "r.yaml"), root=folder / "runs", device=choose_device("cpu"))
+        distill(load_recipe(folder / "r.yaml"), Workspace(folder / "runs", choose_device("cpu")))
     return folder
 
 
@@ -190,7 +191,7 @@ def public_layout() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def _forking() -> Iterator[object]:
-    processes = _load("processes").ProcessGroup()
+    processes = _load("processes").Processes()
     yield processes
     processes.close()
 

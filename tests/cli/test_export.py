@@ -95,21 +95,16 @@ def test_every_hash_of_the_artifact_is_true(exported: Path) -> None:
 def test_predict_gives_the_students_scores(exported: Path, kdedge: Callable[..., Any]) -> None:
     import torch
 
-    from kdedge.config.load import load_recipe
     from kdedge.runs.folder import RunFolder
     from kdedge.runs.measure import predict_logits
-    from kdedge.runs.model import load_student
-    from kdedge.setup.classes import load_classes
-    from kdedge.setup.images import load_images
+    from kdedge.runs.model import load_run
+    from kdedge.setup.workspace import Workspace
 
     run = RunFolder.open(Path("runs/tiny/02"))
-    loaded = load_recipe(run.recipe)
-    classes = load_classes(loaded.recipe)
-    method, backbone = load_student(run, loaded, classes, device=torch.device("cpu"), cache=None)
-    images = load_images(loaded.recipe, "test", classes)
-    logits, _ = predict_logits(
-        method, images, preprocess=backbone.preprocess, device=torch.device("cpu")
-    )
+    model = load_run(run, Workspace(run.root, torch.device("cpu")))
+    images = model.images("test")
+    assert images is not None
+    logits, _ = predict_logits(model, images)
     expected = 100 * logits.softmax(dim=-1)
     lines = predict(kdedge, exported, "test")
     assert len(lines) == len(expected) == 20
@@ -117,7 +112,7 @@ def test_predict_gives_the_students_scores(exported: Path, kdedge: Callable[...,
     for line in lines:
         row = next(i for i, key in enumerate(keys) if line["image"].endswith(key))
         scores = {entry["class"]: entry["score_percent"] for entry in line["top"]}
-        for position, name in enumerate(classes.names):
+        for position, name in enumerate(model.class_names):
             assert scores[name] == pytest.approx(float(expected[row, position]), abs=1e-2)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -227,6 +228,10 @@ def test_a_teacher_measures_classes_that_it_has_no_stored_vector_for(kdedge, tra
     Path("classes.txt").write_text("cat\ndog\nred fox\nlorry\n")
     Path("test/school bus").rename("test/lorry")
     assert list(json.loads(kdedge("eval", "tiny/01", "--json").out)["per_class"])[3] == "lorry"
+    done = kdedge("eval", "tiny/02")
+    assert done.code == 0
+    assert "1 of 4 names are new, and the teacher encodes them" in done.err
+    shutil.rmtree("runs/tiny/01")
     done = kdedge("eval", "tiny/02")
     assert done.code == 3
     assert "no stored vector, first 'lorry'" in done.err

@@ -17,8 +17,8 @@ from torch import Tensor
 from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.config.load import load_recipe
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import load_student
-from kdedge.setup.classes import load_classes
+from kdedge.runs.model import load_run
+from kdedge.setup.workspace import Workspace
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CPU = torch.device("cpu")
@@ -119,9 +119,7 @@ def test_an_imported_promptkd_student_has_the_same_logits_and_accuracy(kdedge, t
 
 def _logits(path: Path, images: Tensor) -> Tensor:
     run = RunFolder.open(path)
-    loaded = load_recipe(run.recipe)
-    method, _ = load_student(run, loaded, load_classes(loaded.recipe), device=CPU, cache=None)
-    return method.scale * method.forward_features(images) @ method.class_vectors().T
+    return load_run(run, Workspace(run.root, CPU)).logits(images)
 
 
 @pytest.mark.usefixtures("teacher_checkpoint", "student_checkpoint")
@@ -167,7 +165,7 @@ def test_each_tower_has_as_many_prompted_layers_as_the_file(
     del state["text_encoder.transformer.resblocks.1.VPT_shallow"]
     public_layout.save_public(trained / "model-best.pth.tar", state)
     assert kdedge(*IMPORT_TEACHER).code == 0
-    settings = RunFolder.open(trained / "runs/public/01").read_provenance()["settings"]
+    settings = RunFolder.open(trained / "runs/public/01").read_provenance().settings
     assert (settings["prompt_depth_text"], settings["prompt_depth_vision"]) == (1, 2)
 
 

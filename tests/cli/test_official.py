@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from kdedge.config.load import load_recipe
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import load_student
-from kdedge.setup.classes import load_classes
+from kdedge.runs.model import load_run
 from kdedge.setup.device import choose_device
+from kdedge.setup.workspace import Workspace
 from kdedge.training.loop.precision import published_in_half
 
 Run = Callable[..., Any]
@@ -64,11 +63,7 @@ def test_official_results_are_marked_where_they_are_shown(kdedge: Run) -> None:
 def test_what_the_public_code_keeps_in_half_is_in_half(kdedge: Run) -> None:
     assert kdedge("distill", "r.yaml", *OPTIONS).code == 0
     run = RunFolder.open(Path("runs/tiny/02"))
-    loaded = load_recipe(run.recipe)
-    student, _ = load_student(
-        run, loaded, load_classes(loaded.recipe), device=choose_device("cpu"), cache=None
-    )
-    module: Any = student.module
+    module: Any = load_run(run, Workspace(run.root, choose_device("cpu"))).method.module
     for parameter in published_in_half(module):
         assert (parameter == parameter.half().float()).all()
     assert (module.visual_prompts != module.visual_prompts.half().float()).any()

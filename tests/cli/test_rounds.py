@@ -16,8 +16,10 @@ from kdedge.config.load import load_recipe
 from kdedge.data.pseudo_labels import most_probable
 from kdedge.errors import DivergedError
 from kdedge.runs.folder import RunFolder
-from kdedge.training.baseline import baseline_job, with_baseline
-from kdedge.training.job.job import Job, zero_shot
+from kdedge.runs.model import MethodModel
+from kdedge.setup.workspace import Workspace
+from kdedge.training.baseline import baseline_job
+from kdedge.training.job.job import Job, zero_shot_model
 from kdedge.training.pseudo_labels.labels import pool_probabilities
 from kdedge.training.pseudo_labels.rounds import RoundFolder, job_of_round, train_rounds
 
@@ -36,18 +38,16 @@ def settings_of(variant: str) -> str:
 
 def job_of(variant: str) -> Job:
     loaded = load_recipe("r.yaml", [settings_of(variant), OPTIM])
-    loaded = with_baseline(loaded, "pseudo_label")
-    return baseline_job(loaded, cache=None, device=torch.device("cpu"))
+    return baseline_job(loaded, Workspace(Path("runs"), torch.device("cpu")), "pseudo_label")
 
 
 def chosen_by(model: Any, job: Job) -> list[tuple[str, str]]:
     """Image and class of the novel classes' most probable images."""
-    assert job.pool is not None
-    probabilities = pool_probabilities(
-        model, job.pool, preprocess=job.backbone.preprocess, device=job.device
-    )
+    pool = job.data.pool
+    assert pool is not None
+    probabilities = pool_probabilities(model, pool)
     chosen = most_probable(probabilities, PER_CLASS, classes=NOVEL)
-    items = [job.pool.source.items[job.pool.indices[one.image]] for one in chosen]
+    items = [pool.source.items[pool.indices[one.image]] for one in chosen]
     return [(item.key, NAMES[one.label]) for item, one in zip(items, chosen, strict=True)]
 
 
@@ -69,12 +69,12 @@ def test_zero_shot_clip_labels_the_first_round_and_that_rounds_model_the_second(
     ifpl: Path, project: Path
 ) -> None:
     job = job_of("fpl")
-    assert written(ifpl / "rounds/01/pseudo_labels.jsonl") == chosen_by(zero_shot(job), job)
+    assert written(ifpl / "rounds/01/pseudo_labels.jsonl") == chosen_by(zero_shot_model(job), job)
     run = RunFolder.create(project / "again", "x", kind="baseline", recipe_text="", provenance={})
     train_rounds(job, run, validate=None)
     second = written(ifpl / "rounds/02/pseudo_labels.jsonl")
-    assert second == chosen_by(job.method, job)
-    assert second != chosen_by(zero_shot(job), job)
+    assert second == chosen_by(job.model(), job)
+    assert second != chosen_by(zero_shot_model(job), job)
 
 
 def test_a_round_starts_from_the_first_values_and_depends_on_its_pseudo_labels_alone(
@@ -92,27 +92,29 @@ def test_a_round_starts_from_the_first_values_and_depends_on_its_pseudo_labels_a
 
 
 def test_a_model_whose_scores_are_not_finite_labels_nothing(project: Path) -> None:
-    class Diverged:
-        def own_logits(self, images: Any) -> torch.Tensor:
+    job = job_of("fpl")
+
+    class Diverged(MethodModel):
+        def logits(self, images: Any) -> torch.Tensor:
             return torch.full((len(images), len(NAMES)), torch.nan)
 
     with pytest.raises(DivergedError, match="scores of unlabeled images are not finite"):
-        chosen_by(Diverged(), job_of("fpl"))
+        chosen_by(Diverged(job.setup, job.method), job)
 
 
 def test_pseudo_labeled_images_weigh_together_as_much_as_the_labeled_ones(project: Path) -> None:
     job = job_of("fpl")
     given = {0: 2, 5: 3, 7: 3}
-    both = job_of_round(job, given)
-    assert job.images is not None
-    assert job.labels is not None
+    both = job_of_round(job, given).data
+    assert job.data.images is not None
+    assert job.data.labels is not None
     assert both.labels is not None
     assert both.weights is not None
     assert both.images is not None
-    assert (len(job.labels), len(both.labels)) == (8, 11)
-    first = len(job.images.source.items)
+    assert (len(job.data.labels), len(both.labels)) == (8, 11)
+    first = len(job.data.images.source.items)
     assert {i - first: label for i, label in both.labels.items() if i >= first} == given
-    batch = [*list(job.labels)[:2], first, first + 5, first + 7]
+    batch = [*list(job.data.labels)[:2], first, first + 5, first + 7]
     # CE(labeled) + 8 / 3 CE(pseudo-labeled), each the mean over its part of the batch
     expected = torch.tensor([1 / 2] * 2 + [8 / 3 / 3] * 3)
     torch.testing.assert_close(both.weights(batch), expected)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from kdedge.config.load import load_recipe
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import StoredTeacher, load_teacher
-from kdedge.training.distill import store_filler, student_job, student_parts
+from kdedge.runs.model import RunModel
+from kdedge.setup.workspace import Workspace
+from kdedge.training.distill import open_teacher, student_job, student_parts, teaching_of
 from kdedge.training.job.run_job import run_job
 
 CPU = torch.device("cpu")
@@ -31,7 +32,7 @@ class Counted:
     By itself: in batches of other sizes a product's last bit may differ.
     """
 
-    def __init__(self, teacher: StoredTeacher) -> None:
+    def __init__(self, teacher: RunModel) -> None:
         self.n_images = 0
         self._teacher = teacher
 
@@ -47,12 +48,9 @@ class Counted:
 def distilled(*overrides: str) -> tuple[RunFolder, Counted]:
     """Distills from tiny/01 with a counted teacher."""
     loaded = load_recipe("r.yaml", ("teacher.run=runs/tiny/01", *overrides))
-    parts = student_parts(loaded, cache=None, device=CPU)
-    run = RunFolder.open(Path("runs/tiny/01"))
-    teacher: Any = Counted(load_teacher(run, parts.classes, device=CPU, cache=None))
-    filler = store_filler(loaded, teacher, parts, root=Path("runs"))
-    job = student_job(loaded, teacher, parts, filler=filler)
-    return run_job(job, root=Path("runs"), resume=False), teacher
+    parts = student_parts(loaded, Workspace(Path("runs"), CPU))
+    teacher: Any = Counted(open_teacher(RunFolder.open(Path("runs/tiny/01")), parts))
+    return run_job(student_job(parts, teaching_of(teacher, parts)), resume=False), teacher
 
 
 def stores() -> list[Path]:

@@ -305,17 +305,18 @@ def test_the_image_path_of_a_trained_baseline_is_what_export_folds(
 
     from kdedge.clip.backbone import unit_length
     from kdedge.clip.vision import encode_image
-    from kdedge.deploy.trained import load_trained_model
     from kdedge.runs.folder import RunFolder
+    from kdedge.runs.model import load_run
+    from kdedge.setup.workspace import Workspace
 
     assert kdedge("train", "r.yaml", *options(method)).code == 0
     run = RunFolder.open(project / "runs/tiny/01")
-    trained = load_trained_model(run, device=torch.device("cpu"))
-    path = trained.model.image_path()
+    trained = load_run(run, Workspace(run.root, torch.device("cpu")))
+    path = trained.image_path()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         features = unit_length(encode_image(path.visual, images, path.visual_prompts))
-    assert torch.equal(features, trained.model.forward_features(images))
+    assert torch.equal(features, trained.forward_features(images))
     assert trained.provenance()["method"] == method
 
 
@@ -334,7 +335,7 @@ def test_an_override_that_no_model_follows_is_named(
     Path("runs/tiny/01").mkdir(parents=True)
     given = [*own, "optim.epochs=2", "optim.selection=validation"]  # so that nothing is trained
     done = kdedge(*command[:1], "r.yaml", *command[1:], *(f"--set={text}" for text in given))
-    told = f"warning: --set optim.epochs=2 changes nothing, overruled by {' and '.join(own)}.\n"
+    told = f"warning: --set optim.epochs=2 has no effect, as the recipe has {' and '.join(own)}.\n"
     instead = " ".join(f"--set {text.partition('=')[0]}=2" for text in own)
     fails(done, 2, told + f"  Set that instead: {instead}\n")
     assert done.err.count("changes nothing") == 1

@@ -12,7 +12,8 @@ import open_clip
 import pytest
 
 from kdedge.clip.architecture import build_empty, image_size, read_config
-from kdedge.clip.backbone import load_backbone
+from kdedge.clip.find import load_backbone
+from kdedge.clip.resolve import BackboneSpec
 from kdedge.errors import DataError, RecipeError
 
 CONFIG = {
@@ -109,14 +110,14 @@ def test_a_square_of_two_sides_is_one_size_and_others_are_refused() -> None:
 @pytest.mark.parametrize(
     ("config", "why"),
     [
-        (changed("text_cfg", hf_model_name="roberta-base"), "its text tower is not CLIP's own"),
+        (changed("text_cfg", hf_model_name="roberta-base"), "its text encoder is not CLIP's own"),
         (changed("text_cfg", hf_tokenizer_name="t5-base"), r"not CLIP's \(text_cfg\.hf_tokenizer"),
         (changed("text_cfg", tokenizer_kwargs={"clean": "x"}), "not CLIP's .*tokenizer_kwargs"),
         (changed("text_cfg", vocab_size=32000), "not CLIP's .*vocab_size: 32000, expected 49408"),
         (changed("text_cfg", vocab_size=10**12), "not CLIP's .*vocab_size"),
         (
             changed("vision_cfg", timm_model_name="hf-hub:timm/vit_base"),
-            'timm would look for its image tower elsewhere \\("hf-hub:timm/vit_base"\\)',
+            'timm would look for its image encoder elsewhere \\("hf-hub:timm/vit_base"\\)',
         ),
     ],
 )
@@ -135,9 +136,9 @@ def _not_to_be_called(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("roberta-ViT-B-32", "text tower is not CLIP's own"),
-        ("coca_ViT-B-32", "text tower is not CLIP's own"),
-        ("ViT-B-16-SigLIP", "text tower is not CLIP's own"),
+        ("roberta-ViT-B-32", "text encoder is not CLIP's own"),
+        ("coca_ViT-B-32", "text encoder is not CLIP's own"),
+        ("ViT-B-16-SigLIP", "text encoder is not CLIP's own"),
         ("ViT-H-14-CLIPA", "tokenizer is not CLIP's"),
     ],
 )
@@ -148,4 +149,4 @@ def test_a_named_model_that_cannot_be_prompted_is_not_downloaded(
     monkeypatch.setattr(socket, "create_connection", _not_to_be_called)
     tag = open_clip.list_pretrained_tags_by_model(name)[0]
     with pytest.raises(RecipeError, match=rf"{name} cannot be prompted here.*{why}"):
-        load_backbone(name=name, weights=tag)
+        load_backbone(BackboneSpec(name, tag))

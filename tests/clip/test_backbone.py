@@ -21,7 +21,10 @@ from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 from torch import nn
 
-from kdedge.clip.backbone import Backbone, hash_weights, load_backbone, make_backbone
+from kdedge.clip.backbone import Backbone, make_backbone
+from kdedge.clip.find import load_backbone
+from kdedge.clip.resolve import BackboneSpec
+from kdedge.clip.weights import hash_weights
 from kdedge.errors import DataError, RecipeError, SetupError
 
 CONFIG = {
@@ -84,8 +87,8 @@ def test_nothing_of_a_backbone_is_trained(tiny_backbone: Backbone) -> None:
 def test_a_config_of_ones_own_builds_the_gelu_it_says(
     plain_file: Path, config_file: Callable[..., Path], tiny_backbone: Backbone
 ) -> None:
-    plain = load_backbone(name=None, weights=str(plain_file), config=config_file())
-    quick = load_backbone(name=None, weights=str(plain_file), config=config_file(quick_gelu=True))
+    plain = load_backbone(BackboneSpec(None, str(plain_file), config_file()))
+    quick = load_backbone(BackboneSpec(None, str(plain_file), config_file(quick_gelu=True)))
     assert activation(plain) is nn.GELU
     assert activation(quick) is QuickGELU
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -99,21 +102,21 @@ def test_weights_that_contradict_the_config_are_an_error(
     tiny_weights: Path, config_file: Callable[..., Path]
 ) -> None:
     with pytest.raises(RecipeError, match="activation is contradictory") as error:
-        load_backbone(name=None, weights=str(tiny_weights), config=config_file())
+        load_backbone(BackboneSpec(None, str(tiny_weights), config_file()))
     assert "the weights: QuickGELU" in str(error.value)
     assert "the model's name or config: GELU" in str(error.value)
 
 
 def test_weights_that_contradict_the_recipe_are_an_error(tiny_weights: Path) -> None:
     with pytest.raises(RecipeError, match="the recipe's quick_gelu: GELU"):
-        load_backbone(name=None, weights=str(tiny_weights), quick_gelu=False)
+        load_backbone(BackboneSpec(None, str(tiny_weights), quick_gelu=False))
 
 
 def test_weights_that_do_not_say_need_a_word_in_the_recipe(plain_file: Path) -> None:
     with pytest.raises(RecipeError, match="nothing says whether"):
-        load_backbone(name=None, weights=str(plain_file))
+        load_backbone(BackboneSpec(None, str(plain_file)))
     assert (
-        activation(load_backbone(name=None, weights=str(plain_file), quick_gelu=True)) is QuickGELU
+        activation(load_backbone(BackboneSpec(None, str(plain_file), quick_gelu=True))) is QuickGELU
     )
 
 
@@ -142,8 +145,8 @@ def test_a_plain_name_with_openais_tag_builds_quickgelu(
     """open_clip builds the other GELU here and warns; the tag's own word decides."""
     put_in_hub_cache("ViT-B-16", "openai")
     put_in_hub_cache("ViT-B-16", "laion2b_s34b_b88k")
-    assert activation(load_backbone(name="ViT-B-16", weights="openai")) is QuickGELU
-    assert activation(load_backbone(name="ViT-B-16", weights="laion2b_s34b_b88k")) is nn.GELU
+    assert activation(load_backbone(BackboneSpec("ViT-B-16", "openai"))) is QuickGELU
+    assert activation(load_backbone(BackboneSpec("ViT-B-16", "laion2b_s34b_b88k"))) is nn.GELU
 
 
 def test_a_tags_weights_that_contradict_the_recipe_are_an_error(
@@ -151,12 +154,12 @@ def test_a_tags_weights_that_contradict_the_recipe_are_an_error(
 ) -> None:
     put_in_hub_cache("ViT-B-16", "laion2b_s34b_b88k")
     with pytest.raises(RecipeError, match="the weights: GELU, the recipe's quick_gelu: QuickGELU"):
-        load_backbone(name="ViT-B-16", weights="laion2b_s34b_b88k", quick_gelu=True)
+        load_backbone(BackboneSpec("ViT-B-16", "laion2b_s34b_b88k", quick_gelu=True))
 
 
 def test_another_models_weights_are_refused_with_the_keys_that_differ(tiny_weights: Path) -> None:
     with pytest.raises(DataError, match="visual"):
-        load_backbone(name="ViT-B-32", weights=str(tiny_weights))
+        load_backbone(BackboneSpec("ViT-B-32", str(tiny_weights)))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +174,7 @@ def test_unknown_names_and_tags_give_the_nearest(
     name: str, weights: str | None, expected: str
 ) -> None:
     with pytest.raises(RecipeError, match=expected):
-        load_backbone(name=name, weights=weights)
+        load_backbone(BackboneSpec(name, weights))
 
 
 def test_without_a_network_the_message_says_which_file_to_fetch(
@@ -183,7 +186,7 @@ def test_without_a_network_the_message_says_which_file_to_fetch(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(socket, "create_connection", unreachable)
     with pytest.raises(SetupError) as error:
-        load_backbone(name="ViT-B-16", weights="openai")
+        load_backbone(BackboneSpec("ViT-B-16", "openai"))
     message = str(error.value)
     assert error.value.exit_code == 4
     assert "Network is unreachable" in message
@@ -197,14 +200,14 @@ def test_without_a_network_the_message_says_which_file_to_fetch(
         ({"text_cfg": {**CONFIG["text_cfg"], "no_causal_mask": True}}, "no causal text mask"),
         ({"text_cfg": {**CONFIG["text_cfg"], "pool_type": "last"}}, "other than the end token"),
         ({"init_logit_bias": -10.0}, "a logit bias"),
-        ({"custom_text": True}, "text tower is not CLIP's own"),
+        ({"custom_text": True}, "text encoder is not CLIP's own"),
     ],
 )
 def test_a_text_tower_that_is_not_clips_is_refused(
     plain_file: Path, config_file: Callable[..., Path], changes: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(RecipeError, match=why):
-        load_backbone(name=None, weights=str(plain_file), config=config_file(**changes))
+        load_backbone(BackboneSpec(None, str(plain_file), config_file(**changes)))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "{not json"])
@@ -212,7 +215,7 @@ def test_a_config_that_is_none_is_refused(plain_file: Path, tmp_path: Path, text
     path = tmp_path / "odd.json"
     path.write_text(text)
     with pytest.raises(DataError, match=r"odd\.json"):
-        load_backbone(name=None, weights=str(plain_file), config=path)
+        load_backbone(BackboneSpec(None, str(plain_file), path))
 
 
 def test_the_activation_is_part_of_a_backbones_identity_and_of_its_cache(
@@ -222,7 +225,8 @@ def test_the_activation_is_part_of_a_backbones_identity_and_of_its_cache(
 
     def features(quick_gelu: bool) -> tuple[str, torch.Tensor]:
         backbone = load_backbone(
-            name=None, weights=str(plain_file), quick_gelu=quick_gelu, cache_folder=cache
+            BackboneSpec(None, str(plain_file), quick_gelu=quick_gelu),
+            text_cache_folder=cache,
         )
         return backbone.identity, backbone.text_features_raw(["a photo of a cat."])
 
@@ -269,7 +273,7 @@ def test_a_config_is_judged_before_its_weights_are_read(
 ) -> None:
     path = config_file(vision_cfg={**CONFIG["vision_cfg"], "head_width": 0})
     with pytest.raises(RecipeError, match=r"my-clip\.json: open_clip cannot build"):
-        load_backbone(name=None, weights=str(tmp_path / "absent.safetensors"), config=path)
+        load_backbone(BackboneSpec(None, str(tmp_path / "absent.safetensors"), path))
 
 
 def test_a_folder_named_as_a_tag_does_not_make_it_a_file(
@@ -278,11 +282,11 @@ def test_a_folder_named_as_a_tag_does_not_make_it_a_file(
     put_in_hub_cache("ViT-B-16", "openai")
     (tmp_path / "openai").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert load_backbone(name="ViT-B-16", weights="openai").embed_dim == 24
+    assert load_backbone(BackboneSpec("ViT-B-16", "openai")).embed_dim == 24
 
 
 def test_a_home_folder_in_the_path_of_weights_is_expanded(
     plain_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(plain_file.parent))
-    assert load_backbone(name=None, weights="~/plain.safetensors", quick_gelu=True).embed_dim == 24
+    assert load_backbone(BackboneSpec(None, "~/plain.safetensors", quick_gelu=True)).embed_dim == 24

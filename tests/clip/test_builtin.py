@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdedge.clip.backbone import Backbone, load_backbone, unit_length
+from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.builtin import BUILTIN_MODELS, TOKEN_TABLE, builtin_model, draw_token_table
+from kdedge.clip.find import load_backbone
+from kdedge.clip.resolve import BackboneSpec
+from kdedge.data.drawings import CLEAN, draw_picture
 from kdedge.data.loader import evaluation_batches
-from kdedge.data.sources._pictures import CLEAN, draw_picture
 from kdedge.data.sources.synthetic import class_names, open_source
 from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import normalize, resize_and_crop
@@ -36,7 +38,7 @@ DIM_RANGE = {"kdedge-demo-student": (13, 24), "kdedge-demo-teacher": (41, 53)}
 
 @pytest.fixture(scope="module", params=BUILTIN_MODELS)
 def backbone(request: pytest.FixtureRequest) -> Backbone:
-    return load_backbone(name=request.param, weights="builtin")
+    return load_backbone(BackboneSpec(request.param, "builtin"))
 
 
 @pytest.mark.parametrize("name", BUILTIN_MODELS)

@@ -1,4 +1,4 @@
-"""Image towers alone: of CLIPs with other text towers, and of timm."""
+"""Image encoders alone: of CLIPs with other text encoders, and of timm."""
 
 from __future__ import annotations
 
@@ -16,15 +16,11 @@ from safetensors.torch import save_file
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
-from kdedge.clip.architecture import build_image_tower, why_no_prompts
-from kdedge.clip.backbone import load_backbone
-from kdedge.clip.image_backbone import (
-    agreed_preprocess,
-    has_texts,
-    load_image_backbone,
-    make_image_backbone,
-)
-from kdedge.clip.timm_tower import timm_preprocess
+from kdedge.clip.architecture import build_image_encoder, why_no_prompts
+from kdedge.clip.find import find_backbone, has_texts, load_backbone
+from kdedge.clip.image_backbone import ImageBackbone, make_image_backbone
+from kdedge.clip.resolve import BackboneSpec, agreed_preprocess
+from kdedge.clip.timm_encoder import timm_preprocess
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.runtime.preprocess import Preprocess
 
@@ -61,15 +57,21 @@ def write(folder: Path, name: str) -> tuple[Path, CustomTextCLIP]:
     return path, model
 
 
+def load_encoder(spec: BackboneSpec) -> ImageBackbone:
+    backbone = find_backbone(spec, needs_texts=False).load()
+    assert isinstance(backbone, ImageBackbone)
+    return backbone
+
+
 def images(side: int, n: int = 3) -> torch.Tensor:
     return torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_clips_image_tower_gives_open_clips_own_features(tmp_path: Path, name: str) -> None:
+def test_a_clips_image_encoder_gives_open_clips_own_features(tmp_path: Path, name: str) -> None:
     config, model = write(tmp_path, name)
     weights = str(config.with_suffix(".safetensors"))
-    backbone = load_image_backbone(name=None, weights=weights, config=config, quick_gelu=False)
+    backbone = load_encoder(BackboneSpec(None, weights, config, False))
     side = MODELS[name]["vision_cfg"]["image_size"]
     with torch.no_grad():
         torch.testing.assert_close(backbone.visual(images(side)), model.encode_image(images(side)))
@@ -81,36 +83,36 @@ def test_a_clips_image_tower_gives_open_clips_own_features(tmp_path: Path, name:
     assert not backbone.visual.training
     assert not any(parameter.requires_grad for parameter in backbone.visual.parameters())
     assert (why_no_prompts(backbone.visual) is None) == (name == "vit")
-    assert not has_texts(None, config)
+    assert not has_texts(BackboneSpec(None, None, config))
     with pytest.raises(RecipeError, match=r"(?s)cannot be prompted here.*can be a student: prom"):
-        load_backbone(name=None, weights=weights, config=config, quick_gelu=False)
+        load_backbone(BackboneSpec(None, weights, config, False))
 
 
-def test_weights_without_the_image_tower_are_another_models(tmp_path: Path) -> None:
+def test_weights_without_the_image_encoder_are_another_models(tmp_path: Path) -> None:
     config, model = write(tmp_path, "mobile")
     state = {key: value for key, value in model.state_dict().items() if "visual" not in key}
     save_file(state, tmp_path / "texts.safetensors")
-    with pytest.raises(DataError, match="mobile, image tower: the file does not fit the model"):
-        load_image_backbone(name=None, weights=str(tmp_path / "texts.safetensors"), config=config)
+    with pytest.raises(DataError, match="mobile, image encoder: the file does not fit the model"):
+        load_encoder(BackboneSpec(None, str(tmp_path / "texts.safetensors"), config))
 
 
-def test_which_of_open_clips_models_have_texts_that_run_here() -> None:
+def test_which_of_open_clips_models_have_clips_own_text_encoder() -> None:
     for name in ("ViT-B-16", "RN50", "ViT-B-16-quickgelu", "kdedge-demo-student"):
-        assert has_texts(name, None)
-    assert has_texts(None, None)
-    assert has_texts("no model at all", None)  # load_backbone says so
+        assert has_texts(BackboneSpec(name, None))
+    assert has_texts(BackboneSpec(None, None))
+    assert has_texts(BackboneSpec("no model at all", None))  # load_backbone says so
     for name in ("MobileCLIP-S1", "ViT-B-16-SigLIP", "coca_ViT-B-32", "timm/resnet18"):
-        assert not has_texts(name, None)
+        assert not has_texts(BackboneSpec(name, None))
 
 
 @pytest.mark.parametrize(
     ("name", "size"), [("MobileCLIP-S1", 256), ("ViT-B-16-SigLIP", 224), ("coca_ViT-B-32", 224)]
 )
-def test_image_towers_of_named_models_are_built_without_a_network(
+def test_image_encoders_of_named_models_are_built_without_a_network(
     name: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socket, "create_connection", _not_to_be_called)
-    visual = build_image_tower(name, open_clip.get_model_config(name), device="meta")
+    visual = build_image_encoder(name, open_clip.get_model_config(name), device="meta")
     features = visual.eval()(torch.zeros(2, 3, size, size, device="meta"))
     assert list(features.shape) == [2, open_clip.get_model_config(name)["embed_dim"]]
 
@@ -143,7 +145,7 @@ def test_a_timm_model_gives_timms_pooled_features(tmp_path: Path, name: str) -> 
     torch.manual_seed(5)
     expected_draw = torch.rand(1)
     torch.manual_seed(5)
-    backbone = load_image_backbone(name=f"timm/{name}", weights=weights)
+    backbone = load_encoder(BackboneSpec(f"timm/{name}", weights))
     assert torch.rand(1) == expected_draw
     with torch.no_grad():
         pooled = model.forward_head(model.forward_features(images(160)), pre_logits=True)
@@ -155,8 +157,8 @@ def test_a_timm_model_gives_timms_pooled_features(tmp_path: Path, name: str) -> 
     assert (backbone.name, backbone.is_trained_with_texts) == (f"timm/{name}", False)
     assert backbone.embed_dim == pooled.shape[1]
     other, _ = write_timm(tmp_path, name, seed=1)
-    assert load_image_backbone(name=f"timm/{name}", weights=other).identity != backbone.identity
-    assert load_image_backbone(name=f"timm/{name}", weights=weights).identity == backbone.identity
+    assert load_encoder(BackboneSpec(f"timm/{name}", other)).identity != backbone.identity
+    assert load_encoder(BackboneSpec(f"timm/{name}", weights)).identity == backbone.identity
 
 
 @pytest.mark.parametrize(
@@ -169,15 +171,15 @@ def test_a_timm_model_gives_timms_pooled_features(tmp_path: Path, name: str) -> 
 )
 def test_a_name_that_timm_does_not_know_is_a_mistake_in_the_recipe(name: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        load_image_backbone(name=name, weights="pretrained")
+        load_encoder(BackboneSpec(name, "pretrained"))
 
 
 def test_weights_of_a_timm_model_are_the_published_ones_or_a_file(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="weights: openai; expected pretrained or a file"):
-        load_image_backbone(name="timm/test_resnet", weights="openai")
+        load_encoder(BackboneSpec("timm/test_resnet", "openai"))
     weights, _ = write_timm(tmp_path, "test_convnext")
     with pytest.raises(DataError, match="timm/test_resnet: the file does not fit the model"):
-        load_image_backbone(name="timm/test_resnet", weights=weights)
+        load_encoder(BackboneSpec("timm/test_resnet", weights))
 
 
 def test_without_a_network_the_message_says_which_file_to_fetch(
@@ -190,7 +192,7 @@ def test_without_a_network_the_message_says_which_file_to_fetch(
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr("urllib.request.getproxies", dict)
     with pytest.raises(SetupError) as caught:
-        load_image_backbone(name="timm/resnet18.a1_in1k", weights="pretrained")
+        load_encoder(BackboneSpec("timm/resnet18.a1_in1k", "pretrained"))
     assert caught.value.exit_code == 4
     assert str(caught.value).splitlines() == [
         "The weights of timm/resnet18.a1_in1k are not on this machine and could not be fetched:"
@@ -210,7 +212,7 @@ def test_without_a_network_the_message_says_which_file_to_fetch(
         ({"crop_mode": "border"}, "crop mode border"),
     ],
 )
-def test_images_that_are_not_prepared_here_are_refused(change: dict[str, Any], what: str) -> None:
+def test_images_that_kdedge_does_not_prepare_are_refused(change: dict[str, Any], what: str) -> None:
     wanted = {
         **{"input_size": (3, 160, 160), "mean": (0.5,) * 3, "std": (0.5,) * 3},
         **{"interpolation": "bicubic", "crop_mode": "squash"},
@@ -222,10 +224,10 @@ def test_images_that_are_not_prepared_here_are_refused(change: dict[str, Any], w
 
 def test_a_timm_model_has_no_texts_and_the_message_says_what_it_can_be() -> None:
     with pytest.raises(RecipeError, match=r"timm/resnet18 has seen no texts.*only be a student"):
-        load_backbone(name="timm/resnet18", weights="pretrained")
+        load_backbone(BackboneSpec("timm/resnet18", "pretrained"))
 
 
-def test_a_tower_without_pooled_features_is_refused() -> None:
+def test_an_encoder_without_pooled_features_is_refused() -> None:
     preprocess = Preprocess(size_px=8, mean=(0.5,) * 3, std=(0.5,) * 3)
     with pytest.raises(RecipeError, match=r"flat gives \[1, 4, 8, 8\] for one image"):
         make_image_backbone(

@@ -14,8 +14,10 @@ from open_clip import CLIP, list_models
 from safetensors.torch import save_file
 
 from kdedge.clip.architecture import build_empty, why_no_prompts
-from kdedge.clip.backbone import Backbone, load_backbone, unit_length
+from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.clip.find import load_backbone
 from kdedge.clip.prompts import make_visual_prompts
+from kdedge.clip.resolve import BackboneSpec
 from kdedge.errors import DataError, RecipeError
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 3}
@@ -52,7 +54,7 @@ def write(folder: Path, name: str) -> tuple[Path, Path]:
 def load(tmp_path: Path) -> Load:
     def load_one(name: str) -> Backbone:
         config, weights = write(tmp_path, name)
-        return load_backbone(name=None, weights=str(weights), config=config, quick_gelu=False)
+        return load_backbone(BackboneSpec(None, str(weights), config, False))
 
     return load_one
 
@@ -105,10 +107,8 @@ def test_towers_whose_layers_differ_are_not_the_same(load: Load, tmp_path: Path)
     """The kind of an activation is in no weight."""
     backbone = load("resnet")
     config, weights = write(tmp_path, "resnet")
-    again = load_backbone(name=None, weights=str(weights), config=config, quick_gelu=False)
-    quick = load_backbone(
-        name="quick", weights=str(weights), config=_quick(config), quick_gelu=True
-    )
+    again = load_backbone(BackboneSpec(None, str(weights), config, False))
+    quick = load_backbone(BackboneSpec("quick", str(weights), _quick(config), True))
     assert again.identity == backbone.identity
     assert quick.weights_hash == backbone.weights_hash
     assert quick.identity != backbone.identity
@@ -151,4 +151,4 @@ def test_weights_alone_do_not_tell_another_tower_and_the_message_says_what_does(
 ) -> None:
     _, weights = write(tmp_path, "resnet")
     with pytest.raises(DataError, match=r"looks like a ResNet CLIP(.|\n)*as in backbone: RN50"):
-        load_backbone(name=None, weights=str(weights), quick_gelu=True)
+        load_backbone(BackboneSpec(None, str(weights), quick_gelu=True))

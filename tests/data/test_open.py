@@ -23,7 +23,10 @@ def image() -> bytes:
 @pytest.fixture
 def specs(tmp_path, image):
     """The same two labeled images as folder, list, shard and table."""
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("datasets")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     for name in NAMES:
         (tmp_path / "images" / name).mkdir(parents=True)
         (tmp_path / "images" / name / "a.png").write_bytes(image)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdedge.data.benchmarks._coop_split import open_part, read_split
+from kdedge.data.benchmarks import open_part, read_split
 from kdedge.data.split import base_novel, few_shot
 from kdedge.errors import DataError
 

@@ -72,7 +72,10 @@ def test_shards_have_the_classes_of_their_labels(tmp_path):
 
 
 def test_tables_have_the_classes_of_their_labels(tmp_path):
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("datasets")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     images = [jpeg(5, 5), jpeg(5, 5, gray=3), b"x"]
     table = pa.table({"image": images, "label": [1, 0, -1]})
     features = {"label": {"names": ["cat", "red fox"], "_type": "ClassLabel"}}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdedge.data.sources._protocol import Item
+from kdedge.data.sources import Item
 from kdedge.deploy.calibrate import N_CANDIDATES, CalibrationSet, choose_calibration_images
 from kdedge.errors import DataError
 from kdedge.runtime.preprocess import Preprocess

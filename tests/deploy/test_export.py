@@ -13,9 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from kdedge.data.sources._protocol import Item
+from kdedge.data.sources import Item
 from kdedge.deploy.reference import run_reference
-from kdedge.deploy.trained import TrainedModel, load_trained_model
 from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.images import Images
@@ -38,15 +37,6 @@ def images_of(name: str, n_images: int) -> Images:
     return Images(Pictures(name, n_images), tuple(range(n_images)), (), digests)
 
 
-class Mean:
-    """A model whose feature is each image's mean, times a scale of two."""
-
-    scale = 2.0
-
-    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
-        return images.mean(dim=(1, 2, 3))[:, None]
-
-
 @pytest.fixture
 def answer() -> Any:
     """The reference on test images, or on a pool where there are none."""
@@ -54,12 +44,12 @@ def answer() -> Any:
     def give(test: Images | None, pool: Images | None, n_images: int) -> Any:
         trained: Any = SimpleNamespace(
             images=lambda key: test,
-            exported_labels=lambda images: [None] * len(images.indices),
-            model=Mean(),
+            labels_of=lambda images: [None] * len(images.indices),
+            forward_features=lambda images: images.mean(dim=(1, 2, 3))[:, None],
+            scale=2.0,
             vectors=SimpleNamespace(vectors=torch.ones(1, 1)),
-            backbone=SimpleNamespace(
-                preprocess=Preprocess(8, (0.0,) * 3, (1 / 255,) * 3), device=torch.device("cpu")
-            ),
+            preprocess=Preprocess(8, (0.0,) * 3, (1 / 255,) * 3),
+            device=torch.device("cpu"),
             run=SimpleNamespace(path=Path("runs/tiny/02")),
         )
         return run_reference(trained, pool, n_images)
@@ -93,22 +83,3 @@ def test_without_test_images_half_of_the_pool_is_left_to_choose_ranges_from(
 def test_without_any_image_there_is_nothing_to_compare_on(answer: Any, pool: Images | None) -> None:
     with pytest.raises(RecipeError, match="runs/tiny/02: its recipe has no images"):
         answer(None, pool, 5)
-
-
-def test_a_label_is_the_position_of_its_name_in_the_exported_list() -> None:
-    images = images_of("test", 4)
-    for item, label in enumerate((0, 1, 2, None)):
-        images.source.items[item] = Item(f"test{item}", label)
-    parts: dict[str, Any] = dict.fromkeys(("run", "loaded", "model", "backbone"))
-    own, vectors = (
-        SimpleNamespace(names=("cat", "dog", "fox")),
-        SimpleNamespace(class_names=("fox", "cat")),
-    )
-    trained = TrainedModel(**parts, own=own, vectors=vectors)
-    assert trained.exported_labels(images) == [1, None, 0, None]
-
-
-def test_a_run_that_is_not_finished_is_not_exported() -> None:
-    run: Any = SimpleNamespace(is_finished=False, path=Path("runs/tiny/03"))
-    with pytest.raises(RecipeError, match=r"tiny/03 is not finished\.\n.*--resume"):
-        load_trained_model(run, device=torch.device("cpu"))

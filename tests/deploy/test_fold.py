@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone, make_backbone, unit_length
+from kdedge.clip.blocks import make_wrappable
 from kdedge.deploy.fold import FoldedModel, fold
 from kdedge.errors import ShapeError
 from kdedge.evaluation.flops import count_gmacs
@@ -312,6 +313,7 @@ def test_vit_b16_with_397_classes_needs_less_than_clips_bare_image_encoder() -> 
 
     with torch.device("meta"):
         model = CLIP(**get_model_config("ViT-B-16"), quick_gelu=True).eval().requires_grad_(False)
+    make_wrappable(model.visual.transformer)
     visual = model.visual.to_empty(device="cpu")
     for parameter in visual.parameters():
         parameter.data.zero_()

@@ -13,6 +13,7 @@ from kdedge.errors import DataError
 from kdedge.eval_details import EvalDetails
 from kdedge.evaluation.accuracy import N_BINS, evaluate
 from kdedge.evaluation.details import evaluation_details
+from kdedge.records import parse_record
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
 
@@ -75,21 +76,29 @@ def test_one_class_alone_is_one_bin_that_is_right() -> None:
     ]
 
 
+def _read(values: object) -> EvalDetails:
+    return parse_record(EvalDetails, json.dumps(values), where="x.json", remedy="Measure again.")
+
+
 def test_the_record_survives_json() -> None:
     details = evaluation_details(*_draw(50, 7, 1, 3.0), class_names=NAMES)
-    assert EvalDetails.from_dict(json.loads(json.dumps(details.to_dict())), "x") == details
+    assert _read(details.to_dict()) == details
 
 
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
         ("confusion", [[0, 0, 3]], "images in all"),
-        ("confusion", [[0, 9, 4]], "7 classes"),
-        ("confusion", [[0, 0, True], [0, 1, 3]], r"\[class, class, images\]"),
-        ("confusion", "x", "a list"),
+        ("confusion", [[0, 9, 4]], "positions below 7, the number of class_names"),
+        ("confusion", [[0, 0, True], [0, 1, 3]], r"confusion\[0\]\[2\] is True"),
+        ("confusion", "x", "a valid array"),
         ("bins", [], "bins of 4 images"),
-        ("bins", [{"n_images": 4, "confidence_percent": 101, "accuracy_percent": 0}], "percentage"),
-        ("class_names", [1], "a list of names"),
+        (
+            "bins",
+            [{"n_images": 4, "confidence_percent": 101, "accuracy_percent": 0}],
+            "at most 100",
+        ),
+        ("class_names", [1], r"class_names\[0\] is 1 \(int\); expected a valid string"),
         ("n_images", 0, "at least 1"),
     ],
 )
@@ -99,5 +108,5 @@ def test_a_record_that_contradicts_itself_is_refused(
     details = evaluation_details(*_draw(4, 7, 1, 3.0), class_names=NAMES)
     record = json.loads(json.dumps(details.to_dict())) | {key: value}
     with pytest.raises(DataError, match=expected) as caught:
-        EvalDetails.from_dict(record, "eval_details.json: student")
-    assert "kdedge eval RUN" in str(caught.value)
+        _read(record)
+    assert str(caught.value).startswith(f"x.json: {key}")

@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kdedge.clip.backbone import Backbone, load_backbone
+from kdedge.clip.backbone import Backbone
+from kdedge.clip.find import load_backbone
 from kdedge.clip.prompts import readable
+from kdedge.clip.resolve import BackboneSpec
 from kdedge.data.batch import Batch
 from kdedge.methods import cocoop, coop, ivlp, maple, promptkd, promptsrc, zeroshot
 
@@ -30,7 +32,7 @@ def load_reference_clip(
 ) -> Callable[[str, int], Backbone]:
     def load(which: str, tag: int) -> Backbone:
         path = write_clip(reference_meta[which], seed=reference_meta["seed"], tag=tag)
-        backbone = load_backbone(name=None, weights=str(path))
+        backbone = load_backbone(BackboneSpec(None, str(path)))
         assert backbone.weights_hash == reference_meta[f"{which}_sha256"]
         return backbone
 
@@ -299,8 +301,7 @@ def test_promptkd_gives_the_reference_loss_gradients_and_batch_norm_statistics(
     settings = promptkd.Settings(
         n_ctx_vision=meta["n_ctx_vision"],
         prompt_depth=meta["prompt_depth"],
-        temperature=meta["temperature"],
-        kd_weight=meta["kd_weight"],
+        losses={"kl": {"temperature": meta["temperature"], "weight": meta["kd_weight"]}},
     )
     teacher = reference_promptsrc[0]
     close(teacher.class_vectors(), unit(vectors["teacher_text_features"]))

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdedge.data.sources._protocol import Item
+from kdedge.data.sources import Item
 from kdedge.data.views import Augmentation
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.images import Images
@@ -56,6 +56,8 @@ class SlowTeacher:
     """Takes some pixels for features, an image by itself, and counts how often it is asked."""
 
     scale = 10.0
+    preprocess = PREPROCESS
+    device = torch.device("cpu")
 
     def __init__(self, pass_s: float = 0.0) -> None:
         self.n_passes = 0
@@ -84,10 +86,8 @@ def make_filler(
         store=store,
         teacher=teacher or SlowTeacher(),
         source=source,
-        preprocess=PREPROCESS,
         augment=augment,
         precision="fp32",
-        device=torch.device("cpu"),
         n_workers=0,
     )
 

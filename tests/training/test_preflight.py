@@ -17,10 +17,11 @@ from PIL import Image
 
 from kdedge.config.load import load_recipe
 from kdedge.data.batch import Batch
-from kdedge.data.sources._protocol import Item, Source
+from kdedge.data.sources import Item, Source
 from kdedge.errors import DivergedError, ResourceError
-from kdedge.methods import pseudo_label
+from kdedge.methods import promptsrc
 from kdedge.methods.protocol import StepOutput
+from kdedge.setup.workspace import Workspace
 from kdedge.training.job.job import Job, batches_of
 from kdedge.training.job.trial import trial_steps
 from kdedge.training.preflight import check_memory, estimate_seconds, memory
@@ -39,6 +40,10 @@ optim: {epochs: 5, batch_size: 4, warmup_epochs: 0, lr: 0.5, n_workers: 0}
 """
 
 
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "runs", CPU, is_read_only=True)
+
+
 @pytest.fixture
 def job(tmp_path: Path, tiny_weights: Path) -> Job:
     """A teacher that is to be trained for 5 epochs of 4 steps."""
@@ -48,7 +53,7 @@ def job(tmp_path: Path, tiny_weights: Path) -> Job:
         rng = np.random.default_rng(number)
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(file)
     (tmp_path / "r.yaml").write_text(RECIPE.replace("WEIGHTS", str(tiny_weights)))
-    return teacher_job(load_recipe(tmp_path / "r.yaml"), cache=None, device=CPU)
+    return teacher_job(load_recipe(tmp_path / "r.yaml"), workspace(tmp_path))
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,8 @@ class Slow:
 
 
 def slowed(job: Job) -> Job:
-    images = dataclasses.replace(job.images, source=Slow(job.images.source))
-    return dataclasses.replace(job, images=images)
+    images = dataclasses.replace(job.training_images, source=Slow(job.training_images.source))
+    return dataclasses.replace(job, data=dataclasses.replace(job.data, images=images))
 
 
 def test_trial_steps_change_nothing_of_the_run_to_come(job: Job) -> None:
@@ -104,7 +109,7 @@ def test_trial_steps_move_the_weights_while_they_last(
 
 
 def test_another_seed_of_the_same_images_is_another_job(job: Job, tmp_path: Path) -> None:
-    other = teacher_job(load_recipe(tmp_path / "r.yaml", ["seed=2"]), cache=None, device=CPU)
+    other = teacher_job(load_recipe(tmp_path / "r.yaml", ["seed=2"]), workspace(tmp_path))
     assert other.hashes() == job.hashes()
     assert other.key() != job.key()
 
@@ -137,9 +142,15 @@ def test_what_the_first_steps_take_once_is_not_in_the_estimate(
 
 
 def test_the_estimate_is_of_all_rounds(job: Job) -> None:
-    settings = pseudo_label.Settings(variant="ifpl", rounds=3)
+    class InRounds(promptsrc.Settings):
+        @property
+        def n_rounds(self) -> int:
+            return 3
+
+    settings = InRounds(**job.choice.settings.model_dump())
     choice = dataclasses.replace(job.choice, settings=settings)
-    estimate = estimate_seconds(dataclasses.replace(slowed(job), choice=choice))
+    setup = dataclasses.replace(job.setup, choice=choice)
+    estimate = estimate_seconds(dataclasses.replace(slowed(job), setup=setup))
     assert estimate >= 3 * 5 * 16 * READ_S
 
 

@@ -24,7 +24,9 @@ from kdedge.config.recipe import ClassesSpec, DataSpec, Recipe, SourceSpec, Stud
 from kdedge.runs.measure import predict_logits
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import load_classes
-from kdedge.setup.images import Images, load_images
+from kdedge.setup.data import RecipeData
+from kdedge.setup.images import Images
+from kdedge.setup.workspace import Workspace
 
 
 @pytest.fixture
@@ -153,7 +155,8 @@ def _load(folder: Path) -> Images:
         data=DataSpec(test=SourceSpec(folder=folder)),
         student=StudentSpec(weights="builtin"),
     )
-    images = load_images(recipe, "test", load_classes(recipe))
+    workspace = Workspace(folder / "runs", torch.device("cpu"), is_read_only=True)
+    images = RecipeData(recipe, load_classes(recipe), workspace).load("test")
     assert images is not None
     return images
 
@@ -171,12 +174,10 @@ def test_reading_images_says_how_far_it_is(
 class _Brightness:
     """A model of two classes, without weights."""
 
-    scale = 1.0
+    preprocess = Preprocess(size_px=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    device = torch.device("cpu")
 
-    def class_vectors(self) -> Tensor:
-        return torch.eye(2)
-
-    def forward_features(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor) -> Tensor:
         mean = images.mean(dim=(1, 2, 3))
         return torch.stack([-mean, mean], dim=1)
 
@@ -185,10 +186,9 @@ def test_evaluating_images_says_how_far_it_is(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
 ) -> None:
     images = _load(tmp_path)
-    preprocess = Preprocess(size_px=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     request.getfixturevalue("_slow")
     model: Any = _Brightness()
-    predict_logits(model, images, preprocess=preprocess, device=torch.device("cpu"))
+    predict_logits(model, images)
     assert [text.split(", ")[0] for text in caplog.messages] == ["evaluating images: 3 of 3"]
 
 

@@ -28,7 +28,7 @@ def _create(root: Path, name: str = "line3", kind: Any = "student", **values: An
 
 def _finish(run: RunFolder, at: str) -> RunFolder:
     run.finish()
-    record = {**run.read_provenance(), "finished_at": at}
+    record = {**run.read_provenance().to_dict(), "finished_at": at}
     run.provenance.write_text(json.dumps(record))
     return run
 
@@ -64,10 +64,11 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> No
 
 def test_finishing_keeps_the_record_and_adds_a_summary(tmp_path: Path) -> None:
     run = _create(tmp_path, seed=7)
-    run.finish(training={"steps": 3})
-    record = run.read_provenance()
+    training = {"epochs": 1, "steps": 3, "seconds": 0.5, "final_loss": 2.0}
+    run.finish(training=training)
+    record = run.read_provenance().to_dict()
     assert record["seed"] == 7
-    assert record["summary"] == {"training": {"steps": 3}}
+    assert record["summary"] == {"training": training}
     assert record["finished_at"] > record["started_at"]
     assert RunFolder.open(run.path).is_finished
 
@@ -75,7 +76,7 @@ def test_finishing_keeps_the_record_and_adds_a_summary(tmp_path: Path) -> None:
 def test_a_finished_run_stays_finished(tmp_path: Path) -> None:
     run = _create(tmp_path)
     run.mark("interrupted")
-    assert run.read_provenance()["status"] == "interrupted"
+    assert run.read_provenance().status == "interrupted"
     run.finish()
     run.mark("failed")
     assert run.is_finished
@@ -86,14 +87,14 @@ def test_a_run_that_goes_on_records_when_and_under_what(
 ) -> None:
     run = _create(tmp_path, device="cpu")
     run.mark("running")
-    begun = run.read_provenance()
+    begun = run.read_provenance().to_dict()
     assert "resumed" not in begun
     # Killed, so that its record says it is running still; then interrupted
     monkeypatch.setattr(sys, "argv", ["kdedge", "distill", "--resume"])
     RunFolder.open(run.path).mark("running")
     RunFolder.open(run.path).mark("interrupted")
     RunFolder.open(run.path).mark("running", device="cuda:0")
-    record = run.read_provenance()
+    record = run.read_provenance().to_dict()
     first, second = record.pop("resumed")
     assert record == begun
     assert first["command"] == ["kdedge", "distill", "--resume"]
@@ -108,7 +109,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="not a run folder"):
         RunFolder.open(tmp_path)
     (tmp_path / "provenance.json").write_text("[]")
-    with pytest.raises(DataError, match="kind"):
+    with pytest.raises(DataError, match="is not a JSON object"):
         RunFolder.open(tmp_path)
 
 

@@ -1,41 +1,39 @@
-"""The two tiny CLIPs that the demo brings along.
+"""The two tiny built-in CLIPs of the demo.
 
-Their files leave the token table out: 49,408 rows of which training never changed one. It is drawn
-again, bit for bit, when a model is loaded. `benchmarks/demo_clips/train.py` made the files.
+Their files leave out the token table: training changed none of its 49,408 rows. It is drawn again,
+bit for bit, when a model is loaded. `benchmarks/demo_clips/train.py` made the files.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load
+from safetensors.torch import load_file
 from torch import Tensor
 
 from kdedge.errors import RecipeError
 
 BUILTIN_MODELS = ("kdedge-demo-student", "kdedge-demo-teacher")
-"""Names that `builtin_model` knows."""
+"""The names of the built-in CLIPs."""
 
 TOKEN_TABLE = "token_embedding.weight"  # noqa: S105 - a tensor's name
 """The tensor that the files leave out."""
 
+_FOLDER = Path(__file__).parent
 _TOKEN_TABLE_SEED = 20240304
 _TOKEN_STD = 0.02  # CLIP's own initial spread (arXiv:2103.00020, released code)
 
 
-def builtin_model(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Gives a built-in CLIP, ready for `open_clip.CLIP(**config)` and a strict `load_state_dict`.
+def builtin_config(name: str) -> dict[str, Any]:
+    """Gives the open_clip model config of a built-in CLIP.
 
     Args:
         name: one of `BUILTIN_MODELS`.
-
-    Returns:
-        The open_clip model config, and all weights in float32.
 
     Raises:
         RecipeError: there is no built-in model of that name.
@@ -44,10 +42,23 @@ def builtin_model(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise RecipeError(
             f"{name!r} is not a built-in CLIP.\n  Built in are {' and '.join(BUILTIN_MODELS)}."
         )
-    folder = files(__package__)
-    config: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    stored = load((folder / f"{name}.safetensors").read_bytes())
-    weights = {key: value.float() for key, value in stored.items()}
+    config: dict[str, Any] = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return config
+
+
+def builtin_file(name: str) -> Path:
+    """The file of a built-in CLIP's weights, without the token table."""
+    return _FOLDER / f"{name}.safetensors"
+
+
+def builtin_model(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Gives a built-in CLIP, ready for `open_clip.CLIP(**config)` and a strict `load_state_dict`.
+
+    Returns:
+        The open_clip model config, and all weights in float32.
+    """
+    config = builtin_config(name)
+    weights = {key: value.float() for key, value in load_file(builtin_file(name)).items()}
     weights[TOKEN_TABLE] = draw_token_table(config)
     return config, weights
 

@@ -9,9 +9,25 @@ import importlib
 from pathlib import Path
 
 from kdedge.data.benchmarks._benchmark import Benchmark
+from kdedge.data.benchmarks._coop_set import CoopSet
+from kdedge.data.benchmarks._coop_split import PARTS, Split, open_part, read_split
+from kdedge.data.benchmarks._download import Download
+from kdedge.data.benchmarks._origins import MissingPartsError, is_there
 from kdedge.errors import DataError
 
-__all__ = ["Benchmark", "list_benchmarks", "load_benchmark"]
+__all__ = [
+    "PARTS",
+    "Benchmark",
+    "CoopSet",
+    "Download",
+    "MissingPartsError",
+    "Split",
+    "is_there",
+    "list_benchmarks",
+    "load_benchmark",
+    "open_part",
+    "read_split",
+]
 
 
 def list_benchmarks() -> list[str]:

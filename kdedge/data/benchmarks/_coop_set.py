@@ -1,4 +1,4 @@
-"""A set in CoOp's layout: its published split file, or the set's own rule where that is missing."""
+"""A set in CoOp's layout: its published split file or, without it, the set's own rule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 from kdedge.data.benchmarks._benchmark import Benchmark
 from kdedge.data.benchmarks._coop_split import (
-    BenchmarkSource,
     Split,
     check_counts,
     check_rows,
@@ -18,6 +17,7 @@ from kdedge.data.benchmarks._coop_split import (
     read_split,
 )
 from kdedge.data.benchmarks._origins import describe, is_there, require
+from kdedge.data.sources import FileSource
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class CoopSet(Benchmark):
 
     def open_source(
         self, root: Path, *, part: str, class_names: Sequence[str], labeled: bool
-    ) -> BenchmarkSource:
+    ) -> FileSource:
         """See `Benchmark.open_source`."""
         split = self._read(root, with_images=True)
         folder = root / self.folder
@@ -86,7 +86,7 @@ class CoopSet(Benchmark):
 
     @property
     def _origin(self) -> str:
-        """Where the file that decides the parts comes from."""
+        """The origin of the file that defines the parts."""
         gives = self.split_file or self.images[0]
         return next(describe(file) for file in self.downloads if file.gives == gives)
 

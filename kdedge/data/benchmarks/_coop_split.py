@@ -14,8 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kdedge._files import read_json
-from kdedge.data.sources._labels import LabelIndex, name_some
-from kdedge.data.sources._protocol import Item, read_file
+from kdedge.data.sources import FileSource, Item, LabelIndex, name_some
 from kdedge.errors import DataError
 
 PARTS = ("train", "val", "test")
@@ -34,36 +33,12 @@ class Split:
     parts: Mapping[str, tuple[tuple[str, int], ...]]
 
 
-class BenchmarkSource:
-    """One part of a benchmark set.
-
-    Attributes:
-        items: in the split file's order; the key is the path below the image folder.
-    """
-
-    def __init__(self, folder: Path, items: Sequence[Item]) -> None:
-        self.items = tuple(items)
-        self._folder = folder
-
-    def path(self, i: int) -> Path:
-        """Gives image i's file, which need not be there."""
-        return self._folder / self.items[i].key
-
-    def read(self, i: int) -> bytes:
-        """Gives the bytes of image i's file.
-
-        Raises:
-            UnusableImage: the file cannot be read.
-        """
-        return read_file(self.path(i))
-
-
 def read_split(path: Path, *, remedy: str) -> Split:
     """Reads and checks a split file.
 
     Args:
         path: the file.
-        remedy: what to do where it is not as it should be, a sentence.
+        remedy: advice for the message, one sentence.
 
     Raises:
         DataError: not a split file; a path leaves the image folder; labels are not 0 to n - 1; a
@@ -127,11 +102,11 @@ def _check_path(text: str, where: str) -> None:
 
 
 def check_rows(split: Split, *, what: str) -> None:
-    """Checks what a set's own rule has made of annotations, which are a stranger's.
+    """Checks a split that a set's own rule made of untrusted annotations.
 
     Args:
         split: as made.
-        what: where it was read from.
+        what: its origin, for messages.
 
     Raises:
         DataError: a path leaves the image folder, a label has no name, a name has two labels.
@@ -168,14 +143,14 @@ def _contiguous_names(names: Mapping[int, str], path: Path) -> tuple[str, ...]:
 def check_counts(
     split: Split, *, what: str, n_classes: int, n_images: Mapping[str, int], remedy: str
 ) -> None:
-    """Checks that a split is the published one, as far as counts tell.
+    """Checks that a split has the published numbers of classes and images.
 
     Args:
         split: as read.
-        what: where it was read from.
+        what: its origin, for messages.
         n_classes: of the published split.
         n_images: part -> images of the published split.
-        remedy: how to get the published one, a sentence.
+        remedy: advice for the message, one sentence.
 
     Raises:
         DataError: a count differs.
@@ -190,8 +165,10 @@ def check_counts(
 
 def open_part(
     folder: Path, split: Split, *, part: str, class_names: Sequence[str], labeled: bool
-) -> BenchmarkSource:
+) -> FileSource:
     """Gives one part of a set, with labels as positions in `class_names`.
+
+    Images are in the split file's order; their keys are their paths below the image folder.
 
     Raises:
         DataError: no such part, or the class list lacks the set's class names.
@@ -199,8 +176,9 @@ def open_part(
     if part not in split.parts:
         raise DataError(f"{part} is not a part; expected one of {', '.join(split.parts)}.")
     rows = split.parts[part]
+    names = [relative for relative, _ in rows]
     if not labeled:
-        return BenchmarkSource(folder, [Item(relative, None) for relative, _ in rows])
+        return FileSource(folder, names, [Item(name, None) for name in names])
     index = LabelIndex(class_names)
     positions = [index.find(name) for name in split.class_names]
     unknown = [
@@ -212,4 +190,5 @@ def open_part(
             f" names: {name_some(unknown)}.\n"
             "  Set classes to the benchmark, so that both have the same names."
         )
-    return BenchmarkSource(folder, [Item(relative, positions[label]) for relative, label in rows])
+    items = [Item(relative, positions[label]) for relative, label in rows]
+    return FileSource(folder, names, items)

@@ -19,9 +19,10 @@ from pathlib import Path
 
 from kdedge.data.benchmarks._annotations import folders_in, images_in, read_lines, unexpected
 from kdedge.data.benchmarks._benchmark import Benchmark
-from kdedge.data.benchmarks._coop_split import BenchmarkSource, Split, open_part
+from kdedge.data.benchmarks._coop_split import Split, open_part
 from kdedge.data.benchmarks._download import Download
 from kdedge.data.benchmarks._origins import describe, google_drive, is_there, require
+from kdedge.data.sources import FileSource
 from kdedge.errors import DataError, MissingPackage
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class FolderSet(Benchmark):
 
     def open_source(
         self, root: Path, *, part: str, class_names: Sequence[str], labeled: bool
-    ) -> BenchmarkSource:
+    ) -> FileSource:
         """See `Benchmark.open_source`: sorted by path."""
         if part not in self.images:
             raise DataError(

@@ -1,1 +1,35 @@
-"""Where images come from: one file a source."""
+"""Image sources: one file a kind, and what all of them share."""
+
+from kdedge.data.sources._labels import LabelIndex, describe_mismatch, name_some
+from kdedge.data.sources._protocol import (
+    IMAGE_EXTENSIONS,
+    FileSource,
+    InFiles,
+    Item,
+    Joined,
+    Location,
+    Source,
+    Stamp,
+    WithoutLabels,
+    is_file,
+    printable,
+    read_file,
+)
+
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "FileSource",
+    "InFiles",
+    "Item",
+    "Joined",
+    "LabelIndex",
+    "Location",
+    "Source",
+    "Stamp",
+    "WithoutLabels",
+    "describe_mismatch",
+    "is_file",
+    "name_some",
+    "printable",
+    "read_file",
+]

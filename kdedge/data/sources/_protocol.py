@@ -1,19 +1,20 @@
-"""What a source is: an ordered list of images whose bytes can be read in any order."""
+"""The protocol of a source: an ordered list of images, whose bytes can be read in any order."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from kdedge.runtime.preprocess import UnusableImage
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff")
-"""Which names are taken for images, in lower case and without the dot."""
+"""Extensions of image files, in lower case and without the dot."""
 
 MAX_FILE_BYTES = 1 << 29
-"""A larger file (512 MiB) is not a photo and is not read into memory."""
+"""Larger files (512 MiB) are not photos and are not read into memory."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,48 @@ class Source(Protocol):
         ...
 
 
+class Stamp(NamedTuple):
+    """A file's size in bytes, times of change in ns, and inode: one of them changes with its bytes.
+
+    The time of change of the inode (ctime) cannot be set back as that of the content (mtime) can.
+    """
+
+    size: int
+    modified_ns: int
+    changed_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stamp:
+        """Gives the stamp of a file's status."""
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+class Location(NamedTuple):
+    """Where the bytes of an image are.
+
+    Attributes:
+        path: of the file, absolute.
+        position: of the image in a file that holds several, such as an offset or a row.
+        stamp: of the file when it was indexed; None where the file is opened anew for each image.
+    """
+
+    path: str
+    position: int = 0
+    stamp: Stamp | None = None
+
+
+@runtime_checkable
+class InFiles(Protocol):
+    """A source whose images are in files: a scan need not be repeated while they are unchanged."""
+
+    def location(self, i: int) -> Location:
+        """Gives the place of image i's bytes."""
+        ...
+
+
 class WithoutLabels:
-    """A source with its labels taken away.
+    """A source without its labels.
 
     Attributes:
         items: the source's, each without a label.
@@ -80,7 +121,7 @@ class WithoutLabels:
 
 
 class Joined:
-    """Two sources, one behind the other; an image of both is there twice, under the same key.
+    """Two sources, one after the other; an image of both occurs twice, under the same key.
 
     Attributes:
         items: the first's, then the second's.
@@ -100,6 +141,35 @@ class Joined:
         return self._first.read(i) if i < n_first else self._second.read(i - n_first)
 
 
+class FileSource:
+    """Image files.
+
+    Attributes:
+        items: one a file.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str], items: Sequence[Item]) -> None:
+        self.items = tuple(items)
+        self._folder = str(folder.absolute())
+        self._names = tuple(names)
+
+    def path(self, i: int) -> Path:
+        """Gives image i's file, which need not be there."""
+        return Path(self.location(i).path)
+
+    def read(self, i: int) -> bytes:
+        """Gives the bytes of image i's file.
+
+        Raises:
+            UnusableImage: the file cannot be read.
+        """
+        return read_file(self.path(i))
+
+    def location(self, i: int) -> Location:
+        """Gives image i's file."""
+        return Location(os.path.join(self._folder, self._names[i]))  # noqa: PTH118 - 3 times faster
+
+
 def read_file(path: Path) -> bytes:
     """Reads an image file.
 
@@ -117,7 +187,7 @@ def read_file(path: Path) -> bytes:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there; where that cannot be known, it cannot be read either."""
+    """Whether a file exists; False where that cannot be determined."""
     try:
         return path.is_file()
     except (OSError, ValueError):  # a name too long, or with a zero byte in it
@@ -125,5 +195,5 @@ def is_file(path: Path) -> bool:
 
 
 def printable(name: str) -> str:
-    """Gives a file name as text that can be written anywhere: names need not be valid UTF-8."""
+    """Gives a file name as valid UTF-8, which names of files need not be."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

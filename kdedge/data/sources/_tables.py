@@ -1,102 +1,128 @@
-"""Images in the rows of tables: what Parquet files and Hugging Face datasets have in common.
+"""Images in the rows of a `datasets.Dataset`, whose Arrow files are mapped into memory.
 
-An image is a value of a column: its file's bytes, or a struct with a field `bytes`, as Hugging
-Face's Image feature is stored. Which column that is, and what the numbers in a label column mean,
-is in the features that its `datasets` package writes into a schema's metadata (`_columns`).
+An image is a value of a column: its file's bytes, or a struct with a field `bytes`, as the Image
+feature of `datasets` is stored. It stays undecoded: kdedge decodes images itself, with its limits.
 """
 
 from __future__ import annotations
 
 import bisect
+import contextlib
+import functools
 import itertools
+import logging
 import os
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+import re
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple
 
-from kdedge.data.sources._columns import Columns, choose_columns, no_column
-from kdedge.data.sources._labels import LabelIndex
-from kdedge.data.sources._protocol import MAX_FILE_BYTES, Item, printable
+from kdedge.data.sources._labels import LabelIndex, name_some
+from kdedge.data.sources._protocol import MAX_FILE_BYTES, Item, Location, Stamp, printable
 from kdedge.errors import DataError, MissingPackage
 from kdedge.runtime.preprocess import UnusableImage
 
-CACHE_BYTES = 1 << 28
-"""Of decoded images that a process keeps (256 MiB), and the most that a chunk may hold."""
+_LABEL_COLUMNS = ("label", "labels")
 
 
-class Table(Protocol):
-    """An open table: its rows stand in chunks, each of which is read as a whole."""
+def need_datasets(purpose: str) -> Any:
+    """Gives the `datasets` package.
 
-    @property
-    def schema(self) -> Any:
-        """Its pyarrow schema."""
-        ...
-
-    @property
-    def chunk_rows(self) -> Sequence[int]:
-        """How many rows each chunk has."""
-        ...
-
-    def chunk(self, number: int, column: str) -> Any:
-        """A chunk's values of a column, a pyarrow array."""
-        ...
-
-    def check_chunks(self, column: str) -> None:
-        """Looks whether each chunk of a column fits into memory.
-
-        Raises:
-            DataError: one does not.
-        """
-        ...
+    Raises:
+        MissingPackage: it is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingPackage("datasets", extra="data", purpose=purpose) from error
+    return datasets
 
 
-OpenTable = Callable[[Path], Table]
-"""Opens a table; of a module, so that it can be pickled. DataError: it is damaged."""
+@contextlib.contextmanager
+def quiet(datasets: Any) -> Iterator[None]:
+    """Context in which `datasets` shows progress bars on terminals alone, and logs no errors."""
+    verbosity, hides_bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if not hides_bars:
+            datasets.enable_progress_bars()
 
 
 @dataclass(frozen=True)
-class _File:
-    """A table's file as it was when it was indexed."""
+class Columns:
+    """The columns of a table that are used.
+
+    Attributes:
+        image: the column of images.
+        label: the column of labels, None where there is none.
+        names: class names that its numbers stand for, None where the table does not say.
+    """
+
+    image: str
+    label: str | None
+    names: tuple[str, ...] | None
+
+
+class TableFile(NamedTuple):
+    """A file of a data set as it was when it was indexed.
+
+    Attributes:
+        path: of the file.
+        schema: pyarrow's, with the metadata that `datasets` writes.
+        n_rows: images in it.
+        stamp: of the file.
+        is_mapped: images are read from this file, and not from a copy that `datasets` made of it.
+    """
 
     path: Path
-    size: int
-    modified_ns: int
-    chunk_starts: tuple[int, ...]
-    first: int
+    schema: Any
+    n_rows: int
+    stamp: Stamp
+    is_mapped: bool = True
 
 
 class TableSource:
-    """Images in tables, in the order of the files and of their rows.
+    """Images in the order of the files and of their rows.
+
+    It is small when it is pickled: each process maps the files into its own memory.
 
     Attributes:
         items: one a row; the key is `file/row`, from 0.
     """
 
     def __init__(
-        self, open_table: OpenTable, files: Sequence[_File], column: str, items: Sequence[Item]
+        self,
+        dataset: Any,
+        files: Sequence[TableFile],
+        columns: Columns,
+        class_names: Sequence[str],
+        *,
+        labeled: bool,
     ) -> None:
-        self.items = tuple(items)
-        self._open_table = open_table
-        self._files = tuple(files)
-        self._column = column
-        self._open_here()
-
-    def _open_here(self) -> None:
-        self._lock = threading.Lock()
-        self._tables: dict[int, Table] = {}
-        self._chunks: OrderedDict[tuple[int, int], Any] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leaves out open files and what was read of them: each process has its own."""
-        kept = ("items", "_open_table", "_files", "_column")
-        return {name: self.__dict__[name] for name in kept}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open_here()
+        self._dataset = dataset.with_format("arrow")
+        self._columns = columns
+        self._files = tuple(file._replace(schema=None) for file in files)
+        self._starts = (0, *itertools.accumulate(file.n_rows for file in files))
+        assert self._starts[-1] == len(dataset)
+        rows = zip(files, _names([file.path for file in files]), strict=True)
+        keys = [f"{name}/{row}" for file, name in rows for row in range(file.n_rows)]
+        labels: Sequence[int | None] = [None] * len(keys)
+        if labeled:
+            if columns.label is None:
+                raise _no_column(files[0], "column of labels", "label_column")
+            index, numbers = LabelIndex(class_names), columns.names is None
+            labels = [
+                index.require(text, self._where(i), numbers=numbers)
+                for i, text in enumerate(self.label_texts())
+            ]
+        self.items = tuple(map(Item, keys, labels))
 
     def read(self, i: int) -> bytes:
         """Gives the bytes of image i's file.
@@ -105,15 +131,21 @@ class TableSource:
             UnusableImage: the row has none, or they cannot be read.
             DataError: the file is not the one that was indexed.
         """
-        number = bisect.bisect_right(self._files, i, key=lambda file: file.first) - 1
-        row = i - self._files[number].first
-        starts = self._files[number].chunk_starts
-        chunk = bisect.bisect_right(starts, row) - 1
-        scalar = self._chunk(number, chunk)[row - starts[chunk]]
+        file, _ = self._place(i)
         try:
-            value = scalar.as_py()
-        except ValueError as error:  # of its path, as names need not be UTF-8
-            raise UnusableImage(f"is damaged: {first_line(error)}") from error
+            if file.is_mapped and Stamp.of(file.path.stat())[:2] != file.stamp[:2]:
+                raise DataError(
+                    f"{file.path} has changed since its index was made.\n"
+                    "  Start again once nothing writes to it any more."
+                )
+        except OSError as error:
+            raise UnusableImage(f"{file.path} cannot be read: {first_line(error)}") from error
+        try:
+            row = self._dataset[i].select([self._columns.image])
+            row.validate(full=True)  # wrong offsets of a damaged file would end the process
+            value = row.column(0)[0].as_py()
+        except arrow_errors() as error:
+            raise UnusableImage(f"{file.path} is damaged: {first_line(error)}") from error
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:
             path = value.get("path") if isinstance(value, dict) else None
@@ -122,162 +154,165 @@ class TableSource:
             raise UnusableImage(f"larger than {MAX_FILE_BYTES >> 20} MiB, which no photo is")
         return bytes(data)
 
-    def _chunk(self, number: int, chunk: int) -> Any:
-        """A chunk's images; those that were asked for last are kept."""
-        with self._lock:
-            key = (number, chunk)
-            if key not in self._chunks:
-                self._chunks[key] = self._read_chunk(number, chunk)
-            self._chunks.move_to_end(key)
-            while len(self._chunks) > 1 and self._n_bytes() > CACHE_BYTES:
-                self._chunks.popitem(last=False)
-            return self._chunks[key]
+    def location(self, i: int) -> Location:
+        """Gives image i's file and its row there."""
+        file, row = self._place(i)
+        return Location(str(file.path.absolute()), row, file.stamp)
 
-    def _n_bytes(self) -> int:
-        return sum(chunk.nbytes for chunk in self._chunks.values())
+    def label_texts(self) -> list[str]:
+        """Gives each row's label as a text, "" where there is none.
 
-    def _read_chunk(self, number: int, chunk: int) -> Any:
-        import pyarrow as pa
+        Raises:
+            DataError: a file is damaged, or has a number that its features do not name.
+        """
+        name, names = self._columns.label, self._columns.names
+        if name is None:
+            return [""] * len(self)
+        texts = []
+        for i, value in enumerate(self._label_values(name)):
+            text = _label_text(value, names)
+            if text is None:
+                raise DataError(
+                    f"{self._where(i)}: the {name} is {value!r:.80}, expected one of the"
+                    f" {len(names or ())} classes that its features name."
+                )
+            texts.append(text)
+        return texts
 
-        file = self._files[number]
-        try:
-            if number not in self._tables:
-                status = file.path.stat()
-                if (status.st_size, status.st_mtime_ns) != (file.size, file.modified_ns):
-                    raise DataError(
-                        f"{file.path} has changed since its index was made.\n"
-                        "  Start again once nothing writes to it any more."
-                    )
-                self._tables[number] = self._open_table(file.path)
-            return self._tables[number].chunk(chunk, self._column)
-        except OSError as error:  # pyarrow's own may be of it, too
-            raise UnusableImage(f"{file.path} cannot be read: {first_line(error)}") from error
-        except (ValueError, pa.ArrowException) as error:
-            raise UnusableImage(f"{file.path} is damaged: {first_line(error)}") from error
+    def _label_values(self, column: str) -> list[object]:
+        values: list[object] = []
+        for file, start in zip(self._files, self._starts, strict=False):
+            labels = self._dataset.data.column(column).slice(start, file.n_rows)
+            try:
+                labels.validate(full=True)
+                values += labels.to_pylist()
+            except arrow_errors() as error:
+                raise DataError(
+                    f"{file.path} is damaged in its column {column}: {first_line(error)}.\n"
+                    "  Copy or download it again."
+                ) from error
+        return values
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def _place(self, i: int) -> tuple[TableFile, int]:
+        """The file that holds image i, and its row there."""
+        number = bisect.bisect_right(self._starts, i) - 1
+        return self._files[number], i - self._starts[number]
+
+    def _where(self, i: int) -> str:
+        file, row = self._place(i)
+        return f"{file.path}, row {row}"
 
 
-def first_line(error: Exception) -> str:
-    """What an error says, without a full stop."""
+@functools.cache
+def arrow_errors() -> tuple[type[Exception], ...]:
+    """Gives the errors of pyarrow for damaged files, and of `datasets` for damaged metadata."""
+    import pyarrow as pa
+
+    return OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException
+
+
+def first_line(error: BaseException) -> str:
+    """Gives the first line of what an error says, without a full stop."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
-def need_pyarrow(purpose: str) -> None:
-    """Says what is missing where pyarrow is not installed.
-
-    Raises:
-        MissingPackage: it is not.
-    """
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise MissingPackage("pyarrow", extra="data", purpose=purpose) from error
-
-
-def open_tables(
-    open_table: OpenTable,
-    paths: Sequence[Path],
-    *,
-    image_column: str | None,
-    label_column: str | None,
-    class_names: Sequence[str],
-    labeled: bool,
-) -> TableSource:
-    """Indexes tables; images are not read.
+def choose_columns(
+    files: Sequence[TableFile], *, image_column: str | None, label_column: str | None
+) -> Columns:
+    """Finds the columns of images and labels.
 
     Args:
-        open_table: opens one.
-        paths: in order, one or more.
+        files: of one data set.
         image_column: None for the only one that holds images.
         label_column: None for the one that the features, or its name, say.
-        class_names: in class-list order; used where `labeled`.
-        labeled: labels are needed, and are positions in `class_names`.
 
     Raises:
-        DataError: a file is damaged, has no such column, other columns than the first, or a label
-            that is no class name; or there is no row at all.
+        DataError: there is no row; a file lacks a column, or which one is meant is not clear; the
+            files differ.
     """
-    index = LabelIndex(class_names)
-    files: list[_File] = []
-    items: list[Item] = []
-    first: Columns | None = None
-    for path, name in zip(paths, _names(paths), strict=True):
-        status = path.stat()
-        table = open_table(path)
-        columns = choose_columns(table.schema, path, image=image_column, label=label_column)
-        first = first or columns
+    if not any(file.n_rows for file in files):
+        names = f"{len(files)} files, the first is {files[0].path}," if files[1:] else files[0].path
+        raise DataError(f"{names} without any rows.\n  Name files that hold images.")
+    first, *others = [_choose(file, image_column, label_column) for file in files]
+    for file, columns in zip(files[1:], others, strict=True):
         if columns != first:
             raise DataError(
-                f"{path} has other columns or class names than {paths[0]}: {columns}, and there"
-                f" {first}.\n  Name files of one data set."
+                f"{file.path} has other columns or class names than {files[0].path}: {columns}, and"
+                f" there {first}.\n  Name files of one data set."
             )
-        table.check_chunks(columns.image)
-        starts = [0, *itertools.accumulate(table.chunk_rows)]
-        labels: list[int | None] = [None] * starts[-1]
-        if labeled:
-            labels = _positions(_label_texts(table, columns, path), path, columns, index)
-        stamp = (status.st_size, status.st_mtime_ns)
-        files.append(_File(path, *stamp, tuple(starts[:-1]), len(items)))
-        items += [Item(f"{name}/{row}", label) for row, label in enumerate(labels)]
-    if first is None or not items:
-        names = f"{len(paths)} files, the first is {paths[0]}," if len(paths) > 1 else paths[0]
-        raise DataError(f"{names} without any rows.\n  Name files that hold images.")
-    return TableSource(open_table, files, first.image, items)
+    return first
 
 
-def label_texts(open_table: OpenTable, paths: Sequence[Path]) -> list[str]:
-    """Gives each row's label as a text, "" where there is none.
-
-    Raises:
-        DataError: a file is damaged or has no such column.
-    """
-    texts: list[str] = []
-    for path in paths:
-        table = open_table(path)
-        columns = choose_columns(table.schema, path, image=None, label=None)
-        if columns.label is None:
-            texts += [""] * sum(table.chunk_rows)
-        else:
-            texts += _label_texts(table, columns, path)
-    return texts
-
-
-def _label_texts(table: Table, columns: Columns, path: Path) -> list[str]:
-    """Each row's label: a name where the table has one, else the number; "" where there is none."""
-    if columns.label is None:
-        raise no_column(path, table.schema, "column of labels", "label_column")
-    texts = []
-    for number in range(len(table.chunk_rows)):
-        for row, value in enumerate(_label_values(table, number, columns.label, path)):
-            text = _label_text(value, columns.names)
-            if text is None:
-                where = sum(table.chunk_rows[:number]) + row
-                known = len(columns.names or ())
-                raise DataError(
-                    f"{path}, row {where}: the {columns.label} is {value!r:.80}, expected one of"
-                    f" the {known} classes that its features name."
-                )
-            texts.append(text)
-    return texts
+def _choose(file: TableFile, image: str | None, label: str | None) -> Columns:
+    features = read_features(file.schema)
+    found = [name for name, feature in features.items() if _kind(feature) == "image"]
+    usable = [name for name, feature in features.items() if _kind(feature) == "label"]
+    if image is None:
+        marked = [name for name in found if type(features[name]).__name__ == "Image"]
+        image = _only(marked or found, file)
+    elif image not in found:
+        raise _no_column(file, f"column {image} of images", "image_column")
+    if label is None:
+        classes = [name for name in usable if hasattr(features[name], "names")]
+        named = [name for name in _LABEL_COLUMNS if name in usable]
+        label = next(iter(named or (classes if len(classes) == 1 else [])), None)
+    elif label not in usable:
+        raise _no_column(file, f"column {label} of names or numbers", "label_column")
+    names = getattr(features.get(label), "names", None)
+    return Columns(image, label, None if names is None else tuple(map(str, names)))
 
 
-def _label_values(table: Table, number: int, column: str, path: Path) -> list[object]:
-    """A chunk's labels."""
-    import pyarrow as pa
+def read_features(schema: Any) -> Any:
+    """Gives the `datasets.Features` of a schema; plain types where its metadata is damaged."""
+    import datasets
 
     try:
-        values: list[object] = table.chunk(number, column).to_pylist()
-    except (OSError, ValueError, pa.ArrowException) as error:
+        return datasets.Features.from_arrow_schema(schema)
+    except arrow_errors():
+        return datasets.Features.from_arrow_schema(schema.remove_metadata())
+
+
+def _kind(feature: Any) -> Literal["image", "label"] | None:
+    """The use of a column: bytes, or a struct with them, or else numbers or text."""
+    if isinstance(feature, dict):
+        return "image" if _kind(feature.get("bytes")) == "image" else None
+    dtype = str(getattr(feature, "dtype", ""))  # of an Image "PIL.Image.Image"
+    if dtype.startswith("PIL.") or dtype in ("binary", "large_binary", "binary_view"):
+        return "image"
+    return "label" if re.fullmatch(r"u?int\d+|(large_)?string(_view)?", dtype) else None
+
+
+def _only(names: Sequence[str], file: TableFile) -> str:
+    if not names:
+        raise _no_column(file, "column of images", "image_column")
+    if len(names) > 1:
         raise DataError(
-            f"{path} is damaged in its column {column}: {first_line(error)}.\n"
-            "  Copy or download it again."
-        ) from error
-    return values
+            f"{file.path} has {len(names)} columns that may hold images: {name_some(names)}.\n"
+            "  Name one as image_column."
+        )
+    return names[0]
+
+
+def _no_column(file: TableFile, what: str, key: str) -> DataError:
+    """Gives the error for a column that a table does not have; `key` is how a recipe names it."""
+    has = ", ".join(f"{field.name} ({field.type})" for field in file.schema)
+    kinds = {
+        "image_column": "Images are bytes, or a struct with a field bytes",
+        "label_column": "Labels are text or whole numbers",
+    }
+    return DataError(
+        f"{file.path} has no {what}.\n  It has: {has:.600}.\n  {kinds[key]}; name the column as"
+        f" {key}."
+    )
 
 
 def _label_text(value: object, names: Sequence[str] | None) -> str | None:
-    """A label as a text; None where it is none."""
-    if value is None or value == -1:  # what `datasets` has for an image without a class
+    """A label as text, "" for none; None where it is not a label."""
+    if value is None or value == -1:  # the value in `datasets` for an image without a class
         return ""
     if isinstance(value, str):
         return value.strip()
@@ -286,22 +321,6 @@ def _label_text(value: object, names: Sequence[str] | None) -> str | None:
     if names is None:
         return str(value)
     return names[value] if value < len(names) else None
-
-
-def _positions(
-    texts: Sequence[str], path: Path, columns: Columns, index: LabelIndex
-) -> list[int | None]:
-    positions: list[int | None] = []
-    for row, text in enumerate(texts):
-        found = index.find(text) if columns.names else index.find_name_or_number(text)
-        if found is None:
-            what = f'"{text}" is not a class name{index.nearest(text)}' if text else "no label"
-            raise DataError(
-                f"{path}, row {row}: {what}.\n  Expected one of the {len(index.class_names)} class"
-                " names" + ("." if columns.names else ", or a position among them.")
-            )
-        positions.append(found)
-    return positions
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

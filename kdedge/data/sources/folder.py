@@ -8,33 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kdedge.data.sources._labels import LabelIndex, describe_mismatch, name_some
-from kdedge.data.sources._protocol import IMAGE_EXTENSIONS, Item, printable, read_file
+from kdedge.data.sources._protocol import IMAGE_EXTENSIONS, FileSource, Item, printable
 from kdedge.errors import DataError
 
 
-class FolderSource:
-    """Image files below a folder, sorted by relative path.
-
-    Attributes:
-        items: one an image; the key is the path relative to the folder.
-    """
-
-    def __init__(self, folder: Path, names: Sequence[str], items: Sequence[Item]) -> None:
-        self.items = tuple(items)
-        self._folder = folder
-        self._names = tuple(names)
-
-    def read(self, i: int) -> bytes:
-        """Gives the bytes of image i's file.
-
-        Raises:
-            UnusableImage: the file cannot be read.
-        """
-        return read_file(self._folder / self._names[i])
-
-
-def open_source(folder: Path, *, class_names: Sequence[str], labeled: bool) -> FolderSource:
-    """Lists the images below a folder.
+def open_source(folder: Path, *, class_names: Sequence[str], labeled: bool) -> FileSource:
+    """Lists the images below a folder, sorted by their relative paths, which are the keys.
 
     Hidden files and folders are left out, and so is everything without an image's extension.
     Symbolic links are followed, each folder once.
@@ -60,7 +39,7 @@ def open_source(folder: Path, *, class_names: Sequence[str], labeled: bool) -> F
     items = [Item(printable(name), label) for name, label in zip(names, labels, strict=True)]
     if len({item.key for item in items}) != len(items):
         raise DataError(f"{folder} has file names that differ only in bytes that are not UTF-8.")
-    return FolderSource(folder, names, items)
+    return FileSource(folder, names, items)
 
 
 def _image_files(root: Path, ignored: Counter[str]) -> Iterator[str]:

@@ -1,44 +1,49 @@
-"""Hugging Face datasets on this disk, as `save_to_disk` writes them: Arrow streams in a folder.
-
-Their files are mapped into memory and not read into it, and the `datasets` package is not needed.
-"""
+"""Hugging Face datasets: a folder that `save_to_disk` wrote, or the name of one on the Hub."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from kdedge._files import read_json
+from kdedge.config.fields import HUB
+from kdedge.data.sources._protocol import Stamp
 from kdedge.data.sources._tables import (
+    TableFile,
     TableSource,
+    arrow_errors,
+    choose_columns,
     first_line,
-    label_texts,
-    need_pyarrow,
-    open_tables,
+    need_datasets,
+    quiet,
 )
-from kdedge.errors import DataError
+from kdedge.errors import DataError, SetupError
 
 _STATE = "state.json"
 _SPLITS = "dataset_dict.json"
 _END = b"\xff\xff\xff\xff\0\0\0\0"
-"""Of an Arrow stream; pyarrow reads one that ends after any batch without it."""
+"""Of an Arrow stream; one that ends after any batch without it is read without an error."""
+
+_HUB_SPLITS = {"val": "validation"}
 
 
 def open_source(
-    folder: Path,
+    place: str | Path,
     *,
+    part: str = "train",
     image_column: str | None = None,
     label_column: str | None = None,
     class_names: Sequence[str],
     labeled: bool,
 ) -> TableSource:
-    """Indexes a dataset.
+    """Opens a dataset.
 
     Args:
-        folder: of one dataset; of several splits, that of one of them.
+        place: folder of one dataset (of several splits, that of one of them), or
+            `hf://datasets/OWNER/NAME`, with `/CONFIG` behind it where the dataset has several.
+        part: train, val or test; of a dataset on the Hub.
         image_column: None for the only one that holds images.
         label_column: None for the one that the features, or its name, say.
         class_names: in class-list order; used where `labeled`.
@@ -47,23 +52,21 @@ def open_source(
     Raises:
         DataError: it is none, a file is damaged or missing, there is no such column, or a label is
             no class name.
-        MissingPackage: pyarrow is not installed.
+        SetupError: the Hub cannot be reached, and the dataset is not in the cache.
+        MissingPackage: datasets is not installed.
     """
-    need_pyarrow("Reading a Hugging Face dataset")
-    columns = {"image_column": image_column, "label_column": label_column}
-    files = _files(folder)
-    return open_tables(_open, files, **columns, class_names=class_names, labeled=labeled)
-
-
-def texts_of_labels(folder: Path) -> list[str]:
-    """Gives each row's label as a text, "" where there is none.
-
-    Raises:
-        DataError: it is no dataset, or a file is damaged.
-        MissingPackage: pyarrow is not installed.
-    """
-    need_pyarrow("Reading a Hugging Face dataset")
-    return label_texts(_open, _files(folder))
+    datasets = need_datasets("Reading a Hugging Face dataset")
+    paths = (
+        _fetch(datasets, str(place), part) if str(place).startswith(HUB) else _files(Path(place))
+    )
+    parts = [_open(datasets, path) for path in paths]
+    files = [
+        TableFile(path, part.data.schema, len(part), Stamp.of(path.stat()))
+        for path, part in zip(paths, parts, strict=True)
+    ]
+    dataset = datasets.concatenate_datasets(parts)
+    columns = choose_columns(files, image_column=image_column, label_column=label_column)
+    return TableSource(dataset, files, columns, class_names, labeled=labeled)
 
 
 def is_dataset(folder: Path) -> bool:
@@ -71,8 +74,27 @@ def is_dataset(folder: Path) -> bool:
     return (folder / _STATE).is_file() or (folder / _SPLITS).is_file()
 
 
+def _fetch(datasets: Any, place: str, part: str) -> list[Path]:
+    """The Arrow files of a dataset on the Hub, which `datasets` keeps in its cache."""
+    named = re.fullmatch(rf"{HUB}(\w[\w.-]*/\w[\w.-]*)(?:/(\w[\w.-]*))?", place)
+    if named is None:
+        raise DataError(f"{place} names no dataset.\n  Write {HUB}OWNER/NAME, or .../NAME/CONFIG.")
+    try:
+        with quiet(datasets):
+            dataset = datasets.load_dataset(named[1], named[2], split=_HUB_SPLITS.get(part, part))
+    except ConnectionError as error:
+        raise SetupError(
+            f"{place} cannot be fetched: {first_line(error)}.\n"
+            "  Run the command where the Hub can be reached, or copy the dataset here and name its"
+            " Parquet files as parquet."
+        ) from error
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise DataError(f"{place} cannot be used: {str(error).strip():.600}") from error
+    return [Path(file["filename"]) for file in dataset.cache_files]
+
+
 def _files(folder: Path) -> list[Path]:
-    """The dataset's files, in its order."""
+    """The files of a dataset in a folder, in its order."""
     if (folder / _SPLITS).is_file():
         splits = read_json(folder / _SPLITS)
         named = splits.get("splits") if isinstance(splits, dict) else None
@@ -106,50 +128,19 @@ def _files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _open(path: Path) -> _ArrowTable:
-    import pyarrow as pa
-
+def _open(datasets: Any, path: Path) -> Any:
+    """An Arrow file as a dataset, mapped into memory."""
     try:
-        mapped = pa.memory_map(str(path))
-        end = mapped.read_at(len(_END), max(0, mapped.size() - len(_END)))
-        # Batches are views of the mapped file: only what is looked at is read from the disk
-        table = pa.ipc.open_stream(mapped).read_all()
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise _damaged(path, first_line(error)) from error
-    if end != _END:
-        raise _damaged(path, "it is cut short")
-    return _ArrowTable(table)
-
-
-def _damaged(path: Path, why: str) -> DataError:
-    return DataError(
-        f"{path} is not a readable Arrow stream: {why}.\n  Copy the dataset's folder again."
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - len(_END)))
+            is_whole = file.read() == _END
+        dataset = datasets.Dataset.from_file(str(path))
+    except arrow_errors() as error:
+        reason = first_line(error)
+    else:
+        if is_whole:
+            return dataset
+        reason = "it is cut short"
+    raise DataError(
+        f"{path} is not a readable Arrow stream: {reason}.\n  Copy the dataset's folder again."
     )
-
-
-@dataclass(frozen=True)
-class _ArrowTable:
-    """An open file; its chunks are record batches."""
-
-    table: Any
-
-    @property
-    def schema(self) -> Any:
-        return self.table.schema
-
-    @cached_property
-    def _batches(self) -> list[Any]:
-        return list(self.table.to_batches())
-
-    @property
-    def chunk_rows(self) -> Sequence[int]:
-        return [batch.num_rows for batch in self._batches]
-
-    def chunk(self, number: int, column: str) -> Any:
-        values = self._batches[number].column(column)
-        # Reading of a damaged file by its wrong offsets would end the process; images are not read
-        values.validate(full=True)
-        return values
-
-    def check_chunks(self, column: str) -> None:
-        """They are not read as a whole."""

@@ -7,34 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdedge.data.sources._labels import LabelIndex
-from kdedge.data.sources._protocol import Item, is_file, printable, read_file
+from kdedge.data.sources._protocol import FileSource, Item, is_file, printable
 from kdedge.errors import DataError
 
 _MAX_NAMED = 5
 
 
-class ListSource:
-    """Image files in the order of a CSV file.
-
-    Attributes:
-        items: one a row; the key is the path as the file has it.
-    """
-
-    def __init__(self, paths: Sequence[Path], items: Sequence[Item]) -> None:
-        self.items = tuple(items)
-        self._paths = tuple(str(path) for path in paths)
-
-    def read(self, i: int) -> bytes:
-        """Gives the bytes of image i's file.
-
-        Raises:
-            UnusableImage: the file cannot be read.
-        """
-        return read_file(Path(self._paths[i]))
-
-
-def open_source(path: Path, *, class_names: Sequence[str], labeled: bool) -> ListSource:
-    """Reads a list of images.
+def open_source(path: Path, *, class_names: Sequence[str], labeled: bool) -> FileSource:
+    """Reads a list of images, in the order of its rows; the keys are the paths in it.
 
     Args:
         path: CSV file in UTF-8. A first row whose first field is `path` is a heading. Paths are
@@ -69,7 +49,7 @@ def open_source(path: Path, *, class_names: Sequence[str], labeled: bool) -> Lis
     items = [
         Item(printable(fields[0]), label) for (_, fields), label in zip(rows, labels, strict=True)
     ]
-    return ListSource(paths, items)
+    return FileSource(path.parent, [fields[0] for _, fields in rows], items)
 
 
 def label_texts(path: Path) -> list[str]:
@@ -130,16 +110,7 @@ def _row_labels(
     index = LabelIndex(class_names)
     if not any(len(fields) > 1 and fields[1] for _, fields in rows):
         raise DataError(f"{path} has no labels, and labels are needed.\n  Write path,label a line.")
-    labels: list[int | None] = []
-    for line, fields in rows:
-        text = fields[1] if len(fields) > 1 else ""
-        label = index.find_name_or_number(text)
-        if label is None:
-            what = f'"{text}" is not a class name{index.nearest(text)}' if text else "no label"
-            raise DataError(
-                f"{path}:{line}: {what}.\n"
-                f"  Expected one of the {len(class_names)} class names, or a position from 0 to"
-                f" {len(class_names) - 1}."
-            )
-        labels.append(label)
-    return labels
+    return [
+        index.require(fields[1] if len(fields) > 1 else "", f"{path}:{line}")
+        for line, fields in rows
+    ]

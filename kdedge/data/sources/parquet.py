@@ -1,33 +1,37 @@
-"""Parquet files whose rows hold images: bytes, or Hugging Face's struct of bytes and path.
+"""Parquet files whose rows hold images: bytes, or the struct of bytes and path of `datasets`.
 
-A row group is the least that can be read of such a file. Small ones are read as they are asked for;
-one that does not fit into the memory set aside for it is refused, with the command that writes the
-file anew.
+The `datasets` package copies the two columns into Arrow files in its cache once: any image can then
+be read by itself. Of the Parquet file, a whole row group would be read, about 100 times slower.
 """
 
 from __future__ import annotations
 
 import glob
 import itertools
-import shlex
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kdedge.data.sources import _tables
+from kdedge._files import explain_os_error
+from kdedge.data.sources._protocol import Stamp
 from kdedge.data.sources._tables import (
+    Columns,
+    TableFile,
     TableSource,
+    arrow_errors,
+    choose_columns,
     first_line,
-    label_texts,
-    need_pyarrow,
-    open_tables,
+    need_datasets,
+    quiet,
+    read_features,
 )
 from kdedge.errors import DataError
 
-_ROWS = 100
-"""Rows a group in the command of the message, as `datasets` writes images."""
+_ROWS_AT_ONCE = 100
+"""Rows that are copied at once; what `datasets` writes as a row group of images."""
+
+_LOG = logging.getLogger(__name__)
 
 
 def open_source(
@@ -38,7 +42,7 @@ def open_source(
     class_names: Sequence[str],
     labeled: bool,
 ) -> TableSource:
-    """Indexes local Parquet files.
+    """Opens local Parquet files.
 
     Args:
         pattern: a file, a folder of `.parquet` files, or a pattern with `*`.
@@ -50,24 +54,15 @@ def open_source(
 
     Raises:
         DataError: no such file, one that is damaged or has other columns, a label that is no class
-            name, a row group that is too large.
-        MissingPackage: pyarrow is not installed.
+            name.
+        ResourceError: the cache of `datasets` cannot be written.
+        MissingPackage: datasets is not installed.
     """
-    need_pyarrow("Reading Parquet files")
-    columns = {"image_column": image_column, "label_column": label_column}
-    paths = find_files(pattern)
-    return open_tables(_open, paths, **columns, class_names=class_names, labeled=labeled)
-
-
-def texts_of_labels(pattern: str) -> list[str]:
-    """Gives each row's label as a text, "" where there is none.
-
-    Raises:
-        DataError: no such file, or one that is damaged.
-        MissingPackage: pyarrow is not installed.
-    """
-    need_pyarrow("Reading Parquet files")
-    return label_texts(_open, find_files(pattern))
+    datasets = need_datasets("Reading Parquet files")
+    files = [_open(path) for path in find_files(pattern)]
+    columns = choose_columns(files, image_column=image_column, label_column=label_column)
+    dataset = _copy(datasets, files, columns)
+    return TableSource(dataset, files, columns, class_names, labeled=labeled)
 
 
 def find_files(pattern: str) -> list[Path]:
@@ -91,64 +86,63 @@ def find_files(pattern: str) -> list[Path]:
     return files
 
 
-def _open(path: Path) -> _ParquetTable:
-    import pyarrow as pa
+def _open(path: Path) -> TableFile:
+    """Reads a file's footer."""
     import pyarrow.parquet as pq
 
     try:
-        return _ParquetTable(path, pq.ParquetFile(path))
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(
-            f"{path} is not a readable Parquet file: {first_line(error)}.\n"
-            "  Copy or download it again."
-        ) from error
+        stamp = Stamp.of(path.stat())
+        with pq.ParquetFile(path) as file:
+            return TableFile(
+                path, file.schema_arrow, file.metadata.num_rows, stamp, is_mapped=False
+            )
+    except arrow_errors() as error:
+        raise _damaged(path, error) from error
 
 
-@dataclass(frozen=True)
-class _ParquetTable:
-    """An open file; its chunks are row groups."""
-
-    path: Path
-    file: Any
-
-    @property
-    def schema(self) -> Any:
-        return self.file.schema_arrow
-
-    @cached_property
-    def chunk_rows(self) -> Sequence[int]:
-        metadata = self.file.metadata
-        return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-
-    def chunk(self, number: int, column: str) -> Any:
-        table = self.file.read_row_group(number, columns=[column], use_threads=False)
-        return table.column(0)
-
-    def check_chunks(self, column: str) -> None:
-        for number in range(self.file.metadata.num_row_groups):
-            n_bytes = self._n_bytes(number, column)
-            if n_bytes > _tables.CACHE_BYTES:
-                raise DataError(
-                    f"{self.path}: row group {number} holds {n_bytes / 2**20:.0f} MiB of images,"
-                    " and one can only be read as a whole; up to"
-                    f" {_tables.CACHE_BYTES / 2**20:.0f} MiB are.\n"
-                    f"  Write the file anew with small ones:\n  {rewrite_command(self.path)}"
-                )
-
-    def _n_bytes(self, number: int, column: str) -> int:
-        """Of a row group's images, not compressed."""
-        group = self.file.metadata.row_group(number)
-        chunks = [group.column(i) for i in range(group.num_columns)]
-        own = [one for one in chunks if one.path_in_schema.split(".")[0] == column]
-        return sum(one.total_uncompressed_size for one in own)
-
-
-def rewrite_command(path: Path) -> str:
-    """A command that copies a file into one with small row groups, in little memory."""
-    target = path.with_name(f"{path.stem}-small.parquet")
-    code = (
-        "import sys, pyarrow.parquet as pq; f = pq.ParquetFile(sys.argv[1]);"
-        " w = pq.ParquetWriter(sys.argv[2], f.schema_arrow);"
-        f" [w.write_batch(b) for b in f.iter_batches({_ROWS})]; w.close()"
+def _copy(datasets: Any, files: Sequence[TableFile], columns: Columns) -> Any:
+    """The columns in use as a dataset; what `datasets` has copied before is used again."""
+    names = [name for name in (columns.image, columns.label) if name is not None]
+    features = read_features(files[0].schema.remove_metadata())  # images stay bytes
+    _LOG.info(
+        "%s: datasets copies the images into its cache, unless they are there.", files[0].path
     )
-    return shlex.join(["python", "-c", code, str(path), str(target)])
+    try:
+        with quiet(datasets):
+            return datasets.load_dataset(
+                "parquet",
+                data_files=[glob.escape(str(file.path.absolute())) for file in files],
+                split="train",
+                columns=names,
+                features=datasets.Features({name: features[name] for name in names}),
+                batch_size=_ROWS_AT_ONCE,
+            )
+    except datasets.exceptions.DatasetGenerationError as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno is not None:
+            raise explain_os_error(cause, Path(datasets.config.HF_DATASETS_CACHE)) from error
+        raise _find_damage(files, names, cause) from error
+    except OSError as error:
+        raise explain_os_error(error, Path(datasets.config.HF_DATASETS_CACHE)) from error
+
+
+def _find_damage(
+    files: Sequence[TableFile], columns: Sequence[str], error: BaseException
+) -> DataError:
+    """The error that names the first file whose columns cannot be read."""
+    import pyarrow.parquet as pq
+
+    for file in files:
+        try:
+            with pq.ParquetFile(file.path) as opened:
+                for _ in opened.iter_batches(_ROWS_AT_ONCE, columns=columns):
+                    pass
+        except arrow_errors() as own:
+            return _damaged(file.path, own)
+    return _damaged(files[0].path, error)
+
+
+def _damaged(path: Path, error: BaseException) -> DataError:
+    return DataError(
+        f"{path} is not a readable Parquet file: {first_line(error)}.\n  Copy or download it again."
+    )

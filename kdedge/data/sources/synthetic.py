@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from kdedge.data.sources._pictures import DIM, draw_picture
+from kdedge.data.drawings import DIM, draw_picture
 from kdedge.data.sources._protocol import Item, Source
 from kdedge.errors import RecipeError
 

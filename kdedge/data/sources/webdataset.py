@@ -1,8 +1,8 @@
-"""Tar shards in WebDataset's layout: files of one sample share a base name and stand together.
+"""Tar shards in WebDataset's layout: files of one sample share a base name and are adjacent.
 
-Which member belongs to which sample is decided by the webdataset package's own functions. The
-shards are indexed once by their headers and then read by offset, so that any image can be had at
-any time: nothing is ever extracted, and names inside a shard are never used as paths.
+The webdataset package's own functions assign members to samples. The package only streams, so
+shards are indexed once by their headers and then read by offset. Nothing is extracted, and names
+inside a shard are never used as paths.
 """
 
 from __future__ import annotations
@@ -17,24 +17,38 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdedge.data.sources._labels import LabelIndex
-from kdedge.data.sources._protocol import IMAGE_EXTENSIONS, MAX_FILE_BYTES, Item, printable
+from kdedge.data.sources._protocol import (
+    IMAGE_EXTENSIONS,
+    MAX_FILE_BYTES,
+    Item,
+    Location,
+    Stamp,
+    printable,
+)
+from kdedge.data.tar_reader import TarReader
 from kdedge.errors import DataError, MissingPackage
 from kdedge.runtime.preprocess import UnusableImage
 
 MAX_SHARDS = 100_000
-"""More shards than this in one pattern is taken for a slip of the pen."""
+"""A pattern of more shards than this is taken for a typing error."""
 
 _MAX_LABEL_BYTES = 1024
-_MAX_HEADER_BYTES = 1 << 20
 _MAX_OPEN_SHARDS = 128
 _BLOCK = 512
+
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
 
 # Members that WebDataset's own reader leaves out (tariterators.tar_file_iterator).
 _META = re.compile(r"__[^/]*__($|/)")
 
 
 class _Place(NamedTuple):
-    """Where a member's bytes are."""
+    """The place of a member's bytes."""
 
     shard: int
     offset: int
@@ -48,8 +62,7 @@ class _Shard:
 
     path: Path
     name: str
-    size: int
-    modified_ns: int
+    stamp: Stamp
 
 
 class WebDatasetSource:
@@ -106,15 +119,20 @@ class WebDatasetSource:
             raise _changed(self._shards[place.shard])
         return data
 
+    def location(self, i: int) -> Location:
+        """Gives image i's shard and its offset there."""
+        place = self._places[i]
+        shard = self._shards[place.shard]
+        return Location(str(shard.path.absolute()), place.offset, shard.stamp)
+
     def _descriptor(self, shard: int) -> tuple[int, bool]:
-        """Gives an open file and whether it stays open; beyond a number of shards it does not."""
+        """Gives an open file, and whether it stays open: only the first 128 shards do."""
         with self._lock:
             if shard in self._descriptors:
                 return self._descriptors[shard], True
             known = self._shards[shard]
             descriptor = os.open(known.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-            status = os.fstat(descriptor)
-            if (status.st_size, status.st_mtime_ns) != (known.size, known.modified_ns):
+            if Stamp.of(os.fstat(descriptor))[:2] != known.stamp[:2]:
                 os.close(descriptor)
                 raise _changed(known)
             if len(self._descriptors) >= _MAX_OPEN_SHARDS:
@@ -251,33 +269,12 @@ def _shard_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-class _Headers:
-    """A shard for tarfile to read headers from: no single read may be longer than a header.
-
-    A header may claim to go on for terabytes, and tarfile would ask for them in one piece.
-    """
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header claims {size} bytes")
-        return bytes(self._file.read(size))
-
-    def seek(self, offset: int) -> int:
-        return int(self._file.seek(offset))
-
-    def tell(self) -> int:
-        return int(self._file.tell())
-
-
 def _index_shard(path: Path, name: str, number: int) -> tuple[_Shard, list[_Place]]:
     """Lists a shard's files by its headers alone."""
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
-            with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
+            with TarReader(file).open() as tar:
                 members = [
                     _Place(number, m.offset_data, m.size, m.name)
                     for m in _regular_members(tar, path, status.st_size)
@@ -291,7 +288,7 @@ def _index_shard(path: Path, name: str, number: int) -> tuple[_Shard, list[_Plac
                 )
     except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
         raise DataError(_not_tar(path, error)) from error
-    return _Shard(path, name, status.st_size, status.st_mtime_ns), members
+    return _Shard(path, name, Stamp.of(status)), members
 
 
 def _regular_members(tar: tarfile.TarFile, path: Path, n_bytes: int) -> Iterator[tarfile.TarInfo]:
@@ -318,14 +315,12 @@ def _not_tar(path: Path, error: Exception) -> str:
             head = file.read(6)
     except OSError:
         head = b""
-    for magic, kind in ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz")):
+    for magic, kind in _COMPRESSED.items():
         if head.startswith(magic):
             return (
                 f"{path} is compressed ({kind}), and shards are read by offset.\n"
                 "  Decompress it to a plain .tar; images in it are compressed already."
             )
-    if head.startswith(b"\x28\xb5\x2f\xfd"):
-        return f"{path} is compressed (zstd), and shards are read by offset.\n  Decompress it."
     return f"{path} is not a readable tar file: {str(error).rstrip('.')}."
 
 
@@ -385,7 +380,7 @@ def _label_text(sample: dict[str, Any], path: Path) -> str | None:
 
 
 def _position(text: str, labels: LabelIndex) -> int | None:
-    """A number is a position, as WebDataset has it; anything else a class name."""
+    """A number is a position, as in WebDataset; anything else is a class name."""
     if text.isascii() and text.isdecimal() and len(text) < 10:
         return int(text) if int(text) < len(labels.class_names) else None
     return labels.find(text)

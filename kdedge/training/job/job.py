@@ -1,163 +1,256 @@
-"""Everything a run is made from, and the batches it is trained on."""
+"""What one run trains: a role's method, its images, and what it learns from.
+
+A job is cheap: its key is a hash of hashes, and nothing is built until the method is wanted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
 import torch
 
-from kdedge._files import sha256_json
-from kdedge.clip.image_backbone import AnyBackbone
-from kdedge.config.load import LoadedRecipe
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
 from kdedge.data.classes import class_list_hash
-from kdedge.data.loader import training_batches
-from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
+from kdedge.data.loader import (
+    EpochPart,
+    ImageSet,
+    LabeledStream,
+    Loading,
+    Preparation,
+    n_steps,
+    training_batches,
+)
+from kdedge.data.views import Augmentation
 from kdedge.methods import zeroshot
-from kdedge.methods.protocol import LabelsItsViews, Method
+from kdedge.methods.protocol import LearnsFromTexts, Method
+from kdedge.runs.model import MethodModel, Model
+from kdedge.runs.weights import class_vectors_provenance, hash_trained
 from kdedge.setup.classes import Classes
 from kdedge.setup.images import Images
-from kdedge.setup.method import MethodChoice, Role, build_method, settings_record
-from kdedge.training.loop.train import FREE_SETTINGS
+from kdedge.setup.method import MethodChoice
+from kdedge.setup.role import RoleSetup
+from kdedge.training.job.key import job_key, own_view_seed
+from kdedge.training.loop.train import Epochs
+from kdedge.training.teacher_input import teacher_for
 from kdedge.training.teacher_store.fill import StoreFiller
 
 
 @dataclass(frozen=True)
-class Job:
-    """Everything a run is made from.
+class LabeledImages:
+    """Images with labels, by position in their source."""
+
+    images: Images
+    labels: dict[int, int]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a method is trained on.
 
     Attributes:
-        role: what is trained.
-        loaded: the recipe.
-        choice: the method with its settings.
-        classes: the class list.
-        backbone: the frozen CLIP under the method, or a student's image tower alone.
-        method: built, untrained.
-        images: what it is trained on; None for a method with nothing to train, and for one that
-            learns from pseudo-labels alone, which each round adds.
+        images: None for a method with nothing to train, and for one that learns from pseudo-labels
+            alone, which each round adds.
         labels: position in the source -> label in a batch, or None to train without labels.
-        test: what accuracy is measured on, if anything.
-        validation: what an epoch may be chosen by, if anything.
-        made_by: hash of the class vectors' makers, known once the method is trained.
-        pool: the unlabeled images that the method gives pseudo-labels in rounds, if it does.
-        weights: what the images of a batch weigh, where they do not weigh the same.
-        sources: further hashes for provenance and for telling one job from another.
-        teacher_run: name of the run that taught, if one did.
-        view_seed: what crops and flips are drawn from; None for the recipe's seed.
-        filler: makes the teacher's features, where they are stored and not computed in every step.
+        pool: the unlabeled images that the method pseudo-labels in rounds, if it does.
+        labeled: labeled images beside `images` in each batch, for a method that learns from both.
+        weights: of the images of a batch in the loss, where they differ.
+        sentences: about each class, for a method that learns from texts.
+        hashes: further hashes of what it learns from, for the key.
     """
 
-    role: Role
-    loaded: LoadedRecipe
-    choice: MethodChoice
-    classes: Classes
-    backbone: AnyBackbone
-    method: Method
-    images: Images | None
-    labels: dict[int, int] | None
-    test: Images | None
-    validation: Images | None
-    made_by: Callable[[], str]
+    images: Images | None = None
+    labels: dict[int, int] | None = None
     pool: Images | None = None
+    labeled: LabeledImages | None = None
     weights: Weights | None = None
-    sources: dict[str, str] = field(default_factory=dict)
-    teacher_run: str | None = None
-    view_seed: int | None = None
+    sentences: Sequence[Sequence[str]] | None = None
+    hashes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Labeled images that are not trained on.
+
+    Attributes:
+        test: accuracy is measured on them.
+        validation: they choose an epoch.
+    """
+
+    test: Images | None = None
+    validation: Images | None = None
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What a student learns from.
+
+    Attributes:
+        teacher: frozen.
+        provenance: hash of what its class vectors depend on.
+        run: name of the teacher's run; None where there is none.
+        filler: stores the teacher's features, where they are not computed in every step.
+    """
+
+    teacher: Model
+    provenance: str
+    run: str | None = None
     filler: StoreFiller | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run trains.
+
+    Attributes:
+        setup: role, recipe, method, classes and backbone.
+        data: what it is trained on.
+        held_out: what it is measured on.
+        teaching: what a student learns from.
+    """
+
+    setup: RoleSetup
+    data: TrainingData
+    held_out: HeldOut = field(default_factory=HeldOut)
+    teaching: Teaching | None = None
+
+    @cached_property
+    def method(self) -> Method:
+        """The method, built on first use with its first values."""
+        if self.teaching is None:
+            method = self.setup.build()
+        else:
+            teacher = teacher_for(self.setup.backbone, self.teaching.teacher)
+            method = self.setup.build(teacher=teacher)
+        if self.data.sentences is not None:
+            assert isinstance(method, LearnsFromTexts)  # or none would have been read
+            method.use_texts(self.data.sentences)
+        return method
+
+    def with_data(self, data: TrainingData) -> Job:
+        """The job with other data and the same method object."""
+        job = replace(self, data=data)
+        job.__dict__["method"] = self.method  # where cached_property keeps it
+        return job
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of an epoch."""
+        return n_steps(len(self.training_images.indices), self.choice.optim.batch_size)
+
+    def epochs(self, features: FeaturesOfViews | None = None) -> Epochs:
+        """What the training loop goes through; stored features take the teacher's place."""
+        return Epochs(partial(batches_of, self, features=features), self.n_steps)
+
+    def model(self) -> MethodModel:
+        """The method as it is now, as a model."""
+        return MethodModel(self.setup, self.method)
+
+    @property
+    def choice(self) -> MethodChoice:
+        """The method with its settings."""
+        return self.setup.choice
+
+    @property
+    def classes(self) -> Classes:
+        """The class list."""
+        return self.setup.classes
 
     @property
     def device(self) -> torch.device:
         """Where it trains."""
-        return self.backbone.device
+        return self.setup.device
 
     @property
     def training_images(self) -> Images:
         """The images of a job that trains something."""
-        assert self.images is not None  # a method with parameters was given images
-        return self.images
+        assert self.data.images is not None  # a method with parameters was given images
+        return self.data.images
 
     @property
-    def chosen_on_test(self) -> Images | None:
-        """The test images that choose an epoch: those of labeled classes; None where none do."""
-        if self.choice.optim.selection != "test" or self.test is None:
+    def filler(self) -> StoreFiller | None:
+        """Stores the teacher's features, where they are stored."""
+        return None if self.teaching is None else self.teaching.filler
+
+    @property
+    def selecting_images(self) -> Images | None:
+        """Images that choose an epoch: of validation, or test images of labeled classes."""
+        if self.held_out.validation is not None:
+            return self.held_out.validation
+        return self._selecting_test_images
+
+    @property
+    def _selecting_test_images(self) -> Images | None:
+        test = self.held_out.test
+        if self.choice.optim.selection != "test" or test is None:
             return None
-        return self.test.of_classes(self.classes.labeled)
+        return test.of_classes(self.classes.labeled)
+
+    def provenance(self) -> str:
+        """Hash of what the class vectors depend on, with the tensors as they are now."""
+        if self.teaching is not None and not self.choice.settings.has_own_class_vectors:
+            return self.teaching.provenance
+        return class_vectors_provenance(self.setup, hash_trained(self.method), self.classes)
 
     def hashes(self) -> dict[str, str]:
         """Hashes of what goes in, by name."""
+        backbone = self.setup.backbone
+        lists = {
+            "image_list": self.data.images,
+            "labeled_list": None if self.data.labeled is None else self.data.labeled.images,
+            "unlabeled_list": self.data.pool,
+            "validation_list": self.held_out.validation,
+            "test_list": self._selecting_test_images,
+        }
         return {
-            "backbone": self.backbone.identity,
-            "weights": self.backbone.weights_hash,
+            "backbone": backbone.identity,
+            "weights": backbone.weights_hash,
             "class_list": class_list_hash(self.classes.names),
-            **({} if self.images is None else {"image_list": self.images.list_hash}),
-            **({} if self.pool is None else {"unlabeled_list": self.pool.list_hash}),
-            **({} if self.validation is None else {"validation_list": self.validation.list_hash}),
-            **({} if self.chosen_on_test is None else {"test_list": self.chosen_on_test.list_hash}),
+            **{name: images.list_hash for name, images in lists.items() if images is not None},
             **({} if self.filler is None else {"teacher_store": self.filler.store.key}),
-            **self.sources,
+            **({} if self.teaching is None else {"teacher": self.teaching.provenance}),
+            **self.data.hashes,
         }
 
     def key(self) -> str:
         """Equal for two jobs that must give the same weights."""
-        return sha256_json(
-            {
-                "role": self.role,
-                **settings_record(self.choice),
-                "optim": self.choice.optim.model_dump(mode="json", exclude=FREE_SETTINGS),
-                "template": self.classes.template,
-                "split": self.classes.split,
-                "seed": self.loaded.recipe.seed,
-                **self._views(),
-                **self.hashes(),
-            }
-        )
-
-    def _views(self) -> dict[str, int]:
-        """What is said of views where they are not simply the epochs' own."""
-        drawn = {} if self.view_seed is None else {"view_seed": self.view_seed}
-        stored = {} if self.filler is None else {"views": self.filler.store.n_views}
-        return {**drawn, **stored}
+        return job_key(self.setup.role, self.setup.loaded.recipe, self.choice, self.hashes())
 
 
 def batches_of(
-    job: Job,
-    epoch: int,
-    first_step: int,
-    *,
-    features: FeaturesOfViews | None = None,
-    group: ProcessGroup = SINGLE_PROCESS,
+    job: Job, epoch: int, first_step: int, *, features: FeaturesOfViews | None = None
 ) -> Iterator[Batch]:
     """The training batches of an epoch (from 1), from a step (from 0) on.
 
-    Where features are stored, epochs go through the views that they are of, again and again.
+    Where features are stored, epochs go through the stored views again and again.
     """
-    settings = job.choice.optim
-    n_views = settings.epochs if job.filler is None else job.filler.store.n_views
+    optim, setup, data = job.choice.optim, job.setup, job.data
+    n_views = optim.epochs if job.filler is None else job.filler.store.n_views
+    own_seed = own_view_seed(setup.loaded.recipe) if setup.role == "student" else None
+    view_seed = setup.seed if own_seed is None else own_seed
+    images, labeled = job.training_images, None
+    if data.labeled is not None:
+        beside = data.labeled
+        labeled = LabeledStream(
+            ImageSet(beside.images.source, beside.images.indices, labels=beside.labels),
+            optim.labeled_batch_size or optim.batch_size,
+        )
     return training_batches(
-        job.training_images.source,
-        job.training_images.indices,
-        labels=job.labels,
-        preprocess=job.backbone.preprocess,
-        seed=job.loaded.recipe.seed,
-        epoch=epoch,
-        first_step=first_step,
-        batch_size=settings.batch_size,
-        crop_scale_min=settings.crop_scale_min,
-        flip=settings.flip,
-        strong_views=settings.strong_views,
-        view=(epoch - 1) % n_views + 1,
-        view_seed=job.view_seed,
-        teacher_features=features,
-        weights=job.weights,
-        with_clean=isinstance(job.method, LabelsItsViews),
-        n_workers=settings.n_workers,
-        device=job.device,
-        group=group,
+        ImageSet(images.source, images.indices, data.labels, data.weights, features),
+        Preparation(
+            setup.backbone.preprocess,
+            Augmentation(view_seed, optim.crop_scale_min, optim.flip, optim.strong_views),
+            with_clean=job.choice.module.METHOD.needs_clean_images,
+        ),
+        EpochPart(setup.seed, epoch, optim.batch_size, first_step, view=(epoch - 1) % n_views + 1),
+        Loading(optim.n_workers, job.device, setup.workspace.group),
+        labeled=labeled,
     )
 
 
-def zero_shot(job: Job) -> Method:
+def zero_shot_model(job: Job) -> MethodModel:
     """Zero-shot CLIP with the recipe's template on a job's backbone, which has texts."""
     choice = MethodChoice("zeroshot", zeroshot, zeroshot.Settings(), job.choice.optim)
-    return build_method(choice, job.backbone, job.classes, seed=job.loaded.recipe.seed)
+    setup = replace(job.setup, choice=choice)
+    return MethodModel(setup, setup.build())

@@ -1,4 +1,4 @@
-"""One run from its parts to its folder: train, store, measure; teacher and student alike."""
+"""One run from its job to its folder: train, store, measure; teacher and student alike."""
 
 from __future__ import annotations
 
@@ -6,31 +6,27 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kdedge.clip.backbone import Backbone
 from kdedge.config.load import dump_recipe
 from kdedge.data.few_shot import keep_list
 from kdedge.data.images import write_skipped_csv
-from kdedge.data.loader import n_steps
-from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import Interrupted, RecipeError, Terminated
 from kdedge.eval_details import EvalDetails
-from kdedge.methods import promptkd
-from kdedge.methods.protocol import Method
 from kdedge.results import EvalResult
 from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import measure
+from kdedge.runs.model import MethodModel
 from kdedge.runs.results import Evaluations, write_evaluations
-from kdedge.runs.weights import store_trained
+from kdedge.runs.weights import write_weights
 from kdedge.setup.images import Images
 from kdedge.setup.method import settings_record
-from kdedge.training.job.job import Job, batches_of, zero_shot
+from kdedge.training.job.job import Job, zero_shot_model
+from kdedge.training.job.key import KEY_VERSION, key_of_run
 from kdedge.training.loop.checkpoint import rng_kept
 from kdedge.training.loop.train import train
 from kdedge.training.pseudo_labels.rounds import train_rounds
@@ -38,38 +34,34 @@ from kdedge.training.pseudo_labels.rounds import train_rounds
 log = logging.getLogger(__name__)
 
 
-def unfinished_run(root: Path, job: Job) -> RunFolder | None:
-    """The newest run of the same job that was interrupted, or None."""
-    key = job.key()
-    found = [
-        run
-        for run, record in runs_in(root)
-        if record.get("key") == key and record.get("status") != "finished"
-    ]
-    return max(found, key=lambda run: str(run.read_provenance().get("started_at")), default=None)
+def unfinished_run(root: Path, key: str) -> RunFolder | None:
+    """The newest interrupted run of the job with this key, or None."""
+    return _newest_of(root, key, is_finished=False)
 
 
 def finished_run(root: Path, key: str) -> RunFolder | None:
-    """The newest finished run of exactly the job with this key, or None."""
+    """The newest finished run of the job with this key, or None."""
+    return _newest_of(root, key, is_finished=True)
+
+
+def _newest_of(root: Path, key: str, *, is_finished: bool) -> RunFolder | None:
     found = [
-        (str(record.get("finished_at")), run)
+        (str(record.finished_at if is_finished else record.started_at), run)
         for run, record in runs_in(root)
-        if record.get("key") == key and record.get("status") == "finished"
+        if record.is_finished == is_finished and key_of_run(run, record) == key
     ]
     return max(found, key=lambda entry: entry[0])[1] if found else None
 
 
-def run_job(
-    job: Job, *, root: Path, resume: bool, group: ProcessGroup = SINGLE_PROCESS
-) -> RunFolder:
+def run_job(job: Job, *, resume: bool) -> RunFolder:
     """Trains a job in a folder of its own, or goes on with its interrupted one.
+
+    Of several processes, rank 0 alone writes the folder.
 
     Args:
         job: what to train.
-        root: folder of all runs; of several processes the first alone writes in it.
-        resume: go on with the newest interrupted run of exactly this job, where there is one; where
-            there is none but a finished one, give that.
-        group: those that train together.
+        resume: go on with the newest interrupted run of this job, where there is one; where there
+            is none but a finished one, give that.
 
     Returns:
         The finished run.
@@ -81,24 +73,26 @@ def run_job(
         DivergedError: the loss is not finite.
         ResourceError: the disk is full, or another process works in the run.
     """
+    group = job.setup.workspace.group
     _check_selection(job)
-    if job.pool is not None and group.world_size > 1:
+    if job.data.pool is not None and group.world_size > 1:
         raise RecipeError(
             f"{job.choice.name} labels its images in rounds, which one process does, and"
             f" {group.world_size} were started.\n  Run the command without torchrun."
         )
-    run = group.on_rank0(lambda: _choose_run(job, root, resume=resume, group=group))
+    run = group.on_rank0(lambda: _choose_run(job, resume=resume))
     if group.on_rank0(lambda: run.is_finished):
         return run
-    with _at_work(run, job, group):
-        _fill(run, job, group)
+    with _at_work(run, job):
+        _fill(run, job)
         group.all_reduce_max(0)  # no process goes on before the run is finished
     return run
 
 
-def _choose_run(job: Job, root: Path, *, resume: bool, group: ProcessGroup) -> RunFolder:
+def _choose_run(job: Job, *, resume: bool) -> RunFolder:
     """The interrupted run to go on with, the finished one to give, or a new one."""
-    waiting = unfinished_run(root, job)
+    root, key = job.setup.workspace.root, job.key()
+    waiting = unfinished_run(root, key)
     if resume and waiting is not None:
         log.info("%s: going on where it stopped.", waiting.path)
         return waiting
@@ -110,42 +104,44 @@ def _choose_run(job: Job, root: Path, *, resume: bool, group: ProcessGroup) -> R
             waiting.path,
         )
     elif resume:
-        done = finished_run(root, job.key())
+        done = finished_run(root, key)
         if done is not None:
             log.info("%s is finished: there is nothing to go on with.", done.path)
             return done
-        log.info("No interrupted run of this %s to resume: this is a new run.", job.role)
-    weight = _weight_per_image(job)
-    full_weight = _weight_per_image(job, max_kd_weight_per_image=None)
-    if weight != full_weight:
-        log.info(
-            "One image weighs %.4g in the loss, by student.settings.max_kd_weight_per_image, and"
-            " not %.4g.",
-            weight,
-            full_weight,
-        )
+        log.info("No interrupted run of this %s to resume: this is a new run.", job.setup.role)
+    return _new_run(job, key)
+
+
+def _new_run(job: Job, key: str) -> RunFolder:
+    notes = job.choice.settings.notes(len(job.classes.names))
+    for message in notes.messages:
+        log.info(message)
+    recipe, test = job.setup.loaded.recipe, job.held_out.test
     return RunFolder.create(
-        root,
-        job.loaded.recipe.name,
-        kind=job.role,
-        recipe_text=dump_recipe(job.loaded.recipe),
+        job.setup.workspace.root,
+        recipe.name,
+        kind=job.setup.role,
+        recipe_text=dump_recipe(recipe),
         provenance={
-            "key": job.key(),
+            "key": key,
+            "key_version": KEY_VERSION,
             "device": str(job.device),
-            "n_processes": group.world_size,
-            "seed": job.loaded.recipe.seed,
+            "n_processes": job.setup.workspace.group.world_size,
+            "seed": recipe.seed,
             **settings_record(job.choice),
-            "kd_weight_per_image": weight,
+            **notes.record,
             "hashes": job.hashes(),
-            "teacher_run": job.teacher_run,
-            "official": job.loaded.recipe.official,
+            "measured_on": None if test is None else test.list_hash,
+            "teacher_run": None if job.teaching is None else job.teaching.run,
+            "official": recipe.official,
         },
     )
 
 
 @contextlib.contextmanager
-def _at_work(run: RunFolder, job: Job, group: ProcessGroup) -> Iterator[None]:
-    """Context of the work in a run: its lock, log and status are the first process's."""
+def _at_work(run: RunFolder, job: Job) -> Iterator[None]:
+    """Context of the work in a run: rank 0 holds its lock, writes its log and its status."""
+    group = job.setup.workspace.group
     if not group.is_rank0:
         yield
         return
@@ -159,26 +155,17 @@ def _check_selection(job: Job) -> None:
     Raises:
         RecipeError: validation and test share an image.
     """
-    if job.validation is None or job.test is None:
+    test, validation = job.held_out.test, job.held_out.validation
+    if validation is None or test is None:
         return
-    tested = {job.test.digests[index] for index in job.test.indices}
-    shared = [i for i in job.validation.indices if job.validation.digests[i] in tested]
+    tested = {test.digests[index] for index in test.indices}
+    shared = [i for i in validation.indices if validation.digests[i] in tested]
     if shared:
         raise RecipeError(
             f"data.validation and data.test share {len(shared)} images, first"
-            f" {job.validation.source.items[shared[0]].key}.\n"
+            f" {validation.source.items[shared[0]].key}.\n"
             "  An epoch chosen on test images makes the test worthless: use other images."
         )
-
-
-def _weight_per_image(job: Job, **changed: Any) -> float | None:
-    """Lambda / C, which is what one image weighs: the class list's length silently changes it."""
-    if not isinstance(job.choice.settings, promptkd.Settings):
-        return None
-    n_classes = len(job.classes.names)
-    settings = job.choice.settings.model_copy(update=changed)
-    weight = settings.loss_weights(n_classes).get("kl")
-    return None if weight is None else weight / n_classes
 
 
 @contextlib.contextmanager
@@ -206,14 +193,15 @@ def _status(run: RunFolder, device: torch.device, n_processes: int) -> Iterator[
         raise
 
 
-def _fill(run: RunFolder, job: Job, group: ProcessGroup) -> None:
-    """Trains, stores and measures; what is not training is the first process's work."""
-    if group.is_rank0:
+def _fill(run: RunFolder, job: Job) -> None:
+    """Trains, stores and measures; rank 0 alone does what is not training."""
+    is_rank0 = job.setup.workspace.group.is_rank0
+    if is_rank0:
         _write_skipped(run, job)
         _keep_few_shot_list(job)
     with _own_rng(job):
-        summary = _train(run, job, group)
-    if group.is_rank0:
+        summary = _train(run, job)
+    if is_rank0:
         _finish(run, job, summary)
 
 
@@ -221,16 +209,16 @@ def _fill(run: RunFolder, job: Job, group: ProcessGroup) -> None:
 def _own_rng(job: Job) -> Iterator[None]:
     """Context of random draws that the seed alone decides, whatever was drawn before.
 
-    An image tower with dropout draws from torch's global generators.
+    An image encoder with dropout draws from torch's global generators.
     """
     with rng_kept(job.device):
-        torch.manual_seed(job.loaded.recipe.seed)
+        torch.manual_seed(job.setup.seed)
         yield
 
 
-def _train(run: RunFolder, job: Job, group: ProcessGroup) -> dict[str, Any]:
+def _train(run: RunFolder, job: Job) -> dict[str, Any]:
     """Trains what is to be trained; gives what the run's summary says of it."""
-    if job.pool is not None:
+    if job.data.pool is not None:
         return train_rounds(job, run, validate=_validation(job))
     if not job.method.trainable_parameters():
         return {}
@@ -239,7 +227,7 @@ def _train(run: RunFolder, job: Job, group: ProcessGroup) -> dict[str, Any]:
         log.warning(
             "The %s's warm-up takes every one of its epochs, %d: its learning rate stays at"
             " warmup_lr, %g.\n  Raise optim.epochs, or lower optim.warmup_epochs.",
-            *(job.role, settings.epochs, settings.warmup_lr),
+            *(job.setup.role, settings.epochs, settings.warmup_lr),
         )
     features = None
     if job.filler is not None:
@@ -247,25 +235,26 @@ def _train(run: RunFolder, job: Job, group: ProcessGroup) -> dict[str, Any]:
         features = job.filler.store.read
     result = train(
         job.method,
-        batches=partial(batches_of, job, features=features, group=group),
-        n_steps=n_steps(len(job.training_images.indices), settings.batch_size),
+        job.epochs(features),
         settings=settings,
         run=run,
         validate=_validation(job),
         device=job.device,
-        identity={"key": job.key()},
-        group=group,
+        identity={"key": run.read_provenance().key},
+        group=job.setup.workspace.group,
     )
     return {"training": result.to_dict()}
 
 
 def _write_skipped(run: RunFolder, job: Job) -> None:
     """Records which images are left out, and why."""
+    data = job.data
     sources = {
-        "unlabeled" if job.labels is None else "labeled": job.images,
-        **({} if job.pool is None else {"unlabeled": job.pool}),
-        "validation": job.validation,
-        "test": job.test,
+        "unlabeled" if data.labels is None else "labeled": data.images,
+        **({} if data.labeled is None else {"labeled": data.labeled.images}),
+        **({} if data.pool is None else {"unlabeled": data.pool}),
+        "validation": job.held_out.validation,
+        "test": job.held_out.test,
     }
     write_skipped_csv(
         run.skipped, {name: images.skipped for name, images in sources.items() if images}
@@ -274,36 +263,30 @@ def _write_skipped(run: RunFolder, job: Job) -> None:
 
 def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
     """Writes what was trained, and measures it."""
-    store_trained(
-        run,
-        method_name=job.choice.name,
-        method=job.method,
-        backbone=job.backbone,
-        classes=job.classes,
-        made_by=job.made_by(),
-    )
-    evaluation = evaluate_job(job)
-    if evaluation:
-        write_evaluations(run, evaluation)
+    write_weights(run, job.setup, job.method, provenance=job.provenance())
+    evaluations = _evaluate(job)
+    if evaluations:
+        write_evaluations(run, evaluations)
     run.finish(**summary)
 
 
 def _keep_few_shot_list(job: Job) -> None:
     """Lists the shots of a benchmark set beside it, once."""
-    recipe = job.loaded.recipe
+    recipe = job.setup.loaded.recipe
     spec = recipe.data.labeled
-    if job.labels is not None and spec is not None and spec.shots is not None:
+    has_labels = job.data.labels is not None or job.data.labeled is not None
+    if has_labels and spec is not None and spec.shots is not None:
         keep_list(spec, shots=spec.shots, seed=recipe.seed, data=recipe.data)
 
 
 def _validation(job: Job) -> Callable[[], float] | None:
     """Accuracy on validation images, for choosing an epoch; on test images where official."""
-    images = job.validation or job.chosen_on_test
+    images = job.selecting_images
     if images is None:
         return None
 
     def validate() -> float:
-        result, _ = _measure(job, job.method, images)
+        result, _ = _measure(job, job.model(), images)
         if result.split == "all":
             return result.all
         assert result.base is not None  # the images were looked at before
@@ -312,25 +295,20 @@ def _validation(job: Job) -> Callable[[], float] | None:
     return validate
 
 
-def _measure(job: Job, model: Method, images: Images) -> tuple[EvalResult, EvalDetails]:
-    return measure(
-        model,
-        images,
-        job.classes,
-        preprocess=job.backbone.preprocess,
-        device=job.device,
-        selection=job.choice.optim.selection if model is job.method else "last",
-    )
+def _measure(job: Job, model: MethodModel, images: Images) -> tuple[EvalResult, EvalDetails]:
+    selection = job.choice.optim.selection if model.method is job.method else "last"
+    return measure(model, images, job.classes, selection=selection)
 
 
-def evaluate_job(job: Job) -> Evaluations:
+def _evaluate(job: Job) -> Evaluations:
     """Results of the trained method and of zero-shot CLIP on the same backbone, by row name.
 
-    An image tower alone has no zero-shot answers.
+    An image encoder alone has no zero-shot row.
     """
-    if job.test is None:
+    test = job.held_out.test
+    if test is None:
         return {}
-    own = {str(job.role): _measure(job, job.method, job.test)}
-    if not isinstance(job.backbone, Backbone):
+    own = {str(job.setup.role): _measure(job, job.model(), test)}
+    if not job.setup.backbone.has_texts:
         return own
-    return {**own, "zeroshot": _measure(job, zero_shot(job), job.test)}
+    return {**own, "zeroshot": _measure(job, zero_shot_model(job), test)}

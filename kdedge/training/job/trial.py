@@ -11,8 +11,6 @@ from collections.abc import Generator, Iterator
 import torch
 
 from kdedge.data.batch import Batch, FeaturesOfViews
-from kdedge.data.loader import n_steps
-from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DivergedError
 from kdedge.methods.protocol import Method
 from kdedge.training.job.job import Job, batches_of
@@ -28,17 +26,15 @@ def trial_steps(
     *,
     budget_s: float = math.inf,
     features: FeaturesOfViews | None = None,
-    group: ProcessGroup = SINGLE_PROCESS,
 ) -> list[float]:
     """Takes a job's first steps as the training loop does, then puts everything back.
 
     Args:
         job: its method is left as it was, to the last bit, and so are the global generators.
         n_trials: at most so many steps; an epoch's end ends them too.
-        budget_s: no further step after so many seconds, of which two steps are always taken.
+        budget_s: no further step after so many seconds, of which two steps are always taken. Leave
+            it out where several processes train, as all have to take as many steps.
         features: what the teacher says, where it is not to be run.
-        group: those that take each step together; with several of them, leave `budget_s` out,
-            as all have to take as many.
 
     Returns:
         Seconds of each step, from the end of the one before to its own: loading its images and
@@ -55,9 +51,9 @@ def trial_steps(
     with (
         rng_kept(job.device),
         _weights_kept(job.method),
-        contextlib.closing(_first_batches(job, features, group)) as batches,
+        contextlib.closing(_first_batches(job, features)) as batches,
     ):
-        trial = _Trial(job, group)
+        trial = _Trial(job)
         began = ended = time.perf_counter()
         for batch in itertools.islice(batches, n_trials):
             trial.step(batch)
@@ -68,10 +64,8 @@ def trial_steps(
     return times
 
 
-def _first_batches(
-    job: Job, features: FeaturesOfViews | None, group: ProcessGroup
-) -> Generator[Batch, None, None]:
-    yield from batches_of(job, 1, 0, features=features, group=group)
+def _first_batches(job: Job, features: FeaturesOfViews | None) -> Generator[Batch, None, None]:
+    yield from batches_of(job, 1, 0, features=features)
 
 
 @contextlib.contextmanager
@@ -92,10 +86,11 @@ def _weights_kept(method: Method) -> Iterator[None]:
 class _Trial:
     """The training loop's step without its log and checkpoints."""
 
-    def __init__(self, job: Job, group: ProcessGroup) -> None:
+    def __init__(self, job: Job) -> None:
         self._job, self._settings = job, job.choice.optim
+        group = job.setup.workspace.group
         self._stepper = Stepper(job.method, self._settings, job.device, group)
-        self._n_steps = n_steps(len(job.training_images.indices), self._settings.batch_size)
+        self._n_steps = job.n_steps
         self._n_done = 0
         job.method.module.train()
 
@@ -111,6 +106,6 @@ class _Trial:
         return diverged(
             what,
             place=f"trial step {self._n_done}",
-            keys=batch.keys,
+            keys=batch.all_keys,
             settings=self._settings,
         )

@@ -19,11 +19,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kdedge.clip.open_clip_names import split_all, split_optimizer_state
 from kdedge.config.recipe import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
@@ -62,11 +64,24 @@ Batches = Callable[[int, int], Iterator[Batch]]
 """(epoch from 1, first step from 0) -> the batches of that epoch from that step on."""
 
 
+@dataclass(frozen=True)
+class Epochs:
+    """What the loop goes through.
+
+    Attributes:
+        batches: each call's batches must depend on epoch and step alone; the global random
+            generators, which a method may draw from, must stay as they are.
+        n_steps: steps of an epoch.
+    """
+
+    batches: Batches
+    n_steps: int
+
+
 def train(
     method: Method,
+    epochs: Epochs,
     *,
-    batches: Batches,
-    n_steps: int,
     settings: OptimSettings,
     run: RunFolder,
     validate: Callable[[], float] | None,
@@ -82,9 +97,7 @@ def train(
 
     Args:
         method: on `device`; its generators and initial values are the caller's to seed.
-        batches: each call's batches must depend on epoch and step alone; the global random
-            generators, which a method may draw from, must stay as they are.
-        n_steps: steps of an epoch.
+        epochs: the batches, of which each process gets its shard.
         settings: all concrete.
         run: its lock is held by the caller.
         validate: accuracy in percent of the method as it is now; called in evaluation mode and
@@ -107,6 +120,7 @@ def train(
             f"  Add data.{settings.selection}, or set optim.selection: last."
         )
     own = settings.model_dump(exclude=FREE_SETTINGS)
+    n_steps = epochs.n_steps
     training = _Training(
         method,
         settings,
@@ -128,7 +142,7 @@ def train(
     with StopSignals() as stop, training.open_log() as log:
         training.save()
         while training.epoch <= settings.epochs:
-            training.run_epoch(batches, stop=stop, log=log)
+            training.run_epoch(epochs.batches, stop=stop, log=log)
             training.close_epoch(validate, log=log)
             training.save()
             training.check_stop(stop)
@@ -190,7 +204,9 @@ class _Training:
         check_identity(state, self._identity, where=self._run.path)
         try:
             self._method.module.load_state_dict(state.module)
-            self._stepper.optimizer.load_state_dict(state.optimizer)
+            self._stepper.optimizer.load_state_dict(
+                split_optimizer_state(state.optimizer, self._stepper.optimizer, self._parameters)
+            )
         except (RuntimeError, ValueError) as error:
             raise RecipeError(
                 f"The checkpoint in {self._run.checkpoints} is of another model: {error}.\n"
@@ -198,7 +214,7 @@ class _Training:
             ) from error
         self._stepper.precision.load_state_dict(state.scaler)
         if self._average is not None:
-            self._average.load_state_dict(state.average)
+            self._average.load_state_dict(split_all(state.average))
         self.epoch, self.step, record = state.epoch, state.step, state.record
         self._best.load_state_dict(state.best)
         self._loss_sum, self._final_loss = record["loss_sum"], record["final_loss"]
@@ -311,7 +327,7 @@ class _Training:
 
     def _take_step(self, batch: Batch, *, log: MetricsLog | None) -> None:
         lr = learning_rate(self._settings, epoch=self.epoch, step=self.step, n_steps=self._n_steps)
-        self._last_keys = batch.keys
+        self._last_keys = batch.all_keys
         figures = self._stepper.take(
             batch, lr=lr, diverged=lambda what: self._diverged(what, step=self.step + 1)
         )

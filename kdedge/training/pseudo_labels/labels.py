@@ -6,8 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from kdedge.config.recipe import Recipe
 from kdedge.data.classes import class_list_hash
 from kdedge.data.open import open_source
@@ -18,25 +16,14 @@ from kdedge.data.pseudo_labels import (
     read_pseudo_labels,
     write_pseudo_labels,
 )
-from kdedge.data.sources._labels import name_some
+from kdedge.data.sources import name_some
 from kdedge.errors import DataError, DivergedError
-from kdedge.runs.measure import Model, all_logits
-from kdedge.runtime.preprocess import Preprocess
+from kdedge.runs.measure import compute_logits
+from kdedge.runs.model import Model
 from kdedge.setup.classes import Classes
-from kdedge.setup.images import Images, load_images, require_images
+from kdedge.setup.images import Images
 
 log = logging.getLogger(__name__)
-
-
-def load_pool(recipe: Recipe, classes: Classes, *, why: str) -> Images:
-    """The unlabeled images of a recipe.
-
-    Args:
-        recipe: names them.
-        classes: the class list.
-        why: what needs them, for the message where there are none.
-    """
-    return require_images(load_images(recipe, "unlabeled", classes), "unlabeled", why)
 
 
 def positions_of(pool: Images) -> dict[str, int]:
@@ -44,8 +31,13 @@ def positions_of(pool: Images) -> dict[str, int]:
     return {pool.source.items[index].key: index for index in pool.indices}
 
 
-def labels_of_file(recipe: Recipe, classes: Classes) -> tuple[Images, dict[int, int]]:
-    """The unlabeled images that the recipe's file of pseudo-labels names, and their classes.
+def labels_of_file(path: Path, pool: Images, classes: Classes) -> tuple[Images, dict[int, int]]:
+    """The unlabeled images that a recipe's file of pseudo-labels names, and their classes.
+
+    Args:
+        path: the file.
+        pool: the recipe's unlabeled images.
+        classes: the class list.
 
     Returns:
         The images in the order of their source, and position in the source -> class.
@@ -53,23 +45,17 @@ def labels_of_file(recipe: Recipe, classes: Classes) -> tuple[Images, dict[int, 
     Raises:
         DataError: the file is of other classes or images, or a line of it is wrong.
     """
-    assert recipe.data.pseudo_labels is not None  # who asks has seen to it
-    pool = load_pool(recipe, classes, why="data.pseudo_labels is of its images")
-    chosen = read_for(pool, recipe.data.pseudo_labels, classes=classes)
+    chosen = read_for(pool, path, classes=classes)
     return pool.only(sorted(chosen)), chosen
 
 
-def pool_probabilities(
-    model: Model, pool: Images, *, preprocess: Preprocess, device: torch.device
-) -> Probabilities:
+def pool_probabilities(model: Model, pool: Images) -> Probabilities:
     """[N, C]: softmax over all classes, of the images in use, prepared as on the device.
 
     Raises:
         DivergedError: a score is not finite.
     """
-    logits = all_logits(
-        model, pool, preprocess=preprocess, device=device, what="labeling unlabeled images"
-    )
+    logits = compute_logits(model, pool, what="labeling unlabeled images")
     if not bool(logits.isfinite().all()):
         raise DivergedError(
             "The model's scores of unlabeled images are not finite.\n"

@@ -6,26 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.pseudo_labels import check_enough, most_probable
 from kdedge.errors import Interrupted, RecipeError
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.measure import Model
-from kdedge.runs.model import load_teacher, load_without_class_vectors
-from kdedge.runtime.preprocess import Preprocess
-from kdedge.setup.backbone import cache_folder
-from kdedge.setup.classes import Classes, load_classes
-from kdedge.setup.method import choose_method, has_class_vectors
+from kdedge.runs.model import Model, load_run
+from kdedge.setup.classes import load_classes
+from kdedge.setup.data import RecipeData
+from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job, with_baseline
 from kdedge.training.job.job import Job
 from kdedge.training.job.run_job import finished_run, run_job, unfinished_run
 from kdedge.training.pseudo_labels.labels import (
     accuracy_percent,
     in_source,
-    load_pool,
     pool_probabilities,
     true_labels,
     warn_of_unpredicted,
@@ -66,13 +60,7 @@ class LabeledPool:
 
 
 def label_pool(
-    loaded: LoadedRecipe,
-    method: str,
-    path: Path,
-    *,
-    per_class: int,
-    root: Path,
-    device: torch.device,
+    loaded: LoadedRecipe, workspace: Workspace, method: str, path: Path, *, per_class: int
 ) -> LabeledPool:
     """Writes pseudo-labels of every class for a recipe's unlabeled images.
 
@@ -81,11 +69,10 @@ def label_pool(
 
     Args:
         loaded: the recipe; its file of pseudo-labels, if it names one, is trained on like labels.
+        workspace: where the command works.
         method: on the student's backbone.
         path: where to; no file may be there.
         per_class: images of each class.
-        root: folder of all runs.
-        device: where.
 
     Raises:
         RecipeError: there is such a file, or no folder for it; the method or a setting is wrong.
@@ -95,16 +82,15 @@ def label_pool(
     loaded = with_baseline(loaded, method)
     classes = load_classes(loaded.recipe)
     everything = range(len(classes.names))
-    pool = load_pool(loaded.recipe, classes, why="they are to get pseudo-labels")
+    images = RecipeData(loaded.recipe, classes, workspace)
+    pool = images.require("unlabeled", "they are to get pseudo-labels")
     check_enough(len(pool.indices), per_class, n_classes=len(everything))
-    found = _find_model(loaded, classes, root=root, device=device)
-    probabilities = pool_probabilities(
-        found.model, pool, preprocess=found.preprocess, device=device
-    )
+    found = _find_model(loaded, workspace)
+    probabilities = pool_probabilities(found.model, pool)
     warn_of_unpredicted(probabilities, classes, among=everything)
     labels = in_source(most_probable(probabilities, per_class, classes=everything), pool)
     _check_free(path)  # once more: training may have taken hours
-    write_for(pool, labels, path, classes=classes, method=method, made_by=found.made_by)
+    write_for(pool, labels, path, classes=classes, method=method, made_by=found.provenance)
     given = {one.image: one.label for one in labels}
     return LabeledPool(
         path=path,
@@ -129,36 +115,28 @@ def _check_free(path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Found:
-    """A model, how its images are prepared, the hash of what made it, and its run if it has one."""
+    """A model, the provenance hash of its class vectors, and its run if it has one."""
 
     model: Model
-    preprocess: Preprocess
-    made_by: str
+    provenance: str
     run: RunFolder | None
 
 
-def _find_model(
-    loaded: LoadedRecipe, classes: Classes, *, root: Path, device: torch.device
-) -> _Found:
+def _find_model(loaded: LoadedRecipe, workspace: Workspace) -> _Found:
     """The recipe's baseline: as it is where nothing is trained, else of its finished run."""
-    cache, choice = cache_folder(root), choose_method(loaded, "baseline")
-    job = baseline_job(loaded, cache=cache, device=device)
-    preprocess = job.backbone.preprocess
+    job = baseline_job(loaded, workspace)
     if not job.method.trainable_parameters():
-        return _Found(job.method, preprocess, job.made_by(), None)
-    run = finished_run(root, job.key()) or _train(job, root)
-    if not has_class_vectors(choice):
-        method, _ = load_without_class_vectors(run, classes, device=device, cache=cache)
-        maker = load_class_vectors(run.class_vectors).made_by
-        return _Found(method, preprocess, maker, run)
-    teacher = load_teacher(run, classes, device=device, cache=cache)
-    return _Found(teacher, preprocess, teacher.stored.made_by, run)
+        return _Found(job.model(), job.provenance(), None)
+    run = finished_run(workspace.root, job.key()) or _train(job)
+    model = load_run(run, workspace, names=job.classes.names)
+    return _Found(model, model.vectors.made_by, run)
 
 
-def _train(job: Job, root: Path) -> RunFolder:
+def _train(job: Job) -> RunFolder:
     """Trains the method, or goes on with its interrupted run."""
     try:
-        return run_job(job, root=root, resume=unfinished_run(root, job) is not None)
+        root = job.setup.workspace.root
+        return run_job(job, resume=unfinished_run(root, job.key()) is not None)
     except Interrupted as error:
         where = str(error).partition("\n")[0]
         raise Interrupted(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,13 @@ import torch
 from torch import Tensor
 
 from kdedge._files import explain_os_error, sha256_json
-from kdedge.data.loader import n_steps
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
 from kdedge.errors import DataError
-from kdedge.methods.protocol import LabelsItsPool, Method
+from kdedge.methods.protocol import LabelsItsPool
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.model import Model
 from kdedge.setup.images import Images
-from kdedge.training.job.job import Job, batches_of, zero_shot
+from kdedge.training.job.job import Job, zero_shot_model
 from kdedge.training.loop.selection import TrainingResult
 from kdedge.training.loop.train import train
 from kdedge.training.pseudo_labels.labels import (
@@ -96,8 +95,8 @@ def train_rounds(
     module = job.method.module
     first_values = {name: value.clone() for name, value in module.state_dict().items()}
     pool = _pool(job)
-    truth = true_labels(job.loaded.recipe, job.classes, pool)
-    model: Method = zero_shot(job)
+    truth = true_labels(job.setup.loaded.recipe, job.classes, pool)
+    model: Model = zero_shot_model(job)
     results: list[TrainingResult] = []
     rounds: list[Round] = []
     for number in range(1, job.choice.settings.n_rounds + 1):
@@ -112,7 +111,7 @@ def train_rounds(
         results.append(result)
         n_classes = len(set(labels.values()))
         rounds.append(Round(len(labels), n_classes, accuracy, result.seconds))
-        model = job.method
+        model = job.model()
     return {"training": _added_up(results).to_dict(), "rounds": [asdict(one) for one in rounds]}
 
 
@@ -123,16 +122,17 @@ def job_of_round(job: Job, labels: dict[int, int]) -> Job:
         job: of a method that labels its pool.
         labels: position in the pool's source -> class.
     """
-    own = job.labels or {}
+    own = job.data.labels or {}
     pseudo = _pool(job).only(sorted(labels))
-    images, all_labels, first = with_pseudo_labeled(job.images, own, pseudo, labels)
+    images, all_labels, first = with_pseudo_labeled(job.data.images, own, pseudo, labels)
     labeler: type[LabelsItsPool] = job.choice.module.Method
 
     def weights(positions: Sequence[int]) -> Tensor:
         is_pseudo = torch.tensor([position >= first for position in positions])
         return labeler.weigh(is_pseudo, n_labeled=len(own), n_pseudo=len(labels))
 
-    return replace(job, images=images, labels=all_labels, weights=weights, pool=None)
+    data = replace(job.data, images=images, labels=all_labels, weights=weights, pool=None)
+    return job.with_data(data)
 
 
 def trial_round(job: Job) -> Job:
@@ -148,7 +148,7 @@ def trial_round(job: Job) -> Job:
     try:
         chosen = _choose(job, spread, (job.choice.settings.n_rounds + 1) // 2)
     except DataError as error:
-        if job.images is None:
+        if job.data.images is None:
             raise
         left_out = "  Images that are among the labeled ones are not counted."
         raise DataError(f"{error}\n{left_out}") from error
@@ -156,13 +156,13 @@ def trial_round(job: Job) -> Job:
 
 
 def _pool(job: Job) -> Images:
-    assert job.pool is not None  # a method with rounds was given one
-    return job.pool
+    assert job.data.pool is not None  # a method with rounds was given one
+    return job.data.pool
 
 
 def _to_label(job: Job) -> range:
     """The classes that get pseudo-labels: those without labels, or all where none are seen."""
-    return range(len(job.classes.names)) if job.images is None else job.classes.unlabeled
+    return range(len(job.classes.names)) if job.data.images is None else job.classes.unlabeled
 
 
 def _choose(job: Job, probabilities: Probabilities, number: int) -> list[PseudoLabel]:
@@ -173,10 +173,10 @@ def _choose(job: Job, probabilities: Probabilities, number: int) -> list[PseudoL
     return in_source(chosen, _pool(job))
 
 
-def _label(job: Job, model: Method, folder: RoundFolder, number: int) -> None:
+def _label(job: Job, model: Model, folder: RoundFolder, number: int) -> None:
     """Writes a round's pseudo-labels."""
-    pool, preprocess = _pool(job), job.backbone.preprocess
-    probabilities = pool_probabilities(model, pool, preprocess=preprocess, device=job.device)
+    pool = _pool(job)
+    probabilities = pool_probabilities(model, pool)
     if number == 1:
         warn_of_unpredicted(probabilities, job.classes, among=_to_label(job))
     write_for(
@@ -200,8 +200,7 @@ def _train(
 ) -> TrainingResult:
     return train(
         job.method,
-        batches=partial(batches_of, job),
-        n_steps=n_steps(len(job.training_images.indices), job.choice.optim.batch_size),
+        job.epochs(),
         settings=job.choice.optim,
         run=folder,
         validate=validate,

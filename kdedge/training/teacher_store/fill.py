@@ -17,11 +17,10 @@ from torch import Tensor
 from kdedge._progress import progress, readable_bytes, rough_duration
 from kdedge.config.optim_spec import PrecisionName
 from kdedge.data.loader import Wanted, choose_n_workers, view_batches
-from kdedge.data.sources._protocol import Source
+from kdedge.data.sources import Source
 from kdedge.data.views import Augmentation
 from kdedge.errors import DivergedError, ResourceError
-from kdedge.methods.protocol import Teacher
-from kdedge.runtime.preprocess import Preprocess
+from kdedge.runs.model import Model
 from kdedge.training.loop.precision import Precision
 from kdedge.training.teacher_store.claims import Claims
 from kdedge.training.teacher_store.store import FORWARD_BATCH, Chunk, TeacherStore
@@ -43,20 +42,16 @@ class StoreFiller:
         store: what is filled.
         teacher: frozen.
         source: its images.
-        preprocess: the teacher's.
         augment: what draws the views.
         precision: of the teacher's forward pass.
-        device: where the teacher is.
         n_workers: processes that decode.
     """
 
     store: TeacherStore
-    teacher: Teacher
+    teacher: Model
     source: Source
-    preprocess: Preprocess
     augment: Augmentation
     precision: PrecisionName
-    device: torch.device
     n_workers: int | Literal["auto"]
 
     def fill(self, shard: Shard = (1, 1)) -> None:
@@ -84,7 +79,7 @@ class StoreFiller:
             len(missing),
             len(chunks),
             took,
-            self.device,
+            self.teacher.device,
         )
         began = time.monotonic()
         with Claims(self.store.path / ".claims") as claims:
@@ -165,15 +160,15 @@ class StoreFiller:
         yield from view_batches(
             self.source,
             passes,
-            preprocess=self.preprocess,
+            preprocess=self.teacher.preprocess,
             augment=self.augment,
             n_workers=n_workers,
-            device=self.device,
+            device=self.teacher.device,
         )
 
     @functools.cached_property
     def _format(self) -> Precision:
-        return Precision(self.precision, self.device)
+        return Precision(self.precision, self.teacher.device)
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:

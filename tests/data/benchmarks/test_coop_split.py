@@ -3,8 +3,7 @@ import pickle
 
 import pytest
 
-from kdedge.data.benchmarks import sun397
-from kdedge.data.benchmarks._coop_split import open_part, read_split
+from kdedge.data.benchmarks import open_part, read_split, sun397
 from kdedge.errors import DataError
 
 SPLIT = {

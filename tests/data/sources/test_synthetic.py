@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdedge.data.sources._pictures import CLEAN, COLORS, DIM, SHAPES, TEXTURES, Camera, draw_picture
+from kdedge.data.drawings import CLEAN, COLORS, DIM, SHAPES, TEXTURES, Camera, draw_picture
 from kdedge.data.sources.synthetic import class_names, open_source
 from kdedge.errors import RecipeError
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("pyarrow")
+pytest.importorskip("datasets")
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdedge.data.sources import _tables, huggingface, parquet
-from kdedge.errors import DataError
+from kdedge.data.sources import huggingface, parquet
+from kdedge.errors import DataError, MissingPackage
 from kdedge.runtime.preprocess import UnusableImage
 
 NAMES = ("cat", "hot dog")
@@ -206,21 +207,38 @@ def test_an_image_without_bytes_cannot_be_used_and_its_path_is_named(read: Save)
 @pytest.mark.parametrize("cut", [0, 4, 0.5, -8, -1])
 def test_a_file_that_is_cut_short_is_named(cut: float, read: Save, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    images = [rng.bytes(5000) for _ in range(7)]
-    source = read(table_of(image=structs(images)), labeled=False)
+    read(table_of(image=structs([rng.bytes(5000) for _ in range(7)])), labeled=False)
     (file,) = [*tmp_path.glob("*.parquet"), *tmp_path.glob("*.arrow")]
     data = file.read_bytes()
-    file.write_bytes(data + b"x")
-    with pytest.raises(DataError, match="has changed since its index was made"):
-        source.read(0)
     file.write_bytes(data[: int(cut * len(data)) if 0 < cut < 1 else int(cut)])
     module = parquet if file.suffix == ".parquet" else huggingface
-    place: Any = str(tmp_path) if module is parquet else tmp_path
     with pytest.raises(DataError, match=re.escape(str(file))):
-        module.open_source(place, class_names=(), labeled=False)
+        module.open_source(str(tmp_path), class_names=(), labeled=False)
 
 
-@pytest.mark.skipif(not hasattr(pa, "string_view"), reason="pyarrow 16 and later have views")
+def test_an_arrow_file_that_changes_under_a_source_is_noticed(tmp_path: Path) -> None:
+    save_dataset(tmp_path, table_of(image=structs(IMAGES)))
+    source = huggingface.open_source(tmp_path, class_names=(), labeled=False)
+    (file,) = tmp_path.glob("*.arrow")
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(DataError, match="has changed since its index was made"):
+        source.read(0)
+    file.unlink()
+    with pytest.raises(UnusableImage, match=f"{file} cannot be read"):
+        source.read(0)
+
+
+def test_a_parquet_file_may_change_under_a_source_and_is_read_anew_by_the_next(
+    tmp_path: Path,
+) -> None:
+    place = save_parquet(tmp_path, table_of(image=structs(IMAGES)))
+    source = parquet.open_source(place, class_names=(), labeled=False)
+    save_parquet(tmp_path, table_of(image=structs(IMAGES[::-1])))
+    assert [source.read(i) for i in range(7)] == IMAGES
+    again = parquet.open_source(place, class_names=(), labeled=False)
+    assert [again.read(i) for i in range(7)] == IMAGES[::-1]
+
+
 def test_views_are_columns_as_any_other(read: Save) -> None:
     source = read(
         table_of(
@@ -283,53 +301,134 @@ def test_wrong_offsets_in_an_arrow_file_do_not_end_the_process(tmp_path: Path) -
     assert done.stdout.count(f"{file} is damaged: ") == 3
 
 
-def test_damage_inside_a_row_group_makes_its_images_unusable(tmp_path: Path) -> None:
+def test_damage_inside_a_row_group_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = [rng.bytes(5000) for _ in range(4)]
-    save_parquet(tmp_path, table_of(image=structs(images)), rows=2)
-    (file,) = tmp_path.glob("*.parquet")
+    save_parquet(tmp_path, *[table_of(image=structs(images))] * 3, rows=2)
+    file = tmp_path / "part-1.parquet"
     data = bytearray(file.read_bytes())
     data[4:40] = bytes(36)  # the first page's header
     file.write_bytes(data)
-    source = parquet.open_source(str(file), class_names=(), labeled=False)
-    with pytest.raises(UnusableImage, match=str(file)):
-        source.read(0)
-    assert source.read(3) == images[3]
+    with pytest.raises(DataError, match=rf"{file} is not a readable Parquet file"):
+        parquet.open_source(str(tmp_path), class_names=(), labeled=False)
 
 
-def test_no_more_than_the_cache_is_held_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rng = np.random.default_rng(0)
-    images = [rng.bytes(1000) for _ in range(40)]
-    save_parquet(tmp_path, table_of(image=structs(images)), rows=4)
-    monkeypatch.setattr(_tables, "CACHE_BYTES", 10_000)
-    source = parquet.open_source(str(tmp_path), class_names=(), labeled=False)
-    for i in rng.permutation(40).tolist():
-        assert source.read(i) == images[i]
-        assert source._n_bytes() <= 10_000
-
-
-def test_a_row_group_that_does_not_fit_is_refused_with_a_command_that_mends_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_group_may_have_any_size(tmp_path: Path) -> None:
     images = [np.random.default_rng(i).bytes(300) for i in range(250)]
-    folder = tmp_path / "it's here"
-    folder.mkdir()
     whole = table_of(FEATURES, image=structs(images), label=[0, 1] * 125)
-    save_parquet(folder, whole, rows=1000)
-    (file,) = folder.glob("*.parquet")
-    monkeypatch.setattr(_tables, "CACHE_BYTES", 50_000)
-    with pytest.raises(DataError, match=r"row group 0 holds 0 MiB of images") as caught:
-        parquet.open_source(str(file), class_names=(), labeled=False)
-    command = shlex.split(str(caught.value).splitlines()[-1])
-    assert command[0] == "python"
-    subprocess.run([sys.executable, *command[1:]], check=True)
-    (small,) = [path for path in folder.glob("*.parquet") if path != file]
-    source = parquet.open_source(str(small), class_names=NAMES, labeled=True)
+    place = save_parquet(tmp_path, whole, rows=1000)
+    source = parquet.open_source(place, class_names=NAMES, labeled=True)
     assert [source.read(i) for i in range(250)] == images
     assert [item.label for item in source.items] == [1, 0] * 125
-    assert pq.ParquetFile(small).metadata.num_row_groups == 3
+
+
+def copies() -> set[tuple[Path, int]]:
+    cache = Path(os.environ["HF_DATASETS_CACHE"])
+    return {(path, path.stat().st_mtime_ns) for path in cache.rglob("*.arrow")}
+
+
+def test_a_parquet_file_is_copied_once_with_and_without_labels(tmp_path: Path) -> None:
+    table = table_of(FEATURES, image=structs(IMAGES), label=[0] * 7, other=[bytes(10_000)] * 7)
+    place = save_parquet(tmp_path, table)
+    before = copies()
+    parquet.open_source(place, image_column="image", class_names=NAMES, labeled=True)
+    first = copies()
+    (new,) = first - before
+    assert new[0].stat().st_size < 10_000  # other columns are left out
+    parquet.open_source(place, image_column="image", class_names=(), labeled=False)
+    assert copies() == first
+
+
+OPEN_PARQUET = """
+import sys
+from kdedge.data.sources import parquet
+from kdedge.errors import ResourceError
+try:
+    print(len(parquet.open_source(sys.argv[1], class_names=(), labeled=False).items))
+except ResourceError as error:
+    print(error)
+"""
+
+
+def test_no_network_is_asked_for_local_files(server: Any, tmp_path: Path) -> None:
+    place = save_parquet(tmp_path, table_of(FEATURES, image=structs(IMAGES), label=[0] * 7))
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN_PARQUET, place],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "HF_ENDPOINT": server.url("")},
+    )
+    assert (done.stdout, server.requests) == ("7\n", [])
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    place = save_parquet(tmp_path, table_of(image=structs(IMAGES)))
+    cache = tmp_path / "file" / "cache"
+    cache.parent.write_bytes(b"")
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN_PARQUET, place],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "HF_DATASETS_CACHE": str(cache)},
+    )
+    assert f"{cache} could not be written: not a directory" in done.stdout
+
+
+HUB = """
+import sys
+from kdedge.data.sources import huggingface
+from kdedge.errors import KdedgeError
+names = ("cat", "hot dog")
+try:
+    source = huggingface.open_source(sys.argv[1], part="train", class_names=names, labeled=True)
+    print([item.label for item in source.items], [source.read(i) for i in range(3)])
+except KdedgeError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def read_offline(place: str, cache: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", HUB, place],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache)},
+    )
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+def test_a_dataset_of_the_hub_is_read_from_the_cache_where_there_is_no_network(
+    tmp_path: Path,
+) -> None:
+    table = table_of(FEATURES, image=structs(IMAGES[:3]), label=[0, 1, 0])
+    save_parquet(tmp_path, table)
+    cache = tmp_path / "cache"
+    files = str(tmp_path / "part-0.parquet")
+    datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(cache))
+    # The cache of a dataset on the Hub differs from that of local files in its names
+    (copied,) = (cache / "parquet").iterdir()
+    target = cache / "owner___animals" / "default"
+    target.parent.mkdir()
+    copied.rename(target)
+    (arrow,) = target.rglob("*.arrow")
+    arrow.rename(arrow.with_name("animals-train.arrow"))
+    assert read_offline("hf://datasets/owner/animals", cache) == f"[1, 0, 1] {IMAGES[:3]}"
+
+
+def test_a_hub_that_cannot_be_reached_is_said(tmp_path: Path) -> None:
+    text = read_offline("hf://datasets/owner/animals", tmp_path)
+    assert text.startswith("SetupError hf://datasets/owner/animals cannot be fetched: Couldn't")
+    assert "where the Hub can be reached" in text
+
+
+@pytest.mark.parametrize("name", ["animals", "a/b/c/d", "../x/y", ""])
+def test_what_cannot_be_the_name_of_a_dataset_is_refused(name: str) -> None:
+    with pytest.raises(DataError, match=r"names no dataset\.\n  Write hf://datasets/OWNER/NAME"):
+        huggingface.open_source(f"hf://datasets/{name}", class_names=(), labeled=False)
 
 
 def test_a_pattern_a_folder_and_a_file_name_the_same_files(tmp_path: Path) -> None:
@@ -383,18 +482,19 @@ def test_the_splits_of_a_dataset_are_named(tmp_path: Path) -> None:
         huggingface.open_source(tmp_path, class_names=(), labeled=False)
 
 
-def test_an_arrow_dataset_is_mapped_and_not_read(tmp_path: Path) -> None:
+def test_images_are_mapped_and_not_held_in_memory(read: Save) -> None:
     images = [bytes(1 << 20) for _ in range(8)]
-    save_dataset(tmp_path, table_of(image=structs(images)), rows=2)
+    table = table_of(image=structs(images))
     before = pa.total_allocated_bytes()
-    source = huggingface.open_source(tmp_path, class_names=(), labeled=False)
+    source = read(table, labeled=False, rows=2)
     assert all(source.read(i) == images[i] for i in range(8))
     assert pa.total_allocated_bytes() - before < 1 << 20
 
 
-def test_without_pyarrow_the_missing_package_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("module", [parquet, huggingface])
+def test_without_datasets_the_missing_package_is_named(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(Exception, match=r"needs pyarrow, which[\s\S]*kdedge\[data\]"):
-        parquet.open_source(str(tmp_path), class_names=(), labeled=False)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingPackage, match=r"needs datasets, which[\s\S]*kdedge\[data\]"):
+        module.open_source(str(tmp_path), class_names=(), labeled=False)

@@ -1,0 +1,288 @@
+"""Backbones by their hashes: found without building a model, loaded where one is needed.
+
+`find_backbone` builds the architecture on torch's meta device, where tensors have shapes and no
+values. It takes the hash of the weights from the file, or from what an earlier command kept of it.
+`FoundBackbone.load` builds the model and compares its hash with the one found.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import open_clip
+import torch
+from open_clip import CLIP
+from torch import nn
+
+from kdedge.clip.architecture import (
+    build_empty,
+    build_filled,
+    build_image_encoder,
+    has_clip_text_encoder,
+    read_config,
+    why_no_prompts,
+)
+from kdedge.clip.backbone import Backbone, identify, make_backbone
+from kdedge.clip.builtin import BUILTIN_MODELS
+from kdedge.clip.image_backbone import AnyBackbone, count_features, make_image_backbone
+from kdedge.clip.resolve import TIMM_PREFIX, BackboneSpec, agreed_preprocess, resolve
+from kdedge.clip.timm_encoder import find_timm_encoder
+from kdedge.clip.weights import hash_weights, match_shapes
+from kdedge.clip.weights_file import HashCache, WeightsFile
+from kdedge.config.fields import looks_like_path
+from kdedge.runtime.preprocess import Preprocess
+
+_VISUAL = "visual."
+"""Before the image encoder's names in a CLIP's state dict."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Blueprint:
+    """A model without values, and the file that holds them.
+
+    Attributes:
+        empty: the model, on the meta device where it can be built there.
+        build: builds it with its initial values.
+        weights: the file.
+        keys: name in the model's state dict -> key in the file.
+    """
+
+    empty: nn.Module
+    build: Callable[[], nn.Module]
+    weights: WeightsFile
+    keys: dict[str, str]
+
+    def check(self, where: str) -> None:
+        """Makes sure that the file has exactly the model's tensors.
+
+        Raises:
+            DataError: it has others.
+        """
+        expected = {name: tuple(value.shape) for name, value in self.empty.state_dict().items()}
+        match_shapes(expected, {n: self.weights.shapes[k] for n, k in self.keys.items()}, where)
+
+    def types(self) -> dict[str, torch.dtype]:
+        return {name: value.dtype for name, value in self.empty.state_dict().items()}
+
+    def hash_weights(self) -> str:
+        """Gives the hash that the model's weights have once it is built."""
+        types = self.types()
+        return self.weights.hash_of({name: self.keys[name] for name in types}, types)
+
+    def fill(self) -> tuple[nn.Module, bool]:
+        """Builds the model, and says whether its values are those that were hashed already."""
+        stored, is_hashed = self.weights.take()
+        visual = self.empty.visual if isinstance(self.empty, CLIP) else self.empty
+        if why_no_prompts(visual) is None:
+            module = copy.deepcopy(self.empty)
+            # Each stored tensor is freed once it is copied, so that memory holds the model once.
+            state = {
+                name: stored.pop(self.keys[name]).to(kind, copy=True)
+                for name, kind in self.types().items()
+            }
+            module.load_state_dict(state, assign=True)
+        else:  # the encoder may have tensors that no file of weights holds
+            module = self.build()
+            module.load_state_dict({name: stored[self.keys[name]] for name in self.types()})
+        if isinstance(module, CLIP):
+            module.attn_mask = None  # `encode_text` masks by position
+        return module.float(), is_hashed
+
+
+@dataclass(frozen=True, eq=False)
+class FoundBackbone:
+    """A backbone that is not built yet.
+
+    It holds the file's tensors if finding it had to read them, until `load` or `forget`.
+
+    Attributes:
+        name: what tables and messages call it.
+        preprocess: the image preprocessing of its pre-training.
+        weights_hash: the `weights_hash` of the loaded backbone.
+        identity: the `identity` of the loaded backbone.
+        embed_dim: D, the size of its image features.
+        has_texts: whether it loads as a `Backbone`, with a text encoder, or as an `ImageBackbone`.
+        is_trained_with_texts: whether its image encoder was trained with texts.
+    """
+
+    name: str
+    preprocess: Preprocess
+    weights_hash: str
+    identity: str
+    embed_dim: int
+    has_texts: bool
+    is_trained_with_texts: bool
+    _blueprint: _Blueprint
+
+    def load(
+        self, *, device: torch.device | str = "cpu", text_cache_folder: Path | None = None
+    ) -> AnyBackbone:
+        """Builds the backbone.
+
+        Args:
+            device: where to put it.
+            text_cache_folder: keeps features of frozen texts between runs; None keeps them in
+                memory.
+
+        Raises:
+            DataError: the file no longer holds the weights that were found.
+        """
+        module, is_hashed = self._blueprint.fill()
+        weights_hash = self.weights_hash if is_hashed else hash_weights(module.state_dict())
+        if weights_hash != self.weights_hash:
+            raise self._blueprint.weights.has_changed()
+        if isinstance(module, CLIP):
+            return make_backbone(
+                module,
+                name=self.name,
+                preprocess=self.preprocess,
+                device=device,
+                text_cache_folder=text_cache_folder,
+                weights_hash=weights_hash,
+            )
+        return make_image_backbone(
+            module,
+            name=self.name,
+            preprocess=self.preprocess,
+            is_trained_with_texts=self.is_trained_with_texts,
+            device=device,
+            weights_hash=weights_hash,
+        )
+
+    def forget(self) -> None:
+        """Frees the file's tensors, for a backbone that is not loaded soon or at all."""
+        self._blueprint.weights.forget()
+
+
+def find_backbone(
+    spec: BackboneSpec, *, needs_texts: bool, hashes: HashCache | None = None
+) -> FoundBackbone:
+    """Finds a backbone and its hashes without building it.
+
+    Weights are read only if `hashes` does not know their file, and fetched only if a pretrained tag
+    is not on this machine. A timm model that cannot be built on the meta device is built on the
+    CPU.
+
+    Args:
+        spec: the backbone as a recipe names it.
+        needs_texts: whether its text encoder is needed. If not, a model whose text encoder is not
+            CLIP's own gives its image encoder alone.
+        hashes: what earlier commands kept of files of weights.
+
+    Raises:
+        RecipeError: unknown name or tag, contradictory activation, an architecture that kdedge does
+            not run, or images that it does not prepare.
+        DataError: the file of weights is damaged or is another model's.
+        SetupError: the weights would have to be downloaded and cannot be.
+    """
+    if needs_texts or has_texts(spec):
+        return _find_clip(spec, hashes)
+    if spec.name is not None and spec.name.startswith(TIMM_PREFIX):
+        return _find_timm_encoder(spec, hashes)
+    return _find_clips_image_encoder(spec, hashes)
+
+
+def load_backbone(
+    spec: BackboneSpec,
+    *,
+    device: torch.device | str = "cpu",
+    text_cache_folder: Path | None = None,
+    hashes: HashCache | None = None,
+) -> Backbone:
+    """Loads a CLIP with its text encoder; arguments and errors as of `find_backbone` and `load`."""
+    found = find_backbone(spec, needs_texts=True, hashes=hashes)
+    backbone = found.load(device=device, text_cache_folder=text_cache_folder)
+    assert isinstance(backbone, Backbone)
+    return backbone
+
+
+def has_texts(spec: BackboneSpec) -> bool:
+    """Whether a backbone has CLIP's own text encoder, the only one that kdedge runs.
+
+    A name that is no model counts as one that has: loading it gives the error.
+
+    Raises:
+        DataError: the config is not a model config.
+        RecipeError: open_clip cannot build it.
+    """
+    if spec.config is not None:
+        return has_clip_text_encoder(spec.config.name, read_config(spec.config))
+    if spec.name is None or spec.name in BUILTIN_MODELS:
+        return True
+    if spec.name.startswith(TIMM_PREFIX):
+        return False
+    model_config = open_clip.get_model_config(spec.name)
+    return model_config is None or has_clip_text_encoder(spec.name, model_config)
+
+
+def _find_clip(spec: BackboneSpec, hashes: HashCache | None) -> FoundBackbone:
+    found = resolve(spec, check=build_empty, hashes=hashes)
+    model = build_empty(found.label, found.model_config)
+    blueprint = _Blueprint(
+        model,
+        partial(build_filled, found.label, found.model_config),
+        found.weights,
+        {key: key for key in found.weights.shapes},
+    )
+    blueprint.check(found.label)
+    weights_hash = blueprint.hash_weights()
+    return FoundBackbone(
+        name=found.label,
+        preprocess=found.preprocess,
+        weights_hash=weights_hash,
+        identity=identify(model, weights_hash, found.preprocess),
+        embed_dim=int(model.text_projection.shape[1]),
+        has_texts=True,
+        is_trained_with_texts=True,
+        _blueprint=blueprint,
+    )
+
+
+def _find_clips_image_encoder(spec: BackboneSpec, hashes: HashCache | None) -> FoundBackbone:
+    check = partial(build_image_encoder, device="meta")
+    found = resolve(spec, check=check, hashes=hashes)
+    label, config, weights = found.label, found.model_config, found.weights
+    preprocess = found.preprocess
+    if spec.name is not None and spec.weights is not None and looks_like_path(spec.weights):
+        preprocess = agreed_preprocess(spec.name, config) or preprocess
+    blueprint = _Blueprint(
+        build_image_encoder(label, config, device="meta"),
+        partial(build_image_encoder, label, config, device="cpu"),
+        weights,
+        {key.removeprefix(_VISUAL): key for key in weights.shapes if key.startswith(_VISUAL)},
+    )
+    blueprint.check(f"{label}, image encoder")
+    return _found_image_encoder(blueprint, label, preprocess, is_trained_with_texts=True)
+
+
+def _find_timm_encoder(spec: BackboneSpec, hashes: HashCache | None) -> FoundBackbone:
+    assert spec.name is not None  # it begins with timm's prefix
+    encoder = find_timm_encoder(spec.name, spec.weights)
+    weights = WeightsFile(encoder.file, hashes)
+    keys = {key: key for key in weights.shapes if not key.startswith(encoder.classifier)}
+    blueprint = _Blueprint(encoder.empty, encoder.build, weights, keys)
+    blueprint.check(spec.name)
+    return _found_image_encoder(
+        blueprint, spec.name, encoder.preprocess, is_trained_with_texts=False
+    )
+
+
+def _found_image_encoder(
+    blueprint: _Blueprint, name: str, preprocess: Preprocess, *, is_trained_with_texts: bool
+) -> FoundBackbone:
+    weights_hash = blueprint.hash_weights()
+    visual = blueprint.empty.eval()
+    return FoundBackbone(
+        name=name,
+        preprocess=preprocess,
+        weights_hash=weights_hash,
+        identity=identify(visual, weights_hash, preprocess),
+        embed_dim=count_features(visual, name, preprocess.size_px),
+        has_texts=False,
+        is_trained_with_texts=is_trained_with_texts,
+        _blueprint=blueprint,
+    )

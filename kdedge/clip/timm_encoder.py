@@ -1,0 +1,167 @@
+"""timm's models as image encoders: pooled features, timm's own preprocessing.
+
+Source: timm, https://github.com/huggingface/pytorch-image-models (Wightman 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data.config import resolve_model_data_config
+from torch import nn
+
+from kdedge.clip.download import fetch_from_hub
+from kdedge.clip.resolve import TIMM_PREFIX
+from kdedge.config.explain import nearest
+from kdedge.config.fields import looks_like_path
+from kdedge.errors import RecipeError, SetupError
+from kdedge.runtime.preprocess import RESAMPLING, Preprocess
+
+_RESIZE_MODES = {"center": "shortest", "squash": "squash"}
+_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class TimmEncoder:
+    """A timm model without its classifier.
+
+    Attributes:
+        name: `timm/` and timm's name.
+        empty: [B, 3, H, W] -> [B, D], pooled; on the meta device if timm can build it there.
+        preprocess: of its images.
+        file: its weights.
+        classifier: how the classifier's keys begin in the file.
+    """
+
+    name: str
+    empty: nn.Module
+    preprocess: Preprocess
+    file: Path
+    classifier: tuple[str, ...]
+
+    def build(self) -> nn.Module:
+        """Builds it on the CPU with its initial values."""
+        model: nn.Module = _build(self.name, device="cpu")
+        return model
+
+
+def find_timm_encoder(name: str, weights: str | None) -> TimmEncoder:
+    """Finds a timm model and its file of weights.
+
+    Args:
+        name: `timm/` and timm's name, with the tag of its weights: timm/resnet18.a1_in1k.
+        weights: `pretrained` for what timm publishes, or a file of the model's state dict.
+
+    Raises:
+        RecipeError: timm has no such model or tag, or kdedge does not prepare its images.
+        SetupError: the weights would have to be downloaded and cannot be.
+    """
+    model = _build_empty(name)
+    heads = model.pretrained_cfg.get("classifier") or ()
+    return TimmEncoder(
+        name,
+        model,
+        timm_preprocess(name, resolve_model_data_config(model)),
+        _weights_file(name, weights, model.pretrained_cfg),
+        tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads)),
+    )
+
+
+def _build(name: str, *, device: str) -> Any:
+    timms = name.removeprefix(TIMM_PREFIX)
+    architecture = timms.partition(".")[0]
+    if not timm.is_model(architecture):
+        raise _unknown(name, timm.list_models())
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        try:
+            return timm.create_model(timms, num_classes=0)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if "tag" in str(error):
+                tags = timm.list_models(f"{architecture}.*", pretrained=True)
+                raise _unknown(name, tags) from error
+            raise RecipeError(
+                f"{name}: timm cannot build it without a classifier: {error}.\n"
+                "  Choose another model."
+            ) from error
+
+
+def _build_empty(name: str) -> Any:
+    """Builds a model on the meta device; on the CPU if its code needs values while it is built.
+
+    timm 1.0.31 builds and runs all of its 1,371 models on the meta device.
+    """
+    try:
+        return _build(name, device="meta")
+    except RecipeError:
+        return _build(name, device="cpu")
+
+
+def _unknown(name: str, known: list[str]) -> RecipeError:
+    guess = nearest(name.removeprefix(TIMM_PREFIX), known)
+    return RecipeError(
+        f"{name} is not a model of timm {timm.__version__}."
+        + (f"\n  Did you mean {TIMM_PREFIX}{guess}?" if guess else "")
+    )
+
+
+def timm_preprocess(name: str, wanted: Mapping[str, Any]) -> Preprocess:
+    """Turns timm's data config into preprocessing.
+
+    Its `crop_pct`, which zooms in on test images by some percent, is left out: a student is trained
+    and tested on kdedge's own crops.
+
+    Raises:
+        RecipeError: kdedge does not prepare such images.
+    """
+    channels, *sides = wanted["input_size"]
+    odd = {
+        f"{channels} channels": channels != 3,
+        f"{sides[0]}x{sides[1]} pixels": sides[0] != sides[1],
+        f"interpolation {wanted['interpolation']}": wanted["interpolation"] not in RESAMPLING,
+        f"crop mode {wanted['crop_mode']}": wanted["crop_mode"] not in _RESIZE_MODES,
+    }
+    for what, is_there in odd.items():
+        if is_there:
+            raise RecipeError(
+                f"{name} wants images of {what}, which kdedge does not prepare.\n"
+                "  Choose a model of square RGB images, bicubic or bilinear, whose crop mode is"
+                " center or squash."
+            )
+    return Preprocess(
+        size_px=sides[0],
+        mean=tuple(wanted["mean"]),
+        std=tuple(wanted["std"]),
+        interpolation=wanted["interpolation"],
+        resize_mode=_RESIZE_MODES[wanted["crop_mode"]],  # type: ignore[arg-type]
+    )
+
+
+def _weights_file(name: str, weights: str | None, published: dict[str, Any]) -> Path:
+    if weights is not None and looks_like_path(weights):
+        return Path(weights).expanduser()
+    if weights != "pretrained":
+        raise RecipeError(
+            f"{name} has weights: {weights}; expected pretrained or a file.\n"
+            f"  The tag of timm's weights is part of the name: {TIMM_PREFIX}resnet18.a1_in1k."
+        )
+    repository = published.get("hf_hub_id")
+    if not repository:
+        raise RecipeError(
+            f"timm publishes no weights of {name}.\n  Name a file of its state dict under weights."
+        )
+    try:
+        return fetch_from_hub(repository, _FILE)
+    # Each transport has errors of its own, and all mean the same here
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise SetupError(
+            f"The weights of {name} are not on this machine and could not be fetched: {reason}\n"
+            f"  Fetch https://huggingface.co/{repository}/resolve/main/{_FILE}\n"
+            "  where there is a network, copy the file here, and name it in the recipe beside"
+            " backbone: weights: /path/to/file"
+        ) from error

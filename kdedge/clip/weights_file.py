@@ -1,0 +1,218 @@
+"""Files of weights and their hashes; what one command found out, the next one need not read.
+
+A file's hash is kept on disk under the file's path, size and times of change. With it are kept the
+shapes of its tensors, from which a model can be checked and described without reading any value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from kdedge._files import sha256_json, write_atomic
+from kdedge.clip.weights import Shapes, Weights, hash_weights, read_weights
+from kdedge.errors import DataError, ResourceError
+
+log = logging.getLogger(__name__)
+
+RACY_S = 3.0
+"""A file changed less than this ago is not kept: within the resolution of its times it could change
+again unnoticed. FAT, the coarsest file system in use, rounds to 2 s."""
+
+FileState = tuple[int, int, int]
+"""Size, time of the last write and time of the last change of any kind, in ns. A program can set
+the former time back, but not the latter."""
+
+
+def _state_of(path: Path) -> FileState | None:
+    try:
+        found = path.stat()
+    except OSError:  # reading the file will say why
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+class KnownFile(BaseModel):
+    """What is known of one file of weights.
+
+    Attributes:
+        path: absolute, without links.
+        state: the file's state when it was read.
+        quick_gelu: as of `Weights`.
+        shapes: name -> shape of each tensor.
+        hashes: which tensors -> their hash; see `WeightsFile.hash_of`.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    path: str
+    state: FileState
+    quick_gelu: bool | None
+    shapes: dict[str, tuple[int, ...]]
+    hashes: dict[str, str]
+
+
+class HashCache:
+    """Keeps what is known of files of weights, one small JSON file each.
+
+    Several processes may use one folder. Each file is replaced as a whole, so that the last writer
+    wins; what another one wrote is computed again.
+
+    Limit: a file whose size and times are all unchanged counts as unchanged. Where a backbone is
+    loaded, its weights are hashed and compared, so that such a file is noticed there.
+
+    Args:
+        folder: where; made when needed.
+        now: the time in seconds since 1970.
+    """
+
+    def __init__(self, folder: Path, *, now: Callable[[], float] = time.time) -> None:
+        self._folder = folder
+        self._now = now
+
+    def _file(self, path: Path) -> Path:
+        return self._folder / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
+
+    def get(self, path: Path, state: FileState) -> KnownFile | None:
+        """What is known of a file in this state; None where nothing is, or it is damaged."""
+        file = self._file(path)
+        try:
+            known = KnownFile.model_validate_json(file.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            reason = str(error).partition("\n")[0]
+            log.warning("%s is damaged (%s) and is made again.", file, reason)
+            return None
+        return known if (known.path, known.state) == (str(path), state) else None
+
+    def put(self, known: KnownFile) -> None:
+        """Keeps what is known of a file, unless the file has only just changed."""
+        _, written_ns, changed_ns = known.state
+        if self._now() - max(written_ns, changed_ns) / 1e9 < RACY_S:
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(self._file(Path(known.path)), known.model_dump_json().encode())
+        except (OSError, ResourceError) as error:
+            log.warning("The hash of %s is not kept: %s", known.path, error)
+
+    def drop(self, path: Path) -> None:
+        """Forgets a file."""
+        with contextlib.suppress(OSError):
+            self._file(path).unlink()
+
+
+class WeightsFile:
+    """A file of weights, whose tensors are read only where something asks for them.
+
+    Args:
+        path: the file.
+        cache: what is known of files from before; None reads the file.
+        read: how the file is read.
+
+    Raises:
+        DataError: as of `read_weights`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        cache: HashCache | None = None,
+        *,
+        read: Callable[[Path], Weights] = read_weights,
+    ) -> None:
+        self.path = path
+        self._cache = cache
+        self._read = read
+        self._resolved = path.resolve()
+        self._state = _state_of(path)
+        self._tensors: dict[str, Tensor] | None = None
+        known = None
+        if cache is not None and self._state is not None:
+            known = cache.get(self._resolved, self._state)
+        if known is None:
+            weights = read(path)
+            self._tensors = weights.state_dict
+            self.quick_gelu = weights.quick_gelu
+            self.shapes: Shapes = {k: tuple(v.shape) for k, v in weights.state_dict.items()}
+            self._hashes: dict[str, str] = {}
+        else:
+            self.quick_gelu, self.shapes = known.quick_gelu, known.shapes
+            self._hashes = dict(known.hashes)
+
+    def hash_of(self, keys: Mapping[str, str], types: Mapping[str, torch.dtype]) -> str:
+        """Gives the hash that a model's weights have once they are loaded from this file.
+
+        Args:
+            keys: name in the model -> key in the file.
+            types: name in the model -> type of its tensor there.
+        """
+        which = sha256_json([dict(keys), {name: str(kind) for name, kind in types.items()}])
+        if which not in self._hashes:
+            stored = self._read_tensors()
+            loaded = {name: as_loaded(stored[key], types[name]) for name, key in keys.items()}
+            self._hashes[which] = hash_weights(loaded)
+            self._keep()
+        return self._hashes[which]
+
+    def _keep(self) -> None:
+        if self._cache is None or self._state is None or self._state != _state_of(self.path):
+            return
+        self._cache.put(
+            KnownFile(
+                path=str(self._resolved),
+                state=self._state,
+                quick_gelu=self.quick_gelu,
+                shapes={key: tuple(shape) for key, shape in self.shapes.items()},
+                hashes=self._hashes,
+            )
+        )
+
+    def _read_tensors(self) -> dict[str, Tensor]:
+        if self._tensors is None:
+            tensors = self._read(self.path).state_dict
+            if {key: tuple(value.shape) for key, value in tensors.items()} != self.shapes:
+                raise self.has_changed()
+            self._tensors = tensors
+        return self._tensors
+
+    def has_changed(self) -> DataError:
+        """Gives the error for a file that does not hold what was found, and forgets what was."""
+        if self._cache is not None:
+            self._cache.drop(self._resolved)
+        return DataError(
+            f"{self.path} does not hold the weights that were found in it first: it changed"
+            " meanwhile.\n  Run the command again once nothing writes the file."
+        )
+
+    def take(self) -> tuple[dict[str, Tensor], bool]:
+        """Gives the tensors and keeps none of them.
+
+        Returns:
+            Key -> tensor, and whether these are the tensors that were hashed: they were read by
+            this object, and the file has not changed since.
+        """
+        is_hashed = self._tensors is not None and self._state == _state_of(self.path)
+        if not is_hashed:
+            self.forget()
+        tensors = self._read_tensors()
+        self.forget()
+        return tensors, is_hashed
+
+    def forget(self) -> None:
+        """Frees the tensors; the next one who asks reads the file again."""
+        self._tensors = None
+
+
+def as_loaded(value: Tensor, kind: torch.dtype) -> Tensor:
+    """A stored tensor in the type that a model keeps it in; the same object where it may be."""
+    return value if kind == torch.float32 else value.to(kind)

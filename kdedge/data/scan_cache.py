@@ -1,0 +1,176 @@
+"""Keeps what a scan found of each readable image, so that unchanged files are decoded once.
+
+An image is known by its file's path, its position there, and the file's size, times of change and
+inode. Unreadable images are not kept: they are few, and why they cannot be read may pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import PIL
+from PIL import Image
+
+from kdedge import __version__
+from kdedge._files import write_atomic
+from kdedge._lock import locked
+from kdedge.data.sources import InFiles, Location, Source, Stamp
+from kdedge.errors import ResourceError
+from kdedge.runtime.preprocess import MAX_ASPECT, MAX_PIXELS
+
+MAX_IMAGES = 4_000_000
+"""Images that one file of the cache holds; about 200 bytes each."""
+
+MAX_FILES = 64
+"""Files in a cache folder; those that were used least recently are removed."""
+
+_SETTLED_NS = 2_000_000_000
+"""A file that changed less than 2 s before it was read may change again within the same time stamp:
+FAT counts in steps of 2 s. What is found of it is not kept."""
+
+_LOCK_WAIT_S = 10.0
+
+_LOG = logging.getLogger(__name__)
+
+
+class ImageFacts(NamedTuple):
+    """What a scan finds of a readable image: SHA-256 of its bytes, in hex; width and height."""
+
+    digest: str
+    size_px: tuple[int, int]
+
+
+class ScanCache:
+    """What was found of images, in memory and in a folder, shared by sources and by processes.
+
+    Each folder of images has a file of its own in the cache. A file that is damaged, of another
+    version, or that cannot be written costs a new scan and is no error.
+
+    Args:
+        folder: of the cache, made once something is kept; None keeps results in memory only.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._found: dict[str, str] = {}  # as `_key` and `_text` write them
+        self._new: dict[str, str] = {}
+        self._read: set[Path] = set()
+
+    def open(self, source: Source) -> None:
+        """Reads what is kept of a source's images; once, however often it is called."""
+        file = self._file(source)
+        if file is not None and file not in self._read:
+            self._read.add(file)
+            self._found = _read(file) | self._found
+            with contextlib.suppress(OSError):
+                os.utime(file)  # the time of use, see MAX_FILES
+
+    def look(self, source: Source, i: int, examine: Callable[[], ImageFacts]) -> ImageFacts:
+        """Gives what is kept of an image, or else what `examine` finds of it.
+
+        Many threads may call this at once.
+        """
+        if not isinstance(source, InFiles):
+            return examine()
+        location = source.location(i)
+        before = _stamp(location)
+        if before is None:
+            return examine()
+        key = _key(location)
+        facts = _facts(self._found.get(key, ""), before)
+        if facts is None:
+            started_ns = time.time_ns()
+            facts = examine()
+            is_settled = max(before.modified_ns, before.changed_ns) < started_ns - _SETTLED_NS
+            if is_settled and _stamp(location) == before:
+                self._found[key] = self._new[key] = _text(before, facts)
+        return facts
+
+    def save(self, source: Source) -> None:
+        """Adds what was found anew to the source's file in the cache."""
+        file, new = self._file(source), self._new
+        self._new = {}
+        if file is None or not new:
+            return
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with locked(file.parent / ".lock", wait_s=_LOCK_WAIT_S):  # else one's images were lost
+                _write(file, new)
+                _remove_oldest(file.parent)
+        except (ResourceError, OSError) as error:
+            _LOG.info("The scan is not kept: %s", str(error).partition("\n")[0])
+
+    def _file(self, source: Source) -> Path | None:
+        """The file in the cache that a source's images are kept in: that of their common folder."""
+        if self._folder is None or not isinstance(source, InFiles) or not source.items:
+            return None
+        places = {os.path.dirname(source.location(i).path) for i in range(len(source.items))}  # noqa: PTH120
+        name = hashlib.sha256(os.fsencode(os.path.commonpath(places))).hexdigest()[:32]
+        return self._folder / f"{name}.json"
+
+
+def _key(location: Location) -> str:
+    return f"{location.position}:{location.path}"
+
+
+def _stamp(location: Location) -> Stamp | None:
+    """A file's stamp now; None where the file is gone or is not the one that was indexed."""
+    try:
+        stamp = Stamp.of(os.stat(location.path))  # noqa: PTH116 - twice as fast as Path.stat
+    except (OSError, ValueError):  # a name too long, or with a zero byte in it
+        return None
+    return stamp if location.stamp in (None, stamp) else None
+
+
+def _text(stamp: Stamp, facts: ImageFacts) -> str:
+    return " ".join(map(str, (*stamp, facts.digest, *facts.size_px)))
+
+
+def _facts(text: str, stamp: Stamp) -> ImageFacts | None:
+    """What is kept of an image, None where nothing is or where its file has changed since."""
+    *known, digest, width, height = text.split() or ("", "0", "0")
+    if known != [str(value) for value in stamp]:
+        return None
+    return ImageFacts(digest, (int(width), int(height)))
+
+
+def _decoder() -> list[object]:
+    """What decides, beside its bytes, whether an image is readable."""
+    limits = (MAX_PIXELS, MAX_ASPECT, Image.MAX_IMAGE_PIXELS)
+    return [__version__, PIL.__version__, *limits]
+
+
+def _read(file: Path) -> dict[str, str]:
+    """The images of a cache file; nothing where it is missing, damaged or of another version."""
+    try:
+        digest, _, body = file.read_bytes().partition(b"\n")
+        if hashlib.sha256(body).hexdigest().encode() == digest:
+            value = json.loads(body)
+            if value["decoder"] == _decoder():
+                images: dict[str, str] = value["images"]
+                return images
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        _LOG.info("%s is not used: %s", file, error)
+    return {}
+
+
+def _write(file: Path, new: Mapping[str, str]) -> None:
+    images = {**_read(file), **new}
+    if len(images) > MAX_IMAGES:
+        images = dict(list(new.items())[:MAX_IMAGES])
+    body = json.dumps({"decoder": _decoder(), "images": images}).encode()
+    write_atomic(file, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+
+
+def _remove_oldest(folder: Path) -> None:
+    files = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in files[MAX_FILES:]:
+        file.unlink(missing_ok=True)

@@ -1,0 +1,347 @@
+"""Unpacks untrusted archives: whole or not at all, and nothing outside of their folder.
+
+Python's own `tarfile.data_filter` accepts links, limits neither number nor size, and has no
+counterpart for zip files. So names, kinds, number and size are checked here.
+"""
+
+from __future__ import annotations
+
+import bz2
+import errno
+import gzip
+import lzma
+import os
+import re
+import shutil
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from kdedge._files import explain_os_error
+from kdedge._progress import progress, readable_bytes
+from kdedge.data.benchmarks import Download
+from kdedge.data.sources import printable
+from kdedge.data.tar_reader import TarReader
+from kdedge.errors import DataError, ResourceError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much an archive may hold.
+
+    Attributes:
+        members: files and folders. ImageNet has 1.3 million files.
+        ratio: unpacked over packed bytes. Photos reach about 1, annotations 20.
+        free_bytes: unpacked bytes that are accepted beyond the ratio.
+    """
+
+    members: int = 4_000_000
+    ratio: int = 100
+    free_bytes: int = 1 << 24
+
+
+LIMITS = Limits()
+
+_BLOCK_BYTES = 1 << 18
+_TAR_BLOCK = 512
+_DAMAGED = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(OSError, EOFError, ValueError, OverflowError, NotImplementedError, RuntimeError),
+)
+"""Errors of the readers for truncated, damaged, encrypted or unknown archives."""
+
+
+def unpack(archive: Path, folder: Path, wanted: Download, *, limits: Limits = LIMITS) -> None:
+    """Unpacks an archive into a folder, or leaves nothing there.
+
+    Everything is unpacked into a hidden folder first and then moved, `wanted.gives` last: where it
+    exists, so does the rest. Modes, owners and dates are not restored.
+
+    Args:
+        archive: the file; it stays.
+        folder: of the benchmark set.
+        wanted: says which part of the archive is taken, and where it goes.
+        limits: see `Limits`.
+
+    Raises:
+        DataError: the archive is damaged, encrypted or a bomb; a member's name leaves the folder or
+            occurs twice; a member is neither file nor folder; `gives` is not in it; another file
+            has the name of a member.
+        ResourceError: no room, or the folder may not be written.
+    """
+    gives, top = wanted.gives, wanted.top
+    temporary = folder / temporary_name(archive)
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    try:
+        target = _Target(temporary / "all", archive, limits)
+        try:
+            (_read_tar if wanted.unpack == "tar" else _read_zip)(archive, target)
+        except _DAMAGED as error:
+            raise DataError(
+                f"{archive} cannot be unpacked: {str(error).rstrip('.') or type(error).__name__}.\n"
+                "  Remove it, so that it is fetched again."
+            ) from error
+        unpacked, wanted_part = temporary / "all", temporary / "in"
+        if top is None:
+            source, place, top = _holding(unpacked, gives), wanted_part / gives, gives
+        else:
+            source, place = unpacked / top, wanted_part / wanted.into
+        _place(source, place, archive=archive, top=top)
+        if not (temporary / "in" / gives).exists() and not (folder / gives).exists():
+            raise DataError(
+                f"{archive} does not hold {gives}, which it is expected to give.\n"
+                "  Unpack it by hand and look for it; the archive may have changed."
+            )
+        _move_into(temporary / "in", folder, last=PurePosixPath(gives).parts, archive=archive)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def temporary_name(archive: Path) -> str:
+    """Gives the hidden folder that an archive is unpacked into first."""
+    return f".unpacking-{archive.name}"
+
+
+def _holding(folder: Path, gives: str) -> Path:
+    """Finds the folder that holds a path, among a folder and the first two levels below it."""
+    places = (place for depth in ("", "*/", "*/*/") for place in folder.glob(depth + gives))
+    return next(places, folder / gives)
+
+
+def _place(source: Path, target: Path, *, archive: Path, top: str) -> None:
+    """Moves the wanted part of an archive to its place below the set's folder."""
+    if not source.is_dir():
+        raise DataError(
+            f"{archive} does not hold the folder {top}, whose content is wanted.\n"
+            "  Unpack it by hand and look for it; the archive may have changed."
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
+    except OSError as error:
+        raise explain_os_error(error, target) from error
+
+
+class _Target:
+    """The folder that an archive's members are written into.
+
+    Args:
+        folder: made here.
+        archive: the archive.
+        limits: see `Limits`.
+    """
+
+    def __init__(self, folder: Path, archive: Path, limits: Limits) -> None:
+        self.archive = archive
+        self.max_bytes = limits.free_bytes + limits.ratio * archive.stat().st_size
+        self._limits = limits
+        self._folder = folder
+        self._made: set[Path] = set()
+        self._n_members = 0
+        self._make(folder)
+
+    def need(self, n_bytes: int) -> None:
+        """Checks a size against the limit and the free disk space, before anything is written."""
+        if n_bytes > self.max_bytes:
+            raise self.too_large()
+        free = shutil.disk_usage(self._folder).free
+        if free < n_bytes:
+            raise ResourceError(
+                f"{self.archive.parent} has {readable_bytes(free)} free, unpacking"
+                f" {self.archive.name} needs {readable_bytes(n_bytes)}.\n"
+                "  Free some space and run the command again; the archive is kept."
+            )
+
+    def too_large(self) -> DataError:
+        """Gives the error for an archive bomb."""
+        return DataError(
+            f"{self.archive} unpacks to more than {readable_bytes(self.max_bytes)}, over"
+            f" {self._limits.ratio} times its size, as archives do that are made to fill disks.\n"
+            "  Look into it; where it is right, unpack it by hand."
+        )
+
+    def add_folder(self, name: str) -> None:
+        """Creates a folder of the archive."""
+        self._make(self._path(name))
+
+    def add_file(self, name: str, blocks: Iterable[bytes]) -> None:
+        """Writes a file of the archive."""
+        path = self._path(name)
+        if path == self._folder:
+            raise self.refuse(name, "is a file without a name")
+        self._make(path.parent)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError as error:
+            raise self.refuse(name, "is there twice") from error
+        except OSError as error:
+            raise self._explain(error, name, path) from error
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            for block in blocks:
+                view = memoryview(block)
+                try:
+                    while view:
+                        view = view[file.write(view) :]
+                except OSError as error:
+                    raise explain_os_error(error, path) from error
+
+    def refuse(self, name: str, why: str) -> DataError:
+        """Gives the error for a member that is refused."""
+        return DataError(
+            f"{self.archive}: {printable(name)[:200]} {why}; the archive is not unpacked.\n"
+            "  Where it can be trusted, unpack it by hand; else remove it."
+        )
+
+    def _path(self, name: str) -> Path:
+        self._n_members += 1
+        if self._n_members > self._limits.members:
+            raise DataError(f"{self.archive} has more than {self._limits.members:,} members.")
+        is_odd = "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name)
+        path = PurePosixPath(name)
+        if is_odd or path.is_absolute() or ".." in path.parts:
+            raise self.refuse(name, "leads out of the folder that it is unpacked into")
+        return self._folder / path
+
+    def _make(self, folder: Path) -> None:
+        if folder in self._made:
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._explain(error, str(folder), folder) from error
+        self._made.add(folder)
+
+    def _explain(self, error: OSError, name: str, path: Path) -> DataError | ResourceError:
+        """An impossible file name is the archive's error, anything else the disk's."""
+        if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
+            return self.refuse(name, "is both a file and a folder")
+        if error.errno == errno.ENAMETOOLONG:
+            return self.refuse(name, "is longer than names may be")
+        return explain_os_error(error, path)
+
+
+class _LimitedReader(TarReader):
+    """A decompressed archive, with a limit on all bytes as well."""
+
+    def __init__(self, file: Any, target: _Target) -> None:
+        super().__init__(file)
+        self._target = target
+
+    def read(self, size: int = -1) -> bytes:
+        data = super().read(size)
+        if self.n_read > self._target.max_bytes:
+            raise self._target.too_large()
+        return data
+
+
+def _read_tar(archive: Path, target: _Target) -> None:
+    n_bytes = archive.stat().st_size
+    target.need(n_bytes)
+    with (
+        archive.open("rb") as file,
+        progress(f"unpacking {archive.name}", n_bytes, in_bytes=True) as advance,
+    ):
+        reader = _LimitedReader(_decompressed(file), target)
+        with reader.open() as tar:
+            for member in tar:
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
+                if member.isdir():
+                    target.add_folder(member.name)
+                elif member.isreg() and not member.issparse():
+                    target.add_file(member.name, _tar_blocks(reader, member.size))
+                else:
+                    raise target.refuse(member.name, f"is {_tar_kind(member)}")
+                advance(file.tell())
+        if reader.last != bytes(_TAR_BLOCK):
+            raise EOFError("it is cut short or damaged: the end mark is missing")
+        while reader.read(_BLOCK_BYTES):  # to the checksum at the end of the compressed data
+            pass
+
+
+def _decompressed(file: IO[bytes]) -> Any:
+    magic = file.read(6)
+    file.seek(0)
+    if magic.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=file)
+    if magic.startswith(b"BZh"):
+        return bz2.BZ2File(file)
+    if magic.startswith(b"\xfd7zXZ"):
+        return lzma.LZMAFile(file)
+    return file
+
+
+def _tar_blocks(reader: _LimitedReader, size: int) -> Iterator[bytes]:
+    while size:
+        block = reader.read(min(size, _BLOCK_BYTES))
+        if not block:
+            raise EOFError("it is cut short")
+        size -= len(block)
+        yield block
+
+
+def _tar_kind(member: tarfile.TarInfo) -> str:
+    if member.issym() or member.islnk():
+        return f"a link to {printable(member.linkname)[:200]}"
+    return "a device" if member.isdev() else "a special file"
+
+
+def _read_zip(archive: Path, target: _Target) -> None:
+    with zipfile.ZipFile(archive) as file:
+        members = file.infolist()
+        target.need(sum(member.file_size for member in members))
+        n_done, n_bytes = 0, sum(member.compress_size for member in members)
+        with progress(f"unpacking {archive.name}", n_bytes, in_bytes=True) as advance:
+            for member in members:
+                kind = stat.S_IFMT(member.external_attr >> 16)
+                if kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
+                    what = "a link" if kind == stat.S_IFLNK else "a special file"
+                    raise target.refuse(member.filename, f"is {what}")
+                if member.is_dir():
+                    target.add_folder(member.filename)
+                else:
+                    target.add_file(member.filename, _zip_blocks(file, member))
+                n_done += member.compress_size
+                advance(n_done)
+
+
+def _zip_blocks(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
+    """Yields a file's bytes: never more than its header says, which is within the limit."""
+    with file.open(member) as opened:
+        while block := opened.read(_BLOCK_BYTES):
+            yield block
+
+
+def _move_into(source: Path, target: Path, *, last: tuple[str, ...], archive: Path) -> None:
+    """Moves the content of one folder into another.
+
+    Files of the same size that are already in place stay: a killed process moved them.
+
+    Args:
+        source: the folder.
+        target: the other; created where it is missing.
+        last: parts of the path that is moved after all others; empty where it is not below.
+        archive: for messages.
+    """
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        names = sorted(entry.name for entry in os.scandir(source))
+        for name in sorted(names, key=lambda name: name == (last[0] if last else None)):
+            new, old = source / name, target / name
+            if not os.path.lexists(old):
+                new.rename(old)
+            elif new.is_dir() and old.is_dir():
+                below = last[1:] if last and name == last[0] else ()
+                _move_into(new, old, last=below, archive=archive)
+            elif new.is_dir() or not old.is_file() or new.stat().st_size != old.stat().st_size:
+                raise DataError(
+                    f"{old} is there and is not what {archive.name} holds.\n"
+                    "  Move it away and run the command again."
+                )
+    except OSError as error:
+        raise explain_os_error(error, target) from error

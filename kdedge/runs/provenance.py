@@ -1,0 +1,128 @@
+"""Provenance of a run: command, versions, device, seed, hashes, times, status and summary."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from kdedge.records import TOLERANT, Percent
+
+Kind = Literal["teacher", "student", "baseline"]
+
+
+class _Tolerant(BaseModel):
+    """A part of provenance.json: known keys have their types, others are kept."""
+
+    model_config = ConfigDict(**TOLERANT, frozen=True)
+
+
+class Resumed(_Tolerant):
+    """One more start of an interrupted run.
+
+    Attributes:
+        resumed_at: ISO 8601 time.
+        command: the command line.
+        versions: version by package; None where a package is not installed.
+        platform: operating system.
+        device: torch device; None where it was not known yet.
+        n_processes: world size.
+    """
+
+    resumed_at: str | None = None
+    command: list[str] = []
+    versions: dict[str, str | None] = {}
+    platform: str | None = None
+    device: str | None = None
+    n_processes: int | None = None
+
+
+class TrainingSummary(_Tolerant):
+    """Summary of a training loop; see `TrainResult` for the fields."""
+
+    epochs: int
+    steps: int
+    seconds: float
+    final_loss: float
+    kept: str | None = None
+    best_epoch: int | None = None
+    validation_percent: Percent | None = None
+
+
+class RoundSummary(_Tolerant):
+    """Summary of one round of a method that labels its pool; see `Round` for the fields."""
+
+    n_images: int
+    n_classes: int | None = None
+    accuracy_percent: Percent | None
+    seconds: float | None = None
+
+
+class Summary(_Tolerant):
+    """Results of a finished run."""
+
+    training: TrainingSummary | None = None
+    rounds: list[RoundSummary] = []
+
+
+class Provenance(_Tolerant):
+    """The contents of a run's provenance.json, in the order in which version 0.1 wrote them.
+
+    Attributes:
+        kind: kind of the model that was trained.
+        status: `running`, `interrupted`, `failed` or `finished`. A killed run stays `running`.
+        started_at: ISO 8601 time of the first start.
+        finished_at: ISO 8601 time; None until the run is finished.
+        command: the command line of the first start.
+        versions: version by package at the first start; None where a package is not installed.
+        platform: operating system at the first start.
+        key: hash of the job; runs with equal keys have the same weights.
+        key_version: how the key is computed; None in runs of version 0.1.
+        device: torch device at the first start.
+        n_processes: world size at the first start.
+        seed: the recipe's seed.
+        method: name of the method.
+        settings: settings of the method.
+        imported_from: file of the public checkpoint, where the run was imported.
+        epoch: epoch of that checkpoint.
+        kd_weight_per_image: weight of one image in the distillation loss.
+        hashes: hash by input: backbone, class list, image lists.
+        measured_on: hash of the test images; None without any, and in runs of version 0.1.
+        teacher_run: the teacher's run, as `name/NN`.
+        official: whether the run follows the public code's protocol.
+        resumed: later starts.
+        summary: results; empty until the run is finished.
+    """
+
+    kind: Kind
+    status: str | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+    command: list[str] = []
+    versions: dict[str, str | None] = {}
+    platform: str | None = None
+    key: str | None = None
+    key_version: int | None = None
+    device: str | None = None
+    n_processes: int | None = None
+    seed: int | None = None
+    method: str | None = None
+    settings: dict[str, Any] = {}
+    imported_from: str | None = None
+    epoch: int | None = None
+    kd_weight_per_image: float | None = None
+    hashes: dict[str, Any] = {}
+    measured_on: str | None = None
+    teacher_run: str | None = None
+    official: bool = False
+    resumed: list[Resumed] = []
+    summary: Summary = Summary()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether everything of the run is written."""
+        return self.status == "finished"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the keys that the file holds, as plain values for JSON."""
+        return self.model_dump(exclude_unset=True)

@@ -1,0 +1,177 @@
+"""The images of a recipe: opened, scanned once, unreadable ones left out, few-shot draws made."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Literal
+
+from kdedge._progress import progress
+from kdedge.config.recipe import LabeledSpec, Recipe, SourceSpec, UnlabeledSpec
+from kdedge.data.few_shot import Draws
+from kdedge.data.images import check_limit, put_together, scan
+from kdedge.data.open import is_own_split, open_source
+from kdedge.data.sources import Source, WithoutLabels
+from kdedge.errors import DataError, RecipeError
+from kdedge.setup.classes import Classes
+from kdedge.setup.images import Images
+from kdedge.setup.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+Key = Literal["unlabeled", "labeled", "validation", "test"]
+"""Names of image sources under `data`."""
+
+
+class RecipeData:
+    """The image sources of a recipe, read for a class list.
+
+    Few-shot draws take turns in one random stream, as the benchmark's protocol does: labeled
+    images first, then those of validation. One object is one stream.
+
+    Args:
+        recipe: names the sources.
+        classes: what labels are positions in.
+        workspace: keeps scans; its processes read a part of a source each.
+    """
+
+    def __init__(self, recipe: Recipe, classes: Classes, workspace: Workspace) -> None:
+        self._recipe, self._classes, self._workspace = recipe, classes, workspace
+        spec = recipe.data.labeled
+        shots = None if spec is None else spec.shots
+        self._draws = Draws(spec, shots=shots, seed=recipe.seed, data=recipe.data)
+
+    def load(self, key: Key) -> Images | None:
+        """Opens a source and scans its images; None where the recipe has none.
+
+        Raises:
+            DataError: more images are unreadable than the recipe accepts, or labels and class
+                names differ.
+        """
+        data = self._recipe.data
+        spec: SourceSpec | None = getattr(data, key)
+        if spec is None:
+            return None
+        if isinstance(spec, UnlabeledSpec) and spec.per_class is not None:
+            return self._draw_unlabeled(spec, spec.per_class)
+        source = open_source(
+            spec, class_names=self._classes.names, labeled=key != "unlabeled", data=data
+        )
+        return replace(self._readable(source, key), is_own_split=is_own_split(spec, data=data))
+
+    def require(self, key: Key, why: str) -> Images:
+        """Loads a source that has to be there.
+
+        Raises:
+            RecipeError: the recipe does not name it; `why` says what needs it.
+        """
+        images = self.load(key)
+        if images is None:
+            raise RecipeError(
+                f"The recipe has no data.{key}, and {why}.\n  Add it; `kdedge schema` shows how."
+            )
+        return images
+
+    def labeled(self, role: str) -> Images:
+        """The labeled images of a role: drawn over all classes, then those of labeled classes.
+
+        The order of the two steps is the benchmark's: the images of base classes do not depend on
+        the split.
+        """
+        images = self.require("labeled", f"a {role} learns from labeled images")
+        spec = self._recipe.data.labeled
+        assert spec is not None  # require has seen to it
+        return self._few_shot(images, spec).of_classes(self._classes.labeled)
+
+    def test(self, selection: str) -> Images | None:
+        """The images that accuracy is measured on, if there are any.
+
+        Args:
+            selection: the role's `optim.selection`.
+
+        Raises:
+            RecipeError: they choose an epoch, and there are none.
+            DataError: they choose an epoch, and none is of a labeled class.
+        """
+        if selection != "test":
+            return self.load("test")
+        images = self.require("test", _selects("test"))
+        self._check_selects(images, "test")
+        return images
+
+    def validation(self, selection: str) -> Images | None:
+        """Labeled images that choose an epoch, where `selection` is `validation`.
+
+        They are drawn after the labeled images, also for a role that does not learn from these:
+        all roles of a recipe are validated on the same images.
+
+        Raises:
+            RecipeError: there are none.
+            DataError: none is of a labeled class.
+        """
+        if selection != "validation":
+            return None
+        images = self.require("validation", _selects("validation"))
+        spec, labeled = self._recipe.data.validation, self._recipe.data.labeled
+        assert spec is not None  # require has seen to it
+        is_first_draw = spec.shots is not None and not self._draws.has_begun
+        if is_first_draw and labeled is not None and labeled.shots is not None:
+            drawn_before = self.load("labeled")
+            assert drawn_before is not None  # as it is named
+            self._few_shot(drawn_before, labeled)
+        chosen = self._few_shot(images, spec)
+        self._check_selects(chosen, "validation")
+        return chosen
+
+    def _few_shot(self, images: Images, spec: LabeledSpec) -> Images:
+        """As many images of each class as the source's spec says, or all."""
+        if spec.shots is None:
+            return images
+        return images.only(self._draw(self._draws, spec, images, spec.shots))
+
+    def _draw(self, draws: Draws, spec: SourceSpec, images: Images, shots: int) -> list[int]:
+        names = self._classes.names
+        return draws.take(spec, images.source, images.indices, shots=shots, class_names=names)
+
+    def _draw_unlabeled(self, spec: UnlabeledSpec, per_class: int) -> Images:
+        """Draws readable images of every class; their labels are read for this alone."""
+        data = self._recipe.data
+        try:
+            source = open_source(spec, class_names=self._classes.names, labeled=True, data=data)
+        except DataError as error:
+            raise DataError(
+                f"data.unlabeled.per_class is {per_class}, which needs each image's class for the"
+                f" draw:\n{error}\n  Leave per_class out to use all images, whatever they show."
+            ) from error
+        images = self._readable(source, "unlabeled")
+        draws = Draws(spec, shots=per_class, seed=self._recipe.seed, data=data)
+        drawn = tuple(self._draw(draws, spec, images, per_class))
+        return replace(images, source=WithoutLabels(source), indices=drawn)
+
+    def _readable(self, source: Source, key: Key) -> Images:
+        """Scans a source; each process a part of it."""
+        group = self._workspace.group
+        own = group.shard(len(source.items))
+        with progress(f"reading data.{key}", own.stop - own.start) as advance:
+            found = scan(source, rows=own, progress=advance, cache=self._workspace.scans)
+        result = put_together(group.all_gather(found))
+        limit = self._recipe.data.bad_image_limit(len(source.items))
+        check_limit(result, limit=limit, what=f"data.{key}")
+        if result.bad and group.is_rank0:
+            log.warning(
+                "%d of %d images of data.%s cannot be read and are skipped.",
+                *(len(result.bad), len(source.items), key),
+            )
+        digests = dict(zip(result.good, result.digests, strict=True))
+        return Images(source, result.good, result.bad, digests)
+
+    def _check_selects(self, images: Images, key: Key) -> None:
+        if not images.of_classes(self._classes.labeled).indices:
+            raise DataError(
+                f"data.{key} has no image of a base class, and labels of novel classes choose"
+                " nothing.\n  Add images of the first half of the classes."
+            )
+
+
+def _selects(key: Key) -> str:
+    return f"selection: {key} chooses an epoch by it"

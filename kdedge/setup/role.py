@@ -1,0 +1,109 @@
+"""A role of a recipe: its method, its classes and its backbone, before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kdedge.clip.find import FoundBackbone
+from kdedge.clip.image_backbone import AnyBackbone
+from kdedge.clip.resolve import BackboneSpec
+from kdedge.config.load import LoadedRecipe
+from kdedge.methods.protocol import Method, Teacher
+from kdedge.setup.classes import Classes, load_classes
+from kdedge.setup.method import MethodChoice, Role, choose_method, model_spec
+from kdedge.setup.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class RoleSetup:
+    """What a recipe says of one of its models.
+
+    Attributes:
+        role: teacher, student or baseline.
+        loaded: the recipe.
+        choice: the method with its settings.
+        classes: the class list.
+        backbone: identified, not built.
+        workspace: builds it.
+    """
+
+    role: Role
+    loaded: LoadedRecipe
+    choice: MethodChoice
+    classes: Classes
+    backbone: FoundBackbone
+    workspace: Workspace
+
+    @property
+    def seed(self) -> int:
+        """The recipe's."""
+        return self.loaded.recipe.seed
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.workspace.device
+
+    def with_classes(self, classes: Classes) -> RoleSetup:
+        """The same model for another class list."""
+        return replace(self, classes=classes)
+
+    def load_backbone(self) -> AnyBackbone:
+        """Builds the backbone, or gives the one that this workspace has built."""
+        return self.workspace.load_backbone(self.backbone)
+
+    def build(
+        self, *, class_vectors: Tensor | None = None, teacher: Teacher | None = None
+    ) -> Method:
+        """Builds the method; its first values are drawn from the recipe's seed.
+
+        Args:
+            class_vectors: [C, D], of a student; its teacher's where left out.
+            teacher: of a student that is trained.
+        """
+        taught = {} if class_vectors is None else {"class_vectors": class_vectors}
+        method: Method = self.choice.module.Method.build(
+            self.load_backbone(),
+            self.classes.names,
+            self.choice.settings,
+            template=self.classes.template,
+            train_classes=self.classes.trained_by(self.choice.module.METHOD.sees),
+            teacher=teacher,
+            generator=torch.Generator().manual_seed(self.seed),
+            **taught,
+        )
+        return method
+
+
+def set_up_role(
+    loaded: LoadedRecipe,
+    role: Role,
+    workspace: Workspace,
+    *,
+    classes: Classes | None = None,
+    choice: MethodChoice | None = None,
+) -> RoleSetup:
+    """Reads what a recipe says of a role; identifies its backbone.
+
+    Args:
+        loaded: the recipe.
+        role: which of its models.
+        workspace: where the command works.
+        classes: the class list; the recipe's where left out.
+        choice: the method; the role's own where left out.
+
+    Raises:
+        RecipeError: the recipe has no such role, or its method or a setting is wrong.
+        KdedgeError: class list or backbone cannot be read.
+    """
+    choice = choose_method(loaded, role) if choice is None else choice
+    classes = load_classes(loaded.recipe) if classes is None else classes
+    spec = model_spec(loaded.recipe, role)
+    # Teachers and baselines encode texts; a student may do with an image encoder alone
+    needs_texts = role != "student" or choice.settings.needs_texts
+    named = BackboneSpec(spec.backbone, spec.weights, spec.config, spec.quick_gelu)
+    found = workspace.identify(named, needs_texts=needs_texts)
+    return RoleSetup(role, loaded, choice, classes, found, workspace)

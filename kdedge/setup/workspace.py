@@ -1,0 +1,83 @@
+"""Where a command works, and what it has read so far."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from kdedge.clip.find import FoundBackbone, find_backbone
+from kdedge.clip.image_backbone import AnyBackbone
+from kdedge.clip.resolve import BackboneSpec
+from kdedge.clip.weights_file import HashCache
+from kdedge.data.scan_cache import ScanCache
+from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
+
+
+class Workspace:
+    """One command's folder of runs, device and process group.
+
+    It keeps what the command has read: each backbone is built once, each image is decoded once
+    before training, whichever roles use it.
+
+    Attributes:
+        root: folder of all runs.
+        device: where models compute.
+        group: the processes that train together.
+        scans: what is known of images: readable, size, digest.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        device: torch.device,
+        *,
+        group: ProcessGroup = SINGLE_PROCESS,
+        is_read_only: bool = False,
+    ) -> None:
+        """Opens a workspace.
+
+        Args:
+            root: folder of all runs; need not exist yet.
+            device: where models compute.
+            group: the processes that train together.
+            is_read_only: keep caches in memory; nothing is written below `root`.
+        """
+        self.root, self.device, self.group = root, device, group
+        self._caches = None if is_read_only else root / ".cache"
+        self.scans = ScanCache(self._cache("scans"))
+        hashes = self._cache("backbones")
+        self._hashes = None if hashes is None else HashCache(hashes)
+        self._found: dict[tuple[BackboneSpec, bool], FoundBackbone] = {}
+        self._loaded: dict[str, AnyBackbone] = {}
+
+    def _cache(self, name: str) -> Path | None:
+        return None if self._caches is None else self._caches / name
+
+    @property
+    def teacher_stores(self) -> Path:
+        """Folder of stored teacher features."""
+        return self.root / ".cache" / "teacher_store"
+
+    def identify(self, spec: BackboneSpec, *, needs_texts: bool = True) -> FoundBackbone:
+        """Identifies a backbone by its hashes, without building it.
+
+        Args:
+            spec: names it.
+            needs_texts: whether its text encoder is run.
+
+        Raises:
+            KdedgeError: as of `clip.find.find_backbone`.
+        """
+        key = (spec, needs_texts)
+        if key not in self._found:
+            self._found[key] = find_backbone(spec, needs_texts=needs_texts, hashes=self._hashes)
+        return self._found[key]
+
+    def load_backbone(self, found: FoundBackbone) -> AnyBackbone:
+        """Builds a backbone on the device, once a workspace."""
+        if found.identity not in self._loaded:
+            self._loaded[found.identity] = found.load(
+                device=self.device, text_cache_folder=self._cache("text_features")
+            )
+        return self._loaded[found.identity]

@@ -1,0 +1,77 @@
+"""The key of a job: equal keys mean equal weights, so that a run is found again and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kdedge._files import sha256_json
+from kdedge.config.load import load_recipe
+from kdedge.config.recipe import Recipe
+from kdedge.errors import KdedgeError
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.provenance import Provenance
+from kdedge.setup.method import MethodChoice, Role, choose_method, settings_record
+from kdedge.training.loop.train import FREE_SETTINGS
+
+KEY_VERSION = 2
+"""Recorded beside each key. Runs of version 0.1 record none: their key is computed again."""
+
+
+def job_key(role: Role, recipe: Recipe, choice: MethodChoice, hashes: Mapping[str, str]) -> str:
+    """Hash of what decides the weights that a run ends with.
+
+    Args:
+        role: what is trained.
+        recipe: gives seed, template, split and views.
+        choice: the method, its settings and how it is optimized.
+        hashes: of backbone, class list, image lists and teacher, by name.
+    """
+    return sha256_json(
+        {
+            "role": role,
+            **settings_record(choice),
+            "optim": choice.optim.model_dump(mode="json", exclude=FREE_SETTINGS),
+            "template": recipe.classes.template,
+            "split": recipe.data.split,
+            "seed": recipe.seed,
+            **(_views(recipe, choice, hashes) if role == "student" else {}),
+            **hashes,
+        }
+    )
+
+
+def _views(recipe: Recipe, choice: MethodChoice, hashes: Mapping[str, str]) -> dict[str, int]:
+    """What is said of views where they are not simply the epochs' own."""
+    seed = own_view_seed(recipe)
+    return {
+        **({} if seed is None else {"view_seed": seed}),
+        **({"views": n_stored_views(recipe, choice)} if "teacher_store" in hashes else {}),
+    }
+
+
+def own_view_seed(recipe: Recipe) -> int | None:
+    """The seed of the student's crops and flips, where it is not the recipe's."""
+    spec = recipe.student
+    seed = None if spec is None else spec.view_seed
+    return None if seed == recipe.seed else seed
+
+
+def n_stored_views(recipe: Recipe, choice: MethodChoice) -> int:
+    """Views an image that a student's teacher store holds; never more than epochs."""
+    assert recipe.student is not None  # its method was chosen
+    return min(recipe.student.views, choice.optim.epochs)
+
+
+def key_of_run(run: RunFolder, record: Provenance) -> str | None:
+    """The key of a run's job, as `job_key` computes it now.
+
+    A run of an older key version is hashed again from its recipe and its recorded hashes, so that
+    it is still found.
+    """
+    if record.key is None or record.key_version == KEY_VERSION:
+        return record.key
+    try:
+        loaded = load_recipe(run.recipe)
+        return job_key(run.kind, loaded.recipe, choose_method(loaded, run.kind), record.hashes)
+    except KdedgeError:  # a damaged recipe, or a method that is not installed here
+        return record.key

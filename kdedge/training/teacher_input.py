@@ -1,0 +1,63 @@
+"""Images that were prepared for a student, prepared again for its teacher: both see one crop."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdedge.clip.find import FoundBackbone
+from kdedge.errors import RecipeError
+from kdedge.methods.protocol import Teacher
+from kdedge.runs.model import Model
+from kdedge.runtime.preprocess import Preprocess
+
+
+def teacher_for(student: FoundBackbone, teacher: Model) -> Teacher:
+    """The teacher, made to take images that were prepared for the student.
+
+    It is the teacher itself where both want one size and normalization.
+
+    Raises:
+        RecipeError: the teacher wants larger images than the student has.
+    """
+    theirs, ours = teacher.preprocess, student.preprocess
+    if (theirs.size_px, theirs.mean, theirs.std) == (ours.size_px, ours.mean, ours.std):
+        return teacher
+    if theirs.size_px > ours.size_px:
+        raise RecipeError(
+            f"The teacher wants images of {theirs.size_px} pixels, and student {student.name} of"
+            f" {ours.size_px}.\n"
+            "  Both see the same crop: choose a teacher of the student's size or less."
+        )
+    return _PreparedAgain(teacher, ours)
+
+
+class _PreparedAgain:
+    """A teacher that brings a student's images to its own size and normalization."""
+
+    def __init__(self, teacher: Model, ours: Preprocess) -> None:
+        self._teacher, self._theirs, self._ours = teacher, teacher.preprocess, ours
+
+    @property
+    def scale(self) -> float:
+        """The teacher's."""
+        return self._teacher.scale
+
+    def class_vectors(self) -> Tensor:
+        """[C, D_teacher]."""
+        return self._teacher.class_vectors()
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W], normalized for the student -> [B, D_teacher]."""
+        pixels = images * _channels(self._ours.std, images)
+        pixels = pixels + _channels(self._ours.mean, images)  # 0-1
+        if self._theirs.size_px != self._ours.size_px:
+            size = (self._theirs.size_px, self._theirs.size_px)
+            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
+        pixels = pixels - _channels(self._theirs.mean, images)
+        return self._teacher.forward_features(pixels / _channels(self._theirs.std, images))
+
+
+def _channels(values: tuple[float, float, float], images: Tensor) -> Tensor:
+    return torch.tensor(values, device=images.device).view(3, 1, 1)

@@ -1,0 +1,360 @@
+"""Backbones found before they are built: the hashes of version 0.1, without a value in memory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from open_clip import CLIP, CustomTextCLIP
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from kdedge.clip.find import find_backbone
+from kdedge.clip.image_backbone import AnyBackbone
+from kdedge.clip.resolve import BackboneSpec
+from kdedge.clip.weights import hash_weights
+from kdedge.clip.weights_file import RACY_S, FileState, HashCache
+from kdedge.errors import DataError
+
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
+VIT = {"image_size": 32, "layers": 2, "width": 64, "head_width": 64, "patch_size": 8}
+GOLDEN = json.loads(Path(__file__).with_name("backbones.json").read_text())
+"""Kind -> weights hash, identity and embed_dim that version 0.1 gave the loaded backbone."""
+
+
+def config(vision: dict[str, Any], **text: Any) -> dict[str, Any]:
+    return {"embed_dim": 24, "vision_cfg": vision, "text_cfg": {**TEXT, **text}}
+
+
+def draw(model: nn.Module) -> dict[str, Tensor]:
+    """Draws a state dict for a model, the same on every platform."""
+    state = {}
+    for key, value in model.state_dict().items():
+        rng = np.random.default_rng(zlib.crc32(key.encode()))
+        drawn = np.asarray(rng.integers(-30, 31, size=tuple(value.shape)) / 256)
+        positive = np.abs(drawn) if "running_var" in key else drawn
+        state[key] = torch.from_numpy(positive).to(value.dtype)  # exact in half precision too
+    return state
+
+
+def openai_state_dict(folder: Path) -> BackboneSpec:
+    sizes = {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}
+    state = draw(CLIP(**config(VIT)))
+    torch.save({**state, **sizes}, folder / "w.pt")
+    return BackboneSpec(None, str(folder / "w.pt"))
+
+
+def openai_archive(folder: Path) -> BackboneSpec:
+    model = CLIP(**config(VIT), quick_gelu=True).eval()
+    model.load_state_dict(draw(model))
+    del model.context_length, model.vocab_size
+    for name, size in {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}.items():
+        model.register_buffer(name, torch.tensor(size))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace_module(model, {"encode_image": torch.ones(1, 3, 32, 32)})
+        torch.jit.save(traced, folder / "w.pt")
+    return BackboneSpec(None, str(folder / "w.pt"))
+
+
+def half_safetensors(folder: Path) -> BackboneSpec:
+    state = {key: value.half() for key, value in draw(CLIP(**config(VIT))).items()}
+    save_file(state, folder / "w.safetensors", metadata={"quick_gelu": "false"})
+    return BackboneSpec(None, str(folder / "w.safetensors"))
+
+
+def training_checkpoint(folder: Path) -> BackboneSpec:
+    (folder / "c.json").write_text(json.dumps(config(VIT)))
+    state = {f"module.{key}": value for key, value in draw(CLIP(**config(VIT))).items()}
+    torch.save({"epoch": 3, "state_dict": state, "optimizer": {"lr": 0.1}}, folder / "w.pt")
+    return BackboneSpec(None, str(folder / "w.pt"), folder / "c.json")
+
+
+def builtin(_: Path) -> BackboneSpec:
+    return BackboneSpec("kdedge-demo-student", "builtin")
+
+
+def with_config(vision: dict[str, Any]) -> Callable[[Path], BackboneSpec]:
+    def write(folder: Path) -> BackboneSpec:
+        (folder / "c.json").write_text(json.dumps(config(vision)))
+        save_file(draw(CLIP(**config(vision))), folder / "w.safetensors")
+        return BackboneSpec(None, str(folder / "w.safetensors"), folder / "c.json", False)
+
+    return write
+
+
+def beside_another_text_encoder(vision: dict[str, Any]) -> Callable[[Path], BackboneSpec]:
+    def write(folder: Path) -> BackboneSpec:
+        sizes = config(vision, no_causal_mask=True)
+        (folder / "c.json").write_text(json.dumps({**sizes, "custom_text": True}))
+        save_file(draw(CustomTextCLIP(**sizes)), folder / "w.safetensors")
+        return BackboneSpec(None, str(folder / "w.safetensors"), folder / "c.json", False)
+
+    return write
+
+
+def of_timm(name: str) -> Callable[[Path], BackboneSpec]:
+    def write(folder: Path) -> BackboneSpec:
+        save_file(draw(timm.create_model(name)), folder / "w.safetensors")
+        return BackboneSpec(f"timm/{name}", str(folder / "w.safetensors"))
+
+    return write
+
+
+CONVNEXT = {"timm_model_name": "test_convnext", "image_size": 32, "timm_proj": "linear"}
+RELPOS = {"timm_model_name": "test_vit_relpos", "image_size": 160, "timm_proj": "linear"}
+RESNET = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32, "patch_size": None}
+KINDS: dict[str, Callable[[Path], BackboneSpec]] = {
+    "OpenAI state dict": openai_state_dict,
+    "OpenAI archive": openai_archive,
+    "half-precision safetensors": half_safetensors,
+    "training checkpoint": training_checkpoint,
+    "built-in": builtin,
+    "ResNet": with_config(RESNET),
+    "average pooling": with_config({**VIT, "pool_type": "avg"}),
+    "position indices in no file": with_config(RELPOS),
+    "ViT beside another text encoder": beside_another_text_encoder(VIT),
+    "ConvNeXt beside another text encoder": beside_another_text_encoder(CONVNEXT),
+    "timm ViT": of_timm("test_vit"),
+    "timm ResNet": of_timm("test_resnet"),
+    "timm position indices in no file": of_timm("test_vit_relpos"),
+}
+
+
+@pytest.fixture
+def made_on_cpu() -> Iterator[list[str]]:
+    """The names of parameters that modules get while a test runs and that have values."""
+    names: list[str] = []
+
+    def note(_: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        if parameter is not None and parameter.device.type != "meta":
+            names.append(name)
+
+    handle = register_module_parameter_registration_hook(note)
+    yield names
+    handle.remove()
+
+
+_opened: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def _audit() -> None:
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            _opened.append(str(arguments[0]))
+
+    sys.addaudithook(note)
+
+
+@pytest.fixture
+def opened(_audit: None) -> list[str]:
+    """The files that Python opens while a test runs."""
+    _opened.clear()
+    return _opened
+
+
+@pytest.fixture
+def a_minute_later(tmp_path: Path) -> Callable[[], HashCache]:
+    """Opens a cache as commands do that start long after the test wrote its files."""
+    return lambda: HashCache(tmp_path / "cache", now=lambda: time.time() + 60)
+
+
+Open = Callable[[], HashCache]
+
+
+def found_values(spec: BackboneSpec, hashes: HashCache | None) -> dict[str, Any]:
+    found = find_backbone(spec, needs_texts=False, hashes=hashes)
+    return {name: getattr(found, name) for name in ("weights_hash", "identity", "embed_dim")}
+
+
+def own_hash(backbone: AnyBackbone) -> str:
+    module = getattr(backbone, "model", None) or backbone.visual
+    return hash_weights(module.state_dict())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_backbone_is_found_without_values_and_loads_as_it_was_found(
+    tmp_path: Path, a_minute_later: Open, kind: str, request: pytest.FixtureRequest
+) -> None:
+    spec = KINDS[kind](tmp_path)
+    made_on_cpu = request.getfixturevalue("made_on_cpu")  # the files are written by now
+    assert found_values(spec, None) == GOLDEN[kind]
+    assert found_values(spec, a_minute_later()) == GOLDEN[kind]
+    assert found_values(spec, a_minute_later()) == GOLDEN[kind]
+    assert made_on_cpu == []
+    for hashes in (None, a_minute_later()):  # what was hashed is loaded; or the cache's promise
+        found = find_backbone(spec, needs_texts=False, hashes=hashes)
+        backbone = found.load()
+        loaded = {name: getattr(backbone, name) for name in GOLDEN[kind]}
+        assert loaded == GOLDEN[kind]
+        assert own_hash(backbone) == backbone.weights_hash
+        assert (backbone.name, backbone.preprocess) == (found.name, found.preprocess)
+        assert found.has_texts == hasattr(backbone, "text_cache")
+
+
+def test_a_file_is_read_once_in_a_command_and_only_for_loading_in_the_next(
+    tmp_path: Path, a_minute_later: Open, opened: list[str]
+) -> None:
+    spec = openai_state_dict(tmp_path)
+    opened.clear()
+    found = find_backbone(spec, needs_texts=True, hashes=a_minute_later())
+    n_first = opened.count(str(spec.weights))
+    assert n_first > 0
+    found.load()
+    assert opened.count(str(spec.weights)) == n_first
+
+    opened.clear()
+    found = find_backbone(spec, needs_texts=True, hashes=a_minute_later())
+    assert str(spec.weights) not in opened
+    found.load()
+    assert opened.count(str(spec.weights)) == n_first
+    found.load()  # again, since nothing of the file is kept
+    assert opened.count(str(spec.weights)) == 2 * n_first
+
+
+def test_tensors_that_are_not_needed_can_be_freed(
+    tmp_path: Path, a_minute_later: Open, opened: list[str]
+) -> None:
+    found = find_backbone(openai_state_dict(tmp_path), needs_texts=True, hashes=a_minute_later())
+    found.forget()
+    opened.clear()
+    assert own_hash(found.load()) == found.weights_hash
+    assert str(tmp_path / "w.pt") in opened
+
+
+def other_weights(path: Path) -> None:
+    """Changes a value in a file, whose size stays."""
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 0x10
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_file_that_changes_before_it_is_loaded_is_an_error(
+    tmp_path: Path, a_minute_later: Open, is_known: bool
+) -> None:
+    spec = half_safetensors(tmp_path)
+    if is_known:
+        find_backbone(spec, needs_texts=True, hashes=a_minute_later())
+    found = find_backbone(spec, needs_texts=True, hashes=a_minute_later())
+    other_weights(tmp_path / "w.safetensors")
+    with pytest.raises(
+        DataError, match=r"w\.safetensors does not hold the weights that were found"
+    ):
+        found.load()
+    again = find_backbone(spec, needs_texts=True, hashes=a_minute_later())
+    assert own_hash(again.load()) == again.weights_hash != found.weights_hash
+
+
+def test_a_file_with_other_tensors_when_it_is_loaded_is_an_error(
+    tmp_path: Path, a_minute_later: Open
+) -> None:
+    spec = half_safetensors(tmp_path)
+    found = find_backbone(spec, needs_texts=True, hashes=a_minute_later())
+    save_file({"a": torch.ones(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(DataError, match="does not hold the weights that were found"):
+        found.load()
+
+
+def test_a_change_that_no_size_and_time_shows_is_found_when_the_file_is_loaded(
+    tmp_path: Path, a_minute_later: Open
+) -> None:
+    spec, path = half_safetensors(tmp_path), tmp_path / "w.safetensors"
+    cache = a_minute_later()
+    old = find_backbone(spec, needs_texts=True, hashes=cache).weights_hash
+    known = cache.get(path, state(path))
+    assert known is not None
+    other_weights(path)
+    cache.put(known.model_copy(update={"state": state(path)}))
+
+    found = find_backbone(spec, needs_texts=True, hashes=cache)
+    assert found.weights_hash == old
+    with pytest.raises(DataError, match="does not hold the weights that were found"):
+        found.load()
+    assert find_backbone(spec, needs_texts=True, hashes=cache).weights_hash != old
+
+
+def state(path: Path) -> FileState:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def test_a_replaced_file_is_hashed_anew_even_with_the_old_time(
+    tmp_path: Path, a_minute_later: Open
+) -> None:
+    spec, path = half_safetensors(tmp_path), tmp_path / "w.safetensors"
+    old = find_backbone(spec, needs_texts=True, hashes=a_minute_later())
+    times = path.stat()
+    time.sleep(0.05)  # longer than the clock's tick
+    other_weights(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    new = find_backbone(spec, needs_texts=True, hashes=a_minute_later())
+    assert new.weights_hash != old.weights_hash
+
+
+def test_a_file_that_has_only_just_changed_is_not_kept(tmp_path: Path) -> None:
+    spec = half_safetensors(tmp_path)
+    changed_s = (tmp_path / "w.safetensors").stat().st_mtime
+    for later_s, n_kept in ((0.0, 0), (RACY_S - 0.5, 0), (RACY_S + 0.5, 1)):
+        cache = HashCache(tmp_path / "cache", now=lambda later_s=later_s: changed_s + later_s)
+        find_backbone(spec, needs_texts=True, hashes=cache)
+        assert len(list((tmp_path / "cache").glob("*"))) == n_kept
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"path": 1}', "\x00" * 100])
+def test_a_damaged_cache_is_made_again(
+    tmp_path: Path, a_minute_later: Open, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = half_safetensors(tmp_path)
+    expected = found_values(spec, a_minute_later())
+    (kept,) = (tmp_path / "cache").iterdir()
+    sound = kept.read_bytes()
+    kept.write_text(content)
+    with caplog.at_level(logging.WARNING, "kdedge"):
+        assert found_values(spec, a_minute_later()) == expected
+    assert "is damaged" in caplog.text
+    assert kept.read_bytes() == sound
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = half_safetensors(tmp_path)
+    (tmp_path / "cache").write_text("a file")
+    cache = HashCache(tmp_path / "cache", now=lambda: time.time() + 60)
+    with caplog.at_level(logging.WARNING, "kdedge"):
+        assert found_values(spec, cache) == GOLDEN["half-precision safetensors"]
+    assert "is not kept" in caplog.text
+
+
+def test_several_processes_may_use_one_cache(tmp_path: Path) -> None:
+    spec = openai_state_dict(tmp_path)
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from kdedge.clip.find import find_backbone\n"
+        "from kdedge.clip.resolve import BackboneSpec\n"
+        "from kdedge.clip.weights_file import HashCache\n"
+        "cache = HashCache(Path(sys.argv[2]), now=lambda: time.time() + 60)\n"
+        "spec = BackboneSpec(None, sys.argv[1])\n"
+        "print(find_backbone(spec, needs_texts=True, hashes=cache).weights_hash)\n"
+    )
+    command = [sys.executable, "-c", code, str(spec.weights), str(tmp_path / "cache")]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    hashes = {process.communicate()[0].strip() for process in running}
+    assert hashes == {GOLDEN["OpenAI state dict"]["weights_hash"]}
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".json"]

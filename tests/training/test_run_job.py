@@ -1,0 +1,57 @@
+"""Which run a job goes on with, which teacher a recipe names, and how a run's end is recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdedge.config.load import load_recipe
+from kdedge.errors import Interrupted, RecipeError, Terminated
+from kdedge.runs.folder import RunFolder
+from kdedge.setup.workspace import Workspace
+from kdedge.training.distill import named_teacher
+from kdedge.training.job.run_job import _status as recorded
+from kdedge.training.job.run_job import finished_run, unfinished_run
+
+
+def create(root: Path, name: str) -> RunFolder:
+    return RunFolder.create(
+        root, name, kind="teacher", recipe_text="name: x\n", provenance={"key": "k"}
+    )
+
+
+def test_of_several_interrupted_runs_the_one_that_began_last_goes_on(tmp_path: Path) -> None:
+    create(tmp_path, "b")
+    last = create(tmp_path, "a")
+    assert unfinished_run(tmp_path, "k") == last
+
+
+def test_of_several_finished_runs_the_one_that_finished_last_is_taken(tmp_path: Path) -> None:
+    last, first = create(tmp_path, "a"), create(tmp_path, "b")
+    first.finish()
+    last.finish()
+    assert finished_run(tmp_path, "k") == last
+
+
+@pytest.mark.parametrize(("ended_by", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_a_signal_outside_of_training_ends_with_its_own_exit_code(
+    tmp_path: Path, ended_by: type[BaseException], code: int
+) -> None:
+    run = create(tmp_path, "a")
+    with pytest.raises(Interrupted) as caught, recorded(run, torch.device("cpu"), 1):
+        raise ended_by
+    assert caught.value.exit_code == code
+    assert run.read_provenance().status == "interrupted"
+
+
+def test_a_teacher_that_is_not_finished_teaches_nobody(tmp_path: Path) -> None:
+    run = create(tmp_path, "a")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"name: x\nclasses: [cat, dog]\ndata: {{}}\nteacher: {{run: {run.path}}}\n"
+        "student: {backbone: kdedge-demo-student, weights: builtin}\n"
+    )
+    with pytest.raises(RecipeError, match="is not a finished teacher run"):
+        named_teacher(load_recipe(recipe), Workspace(tmp_path, torch.device("cpu")))
