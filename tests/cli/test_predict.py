@@ -44,7 +44,7 @@ def _load(path: Path) -> ModuleType:
 def colors() -> ModuleType:
     """Makes the artifact that names the color of a picture, and pictures."""
     pytest.importorskip("onnxruntime")
-    return _load(Path(__file__).parents[1] / "runtime" / "conftest.py")
+    return _load(Path(__file__).parents[1] / "device.py")
 
 
 @pytest.fixture
