@@ -23,7 +23,7 @@ from PIL import Image
 from torchvision.io import decode_jpeg
 from torchvision.transforms.functional import InterpolationMode, resized_crop
 
-from kdedge.data.loader import training_batches
+from kdedge.data.loader import EpochPart, ImageSet, Loading, Preparation, training_batches
 from kdedge.data.sources import Source
 from kdedge.data.sources.webdataset import open_source
 from kdedge.data.views import Augmentation, crop_box, random_stream
@@ -59,16 +59,10 @@ def write_shard(folder: Path, n_images: int) -> Path:
 def loader_rate(source: Source, n_workers: int, *, batch_size: int = 64) -> float:
     """Images a second of an epoch, the workers' start left out."""
     batches = training_batches(
-        source,
-        range(len(source.items)),
-        labels=None,
-        preprocess=PREPROCESS,
-        seed=1,
-        epoch=1,
-        batch_size=batch_size,
-        crop_scale_min=AUGMENT.scale_min,
-        flip=AUGMENT.flip,
-        n_workers=n_workers,
+        ImageSet(source, range(len(source.items))),
+        Preparation(PREPROCESS, AUGMENT),
+        EpochPart(seed=1, epoch=1, batch_size=batch_size),
+        Loading(n_workers),
     )
     next(iter(batches))
     began = time.perf_counter()

@@ -28,8 +28,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from kdedge.config._yaml import dump_yaml, parse_yaml
 from kdedge.config.load import dump_recipe, load_recipe
+from kdedge.config.yaml_file import dump_yaml, parse_yaml
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT.parent / "shared" / "mini" / "photos100"
@@ -41,14 +41,13 @@ PUBLIC = {"lr": 0.005, "batch_size": 8, "epochs": 20, "warmup_epochs": 1, "warmu
 """The PromptKD repository's, but for its precision and choice of epoch."""
 
 
-def public(*, kd: dict[str, float] | None = None, **optim: Any) -> dict[str, Any]:
+def public(*, kl: dict[str, float] | None = None, **optim: Any) -> dict[str, Any]:
     """A row with the public settings, of which some are changed."""
-    weight = kd or {"kd_weight": 1000.0}
-    settings = {f"student.settings.{name}": value for name, value in weight.items()}
-    return {"student.optim": {**PUBLIC, **optim}, **settings}
+    weight = kl or {"weight": 1000.0}
+    return {"student.optim": {**PUBLIC, **optim}, "student.settings.losses.kl": weight}
 
 
-PER_IMAGE = {"kd_weight": None, "kd_weight_per_image": 2.5}
+PER_IMAGE = {"weight_per_image": 2.5}
 """What one image weighs on SUN397's 397 classes, whatever the number of classes."""
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -58,9 +57,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "warm-up by step": public(schedule_per="step"),
     "clipped to 1": public(clip_grad_norm=1.0),
     "clipped to 1, warm-up by step": public(clip_grad_norm=1.0, schedule_per="step"),
-    "2.5 an image": public(kd=PER_IMAGE),
-    "2.5 an image, clipped to 1": public(kd=PER_IMAGE, clip_grad_norm=1.0),
-    "2.5 an image, clipped, by step": public(kd=PER_IMAGE, clip_grad_norm=1.0, schedule_per="step"),
+    "2.5 an image": public(kl=PER_IMAGE),
+    "2.5 an image, clipped to 1": public(kl=PER_IMAGE, clip_grad_norm=1.0),
+    "2.5 an image, clipped, by step": public(kl=PER_IMAGE, clip_grad_norm=1.0, schedule_per="step"),
     "recipe of photos100": {},
 }
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, hashes, numbered folders."""
+"""Files and folders that are complete or absent: atomic writes, hashes, numbered folders."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ _NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is u
 
 
 def explain_os_error(error: OSError, path: Path) -> ResourceError:
-    """Gives the error for a file that could not be written."""
+    """Gives the error for a file or folder that could not be written."""
     no_room = _NO_ROOM.get(error.errno or 0)
     reason = no_room or (error.strerror or str(error)).lower()
     remedy = "Free some space, or name" if no_room else "Name"
     return ResourceError(
         f"{path} could not be written: {reason}.\n"
-        f"  {remedy} another folder that you may write to; nothing that was there before has"
-        " changed."
+        f"  {remedy} another folder that you may write to. Existing files are unchanged."
     )
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file so that after any kill it holds either the old bytes or the new ones.
+    """Writes a file that holds the old bytes or the new ones, even after a kill.
 
     Raises:
         ResourceError: the disk is full or the folder may not be written.
@@ -53,6 +52,15 @@ def write_atomic(path: Path, data: bytes) -> None:
         if isinstance(error, OSError):
             raise explain_os_error(error, path) from error
         raise
+
+
+def refuse_existing(path: Path) -> None:
+    """Raises DataError where there is a file already."""
+    if path.exists() or path.is_symlink():
+        raise DataError(
+            f"{path} exists, and nothing is overwritten.\n"
+            "  Delete it where it is not needed, and run the command again."
+        )
 
 
 def _sync_folder(folder: Path) -> None:
@@ -99,7 +107,7 @@ def sha256_file(path: Path, *, progress: Callable[[int], None] | None = None) ->
 
     Args:
         path: the file.
-        progress: called with the number of bytes done after each MiB.
+        progress: called after each MiB with the number of bytes read.
     """
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -117,12 +125,9 @@ def sha256_json(value: Any) -> str:
 
 
 def write_new_numbered_json(folder: Path, value: Any) -> Path:
-    """Writes `folder/01.json`, or the next number that is free; never over one that exists.
+    """Writes `folder/01.json`, or the next free number, and gives the file.
 
-    Two processes that write at the same time get two files.
-
-    Returns:
-        The file.
+    No file is overwritten; two processes that write at the same time get two files.
 
     Raises:
         ResourceError: the disk is full or the folder may not be written.
@@ -131,21 +136,18 @@ def write_new_numbered_json(folder: Path, value: Any) -> Path:
     try:
         write_json(file, value)
     except BaseException:
-        file.unlink(missing_ok=True)  # the name was taken; nothing is in it
+        file.unlink(missing_ok=True)  # it is empty
         raise
     return file
 
 
 def new_numbered_folder(parent: Path) -> Path:
-    """Creates `parent/01`, or the next number that is free, and never takes one that exists.
-
-    Two processes that ask at the same time get two folders.
-    """
+    """Creates `parent/01`, or the next free number; two processes get two folders."""
     return _take_number(parent, Path.mkdir)
 
 
 def _take_number(parent: Path, make: Callable[[Path], None], *, suffix: str = "") -> Path:
-    """Makes the first path whose number is free; `make` raises FileExistsError where it is not."""
+    """Makes the first path with a free number; `make` raises FileExistsError for a taken one."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
         names = [path.name for path in parent.iterdir() if path.name.endswith(suffix)]

@@ -41,14 +41,14 @@ def is_locked(path: Path) -> bool:
 def locked(
     path: Path, *, remedy: str = "Wait for it or stop it.", wait_s: float = 0.0
 ) -> Iterator[None]:
-    """Context in which this process alone holds the lock of a file, which is made if need be.
+    """Context in which this process holds the exclusive lock of a file, created where missing.
 
-    The operating system holds the lock: whatever ends this process frees it.
+    The operating system holds the lock and frees it however this process ends.
 
     Args:
-        path: the file; it stays.
-        remedy: what to do where another process holds it.
-        wait_s: how long to wait for another process before that is an error.
+        path: the lock file, which is not removed.
+        remedy: advice for the message where another process holds the lock.
+        wait_s: seconds to wait for another process before that is an error.
 
     Raises:
         ResourceError: another process holds it, or the folder may not be written.

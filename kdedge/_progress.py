@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar on a terminal's stderr, elsewhere a line each 30 s."""
+"""Progress of long work on stderr: a bar on a terminal, elsewhere a line every 30 s."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Protocol
+
+from rich.filesize import decimal
 
 _LOG = logging.getLogger(__name__)
 _LINE_EVERY_S = 30.0
@@ -17,14 +20,14 @@ _REDRAW_EVERY_S = 0.1
 
 
 class Advance(Protocol):
-    """Takes how far the work is; called after each piece, however often that is."""
+    """Reports progress; cheap enough to call after every piece of work."""
 
     def __call__(self, done: int, detail: str = "") -> None:
-        """Shows it, where it is time to.
+        """Shows the progress if it is time for an update.
 
         Args:
-            done: pieces behind us, those before the start included.
-            detail: what else is worth a place in the line, as in `loss 0.5`.
+            done: finished pieces, including those before the start.
+            detail: a text to add, such as `loss 0.5`.
         """
 
 
@@ -32,21 +35,21 @@ class Advance(Protocol):
 def progress(
     what: str, total: int | None, *, done: int = 0, in_bytes: bool = False
 ) -> Iterator[Advance]:
-    """Context in which a piece of work says how far it is and how long the rest takes.
+    """Context that shows the progress of work, and an estimate of the time left.
 
-    One may lie within another: while it lasts, its bar stands in the other's place. A bar leaves
-    nothing behind; lines go through the logger, and work of less than 30 s has none.
+    Contexts may be nested; the inner bar then replaces the outer one. A bar is erased at the end.
+    Lines go through the logger; work of less than 30 s writes none.
 
     Args:
-        what: is being done, as in `reading data.unlabeled`.
-        total: pieces in all; None where that is not known.
-        done: pieces behind us at the start; the time left is estimated from the others.
-        in_bytes: a piece is a byte, and numbers of them are shown as in `1.5 GB`.
+        what: the work, such as `reading data.unlabeled`.
+        total: number of pieces; None if unknown.
+        done: pieces that were finished before the start; they do not count for the estimate.
+        in_bytes: pieces are bytes, shown as in `1.5 GB`.
     """
-    # Ranks above 0 are silent
+    # All processes but rank 0 have a higher level
     is_silent = logging.getLogger("kdedge").level > logging.INFO
     is_dumb = os.environ.get("TERM", "").lower() in {"dumb", "unknown"}
-    # rich itself says yes wherever a variable such as FORCE_COLOR is set
+    # Not rich's own test, which FORCE_COLOR overrides
     if sys.stderr.isatty() and not is_dumb and not is_silent:
         with _bar(what, total, done, in_bytes) as advance:
             yield advance
@@ -56,8 +59,8 @@ def progress(
 
 @contextlib.contextmanager
 def _bar(what: str, total: int | None, done: int, in_bytes: bool) -> Iterator[Advance]:
-    """A bar that is redrawn by the work itself: no thread."""
-    # Imported here: 27 ms that no command without a terminal pays
+    """A bar that calls to `advance` redraw, without a thread."""
+    # Imported here: without a terminal, no command pays 27 ms for it
     from rich.console import Console
     from rich.control import Control
     from rich.progress import (
@@ -91,14 +94,14 @@ def _bar(what: str, total: int | None, done: int, in_bytes: bool) -> Iterator[Ad
             bar.refresh()
             drawn = time.monotonic()
 
-    # The line may hold the bar of the work around this one
+    # Erases an outer bar
     console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
     with bar:
         yield advance
 
 
 class _Lines:
-    """A line each 30 s through the logger."""
+    """Writes a line every 30 s through the logger."""
 
     def __init__(self, what: str, total: int | None, done: int, in_bytes: bool) -> None:
         self._what, self._total, self._first = what, total, done
@@ -116,27 +119,18 @@ class _Lines:
             return
         if done > self._first:
             left = (self._total - done) * (now - self._start) / (done - self._first)
-            more += f", {_duration(left)} left"
+            more += f", {timedelta(seconds=round(left))} left"
         numbers = f"{self._number(done)} of {self._number(self._total)}"
         _LOG.info("%s: %s%s", self._what, numbers, more)
 
 
 def readable_bytes(n_bytes: int) -> str:
-    """A number of bytes as in `1.5 GB`; a GB has 1e9."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if n_bytes >= size:
-            return f"{n_bytes / size:.1f} {unit}"
-    return f"{n_bytes} bytes"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
+    """Writes a number of bytes as in `1.5 GB` (1 GB = 1e9 bytes)."""
+    return decimal(n_bytes)
 
 
 def rough_duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Writes seconds roughly: 45 s, 12 min or 1.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

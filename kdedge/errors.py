@@ -9,11 +9,11 @@
     ├── DivergedError      exit 5   a loss that is not finite
     ├── GateError          exit 6   parity, accuracy, speed floors
     ├── ResourceError      exit 7   memory, disk
-    ├── CellsFailed        exit code of the first cell of a suite that failed
+    ├── CellsFailed        exit code of a suite's first failed cell
     └── Interrupted        exit 130 / 143   SIGINT / SIGTERM, state saved
 
-Anything else that reaches the command line is a bug: exit 1. A message says what happened, where,
-what was got and expected, and what to do.
+Any other exception that reaches the command line is a bug: exit 1. A message says what happened,
+where, what was got and expected, and what to do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import signal
 
 
 class KdedgeError(Exception):
-    """An error that its message explains in full; shown without a traceback."""
+    """An error that its message explains completely; it is shown without a traceback."""
 
     exit_code = 1
 
@@ -40,22 +40,22 @@ class DataError(KdedgeError):
 
 
 class ShapeError(DataError):
-    """Two tensors that should describe the same classes or features do not."""
+    """Two tensors that should have the same classes or features do not."""
 
 
 class SetupError(KdedgeError):
-    """This machine lacks a package, a file of weights, a driver or a device."""
+    """This machine lacks a package, a weights file, a driver or a device."""
 
     exit_code = 4
 
 
-class MissingPackage(SetupError):  # noqa: N818 - the name says what is wrong, as the exit does
-    """An optional package is needed and not installed.
+class MissingPackage(SetupError):  # noqa: N818 - the name says what is wrong
+    """A needed optional package is not installed.
 
     Args:
         package: the distribution's name.
-        extra: the kdedge extra that brings it.
-        purpose: what it is needed for, as the start of a sentence: "Training".
+        extra: the kdedge extra that installs it.
+        purpose: what needs the package, as the start of a sentence: "Training".
     """
 
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:
@@ -72,7 +72,7 @@ class DivergedError(KdedgeError):
 
 
 class GateError(KdedgeError):
-    """A parity, accuracy or speed floor was missed."""
+    """A limit of parity, accuracy or speed was missed."""
 
     exit_code = 6
 
@@ -87,8 +87,8 @@ class CellsFailed(KdedgeError):  # noqa: N818 - the name says what is wrong
     """Some cells of a suite failed; the others are finished.
 
     Args:
-        message: which cells, and where their logs are.
-        exit_code: of the first of them; 1 for a process that a signal killed.
+        message: names the failed cells and their logs.
+        exit_code: of the first failed cell; 1 if a signal killed it.
     """
 
     def __init__(self, message: str, *, exit_code: int) -> None:
@@ -96,12 +96,12 @@ class CellsFailed(KdedgeError):  # noqa: N818 - the name says what is wrong
         self.exit_code = exit_code
 
 
-class Interrupted(KdedgeError):  # noqa: N818 - not an error of anyone's
+class Interrupted(KdedgeError):  # noqa: N818 - not an error
     """A signal ended the run after its state was saved.
 
     Args:
-        message: what was saved and how to go on.
-        signum: the signal's number; the exit code is 128 plus it.
+        message: what was saved and how to continue.
+        signum: the signal's number; the exit code is 128 + signum.
     """
 
     def __init__(self, message: str, *, signum: int = signal.SIGINT) -> None:
@@ -110,19 +110,19 @@ class Interrupted(KdedgeError):  # noqa: N818 - not an error of anyone's
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came: whatever cleans up after Ctrl-C cleans up after it too."""
+    """SIGTERM, raised as an exception so that code that handles Ctrl-C handles it too."""
 
 
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator",
     "CUDA out of memory",
-    "CUDA error: out of memory",  # of what is not taken through torch's own allocator
+    "CUDA error: out of memory",  # outside of torch's allocator
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; torch's errors are known by name and text, as torch is not loaded."""
+    """Whether memory ran out. torch is not loaded, so names and texts tell its errors."""
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"MemoryError", "OutOfMemoryError"}:
         return True

@@ -119,6 +119,12 @@ def write_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture(scope="session")
+def drawn_clip() -> Callable[..., dict[str, np.ndarray]]:
+    """Draws a CLIP's tensors from a seed and a tag."""
+    return draw_clip
+
+
 TINY = {
     "vision_width": 64,
     "vision_layers": 3,
@@ -152,6 +158,28 @@ def tiny_backbone(tiny_weights: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
+def tiny_open_clip(tiny_backbone: Any) -> Any:
+    """The same CLIP as open_clip builds it, with open_clip's own blocks."""
+    from open_clip import CLIP
+
+    from kdedge.clip.weights import infer_config
+
+    state = tiny_backbone.model.state_dict()
+    model = (
+        CLIP(
+            **{
+                **infer_config({key: tuple(value.shape) for key, value in state.items()}),
+                "quick_gelu": True,
+            }
+        )
+        .eval()
+        .requires_grad_(False)
+    )
+    model.load_state_dict(state)
+    return model
+
+
+@pytest.fixture(scope="session")
 def tiny_teacher_backbone(write_clip: Callable[..., Path]) -> Any:
     """A wider CLIP with four image layers and joint dimension 40."""
     from kdedge.clip.find import load_backbone
@@ -182,17 +210,29 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.fixture(scope="session")
-def file_server() -> ModuleType:
-    """A web server that does what servers do wrong."""
-    path = Path(__file__).with_name("file_server.py")
-    spec = importlib.util.spec_from_file_location("file_server", path)
+def _load(name: str) -> ModuleType:
+    """A module beside this file."""
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+_device = _load("device")
+artifact, make_artifact, write_model = _device.artifact, _device.make_artifact, _device.write_model
+mean_color_logits, paint = _device.mean_color_logits, _device.paint
+host_gpu, cudart, no_gpu, jetson = _device.host_gpu, _device.cudart, _device.no_gpu, _device.jetson
+cuda_libraries = _device.cuda_libraries
+
+
+@pytest.fixture(scope="session")
+def file_server() -> ModuleType:
+    """A web server that does what servers do wrong."""
+    return _load("file_server")
 
 
 @pytest.fixture

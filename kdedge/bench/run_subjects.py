@@ -111,8 +111,8 @@ def _check_has_class_vectors(run: RunFolder) -> None:
 
 def _check_method(name: str) -> None:
     module = load_method(name)
-    if module.Method.needs_teacher:
-        able = [known for known in list_methods() if not load_method(known).Method.needs_teacher]
+    if module.METHOD.needs_teacher:
+        able = [known for known in list_methods() if not load_method(known).METHOD.needs_teacher]
         raise RecipeError(
             f"--against {name}: it learns from a teacher, and is measured by its own run.\n"
             f"  Compare with one of: {', '.join(able)}."

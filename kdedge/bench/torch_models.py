@@ -35,7 +35,7 @@ class TorchModel:
     """A model and what a row says of it.
 
     Attributes:
-        name: the method's, as its file's first line has it.
+        name: the method's label.
         protocol: the row's.
         logits: [B, 3, H, W] -> [B, C].
         backbone: under it.
@@ -53,8 +53,9 @@ class TorchModel:
 
 
 def title(name: str) -> str:
-    """The method's name as its file's first line has it, up to the colon."""
-    return (load_method(name).__doc__ or name).partition(":")[0]
+    """The label that a method declares for tables."""
+    label: str = load_method(name).METHOD.label
+    return label
 
 
 def zero_shot(backbone: Backbone, n_classes: int) -> TorchModel:
@@ -183,7 +184,7 @@ def teacher_model(teacher: RunModel) -> TorchModel:
 
 
 class LoadedTorch:
-    """A model of PyTorch; see `bench.subject.Loaded`."""
+    """A model of PyTorch; see `bench.subject.LoadedSubject`."""
 
     def __init__(
         self, logits: _Logits, size_px: int, device: torch.device, n_parameters: int

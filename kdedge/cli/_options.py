@@ -1,48 +1,66 @@
-"""Options that commands share, and the setting up that goes with them."""
+"""Options and checks that commands share."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from kdedge.errors import MissingPackage
 
-_F = TypeVar("_F", bound=Callable[..., Any])
+runs_option = click.option(
+    "--runs",
+    "root",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs"),
+    envvar="KDEDGE_RUNS",
+    show_default=True,
+    help="Folder of all runs.",
+)
+"""`--runs DIR`, given to the command as `root`."""
+
+device_option = click.option(
+    "--device",
+    metavar="NAME",
+    help="Device: cpu, cuda or cuda:N. [default: cuda if available, else cpu]",
+)
+"""`--device`, given to the command as `device`; None is cuda if available, else cpu."""
+
+resume_option = click.option(
+    "--resume", is_flag=True, help="Continue an interrupted run of the same recipe."
+)
+"""`--resume`, given to the command as `resume`."""
 
 
-def runs_option(function: _F) -> _F:
-    """Adds `--runs DIR`, given to the command as `root`."""
-    return click.option(
-        "--runs",
-        "root",
-        type=click.Path(path_type=Path, file_okay=False),
-        default=Path("runs"),
-        envvar="KDEDGE_RUNS",
-        show_default=True,
-        help="Folder of all runs.",
-    )(function)
+def options_as(kind: type[Any], name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Hands the options that a dataclass's fields name to the command as one value of it.
 
+    It stands below the options' own decorators.
 
-def device_option(function: _F) -> _F:
-    """Adds `--device`, given to the command as `device`: cuda where there is one, else cpu."""
-    return click.option(
-        "--device", metavar="NAME", help="cpu, cuda or cuda:N. [default: cuda where there is one]"
-    )(function)
+    Args:
+        kind: the dataclass.
+        name: of the command's parameter.
+    """
+    fields = [field.name for field in dataclasses.fields(kind)]
 
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def command(*arguments: Any, **values: Any) -> Any:
+            values[name] = kind(**{field: values.pop(field) for field in fields})
+            return function(*arguments, **values)
 
-def resume_option(function: _F) -> _F:
-    """Adds `--resume`."""
-    return click.option(
-        "--resume", is_flag=True, help="Go on with an interrupted run of the same recipe."
-    )(function)
+        return command
+
+    return decorate
 
 
 def check_new_file(path: Path | None) -> None:
-    """Refuses a file for a result that could not be written in the end; None is no file.
+    """Checks that a result can be written to a file; None is no file.
 
     Raises:
         UsageError: it exists, or its folder does not.
@@ -56,7 +74,7 @@ def check_new_file(path: Path | None) -> None:
 
 
 def need_training_packages(purpose: str) -> None:
-    """Says in one line what is missing where kdedge was installed without the train extra.
+    """Checks that the packages of the train extra are installed.
 
     Raises:
         MissingPackage: torch, torchvision or open_clip is not installed.

@@ -1,4 +1,4 @@
-"""What all commands share: results on stdout, everything else through the logger on stderr."""
+"""Output of all commands: results on stdout, everything else through the logger on stderr."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import logging
 import math
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -22,25 +22,17 @@ else:
 
 LOGGER = "kdedge"
 
-_F = TypeVar("_F", bound=Callable[..., Any])
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+"""`--json`, given to the command as `as_json`."""
 
-
-def json_option(function: _F) -> _F:
-    """Adds `--json`, given to the command as `as_json`."""
-    option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-    return option(function)
-
-
-def set_option(function: _F) -> _F:
-    """Adds `--set a.b=c`, given to the command as the tuple `overrides`."""
-    option = click.option(
-        "--set",
-        "overrides",
-        metavar="KEY=VALUE",
-        multiple=True,
-        help="Override a key of the recipe, as in --set student.optim.epochs=10; can be repeated.",
-    )
-    return option(function)
+set_option = click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Override a key of the recipe: --set student.optim.epochs=10. Can be repeated.",
+)
+"""`--set a.b=c`, given to the command as the tuple `overrides`."""
 
 
 def print_result(record: Any, *, as_json: bool, text: str | None = None) -> None:
@@ -49,7 +41,7 @@ def print_result(record: Any, *, as_json: bool, text: str | None = None) -> None
     Args:
         record: plain values, or an object with `to_dict()`.
         as_json: print the record as one JSON object.
-        text: what a person reads instead; the record's keys and values when left out.
+        text: printed without `--json`; default: the record's keys and values.
     """
     values = record.to_dict() if hasattr(record, "to_dict") else record
     if as_json:
@@ -57,11 +49,11 @@ def print_result(record: Any, *, as_json: bool, text: str | None = None) -> None
     elif text is not None:
         click.echo(text)
     else:
-        click.echo(table([[key, _cell(value)] for key, value in values.items()], align="ll"))
+        click.echo(table([[key, _cell(value)] for key, value in values.items()]))
 
 
 class FiniteRange(click.FloatRange):
-    """A number between two bounds; click's own takes nan, which no comparison refuses."""
+    """A finite number between two bounds; click's own type accepts nan."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -69,70 +61,74 @@ class FiniteRange(click.FloatRange):
         """Converts one option's text."""
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
-            self.fail(f"{number} is no finite number.", param, ctx)
+            self.fail(f"{number} is not a finite number.", param, ctx)
         return number
 
 
 def next_line(command: str, what: str | Path, *options: str) -> str:
-    """The line that says which command to run next, quoted for a shell.
+    """Writes the line with the command to run next, quoted for a shell.
 
     Args:
         command: its name.
-        what: its argument, a recipe or a run's folder.
+        what: its argument, a recipe or a run folder.
         options: its options, as `same_options` gives them.
     """
     return f"Next: {shlex.join(['kdedge', command, str(what), *options])}"
 
 
 def same_options(overrides: Sequence[str] = ()) -> list[str]:
-    """The `--set` and `--runs` of this command line, for a next command that reads a recipe.
-
-    A run's folder holds what they said already; a recipe does not.
-    """
+    """Gives this command's `--set` and `--runs` for a next command that reads the same recipe."""
     options = [word for override in overrides for word in ("--set", override)]
+    return [*options, *given_options("root")]
+
+
+def given_options(*names: str) -> list[str]:
+    """Gives the options of this command line, and their values, by the names of parameters."""
     context = click.get_current_context()
-    if context.get_parameter_source("root") is ParameterSource.COMMANDLINE:
-        options += ["--runs", str(context.params["root"])]
-    return options
+    return [
+        word
+        for option in context.command.params
+        if option.name in names
+        and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+        for word in (option.opts[0], str(context.params[option.name]))
+    ]
 
 
 def table(
     rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None, align: str = ""
 ) -> str:
-    """Lays out text in aligned columns, two spaces apart.
+    """Lays out texts in aligned columns, two spaces apart.
 
     Args:
         rows: cells of each row; all rows have the same number.
         header: column titles.
-        align: `l` or `r` for each column; `l` where it says nothing.
+        align: `l` or `r` for each column; default: `l`.
     """
-    lines = [list(header), *map(list, rows)] if header else [list(row) for row in rows]
-    if not lines:
-        return ""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    sides = align.ljust(len(widths), "l")
+    lines = [header, *rows] if header else rows
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = align.ljust(len(widths), "l").replace("l", "<").replace("r", ">")
+    columns = list(zip(sides, widths, strict=True))
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if side == "r" else cell.ljust(width)
-            for cell, width, side in zip(line, widths, sides, strict=True)
+            f"{cell:{side}{width}}" for cell, (side, width) in zip(line, columns, strict=True)
         ).rstrip()
         for line in lines
     )
 
 
 def first_line(file: Path) -> str:
-    """The first line of a Python file's docstring, read without importing the file."""
+    """Gives the first line of a Python file's docstring without importing the file."""
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     return text.partition("\n")[0]
 
 
 def percent(value: float | None) -> str:
-    """A percentage with two digits, or a dash where there is none."""
+    """Writes a percentage with two digits; None is a dash."""
     return "-" if value is None else f"{value:.2f}"
 
 
 def gibibytes(n_bytes: float) -> str:
-    """A number of bytes in GiB with one digit."""
+    """Writes a number of bytes in GiB with one digit."""
     return f"{n_bytes / 2**30:.1f} GiB"
 
 
@@ -145,14 +141,14 @@ def _cell(value: Any) -> str:
 
 
 class _StderrHandler(_StreamHandler):
-    """Writes to whatever stderr is at that moment; a warning once, however often it is given."""
+    """Writes to the current stderr, and each warning once."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
         self.warned: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a record is to be written."""
+        """Whether to write a record."""
         if record.levelno == logging.WARNING:
             text = record.getMessage()
             if text in self.warned:
@@ -167,7 +163,7 @@ class _StderrHandler(_StreamHandler):
 
 
 class _Formatter(logging.Formatter):
-    """Plain lines for progress, `kdedge: warning: ...` for what needs attention."""
+    """Plain lines for progress, `kdedge: warning: ...` for warnings and errors."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Formats one line."""
@@ -178,7 +174,7 @@ class _Formatter(logging.Formatter):
 
 
 def set_up_logging() -> logging.Logger:
-    """Sends the logger `kdedge`, from INFO up, to stderr; once more for each command."""
+    """Sends the logger `kdedge` from INFO up to stderr; every command starts with a new handler."""
     logger = logging.getLogger(LOGGER)
     for old in [handler for handler in logger.handlers if isinstance(handler, _StderrHandler)]:
         logger.removeHandler(old)

@@ -1,4 +1,4 @@
-"""What became of `--set` in the commands that train."""
+"""A check of `--set` in the commands that train."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def warn_of_unused_optim(loaded: LoadedRecipe, *roles: Role) -> None:
-    """Names each `--set optim.KEY` that no trained model follows, as all have a value of their own.
+    """Warns of each `--set optim.KEY` without effect: all trained models override it.
 
     Args:
         loaded: the recipe with its overrides.
@@ -23,7 +23,7 @@ def warn_of_unused_optim(loaded: LoadedRecipe, *roles: Role) -> None:
 
     overridden = sorted(loaded.lines.overrides)
     keys = [str(path[1]) for path in overridden if len(path) == 2 and path[0] == "optim"]
-    # Without such a key a recipe that lacks a model is refused by what trains it
+    # Only where needed: the training command refuses a recipe without the model
     optims = {role: choose_method(loaded, role).optim for role in roles} if keys else {}
     for key in keys:
         asked = getattr(loaded.recipe.optim, key)
@@ -31,7 +31,7 @@ def warn_of_unused_optim(loaded: LoadedRecipe, *roles: Role) -> None:
         if asked not in own.values():
             others = " --set ".join(override_texts(dict.fromkeys(own, asked)))
             logging.getLogger(__name__).warning(
-                "--set %s changes nothing, overruled by %s.\n  Set that instead: --set %s",
+                "--set %s has no effect, overridden by %s.\n  Set that instead: --set %s",
                 *override_texts({f"optim.{key}": asked}),
                 " and ".join(override_texts(own)),
                 others,

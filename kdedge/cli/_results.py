@@ -1,4 +1,4 @@
-"""What a run gave, as a record and as text."""
+"""A run and its results, as a record and as text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdedge.cli._tables import accuracy_table
+from kdedge.cli._output import percent, table
 from kdedge.errors import DataError
 from kdedge.results import EvalResult
 from kdedge.runs.find import runs_in
@@ -16,26 +16,33 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import labeled_results, read_evaluation
 
 
+def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> str:
+    """Writes accuracies in percent, one model a line; all results have the same split."""
+    header, keys = ["model", "accuracy", "ECE"], ["all", "ece_percent"]
+    if rows and rows[0][1].split == "base-to-novel":
+        header = ["model", "base", "novel", "HM", "all", "ECE"]
+        keys = ["base", "novel", "harmonic_mean", *keys]
+    cells = [[label, *(percent(getattr(found, key)) for key in keys)] for label, found in rows]
+    text = table(cells, header=header, align="l" + "r" * (len(header) - 1))
+    remarks = [f"\n{label}: {remark}" for label, result in rows for remark in result.remarks]
+    return text + "".join(remarks)
+
+
 def evaluation_rows(run: RunFolder) -> list[tuple[str, EvalResult]]:
-    """A run's results with their labels, zero-shot CLIP on its backbone first."""
-    return labeled_results(run, _evaluation(run))
-
-
-def _evaluation(run: RunFolder) -> dict[str, EvalResult]:
-    """What the run's evaluation gave; a damaged record is no reason to keep the rest back."""
+    """Gives a run's results with labels, zero-shot CLIP first; none if the record is damaged."""
     try:
-        return read_evaluation(run)
+        return labeled_results(run, read_evaluation(run))
     except DataError as error:
         logging.getLogger(__name__).warning(
             "%s\n  Its accuracies are left out; `kdedge eval %s` measures them again.",
             error,
             run.path,
         )
-        return {}
+        return []
 
 
 def run_record(run: RunFolder) -> dict[str, Any]:
-    """A run as plain values."""
+    """Gives a run as plain values."""
     evaluation = None
     with contextlib.suppress(DataError):  # `evaluation_rows` has warned of it
         if run.evaluation.exists():
@@ -44,16 +51,16 @@ def run_record(run: RunFolder) -> dict[str, Any]:
 
 
 def finished_runs(root: Path) -> set[Path]:
-    """Folders of the runs that are finished before a command makes its own."""
+    """Gives the folders of all finished runs."""
     return {run.path.resolve() for run, record in runs_in(root) if record.is_finished}
 
 
 def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
-    """One table over the runs, and what they wrote.
+    """Writes one table of the runs' accuracies, and the files that they wrote.
 
     Args:
         runs: finished runs.
-        used: folders of those that were there before.
+        used: folders of the runs that were finished before this command.
     """
     rows = sorted(
         (row for run in runs for row in evaluation_rows(run)),

@@ -1,4 +1,4 @@
-"""Preflight a recipe: classes, images, weights, memory, disk, time; no run is made."""
+"""Check a recipe before a run: classes, images, weights, memory, disk, time."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from kdedge.config.load import check_paths, load_recipe
 def command(
     recipe: str, overrides: tuple[str, ...], root: Path, device: str | None, as_json: bool
 ) -> None:
-    """Go through the run of RECIPE up to its first steps.
+    """Check RECIPE before a run: classes, images, weights, memory, disk, time.
 
-    Reads every image once, loads the weights, and times a few steps. What would stop the run stops
-    the check with the same message and exit code. Nothing is written but pretrained weights that
-    open_clip fetches into its cache where they are not on this machine.
+    The check reads every image once, loads the weights and times a few steps. Errors have the
+    message and exit code that the run would end with. Nothing is written, except that open_clip
+    downloads pretrained weights into its cache.
     """
     loaded = load_recipe(recipe, overrides)
     check_paths(loaded)

@@ -23,11 +23,10 @@ _QUICK = TimingPlan(seconds=0.1, n_calls=5, most_seconds=1.0)
 @device_option
 @json_option
 def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None:
-    """Run the whole flow on built-in drawings with two tiny CLIPs; nothing is downloaded.
+    """Run the whole flow on built-in drawings with two tiny CLIPs, without any download.
 
-    A teacher CLIP learns prompts from 16 labeled drawings of each base class; a student a fraction
-    of its size learns the teacher's answers on unlabeled drawings of all classes. The novel classes
-    were never labeled.
+    A teacher CLIP learns prompts from 16 labeled drawings of each base class. A much smaller
+    student is distilled from it on unlabeled drawings of all classes. Novel classes have no labels.
     """
     need_training_packages("The demo")
     from kdedge.bench.run import run_bench
@@ -56,12 +55,11 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
     grid = summary(speed)
     text = (
         f"{run_text([teacher, student], used=used)}\n\n"
-        "What the student sees in test drawings, softmax in percent:\n"
+        "Predictions of the student on test drawings, softmax in percent:\n"
         f"{table(rows, header=['drawing', 'is', 'first', 'second', 'third'])}\n\n"
         f"{grid.title}:\n"
         f"{table(grid.rows, header=grid.header, align='lrrrrr')}\n"
-        "paper: class texts are encoded with every batch; the others have their class vectors"
-        " stored.\n\n"
+        "paper: class texts are encoded with every batch; all others use stored class vectors.\n\n"
         f"The demo took {seconds:.0f} s.\n"
         "Next: kdedge init NAME --images DIR --classes FILE writes a recipe for your own images"
     )

@@ -1,4 +1,4 @@
-"""Train the recipe's student on unlabeled images; make its teacher first where there is none."""
+"""Distill the recipe's student on unlabeled images; train its teacher first if needed."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def command(
 ) -> None:
     """Distill the student of RECIPE from its teacher, on unlabeled images.
 
-    RECIPE is a file, or the name of a shipped recipe. A teacher trained from the same parts is used
-    again; where there is none, it is trained first.
+    RECIPE is a file, or the name of a shipped recipe. A finished teacher with the same settings and
+    data is used again; otherwise it is trained first.
 
-    Several processes or machines: torchrun --nproc-per-node=N -m kdedge distill RECIPE. batch_size
-    is that of all together.
+    For several processes or machines: torchrun --nproc-per-node=N -m kdedge distill RECIPE.
+    batch_size is the total over all processes.
     """
     loaded = load_recipe(recipe, overrides)
     check_paths(loaded)

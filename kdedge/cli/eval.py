@@ -1,4 +1,4 @@
-"""Measure a finished run: base, novel, harmonic mean, all, per class, calibration error."""
+"""Evaluate a finished run: base, novel, harmonic mean, all, per class, calibration error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdedge.cli._options import (
     runs_option,
 )
 from kdedge.cli._output import json_option, next_line, percent, print_result, set_option, table
-from kdedge.cli._tables import accuracy_table
+from kdedge.cli._results import accuracy_table
 from kdedge.errors import ResourceError
 from kdedge.eval_details import EvalDetails
 from kdedge.results import EvalResult
@@ -29,11 +29,11 @@ log = logging.getLogger(__name__)
 @click.command("eval")
 @click.argument("run", required=False)
 @set_option
-@click.option("--per-class", is_flag=True, help="Print the accuracy of every class too.")
+@click.option("--per-class", is_flag=True, help="Also print the accuracy of each class.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the result here as JSON. Must not exist.",
+    help="JSON file to write the result to. Must not exist.",
 )
 @runs_option
 @device_option
@@ -47,15 +47,16 @@ def command(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Measure RUN on the test images of its recipe.
+    """Evaluate RUN on the test images of its recipe.
 
-    RUN is a run folder, name/NN, or a recipe's name for its newest finished run; left out, it is
-    the newest finished student, or any run where no student is finished. Accuracies are top-1, in
-    percent: base and novel images each against the names of their own half, `all` and the classes
-    against all names.
+    RUN is a run folder, name/NN, or a recipe's name for its newest finished run. The default is the
+    newest finished student, or any finished run if there is no student.
 
-    A run whose folder has no record of this yet, as an imported one, gets eval.json and
-    eval_details.json: what `kdedge report` shows. What is there stays, and --set adds nothing.
+    Accuracies are top-1, in percent. Base and novel images compete among the names of their own
+    half; `all` and single classes among all names.
+
+    A run without an evaluation, such as an imported one, gets eval.json and eval_details.json for
+    `kdedge report`. Existing files stay; with --set nothing is added.
     """
     need_training_packages("Measuring accuracy")
     from kdedge.runs.evaluate import evaluate_run
@@ -82,7 +83,7 @@ def command(
 
 
 def _add(run: RunFolder, result: EvalResult, details: EvalDetails) -> list[Path]:
-    """Adds what the run has no record of; a folder that may not be written costs no result."""
+    """Adds missing records to the run; warns if its folder cannot be written."""
     try:
         return add_evaluation(run, result, details)
     except ResourceError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,16 +12,15 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from kdedge.cli._output import json_option, next_line, print_result
-from kdedge.config._yaml import dump_value
+from kdedge.config.fields import NAME
 from kdedge.config.load import load_recipe
 from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings, OptimSpec, Recipe
+from kdedge.config.yaml_file import dump_value
 from kdedge.errors import DataError, RecipeError
 
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _SETTINGS = {
-    "kd_weight_per_image": "Weight of the distillation loss per image. The PromptKD repository's"
-    " 1000 is 2.5 an image on the 397 classes of SUN397; said per image it does not change with the"
-    " number of your classes.",
+    "losses": "Weight of the distillation loss per image. The PromptKD repository's 1000 is 2.5 per"
+    " image on the 397 classes of SUN397. Per image, it does not depend on the number of classes.",
 }
 
 
@@ -33,26 +31,26 @@ _SETTINGS = {
     required=True,
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Unlabeled images that the student learns from.",
+    help="Folder of unlabeled images that the student is trained on.",
 )
 @click.option(
     "--classes",
     required=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Class names, one a line.",
+    help="Text file of class names, one a line.",
 )
 @click.option(
     "--labeled",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Labeled images, one folder a class; the teacher learns from 16 of each.",
+    help="Labeled images, one subfolder per class. The teacher is trained on 16 per class.",
 )
 @click.option(
     "--test",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Labeled images that accuracy is measured on, one folder a class.",
+    help="Labeled images for measuring accuracy, one subfolder per class.",
 )
 @json_option
 def command(
@@ -60,24 +58,25 @@ def command(
 ) -> None:
     """Write NAME.yaml, a commented recipe for your own images.
 
-    A file that is there is never overwritten. Without --labeled the teacher is CLIP as it is.
+    An existing file is never overwritten. Without --labeled the teacher is zero-shot CLIP.
     """
     name = name.removesuffix(".yaml")
-    path = _free_path(name)
-    _check_inputs(folders=[images, labeled, test], file=classes)
+    path = _new_path(name)
+    for folder in (images, labeled, test):
+        if folder is not None and not folder.expanduser().is_dir():
+            raise DataError(f"There is no folder {folder}.\n  Name a folder that exists.")
+    if not classes.expanduser().is_file():
+        raise DataError(f"There is no file {classes}.\n  Write your class names to it, one a line.")
     text = recipe_text(name, images=images, classes=classes, labeled=labeled, test=test)
     with path.open("x", encoding="utf-8") as file:
         file.write(text)
     load_recipe(path)
-    print_result(
-        {"recipe": str(path)},
-        as_json=as_json,
-        text=f"Wrote {path}\n{next_line('check', path)}",
-    )
+    text = f"Wrote {path}\n{next_line('check', path)}"
+    print_result({"recipe": str(path)}, as_json=as_json, text=text)
 
 
-def _free_path(name: str) -> Path:
-    if not _NAME.fullmatch(name):
+def _new_path(name: str) -> Path:
+    if not NAME.fullmatch(name):
         raise RecipeError(
             f'"{name}" cannot be a recipe\'s name.\n'
             "  Use letters, digits, dot, underscore and hyphen, at most 100, and no dot in front."
@@ -88,18 +87,10 @@ def _free_path(name: str) -> Path:
     return path
 
 
-def _check_inputs(*, folders: list[Path | None], file: Path) -> None:
-    for folder in folders:
-        if folder is not None and not folder.expanduser().is_dir():
-            raise DataError(f"There is no folder {folder}.\n  Name a folder that exists.")
-    if not file.expanduser().is_file():
-        raise DataError(f"There is no file {file}.\n  Write your class names into it, one a line.")
-
-
 def recipe_text(
     name: str, *, images: Path, classes: Path, labeled: Path | None, test: Path | None
 ) -> str:
-    """Gives a recipe as text, each key under its description in the schema."""
+    """Writes a recipe as text, each key below its description in the schema."""
     data: dict[str, Any] = {"unlabeled": {"folder": str(images)}}
     if labeled is not None:
         data["labeled"] = {"folder": str(labeled), "shots": 16}
@@ -121,7 +112,7 @@ def recipe_text(
             "method": "promptkd",
             "backbone": "ViT-B-16",
             "weights": "openai",
-            "settings": {"kd_weight_per_image": 2.5},
+            "settings": {"losses": {"kl": {"weight_per_image": 2.5}}},
         },
         "optim": optim,
         "export": {"precisions": ["fp16"]},
@@ -129,13 +120,13 @@ def recipe_text(
     }
     head = [
         f"# Recipe {name}. Relative paths start at this file's folder. `kdedge schema` explains",
-        "# every key. Lines such as `# momentum: 0.9` are defaults: remove the # to change them.",
+        "# every key. Lines such as `# momentum: 0.9` are defaults; remove the # to change them.",
     ]
     return "\n".join([*head, *_render(Recipe, values, "")]) + "\n"
 
 
 def _render(model: type[BaseModel], values: dict[str, Any], indent: str) -> Iterator[str]:
-    """Lines of a mapping: descriptions as comments above keys; some unset keys commented out."""
+    """Lines of a mapping: keys below their descriptions, some unset keys commented out."""
     for key, field in model.model_fields.items():
         if key in values:
             if not indent:

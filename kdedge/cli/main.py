@@ -1,6 +1,6 @@
-"""The `kdedge` command: finds a command, runs it, turns errors into messages and exit codes.
+"""The `kdedge` command: finds and runs a command, turns errors into messages and exit codes.
 
-Nothing heavy is imported here. A command's module is imported when that command runs.
+Nothing heavy is imported here; a command's module is imported when the command runs.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from kdedge.cli._output import first_line, set_up_logging
 from kdedge.errors import KdedgeError, Terminated, is_out_of_memory
 
 _FOLDER = Path(__file__).parent
-# What the system answers to a path that was typed, wherever that is looked at first
-_REFUSED = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM})
+# The system's errors for a mistyped path
+_BAD_PATH = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM})
 _ORDER = (
     *("demo", "init", "check", "teach", "distill", "train", "pseudo-label", "eval", "export"),
     *("bench", "report", "predict", "suite", "show", "import", "data", "doctor", "schema"),
@@ -40,22 +40,21 @@ class LazyGroup(click.Group):
     """A group whose commands are the files beside this one: `<name>.py` with a `command`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order of a project's work; others after them, sorted."""
-        names = sorted(_command_files())
-        known = [name for name in _ORDER if name in names]
-        return known + [name for name in names if name not in _ORDER]
+        """Gives the names in the order of a project's work, other names sorted after them."""
+        names = sorted({*_command_files(), *self.commands})
+        return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Imports one command."""
         file = _command_files().get(cmd_name)
         if file is None:
-            return None
+            return super().get_command(ctx, cmd_name)
         command = importlib.import_module(f"kdedge.cli.{file.stem}").command
         assert isinstance(command, click.Command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the commands with the first lines of their docstrings; imports none."""
+        """Lists the commands with the first lines of their files, without importing them."""
         files = _command_files()
         with formatter.section("Commands"):
             names = self.list_commands(ctx)
@@ -64,10 +63,10 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does it, with the nearest name where there is no such command."""
-        name = args[0]
-        if not name.startswith("-") and name not in _command_files():
-            near = get_close_matches(name, self.list_commands(ctx), n=1, cutoff=0.5)
+        """Finds a command as click does; an unknown name gets the nearest known one."""
+        name, known = args[0], self.list_commands(ctx)
+        if not name.startswith("-") and name not in known:
+            near = get_close_matches(name, known, n=1, cutoff=0.5)
             guess = f" Did you mean {near[0]}?" if near else ""
             ctx.fail(f'No such command "{name}".{guess}')
         return super().resolve_command(ctx, args)
@@ -84,9 +83,9 @@ def _command_files() -> dict[str, Path]:
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "--version", message="kdedge %(version)s")
 def cli() -> None:
-    """Make a big CLIP small enough for the edge, and see what that cost.
+    """Make a large CLIP small enough for edge devices, and measure the cost.
 
-    Start with `kdedge demo`, or with `kdedge init` for images of your own.
+    Start with `kdedge demo`, or with `kdedge init` for your own images.
     """
     set_up_logging()
 
@@ -97,10 +96,10 @@ def main() -> NoReturn:
     try:
         code = run(sys.argv[1:])
         _leave_signals_to_the_system()
-    except KeyboardInterrupt as error:  # once the command was done, or while its end was reported
+    except KeyboardInterrupt as error:  # after the command, or while its error was reported
         _leave_signals_to_the_system()
         code = _signal_code(error)
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # the last: stderr is closed
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr may be closed
         sys.stderr.flush()
     sys.exit(code)
 
@@ -110,7 +109,7 @@ def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def _leave_signals_to_the_system() -> None:
-    """From here on SIGINT and SIGTERM kill: nobody is left to take what they would raise."""
+    """Lets SIGINT and SIGTERM kill from here on: no code is left to catch their exceptions."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_DFL)
 
@@ -120,7 +119,7 @@ def _signal_code(error: KeyboardInterrupt) -> int:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs a command and gives its exit code; messages are on stderr."""
+    """Runs a command and gives its exit code; messages go to stderr."""
     instruction = os.environ.get("_KDEDGE_COMPLETE")
     if instruction:
         from click.shell_completion import shell_complete
@@ -129,7 +128,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with cli.make_context("kdedge", list(arguments)) as ctx:
             cli.invoke(ctx)
-        if sys.stdout is not None:  # closed, as by >&-
+        if sys.stdout is not None:  # None if closed, as by >&-
             sys.stdout.flush()
     except BaseException as error:
         return _report(error, arguments, vars(error).get("run_log"))
@@ -137,7 +136,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None) -> int:
-    """Says on stderr what went wrong and gives the exit code."""
+    """Writes an error's message to stderr and gives the exit code."""
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, SystemExit):
@@ -151,13 +150,14 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
         return _say(_terminated(), _signal_code(error))
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return _say("interrupted.", 130)
-    if isinstance(error, BrokenPipeError):
-        return _close_pipe()
+    if isinstance(error, BrokenPipeError):  # stdout's reader has gone (`| head`)
+        _drop_stdout()
+        return 141  # a shell's code for SIGPIPE
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         _drop_stdout()
         place = f" while writing {error.filename}" if error.filename else ""
         return _say(f"the disk is full{place}.\n  Free some space and run the command again.", 7)
-    if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
+    if isinstance(error, OSError) and error.errno in _BAD_PATH and error.filename:
         reason = (error.strerror or str(error)).lower()
         return _say(f"{os.fsdecode(error.filename)} cannot be used: {reason}.", 3)
     if is_out_of_memory(error):
@@ -177,20 +177,15 @@ def _report_bug(error: BaseException, arguments: Sequence[str], run_log: Path | 
         + "".join(traceback.format_exception(type(error), error, error.__traceback__))
     )
     what = f"this is a bug in kdedge: {_one_line(error)}."
-    try:
-        place = _write_traceback(text, run_log)
-    except OSError:
-        return _say(f"{what} Its traceback could not be written:\n{text}", 1)
+    place = None if run_log is None else str(run_log)  # the run has written the traceback there
+    if place is None:
+        try:
+            handle, place = tempfile.mkstemp(prefix="kdedge-crash-", suffix=".log")
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+        except OSError:
+            return _say(f"{what} Its traceback could not be written:\n{text}", 1)
     return _say(f"{what} The traceback is in {place}", 1)
-
-
-def _write_traceback(text: str, run_log: Path | None) -> Path:
-    if run_log is not None:  # the run has written it there already
-        return run_log
-    handle, name = tempfile.mkstemp(prefix="kdedge-crash-", suffix=".log")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    return Path(name)
 
 
 def _one_line(error: BaseException) -> str:
@@ -199,20 +194,14 @@ def _one_line(error: BaseException) -> str:
     return f"{name}: {text[:200]}" if text else name
 
 
-def _close_pipe() -> int:
-    """The reader of stdout has gone (`| head`): ends quietly, with a shell's code for SIGPIPE."""
-    _drop_stdout()
-    return 141
-
-
 def _drop_stdout() -> None:
-    """Lets what is left in stdout's buffer go nowhere: Python flushes it once more at exit."""
+    """Discards stdout's buffer, which Python flushes once more at exit."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _n_processes() -> int:
-    """How many torchrun started, this one among them; 1 without it."""
+    """Number of processes that torchrun started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -220,8 +209,8 @@ def _terminated() -> str:
     if _n_processes() == 1:
         return "interrupted."
     return (
-        "interrupted: torchrun ends all processes when one has ended, whose own message says why.\n"
-        "  Run the same command with --resume to go on from the last checkpoint."
+        "interrupted: another process ended, and torchrun ended this one. The other's message says"
+        " why.\n  Run the same command with --resume to continue from the last checkpoint."
     )
 
 

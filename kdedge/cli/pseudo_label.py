@@ -1,4 +1,4 @@
-"""Write pseudo-labels of a recipe's unlabeled images into a file to read, correct and train on."""
+"""Write pseudo-labels of unlabeled images to a file that you can correct and train on."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from kdedge.config.suite import override_texts
     metavar="NAME",
     default="zeroshot",
     show_default=True,
-    help="Whose answers: zeroshot, or a method that is trained first where no finished run of it is"
-    " there.",
+    help="Method that labels the images: zeroshot, or a method that is trained first, unless a"
+    " finished run of it exists.",
 )
 @click.option(
     "--per-class",
     metavar="K",
     type=click.IntRange(min=1),
     required=True,
-    help="Images of each class: the K with the highest probability of it.",
+    help="Images per class: the K with the highest probability of the class.",
 )
 @click.option(
     "-o",
@@ -44,7 +44,7 @@ from kdedge.config.suite import override_texts
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
-    help="The file, JSON lines; one that is there is never overwritten.",
+    help="File to write, as JSON lines. Must not exist.",
 )
 @set_option
 @runs_option
@@ -60,14 +60,14 @@ def command(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Label unlabeled images of RECIPE by a model on the student's backbone, K of each class.
+    """Label K unlabeled images of RECIPE per class, with a model on the student's backbone.
 
-    RECIPE is a file, or the name of a shipped recipe. An image gets one class: of several that want
-    it the one with the highest probability. Each line of the file has an image, its class and the
-    model's confidence; correct classes and remove lines as you see fit. Methods that learn from
-    labels then train on the file: --set data.pseudo_labels=FILE.
+    RECIPE is a file, or the name of a shipped recipe. If several classes claim an image, the one
+    with the highest probability gets it. Each line of the file has an image, its class and the
+    model's confidence. You may correct classes and remove lines. Supervised methods train on the
+    file with --set data.pseudo_labels=FILE.
 
-    Settings of the method are the recipe's baseline section where that is of the same method.
+    The method uses the recipe's baseline section if that has the same method.
     """
     loaded = _load_for(method, recipe, overrides)
     check_paths(loaded)
@@ -81,14 +81,14 @@ def command(
     lines = [f"{found.n_images} images of {found.n_classes} classes by {found.method}."]
     if found.accuracy_percent is not None:
         right = percent(found.accuracy_percent)
-        lines.append(f"{right} % of the labels are right, by the labels that the images have.")
+        lines.append(f"{right} % of the pseudo-labels agree with the images' own labels.")
     lines.append(f"Wrote {path}")
     lines.append(next_line("train", recipe, *_options_of_training(recipe, overrides, path)))
     print_result(found, as_json=as_json, text="\n".join(lines))
 
 
 def _load_for(method: str, recipe: str, overrides: tuple[str, ...]) -> LoadedRecipe:
-    """The recipe, without its baseline section where that is of another method."""
+    """Loads the recipe, without its baseline section if that has another method."""
     loaded = load_recipe(recipe, overrides)
     baseline = loaded.recipe.baseline
     if baseline is None or baseline.method in {None, method}:
@@ -97,12 +97,12 @@ def _load_for(method: str, recipe: str, overrides: tuple[str, ...]) -> LoadedRec
 
 
 def _options_of_training(recipe: str, overrides: tuple[str, ...], path: Path) -> list[str]:
-    """Those of `kdedge train` that train CoOp on a file; settings of its maker are not CoOp's."""
+    """Options of `kdedge train` for CoOp on the file, without other methods' settings."""
     kept = [text for text in overrides if text.partition("=")[0].split(".")[0] != "baseline"]
     baseline = load_recipe(recipe, kept).recipe.baseline
     room: dict[str, Any] = (
         {} if baseline is None or baseline.method in {None, "coop"} else {"baseline": {}}
     )
-    # Behind the others: the last file of pseudo-labels counts
+    # Last, as later overrides win
     kept += override_texts({**room, "data.pseudo_labels": str(path)})
     return ["--method", "coop", *same_options(kept)]

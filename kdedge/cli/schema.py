@@ -10,9 +10,10 @@ from typing import Any
 import click
 
 from kdedge.cli._output import json_option, print_result
+from kdedge.cli.methods import load_all
 from kdedge.config.recipe import Recipe
-from kdedge.errors import KdedgeError
-from kdedge.methods.registry import list_methods, load_method
+from kdedge.methods.registry import list_methods
+from kdedge.targets.table import target_records
 
 _BOUNDS = {
     "minimum": "at least",
@@ -27,36 +28,31 @@ _BOUNDS = {
 def command(as_json: bool) -> None:
     """Explain every key of a recipe: type, bounds, default and where the default comes from.
 
-    With --json: the JSON schema of a recipe, and of each method's settings under "methods".
+    With --json: the JSON schema of a recipe, each method's settings under "methods", and what
+    `kdedge export` can make under "targets".
     """
     schema = Recipe.model_json_schema()
-    methods = _method_schemas()
+    methods, targets = _method_schemas(), target_records()
     if as_json:
-        print_result({**schema, "methods": methods}, as_json=True)
+        print_result({**schema, "methods": methods, "targets": targets}, as_json=True)
         return
     blocks = ["Recipe", *_explain(schema, schema, "")]
     for name, settings in methods.items():
         blocks += ["", f"settings of the method {name}", *_explain(settings, settings, "")]
+    blocks += ["", "targets of kdedge export"]
+    for name, target in targets.items():
+        blocks += [f"  {name}  ({', '.join(target['precisions'])})", f"      {target['help']}"]
     print_result(None, as_json=False, text="\n".join(blocks))
 
 
 def _method_schemas() -> dict[str, Any]:
-    """Each method's settings; a method that cannot be imported here is named on stderr."""
-    schemas: dict[str, Any] = {}
-    problems: dict[str, list[str]] = {}
-    for name in list_methods():
-        try:
-            schemas[name] = load_method(name).Settings.model_json_schema()
-        except KdedgeError as error:
-            remedy = str(error).partition("\n")[2].strip()
-            problems.setdefault(remedy or str(error), []).append(name)
-    for remedy, names in problems.items():
+    """Each method's settings; a method that cannot be imported is named on stderr."""
+    modules, problems = load_all(list_methods())
+    for problem, names in problems.items():
         logging.getLogger("kdedge").warning(
-            "the settings of %s are left out, as a package is missing.\n  %s",
-            ", ".join(names),
-            remedy,
+            "The settings of %s are left out.\n  %s", ", ".join(names), problem
         )
-    return schemas
+    return {name: module.Settings.model_json_schema() for name, module in modules.items()}
 
 
 def _explain(root: dict[str, Any], node: dict[str, Any], prefix: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Look at a run: what made it, how it stands, what it reached, what it holds."""
+"""Show a run: provenance, status, accuracies, files."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import click
 
 from kdedge.cli._options import runs_option
 from kdedge.cli._output import json_option, print_result, table
-from kdedge.cli._results import evaluation_rows, run_record
-from kdedge.cli._tables import accuracy_table
+from kdedge.cli._results import accuracy_table, evaluation_rows, run_record
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance, RoundSummary
@@ -22,10 +21,10 @@ from kdedge.runs.provenance import Provenance, RoundSummary
 @runs_option
 @json_option
 def command(run: str | None, root: Path, as_json: bool) -> None:
-    """Show RUN: what made it, how it stands, what it reached, what it holds.
+    """Show the provenance, status, accuracies and files of RUN.
 
-    RUN is a run folder, name/NN, or a recipe's name for its newest finished run; left out, it is
-    the newest finished student, or any run where no student is finished.
+    RUN is a run folder, name/NN, or a recipe's name for its newest finished run. The default is the
+    newest finished student, or any finished run if there is no student.
     """
     found = find_run(run, root)
     print_result(run_record(found), as_json=as_json, text=_text(found))

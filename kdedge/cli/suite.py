@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
 from kdedge.cli._options import device_option, need_training_packages, runs_option
-from kdedge.cli._output import json_option, next_line, print_result, table
+from kdedge.cli._output import given_options, json_option, next_line, print_result, table
 
 if TYPE_CHECKING:
     from kdedge.suite.plan import Plan
@@ -32,9 +31,9 @@ if TYPE_CHECKING:
     default=1,
     show_default=True,
     metavar="N",
-    help="Run up to N cells at the same time; on a CPU they share its cores (OMP_NUM_THREADS).",
+    help="Cells to run at the same time. On a CPU they share its cores (OMP_NUM_THREADS).",
 )
-@click.option("--dry-run", is_flag=True, help="List the cells and what is left; run nothing.")
+@click.option("--dry-run", is_flag=True, help="List the cells and their state; run nothing.")
 @runs_option
 @device_option
 @json_option
@@ -47,17 +46,16 @@ def command(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Run the suite of FILE: recipes x methods x seeds, each cell in a process of its own.
+    """Run the suite of FILE: recipes x methods x seeds, each cell in its own process.
 
-    A second call goes on with what is missing: finished cells are kept while what their recipe says
-    is unchanged, interrupted ones go on where they stopped, failed ones are tried again. The table
-    is written after each cell into suites/NAME: table.md, table.csv, results.json.
+    A second call continues: it keeps finished cells whose recipe is unchanged, resumes interrupted
+    cells and runs failed cells again. After each cell the table is written to suites/NAME:
+    table.md, table.csv, results.json.
 
-    Cells that need the same teacher wait until one of them has trained it, however many may run. A
-    row with trained_on is trained on that recipe alone and measured on the others, as `kdedge eval`
-    with their classes and test images does.
+    Cells that share a teacher wait until one of them has trained it. A row with trained_on is
+    trained on that recipe only, and evaluated on the suite's recipes.
 
-    A cell that fails keeps no other from running; the exit code is that of the first that did.
+    A failed cell does not stop the others. The exit code is that of the first failed cell.
     """
     need_training_packages("Training")
     from kdedge.config.suite import load_suite
@@ -126,12 +124,5 @@ def _list_cells(plan: Plan, records: Records, *, as_json: bool) -> None:
 
 def _same_command(plan: Plan) -> str:
     """This command without --dry-run."""
-    context = click.get_current_context()
-    known = {"suites": "--suites", "n_jobs": "--jobs", "root": "--runs", "device": "--device"}
-    options = [
-        word
-        for name, option in known.items()
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        for word in (option, str(context.params[name]))
-    ]
+    options = given_options("suites", "n_jobs", "root", "device")
     return next_line("suite", plan.loaded.path, *options)

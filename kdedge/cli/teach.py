@@ -33,14 +33,14 @@ def _read_shard(
     "--store",
     "is_stored",
     is_flag=True,
-    help="Then run the teacher on student.views crops of each unlabeled image and keep its features"
-    " for distillations. A finished teacher of RECIPE is used again.",
+    help="Also store the teacher's features of student.views crops of each unlabeled image, for"
+    " distillation. A finished teacher of RECIPE is used again.",
 )
 @click.option(
     "--shard",
     metavar="I/N",
     callback=_read_shard,
-    help="With --store: compute only the I-th of N parts; their files may be copied together.",
+    help="With --store: compute only part I of N. Copy the parts' files into one folder.",
 )
 @resume_option
 @runs_option
@@ -61,7 +61,7 @@ def command(
     RECIPE is a file, or the name of a shipped recipe.
     """
     if shard is not None and not is_stored:
-        raise click.UsageError("--shard says which part of a teacher store to fill: add --store.")
+        raise click.UsageError("--shard names a part of a teacher store: add --store.")
     loaded = load_recipe(recipe, overrides)
     check_paths(loaded)
     need_training_packages("Training")

@@ -1,4 +1,4 @@
-"""Train any prompt method on the student's backbone, to compare the student with."""
+"""Train a baseline on the student's backbone, without a teacher."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kdedge.config.load import check_paths, load_recipe
 @click.option(
     "--method",
     metavar="NAME",
-    help="The method; `kdedge methods` lists them. [default: the recipe's baseline.method]",
+    help="Method; `kdedge methods` lists them. [default: the recipe's baseline.method]",
 )
 @set_option
 @resume_option
@@ -36,14 +36,14 @@ def command(
 ) -> None:
     """Train a baseline of RECIPE: a method on the student's backbone, without a teacher.
 
-    RECIPE is a file, or the name of a shipped recipe. Images, split and seed are those of its
-    teacher and student; `kdedge methods` says which images a method learns from.
+    RECIPE is a file, or the name of a shipped recipe. The baseline uses its images, split and seed;
+    `kdedge methods` says which images each method is trained on.
 
-    Where the recipe's teacher is of the same method, its settings and optimization hold for the
-    baseline too. Else the method's defaults hold, with the learning rate, epochs and batch size
-    that its authors published, and the recipe's optim for the rest. Change them with --set
-    baseline.settings.n_ctx=16 and --set baseline.optim.epochs=50, or in a baseline section of the
-    recipe. The run's recipe.yaml says them all.
+    If the recipe's teacher has the same method, the baseline uses the teacher's settings and optim.
+    Otherwise it uses the method's defaults, the learning rate, epochs and batch size that its
+    authors published, and the recipe's optim for the rest. Change them with --set
+    baseline.settings.n_ctx=16 and --set baseline.optim.epochs=50, or in the recipe's baseline
+    section. The run's recipe.yaml holds all values.
     """
     loaded = load_recipe(recipe, overrides)
     check_paths(loaded)

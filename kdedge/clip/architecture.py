@@ -21,6 +21,7 @@ from open_clip import CLIP
 from open_clip.transformer import ResidualAttentionBlock, Transformer, VisionTransformer
 from torch import nn
 
+from kdedge.clip.blocks import AttentionBlock
 from kdedge.errors import DataError, RecipeError
 
 VOCAB_SIZE = 49408
@@ -189,7 +190,8 @@ def why_no_prompts(visual: nn.Module) -> str | None:
 
 
 def _has_clip_blocks(transformer: Transformer) -> bool:
-    return all(type(block) is ResidualAttentionBlock for block in transformer.resblocks)
+    kinds = (ResidualAttentionBlock, AttentionBlock)
+    return all(isinstance(block, kinds) for block in transformer.resblocks)
 
 
 def _check_image_encoder(label: str, model_config: Mapping[str, Any]) -> None:

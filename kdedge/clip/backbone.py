@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from kdedge._files import sha256_json
 from kdedge.clip.architecture import why_no_prompts
+from kdedge.clip.blocks import make_wrappable
 from kdedge.clip.class_vectors import TextFeatureCache
 from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text, tokenize
 from kdedge.clip.vision import encode_image
@@ -113,6 +114,8 @@ def make_backbone(
 ) -> Backbone:
     """Makes a backbone of a CLIP that is built already, and freezes it.
 
+    The blocks of its transformers are replaced in place by ones of plain linear layers.
+
     Args:
         model: open_clip's CLIP.
         name: what tables and messages call it.
@@ -121,6 +124,9 @@ def make_backbone(
         text_cache_folder: keeps features of frozen texts between runs; None keeps them in memory.
         weights_hash: of its weights, if known; None computes it.
     """
+    if why_no_prompts(model.visual) is None:
+        make_wrappable(model.visual.transformer)
+    make_wrappable(model.transformer)
     model = model.float().eval().requires_grad_(False)
     weights_hash = weights_hash or hash_weights(model.state_dict())
     return Backbone(

@@ -1,92 +1,254 @@
-"""One residual attention block of CLIP, with the work that nobody reads left out.
+"""The residual attention block of CLIP, built from linear layers that can be wrapped.
 
-Both encoders are stacks of open_clip's `ResidualAttentionBlock`: `x + MHA(ln_1(x))`, then `x +
-MLP(ln_2(x))` (CLIP, arXiv:2103.00020). The weights stay open_clip's; the arithmetic is here, since
-prompts allow two exact savings that a ready-made block has no argument for: tokens whose outputs
-are replaced before the next block need keys and values only, and the last block needs one query an
+Both encoders are stacks of `x + attention(ln_1(x))`, then `x + MLP(ln_2(x))` (CLIP,
+arXiv:2103.00020). open_clip keeps the query, key and value weights in one tensor. Here `attn.q`,
+`attn.k`, `attn.v`, `attn.out`, `mlp.c_fc` and `mlp.c_proj` are `nn.Linear` modules, so that
+adapters, fake quantization, parametrizations and hooks apply to each. State dicts keep open_clip's
+names (`clip/open_clip_names.py`).
+
+The blocks skip work that nobody reads, for which open_clip's block has no argument: tokens whose
+outputs the next block replaces need keys and values only, and the last block needs one query per
 image or text.
 """
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
-from open_clip.transformer import QuickGELU, ResidualAttentionBlock
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from kdedge.clip.open_clip_names import fuse_attention, split_attention
+from kdedge.errors import RecipeError
 
 _QUICK_GELU_SLOPE = 1.702
 """QuickGELU(x) = x sigmoid(1.702 x) (OpenAI's CLIP)."""
 
 
-def attention_block(
-    block: ResidualAttentionBlock,
-    tokens: Tensor,
-    *,
-    queries: Tensor | None = None,
-    memory: Tensor | None = None,
-    attn_mask: Tensor | None = None,
-) -> Tensor:
-    """Runs one block and gives the outputs at the query tokens.
+class Attention(nn.Module):
+    """Multi-head attention whose four projections are linear modules of their own.
 
     Args:
-        block: open_clip's block, frozen or not; layer scale is applied where it has one.
-        tokens: [B, N, D], what is attended to.
-        queries: [B, Q, D], the tokens whose outputs are wanted; `tokens` where not given.
-        memory: [M, D], tokens that are attended to after `tokens`, the same for the whole batch.
-            Their keys and values are computed once, and they have no output.
-        attn_mask: bool, broadcast to [B, heads, Q, N + M]; True where a query may look.
-
-    Returns:
-        [B, Q, D].
+        source: open_clip's attention; its weights are copied.
     """
-    attention = block.attn
-    width = attention.embed_dim
-    weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    normed = block.ln_1(tokens)
-    if queries is None:
-        queries = tokens
-        query, key, value = F.linear(normed, weight, bias).chunk(3, dim=-1)
-    else:
-        query = F.linear(block.ln_1(queries), weight[:width], bias[:width])
-        key, value = F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
-    if memory is not None:
-        shared = F.linear(block.ln_1(memory), weight[width:], bias[width:])  # [M, 2 D]
-        shared_key, shared_value = shared.expand(len(tokens), -1, -1).chunk(2, dim=-1)
-        key = torch.cat([key, shared_key], dim=1)  # [B, N + M, D]
-        value = torch.cat([value, shared_value], dim=1)
-    n_heads = attention.num_heads
-    attended = F.scaled_dot_product_attention(
-        _split_heads(query, n_heads),
-        _split_heads(key, n_heads),
-        _split_heads(value, n_heads),
-        attn_mask=attn_mask,
+
+    q: nn.Module
+    k: nn.Module
+    v: nn.Module
+    out: nn.Module
+
+    def __init__(self, source: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.num_heads = source.num_heads
+        weights = source.state_dict()
+        split_attention(weights)
+        for name in ("q", "k", "v", "out"):
+            self.add_module(name, _linear(weights[f"{name}.weight"], weights[f"{name}.bias"]))
+        self.requires_grad_(source.in_proj_weight.requires_grad)
+        # torch 2.4 has these two under private names only
+        self._register_state_dict_hook(_write_open_clip_names)  # type: ignore[no-untyped-call]
+        self._register_load_state_dict_pre_hook(_read_open_clip_names)  # type: ignore[no-untyped-call]
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        queries: Tensor | None = None,
+        memory: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Attends from the queries to the tokens and the memory.
+
+        Args:
+            tokens: [B, N, D], normalized.
+            queries: [B, Q, D], normalized; None for `tokens`.
+            memory: [M, D], normalized, shared by the batch; its keys and values are computed once.
+            attn_mask: broadcast to [B, heads, Q, N + M]; True where a query may look.
+
+        Returns:
+            [B, Q, D].
+        """
+        query = self.q(tokens if queries is None else queries)
+        key, value = self.k(tokens), self.v(tokens)
+        if memory is not None:
+            n_images = len(tokens)
+            key = torch.cat([key, self.k(memory).expand(n_images, -1, -1)], dim=1)  # [B, N + M, D]
+            value = torch.cat([value, self.v(memory).expand(n_images, -1, -1)], dim=1)
+        attended = F.scaled_dot_product_attention(
+            self._split_heads(query),
+            self._split_heads(key),
+            self._split_heads(value),
+            attn_mask=attn_mask,
+        )
+        output: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+        return output
+
+    def _split_heads(self, tokens: Tensor) -> Tensor:
+        """[B, N, D] -> [B, heads, N, D / heads]."""
+        return tokens.reshape(*tokens.shape[:2], self.num_heads, -1).transpose(1, 2)
+
+
+class AttentionBlock(nn.Module):
+    """One residual attention block: `attend`, then `feed_forward`.
+
+    A step between the two, such as token merging, can be inserted by calling them one by one.
+
+    Args:
+        source: open_clip's block; its attention is copied, all other parts are shared.
+    """
+
+    def __init__(self, source: ResidualAttentionBlock) -> None:
+        super().__init__()
+        # In the order of open_clip's block, which is the order of parameters in optimizers
+        self.ln_1 = source.ln_1
+        self.attn = Attention(source.attn)
+        self.ls_1 = source.ls_1
+        self.ln_2 = source.ln_2
+        self.mlp: nn.Sequential = source.mlp
+        self.ls_2 = source.ls_2
+        self.train(source.training)
+
+    def attend(
+        self,
+        tokens: Tensor,
+        *,
+        queries: Tensor | None = None,
+        memory: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+    ) -> Tensor:
+        """[B, Q, D]: the query tokens plus what they attend to; arguments as of `forward`."""
+        output = self.attn(
+            self.ln_1(tokens),
+            queries=None if queries is None else self.ln_1(queries),
+            memory=None if memory is None else self.ln_1(memory),
+            attn_mask=attn_mask,
+        )
+        attended: Tensor = (tokens if queries is None else queries) + self.ls_1(output)
+        return attended
+
+    def feed_forward(self, tokens: Tensor) -> Tensor:
+        """[B, Q, D] -> [B, Q, D]: the tokens plus their MLP."""
+        output: Tensor = tokens + self.ls_2(_run_mlp(self.mlp, self.ln_2(tokens)))
+        return output
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        queries: Tensor | None = None,
+        memory: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Runs the block and gives the outputs at the query tokens.
+
+        Args:
+            tokens: [B, N, D], attended to.
+            queries: [B, Q, D], the tokens whose outputs are wanted; None for `tokens`.
+            memory: [M, D], attended to after `tokens`, the same for the whole batch; has no output.
+            attn_mask: broadcast to [B, heads, Q, N + M]; True where a query may look.
+
+        Returns:
+            [B, Q, D].
+        """
+        attended = self.attend(tokens, queries=queries, memory=memory, attn_mask=attn_mask)
+        return self.feed_forward(attended)
+
+    def get_weight_dtype(self) -> torch.dtype:
+        """The dtype of the weights; open_clip's own `encode_text` asks for it."""
+        dtype: torch.dtype = self.ln_1.weight.dtype
+        return dtype
+
+
+def make_wrappable(transformer: Transformer) -> None:
+    """Replaces open_clip's blocks in a transformer, in place; blocks replaced before stay."""
+    for index, block in enumerate(transformer.resblocks):
+        if isinstance(block, ResidualAttentionBlock):
+            transformer.resblocks[index] = AttentionBlock(block)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a call of this layer does nothing but `F.linear` with its `weight` and `bias`.
+
+    True for `nn.Linear` with a bias, parametrized or not. False for wrappers, for subclasses with a
+    `forward` of their own, and for layers with hooks.
+    """
+    return (
+        type(layer).forward is nn.Linear.forward
+        and layer.bias is not None
+        and "forward" not in vars(layer)
+        and not layer._forward_hooks
+        and not layer._forward_pre_hooks
+        and not layer._backward_hooks
+        and not layer._backward_pre_hooks
     )
-    attended = attended.transpose(1, 2).flatten(2)  # [B, Q, D]
-    output = F.linear(attended, attention.out_proj.weight, attention.out_proj.bias)
-    residual = queries + block.ls_1(output)
-    result: Tensor = residual + block.ls_2(_mlp(block.mlp, block.ln_2(residual)))
-    return result
 
 
-def _mlp(mlp: nn.Sequential, tokens: Tensor) -> Tensor:
+@torch.no_grad()
+def weight_and_bias(layer: nn.Module, n_in: int) -> tuple[Tensor, Tensor]:
+    """The weight [D_out, n_in] and bias [D_out] of what a layer computes, in float64.
+
+    A wrapped layer, such as a linear layer with a low-rank adapter, is read by its outputs for the
+    columns of an identity matrix.
+
+    Args:
+        layer: a linear layer, plain, parametrized or wrapped; on the CPU, in evaluation mode.
+        n_in: its number of inputs.
+
+    Raises:
+        RecipeError: the layer is not linear, for instance because it rounds its inputs.
+    """
+    if is_plain(layer):
+        assert isinstance(layer, nn.Linear)
+        return layer.weight.double(), layer.bias.double()
+    double = copy.deepcopy(layer).double()
+    bias = double(torch.zeros(n_in, dtype=torch.float64))
+    weight = (double(torch.eye(n_in, dtype=torch.float64)) - bias).T
+    probe = torch.linspace(-2, 2, n_in, dtype=torch.float64)
+    if not torch.allclose(double(probe), weight @ probe + bias, rtol=1e-6, atol=1e-6):
+        raise RecipeError(
+            f"A {type(layer).__name__} inside the image encoder cannot be folded: its output is not"
+            " linear in its input.\n"
+            "  Replace it by a linear layer before the export."
+        )
+    return weight, bias
+
+
+def _run_mlp(mlp: nn.Sequential, tokens: Tensor) -> Tensor:
     """[B, N, D] -> [B, N, D]: linear, activation, linear.
 
-    QuickGELU is silu(a x) / a. Both factors go into the products, where they cost nothing, so that
-    the hidden tokens, four times as wide as any others, are passed over once and not three times,
-    once and not five times on the way back, and one of them is kept and not two.
+    QuickGELU is silu(a x) / a. Where nothing wraps the two linear layers, both factors go into the
+    matrix products at no cost. The hidden tokens, four times as wide as the others, are then read
+    once instead of three times (backward: once instead of five times), and one copy is kept
+    instead of two.
     """
-    if not isinstance(mlp.gelu, QuickGELU):
+    first, activation, last = mlp
+    if not (isinstance(activation, QuickGELU) and is_plain(first) and is_plain(last)):
         result: Tensor = mlp(tokens)
         return result
-    first, last, slope = mlp.c_fc, mlp.c_proj, _QUICK_GELU_SLOPE
     assert isinstance(first, nn.Linear)
     assert isinstance(last, nn.Linear)
-    rows = tokens.flatten(0, -2)
+    rows, slope = tokens.flatten(0, -2), _QUICK_GELU_SLOPE
     hidden = torch.addmm(first.bias, rows, first.weight.T, beta=slope, alpha=slope)
     output = torch.addmm(last.bias, F.silu(hidden), last.weight.T, alpha=1 / slope)
     return output.view(tokens.shape)
 
 
-def _split_heads(tokens: Tensor, n_heads: int) -> Tensor:
-    """[B, N, D] -> [B, heads, N, D / heads]."""
-    return tokens.reshape(*tokens.shape[:2], n_heads, -1).transpose(1, 2)
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A linear layer that holds copies of these values."""
+    with torch.device("meta"):
+        linear = nn.Linear(weight.shape[1], weight.shape[0])
+    linear.weight, linear.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+    return linear
+
+
+def _write_open_clip_names(
+    _: nn.Module, state_dict: dict[str, Any], prefix: str, __: object
+) -> None:
+    fuse_attention(state_dict, prefix)
+
+
+def _read_open_clip_names(state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+    split_attention(state_dict, prefix)

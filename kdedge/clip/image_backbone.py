@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kdedge.clip.architecture import why_no_prompts
 from kdedge.clip.backbone import Backbone, identify
+from kdedge.clip.blocks import make_wrappable
 from kdedge.clip.weights import hash_weights
 from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess
@@ -59,6 +61,8 @@ def make_image_backbone(
 ) -> ImageBackbone:
     """Makes a backbone of an image encoder that is built already, and freezes it.
 
+    The blocks of CLIP's ViT are replaced in place by ones of plain linear layers.
+
     Args:
         visual: [B, 3, H, W] -> [B, D].
         name: what tables and messages call it.
@@ -71,6 +75,8 @@ def make_image_backbone(
         RecipeError: it gives something other than one vector an image.
     """
     visual = visual.float().eval().requires_grad_(False)
+    if why_no_prompts(visual) is None:
+        make_wrappable(visual.transformer)
     weights_hash = weights_hash or hash_weights(visual.state_dict())
     return ImageBackbone(
         name=name,

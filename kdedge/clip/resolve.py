@@ -21,7 +21,7 @@ from kdedge.clip.builtin import BUILTIN_MODELS, builtin_config, builtin_file, bu
 from kdedge.clip.download import fetch_pretrained
 from kdedge.clip.weights import Weights, describe_missing_weights, infer_config
 from kdedge.clip.weights_file import HashCache, WeightsFile
-from kdedge.config._fields import looks_like_path
+from kdedge.config.fields import looks_like_path
 from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess
 

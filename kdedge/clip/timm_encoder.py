@@ -17,8 +17,8 @@ from torch import nn
 
 from kdedge.clip.download import fetch_from_hub
 from kdedge.clip.resolve import TIMM_PREFIX
-from kdedge.config._fields import looks_like_path
 from kdedge.config.explain import nearest
+from kdedge.config.fields import looks_like_path
 from kdedge.errors import RecipeError, SetupError
 from kdedge.runtime.preprocess import RESAMPLING, Preprocess
 

@@ -1,28 +1,27 @@
-"""The schema of a recipe's classes and data: names, images, labels, how they are split."""
+"""The schema of a recipe's `classes` and `data`: class names, image sources, labels, split."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-from kdedge.config._fields import (
+from kdedge.config.fields import (
+    HUB,
     DatasetPlace,
+    PercentOrCount,
     PlainText,
-    RecipePath,
+    RecipeFile,
+    RecipeFolder,
     ShardPattern,
     Strict,
-    check_bad_images,
-    check_template,
+    TablePattern,
+    Template,
 )
 
 SOURCES = ("folder", "webdataset", "list", "parquet", "huggingface", "benchmark", "synthetic")
-"""The keys of a source that name where it is."""
-
-
-HUB = "hf://datasets/"
-"""Before the name of a dataset on the Hugging Face Hub."""
+"""The keys that say where a source's images are; a source has exactly one of them."""
 
 
 def _exactly_one(spec: BaseModel, names: tuple[str, ...]) -> None:
@@ -33,32 +32,32 @@ def _exactly_one(spec: BaseModel, names: tuple[str, ...]) -> None:
 
 
 class ClassesSpec(Strict):
-    """The class names, in the order that labels and stored class vectors follow."""
+    """The class names; labels and stored class vectors use their order."""
 
-    file: RecipePath | None = Field(
-        None, description="Text file, UTF-8, one class name a line, in label order."
+    file: RecipeFile | None = Field(
+        None, description="UTF-8 text file with one class name a line, in label order."
     )
     benchmark: PlainText | None = Field(
-        None, description="The class names of a benchmark set, such as sun397."
+        None, description="Name of a benchmark set whose class names are used, such as sun397."
     )
     synthetic: Literal["shapes"] | None = Field(
-        None, description="The class names of the built-in drawings."
+        None, description="shapes: the class names of the built-in drawings."
     )
     names: tuple[PlainText, ...] | None = Field(
         None,
         strict=False,
         min_length=2,
-        description="The class names themselves; `classes: [cat, dog]` is short for this.",
+        description="List of class names. `classes: [cat, dog]` is short for this.",
     )
-    texts: RecipePath | None = Field(
+    texts: RecipeFile | None = Field(
         None,
-        description='JSON file of sentences that describe the classes, {"cat": ["a small animal'
-        ' with whiskers."], ...}, for methods that learn from texts: lafter.',
+        description='JSON file with sentences about each class, {"cat": ["a small animal with'
+        ' whiskers."], ...}. Only methods that learn from texts use it: lafter.',
     )
-    template: Annotated[str, AfterValidator(check_template)] = Field(
+    template: Template = Field(
         "a photo of a {}.",
-        description="Text around a class name, {} stands for the name. The default is CLIP's own"
-        " (arXiv:2103.00020, 3.1.4).",
+        description="Sentence that the text encoder reads for a class; {} stands for the class"
+        " name. The default is CLIP's (arXiv:2103.00020, 3.1.4).",
     )
 
     @model_validator(mode="after")
@@ -72,56 +71,60 @@ class ClassesSpec(Strict):
 
 
 class SourceSpec(Strict):
-    """Where images come from: exactly one of folder, webdataset, list, parquet and so on."""
+    """A source of images: exactly one of folder, webdataset, list, parquet and so on."""
 
-    folder: RecipePath | None = Field(
+    folder: RecipeFolder | None = Field(
         None,
-        description="Folder of images, searched with its subfolders. With labels: one subfolder a"
-        " class, named as the class.",
+        description="Folder of images, subfolders included. For labels, it has one subfolder per"
+        " class, with the class's name.",
     )
     webdataset: ShardPattern | None = Field(
         None,
-        description='Tar shards, as "shards-{000..063}.tar": `jpg` (or png, webp) members, and'
-        " `cls` members with the class's position for labels.",
+        description='Tar shards, such as "shards-{000..063}.tar", with jpg, png or webp members.'
+        " For labels, cls members hold the class's position in the class list, from 0.",
     )
-    list: RecipePath | None = Field(
-        None, description="CSV file with a header: path, and label (a class name) for labels."
-    )
-    parquet: ShardPattern | None = Field(
+    list: RecipeFile | None = Field(
         None,
-        description="Parquet files with images as bytes: a file, a folder of them, or a pattern"
-        ' such as "train-*.parquet".',
+        description="CSV file with a header. Column path has the images; column label has the class"
+        " names, where labels are needed.",
+    )
+    parquet: TablePattern | None = Field(
+        None,
+        description="Parquet files that hold images as bytes: a file, a folder of files, or a"
+        ' pattern such as "train-*.parquet".',
     )
     huggingface: DatasetPlace | None = Field(
         None,
-        description="Folder of a Hugging Face dataset, as its save_to_disk writes it; of several"
-        " splits, that of one of them. Or hf://datasets/OWNER/NAME, with /CONFIG behind it where"
-        " it has several: a dataset on the Hub, which is downloaded once.",
+        description="Folder that a Hugging Face dataset's save_to_disk wrote. If it has several"
+        " splits, name the folder of one split. Or hf://datasets/OWNER/NAME, with /CONFIG behind it"
+        " where the dataset has several: a dataset on the Hub, which is downloaded once.",
     )
     image_column: PlainText | None = Field(
         None,
-        description="Column of images, of parquet and huggingface; the only one there is when left"
-        " out.",
+        description="Column of the images, for parquet and huggingface. Default: the only image"
+        " column.",
     )
     label_column: PlainText | None = Field(
         None,
-        description="Column of labels, of parquet and huggingface; label, labels, or the only one"
-        " of class labels when left out.",
+        description="Column of the labels, for parquet and huggingface. Default: label, labels, or"
+        " the only column of class labels.",
     )
-    benchmark: PlainText | None = Field(None, description="A benchmark set, such as sun397.")
+    benchmark: PlainText | None = Field(
+        None, description="Name of a benchmark set, such as sun397; `kdedge data list` lists them."
+    )
     synthetic: Literal["shapes"] | None = Field(
-        None, description="Built-in drawings, made from a seed; nothing is downloaded."
+        None, description="shapes: built-in drawings, made from a seed without any download."
     )
     part: Literal["train", "val", "test"] = Field(
         "train",
-        description="Which official part, for benchmark, synthetic and datasets on the Hub only.",
+        description="The official part to use. For benchmark, synthetic and datasets on the Hub"
+        " only.",
     )
 
     @model_validator(mode="after")
     def _check(self) -> SourceSpec:
         _exactly_one(self, SOURCES)
-        has_parts = self.benchmark or self.synthetic or self.is_on_hub
-        if self.part != "train" and not has_parts:
+        if self.part != "train" and not self.has_parts:
             raise ValueError(
                 f"has part: {self.part}, which only benchmark, synthetic and hf:// have; name the"
                 " folder, shards, list or table that hold that part"
@@ -132,88 +135,86 @@ class SourceSpec(Strict):
         return self
 
     @property
-    def is_on_hub(self) -> bool:
-        """Whether this is a dataset on the Hugging Face Hub."""
-        return str(self.huggingface or "").startswith(HUB)
+    def has_parts(self) -> bool:
+        """Whether `part` chooses among the official parts of the source."""
+        is_on_hub = str(self.huggingface or "").startswith(HUB)
+        return self.benchmark is not None or self.synthetic is not None or is_on_hub
 
 
 class LabeledSpec(SourceSpec):
-    """A source with labels, of which a number of images a class is used."""
+    """A labeled source, limited to a number of images per class."""
 
     shots: int | None = Field(
         None,
         ge=1,
-        description="Labeled images per class, drawn with the seed; all when left out. 16 in the"
-        " published tables (arXiv:2307.06948, 4.1).",
+        description="Labeled images per class, drawn with the seed. Default: all. The published"
+        " tables use 16 (arXiv:2307.06948, 4.1).",
     )
 
 
 class UnlabeledSpec(SourceSpec):
-    """A source whose labels nothing learns from."""
+    """A source whose labels are never trained on."""
 
     per_class: int | None = Field(
         None,
         ge=1,
-        description="Images per class, drawn with the seed as shots are; all when left out. The"
-        " source's labels are read for this draw and for nothing else, so it needs a source that"
-        " has them, and images without a class cannot be drawn. 64 in the ablations of PromptKD"
-        " (arXiv:2403.02781, tables 4 to 6), 16 to 256 in figure 4.",
+        description="Images per class, drawn with the seed. Default: all. The source must have"
+        " labels, which are read for this draw only; images without a label are left out. PromptKD"
+        " uses 64 in its ablations (arXiv:2403.02781, tables 4 to 6), 16 to 256 in figure 4.",
     )
 
 
 class DataSpec(Strict):
-    """The images: what is trained on, what is measured on."""
+    """The images for training and evaluation."""
 
     unlabeled: UnlabeledSpec | None = Field(
         None,
-        description="Images the student learns from, which may be the labeled ones: no label is"
-        " learned from.",
+        description="Images that the student is trained on. They may be the labeled images; labels"
+        " are not used.",
     )
     labeled: LabeledSpec | None = Field(
-        None, description="Labeled images the teacher learns from; also the baselines."
+        None, description="Labeled images that the teacher and the baselines are trained on."
     )
-    pseudo_labels: RecipePath | None = Field(
+    pseudo_labels: RecipeFile | None = Field(
         None,
-        description="File of classes for images of data.unlabeled, as `kdedge pseudo-label` writes"
-        " it and a person may correct it. Methods that learn from labels learn from these too, as"
-        " from labels, and over all classes; without data.labeled from these alone. An image with a"
-        " label keeps it.",
+        description="File of labels for images of data.unlabeled. `kdedge pseudo-label` writes it;"
+        " you may correct it. Supervised methods train on them as on data.labeled, over all"
+        " classes. An image that has a label in data.labeled keeps it.",
     )
     validation: LabeledSpec | None = Field(
         None,
-        description="Labeled images for choosing an epoch; needed by selection: validation. Shots"
-        " are drawn after those of data.labeled, from the same stream.",
+        description="Labeled images that choose the best epoch, for selection: validation. Its"
+        " shots are drawn after those of data.labeled, from the same random stream.",
     )
     test: SourceSpec | None = Field(
-        None, description="Labeled images that accuracy is measured on."
+        None, description="Labeled images that accuracy is measured on. They are never trained on."
     )
     split: Literal["all", "base-to-novel"] = Field(
         "all",
-        description="all: every class is trained and tested. base-to-novel: labels are read only"
-        " for the first half of the classes, and each half is tested by itself"
-        " (arXiv:2203.05557, 4.1).",
+        description="all: train and test on every class. base-to-novel: use labels of the first"
+        " half of the classes only, and test each half separately (arXiv:2203.05557, 4.1).",
     )
-    max_bad_images: Annotated[str | int, AfterValidator(check_bad_images)] = Field(
+    max_bad_images: PercentOrCount = Field(
         "1%",
-        description='Unreadable images a source may have before that is an error: "1%" or a count.'
-        " They are skipped and listed in skipped.csv. The default is ours.",
+        description="Unreadable images that a source may have, as a percentage or a count; more are"
+        " an error. They are skipped and listed in skipped.csv. The default is our choice.",
     )
-    root: RecipePath | None = Field(
+    root: RecipeFolder | None = Field(
         None,
-        description="Folder of the benchmark sets; else the environment variable KDEDGE_DATA, else"
-        " ./data.",
+        description="Folder of the benchmark sets. Default: the environment variable KDEDGE_DATA,"
+        " else ./data.",
     )
 
     @model_validator(mode="after")
     def _check(self) -> DataSpec:
         if self.pseudo_labels is not None and self.unlabeled is None:
             raise ValueError(
-                "has pseudo_labels and no unlabeled: the images that they are of; add them"
+                "has pseudo_labels without unlabeled, the images that they belong to; add unlabeled"
             )
         return self
 
     def bad_image_limit(self, n_images: int) -> int:
-        """The number of unreadable images among `n_images` that is still accepted."""
+        """The number of unreadable images that is accepted among `n_images`."""
         if isinstance(self.max_bad_images, int):
             return self.max_bad_images
         return math.floor(n_images * float(self.max_bad_images[:-1]) / 100)

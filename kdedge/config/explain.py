@@ -11,7 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from kdedge.config._yaml import KeyPath, LineMap, dotted, resolve_scalar
+from kdedge.config.yaml_file import KeyPath, LineMap, dotted, resolve_scalar
 from kdedge.errors import RecipeError
 
 MAX_SHOWN = 10
@@ -32,14 +32,25 @@ _EXPECTED = {
     "tuple_type": "a list",
     "none_required": "null",
 }
+_BOUNDS = {
+    "greater_than": ("more than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Gives the known name that is most like the given one, if any is."""
-    names = list(known)
-    lower = {candidate.lower(): candidate for candidate in names}
+    """Gives the known name that resembles a name most; None if none does."""
+    lower = {candidate.lower(): candidate for candidate in known}
     found = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
     return lower[found[0]] if found else None
+
+
+def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Gives `Did you mean ...?` with the nearest known name, else the other sentence."""
+    guess = nearest(name, known)
+    return otherwise if guess is None else f"Did you mean {guess}?"
 
 
 def explain_validation(
@@ -53,73 +64,51 @@ def explain_validation(
     """Turns pydantic's errors into one error that lists up to ten problems in file order.
 
     Args:
-        error: what validating raised.
+        error: the error of the validation.
         model: the model that was validated against; its fields are the known names.
-        lines: where each key stands.
+        lines: the line of each key.
         prefix: key path of the validated value within the recipe.
         what: the kind of file, for messages.
     """
     grouped: dict[KeyPath, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
-        grouped.setdefault(_key_path(model, details["loc"]), []).append(details)
+        grouped.setdefault(_follow(model, details["loc"])[0], []).append(details)
     ordered = sorted(grouped.items(), key=lambda item: lines.line((*prefix, *item[0])))
-    messages = [
-        _message(model, path, problems, lines, prefix) for path, problems in ordered[:MAX_SHOWN]
-    ]
+    messages = []
+    for path, problems in ordered[:MAX_SHOWN]:
+        full = (*prefix, *path)
+        where, name = lines.where(full), dotted(full) or "the recipe"
+        subject = where if where == f"--set {name}" else f"{where}: {name}"
+        messages.append(f"{subject} {_problem(model, path, problems)}")
     if len(ordered) > MAX_SHOWN:
         messages.append(f"and {len(ordered) - MAX_SHOWN} more problems in this {what}.")
     return RecipeError("\n".join(messages))
 
 
-def _message(
-    model: type[BaseModel],
-    path: KeyPath,
-    problems: Sequence[ErrorDetails],
-    lines: LineMap,
-    prefix: KeyPath,
-) -> str:
-    full = (*prefix, *path)
-    where = lines.where(full)
-    name = dotted(full) or "the recipe"
-    subject = where if where == f"--set {name}" else f"{where}: {name}"
+def _problem(model: type[BaseModel], path: KeyPath, problems: Sequence[ErrorDetails]) -> str:
+    """What is wrong with a key and what to do, as the rest of a sentence about the key."""
     first = problems[0]
-    if first["type"] == "extra_forbidden":
-        return _unknown_key(subject, str(path[-1]), _model_at(model, path[:-1]))
-    if first["type"] == "missing":
-        return _missing_key(subject, _model_at(model, path[:-1]), str(path[-1]))
+    if first["type"] in {"extra_forbidden", "missing"}:
+        parent, key = _follow(model, path[:-1])[1], str(path[-1])
+        fields = {} if parent is None else parent.model_fields
+        if first["type"] == "missing":
+            about = fields[key].description if key in fields else None
+            return "is missing." + (f"\n  {about}" if about else "")
+        known = sorted(field.alias or name for name, field in fields.items())
+        all_known = f"Known here: {', '.join(known)}."
+        otherwise = all_known if known else "Nothing can be set here; remove it."
+        return f"is not a known key.\n  {suggestion(key, known, otherwise)}"
     if first["type"] in {"value_error", "assertion_error"}:
-        return f"{subject} {first['ctx']['error']}."
-    expected = " or ".join(dict.fromkeys(_expected(problem) for problem in problems))
+        return f"{first['ctx']['error']}."
+    expected = " or ".join(dict.fromkeys(map(_expected, problems)))
     got = first["input"]
-    return f"{subject} must be {expected}, got {_show(got)}.{_hint(problems, got)}"
-
-
-def _unknown_key(subject: str, key: str, model: type[BaseModel] | None) -> str:
-    known = sorted(_field_names(model)) if model is not None else []
-    guess = nearest(key, known)
-    if guess is not None:
-        return f"{subject} is not a known key.\n  Did you mean {guess}?"
-    if not known:
-        return f"{subject} is not a known key.\n  Nothing can be set here; remove it."
-    return f"{subject} is not a known key.\n  Known here: {', '.join(known)}."
-
-
-def _missing_key(subject: str, model: type[BaseModel] | None, key: str) -> str:
-    field = model.model_fields.get(key) if model is not None else None
-    about = f"\n  {field.description}" if field is not None and field.description else ""
-    return f"{subject} is missing.{about}"
+    return f"must be {expected}, got {_show(got)}.{_hint(problems, got)}"
 
 
 def _expected(problem: ErrorDetails) -> str:
     kind, ctx = problem["type"], problem.get("ctx", {})
-    bounds = {
-        "greater_than": ("more than", "gt"),
-        "greater_than_equal": ("at least", "ge"),
-        "less_than": ("less than", "lt"),
-        "less_than_equal": ("at most", "le"),
-    }
-    if kind in bounds:
-        words, key = bounds[kind]
+    if kind in _BOUNDS:
+        words, key = _BOUNDS[kind]
         return f"{words} {ctx[key]:g}" if isinstance(ctx[key], float) else f"{words} {ctx[key]}"
     if kind == "literal_error":
         return str(ctx["expected"]).replace("'", "")
@@ -143,9 +132,8 @@ def _hint(problems: Sequence[ErrorDetails], got: Any) -> str:
         guess = nearest(got, choices)
         if guess is not None:
             return f"\n  Did you mean {guess}?"
-        if kinds & {"int_type", "float_type", "bool_type"} and not isinstance(
-            resolve_scalar(got), str
-        ):
+        is_quoted = not isinstance(resolve_scalar(got), str)
+        if is_quoted and kinds & {"int_type", "float_type", "bool_type"}:
             return "\n  Write it without quotes."
     elif "string_type" in kinds and isinstance(got, int | float):
         return "\n  Put it in quotes."
@@ -166,46 +154,37 @@ def _show(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _field_names(model: type[BaseModel]) -> list[str]:
-    return [field.alias or name for name, field in model.model_fields.items()]
+def _follow(
+    model: type[BaseModel], location: Sequence[str | int]
+) -> tuple[KeyPath, type[BaseModel] | None]:
+    """Follows an error's location through the types of a model.
 
-
-def _key_path(model: type[BaseModel], location: Sequence[str | int]) -> KeyPath:
-    """Drops what pydantic adds to a location that is no key: the names of a union's members."""
+    Returns:
+        The keys alone, without the names of union members that pydantic appends, and the model at
+        the end; None if another type is there.
+    """
     path: list[str | int] = []
     current: Any = model
     for part in location:
-        if _is_leaf(current) and not isinstance(part, int):
+        if not _has_keys(current) and not isinstance(part, int):
             break
         path.append(part)
-        current = _below(current, part)
-    return tuple(path)
-
-
-def _model_at(model: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:
-    current: Any = model
-    for part in path:
-        current = _below(current, part)
-    return current if _is_model(current) else None
+        if _is_model(current):
+            field = current.model_fields.get(part)
+            current = None if field is None else _core(field.annotation)
+        elif get_origin(current) in {dict, list, tuple}:
+            current = _core(get_args(current)[1 if get_origin(current) is dict else 0])
+        else:
+            current = None
+    return tuple(path), current if _is_model(current) else None
 
 
 def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _is_leaf(annotation: Any) -> bool:
-    return not _is_model(annotation) and get_origin(annotation) is not dict
-
-
-def _below(annotation: Any, part: str | int) -> Any:
-    """The type of a mapping's key or a list's entry."""
-    if _is_model(annotation):
-        field = annotation.model_fields.get(part)
-        return _core(field.annotation) if field is not None else None
-    arguments = get_args(annotation)
-    if get_origin(annotation) is dict:
-        return _core(arguments[1])
-    return _core(arguments[0]) if get_origin(annotation) in {list, tuple} else None
+def _has_keys(annotation: Any) -> bool:
+    return _is_model(annotation) or get_origin(annotation) is dict
 
 
 def _core(annotation: Any) -> Any:
@@ -214,5 +193,5 @@ def _core(annotation: Any) -> Any:
         return _core(get_args(annotation)[0])
     if get_origin(annotation) in {Union, types.UnionType}:
         members = [_core(member) for member in get_args(annotation) if member is not type(None)]
-        return next((member for member in members if not _is_leaf(member)), members[0])
+        return next((member for member in members if _has_keys(member)), members[0])
     return annotation

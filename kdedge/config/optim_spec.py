@@ -1,7 +1,7 @@
-"""How a model is optimized: the keys of `optim`, each with its meaning, bounds and source.
+"""The schema of a recipe's `optim`: each key with its meaning, bounds, default and source.
 
-Published configs are those of the authors' repositories of PromptSRC (arXiv:2307.06948) and
-PromptKD (arXiv:2403.02781).
+Defaults follow the authors' repositories of PromptSRC (arXiv:2307.06948) and PromptKD
+(arXiv:2403.02781).
 """
 
 from __future__ import annotations
@@ -10,26 +10,29 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kdedge.config._fields import Strict
+from kdedge.config.fields import Strict
 
 PrecisionName = Literal["fp32", "bf16", "fp16", "fp16-unscaled"]
 
-_OFFICIAL = "The PromptKD repository's configs of teacher and student"
+_OFFICIAL = "Default: the PromptKD repository's configs"
 
 
 class OptimSettings(Strict):
-    """How the trained tensors are optimized, all values concrete."""
+    """Optimization settings with every value given."""
 
     algorithm: Literal["sgd", "adamw"] = Field(
         "sgd",
-        description=f"sgd: with momentum, no Nesterov; adamw: decoupled decay. {_OFFICIAL}: sgd.",
+        description=f"sgd: momentum without Nesterov. adamw: decoupled weight decay. {_OFFICIAL}.",
     )
-    lr: float = Field(0.005, gt=0, le=10, description=f"Base learning rate. {_OFFICIAL}.")
+    lr: float = Field(0.005, gt=0, le=10, description=f"Learning rate after warm-up. {_OFFICIAL}.")
     momentum: float = Field(
-        0.9, ge=0, lt=1, description=f"Of sgd; adamw's first beta. {_OFFICIAL}."
+        0.9, ge=0, lt=1, description=f"Momentum of sgd, first beta of adamw. {_OFFICIAL}."
     )
     weight_decay: float = Field(
-        5e-4, ge=0, le=10, description=f"On every trained tensor, prompts included. {_OFFICIAL}."
+        5e-4,
+        ge=0,
+        le=10,
+        description=f"Weight decay of every trained tensor, prompts included. {_OFFICIAL}.",
     )
     epochs: int = Field(
         20, ge=1, le=100_000, description=f"Passes over the training images. {_OFFICIAL}."
@@ -38,86 +41,94 @@ class OptimSettings(Strict):
         8,
         ge=1,
         le=65_536,
-        description=f"Images a step; a last smaller batch is dropped. {_OFFICIAL}.",
+        description=f"Images per step. A last, smaller batch is dropped. {_OFFICIAL}.",
+    )
+    labeled_batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=65_536,
+        description="Labeled images a step, beside batch_size unlabeled ones, for a method that"
+        " learns from both. Default: batch_size. An epoch is a pass over the unlabeled images; the"
+        " labeled ones come again and again.",
     )
     micro_batch: Literal["auto"] | Annotated[int, Field(ge=1, le=65_536)] = Field(
         "auto",
-        description="Images that the image tower takes at a time; gradients stay those of the whole"
-        " batch, batch norm and all, for a second forward pass of all micro-batches but the last."
-        " auto: the whole batch, and half as many whenever memory runs out. Changes results by"
-        " rounding only.",
+        description="Images that the image encoder processes at a time, to save memory. Gradients"
+        " stay those of the full batch; all micro-batches but the last need a second forward pass."
+        " auto: the full batch, halved whenever memory runs out. Results change by rounding only.",
     )
     warmup_epochs: int = Field(
-        1, ge=0, le=100_000, description=f"First epochs, at warmup_lr. {_OFFICIAL}."
+        1, ge=0, le=100_000, description=f"Epochs of warm-up, at warmup_lr. {_OFFICIAL}."
     )
     warmup_lr: float = Field(
         1e-5,
         ge=0,
         le=10,
-        description="Learning rate of the warm-up epochs; with schedule_per: step, what it rises"
-        f" from. {_OFFICIAL}.",
+        description="Learning rate of the warm-up epochs. With schedule_per: step, lr rises from it"
+        f" during warm-up. {_OFFICIAL}.",
     )
     schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description=f"After the warm-up: cosine over all epochs, or lr kept. {_OFFICIAL}."
+        "cosine",
+        description="Learning rate after the warm-up. cosine: decays over all epochs. constant:"
+        f" stays at lr. {_OFFICIAL}.",
     )
     schedule_per: Literal["epoch", "step"] = Field(
-        "epoch", description=f"How often the learning rate changes. {_OFFICIAL}: each epoch."
+        "epoch", description=f"How often the learning rate changes. {_OFFICIAL}."
     )
     precision: PrecisionName = Field(
         "fp32",
-        description="Of the forward pass; losses and trained tensors stay fp32. fp32 is ours, as it"
-        " works on every device. fp16-unscaled: as the public code has it, without loss scaling,"
-        " and with linear layers and the first layer's context rounded to fp16 after every step;"
-        " for official: true.",
+        description="Precision of the forward pass; losses and trained tensors stay fp32. Default:"
+        " fp32, our choice, which works on every device. fp16-unscaled reproduces the public code"
+        " for official: true: no loss scaling, and linear layers and the first layer's context are"
+        " rounded to fp16 after every step.",
     )
     clip_grad_norm: float | None = Field(
         None,
         gt=0,
-        description=f"Largest norm of all gradients together. {_OFFICIAL}: no clipping, as under"
-        " official: true whatever a recipe says.",
+        description="Largest norm of all gradients together. Default: no clipping, as in the"
+        " PromptKD repository's configs. official: true removes this key.",
     )
     crop_scale_min: float = Field(
         0.08,
         gt=0,
         le=1,
-        description=f"Smallest area of a random training crop, share of the image. {_OFFICIAL}.",
+        description=f"Smallest area of a random training crop, 0-1 of the image. {_OFFICIAL}.",
     )
     flip: bool = Field(
         True,
-        description=f"Mirror training images half of the time. {_OFFICIAL}. Off where left and"
-        " right mean something.",
+        description="Flip training images horizontally with probability 0.5. Turn it off if left"
+        f" and right matter. {_OFFICIAL}.",
     )
     strong_views: bool = Field(
         False,
-        description="Beside crop and flip, change colors, turn some images gray and blur all, as"
-        f" the strong view of LaFTer's code (arXiv:2305.18287). {_OFFICIAL}: none of it.",
+        description="Add color jitter, random grayscale and blur to crop and flip: the strong view"
+        f" of LaFTer's code (arXiv:2305.18287). {_OFFICIAL}.",
     )
     n_workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
         "auto",
-        description="Processes that read images: a count, or auto (one a CPU core, at most 8). Does"
-        " not change any result.",
+        description="Processes that read images. auto: one per CPU core, at most 8. It changes no"
+        " result.",
     )
     checkpoint_every_s: float = Field(
         60.0,
         gt=0,
-        description="Seconds between checkpoints within an epoch; one is always written at an"
-        " epoch's end. The default is ours.",
+        description="Seconds between checkpoints within an epoch. Each epoch ends with a checkpoint"
+        " too. The default is our choice.",
     )
     selection: Literal["last", "validation", "test"] = Field(
         "last",
-        description="Which tensors are kept. last: the last epoch's, or the average over the epochs"
-        " where the method averages. validation: those of the epoch that is most accurate on"
-        " data.validation, with the average as one more candidate. test: on data.test, which only"
-        " official: true may do.",
+        description="Which epoch's weights are kept. last: the last epoch's, or the average over"
+        " epochs if the method averages. validation: the most accurate epoch's on data.validation;"
+        " the average is a candidate too. test: the same on data.test; only with official: true.",
     )
 
 
 class OptimSpec(OptimSettings):
-    """Optimization as written in a recipe: `model_fields_set` holds the keys that were given."""
+    """Optimization as a recipe writes it: `model_fields_set` holds the given keys."""
 
 
 def resolve_optim(shared: OptimSpec, *own: OptimSpec | None) -> OptimSettings:
-    """Lays a model's own keys over the shared ones, later over earlier, all over the defaults."""
+    """Merges settings: defaults, then the shared keys, then a model's own; later ones win."""
     given = shared.model_dump(exclude_unset=True)
     for spec in own:
         if spec is not None:

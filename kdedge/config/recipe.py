@@ -1,29 +1,14 @@
-"""The schema of a recipe: every key with its meaning, unit, bounds, default and its source.
+"""The schema of a recipe: every key with its meaning, unit, bounds, default and source.
 
-Relative paths resolve against the folder given as `context={"folder": ...}`, the recipe file's;
-`~` is expanded.
+Relative paths start at the recipe's folder, given as `context={"folder": ...}`; `~` is expanded.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from kdedge.config._fields import (
-    PlainText,
-    RecipePath,
-    Strict,
-    Weights,
-    check_name,
-    plain_values,
-)
-from kdedge.config._official import write_out
 from kdedge.config.data_spec import (
     ClassesSpec,
     DataSpec,
@@ -32,6 +17,16 @@ from kdedge.config.data_spec import (
     UnlabeledSpec,
 )
 from kdedge.config.export_spec import ExportSpec, GatesSpec
+from kdedge.config.fields import (
+    Name,
+    PlainText,
+    RecipeFile,
+    RecipeFolder,
+    Strict,
+    Weights,
+    plain_values,
+)
+from kdedge.config.official import apply_official
 from kdedge.config.optim_spec import OptimSettings, OptimSpec, resolve_optim
 
 __all__ = [
@@ -53,100 +48,106 @@ __all__ = [
 ]
 
 
+SettingsMapping = Annotated[dict[str, Any], AfterValidator(plain_values)]
+"""A method's settings as a recipe writes them; the method validates them."""
+
+
 class ModelSpec(Strict):
     """A prompt method on a backbone."""
 
-    method: PlainText = Field(description="Method name; `kdedge methods` lists them.")
+    method: PlainText = Field(description="Name of the method; `kdedge methods` lists them.")
     backbone: PlainText | None = Field(
         None,
         description="open_clip model name such as ViT-B-16, or the built-in kdedge-demo-teacher or"
-        " kdedge-demo-student. Left out where a file of OpenAI's weights tells the sizes itself. A"
-        " promptkd student's may also be one whose text tower does not run here, such as"
-        " MobileCLIP-S1, or a model of timm, such as timm/resnet18.a1_in1k, under tune: full.",
+        " kdedge-demo-student. A weights file of OpenAI needs none: it tells the sizes. A promptkd"
+        " student needs no text encoder: with tune: full it may be MobileCLIP-S1 or a timm model"
+        " such as timm/resnet18.a1_in1k.",
     )
     weights: Weights | None = Field(
         None,
-        description="open_clip tag such as openai, a weights file (.safetensors, .pt), or builtin;"
-        " of a timm model pretrained, or a file.",
+        description="Pretrained weights: an open_clip tag such as openai, a file (.safetensors,"
+        " .pt), or builtin. For a timm model: pretrained, or a file.",
     )
-    config: RecipePath | None = Field(
-        None, description="open_clip model-config JSON of your own; takes the place of backbone."
+    config: RecipeFile | None = Field(
+        None, description="Your own open_clip model config (JSON), in place of backbone."
     )
     quick_gelu: bool | None = Field(
         None,
-        description="The activation that the weights were trained with, for a file that does not"
-        " say. OpenAI's weights and those trained on from them: true.",
+        description="Whether the weights were trained with QuickGELU, if the file does not tell."
+        " true for OpenAI's weights and weights fine-tuned from them.",
     )
-    settings: Annotated[dict[str, Any], AfterValidator(plain_values)] = Field(
-        default_factory=dict, description="The method's own settings; `kdedge schema` lists them."
+    settings: SettingsMapping = Field(
+        default_factory=dict, description="Settings of the method; `kdedge schema` lists them."
     )
     optim: OptimSpec | None = Field(
-        None, description="Keys of optim that differ from the recipe's for this model."
+        None, description="Keys of optim that override the recipe's optim for this model."
     )
 
     @model_validator(mode="after")
     def _check(self) -> ModelSpec:
         if self.backbone is not None and self.config is not None:
-            raise ValueError("has backbone and config; a model config takes the place of the name")
+            raise ValueError("has backbone and config; remove one of them")
         is_stored = getattr(self, "run", None) is not None
         if not is_stored and self.backbone is None and self.config is None and self.weights is None:
-            raise ValueError("needs backbone, config, or weights that tell the sizes themselves")
+            raise ValueError("needs backbone, config, or weights that tell the model's sizes")
         return self
 
 
 class TeacherSpec(ModelSpec):
-    """The large model: learns from few labeled images, then teaches."""
+    """The large model, trained on few labeled images, whose outputs train the student."""
 
     method: PlainText = Field(
         "promptsrc",
-        description="Method name. PromptKD's teacher is promptsrc (arXiv:2403.02781, 4.1).",
+        description="Name of the method. PromptKD's teacher is promptsrc (arXiv:2403.02781, 4.1).",
     )
-    run: RecipePath | None = Field(
+    run: RecipeFolder | None = Field(
         None,
-        description="Folder of a finished teacher run to use instead of training one; the teacher's"
-        " other keys are then taken from that run.",
+        description="Folder of a finished teacher run to use instead of training a teacher. The"
+        " teacher's other keys then come from that run.",
     )
 
 
 class StudentSpec(ModelSpec):
-    """The small model: learns the teacher's answers on unlabeled images, then is deployed."""
+    """The small model, distilled from the teacher on unlabeled images, then deployed."""
 
-    method: PlainText = Field("promptkd", description="Method name. promptkd: arXiv:2403.02781.")
+    method: PlainText = Field(
+        "promptkd", description="Name of the method. promptkd: arXiv:2403.02781."
+    )
     views: int = Field(
         0,
         ge=0,
         le=100_000,
-        description="Random crops of each unlabeled image whose teacher features are kept in the"
-        " teacher store, and which the epochs go through in turn. 0: the teacher is run in every"
-        " step. As many as there are epochs: the crops of 0, and features that differ by float16's"
-        " rounding.",
+        description="Random crops per unlabeled image whose teacher features are stored; epochs use"
+        " them in turn. 0: run the teacher in every step. With as many views as epochs, the"
+        " crops are those of 0 and the features differ by float16 rounding only.",
     )
     view_seed: int | None = Field(
         None,
         ge=0,
         le=2**32 - 1,
-        description="What the crops and flips of the unlabeled images are drawn from; the recipe's"
-        " seed when left out. One number for several seeds lets them share one teacher store.",
+        description="Seed of the unlabeled images' crops and flips. Default: the recipe's seed."
+        " Runs with different seeds and one view_seed share one teacher store.",
     )
 
 
 class BaselineSpec(Strict):
-    """What the student is compared with: a method that learns by itself, without a teacher.
+    """A method without a teacher, to compare the student with.
 
-    It is trained on the student's backbone by `kdedge train`.
+    `kdedge train` trains it on the student's backbone.
     """
 
     method: PlainText | None = Field(
-        None, description="Method name; left out where `kdedge train --method` gives it."
+        None, description="Name of the method. Default: that of `kdedge train --method`."
     )
-    settings: Annotated[dict[str, Any], AfterValidator(plain_values)] = Field(
+    settings: SettingsMapping = Field(
         default_factory=dict,
-        description="The method's own settings; over the teacher's where that is the same method.",
+        description="Settings of the method. They override the teacher's settings if its method is"
+        " the same.",
     )
     optim: OptimSpec | None = Field(
         None,
-        description="Keys of optim for the baseline. Left out: the teacher's where that is the same"
-        " method; else lr, epochs and batch_size as the method's authors published them, and the"
+        description="Keys of optim for the baseline. Default: the teacher's if its method is the"
+        " same; else lr, epochs and batch_size as the method's authors published them, and the"
         " recipe's optim for the rest.",
     )
 
@@ -158,48 +159,50 @@ def _names_to_spec(value: object) -> object:
 class Recipe(Strict):
     """One experiment, from images and class names to a student on the device."""
 
-    version: Literal[1] = Field(1, description="Version of this schema.")
-    name: Annotated[str, AfterValidator(check_name)] = Field(
-        description="Letters, digits, dot, underscore, hyphen; runs are kept in runs/<name>.",
+    version: Literal[2] = Field(
+        2, description="Version of this schema. Recipes of version 1 are migrated when read."
+    )
+    name: Name = Field(
+        description="Name of the experiment: letters, digits, dot, underscore, hyphen. Its runs are"
+        " in runs/<name>.",
     )
     seed: int = Field(
         1,
         ge=0,
         le=2**32 - 1,
-        description="All random draws come from it. 1, 2 and 3 in the published tables"
+        description="Seed of all random draws. The published tables use 1, 2 and 3"
         " (arXiv:2307.06948, 4.1).",
     )
     official: bool = Field(
         False,
-        description="Train and choose as PromptKD's public code does, to compare with its figures:"
-        " fp16 without loss scaling, losses in fp16, and the student's epoch that is best on test"
-        " images (of base classes under base-to-novel). Results are marked. Default, and for every"
-        " other use: false.",
+        description="Follow PromptKD's public code, to compare with its figures: fp16 without loss"
+        " scaling, losses in fp16, and the student's epoch that is best on the test images (of base"
+        " classes under base-to-novel). Results are marked. Use false for everything else.",
     )
     classes: Annotated[ClassesSpec, BeforeValidator(_names_to_spec)] = Field(
-        description="The class names: a list, or one of file, benchmark, synthetic."
+        description="Class names: a list, or one of file, benchmark, synthetic."
     )
-    data: DataSpec = Field(description="The images.")
-    teacher: TeacherSpec | None = Field(None, description="The large model.")
-    student: StudentSpec | None = Field(None, description="The small model.")
+    data: DataSpec = Field(description="Images for training and evaluation.")
+    teacher: TeacherSpec | None = Field(None, description="The large model, which teaches.")
+    student: StudentSpec | None = Field(None, description="The small model, which is deployed.")
     baseline: BaselineSpec | None = Field(
-        None, description="A method to compare with, on the small model's backbone."
+        None, description="A method to compare with, on the student's backbone."
     )
     optim: OptimSpec = Field(
-        default_factory=OptimSpec, description="Optimization of both models, unless they say other."
+        default_factory=OptimSpec, description="Optimization, unless overridden per model."
     )
     export: ExportSpec = Field(
-        default_factory=ExportSpec, description="What `kdedge export` makes of the student."
+        default_factory=ExportSpec, description="Files that `kdedge export` makes."
     )
     gates: GatesSpec = Field(
         default_factory=GatesSpec,
-        description="What an exported file must reach; one that does not is an error.",
+        description="Limits that exported files must meet; a file that misses one is an error.",
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _as_the_public_code(cls, values: object) -> object:
-        return write_out(values)
+    def _apply_official(cls, values: object) -> object:
+        return apply_official(values)
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
@@ -209,7 +212,7 @@ class Recipe(Strict):
         specs = [self.optim, *(model.optim for model in models if model is not None)]
         if not self.official and any(spec and spec.selection == "test" for spec in specs):
             raise ValueError(
-                "has optim.selection: test, and an epoch chosen on test images makes the test"
-                " worthless; choose last or validation, or say official: true"
+                "has optim.selection: test; an epoch chosen on test images makes the test"
+                " worthless; use last or validation, or official: true"
             )
         return self

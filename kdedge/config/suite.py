@@ -1,4 +1,4 @@
-"""Suite files: a grid of recipes, methods and seeds, and published figures to stand beside ours."""
+"""Suite files: a grid of recipes, methods and seeds, and published figures to compare with."""
 
 from __future__ import annotations
 
@@ -10,27 +10,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
-from kdedge.config._fields import PlainText, Strict, check_name
-from kdedge.config._yaml import KeyPath, LineMap, dump_value, parse_yaml
-from kdedge.config.explain import explain_validation, nearest
+from kdedge.config.explain import explain_validation, nearest, suggestion
+from kdedge.config.fields import Name, PlainText, Strict
 from kdedge.config.load import read_text, shipped_recipes
+from kdedge.config.yaml_file import KeyPath, LineMap, dump_value, parse_yaml
 from kdedge.errors import RecipeError
 
-__all__ = [
-    "AVERAGE",
-    "LoadedSuite",
-    "PaperFigures",
-    "PaperSpec",
-    "Row",
-    "Suite",
-    "check_paper",
-    "load_suite",
-    "override_texts",
-    "recipe_file",
-]
-
 AVERAGE = "average"
-"""What the mean over all recipes is called, in tables and among the paper's figures."""
+"""Name of the mean over all recipes, in tables and among the paper's figures."""
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 _MAX_LABEL = 80
@@ -39,7 +26,7 @@ _MAX_LABEL = 80
 def _check_label(text: str) -> str:
     if len(text) > _MAX_LABEL or not text.isprintable() or text != text.strip():
         raise ValueError(
-            f"is a row's label and may hold up to {_MAX_LABEL} characters on one line, got"
+            f"is a row's label and may have up to {_MAX_LABEL} characters on one line, got"
             f' "{text[:_MAX_LABEL]}"'
         )
     return text
@@ -65,51 +52,51 @@ class Row(Strict):
     """A row of the table: a method with its settings."""
 
     name: Annotated[PlainText, AfterValidator(_check_label)] = Field(
-        description="The row's label; the method's name where it is left out."
+        description="Label of the row. Default: the method's name."
     )
     method: PlainText | None = Field(
         None,
-        description="Method name; `kdedge methods` lists them. Left out: the recipe's own for the"
-        " role.",
+        description="Name of the method; `kdedge methods` lists them. Default: the recipe's method"
+        " for the role.",
     )
     role: Literal["student", "teacher"] = Field(
         "student",
-        description="Whose backbone it is trained on. student: as `kdedge distill` trains a method"
-        " that learns from a teacher, and `kdedge train` any other. teacher: as `kdedge teach`.",
+        description="Backbone to train on. student: a method that needs a teacher is trained as by"
+        " `kdedge distill`, any other as by `kdedge train`. teacher: as by `kdedge teach`.",
     )
     set: Overrides = Field(
         default_factory=dict,
-        description="Keys of the recipe that differ in this row, as --set takes them. Relative"
-        " paths start at the suite's folder.",
+        description="Keys of the recipe to override in this row, as for --set. Relative paths start"
+        " at the suite's folder.",
     )
     trained_on: PlainText | None = Field(
         None,
-        description="The one recipe, as under recipes, that the row is trained on, once a seed; on"
-        " the suite's recipes it is only measured, with their class names and test images. Left"
-        " out: each of the suite's recipes.",
+        description="Recipe to train the row on, once per seed. The row is then evaluated on the"
+        " suite's recipes, with their class names and test images. Default: train on each of the"
+        " suite's recipes.",
     )
 
 
 class PaperFigures(Strict):
     """Published accuracies of one row on one recipe's data, percent."""
 
-    base: Percentage | None = Field(None, description="Base classes.")
-    novel: Percentage | None = Field(None, description="Novel classes.")
-    harmonic_mean: Percentage | None = Field(None, description="Of the two, as printed.")
-    all: Percentage | None = Field(None, description="All classes together.")
+    base: Percentage | None = Field(None, description="Accuracy on base classes.")
+    novel: Percentage | None = Field(None, description="Accuracy on novel classes.")
+    harmonic_mean: Percentage | None = Field(None, description="Their mean, as printed.")
+    all: Percentage | None = Field(None, description="Accuracy on all classes together.")
 
 
 class PaperSpec(Strict):
-    """Published figures, printed beside ours."""
+    """Published figures, shown beside ours."""
 
-    source: PlainText = Field(description="Where they are printed: paper, table, data set.")
+    source: PlainText = Field(description="Source of the figures: paper, table, data set.")
     figures: dict[str, dict[str, PaperFigures]] = Field(
-        description=f"Recipe's name (or {AVERAGE}, over all recipes) -> row's label -> figures."
+        description=f"Recipe name (or {AVERAGE}, over all recipes) -> row label -> figures."
     )
 
 
 def _with_label(value: object) -> object:
-    """A method's name is short for a row, and labels it where no other label is given."""
+    """Expands a method's name to a row, and labels a row without a name by its method."""
     if isinstance(value, str):
         return {"name": value, "method": value}
     if isinstance(value, dict) and "name" not in value and "method" in value:
@@ -118,11 +105,12 @@ def _with_label(value: object) -> object:
 
 
 class Suite(Strict):
-    """A grid of recipes, methods and seeds: each cell is a run, or two with its teacher's."""
+    """A grid of recipes, methods and seeds. Each cell is a run, or two with its teacher."""
 
     version: Literal[1] = Field(1, description="Version of this schema.")
-    name: Annotated[str, AfterValidator(check_name)] = Field(
-        description="Letters, digits, dot, underscore, hyphen; the suite is kept in suites/<name>."
+    name: Name = Field(
+        description="Name of the suite: letters, digits, dot, underscore, hyphen. Its results are"
+        " in suites/<name>."
     )
     recipes: tuple[PlainText, ...] = Field(
         strict=False,
@@ -132,30 +120,24 @@ class Suite(Strict):
     methods: tuple[Annotated[Row, BeforeValidator(_with_label)], ...] = Field(
         strict=False,
         min_length=1,
-        description="Rows of the table: method names, or mappings with settings of their own.",
+        description="Rows of the table: method names, or mappings with settings.",
     )
     seeds: tuple[Seed, ...] = Field(
         (1, 2, 3),
         strict=False,
         min_length=1,
-        description="Seeds of each row. 1, 2 and 3 in the published tables (arXiv:2307.06948,"
-        " 4.1).",
+        description="Seeds of each row. Published tables use 1, 2 and 3 (arXiv:2307.06948, 4.1).",
     )
     set: Overrides = Field(
-        default_factory=dict, description="Keys of the recipes that differ in all rows."
+        default_factory=dict,
+        description="Keys of the recipes to override in all rows.",
     )
-    paper: PaperSpec | None = Field(None, description="Published figures beside ours.")
+    paper: PaperSpec | None = Field(None, description="Published figures to show beside ours.")
 
 
 @dataclass(frozen=True)
 class LoadedSuite:
-    """A suite that passed the schema, and where it came from.
-
-    Attributes:
-        suite: the values.
-        path: its file.
-        lines: where each key stands.
-    """
+    """A valid suite and its file; `lines` has the line of each key."""
 
     suite: Suite
     path: Path
@@ -163,12 +145,12 @@ class LoadedSuite:
 
     @property
     def folder(self) -> Path:
-        """Where relative paths in it start."""
+        """The folder that relative paths in the suite start at."""
         return self.path.absolute().parent
 
 
 def load_suite(path: Path) -> LoadedSuite:
-    """Reads and validates a suite file; its recipes are not read.
+    """Reads and validates a suite file, without its recipes.
 
     Raises:
         RecipeError: no such file, not YAML, unknown keys, wrong types, anything listed twice.
@@ -204,17 +186,16 @@ def _refuse_twice(key: str, entries: Sequence[str | int], lines: LineMap) -> Non
 
 
 def recipe_file(loaded: LoadedSuite, entry: str, *, key: KeyPath) -> Path:
-    """The file of a recipe that a suite names.
+    """Gives the file of a recipe that a suite names.
 
     Args:
         loaded: the suite.
         entry: a file, relative to the suite's folder, or the name of a shipped recipe.
-        key: where the suite names it.
+        key: the entry's place in the suite.
 
     Raises:
         RecipeError: there is none; the message has the suite's line and the nearest name.
     """
-    where = loaded.lines.where(key)
     shipped = shipped_recipes()
     if entry in shipped:
         return shipped[entry]
@@ -229,23 +210,23 @@ def recipe_file(loaded: LoadedSuite, entry: str, *, key: KeyPath) -> Path:
         if guess is not None
         else f"Name a file, relative to {loaded.folder}, or one of: {', '.join(shipped)}."
     )
-    raise RecipeError(f"{where}: there is no recipe {entry}.\n  {remedy}")
+    raise RecipeError(f"{loaded.lines.where(key)}: there is no recipe {entry}.\n  {remedy}")
 
 
 def override_texts(values: Mapping[str, Any]) -> list[str]:
-    """Keys and values as `--set` takes them."""
+    """Writes keys and values as `--set` takes them."""
     return [f"{key}={dump_value(value)}" for key, value in values.items()]
 
 
 def check_paper(loaded: LoadedSuite, recipes: Sequence[str]) -> None:
-    """Makes sure that every published figure stands beside one of ours.
+    """Checks that every published figure belongs to a recipe and a row of the suite.
 
     Args:
         loaded: the suite.
         recipes: names of its recipes.
 
     Raises:
-        RecipeError: a figure belongs to no recipe or row of the suite.
+        RecipeError: one does not.
     """
     paper = loaded.suite.paper
     labels = [row.name for row in loaded.suite.methods]
@@ -260,8 +241,7 @@ def _check_known(
 ) -> None:
     if key[-1] in known:
         return
-    guess = nearest(key[-1], known)
-    remedy = f"Did you mean {guess}?" if guess else f"There are: {', '.join(known)}."
+    remedy = suggestion(key[-1], known, f"There are: {', '.join(known)}.")
     raise RecipeError(
         f"{loaded.lines.where(key)}: paper.figures: {key[-1]} is not {what} of this suite.\n"
         f"  {remedy}"

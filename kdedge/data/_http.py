@@ -1,4 +1,8 @@
-"""One file from one address over HTTP, going on where an earlier attempt stopped."""
+"""Downloads one file from one address over HTTP and resumes what an earlier attempt began.
+
+Neither pooch nor requests resumes a download, and requests loses the block in which a connection
+breaks. The standard library's `read1` gives every byte that arrived, without another dependency.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +29,12 @@ from kdedge.errors import ResourceError
 _LOG = logging.getLogger(__name__)
 
 WAITS_S = (1.0, 4.0, 15.0, 60.0)
-"""Before each new attempt; they begin anew whenever more of the file has come than ever before."""
+"""Seconds before each retry; the list starts again whenever a retry got further than before."""
 
 _TIMEOUT_S = 30.0
 _BLOCK_BYTES = 1 << 18
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Answers that may be others a little later."""
+_RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Retryable status codes."""
 
 
 class AddressError(Exception):
@@ -38,12 +42,12 @@ class AddressError(Exception):
 
     Args:
         reason: why, as a sentence without a full stop.
-        kind: `gone`, the server does not give it; `wrong`, it gives something else; `unreachable`,
-            there is no way to the server; `passing`, another attempt may do better.
+        kind: `gone`, the server does not have it; `wrong`, it sends something else; `unreachable`,
+            the server cannot be reached; `retryable`, another attempt may succeed.
     """
 
     def __init__(
-        self, reason: str, kind: Literal["gone", "wrong", "unreachable", "passing"]
+        self, reason: str, kind: Literal["gone", "wrong", "unreachable", "retryable"]
     ) -> None:
         super().__init__(reason)
         self.kind = kind
@@ -52,17 +56,17 @@ class AddressError(Exception):
 def download(
     url: str, partial: Partial, wanted: Download, *, waits_s: Sequence[float] = WAITS_S
 ) -> None:
-    """Fetches what is missing of a file from one address; the whole is then in `partial.part`.
+    """Downloads the missing part of a file from one address; the file is then in `partial.part`.
 
     Args:
         url: http or https.
-        partial: what is there.
-        wanted: the file; its size is compared, its hash is not.
+        partial: the bytes so far.
+        wanted: the file; its size is checked, its hash is not.
         waits_s: see `WAITS_S`.
 
     Raises:
-        AddressError: the address does not give it. What came is kept.
-        ResourceError: no room for it, or the folder may not be written. What came is kept.
+        AddressError: the address does not give it. The bytes so far are kept.
+        ResourceError: no room for it, or the folder may not be written. The bytes so far are kept.
     """
     begun = furthest = partial.size()
     n_failed = 0
@@ -72,8 +76,8 @@ def download(
         except AddressError as error:
             if partial.size() > furthest:
                 furthest, n_failed = partial.size(), 0
-            may_pass = error.kind == "passing" or (error.kind == "unreachable" and furthest > begun)
-            if not may_pass or n_failed == len(waits_s):
+            is_lost = error.kind == "unreachable" and furthest > begun
+            if not (is_lost or error.kind == "retryable") or n_failed == len(waits_s):
                 raise
             _LOG.info("%s: %s. Trying again in %.0f s.", wanted.name, error, waits_s[n_failed])
             time.sleep(waits_s[n_failed])
@@ -97,7 +101,7 @@ def _fetch_rest(url: str, partial: Partial, wanted: Download) -> None:
         found, start = _describe(response, url)
         if start and (start != n_had or known is None or _is_other(found, known)):
             partial.drop()
-            raise AddressError(f"{_server(url)} has another version by now", "passing")
+            raise AddressError(f"{_server(url)} has another version by now", "retryable")
         if n_had and not start:
             _LOG.info("%s is fetched from its beginning.", wanted.name)
         _check_answer(response, found, wanted)
@@ -108,7 +112,7 @@ def _fetch_rest(url: str, partial: Partial, wanted: Download) -> None:
 
 
 def _is_other(found: Version, known: Version) -> bool:
-    """Whether two answers are of different bytes, as far as they say."""
+    """Whether two responses differ in size, ETag or date, as far as they have them."""
     pairs: list[tuple[object, object]] = [(found.n_bytes, known.n_bytes)]
     if found.url == known.url:
         pairs += [(found.etag, known.etag), (found.modified, known.modified)]
@@ -116,7 +120,7 @@ def _is_other(found: Version, known: Version) -> bool:
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to http and https, and none from https to http."""
+    """Follows redirects to http and https, but not from https to http."""
 
     def redirect_request(
         self,
@@ -154,7 +158,7 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _open(url: str, headers: dict[str, str], partial: Partial) -> HTTPResponse:
-    """Asks an address; neither files nor ftp are opened, whatever the address says."""
+    """Sends a request over http or https; other schemes are refused."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -184,11 +188,11 @@ def _open(url: str, headers: dict[str, str], partial: Partial) -> HTTPResponse:
 def _explain_status(error: urllib.error.HTTPError, url: str, partial: Partial) -> AddressError:
     if error.code == 416:  # what is there is longer than the file is now
         partial.drop()
-        return AddressError(f"{_server(url)} has a shorter version by now", "passing")
+        return AddressError(f"{_server(url)} has a shorter version by now", "retryable")
     if error.code in {301, 302, 303, 307, 308}:
         return AddressError(f"{_server(url)} {_explain_redirect(error)}", "gone")
     text = f"{_server(url)} answers {error.code} {_plain(error.reason)}".rstrip()
-    return AddressError(text, "passing" if error.code in _PASSING else "gone")
+    return AddressError(text, "retryable" if error.code in _RETRYABLE else "gone")
 
 
 def _explain_redirect(error: urllib.error.HTTPError) -> str:
@@ -201,13 +205,13 @@ def _explain_redirect(error: urllib.error.HTTPError) -> str:
 
 
 def _plain(text: str) -> str:
-    """What a server says, without what would move a terminal's cursor or change its colors."""
+    """A server's text without control characters, which could change the terminal."""
     return "".join(c if c.isprintable() else " " for c in text).strip()
 
 
 def _broken(url: str, error: Exception) -> AddressError:
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return AddressError(f"the connection to {_server(url)} broke: {_plain(reason)}", "passing")
+    return AddressError(f"the connection to {_server(url)} broke: {_plain(reason)}", "retryable")
 
 
 def _server(url: str) -> str:
@@ -215,7 +219,7 @@ def _server(url: str) -> str:
 
 
 def _describe(response: HTTPResponse, url: str) -> tuple[Version, int]:
-    """Which bytes an answer is of, and the position of the first that it holds."""
+    """The version of the file that a response is of, and the offset of its first byte."""
     headers = response.headers
     start, size = 0, headers.get("Content-Length", "")
     if response.status == 206:
@@ -241,7 +245,7 @@ def _check_answer(response: HTTPResponse, found: Version, wanted: Download) -> N
 
 
 def _check_room(partial: Partial, found: Version, start: int, wanted: Download) -> None:
-    """Refuses what would fill the disk. Images hardly shrink in an archive: it is counted twice."""
+    """Checks for free disk space: twice the size of an archive, since images hardly compress."""
     if found.n_bytes is None:
         return
     folder = partial.path.parent
@@ -274,7 +278,7 @@ def _write(response: HTTPResponse, partial: Partial, found: Version, start: int)
             advance(n_done)
     if found.n_bytes is not None and n_done != found.n_bytes:
         raise AddressError(
-            f"{_server(found.url)} ended after {n_done} of {found.n_bytes} bytes", "passing"
+            f"{_server(found.url)} ended after {n_done} of {found.n_bytes} bytes", "retryable"
         )
 
 
@@ -298,7 +302,7 @@ def _append(file: IO[bytes], block: bytes, partial: Partial) -> None:
 
 
 def _blocks(response: HTTPResponse, url: str) -> Iterator[bytes]:
-    """Yields what has arrived, at most 256 KiB at a time."""
+    """Yields the bytes as they arrive, at most 256 KiB at a time."""
     while True:
         try:
             block: Any = response.read1(_BLOCK_BYTES)

@@ -1,7 +1,7 @@
-"""The part of a file that has been fetched, and which bytes it is of.
+"""A partial download, and the version of the file that its bytes belong to.
 
-While `NAME` is fetched, `NAME.part` beside it has the bytes so far and `NAME.part.json` the address
-and version that they are of: bytes of two versions are never joined.
+While `NAME` is fetched, `NAME.part` beside it has the bytes so far and `NAME.part.json` their
+address and version, so that bytes of two versions are never joined.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from kdedge.errors import DataError
 
 @dataclass(frozen=True)
 class Version:
-    """Which bytes an address gives.
+    """A version of the file at an address.
 
     Attributes:
         url: the address.
         n_bytes: size of the whole file; None where the server does not say.
         etag: the server's name for these bytes.
         modified: the server's date of them.
-        finished_ns: when the whole file was last written to, once it is there.
+        finished_ns: the complete file's time of change (mtime), in ns; None before.
     """
 
     url: str
@@ -35,19 +35,19 @@ class Version:
 
     @property
     def validator(self) -> str | None:
-        """What a server compares before it goes on: a weak ETag does not name exact bytes."""
+        """The value for If-Range: a weak ETag does not name exact bytes, so the date is taken."""
         return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
 
     def may_go_on(self, url: str, wanted: Download) -> bool:
-        """Whether the rest may be asked of an address: the same version, or a hash tells after."""
+        """Whether an address may send the rest: the same version, or a hash is checked after."""
         return wanted.sha256 is not None or (self.url == url and self.validator is not None)
 
 
 class Partial:
-    """The part of a file that has been fetched.
+    """A partial download.
 
     Attributes:
-        path: where the whole file is to be.
+        path: where the complete file goes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,18 +56,18 @@ class Partial:
         self._record = path.with_name(f"{path.name}.part.json")
 
     def size(self) -> int:
-        """Bytes that are there."""
+        """Gives the number of bytes so far."""
         return self.part.stat().st_size if self.part.exists() else 0
 
     def is_finished(self) -> bool:
-        """Whether the file in its place is the one that a fetch has put there, and no later one."""
+        """Whether a fetch wrote the complete file, and nobody replaced it since."""
         if self.part.exists() or not self.path.exists():
             return False
         version = self.read_version()
         return version is not None and version.finished_ns == self.path.stat().st_mtime_ns
 
     def finish(self) -> None:
-        """Puts the whole file in its place, at once."""
+        """Moves the complete file into place atomically."""
         version = self.read_version()
         try:
             with self.part.open("rb+") as file:
@@ -79,18 +79,18 @@ class Partial:
             raise explain_os_error(error, self.path) from error
 
     def drop(self) -> None:
-        """Removes what is there; not the whole file."""
+        """Removes the partial download, but not the complete file."""
         for file in (self.part, self._record):
             if file.exists():  # else nothing is written, where the disk is read-only
                 file.unlink(missing_ok=True)  # another fetch may remove the same
 
     def read_version(self) -> Version | None:
-        """What the bytes are of; None where that cannot be known."""
+        """Gives the version of the bytes so far; None where it is not known."""
         try:
             return Version(**read_json(self._record))
         except (DataError, TypeError):
             return None
 
     def write_version(self, version: Version) -> None:
-        """Records what the bytes are of."""
+        """Records the version of the bytes so far."""
         write_json(self._record, asdict(version))

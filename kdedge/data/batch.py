@@ -14,27 +14,32 @@ FeaturesOfViews = Callable[[Sequence[int], int], Tensor]
 """Positions in a source and a view's number -> [B, D_teacher] stored teacher features, float32."""
 
 Weights = Callable[[Sequence[int]], Tensor]
-"""Positions in a source, of a whole batch -> [B] weights of the images' cross-entropy, float32."""
+"""Positions in a source, of a full batch -> [B] weights of the images' cross-entropy, float32."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """What a training step sees.
 
+    A method that learns from labels and from unlabeled images gets both in one step: the unlabeled
+    images in the batch itself, the labeled ones in `labeled`. Each part has its own order, and is
+    shared by the processes on its own.
+
     Attributes:
-        images: [B, 3, H, W], augmented and normalized, float32; where several processes train, this
-            one's share of the B images.
-        labels: [B] int64, positions in the list of training classes, or None where there are none.
+        images: [B, 3, H, W], augmented and normalized, float32; with several processes, this rank's
+            shard of the B images.
+        labels: [B] int64, positions in the list of training classes; None without labels.
         keys: the B images' names, for messages.
-        teacher_features: [B, D_teacher], what the teacher says of these crops, or None where it has
-            to be asked.
-        clean_images: [B, 3, H, W], the same images as evaluation sees them, or None where no method
-            asks for them.
-        weights: [B] float32, with which the images' cross-entropies are added up; None where they
-            are averaged.
+        teacher_features: [B, D_teacher], the stored teacher's features of these crops; None if the
+            teacher has to run.
+        clean_images: [B, 3, H, W], the same images as evaluation sees them; None unless the method
+            declares `needs_clean_images`.
+        weights: [B] float32, weights of the images' cross-entropies, which are then added up; None
+            if they are averaged.
+        labeled: labeled images beside unlabeled ones; None unless the method learns from both.
         group: the processes that share the images.
-        n_all: B where that is not the number of `images`.
-        micro_batch: how many images an image tower takes at a time; None for all of this process's.
+        n_all: B, if it is not the number of `images`.
+        micro_batch: images that the image encoder takes at a time; None for this rank's full shard.
     """
 
     images: Tensor
@@ -43,14 +48,20 @@ class Batch:
     teacher_features: Tensor | None = None
     clean_images: Tensor | None = None
     weights: Tensor | None = None
+    labeled: Batch | None = None
     group: ProcessGroup = SINGLE_PROCESS
     n_all: int | None = None
     micro_batch: int | None = None
 
     @property
     def n_images(self) -> int:
-        """B."""
+        """B, without those of `labeled`."""
         return len(self.images) if self.n_all is None else self.n_all
+
+    @property
+    def all_keys(self) -> tuple[str, ...]:
+        """The names of all images, for messages."""
+        return self.keys if self.labeled is None else (*self.keys, *self.labeled.keys)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -65,4 +76,10 @@ class Batch:
             teacher_features=moved(self.teacher_features),
             clean_images=moved(self.clean_images),
             weights=moved(self.weights),
+            labeled=None if self.labeled is None else self.labeled.to(device),
         )
+
+    def in_micro_batches(self, micro_batch: int | None) -> Batch:
+        """The same batch, so many images at a time through the image encoder."""
+        labeled = None if self.labeled is None else self.labeled.in_micro_batches(micro_batch)
+        return replace(self, micro_batch=micro_batch, labeled=labeled)

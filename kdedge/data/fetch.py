@@ -1,7 +1,7 @@
-"""Brings a benchmark set's files into its folder, whole or not at all.
+"""Downloads and unpacks a benchmark set's files; each is complete or not there.
 
-A fetch that was ended at any moment goes on where it stopped. An archive that was fetched is
-removed once it is unpacked; one that was put there by hand is used and stays.
+An interrupted fetch resumes. A downloaded archive is removed once it is unpacked; one that the user
+put there is used and stays.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a fetch did.
+    """The result of a fetch.
 
     Attributes:
         folder: of the set.
-        new: what it brought, as paths below the folder.
-        kept: archives in the folder that are unpacked and were put there by hand.
+        new: paths below the folder that were fetched.
+        kept: unpacked archives in the folder that the user put there.
     """
 
     folder: Path
@@ -48,7 +48,7 @@ def missing(downloads: Sequence[Download], folder: Path) -> list[Download]:
 
 
 def fetch(benchmark: Benchmark, root: Path, *, waits_s: Sequence[float] = WAITS_S) -> Fetched:
-    """Fetches what is missing of a benchmark set.
+    """Fetches the missing files of a benchmark set.
 
     Args:
         benchmark: the set.
@@ -56,10 +56,9 @@ def fetch(benchmark: Benchmark, root: Path, *, waits_s: Sequence[float] = WAITS_
         waits_s: seconds before each new attempt at an address.
 
     Raises:
-        SetupError: a file is to be fetched by hand, or its server does not give it; everything
-            else has been fetched.
-        DataError: what came, or was put there by hand, is not the file; an archive
-            cannot be unpacked.
+        SetupError: a file must be fetched by hand, or its server does not give it; all others
+            have been fetched.
+        DataError: a file has another size or hash than expected; an archive cannot be unpacked.
         ResourceError: no room, the folder may not be written, or another fetch works in it.
     """
     folder = root / benchmark.folder
@@ -86,7 +85,7 @@ def fetch(benchmark: Benchmark, root: Path, *, waits_s: Sequence[float] = WAITS_
 
 
 def _bring(wanted: Download, folder: Path, waits_s: Sequence[float]) -> None:
-    """Fetches one file where it is not there, and unpacks it; else its mirror, or what is begun."""
+    """Fetches and unpacks one file or its mirror, first the one whose download has begun."""
     mirror = wanted.mirror
     if mirror is None:
         _bring_itself(wanted, folder, waits_s)
@@ -108,7 +107,7 @@ def _bring(wanted: Download, folder: Path, waits_s: Sequence[float]) -> None:
 
 
 def _worst(errors: Iterable[KdedgeError]) -> type[KdedgeError]:
-    """The kind of error that stands for several: what came and is wrong before what did not."""
+    """The error class that stands for several: wrong data before a missing file."""
     return DataError if any(isinstance(error, DataError) for error in errors) else SetupError
 
 
@@ -146,18 +145,18 @@ def _fetch_file(wanted: Download, partial: Partial, waits_s: Sequence[float]) ->
 
 
 def _sentence(text: str) -> str:
-    """With a capital, but for a server's name."""
+    """Starts a text with a capital letter, unless it starts with a server's name."""
     first = text.partition(" ")[0]
     return text if "." in first else text[:1].upper() + text[1:]
 
 
 def _fetch_from(url: str, wanted: Download, partial: Partial, waits_s: Sequence[float]) -> None:
-    """Fetches a file from one address and puts it in its place where it is the right one."""
+    """Downloads a file from one address, checks it and moves it into place."""
     was_begun = partial.size() > 0
     download(url, partial, wanted, waits_s=waits_s)
     problem = _what_is_wrong(wanted, partial.part)
     if problem and was_begun:
-        # What an earlier fetch, or another address, began may not belong to this file
+        # The part from an earlier fetch, or from another address, may be of another file
         partial.drop()
         download(url, partial, wanted, waits_s=waits_s)
         problem = _what_is_wrong(wanted, partial.part)
@@ -168,7 +167,7 @@ def _fetch_from(url: str, wanted: Download, partial: Partial, waits_s: Sequence[
 
 
 def _what_is_wrong(wanted: Download, path: Path) -> str | None:
-    """Why a file is not the one that is wanted, None where it is or nothing is known of it."""
+    """How a file differs from the expected size and hash; None where it does not."""
     n_bytes = path.stat().st_size
     if n_bytes == 0:
         return "is empty"
@@ -184,7 +183,7 @@ def _what_is_wrong(wanted: Download, path: Path) -> str | None:
 
 
 def _tidy(downloads: Sequence[Download], folder: Path) -> None:
-    """Removes what fetching has left of files that are complete; nothing that it did not write."""
+    """Removes leftovers of files that are complete, but nothing that the user put there."""
     both = with_mirrors(downloads)
     for one in both:
         partial = Partial(folder / one.name)

@@ -1,4 +1,4 @@
-"""Which images a few-shot run uses: drawn as CoOp's data sets draw, or as a set's list says.
+"""Chooses the images of a few-shot run: drawn as CoOp's data sets draw, or from a set's list.
 
 CoOp's code keeps each draw in the set's folder, and so does kdedge, in the format of CoOp's split
 files: `split_fewshot/shot_16-seed_1.json` holds 16 training images a class, CoOp's at most 4 of
@@ -73,7 +73,7 @@ class Draws:
         shots: int,
         class_names: Sequence[str],
     ) -> list[int]:
-        """Draws from a labeled source, or looks up what a list says of it.
+        """Draws from a labeled source, or takes the images of a list.
 
         A benchmark set's draw is from all its images, as CoOp's is, so that unreadable ones change
         nothing but their own absence.
@@ -83,7 +83,7 @@ class Draws:
             source: opened with labels.
             indices: its readable images.
             shots: images a class.
-            class_names: what labels are positions in.
+            class_names: class list that labels are positions in.
 
         Returns:
             Positions in the source, class by class.
@@ -119,12 +119,12 @@ class _List:
     split: Split
 
     def is_of(self, spec: SourceSpec, shots: int) -> bool:
-        """Whether it holds so many images a class of a source."""
+        """Whether it holds this number of images per class of a source."""
         own = {"train": self.shots, "val": min(self.shots, MOST_VALIDATION_SHOTS)}
         return spec.benchmark == self.benchmark and own.get(spec.part) == shots
 
     def positions(self, part: str, source: Source, class_names: Sequence[str]) -> list[int]:
-        """Where the images of its part are in a source.
+        """Gives the positions of its images in a source.
 
         Raises:
             DataError: one is not there, or is of another class.
@@ -157,12 +157,12 @@ def _find_list(spec: SourceSpec, *, shots: int, seed: int, data: DataSpec) -> _L
 
 
 def list_file(folder: Path, *, shots: int, seed: int) -> Path:
-    """Where the list of a draw is, in a set's folder."""
+    """Gives the path of a draw's list in a set's folder."""
     return folder / FOLDER / f"shot_{shots}-seed_{seed}.json"
 
 
 def keep_list(spec: SourceSpec, *, shots: int, seed: int, data: DataSpec) -> Path | None:
-    """Writes the list of a draw into its set's folder, unless it is there.
+    """Writes the list of a draw into its set's folder, unless it exists.
 
     Args:
         spec: of the labeled images.

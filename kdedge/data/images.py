@@ -38,7 +38,7 @@ class BadImage:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a scan found.
+    """The result of a scan.
 
     Attributes:
         good: positions in the source, ascending.
@@ -111,7 +111,7 @@ def scan(
 
 
 def put_together(scans: Sequence[Scan]) -> Scan:
-    """One scan of what was scanned in parts, which follow each other."""
+    """Joins the scans of consecutive parts of a source."""
     sizes_px: Counter[tuple[int, int]] = Counter()
     for part in scans:
         sizes_px.update(part.sizes_px)
@@ -124,7 +124,7 @@ def put_together(scans: Sequence[Scan]) -> Scan:
 
 
 def _look_at(source: Source, rows: range, cache: ScanCache) -> list[ImageFacts | str]:
-    """What images are, or why they cannot be used."""
+    """Hash and size of each image, or why it cannot be used."""
     found: list[ImageFacts | str] = []
     for i in rows:
         try:

@@ -1,46 +1,56 @@
-"""Batches whose contents depend on the seed, the epoch and the step alone.
+"""Batches whose contents depend on the seed, the epoch and the step only.
 
-Order and augmentation come from counter-based random streams (`data/views.py`), so that any step of
-any epoch can be reached at once, with any number of workers, and is the same to the last bit.
-
-Workers hand over 8-bit pixels, a fourth of what the model sees; a batch is normalized at once, on
-the device where it is wanted.
+Order and augmentation come from counter-based random streams (`data/views.py`). Any step of any
+epoch can be reached at once, with any number of workers, and is the same to the last bit.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, islice
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from kdedge.data._workers import end_of_worker, start_worker, worker_context
+from kdedge.data._decoding import (
+    PlannedImage,
+    Preparation,
+    choose_n_workers,
+    load_images,
+    n_cores,
+)
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
 from kdedge.data.sources import Source
-from kdedge.data.views import ORDER, Augmentation, random_stream
-from kdedge.distributed import SINGLE_PROCESS, ProcessGroup, local_world_size
-from kdedge.errors import DataError, RecipeError, ResourceError
-from kdedge.runtime.preprocess import Preprocess, UnusableImage, decode_image, resize_and_crop
+from kdedge.data.views import ORDER, SECOND_SET, Augmentation, random_stream
+from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
+from kdedge.errors import DataError, RecipeError
+from kdedge.runtime.preprocess import Preprocess
 
-_MAX_WORKERS = 8
-_WORTH_WORKERS = 2000
-
-Wanted = tuple[int, int]
-"""Position in the source, and the view of it; 0 where nothing is drawn."""
-
-Loaded = tuple[int, npt.NDArray[np.uint8] | None, str]
-"""Position in the source, [3, H, W] image (with its clean one [2, 3, H, W]) or None, and why."""
+__all__ = [
+    "EpochPart",
+    "ImageSet",
+    "LabeledStream",
+    "Loading",
+    "Preparation",
+    "Wanted",
+    "choose_n_workers",
+    "evaluation_batches",
+    "n_cores",
+    "n_steps",
+    "training_batches",
+    "view_batches",
+]
 
 _CPU = torch.device("cpu")
 
+Wanted = tuple[int, int]
+"""Position in the source, and number of the view; 0 if nothing is drawn."""
+
 
 def n_steps(n_images: int, batch_size: int) -> int:
-    """Gives the steps of an epoch: an incomplete last batch is dropped, unless it is the only one.
+    """Counts the steps of an epoch: a last smaller batch is dropped, unless it is the only one.
 
     Raises:
         DataError: there are no images.
@@ -50,150 +60,191 @@ def n_steps(n_images: int, batch_size: int) -> int:
     return max(1, n_images // batch_size)
 
 
-class _Images(Dataset[Loaded]):
-    """Images by their position in the source and their view, all but normalized."""
+@dataclass(frozen=True)
+class ImageSet:
+    """Images to train on.
 
-    def __init__(
-        self,
-        source: Source,
-        preprocess: Preprocess,
-        augment: Augmentation | None,
-        *,
-        with_clean: bool,
-    ) -> None:
-        self._source = source
-        self._preprocess = preprocess
-        self._augment = augment
-        self._with_clean = with_clean
+    Attributes:
+        source: where the images are.
+        indices: positions in the source, each used once a pass, in random order.
+        labels: position in the source -> label; None without labels.
+        weights: gives the weights of a batch's images; None if all weigh the same.
+        teacher_features: gives stored features of a teacher; None if none are stored.
+    """
 
-    def __getitem__(self, wanted: Wanted) -> Loaded:
-        position, view = wanted
-        try:
-            decoded = decode_image(self._source.read(position))
-            if self._augment is None:
-                image = resize_and_crop(decoded, self._preprocess)
-            else:
-                image = self._augment(decoded, self._preprocess, position=position, view=view)
-        except UnusableImage as error:
-            # Told by value: an exception raised in a worker arrives as text with a traceback in it.
-            return position, None, error.reason
-        except DataError as error:
-            return position, None, str(error)
-        pixels = _pixels(image)
-        if self._with_clean:
-            pixels = np.stack([pixels, _pixels(resize_and_crop(decoded, self._preprocess))])
-        return position, pixels, ""
+    source: Source
+    indices: Sequence[int]
+    labels: Mapping[int, int] | None = None
+    weights: Weights | None = None
+    teacher_features: FeaturesOfViews | None = None
 
 
-def _pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """[3, H, W], in that order in memory: a stack would keep any other."""
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+@dataclass(frozen=True)
+class EpochPart:
+    """Which batches of a training.
+
+    Attributes:
+        seed: of the order of the images.
+        epoch: from 1.
+        batch_size: images a step; fewer only if there are not enough for one batch.
+        first_step: first step of the epoch, from 0; `n_steps` gives no batch.
+        view: number of the crops and flips; None for the epoch's number.
+    """
+
+    seed: int
+    epoch: int
+    batch_size: int
+    first_step: int = 0
+    view: int | None = None
 
 
-def _collate(loaded: list[Loaded]) -> tuple[torch.Tensor | None, list[int], str]:
-    """Stacks a batch: [B, 3, H, W] uint8, positions, and the first fault."""
-    positions = [position for position, _, _ in loaded]
-    images = [image for _, image, _ in loaded if image is not None]
-    if len(images) < len(loaded):
-        position, _, reason = next(entry for entry in loaded if entry[1] is None)
-        return None, [position], reason
-    batch = torch.from_numpy(np.stack(images))
-    if get_worker_info() is not None:
-        # torch would do it in a thread that loses a batch without a word where there is no room
-        batch.share_memory_()  # type: ignore[no-untyped-call]
-    return batch, positions, ""
+@dataclass(frozen=True)
+class Loading:
+    """Who loads, and to where. Changes no batch.
+
+    Attributes:
+        n_workers: processes that decode; 0 decodes in this process.
+        device: where the images are needed.
+        group: the processes that share each batch.
+    """
+
+    n_workers: int | Literal["auto"] = 0
+    device: torch.device = _CPU
+    group: ProcessGroup = SINGLE_PROCESS
+
+
+@dataclass(frozen=True)
+class LabeledStream:
+    """Labeled images beside unlabeled ones: so many a step, whatever their number.
+
+    The stream goes through its images again and again, in a new order and new views each time.
+
+    Attributes:
+        images: with labels.
+        batch_size: images a step.
+    """
+
+    images: ImageSet
+    batch_size: int
 
 
 def training_batches(
-    source: Source,
-    indices: Sequence[int],
+    images: ImageSet,
+    preparation: Preparation,
+    part: EpochPart,
+    loading: Loading = Loading(),
     *,
-    labels: Mapping[int, int] | None,
-    preprocess: Preprocess,
-    seed: int,
-    epoch: int,
-    first_step: int = 0,
-    batch_size: int,
-    crop_scale_min: float,
-    flip: bool,
-    strong_views: bool = False,
-    view: int | None = None,
-    view_seed: int | None = None,
-    teacher_features: FeaturesOfViews | None = None,
-    with_clean: bool = False,
-    weights: Weights | None = None,
-    n_workers: int | Literal["auto"] = 0,
-    device: torch.device = _CPU,
-    group: ProcessGroup = SINGLE_PROCESS,
+    labeled: LabeledStream | None = None,
 ) -> Iterator[Batch]:
     """Yields one epoch's augmented batches from a step on.
 
-    Of each batch a process reads its own share and no other image.
+    Each process reads its own shard of a batch and no other image.
 
     Args:
-        source: where the images are.
-        indices: which of them to train on, each once an epoch, in random order.
-        labels: position in the source -> label, or None.
-        preprocess: the model's size, mean, std and interpolation.
-        seed: the run's seed.
-        epoch: from 1.
-        first_step: where to start; `n_steps` gives nothing.
-        batch_size: images a step; fewer only where there are not enough for one batch.
-        crop_scale_min: smallest part of the image's area that a crop keeps.
-        flip: mirror half of the images.
-        strong_views: change colors and blur too.
-        view: number of the crops and flips; None for those of this epoch's number.
-        view_seed: what crops and flips are drawn from; None for `seed`, as the order is.
-        teacher_features: gives what a teacher says of these crops, where that is stored.
-        with_clean: give each image as evaluation sees it too.
-        weights: gives what the images of a batch weigh, where they do not weigh the same.
-        n_workers: processes that decode; 0 decodes here. The batches are the same.
-        device: where the images are wanted.
-        group: those that share the images of a batch, which are the same for any number.
+        images: what an epoch goes through.
+        preparation: how each image is augmented.
+        part: which batches.
+        loading: who loads, and to where.
+        labeled: labeled images beside them, as `Batch.labeled`.
 
     Raises:
         RecipeError: a batch has fewer images than there are processes.
         DataError: an image that was readable before is not any more.
         ResourceError: a worker died.
     """
-    count = n_steps(len(indices), batch_size)
-    view = epoch if view is None else view
-    order = random_stream(seed, epoch, ORDER).permutation(np.asarray(indices, dtype=np.int64))
-    batches: list[list[int]] = [
-        order[step * batch_size :][:batch_size].tolist() for step in range(first_step, count)
+    group = loading.group
+    view = part.epoch if part.view is None else part.view
+    batches = [
+        [(0, position, view) for position in batch] for batch in _epoch_order(images.indices, part)
     ]
-    _check_shares(batches, group)
-    shares = [
-        [(position, view) for position in batch[group.shard(len(batch))]] for batch in batches
+    beside: list[list[PlannedImage]] = [[] for _ in batches]
+    if labeled is not None:
+        steps = n_steps(len(images.indices), part.batch_size)
+        step = (part.epoch - 1) * steps + part.first_step
+        beside = list(islice(_labeled_order(labeled, part.seed, step), len(batches)))
+    _check_shards([*batches, *(batch for batch in beside if batch)], group)
+    shards = [
+        [*own[group.shard(len(own))], *other[group.shard(len(other))]]
+        for own, other in zip(batches, beside, strict=True)
     ]
-    own_seed = seed if view_seed is None else view_seed
-    augment = Augmentation(own_seed, crop_scale_min, flip, strong_views)
-    n_loaders = min(choose_n_workers(n_workers, sum(map(len, shares))), len(shares))
-    loaded = _load(
-        source, shares, preprocess, augment, n_loaders, device=device, with_clean=with_clean
+    sets = [images] if labeled is None else [images, labeled.images]
+    n_loaders = min(choose_n_workers(loading.n_workers, sum(map(len, shards))), len(shards))
+    loaded = load_images(
+        [one.source for one in sets],
+        shards,
+        preparation,
+        n_loaders,
+        device=loading.device,
     )
-    for (images, _), positions in zip(loaded, batches, strict=True):
-        clean = None
-        if with_clean:
-            images, clean = images.unbind(1)
-        keys = tuple(source.items[position].key for position in positions)
-        targets = None
-        if labels is not None:
-            targets = torch.tensor([labels[position] for position in positions])  # [B], int64
-        features = None if teacher_features is None else teacher_features(positions, view)
-        yield Batch(
-            images=images,
-            labels=targets,
-            keys=keys,
-            teacher_features=features,
-            clean_images=clean,
-            weights=None if weights is None else weights(positions),
-            group=group,
-            n_all=len(positions),
-        )
+    for pixels, own, other in zip(loaded, batches, beside, strict=True):
+        n_own = len(own[group.shard(len(own))])
+        batch = _make_batch(images, pixels[:n_own], own, preparation, group)
+        if labeled is not None:
+            second = _make_batch(labeled.images, pixels[n_own:], other, preparation, group)
+            batch = replace(batch, labeled=second)
+        yield batch
 
 
-def _check_shares(batches: Sequence[Sequence[int]], group: ProcessGroup) -> None:
+def _epoch_order(indices: Sequence[int], part: EpochPart) -> list[list[int]]:
+    """The positions of each batch of an epoch, from the part's first step on."""
+    count = n_steps(len(indices), part.batch_size)
+    order = random_stream(part.seed, part.epoch, ORDER).permutation(
+        np.asarray(indices, dtype=np.int64)
+    )
+    return [
+        order[step * part.batch_size :][: part.batch_size].tolist()
+        for step in range(part.first_step, count)
+    ]
+
+
+def _labeled_order(labeled: LabeledStream, seed: int, step: int) -> Iterator[list[PlannedImage]]:
+    """The images of each step of a training, counted over its epochs, from a step on.
+
+    The stream is the concatenation of endless passes. Pass p (from 1) has an order and views of its
+    own, so a batch can hold the end of one pass and the start of the next.
+    """
+    indices = np.asarray(labeled.images.indices, dtype=np.int64)
+    if not len(indices):
+        raise DataError("there are no labeled images to train on.")
+    done, n_before = divmod(step * labeled.batch_size, len(indices))
+    wanted = (
+        (1, position, number)
+        for number in count(done + 1)
+        for position in random_stream(seed + SECOND_SET, number, ORDER)
+        .permutation(indices)
+        .tolist()
+    )
+    from_here = islice(wanted, n_before, None)
+    while True:
+        yield list(islice(from_here, labeled.batch_size))
+
+
+def _make_batch(
+    images: ImageSet,
+    pixels: torch.Tensor,
+    wanted: Sequence[PlannedImage],
+    preparation: Preparation,
+    group: ProcessGroup,
+) -> Batch:
+    """A batch of one image set from this rank's pixels and the images of all ranks."""
+    positions = [position for _, position, _ in wanted]
+    clean = None
+    if preparation.with_clean:
+        pixels, clean = pixels.unbind(1)
+    labels, features, weights = images.labels, images.teacher_features, images.weights
+    return Batch(
+        images=pixels,
+        labels=None if labels is None else torch.tensor([labels[i] for i in positions]),
+        keys=tuple(images.source.items[position].key for position in positions),
+        teacher_features=None if features is None else features(positions, wanted[0][2]),
+        clean_images=clean,
+        weights=None if weights is None else weights(positions),
+        group=group,
+        n_all=len(positions),
+    )
+
+
+def _check_shards(batches: Sequence[Sequence[PlannedImage]], group: ProcessGroup) -> None:
     smallest = min(map(len, batches), default=group.world_size)
     if smallest < group.world_size:
         raise RecipeError(
@@ -211,15 +262,15 @@ def view_batches(
     n_workers: int,
     device: torch.device = _CPU,
 ) -> Iterator[torch.Tensor]:
-    """Yields chosen views of chosen images, the same pixels that `training_batches` gives.
+    """Yields chosen views of chosen images, with the pixels of `training_batches`.
 
     Args:
         source: where the images are.
-        batches: positions and views; drawn from as they are needed, a few ahead with workers.
-        preprocess: the model's size, mean, std and interpolation.
-        augment: what draws crops and flips.
-        n_workers: processes that decode; 0 decodes here.
-        device: where the images are wanted.
+        batches: positions and views; read as they are needed, a few ahead with workers.
+        preprocess: the model's size, mean, standard deviation and interpolation.
+        augment: draws crops and flips.
+        n_workers: processes that decode; 0 decodes in this process.
+        device: where the images are needed.
 
     Returns:
         [B, 3, H, W] float32 of each batch, in their order.
@@ -228,8 +279,10 @@ def view_batches(
         DataError: an image that was readable before is not any more.
         ResourceError: a worker died.
     """
-    for images, _ in _load(source, batches, preprocess, augment, n_workers, device=device):
-        yield images
+    wanted = ([(0, position, view) for position, view in batch] for batch in batches)
+    yield from load_images(
+        [source], wanted, Preparation(preprocess, augment), n_workers, device=device
+    )
 
 
 def evaluation_batches(
@@ -252,91 +305,9 @@ def evaluation_batches(
         ResourceError: a worker died.
     """
     batches = [
-        [(position, 0) for position in indices[start : start + batch_size]]
-        for start in range(0, len(indices), batch_size)
+        list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)
     ]
-    n_loaders = choose_n_workers(n_workers, len(indices))
-    n_loaders = min(n_loaders, len(batches))
-    yield from _load(source, batches, preprocess, None, n_loaders, device=device)
-
-
-def choose_n_workers(n_workers: int | Literal["auto"], n_images: int) -> int:
-    """Gives the number of worker processes.
-
-    `auto` leaves one core to the training process, and decodes in it where there are fewer images
-    than the workers' start takes to pay off.
-    """
-    if n_workers != "auto":
-        return n_workers
-    return min(_MAX_WORKERS, max(0, n_cores() - 1)) if n_images >= _WORTH_WORKERS else 0
-
-
-def n_cores() -> int:
-    """Counts the cores for this process: of its container, shared among torchrun's processes."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)) // local_world_size())
-    return max(1, (os.cpu_count() or 1) // local_world_size())
-
-
-def _load(
-    source: Source,
-    batches: Iterable[Sequence[Wanted]],
-    preprocess: Preprocess,
-    augment: Augmentation | None,
-    n_workers: int,
-    *,
-    device: torch.device,
-    with_clean: bool = False,
-) -> Iterator[tuple[torch.Tensor, list[int]]]:
-    loader: DataLoader[Any] = DataLoader(
-        _Images(source, preprocess, augment, with_clean=with_clean),
-        # Whatever can be gone through will do; torch's own annotation knows positions alone
-        batch_sampler=cast(Any, batches),
-        num_workers=n_workers,
-        collate_fn=_collate,
-        worker_init_fn=start_worker,
-        multiprocessing_context=worker_context(__name__) if n_workers else None,
-        pin_memory=device.type == "cuda",
-        # The loader draws a number at its start; from here, not from the global generator.
-        generator=torch.Generator(),
-    )
-    normalize_batch = _normalizer(preprocess, device)
-    try:
-        for pixels, positions, reason in loader:
-            if pixels is None:
-                raise DataError(
-                    f"{source.items[positions[0]].key}: {reason}.\n"
-                    "  It was readable when the run began; check the disk and start again."
-                )
-            yield normalize_batch(pixels), positions
-    except RuntimeError as error:
-        what = end_of_worker(str(error).strip())
-        if what is None:
-            raise
-        raise ResourceError(
-            f"{what}.\n"
-            "  Give the machine or its container more memory or a larger /dev/shm, or set"
-            " optim.n_workers to a smaller number, or to 0."
-        ) from error
-
-
-def _normalizer(
-    preprocess: Preprocess, device: torch.device
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Gives what normalizes a batch of pixels on a device.
-
-    From [..., 3, H, W] uint8 it makes float32, equal to `runtime.preprocess.normalize` to the last
-    bit: the same three steps in the same order.
-    """
-
-    def channels(*values: float) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
-
-    # A tensor: by a number, a GPU would not divide but multiply with its reciprocal
-    full, mean, std = channels(255), channels(*preprocess.mean), channels(*preprocess.std)
-
-    def normalize_batch(pixels: torch.Tensor) -> torch.Tensor:
-        images = pixels.to(device, non_blocking=True).to(torch.float32)
-        return images.div_(full).sub_(mean).div_(std)
-
-    return normalize_batch
+    wanted = [[(0, position, 0) for position in batch] for batch in batches]
+    n_loaders = min(choose_n_workers(n_workers, len(indices)), len(batches))
+    loaded = load_images([source], wanted, Preparation(preprocess), n_loaders, device=device)
+    yield from zip(loaded, batches, strict=True)

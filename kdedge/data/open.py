@@ -1,4 +1,4 @@
-"""From the recipe's words for a source to the source."""
+"""Opens the source that a recipe names."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def open_source(
 
 
 def is_own_split(spec: SourceSpec, *, data: DataSpec) -> bool:
-    """Whether a benchmark set's own rule makes its parts, as its published split is not there."""
+    """Whether a set's own rule makes its parts, because its published split is missing."""
     if spec.benchmark is None:
         return False
     benchmark = load_benchmark(spec.benchmark)

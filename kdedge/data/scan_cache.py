@@ -157,6 +157,8 @@ def _read(file: Path) -> dict[str, str]:
             if value["decoder"] == _decoder():
                 images: dict[str, str] = value["images"]
                 return images
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError, LookupError, TypeError) as error:
         _LOG.info("%s is not used: %s", file, error)
     return {}

@@ -1,4 +1,4 @@
-"""Looks through images of the user's own: which are readable, how large, of which classes."""
+"""Surveys the user's images: which are readable, how large, of which classes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdedge._progress import progress
-from kdedge.config.data_spec import HUB
+from kdedge.config.fields import HUB
 from kdedge.data.images import BadImage, check_limit, scan
 from kdedge.data.sources import Source, folder, huggingface, parquet, webdataset
 from kdedge.data.sources import list as list_source
@@ -16,16 +16,16 @@ from kdedge.data.sources import list as list_source
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found in a source.
+    """The result of a survey.
 
     Attributes:
-        kind: folder, list, webdataset, parquet or huggingface, as a recipe has it.
+        kind: folder, list, webdataset, parquet or huggingface: the recipe's key.
         n_images: images in all.
-        bad: those that cannot be read.
-        n_duplicates: readable images whose file has the same bytes as one before it.
-        sizes_px: ((width, height), how many readable images have it), the most frequent first.
-        classes: (class as the source has it, its images), in order of the names; empty where it
-            has none.
+        bad: images that cannot be read.
+        n_duplicates: readable images with the same bytes as an earlier one.
+        sizes_px: ((width, height), number of readable images), the most frequent first.
+        classes: (class name in the source, number of images), sorted by name; empty without
+            labels.
         n_unlabeled: images without a class.
     """
 

@@ -54,25 +54,25 @@ _DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
     *(OSError, EOFError, ValueError, OverflowError, NotImplementedError, RuntimeError),
 )
-"""What the readers raise on archives that are cut short, damaged, encrypted or of a new kind."""
+"""Errors of the readers for truncated, damaged, encrypted or unknown archives."""
 
 
 def unpack(archive: Path, folder: Path, wanted: Download, *, limits: Limits = LIMITS) -> None:
-    """Unpacks an archive into a folder; one that cannot be unpacked leaves nothing there.
+    """Unpacks an archive into a folder, or leaves nothing there.
 
-    Everything is unpacked into a hidden folder first and then renamed, `wanted.gives` last: once it
-    is there, so is all else. Modes, owners and dates are not taken over.
+    Everything is unpacked into a hidden folder first and then moved, `wanted.gives` last: where it
+    exists, so does the rest. Modes, owners and dates are not restored.
 
     Args:
         archive: the file; it stays.
         folder: of the benchmark set.
-        wanted: says what of the archive is taken, and where to.
+        wanted: says which part of the archive is taken, and where it goes.
         limits: see `Limits`.
 
     Raises:
-        DataError: damaged, encrypted, too large for its size; a name leads out of the folder or is
-            there twice; a member is neither file nor folder; `gives` is not in it; another file
-            stands where one of it is to be.
+        DataError: the archive is damaged, encrypted or a bomb; a member's name leaves the folder or
+            occurs twice; a member is neither file nor folder; `gives` is not in it; another file
+            has the name of a member.
         ResourceError: no room, or the folder may not be written.
     """
     gives, top = wanted.gives, wanted.top
@@ -87,13 +87,12 @@ def unpack(archive: Path, folder: Path, wanted: Download, *, limits: Limits = LI
                 f"{archive} cannot be unpacked: {str(error).rstrip('.') or type(error).__name__}.\n"
                 "  Remove it, so that it is fetched again."
             ) from error
+        unpacked, wanted_part = temporary / "all", temporary / "in"
         if top is None:
-            wanted = _holding(temporary / "all", gives)
-            _place(wanted, temporary / "in" / gives, archive=archive, top=gives)
+            source, place, top = _holding(unpacked, gives), wanted_part / gives, gives
         else:
-            _place(
-                temporary / "all" / top, temporary / "in" / wanted.into, archive=archive, top=top
-            )
+            source, place = unpacked / top, wanted_part / wanted.into
+        _place(source, place, archive=archive, top=top)
         if not (temporary / "in" / gives).exists() and not (folder / gives).exists():
             raise DataError(
                 f"{archive} does not hold {gives}, which it is expected to give.\n"
@@ -105,18 +104,18 @@ def unpack(archive: Path, folder: Path, wanted: Download, *, limits: Limits = LI
 
 
 def temporary_name(archive: Path) -> str:
-    """The folder beside what an archive gives, into which it is unpacked first."""
+    """Gives the hidden folder that an archive is unpacked into first."""
     return f".unpacking-{archive.name}"
 
 
 def _holding(folder: Path, gives: str) -> Path:
-    """Where a path is below a folder or those in its first two levels; below it, if nowhere."""
+    """Finds the folder that holds a path, among a folder and the first two levels below it."""
     places = (place for depth in ("", "*/", "*/*/") for place in folder.glob(depth + gives))
     return next(places, folder / gives)
 
 
 def _place(source: Path, target: Path, *, archive: Path, top: str) -> None:
-    """Brings what is taken of an archive to where it will be below the set's folder."""
+    """Moves the wanted part of an archive to its place below the set's folder."""
     if not source.is_dir():
         raise DataError(
             f"{archive} does not hold the folder {top}, whose content is wanted.\n"
@@ -148,7 +147,7 @@ class _Target:
         self._make(folder)
 
     def need(self, n_bytes: int) -> None:
-        """Refuses what the limit or the disk has no room for, before anything is written."""
+        """Checks a size against the limit and the free disk space, before anything is written."""
         if n_bytes > self.max_bytes:
             raise self.too_large()
         free = shutil.disk_usage(self._folder).free
@@ -160,7 +159,7 @@ class _Target:
             )
 
     def too_large(self) -> DataError:
-        """The error for an archive that unpacks to much more than archives of data sets do."""
+        """Gives the error for an archive bomb."""
         return DataError(
             f"{self.archive} unpacks to more than {readable_bytes(self.max_bytes)}, over"
             f" {self._limits.ratio} times its size, as archives do that are made to fill disks.\n"
@@ -168,11 +167,11 @@ class _Target:
         )
 
     def add_folder(self, name: str) -> None:
-        """Makes a member that is a folder."""
+        """Creates a folder of the archive."""
         self._make(self._path(name))
 
     def add_file(self, name: str, blocks: Iterable[bytes]) -> None:
-        """Writes a member that is a file."""
+        """Writes a file of the archive."""
         path = self._path(name)
         if path == self._folder:
             raise self.refuse(name, "is a file without a name")
@@ -193,7 +192,7 @@ class _Target:
                     raise explain_os_error(error, path) from error
 
     def refuse(self, name: str, why: str) -> DataError:
-        """The error for a member."""
+        """Gives the error for a member that is refused."""
         return DataError(
             f"{self.archive}: {printable(name)[:200]} {why}; the archive is not unpacked.\n"
             "  Where it can be trusted, unpack it by hand; else remove it."
@@ -219,7 +218,7 @@ class _Target:
         self._made.add(folder)
 
     def _explain(self, error: OSError, name: str, path: Path) -> DataError | ResourceError:
-        """A name that no file can have is the archive's fault, all else the disk's."""
+        """An impossible file name is the archive's error, anything else the disk's."""
         if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
             return self.refuse(name, "is both a file and a folder")
         if error.errno == errno.ENAMETOOLONG:
@@ -251,7 +250,7 @@ def _read_tar(archive: Path, target: _Target) -> None:
         reader = _LimitedReader(_decompressed(file), target)
         with reader.open() as tar:
             for member in tar:
-                tar.members = []  # tarfile would keep them all
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
                 if member.isdir():
                     target.add_folder(member.name)
                 elif member.isreg() and not member.issparse():
@@ -312,21 +311,21 @@ def _read_zip(archive: Path, target: _Target) -> None:
 
 
 def _zip_blocks(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
-    """Yields a file's bytes: never more than its header says, which has been counted."""
+    """Yields a file's bytes: never more than its header says, which is within the limit."""
     with file.open(member) as opened:
         while block := opened.read(_BLOCK_BYTES):
             yield block
 
 
 def _move_into(source: Path, target: Path, *, last: tuple[str, ...], archive: Path) -> None:
-    """Renames what is in one folder into another.
+    """Moves the content of one folder into another.
 
-    Files that are in place, of the same size, stay: a killed process has moved them.
+    Files of the same size that are already in place stay: a killed process moved them.
 
     Args:
         source: the folder.
-        target: the other; made if need be.
-        last: parts of the path that is to appear after all others; empty where it is not below.
+        target: the other; created where it is missing.
+        last: parts of the path that is moved after all others; empty where it is not below.
         archive: for messages.
     """
     try:

@@ -1,4 +1,4 @@
-"""Compares a benchmark set on this disk with what is published of it."""
+"""Compares a benchmark set on disk with the published one."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class PartFound:
 
     Attributes:
         part: train, val or test.
-        n_published: images that it is to have.
+        n_published: images that the published part has.
         n_listed: images that the split lists.
-        n_missing: of those, files that are not there.
+        n_missing: listed images whose files do not exist.
         n_classes: classes with at least one image in it.
-        bad: those that cannot be decoded; None where they were not read.
+        bad: images that cannot be decoded; None where they were not read.
     """
 
     part: str
@@ -46,16 +46,16 @@ class PartFound:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found of a set.
+    """The result of comparing a set.
 
     Attributes:
         name: the set.
         folder: where it is.
-        split: what decides its parts.
-        n_classes_published: classes that it is to have.
-        n_classes: classes that it has; None where its class list cannot be read.
+        split: origin of its parts.
+        n_classes_published: classes of the published set.
+        n_classes: classes found; None where the class list cannot be read.
         parts: those that can be listed.
-        problems: what differs from what is published, one sentence each; none where all is well.
+        problems: differences from the published set, one sentence each.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Verification:
 
 
 def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verification:
-    """Compares a set's files, class names and parts with what is published.
+    """Compares a set's files, class names and parts with the published ones.
 
     Args:
         benchmark: the set.
@@ -108,7 +108,7 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
 
 
 def _wrong_files(benchmark: Benchmark, folder: Path) -> Iterator[str]:
-    """Files with a known hash that have another; an archive is gone once it is unpacked."""
+    """Files whose hash differs from the published one. Unpacked archives are not there any more."""
     for wanted in benchmark.downloads:
         path = folder / wanted.gives
         if wanted.unpack is None and wanted.sha256 is not None and path.is_file():
@@ -118,7 +118,7 @@ def _wrong_files(benchmark: Benchmark, folder: Path) -> Iterator[str]:
 
 
 def _other_names(benchmark: Benchmark, folder: Path, class_names: Sequence[str]) -> Iterator[str]:
-    """A split file's names that the set's own files, as far as they are there, do not have."""
+    """Class names of a split file that differ from those in the set's own files."""
     if not isinstance(benchmark, CoopSet) or not benchmark.has_split(folder):
         return
     if not all((folder / path).exists() for path in benchmark.own_reads):
@@ -169,7 +169,7 @@ def _part_problems(found: PartFound, n_classes: int) -> Iterator[str]:
 
 
 def _split(benchmark: Benchmark, folder: Path) -> str:
-    """What decides the parts: CoOp's file, or a rule of the set's own."""
+    """Names the origin of the parts: CoOp's file, or the set's own rule."""
     if not isinstance(benchmark, CoopSet) or benchmark.split_file is None:
         return "the set's own"
     if benchmark.has_split(folder):

@@ -1,8 +1,8 @@
-"""Views: the random crop, flip and colors of an image, from seed, image and view number alone.
+"""Views: the random crop, flip and colors of an image, from seed, image and view number only.
 
-Each draws from a counter-based random stream of its own, so that a view can be had at any time, in
-any order and process, and is the same to the last bit: what a teacher says of it can be stored and
-the student shown it again.
+Each view draws from a counter-based random stream of its own. It can be computed at any time, in
+any order and process, and is the same to the last bit. A teacher's features of a view can therefore
+be stored, and the student shown the same view later.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ RATIO = (3 / 4, 4 / 3)
 """Width over height of a random crop: torchvision's default, which the papers' code keeps."""
 
 ORDER = 0
-"""The stream that an epoch's order is drawn from; image i's crop and flip are stream i + 1."""
+"""The stream of an epoch's order; image i's crop and flip come from stream i + 1."""
+
+SECOND_SET = 2**32
+"""Added to a seed, which is smaller, for the order and views of a second set of images."""
 
 _N_TRIES = 10
 
 _FULL_SIZE_PX = 224
-"""The side of the images that the blur of a strong view was published for."""
+"""Image side, pixels, for which the blur of a strong view was published."""
 
 
 def crop_box(
@@ -39,7 +42,7 @@ def crop_box(
         width: of the image, pixels.
         height: of the image, pixels.
         scale_min: smallest part of the image's area, 0-1.
-        generator: where the numbers are drawn from.
+        generator: draws the numbers.
 
     Returns:
         left, top, width, height, in pixels.
@@ -68,10 +71,10 @@ def _central_crop(width: int, height: int) -> tuple[int, int, int, int]:
 
 
 def random_stream(seed: int, number: int, stream: int) -> np.random.Generator:
-    """Gives one of 2^64 independent random streams; building one takes microseconds.
+    """Makes one of 2^64 independent random streams, in microseconds.
 
     Args:
-        seed: what is drawn from.
+        seed: of the run, or of the views.
         number: of the epoch or view.
         stream: `ORDER`, or an image's position in its source plus 1.
     """
@@ -85,7 +88,7 @@ class Augmentation:
     """Random crop and flip, and in a strong view colors, gray and blur.
 
     Attributes:
-        seed: what views are drawn from.
+        seed: of the views.
         scale_min: smallest part of the image's area that a crop keeps, 0-1.
         flip: mirror half of the views.
         strong: change colors and blur, as `strengthened` does.
@@ -99,7 +102,7 @@ class Augmentation:
     def __call__(
         self, image: Image.Image, preprocess: Preprocess, *, position: int, view: int
     ) -> Image.Image:
-        """A view of the image at a position of its source, of `size_px` x `size_px` pixels."""
+        """Draws a view, `size_px` x `size_px` pixels, of the image at a position of its source."""
         generator = random_stream(self.seed, view, position + 1)
         left, top, width, height = crop_box(
             *image.size, scale_min=self.scale_min, generator=generator
@@ -122,7 +125,7 @@ def strengthened(image: Image.Image, generator: np.random.Generator) -> Image.Im
 
     Args:
         image: RGB, cropped and resized.
-        generator: where the numbers are drawn from.
+        generator: draws the numbers.
     """
     if generator.random() < 0.8:
         factors = generator.uniform(0.6, 1.4, 3).tolist()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge._files import explain_os_error
-from kdedge.deploy._folders import whole_folder
+from kdedge._folders import new_folder
 from kdedge.deploy._serving import check_class_names, choose_file
 from kdedge.errors import DataError, MissingPackage, RecipeError
 from kdedge.runtime.artifact import OUTPUT_NAME, Artifact, ModelFile
@@ -48,7 +48,7 @@ def write_deepstream(artifact: Artifact, folder: Path) -> Path:
     file = choose_file(artifact, [("onnx", "fp16"), ("onnx", "fp32")], server="DeepStream")
     _check(artifact)
     check_class_names(artifact, _SEPARATORS, server="DeepStream")
-    with whole_folder(folder) as (part, _):
+    with new_folder(folder) as (part, _):
         _write_model(artifact, file, part / MODEL)
         (part / LABELS).write_bytes((";".join(artifact.class_names) + "\n").encode())
         (part / CONFIG).write_bytes(config_text(artifact, file).encode())

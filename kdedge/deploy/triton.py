@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from kdedge.deploy._folders import whole_folder
+from kdedge._folders import new_folder
 from kdedge.deploy._serving import check_class_names, choose_file, copy_file
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact, ModelFile, Precision
 
@@ -60,7 +60,7 @@ def write_triton(
     file = choose_file(artifact, wanted, server="Triton", built=built)
     check_class_names(artifact, _LINE_ENDS, server="Triton")
     name = model_name(artifact.name)
-    with whole_folder(folder / name) as (part, _):
+    with new_folder(folder / name) as (part, _):
         version = part / "1"
         version.mkdir()
         suffix = "plan" if file.target == "tensorrt" else "onnx"

@@ -23,22 +23,22 @@ def evaluate(
     split: Split,
     selection: Selection = "last",
 ) -> EvalResult:
-    """Measures logits against labels.
+    """Computes accuracies and calibration error from logits and labels.
 
     Base and novel accuracy follow the base-to-novel protocol (CoCoOp, arXiv:2203.05557): base test
     images compete among base names only, novel ones among novel names only. Slicing the logits of
-    all classes is exact, as one class's logit does not depend on the others.
+    all classes is exact, as a class's logit does not depend on other classes.
 
     Args:
         logits: [N, C] float32, scaled: `scale * image_features @ class_vectors.T`.
         labels: [N] int64, positions in `class_names`.
         class_names: all C names, in class-list order.
-        split: `base-to-novel` adds base, novel and their harmonic mean.
-        selection: how the measured weights were chosen; kept in the record.
+        split: `base-to-novel` adds base and novel accuracy and their harmonic mean.
+        selection: how the weights were chosen, for the record.
 
     Raises:
         DataError: there is no image, or a label is not a position in the class list.
-        ShapeError: logits, labels and names do not belong together.
+        ShapeError: the shapes of logits, labels and names do not match.
         DivergedError: a logit is not finite.
     """
     logits, labels = logits.detach().float().cpu(), labels.detach().cpu()
@@ -78,9 +78,7 @@ def calibration_error_percent(logits: Tensor, labels: Tensor) -> float:
         ) from error
     n_classes = logits.shape[1]
     if n_classes == 1:
-        # One name alone always gets all of the probability and is always right; torchmetrics
-        # refuses fewer than two classes.
-        return 0.0
+        return 0.0  # always confident and right; torchmetrics refuses fewer than two classes
     probabilities = logits.double().softmax(dim=1)
     share = multiclass_calibration_error(
         probabilities, labels, num_classes=n_classes, n_bins=N_BINS, norm="l1"
@@ -113,12 +111,12 @@ def _check(logits: Tensor, labels: Tensor, *, n_classes: int) -> None:
 
 
 def _percent(is_right: Tensor) -> float:
-    """Share of True in a [N] bool tensor, from whole numbers, so that nothing is lost."""
+    """Percent of True in a [N] bool tensor, from integer counts and thus exact."""
     return 100 * int(is_right.sum()) / len(is_right)
 
 
 def _accuracy_within(logits: Tensor, labels: Tensor, part: range) -> float | None:
-    """Accuracy of the part's images among the part's classes, which lie side by side."""
+    """Accuracy of the part's images among the part's classes, a contiguous range."""
     is_member = (labels >= part.start) & (labels < part.stop)
     if not bool(is_member.any()):
         return None

@@ -1,6 +1,6 @@
-"""How far two models' answers to the same images are apart: agreement, distances, worst images.
+"""Comparison of two models on the same images: agreement, softmax distances, worst images.
 
-The reference is the float32 student, the other side an exported file.
+The reference is the float32 student; the other model is an exported file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from kdedge.errors import DataError, DivergedError, ShapeError
 from kdedge.results import ParityResult, WorstImage
-from kdedge.runtime.classify import softmax
+from kdedge.runtime.batches import softmax
 
 N_WORST = 10
 _ROWS = 256  # images at once, so that many classes need little memory
@@ -31,47 +31,52 @@ def compare(
     runtime: str,
     head: Literal["scores", "argmax"] = "scores",
 ) -> ParityResult:
-    """Compares two models' logits image by image; the order of the images changes nothing.
+    """Compares two models' logits image by image, independent of the images' order.
 
-    An image with a logit that is not finite has no answer: it counts as disagreeing, as wrong, and
-    with the largest distance, so that an overflow cannot improve any figure.
+    An image with a logit that is not finite counts as disagreeing, as wrong, and with distance 1,
+    so that an overflow cannot improve any figure.
 
     Args:
-        reference: [N, C], the float32 student's, scaled.
+        reference: [N, C], the float32 student's logits, scaled.
         logits: [N, C], the file's, same images and same class order.
-        keys: N names of the images, for the list of the worst.
-        labels: N classes, as positions in `class_names`; None for an image without one.
+        keys: N names of the images.
+        labels: N positions in `class_names`; None for an image without a label.
         class_names: C names.
-        images: what the images are, as a text for the record.
-        runtime: what gave `logits`, such as "onnxruntime 1.24.4 CPU".
+        images: description of the images, for the record.
+        runtime: what computed `logits`, such as "onnxruntime 1.24.4 CPU".
         head: with `argmax` the logits only rank classes, so there are no distances.
 
     Raises:
-        ShapeError: the two differ in images or classes, or the class list in its length.
-        DataError: there are no images, or a label is no class.
+        ShapeError: the numbers of images, classes, keys, labels or names differ.
+        DataError: there are no images, or a label is not a class.
         DivergedError: the reference is not finite.
     """
     _check(reference, logits, keys=keys, labels=labels, class_names=class_names)
     n_images = len(keys)
     is_finite = np.isfinite(logits).all(axis=1)  # [N]
     expected = np.argmax(reference, axis=1)
-    given = np.where(is_finite, np.argmax(logits, axis=1), -1)  # -1: no answer
+    given = np.where(is_finite, np.argmax(logits, axis=1), -1)  # -1: no prediction
     distances = _softmax_distances(reference, logits, is_finite) if head == "scores" else None
     n_agree = int((given == expected).sum())
     labeled = [i for i, label in enumerate(labels) if label is not None]
     truth = np.array([labels[i] for i in labeled], dtype=np.int64)
-    n_right = int((given[labeled] == truth).sum())
-    n_reference_right = int((expected[labeled] == truth).sum())
+    n_right, n_reference_right = (
+        int((predicted[labeled] == truth).sum()) for predicted in (given, expected)
+    )
+
+    def percent(n: int) -> float | None:
+        return 100 * n / len(labeled) if labeled else None  # one rounding: 98 of 100 is 98.0
+
     return ParityResult(
         n_images=n_images,
         n_labeled=len(labeled),
         n_nonfinite=int((~is_finite).sum()),
-        agreement_percent=_percent(n_agree, n_images),
+        agreement_percent=100 * n_agree / n_images,
         mean_softmax_distance=None if distances is None else math.fsum(distances) / n_images,
         max_softmax_distance=None if distances is None else max(distances),
-        accuracy_percent=_percent(n_right, len(labeled)) if labeled else None,
-        reference_accuracy_percent=_percent(n_reference_right, len(labeled)) if labeled else None,
-        accuracy_drop=_percent(n_reference_right - n_right, len(labeled)) if labeled else None,
+        accuracy_percent=percent(n_right),
+        reference_accuracy_percent=percent(n_reference_right),
+        accuracy_drop=percent(n_reference_right - n_right),
         worst=_worst(expected, given, distances, keys=keys, class_names=class_names),
         images=images,
         runtime=runtime,
@@ -96,7 +101,7 @@ def _check(
             )
     if len(labels) != len(keys):
         raise ShapeError(
-            f"There are {len(labels)} labels for {len(keys)} images; expected as many."
+            f"There are {len(labels)} labels for {len(keys)} images; expected one per image."
         )
     if not keys:
         raise DataError(
@@ -117,14 +122,10 @@ def _check(
         )
 
 
-def _percent(n: int, n_all: int) -> float:
-    return 100 * n / n_all  # one rounding, so that 98 of 100 is 98.0 exactly
-
-
 def _softmax_distances(
     reference: npt.NDArray[Any], logits: npt.NDArray[Any], is_finite: npt.NDArray[np.bool_]
 ) -> list[float]:
-    """Total variation distance of each image's two softmaxes, 0-1: half the L1 distance."""
+    """Total variation distance of the two softmaxes per image, 0-1: half the L1 distance."""
     distances: list[float] = []
     for start in range(0, len(logits), _ROWS):
         rows = slice(start, start + _ROWS)
@@ -143,7 +144,7 @@ def _worst(
     keys: Sequence[str],
     class_names: Sequence[str],
 ) -> tuple[WorstImage, ...]:
-    """The images furthest off: disagreements first, then by distance, then by key."""
+    """The worst images: disagreements first, then by distance, then by key."""
     entries = [
         WorstImage(
             image=key,

@@ -14,7 +14,7 @@ from kdedge.evaluation.accuracy import N_BINS
 def evaluation_details(
     logits: Tensor, labels: Tensor, *, class_names: Sequence[str]
 ) -> EvalDetails:
-    """Counts which class is taken for which, and how often confidence was right.
+    """Counts confusions, and predictions by confidence.
 
     Args:
         logits: [N, C] float32, scaled, finite; N at least 1.
@@ -41,10 +41,10 @@ def _confusion(
 
 
 def _bins(logits: Tensor, labels: Tensor) -> tuple[CalibrationBin, ...]:
-    """The bins of the calibration error, as torchmetrics fills them.
+    """The bins of the calibration error, computed as torchmetrics does.
 
-    It adds up in float32, and a confidence that rounds to 1 in float32 has a bin of its own, so
-    that there may be one more than N_BINS.
+    Sums are float32. A confidence that rounds to 1 in float32 has its own bin, so there may be
+    N_BINS + 1 bins.
     """
     confidences, predicted = logits.double().softmax(dim=1).max(dim=1)
     confidences = confidences.float()
@@ -57,7 +57,7 @@ def _bins(logits: Tensor, labels: Tensor) -> tuple[CalibrationBin, ...]:
     return tuple(
         CalibrationBin(
             n_images=int(n_images[i]),
-            # float32's mean of values up to 1 may be a last digit above it
+            # A float32 mean of values up to 1 may exceed 1 by rounding
             confidence_percent=min(100.0, 100 * float(confidence[i] / n_images[i])),
             accuracy_percent=100 * float(n_right[i] / n_images[i]),
         )

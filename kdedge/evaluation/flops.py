@@ -1,7 +1,7 @@
-"""Work of a model, counted on the graph that it executes.
+"""GMACs of a model, counted on the graph that it executes.
 
-torch counts operations, two a multiply-add, of matrix products, convolutions and attention, and
-nothing else. Everything here gives multiply-adds; GFLOPs are twice the GMACs.
+torch counts FLOPs, two per multiply-add, of matrix products, convolutions and attention only.
+GFLOPs are twice the GMACs.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_gmacs(model: Callable[[Tensor], Any], images: Tensor) -> float:
-    """Multiply-adds of one call, 1e9.
+    """Counts the multiply-adds of one call, in 1e9.
 
-    The call runs on tensors that have shapes and no values, so it costs next to nothing.
+    The call runs on fake tensors, which have shapes but no values, so it takes little time.
 
     Args:
-        model: anything callable on images.
-        images: [B, 3, H, W], as it takes them; only the shape, type and device matter.
+        model: a callable on images.
+        images: [B, 3, H, W]; only shape, dtype and device matter.
     """
-    # Fused attention on a CPU and torch's fast path for frozen blocks are kernels that the counter
-    # does not know; the same model in plain matrix products has the same operations.
+    # The counter does not know the kernels of fused CPU attention and of torch's fast path. Plain
+    # matrix products have the same operations.
     had_fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,9 +1,8 @@
-"""What PromptKD trains, in one module: its state dict is a student's file."""
+"""The tensors that PromptKD trains, in one module; its state dict is the student's file."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,22 +13,22 @@ from kdedge.clip.image_backbone import AnyBackbone, ImageBackbone
 from kdedge.clip.prompts import TextPrompts, make_text_prompts, make_visual_prompts
 from kdedge.errors import RecipeError
 from kdedge.methods._projector import Projector
-from kdedge.methods.losses import LossName, load_loss
+from kdedge.methods.losses import ChosenLosses
 
 if TYPE_CHECKING:
     from kdedge.methods.promptkd import Settings
 
 
 class Student(nn.Module):
-    """The parts of a student; one that the settings leave out is None.
+    """The parts of a student; a part that the settings leave out is None.
 
     Attributes:
         visual_prompts: [depth, n_ctx_vision, D_vision], under `tune: prompts`.
         projector: to the teacher's dimension, under `class_vectors: teacher`.
-        visual: the student's own copy of the image tower, under `tune: full`.
-        text_prompts: context of the text tower, under `class_vectors: student`.
+        visual: the student's own copy of the image encoder, under `tune: full`.
+        text_prompts: context of the text encoder, under `class_vectors: student`.
         losses: the losses by name; most have nothing to train.
-        scale: the teacher's `logit_scale.exp()`, for a backbone that has none of its own.
+        scale: the teacher's `logit_scale.exp()`, for a backbone without a scale.
     """
 
     scale: Tensor | None
@@ -41,7 +40,7 @@ class Student(nn.Module):
         *,
         visual: nn.Module | None = None,
         text_prompts: TextPrompts | None = None,
-        losses: Sequence[LossName] = ("kl",),
+        losses: ChosenLosses,
         scale: float | None = None,
     ) -> None:
         super().__init__()
@@ -49,26 +48,26 @@ class Student(nn.Module):
         self.projector = projector
         self.visual = visual
         self.text_prompts = text_prompts
-        self.losses = nn.ModuleDict({name: load_loss(name).Loss() for name in losses})
+        self.losses = losses.build()
         self.register_buffer("scale", None if scale is None else torch.tensor(scale))
 
 
-def check_image_tower(backbone: ImageBackbone, *, tune: str, needs_texts: bool) -> None:
-    """Refuses settings for which an image tower alone is not enough.
+def check_image_backbone(backbone: ImageBackbone, *, tune: str, needs_texts: bool) -> None:
+    """Refuses settings that need more than an image encoder.
 
     Raises:
-        RecipeError: a text tower would be run, or features would be projected as they are that were
+        RecipeError: the settings run a text encoder, or they keep an image encoder frozen that was
             never trained with texts.
     """
     if needs_texts:
         raise RecipeError(
-            f"{backbone.name} has no text tower that runs here, and class_vectors: student wants"
+            f"{backbone.name} has no text encoder that runs here, and class_vectors: student needs"
             " one.\n  Use class_vectors: teacher, or a CLIP such as ViT-B-16."
         )
     if not backbone.is_trained_with_texts and tune != "full":
         raise RecipeError(
-            f"{backbone.name} was not trained with texts, so tune: {tune} would leave it without"
-            " features that a class vector could be compared with.\n"
+            f"{backbone.name} was not trained with texts: under tune: {tune} its features could"
+            " not be compared with class vectors.\n"
             "  Use tune: full, and an optim.lr far below the 0.005 that prompts take."
         )
 
@@ -81,21 +80,21 @@ def make_student(
     scale: float,
     generator: torch.Generator,
 ) -> Student:
-    """Draws what the settings train.
+    """Builds the parts that the settings train.
 
     Args:
-        backbone: the frozen CLIP, or an image tower alone.
-        settings: say which parts there are.
+        backbone: the frozen CLIP, or an image encoder alone.
+        settings: choose the parts.
         teacher_dim: D_teacher.
         scale: the teacher's, for a backbone that has none.
         generator: on the CPU; draws prompts, projector and context, in this order.
 
     Raises:
-        RecipeError: a tower has fewer layers than get prompts, a loss compares features of two
-            dimensions, or an image tower alone lacks what the settings use.
+        RecipeError: an encoder has fewer layers than get prompts, a loss compares features of
+            different dimensions, or the settings need more than an image encoder.
     """
     if not isinstance(backbone, Backbone):
-        check_image_tower(backbone, tune=settings.tune, needs_texts=settings.needs_texts)
+        check_image_backbone(backbone, tune=settings.tune, needs_texts=settings.needs_texts)
     visual_prompts = projector = visual = text_prompts = None
     if settings.tune == "prompts":
         visual_prompts = make_visual_prompts(
@@ -119,21 +118,21 @@ def make_student(
             context_init=settings.context_init,
             generator=generator,
         )
-    losses = tuple(settings.loss_weights(1))
     student = Student(
         visual_prompts,
         projector,
         visual=visual,
         text_prompts=text_prompts,
-        losses=losses,
+        losses=settings.losses,
         scale=None if isinstance(backbone, Backbone) else scale,
     )
     if projector is None and backbone.embed_dim != teacher_dim:
-        for name in losses:
-            if student.losses[name].needs_equal_dims:
+        for name, loss in student.losses.items():
+            if loss.needs_equal_dims:
                 raise RecipeError(
                     f"loss {name} compares the student's features ({backbone.embed_dim} dimensions)"
                     f" with the teacher's ({teacher_dim}), and class_vectors: student has no"
-                    " projector.\n  Use loss kl, relational or affinity, or class_vectors: teacher."
+                    " projector.\n  Use a loss of logits, such as the default, or class_vectors:"
+                    " teacher."
                 )
     return student

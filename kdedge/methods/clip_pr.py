@@ -1,17 +1,22 @@
-"""CLIP-PR: an adapter on frozen image features learns zero-shot CLIP's answers under a label prior.
+"""CLIP-PR: an adapter on frozen image features learns zero-shot CLIP's classes under a label prior.
 
 Paper: Kahana et al., Improving Zero-Shot Models with Label Distribution Priors (CLIPPR), 2022,
-arXiv:2212.00784: minimal change of CLIP's predictions, and minimal distance of the mean prediction
+arXiv:2212.00784. The method changes CLIP's predictions little, and brings the mean prediction close
 to a prior over the labels. L = CE(g(f), y) + w · KL(prior ‖ mean softmax g(f)), with f the
 unit-length image feature, g the adapter, y zero-shot CLIP's class of the same view, w a weight.
-What the authors' code does and this does not: it prepares images with ImageNet's mean and deviation
-in place of CLIP's; it squashes whole images, in tests too (here: in training the largest central
-crop between 3:4 and 4:3, in tests as for every method); texts are "a photo of a {}" without a full
-stop (here: the recipe's template); weight decay is a part of the gradient (here: AdamW's); it keeps
-the epoch of the lowest loss on test images; it trains the image tower for some epochs at 1e-6
-between two stages of the adapter, where the paper's adapter is on a frozen CLIP; the mean runs over
-four batches of 128 (here: one of 512), whose first of an epoch is one batch alone; on ImageNet it
-runs over a queue of 300 batches and the adapter has batch norm.
+
+Differs from the authors' code:
+
+* It normalizes images with ImageNet's mean and deviation. Here: CLIP's.
+* It squashes images, in tests too. Here: in training the largest central crop between 3:4 and 4:3,
+  in tests as for every method.
+* Its texts are "a photo of a {}" without a full stop. Here: the recipe's template.
+* Its weight decay is a part of the gradient. Here: AdamW's.
+* It keeps the epoch with the lowest loss on test images.
+* It trains the image encoder for some epochs at 1e-6 between two stages of the adapter, although
+  the paper's adapter is on a frozen CLIP.
+* Its mean runs over four batches of 128, except at the start of an epoch. Here: one batch of 512.
+* On ImageNet its mean runs over a queue of 300 batches, and the adapter has batch norm.
 """
 
 from __future__ import annotations
@@ -34,21 +39,24 @@ from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods._encode import encode_images
 from kdedge.methods.protocol import ImagePath, MethodSettings, StepOutput, Teacher
-from kdedge.methods.sees import Sees
+from kdedge.methods.registry import Declaration, Sees
 
-SEES = Sees(labels=False, unlabeled_images=True, novel_class_names=True)
-
-OPTIM = OptimSpec(
-    algorithm="adamw",
-    lr=0.001,
-    weight_decay=3e-4,
-    epochs=70,
-    batch_size=512,
-    warmup_epochs=0,
-    crop_scale_min=1.0,
+METHOD = Declaration(
+    label="CLIP-PR",
+    paper="arXiv:2212.00784",
+    sees=Sees(unlabeled_images=True, novel_class_names=True),
+    # The authors' code on CIFAR-10. It multiplies the rate by 0.3 every ten epochs; here the rate
+    # follows the recipe's schedule.
+    optim=OptimSpec(
+        algorithm="adamw",
+        lr=0.001,
+        weight_decay=3e-4,
+        epochs=70,
+        batch_size=512,
+        warmup_epochs=0,
+        crop_scale_min=1.0,
+    ),
 )
-"""The authors' code on CIFAR-10, whose rate is times 0.3 every ten epochs where ours follows the
-recipe's schedule."""
 
 
 class Settings(MethodSettings):
@@ -112,7 +120,6 @@ def prior_divergence(logits: Tensor, prior: Tensor) -> Tensor:
 class Method:
     """CLIP-PR on a frozen backbone."""
 
-    needs_teacher: ClassVar[bool] = False
     can_split_batches: ClassVar[bool] = True
     why_no_class_vectors = "answers with a network over image features and not with vectors"
 
@@ -183,7 +190,7 @@ class Method:
         return dict(self.module.named_parameters())
 
     def averaging_weights(self, n_epochs: int) -> list[float] | None:
-        """Nothing is averaged."""
+        """None: nothing is averaged."""
         return None
 
     @torch.no_grad()
@@ -198,11 +205,11 @@ class Method:
 
     @torch.no_grad()
     def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D], the frozen tower's, in the memory of one chunk of images."""
+        """[B, 3, H, W] -> [B, D], frozen, in the memory of one chunk of images."""
         return in_chunks(lambda rows: self._backbone.image_features(images[rows]), len(images))
 
     def image_path(self) -> ImagePath:
-        """The image tower as it is."""
+        """The unchanged image encoder."""
         return ImagePath(self._backbone.model.visual)
 
 

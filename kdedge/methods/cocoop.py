@@ -3,7 +3,7 @@
 Paper: Zhou et al., Conditional Prompt Learning for Vision-Language Models, CVPR 2022,
 arXiv:2203.05557, section 3.2: v_m(x) = v_m + π with π = h_θ(x), and logits <x, g(t_i(x))> / τ.
 Differs from the authors' code: pairs of image and class are encoded in chunks, so that memory does
-not grow with images times classes, the text tower runs over no more positions than the longest
+not grow with images times classes, the text encoder runs over no more positions than the longest
 prompt, and weights stay in float32 under autocast.
 """
 
@@ -21,13 +21,16 @@ from kdedge.clip.prompts import first_context, make_linear, prompted_texts, text
 from kdedge.clip.text import CHUNK_SIZE, TokenizedTexts, encode_text, in_chunks
 from kdedge.config.recipe import OptimSpec
 from kdedge.methods.protocol import MethodSettings, Teacher
-from kdedge.methods.sees import Sees
+from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import SupervisedMethod
 
-SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
-
-OPTIM = OptimSpec(lr=0.002, epochs=10, batch_size=1)
-"""The authors' code, base-to-novel."""
+METHOD = Declaration(
+    label="CoCoOp",
+    paper="arXiv:2203.05557",
+    sees=Sees(labels=True),
+    # The authors' code, base-to-novel.
+    optim=OptimSpec(lr=0.002, epochs=10, batch_size=1),
+)
 
 REDUCTION = 16
 """The meta-net's hidden width is the image features' size over this (section 3.2)."""
@@ -90,7 +93,7 @@ def pair_logits(
     """Logits of images against texts that each image has for itself: <x, g(t_i(x))> / τ.
 
     Args:
-        backbone: frozen; its text tower encodes every pair of image and class.
+        backbone: frozen; its text encoder encodes every pair of image and class.
         image_features: [B, D], unit length.
         contexts: [B, n_ctx, D_text]. Gradients reach them in the memory of one chunk.
         texts: of the C classes, with placeholders for the context.
@@ -115,7 +118,6 @@ def pair_logits(
 class Method(SupervisedMethod):
     """CoCoOp on a frozen backbone: image-conditioned, so it has logits and no class vectors."""
 
-    name = "cocoop"
     why_no_class_vectors = "makes texts for every image"
     module: PromptLearner
 

@@ -1,9 +1,9 @@
-"""CoOp: learned context tokens in place of a template's words, the image tower as it is.
+"""CoOp: learned context tokens in place of a template's words; the image encoder is unchanged.
 
 Paper: Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022, arXiv:2109.01134,
 section 3.2: t = [V]_1 ... [V]_M [CLASS], p(y = i | x) = softmax_i(<w_i, f> / τ), w_i = g(t_i).
-Differs from the authors' code: the text tower runs over no more positions than the longest prompt,
-and weights stay in float32 under autocast.
+Differs from the authors' code: the text encoder runs over no more positions than the longest
+prompt, and weights stay in float32 under autocast.
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ from kdedge.clip.text import TokenizedTexts, encode_text, in_chunks, tokenize
 from kdedge.config.recipe import OptimSpec
 from kdedge.errors import RecipeError
 from kdedge.methods.protocol import MethodSettings, Teacher
-from kdedge.methods.sees import Sees
+from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import TextPromptMethod
 
-SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
-
-OPTIM = OptimSpec(lr=0.002, epochs=200, batch_size=32)
-"""The authors' code, 8 or 16 shots; 50 epochs on ImageNet."""
+METHOD = Declaration(
+    label="CoOp",
+    paper="arXiv:2109.01134",
+    sees=Sees(labels=True),
+    # The authors' code, 8 or 16 shots; 50 epochs on ImageNet.
+    optim=OptimSpec(lr=0.002, epochs=200, batch_size=32),
+)
 
 
 class Settings(MethodSettings):
@@ -124,7 +127,6 @@ def make_context(
 class Method(TextPromptMethod):
     """CoOp on a frozen backbone."""
 
-    name = "coop"
     module: PromptLearner
 
     @classmethod

@@ -1,9 +1,9 @@
-"""IVLP: independent text and visual prompts in both towers, learned by cross-entropy.
+"""IVLP: independent text and visual prompts in both encoders, learned by cross-entropy.
 
 Papers: the independent V-L prompting of Khattak et al., MaPLe, CVPR 2023, arXiv:2210.03117, section
 4.2, and the baseline of Khattak et al., Self-regulating Prompts, ICCV 2023, arXiv:2307.06948,
 section 3.1, whose convention `clip.text` and `clip.vision` describe. Differs from the authors'
-code: the text tower runs over no more positions than the longest prompt, and weights stay in
+code: the text encoder runs over no more positions than the longest prompt, and weights stay in
 float32 under autocast.
 """
 
@@ -26,13 +26,16 @@ from kdedge.clip.prompts import (
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.recipe import OptimSpec
 from kdedge.methods.protocol import ImagePath, MethodSettings, Teacher
-from kdedge.methods.sees import Sees
+from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import TextPromptMethod
 
-SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
-
-OPTIM = OptimSpec(lr=0.0025, epochs=20, batch_size=4)
-"""PromptSRC's code, base-to-novel; MaPLe's code: lr 0.0035, 5 epochs, batch_size 4."""
+METHOD = Declaration(
+    label="IVLP",
+    paper="arXiv:2307.06948",
+    sees=Sees(labels=True),
+    # PromptSRC's code, base-to-novel; MaPLe's code: lr 0.0035, 5 epochs, batch_size 4.
+    optim=OptimSpec(lr=0.0025, epochs=20, batch_size=4),
+)
 
 
 class Settings(MethodSettings):
@@ -95,7 +98,6 @@ def make_prompted_clip(
 class Method(TextPromptMethod):
     """IVLP on a frozen backbone."""
 
-    name = "ivlp"
     module: PromptedCLIP
 
     @classmethod
@@ -132,5 +134,5 @@ class Method(TextPromptMethod):
             return self.scale * image_features @ text_features.T
 
     def image_path(self) -> ImagePath:
-        """The prompted image tower."""
+        """The prompted image encoder."""
         return ImagePath(self._backbone.model.visual, self.module.visual_prompts)

@@ -18,13 +18,16 @@ from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import make_visual_prompts, readable
 from kdedge.config.recipe import OptimSpec
 from kdedge.methods.protocol import ImagePath, MethodSettings, Teacher
-from kdedge.methods.sees import Sees
+from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import SupervisedMethod
 
-SEES = Sees(labels=True, unlabeled_images=False, novel_class_names=False)
-
-OPTIM = OptimSpec(lr=0.0025, epochs=5, batch_size=4)
-"""MaPLe's code, base-to-novel."""
+METHOD = Declaration(
+    label="VPT",
+    paper="arXiv:2203.12119",
+    sees=Sees(labels=True),
+    # MaPLe's code, base-to-novel.
+    optim=OptimSpec(lr=0.0025, epochs=5, batch_size=4),
+)
 
 
 class Settings(MethodSettings):
@@ -34,7 +37,7 @@ class Settings(MethodSettings):
         8, ge=1, le=1000, description="Visual prompts in each prompted image layer."
     )
     prompt_depth: int = Field(
-        12, ge=1, description="Image layers that get prompts of their own, from the first."
+        12, ge=1, description="Image layers with visual prompts of their own, from the first."
     )
     context_init: str = Field(
         "a photo of a",
@@ -53,7 +56,6 @@ class VisualPrompts(nn.Module):
 class Method(SupervisedMethod):
     """VPT on a frozen backbone."""
 
-    name = "vpt"
     module: VisualPrompts
 
     def __init__(
@@ -111,5 +113,5 @@ class Method(SupervisedMethod):
         return self.text_features
 
     def image_path(self) -> ImagePath:
-        """The prompted image tower."""
+        """The prompted image encoder."""
         return ImagePath(self._backbone.model.visual, self.module.visual_prompts)

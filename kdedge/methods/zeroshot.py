@@ -21,9 +21,13 @@ from kdedge.clip.prompts import readable
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods.protocol import ImagePath, MethodSettings, StepOutput, Teacher
-from kdedge.methods.sees import Sees
+from kdedge.methods.registry import Declaration, Sees
 
-SEES = Sees(labels=False, unlabeled_images=False, novel_class_names=False)
+METHOD = Declaration(
+    label="Zero-shot CLIP",
+    paper="arXiv:2103.00020",
+    sees=Sees(),
+)
 
 
 class Settings(MethodSettings):
@@ -63,7 +67,6 @@ def template_list(kind: str, template: str) -> list[str]:
 class Method:
     """Zero-shot CLIP as a method and as a teacher."""
 
-    needs_teacher: ClassVar[bool] = False
     can_split_batches: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone, class_vectors: Tensor) -> None:
@@ -112,5 +115,5 @@ class Method:
         return self._backbone.image_features(images)
 
     def image_path(self) -> ImagePath:
-        """The image tower as it is."""
+        """The unchanged image encoder."""
         return ImagePath(self._backbone.model.visual)

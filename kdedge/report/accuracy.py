@@ -1,4 +1,4 @@
-"""What an evaluation gave, as tables and pictures."""
+"""Tables and plots of an evaluation."""
 
 from __future__ import annotations
 
@@ -21,11 +21,7 @@ _N_GAINS = 10
 
 
 def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Table:
-    """Accuracies, one model a line.
-
-    Args:
-        rows: label and result, one or more.
-    """
+    """Makes the table of accuracies from one or more labels and results."""
     halves = any(result.split == "base-to-novel" for _, result in rows)
     cells = []
     for label, result in rows:
@@ -33,47 +29,35 @@ def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Table:
         figures = [percent(value) for value in (*parts, result.all, result.ece_percent)]
         cells.append([label, *figures, f"{result.n_images:,}"])
     header = ["model", *(("base", "novel", "HM") if halves else ()), "all", "ECE", "images"]
-    caption = "On the recipe's test images."
-    if halves:
-        caption += (
-            " Base and novel images compete among the names of their own half, which HM is the"
-            " harmonic mean of; all images, among all names."
-        )
-    caption += " ECE: expected calibration error over all names, 15 bins. Measured after training"
-    chosen = {result.selection for _, result in rows}
-    caption += (
-        " with the last epoch's weights, or by kdedge eval."
-        if "validation" not in chosen
-        else ", or by kdedge eval, some with the weights of the epoch best on validation images."
+    by_half = (
+        " Base and novel images compete among the names of their own half, all images among all"
+        " names; HM is the harmonic mean of base and novel."
+    )
+    chosen = (
+        ", or by kdedge eval, some with the weights of the epoch best on validation images."
+        if "validation" in {result.selection for _, result in rows}
+        else " with the last epoch's weights, or by kdedge eval."
+    )
+    caption = (
+        f"On the recipe's test images.{by_half if halves else ''} ECE: expected calibration error"
+        f" over all names, 15 bins. Measured after training{chosen}"
     )
     remarks = [f" {label}: {remark}" for label, result in rows for remark in result.remarks]
-    caption += "".join(remarks)
-    return Table("Top-1 accuracy, percent", header, cells, caption)
+    return Table("Top-1 accuracy, percent", header, cells, "".join([caption, *remarks]))
 
 
-def confusion_blocks(label: str, details: EvalDetails, name: str) -> list[Block]:
-    """The confusion matrix and the most frequent confusions.
-
-    Args:
-        label: the model's.
-        details: its counts.
-        name: of the PNG file.
-    """
+def confusion_blocks(model: str, details: EvalDetails, name: str) -> list[Block]:
+    """Makes the confusion matrix of a model and the table of its most frequent confusions."""
     n_classes = len(details.class_names)
     caption = (
-        f"{details.n_images:,} test images among all {n_classes:,} names; each row adds up to"
-        " 100 %; the color scale is a square root."
+        f"{details.n_images:,} test images among all {n_classes:,} names. Each row adds up to"
+        " 100 %. The color scale is a square root."
     )
     if n_classes > MOST_NAMED_CLASSES:
-        caption += " Numbers are lines of the class list."
+        caption += " Axis numbers are lines of the class list."
     if classes_a_cell(n_classes) > 1:
         caption += f" {classes_a_cell(n_classes)} neighboring classes share a row and a column."
-    plot = Plot(name, f"Confusion matrix of the {label}", confusion(details), caption)
-    table = _top_confusions(details)
-    return [plot, table] if table.rows else [plot]
-
-
-def _top_confusions(details: EvalDetails) -> Table:
+    plot = Plot(name, f"Confusion matrix of the {model}", confusion(details), caption)
     of_class: dict[int, int] = {}
     for label, _, n in details.confusion:
         of_class[label] = of_class.get(label, 0) + n
@@ -89,15 +73,16 @@ def _top_confusions(details: EvalDetails) -> Table:
         f" {details.n_images:,} test images; % of the class's own images."
     )
     header = ["class", "taken for", "images", "%"]
-    return Table("Most frequent confusions", header, shown, caption, n_text=2)
+    table = Table("Most frequent confusions", header, shown, caption, n_text=2)
+    return [plot, table] if shown else [plot]
 
 
 def gain_blocks(own: EvalResult, plain: EvalResult, name: str) -> list[Block]:
-    """What each class gained over zero-shot CLIP; nothing where no class is in both.
+    """Makes the plot and tables of each class's gain; none if no class is in both results.
 
     Args:
-        own: of the run's model.
-        plain: of zero-shot CLIP on the same backbone and images.
+        own: the run's model.
+        plain: zero-shot CLIP on the same backbone and images.
         name: of the PNG file.
     """
     pairs = [
@@ -111,7 +96,7 @@ def gain_blocks(own: EvalResult, plain: EvalResult, name: str) -> list[Block]:
     gains = [(class_name, after - before) for class_name, before, after in pairs]
     n_better, n_worse = sum(g > 0 for _, g in gains), sum(g < 0 for _, g in gains)
     caption = (
-        f"Accuracy of each class's test images among all names, minus that of zero-shot CLIP:"
+        "Accuracy of each class's test images among all names, minus that of zero-shot CLIP:"
         f" {n_better:,} classes gain, {n_worse:,} lose, {len(gains) - n_better - n_worse:,} stay;"
         f" {own.n_images:,} images."
     )
@@ -130,16 +115,11 @@ def gain_blocks(own: EvalResult, plain: EvalResult, name: str) -> list[Block]:
 
 
 def calibration_blocks(models: Mapping[str, EvalDetails], name: str) -> list[Block]:
-    """The calibration curve.
-
-    Args:
-        models: by label, the run's own first.
-        name: of the PNG file.
-    """
+    """Makes the calibration plot of models by label, the run's own first."""
     errors = "; ".join(f"{label}: ECE {d.ece_percent:.2f} %" for label, d in models.items())
     n_images = max(details.n_images for details in models.values())
     caption = (
-        "Below the line a model is surer than it is right. 15 bins of the highest softmax value"
-        f" over all names, larger marks for more images, {n_images:,} test images. {errors}."
+        "Below the line a model is overconfident. 15 bins of the highest softmax value over all"
+        f" names, larger marks for more images, {n_images:,} test images. {errors}."
     )
     return [Plot(name, "Calibration", calibration(models), caption)]

@@ -1,21 +1,18 @@
-"""What a page is made of: plain values that the template lays out and escapes."""
+"""The parts of a report's page: plain values that the template lays out and escapes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
-from kdedge.report.plots import Draw, Picture
+from kdedge.report.plots import Draw, Picture, render
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Terms and what they are.
-
-    Attributes:
-        rows: term and text.
-    """
+    """A list of terms, each with a text."""
 
     kind: ClassVar[str] = "facts"
     rows: Sequence[tuple[str, str]]
@@ -23,15 +20,15 @@ class Facts:
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """A table of texts.
 
     Attributes:
-        title: what it shows, with units.
-        header: of its columns.
-        rows: cells, as texts; numbers have their digits.
-        caption: how it was obtained.
-        n_text: columns from the left that hold words; the others hold numbers.
-        is_folded: shown when it is asked for.
+        title: the subject, with units.
+        header: column titles.
+        rows: cells, as texts.
+        caption: how the values were measured.
+        n_text: number of left columns that hold words; the others hold numbers.
+        is_folded: hidden until the reader opens it.
     """
 
     kind: ClassVar[str] = "table"
@@ -45,72 +42,54 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture.
-
-    Attributes:
-        name: of its PNG file, without the ending.
-        title: what it shows.
-        draw: draws it.
-        caption: how it was obtained.
-        picture: what `draw` gave.
-    """
+    """A plot with a title and a caption; `name` is its PNG file's, without the ending."""
 
     kind: ClassVar[str] = "plot"
     name: str
     title: str
     draw: Draw
     caption: str
-    picture: Picture | None = None
+
+    @cached_property
+    def picture(self) -> Picture:
+        """The drawn plot."""
+        return render(self.draw)
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One image with two answers.
+class GalleryImage:
+    """One image with the predictions of two models.
 
     Attributes:
         image: its key.
-        picture: a small one, as a data URI; None where it could not be read.
-        label: its class; None where that is not known.
-        reference: the float32 model's answer.
-        answer: the file's.
+        picture: a thumbnail as a data URI; None if it could not be read.
+        label: its class; None if unknown.
+        reference: the float32 model's class.
+        predicted: the exported file's class.
         distance: between the two softmaxes, as a text.
-        is_other: whether the answers differ.
     """
 
     image: str
     picture: str | None
     label: str | None
     reference: str
-    answer: str
+    predicted: str
     distance: str
-    is_other: bool
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images with two answers each.
-
-    Attributes:
-        title: whose answers.
-        images: the worst first.
-        caption: how they were found, and why pictures are missing.
-    """
+    """Images with the predictions of two models, the worst first."""
 
     kind: ClassVar[str] = "gallery"
     title: str
-    images: Sequence[Shown]
+    images: Sequence[GalleryImage]
     caption: str
 
 
 @dataclass(frozen=True)
 class Text:
-    """Text as it is, such as commands or a recipe.
-
-    Attributes:
-        title: what it is.
-        text: its lines.
-        is_folded: shown when it is asked for.
-    """
+    """Preformatted text, such as commands or a recipe."""
 
     kind: ClassVar[str] = "text"
     title: str
@@ -120,11 +99,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Note:
-    """What a reader has to know.
-
-    Attributes:
-        lines: one or more; a command among them stands after the word.
-    """
+    """Remarks that a reader has to know, one a line."""
 
     kind: ClassVar[str] = "note"
     lines: Sequence[str]
@@ -135,13 +110,7 @@ Block = Facts | Table | Plot | Gallery | Text | Note
 
 @dataclass(frozen=True)
 class Section:
-    """Blocks under a heading.
-
-    Attributes:
-        anchor: for links within the page.
-        title: the heading.
-        blocks: what stands under it.
-    """
+    """Blocks under a heading; `anchor` is for links within the page."""
 
     anchor: str
     title: str
@@ -150,18 +119,18 @@ class Section:
 
 @dataclass(frozen=True)
 class Chapter:
-    """All about one run, or about several together.
+    """Sections about one run, or about several together.
 
     Attributes:
         anchor: for links within the page.
         title: the heading.
-        subtitle: one line under it.
-        figures: the most important ones: name, value, and what it is against.
+        subtitle: one line under the heading.
         sections: in order.
+        figures: the most important values: name, value, and what it is compared with.
     """
 
     anchor: str
     title: str
     subtitle: str
     sections: Sequence[Section]
-    figures: Sequence[tuple[str, str, str]] = field(default=())
+    figures: Sequence[tuple[str, str, str]] = ()

@@ -1,4 +1,4 @@
-"""The images on which INT8 files are furthest from the float32 model, with small pictures."""
+"""Galleries of the images on which INT8 files differ most from the float32 model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import contextlib
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 from PIL import Image
 
@@ -15,27 +15,27 @@ from kdedge.data.classes import load_class_names
 from kdedge.data.open import open_source
 from kdedge.deploy.parity import SMOKE_SET, read_smoke_set
 from kdedge.errors import KdedgeError
-from kdedge.report.blocks import Gallery, Shown
+from kdedge.report.blocks import Gallery, GalleryImage
 from kdedge.report.numbers import percent
-from kdedge.results import ParityResult, WorstImage
+from kdedge.results import ParityResult
 from kdedge.runtime.artifact import Artifact
 from kdedge.runtime.preprocess import UnusableImage, decode_image
 
 SIDE_PX = 192
-"""Longest side of an embedded picture: twice what is shown, for sharp screens."""
+"""Longest side of a thumbnail: twice the size on the page, for high-resolution screens."""
 
 _SMOKE_KEY = re.compile(re.escape(SMOKE_SET) + r"\[(\d+)\]")
 
-Pictures = dict[str, tuple[str, "str | None"]]
-"""By key: a picture as a data URI, and the image's class where that is known."""
+Thumbnail = tuple[str, "str | None"]
+"""An image as a data URI, and its class; None if unknown."""
 
 
 def galleries(artifact: Artifact, recipe: LoadedRecipe | None) -> list[Gallery]:
-    """One gallery for each INT8 file that was compared with its model.
+    """Makes one gallery for each INT8 file that was compared with the float32 model.
 
     Args:
-        artifact: what was exported.
-        recipe: says where the images are; None where it is damaged, then smoke sets alone show any.
+        artifact: the export.
+        recipe: says where the images are; if None, only images of a smoke set are shown.
     """
     compared = [
         (file.name, file.parity)
@@ -46,83 +46,71 @@ def galleries(artifact: Artifact, recipe: LoadedRecipe | None) -> list[Gallery]:
     for _, parity in compared:
         keys.setdefault(parity.images, set()).update(entry.image for entry in parity.worst)
     # Once for all files that were compared on the same images: listing a source takes a while
-    read = {images: _read(artifact, recipe, wanted, images) for images, wanted in keys.items()}
-    return [_gallery(name, parity, *read[parity.images]) for name, parity in compared]
+    thumbnails: dict[str, dict[str, Thumbnail]] = {}
+    problems: dict[str, str] = {}
+    for images, wanted in keys.items():
+        try:
+            thumbnails[images] = dict(_thumbnails(artifact, recipe, wanted, images))
+        except KdedgeError as error:
+            problems[images] = f" No pictures: {' '.join(str(error).split())}"
+    return [
+        _gallery(name, parity, thumbnails.get(parity.images, {}), problems.get(parity.images, ""))
+        for name, parity in compared
+    ]
 
 
-def _read(
-    artifact: Artifact, recipe: LoadedRecipe | None, keys: set[str], images: str
-) -> tuple[Pictures, str]:
-    """Pictures of images, and why there are none where there are none."""
-    try:
-        return _pictures(artifact, recipe, keys, images), ""
-    except KdedgeError as error:
-        return {}, f" No pictures: {' '.join(str(error).split())}"
-
-
-def _gallery(name: str, parity: ParityResult, pictures: Pictures, problem: str) -> Gallery:
-    lost = sum(entry.image not in pictures for entry in parity.worst)
-    if lost and not problem:
-        problem = f" {lost} of these images are not there any more."
+def _gallery(
+    name: str, parity: ParityResult, thumbnails: dict[str, Thumbnail], problem: str
+) -> Gallery:
+    n_missing = sum(entry.image not in thumbnails for entry in parity.worst)
+    if n_missing and not problem:
+        problem = f" {n_missing} of these images are not there any more."
     caption = (
         f"The {len(parity.worst)} of {parity.n_images:,} images ({parity.images}) furthest from the"
-        f" float32 model, other answers first; agreement {percent(parity.agreement_percent)} %,"
-        f" measured with {parity.runtime} at export. Distance: total variation of the two"
-        f" softmaxes, 0 to 1.{problem}"
+        " float32 model, different predictions first; agreement"
+        f" {percent(parity.agreement_percent)} %, measured with {parity.runtime} at export."
+        f" Distance: total variation of the two softmaxes, 0 to 1.{problem}"
     )
-    shown = [_shown(entry, pictures) for entry in parity.worst]
-    return Gallery(f"{name} against the float32 model", shown, caption)
+    images = []
+    for entry in parity.worst:
+        picture, label = thumbnails.get(entry.image, (None, None))
+        predicted = entry.predicted_class or "no finite scores"
+        distance = "-" if entry.distance is None else f"{entry.distance:.4f}"
+        images.append(
+            GalleryImage(entry.image, picture, label, entry.reference_class, predicted, distance)
+        )
+    return Gallery(f"{name} against the float32 model", images, caption)
 
 
-def _shown(entry: WorstImage, pictures: Pictures) -> Shown:
-    picture, label = pictures.get(entry.image, (None, None))
-    return Shown(
-        image=entry.image,
-        picture=picture,
-        label=label,
-        reference=entry.reference_class,
-        answer=entry.predicted_class or "no finite scores",
-        distance="-" if entry.distance is None else f"{entry.distance:.4f}",
-        is_other=entry.predicted_class != entry.reference_class,
-    )
-
-
-def _pictures(
+def _thumbnails(
     artifact: Artifact, recipe: LoadedRecipe | None, keys: set[str], images: str
-) -> Pictures:
+) -> Iterator[tuple[str, Thumbnail]]:
     """Reads images by their keys; those that cannot be read are left out.
 
     Raises:
-        KdedgeError: none can be: their source is gone, or is not known.
+        KdedgeError: their source does not exist any more.
     """
     if images.endswith(SMOKE_SET):
-        return _from_smoke_set(artifact, keys)
+        pixels = read_smoke_set(artifact.checked(SMOKE_SET)).pixels  # [K, S, S, 3]
+        for key in keys:
+            found = _SMOKE_KEY.fullmatch(key)
+            if found is not None and int(found[1]) < len(pixels):
+                yield key, (_jpeg_uri(Image.fromarray(pixels[int(found[1])])), None)
+        return
     if recipe is None:
-        return {}
+        return
     data = recipe.recipe.data
     is_test = not images.endswith("data.unlabeled")
     spec = data.test if is_test else data.unlabeled
     if spec is None:
-        return {}
+        return
     names = load_class_names(recipe.recipe.classes, data=data)
     source = open_source(spec, class_names=names, labeled=is_test, data=data)
-    pictures: Pictures = {}
     for i, item in enumerate(source.items):
         if item.key in keys:
             with contextlib.suppress(UnusableImage):
-                picture = _jpeg_uri(decode_image(source.read(i)))
-                pictures[item.key] = picture, None if item.label is None else names[item.label]
-    return pictures
-
-
-def _from_smoke_set(artifact: Artifact, keys: Iterable[str]) -> Pictures:
-    pixels = read_smoke_set(artifact.checked(SMOKE_SET)).pixels  # [K, S, S, 3]
-    pictures: Pictures = {}
-    for key in keys:
-        found = _SMOKE_KEY.fullmatch(key)
-        if found is not None and int(found[1]) < len(pixels):
-            pictures[key] = _jpeg_uri(Image.fromarray(pixels[int(found[1])])), None
-    return pictures
+                label = None if item.label is None else names[item.label]
+                yield item.key, (_jpeg_uri(decode_image(source.read(i))), label)
 
 
 def _jpeg_uri(image: Image.Image) -> str:

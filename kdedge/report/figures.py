@@ -1,4 +1,4 @@
-"""The pictures of a report; each function gives the drawing for `plots.render`."""
+"""The plots of a report. Each function gives a drawing for `plots.render`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ import numpy.typing as npt
 
 from kdedge.eval_details import EvalDetails
 from kdedge.report.pareto import pareto_front
-from kdedge.report.plots import Draw, Figure, LinearSegmentedColormap, PowerNorm, Theme
+from kdedge.report.plots import (
+    Draw,
+    Figure,
+    LinearSegmentedColormap,
+    LogLocator,
+    NullLocator,
+    PowerNorm,
+    Theme,
+)
 from kdedge.report.records import TrainingLog
 
 MOST_NAMED_CLASSES = 40
-"""Names of more classes than these cannot be read beside a matrix or under bars."""
+"""Above this number of classes, their names are too small to read and are left out."""
 
 MOST_CELLS = 200
-"""Rows of a drawn matrix; neighboring classes of longer lists share one."""
+"""Rows of a drawn matrix; neighboring classes of longer lists share a row."""
 
 _MOST_LABELS = 16  # beside the points of a plot
 _WIDTH = 5.4  # inches: 518 CSS pixels, so that letters can be read on a phone
@@ -28,14 +36,7 @@ _WIDTH = 5.4  # inches: 518 CSS pixels, so that letters can be read on a phone
 
 @dataclass(frozen=True)
 class SpeedPoint:
-    """A model's place between time and accuracy.
-
-    Attributes:
-        label: its name.
-        kind: `model` in memory, exported `file`, or `engine`.
-        ms: median of a call.
-        accuracy: percent.
-    """
+    """A model's median latency in ms and accuracy in percent; kind: `model`, `file`, `engine`."""
 
     label: str
     kind: str
@@ -44,12 +45,12 @@ class SpeedPoint:
 
 
 def training_curves(log: TrainingLog) -> Draw:
-    """Loss, the share of answers as the teacher's where that is known, and the learning rate."""
+    """Plots the loss, the agreement with the teacher where it was logged, and the learning rate."""
 
     def draw(theme: Theme) -> Figure:
         series = [("loss", "loss"), ("lr", "learning rate")]
         if any("teacher_agreement_percent" in step for step in log.steps):
-            series.insert(1, ("teacher_agreement_percent", "teacher's answer, %"))
+            series.insert(1, ("teacher_agreement_percent", "agreement with teacher, %"))
         figure = Figure(figsize=(_WIDTH, 1.1 + 1.25 * len(series)))
         panels = figure.subplots(len(series), sharex=True, squeeze=False)[:, 0]
         for axes, (key, label) in zip(panels, series, strict=True):
@@ -70,13 +71,13 @@ def training_curves(log: TrainingLog) -> Draw:
 
 
 def _series(lines: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """Steps and a figure's values; what was not finite is a gap."""
+    """Steps and values of a key; a value that was not finite is a gap."""
     found = [(line["step"], line[key]) for line in lines if key in line]
     return [step for step, _ in found], [np.nan if y is None else float(y) for _, y in found]
 
 
 def _epoch_means(log: TrainingLog, key: str) -> tuple[list[int], list[float]]:
-    """Means over the written steps of each epoch, at its last step."""
+    """Means over the logged steps of each epoch, at its last step."""
     ends = [line["step"] for line in log.epochs]
     x, y = _series(log.steps, key)
     places = np.searchsorted(ends, x)
@@ -86,12 +87,12 @@ def _epoch_means(log: TrainingLog, key: str) -> tuple[list[int], list[float]]:
 
 
 def classes_a_cell(n_classes: int) -> int:
-    """How many neighboring classes share a row of a drawn matrix."""
+    """Number of neighboring classes that share a row of a drawn matrix."""
     return -(-n_classes // MOST_CELLS)
 
 
 def confusion(details: EvalDetails) -> Draw:
-    """Shares of each class's images by predicted class, on a square-root scale."""
+    """Plots the share of each class's images by predicted class, on a square-root scale."""
     shares = _shares(details)
     n_classes = len(details.class_names)
     is_named = n_classes <= MOST_NAMED_CLASSES
@@ -123,7 +124,7 @@ def confusion(details: EvalDetails) -> Draw:
 
 
 def _shares(details: EvalDetails) -> npt.NDArray[np.float64]:
-    """Percent of each row's images, neighboring classes added up; a row without images is 0."""
+    """Percent of each row's images by predicted class; a row without images is 0."""
     n_classes = len(details.class_names)
     step = classes_a_cell(n_classes)
     n_cells = -(-n_classes // step)
@@ -136,11 +137,7 @@ def _shares(details: EvalDetails) -> npt.NDArray[np.float64]:
 
 
 def class_gains(gains: Sequence[tuple[str, float]]) -> Draw:
-    """Bars of what each class gained, from most to least.
-
-    Args:
-        gains: class name and points, sorted.
-    """
+    """Plots the gain of each class as bars, from class names and points, largest first."""
     values = [gain for _, gain in gains]
     is_named = len(gains) <= MOST_NAMED_CLASSES
 
@@ -168,7 +165,7 @@ def class_gains(gains: Sequence[tuple[str, float]]) -> Draw:
 
 
 def calibration(models: Mapping[str, EvalDetails]) -> Draw:
-    """Accuracy by confidence, with larger marks for more images, and how many have which.
+    """Plots accuracy by confidence, and the share of images by confidence.
 
     Args:
         models: by label, the run's own first.
@@ -200,13 +197,7 @@ def calibration(models: Mapping[str, EvalDetails]) -> Draw:
 def accuracy_against_latency(
     points: Sequence[SpeedPoint], *, accuracy_name: str, time_name: str
 ) -> Draw:
-    """Models between time and accuracy, with the front that nothing beats.
-
-    Args:
-        points: one or more.
-        accuracy_name: label of the accuracies' axis.
-        time_name: label of the times' axis.
-    """
+    """Plots one or more models by time and accuracy, with their Pareto front."""
     front = pareto_front([(point.ms, point.accuracy) for point in points])
     named = range(len(points)) if len(points) <= _MOST_LABELS else front
 
@@ -232,12 +223,12 @@ def accuracy_against_latency(
             x, y = [point.ms for point in mine], [point.accuracy for point in mine]
             if mine:
                 axes.scatter(x, y, s=42, color=color, marker=marker, label=label, zorder=3)
-        # Wide enough for a tick, wherever a single point lies
+        # Wide enough for a tick, even for a single point
         low, high = (f(point.ms for point in points) for f in (min, max))
         axes.set(xlabel=time_name, ylabel=accuracy_name, xscale="log", xlim=(low / 1.6, high * 1.6))
-        ticks = _ticks(low / 1.6, high * 1.6)
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.set_xticks([], minor=True)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4)
         _name_points(axes, [points[i] for i in named], theme)
         return figure
@@ -245,14 +236,8 @@ def accuracy_against_latency(
     return draw
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, ... from low to high."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [m * 10.0**e for e in decades for m in (1, 2, 5) if low <= m * 10.0**e <= high]
-
-
 def _name_points(axes: Any, points: Sequence[SpeedPoint], theme: Theme) -> None:
-    """Names to the right of a plot, one below the other, each with a line to its point."""
+    """Writes names in a column right of the plot, each with a line to its point."""
     to_axes = axes.transData + axes.transAxes.inverted()
     ends = [tuple(to_axes.transform((point.ms, point.accuracy))) for point in points]
     for point, place in zip(points, _places_of_names(ends), strict=True):
@@ -274,27 +259,27 @@ def _name_points(axes: Any, points: Sequence[SpeedPoint], theme: Theme) -> None:
 
 
 def _places_of_names(ends: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Places in a column at 1.05 for names whose lines begin at `ends`; all in shares of the axes.
+    """Places in a column right of the axes for names whose lines begin at `ends`.
 
-    Two names change places as long as that makes their lines shorter together: the shortest lines
-    do not cross.
+    All are shares of the axes. Two names are swapped while that shortens their lines together:
+    the shortest lines do not cross.
     """
     n = len(ends)
-    places = [(1.05, 0.97 - 0.94 * i / (n - 1) if n > 1 else 0.5) for i in range(n)]
+    column = [(1.05, 0.97 - 0.94 * i / (n - 1) if n > 1 else 0.5) for i in range(n)]
     order = sorted(range(n), key=lambda i: -ends[i][1])
-    given = {i: place for i, place in zip(order, places, strict=True)}
+    places = [place for _, place in sorted(zip(order, column, strict=True))]
     is_settled = False
     while not is_settled:
         is_settled = True
         for i, j in combinations(range(n), 2):
-            now = math.dist(ends[i], given[i]) + math.dist(ends[j], given[j])
-            then = math.dist(ends[i], given[j]) + math.dist(ends[j], given[i])
+            now = math.dist(ends[i], places[i]) + math.dist(ends[j], places[j])
+            then = math.dist(ends[i], places[j]) + math.dist(ends[j], places[i])
             if then < now - 1e-9:
-                given[i], given[j] = given[j], given[i]
+                places[i], places[j] = places[j], places[i]
                 is_settled = False
-    return [given[i] for i in range(n)]
+    return places
 
 
 def _short(name: str, most: int = 24) -> str:
-    """Its two ends: names of a list often begin alike."""
+    """Shortens a name in its middle, as names in a list often begin alike."""
     return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2 - 1) :]}"

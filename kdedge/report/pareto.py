@@ -1,4 +1,4 @@
-"""Which models nothing beats in both accuracy and time."""
+"""The models that no other beats in both accuracy and time."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from collections.abc import Sequence
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Positions of the points that no other beats, by time.
+    """Gives the positions of the points (time, accuracy) that no other point beats, by time.
 
-    A point is beaten by one that is no slower and no less accurate, and better in one of the two.
-
-    Args:
-        points: time (lower is better) and accuracy (higher is better).
+    A point beats another if it is no slower and no less accurate, and better in one of the two.
     """
     order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
     front: list[int] = []

@@ -1,7 +1,7 @@
-"""How pictures are drawn: once for light pages, once for dark ones, and as PNG.
+"""Draws plots as SVG for light and dark pages, and as PNG.
 
-SVG keeps its text as text, so that a browser finds the letters that matplotlib's own font lacks.
-Names are drawn as they are: a `$` in them begins no formula.
+SVG keeps text as text: a browser has letters that matplotlib's font lacks. A `$` in a name starts
+no formula.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ try:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 except ImportError as error:
     raise MissingPackage("matplotlib", extra="report", purpose="A report") from error
 
-# Where matplotlib is missing, this file alone says so
+# This file alone reports a missing matplotlib
 __all__ = [
     "DARK",
     "LIGHT",
     "Draw",
     "Figure",
     "LinearSegmentedColormap",
+    "LogLocator",
+    "NullLocator",
     "Picture",
     "PowerNorm",
     "Theme",
@@ -43,15 +46,15 @@ PNG_DPI = 160
 
 @dataclass(frozen=True)
 class Theme:
-    """Colors of a page; those of data are told apart in all common kinds of color blindness.
+    """Colors of a page, safe for all common kinds of color blindness.
 
     Attributes:
         text: axes and words.
-        muted: grid, leader lines and what is in the background.
+        muted: grid, leader lines and background data.
         first: the run's own model.
-        second: what it is compared with.
-        third: a third kind.
-        shares: of matrices, from none to all.
+        second: the model that it is compared with.
+        third: a third kind of model.
+        shares: color map of matrices, from 0 to 100 percent.
     """
 
     text: str
@@ -85,15 +88,7 @@ Draw = Callable[[Theme], Figure]
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture.
-
-    Attributes:
-        light: SVG for light pages, as a data URI.
-        dark: the same for dark pages.
-        png: the bytes of a PNG on white.
-        width: of the SVG, CSS pixels.
-        height: of the SVG, CSS pixels.
-    """
+    """A drawn plot: SVG as data URIs, a PNG on white, and the size in CSS pixels."""
 
     light: str
     dark: str
@@ -103,11 +98,7 @@ class Picture:
 
 
 def render(draw: Draw) -> Picture:
-    """Draws a picture; the same drawing gives the same bytes.
-
-    Args:
-        draw: makes the figure in the colors of a theme.
-    """
+    """Draws a plot in both themes; the same drawing gives the same bytes."""
     with _style(DARK):
         dark = _svg_uri(draw(DARK))
     with _style(LIGHT):
@@ -120,11 +111,11 @@ def render(draw: Draw) -> Picture:
 
 @contextlib.contextmanager
 def _style(theme: Theme) -> Iterator[None]:
-    """Context of this module's settings, whatever matplotlibrc says; some are read when saving."""
+    """Context with this module's settings instead of matplotlibrc; saving reads some of them."""
     with mpl.rc_context(), warnings.catch_warnings():
         mpl.rcdefaults()
         mpl.rcParams.update(_settings(theme))
-        # In a PNG such a letter is a box; SVG and the tables have it
+        # The letter is a box in the PNG; SVG and tables show it
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
         warnings.filterwarnings("ignore", message=r"Matplotlib currently does not support")
         yield

@@ -1,4 +1,4 @@
-"""What made a run: facts for the start of its report, and everything else for its end."""
+"""How a run was made: a summary for the start of its report, and the full record for its end."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdedge.config.recipe import ModelSpec, Recipe, SourceSpec
+from kdedge.config.recipe import ModelSpec
 from kdedge.report.blocks import Block, Facts, Note, Table, Text
-from kdedge.report.numbers import percent, points, scaled
+from kdedge.report.numbers import figure, percent, points
 from kdedge.report.records import RunRecords
 from kdedge.runtime.artifact import Artifact
 
+_PARITY = ("agreement_percent", "accuracy_percent", "reference_accuracy_percent")
+
 
 def done_blocks(records: RunRecords) -> list[Block]:
-    """What was done, with which commands, and what was not."""
-    provenance = records.provenance
+    """Method, data and commands of a run, and the records that it lacks."""
+    provenance, artifact = records.provenance, records.artifact
     facts = {
         "method": provenance.method,
         "settings": _plain(provenance.settings),
@@ -27,27 +29,26 @@ def done_blocks(records: RunRecords) -> list[Block]:
         **_images(records),
         "training": _training(records),
         "seed": provenance.seed,
-        "exported": _exported(records.artifact),
+        "exported": ", ".join(file.name for file in artifact.files) if artifact else None,
     }
     blocks: list[Block] = [Facts(_rows(facts))]
-    commands = _commands(records)
-    if commands:
+    if commands := _commands(records):
         blocks.append(Text("Commands", "\n".join(commands)))
     lines = [
         f"No {what} here: {shlex.join(['kdedge', *command])} adds it to the next report."
         for what, command in records.missing.items()
     ]
     if not records.can_evaluate and not records.results:
-        lines.append("The recipe has no test images, so that accuracy was not measured.")
+        lines.append("The recipe has no test images, so accuracy was not measured.")
     lines += [f"Left out, as it is damaged: {problem}" for problem in records.problems]
     return [*blocks, Note(lines)] if lines else blocks
 
 
 def provenance_blocks(records: RunRecords) -> list[Block]:
-    """Versions, hashes, times and the recipe."""
+    """Versions, hashes, times and the recipe of a run."""
     provenance = records.provenance
     facts = {
-        "run": str(records.run.path),
+        "run": records.run.path,
         "status": provenance.status,
         "started": provenance.started_at,
         "finished": provenance.finished_at,
@@ -56,8 +57,8 @@ def provenance_blocks(records: RunRecords) -> list[Block]:
         "platform": provenance.platform,
         "versions": _plain(provenance.versions),
         **{f"SHA-256 of {key}": value for key, value in provenance.hashes.items()},
-        "speed": None if records.speed_file is None else str(records.speed_file),
-        "artifact": None if records.artifact is None else str(records.artifact.path),
+        "speed": records.speed_file,
+        "artifact": None if records.artifact is None else records.artifact.path,
     }
     blocks: list[Block] = [Facts(_rows(facts))]
     if records.recipe is not None:
@@ -66,14 +67,14 @@ def provenance_blocks(records: RunRecords) -> list[Block]:
 
 
 def files_table(artifact: Artifact) -> Table:
-    """Exported files and how each compares with the float32 model."""
+    """Exported files, each compared with the float32 model."""
     cells = []
     for file in artifact.files:
         found = file.parity
         cells.append(
             [
                 *(file.name, file.precision, file.gate, "-" if found is None else found.runtime),
-                scaled(file.n_bytes, 1e6),
+                figure(file.n_bytes, 1e6),
                 *(percent(getattr(found, key, None)) for key in _PARITY),
                 points(None if found is None else found.accuracy_drop),
                 "-" if found is None else f"{found.n_images:,}",
@@ -82,38 +83,26 @@ def files_table(artifact: Artifact) -> Table:
     header = ["file", "precision", "gate", "compared in", "MB", "agreement", "accuracy"]
     header += ["of float32", "drop", "images"]
     compared = sorted({file.parity.images for file in artifact.files if file.parity})
+    agreement, max_drop = artifact.gates.get("agreement") or {}, artifact.gates.get("max_drop")
+    gates = [f"agreement of {name} at least {least:g} %" for name, least in agreement.items()]
+    gates += [] if max_drop is None else [f"drop at most {max_drop:g} points"]
     caption = (
         f"Percent and points, of {', '.join(compared) or 'nothing yet'}, measured at export."
-        f" Gates: {_gates(artifact.gates)}. {artifact.path.parent.name}/{artifact.path.name}."
+        f" Gates: {', '.join(gates) or 'none'}. {artifact.path.parent.name}/{artifact.path.name}."
     )
     return Table("Exported files against the float32 model", header, cells, caption, n_text=4)
 
 
-_PARITY = ("agreement_percent", "accuracy_percent", "reference_accuracy_percent")
-
-
-def _gates(gates: Mapping[str, Any]) -> str:
-    agreement = gates.get("agreement") or {}
-    parts = [
-        f"agreement of {precision} at least {least:g} %" for precision, least in agreement.items()
-    ]
-    if gates.get("max_drop") is not None:
-        parts.append(f"drop at most {gates['max_drop']:g} points")
-    return ", ".join(parts) or "none"
-
-
-def model_name(recipe: Recipe, kind: str) -> str | None:
-    """The backbone that a run of a kind has; a baseline has the student's."""
-    spec: ModelSpec | None = recipe.teacher if kind == "teacher" else recipe.student
+def _backbone(records: RunRecords) -> str | None:
+    """The backbone and its weights; a baseline has the student's."""
+    recipe = None if records.recipe is None else records.recipe.recipe
+    role = "teacher" if records.run.kind == "teacher" else "student"
+    spec: ModelSpec | None = getattr(recipe, role, None)
     if spec is None:
         return None
     name = spec.config.stem if spec.config is not None else spec.backbone
-    weights = None if spec.weights is None else Path(str(spec.weights)).name
-    return ", ".join(str(part) for part in (name, weights) if part is not None) or None
-
-
-def _backbone(records: RunRecords) -> str | None:
-    return None if records.recipe is None else model_name(records.recipe.recipe, records.run.kind)
+    weights = None if spec.weights is None else Path(spec.weights).name
+    return ", ".join(part for part in (name, weights) if part is not None) or None
 
 
 def _classes(records: RunRecords) -> str | None:
@@ -126,17 +115,16 @@ def _classes(records: RunRecords) -> str | None:
 
 
 def _images(records: RunRecords) -> dict[str, str]:
+    """The recipe's image sources, as it writes them."""
     if records.recipe is None:
         return {}
     data = records.recipe.recipe.data
-    keys = ("unlabeled", "labeled", "validation", "test")
-    found = {key: getattr(data, key) for key in keys}
-    return {f"{key} images": _source(spec) for key, spec in found.items() if spec is not None}
-
-
-def _source(spec: SourceSpec) -> str:
-    """A source as the recipe has it."""
-    return _plain(spec.model_dump(exclude_defaults=True))
+    found = {key: getattr(data, key) for key in ("unlabeled", "labeled", "validation", "test")}
+    return {
+        f"{key} images": _plain(spec.model_dump(exclude_defaults=True))
+        for key, spec in found.items()
+        if spec is not None
+    }
 
 
 def _training(records: RunRecords) -> str | None:
@@ -150,16 +138,12 @@ def _training(records: RunRecords) -> str | None:
     )
 
 
-def _exported(artifact: Artifact | None) -> str | None:
-    return None if artifact is None else ", ".join(file.name for file in artifact.files)
-
-
 def _commands(records: RunRecords) -> list[str]:
     commands = [records.speed.command] if records.speed is not None else []
     if records.provenance.command:
         program, *arguments = records.provenance.command
         name = Path(program).name
-        # `python -m kdedge`, as a suite's cells run
+        # A suite runs its cells as `python -m kdedge`
         commands.insert(0, shlex.join(["kdedge" if name == "__main__.py" else name, *arguments]))
     return commands
 

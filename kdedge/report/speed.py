@@ -1,183 +1,165 @@
-"""Tables and a plot of measured speed, from the record of `kdedge bench`."""
+"""Tables of measured speed, from the record of `kdedge bench`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from kdedge.report.blocks import Block, Note, Table
-from kdedge.report.numbers import figure, scaled
+from kdedge.report.numbers import figure
 from kdedge.speed_results import Inputs, Measurement, SpeedResult, SpeedRow
 
 _WIDE_SPREAD_PERCENT = 5.0  # as `kdedge bench` marks them
+_PERCENTILES = ["p50", "p90", "p99", "cv %"]
 
 
-@dataclass(frozen=True)
-class NamedRow:
-    """A measured model and how tables call it.
-
-    Attributes:
-        label: its name, with the run's where there are several.
-        row: its measurements.
-    """
-
-    label: str
-    row: SpeedRow
+NamedRow = tuple[str, SpeedRow]
+"""A measured model's name in the tables, and its measurements."""
 
 
 def named_rows(result: SpeedResult, prefix: str = "") -> list[NamedRow]:
-    """Rows with their names; a source goes with them where there are several."""
+    """Names the rows of a result; the name includes the source if there are several."""
     several = len({row.source for row in result.rows}) > 1
     return [
-        NamedRow(prefix + (f"{row.source}: {row.label}" if several else row.label), row)
+        (prefix + (f"{row.source}: {row.label}" if several else row.label), row)
         for row in result.rows
     ]
 
 
 def speed_blocks(result: SpeedResult) -> list[Block]:
-    """Tables of one call of `kdedge bench`, and what a reader has to know of them."""
-    rows = named_rows(result)
+    """Makes the tables of one call of `kdedge bench`, and remarks on them."""
+    rows, measured = named_rows(result), how(result)
     tables = [
-        sizes(rows, how(result)),
+        sizes(rows, measured),
         _latencies(rows, result, "on device"),
         _latencies(rows, result, "copied"),
-        throughputs(rows, how(result)),
-        _end_to_end(rows, how(result)),
-        _power(rows, how(result)),
+        throughputs(rows, measured),
+        _end_to_end(rows, measured),
+        _power(rows, measured),
     ]
     notes = _notes(rows, result)
     return [*(table for table in tables if table.rows), *([Note(notes)] if notes else [])]
 
 
 def how(result: SpeedResult) -> str:
-    """Where, when and with which command it was measured."""
+    """Machine, command and time of a measurement."""
     return f"{machine(result)}; {result.command}, {result.measured_at}."
 
 
 def machine(result: SpeedResult) -> str:
-    """What it was measured on."""
+    """The machine of a measurement."""
     device, threads = result.device, result.settings.get("threads")
     parts = [f"{device.get('cpu')}, {device.get('cpu_cores')} cores"]
     parts.append("threads as each library chooses" if threads is None else f"{threads} threads")
-    for gpu in device.get("gpus", []):
-        parts.append(f"{gpu.get('name')}, driver {gpu.get('driver')}")
+    parts += [f"{gpu.get('name')}, driver {gpu.get('driver')}" for gpu in device.get("gpus", [])]
     if "jetson" in device:
         parts += [str(device["jetson"].get(key)) for key in ("board", "power_mode")]
     return ", ".join(parts)
 
 
 def sizes(rows: Sequence[NamedRow], measured: str) -> Table:
-    """Parameters, bytes, work and memory.
-
-    Args:
-        rows: the models.
-        measured: where and how, for the caption; likewise in the other tables.
-    """
+    """Parameters, file size, GMACs and memory; `measured` ends the caption."""
     cells = []
-    for named in rows:
-        row, gmacs = named.row, named.row.gmacs(1)
+    for label, row in rows:
+        gmacs = row.gmacs(1)
         cells.append(
             [
-                *(named.label, row.precision, f"{row.runtime}, {row.device}"),
-                *(scaled(row.n_parameters, 1e6), scaled(row.n_bytes, 1e6)),
+                *(label, row.precision, f"{row.runtime}, {row.device}"),
+                *(figure(row.n_parameters, 1e6), figure(row.n_bytes, 1e6)),
                 *(figure(gmacs), figure(None if gmacs is None else 2 * gmacs)),
-                scaled(row.memory_bytes, 2**20),
+                figure(row.memory_bytes, 2**20),
             ]
         )
     header = ["model", "precision", "runs in", "M param.", "MB", "GMACs", "GFLOPs", "MiB"]
     caption = (
-        "Million parameters, size of the file, work of one image at batch 1 (GFLOPs = 2 GMACs),"
-        f" peak memory that loading and a first call added. {measured}"
+        "Million parameters, file size, work per image at batch 1 (GFLOPs = 2 GMACs), peak memory"
+        f" added by loading and a first call. {measured}"
     )
     return Table("Size and work", header, cells, caption, n_text=3)
 
 
 def _latencies(rows: Sequence[NamedRow], result: SpeedResult, inputs: Inputs) -> Table:
-    """Times at the smallest batch that any model has; one that lacks it is left out."""
-    batches = [m.batch for n in rows for m in n.row.measurements if m.inputs == inputs]
+    """Times at the smallest measured batch; models without that batch are left out."""
+    batches = [m.batch for _, row in rows for m in row.measurements if m.inputs == inputs]
     batch = min(batches, default=1)
-    cells = [
-        [named.label, *_times(found), *_ratio(found), f"{found.n_calls:,}"]
-        for named in rows
-        if (found := named.row.at(batch, inputs)) is not None
-    ]
+    cells = []
+    for label, row in rows:
+        if (found := row.at(batch, inputs)) is not None:
+            ratio = ["-", "-"]
+            if found.ratio is not None:
+                ratio = [f"{found.ratio:.2f}", f"{found.ratio_low:.2f}-{found.ratio_high:.2f}"]
+            cells.append([label, *_times(found), *ratio, f"{found.n_calls:,}"])
     what = "copied to the device and answers back" if inputs == "copied" else "in its memory"
-    header = ["model", "p50", "p90", "p99", "cv %", "times faster", "low-high", "calls"]
+    header = ["model", *_PERCENTILES, "times faster", "low-high", "calls"]
     caption = (
         f"ms a call at batch {batch}, images {what}, after warm-up; times faster than"
-        f" {result.baseline}, the median over {result.settings.get('n_rounds')} rounds in turn and"
-        f" its range. {how(result)}"
+        f" {result.baseline}: median and range over {result.settings.get('n_rounds')} interleaved"
+        f" rounds. {how(result)}"
     )
     return Table(f"Latency, images {what}", header, cells, caption)
 
 
 def _times(found: Measurement) -> list[str]:
     mark = "!" if found.cv_percent > _WIDE_SPREAD_PERCENT else ""
-    times = [figure(value) for value in (found.p50_ms, found.p90_ms, found.p99_ms)]
+    times = map(figure, (found.p50_ms, found.p90_ms, found.p99_ms))
     return [*times, f"{found.cv_percent:.1f}{mark}"]
 
 
-def _ratio(found: Measurement) -> list[str]:
-    if found.ratio is None:
-        return ["-", "-"]
-    return [f"{found.ratio:.2f}", f"{found.ratio_low:.2f}-{found.ratio_high:.2f}"]
-
-
 def throughputs(rows: Sequence[NamedRow], measured: str) -> Table:
-    """Images a second by batch."""
-    batches = sorted({m.batch for n in rows for m in n.row.measurements if is_plain(m)})
+    """Images a second by batch; `measured` ends the caption."""
+    batches = sorted({m.batch for _, row in rows for m in row.measurements if is_model_alone(m)})
     cells = []
-    for named in rows:
-        found = [plain_measurement(named.row, batch) for batch in batches]
+    for label, row in rows:
+        found = [model_alone(row, batch) for batch in batches]
         if any(found):
             speeds = [figure(None if m is None else m.images_per_second) for m in found]
-            cells.append([named.label, *speeds])
+            cells.append([label, *speeds])
     header = ["model", *(f"batch {batch}" for batch in batches)]
     return Table("Images a second", header, cells, f"Batch over mean time. {measured}")
 
 
 def _end_to_end(rows: Sequence[NamedRow], measured: str) -> Table:
     cells = [
-        [named.label, *_times(found), figure(found.images_per_second)]
-        for named in rows
-        if (found := named.row.at(1, "image file")) is not None
+        [label, *_times(found), figure(found.images_per_second)]
+        for label, row in rows
+        if (found := row.at(1, "image file")) is not None
     ]
-    header = ["model", "p50", "p90", "p99", "cv %", "images/s"]
-    caption = f"ms from a JPEG's bytes of 640x480 pixels to the answer. {measured}"
-    return Table("From file to answer", header, cells, caption)
+    caption = f"ms from the bytes of a 640x480 JPEG to the prediction. {measured}"
+    return Table("From file to answer", ["model", *_PERCENTILES, "images/s"], cells, caption)
 
 
 def _power(rows: Sequence[NamedRow], measured: str) -> Table:
     cells = [
-        [named.label, str(found.batch), figure(found.watts), figure(found.joules_per_image)]
-        for named in rows
-        for found in named.row.measurements
-        if found.watts is not None and is_plain(found)
+        [label, str(found.batch), figure(found.watts), figure(found.joules_per_image)]
+        for label, row in rows
+        for found in row.measurements
+        if found.watts is not None and is_model_alone(found)
     ]
     header = ["model", "batch", "W", "J/image"]
-    return Table("Power and energy", header, cells, f"Mean power while it ran. {measured}")
+    return Table("Power and energy", header, cells, f"Mean power during the calls. {measured}")
 
 
-def is_plain(found: Measurement) -> bool:
-    """Whether the model alone was timed, without reading an image file."""
+def is_model_alone(found: Measurement) -> bool:
+    """Whether the model was timed without reading an image file."""
     return found.inputs != "image file"
 
 
-def plain_measurement(row: SpeedRow, batch: int) -> Measurement | None:
-    """A batch on the device; with copies where only that was measured."""
+def model_alone(row: SpeedRow, batch: int) -> Measurement | None:
+    """The measurement of a batch on the device; with copies if only that was measured."""
     return row.at(batch, "on device") or row.at(batch, "copied")
 
 
 def _notes(rows: Sequence[NamedRow], result: SpeedResult) -> list[str]:
     lines = []
-    if any(named.row.protocol == "paper" for named in rows):
+    if any(row.protocol == "paper" for _, row in rows):
         lines.append(
             "paper: class texts are encoded with every batch, as the methods' public code"
-            " evaluates; the others have their class vectors stored."
+            " evaluates. All other rows use stored class vectors."
         )
-    wide = {
-        n.label for n in rows for m in n.row.measurements if m.cv_percent > _WIDE_SPREAD_PERCENT
-    }
+    wide = [
+        label
+        for label, row in rows
+        if any(found.cv_percent > _WIDE_SPREAD_PERCENT for found in row.measurements)
+    ]
     if wide:
         lines.append(
             f"! Times of {len(wide)} of {len(rows)} models vary by more than"
@@ -185,9 +167,6 @@ def _notes(rows: Sequence[NamedRow], result: SpeedResult) -> list[str]:
             " a narrow range."
         )
     if result.device.get("throttled"):
-        lines.append("The device slowed itself down meanwhile: heat, power or current.")
-    lines += [
-        f"{named.label} ended early: {named.row.problem}" for named in rows if named.row.problem
-    ]
-    lines += [f"Left out: {name}: {why}" for name, why in result.left_out.items()]
-    return lines
+        lines.append("The device was throttled during the measurement: heat, power or current.")
+    lines += [f"{label} ended early: {row.problem}" for label, row in rows if row.problem]
+    return [*lines, *(f"Left out: {name}: {why}" for name, why in result.left_out.items())]

@@ -1,31 +1,31 @@
-"""A report's folder: the page, and its pictures as PNG."""
+"""Writing a report: one HTML page, and its plots as PNG beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdedge import __version__
 from kdedge._files import write_atomic
-from kdedge.deploy._folders import whole_folder
-from kdedge.report.blocks import Block, Chapter, Plot
+from kdedge._folders import new_folder
+from kdedge.errors import MissingPackage
+from kdedge.report.blocks import Chapter, Plot
 from kdedge.report.chapters import make_chapters
-from kdedge.report.html import make_page
-from kdedge.report.plots import render
 from kdedge.report.records import RunRecords
+
+try:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+except ImportError as error:
+    raise MissingPackage("jinja2", extra="report", purpose="A report") from error
 
 PAGE = "index.html"
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was written.
-
-    Attributes:
-        folder: the new folder.
-        pictures: names of its PNG files, in the page's order.
-    """
+    """A written report: its folder, and the names of its PNG files in the page's order."""
 
     folder: Path
     pictures: tuple[str, ...]
@@ -42,47 +42,38 @@ class Report:
 
 
 def write_report(runs: Sequence[RunRecords], output: Path | None = None) -> Report:
-    """Writes a report, whole or not at all; the same records give the same bytes.
+    """Writes a report, completely or not at all. The same records give the same bytes.
 
     Args:
         runs: one or more.
-        output: a folder that is not there yet; None for the next number in the first run's
-            `report`.
+        output: a folder that does not exist; default: the next number in the first run's `report`.
 
     Raises:
         RecipeError: the folder exists.
         ResourceError: it cannot be written.
     """
-    chapters = _drawn(make_chapters(runs))
-    page = make_page(chapters)
-    plots = _plots(chapters)
-    folder = runs[0].run.path / "report" if output is None else output
-    with whole_folder(folder, is_numbered=output is None) as (part, final):
-        for plot in plots:
-            assert plot.picture is not None
-            write_atomic(part / f"{plot.name}.png", plot.picture.png)
-        write_atomic(part / PAGE, page.encode())
-    return Report(final(), tuple(f"{plot.name}.png" for plot in plots))
-
-
-def _drawn(chapters: Sequence[Chapter]) -> list[Chapter]:
-    """The same chapters with every picture drawn."""
-    return [
-        replace(
-            chapter,
-            sections=[
-                replace(section, blocks=[_with_picture(block) for block in section.blocks])
-                for section in chapter.sections
-            ],
-        )
-        for chapter in chapters
-    ]
-
-
-def _with_picture(block: Block) -> Block:
-    return replace(block, picture=render(block.draw)) if isinstance(block, Plot) else block
-
-
-def _plots(chapters: Sequence[Chapter]) -> list[Plot]:
+    chapters = make_chapters(runs)
+    page = _page(chapters)
     blocks = (b for chapter in chapters for section in chapter.sections for b in section.blocks)
-    return [block for block in blocks if isinstance(block, Plot)]
+    plots = {f"{block.name}.png": block.picture for block in blocks if isinstance(block, Plot)}
+    folder = runs[0].run.path / "report" if output is None else output
+    with new_folder(folder, is_numbered=output is None) as (part, final):
+        for name, picture in plots.items():
+            write_atomic(part / name, picture.png)
+        write_atomic(part / PAGE, page.encode())
+    return Report(final(), tuple(plots))
+
+
+def _page(chapters: Sequence[Chapter]) -> str:
+    """One self-contained HTML file without scripts; every text in it is escaped."""
+    environment = Environment(
+        loader=PackageLoader("kdedge.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    first = chapters[0]  # of several, the comparison, whose subtitle names the runs
+    title = first.title if len(chapters) == 1 else first.subtitle
+    template = environment.get_template("page.html.j2")
+    return template.render(chapters=chapters, title=title, version=__version__) + "\n"

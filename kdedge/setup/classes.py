@@ -10,7 +10,7 @@ from typing import Literal
 from kdedge.config.recipe import ClassesSpec, DataSpec, Recipe
 from kdedge.data.classes import load_class_names
 from kdedge.data.split import base_novel
-from kdedge.methods.sees import Sees
+from kdedge.methods.registry import Sees
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def check_can_teach(choice: MethodChoice) -> None:
     Raises:
         RecipeError: it learns from a teacher, or has no class vectors.
     """
-    if choice.module.Method.needs_teacher:
+    if choice.module.METHOD.needs_teacher:
         raise RecipeError(
             f"{choice.name} learns from a teacher itself.\n"
             "  Choose another teacher.method, such as promptsrc or zeroshot."

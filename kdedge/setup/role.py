@@ -70,7 +70,7 @@ class RoleSetup:
             self.classes.names,
             self.choice.settings,
             template=self.classes.template,
-            train_classes=self.classes.trained_by(self.choice.module.SEES),
+            train_classes=self.classes.trained_by(self.choice.module.METHOD.sees),
             teacher=teacher,
             generator=torch.Generator().manual_seed(self.seed),
             **taught,

@@ -17,7 +17,7 @@ from kdedge.config.recipe import ModelSpec
 from kdedge.errors import KdedgeError
 from kdedge.runs.find import runs_in
 from kdedge.setup.method import Role, choose_method, model_spec, settings_record
-from kdedge.training.loop.train import FREE_SETTINGS
+from kdedge.training.loop.train import decisive_settings
 
 
 def models_of(loaded: LoadedRecipe, role: Role) -> tuple[str, ...]:
@@ -40,7 +40,7 @@ def models_of(loaded: LoadedRecipe, role: Role) -> tuple[str, ...]:
 
 def _model(loaded: LoadedRecipe, role: Role) -> str:
     recipe, choice = loaded.recipe, choose_method(loaded, role)
-    sees = choice.module.SEES
+    sees = choice.module.METHOD.sees
     has_pseudo = sees.labels and recipe.data.pseudo_labels is not None
     seen = {
         "labeled": sees.labels,
@@ -52,7 +52,7 @@ def _model(loaded: LoadedRecipe, role: Role) -> str:
         {
             "role": role,
             **settings_record(choice),
-            "optim": choice.optim.model_dump(mode="json", exclude=FREE_SETTINGS),
+            "optim": decisive_settings(choice.optim),
             "frozen": frozen_clip(model_spec(recipe, role)),
             "classes": recipe.classes.model_dump(mode="json"),
             "data": recipe.data.model_dump(mode="json", include=data),

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from kdedge._files import sha256_json
-from kdedge.config._yaml import KeyPath
 from kdedge.config.load import LoadedRecipe, check_paths, load_recipe, recipe_values
 from kdedge.config.recipe import Recipe
 from kdedge.config.suite import (
@@ -19,9 +18,9 @@ from kdedge.config.suite import (
     override_texts,
     recipe_file,
 )
+from kdedge.config.yaml_file import KeyPath
 from kdedge.errors import DataError, RecipeError
-from kdedge.methods.registry import load_method
-from kdedge.methods.sees import Sees
+from kdedge.methods.registry import Sees, load_method
 from kdedge.setup.method import Role, check_can_teach, choose_method, model_spec
 from kdedge.suite.depends import MEASURED, UNREAD, made_of, measured_on
 from kdedge.suite.models import frozen_clip, models_of
@@ -279,7 +278,7 @@ def resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> ResolvedRow:
     common = list(loaded.suite.set.items())
     plain = _load(loaded, file, common).recipe
     name = row.method or model_spec(plain, row.role).method
-    learns_from_teacher = load_method(name).Method.needs_teacher
+    learns_from_teacher = load_method(name).METHOD.needs_teacher
     role: Role = row.role if learns_from_teacher or row.role == "teacher" else "baseline"
     _refuse_unread(row, role)
     given = [*common, *_switch_to(name, plain, role).items(), *row.set.items()]

@@ -11,7 +11,7 @@ from typing import Any
 
 from kdedge._files import write_atomic, write_json
 from kdedge.config.suite import AVERAGE, PaperFigures
-from kdedge.methods.sees import Sees
+from kdedge.methods.registry import Sees
 from kdedge.results import EvalResult, harmonic_mean
 from kdedge.suite.plan import Cell, Plan
 from kdedge.suite.records import Records

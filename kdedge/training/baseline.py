@@ -20,8 +20,8 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
     """The recipe with its baseline written out, so that it trains the same one again.
 
     Settings and optimization are the teacher's where it is the same method. Else they are the
-    method's own: its defaults, and its `OPTIM` over the recipe's shared `optim`. What the recipe's
-    baseline section says lies over either.
+    method's own: its defaults, and the `optim` that it declares over the recipe's shared `optim`.
+    What the recipe's baseline section says lies over either.
 
     Args:
         loaded: the recipe; its baseline section may be incomplete.
@@ -35,7 +35,7 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
     own = recipe.baseline or BaselineSpec()
     name = _method_name(loaded, method, own.method)
     module = load_method(name)
-    if module.Method.needs_teacher:
+    if module.METHOD.needs_teacher:
         raise RecipeError(
             f"{name} learns from a teacher, which a baseline has none of.\n"
             "  Name it as student.method and use `kdedge distill`."
@@ -44,7 +44,7 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
     if teacher is not None and teacher.run is None and teacher.method == name:
         settings, optim = teacher.settings, teacher.optim
     else:
-        settings, optim = {}, getattr(module, "OPTIM", None)
+        settings, optim = {}, module.METHOD.optim
     spec = BaselineSpec(
         method=name,
         settings={**settings, **own.settings},

@@ -13,7 +13,7 @@ from kdedge.setup.data import RecipeData
 from kdedge.setup.method import check_can_teach
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.workspace import Workspace
-from kdedge.training.job.job import HeldOut, Job, TrainingData
+from kdedge.training.job.job import HeldOut, Job, LabeledImages, TrainingData
 from kdedge.training.job.run_job import run_job
 from kdedge.training.pseudo_labels.labels import labels_of_file, with_pseudo_labeled
 from kdedge.training.pseudo_labels.rounds import trial_round
@@ -69,22 +69,34 @@ def _with_sentences(setup: RoleSetup, data: TrainingData) -> TrainingData:
 
 def _training_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
     """The images that a method declares to learn from."""
-    sees, has_rounds = setup.choice.module.SEES, setup.choice.settings.n_rounds > 0
+    sees, has_rounds = setup.choice.module.METHOD.sees, setup.choice.settings.n_rounds > 0
     pool = None
-    if sees.unlabeled_images and (has_rounds or not sees.labels):
+    if sees.unlabeled_images:
         pool = images.require("unlabeled", f"{setup.choice.name} learns from unlabeled images")
     if not sees.labels:
         return TrainingData(pool=pool) if has_rounds else TrainingData(images=pool)
     data = _labeled_data(setup, images)
     if pool is None or data.images is None:
         return data
-    return replace(data, pool=pool.without(data.images))
+    if has_rounds:
+        return replace(data, pool=pool.without(data.images))
+    labeled = LabeledImages(data.images, data.labels or {})
+    return replace(data, images=pool, labels=None, labeled=labeled)
+
+
+def labeled_beside(setup: RoleSetup, images: RecipeData) -> LabeledImages | None:
+    """The labeled images beside a student's unlabeled ones, if its method learns from both."""
+    if not setup.choice.module.METHOD.sees.labels:
+        return None
+    data = _labeled_data(setup, images)
+    assert data.images is not None  # there is no other source of labels
+    return LabeledImages(data.images, data.labels or {})
 
 
 def _labeled_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
     """Labeled images, and what the recipe's pseudo-labels add to them."""
     spec = setup.loaded.recipe.data
-    trained = setup.classes.trained_by(setup.choice.module.SEES)
+    trained = setup.classes.trained_by(setup.choice.module.METHOD.sees)
     label_of = {label: position for position, label in enumerate(trained)}
     labeled, labels = None, {}
     if spec.labeled is not None or spec.pseudo_labels is None:

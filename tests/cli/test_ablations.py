@@ -30,7 +30,7 @@ def distill(kdedge: Run, *changes: str) -> Any:
         (["tune=full", "projector_depth=1"], {"visual", "projector"}),
         (["projector_depth=3"], {"visual_prompts", "projector"}),
         (["class_vectors=student", "prompt_depth_text=2"], {"visual_prompts", "text_prompts"}),
-        (["loss=interactive", "more_losses={kl: 100, feature: 2}"], None),
+        (["losses={interactive: {}, kl: {weight: 100}, feature: {weight: 2}}"], None),
     ],
 )
 def test_an_ablation_is_trained_measured_again_and_exported(
@@ -83,30 +83,35 @@ def test_own_class_vectors_of_a_new_name_are_not_asked_of_the_teacher(
 def test_a_loss_that_is_not_the_divergence_has_no_weight_per_image(
     kdedge: Run, trained: Path
 ) -> None:
-    assert distill(kdedge, "student.settings.loss=relational").code == 0
+    assert distill(kdedge, "student.settings.losses={relational: {}}").code == 0
     record = json.loads((STUDENT / "provenance.json").read_text())
-    assert record["kd_weight_per_image"] is None
+    assert "kd_weight_per_image" not in record
     before = json.loads(Path("runs/tiny/02/provenance.json").read_text())
     assert before["kd_weight_per_image"] == 250.0
 
 
 def test_a_weight_that_is_limited_is_told_and_recorded(kdedge: Run, trained: Path) -> None:
-    done = distill(kdedge, "student.settings.max_kd_weight_per_image=2.5")
-    assert "One image weighs 2.5 in the loss, by student.settings.max_kd_" in done.err
+    done = distill(kdedge, "student.settings.losses.kl.max_weight_per_image=2.5")
+    assert "One image weighs 2.5 in the loss, by student.settings.losses.kl.max_" in done.err
     assert "and not 250." in done.err
     assert json.loads((STUDENT / "provenance.json").read_text())["kd_weight_per_image"] == 2.5
-    wide = distill(kdedge, "student.settings.max_kd_weight_per_image=300")
+    wide = distill(kdedge, "student.settings.losses.kl.max_weight_per_image=300")
     assert "One image weighs" not in wide.err
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("loss=fature", "--set student.settings.loss must be kl, feature, feature_l1, relational"),
-        ("more_losses={fature: 1}", "Did you mean feature?"),
+        ("losses={fature: {}}", "losses.fature is not a known key.\n  Did you mean feature?"),
+        (
+            "losses.kl.temprature=2",
+            "kl.temprature is not a known key.\n  Did you mean temperature?",
+        ),
+        ("losses.kl=3", "--set student.settings.losses.kl must be a mapping (key: value), got 3."),
+        ("losses={}", "--set student.settings.losses must name at least one loss, such as kl: {}."),
         ("projector_depth=4", "--set student.settings.projector_depth must be at most 3, got 4."),
         ("tune=all", "--set student.settings.tune must be prompts, projector or full"),
-        ("loss_weight=2", "have loss_weight with loss: kl, whose weight is kd_weight."),
+        ("loss_weight=2", "--set student.settings.loss_weight is not a known key."),
     ],
 )
 def test_a_setting_that_cannot_be_is_a_mistake_in_the_recipe(
@@ -149,7 +154,7 @@ def test_a_student_that_is_no_vit_learns_and_is_not_exported(
     assert {key: measured[key] for key in reached} == reached
     exported = kdedge("export", str(STUDENT))
     assert (exported.code, exported.out) == (2, "")
-    assert "cannot be folded: its image tower is a ModifiedResNet" in exported.err
+    assert "cannot be folded: its image encoder is a ModifiedResNet" in exported.err
 
 
 def test_prompts_for_a_student_that_is_no_vit_end_before_a_teacher_is_trained(
@@ -159,6 +164,6 @@ def test_prompts_for_a_student_that_is_no_vit_end_before_a_teacher_is_trained(
         overrides = [part for change in resnet_student for part in ("--set", change)]
         done = kdedge(command, "r.yaml", *overrides)
         assert (done.code, done.out) == (2, "")
-        assert "resnet takes no visual prompts: its image tower is a ModifiedResNet" in done.err
+        assert "resnet takes no visual prompts: its image encoder is a ModifiedResNet" in done.err
         assert "tune: projector" in done.err
     assert list(Path().glob("runs/*/*/teacher.safetensors")) == []

@@ -23,7 +23,7 @@ CROSS = {
     "student.backbone": "null",
     "student.weights": "student.pt",
     "student.settings.prompt_depth": "2",
-    "student.settings.kd_weight": "1000",
+    "student.settings.losses.kl.weight": "1000",
     "optim.epochs": "1",
     "optim.warmup_epochs": "0",
 }

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
-from kdedge.cli import doctor, init, methods, schema, show
-from kdedge.cli import eval as eval_command
+from kdedge.cli import doctor, init, methods, schema
 from kdedge.config.load import check_paths, load_recipe
 from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings
-from kdedge.deploy.targets import _platform
-from kdedge.deploy.targets._platform import CudaDevice
-from kdedge.errors import DataError, MissingPackage, RecipeError, ResourceError, SetupError
+from kdedge.errors import DataError, MissingPackage, RecipeError
 from kdedge.methods import registry
 
 ROOT = Path(__file__).parents[2]
@@ -108,19 +107,33 @@ def test_init_refuses_inputs_that_are_not_there(folder, missing):
     assert not list(folder.glob("*.yaml"))
 
 
-def test_methods_lists_the_folder_with_first_lines_and_imports_none():
-    output = CliRunner().invoke(methods.command, ["--json"]).output
-    listed = json.loads(output)
+def test_methods_lists_the_folder_with_labels_first_lines_and_what_they_see():
+    pytest.importorskip("torch")
+    listed = json.loads(CliRunner().invoke(methods.command, ["--json"]).output)
     assert {"promptkd", "promptsrc", "zeroshot"} <= set(listed)
-    assert not {"registry", "__init__", "_protocol"} & set(listed)
+    assert not {"registry", "protocol", "supervised", "losses", "__init__"} & set(listed)
     assert listed["promptkd"]["about"].startswith("PromptKD: ")
     assert listed["promptkd"]["unlabeled_images"]
+    assert {"kl", "feature"} <= listed["promptkd"]["losses"].keys()
     assert listed["promptsrc"] == {
+        "label": "PromptSRC",
+        "paper": "arXiv:2307.06948",
         "about": listed["promptsrc"]["about"],
         "labels": True,
         "unlabeled_images": False,
         "novel_class_names": False,
     }
+
+
+def test_methods_are_listed_by_name_where_torch_is_missing():
+    code = (
+        "import sys; sys.modules['torch'] = None;"
+        "from kdedge.cli.main import run; raise SystemExit(run(['methods']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert re.search(r"^promptkd +\? +\? +\? +\?", done.stdout, re.MULTILINE)
+    assert "Labels and what is learned from are unknown for clip_pr, cocoop" in done.stderr
+    assert "pip install 'kdedge[train]'" in done.stderr
 
 
 def test_an_unknown_method_is_answered_with_the_nearest():
@@ -135,19 +148,6 @@ def test_a_method_is_loaded_by_its_name():
     for name in registry.list_methods():
         module = registry.load_method(name)
         assert module.Settings() == module.Settings()
-
-
-def test_a_method_of_an_installed_package_joins_by_its_entry_point(tmp_path, monkeypatch):
-    (tmp_path / "outside_method.py").write_text(
-        "class Settings: pass\nSEES = None\nclass Method: pass\n"
-    )
-    info = tmp_path / "outside-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[kdedge.methods]\nmine = outside_method\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert "mine" in registry.list_methods()
-    assert registry.load_method("mine").__name__ == "outside_method"
 
 
 def test_a_method_whose_package_is_missing_says_how_to_install_it(monkeypatch):
@@ -176,7 +176,9 @@ def test_schema_as_json_is_a_json_schema_with_the_methods():
     pytest.importorskip("torch")
     values = json.loads(CliRunner().invoke(schema.command, ["--json"]).stdout)
     assert "optim" in values["properties"]
-    assert "temperature" in values["methods"]["promptkd"]["properties"]
+    promptkd = values["methods"]["promptkd"]
+    assert "losses" in promptkd["properties"]
+    assert any("temperature" in one["properties"] for one in promptkd["$defs"].values())
 
 
 def test_doctor_names_each_package_with_its_version_or_the_way_to_get_it():
@@ -190,45 +192,50 @@ def test_doctor_names_each_package_with_its_version_or_the_way_to_get_it():
         assert name in result.output
 
 
-def test_doctor_knows_a_package_by_any_distribution_that_brings_it(monkeypatch):
-    def version(name):
-        if name != "tensorrt-cu13":
-            raise PackageNotFoundError(name)
-        return "10.13.3"
+def install(folder, name, version):
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
-    monkeypatch.setattr(doctor, "version", version)
-    packages = doctor.examine()["packages"]
-    assert packages["tensorrt"]["version"] == "10.13.3"
-    assert [name for name, found in packages.items() if found["version"]] == ["tensorrt"]
+
+def test_doctor_knows_a_package_by_any_distribution_that_brings_it(monkeypatch, tmp_path):
+    install(tmp_path, "tensorrt-cu13", "10.13.3")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert doctor.examine()["packages"]["tensorrt"]["version"] == "10.13.3"
 
 
 def test_doctor_counts_memory_in_powers_of_two(monkeypatch):
-    monkeypatch.setattr(doctor, "memory_bytes", lambda: 15 << 29)
-    assert re.search(r"^memory +7\.5 GiB$", CliRunner().invoke(doctor.command).output, re.M)
+    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": (3 << 29) // 4096}
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+    assert re.search(r"^memory +1\.5 GiB$", CliRunner().invoke(doctor.command).output, re.M)
 
 
-def test_doctor_sees_the_gpu_of_a_device_without_torch(monkeypatch):
-    def version(name):
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(doctor, "version", version)
-    monkeypatch.setattr(doctor, "find_cuda_device", lambda: CudaDevice("Orin", (8, 7), 8))
-    assert "Orin, compute capability 8.7\n" in CliRunner().invoke(doctor.command).output
-
-    def absent():
-        raise SetupError("There is no NVIDIA driver here.\n  Start it.")
-
-    monkeypatch.setattr(doctor, "find_cuda_device", absent)
-    assert "none: There is no NVIDIA driver here\n" in CliRunner().invoke(doctor.command).output
+@pytest.mark.usefixtures("cudart")
+def test_doctor_sees_the_gpu_and_why_torch_does_not():
+    pytest.importorskip("torch")
+    output = CliRunner().invoke(doctor.command).output
+    assert re.search(r"^GPU +Orin, 1\.0 GiB, compute capability 8\.7", output, re.M)
+    assert re.search(r"^torch +(this torch was built without CUDA|torch sees no)", output, re.M)
 
 
+@pytest.mark.usefixtures("cudart")
+def test_doctor_sees_the_gpu_of_a_device_where_torch_does_not_load(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    output = CliRunner().invoke(doctor.command).output
+    assert re.search(r"^GPU +Orin, 1\.0 GiB, compute capability 8\.7$", output, re.M)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_doctor_says_why_there_is_no_gpu():
+    output = CliRunner().invoke(doctor.command).output
+    assert "none: There is no NVIDIA driver here: libcuda.so.1 cannot be loaded\n" in output
+
+
+@pytest.mark.usefixtures("jetson")
 def test_doctor_names_a_jetsons_tensorrt_that_pip_installed(monkeypatch, tmp_path):
     assert doctor.examine()["problems"] == []
-    info = tmp_path / "tensorrt_cu12-10.7.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tensorrt-cu12\nVersion: 10.7.0\n")
+    install(tmp_path, "tensorrt-cu12", "10.7.0")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(_platform, "is_jetson", lambda: True)
     output = CliRunner().invoke(doctor.command).output
     assert f"tensorrt was installed by pip, in {tmp_path}. On a Jetson" in output
 
@@ -238,28 +245,34 @@ def test_doctor_looks_for_every_package_that_an_extra_brings():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = {**project["optional-dependencies"], "dev": []}
     brought = {re.split(r"[\[>]", one)[0] for extra in extras.values() for one in extra}
-    known = {name for package in doctor._PACKAGES for name in package.distributions}
+    known = {name for package in doctor.optional_packages() for name in package.distributions}
     assert brought - known == set()
 
 
-def test_show_gives_the_beginnings_of_hashes_and_sizes_in_bytes(tmp_path):
-    assert show._facts({"seed": 0, "hashes": {"backbone": "0123456789abcdef"}}) == [
-        ["seed", "0"],
-        ["hashes", "backbone 0123456789ab"],
-    ]
-    (tmp_path / "checkpoints").mkdir()
-    for name in ("checkpoints/a", ".lock"):
-        (tmp_path / name).write_bytes(bytes(1234))
-    assert show._files(SimpleNamespace(path=tmp_path)) == [["checkpoints/a", "1,234 bytes"]]
+def test_show_gives_the_beginnings_of_hashes_and_sizes_in_bytes(trained, kdedge):
+    run = Path("runs/tiny/02")
+    shown = kdedge("show", str(run)).out
+    (hashes,) = re.findall(r"^hashes +(.*)$", shown, re.M)
+    record = json.loads((run / "provenance.json").read_text())
+    assert hashes == ", ".join(f"{key} {value[:12]}" for key, value in record["hashes"].items())
+    listed = dict(re.findall(r"^(\S+) +([\d,]+) bytes$", shown, re.M))
+    files = [path for path in run.rglob("*") if path.is_file() and path.name != ".lock"]
+    assert listed == {str(path.relative_to(run)): f"{path.stat().st_size:,}" for path in files}
 
 
-def test_a_run_that_may_not_be_written_costs_eval_no_result(monkeypatch, caplog):
-    def refuse(*_):
-        raise ResourceError("runs/tiny/02/eval.json could not be written: permission denied.")
-
-    monkeypatch.setattr(eval_command, "add_evaluation", refuse)
-    assert eval_command._add(None, None, None) == []
-    assert "permission denied" in caplog.text
+def test_a_run_that_may_not_be_written_costs_eval_no_result(trained, kdedge, small_disk):
+    disk = small_disk(20_000)
+    run = shutil.copytree("runs/tiny/02", disk / "run")
+    for name in ("eval.json", "eval_details.json"):
+        (run / name).unlink()
+    with contextlib.suppress(OSError), (disk / "full").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 12))
+    done = kdedge("eval", str(run))
+    assert done.code == 0
+    assert re.search(r"^student +\d", done.out, re.M)
+    assert "could not be written: the disk is full" in done.err
+    assert not list(run.glob("eval*.json"))
 
 
 def test_no_class_derives_from_a_part_of_logging_that_python_3_10_cannot_subscript():

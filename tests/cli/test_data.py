@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -185,3 +188,16 @@ def test_a_scan_prints_classes_sizes_and_what_is_unreadable(kdedge, tmp_path):
 
 def test_a_scan_of_nothing_ends_in_exit_code_3(kdedge):
     assert kdedge("scan", "nowhere")[0] == 3
+
+
+def test_without_a_network_a_dataset_of_the_hub_ends_in_exit_code_4(tmp_path):
+    pytest.importorskip("datasets")
+    done = subprocess.run(
+        [sys.executable, "-m", "kdedge", "data", "scan", "hf://datasets/owner/animals"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path)},
+    )
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "hf://datasets/owner/animals cannot be fetched" in done.stderr

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -25,8 +26,7 @@ import kdedge as package
 from kdedge.cli._predictions import named
 from kdedge.cli.main import _report
 from kdedge.errors import SetupError
-from kdedge.runtime.backends.onnxruntime import OnnxSession
-from kdedge.runtime.classify import Answer
+from kdedge.inference.classify import ClassScore
 
 Run = Callable[..., Any]
 
@@ -159,8 +159,8 @@ def test_below_the_minimum_score_no_class_is_named_and_the_score_is_given(
 
 
 def test_a_score_that_just_reaches_the_minimum_is_enough() -> None:
-    assert named(Answer("red", 90.0), 90.0)
-    assert not named(Answer("red", 89.99), 90.0)
+    assert named(ClassScore("red", 90.0), 90.0)
+    assert not named(ClassScore("red", 89.99), 90.0)
 
 
 @pytest.mark.usefixtures("work")
@@ -189,11 +189,18 @@ def test_batches_and_kinds_of_graphs_change_no_answer(
 def test_the_models_memory_is_given_back(
     kdedge: Run, monkeypatch: pytest.MonkeyPatch, paths: tuple[str, ...], code: int
 ) -> None:
-    closed: list[OnnxSession] = []
-    # A lambda, as a built-in function would not get the session
-    monkeypatch.setattr(OnnxSession, "close", lambda session: closed.append(session))
+    import onnxruntime
+
+    sessions: list[weakref.ref[Any]] = []
+
+    class Remembered(onnxruntime.InferenceSession):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            sessions.append(weakref.ref(self))
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Remembered)
     assert kdedge("predict", "art", *paths).code == code
-    assert len(closed) == 1
+    assert [session() for session in sessions] == [None]
 
 
 @pytest.mark.usefixtures("work")

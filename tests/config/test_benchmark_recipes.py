@@ -28,7 +28,7 @@ def shipped(name: str) -> Recipe:
 def rest(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe does not name its set or follow from it."""
     values = recipe.model_dump(exclude={"name", "classes", "data"})
-    del values["student"]["settings"]["kd_weight"]
+    del values["student"]["settings"]["losses"]["kl"]["weight"]
     return values
 
 
@@ -62,7 +62,7 @@ def test_the_weight_of_the_divergence_is_the_published_one_of_each_set() -> None
     for name in BASE_TO_NOVEL:
         student = shipped(name).student
         assert student is not None
-        assert student.settings["kd_weight"] == (200 if name in light else 1000)
+        assert student.settings["losses"]["kl"]["weight"] == (200 if name in light else 1000)
     text = shipped_recipes()["dtd"].read_text()
     assert "200 / 47" in text
 

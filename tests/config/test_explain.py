@@ -7,8 +7,8 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kdedge.config._yaml import LineMap
 from kdedge.config.explain import explain_validation, nearest
+from kdedge.config.yaml_file import LineMap
 
 
 class Settings(BaseModel):

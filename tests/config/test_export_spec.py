@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kdedge.config._yaml import parse_yaml
 from kdedge.config.load import dump_recipe, load_recipe
 from kdedge.config.recipe import ExportSpec, GatesSpec
+from kdedge.config.yaml_file import parse_yaml
 from kdedge.errors import RecipeError
 
 GOOD = """\

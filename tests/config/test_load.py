@@ -10,7 +10,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdedge.config._yaml import dump_yaml, parse_yaml
 from kdedge.config.load import (
     check_paths,
     dump_recipe,
@@ -19,6 +18,7 @@ from kdedge.config.load import (
     shipped_recipes,
 )
 from kdedge.config.recipe import Recipe, resolve_optim
+from kdedge.config.yaml_file import dump_yaml, parse_yaml
 from kdedge.errors import DataError, RecipeError
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ student:
   backbone: ViT-B-16
   weights: openai
   settings:
-    kd_weight: 1000
+    losses: {kl: {weight: 1000}}
   optim: {lr: 1, epochs: 4}
 optim:
   lr: 1e-3
@@ -69,7 +69,7 @@ def test_a_good_recipe_gives_its_values_with_absolute_paths(tmp_path):
     recipe = load_recipe(write(tmp_path, GOOD)).recipe
     assert recipe.classes.names == ("cat", "dog")
     assert recipe.data.unlabeled.folder == tmp_path / "cams"
-    assert recipe.student.settings == {"kd_weight": 1000}
+    assert recipe.student.settings == {"losses": {"kl": {"weight": 1000}}}
 
 
 def test_a_tilde_is_the_home_folder(tmp_path):
@@ -174,12 +174,14 @@ def test_a_recipe_without_models_is_refused(tmp_path):
         (b"a: " + b"[" * 50_000, "values are nested more than 32 deep"),
         (b"a: " + b"{b: " * 50_000, "values are nested more than 32 deep"),
         (b"a: 1\n" * 300_000, "r.yaml is larger than 1 MB"),
+        (b"a: [" + b"1, " * 299_999 + b"1]", "r.yaml: there are more than 50,000 values"),
+        (b"a: [" + b"[[[[[[]]]]]]," * 70_000 + b"1]", "r.yaml: there are more than 50,000 values"),
     ],
 )  # fmt: skip
 def test_what_is_no_plain_recipe_is_refused_with_its_place(tmp_path, text, expected):
-    start = time.perf_counter()
+    start = time.process_time()  # which other processes do not lengthen
     assert expected in problem(tmp_path, text)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path):
@@ -194,9 +196,14 @@ def test_yaml_is_1_2_so_no_and_on_are_text():
 
 
 def test_an_override_wins_and_is_read_as_yaml(tmp_path):
-    overrides = ["student.settings.kd_weight=200", "student.optim={lr: 0.1}", "seed=1", "seed=2"]
+    overrides = [
+        "student.settings.losses.kl.weight=200",
+        "student.optim={lr: 0.1}",
+        "seed=1",
+        "seed=2",
+    ]
     recipe = load_recipe(write(tmp_path, GOOD), overrides).recipe
-    assert recipe.student.settings == {"kd_weight": 200}
+    assert recipe.student.settings == {"losses": {"kl": {"weight": 200}}}
     assert (recipe.student.optim.lr, recipe.student.optim.epochs, recipe.seed) == (0.1, 20, 2)
 
 
@@ -234,7 +241,9 @@ def test_a_wrong_override_is_named_as_it_was_given(tmp_path, override, expected)
 
 def test_a_mistake_beside_an_override_keeps_its_line(tmp_path):
     text = GOOD.replace("  weights: openai", "  wieghts: openai")
-    assert "r.yaml:9: student.wieghts" in problem(tmp_path, text, "student.settings.kd_weight=2")
+    assert "r.yaml:9: student.wieghts" in problem(
+        tmp_path, text, "student.settings.losses.kl.weight=2"
+    )
 
 
 def test_missing_files_and_folders_are_listed_with_the_lines_of_their_keys(tmp_path):
@@ -277,6 +286,20 @@ def test_tables_are_looked_for_unless_a_pattern_names_them(tmp_path):
     text = GOOD.replace("folder: cams", "huggingface: cams")
     with pytest.raises(DataError, match=r"unlabeled\.huggingface: there is no folder"):
         check_paths(load_recipe(write(tmp_path, text)))
+
+
+def test_a_dataset_on_the_hub_has_parts_and_no_path(tmp_path):
+    (tmp_path / "test").mkdir()
+    spec = "{huggingface: 'hf://datasets/owner/animals', part: val}"
+    loaded = load_recipe(write(tmp_path, GOOD.replace("{folder: cams}", spec)))
+    check_paths(loaded)
+    recipe = loaded.recipe
+    assert recipe.data.unlabeled.has_parts
+    assert recipe.data.unlabeled.huggingface == "hf://datasets/owner/animals"
+    again = load_recipe(write(tmp_path, dump_recipe(recipe))).recipe
+    assert again.data == recipe.data
+    folder = load_recipe(write(tmp_path, GOOD.replace("folder: cams", "huggingface: hf/animals")))
+    assert folder.recipe.data.unlabeled.huggingface == tmp_path / "hf/animals"
 
 
 def test_a_file_in_place_of_a_folder_is_named(tmp_path):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kdedge.config._official import OFFICIAL
 from kdedge.config.load import dump_recipe, load_recipe, shipped_recipes
+from kdedge.config.official import OFFICIAL
 from kdedge.config.recipe import resolve_optim
 from kdedge.errors import RecipeError
 
@@ -16,7 +16,7 @@ name: r
 classes: [a, b]
 data: {unlabeled: {folder: pool}, test: {folder: test}}
 teacher: {weights: t.pt}
-student: {weights: s.pt, settings: {kd_weight: 200.0}, optim: {epochs: 3}}
+student: {weights: s.pt, settings: {losses: {kl: {weight: 200.0}}}, optim: {epochs: 3}}
 """
 
 
@@ -31,7 +31,10 @@ def test_the_public_codes_ways_are_written_out(path: Path) -> None:
     recipe = load_recipe(path, ["official=true"]).recipe
     assert recipe.student is not None
     assert recipe.teacher is not None
-    assert recipe.student.settings == {"kd_weight": 200.0, "float32_losses": False}
+    assert recipe.student.settings == {
+        "losses": {"kl": {"weight": 200.0}},
+        "float32_losses": False,
+    }
     student = resolve_optim(recipe.optim, recipe.student.optim)
     teacher = resolve_optim(recipe.optim, recipe.teacher.optim)
     assert (student.precision, student.selection, student.epochs) == ("fp16-unscaled", "test", 3)
@@ -64,7 +67,7 @@ def test_every_recipe_of_a_benchmark_set_can_be_official(name: str) -> None:
 def test_what_recipes_have_for_a_steady_training_is_taken_out(path: Path) -> None:
     models = ("teacher", "student", "baseline")
     options = [f"{model}.optim.clip_grad_norm=1" for model in models]
-    options.append("student.settings.max_kd_weight_per_image=2.5")
+    options.append("student.settings.losses.kl.max_weight_per_image=2.5")
     for official, expected in (("false", 1.0), ("true", None)):
         options += ["optim.clip_grad_norm=3", f"official={official}"]
         recipe = load_recipe(path, options).recipe
@@ -73,7 +76,7 @@ def test_what_recipes_have_for_a_steady_training_is_taken_out(path: Path) -> Non
             assert resolve_optim(recipe.optim, spec.optim).clip_grad_norm == expected
     assert recipe.optim.clip_grad_norm is None
     assert recipe.student is not None
-    assert "max_kd_weight_per_image" not in recipe.student.settings
+    assert recipe.student.settings["losses"] == {"kl": {"weight": 200.0}}
 
 
 def test_an_image_of_a_benchmark_set_weighs_no_more_than_sun397s_unless_official() -> None:
@@ -81,8 +84,9 @@ def test_an_image_of_a_benchmark_set_weighs_no_more_than_sun397s_unless_official
         for override, expected in (([], 2.52), (["official=true"], None)):
             student = load_recipe(shipped_recipes()[name], override).recipe.student
             assert student is not None
-            assert student.settings.get("max_kd_weight_per_image") == expected
-            assert student.settings["kd_weight"] <= 2.52 * 397  # SUN397's own weight is the paper's
+            kl = student.settings["losses"]["kl"]
+            assert kl.get("max_weight_per_image") == expected
+            assert kl["weight"] <= 2.52 * 397  # SUN397's own weight is the paper's
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kdedge.config._yaml import parse_yaml
 from kdedge.config.suite import check_paper, load_suite, override_texts, recipe_file
+from kdedge.config.yaml_file import parse_yaml
 from kdedge.errors import RecipeError
 
 ROOT = Path(__file__).parents[2]

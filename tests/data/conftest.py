@@ -1,6 +1,8 @@
+import atexit
 import io
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +15,7 @@ from kdedge.runtime.preprocess import UnusableImage
 # Before `datasets` is loaded: its copies of Parquet files do not belong into the user's cache.
 _CACHE = tempfile.TemporaryDirectory(prefix="datasets-")
 os.environ["HF_DATASETS_CACHE"] = _CACHE.name
+atexit.register(_CACHE.cleanup)
 
 
 @dataclass
@@ -48,3 +51,9 @@ def png(i: int) -> bytes:
 def source() -> ListedImages:
     """23 images of different sizes in 3 classes."""
     return ListedImages([png(i) for i in range(23)], [i % 3 for i in range(23)])
+
+
+@pytest.fixture
+def listed() -> Callable[[list[int]], ListedImages]:
+    """Makes a second source, with other images, from their labels."""
+    return lambda labels: ListedImages([png(100 + i) for i in range(len(labels))], labels)

@@ -17,31 +17,47 @@ from PIL import Image
 
 from kdedge.data._workers import worker_context
 from kdedge.data.loader import (
+    EpochPart,
+    ImageSet,
+    LabeledStream,
+    Loading,
+    Preparation,
     choose_n_workers,
     evaluation_batches,
     n_steps,
     training_batches,
 )
+from kdedge.data.views import Augmentation
 from kdedge.distributed import ProcessGroup
 from kdedge.errors import DataError, RecipeError, ResourceError
-from kdedge.runtime.preprocess import Preprocess, normalize, preprocess_image
+from kdedge.runtime.preprocess import Preprocess, decode_image, normalize, preprocess_image
 
 PREPROCESS = Preprocess(16, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
 
 
-def batches(source, **changes):
-    options = {
-        "labels": {i: label for i, label in enumerate(source.labels)},
-        "preprocess": PREPROCESS,
-        "seed": 1,
-        "epoch": 0,
-        "first_step": 0,
-        "batch_size": 4,
-        "crop_scale_min": 0.08,
-        "flip": True,
-        "n_workers": 0,
-    }
-    return list(training_batches(source, range(23), **(options | changes)))
+def labels_of(source):
+    return {i: label for i, label in enumerate(source.labels)}
+
+
+def batches(source, indices=range(23), labeled=None, **changes):
+    """One epoch, with the values of all parts by their names."""
+
+    def chosen(kind, **defaults):
+        names = kind.__dataclass_fields__
+        return kind(**defaults | {k: changes.pop(k) for k in names if k in changes})
+
+    images = chosen(ImageSet, source=source, indices=indices, labels=labels_of(source))
+    augment = Augmentation(
+        changes.pop("view_seed", changes.get("seed", 1)),
+        changes.pop("crop_scale_min", 0.08),
+        changes.pop("flip", True),
+        changes.pop("strong_views", False),
+    )
+    preparation = chosen(Preparation, preprocess=PREPROCESS, augment=augment)
+    part = chosen(EpochPart, seed=1, epoch=0, batch_size=4)
+    loading = chosen(Loading)
+    assert not changes
+    return list(training_batches(images, preparation, part, loading, labeled=labeled))
 
 
 def assert_same(expected, actual):
@@ -141,10 +157,7 @@ def test_views_that_come_again_come_in_another_order(source):
 
 
 def test_an_images_crop_does_not_depend_on_the_other_images(source):
-    subset = [3, 7, 11, 19]
-    options = {"labels": None, "preprocess": PREPROCESS, "seed": 1, "epoch": 0}
-    options |= {"batch_size": 4, "crop_scale_min": 0.08, "flip": True}
-    (batch,) = training_batches(source, subset, **options)
+    (batch,) = batches(source, [3, 7, 11, 19], labels=None)
     full = {
         key: image
         for b in batches(source, batch_size=23)
@@ -153,6 +166,116 @@ def test_an_images_crop_does_not_depend_on_the_other_images(source):
     assert batch.labels is None
     for key, image in zip(batch.keys, batch.images, strict=True):
         assert torch.equal(full[key], image)
+
+
+def slow_stream(seed, n_images, batch_size):
+    """Positions and pass of each step's labeled images, one image after the other."""
+    stream = []
+    number = 0
+    while True:
+        number += 1
+        bits = np.random.Philox(
+            key=np.array([seed + 2**32, number], dtype=np.uint64),
+            counter=np.zeros(4, dtype=np.uint64),
+        )
+        stream += [(int(i), number) for i in np.random.Generator(bits).permutation(n_images)]
+        while len(stream) >= batch_size:
+            yield [stream.pop(0) for _ in range(batch_size)]
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_labeled_images_stand_beside_unlabeled_ones(source, listed, n_workers):
+    """Seven labeled images, three a step: each pass ends within a batch."""
+    other = listed([0, 1, 2, 0, 1, 2, 0])
+    beside = LabeledStream(ImageSet(other, range(7), labels=labels_of(other)), 3)
+    options = {"labels": None, "with_clean": True, "n_workers": n_workers}
+    slow = slow_stream(1, 7, 3)
+    seen = []
+    for epoch in (1, 2, 3):
+        mixed = batches(source, epoch=epoch, labeled=beside, **options)
+        plain = batches(source, epoch=epoch, labels=None, with_clean=True)
+        assert len(mixed) == len(plain) == 5
+        for one, alone in zip(mixed, plain, strict=True):
+            assert (one.keys, one.labels, one.n_images) == (alone.keys, None, 4)
+            assert torch.equal(one.images, alone.images)
+            assert torch.equal(one.clean_images, alone.clean_images)
+            assert alone.labeled is None
+            wanted = next(slow)
+            seen += [position for position, _ in wanted]
+            part = one.labeled
+            assert part.labels.tolist() == [position % 3 for position, _ in wanted]
+            assert part.keys == tuple(f"image-{position}" for position, _ in wanted)
+            assert one.all_keys == (*alone.keys, *part.keys)
+            for image, clean, (position, number) in zip(
+                part.images, part.clean_images, wanted, strict=True
+            ):
+                decoded = decode_image(other.read(position))
+                view = Augmentation(1 + 2**32, 0.08, True)(
+                    decoded, PREPROCESS, position=position, view=number
+                )
+                assert np.array_equal(image.numpy(), normalize(view, PREPROCESS))
+                assert np.array_equal(
+                    clean.numpy(), preprocess_image(other.read(position), PREPROCESS)
+                )
+    assert sorted(map(seen.count, range(7))) == [6, 6, 6, 6, 7, 7, 7]
+
+
+def test_more_labeled_images_a_step_than_there_are_come_more_than_once(source, listed):
+    other = listed([0, 1])
+    beside = LabeledStream(ImageSet(other, range(2), labels=labels_of(other)), 5)
+    (batch, *_) = batches(source, labels=None, labeled=beside, epoch=1)
+    assert sorted(batch.labeled.labels.tolist()) in ([0, 0, 0, 1, 1], [0, 0, 1, 1, 1])
+
+
+def test_starting_at_a_step_continues_the_labeled_stream_too(source, listed):
+    other = listed([0, 1, 2, 0, 1, 2, 0])
+    beside = LabeledStream(ImageSet(other, range(7), labels=labels_of(other)), 3)
+    options = {"labels": None, "labeled": beside, "epoch": 2}
+    full = batches(source, **options)
+    for first_step in (1, 4, 5):
+        later = batches(source, first_step=first_step, n_workers=1, **options)
+        assert [one.keys for one in full[first_step:]] == [one.keys for one in later]
+        assert_same([one.labeled for one in full[first_step:]], [one.labeled for one in later])
+
+
+def test_unlabeled_images_bring_the_stored_features_of_a_teacher(source, listed):
+    def read(positions, view):
+        return torch.tensor([[position, view] for position in positions], dtype=torch.float32)
+
+    other = listed([0, 1, 2])
+    beside = LabeledStream(ImageSet(other, range(3), labels=labels_of(other)), 2)
+    options = {"labels": None, "labeled": beside, "teacher_features": read}
+    for batch in batches(source, epoch=3, view=2, **options):
+        own = [int(key.removeprefix("image-")) for key in batch.keys]
+        assert batch.teacher_features.tolist() == [[position, 2] for position in own]
+        assert batch.labeled.teacher_features is None
+
+
+def test_processes_share_both_parts_of_a_batch(source, listed):
+    other = listed([0, 1, 2, 0, 1, 2, 0])
+    beside = LabeledStream(ImageSet(other, range(7), labels=labels_of(other)), 3)
+    options = {"labels": None, "labeled": beside, "epoch": 1}
+    shares = [batches(source, group=ProcessGroup(rank, 2), **options) for rank in range(2)]
+    for step, full in enumerate(batches(source, **options)):
+        parts = [share[step] for share in shares]
+        assert torch.equal(torch.cat([part.images for part in parts]), full.images)
+        both = torch.cat([part.labeled.images for part in parts])
+        assert torch.equal(both, full.labeled.images)
+        for part in parts:
+            assert (part.keys, part.labeled.keys) == (full.keys, full.labeled.keys)
+            assert torch.equal(part.labeled.labels, full.labeled.labels)
+            assert (part.n_images, part.labeled.n_images) == (4, 3)
+    with pytest.raises(RecipeError, match="4 processes share batches of 3 images"):
+        batches(source, group=ProcessGroup(0, 4), **options)
+
+
+def test_a_mixed_batch_moves_and_splits_with_its_labeled_part(source, listed):
+    other = listed([0, 1, 2])
+    beside = LabeledStream(ImageSet(other, range(3), labels=labels_of(other)), 2)
+    (batch, *_) = batches(source, labels=None, labeled=beside, epoch=1)
+    moved = batch.to(torch.device("meta")).in_micro_batches(2)
+    assert {moved.images.device.type, moved.labeled.images.device.type} == {"meta"}
+    assert (moved.micro_batch, moved.labeled.micro_batch) == (2, 2)
 
 
 def test_loading_draws_from_no_global_generator(source):

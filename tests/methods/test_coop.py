@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from open_clip import CLIP
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone, unit_length
@@ -36,9 +37,10 @@ def batch(n: int = 4, n_classes: int = 2) -> Batch:
     return Batch(images, torch.arange(n) % n_classes)
 
 
-def encode_plainly(backbone: Backbone, name: str, context: Tensor, position: str) -> Tensor:
+def encode_plainly(
+    model: CLIP, encode: Callable[[str], list[int]], name: str, context: Tensor, position: str
+) -> Tensor:
     """One text: start token, context and name as `position` says, full stop, end, padding."""
-    model, encode = backbone.model, backbone.tokenizer.encode
     table = model.token_embedding.weight
     start, word, stop = table[[49406]], table[encode(name.replace("_", " "))], table[[269, 49407]]
     half = len(context) // 2
@@ -61,7 +63,7 @@ def encode_plainly(backbone: Backbone, name: str, context: Tensor, position: str
 @pytest.mark.parametrize("n_ctx", [1, 4, 5])
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 def test_the_name_stands_where_its_position_says(
-    tiny_backbone: Backbone, position: str, n_ctx: int, is_specific: bool
+    tiny_backbone: Backbone, tiny_open_clip: CLIP, position: str, n_ctx: int, is_specific: bool
 ) -> None:
     method = build(
         tiny_backbone,
@@ -74,7 +76,7 @@ def test_the_name_stands_where_its_position_says(
     own = list(context) if is_specific else [context] * len(NAMES)
     expected = torch.stack(
         [
-            encode_plainly(tiny_backbone, name, tokens, position)
+            encode_plainly(tiny_open_clip, tiny_backbone.tokenizer.encode, name, tokens, position)
             for name, tokens in zip(NAMES, own, strict=True)
         ]
     )
@@ -175,5 +177,5 @@ def test_a_context_that_leaves_no_room_for_the_longest_name_is_an_error(
 
 
 def test_images_without_labels_are_an_error(tiny_backbone: Backbone) -> None:
-    with pytest.raises(DataError, match="coop learns from labeled images"):
+    with pytest.raises(DataError, match="learns from labeled images"):
         build(tiny_backbone).training_step(Batch(batch().images, None))

@@ -23,9 +23,9 @@ TAUGHT = {"prompt_depth": 2}
 BOTH = {"prompt_depth_text": 2, "prompt_depth_vision": 2}
 METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "kl": (promptkd, TAUGHT),
-    "relational": (promptkd, {**TAUGHT, "loss": "relational"}),
-    "interactive": (promptkd, {**TAUGHT, "loss": "interactive"}),
-    "affinity": (promptkd, {**TAUGHT, "loss": "affinity", "more_losses": {"feature": 2000.0}}),
+    "relational": (promptkd, {**TAUGHT, "losses": {"relational": {}}}),
+    "interactive": (promptkd, {**TAUGHT, "losses": {"interactive": {}}}),
+    "affinity": (promptkd, {**TAUGHT, "losses": {"affinity": {}, "feature": {}}}),
     "own vectors": (promptkd, {**TAUGHT, "class_vectors": "student", "prompt_depth_text": 2}),
     "full": (promptkd, {"tune": "full"}),
     "coop": (coop, {}),
@@ -110,7 +110,7 @@ def saved_bytes(method: Any, n_images: int, micro_batch: int | None) -> int:
 
     images = torch.zeros(n_images, 3, 32, 32)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        encode_images(Batch(images, None, micro_batch=micro_batch), method._tower_features)
+        encode_images(Batch(images, None, micro_batch=micro_batch), method.image_features_raw)
     return saved
 
 

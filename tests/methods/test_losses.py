@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kdedge.methods.losses import Answers, LossName, list_losses, load_loss
+from kdedge.methods.losses import DistillationLoss, Outputs, list_losses, load_loss
 from kdedge.methods.losses.affinity import affinity_loss
 from kdedge.methods.losses.feature import feature_loss
 from kdedge.methods.losses.feature_l1 import feature_l1_loss
@@ -30,7 +30,7 @@ def draw(seed: int, *shape: int) -> Tensor:
     return unit(torch.randn(*shape, generator=generator, dtype=torch.float64))
 
 
-def make_answers(student_dim: int = STUDENT_DIM, **changed: Any) -> Answers:
+def make_outputs(student_dim: int = STUDENT_DIM, **changed: Any) -> Outputs:
     teacher_vectors = draw(3, N_CLASSES, TEACHER_DIM)
     values = {
         "student_features": draw(1, N_IMAGES, student_dim),
@@ -39,9 +39,8 @@ def make_answers(student_dim: int = STUDENT_DIM, **changed: Any) -> Answers:
         "teacher_vectors": teacher_vectors,
         "student_scale": 3.0,
         "teacher_scale": 5.0,
-        "temperature": 2.0,
     }
-    return Answers(**{**values, **changed})
+    return Outputs(**{**values, **changed})
 
 
 def softmax(values: list[float]) -> list[float]:
@@ -71,34 +70,34 @@ def cosines(features: Tensor, vectors: Tensor, scale: float) -> list[list[float]
     return [[scale * dot(feature, vector) for vector in vectors] for feature in features]
 
 
-def slow_kl(answers: Answers, temperature: float = 2.0) -> float:
-    student = cosines(answers.student_features, answers.student_vectors, 3.0 / temperature)
-    teacher = cosines(answers.teacher_features, answers.teacher_vectors, 5.0 / temperature)
+def slow_kl(outputs: Outputs, temperature: float = 2.0) -> float:
+    student = cosines(outputs.student_features, outputs.student_vectors, 3.0 / temperature)
+    teacher = cosines(outputs.teacher_features, outputs.teacher_vectors, 5.0 / temperature)
     rows = [divergence(t, s) for t, s in zip(teacher, student, strict=True)]
     return temperature**2 * sum(rows) / (N_IMAGES * N_CLASSES)
 
 
-def slow_feature(answers: Answers) -> float:
-    pairs = zip(answers.student_features, answers.teacher_features, strict=True)
+def slow_feature(outputs: Outputs) -> float:
+    pairs = zip(outputs.student_features, outputs.teacher_features, strict=True)
     return mean([float(x) for s, t in pairs for x in (s - t) ** 2])
 
 
-def slow_feature_l1(answers: Answers) -> float:
-    pairs = zip(answers.student_features, answers.teacher_features, strict=True)
+def slow_feature_l1(outputs: Outputs) -> float:
+    pairs = zip(outputs.student_features, outputs.teacher_features, strict=True)
     return mean([abs(float(x)) for s, t in pairs for x in s - t])
 
 
-def slow_relational(answers: Answers) -> float:
-    student = cosines(answers.student_features, answers.student_vectors, 3.0)
-    teacher = cosines(answers.teacher_features, answers.teacher_vectors, 5.0)
+def slow_relational(outputs: Outputs) -> float:
+    student = cosines(outputs.student_features, outputs.student_vectors, 3.0)
+    teacher = cosines(outputs.teacher_features, outputs.teacher_vectors, 5.0)
     by_image = [divergence(t, s) for t, s in zip(teacher, student, strict=True)]
     by_class = [divergence(t, s) for t, s in zip(columns(teacher), columns(student), strict=True)]
     return (mean(by_image) + mean(by_class)) / 2
 
 
-def slow_affinity(answers: Answers) -> float:
-    student = cosines(answers.student_features, answers.student_vectors, 50.0)
-    teacher = cosines(answers.teacher_features, answers.teacher_vectors, 50.0)
+def slow_affinity(outputs: Outputs) -> float:
+    student = cosines(outputs.student_features, outputs.student_vectors, 50.0)
+    teacher = cosines(outputs.teacher_features, outputs.teacher_vectors, 50.0)
 
     def cross_entropy(t: list[float], s: list[float]) -> float:
         return -sum(p * math.log(q) for p, q in zip(softmax(t), softmax(s), strict=True))
@@ -108,15 +107,15 @@ def slow_affinity(answers: Answers) -> float:
     return (mean(rows) + mean(turned)) / 2
 
 
-def slow_interactive(answers: Answers, scale: float = 1 / 0.07) -> float:
-    teacher = cosines(answers.teacher_features, answers.teacher_vectors, 5.0)
+def slow_interactive(outputs: Outputs, scale: float = 1 / 0.07) -> float:
+    teacher = cosines(outputs.teacher_features, outputs.teacher_vectors, 5.0)
     named = [row.index(max(row)) for row in teacher]
-    rows = cosines(answers.student_features, answers.teacher_vectors, scale)
+    rows = cosines(outputs.student_features, outputs.teacher_vectors, scale)
     images = [-math.log(softmax(row)[name]) for row, name in zip(rows, named, strict=True)]
     texts = []
     for name in sorted(set(named)):
-        vector = answers.student_vectors[name]
-        row = softmax([scale * dot(vector, feature) for feature in answers.teacher_features])
+        vector = outputs.student_vectors[name]
+        row = softmax([scale * dot(vector, feature) for feature in outputs.teacher_features])
         own = [image for image, other in enumerate(named) if other == name]
         texts.append(-mean([math.log(row[image]) for image in own]))
     return (mean(images) + mean(texts)) / 2
@@ -132,22 +131,24 @@ SLOW = {
 }
 
 
-def make_loss(name: str) -> nn.Module:
-    loss: nn.Module = load_loss(name).Loss().double()
+def make_loss(name: str, **chosen: Any) -> DistillationLoss:
+    module = load_loss(name)
+    chosen = {"temperature": 2.0} if name == "kl" else chosen
+    loss: DistillationLoss = module.Loss(module.Settings(**chosen)).double()
     return loss
 
 
-def test_every_file_is_a_name_that_a_recipe_can_give() -> None:
-    assert set(list_losses()) == set(get_args(LossName)) == set(SLOW)
+def test_every_loss_is_spelled_out_here() -> None:
+    assert set(list_losses()) == set(SLOW)
 
 
 @pytest.mark.parametrize("name", SLOW)
 def test_a_loss_is_its_definition_spelled_out(name: str) -> None:
-    answers = make_answers()
+    outputs = make_outputs()
     # The divergence is computed in float32 whatever it is given, and the first scale is kept in it
     tolerance = {"kl": 1e-5, "interactive": 1e-6}.get(name, 1e-12)
-    assert float(make_loss(name)(answers).detach()) == pytest.approx(
-        SLOW[name](answers), rel=tolerance
+    assert float(make_loss(name)(outputs).detach()) == pytest.approx(
+        SLOW[name](outputs), rel=tolerance
     )
 
 
@@ -157,7 +158,7 @@ def test_a_losss_gradient_is_that_of_its_values(name: str) -> None:
 
     def value(features: Tensor, vectors: Tensor, *_: Tensor) -> Tensor:
         changed = {"student_features": features, "student_vectors": vectors}
-        return loss(make_answers(**changed))
+        return loss(make_outputs(**changed))
 
     inputs = [draw(1, N_IMAGES, STUDENT_DIM), draw(4, N_CLASSES, STUDENT_DIM)]
     inputs = [tensor.requires_grad_() for tensor in inputs]
@@ -178,12 +179,12 @@ def test_the_divergences_gradient_is_that_of_its_values() -> None:
 def test_no_gradient_reaches_the_teacher(name: str) -> None:
     features = draw(2, N_IMAGES, TEACHER_DIM).requires_grad_()
     vectors = draw(3, N_CLASSES, TEACHER_DIM).requires_grad_()
-    answers = make_answers(
+    outputs = make_outputs(
         teacher_features=features,
         teacher_vectors=vectors,
         student_features=draw(1, N_IMAGES, STUDENT_DIM).requires_grad_(),
     )
-    make_loss(name)(answers).backward()
+    make_loss(name)(outputs).backward()
     assert features.grad is None
     assert vectors.grad is None
 
@@ -191,21 +192,21 @@ def test_no_gradient_reaches_the_teacher(name: str) -> None:
 @pytest.mark.parametrize("name", SLOW)
 def test_only_losses_of_features_and_crossed_ones_need_equal_dimensions(name: str) -> None:
     loss = make_loss(name)
-    answers = make_answers(student_dim=3)
+    outputs = make_outputs(student_dim=3)
     if loss.needs_equal_dims:
         with pytest.raises((RuntimeError, UserWarning), match=r"shape|size"):
-            loss(answers)
+            loss(outputs)
     else:
-        assert bool(loss(answers).isfinite())
+        assert bool(loss(outputs).isfinite())
 
 
 @pytest.mark.parametrize("name", ["kl", "feature", "feature_l1", "relational"])
-def test_a_student_that_answers_as_its_teacher_has_no_loss(name: str) -> None:
-    answers = make_answers()
-    same = make_answers(
-        student_features=answers.teacher_features,
-        student_vectors=answers.teacher_vectors,
-        student_scale=answers.teacher_scale,
+def test_a_student_that_outputs_as_its_teacher_has_no_loss(name: str) -> None:
+    outputs = make_outputs()
+    same = make_outputs(
+        student_features=outputs.teacher_features,
+        student_vectors=outputs.teacher_vectors,
+        student_scale=outputs.teacher_scale,
     )
     assert float(make_loss(name)(same)) == pytest.approx(0, abs=1e-7)
 
@@ -230,32 +231,32 @@ def test_half_of_the_relational_loss_is_the_divergence_averaged_over_images() ->
 
 
 def test_the_interactive_scale_is_an_exponential_and_no_more_than_100() -> None:
-    loss = load_loss("interactive").Loss().double()
+    loss = make_loss("interactive")
     assert float(loss.log_scale.detach().exp()) == pytest.approx(1 / 0.07)
     with torch.no_grad():
         loss.log_scale.fill_(9.0)
-    assert float(loss(make_answers()).detach()) == pytest.approx(
-        slow_interactive(make_answers(), 100.0)
+    assert float(loss(make_outputs()).detach()) == pytest.approx(
+        slow_interactive(make_outputs(), 100.0)
     )
     assert float(loss.log_scale.detach().exp()) == pytest.approx(100.0)
 
 
 def test_shared_class_vectors_leave_the_interactive_text_half_to_the_scale() -> None:
-    answers = make_answers()
-    vectors = answers.teacher_vectors
-    features = answers.student_features.requires_grad_()
+    outputs = make_outputs()
+    vectors = outputs.teacher_vectors
+    features = outputs.student_features.requires_grad_()
     scale = torch.tensor(10.0, dtype=torch.float64, requires_grad=True)
-    named = answers.teacher_logits.argmax(dim=-1)
+    teacher_classes = outputs.teacher_logits.argmax(dim=-1)
     loss = interactive_loss(
         student_features=features,
-        teacher_features=answers.teacher_features,
+        teacher_features=outputs.teacher_features,
         student_vectors=vectors,
         teacher_vectors=vectors,
-        named=named,
+        teacher_classes=teacher_classes,
         scale=scale,
     )
     gradient, of_scale = torch.autograd.grad(loss, [features, scale])
-    alone = torch.nn.functional.cross_entropy(10.0 * features @ vectors.T, named) / 2
+    alone = torch.nn.functional.cross_entropy(10.0 * features @ vectors.T, teacher_classes) / 2
     torch.testing.assert_close(gradient, torch.autograd.grad(alone, [features])[0])
     assert float(of_scale) != 0.0
 

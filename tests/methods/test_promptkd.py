@@ -17,6 +17,8 @@ from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError, ShapeError
 from kdedge.methods import promptkd, zeroshot
+from kdedge.methods.losses.kl import distillation_loss
+from kdedge.methods.protocol import Teacher
 
 NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
 
@@ -25,17 +27,23 @@ def logits(seed: int, n_images: int = 4, n_classes: int = 5) -> Tensor:
     return 3 * torch.randn(n_images, n_classes, generator=torch.Generator().manual_seed(seed))
 
 
-def build(backbone: Backbone, teacher_backbone: Backbone, **chosen: Any) -> promptkd.Method:
-    common: dict[str, Any] = {
-        "template": "a photo of a {}.",
-        "train_classes": range(len(NAMES)),
-        "generator": torch.Generator().manual_seed(1),
-    }
-    teacher = zeroshot.Method.build(
-        teacher_backbone, NAMES, zeroshot.Settings(), teacher=None, **common
+COMMON: dict[str, Any] = {"template": "a photo of a {}.", "train_classes": range(len(NAMES))}
+
+
+def build_teacher(backbone: Backbone) -> zeroshot.Method:
+    return zeroshot.Method.build(
+        backbone, NAMES, zeroshot.Settings(), teacher=None, generator=torch.Generator(), **COMMON
     )
+
+
+def build(backbone: Backbone, teacher: Backbone | Teacher, **chosen: Any) -> promptkd.Method:
     return promptkd.Method.build(
-        backbone, NAMES, promptkd.Settings(prompt_depth=2, **chosen), teacher=teacher, **common
+        backbone,
+        NAMES,
+        promptkd.Settings(**{"prompt_depth": 2, **chosen}),
+        teacher=build_teacher(teacher) if isinstance(teacher, Backbone) else teacher,
+        generator=torch.Generator().manual_seed(1),
+        **COMMON,
     )
 
 
@@ -57,13 +65,13 @@ def test_the_loss_is_the_divergence_averaged_over_images_and_classes(
             s, t = s / sum(p_s), t / sum(p_t)
             total += t * (math.log(t) - math.log(s))
     expected = temperature**2 * total / student.numel()
-    actual = promptkd.distillation_loss(student, teacher, temperature=temperature)
+    actual = distillation_loss(student, teacher, temperature=temperature)
     assert float(actual) == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 def test_equal_logits_have_no_loss_and_no_gradient() -> None:
     student = logits(0).requires_grad_()
-    loss = promptkd.distillation_loss(student, logits(0), temperature=2.0)
+    loss = distillation_loss(student, logits(0), temperature=2.0)
     (gradient,) = torch.autograd.grad(loss, [student])
     assert float(loss.detach()) == pytest.approx(0, abs=1e-7)
     assert float(gradient.abs().max()) == pytest.approx(0, abs=1e-7)
@@ -71,47 +79,51 @@ def test_equal_logits_have_no_loss_and_no_gradient() -> None:
 
 def test_no_gradient_reaches_the_teacher() -> None:
     teacher = logits(1).requires_grad_()
-    promptkd.distillation_loss(logits(0).requires_grad_(), teacher, temperature=1.0).backward()
+    distillation_loss(logits(0).requires_grad_(), teacher, temperature=1.0).backward()
     assert teacher.grad is None
 
 
 def test_the_loss_of_half_precision_logits_is_computed_in_float32() -> None:
     student, teacher = logits(0).bfloat16(), logits(1).bfloat16()
-    expected = promptkd.distillation_loss(student.float(), teacher.float(), temperature=3.0)
-    assert torch.equal(promptkd.distillation_loss(student, teacher, temperature=3.0), expected)
+    expected = distillation_loss(student.float(), teacher.float(), temperature=3.0)
+    assert torch.equal(distillation_loss(student, teacher, temperature=3.0), expected)
 
 
 def test_two_class_lists_are_an_error() -> None:
     with pytest.raises(ShapeError, match="two class lists"):
-        promptkd.distillation_loss(logits(0), logits(0, n_classes=6), temperature=1.0)
+        distillation_loss(logits(0), logits(0, n_classes=6), temperature=1.0)
 
 
 @pytest.mark.parametrize(
     ("given", "n_classes", "expected"),
     [
         ({}, 397, 1000.0),
-        ({"kd_weight": 200.0}, 47, 200.0),
-        ({"kd_weight_per_image": 2.5}, 397, 992.5),
-        ({"kd_weight": 200.0, "max_kd_weight_per_image": 2.5}, 47, 117.5),
-        ({"kd_weight": 200.0, "max_kd_weight_per_image": 2.5}, 100, 200.0),
-        ({"max_kd_weight_per_image": 2.5}, 10, 25.0),
-        ({"kd_weight_per_image": 9.0, "max_kd_weight_per_image": 2.5}, 10, 25.0),
+        ({"weight": 200.0}, 47, 200.0),
+        ({"weight_per_image": 2.5}, 397, 992.5),
+        ({"weight": 200.0, "max_weight_per_image": 2.5}, 47, 117.5),
+        ({"weight": 200.0, "max_weight_per_image": 2.5}, 100, 200.0),
+        ({"max_weight_per_image": 2.5}, 10, 25.0),
+        ({"weight_per_image": 9.0, "max_weight_per_image": 2.5}, 10, 25.0),
     ],
 )
 def test_the_weight_of_one_image_has_two_spellings(
     given: dict[str, float], n_classes: int, expected: float
 ) -> None:
-    assert promptkd.Settings(**given).weight(n_classes) == pytest.approx(expected)
+    settings = promptkd.Settings(losses={"kl": given})
+    assert settings.losses.weights(n_classes) == {"kl": pytest.approx(expected)}
+    notes = settings.notes(n_classes)
+    assert notes.record == {"kd_weight_per_image": pytest.approx(expected / n_classes)}
+    assert bool(notes.messages) is ("max_weight_per_image" in given and expected != 200.0)
 
 
 def test_both_spellings_at_once_are_refused() -> None:
-    with pytest.raises(ValidationError, match="not both"):
-        promptkd.Settings(kd_weight=1.0, kd_weight_per_image=1.0)
+    with pytest.raises(ValidationError, match="give one of the two"):
+        promptkd.Settings(losses={"kl": {"weight": 1.0, "weight_per_image": 1.0}})
 
 
 def test_a_temperature_whose_square_no_float_holds_is_refused() -> None:
     with pytest.raises(ValidationError, match="less than or equal to 1000"):
-        promptkd.Settings(temperature=1e300)
+        promptkd.Settings(losses={"kl": {"temperature": 1e300}})
 
 
 def test_a_student_of_published_size_trains_the_published_number_of_parameters() -> None:
@@ -167,13 +179,14 @@ def test_deployed_features_do_not_depend_on_the_batch_and_leave_the_mode_alone(
 def test_each_answers_with_its_own_scale_and_the_log_has_one_images_divergence(
     tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
 ) -> None:
-    method = build(tiny_backbone, tiny_teacher_backbone)
-    method._teacher.scale = 3.0
+    own_teacher = build_teacher(tiny_teacher_backbone)
+    own_teacher.scale = 3.0
+    method = build(tiny_backbone, own_teacher)
     method.module.eval()
     step = method.training_step(Batch(images(), None))
     vectors = method.class_vectors()
     student = method.scale * method.forward_features(images()) @ vectors.T
-    teacher = 3.0 * method._teacher.forward_features(images()) @ vectors.T
+    teacher = 3.0 * own_teacher.forward_features(images()) @ vectors.T
     divergence = torch.nn.functional.kl_div(
         student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True
     )
@@ -197,16 +210,8 @@ class TrainableTeacher:
 
 
 def test_a_teacher_is_run_without_a_graph(tiny_backbone: Backbone) -> None:
-    method = promptkd.Method.build(
-        tiny_backbone,
-        NAMES,
-        promptkd.Settings(prompt_depth=2),
-        template="{}",
-        train_classes=range(len(NAMES)),
-        teacher=TrainableTeacher(),
-        generator=torch.Generator().manual_seed(1),
-    )
-    assert not method.answers(Batch(images(), None)).teacher_features.requires_grad
+    method = build(tiny_backbone, TrainableTeacher())
+    assert not method.outputs(Batch(images(), None)).teacher_features.requires_grad
 
 
 def test_a_student_without_prompts_trains_the_projector_alone(
@@ -232,19 +237,10 @@ def test_one_image_in_a_batch_is_an_error_that_says_why(
 def test_more_prompted_layers_than_there_are_is_an_error(
     tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
 ) -> None:
-    teacher = build(tiny_backbone, tiny_teacher_backbone)._teacher
     with pytest.raises(
-        RecipeError, match="prompt_depth is 9, and the image tower of this CLIP has 3"
+        RecipeError, match="prompt_depth is 9, and the image encoder of this CLIP has 3"
     ):
-        promptkd.Method.build(
-            tiny_backbone,
-            NAMES,
-            promptkd.Settings(),
-            template="{}",
-            train_classes=[],
-            teacher=teacher,
-            generator=torch.Generator(),
-        )
+        build(tiny_backbone, tiny_teacher_backbone, prompt_depth=9)
 
 
 def half(x: Tensor) -> Tensor:
@@ -274,6 +270,6 @@ def test_losses_are_in_the_forward_pass_format_only_where_that_is_asked_for(
         else half(half(scale * features) @ half(vectors).T)
         for features in (student_features, teacher_features)
     )
-    divergence = promptkd.distillation_loss(student, teacher, temperature=1.0)
+    divergence = distillation_loss(student, teacher, temperature=1.0)
     # Sums of half-precision products may be rounded once more or less
     torch.testing.assert_close(loss.detach(), 1000 * divergence, rtol=2e-2, atol=1e-4)

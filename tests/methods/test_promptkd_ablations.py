@@ -17,22 +17,32 @@ from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods import promptkd, zeroshot
 from kdedge.methods.losses import list_losses
+from kdedge.methods.losses.kl import distillation_loss
 
 NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
 OWN_TEXT: dict[str, Any] = {"class_vectors": "student", "prompt_depth_text": 2}
 
 
-def build(backbone: Backbone, teacher_backbone: Backbone, **chosen: Any) -> promptkd.Method:
-    common: dict[str, Any] = {
-        "template": "a photo of a {}.",
-        "train_classes": range(len(NAMES)),
-        "generator": torch.Generator().manual_seed(1),
-    }
-    teacher = zeroshot.Method.build(
-        teacher_backbone, NAMES, zeroshot.Settings(), teacher=None, **common
+COMMON: dict[str, Any] = {"template": "a photo of a {}.", "train_classes": range(len(NAMES))}
+
+
+def build_teacher(backbone: Backbone) -> zeroshot.Method:
+    return zeroshot.Method.build(
+        backbone, NAMES, zeroshot.Settings(), teacher=None, generator=torch.Generator(), **COMMON
     )
-    settings = promptkd.Settings(**{"prompt_depth": 2, **chosen})
-    return promptkd.Method.build(backbone, NAMES, settings, teacher=teacher, **common)
+
+
+def build(
+    backbone: Backbone, teacher: Backbone | zeroshot.Method, **chosen: Any
+) -> promptkd.Method:
+    return promptkd.Method.build(
+        backbone,
+        NAMES,
+        promptkd.Settings(**{"prompt_depth": 2, **chosen}),
+        teacher=build_teacher(teacher) if isinstance(teacher, Backbone) else teacher,
+        generator=torch.Generator().manual_seed(1),
+        **COMMON,
+    )
 
 
 def images(n: int = 4) -> Tensor:
@@ -123,11 +133,11 @@ def test_a_student_without_shared_text_features_answers_with_its_own(
     assert shared.class_vectors().shape == (5, 40)
     torch.testing.assert_close(method.class_vectors().norm(dim=-1), torch.ones(5))
 
-    answers = method.answers(Batch(images(), None))
-    torch.testing.assert_close(answers.teacher_vectors, shared.class_vectors())
-    expected = promptkd.distillation_loss(
-        method.scale * answers.student_features @ method.class_vectors().T,
-        method._teacher.scale * answers.teacher_features @ shared.class_vectors().T,
+    outputs = method.outputs(Batch(images(), None))
+    torch.testing.assert_close(outputs.teacher_vectors, shared.class_vectors())
+    expected = distillation_loss(
+        method.scale * outputs.student_features @ method.class_vectors().T,
+        tiny_teacher_backbone.scale * outputs.teacher_features @ shared.class_vectors().T,
         temperature=1.0,
     )
     loss = method.training_step(Batch(images(), None)).loss
@@ -191,7 +201,7 @@ def test_a_student_learns_by_every_loss(
     teacher = tiny_teacher_backbone
     if chosen and loss in {"feature", "feature_l1", "interactive"}:
         teacher = tiny_backbone  # of its own dimension, as there is no projector
-    method = build(tiny_backbone, teacher, loss=loss, **chosen)
+    method = build(tiny_backbone, teacher, losses={loss: {}}, **chosen)
     parameters = method.trainable_parameters()
     optimizer = torch.optim.Adam(parameters.values(), lr=1e-3)
     losses = []
@@ -213,14 +223,23 @@ def test_every_loss_takes_the_teachers_features_from_the_batch_and_does_not_run_
     tiny_backbone: Backbone,
     tiny_teacher_backbone: Backbone,
     loss: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    method = build(tiny_backbone, tiny_teacher_backbone, loss=loss)
+    class CountedTeacher(zeroshot.Method):
+        n_calls = 0
+
+        def forward_features(self, images: Tensor) -> Tensor:
+            CountedTeacher.n_calls += 1
+            return super().forward_features(images)
+
+    plain = build_teacher(tiny_teacher_backbone)
+    teacher = CountedTeacher(tiny_teacher_backbone, plain.class_vectors())
+    method = build(tiny_backbone, teacher, losses={loss: {}})
     live = method.training_step(Batch(images(), None)).loss
-    features = method.answers(Batch(images(), None)).teacher_features
-    monkeypatch.delattr(zeroshot.Method, "forward_features")
+    assert CountedTeacher.n_calls == 1
+    features = plain.forward_features(images())
     step = method.training_step(Batch(images(), None, teacher_features=features))
     assert torch.equal(live, step.loss)
+    assert CountedTeacher.n_calls == 1
 
 
 def test_losses_add_up_with_their_weights(
@@ -230,9 +249,9 @@ def test_losses_add_up_with_their_weights(
         method = build(tiny_backbone, tiny_teacher_backbone, **chosen)
         return method.training_step(Batch(images(), None)).loss.detach()
 
-    both = loss(loss="feature", more_losses={"kl": 30.0, "relational": 0.5})
-    expected = loss(loss="feature") + loss(kd_weight=30.0)
-    expected = expected + loss(loss="relational", loss_weight=0.5)
+    kl, relational = {"kl": {"weight": 30.0}}, {"relational": {"weight": 0.5}}
+    both = loss(losses={"feature": {}, **kl, **relational})
+    expected = loss(losses={"feature": {}}) + loss(losses=kl) + loss(losses=relational)
     torch.testing.assert_close(both, expected)
 
 
@@ -240,25 +259,39 @@ def test_losses_add_up_with_their_weights(
     ("given", "expected"),
     [
         ({}, {"kl": 1000.0}),
-        ({"kd_weight_per_image": 2.0}, {"kl": 20.0}),
-        ({"loss": "feature", "kd_weight": 5.0}, {"feature": 2000.0}),
-        ({"loss": "relational", "loss_weight": 3.0}, {"relational": 3.0}),
-        ({"loss": "interactive", "more_losses": {"kl": 7}}, {"interactive": 1.0, "kl": 7.0}),
+        ({"losses": {"kl": {"weight_per_image": 2.0}}}, {"kl": 20.0}),
+        ({"losses": {"feature": {}}}, {"feature": 2000.0}),
+        ({"losses": {"relational": {"weight": 3.0}}}, {"relational": 3.0}),
+        (
+            {"losses": {"interactive": {}, "affinity": {}, "kl": {"weight": 7}}},
+            {"interactive": 1.0, "affinity": 1.0, "kl": 7.0},
+        ),
     ],
 )
-def test_each_loss_has_its_authors_weight_or_the_recipes(given: Any, expected: Any) -> None:
-    assert promptkd.Settings(**given).loss_weights(10) == expected
+def test_each_loss_has_its_authors_weight_or_the_recipes_in_the_recipes_order(
+    given: Any, expected: Any
+) -> None:
+    settings = promptkd.Settings(**given)
+    assert list(settings.losses.weights(10).items()) == list(expected.items())
+    again = promptkd.Settings(**settings.model_dump(mode="json"))
+    assert list(again.losses.weights(10).items()) == list(expected.items())
+    assert again == settings
+
+
+def test_a_record_of_settings_holds_the_chosen_losses_only() -> None:
+    record = promptkd.Settings(losses={"affinity": {"scale": 20.0}}).model_dump(mode="json")
+    assert record["losses"] == {"affinity": {"weight": 1.0, "scale": 20.0}}
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"tune": "projector", "class_vectors": "student"}, "which has no projector"),
-        ({"loss_weight": 2.0}, "whose weight is kd_weight"),
-        ({"loss": "feature", "more_losses": {"feature": 1.0}}, "name it once"),
-        ({"more_losses": {"feature": 0.0}}, "greater than 0"),
-        ({"more_losses": {"fature": 1.0}}, "'feature'"),
-        ({"loss": "fature"}, "'feature'"),
+        ({"losses": {}}, "must name at least one loss"),
+        ({"losses": {"feature": {"weight": 0.0}}}, "greater than 0"),
+        ({"losses": {"feature": {"temperature": 1.0}}}, "Extra inputs"),
+        ({"losses": {"fature": {}}}, "Extra inputs"),
+        ({"losses": {"interactive": {"initial_scale": 200.0}}}, "initial_scale above max_scale"),
         ({"projector_depth": 4}, "less than or equal to 3"),
         ({"tune": "everything"}, "'full'"),
     ],
@@ -272,11 +305,11 @@ def test_features_of_two_dimensions_cannot_be_compared(
     tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
 ) -> None:
     with pytest.raises(RecipeError, match=r"\(24 dimensions\) with the teacher's \(40\)"):
-        build(tiny_backbone, tiny_teacher_backbone, **OWN_TEXT, more_losses={"feature": 1.0})
+        build(tiny_backbone, tiny_teacher_backbone, **OWN_TEXT, losses={"kl": {}, "feature": {}})
 
 
 def test_context_deeper_than_the_text_tower_is_an_error(
     tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
 ) -> None:
-    with pytest.raises(RecipeError, match="prompt_depth_text is 9, and the text tower"):
+    with pytest.raises(RecipeError, match="prompt_depth_text is 9, and the text encoder"):
         build(tiny_backbone, tiny_teacher_backbone, class_vectors="student")

@@ -301,8 +301,7 @@ def test_promptkd_gives_the_reference_loss_gradients_and_batch_norm_statistics(
     settings = promptkd.Settings(
         n_ctx_vision=meta["n_ctx_vision"],
         prompt_depth=meta["prompt_depth"],
-        temperature=meta["temperature"],
-        kd_weight=meta["kd_weight"],
+        losses={"kl": {"temperature": meta["temperature"], "weight": meta["kd_weight"]}},
     )
     teacher = reference_promptsrc[0]
     close(teacher.class_vectors(), unit(vectors["teacher_text_features"]))

@@ -10,8 +10,7 @@ import torch
 from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
 from kdedge.methods import zeroshot
-from kdedge.methods.registry import declared_sees, load_method
-from kdedge.methods.sees import Sees
+from kdedge.methods.registry import Sees, list_methods, load_method
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 SMALL: dict[str, dict[str, Any]] = {
@@ -24,18 +23,18 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 """The tiny CLIP has three layers."""
 
-TRAINED = [name for name in declared_sees() if name != "zeroshot"]
+TRAINED = [name for name in list_methods() if name != "zeroshot"]
 
 
 def build(name: str, backbone: Backbone, class_names: list[str]) -> Any:
     module = load_method(name)
     given: dict[str, Any] = {
         "template": "a photo of a {}.",
-        "train_classes": range(4 if module.SEES.novel_class_names else 2),
+        "train_classes": range(4 if module.METHOD.sees.novel_class_names else 2),
         "generator": torch.Generator().manual_seed(1),
     }
     teacher = None
-    if module.Method.needs_teacher:
+    if module.METHOD.needs_teacher:
         settings = zeroshot.Settings()
         teacher = zeroshot.Method.build(backbone, class_names, settings, teacher=None, **given)
     settings = module.Settings(**SMALL.get(name, {}))
@@ -46,7 +45,7 @@ def first_loss(name: str, backbone: Backbone, class_names: list[str]) -> float:
     # So many that some look like a class without labels
     images = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     module = load_method(name)
-    has_labels = module.SEES.labels or module.Settings().n_rounds > 0
+    has_labels = module.METHOD.sees.labels or module.Settings().n_rounds > 0
     labels = torch.arange(len(images)) % 2 if has_labels else None
     method = build(name, backbone, class_names)
     method.module.train()
@@ -54,9 +53,11 @@ def first_loss(name: str, backbone: Backbone, class_names: list[str]) -> float:
     return float(method.training_step(Batch(images, labels, clean_images=images)).loss.detach())
 
 
-def test_the_declarations_read_from_the_files_are_the_modules() -> None:
-    for name, sees in declared_sees().items():
-        assert sees == load_method(name).SEES
+@pytest.mark.parametrize("name", list_methods())
+def test_a_method_declares_its_label_and_its_paper(name: str) -> None:
+    module = load_method(name)
+    assert module.__doc__.startswith(f"{module.METHOD.label}: ")
+    assert module.METHOD.paper.removeprefix("arXiv:") in module.__doc__
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -65,7 +66,7 @@ def test_the_names_of_classes_without_labels_matter_where_they_are_declared(
 ) -> None:
     before = first_loss(name, tiny_backbone, NAMES)
     after = first_loss(name, tiny_backbone, [*NAMES[:2], "pizza", "submarine"])
-    assert (before != after) == declared_sees()[name].novel_class_names
+    assert (before != after) == load_method(name).METHOD.sees.novel_class_names
 
 
 def test_two_see_together_what_either_sees() -> None:

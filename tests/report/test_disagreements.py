@@ -29,11 +29,11 @@ def test_a_picture_stands_beside_its_own_two_answers(make_run: Callable[..., Run
     records = gather(make_run(["cat", "dog"], only="artifact"))
     assert records.artifact is not None
     (gallery,) = galleries(records.artifact, records.recipe)
-    found = [(one.image, one.reference, one.answer, one.is_other) for one in gallery.images]
+    found = [(one.image, one.reference, one.predicted) for one in gallery.images]
     assert found == [
-        ("0.png", "cat", "dog", True),
-        ("gone.png", "dog", "no finite scores", True),
-        ("1.png", "cat", "cat", False),
+        ("0.png", "cat", "dog"),
+        ("gone.png", "dog", "no finite scores"),
+        ("1.png", "cat", "cat"),
     ]
     assert first_pixel(gallery.images[0].picture) == [0, 40, 200]
     assert gallery.images[1].picture is None

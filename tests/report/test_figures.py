@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import tracemalloc
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
 
 from kdedge.eval_details import CalibrationBin, EvalDetails
 from kdedge.report import figures
-from kdedge.report.plots import LIGHT, render
+from kdedge.report.plots import LIGHT, Draw, render
 from kdedge.report.records import TrainingLog
+
+
+def drawn_shares(draw: Draw) -> np.ndarray:
+    return np.asarray(draw(LIGHT).axes[0].images[0].get_array())
 
 
 def test_rows_of_a_drawn_matrix_add_up_to_100_percent() -> None:
     matrix = np.random.default_rng(0).integers(0, 5, (403, 403))
     matrix[:3] = 0
-    shares = figures._shares(_details(matrix))
+    shares = drawn_shares(figures.confusion(_details(matrix)))
     step = figures.classes_a_cell(403)
     assert (step, shares.shape) == (3, (135, 135))
     for i, j in ((0, 0), (5, 7), (134, 134)):
@@ -41,20 +45,30 @@ def test_ten_thousand_classes_need_no_matrix_of_all_their_pairs() -> None:
     names = tuple(f"class {number}" for number in range(10_000))
     details = EvalDetails(names, 2, ((0, 9_999, 1), (9_999, 9_999, 1)), ())
     tracemalloc.start()
-    shares = figures._shares(details)
+    draw = figures.confusion(details)
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
+    shares = drawn_shares(draw)
     assert (shares[0, -1], shares[-1, -1]) == (100, 100)
     assert peak_bytes < 2 << 20  # where all pairs take 763 MiB
+
+
+def front(points: list[tuple[float, float]]) -> Any:
+    """The axes of models with a time and an accuracy each."""
+    models = [figures.SpeedPoint(f"model {i}", "file", *point) for i, point in enumerate(points)]
+    draw = figures.accuracy_against_latency(models, accuracy_name="%", time_name="ms")
+    return draw(LIGHT).axes[0]
 
 
 def test_lines_from_points_to_names_do_not_cross() -> None:
     rng = random.Random(0)
     for n in (1, 2, 7, 16):
-        ends = [(rng.random(), rng.choice([0.2, 0.5, rng.random()])) for _ in range(n)]
-        places = figures._places_of_names(ends)
-        assert len(set(places)) == n
-        pairs = list(zip(ends, places, strict=True))
+        axes = front(
+            [(10 ** rng.random(), rng.choice([20, 50, 100 * rng.random()])) for _ in range(n)]
+        )
+        to_axes = axes.transData + axes.transAxes.inverted()
+        pairs = [(tuple(to_axes.transform(name.xy)), name.xyann) for name in axes.texts]
+        assert len({place for _, place in pairs}) == n
         for (a, b), (c, d) in itertools.combinations(pairs, 2):
             assert not _cross(a, b, c, d)
 
@@ -68,21 +82,19 @@ def _cross(a: tuple, b: tuple, c: tuple, d: tuple) -> bool:
 
 @pytest.mark.parametrize(("low", "high"), [(0.004, 0.0095), (1.25, 3.2), (0.6, 1600.0)])
 def test_a_time_axis_always_has_ticks(low: float, high: float) -> None:
-    ticks = figures._ticks(low, high)
+    axes = front([(1.6 * low, 50.0), (high / 1.6, 60.0)])
+    ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
     assert ticks
-    assert all(low <= tick <= high for tick in ticks)
-    assert {f"{tick / 10 ** math.floor(math.log10(tick) + 1e-9):.0f}" for tick in ticks} <= set(
-        "125"
-    )
 
 
 def test_a_point_of_an_epoch_is_the_mean_of_its_own_steps() -> None:
-    steps = tuple({"step": step, "share": share} for step, share in ((2, 1), (4, 3), (6, 7)))
-    steps += ({"step": 8, "share": None}, {"step": 10, "share": 9})
+    shares = ((2, 1), (4, 3), (6, 7), (8, None), (10, 9))
+    steps = tuple({"step": step, "teacher_agreement_percent": share} for step, share in shares)
     log = TrainingLog(steps, ({"step": 4}, {"step": 8}, {"step": 9}))
-    ends, means = figures._epoch_means(log, "share")
-    assert ends == [4, 8, 9]
-    np.testing.assert_equal(means, [2.0, 7.0, np.nan])  # step 10 is of an epoch that goes on
+    _, panel, _ = figures.training_curves(log)(LIGHT).axes
+    means = {line.get_label(): line.get_xydata() for line in panel.lines}["epochs"]
+    # Step 10 is of an epoch that goes on
+    np.testing.assert_equal(means, [[4, 2.0], [8, 7.0], [9, np.nan]])
 
 
 def test_a_calibration_curve_is_accuracy_over_confidence_with_the_share_of_images() -> None:

@@ -205,7 +205,7 @@ def test_without_their_folder_worst_images_are_names(make_run: MakeRun, tmp_path
     run = make_run()
     (tmp_path / "pool").rename(tmp_path / "elsewhere")
     assert "data:image/jpeg" not in said(run)
-    assert "Shown(image='0.png', picture=None" in said(run)
+    assert "GalleryImage(image='0.png', picture=None" in said(run)
     assert re.search(r"No pictures: \S*pool does not exist", said(run))
 
 

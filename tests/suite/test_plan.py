@@ -213,9 +213,9 @@ def test_zero_shot_figures_belong_to_a_backbone_and_to_test_images(plan_of: Plan
             's.yaml:3: copp with {}/tiny.yaml:\nThere is no method "copp".\n  Did you mean coop?',
         ),
         (
-            "{method: promptkd, set: {student.settings.tmperature: 1}}",
-            "s.yaml:3: promptkd with {}/tiny.yaml:\n--set student.settings.tmperature is not a"
-            " known key.\n  Did you mean temperature?",
+            "{method: promptkd, set: {student.settings.losses.kl.tmperature: 1}}",
+            "s.yaml:3: promptkd with {}/tiny.yaml:\n--set student.settings.losses.kl.tmperature is"
+            " not a known key.\n  Did you mean temperature?",
         ),
         (
             "{method: promptkd, set: {optim.epoch: 1}}",
@@ -297,7 +297,7 @@ def test_a_recipe_is_not_called_as_the_mean_over_all(
     [
         ("epochs: 2", "epochs: 3", {"coop", "promptkd", "teacher"}),
         ("shots: 4", "shots: 2", {"coop", "promptkd", "teacher"}),
-        ("student.pt}", "student.pt, settings: {temperature: 2.0}}", {"promptkd"}),
+        ("student.pt}", "student.pt, settings: {losses: {kl: {temperature: 2.0}}}}", {"promptkd"}),
         ("teacher.pt}", "teacher.pt, settings: {n_ctx_text: 2}}", {"promptkd", "teacher"}),
         ("test}", "pool}", {"coop", "promptkd", "teacher", "zeroshot"}),
         ("optim:", "gates: {max_drop: 2.0}\noptim:", set()),

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from kdedge.config._yaml import dump_yaml
 from kdedge.config.suite import load_suite
+from kdedge.config.yaml_file import dump_yaml
 from kdedge.suite.plan import make_plan
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "stability.py"

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kdedge.clip.tensor_file import encode_tensors
-from kdedge.data.loader import training_batches
+from kdedge.data.loader import EpochPart, ImageSet, Preparation, training_batches
 from kdedge.data.views import Augmentation
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.teacher_store.store import Chunk, TeacherStore
@@ -33,18 +33,9 @@ def test_every_image_of_a_training_batch_has_the_features_of_its_own_crop(
     filler = filling.make_filler(tmp_path)
     filler.fill()
     batches = training_batches(
-        filler.source,
-        filler.store.indices,
-        labels=None,
-        preprocess=filler.preprocess,
-        seed=5,
-        epoch=4,
-        view=2,
-        view_seed=1,
-        batch_size=64,
-        crop_scale_min=0.5,
-        flip=True,
-        teacher_features=filler.store.read,
+        ImageSet(filler.source, filler.store.indices, teacher_features=filler.store.read),
+        Preparation(filler.teacher.preprocess, Augmentation(1, 0.5, flip=True)),
+        EpochPart(seed=5, epoch=4, batch_size=64, view=2),
     )
     for batch in batches:
         expected = filling.SlowTeacher().forward_features(batch.images)

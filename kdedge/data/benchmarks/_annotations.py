@@ -29,7 +29,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def unexpected(path: Path, got: str, expected: str) -> DataError:
-    """Gives the error for an annotation that the set's published files do not have."""
+    """Gives the error for an annotation that differs from the published files."""
     return DataError(
         f"{path} has {got!r:.120}, expected {expected}.\n  Get the set's file once more."
     )
@@ -37,7 +37,7 @@ def unexpected(path: Path, got: str, expected: str) -> DataError:
 
 @contextlib.contextmanager
 def well_formed(path: Path) -> Iterator[None]:
-    """Context in which a file's values are taken apart: what does not fit is the file's fault.
+    """Context for parsing a file's values: errors of the parser become errors of the file.
 
     Raises:
         DataError: a value is missing, or of another kind than in the published file.
@@ -65,7 +65,7 @@ def read_mat(path: Path, name: str) -> Any:
         raise MissingPackage(
             "scipy", extra="data", purpose=f"Reading {path.name}, as there is no split file,"
         ) from error
-    # What it has been seen to raise on damaged files
+    # Seen on damaged files
     damaged = (
         *(OSError, ValueError, TypeError, LookupError, ArithmeticError, NameError),
         *(NotImplementedError, zlib.error, MatReadError),
@@ -99,7 +99,7 @@ def images_in(folder: Path) -> list[str]:
 
 
 def _listed(folder: Path) -> list[Path]:
-    """What is in a folder and not hidden."""
+    """The entries of a folder that are not hidden."""
     try:
         return [path for path in folder.iterdir() if not path.name.startswith(".")]
     except OSError as error:

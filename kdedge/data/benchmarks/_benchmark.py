@@ -1,4 +1,4 @@
-"""What every benchmark set says of itself, and what it is asked."""
+"""The interface of a benchmark set."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Benchmark(ABC):
 
     Attributes:
         name: that of CoOp's config file, and of the file here.
-        about: what it holds; the first line is its title.
+        about: description; the first line is its title.
         folder: its own below that of all sets, as CoOp's DATASETS.md names it.
         template: text around a class name, as in CoOp's trainers/zsclip.py: CUSTOM_TEMPLATES.
         license: terms of its images, one sentence.
         n_classes: of the published split.
         n_images: part (train, val or test) -> images of the published split.
-        downloads: the files of the published set, without what only the set's own rule reads.
+        downloads: files of the published set, without those that only the set's own rule reads.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Benchmark(ABC):
     downloads: tuple[Download, ...]
 
     def has_published_parts(self, folder: Path) -> bool:
-        """Whether its parts are those of the published tables; else a rule makes others.
+        """Whether its parts are those of the published tables; otherwise a rule makes others.
 
         Args:
             folder: its own.
@@ -51,7 +51,7 @@ class Benchmark(ABC):
             root: folder of the benchmark sets.
 
         Raises:
-            DataError: what tells the names is missing, or is not the published set.
+            DataError: the file of names is missing, or differs from the published set.
             MissingPackage: ImageNet's list of names is missing, and so is open_clip.
         """
 

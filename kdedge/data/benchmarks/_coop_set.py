@@ -1,4 +1,4 @@
-"""A set in CoOp's layout: its published split file, or the set's own rule where that is missing."""
+"""A set in CoOp's layout: its published split file or, without it, the set's own rule."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class CoopSet(Benchmark):
 
     @property
     def _origin(self) -> str:
-        """Where the file that decides the parts comes from."""
+        """The origin of the file that defines the parts."""
         gives = self.split_file or self.images[0]
         return next(describe(file) for file in self.downloads if file.gives == gives)
 

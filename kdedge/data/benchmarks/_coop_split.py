@@ -38,7 +38,7 @@ def read_split(path: Path, *, remedy: str) -> Split:
 
     Args:
         path: the file.
-        remedy: what to do where it is not as it should be, a sentence.
+        remedy: advice for the message, one sentence.
 
     Raises:
         DataError: not a split file; a path leaves the image folder; labels are not 0 to n - 1; a
@@ -102,11 +102,11 @@ def _check_path(text: str, where: str) -> None:
 
 
 def check_rows(split: Split, *, what: str) -> None:
-    """Checks what a set's own rule has made of annotations, which are a stranger's.
+    """Checks a split that a set's own rule made of untrusted annotations.
 
     Args:
         split: as made.
-        what: where it was read from.
+        what: its origin, for messages.
 
     Raises:
         DataError: a path leaves the image folder, a label has no name, a name has two labels.
@@ -143,14 +143,14 @@ def _contiguous_names(names: Mapping[int, str], path: Path) -> tuple[str, ...]:
 def check_counts(
     split: Split, *, what: str, n_classes: int, n_images: Mapping[str, int], remedy: str
 ) -> None:
-    """Checks that a split is the published one, as far as counts tell.
+    """Checks that a split has the published numbers of classes and images.
 
     Args:
         split: as read.
-        what: where it was read from.
+        what: its origin, for messages.
         n_classes: of the published split.
         n_images: part -> images of the published split.
-        remedy: how to get the published one, a sentence.
+        remedy: advice for the message, one sentence.
 
     Raises:
         DataError: a count differs.

@@ -1,4 +1,4 @@
-"""Where the files of the sets are, and the message of a set that is not there."""
+"""Addresses of the sets' files, and the error for files that are missing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def mirror(
 
 
 def describe(download: Download) -> str:
-    """Says how to get a file, without a full stop."""
+    """Describes how to get a file, without a full stop."""
     if download.manual is not None:
         return download.manual.rstrip(".")
     url = download.urls[0]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+from kdedge.errors import DataError
+
 _MAX_NAMED = 8
 
 
@@ -25,11 +27,27 @@ class LabelIndex:
         position = self._exact.get(text)
         return self._spaced.get(text.replace("_", " ")) if position is None else position
 
-    def find_name_or_number(self, text: str) -> int | None:
-        """Gives the position of a class name, or of a number that is a position in the list."""
+    def require(self, text: str, where: str, *, numbers: bool = True) -> int:
+        """Gives the position of a class name, or of a number that is a position in the list.
+
+        Args:
+            text: a label as a source has it; "" for none.
+            where: the file and the row, for the message.
+            numbers: positions are accepted as well.
+
+        Raises:
+            DataError: it is neither.
+        """
         position = self.find(text)
-        if position is None and text.isascii() and text.isdecimal() and len(text) < 10:
-            position = int(text) if int(text) < len(self.class_names) else None
+        n_classes = len(self.class_names)
+        if position is None and numbers and text.isascii() and text.isdecimal() and len(text) < 10:
+            position = int(text) if int(text) < n_classes else None
+        if position is None:
+            what = f'"{text}" is not a class name{self.nearest(text)}' if text else "no label"
+            choice = f", or a position from 0 to {n_classes - 1}" if numbers else ""
+            raise DataError(
+                f"{where}: {what}.\n  Expected one of the {n_classes} class names{choice}."
+            )
         return position
 
     def nearest(self, text: str) -> str:

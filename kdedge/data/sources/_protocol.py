@@ -1,4 +1,4 @@
-"""What a source is: an ordered list of images whose bytes can be read in any order."""
+"""The protocol of a source: an ordered list of images, whose bytes can be read in any order."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from kdedge.runtime.preprocess import UnusableImage
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff")
-"""Which names are taken for images, in lower case and without the dot."""
+"""Extensions of image files, in lower case and without the dot."""
 
 MAX_FILE_BYTES = 1 << 29
-"""A larger file (512 MiB) is not a photo and is not read into memory."""
+"""Larger files (512 MiB) are not photos and are not read into memory."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class InFiles(Protocol):
 
 
 class WithoutLabels:
-    """A source with its labels taken away.
+    """A source without its labels.
 
     Attributes:
         items: the source's, each without a label.
@@ -121,7 +121,7 @@ class WithoutLabels:
 
 
 class Joined:
-    """Two sources, one behind the other; an image of both is there twice, under the same key.
+    """Two sources, one after the other; an image of both occurs twice, under the same key.
 
     Attributes:
         items: the first's, then the second's.
@@ -187,7 +187,7 @@ def read_file(path: Path) -> bytes:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there; where that cannot be known, it cannot be read either."""
+    """Whether a file exists; False where that cannot be determined."""
     try:
         return path.is_file()
     except (OSError, ValueError):  # a name too long, or with a zero byte in it
@@ -195,5 +195,5 @@ def is_file(path: Path) -> bool:
 
 
 def printable(name: str) -> str:
-    """Gives a file name as text that can be written anywhere: names need not be valid UTF-8."""
+    """Gives a file name as valid UTF-8, which names of files need not be."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -117,7 +117,11 @@ class TableSource:
         if labeled:
             if columns.label is None:
                 raise _no_column(files[0], "column of labels", "label_column")
-            labels = self._positions(LabelIndex(class_names))
+            index, numbers = LabelIndex(class_names), columns.names is None
+            labels = [
+                index.require(text, self._where(i), numbers=numbers)
+                for i, text in enumerate(self.label_texts())
+            ]
         self.items = tuple(map(Item, keys, labels))
 
     def read(self, i: int) -> bytes:
@@ -189,21 +193,6 @@ class TableSource:
                 ) from error
         return values
 
-    def _positions(self, index: LabelIndex) -> list[int]:
-        is_named = self._columns.names is not None
-        positions = []
-        for i, text in enumerate(self.label_texts()):
-            found = index.find(text) if is_named else index.find_name_or_number(text)
-            if found is None:
-                what = f'"{text}" is not a class name{index.nearest(text)}' if text else "no label"
-                raise DataError(
-                    f"{self._where(i)}: {what}.\n"
-                    f"  Expected one of the {len(index.class_names)} class names"
-                    + ("." if is_named else ", or a position among them.")
-                )
-            positions.append(found)
-        return positions
-
     def __len__(self) -> int:
         return self._starts[-1]
 
@@ -219,7 +208,7 @@ class TableSource:
 
 @functools.cache
 def arrow_errors() -> tuple[type[Exception], ...]:
-    """What pyarrow raises on damaged files, and `datasets` on damaged metadata."""
+    """Gives the errors of pyarrow for damaged files, and of `datasets` for damaged metadata."""
     import pyarrow as pa
 
     return OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException
@@ -288,7 +277,7 @@ def read_features(schema: Any) -> Any:
 
 
 def _kind(feature: Any) -> Literal["image", "label"] | None:
-    """What a column may hold: images are bytes, or a struct with them; labels numbers or texts."""
+    """The use of a column: bytes, or a struct with them, or else numbers or text."""
     if isinstance(feature, dict):
         return "image" if _kind(feature.get("bytes")) == "image" else None
     dtype = str(getattr(feature, "dtype", ""))  # of an Image "PIL.Image.Image"
@@ -322,8 +311,8 @@ def _no_column(file: TableFile, what: str, key: str) -> DataError:
 
 
 def _label_text(value: object, names: Sequence[str] | None) -> str | None:
-    """A label as a text; None where it is none."""
-    if value is None or value == -1:  # what `datasets` has for an image without a class
+    """A label as text, "" for none; None where it is not a label."""
+    if value is None or value == -1:  # the value in `datasets` for an image without a class
         return ""
     if isinstance(value, str):
         return value.strip()

@@ -110,16 +110,7 @@ def _row_labels(
     index = LabelIndex(class_names)
     if not any(len(fields) > 1 and fields[1] for _, fields in rows):
         raise DataError(f"{path} has no labels, and labels are needed.\n  Write path,label a line.")
-    labels: list[int | None] = []
-    for line, fields in rows:
-        text = fields[1] if len(fields) > 1 else ""
-        label = index.find_name_or_number(text)
-        if label is None:
-            what = f'"{text}" is not a class name{index.nearest(text)}' if text else "no label"
-            raise DataError(
-                f"{path}:{line}: {what}.\n"
-                f"  Expected one of the {len(class_names)} class names, or a position from 0 to"
-                f" {len(class_names) - 1}."
-            )
-        labels.append(label)
-    return labels
+    return [
+        index.require(fields[1] if len(fields) > 1 else "", f"{path}:{line}")
+        for line, fields in rows
+    ]

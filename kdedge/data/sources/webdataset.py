@@ -1,8 +1,8 @@
-"""Tar shards in WebDataset's layout: files of one sample share a base name and stand together.
+"""Tar shards in WebDataset's layout: files of one sample share a base name and are adjacent.
 
-Which member belongs to which sample is decided by the webdataset package's own functions. The
-shards are indexed once by their headers and then read by offset, so that any image can be had at
-any time: nothing is ever extracted, and names inside a shard are never used as paths.
+The webdataset package's own functions assign members to samples. The package only streams, so
+shards are indexed once by their headers and then read by offset. Nothing is extracted, and names
+inside a shard are never used as paths.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from kdedge.errors import DataError, MissingPackage
 from kdedge.runtime.preprocess import UnusableImage
 
 MAX_SHARDS = 100_000
-"""More shards than this in one pattern is taken for a slip of the pen."""
+"""A pattern of more shards than this is taken for a typing error."""
 
 _MAX_LABEL_BYTES = 1024
 _MAX_OPEN_SHARDS = 128
@@ -48,7 +48,7 @@ _META = re.compile(r"__[^/]*__($|/)")
 
 
 class _Place(NamedTuple):
-    """Where a member's bytes are."""
+    """The place of a member's bytes."""
 
     shard: int
     offset: int
@@ -126,7 +126,7 @@ class WebDatasetSource:
         return Location(str(shard.path.absolute()), place.offset, shard.stamp)
 
     def _descriptor(self, shard: int) -> tuple[int, bool]:
-        """Gives an open file and whether it stays open; beyond a number of shards it does not."""
+        """Gives an open file, and whether it stays open: only the first 128 shards do."""
         with self._lock:
             if shard in self._descriptors:
                 return self._descriptors[shard], True
@@ -380,7 +380,7 @@ def _label_text(sample: dict[str, Any], path: Path) -> str | None:
 
 
 def _position(text: str, labels: LabelIndex) -> int | None:
-    """A number is a position, as WebDataset has it; anything else a class name."""
+    """A number is a position, as in WebDataset; anything else is a class name."""
     if text.isascii() and text.isdecimal() and len(text) < 10:
         return int(text) if int(text) < len(labels.class_names) else None
     return labels.find(text)

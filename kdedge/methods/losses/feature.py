@@ -1,21 +1,27 @@
-"""Feature mimicry: the squared distance of the student's image features from the teacher's.
+"""Feature mimicry: squared distance of the student's image features from the teacher's.
 
 Paper: Yang et al., CLIP-KD, CVPR 2024, arXiv:2307.12732, feature distillation (FD); "feature MSE"
-in table 4 of PromptKD, arXiv:2403.02781. Of CLIP-KD's two terms the image's is here: the texts are
-class vectors, which the student shares.
+in table 4 of PromptKD, arXiv:2403.02781. CLIP-KD has a second term for texts; here texts are class
+vectors, which the student shares.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 from torch.nn import functional as F
 
-from kdedge.methods.losses import Answers
+from kdedge.methods.losses import DistillationLoss, LossSettings, Outputs
 
-WEIGHT = 2000.0
-"""CLIP-KD's; PromptKD's table does not give one."""
+
+class Settings(LossSettings):
+    """Weight of the squared distance."""
+
+    weight: float = Field(
+        2000.0,
+        gt=0,
+        description="Multiplies the loss. 2000 is CLIP-KD's; PromptKD's table gives none.",
+    )
 
 
 def feature_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -28,11 +34,11 @@ def feature_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     return F.mse_loss(student_features, teacher_features.detach())
 
 
-class Loss(nn.Module):
+class Loss(DistillationLoss):
     """The squared difference."""
 
-    needs_equal_dims: ClassVar[bool] = True
+    needs_equal_dims = True
 
-    def forward(self, answers: Answers) -> Tensor:
+    def forward(self, outputs: Outputs) -> Tensor:
         """A scalar."""
-        return feature_loss(answers.student_features, answers.teacher_features)
+        return feature_loss(outputs.student_features, outputs.teacher_features)

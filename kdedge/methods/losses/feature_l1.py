@@ -5,16 +5,24 @@ Paper: Li et al., PromptKD, CVPR 2024, arXiv:2403.02781, table 4.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 from torch.nn import functional as F
 
-from kdedge.methods.losses import Answers
+from kdedge.methods.losses import DistillationLoss, LossSettings, Outputs
 
-WEIGHT = 100.0
-"""Ours, as the paper gives none: at 768 dimensions about the gradient of `feature` under its own
-weight, 2 * 2000 * 0.025 a component where the features are 0.7 apart."""
+
+class Settings(LossSettings):
+    """Weight of the absolute difference."""
+
+    # At 768 dimensions about the gradient of `feature` under its own weight: 2 * 2000 * 0.025 a
+    # component, if the features are 0.7 apart.
+    weight: float = Field(
+        100.0,
+        gt=0,
+        description="Multiplies the loss. The default is ours, as the paper gives none: its"
+        " gradient is about as large as that of feature.",
+    )
 
 
 def feature_l1_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -27,11 +35,11 @@ def feature_l1_loss(student_features: Tensor, teacher_features: Tensor) -> Tenso
     return F.l1_loss(student_features, teacher_features.detach())
 
 
-class Loss(nn.Module):
+class Loss(DistillationLoss):
     """The absolute difference."""
 
-    needs_equal_dims: ClassVar[bool] = True
+    needs_equal_dims = True
 
-    def forward(self, answers: Answers) -> Tensor:
+    def forward(self, outputs: Outputs) -> Tensor:
         """A scalar."""
-        return feature_l1_loss(answers.student_features, answers.teacher_features)
+        return feature_l1_loss(outputs.student_features, outputs.teacher_features)

@@ -6,16 +6,80 @@ arXiv:1503.02531.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from torch import Tensor, nn
+from pydantic import Field, model_validator
+from torch import Tensor
 from torch.nn import functional as F
 
 from kdedge.errors import ShapeError
-from kdedge.methods.losses import Answers
+from kdedge.methods.losses import DistillationLoss, LossSettings, Outputs
+from kdedge.methods.protocol import SettingsNotes
 
 WEIGHT = 1000.0
 """The authors' launch script; 200 for Flowers102, FGVCAircraft and DTD."""
+
+
+class Settings(LossSettings):
+    """Weight and temperature of the divergence.
+
+    The divergence is averaged over images and classes. `weight` (the `kd_weight` of the authors'
+    code) multiplies that average, so one image weighs `weight / C`. `weight_per_image` is the same
+    factor for the average over images only.
+    """
+
+    weight: float | None = Field(
+        None,
+        gt=0,
+        description="kd_weight: multiplies the divergence averaged over images and classes, so that"
+        f" one image weighs weight / C. {WEIGHT:g}, the PromptKD repository's, unless"
+        " weight_per_image is given.",
+    )
+    weight_per_image: float | None = Field(
+        None,
+        gt=0,
+        description="kd_weight_per_image: multiplies the divergence averaged over images only, so"
+        " that it does not depend on the number of classes C. Equals weight / C.",
+    )
+    max_weight_per_image: float | None = Field(
+        None,
+        gt=0,
+        description="Upper limit of one image's weight. The default, none, is the paper's. With few"
+        " classes weight / C is large, and results differ more between seeds; the limit is ours.",
+    )
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        le=1000,
+        description="Divides both logits before the divergence. 1: arXiv:2403.02781, section 4.1.",
+    )
+
+    @model_validator(mode="after")
+    def _one_weight(self) -> Settings:
+        if self.weight is not None and self.weight_per_image is not None:
+            raise ValueError("has weight and weight_per_image; give one of the two")
+        return self
+
+    def weight_for(self, n_classes: int) -> float:
+        """`kd_weight`, whichever way it was given; one image weighs 1 / n_classes of it."""
+        weight = self._unlimited_weight(n_classes)
+        limit = self.max_weight_per_image
+        return weight if limit is None else min(weight, limit * n_classes)
+
+    def _unlimited_weight(self, n_classes: int) -> float:
+        if self.weight_per_image is not None:
+            return self.weight_per_image * n_classes
+        return WEIGHT if self.weight is None else self.weight
+
+    def notes(self, n_classes: int) -> SettingsNotes:
+        """One image's weight, which the number of classes silently changes."""
+        weight, unlimited = self.weight_for(n_classes), self._unlimited_weight(n_classes)
+        messages = (
+            f"One image weighs {weight / n_classes:.4g} in the loss, by"
+            f" student.settings.losses.kl.max_weight_per_image, and not"
+            f" {unlimited / n_classes:.4g}.",
+        )
+        return SettingsNotes(
+            {"kd_weight_per_image": weight / n_classes}, messages if weight < unlimited else ()
+        )
 
 
 def distillation_loss(
@@ -50,13 +114,19 @@ def distillation_loss(
     return divergence * temperature**2 / student_logits.numel()
 
 
-class Loss(nn.Module):
-    """The divergence at the answers' temperature."""
+class Loss(DistillationLoss):
+    """The divergence at the settings' temperature."""
 
-    needs_equal_dims: ClassVar[bool] = False
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._temperature = settings.temperature
 
-    def forward(self, answers: Answers) -> Tensor:
+    def forward(self, outputs: Outputs) -> Tensor:
         """A scalar."""
         return distillation_loss(
-            answers.student_logits, answers.teacher_logits, temperature=answers.temperature
+            outputs.student_logits, outputs.teacher_logits, temperature=self._temperature
         )
+
+    def scalars(self, value: Tensor, n_classes: int) -> dict[str, Tensor]:
+        """The divergence averaged over images only, comparable between class lists."""
+        return {"divergence_per_image": value * n_classes}

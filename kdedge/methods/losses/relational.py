@@ -1,20 +1,23 @@
 """Contrastive relations: classes compete for each image, and a batch's images for each class.
 
 Paper: Yang et al., CLIP-KD, CVPR 2024, arXiv:2307.12732, contrastive relational distillation (CRD).
-Its image-to-text half is PromptKD's divergence, averaged over images alone.
+Its image-to-text half is PromptKD's divergence, averaged over images alone. It compares the images
+of a batch, so it needs a large batch.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 from torch.nn import functional as F
 
-from kdedge.methods.losses import Answers
+from kdedge.methods.losses import DistillationLoss, LossSettings, Outputs
 
-WEIGHT = 1.0
-"""CLIP-KD's."""
+
+class Settings(LossSettings):
+    """Weight of the two divergences."""
+
+    weight: float = Field(1.0, gt=0, description="Multiplies the loss. 1 is CLIP-KD's.")
 
 
 def relational_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -22,7 +25,7 @@ def relational_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
     Args:
         student_logits: [B, C], scaled.
-        teacher_logits: [B, C], scaled by the teacher's own. Treated as constant.
+        teacher_logits: [B, C], scaled by the teacher's own scale. Treated as constant.
 
     Returns:
         A scalar, at least 0: the first divergence is averaged over images, the second over classes.
@@ -43,11 +46,9 @@ def _divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     )
 
 
-class Loss(nn.Module):
+class Loss(DistillationLoss):
     """The two divergences of the scaled logits."""
 
-    needs_equal_dims: ClassVar[bool] = False
-
-    def forward(self, answers: Answers) -> Tensor:
+    def forward(self, outputs: Outputs) -> Tensor:
         """A scalar."""
-        return relational_loss(answers.student_logits, answers.teacher_logits)
+        return relational_loss(outputs.student_logits, outputs.teacher_logits)

@@ -13,9 +13,18 @@ import torch
 
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
 from kdedge.data.classes import class_list_hash
-from kdedge.data.loader import n_steps, training_batches
+from kdedge.data.loader import (
+    EpochPart,
+    ImageSet,
+    LabeledStream,
+    Loading,
+    Preparation,
+    n_steps,
+    training_batches,
+)
+from kdedge.data.views import Augmentation
 from kdedge.methods import zeroshot
-from kdedge.methods.protocol import LabelsItsViews, LearnsFromTexts, Method
+from kdedge.methods.protocol import LearnsFromTexts, Method
 from kdedge.runs.model import MethodModel, Model
 from kdedge.runs.weights import class_vectors_provenance, hash_trained
 from kdedge.setup.classes import Classes
@@ -29,6 +38,14 @@ from kdedge.training.teacher_store.fill import StoreFiller
 
 
 @dataclass(frozen=True)
+class LabeledImages:
+    """Images with labels, by position in their source."""
+
+    images: Images
+    labels: dict[int, int]
+
+
+@dataclass(frozen=True)
 class TrainingData:
     """What a method is trained on.
 
@@ -37,6 +54,7 @@ class TrainingData:
             alone, which each round adds.
         labels: position in the source -> label in a batch, or None to train without labels.
         pool: the unlabeled images that the method pseudo-labels in rounds, if it does.
+        labeled: labeled images beside `images` in each batch, for a method that learns from both.
         weights: of the images of a batch in the loss, where they differ.
         sentences: about each class, for a method that learns from texts.
         hashes: further hashes of what it learns from, for the key.
@@ -45,6 +63,7 @@ class TrainingData:
     images: Images | None = None
     labels: dict[int, int] | None = None
     pool: Images | None = None
+    labeled: LabeledImages | None = None
     weights: Weights | None = None
     sentences: Sequence[Sequence[str]] | None = None
     hashes: dict[str, str] = field(default_factory=dict)
@@ -179,6 +198,7 @@ class Job:
         backbone = self.setup.backbone
         lists = {
             "image_list": self.data.images,
+            "labeled_list": None if self.data.labeled is None else self.data.labeled.images,
             "unlabeled_list": self.data.pool,
             "validation_list": self.held_out.validation,
             "test_list": self._selecting_test_images,
@@ -205,28 +225,27 @@ def batches_of(
 
     Where features are stored, epochs go through the stored views again and again.
     """
-    settings, setup = job.choice.optim, job.setup
-    n_views = settings.epochs if job.filler is None else job.filler.store.n_views
+    optim, setup, data = job.choice.optim, job.setup, job.data
+    n_views = optim.epochs if job.filler is None else job.filler.store.n_views
+    own_seed = own_view_seed(setup.loaded.recipe) if setup.role == "student" else None
+    view_seed = setup.seed if own_seed is None else own_seed
+    images, labeled = job.training_images, None
+    if data.labeled is not None:
+        beside = data.labeled
+        labeled = LabeledStream(
+            ImageSet(beside.images.source, beside.images.indices, labels=beside.labels),
+            optim.labeled_batch_size or optim.batch_size,
+        )
     return training_batches(
-        job.training_images.source,
-        job.training_images.indices,
-        labels=job.data.labels,
-        preprocess=setup.backbone.preprocess,
-        seed=setup.seed,
-        epoch=epoch,
-        first_step=first_step,
-        batch_size=settings.batch_size,
-        crop_scale_min=settings.crop_scale_min,
-        flip=settings.flip,
-        strong_views=settings.strong_views,
-        view=(epoch - 1) % n_views + 1,
-        view_seed=own_view_seed(setup.loaded.recipe) if setup.role == "student" else None,
-        teacher_features=features,
-        weights=job.data.weights,
-        with_clean=isinstance(job.method, LabelsItsViews),
-        n_workers=settings.n_workers,
-        device=job.device,
-        group=setup.workspace.group,
+        ImageSet(images.source, images.indices, data.labels, data.weights, features),
+        Preparation(
+            setup.backbone.preprocess,
+            Augmentation(view_seed, optim.crop_scale_min, optim.flip, optim.strong_views),
+            with_clean=job.choice.module.METHOD.needs_clean_images,
+        ),
+        EpochPart(setup.seed, epoch, optim.batch_size, first_step, view=(epoch - 1) % n_views + 1),
+        Loading(optim.n_workers, job.device, setup.workspace.group),
+        labeled=labeled,
     )
 
 

@@ -11,7 +11,7 @@ from kdedge.errors import KdedgeError
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
 from kdedge.setup.method import MethodChoice, Role, choose_method, settings_record
-from kdedge.training.loop.train import FREE_SETTINGS
+from kdedge.training.loop.train import decisive_settings
 
 KEY_VERSION = 2
 """Recorded beside each key. Runs of version 0.1 record none: their key is computed again."""
@@ -30,7 +30,7 @@ def job_key(role: Role, recipe: Recipe, choice: MethodChoice, hashes: Mapping[st
         {
             "role": role,
             **settings_record(choice),
-            "optim": choice.optim.model_dump(mode="json", exclude=FREE_SETTINGS),
+            "optim": decisive_settings(choice.optim),
             "template": recipe.classes.template,
             "split": recipe.data.split,
             "seed": recipe.seed,

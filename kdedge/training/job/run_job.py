@@ -16,7 +16,6 @@ from kdedge.data.few_shot import keep_list
 from kdedge.data.images import write_skipped_csv
 from kdedge.errors import Interrupted, RecipeError, Terminated
 from kdedge.eval_details import EvalDetails
-from kdedge.methods import promptkd
 from kdedge.results import EvalResult
 from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
@@ -114,15 +113,9 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
 
 
 def _new_run(job: Job, key: str) -> RunFolder:
-    weight = _weight_per_image(job)
-    full_weight = _weight_per_image(job, max_kd_weight_per_image=None)
-    if weight != full_weight:
-        log.info(
-            "student.settings.max_kd_weight_per_image caps the per-image loss weight at %.4g;"
-            " without it, it is %.4g.",
-            weight,
-            full_weight,
-        )
+    notes = job.choice.settings.notes(len(job.classes.names))
+    for message in notes.messages:
+        log.info(message)
     recipe, test = job.setup.loaded.recipe, job.held_out.test
     return RunFolder.create(
         job.setup.workspace.root,
@@ -136,7 +129,7 @@ def _new_run(job: Job, key: str) -> RunFolder:
             "n_processes": job.setup.workspace.group.world_size,
             "seed": recipe.seed,
             **settings_record(job.choice),
-            "kd_weight_per_image": weight,
+            **notes.record,
             "hashes": job.hashes(),
             "measured_on": None if test is None else test.list_hash,
             "teacher_run": None if job.teaching is None else job.teaching.run,
@@ -173,16 +166,6 @@ def _check_selection(job: Job) -> None:
             f" {validation.source.items[shared[0]].key}.\n"
             "  An epoch chosen on test images makes the test worthless: use other images."
         )
-
-
-def _weight_per_image(job: Job, **changed: Any) -> float | None:
-    """The loss weight of one image, `kd_weight / C`: it depends on the length of the class list."""
-    if not isinstance(job.choice.settings, promptkd.Settings):
-        return None
-    n_classes = len(job.classes.names)
-    settings = job.choice.settings.model_copy(update=changed)
-    weight = settings.loss_weights(n_classes).get("kl")
-    return None if weight is None else weight / n_classes
 
 
 @contextlib.contextmanager
@@ -268,6 +251,7 @@ def _write_skipped(run: RunFolder, job: Job) -> None:
     data = job.data
     sources = {
         "unlabeled" if data.labels is None else "labeled": data.images,
+        **({} if data.labeled is None else {"labeled": data.labeled.images}),
         **({} if data.pool is None else {"unlabeled": data.pool}),
         "validation": job.held_out.validation,
         "test": job.held_out.test,
@@ -290,7 +274,8 @@ def _keep_few_shot_list(job: Job) -> None:
     """Lists the shots of a benchmark set beside it, once."""
     recipe = job.setup.loaded.recipe
     spec = recipe.data.labeled
-    if job.data.labels is not None and spec is not None and spec.shots is not None:
+    has_labels = job.data.labels is not None or job.data.labeled is not None
+    if has_labels and spec is not None and spec.shots is not None:
         keep_list(spec, shots=spec.shots, seed=recipe.seed, data=recipe.data)
 
 

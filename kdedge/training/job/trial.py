@@ -106,6 +106,6 @@ class _Trial:
         return diverged(
             what,
             place=f"trial step {self._n_done}",
-            keys=batch.keys,
+            keys=batch.all_keys,
             settings=self._settings,
         )

@@ -101,7 +101,12 @@ def published_in_half(module: nn.Module) -> list[nn.Parameter]:
     beside these (prompts of deeper layers, batch norm, MaPLe's couplings of deeper layers, which
     are rounded here all the same) stays float32.
     """
-    linears = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    # Query, key and value of a trained image encoder stay float32, as when they were one tensor
+    linears = [
+        layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and not name.endswith((".attn.q", ".attn.k", ".attn.v"))
+    ]
     found = [parameter for layer in linears for parameter in layer.parameters()]
     context = [p for name, p in module.named_parameters() if name.split(".")[-1] == "context"]
     return found + context

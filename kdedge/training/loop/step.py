@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -106,7 +106,7 @@ class Stepper:
         while True:
             try:
                 with self._undone_on_error():
-                    return self._passes(replace(batch, micro_batch=self.micro_batch), diverged)
+                    return self._passes(batch.in_micro_batches(self.micro_batch), diverged)
             except (RuntimeError, MemoryError, PeerOutOfMemory) as error:
                 micro_batch = self._smaller(batch, error)
             # The failed passes' tensors go with the error, so only here is their room free
@@ -150,7 +150,8 @@ class Stepper:
             raise error
         if not is_elsewhere:
             self._group.signal_out_of_memory()
-        largest = math.ceil(batch.n_images / self._group.world_size)
+        n_images = max(part.n_images for part in (batch, batch.labeled) if part is not None)
+        largest = math.ceil(n_images / self._group.world_size)
         now = min(self.micro_batch or largest, largest)
         if self._settings.micro_batch != "auto" or now == 1 or not self._method.can_split_batches:
             raise error

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kdedge.clip.open_clip_names import split_all, split_optimizer_state
 from kdedge.config.recipe import OptimSettings
 from kdedge.data.batch import Batch
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
@@ -56,8 +57,16 @@ if TYPE_CHECKING:
     from kdedge.methods.protocol import Method
 
 _LOG = logging.getLogger(__name__)
-FREE_SETTINGS = {"n_workers", "checkpoint_every_s", "micro_batch"}
-"""Settings of optim that change how fast a run is and not what it learns."""
+_FREE_SETTINGS = {"n_workers", "checkpoint_every_s", "micro_batch"}
+
+
+def decisive_settings(settings: OptimSettings) -> dict[str, Any]:
+    """The settings that change what is learned, and not only how fast; plain values."""
+    free = set(_FREE_SETTINGS)
+    if settings.labeled_batch_size is None:  # as in version 0.1, whose keys had no such setting
+        free.add("labeled_batch_size")
+    return settings.model_dump(mode="json", exclude=free)
+
 
 Batches = Callable[[int, int], Iterator[Batch]]
 """(epoch from 1, first step from 0) -> the batches of that epoch from that step on."""
@@ -118,7 +127,7 @@ def train(
             f"optim.selection is {settings.selection}, and there are no such images.\n"
             f"  Add data.{settings.selection}, or set optim.selection: last."
         )
-    own = settings.model_dump(exclude=FREE_SETTINGS)
+    own = decisive_settings(settings)
     n_steps = epochs.n_steps
     training = _Training(
         method,
@@ -203,7 +212,9 @@ class _Training:
         check_identity(state, self._identity, where=self._run.path)
         try:
             self._method.module.load_state_dict(state.module)
-            self._stepper.optimizer.load_state_dict(state.optimizer)
+            self._stepper.optimizer.load_state_dict(
+                split_optimizer_state(state.optimizer, self._stepper.optimizer, self._parameters)
+            )
         except (RuntimeError, ValueError) as error:
             raise RecipeError(
                 f"The checkpoint in {self._run.checkpoints} is of another model: {error}.\n"
@@ -211,7 +222,7 @@ class _Training:
             ) from error
         self._stepper.precision.load_state_dict(state.scaler)
         if self._average is not None:
-            self._average.load_state_dict(state.average)
+            self._average.load_state_dict(split_all(state.average))
         self.epoch, self.step, record = state.epoch, state.step, state.record
         self._best.load_state_dict(state.best)
         self._loss_sum, self._final_loss = record["loss_sum"], record["final_loss"]
@@ -324,7 +335,7 @@ class _Training:
 
     def _take_step(self, batch: Batch, *, log: MetricsLog | None) -> None:
         lr = learning_rate(self._settings, epoch=self.epoch, step=self.step, n_steps=self._n_steps)
-        self._last_keys = batch.keys
+        self._last_keys = batch.all_keys
         figures = self._stepper.take(
             batch, lr=lr, diverged=lambda what: self._diverged(what, step=self.step + 1)
         )

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kdedge.config._fields import check_template
+from kdedge.config.fields import check_template
 from kdedge.data.benchmarks import list_benchmarks, load_benchmark
 from kdedge.data.fetch import with_mirrors
 from kdedge.errors import DataError

@@ -339,15 +339,27 @@ def test_a_parquet_file_is_copied_once_with_and_without_labels(tmp_path: Path) -
     assert copies() == first
 
 
-FULL = """
+OPEN_PARQUET = """
 import sys
 from kdedge.data.sources import parquet
 from kdedge.errors import ResourceError
 try:
-    parquet.open_source(sys.argv[1], class_names=(), labeled=False)
+    print(len(parquet.open_source(sys.argv[1], class_names=(), labeled=False).items))
 except ResourceError as error:
     print(error)
 """
+
+
+def test_no_network_is_asked_for_local_files(server: Any, tmp_path: Path) -> None:
+    place = save_parquet(tmp_path, table_of(FEATURES, image=structs(IMAGES), label=[0] * 7))
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN_PARQUET, place],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "HF_ENDPOINT": server.url("")},
+    )
+    assert (done.stdout, server.requests) == ("7\n", [])
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -355,7 +367,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     cache = tmp_path / "file" / "cache"
     cache.parent.write_bytes(b"")
     done = subprocess.run(
-        [sys.executable, "-c", FULL, place],
+        [sys.executable, "-c", OPEN_PARQUET, place],
         capture_output=True,
         text=True,
         check=True,

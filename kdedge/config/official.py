@@ -1,0 +1,82 @@
+"""`official: true`: a recipe follows PromptKD's public code in precision and epoch selection.
+
+Everything else that the code does is a default or stands in the recipes. Two differences remain:
+supervised methods compute their losses in float32, and only trained tensors are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+from kdedge.config.yaml_file import dotted, dump_value
+
+_KeyPath = tuple[str, ...]
+
+OFFICIAL: Mapping[_KeyPath, object] = {
+    # trainers/promptkd.py: CLIP converted to fp16, losses in the features' format, no loss scaling
+    ("optim", "precision"): "fp16-unscaled",
+    ("student", "settings", "float32_losses"): False,
+    # configs/trainers/PromptKD: the best epoch on the validation loader, which has test images
+    ("student", "optim", "selection"): "test",
+}
+"""Key -> value in github.com/zhengli97/PromptKD. A recipe must not set another value."""
+
+_ROLES = ("teacher", "student", "baseline")
+
+STABILIZERS: tuple[_KeyPath, ...] = (
+    ("student", "settings", "losses", "kl", "max_weight_per_image"),
+    ("optim", "clip_grad_norm"),
+    *((role, "optim", "clip_grad_norm") for role in _ROLES),
+)
+"""Keys that keep training stable and that the public code lacks: they are removed."""
+
+
+def apply_official(values: object) -> object:
+    """Writes the public code's settings into the values of a recipe that says `official: true`.
+
+    Args:
+        values: as read, before validation; values of a wrong type are left for validation.
+
+    Raises:
+        ValueError: the recipe sets a key of `OFFICIAL` to another value.
+    """
+    if not isinstance(values, dict) or values.get("official") is not True:
+        return values
+    values = deepcopy(values)
+    for key, value in OFFICIAL.items():
+        if key[0] == "optim" or isinstance(values.get(key[0]), dict):
+            section = _section(values, key[:-1], make=True)
+            if section is not None:
+                _check_equal(key, section.setdefault(key[-1], value), value)
+    for key in STABILIZERS:
+        (_section(values, key[:-1]) or {}).pop(key[-1], None)
+    precision = OFFICIAL["optim", "precision"]
+    for role in _ROLES:
+        own = _section(values, (role, "optim")) or {}
+        _check_equal((role, "optim", "precision"), own.get("precision", precision), precision)
+    return values
+
+
+def _section(
+    values: dict[str, Any], path: _KeyPath, *, make: bool = False
+) -> dict[str, Any] | None:
+    """The mapping at a path, made where asked for; None where another value is in its place."""
+    section = values
+    for part in path:
+        if make and section.get(part) is None:
+            section[part] = {}
+        below = section.get(part)
+        if not isinstance(below, dict):
+            return None
+        section = below
+    return section
+
+
+def _check_equal(key: _KeyPath, given: object, value: object) -> None:
+    if given != value:
+        raise ValueError(
+            f"has official: true, which sets {dotted(key)} to {dump_value(value)}, and gives it as"
+            f" {dump_value(given)}; leave one of the two out"
+        )

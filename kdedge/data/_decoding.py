@@ -1,0 +1,184 @@
+"""Images decoded, augmented and normalized, in worker processes or in this one.
+
+Workers return 8-bit pixels, a fourth of the bytes of float32. A full batch is normalized at once,
+on its device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from kdedge.data._workers import end_of_worker, start_worker, worker_context
+from kdedge.data.sources import Source
+from kdedge.data.views import SECOND_SET, Augmentation
+from kdedge.distributed import local_world_size
+from kdedge.errors import DataError, ResourceError
+from kdedge.runtime.preprocess import Preprocess, UnusableImage, decode_image, resize_and_crop
+
+_MAX_WORKERS = 8
+_WORTH_WORKERS = 2000
+
+PlannedImage = tuple[int, int, int]
+"""Number of the image set, position in its source, number of the view (0 if nothing is drawn)."""
+
+_Loaded = tuple[int, int, npt.NDArray[np.uint8] | None, str]
+"""Image set, position, [3, H, W] image (with its clean one [2, 3, H, W]), or None and why."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How an image becomes a part of a batch.
+
+    Attributes:
+        preprocess: the model's size, mean, standard deviation and interpolation.
+        augment: draws the views; None resizes and crops as evaluation does.
+        with_clean: add each image as evaluation sees it.
+    """
+
+    preprocess: Preprocess
+    augment: Augmentation | None = None
+    with_clean: bool = False
+
+
+class _Images(Dataset[_Loaded]):
+    """Images by their set, position and view, all but normalized."""
+
+    def __init__(self, sources: Sequence[Source], preparation: Preparation) -> None:
+        self._sources = sources
+        self._preparation = preparation
+
+    def __getitem__(self, wanted: PlannedImage) -> _Loaded:
+        number, position, view = wanted
+        preprocess, augment = self._preparation.preprocess, self._augment(number)
+        try:
+            decoded = decode_image(self._sources[number].read(position))
+            if augment is None:
+                image = resize_and_crop(decoded, preprocess)
+            else:
+                image = augment(decoded, preprocess, position=position, view=view)
+        except UnusableImage as error:
+            # By value: an exception raised in a worker arrives as text with a traceback in it.
+            return number, position, None, error.reason
+        except DataError as error:
+            return number, position, None, str(error)
+        pixels = _pixels(image)
+        if self._preparation.with_clean:
+            pixels = np.stack([pixels, _pixels(resize_and_crop(decoded, preprocess))])
+        return number, position, pixels, ""
+
+    def _augment(self, number: int) -> Augmentation | None:
+        """Draws the views of a set: those of a second set independently of the first's."""
+        augment = self._preparation.augment
+        if augment is None or number == 0:
+            return augment
+        return replace(augment, seed=augment.seed + SECOND_SET)
+
+
+def _pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """[3, H, W], in that order in memory: a stack would keep any other."""
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def _collate(loaded: list[_Loaded]) -> tuple[torch.Tensor | None, list[tuple[int, int]], str]:
+    """Stacks a batch: [B, 3, H, W] uint8, sets and positions, and the first fault."""
+    places = [(number, position) for number, position, _, _ in loaded]
+    images = [image for _, _, image, _ in loaded if image is not None]
+    if len(images) < len(loaded):
+        number, position, _, reason = next(entry for entry in loaded if entry[2] is None)
+        return None, [(number, position)], reason
+    batch = torch.from_numpy(np.stack(images))
+    if get_worker_info() is not None:
+        # torch would do it in a thread that loses a batch silently if there is no room
+        batch.share_memory_()  # type: ignore[no-untyped-call]
+    return batch, places, ""
+
+
+def load_images(
+    sources: Sequence[Source],
+    batches: Iterable[Sequence[PlannedImage]],
+    preparation: Preparation,
+    n_workers: int,
+    *,
+    device: torch.device,
+) -> Iterator[torch.Tensor]:
+    """Yields the images of each batch, normalized, on a device."""
+    loader: DataLoader[Any] = DataLoader(
+        _Images(sources, preparation),
+        # Any iterable will do; torch's own annotation knows positions only
+        batch_sampler=cast(Any, batches),
+        num_workers=n_workers,
+        collate_fn=_collate,
+        worker_init_fn=start_worker,
+        multiprocessing_context=worker_context(__name__) if n_workers else None,
+        pin_memory=device.type == "cuda",
+        # The loader draws a number at its start; from here, not from the global generator.
+        generator=torch.Generator(),
+    )
+    normalize_batch = _normalizer(preparation.preprocess, device)
+    try:
+        for pixels, places, reason in loader:
+            if pixels is None:
+                number, position = places[0]
+                raise DataError(
+                    f"{sources[number].items[position].key}: {reason}.\n"
+                    "  It was readable when the run began; check the disk and start again."
+                )
+            yield normalize_batch(pixels)
+    except RuntimeError as error:
+        what = end_of_worker(str(error).strip())
+        if what is None:
+            raise
+        raise ResourceError(
+            f"{what}.\n"
+            "  Give the machine or its container more memory or a larger /dev/shm, or set"
+            " optim.n_workers to a smaller number, or to 0."
+        ) from error
+
+
+def _normalizer(
+    preprocess: Preprocess, device: torch.device
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Makes the function that normalizes a batch of pixels on a device.
+
+    [..., 3, H, W] uint8 -> float32, equal to `runtime.preprocess.normalize` to the last bit: the
+    same three steps in the same order.
+    """
+
+    def channels(*values: float) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+
+    # A tensor: a GPU would not divide by a number but multiply with its reciprocal
+    full, mean, std = channels(255), channels(*preprocess.mean), channels(*preprocess.std)
+
+    def normalize_batch(pixels: torch.Tensor) -> torch.Tensor:
+        images = pixels.to(device, non_blocking=True).to(torch.float32)
+        return images.div_(full).sub_(mean).div_(std)
+
+    return normalize_batch
+
+
+def choose_n_workers(n_workers: int | Literal["auto"], n_images: int) -> int:
+    """Chooses the number of worker processes.
+
+    `auto` leaves one core to the training process, and starts no worker for so few images that the
+    start would not pay off.
+    """
+    if n_workers != "auto":
+        return n_workers
+    return min(_MAX_WORKERS, max(0, n_cores() - 1)) if n_images >= _WORTH_WORKERS else 0
+
+
+def n_cores() -> int:
+    """Counts this process's cores: the container's, divided among torchrun's processes."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)) // local_world_size())
+    return max(1, (os.cpu_count() or 1) // local_world_size())

@@ -1,0 +1,286 @@
+"""What the training loop asks of a method.
+
+A method's module holds `METHOD`, its `Declaration` (`methods.registry`), its `Settings`, its loss
+functions, and a class `Method` with the protocol below. The loop knows no method by name.
+
+`METHOD.sees` decides what a batch holds:
+
+* labels only: images of `data.labeled` with their labels;
+* unlabeled images only: images of `data.unlabeled`, without labels;
+* both: images of `data.unlabeled`, and beside them `Batch.labeled`, images of `data.labeled`;
+* both, for a method whose settings have rounds: labeled and pseudo-labeled images together, see
+  `LabelsItsPool`.
+
+The classes of a method's softmax, `train_classes`, are all classes if `sees.novel_class_names`,
+else those whose labels may be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from kdedge.clip.backbone import Backbone
+from kdedge.data.batch import Batch
+from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
+
+
+@dataclass(frozen=True)
+class SettingsNotes:
+    """What a run records and logs of settings whose effect depends on the number of classes.
+
+    Attributes:
+        record: entries of the run's provenance.
+        messages: lines for the log of a new run.
+    """
+
+    record: dict[str, float] = field(default_factory=dict)
+    messages: tuple[str, ...] = ()
+
+
+class MethodSettings(BaseModel):
+    """Base of every method's `Settings`: strict types, unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @property
+    def is_class_specific(self) -> bool:
+        """Trained tensors belong to single classes, so a new class name has none."""
+        return False
+
+    @property
+    def has_own_class_vectors(self) -> bool:
+        """A student computes its own class vectors instead of using its teacher's."""
+        return False
+
+    @property
+    def needs_texts(self) -> bool:
+        """The method runs the backbone's text encoder; if not, an `ImageBackbone` is enough."""
+        return True
+
+    @property
+    def n_rounds(self) -> int:
+        """Rounds of a method that `LabelsItsPool`; 0 for any other method."""
+        return 0
+
+    def notes(self, n_classes: int) -> SettingsNotes:
+        """What a run of C classes records and logs of these settings, beyond their values."""
+        return SettingsNotes()
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a training step returns.
+
+    Attributes:
+        loss: scalar with a graph, float32.
+        scalars: the loss's terms and other figures for the log, detached.
+    """
+
+    loss: Tensor
+    scalars: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Projector(Protocol):
+    """Hidden layers, then a linear: [B, D_student] -> [B, D_teacher]."""
+
+    @property
+    def linears(self) -> Sequence[nn.Linear]:
+        """All linear layers, in order."""
+        ...
+
+    @property
+    def batch_norms(self) -> Sequence[nn.BatchNorm1d]:
+        """Batch norms of all linear layers except the last; a ReLU follows each."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImagePath:
+    """The modules of a method's deployed image path.
+
+    Attributes:
+        visual: the image encoder, frozen or trained: CLIP's ViT or another.
+        visual_prompts: [depth, n_ctx_vision, D_vision], as `clip.vision.encode_image` takes them;
+            None for plain CLIP.
+        projector: comes after the image encoder; None if the encoder's output is the features.
+    """
+
+    visual: nn.Module
+    visual_prompts: Tensor | None = None
+    projector: Projector | None = None
+
+
+class Teacher(Protocol):
+    """A frozen model that a student learns from."""
+
+    @property
+    def scale(self) -> float:
+        """`logit_scale.exp()`."""
+        ...
+
+    def class_vectors(self) -> Tensor:
+        """[C, D_teacher], unit length, float32, in class-list order, no graph."""
+        ...
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D_teacher], unit length, float32, no graph."""
+        ...
+
+
+class Method(Protocol):
+    """A prompt method: built once, trained by the loop, then used for features and class vectors.
+
+    Attributes:
+        scale: `logit_scale.exp()`, a float; multiplies cosine similarities.
+        module: holds every tensor that training changes, and only those: parameters and buffers
+            (batch-norm statistics). Checkpoints and run folders keep its state dict. The loop calls
+            `module.train()` and `.eval()`.
+    """
+
+    scale: float
+    module: nn.Module
+
+    @property
+    def can_split_batches(self) -> bool:
+        """Whether the image encoder treats each image of a training step by itself.
+
+        Then a batch may be encoded in parts (`methods/_encode.py`).
+        """
+        ...
+
+    @classmethod
+    def build(
+        cls,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        settings: Any,
+        *,
+        template: str,
+        train_classes: Sequence[int],
+        teacher: Teacher | None,
+        generator: torch.Generator,
+    ) -> Method:
+        """Builds the method on a frozen backbone.
+
+        Args:
+            backbone: frozen, on its device.
+            class_names: all C classes, in class-list order.
+            settings: an instance of the method file's `Settings`.
+            template: text pattern with `{}` for frozen texts.
+            train_classes: positions in `class_names` of the classes that labels refer to, in label
+                order.
+            teacher: for methods that need one. Their `build` takes `class_vectors` [C, D_teacher]
+                too, which are enough where the method is not trained.
+            generator: draws the initial values (on the CPU).
+        """
+        ...
+
+    def training_step(self, batch: Batch) -> StepOutput:
+        """One batch's loss; the loop does backward, clipping and the step."""
+        ...
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter for the optimizer, in a fixed order."""
+        ...
+
+    def averaging_weights(self, n_epochs: int) -> list[float] | None:
+        """One weight an epoch for averaging the trained parameters (they sum to 1), or None."""
+        ...
+
+    def class_vectors(self) -> Tensor:
+        """[C, D], float32, for all classes under the current parameters, no graph.
+
+        Unit length, or shorter if they are averages of unit vectors; [C, 0] for a method that is
+        `WithoutClassVectors`.
+        """
+        ...
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D], unit length, float32, no graph; the deployed path."""
+        ...
+
+    def image_path(self) -> ImagePath:
+        """The parts that `forward_features` runs, with their current values."""
+        ...
+
+
+@runtime_checkable
+class WithoutClassVectors(Protocol):
+    """The extra members of a method whose logits are not cosines with one vector a class.
+
+    It is trained and measured like any other. It has no class vectors to store, so it can neither
+    teach a student nor be exported. Its class attribute `why_no_class_vectors` says what it does
+    instead, as in "makes texts for every image".
+    """
+
+    def own_logits(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C], scaled, float32, for all classes, no graph."""
+        ...
+
+
+@runtime_checkable
+class LearnsFromTexts(Protocol):
+    """The extra member of a method that learns from sentences about the classes, if there are any.
+
+    `classes.texts` of a recipe names them.
+    """
+
+    def use_texts(self, sentences: Sequence[Sequence[str]]) -> None:
+        """Takes each class's sentences, in class-list order, before training.
+
+        Raises:
+            DataError: a sentence has more tokens than the text encoder has positions.
+        """
+        ...
+
+
+class LabelsItsPool(Protocol):
+    """The extra members of a method that learns from pseudo-labels that it chooses itself.
+
+    It is trained in the `n_rounds` of its settings, each from the method's initial values. A round
+    trains on the images of `data.labeled` if `sees.labels`, and on the images of `data.unlabeled`
+    that the method has chosen. The first round's probabilities are zero-shot CLIP's; a later
+    round's come from the model of the round before.
+    """
+
+    @staticmethod
+    def choose_labels(
+        probabilities: Probabilities,
+        settings: Any,
+        *,
+        round_number: int,
+        classes: Sequence[int],
+    ) -> list[PseudoLabel]:
+        """Chooses a round's images and their classes, each image once.
+
+        Args:
+            probabilities: [N, C], of the pool's images over all classes; softmax of the logits.
+            settings: an instance of the method file's `Settings`.
+            round_number: from 1.
+            classes: the classes without labels; all classes if every class has labels, or if no
+                label is read.
+
+        Returns:
+            Pseudo-labels whose `image` is a row of the probabilities.
+
+        Raises:
+            DataError: there are too few images.
+        """
+        ...
+
+    @staticmethod
+    def weigh(is_pseudo: Tensor, *, n_labeled: int, n_pseudo: int) -> Tensor:
+        """[B] float32, the weights of a batch's images in the cross-entropy.
+
+        Args:
+            is_pseudo: [B] bool, true for pseudo-labels.
+            n_labeled: labeled images of an epoch.
+            n_pseudo: pseudo-labeled images of an epoch.
+        """
+        ...

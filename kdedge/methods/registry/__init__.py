@@ -1,0 +1,97 @@
+"""The methods by name, and what each declares. Imports no torch until a method is loaded.
+
+Each file directly in `kdedge/methods` is a method; folders and names with a leading underscore hold
+shared code. Installed packages join through the entry-point group `kdedge.methods`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from kdedge.config.recipe import OptimSpec
+from kdedge.methods.registry._modules import ModuleRegistry
+
+__all__ = ["GROUP", "Declaration", "ModuleRegistry", "Sees", "list_methods", "load_method"]
+
+GROUP = "kdedge.methods"
+
+
+@dataclass(frozen=True)
+class Sees:
+    """What a method learns from, besides the frozen CLIP. It gets nothing else.
+
+    Attributes:
+        labels: images of `data.labeled` with their labels; under `split: base-to-novel`, of the
+            base classes only.
+        unlabeled_images: images of `data.unlabeled`, of all classes, without labels.
+        novel_class_names: the names of classes without labels take part in training. If false,
+            training knows the labeled classes only, and evaluation adds the other names.
+    """
+
+    labels: bool = False
+    unlabeled_images: bool = False
+    novel_class_names: bool = False
+
+    def __or__(self, other: Sees) -> Sees:
+        """What two methods see together, such as a student and its teacher."""
+        return Sees(
+            labels=self.labels or other.labels,
+            unlabeled_images=self.unlabeled_images or other.unlabeled_images,
+            novel_class_names=self.novel_class_names or other.novel_class_names,
+        )
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a method's module says about the method, as its `METHOD`.
+
+    Attributes:
+        label: the method's name in tables.
+        paper: where it was published: arXiv number.
+        sees: what it learns from.
+        needs_teacher: it is a student, and `build` gets a teacher.
+        needs_clean_images: batches also hold each image as evaluation sees it
+            (`Batch.clean_images`).
+        optim: how its authors optimize it as a baseline; None if the recipe's `optim` applies.
+    """
+
+    label: str
+    paper: str
+    sees: Sees
+    needs_teacher: bool = False
+    needs_clean_images: bool = False
+    optim: OptimSpec | None = None
+
+
+_REGISTRY = ModuleRegistry(
+    noun="method",
+    package="kdedge.methods",
+    folder=Path(__file__).parents[1],
+    group=GROUP,
+    parts={
+        "METHOD": 'METHOD = Declaration(label="...", paper="arXiv:...", sees=Sees(labels=True)),'
+        " from kdedge.methods.registry; it takes the place of SEES, OPTIM and needs_teacher.",
+        "Settings": "a subclass of kdedge.methods.protocol.MethodSettings.",
+        "Method": "a class with the protocol kdedge.methods.protocol.Method.",
+    },
+)
+
+
+def list_methods() -> tuple[str, ...]:
+    """Names of all methods, sorted: kdedge's own and those of installed packages."""
+    return _REGISTRY.names()
+
+
+def load_method(name: str) -> ModuleType:
+    """Imports a method's module, which holds `METHOD`, `Settings` and `Method`.
+
+    A package's method cannot take the name of one of kdedge's own.
+
+    Raises:
+        RecipeError: there is no such method.
+        MissingPackage: the method needs a package, such as torch, that is not installed.
+        SetupError: an installed package's method cannot be imported or lacks a part.
+    """
+    return _REGISTRY.load(name)

@@ -1,0 +1,120 @@
+"""Shared code of methods that learn from labeled images by cross-entropy only."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdedge.clip.backbone import Backbone
+from kdedge.clip.text import TokenizedTexts
+from kdedge.data.batch import Batch
+from kdedge.errors import DataError
+from kdedge.methods._encode import encode_images
+from kdedge.methods.protocol import ImagePath, StepOutput
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """[B], positions among the training classes.
+
+    Raises:
+        DataError: the batch has no labels.
+    """
+    if batch.labels is None:
+        raise DataError("This method learns from labeled images, and these have no labels.")
+    return batch.labels
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    """Cross-entropy of logits [B, C] with labels [B]: averaged, or added up with weights [B]."""
+    if weights is None:
+        return F.cross_entropy(logits, labels)
+    return (weights * F.cross_entropy(logits, labels, reduction="none")).sum()
+
+
+class SupervisedMethod(ABC):
+    """A method on a frozen backbone whose loss is the cross-entropy of its logits.
+
+    Its file adds `build` and the class logits. It overrides image path and features if it changes
+    the image encoder.
+    """
+
+    can_split_batches: ClassVar[bool] = True
+
+    def __init__(self, backbone: Backbone, module: nn.Module) -> None:
+        self.scale = backbone.scale
+        self.module = module
+        self._backbone = backbone
+
+    @abstractmethod
+    def class_logits(self, image_features: Tensor) -> Tensor:
+        """[B, D], unit length -> [B, C], float32, over the training classes."""
+
+    @torch.no_grad()
+    def training_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D], unit length, with gradients if the image side is trained."""
+        return self._backbone.image_features(images)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C], float32, over the training classes."""
+        return self.class_logits(self.training_features(images))
+
+    def training_step(self, batch: Batch) -> StepOutput:
+        """Cross-entropy with the labels [B], averaged over images or with the batch's weights."""
+        labels = labels_of(batch)
+        logits = self.class_logits(encode_images(batch, self.training_features))
+        accuracy = 100 * (logits.detach().argmax(dim=-1) == labels).float().mean()
+        loss = cross_entropy(logits, labels, batch.weights)
+        return StepOutput(loss, {"batch_accuracy_percent": accuracy})
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """The module's."""
+        return dict(self.module.named_parameters())
+
+    def averaging_weights(self, n_epochs: int) -> list[float] | None:
+        """None: nothing is averaged."""
+        return None
+
+    def image_path(self) -> ImagePath:
+        """The unchanged image encoder."""
+        return ImagePath(self._backbone.model.visual)
+
+    @torch.no_grad()
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D] through the image path."""
+        return self._backbone.image_features(images, self.image_path().visual_prompts)
+
+
+class TextPromptMethod(SupervisedMethod):
+    """A supervised method whose texts hold learned context.
+
+    Args:
+        backbone: frozen.
+        module: what is trained.
+        texts: of all classes, with placeholders for the context.
+        train_texts: of the training classes.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        module: nn.Module,
+        *,
+        texts: TokenizedTexts,
+        train_texts: TokenizedTexts,
+    ) -> None:
+        super().__init__(backbone, module)
+        self.texts = texts
+        self._train_texts = train_texts
+
+    @abstractmethod
+    def text_features(self, texts: TokenizedTexts) -> Tensor:
+        """[C, D], unit length, with gradients in the memory of one chunk of classes."""
+
+    @torch.no_grad()
+    def class_vectors(self) -> Tensor:
+        """[C, D], text features of all classes under the current context."""
+        return self.text_features(self.texts)

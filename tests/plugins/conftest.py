@@ -1,0 +1,108 @@
+"""Packages from outside, as pip would install them, and `kdedge` processes that see them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+SEVERAL = """
+import contextlib, io, json, sys
+from kdedge.cli.main import run
+
+done = []
+for arguments in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(arguments)
+    done.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(done))
+"""
+"""Runs commands one after the other, without loading torch for each."""
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class OutsidePackage:
+    """An installed package.
+
+    Attributes:
+        folder: on the path of processes that see it.
+        cwd: where commands run.
+    """
+
+    folder: Path
+    cwd: Path
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Starts `kdedge ARGUMENTS` in a process that sees the package."""
+        return self._start("-m", "kdedge", *arguments)
+
+    def _start(self, *arguments: str) -> subprocess.Popen[str]:
+        path = os.pathsep.join([str(self.folder), str(ROOT)])
+        return subprocess.Popen(
+            [sys.executable, "-W", "error", *arguments],
+            cwd=self.cwd,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *commands: str) -> list[Done]:
+        """Runs commands in one process that sees the package."""
+        process = self._start("-c", SEVERAL, json.dumps([shlex.split(text) for text in commands]))
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        return [Done(*one) for one in json.loads(out)]
+
+
+@pytest.fixture
+def install(tmp_path: Path) -> Callable[..., OutsidePackage]:
+    """Writes a package: its modules' sources by name, and entry points by group.
+
+    In its working folder lie `images`, eight of each of the classes a, b and c.
+    """
+
+    def write(
+        modules: Mapping[str, str], entry_points: Mapping[str, Mapping[str, str]]
+    ) -> OutsidePackage:
+        folder, cwd = tmp_path / "site", tmp_path / "work"
+        info = folder / "outside-1.0.dist-info"
+        info.mkdir(parents=True)
+        cwd.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
+        lines = []
+        for group, points in entry_points.items():
+            lines += [f"[{group}]", *(f"{name} = {module}" for name, module in points.items())]
+        (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+        for name, source in modules.items():
+            (folder / f"{name}.py").write_text(source)
+        for label in range(3):
+            for number in range(8):
+                pixels = np.random.default_rng([label, number]).integers(0, 256, (24, 24, 3))
+                image = cwd / "images" / "abc"[label] / f"{number}.png"
+                image.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.astype(np.uint8)).save(image)
+        return OutsidePackage(folder, cwd)
+
+    return write
