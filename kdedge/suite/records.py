@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
 from kdedge._files import explain_os_error, write_json
 from kdedge._lock import is_locked
-from kdedge.records import NonNegative, Record, Sha256, read_record
+from kdedge.records import Bounds, NonNegative, Record, Sha256, read_record
 from kdedge.results import EvalResult
 from kdedge.suite.plan import Cell
 
@@ -40,14 +38,14 @@ class CellRecord(Record):
     key: Sha256
     recipe: str
     row: str
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Bounds(ge=0)]
     status: Status
     arguments: tuple[str, ...] = ()
     seconds: NonNegative | None = None
     run: str | None = None
     result: EvalResult | None = None
     zero_shot: EvalResult | None = None
-    exit_code: Annotated[int, Field(ge=-255, le=255)] | None = None
+    exit_code: Annotated[int, Bounds(ge=-255, le=255)] | None = None
     last_lines: tuple[str, ...] = ()
 
     @classmethod
