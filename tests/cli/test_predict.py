@@ -32,7 +32,7 @@ Run = Callable[..., Any]
 
 
 def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("runtime_conftest", path)
+    spec = importlib.util.spec_from_file_location("device_of_predict", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -44,7 +44,7 @@ def _load(path: Path) -> ModuleType:
 def colors() -> ModuleType:
     """Makes the artifact that names the color of a picture, and pictures."""
     pytest.importorskip("onnxruntime")
-    return _load(Path(__file__).parents[1] / "runtime" / "conftest.py")
+    return _load(Path(__file__).parents[1] / "device.py")
 
 
 @pytest.fixture
