@@ -7,7 +7,6 @@ import json
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -348,9 +347,7 @@ def test_on_the_device_only_the_engines_gates_count(
 def test_an_interrupted_export_leaves_no_artifact(trained: Path, start: Callable[..., Any]) -> None:
     process = start("export", "tiny/02", "--int8")
     folder = Path("runs/tiny/02/artifacts")
-    deadline = time.monotonic() + 60
-    while not list(folder.glob(".*/model.onnx")) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    process.wait_until(lambda: list(folder.glob(".*/model.onnx")))
     process.send(signal.SIGINT)
     assert process.wait() == 130
     assert list(folder.iterdir()) == []
