@@ -15,8 +15,7 @@ from kdedge.bench.peak import measure_peaks
 from kdedge.bench.power import find_power
 from kdedge.bench.subject import LoadedSubject, Subject, watching_peak
 from kdedge.bench.timing import Power, TimingPlan, measure, summarize
-from kdedge.errors import KdedgeError, MissingPackage
-from kdedge.runtime.backend import BackendUnavailable
+from kdedge.errors import BackendUnavailable, KdedgeError, MissingPackage
 from kdedge.speed_results import Inputs, Measurement, ModelFacts, SpeedResult, SpeedRow
 
 log = logging.getLogger(__name__)

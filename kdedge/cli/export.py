@@ -7,17 +7,18 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kdedge.cli._options import device_option, need_training_packages, options_as, runs_option
 from kdedge.cli._output import json_option, next_line, percent, print_result, set_option, table
 from kdedge.errors import KdedgeError
-from kdedge.runtime.artifact import FILE_NAME, Artifact, ModelFile, Precision, load_artifact
-from kdedge.setup.classes import read_class_names
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import find_target, list_targets
+
+if TYPE_CHECKING:  # --help loads neither pydantic nor NumPy
+    from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +138,7 @@ def command(
     it needs no torch.
     """
     from kdedge.deploy.build import check_precisions
+    from kdedge.runtime.artifact import FILE_NAME, load_artifact
 
     targets = [target for target in wanted.targets if target.name != "onnx"]
     for target in targets:  # known before anything slow is done
@@ -204,6 +206,7 @@ class _Made:
     def add_target(self, target: Target, precisions: set[Precision]) -> None:
         """Builds one target's files into the artifact."""
         from kdedge.deploy.build import build_files
+        from kdedge.runtime.artifact import load_artifact
 
         before = self.artifact
         chosen = _precisions_of(target, precisions)
@@ -256,6 +259,7 @@ def _export_run(
     need_training_packages("Folding a run")
     from kdedge.deploy.export import export_artifact
     from kdedge.runs.model import load_run
+    from kdedge.setup.classes import read_class_names
     from kdedge.setup.device import choose_device
     from kdedge.setup.method import check_has_class_vectors
     from kdedge.setup.workspace import Workspace

@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from kdedge.errors import GateError, MissingPackage, RecipeError, SetupError
+from kdedge.errors import BackendUnavailable, GateError, MissingPackage, RecipeError, SetupError
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
-from kdedge.runtime.backend import Backend, BackendUnavailable
+from kdedge.runtime.backend import Backend
 from kdedge.runtime.cuda import find_gpu
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets, load_run, target_of_backend

@@ -7,12 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import SetupError
 from kdedge.runtime.artifact import Pixels
-
-
-class BackendUnavailable(SetupError):  # noqa: N818 - the name says what is wrong
-    """This machine lacks a backend's package, driver or device, and none of them is broken."""
 
 
 class Backend(Protocol):

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy.typing as npt
+from kdedge.errors import BackendUnavailable, SetupError
 
-from kdedge.errors import SetupError
-from kdedge.runtime.backend import BackendUnavailable
+if TYPE_CHECKING:  # `kdedge doctor` uses the probe, where NumPy may be broken
+    import numpy.typing as npt
 
 _RUNTIMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so")
 _TO_DEVICE, _FROM_DEVICE = 1, 2  # enum cudaMemcpyKind

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy.typing as npt
+from kdedge.errors import BackendUnavailable, MissingPackage, SetupError
 
-from kdedge.errors import MissingPackage, SetupError
-from kdedge.runtime.artifact import Artifact, Device, Precision
-from kdedge.runtime.backend import Backend, BackendUnavailable
+if TYPE_CHECKING:  # a description loads nothing, NumPy included
+    import numpy.typing as npt
+
+    from kdedge.runtime.artifact import Artifact, Device, Precision
+    from kdedge.runtime.backend import Backend
 
 Source = Literal["folded model", "ONNX file"]
 

@@ -14,7 +14,7 @@ from kdedge.bench.power import SampledPower
 from kdedge.bench.run import Machine, run_bench
 from kdedge.bench.subject import LoadedSubject, Subject
 from kdedge.bench.timing import Call, Power, TimingPlan
-from kdedge.runtime.backend import BackendUnavailable
+from kdedge.errors import BackendUnavailable
 from kdedge.speed_results import Inputs
 
 SHORT = TimingPlan(seconds=0.01, n_calls=3, n_rounds=1)

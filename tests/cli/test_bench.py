@@ -333,7 +333,7 @@ def test_a_baseline_that_is_no_table_is_found_before_anything_is_measured(
     Path("b.json").write_text("{}")
     done = kdedge("bench", ARTIFACT, "--baseline", "b.json")
     assert done.code == 2
-    assert "b.json: format is null" in done.err
+    assert "--baseline: b.json has no command, measured_at" in done.err
     assert kdedge("bench", ARTIFACT, "--max-regress", "5%").code == 2
 
 

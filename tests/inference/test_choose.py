@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 
-from kdedge.errors import DataError, GateError, RecipeError, SetupError
+from kdedge.errors import BackendUnavailable, DataError, GateError, RecipeError, SetupError
 from kdedge.inference.choose import candidates, choose_and_load
 from kdedge.runtime.artifact import Artifact, ModelFile
-from kdedge.runtime.backend import BackendUnavailable
 
 SHA = "0" * 64
 PAIR = ("fp16", "fp32")

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from kdedge.errors import SetupError
-from kdedge.runtime.backend import BackendUnavailable
+from kdedge.errors import BackendUnavailable, SetupError
 from kdedge.runtime.cuda import Gpu, find_gpu, find_gpus, open_cuda
 
 

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 import kdedge.targets
-from kdedge.errors import MissingPackage, RecipeError, SetupError
-from kdedge.runtime.backend import BackendUnavailable
+from kdedge.errors import BackendUnavailable, MissingPackage, RecipeError, SetupError
 from kdedge.targets.registry import (
     find_target,
     list_backends,

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kdedge.runtime.backend import BackendUnavailable
+from kdedge.errors import BackendUnavailable
 from kdedge.runtime.cuda import open_cuda
 from kdedge.targets.engines.engine import Engine, load_engine
 from kdedge.targets.engines.package import import_engine_package, tensorrt_install_hint

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdedge.errors import DataError, SetupError
-from kdedge.runtime.backend import BackendUnavailable
+from kdedge.errors import BackendUnavailable, DataError, SetupError
 from kdedge.targets.tensorrt import run as target
 
 N_CLASSES = 4
