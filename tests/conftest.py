@@ -230,6 +230,14 @@ cuda_libraries = _device.cuda_libraries
 
 
 @pytest.fixture(scope="session")
+def _forking() -> Iterator[Any]:
+    """Starts processes of `kdedge` and of scripts."""
+    processes = _load("processes").Processes()
+    yield processes
+    processes.close()
+
+
+@pytest.fixture(scope="session")
 def file_server() -> ModuleType:
     """A web server that does what servers do wrong."""
     return _load("file_server")

@@ -155,10 +155,10 @@ def _worst(
         for i, key in enumerate(keys)
         if given[i] != expected[i] or (distances is not None and distances[i] > 0)
     ]
-    return tuple(sorted(entries, key=_badness)[:N_WORST])
 
+    def order(entry: WorstImage) -> tuple[Any, ...]:
+        agrees = entry.predicted_class == entry.reference_class
+        classes = entry.reference_class, entry.predicted_class or ""
+        return agrees, -(entry.distance or 0), entry.image, *classes
 
-def _badness(entry: WorstImage) -> tuple[Any, ...]:
-    agrees = entry.predicted_class == entry.reference_class
-    classes = entry.reference_class, entry.predicted_class or ""
-    return agrees, -(entry.distance or 0), entry.image, *classes
+    return tuple(sorted(entries, key=order)[:N_WORST])

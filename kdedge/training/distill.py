@@ -19,9 +19,9 @@ from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job.job import HeldOut, Job, LabeledImages, Teaching, TrainingData
 from kdedge.training.job.key import n_stored_views
-from kdedge.training.job.run_job import finished_run, run_job
 from kdedge.training.job.trial import trial_steps
 from kdedge.training.loop.heap import keep_freed_memory
+from kdedge.training.run_job import finished_run, run_job
 from kdedge.training.teach import labeled_beside, teacher_job
 from kdedge.training.teacher_store.fill import Shard, StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store

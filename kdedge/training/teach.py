@@ -14,9 +14,9 @@ from kdedge.setup.method import check_can_teach
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job.job import HeldOut, Job, LabeledImages, TrainingData
-from kdedge.training.job.run_job import run_job
 from kdedge.training.pseudo_labels.labels import labels_of_file, with_pseudo_labeled
 from kdedge.training.pseudo_labels.rounds import trial_round
+from kdedge.training.run_job import run_job
 
 
 def teach(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False) -> RunFolder:

@@ -32,7 +32,7 @@ Run = Callable[..., Any]
 
 
 def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("runtime_conftest", path)
+    spec = importlib.util.spec_from_file_location("device_of_predict", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -44,7 +44,7 @@ def _load(path: Path) -> ModuleType:
 def colors() -> ModuleType:
     """Makes the artifact that names the color of a picture, and pictures."""
     pytest.importorskip("onnxruntime")
-    return _load(Path(__file__).parents[1] / "runtime" / "conftest.py")
+    return _load(Path(__file__).parents[1] / "device.py")
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def start(*arguments: str, stdin: Any = None, **options: Any) -> subprocess.Pope
 def feed(data: bytes, *arguments: str) -> tuple[int, list[str], str]:
     """Exit code, lines on stdout, and stderr of a process that reads these bytes."""
     process = start(*arguments, stdin=subprocess.PIPE)
-    out, err = process.communicate(data, timeout=60)
+    out, err = process.communicate(data)
     return process.returncode, out.decode().splitlines(), err.decode()
 
 
@@ -239,7 +239,6 @@ def test_with_stdout_closed_an_output_file_is_written_all_the_same() -> None:
         env={**os.environ, "PYTHONPATH": root},
         stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
         check=False,
     )
     assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "Wrote o.txt")
@@ -406,7 +405,7 @@ def test_a_stream_of_jpegs_is_classified_frame_by_frame_as_they_arrive(work: Pat
         # The line comes although the stream goes on
         assert process.stdout.readline().startswith(b"stdin:%d  %s  " % (number, name))
     process.stdin.write(red[:300])
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate()
     assert out.startswith(b"stdin:3  unreadable: ")
     assert b"3 images: 2 classified, 1 unreadable" in err
     assert process.returncode == 0
@@ -424,13 +423,11 @@ def test_ctrl_c_keeps_the_lines_that_were_written(work: Path) -> None:
     process = start(*arguments, stdin=subprocess.PIPE, bufsize=0)
     assert process.stdin is not None
     process.stdin.write((work / "pics/a.jpg").read_bytes())
-    deadline = time.monotonic() + 60
     while not (work / "o.csv").exists() or (work / "o.csv").read_text().count("\n") < 2:
         assert process.poll() is None
-        assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == 130
     assert (work / "o.csv").read_text().splitlines()[1].startswith("stdin:1,red,")
     assert b"1 image: 1 classified; " in err
@@ -445,7 +442,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(work: Path) -> None:
     assert process.stderr is not None
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(timeout=60) == 141
+    assert process.wait() == 141
     with process.stderr as stderr:
         assert stderr.read() == b""
 
@@ -465,7 +462,7 @@ def test_on_a_terminal_the_columns_are_aligned() -> None:
     os.close(child)
     lines = b"".join(_shown(parent)).decode().splitlines()
     os.close(parent)
-    assert process.wait(timeout=60) == 0
+    assert process.wait() == 0
     good = [line for line in lines if line.endswith("%")]
     assert len(good) == 3
     assert len({len(line) for line in good}) == 1

@@ -77,13 +77,11 @@ def test_it_trains_on_both_and_goes_on_bit_for_bit_after_an_interruption(outside
     often = f"{TRAIN} --set optim.checkpoint_every_s=0.001 --runs others"
     process = outside.start(*often.split())
     checkpoints = outside.cwd / "others/toy/01/checkpoints"
-    end = time.monotonic() + 120
     while not (checkpoints.is_dir() and any(checkpoints.glob("*.safetensors"))):
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
+    process.communicate()
     assert process.returncode == 130
     code, _, err = outside.run(f"{often} --resume")[0]
     assert code == 0, err

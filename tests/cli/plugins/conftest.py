@@ -59,7 +59,6 @@ def kdedge_with() -> Callable[..., Done]:
             capture_output=True,
             text=True,
             check=False,
-            timeout=240,
         )
         return Done(done.returncode, done.stdout, done.stderr)
 

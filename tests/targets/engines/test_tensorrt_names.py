@@ -113,7 +113,6 @@ def check_names(tmp_path_factory: pytest.TempPathFactory) -> CheckNames:
             capture_output=True,
             text=True,
             check=False,
-            timeout=200,
         )
 
     return check

@@ -192,9 +192,7 @@ def test_loading_an_onnx_file_writes_nothing_to_stderr(
         "from pathlib import Path; from kdedge.targets.onnx import run as b;"
         f" b.load(Path({str(path)!r}))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
 
 
@@ -211,9 +209,7 @@ def test_onnxruntimes_warnings_on_unknown_graphics_cards_are_dropped_and_other_l
         f"import sys; sys.path.insert(0, {str(tmp_path)!r});"
         " from kdedge.targets.onnx import run as b; b.check_environment()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "something else\n"
 
 
@@ -226,4 +222,4 @@ def test_onnxruntime_is_imported_where_nothing_can_be_written(tmp_path: Path, wi
         " before = os.listdir('/proc/self/fd'); b.check_environment();"
         " assert os.listdir('/proc/self/fd') == before"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

@@ -16,7 +16,6 @@ from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job, with_baseline
 from kdedge.training.job.job import Job
-from kdedge.training.job.run_job import finished_run, run_job, unfinished_run
 from kdedge.training.pseudo_labels.labels import (
     accuracy_percent,
     in_source,
@@ -25,6 +24,7 @@ from kdedge.training.pseudo_labels.labels import (
     warn_of_unpredicted,
     write_for,
 )
+from kdedge.training.run_job import finished_run, run_job, unfinished_run
 
 
 @dataclass(frozen=True)
