@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -191,8 +191,7 @@ def _schema(kind: Any) -> Any:
     if origin is dict:
         return {"type": "dict", "values_schema": _schema(arguments[1])}
     if is_dataclass(kind):
-        is_shape = isinstance(kind, type) and issubclass(kind, Shape)
-        return _shape_schema(kind) if is_shape else _dataclass_schema(kind)
+        return _dataclass_schema(kind)
     return {"type": _PLAIN[kind]}
 
 
@@ -224,40 +223,27 @@ def _keep(value: _T, check: Callable[[_T], object]) -> _T:
 
 
 def _dataclass_schema(kind: Any) -> Any:
-    defaults = {entry.name: entry.default for entry in fields(kind)}
+    is_shape = issubclass(kind, Shape)
+    hints = get_type_hints(kind, include_extras=True)
     members = []
-    for name, schema, is_required in _members(kind):
-        if not is_required:
-            schema = {"type": "default", "schema": schema, "default": defaults[name]}
-        members.append({"type": "dataclass-field", "name": name, "schema": schema})
+    for entry in fields(kind):
+        schema = _schema(hints[entry.name])
+        if OPTIONAL in getattr(hints[entry.name], "__metadata__", ()):
+            default = None if entry.default is MISSING else entry.default
+            schema = {"type": "default", "schema": schema, "default": default}
+        members.append({"type": "dataclass-field", "name": entry.name, "schema": schema})
     arguments = {"type": "dataclass-args", "dataclass_name": kind.__name__, "fields": members}
     return {
         "type": "dataclass",
         "config": _CONFIG,
         "cls": kind,
-        "fields": list(defaults),
-        "schema": {**arguments, "extra_behavior": "forbid"},
+        "fields": [member["name"] for member in members],
+        "schema": {**arguments, "extra_behavior": "ignore" if is_shape else "forbid"},
+        "strict": not is_shape,  # strictly, a dictionary in Python is no dataclass
         "post_init": hasattr(kind, "__post_init__"),
     }
 
 
-def _shape_schema(kind: Any) -> Any:
-    members = {
-        name: {"type": "typed-dict-field", "schema": schema, "required": is_required}
-        for name, schema, is_required in _members(kind)
-    }
-    return {"type": "typed-dict", "config": _CONFIG, "fields": members, "extra_behavior": "allow"}
-
-
-def _members(kind: Any) -> list[tuple[str, Any, bool]]:
-    """Returns name, schema and whether it is required, for each field of a dataclass."""
-    hints = get_type_hints(kind, include_extras=True)
-    marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
-    names = [entry.name for entry in fields(kind)]
-    return [(name, _schema(hints[name]), OPTIONAL not in marks[name]) for name in names]
-
-
-_MISSING = "missing"
 _UNKNOWN = {"unexpected_keyword_argument", "extra_forbidden"}
 _NOT_AN_OBJECT = {"dataclass_type", "model_type", "dict_type"}
 _WORDS = {
@@ -312,7 +298,7 @@ def _place(problem: ErrorDetails, value: Any) -> str:
 
 def _say(problems: list[ErrorDetails]) -> str:
     """Says what is wrong at one place, after the place's name."""
-    missing = [str(one["loc"][-1]) for one in problems if one["type"] == _MISSING]
+    missing = [str(one["loc"][-1]) for one in problems if one["type"] == "missing"]
     if missing:
         return f"has no {', '.join(missing)}"
     unknown = [str(one["loc"][-1]) for one in problems if one["type"] in _UNKNOWN]
