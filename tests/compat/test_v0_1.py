@@ -1,14 +1,12 @@
 """What version 0.1 wrote is read, and what it left unfinished is finished: tests/golden/v0_1.
 
-Resumed runs must end with the very bits that version 0.1 gave. These depend on the order in which
-a CPU's and PyTorch's kernels add: where that is another than on the machine that wrote them, values
-may differ by rounding.
+A resumed run ends with the weights that version 0.1 gave, up to rounding: CPUs and versions add in
+different orders. `test_killed_runs.py` holds that one version on one machine gives the same bits.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import shutil
@@ -21,13 +19,12 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
-from torch.nn import functional as F
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "v0_1"
 FINISHED = "../finished/runs"
 INTERRUPTED = sorted(path.name for path in (GOLDEN / "interrupted").iterdir())
-KEYS = json.loads((GOLDEN / "keys.json").read_text())
+JOBS = sorted(path.name for path in (GOLDEN / "jobs").iterdir())
 TEXTS = {".yaml", ".json", ".jsonl", ".txt", ".log"}
 GRIP = (
     "baseline.optim={epochs: 3, batch_size: 4, warmup_epochs: 0}",
@@ -35,33 +32,12 @@ GRIP = (
     " {prompt_depth_text: 2, prompt_depth_vision: 2, n_anchor_templates: 4}}",
 )
 ROUNDED = {"student-full-adamw-kill": 3e-2}
-"""What another rounding may change, where it is more than a thousandth: AdamW divides by the roots
-of small second moments. Without the optimizer's state it would be 0.17, of others 0.05 and more."""
+"""The relative error that rounding may cause, where it is more than 1e-3: AdamW divides by the
+roots of small second moments. Noise of 2e-7 on the checkpoint's weights causes 1.4e-2 there and
+2e-5 in other runs; a lost optimizer state causes 0.17 there and at least 0.05 in others."""
 QUICK = ("--seconds", "0.01", "--calls", "3", "--batch", "1")
 
 Run = Callable[..., str]
-
-
-def rounding() -> str:
-    """Tells apart machines that round differently: a hash of sums as training makes them."""
-    rng = np.random.default_rng(1)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).requires_grad_()
-
-    patch, qkv, out, mlp = draw(16, 3, 8, 8), draw(48, 16), draw(16, 16), draw(64, 16)
-    x = F.conv2d(draw(4, 3, 32, 32), patch, stride=8).flatten(2).transpose(1, 2)
-    x = F.layer_norm(x, (16,))
-    q, k, v = (part.unflatten(-1, (2, 8)).transpose(1, 2) for part in (x @ qkv.T).chunk(3, -1))
-    x = x + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2) @ out.T
-    x = x + F.gelu(F.linear(x, mlp)) @ mlp
-    x = F.normalize(F.batch_norm(x.mean(1), None, None, training=True), dim=-1)
-    loss = F.cross_entropy(20 * x @ out, torch.arange(4))
-    gradients = torch.autograd.grad(loss, (patch, qkv, out, mlp))
-    total = hashlib.sha256(torch.__version__.encode())
-    for tensor in (loss, *gradients):
-        total.update(tensor.detach().contiguous().numpy().tobytes())
-    return total.hexdigest()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,12 +46,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def rounds_alike(_one_thread: None) -> bool:
-    """Whether sums have the same bits here as where the golden files were made."""
-    return rounding() == (GOLDEN / "rounding.txt").read_text().strip()
 
 
 @pytest.fixture(scope="session")
@@ -141,7 +111,7 @@ def overrides(*values: str) -> list[str]:
 
 
 def assert_same_tensors(found: Path, expected: Path, *, within: float) -> None:
-    """Compares each tensor; `within` is the largest relative error by the norm, 0 for no bit."""
+    """Compares each tensor; `within` is the largest relative error by the norm."""
     new, old = load_file(found), load_file(expected)
     assert new.keys() == old.keys()
     for name, value in old.items():
@@ -162,27 +132,16 @@ def test_a_finished_run_is_shown_and_measures_as_it_did(site: Path, kdedge: Run,
     assert measured["ece_percent"] == pytest.approx(stored["ece_percent"], rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("verb", "settings"),
-    [
-        (("teach",), ()),
-        (("distill",), ()),
-        (("distill",), ("student.settings={tune: full}", "student.optim.lr=0.001")),
-        (("train", "--method", "pseudo_label"), GRIP),
-    ],
-    ids=["teacher", "student", "full student", "rounds"],
-)
-def test_a_finished_run_is_found_again_and_not_trained_again(
-    site: Path, kdedge: Run, verb: tuple[str, ...], settings: tuple[str, ...]
-) -> None:
+def test_a_finished_run_of_rounds_is_found_again(site: Path, kdedge: Run) -> None:
     before = records(site / "finished/runs")
-    kdedge(*verb, "r.yaml", *overrides(*settings), "--resume", "--runs", FINISHED)
+    command = ("train", "r.yaml", "--method", "pseudo_label", *overrides(*GRIP), "--resume")
+    kdedge(*command, "--runs", FINISHED)
     assert records(site / "finished/runs") == before
 
 
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_an_interrupted_run_goes_on_and_ends_as_it_would_have(
-    site: Path, kdedge: Run, rounds_alike: bool, name: str
+    site: Path, kdedge: Run, name: str
 ) -> None:
     case = site / "interrupted" / name
     expected = read(case / "resumed/state.json")
@@ -197,8 +156,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_it_would_have(
     assert len(after[expected["run"]]["resumed"]) == 1
     assert after[expected["run"]]["status"] == "finished"
     (weights,) = (case / "resumed").glob("*.safetensors")
-    within = 0.0 if rounds_alike else ROUNDED.get(name, 1e-3)
-    assert_same_tensors(run / weights.name, weights, within=within)
+    assert_same_tensors(run / weights.name, weights, within=ROUNDED.get(name, 1e-3))
     if (run / "metrics.jsonl").exists():  # rounds have their own
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         epochs = [line for line in lines if line.get("kind") == "epoch"]
@@ -320,9 +278,10 @@ def test_an_interrupted_suite_goes_on_without_training_finished_cells_again(
     assert {cell["state"] for cell in cells} == {"finished"}
 
 
-@pytest.mark.parametrize("entry", KEYS, ids=[f"{i}-{x['command'][0]}" for i, x in enumerate(KEYS)])
-@pytest.mark.usefixtures("site")
-def test_a_job_has_the_key_that_it_had(kdedge: Run, entry: dict[str, Any]) -> None:
-    kdedge(*entry["command"], "--runs", "new", "--device", "cpu")
-    keys = {record["kind"]: record["key"] for record in records(Path("new")).values()}
-    assert keys == entry["keys"]
+@pytest.mark.parametrize("number", JOBS)
+def test_the_run_of_each_kind_of_job_is_found_again(site: Path, kdedge: Run, number: str) -> None:
+    folder = site / "jobs" / number
+    before = records(folder / "runs")
+    command = read(folder / "command.json")
+    kdedge(*command, "--resume", "--runs", str(folder / "runs"), "--device", "cpu")
+    assert records(folder / "runs") == before
