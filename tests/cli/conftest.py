@@ -190,7 +190,7 @@ def public_layout() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def _forking() -> Iterator[object]:
-    processes = _load("processes").ProcessGroup()
+    processes = _load("processes").Processes()
     yield processes
     processes.close()
 

@@ -121,7 +121,7 @@ def test_a_process_that_dies_ends_the_others_with_a_message(pair: Pair) -> None:
 @pytest.mark.parametrize("n_rows", [2, 3, 8, 13])
 @pytest.mark.parametrize("size", [1, 2])
 def test_every_row_is_in_one_share(n_rows: int, size: int) -> None:
-    shares = [range(n_rows)[ProcessGroup(rank, size).share(n_rows)] for rank in range(size)]
+    shares = [range(n_rows)[ProcessGroup(rank, size).shard(n_rows)] for rank in range(size)]
     assert [row for share in shares for row in share] == list(range(n_rows))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
