@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from kdedge.inference.classify import ClassScore, Prediction, Result, UnreadableImage
+from kdedge.inference.results import ClassScore, Prediction, Result, UnreadableImage
 
 FORMATS = ("text", "csv", "jsonl")
 _MAX_KEY_COLUMN = 60

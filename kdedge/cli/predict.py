@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,20 +19,13 @@ from kdedge._progress import progress
 from kdedge.cli._options import options_as
 from kdedge.cli._output import FiniteRange
 from kdedge.cli._predictions import FORMATS, column_widths, lines_as, named
-from kdedge.data.sources import read_file
-from kdedge.data.sources.folder import open_source
 from kdedge.errors import DataError, KdedgeError
-from kdedge.inference.classify import (
-    Classifier,
-    ImageInput,
-    NonFiniteLogits,
-    Result,
-    UnreadableImage,
-)
-from kdedge.runtime.artifact import Precision
-from kdedge.runtime.frames import frames_from_camera, frames_from_stream
-from kdedge.runtime.preprocess import UnusableImage
-from kdedge.targets.registry import list_backends
+from kdedge.inference.results import NonFiniteLogits, Result, UnreadableImage
+from kdedge.targets.registry import list_backends, list_targets
+
+if TYPE_CHECKING:
+    from kdedge.inference.classify import Classifier, ImageInput
+    from kdedge.runtime.artifact import Precision
 
 _LOG = logging.getLogger(__name__)
 _BLOCK_BYTES = 1 << 16
@@ -73,6 +66,12 @@ class _Engine:
     threads: int | None
 
 
+def _precisions() -> list[str]:
+    """The precisions that a backend runs."""
+    targets = [target for target in list_targets() if target.backend is not None]
+    return sorted({precision for target in targets for precision in target.precisions})
+
+
 def _backend_names() -> str:
     *names, last = list_backends()
     return f"{', '.join(names)} or {last}"
@@ -111,7 +110,7 @@ def _backend_names() -> str:
 )
 @click.option(
     "--precision",
-    type=click.Choice(get_args(Precision)),
+    type=click.Choice(_precisions()),
     help="Which of the artifact's files to use. int8, and a file that missed its gate, are used"
     " only when asked for.",
 )
@@ -141,6 +140,8 @@ def command(artifact: Path, wanted: _Input, shape: _Format, engine: _Engine) -> 
     An image that cannot be read gets a line that says why, and the others go on. The exit code is 0
     where any image was classified and 3 where none was.
     """
+    from kdedge.inference.classify import Classifier
+
     _check_what_to_read(wanted.paths, wanted.camera)
     _check_output(shape.output)
     is_stream = wanted.camera is not None or wanted.paths == ("-",)
@@ -205,6 +206,8 @@ def _check_output(output: Path | None) -> None:
 
 def _stream(camera: int | None) -> _Inputs:
     """The frames of a camera or of standard input, numbered from 1."""
+    from kdedge.runtime.frames import frames_from_camera, frames_from_stream
+
     if camera is not None:
         frames: Iterator[Any] = frames_from_camera(camera)
         name = f"camera{camera}"
@@ -217,6 +220,9 @@ def _stream(camera: int | None) -> _Inputs:
 
 def _listed(paths: Sequence[str]) -> _Inputs:
     """The images of files and folders, in the order given; folders are listed now."""
+    from kdedge.data.sources import read_file
+    from kdedge.data.sources.folder import open_source
+
     keys: list[str] = []
     readers: list[Iterator[ImageInput]] = []
     for name in paths:
@@ -240,6 +246,8 @@ def _listed(paths: Sequence[str]) -> _Inputs:
 
 
 def _read(read: Any, places: Iterable[Any]) -> Iterator[ImageInput]:
+    from kdedge.runtime.preprocess import UnusableImage
+
     for place in places:
         try:
             yield read(place)

@@ -6,9 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +14,13 @@ from PIL import Image
 
 from kdedge.errors import DataError, RecipeError, ShapeError
 from kdedge.inference.choose import choose_and_load
+from kdedge.inference.results import (
+    ClassScore,
+    NonFiniteLogits,
+    Prediction,
+    Result,
+    UnreadableImage,
+)
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision, load_artifact
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.batches import run_batches, softmax
@@ -25,60 +30,6 @@ ImageInput = bytes | Image.Image | UnusableImage
 """An image file's bytes, a decoded RGB image, or why there is neither."""
 
 _Decoded = npt.NDArray[np.uint8] | UnusableImage
-
-
-class ClassScore(NamedTuple):
-    """One class of a prediction.
-
-    Attributes:
-        class_name: as the class list has it.
-        score_percent: softmax of the logits; None where the artifact's head only ranks.
-    """
-
-    class_name: str
-    score_percent: float | None
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What one image shows.
-
-    Attributes:
-        key: names the image.
-        top: the most likely classes, best first.
-    """
-
-    key: str
-    top: tuple[ClassScore, ...]
-
-
-@dataclass(frozen=True)
-class UnreadableImage:
-    """An image that cannot be read or decoded.
-
-    Attributes:
-        key: names the image.
-        reason: why, as a sentence without a full stop.
-    """
-
-    key: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class NonFiniteLogits:
-    """An image for which the model gives NaN or an infinite logit, as an overflow in fp16 does.
-
-    Attributes:
-        key: names the image.
-        reason: what was found and what may help, as a sentence without a full stop.
-    """
-
-    key: str
-    reason: str
-
-
-Result = Prediction | UnreadableImage | NonFiniteLogits
 
 
 class Classifier:

@@ -26,7 +26,7 @@ import kdedge as package
 from kdedge.cli._predictions import named
 from kdedge.cli.main import _report
 from kdedge.errors import SetupError
-from kdedge.inference.classify import ClassScore
+from kdedge.inference.results import ClassScore
 
 Run = Callable[..., Any]
 
