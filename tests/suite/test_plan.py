@@ -167,44 +167,6 @@ def test_a_row_of_single_classes_is_measured_where_it_was_trained_on_all_of_them
     assert [cell.source for cell in plan.of("other", "far")] == plan.of("tiny", "far")
 
 
-def test_one_file_is_measured_once_however_its_path_is_written(
-    plan_of: PlanOf, tmp_path: Path
-) -> None:
-    measured = []
-    for folder in ("test", "labeled/../test", f"{tmp_path}/./test", "pool"):
-        plan = plan_of("coop", more=f"set: {{data.test: {{folder: {folder}}}}}\n")
-        measured.append(plan.cells[0].measured)
-    assert measured[0] == measured[1] == measured[2] != measured[3]
-
-
-def test_a_list_counts_with_what_it_says(plan_of: PlanOf, write_recipe: Any) -> None:
-    recipe = write_recipe()
-    recipe.write_text(recipe.read_text().replace("[cat, dog, red fox, school bus]", "{file: c}"))
-    lists = ("cat\ndog\nred fox\n", "cat\ndog\nowl\n", "cat\ndog\nred fox\n")
-    keys = []
-    for text in lists:
-        (recipe.parent / "c").write_text(text)
-        cell, clip = plan_of("coop, zeroshot").cells[::3]
-        keys.append((cell.key, cell.measured, clip.key))
-    assert keys[0] == keys[2]
-    assert all(one != other for one, other in zip(keys[0], keys[1], strict=True))
-
-
-def test_zero_shot_figures_belong_to_a_backbone_and_to_test_images(plan_of: PlanOf) -> None:
-    plan = plan_of(
-        "zeroshot, coop, promptkd, {name: teacher, role: teacher},"
-        " {name: big, role: teacher, method: zeroshot},"
-        " {name: many, method: zeroshot, set: {baseline.settings.templates: ensemble7}},"
-        " {name: elsewhere, method: coop, set: {data.test.folder: pool}}",
-        more="seeds: [1]\n",
-    )
-    found = {cell.row: cell for cell in plan.cells}
-    same = {row for row, cell in found.items() if cell.zero_shot == found["zeroshot"].zero_shot}
-    assert same == {"zeroshot", "coop", "promptkd", "many"}
-    assert found["big"].zero_shot == found["teacher"].zero_shot
-    assert [row for row, cell in found.items() if cell.is_zero_shot] == ["zeroshot", "big"]
-
-
 @pytest.mark.parametrize(
     ("methods", "expected"),
     [
@@ -290,40 +252,6 @@ def test_a_recipe_is_not_called_as_the_mean_over_all(
     write_recipe("average")
     with pytest.raises(RecipeError, match=r"has the name average, as the mean over all recipes"):
         plan_of("coop", recipes="average.yaml")
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "changed"),
-    [
-        ("epochs: 2", "epochs: 3", {"coop", "promptkd", "teacher"}),
-        ("shots: 4", "shots: 2", {"coop", "promptkd", "teacher"}),
-        ("student.pt}", "student.pt, settings: {losses: {kl: {temperature: 2.0}}}}", {"promptkd"}),
-        ("teacher.pt}", "teacher.pt, settings: {n_ctx_text: 2}}", {"promptkd", "teacher"}),
-        ("test}", "pool}", {"coop", "promptkd", "teacher", "zeroshot"}),
-        ("optim:", "gates: {max_drop: 2.0}\noptim:", set()),
-        ("optim:", "# nothing\noptim:", set()),
-    ],
-)
-def test_what_a_recipe_changes_is_what_runs_again(
-    plan_of: PlanOf,
-    write_recipe: Callable[..., Path],
-    old: str,
-    new: str,
-    changed: set[str],
-) -> None:
-    rows = "coop, promptkd, {name: teacher, role: teacher}, zeroshot"
-    path = write_recipe()
-    before = {(cell.row, cell.seed): cell.key for cell in plan_of(rows).cells}
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-    after = {(cell.row, cell.seed): cell.key for cell in plan_of(rows).cells}
-    assert {row for (row, _), key in after.items() if key not in before.values()} == changed
-
-
-def test_keys_tell_seeds_and_rows_apart(plan_of: PlanOf) -> None:
-    plan = plan_of("coop, vpt, promptkd, zeroshot")
-    assert len({cell.key for cell in plan.cells}) == len(plan.cells) == 10
 
 
 @pytest.mark.parametrize(
