@@ -120,7 +120,7 @@ def _list_cells(ledger: Ledger, *, as_json: bool) -> None:
                 "row": cell.row,
                 "seed": cell.seed,
                 "state": state,
-                "arguments": cell.arguments,
+                "command": cell.command,
             }
             for cell, state in states
         ],

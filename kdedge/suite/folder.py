@@ -10,7 +10,8 @@ from typing import Annotated, TypeVar
 
 from pydantic import Field
 
-from kdedge._files import explain_os_error, write_json
+from kdedge._files import explain_os_error, write_atomic, write_json
+from kdedge.config.load import dump_recipe
 from kdedge.records import Record, Sha256, read_record
 from kdedge.results import EvalResult
 from kdedge.suite.plan import Cell
@@ -87,18 +88,22 @@ class SuiteFolder:
         suffix = ".failure.json" if isinstance(record, Failure) else ".eval.json"
         write_json(self._file(cell, suffix), record.to_dict())
 
-    def begin(self, cell: Cell) -> None:
-        """Makes room for a cell's process and forgets how the last one failed.
+    def begin(self, cell: Cell) -> Path:
+        """Writes the recipe of a cell's process and forgets how the last one failed.
+
+        The process reads what was planned, whatever becomes of the suite's recipe meanwhile.
 
         Raises:
             ResourceError: the folder may not be written.
         """
-        file = self._file(cell, ".failure.json")
+        recipe, failure = self._file(cell, ".yaml"), self._file(cell, ".failure.json")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.unlink(missing_ok=True)
+            recipe.parent.mkdir(parents=True, exist_ok=True)
+            failure.unlink(missing_ok=True)
         except OSError as error:
-            raise explain_os_error(error, file.parent) from error
+            raise explain_os_error(error, recipe.parent) from error
+        write_atomic(recipe, dump_recipe(cell.loaded.recipe).encode())
+        return recipe
 
     def _file(self, cell: Cell, suffix: str) -> Path:
         """A file of a cell; labels that give the same name are told apart by their hash."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -152,13 +151,10 @@ def find_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
 def _students_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
     """The key of a student's job takes in what its teacher has become."""
     parts = student_parts(cell.loaded, workspace)
-    run = named_teacher(cell.loaded, workspace)
-    taught_by = None
+    run, key, taught_by = named_teacher(cell.loaded, workspace), None, None
     if run is None:
         taught_by = teacher_job(cell.loaded, workspace).key()
-        finished: Sequence[Run] = runs.finished(taught_by)
-        run = finished[0].folder if finished else None
-    key = None
+        run = next((found.folder for found in runs.finished(taught_by)), None)
     if run is not None:
         key = student_job(parts, teaching_of(open_teacher(run, parts), parts)).key()
     test = EvalSet.of(parts.held_out.test, parts.setup.classes)

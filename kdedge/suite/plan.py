@@ -50,7 +50,6 @@ class Cell:
         row: the row's label.
         seed: the seed.
         role: which model of its run it is, as in the run's eval.json.
-        arguments: of `kdedge`: the command that makes its run, without where and how it runs.
         loaded: the recipe with the row's settings and the seed; says what the cell is measured on.
         is_zero_shot: whether every run on the same backbone and test images measures this cell.
         is_official: whether its recipe says `official: true`.
@@ -62,7 +61,6 @@ class Cell:
     row: str
     seed: int
     role: Role
-    arguments: tuple[str, ...]
     loaded: LoadedRecipe
     is_zero_shot: bool
     is_official: bool
@@ -73,6 +71,11 @@ class Cell:
     def label(self) -> str:
         """The cell's name in messages."""
         return f"{self.recipe}, {self.row}, seed {self.seed}"
+
+    @property
+    def command(self) -> str:
+        """The command of `kdedge` that makes its run, or measures that of its source."""
+        return _COMMANDS[self.role] if self.source is None else "eval"
 
 
 @dataclass(frozen=True)
@@ -181,17 +184,8 @@ def _measuring_cells(
         role=trained[0].role,
         measured=resolved.recipe,
     )
-    arguments = ("eval", *measuring_options(resolved.recipe))
-    return [
-        replace(
-            source,
-            recipe=resolved.recipe.name,
-            arguments=arguments,
-            loaded=resolved,
-            source=source,
-        )
-        for source in trained
-    ]
+    name = resolved.recipe.name
+    return [replace(cell, recipe=name, loaded=resolved, source=cell) for cell in trained]
 
 
 def measuring_options(recipe: Recipe) -> list[str]:
@@ -206,7 +200,7 @@ def _row_cells(loaded: LoadedSuite, file: Path, recipe: str, number: int) -> lis
     """The cells of a row on one recipe; one for zero-shot CLIP, where nothing is drawn."""
     suite, row = loaded.suite, loaded.suite.methods[number]
     try:
-        resolved, role, arguments = _resolve_row(loaded, file, row)
+        resolved, role = _resolve_row(loaded, file, row)
     except (RecipeError, DataError) as error:
         where = loaded.lines.where(("methods", number))
         raise type(error)(f"{where}: {row.name} with {file}:\n{error}") from error
@@ -219,7 +213,6 @@ def _row_cells(loaded: LoadedSuite, file: Path, recipe: str, number: int) -> lis
             row=row.name,
             seed=seed,
             role=role,
-            arguments=(*arguments, "--set", f"seed={seed}"),
             loaded=replace(resolved, recipe=resolved.recipe.model_copy(update={"seed": seed})),
             is_zero_shot=is_zero_shot,
             is_official=resolved.recipe.official and not is_zero_shot,
@@ -229,12 +222,8 @@ def _row_cells(loaded: LoadedSuite, file: Path, recipe: str, number: int) -> lis
     ]
 
 
-def _resolve_row(
-    loaded: LoadedSuite, file: Path, row: Row
-) -> tuple[LoadedRecipe, Role, tuple[str, ...]]:
-    """The recipe as a row wants it, the role that the row is, and the command that trains it.
-
-    The command is without where and how it runs, and without the seed.
+def _resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> tuple[LoadedRecipe, Role]:
+    """The recipe as a row wants it, its baseline written out, and the role that the row is.
 
     Raises:
         RecipeError: the method or a setting is wrong.
@@ -253,9 +242,7 @@ def _resolve_row(
     if role == "baseline":
         resolved = with_baseline(resolved, name)
     _check_methods(resolved, role)
-    method = ("--method", name) if role == "baseline" else ()
-    options = _as_options(given, resolved.recipe)
-    return resolved, role, (_COMMANDS[role], str(file), *method, *options)
+    return resolved, role
 
 
 def _refuse_unread(row: Row, role: Role) -> None:
@@ -302,25 +289,6 @@ def _check_methods(resolved: LoadedRecipe, role: Role) -> None:
     ):
         return
     check_can_teach(choose_method(resolved, "teacher"))
-
-
-def _as_options(given: Sequence[tuple[str, Any]], resolved: Recipe) -> list[str]:
-    """Overrides as a command line has them, with relative paths made absolute."""
-    values = resolved.model_dump(mode="json")
-    options = []
-    for key, value in given:
-        found: Any = values
-        for part in key.split("."):
-            found = found.get(part) if isinstance(found, dict) else None
-        options += ["--set", *override_texts({key: _as_resolved(value, found)})]
-    return options
-
-
-def _as_resolved(given: Any, resolved: Any) -> Any:
-    """What was given, with each text as validation left it: paths from the suite's folder."""
-    if isinstance(given, dict) and isinstance(resolved, dict):
-        return {key: _as_resolved(value, resolved.get(key)) for key, value in given.items()}
-    return resolved if isinstance(given, str) and isinstance(resolved, str) else given
 
 
 def _refuse_same_rows(loaded: LoadedSuite, rows: Mapping[int, Cell]) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kdedge._files import explain_os_error
-from kdedge._lock import is_locked, locked
+from kdedge._lock import locked
 from kdedge._progress import progress
 from kdedge.data.loader import n_cores
-from kdedge.errors import CellsFailed, ResourceError
+from kdedge.errors import CellsFailed
 from kdedge.setup.device import choose_device
 from kdedge.suite.ledger import Ledger
 from kdedge.suite.runner import Runner
@@ -43,13 +43,9 @@ def run_suite(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise explain_os_error(error, folder) from error
-    if is_locked(folder / ".lock"):
-        raise ResourceError(
-            f"{folder} is in use: another process runs this suite.\n"
-            "  Wait for it or stop it; finished cells are kept."
-        )
     environment = shared_cores(n_jobs) if n_jobs > 1 and choose_device(device).type == "cpu" else {}
-    with locked(folder / ".lock"):
+    remedy = "Wait for that run of this suite or stop it; finished cells are kept."
+    with locked(folder / ".lock", remedy=remedy):
         ledger.look()
         runner = Runner(
             ledger,

@@ -9,12 +9,10 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from kdedge._lock import is_locked
 from kdedge._progress import Advance
-from kdedge.config.load import read_text
-from kdedge.errors import DataError, Interrupted, RecipeError
+from kdedge.errors import DataError, Interrupted
 from kdedge.records import parse_record
 from kdedge.results import EvalResult
 from kdedge.suite.jobs import Run
@@ -152,20 +150,16 @@ class Runner:
 
     def _start(self, cell: Cell) -> None:
         """Starts a cell's process, or records why it has none."""
-        self._folder.begin(cell)
+        recipe = self._folder.begin(cell)
         run = self._ledger.run_to_measure(cell)
         if cell.source is not None and run is None:
             failure = self._ledger.outcome(cell.source).failure
             code = DataError.exit_code if failure is None else failure.exit_code
             self._fail(cell, code, f"{cell.source.label}, whose run it measures, did not finish.")
             return
-        if run is None and not _is_recipe_same(cell):
-            self._fail(cell, RecipeError.exit_code, *_changed(cell.arguments[1]))
-            return
-        arguments = (*cell.arguments, "--resume")
+        arguments = [cell.command, str(recipe), "--resume"]
         if run is not None:
-            measuring = measuring_options(cell.loaded.recipe)
-            arguments = ("eval", str(run.folder.path.absolute()), *measuring)
+            arguments = ["eval", str(run.folder.path), *measuring_options(cell.loaded.recipe)]
             if cell.source is None:
                 log.info("%s was measured on other images and is measured anew.", run.folder.path)
         number = len(self._cells) - len(self._queue)
@@ -207,7 +201,12 @@ class Runner:
         elif running.measures is None and self._ledger.run_to_measure(cell) is not None:
             self._queue.insert(0, cell)
         else:
-            self._fail(cell, DataError.exit_code, *_changed("What it is made from"))
+            self._fail(
+                cell,
+                DataError.exit_code,
+                "The files that its recipe names have changed since this suite was started.",
+                "  Run the same command again: it goes on with them as they are now.",
+            )
 
     def _fail(self, cell: Cell, exit_code: int, *last_lines: str) -> None:
         self._ledger.look()  # its teacher may be finished
@@ -240,16 +239,3 @@ def _read_answer(stdout: str) -> EvalResult | None:
         return parse_record(EvalResult, json.dumps(values), where="The evaluation", remedy="")
     except (DataError, ValueError, AttributeError):
         return None
-
-
-def _is_recipe_same(cell: Cell) -> bool:
-    """Whether the process would read the recipe that the suite's plan and table are of."""
-    try:
-        return read_text(Path(cell.arguments[1])) == cell.loaded.text
-    except RecipeError:
-        return False
-
-
-def _changed(what: str) -> tuple[str, str]:
-    remedy = "  Run the same command again: it goes on with everything as it is now."
-    return f"{what} has changed since this suite was started.", remedy

@@ -301,7 +301,7 @@ def _cell(cell: Cell, outcome: Outcome) -> dict[str, Any]:
         "row": cell.row,
         "seed": cell.seed,
         "status": outcome.status,
-        "arguments": cell.arguments,
+        "command": cell.command,
         "seconds": outcome.seconds,
         "run": None if outcome.run is None else str(outcome.run),
         "result": None if result is None else replace(result, per_class={}).to_dict(),
