@@ -31,21 +31,21 @@ import torch
 from interleaved import interleaved
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-from kdedge.deploy._modelopt import modelopt_quantizer
-from kdedge.deploy._onnx_graph import load_graph, weight_matmuls
 from kdedge.deploy.calibrate import choose_calibration_images
 from kdedge.deploy.fold import fold
-from kdedge.deploy.half import to_fp16
 from kdedge.deploy.pixels import PixelArray, read_pixels, spread
-from kdedge.deploy.quantize import to_int8, to_int8_cpu
-from kdedge.deploy.targets import onnx as onnx_target
 from kdedge.evaluation.agreement import compare
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel, load_run
-from kdedge.runtime.backends import onnxruntime as backend
-from kdedge.runtime.classify import run_batches, to_input
+from kdedge.runtime.batches import run_batches, to_input
 from kdedge.runtime.preprocess import normalize
 from kdedge.setup.workspace import Workspace
+from kdedge.targets.onnx import run as backend
+from kdedge.targets.onnx import trace as onnx_target
+from kdedge.targets.onnx.graph import load_graph, weight_matmuls
+from kdedge.targets.onnx.half import to_fp16
+from kdedge.targets.onnx.modelopt import modelopt_quantizer
+from kdedge.targets.onnx.quantize import to_int8, to_int8_cpu
 
 Make = Callable[[Path, Path, npt.NDArray[Any]], None]
 
@@ -74,7 +74,7 @@ def ours(source: Path, output: Path, images: npt.NDArray[Any], *,
          make: Callable[..., None] = to_int8, smoothed: bool = True, **options: Any,
          ) -> None:  # fmt: skip
     """What `kdedge export` writes, `model.int8.onnx` or `model.int8-cpu.onnx`."""
-    with nullcontext() if smoothed else patch("kdedge.deploy.quantize.smooth"):
+    with nullcontext() if smoothed else patch("kdedge.targets.onnx.quantize.smooth"):
         make(source, output, calibration=images, **options)
 
 
@@ -184,7 +184,7 @@ def measure(run: Path, n_images: int, *, n_threads: int, n_rounds: int) -> dict[
     test = read_test_images(trained, n_images)
     with tempfile.TemporaryDirectory() as folder:
         files = {FLOAT32: Path(folder) / "float32.onnx"}
-        onnx_target.export(model, files[FLOAT32], size_px=preprocess.size_px)
+        onnx_target.write_onnx(model, files[FLOAT32], size_px=preprocess.size_px)
         images = calibration_images(trained, files[FLOAT32])
         for number, (name, make) in enumerate(FILES.items()):
             files[name] = Path(folder) / f"{number}.onnx"

@@ -54,6 +54,15 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise
 
 
+def refuse_existing(path: Path) -> None:
+    """Raises DataError where there is a file already."""
+    if path.exists() or path.is_symlink():
+        raise DataError(
+            f"{path} exists, and nothing is overwritten.\n"
+            "  Delete it where it is not needed, and run the command again."
+        )
+
+
 def _sync_folder(folder: Path) -> None:
     """Makes a rename in the folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -5,23 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
+import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Protocol
 
-from rich.console import Console
-from rich.control import Control
 from rich.filesize import decimal
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.segment import ControlType
 
 _LOG = logging.getLogger(__name__)
 _LINE_EVERY_S = 30.0
@@ -55,22 +46,34 @@ def progress(
         done: pieces that were finished before the start; they do not count for the estimate.
         in_bytes: pieces are bytes, shown as in `1.5 GB`.
     """
-    console = Console(stderr=True)
     # All processes but rank 0 have a higher level
     is_silent = logging.getLogger("kdedge").level > logging.INFO
+    is_dumb = os.environ.get("TERM", "").lower() in {"dumb", "unknown"}
     # Not rich's own test, which FORCE_COLOR overrides
-    if console.file.isatty() and not console.is_dumb_terminal and not is_silent:
-        with _bar(console, what, total, done, in_bytes) as advance:
+    if sys.stderr.isatty() and not is_dumb and not is_silent:
+        with _bar(what, total, done, in_bytes) as advance:
             yield advance
     else:
         yield _Lines(what, total, done, in_bytes)
 
 
 @contextlib.contextmanager
-def _bar(
-    console: Console, what: str, total: int | None, done: int, in_bytes: bool
-) -> Iterator[Advance]:
+def _bar(what: str, total: int | None, done: int, in_bytes: bool) -> Iterator[Advance]:
     """A bar that calls to `advance` redraw, without a thread."""
+    # Imported here: without a terminal, no command pays 27 ms for it
+    from rich.console import Console
+    from rich.control import Control
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.segment import ControlType
+
+    console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -5,7 +5,8 @@
     ├── DataError          exit 3   images, labels, downloads, untrusted files
     │   └── ShapeError              two class lists or feature sizes that do not belong together
     ├── SetupError         exit 4   packages, drivers, devices
-    │   └── MissingPackage
+    │   ├── MissingPackage
+    │   └── BackendUnavailable
     ├── DivergedError      exit 5   a loss that is not finite
     ├── GateError          exit 6   parity, accuracy, speed floors
     ├── ResourceError      exit 7   memory, disk
@@ -63,6 +64,10 @@ class MissingPackage(SetupError):  # noqa: N818 - the name says what is wrong
             f"{purpose} needs {package}, which is not installed.\n"
             f"  Install it with: pip install 'kdedge[{extra}]'"
         )
+
+
+class BackendUnavailable(SetupError):  # noqa: N818 - the name says what is wrong
+    """This machine lacks a backend's package, driver or device, and none of them is broken."""
 
 
 class DivergedError(KdedgeError):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationInfo, field_validator
-
-from kdedge.records import Count, Percent, PositiveCount, Record
+from kdedge.records import Bounds, Check, Count, Percent, PositiveCount, Record
 
 
 @dataclass(frozen=True)
@@ -25,6 +23,20 @@ class CalibrationBin(Record):
     accuracy_percent: Percent
 
 
+def _check_confusion(entries: tuple[tuple[int, int, int], ...], before: dict[str, Any]) -> None:
+    n_classes, n_images = len(before.get("class_names", ())), before.get("n_images")
+    if any(max(entry[:2]) >= n_classes for entry in entries):
+        raise ValueError(f"positions below {n_classes}, the number of class_names")
+    if sum(entry[2] for entry in entries) != n_images:
+        raise ValueError(f"[class, class, images] of {n_images} images in all, as n_images is")
+
+
+def _check_bins(bins: tuple[CalibrationBin, ...], before: dict[str, Any]) -> None:
+    n_images = before.get("n_images")
+    if sum(found.n_images for found in bins) != n_images:
+        raise ValueError(f"bins of {n_images} images in all, as n_images is")
+
+
 @dataclass(frozen=True)
 class EvalDetails(Record):
     """Confusions and calibration of one model on one test set, over all C names.
@@ -37,33 +49,10 @@ class EvalDetails(Record):
         bins: those of the calibration error, by confidence.
     """
 
-    class_names: Annotated[tuple[str, ...], Field(min_length=1)]
+    class_names: Annotated[tuple[str, ...], Bounds(min_length=1)]
     n_images: PositiveCount
-    confusion: tuple[tuple[Count, Count, PositiveCount], ...]
-    bins: tuple[CalibrationBin, ...]
-
-    @field_validator("confusion")
-    @classmethod
-    def _check_confusion(
-        cls, entries: tuple[tuple[int, int, int], ...], info: ValidationInfo
-    ) -> tuple[tuple[int, int, int], ...]:
-        n_classes = len(info.data.get("class_names", ()))
-        n_images = info.data.get("n_images")
-        if max((max(entry[:2]) for entry in entries), default=0) >= n_classes:
-            raise ValueError(f"positions below {n_classes}, the number of class_names")
-        if sum(entry[2] for entry in entries) != n_images:
-            raise ValueError(f"[class, class, images] of {n_images} images in all, as n_images is")
-        return entries
-
-    @field_validator("bins")
-    @classmethod
-    def _check_bins(
-        cls, bins: tuple[CalibrationBin, ...], info: ValidationInfo
-    ) -> tuple[CalibrationBin, ...]:
-        n_images = info.data.get("n_images")
-        if sum(found.n_images for found in bins) != n_images:
-            raise ValueError(f"bins of {n_images} images in all, as n_images is")
-        return bins
+    confusion: Annotated[tuple[tuple[Count, Count, PositiveCount], ...], Check(_check_confusion)]
+    bins: Annotated[tuple[CalibrationBin, ...], Check(_check_bins)]
 
     @property
     def accuracy_percent(self) -> float:

@@ -1,22 +1,30 @@
-"""Records on disk: pydantic reads JSON strictly, and its errors become kdedge's messages."""
+"""Records on disk: JSON is read strictly, and errors become kdedge's messages.
+
+pydantic's core checks the values. Its schema is made here from frozen dataclasses: importing
+pydantic itself would make every start of `kdedge predict` a third longer.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
-
-from pydantic import (
-    AfterValidator,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    RootModel,
-    ValidationError,
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
 )
-from pydantic_core import CoreSchema, ErrorDetails, core_schema, from_json
+
+from pydantic_core import CoreConfig, ErrorDetails, SchemaValidator, ValidationError, from_json
 
 from kdedge import __version__
 from kdedge._files import read_bytes
@@ -25,85 +33,102 @@ from kdedge.errors import DataError, SetupError
 _T = TypeVar("_T")
 
 
-def _sha256(text: str) -> str:
+class Bounds(NamedTuple):
+    """Annotates a number with its bounds, or a text or list with its least length."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    min_length: int | None = None
+
+
+class Check(NamedTuple):
+    """Annotates a value with a check of its own.
+
+    Attributes:
+        function: takes the value and the fields before it, by name. It raises a ValueError whose
+            text says what is expected. A field that is itself wrong is missing.
+    """
+
+    function: Callable[[Any, dict[str, Any]], None]
+
+
+class Holds(NamedTuple):
+    """Annotates a dictionary that is checked against another type and kept as it was read.
+
+    Attributes:
+        kind: the type: a `Shape`, or a dictionary of them.
+    """
+
+    kind: Any
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Base class of frozen dataclasses that name keys of a dictionary; further keys are allowed."""
+
+
+OPTIONAL = object()
+"""Annotates a field that a file may leave out."""
+
+
+def null_as(key: str) -> Check:
+    """Annotates a value that is null exactly where another field is null, or 0."""
+
+    def check(value: object, before: dict[str, Any]) -> None:
+        other = before.get(key, value)
+        has_none = other is None or (other == 0 and isinstance(other, int))
+        if (value is None) != has_none:
+            shown = "null" if other is None else other
+            raise ValueError(f"{'null' if has_none else 'a number'}, as {key} is {shown}")
+
+    return Check(check)
+
+
+def at_most(key: str) -> Check:
+    """Annotates a number that another field bounds."""
+
+    def check(value: float, before: dict[str, Any]) -> None:
+        if value > before.get(key, value):
+            raise ValueError(f"at most {before[key]}, as {key} is")
+
+    return Check(check)
+
+
+def _check_sha256(text: str, before: dict[str, Any]) -> None:
+    del before
     if not re.fullmatch("[0-9a-f]{64}", text):
         raise ValueError("a SHA-256, 64 hexadecimal digits")
-    return text
 
 
-Percent = Annotated[float, Field(ge=0, le=100)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0, le=1e18)]
-Positive = Annotated[float, Field(gt=0, le=1e18)]
-Count = Annotated[int, Field(ge=0, le=10**12)]
-PositiveCount = Annotated[int, Field(ge=1, le=10**12)]
-Bytes = Annotated[int, Field(ge=0, le=10**18)]
-Sha256 = Annotated[str, AfterValidator(_sha256)]
-
-STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-TOLERANT = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+Percent = Annotated[float, Bounds(ge=0, le=100)]
+Fraction = Annotated[float, Bounds(ge=0, le=1)]
+NonNegative = Annotated[float, Bounds(ge=0, le=1e18)]
+Positive = Annotated[float, Bounds(gt=0, le=1e18)]
+Count = Annotated[int, Bounds(ge=0, le=10**12)]
+PositiveCount = Annotated[int, Bounds(ge=1, le=10**12)]
+Bytes = Annotated[int, Bounds(ge=0, le=10**18)]
+Sha256 = Annotated[str, Check(_check_sha256)]
 
 
 @dataclass(frozen=True)
 class Record:
     """Base class of the frozen dataclasses that commands write as JSON and read again.
 
-    A file must hold each field that has no default and no other key. Types are exact and numbers
-    are finite. Values are checked when a file is read, not when Python code makes a record.
+    A file must hold every field and no other key. Types are exact and numbers are finite. Values
+    are checked when a file is read, not when Python code makes a record.
     """
-
-    __pydantic_config__ = STRICT
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the record as plain values for JSON, in field order."""
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Holds:
-    """Annotates a dictionary that is checked against a TypedDict and kept as it was read.
-
-    Attributes:
-        kind: the TypedDict.
-    """
-
-    kind: Any
-
-    def __get_pydantic_core_schema__(
-        self, source: object, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        """Returns the schema, for pydantic."""
-        return core_schema.no_info_wrap_validator_function(
-            _checked_only, handler.generate_schema(self.kind)
-        )
-
-
-def _checked_only(value: _T, check: core_schema.ValidatorFunctionWrapHandler) -> _T:
-    check(value)
-    return value
-
-
-def null_as(value: _T, other: object, key: str) -> _T:
-    """Returns a value that is null exactly where a related value is null.
-
-    Args:
-        value: the value.
-        other: the related value.
-        key: name of the related value.
-
-    Raises:
-        ValueError: one of the two is null and the other is not.
-    """
-    if (value is None) != (other is None):
-        raise ValueError(f"null, as {key} is" if other is None else f"a number, as {key} is one")
-    return value
-
-
 def read_record(kind: type[_T], path: Path, *, remedy: str) -> _T:
     """Reads a JSON file.
 
     Args:
-        kind: the type of the whole file, such as a `Record` or `dict[str, EvalResult]`.
+        kind: the type of the whole file: a `Record`, a dictionary of them, or a pydantic model.
         path: the file.
         remedy: tells the user what to do about a damaged file; the last line of messages.
 
@@ -118,7 +143,7 @@ def parse_record(kind: type[_T], text: str | bytes, *, where: str, remedy: str) 
     """Reads JSON text.
 
     Args:
-        kind: the type of the whole text.
+        kind: the type of the whole text, as for `read_record`.
         text: the JSON.
         where: starts messages: the file, or a name of the record.
         remedy: tells the user what to do about a damaged record; the last line of messages.
@@ -128,7 +153,7 @@ def parse_record(kind: type[_T], text: str | bytes, *, where: str, remedy: str) 
         SetupError: a newer kdedge wrote it.
     """
     try:
-        found: _T = _model(kind).model_validate_json(text).root  # type: ignore[arg-type]
+        found: _T = _validator(kind).validate_json(text)  # type: ignore[arg-type]
     except ValidationError as error:
         raise _explain(error.errors(include_url=False), text, where, remedy) from error
     except DataError as error:  # of a value that checks itself, such as `Preprocess`
@@ -137,12 +162,88 @@ def parse_record(kind: type[_T], text: str | bytes, *, where: str, remedy: str) 
 
 
 @cache
-def _model(kind: Any) -> type[RootModel[Any]]:
-    """Returns a model of a type; a TypeAdapter would take 25 ms more to import."""
-    return RootModel[kind]
+def _validator(kind: Any) -> SchemaValidator:
+    found: SchemaValidator | None = getattr(kind, "__pydantic_validator__", None)
+    return found or SchemaValidator(_schema(kind), _CONFIG)
 
 
-_MISSING = "missing"
+_CONFIG: CoreConfig = {"strict": True, "allow_inf_nan": False}
+_PLAIN = {str: "str", int: "int", float: "float", bool: "bool", Any: "any", NoneType: "none"}
+
+
+def _schema(kind: Any) -> Any:
+    """Returns pydantic-core's schema of a type."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _annotated(arguments[0], arguments[1:])
+    if origin is Literal:
+        return {"type": "literal", "expected": list(arguments)}
+    if origin in (Union, UnionType):
+        choices = [_schema(choice) for choice in arguments if choice is not NoneType]
+        schema = choices[0] if len(choices) == 1 else {"type": "union", "choices": choices}
+        return {"type": "nullable", "schema": schema} if NoneType in arguments else schema
+    if origin is tuple:
+        items = [_schema(item) for item in arguments if item is not ...]
+        variadic = {"variadic_item_index": 0} if ... in arguments else {}
+        return {"type": "tuple", "items_schema": items, **variadic}
+    if origin is list:
+        return {"type": "list", "items_schema": _schema(arguments[0])}
+    if origin is dict:
+        return {"type": "dict", "values_schema": _schema(arguments[1])}
+    if is_dataclass(kind):
+        return _dataclass_schema(kind)
+    return {"type": _PLAIN[kind]}
+
+
+def _annotated(kind: Any, marks: tuple[Any, ...]) -> Any:
+    schema = _schema(kind)
+    for mark in marks:
+        if isinstance(mark, Bounds):
+            schema |= {name: x for name, x in mark._asdict().items() if x is not None}
+        elif isinstance(mark, Check):
+            function = {"type": "with-info", "function": _checker(mark.function)}
+            schema = {"type": "function-after", "function": function, "schema": schema}
+        elif isinstance(mark, Holds):
+            function = {"type": "no-info", "function": _keep}
+            schema = {"type": "function-wrap", "function": function, "schema": _schema(mark.kind)}
+    return schema
+
+
+def _checker(check: Callable[[Any, dict[str, Any]], None]) -> Callable[[Any, Any], Any]:
+    def run(value: Any, info: Any) -> Any:
+        check(value, info.data or {})
+        return value
+
+    return run
+
+
+def _keep(value: _T, check: Callable[[_T], object]) -> _T:
+    check(value)
+    return value
+
+
+def _dataclass_schema(kind: Any) -> Any:
+    is_shape = issubclass(kind, Shape)
+    hints = get_type_hints(kind, include_extras=True)
+    members = []
+    for entry in fields(kind):
+        schema = _schema(hints[entry.name])
+        if OPTIONAL in getattr(hints[entry.name], "__metadata__", ()):
+            default = None if entry.default is MISSING else entry.default
+            schema = {"type": "default", "schema": schema, "default": default}
+        members.append({"type": "dataclass-field", "name": entry.name, "schema": schema})
+    arguments = {"type": "dataclass-args", "dataclass_name": kind.__name__, "fields": members}
+    return {
+        "type": "dataclass",
+        "config": _CONFIG,
+        "cls": kind,
+        "fields": [member["name"] for member in members],
+        "schema": {**arguments, "extra_behavior": "ignore" if is_shape else "forbid"},
+        "strict": not is_shape,  # strictly, a dictionary in Python is no dataclass
+        "post_init": hasattr(kind, "__post_init__"),
+    }
+
+
 _UNKNOWN = {"unexpected_keyword_argument", "extra_forbidden"}
 _NOT_AN_OBJECT = {"dataclass_type", "model_type", "dict_type"}
 _WORDS = {
@@ -197,7 +298,7 @@ def _place(problem: ErrorDetails, value: Any) -> str:
 
 def _say(problems: list[ErrorDetails]) -> str:
     """Says what is wrong at one place, after the place's name."""
-    missing = [str(one["loc"][-1]) for one in problems if one["type"] == _MISSING]
+    missing = [str(one["loc"][-1]) for one in problems if one["type"] == "missing"]
     if missing:
         return f"has no {', '.join(missing)}"
     unknown = [str(one["loc"][-1]) for one in problems if one["type"] in _UNKNOWN]

@@ -9,9 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
-
-from kdedge.records import Count, Fraction, Percent, PositiveCount, Record, null_as
+from kdedge.records import (
+    OPTIONAL,
+    Bounds,
+    Count,
+    Fraction,
+    Percent,
+    PositiveCount,
+    Record,
+    at_most,
+    null_as,
+)
 
 Split = Literal["all", "base-to-novel"]
 Selection = Literal["last", "validation", "test"]
@@ -65,7 +73,7 @@ class EvalResult(Record):
     harmonic_mean: Percent | None
     ece_percent: Percent
     per_class: dict[str, Percent | None] = field(default_factory=dict)
-    is_own_split: bool = False
+    is_own_split: Annotated[bool, OPTIONAL] = False
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -121,35 +129,14 @@ class ParityResult(Record):
     """
 
     n_images: PositiveCount
-    n_labeled: Count
-    n_nonfinite: Count
+    n_labeled: Annotated[Count, at_most("n_images")]
+    n_nonfinite: Annotated[Count, at_most("n_images")]
     agreement_percent: Percent
     mean_softmax_distance: Fraction | None
-    max_softmax_distance: Fraction | None
-    accuracy_percent: Percent | None
-    reference_accuracy_percent: Percent | None
-    accuracy_drop: Annotated[float, Field(ge=-100, le=100)] | None
+    max_softmax_distance: Annotated[Fraction | None, null_as("mean_softmax_distance")]
+    accuracy_percent: Annotated[Percent | None, null_as("n_labeled")]
+    reference_accuracy_percent: Annotated[Percent | None, null_as("n_labeled")]
+    accuracy_drop: Annotated[Annotated[float, Bounds(ge=-100, le=100)] | None, null_as("n_labeled")]
     worst: tuple[WorstImage, ...]
     images: str
     runtime: str
-
-    @field_validator("n_labeled", "n_nonfinite")
-    @classmethod
-    def _check_count(cls, value: int, info: ValidationInfo) -> int:
-        n_images = info.data.get("n_images", value)
-        if value > n_images:
-            raise ValueError(f"at most {n_images}, as n_images is")
-        return value
-
-    @field_validator("max_softmax_distance")
-    @classmethod
-    def _check_distance(cls, value: float | None, info: ValidationInfo) -> float | None:
-        key = "mean_softmax_distance"
-        return null_as(value, info.data.get(key, value), key)
-
-    @field_validator("accuracy_percent", "reference_accuracy_percent", "accuracy_drop")
-    @classmethod
-    def _check_accuracy(cls, value: float | None, info: ValidationInfo) -> float | None:
-        # 0 labeled images have no accuracy
-        n_labeled = info.data["n_labeled"] or None if "n_labeled" in info.data else value
-        return null_as(value, n_labeled, "n_labeled")

@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, with_config
-from typing_extensions import NotRequired, TypedDict
-
 from kdedge.records import (
-    TOLERANT,
+    OPTIONAL,
+    Bounds,
     Bytes,
+    Check,
     Holds,
     NonNegative,
     Percent,
     Positive,
     PositiveCount,
     Record,
+    Shape,
     null_as,
     read_record,
 )
@@ -64,15 +64,10 @@ class Measurement(Record):
     cv_percent: NonNegative
     images_per_second: Positive
     ratio: NonNegative | None
-    ratio_low: NonNegative | None
-    ratio_high: NonNegative | None
+    ratio_low: Annotated[NonNegative | None, null_as("ratio")]
+    ratio_high: Annotated[NonNegative | None, null_as("ratio")]
     watts: NonNegative | None
     samples_ms: tuple[float, ...]
-
-    @field_validator("ratio_low", "ratio_high")
-    @classmethod
-    def _check_ratio(cls, value: float | None, info: ValidationInfo) -> float | None:
-        return null_as(value, info.data.get("ratio", value), "ratio")
 
     @property
     def joules_per_image(self) -> float | None:
@@ -140,6 +135,12 @@ class ModelFacts(Record):
         return None if self.gmacs_image is None else self.gmacs_image + self.gmacs_call / batch
 
 
+def _check_runtime(text: str, before: dict[str, Any]) -> None:
+    del before
+    if not text.strip():
+        raise ValueError("what ran it, with its version")
+
+
 @dataclass(frozen=True)
 class SpeedRow(ModelFacts):
     """One model as one thing runs it.
@@ -155,7 +156,7 @@ class SpeedRow(ModelFacts):
         measurements: by batch.
     """
 
-    runtime: Annotated[str, Field(pattern=r"\S")]
+    runtime: Annotated[str, Check(_check_runtime)]
     device: str
     memory_bytes: Bytes | None
     compute_percent: NonNegative | None
@@ -175,8 +176,8 @@ class SpeedRow(ModelFacts):
         return next(found, None)
 
 
-@with_config(TOLERANT)
-class _Settings(TypedDict):
+@dataclass(frozen=True)
+class _Settings(Shape):
     """The settings that tables show."""
 
     batches: list[PositiveCount]
@@ -185,40 +186,40 @@ class _Settings(TypedDict):
     n_rounds: PositiveCount
 
 
-@with_config(TOLERANT)
-class _Gpu(TypedDict):
+@dataclass(frozen=True)
+class _Gpu(Shape):
     name: str | None
     driver: str | None
 
 
-@with_config(TOLERANT)
-class _Jetson(TypedDict):
+@dataclass(frozen=True)
+class _Jetson(Shape):
     board: str
     power_mode: str
 
 
-@with_config(TOLERANT)
-class _Device(TypedDict):
+@dataclass(frozen=True)
+class _Device(Shape):
     """The facts of a device sheet that tables show or compare."""
 
     cpu: str
     cpu_cores: PositiveCount
-    omp_num_threads: NotRequired[str]
-    gpus: NotRequired[list[_Gpu]]
-    jetson: NotRequired[_Jetson]
-    throttled: NotRequired[bool | None]
+    omp_num_threads: Annotated[str, OPTIONAL]
+    gpus: Annotated[list[_Gpu], OPTIONAL]
+    jetson: Annotated[_Jetson, OPTIONAL]
+    throttled: Annotated[bool | None, OPTIONAL]
 
 
-@with_config(TOLERANT)
-class _Rate(TypedDict):
+@dataclass(frozen=True)
+class _Rate(Shape):
     rate: Positive
     by: str
 
 
-@with_config(TOLERANT)
-class _Peak(TypedDict):
+@dataclass(frozen=True)
+class _Peak(Shape):
     gmacs_per_second: dict[str, _Rate]
-    copy_bytes_per_second: NotRequired[Positive]
+    copy_bytes_per_second: Annotated[Positive, OPTIONAL]
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ class SpeedResult(Record):
         left_out: what could not be measured here, and why.
     """
 
-    format: Annotated[int, Field(ge=1, le=FORMAT_VERSION)] = field(
+    format: Annotated[int, Bounds(ge=1, le=FORMAT_VERSION)] = field(
         default=FORMAT_VERSION, kw_only=True
     )
     command: str

@@ -119,6 +119,12 @@ def write_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture(scope="session")
+def drawn_clip() -> Callable[..., dict[str, np.ndarray]]:
+    """Draws a CLIP's tensors from a seed and a tag."""
+    return draw_clip
+
+
 TINY = {
     "vision_width": 64,
     "vision_layers": 3,
@@ -159,7 +165,16 @@ def tiny_open_clip(tiny_backbone: Any) -> Any:
     from kdedge.clip.weights import infer_config
 
     state = tiny_backbone.model.state_dict()
-    model = CLIP(**{**infer_config(state), "quick_gelu": True}).eval().requires_grad_(False)
+    model = (
+        CLIP(
+            **{
+                **infer_config({key: tuple(value.shape) for key, value in state.items()}),
+                "quick_gelu": True,
+            }
+        )
+        .eval()
+        .requires_grad_(False)
+    )
     model.load_state_dict(state)
     return model
 
@@ -195,17 +210,37 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.fixture(scope="session")
-def file_server() -> ModuleType:
-    """A web server that does what servers do wrong."""
-    path = Path(__file__).with_name("file_server.py")
-    spec = importlib.util.spec_from_file_location("file_server", path)
+def _load(name: str) -> ModuleType:
+    """A module beside this file."""
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+_device = _load("device")
+artifact, make_artifact, write_model = _device.artifact, _device.make_artifact, _device.write_model
+mean_color_logits, paint = _device.mean_color_logits, _device.paint
+host_gpu, cudart, no_gpu, jetson = _device.host_gpu, _device.cudart, _device.no_gpu, _device.jetson
+cuda_libraries = _device.cuda_libraries
+
+
+@pytest.fixture(scope="session")
+def _forking() -> Iterator[Any]:
+    """Starts processes of `kdedge` and of scripts."""
+    processes = _load("processes").Processes()
+    yield processes
+    processes.close()
+
+
+@pytest.fixture(scope="session")
+def file_server() -> ModuleType:
+    """A web server that does what servers do wrong."""
+    return _load("file_server")
 
 
 @pytest.fixture

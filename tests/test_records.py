@@ -182,7 +182,7 @@ def _is_same(read: Any, written: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", READERS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_a_damaged_record_is_read_as_it_is_written_or_refused(name: str, data: Any) -> None:
     written = data.draw(damaged(json.loads((GOLDEN / name).read_text(encoding="utf-8"))))
@@ -199,7 +199,7 @@ def test_a_damaged_record_is_read_as_it_is_written_or_refused(name: str, data: A
 
 
 @pytest.mark.parametrize("name", READERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_changed_bytes_of_a_record_give_no_traceback(name: str, data: Any) -> None:
     content = bytearray((GOLDEN / name).read_bytes())
@@ -226,7 +226,7 @@ def test_what_is_no_record_is_refused(name: str, data: bytes) -> None:
         _read(name, data)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_a_damaged_line_of_the_metrics_is_left_out_with_its_place(data: Any) -> None:
     lines = [json.loads(line) for line in (GOLDEN / "metrics.jsonl").read_text().splitlines()]
@@ -239,7 +239,7 @@ def _is_epoch(line: Any) -> bool:
     return "kind" in line and line["kind"] is not None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_a_damaged_line_of_pseudo_labels_is_read_or_refused(data: Any) -> None:
     text = (GOLDEN / "pseudo_labels.jsonl").read_text(encoding="utf-8")

@@ -41,6 +41,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdedge.clip.blocks import make_wrappable
 from kdedge.clip.builtin import TOKEN_TABLE, draw_token_table
 from kdedge.clip.text import encode_text, tokenize
 from kdedge.clip.vision import encode_image
@@ -166,6 +167,8 @@ def train(plan: Plan, pictures: Tensor, attributes: list[Attributes]) -> open_cl
     torch.manual_seed(plan.seed)
     rng = np.random.default_rng([2000, plan.seed])
     model = open_clip.CLIP(**plan.config, init_logit_scale=math.log(10))
+    make_wrappable(model.transformer)
+    make_wrappable(model.visual.transformer)
     model.token_embedding.weight.data = draw_token_table(plan.config)
     model.token_embedding.requires_grad_(False)
     tokenizer = open_clip.SimpleTokenizer(context_length=TEXT["context_length"])

@@ -17,24 +17,25 @@ from kdedge.bench.subject import Subject
 from kdedge.bench.timing import Call, host_timed
 from kdedge.errors import DataError
 from kdedge.runtime.artifact import FILE_NAME, Artifact, ModelFile
-from kdedge.runtime.backends import backend_module, list_backends
-from kdedge.runtime.backends._protocol import Backend, DeviceTimed
-from kdedge.runtime.classify import to_input
+from kdedge.runtime.backend import Backend, DeviceTimed
+from kdedge.runtime.batches import to_input
 from kdedge.runtime.preprocess import decode_image, resize_and_crop
 from kdedge.speed_results import Accuracy, Inputs
+from kdedge.targets.protocol import Target
+from kdedge.targets.registry import list_targets, load_run
 
 PHOTO_PX = (640, 480)
 """The size of the image file that calls from an image file decode, in pixels."""
 
 
 def artifact_subjects(artifact: Artifact, *, n_threads: int | None) -> list[Subject]:
-    """A row for each file that a backend of kdedge's runs, on this machine or another.
+    """A row for each file whose target has a backend, on this machine or another.
 
     Args:
         artifact: what there is.
         n_threads: of the CPU; None for the engine's own choice.
     """
-    targets = {backend_module(name).TARGET: name for name in list_backends()}
+    targets = {target.name: target for target in list_targets() if target.backend is not None}
     return [
         _subject(artifact, file, targets[file.target], n_threads)
         for file in artifact.files
@@ -51,7 +52,7 @@ def find_artifact(path: Path) -> tuple[Path, str | None] | None:
     return None
 
 
-def _subject(artifact: Artifact, file: ModelFile, backend: str, n_threads: int | None) -> Subject:
+def _subject(artifact: Artifact, file: ModelFile, target: Target, n_threads: int | None) -> Subject:
     counted = _counted(artifact, file)
     parity = file.parity
     accuracy = None
@@ -67,7 +68,7 @@ def _subject(artifact: Artifact, file: ModelFile, backend: str, n_threads: int |
 
     @contextlib.contextmanager
     def load() -> Iterator[LoadedModelFile]:
-        module = backend_module(backend)
+        module = load_run(target)
         module.check_environment()
         path = artifact.checked(file.name)
         loaded = module.load(path, n_threads=n_threads, built_with=file.built_with or None)
@@ -100,7 +101,7 @@ def _counted(artifact: Artifact, file: ModelFile) -> dict[str, Any]:
 
 
 class LoadedModelFile:
-    """A model file on its backend; see `bench.subject.Loaded`.
+    """A model file on its backend, as a subject; see `bench.subject.LoadedSubject`.
 
     A call of a backend takes the host's memory and gives the host's back: where a GPU computes, it
     is timed with the copies, and by the GPU's own events without them.

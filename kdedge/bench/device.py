@@ -20,8 +20,8 @@ from typing import Any
 
 from kdedge import __version__
 from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
+from kdedge.targets.registry import list_targets
 
-_PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy")
 _SYSTEM = Path("/")
 
 
@@ -54,8 +54,11 @@ def device_sheet(root: Path = _SYSTEM) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
+    """Versions of what computes: torch, NumPy and what the targets with a backend need."""
+    targets = [target for target in list_targets() if target.backend is not None]
+    of_targets = [name for t in targets for package in t.packages for name in package.distributions]
     found = {}
-    for package in _PACKAGES:
+    for package in ("torch", "numpy", *of_targets):
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found

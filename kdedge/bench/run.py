@@ -13,10 +13,9 @@ from kdedge._progress import progress
 from kdedge.bench.device import conditions, device_sheet, was_throttled
 from kdedge.bench.peak import measure_peaks
 from kdedge.bench.power import find_power
-from kdedge.bench.subject import Loaded, Subject, watching_peak
+from kdedge.bench.subject import LoadedSubject, Subject, watching_peak
 from kdedge.bench.timing import Power, TimingPlan, measure, summarize
-from kdedge.errors import KdedgeError, MissingPackage
-from kdedge.runtime.backends._protocol import NotHere
+from kdedge.errors import BackendUnavailable, KdedgeError, MissingPackage
 from kdedge.speed_results import Inputs, Measurement, ModelFacts, SpeedResult, SpeedRow
 
 log = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ class _Row:
     """A row while it is measured."""
 
     subject: Subject
-    loaded: Loaded | None = None
+    loaded: LoadedSubject | None = None
     memory_bytes: int | None = None
     problem: Exception | None = None
     is_baseline: bool = False
@@ -41,6 +40,19 @@ class _Row:
         return "GPU" if self.loaded is not None and self.loaded.is_gpu else "CPU"
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What measures this machine itself.
+
+    Attributes:
+        peaks: gives its highest rates, as `bench.peak.measure_peaks` does.
+        power: gives what measures its power.
+    """
+
+    peaks: Callable[..., dict[str, Any]] = measure_peaks
+    power: Callable[[], Power] = find_power
+
+
 def run_bench(
     subjects: Sequence[Subject],
     *,
@@ -50,6 +62,7 @@ def run_bench(
     left_out: dict[str, str],
     command: str,
     when_interrupted: Callable[[SpeedResult], None] = lambda _: None,
+    machine: Machine = Machine(),
 ) -> SpeedResult:
     """Measures models on this machine.
 
@@ -62,6 +75,7 @@ def run_bench(
         command: as it was typed.
         when_interrupted: gets what was measured before Ctrl-C or SIGTERM, if anything was; the
             interrupt goes on afterwards.
+        machine: what measures peaks and power.
 
     Raises:
         KdedgeError: none of the models could be measured; the first one's error.
@@ -72,9 +86,9 @@ def run_bench(
     with ExitStack() as held:
         rows = _load_all(subjects, held, left_out)
         is_gpu = any(row.device == "GPU" for row in rows)
-        peaks = measure_peaks(n_threads=n_threads, gpu=is_gpu)
+        peaks = machine.peaks(n_threads=n_threads, gpu=is_gpu)
         try:
-            _measure_all(rows, plan, batches, peaks, find_power(), left_out)
+            _measure_all(rows, plan, batches, peaks, machine.power(), left_out)
         except KeyboardInterrupt as error:
             if not any(row.measurements for row in rows):
                 raise
@@ -110,7 +124,7 @@ def _load_all(subjects: Sequence[Subject], held: ExitStack, left_out: dict[str, 
     """Loads what this machine can run; one that fails has a row that says why.
 
     Raises:
-        MissingPackage, NotHere: nothing of it can run here; the first one's error.
+        MissingPackage, BackendUnavailable: nothing of it can run here; the first one's error.
     """
     rows = []
     absent: list[KdedgeError] = []
@@ -125,7 +139,7 @@ def _load_all(subjects: Sequence[Subject], held: ExitStack, left_out: dict[str, 
                     row.loaded.call(low, row.loaded.inputs[0])()
                     extra = added()
                 row.memory_bytes = None if extra is None else row.loaded.held_bytes + extra
-            except (MissingPackage, NotHere) as error:
+            except (MissingPackage, BackendUnavailable) as error:
                 left_out[subject.label] = str(error).splitlines()[0]
                 absent.append(error)
                 continue

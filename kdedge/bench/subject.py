@@ -14,7 +14,7 @@ from kdedge.bench.timing import Call
 from kdedge.speed_results import Inputs, ModelFacts
 
 
-class Loaded(Protocol):
+class LoadedSubject(Protocol):
     """A model in memory.
 
     Attributes:
@@ -44,7 +44,7 @@ class Subject(ModelFacts):
         load: context in which the model is in memory.
     """
 
-    load: Callable[[], AbstractContextManager[Loaded]]
+    load: Callable[[], AbstractContextManager[LoadedSubject]]
 
 
 def resident_bytes() -> int | None:

@@ -184,7 +184,7 @@ def teacher_model(teacher: RunModel) -> TorchModel:
 
 
 class LoadedTorch:
-    """A model of PyTorch; see `bench.subject.Loaded`."""
+    """A model of PyTorch; see `bench.subject.LoadedSubject`."""
 
     def __init__(
         self, logits: _Logits, size_px: int, device: torch.device, n_parameters: int

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -31,6 +35,28 @@ resume_option = click.option(
     "--resume", is_flag=True, help="Continue an interrupted run of the same recipe."
 )
 """`--resume`, given to the command as `resume`."""
+
+
+def options_as(kind: type[Any], name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Hands the options that a dataclass's fields name to the command as one value of it.
+
+    It stands below the options' own decorators.
+
+    Args:
+        kind: the dataclass.
+        name: of the command's parameter.
+    """
+    fields = [field.name for field in dataclasses.fields(kind)]
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def command(*arguments: Any, **values: Any) -> Any:
+            values[name] = kind(**{field: values.pop(field) for field in fields})
+            return function(*arguments, **values)
+
+        return command
+
+    return decorate
 
 
 def check_new_file(path: Path | None) -> None:

@@ -31,7 +31,7 @@ def warn_of_unused_optim(loaded: LoadedRecipe, *roles: Role) -> None:
         if asked not in own.values():
             others = " --set ".join(override_texts(dict.fromkeys(own, asked)))
             logging.getLogger(__name__).warning(
-                "--set %s has no effect, as the recipe has %s.\n  Set that instead: --set %s",
+                "--set %s has no effect, overridden by %s.\n  Set that instead: --set %s",
                 *override_texts({f"optim.{key}": asked}),
                 " and ".join(override_texts(own)),
                 others,

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from kdedge.runtime.classify import Answer, Prediction, Result, Unusable
+from kdedge.inference.results import ClassScore, Prediction, Result, UnreadableImage
 
 FORMATS = ("text", "csv", "jsonl")
 _MAX_KEY_COLUMN = 60
@@ -48,7 +48,7 @@ def column_widths(keys: Sequence[str], class_names: Sequence[str]) -> tuple[int,
     return min(longest, _MAX_KEY_COLUMN), max(len(_visible(name)) for name in class_names)
 
 
-def named(answer: Answer, min_score: float | None) -> bool:
+def named(answer: ClassScore, min_score: float | None) -> bool:
     """Whether an image's best answer is good enough to be named."""
     return min_score is None or (
         answer.score_percent is not None and answer.score_percent >= min_score
@@ -65,7 +65,7 @@ class _Text:
     def line(self, result: Result) -> str:
         key = _visible(result.key).ljust(self._columns[0])
         if not isinstance(result, Prediction):
-            what = "unreadable" if isinstance(result, Unusable) else "no answer"
+            what = "unreadable" if isinstance(result, UnreadableImage) else "no answer"
             return f"{key}  {what}: {result.reason}"
         cells = [key]
         for answer in result.top:

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -25,6 +25,7 @@ from kdedge.cli._options import (
     check_new_file,
     device_option,
     need_training_packages,
+    options_as,
     runs_option,
 )
 from kdedge.cli._output import FiniteRange, next_line, print_result, table
@@ -59,6 +60,43 @@ def _percent(ctx: click.Context, parameter: click.Parameter, value: str | None) 
     if not 0 <= number < 1000:
         raise click.BadParameter(f"{value!r} is no percentage, as in 5%.")
     return number
+
+
+@dataclass(frozen=True)
+class _Models:
+    """What is measured.
+
+    Attributes:
+        sources: runs, artifacts and files.
+        against: methods to compare a run with, as typed.
+        root: folder of all runs.
+        device: torch's, for a run's models.
+        threads: of the CPU.
+    """
+
+    sources: tuple[str, ...]
+    against: str
+    root: Path
+    device: str | None
+    threads: int | None
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """How long each model is timed at which batch sizes."""
+
+    batches: tuple[int, ...]
+    seconds: float
+    calls: int
+    slowest: float
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Earlier measurements, and how much slower a median may be."""
+
+    baseline: Path | None
+    max_regress: float | None
 
 
 @click.command("bench")
@@ -129,20 +167,11 @@ def _percent(ctx: click.Context, parameter: click.Parameter, value: str | None) 
 )
 @runs_option
 @device_option
+@options_as(_Models, "models")
+@options_as(_Timing, "timing")
+@options_as(_Comparison, "comparison")
 def command(
-    sources: tuple[str, ...],
-    against: str,
-    batches: tuple[int, ...],
-    seconds: float,
-    calls: int,
-    slowest: float,
-    threads: int | None,
-    kind: str,
-    output: Path | None,
-    baseline: Path | None,
-    max_regress: float | None,
-    root: Path,
-    device: str | None,
+    models: _Models, timing: _Timing, comparison: _Comparison, kind: str, output: Path | None
 ) -> None:
     """Measure models against each other: work, latency, FPS, memory, accuracy.
 
@@ -153,16 +182,16 @@ def command(
 
     Speed and work depend on a method's architecture alone; accuracies are those of finished runs.
     """
-    if max_regress is not None and baseline is None:
+    baseline, threads = comparison.baseline, models.threads
+    if comparison.max_regress is not None and baseline is None:
         raise click.UsageError("--max-regress goes with --baseline FILE.")
     before = None if baseline is None else _read(baseline)
     if before is not None:
         check_comparable(before, device=device_sheet(), n_threads=threads, where=str(baseline))
     check_new_file(output)
-    methods = [] if against == "none" else [name.strip() for name in against.split(",")]
-    gathered = _Gathered(root, device, threads)
-    for source in sources or (None,):
-        gathered.add(source, methods)
+    gathered = _Gathered(models)
+    for source in models.sources or (None,):
+        gathered.add(source)
 
     def show(result: SpeedResult) -> None:
         try:
@@ -178,17 +207,20 @@ def command(
     result = run_bench(
         gathered.subjects,
         plan=TimingPlan(
-            seconds=seconds, n_calls=calls, most_seconds=10 * seconds, call_seconds=slowest
+            seconds=timing.seconds,
+            n_calls=timing.calls,
+            most_seconds=10 * timing.seconds,
+            call_seconds=timing.slowest,
         ),
-        batches=batches,
+        batches=timing.batches,
         n_threads=threads,
         left_out=gathered.left_out,
         command=shlex.join(["kdedge", *sys.argv[1:]]),
         when_interrupted=show,
     )
     show(result)
-    if before is not None and baseline is not None:
-        limit = 5.0 if max_regress is None else max_regress
+    if before is not None:
+        limit = 5.0 if comparison.max_regress is None else comparison.max_regress
         for line in check_regressions(result, before, max_percent=limit, where=str(baseline)):
             log.info("%s", line)
 
@@ -201,11 +233,11 @@ class _Gathered:
         run: folder of the first run.
     """
 
-    def __init__(self, root: Path, device: str | None, n_threads: int | None) -> None:
+    def __init__(self, models: _Models) -> None:
         self._groups: list[tuple[str, list[Subject]]] = []
         self.left_out: dict[str, str] = {}
         self.run: Path | None = None
-        self._root, self._device, self._n_threads = root, device, n_threads
+        self._models = models
 
     @property
     def subjects(self) -> list[Subject]:
@@ -222,11 +254,11 @@ class _Gathered:
         """Where measurements are written unasked."""
         return None if self.run is None else self.run / "bench"
 
-    def add(self, source: str | None, against: Sequence[str]) -> None:
+    def add(self, source: str | None) -> None:
         """Adds what an argument means."""
         found = None if source is None else find_artifact(Path(source))
         if found is None:
-            self._add_run(source, against)
+            self._add_run(source)
         else:
             self._groups.append((str(source), self._of_artifact(*found)))
 
@@ -234,10 +266,10 @@ class _Gathered:
         artifact = load_artifact(folder)
         if file is not None:
             artifact.file(file)  # says what there is where it is no model file
-        found = artifact_subjects(artifact, n_threads=self._n_threads)
+        found = artifact_subjects(artifact, n_threads=self._models.threads)
         return [one for one in found if file in (None, one.model)]
 
-    def _add_run(self, source: str | None, against: Sequence[str]) -> None:
+    def _add_run(self, source: str | None) -> None:
         from kdedge.runs.find import find_run
 
         need_training_packages("Measuring a run")
@@ -247,11 +279,13 @@ class _Gathered:
         from kdedge.setup.device import choose_device
         from kdedge.setup.workspace import Workspace
 
-        if self._n_threads is not None:
-            torch.set_num_threads(self._n_threads)
-        run = find_run(source, self._root)
-        workspace = Workspace(self._root, choose_device(self._device))
-        rows, missing = run_subjects(run, workspace, against=against)
+        models = self._models
+        if models.threads is not None:
+            torch.set_num_threads(models.threads)
+        names = [] if models.against == "none" else models.against.split(",")
+        run = find_run(source, models.root)
+        workspace = Workspace(models.root, choose_device(models.device))
+        rows, missing = run_subjects(run, workspace, against=[name.strip() for name in names])
         self.left_out |= missing
         self.run = self.run or run.path
         folders = [file.parent for file in run.path.glob(f"artifacts/*/{FILE_NAME}")]

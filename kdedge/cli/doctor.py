@@ -7,74 +7,47 @@ import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
 from kdedge import __version__
 from kdedge.cli._output import gibibytes, json_option, print_result, table
-from kdedge.deploy.targets._platform import find_cuda_device, jetson_wheel_problem
 from kdedge.errors import SetupError
+from kdedge.runtime.cuda import find_gpus
 from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
+from kdedge.targets.protocol import Package
+from kdedge.targets.registry import BrokenTarget, list_targets
 
-
-class _Package(NamedTuple):
-    """An optional package.
-
-    Attributes:
-        name: what it is called in the list.
-        distributions: any of these brings it.
-        install: the pip line.
-        purpose: what needs it.
-    """
-
-    name: str
-    distributions: tuple[str, ...]
-    install: str
-    purpose: str
-
-
-def _from_extra(extra: str) -> str:
-    return f"pip install 'kdedge[{extra}]'"
-
-
-_PACKAGES = (
-    _Package("torch", ("torch",), _from_extra("train"), "training"),
-    _Package("torchvision", ("torchvision",), _from_extra("train"), "training"),
-    _Package("open_clip", ("open_clip_torch",), _from_extra("train"), "backbones"),
-    _Package("timm", ("timm",), _from_extra("train"), "backbones without texts"),
-    _Package("torchmetrics", ("torchmetrics",), _from_extra("train"), "evaluation"),
-    _Package("webdataset", ("webdataset",), _from_extra("train"), "tar shards"),
-    _Package("datasets", ("datasets",), _from_extra("data"), "Parquet, Hugging Face datasets"),
-    _Package("scipy", ("scipy",), _from_extra("data"), "labels of two benchmark sets"),
-    _Package("tensorboard", ("tensorboard",), _from_extra("train"), "curves"),
-    _Package("onnx", ("onnx",), _from_extra("export"), "ONNX files"),
-    _Package("onnxscript", ("onnxscript",), _from_extra("export"), "ONNX files"),
-    _Package("modelopt", ("nvidia-modelopt",), _from_extra("export"), "FP16 and INT8 files"),
-    _Package(
-        "onnxruntime", ("onnxruntime", "onnxruntime-gpu"), _from_extra("runtime"),
-        "running ONNX files",
-    ),
-    _Package(
-        "tensorrt", ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
-        "pip install tensorrt (on a Jetson, JetPack brings it)", "TensorRT engines",
-    ),
-    _Package(
-        "tensorrt_rtx", ("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
-        _from_extra("trt-rtx"), "TensorRT-RTX engines",
-    ),
-    _Package(
-        "torch_tensorrt", ("torch-tensorrt",), _from_extra("torch-tensorrt"),
-        "programs for PyTorch services",
-    ),
-    _Package("pynvml", ("nvidia-ml-py",), _from_extra("power"), "a GPU's watts and clocks"),
-    _Package("matplotlib", ("matplotlib",), _from_extra("report"), "reports"),
-    _Package("jinja2", ("jinja2",), _from_extra("report"), "reports"),
-    _Package(
-        "cv2", ("opencv-python-headless", "opencv-python"), "pip install opencv-python-headless",
+_BEFORE_TARGETS = (
+    Package("torch", ("torch",), "training", extra="train"),
+    Package("torchvision", ("torchvision",), "training", extra="train"),
+    Package("open_clip", ("open_clip_torch",), "backbones", extra="train"),
+    Package("timm", ("timm",), "backbones without texts", extra="train"),
+    Package("torchmetrics", ("torchmetrics",), "evaluation", extra="train"),
+    Package("webdataset", ("webdataset",), "tar shards", extra="train"),
+    Package("datasets", ("datasets",), "Parquet, Hugging Face datasets", extra="data"),
+    Package("scipy", ("scipy",), "labels of two benchmark sets", extra="data"),
+    Package("tensorboard", ("tensorboard",), "curves", extra="train"),
+)
+_AFTER_TARGETS = (
+    Package("pynvml", ("nvidia-ml-py",), "a GPU's watts and clocks", extra="power"),
+    Package("matplotlib", ("matplotlib",), "reports", extra="report"),
+    Package("jinja2", ("jinja2",), "reports", extra="report"),
+    Package(
+        "cv2",
+        ("opencv-python-headless", "opencv-python"),
         "cameras",
+        install="pip install opencv-python-headless",
     ),
-)  # fmt: skip
+)
+
+
+def optional_packages() -> tuple[Package, ...]:
+    """Every optional package of kdedge and of the targets, once each."""
+    of_targets = [package for target in list_targets() for package in target.packages]
+    every = (*_BEFORE_TARGETS, *of_targets, *_AFTER_TARGETS)
+    return tuple({package.module: package for package in every}.values())
 
 
 @click.command("doctor")
@@ -89,13 +62,17 @@ def command(as_json: bool) -> None:
 
 
 def examine() -> dict[str, Any]:
-    """Gives the machine, its CUDA devices and the optional packages as plain values."""
-    packages = {package.name: _examine_package(package) for package in _PACKAGES}
+    """Gives the machine, its GPUs and the optional packages as plain values."""
+    packages = {package.module: _examine_package(package) for package in optional_packages()}
+    problems = [
+        target.problem if isinstance(target, BrokenTarget) else target.find_problem()
+        for target in list_targets()
+    ]
     return {
         "machine": _machine(),
-        "cuda": _cuda() if packages["torch"]["version"] else _cuda_of_the_driver(),
+        "cuda": _cuda(has_torch=packages["torch"]["version"] is not None),
         "packages": packages,
-        "problems": [problem for problem in (jetson_wheel_problem(),) if problem is not None],
+        "problems": [problem for problem in problems if problem is not None],
     }
 
 
@@ -112,7 +89,7 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _examine_package(package: _Package) -> dict[str, Any]:
+def _examine_package(package: Package) -> dict[str, Any]:
     found = None
     for distribution in package.distributions:
         try:
@@ -120,41 +97,39 @@ def _examine_package(package: _Package) -> dict[str, Any]:
         except PackageNotFoundError:
             continue
         break
-    install = None if found else package.install
+    install = None if found else package.install_line
     return {"version": found, "purpose": package.purpose, "install": install}
 
 
-def _cuda() -> dict[str, Any]:
-    """CUDA devices as torch sees them."""
+def _cuda(*, has_torch: bool) -> dict[str, Any]:
+    """The GPUs that the driver has, and why torch, where it is installed, cannot use them."""
+    torch_cuda, problem = _cuda_of_torch() if has_torch else (None, None)
     try:
-        torch = importlib.import_module("torch")
-    except (ImportError, OSError) as error:
-        return {"devices": [], "problem": f"torch cannot be imported: {error}"}
-    if torch.version.cuda is None:
-        return {"devices": [], "problem": "this torch was built without CUDA"}
-    devices = []
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        devices.append(
-            {
-                "name": properties.name,
-                "memory_bytes": properties.total_memory,
-                "compute_capability": f"{properties.major}.{properties.minor}",
-                "cuda": torch.version.cuda,
-            }
-        )
-    problem = None if devices else "torch sees no CUDA device: is the NVIDIA driver installed?"
+        gpus = find_gpus()
+    except SetupError as error:
+        return {"devices": [], "problem": str(error).partition("\n")[0].rstrip(".")}
+    devices = [
+        {
+            "name": gpu.name,
+            "memory_bytes": gpu.memory_bytes,
+            "compute_capability": gpu.compute_capability,
+            "cuda": torch_cuda,
+        }
+        for gpu in gpus
+    ]
     return {"devices": devices, "problem": problem}
 
 
-def _cuda_of_the_driver() -> dict[str, Any]:
-    """The CUDA device that engines are for, where there is no torch, as on a device."""
+def _cuda_of_torch() -> tuple[str | None, str | None]:
+    """The CUDA that torch was built with, and what keeps torch from GPUs."""
     try:
-        device = find_cuda_device()
-    except SetupError as error:
-        return {"devices": [], "problem": str(error).partition("\n")[0].rstrip(".")}
-    found = {"name": device.name, "memory_bytes": None, "compute_capability": device.capability}
-    return {"devices": [{**found, "cuda": None}], "problem": None}
+        torch = importlib.import_module("torch")
+    except (ImportError, OSError) as error:
+        return None, f"torch cannot be imported: {error}"
+    if torch.version.cuda is None:
+        return None, "this torch was built without CUDA"
+    problem = None if torch.cuda.is_available() else "torch sees no CUDA device"
+    return torch.version.cuda, problem
 
 
 def _as_text(report: dict[str, Any]) -> str:
@@ -169,8 +144,11 @@ def _as_text(report: dict[str, Any]) -> str:
         ["free disk", f"{gibibytes(machine['disk_free_bytes'])} in this folder"],
     ]
     rows += [["GPU", _device_line(device)] for device in report["cuda"]["devices"]]
+    problem = report["cuda"]["problem"]
     if not report["cuda"]["devices"]:
-        rows.append(["GPU", f"none: {report['cuda']['problem']}"])
+        rows.append(["GPU", f"none: {problem}"])
+    elif problem is not None:
+        rows.append(["torch", problem])
     packages = [
         [name, found["version"] or "missing", found["purpose"], found["install"] or ""]
         for name, found in report["packages"].items()

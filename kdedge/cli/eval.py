@@ -17,10 +17,7 @@ from kdedge.cli._options import (
 from kdedge.cli._output import json_option, next_line, percent, print_result, set_option, table
 from kdedge.cli._results import accuracy_table
 from kdedge.errors import ResourceError
-from kdedge.eval_details import EvalDetails
-from kdedge.results import EvalResult
 from kdedge.runs.find import find_run
-from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import add_evaluation, run_label
 
 log = logging.getLogger(__name__)
@@ -73,19 +70,15 @@ def command(
     if per_class:
         rows = [[name, percent(value)] for name, value in result.per_class.items()]
         text += "\n\n" + table(rows, header=["class", "accuracy"], align="lr")
-    written = [] if overrides else _add(found, result, details)
+    written: list[Path] = []
+    if not overrides:
+        try:
+            written = add_evaluation(found, result, details)
+        except ResourceError as error:  # the result is printed all the same
+            log.warning("%s", error)
     if output is not None:
         write_json(output, result.to_dict())
         written.append(output)
     text += "".join(f"\nWrote {path}" for path in written)
     text += f"\n{next_line('show', found.path)}"
     print_result({"run": str(found.path), **result.to_dict()}, as_json=as_json, text=text)
-
-
-def _add(run: RunFolder, result: EvalResult, details: EvalDetails) -> list[Path]:
-    """Adds missing records to the run; warns if its folder cannot be written."""
-    try:
-        return add_evaluation(run, result, details)
-    except ResourceError as error:
-        log.warning("%s", error)
-        return []

@@ -2,34 +2,91 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdedge.cli._options import device_option, need_training_packages, runs_option
+from kdedge.cli._options import device_option, need_training_packages, options_as, runs_option
 from kdedge.cli._output import json_option, next_line, percent, print_result, set_option, table
-from kdedge.errors import KdedgeError, RecipeError
-from kdedge.runtime.artifact import FILE_NAME, Artifact, ModelFile, Precision, load_artifact
-from kdedge.setup.classes import read_class_names
+from kdedge.errors import KdedgeError
+from kdedge.targets.protocol import Target
+from kdedge.targets.registry import find_target, list_targets
+
+if TYPE_CHECKING:  # --help loads neither pydantic nor NumPy
+    from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 
 log = logging.getLogger(__name__)
 
-_NO_INT8_PROGRAM = (
-    "There is no INT8 in Torch-TensorRT's programs. Build INT8 engines from the ONNX file (--trt"
-    " --int8), or leave --int8 out."
-)
-_ONLY_FOR_RUNS = ("onnx", "classes", "head", "pixels", "output", "overrides", "device")
+
+@dataclass(frozen=True)
+class _RunOptions:
+    """Options that shape what a run's export writes; an artifact's ONNX files stay as they are."""
+
+    classes: Path | None
+    head: str | None
+    pixels: str | None
+    output: Path | None
+    overrides: tuple[str, ...]
+    device: str | None
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is asked for beside float32 ONNX files.
+
+    Attributes:
+        targets: those whose flags are set.
+        fp16: `--fp16`.
+        int8: `--int8`.
+    """
+
+    targets: tuple[Target, ...]
+    fp16: bool
+    int8: bool
+
+    @property
+    def asked(self) -> set[Precision]:
+        """INT8 files have FP16 ones beside them to compare with."""
+        return {"int8", "fp16"} if self.int8 else {"fp16"} if self.fp16 else set()
+
+    @property
+    def flagged(self) -> list[Precision]:
+        """The lowest precision whose flag is set; none without a flag."""
+        return ["int8"] if self.int8 else ["fp16"] if self.fp16 else []
+
+
+@dataclass(frozen=True)
+class _Servers:
+    """Folders for inference servers."""
+
+    triton: Path | None
+    deepstream: Path | None
+
+
+def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds a flag for each target; the command gets the chosen ones as `targets`."""
+    taken = {name for option in getattr(function, "__click_params__", []) for name in option.opts}
+    targets = [target for target in list_targets() if target.flag not in taken]
+    names = {f"target_{number}": target for number, target in enumerate(targets)}
+
+    @functools.wraps(function)
+    def command(*arguments: Any, **values: Any) -> Any:
+        chosen = tuple(target for name, target in names.items() if values.pop(name))
+        return function(*arguments, targets=chosen, **values)
+
+    for name, target in reversed(names.items()):
+        command = click.option(target.flag, name, is_flag=True, help=target.help)(command)
+    return command
 
 
 @click.command("export")
 @click.argument("source", metavar="[RUN|ARTIFACT]", required=False)
-@click.option("--onnx", is_flag=True, help="ONNX files, which every export of a run writes.")
-@click.option("--trt", is_flag=True, help="TensorRT engines, for the GPU of this machine.")
-@click.option("--trt-rtx", is_flag=True, help="TensorRT-RTX engines; builds without a GPU.")
-@click.option("--torch-trt", is_flag=True, help="A Torch-TensorRT program, for PyTorch services.")
+@_target_flags
 @click.option("--fp16", is_flag=True, help="FP16 files; engines are FP16 where nothing is said.")
 @click.option("--int8", is_flag=True, help="INT8 files, and FP16 ones beside them to compare with.")
 @click.option(
@@ -59,20 +116,16 @@ _ONLY_FOR_RUNS = ("onnx", "classes", "head", "pixels", "output", "overrides", "d
 @runs_option
 @device_option
 @json_option
-@click.pass_context
+@options_as(_RunOptions, "for_run")
+@options_as(_Servers, "servers")
+@options_as(_Wanted, "wanted")
 def command(
-    ctx: click.Context,
-    /,
     source: str | None,
-    trt: bool,
-    trt_rtx: bool,
-    torch_trt: bool,
-    fp16: bool,
-    int8: bool,
-    triton: Path | None,
-    deepstream: Path | None,
+    wanted: _Wanted,
+    servers: _Servers,
+    for_run: _RunOptions,
+    root: Path,
     as_json: bool,
-    **for_runs: Any,
 ) -> None:
     """Export RUN for the device, or build engines from an ARTIFACT that was exported already.
 
@@ -84,28 +137,28 @@ def command(
     On the device, `kdedge export ARTIFACT --trt` builds engines from the ONNX files of the folder;
     it needs no torch.
     """
-    flags = {"tensorrt": trt, "tensorrt-rtx": trt_rtx, "torch-tensorrt": torch_trt}
-    targets = [target for target, is_wanted in flags.items() if is_wanted]
-    asked: set[Precision] = {"int8", "fp16"} if int8 else {"fp16"} if fp16 else set()
-    if torch_trt and int8:  # known before anything slow is done
-        raise click.UsageError(_NO_INT8_PROGRAM)
+    from kdedge.deploy.build import check_precisions
+    from kdedge.runtime.artifact import FILE_NAME, load_artifact
+
+    targets = [target for target in wanted.targets if target.name != "onnx"]
+    for target in targets:  # known before anything slow is done
+        check_precisions(find_target(target.name), wanted.flagged)
     made = _Made()
     if source is not None and (Path(source) / FILE_NAME).is_file():
-        _refuse_run_options(ctx, source)
+        _refuse_run_options(source, wanted, for_run)
         made.artifact = load_artifact(Path(source))
-        if not (targets or triton or deepstream):
+        if not (targets or servers.triton or servers.deepstream):
             raise click.UsageError(
-                f"{source} is exported already. Name what to build from it: --trt, --trt-rtx,"
-                " --triton DIR or --deepstream DIR."
+                f"{source} is exported already. Name what to build from it:"
+                f" {', '.join(_flags_for_artifacts())}, --triton DIR or --deepstream DIR."
             )
-        engines = asked or {"fp16"}
+        precisions = wanted.asked
     else:
-        engines = made.from_run(source, asked, has_engines=bool(targets), **for_runs)
+        precisions = made.from_run(source, root, wanted, for_run)
     for target in targets:
-        made.add_engines(target, engines)
-    precision: Precision | None = "int8" if int8 else "fp16" if fp16 else None
+        made.add_target(target, precisions)
     if not made.failed:  # a server would get another file than the one that is missing
-        made.add_servers(triton, deepstream, precision)
+        made.add_servers(servers, next(iter(wanted.flagged), None))
     record = {
         "artifact": str(made.artifact.path),
         "gflops": made.gflops,
@@ -140,124 +193,114 @@ class _Made:
         self._model: Any = None
 
     def from_run(
-        self, source: str | None, asked: set[Precision], *, has_engines: bool, **for_runs: Any
+        self, source: str | None, root: Path, wanted: _Wanted, for_run: _RunOptions
     ) -> set[Precision]:
-        """Exports a run; gives the precisions of its engines."""
-        exported, wanted = _export_run(source, asked, has_engines=has_engines, **for_runs)
+        """Exports a run; gives the precisions that its recipe and the flags ask for."""
+        exported, precisions = _export_run(source, root, wanted, for_run)
         self.artifact, self.gflops = exported.artifact, exported.gflops
         self._model = exported.model
         self.names = [file.name for file in self.artifact.files]
         self.written = [self.artifact.path]
-        return wanted
+        return precisions
 
-    def add_engines(self, target: str, precisions: set[Precision]) -> None:
-        """Builds engines of one target into the artifact."""
+    def add_target(self, target: Target, precisions: set[Precision]) -> None:
+        """Builds one target's files into the artifact."""
+        from kdedge.deploy.build import build_files
+        from kdedge.runtime.artifact import load_artifact
+
         before = self.artifact
+        chosen = _precisions_of(target, precisions)
         try:
-            self.artifact, names = _build(before, target, sorted(precisions), self._model)
+            self.artifact, names = build_files(before, target.name, chosen, model=self._model)
         except KdedgeError as error:
             self.failed.append(error)
-            self.artifact = load_artifact(
-                before.path
-            )  # with the engines before the one that failed
+            # With the files that were built before the one that failed
+            self.artifact = load_artifact(before.path)
         else:
             self.names += names
         if self.artifact != before and before.path not in self.written:
             self.written.append(before.path)
 
-    def add_servers(
-        self, triton: Path | None, deepstream: Path | None, precision: Precision | None
-    ) -> None:
+    def add_servers(self, servers: _Servers, precision: Precision | None) -> None:
         """Writes what was asked for of Triton and DeepStream."""
         from kdedge.deploy.deepstream import write_deepstream
         from kdedge.deploy.triton import write_triton
 
         try:
-            if triton is not None:
+            if servers.triton is not None:
                 self.written.append(
-                    write_triton(self.artifact, triton, precision=precision, built=self.names)
+                    write_triton(
+                        self.artifact, servers.triton, precision=precision, built=self.names
+                    )
                 )
-            if deepstream is not None:
+            if servers.deepstream is not None:
                 if precision == "int8":
                     log.warning("DeepStream gets no INT8 file: it takes none with ranges inside.")
-                self.written.append(write_deepstream(self.artifact, deepstream))
+                self.written.append(write_deepstream(self.artifact, servers.deepstream))
         except KdedgeError as error:
             self.failed.append(error)
 
 
+def _precisions_of(target: Target, precisions: set[Precision]) -> list[Precision]:
+    """The precisions that a target makes of those asked for, or its preferred one without any."""
+    chosen = sorted(precisions & set(target.precisions))
+    left_out = sorted(precisions - set(target.precisions))
+    if chosen and left_out:
+        log.info("%s has no %s files.", target.label, " and no ".join(left_out))
+    return chosen or [target.precisions[0]]
+
+
 def _export_run(
-    source: str | None,
-    asked: set[Precision],
-    *,
-    has_engines: bool,
-    onnx: bool,
-    classes: Path | None,
-    head: str | None,
-    pixels: str | None,
-    output: Path | None,
-    overrides: tuple[str, ...],
-    root: Path,
-    device: str | None,
+    source: str | None, root: Path, wanted: _Wanted, for_run: _RunOptions
 ) -> tuple[Any, set[Precision]]:
-    """Folds a run and writes its artifact; gives the precisions of its engines too."""
+    """Folds a run and writes its artifact; gives the precisions asked for too."""
     from kdedge.runs.find import find_run
 
     need_training_packages("Folding a run")
     from kdedge.deploy.export import export_artifact
     from kdedge.runs.model import load_run
+    from kdedge.setup.classes import read_class_names
     from kdedge.setup.device import choose_device
     from kdedge.setup.method import check_has_class_vectors
     from kdedge.setup.workspace import Workspace
 
-    given = {"head": head, "pixels": pixels}
+    given = {"head": for_run.head, "pixels": for_run.pixels}
     flags = tuple(f"export.{key}={value}" for key, value in given.items() if value is not None)
     run = find_run(source, root)
     trained = load_run(
         run,
-        Workspace(run.root, choose_device(device)),
-        overrides=(*overrides, *flags),
-        names=None if classes is None else read_class_names(classes),
+        Workspace(run.root, choose_device(for_run.device)),
+        overrides=(*for_run.overrides, *flags),
+        names=None if for_run.classes is None else read_class_names(for_run.classes),
     )
     check_has_class_vectors(trained.setup.choice)
     recipe = trained.setup.loaded.recipe
-    precisions = asked | set(recipe.export.precisions)
-    engines: set[Precision] = precisions or {"fp16"}
+    precisions = wanted.asked | set(recipe.export.precisions)
+    needed = set(precisions)
+    for target in wanted.targets:
+        if target.source == "ONNX file":
+            needed |= set(_precisions_of(target, precisions))
     exported = export_artifact(
-        trained,
-        spec=recipe.export,
-        gates=recipe.gates,
-        precisions=engines if has_engines else precisions,
-        output=output,
+        trained, spec=recipe.export, gates=recipe.gates, precisions=needed, output=for_run.output
     )
-    return exported, engines | ({"fp16"} if "int8" in engines else set())
+    return exported, precisions | ({"fp16"} if "int8" in precisions else set())
 
 
-def _refuse_run_options(ctx: click.Context, source: str) -> None:
-    """An artifact's ONNX files are what they are: what shapes them is said at their export."""
-    for name in _ONLY_FOR_RUNS:
-        if ctx.params[name]:
-            option = "--set" if name == "overrides" else f"--{name}"
+def _flags_for_artifacts() -> list[str]:
+    """Flags of what is built from ONNX files, and so from an artifact."""
+    return [target.flag for target in list_targets() if target.source == "ONNX file"]
+
+
+def _refuse_run_options(source: str, wanted: _Wanted, for_run: _RunOptions) -> None:
+    """Raises where an option shapes ONNX files, which an artifact has already."""
+    named = {"--onnx": any(target.name == "onnx" for target in wanted.targets)}
+    named |= {f"--{name}": bool(value) for name, value in vars(for_run).items()}
+    for option, is_given in named.items():
+        if is_given:
+            option = "--set" if option == "--overrides" else option
             raise click.UsageError(
                 f"{option} does not go with an artifact, and {source} is one. Name its run."
             )
-
-
-def _build(
-    artifact: Artifact, target: str, precisions: Sequence[Precision], model: Any
-) -> tuple[Artifact, tuple[str, ...]]:
-    """Builds engines of one target into the artifact; gives their names too."""
-    if target == "torch-tensorrt":
-        from kdedge.deploy.targets import torch_tensorrt
-
-        if model is None:
-            raise RecipeError(
-                f"{artifact.path} holds no PyTorch model, which Torch-TensorRT compiles.\n"
-                "  Name the run that it was exported from."
-            )
-        return torch_tensorrt.add_programs(artifact, model, precisions)
-    from kdedge.deploy.engines import build_engines
-
-    return build_engines(artifact, target, precisions)
 
 
 def _gate_errors(made: _Made) -> list[KdedgeError]:

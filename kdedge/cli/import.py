@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from kdedge.cli._options import device_option, need_training_packages, runs_option
+from kdedge.cli._options import (
+    device_option,
+    need_training_packages,
+    options_as,
+    runs_option,
+)
 from kdedge.cli._output import json_option, next_line, print_result
 from kdedge.runs.find import find_run
 from kdedge.setup.classes import read_class_names
+
+
+@dataclass(frozen=True)
+class _Backbone:
+    """The backbone that the checkpoint was trained on."""
+
+    backbone: str | None
+    config: Path | None
+    weights: str
+    quick_gelu: bool | None
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """What the checkpoint is, and what it does not hold itself."""
+
+    file: Path
+    kind: str
+    classes: Path | None
+    teacher: str | None
+    exact: bool
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the run goes, and where it is computed."""
+
+    name: str | None
+    root: Path
+    device: str | None
 
 
 @click.command("import")
@@ -53,21 +89,10 @@ from kdedge.setup.classes import read_class_names
 @runs_option
 @device_option
 @json_option
-def command(
-    file: Path,
-    kind: str,
-    name: str | None,
-    backbone: str | None,
-    config: Path | None,
-    weights: str,
-    quick_gelu: bool | None,
-    classes: Path | None,
-    teacher: str | None,
-    exact: bool,
-    root: Path,
-    device: str | None,
-    as_json: bool,
-) -> None:
+@options_as(_Checkpoint, "checkpoint")
+@options_as(_Backbone, "trained_on")
+@options_as(_Place, "place")
+def command(checkpoint: _Checkpoint, trained_on: _Backbone, place: _Place, as_json: bool) -> None:
     """Make a finished run of FILE, a checkpoint of the public PromptSRC or PromptKD code.
 
     The output names every key of the file that is not used. Nothing in the file is executed.
@@ -78,26 +103,32 @@ def command(
     from kdedge.setup.workspace import Workspace
     from kdedge.training.import_public import import_student, import_teacher
 
-    on = BackboneSpec(backbone, weights, config, quick_gelu)
-    run_name = name or f"{file.name.split('.')[0]}-{kind}"
-    workspace = Workspace(root, choose_device(device))
-    if kind == "promptsrc":
-        if classes is None:
+    on = BackboneSpec(
+        trained_on.backbone, trained_on.weights, trained_on.config, trained_on.quick_gelu
+    )
+    file = checkpoint.file
+    run_name = place.name or f"{file.name.split('.')[0]}-{checkpoint.kind}"
+    workspace = Workspace(place.root, choose_device(place.device))
+    if checkpoint.kind == "promptsrc":
+        if checkpoint.classes is None:
             raise click.UsageError(
                 "--as promptsrc needs --classes FILE: the checkpoint has no names."
             )
-        names = read_class_names(classes.absolute())
         found = import_teacher(
-            file, workspace, name=run_name, on=on, class_names=names, is_exact=exact
+            file,
+            workspace,
+            name=run_name,
+            on=on,
+            class_names=read_class_names(checkpoint.classes.absolute()),
+            is_exact=checkpoint.exact,
         )
     else:
-        if teacher is None:
+        if checkpoint.teacher is None:
             raise click.UsageError(
                 "--as promptkd needs --teacher RUN: the checkpoint has no class vectors."
             )
-        found = import_student(
-            file, workspace, name=run_name, on=on, teacher=find_run(teacher, root)
-        )
+        teacher = find_run(checkpoint.teacher, place.root)
+        found = import_student(file, workspace, name=run_name, on=on, teacher=teacher)
     relative, key = found.largest_deviation
     record = {
         "path": str(found.run.path),
@@ -112,7 +143,7 @@ def command(
         f"{file}{epoch}\n"
         f"Left out, of no use here: {', '.join(found.left_out) or 'no key'}.\n"
         f"Not read, beside state_dict: {', '.join(found.unread) or 'no entry'}.\n"
-        f"Its backbone differs from {on.name or weights} by at most {relative:.2g} (relative, at"
+        f"Its backbone differs from {on.name or on.weights} by at most {relative:.2g} (relative, at"
         f" {key}).\n"
         f"Wrote {found.run.path} ({found.run.weights.name}, {found.run.class_vectors.name})\n"
         f"{next_line('show', found.run.path)}"

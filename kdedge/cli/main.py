@@ -163,7 +163,7 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
     if is_out_of_memory(error):
         return _say(
             f"memory ran out: {_one_line(error)}.\n"
-            "  Use smaller batches (--set optim.batch_size=4; for predict --batch 1) or a smaller"
+            "  Use smaller batches (--set optim.batch_size=4; predict: --batch 1), a smaller"
             " backbone, or close other programs.",
             7,
         )

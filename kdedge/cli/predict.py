@@ -10,24 +10,71 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kdedge._files import explain_os_error
 from kdedge._progress import progress
+from kdedge.cli._options import options_as
 from kdedge.cli._output import FiniteRange
 from kdedge.cli._predictions import FORMATS, column_widths, lines_as, named
-from kdedge.data.sources import read_file
-from kdedge.data.sources.folder import open_source
 from kdedge.errors import DataError, KdedgeError
-from kdedge.runtime.artifact import Precision
-from kdedge.runtime.classify import Classifier, NoAnswer, Picture, Result, Unusable
-from kdedge.runtime.frames import frames_from_camera, frames_from_stream
-from kdedge.runtime.preprocess import UnusableImage
+from kdedge.inference.results import NonFiniteLogits, Result, UnreadableImage
+from kdedge.targets.registry import list_backends, list_targets
+
+if TYPE_CHECKING:
+    from kdedge.inference.classify import Classifier, ImageInput
+    from kdedge.runtime.artifact import Precision
 
 _LOG = logging.getLogger(__name__)
 _BLOCK_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class _Input:
+    """What to classify: files and folders, - for standard input, or a camera."""
+
+    paths: tuple[str, ...]
+    camera: int | None
+
+
+@dataclass(frozen=True)
+class _Format:
+    """How results are written.
+
+    Attributes:
+        kind: one of `FORMATS`.
+        top: classes an image.
+        min_score: percent below which the best class is not named.
+        output: the file; None for stdout.
+    """
+
+    kind: str
+    top: int
+    min_score: float | None
+    output: Path | None
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """Which file is used, and how it runs."""
+
+    precision: Precision | None
+    backend: str | None
+    batch: int | None
+    threads: int | None
+
+
+def _precisions() -> list[str]:
+    """The precisions that a backend runs."""
+    targets = [target for target in list_targets() if target.backend is not None]
+    return sorted({precision for target in targets for precision in target.precisions})
+
+
+def _backend_names() -> str:
+    *names, last = list_backends()
+    return f"{', '.join(names)} or {last}"
 
 
 @click.command("predict")
@@ -63,13 +110,11 @@ _BLOCK_BYTES = 1 << 16
 )
 @click.option(
     "--precision",
-    type=click.Choice(get_args(Precision)),
+    type=click.Choice(_precisions()),
     help="Which of the artifact's files to use. int8, and a file that missed its gate, are used"
     " only when asked for.",
 )
-@click.option(
-    "--backend", metavar="NAME", help="onnxruntime, tensorrt or tensorrt-rtx. [default: what fits]"
-)
+@click.option("--backend", metavar="NAME", help=f"{_backend_names()}. [default: what fits]")
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
@@ -82,19 +127,10 @@ _BLOCK_BYTES = 1 << 16
     metavar="N",
     help="Threads of the CPU, for the model and for decoding images each.",
 )
-def command(
-    artifact: Path,
-    paths: tuple[str, ...],
-    camera: int | None,
-    top: int,
-    min_score: float | None,
-    kind: str,
-    output: Path | None,
-    precision: Precision | None,
-    backend: str | None,
-    batch: int | None,
-    threads: int | None,
-) -> None:
+@options_as(_Input, "wanted")
+@options_as(_Format, "shape")
+@options_as(_Engine, "engine")
+def command(artifact: Path, wanted: _Input, shape: _Format, engine: _Engine) -> None:
     """Classify images with ARTIFACT, the folder that `kdedge export` wrote.
 
     PATH is an image, or a folder that is searched for images to any depth. With - standard input
@@ -104,21 +140,27 @@ def command(
     An image that cannot be read gets a line that says why, and the others go on. The exit code is 0
     where any image was classified and 3 where none was.
     """
-    _check_what_to_read(paths, camera)
-    _check_output(output)
-    wanted = _stream(camera) if camera is not None or paths == ("-",) else _listed(paths)
-    classifier = Classifier.load(artifact, precision=precision, backend=backend, n_threads=threads)
+    from kdedge.inference.classify import Classifier
+
+    _check_what_to_read(wanted.paths, wanted.camera)
+    _check_output(shape.output)
+    is_stream = wanted.camera is not None or wanted.paths == ("-",)
+    inputs = _stream(wanted.camera) if is_stream else _listed(wanted.paths)
+    classifier = Classifier.load(
+        artifact,
+        precision=engine.precision,
+        backend=engine.backend,
+        n_threads=engine.threads,
+    )
     try:
-        if min_score is not None and classifier.artifact.head == "argmax":
+        if shape.min_score is not None and classifier.artifact.head == "argmax":
             raise click.UsageError(
                 f"--min-score: {artifact} was exported with the head argmax, which ranks classes"
                 " and gives no scores. Export with the head scores."
             )
-        size = batch or (1 if wanted.keys is None else None)
-        results = classifier.classify_many(wanted.images, top=top, batch=size)
-        counts = _write_all(
-            results, wanted.keys, classifier, _Looks(kind, top, min_score), output=output
-        )
+        size = engine.batch or (1 if inputs.keys is None else None)
+        results = classifier.classify_many(inputs.images, top=shape.top, batch=size)
+        counts = _write_all(results, inputs.keys, classifier, shape)
         if not counts["classified"] + counts["unsure"]:
             raise _nothing_classified(counts, classifier)
     finally:
@@ -126,31 +168,16 @@ def command(
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """What to classify.
+class _Inputs:
+    """The images to classify.
 
     Attributes:
-        images: keys and pictures, read when it is their turn.
+        images: keys and images, read when it is their turn.
         keys: all keys; None for a stream, whose length nobody knows.
     """
 
-    images: Iterable[tuple[str, Picture]]
+    images: Iterable[tuple[str, ImageInput]]
     keys: Sequence[str] | None
-
-
-@dataclass(frozen=True)
-class _Looks:
-    """How results are written.
-
-    Attributes:
-        kind: one of `FORMATS`.
-        top: classes an image.
-        min_score: percent below which the best class is not named.
-    """
-
-    kind: str
-    top: int
-    min_score: float | None
 
 
 def _check_what_to_read(paths: Sequence[str], camera: int | None) -> None:
@@ -177,8 +204,10 @@ def _check_output(output: Path | None) -> None:
         raise click.UsageError(f"{output} exists, and nothing is overwritten. Name another file.")
 
 
-def _stream(camera: int | None) -> _Wanted:
+def _stream(camera: int | None) -> _Inputs:
     """The frames of a camera or of standard input, numbered from 1."""
+    from kdedge.runtime.frames import frames_from_camera, frames_from_stream
+
     if camera is not None:
         frames: Iterator[Any] = frames_from_camera(camera)
         name = f"camera{camera}"
@@ -186,13 +215,16 @@ def _stream(camera: int | None) -> _Wanted:
         stdin = sys.stdin.fileno()
         frames = frames_from_stream(lambda: os.read(stdin, _BLOCK_BYTES))
         name = "stdin"
-    return _Wanted(((f"{name}:{i}", frame) for i, frame in enumerate(frames, 1)), None)
+    return _Inputs(((f"{name}:{i}", frame) for i, frame in enumerate(frames, 1)), None)
 
 
-def _listed(paths: Sequence[str]) -> _Wanted:
+def _listed(paths: Sequence[str]) -> _Inputs:
     """The images of files and folders, in the order given; folders are listed now."""
+    from kdedge.data.sources import read_file
+    from kdedge.data.sources.folder import open_source
+
     keys: list[str] = []
-    readers: list[Iterator[Picture]] = []
+    readers: list[Iterator[ImageInput]] = []
     for name in paths:
         path = Path(name)
         try:
@@ -209,11 +241,13 @@ def _listed(paths: Sequence[str]) -> _Wanted:
             readers.append(_read(read_file, [path]))
         else:
             raise DataError(f"{name} does not exist.\n  Name an image, or a folder of images.")
-    pictures = (picture for reader in readers for picture in reader)
-    return _Wanted(zip(keys, pictures, strict=True), keys)
+    images = (image for reader in readers for image in reader)
+    return _Inputs(zip(keys, images, strict=True), keys)
 
 
-def _read(read: Any, places: Iterable[Any]) -> Iterator[Picture]:
+def _read(read: Any, places: Iterable[Any]) -> Iterator[ImageInput]:
+    from kdedge.runtime.preprocess import UnusableImage
+
     for place in places:
         try:
             yield read(place)
@@ -225,17 +259,16 @@ def _write_all(
     results: Iterable[Result],
     keys: Sequence[str] | None,
     classifier: Classifier,
-    looks: _Looks,
-    *,
-    output: Path | None,
+    shape: _Format,
 ) -> Counter[str]:
-    """Writes a line for each result as soon as it is there; counts, and at the end says, what."""
+    """Writes a line for each result as soon as it is there; counts them by kind, and logs it."""
+    output, min_score = shape.output, shape.min_score
     is_shown = output is None and sys.stdout is not None and sys.stdout.isatty()
     names = classifier.artifact.class_names
     lines = lines_as(
-        looks.kind,
-        top=min(looks.top, len(names)),
-        min_score=looks.min_score,
+        shape.kind,
+        top=min(shape.top, len(names)),
+        min_score=min_score,
         columns=column_widths(keys or (), names) if is_shown else (0, 0),
     )
     # On one terminal, a bar would stand in the midst of the lines
@@ -245,14 +278,14 @@ def _write_all(
         with _bar(n_images) as advance, _opened(output, lines.heading()) as write:
             for result in results:
                 write(lines.line(result))
-                counts[_kind(result, looks.min_score)] += 1
+                counts[_kind(result, min_score)] += 1
                 advance(counts.total())
     except (KeyboardInterrupt, KdedgeError):
         if counts:
-            _LOG.info(_summary(counts, classifier, looks.min_score, output))
+            _LOG.info(_summary(counts, classifier, min_score, output))
         raise
     if counts:
-        _LOG.info(_summary(counts, classifier, looks.min_score, output))
+        _LOG.info(_summary(counts, classifier, min_score, output))
     return counts
 
 
@@ -267,9 +300,9 @@ def _bar(n_images: int) -> Iterator[Callable[[int], None]]:
 
 
 def _kind(result: Result, min_score: float | None) -> str:
-    if isinstance(result, Unusable):
+    if isinstance(result, UnreadableImage):
         return "unreadable"
-    if isinstance(result, NoAnswer):
+    if isinstance(result, NonFiniteLogits):
         return "unanswered"
     return "classified" if named(result.top[0], min_score) else "unsure"
 

@@ -74,7 +74,7 @@ def command(
     need_training_packages("Labeling images")
     from kdedge.setup.device import choose_device
     from kdedge.setup.workspace import Workspace
-    from kdedge.training.pseudo_labels.pool import label_pool
+    from kdedge.training.label_pool import label_pool
 
     workspace = Workspace(root, choose_device(device))
     found = label_pool(loaded, workspace, method, path, per_class=per_class)

@@ -13,6 +13,7 @@ from kdedge.cli._output import json_option, print_result
 from kdedge.cli.methods import load_all
 from kdedge.config.recipe import Recipe
 from kdedge.methods.registry import list_methods
+from kdedge.targets.table import target_records
 
 _BOUNDS = {
     "minimum": "at least",
@@ -27,16 +28,20 @@ _BOUNDS = {
 def command(as_json: bool) -> None:
     """Explain every key of a recipe: type, bounds, default and where the default comes from.
 
-    With --json: the JSON schema of a recipe, and of each method's settings under "methods".
+    With --json: the JSON schema of a recipe, each method's settings under "methods", and what
+    `kdedge export` can make under "targets".
     """
     schema = Recipe.model_json_schema()
-    methods = _method_schemas()
+    methods, targets = _method_schemas(), target_records()
     if as_json:
-        print_result({**schema, "methods": methods}, as_json=True)
+        print_result({**schema, "methods": methods, "targets": targets}, as_json=True)
         return
     blocks = ["Recipe", *_explain(schema, schema, "")]
     for name, settings in methods.items():
         blocks += ["", f"settings of the method {name}", *_explain(settings, settings, "")]
+    blocks += ["", "targets of kdedge export"]
+    for name, target in targets.items():
+        blocks += [f"  {name}  ({', '.join(target['precisions'])})", f"      {target['help']}"]
     print_result(None, as_json=False, text="\n".join(blocks))
 
 

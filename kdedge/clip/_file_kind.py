@@ -1,4 +1,7 @@
-"""What a file that should hold weights is, by its content and never by its name."""
+"""The kind of a file that should hold weights, by its content and never by its name.
+
+Why our own: libraries of file types know neither torch's formats nor git-lfs pointers and GGUF.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def kind_of(path: Path) -> Literal["safetensors", "state dict", "OpenAI archive"
     """Tells a file's kind by its first bytes and, for a zip, by its list of records.
 
     Raises:
-        DataError: it cannot be read or is no file of weights; says what it looks like.
+        DataError: it cannot be read, or is not a file of weights; names what it looks like.
     """
     try:
         size = path.stat().st_size

@@ -1,13 +1,15 @@
-"""Torch files of others, read without running anything that they name.
+"""Foreign torch files, read without running anything that they name.
 
-A pickle is a program that may import and call whatever it likes, and a TorchScript archive carries
-code that `torch.jit.load` may run. Here neither happens. No name in the file is ever imported:
-tensors become descriptions of where their bytes lie, dictionaries stay dictionaries, and every
-other name becomes an `Inert` stand-in that swallows what is done to it. Bytes are read only for the
-tensors that the caller asks for, after their sizes were checked against the file.
+A pickle is a program that may import and call anything, and `torch.jit.load` may run the code of a
+TorchScript archive. This reader imports no name of the file. Tensors become descriptions of where
+their bytes lie, dictionaries stay dictionaries, and every other name becomes an `Inert` stand-in.
+Bytes are read only for the tensors that the caller asks for, after a check of their sizes.
 
-Three containers are understood: the zip that `torch.save` writes, the same zip with TorchScript
-code beside it, and the sequence of pickles that torch wrote before version 1.6.
+It reads three containers: the zip of `torch.save`, the same zip with TorchScript code, and the
+sequence of pickles that torch wrote before version 1.6.
+
+Why our own: `torch.load(weights_only=True)` refuses both TorchScript archives and checkpoints with
+a pickled scheduler; picklescan and fickling judge a pickle, but do not read its tensors.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from torch import Tensor
 from kdedge.errors import DataError
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""How a file of `torch.save` from before 1.6 begins: torch/serialization.py's number, pickled."""
+"""The first bytes of a file of `torch.save` before 1.6 (torch/serialization.py, pickled)."""
 
 MALFORMED = (
     pickle.UnpicklingError,
@@ -48,7 +50,7 @@ MALFORMED = (
     RuntimeError,
     MemoryError,
 )
-"""What unpickling and unzipping raise on damaged bytes, or on bytes written to do harm."""
+"""The errors of unpickling and unzipping on damaged or malicious bytes."""
 
 _MAX_PICKLE_BYTES = 256 << 20
 _MAX_CODE_BYTES = 16 << 20
@@ -93,11 +95,11 @@ class _Storage(NamedTuple):
 
 
 class Inert:
-    """Stands for a class or function that a file names. Whatever is done to it, nothing happens.
+    """Stands for a class or function that a file names; no operation on it has an effect.
 
     Attributes:
         name: the full name in the file.
-        state: what the file would have put into the object's attributes.
+        state: the attributes that the file gives the object.
     """
 
     # Slots, and a __setstate__ in every class that a file can reach: pickle's BUILD would otherwise
@@ -117,29 +119,31 @@ class Inert:
     def __call__(self, *_args: object, **_keywords: object) -> Inert:
         return Inert()
 
-    def __setitem__(self, key: object, value: object) -> None:
-        """Drops an item."""
+    def _drop(self, *_items: object) -> None:
+        """Drops what the file adds to the object."""
 
-    def append(self, item: object) -> None:
-        """Drops an item."""
-
-    def extend(self, items: object) -> None:
-        """Drops items."""
-
-    def add(self, item: object) -> None:
-        """Drops an item."""
+    __setitem__ = append = extend = add = _drop
 
 
 class _Dictionary(dict[Any, Any]):
-    """Stands for `collections.OrderedDict`, without attributes that a file could replace."""
+    """Stands for `collections.OrderedDict`, without attributes that a file could set."""
 
     __slots__ = ()
 
     def __setstate__(self, state: object) -> None:
-        """Drops `_metadata` and whatever else was set on the dictionary."""
+        """Drops `_metadata` and any other attribute of the dictionary."""
 
 
-class _RebuildTensor:
+class _Function:
+    """Stands for a function of torch's; without attributes that a file could set."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError("a function with a state")
+
+
+class _RebuildTensor(_Function):
     """Stands for `torch._utils._rebuild_tensor` and `_rebuild_tensor_v2`."""
 
     __slots__ = ()
@@ -151,11 +155,8 @@ class _RebuildTensor:
             raise pickle.UnpicklingError("a tensor without a storage")
         return StoredTensor(storage, offset, tuple(size), tuple(stride))
 
-    def __setstate__(self, state: object) -> None:
-        raise pickle.UnpicklingError("a function with a state")
 
-
-class _RebuildParameter:
+class _RebuildParameter(_Function):
     """Stands for `torch._utils._rebuild_parameter`: a parameter is its tensor."""
 
     __slots__ = ()
@@ -163,12 +164,9 @@ class _RebuildParameter:
     def __call__(self, tensor: object, *_rest: object) -> object:
         return tensor
 
-    def __setstate__(self, state: object) -> None:
-        raise pickle.UnpicklingError("a function with a state")
 
-
-# The Python unpickler, not the C one: its memo is a dictionary, where the C one allocates as many
-# slots as the file says, and a file may say four billion.
+# The Python unpickler, whose memo is a dictionary: the C one allocates as many slots as the file
+# says, and a file may say four billion
 class _Unpickler(pickle._Unpickler):
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file, encoding="utf-8")
@@ -204,8 +202,8 @@ class ForeignArchive:
 
     Attributes:
         path: the file.
-        root: what was saved, with `StoredTensor` for tensors and `Inert` for everything that is
-            neither a tensor nor a plain Python value.
+        root: the saved object, with `StoredTensor` for tensors, and `Inert` for all that is neither
+            a tensor nor a plain Python value.
     """
 
     def __init__(
@@ -232,7 +230,7 @@ class ForeignArchive:
         storage, offset, size, stride = stored
         if min(offset, storage.n_values, *size, *stride) < 0 or len(size) != len(stride):
             raise ValueError("a tensor with impossible sizes")
-        # One value for each place: a stride of 0 would let a small file ask for all memory.
+        # At most one value for each stored one: a stride of 0 could ask for all memory
         n_bytes = math.prod(size) * storage.dtype.itemsize
         self._budget_bytes -= n_bytes
         if math.prod(size) > storage.n_values or self._budget_bytes < 0:
@@ -247,8 +245,8 @@ class ForeignArchive:
     def module_tensors(self) -> dict[str, StoredTensor]:
         """Gives the parameters and buffers of a TorchScript archive, under their state-dict keys.
 
-        Plain tensor attributes are left out, as `state_dict()` of the loaded module would: the
-        archive's code lists parameters and buffers, and those lists are read as text.
+        Plain tensor attributes are left out, as in the loaded module's `state_dict()`. The lists of
+        parameters and buffers are read from the text of the archive's code.
         """
         tensors: dict[str, StoredTensor] = {}
         pending: list[tuple[str, object]] = [("", self.root)]
@@ -305,7 +303,7 @@ def open_archive(path: Path) -> Iterator[ForeignArchive]:
 
 def _open_zip(path: Path, file: BinaryIO) -> ForeignArchive:
     archive = zipfile.ZipFile(file)
-    # Records lie in one folder, whose name is the file's own when it was written.
+    # All records lie in one folder, which has the file's name at the time of writing
     records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
 
     def read(name: str, *, limit: int | None = None, is_stored: bool = True) -> bytes:

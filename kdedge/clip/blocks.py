@@ -156,6 +156,11 @@ class AttentionBlock(nn.Module):
         attended = self.attend(tokens, queries=queries, memory=memory, attn_mask=attn_mask)
         return self.feed_forward(attended)
 
+    def get_weight_dtype(self) -> torch.dtype:
+        """The dtype of the weights; open_clip's own `encode_text` asks for it."""
+        dtype: torch.dtype = self.ln_1.weight.dtype
+        return dtype
+
 
 def make_wrappable(transformer: Transformer) -> None:
     """Replaces open_clip's blocks in a transformer, in place; blocks replaced before stay."""
@@ -167,11 +172,12 @@ def make_wrappable(transformer: Transformer) -> None:
 def is_plain(layer: nn.Module) -> bool:
     """Whether a call of this layer does nothing but `F.linear` with its `weight` and `bias`.
 
-    True for `nn.Linear`, parametrized or not. False for wrappers, for subclasses with a `forward`
-    of their own, and layers with hooks.
+    True for `nn.Linear` with a bias, parametrized or not. False for wrappers, for subclasses with a
+    `forward` of their own, and for layers with hooks.
     """
     return (
         type(layer).forward is nn.Linear.forward
+        and layer.bias is not None
         and "forward" not in vars(layer)
         and not layer._forward_hooks
         and not layer._forward_pre_hooks

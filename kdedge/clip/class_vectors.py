@@ -1,4 +1,4 @@
-"""Class vectors and text features that are kept, always with the hash of what made them."""
+"""Stored class vectors and text features, each with the hash of its provenance."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class ClassVectors:
     """A teacher's text features, stored and frozen.
 
     Attributes:
-        vectors: [C, D], unit length, or shorter where they are averages of such; float32, in
-            class-list order; [C, 0] of a method whose class texts depend on the image.
+        vectors: [C, D], float32, in class-list order; of unit length, or shorter if they are
+            averages; [C, 0] for a method whose class texts depend on the image.
         class_names: the C names.
-        made_by: hash of the weights, prompts and texts that made them.
+        made_by: provenance hash: of the weights, prompts and texts behind them.
     """
 
     vectors: Tensor
@@ -38,7 +38,7 @@ class ClassVectors:
     made_by: str
 
     def __post_init__(self) -> None:
-        """Refuses vectors that do not belong to the names or are longer than unit length."""
+        """Checks that there is one vector a name, of at most unit length."""
         if self.vectors.ndim != 2 or len(self.vectors) != len(self.class_names):
             raise ShapeError(
                 f"{len(self.class_names)} class names and class vectors of shape"
@@ -50,12 +50,11 @@ class ClassVectors:
         if not bool(((lengths > 0) & (lengths < 1 + _UNIT_LENGTH_TOLERANCE)).all()):
             raise DataError(
                 f"The class vectors have lengths from {float(lengths.min()):.4g} to"
-                f" {float(lengths.max()):.4g}, expected at most 1: the file or what made it is"
-                " damaged."
+                f" {float(lengths.max()):.4g}, expected at most 1: the file or its model is wrong."
             )
 
     def select(self, class_names: Sequence[str]) -> ClassVectors:
-        """The vectors of some names in another order.
+        """Gives the vectors of some names, in the order of these.
 
         Raises:
             DataError: a name has no stored vector.
@@ -66,8 +65,7 @@ class ClassVectors:
             raise DataError(
                 f"{len(unknown)} class names have no stored vector, first {unknown[0]!r}.\n"
                 f"  Stored are {len(self.class_names)} names, first {self.class_names[0]!r}. Class"
-                " vectors go by"
-                " name: use these names, or train or store again with the new list."
+                " vectors go by name: use these names, or train or store again with the new list."
             )
         rows = torch.tensor([position[name] for name in class_names])
         return ClassVectors(self.vectors[rows], tuple(class_names), self.made_by)
@@ -89,7 +87,7 @@ def _sha256(features: Tensor) -> str:
 
 
 def load_class_vectors(path: Path) -> ClassVectors:
-    """Reads what `ClassVectors.save` wrote.
+    """Reads a file of `ClassVectors.save`.
 
     Raises:
         DataError: the file is missing, damaged or something else.
@@ -114,7 +112,7 @@ def load_class_vectors(path: Path) -> ClassVectors:
 
 
 class TextFeatureCache:
-    """Features of frozen texts, computed once for a set of weights.
+    """Features of frozen texts, computed once per set of weights.
 
     Args:
         folder: keeps them between runs; None keeps them for this process.
@@ -125,7 +123,7 @@ class TextFeatureCache:
         self._kept: dict[str, Tensor] = {}
 
     def get(self, encoder: str, texts: Sequence[str], compute: Callable[[], Tensor]) -> Tensor:
-        """Gives the [T, D] float32 features of these texts; `encoder` is what `compute` runs."""
+        """Gives the [T, D] float32 features of these texts; `encoder` identifies the encoder."""
         key = sha256_json([encoder, list(texts)])
         if key not in self._kept:
             features = self._read(key, len(texts))
@@ -146,7 +144,7 @@ class TextFeatureCache:
         return features
 
     def _read(self, key: str, n_texts: int) -> Tensor | None:
-        """The kept features; None where there are none or they are damaged: both are computed."""
+        """The kept features; None if there are none or they are damaged."""
         if self._folder is None or not (file := self._folder / f"{key}.safetensors").exists():
             return None
         try:

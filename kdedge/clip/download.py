@@ -1,7 +1,7 @@
-"""Weights by pretrained tag: from open_clip's caches on this machine, else fetched, once.
+"""Weights by pretrained tag: from open_clip's caches on this machine, or fetched once.
 
-What is fetched, and from where and into which folder, is said before it is.
-A machine without a network is told so at once: the hub's client alone would try again for a minute.
+A line in the log names the file, its server and the folder before anything is fetched. Without a
+network the error comes at once: the hub's client alone would retry for a minute.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 
 _REACH_WITHIN_S = 10.0
 _URL_CACHE = Path("~/.cache/clip")
-"""Where open_clip keeps what comes from a plain address, and checks its SHA-256."""
+"""open_clip's folder for files from a plain address, whose SHA-256 it checks."""
 
 _DEFAULT_FILE = "open_clip_pytorch_model.bin"
-"""What open_clip fetches where a pretrained entry names a repository alone."""
+"""The file that open_clip fetches if a pretrained entry names only a repository."""
 
 
 def fetch_pretrained(pretrained: Mapping[str, Any]) -> Path:
@@ -34,8 +34,8 @@ def fetch_pretrained(pretrained: Mapping[str, Any]) -> Path:
         pretrained: open_clip's entry for a model and tag: `hf_hub` or `url`.
 
     Raises:
-        OSError: it is not on this machine, and its server cannot be reached; other transports'
-            errors pass through as they are.
+        OSError: it is not on this machine, and its server cannot be reached. Other errors of the
+            transport pass through.
     """
     if pretrained.get("hf_hub"):
         cached = _file_in_hub_cache(pretrained["hf_hub"])
@@ -59,8 +59,8 @@ def fetch_from_hub(repository: str, name: str) -> Path:
         name: the file's.
 
     Raises:
-        OSError: it is not on this machine, and its server cannot be reached; other transports'
-            errors pass through as they are.
+        OSError: it is not on this machine, and its server cannot be reached. Other errors of the
+            transport pass through.
     """
     cached = try_to_load_from_cache(repository, name)
     if isinstance(cached, str):
@@ -88,7 +88,7 @@ def _file_in_hub_cache(place: str) -> Path | None:
 
 
 def _check_reachable(address: str) -> None:
-    """Connects once; behind a proxy only the proxy knows."""
+    """Connects once; behind a proxy nothing is tried, since only the proxy can tell."""
     if {"http", "https", "all"} & urllib.request.getproxies().keys():
         return
     parts = urlsplit(address)

@@ -164,8 +164,8 @@ def find_backbone(
     """Finds a backbone and its hashes without building it.
 
     Weights are read only if `hashes` does not know their file, and fetched only if a pretrained tag
-    is not on this machine. A timm model that cannot be built on the meta device is built on the
-    CPU.
+    is not on this machine. Tensors that no file holds, such as Swin's position indices, are no part
+    of a hash. A timm model that cannot be built on the meta device is built on the CPU.
 
     Args:
         spec: the backbone as a recipe names it.
@@ -182,7 +182,7 @@ def find_backbone(
     if needs_texts or has_texts(spec):
         return _find_clip(spec, hashes)
     if spec.name is not None and spec.name.startswith(TIMM_PREFIX):
-        return _find_timm_encoder(spec, hashes)
+        return _find_timm_encoder(spec.name, spec.weights, hashes)
     return _find_clips_image_encoder(spec, hashes)
 
 
@@ -221,68 +221,62 @@ def has_texts(spec: BackboneSpec) -> bool:
 
 def _find_clip(spec: BackboneSpec, hashes: HashCache | None) -> FoundBackbone:
     found = resolve(spec, check=build_empty, hashes=hashes)
-    model = build_empty(found.label, found.model_config)
     blueprint = _Blueprint(
-        model,
+        build_empty(found.label, found.model_config),
         partial(build_filled, found.label, found.model_config),
         found.weights,
         {key: key for key in found.weights.shapes},
     )
-    blueprint.check(found.label)
-    weights_hash = blueprint.hash_weights()
-    return FoundBackbone(
-        name=found.label,
-        preprocess=found.preprocess,
-        weights_hash=weights_hash,
-        identity=identify(model, weights_hash, found.preprocess),
-        embed_dim=int(model.text_projection.shape[1]),
-        has_texts=True,
-        is_trained_with_texts=True,
-        _blueprint=blueprint,
-    )
+    return _found(blueprint, found.label, found.preprocess)
 
 
 def _find_clips_image_encoder(spec: BackboneSpec, hashes: HashCache | None) -> FoundBackbone:
-    check = partial(build_image_encoder, device="meta")
-    found = resolve(spec, check=check, hashes=hashes)
-    label, config, weights = found.label, found.model_config, found.weights
+    build_meta = partial(build_image_encoder, device="meta")
+    found = resolve(spec, check=build_meta, hashes=hashes)
+    label, config = found.label, found.model_config
     preprocess = found.preprocess
     if spec.name is not None and spec.weights is not None and looks_like_path(spec.weights):
         preprocess = agreed_preprocess(spec.name, config) or preprocess
     blueprint = _Blueprint(
-        build_image_encoder(label, config, device="meta"),
+        build_meta(label, config),
         partial(build_image_encoder, label, config, device="cpu"),
-        weights,
-        {key.removeprefix(_VISUAL): key for key in weights.shapes if key.startswith(_VISUAL)},
+        found.weights,
+        {key.removeprefix(_VISUAL): key for key in found.weights.shapes if key.startswith(_VISUAL)},
     )
-    blueprint.check(f"{label}, image encoder")
-    return _found_image_encoder(blueprint, label, preprocess, is_trained_with_texts=True)
+    return _found(blueprint, label, preprocess, where=f"{label}, image encoder")
 
 
-def _find_timm_encoder(spec: BackboneSpec, hashes: HashCache | None) -> FoundBackbone:
-    assert spec.name is not None  # it begins with timm's prefix
-    encoder = find_timm_encoder(spec.name, spec.weights)
-    weights = WeightsFile(encoder.file, hashes)
-    keys = {key: key for key in weights.shapes if not key.startswith(encoder.classifier)}
-    blueprint = _Blueprint(encoder.empty, encoder.build, weights, keys)
-    blueprint.check(spec.name)
-    return _found_image_encoder(
-        blueprint, spec.name, encoder.preprocess, is_trained_with_texts=False
-    )
+def _find_timm_encoder(name: str, weights: str | None, hashes: HashCache | None) -> FoundBackbone:
+    encoder = find_timm_encoder(name, weights)
+    file = WeightsFile(encoder.file, hashes)
+    keys = {key: key for key in file.shapes if not key.startswith(encoder.classifier)}
+    blueprint = _Blueprint(encoder.empty, encoder.build, file, keys)
+    return _found(blueprint, name, encoder.preprocess, is_trained_with_texts=False)
 
 
-def _found_image_encoder(
-    blueprint: _Blueprint, name: str, preprocess: Preprocess, *, is_trained_with_texts: bool
+def _found(
+    blueprint: _Blueprint,
+    name: str,
+    preprocess: Preprocess,
+    *,
+    where: str | None = None,
+    is_trained_with_texts: bool = True,
 ) -> FoundBackbone:
+    """Checks the file against the model, and hashes both."""
+    blueprint.check(where or name)
     weights_hash = blueprint.hash_weights()
-    visual = blueprint.empty.eval()
+    empty = blueprint.empty.eval()
+    if isinstance(empty, CLIP):
+        embed_dim = int(empty.text_projection.shape[1])
+    else:
+        embed_dim = count_features(empty, name, preprocess.size_px)
     return FoundBackbone(
         name=name,
         preprocess=preprocess,
         weights_hash=weights_hash,
-        identity=identify(visual, weights_hash, preprocess),
-        embed_dim=count_features(visual, name, preprocess.size_px),
-        has_texts=False,
+        identity=identify(empty, weights_hash, preprocess),
+        embed_dim=embed_dim,
+        has_texts=isinstance(empty, CLIP),
         is_trained_with_texts=is_trained_with_texts,
         _blueprint=blueprint,
     )

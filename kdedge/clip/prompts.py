@@ -1,4 +1,4 @@
-"""Context tokens and visual prompts: shapes, first values, and the room that texts make."""
+"""Context tokens and visual prompts: shapes, initial values, and the positions that texts need."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text, toke
 from kdedge.errors import RecipeError
 
 INIT_STD = 0.02
-"""Standard deviation of a prompt's first values (PromptSRC's and PromptKD's code)."""
+"""Standard deviation of a prompt's initial values (PromptSRC's and PromptKD's code)."""
 
 
 class TextPrompts(nn.Module):
@@ -35,12 +35,12 @@ class TextPrompts(nn.Module):
 def first_context(
     backbone: Backbone, *, n_ctx: int, context_init: str, generator: torch.Generator
 ) -> Tensor:
-    """[n_ctx, D_text]: `context_init`'s embeddings, or N(0, 0.02²) where it is too short.
+    """[n_ctx, D_text]: the embeddings of `context_init`, or N(0, 0.02²) if it is too short.
 
     Args:
-        backbone: gives the embeddings and the sizes.
-        n_ctx: tokens.
-        context_init: words to begin with; its first `n_ctx` tokens are taken.
+        backbone: has the embeddings and sizes.
+        n_ctx: number of tokens.
+        context_init: initial words; the first `n_ctx` tokens are used.
         generator: on the CPU; draws the random values.
     """
     model = backbone.model
@@ -62,18 +62,18 @@ def make_text_prompts(
     generator: torch.Generator,
     setting: str = "prompt_depth_text",
 ) -> TextPrompts:
-    """Makes context tokens: the first layer's as `first_context`, the others' from N(0, 0.02²).
+    """Makes context tokens: `first_context` for the first layer, N(0, 0.02²) for the others.
 
     Args:
-        backbone: gives the embeddings and the sizes.
-        n_ctx: tokens a layer.
-        prompt_depth: text layers that get tokens of their own, from the first.
-        context_init: words to begin with; its first `n_ctx` tokens are taken.
+        backbone: has the embeddings and sizes.
+        n_ctx: tokens per layer.
+        prompt_depth: number of text layers with tokens of their own, from the first.
+        context_init: initial words; the first `n_ctx` tokens are used.
         generator: on the CPU; draws all random values.
-        setting: what the method calls `prompt_depth`, for messages.
+        setting: the method's name for `prompt_depth`, for messages.
 
     Raises:
-        RecipeError: the text tower has fewer layers than `prompt_depth`.
+        RecipeError: the text encoder has fewer layers than `prompt_depth`.
     """
     check_depth(prompt_depth, len(backbone.model.transformer.resblocks), setting, "text")
     width = text_width(backbone)
@@ -83,7 +83,7 @@ def make_text_prompts(
 
 
 def text_width(backbone: Backbone) -> int:
-    """D_text, the width of the text tower."""
+    """D_text, the width of the text encoder."""
     return int(backbone.model.ln_final.weight.shape[0])
 
 
@@ -97,19 +97,19 @@ def prompted_texts(
 ) -> TokenizedTexts:
     """Tokenizes "<context> NAME." with room for `n_ctx` context tokens after the start token.
 
-    Where `context_init` is longer than `n_ctx` tokens, the rest of it stays in the text as frozen
-    words; where it is shorter, placeholders stand for all of the context.
+    If `context_init` has more than `n_ctx` tokens, the rest stays in the text as frozen words. If
+    it has fewer, the whole context consists of placeholders.
 
     Args:
-        backbone: gives the tokenizer and the number of positions.
+        backbone: has the tokenizer and the number of positions.
         class_names: the C names.
-        n_ctx: context tokens.
-        context_init: words to begin with.
-        setting: what the method calls `n_ctx`, for messages.
+        n_ctx: number of context tokens.
+        context_init: initial words.
+        setting: the method's name for `n_ctx`, for messages.
 
     Raises:
-        RecipeError: the longest name leaves no room for so many context tokens.
-        DataError: a name needs more positions than there are, or leaves none for any context.
+        RecipeError: the longest class name leaves too few positions for the context.
+        DataError: a class name needs more positions than there are, or leaves none for a context.
     """
     if n_ctx <= len(backbone.tokenizer.encode(context_init)):
         prefix = context_init
@@ -122,16 +122,16 @@ def prompted_texts(
 
 
 def placeholders(n_ctx: int) -> str:
-    """Text of `n_ctx` tokens that a context takes the places of."""
+    """A text of `n_ctx` tokens that a context replaces."""
     return " ".join(["X"] * n_ctx)
 
 
 def check_room(backbone: Backbone, class_names: Sequence[str], n_ctx: int, setting: str) -> None:
-    """Sees to it that a context fits beside the longest class name.
+    """Checks that a context fits beside the longest class name.
 
     Raises:
-        RecipeError: it does not, and a shorter one would. A name that leaves no room at all is for
-            `tokenize` to refuse.
+        RecipeError: it does not, but a shorter context would. `tokenize` refuses a class name that
+            leaves no position at all.
     """
     lengths = {name: len(backbone.tokenizer.encode(f"{readable(name)}.")) for name in class_names}
     longest = max(lengths, key=lambda name: lengths[name])
@@ -147,7 +147,7 @@ def check_room(backbone: Backbone, class_names: Sequence[str], n_ctx: int, setti
 def prompted_text_features(
     backbone: Backbone, texts: TokenizedTexts, prompts: TextPrompts
 ) -> Tensor:
-    """[C, D], unit length, with gradients in the memory of one chunk of classes."""
+    """[C, D], unit length; gradients need the memory of one chunk of classes."""
 
     def encode(chunk: TokenizedTexts) -> Tensor:
         return encode_text(
@@ -168,15 +168,15 @@ def make_visual_prompts(
     """Draws [prompt_depth, n_ctx, D_vision] from N(0, 0.02²).
 
     Args:
-        backbone: gives the sizes.
-        n_ctx: prompts a layer; 0 for none.
-        prompt_depth: image layers that get prompts of their own, from the first.
+        backbone: has the sizes.
+        n_ctx: prompts per layer; 0 for none.
+        prompt_depth: number of image layers with prompts of their own, from the first.
         generator: on the CPU; draws all values.
-        setting: what the method calls `prompt_depth`, for messages.
+        setting: the method's name for `prompt_depth`, for messages.
 
     Raises:
-        RecipeError: the image tower has fewer layers than `prompt_depth`, or is not CLIP's ViT and
-            `n_ctx` is not 0.
+        RecipeError: the image encoder has fewer layers than `prompt_depth`, or `n_ctx` is not 0 and
+            it is not CLIP's ViT.
     """
     visual = backbone.visual
     if n_ctx == 0 and why_no_prompts(visual) is not None:
@@ -190,7 +190,7 @@ def make_visual_prompts(
 
 
 def check_takes_prompts(backbone: AnyBackbone) -> None:
-    """Sees to it that the image tower is CLIP's ViT.
+    """Checks that the image encoder is CLIP's ViT, which takes visual prompts.
 
     Raises:
         RecipeError: it is not.
@@ -198,23 +198,23 @@ def check_takes_prompts(backbone: AnyBackbone) -> None:
     why = why_no_prompts(backbone.visual)
     if why is not None:
         raise RecipeError(
-            f"{backbone.name} takes no visual prompts: its image tower {why}.\n"
-            "  promptkd trains such a tower's projector with tune: projector, or all of it with"
-            " tune: full; coop, cocoop and zeroshot leave image towers alone. Visual prompts want"
-            " CLIP's ViT, such as ViT-B-16."
+            f"{backbone.name} takes no visual prompts: its image encoder {why}.\n"
+            "  With promptkd, train a projector (tune: projector) or the whole image encoder"
+            " (tune: full). coop, cocoop and zeroshot do not change image encoders. Visual prompts"
+            " need CLIP's ViT, such as ViT-B-16."
         )
 
 
 def make_linear(
     n_in: int, n_out: int, generator: torch.Generator, *, bias: bool = True
 ) -> nn.Linear:
-    """A linear layer with PyTorch's own first values: U(-1/√n_in, 1/√n_in), weight and bias.
+    """A linear layer with PyTorch's default initialization: U(-1/√n_in, 1/√n_in).
 
     Args:
         n_in: size of the input.
         n_out: size of the output.
         generator: on the CPU; draws all values.
-        bias: whether there is one.
+        bias: whether the layer has one.
     """
     linear = nn.Linear(n_in, n_out, bias=bias)
     for parameter in linear.parameters():
@@ -225,18 +225,24 @@ def make_linear(
 
 
 def readable(class_name: str) -> str:
-    """A class name as it stands in a text: underscores are spaces, nothing else changes."""
+    """A class name as texts contain it: underscores become spaces."""
     return class_name.replace("_", " ")
 
 
-def check_depth(prompt_depth: int, n_layers: int, setting: str, tower: str) -> None:
-    """Sees to it that a tower has as many layers as get prompts.
+def check_depth(prompt_depth: int, n_layers: int, setting: str, encoder: str) -> None:
+    """Checks that an encoder has as many layers as get prompts.
+
+    Args:
+        prompt_depth: number of layers with prompts.
+        n_layers: number of the encoder's layers.
+        setting: the method's name for `prompt_depth`, for the message.
+        encoder: `image` or `text`.
 
     Raises:
         RecipeError: it has fewer.
     """
     if prompt_depth > n_layers:
         raise RecipeError(
-            f"{setting} is {prompt_depth}, and the {tower} tower of this CLIP has {n_layers}"
+            f"{setting} is {prompt_depth}, and the {encoder} encoder of this CLIP has {n_layers}"
             f" layers.\n  Set {setting} to {n_layers} or less."
         )

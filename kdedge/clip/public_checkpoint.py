@@ -2,8 +2,8 @@
 
 A `model.pth.tar-<epoch>` or `model-best.pth.tar` of that code (built on Dassl) is a pickled dict of
 `state_dict`, `epoch`, `optimizer`, `scheduler` and `val_result`. The scheduler is a pickled object,
-so `torch.load(weights_only=True)` refuses the file; here every name in it but tensors and
-dictionaries is read as an inert stand-in (`_unpickle.py`).
+so `torch.load(weights_only=True)` refuses the file. Here all but tensors and dictionaries becomes
+an inert stand-in (`_unpickle.py`).
 
 Code: github.com/muzairkhattak/PromptSRC (arXiv:2307.06948), github.com/zhengli97/PromptKD
 (arXiv:2403.02781).
@@ -58,7 +58,7 @@ _PROJECTOR_KEYS = {
 
 @dataclass(frozen=True)
 class PublicCheckpoint:
-    """What a checkpoint file holds that is of use.
+    """The useful content of a checkpoint file.
 
     Attributes:
         state_dict: key without `module.` -> tensor on the CPU, in the stored type.
@@ -82,7 +82,7 @@ class PromptSRCParameters:
         backbone: open_clip name -> tensor as stored; without `token_embedding.weight`. Its
             half-precision values differ from OpenAI's by rounding, since the code averages all
             weights over the epochs and not only the prompts.
-        ignored: keys that are known and of no use.
+        ignored: known keys that kdedge does not use.
     """
 
     context: Tensor
@@ -101,7 +101,7 @@ class PromptKDParameters:
         projector: `linear1.{weight,bias}`, `batch_norm.*` and `linear2.{weight,bias}`; float32 but
             for `batch_norm.num_batches_tracked`.
         backbone: open_clip name -> tensor as stored; the image encoder and `logit_scale`.
-        ignored: keys that are known and of no use.
+        ignored: known keys that kdedge does not use.
     """
 
     visual_prompts: Tensor
@@ -213,7 +213,7 @@ def promptkd_parameters(state_dict: Mapping[str, Tensor]) -> PromptKDParameters:
 def deviation(
     backbone_state: Mapping[str, Tensor], checkpoint_backbone: Mapping[str, Tensor]
 ) -> tuple[float, float, str]:
-    """Says how far a checkpoint's backbone is from a loaded one.
+    """Measures how far a checkpoint's backbone is from a loaded one.
 
     Args:
         backbone_state: the loaded CLIP's state dict, under open_clip's names.
@@ -305,7 +305,7 @@ def _projector(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _rest(
     state_dict: Mapping[str, Tensor], *, used: set[str], ignorable: Iterable[str], wanted: str
 ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-    """Gives the keys of no use, and the backbone under open_clip's names."""
+    """Gives the keys that are not used, and the backbone under open_clip's names."""
     deep_prompt = re.compile(rf"(image|text)_encoder\.{_DEEP_PROMPT}")
     ignored: list[str] = []
     backbone: dict[str, Tensor] = {}
@@ -332,7 +332,7 @@ def _refuse_other_methods(state_dict: Mapping[str, Tensor], *, wanted: str) -> N
 
 
 def _method_of(state_dict: Mapping[str, Tensor]) -> str:
-    """Says which method's checkpoint a state dict looks like, by the keys that only it has."""
+    """Names the method that a state dict looks like, by the keys that only it has."""
     has = "\n".join(["", *state_dict, ""])
     signs = (
         ("\nVPT_image_trans.", _PROMPTKD),

@@ -1,4 +1,4 @@
-"""Safetensors files whose bytes depend on their contents alone."""
+"""Safetensors files whose bytes depend only on their content."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -
 
     Args:
         tensors: on the CPU, contiguous, none sharing memory with another.
-        metadata: what else the file says.
+        metadata: the file's metadata.
     """
     data = save(dict(tensors), dict(metadata))
     size = int.from_bytes(data[:8], "little")

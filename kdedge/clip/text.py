@@ -1,9 +1,9 @@
-"""The text encoder, with context tokens, over no more positions and no more memory than it needs.
+"""The text encoder, with context tokens, without needless positions and memory.
 
-CLIP's text tower is causal and is read at the end-of-text token, so positions after the longest
-text's end cannot change anything and are never computed. Texts are encoded in chunks; where a
-gradient is wanted, each chunk is recomputed in the backward pass, so that peak memory grows with
-the chunk and not with the number of texts.
+CLIP's text encoder is causal and its output is read at the end-of-text token. Positions after the
+end of the longest text change nothing and are never computed. Texts are encoded in chunks. With
+gradients on, each chunk is recomputed in the backward pass, so that peak memory grows with the
+chunk and not with the number of texts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from kdedge.errors import DataError
 
 CHUNK_SIZE = 64
-"""Texts encoded at a time; benchmarks/text_prompt_memory.py measures what a chunk takes."""
+"""Texts encoded at a time; benchmarks/text_prompt_memory.py measures a chunk's memory."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class TokenizedTexts:
         tokens: [C, T] int64, start and end tokens included, zeros after the end; T is the longest
             text's length.
         end: [C] int64, the position of the end-of-text token.
-        context_at: [C, n_ctx] int64, where each text has its context tokens; None where all have
-            them right after the start token.
+        context_at: [C, n_ctx] int64, positions of each text's context tokens; None if they follow
+            the start token in all texts.
     """
 
     tokens: Tensor
@@ -39,7 +39,7 @@ class TokenizedTexts:
     context_at: Tensor | None = None
 
     def __getitem__(self, rows: slice | Tensor) -> TokenizedTexts:
-        """Some of the texts, as long as all of them."""
+        """Selects texts; T stays the same."""
         at = None if self.context_at is None else self.context_at[rows]
         return TokenizedTexts(self.tokens[rows], self.end[rows], at)
 
@@ -50,8 +50,8 @@ def tokenize(
     """Turns texts into token ids.
 
     Raises:
-        DataError: a text needs more positions than the model has. It is never cut, since a class
-            name that lost its end is another class.
+        DataError: a text needs more positions than the model has. Texts are never truncated: a
+            truncated class name names another class.
     """
     rows = [
         [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id] for text in texts
@@ -79,17 +79,17 @@ def encode_text(
 ) -> Tensor:
     """Encodes tokenized texts, with learned context after the start token.
 
-    Convention: IVLP's (PromptSRC, arXiv:2307.06948). The first block sees `context` plus positional
-    embeddings at positions 1 to n_ctx; each further prompted block sees its own vectors there,
-    without positions.
+    The convention is IVLP's (PromptSRC, arXiv:2307.06948). The first block sees `context` plus
+    positional embeddings at positions 1 to n_ctx. Each further prompted block sees its own vectors
+    there, without positional embeddings.
 
     Args:
-        model: open_clip's CLIP; only the text tower is used.
-        texts: on the model's device; where a context is given, tokens 1 to n_ctx of each, or those
-            at `context_at`, are placeholders.
-        context: [n_ctx, D_text], or [C, n_ctx, D_text] for a context of each text's own; replaces
-            the placeholders' embeddings in the first block.
-        deep_context: [prompt_depth - 1, n_ctx, D_text], for the second block and on.
+        model: a backbone's CLIP; only its text encoder is used.
+        texts: on the model's device. With a context, tokens 1 to n_ctx of each text, or those at
+            `context_at`, are placeholders.
+        context: [n_ctx, D_text], or [C, n_ctx, D_text] for one context per text. Replaces the
+            placeholders' embeddings in the first block.
+        deep_context: [prompt_depth - 1, n_ctx, D_text], for the second and later blocks.
 
     Returns:
         [C, D], not normalized (`text_features_raw`).
@@ -116,11 +116,11 @@ def encode_text(
 
 
 def _replace_context(tokens: Tensor, context: Tensor, at: Tensor | None) -> Tensor:
-    """Puts a context into texts.
+    """Replaces the placeholders of texts by a context.
 
     Args:
         tokens: [C, T, D_text].
-        context: [n_ctx, D_text] for every text, or [C, n_ctx, D_text].
+        context: [n_ctx, D_text], shared by all texts, or [C, n_ctx, D_text].
         at: [C, n_ctx], the context's positions in each text; None for 1 to n_ctx.
 
     Returns:
@@ -137,15 +137,15 @@ def in_chunks(
 ) -> Tensor:
     """Computes rows chunk by chunk, with exact gradients in the memory of one chunk.
 
-    With gradients on, the forward pass of all chunks but the last keeps nothing but its result and
-    runs again in the backward pass: a second pass bought with memory that no longer grows with the
-    number of rows. The backward pass begins with the last chunk, so what that one keeps is gone
-    before another is run again.
+    With gradients on, all chunks but the last keep only their result in the forward pass and run
+    again in the backward pass. Memory then does not grow with the number of rows, at the price of a
+    second forward pass. The backward pass starts with the last chunk, whose activations are freed
+    before another chunk runs again.
 
     Args:
-        compute: rows `slice(first, last + 1)` -> their result [rows, ...]; it must not depend on
-            the other rows.
-        n_rows: of all chunks together.
+        compute: rows `slice(first, last + 1)` -> their result [rows, ...], which must not depend on
+            other rows.
+        n_rows: in all chunks together.
         chunk_size: rows at a time.
 
     Returns:
@@ -170,7 +170,7 @@ def encode_in_chunks(
     """Encodes texts chunk by chunk; see `in_chunks`.
 
     Args:
-        encode: [C, T] texts -> [C, D]; what it computes must not depend on the other texts.
+        encode: [C, T] texts -> [C, D]; a text's result must not depend on other texts.
         texts: all C texts.
         chunk_size: texts at a time.
 

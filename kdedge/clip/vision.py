@@ -1,10 +1,9 @@
 """The image encoder, with visual prompts.
 
-Convention: IVLP's, which PromptSRC and PromptKD share (PromptSRC, arXiv:2307.06948, section 3;
-VPT-deep, arXiv:2203.12119). The first block gets its prompts after the patches and before `ln_pre`,
-without a positional embedding; each further prompted block gets prompts of its own in place of the
-outputs at those positions; after the last prompted block the prompt tokens travel on as ordinary
-tokens.
+The convention is IVLP's, which PromptSRC and PromptKD share (PromptSRC, arXiv:2307.06948, section
+3; VPT-deep, arXiv:2203.12119). The first block gets its prompts after the patches and before
+`ln_pre`, without a positional embedding. In each further prompted block, new prompts replace the
+outputs at those positions. After the last prompted block, the prompt tokens are ordinary tokens.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from kdedge.clip.blocks import AttentionBlock
 
 
 def encode_image(visual: nn.Module, images: Tensor, visual_prompts: Tensor | None = None) -> Tensor:
-    """Encodes a batch of images with a CLIP's image tower.
+    """Encodes a batch of images with a CLIP's image encoder.
 
-    Exact savings, against running every block on every token: prompts whose outputs are replaced
-    give keys and values only, computed once a batch; the last block and `ln_post` run for the class
-    token alone. A tower other than CLIP's ViT runs as open_clip has it.
+    Two exact savings, compared to all blocks on all tokens: prompts whose outputs are replaced give
+    keys and values only, once per batch; the last block and `ln_post` run for the class token only.
+    An encoder other than CLIP's ViT runs as open_clip or timm implements it.
 
     Args:
-        visual: the image tower.
+        visual: the image encoder of a backbone, or a copy of it.
         images: [B, 3, H, W], normalized.
         visual_prompts: [depth, n_ctx_vision, D_vision], or None for plain CLIP. Gradients reach
-            them. For CLIP's ViT alone.
+            them. Only CLIP's ViT takes prompts.
 
     Returns:
         [B, D], not normalized (`image_features_raw`).
@@ -53,7 +52,7 @@ def encode_image(visual: nn.Module, images: Tensor, visual_prompts: Tensor | Non
             else:
                 tokens = torch.cat([tokens, prompts.expand(len(tokens), -1, -1)], dim=1)
         queries = tokens[:, :1] if index == last else None
-        assert isinstance(block, AttentionBlock)  # `make_wrappable` has been called
+        assert isinstance(block, AttentionBlock)  # see `make_wrappable`
         tokens = block(tokens, queries=queries, memory=memory)
     pooled = visual.ln_post(tokens[:, 0])
     features: Tensor = pooled @ visual.proj

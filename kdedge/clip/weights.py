@@ -1,17 +1,16 @@
 """Local files of CLIP weights, read strictly, without running anything in them.
 
-Understood are safetensors, state dicts written by `torch.save` (bare, or under "state_dict" as
-open_clip's training writes them), and the TorchScript archives that OpenAI published. The content
-decides which one a file is, not its name.
+It reads safetensors, state dicts written by `torch.save` (bare, or under "state_dict" as in
+open_clip's training checkpoints), and the TorchScript archives that OpenAI published. A file's
+content decides its kind, not its name.
 
-What is trusted: nothing. State dicts go through `torch.load(weights_only=True)`, and a file that
-torch refuses is refused. Of a TorchScript archive only the tensors are read (`_unpickle.py`), since
-`torch.jit.load` runs code of the archive, and torch's documentation warns against it.
+No file is trusted. State dicts go through `torch.load(weights_only=True)`, and a file that torch
+refuses is refused. Only the tensors of a TorchScript archive are read (`_unpickle.py`), since
+`torch.jit.load` runs the archive's code.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import pickle
 import re
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from kdedge.clip._file_kind import REMEDY, kind_of
 from kdedge.clip._unpickle import MALFORMED, Inert, open_archive
+from kdedge.config.explain import nearest
 from kdedge.errors import DataError, KdedgeError, RecipeError, SetupError
 
 OPENAI_EXTRA_KEYS = ("input_resolution", "context_length", "vocab_size")
@@ -54,12 +54,12 @@ _LAYOUTS = (
 
 @dataclass(frozen=True)
 class Weights:
-    """What a file of weights holds.
+    """The content of a file of weights.
 
     Attributes:
         state_dict: name -> tensor on the CPU, in the stored type, without OpenAI's extra keys.
-        quick_gelu: the activation is QuickGELU; None where the file does not say.
-        origin: which kind of file it was.
+        quick_gelu: whether the activation is QuickGELU; None if the file does not say.
+        origin: the kind of file.
     """
 
     state_dict: dict[str, Tensor]
@@ -70,8 +70,8 @@ class Weights:
 def read_weights(path: Path) -> Weights:
     """Reads a file of weights.
 
-    OpenAI's archives and state dicts are known by their three extra keys and were trained with
-    QuickGELU. A safetensors file may say so in its metadata as "quick_gelu": "true" or "false".
+    Three extra keys mark OpenAI's archives and state dicts, which were trained with QuickGELU. A
+    safetensors file may state it in its metadata as "quick_gelu": "true" or "false".
 
     Raises:
         DataError: no such file, another kind of file, damaged, refused by torch as unsafe, or
@@ -123,11 +123,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], bool | None]:
 
 
 def _read_state_dict(path: Path) -> dict[str, Any]:
-    """Reads what torch.save wrote; a refusal is final."""
+    """Reads a file of torch.save; a refusal is final."""
     try:
-        # An open file, since torch would choose the format by the name otherwise.
+        # An open file, since torch would choose the format by a path's suffix
         with path.open("rb") as file, warnings.catch_warnings():
-            # A file's pickle protocol is no news for the user: it is read or it is refused.
+            # The user need not know a file's pickle protocol: it is read or it is refused
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             saved = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -156,7 +156,11 @@ def _without_prefix(values: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _check_values(path: Path, values: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Gives the entries as plain dense tensors, or says which one is something else."""
+    """Gives the entries as plain dense tensors.
+
+    Raises:
+        DataError: names an entry that is something else, or not finite.
+    """
     if not values:
         raise DataError(f"{path} holds no tensors.\n{REMEDY}")
     state_dict: dict[str, Tensor] = {}
@@ -278,7 +282,7 @@ def _shape(shapes: Shapes, key: str, n_dims: int, where: str) -> Sequence[int]:
 
 
 def layout_of(keys: Iterable[str]) -> str | None:
-    """Says what a state dict of another layout looks like, for messages; None if unknown."""
+    """Names the layout that a state dict's keys look like, for messages; None if unknown."""
     names = list(keys)
     for pattern, what in _LAYOUTS:
         if any(re.match(pattern, name) for name in names):
@@ -331,7 +335,7 @@ def _listing(what: str, names: Sequence[str]) -> str:
 
 
 def printable(name: str) -> str:
-    """A name from a file, fit for a message: no control characters, no endless lines."""
+    """A name from a file in a form fit for a message: no control characters, at most one line."""
     return name if name.isprintable() and len(name) <= 200 else f"{name[:200]!r}"
 
 
@@ -354,14 +358,17 @@ def describe_missing_weights(name: str, tag: str | None, error: Exception | None
     models = open_clip.list_models()
     if name not in models:
         return RecipeError(
-            f"{name} is not a model of open_clip {open_clip.__version__}.{_nearest(name, models)}"
+            f"{name} is not a model of open_clip {open_clip.__version__}."
+            + _did_you_mean(name, models)
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
     source = open_clip.get_pretrained_cfg(name, tag) if tag else {}
     if not source:
         known = ", ".join(tags) if tags else "none; name a file of weights"
         what = f"{tag} is not a pretrained tag of {name}." if tag else f"{name} needs weights."
-        return RecipeError(f"{what}{_nearest(tag or '', tags)}\n  Its pretrained tags: {known}.")
+        return RecipeError(
+            f"{what}{_did_you_mean(tag or '', tags)}\n  Its pretrained tags: {known}."
+        )
     places = [source["url"]] if source.get("url") else []
     if source.get("hf_hub"):
         repository, _, file = source["hf_hub"].rpartition("/")
@@ -380,7 +387,6 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    by_lower = {other.lower(): other for other in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f" Did you mean {by_lower[close[0]]}?" if close else ""
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    guess = nearest(name, known)
+    return f" Did you mean {guess}?" if guess else ""

@@ -1,4 +1,4 @@
-"""The processes that decode images: how they start, how they end, what is said of one that died."""
+"""The processes that decode images: how they start and end, and the message if one dies."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import torch
 
 
 def end_of_worker(text: str) -> str | None:
-    """What torch says of a worker that could not go on, in words; None where it says no such thing.
+    """Explains torch's message about a worker that ended; None for any other message.
 
-    An error in a worker arrives as one of the same kind with the worker's traceback for a text.
+    An error in a worker arrives as an error of the same type whose text is the worker's traceback.
     """
     first, last = text.partition("\n")[0], text.rpartition("\n")[2]
     if first.startswith("DataLoader worker"):
@@ -30,7 +30,7 @@ def end_of_worker(text: str) -> str | None:
 
 
 def start_worker(_: int) -> None:
-    """Prepares a worker: Ctrl-C is the main process's to handle, and one thread is enough."""
+    """Prepares a worker: only the main process handles Ctrl-C, and one thread is enough."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     sys.excepthook = _report_unless_hung_up
@@ -40,15 +40,15 @@ def start_worker(_: int) -> None:
 def _report_unless_hung_up(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Says nothing when the main process stopped in the middle of taking a batch."""
+    """Stays silent if the main process stopped while it took a batch."""
     if not issubclass(kind, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
 
 
 def _die_with_parent() -> None:
-    """Ends the worker when the main process is gone, however it went.
+    """Ends the worker once the main process has ended, for whatever reason.
 
-    torch's own watchdog looks at the parent process, which here is the fork server, and ends
+    torch's own watchdog watches the parent process, which here is the fork server. It also ends
     gracefully, which can wait forever for a reader of the worker's last batches.
     """
     parent = multiprocessing.parent_process()
@@ -59,11 +59,11 @@ def _die_with_parent() -> None:
 
 @functools.cache
 def worker_context(module: str) -> multiprocessing.context.BaseContext:
-    """Gives the way to start workers: from a fork server that has a module loaded already.
+    """Makes the context that starts workers: a fork server that has loaded a module already.
 
-    Forking the training process itself would copy it with its threads' locks held (torch, CUDA,
-    TensorBoard), and hangs or warns; spawning would load torch again in every worker of every
-    epoch. The fork server loads it once (2 to 4 s a run) and then starts a worker in milliseconds.
+    Forking the training process would copy locks that its threads hold (torch, CUDA, TensorBoard),
+    and hangs or warns. Spawning would load torch again in every worker of every epoch. The fork
+    server loads it once (2 to 4 s a run), then starts a worker in milliseconds.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")

@@ -1,4 +1,4 @@
-"""Pseudo-labels: classes that a model gives unlabeled images; how they are chosen, written, read.
+"""Pseudo-labels: classes that a model predicts for unlabeled images, chosen, written and read.
 
 A file has one JSON object a line. The first says what made it and for what, each other is an image:
 
@@ -7,8 +7,9 @@ A file has one JSON object a line. The first says what made it and for what, eac
     {"image": "cam1/0007.jpg", "class": "red fox", "confidence": 0.9312}
 
 Images stand class by class in class-list order, the most confident first. A person may correct a
-class and remove lines: what counts is each line's class. `made_by` is the hash of the model,
-`class_list` and `image_list` are the hashes of the names and of the images that it was asked about.
+class and remove lines. The file is therefore parsed here: a message names the line, a similar
+class name, or a key that is there twice, which pydantic does not see. `made_by` is the model's
+provenance hash; `class_list` and `image_list` are hashes of the class names and of the images.
 """
 
 from __future__ import annotations
@@ -16,19 +17,20 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kdedge._files import write_atomic
+from kdedge._files import read_bytes, write_atomic
 from kdedge.data.classes import class_list_hash
 from kdedge.data.sources import LabelIndex
 from kdedge.errors import DataError
 
 FORMAT = "kdedge-pseudo-labels-1"
+_ORIGIN_KEYS = ("method", "made_by", "class_list", "image_list")
 _LINE_KEYS = ("image", "class", "confidence")
 
 Probabilities = npt.NDArray[np.float32]
@@ -52,17 +54,17 @@ class PseudoLabel:
 
 @dataclass(frozen=True)
 class Origin:
-    """What made pseudo-labels, and for what.
+    """Provenance of a file of pseudo-labels, which its first line holds.
 
     Attributes:
-        method: name of the method that the model is of.
-        made_by: hash of the model.
+        method: name of the model's method.
+        provenance_hash: provenance hash of the model; `made_by` in the file.
         class_list: hash of the class names.
         image_list: hash of the images.
     """
 
     method: str
-    made_by: str
+    provenance_hash: str
     class_list: str
     image_list: str
 
@@ -189,10 +191,11 @@ def write_pseudo_labels(
     Raises:
         ResourceError: the file cannot be written.
     """
-    lines: list[dict[str, Any]] = [{"format": FORMAT, **asdict(origin)}]
+    values = zip(_ORIGIN_KEYS, astuple(origin), strict=True)
+    lines: list[dict[str, Any]] = [{"format": FORMAT, **dict(values)}]
     for one in labels:
-        values = (keys[one.image], class_names[one.label], round(one.confidence, 6))
-        lines.append(dict(zip(_LINE_KEYS, values, strict=True)))
+        line = (keys[one.image], class_names[one.label], round(one.confidence, 6))
+        lines.append(dict(zip(_LINE_KEYS, line, strict=True)))
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_atomic(path, text.encode())
 
@@ -261,12 +264,9 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _read_text(path: Path) -> str:
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise DataError(
-            f"{path} cannot be read: {reason}.\n  Name a file that `kdedge pseudo-label` wrote."
-        ) from error
+        data = read_bytes(path)
+    except DataError as error:
+        raise DataError(f"{error}\n  Name a file that `kdedge pseudo-label` wrote.") from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -295,19 +295,18 @@ def _not_json(path: Path, number: int, reason: str) -> DataError:
 
 def _read_origin(path: Path, lines: Sequence[tuple[int, Any]]) -> Origin:
     values = lines[0][1] if lines else None
-    names = [entry.name for entry in fields(Origin)]
     if (
         not isinstance(values, dict)
         or values.get("format") != FORMAT
-        or set(values) != {"format", *names}
-        or not all(isinstance(values[name], str) for name in names)
+        or set(values) != {"format", *_ORIGIN_KEYS}
+        or not all(isinstance(values[key], str) for key in _ORIGIN_KEYS)
     ):
         raise DataError(
             f"{path}:{lines[0][0] if lines else 1}: the first line does not say what made these"
             f' pseudo-labels: expected {{"format": "{FORMAT}", ...}}.\n'
             "  Put that line of the file back, or make it again with `kdedge pseudo-label`."
         )
-    return Origin(**{name: values[name] for name in names})
+    return Origin(*(values[key] for key in _ORIGIN_KEYS))
 
 
 def _read_label(

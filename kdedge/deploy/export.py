@@ -10,27 +10,20 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
-from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
 from kdedge import __version__
 from kdedge._files import sha256_file, write_json
 from kdedge._folders import new_folder
-from kdedge._progress import progress
 from kdedge.config.recipe import ExportSpec, GatesSpec
-from kdedge.deploy import _modelopt
 from kdedge.deploy.calibrate import CalibrationSet, choose_calibration_images
 from kdedge.deploy.fold import FoldedModel, fold
-from kdedge.deploy.half import to_fp16
-from kdedge.deploy.onnx_counts import count
 from kdedge.deploy.parity import (
     MAX_SMOKE_IMAGES,
     SMOKE_SET,
@@ -39,26 +32,23 @@ from kdedge.deploy.parity import (
     write_smoke_set,
 )
 from kdedge.deploy.pixels import read_pixels, spread
-from kdedge.deploy.quantize import to_int8, to_int8_cpu
-from kdedge.deploy.targets import onnx as onnx_target
+from kdedge.deploy.reference import Reference, run_reference
 from kdedge.errors import DataError, RecipeError
 from kdedge.evaluation.agreement import compare
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.runs.model import RunModel
-from kdedge.runtime.artifact import Artifact, Device, ModelFile, Precision
-from kdedge.runtime.backends import onnxruntime as onnxruntime_backend
-from kdedge.runtime.classify import to_input
-from kdedge.runtime.preprocess import normalize
+from kdedge.runtime.artifact import Artifact, ModelFile, Precision
+from kdedge.runtime.batches import to_input
 from kdedge.setup.images import Images
+from kdedge.targets.onnx import build as onnx_build
+from kdedge.targets.onnx import run as onnx_run
+from kdedge.targets.protocol import BuildRequest, PlannedFile
 
 log = logging.getLogger(__name__)
 
 CALIBRATION_RECORD = "calibration.json"
 N_RANGE_IMAGES = 32
 """Images that show which layers leave the range of FP16, where no calibration set is chosen."""
-
-_BATCH = 32
-"""Images a time where the unfused model runs."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +90,9 @@ def export_artifact(
         DataError: images are unreadable, or INT8 is wanted and there are none to calibrate with.
         ResourceError: the disk is full.
     """
-    onnx_target.check_environment()
-    onnxruntime_backend.check_environment()
-    if "int8" in precisions:
-        _modelopt.check_environment()
+    onnx_build.check_environment()
+    for precision in precisions:
+        onnx_build.plan(precision)  # what it needs is looked for before anything slow is done
     if output is not None and output.exists():
         raise RecipeError(f"{output} exists, and nothing is overwritten.\n  Name another folder.")
     pool = trained.images("unlabeled")
@@ -121,75 +110,13 @@ def export_artifact(
         head=spec.head,
         pixels=spec.pixels,
     )
-    reference = _answer(trained, pool, spec.parity_images)
+    reference = run_reference(trained, pool, spec.parity_images)
     parent = trained.run.path / "artifacts" if output is None else output
     with new_folder(parent, is_numbered=output is None) as (part, place):
         writer = _Writer(trained, part, spec=spec, gates=gates, reference=reference)
         writer.write(model, pool, precisions)
     artifact = dataclasses.replace(writer.artifact, path=place())
     return Exported(artifact, model, _gflops(trained, model))
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """The unfused float32 model's answers on real images.
-
-    Attributes:
-        pixels: [N, S, S, 3], uint8.
-        logits: [N, C].
-        keys: names of the images.
-        labels: their classes in the exported list, where they are known and in it.
-        images: what they are, in words.
-        digests: SHA-256 of the files that calibration must not see.
-    """
-
-    pixels: npt.NDArray[np.uint8]
-    logits: npt.NDArray[np.float32]
-    keys: tuple[str, ...]
-    labels: tuple[int | None, ...]
-    images: str
-    digests: frozenset[str]
-
-
-def _answer(trained: RunModel, pool: Images | None, n_images: int) -> _Reference:
-    """Runs the unfused model on test images, or on unlabeled ones where there are no others."""
-    test = trained.images("test")
-    images = pool if test is None else test
-    if images is None or not images.indices:
-        raise RecipeError(
-            f"{trained.run.path}: its recipe has no images, and exported files are compared with"
-            " the model on real ones.\n"
-            "  Add some, as in --set data.test.folder=DIR or --set data.unlabeled.folder=DIR."
-        )
-    if test is None:  # half of them are left to choose ranges from
-        n_images = min(n_images, max(1, len(images.indices) // 2))
-    chosen = images.only([images.indices[i] for i in spread(len(images.indices), n_images)])
-    pixels = read_pixels(chosen.source, chosen.indices, trained.preprocess)
-    kept_out = chosen if test is None else images
-    return _Reference(
-        pixels=pixels,
-        logits=_unfused_logits(trained, pixels),
-        keys=tuple(chosen.source.items[index].key for index in chosen.indices),
-        labels=tuple(trained.labels_of(chosen)),
-        images=f"{len(chosen.indices)} of {len(images.indices)} images of"
-        f" data.{'unlabeled' if test is None else 'test'}",
-        digests=frozenset(kept_out.digests[index] for index in kept_out.indices),
-    )
-
-
-@torch.no_grad()
-def _unfused_logits(trained: RunModel, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """[N, S, S, 3] -> [N, C]: the model as it was trained and evaluated."""
-    preprocess, device = trained.preprocess, trained.device
-    vectors = trained.vectors.vectors.to(device)
-    logits = []
-    with progress("running the unfused model", len(pixels)) as advance:
-        for start in range(0, len(pixels), _BATCH):
-            batch = np.stack([normalize(image, preprocess) for image in pixels[start:][:_BATCH]])
-            features = trained.forward_features(torch.from_numpy(batch).to(device))
-            logits.append((trained.scale * features @ vectors.T).cpu().numpy())
-            advance(start + len(batch))
-    return np.concatenate(logits)
 
 
 class _Writer:
@@ -206,7 +133,7 @@ class _Writer:
         *,
         spec: ExportSpec,
         gates: GatesSpec,
-        reference: _Reference,
+        reference: Reference,
     ) -> None:
         self._trained = trained
         self._folder = folder
@@ -230,31 +157,19 @@ class _Writer:
         self, model: FoldedModel, pool: Images | None, precisions: Collection[Precision]
     ) -> None:
         """Writes every file, the record of them last."""
-        first = self._folder / "model.onnx"
-        export = partial(
-            onnx_target.export,
-            model,
-            size_px=self.artifact.preprocess.size_px,
-            batch=self._spec.batch,
-            max_batch=self._spec.max_batch,
-            external_data=self._spec.external_data,
-            metadata=self._metadata(),
-        )
-        self._add(first.name, "fp32", "any", export, tool="torch")
+        options = {"external_data": self._spec.external_data, "metadata": self._metadata()}
+        self._add("fp32", BuildRequest(self.artifact, self._folder, model=model, options=options))
         if "int8" in precisions:
             assert pool is not None  # checked before anything was written
-            chosen = self._calibration_set(first, pool)
+            chosen = self._calibration_set(pool)
             record = self._folder / CALIBRATION_RECORD
             write_json(record, chosen.record())
             self._keep(record)
             images = to_input(chosen.pixels, self._spec.pixels)
-            self._add_fp16(first, images[:N_RANGE_IMAGES])
-            make_int8 = partial(to_int8, first, calibration=images)
-            self._add("model.int8.onnx", "int8", "gpu", make_int8, tool="nvidia-modelopt")
-            make_cpu = partial(to_int8_cpu, first, calibration=images)
-            self._add("model.int8-cpu.onnx", "int8", "cpu", make_cpu, tool="kdedge")
+            self._add("fp16", self._from_float32(images[:N_RANGE_IMAGES]))
+            self._add("int8", self._from_float32(images))
         elif "fp16" in precisions:
-            self._add_fp16(first, self._range_images(pool))
+            self._add("fp16", self._from_float32(self._range_images(pool)))
         smoke = self._folder / SMOKE_SET
         some = spread(len(self._reference.pixels), MAX_SMOKE_IMAGES)
         write_smoke_set(smoke, self._reference.pixels[some], self._reference.logits[some])
@@ -273,9 +188,11 @@ class _Writer:
             "provenance": artifact.provenance,
         }
 
-    def _add_fp16(self, model: Path, images: npt.NDArray[Any]) -> None:
-        make = partial(to_fp16, model, images=images)
-        self._add("model.fp16.onnx", "fp16", "gpu", make, tool="kdedge")
+    def _from_float32(self, images: npt.NDArray[Any]) -> BuildRequest:
+        """What a file of lower precision is built from, with images to choose ranges by."""
+        (float32,) = onnx_build.plan("fp32")
+        onnx_path = self._folder / float32.name
+        return BuildRequest(self.artifact, self._folder, onnx_path=onnx_path, images=images)
 
     def _range_images(self, pool: Images | None) -> npt.NDArray[Any]:
         """A few images, as the graph takes them: unlabeled ones where there are any."""
@@ -292,9 +209,10 @@ class _Writer:
         """Unlabeled images that no file is compared on."""
         return [i for i in pool.indices if pool.digests[i] not in self._reference.digests]
 
-    def _calibration_set(self, model: Path, pool: Images) -> CalibrationSet:
+    def _calibration_set(self, pool: Images) -> CalibrationSet:
         """Unlabeled images, spread over the classes that the float32 file predicts."""
-        backend = onnxruntime_backend.load(model)
+        (float32,) = onnx_build.plan("fp32")
+        backend = onnx_run.load(self._folder / float32.name)
         try:
             return choose_calibration_images(
                 pool.source,
@@ -307,30 +225,28 @@ class _Writer:
         finally:
             backend.close()
 
-    def _add(
-        self,
-        name: str,
-        precision: Precision,
-        device: Device,
-        make: Callable[[Path], None],
-        *,
-        tool: str,
-    ) -> None:
-        """Makes a file, compares it with the unfused model and lists it."""
-        path = self._folder / name
-        log.info("Writing %s.", name)
-        began = time.monotonic()
-        make(path)
-        seconds = time.monotonic() - began
-        data = path.with_name(f"{name}.data")
+    def _add(self, precision: Precision, request: BuildRequest) -> None:
+        """Builds the files of a precision, compares them with the unfused model and lists them."""
+        for file in onnx_build.plan(precision):
+            log.info("Writing %s.", file.name)
+            began = time.monotonic()
+            built_with = onnx_build.build(file, request)
+            seconds = round(time.monotonic() - began, 2)
+            entry = self._compared(file, {**built_with, "seconds": seconds})
+            self.artifact = self.artifact.with_files(entry)
+
+    def _compared(self, file: PlannedFile, built_with: dict[str, Any]) -> ModelFile:
+        """The entry of a file that was built, with its parity and gate."""
+        path = self._folder / file.name
+        data = path.with_name(f"{file.name}.data")
         n_bytes = path.stat().st_size
         if data.exists():
             self._keep(data)
             n_bytes += data.stat().st_size
         reference = self._reference
-        backend = onnxruntime_backend.load(path)
+        backend = onnx_run.load(path)
         try:
-            logits = predict_pixels(backend, reference.pixels, self.artifact, what=name)
+            logits = predict_pixels(backend, reference.pixels, self.artifact, what=file.name)
             parity = compare(
                 reference.logits,
                 logits,
@@ -343,25 +259,19 @@ class _Writer:
             )
         finally:
             backend.close()
-        missed = misses(parity, precision, self.artifact.gates)
-        entry = ModelFile(
-            name=name,
+        missed = misses(parity, file.precision, self.artifact.gates)
+        return ModelFile(
+            name=file.name,
             target="onnx",
-            precision=precision,
-            device=device,
+            precision=file.precision,
+            device=file.device,
             sha256=sha256_file(path),
             n_bytes=n_bytes,
             data=data.name if data.exists() else None,
-            built_with={
-                "tool": tool,
-                "version": version(tool),
-                "seconds": round(seconds, 2),
-                **count(path),
-            },
+            built_with=built_with,
             parity=parity,
             gate="missed" if missed else "passed",
         )
-        self.artifact = self.artifact.with_files(entry)
 
     def _keep(self, path: Path) -> None:
         """Lists a file that no backend runs by itself."""

@@ -1,19 +1,21 @@
 """The exact folds of a student into one plain graph.
 
-Nothing here approximates. With x an image's pixels and [.] what is constant after training:
+Every fold is exact up to rounding:
 
-- `(x - mean) / std` before the patch convolution is another weight and a bias of it;
-- the class token, the positions and `ln_pre` of what is the same for every image are constants;
-- prompts whose outputs the next block replaces are read as keys and values only: constants;
-- the last block answers for the class token alone;
-- the queries' factor `1 / sqrt(d)` is in the queries' weights;
-- `ln_post`'s affine part, `proj`, the projector's first linear and batch norm are one linear, and
-  so is each further hidden layer of the projector;
-- the projector's last linear, `scale` and the class vectors are one linear, the fused head. Unit
-  length divides by `|last(h)|`, a positive number an image: it is kept for scores and dropped for
-  the ranking. A projector of one linear is all of it the last, together with `ln_post` and `proj`.
+- `(pixels - mean) / std` moves into the weight and bias of the patch convolution;
+- the class token, the positional embeddings, and `ln_pre` of constant tokens become constants;
+- prompts whose outputs the next block replaces become constant keys and values;
+- the last block computes the class token only;
+- the attention's factor `1 / sqrt(d)` moves into the query weights;
+- adapters and parametrizations of a linear layer move into its weight and bias;
+- the affine part of `ln_post`, `proj`, and the projector's first linear layer and batch norm become
+  one linear layer, and so does each further hidden layer of the projector;
+- the projector's last linear layer, `scale` and the class vectors become one linear layer, the
+  fused head. Unit length divides an image's logits by a positive number: the head `scores` keeps
+  the division, the head `argmax` drops it. If the projector has only one linear layer, it is
+  folded into the fused head together with `ln_post` and `proj`.
 
-Sums are folded in float64 and stored in float32.
+Sums are computed in float64 and stored in float32.
 """
 
 from __future__ import annotations
@@ -42,8 +44,11 @@ class FoldedBlock(nn.Module):
     """One residual attention block with constant tokens among its keys and values.
 
     Args:
-        block: frozen; wrapped or parametrized layers are read by what they compute.
+        block: frozen; its linear layers may be wrapped or parametrized.
         memory: [M, D], constant tokens that are attended to and have no output; None for none.
+
+    Raises:
+        RecipeError: a wrapped layer is not linear.
     """
 
     memory_key: Tensor
@@ -109,18 +114,18 @@ class HiddenLayers(nn.Module):
             assert isinstance(linear, nn.Linear)
             if index > 0:
                 features = F.relu(features)
-            # Not called: an exported node is named after its module, and these belong to the head
+            # Not called: an exported node gets its module's name, and these belong to the head
             features = F.linear(features, linear.weight, linear.bias)
         return features
 
 
 class FoldedModel(nn.Module):
-    """Pixels to logits, with everything constant computed: what is exported.
+    """The exported model: pixels to logits, with all constants computed.
 
     Attributes:
         fused_head: from the last hidden features to [C] logits; see the module's docstring.
-        head: `scores` gives the unfused model's logits; `argmax` leaves each image's logits by a
-            positive factor larger or smaller, which changes no ranking.
+        head: `scores` gives the unfused model's logits; `argmax` skips L2 normalization, which
+            leaves the ranking unchanged.
     """
 
     positions: Tensor
@@ -162,7 +167,7 @@ class FoldedModel(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W], uint8 or float 0-1 as `pixels` says, -> logits [B, C]."""
+        """Pixels [B, 3, H, W], uint8 or float 0-1 depending on `pixels`, -> logits [B, C]."""
         patches = self.patch_conv(images.to(self.positions.dtype)).flatten(2).transpose(1, 2)
         class_token = self.class_token.expand(images.shape[0], -1, -1)
         tokens = torch.cat([class_token, self.ln_pre(patches + self.positions)], dim=1)
@@ -196,24 +201,24 @@ def fold(
     """Folds a trained student into a plain module.
 
     Args:
-        path: what the student's image path is made of, trained and frozen.
+        path: the trained and frozen parts of the student's image path.
         class_vectors: [C, D], unit length, in class-list order.
         scale: `logit_scale.exp()`.
-        preprocess: its mean and std go into the graph; resizing stays outside.
-        head: `scores` keeps unit length, `argmax` drops it.
+        preprocess: its mean and std become part of the graph; resizing does not.
+        head: `scores` keeps L2 normalization, `argmax` skips it.
         pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
 
     Returns:
-        A module in evaluation mode on the CPU that shares no tensor with the student's training.
+        A module in evaluation mode on the CPU; it shares no tensor with `path`.
 
     Raises:
-        RecipeError: the image tower is not CLIP's ViT.
+        RecipeError: the image encoder is not CLIP's ViT, or a wrapped layer in it is not linear.
         ShapeError: the class vectors have another dimension than the student's features.
     """
     why = why_no_prompts(path.visual)
     if why is not None:
         raise RecipeError(
-            f"This model cannot be folded: its image tower {why}.\n"
+            f"This model cannot be folded: its image encoder {why}.\n"
             "  kdedge folds and exports CLIP's ViT, such as ViT-B-16 or ViT-B-32."
         )
     dim = _feature_dim(path)
@@ -234,7 +239,7 @@ def fold(
 
 
 def _frozen_copy(path: ImagePath) -> ImagePath:
-    """The same parts in float32 on the CPU, shared with nobody."""
+    """A copy in float32 on the CPU."""
     prompts = path.visual_prompts
     return ImagePath(
         _on_cpu(path.visual),
@@ -270,7 +275,7 @@ def _scaled(weight: Tensor, bias: Tensor, layer_scale: nn.Module) -> nn.Linear:
 def _fold_pixels(
     visual: VisionTransformer, preprocess: Preprocess, pixels: Pixels
 ) -> tuple[nn.Conv2d, Tensor]:
-    """The patch convolution on raw pixels and, float64 [D], the bias that is left of the mean."""
+    """The patch convolution on raw pixels, and the bias [D], float64, that replaces the mean."""
     weight = visual.conv1.weight.double()  # [D, 3, P, P]
     mean = torch.tensor(preprocess.mean, dtype=torch.float64)[:, None, None]
     std = torch.tensor(preprocess.std, dtype=torch.float64)[:, None, None]
@@ -285,11 +290,11 @@ def _fold_pixels(
 def _place_prompts(
     visual: VisionTransformer, prompts: Tensor | None
 ) -> tuple[list[Tensor | None], int | None, Tensor]:
-    """Where each block's prompts go, as `clip.vision.encode_image` has it.
+    """Places each block's prompts as `clip.vision.encode_image` does.
 
     Returns:
-        For each block its constant memory [M, D] or None; the block before which the last prompts
-        become ordinary tokens, or None; those tokens [1, n_ctx_vision, D].
+        The constant memory [M, D] of each block, or None; the index of the block before which the
+        last prompts become ordinary tokens, or None; those tokens [1, n_ctx_vision, D].
     """
     n_blocks = len(visual.transformer.resblocks)
     memories: list[Tensor | None] = [None] * n_blocks
@@ -306,7 +311,7 @@ def _place_prompts(
 
 
 def _fold_projector(path: ImagePath) -> tuple[nn.Linear | HiddenLayers | None, nn.Linear]:
-    """The hidden layers up to the last ReLU, None where there are none, and what follows them."""
+    """The hidden layers up to the last ReLU, or None, and the linear layer after them."""
     visual: VisionTransformer = path.visual
     projector = path.projector
     proj = visual.proj.double().T  # [D_student, D_vision]
@@ -335,7 +340,7 @@ def _with_batch_norm(weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d) -> tupl
 
 
 def _after_ln_post(visual: VisionTransformer, weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A linear that takes in the affine part of `ln_post` before it."""
+    """A linear layer with the affine part of `ln_post` folded in."""
     gamma, beta = visual.ln_post.weight.double(), visual.ln_post.bias.double()
     return _linear(weight * gamma, bias + weight @ beta)
 

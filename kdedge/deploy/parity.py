@@ -23,8 +23,8 @@ from kdedge.errors import DataError, GateError, ShapeError
 from kdedge.evaluation.agreement import compare
 from kdedge.results import ParityResult, WorstImage
 from kdedge.runtime.artifact import Artifact, Precision
-from kdedge.runtime.backends._protocol import Backend
-from kdedge.runtime.classify import run_batches
+from kdedge.runtime.backend import Backend
+from kdedge.runtime.batches import run_batches
 
 SMOKE_SET = "smoke_set.safetensors"
 MAX_SMOKE_IMAGES = 200

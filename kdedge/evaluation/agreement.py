@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from kdedge.errors import DataError, DivergedError, ShapeError
 from kdedge.results import ParityResult, WorstImage
-from kdedge.runtime.classify import softmax
+from kdedge.runtime.batches import softmax
 
 N_WORST = 10
 _ROWS = 256  # images at once, so that many classes need little memory
@@ -155,10 +155,10 @@ def _worst(
         for i, key in enumerate(keys)
         if given[i] != expected[i] or (distances is not None and distances[i] > 0)
     ]
-    return tuple(sorted(entries, key=_badness)[:N_WORST])
 
+    def order(entry: WorstImage) -> tuple[Any, ...]:
+        agrees = entry.predicted_class == entry.reference_class
+        classes = entry.reference_class, entry.predicted_class or ""
+        return agrees, -(entry.distance or 0), entry.image, *classes
 
-def _badness(entry: WorstImage) -> tuple[Any, ...]:
-    agrees = entry.predicted_class == entry.reference_class
-    classes = entry.reference_class, entry.predicted_class or ""
-    return agrees, -(entry.distance or 0), entry.image, *classes
+    return tuple(sorted(entries, key=order)[:N_WORST])

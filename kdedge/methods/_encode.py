@@ -1,10 +1,10 @@
-"""A step's images through an image tower: in micro-batches, each process its share.
+"""Encodes the images of a step in micro-batches; each process encodes its share.
 
-Gradients are those of the whole batch at once, up to rounding, whatever follows the tower: what
-comes out is all images' rows, so batch norm in a projector and losses that compare images see the
-whole batch. That is gradient caching (Gao et al. 2021, arXiv:2101.06983); adding up gradients of
-losses of micro-batches, the usual accumulation, would give batch norm the statistics of few images.
-Its price is a second forward pass of all micro-batches but the last.
+Gradients equal those of the whole batch at once, up to rounding. The result has the rows of all
+images, so batch norm in a projector and losses that compare images see the whole batch. This is
+gradient caching (Gao et al. 2021, arXiv:2101.06983). Plain gradient accumulation would compute
+batch statistics from the few images of a micro-batch. The price is a second forward pass of all
+micro-batches but the last.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from kdedge.data.batch import Batch
 
 
 def encode_images(batch: Batch, encode: Callable[[Tensor], Tensor]) -> Tensor:
-    """[B, D]: what an encoder says of all images of a step, with gradients.
+    """[B, D]: the features of all images of a step, with gradients.
 
     Args:
-        batch: may hold a share of the images.
-        encode: [b, 3, H, W] -> [b, D]; what it says of an image must not depend on the others.
+        batch: may hold this rank's shard of the images.
+        encode: [b, 3, H, W] -> [b, D]; an image's features must not depend on other images.
     """
     images = batch.images
     rows = in_chunks(
@@ -36,9 +36,9 @@ def encode_images(batch: Batch, encode: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def is_splittable(visual: nn.Module) -> bool:
-    """Whether an image tower in training mode encodes each image by itself, always alike.
+    """Whether an image encoder in training mode gives an image the same features in any batch.
 
-    Batch norm looks at all images of a batch, and dropout draws anew in a second pass.
+    Batch norm uses statistics of the whole batch, and dropout differs in a second pass.
     """
     return not any(
         isinstance(layer, _BatchNorm)

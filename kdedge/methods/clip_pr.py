@@ -1,17 +1,22 @@
-"""CLIP-PR: an adapter on frozen image features learns zero-shot CLIP's answers under a label prior.
+"""CLIP-PR: an adapter on frozen image features learns zero-shot CLIP's classes under a label prior.
 
 Paper: Kahana et al., Improving Zero-Shot Models with Label Distribution Priors (CLIPPR), 2022,
-arXiv:2212.00784: minimal change of CLIP's predictions, and minimal distance of the mean prediction
+arXiv:2212.00784. The method changes CLIP's predictions little, and brings the mean prediction close
 to a prior over the labels. L = CE(g(f), y) + w · KL(prior ‖ mean softmax g(f)), with f the
 unit-length image feature, g the adapter, y zero-shot CLIP's class of the same view, w a weight.
-What the authors' code does and this does not: it prepares images with ImageNet's mean and deviation
-in place of CLIP's; it squashes whole images, in tests too (here: in training the largest central
-crop between 3:4 and 4:3, in tests as for every method); texts are "a photo of a {}" without a full
-stop (here: the recipe's template); weight decay is a part of the gradient (here: AdamW's); it keeps
-the epoch of the lowest loss on test images; it trains the image tower for some epochs at 1e-6
-between two stages of the adapter, where the paper's adapter is on a frozen CLIP; the mean runs over
-four batches of 128 (here: one of 512), whose first of an epoch is one batch alone; on ImageNet it
-runs over a queue of 300 batches and the adapter has batch norm.
+
+Differs from the authors' code:
+
+* It normalizes images with ImageNet's mean and deviation. Here: CLIP's.
+* It squashes images, in tests too. Here: in training the largest central crop between 3:4 and 4:3,
+  in tests as for every method.
+* Its texts are "a photo of a {}" without a full stop. Here: the recipe's template.
+* Its weight decay is a part of the gradient. Here: AdamW's.
+* It keeps the epoch with the lowest loss on test images.
+* It trains the image encoder for some epochs at 1e-6 between two stages of the adapter, although
+  the paper's adapter is on a frozen CLIP.
+* Its mean runs over four batches of 128, except at the start of an epoch. Here: one batch of 512.
+* On ImageNet its mean runs over a queue of 300 batches, and the adapter has batch norm.
 """
 
 from __future__ import annotations
@@ -185,7 +190,7 @@ class Method:
         return dict(self.module.named_parameters())
 
     def averaging_weights(self, n_epochs: int) -> list[float] | None:
-        """Nothing is averaged."""
+        """None: nothing is averaged."""
         return None
 
     @torch.no_grad()
@@ -200,11 +205,11 @@ class Method:
 
     @torch.no_grad()
     def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D], the frozen tower's, in the memory of one chunk of images."""
+        """[B, 3, H, W] -> [B, D], frozen, in the memory of one chunk of images."""
         return in_chunks(lambda rows: self._backbone.image_features(images[rows]), len(images))
 
     def image_path(self) -> ImagePath:
-        """The image tower as it is."""
+        """The unchanged image encoder."""
         return ImagePath(self._backbone.model.visual)
 
 

@@ -3,7 +3,7 @@
 Paper: Zhou et al., Conditional Prompt Learning for Vision-Language Models, CVPR 2022,
 arXiv:2203.05557, section 3.2: v_m(x) = v_m + π with π = h_θ(x), and logits <x, g(t_i(x))> / τ.
 Differs from the authors' code: pairs of image and class are encoded in chunks, so that memory does
-not grow with images times classes, the text tower runs over no more positions than the longest
+not grow with images times classes, the text encoder runs over no more positions than the longest
 prompt, and weights stay in float32 under autocast.
 """
 
@@ -93,7 +93,7 @@ def pair_logits(
     """Logits of images against texts that each image has for itself: <x, g(t_i(x))> / τ.
 
     Args:
-        backbone: frozen; its text tower encodes every pair of image and class.
+        backbone: frozen; its text encoder encodes every pair of image and class.
         image_features: [B, D], unit length.
         contexts: [B, n_ctx, D_text]. Gradients reach them in the memory of one chunk.
         texts: of the C classes, with placeholders for the context.
@@ -118,7 +118,6 @@ def pair_logits(
 class Method(SupervisedMethod):
     """CoCoOp on a frozen backbone: image-conditioned, so it has logits and no class vectors."""
 
-    name = "cocoop"
     why_no_class_vectors = "makes texts for every image"
     module: PromptLearner
 

@@ -1,9 +1,9 @@
-"""IVLP: independent text and visual prompts in both towers, learned by cross-entropy.
+"""IVLP: independent text and visual prompts in both encoders, learned by cross-entropy.
 
 Papers: the independent V-L prompting of Khattak et al., MaPLe, CVPR 2023, arXiv:2210.03117, section
 4.2, and the baseline of Khattak et al., Self-regulating Prompts, ICCV 2023, arXiv:2307.06948,
 section 3.1, whose convention `clip.text` and `clip.vision` describe. Differs from the authors'
-code: the text tower runs over no more positions than the longest prompt, and weights stay in
+code: the text encoder runs over no more positions than the longest prompt, and weights stay in
 float32 under autocast.
 """
 
@@ -98,7 +98,6 @@ def make_prompted_clip(
 class Method(TextPromptMethod):
     """IVLP on a frozen backbone."""
 
-    name = "ivlp"
     module: PromptedCLIP
 
     @classmethod
@@ -135,5 +134,5 @@ class Method(TextPromptMethod):
             return self.scale * image_features @ text_features.T
 
     def image_path(self) -> ImagePath:
-        """The prompted image tower."""
+        """The prompted image encoder."""
         return ImagePath(self._backbone.model.visual, self.module.visual_prompts)

@@ -1,20 +1,25 @@
 """LaFTer: a classifier trained on texts labels the images that prompts and layer norms learn from.
 
 Paper: Mirza et al., LaFTer: Label-Free Tuning of Zero-shot Classifier using Language and Unlabeled
-Image Collections, NeurIPS 2023, arXiv:2305.18287. First a linear classifier learns sentences about
-the classes: their features with noise, cross-entropy with smoothed labels. Since CLIP's images and
-texts share a space, a frozen copy of it labels images. Then that classifier, visual prompts and all
-layer norms of the image tower learn the pseudo-label of an image from a strong view of it, whose
-features keep the length that the tower gives them: one of CLIP's image features is ten times as
-long as what the classifier has learned on, and its softmax as much sharper.
-What the authors' code does and this does not: its pseudo-labels drift, as they come through the
-layer norms that are being trained (here: the frozen tower's features); answers are of features of
-any length (here: of unit length, times one mean length, which changes no ranking of an image's
-classes); prompts are inserted behind `ln_pre` and drawn from a uniform distribution for patches of
-16 pixels, whatever the size (here: as all visual prompts, see `clip.vision`); layer norms' biases
-have no weight decay and their weights have (here: both have); the nth class of the file of
-sentences is the nth of the class list (here: the one of that name); it reports the best epoch on
-test images.
+Image Collections, NeurIPS 2023, arXiv:2305.18287.
+
+1. A linear classifier learns sentences about the classes: noisy text features, cross-entropy with
+   smoothed labels. CLIP's images and texts share a space, so a frozen copy of it labels images.
+2. The classifier, visual prompts and all layer norms of the image encoder learn an image's
+   pseudo-label from a strong view of it. The view's features are not normalized: a CLIP image
+   feature is about ten times as long as the classifier's texts, and its softmax that much sharper.
+
+Differs from the authors' code:
+
+* Its pseudo-labels drift, as they come through the layer norms in training. Here: the frozen image
+  encoder's features.
+* It predicts from features of any length. Here: unit length times one mean length, which leaves the
+  ranking of an image's classes unchanged.
+* It inserts prompts behind `ln_pre`, from a uniform distribution for patches of 16 pixels whatever
+  the size. Here: as all visual prompts, see `clip.vision`.
+* Its layer norms have weight decay on weights only. Here: on biases too.
+* It assigns sentences to classes by position. Here: by name.
+* It reports the best epoch on test images.
 """
 
 from __future__ import annotations
@@ -98,15 +103,16 @@ class Settings(MethodSettings):
         return True
 
 
-class TunedTower(nn.Module):
+class TunedEncoder(nn.Module):
     """What LaFTer trains.
 
     Attributes:
         visual_prompts: [1, n_ctx_vision, D_vision].
-        norms: the image tower's layer norms, copies of the frozen ones.
+        norms: the image encoder's layer norms, copies of the frozen ones.
         classifier: [C, D], one row a class, of any length.
         labeler: [C, D], the classifier as texts alone have made it; zeros before they have.
-        feature_length: [], mean of the frozen tower's features of the first batch; 0 before it.
+        feature_length: [], mean length of the first batch's features of the frozen image encoder;
+            0 before it.
     """
 
     labeler: Tensor
@@ -124,18 +130,18 @@ class TunedTower(nn.Module):
 
 
 def layer_norms(visual: nn.Module) -> list[nn.LayerNorm]:
-    """A tower's layer norms, in the order of its parts."""
+    """An encoder's layer norms, in the order of its parts."""
     return [part for part in visual.modules() if isinstance(part, nn.LayerNorm)]
 
 
 def with_own_norms(visual: nn.Module) -> nn.Module:
-    """The same tower with layer norms of its own to train; it shares every other tensor."""
+    """The same encoder with layer norms of its own to train; it shares every other tensor."""
     own = {id(tensor) for norm in layer_norms(visual) for tensor in norm.parameters()}
     tensors = chain(visual.parameters(), visual.buffers())
-    tower = copy.deepcopy(visual, {id(t): t for t in tensors if id(t) not in own})
-    for norm in layer_norms(tower):
+    encoder = copy.deepcopy(visual, {id(t): t for t in tensors if id(t) not in own})
+    for norm in layer_norms(encoder):
         norm.requires_grad_(True)
-    return tower
+    return encoder
 
 
 def template_texts(class_names: Sequence[str], template: str) -> list[list[str]]:
@@ -188,7 +194,7 @@ class Method:
         self,
         backbone: Backbone,
         visual: nn.Module,
-        module: TunedTower,
+        module: TunedEncoder,
         settings: Settings,
         *,
         class_names: Sequence[str],
@@ -224,7 +230,7 @@ class Method:
         visual = with_own_norms(backbone.visual)
         linear = make_linear(backbone.embed_dim, len(class_names), generator, bias=False)
         classifier = nn.Parameter(linear.weight.detach().to(backbone.device))
-        module = TunedTower(visual_prompts, layer_norms(visual), classifier)
+        module = TunedEncoder(visual_prompts, layer_norms(visual), classifier)
         return cls(
             backbone,
             visual,
@@ -286,7 +292,7 @@ class Method:
 
     @torch.no_grad()
     def pseudo_labels(self, image_features: Tensor) -> Tensor:
-        """[B, D], the frozen tower's, of any length -> [B], the labeler's classes."""
+        """[B, D], the frozen image encoder's, of any length -> [B], the labeler's classes."""
         with torch.autocast(image_features.device.type, enabled=False):
             return (image_features @ self.module.labeler.T).argmax(dim=-1)
 
@@ -316,7 +322,7 @@ class Method:
         return dict(self.module.named_parameters())
 
     def averaging_weights(self, n_epochs: int) -> list[float] | None:
-        """Nothing is averaged."""
+        """None: nothing is averaged."""
         return None
 
     @torch.no_grad()
@@ -330,5 +336,5 @@ class Method:
         return unit_length(self.image_features_raw(images))
 
     def image_path(self) -> ImagePath:
-        """The tower with its own layer norms and its prompts."""
+        """The image encoder with its own layer norms and its prompts."""
         return ImagePath(self._visual, self.module.visual_prompts)

@@ -2,7 +2,7 @@
 
 Paper: Khattak et al., MaPLe: Multi-modal Prompt Learning, CVPR 2023, arXiv:2210.03117, section 3.2:
 visual prompts are P~_k = F_k(P_k) for each of the first J layers. Differs from the authors' code:
-the widths of both towers are read from the backbone, the text tower runs over no more positions
+the widths of both encoders are read from the backbone, the text encoder runs over no more positions
 than the longest prompt, and weights stay in float32 under autocast.
 """
 
@@ -46,7 +46,9 @@ class Settings(MethodSettings):
 
     n_ctx: int = Field(2, ge=1, description="Context tokens, and visual prompts, in each layer.")
     prompt_depth: int = Field(
-        9, ge=1, description="Layers of both towers that get prompts of their own, from the first."
+        9,
+        ge=1,
+        description="Layers of both encoders that get prompts of their own, from the first.",
     )
     context_init: str = Field(
         "a photo of a",
@@ -90,7 +92,6 @@ def make_couplings(
 class Method(TextPromptMethod):
     """MaPLe on a frozen backbone."""
 
-    name = "maple"
     module: CoupledPrompts
 
     @classmethod
@@ -145,5 +146,5 @@ class Method(TextPromptMethod):
 
     @torch.no_grad()
     def image_path(self) -> ImagePath:
-        """The image tower with the visual prompts that the couplings give."""
+        """The image encoder with the visual prompts that the couplings give."""
         return ImagePath(self._backbone.model.visual, self.module.visual_prompts())

@@ -323,7 +323,7 @@ class Method:
         return dict(self.module.named_parameters())
 
     def averaging_weights(self, n_epochs: int) -> list[float] | None:
-        """Nothing is averaged."""
+        """None: nothing is averaged."""
         return None
 
     @torch.no_grad()

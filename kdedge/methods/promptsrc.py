@@ -2,9 +2,8 @@
 
 Paper: Khattak et al., Self-regulating Prompts, ICCV 2023, arXiv:2307.06948, section 3.2 and
 equations 3 to 8. Differs from the authors' code: only the prompts are averaged over epochs (theirs
-averages the frozen half-precision weights too, which moves them by rounding), the text tower runs
-over no more positions than the longest prompt, and the unprompted image tower is the same copy of
-the weights.
+averages the frozen half-precision weights too, which moves them by rounding), the text encoder runs
+over no more positions than the longest prompt, and the unprompted image encoder shares the weights.
 """
 
 from __future__ import annotations
@@ -102,7 +101,7 @@ def self_regulating_losses(
     Args:
         image_features: [B, D], unit length, float32, prompted.
         text_features: [C, D], likewise, of the training classes.
-        zeroshot_image_features: [B, D], the same images through the unprompted tower; no gradient.
+        zeroshot_image_features: [B, D], the same images without prompts; no gradient.
         zeroshot_text_features: [C, D], the text anchor; no gradient.
         labels: [B], positions among the C classes.
         scale: `logit_scale.exp()`.
@@ -158,8 +157,6 @@ def text_anchor(backbone: Backbone, class_names: Sequence[str], n_templates: int
 class Method(ivlp.Method):
     """PromptSRC on a frozen backbone: IVLP's prompts under other losses, averaged over epochs."""
 
-    name = "promptsrc"
-
     def __init__(
         self,
         backbone: Backbone,
@@ -208,7 +205,7 @@ class Method(ivlp.Method):
 
     def losses(self, batch: Batch) -> Losses:
         """The loss terms of a batch."""
-        labels = labels_of(batch, self.name)
+        labels = labels_of(batch)
         with torch.no_grad():
             zeroshot_image_features = encode_images(batch, self._backbone.image_features)
         image_features = encode_images(batch, self.training_features)

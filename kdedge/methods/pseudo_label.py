@@ -1,29 +1,33 @@
 """FPL, IFPL, GRIP: a learner trains on labels and on pseudo-labels of the classes without any.
 
 Paper: Menghini et al., Enhancing CLIP with CLIP, NeurIPS 2023, arXiv:2306.01669, sections 3 and 4;
-in the place that arXiv:2403.02781, table 3 gives them: labeled base classes, pseudo-labels for
-novel ones, PromptSRC as the learner. The three are variants of one method:
+used as in arXiv:2403.02781, table 3: labeled base classes, pseudo-labels for novel ones, PromptSRC
+as the learner. The three are variants of one method:
 
 * `fpl`: one round, `per_class` images of each novel class, labeled by zero-shot CLIP;
-* `ifpl`: `rounds` rounds, as many images, labeled anew by the model of the round before;
-* `grip`: as ifpl, and each round takes more images, up to each class's even share of the pool.
+* `ifpl`: `rounds` rounds of as many images, labeled anew by the model of the round before;
+* `grip`: as ifpl, with more images each round, up to each class's even share of the pool.
 
-Here: for each novel class the images with the highest probability of it over all classes, each
-image for one class (`data.pseudo_labels.most_probable`). Each round trains from the first values,
-with the learning rates of a whole training. The loss is CE(labeled) + (n_labeled / n_pseudo)
-CE(pseudo-labeled), each the mean over its part of a batch, over all classes; what else the learner
-minimizes is as it was. The pool holds images of all classes, labeled images left out, and a class's
-even share is the pool over all classes. Under `split: all` all classes get pseudo-labels.
+Each novel class gets the images with its highest probability over all classes, each image once
+(`data.pseudo_labels.most_probable`). Each round trains from the initial values, with the learning
+rates of a full training. The loss is CE(labeled) + (n_labeled / n_pseudo) CE(pseudo-labeled), each
+the mean over its part of a batch, over all classes; the learner's other losses are unchanged. The
+pool holds images of all classes except the labeled images; a class's even share is the pool over
+all classes. Under `split: all` all classes get pseudo-labels.
 
-Differs from the authors' code: there the unlabeled images are known to be of novel classes, and
-probabilities are over these alone; a class's list of images is sorted only when an image is
-replaced, so that what is compared before is the image that came last; an image that does not fit
-into its own class is offered to all others and may enter several; the first round's texts are "a
-photo of a {}NAME", the name never put in; context stands in "<context> NAME" without a full stop; a
-textual prompt's later rounds go on from the trained values, as parameter and first values share
-memory; 20 % of the images are held out for a validation that chooses nothing; weight decay 0.1,
-learning rate 0.1 from a warm-up epoch at 0, 150 epochs a round and no crops, where optimization and
-crops are the learner's here.
+Differs from the authors' code:
+
+* It knows that the unlabeled images are of novel classes, and its probabilities are over these.
+* It sorts a class's list of images only when it replaces one, so that before it compares with the
+  image that came last. It offers an image that does not fit into its class to all other classes,
+  where it may enter several.
+* Its first round's texts are "a photo of a {}NAME", without the name put in; context stands in
+  "<context> NAME" without a full stop.
+* Later rounds of its textual prompt continue from the trained values, as parameter and initial
+  values share memory.
+* It holds 20 % of the images out for a validation that chooses nothing.
+* It uses weight decay 0.1, learning rate 0.1 from a warm-up epoch at 0, 150 epochs a round and no
+  crops. Here: the learner's optimization and crops.
 """
 
 from __future__ import annotations

@@ -1,18 +1,19 @@
 """UPL: CoOp on zero-shot CLIP's pseudo-labels, several runs whose logits are averaged.
 
-Paper: Huang et al., Unsupervised Prompt Learning, arXiv:2204.03649, sections 3.2 to 3.4. Of the
-images predicted as a class by zero-shot CLIP with the recipe's template, the `per_class` with the
-highest probability get its label; classes that are rarely predicted get fewer, or none. They are
-chosen once, over all classes, and no label is read.
+Paper: Huang et al., Unsupervised Prompt Learning, arXiv:2204.03649, sections 3.2 to 3.4. For each
+class, the `per_class` images that zero-shot CLIP predicts as it with the highest probability get
+its label, with the recipe's template. Classes that are rarely predicted get fewer, or none. The
+images are chosen once, over all classes, and no label is read.
 
-The runs differ in their first context alone and see the same crops in the same order, so that all
-train in one pass over the images, each by its own cross-entropy; the loss is their sum. (With
-`optim.clip_grad_norm` the runs' gradients are clipped together.) As the image tower is not trained,
-the average of the logits is the logits of the averaged class vectors, and costs no more than one
-run's; these vectors are shorter than unit length.
+The runs differ in their first context only and see the same crops in the same order. So all train
+in one pass over the images, each by its own cross-entropy; the loss is their sum. (Under
+`optim.clip_grad_norm` the runs' gradients are clipped together.) The image encoder is not trained,
+so the average of the logits equals the logits of the averaged class vectors, at one run's cost.
+These vectors are shorter than unit length.
 
 Differs from the authors' code: there each run draws its own order and crops of the images; weights
-and context are half precision. UPL*, whose pseudo-labels come from eight backbones, is not here.
+and context are half precision. UPL*, whose pseudo-labels come from eight backbones, is not
+implemented.
 """
 
 from __future__ import annotations
@@ -73,7 +74,6 @@ class PromptLearners(nn.Module):
 class Method(TextPromptMethod):
     """UPL on a frozen backbone."""
 
-    name = "upl"
     module: PromptLearners
 
     @classmethod
@@ -125,7 +125,7 @@ class Method(TextPromptMethod):
 
     def training_step(self, batch: Batch) -> StepOutput:
         """The sum of the runs' cross-entropies with the pseudo-labels."""
-        labels = labels_of(batch, self.name)
+        labels = labels_of(batch)
         logits = self.logits_of_runs(encode_images(batch, self.training_features))
         losses = torch.stack([cross_entropy(run, labels, batch.weights) for run in logits])
         predicted = logits.detach().mean(dim=0).argmax(dim=-1)

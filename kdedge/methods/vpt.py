@@ -37,7 +37,7 @@ class Settings(MethodSettings):
         8, ge=1, le=1000, description="Visual prompts in each prompted image layer."
     )
     prompt_depth: int = Field(
-        12, ge=1, description="Image layers that get prompts of their own, from the first."
+        12, ge=1, description="Image layers with visual prompts of their own, from the first."
     )
     context_init: str = Field(
         "a photo of a",
@@ -56,7 +56,6 @@ class VisualPrompts(nn.Module):
 class Method(SupervisedMethod):
     """VPT on a frozen backbone."""
 
-    name = "vpt"
     module: VisualPrompts
 
     def __init__(
@@ -114,5 +113,5 @@ class Method(SupervisedMethod):
         return self.text_features
 
     def image_path(self) -> ImagePath:
-        """The prompted image tower."""
+        """The prompted image encoder."""
         return ImagePath(self._backbone.model.visual, self.module.visual_prompts)

@@ -115,5 +115,5 @@ class Method:
         return self._backbone.image_features(images)
 
     def image_path(self) -> ImagePath:
-        """The image tower as it is."""
+        """The unchanged image encoder."""
         return ImagePath(self._backbone.model.visual)

@@ -18,7 +18,6 @@ from kdedge.report.plots import (
     Figure,
     LinearSegmentedColormap,
     LogLocator,
-    NullLocator,
     PowerNorm,
     Theme,
 )
@@ -228,7 +227,7 @@ def accuracy_against_latency(
         axes.set(xlabel=time_name, ylabel=accuracy_name, xscale="log", xlim=(low / 1.6, high * 1.6))
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_locator(NullLocator())
+        axes.minorticks_off()
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4)
         _name_points(axes, [points[i] for i in named], theme)
         return figure

@@ -22,7 +22,7 @@ try:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullLocator
+    from matplotlib.ticker import LogLocator
 except ImportError as error:
     raise MissingPackage("matplotlib", extra="report", purpose="A report") from error
 
@@ -34,7 +34,6 @@ __all__ = [
     "Figure",
     "LinearSegmentedColormap",
     "LogLocator",
-    "NullLocator",
     "Picture",
     "PowerNorm",
     "Theme",

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 from kdedge._files import read_bytes
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.eval_details import EvalDetails
-from kdedge.records import TOLERANT, Count, parse_record
+from kdedge.records import parse_record
 from kdedge.results import EvalResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
@@ -27,12 +27,12 @@ _T = TypeVar("_T")
 class _LogLine(BaseModel):
     """One line of metrics.jsonl; its other keys are figures, null where one was not finite."""
 
-    model_config = TOLERANT
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
     __pydantic_extra__: dict[str, float | None]
 
     kind: Literal["epoch"] | None = None
-    epoch: Count = 0
-    step: Count
+    epoch: Annotated[int, Field(ge=0, le=10**12)] = 0
+    step: Annotated[int, Field(ge=0, le=10**12)]
 
 
 @dataclass(frozen=True)

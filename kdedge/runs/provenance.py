@@ -6,15 +6,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from kdedge.records import TOLERANT, Percent
-
 Kind = Literal["teacher", "student", "baseline"]
 
 
 class _Tolerant(BaseModel):
     """A part of provenance.json: known keys have their types, others are kept."""
 
-    model_config = ConfigDict(**TOLERANT, frozen=True)
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
 
 
 class Resumed(_Tolerant):
@@ -46,7 +44,7 @@ class TrainingSummary(_Tolerant):
     final_loss: float
     kept: str | None = None
     best_epoch: int | None = None
-    validation_percent: Percent | None = None
+    validation_percent: float | None = None
 
 
 class RoundSummary(_Tolerant):
@@ -54,7 +52,7 @@ class RoundSummary(_Tolerant):
 
     n_images: int
     n_classes: int | None = None
-    accuracy_percent: Percent | None
+    accuracy_percent: float | None
     seconds: float | None = None
 
 

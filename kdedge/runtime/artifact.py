@@ -12,13 +12,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from unicodedata import category
 
-from pydantic import AfterValidator, Field, with_config
-from typing_extensions import NotRequired, TypedDict
-
 from kdedge import __version__
 from kdedge._files import sha256_file, write_json
 from kdedge.errors import DataError
-from kdedge.records import TOLERANT, Holds, Percent, PositiveCount, Record, Sha256, read_record
+from kdedge.records import (
+    OPTIONAL,
+    Bounds,
+    Check,
+    Holds,
+    NonNegative,
+    Percent,
+    PositiveCount,
+    Record,
+    Sha256,
+    Shape,
+    read_record,
+)
 from kdedge.results import ParityResult
 from kdedge.runtime.preprocess import Preprocess
 
@@ -37,6 +46,15 @@ Gate = Literal["passed", "missed", "not measured"]
 _UNWRITABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 _REMEDY = "Copy the folder from the export once more, or export again."
+
+
+@dataclass(frozen=True)
+class _BuiltWith(Shape):
+    """The facts of `ModelFile.built_with` that kdedge computes with."""
+
+    gmacs: Annotated[NonNegative, OPTIONAL]
+    parameters: Annotated[PositiveCount, OPTIONAL]
+    profiles: Annotated[list[Any], OPTIONAL]
 
 
 @dataclass(frozen=True)
@@ -63,10 +81,10 @@ class ModelFile(Record):
     precision: Precision
     device: Device
     sha256: Sha256
-    n_bytes: Annotated[int, Field(ge=1, le=10**18)]
+    n_bytes: Annotated[int, Bounds(ge=1, le=10**18)]
     data: str | None = None
     made_from: Sha256 | None = None
-    built_with: dict[str, Any] = field(default_factory=dict)
+    built_with: Annotated[dict[str, Any], Holds(_BuiltWith)] = field(default_factory=dict)
     parity: ParityResult | None = None
     gate: Gate = "not measured"
 
@@ -200,10 +218,10 @@ class Artifact:
         return path
 
 
-def _check_class_names(names: tuple[str, ...]) -> tuple[str, ...]:
+def _check_class_names(names: tuple[str, ...], before: dict[str, Any]) -> None:
+    del before
     if not names or not all(map(_is_name, names)) or len(set(names)) != len(names):
         raise ValueError("distinct names, one or more, without line breaks and control characters")
-    return names
 
 
 def _is_name(name: str) -> bool:
@@ -229,22 +247,22 @@ class _Output(Record):
     head: Head
 
 
-@with_config(TOLERANT)
-class _Gates(TypedDict):
+@dataclass(frozen=True)
+class _Gates(Shape):
     """Percent of agreement by precision, and points; an artifact may have none."""
 
-    agreement: NotRequired[dict[str, Percent]]
-    max_drop: NotRequired[Percent]
+    agreement: Annotated[dict[str, Percent], OPTIONAL]
+    max_drop: Annotated[Percent, OPTIONAL]
 
 
 @dataclass(frozen=True)
 class _Contents(Record):
     """The contents of `artifact.json`."""
 
-    format: Annotated[int, Field(ge=1, le=FORMAT_VERSION)]
+    format: Annotated[int, Bounds(ge=1, le=FORMAT_VERSION)]
     kdedge: str
     name: str
-    class_names: Annotated[tuple[str, ...], AfterValidator(_check_class_names)]
+    class_names: Annotated[tuple[str, ...], Check(_check_class_names)]
     preprocess: Preprocess
     input: _Input
     output: _Output

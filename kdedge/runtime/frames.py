@@ -24,7 +24,7 @@ _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD8)}  # TEM and the restart markers
 _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
-def frames_from_stream(read: Callable[[], bytes]) -> Iterator[bytes]:
+def frames_from_stream(read: Callable[[], bytes], *, max_bytes: int = MAX_BYTES) -> Iterator[bytes]:
     """Splits a stream of JPEGs into its images, each as soon as its last byte is there.
 
     Markers are followed as in ITU-T T.81, annex B, so that a thumbnail inside an image is not taken
@@ -34,14 +34,15 @@ def frames_from_stream(read: Callable[[], bytes]) -> Iterator[bytes]:
 
     Args:
         read: gives the next bytes, as many as there are; none at the end.
+        max_bytes: that may come without an end of an image.
 
     Yields:
         One image's bytes; the last may be cut off, which its decoder finds.
 
     Raises:
-        DataError: 512 MiB without an end of an image.
+        DataError: `max_bytes` came without an end of an image.
     """
-    stream = _Stream(read)
+    stream = _Stream(read, max_bytes)
     stream.has(_N_HEAD)
     if not stream.buffer.startswith(_START) and not _PREAMBLE.match(stream.buffer):
         while stream.fill():
@@ -58,17 +59,17 @@ def frames_from_stream(read: Callable[[], bytes]) -> Iterator[bytes]:
 class _Stream:
     """What has been read and not yet taken."""
 
-    def __init__(self, read: Callable[[], bytes]) -> None:
+    def __init__(self, read: Callable[[], bytes], max_bytes: int) -> None:
         self.buffer = bytearray()
-        self._read = read
+        self._read, self._max_bytes = read, max_bytes
 
     def fill(self) -> bool:
         """Reads on; no at the stream's end."""
         block = self._read()
         self.buffer += block
-        if len(self.buffer) > MAX_BYTES:
+        if len(self.buffer) > self._max_bytes:
             raise DataError(
-                f"The stream has {MAX_BYTES >> 20} MiB without an end of an image.\n"
+                f"The stream has {self._max_bytes >> 20} MiB without an end of an image.\n"
                 "  Send one image, or JPEGs one after the other"
                 " (ffmpeg ... -f image2pipe -c:v mjpeg -)."
             )

@@ -24,14 +24,18 @@ def cpu_model() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def memory_bytes() -> int | None:
-    """Memory of the machine, or of the container where that is less; None where unknown."""
+def memory_bytes(root: Path = Path("/")) -> int | None:
+    """Memory of the machine, or of the container where that is less; None where unknown.
+
+    Args:
+        root: the file system's root.
+    """
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
+        limit = (root / "sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
     except OSError:
         return total
     return min(total, int(limit)) if limit.isdigit() else total

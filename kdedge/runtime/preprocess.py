@@ -14,7 +14,6 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
@@ -120,22 +119,6 @@ class Preprocess:
     def as_dict(self) -> dict[str, Any]:
         """Gives the values for a JSON record."""
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
-        """Reads what `as_dict` wrote.
-
-        Raises:
-            DataError: a value is missing, unknown or out of range.
-        """
-        try:
-            mean, std = (tuple(float(v) for v in values[name]) for name in ("mean", "std"))
-            return cls(**(dict(values) | {"mean": mean, "std": std}))
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"preprocessing: {dict(values)!r} is not usable ({error!r}); expected size_px,"
-                " mean, std, interpolation and resize_mode."
-            ) from error
 
 
 _SILENCE = ("ignore", None, Warning, re.compile(r"PIL(\.|$)"), 0)

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import Field
-
 from kdedge._files import explain_os_error, write_atomic, write_json
 from kdedge.config.load import dump_recipe
-from kdedge.records import Record, Sha256, read_record
+from kdedge.records import Bounds, Record, Sha256, read_record
 from kdedge.results import EvalResult
 from kdedge.suite.plan import Cell
 
@@ -30,7 +28,7 @@ class Failure(Record):
     """
 
     job: Sha256 | None
-    exit_code: Annotated[int, Field(ge=-255, le=255)]
+    exit_code: Annotated[int, Bounds(ge=-255, le=255)]
     last_lines: tuple[str, ...]
 
 

@@ -17,12 +17,12 @@ from kdedge.setup.images import Images
 from kdedge.setup.method import check_has_class_vectors, choose_method
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.workspace import Workspace
-from kdedge.training.job.job import HeldOut, Job, Teaching, TrainingData
+from kdedge.training.job.job import HeldOut, Job, LabeledImages, Teaching, TrainingData
 from kdedge.training.job.key import n_stored_views
-from kdedge.training.job.run_job import finished_run, run_job
 from kdedge.training.job.trial import trial_steps
 from kdedge.training.loop.heap import keep_freed_memory
-from kdedge.training.teach import teacher_job
+from kdedge.training.run_job import finished_run, run_job
+from kdedge.training.teach import labeled_beside, teacher_job
 from kdedge.training.teacher_store.fill import Shard, StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
 
@@ -37,11 +37,13 @@ class StudentParts:
         setup: its method, classes and backbone.
         images: unlabeled.
         held_out: what it is measured on.
+        labeled: labeled images beside the unlabeled ones, if its method learns from both.
     """
 
     setup: RoleSetup
     images: Images
     held_out: HeldOut
+    labeled: LabeledImages | None = None
 
 
 def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
@@ -52,14 +54,16 @@ def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
     setup = set_up_role(loaded, "student", workspace, choice=choice)
     images = RecipeData(loaded.recipe, setup.classes, workspace)
     unlabeled = images.require("unlabeled", "a student learns from unlabeled images")
+    labeled = labeled_beside(setup, images)  # before those of validation, as draws take turns
     selection = choice.optim.selection
     held_out = HeldOut(images.test(selection), images.validation(selection))
-    return StudentParts(setup, unlabeled, held_out)
+    return StudentParts(setup, unlabeled, held_out, labeled)
 
 
 def student_job(parts: StudentParts, teaching: Teaching) -> Job:
     """The training of a student by a teacher, or by its stored features."""
-    return Job(parts.setup, TrainingData(images=parts.images), parts.held_out, teaching)
+    data = TrainingData(images=parts.images, labeled=parts.labeled)
+    return Job(parts.setup, data, parts.held_out, teaching)
 
 
 def teaching_of(teacher: RunModel, parts: StudentParts) -> Teaching:

@@ -14,9 +14,9 @@ from kdedge.setup.method import check_can_teach
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job.job import HeldOut, Job, LabeledImages, TrainingData
-from kdedge.training.job.run_job import run_job
 from kdedge.training.pseudo_labels.labels import labels_of_file, with_pseudo_labeled
 from kdedge.training.pseudo_labels.rounds import trial_labels
+from kdedge.training.run_job import run_job
 
 
 def teach(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False) -> RunFolder:
@@ -82,6 +82,15 @@ def _training_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
         return replace(data, pool=pool.without(data.images))
     labeled = LabeledImages(data.images, data.labels or {})
     return replace(data, images=pool, labels=None, labeled=labeled)
+
+
+def labeled_beside(setup: RoleSetup, images: RecipeData) -> LabeledImages | None:
+    """The labeled images beside a student's unlabeled ones, if its method learns from both."""
+    if not setup.choice.module.METHOD.sees.labels:
+        return None
+    data = _labeled_data(setup, images)
+    assert data.images is not None  # there is no other source of labels
+    return LabeledImages(data.images, data.labels or {})
 
 
 def _labeled_data(setup: RoleSetup, images: RecipeData) -> TrainingData:

@@ -189,13 +189,6 @@ def public_layout() -> ModuleType:
     return _load("public_layout")
 
 
-@pytest.fixture(scope="session")
-def _forking() -> Iterator[object]:
-    processes = _load("processes").Processes()
-    yield processes
-    processes.close()
-
-
 @pytest.fixture
 def start(_forking: object) -> Iterator[Callable[..., object]]:
     """Starts a command as a process of its own; what still runs after the test is killed."""

@@ -154,7 +154,7 @@ def test_a_student_that_is_no_vit_learns_and_is_not_exported(
     assert {key: measured[key] for key in reached} == reached
     exported = kdedge("export", str(STUDENT))
     assert (exported.code, exported.out) == (2, "")
-    assert "cannot be folded: its image tower is a ModifiedResNet" in exported.err
+    assert "cannot be folded: its image encoder is a ModifiedResNet" in exported.err
 
 
 def test_prompts_for_a_student_that_is_no_vit_end_before_a_teacher_is_trained(
@@ -164,6 +164,6 @@ def test_prompts_for_a_student_that_is_no_vit_end_before_a_teacher_is_trained(
         overrides = [part for change in resnet_student for part in ("--set", change)]
         done = kdedge(command, "r.yaml", *overrides)
         assert (done.code, done.out) == (2, "")
-        assert "resnet takes no visual prompts: its image tower is a ModifiedResNet" in done.err
+        assert "resnet takes no visual prompts: its image encoder is a ModifiedResNet" in done.err
         assert "tune: projector" in done.err
     assert list(Path().glob("runs/*/*/teacher.safetensors")) == []

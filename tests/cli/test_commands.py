@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -18,9 +18,7 @@ from click.testing import CliRunner
 from kdedge.cli import doctor, init, methods, schema
 from kdedge.config.load import check_paths, load_recipe
 from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings
-from kdedge.deploy.targets import _platform
-from kdedge.deploy.targets._platform import CudaDevice
-from kdedge.errors import DataError, MissingPackage, RecipeError, SetupError
+from kdedge.errors import DataError, MissingPackage, RecipeError
 from kdedge.methods import registry
 
 ROOT = Path(__file__).parents[2]
@@ -194,45 +192,50 @@ def test_doctor_names_each_package_with_its_version_or_the_way_to_get_it():
         assert name in result.output
 
 
-def test_doctor_knows_a_package_by_any_distribution_that_brings_it(monkeypatch):
-    def version(name):
-        if name != "tensorrt-cu13":
-            raise PackageNotFoundError(name)
-        return "10.13.3"
+def install(folder, name, version):
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
-    monkeypatch.setattr(doctor, "version", version)
-    packages = doctor.examine()["packages"]
-    assert packages["tensorrt"]["version"] == "10.13.3"
-    assert [name for name, found in packages.items() if found["version"]] == ["tensorrt"]
+
+def test_doctor_knows_a_package_by_any_distribution_that_brings_it(monkeypatch, tmp_path):
+    install(tmp_path, "tensorrt-cu13", "10.13.3")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert doctor.examine()["packages"]["tensorrt"]["version"] == "10.13.3"
 
 
 def test_doctor_counts_memory_in_powers_of_two(monkeypatch):
-    monkeypatch.setattr(doctor, "memory_bytes", lambda: 15 << 29)
-    assert re.search(r"^memory +7\.5 GiB$", CliRunner().invoke(doctor.command).output, re.M)
+    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": (3 << 29) // 4096}
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+    assert re.search(r"^memory +1\.5 GiB$", CliRunner().invoke(doctor.command).output, re.M)
 
 
-def test_doctor_sees_the_gpu_of_a_device_without_torch(monkeypatch):
-    def version(name):
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(doctor, "version", version)
-    monkeypatch.setattr(doctor, "find_cuda_device", lambda: CudaDevice("Orin", (8, 7), 8))
-    assert "Orin, compute capability 8.7\n" in CliRunner().invoke(doctor.command).output
-
-    def absent():
-        raise SetupError("There is no NVIDIA driver here.\n  Start it.")
-
-    monkeypatch.setattr(doctor, "find_cuda_device", absent)
-    assert "none: There is no NVIDIA driver here\n" in CliRunner().invoke(doctor.command).output
+@pytest.mark.usefixtures("cudart")
+def test_doctor_sees_the_gpu_and_why_torch_does_not():
+    pytest.importorskip("torch")
+    output = CliRunner().invoke(doctor.command).output
+    assert re.search(r"^GPU +Orin, 1\.0 GiB, compute capability 8\.7", output, re.M)
+    assert re.search(r"^torch +(this torch was built without CUDA|torch sees no)", output, re.M)
 
 
+@pytest.mark.usefixtures("cudart")
+def test_doctor_sees_the_gpu_of_a_device_where_torch_does_not_load(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    output = CliRunner().invoke(doctor.command).output
+    assert re.search(r"^GPU +Orin, 1\.0 GiB, compute capability 8\.7$", output, re.M)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_doctor_says_why_there_is_no_gpu():
+    output = CliRunner().invoke(doctor.command).output
+    assert "none: There is no NVIDIA driver here: libcuda.so.1 cannot be loaded\n" in output
+
+
+@pytest.mark.usefixtures("jetson")
 def test_doctor_names_a_jetsons_tensorrt_that_pip_installed(monkeypatch, tmp_path):
     assert doctor.examine()["problems"] == []
-    info = tmp_path / "tensorrt_cu12-10.7.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tensorrt-cu12\nVersion: 10.7.0\n")
+    install(tmp_path, "tensorrt-cu12", "10.7.0")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(_platform, "is_jetson", lambda: True)
     output = CliRunner().invoke(doctor.command).output
     assert f"tensorrt was installed by pip, in {tmp_path}. On a Jetson" in output
 
@@ -242,7 +245,7 @@ def test_doctor_looks_for_every_package_that_an_extra_brings():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = {**project["optional-dependencies"], "dev": []}
     brought = {re.split(r"[\[>]", one)[0] for extra in extras.values() for one in extra}
-    known = {name for package in doctor._PACKAGES for name in package.distributions}
+    known = {name for package in doctor.optional_packages() for name in package.distributions}
     assert brought - known == set()
 
 

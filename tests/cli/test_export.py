@@ -6,18 +6,12 @@ import hashlib
 import json
 import shutil
 import signal
-import time
+import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from kdedge.cli import export
-from kdedge.clip.class_vectors import load_class_vectors
-from kdedge.results import ParityResult
-from kdedge.runtime.artifact import ModelFile
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -145,8 +139,9 @@ def test_a_new_class_is_encoded_by_the_teacher_where_it_is_at_hand(
     assert done.code == 0, done.err
     assert read(Path("more/artifact.json"))["class_names"] == ["cat", "zebra"]
 
-    vectors = Path("runs/tiny/01/class_vectors.safetensors")
-    replace(load_class_vectors(vectors), made_by="another").save(vectors)
+    assert kdedge("teach", "r.yaml", "--set", "seed=9").code == 0
+    shutil.rmtree("runs/tiny/01")
+    Path("runs/tiny/03").rename("runs/tiny/01")  # another teacher in its place
     done = kdedge("export", "tiny/02", "--classes", "more.txt", "--output", "again")
     assert done.code == 3
     assert "runs/tiny/01 is not the one that made the stored vectors" in done.err
@@ -161,21 +156,19 @@ def test_a_new_class_is_encoded_by_the_teacher_where_it_is_at_hand(
 def test_a_file_that_misses_its_gate_is_marked_kept_and_ends_in_exit_code_6(
     trained: Path, kdedge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kdedge.deploy import half
-    from kdedge.deploy._onnx_graph import initializers, load_graph, save_graph, set_initializer
+    import onnxruntime
 
-    def reversed_classes(onnx_path: Path, output: Path, *, images: object) -> None:
-        from onnx import numpy_helper
+    class Reversed(onnxruntime.InferenceSession):
+        """An ONNX Runtime that gives the FP16 file's logits with the other sign."""
 
-        half.to_fp16(onnx_path, output, images=images)
-        graph = load_graph(output)
-        head = next(node for node in graph.graph.node if node.name.startswith("fused_head/Gemm"))
-        for name in head.input[1:]:
-            values = numpy_helper.to_array(initializers(graph)[name])
-            set_initializer(graph, name, -values)
-        save_graph(graph, output)
+        def __init__(self, path: Any, *arguments: Any, **options: Any) -> None:
+            super().__init__(path, *arguments, **options)
+            self.sign = -1 if str(path).endswith("model.fp16.onnx") else 1
 
-    monkeypatch.setattr("kdedge.deploy.export.to_fp16", reversed_classes)
+        def run(self, *arguments: Any) -> Any:
+            return [self.sign * values for values in super().run(*arguments)]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Reversed)
     done = kdedge("export", "tiny/02", "--fp16")
     assert done.code == 6
     assert "model.fp16.onnx" in done.err
@@ -208,24 +201,26 @@ def test_a_server_gets_nothing_where_the_engine_for_it_is_missing(
     assert not (tmp_path / "models").exists()
 
 
-def test_a_files_line_has_its_size_in_megabytes_and_its_figures_in_order() -> None:
-    parity = ParityResult(
-        n_images=20,
-        n_labeled=20,
-        n_nonfinite=0,
-        agreement_percent=95.0,
-        mean_softmax_distance=0.0123,
-        max_softmax_distance=0.5,
-        accuracy_percent=70.0,
-        reference_accuracy_percent=72.5,
-        accuracy_drop=2.5,
-        worst=(),
-        images="20 of 20 images of data.test",
-        runtime="onnxruntime 1 CPU",
-    )
-    file = ModelFile("m.onnx", "onnx", "int8", "gpu", "0" * 64, 3_500_000, parity=parity)
-    assert export._row(file) == [
-        *("m.onnx", "int8", "3.5", "95.00", "0.0123", "70.00", "2.50", "not measured")
+def test_a_files_line_has_its_size_in_megabytes_and_its_figures_in_order(
+    trained: Path, kdedge: Callable[..., Any]
+) -> None:
+    assert kdedge("export", "tiny/02").code == 0
+    record = read(ARTIFACT / "artifact.json")
+    (file,) = record["files"]
+    file |= {"n_bytes": 3_500_000, "precision": "int8", "gate": "not measured"}
+    file["parity"] |= {
+        "agreement_percent": 95.0,
+        "mean_softmax_distance": 0.0123,
+        "accuracy_percent": 70.0,
+        "reference_accuracy_percent": 72.5,
+        "accuracy_drop": 2.5,
+    }
+    (ARTIFACT / "artifact.json").write_text(json.dumps(record))
+    done = kdedge("export", str(ARTIFACT), "--trt")  # which is not installed
+    assert done.code == 4
+    (line,) = (line for line in done.out.splitlines() if line.startswith("model.onnx"))
+    assert line.split() == [
+        *("model.onnx", "int8", "3.5", "95.00", "0.0123", "70.00", "2.50", "not", "measured")
     ]
 
 
@@ -284,7 +279,7 @@ def test_bad_options_are_explained(
 def test_a_missing_quantizer_is_told_before_anything_is_written(
     trained: Path, kdedge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdedge.deploy._modelopt.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "modelopt", None)
     done = kdedge("export", "tiny/02", "--int8")
     assert done.code == 4
     assert "INT8 export needs nvidia-modelopt" in done.err
@@ -352,9 +347,7 @@ def test_on_the_device_only_the_engines_gates_count(
 def test_an_interrupted_export_leaves_no_artifact(trained: Path, start: Callable[..., Any]) -> None:
     process = start("export", "tiny/02", "--int8")
     folder = Path("runs/tiny/02/artifacts")
-    deadline = time.monotonic() + 60
-    while not list(folder.glob(".*/model.onnx")) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    process.wait_until(lambda: list(folder.glob(".*/model.onnx")))
     process.send(signal.SIGINT)
     assert process.wait() == 130
     assert list(folder.iterdir()) == []

@@ -60,7 +60,7 @@ def test_a_timm_student_is_checked_trained_measured_and_shown(kdedge: Run) -> No
 
     exported = kdedge("export", str(STUDENT))
     assert (exported.code, exported.out) == (2, "")
-    assert "cannot be folded: its image tower is a ResNet" in exported.err
+    assert "cannot be folded: its image encoder is a ResNet" in exported.err
 
 
 def test_a_timm_student_is_timed_and_no_export_of_it_is_asked_for(

@@ -27,7 +27,6 @@ def kdedge(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProc
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
 
@@ -38,7 +37,6 @@ def run_python(code: str, **options: object) -> subprocess.CompletedProcess[str]
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
         **options,
     )
@@ -221,7 +219,6 @@ def test_a_result_that_does_not_fit_on_the_disk_is_an_error():
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
             check=False,
         )
     assert done.returncode == 7
@@ -261,7 +258,7 @@ def test_a_closed_pipe_ends_quietly():
     )
     process.stdout.close()
     assert process.stderr.read() == b""
-    assert process.wait(timeout=60) == 141
+    assert process.wait() == 141
     process.stderr.close()
 
 
@@ -277,7 +274,7 @@ def test_control_c_gives_130_without_a_traceback():
     ) as process:
         assert process.stdout.readline() == "on\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        assert process.wait() == 130
         assert process.stderr.read() == "kdedge: interrupted.\n"
 
 

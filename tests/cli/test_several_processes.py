@@ -63,7 +63,7 @@ def assert_same_training(one: Path, other: Path, name: str) -> None:
 def test_two_processes_learn_what_one_does(project: Path, kdedge: Any, torchrun: Torchrun) -> None:
     alone = kdedge(*DISTILL, "--runs", "alone")
     assert alone.code == 0, alone.err
-    out, said = (process := torchrun(2, *DISTILL)).communicate(timeout=240)
+    out, said = (process := torchrun(2, *DISTILL)).communicate()
     assert process.returncode == 0, said
     assert out.replace("runs/", "alone/") == alone.out
     for number, name in (("01", "teacher"), ("02", "student")):
@@ -89,8 +89,7 @@ def workers(process: subprocess.Popen[str]) -> dict[int, int]:
 
 
 def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
-    end = time.monotonic() + 240
-    while process.poll() is None and time.monotonic() < end:
+    while process.poll() is None:
         names = [path.name for path in run.glob("checkpoints/e*.safetensors")]
         if any(10 * (int(name[1:3]) - 1) + int(name[5:10]) >= step for name in names):
             return
@@ -112,9 +111,9 @@ def test_a_run_that_loses_a_process_and_is_interrupted_goes_on_with_any_number_o
     process = torchrun(2, *often)
     wait_for_step(process, run, 20)
     os.kill(workers(process)[1], signal.SIGKILL)
-    _, said = process.communicate(timeout=240)
+    _, said = process.communicate()
     assert process.returncode != 0
-    ends = ("Another process of this training has ended", "Interrupted at", "torchrun ends all")
+    ends = ("Another process of this training has ended", "Interrupted at", "torchrun ended")
     assert any(end in said for end in ends), said
     assert "--resume" in said
     assert json.loads((run / "provenance.json").read_text())["status"] != "finished"
@@ -122,7 +121,7 @@ def test_a_run_that_loses_a_process_and_is_interrupted_goes_on_with_any_number_o
     process = torchrun(3, *often)
     wait_for_step(process, run, 60)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=240)
+    _, said = process.communicate()
     assert "kdedge (process 1 of 3): Interrupted at epoch" in said
     assert json.loads((run / "provenance.json").read_text())["status"] == "interrupted"
 
@@ -138,6 +137,6 @@ def test_more_processes_than_images_in_a_batch_is_an_error(
     process = torchrun(
         2, "distill", "r.yaml", "--set", "teacher.run=runs/tiny/01", "--set", "optim.batch_size=1"
     )
-    _, said = process.communicate(timeout=240)
+    _, said = process.communicate()
     assert process.returncode != 0
-    assert "2 processes share batches of 1 images, and each needs one" in said
+    assert "2 processes share batches of 1 images; each needs one" in said

@@ -19,7 +19,7 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel
 from kdedge.setup.workspace import Workspace
 from kdedge.training.distill import open_teacher, student_job, student_parts, teaching_of
-from kdedge.training.job.run_job import run_job
+from kdedge.training.run_job import run_job
 
 CPU = torch.device("cpu")
 Start = Callable[..., Any]

@@ -121,7 +121,7 @@ def test_a_square_of_two_sides_is_one_size_and_others_are_refused() -> None:
         ),
     ],
 )
-def test_other_towers_and_tokenizers_are_refused_before_anything_is_built(
+def test_other_encoders_and_tokenizers_are_refused_before_anything_is_built(
     config: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(open_clip.model.CLIP, "__init__", _not_to_be_called)

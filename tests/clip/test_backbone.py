@@ -44,8 +44,8 @@ PLAIN_KEYS = {"input_resolution", "context_length", "vocab_size"}
 def activation(backbone: Backbone) -> type[nn.Module]:
     kinds = {
         type(block.mlp.gelu)
-        for tower in (backbone.model.visual.transformer, backbone.model.transformer)
-        for block in tower.resblocks
+        for encoder in (backbone.model.visual.transformer, backbone.model.transformer)
+        for block in encoder.resblocks
     }
     (kind,) = kinds
     return kind
@@ -203,7 +203,7 @@ def test_without_a_network_the_message_says_which_file_to_fetch(
         ({"custom_text": True}, "text encoder is not CLIP's own"),
     ],
 )
-def test_a_text_tower_that_is_not_clips_is_refused(
+def test_a_text_encoder_that_is_not_clips_is_refused(
     plain_file: Path, config_file: Callable[..., Path], changes: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(RecipeError, match=why):

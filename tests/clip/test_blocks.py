@@ -140,6 +140,18 @@ def test_replacing_blocks_twice_changes_nothing_more() -> None:
     assert all(now is before for now, before in zip(transformer.resblocks, blocks, strict=True))
 
 
+def test_open_clips_own_forward_passes_run_on_these_blocks(
+    tiny_backbone: Backbone, tiny_open_clip: CLIP
+) -> None:
+    model = copy.deepcopy(tiny_open_clip)
+    for transformer in (model.transformer, model.visual.transformer):
+        make_wrappable(transformer)
+    tokens = tiny_backbone.tokenizer(["a cat", "a red fox"])
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = tiny_open_clip(images, tokens)
+    torch.testing.assert_close(model(images, tokens), expected, **FLOAT32)
+
+
 def test_the_six_layers_are_plain_linear_modules(tiny_backbone: Backbone) -> None:
     for transformer in (tiny_backbone.model.transformer, tiny_backbone.model.visual.transformer):
         for block in transformer.resblocks:
@@ -325,6 +337,19 @@ def test_a_wrapped_layers_weight_is_what_it_computes() -> None:
     torch.testing.assert_close(weight, expected, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(bias, wrapped.layer.bias.double(), atol=1e-12, rtol=0)
     assert wrapped.layer.weight.dtype == torch.float32
+
+
+def test_a_layer_without_bias_has_a_bias_of_zero(tiny_backbone: Backbone) -> None:
+    layer = nn.Linear(5, 3, bias=False)
+    weight, bias = weight_and_bias(layer, 5)
+    torch.testing.assert_close(weight, layer.weight.double())
+    assert not bias.any()
+    block = copy.deepcopy(tiny_backbone.visual.transformer.resblocks[0])
+    zeroed = copy.deepcopy(block)
+    zeroed.mlp.c_fc.bias.data.zero_()
+    block.mlp.c_fc.bias = None
+    tokens = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(block(tokens), zeroed(tokens), **FLOAT32)
 
 
 def test_a_layer_that_is_not_linear_has_no_weight() -> None:

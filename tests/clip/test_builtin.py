@@ -78,7 +78,7 @@ def test_the_token_table_has_clips_spread_and_no_two_equal_rows() -> None:
 
 
 def test_the_token_table_is_the_pinned_one() -> None:
-    """Bit for bit: the text towers were trained on these rows and the files leave them out."""
+    """Bit for bit: the text encoders were trained on these rows and the files leave them out."""
     table = draw_token_table({"text_cfg": {"vocab_size": 49408, "width": 64}})
     expected = torch.tensor(PINNED_TOKENS)
     torch.testing.assert_close(table[[0, 320, 49407], 0], expected, rtol=0, atol=1e-9)

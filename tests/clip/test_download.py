@@ -64,7 +64,7 @@ def test_a_server_out_of_reach_is_tried_once(no_network, hub_cache, monkeypatch)
 
 
 def test_a_plain_address_is_tried_at_its_own_port(no_network, tmp_path, monkeypatch):
-    monkeypatch.setattr("kdedge.clip.download._URL_CACHE", tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(OSError, match="unreachable"):
         fetch_pretrained({"url": "http://files.test:8080/a/model.pt"})
     assert no_network == [("files.test", 8080)]
@@ -84,10 +84,10 @@ def test_what_open_clip_has_of_a_plain_address_needs_no_connection(
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (HUB, "Fetching the weights owner/clip from hub.test:8443 into {folder}."),
+        (HUB, "Fetching the weights owner/clip from hub.test:8443 into {home}."),
         (
             {"url": "https://me:secret@files.test/a/model.pt"},
-            "Fetching the weights model.pt from files.test into {folder}.",
+            "Fetching the weights model.pt from files.test into {home}/.cache/clip.",
         ),
     ],
 )
@@ -100,10 +100,10 @@ def test_what_is_fetched_from_where_and_into_which_folder_is_said_first(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.test:8443")
-    monkeypatch.setattr("kdedge.clip.download._URL_CACHE", tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     with caplog.at_level(logging.INFO, "kdedge"), pytest.raises(OSError, match="unreachable"):
         fetch_pretrained(entry)
-    assert caplog.messages == [message.format(folder=tmp_path)]
+    assert caplog.messages == [message.format(home=tmp_path)]
 
 
 def test_nothing_is_said_of_a_file_that_is_here(hub_cache, caplog):

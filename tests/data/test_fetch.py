@@ -643,10 +643,9 @@ def test_a_killed_fetch_goes_on_where_it_stopped(
         [sys.executable, "-c", FETCH, str(folder.parent), url],
         env={**os.environ, "PYTHONPATH": str(Path(kdedge.__file__).parents[1])},
     )
-    part, end = folder / "a.tgz.part", time.monotonic() + 60
+    part = folder / "a.tgz.part"
     while not (part.exists() and part.stat().st_size == 300_000):
         assert process.poll() is None
-        assert time.monotonic() < end
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

@@ -488,7 +488,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="ne
 def test_ctrl_c_reaches_the_main_process_alone(tmp_path, source):
     process = start_script(tmp_path, source)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate()
     assert (out, err) == ("interrupted\n", "")
     assert process.returncode == 0
 
@@ -499,14 +499,13 @@ def test_workers_die_with_a_killed_main_process(tmp_path, source):
     assert len(members_of_session(process.pid)) >= 3
     process.kill()
     process.wait()
-    end = time.monotonic() + 15
-    while members_of_session(process.pid) and time.monotonic() < end:
-        time.sleep(0.1)
-    left = members_of_session(process.pid)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
+    try:
+        while members_of_session(process.pid):
+            time.sleep(0.1)
+    finally:  # where the test's time is over
+        for pid in members_of_session(process.pid):
+            os.kill(pid, signal.SIGKILL)
     process.communicate()
-    assert left == []
 
 
 @pytest.mark.parametrize("n_processes", [2, 3])

@@ -121,7 +121,7 @@ def write(path: Path, **changed: Any) -> Path:
     write_pseudo_labels(
         path,
         [PseudoLabel(4, 0, 0.75), PseudoLabel(1, 2, 1.0)],
-        origin=Origin(method="zeroshot", made_by="7" * 64, **hashes),
+        origin=Origin(method="zeroshot", provenance_hash="7" * 64, **hashes),
         class_names=NAMES,
         keys={position: key for key, position in POSITIONS.items()},
     )

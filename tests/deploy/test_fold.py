@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from kdedge.clip.backbone import Backbone, make_backbone, unit_length
 from kdedge.clip.blocks import make_wrappable
 from kdedge.deploy.fold import FoldedModel, fold
-from kdedge.errors import ShapeError
+from kdedge.errors import RecipeError, ShapeError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.methods import lafter, promptkd, promptsrc, zeroshot
 from kdedge.runtime.preprocess import Preprocess
@@ -213,6 +215,63 @@ def test_what_is_added_to_variances_is_folded_too() -> None:
     pixels = draw_pixels(3, 16)
     expected = unfused(student, pixels, backbone.preprocess)
     assert_equal_logits(folded(student, backbone)(pixels.float() / 255), expected)
+
+
+class LowRank(nn.Module):
+    """A linear layer with an adapter beside it, as LoRA (arXiv:2106.09685)."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(layer.in_features)
+        self.layer = layer
+        self.down = nn.Parameter(0.1 * torch.randn(2, layer.in_features, generator=generator))
+        self.up = nn.Parameter(torch.randn(layer.out_features, 2, generator=generator))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        plain: Tensor = self.layer(tokens)
+        return plain + tokens @ self.down.T @ self.up.T
+
+
+class Halved(nn.Module):
+    def forward(self, values: Tensor) -> Tensor:
+        return values / 2
+
+
+def parametrize_by_half(layer: nn.Linear) -> nn.Module:
+    register_parametrization(layer, "weight", Halved())
+    return layer
+
+
+@pytest.mark.parametrize("wrap", [LowRank, parametrize_by_half])
+@pytest.mark.parametrize("layer_scale", [None, 0.3])
+def test_wrapped_and_parametrized_layers_fold_into_plain_ones(
+    wrap: Callable[[nn.Linear], nn.Module], layer_scale: float | None
+) -> None:
+    backbone = make_clip(width=32, n_layers=3, image_px=16, seed=0, layer_scale=layer_scale)
+    student = make_student(backbone, tune="full")
+    plain = folded(student, backbone)
+    for block in student.module.visual.transformer.resblocks:
+        for part, names in ((block.attn, "q k v out"), (block.mlp, "c_fc c_proj")):
+            for name in names.split():
+                setattr(part, name, wrap(getattr(part, name)))
+    student.module.requires_grad_(False)
+    pixels = draw_pixels(3, 16)
+    images = pixels.float() / 255
+    expected = unfused(student, pixels, backbone.preprocess)
+    model = folded(student, backbone)
+    assert_equal_logits(model(images), expected)
+    assert float((plain(images) - expected).abs().max()) > 0.1
+    assert [type(layer) for layer in model.modules()] == [type(layer) for layer in plain.modules()]
+    assert count_gmacs(model, images) == count_gmacs(plain, images)
+
+
+def test_a_wrapped_layer_that_is_not_linear_is_refused() -> None:
+    backbone = make_clip(width=32, n_layers=2, image_px=16, seed=0)
+    student = make_student(backbone, tune="full")
+    mlp = student.module.visual.transformer.resblocks[0].mlp
+    mlp.c_fc = nn.Sequential(mlp.c_fc, nn.Tanh())
+    with pytest.raises(RecipeError, match="A Sequential inside the image encoder cannot be folded"):
+        folded(student, backbone)
 
 
 OWN_TEXT: dict[str, Any] = {"class_vectors": "student", "prompt_depth_text": 1}

@@ -177,5 +177,5 @@ def test_a_context_that_leaves_no_room_for_the_longest_name_is_an_error(
 
 
 def test_images_without_labels_are_an_error(tiny_backbone: Backbone) -> None:
-    with pytest.raises(DataError, match="coop learns from labeled images"):
+    with pytest.raises(DataError, match="learns from labeled images"):
         build(tiny_backbone).training_step(Batch(batch().images, None))

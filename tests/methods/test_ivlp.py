@@ -73,9 +73,9 @@ PINNED = [0.895665, 2.46053, 0.834929, 0.806826, 0.782582]
 
 
 def test_more_prompted_layers_than_there_are_is_an_error(tiny_backbone: Backbone) -> None:
-    with pytest.raises(RecipeError, match="prompt_depth_text is 9, and the text tower"):
+    with pytest.raises(RecipeError, match="prompt_depth_text is 9, and the text encoder"):
         build(tiny_backbone, prompt_depth_text=9)
-    with pytest.raises(RecipeError, match="prompt_depth_vision is 9, and the image tower"):
+    with pytest.raises(RecipeError, match="prompt_depth_vision is 9, and the image encoder"):
         build(tiny_backbone, prompt_depth_vision=9)
 
 
@@ -87,5 +87,5 @@ def test_a_context_that_leaves_no_room_for_the_longest_name_is_an_error(
 
 
 def test_images_without_labels_are_an_error(tiny_backbone: Backbone) -> None:
-    with pytest.raises(DataError, match="ivlp learns from labeled images"):
+    with pytest.raises(DataError, match="learns from labeled images"):
         build(tiny_backbone).training_step(Batch(batch().images, None))

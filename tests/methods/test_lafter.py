@@ -144,7 +144,7 @@ def test_texts_are_learned_once_and_not_again_after_a_checkpoint(tiny_backbone: 
 def test_a_first_step_without_room_learns_texts_once(tiny_backbone: Backbone) -> None:
     settings = OptimSettings()  # SGD: AdamW would make whole steps of rounding
 
-    def step(method: lafter.Method) -> lafter.TunedTower:
+    def step(method: lafter.Method) -> lafter.TunedEncoder:
         stepper = Stepper(method, settings, torch.device("cpu"))
         stepper.take(batch(), lr=0.005, diverged=DivergedError)
         return method.module

@@ -124,7 +124,9 @@ def test_a_resnet_is_not_folded_and_the_message_says_what_is(
     resnet: Backbone, teacher: zeroshot.Method
 ) -> None:
     method = build(promptkd, resnet, teacher, tune="projector")
-    with pytest.raises(RecipeError, match=r"cannot be folded: its image tower is a ModifiedResNet"):
+    with pytest.raises(
+        RecipeError, match=r"cannot be folded: its image encoder is a ModifiedResNet"
+    ):
         fold(
             method.image_path(),
             method.class_vectors(),

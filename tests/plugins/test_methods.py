@@ -77,13 +77,11 @@ def test_it_trains_on_both_and_goes_on_bit_for_bit_after_an_interruption(outside
     often = f"{TRAIN} --set optim.checkpoint_every_s=0.001 --runs others"
     process = outside.start(*often.split())
     checkpoints = outside.cwd / "others/toy/01/checkpoints"
-    end = time.monotonic() + 120
     while not (checkpoints.is_dir() and any(checkpoints.glob("*.safetensors"))):
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
+    process.communicate()
     assert process.returncode == 130
     code, _, err = outside.run(f"{often} --resume")[0]
     assert code == 0, err
@@ -127,3 +125,55 @@ def test_one_that_declares_as_version_0_1_did_says_what_to_declare(
     assert methods.code == 0
     assert re.search(r"^toy +\?", methods.out, re.MULTILINE)
     assert f"are unknown for toy.\n  METHOD: {declaration}" in methods.err
+
+
+STUDENT = '''
+"""Toy student: PromptKD, and cross-entropy on labeled images beside the teacher."""
+
+import torch
+from torch.nn import functional as F
+from kdedge.methods import promptkd
+from kdedge.methods.protocol import StepOutput
+from kdedge.methods.registry import Declaration, Sees
+
+METHOD = Declaration(
+    label="Toy student",
+    paper="arXiv:2403.02781",
+    sees=Sees(labels=True, unlabeled_images=True, novel_class_names=True),
+    needs_teacher=True,
+)
+Settings = promptkd.Settings
+
+
+class Method(promptkd.Method):
+    def training_step(self, batch):
+        stored = batch.teacher_features  # None in the trial step before the store is filled
+        assert stored is None or len(stored) == batch.n_images
+        step = super().training_step(batch)
+        features = self.image_features(batch.labeled.images)
+        logits = self.scale * features @ self.student_vectors().T
+        loss = F.cross_entropy(logits, batch.labeled.labels)
+        return StepOutput(step.loss + loss, {
+            **step.scalars,
+            "labeled_loss": loss.detach(),
+            "n_stored": torch.tensor(0.0 if stored is None else len(stored)),
+        })
+'''
+
+
+def test_a_student_learns_from_labels_beside_its_teachers_stored_features(
+    install: Callable[..., Any],
+) -> None:
+    package = install({"outside_student": STUDENT}, {"kdedge.methods": {"toy": "outside_student"}})
+    recipe = RECIPE.replace("student: {", "student: {method: toy, views: 1, ")
+    recipe = recipe.replace("builtin}", "builtin, settings: {prompt_depth: 1}}")
+    recipe += "teacher: {method: zeroshot, backbone: kdedge-demo-student, weights: builtin}\n"
+    (package.cwd / "r.yaml").write_text(recipe)
+    (done,) = package.run("distill r.yaml")
+    assert done.code == 0, done.err
+    run = package.cwd / "runs/toy/02"
+    step = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert "labeled_loss" in step
+    assert step["n_stored"] == 8
+    hashes = json.loads((run / "provenance.json").read_text())["hashes"]
+    assert {"image_list", "labeled_list", "teacher_store"} <= hashes.keys()

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from kdedge.errors import DataError, SetupError
-from kdedge.runtime import frames
 from kdedge.runtime.frames import frames_from_camera, frames_from_stream
 from kdedge.runtime.preprocess import UnusableImage, decode_image
 
@@ -130,11 +129,10 @@ def test_an_empty_stream_has_no_image() -> None:
 
 
 @pytest.mark.parametrize("start", [b"\xff\xd8\xff\xda\x00\x02", b"PNG"])
-def test_a_stream_without_an_end_is_stopped(start: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frames, "MAX_BYTES", 1 << 20)
+def test_a_stream_without_an_end_is_stopped(start: bytes) -> None:
     blocks = iter([start])
     with pytest.raises(DataError, match="without an end of an image"):
-        list(frames_from_stream(lambda: next(blocks, bytes(1 << 16))))
+        list(frames_from_stream(lambda: next(blocks, bytes(1 << 16)), max_bytes=1 << 20))
 
 
 class Camera:

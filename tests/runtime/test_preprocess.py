@@ -1,4 +1,5 @@
 import io
+import json
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from kdedge.errors import DataError
+from kdedge.records import parse_record
 from kdedge.runtime.preprocess import (
     Preprocess,
     UnusableImage,
@@ -279,9 +281,13 @@ def test_decoding_does_not_make_python_repeat_other_warnings():
     assert len(shown) == 1
 
 
+def _read(values):
+    return parse_record(Preprocess, json.dumps(values), where="x.json", remedy="Export again.")
+
+
 def test_settings_survive_a_json_record():
     preprocess = Preprocess(48, MEAN, STD, "bilinear", "squash")
-    assert preprocess == Preprocess.from_dict(preprocess.as_dict())
+    assert _read(preprocess.as_dict()) == preprocess
     assert isinstance(preprocess.as_dict()["mean"], list)
 
 
@@ -300,5 +306,5 @@ def test_settings_survive_a_json_record():
     ],
 )
 def test_bad_settings_are_refused(change):
-    with pytest.raises(DataError, match="preprocessing"):
-        Preprocess.from_dict(Preprocess(48, MEAN, STD).as_dict() | change)
+    with pytest.raises(DataError, match=r"^x\.json"):
+        _read(Preprocess(48, MEAN, STD).as_dict() | change)

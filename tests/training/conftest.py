@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
-
-import kdedge
 
 
 def _load(name: str) -> ModuleType:
@@ -41,39 +39,27 @@ def filling() -> ModuleType:
 
 
 @pytest.fixture
-def _started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    running: list[subprocess.Popen[str]] = []
+def _started(_forking: Any) -> Iterator[Callable[..., Any]]:
+    running: list[Any] = []
 
-    def start(name: str, *arguments: str) -> subprocess.Popen[str]:
-        package = str(Path(kdedge.__file__).parents[1])
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": package}
-        process = subprocess.Popen(
-            [sys.executable, "-W", "error", str(_script(name)), *arguments],
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        running.append(process)
-        return process
+    def start(name: str, root: Path, *arguments: str) -> Any:
+        root.mkdir(parents=True, exist_ok=True)
+        running.append(_forking.start(str(root), *arguments, cwd=root, script=_script(name)))
+        return running[-1]
 
     yield start
     for process in running:
-        process.kill()
-        process.communicate()
+        process.send(signal.SIGKILL)
+        process.wait()
 
 
 @pytest.fixture
-def start_toy(
-    _started: Callable[..., subprocess.Popen[str]],
-) -> Callable[..., subprocess.Popen[str]]:
+def start_toy(_started: Callable[..., Any]) -> Callable[..., Any]:
     """Starts the toy training as a process: root, then options of the script."""
-    return lambda root, **options: _started("toy_run", str(root), json.dumps(options))
+    return lambda root, **options: _started("toy_run", root, json.dumps(options))
 
 
 @pytest.fixture
-def start_filling(
-    _started: Callable[..., subprocess.Popen[str]],
-) -> Callable[..., subprocess.Popen[str]]:
+def start_filling(_started: Callable[..., Any]) -> Callable[..., Any]:
     """Starts filling a teacher store as a process: root, seconds a forward pass."""
-    return lambda root, pass_s: _started("fill_run", str(root), str(pass_s))
+    return lambda root, pass_s: _started("fill_run", root, str(pass_s))

@@ -93,7 +93,7 @@ def _on_terminal(command: list[str]) -> tuple[int, bytes, bytes]:
     )
     os.close(child)
     shown = b"".join(_read(parent))
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate()
     os.close(parent)
     return process.returncode, output, shown
 

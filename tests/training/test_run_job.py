@@ -12,8 +12,8 @@ from kdedge.errors import Interrupted, RecipeError, Terminated
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.workspace import Workspace
 from kdedge.training.distill import named_teacher
-from kdedge.training.job.run_job import _status as recorded
-from kdedge.training.job.run_job import finished_run, unfinished_run
+from kdedge.training.run_job import _status as recorded
+from kdedge.training.run_job import finished_run, unfinished_run
 
 
 def create(root: Path, name: str) -> RunFolder:

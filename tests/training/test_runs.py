@@ -130,16 +130,16 @@ def test_a_full_disk_is_a_resource_error(small_disk: Any) -> None:
 
 
 _HOLD = """
-import os, sys, time
+import os, signal, sys
 from pathlib import Path
 from kdedge.runs.folder import RunFolder
 with RunFolder.open(Path(sys.argv[1])).lock():
     if sys.argv[2] == "fork" and os.fork() == 0:
         print(os.getpid(), flush=True)
-        time.sleep(60)
+        signal.pause()
     if sys.argv[2] == "plain":
         print(os.getpid(), flush=True)
-    time.sleep(60)
+    signal.pause()
 """
 
 

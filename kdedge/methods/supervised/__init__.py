@@ -1,4 +1,4 @@
-"""What the methods share that learn from labeled images by cross-entropy alone."""
+"""Shared code of methods that learn from labeled images by cross-entropy only."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from kdedge.methods._encode import encode_images
 from kdedge.methods.protocol import ImagePath, StepOutput
 
 
-def labels_of(batch: Batch, method: str) -> Tensor:
+def labels_of(batch: Batch) -> Tensor:
     """[B], positions among the training classes.
 
     Raises:
         DataError: the batch has no labels.
     """
     if batch.labels is None:
-        raise DataError(f"{method} learns from labeled images, and these have no labels.")
+        raise DataError("This method learns from labeled images, and these have no labels.")
     return batch.labels
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
-    """Of logits [B, C] with labels [B]: averaged over images, or added up with weights [B]."""
+    """Cross-entropy of logits [B, C] with labels [B]: averaged, or added up with weights [B]."""
     if weights is None:
         return F.cross_entropy(logits, labels)
     return (weights * F.cross_entropy(logits, labels, reduction="none")).sum()
@@ -38,14 +38,10 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Ten
 class SupervisedMethod(ABC):
     """A method on a frozen backbone whose loss is the cross-entropy of its logits.
 
-    Its file adds `build` and the class logits, and the image path and features where those are not
-    the tower's as it is.
-
-    Attributes:
-        name: the method's.
+    Its file adds `build` and the class logits. It overrides image path and features if it changes
+    the image encoder.
     """
 
-    name: ClassVar[str]
     can_split_batches: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone, module: nn.Module) -> None:
@@ -59,7 +55,7 @@ class SupervisedMethod(ABC):
 
     @torch.no_grad()
     def training_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D], unit length, with gradients where the image side has any."""
+        """[B, 3, H, W] -> [B, D], unit length, with gradients if the image side is trained."""
         return self._backbone.image_features(images)
 
     def logits(self, images: Tensor) -> Tensor:
@@ -68,7 +64,7 @@ class SupervisedMethod(ABC):
 
     def training_step(self, batch: Batch) -> StepOutput:
         """Cross-entropy with the labels [B], averaged over images or with the batch's weights."""
-        labels = labels_of(batch, self.name)
+        labels = labels_of(batch)
         logits = self.class_logits(encode_images(batch, self.training_features))
         accuracy = 100 * (logits.detach().argmax(dim=-1) == labels).float().mean()
         loss = cross_entropy(logits, labels, batch.weights)
@@ -79,11 +75,11 @@ class SupervisedMethod(ABC):
         return dict(self.module.named_parameters())
 
     def averaging_weights(self, n_epochs: int) -> list[float] | None:
-        """Nothing is averaged."""
+        """None: nothing is averaged."""
         return None
 
     def image_path(self) -> ImagePath:
-        """The image tower as it is."""
+        """The unchanged image encoder."""
         return ImagePath(self._backbone.model.visual)
 
     @torch.no_grad()
@@ -120,5 +116,5 @@ class TextPromptMethod(SupervisedMethod):
 
     @torch.no_grad()
     def class_vectors(self) -> Tensor:
-        """[C, D], text features of all classes under the context as it is now."""
+        """[C, D], text features of all classes under the current context."""
         return self.text_features(self.texts)

@@ -100,7 +100,7 @@ def write_for(
         labels,
         origin=Origin(
             method=method,
-            made_by=made_by,
+            provenance_hash=made_by,
             class_list=class_list_hash(classes.names),
             image_list=pool.list_hash,
         ),

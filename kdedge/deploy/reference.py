@@ -1,0 +1,90 @@
+"""What exported files are compared with: the unfused model's logits on real images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kdedge._progress import progress
+from kdedge.deploy.pixels import read_pixels, spread
+from kdedge.errors import RecipeError
+from kdedge.runs.model import RunModel
+from kdedge.runtime.preprocess import normalize
+from kdedge.setup.images import Images
+
+_BATCH = 32
+"""Images a time where the unfused model runs."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The unfused float32 model's logits on real images.
+
+    Attributes:
+        pixels: [N, S, S, 3], uint8.
+        logits: [N, C].
+        keys: names of the images.
+        labels: their classes in the exported list, where they are known and in it.
+        images: what they are, in words.
+        digests: SHA-256 of the files that calibration must not see.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    logits: npt.NDArray[np.float32]
+    keys: tuple[str, ...]
+    labels: tuple[int | None, ...]
+    images: str
+    digests: frozenset[str]
+
+
+def run_reference(trained: RunModel, pool: Images | None, n_images: int) -> Reference:
+    """Runs the unfused model on test images, or on unlabeled ones where there are no others.
+
+    Args:
+        trained: the model and its recipe.
+        pool: the recipe's unlabeled images; None where it has none.
+        n_images: so many, spread evenly; of unlabeled images half at most.
+
+    Raises:
+        RecipeError: there are no images.
+    """
+    test = trained.images("test")
+    images = pool if test is None else test
+    if images is None or not images.indices:
+        raise RecipeError(
+            f"{trained.run.path}: its recipe has no images, and exported files are compared with"
+            " the model on real ones.\n"
+            "  Add some, as in --set data.test.folder=DIR or --set data.unlabeled.folder=DIR."
+        )
+    if test is None:  # half of them are left to choose ranges from
+        n_images = min(n_images, max(1, len(images.indices) // 2))
+    chosen = images.only([images.indices[i] for i in spread(len(images.indices), n_images)])
+    pixels = read_pixels(chosen.source, chosen.indices, trained.preprocess)
+    kept_out = chosen if test is None else images
+    return Reference(
+        pixels=pixels,
+        logits=_unfused_logits(trained, pixels),
+        keys=tuple(chosen.source.items[index].key for index in chosen.indices),
+        labels=tuple(trained.labels_of(chosen)),
+        images=f"{len(chosen.indices)} of {len(images.indices)} images of"
+        f" data.{'unlabeled' if test is None else 'test'}",
+        digests=frozenset(kept_out.digests[index] for index in kept_out.indices),
+    )
+
+
+@torch.no_grad()
+def _unfused_logits(trained: RunModel, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """[N, S, S, 3] -> [N, C]: the model as it was trained and evaluated."""
+    preprocess, device = trained.preprocess, trained.device
+    vectors = trained.vectors.vectors.to(device)
+    logits = []
+    with progress("running the unfused model", len(pixels)) as advance:
+        for start in range(0, len(pixels), _BATCH):
+            batch = np.stack([normalize(image, preprocess) for image in pixels[start:][:_BATCH]])
+            features = trained.forward_features(torch.from_numpy(batch).to(device))
+            logits.append((trained.scale * features @ vectors.T).cpu().numpy())
+            advance(start + len(batch))
+    return np.concatenate(logits)

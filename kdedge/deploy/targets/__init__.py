@@ -1,1 +1,0 @@
-"""Export targets, one file each."""

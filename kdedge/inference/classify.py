@@ -1,0 +1,241 @@
+"""Image to class names and scores, with an artifact and whatever runs it on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from kdedge.errors import DataError, RecipeError, ShapeError
+from kdedge.inference.choose import choose_and_load
+from kdedge.inference.results import (
+    ClassScore,
+    NonFiniteLogits,
+    Prediction,
+    Result,
+    UnreadableImage,
+)
+from kdedge.runtime.artifact import Artifact, ModelFile, Precision, load_artifact
+from kdedge.runtime.backend import Backend
+from kdedge.runtime.batches import run_batches, softmax
+from kdedge.runtime.preprocess import UnusableImage, decode_image, resize_and_crop
+
+ImageInput = bytes | Image.Image | UnusableImage
+"""An image file's bytes, a decoded RGB image, or why there is neither."""
+
+_Decoded = npt.NDArray[np.uint8] | UnusableImage
+
+
+class Classifier:
+    """An artifact with one of its model files loaded.
+
+    Args:
+        artifact: class names, preprocessing, what the graph takes.
+        file: the model file.
+        backend: runs it.
+        n_threads: of the CPU, for decoding images; None: as many as it has, up to eight.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        file: ModelFile,
+        backend: Backend,
+        *,
+        n_threads: int | None = None,
+    ) -> None:
+        self.artifact, self.file, self.backend = artifact, file, backend
+        self._n_decoders = min(8, n_threads or os.cpu_count() or 1)
+
+    @classmethod
+    def load(
+        cls,
+        artifact_path: Path,
+        *,
+        precision: Precision | None = None,
+        backend: str | None = None,
+        n_threads: int | None = None,
+    ) -> Classifier:
+        """Loads the file of an artifact that suits this machine.
+
+        Without wishes that is an engine in fp16 or fp32 that this machine's GPU can run, or else
+        the float32 ONNX file on the CPU. A file in int8, or one that missed its gate, is taken only
+        where its precision is asked for.
+
+        Args:
+            artifact_path: the artifact's folder.
+            precision: of the file; None for the choice above.
+            backend: what is to run it; None for the choice above.
+            n_threads: of the CPU, for the model and for decoding images each; None for the
+                engine's own choice.
+
+        Raises:
+            DataError: the artifact, or the file chosen, is not what was exported, or the two do not
+                belong together.
+            RecipeError: there is no such backend, or no file of that precision for it.
+            GateError: all files that would do missed their gates, or are in int8.
+            SetupError: nothing here can run a file of the artifact.
+        """
+        artifact = load_artifact(artifact_path)
+        file, loaded = choose_and_load(
+            artifact, precision=precision, backend=backend, n_threads=n_threads
+        )
+        try:
+            _check_input(artifact, file, loaded)
+        except DataError:
+            loaded.close()
+            raise
+        return cls(artifact, file, loaded, n_threads=n_threads)
+
+    @property
+    def max_batch(self) -> int:
+        """Images that may go through at once."""
+        high = self.backend.batches[1]
+        largest = self.artifact.batches[1]
+        return largest if high is None else min(high, largest)
+
+    def logits(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Computes logits.
+
+        Args:
+            images: [N, S, S, 3], uint8, RGB, resized and cropped; any number.
+
+        Returns:
+            [N, C], float32, classes in the artifact's order.
+
+        Raises:
+            ShapeError: the graph gives another number of classes than the artifact names.
+        """
+        n_classes = len(self.artifact.class_names)
+        if not len(images):
+            return np.zeros((0, n_classes), np.float32)
+        logits = run_batches(
+            self.backend, images, pixels=self.artifact.pixels, max_batch=self.max_batch
+        )
+        if logits.shape[1] != n_classes:
+            raise ShapeError(
+                f"{self.artifact.path / self.file.name} gives logits for {logits.shape[1]} classes,"
+                f" artifact.json names {n_classes}.\n"
+                "  Export again: the two do not belong together."
+            )
+        return logits
+
+    def classify(self, image: ImageInput, *, top: int = 1) -> tuple[ClassScore, ...]:
+        """Gives the most likely classes of one image, best first.
+
+        Raises:
+            UnusableImage: it cannot be decoded.
+            DataError: the model gives no finite logits for it.
+        """
+        (result,) = self.classify_many([("image", image)], top=top)
+        if isinstance(result, UnreadableImage):
+            raise UnusableImage(result.reason)
+        if isinstance(result, NonFiniteLogits):
+            raise DataError(f"{self.artifact.path / self.file.name}: {result.reason}.")
+        return result.top
+
+    def classify_many(
+        self, images: Iterable[tuple[str, ImageInput]], *, top: int = 1, batch: int | None = None
+    ) -> Iterator[Result]:
+        """Classifies images, in their order.
+
+        Decoding goes on in threads while a batch is computed. With `batch=1` each result comes
+        before the next image is asked for.
+
+        Args:
+            images: keys and images.
+            top: how many classes an image; all where there are fewer.
+            batch: images at once; None: as many as the artifact was made for.
+
+        Raises:
+            RecipeError: the artifact does not take batches of that size.
+        """
+        size = self.max_batch if batch is None else batch
+        if not 1 <= size <= self.max_batch:
+            raise RecipeError(
+                f"Batches of {size} images: {self.artifact.path / self.file.name} takes 1 to"
+                f" {self.max_batch} at once."
+            )
+        return self._classify_many(images, top=top, size=size)
+
+    def _classify_many(
+        self, images: Iterable[tuple[str, ImageInput]], *, top: int, size: int
+    ) -> Iterator[Result]:
+        waiting: deque[tuple[str, Future[_Decoded]]] = deque()
+        n_ahead = 1 if size == 1 else 2 * size
+        pool = ThreadPoolExecutor(self._n_decoders, thread_name_prefix="decode")
+        try:
+            for key, image in images:
+                waiting.append((key, pool.submit(self._decode, image)))
+                if len(waiting) == n_ahead:
+                    yield from self._classify_batch(waiting, top=top, size=size)
+            while waiting:
+                yield from self._classify_batch(waiting, top=top, size=size)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _decode(self, image: ImageInput) -> _Decoded:
+        """The pixels that the model sees, [S, S, 3], or why there are none."""
+        if isinstance(image, UnusableImage):
+            return image
+        try:
+            decoded = decode_image(image) if isinstance(image, bytes) else image
+        except UnusableImage as error:
+            return error
+        return np.asarray(resize_and_crop(decoded, self.artifact.preprocess))
+
+    def _classify_batch(
+        self, waiting: deque[tuple[str, Future[_Decoded]]], *, top: int, size: int
+    ) -> list[Result]:
+        """Classifies the first `size` images that wait."""
+        taken = [waiting.popleft() for _ in range(min(size, len(waiting)))]
+        decoded = [(key, future.result()) for key, future in taken]
+        usable = [pixels for _, pixels in decoded if not isinstance(pixels, UnusableImage)]
+        scores = iter(self._class_scores(np.stack(usable), top) if usable else ())
+        return [
+            UnreadableImage(key, pixels.reason)
+            if isinstance(pixels, UnusableImage)
+            else self._result(key, next(scores))
+            for key, pixels in decoded
+        ]
+
+    def _class_scores(
+        self, images: npt.NDArray[np.uint8], top: int
+    ) -> Iterator[tuple[ClassScore, ...] | None]:
+        """Each image's best classes; None where a logit is not finite."""
+        logits = self.logits(images)
+        is_finite = np.atleast_1d(np.isfinite(logits).all(axis=1))
+        scores = 100 * softmax(np.where(is_finite[:, None], logits, np.float32(0)))
+        names, has_scores = self.artifact.class_names, self.artifact.head == "scores"
+        for row, row_scores, is_good in zip(logits, scores, is_finite, strict=True):
+            best = np.argsort(-row, kind="stable")[:top]
+            shown = [(names[c], float(row_scores[c]) if has_scores else None) for c in best]
+            yield tuple(ClassScore(*one) for one in shown) if is_good else None
+
+    def _result(self, key: str, top: tuple[ClassScore, ...] | None) -> Prediction | NonFiniteLogits:
+        if top is not None:
+            return Prediction(key, top)
+        hint = "" if self.file.precision == "fp32" else "; try --precision fp32"
+        return NonFiniteLogits(key, f"the model gives no finite answer{hint}")
+
+
+def _check_input(artifact: Artifact, file: ModelFile, backend: Backend) -> None:
+    """Makes sure that a file takes what its artifact says: an engine would misread other pixels."""
+    size_px = artifact.preprocess.size_px
+    expected = (3, size_px, size_px)
+    got = tuple(
+        wanted if size is None else size
+        for size, wanted in zip(backend.image_shape, expected, strict=True)
+    )
+    if (backend.pixels, got) != (artifact.pixels, expected):
+        raise DataError(
+            f"{artifact.path / file.name} takes {backend.pixels} images of {list(got)};"
+            f" artifact.json says {artifact.pixels}, {list(expected)}.\n"
+            "  Export again: the two do not belong together."
+        )

@@ -1,0 +1,61 @@
+"""Pixels to logits: what a graph takes, and any number of images in batches that it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge.runtime.artifact import Pixels
+from kdedge.runtime.backend import Backend
+
+
+def to_input(images: npt.NDArray[np.uint8], pixels: Pixels) -> npt.NDArray[Any]:
+    """Gives what the graph takes.
+
+    Args:
+        images: [B, S, S, 3], uint8, RGB, resized and cropped.
+        pixels: `float` for values from 0 to 1, `uint8` for the pixels as they are.
+
+    Returns:
+        [B, 3, S, S], contiguous, float32 or uint8.
+    """
+    planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))  # [B, 3, S, S]
+    return planes if pixels == "uint8" else planes.astype(np.float32) / np.float32(255)
+
+
+def run_batches(
+    backend: Backend, images: npt.NDArray[np.uint8], *, pixels: Pixels, max_batch: int
+) -> npt.NDArray[np.float32]:
+    """Computes the logits of any number of images, in batches that the backend takes.
+
+    Copies of the last image fill up a batch that would be smaller than the backend takes.
+
+    Args:
+        backend: a loaded model file.
+        images: [N, S, S, 3], uint8, RGB, resized and cropped; one or more.
+        pixels: what the graph takes.
+        max_batch: images at once, where the backend takes as many.
+
+    Returns:
+        [N, C], float32.
+    """
+    low, high = backend.batches
+    size = max(low, max_batch if high is None else min(high, max_batch))
+    rows = []
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        missing = low - len(batch)
+        padded = np.concatenate([batch, batch[-1:].repeat(missing, 0)]) if missing > 0 else batch
+        rows.append(backend.run(to_input(padded, pixels))[: len(batch)])
+    return np.concatenate(rows)
+
+
+def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Scores from logits, [B, C] -> [B, C], in float64; the largest logit is subtracted first."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    powers = np.exp(shifted)
+    scores: npt.NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return scores

@@ -1,0 +1,240 @@
+"""CUDA through ctypes: one probe for its GPUs, and memory, copies and a stream on the first.
+
+The probe asks the driver. Running an engine needs the CUDA runtime library too, which TensorRT
+itself needs in any case.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import platform
+import sysconfig
+from collections.abc import Callable, Iterator
+from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdedge.errors import BackendUnavailable, SetupError
+
+if TYPE_CHECKING:  # `kdedge doctor` uses the probe, where NumPy may be broken
+    import numpy.typing as npt
+
+_RUNTIMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so")
+_TO_DEVICE, _FROM_DEVICE = 1, 2  # enum cudaMemcpyKind
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE and cudaErrorNoDevice
+_MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76  # CU_DEVICE_ATTRIBUTE_...
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU that CUDA programs can use.
+
+    Attributes:
+        name: such as "Orin".
+        compute_capability: such as "8.7".
+        n_multiprocessors: tells an Orin Nano from an AGX Orin, which have the same name.
+        memory_bytes: all of its memory.
+    """
+
+    name: str
+    compute_capability: str
+    n_multiprocessors: int
+    memory_bytes: int
+
+
+def find_gpus() -> tuple[Gpu, ...]:
+    """Asks the NVIDIA driver for the GPUs that this process may use; one or more.
+
+    Raises:
+        BackendUnavailable: there is no driver, or it has no GPU for this process.
+        SetupError: the driver is there and fails.
+    """
+    library = "nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(library)
+    except OSError as error:
+        raise BackendUnavailable(
+            f"There is no NVIDIA driver here: {library} cannot be loaded.\n"
+            "  In a container, start it with --gpus all, or --runtime nvidia on a Jetson."
+        ) from error
+    n_gpus = c_int()
+    _check_driver(driver.cuInit(0))
+    _check_driver(driver.cuDeviceGetCount(byref(n_gpus)))
+    if not n_gpus.value:
+        _check_driver(_NO_DEVICE)
+    return tuple(_describe_gpu(driver, ordinal) for ordinal in range(n_gpus.value))
+
+
+def find_gpu() -> Gpu:
+    """Gives the first GPU, on which engines are built and run; raises as `find_gpus` does."""
+    return find_gpus()[0]
+
+
+def _describe_gpu(driver: Any, ordinal: int) -> Gpu:
+    gpu, value, memory = c_int(), c_int(), c_size_t()
+    name = ctypes.create_string_buffer(256)
+    _check_driver(driver.cuDeviceGet(byref(gpu), ordinal))
+    _check_driver(driver.cuDeviceGetName(name, len(name), gpu))
+    _check_driver(driver.cuDeviceTotalMem_v2(byref(memory), gpu))
+    attributes = []
+    for attribute in (_MAJOR, _MINOR, _MULTIPROCESSORS):
+        _check_driver(driver.cuDeviceGetAttribute(byref(value), attribute, gpu))
+        attributes.append(value.value)
+    major, minor, n_multiprocessors = attributes
+    text = name.value.decode(errors="replace")
+    return Gpu(text, f"{major}.{minor}", n_multiprocessors, memory.value)
+
+
+def _check_driver(code: int) -> None:
+    if code == _NO_DEVICE:
+        raise BackendUnavailable(
+            "The NVIDIA driver has no GPU for this process.\n"
+            "  `nvidia-smi` lists the GPUs; CUDA_VISIBLE_DEVICES may hide them."
+        )
+    if code:
+        raise SetupError(
+            f"The NVIDIA driver fails with error {code}.\n"
+            "  `nvidia-smi` shows driver and GPU; a driver that is too old has to be updated."
+        )
+
+
+def open_cuda() -> Cuda:
+    """Opens the CUDA runtime library on the first GPU.
+
+    Raises:
+        BackendUnavailable: there is no NVIDIA driver, or no GPU.
+        SetupError: there is no such library, or it cannot use the GPU.
+    """
+    gpu = find_gpu()
+    problem: SetupError | None = None
+    for name in _runtime_libraries():
+        try:
+            cuda = Cuda(ctypes.CDLL(name), gpu)
+        except OSError:
+            continue
+        # A library that is newer than the driver fails here; an older one may be there too
+        try:
+            cuda.check_device()
+        except SetupError as error:
+            problem = problem or error
+        else:
+            return cuda
+    raise problem or SetupError(
+        "The CUDA runtime library (libcudart) is not found, which TensorRT needs.\n"
+        "  Install it with: pip install nvidia-cuda-runtime-cu12 (for TensorRT built for CUDA 12)"
+    )
+
+
+def _runtime_libraries() -> Iterator[str]:
+    """Names and paths to try: the system's first, then those of NVIDIA's Python packages."""
+    yield from _RUNTIMES
+    packages = Path(sysconfig.get_path("platlib")) / "nvidia"
+    for folder in ("cu13/lib", "cuda_runtime/lib"):
+        yield from (str(path) for path in sorted((packages / folder).glob("libcudart.so.*")))
+    yield from ("/usr/local/cuda/lib64/libcudart.so", "/usr/local/cuda/lib/libcudart.so")
+    found = ctypes.util.find_library("cudart")
+    if found is not None:
+        yield found
+
+
+class Cuda:
+    """Calls of the CUDA runtime; each that fails raises `SetupError` with CUDA's own reason.
+
+    Args:
+        library: libcudart.
+        gpu: the GPU that the calls are for, which is the first.
+    """
+
+    def __init__(self, library: Any, gpu: Gpu) -> None:
+        self.gpu = gpu
+        self._library = library
+        library.cudaGetErrorString.restype = c_char_p
+        library.cudaGetErrorString.argtypes = [c_int]
+        library.cudaMalloc.argtypes = [c_void_p, c_size_t]
+        library.cudaFree.argtypes = [c_void_p]
+        library.cudaMemcpyAsync.argtypes = [c_void_p, c_void_p, c_size_t, c_int, c_void_p]
+        library.cudaStreamCreate.argtypes = [c_void_p]
+        library.cudaStreamSynchronize.argtypes = [c_void_p]
+        library.cudaStreamDestroy.argtypes = [c_void_p]
+        library.cudaEventCreate.argtypes = [c_void_p]
+        library.cudaEventRecord.argtypes = [c_void_p, c_void_p]
+        library.cudaEventElapsedTime.argtypes = [c_void_p, c_void_p, c_void_p]
+        library.cudaEventDestroy.argtypes = [c_void_p]
+
+    def check_device(self) -> None:
+        """Makes sure that this library can use the GPU."""
+        n_devices = c_int()
+        code = self._library.cudaGetDeviceCount(byref(n_devices))
+        if code == _NO_DEVICE or (not code and not n_devices.value):
+            raise BackendUnavailable("CUDA sees no GPU.\n  Is it hidden by CUDA_VISIBLE_DEVICES?")
+        self._check("cudaGetDeviceCount", code)
+        self._call("cudaSetDevice", 0)
+
+    def allocate(self, n_bytes: int) -> int:
+        """Reserves memory of the GPU and gives its address."""
+        address = c_void_p()
+        self._call("cudaMalloc", byref(address), n_bytes)
+        return address.value or 0
+
+    def free(self, address: int) -> None:
+        """Gives memory back."""
+        self._call("cudaFree", address)
+
+    def new_stream(self) -> int:
+        """Creates a stream and gives its handle."""
+        stream = c_void_p()
+        self._call("cudaStreamCreate", byref(stream))
+        return stream.value or 0
+
+    def destroy_stream(self, stream: int) -> None:
+        """Destroys a stream."""
+        self._call("cudaStreamDestroy", stream)
+
+    def copy_to_device(self, address: int, array: npt.NDArray[Any], stream: int) -> None:
+        """Starts to copy a contiguous array to the GPU."""
+        self._call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, _TO_DEVICE, stream)
+
+    def copy_from_device(self, array: npt.NDArray[Any], address: int, stream: int) -> None:
+        """Starts to fill a contiguous array from the GPU; it is complete after `synchronize`."""
+        assert array.flags.c_contiguous
+        assert array.flags.writeable
+        self._call(
+            "cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, _FROM_DEVICE, stream
+        )
+
+    def synchronize(self, stream: int) -> None:
+        """Waits until the stream has done everything."""
+        self._call("cudaStreamSynchronize", stream)
+
+    def elapsed_ms(self, work: Callable[[], None], stream: int) -> float:
+        """Time that the GPU takes for what `work` puts on the stream, by events around it."""
+        events: list[c_void_p] = []
+        try:
+            for _ in range(2):
+                event = c_void_p()
+                self._call("cudaEventCreate", byref(event))
+                events.append(event)
+            self._call("cudaEventRecord", events[0], stream)
+            work()
+            self._call("cudaEventRecord", events[1], stream)
+            self.synchronize(stream)
+            taken = c_float()
+            self._call("cudaEventElapsedTime", byref(taken), events[0], events[1])
+        finally:
+            for event in events:
+                self._library.cudaEventDestroy(event)
+        return float(taken.value)
+
+    def _call(self, function: str, *arguments: Any) -> None:
+        self._check(function, getattr(self._library, function)(*arguments))
+
+    def _check(self, function: str, code: int) -> None:
+        if code:
+            reason = self._library.cudaGetErrorString(code)
+            text = reason.decode(errors="replace") if reason else "unknown error"
+            raise SetupError(
+                f"CUDA: {function} failed with error {code}, {text}.\n"
+                "  `nvidia-smi` shows driver and GPU; a driver that is too old has to be updated."
+            )

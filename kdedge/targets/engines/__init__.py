@@ -1,0 +1,1 @@
+"""What the targets TensorRT and TensorRT for RTX share."""

@@ -1,0 +1,296 @@
+"""Building engines: one builder for TensorRT 8.6 to 11 and for TensorRT for RTX.
+
+The two packages have the same Python API. Features are probed by name, never guessed from the
+version: 11 has no precision flags and builds what the file holds, 10 does the same for strongly
+typed networks, 8 picks the precision of each layer by flags.
+
+Polygraphy is not used: an environment variable binds it to one of the two packages a process, read
+at import, and `kdedge export` may build for both. Its parser drops the names of refused nodes.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from kdedge._files import refuse_existing, write_atomic
+from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError
+from kdedge.runtime.artifact import Precision
+from kdedge.targets.engines.callbacks import Cancel, in_a_thread, make_cancel
+from kdedge.targets.engines.layers import (
+    Product,
+    check_precision,
+    count_types,
+    find_products,
+    summarize_layers,
+)
+from kdedge.targets.engines.log import make_log
+
+log = logging.getLogger(__name__)
+
+_N_ERRORS_SHOWN = 3
+_NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """What an engine is built from.
+
+    Attributes:
+        onnx_path: the graph: one input [B, 3, S, S], any number of outputs.
+        precision: that the graph must hold; it is checked, not converted.
+        batches: the smallest and the largest batch.
+    """
+
+    onnx_path: Path
+    precision: Precision
+    batches: tuple[int, int]
+
+
+class EngineBuilder:
+    """Builds engines with one of the two packages.
+
+    Args:
+        module: `tensorrt` or `tensorrt_rtx`.
+        title: what messages call it.
+        timing_cache: a file that makes later builds on the same device faster; None where the
+            package has no such cache.
+        has_gpu: whether an engine can be loaded here and asked for its layers.
+    """
+
+    def __init__(
+        self, module: ModuleType, *, title: str, timing_cache: Path | None, has_gpu: bool
+    ) -> None:
+        if TYPE_CHECKING:
+            import tensorrt
+
+            self._trt = tensorrt
+        else:
+            self._trt = module
+        self._module, self._timing_cache, self._has_gpu = module, timing_cache, has_gpu
+        self._title = f"{title} {module.__version__}"
+        # Probed by name: 8 has no strong typing, 11 nothing else
+        self.is_strongly_typed = hasattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+
+    def build(self, request: EngineRequest, path: Path) -> dict[str, Any]:
+        """Builds an engine and writes it atomically.
+
+        Ctrl-C cancels the build in TensorRT 10 and later; before, it takes effect after the build.
+
+        Args:
+            request: what to build.
+            path: the file, which must not exist.
+
+        Returns:
+            profiles (batch min, opt, max), flags, whether it is strongly_typed, the types of its
+            multiplications as parsed, the layers of the engine ("not measured" without a GPU).
+
+        Raises:
+            DataError: the ONNX file is broken, of another precision or batch than asked for, or
+                `path` exists.
+            SetupError: this TensorRT cannot build the graph.
+            ResourceError: memory or disk ran out.
+        """
+        refuse_existing(path)
+        if request.precision == "int8" and not self.is_strongly_typed:
+            raise SetupError(
+                f"{self._title} cannot build {request.onnx_path}: the scales of its INT8 are in"
+                " half precision (opset 19), which TensorRT reads since 10.\n"
+                "  Leave --int8 out here, or install TensorRT 10 (on a Jetson: JetPack 6.1)."
+            )
+        cancel = make_cancel(self._module)
+        data, record = in_a_thread(
+            lambda: self._serialize(request, cancel), cancel, f"Building {path.name}"
+        )
+        refuse_existing(path)  # building takes minutes
+        write_atomic(path, data)
+        return record
+
+    def _serialize(self, request: EngineRequest, cancel: Cancel) -> tuple[bytes, dict[str, Any]]:
+        """Gives the engine's bytes and their record."""
+        said = make_log(self._module)
+        try:
+            builder = self._trt.Builder(said)
+        except (RuntimeError, TypeError) as error:  # pybind11's words for a null pointer
+            raise self._failure("cannot start to build", said, request) from error
+        network = builder.create_network(self._network_flags())
+        parser = self._trt.OnnxParser(network, said)
+        is_parsed = parser.parse_from_file(str(request.onnx_path))
+        if not is_parsed or parser.num_errors:
+            raise self._parse_failure(parser, said, request)
+        images = _only_input(network, request)
+        products = self._check_products(network, request)
+        config = builder.create_builder_config()
+        config.profiling_verbosity = self._trt.ProfilingVerbosity.DETAILED
+        self._set_flags(config, request)
+        profiles = self._add_profiles(builder, config, images, request)
+        self._read_timing_cache(config)
+        if cancel.monitor is not None:
+            config.progress_monitor = cancel.monitor
+        serialized = builder.build_serialized_network(network, config)
+        if serialized is None:
+            raise self._failure("could not build", said, request)
+        self._write_timing_cache(config)
+        data = bytes(serialized)
+        return data, {
+            "profiles": profiles,
+            "flags": self._flag_names(config),
+            "strongly_typed": self.is_strongly_typed,
+            "multiplications": count_types(products),
+            "layers": self._inspect(data),
+        }
+
+    def _check_products(self, network: Any, request: EngineRequest) -> list[Product]:
+        """The graph's products, once they are of the precision that is asked for."""
+        products = find_products(network)
+        if not products:
+            raise DataError(
+                f"{request.onnx_path} is no image encoder: it has neither matrix products nor"
+                " convolutions.\n  Export it again."
+            )
+        if self.is_strongly_typed:
+            check_precision(products, request.precision, request.onnx_path)
+        return products
+
+    def _network_flags(self) -> int:
+        kinds = self._trt.NetworkDefinitionCreationFlag
+        name = "STRONGLY_TYPED" if self.is_strongly_typed else "EXPLICIT_BATCH"
+        flag = getattr(kinds, name, None)
+        return 0 if flag is None else 1 << int(flag)
+
+    def _set_flags(self, config: Any, request: EngineRequest) -> None:
+        """On 8, the precision that its builder may pick beside float32."""
+        if not self.is_strongly_typed and request.precision == "fp16":
+            config.set_flag(self._trt.BuilderFlag.FP16)
+
+    def _flag_names(self, config: Any) -> list[str]:
+        known = self._trt.BuilderFlag.__members__
+        return sorted(name for name, flag in known.items() if config.get_flag(flag))
+
+    def _add_profiles(
+        self, builder: Any, config: Any, images: Any, request: EngineRequest
+    ) -> list[dict[str, int]]:
+        """A profile for every batch, tuned for the largest, and one for single images.
+
+        The first is the one that tools which know of no profiles use, so it takes every batch.
+        """
+        shape = tuple(images.shape)
+        low, high = request.batches
+        batches = [{"min": low, "opt": high, "max": high}]
+        if shape[0] != -1:
+            return batches
+        if low < high:
+            batches.append({"min": low, "opt": low, "max": low})
+        for batch in batches:
+            profile = builder.create_optimization_profile()
+            low_shape, opt_shape, high_shape = (
+                (batch[key], *shape[1:]) for key in ("min", "opt", "max")
+            )
+            profile.set_shape(images.name, low_shape, opt_shape, high_shape)
+            config.add_optimization_profile(profile)
+        return batches
+
+    def _read_timing_cache(self, config: Any) -> None:
+        if self._timing_cache is None:
+            return
+        try:
+            known = self._timing_cache.read_bytes()
+        except OSError:
+            known = b""
+        cache = config.create_timing_cache(known)
+        if cache is None or not config.set_timing_cache(cache, False):  # another device's, or torn
+            config.set_timing_cache(config.create_timing_cache(b""), False)
+
+    def _write_timing_cache(self, config: Any) -> None:
+        if self._timing_cache is None:
+            return
+        cache = config.get_timing_cache()
+        if cache is None:
+            return
+        try:
+            self._timing_cache.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(self._timing_cache, bytes(cache.serialize()))
+        except (OSError, ResourceError) as error:  # an engine without a cache is still an engine
+            log.debug("The timing cache was not kept: %s", error)
+
+    def _inspect(self, data: bytes) -> dict[str, Any] | str:
+        """The engine's own layers, as its inspector tells them."""
+        if not self._has_gpu:
+            return _NOT_MEASURED
+        try:
+            runtime = self._trt.Runtime(make_log(self._module))
+        except (RuntimeError, TypeError):  # null: TensorRT-RTX builds where it cannot run
+            return _NOT_MEASURED
+        engine = runtime.deserialize_cuda_engine(data)
+        if engine is None:
+            return _NOT_MEASURED
+        text = engine.create_engine_inspector().get_engine_information(
+            self._trt.LayerInformationFormat.JSON
+        )
+        return summarize_layers(text) or _NOT_MEASURED
+
+    def _parse_failure(self, parser: Any, said: Any, request: EngineRequest) -> KdedgeError:
+        """The error for a graph that the parser refuses, with each node's name and operator."""
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        at_nodes = [error for error in errors if error.node() >= 0]
+        if not at_nodes:
+            detail = [error.desc() for error in errors]
+            files = [line for line in said.errors if "open file" in line]
+            return DataError(
+                f"{request.onnx_path} cannot be read by {self._title}.\n"
+                f"  {_joined(files or detail or said.errors)}\n"
+                "  Copy the file, and the data file beside it where it has one, once more, or"
+                " export again."
+            )
+        return SetupError(
+            f"{self._title} cannot build {request.onnx_path}: it refuses {len(at_nodes)} of its"
+            f" nodes.\n  {_joined([_describe_node(error) for error in at_nodes])}\n"
+            "  A newer version may know them; ONNX Runtime runs the file as it is."
+        )
+
+    def _failure(self, what: str, said: Any, request: EngineRequest) -> KdedgeError:
+        """The error for a step of the builder's that gave nothing."""
+        detail = _joined(said.errors[-_N_ERRORS_SHOWN:]) or "It gave no reason."
+        text = f"{self._title} {what} {request.onnx_path}.\n  {detail}\n  "
+        if "out of memory" in detail.lower() or "outofmemory" in detail.lower():
+            return ResourceError(f"{text}Lower export.max_batch, or close what else uses the GPU.")
+        return SetupError(f"{text}`kdedge doctor` shows the driver and the versions here.")
+
+
+def _only_input(network: Any, request: EngineRequest) -> Any:
+    """The graph's input, of the shape that the artifact promises."""
+    where = request.onnx_path
+    if network.num_layers == 0 or network.num_inputs != 1 or network.num_outputs == 0:
+        raise DataError(
+            f"{where} is not a graph from images to logits: it has {network.num_inputs} inputs and"
+            f" {network.num_outputs} outputs.\n  Export it again."
+        )
+    images = network.get_input(0)
+    shape = tuple(images.shape)
+    is_fixed = len(shape) == 4 and shape[0] != -1
+    expected = request.batches
+    if len(shape) != 4 or -1 in shape[1:] or (is_fixed and expected != (shape[0], shape[0])):
+        raise DataError(
+            f"{where} takes {images.name} of shape {list(shape)}; expected [batch, 3, side, side]"
+            f" with batches of {expected[0]} to {expected[1]}.\n"
+            "  Export it again, with export.batch as it is to be used."
+        )
+    return images
+
+
+def _describe_node(error: Any) -> str:
+    """One parser error; node names and operators are told since TensorRT 10."""
+    name = error.node_name() if hasattr(error, "node_name") else ""
+    operator = error.node_operator() if hasattr(error, "node_operator") else ""
+    place = f"{name or f'number {error.node()}'}{f' ({operator})' if operator else ''}"
+    return f"node {place}: {error.code().name.lower().replace('_', ' ')}: {error.desc()}"
+
+
+def _joined(lines: list[str]) -> str:
+    """The first lines of many, on one line each."""
+    shown = [" ".join(line.split()) for line in lines[:_N_ERRORS_SHOWN]]
+    left = len(lines) - len(shown)
+    return "\n  ".join([*shown, f"and {left} more"] if left > 0 else shown)

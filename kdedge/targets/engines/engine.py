@@ -1,0 +1,283 @@
+"""Running engines of TensorRT and of TensorRT for RTX: load, run, explain what fails.
+
+One code path serves 8.6, 10, 11 and TensorRT for RTX by the name-based tensor API, which TensorRT
+has since 8.5. Polygraphy's runner is not used: it serves one of the two packages a process, as
+builder.py says, and a device would need one more package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge.errors import DataError, SetupError
+from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Pixels
+from kdedge.runtime.cuda import Cuda, open_cuda
+from kdedge.targets.engines.log import make_log
+from kdedge.targets.protocol import Target
+
+_DTYPES = {"FLOAT": np.float32, "UINT8": np.uint8}
+
+# Runtime.get_engine_validity of TensorRT for RTX, by the names of its diagnostics.
+_INVALID = {
+    "VERSION_MISMATCH": "another version built it",
+    "UNSUPPORTED_CC": "it was not built for this GPU's compute capability",
+    "OLD_CUDA_DRIVER": "the NVIDIA driver is too old",
+    "OLD_CUDA_RUNTIME": "the CUDA runtime is too old",
+    "INSUFFICIENT_GPU_MEMORY": "the GPU has too little memory",
+    "MALFORMED_ENGINE": "the file is damaged, or another version or product built it",
+    "CUDA_ERROR": "CUDA cannot use the GPU",
+}
+
+
+@dataclass(frozen=True)
+class _Deserialized:
+    """An engine in memory, with the log and the runtime that have to outlive it."""
+
+    log: Any
+    runtime: Any
+    engine: Any
+
+
+def load_engine(
+    trt: Any, path: Path, *, target: Target, built_with: Mapping[str, Any] | None
+) -> Engine:
+    """Loads an engine onto the first GPU.
+
+    Args:
+        trt: the TensorRT module.
+        path: the engine.
+        target: whose engine it is, for messages.
+        built_with: what the engine was built with, where that is known.
+
+    Raises:
+        SetupError: there is no GPU, or this TensorRT cannot run the engine on it.
+        DataError: the engine does not take images and give logits.
+    """
+    return Engine(trt, open_cuda(), path, target=target, built_with=built_with or {})
+
+
+def _deserialize(
+    trt: Any, path: Path, *, target: Target, gpu: str, built_with: Mapping[str, Any]
+) -> _Deserialized:
+    """Reads an engine file.
+
+    Raises:
+        SetupError: TensorRT cannot start, or refuses the engine; the message says why.
+    """
+    name = f"{target.backend} {trt.__version__}"
+    log = make_log(trt)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DataError(f"{path} cannot be read: {reason}.") from error
+    try:
+        runtime = trt.Runtime(log)
+    except (RuntimeError, TypeError) as error:  # pybind11's words for a null pointer
+        raise SetupError(
+            f"{name} cannot start on {gpu}: {_first(log.errors)}.\n"
+            "  `nvidia-smi` shows the driver: this TensorRT may need a newer one."
+        ) from error
+    reasons = _invalidity(trt, runtime, data)
+    engine = runtime.deserialize_cuda_engine(data) if reasons is None else None
+    if engine is None:
+        raise SetupError(
+            f"{path} cannot be loaded by {name} on {gpu}:"
+            f" {'; '.join(reasons or ()) or _first(log.errors)}.\n"
+            f"{_origin(built_with)}"
+            "  An engine runs only with the version and the kind of GPU that it was built for."
+            f" Build one on this machine: kdedge export {path.parent} {target.flag}"
+        )
+    return _Deserialized(log, runtime, engine)
+
+
+def _first(errors: Sequence[str]) -> str:
+    """The first error, short and without its full stop."""
+    return errors[0].rstrip(".")[:300] if errors else "it gives no reason"
+
+
+def _invalidity(trt: Any, runtime: Any, data: bytes) -> list[str] | None:
+    """Why TensorRT for RTX will not run an engine; None where it will, or does not tell."""
+    if not hasattr(runtime, "get_engine_validity"):
+        return None
+    validity, diagnostics = runtime.get_engine_validity(data)
+    if validity != trt.EngineValidity.INVALID:
+        return None
+    names = trt.EngineInvalidityDiagnostics.__members__
+    found = [name for name, member in names.items() if int(diagnostics) & int(member)]
+    return [_INVALID.get(name, name) for name in found]
+
+
+def _origin(built_with: Mapping[str, Any]) -> str:
+    """The line on what an engine was built with; empty where that is not known."""
+    tool = [str(built_with[key]) for key in ("tool", "version") if built_with.get(key)]
+    capability = built_with.get("compute_capability")
+    devices = [str(built_with["device"])] if built_with.get("device") else []
+    devices += [f"compute capability {capability}"] if capability else []
+    parts = [f"with {' '.join(tool)}"] if tool else []
+    parts += [f"for {', '.join(devices)}"] if devices else []
+    return f"  It was built {' '.join(parts)}.\n" if parts else ""
+
+
+class Engine:
+    """A loaded engine with its buffers on the GPU.
+
+    Args:
+        trt: the TensorRT module.
+        cuda: copies and memory.
+        path: the engine.
+        target: whose engine it is.
+        built_with: what the engine was built with; empty where that is not known.
+
+    Raises:
+        DataError: it does not take images and give logits.
+        SetupError: this TensorRT cannot run it, or the GPU has too little memory.
+    """
+
+    def __init__(
+        self, trt: Any, cuda: Cuda, path: Path, *, target: Target, built_with: Mapping[str, Any]
+    ) -> None:
+        assert target.backend is not None
+        self.name = target.backend
+        self._cuda, self._path, self._version = cuda, path, trt.__version__
+        gpu = f"a GPU of compute capability {cuda.gpu.compute_capability}"
+        loaded = _deserialize(trt, path, target=target, gpu=gpu, built_with=built_with)
+        self._log, self._runtime, self._engine = loaded.log, loaded.runtime, loaded.engine
+        self._context: Any = None
+        self._held = contextlib.ExitStack()  # stream and buffers, given back in reverse
+        try:
+            self._prepare(trt)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, trt: Any) -> None:
+        """Makes everything that a batch needs."""
+        self._dtype = self._check_tensors(trt)
+        self.pixels: Pixels = "uint8" if self._dtype == np.uint8 else "float"
+        self.image_shape = tuple(map(int, self._engine.get_tensor_shape(INPUT_NAME)))[1:]
+        low, high = self._batch_range()
+        self.batches: tuple[int, int | None] = (low, high)
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise self._failure("has no room for its working memory on the GPU")
+        self._profile = 0  # a new context's
+        self._n_classes = int(tuple(self._engine.get_tensor_shape(OUTPUT_NAME))[-1])
+        n_bytes = {
+            INPUT_NAME: high * int(np.prod(self.image_shape)) * self._dtype.itemsize,
+            OUTPUT_NAME: high * self._n_classes * 4,
+        }
+        self._stream = self._cuda.new_stream()
+        self._held.callback(self._cuda.destroy_stream, self._stream)
+        self._addresses: dict[str, int] = {}
+        for tensor, size in n_bytes.items():
+            self._addresses[tensor] = address = self._cuda.allocate(size)
+            self._held.callback(self._cuda.free, address)
+            if not self._context.set_tensor_address(tensor, address):
+                raise self._failure(f"does not take a buffer for {tensor!r}")
+
+    def _check_tensors(self, trt: Any) -> np.dtype[Any]:
+        """Makes sure that these are the tensors of a classifier; gives the input's type."""
+        engine = self._engine
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        kinds = {name: engine.get_tensor_dtype(name).name for name in names}
+        is_input = {name: engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
+        if (
+            is_input != {INPUT_NAME: True, OUTPUT_NAME: False}
+            or kinds[INPUT_NAME] not in _DTYPES
+            or kinds[OUTPUT_NAME] != "FLOAT"
+        ):
+            raise DataError(
+                f"{self._path} has the tensors {kinds}.\n"
+                f"  Expected {INPUT_NAME!r}, FLOAT or UINT8, as input and {OUTPUT_NAME!r}, FLOAT,"
+                " as output: an engine that `kdedge export` built."
+            )
+        return np.dtype(_DTYPES[kinds[INPUT_NAME]])
+
+    def _batch_range(self) -> tuple[int, int]:
+        n_images, *_ = self._engine.get_tensor_shape(INPUT_NAME)
+        if n_images >= 0:  # a batch that is not fixed shows as -1
+            return int(n_images), int(n_images)
+        lowest, _, highest = self._engine.get_tensor_profile_shape(INPUT_NAME, 0)
+        (low, *_), (high, *_) = lowest, highest
+        return int(low), int(high)
+
+    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """[B, 3, S, S] -> [B, C]; see `Backend.run`.
+
+        Raises:
+            SetupError: the engine was not built for this shape, or CUDA fails.
+        """
+        images = self._fitting(images)
+        logits = np.empty((len(images), self._n_classes), np.float32)
+        self._cuda.copy_to_device(self._addresses[INPUT_NAME], images, self._stream)
+        self._execute()
+        self._cuda.copy_from_device(logits, self._addresses[OUTPUT_NAME], self._stream)
+        self._cuda.synchronize(self._stream)
+        return logits
+
+    def device_ms(self, images: npt.NDArray[Any]) -> float:
+        """Time of one run on the GPU alone, images in its memory; see `DeviceTimed.device_ms`.
+
+        Raises:
+            SetupError: the engine was not built for this shape, or CUDA fails.
+        """
+        images = self._fitting(images)
+        self._cuda.copy_to_device(self._addresses[INPUT_NAME], images, self._stream)
+        self._cuda.synchronize(self._stream)
+        return self._cuda.elapsed_ms(self._execute, self._stream)
+
+    def _fitting(self, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The images as the engine takes them, once it is set to their shape."""
+        images = np.ascontiguousarray(images, dtype=self._dtype)
+        low, high = self.batches
+        fits = high is not None and low <= len(images) <= high
+        if fits:
+            self._choose_profile(len(images))
+        if not fits or not self._context.set_input_shape(INPUT_NAME, images.shape):
+            raise self._failure(f"takes {low} to {high} images at once, not {images.shape}")
+        return images
+
+    def _execute(self) -> None:
+        if not self._context.execute_async_v3(self._stream):
+            raise self._failure("failed on the GPU")
+
+    def _choose_profile(self, n_images: int) -> None:
+        """Takes the profile that was tuned for this batch: the second is for the smallest."""
+        has_second = self._engine.num_optimization_profiles > 1
+        profile = 1 if has_second and n_images == self.batches[0] else 0
+        if profile == self._profile:
+            return
+        if not self._context.set_optimization_profile_async(profile, self._stream):
+            raise self._failure(f"has a profile {profile} that cannot be taken")
+        self._profile = profile
+
+    def describe(self) -> str:
+        """TensorRT's version and the GPU's compute capability."""
+        return f"{self.name} {self._version} GPU {self._cuda.gpu.compute_capability}"
+
+    def close(self) -> None:
+        """Frees the buffers, the context and the engine, in this order.
+
+        It never raises: once CUDA has failed, every later call of it fails too, and the first
+        failure is the one to tell.
+        """
+        with contextlib.suppress(SetupError):
+            self._held.close()  # goes on to the next where one fails
+        self._context = None
+        self._engine = None
+        self._runtime = None
+
+    def _failure(self, what: str) -> SetupError:
+        reason = f": {_first(self._log.errors[-1:])}" if self._log.errors else ""
+        return SetupError(
+            f"{self._path} {what}{reason}.\n"
+            "  Try a smaller batch, or run the ONNX file: --backend onnxruntime"
+        )

@@ -1,0 +1,26 @@
+"""ONNX, as data."""
+
+from __future__ import annotations
+
+from kdedge.targets.protocol import Package, Target
+
+ONNX_RUNTIME = Package(
+    "onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "running ONNX files", extra="runtime"
+)
+MODELOPT = Package("modelopt", ("nvidia-modelopt",), "FP16 and INT8 files", extra="export")
+ONNX = Package("onnx", ("onnx",), "ONNX files", extra="export")
+ONNXSCRIPT = Package("onnxscript", ("onnxscript",), "ONNX files", extra="export")
+
+TARGET = Target(
+    name="onnx",
+    label="ONNX",
+    flag="--onnx",
+    help="ONNX files, which every export of a run writes.",
+    files="model.*.onnx",
+    source="folded model",
+    precisions=("fp32", "fp16", "int8"),
+    packages=(ONNX, ONNXSCRIPT, MODELOPT, ONNX_RUNTIME),
+    backend="onnxruntime",
+    preference=10,
+    remark="Every other target that is built on the device starts from these files.",
+)

@@ -1,0 +1,224 @@
+"""Reading, measuring and writing the ONNX graphs that `trace.write_onnx` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge._files import write_atomic
+from kdedge.errors import DataError, MissingPackage
+from kdedge.targets.onnx.describe import ONNX
+
+MAX_WEIGHT_BYTES = (1 << 31) - (1 << 24)
+"""What protobuf can hold in one piece (2 GiB), less room for the graph itself."""
+
+BATCH = 8
+"""Images a run where the graph takes any number."""
+
+
+def load_graph(path: Path, *, max_bytes: int = MAX_WEIGHT_BYTES) -> Any:
+    """Reads an ONNX file, with its external data, as an `onnx.ModelProto`.
+
+    Args:
+        path: the file.
+        max_bytes: weights that one file holds.
+
+    Raises:
+        DataError: there is no such file, it is no valid ONNX, has more than 2 GiB of weights, or
+            takes other things than one batch of images.
+        MissingPackage: onnx is not installed.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise ONNX.missing("Changing a graph's precision") from error
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path)
+        n_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+        if n_bytes > max_bytes:
+            raise DataError(
+                f"{path} has {n_bytes / 1e9:.2f} GB of weights; one ONNX file holds 2.1 GB.\n"
+                "  Export a smaller model, or float32 alone."
+            )
+        onnx.checker.check_model(model, full_check=True)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {(error.strerror or str(error)).lower()}."
+        ) from error
+    except (
+        DecodeError,
+        ValueError,  # external data is cut off
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+    ) as error:
+        raise DataError(
+            f"{path} is not a valid ONNX file: {str(error).strip().splitlines()[0]}\n"
+            "  Export it again."
+        ) from error
+    if len(model.graph.input) != 1:
+        raise _foreign(f"{path} takes {len(model.graph.input)} inputs")
+    return model
+
+
+def _foreign(reason: str) -> DataError:
+    return DataError(
+        f"{reason}; expected an image encoder exported by kdedge.\n"
+        "  Export the run again: kdedge export RUN --onnx"
+    )
+
+
+def save_graph(model: Any, output: Path) -> None:
+    """Checks a graph and writes it as one file, whole or not at all.
+
+    Raises:
+        ResourceError: the file cannot be written.
+    """
+    import onnx
+
+    onnx.checker.check_model(model, full_check=True)
+    write_atomic(output, model.SerializeToString())
+
+
+def initializers(model: Any) -> dict[str, Any]:
+    """Name -> tensor of every constant."""
+    return {tensor.name: tensor for tensor in model.graph.initializer}
+
+
+def consumers(model: Any) -> dict[str, list[Any]]:
+    """Tensor name -> nodes that read it."""
+    found: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in dict.fromkeys(node.input):
+            found.setdefault(name, []).append(node)
+    return found
+
+
+def set_initializer(model: Any, name: str, values: npt.NDArray[Any]) -> None:
+    """Adds a constant, or gives the one of that name other values."""
+    from onnx import numpy_helper
+
+    tensor = numpy_helper.from_array(np.asarray(values), name)
+    for old in model.graph.initializer:
+        if old.name == name:
+            old.CopyFrom(tensor)
+            return
+    model.graph.initializer.append(tensor)
+
+
+def drop_unused(model: Any) -> None:
+    """Drops constants that no node reads, and notes on shapes, which changes make wrong."""
+    read = {name for node in model.graph.node for name in node.input}
+    read |= {value.name for value in model.graph.output}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    if len(kept) < len(model.graph.initializer):
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(kept)
+    del model.graph.value_info[:]
+
+
+def head_nodes(model: Any) -> set[str]:
+    """Names of the nodes after the last LayerNormalization: the head, logits in the end.
+
+    Raises:
+        DataError: there are none, so that this is no graph of ours.
+    """
+    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
+    reached = {norms[-1].output[0]} if norms else set()
+    head = set()
+    for node in model.graph.node:  # in topological order, as ONNX demands
+        if reached.intersection(node.input):
+            reached.update(node.output)
+            head.add(node.name)
+    if not reached.intersection(value.name for value in model.graph.output) or not head:
+        raise _foreign("The graph has no LayerNormalization before its output")
+    return head
+
+
+def weight_matmuls(model: Any) -> list[Any]:
+    """The blocks' MatMul nodes whose second factor is a constant."""
+    head, constants = head_nodes(model), initializers(model)
+    return [
+        node
+        for node in model.graph.node
+        if node.op_type == "MatMul" and node.input[1] in constants and node.name not in head
+    ]
+
+
+def check_images(model: Any, images: npt.NDArray[Any], *, purpose: str) -> None:
+    """Refuses images that the graph does not take.
+
+    Raises:
+        DataError: there are none, or their shape or type is another.
+    """
+    import onnx
+
+    (value,) = model.graph.input
+    shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    if len(images) == 0:
+        raise DataError(
+            f"There are no images for {purpose}.\n"
+            "  Real images are needed: name a pool of them as data.unlabeled in the recipe."
+        )
+    if images.ndim != 4 or list(images.shape[1:]) != shape[1:] or images.dtype != dtype:
+        raise DataError(
+            f"Images for {purpose}: got {images.dtype} {list(images.shape)}, the graph takes"
+            f" {dtype} [batch, {', '.join(str(side) for side in shape[1:])}]."
+        )
+
+
+def batches(model: Any, images: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """Images in runs that the graph takes; a fixed batch is filled up with the first images."""
+    (value,) = model.graph.input
+    fixed = value.type.tensor_type.shape.dim[0].dim_value
+    size = fixed or BATCH
+    n_runs = -(-len(images) // size)
+    order = np.arange(len(images))
+    if fixed:
+        order = np.resize(order, n_runs * fixed)
+    for start in range(0, len(order), size):
+        yield images[order[start : start + size]]
+
+
+def run_outputs(
+    model: Any, names: list[str], images: npt.NDArray[Any]
+) -> Iterator[list[npt.NDArray[Any]]]:
+    """Runs images through the graph on the CPU and gives some of its tensors, run by run.
+
+    Args:
+        model: left as it is.
+        names: of float tensors, or of outputs.
+        images: as the graph takes them.
+
+    Raises:
+        MissingPackage: ONNX Runtime is not installed.
+    """
+    import onnx
+
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingPackage(
+            "onnxruntime", extra="export", purpose="Measuring a graph's values"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    outputs = list(model.graph.output)
+    try:
+        del model.graph.output[:]
+        for name in names:
+            model.graph.output.add(name=name).type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        data = model.SerializeToString()
+    finally:
+        del model.graph.output[:]
+        model.graph.output.extend(outputs)
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    (value,) = model.graph.input
+    for batch in batches(model, images):
+        yield session.run(names, {value.name: batch})

@@ -1,0 +1,115 @@
+"""What TensorRT asks of a graph with explicit Q/DQ, and how a graph is held against it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdedge.errors import GateError
+from kdedge.targets.onnx.graph import consumers, head_nodes, initializers
+
+_INT8 = 3  # onnx.TensorProto.INT8
+
+
+def check_qdq(model: Any) -> None:
+    """Refuses a graph that is not quantized as TensorRT needs it.
+
+    Each of the blocks' linear products stands between Q/DQ of its input (one scale) and DQ of INT8
+    weights (a scale for each output channel), zero points signed and 0; the patch convolution and
+    the head have none; attention's products have all or none.
+
+    Raises:
+        GateError: it is not so; the message names the first node.
+    """
+    found = _Findings(model)
+    head = head_nodes(model)
+    products = [
+        node for node in model.graph.node if node.op_type == "MatMul" and node.name not in head
+    ]
+    linear = [node for node in products if not found.is_activation(node.input[1])]
+    quantized = [node for node in linear if found.fault(node) is None]
+    if not linear or len(quantized) < len(linear):
+        first = next((node for node in linear if found.fault(node)), None)
+        detail = f"{first.name}: {found.fault(first)}" if first is not None else "there are none"
+        raise _unfit(f"{len(quantized)} of {len(linear)} linear layers are quantized; {detail}")
+    for node in model.graph.node:
+        if (node.op_type == "Conv" or node.name in head) and found.touches(node):
+            raise _unfit(f"{node.name} is quantized, which has to stay float")
+    attention = [node for node in products if found.is_activation(node.input[1])]
+    touched = [node.name for node in attention if found.touches(node)]
+    if len(touched) not in (0, len(attention)):
+        raise _unfit(
+            f"{len(touched)} of attention's {len(attention)} products are quantized, first"
+            f" {touched[0]}"
+        )
+
+
+def _unfit(reason: str) -> GateError:
+    return GateError(
+        f"INT8: the quantized graph is unfit: {reason}.\n"
+        "  Export fp16 instead, or install the version of nvidia-modelopt that kdedge[export]"
+        " names."
+    )
+
+
+class _Findings:
+    """What surrounds the nodes of a quantized graph."""
+
+    def __init__(self, model: Any) -> None:
+        self._constants = initializers(model)
+        self._producers = {name: node for node in model.graph.node for name in node.output}
+        self._consumers = consumers(model)
+
+    def _dequantizer(self, name: str) -> Any:
+        node = self._producers.get(name)
+        return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+    def is_activation(self, name: str) -> bool:
+        """Whether a tensor depends on the image, quantized or not."""
+        node = self._dequantizer(name)
+        while node is not None and node.op_type in ("DequantizeLinear", "QuantizeLinear"):
+            name = node.input[0]
+            node = self._producers.get(name)
+        return name not in self._constants
+
+    def touches(self, node: Any) -> bool:
+        """Whether a node reads a DQ or is read by a Q."""
+        readers = [reader for name in node.output for reader in self._consumers.get(name, [])]
+        return any(self._dequantizer(name) for name in node.input) or any(
+            reader.op_type == "QuantizeLinear" for reader in readers
+        )
+
+    def fault(self, node: Any) -> str | None:
+        """What is wrong with a linear product, or None."""
+        x, weight = (self._dequantizer(name) for name in node.input)
+        if x is None or weight is None:
+            return f"no Q/DQ at its {'input' if x is None else 'weight'}"
+        values = self._constants.get(weight.input[0])
+        if values is None or values.data_type != _INT8:
+            return "its weights are not stored as INT8"
+        axis = next((a.i for a in weight.attribute if a.name == "axis"), 1)
+        if axis % 2 != 1 or self._shape(weight.input[1]) != [values.dims[1]]:
+            return "its weights have no scale for each output channel"
+        quantizer = self._producers.get(x.input[0])
+        if quantizer is None or quantizer.op_type != "QuantizeLinear":
+            return "its input has a DQ without a Q"
+        if any(self._shape(part.input[1]) not in ([], [1]) for part in (quantizer, x)):
+            return "its input has more than one scale"
+        if not all(self._is_symmetric(part) for part in (quantizer, x, weight)):
+            return "a zero point is not an INT8 zero"
+        return None
+
+    def _shape(self, name: str) -> list[int] | None:
+        """Shape of a constant, None for what is no constant."""
+        tensor = self._constants.get(name)
+        return None if tensor is None else list(tensor.dims)
+
+    def _is_symmetric(self, node: Any) -> bool:
+        """Whether a Q or DQ has the zero point 0; a Q without one would give unsigned bytes."""
+        from onnx import numpy_helper
+
+        if len(node.input) < 3:
+            return bool(node.op_type == "DequantizeLinear")
+        zero = self._constants.get(node.input[2])
+        if zero is None or zero.data_type != _INT8:
+            return False
+        return not numpy_helper.to_array(zero).any()

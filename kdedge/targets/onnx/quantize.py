@@ -1,0 +1,205 @@
+"""INT8: the blocks' linear layers in eight bits, for TensorRT and for CPUs.
+
+Both kinds first move range from activations into weights (`smoothquant`). Both leave alone
+the patch convolution, attention's own two products, softmax, normalization and the head. What
+`benchmarks/int8_quantizers.py` measures on photos100, real photos and a small CLIP, decided it:
+
+- Q/DQ on attention's products, on the residual branches and on what LayerNorm reads, as ModelOpt
+  places it by default, costs four points of agreement more; FP16 attention is one fused kernel;
+- ranges by the largest value agree as well as entropy's;
+- on CPUs ranges taken at each call (dynamic) agree better and run faster than fixed ones.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge.targets.onnx import half
+from kdedge.targets.onnx.graph import (
+    check_images,
+    drop_unused,
+    initializers,
+    load_graph,
+    save_graph,
+    set_initializer,
+    weight_matmuls,
+)
+from kdedge.targets.onnx.modelopt import Calibration, insert_qdq
+from kdedge.targets.onnx.qdq import check_qdq
+from kdedge.targets.onnx.smoothquant import smooth
+
+CPU_WEIGHT_LEVELS = 64
+"""Weights on CPUs are -64 to 64. Processors without VNNI add two products of unsigned and signed
+bytes in 16 bits, 2 x 255 x 64 < 32768: no file that passed its gate here overflows elsewhere."""
+
+
+def to_int8(
+    onnx_path: Path, output: Path, *, calibration: npt.NDArray[Any], method: Calibration = "max"
+) -> None:
+    """Writes the INT8 graph for TensorRT, whole or not at all.
+
+    Explicit symmetric Q/DQ (opset 19) by NVIDIA ModelOpt: activations per tensor, weights per
+    output channel and stored as INT8; the remaining floats are FP16 as in `half`, but for
+    what is quantized. Node names and metadata are kept.
+
+    Args:
+        onnx_path: a float32 file of `targets.onnx.trace`.
+        output: the file to write.
+        calibration: [N, 3, S, S], as the graph takes them; real images of the deployment.
+        method: how ranges follow from the calibration: the largest magnitude, or the least entropy
+            lost.
+
+    Raises:
+        DataError: no images, images that do not fit the graph, or a broken file.
+        GateError: the result is not quantized as it has to be.
+        MissingPackage: nvidia-modelopt is not installed.
+        ResourceError: the disk is full.
+    """
+    model = load_graph(onnx_path)
+    check_images(model, calibration, purpose="INT8 calibration")
+    smooth(model, calibration)
+    maxima = half.absolute_maxima(model, calibration)
+    quantized = insert_qdq(model, output, calibration, method=method)
+    _keep_to_linear_layers(quantized)
+    _round_scales(quantized)
+    _store_weights(quantized)
+    check_qdq(quantized)
+    half.convert(quantized, maxima)
+    _keep_labels(model, quantized)
+    save_graph(quantized, output)
+
+
+def to_int8_cpu(onnx_path: Path, output: Path, *, calibration: npt.NDArray[Any]) -> None:
+    """Writes the INT8 graph for ONNX Runtime on CPUs, whole or not at all.
+
+    The blocks' linear layers multiply bytes: 7-bit weights, one scale an output channel, and
+    activations whose scale is taken from each batch as it comes. The rest is float32. Node names,
+    metadata and opset are kept.
+
+    Args:
+        onnx_path: a float32 file of `targets.onnx.trace`.
+        output: the file to write.
+        calibration: [N, 3, S, S], as the graph takes them; real images, for the smoothing.
+
+    Raises:
+        DataError: no images, images that do not fit the graph, or a broken file.
+        ResourceError: the file cannot be written.
+    """
+    model = load_graph(onnx_path)
+    check_images(model, calibration, purpose="INT8 calibration")
+    smooth(model, calibration)
+    _make_dynamic(model)
+    drop_unused(model)
+    save_graph(model, output)
+
+
+def _make_dynamic(model: Any) -> None:
+    """Replaces the blocks' linear products by products of bytes, in the form that ORT fuses."""
+    from onnx import helper, numpy_helper
+
+    linear, constants = {node.name for node in weight_matmuls(model)}, initializers(model)
+    quantized: set[str] = set()
+    nodes: list[Any] = []
+    for node in list(model.graph.node):
+        if node.name not in linear:
+            nodes.append(node)
+            continue
+        (x, weight), name = node.input, node.name
+        q, scale, zero = (f"{x}/{part}" for part in ("int8", "scale", "zero_point"))
+        if x not in quantized:
+            quantized.add(x)
+            nodes.append(helper.make_node("DynamicQuantizeLinear", [x], [q, scale, zero],
+                                          name=f"{x}/DynamicQuantizeLinear"))  # fmt: skip
+        values, scales = _quantize(numpy_helper.to_array(constants[weight]), CPU_WEIGHT_LEVELS)
+        set_initializer(model, f"{name}/int8", values)
+        set_initializer(model, f"{name}/scale", scales)
+        total, product = f"{name}/sum", f"{name}/scales"
+        nodes += [
+            helper.make_node("MatMulInteger", [q, f"{name}/int8", zero], [total], name=name),
+            helper.make_node("Cast", [total], [f"{name}/float"], name=f"{name}/Cast", to=1),
+            helper.make_node("Mul", [scale, f"{name}/scale"], [product], name=f"{name}/Mul"),
+            helper.make_node("Mul", [f"{name}/float", product], node.output, name=f"{name}/Mul_2"),
+        ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _quantize(
+    weight: npt.NDArray[Any], n_levels: int, scales: npt.NDArray[Any] | None = None
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Symmetric integers [K, N] of a weight [K, N], and a scale for each column, [N]."""
+    if scales is None:
+        largest = np.abs(weight).max(axis=0)
+        scales = np.where(largest > 0, largest, 1.0) / n_levels
+    values = np.rint(weight / scales).clip(-n_levels, n_levels).astype(np.int8)
+    return values, scales.astype(np.float32)
+
+
+def _keep_to_linear_layers(model: Any) -> None:
+    """Gives other nodes that read a quantized tensor the float one back.
+
+    ModelOpt hands Q/DQ to all readers: the class token, cut from what keys and values read, would
+    be quantized twice.
+    """
+    producers = {name: node for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        if node.op_type in ("MatMul", "QuantizeLinear", "DequantizeLinear"):
+            continue
+        for index, name in enumerate(node.input):
+            if name in producers and producers[name].op_type == "DequantizeLinear":
+                node.input[index] = producers[producers[name].input[0]].input[0]
+
+
+def _round_scales(model: Any) -> None:
+    """Rounds all scales to FP16, as which some will be stored: values and scales have to fit."""
+    from onnx import numpy_helper
+
+    constants = initializers(model)
+    smallest = np.finfo(np.float16).smallest_subnormal
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            scales = numpy_helper.to_array(constants[node.input[1]]).astype(np.float16)
+            scales = np.maximum(scales, smallest).astype(np.float32)
+            set_initializer(model, node.input[1], scales)
+
+
+def _store_weights(model: Any) -> None:
+    """Replaces weights that are quantized at run time by their INT8 values."""
+    from onnx import numpy_helper
+
+    constants = initializers(model)
+    producers = {name: node for node in model.graph.node for name in node.output}
+    gone = []
+    for node in model.graph.node:
+        quantizer = producers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if quantizer is None or quantizer.input[0] not in constants:
+            continue
+        name = quantizer.input[0]
+        weight, scales = (numpy_helper.to_array(constants[part]) for part in (name, node.input[1]))
+        values, _ = _quantize(weight, 127, scales)
+        set_initializer(model, f"{name}/int8", values)
+        node.input[0] = f"{name}/int8"
+        gone.append(quantizer.name)
+    kept = [node for node in model.graph.node if node.name not in gone]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    drop_unused(model)
+
+
+def _keep_labels(source: Any, model: Any) -> None:
+    """Gives a graph the names, notes and version labels of the one that it was made from."""
+    model.ir_version = source.ir_version
+    model.graph.name = source.graph.name
+    model.producer_name, model.producer_version = source.producer_name, source.producer_version
+    del model.metadata_props[:]
+    model.metadata_props.extend(source.metadata_props)
+    for value, original in zip(
+        (*model.graph.input, *model.graph.output),
+        (*source.graph.input, *source.graph.output),
+        strict=True,
+    ):
+        value.CopyFrom(original)

@@ -1,0 +1,207 @@
+"""Running ONNX files on the CPU by ONNX Runtime, which every machine has; the reference."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError
+from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Pixels
+from kdedge.targets.onnx.describe import ONNX_RUNTIME
+
+NAME = "onnxruntime"
+
+_FATAL = 4
+_PIXELS: dict[str, Pixels] = {"tensor(float)": "float", "tensor(uint8)": "uint8"}
+# A newer opset or operator than this ONNX Runtime knows; other failures are the file's own.
+_TOO_NEW = ("NOT_IMPLEMENTED", "is under development", "Unsupported model IR version")
+
+_NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
+
+# Where in ONNX Runtime's source an error was raised, with the function's whole signature.
+_SOURCE_LINE = re.compile(r"/\S+:\d+ .*\) ")
+
+
+def check_environment() -> None:
+    """Looks for ONNX Runtime.
+
+    Raises:
+        MissingPackage: it is not installed.
+        SetupError: it is installed and cannot be imported.
+    """
+    _import()
+
+
+def load(
+    path: Path, *, n_threads: int | None = None, built_with: Mapping[str, Any] | None = None
+) -> OnnxSession:
+    """Loads an ONNX file, and its external data from beside it.
+
+    Args:
+        path: the file.
+        n_threads: threads inside one operator; None: one a physical core.
+        built_with: unused, as ONNX Runtime's own message says what is wrong.
+
+    Raises:
+        MissingPackage: ONNX Runtime is not installed.
+        SetupError: it is too old for the file.
+        DataError: the file is broken, or no classifier of images.
+    """
+    del built_with
+    ort = _import()
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL  # failures come as exceptions, warnings have no remedy
+    if n_threads is not None:
+        options.intra_op_num_threads = n_threads
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except _errors(ort) as error:
+        raise _explain(error, path, ort.__version__, "loaded") from error
+    return OnnxSession(session, path, ort)
+
+
+class OnnxSession:
+    """A loaded ONNX file.
+
+    Args:
+        session: ONNX Runtime's.
+        path: names the file in messages.
+        ort: the module.
+
+    Raises:
+        DataError: it does not take images and give logits.
+    """
+
+    name = NAME
+
+    def __init__(self, session: Any, path: Path, ort: Any) -> None:
+        takes = [(entry.name, entry.type, len(entry.shape)) for entry in session.get_inputs()]
+        gives = [(entry.name, entry.type, len(entry.shape)) for entry in session.get_outputs()]
+        is_classifier = (
+            len(takes) == 1
+            and takes[0][0] == INPUT_NAME
+            and takes[0][1] in _PIXELS
+            and takes[0][2] == 4
+            and gives == [(OUTPUT_NAME, "tensor(float)", 2)]
+        )
+        if not is_classifier:
+            raise DataError(
+                f"{path} takes {takes} and gives {gives} (name, type, axes).\n"
+                f"  Expected {INPUT_NAME!r} with 4 axes, float or uint8, and {OUTPUT_NAME!r} with"
+                " 2 axes, float: a file that `kdedge export` wrote."
+            )
+        sizes = [size if isinstance(size, int) else None for size in session.get_inputs()[0].shape]
+        n_images, *image_shape = sizes
+        self.batches = (1, None) if n_images is None else (n_images, n_images)
+        self.pixels = _PIXELS[takes[0][1]]
+        self.image_shape = tuple(image_shape)
+        self._session, self._path, self._version = session, path, ort.__version__
+        self._errors = _errors(ort)
+
+    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """[B, 3, S, S] -> [B, C]; see `Backend.run`.
+
+        Raises:
+            DataError: the graph does not take these images, or fails.
+            ResourceError: memory ran out.
+        """
+        try:
+            (logits,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: images})
+        except self._errors as error:
+            raise _explain(error, self._path, self._version, "run") from error
+        return np.asarray(logits, dtype=np.float32)
+
+    def describe(self) -> str:
+        """ONNX Runtime's version and where it runs."""
+        return f"{NAME} {self._version} CPU"
+
+    def close(self) -> None:
+        """Frees the session."""
+        self._session = None
+
+
+def _import() -> Any:
+    try:
+        if NAME in sys.modules:
+            ort = sys.modules[NAME]
+        else:
+            with _no_device_warnings():
+                ort = importlib.import_module(NAME)
+    except ModuleNotFoundError as error:
+        if error.name != NAME:
+            raise _broken(error) from error
+        ort = None
+    except (ImportError, OSError) as error:
+        raise _broken(error) from error
+    if not hasattr(ort, "InferenceSession"):  # a folder of type stubs can be imported too
+        raise ONNX_RUNTIME.missing("Running ONNX files")
+    return ort
+
+
+def _broken(error: Exception) -> SetupError:
+    return SetupError(
+        f"onnxruntime is installed and cannot be imported: {error}.\n"
+        "  Reinstall it with: pip install --force-reinstall onnxruntime"
+    )
+
+
+@contextlib.contextmanager
+def _no_device_warnings() -> Iterator[None]:
+    """Context in which what native code writes to stderr waits, less its lines on GPU discovery.
+
+    From 1.23 on, importing ONNX Runtime warns on machines whose graphics card it does not know
+    (a Raspberry Pi, WSL, a server's console), and no setting turns that off:
+    github.com/microsoft/onnxruntime/issues/27092. A device's disk may be read-only, so that the
+    lines wait in memory; where the system has no files in memory they come out.
+    """
+    with contextlib.ExitStack() as opened:
+        try:
+            kept = opened.enter_context(os.fdopen(os.dup(2), "wb", buffering=0))
+            held = opened.enter_context(os.fdopen(os.memfd_create("stderr"), "w+b"))
+        except (AttributeError, OSError):  # no such call here, or stderr is closed
+            is_held = False
+        else:
+            is_held = True
+            os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            if is_held:
+                os.dup2(kept.fileno(), 2)
+                held.seek(0)
+                with contextlib.suppress(OSError):  # whoever read stderr has gone
+                    kept.writelines(line for line in held if b"device_discovery.cc" not in line)
+
+
+def _errors(ort: Any) -> tuple[type[Exception], ...]:
+    """ONNX Runtime's own exceptions, which have no base class of their own."""
+    state = importlib.import_module(f"{ort.__name__}.capi.onnxruntime_pybind11_state")
+    names = (
+        *("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile"),
+        *("NotImplemented", "RuntimeException", "NoModel", "EPFail"),
+    )
+    return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError)
+
+
+def _explain(error: Exception, path: Path, version: str, what: str) -> KdedgeError:
+    """The error for a file that cannot be loaded, or run."""
+    text = " ".join(str(error).split()).rstrip(".")
+    reason = _SOURCE_LINE.sub("", text)[:300]
+    if any(sign in text for sign in _TOO_NEW):
+        return SetupError(
+            f"onnxruntime {version} is too old for {path}: {reason}.\n"
+            "  Update it with: pip install --upgrade onnxruntime"
+        )
+    problem = f"{path} cannot be {what} by onnxruntime {version}: {reason}.\n"
+    if any(sign in text for sign in _NO_MEMORY):
+        return ResourceError(f"{problem}  Use smaller batches, or close other programs.")
+    return DataError(f"{problem}  Copy the file from the export once more, or export again.")

@@ -1,0 +1,162 @@
+"""Tracing a folded model: one float32 graph that ONNX Runtime and every TensorRT since 8.6 read.
+
+Opset 17 is the first with `LayerNormalization` as one node, which keeps its statistics in float32
+in every precision, and the last that TensorRT 8.6 imports; newer versions read it too.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from kdedge._files import explain_os_error
+from kdedge.errors import RecipeError
+from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME
+from kdedge.targets.onnx.graph import MAX_WEIGHT_BYTES
+
+OPSET = 17
+IR_VERSION = 9
+"""What ONNX Runtime 1.16 reads, the oldest that a JetPack 6 has."""
+
+Batch = Literal["dynamic"] | int
+
+
+def write_onnx(
+    model: nn.Module,
+    path: Path,
+    *,
+    size_px: int,
+    batch: Batch = "dynamic",
+    max_batch: int = 32,
+    external_data: bool = False,
+    metadata: Mapping[str, Any] | None = None,
+    max_bytes: int = MAX_WEIGHT_BYTES,
+) -> None:
+    """Writes a folded model as float32 ONNX, atomically.
+
+    Args:
+        model: from `deploy.fold.fold`, from pixels [B, 3, S, S] to logits [B, C].
+        path: the file; its weights go to `<path>.data` where `external_data` is set.
+        size_px: side of the model's images.
+        batch: `dynamic`, or the one batch size that the graph takes.
+        max_batch: the largest batch of a dynamic graph.
+        external_data: keep the weights in a file beside the graph.
+        metadata: values for the file's metadata properties; what is no text becomes JSON.
+        max_bytes: weights that one file holds.
+
+    Raises:
+        RecipeError: the weights are more than one file holds.
+        ResourceError: the file cannot be written.
+    """
+    import onnx
+
+    proto = _trace(model, size_px=size_px, batch=batch, max_batch=max_batch)
+    _make_readable(proto)
+    _lower_opset(proto)
+    for key, value in (metadata or {}).items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        proto.metadata_props.add(key=key, value=text)
+    n_bytes = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
+    if not external_data and n_bytes > max_bytes:
+        raise RecipeError(
+            f"{path.name} would hold {n_bytes / 1e9:.2f} GB of weights; one ONNX file holds 2.1 GB."
+            "\n  Put them beside it: --set export.external_data=true"
+        )
+    try:
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    try:
+        part = folder / path.name
+        if external_data:
+            onnx.save(
+                proto, part, save_as_external_data=True, location=f"{path.name}.data",
+            )  # fmt: skip
+        else:
+            onnx.save(proto, part)
+        onnx.checker.check_model(part, full_check=True)
+        for file in sorted(folder.iterdir(), reverse=True):  # the graph last
+            file.replace(path.parent / file.name)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _trace(model: nn.Module, *, size_px: int, batch: Batch, max_batch: int) -> Any:
+    """Gives torch's ONNX graph of a model."""
+    is_dynamic = batch == "dynamic" and max_batch > 1
+    # A batch of 1 would be taken for a constant
+    n_images = 2 if is_dynamic else 1 if batch == "dynamic" else batch
+    images = torch.zeros(n_images, 3, size_px, size_px)
+    folded: Any = model
+    if folded.pixels == "uint8":
+        images = images.to(torch.uint8)
+    dimension = torch.export.Dim("batch", min=1, max=max_batch) if is_dynamic else None
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # Of torch's own use of its deprecated parts
+            warnings.simplefilter("ignore", (DeprecationWarning, FutureWarning))
+            program = torch.onnx.export(
+                model,
+                (images,),
+                dynamo=True,
+                opset_version=18,  # the lowest that the exporter writes
+                verbose=False,
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+                dynamic_shapes={"images": {0: dimension}} if dimension else None,
+            )
+    finally:
+        exporter.setLevel(level)
+    assert program is not None
+    return program.model_proto
+
+
+def _make_readable(proto: Any) -> None:
+    """Names each node by its place in the model, and drops what only the exporter reads."""
+    counts: Counter[str] = Counter()
+    for node in proto.graph.node:
+        scopes = next(
+            (p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]"
+        )
+        parts = [part for part in ast.literal_eval(scopes) if part][:-1]
+        name = "/".join([*parts[-1:], node.op_type])
+        counts[name] += 1
+        node.name = name if counts[name] == 1 else f"{name}_{counts[name]}"
+        del node.metadata_props[:]
+        node.doc_string = ""
+    graph = proto.graph
+    del graph.value_info[:]  # shapes follow from the operators; most tools do not keep notes up
+    for values in (graph.input, graph.output, graph.initializer, [graph, proto]):
+        for value in values:
+            del value.metadata_props[:]
+            value.doc_string = ""
+    graph.name = "kdedge"
+    proto.producer_name, proto.producer_version = "kdedge", ""
+
+
+def _lower_opset(proto: Any) -> None:
+    """Relabels the graph as opset 17: none of its operators has changed since."""
+    import onnx
+
+    for node in proto.graph.node:
+        schema = onnx.defs.get_schema(node.op_type, 18, node.domain)
+        assert schema.since_version <= OPSET, f"{node.op_type} of opset {schema.since_version}"
+    (opset,) = proto.opset_import
+    opset.version = OPSET
+    proto.ir_version = IR_VERSION

@@ -1,0 +1,51 @@
+"""The targets as plain values and as the README's table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdedge.targets.protocol import Target
+from kdedge.targets.registry import list_targets
+
+START = "<!-- targets: written by kdedge.targets.table -->"
+END = "<!-- end of targets -->"
+
+
+def target_records() -> dict[str, dict[str, Any]]:
+    """Gives each target by name, as plain values."""
+    return {target.name: _record(target) for target in list_targets()}
+
+
+def _record(target: Target) -> dict[str, Any]:
+    return {
+        "flag": target.flag,
+        "help": target.help,
+        "files": target.files,
+        "built_from": target.source,
+        "precisions": list(target.precisions),
+        "backend": target.backend,
+        "extras": _extras(target),
+        "remark": target.remark,
+    }
+
+
+def _extras(target: Target) -> list[str]:
+    return list(dict.fromkeys(package.extra for package in target.packages if package.extra))
+
+
+def as_markdown() -> str:
+    """Gives the README's table of targets, between its two markers."""
+    lines = [
+        START,
+        "| `kdedge export` | makes | built from | precisions | run by | extras | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for target in list_targets():
+        runs = f"`--backend {target.backend}`" if target.backend else "-"
+        extras = ", ".join(f"`{extra}`" for extra in _extras(target)) or "-"
+        precisions = ", ".join(target.precisions)
+        lines.append(
+            f"| `{target.flag}` | {target.label}, `{target.files}` | {target.source} |"
+            f" {precisions} | {runs} | {extras} | {target.remark} |"
+        )
+    return "\n".join([*lines, END])

@@ -1,0 +1,1 @@
+"""TensorRT: engines for the GPU of the machine that builds them."""

@@ -1,0 +1,101 @@
+"""Building TensorRT engines, for the GPU of the machine that builds them, as a Jetson's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from kdedge.errors import SetupError
+from kdedge.runtime.artifact import Precision
+from kdedge.runtime.cuda import Gpu, find_gpu
+from kdedge.targets.engines.builder import EngineBuilder, EngineRequest
+from kdedge.targets.engines.package import (
+    import_engine_package,
+    jetson_wheel_problem,
+    short_version,
+    tensorrt_install_hint,
+)
+from kdedge.targets.protocol import BuildRequest, PlannedFile
+
+log = logging.getLogger(__name__)
+
+
+def check_environment() -> None:
+    """Looks for TensorRT and a GPU.
+
+    Raises:
+        SetupError: TensorRT is not installed, or there is no GPU.
+    """
+    try:
+        _find()
+    except SetupError as error:
+        if find_spec("tensorrt_rtx") is None:
+            raise
+        raise SetupError(
+            f"{error}\n  tensorrt-rtx is installed here: --trt-rtx builds engines for RTX GPUs,"
+            " which are no Jetson's. Nothing was built in TensorRT's place."
+        ) from error
+    if (problem := jetson_wheel_problem()) is not None:
+        log.warning("%s", problem)
+
+
+def plan(precision: Precision) -> tuple[PlannedFile, ...]:
+    """Gives the engine of a precision, named after this machine's TensorRT and GPU."""
+    return (PlannedFile(f"model.{precision}.{_tag(*_find())}.engine", precision, "gpu"),)
+
+
+def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
+    """Builds an engine from an ONNX file that holds the precision already.
+
+    Raises:
+        DataError: the graph is broken or of another precision, or the engine exists.
+        SetupError: TensorRT or a GPU is missing, or cannot do it.
+        ResourceError: memory or disk ran out.
+    """
+    assert request.onnx_path is not None
+    module, gpu = _find()
+    cache = timing_cache_path(_tag(module, gpu), os.environ)
+    builder = EngineBuilder(module, title="TensorRT", timing_cache=cache, has_gpu=True)
+    engine = EngineRequest(request.onnx_path, file.precision, request.artifact.batches)
+    return {
+        "tool": "TensorRT",
+        "version": module.__version__,
+        "device": gpu.name,
+        "compute_capability": gpu.compute_capability,
+        "multiprocessors": gpu.n_multiprocessors,
+        **builder.build(engine, request.folder / file.name),
+    }
+
+
+def _find() -> tuple[ModuleType, Gpu]:
+    module = import_engine_package("tensorrt")
+    if module is None:
+        raise SetupError(
+            f"TensorRT engines need tensorrt, which is not installed.\n  {tensorrt_install_hint()}"
+        )
+    return module, find_gpu()
+
+
+def _tag(module: ModuleType, gpu: Gpu) -> str:
+    """What an engine depends on: the version, the compute capability, the GPU and its size."""
+    name = re.sub("[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
+    capability = gpu.compute_capability.replace(".", "")
+    return f"trt{short_version(module)}-sm{capability}-{name}-{gpu.n_multiprocessors}"
+
+
+def timing_cache_path(tag: str, environment: Mapping[str, str]) -> Path:
+    """Gives the file that keeps the measurements of a GPU's kernels.
+
+    Args:
+        tag: version, compute capability and GPU.
+        environment: may move the user's caches by XDG_CACHE_HOME.
+    """
+    home = environment.get("XDG_CACHE_HOME")
+    root = Path(home) if home else Path.home() / ".cache"
+    return root / "kdedge" / "timing" / f"{tag}.cache"

@@ -1,0 +1,1 @@
+"""TensorRT for RTX: engines for GeForce and RTX GPUs, built without a GPU."""

@@ -1,0 +1,27 @@
+"""TensorRT for RTX, as data."""
+
+from __future__ import annotations
+
+from kdedge.targets.protocol import Package, Target
+
+TENSORRT_RTX = Package(
+    "tensorrt_rtx",
+    ("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
+    "TensorRT-RTX engines",
+    extra="trt-rtx",
+)
+
+TARGET = Target(
+    name="tensorrt-rtx",
+    label="TensorRT-RTX",
+    flag="--trt-rtx",
+    help="TensorRT-RTX engines; builds without a GPU.",
+    files="model.*.rtx*.engine",
+    source="ONNX file",
+    precisions=("fp16", "fp32", "int8"),
+    packages=(TENSORRT_RTX,),
+    backend="tensorrt-rtx",
+    preference=20,
+    is_engine=True,
+    remark="Builds on Linux and Windows on x86-64, for RTX GPUs since Ampere.",
+)

@@ -1,0 +1,1 @@
+"""Torch-TensorRT: programs for services that have PyTorch."""

@@ -1,0 +1,219 @@
+"""Compiling Torch-TensorRT programs, for PyTorch services with the GPU that compiled them.
+
+They need torch where they run, so that there is no run.py. Facts of the API: torch_tensorrt 2.13,
+`dynamo.compile` and `save`; networks are strongly typed, so that the precision is the module's own.
+There is no INT8: its quantizer, ModelOpt's for torch, misses the queries, keys and values of CLIP's
+attention.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from kdedge._files import refuse_existing, write_atomic
+from kdedge.errors import SetupError
+from kdedge.runtime.artifact import Artifact, Precision
+from kdedge.targets.protocol import BuildRequest, PlannedFile
+from kdedge.targets.torch_tensorrt.describe import TORCH_TENSORRT
+
+
+class _FloatNorm(nn.LayerNorm):
+    """A layer norm in float32 of values in any precision."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return super().forward(values.float())
+
+
+class HalfModel(nn.Module):
+    """A folded model that works in half precision between float32 pixels and float32 logits.
+
+    The layers after the last block stay in float32: they are a small part of the work, and the
+    squares under the unit length would overflow half precision from 256 on.
+
+    Args:
+        model: is left as it is.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = copy.deepcopy(model).half()
+        for head in (self.model.hidden, self.model.features, self.model.fused_head):
+            if head is not None:
+                head.float()
+        norm: Any = self.model.ln_post
+        self.model.ln_post = _FloatNorm(
+            norm.normalized_shape, eps=norm.eps, elementwise_affine=False
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W], float32 0-1 or uint8, -> logits [B, C], float32."""
+        logits: Tensor = self.model(images)
+        return logits
+
+
+def check_environment() -> None:
+    """Looks for torch-tensorrt and a GPU that torch can use.
+
+    Raises:
+        MissingPackage: torch-tensorrt is not installed.
+        SetupError: torch sees no CUDA device.
+    """
+    if find_spec("torch_tensorrt") is None:
+        raise TORCH_TENSORRT.missing("Torch-TensorRT")
+    if not torch.cuda.is_available():
+        raise SetupError(
+            "Torch-TensorRT compiles for the GPU that it runs on, and torch sees none here.\n"
+            f"  This torch is {torch.__version__}; `nvidia-smi` shows the driver and its devices."
+        )
+
+
+def plan(precision: Precision) -> tuple[PlannedFile, ...]:
+    """Gives the program of a precision, named after the version and the GPU that it needs."""
+    about = _about(_find())
+    version = ".".join(about["version"].split("+")[0].split(".")[:3])
+    tag = f"torchtrt{version}-sm{about['compute_capability'].replace('.', '')}"
+    return (PlannedFile(f"model.{precision}.{tag}.pt2", precision, "gpu"),)
+
+
+def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
+    """Compiles a program; `torch.export.load` reads it once torch_tensorrt is imported.
+
+    Raises:
+        DataError: the file exists.
+        SetupError: package or device is missing.
+        ResourceError: the file cannot be written.
+    """
+    torch_tensorrt = _find()
+    path, batches = request.folder / file.name, request.artifact.batches
+    refuse_existing(path)
+    program, example = trace(
+        request.model,
+        precision=file.precision,
+        size_px=request.artifact.preprocess.size_px,
+        batches=batches,
+        on_gpu=True,
+    )
+    low, high = batches
+    shape = example.shape[1:]
+    images = torch_tensorrt.Input(
+        min_shape=(low, *shape), opt_shape=(high, *shape), max_shape=(high, *shape),
+        dtype=example.dtype, name="images",
+    ) if low < high else example  # fmt: skip
+    compiled = torch_tensorrt.dynamo.compile(program, arg_inputs=[images])
+    # In memory first: torch's writer of files aborts the process where the disk is full
+    program_file = io.BytesIO()
+    torch_tensorrt.save(
+        compiled,
+        program_file,
+        output_format="exported_program",
+        arg_inputs=[example],
+        dynamic_shapes=_dynamic_shapes(batches),
+    )
+    refuse_existing(path)  # compiling takes minutes
+    write_atomic(path, program_file.getvalue())
+    return _about(torch_tensorrt)
+
+
+def load(path: Path, artifact: Artifact) -> Program:
+    """Loads a program, to compare it with the model."""
+    return Program(path, artifact)
+
+
+class Program:
+    """A compiled program, run as a backend.
+
+    Args:
+        path: a file of `build`.
+        artifact: says what it takes.
+    """
+
+    name = "torch-tensorrt"
+
+    def __init__(self, path: Path, artifact: Artifact) -> None:
+        self._about = _about(_find())
+        self._module: Any = torch.export.load(path).module().cuda()
+        size_px = artifact.preprocess.size_px
+        self.batches: tuple[int, int | None] = artifact.batches
+        self.pixels, self.image_shape = artifact.pixels, (3, size_px, size_px)
+
+    @torch.no_grad()
+    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """[B, 3, S, S] -> logits [B, C]."""
+        logits: npt.NDArray[np.float32] = (
+            self._module(torch.from_numpy(images).cuda()).float().cpu().numpy()
+        )
+        return logits
+
+    def describe(self) -> str:
+        """Name, version and GPU."""
+        return "{tool} {version} {device}".format(**self._about)
+
+    def close(self) -> None:
+        """Frees the memory."""
+        self._module = None
+
+
+def trace(
+    model: Any,
+    *,
+    precision: Precision,
+    size_px: int,
+    batches: tuple[int, int],
+    on_gpu: bool = False,
+) -> tuple[torch.export.ExportedProgram, Tensor]:
+    """Gives the program that is compiled and the images [B, 3, S, S] that it was traced with.
+
+    Args:
+        model: from `deploy.fold.fold`; it is left as it is.
+        precision: fp32, or fp16 with float32 at both ends.
+        size_px: side of the model's images.
+        batches: the smallest and the largest batch.
+        on_gpu: trace on torch's CUDA device, for which the program is compiled.
+    """
+    module: nn.Module = HalfModel(model) if precision == "fp16" else copy.deepcopy(model)
+    dtype = torch.uint8 if model.pixels == "uint8" else torch.float32
+    low, high = batches
+    # A batch of 1 would be taken for a constant
+    n_images = high if low == high else max(low, 2)
+    images = torch.zeros(n_images, 3, size_px, size_px, dtype=dtype)
+    module.eval()
+    if on_gpu:
+        module, images = module.cuda(), images.cuda()
+    with torch.no_grad():
+        program = torch.export.export(module, (images,), dynamic_shapes=_dynamic_shapes(batches))
+    return program, images
+
+
+def _dynamic_shapes(batches: tuple[int, int]) -> dict[str, Any] | None:
+    low, high = batches
+    return {"images": {0: torch.export.Dim("batch", min=low, max=high)}} if low < high else None
+
+
+def _about(module: ModuleType) -> dict[str, Any]:
+    """The versions and the GPU that programs are for."""
+    major, minor = torch.cuda.get_device_capability()
+    return {
+        "tool": "Torch-TensorRT",
+        "version": module.__version__,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(),
+        "compute_capability": f"{major}.{minor}",
+    }
+
+
+def _find() -> ModuleType:
+    check_environment()
+    import torch_tensorrt
+
+    module: ModuleType = torch_tensorrt
+    return module

@@ -1,0 +1,145 @@
+"""Pseudo-labels for a recipe's unlabeled images, by zero-shot CLIP or a trained method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdedge.config.load import LoadedRecipe
+from kdedge.data.pseudo_labels import check_enough, most_probable
+from kdedge.errors import Interrupted, RecipeError
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.model import Model, load_run
+from kdedge.setup.classes import load_classes
+from kdedge.setup.data import RecipeData
+from kdedge.setup.workspace import Workspace
+from kdedge.training.baseline import baseline_job, with_baseline
+from kdedge.training.job.job import Job
+from kdedge.training.pseudo_labels.labels import (
+    accuracy_percent,
+    in_source,
+    pool_probabilities,
+    true_labels,
+    warn_of_unpredicted,
+    write_for,
+)
+from kdedge.training.run_job import finished_run, run_job, unfinished_run
+
+
+@dataclass(frozen=True)
+class LabeledPool:
+    """What was written.
+
+    Attributes:
+        path: the file.
+        method: whose answers they are.
+        n_images: that have a pseudo-label.
+        n_classes: that these are of.
+        accuracy_percent: share that is right, where the source of the images has labels too.
+        run: of the method, where it was trained.
+    """
+
+    path: Path
+    method: str
+    n_images: int
+    n_classes: int
+    accuracy_percent: float | None
+    run: RunFolder | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Gives plain values."""
+        return {
+            "path": str(self.path),
+            "method": self.method,
+            "n_images": self.n_images,
+            "n_classes": self.n_classes,
+            "accuracy_percent": self.accuracy_percent,
+            "run": None if self.run is None else str(self.run.path),
+        }
+
+
+def label_pool(
+    loaded: LoadedRecipe, workspace: Workspace, method: str, path: Path, *, per_class: int
+) -> LabeledPool:
+    """Writes pseudo-labels of every class for a recipe's unlabeled images.
+
+    A method that is trained is trained first, as `train` does, where no finished run of it is
+    there; an interrupted one goes on.
+
+    Args:
+        loaded: the recipe; its file of pseudo-labels, if it names one, is trained on like labels.
+        workspace: where the command works.
+        method: on the student's backbone.
+        path: where to; no file may be there.
+        per_class: images of each class.
+
+    Raises:
+        RecipeError: there is such a file, or no folder for it; the method or a setting is wrong.
+        DataError: there are fewer unlabeled images than classes x `per_class`.
+    """
+    _check_free(path)
+    loaded = with_baseline(loaded, method)
+    classes = load_classes(loaded.recipe)
+    everything = range(len(classes.names))
+    images = RecipeData(loaded.recipe, classes, workspace)
+    pool = images.require("unlabeled", "they are to get pseudo-labels")
+    check_enough(len(pool.indices), per_class, n_classes=len(everything))
+    found = _find_model(loaded, workspace)
+    probabilities = pool_probabilities(found.model, pool)
+    warn_of_unpredicted(probabilities, classes, among=everything)
+    labels = in_source(most_probable(probabilities, per_class, classes=everything), pool)
+    _check_free(path)  # once more: training may have taken hours
+    write_for(pool, labels, path, classes=classes, method=method, made_by=found.provenance)
+    given = {one.image: one.label for one in labels}
+    return LabeledPool(
+        path=path,
+        method=method,
+        n_images=len(given),
+        n_classes=len(set(given.values())),
+        accuracy_percent=accuracy_percent(given, true_labels(loaded.recipe, classes, pool)),
+        run=found.run,
+    )
+
+
+def _check_free(path: Path) -> None:
+    if path.exists() or path.is_symlink():
+        raise RecipeError(f"{path} is there already.\n  Choose another name, or move it away.")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise RecipeError(
+            f"There is no folder {folder} for {path.name}.\n"
+            "  Make it, or name another place with -o."
+        )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A model, the provenance hash of its class vectors, and its run if it has one."""
+
+    model: Model
+    provenance: str
+    run: RunFolder | None
+
+
+def _find_model(loaded: LoadedRecipe, workspace: Workspace) -> _Found:
+    """The recipe's baseline: as it is where nothing is trained, else of its finished run."""
+    job = baseline_job(loaded, workspace)
+    if not job.method.trainable_parameters():
+        return _Found(job.model(), job.provenance(), None)
+    run = finished_run(workspace.root, job.key()) or _train(job)
+    model = load_run(run, workspace, names=job.classes.names)
+    return _Found(model, model.vectors.made_by, run)
+
+
+def _train(job: Job) -> RunFolder:
+    """Trains the method, or goes on with its interrupted run."""
+    try:
+        root = job.setup.workspace.root
+        return run_job(job, resume=unfinished_run(root, job.key()) is not None)
+    except Interrupted as error:
+        where = str(error).partition("\n")[0]
+        raise Interrupted(
+            f"{where}\n  Run the same command again: it goes on from there.",
+            signum=error.exit_code - 128,
+        ) from error

@@ -1,0 +1,1 @@
+"""A package from outside that joins kdedge by entry points."""

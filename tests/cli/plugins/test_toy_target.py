@@ -1,0 +1,150 @@
+"""A target of a package from outside: every command knows it, and no file of kdedge names it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def project(trained_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained project of this module's own."""
+    folder = tmp_path_factory.mktemp("toy") / "project"
+    shutil.copytree(trained_project, folder)
+    for recipe in folder.glob("runs/*/*/recipe.yaml"):
+        recipe.write_text(recipe.read_text().replace(str(trained_project), str(folder)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(kdedge_with: Run, toy_site: Path, project: Path) -> Run:
+    """Runs a command in the project, with the toy package installed."""
+    return lambda *arguments: kdedge_with(toy_site, *arguments, cwd=project)
+
+
+@pytest.fixture(scope="module")
+def exported(run: Run, project: Path) -> Path:
+    """The artifact of an export with the toy target."""
+    done = run("export", "tiny/02", "--toy", "--output", "artifact")
+    assert done.code == 0, done.err
+    assert "model.fp32.npz" in done.out
+    return project / "artifact"
+
+
+def test_export_writes_its_file_and_its_own_logits_decide_its_gate(exported: Path) -> None:
+    files = {
+        file["name"]: file for file in json.loads((exported / "artifact.json").read_text())["files"]
+    }
+    assert set(files) == {"model.onnx", "model.fp32.npz"}
+    toy = files["model.fp32.npz"]
+    assert (toy["target"], toy["precision"], toy["device"]) == ("toy", "fp32", "cpu")
+    assert toy["gate"] == "passed"
+    assert toy["parity"]["agreement_percent"] == 100
+    assert toy["parity"]["max_softmax_distance"] < 1e-4
+    assert toy["parity"]["runtime"].startswith("toy numpy ")
+    assert toy["built_with"]["tool"] == "toy"
+
+
+def test_predict_runs_it_by_its_backends_name_and_gives_the_onnx_files_scores(
+    run: Run, exported: Path
+) -> None:
+    lines = {}
+    for backend in ("toy", "onnxruntime"):
+        options = ("--backend", backend, "--format", "jsonl", "--top", "4")
+        done = run("predict", str(exported), "test", *options)
+        assert done.code == 0, done.err
+        lines[backend] = [json.loads(line) for line in done.out.splitlines()]
+    assert len(lines["toy"]) == 20
+    for toy, onnx in zip(lines["toy"], lines["onnxruntime"], strict=True):
+        assert toy["image"] == onnx["image"]
+        found = {entry["class"]: entry["score_percent"] for entry in toy["top"]}
+        expected = {entry["class"]: entry["score_percent"] for entry in onnx["top"]}
+        assert found == pytest.approx(expected, abs=1e-2)
+
+
+def test_unasked_predict_keeps_to_onnx_runtime(run: Run, exported: Path) -> None:
+    done = run("predict", str(exported), "test")
+    assert done.code == 0, done.err
+    assert "model.onnx on onnxruntime" in done.err
+
+
+def test_bench_has_a_row_of_it(run: Run, exported: Path) -> None:
+    options = ("--batch", "1", "--seconds", "0.01", "--calls", "3", "--format", "json")
+    done = run("bench", str(exported), *options)
+    assert done.code == 0, done.err
+    rows = {row["model"]: row for row in json.loads(done.out)["rows"]}
+    assert rows["model.fp32.npz"]["runtime"].startswith("toy numpy ")
+    assert rows["model.fp32.npz"]["measurements"]
+
+
+def test_doctor_schema_and_help_know_it(run: Run) -> None:
+    done = run("doctor")
+    assert done.code == 0, done.err
+    (line,) = (line for line in done.out.splitlines() if line.startswith("toy_engine"))
+    assert " ".join(line.split()) == "toy_engine missing toy models pip install toy-engine"
+    done = run("schema", "--json")
+    assert json.loads(done.out)["targets"]["toy"]["flag"] == "--toy"
+    help_text = run("export", "--help").out
+    assert "--toy" in help_text
+    assert "The weights as NumPy arrays." in help_text
+    assert "tensorrt-rtx or toy." in run("predict", "--help").out
+
+
+def test_a_precision_that_it_does_not_make_is_told_before_anything_is_written(
+    run: Run, project: Path
+) -> None:
+    done = run("export", "tiny/02", "--toy", "--int8", "--output", "none")
+    assert done.code == 2
+    assert "There is no INT8 in Toy's files; there are: fp32." in done.err
+    assert not (project / "none").exists()
+
+
+def test_an_artifact_alone_is_not_what_it_is_built_from(run: Run, exported: Path) -> None:
+    done = run("export", str(exported), "--toy")
+    assert done.code == 2
+    assert "holds no folded model, which Toy is built from" in done.err
+
+
+def test_a_package_that_does_not_load_is_told_once_it_is_used(
+    kdedge_with: Run, install: Any, exported: Path, tmp_path: Path
+) -> None:
+    package = tmp_path / "kdedge_broken"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "describe.py").write_text("1 / 0")
+    site = tmp_path / "site"
+    site.mkdir()
+    install(site, package, {"kdedge.targets": {"broken": "kdedge_broken"}})
+
+    def run(*arguments: str) -> Any:
+        return kdedge_with(site, *arguments, cwd=exported.parent)
+
+    done = run("export", "--help")
+    assert done.code == 0
+    assert "--broken" in done.out
+    assert run("predict", str(exported), "test").code == 0
+    reason = (
+        'The target "broken" from kdedge_broken cannot be used: describe.py does not load,'
+        " ZeroDivisionError: division by zero."
+    )
+    for arguments in (
+        ("export", "tiny/02", "--broken", "--output", "none"),
+        ("predict", str(exported), "test", "--backend", "broken"),
+    ):
+        done = run(*arguments)
+        assert done.code == 4
+        assert reason in done.err
+    assert not (exported.parent / "none").exists()
+    done = run("doctor")
+    assert done.code == 0
+    assert reason in done.out

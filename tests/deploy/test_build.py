@@ -1,0 +1,414 @@
+"""Engines of an artifact, built for real by TensorRT-RTX from small ONNX files."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdedge.deploy.build import build_files
+from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
+from kdedge.errors import DataError, RecipeError, SetupError
+from kdedge.runtime.artifact import Artifact, ModelFile, load_artifact
+from kdedge.runtime.preprocess import Preprocess
+from kdedge.targets.tensorrt_rtx import build as rtx
+
+tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
+onnx = pytest.importorskip("onnx")
+
+SIZE_PX, NAMES = 8, ("a", "b", "c")
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(no_gpu: None) -> None:
+    """Engines are built, and none runs."""
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_model(path: Path, precision: str, *, factor: float = 1.0, external: bool = False) -> None:
+    """Writes a graph of one convolution, in float32 or in FP16 between float32 ends."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = factor * np.random.default_rng(0).random((3, 3, SIZE_PX, SIZE_PX))
+    if precision == "fp32":
+        nodes = [
+            helper.make_node("Conv", ["images", "weight"], ["sums"], name="patch_conv/Conv"),
+            helper.make_node("Flatten", ["sums"], ["logits"]),
+        ]
+        weight = weight.astype(np.float32)
+    else:
+        nodes = [
+            helper.make_node("Cast", ["images"], ["half"], to=TensorProto.FLOAT16),
+            helper.make_node("Conv", ["half", "weight"], ["sums"], name="patch_conv/Conv"),
+            helper.make_node("Cast", ["sums"], ["float"], to=TensorProto.FLOAT),
+            helper.make_node("Flatten", ["float"], ["logits"]),
+        ]
+        weight = weight.astype(np.float16)
+    shapes = {"images": ("batch", 3, SIZE_PX, SIZE_PX), "logits": ("batch", 3)}
+    images, logits = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in shapes.items()
+    )
+    constants = [numpy_helper.from_array(weight, "weight")]
+    graph = helper.make_graph(nodes, "graph", [images], [logits], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    options = {"location": f"{path.name}.data", "size_threshold": 0} if external else {}
+    onnx.save(model, path, save_as_external_data=external, **options)
+
+
+def list_model(path: Path, precision: Any, **changes: Any) -> ModelFile:
+    values = {"precision": precision, "device": "any", "gate": "passed", **changes}
+    return ModelFile(path.name, "onnx", sha256=sha256(path), n_bytes=path.stat().st_size, **values)
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Artifact:
+    """An artifact with a float32 and an FP16 graph, and one for CPUs."""
+    folder = tmp_path / "line 3"
+    folder.mkdir()
+    files = {"model.onnx": "fp32", "model.fp16.onnx": "fp16"}
+    for name, precision in files.items():
+        write_model(folder / name, precision)
+    (folder / "model.int8.cpu.onnx").write_bytes(b"for CPUs alone")
+    found = Artifact(
+        path=folder,
+        name="line3",
+        class_names=NAMES,
+        preprocess=Preprocess(SIZE_PX, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        pixels="float",
+        head="scores",
+        max_batch=4,
+        batch="dynamic",
+        files=(
+            *(list_model(folder / name, precision) for name, precision in files.items()),
+            list_model(folder / "model.int8.cpu.onnx", "int8", device="cpu"),
+        ),
+    )
+    found.save()
+    return found
+
+
+def snapshot(folder: Path) -> dict[str, tuple[str, int]]:
+    """Name -> hash and time of change, of all in a folder."""
+    return {path.name: (sha256(path), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+def test_engines_are_built_and_listed_with_what_made_them(artifact: Artifact) -> None:
+    before = snapshot(artifact.path)
+    found, names = build_files(artifact, "tensorrt-rtx", ["fp32", "fp16"])
+    assert load_artifact(artifact.path) == found
+    assert found.files[:3] == artifact.files
+    for engine, source, multiplications in zip(
+        found.files[3:],
+        artifact.files[:2],
+        ({"FLOAT": 1}, {"HALF": 1}),
+        strict=True,
+    ):
+        assert engine.name == rtx.plan(source.precision)[0].name
+        path = artifact.path / engine.name
+        assert engine.sha256 == sha256(path)
+        assert engine.n_bytes == path.stat().st_size
+        assert engine.made_from == source.sha256
+        assert (engine.target, engine.precision, engine.device) == (
+            "tensorrt-rtx",
+            source.precision,
+            "gpu",
+        )
+        assert (engine.gate, engine.parity, engine.data) == ("not measured", None, None)
+        assert engine.built_with["tool"] == "TensorRT-RTX"
+        assert engine.built_with["multiplications"] == multiplications
+        assert engine.built_with["profiles"][0] == {"min": 1, "opt": 4, "max": 4}
+    after = snapshot(artifact.path)
+    assert names == tuple(file.name for file in found.files[3:])
+    assert after.keys() == before.keys() | set(names)
+    assert all(after[name] == before[name] for name in before if name != "artifact.json")
+    written = json.loads((artifact.path / "artifact.json").read_text())["files"]
+    assert [file["gate"] for file in written] == ["passed"] * 3 + ["not measured"] * 2
+
+
+def test_a_second_call_keeps_what_is_there(
+    artifact: Artifact, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="kdedge.deploy.build")
+    first, _ = build_files(artifact, "tensorrt-rtx", ["fp16"])
+    name = rtx.plan("fp16")[0].name
+    assert caplog.messages[0] == f"Building {name} from model.fp16.onnx."
+    before = snapshot(artifact.path)
+    caplog.clear()
+    second, _ = build_files(load_artifact(artifact.path), "tensorrt-rtx", ["fp16"])
+    assert second == first
+    assert snapshot(artifact.path) == before
+    assert caplog.messages[0] == f"{name} is kept: it was built from this model.fp16.onnx."
+    assert caplog.messages[1].startswith(f"{name} is not measured, as it cannot run here: ")
+
+
+@pytest.fixture
+def gpu(
+    cudart: Any, host_gpu: Any, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[np.ndarray], None]:
+    """Lets engines run on a GPU of host memory and give these logits for the smoke set's images."""
+
+    def give(logits: np.ndarray) -> None:
+        def logits_of(pixels: np.ndarray) -> np.ndarray:  # whose value is the image's number
+            return logits[np.rint(255 * pixels[:, 0, 0, 0]).astype(int)]
+
+        monkeypatch.setattr(host_gpu, "N_CLASSES", logits.shape[1])
+        monkeypatch.setattr(host_gpu.HostContext, "compute", staticmethod(logits_of))
+        runtime = host_gpu.HostTensorRT.Runtime
+
+        class Runtime(runtime):
+            def deserialize_cuda_engine(self, data: bytes) -> Any:
+                return host_gpu.HostEngine(1, 4, "FLOAT", "logits", SIZE_PX)
+
+        for name in ("Runtime", "TensorIOMode"):
+            there = {"Runtime": Runtime, "TensorIOMode": host_gpu.Mode}[name]
+            monkeypatch.setattr(tensorrt_rtx, name, there)
+
+    return give
+
+
+@pytest.mark.parametrize(("n_wrong", "gate"), [(1, "passed"), (2, "missed")])
+def test_where_an_engine_runs_its_own_logits_decide_its_gate(
+    artifact: Artifact, gpu: Any, cudart: Any, n_wrong: int, gate: str
+) -> None:
+    artifact, logits = with_smoke_set(artifact)
+    given = logits.copy()
+    given[:n_wrong] = -given[:n_wrong]
+    gpu(given)
+    found, (name,) = build_files(artifact, "tensorrt-rtx", ["fp16"])
+    engine = load_artifact(artifact.path).file(name)
+    assert engine == found.file(name)
+    assert engine.gate == gate
+    assert engine.parity is not None
+    assert engine.parity.agreement_percent == 10 * (10 - n_wrong)
+    assert engine.parity.runtime == f"tensorrt-rtx {tensorrt_rtx.__version__} GPU 8.7"
+    assert (cudart.allocated, cudart.streams) == ({}, set())
+
+
+def test_an_engine_that_does_not_load_is_not_measured(
+    artifact: Artifact, cudart: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TensorRT-RTX itself finds no GPU, whatever the GPU of host memory says."""
+    artifact, _ = with_smoke_set(artifact)
+    _, (name,) = build_files(artifact, "tensorrt-rtx", ["fp16"])
+    assert load_artifact(artifact.path).file(name).gate == "not measured"
+    said = [text for text in caplog.messages if text.startswith(f"{name} is not measured: ")]
+    assert len(said) == 1
+    assert "cannot be loaded" in said[0]
+
+
+def with_smoke_set(artifact: Artifact) -> tuple[Artifact, np.ndarray]:
+    """The artifact with ten images, whose pixels are their numbers, and their logits [10, 3]."""
+    pixels = np.zeros((10, SIZE_PX, SIZE_PX, 3), np.uint8)
+    pixels += np.arange(10, dtype=np.uint8)[:, None, None, None]
+    logits = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
+    write_smoke_set(artifact.path / SMOKE_SET, pixels, logits)
+    found = dataclasses.replace(
+        artifact,
+        others={SMOKE_SET: sha256(artifact.path / SMOKE_SET)},
+        gates={"agreement": {"fp16": 90.0}, "max_drop": 1.0},
+    )
+    found.save()
+    return found, logits
+
+
+def test_an_engine_that_was_deleted_is_built_once_more(artifact: Artifact) -> None:
+    first, _ = build_files(artifact, "tensorrt-rtx", ["fp16"])
+    path = artifact.path / rtx.plan("fp16")[0].name
+    path.unlink()
+    second, _ = build_files(first, "tensorrt-rtx", ["fp16"])
+    assert second.file(path.name).sha256 == sha256(path)
+    assert len(second.files) == len(first.files)
+
+
+def test_an_engine_of_another_graph_is_in_the_way(artifact: Artifact) -> None:
+    built, _ = build_files(artifact, "tensorrt-rtx", ["fp16"])
+    write_model(artifact.path / "model.fp16.onnx", "fp16", factor=2.0)
+    newer = built.with_files(list_model(artifact.path / "model.fp16.onnx", "fp16"))
+    newer.save()
+    before = snapshot(artifact.path)
+    path = artifact.path / rtx.plan("fp16")[0].name
+    with pytest.raises(DataError) as caught:
+        build_files(newer, "tensorrt-rtx", ["fp16"])
+    assert str(caught.value) == (
+        f"{path} was built from another model.fp16.onnx.\n"
+        "  Nothing is overwritten: delete it, and run the command again."
+    )
+    assert snapshot(artifact.path) == before
+
+
+def test_an_engine_of_other_weights_beside_the_graph_is_in_the_way(artifact: Artifact) -> None:
+    path = artifact.path / "model.onnx"
+    write_model(path, "fp32", external=True)
+    data = artifact.path / "model.onnx.data"
+    found = dataclasses.replace(
+        artifact,
+        files=(list_model(path, "fp32", data=data.name),),
+        others={data.name: sha256(data)},
+    )
+    built, _ = build_files(found, "tensorrt-rtx", ["fp32"])
+    assert built.files[1].built_with["onnx_data"] == sha256(data)
+    assert build_files(built, "tensorrt-rtx", ["fp32"])[0] == built
+    data.unlink()  # onnx would write behind what is there
+    write_model(path, "fp32", external=True, factor=2.0)
+    assert sha256(path) == built.files[0].sha256  # the graph alone is the same
+    newer = dataclasses.replace(built, others={data.name: sha256(data)})
+    with pytest.raises(DataError, match=r"was built from another model\.onnx"):
+        build_files(newer, "tensorrt-rtx", ["fp32"])
+
+
+def test_an_engine_that_was_changed_is_in_the_way(artifact: Artifact) -> None:
+    built, _ = build_files(artifact, "tensorrt-rtx", ["fp16"])
+    path = artifact.path / rtx.plan("fp16")[0].name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"\.engine is not the file that was built"):
+        build_files(built, "tensorrt-rtx", ["fp16"])
+
+
+def test_an_engine_that_no_one_knows_is_in_the_way(artifact: Artifact) -> None:
+    path = artifact.path / rtx.plan("fp16")[0].name
+    path.write_bytes(b"someone's")
+    with pytest.raises(DataError, match=r"is not listed in artifact\.json"):
+        build_files(artifact, "tensorrt-rtx", ["fp16"])
+    assert path.read_bytes() == b"someone's"
+
+
+@pytest.mark.parametrize("changed", ["model.fp16.onnx", "model.onnx.data"])
+def test_a_graph_that_is_not_the_exported_one_is_refused_before_it_is_parsed(
+    artifact: Artifact, changed: str
+) -> None:
+    path, precision = artifact.path / changed, "fp16"
+    if changed.endswith(".data"):
+        write_model(artifact.path / "model.onnx", "fp32", external=True)
+        source = list_model(artifact.path / "model.onnx", "fp32", data=changed)
+        others, precision = {changed: sha256(path)}, "fp32"
+        artifact = dataclasses.replace(artifact, files=(source,), others=others)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    artifact.save()
+    before = snapshot(artifact.path)
+    with pytest.raises(DataError, match="is not the file that was exported") as caught:
+        build_files(artifact, "tensorrt-rtx", [precision])
+    assert str(caught.value).startswith(str(path))
+    assert snapshot(artifact.path) == before
+
+
+@pytest.mark.parametrize("precisions", [["int8"], ["fp16", "int8"]])
+def test_a_precision_that_was_not_exported_is_told_before_anything_is_built(
+    artifact: Artifact, precisions: Any
+) -> None:
+    before = snapshot(artifact.path)
+    with pytest.raises(RecipeError) as caught:
+        build_files(artifact, "tensorrt-rtx", precisions)
+    assert str(caught.value) == (
+        f"{artifact.path} has no ONNX file in int8 to build an engine from; it has model.onnx"
+        " (fp32), model.fp16.onnx (fp16).\n"
+        "  Export its run again: kdedge export RUN --int8"
+    )
+    assert snapshot(artifact.path) == before
+
+
+def test_an_artifact_without_onnx_files_says_so(artifact: Artifact) -> None:
+    with pytest.raises(RecipeError, match=r"it has none\.\n.*kdedge export RUN$"):
+        build_files(dataclasses.replace(artifact, files=()), "tensorrt-rtx", ["fp32"])
+
+
+def test_an_unknown_target_is_told_with_those_there_are(artifact: Artifact) -> None:
+    with pytest.raises(RecipeError, match="There are: onnx, tensorrt, tensorrt-rtx, torch-"):
+        build_files(artifact, "openvino", ["fp16"])
+
+
+@pytest.mark.parametrize(
+    ("precisions", "flags"), [(["fp16", "int8"], "--trt --int8"), (["fp16"], "--trt")]
+)
+@pytest.mark.parametrize("is_relative", [True, False])
+def test_without_tensorrt_the_step_for_the_device_is_told_and_nothing_is_built_in_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+    artifact: Artifact,
+    precisions: Any,
+    flags: str,
+    is_relative: bool,
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.chdir(artifact.path.parent)
+    path = Path("line 3") if is_relative else artifact.path
+    before = snapshot(artifact.path)
+    with pytest.raises(SetupError) as caught:
+        build_files(dataclasses.replace(artifact, path=path), "tensorrt", precisions)
+    first, *_, instead, where = str(caught.value).splitlines()
+    assert first == "TensorRT engines need tensorrt, which is not installed."
+    assert where == (
+        f"  The artifact {path} is complete without engines. Copy it to the device and run there:"
+        f" kdedge export '{path}' {flags}"
+    )
+    assert instead == (
+        "  tensorrt-rtx is installed here: --trt-rtx builds engines for RTX GPUs, which are no"
+        " Jetson's. Nothing was built in TensorRT's place."
+    )
+    assert snapshot(artifact.path) == before
+
+
+def test_without_rtx_too_it_is_not_offered(
+    monkeypatch: pytest.MonkeyPatch, artifact: Artifact
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(SetupError) as caught:
+        build_files(artifact, "tensorrt", ["fp16"])
+    assert str(caught.value).endswith(f"kdedge export '{artifact.path}' --trt")
+    assert "tensorrt-rtx" not in str(caught.value)
+
+
+def test_without_rtx_its_engines_are_not_built_by_another(
+    monkeypatch: pytest.MonkeyPatch, artifact: Artifact
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    before = snapshot(artifact.path)
+    with pytest.raises(SetupError) as caught:
+        build_files(artifact, "tensorrt-rtx", ["fp16"])
+    assert isinstance(caught.value.__cause__, SetupError)
+    assert str(caught.value).endswith(f"kdedge export '{artifact.path}' --trt-rtx")
+    assert snapshot(artifact.path) == before
+
+
+def test_rtx_is_not_offered_where_it_is_what_does_not_load(
+    monkeypatch: pytest.MonkeyPatch, artifact: Artifact, tmp_path: Path
+) -> None:
+    package = tmp_path / "broken" / "tensorrt_rtx"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('libtensorrt_rtx.so.1 is missing')")
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.delitem(sys.modules, "tensorrt_rtx")
+    with pytest.raises(SetupError, match="cannot be loaded: libtensorrt_rtx") as caught:
+        build_files(artifact, "tensorrt-rtx", ["fp16"])
+    assert str(caught.value).endswith(f"kdedge export '{artifact.path}' --trt-rtx")
+
+
+def test_building_needs_neither_torch_nor_onnx(artifact: Artifact) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'torchvision', 'open_clip', 'onnx', 'modelopt'):\n"
+        "    sys.modules[name] = None\n"
+        "from pathlib import Path\n"
+        "from kdedge.deploy.build import build_files\n"
+        "from kdedge.runtime.artifact import load_artifact\n"
+        "found, _ = build_files(load_artifact(Path(sys.argv[1])), 'tensorrt-rtx', ['fp16'])\n"
+        "print(found.files[-1].name)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, str(artifact.path)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == f"{rtx.plan('fp16')[0].name}\n"
+    assert (artifact.path / rtx.plan("fp16")[0].name).is_file()

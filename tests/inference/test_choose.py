@@ -1,0 +1,290 @@
+"""Which file is used: the best that this machine runs, and what needs asking for."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import hashlib
+import logging
+import platform
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from kdedge.errors import BackendUnavailable, DataError, GateError, RecipeError, SetupError
+from kdedge.inference.choose import candidates, choose_and_load
+from kdedge.runtime.artifact import Artifact, ModelFile
+
+SHA = "0" * 64
+PAIR = ("fp16", "fp32")
+
+
+def entry(name: str, **changes: Any) -> ModelFile:
+    target = "onnx" if name.endswith(".onnx") else "tensorrt"
+    values: dict[str, Any] = {"target": target, "precision": "fp32", "device": "any", **changes}
+    return ModelFile(name, sha256=SHA, n_bytes=1, **values)
+
+
+ALL = (
+    entry("model.int8-cpu.onnx", precision="int8", device="cpu"),
+    entry("model.int8.onnx", precision="int8", device="gpu"),
+    entry("model.fp16.onnx", precision="fp16", device="gpu"),
+    entry("model.onnx"),
+    entry("model.int8.engine", precision="int8", device="gpu"),
+    entry("model.fp32.engine", device="gpu"),
+    entry("model.fp16.engine", precision="fp16", device="gpu"),
+    entry("model.torch", target="torch-tensorrt", precision="fp16", device="gpu"),
+)
+
+
+def with_entries(artifact: Artifact, *files: ModelFile) -> Artifact:
+    return dataclasses.replace(artifact, files=files)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "names"),
+    [
+        ({}, ["model.fp16.engine", "model.fp32.engine", "model.onnx", "model.fp16.onnx"]),
+        ({"precision": "fp32"}, ["model.fp32.engine", "model.onnx"]),
+        ({"precision": "int8"}, ["model.int8.engine", "model.int8-cpu.onnx", "model.int8.onnx"]),
+        ({"backend": "onnxruntime"}, ["model.onnx", "model.fp16.onnx"]),
+        ({"backend": "tensorrt", "precision": "fp16"}, ["model.fp16.engine"]),
+    ],
+)
+def test_the_candidates_in_their_order(
+    artifact: Artifact, wishes: dict[str, Any], names: list[str]
+) -> None:
+    found = candidates(
+        with_entries(artifact, *ALL), **{"precision": None, "backend": None, **wishes}
+    )
+    assert [file.name for file in found] == names
+
+
+def test_a_file_that_missed_its_gate_is_used_only_when_asked_for(artifact: Artifact) -> None:
+    missed = entry("model.fp16.onnx", precision="fp16", gate="missed")
+    artifact = with_entries(artifact, missed)
+    with pytest.raises(GateError, match=r"missed its gate; use it .* with --precision fp16"):
+        candidates(artifact, precision=None, backend=None)
+    assert candidates(artifact, precision="fp16", backend=None) == [missed]
+
+
+def test_int8_is_used_only_when_asked_for(artifact: Artifact) -> None:
+    with pytest.raises(GateError, match=r"model\.int8\.onnx: it is int8; .*--precision int8"):
+        candidates(with_entries(artifact, ALL[1]), precision=None, backend=None)
+
+
+def test_a_wish_that_no_file_fulfills_lists_what_there_is(artifact: Artifact) -> None:
+    with pytest.raises(RecipeError, match=r"has no int8 file that can be run") as caught:
+        candidates(artifact, precision="int8", backend=None)
+    assert "It has: model.onnx (fp32, onnx)." in str(caught.value)
+    with pytest.raises(RecipeError, match="has no file that tensorrt can run"):
+        candidates(artifact, precision=None, backend="tensorrt")
+
+
+def test_unknown_wishes_are_told(artifact: Artifact) -> None:
+    with pytest.raises(RecipeError, match='no precision "fp8"'):
+        candidates(artifact, precision="fp8", backend=None)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match='no backend "onnx"'):
+        candidates(artifact, precision=None, backend="onnx")
+
+
+def load(artifact: Artifact, **wishes: Any) -> tuple[ModelFile, Any]:
+    pytest.importorskip("onnxruntime")
+    return choose_and_load(
+        artifact, **{"precision": None, "backend": None, "n_threads": None, **wishes}
+    )
+
+
+def test_without_its_engine_the_onnx_file_runs_and_nothing_is_said(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    file, _ = load(artifact.with_files(ALL[6]))
+    assert file.name == "model.onnx"
+    assert caplog.messages == []
+
+
+def test_a_file_that_missed_its_gate_is_loaded_with_one_warning(
+    artifact: Artifact, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "kdedge")
+    load(
+        artifact.with_files(dataclasses.replace(artifact.files[0], gate="missed")), precision="fp32"
+    )
+    (message,) = caplog.messages
+    assert message.startswith("model.onnx missed its gate and is used because fp32 was asked for")
+
+
+@pytest.mark.parametrize(
+    ("is_jetson", "remedy"),
+    [(False, "Install it with: pip install tensorrt"), (True, "JetPack brings it: sudo apt-get")],
+)
+def test_the_backend_that_was_asked_for_says_what_it_lacks(
+    artifact: Artifact,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    is_jetson: bool,
+    remedy: str,
+) -> None:
+    if is_jetson:
+        request.getfixturevalue("jetson")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    with pytest.raises(
+        BackendUnavailable, match=f"needs tensorrt, which is not installed.\n  {remedy}"
+    ):
+        load(artifact.with_files(ALL[6]), backend="tensorrt")
+
+
+def test_where_nothing_runs_each_file_says_why(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("tensorrt", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SetupError) as caught:
+        choose_and_load(artifact.with_files(ALL[6]), precision=None, backend=None, n_threads=None)
+    text = str(caught.value)
+    assert "model.fp16.engine: Running TensorRT engines needs tensorrt" in text
+    assert "model.onnx: Running ONNX files needs onnxruntime" in text
+    assert "pip install 'kdedge[runtime]'" in text
+
+
+@pytest.mark.usefixtures("cudart")
+def test_where_no_package_would_help_none_is_recommended(artifact: Artifact) -> None:
+    pytest.importorskip("onnxruntime")
+    files = [write_engine(artifact, f"{name}.engine", text="no engine") for name in "ab"]
+    with pytest.raises(SetupError, match=r"a\.engine cannot be loaded .*\n.*b\.engine") as caught:
+        load(with_entries(artifact, *files))
+    assert "pip install" not in str(caught.value)
+    assert "--backend NAME" in str(caught.value)
+
+
+def write_engine(
+    artifact: Artifact, name: str, *, text: str = "engine 1 4 FLOAT logits 16", **changes: Any
+) -> ModelFile:
+    """Writes an engine that the TensorRT of host memory runs; gives its entry."""
+    path = artifact.path / name
+    path.write_text(text)
+    values = {"gate": "passed", "precision": "fp16", "device": "gpu", **changes}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return ModelFile(name, "tensorrt", sha256=digest, n_bytes=len(text), **values)
+
+
+@pytest.mark.usefixtures("cudart")
+def test_an_engine_is_used_before_the_onnx_file_and_nothing_is_said(
+    artifact: Artifact, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, _ = load(artifact.with_files(write_engine(artifact, "model.fp16.engine")))
+    assert file.name == "model.fp16.engine"
+    assert caplog.messages == []
+
+
+@pytest.mark.usefixtures("cudart")
+def test_a_tampered_engine_is_an_error_even_where_the_onnx_file_would_run(
+    artifact: Artifact,
+) -> None:
+    artifact = artifact.with_files(write_engine(artifact, "model.fp16.engine"))
+    (artifact.path / "model.fp16.engine").write_text("engine 1 5 FLOAT logits 16")
+    with pytest.raises(DataError, match=r"model\.fp16\.engine is not the file that was exported"):
+        load(artifact)
+
+
+@pytest.mark.parametrize("wishes", [{}, {"precision": "fp16"}])
+@pytest.mark.usefixtures("cudart")
+def test_an_engine_that_was_never_measured_is_used_with_one_warning(
+    artifact: Artifact, caplog: pytest.LogCaptureFixture, wishes: dict[str, Any]
+) -> None:
+    engine = write_engine(artifact, "model.fp16.engine", gate="not measured")
+    load(artifact.with_files(engine), **wishes)
+    assert caplog.messages == [
+        "model.fp16.engine was never compared with the model. Measure it here with: kdedge export"
+        f" {artifact.path} --trt"
+    ]
+
+
+@pytest.mark.usefixtures("cudart")
+def test_an_engine_that_was_asked_for_needs_no_measure(
+    artifact: Artifact, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = write_engine(artifact, "model.fp16.engine", gate="not measured")
+    load(artifact.with_files(engine), backend="tensorrt")
+    assert caplog.messages == []
+
+
+@pytest.mark.usefixtures("cudart")
+def test_this_gpus_own_engine_comes_before_one_of_a_larger_gpu(
+    artifact: Artifact, caplog: pytest.LogCaptureFixture
+) -> None:
+    larger, own = (
+        write_engine(artifact, f"model.fp16.orin-{n}.engine", built_with={"multiprocessors": n})
+        for n in (16, 8)
+    )
+    file, _ = load(artifact.with_files(larger, own))
+    assert (file.name, caplog.messages) == ("model.fp16.orin-8.engine", [])
+    file, _ = load(artifact.with_files(larger))
+    assert file.name == "model.fp16.orin-16.engine"
+    assert caplog.messages == [
+        "model.fp16.orin-16.engine was built for a GPU of 16 multiprocessors, and this one has 8."
+        f" Build one here with: kdedge export {artifact.path} --trt"
+    ]
+
+
+def test_an_engine_that_does_not_fit_leaves_its_memory_to_the_next_file(
+    artifact: Artifact,
+    cudart: Any,
+    host_gpu: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gc.collect()
+    monkeypatch.setattr(host_gpu.HostTensorRT, "room_for", len(host_gpu.HostEngine.alive) + 1)
+    cudart.memory_bytes = 4 * (3 * 16 * 16 + 4) * 4
+    large = write_engine(artifact, "model.fp16.engine", text="engine 1 99 FLOAT logits 16")
+    small = write_engine(artifact, "model.fp32.engine", precision="fp32")
+    file, _ = load(artifact.with_files(large, small))
+    assert file.name == "model.fp32.engine"
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "said"),
+    [
+        ("cudaGetDeviceCount", 100, []),
+        ("cudaGetDeviceCount", 35, ["cudaGetDeviceCount failed with error 35"]),
+    ],
+)
+def test_no_gpu_is_no_surprise_and_one_that_cuda_cannot_use_is(
+    artifact: Artifact,
+    cudart: Any,
+    caplog: pytest.LogCaptureFixture,
+    function: str,
+    code: int,
+    said: list[str],
+) -> None:
+    cudart.fails[function] = code
+    engines = [write_engine(artifact, f"model.{name}.engine", precision=name) for name in PAIR]
+    file, _ = load(artifact.with_files(*engines))
+    assert file.name == "model.onnx"
+    assert len(caplog.messages) == len(said)
+    for message, part in zip(caplog.messages, said, strict=True):
+        assert message.startswith("model.onnx is used instead of model.fp16.engine: ")
+        assert part in message
+
+
+def test_a_tensorrt_without_its_libraries_is_told_before_the_cpu_is_used(
+    artifact: Artifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open')\n")
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    file, _ = load(artifact.with_files(write_engine(artifact, "model.fp16.engine")))
+    assert file.name == "model.onnx"
+    (message,) = caplog.messages
+    assert "tensorrt is installed and cannot be loaded: libnvinfer.so.10" in message

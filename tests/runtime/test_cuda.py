@@ -1,0 +1,123 @@
+"""CUDA: one probe for GPUs, and a runtime library that suits the driver."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kdedge.errors import BackendUnavailable, SetupError
+from kdedge.runtime.cuda import Gpu, find_gpu, find_gpus, open_cuda
+
+
+def test_the_driver_names_the_gpus(cudart: Any) -> None:
+    cudart.n_gpus = 2
+    assert find_gpus() == (Gpu("Orin", "8.7", 8, 1 << 30),) * 2
+    assert find_gpu() == Gpu("Orin", "8.7", 8, 1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("system", "library"), [("Linux", "libcuda.so.1"), ("Windows", "nvcuda.dll")]
+)
+def test_the_driver_has_another_name_on_windows(
+    host_gpu: Any,
+    cuda_libraries: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    system: str,
+    library: str,
+) -> None:
+    names = []
+
+    def find(name: str) -> Any:
+        names.append(name)
+        return host_gpu.HostCudart()
+
+    cuda_libraries(find)
+    monkeypatch.setattr(platform, "system", lambda: system)
+    find_gpu()
+    assert names == [library]
+
+
+@pytest.mark.parametrize(
+    ("n_gpus", "codes"), [(1, {"cuInit": 100}), (1, {"cuDeviceGetCount": 100}), (0, {})]
+)
+@pytest.mark.parametrize("look", [find_gpu, open_cuda])
+def test_a_driver_without_a_gpu_is_none_for_this_process(
+    cudart: Any, n_gpus: int, codes: dict[str, int], look: Callable[[], Any]
+) -> None:
+    cudart.n_gpus, cudart.fails = n_gpus, codes
+    with pytest.raises(BackendUnavailable) as caught:
+        look()
+    assert str(caught.value) == (
+        "The NVIDIA driver has no GPU for this process.\n"
+        "  `nvidia-smi` lists the GPUs; CUDA_VISIBLE_DEVICES may hide them."
+    )
+
+
+def test_a_driver_that_fails_is_told_with_its_first_error(cudart: Any) -> None:
+    cudart.fails = {"cuInit": 3, "cuDeviceGet": 101}
+    with pytest.raises(SetupError, match="The NVIDIA driver fails with error 3") as caught:
+        find_gpu()
+    assert not isinstance(caught.value, BackendUnavailable)
+
+
+@pytest.mark.parametrize("look", [find_gpu, open_cuda])
+def test_a_missing_driver_is_told_with_what_a_container_needs(
+    monkeypatch: pytest.MonkeyPatch, no_gpu: None, look: Callable[[], Any]
+) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    with pytest.raises(BackendUnavailable) as caught:
+        look()
+    assert str(caught.value) == (
+        "There is no NVIDIA driver here: libcuda.so.1 cannot be loaded.\n"
+        "  In a container, start it with --gpus all, or --runtime nvidia on a Jetson."
+    )
+
+
+def libraries(host_gpu: Any, codes: dict[str, int]) -> Callable[[str], Any]:
+    """A driver, and the runtime libraries of these names that fail with these codes."""
+
+    def find(name: str) -> Any:
+        library = host_gpu.HostCudart()
+        if "libcudart" in name:
+            if name not in codes:
+                raise OSError(f"{name}: cannot open shared object file")
+            library.fails = {"cudaGetDeviceCount": codes[name]} if codes[name] else {}
+        return library
+
+    return find
+
+
+def test_a_library_that_is_newer_than_the_driver_is_passed_over(
+    host_gpu: Any, cuda_libraries: Any
+) -> None:
+    cuda_libraries(libraries(host_gpu, {"libcudart.so.13": 35, "libcudart.so.12": 0}))
+    cuda = open_cuda()
+    assert cuda.gpu.name == "Orin"
+    assert cuda.new_stream() == 77
+
+
+def test_of_several_libraries_that_fail_the_first_is_told(
+    host_gpu: Any, cuda_libraries: Any
+) -> None:
+    cuda_libraries(libraries(host_gpu, {"libcudart.so.13": 35, "libcudart.so.12": 36}))
+    with pytest.raises(SetupError, match="cudaGetDeviceCount failed with error 35"):
+        open_cuda()
+
+
+def test_no_library_at_all_is_told_with_the_line_that_installs_it(
+    host_gpu: Any, cuda_libraries: Any
+) -> None:
+    cuda_libraries(libraries(host_gpu, {}))
+    with pytest.raises(SetupError, match=r"\(libcudart\) is not found.*\n.*pip install nvidia"):
+        open_cuda()
+
+
+def test_a_cuda_error_is_told_with_its_number_and_text(cudart: Any) -> None:
+    cuda = open_cuda()
+    cudart.fails = dict.fromkeys(("cudaGetDeviceCount", "cudaStreamCreate", "cudaMalloc"), 35)
+    for call in (cuda.check_device, cuda.new_stream, lambda: cuda.allocate(8)):
+        with pytest.raises(SetupError, match="error 35, out of memory"):
+            call()

@@ -1,0 +1,102 @@
+"""A tiny folded student and its three ONNX files, made once: tracing takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    from kdedge.clip.backbone import Backbone
+    from kdedge.deploy.fold import FoldedModel
+
+MAX_BATCH = 4
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_backbone: Backbone) -> FoldedModel:
+    """A folded PromptKD student of three blocks: 32x32 pixels, five classes."""
+    import torch
+
+    from kdedge.deploy.fold import fold
+    from kdedge.methods import promptkd
+
+    class Teacher:
+        scale = 20.0
+
+        def class_vectors(self) -> torch.Tensor:
+            vectors = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+            return torch.nn.functional.normalize(vectors, dim=-1)
+
+    student = promptkd.Method.build(
+        tiny_backbone,
+        [f"class {index}" for index in range(5)],
+        promptkd.Settings(prompt_depth=2),
+        template="{}",
+        train_classes=range(5),
+        teacher=Teacher(),
+        generator=torch.Generator().manual_seed(0),
+    )
+    return fold(
+        student.image_path(),
+        student.class_vectors(),
+        scale=student.scale,
+        preprocess=tiny_backbone.preprocess,
+    )
+
+
+@pytest.fixture(scope="session")
+def onnx_files(
+    tiny_model: FoldedModel, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Precision -> the student's ONNX file, for batches of 1 to 4."""
+    for package in ("onnx", "onnxscript", "onnxruntime", "modelopt"):
+        pytest.importorskip(package)
+    from kdedge.targets.onnx.half import to_fp16
+    from kdedge.targets.onnx.quantize import to_int8
+    from kdedge.targets.onnx.trace import write_onnx
+
+    folder = tmp_path_factory.mktemp("onnx")
+    images = np.random.default_rng(0).random((8, 3, 32, 32), dtype=np.float32)
+    names = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
+    files = {precision: folder / name for precision, name in names.items()}
+    write_onnx(tiny_model, files["fp32"], size_px=32, max_batch=MAX_BATCH)
+    to_fp16(files["fp32"], files["fp16"], images=images)
+    to_int8(files["fp32"], files["int8"], calibration=images)
+    return files
+
+
+@pytest.fixture(scope="session")
+def write_graph() -> Callable[..., Path]:
+    """Writes a float32 graph from its inputs, nodes (operator, inputs) and output shape."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper, numpy_helper
+
+    def describe(name: str, shape: Sequence[int | str]) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    def write(
+        path: Path,
+        inputs: dict[str, Sequence[int | str]],
+        nodes: Sequence[tuple[str, Sequence[str]]],
+        output: Sequence[int | str],
+    ) -> Path:
+        names = [f"between {index}" for index in range(len(nodes) - 1)] + ["logits"]
+        graph = helper.make_graph(
+            [
+                helper.make_node(operator, given, [name], name=f"{index}/{operator}")
+                for index, ((operator, given), name) in enumerate(zip(nodes, names, strict=True))
+            ],
+            "graph",
+            [describe(name, shape) for name, shape in inputs.items()],
+            [describe("logits", output)],
+            [numpy_helper.from_array(np.ones((5, 3, 32, 32), np.float32), "weight")],
+        )
+        opsets = [helper.make_opsetid("", 17)]
+        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+        return path
+
+    return write

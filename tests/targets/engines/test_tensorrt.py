@@ -1,0 +1,739 @@
+"""TensorRT's target without TensorRT.
+
+The real TensorRT-RTX package builds under TensorRT's name, with what a version lacks hidden and
+what it has more recorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import importlib
+import json
+import logging
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import Distribution, DistributionFinder
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+
+from kdedge.errors import DataError, MissingPackage, ResourceError, SetupError
+from kdedge.runtime.artifact import Artifact
+from kdedge.runtime.machine import is_jetson
+from kdedge.runtime.preprocess import Preprocess
+from kdedge.targets.engines.builder import EngineBuilder, EngineRequest
+from kdedge.targets.engines.layers import Product, check_precision, summarize_layers
+from kdedge.targets.engines.package import import_engine_package, tensorrt_install_hint
+from kdedge.targets.protocol import BuildRequest
+from kdedge.targets.tensorrt import build as target
+
+tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
+
+
+def build(onnx_path: Path, folder: Path, *, precision: Any, **options: Any) -> Built:
+    """Builds an engine for batches of 1 to 4, or as the options say."""
+    artifact = Artifact(
+        path=folder,
+        name="tiny",
+        class_names=tuple("abcde"),
+        preprocess=Preprocess(32, (0.5,) * 3, (0.5,) * 3),
+        pixels="float",
+        head="scores",
+        **{"max_batch": 4, "batch": "dynamic", **options},
+    )
+    (file,) = target.plan(precision)
+    built_with = target.build(file, BuildRequest(artifact, folder, onnx_path=onnx_path))
+    return Built(folder / file.name, built_with)
+
+
+class Built(NamedTuple):
+    """An engine file and what built it."""
+
+    path: Path
+    built_with: dict[str, Any]
+
+
+class NetworkFlagsOf8(enum.IntEnum):
+    EXPLICIT_BATCH = 0
+
+
+class NetworkFlagsOf10(enum.IntEnum):
+    EXPLICIT_BATCH = 0
+    STRONGLY_TYPED = 1
+
+
+class NoNetworkFlags(enum.IntEnum):
+    pass
+
+
+class PrecisionFlags(enum.IntEnum):
+    FP16 = 0
+    INT8 = 1
+    TF32 = 7
+
+
+class Config:
+    """RTX's build configuration, with the precision flags and the timing cache that it lacks.
+
+    A cache that begins with `torn` cannot be read; one of a foreign device is not taken.
+    """
+
+    def __init__(self, real: Any, version: Version) -> None:
+        self.__dict__.update(real=real, version=version)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.version.settings[name] = value
+        setattr(self.real, name, value)
+
+    def set_flag(self, flag: PrecisionFlags) -> None:
+        self.version.flags.append(flag)
+
+    def get_flag(self, flag: PrecisionFlags) -> bool:
+        return flag in self.version.flags
+
+    def create_timing_cache(self, data: bytes) -> Any:
+        return None if data.startswith(b"torn") else data
+
+    def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        if cache.startswith(b"foreign"):
+            return False
+        self.version.caches.append(cache)
+        return True
+
+    def get_timing_cache(self) -> Any:
+        return SimpleNamespace(serialize=lambda: self.version.caches[-1] + b"measured ")
+
+
+class Version:
+    """A version of TensorRT; `module` is its Python module.
+
+    Args:
+        number: its version.
+        network_flags: its `NetworkDefinitionCreationFlag`.
+        hidden: names that it lacks.
+
+    Attributes:
+        networks: the flags of each network.
+        flags: the builder flags that were set.
+        settings: attributes of the build configuration that were set.
+        caches: the timing caches that were taken.
+        instead: called for the engine in place of RTX's builder, with the log.
+    """
+
+    def __init__(
+        self, number: str, network_flags: type[enum.IntEnum], *, hidden: tuple[str, ...] = ()
+    ) -> None:
+        self.networks: list[int] = []
+        self.flags: list[PrecisionFlags] = []
+        self.settings: dict[str, Any] = {}
+        self.caches: list[bytes] = []
+        self.instead: Callable[[Any], Any] | None = None
+        self.module = ModuleType("tensorrt")
+        kept = {name: value for name, value in vars(tensorrt_rtx).items() if name not in hidden}
+        vars(self.module).update(
+            kept,
+            __name__="tensorrt",
+            __spec__=None,
+            __version__=number,
+            NetworkDefinitionCreationFlag=network_flags,
+            BuilderFlag=PrecisionFlags,
+            Builder=self._new_builder,
+        )
+
+    def _new_builder(self, log: Any) -> Any:
+        real = tensorrt_rtx.Builder(log)
+
+        def create_network(flags: int) -> Any:
+            self.networks.append(flags)
+            return real.create_network(1 << 0)  # RTX has strong typing only
+
+        def build(network: Any, config: Config) -> Any:
+            if self.instead is not None:
+                return self.instead(log)
+            return real.build_serialized_network(network, config.real)
+
+        return SimpleNamespace(
+            create_network=create_network,
+            create_builder_config=lambda: Config(real.create_builder_config(), self),
+            create_optimization_profile=real.create_optimization_profile,
+            build_serialized_network=build,
+        )
+
+    def builder(self, **options: Any) -> EngineBuilder:
+        values = {"title": "TensorRT", "timing_cache": None, "has_gpu": False, **options}
+        return EngineBuilder(self.module, **values)
+
+
+@pytest.fixture
+def version_8() -> Version:
+    return Version("8.6.2", NetworkFlagsOf8, hidden=("IProgressMonitor",))
+
+
+@pytest.fixture
+def version_10() -> Version:
+    return Version("10.3.0", NetworkFlagsOf10)
+
+
+@pytest.fixture
+def small(write_graph: Callable[..., Path], tmp_path: Path) -> EngineRequest:
+    """A graph of one convolution, which is built in no time."""
+    path = write_graph(
+        tmp_path / "small.onnx",
+        {"images": ("batch", 3, 32, 32)},
+        [("Conv", ("images", "weight")), ("Flatten", ("between 0",))],
+        ("batch", 5),
+    )
+    return EngineRequest(path, "fp32", (1, 4))
+
+
+@pytest.fixture
+def device(cudart: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine with an Orin; gives its folder of timing caches."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "kdedge" / "timing"
+
+
+@pytest.fixture
+def packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A folder that holds all packages that can be imported and are not loaded yet."""
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    del sys.modules["tensorrt"]
+    monkeypatch.setattr(sys, "path", [str(folder)])
+    importlib.invalidate_caches()
+    yield folder
+    sys.modules.pop("tensorrt", None)
+
+
+def install(folder: Path, source: str) -> None:
+    (folder / "tensorrt").mkdir()
+    (folder / "tensorrt" / "__init__.py").write_text(source)
+
+
+# What a machine has
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [
+        ("etc/nv_tegra_release", b"# R36 (release)", True),
+        ("proc/device-tree/model", b"NVIDIA Jetson Orin Nano Developer Kit\0", True),
+        ("proc/device-tree/compatible", b"nvidia,p3768\0nvidia,tegra234\0", True),
+        ("proc/device-tree/model", b"Raspberry Pi 5\0", False),
+        ("etc/os-release", b"Jetson", False),
+    ],
+)
+def test_a_jetson_is_known_by_its_release_file_or_its_device_tree(
+    tmp_path: Path, file: str, text: bytes, expected: bool
+) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_bytes(text)
+    assert is_jetson(tmp_path) is expected
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "is_jetson", "expected"),
+    [
+        (
+            *("Linux", "x86_64", False),
+            "Install it with: pip install tensorrt\n  Its libraries come from NVIDIA's own index.",
+        ),
+        (
+            *("Windows", "AMD64", False),
+            "Install it with: pip install tensorrt\n  Its libraries come from NVIDIA's own index.",
+        ),
+        (
+            *("Linux", "aarch64", False),
+            "Install NVIDIA's package for this system: sudo apt-get install python3-libnvinfer",
+        ),
+        (
+            *("Linux", "aarch64", True),
+            "JetPack brings it: sudo apt-get install python3-libnvinfer\n"
+            "  A virtual environment sees it where it was made with: python3 -m venv"
+            " --system-site-packages\n"
+            "  Never by pip: wheels for ARM servers have no code for Orin (SM 87).",
+        ),
+        (
+            *("Darwin", "arm64", False),
+            "It needs an NVIDIA GPU under Linux or Windows, and this is Darwin.",
+        ),
+    ],
+)
+def test_the_way_to_tensorrt_is_that_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    system: str,
+    machine: str,
+    is_jetson: bool,
+    expected: str,
+) -> None:
+    if is_jetson:
+        request.getfixturevalue("jetson")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert tensorrt_install_hint() == expected
+    with pytest.raises(SetupError) as caught:
+        target.check_environment()
+    assert str(caught.value) == (
+        f"TensorRT engines need tensorrt, which is not installed.\n  {expected}"
+    )
+
+
+def test_type_stubs_alone_are_no_package(packages: Path) -> None:
+    (packages / "tensorrt").mkdir()
+    (packages / "tensorrt" / "__init__.pyi").write_text("__version__: str\n")
+    assert importlib.import_module("tensorrt").__file__ is None
+    assert import_engine_package("tensorrt") is None
+    with pytest.raises(SetupError, match="need tensorrt, which is not installed"):
+        target.plan("fp16")
+
+
+def test_a_package_that_is_not_there_is_none(packages: Path) -> None:
+    assert import_engine_package("tensorrt") is None
+
+
+def test_a_package_that_loads_is_given(packages: Path) -> None:
+    install(packages, "__version__ = '10.3.0'\n")
+    module = import_engine_package("tensorrt")
+    assert module is not None
+    assert module.__version__ == "10.3.0"
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (
+            "raise ImportError('libnvinfer.so.10: cannot open shared object file')",
+            "libnvinfer.so.10: cannot open shared object file",
+        ),
+        ("raise FileNotFoundError('no nvinfer')", "no nvinfer"),
+        ("raise RuntimeError('built for another numpy')", "built for another numpy"),
+        ("import tensorrt_bindings_of_no_one", "No module named 'tensorrt_bindings_of_no_one'"),
+    ],
+)
+def test_a_package_that_is_there_and_does_not_load_is_no_missing_one(
+    packages: Path, source: str, reason: str
+) -> None:
+    install(packages, source)
+    with pytest.raises(SetupError) as caught:
+        import_engine_package("tensorrt")
+    assert not isinstance(caught.value, MissingPackage)
+    assert str(caught.value) == (
+        f"tensorrt is installed and cannot be loaded: {reason}.\n"
+        "  Install it once more; all its packages must be of one version."
+    )
+
+
+class Installed(Distribution):
+    """A distribution in a folder."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self._name, self._folder = name, folder
+
+    def read_text(self, filename: str) -> str | None:
+        return f"Name: {self._name}\nVersion: 10.7.0\n" if filename == "METADATA" else None
+
+    def locate_file(self, path: Any) -> Path:
+        return self._folder / path
+
+
+@pytest.mark.parametrize(
+    ("is_jetson", "folder"),
+    [
+        (True, "/v/site-packages"),
+        (True, "/usr/lib/python3/dist-packages"),  # apt's
+        (True, None),
+        (False, "/v/site-packages"),
+    ],
+)
+def test_a_wheel_on_a_jetson_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    device: Path,
+    version_10: Version,
+    caplog: pytest.LogCaptureFixture,
+    is_jetson: bool,
+    folder: str | None,
+) -> None:
+    if is_jetson:
+        request.getfixturevalue("jetson")
+
+    class Finder(DistributionFinder):
+        def find_spec(self, *_: Any) -> None:
+            return None
+
+        def find_distributions(self, context: Any = None) -> list[Distribution]:
+            is_asked_for = folder is not None and context.name == "tensorrt"
+            return [Installed("tensorrt", Path(folder))] if is_asked_for else []
+
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    monkeypatch.setitem(sys.modules, "tensorrt", version_10.module)
+    with caplog.at_level(logging.WARNING):
+        target.check_environment()
+    expected = (
+        "tensorrt was installed by pip, in /v/site-packages. On a Jetson its wheels may have no"
+        " code for the GPU (SM 87): uninstall it there, and JetPack's is found."
+    )
+    is_pips = folder is not None and folder.startswith("/v")
+    assert caplog.messages == ([expected] if is_jetson and is_pips else [])
+
+
+# The target
+
+
+def test_without_a_device_nothing_can_be_built(
+    monkeypatch: pytest.MonkeyPatch, version_10: Version, no_gpu: None, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", version_10.module)
+    calls: tuple[Callable[[], Any], ...] = (
+        target.check_environment,
+        lambda: target.plan("fp16"),
+        lambda: build(tmp_path / "none.onnx", tmp_path, precision="fp16"),
+    )
+    for call in calls:
+        with pytest.raises(SetupError, match="There is no NVIDIA driver here"):
+            call()
+
+
+@pytest.mark.parametrize("home", ["", None])
+def test_timing_caches_lie_in_the_users_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: str | None
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    environment = {} if home is None else {"XDG_CACHE_HOME": home}
+    assert target.timing_cache_path("trt10.3.0-sm87", environment) == (
+        tmp_path / ".cache" / "kdedge" / "timing" / "trt10.3.0-sm87.cache"
+    )
+
+
+def test_an_engine_is_named_and_described_after_the_version_and_the_device(
+    monkeypatch: pytest.MonkeyPatch, device: Path, onnx_files: dict[str, Path], tmp_path: Path
+) -> None:
+    version = Version("10.16.2.11", NetworkFlagsOf10)
+    inspector = SimpleNamespace(get_engine_information=lambda kind: '{"Layers": ["mha"]}')
+    engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
+    runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: engine)
+    version.module.Runtime = lambda log: runtime
+    monkeypatch.setitem(sys.modules, "tensorrt", version.module)
+    built = build(onnx_files["fp16"], tmp_path, precision="fp16")
+    assert built.path == tmp_path / "model.fp16.trt10.16.2-sm87-orin-8.engine"
+    assert built.path.stat().st_size > 100_000
+    keys = ("tool", "version", "device", "compute_capability", "multiprocessors")
+    about = {key: built.built_with[key] for key in keys}
+    assert about == {
+        "tool": "TensorRT",
+        "version": "10.16.2.11",
+        "device": "Orin",
+        "compute_capability": "8.7",
+        "multiprocessors": 8,
+    }
+    assert built.built_with["layers"] == {"types": {"unknown": 1}, "fused_attention": 1}
+    assert [path.name for path in device.iterdir()] == ["trt10.16.2-sm87-orin-8.cache"]
+
+
+# One builder for every version
+
+
+def test_version_10_builds_what_the_file_holds_and_sets_no_precision_flag(
+    version_10: Version, onnx_files: dict[str, Path], tmp_path: Path
+) -> None:
+    for precision in ("fp32", "fp16", "int8"):
+        request = EngineRequest(onnx_files[precision], precision, (1, 4))
+        built = version_10.builder().build(request, tmp_path / f"{precision}.engine")
+        assert built["strongly_typed"] is True
+        assert built["flags"] == []
+    assert version_10.networks == [1 << NetworkFlagsOf10.STRONGLY_TYPED] * 3
+    assert version_10.settings["profiling_verbosity"] == tensorrt_rtx.ProfilingVerbosity.DETAILED
+    assert "progress_monitor" in version_10.settings
+    request = EngineRequest(onnx_files["fp32"], "fp16", (1, 4))
+    with pytest.raises(DataError, match="is not fp16"):
+        version_10.builder().build(request, tmp_path / "a.engine")
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "flags"),
+    [
+        ("fp32", "fp32", []),
+        ("fp16", "fp16", ["FP16"]),
+        ("fp32", "fp16", ["FP16"]),  # its builder picks each layer's precision
+    ],
+)
+def test_version_8_is_given_the_precisions_by_flags(
+    version_8: Version,
+    onnx_files: dict[str, Path],
+    tmp_path: Path,
+    held: str,
+    asked: Any,
+    flags: list[str],
+) -> None:
+    request = EngineRequest(onnx_files[held], asked, (1, 4))
+    built = version_8.builder().build(request, tmp_path / "a.engine")
+    assert built["strongly_typed"] is False
+    assert built["flags"] == flags
+    assert version_8.networks == [1 << NetworkFlagsOf8.EXPLICIT_BATCH]
+    assert "progress_monitor" not in version_8.settings
+
+
+def test_version_8_is_given_no_int8_which_it_would_misread(
+    version_8: Version, onnx_files: dict[str, Path], tmp_path: Path
+) -> None:
+    request = EngineRequest(onnx_files["int8"], "int8", (1, 4))
+    with pytest.raises(
+        SetupError, match=r"half precision \(opset 19\).*since 10\.\n.*JetPack 6\.1"
+    ):
+        version_8.builder().build(request, tmp_path / "a.engine")
+    assert version_8.networks == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_version_8_too_needs_a_graph_with_products(
+    version_8: Version, write_graph: Callable[..., Path], tmp_path: Path
+) -> None:
+    shape = ("batch", 3, 32, 32)
+    path = write_graph(tmp_path / "a.onnx", {"images": shape}, [("Relu", ("images",))], shape)
+    request = EngineRequest(path, "fp16", (1, 4))
+    with pytest.raises(DataError, match="is no image encoder"):
+        version_8.builder().build(request, tmp_path / "a.engine")
+
+
+def test_a_version_without_network_flags_is_asked_for_none(
+    small: EngineRequest, tmp_path: Path
+) -> None:
+    version = Version("12.0.0", NoNetworkFlags)
+    version.builder().build(small, tmp_path / "a.engine")
+    assert version.networks == [0]
+
+
+@pytest.mark.parametrize(
+    ("before", "taken"),
+    [
+        (None, b""),
+        (b"measured ", b"measured "),
+        (b"foreign device's", b""),
+        (b"torn", b""),
+    ],
+)
+def test_a_timing_cache_is_read_where_it_fits_and_kept_after_the_build(
+    version_10: Version,
+    small: EngineRequest,
+    tmp_path: Path,
+    before: bytes | None,
+    taken: bytes,
+) -> None:
+    cache = tmp_path / "new folder" / "a.cache"
+    if before is not None:
+        cache.parent.mkdir()
+        cache.write_bytes(before)
+    version_10.builder(timing_cache=cache).build(small, tmp_path / "a.engine")
+    assert version_10.caches == [taken]
+    assert cache.read_bytes() == taken + b"measured "
+
+
+def test_a_timing_cache_that_cannot_be_kept_costs_no_engine(
+    version_10: Version, small: EngineRequest, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    builder = version_10.builder(timing_cache=tmp_path / "file" / "a.cache")
+    builder.build(small, tmp_path / "a.engine")
+    assert (tmp_path / "a.engine").is_file()
+
+
+def test_a_file_that_comes_while_an_engine_is_built_is_kept(
+    version_10: Version, small: EngineRequest, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.engine"
+
+    def build(log: Any) -> bytes:
+        path.write_bytes(b"another's")
+        return b"engine"
+
+    version_10.instead = build
+    with pytest.raises(DataError, match="exists, and nothing is overwritten"):
+        version_10.builder().build(small, path)
+    assert path.read_bytes() == b"another's"
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind", "last"),
+    [
+        (
+            "[E] OutOfMemory (no further information)",
+            ResourceError,
+            "Lower export.max_batch, or close what else uses the GPU.",
+        ),
+        (
+            "Cuda failure: out of memory",
+            ResourceError,
+            "Lower export.max_batch, or close what else uses the GPU.",
+        ),
+        (
+            "Target GPU SM 87 is not supported by this TensorRT release.",
+            SetupError,
+            "`kdedge doctor` shows the driver and the versions here.",
+        ),
+        (None, SetupError, "`kdedge doctor` shows the driver and the versions here."),
+    ],
+)
+def test_a_build_that_gives_nothing_is_told_with_tensorrts_reason(
+    version_10: Version,
+    small: EngineRequest,
+    tmp_path: Path,
+    reason: str | None,
+    kind: type[Exception],
+    last: str,
+) -> None:
+    def fail(log: Any) -> None:
+        if reason is not None:
+            log.log(tensorrt_rtx.ILogger.ERROR, reason)
+
+    version_10.instead = fail
+    with pytest.raises(kind) as caught:
+        version_10.builder().build(small, tmp_path / "a.engine")
+    assert str(caught.value) == (
+        f"TensorRT 10.3.0 could not build {small.onnx_path}.\n"
+        f"  {reason or 'It gave no reason.'}\n  {last}"
+    )
+    assert list(tmp_path.iterdir()) == [small.onnx_path]
+
+
+def test_a_builder_that_does_not_start_is_told(
+    version_10: Version, small: EngineRequest, tmp_path: Path
+) -> None:
+    def refuse(log: Any) -> Any:
+        log.log(tensorrt_rtx.ILogger.ERROR, "CUDA initialization failure with error: 35.")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    version_10.module.Builder = refuse
+    with pytest.raises(SetupError) as caught:
+        version_10.builder().build(small, tmp_path / "a.engine")
+    assert str(caught.value) == (
+        f"TensorRT 10.3.0 cannot start to build {small.onnx_path}.\n"
+        "  CUDA initialization failure with error: 35.\n"
+        "  `kdedge doctor` shows the driver and the versions here."
+    )
+
+
+def test_where_an_engine_can_be_loaded_its_layers_are_recorded(
+    version_10: Version, small: EngineRequest, tmp_path: Path
+) -> None:
+    layers = [
+        {"Name": "patches", "LayerType": "CaskConvolution", "TacticName": "sm80_xmma_fprop"},
+        {"Name": "attention", "LayerType": "kgen", "TacticName": "_gemm_MHA_v2_0x1"},
+    ]
+    asked: list[Any] = []
+
+    def get_engine_information(kind: Any) -> str:
+        asked.append(kind)
+        return json.dumps({"Layers": layers})
+
+    inspector = SimpleNamespace(get_engine_information=get_engine_information)
+    engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
+    loaded: list[bytes] = []
+
+    def deserialize(data: bytes) -> Any:
+        loaded.append(data)
+        return engine
+
+    version_10.module.Runtime = lambda log: SimpleNamespace(deserialize_cuda_engine=deserialize)
+    built = version_10.builder(has_gpu=True).build(small, tmp_path / "a.engine")
+    assert built["layers"] == {
+        "types": {"CaskConvolution": 1, "kgen": 1},
+        "fused_attention": 1,
+    }
+    assert loaded == [(tmp_path / "a.engine").read_bytes()]
+    assert asked == [tensorrt_rtx.LayerInformationFormat.JSON]
+
+
+def test_an_engine_that_does_not_load_here_is_kept_without_its_layers(
+    version_10: Version, small: EngineRequest, tmp_path: Path
+) -> None:
+    runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: None)
+    version_10.module.Runtime = lambda log: runtime
+    built = version_10.builder(has_gpu=True).build(small, tmp_path / "a.engine")
+    assert built["layers"] == "not measured"
+
+
+def test_an_engine_is_kept_where_no_runtime_starts(
+    version_10: Version, small: EngineRequest, tmp_path: Path
+) -> None:
+    def null(log: Any) -> None:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    version_10.module.Runtime = null
+    built = version_10.builder(has_gpu=True).build(small, tmp_path / "a.engine")
+    assert built["layers"] == "not measured"
+
+
+@pytest.mark.parametrize(("n_float", "is_refused"), [(0, False), (1, False), (2, True), (4, True)])
+def test_single_layers_of_a_half_graph_may_be_float32_and_half_of_them_may_not(
+    n_float: int, is_refused: bool
+) -> None:
+    body = [
+        Product(f"blocks.{i}.query/MatMul", "FLOAT" if i < n_float else "HALF") for i in range(4)
+    ]
+    head = [Product(f"{name}/Gemm", "FLOAT") for name in ("hidden", "features", "fused_head")]
+    refused = pytest.raises(DataError, match=f"one of {n_float} such layers among 7")
+    with refused if is_refused else contextlib.nullcontext():
+        check_precision([*body, *head], "fp16", Path("model.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ([], {"types": {}, "fused_attention": 0}),
+        (["first", "_mha_kernel"], {"types": {"unknown": 2}, "fused_attention": 1}),
+        ([{"Name": "a", "LayerType": "kgen"}], {"types": {"kgen": 1}, "fused_attention": 0}),
+    ],
+)
+def test_layers_are_counted_in_engines_of_every_verbosity(
+    layers: list[Any], expected: dict[str, Any]
+) -> None:
+    assert summarize_layers(json.dumps({"Layers": layers, "Bindings": ["images"]})) == expected
+
+
+def test_a_parser_error_without_names_tells_the_nodes_number(
+    version_8: Version, small: EngineRequest, tmp_path: Path
+) -> None:
+    code = SimpleNamespace(name="UNSUPPORTED_NODE")
+    error = SimpleNamespace(node=lambda: 7, code=lambda: code, desc=lambda: "no importer")
+    version_8.module.OnnxParser = lambda network, log: SimpleNamespace(
+        parse_from_file=lambda path: False, num_errors=1, get_error=lambda index: error
+    )
+    with pytest.raises(SetupError, match="  node number 7: unsupported node: no importer\n"):
+        version_8.builder().build(small, tmp_path / "a.engine")
+
+
+def test_of_many_refused_nodes_the_first_are_told(
+    version_10: Version, small: EngineRequest, tmp_path: Path
+) -> None:
+    def refuse(index: int) -> Any:
+        return SimpleNamespace(
+            node=lambda: index,
+            node_name=lambda: f"blocks.{index}/Odd",
+            node_operator=lambda: "Odd",
+            code=lambda: SimpleNamespace(name="UNSUPPORTED_NODE"),
+            desc=lambda: "no\n  importer",
+        )
+
+    version_10.module.OnnxParser = lambda network, log: SimpleNamespace(
+        parse_from_file=lambda path: False, num_errors=5, get_error=refuse
+    )
+    with pytest.raises(SetupError) as caught:
+        version_10.builder().build(small, tmp_path / "a.engine")
+    assert str(caught.value).splitlines() == [
+        f"TensorRT 10.3.0 cannot build {small.onnx_path}: it refuses 5 of its nodes.",
+        *(f"  node blocks.{i}/Odd (Odd): unsupported node: no importer" for i in range(3)),
+        "  and 2 more",
+        "  A newer version may know them; ONNX Runtime runs the file as it is.",
+    ]

@@ -1,0 +1,512 @@
+"""TensorRT-RTX engines, built for real: the package needs no GPU for that."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+
+from kdedge.errors import DataError, KdedgeError, MissingPackage, ResourceError, SetupError
+from kdedge.runtime.artifact import Artifact
+from kdedge.runtime.preprocess import Preprocess
+from kdedge.targets.engines.builder import EngineBuilder, EngineRequest
+from kdedge.targets.engines.callbacks import in_a_thread, make_cancel
+from kdedge.targets.engines.log import make_log
+from kdedge.targets.protocol import BuildRequest
+from kdedge.targets.tensorrt_rtx import build as target
+
+tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
+
+
+def build(onnx_path: Path, folder: Path, *, precision: Any, **options: Any) -> Built:
+    """Builds an engine for batches of 1 to 4, or as the options say."""
+    artifact = Artifact(
+        path=folder,
+        name="tiny",
+        class_names=tuple("abcde"),
+        preprocess=Preprocess(32, (0.5,) * 3, (0.5,) * 3),
+        pixels="float",
+        head="scores",
+        **{"max_batch": 4, "batch": "dynamic", **options},
+    )
+    (file,) = target.plan(precision)
+    built_with = target.build(file, BuildRequest(artifact, folder, onnx_path=onnx_path))
+    return Built(folder / file.name, built_with)
+
+
+class Built(NamedTuple):
+    """An engine file and what built it."""
+
+    path: Path
+    built_with: dict[str, Any]
+
+
+PRECISIONS = ("fp32", "fp16", "int8")
+PRODUCTS = {
+    "fp32": {"FLOAT": 28},
+    # The class token's features, their projection and the fused head
+    "fp16": {"HALF": 25, "FLOAT": 3},
+    # Six linear layers in each of three blocks; patches and attention stay half
+    "int8": {"INT8": 18, "HALF": 7, "FLOAT": 3},
+}
+VERSION = ".".join(tensorrt_rtx.__version__.split(".")[:3])
+EVERY_BATCH = {"min": 1, "opt": 4, "max": 4}
+SINGLE_IMAGES = {"min": 1, "opt": 1, "max": 1}
+IMAGES = {"images": ("batch", 3, 32, 32)}
+CONVOLUTION = (("Conv", ("images", "weight")), ("Flatten", ("between 0",)))
+
+WriteGraph = Callable[..., Path]
+
+
+@pytest.fixture
+def builder() -> EngineBuilder:
+    return EngineBuilder(tensorrt_rtx, title="TensorRT-RTX", timing_cache=None, has_gpu=False)
+
+
+@pytest.fixture
+def request_fp16(onnx_files: dict[str, Path]) -> EngineRequest:
+    return EngineRequest(onnx_files["fp16"], "fp16", (1, 4))
+
+
+def refusal(onnx_path: Path, folder: Path, *, precision: Any = "fp32", **options: Any) -> str:
+    """The message of a build that has to be refused, and that leaves nothing in its folder."""
+    folder.mkdir()
+    with pytest.raises(KdedgeError) as caught:
+        build(onnx_path, folder, precision=precision, **options)
+    assert list(folder.iterdir()) == []
+    return f"{type(caught.value).__name__}: {caught.value}"
+
+
+def edited(source: Path, path: Path, edit: Callable[[Any], None], **options: Any) -> Path:
+    """Writes an ONNX file with something changed."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(source)
+    edit(model)
+    onnx.save(model, path, **options)
+    return path
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_engine_is_built_without_a_gpu_and_its_record_says_how(
+    onnx_files: dict[str, Path], tmp_path: Path, no_gpu: None, precision: Any
+) -> None:
+    built = build(onnx_files[precision], tmp_path, precision=precision)
+    assert built.path == tmp_path / f"model.{precision}.rtx{VERSION}.engine"
+    assert list(tmp_path.iterdir()) == [built.path]
+    assert built.built_with == {
+        "tool": "TensorRT-RTX",
+        "version": tensorrt_rtx.__version__,
+        "device": "RTX GPUs of compute capability 8.0, 8.6, 8.9, 12.0 and later",
+        "compute_capability": None,
+        "profiles": [EVERY_BATCH, SINGLE_IMAGES],
+        "flags": ["TF32"],
+        "strongly_typed": True,
+        "multiplications": PRODUCTS[precision],
+        "layers": "not measured",
+    }
+
+
+def test_with_a_gpu_the_layers_are_recorded_too(
+    cudart: Any, monkeypatch: pytest.MonkeyPatch, write_graph: WriteGraph, tmp_path: Path
+) -> None:
+    inspector = SimpleNamespace(get_engine_information=lambda kind: '{"Layers": ["mha"]}')
+    engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
+    runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: engine)
+    monkeypatch.setattr(tensorrt_rtx, "Runtime", lambda log: runtime)
+    graph = write_graph(tmp_path / "a.onnx", IMAGES, CONVOLUTION, ("batch", 5))
+    built = build(graph, tmp_path, precision="fp32")
+    assert built.built_with["layers"] == {"types": {"unknown": 1}, "fused_attention": 1}
+
+
+def test_the_file_is_an_engine_in_the_eyes_of_the_package(
+    onnx_files: dict[str, Path], tmp_path: Path
+) -> None:
+    built = build(onnx_files["fp16"], tmp_path, precision="fp16")
+    log = make_log(tensorrt_rtx)
+    runtime = tensorrt_rtx.Runtime(log)
+    malformed = int(tensorrt_rtx.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
+    _, of_engine = runtime.get_engine_validity(built.path.read_bytes())
+    _, of_garbage = runtime.get_engine_validity(b"no engine" * 100)
+    assert not int(of_engine) & malformed
+    assert int(of_garbage) & malformed
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_engines_name_has_its_precision_and_the_version_that_it_needs(precision: Any) -> None:
+    (file,) = target.plan(precision)
+    assert (file.name, file.device) == (f"model.{precision}.rtx{VERSION}.engine", "gpu")
+    assert len(VERSION.split(".")) == 3
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "layer", "found", "wrong"),
+    [
+        ("fp32", "fp16", "patch_conv/Conv", "float32", 25),
+        ("fp32", "int8", "patch_conv/Conv", "float32", 25),
+        ("fp16", "int8", "patch_conv/Conv", "half precision", 25),
+        ("fp16", "fp32", "patch_conv/Conv", "half precision", 25),
+        ("int8", "fp16", "blocks.0.query/MatMul", "8-bit integers and half precision", 18),
+        ("int8", "fp32", "patch_conv/Conv", "half precision", 25),
+    ],
+)
+def test_a_graph_of_another_precision_is_refused_with_its_first_wrong_layer(
+    onnx_files: dict[str, Path],
+    tmp_path: Path,
+    held: str,
+    asked: str,
+    layer: str,
+    found: str,
+    wrong: int,
+) -> None:
+    file = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}[asked]
+    option = {"fp32": "", "fp16": " with --fp16", "int8": " with --int8"}[asked]
+    assert refusal(onnx_files[held], tmp_path / "out", precision=asked) == (
+        f"DataError: {onnx_files[held]} is not {asked}: {layer} works in {found}, one of {wrong}"
+        " such layers among 28.\n"
+        f"  TensorRT builds what the file holds. Take {file}, which `kdedge export` writes{option}."
+    )
+
+
+def test_a_head_alone_is_no_int8_graph(write_graph: WriteGraph, tmp_path: Path) -> None:
+    def rename(model: Any) -> None:
+        model.graph.node[0].name = "fused_head/Conv"
+
+    graph = write_graph(tmp_path / "a.onnx", IMAGES, CONVOLUTION, ("batch", 5))
+    head = edited(graph, tmp_path / "b.onnx", rename)
+    said = refusal(head, tmp_path / "out", precision="int8")
+    assert "is not int8: fused_head/Conv works in float32, one of 1 such layers among 1." in said
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_graph_without_products_is_no_model_of_any_precision(
+    write_graph: WriteGraph, tmp_path: Path, precision: str
+) -> None:
+    nodes = (("GlobalAveragePool", ("images",)), ("Flatten", ("between 0",)))
+    graph = write_graph(tmp_path / "mean.onnx", IMAGES, nodes, ("batch", 3))
+    assert refusal(graph, tmp_path / "out", precision=precision) == (
+        f"DataError: {graph} is no image encoder: it has neither matrix products nor"
+        " convolutions.\n  Export it again."
+    )
+
+
+@pytest.mark.parametrize("domain", ["", "custom.operators"])
+def test_a_node_that_the_parser_refuses_is_named(
+    onnx_files: dict[str, Path], tmp_path: Path, domain: str
+) -> None:
+    def replace(model: Any) -> None:
+        node = next(node for node in model.graph.node if node.name == "blocks.1.query/MatMul")
+        node.op_type, node.domain = "Frobnicate", domain
+        if domain:
+            model.opset_import.add(domain=domain, version=1)
+
+    path = edited(onnx_files["fp32"], tmp_path / "odd.onnx", replace)
+    said = refusal(path, tmp_path / "out").splitlines()
+    assert said[0] == (
+        f"SetupError: TensorRT-RTX {tensorrt_rtx.__version__} cannot build {path}: it refuses 1 of"
+        " its nodes."
+    )
+    assert said[1].startswith("  node blocks.1.query/MatMul (Frobnicate): ")
+    assert said[2] == "  A newer version may know them; ONNX Runtime runs the file as it is."
+
+
+def test_a_missing_data_file_is_named(onnx_files: dict[str, Path], tmp_path: Path) -> None:
+    path = edited(
+        onnx_files["fp32"],
+        tmp_path / "model.onnx",
+        lambda model: None,
+        save_as_external_data=True,
+        location="model.onnx.data",
+    )
+    (tmp_path / "model.onnx.data").unlink()
+    said = refusal(path, tmp_path / "out").splitlines()
+    version = tensorrt_rtx.__version__
+    assert said[0] == f"DataError: {path} cannot be read by TensorRT-RTX {version}."
+    assert said[1].endswith(f"Failed to open file: {tmp_path / 'model.onnx.data'}")
+    assert said[2] == (
+        "  Copy the file, and the data file beside it where it has one, once more, or export again."
+    )
+
+
+def test_weights_beside_the_graph_are_built_in(onnx_files: dict[str, Path], tmp_path: Path) -> None:
+    path = edited(
+        onnx_files["fp32"],
+        tmp_path / "model.onnx",
+        lambda model: None,
+        save_as_external_data=True,
+        location="model.onnx.data",
+    )
+    built = build(path, tmp_path, precision="fp32")
+    assert built.built_with["multiplications"] == PRODUCTS["fp32"]
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.999])
+def test_a_torn_file_is_refused(onnx_files: dict[str, Path], tmp_path: Path, kept: float) -> None:
+    data = onnx_files["fp32"].read_bytes()
+    path = tmp_path / "torn.onnx"
+    path.write_bytes(data[: int(kept * len(data))])
+    said = refusal(path, tmp_path / "out")
+    assert said.startswith(f"DataError: {path} cannot be read by TensorRT-RTX ")
+    assert "Failed to parse the ONNX model" in said
+
+
+@pytest.mark.parametrize("data", [b"", b"hello world" * 40])
+def test_what_is_no_graph_at_all_is_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "garbage.onnx"
+    path.write_bytes(data)
+    said = refusal(path, tmp_path / "out")
+    assert said.startswith(f"DataError: {path} is not a graph from images to logits")
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    said = refusal(tmp_path / "none.onnx", tmp_path / "out")
+    assert said.startswith(f"DataError: {tmp_path / 'none.onnx'} cannot be read by TensorRT-RTX ")
+
+
+def test_a_graph_of_two_inputs_is_refused(write_graph: WriteGraph, tmp_path: Path) -> None:
+    shape = ("batch", 3, 32, 32)
+    path = write_graph(
+        tmp_path / "two.onnx",
+        {"images": shape, "more": shape},
+        [("Add", ("images", "more"))],
+        shape,
+    )
+    assert refusal(path, tmp_path / "out") == (
+        f"DataError: {path} is not a graph from images to logits: it has 2 inputs and 1 outputs.\n"
+        "  Export it again."
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "shown"), [(("batch", 3), "[-1, 3]"), (("batch", 3, "h", "w"), "[-1, 3, -1, -1]")]
+)
+def test_an_input_that_is_no_square_of_known_side_is_refused(
+    write_graph: WriteGraph, tmp_path: Path, shape: Any, shown: str
+) -> None:
+    path = write_graph(tmp_path / "a.onnx", {"images": shape}, [("Relu", ("images",))], shape)
+    assert refusal(path, tmp_path / "out") == (
+        f"DataError: {path} takes images of shape {shown}; expected [batch, 3, side, side] with"
+        " batches of 1 to 4.\n  Export it again, with export.batch as it is to be used."
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"), [("dynamic", "1 to 4"), (2, "2 to 2"), (4, "4 to 4")]
+)
+def test_a_graph_of_another_fixed_batch_is_refused(
+    write_graph: WriteGraph, tmp_path: Path, batch: Any, expected: str
+) -> None:
+    graph = write_graph(tmp_path / "a.onnx", {"images": (3, 3, 32, 32)}, CONVOLUTION, (3, 5))
+    assert refusal(graph, tmp_path / "out", batch=batch) == (
+        f"DataError: {graph} takes images of shape [3, 3, 32, 32]; expected [batch, 3, side, side]"
+        f" with batches of {expected}.\n"
+        "  Export it again, with export.batch as it is to be used."
+    )
+
+
+@pytest.mark.parametrize(
+    ("in_graph", "batch", "max_batch", "profiles"),
+    [
+        (3, 3, 4, [{"min": 3, "opt": 3, "max": 3}]),
+        (1, "dynamic", 1, [SINGLE_IMAGES]),
+        ("batch", 3, 4, [{"min": 3, "opt": 3, "max": 3}]),
+        ("batch", "dynamic", 1, [SINGLE_IMAGES]),
+        ("batch", "dynamic", 4, [EVERY_BATCH, SINGLE_IMAGES]),
+    ],
+)
+def test_a_profile_takes_every_batch_that_is_asked_for(
+    write_graph: WriteGraph,
+    tmp_path: Path,
+    in_graph: Any,
+    batch: Any,
+    max_batch: int,
+    profiles: list[Any],
+) -> None:
+    inputs = {"images": (in_graph, 3, 32, 32)}
+    graph = write_graph(tmp_path / "a.onnx", inputs, CONVOLUTION, (in_graph, 5))
+    built = build(graph, tmp_path, precision="fp32", max_batch=max_batch, batch=batch)
+    assert built.built_with["profiles"] == profiles
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling link"])
+def test_what_is_there_is_not_overwritten(
+    onnx_files: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / target.plan("fp16")[0].name
+    if kind == "file":
+        path.write_bytes(b"before")
+    else:
+        path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError) as caught:
+        build(onnx_files["fp16"], tmp_path, precision="fp16")
+    assert str(caught.value) == (
+        f"{path} exists, and nothing is overwritten.\n"
+        "  Delete it where it is not needed, and run the command again."
+    )
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.is_symlink() or path.read_bytes() == b"before"
+
+
+def test_a_full_disk_leaves_nothing_behind(
+    onnx_files: dict[str, Path], small_disk: Callable[[int], Path]
+) -> None:
+    folder = small_disk(1000)
+    with pytest.raises(
+        ResourceError, match=r"rtx.*\.engine could not be written: the disk is full"
+    ):
+        build(onnx_files["fp16"], folder, precision="fp16")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_build_that_fails_lets_go_of_its_builder_at_once(
+    onnx_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Freed by the garbage collector within the next builder's constructor, it never returns
+    builders: list[weakref.ref[Any]] = []
+    construct = tensorrt_rtx.Builder
+
+    def remembered(log: Any) -> Any:
+        builder = construct(log)
+        builders.append(weakref.ref(builder))
+        return builder
+
+    monkeypatch.setattr(tensorrt_rtx, "Builder", remembered)
+    gc.disable()
+    try:
+        with pytest.raises(DataError) as caught:
+            build(onnx_files["fp32"], tmp_path, precision="fp16")
+        assert [reference() for reference in builders] == [None]
+    finally:
+        gc.enable()
+    assert caught.value.__traceback__ is not None
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    while not is_so():
+        time.sleep(0.01)
+
+
+def test_ctrl_c_ends_a_build(request_fp16: EngineRequest, tmp_path: Path) -> None:
+    given: list[Any] = []
+
+    def construct(log: Any) -> Any:
+        real = tensorrt_rtx.Builder(log)
+
+        def serialize(network: Any, config: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGINT)
+            wait_for(lambda: not config.progress_monitor.step_complete("a phase", 0))
+            given.append((real.build_serialized_network(network, config), list(log.errors)))
+            return given[0][0]
+
+        return SimpleNamespace(
+            create_network=real.create_network,
+            create_builder_config=real.create_builder_config,
+            create_optimization_profile=real.create_optimization_profile,
+            build_serialized_network=serialize,
+        )
+
+    module = ModuleType("tensorrt_rtx")
+    vars(module).update(vars(tensorrt_rtx) | {"Builder": construct})
+    builder = EngineBuilder(module, title="TensorRT-RTX", timing_cache=None, has_gpu=False)
+    with pytest.raises(KeyboardInterrupt):
+        builder.build(request_fp16, tmp_path / "m.engine")
+    ((engine, errors),) = given
+    assert engine is None
+    assert any("BuildCanceled" in error for error in errors)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_ends_a_build_that_has_just_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    cancel, ended, start = make_cancel(tensorrt_rtx), threading.Event(), threading.Thread.start
+
+    def build() -> Any:
+        wait_for(lambda: cancel.is_set)
+        if cancel.is_set:
+            ended.set()
+
+    def interrupted_start(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted_start)
+    with pytest.raises(KeyboardInterrupt):
+        in_a_thread(build, cancel, "Building")
+    assert ended.wait(30)
+
+
+def test_a_long_build_says_that_it_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="kdedge.targets.engines.callbacks")
+
+    def work() -> tuple[bytes, dict[str, Any]]:
+        wait_for(lambda: bool(caplog.messages))
+        return b"engine", {}
+
+    cancel = make_cancel(tensorrt_rtx)
+    found = in_a_thread(work, cancel, "Building m", report_every_s=0.05)
+    assert found == (b"engine", {})
+    assert caplog.messages[0] == "Building m: 0 s so far."
+
+
+def test_the_log_keeps_errors_and_leaves_the_terminal_alone(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    log, kinds = make_log(tensorrt_rtx), tensorrt_rtx.ILogger
+    for severity in (kinds.VERBOSE, kinds.INFO, kinds.WARNING, kinds.ERROR, kinds.INTERNAL_ERROR):
+        log.log(severity, f" {severity.name} \n")
+    assert log.errors == ["ERROR", "INTERNAL_ERROR"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_build_leaves_the_terminal_alone(
+    onnx_files: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    build(onnx_files["int8"], tmp_path, precision="int8")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("system", "machine"), [("Linux", "x86_64"), ("Windows", "AMD64"), ("Linux", "amd64")]
+)
+def test_a_missing_package_is_told_with_the_line_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, system: str, machine: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    for call in (target.check_environment, lambda: target.plan("fp16")):
+        with pytest.raises(MissingPackage) as caught:
+            call()
+        assert str(caught.value) == (
+            "Building RTX engines needs tensorrt-rtx, which is not installed.\n"
+            "  Install it with: pip install 'kdedge[trt-rtx]'"
+        )
+        assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("system", "machine"), [("Linux", "aarch64"), ("Darwin", "arm64"), ("Windows", "ARM64")]
+)
+def test_where_there_is_no_package_nothing_is_offered_for_install(
+    monkeypatch: pytest.MonkeyPatch, system: str, machine: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    with pytest.raises(SetupError) as caught:
+        target.check_environment()
+    assert not isinstance(caught.value, MissingPackage)
+    assert str(caught.value) == (
+        f"TensorRT for RTX has packages for Linux and Windows on x86-64 only; this is {system} on"
+        f" {machine}.\n  On a Jetson use --trt; for RTX GPUs export on another machine."
+    )

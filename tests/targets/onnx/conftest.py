@@ -1,0 +1,149 @@
+"""A folded student as ONNX files, and images for it: what a change of precision starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+METADATA = {"class_names": ["a", "b", "c", "d", "e", "f"], "head": "scores"}
+
+Run = Callable[[Path, np.ndarray], np.ndarray]
+
+
+class Vectors:
+    """A teacher of which only the feature dimension is known."""
+
+    scale = 20.0
+
+    def class_vectors(self) -> Any:
+        import torch
+
+        return torch.eye(40)[:6]
+
+
+@pytest.fixture(scope="session")
+def folded_images() -> np.ndarray:
+    """[24, 3, 32, 32], 0-1: colored tiles, each image under a light of its own."""
+    rng = np.random.default_rng(0)
+    tiles = rng.random((24, 3, 4, 4)) * rng.random((24, 3, 1, 1))
+    return tiles.repeat(8, axis=2).repeat(8, axis=3).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def folded_export(
+    tiny_backbone: Any, folded_images: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Writes a student with six classes as float32 ONNX; its images are not all of one class."""
+    import torch
+
+    from kdedge.deploy.fold import fold
+    from kdedge.methods import promptkd
+    from kdedge.targets.onnx.trace import write_onnx
+
+    student = promptkd.Method.build(
+        tiny_backbone,
+        [f"class {index}" for index in range(6)],
+        promptkd.Settings(prompt_depth=2),
+        template="{}",
+        train_classes=range(6),
+        teacher=Vectors(),
+        generator=torch.Generator().manual_seed(0),
+    )
+    preprocess = tiny_backbone.preprocess
+    mean, std = (np.float32(value)[:, None, None] for value in (preprocess.mean, preprocess.std))
+    with torch.no_grad():
+        normalized = torch.from_numpy((folded_images - mean) / std)
+        features = student.forward_features(normalized).numpy()
+    # What all images share would give them all one answer
+    shared = features.mean(axis=0) / np.linalg.norm(features.mean(axis=0))
+    directions = np.linalg.svd(features - np.outer(features @ shared, shared))[2][:3]
+    vectors = np.concatenate([directions, -directions])
+
+    def write(*, batch: Any = "dynamic", **options: Any) -> Path:
+        model = fold(
+            student.image_path(),
+            torch.from_numpy(vectors),
+            scale=student.scale,
+            preprocess=preprocess,
+            **options,
+        )
+        path = tmp_path_factory.mktemp("folded") / "model.onnx"
+        write_onnx(model, path, size_px=32, batch=batch, metadata=METADATA)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def folded_onnx(folded_export: Callable[..., Path]) -> Path:
+    """The float32 file: any batch, float pixels, head that gives scores."""
+    return folded_export()
+
+
+@pytest.fixture
+def folded_graph(folded_onnx: Path) -> Any:
+    """Its graph, to change."""
+    import onnx
+
+    return onnx.load(folded_onnx)
+
+
+@pytest.fixture(scope="session")
+def folded_int8(
+    folded_onnx: Path, folded_images: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Its INT8 file for TensorRT."""
+    from kdedge.targets.onnx.quantize import to_int8
+
+    path = tmp_path_factory.mktemp("int8") / "model.int8.onnx"
+    to_int8(folded_onnx, path, calibration=folded_images)
+    return path
+
+
+@pytest.fixture(scope="session")
+def folded_run() -> Run:
+    """Runs images through a file with ONNX Runtime and gives its logits."""
+    import onnxruntime
+
+    def run(path: Path, images: np.ndarray) -> np.ndarray:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        (logits,) = session.run(None, {"images": images})
+        return np.asarray(logits)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def folded_types() -> Callable[[Any], dict[str, int]]:
+    """Gives the element type of each tensor of a graph."""
+    import onnx
+
+    def types(model: Any) -> dict[str, int]:
+        graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+        values = (*graph.input, *graph.value_info, *graph.output)
+        return {value.name: value.type.tensor_type.elem_type for value in values} | {
+            tensor.name: tensor.data_type for tensor in graph.initializer
+        }
+
+    return types
+
+
+@pytest.fixture
+def folded_large_channel(folded_graph: Any, tmp_path: Path) -> Path:
+    """The float32 file with a channel that the first block raises above 1e5, by weights of 1e3."""
+    import onnx
+
+    (node,) = (n for n in folded_graph.graph.node if n.name == "blocks.0.mlp.c_proj/MatMul")
+    (weight,) = (t for t in folded_graph.graph.initializer if t.name == node.input[1])
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[:, 3] = 1e3
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    path = tmp_path / "large.onnx"
+    onnx.save(folded_graph, path)
+    return path

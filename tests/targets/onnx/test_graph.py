@@ -1,0 +1,204 @@
+"""Reading, measuring and writing graphs: what is refused, and that measuring changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdedge.errors import DataError, ResourceError
+from kdedge.targets.onnx.graph import (
+    batches,
+    check_images,
+    drop_unused,
+    head_nodes,
+    initializers,
+    load_graph,
+    run_outputs,
+    save_graph,
+    set_initializer,
+    weight_matmuls,
+)
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+Run = Callable[[Path, np.ndarray], np.ndarray]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"this is text", bytes(1000), np.random.default_rng(0).bytes(5000)],
+    ids=["empty", "text", "zeros", "random bytes"],
+)
+def test_a_file_that_is_no_onnx_is_refused_by_name(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "model.onnx").write_bytes(data)
+    with pytest.raises(DataError, match=r"model\.onnx is not a valid ONNX file"):
+        load_graph(tmp_path / "model.onnx")
+
+
+def test_half_a_file_is_refused(folded_onnx: Path, tmp_path: Path) -> None:
+    data = folded_onnx.read_bytes()
+    (tmp_path / "model.onnx").write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataError, match="is not a valid ONNX file"):
+        load_graph(tmp_path / "model.onnx")
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file or directory"):
+        load_graph(tmp_path / "model.onnx")
+    with pytest.raises(DataError, match="is a directory"):
+        load_graph(tmp_path)
+
+
+def test_an_operator_that_does_not_exist_is_refused(folded_graph: Any, tmp_path: Path) -> None:
+    folded_graph.graph.node[5].op_type = "Nope"
+    onnx.save(folded_graph, tmp_path / "model.onnx")
+    with pytest.raises(DataError, match="No Op registered for Nope"):
+        load_graph(tmp_path / "model.onnx")
+
+
+def test_shapes_that_contradict_each_other_are_refused(folded_graph: Any, tmp_path: Path) -> None:
+    folded_graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 99
+    onnx.save(folded_graph, tmp_path / "model.onnx")
+    with pytest.raises(DataError, match="is not a valid ONNX file"):
+        load_graph(tmp_path / "model.onnx")
+
+
+def test_a_graph_with_two_inputs_is_refused(folded_graph: Any, tmp_path: Path) -> None:
+    folded_graph.graph.input.add().CopyFrom(
+        onnx.helper.make_tensor_value_info("text", onnx.TensorProto.FLOAT, [1])
+    )
+    onnx.save(folded_graph, tmp_path / "model.onnx")
+    with pytest.raises(DataError, match="takes 2 inputs; expected an image encoder"):
+        load_graph(tmp_path / "model.onnx")
+
+
+def test_external_weights_are_read_and_missed_where_they_are_cut_or_gone(
+    folded_graph: Any, folded_onnx: Path, tmp_path: Path
+) -> None:
+    path, data = tmp_path / "model.onnx", tmp_path / "model.onnx.data"
+    onnx.save(folded_graph, path, save_as_external_data=True, location=data.name)
+    whole = load_graph(path)
+    for name, tensor in initializers(load_graph(folded_onnx)).items():
+        np.testing.assert_array_equal(
+            onnx.numpy_helper.to_array(initializers(whole)[name]),
+            onnx.numpy_helper.to_array(tensor),
+        )
+    data.write_bytes(data.read_bytes()[:1000])
+    with pytest.raises(DataError, match="is not a valid ONNX file"):
+        load_graph(path)
+    data.unlink()
+    with pytest.raises(DataError, match="is not a valid ONNX file"):
+        load_graph(path)
+
+
+def test_weights_beyond_one_file_are_refused(folded_onnx: Path) -> None:
+    model = onnx.load(folded_onnx)
+    n_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    load_graph(folded_onnx, max_bytes=n_bytes)
+    with pytest.raises(
+        DataError, match=r"model\.onnx has 0\.00 GB of weights; one ONNX file holds"
+    ):
+        load_graph(folded_onnx, max_bytes=n_bytes - 1)
+
+
+def test_a_graph_is_written_whole_or_not_at_all(
+    folded_graph: Any, small_disk: Callable[[int], Path]
+) -> None:
+    folder = small_disk(100)
+    with pytest.raises(ResourceError, match="disk is full"):
+        save_graph(folded_graph, folder / "model.onnx")
+    assert list(folder.iterdir()) == []
+
+
+def test_the_head_is_what_follows_the_last_layer_normalization(folded_graph: Any) -> None:
+    head = head_nodes(folded_graph)
+    assert {"hidden/Gemm", "fused_head/Gemm", "features/Gemm", "Div"} <= head
+    assert not any(name.startswith(("blocks.", "ln_post", "patch_conv")) for name in head)
+
+
+def test_a_graph_without_layer_normalization_is_no_encoder_of_ours(folded_graph: Any) -> None:
+    for node in folded_graph.graph.node:
+        if node.op_type == "LayerNormalization":
+            node.op_type = "InstanceNormalization"
+    with pytest.raises(DataError, match="expected an image encoder exported by kdedge"):
+        head_nodes(folded_graph)
+
+
+def test_six_linear_layers_a_block_have_weights(folded_graph: Any) -> None:
+    names = [node.name for node in weight_matmuls(folded_graph)]
+    parts = ("query", "key", "value", "out", "mlp.c_fc", "mlp.c_proj")
+    assert sorted(names) == sorted(f"blocks.{i}.{part}/MatMul" for i in range(3) for part in parts)
+
+
+def test_images_that_fit_are_let_through(folded_graph: Any, folded_images: np.ndarray) -> None:
+    check_images(folded_graph, folded_images, purpose="a test")
+    check_images(folded_graph, folded_images[:1], purpose="a test")
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((0, 3, 32, 32), "float32", "There are no images for a test"),
+        ((2, 3, 16, 16), "float32", r"got float32 \[2, 3, 16, 16\], the graph takes float32"),
+        ((2, 32, 32, 3), "float32", r"\[2, 32, 32, 3\], .* \[batch, 3, 32, 32\]"),
+        ((2, 3, 32, 32), "uint8", "got uint8"),
+        ((2, 3, 32, 32), "float64", "got float64"),
+        ((3, 32, 32), "float32", r"got float32 \[3, 32, 32\]"),
+    ],
+)
+def test_images_that_the_graph_does_not_take_are_refused(
+    folded_graph: Any, shape: tuple[int, ...], dtype: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        check_images(folded_graph, np.zeros(shape, dtype), purpose="a test")
+
+
+def test_a_dynamic_graph_sees_each_image_once(folded_graph: Any, folded_images: np.ndarray) -> None:
+    runs = list(batches(folded_graph, folded_images[:19]))
+    assert [len(run) for run in runs] == [8, 8, 3]
+    np.testing.assert_array_equal(np.concatenate(runs), folded_images[:19])
+
+
+def test_a_fixed_batch_is_filled_up_with_the_first_images(
+    folded_graph: Any, folded_images: np.ndarray
+) -> None:
+    folded_graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    runs = list(batches(folded_graph, folded_images[:6]))
+    assert [len(run) for run in runs] == [4, 4]
+    expected = folded_images[[0, 1, 2, 3, 4, 5, 0, 1]]
+    np.testing.assert_array_equal(np.concatenate(runs), expected)
+    (lone,) = batches(folded_graph, folded_images[:1])
+    np.testing.assert_array_equal(lone, folded_images[[0, 0, 0, 0]])
+
+
+def test_measuring_gives_the_tensors_values_and_leaves_the_graph_as_it_was(
+    folded_graph: Any, folded_onnx: Path, folded_images: np.ndarray, folded_run: Run
+) -> None:
+    before = folded_graph.SerializeToString()
+    runs = run_outputs(folded_graph, ["ln_pre.weight", "logits", "layer_norm"], folded_images)
+    weights, logits, normed = zip(*runs, strict=True)
+    assert folded_graph.SerializeToString() == before
+    expected = onnx.numpy_helper.to_array(initializers(folded_graph)["ln_pre.weight"])
+    np.testing.assert_array_equal(weights[0], expected)
+    assert np.concatenate(normed).shape == (24, 16, 64)
+    np.testing.assert_allclose(
+        np.concatenate(logits), folded_run(folded_onnx, folded_images), rtol=0, atol=1e-5
+    )
+
+
+def test_only_constants_that_nothing_reads_are_dropped(folded_graph: Any) -> None:
+    names = set(initializers(folded_graph))
+    set_initializer(folded_graph, "lone", np.zeros(3, np.float32))
+    drop_unused(folded_graph)
+    assert set(initializers(folded_graph)) == names
+
+
+def test_a_constant_of_the_same_name_is_replaced(folded_graph: Any) -> None:
+    set_initializer(folded_graph, "ln_pre.bias", np.arange(64, dtype=np.float32))
+    (tensor,) = (t for t in folded_graph.graph.initializer if t.name == "ln_pre.bias")
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor), np.arange(64))

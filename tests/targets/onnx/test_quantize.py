@@ -1,0 +1,377 @@
+"""INT8 files, for TensorRT and for CPUs: what is in them, and that they answer as float32 does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdedge.errors import DataError
+from kdedge.targets.onnx.graph import head_nodes, initializers, run_outputs, weight_matmuls
+from kdedge.targets.onnx.half import absolute_maxima
+from kdedge.targets.onnx.quantize import to_int8, to_int8_cpu
+from kdedge.targets.onnx.smoothquant import smooth
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("modelopt.onnx")
+
+FLOAT, INT8, HALF = 1, 3, 10
+
+TOLERANCE = 0.5
+"""Of logits from -8 to 8, in eight bits through three blocks."""
+
+Types = Callable[[Any], dict[str, int]]
+Run = Callable[[Path, np.ndarray], np.ndarray]
+
+
+@pytest.fixture
+def int8(folded_int8: Path) -> Any:
+    return onnx.load(folded_int8)
+
+
+@pytest.fixture(scope="module")
+def cpu_path(
+    folded_onnx: Path, folded_images: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    path = tmp_path_factory.mktemp("cpu") / "model.int8-cpu.onnx"
+    to_int8_cpu(folded_onnx, path, calibration=folded_images)
+    return path
+
+
+@pytest.fixture
+def cpu(cpu_path: Path) -> Any:
+    return onnx.load(cpu_path)
+
+
+@pytest.fixture(scope="module")
+def smoothed(folded_onnx: Path, folded_images: np.ndarray) -> Any:
+    """The float32 graph that both files quantize."""
+    model = onnx.load(folded_onnx)
+    smooth(model, folded_images)
+    return model
+
+
+def constant(model: Any, name: str) -> np.ndarray:
+    return np.asarray(onnx.numpy_helper.to_array(initializers(model)[name]))
+
+
+def nodes_by_name(model: Any) -> dict[str, Any]:
+    return {node.name: node for node in model.graph.node}
+
+
+def producers(model: Any) -> dict[str, Any]:
+    return {name: node for node in model.graph.node for name in node.output}
+
+
+def types_of(node: Any, types: dict[str, int]) -> set[int]:
+    return {types[name] for name in (*node.input, *node.output) if name}
+
+
+def test_each_linear_layer_reads_eight_bits_around_zero_with_one_scale(
+    int8: Any, smoothed: Any, folded_images: np.ndarray
+) -> None:
+    maxima, made_by = absolute_maxima(smoothed, folded_images), producers(int8)
+    layers = weight_matmuls(smoothed)
+    assert len(layers) == 18
+    for layer in layers:
+        dq = made_by[nodes_by_name(int8)[layer.name].input[0]]
+        q = made_by[dq.input[0]]
+        assert (dq.op_type, q.op_type) == ("DequantizeLinear", "QuantizeLinear")
+        for node in (dq, q):
+            zero = constant(int8, node.input[2])
+            assert (zero.dtype, zero.tolist()) == (np.int8, 0)
+            scale = constant(int8, node.input[1])
+            assert scale.shape == ()
+            # Stored in FP16
+            assert 127 * float(scale) == pytest.approx(maxima[layer.input[0]], rel=1e-3)
+        assert constant(int8, q.input[1]) == constant(int8, dq.input[1])
+
+
+def test_weights_are_stored_in_eight_bits_with_a_scale_for_each_output_channel(
+    int8: Any, smoothed: Any
+) -> None:
+    made_by = producers(int8)
+    for layer in weight_matmuls(smoothed):
+        dq = made_by[nodes_by_name(int8)[layer.name].input[1]]
+        values, scales = (constant(int8, name) for name in dq.input[:2])
+        weight = constant(smoothed, layer.input[1])
+        assert dq.op_type == "DequantizeLinear"
+        assert [attribute.i for attribute in dq.attribute if attribute.name == "axis"] == [1]
+        assert values.dtype == np.int8
+        assert scales.shape == (weight.shape[1],)
+        assert not constant(int8, dq.input[2]).any()
+        assert (np.abs(values.astype(int)).max(axis=0) >= 126).all()
+        scales = scales.astype(np.float64)
+        # Rounding to the next level; the largest also lose what FP16 took from their scale
+        atol = 0.501 * scales + 127 * scales * 2.0**-11
+        assert (np.abs(values * scales - weight) <= atol).all()
+
+
+def test_nothing_else_is_quantized(int8: Any, smoothed: Any) -> None:
+    layers, made_by = {node.name for node in weight_matmuls(smoothed)}, producers(int8)
+    for node in int8.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        reads = [made_by[name].op_type for name in node.input if name in made_by]
+        assert reads.count("DequantizeLinear") == (2 if node.name in layers else 0), node.name
+    attention = [node for node in int8.graph.node if node.op_type == "MatMul"]
+    assert len(attention) - len(layers) == 6
+
+
+def test_a_tensor_that_three_layers_read_is_quantized_once(int8: Any) -> None:
+    quantized = [node.input[0] for node in int8.graph.node if node.op_type == "QuantizeLinear"]
+    assert len(set(quantized)) == len(quantized)
+    # In each block: ln_1, attention, ln_2 and GELU; in the last one the class token by itself
+    assert len(quantized) == 3 * 4 + 1
+
+
+def test_the_remaining_floats_of_the_blocks_are_fp16(int8: Any, folded_types: Types) -> None:
+    types, head = folded_types(int8), head_nodes(int8)
+    computing = ("MatMul", "Conv", "LayerNormalization", "Softmax", "Add", "Mul", "Sigmoid")
+    for node in int8.graph.node:
+        if node.op_type in computing and node.name not in head:
+            assert types_of(node, types) == {HALF}, node.name
+        if node.op_type == "DequantizeLinear":
+            assert types_of(node, types) == {HALF, INT8}, node.name
+    for name in ("hidden/Gemm", "fused_head/Gemm", "features/Gemm", "Div"):
+        assert types_of(nodes_by_name(int8)[name], types) == {FLOAT}, name
+    for value in (*int8.graph.input, *int8.graph.output):
+        assert value.type.tensor_type.elem_type == FLOAT
+    operators = [node.op_type for node in int8.graph.node]
+    assert operators.count("Cast") == 2 + operators.count("QuantizeLinear")
+
+
+def test_what_is_quantized_is_rounded_to_the_nearest_level(
+    int8: Any, folded_images: np.ndarray
+) -> None:
+    # ONNX Runtime's FP16 kernel for CPUs would cut off: three in four values would be another
+    made_by = producers(int8)
+    quantizer = next(node for node in int8.graph.node if node.op_type == "QuantizeLinear")
+    half_values = made_by[quantizer.input[0]].input[0]
+    measured = onnx.ModelProto()
+    measured.CopyFrom(int8)
+    for name, kind in ((half_values, HALF), (quantizer.output[0], INT8)):
+        measured.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
+    session = onnxruntime.InferenceSession(
+        measured.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    _, values, quantized = session.run(None, {"images": folded_images})
+    scale = constant(int8, quantizer.input[1])
+    levels = np.rint(values.astype(np.float32) / scale).clip(-128, 127)
+    assert (levels != np.trunc(values.astype(np.float32) / scale)).mean() > 0.2
+    assert (levels == quantized).mean() > 0.999
+
+
+def test_names_and_metadata_are_kept_and_the_opset_is_the_first_with_fp16_scales(
+    int8: Any, folded_graph: Any
+) -> None:
+    assert nodes_by_name(folded_graph).keys() <= nodes_by_name(int8).keys()
+    assert int8.metadata_props == folded_graph.metadata_props
+    assert len(int8.metadata_props) == 2
+    assert [(opset.domain, opset.version) for opset in int8.opset_import] == [("", 19)]
+    assert int8.ir_version == folded_graph.ir_version
+    assert int8.producer_name == "kdedge"
+    assert int8.graph.name == folded_graph.graph.name
+    assert int8.graph.input == folded_graph.graph.input
+    assert int8.graph.output == folded_graph.graph.output
+
+
+@pytest.mark.parametrize("file", ["folded_int8", "cpu_path"])
+def test_logits_stay_near_those_of_float32_and_classes_the_same(
+    folded_onnx: Path,
+    folded_images: np.ndarray,
+    folded_run: Run,
+    request: pytest.FixtureRequest,
+    file: str,
+) -> None:
+    path = request.getfixturevalue(file)
+    expected, actual = (folded_run(each, folded_images) for each in (folded_onnx, path))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
+    assert not np.allclose(actual, expected, rtol=0, atol=1e-3)  # it is quantized
+    is_clear = np.diff(np.sort(expected, axis=1))[:, -1] > TOLERANCE
+    assert is_clear.sum() > 8
+    assert len(set(expected[is_clear].argmax(axis=1))) > 3
+    np.testing.assert_array_equal(actual.argmax(axis=1)[is_clear], expected.argmax(1)[is_clear])
+
+
+@pytest.mark.parametrize("file", ["folded_int8", "cpu_path"])
+def test_every_batch_is_taken(
+    folded_images: np.ndarray, folded_run: Run, request: pytest.FixtureRequest, file: str
+) -> None:
+    for n_images in (1, 3, 24):
+        logits = folded_run(request.getfixturevalue(file), folded_images[:n_images])
+        assert logits.shape == (n_images, 6)
+        assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("make", [to_int8, to_int8_cpu])
+def test_the_same_file_comes_out_twice(
+    folded_onnx: Path, folded_images: np.ndarray, tmp_path: Path, make: Callable[..., None]
+) -> None:
+    for name in ("first", "second"):
+        make(folded_onnx, tmp_path / name, calibration=folded_images)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
+
+
+@pytest.mark.parametrize("make", [to_int8, to_int8_cpu])
+def test_a_graph_for_one_image_of_bytes_is_quantized_too(
+    folded_export: Callable[..., Path],
+    folded_images: np.ndarray,
+    folded_run: Run,
+    tmp_path_factory: pytest.TempPathFactory,
+    make: Callable[..., None],
+) -> None:
+    source, images = folded_export(batch=1, pixels="uint8"), (255 * folded_images).astype(np.uint8)
+    output = tmp_path_factory.mktemp("out") / "model.onnx"
+    make(source, output, calibration=images)
+    for image in images[:3]:
+        expected, actual = (folded_run(path, image[None]) for path in (source, output))
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_entropy_chooses_other_ranges_and_smaller_ones(
+    folded_onnx: Path, folded_int8: Path, folded_images: np.ndarray, tmp_path: Path
+) -> None:
+    to_int8(folded_onnx, tmp_path / "model.onnx", calibration=folded_images, method="entropy")
+    largest, entropy = (
+        np.array([constant(model, f"{name}_scale.fp16") for name in ("mul_85", "layer_norm_1")])
+        for model in (onnx.load(folded_int8), onnx.load(tmp_path / "model.onnx"))
+    )
+    assert (entropy <= largest).all()
+    assert (entropy < 0.99 * largest).any()
+
+
+def test_a_channel_beyond_the_range_of_fp16_stays_float32_here_too(
+    folded_large_channel: Path, folded_images: np.ndarray, folded_run: Run, tmp_path: Path
+) -> None:
+    to_int8(folded_large_channel, tmp_path / "model.onnx", calibration=folded_images)
+    expected = folded_run(folded_large_channel, folded_images)
+    actual = folded_run(tmp_path / "model.onnx", folded_images)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("make", "value"),
+    [(to_int8, 0.0), (to_int8_cpu, 0.0), (to_int8, 1e-9)],  # the last one's scale is 0 in FP16
+)
+def test_an_output_channel_of_zeros_gives_zeros(
+    folded_graph: Any,
+    folded_images: np.ndarray,
+    folded_run: Run,
+    tmp_path: Path,
+    make: Callable[..., None],
+    value: float,
+) -> None:
+    for layer in weight_matmuls(folded_graph)[::2]:
+        weight = constant(folded_graph, layer.input[1]).copy()
+        weight[:, 7] = value
+        tensor = initializers(folded_graph)[layer.input[1]]
+        tensor.CopyFrom(onnx.numpy_helper.from_array(weight, tensor.name))
+    onnx.save(folded_graph, tmp_path / "zeros.onnx")
+    make(tmp_path / "zeros.onnx", tmp_path / "model.onnx", calibration=folded_images)
+    expected, actual = (
+        folded_run(tmp_path / name, folded_images) for name in ("zeros.onnx", "model.onnx")
+    )
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_on_cpus_weights_have_seven_bits_and_a_scale_for_each_output_channel(
+    cpu: Any, smoothed: Any
+) -> None:
+    for layer in weight_matmuls(smoothed):
+        node = nodes_by_name(cpu)[layer.name]
+        assert node.op_type == "MatMulInteger"
+        assert len(node.input) == 3  # weights have no zero point
+        weight = constant(smoothed, layer.input[1])
+        values = constant(cpu, node.input[1])
+        scales = constant(cpu, f"{layer.name}/scale")
+        assert values.dtype == np.int8
+        np.testing.assert_array_equal(np.abs(values.astype(int)).max(axis=0), 64)
+        np.testing.assert_allclose(scales, np.abs(weight).max(axis=0) / 64, rtol=1e-6)
+        assert (np.abs(values * scales - weight) <= 0.5001 * scales).all()
+
+
+@pytest.mark.parametrize("name", ["blocks.0.query", "blocks.1.mlp.c_proj", "blocks.2.mlp.c_fc"])
+def test_a_layer_on_a_cpu_is_the_dynamic_product_written_out(
+    cpu: Any, smoothed: Any, folded_images: np.ndarray, name: str
+) -> None:
+    (layer,) = (node for node in weight_matmuls(smoothed) if node.name == f"{name}/MatMul")
+    outputs = [layer.input[0], layer.output[0]]
+    x, actual = next(iter(run_outputs(cpu, outputs, folded_images)))
+
+    # ONNX, DynamicQuantizeLinear: a range that holds 0, in 256 levels
+    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    scale = np.float32((high - low) / 255)
+    zero = np.clip(np.rint(-low / scale), 0, 255)
+    levels = np.clip(np.rint(x / scale) + zero, 0, 255)
+    weight = constant(smoothed, layer.input[1])
+    step = np.abs(weight).max(axis=0) / 64
+    expected = ((levels - zero) @ np.rint(weight / step)) * scale * step
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(x @ weight - expected).max() > 1e-3  # and not the float product
+
+
+def test_on_cpus_all_but_the_linear_layers_stays_float32(
+    cpu: Any, folded_graph: Any, folded_types: Types
+) -> None:
+    assert HALF not in folded_types(cpu).values()
+    operators = [node.op_type for node in cpu.graph.node]
+    assert operators.count("MatMulInteger") == 18
+    assert operators.count("MatMul") == 6  # attention's
+    assert operators.count("DynamicQuantizeLinear") == 3 * 4 + 1
+    for name in ("patch_conv/Conv", "hidden/Gemm", "fused_head/Gemm", "features/Gemm"):
+        new, old = nodes_by_name(cpu)[name], nodes_by_name(folded_graph)[name]
+        assert new.op_type == old.op_type
+        for index in range(1, len(old.input)):
+            np.testing.assert_array_equal(
+                constant(cpu, new.input[index]), constant(folded_graph, old.input[index])
+            )
+
+
+def test_on_cpus_names_metadata_and_opset_are_kept(cpu: Any, folded_graph: Any) -> None:
+    assert nodes_by_name(folded_graph).keys() <= nodes_by_name(cpu).keys()
+    assert cpu.metadata_props == folded_graph.metadata_props
+    assert cpu.opset_import == folded_graph.opset_import
+    assert cpu.ir_version == folded_graph.ir_version
+
+
+def test_both_files_are_much_smaller(folded_onnx: Path, folded_int8: Path, cpu_path: Path) -> None:
+    # The head, two thirds of what is left, keeps its floats; so does the graph itself
+    for path in (folded_int8, cpu_path):
+        assert path.stat().st_size < 0.4 * folded_onnx.stat().st_size
+
+
+@pytest.mark.parametrize("make", [to_int8, to_int8_cpu])
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((0, 3, 32, 32), "no images for INT8 calibration.\n.*data.unlabeled"),
+        ((4, 3, 64, 64), r"INT8 calibration: got float32 \[4, 3, 64, 64\]"),
+    ],
+)
+def test_without_images_that_fit_nothing_is_written(
+    folded_onnx: Path,
+    tmp_path: Path,
+    make: Callable[..., None],
+    shape: tuple[int, ...],
+    message: str,
+) -> None:
+    with pytest.raises(DataError, match=message):
+        make(folded_onnx, tmp_path / "model.onnx", calibration=np.zeros(shape, np.float32))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("make", [to_int8, to_int8_cpu])
+def test_a_broken_file_is_refused(
+    tmp_path: Path, folded_images: np.ndarray, make: Callable[..., None]
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(DataError, match="not a valid ONNX file"):
+        make(tmp_path / "model.onnx", tmp_path / "int8.onnx", calibration=folded_images)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]

@@ -1,0 +1,225 @@
+"""ONNX Runtime: an ONNX file gives what numpy gives, and what cannot run says why."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdedge.errors import DataError, ResourceError, SetupError
+from kdedge.targets.onnx import run as target
+
+WriteModel = Callable[..., Path]
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    """Three images, [3, 3, 16, 16], uint8."""
+    return np.random.default_rng(0).integers(0, 256, (3, 3, 16, 16)).astype(np.uint8)
+
+
+@pytest.fixture
+def by_hand(mean_color_logits: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """The model in numpy, for [B, 3, S, S] uint8."""
+    return lambda images: mean_color_logits(images.transpose(0, 2, 3, 1))
+
+
+@pytest.fixture
+def load_onnx() -> Callable[..., Any]:
+    """Loads an ONNX file with ONNX Runtime."""
+    pytest.importorskip("onnxruntime")
+    return target.load
+
+
+def test_onnxruntimes_logits_are_those_of_numpy(
+    load_onnx: Any, tmp_path: Path, write_model: WriteModel, images: np.ndarray, by_hand: Any
+) -> None:
+    backend = load_onnx(write_model(tmp_path / "m.onnx"))
+    logits = backend.run(images.astype(np.float32) / np.float32(255))
+    assert logits.dtype == np.float32
+    # Sums of 256 float32 values from 0 to 1 and products with numbers up to 8
+    np.testing.assert_allclose(logits, by_hand(images), rtol=0, atol=1e-5)
+
+
+def test_a_graph_of_bytes_takes_bytes(
+    load_onnx: Any, tmp_path: Path, write_model: WriteModel, images: np.ndarray, by_hand: Any
+) -> None:
+    backend = load_onnx(write_model(tmp_path / "m.onnx", pixels="uint8"))
+    np.testing.assert_allclose(backend.run(images), by_hand(images), rtol=0, atol=1e-5)
+
+
+def test_external_data_is_read_from_beside_the_file(
+    load_onnx: Any, tmp_path: Path, write_model: WriteModel, images: np.ndarray, by_hand: Any
+) -> None:
+    path = write_model(tmp_path / "m.onnx", external="m.data")
+    assert (tmp_path / "m.data").stat().st_size > 0
+    logits = load_onnx(path).run(images.astype(np.float32) / np.float32(255))
+    np.testing.assert_allclose(logits, by_hand(images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("batch", "batches"), [(None, (1, None)), (2, (2, 2))])
+def test_onnxruntime_knows_which_batches_its_graph_takes(
+    load_onnx: Any,
+    tmp_path: Path,
+    write_model: WriteModel,
+    batch: int | None,
+    batches: tuple[int, Any],
+) -> None:
+    path = write_model(tmp_path / "m.onnx", batch=batch)
+    assert load_onnx(path).batches == batches
+
+
+def test_onnxruntime_says_what_it_is(
+    load_onnx: Any, tmp_path: Path, write_model: WriteModel
+) -> None:
+    backend = load_onnx(write_model(tmp_path / "m.onnx"), n_threads=1)
+    version = sys.modules["onnxruntime"].__version__
+    assert backend.describe() == f"onnxruntime {version} CPU"
+    backend.close()
+    backend.close()
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage" * 100, b"\x08\x09"])
+def test_a_file_that_is_no_onnx_is_told(load_onnx: Any, tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"m\.onnx cannot be loaded by onnxruntime") as caught:
+        load_onnx(path)
+    assert "export again" in str(caught.value)
+
+
+def test_a_truncated_file_is_told(load_onnx: Any, tmp_path: Path, write_model: WriteModel) -> None:
+    path = write_model(tmp_path / "m.onnx")
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError, match="cannot be loaded"):
+        load_onnx(path)
+
+
+def test_missing_external_data_is_told(
+    load_onnx: Any, tmp_path: Path, write_model: WriteModel
+) -> None:
+    path = write_model(tmp_path / "m.onnx", external="m.data")
+    (tmp_path / "m.data").unlink()
+    with pytest.raises(DataError, match=r"m\.data"):
+        load_onnx(path)
+
+
+def test_an_opset_that_is_too_new_asks_for_a_newer_version(
+    load_onnx: Any, tmp_path: Path, write_model: WriteModel
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    path = write_model(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.opset_import[0].version = 999
+    onnx.save(model, path)
+    with pytest.raises(SetupError, match=r"too old for .*m\.onnx: .*opset") as caught:
+        load_onnx(path)
+    assert "pip install --upgrade onnxruntime" in str(caught.value)
+
+
+def test_another_kind_of_graph_is_refused(
+    load_onnx: Any, tmp_path: Path, write_model: WriteModel
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    path = write_model(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.graph.output[0].name = model.graph.node[-1].output[0] = "scores"
+    onnx.save(model, path)
+    with pytest.raises(DataError, match="Expected 'images' with 4 axes"):
+        load_onnx(path)
+
+
+def test_images_that_the_graph_does_not_take_are_told_in_onnxruntimes_words(
+    load_onnx: Any, tmp_path: Path, write_model: WriteModel, images: np.ndarray
+) -> None:
+    backend = load_onnx(write_model(tmp_path / "m.onnx"))
+    assert (backend.pixels, backend.image_shape) == ("float", (3, 16, 16))
+    with pytest.raises(DataError, match=r"m\.onnx cannot be run .* Unexpected input data type"):
+        backend.run(images)
+    with pytest.raises(DataError, match=r"m\.onnx cannot be run .* invalid dimensions"):
+        backend.run(images[:, :, :8].astype(np.float32))
+
+
+@pytest.mark.parametrize("reason", ["Failed to allocate memory for 9 bytes", "std::bad_alloc"])
+def test_no_memory_for_a_batch_is_no_fault_of_the_file(
+    load_onnx: Any,
+    tmp_path: Path,
+    write_model: WriteModel,
+    images: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: str,
+) -> None:
+    import onnxruntime
+
+    class Full(onnxruntime.InferenceSession):
+        def run(self, *_: Any) -> Any:
+            raise RuntimeError(reason)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Full)
+    backend = load_onnx(write_model(tmp_path / "m.onnx"))
+    with pytest.raises(ResourceError, match=r"m\.onnx cannot be run .*\n  Use smaller batches"):
+        backend.run(images)
+
+
+def test_threads_are_as_many_as_asked_for(
+    load_onnx: Any, tmp_path: Path, write_model: WriteModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    sessions = []
+
+    class Remembered(onnxruntime.InferenceSession):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            sessions.append(self)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Remembered)
+    load_onnx(write_model(tmp_path / "m.onnx"), n_threads=3)
+    assert sessions[0].get_session_options().intra_op_num_threads == 3
+
+
+def test_loading_an_onnx_file_writes_nothing_to_stderr(
+    tmp_path: Path, write_model: WriteModel
+) -> None:
+    pytest.importorskip("onnxruntime")
+    path = write_model(tmp_path / "m.onnx")
+    code = (
+        "from pathlib import Path; from kdedge.targets.onnx import run as b;"
+        f" b.load(Path({str(path)!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_onnxruntimes_warnings_on_unknown_graphics_cards_are_dropped_and_other_lines_kept(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text(
+        "import os\n"
+        "os.write(2, b'[W:onnxruntime:Default, device_discovery.cc:164] no vendor\\n')\n"
+        "os.write(2, b'something else\\n')\n"
+        "class InferenceSession: pass\n"
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r});"
+        " from kdedge.targets.onnx import run as b; b.check_environment()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "something else\n"
+
+
+@pytest.mark.parametrize("without", ["tempfile.tempdir = '/nowhere'", "del os.memfd_create"])
+def test_onnxruntime_is_imported_where_nothing_can_be_written(tmp_path: Path, without: str) -> None:
+    (tmp_path / "onnxruntime.py").write_text("class InferenceSession: pass\n")
+    code = (
+        f"import os, sys, tempfile; sys.path.insert(0, {str(tmp_path)!r}); {without};"
+        " from kdedge.targets.onnx import run as b;"
+        " before = os.listdir('/proc/self/fd'); b.check_environment();"
+        " assert os.listdir('/proc/self/fd') == before"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

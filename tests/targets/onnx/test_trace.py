@@ -1,0 +1,208 @@
+"""The ONNX file against the folded model that it was written from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kdedge.clip.backbone import Backbone
+from kdedge.deploy.fold import FoldedModel, fold
+from kdedge.errors import RecipeError, ResourceError
+from kdedge.methods import promptkd
+from kdedge.targets.onnx.trace import OPSET, write_onnx
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+FLOAT32 = {"rtol": 1e-4, "atol": 1e-4}
+"""Sums in another order; logits here are up to 20."""
+
+
+class Vectors:
+    """A teacher of which only the class vectors are known."""
+
+    scale = 20.0
+
+    def class_vectors(self) -> Tensor:
+        vectors = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+        return torch.nn.functional.normalize(vectors, dim=-1)
+
+
+@pytest.fixture(scope="module")
+def fold_student(tiny_backbone: Backbone) -> Callable[..., FoldedModel]:
+    def make(*, projector_depth: int = 2, **options: Any) -> FoldedModel:
+        student = promptkd.Method.build(
+            tiny_backbone,
+            [f"class {index}" for index in range(5)],
+            promptkd.Settings(prompt_depth=2, projector_depth=projector_depth),
+            template="{}",
+            train_classes=range(5),
+            teacher=Vectors(),
+            generator=torch.Generator().manual_seed(0),
+        )
+        return fold(
+            student.image_path(),
+            student.class_vectors(),
+            scale=student.scale,
+            preprocess=tiny_backbone.preprocess,
+            **options,
+        )
+
+    return make
+
+
+def run(path: Path, images: Tensor) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"images": images.numpy()})
+    return np.asarray(logits)
+
+
+def draw_images(n_images: int) -> Tensor:
+    return torch.rand(n_images, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("head", ["scores", "argmax"])
+def test_a_dynamic_graph_gives_the_models_logits_at_every_batch(
+    fold_student: Callable[..., FoldedModel], tmp_path: Path, head: str
+) -> None:
+    model = fold_student(head=head)
+    write_onnx(model, tmp_path / "model.onnx", size_px=32)
+    for n_images in (1, 2, 7):
+        images = draw_images(n_images)
+        np.testing.assert_allclose(
+            run(tmp_path / "model.onnx", images), model(images).numpy(), **FLOAT32
+        )
+
+
+@pytest.mark.parametrize(
+    ("depth", "head"), [(1, set()), (2, {"hidden/Gemm"}), (3, {"hidden/Gemm", "hidden/Gemm_2"})]
+)
+def test_every_layer_of_a_projector_belongs_to_the_head(
+    fold_student: Callable[..., FoldedModel], tmp_path: Path, depth: int, head: set[str]
+) -> None:
+    model = fold_student(projector_depth=depth)
+    write_onnx(model, tmp_path / "model.onnx", size_px=32)
+    images = draw_images(3)
+    np.testing.assert_allclose(
+        run(tmp_path / "model.onnx", images), model(images).numpy(), **FLOAT32
+    )
+    nodes = onnx.load(tmp_path / "model.onnx").graph.node
+    products = {node.name for node in nodes if node.op_type == "Gemm" and "block" not in node.name}
+    assert products == head | {"features/Gemm", "fused_head/Gemm"}
+
+
+def test_a_fixed_batch_takes_that_many_images_and_no_other(
+    fold_student: Callable[..., FoldedModel], tmp_path: Path
+) -> None:
+    model = fold_student()
+    wishes: dict[int, dict[str, Any]] = {1: {"max_batch": 1}, 3: {"batch": 3}}
+    for batch, wish in wishes.items():
+        path = tmp_path / f"{batch}.onnx"
+        write_onnx(model, path, size_px=32, **wish)
+        images = draw_images(batch)
+        np.testing.assert_allclose(run(path, images), model(images).numpy(), **FLOAT32)
+        with pytest.raises(Exception, match=r"(?i)dimension"):
+            run(path, draw_images(batch + 1))
+
+
+def test_a_graph_of_bytes_takes_bytes(
+    fold_student: Callable[..., FoldedModel], tmp_path: Path
+) -> None:
+    model = fold_student(pixels="uint8")
+    write_onnx(model, tmp_path / "model.onnx", size_px=32)
+    images = (255 * draw_images(3)).to(torch.uint8)
+    np.testing.assert_allclose(
+        run(tmp_path / "model.onnx", images), model(images).numpy(), **FLOAT32
+    )
+    (graph_input,) = onnx.load(tmp_path / "model.onnx").graph.input
+    assert graph_input.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+
+
+def test_every_device_since_tensorrt_8_6_can_read_the_graph(
+    fold_student: Callable[..., FoldedModel], tmp_path: Path
+) -> None:
+    write_onnx(fold_student(), tmp_path / "model.onnx", size_px=32)
+    proto = onnx.load(tmp_path / "model.onnx")
+    operators = Counter(node.op_type for node in proto.graph.node)
+    assert [(opset.domain, opset.version) for opset in proto.opset_import] == [("", OPSET)]
+    assert proto.ir_version <= 9
+    # ln_pre, two in each of three blocks, ln_post
+    assert operators["LayerNormalization"] == 1 + 2 * 3 + 1
+    assert operators["Conv"] == 1
+    assert not operators.keys() & {"If", "Loop", "ArgMax", "ReduceMean", "Pow", "Erf"}
+
+
+def test_nodes_are_named_after_their_place_and_nothing_of_this_machine_is_in_the_file(
+    fold_student: Callable[..., FoldedModel], tmp_path: Path
+) -> None:
+    write_onnx(fold_student(), tmp_path / "model.onnx", size_px=32)
+    nodes = onnx.load(tmp_path / "model.onnx").graph.node
+    names = [node.name for node in nodes]
+    assert len(set(names)) == len(names)
+    assert {"patch_conv/Conv", "blocks.0.query/MatMul", "fused_head/Gemm"} <= set(names)
+    data = (tmp_path / "model.onnx").read_bytes()
+    assert str(Path(__file__).parents[3]).encode() not in data
+    assert os.fsencode(Path.home()) + b"/" not in data
+
+
+def test_metadata_says_what_the_file_is(
+    fold_student: Callable[..., FoldedModel], tmp_path: Path
+) -> None:
+    metadata = {"class_names": ["a", "é"], "head": "scores"}
+    write_onnx(fold_student(), tmp_path / "model.onnx", size_px=32, metadata=metadata)
+    found = {p.key: p.value for p in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert json.loads(found["class_names"]) == ["a", "é"]
+    assert found["head"] == "scores"
+
+
+def test_weights_can_lie_beside_the_graph_and_are_there_first(
+    fold_student: Callable[..., FoldedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fold_student()
+    move, moved = Path.replace, []
+
+    def replace(path: Path, target: Path) -> Path:
+        moved.append(target.name)
+        return move(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    write_onnx(model, tmp_path / "model.onnx", size_px=32, external_data=True)
+    assert moved == ["model.onnx.data", "model.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert (tmp_path / "model.onnx.data").stat().st_size > 4 * 100_000
+    images = draw_images(2)
+    np.testing.assert_allclose(
+        run(tmp_path / "model.onnx", images), model(images).numpy(), **FLOAT32
+    )
+
+
+def test_a_full_disk_leaves_nothing_behind(
+    fold_student: Callable[..., FoldedModel], small_disk: Callable[[int], Path]
+) -> None:
+    folder = small_disk(100)
+    with pytest.raises(ResourceError, match="disk is full"):
+        write_onnx(fold_student(), folder / "model.onnx", size_px=32)
+    assert list(folder.iterdir()) == []
+
+
+def test_weights_beyond_one_file_have_to_lie_beside_it(
+    fold_student: Callable[..., FoldedModel], tmp_path: Path
+) -> None:
+    model = fold_student()
+    with pytest.raises(RecipeError, match=r"--set export\.external_data=true"):
+        write_onnx(model, tmp_path / "model.onnx", size_px=32, max_bytes=10_000)
+    assert list(tmp_path.iterdir()) == []
+    options = {"external_data": True, "max_bytes": 10_000}
+    write_onnx(model, tmp_path / "model.onnx", size_px=32, **options)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "model.onnx.data"}

@@ -1,0 +1,209 @@
+"""The targets by name, and what is said where a package is missing."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import kdedge.targets
+from kdedge.errors import BackendUnavailable, MissingPackage, RecipeError, SetupError
+from kdedge.targets.registry import (
+    find_target,
+    list_backends,
+    list_targets,
+    load_build,
+    load_run,
+    target_of_backend,
+)
+from kdedge.targets.table import START, as_markdown
+
+ROOT = Path(__file__).parents[2]
+NAMES = ("onnx", "tensorrt", "tensorrt-rtx", "torch-tensorrt")
+
+
+def test_the_folder_holds_these_targets_and_backends() -> None:
+    assert tuple(target.name for target in list_targets())[: len(NAMES)] == NAMES
+    assert list_backends()[:3] == ("onnxruntime", "tensorrt", "tensorrt-rtx")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_target_has_what_a_target_needs(name: str) -> None:
+    target = find_target(name)
+    folder = Path(kdedge.targets.__file__).parent / name.replace("-", "_")
+    assert (folder / "run.py").is_file() == (target.backend is not None)
+    build = load_build(target)
+    functions = [build.check_environment, build.plan, build.build]
+    if target.backend is None:
+        functions.append(build.load)  # type: ignore[attr-defined]
+    else:
+        run = load_run(target)
+        functions += [run.check_environment, run.load]
+    assert all(map(callable, functions))
+
+
+def test_targets_share_no_flag_and_no_backend() -> None:
+    targets = list_targets()
+    assert len({target.flag for target in targets}) == len(targets)
+    backends = [target.backend for target in targets if target.backend is not None]
+    assert len(set(backends)) == len(backends)
+
+
+def test_every_extra_of_a_target_is_one_of_kdedges() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has none")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for name in NAMES:
+        for package in find_target(name).packages:
+            required = project["optional-dependencies"][package.extra]
+            assert any(one.startswith(package.distributions[0]) for one in required), package
+
+
+def test_listing_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from kdedge.targets.registry import list_targets; list_targets();"
+        " heavy = {'torch', 'onnx', 'onnxruntime', 'tensorrt', 'tensorrt_rtx', 'torch_tensorrt'};"
+        " print(sorted(heavy & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_table_of_targets_in_the_readme_is_the_registrys() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    if START not in text:
+        pytest.skip("the README has no table of targets yet")
+    assert as_markdown() in text
+
+
+def test_an_unknown_target_is_told_with_the_nearest_name_or_all() -> None:
+    with pytest.raises(RecipeError, match=r'no target "tensort"\.\n  Did you mean tensorrt'):
+        find_target("tensort")
+    with pytest.raises(RecipeError, match="There are: onnx, tensorrt, tensorrt-rtx, torch-tensor"):
+        find_target("../x")
+
+
+def test_an_unknown_backend_is_told_with_the_nearest_name_or_all() -> None:
+    with pytest.raises(RecipeError, match=r'no backend "tensort"\.\n  Did you mean tensorrt'):
+        target_of_backend("tensort")
+    with pytest.raises(RecipeError, match="There are: onnxruntime, tensorrt, tensorrt-rtx"):
+        target_of_backend("../x")
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "package"),
+    [
+        ("onnxruntime", "onnxruntime", r"'kdedge\[runtime\]'"),
+        ("tensorrt", "tensorrt", "tensorrt\n"),
+        ("tensorrt-rtx", "tensorrt_rtx", r"'kdedge\[trt-rtx\]'"),
+    ],
+)
+@pytest.mark.parametrize("how", ["absent", "stubs only"])
+def test_a_package_that_is_not_there_is_told_with_the_line_that_installs_it(
+    name: str, module: str, package: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of type stubs makes an empty module of the same name."""
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setitem(sys.modules, module, None if how == "absent" else ModuleType(module))
+    with pytest.raises((MissingPackage, BackendUnavailable), match=f"pip install {package}"):
+        load_run(target_of_backend(name)).check_environment()
+
+
+@pytest.mark.parametrize("module", ["onnxruntime", "tensorrt"])
+def test_a_package_without_its_libraries_is_told(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{module}.py").write_text("raise ImportError('libnvinfer.so.10: cannot open')\n")
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SetupError, match=r"cannot be (imported|loaded): libnvinfer\.so\.10"):
+        load_run(target_of_backend(module)).check_environment()
+
+
+DESCRIBE = """
+from kdedge.targets.protocol import Target
+TARGET = Target(
+    {name!r}, "Broken", {flag!r}, "A flag.", "*.x", "folded model", ("fp32",), backend={backend!r}
+)
+"""
+GOOD = DESCRIBE.format(name="broken", flag="--broken", backend="broken")
+
+Broken = Callable[..., None]
+
+
+@pytest.fixture
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Broken:
+    """Installs a package with the target `broken` whose modules hold these texts."""
+
+    def install(**modules: str) -> None:
+        package, info = tmp_path / "kdedge_broken", tmp_path / "kdedge_broken-1.dist-info"
+        package.mkdir()
+        info.mkdir()
+        for name, text in {"__init__": "", **modules}.items():
+            (package / f"{name}.py").write_text(text)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kdedge_broken\nVersion: 1\n")
+        (info / "entry_points.txt").write_text("[kdedge.targets]\nbroken = kdedge_broken\n")
+        monkeypatch.syspath_prepend(tmp_path)
+
+    for name in ("", ".describe", ".build", ".run"):
+        monkeypatch.delitem(sys.modules, f"kdedge_broken{name}", raising=False)
+    return install
+
+
+@pytest.mark.parametrize(
+    ("describe", "reason"),
+    [
+        ("1 / 0", "describe.py does not load, ZeroDivisionError: division by zero"),
+        ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of"),
+        ("TARGET = 3", "is no Target named 'broken'"),
+        ("", "has no attribute 'TARGET'"),
+        (DESCRIBE.format(name="other", flag="--x", backend="x"), "is no Target named 'broken'"),
+        (DESCRIBE.format(name="broken", flag="--trt", backend="x"), "tensorrt has its flag or"),
+        (DESCRIBE.format(name="broken", flag="--x", backend="onnxruntime"), "onnx has its flag or"),
+    ],
+)
+def test_a_target_that_cannot_be_described_is_listed_and_told_once_it_is_used(
+    broken: Broken, describe: str, reason: str
+) -> None:
+    broken(describe=describe)
+    assert [target.name for target in list_targets()] == [*NAMES, "broken"]
+    assert list_targets()[-1].flag == "--broken"
+    for use in (find_target, target_of_backend):
+        with pytest.raises(SetupError, match='"broken" from kdedge_broken cannot be used') as found:
+            use("broken")
+        assert reason in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("modules", "load", "reason"),
+    [
+        ({"build": "raise OSError('no engine')"}, load_build, "build.py does not load, OSError"),
+        ({"build": "def plan(): ..."}, load_build, "build.py has no check_environment and no buil"),
+        ({"run": "def load(): ..."}, load_run, "run.py has no check_environment"),
+        ({}, load_run, "run.py does not load, ModuleNotFoundError"),
+    ],
+)
+def test_a_target_whose_module_does_not_do_is_told_when_it_is_loaded(
+    broken: Broken, modules: dict[str, str], load: Callable[..., Any], reason: str
+) -> None:
+    broken(describe=GOOD, **modules)
+    target = find_target("broken")
+    assert target_of_backend("broken") == target
+    with pytest.raises(SetupError, match=reason):
+        load(target)
+
+
+def test_a_package_cannot_take_the_name_of_one_of_kdedges_own(
+    broken: Broken, tmp_path: Path
+) -> None:
+    broken(describe=GOOD)
+    points = tmp_path / "kdedge_broken-1.dist-info" / "entry_points.txt"
+    points.write_text("[kdedge.targets]\nonnx = kdedge_broken\n")
+    assert [target.name for target in list_targets()] == list(NAMES)
+    assert load_build(find_target("onnx")).__name__ == "kdedge.targets.onnx.build"
