@@ -74,7 +74,7 @@ def run_subjects(
     if isinstance(trained.backbone, Backbone):
         add(zero_shot(trained.backbone, len(trained.class_names)), _accuracy(run, "zeroshot"))
     else:
-        left_out[title("zeroshot")] = f"{trained.backbone.name} has no text tower that runs here"
+        left_out[title("zeroshot")] = f"{trained.backbone.name} has no text encoder that runs here"
     baselines = {} if recipe.student is None else _baselines(workspace.root, recipe.name)
     for name in against if recipe.student is not None else ():
         found = baselines.get(name)

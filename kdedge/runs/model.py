@@ -360,7 +360,8 @@ def load_run(
         )
     loaded = load_recipe(run.recipe, overrides)
     stored = load_class_vectors(run.class_vectors)
-    own = classes_of(loaded.recipe, stored.class_names)
+    # Overrides say what to measure, and nothing of what was trained
+    own = classes_of(load_recipe(run.recipe).recipe, stored.class_names)
     setup = set_up_role(loaded, run.kind, workspace, classes=own)
     classes = own if names is None else classes_of(loaded.recipe, names)
     tensors = open_weights(run, setup, stored)

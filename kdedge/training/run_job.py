@@ -113,6 +113,7 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
 
 
 def _new_run(job: Job, key: str) -> RunFolder:
+    job.prepare()  # what is wrong with it is an error before there is a folder
     notes = job.choice.settings.notes(len(job.classes.names))
     for message in notes.messages:
         log.info(message)

@@ -121,7 +121,7 @@ def test_class_texts_count_with_the_call_under_the_papers_protocol(
     assert kdedge("bench", *QUICK, "--against", "coop,vpt", "--output", "b.json").code == 0
     rows = {(row["model"], row["protocol"]): row for row in read("b.json")["rows"]}
     paper, cached = rows["CoOp", "paper"], rows["CoOp", "cached"]
-    # 4 texts at all 77 positions of a text tower of width 64, the last block for one token
+    # 4 texts at all 77 positions of a text encoder of width 64, the last block for one token
     n, width, n_classes, n_layers = 77, 64, 4, 3
     whole = 12 * n * width**2 + 2 * n**2 * width
     last = 2 * n * width**2 + 10 * width**2 + 2 * n * width
@@ -333,7 +333,7 @@ def test_a_baseline_that_is_no_table_is_found_before_anything_is_measured(
     Path("b.json").write_text("{}")
     done = kdedge("bench", ARTIFACT, "--baseline", "b.json")
     assert done.code == 2
-    assert "--baseline: b.json has no command, measured_at" in done.err
+    assert "--baseline: b.json has no format, command, measured_at" in done.err
     assert kdedge("bench", ARTIFACT, "--max-regress", "5%").code == 2
 
 

@@ -77,10 +77,10 @@ def test_a_timm_student_is_timed_and_no_export_of_it_is_asked_for(
     assert [row["model"] for row in result["rows"]] == ["teacher, PromptSRC", "PromptKD"]
     assert result["left_out"] == {
         "tiny/02 folded": "its image tower is a ResNet, which kdedge does not export",
-        "Zero-shot CLIP": "timm/test_resnet has no text tower that runs here",
+        "Zero-shot CLIP": "timm/test_resnet has no text encoder that runs here",
         **dict.fromkeys(
             ("CoOp", "CoCoOp", "PromptSRC"),
-            "timm/test_resnet has seen no texts: without a text tower it can only be a student.",
+            "timm/test_resnet has seen no texts: without a text encoder it can only be a student.",
         ),
     }
 
@@ -97,11 +97,11 @@ def test_other_weights_of_the_model_are_another_backbone(kdedge: Run, project: P
 @pytest.mark.parametrize(
     ("command", "changes", "message"),
     [
-        ("distill", TIMM, "timm/test_resnet was not trained with texts, so tune: prompts would"),
+        ("distill", TIMM, "timm/test_resnet was not trained with texts: under tune: prompts"),
         (
             "check",
             (*TIMM, "student.settings={tune: full, class_vectors: student}"),
-            "timm/test_resnet has seen no texts: without a text tower it can only be a student.",
+            "timm/test_resnet has seen no texts: without a text encoder it can only be a student.",
         ),
         ("train", TIMM, "timm/test_resnet has seen no texts"),
         (
@@ -123,7 +123,7 @@ def test_what_a_timm_model_cannot_be_is_said_before_anything_is_trained(
 
 @pytest.fixture
 def mobile() -> tuple[str, ...]:
-    """Overrides that put a small CLIP with another text tower in the student's place."""
+    """Overrides that put a small CLIP with another text encoder in the student's place."""
     from open_clip import CustomTextCLIP
 
     config = {

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from kdedge.config.recipe import Recipe
@@ -23,7 +24,8 @@ from kdedge.data.scan_cache import MAX_FILES, ScanCache
 from kdedge.data.sources import Source, folder, webdataset
 from kdedge.data.sources import list as list_source
 from kdedge.setup.classes import load_classes
-from kdedge.setup.images import load_images
+from kdedge.setup.data import RecipeData
+from kdedge.setup.workspace import Workspace
 
 
 def png(seed: int, size: tuple[int, int] = (8, 6)) -> bytes:
@@ -341,11 +343,9 @@ def test_roles_of_a_recipe_that_share_a_folder_decode_it_once(
             "student": {"method": "zeroshot", "backbone": "ViT-B-16"},
         },
     )
-    scans = ScanCache(tmp_path / "cache")
-    classes = load_classes(recipe)
-    found = [
-        load_images(recipe, key, classes, scans=scans) for key in ("labeled", "unlabeled", "test")
-    ]
+    workspace = Workspace(tmp_path / "runs", torch.device("cpu"))
+    data = RecipeData(recipe, load_classes(recipe), workspace)
+    found = [data.load(key) for key in ("labeled", "unlabeled", "test")]
     assert [len(one.indices) for one in found if one is not None] == [38] * 3
     assert len(opened_by_pillow) == 40 + 2 + 2
 

@@ -128,6 +128,12 @@ class Job:
             method.use_texts(self.data.sentences)
         return method
 
+    def prepare(self) -> None:
+        """Builds the method and loads the teacher's weights, so that their errors are raised."""
+        if self.teaching is not None:
+            _ = self.teaching.teacher.scale
+        _ = self.method
+
     def with_data(self, data: TrainingData) -> Job:
         """The job with other data and the same method object."""
         job = replace(self, data=data)
