@@ -10,8 +10,6 @@ import os
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +39,6 @@ name: one
 recipes: [r.yaml]
 methods: [promptkd]
 seeds: [1]
-set: {optim.epochs: 1}
 """
 CRASHING = """\
 name: small
@@ -141,36 +138,13 @@ def test_a_mistake_is_found_before_the_first_cell(
     assert not (project / "suites").exists()
 
 
-@pytest.fixture(scope="session")
-def grid(blank_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which the suite of `s.yaml` has run; to be copied and not to be changed."""
-    folder = copy_tree(blank_project, tmp_path_factory.mktemp("grid") / "project")
-    (folder / "s.yaml").write_text(SUITE)
-    done = subprocess.run(
-        [sys.executable, "-m", "kdedge", "suite", "s.yaml", "--jobs", "2"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    (folder / "said.txt").write_text(done.stdout)
-    return folder
-
-
-@pytest.fixture
-def finished(grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that project, of the test's own, as the current folder."""
-    folder = copy_tree(grid, tmp_path / "project")
-    monkeypatch.chdir(folder)
-    return folder
-
-
 @pytest.mark.slow
-def test_a_grid_ends_in_one_table_and_is_not_run_again(finished: Path, kdedge: Run) -> None:
-    table = table_of(finished / "suites/small")
-    runs = finished / "runs"
+def test_a_grid_ends_in_one_table_and_is_not_run_again(project: Path, kdedge: Run) -> None:
+    (project / "s.yaml").write_text(SUITE)
+    done = kdedge("suite", "s.yaml", "--jobs", "2")
+    assert done.code == 0, done.err
+    table = table_of(project / "suites/small")
+    runs = project / "runs"
     for row, kind in (("teacher", "teacher"), ("promptkd", "student")):
         found = [values[kind] for values in evaluations(runs, kind)]
         assert len(found) == 2
@@ -186,21 +160,20 @@ def test_a_grid_ends_in_one_table_and_is_not_run_again(finished: Path, kdedge: R
     assert table["zeroshot"]["base_std"] == ""
     # Two teachers, which the students use again, and two students
     assert len(list(runs.glob("tiny/*/eval.json"))) == 4
-    said = (finished / "said.txt").read_text()
-    assert said.startswith("tiny\nmethod ")
-    assert "Wrote suites/small (table.md, table.csv, results.json)\n" in said
+    assert done.out.startswith("tiny\nmethod ")
+    assert "Wrote suites/small (table.md, table.csv, results.json)\n" in done.out
 
-    shutil.rmtree(finished / "suites")  # the runs alone say what is finished
+    shutil.rmtree(project / "suites")  # the runs alone say what is finished
     again = kdedge("suite", "s.yaml", "--json")
     assert again.code == 0
     assert "5 of 5 cells are finished already.\n" in again.err
     record = json.loads(again.out)
-    assert record == json.loads((finished / "suites/small/results.json").read_text())
+    assert record == json.loads((project / "suites/small/results.json").read_text())
     assert {cell["status"] for cell in record["cells"]} == {"finished"}
-    assert table_of(finished / "suites/small") == table
+    assert table_of(project / "suites/small") == table
     assert len(list(runs.glob("tiny/*/eval.json"))) == 4
 
-    recipe = finished / "r.yaml"
+    recipe = project / "r.yaml"
     recipe.write_text(recipe.read_text().replace("{prompt_depth: 2}", "{prompt_depth: 1}"))
     left = {cell for cell, state in states(kdedge).items() if state != "finished"}
     assert left == {("promptkd", 1), ("promptkd", 2)}
@@ -274,17 +247,17 @@ def test_a_killed_process_costs_its_cell_alone(project: Path, start: Start, kded
 
 @pytest.mark.slow
 def test_other_test_images_are_measured_and_nothing_is_trained_for_them(
-    finished: Path, kdedge: Run
+    trained: Path, kdedge: Run
 ) -> None:
-    (finished / "s.yaml").write_text(ONE_STUDENT)
-    recipe = finished / "r.yaml"
+    (trained / "s.yaml").write_text(ONE_STUDENT)
+    recipe = trained / "r.yaml"
     recipe.write_text(recipe.read_text().replace("folder: test}", "list: test.csv}"))
-    images = sorted(finished.glob("test/*/*"))
-    runs = sorted(finished.glob("runs/*/*"))
+    images = sorted(trained.glob("test/*/*"))
+    runs = sorted(trained.glob("runs/tiny/*"))
     found = []
     for part in (images, images, images[::2]):
-        lines = [f"{path.relative_to(finished)},{path.parent.name}" for path in part]
-        (finished / "test.csv").write_text("\n".join(["path,label", *lines, ""]))
+        lines = [f"{path.relative_to(trained)},{path.parent.name}" for path in part]
+        (trained / "test.csv").write_text("\n".join(["path,label", *lines, ""]))
         done = kdedge("suite", "s.yaml", "--json")
         assert done.code == 0, done.err
         (cell,) = json.loads(done.out)["cells"]
@@ -293,7 +266,7 @@ def test_other_test_images_are_measured_and_nothing_is_trained_for_them(
         plain = kdedge("eval", cell["run"], "--json", "--set", "data.test={list: test.csv}")
         assert cell["result"]["all"] == json.loads(plain.out)["all"]
     assert found == [(len(images), True), (len(images), False), (len(images[::2]), True)]
-    assert sorted(finished.glob("runs/*/*")) == runs
+    assert sorted(trained.glob("runs/tiny/*")) == runs
 
 
 @pytest.fixture(scope="session")
