@@ -16,13 +16,11 @@ from hypothesis import strategies as st
 
 from kdedge.data.pseudo_labels import read_pseudo_labels
 from kdedge.errors import DataError, SetupError
-from kdedge.records import read_record
 from kdedge.report.records import gather
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_details, read_evaluation
 from kdedge.runtime.artifact import load_artifact
 from kdedge.speed_results import read_speed
-from kdedge.suite.records import CellRecord
 
 GOLDEN = Path(__file__).parent / "golden" / "records"
 
@@ -46,7 +44,6 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "eval_details.json": ("eval_details.json", lambda file: _dicts(read_details(_run(file)))),
     "artifact.json": ("artifact.json", _saved_again),
     "bench.json": ("bench.json", lambda file: read_speed(file).to_dict()),
-    "cell.json": ("cell.json", lambda file: read_record(CellRecord, file, remedy="x").to_dict()),
     **{
         f"provenance_{what}.json": (
             "provenance.json",

@@ -11,8 +11,8 @@ from kdedge.cli._options import device_option, need_training_packages, runs_opti
 from kdedge.cli._output import given_options, json_option, next_line, print_result, table
 
 if TYPE_CHECKING:
+    from kdedge.suite.ledger import Ledger
     from kdedge.suite.plan import Plan
-    from kdedge.suite.records import Records
 
 
 @click.command("suite")
@@ -48,9 +48,11 @@ def command(
 ) -> None:
     """Run the suite of FILE: recipes x methods x seeds, each cell in its own process.
 
-    A second call continues: it keeps finished cells whose recipe is unchanged, resumes interrupted
-    cells and runs failed cells again. After each cell the table is written to suites/NAME:
-    table.md, table.csv, results.json.
+    A second call continues: it finds finished runs again, resumes interrupted ones and runs failed
+    cells again. A run is trained again if its recipe, its row or the contents of its images have
+    changed, and only measured again if the test images alone have.
+
+    After each cell the table is written to suites/NAME: table.md, table.csv, results.json.
 
     Cells that share a teacher wait until one of them has trained it. A row with trained_on is
     trained on that recipe only, and evaluated on the suite's recipes.
@@ -59,48 +61,52 @@ def command(
     """
     need_training_packages("Training")
     from kdedge.config.suite import load_suite
+    from kdedge.suite.folder import SuiteFolder
+    from kdedge.suite.ledger import Ledger
     from kdedge.suite.plan import make_plan
-    from kdedge.suite.records import Records
     from kdedge.suite.run import check_failed, run_suite
     from kdedge.suite.tables import write_tables
 
     plan = make_plan(load_suite(file))
-    records = Records(suites / plan.loaded.suite.name)
+    folder = SuiteFolder(suites / plan.loaded.suite.name)
+    writes_nothing = dry_run and not (root / ".cache").is_dir()
+    ledger = Ledger(plan, folder, root.absolute(), is_read_only=writes_nothing)
     if dry_run:
-        _list_cells(plan, records, as_json=as_json)
+        if root.is_dir() or folder.path.is_dir():
+            ledger.look()
+        _list_cells(ledger, as_json=as_json)
         return
-    run_suite(
-        plan,
-        records,
-        root=root,
-        device=device,
-        n_jobs=n_jobs,
-        after_each=lambda: write_tables(plan, records),
-    )
-    write_tables(plan, records)
-    _print(plan, records, as_json=as_json)
-    check_failed(plan, records)
+
+    def write() -> None:
+        write_tables(folder.path, plan, ledger.outcomes())
+
+    run_suite(ledger, root=root, device=device, n_jobs=n_jobs, after_each=write)
+    write()
+    _print(ledger, as_json=as_json)
+    check_failed(ledger)
 
 
-def _print(plan: Plan, records: Records, *, as_json: bool) -> None:
+def _print(ledger: Ledger, *, as_json: bool) -> None:
     from kdedge.suite.tables import make_grids, make_lines, notes, to_record
 
-    lines = make_lines(plan, records)
+    plan, outcomes = ledger.plan, ledger.outcomes()
+    lines = make_lines(plan, outcomes)
     blocks = []
     for grid in make_grids(plan, lines):
         align = "l" + "r" * (len(grid.header) - 1)
         blocks.append(f"{grid.title}\n{table(grid.rows, header=grid.header, align=align)}")
     files = "table.md, table.csv, results.json"
-    ending = [*notes(plan, lines), f"Wrote {records.folder} ({files})"]
-    runs = [record.run for record in map(records.read, plan.cells) if record and record.run]
+    ending = [*notes(plan, lines), f"Wrote {ledger.folder.path} ({files})"]
+    runs = [outcome.run for outcome in outcomes.values() if outcome.run is not None]
     if runs:
         ending.append(next_line("show", runs[0]))
     text = "\n\n".join([*blocks, "\n".join(ending)])
-    print_result(to_record(plan, records, lines), as_json=as_json, text=text)
+    print_result(to_record(plan, outcomes, lines), as_json=as_json, text=text)
 
 
-def _list_cells(plan: Plan, records: Records, *, as_json: bool) -> None:
-    states = [(cell, records.state(cell)) for cell in plan.cells]
+def _list_cells(ledger: Ledger, *, as_json: bool) -> None:
+    plan = ledger.plan
+    states = [(cell, outcome.status) for cell, outcome in ledger.outcomes().items()]
     left = sum(state != "finished" for _, state in states)
     rows = [[cell.recipe, cell.row, str(cell.seed), state] for cell, state in states]
     listing = table(rows, header=["recipe", "method", "seed", "state"], align="llrl")
@@ -114,7 +120,7 @@ def _list_cells(plan: Plan, records: Records, *, as_json: bool) -> None:
                 "row": cell.row,
                 "seed": cell.seed,
                 "state": state,
-                "arguments": cell.arguments,
+                "command": cell.command,
             }
             for cell, state in states
         ],

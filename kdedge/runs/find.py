@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -12,10 +12,15 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Kind, Provenance
 
 
-def runs_in(root: Path) -> Iterator[tuple[RunFolder, Provenance]]:
-    """Yields every run and its provenance; passes over what is no run or has a damaged record."""
+def runs_in(root: Path, *, but: Container[Path] = ()) -> Iterator[tuple[RunFolder, Provenance]]:
+    """Yields every run and its provenance; passes over what is no run or has a damaged record.
+
+    Args:
+        root: folder of all runs.
+        but: run folders to pass over.
+    """
     for file in sorted(root.glob("*/*/provenance.json")):
-        if not file.parent.name.isdigit():
+        if not file.parent.name.isdigit() or file.parent in but:
             continue
         with contextlib.suppress(DataError, RecipeError):
             run = RunFolder.open(file.parent)

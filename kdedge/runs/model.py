@@ -185,13 +185,31 @@ class RunModel:
                 stored ones.
         """
         names = self.class_names
-        if not has_class_vectors(self.setup.choice) or set(names) <= set(self._stored.class_names):
+        if self._has_stored_vectors:
             return self._stored if names == self._stored.class_names else self._select(names)
         if self.run.kind == "student":
             return self._teacher().vectors
         method = self._trained(self.setup.with_classes(self.classes))
-        provenance = class_vectors_provenance(self.setup, self._tensors.trained, self.classes)
-        return ClassVectors(method.class_vectors().cpu(), names, provenance)
+        return ClassVectors(method.class_vectors().cpu(), names, self.vectors_provenance)
+
+    @property
+    def vectors_provenance(self) -> str:
+        """The provenance of `vectors`; no text is encoded.
+
+        Raises:
+            DataError: as of `vectors`.
+        """
+        if self._has_stored_vectors:
+            return self._stored.made_by
+        if self.run.kind == "student":
+            return self._teacher().vectors_provenance
+        return class_vectors_provenance(self.setup, self._tensors.trained, self.classes)
+
+    @property
+    def _has_stored_vectors(self) -> bool:
+        """Whether every name has a stored vector, or the method has none."""
+        stored = set(self._stored.class_names)
+        return not has_class_vectors(self.setup.choice) or set(self.class_names) <= stored
 
     def images(self, key: Key) -> Images | None:
         """The images of its recipe under `data.<key>`; None where it has none."""

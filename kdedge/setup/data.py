@@ -8,6 +8,7 @@ from typing import Literal
 
 from kdedge._progress import progress
 from kdedge.config.recipe import LabeledSpec, Recipe, SourceSpec, UnlabeledSpec
+from kdedge.data.classes import benchmark_root
 from kdedge.data.few_shot import Draws
 from kdedge.data.images import check_limit, put_together, scan
 from kdedge.data.open import is_own_split, open_source
@@ -54,10 +55,7 @@ class RecipeData:
             return None
         if isinstance(spec, UnlabeledSpec) and spec.per_class is not None:
             return self._draw_unlabeled(spec, spec.per_class)
-        source = open_source(
-            spec, class_names=self._classes.names, labeled=key != "unlabeled", data=data
-        )
-        return replace(self._readable(source, key), is_own_split=is_own_split(spec, data=data))
+        return self._readable(spec, key, labeled=key != "unlabeled")
 
     def require(self, key: Key, why: str) -> Images:
         """Loads a source that has to be there.
@@ -135,20 +133,33 @@ class RecipeData:
 
     def _draw_unlabeled(self, spec: UnlabeledSpec, per_class: int) -> Images:
         """Draws readable images of every class; their labels are read for this alone."""
-        data = self._recipe.data
-        try:
-            source = open_source(spec, class_names=self._classes.names, labeled=True, data=data)
-        except DataError as error:
-            raise DataError(
-                f"data.unlabeled.per_class is {per_class}, which needs each image's class for the"
-                f" draw:\n{error}\n  Leave per_class out to use all images, whatever they show."
-            ) from error
-        images = self._readable(source, "unlabeled")
-        draws = Draws(spec, shots=per_class, seed=self._recipe.seed, data=data)
+        images = self._readable(spec, "unlabeled", labeled=True)
+        draws = Draws(spec, shots=per_class, seed=self._recipe.seed, data=self._recipe.data)
         drawn = tuple(self._draw(draws, spec, images, per_class))
-        return replace(images, source=WithoutLabels(source), indices=drawn)
+        return replace(images, source=WithoutLabels(images.source), indices=drawn)
 
-    def _readable(self, source: Source, key: Key) -> Images:
+    def _readable(self, spec: SourceSpec, key: Key, *, labeled: bool) -> Images:
+        """Opens and scans a source, once a workspace."""
+        data, known = self._recipe.data, self._workspace.images
+        place = spec.model_dump_json(exclude={"shots", "per_class"})
+        names = self._classes.names
+        read = (key, labeled, place, names, benchmark_root(data), data.max_bad_images)
+        if read not in known:
+            try:
+                source = open_source(spec, class_names=names, labeled=labeled, data=data)
+            except DataError as error:
+                if not isinstance(spec, UnlabeledSpec) or not labeled:
+                    raise
+                raise DataError(
+                    f"data.unlabeled.per_class is {spec.per_class}, which needs each image's class"
+                    f" for the draw:\n{error}\n  Leave per_class out to use all images, whatever"
+                    " they show."
+                ) from error
+            is_own = is_own_split(spec, data=data)
+            known[read] = replace(self._scan(source, key), is_own_split=is_own)
+        return known[read]
+
+    def _scan(self, source: Source, key: Key) -> Images:
         """Scans a source; each process a part of it."""
         group = self._workspace.group
         own = group.shard(len(source.items))

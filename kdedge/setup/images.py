@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from kdedge.data.images import BadImage, image_list_hash
 from kdedge.data.sources import Joined, Source
@@ -27,7 +28,7 @@ class Images:
     digests: Mapping[int, str]
     is_own_split: bool = False
 
-    @property
+    @cached_property
     def list_hash(self) -> str:
         """Hash of the images in use, for provenance."""
         return image_list_hash(self.source, self.indices, self.digests)

@@ -12,19 +12,21 @@ from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.weights_file import HashCache
 from kdedge.data.scan_cache import ScanCache
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
+from kdedge.setup.images import Images
 
 
 class Workspace:
     """One command's folder of runs, device and process group.
 
-    It keeps what the command has read: each backbone is built once, each image is decoded once
-    before training, whichever roles use it.
+    It keeps what the command has read: each backbone is built once, each source of images is opened
+    and decoded once before training, whichever roles use it.
 
     Attributes:
         root: folder of all runs.
         device: where models compute.
         group: the processes that train together.
         scans: what is known of images: readable, size, digest.
+        images: all readable images of each source that was opened, by what a recipe says of it.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Workspace:
         self.root, self.device, self.group = root, device, group
         self._caches = None if is_read_only else root / ".cache"
         self.scans = ScanCache(self._cache("scans"))
+        self.images: dict[tuple[object, ...], Images] = {}
         hashes = self._cache("backbones")
         self._hashes = None if hashes is None else HashCache(hashes)
         self._found: dict[tuple[BackboneSpec, bool], FoundBackbone] = {}
@@ -81,3 +84,8 @@ class Workspace:
                 device=self.device, text_cache_folder=self._cache("text_features")
             )
         return self._loaded[found.identity]
+
+    def forget_tensors(self) -> None:
+        """Frees the tensors of files that `identify` had to read, where nothing is built."""
+        for found in self._found.values():
+            found.forget()

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdedge._files import sha256_json
 from kdedge.config.load import LoadedRecipe, check_paths, load_recipe, recipe_values
 from kdedge.config.recipe import Recipe
 from kdedge.config.suite import (
@@ -22,8 +21,6 @@ from kdedge.config.yaml_file import KeyPath
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods.registry import Sees, load_method
 from kdedge.setup.method import Role, check_can_teach, choose_method, model_spec
-from kdedge.suite.depends import MEASURED, UNREAD, made_of, measured_on
-from kdedge.suite.models import frozen_clip, models_of
 from kdedge.suite.sees import row_sees
 from kdedge.suite.trained_on import check_answers_for_others, check_names
 from kdedge.training.baseline import with_baseline
@@ -33,8 +30,18 @@ _COMMANDS: dict[Role, str] = {"teacher": "teach", "student": "distill", "baselin
 ZERO_SHOT = "zeroshot"
 """The method that every run measures beside its own, on its backbone."""
 
+_UNREAD: dict[Role, tuple[str, ...]] = {
+    "teacher": ("student", "baseline"),
+    "student": ("baseline",),
+    "baseline": (
+        "teacher",
+        *(f"student.{key}" for key in ("method", "settings", "optim", "views", "view_seed")),
+    ),
+}
+"""The parts of a recipe that the model of a role does not depend on."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Cell:
     """One place of the grid: a row of the table on one recipe, with one seed.
 
@@ -43,29 +50,18 @@ class Cell:
         row: the row's label.
         seed: the seed.
         role: which model of its run it is, as in the run's eval.json.
-        arguments: of `kdedge`: the command that makes its run, without where and how it runs.
-        recipe_text: what the recipe's file held when the key was made of it.
-        models: hashes of the models that the command trains where no finished run has them.
-        key: hash of the role and of what the resolved recipe says for it, with the seed.
-        measured: hash of what decides which test images are measured against which names.
-        zero_shot: hash of that and the frozen backbone: zero-shot CLIP depends on nothing else.
-        is_zero_shot: whether any run with the same `zero_shot` has measured this cell already.
+        loaded: the recipe with the row's settings and the seed; says what the cell is measured on.
+        is_zero_shot: whether every run on the same backbone and test images measures this cell.
         is_official: whether its recipe says `official: true`.
         sees: what its model learns from.
-        source: the cell whose run this one measures on other images, training nothing; the run
-            is known once that cell has finished, and not among the arguments.
+        source: the cell whose run this one measures on other images. This one trains nothing.
     """
 
     recipe: str
     row: str
     seed: int
     role: Role
-    arguments: tuple[str, ...]
-    recipe_text: str
-    models: tuple[str, ...]
-    key: str
-    measured: str
-    zero_shot: str
+    loaded: LoadedRecipe
     is_zero_shot: bool
     is_official: bool
     sees: Sees
@@ -73,8 +69,13 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """How messages name it."""
+        """The cell's name in messages."""
         return f"{self.recipe}, {self.row}, seed {self.seed}"
+
+    @property
+    def command(self) -> str:
+        """The command of `kdedge` that makes its run, or measures that of its source."""
+        return _COMMANDS[self.role] if self.source is None else "eval"
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,7 @@ def make_plan(loaded: LoadedSuite) -> Plan:
             if trained_on.get(number) == file:
                 rows[number] = trained[number]
             elif name not in sources and number in trained:
-                source = resolve_row(loaded, trained_on[number], loaded.suite.methods[number])
-                rows[number] = _measuring_cells(loaded, file, number, source, trained[number])
+                rows[number] = _measuring_cells(loaded, file, number, trained[number])
             elif name not in sources:
                 rows[number] = _row_cells(loaded, file, name, number)
         _refuse_same_rows(loaded, {number: row[0] for number, row in rows.items()})
@@ -171,7 +171,7 @@ def _add_recipe(loaded: LoadedSuite, entry: str, key: KeyPath, names: dict[Path,
 
 
 def _measuring_cells(
-    loaded: LoadedSuite, file: Path, number: int, row: ResolvedRow, trained: Sequence[Cell]
+    loaded: LoadedSuite, file: Path, number: int, trained: Sequence[Cell]
 ) -> list[Cell]:
     """The cells of a row that is trained elsewhere: its runs on this recipe's test images."""
     resolved = _load(loaded, file, list(loaded.suite.set.items()))
@@ -180,96 +180,50 @@ def _measuring_cells(
     check_names(
         loaded.lines.where(("methods", number, "trained_on")),
         trained[0].row,
-        trained=row.loaded,
-        role=row.role,
+        trained=trained[0].loaded,
+        role=trained[0].role,
         measured=resolved.recipe,
     )
-    measured = measured_on(resolved.recipe)
-    values = recipe_values(resolved.recipe)
+    name = resolved.recipe.name
+    return [replace(cell, recipe=name, loaded=resolved, source=cell) for cell in trained]
+
+
+def measuring_options(recipe: Recipe) -> list[str]:
+    """Options of `kdedge eval` that measure any run on a recipe's test images and classes."""
+    values = recipe_values(recipe)
     given = {"classes": values["classes"]}
-    given |= {f"data.{key}": values["data"].get(key) for key in MEASURED}
-    options = [word for text in override_texts(given) for word in ("--set", text)]
-    cells = []
-    for source in trained:
-        key = sha256_json([source.key, measured])
-        cells.append(
-            replace(
-                source,
-                recipe=resolved.recipe.name,
-                arguments=("eval", *options),
-                models=(),
-                key=key,
-                measured=measured,
-                zero_shot=key,
-                source=source,
-            )
-        )
-    return cells
+    given |= {f"data.{key}": values["data"].get(key) for key in ("test", "split", "root")}
+    return [word for text in override_texts(given) for word in ("--set", text)]
 
 
 def _row_cells(loaded: LoadedSuite, file: Path, recipe: str, number: int) -> list[Cell]:
     """The cells of a row on one recipe; one for zero-shot CLIP, where nothing is drawn."""
     suite, row = loaded.suite, loaded.suite.methods[number]
     try:
-        resolved = resolve_row(loaded, file, row)
+        resolved, role = _resolve_row(loaded, file, row)
     except (RecipeError, DataError) as error:
         where = loaded.lines.where(("methods", number))
         raise type(error)(f"{where}: {row.name} with {file}:\n{error}") from error
-    spec = model_spec(resolved.recipe, resolved.role)
+    spec = model_spec(resolved.recipe, role)
     is_zero_shot = spec.method == ZERO_SHOT and not spec.settings
-    measured = measured_on(resolved.recipe)
-    sees = row_sees(resolved.loaded, resolved.role)
-    zero_shot = sha256_json([measured, frozen_clip(spec)])
-    made_from = zero_shot if is_zero_shot else made_of(resolved.recipe, resolved.role)
-    cells = []
-    for seed in suite.seeds[:1] if is_zero_shot else suite.seeds:
-        drawn = () if is_zero_shot else (seed,)
-        cells.append(
-            Cell(
-                recipe=recipe,
-                row=row.name,
-                seed=seed,
-                role=resolved.role,
-                arguments=(*resolved.arguments, "--set", f"seed={seed}"),
-                recipe_text=resolved.loaded.text,
-                models=models_of(resolved.with_seed(seed), resolved.role),
-                key=sha256_json([resolved.role, made_from, *drawn]),
-                measured=measured,
-                zero_shot=zero_shot,
-                is_zero_shot=is_zero_shot,
-                is_official=resolved.recipe.official and not is_zero_shot,
-                sees=sees,
-            )
+    sees = row_sees(resolved, role)
+    return [
+        Cell(
+            recipe=recipe,
+            row=row.name,
+            seed=seed,
+            role=role,
+            loaded=replace(resolved, recipe=resolved.recipe.model_copy(update={"seed": seed})),
+            is_zero_shot=is_zero_shot,
+            is_official=resolved.recipe.official and not is_zero_shot,
+            sees=sees,
         )
-    return cells
+        for seed in (suite.seeds[:1] if is_zero_shot else suite.seeds)
+    ]
 
 
-@dataclass(frozen=True)
-class ResolvedRow:
-    """A row on one recipe.
-
-    Attributes:
-        loaded: the recipe with the row's settings, and its baseline written out.
-        role: which of the recipe's models the row is.
-        arguments: of `kdedge`, without where and how it runs, and without the seed.
-    """
-
-    loaded: LoadedRecipe
-    role: Role
-    arguments: tuple[str, ...]
-
-    @property
-    def recipe(self) -> Recipe:
-        """What was loaded."""
-        return self.loaded.recipe
-
-    def with_seed(self, seed: int) -> LoadedRecipe:
-        """The recipe of one cell."""
-        return replace(self.loaded, recipe=self.recipe.model_copy(update={"seed": seed}))
-
-
-def resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> ResolvedRow:
-    """The recipe as a row wants it, and the command that trains it.
+def _resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> tuple[LoadedRecipe, Role]:
+    """The recipe as a row wants it, its baseline written out, and the role that the row is.
 
     Raises:
         RecipeError: the method or a setting is wrong.
@@ -288,14 +242,12 @@ def resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> ResolvedRow:
     if role == "baseline":
         resolved = with_baseline(resolved, name)
     _check_methods(resolved, role)
-    method = ("--method", name) if role == "baseline" else ()
-    options = _as_options(given, resolved.recipe)
-    return ResolvedRow(resolved, role, (_COMMANDS[role], str(file), *method, *options))
+    return resolved, role
 
 
 def _refuse_unread(row: Row, role: Role) -> None:
     for key in row.set:
-        unread = [part for part in UNREAD[role] if f"{key}.".startswith(f"{part}.")]
+        unread = [part for part in _UNREAD[role] if f"{key}.".startswith(f"{part}.")]
         if unread:
             raise RecipeError(
                 f"set: {key} changes nothing: this row is the recipe's {role}, which does not"
@@ -339,32 +291,33 @@ def _check_methods(resolved: LoadedRecipe, role: Role) -> None:
     check_can_teach(choose_method(resolved, "teacher"))
 
 
-def _as_options(given: Sequence[tuple[str, Any]], resolved: Recipe) -> list[str]:
-    """Overrides as a command line has them, with relative paths made absolute."""
-    values = resolved.model_dump(mode="json")
-    options = []
-    for key, value in given:
-        found: Any = values
-        for part in key.split("."):
-            found = found.get(part) if isinstance(found, dict) else None
-        options += ["--set", *override_texts({key: _as_resolved(value, found)})]
-    return options
-
-
-def _as_resolved(given: Any, resolved: Any) -> Any:
-    """What was given, with each text as validation left it: paths from the suite's folder."""
-    if isinstance(given, dict) and isinstance(resolved, dict):
-        return {key: _as_resolved(value, resolved.get(key)) for key, value in given.items()}
-    return resolved if isinstance(given, str) and isinstance(resolved, str) else given
-
-
 def _refuse_same_rows(loaded: LoadedSuite, rows: Mapping[int, Cell]) -> None:
-    first: dict[str, Cell] = {}
+    first: list[tuple[Any, Cell]] = []
     for number, cell in rows.items():
-        other = first.setdefault(cell.key, cell)
-        if other is not cell:
-            raise RecipeError(
-                f"{loaded.lines.where(('methods', number))}: the row {cell.row} is the same as"
-                f" {other.row} on {cell.recipe}: same method, same settings.\n"
-                "  Keep one of them, or give one a set."
-            )
+        values = _depends_on(cell)
+        for other_values, other in first:
+            if values == other_values:
+                raise RecipeError(
+                    f"{loaded.lines.where(('methods', number))}: the row {cell.row} is the same as"
+                    f" {other.row} on {cell.recipe}: same method, same settings.\n"
+                    "  Keep one of them, or give one a set."
+                )
+        first.append((values, cell))
+
+
+def _depends_on(cell: Cell) -> Any:
+    """The plain values that the result of a row's first cell depends on."""
+    recipe = (cell.source or cell).loaded.recipe
+    if cell.is_zero_shot:
+        spec = model_spec(recipe, cell.role)
+        backbone = spec.model_dump(include={"backbone", "weights", "config", "quick_gelu"})
+        data = recipe.data.model_dump(include={"test", "split", "root"})
+        return cell.role, backbone, recipe.classes.model_dump(), data
+    values = recipe.model_dump(exclude={"export", "gates", "seed"})
+    for unread in _UNREAD[cell.role]:
+        model, _, key = unread.partition(".")
+        if key:
+            values[model].pop(key)  # a baseline has the student's backbone
+        else:
+            values.pop(model)
+    return cell.role, values

@@ -7,19 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kdedge._files import explain_os_error
-from kdedge._lock import is_locked, locked
+from kdedge._lock import locked
 from kdedge._progress import progress
 from kdedge.data.loader import n_cores
-from kdedge.errors import CellsFailed, ResourceError
+from kdedge.errors import CellsFailed
 from kdedge.setup.device import choose_device
-from kdedge.suite.plan import Plan
-from kdedge.suite.records import Records
+from kdedge.suite.ledger import Ledger
 from kdedge.suite.runner import Runner
 
 
 def run_suite(
-    plan: Plan,
-    records: Records,
+    ledger: Ledger,
     *,
     root: Path,
     device: str | None,
@@ -29,8 +27,7 @@ def run_suite(
     """Runs every cell that is not finished; one that fails keeps no other from running.
 
     Args:
-        plan: the checked suite.
-        records: where its cells are kept.
+        ledger: of the suite.
         root: folder of all runs.
         device: where to train, as --device takes it; None for its default.
         n_jobs: at most so many cells run at the same time.
@@ -41,29 +38,24 @@ def run_suite(
         ResourceError: the suite's folder may not be written, or another process works in it.
         SetupError: several cells are to share a device that is not there.
     """
-    lock = records.folder / ".lock"
+    folder = ledger.folder.path
     try:
-        records.folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise explain_os_error(error, records.folder) from error
-    if is_locked(lock):
-        raise ResourceError(
-            f"{records.folder} is in use: another process runs this suite.\n"
-            "  Wait for it or stop it; finished cells are kept."
-        )
+        raise explain_os_error(error, folder) from error
     environment = shared_cores(n_jobs) if n_jobs > 1 and choose_device(device).type == "cpu" else {}
-    with locked(lock):
+    remedy = "Wait for that run of this suite or stop it; finished cells are kept."
+    with locked(folder / ".lock", remedy=remedy):
+        ledger.look()
         runner = Runner(
-            plan,
-            records,
-            root=root.absolute(),
-            device=device,
+            ledger,
+            ("--runs", str(root.absolute()), *(() if device is None else ("--device", device))),
             environment=environment,
             n_jobs=n_jobs,
             after_each=after_each,
         )
-        what = f"suite {plan.loaded.suite.name}"
-        with progress(what, len(plan.cells), done=runner.n_done) as advance:
+        what = f"suite {ledger.plan.loaded.suite.name}"
+        with progress(what, len(ledger.plan.cells), done=runner.n_done) as advance:
             runner.run(advance)
 
 
@@ -77,28 +69,25 @@ def shared_cores(n_jobs: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, n_cores() // n_jobs))}
 
 
-def check_failed(plan: Plan, records: Records) -> None:
+def check_failed(ledger: Ledger) -> None:
     """Says which cells failed, once all have ended.
 
     Raises:
         CellsFailed: some did.
     """
-    failed = [
-        (cell, record)
-        for cell in plan.cells
-        if (record := records.read(cell)) is not None and record.status == "failed"
-    ]
+    outcomes = ledger.outcomes()
+    failed = {cell: one.failure for cell, one in outcomes.items() if one.failure is not None}
     if not failed:
         return
     lines = [
-        f"  {cell.label}: exit code {record.exit_code}, {records.log(cell)}"
-        for cell, record in failed
+        f"  {cell.label}: exit code {failure.exit_code}, {ledger.folder.log(cell)}"
+        for cell, failure in failed.items()
     ]
-    code = failed[0][1].exit_code or 1
+    code = next(iter(failed.values())).exit_code
     if code < 0:  # the signal that killed it
         code = 128 - code
     raise CellsFailed(
-        f"{len(failed)} of {len(plan.cells)} cells failed.\n"
+        f"{len(failed)} of {len(outcomes)} cells failed.\n"
         + "\n".join(lines)
         + "\n  Run the same command to try them again; finished cells are kept.",
         exit_code=code,

@@ -8,30 +8,32 @@ from kdedge.suite.plan import Cell
 
 
 def next_cell(
-    queue: Sequence[Cell], running: Collection[Cell], *, is_finished: Callable[[str], bool]
+    queue: Sequence[Cell],
+    running: Collection[Cell],
+    *,
+    trains: Callable[[Cell], set[str]],
+    zero_shot: Callable[[Cell], object],
 ) -> Cell | None:
-    """The first cell of a queue that need not wait for another; None where all must.
+    """The first cell of a queue that need not wait for another; None if all must.
 
-    A cell waits for one that trains the same model, its teacher for instance, unless a finished run
-    has it already. Zero-shot CLIP waits for all before it whose runs measure it, and a cell that
-    measures another's run for that one.
+    A cell waits for one that trains the same model now, its teacher for example. Zero-shot CLIP
+    waits for all cells before it whose runs measure it. A cell that measures another's run waits
+    for that one.
 
     Args:
         queue: what is left, in the plan's order.
         running: cells whose processes run.
-        is_finished: whether a finished run has a model.
+        trains: gives the keys of the jobs that a cell's command trains now.
+        zero_shot: gives what is equal for cells whose runs measure the same zero-shot CLIP; None
+            for cells whose runs do not.
     """
     for number, cell in enumerate(queue):
         others = [*running, *queue[:number]] if cell.is_zero_shot else []
+        own = zero_shot(cell)
         if not (
-            any(_train_the_same(cell, other, is_finished) for other in running)
-            or any(other.zero_shot == cell.zero_shot for other in others)
+            any(trains(cell) & trains(other) for other in running)
+            or (own is not None and any(zero_shot(other) == own for other in others))
             or cell.source in (*running, *queue)
         ):
             return cell
     return None
-
-
-def _train_the_same(cell: Cell, other: Cell, is_finished: Callable[[str], bool]) -> bool:
-    shared = set(cell.models).intersection(other.models)
-    return not all(map(is_finished, shared))

@@ -6,15 +6,16 @@ import csv
 import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from kdedge._files import write_atomic, write_json
 from kdedge.config.suite import AVERAGE, PaperFigures
 from kdedge.methods.registry import Sees
 from kdedge.results import EvalResult, harmonic_mean
+from kdedge.suite.ledger import Outcome
 from kdedge.suite.plan import Cell, Plan
-from kdedge.suite.records import Records
 
 FIGURES = ("base", "novel", "harmonic_mean", "all")
 OFFICIAL_MARK = "†"
@@ -31,6 +32,8 @@ _SEEN = {
 }
 
 Values = Mapping[str, float | None]
+Outcomes = Mapping[Cell, Outcome]
+"""Of every cell of a plan."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,11 @@ class Grid:
     rows: list[list[str]]
 
 
-def make_lines(plan: Plan, records: Records) -> list[Line]:
+def make_lines(plan: Plan, outcomes: Outcomes) -> list[Line]:
     """The lines of a suite as far as its cells are finished, recipe by recipe."""
     suite = plan.loaded.suite
     found = {
-        (recipe, row.name): _by_seed(plan, records, recipe, row.name)
+        (recipe, row.name): _by_seed(plan, outcomes, recipe, row.name)
         for recipe in (*plan.sources, *plan.recipes)
         for row in suite.methods
         if plan.of(recipe, row.name)
@@ -101,14 +104,10 @@ def make_lines(plan: Plan, records: Records) -> list[Line]:
     return lines
 
 
-def _by_seed(plan: Plan, records: Records, recipe: str, row: str) -> dict[int, EvalResult]:
+def _by_seed(plan: Plan, outcomes: Outcomes, recipe: str, row: str) -> dict[int, EvalResult]:
     """Seed -> accuracies, of the cells that are finished."""
-    found: dict[int, EvalResult] = {}
-    for cell in plan.of(recipe, row):
-        record = records.read(cell)
-        if record is not None and record.result is not None:
-            found[cell.seed] = record.result
-    return found
+    found = {cell.seed: outcomes[cell].result for cell in plan.of(recipe, row)}
+    return {seed: result for seed, result in found.items() if result is not None}
 
 
 def _values(result: EvalResult) -> Values:
@@ -234,12 +233,12 @@ def notes(plan: Plan, lines: Sequence[Line]) -> list[str]:
     return found if paper is None else [*found, f"Paper: {paper.source}"]
 
 
-def write_tables(plan: Plan, records: Records) -> None:
-    """Writes table.md, table.csv and results.json into the suite's folder, each whole."""
-    lines = make_lines(plan, records)
-    write_atomic(records.folder / "table.md", to_markdown(plan, lines).encode())
-    write_atomic(records.folder / "table.csv", to_csv(lines).encode())
-    write_json(records.folder / "results.json", to_record(plan, records, lines))
+def write_tables(folder: Path, plan: Plan, outcomes: Outcomes) -> None:
+    """Writes table.md, table.csv and results.json into a folder, each whole."""
+    lines = make_lines(plan, outcomes)
+    write_atomic(folder / "table.md", to_markdown(plan, lines).encode())
+    write_atomic(folder / "table.csv", to_csv(lines).encode())
+    write_json(folder / "results.json", to_record(plan, outcomes, lines))
 
 
 def to_markdown(plan: Plan, lines: Sequence[Line]) -> str:
@@ -279,8 +278,8 @@ def _yes_or_no(is_so: bool) -> str:
     return "yes" if is_so else "no"
 
 
-def to_record(plan: Plan, records: Records, lines: Sequence[Line]) -> dict[str, Any]:
-    """Everything as plain values: the lines, and each cell's record."""
+def to_record(plan: Plan, outcomes: Outcomes, lines: Sequence[Line]) -> dict[str, Any]:
+    """Everything as plain values: the lines, and how each cell stands."""
     suite = plan.loaded.suite
     return {
         "suite": suite.name,
@@ -291,11 +290,21 @@ def to_record(plan: Plan, records: Records, lines: Sequence[Line]) -> dict[str, 
             {**asdict(line), "paper": None if line.paper is None else line.paper.model_dump()}
             for line in lines
         ],
-        "cells": [_cell(cell, records) for cell in plan.cells],
+        "cells": [_cell(cell, outcomes[cell]) for cell in plan.cells],
     }
 
 
-def _cell(cell: Cell, records: Records) -> dict[str, Any]:
-    record = records.read(cell)
-    known = {"recipe": cell.recipe, "row": cell.row, "seed": cell.seed}
-    return {**(known if record is None else record.to_dict()), "status": records.state(cell)}
+def _cell(cell: Cell, outcome: Outcome) -> dict[str, Any]:
+    result, failure = outcome.result, outcome.failure
+    return {
+        "recipe": cell.recipe,
+        "row": cell.row,
+        "seed": cell.seed,
+        "status": outcome.status,
+        "command": cell.command,
+        "seconds": outcome.seconds,
+        "run": None if outcome.run is None else str(outcome.run),
+        "result": None if result is None else replace(result, per_class={}).to_dict(),
+        "exit_code": None if failure is None else failure.exit_code,
+        "last_lines": [] if failure is None else failure.last_lines,
+    }

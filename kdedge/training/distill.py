@@ -69,7 +69,7 @@ def student_job(parts: StudentParts, teaching: Teaching) -> Job:
 def teaching_of(teacher: RunModel, parts: StudentParts) -> Teaching:
     """What a student learns from: a finished run, and its features where the recipe stores them."""
     filler = _store_filler(teacher, teacher.features_provenance, parts)
-    return Teaching(teacher, teacher.vectors.made_by, teacher.run.name, filler)
+    return Teaching(teacher, teacher.vectors_provenance, teacher.run.name, filler)
 
 
 def untrained_teaching(job: Job, parts: StudentParts) -> Teaching:
@@ -108,7 +108,7 @@ def _store_filler(
         setup.workspace.teacher_stores,
         description,
         indices=parts.images.indices,
-        dim=teacher.class_vectors().shape[1],
+        dim=teacher.setup.backbone.embed_dim,
         n_views=n_stored_views(recipe, setup.choice),
     )
     return StoreFiller(

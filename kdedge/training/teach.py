@@ -15,7 +15,7 @@ from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job.job import HeldOut, Job, LabeledImages, TrainingData
 from kdedge.training.pseudo_labels.labels import labels_of_file, with_pseudo_labeled
-from kdedge.training.pseudo_labels.rounds import trial_round
+from kdedge.training.pseudo_labels.rounds import trial_labels
 from kdedge.training.run_job import run_job
 
 
@@ -53,7 +53,7 @@ def labeled_job(setup: RoleSetup) -> Job:
     held_out = HeldOut(images.test(selection), images.validation(selection))
     job = Job(setup, _with_sentences(setup, data), held_out)
     if data.pool is not None:
-        trial_round(job)
+        trial_labels(job)  # says so where the pool has too few images
     return job
 
 

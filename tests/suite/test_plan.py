@@ -8,40 +8,41 @@ from typing import Any
 
 import pytest
 
+from kdedge.config.recipe import Recipe
 from kdedge.config.suite import load_suite
 from kdedge.errors import DataError, RecipeError
-from kdedge.suite.plan import make_plan
+from kdedge.suite.plan import make_plan, measuring_options
 
 ROOT = Path(__file__).parents[2]
 
 PlanOf = Callable[..., Any]
 
 
-def commands(plan: Any, row: str) -> tuple[str, ...]:
-    """The arguments of a row's first cell, without the recipe and the seed."""
-    command, recipe, *rest = plan.of(plan.recipes[0], row)[0].arguments
-    assert Path(recipe).is_absolute()
-    assert rest[-2:] == ["--set", "seed=1"]
-    return (command, *rest[:-2])
+def recipe_of(plan: Any, row: str) -> Recipe:
+    """The recipe of a row's first cell."""
+    return plan.of(plan.recipes[0], row)[0].loaded.recipe
 
 
-def test_each_row_is_the_command_that_trains_it(plan_of: PlanOf) -> None:
+def test_each_row_is_a_command_and_the_recipe_that_it_trains(plan_of: PlanOf) -> None:
     plan = plan_of(
         "coop, promptkd, {name: teacher, role: teacher},"
         " {name: other teacher, role: teacher, method: coop},"
         " {name: taught by CLIP, method: promptkd, set: {teacher.method: zeroshot}},"
         " {name: wide, method: vpt, set: {baseline.settings.n_ctx_vision: 2}}"
     )
-    assert commands(plan, "coop") == ("train", "--method", "coop")
-    assert commands(plan, "promptkd") == ("distill",)
-    assert commands(plan, "teacher") == ("teach",)
-    assert commands(plan, "other teacher") == (
-        *("teach", "--set", "teacher.method=coop", "--set", "teacher.settings={}"),
-    )
-    assert commands(plan, "taught by CLIP") == ("distill", "--set", "teacher.method=zeroshot")
-    assert commands(plan, "wide") == (
-        *("train", "--method", "vpt", "--set", "baseline.settings.n_ctx_vision=2"),
-    )
+    assert {cell.row: cell.command for cell in plan.cells} == {
+        "coop": "train",
+        "promptkd": "distill",
+        "teacher": "teach",
+        "other teacher": "teach",
+        "taught by CLIP": "distill",
+        "wide": "train",
+    }
+    assert [recipe_of(plan, row).baseline.method for row in ("coop", "wide")] == ["coop", "vpt"]
+    assert recipe_of(plan, "wide").baseline.settings == {"n_ctx_vision": 2}
+    assert recipe_of(plan, "other teacher").teacher.method == "coop"
+    assert recipe_of(plan, "taught by CLIP").teacher.method == "zeroshot"
+    assert [cell.loaded.recipe.seed for cell in plan.of("tiny", "coop")] == [1, 2, 3]
 
 
 def test_a_baseline_section_of_another_method_makes_room(
@@ -50,21 +51,27 @@ def test_a_baseline_section_of_another_method_makes_room(
     path = write_recipe()
     path.write_text(path.read_text() + "baseline: {method: vpt, settings: {n_ctx_vision: 2}}\n")
     plan = plan_of("coop, vpt")
-    assert commands(plan, "coop") == ("train", "--method", "coop", "--set", "baseline={}")
-    assert commands(plan, "vpt") == ("train", "--method", "vpt")
+    assert recipe_of(plan, "coop").baseline.settings == {}
+    assert recipe_of(plan, "vpt").baseline.settings == {"n_ctx_vision": 2}
+
+
+def test_another_teacher_comes_without_the_settings_of_the_recipes(
+    plan_of: PlanOf, write_recipe: Callable[..., Path]
+) -> None:
+    path = write_recipe()
+    path.write_text(
+        path.read_text().replace("teacher.pt}", "teacher.pt, settings: {prompt_depth_text: 2}}")
+    )
+    plan = plan_of("{name: other teacher, role: teacher, method: coop}")
+    assert recipe_of(plan, "other teacher").teacher.settings == {}
 
 
 def test_overrides_of_all_rows_come_before_those_of_one(plan_of: PlanOf) -> None:
     plan = plan_of(
-        "{name: a, method: promptkd, set: {optim.epochs: 5}}", more="set: {optim: {epochs: 4}}\n"
+        "promptkd, {name: a, method: promptkd, set: {optim.epochs: 5}}",
+        more="set: {optim: {epochs: 4}}\n",
     )
-    assert commands(plan, "a") == (
-        "distill",
-        "--set",
-        "optim={epochs: 4}",
-        "--set",
-        "optim.epochs=5",
-    )
+    assert [recipe_of(plan, row).optim.epochs for row in ("promptkd", "a")] == [4, 5]
 
 
 def test_paths_of_overrides_start_at_the_suites_folder(
@@ -74,9 +81,9 @@ def test_paths_of_overrides_start_at_the_suites_folder(
     monkeypatch.chdir(tmp_path / "elsewhere")
     (tmp_path / "other.pt").touch()
     plan = plan_of("promptkd", more="set: {student.weights: other.pt, data.test: {folder: pool}}\n")
-    assert commands(plan, "promptkd") == (
-        *("distill", "--set", f"student.weights={tmp_path}/other.pt"),
-        *("--set", f"data.test={{folder: {tmp_path}/pool}}"),
+    recipe = recipe_of(plan, "promptkd")
+    assert (str(recipe.student.weights), recipe.data.test.folder) == (
+        *(f"{tmp_path}/other.pt", tmp_path / "pool"),
     )
 
 
@@ -112,10 +119,10 @@ def test_a_row_trained_elsewhere_is_trained_there_once_a_seed_and_measured_here(
     assert (plan.recipes, plan.sources) == (("other",), ("tiny",))
     assert plan.of("tiny", "vpt") == []
     trained, measured = plan.of("tiny", "far"), plan.of("other", "far")
-    assert [cell.arguments[0] for cell in trained] == ["train", "train"]
+    assert [cell.command for cell in (*trained, *measured)] == ["train", "train", "eval", "eval"]
     assert [cell.source for cell in measured] == trained
-    assert measured[0].arguments == (
-        *("eval", "--set", CLASSES),
+    assert tuple(measuring_options(measured[0].loaded.recipe)) == (
+        *("--set", CLASSES),
         *("--set", f"data.test={{folder: {tmp_path}/pool}}"),
         *("--set", "data.split=base-to-novel", "--set", "data.root=null"),
     )
@@ -165,44 +172,6 @@ def test_a_row_of_single_classes_is_measured_where_it_was_trained_on_all_of_them
     other.write_text(other.read_text().replace("[owl, ", "[cat, "))
     plan = plan_of(f"{{name: far, method: {method}, trained_on: tiny.yaml}}", recipes=two_recipes)
     assert [cell.source for cell in plan.of("other", "far")] == plan.of("tiny", "far")
-
-
-def test_one_file_is_measured_once_however_its_path_is_written(
-    plan_of: PlanOf, tmp_path: Path
-) -> None:
-    measured = []
-    for folder in ("test", "labeled/../test", f"{tmp_path}/./test", "pool"):
-        plan = plan_of("coop", more=f"set: {{data.test: {{folder: {folder}}}}}\n")
-        measured.append(plan.cells[0].measured)
-    assert measured[0] == measured[1] == measured[2] != measured[3]
-
-
-def test_a_list_counts_with_what_it_says(plan_of: PlanOf, write_recipe: Any) -> None:
-    recipe = write_recipe()
-    recipe.write_text(recipe.read_text().replace("[cat, dog, red fox, school bus]", "{file: c}"))
-    lists = ("cat\ndog\nred fox\n", "cat\ndog\nowl\n", "cat\ndog\nred fox\n")
-    keys = []
-    for text in lists:
-        (recipe.parent / "c").write_text(text)
-        cell, clip = plan_of("coop, zeroshot").cells[::3]
-        keys.append((cell.key, cell.measured, clip.key))
-    assert keys[0] == keys[2]
-    assert all(one != other for one, other in zip(keys[0], keys[1], strict=True))
-
-
-def test_zero_shot_figures_belong_to_a_backbone_and_to_test_images(plan_of: PlanOf) -> None:
-    plan = plan_of(
-        "zeroshot, coop, promptkd, {name: teacher, role: teacher},"
-        " {name: big, role: teacher, method: zeroshot},"
-        " {name: many, method: zeroshot, set: {baseline.settings.templates: ensemble7}},"
-        " {name: elsewhere, method: coop, set: {data.test.folder: pool}}",
-        more="seeds: [1]\n",
-    )
-    found = {cell.row: cell for cell in plan.cells}
-    same = {row for row, cell in found.items() if cell.zero_shot == found["zeroshot"].zero_shot}
-    assert same == {"zeroshot", "coop", "promptkd", "many"}
-    assert found["big"].zero_shot == found["teacher"].zero_shot
-    assert [row for row, cell in found.items() if cell.is_zero_shot] == ["zeroshot", "big"]
 
 
 @pytest.mark.parametrize(
@@ -290,40 +259,6 @@ def test_a_recipe_is_not_called_as_the_mean_over_all(
     write_recipe("average")
     with pytest.raises(RecipeError, match=r"has the name average, as the mean over all recipes"):
         plan_of("coop", recipes="average.yaml")
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "changed"),
-    [
-        ("epochs: 2", "epochs: 3", {"coop", "promptkd", "teacher"}),
-        ("shots: 4", "shots: 2", {"coop", "promptkd", "teacher"}),
-        ("student.pt}", "student.pt, settings: {losses: {kl: {temperature: 2.0}}}}", {"promptkd"}),
-        ("teacher.pt}", "teacher.pt, settings: {n_ctx_text: 2}}", {"promptkd", "teacher"}),
-        ("test}", "pool}", {"coop", "promptkd", "teacher", "zeroshot"}),
-        ("optim:", "gates: {max_drop: 2.0}\noptim:", set()),
-        ("optim:", "# nothing\noptim:", set()),
-    ],
-)
-def test_what_a_recipe_changes_is_what_runs_again(
-    plan_of: PlanOf,
-    write_recipe: Callable[..., Path],
-    old: str,
-    new: str,
-    changed: set[str],
-) -> None:
-    rows = "coop, promptkd, {name: teacher, role: teacher}, zeroshot"
-    path = write_recipe()
-    before = {(cell.row, cell.seed): cell.key for cell in plan_of(rows).cells}
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-    after = {(cell.row, cell.seed): cell.key for cell in plan_of(rows).cells}
-    assert {row for (row, _), key in after.items() if key not in before.values()} == changed
-
-
-def test_keys_tell_seeds_and_rows_apart(plan_of: PlanOf) -> None:
-    plan = plan_of("coop, vpt, promptkd, zeroshot")
-    assert len({cell.key for cell in plan.cells}) == len(plan.cells) == 10
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,7 @@ def test_the_other_tables_need_the_run_of_their_teacher(name: str, tmp_path: Pat
     students = [cell for cell in plan.cells if cell.row == "PromptKD"]
     assert len(students) == 3 * len(plan.recipes)
     for cell in students:
-        (given,) = (word for word in cell.arguments if word.startswith("teacher.run="))
-        assert Path(given.removeprefix("teacher.run=")).samefile(run)
+        assert Path(cell.loaded.recipe.teacher.run).samefile(run)
 
 
 @pytest.mark.parametrize("name", ["few-shot-1", "few-shot-2", "few-shot-imagenet"])

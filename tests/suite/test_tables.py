@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from kdedge.results import EvalResult
-from kdedge.suite.records import CellRecord, Records
+from kdedge.suite.folder import Failure
+from kdedge.suite.ledger import Outcome
+from kdedge.suite.plan import Cell
 from kdedge.suite.tables import make_grids, make_lines, to_csv, to_markdown, to_record
 
 PlanOf = Callable[..., Any]
@@ -34,14 +36,20 @@ def result(base: float | None, novel: float | None, all_classes: float) -> EvalR
     )
 
 
-def finish(records: Records, cell: Any, found: EvalResult) -> None:
-    record = CellRecord.of(cell, "finished", run="runs/x/01", result=found, zero_shot=found)
-    records.write(cell, record)
+class Outcomes(dict[Cell, Outcome]):
+    """The outcomes of the cells that have one."""
+
+    def __missing__(self, cell: Cell) -> Outcome:
+        return Outcome("not begun")
+
+
+def finish(outcomes: Outcomes, cell: Cell, found: EvalResult) -> None:
+    outcomes[cell] = Outcome("finished", Path("runs/x/01"), found)
 
 
 @pytest.fixture
-def records(tmp_path: Path) -> Records:
-    return Records(tmp_path / "suites" / "grid")
+def outcomes() -> Outcomes:
+    return Outcomes()
 
 
 def deviation(values: list[float]) -> float:
@@ -50,7 +58,7 @@ def deviation(values: list[float]) -> float:
 
 
 def test_lines_are_what_a_slow_computation_gives(
-    plan_of: PlanOf, records: Records, write_recipe: Callable[..., Path], tmp_path: Path
+    plan_of: PlanOf, outcomes: Outcomes, write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     write_recipe("one")
     (tmp_path / "two.yaml").write_text((tmp_path / "one.yaml").read_text().replace("one", "two", 1))
@@ -59,9 +67,9 @@ def test_lines_are_what_a_slow_computation_gives(
     seen: dict[tuple[str, str], list[EvalResult]] = {}
     for cell in plan.cells:
         found = result(rng.uniform(40, 90), rng.uniform(40, 90), rng.uniform(20, 60))
-        finish(records, cell, found)
+        finish(outcomes, cell, found)
         seen.setdefault((cell.recipe, cell.row), []).append(found)
-    rows = list(csv.DictReader(io.StringIO(to_csv(make_lines(plan, records)))))
+    rows = list(csv.DictReader(io.StringIO(to_csv(make_lines(plan, outcomes)))))
     assert [(row["recipe"], row["method"]) for row in rows] == [
         (recipe, method) for recipe in ("one", "two", "average") for method in ("coop", "promptkd")
     ]
@@ -85,11 +93,11 @@ def test_lines_are_what_a_slow_computation_gives(
         assert (row["n_seeds"], row["n_planned"]) == ("3", "3")
 
 
-def test_markdown_and_text_round_the_same_figures(plan_of: PlanOf, records: Records) -> None:
+def test_markdown_and_text_round_the_same_figures(plan_of: PlanOf, outcomes: Outcomes) -> None:
     plan = plan_of("coop", more="seeds: [1, 2]\n")
     for cell, base in zip(plan.cells, (60.0, 61.0), strict=True):
-        finish(records, cell, result(base, 40.0, 30.0))
-    lines = make_lines(plan, records)
+        finish(outcomes, cell, result(base, 40.0, 30.0))
+    lines = make_lines(plan, outcomes)
     (grid,) = make_grids(plan, lines)
     assert grid.header == ["method", "base", "novel", "HM", "all", "seeds"]
     row = ["coop", "60.50 ± 0.71", "40.00 ± 0.00", "48.16 ± 0.22", "30.00 ± 0.00", "2"]
@@ -98,48 +106,48 @@ def test_markdown_and_text_round_the_same_figures(plan_of: PlanOf, records: Reco
 
 
 def test_one_seed_has_no_deviation_and_missing_ones_are_counted(
-    plan_of: PlanOf, records: Records
+    plan_of: PlanOf, outcomes: Outcomes
 ) -> None:
     plan = plan_of("coop, vpt", more="seeds: [1, 2, 3]\n")
-    finish(records, plan.of("tiny", "coop")[0], result(60.0, 40.0, 30.0))
-    (grid,) = make_grids(plan, make_lines(plan, records))
+    finish(outcomes, plan.of("tiny", "coop")[0], result(60.0, 40.0, 30.0))
+    (grid,) = make_grids(plan, make_lines(plan, outcomes))
     assert grid.rows == [
         ["coop", "60.00", "40.00", "48.00", "30.00", "1 of 3"],
         ["vpt", "-", "-", "-", "-", "0 of 3"],
     ]
 
 
-def test_a_cell_that_failed_is_in_no_mean(plan_of: PlanOf, records: Records) -> None:
+def test_a_cell_that_failed_is_in_no_mean(plan_of: PlanOf, outcomes: Outcomes) -> None:
     plan = plan_of("coop", more="seeds: [1, 2]\n")
-    finish(records, plan.cells[0], result(60.0, 40.0, 30.0))
-    records.write(plan.cells[1], CellRecord.of(plan.cells[1], "failed", exit_code=5))
-    (line,) = make_lines(plan, records)
+    finish(outcomes, plan.cells[0], result(60.0, 40.0, 30.0))
+    outcomes[plan.cells[1]] = Outcome("failed", failure=Failure(None, 5, ()))
+    (line,) = make_lines(plan, outcomes)
     assert (line.n_seeds, line.mean["base"], line.std["base"]) == (1, 60.0, None)
 
 
 def test_the_average_takes_seeds_that_all_recipes_have(
-    plan_of: PlanOf, records: Records, write_recipe: Callable[..., Path], tmp_path: Path
+    plan_of: PlanOf, outcomes: Outcomes, write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     write_recipe("one")
     (tmp_path / "two.yaml").write_text((tmp_path / "one.yaml").read_text().replace("one", "two", 1))
     plan = plan_of("coop", recipes="one.yaml, two.yaml", more="seeds: [1, 2]\n")
     for cell in plan.cells[:3]:
-        finish(records, cell, result(50.0 + 10 * cell.seed, 40.0, 30.0))
-    average = make_lines(plan, records)[-1]
+        finish(outcomes, cell, result(50.0 + 10 * cell.seed, 40.0, 30.0))
+    average = make_lines(plan, outcomes)[-1]
     assert (average.recipe, average.n_seeds, average.mean["base"]) == ("average", 1, 60.0)
 
 
-def test_published_figures_stand_beside_ours(plan_of: PlanOf, records: Records) -> None:
+def test_published_figures_stand_beside_ours(plan_of: PlanOf, outcomes: Outcomes) -> None:
     plan = plan_of(
         "coop, vpt",
         more="seeds: [1]\npaper: {source: table 7, figures: {tiny: {vpt: {base: 80, all: 7.5}}}}\n",
     )
-    lines = make_lines(plan, records)
+    lines = make_lines(plan, outcomes)
     (grid,) = make_grids(plan, lines)
     assert grid.header == ["method", "seeds", "paper base", "paper all"]
     assert grid.rows == [["coop", "0 of 1", "-", "-"], ["vpt", "0 of 1", "80.00", "7.50"]]
     assert to_markdown(plan, lines).endswith("Paper: table 7\n")
-    assert to_record(plan, records, lines)["lines"][1]["paper"] == {
+    assert to_record(plan, outcomes, lines)["lines"][1]["paper"] == {
         "base": 80.0,
         "novel": None,
         "harmonic_mean": None,
@@ -148,27 +156,27 @@ def test_published_figures_stand_beside_ours(plan_of: PlanOf, records: Records) 
 
 
 def test_without_a_split_there_is_one_accuracy(
-    plan_of: PlanOf, records: Records, write_recipe: Callable[..., Path]
+    plan_of: PlanOf, outcomes: Outcomes, write_recipe: Callable[..., Path]
 ) -> None:
     write_recipe(split="all")
     plan = plan_of("coop", more="seeds: [1]\n")
-    finish(records, plan.cells[0], result(None, None, 30.0))
-    (grid,) = make_grids(plan, make_lines(plan, records))
+    finish(outcomes, plan.cells[0], result(None, None, 30.0))
+    (grid,) = make_grids(plan, make_lines(plan, outcomes))
     assert (grid.header, grid.rows) == (["method", "all", "seeds"], [["coop", "30.00", "1"]])
 
 
-def test_labels_cannot_break_a_markdown_table(plan_of: PlanOf, records: Records) -> None:
+def test_labels_cannot_break_a_markdown_table(plan_of: PlanOf, outcomes: Outcomes) -> None:
     plan = plan_of('{name: "a | b", method: coop}', more="seeds: [1]\n")
-    text = to_markdown(plan, make_lines(plan, records))
+    text = to_markdown(plan, make_lines(plan, outcomes))
     (row,) = re.findall(r"(?m)^\| a .*$", text)
     assert len(re.findall(r"(?<!\\)\|", row)) == 3
 
 
 def test_what_rows_learn_from_stands_beside_them_where_they_differ(
-    plan_of: PlanOf, records: Records
+    plan_of: PlanOf, outcomes: Outcomes
 ) -> None:
     plan = plan_of("zeroshot, coop, upl, pseudo_label, promptkd", more="seeds: [1]\n")
-    lines = make_lines(plan, records)
+    lines = make_lines(plan, outcomes)
     (grid,) = make_grids(plan, lines)
     assert grid.header == ["method", "labels", "unlabeled", "novel names", "seeds"]
     assert [row[:4] for row in grid.rows] == [
@@ -180,12 +188,12 @@ def test_what_rows_learn_from_stands_beside_them_where_they_differ(
     ]
     rows = list(csv.DictReader(io.StringIO(to_csv(lines))))
     assert [row["unlabeled_images"] for row in rows] == ["no", "no", "yes", "yes", "yes"]
-    assert to_record(plan, records, lines)["lines"][1]["sees"]["labels"] is True
+    assert to_record(plan, outcomes, lines)["lines"][1]["sees"]["labels"] is True
     assert "novel names: training knows" in to_markdown(plan, lines)
 
 
 def test_a_file_of_pseudo_labels_shows_a_row_unlabeled_images(
-    plan_of: PlanOf, tmp_path: Path, records: Records
+    plan_of: PlanOf, tmp_path: Path, outcomes: Outcomes
 ) -> None:
     (tmp_path / "labels.jsonl").touch()
     plan = plan_of(
@@ -193,7 +201,7 @@ def test_a_file_of_pseudo_labels_shows_a_row_unlabeled_images(
         " null}}, {name: both, method: vpt, set: {data.pseudo_labels: labels.jsonl}}",
         more="seeds: [1]\n",
     )
-    (grid,) = make_grids(plan, make_lines(plan, records))
+    (grid,) = make_grids(plan, make_lines(plan, outcomes))
     assert [row[:4] for row in grid.rows] == [
         ["coop", "yes", "-", "-"],
         ["alone", "-", "yes", "yes"],
@@ -201,21 +209,23 @@ def test_a_file_of_pseudo_labels_shows_a_row_unlabeled_images(
     ]
 
 
-def test_a_student_without_labels_has_a_teacher_without(plan_of: PlanOf, records: Records) -> None:
+def test_a_student_without_labels_has_a_teacher_without(
+    plan_of: PlanOf, outcomes: Outcomes
+) -> None:
     plan = plan_of(
         "coop, {name: PromptKD, method: promptkd, set: {teacher.method: zeroshot}}",
         more="seeds: [1]\n",
     )
-    (grid,) = make_grids(plan, make_lines(plan, records))
+    (grid,) = make_grids(plan, make_lines(plan, outcomes))
     assert grid.rows[1][:4] == ["PromptKD", "-", "yes", "yes"]
 
 
-def test_official_rows_are_marked_wherever_a_table_is(plan_of: PlanOf, records: Records) -> None:
+def test_official_rows_are_marked_wherever_a_table_is(plan_of: PlanOf, outcomes: Outcomes) -> None:
     official = "{name: theirs, method: promptkd, set: {official: true}}"
     plan = plan_of(f"zeroshot, promptkd, {official}", more="seeds: [1]\n")
     for cell in plan.cells:
-        finish(records, cell, result(60.0, 40.0, 30.0))
-    lines = make_lines(plan, records)
+        finish(outcomes, cell, result(60.0, 40.0, 30.0))
+    lines = make_lines(plan, outcomes)
     assert [line.is_official for line in lines] == [False, False, True]
     (grid,) = make_grids(plan, lines)
     assert [row[0] for row in grid.rows] == ["zeroshot", "promptkd", "theirs †"]
@@ -223,17 +233,17 @@ def test_official_rows_are_marked_wherever_a_table_is(plan_of: PlanOf, records: 
     assert [row["official"] for row in csv.DictReader(io.StringIO(to_csv(lines)))] == [
         "no", "no", "yes",
     ]  # fmt: skip
-    assert to_record(plan, records, lines)["lines"][2]["is_official"]
+    assert to_record(plan, outcomes, lines)["lines"][2]["is_official"]
 
 
 def test_rows_on_other_test_images_than_the_published_are_marked(
-    plan_of: PlanOf, records: Records
+    plan_of: PlanOf, outcomes: Outcomes
 ) -> None:
     plan = plan_of("coop, promptkd", more="seeds: [1, 2]\n")
     for cell in plan.cells:
         is_own = (cell.row, cell.seed) == ("promptkd", 2)
-        finish(records, cell, replace(result(60.0, 40.0, 30.0), is_own_split=is_own))
-    lines = make_lines(plan, records)
+        finish(outcomes, cell, replace(result(60.0, 40.0, 30.0), is_own_split=is_own))
+    lines = make_lines(plan, outcomes)
     (grid,) = make_grids(plan, lines)
     assert [row[0] for row in grid.rows] == ["coop", "promptkd ‡"]
     assert "‡ a set's own rule" in to_markdown(plan, lines)
@@ -241,8 +251,8 @@ def test_rows_on_other_test_images_than_the_published_are_marked(
     assert [row["own_split"] for row in rows] == ["no", "yes"]
 
 
-def test_without_official_rows_nothing_is_said_of_them(plan_of: PlanOf, records: Records) -> None:
+def test_without_official_rows_nothing_is_said_of_them(plan_of: PlanOf, outcomes: Outcomes) -> None:
     plan = plan_of("coop", more="seeds: [1]\n")
-    text = to_markdown(plan, make_lines(plan, records))
+    text = to_markdown(plan, make_lines(plan, outcomes))
     assert "†" not in text
     assert "‡" not in text

@@ -141,6 +141,15 @@ def trial_round(job: Job) -> Job:
     Raises:
         DataError: the pool has too few images.
     """
+    return job_of_round(job, trial_labels(job))
+
+
+def trial_labels(job: Job) -> dict[int, int]:
+    """The pseudo-labels of that round, by position in the pool's source; builds no model.
+
+    Raises:
+        DataError: the pool has too few images.
+    """
     n_images, n_classes = len(_pool(job).indices), len(job.classes.names)
     spread = np.zeros((n_images, n_classes), dtype=np.float32)
     images = np.arange(n_images)
@@ -152,7 +161,7 @@ def trial_round(job: Job) -> Job:
             raise
         left_out = "  Images that are among the labeled ones are not counted."
         raise DataError(f"{error}\n{left_out}") from error
-    return job_of_round(job, {one.image: one.label for one in chosen})
+    return {one.image: one.label for one in chosen}
 
 
 def _pool(job: Job) -> Images:

@@ -1,0 +1,161 @@
+"""The jobs that cells stand for, and the runs of jobs: compared by key, nothing is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from kdedge.config.load import load_recipe
+from kdedge.config.recipe import Recipe
+from kdedge.results import EvalResult
+from kdedge.runs.find import runs_in
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.provenance import Provenance
+from kdedge.setup.classes import Classes, load_classes
+from kdedge.setup.data import RecipeData
+from kdedge.setup.images import Images
+from kdedge.setup.workspace import Workspace
+from kdedge.suite.plan import Cell
+from kdedge.training.baseline import baseline_job
+from kdedge.training.distill import (
+    named_teacher,
+    open_teacher,
+    student_job,
+    student_parts,
+    teaching_of,
+)
+from kdedge.training.job.key import key_of_run
+from kdedge.training.teach import teacher_job
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run with the key of its job."""
+
+    folder: RunFolder
+    record: Provenance
+    key: str | None
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe in its folder."""
+        return load_recipe(self.folder.recipe).recipe
+
+
+class Runs:
+    """The runs in a folder, by the keys of their jobs.
+
+    Args:
+        root: folder of all runs.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._keys: dict[Path, str | None] = {}
+        self._finished: dict[Path, Run] = {}
+        self._begun: set[str | None] = set()
+
+    def look(self) -> None:
+        """Reads runs that are new or were not finished."""
+        self._begun = set()
+        for run, record in runs_in(self.root, but=self._finished):
+            if run.path not in self._keys:
+                self._keys[run.path] = key_of_run(run, record)
+            key = self._keys[run.path]
+            if record.is_finished:
+                self._finished[run.path] = Run(run, record, key)
+            else:
+                self._begun.add(key)
+
+    def finished(self, key: str | None = None) -> list[Run]:
+        """The finished runs of a job, or of all, the newest first."""
+        found = [run for run in self._finished.values() if key in (None, run.key)]
+        return sorted(found, key=lambda run: str(run.record.finished_at), reverse=True)
+
+    def has_begun(self, key: str) -> bool:
+        """Whether a run of a job is not finished."""
+        return key in self._begun
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """The images and class names that accuracy is measured on.
+
+    Attributes:
+        list_hash: of the images.
+        n_images: how many.
+        classes: the names and their split.
+    """
+
+    list_hash: str
+    n_images: int
+    classes: Classes
+
+    @classmethod
+    def of(cls, images: Images | None, classes: Classes) -> EvalSet:
+        """The readable test images of a recipe that has some."""
+        assert images is not None  # the plan refuses a recipe without
+        return cls(images.list_hash, len(images.indices), classes)
+
+    def fits(self, result: EvalResult) -> bool:
+        """Whether a result is of so many images, these names and this split."""
+        measured = (result.n_images, tuple(result.per_class), result.split)
+        return measured == (self.n_images, self.classes.names, self.classes.split)
+
+
+@dataclass(frozen=True)
+class KnownJob:
+    """What a cell stands for.
+
+    Attributes:
+        test: what it is measured on.
+        backbone: identity of its backbone; None of a cell that trains nothing.
+        key: of its job; None of a cell that trains nothing, and before the teacher is trained.
+        teacher: key of the teacher's job; None where none is trained.
+    """
+
+    test: EvalSet
+    backbone: str | None = None
+    key: str | None = None
+    teacher: str | None = None
+
+    @property
+    def keys(self) -> set[str]:
+        """The keys that are known."""
+        return {key for key in (self.key, self.teacher) if key is not None}
+
+
+def find_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
+    """The job of a cell, from hashes alone.
+
+    Raises:
+        KdedgeError: whatever would stop the cell's command at its beginning.
+    """
+    loaded = cell.loaded
+    try:
+        if cell.source is not None:
+            classes = load_classes(loaded.recipe)
+            images = RecipeData(loaded.recipe, classes, workspace)
+            return KnownJob(EvalSet.of(images.load("test"), classes))
+        if cell.role == "student":
+            return _students_job(cell, workspace, runs)
+        make = teacher_job if cell.role == "teacher" else baseline_job
+        job = make(loaded, workspace)
+        test = EvalSet.of(job.held_out.test, job.classes)
+        return KnownJob(test, job.setup.backbone.identity, job.key())
+    finally:
+        workspace.forget_tensors()
+
+
+def _students_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
+    """The key of a student's job takes in what its teacher has become."""
+    parts = student_parts(cell.loaded, workspace)
+    run, key, taught_by = named_teacher(cell.loaded, workspace), None, None
+    if run is None:
+        taught_by = teacher_job(cell.loaded, workspace).key()
+        run = next((found.folder for found in runs.finished(taught_by)), None)
+    if run is not None:
+        key = student_job(parts, teaching_of(open_teacher(run, parts), parts)).key()
+    test = EvalSet.of(parts.held_out.test, parts.setup.classes)
+    return KnownJob(test, parts.setup.backbone.identity, key, taught_by)

@@ -1,0 +1,220 @@
+"""How the cells of a suite stand, read from the runs of their jobs and from the suite's folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from kdedge._lock import is_locked
+from kdedge._progress import progress
+from kdedge.errors import KdedgeError
+from kdedge.results import EvalResult
+from kdedge.runs.results import read_evaluation
+from kdedge.setup.workspace import Workspace
+from kdedge.suite.folder import Failure, Measurement, SuiteFolder
+from kdedge.suite.jobs import KnownJob, Run, Runs, find_job
+from kdedge.suite.plan import ZERO_SHOT, Cell, Plan
+
+Status = Literal["not begun", "running", "interrupted", "not measured", "finished", "failed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell stands.
+
+    Attributes:
+        status: `finished` where its accuracies are known; `not measured` where its run is finished
+            and was measured on other images.
+        run: folder of the run that was measured.
+        result: the run's accuracies.
+        seconds: of the run's training; None where nothing was trained.
+        failure: how its process ended, where that failed.
+    """
+
+    status: Status
+    run: Path | None = None
+    result: EvalResult | None = None
+    seconds: float | None = None
+    failure: Failure | None = None
+
+
+class Ledger:
+    """What is known of a suite's cells. A cell that was found finished stays so.
+
+    Attributes:
+        plan: the suite.
+        folder: the suite's.
+    """
+
+    def __init__(
+        self, plan: Plan, folder: SuiteFolder, root: Path, *, is_read_only: bool = False
+    ) -> None:
+        """Knows nothing before the first `look`.
+
+        Args:
+            plan: the suite.
+            folder: the suite's.
+            root: folder of all runs.
+            is_read_only: write no caches.
+        """
+        self.plan, self.folder = plan, folder
+        self._runs, self._is_read_only = Runs(root), is_read_only
+        self._jobs: dict[Cell, KnownJob | None] = {}
+        self._finished: dict[Cell, Outcome] = {}
+
+    def look(self) -> None:
+        """Reads what is new in the folder of runs; the first time, all images of all recipes."""
+        self._runs.look()
+        new = [cell for cell in self.plan.cells if self._may_be_known_better(cell)]
+        if new:
+            # Lives as long as this call, as the lists of all images may be large
+            workspace = Workspace(
+                self._runs.root, torch.device("cpu"), is_read_only=self._is_read_only
+            )
+            with progress("looking for finished cells", len(new)) as advance:
+                for n_done, cell in enumerate(new):
+                    advance(n_done, cell.label)
+                    self._jobs[cell] = self._find_job(cell, workspace)
+        for cell in self.plan.cells:
+            found = None if cell in self._finished else self._find_result(cell)
+            if found is not None:
+                self._finished[cell] = found
+
+    def look_for(self, cell: Cell) -> None:
+        """Looks for the run of a cell whose process has ended."""
+        if self._jobs.get(cell) is None:  # its process may have fetched what was missing
+            self._jobs.pop(cell, None)
+        self.look()
+
+    def _may_be_known_better(self, cell: Cell) -> bool:
+        if cell not in self._jobs:
+            return True
+        job = self._jobs[cell]
+        if job is None or job.key is not None or job.teacher is None:
+            return False
+        return bool(self._runs.finished(job.teacher))
+
+    def _find_job(self, cell: Cell, workspace: Workspace) -> KnownJob | None:
+        try:
+            return find_job(cell, workspace, self._runs)
+        except KdedgeError:  # its own process says what is wrong
+            return None
+
+    def outcome(self, cell: Cell) -> Outcome:
+        """How a cell stands as far as `look` has seen."""
+        if cell in self._finished:
+            return self._finished[cell]
+        keys = self._keys(cell)
+        failure = self.folder.failure(cell)
+        if failure is not None and (failure.job in keys or (failure.job is None and not keys)):
+            return Outcome("failed", failure=failure)
+        if is_locked(self.folder.lock(cell)):
+            return Outcome("running")
+        if self.run_to_measure(cell) is not None:
+            return Outcome("not measured")
+        has_begun = any(map(self._runs.has_begun, keys))
+        return Outcome("interrupted" if has_begun else "not begun")
+
+    def is_finished(self, cell: Cell) -> bool:
+        """Whether there is nothing left to do for a cell."""
+        return cell in self._finished
+
+    def outcomes(self) -> dict[Cell, Outcome]:
+        """How all cells stand."""
+        return {cell: self.outcome(cell) for cell in self.plan.cells}
+
+    def trains(self, cell: Cell) -> set[str]:
+        """Keys of the jobs that a cell's command trains now, its teacher's among them."""
+        return {key for key in self._keys(cell) if not self._runs.finished(key)}
+
+    def _keys(self, cell: Cell) -> set[str]:
+        job = self._jobs.get(cell)
+        return set() if job is None else job.keys
+
+    def zero_shot(self, cell: Cell) -> object:
+        """Equal where zero-shot CLIP is; None where no run of the cell measures it."""
+        job = self._jobs.get(cell)
+        return None if job is None or job.backbone is None else (job.backbone, job.test)
+
+    def run_to_measure(self, cell: Cell) -> Run | None:
+        """The finished run of a cell's job, whose accuracies are not known."""
+        job = self._jobs.get(cell.source or cell)
+        runs = [] if job is None or job.key is None else self._runs.finished(job.key)
+        return runs[0] if runs else None
+
+    def fail(self, cell: Cell, exit_code: int, *last_lines: str) -> None:
+        """Records that a cell has failed."""
+        job = self._jobs.get(cell)
+        key = None if job is None else job.key or job.teacher
+        self.folder.write(cell, Failure(key, exit_code, last_lines))
+
+    def measured(self, cell: Cell, run: Run, result: EvalResult) -> None:
+        """Records the accuracies of a run on a cell's test images, unless these have changed."""
+        job = self._jobs.get(cell)
+        if job is not None and run.key is not None and job.test.fits(result):
+            name, template = run.folder.name, job.test.classes.template
+            record = Measurement(name, run.key, job.test.list_hash, template, result)
+            self.folder.write(cell, record)
+
+    def _find_result(self, cell: Cell) -> Outcome | None:
+        """The accuracies of a cell on its present test images, wherever they are."""
+        job, trained = self._jobs.get(cell), self._jobs.get(cell.source or cell)
+        if job is None or trained is None:
+            return None
+        runs = [] if trained.key is None else self._runs.finished(trained.key)
+        if cell.source is None:
+            for run in runs:
+                result = _evaluation(run).get(cell.role)
+                if result is not None and _is_measured_on(run, result, cell, job):
+                    return Outcome("finished", run.folder.path, result, _seconds(run))
+        if cell.is_zero_shot:
+            for run in self._runs.finished():
+                if run.record.hashes.get("backbone") != job.backbone:
+                    continue
+                result = _evaluation(run).get(ZERO_SHOT)
+                if result is not None and _is_measured_on(run, result, cell, job):
+                    return Outcome("finished", run.folder.path, result)
+        record = self.folder.measurement(cell)
+        test = (job.test.list_hash, job.test.classes.template)
+        if record is None or (record.test_list, record.template) != test:
+            return None
+        for run in runs:
+            is_its = (run.folder.name, run.key) == (record.run, record.job)
+            if is_its and job.test.fits(record.result):
+                return Outcome("finished", run.folder.path, record.result, _seconds(run))
+        return None
+
+
+def _evaluation(run: Run) -> dict[str, EvalResult]:
+    try:
+        return read_evaluation(run.folder)
+    except KdedgeError:  # damaged: the run is measured anew
+        return {}
+
+
+def _is_measured_on(run: Run, result: EvalResult, cell: Cell, job: KnownJob) -> bool:
+    """Whether a run's evaluation is of a cell's present test images and class names.
+
+    A run of version 0.1 does not say which images it was measured on. It counts where its recipe
+    names the same place, and the number of images, the class names and the split are the same.
+    """
+    test, measured_on = job.test, run.record.measured_on
+    if not test.fits(result) or measured_on not in (None, test.list_hash):
+        return False
+    if run.key == job.key and measured_on is not None:
+        return True  # the key takes in the template
+    try:
+        then, now = run.recipe, cell.loaded.recipe
+    except KdedgeError:
+        return False
+    is_there = (then.data.test, then.data.root) == (now.data.test, now.data.root)
+    return then.classes.template == now.classes.template and (measured_on is not None or is_there)
+
+
+def _seconds(run: Run) -> float | None:
+    summary = run.record.summary
+    parts = summary.rounds if summary.training is None else [summary.training]
+    return sum(part.seconds or 0.0 for part in parts) if parts else None
