@@ -3,9 +3,9 @@
 Three ways to take a student's step on the same images from the same parameters; all losses must
 agree. Weights are random, sizes are real, float32 on the CPU.
 
-* plain: the methods' public code, which runs the teacher's text tower over all class texts and its
-  image tower in every step (benchmarks/plain_loop.py);
-* live: kdedge with stored class vectors, the teacher's image tower in every step;
+* plain: the methods' public code, which runs the teacher's text encoder over all class texts and
+  its image encoder in every step (benchmarks/plain_loop.py);
+* live: kdedge with stored class vectors, the teacher's image encoder in every step;
 * store: kdedge with the teacher's features from a warm teacher store.
 
 Rounds are interleaved: each takes steps of all three at every number of classes, and the machine's

@@ -1,7 +1,8 @@
 """PromptKD's step as the methods' public code takes it, for comparison.
 
-The teacher's text tower runs over all class texts at 77 positions, and its image tower over the
-images, in every step; both image towers run every block on every token, prompts as ordinary tokens.
+The teacher's text encoder runs over all class texts at 77 positions, and its image encoder over the
+images, in every step; both image encoders run every block on every token, prompts as ordinary
+tokens.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ ViT-B/16 student, 397 classes, teacher's features from a store, random weights, 
 * as it is;
 * open_clip's MLP: QuickGELU as a module of its own, in place of `clip.blocks`' silu, as a hook on a
   linear layer has it;
-* compiled: the image tower by `torch.compile`, whose first step is left out and said;
+* compiled: the image encoder by `torch.compile`, whose first step is left out and said;
 * freed memory given back: glibc's default, which `training.heap` changes;
 * channels last: images and patch convolution in that memory format;
 * two micro-batches: the price of half the activations.

@@ -1,6 +1,6 @@
 """Peak memory of training text prompts: it must not grow with the number of classes.
 
-Runs one PromptSRC text pass with its backward pass (ViT-L/14's text tower, random weights, names
+Runs one PromptSRC text pass with its backward pass (ViT-L/14's text encoder, random weights, names
 of a few words), in chunks and whole, for 100 and 1000 classes, each in a process of its own, and
 prints peak resident memory above the loaded model. glibc is told to give freed blocks of 1 MiB and
 more back at once; left alone, its heap holds on to up to a gigabyte of them in some runs.

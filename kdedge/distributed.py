@@ -1,6 +1,6 @@
 """The processes that train one model together: who they are and what they say to each other.
 
-Each takes its share of a step's images through the image tower. What the towers give is put
+Each takes its share of a step's images through the image encoder. What the encoders give is put
 together, and all that follows (projector, batch norm, loss) runs in every process on the whole
 batch: batch norm and losses that compare images see what they see in one process, and what is
 learned is the same up to the order of sums. That needs no batch norm across processes, which torch

@@ -104,7 +104,7 @@ class ModelFacts(Record):
         source: the recipe's name, or what was asked for where that name does not tell it apart.
         model: the method, or an artifact's file.
         protocol: `paper`: class texts are encoded with every batch, at all positions of the text
-            tower, as the baselines' public code evaluates. `cached`: class vectors are stored.
+            encoder, as the baselines' public code evaluates. `cached`: class vectors are stored.
         precision: of weights and arithmetic.
         n_parameters: numbers that it holds; None where not known.
         n_bytes: of its file; None for a model in memory.

@@ -45,8 +45,8 @@ def clip_shapes(sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
     }
     for norm in ("ln_pre", "ln_post"):
         shapes |= {f"visual.{norm}.weight": (vision,), f"visual.{norm}.bias": (vision,)}
-    towers = (("visual.", vision, sizes["vision_layers"]), ("", text, sizes["text_layers"]))
-    for prefix, width, layers in towers:
+    encoders = (("visual.", vision, sizes["vision_layers"]), ("", text, sizes["text_layers"]))
+    for prefix, width, layers in encoders:
         for index in range(layers):
             block = f"{prefix}transformer.resblocks.{index}."
             shapes |= {

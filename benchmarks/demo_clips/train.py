@@ -115,7 +115,7 @@ def resize(picture: Image.Image) -> np.ndarray:
 
 
 def normalize(pictures: Tensor) -> Tensor:
-    """uint8 pictures -> what an image tower takes."""
+    """uint8 pictures -> what an image encoder takes."""
     mean, std = torch.tensor(OPENAI_DATASET_MEAN), torch.tensor(OPENAI_DATASET_STD)
     return (pictures.float() / 255 - mean[:, None, None]) / std[:, None, None]
 

@@ -70,7 +70,7 @@ def run_subjects(
 
     why = why_no_prompts(trained.backbone.visual)
     if why is not None:
-        left_out[folded_name(run)] = f"its image tower {why}, which kdedge does not export"
+        left_out[folded_name(run)] = f"its image encoder {why}, which kdedge does not export"
     if isinstance(trained.backbone, Backbone):
         add(zero_shot(trained.backbone, len(trained.class_names)), _accuracy(run, "zeroshot"))
     else:

@@ -1,7 +1,7 @@
 """Models of PyTorch as rows want them: their logits, what they hold, what work they are.
 
 Under the paper's protocol a baseline encodes its class texts with every batch, at all positions of
-the text tower; else its class vectors are stored.
+the text encoder; else its class vectors are stored.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _image_conditioned(
 
 
 def _at_all_positions(texts: TokenizedTexts, backbone: Backbone) -> TokenizedTexts:
-    """Texts as the public code encodes them: padded to every position that the tower has."""
+    """Texts as the public code encodes them: padded to every position that the encoder has."""
     missing = backbone.context_length - texts.tokens.shape[1]
     return replace(texts, tokens=F.pad(texts.tokens, (0, missing)))
 

@@ -30,12 +30,12 @@ class ClassVectors:
         vectors: [C, D], float32, in class-list order; of unit length, or shorter if they are
             averages; [C, 0] for a method whose class texts depend on the image.
         class_names: the C names.
-        made_by: provenance hash: of the weights, prompts and texts behind them.
+        provenance: provenance hash: of the weights, prompts and texts behind them.
     """
 
     vectors: Tensor
     class_names: tuple[str, ...]
-    made_by: str
+    provenance: str
 
     def __post_init__(self) -> None:
         """Checks that there is one vector a name, of at most unit length."""
@@ -68,14 +68,14 @@ class ClassVectors:
                 " vectors go by name: use these names, or train or store again with the new list."
             )
         rows = torch.tensor([position[name] for name in class_names])
-        return ClassVectors(self.vectors[rows], tuple(class_names), self.made_by)
+        return ClassVectors(self.vectors[rows], tuple(class_names), self.provenance)
 
     def save(self, path: Path) -> None:
         """Writes one safetensors file, names and hash in its metadata."""
         vectors = self.vectors.detach().float().cpu().contiguous()
         metadata = {
             "class_names": json.dumps(list(self.class_names), ensure_ascii=False),
-            "made_by": self.made_by,
+            "made_by": self.provenance,
             "sha256": _sha256(vectors),
         }
         write_atomic(path, encode_tensors({"class_vectors": vectors}, metadata))
@@ -97,7 +97,7 @@ def load_class_vectors(path: Path) -> ClassVectors:
             metadata = file.metadata() or {}
             vectors = file.get_tensor("class_vectors")
         names = tuple(json.loads(metadata["class_names"]))
-        made_by, sha256 = metadata["made_by"], metadata["sha256"]
+        provenance, sha256 = metadata["made_by"], metadata["sha256"]
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise DataError(
             f"{path} does not hold class vectors: {error}.\n"
@@ -108,7 +108,7 @@ def load_class_vectors(path: Path) -> ClassVectors:
             f"{path} is damaged: its class vectors are not the ones that were written.\n"
             "  Train or import again, which makes a new run."
         )
-    return ClassVectors(vectors, names, made_by)
+    return ClassVectors(vectors, names, provenance)
 
 
 class TextFeatureCache:

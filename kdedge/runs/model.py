@@ -200,7 +200,7 @@ class RunModel:
             DataError: as of `vectors`.
         """
         if self._has_stored_vectors:
-            return self._stored.made_by
+            return self._stored.provenance
         if self.run.kind == "student":
             return self._teacher().vectors_provenance
         return class_vectors_provenance(self.setup, self._tensors.trained, self.classes)
@@ -268,7 +268,7 @@ class RunModel:
             "hashes": {
                 **record.hashes,
                 "exported_class_list": class_list_hash(self.class_names),
-                "class_vectors": self.vectors.made_by,
+                "class_vectors": self.vectors.provenance,
             },
             "scale": self.scale,
         }
@@ -289,7 +289,7 @@ class RunModel:
 
     def _select(self, names: Sequence[str]) -> ClassVectors:
         if not has_class_vectors(self.setup.choice):
-            return ClassVectors(torch.empty(len(names), 0), tuple(names), self._stored.made_by)
+            return ClassVectors(torch.empty(len(names), 0), tuple(names), self._stored.provenance)
         return self._stored.select(names)
 
     def _teacher(self) -> RunModel:
@@ -320,7 +320,7 @@ class RunModel:
             where = "its teacher is no run" if folder is None else f"its teacher is not in {folder}"
             raise DataError(f"{what}, and {where}.\n{remedy}")
         teacher = load_run(RunFolder.open(folder), self.setup.workspace, names=names)
-        if teacher.stored_provenance != self._stored.made_by:
+        if teacher.stored_provenance != self._stored.provenance:
             raise DataError(
                 f"{what}, and the teacher in {folder} is not the one that made the stored"
                 f" vectors.\n{remedy}"
@@ -330,7 +330,7 @@ class RunModel:
     @property
     def stored_provenance(self) -> str:
         """Provenance hash of the class vectors in the run's folder."""
-        return self._stored.made_by
+        return self._stored.provenance
 
 
 def load_run(

@@ -138,9 +138,9 @@ def open_weights(run: RunFolder, setup: RoleSetup, stored: ClassVectors) -> Trai
             "  Use the weights of that run; its recipe.yaml names them."
         )
     trained = str(metadata.get("trained"))
-    is_pair = metadata.get("class_vectors") == stored.made_by
+    is_pair = metadata.get("class_vectors") == stored.provenance
     if is_pair and run.kind != "student":  # a student's vectors are its teacher's
-        is_pair = stored.made_by == class_vectors_provenance(setup, trained, setup.classes)
+        is_pair = stored.provenance == class_vectors_provenance(setup, trained, setup.classes)
     if not is_pair:
         raise DataError(
             f"{path} was trained with other class vectors than those in {run.class_vectors.name}"

@@ -98,7 +98,7 @@ def _store_filler(
     seed = recipe.seed if spec.view_seed is None else spec.view_seed
     augment = Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views)
     description = describe_store(
-        made_by=provenance,
+        provenance=provenance,
         images=parts.images,
         preprocess=teacher.preprocess,
         augment=augment,

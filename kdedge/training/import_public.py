@@ -156,7 +156,7 @@ def import_student(
         method = setup.build(class_vectors=vectors.vectors.to(workspace.device))
         projector = {f"projector.{key}": value for key, value in found.projector.items()}
         method.module.load_state_dict({"visual_prompts": found.visual_prompts, **projector})
-        write_weights(run, setup, method, provenance=vectors.made_by)
+        write_weights(run, setup, method, provenance=vectors.provenance)
     return Imported(run, checkpoint.epoch, grouped(found.ignored), checkpoint.ignored, largest)
 
 

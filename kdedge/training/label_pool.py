@@ -90,7 +90,7 @@ def label_pool(
     warn_of_unpredicted(probabilities, classes, among=everything)
     labels = in_source(most_probable(probabilities, per_class, classes=everything), pool)
     _check_free(path)  # once more: training may have taken hours
-    write_for(pool, labels, path, classes=classes, method=method, made_by=found.provenance)
+    write_for(pool, labels, path, classes=classes, method=method, provenance=found.provenance)
     given = {one.image: one.label for one in labels}
     return LabeledPool(
         path=path,
@@ -129,7 +129,7 @@ def _find_model(loaded: LoadedRecipe, workspace: Workspace) -> _Found:
         return _Found(job.model(), job.provenance(), None)
     run = finished_run(workspace.root, job.key()) or _train(job)
     model = load_run(run, workspace, names=job.classes.names)
-    return _Found(model, model.vectors.made_by, run)
+    return _Found(model, model.vectors.provenance, run)
 
 
 def _train(job: Job) -> RunFolder:

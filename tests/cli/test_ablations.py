@@ -62,9 +62,9 @@ def test_own_class_vectors_are_stored_with_what_made_them(kdedge: Run, trained: 
     shared = load_class_vectors(Path("runs/tiny/02/class_vectors.safetensors"))
     vectors = load_class_vectors(STUDENT / "class_vectors.safetensors")
     assert (shared.vectors.shape[1], vectors.vectors.shape[1]) == (40, 24)
-    assert vectors.made_by != shared.made_by
+    assert vectors.provenance != shared.provenance
     teacher = load_class_vectors(Path("runs/tiny/01/class_vectors.safetensors"))
-    assert shared.made_by == teacher.made_by
+    assert shared.provenance == teacher.provenance
 
 
 def test_own_class_vectors_of_a_new_name_are_not_asked_of_the_teacher(

@@ -1,4 +1,4 @@
-"""Students that are an image tower alone, from the recipe to the table of a suite."""
+"""Students that are an image encoder alone, from the recipe to the table of a suite."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_timm_student_is_timed_and_no_export_of_it_is_asked_for(
     result = json.loads(done.out)
     assert [row["model"] for row in result["rows"]] == ["teacher, PromptSRC", "PromptKD"]
     assert result["left_out"] == {
-        "tiny/02 folded": "its image tower is a ResNet, which kdedge does not export",
+        "tiny/02 folded": "its image encoder is a ResNet, which kdedge does not export",
         "Zero-shot CLIP": "timm/test_resnet has no text encoder that runs here",
         **dict.fromkeys(
             ("CoOp", "CoCoOp", "PromptSRC"),

@@ -294,7 +294,7 @@ def test_a_prompt_method_teaches_the_student(kdedge: Run, project: Path, method:
     theirs, ours = (
         load_class_vectors(Path(f"runs/tiny/0{n}/class_vectors.safetensors")) for n in (1, 2)
     )
-    assert (theirs.made_by, theirs.vectors.shape) == (ours.made_by, (4, 40))
+    assert (theirs.provenance, theirs.vectors.shape) == (ours.provenance, (4, 40))
 
 
 @pytest.mark.parametrize("method", ["coop", "vpt", "ivlp", "maple"])

@@ -91,7 +91,7 @@ def test_the_files_leave_the_token_table_out() -> None:
 
 
 def test_features_are_the_pinned_ones(backbone: Backbone) -> None:
-    """A checksum of both towers; 1e-3 leaves room for another machine's order of float32 sums."""
+    """A checksum of both encoders; 1e-3 leaves room for another machine's order of float32 sums."""
     text, image = PINNED_FEATURES[backbone.name]
     ramp = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
     text_features = unit_length(backbone.text_features_raw(["a photo of a plain red circle."]))

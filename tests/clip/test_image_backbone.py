@@ -37,7 +37,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "text_cfg": {**TEXT, "pool_type": "last", "proj_bias": True},
         "init_logit_bias": -10,
     },
-    # CLIP's own ViT beside another text tower
+    # CLIP's own ViT beside another text encoder
     "vit": {
         "vision_cfg": {"layers": 2, "width": 64, "patch_size": 8, "image_size": 32},
         "text_cfg": {**TEXT, "no_causal_mask": True},

@@ -30,7 +30,7 @@ def image_tower(*, size: int, patch: int, width: int, n_layers: int, embed_dim: 
 
 
 def text_tower(*, n_positions: int, width: int, n_layers: int, embed_dim: int) -> int:
-    """Multiply-adds of CLIP's text tower on one text."""
+    """Multiply-adds of CLIP's text encoder on one text."""
     return n_layers * block(n_positions, width) + width * embed_dim
 
 
@@ -47,7 +47,7 @@ PUBLISHED_GFLOPS = {  # open_clip's model profile: image, text
 
 
 @pytest.mark.parametrize("name", CLIPS)
-def test_clips_towers_need_what_the_formula_says_and_what_is_published(name: str) -> None:
+def test_clips_encoders_need_what_the_formula_says_and_what_is_published(name: str) -> None:
     from open_clip import CLIP, get_model_config
 
     sizes, text_width = CLIPS[name]

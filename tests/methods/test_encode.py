@@ -163,7 +163,7 @@ def test_a_step_keeps_no_more_for_more_classes_but_its_logits(
     ("name", "expected"),
     [("test_resnet", False), ("test_vit", True), ("test_efficientnet", False)],
 )
-def test_towers_whose_images_see_each_other_are_not_split(name: str, expected: bool) -> None:
+def test_encoders_whose_images_see_each_other_are_not_split(name: str, expected: bool) -> None:
     assert is_splittable(timm.create_model(name)) is expected
 
 

@@ -1,4 +1,4 @@
-"""PromptKD on an image tower alone: its class vectors and its scale are its teacher's."""
+"""PromptKD on an image encoder alone: its class vectors and its scale are its teacher's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def timms() -> ImageBackbone:
 
 @pytest.fixture(scope="module")
 def clips() -> ImageBackbone:
-    """The image tower of a CLIP whose texts are not run."""
+    """The image encoder of a CLIP whose texts are not run."""
     torch.manual_seed(0)
     vision = {"layers": 2, "width": 64, "patch_size": 8, "image_size": 32}
     model = CLIP(embed_dim=24, vision_cfg=vision, text_cfg={"width": 8, "heads": 1, "layers": 1})

@@ -79,7 +79,7 @@ def make_filler(
     source, augment = Drawn(n_images), Augmentation(1, 0.5, flip=True)
     digests = {i: f"digest of {i}" for i in range(n_images)}
     images = Images(source, tuple(range(n_images)), (), digests)
-    given = {"made_by": "t", "images": images, "preprocess": PREPROCESS}
+    given = {"provenance": "t", "images": images, "preprocess": PREPROCESS}
     description = describe_store(**{**given, "augment": augment, "precision": "fp32", **of})
     store = TeacherStore(root, description, indices=images.indices, dim=DIM, n_views=n_views)
     return StoreFiller(

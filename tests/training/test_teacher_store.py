@@ -60,7 +60,7 @@ def test_features_are_two_bytes_a_value_and_mapped_from_their_files(
 @pytest.mark.parametrize(
     "change",
     [
-        {"made_by": "another"},
+        {"provenance": "another"},
         {"precision": "bf16"},
         {"preprocess": Preprocess(8, (0.5,) * 3, (0.5,) * 3, resize_mode="squash")},
         {"augment": Augmentation(2, 0.5, flip=True)},
@@ -108,9 +108,9 @@ def test_a_new_store_says_why_the_nearest_one_is_not_used(
     filling: Filling, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = filled(filling, tmp_path, n_images=4)
-    filled(filling, tmp_path, n_images=4, made_by="a" * 64, precision="bf16")
+    filled(filling, tmp_path, n_images=4, provenance="a" * 64, precision="bf16")
     caplog.set_level(logging.INFO)
-    filled(filling, tmp_path, n_images=4, made_by="b" * 64)
+    filled(filling, tmp_path, n_images=4, provenance="b" * 64)
     expected = (
         f"The teacher store in {first.path} is not used, as it is of something else:"
         " teacher t, not bbbbbbbbbbbb."

@@ -1,7 +1,7 @@
 """One training step: forward pass, backward pass, clipping, the optimizer's step.
 
 Where memory runs out in the passes, the step is taken again with half as many images at a time in
-the image tower, and so are all that follow it: gradients stay those of the whole batch
+the image encoder, and so are all that follow it: gradients stay those of the whole batch
 (`methods/_encode.py`). With several processes all of them do so.
 """
 
@@ -51,7 +51,7 @@ class Stepper:
         parameters: what is trained, by name.
         optimizer: theirs.
         precision: of the forward pass.
-        micro_batch: how many images the image tower takes at a time; None for all there are.
+        micro_batch: how many images the image encoder takes at a time; None for all there are.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class Stepper:
         is_split = group.world_size > 1 or self.micro_batch is not None
         if is_split and not method.can_split_batches:
             raise RecipeError(
-                "This image tower is trained with batch norm or dropout of its own, which look at"
+                "This image encoder is trained with batch norm or dropout of its own, which look at"
                 " whole batches: neither optim.micro_batch nor several processes can split one.\n"
-                "  Leave both out, or choose tune: prompts or a tower without them."
+                "  Leave both out, or choose tune: prompts or an encoder without them."
             )
 
     def take(

@@ -92,7 +92,7 @@ def write_for(
     *,
     classes: Classes,
     method: str,
-    made_by: str,
+    provenance: str,
 ) -> None:
     """Writes pseudo-labels of positions in the pool's source; see `data.pseudo_labels`."""
     write_pseudo_labels(
@@ -100,7 +100,7 @@ def write_for(
         labels,
         origin=Origin(
             method=method,
-            provenance_hash=made_by,
+            provenance_hash=provenance,
             class_list=class_list_hash(classes.names),
             image_list=pool.list_hash,
         ),

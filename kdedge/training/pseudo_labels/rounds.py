@@ -194,7 +194,7 @@ def _label(job: Job, model: Model, folder: RoundFolder, number: int) -> None:
         folder.pseudo_labels,
         classes=job.classes,
         method="zeroshot" if number == 1 else job.choice.name,
-        made_by=sha256_json([job.key(), number]),
+        provenance=sha256_json([job.key(), number]),
     )
 
 

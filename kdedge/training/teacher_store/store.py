@@ -66,7 +66,7 @@ class Chunk:
 
 def describe_store(
     *,
-    made_by: str,
+    provenance: str,
     images: Images,
     preprocess: Preprocess,
     augment: Augmentation,
@@ -75,7 +75,7 @@ def describe_store(
     """Gives all that stored features depend on, as plain values; a store's key is their hash.
 
     Args:
-        made_by: `StoredTeacher.features_made_by`.
+        provenance: hash of what the features depend on, such as `RunModel.features_provenance`.
         images: whose views are stored. Their positions count, as views are drawn from them; labels
             do not.
         preprocess: the teacher's.
@@ -86,7 +86,7 @@ def describe_store(
     listed = [[i, items[i].key, images.digests[i]] for i in sorted(images.indices)]
     return {
         "format": _FORMAT,
-        "teacher": made_by,
+        "teacher": provenance,
         "images": sha256_json(listed),
         "n_images": len(listed),
         "preprocess": preprocess.as_dict(),
