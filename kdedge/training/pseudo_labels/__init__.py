@@ -1,1 +1,5 @@
-"""Pseudo-labels of unlabeled images: written, read, trained on in rounds."""
+"""Pseudo-labels of unlabeled images.
+
+`labels` writes, reads and judges them, `rounds.train_rounds` trains on them in rounds. How a method
+chooses them is in `kdedge.data.pseudo_labels` and the method's file.
+"""

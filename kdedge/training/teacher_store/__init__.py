@@ -1,1 +1,5 @@
-"""Teacher features per image and view, kept on disk."""
+"""Teacher features per image and view, kept on disk.
+
+`store.TeacherStore` reads and writes the files, `fill.StoreFiller` computes what is missing,
+`claims.Claims` shares the work among processes.
+"""
