@@ -186,7 +186,6 @@ def test_a_suite_tables_it_without_zero_shot_answers(
     done = kdedge("suite", "s.yaml", "--json")
     assert done.code == 0, done.err
     cells = {cell["row"]: cell for cell in json.loads(done.out)["cells"]}
-    assert cells["timm"]["zero_shot"] is None
     # zero-shot CLIP is the recipe's own student's, which the other row's run has not measured
     assert cells["zeroshot"]["run"] != cells["timm"]["run"]
     with (project / "suites/small/table.csv").open() as file:

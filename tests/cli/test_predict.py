@@ -372,7 +372,7 @@ def test_where_memory_runs_out_the_option_of_predict_is_named_too(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert _report(MemoryError(), ("predict", "art", "pics"), None) == 7
-    assert "(--set optim.batch_size=4; for predict --batch 1)" in capsys.readouterr().err
+    assert "(--set optim.batch_size=4; predict: --batch 1)" in capsys.readouterr().err
 
 
 def test_an_image_that_may_not_be_read_or_has_an_odd_name_gets_its_line(

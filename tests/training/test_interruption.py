@@ -71,7 +71,7 @@ def test_a_run_killed_at_any_step_ends_with_the_same_weights(
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     _run_to_the_end(start_toy, whole, **KINDS[kind])
-    options = {**KINDS[kind], "checkpoint_every_s": every_s, "step_s": 0.01}
+    options = {**KINDS[kind], "checkpoint_every_s": every_s, "step_s": 0.04}
     chance = random.Random(f"{kind} {every_s}")
     n_killed = 0
     for _ in range(3):
