@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -44,6 +45,7 @@ class KnownFile(BaseModel):
     """What is known of one file of weights.
 
     Attributes:
+        format: raised when what is kept of a file comes to mean something else.
         path: absolute, without links.
         state: the file's state when it was read.
         quick_gelu: as of `Weights`.
@@ -53,6 +55,7 @@ class KnownFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
+    format: Literal[1] = 1
     path: str
     state: FileState
     quick_gelu: bool | None

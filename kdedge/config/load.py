@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import itertools
 import logging
 import math
 import re
@@ -157,8 +158,8 @@ def _with_overrides(
 ) -> tuple[dict[str, Any], LineMap]:
     """A recipe with its overrides, in the keys of today's version.
 
-    Overrides with keys of version 1 come first, so that they lie over the file, whatever its
-    version, and under the other overrides.
+    Later overrides win. Keys of version 1 that follow each other are migrated together, since what
+    one of them means depends on the others.
     """
     written = old_keys(values)
     if written and has_losses(values):
@@ -167,18 +168,25 @@ def _with_overrides(
             f" of version 1.\n  Write it below losses, and remove {written[0]}."
         )
     is_version_1 = values.get("version") == 1
-    first = [text for text in overrides if _sets_old_key(text)]
-    for some in (first, [text for text in overrides if text not in first]):
-        lines = _apply_overrides(values, lines, some)
+    groups = [list(group) for _, group in itertools.groupby(overrides, key=_sets_old_key)]
+    if not groups or not _sets_old_key(groups[0][0]):
+        groups.insert(0, [])  # the file's own keys; else they are migrated with the first group
+    for group in groups:
+        lines = _apply_overrides(values, lines, group)
         migrated = migrate(values)
         if migrated.moved and not is_version_1:
             _advise(lines.file, ", ".join(old_keys(values)), migrated.new_form)
+        if migrated.unused and not is_version_1:
+            unused = ", ".join(migrated.unused)
+            log.warning("student.settings.%s has no effect: kl is not among the losses.", unused)
         values, lines = migrated.values, _moved(lines, migrated.moved)
     return values, lines
 
 
 def _sets_old_key(override: str) -> bool:
-    return override.partition("=")[0].removeprefix("student.settings.") in OLD_KEYS
+    key = override.partition("=")[0]
+    name = key.removeprefix("student.settings.")
+    return name != key and name.partition(".")[0] in OLD_KEYS
 
 
 def _moved(lines: LineMap, moved: Mapping[KeyPath, KeyPath]) -> LineMap:

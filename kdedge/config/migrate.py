@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdedge.config.yaml_file import KeyPath, dump_value
+from kdedge.errors import RecipeError
 
 VERSION = 2
 """The version of recipes that `kdedge.config.recipe` describes."""
@@ -41,11 +42,13 @@ class Migrated:
         values: the recipe.
         moved: place of a new key -> place of the old key that it came from.
         new_form: the new keys as a recipe spells them; empty if nothing moved.
+        unused: old keys without effect: settings of kl where it is not among the losses.
     """
 
     values: dict[str, Any]
     moved: Mapping[KeyPath, KeyPath]
     new_form: str = ""
+    unused: tuple[str, ...] = ()
 
 
 def old_keys(values: Mapping[str, Any]) -> list[str]:
@@ -66,6 +69,9 @@ def migrate(values: Mapping[str, Any]) -> Migrated:
 
     Args:
         values: as read, before validation; what is not understood is left for that to refuse.
+
+    Raises:
+        RecipeError: version 1 refused this combination of keys.
     """
     result = dict(values)
     if result.get("version") == 1:
@@ -82,7 +88,8 @@ def migrate(values: Mapping[str, Any]) -> Migrated:
     places: dict[KeyPath, KeyPath] = {
         (*SETTINGS, "losses", *new): (*SETTINGS, old) for new, old in moved.items()
     }
-    return Migrated(result, places, f"losses: {dump_value(losses)}")
+    unused = () if "kl" in losses else tuple(key for key in _KL if key in settings)
+    return Migrated(result, places, f"losses: {dump_value(losses)}", unused)
 
 
 def _settings(values: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -97,14 +104,24 @@ def _settings(values: Mapping[str, Any]) -> dict[str, Any] | None:
 def _losses(
     settings: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[tuple[str, ...], str]] | None:
-    """The losses of version 1 keys, and each place's old key; None if version 1 refused them."""
+    """The losses of version 1 keys, and each place's old key; None if a value has a wrong type."""
     before = settings.get("losses", {"kl": {}})
     more = settings.get("more_losses", {})
     first = settings.get("loss", next(iter(before), "kl") if isinstance(before, dict) else None)
     if not isinstance(before, dict) or not isinstance(more, dict) or not isinstance(first, str):
         return None
-    if first in more or (first == "kl" and "loss_weight" in settings):
+    if not all(one is None or isinstance(one, dict) for one in before.values()):
         return None
+    if first in more:
+        raise RecipeError(
+            f"student.settings has {first} as loss and among more_losses.\n  Name it once, below"
+            " losses."
+        )
+    if first == "kl" and "loss_weight" in settings:
+        raise RecipeError(
+            "student.settings has loss_weight with loss: kl, whose weight is kd_weight.\n"
+            "  Write it as losses: {kl: {weight: ...}}."
+        )
     kl = {new: settings[old] for old, new in _KL.items() if old in settings}
     moved: dict[tuple[str, ...], str] = {
         ("kl", new): old for old, new in _KL.items() if old in settings

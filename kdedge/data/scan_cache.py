@@ -118,7 +118,7 @@ class ScanCache:
 
 
 def _key(location: Location) -> str:
-    return f"{location.position}:{location.path}"
+    return f"{location.position}:{location.column}:{location.path}"
 
 
 def _stamp(location: Location) -> Stamp | None:

@@ -154,9 +154,9 @@ def test_every_weight_order_and_temperature_is_that_of_version_1(
         ("{losses: {feature: {}}}", ["loss_weight=2"], {"feature": {"weight": 2}}),
         ("{losses: {feature: {}}}", ["kd_weight=5"], {"feature": {}}),
         ("{kd_weight: 9, loss: feature}", ["loss=kl"], {"kl": {"weight": 9}}),
-        # A new key lies over both
+        # Later overrides win
         ("{kd_weight: 9}", ["losses.kl.weight=4"], {"kl": {"weight": 4}}),
-        ("{}", ["losses.kl.weight=4", "kd_weight=5"], {"kl": {"weight": 4}}),
+        ("{}", ["losses.kl.weight=4", "kd_weight=5"], {"kl": {"weight": 5}}),
         ("{kd_weight: 9, temperature: 2}", ["losses={feature: {}}"], {"feature": {}}),
     ],
 )
@@ -181,7 +181,7 @@ def test_a_file_in_both_forms_is_refused_with_the_old_keys_line(tmp_path: Path) 
         load_recipe(path)
 
 
-@pytest.mark.parametrize("old", ["{loss: 3}", "{more_losses: 3}", "{more_losses: {kl: 1.0}}"])
+@pytest.mark.parametrize("old", ["{loss: 3}", "{more_losses: 3}"])
 def test_what_version_1_refused_is_an_unknown_key(tmp_path: Path, old: str) -> None:
     pytest.importorskip("torch")
     from kdedge.setup.method import choose_method
@@ -242,3 +242,53 @@ def test_a_version_that_does_not_exist_yet_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "{}", head=f"version: 3\n{HEAD}")
     with pytest.raises(RecipeError, match=r"r\.yaml:1: version must be 2, got 3"):
         load_recipe(path)
+
+
+RECIPE_WITH_LOSSES = """\
+name: x
+classes: [cat, dog]
+data: {}
+student: {backbone: kdedge-demo-student, weights: builtin, settings: {losses: LOSSES}}
+"""
+
+
+def _losses_of(tmp_path: Path, losses: str, *overrides: str) -> dict[str, Any]:
+    file = tmp_path / "r.yaml"
+    file.write_text(RECIPE_WITH_LOSSES.replace("LOSSES", losses))
+    recipe = load_recipe(file, overrides).recipe
+    assert recipe.student is not None
+    return recipe.student.settings["losses"]
+
+
+def test_of_old_and_new_keys_on_a_command_line_the_later_wins(tmp_path: Path) -> None:
+    old, new = "student.settings.kd_weight=3", "student.settings.losses.kl.weight=5"
+    assert _losses_of(tmp_path, "{kl: {}}", old, new) == {"kl": {"weight": 5}}
+    assert _losses_of(tmp_path, "{kl: {}}", new, old) == {"kl": {"weight": 3}}
+    whole = "student.settings={losses: {kl: {}}}"
+    assert _losses_of(tmp_path, "{kl: {}}", whole, old) == {"kl": {"weight": 3}}
+
+
+def test_an_old_key_of_a_loss_that_is_not_used_is_said_to_have_no_effect(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert _losses_of(tmp_path, "{feature: {}}", "student.settings.kd_weight=3") == {"feature": {}}
+    assert "student.settings.kd_weight has no effect: kl is not among the losses." in caplog.text
+
+
+def test_a_loss_that_is_no_mapping_is_left_for_validation(tmp_path: Path) -> None:
+    found = _losses_of(tmp_path, "{kl: 5}", "student.settings.temperature=2")
+    assert found == {"kl": 5}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("loss=feature", "more_losses={feature: 1}"), "feature as loss and among more_losses"),
+        (("loss=kl", "loss_weight=2"), "loss_weight with loss: kl, whose weight is kd_weight"),
+    ],
+)
+def test_what_version_1_refused_is_refused_with_its_reason(
+    tmp_path: Path, overrides: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        _losses_of(tmp_path, "{kl: {}}", *(f"student.settings.{text}" for text in overrides))

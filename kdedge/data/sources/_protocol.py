@@ -84,11 +84,13 @@ class Location(NamedTuple):
         path: of the file, absolute.
         position: of the image in a file that holds several, such as an offset or a row.
         stamp: of the file when it was indexed; None where the file is opened anew for each image.
+        column: of the image, in a file with several images a row.
     """
 
     path: str
     position: int = 0
     stamp: Stamp | None = None
+    column: str = ""
 
 
 @runtime_checkable

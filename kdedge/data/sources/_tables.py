@@ -155,9 +155,9 @@ class TableSource:
         return bytes(data)
 
     def location(self, i: int) -> Location:
-        """Gives image i's file and its row there."""
+        """Gives image i's file, and its row and column there."""
         file, row = self._place(i)
-        return Location(str(file.path.absolute()), row, file.stamp)
+        return Location(str(file.path.absolute()), row, file.stamp, self._columns.image)
 
     def label_texts(self) -> list[str]:
         """Gives each row's label as a text, "" where there is none.
