@@ -155,8 +155,8 @@ def calibration_images(trained: RunModel, onnx_path: Path) -> npt.NDArray[Any]:
     chosen = choose_calibration_images(
         pool.source,
         {i: pool.digests[i] for i in pool.indices if pool.digests[i] not in left_out},
-        n_images=trained.setup.loaded.recipe.export.calibration_images,
-        seed=trained.setup.loaded.recipe.seed,
+        n_images=trained.loaded.recipe.export.calibration_images,
+        seed=trained.loaded.recipe.seed,
         predict=partial(run_batches, session, pixels="float", max_batch=32),
         preprocess=trained.preprocess,
     )

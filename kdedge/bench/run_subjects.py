@@ -61,7 +61,7 @@ def run_subjects(
         _check_method(name)
     _check_has_class_vectors(run)
     trained = load_run(run, workspace)
-    recipe = trained.setup.loaded.recipe
+    recipe = trained.loaded.recipe
     rows: list[Subject] = []
     left_out: dict[str, str] = {}
 
@@ -78,7 +78,7 @@ def run_subjects(
     baselines = {} if recipe.student is None else _baselines(workspace.root, recipe.name)
     for name in against if recipe.student is not None else ():
         found = baselines.get(name)
-        loaded = trained.setup.loaded if found is None else load_recipe(found.recipe)
+        loaded = trained.loaded if found is None else load_recipe(found.recipe)
         accuracy = None if found is None else _accuracy(found, "baseline")
         try:
             models = _baseline(name, loaded, trained)

@@ -274,7 +274,7 @@ def _export_run(
         names=None if for_run.classes is None else read_class_names(for_run.classes),
     )
     check_has_class_vectors(trained.setup.choice)
-    recipe = trained.setup.loaded.recipe
+    recipe = trained.loaded.recipe
     precisions = wanted.asked | set(recipe.export.precisions)
     needed = set(precisions)
     for target in wanted.targets:

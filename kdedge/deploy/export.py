@@ -142,7 +142,7 @@ class _Writer:
         self._reference = reference
         self.artifact = Artifact(
             path=folder,
-            name=trained.setup.loaded.recipe.name,
+            name=trained.loaded.recipe.name,
             class_names=trained.class_names,
             preprocess=trained.preprocess,
             pixels=spec.pixels,
@@ -218,7 +218,7 @@ class _Writer:
                 pool.source,
                 {index: pool.digests[index] for index in self._free(pool)},
                 n_images=self._spec.calibration_images,
-                seed=self._trained.setup.loaded.recipe.seed,
+                seed=self._trained.loaded.recipe.seed,
                 predict=lambda pixels: predict_pixels(backend, pixels, self.artifact),
                 preprocess=self.artifact.preprocess,
             )

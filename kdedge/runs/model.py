@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
 from kdedge.clip.image_backbone import AnyBackbone
-from kdedge.config.load import load_recipe
+from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.data.classes import class_list_hash
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods.protocol import ImagePath, Method, WithoutClassVectors
@@ -128,6 +128,7 @@ class RunModel:
     Attributes:
         run: the run.
         setup: its method and backbone, with the class list that it was trained with.
+        loaded: its recipe with overrides, which say what to measure and how to export.
         classes: the class list that it has logits for.
     """
 
@@ -135,12 +136,13 @@ class RunModel:
         self,
         run: RunFolder,
         setup: RoleSetup,
+        loaded: LoadedRecipe,
         classes: Classes,
         *,
         tensors: TrainedTensors,
         stored: ClassVectors,
     ) -> None:
-        self.run, self.setup, self.classes = run, setup, classes
+        self.run, self.setup, self.loaded, self.classes = run, setup, loaded, classes
         self._tensors, self._stored = tensors, stored
 
     @property
@@ -214,7 +216,7 @@ class RunModel:
     def images(self, key: Key) -> Images | None:
         """The images of its recipe under `data.<key>`; None where it has none."""
         setup = self.setup
-        return RecipeData(setup.loaded.recipe, setup.classes, setup.workspace).load(key)
+        return RecipeData(self.loaded.recipe, setup.classes, setup.workspace).load(key)
 
     def labels_of(self, images: Images) -> list[int | None]:
         """The classes of images of its recipe, as positions in `class_names`; None for others."""
@@ -360,14 +362,16 @@ def load_run(
         )
     loaded = load_recipe(run.recipe, overrides)
     stored = load_class_vectors(run.class_vectors)
-    # Overrides say what to measure, and nothing of what was trained
-    own = classes_of(load_recipe(run.recipe).recipe, stored.class_names)
-    setup = set_up_role(loaded, run.kind, workspace, classes=own)
+    trained = load_recipe(run.recipe)
+    own = classes_of(trained.recipe, stored.class_names)
+    # Of a student, overrides may say where its backbone's weights are now
+    told = loaded if run.kind == "student" else trained
+    setup = set_up_role(told, run.kind, workspace, classes=own)
     classes = own if names is None else classes_of(loaded.recipe, names)
     tensors = open_weights(run, setup, stored)
     if setup.choice.settings.is_class_specific:
         _check_trained(run, own.names, classes.names)
-    return RunModel(run, setup, classes, tensors=tensors, stored=stored)
+    return RunModel(run, setup, loaded, classes, tensors=tensors, stored=stored)
 
 
 def _check_trained(run: RunFolder, trained: Sequence[str], names: Sequence[str]) -> None:

@@ -79,7 +79,9 @@ class Workspace:
 
     def load_backbone(self, found: FoundBackbone) -> AnyBackbone:
         """Builds a backbone on the device, once a workspace."""
-        if found.identity not in self._loaded:
+        if found.identity in self._loaded:
+            found.forget()  # what it has read was loaded under another name
+        else:
             self._loaded[found.identity] = found.load(
                 device=self.device, text_cache_folder=self._cache("text_features")
             )

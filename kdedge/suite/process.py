@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +28,11 @@ class Ended:
         code: its exit code; negative for the signal that killed it.
         stdout: what it printed.
         last_lines: what it said on stderr at the end: the message of its error, if it gave one.
-        seconds: how long it took.
     """
 
     code: int
     stdout: str
     last_lines: tuple[str, ...]
-    seconds: float
 
 
 class KdedgeProcess:
@@ -63,7 +60,7 @@ class KdedgeProcess:
         lock_file: Path,
         environment: Mapping[str, str],
     ) -> None:
-        self._log_file, self._began = log_file, time.monotonic()
+        self._log_file = log_file
         # A file, which nobody has to read from while it runs
         self._stdout = tempfile.TemporaryFile()  # noqa: SIM115 - closed when it has ended
         with _held(lock_file) as lock, _appended(log_file) as stderr:
@@ -86,8 +83,7 @@ class KdedgeProcess:
         with self._stdout as file:
             file.seek(0)
             stdout = file.read().decode(errors="replace")
-        seconds = time.monotonic() - self._began
-        return Ended(code, stdout, _last_lines(self._log_file, self._log_start), seconds)
+        return Ended(code, stdout, _last_lines(self._log_file, self._log_start))
 
     def send(self, signum: int) -> None:
         """Sends it a signal, where it still runs."""

@@ -150,7 +150,8 @@ def import_student(
         n_ctx_vision=found.visual_prompts.shape[1], prompt_depth=len(found.visual_prompts)
     )
     section = _section("promptkd", settings, on)
-    new = _NewRun(name, "student", vectors.class_names, file, checkpoint)
+    taught_by = teacher.name if teacher.root == workspace.root.resolve() else None
+    new = _NewRun(name, "student", vectors.class_names, file, checkpoint, taught_by)
     with new.create(workspace.root, section) as run:
         setup = set_up_role(load_recipe(run.recipe), "student", workspace)
         method = setup.build(class_vectors=vectors.vectors.to(workspace.device))
@@ -233,6 +234,7 @@ class _NewRun:
     class_names: tuple[str, ...]
     file: Path
     checkpoint: PublicCheckpoint
+    teacher_run: str | None = None
 
     def recipe_text(self, section: Mapping[str, Any]) -> str:
         """A recipe with the model's section alone."""
@@ -258,6 +260,7 @@ class _NewRun:
                 "imported_from": str(self.file.absolute()),
                 "epoch": self.checkpoint.epoch,
                 "hashes": {"checkpoint": sha256_file(self.file)},
+                "teacher_run": self.teacher_run,
             },
         )
         try:

@@ -83,6 +83,7 @@ def run_job(job: Job, *, resume: bool) -> RunFolder:
     run = group.on_rank0(lambda: _choose_run(job, resume=resume))
     if group.on_rank0(lambda: run.is_finished):
         return run
+    job.prepare()  # before the run's own random draws, as building draws too
     with _at_work(run, job):
         _fill(run, job)
         group.all_reduce_max(0)  # no process goes on before the run is finished
@@ -223,7 +224,7 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
         return train_rounds(job, run, validate=_validation(job))
     if not job.method.trainable_parameters():
         return {}
-    settings = job.choice.optim
+    settings, group = job.choice.optim, job.setup.workspace.group
     if settings.schedule_per == "epoch" and settings.warmup_epochs >= settings.epochs:
         log.warning(
             "The %s's warm-up takes every one of its epochs, %d: its learning rate stays at"
@@ -241,8 +242,8 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
         run=run,
         validate=_validation(job),
         device=job.device,
-        identity={"key": run.read_provenance().key},
-        group=job.setup.workspace.group,
+        identity={"key": group.on_rank0(lambda: run.read_provenance().key)},
+        group=group,
     )
     return {"training": result.to_dict()}
 

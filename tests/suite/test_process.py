@@ -35,8 +35,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> Ended:
 
 def test_what_it_prints_and_how_it_ends_is_given(tmp_path: Path) -> None:
     ended = run(tmp_path, "--version")
-    assert ended == Ended(0, f"kdedge {__version__}\n", (), ended.seconds)
-    assert ended.seconds > 0
+    assert ended == Ended(0, f"kdedge {__version__}\n", ())
 
 
 def test_it_gets_its_own_variables_beside_this_processs(tmp_path: Path) -> None:
