@@ -111,7 +111,10 @@ def test_a_weight_that_is_limited_is_told_and_recorded(kdedge: Run, trained: Pat
         ("losses={}", "--set student.settings.losses must name at least one loss, such as kl: {}."),
         ("projector_depth=4", "--set student.settings.projector_depth must be at most 3, got 4."),
         ("tune=all", "--set student.settings.tune must be prompts, projector or full"),
-        ("loss_weight=2", "student.settings has loss_weight with loss: kl, whose weight is kd_weight."),
+        (
+            "loss_weight=2",
+            "student.settings has loss_weight with loss: kl, whose weight is kd_weight.",
+        ),
     ],
 )
 def test_a_setting_that_cannot_be_is_a_mistake_in_the_recipe(
