@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -23,6 +24,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell's background job, such as a CI's, starts with SIGINT ignored, and hands that on to the
 # processes that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No time limit of one example: the first one may import torch, and machines are slow at times
+hypothesis.settings.register_profile("kdedge", deadline=None)
+hypothesis.settings.load_profile("kdedge")
 
 GOLDEN = Path(__file__).parent / "golden"
 
