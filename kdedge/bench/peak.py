@@ -11,57 +11,75 @@ import functools
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-_SIDE = 2048
-_GPU_SIDE = 8192
-_COPY_BYTES = 1 << 28
-_SECONDS = 0.4
+
+@dataclass(frozen=True)
+class Effort:
+    """How much work the peaks are measured with.
+
+    Attributes:
+        side: rows and columns of the CPU's matrices.
+        gpu_side: of the GPU's.
+        copy_bytes: bytes of a copy.
+        seconds: how long each product and each copy is repeated, two calls at least.
+    """
+
+    side: int = 2048
+    gpu_side: int = 8192
+    copy_bytes: int = 1 << 28
+    seconds: float = 0.4
 
 
-def measure_peaks(*, n_threads: int | None = None, gpu: bool = False) -> dict[str, Any]:
+def measure_peaks(
+    *, n_threads: int | None = None, gpu: bool = False, effort: Effort = Effort()
+) -> dict[str, Any]:
     """Gives the highest rates seen, as plain values.
 
     Args:
         n_threads: of the CPU; None for each library's own choice.
         gpu: whether to measure torch's CUDA device too, where torch is here and has one.
+        effort: how much work.
 
     Returns:
         By kind of device, `CPU` and perhaps `GPU`: `gmacs_per_second` by precision with what
         reached it (`by`), and `copy_bytes_per_second`, a byte read and written counted as two.
     """
-    peaks: dict[str, Any] = {"CPU": _best(_cpu_products(n_threads), _SIDE)}
-    source, target = np.ones(_COPY_BYTES, np.uint8), np.empty(_COPY_BYTES, np.uint8)
-    seconds = _fastest(lambda: np.copyto(target, source))
-    peaks["CPU"]["copy_bytes_per_second"] = 2 * _COPY_BYTES / seconds
-    return peaks | _gpu_peaks() if gpu else peaks
+    cpu = _best(_cpu_products(effort.side, n_threads), effort.side, effort.seconds)
+    source, target = np.ones(effort.copy_bytes, np.uint8), np.empty(effort.copy_bytes, np.uint8)
+    seconds = _fastest(lambda: np.copyto(target, source), effort.seconds)
+    peaks = {"CPU": cpu | {"copy_bytes_per_second": 2 * effort.copy_bytes / seconds}}
+    return peaks | _gpu_peaks(effort) if gpu else peaks
 
 
-def _best(products: Iterator[tuple[str, str, Callable[[], Any]]], side: int) -> dict[str, Any]:
+def _best(
+    products: Iterator[tuple[str, str, Callable[[], Any]]], side: int, seconds: float
+) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for precision, by, product in products:
-        rate = side**3 / _fastest(product) / 1e9
+        rate = side**3 / _fastest(product, seconds) / 1e9
         if rate > found.get(precision, {"rate": 0})["rate"]:
             found[precision] = {"rate": rate, "by": by}
     return {"gmacs_per_second": found}
 
 
-def _fastest(work: Callable[[], Any]) -> float:
-    """Seconds of the quickest of some calls, two at least."""
+def _fastest(work: Callable[[], Any], seconds: float) -> float:
+    """Seconds of the quickest of some calls that take so long together, two at least."""
     work()
     taken: list[float] = []
-    while len(taken) < 2 or sum(taken) < _SECONDS:
+    while len(taken) < 2 or sum(taken) < seconds:
         began = time.perf_counter()
         work()
         taken.append(time.perf_counter() - began)
     return min(taken)
 
 
-def _cpu_products(n_threads: int | None) -> Iterator[tuple[str, str, Callable[[], Any]]]:
+def _cpu_products(side: int, n_threads: int | None) -> Iterator[tuple[str, str, Callable[[], Any]]]:
     """Square products as (precision, library, call)."""
-    a = np.random.default_rng(0).standard_normal((_SIDE, _SIDE), np.float32)
+    a = np.random.default_rng(0).standard_normal((side, side), np.float32)
     yield "fp32", f"NumPy {np.__version__}", lambda: a @ a
     if importlib.util.find_spec("torch") is not None:
         import torch
@@ -108,7 +126,7 @@ def _onnxruntime_products(
         yield precision, f"ONNX Runtime {ort.__version__}", run
 
 
-def _gpu_peaks() -> dict[str, Any]:
+def _gpu_peaks(effort: Effort) -> dict[str, Any]:
     """Nothing where torch is not installed or has no CUDA: engines run on a GPU without it."""
     if importlib.util.find_spec("torch") is None:
         return {}
@@ -116,10 +134,11 @@ def _gpu_peaks() -> dict[str, Any]:
 
     if not torch.cuda.is_available():
         return {}
-    return {"GPU": _best(_gpu_products(), _GPU_SIDE) | _gpu_copy()}
+    products = _gpu_products(effort.gpu_side)
+    return {"GPU": _best(products, effort.gpu_side, effort.seconds) | _gpu_copy(effort)}
 
 
-def _gpu_products() -> Iterator[tuple[str, str, Callable[[], Any]]]:
+def _gpu_products(side: int) -> Iterator[tuple[str, str, Callable[[], Any]]]:
     import torch
 
     def synchronized(product: Callable[[], Any]) -> Callable[[], Any]:
@@ -130,7 +149,7 @@ def _gpu_products() -> Iterator[tuple[str, str, Callable[[], Any]]]:
         return call
 
     by = f"PyTorch {torch.__version__}"
-    a = torch.randn(_GPU_SIDE, _GPU_SIDE, device="cuda")
+    a = torch.randn(side, side, device="cuda")
     yield "fp32", by, synchronized(lambda: a @ a)
     half = a.half()
     yield "fp16", by, synchronized(lambda: half @ half)
@@ -138,14 +157,14 @@ def _gpu_products() -> Iterator[tuple[str, str, Callable[[], Any]]]:
     yield "int8", by, synchronized(lambda: torch._int_mm(integers, integers.T))
 
 
-def _gpu_copy() -> dict[str, float]:
+def _gpu_copy(effort: Effort) -> dict[str, float]:
     import torch
 
-    source = torch.ones(_COPY_BYTES, dtype=torch.uint8, device="cuda")
+    source = torch.ones(effort.copy_bytes, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
 
     def copy() -> None:
         target.copy_(source)
         torch.cuda.synchronize()
 
-    return {"copy_bytes_per_second": 2 * _COPY_BYTES / _fastest(copy)}
+    return {"copy_bytes_per_second": 2 * effort.copy_bytes / _fastest(copy, effort.seconds)}

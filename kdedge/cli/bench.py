@@ -17,7 +17,7 @@ from kdedge._files import write_json, write_new_numbered_json
 from kdedge.bench.artifact_subjects import artifact_subjects, find_artifact
 from kdedge.bench.compare import check_comparable, check_regressions
 from kdedge.bench.device import device_sheet
-from kdedge.bench.run import run_bench
+from kdedge.bench.run import Machine, run_bench
 from kdedge.bench.subject import Subject
 from kdedge.bench.tables import Grid, as_csv, as_markdown, fitted, make_grids, notes
 from kdedge.bench.timing import TimingPlan
@@ -170,8 +170,14 @@ class _Comparison:
 @options_as(_Models, "models")
 @options_as(_Timing, "timing")
 @options_as(_Comparison, "comparison")
+@click.pass_obj
 def command(
-    models: _Models, timing: _Timing, comparison: _Comparison, kind: str, output: Path | None
+    machine: Machine | None,
+    models: _Models,
+    timing: _Timing,
+    comparison: _Comparison,
+    kind: str,
+    output: Path | None,
 ) -> None:
     """Measure models against each other: work, latency, FPS, memory, accuracy.
 
@@ -217,6 +223,7 @@ def command(
         left_out=gathered.left_out,
         command=shlex.join(["kdedge", *sys.argv[1:]]),
         when_interrupted=show,
+        machine=machine or Machine(),
     )
     show(result)
     if before is not None:

@@ -118,15 +118,20 @@ def _signal_code(error: KeyboardInterrupt) -> int:
     return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Runs a command and gives its exit code; messages go to stderr."""
+def run(arguments: Sequence[str], *, obj: object = None) -> int:
+    """Runs a command and gives its exit code; messages go to stderr.
+
+    Args:
+        arguments: what follows `kdedge` on a command line.
+        obj: given to commands that ask click for it: for `bench`, a `kdedge.bench.run.Machine`.
+    """
     instruction = os.environ.get("_KDEDGE_COMPLETE")
     if instruction:
         from click.shell_completion import shell_complete
 
         return shell_complete(cli, {}, "kdedge", "_KDEDGE_COMPLETE", instruction)
     try:
-        with cli.make_context("kdedge", list(arguments)) as ctx:
+        with cli.make_context("kdedge", list(arguments), obj=obj) as ctx:
             cli.invoke(ctx)
         if sys.stdout is not None:  # None if closed, as by >&-
             sys.stdout.flush()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,12 +161,12 @@ Run = Callable[..., Done]
 
 @pytest.fixture
 def kdedge(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Runs a command in this process."""
+    """Runs a command in this process; `obj` is what the command gets from click."""
     from kdedge.cli.main import run
 
-    def run_command(*arguments: str) -> Done:
+    def run_command(*arguments: str, obj: object = None) -> Done:
         capsys.readouterr()
-        code = run(arguments)
+        code = run(arguments, obj=obj)
         captured = capsys.readouterr()
         return Done(code, captured.out, captured.err)
 
@@ -187,6 +189,17 @@ def _load(name: str) -> ModuleType:
 def public_layout() -> ModuleType:
     """Makes checkpoints of the public code."""
     return _load("public_layout")
+
+
+@pytest.fixture
+def quick_machine(monkeypatch: pytest.MonkeyPatch) -> object:
+    """For `bench`: peaks of small products and copies. What pauses does so for no time."""
+    from kdedge.bench.peak import Effort, measure_peaks
+    from kdedge.bench.run import Machine
+
+    effort = Effort(side=64, copy_bytes=1 << 16, seconds=0.001)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    return Machine(peaks=functools.partial(measure_peaks, effort=effort))
 
 
 @pytest.fixture

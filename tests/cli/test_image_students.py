@@ -64,14 +64,11 @@ def test_a_timm_student_is_checked_trained_measured_and_shown(kdedge: Run) -> No
 
 
 def test_a_timm_student_is_timed_and_no_export_of_it_is_asked_for(
-    kdedge: Run, monkeypatch: pytest.MonkeyPatch
+    kdedge: Run, quick_machine: object
 ) -> None:
-    from kdedge.bench import peak
-
-    monkeypatch.setattr(peak, "_SIDE", 64)
     assert kdedge("distill", "r.yaml", *options(*TUNED)).code == 0
     quick = ("--seconds", "0.01", "--calls", "3", "--batch", "1,2")
-    done = kdedge("bench", str(STUDENT), *quick, "--format", "json")
+    done = kdedge("bench", str(STUDENT), *quick, "--format", "json", obj=quick_machine)
     assert done.code == 0, done.err
     result = json.loads(done.out)
     assert [row["model"] for row in result["rows"]] == ["teacher, PromptSRC", "PromptKD"]
