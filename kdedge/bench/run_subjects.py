@@ -75,7 +75,7 @@ def run_subjects(
         add(zero_shot(trained.backbone, len(trained.class_names)), _accuracy(run, "zeroshot"))
     else:
         left_out[title("zeroshot")] = f"{trained.backbone.name} has no text encoder that runs here"
-    baselines = {} if recipe.student is None else _baselines(workspace.root, recipe.name)
+    baselines = {} if recipe.student is None else newest_baselines(workspace.root, recipe.name)
     for name in against if recipe.student is not None else ():
         found = baselines.get(name)
         loaded = trained.loaded if found is None else load_recipe(found.recipe)
@@ -151,7 +151,7 @@ def _add_teacher(
     add(model, _accuracy(folder, "teacher"))
 
 
-def _baselines(root: Path, recipe: str) -> dict[str, RunFolder]:
+def newest_baselines(root: Path, recipe: str) -> dict[str, RunFolder]:
     """The newest finished run of each baseline of a recipe's name."""
     found = [
         (str(record.finished_at), str(record.method), run)

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import io
 import json
+import math
 import os
 import pty
 import shlex
@@ -23,10 +24,7 @@ from typing import Any
 import pytest
 
 import kdedge as package
-from kdedge.cli._predictions import named
-from kdedge.cli.main import _report
 from kdedge.errors import SetupError
-from kdedge.inference.results import ClassScore
 
 Run = Callable[..., Any]
 
@@ -158,9 +156,14 @@ def test_below_the_minimum_score_no_class_is_named_and_the_score_is_given(
     assert "2 images: 2 classified, 2 of them below 100 %" in unsure.err
 
 
-def test_a_score_that_just_reaches_the_minimum_is_enough() -> None:
-    assert named(ClassScore("red", 90.0), 90.0)
-    assert not named(ClassScore("red", 89.99), 90.0)
+@pytest.mark.usefixtures("work")
+def test_a_score_that_just_reaches_the_minimum_is_enough(kdedge: Run) -> None:
+    def predict(*options: str) -> Any:
+        return json.loads(kdedge("predict", "art", "pics/z.jpg", "--format", "jsonl", *options).out)
+
+    score = predict()["score_percent"]
+    assert predict("--min-score", repr(score))["class"] == "dark thing"
+    assert predict("--min-score", repr(math.nextafter(score, 100)))["class"] is None
 
 
 @pytest.mark.usefixtures("work")
@@ -368,11 +371,20 @@ def test_a_multipart_answer_is_a_stream_of_its_images(work: Path) -> None:
     ]
 
 
+@pytest.mark.usefixtures("work")
 def test_where_memory_runs_out_the_option_of_predict_is_named_too(
-    capsys: pytest.CaptureFixture[str],
+    kdedge: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert _report(MemoryError(), ("predict", "art", "pics"), None) == 7
-    assert "(--set optim.batch_size=4; predict: --batch 1)" in capsys.readouterr().err
+    import onnxruntime
+
+    class Full(onnxruntime.InferenceSession):
+        def run(self, *_: Any) -> Any:
+            raise MemoryError
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Full)
+    done = kdedge("predict", "art", "pics")
+    assert done.code == 7
+    assert "(--set optim.batch_size=4; predict: --batch 1)" in done.err
 
 
 def test_an_image_that_may_not_be_read_or_has_an_odd_name_gets_its_line(

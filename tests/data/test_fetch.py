@@ -18,6 +18,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +29,7 @@ import pytest
 import kdedge
 from kdedge.data.benchmarks import Download, sun397
 from kdedge.data.fetch import Fetched, fetch
-from kdedge.errors import DataError, ResourceError, SetupError
+from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 HASH = hashlib.sha256(BODY).hexdigest()
@@ -512,15 +513,18 @@ def test_what_is_begun_of_an_archive_that_gives_more_is_kept(
 
 
 def test_two_fetches_at_once_are_refused(server, file_server, fetch_files, folder):
-    from kdedge._lock import locked
-
     url = server.give("/a", file_server.Answer(BODY))
-    folder.mkdir()
-    with (
-        locked(folder / ".fetch.lock"),
-        pytest.raises(ResourceError, match=r"in use by another process: pid \d+ on .*\n.*wait"),
-    ):
-        fetch_files(plain(url))
+    with ThreadPoolExecutor(1) as pool, file_server.Server() as slow:
+        first = pool.submit(
+            fetch_files, plain(slow.give("/a", file_server.Answer(BODY, cut=0, waits=True)))
+        )
+        while not slow.requests and not first.done():
+            time.sleep(0.01)
+        with pytest.raises(
+            ResourceError, match=r"in use by another process: pid \d+ on .*\n.*wait"
+        ):
+            fetch_files(plain(url))
+    assert isinstance(first.exception(), KdedgeError)
 
 
 def test_a_disk_that_is_too_small_is_seen_before(server, file_server, fetch_files, small_disk):

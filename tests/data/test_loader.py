@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from kdedge.data._workers import worker_context
 from kdedge.data.loader import (
     EpochPart,
     ImageSet,
@@ -417,8 +416,31 @@ def test_a_bug_in_a_worker_is_not_taken_for_a_lack_of_memory():
         next(loading)
 
 
-def test_the_worker_context_is_made_once():
-    assert worker_context("kdedge.data.loader") is worker_context("kdedge.data.loader")
+class Parents:
+    """A source that notes which process started its reader."""
+
+    items = ()
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def read(self, i):
+        """Gives a picture."""
+        (self.folder / str(os.getppid())).touch()
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(file, "PNG")
+        return file.getvalue()
+
+
+def test_one_process_starts_the_workers_of_all_epochs(tmp_path):
+    for _ in range(2):
+        list(
+            evaluation_batches(
+                Parents(tmp_path), range(2), preprocess=PREPROCESS, batch_size=1, n_workers=1
+            )
+        )
+    (parent,) = tmp_path.iterdir()
+    assert parent.name != str(os.getpid())
 
 
 SCRIPT = """

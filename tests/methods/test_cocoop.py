@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone, unit_length
-from kdedge.clip.text import encode_text
+from kdedge.clip.text import CHUNK_SIZE, encode_text
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods import cocoop
@@ -54,23 +54,42 @@ def test_every_image_is_compared_with_texts_of_its_own(tiny_backbone: Backbone) 
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 4, 5])
-def test_the_chunk_size_changes_no_loss_and_no_gradient(
-    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch, chunk_size: int
+def test_the_chunk_size_changes_no_logit_and_no_gradient(
+    tiny_backbone: Backbone, chunk_size: int
 ) -> None:
-    def run() -> tuple[Tensor, tuple[Tensor, ...]]:
+    def run(**chosen: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         method = build(tiny_backbone)
-        loss = method.training_step(batch()).loss
-        return loss, torch.autograd.grad(loss, list(method.trainable_parameters().values()))
+        features = method.forward_features(batch().images)
+        contexts = method.module.contexts(features)
+        logits = cocoop.pair_logits(tiny_backbone, features, contexts, method.texts, **chosen)
+        loss = nn.functional.cross_entropy(logits, batch().labels)
+        return logits, torch.autograd.grad(loss, list(method.trainable_parameters().values()))
 
-    loss, gradients = run()
-    in_chunks = cocoop.in_chunks
-    monkeypatch.setattr(
-        cocoop, "in_chunks", lambda f, n, **_: in_chunks(f, n, chunk_size=chunk_size)
-    )
-    chunked_loss, chunked = run()
-    torch.testing.assert_close(chunked_loss, loss, **FLOAT32)
+    logits, gradients = run()
+    chunked_logits, chunked = run(chunk_size=chunk_size)
+    torch.testing.assert_close(chunked_logits, logits, **FLOAT32)
     for ours, whole in zip(chunked, gradients, strict=True):
         torch.testing.assert_close(ours, whole, **FLOAT32)
+
+
+def test_a_step_of_more_pairs_than_a_chunk_has_the_plain_loss_and_gradient(
+    tiny_backbone: Backbone,
+) -> None:
+    method = build(tiny_backbone, n_trained=4)
+    many = batch(CHUNK_SIZE // 4 + 1)
+    parameters = list(method.trainable_parameters().values())
+    features = method.forward_features(many.images)
+    contexts = method.module.contexts(features)
+    rows = [
+        unit_length(encode_text(tiny_backbone.model, method.texts, context=context)) @ feature
+        for context, feature in zip(contexts, features, strict=True)
+    ]
+    expected = nn.functional.cross_entropy(method.scale * torch.stack(rows), many.labels)
+    loss = method.training_step(many).loss
+    torch.testing.assert_close(loss, expected, **FLOAT32)
+    gradients = torch.autograd.grad(loss, parameters)
+    for ours, plain in zip(gradients, torch.autograd.grad(expected, parameters), strict=True):
+        torch.testing.assert_close(ours, plain, **FLOAT32)
 
 
 def test_what_a_step_keeps_does_not_grow_with_images_times_classes(

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from open_clip import CLIP
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.clip.text import CHUNK_SIZE, encode_text
 from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods import coop
@@ -89,20 +90,35 @@ def test_the_name_stands_where_its_position_says(
 
 
 def test_a_context_of_each_class_is_encoded_in_chunks_with_the_same_gradient(
-    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+    tiny_backbone: Backbone,
 ) -> None:
-    def run() -> tuple[float, Tensor]:
-        method = build(tiny_backbone, class_specific=True, class_position="middle", n_ctx=6)
-        loss = method.training_step(batch(n_classes=4)).loss
-        (gradient,) = torch.autograd.grad(loss, [method.module.context])
-        return float(loss.detach()), gradient
-
-    loss, gradient = run()
-    in_chunks = coop.in_chunks
-    monkeypatch.setattr(coop, "in_chunks", lambda f, n: in_chunks(f, n, chunk_size=3))
-    chunked_loss, chunked_gradient = run()
-    assert chunked_loss == pytest.approx(loss, rel=1e-5)
-    torch.testing.assert_close(chunked_gradient, gradient, **FLOAT32)
+    names = [f"class {number}" for number in range(CHUNK_SIZE + 6)]
+    settings = coop.Settings(class_specific=True, class_position="middle", n_ctx=6)
+    method = coop.Method.build(
+        tiny_backbone,
+        names,
+        settings,
+        template="unused {}",
+        train_classes=range(len(names)),
+        teacher=None,
+        generator=torch.Generator().manual_seed(1),
+    )
+    images, context = batch(n_classes=len(names)), method.module.context
+    texts = encode_text(tiny_backbone.model, method.texts, context=context)
+    features = method.forward_features(images.images)
+    logits = method.scale * features @ unit_length(texts).T
+    expected = nn.functional.cross_entropy(logits, images.labels)
+    sizes = []
+    count = tiny_backbone.model.ln_final.register_forward_hook(
+        lambda _, inputs, __: sizes.append(len(inputs[0]))
+    )
+    loss = method.training_step(images).loss
+    count.remove()
+    assert sizes == [CHUNK_SIZE, 6]
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    (gradient,) = torch.autograd.grad(loss, [context])
+    (plain,) = torch.autograd.grad(expected, [context])
+    torch.testing.assert_close(gradient, plain, **FLOAT32)
 
 
 def test_the_context_starts_as_words_or_at_random(tiny_backbone: Backbone) -> None:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone
+from kdedge.clip.image_backbone import make_image_backbone
 from kdedge.data.batch import Batch
 from kdedge.methods import cocoop, coop, ivlp, maple, promptkd, promptsrc, vpt, zeroshot
-from kdedge.methods._encode import encode_images, is_splittable
+from kdedge.runtime.preprocess import Preprocess
 
 NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
 N_IMAGES = 6
@@ -100,7 +101,7 @@ def test_micro_batches_change_no_loss_gradient_or_statistic(
 
 
 def saved_bytes(method: Any, n_images: int, micro_batch: int | None) -> int:
-    """What a forward pass keeps for the backward pass."""
+    """What a step's forward pass keeps for the backward pass."""
     saved = 0
 
     def pack(tensor: Tensor) -> Tensor:
@@ -110,7 +111,7 @@ def saved_bytes(method: Any, n_images: int, micro_batch: int | None) -> int:
 
     images = torch.zeros(n_images, 3, 32, 32)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        encode_images(Batch(images, None, micro_batch=micro_batch), method.image_features_raw)
+        method.training_step(Batch(images, None, micro_batch=micro_batch))
     return saved
 
 
@@ -159,15 +160,35 @@ def test_a_step_keeps_no_more_for_more_classes_but_its_logits(
     assert many - few < vectors + 8 * logits
 
 
+def is_split(visual: nn.Module, teacher: Backbone) -> bool:
+    """Whether a student that trains all of an image encoder takes its batches in parts."""
+    backbone = make_image_backbone(
+        visual,
+        name="own",
+        preprocess=Preprocess(size_px=32, mean=(0.5,) * 3, std=(0.25,) * 3),
+        is_trained_with_texts=False,
+    )
+    common: dict[str, Any] = {"template": "{}", "train_classes": range(len(NAMES))}
+    common["generator"] = torch.Generator().manual_seed(1)
+    taught = zeroshot.Method.build(teacher, NAMES, zeroshot.Settings(), teacher=None, **common)
+    settings = promptkd.Settings(tune="full")
+    student = promptkd.Method.build(backbone, NAMES, settings, teacher=taught, **common)
+    return student.can_split_batches
+
+
 @pytest.mark.parametrize(
-    ("name", "expected"),
-    [("test_resnet", False), ("test_vit", True), ("test_efficientnet", False)],
+    ("name", "options", "expected"),
+    [
+        ("test_resnet", {}, False),
+        ("test_vit", {"img_size": 32}, True),
+        ("test_vit", {"img_size": 32, "drop_path_rate": 0.1}, False),
+        ("test_vit", {"img_size": 32, "proj_drop_rate": 0.1}, False),
+        ("test_vit", {"img_size": 32, "proj_drop_rate": 0.0}, True),
+        ("test_efficientnet", {}, False),
+    ],
 )
-def test_encoders_whose_images_see_each_other_are_not_split(name: str, expected: bool) -> None:
-    assert is_splittable(timm.create_model(name)) is expected
-
-
-def test_a_tower_that_drops_at_random_is_not_split() -> None:
-    assert not is_splittable(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)))
-    assert is_splittable(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0)))
-    assert not is_splittable(timm.create_model("test_vit", drop_path_rate=0.1))
+def test_encoders_whose_images_see_each_other_or_that_drop_at_random_are_not_split(
+    tiny_teacher_backbone: Backbone, name: str, options: dict[str, Any], expected: bool
+) -> None:
+    visual = timm.create_model(name, num_classes=0, **options)
+    assert is_split(visual, tiny_teacher_backbone) is expected

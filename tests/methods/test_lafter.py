@@ -193,7 +193,9 @@ def test_loss_and_every_gradient_are_those_of_the_equation(tiny_backbone: Backbo
     clean = unit_length(tiny_backbone.model.visual(batch().clean_images))
     labels = (clean @ method.module.labeler.T).argmax(dim=1)
     parameters = method.trainable_parameters()
-    raw = encode_plainly(method._visual, batch().images, parameters["visual_prompts"][0])
+    raw = encode_plainly(
+        method.image_path().visual, batch().images, parameters["visual_prompts"][0]
+    )
     logits = raw @ parameters["classifier"].T
     rows = []
     for i in range(4):
@@ -238,7 +240,7 @@ def test_prompts_norms_and_classifier_learn_and_all_else_is_shared(
     assert tuple(parameters["classifier"].shape) == (4, 24)
     assert len(parameters) == n_norms + 2
 
-    own = dict(method._visual.named_parameters())
+    own = dict(method.image_path().visual.named_parameters())
     for name, frozen in tiny_backbone.visual.named_parameters():
         assert (own[name] is frozen) != (".ln_" in f".{name}")
         assert torch.equal(own[name], frozen)

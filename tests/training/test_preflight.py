@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -76,6 +77,14 @@ def slowed(job: Job) -> Job:
     return dataclasses.replace(job, data=dataclasses.replace(job.data, images=images))
 
 
+def with_method(job: Job, method: type[promptsrc.Method]) -> Job:
+    """A job of another method with the same settings."""
+    module = ModuleType("own")
+    vars(module).update(METHOD=promptsrc.METHOD, Settings=promptsrc.Settings, Method=method)
+    choice = dataclasses.replace(job.choice, module=module)
+    return dataclasses.replace(job, setup=dataclasses.replace(job.setup, choice=choice))
+
+
 def test_trial_steps_change_nothing_of_the_run_to_come(job: Job) -> None:
     module = job.method.module.eval()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -91,20 +100,17 @@ def test_trial_steps_change_nothing_of_the_run_to_come(job: Job) -> None:
     assert np.array_equal(states[2], np.random.get_state()[1])
 
 
-def test_trial_steps_move_the_weights_while_they_last(
-    job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trial_steps_move_the_weights_while_they_last(job: Job) -> None:
     losses = []
-    take_step = job.method.training_step
     first = next(batches_of(job, 1, 0))
 
-    def training_step(_: Batch) -> StepOutput:
-        output = take_step(first)
-        losses.append(float(output.loss.detach()))
-        return output
+    class OfOneBatch(promptsrc.Method):
+        def training_step(self, _: Batch) -> StepOutput:
+            output = super().training_step(first)
+            losses.append(float(output.loss.detach()))
+            return output
 
-    monkeypatch.setattr(job.method, "training_step", training_step)
-    trial_steps(job, 2)
+    trial_steps(with_method(job, OfOneBatch), 2)
     assert losses[0] != losses[1]
 
 
@@ -131,14 +137,15 @@ def test_the_estimate_covers_the_loading_of_all_steps(job: Job) -> None:
 def test_what_the_first_steps_take_once_is_not_in_the_estimate(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take_step, once = job.method.training_step, [4.0]
+    now, once = [0.0], [400.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
-    def training_step(batch: Batch) -> StepOutput:
-        time.sleep(once.pop() if once else 0)
-        return take_step(batch)
+    class SlowAtFirst(promptsrc.Method):
+        def training_step(self, batch: Batch) -> StepOutput:
+            now[0] += once.pop() if once else 1.0
+            return super().training_step(batch)
 
-    monkeypatch.setattr(job.method, "training_step", training_step)
-    assert estimate_seconds(job) < 4.0 / 4 * 20
+    assert estimate_seconds(with_method(job, SlowAtFirst)) == 5 * 4 * 1.0
 
 
 def test_the_estimate_is_of_all_rounds(job: Job) -> None:

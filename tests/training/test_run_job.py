@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from kdedge.config.load import load_recipe
+from kdedge.data.sources import Item
 from kdedge.errors import Interrupted, RecipeError, Terminated
 from kdedge.runs.folder import RunFolder
+from kdedge.setup.images import Images
 from kdedge.setup.workspace import Workspace
+from kdedge.training.baseline import baseline_job
 from kdedge.training.distill import named_teacher
-from kdedge.training.run_job import _status as recorded
-from kdedge.training.run_job import finished_run, unfinished_run
+from kdedge.training.job.job import HeldOut
+from kdedge.training.run_job import finished_run, run_job, unfinished_run
 
 
 def create(root: Path, name: str) -> RunFolder:
@@ -39,11 +43,24 @@ def test_of_several_finished_runs_the_one_that_finished_last_is_taken(tmp_path: 
 def test_a_signal_outside_of_training_ends_with_its_own_exit_code(
     tmp_path: Path, ended_by: type[BaseException], code: int
 ) -> None:
-    run = create(tmp_path, "a")
-    with pytest.raises(Interrupted) as caught, recorded(run, torch.device("cpu"), 1):
-        raise ended_by
+    class Ending:
+        items = (Item("a.png", 0),)
+
+        def read(self, i: int) -> bytes:
+            raise ended_by
+
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "name: x\nclasses: [cat, dog]\ndata: {}\nbaseline: {method: zeroshot}\n"
+        "student: {backbone: kdedge-demo-student, weights: builtin}\n"
+    )
+    workspace = Workspace(tmp_path / "runs", torch.device("cpu"))
+    test = Images(Ending(), (0,), (), {0: "digest"})
+    job = replace(baseline_job(load_recipe(recipe), workspace), held_out=HeldOut(test=test))
+    with pytest.raises(Interrupted) as caught:
+        run_job(job, resume=False)
     assert caught.value.exit_code == code
-    assert run.read_provenance().status == "interrupted"
+    assert RunFolder(tmp_path / "runs/x/01", "baseline").read_provenance().status == "interrupted"
 
 
 def test_a_teacher_that_is_not_finished_teaches_nobody(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from kdedge.data.sources import folder
 from kdedge.errors import DivergedError, ResourceError
-from kdedge.training.teacher_store.fill import _claim as claim_number
 from kdedge.training.teacher_store.store import Chunk
 
 Start = Callable[..., Any]
@@ -43,7 +42,7 @@ def test_a_whole_store_asks_no_teacher(
 
 def test_each_file_of_a_store_is_claimed_by_itself(filling: ModuleType, tmp_path: Path) -> None:
     chunks = filling.make_filler(tmp_path, n_views=3).store.chunks()
-    assert len({claim_number(chunk) for chunk in chunks}) == len(chunks) == 9
+    assert len({chunk.claim for chunk in chunks}) == len(chunks) == 9
 
 
 def test_a_killed_process_loses_the_file_it_was_at_and_no_other(

@@ -117,8 +117,8 @@ class StoreFiller:
                     )
                 if missing:
                     log.info("Waiting for another process that fills this teacher store.")
-                    claims.wait_for(_claim(missing[0]))
-                    claims.give_back(_claim(missing[0]))
+                    claims.wait_for(missing[0].claim)
+                    claims.give_back(missing[0].claim)
                     missing = self.store.load(missing)
 
     def _compute(self, missing: Sequence[Chunk], claims: Claims) -> Iterator[Chunk]:
@@ -127,10 +127,10 @@ class StoreFiller:
 
         def passes() -> Iterator[list[Wanted]]:
             for chunk in missing:
-                if not claims.take(_claim(chunk)):
+                if not claims.take(chunk.claim):
                     continue
                 if self.store.has(chunk):
-                    claims.give_back(_claim(chunk))
+                    claims.give_back(chunk.claim)
                 else:
                     claimed.append(chunk)
                     yield from self._passes(chunk)
@@ -145,7 +145,7 @@ class StoreFiller:
                 if sum(map(len, features)) == len(self.store.positions(chunk)):
                     self._write(chunk, torch.cat(features))
                     features = []
-                    claims.give_back(_claim(claimed.pop(0)))
+                    claims.give_back(claimed.pop(0).claim)
                     yield chunk
 
     def _passes(self, chunk: Chunk) -> Iterator[list[Wanted]]:
@@ -213,16 +213,11 @@ def _state(shard: Shard, n_files: int) -> str:
     return f"Part {i} of {n} is whole" if n_files else f"No file of it falls to part {i} of {n}"
 
 
-def _claim(chunk: Chunk) -> int:
-    """A chunk's number among all of its store."""
-    return chunk.view << 20 | chunk.number
-
-
 def _tidy(store: TeacherStore, missing: Sequence[Chunk], claims: Claims) -> None:
     """Deletes what killed processes left of files they were writing."""
     chunks = {store.file(chunk): chunk for chunk in missing}
     for left in store.path.glob("view-*/.*"):
         chunk = chunks.get(left.with_name(left.name[1:].rpartition(".")[0]))
-        if chunk is not None and claims.take(_claim(chunk)):
+        if chunk is not None and claims.take(chunk.claim):
             left.unlink(missing_ok=True)
-            claims.give_back(_claim(chunk))
+            claims.give_back(chunk.claim)

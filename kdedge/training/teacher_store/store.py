@@ -63,6 +63,11 @@ class Chunk:
     view: int
     number: int
 
+    @property
+    def claim(self) -> int:
+        """The number by which a process claims it: unlike that of any other chunk of its store."""
+        return self.view << 20 | self.number
+
 
 def describe_store(
     *,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import sys
 import warnings
 from collections.abc import Callable
@@ -16,7 +17,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdedge._files import sha256_file
 from kdedge.deploy.build import build_files
 from kdedge.deploy.fold import FoldedModel
 from kdedge.deploy.parity import SMOKE_SET, read_smoke_set, write_smoke_set
@@ -26,6 +26,10 @@ from kdedge.runtime.batches import to_input
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.targets.protocol import BuildRequest, PlannedFile
 from kdedge.targets.torch_tensorrt import build as target
+
+
+def sha256_file(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture

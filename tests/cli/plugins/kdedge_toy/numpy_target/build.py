@@ -1,10 +1,7 @@
 """Writing the arrays: what the folded model holds, by the names that it has for them."""
 
-import io
-
 import numpy as np
 
-from kdedge._files import write_atomic
 from kdedge.targets.protocol import PlannedFile
 
 
@@ -28,7 +25,5 @@ def build(file, request):
         "batches": artifact.batches,
         "size_px": artifact.preprocess.size_px,
     }
-    data = io.BytesIO()
-    np.savez(data, **arrays, **numbers)
-    write_atomic(request.folder / file.name, data.getvalue())
+    np.savez(request.folder / file.name, **arrays, **numbers)
     return {"tool": "toy", "version": np.__version__}
