@@ -30,7 +30,9 @@ CROSS = {
 
 
 @pytest.fixture
-def textures(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def textures(
+    trained: Path, install_benchmark: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """The set's folder in the current project, with a split file in CoOp's format."""
     generator = np.random.default_rng(0)
     folder = trained / "data" / dtd.SET.folder
@@ -45,7 +47,12 @@ def textures(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             Image.fromarray(pixels).save(path)
             split[part].append([f"{name}/{path.name}", i % 3, name])
     (folder / "split_zhou_DescribableTextures.json").write_text(json.dumps(split))
-    monkeypatch.setattr(dtd, "SET", replace(dtd.SET, n_classes=3, n_images=N_IMAGES))
+    small = replace(dtd.SET, name="small", n_classes=3, n_images=N_IMAGES)
+    install_benchmark(small, name="small")
+    recipe = Path(__file__).parents[2] / "recipes" / "dtd.yaml"
+    (trained / "dtd.yaml").write_text(
+        recipe.read_text().replace("benchmark: dtd", "benchmark: small")
+    )
     monkeypatch.delenv("KDEDGE_DATA", raising=False)
     return folder
 
@@ -53,7 +60,7 @@ def textures(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("textures")
 def test_a_teacher_of_other_classes_teaches_the_names_of_a_set(kdedge: Callable[..., Any]) -> None:
     options = [word for key, value in CROSS.items() for word in ("--set", f"{key}={value}")]
-    done = kdedge("distill", "dtd", *options)
+    done = kdedge("distill", "dtd.yaml", *options)
     assert done.code == 0, done.err
     run = Path("runs/dtd/01")
     assert load_class_vectors(run / "class_vectors.safetensors").class_names == NAMES
@@ -63,7 +70,7 @@ def test_a_teacher_of_other_classes_teaches_the_names_of_a_set(kdedge: Callable[
 
 @pytest.mark.usefixtures("textures")
 def test_a_trained_run_is_measured_on_a_set_with_its_names(kdedge: Callable[..., Any]) -> None:
-    values = ("classes={benchmark: dtd}", "data.test={benchmark: dtd, part: test}")
+    values = ("classes={benchmark: small}", "data.test={benchmark: small, part: test}")
     options = [word for value in values for word in ("--set", value)]
     done = kdedge("eval", "tiny/01", *options, "--json")
     assert done.code == 0, done.err
@@ -73,12 +80,13 @@ def test_a_trained_run_is_measured_on_a_set_with_its_names(kdedge: Callable[...,
 
 
 def test_a_result_says_that_its_test_images_are_not_those_of_coops_split(
-    kdedge: Callable[..., Any], textures: Path, monkeypatch: pytest.MonkeyPatch
+    kdedge: Callable[..., Any], textures: Path, install_benchmark: Callable[..., None]
 ) -> None:
     (textures / "split_zhou_DescribableTextures.json").unlink()
     by_rule = {"train": 18, "val": 6, "test": 9}
-    monkeypatch.setattr(dtd, "SET", replace(dtd.SET, n_images=by_rule))
-    values = ("classes={benchmark: dtd}", "data.test={benchmark: dtd, part: test}")
+    small = replace(dtd.SET, name="small", n_classes=3, n_images=by_rule)
+    install_benchmark(small, name="small")
+    values = ("classes={benchmark: small}", "data.test={benchmark: small, part: test}")
     options = [word for value in values for word in ("--set", value)]
     done = kdedge("eval", "tiny/01", *options)
     assert "teacher: its test images are of the set's own rule" in done.out, done.err
@@ -97,7 +105,7 @@ def teach(kdedge: Callable[..., Any], textures: Path) -> Callable[..., Any]:
         "optim.epochs": "1",
     }
     options = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
-    return lambda command, *more: kdedge(command, "dtd", *options, *more)
+    return lambda command, *more: kdedge(command, "dtd.yaml", *options, *more)
 
 
 def test_training_lists_its_shots_beside_the_set_and_takes_them_from_there(

@@ -27,8 +27,10 @@ SPLIT = {
 
 
 @pytest.fixture
-def published(server: Any, file_server: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
-    """A server that has SUN397 with two classes; gives the two addresses."""
+def published(
+    server: Any, file_server: Any, install_benchmark: Callable[..., None]
+) -> tuple[str, str]:
+    """A server that has the set `small`, SUN397 with two classes; gives the two addresses."""
     picture, archive = io.BytesIO(), io.BytesIO()
     Image.new("RGB", (8, 8)).save(picture, "PNG")
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
@@ -44,8 +46,8 @@ def published(server: Any, file_server: Any, monkeypatch: pytest.MonkeyPatch) ->
         Download(name=name, urls=(split,), gives=name, n_bytes=len(json.dumps(SPLIT))),
     )
     n_images = {"train": 2, "val": 2, "test": 2}
-    small = replace(sun397.SET, downloads=downloads, n_classes=2, n_images=n_images)
-    monkeypatch.setattr(sun397, "SET", small)
+    small = replace(sun397.SET, name="small", downloads=downloads, n_classes=2, n_images=n_images)
+    install_benchmark(small, name="small")
     return images, split
 
 
@@ -67,32 +69,32 @@ def kdedge(
 
 @pytest.mark.usefixtures("published")
 def test_a_set_is_fetched_and_is_then_as_published(kdedge, tmp_path):
-    code, out, err = kdedge("fetch", "sun397")
+    code, out, err = kdedge("fetch", "small")
     assert (code, out) == (
         0,
-        f"Wrote data/sun397 (SUN397, {sun397.SPLIT_FILE})\nNext: kdedge data verify sun397\n",
+        f"Wrote data/sun397 (SUN397, {sun397.SPLIT_FILE})\nNext: kdedge data verify small\n",
     )
     assert err.startswith("Fetching SUN397.tar.gz from http://127.0.0.1")
-    code, out, _ = kdedge("verify", "sun397", "--images")
+    code, out, _ = kdedge("verify", "small", "--images")
     assert code == 0
     assert out.endswith("\n\nAll as published.\n")
-    code, out, _ = kdedge("fetch", "sun397")
-    assert (code, out.splitlines()[0]) == (0, "data/sun397 has all of sun397 already.")
+    code, out, _ = kdedge("fetch", "small")
+    assert (code, out.splitlines()[0]) == (0, "data/sun397 has all of small already.")
 
 
 @pytest.mark.usefixtures("published")
 def test_the_folder_is_that_of_the_option_then_of_the_environment(kdedge, monkeypatch, tmp_path):
     monkeypatch.setenv("KDEDGE_DATA", "from-environment")
-    _, out, _ = kdedge("show", "sun397")
+    _, out, _ = kdedge("show", "small")
     assert f"folder   {Path('from-environment/sun397')}" in out
-    _, out, _ = kdedge("fetch", "sun397", "--data", "given")
-    assert out.endswith("Next: kdedge data verify sun397 --data given\n")
+    _, out, _ = kdedge("fetch", "small", "--data", "given")
+    assert out.endswith("Next: kdedge data verify small --data given\n")
     assert (tmp_path / "given/sun397/SUN397/1.png").exists()
 
 
 @pytest.mark.usefixtures("published")
 def test_json_is_one_object_on_stdout(kdedge):
-    code, out, _ = kdedge("fetch", "sun397", "--json")
+    code, out, _ = kdedge("fetch", "small", "--json")
     assert code == 0
     assert json.loads(out) == {
         "folder": "data/sun397",
@@ -100,11 +102,11 @@ def test_json_is_one_object_on_stdout(kdedge):
         "kept": [],
     }
     _, out, _ = kdedge("list", "--json")
-    (found,) = [one for one in json.loads(out)["sets"] if one["name"] == "sun397"]
+    (found,) = [one for one in json.loads(out)["sets"] if one["name"] == "small"]
     assert (found["here"], found["n_classes"]) == ("yes", 2)
-    _, out, _ = kdedge("show", "sun397", "--json")
+    _, out, _ = kdedge("show", "small", "--json")
     assert [file["here"] for file in json.loads(out)["files"]] == [True, True]
-    _, out, _ = kdedge("verify", "sun397", "--json")
+    _, out, _ = kdedge("verify", "small", "--json")
     assert json.loads(out)["problems"] == []
     _, out, _ = kdedge("scan", "data/sun397", "--json")
     assert json.loads(out)["n_images"] == 6
@@ -128,40 +130,40 @@ def test_a_set_that_cannot_be_looked_at_is_listed_with_the_others(kdedge, tmp_pa
 
 def test_a_set_is_shown_with_what_is_missing_and_where_it_is(kdedge, published, tmp_path):
     (tmp_path / "data/sun397/SUN397").mkdir(parents=True)
-    _, out, _ = kdedge("show", "sun397")
+    _, out, _ = kdedge("show", "small")
     assert "SUN397: here, from SUN397.tar.gz\n  size and SHA-256 are not known" in out
     assert (
         f"{sun397.SPLIT_FILE}: missing\n  {len(json.dumps(SPLIT))} bytes\n  {published[1]}" in out
     )
-    assert out.endswith("Next: kdedge data fetch sun397\n")
+    assert out.endswith("Next: kdedge data fetch small\n")
 
 
 def test_a_set_that_differs_ends_in_exit_code_3_after_the_table(kdedge, published, tmp_path):
-    kdedge("fetch", "sun397")
+    kdedge("fetch", "small")
     (tmp_path / "data/sun397/SUN397/3.png").write_bytes(b"x")
     (tmp_path / "data/sun397/SUN397/5.png").unlink()
-    code, out, err = kdedge("verify", "sun397", "--images")
+    code, out, err = kdedge("verify", "small", "--images")
     assert code == 3
     assert "3.png: not an image" in out
     assert out.endswith(
         "val has 1 images that cannot be read.\ntest lacks the files of 1 of 2 images.\n"
     )
-    assert "data/sun397 is not the published sun397: 2 differences." in err
-    assert err.endswith("Move what differs away and run: kdedge data fetch sun397\n")
+    assert "data/sun397 is not the published small: 2 differences." in err
+    assert err.endswith("Move what differs away and run: kdedge data fetch small\n")
 
 
 def test_what_is_missing_as_a_whole_is_fetched(kdedge, published, tmp_path):
-    kdedge("fetch", "sun397")
+    kdedge("fetch", "small")
     (tmp_path / "data/sun397" / sun397.SPLIT_FILE).unlink()
-    code, _, err = kdedge("verify", "sun397")
+    code, _, err = kdedge("verify", "small")
     assert code == 3
-    assert err.endswith("What is missing is fetched by: kdedge data fetch sun397\n")
+    assert err.endswith("What is missing is fetched by: kdedge data fetch small\n")
 
 
-def test_without_a_network_the_exit_code_is_4(kdedge, monkeypatch):
+def test_without_a_network_the_exit_code_is_4(kdedge, install_benchmark):
     unreachable = Download(name="a", urls=("http://127.0.0.1:9/a",), gives="a")
-    monkeypatch.setattr(sun397, "SET", replace(sun397.SET, downloads=(unreachable,)))
-    code, out, err = kdedge("fetch", "sun397")
+    install_benchmark(replace(sun397.SET, name="small", downloads=(unreachable,)), name="small")
+    code, out, err = kdedge("fetch", "small")
     assert (code, out) == (4, "")
     assert "put it at data/sun397/a. It is at:\n      http://127.0.0.1:9/a\n" in err
 

@@ -1,11 +1,13 @@
 """The benchmark sets: one file a set, found by its name, which is that of CoOp's config file.
 
-A set's file holds `SET`.
+A set's file holds `SET`. Installed packages join through the entry-point group
+`kdedge.benchmarks`: an entry point's name is that of the `Benchmark` that it points to.
 """
 
 from __future__ import annotations
 
 import importlib
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from kdedge.data.benchmarks._benchmark import Benchmark
@@ -13,7 +15,7 @@ from kdedge.data.benchmarks._coop_set import CoopSet
 from kdedge.data.benchmarks._coop_split import PARTS, Split, open_part, read_split
 from kdedge.data.benchmarks._download import Download
 from kdedge.data.benchmarks._origins import MissingPartsError, is_there
-from kdedge.errors import DataError
+from kdedge.errors import DataError, SetupError
 
 __all__ = [
     "PARTS",
@@ -30,20 +32,51 @@ __all__ = [
 ]
 
 
+_GROUP = "kdedge.benchmarks"
+
+
 def list_benchmarks() -> list[str]:
     """Gives the names of the sets, without importing them."""
-    files = Path(__file__).parent.glob("*.py")
-    return sorted(file.stem for file in files if not file.name.startswith("_"))
+    return sorted({*_own_names(), *_outside()})
 
 
 def load_benchmark(name: str) -> Benchmark:
-    """Gives one benchmark set.
+    """Gives one benchmark set; a package's cannot take the name of one of kdedge's own.
 
     Raises:
         DataError: there is none of that name.
+        SetupError: an installed package's set cannot be loaded.
     """
-    known = list_benchmarks()
-    if name not in known:
-        raise DataError(f"{name} is not a known benchmark set.\n  Known: {', '.join(known)}.")
-    benchmark: Benchmark = importlib.import_module(f"{__name__}.{name}").SET
-    return benchmark
+    if name in _own_names():
+        benchmark: Benchmark = importlib.import_module(f"{__name__}.{name}").SET
+        return benchmark
+    point = _outside().get(name)
+    if point is None:
+        known = ", ".join(list_benchmarks())
+        raise DataError(f"{name} is not a known benchmark set.\n  Known: {known}.")
+    return _load_outside(point)
+
+
+def _own_names() -> set[str]:
+    files = Path(__file__).parent.glob("*.py")
+    return {file.stem for file in files if not file.name.startswith("_")}
+
+
+def _outside() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=_GROUP)}
+
+
+def _load_outside(point: EntryPoint) -> Benchmark:
+    try:
+        found = point.load()
+        is_usable = isinstance(found, Benchmark) and found.name == point.name
+        reason = f"it is no kdedge.data.benchmarks.Benchmark named {point.name!r}"
+    except Exception as error:  # whatever a package of others raises at import
+        is_usable, reason = False, f"{type(error).__name__}: {error}".rstrip(".")
+    if not is_usable:
+        raise SetupError(
+            f'The benchmark set "{point.name}" from {point.value} cannot be used: {reason}.\n'
+            "  Update or remove the package that it comes from."
+        )
+    assert isinstance(found, Benchmark)
+    return found

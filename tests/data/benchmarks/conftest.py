@@ -240,16 +240,17 @@ def counts(name: str, n_classes: int) -> dict[str, int]:
 
 
 @pytest.fixture
-def miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Miniature]:
-    """Writes a set's miniature, without CoOp's split file, and makes its file expect it."""
+def miniature(tmp_path: Path, install_benchmark: Callable[..., None]) -> Callable[[str], Miniature]:
+    """Writes a set's miniature, without CoOp's split file, and installs it as `small_<name>`."""
 
     def make(name: str) -> Miniature:
         module = importlib.import_module(f"kdedge.data.benchmarks.{name}")
         folder = tmp_path / module.SET.folder
         names = tuple(WRITERS[name](folder))
         n_images = counts(name, len(names))
-        benchmark = replace(module.SET, n_classes=len(names), n_images=n_images)
-        monkeypatch.setattr(module, "SET", benchmark)
+        small = f"small_{name}"
+        benchmark = replace(module.SET, name=small, n_classes=len(names), n_images=n_images)
+        install_benchmark(benchmark, name=small)
         split_file = getattr(benchmark, "split_file", None)
         return Miniature(benchmark, folder, names, n_images, split_file)
 

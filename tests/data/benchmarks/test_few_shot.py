@@ -71,7 +71,7 @@ def coop_read(file: Path, image_root: Path) -> dict[str, list[tuple[str, int, st
 
 
 def keep(mini: Any, name: str, *, shots: int = 2, seed: int = 1) -> Path | None:
-    spec = SourceSpec(benchmark=name)
+    spec = SourceSpec(benchmark=f"small_{name}")
     return keep_list(spec, shots=shots, seed=seed, data=DataSpec(root=mini.folder.parent))
 
 
@@ -80,7 +80,7 @@ def take(mini: Any, name: str, part: str, *, shots: int, draws: Draws, without: 
         mini.folder.parent, part=part, class_names=mini.names, labeled=True
     )
     found = draws.take(
-        SourceSpec(benchmark=name, part=part),
+        SourceSpec(benchmark=f"small_{name}", part=part),
         source,
         [i for i in range(len(source.items)) if i != without],
         shots=shots,
@@ -91,7 +91,7 @@ def take(mini: Any, name: str, part: str, *, shots: int, draws: Draws, without: 
 
 def draws_of(mini: Any, name: str, *, shots: int = 2, seed: int = 1) -> Draws:
     data = DataSpec(root=mini.folder.parent)
-    return Draws(SourceSpec(benchmark=name), shots=shots, seed=seed, data=data)
+    return Draws(SourceSpec(benchmark=f"small_{name}"), shots=shots, seed=seed, data=data)
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -158,7 +158,10 @@ def test_where_training_images_are_of_another_part_no_list_is_taken(published: M
     mini = published("dtd")
 
     def drawn() -> Any:
-        spec, data = SourceSpec(benchmark="dtd", part="val"), DataSpec(root=mini.folder.parent)
+        spec, data = (
+            SourceSpec(benchmark="small_dtd", part="val"),
+            DataSpec(root=mini.folder.parent),
+        )
         return take(mini, "dtd", "val", shots=1, draws=Draws(spec, shots=1, seed=1, data=data))
 
     before = drawn()

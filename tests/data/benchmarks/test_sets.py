@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ import pytest
 from kdedge.config.fields import check_template
 from kdedge.data.benchmarks import list_benchmarks, load_benchmark
 from kdedge.data.fetch import with_mirrors
-from kdedge.errors import DataError
+from kdedge.errors import DataError, SetupError
 
 SPLIT_BY_COOP = [
     name for name in list_benchmarks() if getattr(load_benchmark(name), "split_file", None)
@@ -52,6 +53,38 @@ TOTALS = {
 }
 
 Make = Callable[[str], Any]
+
+
+def test_an_installed_package_brings_a_set_of_its_own(install_benchmark: Any) -> None:
+    own = replace(load_benchmark("dtd"), name="ours")
+    install_benchmark(own, name="ours")
+    assert "ours" in list_benchmarks()
+    assert load_benchmark("ours") is own
+
+
+def test_a_package_cannot_take_the_name_of_one_of_kdedges_own_sets(install_benchmark: Any) -> None:
+    own = load_benchmark("dtd")
+    install_benchmark(replace(own, n_classes=1), name="dtd")
+    assert load_benchmark("dtd") is own
+
+
+@pytest.mark.parametrize("name", ["other", None])
+def test_what_a_package_brings_that_is_no_set_of_its_name_is_told(
+    install_benchmark: Any, name: str | None
+) -> None:
+    install_benchmark(name and replace(load_benchmark("dtd"), name=name), name="ours")
+    expected = r'"ours" from outside_ours:SET cannot be used: it is no .*Benchmark named \'ours\'\.'
+    with pytest.raises(SetupError, match=expected):
+        load_benchmark("ours")
+
+
+def test_a_package_whose_set_does_not_load_is_told(
+    install_benchmark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_benchmark(None, name="ours")
+    monkeypatch.setitem(sys.modules, "outside_ours", None)
+    with pytest.raises(SetupError, match=r"cannot be used: ModuleNotFoundError: .*\n  Update or"):
+        load_benchmark("ours")
 
 
 def test_the_sets_are_those_of_the_published_tables() -> None:
@@ -350,7 +383,7 @@ def test_without_scipy_and_split_file_the_missing_package_is_named(
     name: str, miniature: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mini = miniature(name)
-    monkeypatch.setitem(__import__("sys").modules, "scipy.io", None)
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(Exception, match=r"as there is no split file, needs scipy[\s\S]*\[data\]"):
         mini.benchmark.class_names(mini.folder.parent)
 
