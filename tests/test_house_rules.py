@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
@@ -74,6 +75,103 @@ def test_no_private_name_is_imported_from_another_package() -> None:
                 if is_private and not is_module(f"{module}.{name}"):
                     found.append(f"{path}:{node.lineno}: {name} of {module}")
     assert not found, "\n".join(["private names of other packages:", *found])
+
+
+PRIVATE = re.compile(r"kdedge(?:\.\w+)*\._[a-z]\w*|from kdedge[\w.]* import _[a-z]\w*")
+"""A private module or name of kdedge's, in code and in the scripts that tests start."""
+
+TESTED_PRIVATELY = {
+    # Every package shows its progress by it, and no command all that it can show
+    ("tests/training/test_progress.py", "kdedge._progress"),
+    ("tests/test_house_rules.py", "kdedge._progress"),
+}
+
+REPLACING = {"setattr", "delattr", "setitem", "delitem", "object"}
+"""What monkeypatch and mock.patch replace with."""
+
+
+def sources_of_tests() -> dict[str, str]:
+    """Path below the project -> source, for every file of tests."""
+    return {
+        str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+    }
+
+
+def test_no_test_reaches_for_a_private_name_of_kdedge() -> None:
+    found = []
+    for path, source in sources_of_tests().items():
+        names = {f"kdedge.{name}" for name in _private_attributes(ast.parse(source))}
+        names |= set(PRIVATE.findall(source))
+        found += [
+            f"{path}: {name}" for name in sorted(names) if (path, name) not in TESTED_PRIVATELY
+        ]
+    assert not found, "\n".join(["private names of kdedge:", *found])
+
+
+def _origins(tree: ast.Module) -> dict[str, str]:
+    """Name -> what it was imported from, wherever in a file that was."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            for one in node.names:
+                found[one.asname or one.name] = f"{node.module}.{one.name}"
+        elif isinstance(node, ast.Import):
+            for one in node.names:
+                name = one.asname or one.name.partition(".")[0]
+                found[name] = one.name if one.asname else name
+        elif isinstance(node, ast.Assign) and "importorskip" in ast.unparse(node.value):
+            found[ast.unparse(node.targets[0])] = ast.literal_eval(node.value.args[0])
+        elif isinstance(node, ast.ClassDef):
+            found[node.name] = "a class of the test's"
+    return found
+
+
+def _root(node: ast.expr) -> str:
+    while isinstance(node, ast.Attribute | ast.Call | ast.Subscript):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _private_attributes(tree: ast.Module) -> set[str]:
+    """Private attributes that are taken of what was imported from kdedge."""
+    origins = _origins(tree)
+    return {
+        f"{_root(node)}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and re.match("_[a-z]", node.attr)
+        and origins.get(_root(node), "").startswith("kdedge")
+    }
+
+
+def _replaced(node: ast.AST) -> list[tuple[ast.expr, str]]:
+    """What is replaced in, and what it is where no import tells: by monkeypatch, mock or itself."""
+    if isinstance(node, ast.Assign):
+        return [(one.value, "") for one in node.targets if isinstance(one, ast.Attribute)]
+    if not isinstance(node, ast.Call) or not node.args:
+        return []
+    by, _, how = ast.unparse(node.func).rpartition(".")
+    if by == "" and how == "setattr":
+        return [(node.args[0], "")]
+    is_patch = how in REPLACING and "patch" in by
+    return [(node.args[0], "kdedge, as it seems")] if is_patch or how == "patch" else []
+
+
+def test_no_test_replaces_a_part_of_kdedge() -> None:
+    """Clocks, devices, servers and the system may be replaced; what it is shows in the imports."""
+    found = []
+    for path, source in sources_of_tests().items():
+        tree = ast.parse(source)
+        origins = _origins(tree) | {"host_gpu": "a device of the tests"}
+        for node in ast.walk(tree):
+            for target, unknown in _replaced(node):
+                origin = origins.get(_root(target), unknown)
+                if isinstance(target, ast.Constant):
+                    origin = str(target.value)
+                if origin.startswith("kdedge"):
+                    found.append(f"{path}:{target.lineno}: {ast.unparse(target)}")
+    assert not found, "\n".join(["replaced in tests:", *found])
 
 
 def test_no_function_takes_more_than_eight_parameters() -> None:

@@ -339,9 +339,12 @@ def test_nothing_is_overwritten(exported: Path, kdedge: Kdedge) -> None:
     Path("b.json").write_text("mine")
     assert kdedge("bench", ARTIFACT, *QUICK, "--output", "b.json").code == 2
     assert Path("b.json").read_text() == "mine"
-    for number in (1, 2):
+    folder = Path("runs/tiny/02/bench")
+    for name in ("07.json", "9.json", "²", "backup.json", "11"):
+        (folder / name).mkdir(parents=True)
+    for number in (10, 11):
         assert kdedge("bench", *QUICK, "--against", "none").code == 0
-        assert Path(f"runs/tiny/02/bench/{number:02d}.json").exists()
+        assert (folder / f"{number}.json").is_file()
 
 
 def test_ctrl_c_keeps_what_was_measured(

@@ -50,6 +50,15 @@ def test_a_new_run_has_its_recipe_and_what_made_it(tmp_path: Path) -> None:
     assert run.weights.name == "student.safetensors"
 
 
+def test_the_next_number_follows_the_highest_and_names_that_are_none_are_passed_over(
+    tmp_path: Path,
+) -> None:
+    for name in ("07", "9", "10", "²", "backup", "11.json"):  # "²" is a digit, and no number
+        (tmp_path / "tiny" / name).mkdir(parents=True)
+    run = RunFolder.create(tmp_path, "tiny", kind="teacher", recipe_text="", provenance={})
+    assert run.path == tmp_path / "tiny" / "11"
+
+
 def test_runs_of_a_name_are_numbered_and_none_is_overwritten(tmp_path: Path) -> None:
     names = [_create(tmp_path).name for _ in range(3)]
     assert names == ["line3/01", "line3/02", "line3/03"]

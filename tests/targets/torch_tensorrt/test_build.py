@@ -65,8 +65,8 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         save=save,
     )
     monkeypatch.setitem(sys.modules, "torch_tensorrt", module)
-    for kind in (Tensor, torch.nn.Module):
-        monkeypatch.setattr(kind, "cuda", lambda value: value)
+    monkeypatch.setattr(Tensor, "cuda", lambda value: value)
+    monkeypatch.setattr(torch.nn.Module, "cuda", lambda value: value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L4")
