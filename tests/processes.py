@@ -3,38 +3,82 @@
 As a script: imports what they need, then forks a process for every request that comes as a line of
 JSON on stdin, and answers on stdout. What is forked runs `kdedge.cli.main.main`, or a script as
 `python SCRIPT` would, with its own signals, exit code, standard streams and current folder.
+
+It also forks for `Processes.python`, an executable that takes the place of `python -m kdedge` where
+kdedge itself starts a process: it hands over its arguments, environment, folder and open files,
+hands on its signals, and ends as the forked process ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import runpy
+import select
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+PYTHON = """\
+#!{python} -IS
+import json, os, signal, socket, sys
+
+files = [int(name) for name in os.listdir("/proc/self/fd")]
+files = [file for file in files if os.path.exists(f"/proc/self/fd/{{file}}")]
+server = socket.socket(socket.AF_UNIX)
+for signum in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(signum, lambda signum, _: server.send(bytes([signum])))
+server.connect({socket!r})
+request = dict(start=sys.argv[3:], cwd=os.getcwd(), environment=dict(os.environ))
+socket.send_fds(server, [json.dumps(request).encode() + b"\\n"], sorted(files))
+code = int(server.makefile().readline())
+if code < 0:
+    if -code != signal.SIGKILL:
+        signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+sys.exit(code)
+"""
+
 
 class Processes:
-    """The process that forks, as a test talks to it."""
+    """The process that forks, as a test talks to it.
+
+    Attributes:
+        python: an executable that is called as `python -m kdedge ARGUMENTS`.
+    """
 
     def __init__(self) -> None:
         package = str(Path(__file__).parents[1])
-        self._server = subprocess.Popen(
-            [sys.executable, "-W", "error", __file__],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": package},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self._folder = tempfile.TemporaryDirectory(prefix="kdedge-")
+        place = Path(self._folder.name)
+        self.python = place / "python"
+        self.python.write_text(PYTHON.format(python=sys.executable, socket=str(place / "socket")))
+        self.python.chmod(0o755)
+        with socket.socket(socket.AF_UNIX) as listening:  # before there is who answers
+            listening.bind(str(place / "socket"))
+            listening.listen()
+            self._server = subprocess.Popen(
+                [sys.executable, "-W", "error", __file__, str(listening.fileno())],
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": package},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                pass_fds=(listening.fileno(),),
+            )
 
     def start(self, *arguments: str, cwd: Path, script: Path | None = None) -> Process:
-        """Starts `kdedge ARGUMENTS`, or a script with them, in a folder."""
+        """Starts `kdedge ARGUMENTS`, or a script with them, in a folder.
+
+        The process takes this one's `sys.executable` for its interpreter.
+        """
         return Process(self, arguments, cwd, script)
 
     def ask(self, **request: Any) -> Any:
@@ -48,6 +92,7 @@ class Processes:
     def close(self) -> None:
         """Ends it."""
         self._server.communicate("")
+        self._folder.cleanup()
 
 
 class Process:
@@ -67,6 +112,7 @@ class Process:
             cwd=str(cwd),
             out=str(self._out),
             err=str(self._err),
+            executable=sys.executable,
         )
 
     @property
@@ -102,12 +148,12 @@ class Process:
             time.sleep(0.002)
 
 
-def _fork(request: dict[str, Any]) -> int:
+def _fork(become: Callable[[], None]) -> int:
     pid = os.fork()
     if pid:
         return pid
     try:
-        _become(request)
+        become()
     except SystemExit as error:
         sys.stdout.flush()
         os._exit(error.code if isinstance(error.code, int) else int(error.code is not None))
@@ -131,10 +177,27 @@ def _become(request: dict[str, Any]) -> None:
         sys.argv = [request["script"], *request["start"]]
         runpy.run_path(request["script"], run_name="__main__")
         sys.exit()
-    sys.argv = ["kdedge", *request["start"]]
+    sys.executable = request["executable"]
+    _run_kdedge(request["start"])
+
+
+def _run_kdedge(arguments: list[str]) -> None:
+    sys.argv = ["kdedge", *arguments]
     from kdedge.cli.main import main
 
     main()
+
+
+def _become_started(request: dict[str, Any], files: list[int]) -> None:
+    """Becomes what `Processes.python` was started as."""
+    os.setsid()
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    for target, source in enumerate(files[:3]):
+        os.dup2(source, target)
+        os.close(source)
+    _run_kdedge(request["start"])
 
 
 def _poll(pid: int) -> int | None:
@@ -151,10 +214,57 @@ def _serve() -> None:
     import kdedge.training.import_public
     import kdedge.training.preflight  # noqa: F401
 
-    while line := os.read(0, 1 << 16).decode():
-        request = json.loads(line)
-        answer = _fork(request) if "start" in request else _poll(request["poll"])
-        os.write(1, (json.dumps(answer) + "\n").encode())
+    listening = socket.socket(fileno=int(sys.argv[1]))
+    started: dict[socket.socket, int] = {}
+    while True:
+        # Their ends are looked for now and then
+        ready, _, _ = select.select([0, listening, *started], [], [], 0.01 if started else None)
+        for one in ready:
+            if one == 0:
+                line = os.read(0, 1 << 16).decode()
+                if not line:
+                    return
+                os.write(1, (json.dumps(_answer(json.loads(line))) + "\n").encode())
+            elif one is listening:
+                client, _ = listening.accept()
+                pid = _start_for(client)
+                if pid is not None:
+                    started[client] = pid
+            elif signums := one.recv(16):
+                for signum in signums:
+                    os.kill(started[one], signum)
+            else:  # whoever stands for it was killed
+                os.kill(started[one], signal.SIGKILL)
+                os.waitpid(started.pop(one), 0)
+                one.close()
+        for client, pid in list(started.items()):
+            code = _poll(pid)
+            if code is not None:
+                with contextlib.suppress(OSError):
+                    client.send(f"{code}\n".encode())
+                client.close()
+                del started[client]
+
+
+def _answer(request: dict[str, Any]) -> int | None:
+    if "start" not in request:
+        return _poll(request["poll"])
+    return _fork(lambda: _become(request))
+
+
+def _start_for(client: socket.socket) -> int | None:
+    """Forks what a client asks for; None where it has been killed already."""
+    data, files, _, _ = socket.recv_fds(client, 1 << 20, 16)
+    while not data.endswith(b"\n"):
+        more = client.recv(1 << 20)
+        if not more:
+            return None
+        data += more
+    request = json.loads(data)
+    pid = _fork(lambda: _become_started(request, files))
+    for file in files:
+        os.close(file)
+    return pid
 
 
 if __name__ == "__main__":

@@ -192,6 +192,12 @@ def public_layout() -> ModuleType:
 
 
 @pytest.fixture
+def forked_cells(_forking: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells are processes of their own that need not import torch first, which takes 4 s each."""
+    monkeypatch.setattr(sys, "executable", str(_forking.python))
+
+
+@pytest.fixture
 def quick_machine(monkeypatch: pytest.MonkeyPatch) -> object:
     """For `bench`: peaks of small products and copies. What pauses does so for no time."""
     from kdedge.bench.peak import Effort, measure_peaks

@@ -65,6 +65,9 @@ set: {student.optim.epochs: 24, optim.checkpoint_every_s: 0.001}
 """
 
 
+forked_cells = pytest.mark.usefixtures("forked_cells")
+
+
 @pytest.fixture(autouse=True)
 def _this_kdedge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -139,6 +142,7 @@ def test_a_mistake_is_found_before_the_first_cell(
 
 
 @pytest.mark.slow
+@forked_cells
 def test_a_grid_ends_in_one_table_and_is_not_run_again(project: Path, kdedge: Run) -> None:
     (project / "s.yaml").write_text(SUITE)
     done = kdedge("suite", "s.yaml", "--jobs", "2")
@@ -180,6 +184,7 @@ def test_a_grid_ends_in_one_table_and_is_not_run_again(project: Path, kdedge: Ru
 
 
 @pytest.mark.slow
+@forked_cells
 def test_a_crashing_cell_costs_one_cell_and_is_tried_again(project: Path, kdedge: Run) -> None:
     (project / "broken.pt").write_bytes(b"not weights")
     (project / "s.yaml").write_text(CRASHING)
@@ -246,6 +251,7 @@ def test_a_killed_process_costs_its_cell_alone(project: Path, start: Start, kded
 
 
 @pytest.mark.slow
+@forked_cells
 def test_other_test_images_are_measured_and_nothing_is_trained_for_them(
     trained: Path, kdedge: Run
 ) -> None:
@@ -293,6 +299,7 @@ def undisturbed(blank_project: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.slow
+@forked_cells
 @pytest.mark.timeout(600)
 def test_interrupted_and_killed_in_the_middle_it_ends_in_the_same_table(
     project: Path, start: Start, kdedge: Run, undisturbed: bytes
@@ -347,6 +354,7 @@ set: {student.optim.epochs: 8}
 
 
 @pytest.mark.slow
+@forked_cells
 def test_cells_run_side_by_side_and_none_trains_a_teacher_beside_another(
     project: Path, kdedge: Run
 ) -> None:
@@ -404,6 +412,7 @@ def far(project: Path) -> Path:
 
 
 @pytest.mark.slow
+@forked_cells
 def test_a_row_trained_on_one_recipe_is_measured_on_the_others(far: Path, kdedge: Run) -> None:
     done = kdedge("suite", "s.yaml", "--jobs", "2", "--json")
     assert done.code == 0, done.err
@@ -431,6 +440,7 @@ def test_a_row_trained_on_one_recipe_is_measured_on_the_others(far: Path, kdedge
 
 
 @pytest.mark.slow
+@forked_cells
 def test_what_a_failed_training_was_for_fails_with_it(far: Path, kdedge: Run) -> None:
     (far / "broken.pt").write_bytes(b"not weights")
     suite = far / "s.yaml"
@@ -444,6 +454,7 @@ def test_what_a_failed_training_was_for_fails_with_it(far: Path, kdedge: Run) ->
 
 
 @pytest.mark.slow
+@forked_cells
 @pytest.mark.timeout(600)
 def test_two_running_cells_are_interrupted_and_killed_and_end_in_the_same_table(
     project: Path, start: Start, kdedge: Run, undisturbed: bytes
@@ -482,6 +493,7 @@ def test_two_running_cells_are_interrupted_and_killed_and_end_in_the_same_table(
 
 
 @pytest.mark.slow
+@forked_cells
 def test_two_processes_do_not_run_one_suite_at_once(project: Path, start: Start) -> None:
     (project / "s.yaml").write_text(LONG)
     first = start("suite", "s.yaml")
