@@ -37,7 +37,8 @@ server = socket.socket(socket.AF_UNIX)
 for signum in (signal.SIGINT, signal.SIGTERM):
     signal.signal(signum, lambda signum, _: server.send(bytes([signum])))
 server.connect({socket!r})
-request = dict(start=sys.argv[3:], cwd=os.getcwd(), environment=dict(os.environ))
+given = sys.argv[sys.argv.index("kdedge") + 1 :]
+request = dict(start=given, cwd=os.getcwd(), environment=dict(os.environ))
 socket.send_fds(server, [json.dumps(request).encode() + b"\\n"], sorted(files))
 code = int(server.makefile().readline())
 if code < 0:
@@ -194,6 +195,11 @@ def _become_started(request: dict[str, Any], files: list[int]) -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if set(paths) - set(sys.path):  # what is loaded has not seen what is installed there
+        sys.path[:0] = paths
+        for name in [name for name in sys.modules if name.partition(".")[0] == "kdedge"]:
+            del sys.modules[name]
     for target, source in enumerate(files[:3]):
         os.dup2(source, target)
         os.close(source)

@@ -165,6 +165,7 @@ def test_it_goes_on_where_it_was_interrupted_and_ends_in_the_same_weights(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_cells")
 def test_a_suite_tables_it_without_zero_shot_answers(
     project: Path, kdedge: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ CLOSE = {"atol": 2e-4, "rtol": 2e-3}
 
 
 @pytest.fixture
-def torchrun() -> Iterator[Torchrun]:
+def torchrun(_forking: Any) -> Iterator[Torchrun]:
     """Starts a command in several processes."""
     started: list[subprocess.Popen[str]] = []
 
@@ -35,6 +35,7 @@ def torchrun() -> Iterator[Torchrun]:
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
+            "PYTHON_EXEC": str(_forking.python),  # which loads torch once for all processes
             "PYTHONPATH": str(Path(package.__file__).parents[1]),
         }
         process = subprocess.Popen(

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-
-SEVERAL = """
-import contextlib, io, json, sys
-from kdedge.cli.main import run
-
-done = []
-for arguments in json.loads(sys.argv[1]):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run(arguments)
-    done.append([code, out.getvalue(), err.getvalue()])
-print(json.dumps(done))
-"""
-"""Runs commands one after the other, without loading torch for each."""
 
 
 class Done(NamedTuple):
@@ -48,19 +32,18 @@ class OutsidePackage:
     Attributes:
         folder: on the path of processes that see it.
         cwd: where commands run.
+        python: forks processes that have loaded torch.
     """
 
     folder: Path
     cwd: Path
+    python: Path
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Starts `kdedge ARGUMENTS` in a process that sees the package."""
-        return self._start("-m", "kdedge", *arguments)
-
-    def _start(self, *arguments: str) -> subprocess.Popen[str]:
         path = os.pathsep.join([str(self.folder), str(ROOT)])
         return subprocess.Popen(
-            [sys.executable, "-W", "error", *arguments],
+            [self.python, "-m", "kdedge", *arguments],
             cwd=self.cwd,
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
@@ -69,15 +52,17 @@ class OutsidePackage:
         )
 
     def run(self, *commands: str) -> list[Done]:
-        """Runs commands in one process that sees the package."""
-        process = self._start("-c", SEVERAL, json.dumps([shlex.split(text) for text in commands]))
-        out, err = process.communicate()
-        assert process.returncode == 0, err
-        return [Done(*one) for one in json.loads(out)]
+        """Runs commands one after the other in processes that see the package."""
+        done = []
+        for command in commands:
+            process = self.start(*shlex.split(command))
+            out, err = process.communicate()
+            done.append(Done(process.returncode, out, err))
+        return done
 
 
 @pytest.fixture
-def install(tmp_path: Path) -> Callable[..., OutsidePackage]:
+def install(tmp_path: Path, _forking: Any) -> Callable[..., OutsidePackage]:
     """Writes a package: its modules' sources by name, and entry points by group.
 
     In its working folder lie `images`, eight of each of the classes a, b and c.
@@ -103,6 +88,6 @@ def install(tmp_path: Path) -> Callable[..., OutsidePackage]:
                 image = cwd / "images" / "abc"[label] / f"{number}.png"
                 image.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels.astype(np.uint8)).save(image)
-        return OutsidePackage(folder, cwd)
+        return OutsidePackage(folder, cwd, _forking.python)
 
     return write

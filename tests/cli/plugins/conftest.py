@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,13 +46,13 @@ def install() -> Callable[[Path, Path, EntryPoints], Path]:
 
 
 @pytest.fixture(scope="session")
-def kdedge_with() -> Callable[..., Done]:
+def kdedge_with(_forking: Any) -> Callable[..., Done]:
     """Runs a command in a process of its own that sees what is installed in a folder."""
 
     def run(site: Path, *arguments: str, cwd: Path) -> Done:
         paths = [str(site), str(Path(kdedge.__file__).parents[1])]
         done = subprocess.run(
-            [sys.executable, "-m", "kdedge", *arguments],
+            [_forking.python, "-m", "kdedge", *arguments],
             cwd=cwd,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             capture_output=True,
