@@ -28,7 +28,7 @@ import pytest
 import kdedge
 from kdedge.data.benchmarks import Download, sun397
 from kdedge.data.fetch import Fetched, fetch
-from kdedge.errors import DataError, ResourceError, SetupError
+from kdedge.errors import DataError, InUseError, ResourceError, SetupError
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 HASH = hashlib.sha256(BODY).hexdigest()
@@ -518,7 +518,7 @@ def test_two_fetches_at_once_are_refused(server, file_server, fetch_files, folde
     folder.mkdir()
     with (
         locked(folder / ".fetch.lock"),
-        pytest.raises(ResourceError, match=r"in use by another process: pid \d+ on .*\n.*wait"),
+        pytest.raises(InUseError, match=r"in use by another process: pid \d+ on .*\n.*wait"),
     ):
         fetch_files(plain(url))
 
