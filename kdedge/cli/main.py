@@ -142,6 +142,8 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, click.ClickException):
+        if isinstance(error, click.NoSuchOption) and _could_be_key(error):
+            error.message += " A key of the recipe is set by --set KEY=VALUE; see kdedge schema."
         error.show(sys.stderr)
         return error.exit_code
     if isinstance(error, KdedgeError):
@@ -168,6 +170,12 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
             7,
         )
     return _report_bug(error, arguments, run_log)
+
+
+def _could_be_key(error: click.NoSuchOption) -> bool:
+    """Whether an unknown option may be meant as a key of the recipe that the command reads."""
+    options = [] if error.ctx is None else error.ctx.command.params
+    return not error.possibilities and any(option.name == "overrides" for option in options)
 
 
 def _report_bug(error: BaseException, arguments: Sequence[str], run_log: Path | None) -> int:
