@@ -1,4 +1,4 @@
-"""`--epochs`, `--batch-size`, `--lr` and `--seed`: short for `--set` of the trained model's keys."""
+"""`--epochs`, `--batch-size`, `--lr` and `--seed`: short for `--set` of a model's keys."""
 
 from __future__ import annotations
 
