@@ -295,7 +295,7 @@ def _bar(n_images: int) -> Iterator[Callable[[int], None]]:
     if not n_images:
         yield lambda done: None
         return
-    with progress("classifying", n_images) as advance:
+    with progress("classifying", n_images, unit="images") as advance:
         yield advance
 
 
