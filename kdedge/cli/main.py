@@ -23,7 +23,7 @@ from typing import NoReturn
 import click
 
 from kdedge import __version__
-from kdedge.cli._output import first_line, set_up_logging
+from kdedge.cli._output import colored, first_line, set_up_logging
 from kdedge.errors import KdedgeError, Terminated, is_out_of_memory
 
 _FOLDER = Path(__file__).parent
@@ -225,5 +225,5 @@ def _terminated() -> str:
 def _say(message: str, code: int) -> int:
     size = _n_processes()
     which = f" (process {int(os.environ.get('RANK', '0')) + 1} of {size})" if size > 1 else ""
-    click.echo(f"kdedge{which}: {message}", err=True)
+    click.echo(f"{colored(f'kdedge{which}:', 'red', sys.stderr)} {message}", err=True)
     return code
