@@ -23,6 +23,8 @@ else:
     _StreamHandler = logging.StreamHandler  # no generic class before Python 3.11
 
 LOGGER = "kdedge"
+_TEXT_COLUMN = 12
+"""Least width of a column whose texts are wrapped."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 """`--json`, given to the command as `as_json`."""
@@ -120,9 +122,14 @@ def table(
     """
     lines = [header, *rows] if header else rows
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    if sum(widths) + 2 * (len(widths) - 1) > (n_columns := shown_columns()):
-        return _narrow_table(lines, align.ljust(len(widths), "l"), n_columns)
-    sides = align.ljust(len(widths), "l").replace("l", "<").replace("r", ">")
+    align, gaps = align.ljust(len(widths), "l"), 2 * (len(widths) - 1)
+    # Numbers stand on the right and are not wrapped: where they alone are too wide, all stays
+    least = [
+        min(w, _TEXT_COLUMN) if side == "l" else w for w, side in zip(widths, align, strict=True)
+    ]
+    if sum(least) + gaps <= (n_columns := shown_columns()) < sum(widths) + gaps:
+        return _narrow_table(lines, align, n_columns)
+    sides = align.replace("l", "<").replace("r", ">")
     columns = list(zip(sides, widths, strict=True))
     return "\n".join(
         "  ".join(
