@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdedge._files import explain_os_error
-from kdedge.errors import ResourceError
+from kdedge.errors import InUseError
 
 _POLL_S = 0.02
 
@@ -51,7 +51,8 @@ def locked(
         wait_s: seconds to wait for another process before that is an error.
 
     Raises:
-        ResourceError: another process holds it, or the folder may not be written.
+        InUseError: another process holds it.
+        ResourceError: the folder may not be written.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -89,7 +90,7 @@ def _take_lock(descriptor: int, path: Path, remedy: str, *, give_up: float) -> N
     except OSError as error:
         if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
             raise explain_os_error(error, path) from error
-        raise ResourceError(
+        raise InUseError(
             f"{path.parent} is in use by another process: {_holder(descriptor)}.\n  {remedy}"
         ) from error
 

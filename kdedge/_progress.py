@@ -10,13 +10,15 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.filesize import decimal
 
 _LOG = logging.getLogger(__name__)
 _LINE_EVERY_S = 30.0
 _REDRAW_EVERY_S = 0.1
+_BAR_AND_ETA = len(" #### ") + len(" ETA 0:00:00")
+"""Least columns beside the text and the numbers of a bar."""
 
 
 class Advance(Protocol):
@@ -33,9 +35,9 @@ class Advance(Protocol):
 
 @contextlib.contextmanager
 def progress(
-    what: str, total: int | None, *, done: int = 0, in_bytes: bool = False
+    what: str, total: int | None, *, done: int = 0, in_bytes: bool = False, unit: str = ""
 ) -> Iterator[Advance]:
-    """Context that shows the progress of work, and an estimate of the time left.
+    """Context that shows the progress of work, its speed, and an estimate of the time left.
 
     Contexts may be nested; the inner bar then replaces the outer one. A bar is erased at the end.
     Lines go through the logger; work of less than 30 s writes none.
@@ -45,24 +47,64 @@ def progress(
         total: number of pieces; None if unknown.
         done: pieces that were finished before the start; they do not count for the estimate.
         in_bytes: pieces are bytes, shown as in `1.5 GB`.
+        unit: what the pieces are, to show their number a second; empty: no speed is shown.
     """
+    if _is_terminal():
+        with _bar(what, total, done, in_bytes, unit) as advance:
+            yield advance
+    else:
+        yield _Lines(what, total, done, in_bytes, unit)
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """Context that names work of unknown length on a terminal; elsewhere nothing is shown."""
+    if not _is_terminal():
+        yield
+        return
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(Text(f"{what} ..."), **_on_one_line()):
+        yield
+
+
+def rate(per_second: float, unit: str) -> str:
+    """Writes a speed: `1,234 images/s`, below 10 with one digit."""
+    return f"{per_second:,.{0 if per_second >= 10 else 1}f} {unit}/s"
+
+
+def _is_terminal() -> bool:
     # All processes but rank 0 have a higher level
     is_silent = logging.getLogger("kdedge").level > logging.INFO
     is_dumb = os.environ.get("TERM", "").lower() in {"dumb", "unknown"}
     # Not rich's own test, which FORCE_COLOR overrides
-    if sys.stderr.isatty() and not is_dumb and not is_silent:
-        with _bar(what, total, done, in_bytes) as advance:
-            yield advance
-    else:
-        yield _Lines(what, total, done, in_bytes)
+    return sys.stderr.isatty() and not is_dumb and not is_silent
 
 
-@contextlib.contextmanager
-def _bar(what: str, total: int | None, done: int, in_bytes: bool) -> Iterator[Advance]:
-    """A bar that calls to `advance` redraw, without a thread."""
+def _on_one_line() -> dict[str, Any]:
+    """Options of a rich display on stderr that is redrawn without a thread and erased at its end.
+
+    An outer display on the line is erased now.
+    """
     # Imported here: without a terminal, no command pays 27 ms for it
     from rich.console import Console
     from rich.control import Control
+    from rich.segment import ControlType
+
+    console = Console(stderr=True)
+    console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
+    return {
+        "console": console,
+        "auto_refresh": False,
+        "redirect_stdout": False,
+        "transient": True,
+    }
+
+
+@contextlib.contextmanager
+def _bar(what: str, total: int | None, done: int, in_bytes: bool, unit: str) -> Iterator[Advance]:
+    """A bar that calls to `advance` redraw, without a thread."""
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -71,31 +113,32 @@ def _bar(what: str, total: int | None, done: int, in_bytes: bool) -> Iterator[Ad
         TextColumn,
         TimeRemainingColumn,
     )
-    from rich.segment import ControlType
 
-    console = Console(stderr=True)
+    options = _on_one_line()
+    numbers = DownloadColumn() if in_bytes else MofNCompleteColumn()
     bar = Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn() if in_bytes else MofNCompleteColumn(),
+        BarColumn(bar_width=None),
+        numbers,
+        TextColumn("ETA"),
         TimeRemainingColumn(),
-        console=console,
-        auto_refresh=False,
-        redirect_stdout=False,
-        transient=True,
+        **options,
     )
-    task = bar.add_task(what, total=total, completed=done)
+    bar.add_task(what, total=total, completed=done)
+    (task,) = bar.tasks
+    width = options["console"].width - len(str(numbers.render(task))) - _BAR_AND_ETA
     drawn = -math.inf
 
     def advance(done: int, detail: str = "") -> None:
         nonlocal drawn
-        bar.update(task, completed=done, description=f"{what}, {detail}" if detail else what)
+        speed = rate(task.speed, unit) if unit and task.speed else ""
+        text = ", ".join(part for part in (what, detail, speed) if part)
+        shown = text if len(text) <= width else f"{text[: width - 1]}…"
+        bar.update(task.id, completed=done, description=shown)
         if time.monotonic() - drawn >= _REDRAW_EVERY_S:
             bar.refresh()
             drawn = time.monotonic()
 
-    # Erases an outer bar
-    console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
     with bar:
         yield advance
 
@@ -103,8 +146,8 @@ def _bar(what: str, total: int | None, done: int, in_bytes: bool) -> Iterator[Ad
 class _Lines:
     """Writes a line every 30 s through the logger."""
 
-    def __init__(self, what: str, total: int | None, done: int, in_bytes: bool) -> None:
-        self._what, self._total, self._first = what, total, done
+    def __init__(self, what: str, total: int | None, done: int, in_bytes: bool, unit: str) -> None:
+        self._what, self._total, self._first, self._unit = what, total, done, unit
         self._number = readable_bytes if in_bytes else str
         self._start = self._said = time.monotonic()
 
@@ -113,15 +156,20 @@ class _Lines:
         if now - self._said < _LINE_EVERY_S:
             return
         self._said = now
-        more = f", {detail}" if detail else ""
-        if self._total is None:
-            _LOG.info("%s: %s%s", self._what, self._number(done), more)
-            return
-        if done > self._first:
-            left = (self._total - done) * (now - self._start) / (done - self._first)
-            more += f", {timedelta(seconds=round(left))} left"
-        numbers = f"{self._number(done)} of {self._number(self._total)}"
-        _LOG.info("%s: %s%s", self._what, numbers, more)
+        total, n_new = self._total, done - self._first
+        parts = [
+            self._number(done)
+            if total is None
+            else f"{self._number(done)} of {self._number(total)}"
+        ]
+        if detail:
+            parts.append(detail)
+        if n_new and self._unit:
+            parts.append(rate(n_new / (now - self._start), self._unit))
+        if n_new and total is not None:
+            left = (total - done) * (now - self._start) / n_new
+            parts.append(f"ETA {timedelta(seconds=round(left))}")
+        _LOG.info("%s: %s", self._what, ", ".join(parts))
 
 
 def readable_bytes(n_bytes: int) -> str:

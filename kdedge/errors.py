@@ -10,6 +10,7 @@
     ├── DivergedError      exit 5   a loss that is not finite
     ├── GateError          exit 6   parity, accuracy, speed floors
     ├── ResourceError      exit 7   memory, disk
+    ├── InUseError         exit 8   a folder in which another process works
     ├── CellsFailed        exit code of a suite's first failed cell
     └── Interrupted        exit 130 / 143   SIGINT / SIGTERM, state saved
 
@@ -86,6 +87,12 @@ class ResourceError(KdedgeError):
     """Memory or disk ran out, or a folder cannot be written."""
 
     exit_code = 7
+
+
+class InUseError(KdedgeError):
+    """Another process works in the folder."""
+
+    exit_code = 8
 
 
 class CellsFailed(KdedgeError):  # noqa: N818 - the name says what is wrong

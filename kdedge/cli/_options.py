@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import logging
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,7 +77,7 @@ def check_new_file(path: Path | None) -> None:
 
 
 def need_training_packages(purpose: str) -> None:
-    """Checks that the packages of the train extra are installed.
+    """Checks that the packages of the train extra are installed; says that PyTorch is loaded next.
 
     Raises:
         MissingPackage: torch, torchvision or open_clip is not installed.
@@ -86,3 +89,6 @@ def need_training_packages(purpose: str) -> None:
     ):
         if importlib.util.find_spec(module) is None:
             raise MissingPackage(package, extra="train", purpose=purpose)
+    # It takes seconds, on a slow disk a minute; of several processes the first says it
+    if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
+        logging.getLogger(__name__).info("Loading PyTorch.")

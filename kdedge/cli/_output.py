@@ -6,11 +6,13 @@ import ast
 import json
 import logging
 import math
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from shutil import get_terminal_size
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import click
 from click.core import ParameterSource
@@ -21,6 +23,8 @@ else:
     _StreamHandler = logging.StreamHandler  # no generic class before Python 3.11
 
 LOGGER = "kdedge"
+_TEXT_COLUMN = 12
+"""Least width of a column whose texts are wrapped."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 """`--json`, given to the command as `as_json`."""
@@ -46,10 +50,12 @@ def print_result(record: Any, *, as_json: bool, text: str | None = None) -> None
     values = record.to_dict() if hasattr(record, "to_dict") else record
     if as_json:
         click.echo(json.dumps(values, indent=2, ensure_ascii=False, default=str))
-    elif text is not None:
-        click.echo(text)
-    else:
-        click.echo(table([[key, _cell(value)] for key, value in values.items()]))
+        return
+    if text is None:
+        text = table([[key, _cell(value)] for key, value in values.items()])
+    # The last line names the next command
+    before, mark, following = text.rpartition("Next:")
+    click.echo(f"{before}{colored(mark, 'green', sys.stdout)}{following}")
 
 
 class FiniteRange(click.FloatRange):
@@ -63,6 +69,14 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{number} is not a finite number.", param, ctx)
         return number
+
+
+def colored(text: str, color: str, stream: IO[str] | None) -> str:
+    """A text in color where the stream is a terminal that shows it and NO_COLOR is not set."""
+    is_dumb = os.environ.get("TERM", "").lower() in {"dumb", "unknown"}
+    if not text or stream is None or not stream.isatty() or is_dumb or os.environ.get("NO_COLOR"):
+        return text
+    return click.style(text, fg=color)
 
 
 def next_line(command: str, what: str | Path, *options: str) -> str:
@@ -99,6 +113,8 @@ def table(
 ) -> str:
     """Lays out texts in aligned columns, two spaces apart.
 
+    On a terminal that is narrower, texts go on in the next line, at a space where there is one.
+
     Args:
         rows: cells of each row; all rows have the same number.
         header: column titles.
@@ -106,7 +122,14 @@ def table(
     """
     lines = [header, *rows] if header else rows
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    sides = align.ljust(len(widths), "l").replace("l", "<").replace("r", ">")
+    align, gaps = align.ljust(len(widths), "l"), 2 * (len(widths) - 1)
+    # Numbers stand on the right and are not wrapped: where they alone are too wide, all stays
+    least = [
+        min(w, _TEXT_COLUMN) if side == "l" else w for w, side in zip(widths, align, strict=True)
+    ]
+    if sum(least) + gaps <= (n_columns := shown_columns()) < sum(widths) + gaps:
+        return _narrow_table(lines, align, n_columns)
+    sides = align.replace("l", "<").replace("r", ">")
     columns = list(zip(sides, widths, strict=True))
     return "\n".join(
         "  ".join(
@@ -114,6 +137,30 @@ def table(
         ).rstrip()
         for line in lines
     )
+
+
+def shown_columns() -> float:
+    """Columns of the terminal that shows stdout; infinite where none does."""
+    is_shown = sys.stdout is not None and sys.stdout.isatty()
+    return get_terminal_size().columns if is_shown else math.inf
+
+
+def _narrow_table(lines: Sequence[Sequence[str]], align: str, n_columns: float) -> str:
+    """A table whose texts are wrapped; numbers, which stand on the right, are not."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    for side in align:
+        justify: Literal["left", "right"] = "right" if side == "r" else "left"
+        grid.add_column(justify=justify, no_wrap=side == "r", overflow="fold")
+    for line in lines:
+        grid.add_row(*map(Text, line))
+    console = Console(width=int(n_columns), color_system=None)
+    with console.capture() as captured:
+        console.print(grid)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 def first_line(file: Path) -> str:
@@ -170,7 +217,8 @@ class _Formatter(logging.Formatter):
         text = record.getMessage()
         if record.levelno < logging.WARNING:
             return text
-        return f"kdedge: {record.levelname.lower()}: {text}"
+        level = f"kdedge: {record.levelname.lower()}:"
+        return f"{colored(level, 'yellow', sys.stderr)} {text}"
 
 
 def set_up_logging() -> logging.Logger:

@@ -78,6 +78,17 @@ class _Text:
         return "  ".join(cells).rstrip()
 
 
+def answer_lines(prediction: Prediction, min_score: float | None) -> list[str]:
+    """The classes of a prediction with their scores, as text shows them."""
+    lines = []
+    for answer in prediction.top:
+        is_named = answer is not prediction.top[0] or named(answer, min_score)
+        name = _visible(answer.class_name) if is_named else "-"
+        score = "" if answer.score_percent is None else f"  {answer.score_percent:.2f} %"
+        lines.append(f"{name}{score}")
+    return lines
+
+
 class _Csv:
     def __init__(self, top: int, min_score: float | None) -> None:
         self._top, self._min_score = top, min_score

@@ -7,15 +7,15 @@ from pathlib import Path
 import click
 
 from kdedge.cli._options import device_option, need_training_packages, resume_option, runs_option
-from kdedge.cli._output import json_option, next_line, print_result, set_option
-from kdedge.cli._overrides import warn_of_unused_optim
+from kdedge.cli._output import json_option, next_line, print_result
+from kdedge.cli._overrides import set_options, warn_of_unused_optim
 from kdedge.cli._results import finished_runs, run_record, run_text
 from kdedge.config.load import check_paths, load_recipe
 
 
 @click.command("distill")
 @click.argument("recipe")
-@set_option
+@set_options("student")
 @resume_option
 @runs_option
 @device_option

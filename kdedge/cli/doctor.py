@@ -32,6 +32,7 @@ _BEFORE_TARGETS = (
 )
 _AFTER_TARGETS = (
     Package("pynvml", ("nvidia-ml-py",), "a GPU's watts and clocks", extra="power"),
+    Package("av", ("av",), "videos", extra="video"),
     Package("matplotlib", ("matplotlib",), "reports", extra="report"),
     Package("jinja2", ("jinja2",), "reports", extra="report"),
     Package(

@@ -23,7 +23,7 @@ from typing import NoReturn
 import click
 
 from kdedge import __version__
-from kdedge.cli._output import first_line, set_up_logging
+from kdedge.cli._output import colored, first_line, set_up_logging
 from kdedge.errors import KdedgeError, Terminated, is_out_of_memory
 
 _FOLDER = Path(__file__).parent
@@ -147,6 +147,8 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, click.ClickException):
+        if isinstance(error, click.NoSuchOption) and _could_be_key(error):
+            error.message += " A key of the recipe is set by --set KEY=VALUE; see kdedge schema."
         error.show(sys.stderr)
         return error.exit_code
     if isinstance(error, KdedgeError):
@@ -173,6 +175,12 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
             7,
         )
     return _report_bug(error, arguments, run_log)
+
+
+def _could_be_key(error: click.NoSuchOption) -> bool:
+    """Whether an unknown option may be meant as a key of the recipe that the command reads."""
+    options = [] if error.ctx is None else error.ctx.command.params
+    return not error.possibilities and any(option.name == "overrides" for option in options)
 
 
 def _report_bug(error: BaseException, arguments: Sequence[str], run_log: Path | None) -> int:
@@ -222,5 +230,5 @@ def _terminated() -> str:
 def _say(message: str, code: int) -> int:
     size = _n_processes()
     which = f" (process {int(os.environ.get('RANK', '0')) + 1} of {size})" if size > 1 else ""
-    click.echo(f"kdedge{which}: {message}", err=True)
+    click.echo(f"{colored(f'kdedge{which}:', 'red', sys.stderr)} {message}", err=True)
     return code

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from kdedge._files import explain_os_error
-from kdedge._progress import progress
+from kdedge._progress import progress, working
+from kdedge.cli._inputs import Inputs, Item, Wanted, open_inputs, read_item
 from kdedge.cli._options import options_as
 from kdedge.cli._output import FiniteRange
-from kdedge.cli._predictions import FORMATS, column_widths, lines_as, named
+from kdedge.cli._predictions import FORMATS, answer_lines, column_widths, lines_as, named
 from kdedge.errors import DataError, KdedgeError
-from kdedge.inference.results import NonFiniteLogits, Result, UnreadableImage
+from kdedge.inference.results import NonFiniteLogits, Prediction, Result, UnreadableImage
 from kdedge.targets.registry import list_backends, list_targets
 
 if TYPE_CHECKING:
@@ -28,15 +28,6 @@ if TYPE_CHECKING:
     from kdedge.runtime.artifact import Precision
 
 _LOG = logging.getLogger(__name__)
-_BLOCK_BYTES = 1 << 16
-
-
-@dataclass(frozen=True)
-class _Input:
-    """What to classify: files and folders, - for standard input, or a camera."""
-
-    paths: tuple[str, ...]
-    camera: int | None
 
 
 @dataclass(frozen=True)
@@ -48,12 +39,16 @@ class _Format:
         top: classes an image.
         min_score: percent below which the best class is not named.
         output: the file; None for stdout.
+        save: folder for the pictures; None saves none.
+        uncertain: give only so many predictions, the least certain ones; None gives all.
     """
 
     kind: str
     top: int
     min_score: float | None
     output: Path | None
+    save: Path | None
+    uncertain: int | None
 
 
 @dataclass(frozen=True)
@@ -84,6 +79,13 @@ def _backend_names() -> str:
     "--camera", type=click.IntRange(min=0), metavar="N", help="Read camera N (/dev/videoN)."
 )
 @click.option(
+    "--every",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="Take the first and then every Nth frame of a video, a stream or a camera.",
+)
+@click.option(
     "--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes an image."
 )
 @click.option(
@@ -109,6 +111,19 @@ def _backend_names() -> str:
     " line it is not kept.",
 )
 @click.option(
+    "--save",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Save each picture here with its answer below it. Must not exist, or be empty.",
+)
+@click.option(
+    "--uncertain",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Give only the N images with the lowest score, lowest first: label these next. --save then"
+    " copies them as they are.",
+)
+@click.option(
     "--precision",
     type=click.Choice(_precisions()),
     help="Which of the artifact's files to use. int8, and a file that missed its gate, are used"
@@ -127,13 +142,14 @@ def _backend_names() -> str:
     metavar="N",
     help="Threads of the CPU, for the model and for decoding images each.",
 )
-@options_as(_Input, "wanted")
+@options_as(Wanted, "wanted")
 @options_as(_Format, "shape")
 @options_as(_Engine, "engine")
-def command(artifact: Path, wanted: _Input, shape: _Format, engine: _Engine) -> None:
+def command(artifact: Path, wanted: Wanted, shape: _Format, engine: _Engine) -> None:
     """Classify images with ARTIFACT, the folder that `kdedge export` wrote.
 
-    PATH is an image, or a folder that is searched for images to any depth. With - standard input
+    PATH is an image, a video (needs kdedge[video]), or a folder that is searched for images to any
+    depth. A video's frames are named FILE:NUMBER@SECONDS. With - standard input
     holds one image, or JPEGs one after the other as `ffmpeg -i VIDEO -f image2pipe -c:v mjpeg -`
     writes them; each is classified as it arrives.
 
@@ -142,126 +158,52 @@ def command(artifact: Path, wanted: _Input, shape: _Format, engine: _Engine) -> 
     """
     from kdedge.inference.classify import Classifier
 
-    _check_what_to_read(wanted.paths, wanted.camera)
-    _check_output(shape.output)
-    is_stream = wanted.camera is not None or wanted.paths == ("-",)
-    inputs = _stream(wanted.camera) if is_stream else _listed(wanted.paths)
-    classifier = Classifier.load(
-        artifact,
-        precision=engine.precision,
-        backend=engine.backend,
-        n_threads=engine.threads,
-    )
+    _check_new(shape.output)
+    _check_new(shape.save)
+    if shape.uncertain is not None and wanted.camera is not None:
+        raise click.UsageError("--uncertain needs an end, and --camera has none. Record a video.")
+    inputs = open_inputs(wanted)
+    with working(f"loading {artifact}"):
+        classifier = Classifier.load(
+            artifact,
+            precision=engine.precision,
+            backend=engine.backend,
+            n_threads=engine.threads,
+        )
     try:
-        if shape.min_score is not None and classifier.artifact.head == "argmax":
+        option = "--min-score" if shape.uncertain is None else "--uncertain"
+        needs_scores = shape.min_score is not None or shape.uncertain is not None
+        if needs_scores and classifier.artifact.head == "argmax":
             raise click.UsageError(
-                f"--min-score: {artifact} was exported with the head argmax, which ranks classes"
+                f"{option}: {artifact} was exported with the head argmax, which ranks classes"
                 " and gives no scores. Export with the head scores."
             )
-        size = engine.batch or (1 if inputs.keys is None else None)
-        results = classifier.classify_many(inputs.images, top=shape.top, batch=size)
-        counts = _write_all(results, inputs.keys, classifier, shape)
+        counts = _write_all(inputs, classifier, shape, size=engine.batch)
         if not counts["classified"] + counts["unsure"]:
             raise _nothing_classified(counts, classifier)
     finally:
         classifier.backend.close()
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """The images to classify.
-
-    Attributes:
-        images: keys and images, read when it is their turn.
-        keys: all keys; None for a stream, whose length nobody knows.
-    """
-
-    images: Iterable[tuple[str, ImageInput]]
-    keys: Sequence[str] | None
-
-
-def _check_what_to_read(paths: Sequence[str], camera: int | None) -> None:
-    if camera is not None and paths:
-        raise click.UsageError("--camera and PATH: name one of them.")
-    if camera is None and not paths:
-        raise click.UsageError("Name images, a folder, - for standard input, or --camera N.")
-    if "" in paths:
-        raise click.UsageError("PATH is empty: name an image or a folder, as in . for this one.")
-    if "-" in paths and len(paths) > 1:
-        raise click.UsageError("- (standard input) cannot be combined with other paths.")
-    if "-" in paths and (sys.stdin is None or sys.stdin.isatty()):
-        raise click.UsageError("Standard input is not a pipe or a file: pipe an image into it.")
-
-
-def _check_output(output: Path | None) -> None:
-    if output is None:
+def _check_new(path: Path | None) -> None:
+    """Makes sure that a result overwrites nothing: no file, and no folder that holds any."""
+    if path is None:
         return
     try:
-        is_there = output.exists()
+        is_there = any(path.iterdir()) if path.is_dir() else path.exists()
     except OSError as error:  # a name that is too long, a folder that may not be searched
-        raise explain_os_error(error, output) from error
+        raise explain_os_error(error, path) from error
     if is_there:
-        raise click.UsageError(f"{output} exists, and nothing is overwritten. Name another file.")
-
-
-def _stream(camera: int | None) -> _Inputs:
-    """The frames of a camera or of standard input, numbered from 1."""
-    from kdedge.runtime.frames import frames_from_camera, frames_from_stream
-
-    if camera is not None:
-        frames: Iterator[Any] = frames_from_camera(camera)
-        name = f"camera{camera}"
-    else:
-        stdin = sys.stdin.fileno()
-        frames = frames_from_stream(lambda: os.read(stdin, _BLOCK_BYTES))
-        name = "stdin"
-    return _Inputs(((f"{name}:{i}", frame) for i, frame in enumerate(frames, 1)), None)
-
-
-def _listed(paths: Sequence[str]) -> _Inputs:
-    """The images of files and folders, in the order given; folders are listed now."""
-    from kdedge.data.sources import read_file
-    from kdedge.data.sources.folder import open_source
-
-    keys: list[str] = []
-    readers: list[Iterator[ImageInput]] = []
-    for name in paths:
-        path = Path(name)
-        try:
-            is_folder, is_there = path.is_dir(), path.exists()
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise DataError(f"{name} cannot be read: {reason}.") from error
-        if is_folder:
-            source = open_source(path, class_names=(), labeled=False)
-            keys += [str(path / item.key) for item in source.items]
-            readers.append(_read(source.read, range(len(source.items))))
-        elif is_there:
-            keys.append(name)
-            readers.append(_read(read_file, [path]))
-        else:
-            raise DataError(f"{name} does not exist.\n  Name an image, or a folder of images.")
-    images = (image for reader in readers for image in reader)
-    return _Inputs(zip(keys, images, strict=True), keys)
-
-
-def _read(read: Any, places: Iterable[Any]) -> Iterator[ImageInput]:
-    from kdedge.runtime.preprocess import UnusableImage
-
-    for place in places:
-        try:
-            yield read(place)
-        except UnusableImage as error:
-            yield error
+        raise click.UsageError(f"{path} exists, and nothing is overwritten. Name another one.")
 
 
 def _write_all(
-    results: Iterable[Result],
-    keys: Sequence[str] | None,
-    classifier: Classifier,
-    shape: _Format,
+    inputs: Inputs, classifier: Classifier, shape: _Format, *, size: int | None
 ) -> Counter[str]:
     """Writes a line for each result as soon as it is there; counts them by kind, and logs it."""
+    from kdedge.inference.pictures import PictureFolder
+    from kdedge.inference.uncertain import least_certain
+
     output, min_score = shape.output, shape.min_score
     is_shown = output is None and sys.stdout is not None and sys.stdout.isatty()
     names = classifier.artifact.class_names
@@ -269,33 +211,65 @@ def _write_all(
         shape.kind,
         top=min(shape.top, len(names)),
         min_score=min_score,
-        columns=column_widths(keys or (), names) if is_shown else (0, 0),
+        columns=column_widths(inputs.keys or (), names) if is_shown else (0, 0),
     )
+    pictures = None if shape.save is None else PictureFolder(shape.save)
     # On one terminal, a bar would stand in the midst of the lines
-    n_images = 0 if is_shown or keys is None else len(keys)
+    has_bar = not inputs.is_live and (not is_shown or shape.uncertain is not None)
     counts: Counter[str] = Counter()
     try:
-        with _bar(n_images) as advance, _opened(output, lines.heading()) as write:
-            for result in results:
+        with (
+            _bar(inputs.keys, is_shown=has_bar) as advance,
+            _opened(output, lines.heading()) as write,
+        ):
+            found = _classified(inputs, classifier, shape, size, counts, advance)
+            if shape.uncertain is not None:
+                found = least_certain(found, shape.uncertain)
+            for result, item in found:
                 write(lines.line(result))
-                counts[_kind(result, min_score)] += 1
-                advance(counts.total())
+                if pictures is not None and isinstance(result, Prediction):
+                    answer = answer_lines(result, min_score) if shape.uncertain is None else None
+                    pictures.save(item.name, read_item(item), answer)
     except (KeyboardInterrupt, KdedgeError):
         if counts:
-            _LOG.info(_summary(counts, classifier, min_score, output))
+            _LOG.info(_summary(counts, classifier, shape))
         raise
     if counts:
-        _LOG.info(_summary(counts, classifier, min_score, output))
+        _LOG.info(_summary(counts, classifier, shape))
     return counts
 
 
+def _classified(
+    inputs: Inputs,
+    classifier: Classifier,
+    shape: _Format,
+    size: int | None,
+    counts: Counter[str],
+    advance: Callable[[int], None],
+) -> Iterator[tuple[Result, Item]]:
+    """Each result with its image; it is counted once the caller has taken it."""
+    waiting: deque[Item] = deque()
+
+    def images() -> Iterator[tuple[str, ImageInput]]:
+        for item in inputs.items:
+            waiting.append(item)
+            yield item.key, read_item(item)
+
+    batch = size or (1 if inputs.is_live else None)
+    for result in classifier.classify_many(images(), top=shape.top, batch=batch):
+        yield result, waiting.popleft()
+        counts[_kind(result, shape.min_score)] += 1
+        advance(counts.total())
+
+
 @contextlib.contextmanager
-def _bar(n_images: int) -> Iterator[Callable[[int], None]]:
-    """Context with what takes the number of images done; it shows nothing where none is given."""
-    if not n_images:
+def _bar(keys: Sequence[str] | None, *, is_shown: bool) -> Iterator[Callable[[int], None]]:
+    """Context with what takes the number of images done."""
+    if not is_shown:
         yield lambda done: None
         return
-    with progress("classifying", n_images) as advance:
+    total = None if keys is None else len(keys)
+    with progress("classifying", total, unit="images") as advance:
         yield advance
 
 
@@ -344,20 +318,19 @@ def _opened(output: Path | None, heading: str | None) -> Iterator[Callable[[str]
             output.unlink(missing_ok=True)
 
 
-def _summary(
-    counts: Counter[str], classifier: Classifier, min_score: float | None, output: Path | None
-) -> str:
+def _summary(counts: Counter[str], classifier: Classifier, shape: _Format) -> str:
     """What was done, with what, and where the lines are."""
     parts = [f"{counts['classified'] + counts['unsure']:,} classified"]
     if counts["unsure"]:
-        parts.append(f"{counts['unsure']:,} of them below {min_score:g} %")
+        parts.append(f"{counts['unsure']:,} of them below {shape.min_score:g} %")
     if counts["unreadable"]:
         parts.append(f"{counts['unreadable']:,} unreadable")
     if counts["unanswered"]:
         parts.append(f"{counts['unanswered']:,} without a finite answer")
     what = f"{classifier.file.name} on {classifier.backend.describe()}"
-    wrote = "" if output is None else f"\nWrote {output}"
-    return f"{_images(counts.total())}: {', '.join(parts)}; {what}{wrote}"
+    wrote = [str(path) for path in (shape.output, shape.save) if path is not None and path.exists()]
+    written = f"\nWrote {' and '.join(wrote)}" if wrote else ""
+    return f"{_images(counts.total())}: {', '.join(parts)}; {what}{written}"
 
 
 def _images(number: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from kdedge.cli._output import json_option, print_result
+from kdedge.cli._output import json_option, print_result, shown_columns
 from kdedge.cli.methods import load_all
 from kdedge.config.recipe import Recipe
 from kdedge.methods.registry import list_methods
@@ -62,7 +62,10 @@ def _explain(root: dict[str, Any], node: dict[str, Any], prefix: str) -> Iterato
         inner = _model(root, field)
         yield f"  {name}  ({_facts(root, field, is_required=key in required)})"
         yield from textwrap.wrap(
-            field.get("description", ""), 96, initial_indent="      ", subsequent_indent="      "
+            field.get("description", ""),
+            int(min(96, shown_columns())),
+            initial_indent="      ",
+            subsequent_indent="      ",
         )
         # A model's own optim has the same keys as the shared one, which is explained once.
         if inner is not None and name not in {"teacher.optim", "student.optim", "baseline.optim"}:

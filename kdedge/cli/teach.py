@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from kdedge.cli._options import device_option, need_training_packages, resume_option, runs_option
-from kdedge.cli._output import json_option, next_line, print_result, same_options, set_option
-from kdedge.cli._overrides import warn_of_unused_optim
+from kdedge.cli._output import json_option, next_line, print_result, same_options
+from kdedge.cli._overrides import set_options, warn_of_unused_optim
 from kdedge.cli._results import finished_runs, run_record, run_text
 from kdedge.config.load import check_paths, load_recipe
 
@@ -28,7 +28,7 @@ def _read_shard(
 
 @click.command("teach")
 @click.argument("recipe")
-@set_option
+@set_options("teacher")
 @click.option(
     "--store",
     "is_stored",

@@ -59,7 +59,8 @@ def fetch(benchmark: Benchmark, root: Path, *, waits_s: Sequence[float] = WAITS_
         SetupError: a file must be fetched by hand, or its server does not give it; all others
             have been fetched.
         DataError: a file has another size or hash than expected; an archive cannot be unpacked.
-        ResourceError: no room, the folder may not be written, or another fetch works in it.
+        ResourceError: no room, or the folder may not be written.
+        InUseError: another fetch works in it.
     """
     folder = root / benchmark.folder
     wanted = missing(benchmark.downloads, folder)

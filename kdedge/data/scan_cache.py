@@ -23,7 +23,7 @@ from kdedge import __version__
 from kdedge._files import write_atomic
 from kdedge._lock import locked
 from kdedge.data.sources import InFiles, Location, Source, Stamp
-from kdedge.errors import ResourceError
+from kdedge.errors import InUseError, ResourceError
 from kdedge.runtime.preprocess import MAX_ASPECT, MAX_PIXELS
 
 MAX_IMAGES = 4_000_000
@@ -105,7 +105,7 @@ class ScanCache:
             with locked(file.parent / ".lock", wait_s=_LOCK_WAIT_S):  # else one's images were lost
                 _write(file, new)
                 _remove_oldest(file.parent)
-        except (ResourceError, OSError) as error:
+        except (InUseError, ResourceError, OSError) as error:
             _LOG.info("The scan is not kept: %s", str(error).partition("\n")[0])
 
     def _file(self, source: Source) -> Path | None:

@@ -50,7 +50,7 @@ def survey(place: str) -> Survey:
         MissingPackage: webdataset or datasets, which reads it, is not installed.
     """
     kind, source, labels = _open(place)
-    with progress(f"reading {place}", len(source.items)) as advance:
+    with progress(f"reading {place}", len(source.items), unit="images") as advance:
         found = scan(source, progress=advance)
     check_limit(found, len(found.bad), place)
     counts = Counter(labels)

@@ -144,7 +144,7 @@ def _look_at(
     n_missing = sum(not is_file(source.path(i)) for i in range(n_images))
     bad = None
     if read_images:
-        with progress(f"reading {part}", n_images) as advance:
+        with progress(f"reading {part}", n_images, unit="images") as advance:
             bad = scan(source, progress=advance).bad
     return PartFound(
         part=part,

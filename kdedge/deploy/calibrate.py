@@ -96,7 +96,7 @@ def choose_calibration_images(
             " the result.\n  Add other images to data.unlabeled, or leave INT8 out."
         )
     predicted: dict[int, int] = {}
-    with progress("choosing calibration images", len(candidates)) as advance:
+    with progress("choosing calibration images", len(candidates), unit="images") as advance:
         for start in range(0, len(candidates), _BATCH):
             batch = candidates[start : start + _BATCH]
             classes = predict(read_pixels(source, batch, preprocess)).argmax(axis=1)

@@ -59,7 +59,8 @@ def predict_pixels(
     size = max(smallest, min(largest, _BATCH))
     n_classes = len(artifact.class_names)
     parts = []
-    with progress(f"running {what}", len(pixels)) if what else nullcontext() as advance:
+    shown = progress(f"running {what}", len(pixels), unit="images") if what else nullcontext()
+    with shown as advance:
         for start in range(0, len(pixels), size):
             images = pixels[start : start + size]
             logits = run_batches(backend, images, pixels=artifact.pixels, max_batch=size)

@@ -81,7 +81,7 @@ def _unfused_logits(trained: RunModel, pixels: npt.NDArray[np.uint8]) -> npt.NDA
     preprocess, device = trained.preprocess, trained.device
     vectors = trained.vectors.vectors.to(device)
     logits = []
-    with progress("running the unfused model", len(pixels)) as advance:
+    with progress("running the unfused model", len(pixels), unit="images") as advance:
         for start in range(0, len(pixels), _BATCH):
             batch = np.stack([normalize(image, preprocess) for image in pixels[start:][:_BATCH]])
             features = trained.forward_features(torch.from_numpy(batch).to(device))

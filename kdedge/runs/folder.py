@@ -216,7 +216,8 @@ class RunFolder:
         """Context in which no other process can work in this folder.
 
         Raises:
-            ResourceError: another process holds it, or the folder may not be written.
+            InUseError: another process holds it.
+            ResourceError: the folder may not be written.
         """
         remedy = "Wait for it or stop it; a new run gets a folder of its own."
         return locked(self._lock_file, remedy=remedy)

@@ -43,7 +43,7 @@ def compute_logits(model: Model, images: Images, *, what: str) -> Tensor:
         device=model.device,
     )
     n_done = 0
-    with progress(what, len(images.indices)) as advance:
+    with progress(what, len(images.indices), unit="images") as advance:
         for batch, indices in batches:
             logits.append(model.logits(batch).cpu())
             n_done += len(indices)

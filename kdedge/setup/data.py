@@ -163,7 +163,7 @@ class RecipeData:
         """Scans a source; each process a part of it."""
         group = self._workspace.group
         own = group.shard(len(source.items))
-        with progress(f"reading data.{key}", own.stop - own.start) as advance:
+        with progress(f"reading data.{key}", own.stop - own.start, unit="images") as advance:
             found = scan(source, rows=own, progress=advance, cache=self._workspace.scans)
         result = put_together(group.all_gather(found))
         limit = self._recipe.data.bad_image_limit(len(source.items))

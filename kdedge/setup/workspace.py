@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from kdedge._progress import working
 from kdedge.clip.find import FoundBackbone, find_backbone
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.resolve import BackboneSpec
@@ -74,7 +75,9 @@ class Workspace:
         """
         key = (spec, needs_texts)
         if key not in self._found:
-            self._found[key] = find_backbone(spec, needs_texts=needs_texts, hashes=self._hashes)
+            with working(f"reading the weights of {spec.name or spec.weights}"):
+                found = find_backbone(spec, needs_texts=needs_texts, hashes=self._hashes)
+            self._found[key] = found
         return self._found[key]
 
     def load_backbone(self, found: FoundBackbone) -> AnyBackbone:
@@ -82,9 +85,10 @@ class Workspace:
         if found.identity in self._loaded:
             found.forget()  # what it has read was loaded under another name
         else:
-            self._loaded[found.identity] = found.load(
-                device=self.device, text_cache_folder=self._cache("text_features")
-            )
+            with working(f"loading {found.name}"):
+                self._loaded[found.identity] = found.load(
+                    device=self.device, text_cache_folder=self._cache("text_features")
+                )
         return self._loaded[found.identity]
 
     def forget_tensors(self) -> None:

@@ -35,7 +35,8 @@ def run_suite(
 
     Raises:
         Interrupted: a signal ended it; the running cells have saved their state.
-        ResourceError: the suite's folder may not be written, or another process works in it.
+        ResourceError: the suite's folder may not be written.
+        InUseError: another process works in it.
         SetupError: several cells are to share a device that is not there.
     """
     folder = ledger.folder.path

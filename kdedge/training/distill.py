@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 
+from kdedge._progress import working
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.views import Augmentation
-from kdedge.errors import RecipeError
+from kdedge.errors import DataError, RecipeError
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel, RunModel, load_run
+from kdedge.runs.results import read_evaluation
 from kdedge.runs.weights import features_provenance
 from kdedge.setup.data import RecipeData
 from kdedge.setup.images import Images
@@ -169,7 +172,7 @@ def _train_teacher(
     job = teacher_job(loaded, workspace)
     found = workspace.group.on_rank0(lambda: finished_run(workspace.root, job.key()))
     if found is not None:
-        log.info("Using the teacher of %s, trained from the same parts.", found.path)
+        _say_used(found, "trained from the same parts")
         return found
     if not may_train:
         raise RecipeError(
@@ -177,9 +180,35 @@ def _train_teacher(
             " its own.\n"
             "  Run `kdedge teach` without --shard first, or name a finished run as teacher.run."
         )
-    trial_steps(student_job(parts, untrained_teaching(job, parts)), 1)
-    log.info("Training the teacher first.")
-    return run_job(job, resume=resume)
+    with working("trying a step of the student"):
+        trial_steps(student_job(parts, untrained_teaching(job, parts)), 1)
+    return _run_stage("Teacher 1/2", job, resume=resume)
+
+
+def _run_stage(stage: str, job: Job, *, resume: bool) -> RunFolder:
+    """Trains one of the two models of a distillation, and says so before and after."""
+    is_trained = job.data.pool is not None or job.method.trainable_parameters()
+    what = "training %s on %s." if is_trained else "%s on %s, which needs no training."
+    log.info(f"%s: {what}", stage, job.choice.name, job.setup.backbone.name)
+    run = run_job(job, resume=resume)
+    log.info("%s done%s.", stage, _reached(run))
+    return run
+
+
+def _say_used(teacher: RunFolder, why: str) -> None:
+    log.info("Teacher 1/2: %s is used, %s%s.", teacher.path, why, _reached(teacher))
+
+
+def _reached(run: RunFolder) -> str:
+    """A run's accuracy for a message; empty where it has none that can be read."""
+    result = None
+    with contextlib.suppress(DataError):  # the table after it says that the record is damaged
+        result = read_evaluation(run).get(run.kind)
+    if result is None:
+        return ""
+    if result.harmonic_mean is None:
+        return f": accuracy {result.all:.2f} %"
+    return f": harmonic mean {result.harmonic_mean:.2f} %"
 
 
 def distill(
@@ -199,7 +228,7 @@ def distill(
     job = student_job(parts, teaching_of(teacher, parts))
     if workspace.device.type == "cpu":
         keep_freed_memory()
-    return teacher.run, run_job(job, resume=resume)
+    return teacher.run, _run_stage("Student 2/2", job, resume=resume)
 
 
 def store_features(
@@ -242,4 +271,6 @@ def _teacher_and_parts(
     parts = student_parts(loaded, workspace)
     if run is None:
         run = _train_teacher(loaded, parts, resume=resume, may_train=may_train)
+    else:
+        _say_used(run, "named by teacher.run")
     return open_teacher(run, parts), parts

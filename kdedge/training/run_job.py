@@ -71,7 +71,8 @@ def run_job(job: Job, *, resume: bool) -> RunFolder:
         RecipeError: validation and test share an image, or several processes are to train a method
             that labels its pool.
         DivergedError: the loss is not finite.
-        ResourceError: the disk is full, or another process works in the run.
+        ResourceError: the disk is full.
+        InUseError: another process works in the run.
     """
     group = job.setup.workspace.group
     _check_selection(job)

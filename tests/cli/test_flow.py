@@ -60,7 +60,13 @@ def test_teach_then_distill_then_eval_then_show(kdedge, project) -> None:
     )
     distilled = kdedge("distill", "r.yaml")
     assert distilled.code == 0
-    assert distilled.err == "Using the teacher of runs/tiny/01, trained from the same parts.\n"
+    means = [accuracies(distilled.out)[role].split()[2] for role in ("teacher", "student")]
+    assert distilled.err == (
+        "Teacher 1/2: runs/tiny/01 is used, trained from the same parts: harmonic mean"
+        f" {means[0]} %.\n"
+        "Student 2/2: training promptkd on student.\n"
+        f"Student 2/2 done: harmonic mean {means[1]} %.\n"
+    )
     assert distilled.out.endswith(
         "Used runs/tiny/01 (teacher.safetensors, class_vectors.safetensors)\n"
         "Wrote runs/tiny/02 (student.safetensors, class_vectors.safetensors)\n"
@@ -82,7 +88,10 @@ def test_teach_then_distill_then_eval_then_show(kdedge, project) -> None:
 
 def test_distill_trains_the_teacher_first_where_there_is_none(kdedge, project) -> None:
     done = kdedge("distill", "r.yaml", "--json")
-    assert (done.code, done.err) == (0, "Training the teacher first.\n")
+    assert done.code == 0
+    stages = [line.partition(" on ")[0].partition(":")[0] for line in done.err.splitlines()]
+    assert stages == ["Teacher 1/2", "Teacher 1/2 done", "Student 2/2", "Student 2/2 done"]
+    assert "Teacher 1/2: training promptsrc on teacher.\n" in done.err
     record = json.loads(done.out)
     assert (record["teacher"]["path"], record["student"]["path"]) == (
         "runs/tiny/01",
@@ -140,7 +149,7 @@ def test_resume_of_a_finished_run_trains_nothing(kdedge, trained) -> None:
     before = tree(trained)
     done = kdedge("distill", "r.yaml", "--resume")
     assert done.code == 0
-    assert done.err.endswith("runs/tiny/02 is finished: there is nothing to go on with.\n")
+    assert "runs/tiny/02 is finished: there is nothing to go on with.\n" in done.err
     assert "\nUsed runs/tiny/02 (" in done.out
     assert tree(trained) == before
 
@@ -247,6 +256,8 @@ def test_without_labels_a_zeroshot_teacher_teaches(kdedge, project) -> None:
     assert re.search(r"^teacher: method +zeroshot, nothing to train$", checked.out, re.MULTILINE)
     done = kdedge("distill", "r.yaml", *options)
     assert done.code == 0, done.err
+    assert "Teacher 1/2: zeroshot on teacher, which needs no training.\n" in done.err
+    assert "Teacher 1/2 done.\n" in done.err
     assert Path("runs/tiny/02/student.safetensors").exists()
 
 

@@ -212,7 +212,7 @@ def test_a_run_in_use_by_another_process_is_neither_resumed_nor_called_interrupt
     first = start(*command)
     first.wait_until(lambda: steps_done(project / "runs/tiny/02") >= 0)
     second = start(*command, "--resume")
-    assert second.wait() == 7
+    assert second.wait() == 8
     in_use = f"kdedge: runs/tiny/02 is in use by another process: pid {first.pid} on "
     assert in_use in second.stderr
     assert [path.name for path in sorted(project.glob("runs/tiny/*"))] == ["01", "02"]

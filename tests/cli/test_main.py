@@ -154,6 +154,7 @@ def test_the_version_is_printed():
         ("raise errors.DivergedError('a')", 5, "kdedge: a\n"),
         ("raise errors.GateError('a')", 6, "kdedge: a\n"),
         ("raise errors.ResourceError('a')", 7, "kdedge: a\n"),
+        ("raise errors.InUseError('a')", 8, "kdedge: a\n"),
         ("raise errors.Interrupted('a', signum=15)", 143, "kdedge: a\n"),
         ("raise KeyboardInterrupt", 130, "kdedge: interrupted.\n"),
         ("raise click.Abort", 130, "kdedge: interrupted.\n"),

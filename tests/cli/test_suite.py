@@ -499,7 +499,7 @@ def test_two_processes_do_not_run_one_suite_at_once(project: Path, start: Start)
     first = start("suite", "s.yaml")
     first.wait_until((project / "runs/tiny/01").exists)
     second = start("suite", "s.yaml")
-    assert second.wait() == 7
+    assert second.wait() == 8
     assert "kdedge: suites/long is in use by another process: pid" in second.stderr
     first.send(signal.SIGTERM)
     assert first.wait() == 143, first.stderr

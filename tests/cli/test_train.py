@@ -290,7 +290,7 @@ def test_a_prompt_method_teaches_the_student(kdedge: Run, project: Path, method:
         **accuracy,
     }
     distilled = kdedge("distill", "r.yaml", *teacher)
-    assert distilled.err == "Using the teacher of runs/tiny/01, trained from the same parts.\n"
+    assert "Teacher 1/2: runs/tiny/01 is used, trained from the same parts: " in distilled.err
     theirs, ours = (
         load_class_vectors(Path(f"runs/tiny/0{n}/class_vectors.safetensors")) for n in (1, 2)
     )

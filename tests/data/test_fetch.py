@@ -29,7 +29,7 @@ import pytest
 import kdedge
 from kdedge.data.benchmarks import Download, sun397
 from kdedge.data.fetch import Fetched, fetch
-from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError
+from kdedge.errors import DataError, InUseError, KdedgeError, ResourceError, SetupError
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 HASH = hashlib.sha256(BODY).hexdigest()
@@ -520,9 +520,7 @@ def test_two_fetches_at_once_are_refused(server, file_server, fetch_files, folde
         )
         while not slow.requests and not first.done():
             time.sleep(0.01)
-        with pytest.raises(
-            ResourceError, match=r"in use by another process: pid \d+ on .*\n.*wait"
-        ):
+        with pytest.raises(InUseError, match=r"in use by another process: pid \d+ on .*\n.*wait"):
             fetch_files(plain(url))
     assert isinstance(first.exception(), KdedgeError)
 

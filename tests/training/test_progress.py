@@ -53,7 +53,7 @@ def test_elsewhere_there_is_a_line_each_30_seconds_with_the_time_left(
         for done in range(11, 25):
             wait(10)
             advance(done)
-    assert caplog.messages[0] == "reading data.test: 13 of 100, 0:14:30 left"
+    assert caplog.messages[0] == "reading data.test: 13 of 100, ETA 0:14:30"
     assert len(caplog.messages) == 4
 
 
@@ -202,7 +202,7 @@ def test_bytes_are_shown_in_larger_units_and_an_unknown_total_is_left_out(
         wait(30)
         advance(2_500_000)
     assert caplog.messages == [
-        "fetching a.tar: 1.5 GB of 3.0 GB, 0:00:30 left",
+        "fetching a.tar: 1.5 GB of 3.0 GB, ETA 0:00:30",
         "fetching b.tar: 2.5 MB",
     ]
 

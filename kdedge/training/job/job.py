@@ -11,6 +11,7 @@ from functools import cached_property, partial
 
 import torch
 
+from kdedge._progress import working
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
 from kdedge.data.classes import class_list_hash
 from kdedge.data.loader import (
@@ -118,11 +119,12 @@ class Job:
     @cached_property
     def method(self) -> Method:
         """The method, built on first use with its first values."""
-        if self.teaching is None:
-            method = self.setup.build()
-        else:
-            teacher = teacher_for(self.setup.backbone, self.teaching.teacher)
-            method = self.setup.build(teacher=teacher)
+        with working(f"preparing {self.choice.name} on {self.setup.backbone.name}"):
+            if self.teaching is None:
+                method = self.setup.build()
+            else:
+                teacher = teacher_for(self.setup.backbone, self.teaching.teacher)
+                method = self.setup.build(teacher=teacher)
         if self.data.sentences is not None:
             assert isinstance(method, LearnsFromTexts)  # or none would have been read
             method.use_texts(self.data.sentences)

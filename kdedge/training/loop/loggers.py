@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from kdedge._files import explain_os_error, write_atomic
-from kdedge._progress import progress
+from kdedge._progress import progress, rate
 from kdedge.errors import MissingPackage
 
 LOG_EVERY_STEPS = 20
@@ -32,10 +32,18 @@ class MetricsLog:
             run wrote after its last checkpoint, are dropped, and so is a half-written last line.
         step: steps of the whole run before that place.
         n_steps: steps of the whole run, for progress.
+        what: is done, for progress.
     """
 
     def __init__(
-        self, path: Path, events_folder: Path, *, epoch: int, step: int, n_steps: int
+        self,
+        path: Path,
+        events_folder: Path,
+        *,
+        epoch: int,
+        step: int,
+        n_steps: int,
+        what: str = "training",
     ) -> None:
         self._path = path
         _drop_lines_after(path, epoch=epoch, step=step)
@@ -43,11 +51,11 @@ class MetricsLog:
             with contextlib.ExitStack() as stack:
                 self._file = stack.enter_context(path.open("a", encoding="utf-8"))
                 self._events = stack.enter_context(_EventFile(events_folder, first_step=step + 1))
-                self._advance = stack.enter_context(progress("training", n_steps, done=step))
+                self._advance = stack.enter_context(progress(what, n_steps, done=step))
                 self._open = stack.pop_all()
         except OSError as error:
             raise explain_os_error(error, path) from error
-        self._since, self._n_images = time.monotonic(), 0
+        self._since, self._n_images, self._speed = time.monotonic(), 0, 0.0
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -89,12 +97,15 @@ class MetricsLog:
             is_last: whether the epoch ends here.
         """
         self._n_images += n_images
-        self._advance(step, f"epoch {epoch}, loss {loss:.4g}")
-        if step % LOG_EVERY_STEPS and not is_last:
-            return
         now = time.monotonic()
         speed = self._n_images / max(now - self._since, 1e-9)
-        self._since, self._n_images = now, 0
+        is_written = is_last or step % LOG_EVERY_STEPS == 0
+        # Over the last written steps: one over few steps would flicker
+        shown = rate(self._speed or speed, "images")
+        self._advance(step, f"{shown}, epoch {epoch}, loss {loss:.3g}")
+        if not is_written:
+            return
+        self._since, self._n_images, self._speed = now, 0, speed
         figures = {"lr": lr, "loss": loss, **{name: float(x) for name, x in scalars.items()}}
         self._write({"epoch": epoch, "step": step, **figures, "images_per_second": speed})
 

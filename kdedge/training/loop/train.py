@@ -202,6 +202,7 @@ class _Training:
             epoch=self.epoch,
             step=self.n_done,
             n_steps=self._settings.epochs * self._n_steps,
+            what=f"training {self._run.kind}",
         )
 
     def resume(self) -> None:

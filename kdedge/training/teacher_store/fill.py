@@ -102,13 +102,15 @@ class StoreFiller:
         return times[-1] / len(trial) * n_images
 
     def _fill(self, missing: list[Chunk], claims: Claims) -> None:
-        n_missing = len(missing)
-        with progress("filling the teacher store", n_missing) as advance:
+        n_crops = {chunk: len(self.store.positions(chunk)) for chunk in missing}
+        n_all = sum(n_crops.values())
+        with progress("filling the teacher store", n_all, unit="crops") as advance:
             while missing:
                 written = set()
                 for chunk in self._compute(missing, claims):
                     written.add(chunk)
-                    advance(n_missing - len(missing) + len(written))
+                    n_left = sum(n_crops[other] for other in missing if other not in written)
+                    advance(n_all - n_left)
                 missing = self.store.load(missing)
                 for chunk in written.intersection(missing):
                     raise ResourceError(

@@ -1,0 +1,176 @@
+"""What `kdedge predict` classifies: files, folders, videos, a stream, a camera."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kdedge.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from kdedge.inference.classify import ImageInput
+
+_BLOCK_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to classify: files and folders, - for standard input, or a camera.
+
+    Attributes:
+        paths: as the command line has them.
+        camera: its number.
+        every: of a video's, a stream's or a camera's frames, the first and then every so many.
+    """
+
+    paths: tuple[str, ...]
+    camera: int | None
+    every: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image.
+
+    Attributes:
+        key: names it in results.
+        name: of a file that it may be saved in.
+        read: gives it, or raises UnusableImage; an image file is read at each call.
+    """
+
+    key: str
+    name: str
+    read: Callable[[], ImageInput]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The images to classify.
+
+    Attributes:
+        items: frames are decoded when it is their turn.
+        keys: all keys; None where frames are among them, whose number nobody knows.
+        is_live: they come one by one, and each is answered before the next.
+    """
+
+    items: Iterator[Item]
+    keys: Sequence[str] | None
+    is_live: bool = False
+
+
+def open_inputs(wanted: Wanted) -> Inputs:
+    """Opens what is to be classified; folders are listed now.
+
+    Raises:
+        UsageError: nothing is named, or things that do not go together.
+        DataError: a file or a folder is not there.
+        MissingPackage: a video is named and PyAV is not installed.
+    """
+    _check(wanted.paths, wanted.camera)
+    if wanted.camera is None and wanted.paths != ("-",):
+        return _listed(wanted.paths, wanted.every)
+    from kdedge.runtime.frames import frames_from_camera, frames_from_stream
+
+    if wanted.camera is not None:
+        name = f"camera{wanted.camera}"
+        return Inputs(
+            _numbered(name, frames_from_camera(wanted.camera), wanted.every), None, is_live=True
+        )
+    stdin = sys.stdin.fileno()
+    stream = frames_from_stream(lambda: os.read(stdin, _BLOCK_BYTES))
+    return Inputs(_numbered("stdin", stream, wanted.every), None, is_live=True)
+
+
+def read_item(item: Item) -> ImageInput:
+    """An item's image, or why there is none."""
+    from kdedge.runtime.preprocess import UnusableImage
+
+    try:
+        return item.read()
+    except UnusableImage as error:
+        return error
+
+
+def _check(paths: Sequence[str], camera: int | None) -> None:
+    if camera is not None and paths:
+        raise click.UsageError("--camera and PATH: name one of them.")
+    if camera is None and not paths:
+        raise click.UsageError("Name images, a folder, - for standard input, or --camera N.")
+    if "" in paths:
+        raise click.UsageError("PATH is empty: name an image or a folder, as in . for this one.")
+    if "-" in paths and len(paths) > 1:
+        raise click.UsageError("- (standard input) cannot be combined with other paths.")
+    if "-" in paths and (sys.stdin is None or sys.stdin.isatty()):
+        raise click.UsageError("Standard input is not a pipe or a file: pipe an image into it.")
+
+
+def _numbered(name: str, frames: Iterator[bytes | Image.Image], every: int) -> Iterator[Item]:
+    """The frames of a camera or of standard input, numbered from 1."""
+    for number, frame in enumerate(frames, 1):
+        if (number - 1) % every == 0:
+            yield Item(f"{name}:{number}", f"{name}-{number:06d}.jpg", _giver(frame))
+
+
+def _giver(image: ImageInput) -> Callable[[], ImageInput]:
+    return lambda: image
+
+
+def _listed(paths: Sequence[str], every: int) -> Inputs:
+    """The images of files, folders and videos, in the order given."""
+    from kdedge.data.sources import read_file
+    from kdedge.data.sources.folder import open_source
+    from kdedge.runtime.video import import_pyav, is_video
+
+    parts: list[Sequence[Item] | Iterator[Item]] = []
+    has_video = False
+    for name in paths:
+        path = Path(name)
+        try:
+            is_folder, is_there = path.is_dir(), path.exists()
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise DataError(f"{name} cannot be read: {reason}.") from error
+        if is_folder:
+            source = open_source(path, class_names=(), labeled=False)
+            parts.append(
+                [
+                    Item(str(path / item.key), item.key.replace("/", "_"), partial(source.read, i))
+                    for i, item in enumerate(source.items)
+                ]
+            )
+        elif not is_there:
+            raise DataError(f"{name} does not exist.\n  Name an image, or a folder of images.")
+        elif is_video(path):
+            import_pyav()  # an error before the model is loaded
+            has_video = True
+            parts.append(_frames(path, every))
+        else:
+            parts.append([Item(name, path.name, partial(read_file, path))])
+    items = (item for part in parts for item in part)
+    if has_video:
+        return Inputs(items, None)
+    listed = list(items)
+    return Inputs(iter(listed), [item.key for item in listed])
+
+
+def _frames(path: Path, every: int) -> Iterator[Item]:
+    """A video's frames; where it is damaged, an item that says why ends them."""
+    from kdedge.runtime.preprocess import UnusableImage
+    from kdedge.runtime.video import frames_of_video
+
+    try:
+        for number, seconds, image in frames_of_video(path, every=every):
+            time = "" if seconds is None else f"@{seconds:.3f}s"
+            name = f"{path.stem}-{number:06d}.jpg"
+            yield Item(f"{path}:{number}{time}", name, _giver(image))
+    except UnusableImage as error:
+        yield Item(str(path), path.name, _giver(error))

@@ -1,0 +1,105 @@
+"""A folder of classified pictures: with the answer below them, or as they are."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from kdedge._files import explain_os_error
+from kdedge.inference.classify import ImageInput
+from kdedge.runtime.preprocess import UnusableImage, decode_image
+
+_MIN_WIDTH_PX = 320
+_MAX_NAME = 200
+
+
+class PictureFolder:
+    """A new folder that pictures are saved in.
+
+    Args:
+        path: must not exist, or be empty; the first picture makes it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._names = path, set[str]()
+
+    def save(self, name: str, image: ImageInput, answer: Sequence[str] | None) -> None:
+        """Saves a picture.
+
+        Args:
+            name: of its file; another of the same name gets a number.
+            image: as it was classified.
+            answer: lines to write below the picture, which is then a JPEG; None saves a file's
+                bytes as they are.
+
+        Raises:
+            ResourceError: it cannot be written.
+        """
+        if isinstance(image, UnusableImage):
+            return
+        if isinstance(image, bytes) and answer is None:
+            self._write(name, image)
+            return
+        picture = decode_image(image) if isinstance(image, bytes) else image
+        if answer is not None:
+            picture = with_answer(picture, answer)
+        data = io.BytesIO()
+        picture.save(data, "JPEG", quality=92)
+        self._write(str(Path(name).with_suffix(".jpg")), data.getvalue())
+
+    def _write(self, name: str, data: bytes) -> None:
+        path = self._path / self._free(Path(name[-_MAX_NAME:]))
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                file.write(data)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise explain_os_error(error, path) from error
+
+    def _free(self, name: Path) -> str:
+        number, free = 1, name.name
+        while free in self._names:
+            number += 1
+            free = f"{name.stem}-{number}{name.suffix}"
+        self._names.add(free)
+        return free
+
+
+def with_answer(image: Image.Image, lines: Sequence[str]) -> Image.Image:
+    """Draws lines of text in a band below a picture.
+
+    A small picture is enlarged by a whole factor, so that the text beside it can be read.
+
+    Args:
+        image: RGB.
+        lines: one or more.
+    """
+    factor = max(1, -(-_MIN_WIDTH_PX // image.width))
+    width, height = factor * image.width, factor * image.height
+    size_px = max(14, width // 28)
+    font = _font(size_px)
+    longest = max(font.getlength(line) for line in lines)
+    if longest > width - size_px:  # smaller, and where that is not enough a wider band
+        font = _font(max(12, int(size_px * (width - size_px) / longest)))
+        longest = max(font.getlength(line) for line in lines)
+    line_px = int(1.4 * size_px)
+    whole = (max(width, int(longest) + size_px), height + line_px * len(lines) + size_px // 2)
+    canvas = Image.new("RGB", whole)
+    canvas.paste(image.resize((width, height), Image.Resampling.NEAREST), (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for row, line in enumerate(lines):
+        place = (size_px // 2, height + size_px // 4 + row * line_px)
+        draw.text(place, line, fill="white", font=font)
+    return canvas
+
+
+def _font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """This machine's DejaVu Sans, which has many scripts, or Pillow's own, which has English."""
+    try:
+        return ImageFont.truetype("DejaVuSans.ttf", size_px)
+    except OSError:
+        return ImageFont.load_default(size_px)
