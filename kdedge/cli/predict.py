@@ -16,7 +16,7 @@ import click
 
 from kdedge._files import explain_os_error
 from kdedge._progress import progress
-from kdedge.cli._options import options_as
+from kdedge.cli._options import options_as, threads_value_option, use_threads
 from kdedge.cli._output import FiniteRange
 from kdedge.cli._predictions import FORMATS, column_widths, lines_as, named
 from kdedge.errors import DataError, KdedgeError
@@ -121,12 +121,7 @@ def _backend_names() -> str:
     metavar="N",
     help="Images at once. [default: as many as the artifact takes; 1 for - and cameras]",
 )
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Threads of the CPU, for the model and for decoding images each.",
-)
+@threads_value_option
 @options_as(_Input, "wanted")
 @options_as(_Format, "shape")
 @options_as(_Engine, "engine")
@@ -144,6 +139,7 @@ def command(artifact: Path, wanted: _Input, shape: _Format, engine: _Engine) -> 
 
     _check_what_to_read(wanted.paths, wanted.camera)
     _check_output(shape.output)
+    use_threads(engine.threads)
     is_stream = wanted.camera is not None or wanted.paths == ("-",)
     inputs = _stream(wanted.camera) if is_stream else _listed(wanted.paths)
     classifier = Classifier.load(
