@@ -28,7 +28,7 @@ def measured(run: str, options: list[str]) -> SpeedResult:
         return SpeedResult.from_dict(read_json(file), str(file))
 
 
-def line(row: SpeedRow, batches: list[int]) -> str:
+def line(result: SpeedResult, row: SpeedRow) -> str:
     """A row in Markdown."""
     gmacs, first = row.gmacs(1), row.at(1, "on device") or row.at(1, "copied")
     accuracy = row.accuracy
@@ -41,10 +41,10 @@ def line(row: SpeedRow, batches: list[int]) -> str:
         number(gmacs, 2),
         number(None if first is None else first.p50_ms, 1),
     ]
-    for batch in batches:
+    for batch in result.settings["batches"]:
         found = row.at(batch, "on device") or row.at(batch, "copied")
         cells.append(number(None if found is None else found.images_per_second, 1))
-    if first is None or first.ratio is None:
+    if first is None or first.ratio is None or not result.has_rank(first):
         cells.append("-")
     else:
         cells.append(f"{first.ratio:.2f} ({first.ratio_low:.2f}-{first.ratio_high:.2f})")
@@ -79,7 +79,7 @@ def main() -> None:
     print(f"| model | protocol | by | GMACs | GFLOPs | ms | {fps} | ratio | % of peak | accuracy |")
     print("|---|---|---|" + "---:|" * (6 + len(batches)))
     for row in result.rows:
-        print(line(row, batches))
+        print(line(result, row))
     device = result.device
     runtimes = ", ".join(sorted({row.runtime for row in result.rows}))
     threads = result.settings["threads"] or "default"

@@ -28,6 +28,13 @@ from kdedge.records import (
 
 FORMAT_VERSION = 1
 
+MOST_OTHERS_PERCENT = 10.0
+MOST_PREEMPTED = 20.0
+MOST_SPREAD = 2.0
+"""Beyond these limits a time is in doubt: `Measurement.doubt`. Models of 0.1 to 8 ms on two cores
+had at most 1.3 times their median as 90th percentile on a quiet machine, and up to 110 times
+beside one busy process."""
+
 Protocol = Literal["paper", "cached"]
 Inputs = Literal["on device", "copied", "image file"]
 
@@ -52,6 +59,10 @@ class Measurement(Record):
         ratio_high: the largest.
         watts: mean power while this row ran; None where nothing measures it.
         samples_ms: every timed call, in order.
+        others_percent: share of the cores that other processes kept busy meanwhile; None where that
+            is unknown, in older records, and on a GPU.
+        preempted_per_second: how often a thread of this one lost its core meanwhile; None where
+            that is unknown, and in older records.
     """
 
     batch: PositiveCount
@@ -68,6 +79,20 @@ class Measurement(Record):
     ratio_high: Annotated[NonNegative | None, null_as("ratio")]
     watts: NonNegative | None
     samples_ms: tuple[float, ...]
+    others_percent: Annotated[NonNegative | None, OPTIONAL] = None
+    preempted_per_second: Annotated[NonNegative | None, OPTIONAL] = None
+
+    @property
+    def doubt(self) -> str | None:
+        """What says that the times are another program's doing as well; None if nothing does."""
+        if (self.others_percent or 0) > MOST_OTHERS_PERCENT:
+            return f"other processes kept {self.others_percent:.0f} % of the cores busy"
+        if (self.preempted_per_second or 0) > MOST_PREEMPTED:
+            return f"it lost its cores {self.preempted_per_second:.0f} times a second"
+        spread = self.p90_ms / self.p50_ms
+        if spread > MOST_SPREAD:
+            return f"a tenth of its calls took {spread:.1f} times the median or longer"
+        return None
 
     @property
     def joules_per_image(self) -> float | None:
@@ -249,6 +274,23 @@ class SpeedResult(Record):
     baseline: str | None
     rows: tuple[SpeedRow, ...]
     left_out: dict[str, str]
+
+    @property
+    def doubts(self) -> list[str]:
+        """What says that a time is in doubt, for each such time."""
+        return [
+            f"{row.label}, batch {found.batch}: {found.doubt}"
+            for row in self.rows
+            for found in row.measurements
+            if found.doubt is not None
+        ]
+
+    def has_rank(self, found: Measurement) -> bool:
+        """Whether it may be ranked: neither its times nor the baseline's are in doubt."""
+        against = [
+            row.at(found.batch, found.inputs) for row in self.rows if row.label == self.baseline
+        ]
+        return all(one is None or one.doubt is None for one in (found, *against[:1]))
 
 
 def read_speed(path: Path) -> SpeedResult:

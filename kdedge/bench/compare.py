@@ -111,7 +111,12 @@ def _machine(device: dict[str, Any]) -> str:
 
 def _line(row: SpeedRow, found: Measurement, old: Measurement) -> str:
     change = 100 * (found.p50_ms / old.p50_ms - 1)
+    doubt = "".join(
+        f"; {which} in doubt: {one.doubt}"
+        for which, one in (("before", old), ("now", found))
+        if one.doubt is not None
+    )
     return (
         f"{row.label} ({row.runtime}), batch {found.batch}, {found.inputs}:"
-        f" {old.p50_ms:.3g} -> {found.p50_ms:.3g} ms ({change:+.1f} %)"
+        f" {old.p50_ms:.3g} -> {found.p50_ms:.3g} ms ({change:+.1f} %){doubt}"
     )

@@ -20,6 +20,7 @@ from typing import Any
 
 from kdedge import __version__
 from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
+from kdedge.runtime.threads import may_spin
 from kdedge.targets.registry import list_targets
 
 _SYSTEM = Path("/")
@@ -43,6 +44,7 @@ def device_sheet(root: Path = _SYSTEM) -> dict[str, Any]:
         sheet["affinity"] = sorted(os.sched_getaffinity(0))
     if "OMP_NUM_THREADS" in os.environ:  # what libraries choose by
         sheet["omp_num_threads"] = os.environ["OMP_NUM_THREADS"]
+    sheet["threads_spin"] = may_spin()
     governors = _texts(root, "sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")
     if governors:
         sheet["governor"] = ", ".join(sorted(set(governors)))

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from kdedge.runtime.threads import number_of_threads
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -98,7 +100,7 @@ def _onnxruntime_products(
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.intra_op_num_threads = n_threads or 0
+    options.intra_op_num_threads = n_threads or number_of_threads() or 0
     integers = (a * 40).clip(-127, 127).astype(np.int8)
     kinds = {
         "fp32": ("MatMul", onnx.TensorProto.FLOAT, a, a),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -16,6 +16,7 @@ from kdedge.bench.power import find_power
 from kdedge.bench.subject import LoadedSubject, Subject, watching_peak
 from kdedge.bench.timing import Power, TimingPlan, measure, summarize
 from kdedge.errors import BackendUnavailable, KdedgeError, MissingPackage
+from kdedge.runtime.contention import Watch, watch_contention
 from kdedge.speed_results import Inputs, Measurement, ModelFacts, SpeedResult, SpeedRow
 
 log = logging.getLogger(__name__)
@@ -47,10 +48,14 @@ class Machine:
     Attributes:
         peaks: gives its highest rates, as `bench.peak.measure_peaks` does.
         power: gives what measures its power.
+        watch: watches what other processes take, as `watch_contention` does.
+        wait: called before each turn; it may wait until the machine is quiet.
     """
 
     peaks: Callable[..., dict[str, Any]] = measure_peaks
     power: Callable[[], Power] = find_power
+    watch: Watch = watch_contention
+    wait: Callable[[], None] = lambda: None
 
 
 def run_bench(
@@ -75,7 +80,7 @@ def run_bench(
         command: as it was typed.
         when_interrupted: gets what was measured before Ctrl-C or SIGTERM, if anything was; the
             interrupt goes on afterwards.
-        machine: what measures peaks and power.
+        machine: what measures peaks and power, and watches other processes.
 
     Raises:
         KdedgeError: none of the models could be measured; the first one's error.
@@ -84,11 +89,10 @@ def run_bench(
     before = conditions()
     interrupt: KeyboardInterrupt | None = None
     with ExitStack() as held:
-        rows = _load_all(subjects, held, left_out)
-        is_gpu = any(row.device == "GPU" for row in rows)
-        peaks = machine.peaks(n_threads=n_threads, gpu=is_gpu)
+        machine.wait()
+        rows, peaks = _load_all(subjects, held, plan, machine, n_threads, left_out)
         try:
-            _measure_all(rows, plan, batches, peaks, machine.power(), left_out)
+            _measure_all(rows, plan, batches, peaks, machine, left_out)
         except KeyboardInterrupt as error:
             if not any(row.measurements for row in rows):
                 raise
@@ -120,25 +124,38 @@ def run_bench(
     return result
 
 
-def _load_all(subjects: Sequence[Subject], held: ExitStack, left_out: dict[str, str]) -> list[_Row]:
-    """Loads what this machine can run; one that fails has a row that says why.
+def _load_all(
+    subjects: Sequence[Subject],
+    held: ExitStack,
+    plan: TimingPlan,
+    machine: Machine,
+    n_threads: int | None,
+    left_out: dict[str, str],
+) -> tuple[list[_Row], dict[str, Any]]:
+    """Loads what this machine can run, and measures its peaks; a row that fails says why.
+
+    The peaks follow the first row, so that no other has a first call that takes too long.
 
     Raises:
         MissingPackage, BackendUnavailable: nothing of it can run here; the first one's error.
     """
-    rows = []
+    rows: list[_Row] = []
     absent: list[KdedgeError] = []
+    measured: list[tuple[bool, dict[str, Any]]] = []
+
+    def peaks() -> dict[str, Any]:
+        has_gpu = any(row.device == "GPU" for row in rows)
+        if not measured or measured[-1][0] != has_gpu:
+            measured.append((has_gpu, machine.peaks(n_threads=n_threads, gpu=has_gpu)))
+        return measured[-1][1]
+
     with progress("loading", len(subjects)) as advance:
         for number, subject in enumerate(subjects):
             advance(number, subject.label)
             row = _Row(subject)
+            known = peaks() if rows else {}
             try:
-                with watching_peak() as added:
-                    row.loaded = held.enter_context(subject.load())
-                    low, _ = row.loaded.batches
-                    row.loaded.call(low, row.loaded.inputs[0])()
-                    extra = added()
-                row.memory_bytes = None if extra is None else row.loaded.held_bytes + extra
+                _load(row, held, plan, known)
             except (MissingPackage, BackendUnavailable) as error:
                 left_out[subject.label] = str(error).splitlines()[0]
                 absent.append(error)
@@ -149,7 +166,19 @@ def _load_all(subjects: Sequence[Subject], held: ExitStack, left_out: dict[str, 
             rows.append(row)
     if absent and not rows:
         raise absent[0]
-    return rows
+    return rows, peaks()
+
+
+def _load(row: _Row, held: ExitStack, plan: TimingPlan, peaks: dict[str, Any]) -> None:
+    """Loads a row's model; a first call, if it is not too slow, tells the memory."""
+    with watching_peak() as added:
+        row.loaded = held.enter_context(row.subject.load())
+        low, _ = row.loaded.batches
+        if _seconds(row, low, peaks) > plan.call_seconds:
+            return
+        row.loaded.call(low, row.loaded.inputs[0])()
+        extra = added()
+    row.memory_bytes = None if extra is None else row.loaded.held_bytes + extra
 
 
 def _measure_all(
@@ -157,7 +186,7 @@ def _measure_all(
     plan: TimingPlan,
     batches: Sequence[int],
     peaks: dict[str, Any],
-    power: Power,
+    machine: Machine,
     left_out: dict[str, str],
 ) -> None:
     """Times every batch size, then calls from an image file, all rows of one against each other."""
@@ -167,6 +196,7 @@ def _measure_all(
     turns.append((1, "image file"))
     able = [_able(rows, batch, inputs, plan, peaks, left_out) for batch, inputs in turns]
     baseline: _Row | None = None
+    power = machine.power()
     done = 0
     with progress("measuring", sum(map(len, able)) * plan.n_rounds) as advance:
 
@@ -176,8 +206,11 @@ def _measure_all(
             advance(done, label.partition(" ")[2])
 
         for (batch, inputs), found in zip(turns, able, strict=True):
+            machine.wait()
             still = [row for row in found if row.problem is None]
-            baseline = _measure_turn(still, baseline, plan, batch, inputs, power, after_turn)
+            baseline = _measure_turn(
+                still, baseline, plan, batch, inputs, power, machine.watch, after_turn
+            )
 
 
 def _able(
@@ -242,6 +275,7 @@ def _measure_turn(
     batch: int,
     inputs: Inputs,
     power: Power,
+    watch: Watch,
     after_turn: Any,
 ) -> _Row | None:
     """Times rows against each other; gives the baseline: the first row that was ever timed."""
@@ -254,7 +288,7 @@ def _measure_turn(
             calls[key], by_key[key] = row.loaded.call(batch, inputs), row
         except (KdedgeError, RuntimeError, MemoryError) as error:
             _keep_problem(row, error)
-    timed = measure(calls, plan, power=power, after_turn=after_turn)
+    timed = measure(calls, plan, power=power, watch=watch, after_turn=after_turn)
     if baseline is None:
         baseline = next((by_key[key] for key, one in timed.items() if one.rounds), None)
         if baseline is not None:
@@ -265,6 +299,8 @@ def _measure_turn(
             one.watts = None
         found = summarize(one, batch=batch, inputs=inputs, baseline=against)
         if found is not None:
+            if by_key[key].device == "GPU":  # which keeps computing where others have the cores
+                found = replace(found, others_percent=None)
             by_key[key].measurements.append(found)
         if one.problem is not None:
             _keep_problem(by_key[key], one.problem)

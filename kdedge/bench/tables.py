@@ -14,9 +14,6 @@ from textwrap import wrap
 
 from kdedge.speed_results import Inputs, Measurement, SpeedResult, SpeedRow
 
-WIDE_SPREAD_PERCENT = 5.0
-"""Coefficients of variation above this are marked: the machine was busy, or its clock varies."""
-
 TABLE_7 = (
     ("CoOp", 162.5, 1344.0, 71.66),
     ("CoCoOp", 162.5, 15.08, 75.83),
@@ -89,9 +86,9 @@ def summary(result: SpeedResult) -> Grid:
             [
                 label,
                 _figure(_doubled(row.gmacs(1))),
-                _figure(None if first is None else first.p50_ms),
+                "-" if first is None else _marked(first, first.p50_ms),
                 _figure(max(fps, default=None)),
-                "-" if first is None or first.ratio is None else f"{first.ratio:.2f}",
+                _ratio_cells(result, first)[0],
                 "-" if accuracy is None else f"{accuracy:.2f}",
             ]
         )
@@ -149,7 +146,7 @@ def _first(result: SpeedResult, inputs: Inputs) -> list[Measurement | None]:
 
 def _latencies(result: SpeedResult, labels: Sequence[str], inputs: Inputs) -> Grid:
     found = [(label, m) for label, m in zip(labels, _first(result, inputs), strict=True) if m]
-    rows = [[label, *map(_figure, (m.p50_ms, m.p90_ms, m.p99_ms))] for label, m in found]
+    rows = [[label, *_percentiles(m)] for label, m in found]
     batch = found[0][1].batch if found else 1
     copied = ", images copied to the device and answers back" if inputs == "copied" else ""
     return Grid(
@@ -161,10 +158,8 @@ def _ratios(result: SpeedResult, labels: Sequence[str], inputs: Inputs) -> Grid:
     rows = []
     for label, found in zip(labels, _first(result, inputs), strict=True):
         if found is not None:
-            mark = "!" if found.cv_percent > WIDE_SPREAD_PERCENT else ""
-            ratios = (found.ratio, found.ratio_low, found.ratio_high)
-            cells = ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
-            rows.append([label, *cells, f"{found.cv_percent:.1f}{mark}"])
+            mark = "!" if found.doubt else ""
+            rows.append([label, *_ratio_cells(result, found), f"{found.cv_percent:.1f}{mark}"])
     title = (
         f"Times as fast as {result.baseline} there, median, lowest and highest of"
         f" {result.settings['n_rounds']} rounds; variation of one call"
@@ -179,14 +174,14 @@ def _throughputs(result: SpeedResult, labels: Sequence[str]) -> Grid:
         found = [row.at(batch, "on device") or row.at(batch, "copied") for batch in batches]
         if any(found):
             rows.append(
-                [label, *(_figure(None if m is None else m.images_per_second) for m in found)]
+                [label, *("-" if m is None else _marked(m, m.images_per_second) for m in found)]
             )
     return Grid("FPS: images a second by batch", ["model", *map(str, batches)], rows)
 
 
 def _end_to_end(result: SpeedResult, labels: Sequence[str]) -> Grid:
     rows = [
-        [label, *map(_figure, (found.p50_ms, found.p90_ms, found.p99_ms, found.images_per_second))]
+        [label, *_percentiles(found), _figure(found.images_per_second)]
         for label, row in zip(labels, result.rows, strict=True)
         if (found := row.at(1, "image file")) is not None
     ]
@@ -260,17 +255,11 @@ def notes(result: SpeedResult) -> list[str]:
 def _doubts(result: SpeedResult) -> list[str]:
     """What the machine did meanwhile that its figures suffer from."""
     lines = []
-    wide = {
-        (row.source, row.label)
-        for row in result.rows
-        for found in row.measurements
-        if found.cv_percent > WIDE_SPREAD_PERCENT
-    }
-    if wide:
+    if result.doubts:
+        n_all = sum(len(row.measurements) for row in result.rows)
         lines.append(
-            f"! Times of {len(wide)} of {len(result.rows)} models vary by more than"
-            f" {WIDE_SPREAD_PERCENT:g} %: other work runs here, or the clock changes. Trust ratios"
-            " with a narrow range."
+            f"! {len(result.doubts)} of {n_all} times are in doubt, and no ratio is given to or of"
+            f" them ({result.doubts[0]}). Measure on a quiet machine: --wait-quiet 60."
         )
     if result.device.get("throttled"):
         lines.append("! The device slowed itself down meanwhile: heat, power or current.")
@@ -306,6 +295,8 @@ def _device_line(result: SpeedResult) -> str:
     chosen = f" (OMP_NUM_THREADS {known})" if (known := device.get("omp_num_threads")) else ""
     free = f"threads as each library chooses{chosen}"
     parts.append(free if threads is None else f"{threads} threads")
+    if (may_spin := device.get("threads_spin")) is not None:
+        parts.append(f"which {'spin for a short time' if may_spin else 'sleep'} while they wait")
     for gpu in device.get("gpus", []):
         parts.append(f"{gpu['name']}, driver {gpu['driver']}")
     if "jetson" in device:
@@ -342,6 +333,7 @@ _CSV_ROW = (
 _CSV_TIMES = (
     *("batch", "inputs", "n_calls", "p50_ms", "p90_ms", "p99_ms", "mean_ms", "cv_percent"),
     *("images_per_second", "ratio", "ratio_low", "ratio_high", "watts", "joules_per_image"),
+    *("others_percent", "preempted_per_second", "doubt"),
 )
 _CSV_ACCURACY = ("base", "novel", "harmonic_mean", "all", "agreement")
 
@@ -365,6 +357,23 @@ def _csv_cells(row: SpeedRow, found: Measurement | None) -> list[object]:
     known = row.accuracy
     cells += [None if known is None else getattr(known, key) for key in _CSV_ACCURACY]
     return ["" if cell is None else cell for cell in [*cells, row.problem]]
+
+
+def _marked(found: Measurement, value: float) -> str:
+    """A figure, with a mark if its times are in doubt."""
+    return f"{_figure(value)}!" if found.doubt else _figure(value)
+
+
+def _percentiles(found: Measurement) -> list[str]:
+    return [_marked(found, found.p50_ms), _figure(found.p90_ms), _figure(found.p99_ms)]
+
+
+def _ratio_cells(result: SpeedResult, found: Measurement | None) -> list[str]:
+    """Median, lowest and highest ratio; dashes for what is not ranked."""
+    if found is None or not result.has_rank(found):
+        return ["-"] * 3
+    ratios = (found.ratio, found.ratio_low, found.ratio_high)
+    return ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
 
 
 def _doubled(gmacs: float | None) -> float | None:

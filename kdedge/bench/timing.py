@@ -16,12 +16,15 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from kdedge.errors import KdedgeError
+from kdedge.runtime.contention import Contention, Watch, all_of, watch_contention
 from kdedge.speed_results import Inputs, Measurement
 
 # ONNX Runtime's threads wait in a loop for a while after a call and slow down what comes next
 _PAUSE_S = 0.05
 _WARM_CALLS = 3
 _WARM_S = 0.2
+# In less time, the hundredths of a second in which the system counts say nothing
+_LEAST_WATCHED_S = 0.3
 
 
 class Call(Protocol):
@@ -108,11 +111,13 @@ class Timed:
         rounds: ms of the timed calls, by round.
         problem: the error that ended it; None where nothing did.
         watts: mean power.
+        contention: what other processes took during the timed calls, by round.
     """
 
     rounds: list[list[float]] = field(default_factory=list)
     problem: Exception | None = None
     watts: float | None = None
+    contention: list[Contention] = field(default_factory=list)
 
     @property
     def samples(self) -> list[float]:
@@ -125,6 +130,7 @@ def measure(
     plan: TimingPlan,
     *,
     power: Power | None = None,
+    watch: Watch = watch_contention,
     after_turn: Callable[[str], None] | None = None,
 ) -> dict[str, Timed]:
     """Times models against each other; one that fails is left, and the others go on.
@@ -133,6 +139,7 @@ def measure(
         calls: by any key; each runs a batch of the same size.
         plan: how long.
         power: what measures it.
+        watch: watches what other processes take, as `watch_contention` does.
         after_turn: told of each turn that has ended.
 
     Returns:
@@ -151,8 +158,10 @@ def measure(
             if timed[key].problem is None and number < len(left[key]):
                 with _kept(timed[key]):
                     _settle(call, warm_ms[key])
+                    since = watch()
                     with power.during(key):
                         timed[key].rounds.append([call() for _ in range(left[key][number])])
+                    timed[key].contention.append(since())
             if after_turn is not None:
                 after_turn(key)
     for key, one in timed.items():
@@ -206,6 +215,8 @@ def summarize(
     if not samples:
         return None
     mean = statistics.fmean(samples)
+    taken = all_of(timed.contention)
+    is_known = taken.seconds >= _LEAST_WATCHED_S
     ratios = [] if baseline is None else _ratios(baseline.rounds, timed.rounds)
     return Measurement(
         batch=batch,
@@ -222,6 +233,8 @@ def summarize(
         ratio_high=max(ratios, default=None),
         watts=timed.watts,
         samples_ms=tuple(samples),
+        others_percent=taken.others_percent if is_known else None,
+        preempted_per_second=taken.preempted_per_second if is_known else None,
     )
 
 

@@ -15,6 +15,10 @@ from typing import Any
 import click
 
 from kdedge.errors import MissingPackage
+from kdedge.runtime.machine import cpu_cores
+from kdedge.runtime.threads import set_up_threads
+
+log = logging.getLogger(__name__)
 
 runs_option = click.option(
     "--runs",
@@ -38,6 +42,40 @@ resume_option = click.option(
     "--resume", is_flag=True, help="Continue an interrupted run of the same recipe."
 )
 """`--resume`, given to the command as `resume`."""
+
+
+def use_threads(n_threads: int | None) -> None:
+    """Chooses threads before torch is loaded, and warns where other processes have the cores.
+
+    Args:
+        n_threads: of `--threads`.
+    """
+    busy_cores = set_up_threads(n_threads)
+    if busy_cores is not None:
+        log.warning(
+            "Other processes keep %.1f of %d cores busy: this will take longer.\n"
+            "  Stop them or wait for them, or compute on the cores that they leave: --threads %d.",
+            *(busy_cores, cpu_cores(), max(1, cpu_cores() - round(busy_cores))),
+        )
+
+
+def _use(ctx: click.Context, parameter: click.Parameter, n_threads: int | None) -> None:
+    del parameter
+    if not ctx.resilient_parsing:
+        use_threads(n_threads)
+
+
+_THREADS: dict[str, Any] = {
+    "type": click.IntRange(min=1),
+    "metavar": "N",
+    "help": "Threads that compute. [default: OMP_NUM_THREADS, or one for each physical core]",
+}
+
+threads_option = click.option("--threads", expose_value=False, callback=_use, **_THREADS)
+"""`--threads`, of a command that computes: done with before the command is called."""
+
+threads_value_option = click.option("--threads", **_THREADS)
+"""`--threads`, given to the command as `threads`, which hands it to `use_threads`."""
 
 
 def options_as(kind: type[Any], name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

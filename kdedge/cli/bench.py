@@ -27,11 +27,14 @@ from kdedge.cli._options import (
     need_training_packages,
     options_as,
     runs_option,
+    threads_value_option,
+    use_threads,
 )
 from kdedge.cli._output import FiniteRange, next_line, print_result, table
 from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.runtime.artifact import FILE_NAME, load_artifact
-from kdedge.speed_results import SpeedResult, read_speed
+from kdedge.runtime.contention import QuietWait
+from kdedge.speed_results import MOST_OTHERS_PERCENT, SpeedResult, read_speed
 
 log = logging.getLogger(__name__)
 
@@ -83,12 +86,13 @@ class _Models:
 
 @dataclass(frozen=True)
 class _Timing:
-    """How long each model is timed at which batch sizes."""
+    """How long each model is timed at which batch sizes, and how long quiet is waited for."""
 
     batches: tuple[int, ...]
     seconds: float
     calls: int
     slowest: float
+    wait_quiet: float | None
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,15 @@ class _Comparison:
     metavar="SECONDS",
     help="Leave a model out at batch sizes where a call would take longer.",
 )
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads of the CPU.")
+@click.option(
+    "--wait-quiet",
+    "wait_quiet",
+    type=FiniteRange(min=0.5),
+    metavar="SECONDS",
+    help="Wait until other processes leave the cores, at most so long altogether. Times that they"
+    " disturb are marked with ! and not ranked.",
+)
+@threads_value_option
 @click.option(
     "--format",
     "kind",
@@ -195,6 +207,9 @@ def command(
     if before is not None:
         check_comparable(before, device=device_sheet(), n_threads=threads, where=str(baseline))
     check_new_file(output)
+    wait = QuietWait(timing.wait_quiet or 0.0, most_percent=MOST_OTHERS_PERCENT)
+    wait()  # what the machine is doing decides how threads wait
+    use_threads(threads)
     gathered = _Gathered(models)
     for source in models.sources or (None,):
         gathered.add(source)
@@ -223,7 +238,7 @@ def command(
         left_out=gathered.left_out,
         command=shlex.join(["kdedge", *sys.argv[1:]]),
         when_interrupted=show,
-        machine=machine or Machine(),
+        machine=replace(machine or Machine(), wait=wait),
     )
     show(result)
     if before is not None:
@@ -280,15 +295,11 @@ class _Gathered:
         from kdedge.runs.find import find_run
 
         need_training_packages("Measuring a run")
-        import torch
-
         from kdedge.bench.run_subjects import folded_name, run_subjects
         from kdedge.setup.device import choose_device
         from kdedge.setup.workspace import Workspace
 
         models = self._models
-        if models.threads is not None:
-            torch.set_num_threads(models.threads)
         names = [] if models.against == "none" else models.against.split(",")
         run = find_run(source, models.root)
         workspace = Workspace(models.root, choose_device(models.device))

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from kdedge._progress import rough_duration
-from kdedge.cli._options import device_option, need_training_packages, runs_option
+from kdedge.cli._options import device_option, need_training_packages, runs_option, threads_option
 from kdedge.cli._output import json_option, next_line, print_result, same_options, set_option, table
 from kdedge.config.load import check_paths, load_recipe
 
@@ -18,6 +18,7 @@ from kdedge.config.load import check_paths, load_recipe
 @set_option
 @runs_option
 @device_option
+@threads_option
 @json_option
 def command(
     recipe: str, overrides: tuple[str, ...], root: Path, device: str | None, as_json: bool

@@ -8,7 +8,13 @@ from pathlib import Path
 import click
 
 from kdedge.bench.timing import TimingPlan
-from kdedge.cli._options import device_option, need_training_packages, resume_option, runs_option
+from kdedge.cli._options import (
+    device_option,
+    need_training_packages,
+    resume_option,
+    runs_option,
+    threads_option,
+)
 from kdedge.cli._output import json_option, percent, print_result, table
 from kdedge.cli._results import finished_runs, run_record, run_text
 from kdedge.config.load import load_recipe
@@ -21,6 +27,7 @@ _QUICK = TimingPlan(seconds=0.1, n_calls=5, most_seconds=1.0)
 @resume_option
 @runs_option
 @device_option
+@threads_option
 @json_option
 def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None:
     """Run the whole flow on built-in drawings with two tiny CLIPs, without any download.

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from kdedge.cli._options import device_option, need_training_packages, resume_option, runs_option
+from kdedge.cli._options import (
+    device_option,
+    need_training_packages,
+    resume_option,
+    runs_option,
+    threads_option,
+)
 from kdedge.cli._output import json_option, next_line, print_result
 from kdedge.cli._overrides import set_options, warn_of_unused_optim
 from kdedge.cli._results import finished_runs, run_record, run_text
@@ -19,6 +25,7 @@ from kdedge.config.load import check_paths, load_recipe
 @resume_option
 @runs_option
 @device_option
+@threads_option
 @json_option
 def command(
     recipe: str,

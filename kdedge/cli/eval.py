@@ -13,6 +13,7 @@ from kdedge.cli._options import (
     device_option,
     need_training_packages,
     runs_option,
+    threads_option,
 )
 from kdedge.cli._output import json_option, next_line, percent, print_result, set_option, table
 from kdedge.cli._results import accuracy_table
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 )
 @runs_option
 @device_option
+@threads_option
 @json_option
 def command(
     run: str | None,

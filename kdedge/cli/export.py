@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdedge.cli._options import device_option, need_training_packages, options_as, runs_option
+from kdedge.cli._options import (
+    device_option,
+    need_training_packages,
+    options_as,
+    runs_option,
+    threads_option,
+)
 from kdedge.cli._output import json_option, next_line, percent, print_result, set_option, table
 from kdedge.errors import KdedgeError
 from kdedge.targets.protocol import Target
@@ -115,6 +121,7 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 @set_option
 @runs_option
 @device_option
+@threads_option
 @json_option
 @options_as(_RunOptions, "for_run")
 @options_as(_Servers, "servers")

@@ -12,6 +12,7 @@ from kdedge.cli._options import (
     need_training_packages,
     options_as,
     runs_option,
+    threads_option,
 )
 from kdedge.cli._output import json_option, next_line, print_result
 from kdedge.runs.find import find_run
@@ -88,6 +89,7 @@ class _Place:
 )
 @runs_option
 @device_option
+@threads_option
 @json_option
 @options_as(_Checkpoint, "checkpoint")
 @options_as(_Backbone, "trained_on")

@@ -16,7 +16,7 @@ import click
 from kdedge._files import explain_os_error
 from kdedge._progress import progress, working
 from kdedge.cli._inputs import Inputs, Item, Wanted, open_inputs, read_item
-from kdedge.cli._options import options_as
+from kdedge.cli._options import options_as, threads_value_option, use_threads
 from kdedge.cli._output import FiniteRange
 from kdedge.cli._predictions import FORMATS, answer_lines, column_widths, lines_as, named
 from kdedge.errors import DataError, KdedgeError
@@ -136,12 +136,7 @@ def _backend_names() -> str:
     metavar="N",
     help="Images at once. [default: as many as the artifact takes; 1 for - and cameras]",
 )
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Threads of the CPU, for the model and for decoding images each.",
-)
+@threads_value_option
 @options_as(Wanted, "wanted")
 @options_as(_Format, "shape")
 @options_as(_Engine, "engine")
@@ -162,6 +157,7 @@ def command(artifact: Path, wanted: Wanted, shape: _Format, engine: _Engine) -> 
     _check_new(shape.save)
     if shape.uncertain is not None and wanted.camera is not None:
         raise click.UsageError("--uncertain needs an end, and --camera has none. Record a video.")
+    use_threads(engine.threads)
     inputs = open_inputs(wanted)
     with working(f"loading {artifact}"):
         classifier = Classifier.load(

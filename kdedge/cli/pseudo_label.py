@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kdedge.cli._options import device_option, need_training_packages, runs_option
+from kdedge.cli._options import device_option, need_training_packages, runs_option, threads_option
 from kdedge.cli._output import (
     json_option,
     next_line,
@@ -49,6 +49,7 @@ from kdedge.config.suite import override_texts
 @set_option
 @runs_option
 @device_option
+@threads_option
 @json_option
 def command(
     recipe: str,

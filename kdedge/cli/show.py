@@ -50,6 +50,7 @@ def _facts(record: Provenance) -> list[list[str]]:
         "protocol": "official, as the public code" if record.official else None,
         "seed": record.seed,
         "device": record.device,
+        "threads": record.threads,
         "trained": training and f"{training.steps:,} steps in {training.seconds:.0f} s",
         "final loss": training and f"{training.final_loss:.4g}",
         "pseudo-labels": _rounds(record.summary.rounds),

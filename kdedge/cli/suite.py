@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdedge.cli._options import device_option, need_training_packages, runs_option
+from kdedge.cli._options import device_option, need_training_packages, runs_option, threads_option
 from kdedge.cli._output import given_options, json_option, next_line, print_result, table
 
 if TYPE_CHECKING:
@@ -31,11 +31,13 @@ if TYPE_CHECKING:
     default=1,
     show_default=True,
     metavar="N",
-    help="Cells to run at the same time. On a CPU they share its cores (OMP_NUM_THREADS).",
+    help="Cells to run at the same time. On a CPU they share its cores: --threads is the number"
+    " of each.",
 )
 @click.option("--dry-run", is_flag=True, help="List the cells and their state; run nothing.")
 @runs_option
 @device_option
+@threads_option
 @json_option
 def command(
     file: Path,

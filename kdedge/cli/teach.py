@@ -8,7 +8,13 @@ from typing import Any
 
 import click
 
-from kdedge.cli._options import device_option, need_training_packages, resume_option, runs_option
+from kdedge.cli._options import (
+    device_option,
+    need_training_packages,
+    resume_option,
+    runs_option,
+    threads_option,
+)
 from kdedge.cli._output import json_option, next_line, print_result, same_options
 from kdedge.cli._overrides import set_options, warn_of_unused_optim
 from kdedge.cli._results import finished_runs, run_record, run_text
@@ -45,6 +51,7 @@ def _read_shard(
 @resume_option
 @runs_option
 @device_option
+@threads_option
 @json_option
 def command(
     recipe: str,

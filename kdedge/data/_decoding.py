@@ -6,7 +6,6 @@ on its device.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -22,6 +21,7 @@ from kdedge.data.sources import Source
 from kdedge.data.views import SECOND_SET, Augmentation
 from kdedge.distributed import local_world_size
 from kdedge.errors import DataError, ResourceError
+from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import Preprocess, UnusableImage, decode_image, resize_and_crop
 
 _MAX_WORKERS = 8
@@ -179,6 +179,4 @@ def choose_n_workers(n_workers: int | Literal["auto"], n_images: int) -> int:
 
 def n_cores() -> int:
     """Counts this process's cores: the container's, divided among torchrun's processes."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)) // local_world_size())
-    return max(1, (os.cpu_count() or 1) // local_world_size())
+    return max(1, usable_cores() // local_world_size())

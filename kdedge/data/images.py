@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from kdedge._files import sha256_json, write_atomic
 from kdedge.data.scan_cache import ImageFacts, ScanCache
 from kdedge.data.sources import Source
 from kdedge.errors import DataError
+from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import UnusableImage, decode_image
 
 _MAX_NAMED = 5
@@ -75,7 +75,7 @@ def scan(
         The same, whatever the number of threads and whatever the cache holds. One decoded image a
         thread is in memory.
     """
-    n_threads = n_threads or min(8, os.cpu_count() or 1)
+    n_threads = n_threads or min(8, usable_cores())
     cache = cache or ScanCache()
     positions = range(len(source.items))[rows]
     good: dict[int, ImageFacts] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +10,7 @@ import numpy.typing as npt
 
 from kdedge.data.sources import Source
 from kdedge.errors import DataError
+from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import (
     Preprocess,
     UnusableImage,
@@ -47,7 +47,7 @@ def read_pixels(source: Source, indices: Sequence[int], preprocess: Preprocess) 
 
     size = preprocess.size_px
     pixels = np.empty((len(indices), size, size, 3), dtype=np.uint8)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding releases the lock
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:  # decoding releases the lock
         for position, image in enumerate(pool.map(read, indices)):
             pixels[position] = image
     return pixels

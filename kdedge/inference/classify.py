@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +23,7 @@ from kdedge.inference.results import (
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision, load_artifact
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.batches import run_batches, softmax
+from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import UnusableImage, decode_image, resize_and_crop
 
 ImageInput = bytes | Image.Image | UnusableImage
@@ -51,7 +51,7 @@ class Classifier:
         n_threads: int | None = None,
     ) -> None:
         self.artifact, self.file, self.backend = artifact, file, backend
-        self._n_decoders = min(8, n_threads or os.cpu_count() or 1)
+        self._n_decoders = min(8, n_threads or usable_cores())
 
     @classmethod
     def load(

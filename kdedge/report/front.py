@@ -27,7 +27,7 @@ def front_blocks(rows: Sequence[NamedRow], measured: str, name: str) -> list[Blo
     for label, row in rows:
         found, known = model_alone(row, batch), row.accuracy
         accuracy = None if known is None else getattr(known, key)
-        if found is not None and found.p50_ms > 0 and known is not None and accuracy is not None:
+        if found is not None and found.doubt is None and known is not None and accuracy is not None:
             points.append(SpeedPoint(label, _kind(row), found.p50_ms, accuracy))
             sources[label] = known.source
     if not points:
@@ -37,7 +37,7 @@ def front_blocks(rows: Sequence[NamedRow], measured: str, name: str) -> list[Blo
     if len(points) < len(rows):
         caption += (
             f" {len(rows) - len(points)} of {len(rows)} models are left out: their accuracy is"
-            " unknown, or they could not be timed."
+            " unknown, or their times are missing or in doubt."
         )
     draw = accuracy_against_latency(
         points, accuracy_name=f"{accuracy_name}, %", time_name=f"{time_name} (log scale)"

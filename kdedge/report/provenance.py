@@ -54,6 +54,7 @@ def provenance_blocks(records: RunRecords) -> list[Block]:
         "finished": provenance.finished_at,
         "resumed": ", ".join(str(entry.resumed_at) for entry in provenance.resumed),
         "device": provenance.device,
+        "threads": provenance.threads,
         "platform": provenance.platform,
         "versions": _plain(provenance.versions),
         **{f"SHA-256 of {key}": value for key, value in provenance.hashes.items()},

@@ -8,7 +8,6 @@ from kdedge.report.blocks import Block, Note, Table
 from kdedge.report.numbers import figure
 from kdedge.speed_results import Inputs, Measurement, SpeedResult, SpeedRow
 
-_WIDE_SPREAD_PERCENT = 5.0  # as `kdedge bench` marks them
 _PERCENTILES = ["p50", "p90", "p99", "cv %"]
 
 
@@ -85,7 +84,7 @@ def _latencies(rows: Sequence[NamedRow], result: SpeedResult, inputs: Inputs) ->
     for label, row in rows:
         if (found := row.at(batch, inputs)) is not None:
             ratio = ["-", "-"]
-            if found.ratio is not None:
+            if found.ratio is not None and result.has_rank(found):
                 ratio = [f"{found.ratio:.2f}", f"{found.ratio_low:.2f}-{found.ratio_high:.2f}"]
             cells.append([label, *_times(found), *ratio, f"{found.n_calls:,}"])
     what = "copied to the device and answers back" if inputs == "copied" else "in its memory"
@@ -99,7 +98,7 @@ def _latencies(rows: Sequence[NamedRow], result: SpeedResult, inputs: Inputs) ->
 
 
 def _times(found: Measurement) -> list[str]:
-    mark = "!" if found.cv_percent > _WIDE_SPREAD_PERCENT else ""
+    mark = "!" if found.doubt else ""
     times = map(figure, (found.p50_ms, found.p90_ms, found.p99_ms))
     return [*times, f"{found.cv_percent:.1f}{mark}"]
 
@@ -155,16 +154,10 @@ def _notes(rows: Sequence[NamedRow], result: SpeedResult) -> list[str]:
             "paper: class texts are encoded with every batch, as the methods' public code"
             " evaluates. All other rows use stored class vectors."
         )
-    wide = [
-        label
-        for label, row in rows
-        if any(found.cv_percent > _WIDE_SPREAD_PERCENT for found in row.measurements)
-    ]
-    if wide:
+    if result.doubts:
         lines.append(
-            f"! Times of {len(wide)} of {len(rows)} models vary by more than"
-            f" {_WIDE_SPREAD_PERCENT:g} %: other work ran, or the clock changed. Trust ratios with"
-            " a narrow range."
+            f"! {len(result.doubts)} times are in doubt and not ranked ({result.doubts[0]})."
+            " Measure on a quiet machine: kdedge bench --wait-quiet 60."
         )
     if result.device.get("throttled"):
         lines.append("The device was throttled during the measurement: heat, power or current.")

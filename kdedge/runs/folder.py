@@ -178,6 +178,7 @@ class RunFolder:
         *,
         device: str | None = None,
         n_processes: int = 1,
+        threads: int | None = None,
     ) -> None:
         """Records how the run stands; a finished run stays finished.
 
@@ -188,12 +189,14 @@ class RunFolder:
             status: how it stands.
             device: where it goes on, if that is known.
             n_processes: how many go on with it.
+            threads: torch's, if they are known.
         """
         record = self.read_provenance().to_dict()
         if record.get("status") == "finished":
             return
         if status == "running" and not self.is_new:
-            where = {} if device is None else {"device": device}
+            known = {"device": device, "threads": threads}
+            where = {key: value for key, value in known.items() if value is not None}
             entry = {
                 "resumed_at": _now(),
                 **_circumstances(),

@@ -25,6 +25,7 @@ class Resumed(_Tolerant):
         platform: operating system.
         device: torch device; None where it was not known yet.
         n_processes: world size.
+        threads: torch's, in each process; None in older records.
     """
 
     resumed_at: str | None = None
@@ -33,6 +34,7 @@ class Resumed(_Tolerant):
     platform: str | None = None
     device: str | None = None
     n_processes: int | None = None
+    threads: int | None = None
 
 
 class TrainingSummary(_Tolerant):
@@ -78,6 +80,7 @@ class Provenance(_Tolerant):
         key_version: how the key is computed; None in runs of version 0.1.
         device: torch device at the first start.
         n_processes: world size at the first start.
+        threads: torch's in each process at the first start; None in older records.
         seed: the recipe's seed.
         method: name of the method.
         settings: settings of the method.
@@ -103,6 +106,7 @@ class Provenance(_Tolerant):
     key_version: int | None = None
     device: str | None = None
     n_processes: int | None = None
+    threads: int | None = None
     seed: int | None = None
     method: str | None = None
     settings: dict[str, Any] = {}

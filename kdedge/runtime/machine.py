@@ -14,6 +14,63 @@ def cpu_cores() -> int:
     return os.cpu_count() or 1
 
 
+def usable_cores(root: Path = Path("/")) -> int:
+    """Cores that this process may use, of which a container's limit leaves whole ones.
+
+    Args:
+        root: the file system's root.
+    """
+    quota = _cpu_quota(root)
+    return cpu_cores() if quota is None else max(1, min(cpu_cores(), int(quota)))
+
+
+def physical_cores(root: Path = Path("/")) -> int:
+    """Cores that this process may use without their second threads (SMT), which compute no faster.
+
+    Args:
+        root: the file system's root.
+    """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(cpu_cores())
+    topology = root / "sys/devices/system/cpu"
+    siblings = {
+        _read(topology / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in allowed
+    }
+    return min(len(siblings), usable_cores(root))
+
+
+def _cpu_quota(root: Path) -> float | None:
+    """Cores that the control groups (version 1 or 2) allow; None without a limit."""
+    quotas = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            trees = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
+        elif "cpu" in controllers.split(","):
+            trees = [root / "sys/fs/cgroup/cpu", root / "sys/fs/cgroup/cpu,cpuacct"]
+        else:
+            continue
+        # In a container the path may be the host's, and the tree begins at the container's group
+        groups = [Path(path), *Path(path).parents]
+        quotas += [_quota_of(tree / str(group).strip("/")) for tree in trees for group in groups]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_of(group: Path) -> float | None:
+    quota, _, period = _read(group / "cpu.max").partition(" ")
+    if not quota:
+        quota, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")
+    is_limit = quota.isdigit() and period.isdigit() and int(period) > 0  # else max, -1 or no file
+    return int(quota) / int(period) if is_limit else None
+
+
+def _read(path: Path) -> str:
+    """A system file's text; empty where there is none."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
 def cpu_model() -> str:
     """The processor's name as it gives it itself."""
     try:

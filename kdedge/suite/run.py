@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from kdedge._files import explain_os_error
 from kdedge._lock import locked
 from kdedge._progress import progress
-from kdedge.data.loader import n_cores
 from kdedge.errors import CellsFailed
+from kdedge.runtime.threads import shared_threads
 from kdedge.setup.device import choose_device
 from kdedge.suite.ledger import Ledger
 from kdedge.suite.runner import Runner
@@ -44,7 +43,8 @@ def run_suite(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise explain_os_error(error, folder) from error
-    environment = shared_cores(n_jobs) if n_jobs > 1 and choose_device(device).type == "cpu" else {}
+    shares = n_jobs > 1 and choose_device(device).type == "cpu"
+    environment = shared_threads(n_jobs) if shares else {}
     remedy = "Wait for that run of this suite or stop it; finished cells are kept."
     with locked(folder / ".lock", remedy=remedy):
         ledger.look()
@@ -58,16 +58,6 @@ def run_suite(
         what = f"suite {ledger.plan.loaded.suite.name}"
         with progress(what, len(ledger.plan.cells), done=runner.n_done) as advance:
             runner.run(advance)
-
-
-def shared_cores(n_jobs: int) -> dict[str, str]:
-    """Variables that give each of so many processes its part of the cores.
-
-    Nothing where the user has said already how many threads a process has.
-    """
-    if "OMP_NUM_THREADS" in os.environ:
-        return {}
-    return {"OMP_NUM_THREADS": str(max(1, n_cores() // n_jobs))}
 
 
 def check_failed(ledger: Ledger) -> None:

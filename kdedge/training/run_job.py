@@ -14,6 +14,7 @@ import torch
 from kdedge.config.load import dump_recipe
 from kdedge.data.few_shot import keep_list
 from kdedge.data.images import write_skipped_csv
+from kdedge.data.loader import choose_n_workers
 from kdedge.errors import Interrupted, RecipeError, Terminated
 from kdedge.eval_details import EvalDetails
 from kdedge.results import EvalResult
@@ -23,6 +24,7 @@ from kdedge.runs.measure import measure
 from kdedge.runs.model import MethodModel
 from kdedge.runs.results import Evaluations, write_evaluations
 from kdedge.runs.weights import write_weights
+from kdedge.runtime.threads import threads_beside
 from kdedge.setup.images import Images
 from kdedge.setup.method import settings_record
 from kdedge.training.job.job import Job, zero_shot_model
@@ -81,6 +83,7 @@ def run_job(job: Job, *, resume: bool) -> RunFolder:
             f"{job.choice.name} labels its images in rounds, which one process does, and"
             f" {group.world_size} were started.\n  Run the command without torchrun."
         )
+    _leave_cores(job)
     run = group.on_rank0(lambda: _choose_run(job, resume=resume))
     if group.on_rank0(lambda: run.is_finished):
         return run
@@ -89,6 +92,18 @@ def run_job(job: Job, *, resume: bool) -> RunFolder:
         _fill(run, job)
         group.all_reduce_max(0)  # no process goes on before the run is finished
     return run
+
+
+def _leave_cores(job: Job) -> None:
+    """Leaves cores to the processes that decode: as many in a resumed run as in one that was not.
+
+    The number of threads decides in which order numbers are summed.
+    """
+    images = job.data.images
+    n_images = 0 if images is None else len(images.indices)
+    n_threads = threads_beside(choose_n_workers(job.choice.optim.n_workers, n_images))
+    if n_threads is not None:
+        torch.set_num_threads(n_threads)
 
 
 def _choose_run(job: Job, *, resume: bool) -> RunFolder:
@@ -130,6 +145,7 @@ def _new_run(job: Job, key: str) -> RunFolder:
             "key_version": KEY_VERSION,
             "device": str(job.device),
             "n_processes": job.setup.workspace.group.world_size,
+            "threads": torch.get_num_threads(),
             "seed": recipe.seed,
             **settings_record(job.choice),
             **notes.record,
@@ -175,7 +191,12 @@ def _check_selection(job: Job) -> None:
 def _status(run: RunFolder, device: torch.device, n_processes: int) -> Iterator[None]:
     """Records in the run's provenance how it ended."""
     try:
-        run.mark("running", device=str(device), n_processes=n_processes)
+        run.mark(
+            "running",
+            device=str(device),
+            n_processes=n_processes,
+            threads=torch.get_num_threads(),
+        )
         yield
     except Interrupted:
         run.mark("interrupted")

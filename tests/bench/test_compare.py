@@ -30,6 +30,15 @@ def test_up_to_the_limit_is_no_regression(tables: Make) -> None:
     ]
 
 
+def test_a_time_in_doubt_is_named_with_why(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    now = make_result(make_row("m", make_measurement(1, 30.0, others_percent=60.0)))
+    old = make_result(make_row("m", make_measurement(1, 10.0)))
+    with pytest.raises(GateError, match=r"now in doubt: other processes kept 60 % of the cores"):
+        check_regressions(now, old, max_percent=5, where="b.json")
+
+
 def test_above_it_ends_in_a_gate_that_names_what_is_slower(tables: Make) -> None:
     with pytest.raises(GateError, match=r"1 of 2 medians .* 5 % above b.json") as caught:
         check_regressions(tables(10.6, 5.0), tables(10.0, 5.0), max_percent=5, where="b.json")

@@ -15,6 +15,7 @@ from kdedge.bench.run import Machine, run_bench
 from kdedge.bench.subject import LoadedSubject, Subject
 from kdedge.bench.timing import Call, Power, TimingPlan
 from kdedge.errors import BackendUnavailable
+from kdedge.runtime.contention import Contention
 from kdedge.speed_results import Inputs
 
 SHORT = TimingPlan(seconds=0.01, n_calls=3, n_rounds=1)
@@ -47,8 +48,14 @@ class Instant:
     inputs: tuple[Inputs, ...] = ("on device",)
     ms: Callable[[int, Inputs], float] = lambda batch, inputs: 1.0
 
+    n_calls: int = 0
+
     def call(self, batch: int, inputs: Inputs) -> Call:
-        return lambda: self.ms(batch, inputs)
+        def run() -> float:
+            self.n_calls += 1
+            return self.ms(batch, inputs)
+
+        return run
 
 
 def absent(message: str) -> Callable[[], AbstractContextManager[Any]]:
@@ -164,9 +171,12 @@ def test_memory_is_what_loading_added_above_what_was_held() -> None:
 def test_a_slow_call_is_left_out_with_the_least_that_it_takes() -> None:
     """A text encoder's work is that of a call, whatever the batch."""
     peaks = {"CPU": {"gmacs_per_second": {"fp32": {"rate": 1e-3, "by": "a snail"}}}}
+    models = [Instant(is_gpu=False), Instant(is_gpu=False)]
     subjects = [
-        replace(subject(name, lambda: nullcontext(Instant(False))), gmacs_image=0.001, gmacs_call=w)
-        for name, w in (("CoOp, cached", 0.0), ("CoOp, paper", 0.1))
+        replace(
+            subject(name, lambda model=model: nullcontext(model)), gmacs_image=0.001, gmacs_call=w
+        )
+        for name, w, model in (("CoOp, cached", 0.0, models[0]), ("CoOp, paper", 0.1, models[1]))
     ]
     result = run_bench(
         subjects,
@@ -177,6 +187,23 @@ def test_a_slow_call_is_left_out_with_the_least_that_it_takes() -> None:
         command="bench",
         machine=Machine(peaks=lambda **_: peaks),
     )
+    assert (models[0].n_calls > 0, models[1].n_calls) == (True, 0)  # not even while it is loaded
+    assert result.rows[1].memory_bytes is None
     slow = f"{subjects[1].label}, batch 1"
     assert result.left_out == {slow: "a call would take at least 101 s"}
     assert [len(row.measurements) for row in result.rows] == [1, 0]
+
+
+def test_what_others_do_is_watched_and_a_quiet_machine_waited_for_before_each_turn() -> None:
+    """A GPU computes on where other processes have the cores."""
+    waits: list[None] = []
+    machine = Machine(
+        peaks=lambda **_: {},
+        watch=lambda: lambda: Contention(1.0, 2, 1.0, 0),
+        wait=lambda: waits.append(None),
+    )
+    for is_gpu, expected in ((False, 50.0), (True, None)):
+        one = subject("m", lambda is_gpu=is_gpu: nullcontext(Instant(is_gpu)))
+        (row,) = measured(one, machine=machine, batches=[1]).rows
+        assert [found.others_percent for found in row.measurements] == [expected]
+    assert len(waits) == 2 * (1 + 3)  # before the peaks, then on device, copied, image file

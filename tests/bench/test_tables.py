@@ -7,6 +7,8 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
+
 from kdedge.bench.tables import as_csv, as_markdown, fitted, make_grids, notes
 
 Make = Callable[..., Any]
@@ -59,6 +61,13 @@ def test_what_was_measured_on_is_said_with_its_peaks_in_operations(
     )
 
 
+def test_how_threads_wait_is_said(make_row: Make, make_result: Make) -> None:
+    for spin, words in ((True, "which spin for a short time"), (False, "which sleep")):
+        device = {"cpu": "A CPU", "cpu_cores": 2, "threads_spin": spin}
+        line = notes(make_result(make_row(), device=device))[0]
+        assert f"2 threads, {words} while they wait" in line
+
+
 def test_models_with_few_calls_are_named(
     make_row: Make, make_result: Make, make_measurement: Make
 ) -> None:
@@ -88,13 +97,48 @@ def test_copied_inputs_are_a_table_of_their_own(
     assert any("images copied to the device and answers back" in title for title in titles)
 
 
-def test_a_wide_spread_is_said(make_row: Make, make_result: Make, make_measurement: Make) -> None:
-    steady = make_row("CLIP", make_measurement())
-    busy = make_row("CoOp", make_measurement(cv_percent=23.4))
+DOUBTS = [
+    ({"others_percent": 55.0}, "other processes kept 55 % of the cores busy"),
+    ({"preempted_per_second": 140.0}, "it lost its cores 140 times a second"),
+    ({"p90_ms": 35.0}, "a tenth of its calls took 3.5 times the median or longer"),
+]
+
+
+@pytest.mark.parametrize(("what", "why"), DOUBTS)
+def test_a_time_in_doubt_is_marked_in_its_row_and_not_ranked(
+    make_row: Make, make_result: Make, make_measurement: Make, what: dict[str, float], why: str
+) -> None:
+    quiet = {"others_percent": 9.0, "preempted_per_second": 15.0, "p90_ms": 19.0}
+    steady = make_row("CLIP", make_measurement(**quiet))
+    busy = make_row("m.onnx", make_measurement(ratio=77.58, **(quiet | what)))
     result = make_result(steady, busy)
-    assert [cells[4] for cells in grid(result, "Times")] == ["1.0", "23.4!"]
-    assert "! Times of 1 of 2 models vary by more than 5 %" in "\n".join(notes(result))
-    assert "vary" not in "\n".join(notes(make_result(steady)))
+    assert [cells[2:5] for cells in make_grids(result)[0].rows] == [
+        ["10.0", "100", "1.00"],
+        ["10.0!", "100", "-"],
+    ]
+    assert grid(result, "Times") == [
+        ["CLIP", "1.00", "0.95", "1.05", "1.0"],
+        ["m.onnx", "-", "-", "-", "1.0!"],
+    ]
+    assert "77.58" not in as_markdown(result)
+    text = "\n".join(notes(result))
+    assert (
+        f"! 1 of 2 times are in doubt, and no ratio is given to or of them (m.onnx, batch 1: {why})"
+        in text
+    )
+    assert "doubt" not in "\n".join(notes(make_result(steady)))
+    assert next(csv.DictReader(io.StringIO(as_csv(make_result(busy)))))["doubt"] == why
+
+
+def test_nothing_is_ranked_against_a_baseline_in_doubt(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    busy = {"others_percent": 55.0}
+    first = make_row("CLIP", make_measurement(1, **busy), make_measurement(8))
+    other = make_row("m.onnx", make_measurement(1, ratio=766.0), make_measurement(8))
+    result = make_result(first, other)
+    assert grid(result, "Times")[1] == ["m.onnx", "-", "-", "-", "1.0"]
+    assert [result.has_rank(found) for found in other.measurements] == [False, True]
 
 
 def test_a_share_that_cannot_be_is_said(

@@ -7,7 +7,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from kdedge.bench import timing
 from kdedge.bench.timing import Timed, TimingPlan, host_timed, measure, percentile, summarize
 from kdedge.errors import SetupError
+from kdedge.runtime.contention import Contention
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +127,39 @@ def test_power_counts_only_while_a_timed_turn_lasts() -> None:
     timed = measure({"a": call}, TimingPlan(seconds=0.1, n_calls=4, n_rounds=2), power=power)
     assert sum(seen) == 4 < len(seen)
     assert timed["a"].watts == 7.0
+
+
+def test_what_others_took_is_watched_in_timed_turns_alone() -> None:
+    """Half a core of two in the first round, none in the second; 8 lost cores in two seconds."""
+    watched: list[int] = []
+    others = iter([0.5, 0.0])
+    n_calls = 0
+
+    def watch() -> Callable[[], Contention]:
+        began = n_calls
+        other = next(others)
+
+        def since() -> Contention:
+            watched.append(n_calls - began)
+            return Contention(1.0, 2, other, 4)
+
+        return since
+
+    def call() -> float:
+        nonlocal n_calls
+        n_calls += 1
+        return 100.0
+
+    plan = TimingPlan(seconds=0.1, n_calls=6, n_rounds=2)
+    timed = measure({"a": call}, plan, watch=watch)["a"]
+    assert watched == [3, 3]
+    found = summarize(timed, batch=1, inputs="on device", baseline=None)
+    assert found is not None
+    assert (found.others_percent, found.preempted_per_second) == (12.5, 4.0)
+    timed.contention = [Contention(0.1, 2, 0.1, 4)] * 2
+    found = summarize(timed, batch=1, inputs="on device", baseline=None)
+    assert found is not None
+    assert (found.others_percent, found.preempted_per_second) == (None, None)  # too short to say
 
 
 @given(st.lists(st.floats(0.01, 1e4), min_size=1, max_size=300), st.integers(1, 100))

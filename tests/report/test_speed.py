@@ -17,6 +17,7 @@ def times(batch: int, ms: float, inputs: Any = "on device", **other: Any) -> Mea
         *(batch, inputs, 20, ms, 2 * ms, 3 * ms, ms, 1.0, speed),
         *(values[key] for key in ("ratio", "ratio_low", "ratio_high", "watts")),
         (),
+        values.get("others_percent"),
     )
 
 
@@ -106,3 +107,18 @@ def test_models_files_and_engines_have_marks_of_their_own() -> None:
     (axes,) = plot.draw(LIGHT).axes
     marks = {mark.get_label(): mark.get_offsets()[:, 0].tolist() for mark in axes.collections}
     assert marks == {"in PyTorch": [4.0], "exported file": [2.0], "engine": [1.0]}
+
+
+def test_a_time_in_doubt_is_on_no_front_and_has_no_ratio() -> None:
+    busy = speed_row("m.onnx", times(1, 2.0, others_percent=60.0), n_bytes=9)
+    known = speed_row("CLIP", times(1, 4.0))
+    plot, table = front(known, busy)
+    assert [cells[0] for cells in table.rows] == ["CLIP"]
+    assert "1 of 2 models are left out" in plot.caption
+    *tables, note = speed_blocks(result_of(known, busy))
+    latencies = rows_of(tables, "Latency, images in its memory")
+    assert [cells[4:7] for cells in latencies] == [
+        ["1.0", "2.00", "1.50-3.00"],
+        ["1.0!", "-", "-"],
+    ]
+    assert "m.onnx, batch 1: other processes kept 60 % of the cores busy" in " ".join(note.lines)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdedge.runtime.machine import memory_bytes
+from kdedge.runtime.machine import memory_bytes, physical_cores, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,62 @@ def test_a_containers_memory_is_what_it_may_use(
     (tmp_path / "sys/fs/cgroup/memory.max").write_text(limit)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert memory_bytes(tmp_path) == (expected or total)
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "350000 100000\n"}, 3),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 8),
+        (  # the group's own limit is wider than that of the group around it
+            {
+                "proc/self/cgroup": "0::/user/job\n",
+                "sys/fs/cgroup/user/job/cpu.max": "600000 100000\n",
+                "sys/fs/cgroup/user/cpu.max": "200000 100000\n",
+            },
+            2,
+        ),
+        (  # half a core is one thread
+            {
+                "proc/self/cgroup": "3:cpu,cpuacct:/docker/1\n0::/\n",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "50000\n",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+            },
+            1,
+        ),
+        (
+            {
+                "proc/self/cgroup": "1:cpu:/\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            8,
+        ),
+    ],
+    ids=["none", "version 2", "no limit", "parent", "version 1", "version 1, no limit"],
+)
+def test_a_containers_cores_are_what_it_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert usable_cores(write(tmp_path, files)) == expected
+
+
+def test_two_threads_of_a_core_are_one_physical_core(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topology = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    write(tmp_path, {topology.format(cpu): f"{cpu % 4},{cpu % 4 + 4}\n" for cpu in range(8)})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert physical_cores(tmp_path) == 4
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 5, 6}, raising=False)
+    assert physical_cores(tmp_path) == 2
+    assert physical_cores(tmp_path / "no such system") == 3

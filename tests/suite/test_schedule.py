@@ -10,7 +10,6 @@ import pytest
 
 from kdedge.config.suite import load_suite
 from kdedge.suite.plan import Cell, make_plan
-from kdedge.suite.run import shared_cores
 from kdedge.suite.schedule import next_cell
 
 PlanOf = Callable[..., Any]
@@ -133,13 +132,3 @@ def test_recipes_that_differ_in_name_alone_do_not_train_the_same_at_once(
         "name: grid\nrecipes: [first.yaml, second.yaml]\nmethods: [coop, vpt]\n" + ONE_SEED
     )
     assert started(ledger_of(make_plan(load_suite(suite)))) == [("coop", 1), ("vpt", 1)]
-
-
-def test_processes_share_the_cores_unless_the_user_has_said_otherwise(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert shared_cores(2) == {}
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    assert shared_cores(10_000) == {"OMP_NUM_THREADS": "1"}
-    assert int(shared_cores(1)["OMP_NUM_THREADS"]) >= 1

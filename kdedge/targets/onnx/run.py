@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Pixels
+from kdedge.runtime.threads import may_spin, number_of_threads
 from kdedge.targets.onnx.describe import ONNX_RUNTIME
 
 NAME = "onnxruntime"
@@ -48,7 +49,8 @@ def load(
 
     Args:
         path: the file.
-        n_threads: threads inside one operator; None: one a physical core.
+        n_threads: threads inside one operator; None: as many as the environment says by
+            OMP_NUM_THREADS, or else one a physical core.
         built_with: unused, as ONNX Runtime's own message says what is wrong.
 
     Raises:
@@ -60,8 +62,11 @@ def load(
     ort = _import()
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL  # failures come as exceptions, warnings have no remedy
-    if n_threads is not None:
-        options.intra_op_num_threads = n_threads
+    options.intra_op_num_threads = n_threads or number_of_threads() or 0
+    if not may_spin():
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # After a call, threads that spin would take cores from what prepares the next one
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except _errors(ort) as error:

@@ -223,3 +223,34 @@ def test_onnxruntime_is_imported_where_nothing_can_be_written(tmp_path: Path, wi
         " assert os.listdir('/proc/self/fd') == before"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("policy", "spin"), [("PASSIVE", "0"), ("active", None)])
+def test_threads_are_those_of_the_environment_and_spin_as_it_says(
+    load_onnx: Any,
+    tmp_path: Path,
+    write_model: WriteModel,
+    monkeypatch: pytest.MonkeyPatch,
+    policy: str,
+    spin: str | None,
+) -> None:
+    import onnxruntime
+
+    seen: list[Any] = []
+
+    class Watched(onnxruntime.InferenceSession):
+        def __init__(self, path: str, options: Any, **others: Any) -> None:
+            seen.append(options)
+            super().__init__(path, options, **others)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Watched)
+    monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    path = write_model(tmp_path / "m.onnx")
+    load_onnx(path)
+    load_onnx(path, n_threads=2)
+    assert [options.intra_op_num_threads for options in seen] == [3, 2]
+    for options in seen:
+        assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+        if spin is not None:
+            assert options.get_session_config_entry("session.intra_op.allow_spinning") == spin

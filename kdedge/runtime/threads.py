@@ -1,0 +1,145 @@
+"""How many threads compute, and how they wait: told to libraries before these are loaded.
+
+OpenMP's threads wait for each other at the end of every parallel loop, by default in a long spin.
+Beside another busy process that spin keeps the very thread that they wait for from its core, and
+small steps take twelve times as long. Threads that sleep at once are quick there, but on a quiet
+machine waking them makes small steps twice as long. So they sleep at once where the machine is
+busy, and spin for a short time where it is not: `benchmarks/README.md`, "Beside a busy process".
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from kdedge.runtime.contention import watch_contention
+from kdedge.runtime.machine import cpu_cores, physical_cores
+
+_SYSTEM = Path("/")
+_NUMBER = "OMP_NUM_THREADS"
+_NUMBERS = (_NUMBER, "MKL_NUM_THREADS")
+_POLICY = "OMP_WAIT_POLICY"
+# Turns of GNU's OpenMP, and milliseconds of LLVM's and Intel's
+_SHORT_SPIN = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
+# Names of the variables that kdedge set: its child processes choose these anew
+_CHOSEN = "KDEDGE_CHOSEN"
+_LOOK_S = 0.05
+
+
+def set_up_threads(n_threads: int | None = None, *, root: Path = _SYSTEM) -> float | None:
+    """Chooses how many threads compute and how they wait, where the user's environment does not.
+
+    Nothing but a number that is given has an effect once torch is loaded.
+
+    Args:
+        n_threads: the user's choice, which outdoes the environment; None for this process's share
+            of the physical cores.
+        root: the file system's root.
+
+    Returns:
+        How many cores other processes keep busy, if that leaves fewer than there are threads.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        for name in _chosen():
+            os.environ.pop(name, None)
+    if n_threads is not None:
+        os.environ.update(dict.fromkeys(_NUMBERS, str(n_threads)))
+        if torch is not None:
+            torch.set_num_threads(n_threads)
+    if torch is not None:
+        return None
+    chosen = {} if _is_number_given(root) else {_NUMBER: str(_share(root))}
+    os.environ.update(chosen)
+    busy_cores = _busy_cores(number_of_threads() or cpu_cores(), root)
+    if not any(name in os.environ for name in (_POLICY, *_SHORT_SPIN)):
+        chosen |= _SHORT_SPIN if busy_cores is None else {_POLICY: "PASSIVE"}
+        os.environ.update(chosen)
+    os.environ[_CHOSEN] = " ".join(chosen)
+    return busy_cores
+
+
+def _chosen() -> set[str]:
+    return set(os.environ.get(_CHOSEN, "").split())
+
+
+def _is_number_given(root: Path) -> bool:
+    """Whether the user has said how many threads compute, by a variable or an option."""
+    given = {name for name in _NUMBERS if name in os.environ} - _chosen()
+    return bool(given) and not (given == {_NUMBER} and _is_of_torchrun(root))
+
+
+def _is_of_torchrun(root: Path) -> bool:
+    """Whether torchrun chose one thread, as it does where its own environment has no number."""
+    if os.environ[_NUMBER] != "1" or _n_local_processes() == 1:
+        return False
+    try:
+        variables = (root / f"proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return not any(variable.startswith(f"{_NUMBER}=".encode()) for variable in variables)
+
+
+def _n_local_processes() -> int:
+    """How many processes torchrun has started on this machine; 1 where it has not."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _share(root: Path) -> int:
+    return max(1, physical_cores(root) // _n_local_processes())
+
+
+def _busy_cores(n_threads: int, root: Path) -> float | None:
+    """Cores that others keep busy, if too few are left; a single thread waits for no other."""
+    if n_threads == 1:
+        return None
+    since = watch_contention(root)
+    time.sleep(_LOOK_S)
+    others, n_cores = since().others_cores, cpu_cores()
+    noise = max(0.5, n_cores / 20)
+    return others if others is not None and others > max(noise, n_cores - n_threads) else None
+
+
+def number_of_threads() -> int | None:
+    """The number that the environment names; None where it names none."""
+    texts = [os.environ.get(name, "").split(",")[0] for name in _NUMBERS]
+    return next((int(text) for text in texts if text.isdecimal() and int(text) > 0), None)
+
+
+def may_spin() -> bool:
+    """Whether threads may spin while they wait."""
+    return os.environ.get(_POLICY, "").strip().lower() != "passive"
+
+
+def threads_beside(n_workers: int) -> int | None:
+    """Threads that leave cores to loader processes; None where kdedge has not chosen a number.
+
+    Where the CPU computes, decoding keeps workers busy for a small part of the time. At most an
+    eighth of the cores is therefore left to them, and none of fewer than eight.
+
+    Args:
+        n_workers: loader processes of this process.
+    """
+    if _NUMBER not in _chosen():
+        return None
+    n_threads = int(os.environ[_NUMBER])
+    return n_threads - min(n_workers, n_threads // 8)
+
+
+def shared_threads(n_processes: int, *, root: Path = _SYSTEM) -> dict[str, str]:
+    """Variables that give each of so many processes its part of the cores.
+
+    Where the user has chosen a number, each process has that one.
+
+    Args:
+        n_processes: that run at the same time.
+        root: the file system's root.
+    """
+    if _is_number_given(root):
+        return {}
+    return {
+        _NUMBER: str(max(1, _share(root) // n_processes)),
+        _CHOSEN: " ".join(_chosen() - {_NUMBER}),
+    }

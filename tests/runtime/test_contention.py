@@ -1,0 +1,70 @@
+"""What other processes take, on a system made of files."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+import pytest
+
+from kdedge.runtime.contention import Contention, QuietWait, all_of, watch_contention
+
+
+def test_others_have_what_is_busy_or_stolen_on_the_cores_of_this_process(system: Any) -> None:
+    system.busy_cores = 0.5
+    since = watch_contention(system.root)
+    system.sleep(4.0)
+    found = since()
+    assert (found.seconds, found.n_cores) == (4.0, 2)
+    assert found.others_cores == pytest.approx(0.5)
+    assert found.others_percent == pytest.approx(25.0)
+
+
+def test_what_this_process_has_computed_is_not_the_others(
+    system: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system.busy_cores = 1.5
+    monkeypatch.setattr("time.process_time", lambda: system.slept)
+    since = watch_contention(system.root)
+    system.sleep(2.0)
+    assert since().others_cores == pytest.approx(0.5)
+
+
+def test_a_system_that_does_not_count_is_unknown(system: Any) -> None:
+    (system.root / "proc/stat").unlink()
+    found = watch_contention(system.root)()
+    assert (found.others_s, found.others_percent) == (None, None)
+
+
+def test_several_times_count_by_their_length() -> None:
+    whole = all_of([Contention(1.0, 2, 1.0, 3), Contention(3.0, 2, -0.2, 5)])
+    assert whole.others_cores == pytest.approx(0.2)
+    assert whole.preempted_per_second == 2.0
+    assert all_of([Contention(1.0, 2, None, None), Contention(1.0, 2, 1.0, 1)]).others_s is None
+
+
+def test_a_quiet_machine_is_waited_for_and_that_is_said(
+    system: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    watch = partial(watch_contention, system.root)
+    QuietWait(10.0, most_percent=10.0, watch=watch)()
+    assert not caplog.text
+
+    def until_two() -> Any:
+        system.busy_cores = 1.0 if system.slept < 2 else 0.0
+        return watch()
+
+    QuietWait(10.0, most_percent=10.0, watch=until_two)()
+    assert "Waited 2 s until the machine was quiet." in caplog.text
+
+
+def test_the_wait_for_a_quiet_machine_ends(system: Any, caplog: pytest.LogCaptureFixture) -> None:
+    system.busy_cores = 1.0
+    wait = QuietWait(3.0, most_percent=10.0, watch=partial(watch_contention, system.root))
+    wait()
+    assert system.slept == 3.0
+    assert "not quiet after 3 s: other processes keep 50 % of its cores busy." in caplog.text
+    wait()  # the time is up
+    assert system.slept == 3.0
