@@ -129,7 +129,7 @@ class Record:
 
 def _told(record: Any) -> Iterator[tuple[str, Any]]:
     """Fields of a dataclass and their values, without those that a file would leave out."""
-    left_out = _may_be_left_out(type(record))
+    left_out = _may_be_left_out(record.__class__)
     for entry in fields(record):
         value = getattr(record, entry.name)
         if entry.name not in left_out or value != entry.default:
@@ -137,7 +137,7 @@ def _told(record: Any) -> Iterator[tuple[str, Any]]:
 
 
 @cache
-def _may_be_left_out(kind: type) -> frozenset[str]:
+def _may_be_left_out(kind: Any) -> frozenset[str]:
     hints = get_type_hints(kind, include_extras=True).items()
     return frozenset(n for n, hint in hints if OPTIONAL in getattr(hint, "__metadata__", ()))
 

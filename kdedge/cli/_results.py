@@ -93,6 +93,15 @@ def files_of(run: RunFolder) -> Iterator[Path]:
     return (path for path in run.path.rglob("*") if path.is_file() and path.name != ".lock")
 
 
+def size_of(run: RunFolder) -> int:
+    """Gives the bytes of a run's files; one that is going on may remove some meanwhile."""
+    n_bytes = 0
+    for path in files_of(run):
+        with contextlib.suppress(FileNotFoundError):
+            n_bytes += path.stat().st_size
+    return n_bytes
+
+
 def megabytes(n_bytes: int) -> str:
     """Writes a number of bytes in MB with one digit."""
     return f"{n_bytes / 1e6:.1f} MB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import click
 
 from kdedge.cli._options import runs_option
 from kdedge.cli._output import json_option, next_line, percent, print_result, table
-from kdedge.cli._results import evaluation_of, files_of, megabytes
+from kdedge.cli._results import evaluation_of, megabytes, size_of
 from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
+
+log = logging.getLogger(__name__)
 
 
 @click.command("runs")
@@ -26,9 +29,12 @@ def command(name: str | None, root: Path, as_json: bool) -> None:
     images otherwise. It can be compared where the number of test images and the recipe are the
     same. A run without test images has its agreement with the teacher (agrees).
     """
-    found = [
-        _entry(run, record) for run, record in runs_in(root) if name in (None, run.path.parent.name)
-    ]
+    runs = list(runs_in(root))
+    whole = {run.path for run, _ in runs}
+    for file in sorted(root.glob("*/*/provenance.json")):
+        if file.parent.name.isdigit() and file.parent not in whole:
+            log.warning("%s is left out: %s is damaged.", file.parent, file.name)
+    found = [_entry(run, record) for run, record in runs if name in (None, run.path.parent.name)]
     text = _text(found) if found else f"There is no run{f' of {name}' if name else ''} in {root}."
     print_result({"runs": found}, as_json=as_json, text=text)
 
@@ -53,7 +59,7 @@ def _entry(run: RunFolder, record: Provenance) -> dict[str, Any]:
         "measure": which,
         "percent": value,
         "n_images": n_images,
-        "n_bytes": sum(path.stat().st_size for path in files_of(run)),
+        "n_bytes": size_of(run),
         "artifacts": [folder.name for folder in run.exports],
     }
 

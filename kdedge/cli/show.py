@@ -16,6 +16,7 @@ from kdedge.cli._results import (
     files_of,
     megabytes,
     run_record,
+    size_of,
     unlabeled_text,
 )
 from kdedge.runs.find import find_run
@@ -57,9 +58,9 @@ def _text(run: RunFolder, *, is_whole: bool) -> str:
 
 def _summary(run: RunFolder) -> str:
     """How many files there are."""
-    files = list(files_of(run))
-    size = megabytes(sum(path.stat().st_size for path in files))
-    return f"{len(files)} files, {size}; --all: each of them, settings, versions, hashes"
+    n_files = len(list(files_of(run)))
+    size = megabytes(size_of(run))
+    return f"{n_files} files, {size}; --all: each of them, settings, versions, hashes"
 
 
 def _facts(run: RunFolder, record: Provenance, *, is_whole: bool) -> list[list[str]]:

@@ -335,7 +335,10 @@ def test_runs_are_listed_with_status_accuracy_and_size(kdedge, trained) -> None:
     shown = kdedge("runs", "tiny").out
     assert re.search(rf"^tiny/02 .* {result['harmonic_mean']:.2f} +HM +20 ", shown, re.MULTILINE)
     assert re.search(r"^tiny/03 .*interrupted +- +- +- ", shown, re.MULTILINE)
-    assert "There is no run of other" in kdedge("runs", "other").out
+    killed.write_text("{")
+    done = kdedge("runs", "other")
+    assert "There is no run of other" in done.out
+    assert "runs/tiny/03 is left out: provenance.json is damaged." in done.err
 
 
 @pytest.mark.parametrize(
