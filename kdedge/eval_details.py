@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from kdedge.records import Bounds, Check, Count, Percent, PositiveCount, Record
+from kdedge.records import OPTIONAL, Bounds, Check, Count, Percent, PositiveCount, Record
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,12 @@ def _check_bins(bins: tuple[CalibrationBin, ...], before: dict[str, Any]) -> Non
         raise ValueError(f"bins of {n_images} images in all, as n_images is")
 
 
+def _check_right(marks: str | None, before: dict[str, Any]) -> None:
+    n_images = before.get("n_images")
+    if marks is not None and (set(marks) - {"0", "1"} or len(marks) != n_images):
+        raise ValueError(f"0 or 1 for each of {n_images} images, as n_images is")
+
+
 @dataclass(frozen=True)
 class EvalDetails(Record):
     """Confusions and calibration of one model on one test set, over all C names.
@@ -47,12 +53,15 @@ class EvalDetails(Record):
         confusion: (class, predicted class, images) as positions in `class_names`, ascending; pairs
             without an image are left out.
         bins: those of the calibration error, by confidence.
+        right: for each image, in the test set's order, 1 where its top-1 class is right and 0 where
+            it is not; None in older records.
     """
 
     class_names: Annotated[tuple[str, ...], Bounds(min_length=1)]
     n_images: PositiveCount
     confusion: Annotated[tuple[tuple[Count, Count, PositiveCount], ...], Check(_check_confusion)]
     bins: Annotated[tuple[CalibrationBin, ...], Check(_check_bins)]
+    right: Annotated[str | None, OPTIONAL, Check(_check_right)] = None
 
     @property
     def accuracy_percent(self) -> float:

@@ -7,8 +7,8 @@ pydantic itself would make every start of `kdedge predict` a third longer.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -120,8 +120,37 @@ class Record:
     """
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the record as plain values for JSON, in field order."""
-        return asdict(self)
+        """Returns the record as plain values for JSON, in field order.
+
+        What a file may leave out is left out where it has its default.
+        """
+        return {key: _plain(value) for key, value in _told(self)}
+
+
+def _told(record: Any) -> Iterator[tuple[str, Any]]:
+    """Fields of a dataclass and their values, without those that a file would leave out."""
+    left_out = _may_be_left_out(record.__class__)
+    for entry in fields(record):
+        value = getattr(record, entry.name)
+        if entry.name not in left_out or value != entry.default:
+            yield entry.name, value
+
+
+@cache
+def _may_be_left_out(kind: Any) -> frozenset[str]:
+    hints = get_type_hints(kind, include_extras=True).items()
+    return frozenset(n for n, hint in hints if OPTIONAL in getattr(hint, "__metadata__", ()))
+
+
+def _plain(value: Any) -> Any:
+    """A field's value as `dataclasses.asdict` gives it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {key: _plain(one) for key, one in _told(value)}
+    if isinstance(value, tuple | list):
+        return type(value)(map(_plain, value))
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return value
 
 
 def read_record(kind: type[_T], path: Path, *, remedy: str) -> _T:

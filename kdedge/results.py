@@ -6,8 +6,9 @@ show.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Protocol, TypeVar
 
 from kdedge.records import (
     OPTIONAL,
@@ -43,6 +44,48 @@ def harmonic_mean(base: float, novel: float) -> float:
     return 2 * base * novel / (base + novel)
 
 
+class OnImages(Protocol):
+    """What was measured on some images.
+
+    Attributes:
+        n_images: how many.
+        images_hash: equal for the same images, labels and class list; None where not recorded.
+    """
+
+    @property
+    def n_images(self) -> int | None:
+        """See above."""
+        ...
+
+    @property
+    def images_hash(self) -> str | None:
+        """See above."""
+        ...
+
+
+_Measured = TypeVar("_Measured", bound=OnImages)
+
+
+def are_same_images(one: OnImages, other: OnImages) -> bool:
+    """Whether two results are of the same images, as far as their records tell."""
+    hashes = {one.images_hash, other.images_hash} - {None}
+    return one.n_images == other.n_images and len(hashes) < 2
+
+
+def by_images(
+    rows: Sequence[tuple[str, _Measured]],
+) -> list[list[tuple[str, _Measured]]]:
+    """Puts labeled results of the same images together, in the order of their first ones."""
+    groups: list[list[tuple[str, _Measured]]] = []
+    for row in rows:
+        same = [group for group in groups if are_same_images(group[0][1], row[1])]
+        if same:
+            same[0].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
 @dataclass(frozen=True)
 class EvalResult(Record):
     """Accuracies of one model on one test set.
@@ -62,6 +105,7 @@ class EvalResult(Record):
             for a class without test images.
         is_own_split: whether a benchmark set's own rule made the test part, as the published split
             was not there.
+        images_hash: as in `OnImages`; None in older records.
     """
 
     split: Split
@@ -74,6 +118,7 @@ class EvalResult(Record):
     ece_percent: Percent
     per_class: dict[str, Percent | None] = field(default_factory=dict)
     is_own_split: Annotated[bool, OPTIONAL] = False
+    images_hash: Annotated[str | None, OPTIONAL] = None
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -81,12 +126,50 @@ class EvalResult(Record):
         found = {_CHOSEN_ON_TEST: self.selection == "test", _OWN_SPLIT: self.is_own_split}
         return tuple(text for text, is_so in found.items() if is_so)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain values for JSON, with `is_own_split` only where it is true."""
-        values = super().to_dict()
-        if not self.is_own_split:
-            del values["is_own_split"]
-        return values
+
+@dataclass(frozen=True)
+class SampleImage(Record):
+    """An image without a label and what was answered for it.
+
+    Attributes:
+        image: its key, as the image source names it.
+        top: the model's classes with the highest softmax, and that softmax in percent.
+        teacher: the teacher's class; None without a teacher.
+    """
+
+    image: str
+    top: tuple[tuple[str, Percent], ...]
+    teacher: str | None
+
+
+@dataclass(frozen=True)
+class UnlabeledResult(Record):
+    """What can be said of a model without labels.
+
+    Attributes:
+        n_images: images that it answered, at least 1.
+        images: describes them.
+        images_hash: as in `OnImages`.
+        agreement_percent: images with the teacher's top-1 class; None without a teacher.
+        confidence_percent: mean over images of the highest softmax.
+        teacher_confidence_percent: the teacher's.
+        predicted: images by predicted class, of the classes that were predicted, in class-list
+            order.
+        teacher_predicted: the same of the teacher; empty without one.
+        n_classes: of the class list.
+        samples: some of the images, first those where model and teacher differ.
+    """
+
+    n_images: PositiveCount
+    images: str
+    images_hash: str
+    agreement_percent: Percent | None
+    confidence_percent: Percent
+    teacher_confidence_percent: Annotated[Percent | None, null_as("agreement_percent")]
+    predicted: dict[str, PositiveCount]
+    teacher_predicted: dict[str, PositiveCount]
+    n_classes: PositiveCount
+    samples: tuple[SampleImage, ...]
 
 
 @dataclass(frozen=True)
@@ -104,6 +187,16 @@ class WorstImage(Record):
     reference_class: str
     predicted_class: str | None
     distance: Fraction | None
+
+
+@dataclass(frozen=True)
+class TestSet(Record):
+    """A test set; see `OnImages`."""
+
+    __test__ = False  # no class of tests
+
+    n_images: PositiveCount
+    images_hash: str
 
 
 @dataclass(frozen=True)
@@ -126,6 +219,9 @@ class ParityResult(Record):
         worst: at most ten images: those that disagree first, then by distance.
         images: describes the images.
         runtime: names what ran the file, such as "onnxruntime 1.24.4 CPU".
+        images_hash: as in `OnImages`; None in older records, and for images of a smoke set.
+        test_set: the whole test set that they were taken from, evenly spaced; None where they were
+            not, and in older records.
     """
 
     n_images: PositiveCount
@@ -140,3 +236,5 @@ class ParityResult(Record):
     worst: tuple[WorstImage, ...]
     images: str
     runtime: str
+    images_hash: Annotated[str | None, OPTIONAL] = None
+    test_set: Annotated[TestSet | None, OPTIONAL] = None

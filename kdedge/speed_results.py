@@ -6,6 +6,7 @@ Nothing is rounded before it is stored.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,7 @@ from kdedge.records import (
     Bounds,
     Bytes,
     Check,
+    Count,
     Holds,
     NonNegative,
     Percent,
@@ -25,6 +27,7 @@ from kdedge.records import (
     null_as,
     read_record,
 )
+from kdedge.results import are_same_images
 
 FORMAT_VERSION = 1
 
@@ -111,6 +114,8 @@ class Accuracy(Record):
         all: of all images against all names.
         agreement: images with the same top-1 class as the float32 model, of a file.
         source: where the figures are from: a run, or the images that a file was compared on.
+        n_images: images that the figures are of; None in older records.
+        images_hash: equal for the same images, labels and class list; None in older records.
     """
 
     base: Percent | None
@@ -119,6 +124,21 @@ class Accuracy(Record):
     all: Percent | None
     agreement: Percent | None
     source: str
+    n_images: Annotated[Count | None, OPTIONAL] = None
+    images_hash: Annotated[str | None, OPTIONAL] = None
+
+    def is_beside(self, other: Accuracy) -> bool:
+        """Whether the figures are of the same images as another's, as far as the records tell."""
+        if self.n_images is None or other.n_images is None:  # runs' images, or a comparison's
+            return (self.agreement is None) == (other.agreement is None)
+        return are_same_images(self, other)
+
+    @property
+    def images_text(self) -> str:
+        """The images in words."""
+        if self.n_images is None:
+            return "the recipe's test images" if self.agreement is None else self.source
+        return f"{self.n_images:,} images"
 
 
 @dataclass(frozen=True)
@@ -136,6 +156,8 @@ class ModelFacts(Record):
         gmacs_image: multiply-adds an image, 1e9; None where not counted.
         gmacs_call: further ones a call, however many images it has: class texts.
         accuracy: None where no run or comparison has it.
+        on_compared: a run's model's on the images that its exported files were compared on, where
+            these are fewer than its test images and its record tells it.
         gate: how a file stands to its recipe's gates; None for other models.
     """
 
@@ -149,6 +171,17 @@ class ModelFacts(Record):
     gmacs_call: NonNegative
     accuracy: Accuracy | None
     gate: str | None
+    on_compared: Annotated[Accuracy | None, OPTIONAL] = field(default=None, kw_only=True)
+
+    @property
+    def accuracies(self) -> list[Accuracy]:
+        """All that is known of its accuracy over all names."""
+        found = (self.accuracy, self.on_compared)
+        return [one for one in found if one is not None and one.all is not None]
+
+    def accuracy_beside(self, other: Accuracy) -> Accuracy | None:
+        """Its accuracy on the same images as another's; None where it is not known."""
+        return next((one for one in self.accuracies if one.is_beside(other)), None)
 
     @property
     def label(self) -> str:
@@ -291,6 +324,15 @@ class SpeedResult(Record):
             row.at(found.batch, found.inputs) for row in self.rows if row.label == self.baseline
         ]
         return all(one is None or one.doubt is None for one in (found, *against[:1]))
+
+
+def accuracy_sets(rows: Sequence[ModelFacts]) -> list[Accuracy]:
+    """One known accuracy of each set of images that rows were measured on, in their order."""
+    sets: list[Accuracy] = []
+    for found in (one for row in rows for one in row.accuracies):
+        if not any(found.is_beside(known) for known in sets):
+            sets.append(found)
+    return sets
 
 
 def read_speed(path: Path) -> SpeedResult:

@@ -16,6 +16,7 @@ from PIL import Image
 from kdedge.bench.subject import Subject
 from kdedge.bench.timing import Call, host_timed
 from kdedge.errors import DataError
+from kdedge.results import ParityResult
 from kdedge.runtime.artifact import FILE_NAME, Artifact, ModelFile
 from kdedge.runtime.backend import Backend, DeviceTimed
 from kdedge.runtime.batches import to_input
@@ -43,6 +44,12 @@ def artifact_subjects(artifact: Artifact, *, n_threads: int | None) -> list[Subj
     ]
 
 
+def comparison(artifact: Artifact) -> ParityResult | None:
+    """How one of an artifact's files compares on labeled images; all were compared on the same."""
+    parities = (file.parity for file in artifact.files if file.parity is not None)
+    return next((parity for parity in parities if parity.n_labeled), None)
+
+
 def find_artifact(path: Path) -> tuple[Path, str | None] | None:
     """The artifact's folder that a path means, and which file of it; None where it is neither."""
     if (path / FILE_NAME).is_file():
@@ -64,6 +71,8 @@ def _subject(artifact: Artifact, file: ModelFile, target: Target, n_threads: int
             all=parity.accuracy_percent,
             agreement=parity.agreement_percent,
             source=parity.images,
+            n_images=parity.n_labeled or parity.n_images,
+            images_hash=parity.images_hash,
         )
 
     @contextlib.contextmanager

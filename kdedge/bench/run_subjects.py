@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,12 +27,14 @@ from kdedge.bench.torch_models import (
 from kdedge.clip.architecture import why_no_prompts
 from kdedge.clip.backbone import Backbone
 from kdedge.config.load import LoadedRecipe, load_recipe
+from kdedge.data.images import spread
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.methods.registry import list_methods, load_method
+from kdedge.results import EvalResult, ParityResult
 from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import RunModel, load_run
-from kdedge.runs.results import read_evaluation
+from kdedge.runs.results import read_details, read_evaluation
 from kdedge.setup.method import choose_method, has_class_vectors
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
@@ -43,7 +45,11 @@ log = logging.getLogger(__name__)
 
 
 def run_subjects(
-    run: RunFolder, workspace: Workspace, *, against: Sequence[str]
+    run: RunFolder,
+    workspace: Workspace,
+    *,
+    against: Sequence[str],
+    compared: ParityResult | None = None,
 ) -> tuple[list[Subject], dict[str, str]]:
     """The rows of a finished run, by PyTorch, and what is missing and why.
 
@@ -51,6 +57,7 @@ def run_subjects(
         run: a student's, a teacher's or a baseline's.
         workspace: its folder of runs has the others' accuracies.
         against: methods on the student's backbone to compare with.
+        compared: of a file of the run: the models' accuracies on its images stand beside it.
 
     Raises:
         RecipeError: the run is not finished or has no class vectors, or a method is unknown or
@@ -65,31 +72,36 @@ def run_subjects(
     rows: list[Subject] = []
     left_out: dict[str, str] = {}
 
-    def add(model: TorchModel, accuracy: Accuracy | None) -> None:
-        rows.append(_subject(recipe.name, model, accuracy, workspace.device))
+    def add(model: TorchModel, known: _Known) -> None:
+        rows.append(_subject(recipe.name, model, known, workspace.device))
 
     why = why_no_prompts(trained.backbone.visual)
     if why is not None:
         left_out[folded_name(run)] = f"its image encoder {why}, which kdedge does not export"
     if isinstance(trained.backbone, Backbone):
-        add(zero_shot(trained.backbone, len(trained.class_names)), _accuracy(run, "zeroshot"))
+        plain = zero_shot(trained.backbone, len(trained.class_names))
+        add(plain, _known(run, "zeroshot", compared))
     else:
         left_out[title("zeroshot")] = f"{trained.backbone.name} has no text encoder that runs here"
     baselines = {} if recipe.student is None else newest_baselines(workspace.root, recipe.name)
     for name in against if recipe.student is not None else ():
         found = baselines.get(name)
         loaded = trained.loaded if found is None else load_recipe(found.recipe)
-        accuracy = None if found is None else _accuracy(found, "baseline")
+        known = _Known() if found is None else _known(found, "baseline", compared)
         try:
             models = _baseline(name, loaded, trained)
         except KdedgeError as error:
             left_out[title(name)] = str(error).splitlines()[0]
             continue
         for model in models:
-            add(model, accuracy)
+            add(model, known)
     if run.kind == "student":
-        _add_teacher(run, trained, add, left_out)
-    add(own_model(trained), _accuracy(run, run.kind))
+        teacher = _teacher(run, trained, left_out)
+        if teacher is not None:
+            folder, model = teacher
+            is_kept = "teacher" in _evaluation(run)  # on the student's test images
+            add(model, _known(run if is_kept else folder, "teacher", compared))
+    add(own_model(trained), _own(_known(run, run.kind, compared), compared))
     return rows, left_out
 
 
@@ -131,12 +143,9 @@ def _baseline(name: str, loaded: LoadedRecipe, trained: RunModel) -> list[TorchM
     return baseline_models(setup, setup.build())
 
 
-def _add_teacher(
-    run: RunFolder,
-    trained: RunModel,
-    add: Callable[[TorchModel, Accuracy | None], None],
-    left_out: dict[str, str],
-) -> None:
+def _teacher(
+    run: RunFolder, trained: RunModel, left_out: dict[str, str]
+) -> tuple[RunFolder, TorchModel] | None:
     """The teacher that taught a student, where its run and its weights are still there."""
     name = run.read_provenance().teacher_run
     try:
@@ -144,11 +153,10 @@ def _add_teacher(
             raise RecipeError("the teacher is no run")
         folder = RunFolder.open(run.root / str(name))
         teacher = load_run(folder, trained.setup.workspace, names=trained.class_names)
-        model = teacher_model(teacher)
+        return folder, teacher_model(teacher)
     except KdedgeError as error:
         left_out["teacher"] = str(error).splitlines()[0]
-        return
-    add(model, _accuracy(folder, "teacher"))
+        return None
 
 
 def newest_baselines(root: Path, recipe: str) -> dict[str, RunFolder]:
@@ -161,28 +169,64 @@ def newest_baselines(root: Path, recipe: str) -> dict[str, RunFolder]:
     return {method: run for _, method, run in sorted(found, key=lambda entry: entry[0])}
 
 
-def _accuracy(run: RunFolder, key: str) -> Accuracy | None:
-    """What a run's evaluation says of one of its models."""
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a model's accuracy, as `ModelFacts` has it."""
+
+    accuracy: Accuracy | None = None
+    on_compared: Accuracy | None = None
+
+
+def _evaluation(run: RunFolder) -> dict[str, EvalResult]:
     try:
-        result = read_evaluation(run).get(key)
+        return read_evaluation(run)
     except KdedgeError as error:
         log.warning("%s", error)
-        return None
+        return {}
+
+
+def _known(run: RunFolder, key: str, compared: ParityResult | None) -> _Known:
+    """What a run's evaluation says of one of its models."""
+    result = _evaluation(run).get(key)
     if result is None:
-        return None
-    return Accuracy(
+        return _Known()
+    accuracy = Accuracy(
         base=result.base,
         novel=result.novel,
         harmonic_mean=result.harmonic_mean,
         all=result.all,
         agreement=None,
         source=run.name,
+        n_images=result.n_images,
+        images_hash=result.images_hash,
+    )
+    test = None if compared is None else compared.test_set
+    if compared is None or test is None or test.images_hash != result.images_hash:
+        return _Known(accuracy)
+    with contextlib.suppress(KdedgeError):  # damaged: it is not needed
+        details = read_details(run).get(key)
+        if details is not None and details.right is not None:
+            right = [details.right[i] for i in spread(test.n_images, compared.n_images)]
+            return _Known(accuracy, _on(compared, 100 * right.count("1") / len(right), run.name))
+    return _Known(accuracy)
+
+
+def _own(known: _Known, compared: ParityResult | None) -> _Known:
+    """With the run's own accuracy that its export measured."""
+    if compared is None or compared.reference_accuracy_percent is None:
+        return known
+    percent = compared.reference_accuracy_percent
+    return replace(known, on_compared=_on(compared, percent, compared.images))
+
+
+def _on(compared: ParityResult, percent: float, source: str) -> Accuracy:
+    """An accuracy on the images of a comparison."""
+    return Accuracy(
+        None, None, None, percent, None, source, compared.n_labeled, compared.images_hash
     )
 
 
-def _subject(
-    source: str, model: TorchModel, accuracy: Accuracy | None, device: torch.device
-) -> Subject:
+def _subject(source: str, model: TorchModel, known: _Known, device: torch.device) -> Subject:
     n_parameters = sum(tensor.numel() for tensor in model.holds)
 
     @contextlib.contextmanager
@@ -198,7 +242,8 @@ def _subject(
         n_bytes=None,
         gmacs_image=model.gmacs_image,
         gmacs_call=model.gmacs_call,
-        accuracy=accuracy,
+        accuracy=known.accuracy,
+        on_compared=known.on_compared,
         gate=None,
         load=load,
     )

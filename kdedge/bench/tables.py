@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from textwrap import wrap
 
-from kdedge.speed_results import Inputs, Measurement, SpeedResult, SpeedRow
+from kdedge.bench.accuracies import accuracy_columns, accuracy_grids, agreement_grid, percent
+from kdedge.bench.grid import Grid
+from kdedge.speed_results import (
+    Inputs,
+    Measurement,
+    SpeedResult,
+    SpeedRow,
+    accuracy_sets,
+)
+
+_MOST_SETS = 2  # of images, whose accuracies the first table has
 
 TABLE_7 = (
     ("CoOp", 162.5, 1344.0, 71.66),
@@ -21,21 +30,6 @@ TABLE_7 = (
     ("PromptKD", 42.5, 1710.0, 83.73),
 )
 """PromptKD's table 7 (arXiv:2403.02781): GFLOPs (test), FPS, harmonic mean over 11 datasets."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """One table.
-
-    Attributes:
-        title: what it shows, with units.
-        header: of its columns; the first is the model's.
-        rows: cells.
-    """
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
 
 
 def make_grids(result: SpeedResult) -> list[Grid]:
@@ -51,7 +45,8 @@ def make_grids(result: SpeedResult) -> list[Grid]:
         _throughputs(result, labels),
         _end_to_end(result, labels),
         _power(result, labels),
-        _accuracies(result, labels),
+        *accuracy_grids(result.rows, labels),
+        agreement_grid(result.rows, labels),
         _published(),
     ]
     return [grid for grid in grids if grid.rows]
@@ -75,12 +70,15 @@ def fitted(grid: Grid, n_columns: int) -> list[list[str]]:
 
 
 def summary(result: SpeedResult) -> Grid:
-    """The table of one line a model that says most."""
+    """The table of one line a model that says most.
+
+    Each column of accuracies is of the same images.
+    """
     rows = []
+    sets = accuracy_sets(result.rows)[:_MOST_SETS]
     firsts = zip(_labels(result), result.rows, _first(result, "on device"), strict=True)
     for label, row, first in firsts:
-        known = row.accuracy
-        accuracy = None if known is None else known.all
+        accuracies = [row.accuracy_beside(images) for images in sets]
         fps = [m.images_per_second for m in row.measurements if m.inputs == "on device"]
         rows.append(
             [
@@ -89,14 +87,21 @@ def summary(result: SpeedResult) -> Grid:
                 "-" if first is None else _marked(first, first.p50_ms),
                 _figure(max(fps, default=None)),
                 _ratio_cells(result, first)[0],
-                "-" if accuracy is None else f"{accuracy:.2f}",
+                *(percent(None if found is None else found.all) for found in accuracies),
             ]
         )
+    columns = accuracy_columns(sets)
+    which = "; ".join(f"{name}: {images.images_text}" for name, images in columns)
     title = (
         f"GFLOPs of one image, median ms a call, FPS at the best batch, times as fast as"
         f" {result.baseline}, accuracy over all classes in percent"
     )
-    return Grid(title, ["model", "GFLOPs", "ms", "FPS", "ratio", "acc."], rows)
+    if len(columns) > 1:
+        title += f" ({which})"
+    names = [name for name, _ in columns] or ["acc."]
+    if not columns:
+        rows = [[*cells, "-"] for cells in rows]
+    return Grid(title, ["model", "GFLOPs", "ms", "FPS", "ratio", *names], rows)
 
 
 def _labels(result: SpeedResult) -> list[str]:
@@ -199,19 +204,6 @@ def _power(result: SpeedResult, labels: Sequence[str]) -> Grid:
     return Grid("Power while it ran, and energy", ["model", "batch", "W", "J/image"], rows)
 
 
-def _accuracies(result: SpeedResult, labels: Sequence[str]) -> Grid:
-    rows = []
-    for label, row in zip(labels, result.rows, strict=True):
-        found = row.accuracy
-        if found is None:
-            continue
-        values = (found.base, found.novel, found.harmonic_mean, found.all, found.agreement)
-        rows.append([label, *("-" if v is None else f"{v:.2f}" for v in values)])
-    header = ["model", "base", "novel", "HM", "all", "agree"]
-    title = "Accuracy, top-1 in percent; agreement of a file with its float32 model"
-    return Grid(title, header, rows)
-
-
 def _published() -> Grid:
     rows = [[name, f"{gflops:g}", f"{fps:g}", f"{hm:.2f}"] for name, gflops, fps, hm in TABLE_7]
     title = (
@@ -230,10 +222,10 @@ def notes(result: SpeedResult) -> list[str]:
             "paper: class texts are encoded with every batch, as the methods' public code"
             " evaluates; the others have their class vectors stored."
         )
-    sources = dict.fromkeys(row.accuracy.source for row in result.rows if row.accuracy is not None)
+    sources = dict.fromkeys(one.source for row in result.rows for one in row.accuracies)
     if sources:
         lines.append(f"Accuracies were measured by {', '.join(sources)}.")
-    lines += _doubts(result)
+    lines += doubts(result)
     few = sorted(
         {
             row.label
@@ -244,17 +236,23 @@ def notes(result: SpeedResult) -> list[str]:
     )
     if few:
         lines.append(f"Fewer than {settings['n_calls']} calls, as they are slow: {', '.join(few)}.")
+    return [*lines, *problems(result, result.left_out)]
+
+
+def problems(result: SpeedResult, left_out: Mapping[str, str]) -> list[str]:
+    """What is wrong with a model, or was left out and why."""
     missed = [row.label for row in result.rows if row.gate == "missed"]
-    if missed:
-        lines.append(f"Missed its gate at export: {', '.join(missed)}.")
+    lines = [f"Missed its gate at export: {', '.join(missed)}."] if missed else []
     lines += [f"{row.label} ended early: {row.problem}" for row in result.rows if row.problem]
-    lines += [f"Left out: {name}: {why}" for name, why in result.left_out.items()]
-    return lines
+    return lines + [f"Left out: {name}: {why}" for name, why in left_out.items()]
 
 
-def _doubts(result: SpeedResult) -> list[str]:
-    """What the machine did meanwhile that its figures suffer from."""
+def doubts(result: SpeedResult) -> list[str]:
+    """What a reader of the first table has to know: of its columns, and of the machine."""
     lines = []
+    n_more = len(accuracy_sets(result.rows)) - _MOST_SETS
+    if n_more > 0:
+        lines.append(f"Accuracies on {n_more} more sets of images have tables of their own.")
     if result.doubts:
         n_all = sum(len(row.measurements) for row in result.rows)
         lines.append(

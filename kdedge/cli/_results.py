@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdedge.cli._output import percent, table
 from kdedge.errors import DataError
-from kdedge.results import EvalResult
+from kdedge.results import EvalResult, UnlabeledResult, are_same_images, by_images
 from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.results import labeled_results, read_evaluation
+from kdedge.runs.headline import headline_of
+from kdedge.runs.results import labeled_results, read_evaluation, read_unlabeled
+
+_N_MOST = 5  # classes that are named of a histogram
 
 
 def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> str:
@@ -26,6 +29,30 @@ def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> str:
     text = table(cells, header=header, align="l" + "r" * (len(header) - 1))
     remarks = [f"\n{label}: {remark}" for label, result in rows for remark in result.remarks]
     return text + "".join(remarks)
+
+
+def accuracy_tables(rows: Sequence[tuple[str, EvalResult]]) -> str:
+    """Writes a table for each set of test images, with their number where there are several."""
+    groups = by_images(rows)
+    tables = [accuracy_table(group) for group in groups]
+    if len(groups) == 1:
+        return tables[0]
+    heads = [f"On {group[0][1].n_images:,} test images:" for group in groups]
+    return "\n\n".join(f"{head}\n{text}" for head, text in zip(heads, tables, strict=True))
+
+
+def unlabeled_table(found: UnlabeledResult) -> str:
+    """Writes what was measured without labels."""
+    rows = [["images", found.images]]
+    if found.agreement_percent is not None:
+        rows.append(["teacher agrees", f"{found.agreement_percent:.2f} %"])
+    theirs = found.teacher_confidence_percent
+    beside = "" if theirs is None else f", the teacher's {theirs:.2f} %"
+    rows.append(["mean confidence", f"{found.confidence_percent:.2f} %{beside}"])
+    most = sorted(found.predicted.items(), key=lambda entry: -entry[1])[:_N_MOST]
+    shares = [f"{name} {100 * n / found.n_images:.1f} %" for name, n in most]
+    rows.append(["classes predicted", f"{len(found.predicted):,} of {found.n_classes:,}"])
+    return table([*rows, *(["" if i else "most often", share] for i, share in enumerate(shares))])
 
 
 def evaluation_rows(run: RunFolder) -> list[tuple[str, EvalResult]]:
@@ -41,13 +68,58 @@ def evaluation_rows(run: RunFolder) -> list[tuple[str, EvalResult]]:
         return []
 
 
+def unlabeled_text(run: RunFolder) -> str | None:
+    """Writes what a run's record says without labels; None where there is none."""
+    try:
+        found = read_unlabeled(run)
+    except DataError as error:
+        logging.getLogger(__name__).warning("%s", error)
+        return None
+    return None if found is None else unlabeled_table(found)
+
+
+def evaluation_of(run: RunFolder) -> tuple[EvalResult | None, UnlabeledResult | None]:
+    """Gives a run's own result with labels and the one without; None for one that is damaged."""
+    result, unlabeled = None, None
+    with contextlib.suppress(DataError):
+        result = read_evaluation(run).get(run.kind)
+    with contextlib.suppress(DataError):
+        unlabeled = read_unlabeled(run)
+    return result, unlabeled
+
+
+def files_of(run: RunFolder) -> Iterator[Path]:
+    """Gives every file of a run but its lock."""
+    return (path for path in run.path.rglob("*") if path.is_file() and path.name != ".lock")
+
+
+def size_of(run: RunFolder) -> int:
+    """Gives the bytes of a run's files; one that is going on may remove some meanwhile."""
+    n_bytes = 0
+    for path in files_of(run):
+        with contextlib.suppress(FileNotFoundError):
+            n_bytes += path.stat().st_size
+    return n_bytes
+
+
+def megabytes(n_bytes: int) -> str:
+    """Writes a number of bytes in MB with one digit."""
+    return f"{n_bytes / 1e6:.1f} MB"
+
+
 def run_record(run: RunFolder) -> dict[str, Any]:
     """Gives a run as plain values."""
-    evaluation = None
+    evaluation, unlabeled = None, None
     with contextlib.suppress(DataError):  # `evaluation_rows` has warned of it
         if run.evaluation.exists():
             evaluation = {name: found.to_dict() for name, found in read_evaluation(run).items()}
-    return {"path": str(run.path), **run.read_provenance().to_dict(), "evaluation": evaluation}
+    with contextlib.suppress(DataError):
+        unlabeled = read_unlabeled(run)
+    record = {"path": str(run.path), **run.read_provenance().to_dict(), "evaluation": evaluation}
+    if unlabeled is not None:
+        record["evaluation_unlabeled"] = unlabeled.to_dict()
+    said = headline_of(run)
+    return record if said is None else {**record, "headline": said}
 
 
 def finished_runs(root: Path) -> set[Path]:
@@ -62,11 +134,15 @@ def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
         runs: finished runs.
         used: folders of the runs that were finished before this command.
     """
-    rows = sorted(
-        (row for run in runs for row in evaluation_rows(run)),
-        key=lambda row: not row[0].startswith("zero-shot"),
-    )
-    lines = [accuracy_table(rows)] if rows else ["No test images: accuracy was not measured."]
+    rows: list[tuple[str, EvalResult]] = []
+    for label, result in (row for run in runs for row in evaluation_rows(run)):
+        # A student's record has its teacher's accuracy too
+        if not any(label == other and are_same_images(result, known) for other, known in rows):
+            rows.append((label, result))
+    rows.sort(key=lambda row: not row[0].startswith("zero-shot"))
+    lines = [accuracy_tables(rows)] if rows else ["No test images: accuracy was not measured."]
+    lines += filter(None, map(unlabeled_text, runs))
+    lines += filter(None, map(headline_of, runs))
     for run in runs:
         verb = "Used" if run.path.resolve() in used else "Wrote"
         lines.append(f"{verb} {run.path} ({run.weights.name}, {run.class_vectors.name})")

@@ -6,6 +6,7 @@ import logging
 import shlex
 import shutil
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +15,22 @@ from pathlib import Path
 import click
 
 from kdedge._files import write_json, write_new_numbered_json
-from kdedge.bench.artifact_subjects import artifact_subjects, find_artifact
+from kdedge.bench.artifact_subjects import artifact_subjects, comparison, find_artifact
 from kdedge.bench.compare import check_comparable, check_regressions
 from kdedge.bench.device import device_sheet
+from kdedge.bench.grid import Grid
 from kdedge.bench.run import Machine, run_bench
 from kdedge.bench.subject import Subject
-from kdedge.bench.tables import Grid, as_csv, as_markdown, fitted, make_grids, notes
+from kdedge.bench.tables import (
+    as_csv,
+    as_markdown,
+    doubts,
+    fitted,
+    make_grids,
+    notes,
+    problems,
+    summary,
+)
 from kdedge.bench.timing import TimingPlan
 from kdedge.cli._options import (
     check_new_file,
@@ -39,6 +50,7 @@ from kdedge.speed_results import MOST_OTHERS_PERCENT, SpeedResult, read_speed
 log = logging.getLogger(__name__)
 
 _AGAINST = "coop,cocoop,promptsrc"
+_WIDTH = 80  # columns of what is said of a table
 _FORMATS = ("text", "md", "csv", "json")
 
 
@@ -103,6 +115,14 @@ class _Comparison:
     max_regress: float | None
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """What is printed of it: `kind` is one of `_FORMATS`, of whose text `is_whole` prints all."""
+
+    kind: str
+    is_whole: bool
+
+
 @click.command("bench")
 @click.argument("sources", metavar="[RUN|ARTIFACT|FILE]...", nargs=-1)
 @click.option(
@@ -161,6 +181,12 @@ class _Comparison:
     help="json has every timed call; it is what --output writes and --baseline reads.",
 )
 @click.option(
+    "--all",
+    "is_whole",
+    is_flag=True,
+    help="Print every table of the text: sizes, percentiles, FPS by batch, accuracies.",
+)
+@click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the measurements here as JSON. Must not exist. [default: bench/NN.json in the"
@@ -180,6 +206,7 @@ class _Comparison:
 @runs_option
 @device_option
 @options_as(_Models, "models")
+@options_as(_Shown, "shown")
 @options_as(_Timing, "timing")
 @options_as(_Comparison, "comparison")
 @click.pass_obj
@@ -188,7 +215,7 @@ def command(
     models: _Models,
     timing: _Timing,
     comparison: _Comparison,
-    kind: str,
+    shown: _Shown,
     output: Path | None,
 ) -> None:
     """Measure models against each other: work, latency, FPS, memory, accuracy.
@@ -218,12 +245,12 @@ def command(
         try:
             written = _write(result, output, gathered.folder)
         except ResourceError:
-            _print(result, kind, [])  # what took minutes is not lost with the file
+            _print(result, shown, [])  # what took minutes is not lost with the file
             raise
         lines = [f"Wrote {written}"] if written is not None else []
         if gathered.run is not None:
             lines.append(next_line("report", gathered.run))
-        _print(result, kind, lines)
+        _print(result, shown, lines)
 
     result = run_bench(
         gathered.subjects,
@@ -303,13 +330,19 @@ class _Gathered:
         names = [] if models.against == "none" else models.against.split(",")
         run = find_run(source, models.root)
         workspace = Workspace(models.root, choose_device(models.device))
-        rows, missing = run_subjects(run, workspace, against=[name.strip() for name in names])
-        self.left_out |= missing
-        self.run = self.run or run.path
         folders = [file.parent for file in run.path.glob(f"artifacts/*/{FILE_NAME}")]
         exports = [folder for folder in folders if folder.name.isdecimal()]
+        artifact = None
         if exports:
-            rows += self._of_artifact(max(exports, key=lambda folder: int(folder.name)), None)
+            artifact = load_artifact(max(exports, key=lambda folder: int(folder.name)))
+        compared = None if artifact is None else comparison(artifact)
+        rows, missing = run_subjects(
+            run, workspace, against=[name.strip() for name in names], compared=compared
+        )
+        self.left_out |= missing
+        self.run = self.run or run.path
+        if artifact is not None:
+            rows += artifact_subjects(artifact, n_threads=models.threads)
         else:
             command = next_line("export", run.path, "--onnx", "--int8").removeprefix("Next: ")
             self.left_out.setdefault(folded_name(run), f"it is not exported; {command} does it")
@@ -331,17 +364,37 @@ def _write(result: SpeedResult, output: Path | None, folder: Path | None) -> Pat
     return None if folder is None else write_new_numbered_json(folder, result.to_dict())
 
 
-def _print(result: SpeedResult, kind: str, lines: Sequence[str]) -> None:
-    if kind == "json":
+def _print(result: SpeedResult, shown: _Shown, lines: Sequence[str]) -> None:
+    if shown.kind == "json":
         print_result(result, as_json=True)
-    elif kind == "text":
-        blocks = [f"{grid.title}\n{_as_text(grid)}" for grid in make_grids(result)]
-        click.echo("\n\n".join([*blocks, "\n".join([*notes(result), *lines])]))
+    elif shown.kind == "text":
+        click.echo("\n\n".join([*_blocks(result, shown), "\n".join(lines)]).rstrip())
         return
     else:
-        click.echo(as_markdown(result) if kind == "md" else as_csv(result))
+        click.echo(as_markdown(result) if shown.kind == "md" else as_csv(result))
     for line in lines:
         log.info("%s", line)
+
+
+def _blocks(result: SpeedResult, shown: _Shown) -> list[str]:
+    """The first table and what has to be known of it, or all tables and notes."""
+    if shown.is_whole:
+        blocks = [f"{grid.title}\n{_as_text(grid)}" for grid in make_grids(result)]
+        return [*blocks, "\n".join(notes(result))]
+    grid = summary(result)
+    at_all = {name: why for name, why in result.left_out.items() if ", batch " not in name}
+    n_less = len(result.left_out) - len(at_all)
+    more = "--all: sizes, percentiles, FPS by batch, published figures"
+    more += f", {n_less} models and batches left out" if n_less else ""
+    said = [*doubts(result), *problems(result, at_all), more]
+    return [f"{_wrapped(grid.title)}\n{_as_text(grid)}", "\n".join(map(_wrapped, said))]
+
+
+def _wrapped(text: str) -> str:
+    """A paragraph, whose paths and names are not broken."""
+    return textwrap.fill(
+        text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
+    )
 
 
 def _as_text(grid: Grid) -> str:

@@ -65,7 +65,7 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
         "Predictions of the student on test drawings, softmax in percent:\n"
         f"{table(rows, header=['drawing', 'is', 'first', 'second', 'third'])}\n\n"
         f"{grid.title}:\n"
-        f"{table(grid.rows, header=grid.header, align='lrrrrr')}\n"
+        f"{table(grid.rows, header=grid.header, align='l' + 'r' * (len(grid.header) - 1))}\n"
         "paper: class texts are encoded with every batch; all others use stored class vectors.\n\n"
         f"The demo took {seconds:.0f} s.\n"
         "Next: kdedge init NAME --images DIR --classes FILE writes a recipe for your own images"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 from pathlib import Path
 
@@ -16,10 +18,18 @@ from kdedge.cli._options import (
     threads_option,
 )
 from kdedge.cli._output import json_option, next_line, percent, print_result, set_option, table
-from kdedge.cli._results import accuracy_table
-from kdedge.errors import ResourceError
+from kdedge.cli._results import accuracy_table, unlabeled_table
+from kdedge.errors import DataError, ResourceError
+from kdedge.results import EvalResult, UnlabeledResult, are_same_images
 from kdedge.runs.find import find_run
-from kdedge.runs.results import add_evaluation, run_label
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.headline import headline_of
+from kdedge.runs.results import (
+    add_evaluation,
+    add_unlabeled,
+    labeled_results,
+    read_evaluation,
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +56,7 @@ def command(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Evaluate RUN on the test images of its recipe.
+    """Evaluate RUN on the test images of its recipe, or without labels where it has none.
 
     RUN is a run folder, name/NN, or a recipe's name for its newest finished run. The default is the
     newest finished student, or any finished run if there is no student.
@@ -54,28 +64,33 @@ def command(
     Accuracies are top-1, in percent. Base and novel images compete among the names of their own
     half; `all` and single classes among all names.
 
+    A recipe without test images: agreement with the teacher, mean confidence and how often each
+    class is predicted, on unlabeled images (data.unlabeled.hold_out keeps some out of training).
+
     A run without an evaluation, such as an imported one, gets eval.json and eval_details.json for
     `kdedge report`. Existing files stay; with --set nothing is added.
     """
     need_training_packages("Measuring accuracy")
-    from kdedge.runs.evaluate import evaluate_run
+    from kdedge.runs.evaluate import evaluate_run, judge_run
     from kdedge.setup.device import choose_device
     from kdedge.setup.workspace import Workspace
 
     check_new_file(output)
     found = find_run(run, root)
     workspace = Workspace(root, choose_device(device))
-    result, details = evaluate_run(found, workspace, overrides=overrides)
-    text = f"{found.path}, {result.n_images:,} images\n" + accuracy_table(
-        [(run_label(found), result)]
-    )
-    if per_class:
-        rows = [[name, percent(value)] for name, value in result.per_class.items()]
-        text += "\n\n" + table(rows, header=["class", "accuracy"], align="lr")
+    result: EvalResult | UnlabeledResult
+    unlabeled = judge_run(found, workspace, overrides=overrides)
+    if unlabeled is not None:
+        result, add = unlabeled, functools.partial(add_unlabeled, found, unlabeled)
+        text = _unlabeled_text(found, unlabeled, per_class=per_class)
+    else:
+        measured, details = evaluate_run(found, workspace, overrides=overrides)
+        result, add = measured, functools.partial(add_evaluation, found, measured, details)
+        text = _text(found, measured, per_class=per_class, is_own=not overrides)
     written: list[Path] = []
     if not overrides:
         try:
-            written = add_evaluation(found, result, details)
+            written = add()
         except ResourceError as error:  # the result is printed all the same
             log.warning("%s", error)
     if output is not None:
@@ -84,3 +99,40 @@ def command(
     text += "".join(f"\nWrote {path}" for path in written)
     text += f"\n{next_line('show', found.path)}"
     print_result({"run": str(found.path), **result.to_dict()}, as_json=as_json, text=text)
+
+
+def _text(run: RunFolder, result: EvalResult, *, per_class: bool, is_own: bool) -> str:
+    """The accuracies, and those that the run's record has of other models on the same images.
+
+    Older records do not say which images they are of; those of `--set` may be others.
+    """
+    stored: dict[str, EvalResult] = {}
+    with contextlib.suppress(DataError):  # damaged, and said where it is shown
+        stored = read_evaluation(run)
+    beside = {
+        name: other
+        for name, other in stored.items()
+        if are_same_images(other, result) and (is_own or other.images_hash is not None)
+    }
+    rows = labeled_results(run, {**beside, str(run.kind): result})
+    text = f"{run.path}, {result.n_images:,} images\n{accuracy_table(rows)}"
+    said = headline_of(run, {**beside, str(run.kind): result})
+    if said is not None:
+        text += f"\n{said}"
+    if per_class:
+        cells = [[name, percent(value)] for name, value in result.per_class.items()]
+        text += "\n\n" + table(cells, header=["class", "accuracy"], align="lr")
+    return text
+
+
+def _unlabeled_text(run: RunFolder, result: UnlabeledResult, *, per_class: bool) -> str:
+    text = f"{run.path}, without labels\n{unlabeled_table(result)}"
+    said = headline_of(run, unlabeled=result)
+    if said is not None:
+        text += f"\n{said}"
+    if per_class:
+        names = dict.fromkeys([*result.predicted, *result.teacher_predicted])
+        columns = [result.predicted, result.teacher_predicted]
+        cells = [[name, *(str(counts.get(name, 0)) for counts in columns)] for name in names]
+        text += "\n\n" + table(cells, header=["class", "predicted", "by teacher"], align="lrr")
+    return text

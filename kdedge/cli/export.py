@@ -336,9 +336,11 @@ def _as_text(made: _Made) -> str:
     lines.append(table(rows, header=header, align="llrrrrrl"))
     sets = dict.fromkeys(file.parity.images for file in artifact.files if file.parity is not None)
     if sets:
+        labeled = [file.parity for file in artifact.files if file.parity and file.parity.n_labeled]
+        own = f" (the model's: {percent(labeled[0].reference_accuracy_percent)})" if labeled else ""
         lines.append(
             f"\nAgainst the float32 model on {'; engines on '.join(sets)}: top-1 agreement in"
-            " percent, mean softmax distance (0-1), accuracy in percent, points lost."
+            f" percent, mean softmax distance (0-1), accuracy in percent{own}, points lost."
         )
     lines += [f"Wrote {path}" for path in made.written]
     lines.append(next_line("predict", artifact.path, "IMAGE"))

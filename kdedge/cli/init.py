@@ -92,6 +92,8 @@ def recipe_text(
 ) -> str:
     """Writes a recipe as text, each key below its description in the schema."""
     data: dict[str, Any] = {"unlabeled": {"folder": str(images)}}
+    if test is None:  # what is not trained on says how far the student agrees with its teacher
+        data["unlabeled"]["hold_out"] = "5%"
     if labeled is not None:
         data["labeled"] = {"folder": str(labeled), "shots": 16}
     if test is not None:

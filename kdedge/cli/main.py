@@ -31,7 +31,7 @@ _FOLDER = Path(__file__).parent
 _BAD_PATH = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM})
 _ORDER = (
     *("demo", "init", "check", "teach", "distill", "train", "pseudo-label", "eval", "export"),
-    *("bench", "report", "predict", "suite", "show", "import", "data", "doctor", "schema"),
+    *("bench", "report", "predict", "suite", "runs", "show", "import", "data", "doctor", "schema"),
     "methods",
 )
 

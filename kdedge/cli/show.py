@@ -1,4 +1,4 @@
-"""Show a run: provenance, status, accuracies, files."""
+"""Show a run: what it reached, what made it, what it holds."""
 
 from __future__ import annotations
 
@@ -10,41 +10,65 @@ import click
 
 from kdedge.cli._options import runs_option
 from kdedge.cli._output import json_option, print_result, table
-from kdedge.cli._results import accuracy_table, evaluation_rows, run_record
+from kdedge.cli._results import (
+    accuracy_tables,
+    evaluation_rows,
+    files_of,
+    megabytes,
+    run_record,
+    size_of,
+    unlabeled_text,
+)
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.headline import fastest_file, headline_of, speed_of
 from kdedge.runs.provenance import Provenance, RoundSummary
 
 
 @click.command("show")
 @click.argument("run", required=False)
+@click.option(
+    "--all", "is_whole", is_flag=True, help="Also settings, versions, hashes and every file."
+)
 @runs_option
 @json_option
-def command(run: str | None, root: Path, as_json: bool) -> None:
-    """Show the provenance, status, accuracies and files of RUN.
+def command(run: str | None, is_whole: bool, root: Path, as_json: bool) -> None:
+    """Show what RUN reached, what made it and what it holds.
 
     RUN is a run folder, name/NN, or a recipe's name for its newest finished run. The default is the
     newest finished student, or any finished run if there is no student.
     """
     found = find_run(run, root)
-    print_result(run_record(found), as_json=as_json, text=_text(found))
+    print_result(run_record(found), as_json=as_json, text=_text(found, is_whole=is_whole))
 
 
-def _text(run: RunFolder) -> str:
+def _text(run: RunFolder, *, is_whole: bool) -> str:
     record = run.read_provenance()
-    parts = [f"{run.path}: {run.kind}, {record.status}", table(_facts(record))]
     rows = evaluation_rows(run)
-    if rows:
-        parts.append(accuracy_table(rows))
-    parts.append(table(_files(run), align="lr"))
-    return "\n\n".join(parts)
+    parts = [
+        f"{run.path}: {run.kind}, {record.status}",
+        headline_of(run),
+        accuracy_tables(rows) if rows else None,
+        unlabeled_text(run),
+        table(_facts(run, record, is_whole=is_whole)),
+        table(_files(run), align="lr") if is_whole else _summary(run),
+    ]
+    return "\n\n".join(part for part in parts if part is not None)
 
 
-def _facts(record: Provenance) -> list[list[str]]:
+def _summary(run: RunFolder) -> str:
+    """How many files there are."""
+    n_files = len(list(files_of(run)))
+    size = megabytes(size_of(run))
+    return f"{n_files} files, {size}; --all: each of them, settings, versions, hashes"
+
+
+def _facts(run: RunFolder, record: Provenance, *, is_whole: bool) -> list[list[str]]:
     training = record.summary.training
+    speed = speed_of(run)
+    fastest = None if speed is None else fastest_file(speed)
     facts = {
         "method": record.method,
-        "settings": _plain(record.settings),
         "taught by": record.teacher_run,
         "imported from": record.imported_from,
         "protocol": "official, as the public code" if record.official else None,
@@ -52,13 +76,19 @@ def _facts(record: Provenance) -> list[list[str]]:
         "device": record.device,
         "threads": record.threads,
         "trained": training and f"{training.steps:,} steps in {training.seconds:.0f} s",
-        "final loss": training and f"{training.final_loss:.4g}",
         "pseudo-labels": _rounds(record.summary.rounds),
-        "started": record.started_at,
         "finished": record.finished_at,
-        "versions": _plain({key: value for key, value in record.versions.items() if value}),
-        "hashes": _plain({key: str(value)[:12] for key, value in record.hashes.items()}),
+        "exports": ", ".join(f"artifacts/{folder.name}" for folder in run.exports),
+        "fastest file": fastest and f"{fastest[0]}, {fastest[1]} an image",
     }
+    if is_whole:
+        facts |= {
+            "settings": _plain(record.settings),
+            "final loss": training and f"{training.final_loss:.4g}",
+            "started": record.started_at,
+            "versions": _plain({key: value for key, value in record.versions.items() if value}),
+            "hashes": _plain({key: str(value)[:12] for key, value in record.hashes.items()}),
+        }
     return [[key, str(value)] for key, value in facts.items() if value not in (None, "", {})]
 
 
@@ -78,5 +108,7 @@ def _plain(values: dict[str, Any]) -> str:
 
 def _files(run: RunFolder) -> list[list[str]]:
     """Every file of the run with its size; nothing is opened."""
-    files = sorted(path for path in run.path.rglob("*") if path.is_file() and path.name != ".lock")
-    return [[str(path.relative_to(run.path)), f"{path.stat().st_size:,} bytes"] for path in files]
+    return [
+        [str(path.relative_to(run.path)), f"{path.stat().st_size:,} bytes"]
+        for path in sorted(files_of(run))
+    ]

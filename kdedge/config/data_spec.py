@@ -162,6 +162,13 @@ class UnlabeledSpec(SourceSpec):
         " labels, which are read for this draw only; images without a label are left out. PromptKD"
         " uses 64 in its ablations (arXiv:2403.02781, tables 4 to 6), 16 to 256 in figure 4.",
     )
+    hold_out: PercentOrCount | None = Field(
+        None,
+        description="Images that are not trained on, as a percentage or a count, chosen by the seed"
+        " and the images' contents. Without data.test, agreement with the teacher is measured on"
+        " them; where none are held out, on images that were trained on. `kdedge init` writes 5%"
+        " where there are no test images. Default: none, all images are trained on.",
+    )
 
 
 class DataSpec(Strict):
@@ -215,6 +222,9 @@ class DataSpec(Strict):
 
     def bad_image_limit(self, n_images: int) -> int:
         """The number of unreadable images that is accepted among `n_images`."""
-        if isinstance(self.max_bad_images, int):
-            return self.max_bad_images
-        return math.floor(n_images * float(self.max_bad_images[:-1]) / 100)
+        return n_of(self.max_bad_images, n_images)
+
+
+def n_of(share: str | int, n_images: int) -> int:
+    """The number that a percentage of images or a count is, rounded down."""
+    return share if isinstance(share, int) else math.floor(n_images * float(share[:-1]) / 100)

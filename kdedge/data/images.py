@@ -198,3 +198,12 @@ def image_list_hash(source: Source, indices: Iterable[int], digests: Mapping[int
     """
     items = source.items
     return sha256_json([[items[i].key, items[i].label, digests[i]] for i in indices])
+
+
+def spread(n_items: int, n_wanted: int) -> list[int]:
+    """At most `n_wanted` positions among `n_items`, evenly spaced, ascending.
+
+    A test set is sorted by class as a rule: evenly spaced images are of all classes.
+    """
+    n_taken = min(n_items, n_wanted)
+    return [i * n_items // n_taken for i in range(n_taken)]

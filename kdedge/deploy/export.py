@@ -22,6 +22,7 @@ from kdedge import __version__
 from kdedge._files import sha256_file, write_json
 from kdedge._folders import new_folder
 from kdedge.config.recipe import ExportSpec, GatesSpec
+from kdedge.data.images import spread
 from kdedge.deploy.calibrate import CalibrationSet, choose_calibration_images
 from kdedge.deploy.fold import FoldedModel, fold
 from kdedge.deploy.parity import (
@@ -31,7 +32,7 @@ from kdedge.deploy.parity import (
     predict_pixels,
     write_smoke_set,
 )
-from kdedge.deploy.pixels import read_pixels, spread
+from kdedge.deploy.pixels import read_pixels
 from kdedge.deploy.reference import Reference, run_reference
 from kdedge.errors import DataError, RecipeError
 from kdedge.evaluation.agreement import compare
@@ -259,6 +260,9 @@ class _Writer:
             )
         finally:
             backend.close()
+        parity = dataclasses.replace(
+            parity, images_hash=reference.images_hash, test_set=reference.test_set
+        )
         missed = misses(parity, file.precision, self.artifact.gates)
         return ModelFile(
             name=file.name,

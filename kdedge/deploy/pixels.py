@@ -51,12 +51,3 @@ def read_pixels(source: Source, indices: Sequence[int], preprocess: Preprocess) 
         for position, image in enumerate(pool.map(read, indices)):
             pixels[position] = image
     return pixels
-
-
-def spread(n_items: int, n_wanted: int) -> list[int]:
-    """At most `n_wanted` positions among `n_items`, evenly spaced, ascending.
-
-    A test set is sorted by class as a rule: evenly spaced images are of all classes.
-    """
-    n_taken = min(n_items, n_wanted)
-    return [i * n_items // n_taken for i in range(n_taken)]

@@ -9,8 +9,10 @@ import numpy.typing as npt
 import torch
 
 from kdedge._progress import progress
-from kdedge.deploy.pixels import read_pixels, spread
+from kdedge.data.images import spread
+from kdedge.deploy.pixels import read_pixels
 from kdedge.errors import RecipeError
+from kdedge.results import TestSet
 from kdedge.runs.model import RunModel
 from kdedge.runtime.preprocess import normalize
 from kdedge.setup.images import Images
@@ -30,6 +32,8 @@ class Reference:
         labels: their classes in the exported list, where they are known and in it.
         images: what they are, in words.
         digests: SHA-256 of the files that calibration must not see.
+        images_hash: of these images and the exported class list.
+        test_set: what they were taken from; None for unlabeled images.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -38,6 +42,8 @@ class Reference:
     labels: tuple[int | None, ...]
     images: str
     digests: frozenset[str]
+    images_hash: str
+    test_set: TestSet | None
 
 
 def run_reference(trained: RunModel, pool: Images | None, n_images: int) -> Reference:
@@ -72,6 +78,10 @@ def run_reference(trained: RunModel, pool: Images | None, n_images: int) -> Refe
         images=f"{len(chosen.indices)} of {len(images.indices)} images of"
         f" data.{'unlabeled' if test is None else 'test'}",
         digests=frozenset(kept_out.digests[index] for index in kept_out.indices),
+        images_hash=chosen.hash_with(trained.class_names),
+        test_set=None
+        if test is None
+        else TestSet(len(test.indices), test.hash_with(trained.class_names)),
     )
 
 

@@ -22,11 +22,13 @@ def evaluation_details(
         class_names: all C names, in class-list order.
     """
     logits, labels = logits.detach().float().cpu(), labels.detach().cpu()
+    predicted = logits.argmax(dim=1)
     return EvalDetails(
         class_names=tuple(class_names),
         n_images=len(labels),
-        confusion=_confusion(labels, logits.argmax(dim=1), n_classes=len(class_names)),
+        confusion=_confusion(labels, predicted, n_classes=len(class_names)),
         bins=_bins(logits, labels),
+        right="".join("1" if is_right else "0" for is_right in (predicted == labels).tolist()),
     )
 
 

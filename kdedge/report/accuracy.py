@@ -21,14 +21,14 @@ _N_GAINS = 10
 
 
 def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Table:
-    """Makes the table of accuracies from one or more labels and results."""
+    """Makes the table of accuracies from one or more labels and results on the same images."""
     halves = any(result.split == "base-to-novel" for _, result in rows)
     cells = []
     for label, result in rows:
         parts = (result.base, result.novel, result.harmonic_mean) if halves else ()
         figures = [percent(value) for value in (*parts, result.all, result.ece_percent)]
-        cells.append([label, *figures, f"{result.n_images:,}"])
-    header = ["model", *(("base", "novel", "HM") if halves else ()), "all", "ECE", "images"]
+        cells.append([label, *figures])
+    header = ["model", *(("base", "novel", "HM") if halves else ()), "all", "ECE"]
     by_half = (
         " Base and novel images compete among the names of their own half, all images among all"
         " names; HM is the harmonic mean of base and novel."
@@ -43,7 +43,8 @@ def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Table:
         f" over all names, 15 bins. Measured after training{chosen}"
     )
     remarks = [f" {label}: {remark}" for label, result in rows for remark in result.remarks]
-    return Table("Top-1 accuracy, percent", header, cells, "".join([caption, *remarks]))
+    title = f"Top-1 accuracy on {rows[0][1].n_images:,} test images, percent"
+    return Table(title, header, cells, "".join([caption, *remarks]))
 
 
 def confusion_blocks(model: str, details: EvalDetails, name: str) -> list[Block]:

@@ -88,6 +88,33 @@ class Gallery:
 
 
 @dataclass(frozen=True)
+class SampleCard:
+    """One image with a model's answers.
+
+    Attributes:
+        image: its key.
+        picture: a thumbnail as a data URI; None if it could not be read.
+        top: the model's best classes, each with its softmax as a text; at least one.
+        teacher: the teacher's class; None without a teacher.
+    """
+
+    image: str
+    picture: str | None
+    top: Sequence[tuple[str, str]]
+    teacher: str | None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images with a model's answers."""
+
+    kind: ClassVar[str] = "gallery samples"
+    title: str
+    images: Sequence[SampleCard]
+    caption: str
+
+
+@dataclass(frozen=True)
 class Text:
     """Preformatted text, such as commands or a recipe."""
 
@@ -105,7 +132,7 @@ class Note:
     lines: Sequence[str]
 
 
-Block = Facts | Table | Plot | Gallery | Text | Note
+Block = Facts | Table | Plot | Gallery | Samples | Text | Note
 
 
 @dataclass(frozen=True)
@@ -127,6 +154,7 @@ class Chapter:
         subtitle: one line under the heading.
         sections: in order.
         figures: the most important values: name, value, and what it is compared with.
+        headline: what a student kept of its teacher, in one line; None for other runs.
     """
 
     anchor: str
@@ -134,3 +162,4 @@ class Chapter:
     subtitle: str
     sections: Sequence[Section]
     figures: Sequence[tuple[str, str, str]] = ()
+    headline: str | None = None

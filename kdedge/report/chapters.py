@@ -19,6 +19,9 @@ from kdedge.report.numbers import figure, percent, points
 from kdedge.report.provenance import done_blocks, files_table, provenance_blocks
 from kdedge.report.records import RunRecords
 from kdedge.report.speed import how, machine, named_rows, sizes, speed_blocks, throughputs
+from kdedge.report.unlabeled import unlabeled_blocks
+from kdedge.results import by_images
+from kdedge.runs.headline import fastest_file, headline
 from kdedge.runs.results import labeled_results, model_label, run_label
 from kdedge.speed_results import SpeedResult
 
@@ -46,7 +49,15 @@ def _run_chapter(records: RunRecords, *, prefix: str) -> Chapter:
         subtitle=" · ".join(parts),
         sections=_made(_run_sections(records, prefix), prefix),
         figures=_figures(records),
+        headline=_headline(records),
     )
+
+
+def _headline(records: RunRecords) -> str | None:
+    if records.run.kind != "student":
+        return None
+    summary = records.provenance.summary
+    return headline(records.results, records.unlabeled, summary, records.speed)
 
 
 _Sections = Iterator[tuple[str, str, Sequence[Block]]]
@@ -59,20 +70,28 @@ def _made(sections: _Sections, prefix: str) -> list[Section]:
 def _run_sections(records: RunRecords, prefix: str) -> _Sections:
     """Name, title and blocks of each section that the run has records for."""
     run, results, details = records.run, records.results, records.details
-    yield "done", "What was done", done_blocks(records)
     rows = labeled_results(run, results)
-    if rows:
-        yield "accuracy", "Accuracy", [accuracy_table(rows)]
+    accuracies: list[Block] = [accuracy_table(same) for same in by_images(rows)]
+    if records.speed is not None:
+        named, measured = named_rows(records.speed), how(records.speed)
+        accuracies += front_blocks(named, measured, f"{prefix}accuracy-latency")
+    yield "accuracy", "Accuracy", accuracies
+    if records.unlabeled is not None:
+        blocks = unlabeled_blocks(records.unlabeled, records.recipe, f"{prefix}predicted")
+        yield "unlabeled", "Without labels", blocks
+    yield "done", "What was done", done_blocks(records)
     if records.training.steps:
         yield "training", "Training", [_training(records, f"{prefix}training")]
-    if run.kind in results and "zeroshot" in results:
+    if "zeroshot" in records.comparable:
         blocks = gain_blocks(results[run.kind], results["zeroshot"], f"{prefix}gains")
         yield "gains", "Gains over zero-shot CLIP", blocks
     if run.kind in details:
         blocks = confusion_blocks(run_label(run), details[run.kind], f"{prefix}confusion")
         yield "confusions", "Confusions", blocks
     models = {
-        model_label(run, name): details[name] for name in (run.kind, "zeroshot") if name in details
+        model_label(run, name): details[name]
+        for name in (run.kind, "zeroshot")
+        if name in details and (name == run.kind or name in records.comparable)
     }
     if models:
         blocks = calibration_blocks(models, f"{prefix}calibration")
@@ -80,9 +99,7 @@ def _run_sections(records: RunRecords, prefix: str) -> _Sections:
     if records.artifact is not None:
         yield "files", "Exported files", [files_table(records.artifact)]
     if records.speed is not None:
-        rows_by_name, measured = named_rows(records.speed), how(records.speed)
-        front = front_blocks(rows_by_name, measured, f"{prefix}accuracy-latency")
-        yield "speed", "Speed", [*front, *speed_blocks(records.speed)]
+        yield "speed", "Speed", speed_blocks(records.speed)
     if records.artifact is not None:
         images = galleries(records.artifact, records.recipe)
         yield "disagreements", "Largest disagreements of INT8", images
@@ -91,15 +108,26 @@ def _run_sections(records: RunRecords, prefix: str) -> _Sections:
 
 def _figures(records: RunRecords) -> list[tuple[str, str, str]]:
     """The few values that a reader looks for first."""
-    own, plain = records.results.get(records.run.kind), records.results.get("zeroshot")
+    own, plain = records.results.get(records.run.kind), records.comparable.get("zeroshot")
+    teacher, unlabeled = records.comparable.get("teacher"), records.unlabeled
     found = []
+    if unlabeled is not None and unlabeled.agreement_percent is not None:
+        agreement = f"{percent(unlabeled.agreement_percent)} %"
+        found.append(("agreement with the teacher", agreement, unlabeled.images))
     if own is not None:
         has_mean = own.harmonic_mean is not None
         key, name = ("harmonic_mean", "harmonic mean") if has_mean else ("all", "accuracy")
         value, before = getattr(own, key), None if plain is None else getattr(plain, key)
         against = "" if before is None else f"{points(value - before)} points over zero-shot"
         found.append((name, f"{percent(value)} %", against))
+        if teacher is not None:
+            theirs = getattr(teacher, key)
+            lead = "" if theirs is None else f"the student: {points(value - theirs)} points"
+            found.append((f"the teacher's {name}", f"{percent(theirs)} %", lead))
         found.append(("calibration error", f"{percent(own.ece_percent)} %", "15 bins, all names"))
+    fastest = None if records.speed is None else fastest_file(records.speed)
+    if fastest is not None:
+        found.append(("one image", fastest[1], fastest[0]))
     for file in [] if records.artifact is None else records.artifact.files:
         if file.parity is not None and file.precision == "int8":
             size = f"{figure(file.n_bytes, 1e6)} MB"
@@ -125,8 +153,9 @@ def _comparison(runs: Sequence[RunRecords]) -> Chapter:
         for records in runs
         for label, result in labeled_results(records.run, records.results)
     ]
+    tables = [accuracy_table(rows) for rows in by_images(accuracies)]
     sections: list[tuple[str, str, Sequence[Block]]] = [
-        ("accuracy", "Accuracy", [accuracy_table(accuracies)] if accuracies else []),
+        ("accuracy", "Accuracy", tables),
         ("speed", "Speed", _common_speed(runs)),
     ]
     return Chapter(

@@ -6,7 +6,7 @@ import base64
 import contextlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from PIL import Image
 
@@ -97,10 +97,19 @@ def _thumbnails(
             if found is not None and int(found[1]) < len(pixels):
                 yield key, (_jpeg_uri(Image.fromarray(pixels[int(found[1])])), None)
         return
-    if recipe is None:
-        return
+    if recipe is not None:
+        yield from read_thumbnails(recipe, keys, is_test=not images.endswith("data.unlabeled"))
+
+
+def read_thumbnails(
+    recipe: LoadedRecipe, keys: Container[str], *, is_test: bool
+) -> Iterator[tuple[str, Thumbnail]]:
+    """Reads test or unlabeled images of a recipe by their keys; unreadable ones are left out.
+
+    Raises:
+        KdedgeError: their source does not exist any more.
+    """
     data = recipe.recipe.data
-    is_test = not images.endswith("data.unlabeled")
     spec = data.test if is_test else data.unlabeled
     if spec is None:
         return

@@ -22,6 +22,7 @@ from kdedge.report.plots import (
     Theme,
 )
 from kdedge.report.records import TrainingLog
+from kdedge.results import UnlabeledResult
 
 MOST_NAMED_CLASSES = 40
 """Above this number of classes, their names are too small to read and are left out."""
@@ -158,6 +159,35 @@ def class_gains(gains: Sequence[tuple[str, float]]) -> Draw:
             axes.set_xticks([])
             axes.set_xlabel(f"the {len(values)} classes, by gain")
             axes.set_ylabel("points gained")
+        return figure
+
+    return draw
+
+
+def predicted_classes(found: UnlabeledResult) -> Draw:
+    """Plots how often the most frequent classes are predicted, beside the teacher's answers."""
+    models = [("model", found.predicted)]
+    if found.teacher_predicted:
+        models.append(("teacher", found.teacher_predicted))
+    counts = [sum(part.get(name, 0) for _, part in models) for name in found.predicted]
+    order = sorted(zip(counts, found.predicted, strict=True), key=lambda entry: -entry[0])
+    names = [name for _, name in order[:MOST_NAMED_CLASSES]]
+
+    def draw(theme: Theme) -> Figure:
+        figure = Figure(figsize=(_WIDTH, 1.1 + 0.24 * len(names)))
+        axes = figure.subplots()
+        height = 0.8 / len(models)
+        for place, ((label, part), color) in enumerate(
+            zip(models, (theme.first, theme.second), strict=False)
+        ):
+            y = [i + (place - (len(models) - 1) / 2) * height for i in range(len(names))]
+            shares = [100 * part.get(name, 0) / found.n_images for name in names]
+            axes.barh(y, shares, height=height, color=color, label=label)
+        axes.set_yticks(range(len(names)), [_short(name) for name in names])
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_xlabel("% of the images")
+        if len(models) > 1:
+            axes.legend(loc="lower right")
         return figure
 
     return draw

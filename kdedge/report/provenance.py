@@ -38,7 +38,7 @@ def done_blocks(records: RunRecords) -> list[Block]:
         f"No {what} here: {shlex.join(['kdedge', *command])} adds it to the next report."
         for what, command in records.missing.items()
     ]
-    if not records.can_evaluate and not records.results:
+    if not records.can_evaluate and not records.results and records.unlabeled is None:
         lines.append("The recipe has no test images, so accuracy was not measured.")
     lines += [f"Left out, as it is damaged: {problem}" for problem in records.problems]
     return [*blocks, Note(lines)] if lines else blocks

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError, safe_open
 
 from kdedge._files import read_bytes
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.eval_details import EvalDetails
 from kdedge.records import parse_record
-from kdedge.results import EvalResult
+from kdedge.results import EvalResult, UnlabeledResult, are_same_images
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.headline import newest_speed
 from kdedge.runs.provenance import Provenance
-from kdedge.runs.results import read_details, read_evaluation
+from kdedge.runs.results import read_details, read_evaluation, read_unlabeled
 from kdedge.runtime.artifact import FILE_NAME, Artifact, load_artifact
 from kdedge.speed_results import SpeedResult, read_speed
 
@@ -58,6 +60,7 @@ class RunRecords:
         recipe: the resolved recipe.
         results: accuracies, by model.
         details: confusions and calibration, by model.
+        unlabeled: what was measured without labels.
         training: its log.
         artifact: the newest export.
         speed: the newest measurement of speed.
@@ -70,6 +73,7 @@ class RunRecords:
     recipe: LoadedRecipe | None
     results: Mapping[str, EvalResult]
     details: Mapping[str, EvalDetails]
+    unlabeled: UnlabeledResult | None
     training: TrainingLog
     artifact: Artifact | None
     speed: SpeedResult | None
@@ -82,6 +86,20 @@ class RunRecords:
         return self.recipe is None or self.recipe.recipe.data.test is not None
 
     @property
+    def comparable(self) -> Mapping[str, EvalResult]:
+        """The results of the same images as the run's own."""
+        own = self.results.get(self.run.kind)
+        if own is None:
+            return {}
+        return {name: one for name, one in self.results.items() if are_same_images(one, own)}
+
+    @property
+    def _can_judge(self) -> bool:
+        """Whether the recipe has unlabeled images alone."""
+        data = None if self.recipe is None else self.recipe.recipe.data
+        return data is not None and data.test is None and data.unlabeled is not None
+
+    @property
     def missing(self) -> dict[str, list[str]]:
         """What the run has no record of, and the command that makes it."""
         name = str(self.run.path)
@@ -91,13 +109,29 @@ class RunRecords:
                 self.run.kind in self.details or not self.can_evaluate,
                 ["eval", name],
             ),
+            "agreement and predicted classes": (
+                self.unlabeled is not None or not self._can_judge,
+                ["eval", name],
+            ),
             "exported files": (
                 self.artifact is not None or self.run.kind != "student",
                 ["export", name, "--onnx", "--int8"],
             ),
-            "speed": (self.speed is not None, ["bench", name]),
+            "speed": (
+                self.speed is not None or not _has_class_vectors(self.run),
+                ["bench", name],
+            ),
         }
         return {what: command for what, (is_there, command) in lacking.items() if not is_there}
+
+
+def _has_class_vectors(run: RunFolder) -> bool:
+    """Whether a run's model stands by itself; one without class vectors, beside another's run."""
+    try:
+        with safe_open(run.class_vectors, framework="numpy") as file:
+            return all(0 not in file.get_slice(key).get_shape() for key in file.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):  # missing or damaged, as bench says
+        return True
 
 
 def gather(run: RunFolder) -> RunRecords:
@@ -116,8 +150,7 @@ def gather(run: RunFolder) -> RunRecords:
             return otherwise
 
     artifacts = _numbered(run.path / "artifacts", f"*/{FILE_NAME}", lambda path: path.parent.name)
-    speeds = _numbered(run.path / "bench", "*.json", lambda path: path.stem)
-    speed_file = speeds[-1] if speeds else None
+    speed_file = newest_speed(run)
     rounds = _numbered(run.path / "rounds", "*/metrics.jsonl", lambda path: path.parent.name)
     metrics = rounds[-1] if rounds else run.metrics
     return RunRecords(
@@ -126,6 +159,7 @@ def gather(run: RunFolder) -> RunRecords:
         recipe=read(lambda: load_recipe(run.recipe), None),
         results=read(lambda: read_evaluation(run), {}),
         details=read(lambda: read_details(run), {}),
+        unlabeled=read(lambda: read_unlabeled(run), None),
         training=read(lambda: _read_training(metrics), TrainingLog()),
         artifact=read(lambda: load_artifact(artifacts[-1]), None) if artifacts else None,
         speed=None if speed_file is None else read(lambda: read_speed(speed_file), None),

@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kdedge.config.load import load_recipe
+from kdedge.errors import KdedgeError
 from kdedge.eval_details import EvalDetails
-from kdedge.results import EvalResult
+from kdedge.results import EvalResult, UnlabeledResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.measure import measure, predict_logits
 from kdedge.runs.model import RunModel, load_run
+from kdedge.runs.unlabeled import images_to_judge, judge
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.images import Images
@@ -44,6 +46,49 @@ def evaluate_run(
         )
     selection = model.setup.choice.optim.selection
     return measure(model, images, model.classes, selection=selection)
+
+
+def judge_run(
+    run: RunFolder, workspace: Workspace, *, overrides: Sequence[str] = ()
+) -> UnlabeledResult | None:
+    """Measures a finished run whose recipe has no test images on its unlabeled ones.
+
+    Args:
+        run: teacher, student or baseline.
+        workspace: where the command works.
+        overrides: `a.b=c` texts over the run's recipe, to measure on other images.
+
+    Returns:
+        None where the recipe has test images, or no unlabeled ones.
+
+    Raises:
+        RecipeError: the run is not finished.
+    """
+    own, recipe = load_recipe(run.recipe).recipe.data, load_recipe(run.recipe, overrides).recipe
+    if recipe.data.test is not None or recipe.data.unlabeled is None:
+        return None
+    others = own.unlabeled != recipe.data.unlabeled
+    if others:  # what is held out of other images says nothing of the run's
+        spec = recipe.data.unlabeled.model_copy(update={"hold_out": None})
+        data = recipe.data.model_copy(update={"unlabeled": spec})
+        recipe = recipe.model_copy(update={"data": data})
+    classes = load_classes(recipe)
+    model = load_run(run, workspace, overrides=overrides, names=classes.names)
+    found = images_to_judge(RecipeData(recipe, classes, workspace), others=others)
+    return None if found is None else judge(model, *found, teacher=_teacher(model))
+
+
+def _teacher(model: RunModel) -> RunModel | None:
+    """The teacher of a student; None for other models, and where it is not there."""
+    name = model.run.read_provenance().teacher_run
+    if name is None:
+        return None
+    try:
+        folder = RunFolder.open(model.run.root / name)
+        return load_run(folder, model.setup.workspace, names=model.class_names)
+    except KdedgeError as error:
+        log.warning("Agreement with the teacher is left out: %s", error)
+        return None
 
 
 def _difference(names: Sequence[str], trained_on: Sequence[str]) -> str:

@@ -150,6 +150,16 @@ class RunFolder:
         """Confusions and calibration bins of the evaluated models."""
         return self.path / "eval_details.json"
 
+    @property
+    def unlabeled_evaluation(self) -> Path:
+        """What was measured on images without labels."""
+        return self.path / "eval_unlabeled.json"
+
+    @property
+    def exports(self) -> list[Path]:
+        """Folders of its exported files, by name."""
+        return sorted(file.parent for file in self.path.glob("artifacts/*/artifact.json"))
+
     def read_provenance(self) -> Provenance:
         """Reads provenance.json.
 

@@ -77,5 +77,7 @@ def measure(
     result = evaluate(
         logits, labels, class_names=classes.names, split=classes.split, selection=selection
     )
-    result = replace(result, is_own_split=images.is_own_split)
+    result = replace(
+        result, is_own_split=images.is_own_split, images_hash=images.hash_with(classes.names)
+    )
     return result, evaluation_details(logits, labels, class_names=classes.names)

@@ -59,10 +59,20 @@ class RoundSummary(_Tolerant):
 
 
 class Summary(_Tolerant):
-    """Results of a finished run."""
+    """Results of a finished run.
+
+    Attributes:
+        training: of its training loop.
+        rounds: of a method that labels its pool.
+        gmacs: multiply-adds of one image, 1e9, of a student as it was trained; class vectors are
+            stored.
+        teacher_gmacs: the same of its teacher.
+    """
 
     training: TrainingSummary | None = None
     rounds: list[RoundSummary] = []
+    gmacs: float | None = None
+    teacher_gmacs: float | None = None
 
 
 class Provenance(_Tolerant):

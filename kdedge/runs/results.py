@@ -11,11 +11,13 @@ from kdedge._files import write_atomic, write_json
 from kdedge.errors import DataError
 from kdedge.eval_details import EvalDetails
 from kdedge.records import read_record
-from kdedge.results import EvalResult
+from kdedge.results import EvalResult, UnlabeledResult, are_same_images
 from kdedge.runs.folder import RunFolder
 
 Evaluations = Mapping[str, tuple[EvalResult, EvalDetails]]
 """By model: the run's own under its kind, and `zeroshot` CLIP on the same backbone."""
+
+_REMEDY = "`kdedge eval RUN` writes a new one."
 
 _T = TypeVar("_T")
 
@@ -42,7 +44,7 @@ def add_evaluation(run: RunFolder, result: EvalResult, details: EvalDetails) -> 
     """
     stored, known = _if_whole(read_evaluation, run), _if_whole(read_details, run)
     before = stored.get(run.kind)
-    if before is not None and _measured_on(before) != _measured_on(result):
+    if before is not None and _is_other(result, before):
         return []
     written = []
     if run.kind not in known:
@@ -53,6 +55,22 @@ def add_evaluation(run: RunFolder, result: EvalResult, details: EvalDetails) -> 
         write_json(run.evaluation, {name: found.to_dict() for name, found in results.items()})
         written.append(run.evaluation)
     return written
+
+
+def add_unlabeled(run: RunFolder, result: UnlabeledResult) -> list[Path]:
+    """Writes what a run lacks of its evaluation without labels, and gives the files written.
+
+    Raises:
+        ResourceError: a file cannot be written.
+    """
+    try:
+        is_there = read_unlabeled(run) is not None
+    except DataError:  # damaged: it is written anew
+        is_there = False
+    if is_there:
+        return []
+    write_json(run.unlabeled_evaluation, result.to_dict())
+    return [run.unlabeled_evaluation]
 
 
 def read_evaluation(run: RunFolder) -> dict[str, EvalResult]:
@@ -73,16 +91,30 @@ def read_details(run: RunFolder) -> dict[str, EvalDetails]:
     return _read(dict[str, EvalDetails], run.evaluation_details)
 
 
+def read_unlabeled(run: RunFolder) -> UnlabeledResult | None:
+    """Reads eval_unlabeled.json; None where there is none.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    path = run.unlabeled_evaluation
+    if not path.exists():
+        return None
+    return read_record(UnlabeledResult, path, remedy=_REMEDY)
+
+
 def labeled_results(
     run: RunFolder, results: Mapping[str, EvalResult]
 ) -> list[tuple[str, EvalResult]]:
-    """Results with the names that tables give them, zero-shot CLIP on the run's backbone first."""
-    order = sorted(results, key=lambda name: name != "zeroshot")
+    """Results with the names that tables give them: zero-shot CLIP, a teacher, the run's own."""
+    order = sorted(results, key=lambda name: (name != "zeroshot", name == run.kind))
     return [(model_label(run, name), results[name]) for name in order]
 
 
 def model_label(run: RunFolder, name: str) -> str:
     """What a model of a run's evaluation is called in a table."""
+    if name == "teacher" and run.kind == "student":
+        return "teacher, official" if run.read_provenance().official else "teacher"
     if name == "zeroshot":
         # A baseline has the student's backbone
         owner = "student" if run.kind == "baseline" else run.kind
@@ -98,8 +130,7 @@ def run_label(run: RunFolder) -> str:
 
 
 def _read(kind: type[dict[str, _T]], path: Path) -> dict[str, _T]:
-    remedy = "`kdedge eval RUN` writes a new one."
-    return read_record(kind, path, remedy=remedy) if path.exists() else {}
+    return read_record(kind, path, remedy=_REMEDY) if path.exists() else {}
 
 
 def _write_details(run: RunFolder, details: Mapping[str, EvalDetails]) -> None:
@@ -117,5 +148,7 @@ def _if_whole(read: Callable[[RunFolder], dict[str, _T]], run: RunFolder) -> dic
         return {}
 
 
-def _measured_on(result: EvalResult) -> tuple[object, ...]:
-    return result.split, result.n_images, tuple(result.per_class)
+def _is_other(result: EvalResult, before: EvalResult) -> bool:
+    """Whether a result is of other images, another class list or another split."""
+    lists = [(found.split, tuple(found.per_class)) for found in (result, before)]
+    return lists[0] != lists[1] or not are_same_images(result, before)

@@ -6,7 +6,9 @@ import logging
 from dataclasses import replace
 from typing import Literal
 
+from kdedge._files import sha256_json
 from kdedge._progress import progress
+from kdedge.config.data_spec import n_of
 from kdedge.config.recipe import LabeledSpec, Recipe, SourceSpec, UnlabeledSpec
 from kdedge.data.classes import benchmark_root
 from kdedge.data.few_shot import Draws
@@ -53,9 +55,14 @@ class RecipeData:
         spec: SourceSpec | None = getattr(data, key)
         if spec is None:
             return None
-        if isinstance(spec, UnlabeledSpec) and spec.per_class is not None:
-            return self._draw_unlabeled(spec, spec.per_class)
-        return self._readable(spec, key, labeled=key != "unlabeled")
+        if isinstance(spec, UnlabeledSpec):
+            return self._unlabeled(spec, held_out=False)
+        return self._readable(spec, key, labeled=True)
+
+    def held_out(self) -> Images | None:
+        """The unlabeled images that are not trained on; None where the recipe has no unlabeled."""
+        spec = self._recipe.data.unlabeled
+        return None if spec is None else self._unlabeled(spec, held_out=True)
 
     def require(self, key: Key, why: str) -> Images:
         """Loads a source that has to be there.
@@ -131,6 +138,30 @@ class RecipeData:
         names = self._classes.names
         return draws.take(spec, images.source, images.indices, shots=shots, class_names=names)
 
+    def _unlabeled(self, spec: UnlabeledSpec, *, held_out: bool) -> Images:
+        """The unlabeled images that are trained on, or those that are not.
+
+        Seed and contents choose: further images do not move the others, nor do their names.
+        """
+        if spec.per_class is not None:
+            images = self._draw_unlabeled(spec, spec.per_class)
+        else:
+            images = self._readable(spec, "unlabeled", labeled=False)
+        n_out = 0 if spec.hold_out is None else n_of(spec.hold_out, len(images.indices))
+        if n_out >= max(1, len(images.indices)):
+            raise DataError(
+                f"data.unlabeled.hold_out is {spec.hold_out}, and there are"
+                f" {len(images.indices)} images: none would be left to train on.\n  Lower it."
+            )
+        if not n_out:
+            return images.only(()) if held_out else images
+        contents = sorted(
+            {images.digests[i] for i in images.indices},
+            key=lambda digest: sha256_json([self._recipe.seed, digest]),
+        )
+        out = set(contents[:n_out])
+        return images.only([i for i in images.indices if (images.digests[i] in out) == held_out])
+
     def _draw_unlabeled(self, spec: UnlabeledSpec, per_class: int) -> Images:
         """Draws readable images of every class; their labels are read for this alone."""
         images = self._readable(spec, "unlabeled", labeled=True)
@@ -141,7 +172,7 @@ class RecipeData:
     def _readable(self, spec: SourceSpec, key: Key, *, labeled: bool) -> Images:
         """Opens and scans a source, once a workspace."""
         data, known = self._recipe.data, self._workspace.images
-        place = spec.model_dump_json(exclude={"shots", "per_class"})
+        place = spec.model_dump_json(exclude={"shots", "per_class", "hold_out"})
         names = self._classes.names
         read = (key, labeled, place, names, benchmark_root(data), data.max_bad_images)
         if read not in known:

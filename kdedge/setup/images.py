@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from kdedge._files import sha256_json
 from kdedge.data.images import BadImage, image_list_hash
 from kdedge.data.sources import Joined, Source
 
@@ -32,6 +33,10 @@ class Images:
     def list_hash(self) -> str:
         """Hash of the images in use, for provenance."""
         return image_list_hash(self.source, self.indices, self.digests)
+
+    def hash_with(self, class_names: Sequence[str]) -> str:
+        """Hash of the images in use and a class list: accuracies of equal ones can be compared."""
+        return sha256_json([self.list_hash, list(class_names)])
 
     def only(self, indices: Sequence[int]) -> Images:
         """The same source with fewer images."""

@@ -11,24 +11,21 @@ from typing import Any
 
 import torch
 
+from kdedge._files import write_json
 from kdedge.config.load import dump_recipe
 from kdedge.data.few_shot import keep_list
 from kdedge.data.images import write_skipped_csv
 from kdedge.data.loader import choose_n_workers
 from kdedge.errors import Interrupted, RecipeError, Terminated
-from kdedge.eval_details import EvalDetails
-from kdedge.results import EvalResult
 from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.measure import measure
-from kdedge.runs.model import MethodModel
-from kdedge.runs.results import Evaluations, write_evaluations
+from kdedge.runs.results import write_evaluations
 from kdedge.runs.weights import write_weights
 from kdedge.runtime.threads import threads_beside
-from kdedge.setup.images import Images
 from kdedge.setup.method import settings_record
-from kdedge.training.job.job import Job, zero_shot_model
+from kdedge.training.job.job import Job
 from kdedge.training.job.key import KEY_VERSION, key_of_run
+from kdedge.training.judge import evaluations, measure_job, unlabeled_result, work
 from kdedge.training.loop.checkpoint import rng_kept
 from kdedge.training.loop.train import train
 from kdedge.training.pseudo_labels.rounds import train_rounds
@@ -288,10 +285,13 @@ def _write_skipped(run: RunFolder, job: Job) -> None:
 def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
     """Writes what was trained, and measures it."""
     write_weights(run, job.setup, job.method, provenance=job.provenance())
-    evaluations = _evaluate(job)
-    if evaluations:
-        write_evaluations(run, evaluations)
-    run.finish(**summary)
+    found = evaluations(job)
+    if found:
+        write_evaluations(run, found)
+    unlabeled = unlabeled_result(job)
+    if unlabeled is not None:
+        write_json(run.unlabeled_evaluation, unlabeled.to_dict())
+    run.finish(**summary, **work(job))
 
 
 def _keep_few_shot_list(job: Job) -> None:
@@ -310,29 +310,10 @@ def _validation(job: Job) -> Callable[[], float] | None:
         return None
 
     def validate() -> float:
-        result, _ = _measure(job, job.model(), images)
+        result, _ = measure_job(job, images)
         if result.split == "all":
             return result.all
         assert result.base is not None  # the images were looked at before
         return result.base
 
     return validate
-
-
-def _measure(job: Job, model: MethodModel, images: Images) -> tuple[EvalResult, EvalDetails]:
-    selection = job.choice.optim.selection if model.method is job.method else "last"
-    return measure(model, images, job.classes, selection=selection)
-
-
-def _evaluate(job: Job) -> Evaluations:
-    """Results of the trained method and of zero-shot CLIP on the same backbone, by row name.
-
-    An image encoder alone has no zero-shot row.
-    """
-    test = job.held_out.test
-    if test is None:
-        return {}
-    own = {str(job.setup.role): _measure(job, job.model(), test)}
-    if not job.setup.backbone.has_texts:
-        return own
-    return {**own, "zeroshot": _measure(job, zero_shot_model(job), test)}

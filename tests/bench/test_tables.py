@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from kdedge.bench.tables import as_csv, as_markdown, fitted, make_grids, notes
+from kdedge.speed_results import Accuracy
 
 Make = Callable[..., Any]
 
@@ -37,6 +39,36 @@ def test_the_first_table_has_a_line_a_model(
         ["CLIP", "35.0", "10.0", "200", "1.00", "55.50"],
         ["m.onnx", "-", "-", "-", "-", "-"],
     ]
+
+
+def test_accuracies_in_one_column_are_of_the_same_images(make_row: Make, make_result: Make) -> None:
+    whole = Accuracy(None, None, None, 42.05, None, "line3/02", 2000, "all")
+    some = Accuracy(None, None, None, 40.8, 100.0, "500 of 2000 images", 500, "some")
+    result = make_result(
+        make_row("CLIP", accuracy=replace(whole, all=30.0)),
+        make_row("PromptKD", accuracy=whole, on_compared=some),
+        make_row("m.onnx", accuracy=some),
+    )
+    first = make_grids(result)[0]
+    assert first.header[-2:] == ["acc.", "acc. 500"]
+    assert "acc.: 2,000 images; acc. 500: 500 images" in first.title
+    assert [cells[-2:] for cells in first.rows] == [
+        ["30.00", "-"],
+        ["42.05", "40.80"],
+        ["-", "40.80"],
+    ]
+    assert [cells[0] for cells in grid(result, "Accuracy, top-1 in percent, on 500")] == [
+        "PromptKD",
+        "m.onnx",
+    ]
+
+
+def test_files_of_an_older_record_stand_in_a_column_of_their_own(
+    make_row: Make, make_result: Make
+) -> None:
+    file = Accuracy(None, None, None, 40.8, 100.0, "500 of 2000 images of data.test")
+    first = make_grids(make_result(make_row("CLIP"), make_row("m.onnx", accuracy=file)))[0]
+    assert [cells[-2:] for cells in first.rows] == [["55.50", "-"], ["-", "40.80"]]
 
 
 def test_what_is_not_known_is_a_dash(make_row: Make, make_result: Make) -> None:

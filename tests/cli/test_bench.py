@@ -109,8 +109,31 @@ def test_a_bare_call_measures_the_newest_student_against_everything(
     student = read("runs/tiny/02/eval.json")["student"]
     assert unfused["accuracy"]["harmonic_mean"] == student["harmonic_mean"]
     assert by_name["CoOp", "cached"]["accuracy"] is None  # it was never trained here
-    assert "Published: PromptKD, arXiv:2403.02781, table 7" in done.out
+    assert "Published: PromptKD" not in done.out
+    assert max(map(len, done.out.splitlines())) <= 80
     assert "Wrote runs/tiny/02/bench/01.json\nNext: kdedge report runs/tiny/02" in done.out
+
+
+def test_accuracies_are_known_on_the_images_that_the_files_were_compared_on(
+    exported: Path, kdedge: Kdedge
+) -> None:
+    options = ("--set", "export.parity_images=7", "--set", "gates.max_drop=100")
+    assert kdedge("export", "tiny/02", *options).code == 0
+    done = kdedge("bench", *QUICK, "--against", "none", "--all")
+    assert done.code == 0, done.err
+    assert "Published: PromptKD, arXiv:2403.02781, table 7" in done.out
+    assert "Accuracy, top-1 in percent, on 7 images" in done.out
+    rows = {row["model"]: row for row in read("runs/tiny/02/bench/01.json")["rows"]}
+    parity = read("runs/tiny/02/artifacts/02/artifact.json")["files"][0]["parity"]
+    assert rows["PromptKD"]["on_compared"]["all"] == parity["reference_accuracy_percent"]
+    assert rows["model.onnx"]["accuracy"]["all"] == parity["accuracy_percent"]
+    details = read("runs/tiny/02/eval_details.json")
+    keys = {"Zero-shot CLIP": "zeroshot", "teacher, PromptSRC": "teacher", "PromptKD": "student"}
+    for model, key in keys.items():
+        right = [int(details[key]["right"][i * 20 // 7]) for i in range(7)]
+        assert rows[model]["accuracy"]["n_images"] == 20
+        assert rows[model]["on_compared"]["n_images"] == 7
+        assert rows[model]["on_compared"]["all"] == pytest.approx(100 * sum(right) / 7)
 
 
 def test_class_texts_count_with_the_call_under_the_papers_protocol(
@@ -233,7 +256,7 @@ def test_an_artifact_needs_neither_torch_nor_onnx(exported: Path) -> None:
         "import sys\n"
         "for name in ('torch', 'onnx', 'open_clip', 'pynvml'): sys.modules[name] = None\n"
         "from kdedge.cli.main import run\n"
-        f"sys.exit(run(['bench', {ARTIFACT!r}, '--seconds', '0.01', '--batch', '1']))\n"
+        f"sys.exit(run(['bench', {ARTIFACT!r}, '--all', '--seconds', '0.01', '--batch', '1']))\n"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
@@ -319,7 +342,7 @@ def test_a_regression_ends_in_exit_6_after_the_table(exported: Path, kdedge: Kde
     for found in values["rows"][0]["measurements"]:
         found["p50_ms"] /= 1000
     Path("faster.json").write_text(json.dumps(values))
-    done = kdedge("bench", file, *QUICK, "--baseline", "faster.json")
+    done = kdedge("bench", file, *QUICK, "--all", "--baseline", "faster.json")
     assert done.code == 6
     assert "FPS: images a second by batch" in done.out
     assert "3 of 3 medians are more than 5 % above faster.json" in done.err

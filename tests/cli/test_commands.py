@@ -251,7 +251,7 @@ def test_doctor_looks_for_every_package_that_an_extra_brings():
 
 def test_show_gives_the_beginnings_of_hashes_and_sizes_in_bytes(trained, kdedge):
     run = Path("runs/tiny/02")
-    shown = kdedge("show", str(run)).out
+    shown = kdedge("show", str(run), "--all").out
     (hashes,) = re.findall(r"^hashes +(.*)$", shown, re.M)
     record = json.loads((run / "provenance.json").read_text())
     assert hashes == ", ".join(f"{key} {value[:12]}" for key, value in record["hashes"].items())

@@ -13,6 +13,10 @@ import torch
 
 from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.config.load import load_recipe
+from kdedge.setup.classes import load_classes
+from kdedge.setup.data import RecipeData
+from kdedge.setup.device import choose_device
+from kdedge.setup.workspace import Workspace
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -77,13 +81,27 @@ def test_teach_then_distill_then_eval_then_show(kdedge, project) -> None:
     measured = kdedge("eval", "--per-class")
     assert (measured.code, measured.err) == (0, "")
     assert accuracies(measured.out)["student"] == rows["student"]
+    assert accuracies(measured.out)["teacher"] == rows["teacher"]
     assert re.search(r"^red fox +\d+\.\d\d$", measured.out, re.MULTILINE)
     assert accuracies(kdedge("eval", "tiny/01").out)["teacher"] == rows["teacher"]
     shown = kdedge("show", "tiny/02")
     assert shown.out.startswith("runs/tiny/02: student, finished\n")
     assert re.search(r"^taught by +tiny/01$", shown.out, re.MULTILINE)
     assert accuracies(shown.out)["student"] == rows["student"]
-    assert "student.safetensors" in shown.out
+    assert "student.safetensors" in kdedge("show", "tiny/02", "--all").out
+    assert "student.safetensors" not in shown.out
+    assert max(map(len, shown.out.splitlines())) <= 80
+    results = json.loads(Path("runs/tiny/02/eval.json").read_text())
+    share = 100 * results["student"]["harmonic_mean"] / results["teacher"]["harmonic_mean"]
+    (said,) = {
+        line
+        for done in (distilled, measured, shown)
+        for line in done.out.splitlines()
+        if line.startswith("student keeps")
+    }
+    assert re.fullmatch(
+        rf"student keeps {share:.0f} % of the teacher, [\d.]+x fewer operations", said
+    )
 
 
 def test_distill_trains_the_teacher_first_where_there_is_none(kdedge, project) -> None:
@@ -259,6 +277,79 @@ def test_without_labels_a_zeroshot_teacher_teaches(kdedge, project) -> None:
     assert "Teacher 1/2: zeroshot on teacher, which needs no training.\n" in done.err
     assert "Teacher 1/2 done.\n" in done.err
     assert Path("runs/tiny/02/student.safetensors").exists()
+    assert "40 of 40 images of data.unlabeled, trained on" in done.out
+    assert "student agrees with the teacher on" in done.out
+
+
+def test_a_run_without_labels_is_judged_on_images_that_are_held_out(kdedge, project) -> None:
+    options = ("--set", "data.test=null", "--set", "data.unlabeled.hold_out=25%")
+    assert "used of 40" in kdedge("check", "r.yaml", *options).out
+    assert kdedge("distill", "r.yaml", *options).code == 0
+    record = json.loads(Path("runs/tiny/02/provenance.json").read_text())
+    assert record["summary"]["training"]["steps"] == 2 * (30 // 4)
+    file = Path("runs/tiny/02/eval_unlabeled.json")
+    written = json.loads(file.read_text())
+    assert written["images"] == "10 of 10 images held out of data.unlabeled"
+    assert sum(written["predicted"].values()) == sum(written["teacher_predicted"].values()) == 10
+    differ = [sample for sample in written["samples"] if sample["teacher"] != sample["top"][0][0]]
+    assert written["agreement_percent"] == 100 - 10 * len(differ)
+    file.unlink()
+    measured = kdedge("eval", "tiny/02", "--per-class")
+    assert measured.code == 0, measured.err
+    assert f"Wrote {file}" in measured.out
+    assert json.loads(file.read_text()) == written
+    assert f"teacher agrees     {written['agreement_percent']:.2f} %" in kdedge("show").out
+    other = json.loads(kdedge("eval", "--set", "data.unlabeled.folder=labeled", "--json").out)
+    assert other["images"] == "24 of 24 images of data.unlabeled as --set names them"
+    assert kdedge("report").code == 0
+    page = Path("runs/tiny/02/report/01/index.html").read_text()
+    assert page.count('<li>\n<img src="data:image/jpeg') == len(written["samples"]) == 10
+    assert "agreement with the teacher" in page
+
+
+def test_what_is_held_out_is_chosen_by_seed_and_contents(kdedge, project) -> None:
+    def digests(**options: object) -> set[str]:
+        given = [f"data.unlabeled.hold_out={options.get('n', 8)}", f"seed={options.get('seed', 1)}"]
+        loaded = load_recipe("r.yaml", given)
+        classes = load_classes(loaded.recipe)
+        workspace = Workspace(Path("runs"), choose_device("cpu"))
+        held_out = RecipeData(loaded.recipe, classes, workspace).held_out()
+        return {held_out.digests[index] for index in held_out.indices}
+
+    first = digests()
+    assert len(first) == 8
+    assert first < digests(n=12)
+    assert first != digests(seed=2)
+    for number, picture in enumerate(sorted(Path("pool").iterdir())):
+        picture.rename(picture.with_name(f"{99 - number}.jpg"))
+    assert digests() == first
+    done = kdedge("distill", "r.yaml", "--set", "data.unlabeled.hold_out=100%")
+    assert (done.code, "none would be left to train on" in done.err) == (3, True)
+
+
+def test_runs_are_listed_with_status_accuracy_and_size(kdedge, trained) -> None:
+    shutil.copytree("runs/tiny/02", "runs/tiny/03")
+    killed = Path("runs/tiny/03/provenance.json")
+    killed.write_text(killed.read_text().replace('"finished"', '"running"'))
+    Path("runs/tiny/03/eval.json").unlink()
+    found = {one["run"]: one for one in json.loads(kdedge("runs", "--json").out)["runs"]}
+    assert [(one["kind"], one["method"], one["status"]) for one in found.values()] == [
+        ("teacher", "promptsrc", "finished"),
+        ("student", "promptkd", "finished"),
+        ("student", "promptkd", "interrupted"),
+    ]
+    result = json.loads(Path("runs/tiny/02/eval.json").read_text())["student"]
+    one = found["tiny/02"]
+    assert (one["measure"], one["percent"], one["n_images"]) == ("HM", result["harmonic_mean"], 20)
+    files = [path for path in Path("runs/tiny/02").rglob("*") if path.is_file()]
+    assert one["n_bytes"] == sum(path.stat().st_size for path in files if path.name != ".lock")
+    shown = kdedge("runs", "tiny").out
+    assert re.search(rf"^tiny/02 .* {result['harmonic_mean']:.2f} +HM +20 ", shown, re.MULTILINE)
+    assert re.search(r"^tiny/03 .*interrupted +- +- +- ", shown, re.MULTILINE)
+    killed.write_text("{")
+    done = kdedge("runs", "other")
+    assert "There is no run of other" in done.out
+    assert "runs/tiny/03 is left out: provenance.json is damaged." in done.err
 
 
 @pytest.mark.parametrize(

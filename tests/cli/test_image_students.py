@@ -41,7 +41,7 @@ def test_a_timm_student_is_checked_trained_measured_and_shown(kdedge: Run) -> No
     done = kdedge("distill", "r.yaml", "--json", *options(*TUNED))
     assert done.code == 0, done.err
     record = json.loads(done.out)["student"]
-    assert record["evaluation"].keys() == {"student"}
+    assert record["evaluation"].keys() == {"student", "teacher"}
     assert record["hashes"]["backbone"] != record["hashes"]["weights"]
     state = load_file(STUDENT / "student.safetensors")
     assert {key.split(".")[0] for key in state} == {"visual", "projector", "scale"}
@@ -142,7 +142,7 @@ def test_the_image_tower_of_another_clip_is_a_student(
     done = kdedge("distill", "r.yaml", "--json", *options(*mobile, f"student.settings.tune={tune}"))
     assert done.code == 0, done.err
     reached = json.loads(done.out)["student"]["evaluation"]
-    assert reached.keys() == {"student"}
+    assert reached.keys() == {"student", "teacher"}
     measured = json.loads(kdedge("eval", str(STUDENT), "--json").out)
     assert {key: measured[key] for key in reached["student"]} == reached["student"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kdedge.deploy.pixels import spread
+from kdedge.data.images import spread
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def pictures(page: Page) -> list[str]:
 def test_everything_of_a_run_is_there(whole_report: Report, page: Page) -> None:
     folder = whole_report.folder
     assert folder.parts[-2:] == ("report", "01")
-    names = ["training", "gains", "confusion", "calibration", "accuracy-latency"]
+    names = ["accuracy-latency", "training", "gains", "confusion", "calibration"]
     assert list(whole_report.pictures) == [f"{name}.png" for name in names]
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         ["index.html", *whole_report.pictures]
@@ -157,7 +157,44 @@ def test_a_run_evaluated_before_details_were_kept_has_its_accuracies(make_run: M
     run.evaluation_details.unlink()
     assert "Top-1 accuracy" in said(run)
     assert "No confusions and calibration here: kdedge eval" in said(run)
-    assert plots(run) == ["training", "gains", "accuracy-latency"]
+    assert plots(run) == ["accuracy-latency", "training", "gains"]
+
+
+def test_accuracies_on_other_test_images_are_not_in_one_table(make_run: MakeRun) -> None:
+    run, other = make_run(), make_run(only="eval")
+    found = json.loads(other.evaluation.read_text(encoding="utf-8"))
+    for result in found.values():
+        result["images_hash"] = "of others"
+    other.evaluation.write_text(json.dumps(found), encoding="utf-8")
+    own = json.loads(run.evaluation.read_text(encoding="utf-8"))
+    own["student"]["images_hash"] = own["zeroshot"]["images_hash"] = "of these"
+    run.evaluation.write_text(json.dumps(own), encoding="utf-8")
+    comparison = make_chapters([gather(run), gather(other)])[0]
+    tables = comparison.sections[0].blocks
+    assert [len(table.rows) for table in tables] == [2, 2]
+
+
+def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None:
+    run = make_run()
+    assert make_chapters([gather(run)])[0].headline is None  # an older run
+    found = json.loads(run.evaluation.read_text(encoding="utf-8"))
+    found["teacher"] = {**found["student"], "all": 80.0}
+    found["student"]["all"] = 40.0
+    run.evaluation.write_text(json.dumps(found), encoding="utf-8")
+    record = json.loads(run.provenance.read_text(encoding="utf-8"))
+    record["summary"] = {"gmacs": 0.5, "teacher_gmacs": 43.0}
+    run.provenance.write_text(json.dumps(record), encoding="utf-8")
+    speed = json.loads((run.path / "bench/01.json").read_text(encoding="utf-8"))
+    speed["rows"][1]["gate"] = "passed"
+    (run.path / "bench/01.json").write_text(json.dumps(speed), encoding="utf-8")
+    headline = "student keeps 50 % of the teacher, 86x fewer operations, 1 ms"
+    assert make_chapters([gather(run)])[0].headline == headline
+    assert headline in said(run)
+    found["teacher"]["n_images"] += 1  # other images are not compared
+    run.evaluation.write_text(json.dumps(found), encoding="utf-8")
+    assert make_chapters([gather(run)])[0].headline == (
+        "student needs 86x fewer operations than its teacher, 1 ms"
+    )
 
 
 def test_without_test_images_there_is_nothing_to_evaluate(make_run: MakeRun) -> None:
@@ -165,7 +202,7 @@ def test_without_test_images_there_is_nothing_to_evaluate(make_run: MakeRun) -> 
     text = run.recipe.read_text(encoding="utf-8")
     run.recipe.write_text(re.sub(r", test: \{.*?\}", "", text), encoding="utf-8")
     assert "The recipe has no test images" in said(run)
-    assert list(gather(run).missing) == ["speed"]
+    assert list(gather(run).missing) == ["agreement and predicted classes", "speed"]
 
 
 @pytest.mark.parametrize(

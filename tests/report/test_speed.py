@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from kdedge.report.front import front_blocks
@@ -73,6 +74,10 @@ def test_every_figure_has_its_column() -> None:
     assert rows_of(blocks, "Power and energy") == [["m.onnx", "1", "10.0", "0.04"]]
 
 
+def compared(percent: float) -> Accuracy:
+    return Accuracy(None, None, None, percent, 99.0, "40 images", 40, "some")
+
+
 def front(*rows: SpeedRow) -> Any:
     return front_blocks(named_rows(result_of(*rows)), "there", "front")
 
@@ -82,8 +87,8 @@ def test_the_front_is_at_the_smallest_batch_and_of_the_accuracy_that_all_have() 
     (plot, table) = front(trained)
     assert plot.title == "Accuracy against latency: harmonic mean of base and novel"
     assert table.rows == [["CLIP", "tiny/02", "yes", "4", "48.00"]]
-    known = Accuracy(None, None, None, 50.0, 99.0, "40 images")
-    file = speed_row("m.onnx", times(1, 2.0), accuracy=known, n_bytes=9)
+    file = speed_row("m.onnx", times(1, 2.0), accuracy=compared(50.0), n_bytes=9)
+    trained = replace(trained, accuracy=replace(trained.accuracy, n_images=40))
     unknown = speed_row("n.onnx", times(1, 1.0), accuracy=None, n_bytes=9)
     late = speed_row("o.onnx", times(8, 1.0), n_bytes=9)
     plot, table = front(trained, file, unknown, late)
@@ -93,6 +98,26 @@ def test_the_front_is_at_the_smallest_batch_and_of_the_accuracy_that_all_have() 
         ["m.onnx", "40 images", "yes", "2", "50.00"],
         ["CLIP", "tiny/02", "yes", "4", "55.00"],
     ]
+
+
+def test_accuracies_of_other_images_have_a_plot_of_their_own() -> None:
+    clip = speed_row("CLIP", times(1, 4.0))  # of an older record
+    file = speed_row("m.onnx", times(1, 2.0), accuracy=compared(50.0), n_bytes=9)
+    assert [plot.title for plot in front(clip, file)[::2]] == [
+        "Accuracy against latency: harmonic mean of base and novel",
+        "Accuracy against latency: accuracy over all names",
+    ]
+    own = replace(clip.accuracy, n_images=2000, images_hash="all", source="tiny/02")
+    student = speed_row("PromptKD", times(1, 4.0), accuracy=own, on_compared=compared(50.0))
+    plots = front(student, file)[::2]
+    assert [plot.name for plot in plots] == ["front", "front-2"]
+    assert "the same images (40 images)" in plots[0].caption
+    (_, together), (_, alone) = zip(*[iter(front(student, file))] * 2, strict=True)
+    assert [(cells[0], cells[-1]) for cells in together.rows] == [
+        ("m.onnx", "50.00"),
+        ("PromptKD", "50.00"),
+    ]
+    assert [(cells[0], cells[-1]) for cells in alone.rows] == [("PromptKD", "48.00")]
 
 
 def test_models_files_and_engines_have_marks_of_their_own() -> None:

@@ -1,0 +1,118 @@
+"""What a student kept of its teacher, and how much less work it is, in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from kdedge.errors import DataError, SetupError
+from kdedge.results import EvalResult, UnlabeledResult, are_same_images
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.provenance import Summary
+from kdedge.runs.results import read_evaluation, read_unlabeled
+from kdedge.speed_results import SpeedResult, SpeedRow, read_speed
+
+_T = TypeVar("_T")
+
+
+def headline_of(
+    run: RunFolder,
+    results: Mapping[str, EvalResult] | None = None,
+    unlabeled: UnlabeledResult | None = None,
+) -> str | None:
+    """The headline of a run; None where its records have nothing to compare.
+
+    Args:
+        run: what is damaged in it is left out.
+        results: accuracies, by model; those of the run's record where left out.
+        unlabeled: what was measured without labels; the run's record where left out.
+    """
+    if run.kind != "student":
+        return None
+    if results is None:
+        results = _if_whole(lambda: read_evaluation(run)) or {}
+    unlabeled = unlabeled or _if_whole(lambda: read_unlabeled(run))
+    return headline(results, unlabeled, run.read_provenance().summary, speed_of(run))
+
+
+def speed_of(run: RunFolder) -> SpeedResult | None:
+    """The newest measurement of a run's speed; None where there is none, or it is damaged."""
+    file = newest_speed(run)
+    return None if file is None else _if_whole(lambda: read_speed(file))
+
+
+def _if_whole(read: Callable[[], _T]) -> _T | None:
+    try:
+        return read()
+    except (DataError, SetupError):  # the latter: by a newer kdedge
+        return None
+
+
+def headline(
+    results: Mapping[str, EvalResult],
+    unlabeled: UnlabeledResult | None,
+    summary: Summary,
+    speed: SpeedResult | None,
+) -> str | None:
+    """Writes the headline of a student; None where its records have nothing to compare.
+
+    Args:
+        results: accuracies, by model.
+        unlabeled: what was measured without labels.
+        summary: has the operations.
+        speed: measured; the fastest exported file's counts.
+    """
+    kept, less = _kept(results, unlabeled), _operations(summary)
+    fastest = None if speed is None else fastest_file(speed)
+    if kept is None and less is None:
+        return None
+    if kept is None:
+        kept, less = f"needs {less} than its teacher", None
+    parts = [kept, less, None if fastest is None else fastest[1]]
+    return "student " + ", ".join(part for part in parts if part is not None)
+
+
+def newest_speed(run: RunFolder) -> Path | None:
+    """The newest measurement of speed in a run."""
+    found = [path for path in (run.path / "bench").glob("*.json") if path.stem.isdecimal()]
+    return max(found, key=lambda path: int(path.stem), default=None)
+
+
+def _kept(results: Mapping[str, EvalResult], unlabeled: UnlabeledResult | None) -> str | None:
+    """The share of the teacher's accuracy on the same images, else agreement with it."""
+    own, teacher = results.get("student"), results.get("teacher")
+    if own is not None and teacher is not None and are_same_images(own, teacher):
+        has_means = own.harmonic_mean is not None and teacher.harmonic_mean is not None
+        key = "harmonic_mean" if has_means else "all"
+        ours, theirs = getattr(own, key), getattr(teacher, key)
+        if theirs:
+            return f"keeps {100 * ours / theirs:.0f} % of the teacher"
+    if unlabeled is not None and unlabeled.agreement_percent is not None:
+        return (
+            f"agrees with the teacher on {unlabeled.agreement_percent:.0f} % of"
+            f" {unlabeled.n_images} images"
+        )
+    return None
+
+
+def _operations(summary: Summary) -> str | None:
+    if not summary.gmacs or not summary.teacher_gmacs:
+        return None
+    ratio = summary.teacher_gmacs / summary.gmacs
+    times, word = (ratio, "fewer") if ratio >= 1 else (1 / ratio, "more")
+    return f"{times:.0f}x {word} operations" if times >= 10 else f"{times:.1f}x {word} operations"
+
+
+def fastest_file(speed: SpeedResult) -> tuple[str, str] | None:
+    """The exported file that takes one image fastest and passed its gate, and its median time."""
+    times = [(ms, row.model) for row in speed.rows if (ms := _ms(row)) is not None]
+    if not times:
+        return None
+    ms, name = min(times)
+    return name, f"{ms:.0f} ms" if ms >= 10 else f"{ms:.2g} ms"
+
+
+def _ms(row: SpeedRow) -> float | None:
+    found = row.at(1, "on device") or row.at(1, "copied")
+    return None if found is None or row.gate in (None, "missed") else found.p50_ms

@@ -1,0 +1,126 @@
+"""A model on images without labels: agreement with its teacher, confidence, predicted classes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from kdedge.data.images import spread
+from kdedge.errors import DivergedError
+from kdedge.results import SampleImage, UnlabeledResult
+from kdedge.runs.measure import compute_logits
+from kdedge.runs.model import Model
+from kdedge.setup.data import RecipeData
+from kdedge.setup.images import Images
+
+MOST_IMAGES = 500
+"""One point of agreement is 5 images, as for exported files."""
+
+_N_SAMPLES = 12
+_N_DIFFERENT = 6  # of the samples, at most
+_N_TOP = 3
+
+
+def images_to_judge(data: RecipeData, *, others: bool = False) -> tuple[Images, str] | None:
+    """The recipe's images that a model without test images is judged on, and what they are.
+
+    They are those that are held out of `data.unlabeled`, or some of all where none are.
+
+    Args:
+        data: the recipe's images.
+        others: whether they are not the images that the run was trained with.
+    """
+    held_out = None if others else data.held_out()
+    images = held_out if held_out is not None and held_out.indices else data.load("unlabeled")
+    if images is None or not images.indices:
+        return None
+    few = images.only([images.indices[i] for i in spread(len(images.indices), MOST_IMAGES)])
+    if images is held_out:
+        where = "held out of data.unlabeled"
+    else:
+        where = "of data.unlabeled" + (" as --set names them" if others else ", trained on")
+    return few, f"{len(few.indices)} of {len(images.indices)} images {where}"
+
+
+def judge(model: Model, images: Images, what: str, *, teacher: Model | None) -> UnlabeledResult:
+    """Measures a model on images without labels.
+
+    Args:
+        model: of a class list.
+        images: at least one.
+        what: describes the images, for the record.
+        teacher: of the same class list; None where there is none.
+
+    Raises:
+        DivergedError: a logit is not finite.
+    """
+    names = model.class_names
+    scores, best = _answers(model, images, "judging images")
+    theirs = None
+    if teacher is not None:
+        theirs = _answers(teacher, images, "asking the teacher")
+    predicted = best[:, 0].tolist()
+    taught = None if theirs is None else theirs[1][:, 0].tolist()
+    chosen = _samples(predicted, taught, scores[:, 0].tolist())
+    return UnlabeledResult(
+        n_images=len(predicted),
+        images=what,
+        images_hash=images.hash_with(names),
+        agreement_percent=None if taught is None else _agreement(predicted, taught),
+        confidence_percent=_mean_percent(scores),
+        teacher_confidence_percent=None if theirs is None else _mean_percent(theirs[0]),
+        predicted=_counts(predicted, names),
+        teacher_predicted={} if taught is None else _counts(taught, names),
+        n_classes=len(names),
+        samples=tuple(
+            SampleImage(
+                image=images.source.items[images.indices[i]].key,
+                top=tuple(
+                    (names[c], min(100.0, 100 * s))
+                    for c, s in zip(best[i].tolist(), scores[i].tolist(), strict=True)
+                ),
+                teacher=None if taught is None else names[taught[i]],
+            )
+            for i in chosen
+        ),
+    )
+
+
+def _answers(model: Model, images: Images, doing: str) -> tuple[Tensor, Tensor]:
+    """The highest softmaxes of each image and their classes, [N, 3] or fewer."""
+    logits = compute_logits(model, images, what=doing)
+    n_bad = int((~logits.isfinite().all(dim=1)).sum())
+    if n_bad:
+        raise DivergedError(
+            f"The model's scores of {n_bad} of {len(logits)} images are not finite.\n"
+            "  Its training diverged: train again with a lower optim.lr or optim.precision: fp32."
+        )
+    top = logits.double().softmax(dim=1).topk(min(_N_TOP, logits.shape[1]))
+    return top.values, top.indices
+
+
+def _agreement(predicted: Sequence[int], taught: Sequence[int]) -> float:
+    n_same = sum(ours == theirs for ours, theirs in zip(predicted, taught, strict=True))
+    return 100 * n_same / len(predicted)
+
+
+def _mean_percent(scores: Tensor) -> float:
+    return min(100.0, 100 * float(scores[:, 0].mean()))
+
+
+def _counts(predicted: Sequence[int], names: Sequence[str]) -> dict[str, int]:
+    counts = Counter(predicted)
+    return {names[c]: counts[c] for c in sorted(counts)}
+
+
+def _samples(
+    predicted: Sequence[int], taught: Sequence[int] | None, scores: Sequence[float]
+) -> list[int]:
+    """Positions of samples: where the two differ, the surest first, then evenly spaced ones."""
+    everywhere = list(range(len(predicted)))
+    differs = [] if taught is None else [i for i in everywhere if predicted[i] != taught[i]]
+    first = sorted(differs, key=lambda i: -scores[i])[:_N_DIFFERENT]
+    rest = [i for i in everywhere if i not in first]
+    return first + [rest[i] for i in spread(len(rest), _N_SAMPLES - len(first))]

@@ -1,0 +1,82 @@
+"""What a job's model is worth once it is trained: accuracy beside its teacher's, and its work."""
+
+from __future__ import annotations
+
+import torch
+
+from kdedge.errors import DataError
+from kdedge.eval_details import EvalDetails
+from kdedge.evaluation.flops import count_gmacs
+from kdedge.results import EvalResult, UnlabeledResult
+from kdedge.runs.measure import measure
+from kdedge.runs.model import MethodModel, Model, RunModel
+from kdedge.runs.results import Evaluations, read_details, read_evaluation
+from kdedge.runs.unlabeled import images_to_judge, judge
+from kdedge.setup.data import RecipeData
+from kdedge.setup.images import Images
+from kdedge.training.job.job import Job, zero_shot_model
+
+Measured = tuple[EvalResult, EvalDetails]
+
+
+def measure_job(job: Job, images: Images) -> Measured:
+    """Measures what a job trains, as it is now."""
+    return measure(job.model(), images, job.classes, selection=job.choice.optim.selection)
+
+
+def evaluations(job: Job) -> Evaluations:
+    """Results of the trained method, its teacher and zero-shot CLIP on the same backbone.
+
+    An image encoder alone has no zero-shot row.
+    """
+    test = job.held_out.test
+    if test is None:
+        return {}
+    own = measure_job(job, test)
+    found = {str(job.setup.role): own}
+    if job.teaching is not None:
+        found["teacher"] = _of_teacher(job, job.teaching.teacher, test)
+    if job.setup.backbone.has_texts:
+        found["zeroshot"] = measure(zero_shot_model(job), test, job.classes, selection="last")
+    return found
+
+
+def _of_teacher(job: Job, teacher: Model, test: Images) -> Measured:
+    """The teacher's result: its own run's where that is of the same images, else measured."""
+    wanted = test.hash_with(job.classes.names)
+    if isinstance(teacher, RunModel):
+        try:
+            result = read_evaluation(teacher.run).get("teacher")
+            details = read_details(teacher.run).get("teacher")
+        except DataError:  # damaged
+            result = details = None
+        if result is not None and details is not None and result.images_hash == wanted:
+            return result, details
+    return measure(teacher, test, job.classes, selection="last")
+
+
+def unlabeled_result(job: Job) -> UnlabeledResult | None:
+    """How a student without test images answers unlabeled ones; None for other models."""
+    if job.teaching is None or job.held_out.test is not None:
+        return None
+    found = images_to_judge(RecipeData(job.setup.loaded.recipe, job.classes, job.setup.workspace))
+    if found is None:
+        return None
+    return judge(job.model(), *found, teacher=job.teaching.teacher)
+
+
+def work(job: Job) -> dict[str, float]:
+    """Multiply-adds of one image, 1e9, of a student and its teacher; empty for other models."""
+    if job.teaching is None:
+        return {}
+    job.method.module.requires_grad_(False)  # the counter fails at leaves with gradients
+    return {"gmacs": _gmacs(job.model()), "teacher_gmacs": _gmacs(job.teaching.teacher)}
+
+
+def _gmacs(model: MethodModel | Model) -> float:
+    size = model.preprocess.size_px
+    images = torch.zeros(1, 3, size, size, device=model.device)
+    vectors = model.class_vectors()
+    if not vectors.shape[1]:
+        return count_gmacs(model.logits, images)
+    return count_gmacs(lambda batch: model.forward_features(batch) @ vectors.T, images)
