@@ -148,8 +148,8 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, click.ClickException):
         if isinstance(error, click.NoSuchOption) and _could_be_key(error):
-            text = f"{error.message} A key of the recipe is set by --set KEY=VALUE; see kdedge schema."
-            error = click.NoSuchOption(error.option_name, text, ctx=error.ctx)
+            hint = "A key of the recipe is set by --set KEY=VALUE; see kdedge schema."
+            error = click.NoSuchOption(error.option_name, f"{error.message} {hint}", ctx=error.ctx)
         error.show(sys.stderr)
         return error.exit_code
     if isinstance(error, KdedgeError):
