@@ -151,7 +151,7 @@ def test_the_image_tower_of_another_clip_is_a_student(
 def test_it_goes_on_where_it_was_interrupted_and_ends_in_the_same_weights(
     project: Path, start: Callable[..., Any], kdedge: Run
 ) -> None:
-    given = options(*TUNED, "student.optim.epochs=6", "optim.checkpoint_every_s=0.001")
+    given = options(*TUNED, "student.optim.epochs=3", "optim.checkpoint_every_s=0.001")
     process = start("distill", "r.yaml", *given)
     process.wait_until(lambda: len(list(STUDENT.glob("checkpoints/e*.safetensors"))) > 1)
     process.send(signal.SIGINT)
