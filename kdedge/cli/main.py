@@ -143,7 +143,9 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, click.ClickException):
         if isinstance(error, click.NoSuchOption) and _could_be_key(error):
-            error.message += " A key of the recipe is set by --set KEY=VALUE; see kdedge schema."
+            hint = "A key of the recipe is set by --set KEY=VALUE; see kdedge schema."
+            message = f"{error.message} {hint}"
+            error = click.NoSuchOption(error.option_name, message, ctx=error.ctx)
         error.show(sys.stderr)
         return error.exit_code
     if isinstance(error, KdedgeError):
