@@ -134,8 +134,8 @@ def _bar(what: str, total: int | None, done: int, in_bytes: bool, unit: str) -> 
 
     def advance(done: int, detail: str = "") -> None:
         nonlocal drawn
-        took = time.monotonic() - began
-        speed = rate((done - first) / took, unit) if unit and took > 0 else ""
+        took = max(time.monotonic() - began, 1e-9)
+        speed = rate((done - first) / took, unit) if unit and done > first else ""
         text = ", ".join(part for part in (what, detail, speed) if part)
         shown = text if len(text) <= width else f"{text[: width - 1]}…"
         bar.update(task.id, completed=done, description=shown)
