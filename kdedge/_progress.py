@@ -58,7 +58,10 @@ def progress(
 
 @contextlib.contextmanager
 def working(what: str) -> Iterator[None]:
-    """Context that names work of unknown length on a terminal; elsewhere nothing is shown."""
+    """Context that names work of unknown length on a terminal; elsewhere nothing is shown.
+
+    Another package's bar on stderr would not be seen meanwhile.
+    """
     if not _is_terminal():
         yield
         return
@@ -127,11 +130,12 @@ def _bar(what: str, total: int | None, done: int, in_bytes: bool, unit: str) -> 
     bar.add_task(what, total=total, completed=done)
     (task,) = bar.tasks
     width = options["console"].width - len(str(numbers.render(task))) - _BAR_AND_ETA
-    drawn = -math.inf
+    first, began, drawn = done, time.monotonic(), -math.inf
 
     def advance(done: int, detail: str = "") -> None:
         nonlocal drawn
-        speed = rate(task.speed, unit) if unit and task.speed else ""
+        took = max(time.monotonic() - began, 1e-9)
+        speed = rate((done - first) / took, unit) if unit and done > first else ""
         text = ", ".join(part for part in (what, detail, speed) if part)
         shown = text if len(text) <= width else f"{text[: width - 1]}…"
         bar.update(task.id, completed=done, description=shown)

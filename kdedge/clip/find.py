@@ -18,6 +18,7 @@ import torch
 from open_clip import CLIP
 from torch import nn
 
+from kdedge._progress import working
 from kdedge.clip.architecture import (
     build_empty,
     build_filled,
@@ -264,7 +265,8 @@ def _found(
 ) -> FoundBackbone:
     """Checks the file against the model, and hashes both."""
     blueprint.check(where or name)
-    weights_hash = blueprint.hash_weights()
+    with working(f"reading the weights of {name}"):
+        weights_hash = blueprint.hash_weights()
     empty = blueprint.empty.eval()
     if isinstance(empty, CLIP):
         embed_dim = int(empty.text_projection.shape[1])

@@ -75,9 +75,7 @@ class Workspace:
         """
         key = (spec, needs_texts)
         if key not in self._found:
-            with working(f"reading the weights of {spec.name or spec.weights}"):
-                found = find_backbone(spec, needs_texts=needs_texts, hashes=self._hashes)
-            self._found[key] = found
+            self._found[key] = find_backbone(spec, needs_texts=needs_texts, hashes=self._hashes)
         return self._found[key]
 
     def load_backbone(self, found: FoundBackbone) -> AnyBackbone:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -113,7 +114,9 @@ def test_a_training_on_a_terminal_has_a_bar_and_stdout_stays_empty(
     assert code == 0, shown
     assert output == b""
     assert b"21/21" in shown
+    assert b"ETA" in shown
     assert b"0:00:0" in shown
+    assert re.search(rb"training \w+, [\d.,]+ images/s, epoch 1, loss ", shown)
 
 
 _NESTED = """
