@@ -11,6 +11,7 @@ from kdedge.config.load import load_recipe
 from kdedge.eval_details import EvalDetails
 from kdedge.results import EvalResult
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.image_lists import warn_of_changes
 from kdedge.runs.measure import measure, predict_logits
 from kdedge.runs.model import RunModel, load_run
 from kdedge.setup.classes import load_classes
@@ -35,6 +36,7 @@ def evaluate_run(
         RecipeError: the run is not finished or its recipe has no test images.
     """
     model, images = _open_with_test_images(run, workspace, overrides)
+    warn_of_changes(run, model.loaded, {"test": images}, model.class_names)
     trained_on = model.setup.classes.names
     if run.kind == "student" and model.class_names != trained_on:
         log.warning(
