@@ -1,4 +1,4 @@
-"""Show a run: provenance, status, accuracies, files."""
+"""Show a run or an artifact: provenance, status, accuracies, files."""
 
 from __future__ import annotations
 
@@ -17,22 +17,35 @@ from kdedge.runs.provenance import Provenance, RoundSummary
 
 
 @click.command("show")
-@click.argument("run", required=False)
+@click.argument("run", metavar="[RUN|ARTIFACT]", required=False)
 @runs_option
 @json_option
 def command(run: str | None, root: Path, as_json: bool) -> None:
-    """Show the provenance, status, accuracies and files of RUN.
+    """Show the provenance, status, accuracies and files of RUN, or what an ARTIFACT holds.
 
     RUN is a run folder, name/NN, or a recipe's name for its newest finished run. The default is the
     newest finished student, or any finished run if there is no student.
     """
+    if run is not None and (Path(run) / "artifact.json").is_file():
+        from kdedge.cli._artifact import artifact_record, artifact_text
+        from kdedge.runtime.artifact import load_artifact
+
+        artifact = load_artifact(Path(run))
+        print_result(artifact_record(artifact), as_json=as_json, text=artifact_text(artifact))
+        return
     found = find_run(run, root)
     print_result(run_record(found), as_json=as_json, text=_text(found))
 
 
 def _text(run: RunFolder) -> str:
     record = run.read_provenance()
-    parts = [f"{run.path}: {run.kind}, {record.status}", table(_facts(record))]
+    facts = _facts(record)
+    if (run.path / "artifacts").is_dir():
+        from kdedge.cli._artifact import resealed_artifacts
+
+        told = resealed_artifacts(run)
+        facts += [["artifacts", told]] if told else []
+    parts = [f"{run.path}: {run.kind}, {record.status}", table(facts)]
     rows = evaluation_rows(run)
     if rows:
         parts.append(accuracy_table(rows))
