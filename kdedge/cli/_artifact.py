@@ -67,6 +67,8 @@ def resealed_artifacts(run: RunFolder) -> str | None:
 
 
 def _sealed(artifact: Artifact) -> str:
+    if not artifact.is_sealed:
+        return "of version 0.1, without a seal: a change by hand would not be noticed"
     if not artifact.resealed:
         return "as it was exported"
     return f"changed by hand and accepted with --reseal at {artifact.resealed[-1].at}"

@@ -16,8 +16,6 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-HERE = Path(__file__).resolve().parent
-ARTIFACT = json.loads((HERE / "artifact.json").read_text(encoding="utf-8"))
 MODEL = "model.onnx"
 
 
@@ -35,9 +33,8 @@ def read_rgb(path: str) -> Image.Image:
     return Image.alpha_composite(white, turned.convert("RGBA")).convert("RGB")
 
 
-def resize_and_crop(image: Image.Image) -> Image.Image:
-    """Gives the square that the model takes."""
-    wanted = ARTIFACT["preprocess"]
+def resize_and_crop(image: Image.Image, wanted: dict[str, Any]) -> Image.Image:
+    """Gives the square that the model takes, as `preprocess` of artifact.json says."""
     size, (width, height) = wanted["size_px"], image.size
     new_size = [size, size]
     if wanted["resize_mode"] == "shortest":
@@ -48,25 +45,28 @@ def resize_and_crop(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def prepare(path: str) -> Any:
+def prepare(path: str, artifact: dict[str, Any]) -> Any:
     """Gives what the graph takes of one image, [3, S, S]."""
-    pixels = np.asarray(resize_and_crop(read_rgb(path))).transpose(2, 0, 1)
-    if ARTIFACT["input"]["dtype"] == "uint8":
+    image = resize_and_crop(read_rgb(path), artifact["preprocess"])
+    pixels = np.asarray(image).transpose(2, 0, 1)
+    if artifact["input"]["dtype"] == "uint8":
         return pixels
     return pixels.astype(np.float32) / np.float32(255)
 
 
 def main() -> None:
     """Prints the best class of each image, and its score in percent where the model has scores."""
-    session = onnxruntime.InferenceSession(HERE / MODEL, providers=["CPUExecutionProvider"])
-    batch = ARTIFACT["input"]["batch"]
+    here = Path(__file__).resolve().parent
+    artifact = json.loads((here / "artifact.json").read_text(encoding="utf-8"))
+    session = onnxruntime.InferenceSession(here / MODEL, providers=["CPUExecutionProvider"])
+    batch = artifact["input"]["batch"]
     n_copies = 1 if batch == "dynamic" else batch  # a graph of a fixed batch takes no fewer
     for path in sys.argv[1:]:
-        images = np.stack([prepare(path)] * n_copies)
+        images = np.stack([prepare(path, artifact)] * n_copies)
         logits = session.run(["logits"], {"images": images})[0][0].astype(np.float64)
         best = int(logits.argmax())
-        line = f"{path}\t{ARTIFACT['class_names'][best]}"
-        if ARTIFACT["output"]["head"] == "scores":
+        line = f"{path}\t{artifact['class_names'][best]}"
+        if artifact["output"]["head"] == "scores":
             scores = np.exp(logits - logits.max())
             line += f"\t{100 * scores[best] / scores.sum():.2f}"
         print(line)

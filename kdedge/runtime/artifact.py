@@ -77,6 +77,7 @@ class Artifact:
         others: SHA-256 in hex of each other file in the folder, by name.
         provenance: command, versions, seeds and hashes of what it was made from.
         resealed: when its record was accepted after changes by hand.
+        is_sealed: whether its record has a seal; that of version 0.1 has none until it is saved.
     """
 
     path: Path
@@ -92,6 +93,7 @@ class Artifact:
     others: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     resealed: tuple[Resealed, ...] = ()
+    is_sealed: bool = field(default=True, compare=False)
 
     def __post_init__(self) -> None:
         where = self.path / FILE_NAME
@@ -315,7 +317,8 @@ def reseal(path: Path) -> tuple[Artifact, str | None]:
     if problem is not None:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         entry = Resealed(now, __version__, seal)
-        artifact = dataclasses.replace(artifact, resealed=(*artifact.resealed, entry))
+        entries = (*artifact.resealed, entry)
+        artifact = dataclasses.replace(artifact, resealed=entries, is_sealed=True)
         artifact.save()
     return artifact, problem
 
@@ -357,6 +360,7 @@ def _read(folder: Path) -> tuple[Artifact, str | None, str | None]:
         others=found.others,
         provenance=found.provenance,
         resealed=resealed,
+        is_sealed=seal is not None,
     )
     if seal is not None and seal_of(json.loads(data)) != seal:
         return artifact, seal, "its content is not the one that was sealed: it was changed"

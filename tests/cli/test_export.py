@@ -38,6 +38,15 @@ def predict(kdedge: Callable[..., Any], artifact: Path, *images: str) -> list[di
     return [json.loads(line) for line in done.out.splitlines()]
 
 
+def run_example(artifact: Path, *images: str) -> list[list[str]]:
+    """Runs an artifact's example.py in a process that does not see kdedge; gives its lines."""
+    process = subprocess.run(
+        [sys.executable, "-I", artifact / "example.py", *images],
+        env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [line.split("\t") for line in process.stdout.splitlines()]
+
+
 def test_a_bare_export_writes_the_newest_students_float32_file(
     trained: Path, kdedge: Callable[..., Any]
 ) -> None:
@@ -247,11 +256,7 @@ def test_the_example_in_an_artifact_answers_as_predict_does(
     Image.fromarray(gradient(40, 40, 1).astype(np.uint16) * 257).save(tmp_path / "gray16.png")
     Image.fromarray(gradient(64, 33, 3)).quantize(9).save(tmp_path / "palette.png")
     images = sorted(map(str, [*tmp_path.iterdir(), *Path("test/cat").iterdir()]))
-    process = subprocess.run(
-        [sys.executable, exported / "example.py", *images],
-        env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    lines = [line.split("\t") for line in process.stdout.splitlines()]
+    lines = run_example(exported, *images)
     expected = predict(kdedge, exported, *images)
     assert len(lines) == len(expected) == 10
     for (name, found, score), answer in zip(lines, expected, strict=True):
@@ -485,9 +490,13 @@ def test_json_is_one_object(trained: Path, kdedge: Callable[..., Any]) -> None:
 
 
 def test_a_teacher_can_be_exported_too(trained: Path, kdedge: Callable[..., Any]) -> None:
-    done = kdedge("export", "tiny/01", "--head", "argmax", "--pixels", "uint8")
+    wishes = ("--head", "argmax", "--pixels", "uint8", "--set", "export.batch=2")
+    done = kdedge("export", "tiny/01", *wishes)
     assert done.code == 0, done.err
-    record = read(Path("runs/tiny/01/artifacts/01/artifact.json"))
+    artifact = Path("runs/tiny/01/artifacts/01")
+    record = read(artifact / "artifact.json")
     assert record["output"]["head"] == "argmax"
     assert record["input"]["pixels"] == "uint8"
     assert record["files"][0]["parity"]["agreement_percent"] == 100
+    answers = [[one["image"], one["class"]] for one in predict(kdedge, artifact, "test/cat/0.jpg")]
+    assert run_example(artifact, "test/cat/0.jpg") == answers
