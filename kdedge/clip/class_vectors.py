@@ -21,7 +21,7 @@ from kdedge.records import parse_record
 log = logging.getLogger(__name__)
 
 _UNIT_LENGTH_TOLERANCE = 1e-3
-_REMEDY = "Put the file back from a copy, or train or import again, which makes a new run."
+_REMEDY = "Train or import again, which makes a new run, or put the file back from a copy."
 
 
 @dataclass(frozen=True, eq=False)
