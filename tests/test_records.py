@@ -30,8 +30,17 @@ def _run(file: Path) -> RunFolder:
 
 
 def _saved_again(file: Path) -> dict[str, Any]:
+    """An artifact.json of version 0.1 as it is written now, in that version's form."""
     path = load_artifact(file).save()
-    return json.loads(path.read_text(encoding="utf-8"))
+    values = json.loads(path.read_text(encoding="utf-8"))
+    known = {**values["preprocess"], **values["in_graph"]}
+    order = ("size_px", "mean", "std", "interpolation", "resize_mode")
+    values |= {"format": 1, "preprocess": {key: known[key] for key in order}}
+    for key in ("dtype", "layout", "channels", "values"):
+        del values["input"][key]
+    for key in ("in_graph", "resealed", "seal"):
+        del values[key]
+    return values
 
 
 def _dicts(records: dict[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from kdedge.methods.registry import list_methods, load_method
 from kdedge.results import EvalResult, ParityResult
 from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.image_lists import warn_of_changes
 from kdedge.runs.model import RunModel, load_run
 from kdedge.runs.results import read_details, read_evaluation
 from kdedge.setup.method import choose_method, has_class_vectors
@@ -68,6 +69,7 @@ def run_subjects(
         _check_method(name)
     _check_has_class_vectors(run)
     trained = load_run(run, workspace)
+    _compare_test_images(trained)
     recipe = trained.loaded.recipe
     rows: list[Subject] = []
     left_out: dict[str, str] = {}
@@ -103,6 +105,19 @@ def run_subjects(
             add(model, _known(run if is_kept else folder, "teacher", compared))
     add(own_model(trained), _own(_known(run, run.kind, compared), compared))
     return rows, left_out
+
+
+def _compare_test_images(trained: RunModel) -> None:
+    """Says where the accuracies of the run are of other test images than there are now."""
+    try:
+        lists = {"test": trained.images("test")}
+    except KdedgeError as error:
+        log.warning(
+            "The accuracies of %s are of test images that cannot be read now: %s",
+            *(trained.run.name, str(error).partition("\n")[0]),
+        )
+        return
+    warn_of_changes(trained.run, trained.loaded, lists, trained.setup.classes.names)
 
 
 def folded_name(run: RunFolder) -> str:

@@ -116,6 +116,11 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Path(path_type=Path),
     help="The artifact's folder. [default: artifacts/NN in the run]",
 )
+@click.option(
+    "--reseal",
+    is_flag=True,
+    help="Accept the artifact.json of ARTIFACT as it was changed by hand; the record keeps that.",
+)
 @click.option("--triton", type=click.Path(path_type=Path), help="Write a Triton model repository.")
 @click.option("--deepstream", type=click.Path(path_type=Path), help="Write a DeepStream config.")
 @set_option
@@ -132,14 +137,16 @@ def command(
     servers: _Servers,
     for_run: _RunOptions,
     root: Path,
+    reseal: bool,
     as_json: bool,
 ) -> None:
     """Export RUN for the device, or build engines from an ARTIFACT that was exported already.
 
-    RUN is a run folder, name/NN, or a recipe's name for its newest finished run; left out, it is
-    the newest finished student, or any run where no student is finished. The result is one folder
-    that runs without torch. Each file in it is compared with the float32 model on real images, and
-    one that misses the recipe's gates is marked and ends in exit code 6.
+    RUN is a run folder, name/NN, or a recipe's name for its newest finished student; left out, it
+    is the newest finished student, or any run where no student is finished. The result is one
+    folder that runs without torch. Each file in it is compared with the float32 model on real
+    images, and one that misses the recipe's gates is marked and ends in exit code 6. Where a
+    target's files cannot be built here, nothing is written.
 
     On the device, `kdedge export ARTIFACT --trt` builds engines from the ONNX files of the folder;
     it needs no torch.
@@ -151,7 +158,14 @@ def command(
     for target in targets:  # known before anything slow is done
         check_precisions(find_target(target.name), wanted.flagged)
     made = _Made()
-    if source is not None and (Path(source) / FILE_NAME).is_file():
+    is_artifact = source is not None and (Path(source) / FILE_NAME).is_file()
+    if reseal:
+        given = [*vars(for_run).values(), *vars(wanted).values(), *vars(servers).values()]
+        if source is None or not is_artifact or any(given):
+            raise click.UsageError("--reseal goes with an artifact's folder and nothing else.")
+        _reseal(Path(source), as_json=as_json)
+        return
+    if source is not None and is_artifact:
         _refuse_run_options(source, wanted, for_run)
         made.artifact = load_artifact(Path(source))
         if not (targets or servers.triton or servers.deepstream):
@@ -159,11 +173,10 @@ def command(
                 f"{source} is exported already. Name what to build from it:"
                 f" {', '.join(_flags_for_artifacts())}, --triton DIR or --deepstream DIR."
             )
-        precisions = wanted.asked
+        for target in targets:
+            made.add_target(target, wanted.asked)
     else:
-        precisions = made.from_run(source, root, wanted, for_run)
-    for target in targets:
-        made.add_target(target, precisions)
+        made.from_run(source, root, wanted, for_run)
     if not made.failed:  # a server would get another file than the one that is missing
         made.add_servers(servers, next(iter(wanted.flagged), None))
     record = {
@@ -197,18 +210,15 @@ class _Made:
         self.names: list[str] = []
         self.written: list[Path] = []
         self.failed: list[KdedgeError] = []
-        self._model: Any = None
 
     def from_run(
         self, source: str | None, root: Path, wanted: _Wanted, for_run: _RunOptions
-    ) -> set[Precision]:
-        """Exports a run; gives the precisions that its recipe and the flags ask for."""
-        exported, precisions = _export_run(source, root, wanted, for_run)
+    ) -> None:
+        """Exports a run, with the files of all targets that are asked for."""
+        exported = _export_run(source, root, wanted, for_run)
         self.artifact, self.gflops = exported.artifact, exported.gflops
-        self._model = exported.model
         self.names = [file.name for file in self.artifact.files]
         self.written = [self.artifact.path]
-        return precisions
 
     def add_target(self, target: Target, precisions: set[Precision]) -> None:
         """Builds one target's files into the artifact."""
@@ -218,7 +228,7 @@ class _Made:
         before = self.artifact
         chosen = _precisions_of(target, precisions)
         try:
-            self.artifact, names = build_files(before, target.name, chosen, model=self._model)
+            self.artifact, names = build_files(before, target.name, chosen)
         except KdedgeError as error:
             self.failed.append(error)
             # With the files that were built before the one that failed
@@ -257,10 +267,8 @@ def _precisions_of(target: Target, precisions: set[Precision]) -> list[Precision
     return chosen or [target.precisions[0]]
 
 
-def _export_run(
-    source: str | None, root: Path, wanted: _Wanted, for_run: _RunOptions
-) -> tuple[Any, set[Precision]]:
-    """Folds a run and writes its artifact; gives the precisions asked for too."""
+def _export_run(source: str | None, root: Path, wanted: _Wanted, for_run: _RunOptions) -> Any:
+    """Folds a run and writes its artifact."""
     from kdedge.runs.find import find_run
 
     need_training_packages("Folding a run")
@@ -273,7 +281,7 @@ def _export_run(
 
     given = {"head": for_run.head, "pixels": for_run.pixels}
     flags = tuple(f"export.{key}={value}" for key, value in given.items() if value is not None)
-    run = find_run(source, root)
+    run = find_run(source, root, prefer="student")
     trained = load_run(
         run,
         Workspace(run.root, choose_device(for_run.device)),
@@ -283,14 +291,35 @@ def _export_run(
     check_has_class_vectors(trained.setup.choice)
     recipe = trained.loaded.recipe
     precisions = wanted.asked | set(recipe.export.precisions)
+    built_from = set(precisions)
+    if "int8" in precisions:
+        built_from.add("fp16")
+    others = [target for target in wanted.targets if target.name != "onnx"]
+    targets = {target.name: _precisions_of(target, built_from) for target in others}
     needed = set(precisions)
-    for target in wanted.targets:
+    for target in others:
         if target.source == "ONNX file":
-            needed |= set(_precisions_of(target, precisions))
-    exported = export_artifact(
-        trained, spec=recipe.export, gates=recipe.gates, precisions=needed, output=for_run.output
+            needed.update(targets[target.name])
+    return export_artifact(
+        trained,
+        spec=recipe.export,
+        gates=recipe.gates,
+        precisions=needed,
+        targets=targets,
+        output=for_run.output,
     )
-    return exported, precisions | ({"fp16"} if "int8" in precisions else set())
+
+
+def _reseal(path: Path, *, as_json: bool) -> None:
+    """Accepts a record that was changed by hand, and says so."""
+    from kdedge.runtime.artifact import reseal
+
+    artifact, problem = reseal(path)
+    text = f"{artifact.path} is as it was sealed: there is nothing to accept."
+    if problem is not None:
+        text = f"Resealed {artifact.path}: {problem}. `kdedge show` and artifact.json keep that."
+    record = {"artifact": str(artifact.path), "resealed": problem is not None}
+    print_result(record, as_json=as_json, text=text)
 
 
 def _flags_for_artifacts() -> list[str]:

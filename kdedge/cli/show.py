@@ -1,4 +1,4 @@
-"""Show a run: what it reached, what made it, what it holds."""
+"""Show a run or an artifact: what it reached, what made it, what it holds."""
 
 from __future__ import annotations
 
@@ -26,18 +26,25 @@ from kdedge.runs.provenance import Provenance, RoundSummary
 
 
 @click.command("show")
-@click.argument("run", required=False)
+@click.argument("run", metavar="[RUN|ARTIFACT]", required=False)
 @click.option(
     "--all", "is_whole", is_flag=True, help="Also settings, versions, hashes and every file."
 )
 @runs_option
 @json_option
 def command(run: str | None, is_whole: bool, root: Path, as_json: bool) -> None:
-    """Show what RUN reached, what made it and what it holds.
+    """Show what RUN reached, what made it and what it holds, or what an ARTIFACT holds.
 
     RUN is a run folder, name/NN, or a recipe's name for its newest finished run. The default is the
     newest finished student, or any finished run if there is no student.
     """
+    if run is not None and (Path(run) / "artifact.json").is_file():
+        from kdedge.cli._artifact import artifact_record, artifact_text
+        from kdedge.runtime.artifact import load_artifact
+
+        artifact = load_artifact(Path(run))
+        print_result(artifact_record(artifact), as_json=as_json, text=artifact_text(artifact))
+        return
     found = find_run(run, root)
     print_result(run_record(found), as_json=as_json, text=_text(found, is_whole=is_whole))
 
@@ -50,10 +57,20 @@ def _text(run: RunFolder, *, is_whole: bool) -> str:
         headline_of(run),
         accuracy_tables(rows) if rows else None,
         unlabeled_text(run),
-        table(_facts(run, record, is_whole=is_whole)),
+        table([*_facts(run, record, is_whole=is_whole), *_resealed(run)]),
         table(_files(run), align="lr") if is_whole else _summary(run),
     ]
     return "\n\n".join(part for part in parts if part is not None)
+
+
+def _resealed(run: RunFolder) -> list[list[str]]:
+    """What was changed by hand in the run's exports."""
+    if not (run.path / "artifacts").is_dir():
+        return []
+    from kdedge.cli._artifact import resealed_artifacts
+
+    told = resealed_artifacts(run)
+    return [["artifacts", told]] if told else []
 
 
 def _summary(run: RunFolder) -> str:

@@ -16,10 +16,12 @@ from torch import Tensor
 from kdedge._files import explain_os_error, sha256_json, write_atomic
 from kdedge.clip.tensor_file import encode_tensors
 from kdedge.errors import DataError, ShapeError
+from kdedge.records import parse_record
 
 log = logging.getLogger(__name__)
 
 _UNIT_LENGTH_TOLERANCE = 1e-3
+_REMEDY = "Train or import again, which makes a new run, or put the file back from a copy."
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,12 +73,13 @@ class ClassVectors:
         return ClassVectors(self.vectors[rows], tuple(class_names), self.provenance)
 
     def save(self, path: Path) -> None:
-        """Writes one safetensors file, names and hash in its metadata."""
+        """Writes one safetensors file, names and hashes in its metadata."""
         vectors = self.vectors.detach().float().cpu().contiguous()
         metadata = {
             "class_names": json.dumps(list(self.class_names), ensure_ascii=False),
             "made_by": self.provenance,
             "sha256": _sha256(vectors),
+            "sha256_names": sha256_json(list(self.class_names)),
         }
         write_atomic(path, encode_tensors({"class_vectors": vectors}, metadata))
 
@@ -87,7 +90,7 @@ def _sha256(features: Tensor) -> str:
 
 
 def load_class_vectors(path: Path) -> ClassVectors:
-    """Reads a file of `ClassVectors.save`.
+    """Reads a file of `ClassVectors.save`; that of version 0.1 has no hash of the names.
 
     Raises:
         DataError: the file is missing, damaged or something else.
@@ -96,19 +99,30 @@ def load_class_vectors(path: Path) -> ClassVectors:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             vectors = file.get_tensor("class_vectors")
-        names = tuple(json.loads(metadata["class_names"]))
-        provenance, sha256 = metadata["made_by"], metadata["sha256"]
+        texts, provenance, sha256 = (metadata[key] for key in ("class_names", "made_by", "sha256"))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise DataError(
             f"{path} does not hold class vectors: {error}.\n"
-            "  The file is missing or damaged: train or import again, which makes a new run."
+            f"  The file is missing or damaged. {_REMEDY}"
         ) from error
+    where = f"{path}: class_names of its metadata"
+    names = parse_record(tuple[str, ...], texts, where=where, remedy=_REMEDY)
+    if vectors.dtype != torch.float32:
+        raise DataError(
+            f"{path}: its class vectors are {vectors.dtype}; expected torch.float32.\n  {_REMEDY}"
+        )
     if _sha256(vectors) != sha256:
         raise DataError(
-            f"{path} is damaged: its class vectors are not the ones that were written.\n"
-            "  Train or import again, which makes a new run."
+            f"{path} is damaged: its class vectors are not the ones that were written.\n  {_REMEDY}"
         )
-    return ClassVectors(vectors, names, provenance)
+    if metadata.get("sha256_names", sha256_json(list(names))) != sha256_json(list(names)):
+        raise DataError(
+            f"{path} is damaged: its class names are not the ones that were written.\n  {_REMEDY}"
+        )
+    try:
+        return ClassVectors(vectors, names, provenance)
+    except (DataError, ShapeError) as error:
+        raise DataError(f"{path}: {error}\n  {_REMEDY}") from error
 
 
 class TextFeatureCache:

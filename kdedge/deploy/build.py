@@ -78,6 +78,21 @@ def build_files(
     return artifact, tuple(names)
 
 
+def check_target(name: str, precisions: Sequence[Precision]) -> None:
+    """Makes sure that a target's files can be built here, before anything slow is done.
+
+    Raises:
+        RecipeError: there is no such target, or it makes no files of a precision.
+        SetupError: package or device is missing.
+    """
+    target = find_target(name)
+    check_precisions(target, precisions)
+    module = load_build(target)
+    module.check_environment()
+    for precision in precisions:
+        module.plan(precision)
+
+
 def check_precisions(target: Target, precisions: Sequence[Precision]) -> None:
     """Makes sure that a target makes files of these precisions.
 

@@ -49,14 +49,15 @@ class CalibrationSet:
     preprocess: Preprocess
 
     def record(self) -> dict[str, Any]:
-        """Gives plain values for `calibration.json`."""
+        """Gives plain values for `calibration.json`; the graph normalizes the images itself."""
+        prepared = {k: v for k, v in self.preprocess.as_dict().items() if k not in ("mean", "std")}
         files = zip(self.keys, self.digests, self.predicted, strict=True)
         return {
             "n_images": len(self.keys),
             "n_classes": len(set(self.predicted)),
             "method": _METHOD,
             "seed": self.seed,
-            "preprocess": self.preprocess.as_dict(),
+            "preprocess": {**prepared, "normalization": "in graph"},
             "files": [
                 {"key": key, "sha256": digest, "predicted": index} for key, digest, index in files
             ],

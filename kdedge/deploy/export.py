@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shlex
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from kdedge._files import sha256_file, write_json
 from kdedge._folders import new_folder
 from kdedge.config.recipe import ExportSpec, GatesSpec
 from kdedge.data.images import spread
+from kdedge.deploy.build import build_files, check_target
 from kdedge.deploy.calibrate import CalibrationSet, choose_calibration_images
 from kdedge.deploy.fold import FoldedModel, fold
+from kdedge.deploy.model_card import write_model_card
 from kdedge.deploy.parity import (
     MAX_SMOKE_IMAGES,
     SMOKE_SET,
@@ -34,9 +37,10 @@ from kdedge.deploy.parity import (
 )
 from kdedge.deploy.pixels import read_pixels
 from kdedge.deploy.reference import Reference, run_reference
-from kdedge.errors import DataError, RecipeError
+from kdedge.errors import DataError, KdedgeError, RecipeError, SetupError
 from kdedge.evaluation.agreement import compare
 from kdedge.evaluation.flops import count_gmacs
+from kdedge.runs.image_lists import warn_of_changes
 from kdedge.runs.model import RunModel
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.batches import to_input
@@ -44,6 +48,7 @@ from kdedge.setup.images import Images
 from kdedge.targets.onnx import build as onnx_build
 from kdedge.targets.onnx import run as onnx_run
 from kdedge.targets.protocol import BuildRequest, PlannedFile
+from kdedge.targets.registry import find_target
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +79,7 @@ def export_artifact(
     spec: ExportSpec,
     gates: GatesSpec,
     precisions: Collection[Precision],
+    targets: Mapping[str, Sequence[Precision]] | None = None,
     output: Path | None = None,
 ) -> Exported:
     """Folds a trained model and writes its artifact, whole or not at all.
@@ -83,14 +89,18 @@ def export_artifact(
         spec: the recipe's `export`.
         gates: the recipe's `gates`.
         precisions: beside fp32, which is always written; int8 brings fp16 with it.
+        targets: names of further targets, whose files are built too, with their precisions.
         output: the artifact's folder, which must not exist; the next number under the run's
             `artifacts` where none is given.
 
     Raises:
         RecipeError: the folder exists, or the recipe has no images to compare with.
         DataError: images are unreadable, or INT8 is wanted and there are none to calibrate with.
+        SetupError: a target's files cannot be built here.
         ResourceError: the disk is full.
     """
+    targets = targets or {}
+    _check_targets(trained, targets)
     onnx_build.check_environment()
     for precision in precisions:
         onnx_build.plan(precision)  # what it needs is looked for before anything slow is done
@@ -103,6 +113,8 @@ def export_artifact(
             " choose its ranges.\n  Add data.unlabeled, as in --set data.unlabeled.folder=DIR, or"
             " leave INT8 out."
         )
+    lists = {"unlabeled": pool, "test": trained.images("test")}
+    warn_of_changes(trained.run, trained.loaded, lists, trained.setup.classes.names)
     model = fold(
         trained.image_path(),
         trained.vectors.vectors,
@@ -116,8 +128,47 @@ def export_artifact(
     with new_folder(parent, is_numbered=output is None) as (part, place):
         writer = _Writer(trained, part, spec=spec, gates=gates, reference=reference)
         writer.write(model, pool, precisions)
-    artifact = dataclasses.replace(writer.artifact, path=place())
+        artifact = writer.artifact
+        for name, wanted in targets.items():
+            artifact = _with_target(artifact, name, wanted, model)
+    artifact = dataclasses.replace(artifact, path=place())
     return Exported(artifact, model, _gflops(trained, model))
+
+
+def _check_targets(trained: RunModel, targets: Mapping[str, Sequence[Precision]]) -> None:
+    """Refuses, before anything is written, what cannot be built here.
+
+    An artifact without what was asked for would be the newest one, which other commands take.
+    """
+    for name, precisions in targets.items():
+        try:
+            check_target(name, precisions)
+        except SetupError as error:
+            target = find_target(name)
+            if target.source != "ONNX file":
+                raise
+            flags = [f"--{precision}" for precision in precisions if precision != "fp32"][-1:]
+            here = shlex.join(["kdedge", "export", str(trained.run.path), *flags])
+            there = shlex.join(["kdedge", "export", "ARTIFACT", target.flag, *flags])
+            raise SetupError(
+                f"{error}\n  Nothing was written. To build on another machine, as on the device,"
+                f" write the ONNX files here: {here}\n  Copy the artifact there and run: {there}"
+            ) from error
+
+
+def _with_target(
+    artifact: Artifact, name: str, precisions: Sequence[Precision], model: FoldedModel
+) -> Artifact:
+    """The artifact, not yet in its place, with a target's files."""
+    try:
+        return build_files(artifact, name, precisions, model=model)[0]
+    except KdedgeError:
+        log.warning(
+            "Nothing of this export is kept, as %s's files could not be built.\n"
+            "  Leave %s out to have the ONNX files.",
+            *(find_target(name).label, find_target(name).flag),
+        )
+        raise
 
 
 class _Writer:
@@ -175,6 +226,8 @@ class _Writer:
         some = spread(len(self._reference.pixels), MAX_SMOKE_IMAGES)
         write_smoke_set(smoke, self._reference.pixels[some], self._reference.logits[some])
         self._keep(smoke)
+        for path in write_model_card(self.artifact, self._folder):
+            self._keep(path)
         self.artifact.save()
 
     def _metadata(self) -> dict[str, Any]:
@@ -182,8 +235,8 @@ class _Writer:
         artifact = self.artifact
         return {
             "class_names": list(artifact.class_names),
-            "preprocess": artifact.preprocess.as_dict(),
-            "pixels": artifact.pixels,
+            "normalization": "in graph",
+            **artifact.usage(),
             "head": artifact.head,
             "kdedge": __version__,
             "provenance": artifact.provenance,

@@ -79,6 +79,8 @@ class FoldedBlock(nn.Module):
     def _heads(self, tokens: Tensor) -> Tensor:
         """[B, N, D] -> [B, heads, N, D / heads]."""
         n_images, n_tokens, _ = tokens.shape
+        if n_tokens == 1:  # nothing changes places, and the graph has a node less
+            return tokens.reshape(n_images, self.n_heads, 1, -1)
         return tokens.reshape(n_images, n_tokens, self.n_heads, -1).transpose(1, 2)
 
     def forward(self, tokens: Tensor, n_queries: int | None = None) -> Tensor:
@@ -92,7 +94,9 @@ class FoldedBlock(nn.Module):
             key = torch.cat([key, self.memory_key.expand(n_images, -1, -1, -1)], dim=2)
             value = torch.cat([value, self.memory_value.expand(n_images, -1, -1, -1)], dim=2)
         attended = (query @ key.transpose(-1, -2)).softmax(dim=-1) @ value
-        residual = queries + self.out(attended.transpose(1, 2).flatten(2))
+        if queries.shape[1] > 1:  # as in `_heads`
+            attended = attended.transpose(1, 2)
+        residual = queries + self.out(attended.reshape(queries.shape))
         result: Tensor = residual + self.ls_2(self.mlp(self.ln_2(residual)))
         return result
 

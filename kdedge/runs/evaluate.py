@@ -12,6 +12,7 @@ from kdedge.errors import KdedgeError
 from kdedge.eval_details import EvalDetails
 from kdedge.results import EvalResult, UnlabeledResult
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.image_lists import warn_of_changes
 from kdedge.runs.measure import measure, predict_logits
 from kdedge.runs.model import RunModel, load_run
 from kdedge.runs.unlabeled import images_to_judge, judge
@@ -37,6 +38,7 @@ def evaluate_run(
         RecipeError: the run is not finished or its recipe has no test images.
     """
     model, images = _open_with_test_images(run, workspace, overrides)
+    warn_of_changes(run, model.loaded, {"test": images}, model.class_names)
     trained_on = model.setup.classes.names
     if run.kind == "student" and model.class_names != trained_on:
         log.warning(

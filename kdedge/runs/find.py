@@ -50,13 +50,14 @@ def newest(
     return max(found, key=lambda entry: entry[:2])[2] if found else None
 
 
-def find_run(argument: str | None, root: Path) -> RunFolder:
+def find_run(argument: str | None, root: Path, *, prefer: Kind | None = None) -> RunFolder:
     """Finds the run that a command's RUN argument means.
 
     Args:
         argument: a run folder, `name/NN`, or a recipe's name or its folder (its newest finished
             run); None for the newest finished student, and where there is none any finished run.
         root: folder of all runs.
+        prefer: of a name's runs, those of this kind come first.
 
     Raises:
         RecipeError: there is no such run; the message says what there is.
@@ -73,7 +74,8 @@ def find_run(argument: str | None, root: Path) -> RunFolder:
         if (path / "provenance.json").is_file():
             return RunFolder.open(path)
     for path in (root / argument, Path(argument).expanduser()):
-        run = newest(path.parent, path.name)
+        run = None if prefer is None else newest(path.parent, path.name, kind=prefer)
+        run = run or newest(path.parent, path.name)
         if run is not None:
             return run
     raise _unknown_run(argument, root)

@@ -126,6 +126,11 @@ class RunFolder:
         return self.path / "skipped.csv"
 
     @property
+    def image_lists(self) -> Path:
+        """Hashes of the images that the run was trained and measured on."""
+        return self.path / "image_lists.safetensors"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the two newest checkpoints."""
         return self.path / "checkpoints"
@@ -173,13 +178,16 @@ class RunFolder:
         """Whether `finish` was called."""
         return self.read_provenance().is_finished
 
-    def finish(self, **summary: Any) -> None:
+    def finish(self, *, measured_on: str | None = None, **summary: Any) -> None:
         """Records that everything of the run is written.
 
         Args:
+            measured_on: hash of the test images, which may have changed since the run began.
             summary: results worth a place in the record; plain values.
         """
         record = {"status": "finished", "finished_at": _now(), "summary": summary}
+        if measured_on is not None:
+            record["measured_on"] = measured_on
         write_json(self.provenance, {**self.read_provenance().to_dict(), **record})
 
     def mark(

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
+from kdedge.clip.class_vectors import ClassVectors
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.data.classes import class_list_hash
@@ -25,6 +25,7 @@ from kdedge.runs.weights import (
     class_vectors_provenance,
     features_provenance,
     open_weights,
+    read_class_vectors,
 )
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import Classes, classes_of
@@ -361,7 +362,7 @@ def load_run(
             f"{run.path} is not finished.\n  Go on with it: add --resume to its command."
         )
     loaded = load_recipe(run.recipe, overrides)
-    stored = load_class_vectors(run.class_vectors)
+    stored = read_class_vectors(run)
     trained = load_recipe(run.recipe)
     own = classes_of(trained.recipe, stored.class_names)
     # Of a student, overrides may say where its backbone's weights are now

@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from kdedge._files import sha256_json, write_atomic
-from kdedge.clip.class_vectors import ClassVectors
+from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
 from kdedge.clip.tensor_file import encode_tensors
 from kdedge.clip.weights import hash_weights
+from kdedge.data.classes import class_list_hash
 from kdedge.errors import DataError
 from kdedge.methods.protocol import Method
 from kdedge.runs.folder import RunFolder
@@ -69,6 +70,24 @@ def write_weights(run: RunFolder, setup: RoleSetup, method: Method, *, provenanc
     write_atomic(run.weights, encode_tensors(state, metadata))
     names = setup.classes.names
     ClassVectors(method.class_vectors().cpu(), names, provenance).save(run.class_vectors)
+
+
+def read_class_vectors(run: RunFolder) -> ClassVectors:
+    """Reads a run's class vectors, whose names have to be those of its record.
+
+    Raises:
+        DataError: the file is missing or damaged, or its names are others: each answer would have
+            another class's name.
+    """
+    stored = load_class_vectors(run.class_vectors)
+    recorded = run.read_provenance().hashes.get("class_list")
+    if recorded not in (None, class_list_hash(stored.class_names)):
+        raise DataError(
+            f"{run.class_vectors} holds other class names, or another order of them, than"
+            f" {run.provenance.name} records (hash of the class list).\n"
+            "  One of the two files was changed: put it back from a copy, or train or import again."
+        )
+    return stored
 
 
 @dataclass(frozen=True)

@@ -2,91 +2,59 @@
 
 Everything in the folder is known by its SHA-256. A file is used only where its bytes are the ones
 that were exported: `Artifact.checked` compares them before anything is deserialized.
+`artifact.json` has a seal, the hash of its own content: `reseal` alone accepts a changed one.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from unicodedata import category
 
 from kdedge import __version__
-from kdedge._files import sha256_file, write_json
+from kdedge._files import read_bytes, sha256_file, sha256_json, write_json
 from kdedge.errors import DataError
 from kdedge.records import (
     OPTIONAL,
     Bounds,
     Check,
     Holds,
-    NonNegative,
     Percent,
     PositiveCount,
     Record,
     Sha256,
     Shape,
-    read_record,
+    parse_record,
 )
-from kdedge.results import ParityResult
+from kdedge.runtime._seal import Resealed, is_format_1, seal_of
+from kdedge.runtime.image_input import (
+    InGraph,
+    Preparation,
+    describe_preparation,
+    describe_tensor,
+)
+from kdedge.runtime.image_input import Pixels as Pixels
+from kdedge.runtime.model_file import Device as Device
+from kdedge.runtime.model_file import Gate as Gate
+from kdedge.runtime.model_file import ModelFile as ModelFile
+from kdedge.runtime.model_file import Precision as Precision
 from kdedge.runtime.preprocess import Preprocess
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_NAME = "artifact.json"
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 
-Precision = Literal["fp32", "fp16", "int8"]
 Head = Literal["scores", "argmax"]
-Pixels = Literal["float", "uint8"]
-Device = Literal["any", "cpu", "gpu"]
-Gate = Literal["passed", "missed", "not measured"]
 
 # Unicode's control characters, lone surrogates, line and paragraph separators
 _UNWRITABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 _REMEDY = "Copy the folder from the export once more, or export again."
-
-
-@dataclass(frozen=True)
-class _BuiltWith(Shape):
-    """The facts of `ModelFile.built_with` that kdedge computes with."""
-
-    gmacs: Annotated[NonNegative, OPTIONAL]
-    parameters: Annotated[PositiveCount, OPTIONAL]
-    profiles: Annotated[list[Any], OPTIONAL]
-
-
-@dataclass(frozen=True)
-class ModelFile(Record):
-    """One file of the artifact that a backend can run.
-
-    Attributes:
-        name: the file's name in the folder.
-        target: what it was exported for, as in `onnx` or `tensorrt`.
-        precision: of its weights and arithmetic.
-        device: where it is meant to run.
-        sha256: of the file's bytes, in hex.
-        n_bytes: the file's size.
-        data: the name of its external data file, which is one of `Artifact.others`; None where
-            the weights are in the file itself.
-        made_from: SHA-256 of the ONNX file that an engine was built from; None for ONNX files.
-        built_with: what built it: tool, versions, device, profile, flags, seconds.
-        parity: how it compares with the model on real images; None where that was not measured.
-        gate: whether the comparison passed the recipe's gates.
-    """
-
-    name: str
-    target: str
-    precision: Precision
-    device: Device
-    sha256: Sha256
-    n_bytes: Annotated[int, Bounds(ge=1, le=10**18)]
-    data: str | None = None
-    made_from: Sha256 | None = None
-    built_with: Annotated[dict[str, Any], Holds(_BuiltWith)] = field(default_factory=dict)
-    parity: ParityResult | None = None
-    gate: Gate = "not measured"
 
 
 @dataclass(frozen=True)
@@ -108,6 +76,8 @@ class Artifact:
         files: what backends run.
         others: SHA-256 in hex of each other file in the folder, by name.
         provenance: command, versions, seeds and hashes of what it was made from.
+        resealed: when its record was accepted after changes by hand.
+        is_sealed: whether its record has a seal; that of version 0.1 has none until it is saved.
     """
 
     path: Path
@@ -122,6 +92,8 @@ class Artifact:
     files: tuple[ModelFile, ...] = ()
     others: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    resealed: tuple[Resealed, ...] = ()
+    is_sealed: bool = field(default=True, compare=False)
 
     def __post_init__(self) -> None:
         where = self.path / FILE_NAME
@@ -190,32 +162,44 @@ class Artifact:
         return path
 
     def save(self) -> Path:
-        """Writes `artifact.json` into the folder, atomically, and gives its path.
+        """Writes `artifact.json` into the folder, sealed and atomically, and gives its path.
 
         Raises:
             ResourceError: it cannot be written.
         """
         path = self.path / FILE_NAME
-        values = {
+        values: dict[str, Any] = {
             "format": FORMAT_VERSION,
             "kdedge": __version__,
             "name": self.name,
             "class_names": list(self.class_names),
-            "preprocess": self.preprocess.as_dict(),
-            "input": {
-                "name": INPUT_NAME,
-                "pixels": self.pixels,
-                "batch": self.batch,
-                "max_batch": self.max_batch,
-            },
+            **self.usage(),
             "output": {"name": OUTPUT_NAME, "head": self.head},
             "gates": self.gates,
             "files": [file.to_dict() for file in self.files],
             "others": self.others,
             "provenance": self.provenance,
+            "resealed": [one.to_dict() for one in self.resealed],
         }
-        write_json(path, values)
+        # Of the content as it is read back: JSON knows no tuples
+        seal = seal_of(json.loads(json.dumps(values)))
+        write_json(path, {**values, "seal": seal})
         return path
+
+    def usage(self) -> dict[str, Any]:
+        """Says how an image file becomes the graph's input, and what the graph does itself."""
+        in_graph = InGraph(self.preprocess.mean, self.preprocess.std)
+        return {
+            "preprocess": describe_preparation(self.preprocess, self.pixels).to_dict(),
+            "input": {
+                "name": INPUT_NAME,
+                "pixels": self.pixels,
+                "batch": self.batch,
+                "max_batch": self.max_batch,
+                **describe_tensor(self.pixels),
+            },
+            "in_graph": in_graph.to_dict(),
+        }
 
 
 def _check_class_names(names: tuple[str, ...], before: dict[str, Any]) -> None:
@@ -242,6 +226,14 @@ class _Input(Record):
 
 
 @dataclass(frozen=True)
+class _DescribedInput(_Input):
+    dtype: Literal["float32", "uint8"]
+    layout: Literal["NCHW"]
+    channels: Literal["RGB"]
+    values: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class _Output(Record):
     name: Literal["logits"]
     head: Head
@@ -257,19 +249,34 @@ class _Gates(Shape):
 
 @dataclass(frozen=True)
 class _Contents(Record):
-    """The contents of `artifact.json`."""
+    """What `artifact.json` holds in every format."""
 
     format: Annotated[int, Bounds(ge=1, le=FORMAT_VERSION)]
     kdedge: str
     name: str
     class_names: Annotated[tuple[str, ...], Check(_check_class_names)]
-    preprocess: Preprocess
-    input: _Input
     output: _Output
     gates: Annotated[dict[str, Any], Holds(_Gates)]
     files: tuple[ModelFile, ...]
     others: dict[str, Sha256]
     provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Contents1(_Contents):
+    """Format 1, of version 0.1: without a seal, and with mean and deviation among the steps."""
+
+    preprocess: Preprocess
+    input: _Input
+
+
+@dataclass(frozen=True)
+class _Contents2(_Contents):
+    preprocess: Preparation
+    input: _DescribedInput
+    in_graph: InGraph
+    resealed: tuple[Resealed, ...]
+    seal: Sha256
 
 
 def load_artifact(path: Path) -> Artifact:
@@ -279,16 +286,71 @@ def load_artifact(path: Path) -> Artifact:
         path: the folder, or its `artifact.json`.
 
     Raises:
-        DataError: it is not there, or not what an export writes.
+        DataError: it is not there, it is not what an export writes, or it was changed since.
         SetupError: a newer kdedge wrote it.
     """
-    folder = _folder(path)
-    found = read_record(_Contents, folder / FILE_NAME, remedy=_REMEDY)
-    return Artifact(
+    artifact, seal, problem = _read(_folder(path))
+    del seal
+    if problem is not None:
+        raise DataError(
+            f"{artifact.path / FILE_NAME}: {problem}.\n  {_REMEDY} Where the change is meant,"
+            f" accept it with: kdedge export {artifact.path} --reseal"
+        )
+    return artifact
+
+
+def reseal(path: Path) -> tuple[Artifact, str | None]:
+    """Accepts an `artifact.json` that was changed by hand, and records that.
+
+    Args:
+        path: the folder, or its `artifact.json`.
+
+    Returns:
+        The artifact, and what the change was known by; None where there was none, so that nothing
+        is written.
+
+    Raises:
+        DataError: the changed content is not what an artifact may hold.
+        ResourceError: it cannot be written.
+    """
+    artifact, seal, problem = _read(_folder(path))
+    if problem is not None:
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        entry = Resealed(now, __version__, seal)
+        entries = (*artifact.resealed, entry)
+        artifact = dataclasses.replace(artifact, resealed=entries, is_sealed=True)
+        artifact.save()
+    return artifact, problem
+
+
+def _read(folder: Path) -> tuple[Artifact, str | None, str | None]:
+    """An artifact, its seal, and what shows that its record was changed."""
+    file = folder / FILE_NAME
+    data = read_bytes(file)
+    found: _Contents1 | _Contents2
+    resealed: tuple[Resealed, ...] = ()
+    seal = None
+    if is_format_1(data):
+        found = parse_record(_Contents1, data, where=str(file), remedy=_REMEDY)
+        preprocess = found.preprocess
+    else:
+        found = parse_record(_Contents2, data, where=str(file), remedy=_REMEDY)
+        resealed, seal = found.resealed, found.seal
+        try:
+            preprocess = Preprocess(
+                size_px=found.preprocess.size_px,
+                mean=found.in_graph.mean,
+                std=found.in_graph.std,
+                interpolation=found.preprocess.interpolation,
+                resize_mode=found.preprocess.resize_mode,
+            )
+        except DataError as error:
+            raise DataError(f"{file}: {error}\n  {_REMEDY}") from error
+    artifact = Artifact(
         path=folder,
         name=found.name,
         class_names=found.class_names,
-        preprocess=found.preprocess,
+        preprocess=preprocess,
         pixels=found.input.pixels,
         head=found.output.head,
         max_batch=found.input.max_batch,
@@ -297,7 +359,21 @@ def load_artifact(path: Path) -> Artifact:
         files=found.files,
         others=found.others,
         provenance=found.provenance,
+        resealed=resealed,
+        is_sealed=seal is not None,
     )
+    if seal is not None and seal_of(json.loads(data)) != seal:
+        return artifact, seal, "its content is not the one that was sealed: it was changed"
+    if not resealed and not _has_exported_names(artifact):
+        return artifact, seal, "class_names are not those of the export: its provenance has others"
+    return artifact, seal, None
+
+
+def _has_exported_names(artifact: Artifact) -> bool:
+    """Whether the class names are those of the export; provenance need not say."""
+    hashes = artifact.provenance.get("hashes")
+    recorded = hashes.get("exported_class_list") if isinstance(hashes, dict) else None
+    return recorded in (None, sha256_json(list(artifact.class_names)))
 
 
 def _folder(path: Path) -> Path:

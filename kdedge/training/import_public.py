@@ -20,7 +20,6 @@ from torch import Tensor
 
 from kdedge._files import sha256_file, write_atomic
 from kdedge.clip.backbone import Backbone
-from kdedge.clip.class_vectors import load_class_vectors
 from kdedge.clip.public_checkpoint import (
     PromptKDParameters,
     PromptSRCParameters,
@@ -39,7 +38,12 @@ from kdedge.errors import DataError
 from kdedge.methods import promptkd, promptsrc
 from kdedge.methods.protocol import MethodSettings
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.weights import class_vectors_provenance, hash_trained, write_weights
+from kdedge.runs.weights import (
+    class_vectors_provenance,
+    hash_trained,
+    read_class_vectors,
+    write_weights,
+)
 from kdedge.setup.role import set_up_role
 from kdedge.setup.workspace import Workspace
 
@@ -144,7 +148,7 @@ def import_student(
     checkpoint = read_public_checkpoint(file)
     found = promptkd_parameters(checkpoint.state_dict)
     largest = _largest_deviation(file, on, _load_backbone(on, workspace), found.backbone)
-    vectors = load_class_vectors(teacher.class_vectors)
+    vectors = read_class_vectors(teacher)
     _check_dimension(file, found, vectors.vectors.shape[1], teacher)
     settings = promptkd.Settings(
         n_ctx_vision=found.visual_prompts.shape[1], prompt_depth=len(found.visual_prompts)

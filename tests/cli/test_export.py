@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -34,13 +38,22 @@ def predict(kdedge: Callable[..., Any], artifact: Path, *images: str) -> list[di
     return [json.loads(line) for line in done.out.splitlines()]
 
 
+def run_example(artifact: Path, *images: str) -> list[list[str]]:
+    """Runs an artifact's example.py in a process that does not see kdedge; gives its lines."""
+    process = subprocess.run(
+        [sys.executable, "-I", artifact / "example.py", *images],
+        env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [line.split("\t") for line in process.stdout.splitlines()]
+
+
 def test_a_bare_export_writes_the_newest_students_float32_file(
     trained: Path, kdedge: Callable[..., Any]
 ) -> None:
     done = kdedge("export", "--runs", "runs")
     assert done.code == 0, done.err
     assert {path.name for path in ARTIFACT.iterdir()} == {
-        "artifact.json", "model.onnx", "smoke_set.safetensors",
+        "README.md", "artifact.json", "example.py", "model.onnx", "smoke_set.safetensors",
     }  # fmt: skip
     (file,) = read(ARTIFACT / "artifact.json")["files"]
     assert file["precision"] == "fp32"
@@ -181,16 +194,114 @@ def test_a_file_that_misses_its_gate_is_marked_kept_and_ends_in_exit_code_6(
     assert (ARTIFACT / "model.fp16.onnx").is_file()
 
 
-def test_tensorrt_that_is_not_there_leaves_the_onnx_files_and_the_next_step(
+def test_a_target_that_cannot_be_built_here_leaves_no_artifact_and_names_the_two_steps(
     trained: Path, kdedge: Callable[..., Any]
 ) -> None:
     done = kdedge("export", "--trt", "--int8", *LOOSE)
     assert done.code == 4
     assert "pip install" in done.err or "JetPack" in done.err
-    assert f"kdedge export {ARTIFACT} --trt --int8" in done.err
-    names = {path.name for path in ARTIFACT.iterdir()}
-    assert {"model.onnx", "model.fp16.onnx", "model.int8.onnx"} <= names
-    assert not [name for name in names if name.endswith(".engine")]
+    assert "Nothing was written" in done.err
+    assert "kdedge export runs/tiny/02 --int8\n" in done.err
+    assert "kdedge export ARTIFACT --trt --int8" in done.err
+    assert not ARTIFACT.parent.exists()
+
+
+def test_an_export_whose_engine_fails_leaves_no_artifact(
+    trained: Path, kdedge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+
+    class Failing:
+        """A TensorRT-RTX that builds nothing."""
+
+        def __init__(self, *arguments: Any) -> None:
+            self._real = real(*arguments)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
+
+        def build_serialized_network(self, *arguments: Any) -> None:
+            return None
+
+    real = trt.Builder
+    monkeypatch.setattr(trt, "Builder", Failing)
+    done = kdedge("export", "tiny/02", "--trt-rtx", *LOOSE)
+    assert done.code == 4
+    assert "Leave --trt-rtx out to have the ONNX files" in done.err
+    assert list(ARTIFACT.parent.iterdir()) == []
+
+
+def test_a_name_means_its_newest_student_as_a_bare_export_does(
+    trained: Path, kdedge: Callable[..., Any]
+) -> None:
+    coop = ("--method", "coop", "--set", "optim.epochs=1")
+    assert kdedge("train", "r.yaml", *coop).code == 0
+    assert Path("runs/tiny/03/baseline.safetensors").is_file()
+    assert kdedge("export", "tiny").code == 0
+    assert ARTIFACT.is_dir()
+
+
+def test_the_example_in_an_artifact_answers_as_predict_does(
+    exported: Path, kdedge: Callable[..., Any], tmp_path: Path
+) -> None:
+    def gradient(height: int, width: int, channels: int) -> Any:
+        values = np.arange(height * width * channels).reshape(height, width, channels) * 7 % 256
+        return values.astype(np.uint8).squeeze()
+
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(gradient(50, 91, 3)).save(tmp_path / "turned.jpg", exif=turned)
+    Image.fromarray(gradient(33, 47, 4)).save(tmp_path / "clear.png")
+    Image.fromarray(gradient(90, 41, 1)).save(tmp_path / "gray.png")
+    Image.fromarray(gradient(40, 40, 1).astype(np.uint16) * 257).save(tmp_path / "gray16.png")
+    Image.fromarray(gradient(64, 33, 3)).quantize(9).save(tmp_path / "palette.png")
+    images = sorted(map(str, [*tmp_path.iterdir(), *Path("test/cat").iterdir()]))
+    lines = run_example(exported, *images)
+    expected = predict(kdedge, exported, *images)
+    assert len(lines) == len(expected) == 10
+    for (name, found, score), answer in zip(lines, expected, strict=True):
+        assert name == answer["image"]
+        assert found == answer["class"]
+        assert float(score) == pytest.approx(answer["top"][0]["score_percent"], abs=0.006)
+
+
+def test_files_and_card_say_that_normalization_is_in_the_graph(exported: Path) -> None:
+    import onnx
+
+    record = read(exported / "artifact.json")
+    for name in ("model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.int8-cpu.onnx"):
+        graph = onnx.load(exported / name)
+        found = {entry.key: entry.value for entry in graph.metadata_props}
+        assert found["normalization"] == "in graph"
+        assert json.loads(found["preprocess"]) == record["preprocess"]
+        assert json.loads(found["input"]) == record["input"]
+        assert "std" not in found["preprocess"]
+    card = (exported / "README.md").read_text()
+    assert "**Normalization is in the graph**" in card
+    assert "| `model.int8.onnx` | int8 | gpu |" in card
+    assert "    school bus\n" in card
+
+
+def test_a_record_changed_by_hand_is_refused_until_it_is_resealed_and_show_says_so(
+    exported: Path, kdedge: Callable[..., Any], tmp_path: Path
+) -> None:
+    artifact = shutil.copytree(exported, tmp_path / "artifact")
+    file = artifact / "artifact.json"
+    file.write_text(file.read_text().replace('"cat"', '"kitten"'))
+    for command in (("predict", "test/cat"), ("show",), ("export", "--trt")):
+        done = kdedge(command[0], str(artifact), *command[1:])
+        assert done.code == 3
+        assert f"kdedge export {artifact} --reseal" in done.err
+    done = kdedge("export", str(artifact), "--reseal", "--fp16")
+    assert done.code == 2
+    assert "goes with an artifact's folder and nothing else" in done.err
+    done = kdedge("export", str(artifact), "--reseal")
+    assert done.code == 0, done.err
+    assert "Resealed" in done.out
+    assert kdedge("predict", str(artifact), "test/cat").code == 0
+    assert "changed by hand and accepted with --reseal" in kdedge("show", str(artifact)).out
+    assert "nothing to accept" in kdedge("export", str(artifact), "--reseal").out
+    assert "as it was exported" in kdedge("show", str(exported)).out
 
 
 def test_a_server_gets_nothing_where_the_engine_for_it_is_missing(
@@ -216,6 +327,7 @@ def test_a_files_line_has_its_size_in_megabytes_and_its_figures_in_order(
         "accuracy_drop": 2.5,
     }
     (ARTIFACT / "artifact.json").write_text(json.dumps(record))
+    assert kdedge("export", str(ARTIFACT), "--reseal").code == 0
     done = kdedge("export", str(ARTIFACT), "--trt")  # which is not installed
     assert done.code == 4
     (line,) = (line for line in done.out.splitlines() if line.startswith("model.onnx"))
@@ -246,6 +358,7 @@ def test_tensorrt_rtx_builds_real_engines_here(trained: Path, kdedge: Callable[.
     int8 |= {"gate": "missed", "parity": record["files"][0]["parity"] | {"agreement_percent": 0}}
     record["gates"]["agreement"]["int8"] = 50
     (ARTIFACT / "artifact.json").write_text(json.dumps(record))
+    assert kdedge("export", str(ARTIFACT), "--reseal").code == 0
     assert kdedge("export", str(ARTIFACT), "--trt-rtx", "--fp16").code == 0
     done = kdedge("export", str(ARTIFACT), "--trt-rtx", "--int8")
     assert done.code == 6
@@ -338,6 +451,7 @@ def test_on_the_device_only_the_engines_gates_count(
     record = read(ARTIFACT / "artifact.json")
     record["files"][1]["gate"] = "missed"
     (ARTIFACT / "artifact.json").write_text(json.dumps(record))
+    assert kdedge("export", str(ARTIFACT), "--reseal").code == 0
     done = kdedge("export", str(ARTIFACT), "--trt")
     assert done.code == 4
     assert "TensorRT engines need tensorrt" in done.err
@@ -376,9 +490,13 @@ def test_json_is_one_object(trained: Path, kdedge: Callable[..., Any]) -> None:
 
 
 def test_a_teacher_can_be_exported_too(trained: Path, kdedge: Callable[..., Any]) -> None:
-    done = kdedge("export", "tiny/01", "--head", "argmax", "--pixels", "uint8")
+    wishes = ("--head", "argmax", "--pixels", "uint8", "--set", "export.batch=2")
+    done = kdedge("export", "tiny/01", *wishes)
     assert done.code == 0, done.err
-    record = read(Path("runs/tiny/01/artifacts/01/artifact.json"))
+    artifact = Path("runs/tiny/01/artifacts/01")
+    record = read(artifact / "artifact.json")
     assert record["output"]["head"] == "argmax"
     assert record["input"]["pixels"] == "uint8"
     assert record["files"][0]["parity"]["agreement_percent"] == 100
+    answers = [[one["image"], one["class"]] for one in predict(kdedge, artifact, "test/cat/0.jpg")]
+    assert run_example(artifact, "test/cat/0.jpg") == answers

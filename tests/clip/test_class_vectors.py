@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from open_clip import CLIP
+from safetensors import safe_open
 from torch import Tensor
 
+from kdedge._files import sha256_json
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.class_vectors import ClassVectors, TextFeatureCache, load_class_vectors
+from kdedge.clip.tensor_file import encode_tensors
 from kdedge.errors import DataError, ShapeError
 
 NAMES = ("cat", "dog, big", 'a "quoted" fox', "Käfer")
@@ -62,6 +67,54 @@ def test_a_damaged_file_is_an_error_with_its_name(tmp_path: Path, content: bytes
     path = tmp_path / "class_vectors.safetensors"
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"class_vectors\.safetensors does not hold class vectors"):
+        load_class_vectors(path)
+
+
+def rewrite(path: Path, tensor: Tensor | None = None, **metadata: str) -> None:
+    """Writes other metadata, or another tensor with its own hash, into a file of class vectors."""
+    with safe_open(path, framework="pt") as file:
+        before, kept = file.metadata(), file.get_tensor("class_vectors")
+    if tensor is not None:
+        metadata["sha256"] = hashlib.sha256(tensor.float().numpy().tobytes()).hexdigest()
+    new = kept if tensor is None else tensor
+    path.write_bytes(encode_tensors({"class_vectors": new}, {**before, **metadata}))
+
+
+def test_two_names_that_change_places_in_the_file_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "class_vectors.safetensors"
+    vectors().save(path)
+    rewrite(path, class_names=json.dumps([NAMES[1], NAMES[0], *NAMES[2:]]))
+    with pytest.raises(DataError, match="its class names are not the ones that were written"):
+        load_class_vectors(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("5", r"class_names of its metadata is 5 \(int\); expected a valid array"),
+        ("null", "class_names of its metadata is null"),
+        ("[" * 100_000 + "]" * 100_000, "is not valid JSON: recursion limit"),
+        ('["a", "b", "c", 4]', r"\[3\] is 4 \(int\)"),
+        ('["a", "b"]', "2 class names and class vectors of shape"),
+    ],
+)
+def test_names_that_are_none_are_refused_with_the_files_name(
+    tmp_path: Path, names: str, said: str
+) -> None:
+    path = tmp_path / "class_vectors.safetensors"
+    vectors().save(path)
+    rewrite(path, class_names=names, sha256_names=sha256_json(["a", "b"]))
+    with pytest.raises(DataError, match=said) as caught:
+        load_class_vectors(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16])
+def test_vectors_of_another_type_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = tmp_path / "class_vectors.safetensors"
+    vectors().save(path)
+    rewrite(path, torch.ones(4, 8, dtype=dtype))
+    with pytest.raises(DataError, match=r"expected torch\.float32"):
         load_class_vectors(path)
 
 

@@ -109,7 +109,12 @@ def test_the_record_names_every_file() -> None:
     record = chosen.record()
     assert (record["n_images"], record["seed"]) == (10, 1)
     assert record["n_classes"] == len(set(chosen.predicted))
-    assert record["preprocess"] == PREPROCESS.as_dict()
+    assert record["preprocess"] == {
+        "size_px": PREPROCESS.size_px,
+        "interpolation": PREPROCESS.interpolation,
+        "resize_mode": PREPROCESS.resize_mode,
+        "normalization": "in graph",
+    }
     assert [file["key"] for file in record["files"]] == list(chosen.keys)
     assert [file["sha256"] for file in record["files"]] == list(chosen.digests)
     assert [file["predicted"] for file in record["files"]] == list(chosen.predicted)

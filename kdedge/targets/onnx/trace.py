@@ -134,8 +134,9 @@ def _make_readable(proto: Any) -> None:
         scopes = next(
             (p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]"
         )
-        parts = [part for part in ast.literal_eval(scopes) if part][:-1]
-        name = "/".join([*parts[-1:], node.op_type])
+        # The first is the model itself, whose name is empty; the last is the operator's own
+        inside = [part for part in ast.literal_eval(scopes)[:-1] if part and part[0] != "_"]
+        name = "/".join([*inside[-1:], node.op_type])
         counts[name] += 1
         node.name = name if counts[name] == 1 else f"{name}_{counts[name]}"
         del node.metadata_props[:]

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from kdedge.clip.backbone import Backbone
+from kdedge.clip.find import load_backbone
+from kdedge.clip.resolve import BackboneSpec
 from kdedge.deploy.fold import FoldedModel, fold
 from kdedge.errors import RecipeError, ResourceError
 from kdedge.methods import promptkd
@@ -39,9 +41,11 @@ class Vectors:
 
 @pytest.fixture(scope="module")
 def fold_student(tiny_backbone: Backbone) -> Callable[..., FoldedModel]:
-    def make(*, projector_depth: int = 2, **options: Any) -> FoldedModel:
+    def make(
+        *, projector_depth: int = 2, backbone: Backbone = tiny_backbone, **options: Any
+    ) -> FoldedModel:
         student = promptkd.Method.build(
-            tiny_backbone,
+            backbone,
             [f"class {index}" for index in range(5)],
             promptkd.Settings(prompt_depth=2, projector_depth=projector_depth),
             template="{}",
@@ -53,7 +57,7 @@ def fold_student(tiny_backbone: Backbone) -> Callable[..., FoldedModel]:
             student.image_path(),
             student.class_vectors(),
             scale=student.scale,
-            preprocess=tiny_backbone.preprocess,
+            preprocess=backbone.preprocess,
             **options,
         )
 
@@ -151,9 +155,24 @@ def test_nodes_are_named_after_their_place_and_nothing_of_this_machine_is_in_the
     names = [node.name for node in nodes]
     assert len(set(names)) == len(names)
     assert {"patch_conv/Conv", "blocks.0.query/MatMul", "fused_head/Gemm"} <= set(names)
+    assert [name for name in names if name.startswith("_")] == []
     data = (tmp_path / "model.onnx").read_bytes()
     assert str(Path(__file__).parents[3]).encode() not in data
     assert os.fsencode(Path.home()) + b"/" not in data
+
+
+def test_no_node_of_the_graph_is_needless(
+    fold_student: Callable[..., FoldedModel],
+    write_clip: Callable[..., Path],
+    tiny_sizes: dict[str, int],
+    tmp_path: Path,
+) -> None:
+    onnxslim = pytest.importorskip("onnxslim")
+    two_heads = write_clip({**tiny_sizes, "vision_width": 128, "vision_layers": 2})
+    model = fold_student(backbone=load_backbone(BackboneSpec(None, str(two_heads))))
+    write_onnx(model, tmp_path / "model.onnx", size_px=32)
+    graph = onnx.load(tmp_path / "model.onnx")
+    assert len(onnxslim.slim(str(tmp_path / "model.onnx")).graph.node) == len(graph.graph.node)
 
 
 def test_metadata_says_what_the_file_is(

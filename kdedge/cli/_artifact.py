@@ -1,0 +1,74 @@
+"""What `kdedge show` says of artifacts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdedge.cli._output import percent, table
+from kdedge.errors import KdedgeError
+from kdedge.runs.folder import RunFolder
+from kdedge.runtime.artifact import FILE_NAME, Artifact, load_artifact
+
+
+def artifact_record(artifact: Artifact) -> dict[str, Any]:
+    """Gives what is shown of an artifact, as plain values."""
+    return {
+        "artifact": str(artifact.path),
+        "name": artifact.name,
+        "class_names": list(artifact.class_names),
+        **artifact.usage(),
+        "files": [file.to_dict() for file in artifact.files],
+        "provenance": artifact.provenance,
+        "resealed": [one.to_dict() for one in artifact.resealed],
+    }
+
+
+def artifact_text(artifact: Artifact) -> str:
+    """Gives what is shown of an artifact, as text."""
+    shown = ", ".join(artifact.class_names[:8])
+    more = ", ..." if len(artifact.class_names) > 8 else ""
+    provenance = artifact.provenance
+    facts = {
+        "run": provenance.get("run"),
+        "method": provenance.get("method"),
+        "classes": f"{len(artifact.class_names)}: {shown}{more}",
+        "takes": f"{artifact.usage()['input']['dtype']} [batch, 3, {artifact.preprocess.size_px},"
+        f" {artifact.preprocess.size_px}], RGB; normalization is in the graph",
+        "record": _sealed(artifact),
+    }
+    rows = [[key, str(value)] for key, value in facts.items() if value is not None]
+    files = [
+        [
+            file.name,
+            file.precision,
+            f"{file.n_bytes:,} bytes",
+            percent(file.parity.agreement_percent if file.parity else None),
+            file.gate,
+        ]
+        for file in artifact.files
+    ]
+    header = ("file", "precision", "size", "agreement", "gate")
+    parts = [f"{artifact.path}: artifact of {artifact.name}", table(rows)]
+    return "\n\n".join([*parts, table(files, header=header, align="llrrl")])
+
+
+def resealed_artifacts(run: RunFolder) -> str | None:
+    """Names the exports of a run that were changed by hand; None without any."""
+    said = []
+    for file in sorted(run.path.glob(f"artifacts/*/{FILE_NAME}")):
+        try:
+            artifact = load_artifact(file)
+        except KdedgeError as error:
+            said.append(str(error).partition("\n")[0])
+            continue
+        if artifact.resealed:
+            said.append(f"artifacts/{file.parent.name} was {_sealed(artifact)}")
+    return "; ".join(said) or None
+
+
+def _sealed(artifact: Artifact) -> str:
+    if not artifact.is_sealed:
+        return "of version 0.1, without a seal: a change by hand would not be noticed"
+    if not artifact.resealed:
+        return "as it was exported"
+    return f"changed by hand and accepted with --reseal at {artifact.resealed[-1].at}"

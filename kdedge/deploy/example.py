@@ -1,0 +1,76 @@
+"""Classifies images with the ONNX file beside this script: python example.py IMAGE ...
+
+Needs NumPy, Pillow and ONNX Runtime, and neither kdedge nor torch. `artifact.json` has what it
+needs to know: class names, size, resizing, what the graph takes. Mean and standard deviation are
+inside the graph: nothing is normalized here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+MODEL = "model.onnx"
+
+
+def read_rgb(path: str) -> Image.Image:
+    """Gives an image as 8-bit RGB: upright, transparent parts over white."""
+    image = Image.open(path)
+    image.load()
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode.startswith("I"):  # 16-bit gray, which Pillow would cut off at 255
+        gray = (np.asarray(turned).astype(np.int64) + 128) // 257
+        return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
+    if not turned.has_transparency_data:
+        return turned.convert("RGB")
+    white = Image.new("RGBA", turned.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, turned.convert("RGBA")).convert("RGB")
+
+
+def resize_and_crop(image: Image.Image, wanted: dict[str, Any]) -> Image.Image:
+    """Gives the square that the model takes, as `preprocess` of artifact.json says."""
+    size, (width, height) = wanted["size_px"], image.size
+    new_size = [size, size]
+    if wanted["resize_mode"] == "shortest":
+        shorter = min(width, height)
+        new_size = [int(size * width / shorter), int(size * height / shorter)]
+    image = image.resize(new_size, Image.Resampling[wanted["interpolation"].upper()])
+    left, top = (round((side - size) / 2) for side in new_size)
+    return image.crop((left, top, left + size, top + size))
+
+
+def prepare(path: str, artifact: dict[str, Any]) -> Any:
+    """Gives what the graph takes of one image, [3, S, S]."""
+    image = resize_and_crop(read_rgb(path), artifact["preprocess"])
+    pixels = np.asarray(image).transpose(2, 0, 1)
+    if artifact["input"]["dtype"] == "uint8":
+        return pixels
+    return pixels.astype(np.float32) / np.float32(255)
+
+
+def main() -> None:
+    """Prints the best class of each image, and its score in percent where the model has scores."""
+    here = Path(__file__).resolve().parent
+    artifact = json.loads((here / "artifact.json").read_text(encoding="utf-8"))
+    session = onnxruntime.InferenceSession(here / MODEL, providers=["CPUExecutionProvider"])
+    batch = artifact["input"]["batch"]
+    n_copies = 1 if batch == "dynamic" else batch  # a graph of a fixed batch takes no fewer
+    for path in sys.argv[1:]:
+        images = np.stack([prepare(path, artifact)] * n_copies)
+        logits = session.run(["logits"], {"images": images})[0][0].astype(np.float64)
+        best = int(logits.argmax())
+        line = f"{path}\t{artifact['class_names'][best]}"
+        if artifact["output"]["head"] == "scores":
+            scores = np.exp(logits - logits.max())
+            line += f"\t{100 * scores[best] / scores.sum():.2f}"
+        print(line)
+
+
+if __name__ == "__main__":
+    main()

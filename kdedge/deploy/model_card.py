@@ -1,0 +1,112 @@
+"""What an artifact says of itself to people: its model card, and a script that runs it."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from kdedge._files import write_atomic
+from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact, ModelFile
+
+CARD = "README.md"
+EXAMPLE = "example.py"
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|~&])")
+
+
+def write_model_card(artifact: Artifact, folder: Path) -> tuple[Path, Path]:
+    """Writes the model card and the example, and gives their paths.
+
+    Raises:
+        ResourceError: they cannot be written.
+    """
+    card, example = folder / CARD, folder / EXAMPLE
+    write_atomic(card, _card(artifact).encode())
+    write_atomic(example, files("kdedge.deploy").joinpath(EXAMPLE).read_bytes())
+    return card, example
+
+
+def _card(artifact: Artifact) -> str:
+    usage, names = artifact.usage(), artifact.class_names
+    tensor, preparation = usage["input"], usage["preprocess"]
+    size = preparation["size_px"]
+    batch = f"1 to {artifact.max_batch}" if artifact.batch == "dynamic" else str(artifact.batch)
+    low, high = tensor["values"]
+    steps = "\n".join(f"{number}. {step}" for number, step in enumerate(preparation["steps"], 1))
+    answer = (
+        "softmax over the classes gives the scores"
+        if artifact.head == "scores"
+        else "the largest is the class; they give no scores"
+    )
+    classes = "\n".join(f"    {name}" for name in names)
+    return f"""---
+pipeline_tag: image-classification
+tags: [onnx, clip, kdedge]
+---
+
+# {_plain(artifact.name)}
+
+An image classifier of {len(names)} classes, exported by kdedge. `artifact.json` has all of this
+for programs; engines that were built later are listed there alone.
+
+## Run it
+
+    kdedge predict FOLDER IMAGE       # needs the extra kdedge[runtime]
+    python {EXAMPLE} IMAGE          # needs NumPy, Pillow and ONNX Runtime
+
+## Input
+
+One tensor, `{INPUT_NAME}`: {tensor["dtype"]} [batch, 3, {size}, {size}], {tensor["channels"]},
+values {low} to {high}; {batch} images a call. **Normalization is in the graph**: apply no mean and
+no standard deviation.
+
+{steps}
+
+## Output
+
+One tensor, `{OUTPUT_NAME}`: float32 [batch, {len(names)}], in the order of the classes below;
+{answer}.
+
+## Files
+
+Compared with the float32 model on real images: agreement is the share of equal answers.
+
+{_table(artifact.files)}
+
+## Made of
+
+{_made_of(artifact.provenance)}
+
+## Classes
+
+{classes}
+"""
+
+
+def _table(model_files: tuple[ModelFile, ...]) -> str:
+    header = ("file", "precision", "for", "MB", "agreement %", "accuracy %", "gate")
+    rows = [header, ("---",) * len(header), *map(_row, model_files)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _row(file: ModelFile) -> tuple[str, ...]:
+    parity = file.parity
+    measured = (None, None) if parity is None else (
+        parity.agreement_percent, parity.accuracy_percent
+    )  # fmt: skip
+    figures = ("-" if value is None else f"{value:.2f}" for value in measured)
+    size = f"{file.n_bytes / 1e6:.1f}"
+    return (f"`{file.name}`", file.precision, file.device, size, *figures, file.gate)
+
+
+def _made_of(provenance: dict[str, Any]) -> str:
+    keys = ("run", "kind", "method", "backbone", "seed", "trained_at", "kdedge")
+    known = {key: provenance[key] for key in keys if provenance.get(key) is not None}
+    return "\n".join(f"- {key.replace('_', ' ')}: {_plain(str(x))}" for key, x in known.items())
+
+
+def _plain(text: str) -> str:
+    """A text that Markdown shows as it is, in one line."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))

@@ -1,0 +1,147 @@
+"""The images that a run was trained and measured on, by hashes, so that a change can be counted.
+
+Provenance has one hash of each list, which says that something changed and not how much.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from kdedge._files import write_atomic
+from kdedge.config.load import LoadedRecipe, load_recipe
+from kdedge.runs.folder import RunFolder
+from kdedge.setup.images import Images
+
+log = logging.getLogger(__name__)
+
+Lists = Mapping[str, Images | None]
+"""Name of a source under `data` -> its images in use."""
+
+_Rows = dict[int, tuple[int, int]]
+"""Hash of an image's name -> hashes of its bytes and of its class; 0 for no class."""
+
+
+def write_image_lists(run: RunFolder, lists: Lists, class_names: Sequence[str]) -> None:
+    """Writes the first 64 bits of the hashes of names, contents and classes.
+
+    Raises:
+        ResourceError: the file cannot be written.
+    """
+    tensors: dict[str, npt.NDArray[np.uint64]] = {}
+    for key, images in lists.items():
+        if images is not None:
+            rows = [(name, *row) for name, row in _rows(images, class_names).items()]
+            tensors[key] = np.array(rows, dtype=np.uint64).reshape(-1, 3)
+    write_atomic(run.image_lists, safetensors.numpy.save(tensors))
+
+
+def describe_changes(run: RunFolder, lists: Lists, class_names: Sequence[str]) -> str | None:
+    """Says how many images differ from those that a run recorded; None where none does.
+
+    A renamed image with the same bytes and class is no change. Of a run of version 0.1, which
+    recorded one hash a list, it is said that a list differs.
+
+    Args:
+        run: the run.
+        lists: images as they are now.
+        class_names: what their labels are positions in.
+    """
+    recorded = _read(run)
+    said = []
+    for key, images in lists.items():
+        if images is None:
+            continue
+        if recorded is None:
+            said += _by_hash(run, key, images)
+        elif key in recorded:
+            said += _counted(key, recorded[key], _rows(images, class_names))
+    return "; ".join(said) or None
+
+
+def warn_of_changes(
+    run: RunFolder, loaded: LoadedRecipe, lists: Lists, class_names: Sequence[str]
+) -> None:
+    """Warns, once, where the images of a run's recipe are not those that it recorded.
+
+    Args:
+        run: the run.
+        loaded: its recipe with overrides. What overrides replace is another source on purpose.
+        lists: images as they are now.
+        class_names: what their labels are positions in.
+    """
+    now, then = loaded.recipe.data, load_recipe(run.recipe).recipe.data
+    same = {key: images for key, images in lists.items() if getattr(now, key) == getattr(then, key)}
+    changes = describe_changes(run, same, class_names)
+    if changes is not None:
+        log.warning(
+            "The images of %s have changed since it was trained: %s.\n"
+            "  Accuracies of then and of now are of different images.",
+            *(run.name, changes),
+        )
+
+
+def _rows(images: Images, class_names: Sequence[str]) -> _Rows:
+    classes = [_short_hash(name) for name in class_names]
+    items = images.source.items
+    return {
+        _short_hash(items[i].key): (
+            int(images.digests[i][:16], 16),
+            0 if (label := items[i].label) is None else classes[label],
+        )
+        for i in images.indices
+    }
+
+
+def _short_hash(text: str) -> int:
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def _read(run: RunFolder) -> dict[str, _Rows] | None:
+    """What was recorded; None where there is no such record, or it is damaged."""
+    try:
+        tensors = safetensors.numpy.load(run.image_lists.read_bytes())
+        return {
+            key: {int(name): (int(data), int(label)) for name, data, label in rows}
+            for key, rows in tensors.items()
+        }
+    except FileNotFoundError:
+        return None
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+        log.info("%s is not used: %s", run.image_lists, error)
+        return None
+
+
+def _counted(key: str, before: _Rows, now: _Rows) -> list[str]:
+    gone = [before[name] for name in before.keys() - now.keys()]
+    new = [now[name] for name in now.keys() - before.keys()]
+    renamed = (Counter(gone) & Counter(new)).total()
+    both = [(before[name], now[name]) for name in before.keys() & now.keys()]
+    changed = sum(old[0] != other[0] for old, other in both)
+    relabeled = sum(old[0] == other[0] and old[1] != other[1] for old, other in both)
+    counts = {
+        "are gone or unreadable": len(gone) - renamed,
+        "changed": changed,
+        "are of another class": relabeled,
+    }
+    said = [f"{n} of {len(before)} {key} images {what}" for what, n in counts.items() if n]
+    n_new = len(new) - renamed
+    return [*said, f"{n_new} {key} images are new"] if n_new else said
+
+
+def _by_hash(run: RunFolder, key: str, images: Images) -> list[str]:
+    record = run.read_provenance()
+    recorded = record.measured_on if key == "test" else record.hashes.get(f"{key}_list")
+    if key == "unlabeled" and recorded is None and run.kind == "student":
+        recorded = record.hashes.get("image_list")
+    if recorded in (None, images.list_hash):
+        return []
+    return [f"the {key} images are others, and how many is not recorded"]

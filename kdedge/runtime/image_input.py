@@ -1,0 +1,96 @@
+"""What a graph takes, said so that a program without kdedge prepares images as kdedge does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kdedge.records import Record
+from kdedge.runtime.preprocess import Preprocess
+
+Pixels = Literal["float", "uint8"]
+
+
+@dataclass(frozen=True)
+class Preparation(Record):
+    """How an image file becomes pixels, as `artifact.json` says it.
+
+    Attributes:
+        size_px: side of the square that the model takes, pixels.
+        resize_mode: as in `Preprocess`.
+        interpolation: as in `Preprocess`.
+        crop: what is kept after resizing.
+        rounding: of values and of sides.
+        normalization: where mean and deviation are applied.
+        steps: all of it in words, in order.
+    """
+
+    size_px: int
+    resize_mode: Literal["shortest", "squash"]
+    interpolation: Literal["bicubic", "bilinear"]
+    crop: Literal["center", "none"]
+    rounding: str
+    normalization: Literal["in graph"]
+    steps: list[str]
+
+
+@dataclass(frozen=True)
+class InGraph(Record):
+    """What the graph does itself, so that nobody does it twice.
+
+    Attributes:
+        mean: subtracted, per channel in RGB order, for values 0-1.
+        std: divided by, per channel in RGB order, for values 0-1.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def describe_preparation(preprocess: Preprocess, pixels: Pixels) -> Preparation:
+    """Says how an image file becomes the graph's input."""
+    is_cropped = preprocess.resize_mode == "shortest"
+    return Preparation(
+        size_px=preprocess.size_px,
+        resize_mode=preprocess.resize_mode,
+        interpolation=preprocess.interpolation,
+        crop="center" if is_cropped else "none",
+        rounding="values to 8 bits after resizing; sides down; crop offsets to the nearest, halves"
+        " to the even number",
+        normalization="in graph",
+        steps=_steps(preprocess, pixels),
+    )
+
+
+def describe_tensor(pixels: Pixels) -> dict[str, Any]:
+    """Gives type, layout, channel order and range of values of the graph's input."""
+    return {
+        "dtype": "float32" if pixels == "float" else "uint8",
+        "layout": "NCHW",
+        "channels": "RGB",
+        "values": [0, 1] if pixels == "float" else [0, 255],
+    }
+
+
+def _steps(preprocess: Preprocess, pixels: Pixels) -> list[str]:
+    size = preprocess.size_px
+    how = f"{preprocess.interpolation} with antialiasing, as Pillow's Image.resize; values stay"
+    resized, crop = f"Resize to {size} x {size} pixels, whatever the aspect ratio", []
+    if preprocess.resize_mode == "shortest":
+        resized = (
+            f"Resize the shorter side to {size} pixels and the longer one to floor({size} * longer"
+            " / shorter)"
+        )
+        crop = [
+            f"Crop {size} x {size} pixels from the center; left and top are round((side - {size})"
+            " / 2), halves to the even number."
+        ]
+    scaled = "Divide by 255, in float32." if pixels == "float" else "Keep the bytes 0 to 255."
+    return [
+        "Decode to 8-bit RGB, upright by EXIF's orientation, transparent parts over white.",
+        f"{resized}, {how} 8-bit.",
+        *crop,
+        scaled,
+        f"Order the axes as [batch, 3, {size}, {size}]. Apply no mean and no standard deviation:"
+        " the graph does.",
+    ]

@@ -1,0 +1,63 @@
+"""One file of an artifact that a backend can run, as `artifact.json` lists it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from kdedge.records import (
+    OPTIONAL,
+    Bounds,
+    Holds,
+    NonNegative,
+    PositiveCount,
+    Record,
+    Sha256,
+    Shape,
+)
+from kdedge.results import ParityResult
+
+Precision = Literal["fp32", "fp16", "int8"]
+Device = Literal["any", "cpu", "gpu"]
+Gate = Literal["passed", "missed", "not measured"]
+
+
+@dataclass(frozen=True)
+class _BuiltWith(Shape):
+    """The facts of `ModelFile.built_with` that kdedge computes with."""
+
+    gmacs: Annotated[NonNegative, OPTIONAL]
+    parameters: Annotated[PositiveCount, OPTIONAL]
+    profiles: Annotated[list[Any], OPTIONAL]
+
+
+@dataclass(frozen=True)
+class ModelFile(Record):
+    """One file of the artifact that a backend can run.
+
+    Attributes:
+        name: the file's name in the folder.
+        target: what it was exported for, as in `onnx` or `tensorrt`.
+        precision: of its weights and arithmetic.
+        device: where it is meant to run.
+        sha256: of the file's bytes, in hex.
+        n_bytes: the file's size.
+        data: the name of its external data file, which is one of `Artifact.others`; None where
+            the weights are in the file itself.
+        made_from: SHA-256 of the ONNX file that an engine was built from; None for ONNX files.
+        built_with: what built it: tool, versions, device, profile, flags, seconds.
+        parity: how it compares with the model on real images; None where that was not measured.
+        gate: whether the comparison passed the recipe's gates.
+    """
+
+    name: str
+    target: str
+    precision: Precision
+    device: Device
+    sha256: Sha256
+    n_bytes: Annotated[int, Bounds(ge=1, le=10**18)]
+    data: str | None = None
+    made_from: Sha256 | None = None
+    built_with: Annotated[dict[str, Any], Holds(_BuiltWith)] = field(default_factory=dict)
+    parity: ParityResult | None = None
+    gate: Gate = "not measured"

@@ -1,0 +1,130 @@
+"""What a run recorded of its images and classes is compared when the run is used again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+
+from kdedge._files import sha256_json
+from kdedge.clip.tensor_file import encode_tensors
+
+STUDENT = Path("runs/tiny/02")
+
+
+def change_one_test_image() -> None:
+    Path("test/dog/0.jpg").write_bytes(Path("test/cat/0.jpg").read_bytes())
+
+
+def remove_ten_unlabeled_images() -> None:
+    for file in sorted(Path("pool").iterdir())[:10]:
+        file.unlink()
+
+
+def edit_provenance(**values: Any) -> None:
+    file = STUDENT / "provenance.json"
+    record = json.loads(file.read_text())
+    record["hashes"] |= values.pop("hashes", {})
+    file.write_text(json.dumps(record | values))
+
+
+def test_nothing_is_said_of_images_that_are_the_same_even_renamed(
+    trained: Path, kdedge: Callable[..., Any]
+) -> None:
+    Path("test/dog/0.jpg").rename("test/dog/zero.jpg")
+    done = kdedge("eval", "tiny/02")
+    assert done.code == 0
+    assert "changed" not in done.err
+
+
+def test_eval_and_bench_say_how_many_test_images_are_others(
+    trained: Path, kdedge: Callable[..., Any]
+) -> None:
+    change_one_test_image()
+    Path("test/cat/1.jpg").rename("test/dog/moved.jpg")
+    Path("test/cat/2.jpg").unlink()
+    quick = ("--against", "none", "--seconds", "0.01", "--calls", "3", "--batch", "1")
+    for command in (("eval", "tiny/02"), ("bench", "tiny/02", *quick)):
+        done = kdedge(*command)
+        assert done.code == 0, done.err
+        assert "The images of tiny/02 have changed since it was trained" in done.err
+        assert "2 of 20 test images are gone or unreadable" in done.err
+        assert "1 of 20 test images changed; 1 test images are new" in done.err
+
+
+def test_export_says_how_many_unlabeled_images_are_gone_but_not_of_others_named_on_purpose(
+    trained: Path, kdedge: Callable[..., Any]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    remove_ten_unlabeled_images()
+    done = kdedge("export", "tiny/02")
+    assert done.code == 0, done.err
+    assert "10 of 40 unlabeled images are gone or unreadable" in done.err
+    done = kdedge("export", "tiny/02", "--set", "data.unlabeled.folder=labeled")
+    assert done.code == 0, done.err
+    assert "have changed" not in done.err
+
+
+def test_of_a_run_without_image_lists_it_is_said_that_they_differ(
+    trained: Path, kdedge: Callable[..., Any]
+) -> None:
+    change_one_test_image()
+    (STUDENT / "image_lists.safetensors").unlink()
+    done = kdedge("eval", "tiny/02")
+    assert "the test images are others, and how many is not recorded" in done.err
+    (STUDENT / "image_lists.safetensors").write_bytes(b"damaged")
+    assert "the test images are others" in kdedge("eval", "tiny/02").err
+
+
+def test_a_run_that_cannot_go_on_as_its_images_have_changed_says_so(
+    trained: Path, kdedge: Callable[..., Any]
+) -> None:
+    edit_provenance(status="interrupted")
+    remove_ten_unlabeled_images()
+    done = kdedge("distill", "r.yaml", "--resume")
+    assert done.code == 0, done.err
+    assert "cannot go on, as its images have changed: 10 of 40 unlabeled images are" in done.err
+    assert Path("runs/tiny/03/student.safetensors").is_file()
+
+
+def test_a_resumed_run_says_and_records_that_it_is_measured_on_other_images(
+    trained: Path, kdedge: Callable[..., Any]
+) -> None:
+    edit_provenance(status="interrupted", summary={})
+    before = json.loads((STUDENT / "provenance.json").read_text())["measured_on"]
+    change_one_test_image()
+    done = kdedge("distill", "r.yaml", "--resume")
+    assert done.code == 0, done.err
+    assert "have changed since it began: 1 of 20 test images changed" in done.err
+    assert json.loads((STUDENT / "provenance.json").read_text())["measured_on"] != before
+    assert "have changed" not in kdedge("eval", "tiny/02").err
+
+
+def test_class_names_that_are_not_the_recorded_ones_are_refused(
+    trained: Path, kdedge: Callable[..., Any]
+) -> None:
+    vectors = STUDENT / "class_vectors.safetensors"
+    with safe_open(vectors, framework="pt") as file:
+        metadata, tensor = file.metadata(), file.get_tensor("class_vectors")
+    names = json.loads(metadata["class_names"])
+    swapped = [names[1], names[0], *names[2:]]
+    metadata |= {"class_names": json.dumps(swapped), "sha256_names": sha256_json(swapped)}
+    vectors.write_bytes(encode_tensors({"class_vectors": tensor}, metadata))
+    for command in ("eval", "export", "bench"):
+        done = kdedge(command, "tiny/02")
+        assert done.code == 3
+        assert "holds other class names, or another order of them, than provenance.json" in done.err
+
+
+def test_a_corrupted_hash_of_the_class_list_is_refused(
+    trained: Path, kdedge: Callable[..., Any]
+) -> None:
+    edit_provenance(hashes={"class_list": "0" * 64})
+    done = kdedge("eval", "tiny/02")
+    assert done.code == 3
+    assert "(hash of the class list)" in done.err
