@@ -23,6 +23,7 @@ from kdedge.runs.image_lists import describe_changes, write_image_lists
 from kdedge.runs.results import write_evaluations
 from kdedge.runs.weights import write_weights
 from kdedge.runtime.threads import threads_beside
+from kdedge.setup.images import Images
 from kdedge.setup.method import settings_record
 from kdedge.training.job.job import Job
 from kdedge.training.job.key import KEY_VERSION, key_of_run
