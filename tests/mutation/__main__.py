@@ -1,0 +1,240 @@
+"""Measures how many small changes of the code (mutants) the tests catch.
+
+    pip install mutmut libcst coverage
+    python tests/mutation FOLDER [--mutants 360] [--seed 0]
+
+FOLDER takes a copy of the project, which is what gets changed, and everything measured; running
+the command again goes on where it stopped. Steps:
+
+1. `map.json`: one run of the tests with coverage says which tests run which lines.
+2. `sample.json`: the mutants. They are spread over the modules of `methods`, `clip`, `training`,
+   `deploy/fold` and `runtime` by the number of lines that can be changed (at least 24 a package).
+   Lines are drawn first, then one change of each line: mutmut's changes, a call that is left out,
+   a condition that is negated. Left out are changes of strings, messages, types, decorators and
+   imports.
+3. `results.jsonl`: each mutant is tested by the tests that run its statement, the quickest and
+   those of its own folder first, until one fails. A mutant that hangs or crashes is caught.
+   `--only ID ...` tests these again, `--tests PATH ...` maps more tests first.
+4. The score: caught mutants of all mutants, by package. Whether a survivor is equivalent, that is
+   whether it changes nothing that anyone could see, is for a person to judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import coverage
+from draw import PACKAGES, Mutant, draw
+from execute import in_fork, load_big_packages, pytest_in
+from lines import Trace
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = (
+    "methods", "clip", "training", "deploy", "runtime", "attacks", "inference", "evaluation",
+    "compat", "targets/onnx", "cli",
+)  # fmt: skip
+FIRST_S, THEN_S = 15.0, 120.0  # of tests that a mutant is given, measured with coverage
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--mutants", type=int, default=360)
+    parser.add_argument("--least", type=int, default=24, help="mutants of a package")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of mutants to test again")
+    parser.add_argument("--tests", nargs="*", help="copy the tests again and map these")
+    options = parser.parse_args()
+    work = Work(options.folder.resolve())
+    load_big_packages()
+    work.copy_tree()
+    if options.tests is not None:
+        work.copy_tests()
+    work.map_lines(options.tests)
+    work.draw_sample(options.mutants, options.least, options.seed)
+    work.test_mutants(options.only)
+    work.print_score()
+
+
+class Work:
+    """The folder of one measurement."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._tree = folder, folder / "tree"
+        self._map, self._sample = folder / "map.json", folder / "sample.json"
+        self._results, self._log = folder / "results.jsonl", folder / "log.txt"
+        os.environ["TMPDIR"] = str(folder / "tmp")
+        (folder / "tmp").mkdir(exist_ok=True)
+
+    def copy_tree(self) -> None:
+        """Copies what git knows, or would know, of the project."""
+        if self._tree.exists():
+            return
+        command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+        names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+        for name in names.stdout.splitlines():
+            if (ROOT / name).is_file():
+                (self._tree / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, self._tree / name)
+
+    def copy_tests(self) -> None:
+        """Copies the tests as they are now; the tree that gets changed stays as it was."""
+        shutil.rmtree(self._tree / "tests")
+        ignored = shutil.ignore_patterns("__pycache__", "mutation")
+        shutil.copytree(ROOT / "tests", self._tree / "tests", ignore=ignored)
+
+    def map_lines(self, more: list[str] | None) -> None:
+        """Writes which tests run which lines: of all folders once, and of `more`."""
+        if not self._map.exists():
+            self._map.write_text(json.dumps({"tests": {}, "seconds": {}}))
+            more = [f"tests/{name}" for name in FOLDERS]
+        for path in more or []:
+            if in_fork(lambda path=path: self._map_tests(path), log=self._log, limit_s=None):
+                print(f"some tests of {path} fail before anything is changed: see {self._log}")
+
+    def _map_tests(self, path: str) -> int:
+        cov = coverage.Coverage(data_file=None, source=[str(self._tree / "kdedge")])
+        trace = Trace(cov)
+        cov.start()
+        code = pytest_in(self._tree, [path, "-m", "not gpu and not network"], [trace])
+        cov.stop()
+        known = json.loads(self._map.read_text())
+        for file, lines in trace.tests_of_lines(cov.get_data()).items():
+            own = known["tests"].setdefault(str(Path(file).relative_to(self._tree)), {})
+            for line, tests in lines.items():
+                own[str(line)] = sorted({*own.get(str(line), ()), *tests})
+        known["seconds"].update(trace.seconds)
+        self._map.write_text(json.dumps(known))
+        return code
+
+    def draw_sample(self, n_mutants: int, n_least: int, seed: int) -> None:
+        if not self._sample.exists():
+            sample = draw(self._tree, n_mutants=n_mutants, n_least=n_least, seed=seed)
+            self._sample.write_text(json.dumps([asdict(mutant) for mutant in sample]))
+
+    def mutants(self) -> list[Mutant]:
+        return [Mutant(**values) for values in json.loads(self._sample.read_text())]
+
+    def results(self) -> dict[int, dict[str, Any]]:
+        """The latest result of each tested mutant, by its number."""
+        if not self._results.exists():
+            return {}
+        lines = map(json.loads, self._results.read_text().splitlines())
+        return {result["number"]: result for result in lines}
+
+    def test_mutants(self, only: list[int] | None) -> None:
+        """Tests the mutants that have no result yet, or those of `only`."""
+        tests_of = json.loads(self._map.read_text())
+        done = self.results()
+        for number, mutant in enumerate(self.mutants()):
+            if number in done if only is None else number not in only:
+                continue
+            began = time.monotonic()
+            groups = [*_groups(mutant, tests_of["tests"], tests_of["seconds"])]
+            how = next((how for group in groups if (how := self._test(mutant, group))), None)
+            result = {
+                "number": number,
+                "caught": how,
+                "n_tests": sum(len(group) for group in groups),
+                "seconds": round(time.monotonic() - began, 1),
+            }
+            with self._results.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+            print(f"{number} {mutant.path}:{mutant.line} {result}", flush=True)
+
+    def _test(self, mutant: Mutant, tests: dict[str, float]) -> str | None:
+        """How the tests catch a mutant, or None; the tree is afterwards as before."""
+        file = self._tree / mutant.path
+        original, times = file.read_bytes(), file.stat()
+        log = self._folder / "mutant.txt"
+        log.unlink(missing_ok=True)
+        file.write_text(mutant.source, encoding="utf-8")
+        try:
+            code = in_fork(
+                lambda: self._run_tests(tests), log=log, limit_s=60 + 5 * sum(tests.values())
+            )
+        finally:
+            file.write_bytes(original)
+            os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+            shutil.rmtree(self._tree / ".hypothesis", ignore_errors=True)
+            shutil.rmtree(self._folder / "tmp", ignore_errors=True)
+            (self._folder / "tmp").mkdir()
+        if code == 0:
+            return None
+        if code is None:
+            return "hangs"
+        failed = [
+            line
+            for line in log.read_text(errors="replace").splitlines()
+            if "FAILED " in line or "ERROR " in line
+        ]
+        return failed[0][:200] if failed else f"exit code {code}"
+
+    def _run_tests(self, tests: dict[str, float]) -> int:
+        sys.dont_write_bytecode = True
+        return pytest_in(self._tree, ["-x", "--tb=line", *tests])
+
+    def print_score(self) -> None:
+        results = self.results()
+        mutants = [one.package for one in self.mutants()]
+        caught = Counter(mutants[n] for n, one in results.items() if one["caught"])
+        tested = Counter(mutants[n] for n in results)
+        for package in PACKAGES:
+            print(f"{package:12} {caught[package]:4} of {tested[package]:4}")
+        n_caught, n_tested = sum(caught.values()), sum(tested.values())
+        print(f"{'all':12} {n_caught:4} of {n_tested:4}: {100 * n_caught / max(n_tested, 1):.1f} %")
+
+
+def _groups(
+    mutant: Mutant, tests_of: dict[str, dict[str, list[str]]], seconds: dict[str, float]
+) -> Iterator[dict[str, float]]:
+    """The tests of a mutant with their seconds: first the quickest of its own folder, then others.
+
+    What runs at import concerns all tests of its module, and all of its folder.
+    """
+    lines = tests_of.get(mutant.path, {})
+    tests = {
+        test
+        for line, own in lines.items()
+        if mutant.first <= int(line) <= mutant.end
+        for test in own
+    }
+    folder = f"tests/{mutant.package.split('/')[0]}/"
+    if mutant.first == 1:
+        tests |= {test for test in seconds if test.startswith(folder)}
+    file = f"{folder}test_{Path(mutant.path).stem.strip('_')}.py"
+    order = sorted(
+        tests,
+        key=lambda test: (not test.startswith(file), not test.startswith(folder), seconds[test]),
+    )
+    first = _within([test for test in order if test.startswith(folder)], seconds, FIRST_S)
+    rest = _within([test for test in order if test not in first], seconds, THEN_S)
+    yield from (group for group in (first, rest) if group)
+
+
+def _within(tests: list[str], seconds: dict[str, float], limit_s: float) -> dict[str, float]:
+    """The first of these tests, as many as fit into a time."""
+    fitting: dict[str, float] = {}
+    for test in tests:
+        if sum(fitting.values()) + seconds[test] > limit_s:
+            break
+        fitting[test] = seconds[test]
+    return fitting
+
+
+if __name__ == "__main__":
+    main()
