@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
@@ -19,7 +20,19 @@ BIG_PACKAGES = (
     "tensorboard", "onnx", "onnxruntime", "onnxscript", "scipy.stats", "datasets", "hypothesis",
 )  # fmt: skip
 MEMORY_BYTES = 16 << 30
-OPTIONS = ["-q", "-n", "0", "-p", "no:cacheprovider", "-p", "no:randomly", "--hypothesis-seed=0"]
+# Packages that are loaded before pytest begins are no news
+OPTIONS = [
+    "-W",
+    "ignore::pytest.PytestAssertRewriteWarning",
+    "-q",
+    "-n",
+    "0",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:randomly",
+    "--hypothesis-seed=0",
+]
 
 
 def load_big_packages() -> None:
@@ -50,8 +63,11 @@ def in_fork(work: Callable[[], int], *, log: Path, limit_s: float | None) -> int
             os.dup2(output, 1)
             os.dup2(output, 2)
             code = work()
-            sys.stdout.flush()
+        except BaseException:
+            traceback.print_exc()
         finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(code)
     end = None if limit_s is None else time.monotonic() + limit_s
     while end is None or time.monotonic() < end:
