@@ -51,6 +51,12 @@ def activation(backbone: Backbone) -> type[nn.Module]:
     return kind
 
 
+def test_a_backbone_lies_on_the_device_it_is_asked_for(tiny_weights: Path) -> None:
+    backbone = load_backbone(BackboneSpec(None, str(tiny_weights)), device="meta")
+    assert {value.device.type for value in backbone.model.state_dict().values()} == {"meta"}
+    assert backbone.device.type == "meta"
+
+
 @pytest.fixture
 def plain_file(tiny_weights: Path, tmp_path: Path) -> Path:
     """The same weights in a file that does not say whose they are."""
