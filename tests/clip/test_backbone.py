@@ -291,6 +291,10 @@ def test_a_folder_named_as_a_tag_does_not_make_it_a_file(
     assert load_backbone(BackboneSpec("ViT-B-16", "openai")).embed_dim == 24
 
 
+def test_a_backbone_of_a_file_alone_has_the_files_name(plain_file: Path) -> None:
+    assert load_backbone(BackboneSpec(None, str(plain_file), quick_gelu=True)).name == "plain"
+
+
 def test_a_home_folder_in_the_path_of_weights_is_expanded(
     plain_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

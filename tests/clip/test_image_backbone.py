@@ -167,6 +167,7 @@ def test_a_timm_model_gives_timms_pooled_features(tmp_path: Path, name: str) -> 
         ("timm/test_resnett", r"not a model of timm .*\n  Did you mean timm/test_resnet\?"),
         ("timm/test_resnet.nothing", r"not a model of timm .*\n  Did you mean timm/test_resnet\."),
         ("timm/hf-hub:timm/resnet18", "not a model of timm"),
+        ("timm/xq", r"timm/xq is not a model of timm [\d.]+\.$"),
     ],
 )
 def test_a_name_that_timm_does_not_know_is_a_mistake_in_the_recipe(name: str, message: str) -> None:

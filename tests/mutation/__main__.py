@@ -25,6 +25,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -45,7 +46,7 @@ FOLDERS = (
     "methods", "clip", "training", "deploy", "runtime", "attacks", "inference", "evaluation",
     "compat", "targets/onnx",
 )  # fmt: skip
-FIRST_S, THEN_S = 15.0, 40.0  # of tests that a mutant is given, measured with coverage
+FIRST_S, THEN_S = 8.0, 8.0  # of tests that a mutant is given, measured with coverage
 
 
 def main() -> None:
@@ -59,6 +60,8 @@ def main() -> None:
     parser.add_argument("--only", type=int, nargs="*", help="numbers of mutants to test again")
     parser.add_argument("--tests", nargs="*", help="copy the tests again and map these")
     options = parser.parse_args()
+    # A kill puts the changed file back too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     work = Work(options.folder.resolve())
     load_big_packages()
     work.copy_tree()

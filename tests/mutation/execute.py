@@ -58,6 +58,7 @@ def in_fork(work: Callable[[], int], *, log: Path, limit_s: float | None) -> int
         code = 70
         try:
             os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
             output = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
             os.dup2(output, 1)
