@@ -13,8 +13,10 @@ the command again goes on where it stopped. Steps:
    a condition that is negated. Left out are changes of strings, messages, types, decorators and
    imports.
 3. `results.jsonl`: each mutant is tested by the tests that run its statement, the quickest and
-   those of its own folder first, until one fails. A mutant that hangs or crashes is caught.
-   `--only ID ...` tests these again, `--tests PATH ...` maps more tests first.
+   those of its own folder first, until one fails or `--seconds` of them have passed. A mutant
+   that hangs or crashes is caught. The tests of the command line are slow: they are mapped later
+   and for the survivors only, with `--again --tests tests/cli`. What new tests catch is seen
+   with `--again --new-tests --tests PATH ...`.
 4. The score: caught mutants of all mutants, by package. Whether a survivor is equivalent, that is
    whether it changes nothing that anyone could see, is for a person to judge.
 """
@@ -46,7 +48,7 @@ FOLDERS = (
     "methods", "clip", "training", "deploy", "runtime", "attacks", "inference", "evaluation",
     "compat", "targets/onnx",
 )  # fmt: skip
-FIRST_S, THEN_S = 8.0, 8.0  # of tests that a mutant is given, measured with coverage
+FIRST_S = 8.0  # of tests of its own folder that a mutant is given before all others
 
 
 def main() -> None:
@@ -57,19 +59,21 @@ def main() -> None:
     parser.add_argument("--mutants", type=int, default=360)
     parser.add_argument("--least", type=int, default=24, help="mutants of a package")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, nargs="*", help="numbers of mutants to test again")
-    parser.add_argument("--tests", nargs="*", help="copy the tests again and map these")
+    parser.add_argument("--seconds", type=float, default=60, help="of tests that a mutant gets")
+    parser.add_argument("--again", action="store_true", help="test the survivors again")
+    parser.add_argument("--tests", nargs="*", help="tests to map beside those of the folders")
+    parser.add_argument("--new-tests", action="store_true", help="copy the tests again first")
     options = parser.parse_args()
     # A kill puts the changed file back too
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     work = Work(options.folder.resolve())
     load_big_packages()
     work.copy_tree()
-    if options.tests is not None:
+    if options.new_tests:
         work.copy_tests()
     work.map_lines(options.tests)
     work.draw_sample(options.mutants, options.least, options.seed)
-    work.test_mutants(options.only)
+    work.test_mutants(options.seconds, again=options.again)
     work.print_score()
 
 
@@ -145,16 +149,16 @@ class Work:
         lines = map(json.loads, self._results.read_text().splitlines())
         return {result["number"]: result for result in lines}
 
-    def test_mutants(self, only: list[int] | None) -> None:
-        """Tests the mutants that have no result yet, or those of `only`."""
+    def test_mutants(self, limit_s: float, *, again: bool) -> None:
+        """Tests the mutants that have no result yet, and `again` those that were not caught."""
         tests_of = json.loads(self._map.read_text())
-        done = self.results()
+        done = {n for n, result in self.results().items() if result["caught"] or not again}
         # What runs at import concerns many tests: last, so that a score shows early
         for number, mutant in sorted(enumerate(self.mutants()), key=lambda one: one[1].first == 1):
-            if number in done if only is None else number not in only:
+            if number in done:
                 continue
             began = time.monotonic()
-            groups = [*_groups(mutant, tests_of["tests"], tests_of["seconds"])]
+            groups = [*_groups(mutant, tests_of["tests"], tests_of["seconds"], limit_s)]
             how = next((how for group in groups if (how := self._test(mutant, group))), None)
             result = {
                 "number": number,
@@ -210,7 +214,10 @@ class Work:
 
 
 def _groups(
-    mutant: Mutant, tests_of: dict[str, dict[str, list[str]]], seconds: dict[str, float]
+    mutant: Mutant,
+    tests_of: dict[str, dict[str, list[str]]],
+    seconds: dict[str, float],
+    limit_s: float,
 ) -> Iterator[dict[str, float]]:
     """The tests of a mutant with their seconds: first the quickest of its own folder, then others.
 
@@ -232,7 +239,7 @@ def _groups(
         key=lambda test: (not test.startswith(file), not test.startswith(folder), seconds[test]),
     )
     first = _within([test for test in order if test.startswith(folder)], seconds, FIRST_S)
-    rest = _within([test for test in order if test not in first], seconds, THEN_S)
+    rest = _within([test for test in order if test not in first], seconds, limit_s)
     yield from (group for group in (first, rest) if group)
 
 
