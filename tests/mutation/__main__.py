@@ -46,7 +46,7 @@ from lines import Trace
 ROOT = Path(__file__).parents[2]
 FOLDERS = (
     "methods", "clip", "training", "deploy", "runtime", "attacks", "inference", "evaluation",
-    "compat", "targets/onnx",
+    "compat", "config", "targets/onnx", "targets/engines",
 )  # fmt: skip
 FIRST_S = 8.0  # of tests of its own folder that a mutant is given before all others
 
@@ -221,7 +221,8 @@ def _groups(
 ) -> Iterator[dict[str, float]]:
     """The tests of a mutant with their seconds: first the quickest of its own folder, then others.
 
-    What runs at import concerns all tests of its module, and all of its folder.
+    What runs at import concerns all tests of its module, and all of its folder; what no traced
+    test runs, such as a line that another process runs, all tests of its module.
     """
     lines = tests_of.get(mutant.path, {})
     tests = {
@@ -230,6 +231,7 @@ def _groups(
         if mutant.first <= int(line) <= mutant.end
         for test in own
     }
+    tests = tests or {test for own in lines.values() for test in own}
     folder = f"tests/{mutant.package.split('/')[0]}/"
     if mutant.first == 1:
         tests |= {test for test in seconds if test.startswith(folder)}

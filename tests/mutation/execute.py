@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import signal
@@ -70,19 +71,21 @@ def in_fork(work: Callable[[], int], *, log: Path, limit_s: float | None) -> int
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    end = None if limit_s is None else time.monotonic() + limit_s
-    while end is None or time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            _kill_group(pid)
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.02)
-    _kill_group(pid)
-    os.waitpid(pid, 0)
-    return None
+    end = math.inf if limit_s is None else time.monotonic() + limit_s
+    try:
+        while time.monotonic() < end:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.02)
+        return None
+    finally:
+        _kill_group(pid)
 
 
 def _kill_group(pid: int) -> None:
     """Ends a fork and what its tests started."""
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
+    with suppress(ChildProcessError):
+        os.waitpid(pid, 0)
