@@ -17,7 +17,7 @@ the command again goes on where it stopped. Steps:
    that hangs or crashes is caught. The tests of the command line are slow: they are mapped later
    and for the survivors only, with `--again --tests tests/cli`. What new tests catch is seen
    with `--again --new-tests --tests PATH ...`.
-4. The score: caught mutants of all mutants, by package. Whether a survivor is equivalent, that is
+4. The survivors, and the score: caught mutants of all mutants, by package. Whether a survivor is equivalent, that is
    whether it changes nothing that anyone could see, is for a person to judge.
 """
 
@@ -74,6 +74,7 @@ def main() -> None:
     work.map_lines(options.tests)
     work.draw_sample(options.mutants, options.least, options.seed)
     work.test_mutants(options.seconds, again=options.again)
+    work.print_survivors()
     work.print_score()
 
 
@@ -201,6 +202,13 @@ class Work:
     def _run_tests(self, tests: dict[str, float]) -> int:
         sys.dont_write_bytecode = True
         return pytest_in(self._tree, ["-x", "--tb=line", *tests])
+
+    def print_survivors(self) -> None:
+        mutants = self.mutants()
+        for number, result in sorted(self.results().items()):
+            if not result["caught"]:
+                mutant = mutants[number]
+                print(f"\n{number} {mutant.path}:{mutant.line}\n{mutant.diff}")
 
     def print_score(self) -> None:
         results = self.results()
