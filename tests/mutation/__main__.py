@@ -10,15 +10,16 @@ the command again goes on where it stopped. Steps:
 2. `sample.json`: the mutants. They are spread over the modules of `methods`, `clip`, `training`,
    `deploy/fold` and `runtime` by the number of lines that can be changed (at least 24 a package).
    Lines are drawn first, then one change of each line: mutmut's changes, a call that is left out,
-   a condition that is negated. Left out are changes of strings, messages, types, decorators and
-   imports.
+   a condition that is negated. Values replaced by None and missing arguments, which are easily
+   caught, are drawn only where a line has nothing else. Left out are changes of strings,
+   messages, types, decorators and imports.
 3. `results.jsonl`: each mutant is tested by the tests that run its statement, the quickest and
    those of its own folder first, until one fails or `--seconds` of them have passed. A mutant
    that hangs or crashes is caught. The tests of the command line are slow: they are mapped later
    and for the survivors only, with `--again --tests tests/cli`. What new tests catch is seen
    with `--again --new-tests --tests PATH ...`.
-4. The survivors, and the score: caught mutants of all mutants, by package. Whether a survivor is equivalent, that is
-   whether it changes nothing that anyone could see, is for a person to judge.
+4. The survivors, and the score: caught mutants of all mutants, by package. Whether a survivor is
+   equivalent, that is whether it changes nothing that anyone could see, is for a person to judge.
 """
 
 from __future__ import annotations
