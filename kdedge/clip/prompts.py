@@ -43,11 +43,9 @@ def first_context(
         context_init: initial words; the first `n_ctx` tokens are used.
         generator: on the CPU; draws the random values.
     """
-    model = backbone.model
     words = backbone.tokenizer.encode(context_init)
     if n_ctx <= len(words):
-        device = model.token_embedding.weight.device
-        context: Tensor = model.token_embedding(torch.tensor(words[:n_ctx], device=device)).clone()
+        context: Tensor = backbone.model.token_embedding.weight[words[:n_ctx]]
     else:
         context = INIT_STD * torch.randn(n_ctx, text_width(backbone), generator=generator)
     return context.to(backbone.device)

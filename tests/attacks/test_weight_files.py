@@ -316,12 +316,30 @@ def test_a_compressed_bomb_is_refused_unread(tmp_path: Path) -> None:
         read_public_checkpoint(path)
 
 
-def test_many_names_for_one_block_cannot_fill_the_memory(tmp_path: Path) -> None:
+def test_code_that_expands_without_end_is_refused_unread(tmp_path: Path) -> None:
+    path = torchscript(tmp_path / "w.pt")
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w/code/more.py", b" " * (17 << 20))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(DataError, match=r"code/more\.py is larger than 16777216 bytes"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("n_names", [3, 1000])
+def test_many_names_for_one_block_cannot_fill_the_memory(tmp_path: Path, n_names: int) -> None:
     block = torch.zeros(1 << 18)
-    saved = {"state_dict": {f"k{index}": block for index in range(1000)}}
+    saved = {"state_dict": {f"k{index}": block for index in range(n_names)}}
     torch.save(saved, tmp_path / "w.pt")
     with pytest.raises(DataError, match="more values than the file holds"):
         read_public_checkpoint(tmp_path / "w.pt")
+
+
+def test_two_names_for_one_block_are_read(tmp_path: Path) -> None:
+    block = torch.arange(1 << 10)
+    torch.save({"state_dict": {"a": block, "tied": block}}, tmp_path / "w.pt")
+    state = read_public_checkpoint(tmp_path / "w.pt").state_dict
+    assert torch.equal(state["a"], block)
+    assert torch.equal(state["tied"], block)
 
 
 def test_big_endian_files_are_refused_rather_than_misread(tmp_path: Path) -> None:

@@ -51,6 +51,12 @@ def activation(backbone: Backbone) -> type[nn.Module]:
     return kind
 
 
+def test_a_backbone_lies_on_the_device_it_is_asked_for(tiny_weights: Path) -> None:
+    backbone = load_backbone(BackboneSpec(None, str(tiny_weights)), device="meta")
+    assert {value.device.type for value in backbone.model.state_dict().values()} == {"meta"}
+    assert backbone.device.type == "meta"
+
+
 @pytest.fixture
 def plain_file(tiny_weights: Path, tmp_path: Path) -> Path:
     """The same weights in a file that does not say whose they are."""
@@ -283,6 +289,10 @@ def test_a_folder_named_as_a_tag_does_not_make_it_a_file(
     (tmp_path / "openai").mkdir()
     monkeypatch.chdir(tmp_path)
     assert load_backbone(BackboneSpec("ViT-B-16", "openai")).embed_dim == 24
+
+
+def test_a_backbone_of_a_file_alone_has_the_files_name(plain_file: Path) -> None:
+    assert load_backbone(BackboneSpec(None, str(plain_file), quick_gelu=True)).name == "plain"
 
 
 def test_a_home_folder_in_the_path_of_weights_is_expanded(

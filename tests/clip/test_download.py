@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from kdedge.clip.download import fetch_pretrained
+from kdedge.clip.download import fetch_from_hub, fetch_pretrained
 
 HUB = {"hf_hub": "owner/clip/"}
 
@@ -61,6 +64,58 @@ def test_a_server_out_of_reach_is_tried_once(no_network, hub_cache, monkeypatch)
     with pytest.raises(OSError, match="unreachable"):
         fetch_pretrained(HUB)
     assert no_network == [("hub.test", 443)]
+
+
+def test_a_named_file_of_the_hub_is_taken_from_its_cache_or_its_server_is_tried_once(
+    no_network, hub_cache, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.test")
+    (hub_cache / "model.safetensors").write_bytes(b"x")
+    assert fetch_from_hub("owner/clip", "model.safetensors") == hub_cache / "model.safetensors"
+    assert no_network == []
+    with pytest.raises(OSError, match="unreachable"):
+        fetch_from_hub("owner/clip", "other.safetensors")
+    assert no_network == [("hub.test", 443)]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A hub on this machine that has one file, owner/clip's model.safetensors."""
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            is_here = self.path == "/owner/clip/resolve/main/model.safetensors"
+            self.send_response(200 if is_here else 404)
+            for name, value in {
+                "ETag": '"1"',
+                "X-Repo-Commit": "abc",
+                "Content-Length": "7",
+            }.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            self.wfile.write(b"weights")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        yield
+        server.shutdown()
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_named_file_is_fetched_from_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert fetch_from_hub("owner/clip", "model.safetensors").read_bytes() == b"weights"
 
 
 def test_a_plain_address_is_tried_at_its_own_port(no_network, tmp_path, monkeypatch):

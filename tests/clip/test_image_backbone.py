@@ -167,6 +167,7 @@ def test_a_timm_model_gives_timms_pooled_features(tmp_path: Path, name: str) -> 
         ("timm/test_resnett", r"not a model of timm .*\n  Did you mean timm/test_resnet\?"),
         ("timm/test_resnet.nothing", r"not a model of timm .*\n  Did you mean timm/test_resnet\."),
         ("timm/hf-hub:timm/resnet18", "not a model of timm"),
+        ("timm/xq", r"timm/xq is not a model of timm [\d.]+\.$"),
     ],
 )
 def test_a_name_that_timm_does_not_know_is_a_mistake_in_the_recipe(name: str, message: str) -> None:
@@ -227,12 +228,16 @@ def test_a_timm_model_has_no_texts_and_the_message_says_what_it_can_be() -> None
         load_backbone(BackboneSpec("timm/resnet18", "pretrained"))
 
 
-def test_an_encoder_without_pooled_features_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("encoder", "given"),
+    [
+        (nn.Conv2d(3, 4, 3, padding=1), r"\[1, 4, 8, 8\]"),
+        (nn.Sequential(nn.Flatten(), nn.LSTM(192, 4)), "tuple"),
+    ],
+)
+def test_an_encoder_without_pooled_features_is_refused(encoder: nn.Module, given: str) -> None:
     preprocess = Preprocess(size_px=8, mean=(0.5,) * 3, std=(0.5,) * 3)
-    with pytest.raises(RecipeError, match=r"flat gives \[1, 4, 8, 8\] for one image"):
+    with pytest.raises(RecipeError, match=f"flat gives {given} for one image"):
         make_image_backbone(
-            nn.Conv2d(3, 4, 3, padding=1),
-            name="flat",
-            preprocess=preprocess,
-            is_trained_with_texts=False,
+            encoder, name="flat", preprocess=preprocess, is_trained_with_texts=False
         )

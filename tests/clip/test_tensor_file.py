@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save
 
 from kdedge.clip.tensor_file import encode_tensors
 
@@ -26,3 +27,8 @@ def test_equal_contents_have_equal_bytes_whatever_their_order():
     for _ in range(20):
         turned = dict(reversed(METADATA.items()))
         assert encode_tensors(dict(reversed(TENSORS.items())), turned) == expected
+
+
+def test_one_entry_of_metadata_gives_the_librarys_own_bytes():
+    one = {"classes": "Käfer"}
+    assert encode_tensors(TENSORS, one) == save(TENSORS, one)

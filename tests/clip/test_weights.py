@@ -384,6 +384,12 @@ def test_every_pretrained_tag_of_a_vit_has_something_to_fetch() -> None:
         error = describe_missing_weights(name, tag, None)
         assert isinstance(error, SetupError), (name, tag)
         assert "Fetch https://" in str(error), (name, tag)
+        place = open_clip.get_pretrained_cfg(name, tag).get("hf_hub")
+        if place:
+            repository, _, file = place.rpartition("/")
+            file = file or "open_clip_model.safetensors"
+            address = f"https://huggingface.co/{repository}/resolve/main/{file}\n"
+            assert address in str(error), (name, tag)
 
 
 def test_an_unknown_tag_names_the_nearest_and_all_of_them() -> None:

@@ -198,6 +198,24 @@ def test_raw_bytes_give_the_same_logits() -> None:
     assert_equal_logits(folded(student, backbone, pixels="uint8")(pixels), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_student_of_another_precision_folds_into_float32_and_stays_as_it_is(
+    dtype: torch.dtype,
+) -> None:
+    backbone = make_clip(width=32, n_layers=3, image_px=32, seed=4)
+    student = make_student(backbone)
+    student.module.to(dtype)
+    backbone.model.visual.to(dtype)
+    path = student.image_path()
+    model = folded(student, backbone)
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
+    assert {value.dtype for value in path.visual.parameters()} == {dtype}
+    backbone.model.visual.float()
+    student.module.float()
+    pixels = draw_pixels(3, 32).float() / 255
+    assert_equal_logits(model(pixels), unfused(student, draw_pixels(3, 32), PREPROCESS))
+
+
 def test_layer_scale_is_folded_too() -> None:
     backbone = make_clip(width=32, n_layers=2, image_px=16, seed=0, layer_scale=0.3)
     student = make_student(backbone, n_ctx=2, depth=2)

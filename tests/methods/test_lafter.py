@@ -122,6 +122,14 @@ def test_a_sentence_too_long_for_the_text_tower_is_refused_before_training(
         build(tiny_backbone).use_texts(sentences)
 
 
+def test_texts_are_learned_in_float32_whatever_a_step_runs_in(tiny_backbone: Backbone) -> None:
+    plain, mixed = build(tiny_backbone), build(tiny_backbone)
+    plain.learn_texts()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed.learn_texts()
+    torch.testing.assert_close(mixed.module.labeler, plain.module.labeler, atol=0, rtol=0)
+
+
 def test_texts_are_learned_once_and_not_again_after_a_checkpoint(tiny_backbone: Backbone) -> None:
     method = build(tiny_backbone)
     assert isinstance(method, LearnsFromTexts)

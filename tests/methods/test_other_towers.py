@@ -101,6 +101,14 @@ def test_a_tuned_resnet_keeps_its_own_batch_norm_statistics(
     assert not torch.equal(mean, resnet.model.visual.bn1.running_mean)
 
 
+def test_a_resnet_can_be_split_where_it_is_frozen_and_not_where_it_is_tuned(
+    resnet: Backbone, teacher: zeroshot.Method, tiny_backbone: Backbone
+) -> None:
+    assert build(promptkd, resnet, teacher, tune="projector").can_split_batches
+    assert not build(promptkd, resnet, teacher, tune="full").can_split_batches
+    assert build(promptkd, tiny_backbone, teacher, tune="full").can_split_batches
+
+
 @pytest.mark.parametrize("method", [promptkd, promptsrc, vpt, maple])
 def test_visual_prompts_on_a_resnet_are_a_mistake_in_the_recipe(
     resnet: Backbone, teacher: zeroshot.Method, method: Any
@@ -115,9 +123,11 @@ def test_visual_prompts_on_a_resnet_are_a_mistake_in_the_recipe(
 
 def test_methods_that_leave_the_image_tower_alone_take_a_resnet(resnet: Backbone) -> None:
     expected = torch.nn.functional.normalize(resnet.model.visual(images()), dim=-1)
-    for method in (zeroshot, coop):
-        features = build(method, resnet).forward_features(images())
-        torch.testing.assert_close(features, expected.detach())
+    for module in (zeroshot, coop):
+        method = build(module, resnet)
+        torch.testing.assert_close(method.forward_features(images()), expected.detach())
+        path = method.image_path()
+        assert (path.visual, path.visual_prompts) == (resnet.model.visual, None)
 
 
 def test_a_resnet_is_not_folded_and_the_message_says_what_is(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -97,6 +98,24 @@ def test_a_library_that_is_newer_than_the_driver_is_passed_over(
     cuda = open_cuda()
     assert cuda.gpu.name == "Orin"
     assert cuda.new_stream() == 77
+
+
+def test_a_library_that_is_not_there_is_passed_over(host_gpu: Any, cuda_libraries: Any) -> None:
+    cuda_libraries(libraries(host_gpu, {"libcudart.so.12": 0}))
+    assert open_cuda().new_stream() == 77
+
+
+def test_the_time_of_work_is_that_between_two_events(cudart: Any) -> None:
+    cuda = open_cuda()
+    stream, n_events = cuda.new_stream(), []
+
+    def work() -> None:
+        time.sleep(0.01)
+        n_events.append(len(cudart.events))
+
+    assert cuda.elapsed_ms(work, stream) >= 10
+    assert n_events == [2]
+    assert cudart.events == {}
 
 
 def test_of_several_libraries_that_fail_the_first_is_told(

@@ -104,6 +104,20 @@ def test_an_image_that_breaks_off_in_its_scan_does_not_take_the_next_one_along(n
     assert split(b"".join(images), 4096) == images
 
 
+@pytest.mark.parametrize("n_fill", [1, 2, 3])
+def test_fill_bytes_before_a_marker_are_part_of_the_image(n_fill: int) -> None:
+    whole = jpeg(1)
+    images = [whole[:2] + b"\xff" * n_fill + whole[2:], jpeg(2)]
+    assert split(b"".join(images), 7) == images
+    assert np.array_equal(decode_image(images[0]), decode_image(whole))
+
+
+@pytest.mark.parametrize("n_kept", [3, 4, 5])
+def test_a_stream_that_ends_in_a_segments_head_gives_what_there_is(n_kept: int) -> None:
+    images = [jpeg(1), jpeg(2)[:n_kept]]
+    assert split(b"".join(images), 7) == images
+
+
 @pytest.mark.parametrize("n_kept", [50, 200, 600])
 def test_an_image_that_breaks_off_in_a_segment_takes_one_along(n_kept: int) -> None:
     """The segment's length reaches into the next image, whose end is then the first to be found."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdedge.runtime.machine import memory_bytes, physical_cores, usable_cores
+from kdedge.runtime.machine import is_jetson, memory_bytes, physical_cores, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -79,3 +79,21 @@ def test_two_threads_of_a_core_are_one_physical_core(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 5, 6}, raising=False)
     assert physical_cores(tmp_path) == 2
     assert physical_cores(tmp_path / "no such system") == 3
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [
+        ("etc/nv_tegra_release", "# R36", True),
+        ("proc/device-tree/model", "NVIDIA Jetson Orin Nano\0", True),
+        ("proc/device-tree/compatible", "nvidia,p3768\0nvidia,tegra234\0", True),
+        ("proc/device-tree/model", "Raspberry Pi 5\0", False),
+        ("etc/os-release", "", False),
+    ],
+)
+def test_a_jetson_is_known_by_jetpacks_file_or_its_device_tree(
+    tmp_path: Path, file: str, text: str, expected: bool
+) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(text)
+    assert is_jetson(tmp_path) is expected

@@ -232,10 +232,22 @@ def test_16_bit_ppm_gray_is_scaled():
     assert np.asarray(decode_image(data))[0, :, 0].tolist() == [0, 1, 255]
 
 
-def test_32_bit_gray_beyond_16_bits_is_refused_with_its_range():
-    image = Image.fromarray(np.array([[0, 70000]], np.int32))
-    with pytest.raises(UnusableImage, match="gray values from 0 to 70000"):
+def test_a_transparent_16_bit_gray_shows_white():
+    values = np.array([[0, 257, 514, 65535]], np.uint16)
+    data = encode(Image.fromarray(values), "PNG", transparency=257)
+    assert np.asarray(decode_image(data))[0, :, 0].tolist() == [0, 255, 2, 255]
+
+
+@pytest.mark.parametrize("values", [(0, 70000), (0, 65536), (-1, 8)])
+def test_32_bit_gray_beyond_16_bits_is_refused_with_its_range(values):
+    image = Image.fromarray(np.array([values], np.int32))
+    with pytest.raises(UnusableImage, match=f"gray values from {values[0]} to {values[1]}"):
         decode_image(encode(image, "TIFF"))
+
+
+def test_32_bit_gray_within_16_bits_is_scaled():
+    image = Image.fromarray(np.array([[0, 257, 65535]], np.int32))
+    assert np.asarray(decode_image(encode(image, "TIFF")))[0, :, 0].tolist() == [0, 1, 255]
 
 
 def test_float_images_are_refused_with_a_reason():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -99,15 +101,16 @@ def test_tensorboard_reads_the_events_and_hides_what_was_resumed_over(tmp_path: 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with _open(tmp_path) as log:
-        _step(log, 20, loss=1.0)
-        _step(log, 40, loss=2.0)
+        for step, loss in ((20, 1.0), (39, 2.0), (40, 2.0), (41, 9.0), (60, 9.0)):
+            _step(log, step, loss=loss, is_last=True)
     time.sleep(0.01)
-    with _open(tmp_path, step=30) as log:
-        _step(log, 40, loss=3.0)
-        log.epoch(epoch=1, step=40, figures={"loss": 2.5})
+    with _open(tmp_path, step=40) as log:
+        _step(log, 60, loss=3.0)
+        log.epoch(epoch=1, step=60, figures={"loss": 2.5})
     events = EventAccumulator(str(tmp_path)).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(20, 1.0), (40, 3.0)]
-    assert [(e.step, e.value) for e in events.Scalars("epoch/loss")] == [(40, 2.5)]
+    losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert losses == [(20, 1.0), (39, 2.0), (40, 2.0), (60, 3.0)]
+    assert [(e.step, e.value) for e in events.Scalars("epoch/loss")] == [(60, 2.5)]
 
 
 def _fill_and_go_on(folder: Path, log: MetricsLog) -> None:
@@ -120,6 +123,25 @@ def test_a_full_disk_is_a_resource_error(small_disk: Any) -> None:
     folder = small_disk(64)
     with pytest.raises(ResourceError, match="disk is full"), _open(folder) as log:
         _fill_and_go_on(folder, log)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux")
+def test_a_log_that_cannot_be_closed_is_an_error_and_hides_none(tmp_path: Path) -> None:
+    def lose(log: MetricsLog, error: Exception | None = None) -> None:
+        """Takes the open file away, as a network disk that is gone does."""
+        _step(log, 20)
+        for link in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if link.readlink() == tmp_path / "metrics.jsonl":
+                    os.close(int(link.name))
+        if error is not None:
+            raise error
+
+    with pytest.raises(ResourceError, match=r"metrics\.jsonl"), _open(tmp_path) as log:
+        lose(log)
+    time.sleep(0.01)
+    with pytest.raises(KeyError), _open(tmp_path) as log:
+        lose(log, KeyError())
 
 
 def test_a_folder_that_is_not_there_is_a_resource_error(tmp_path: Path) -> None:

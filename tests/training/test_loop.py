@@ -178,6 +178,16 @@ def test_a_loss_that_is_not_finite_names_place_images_and_remedies(
     assert all(bool(tensor.isfinite().all()) for tensor in state.module.values())
 
 
+def test_a_start_that_is_not_finite_is_said_before_any_step(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    run, method = toy.make_run(tmp_path), toy.ToyMethod()
+    next(method.module.parameters()).data.fill_(math.nan)
+    with pytest.raises(DivergedError, match=r"epoch 1, step 0 of 7\. Images: not named\."):
+        toy.train_toy(run, method)
+    assert list_checkpoints(run.checkpoints) == []
+
+
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_lost(
     toy: ModuleType, tmp_path: Path
 ) -> None:

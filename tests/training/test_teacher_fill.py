@@ -7,6 +7,8 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from kdedge.data.sources import folder
 from kdedge.errors import DivergedError, ResourceError
+from kdedge.training.teacher_store.claims import Claims
 from kdedge.training.teacher_store.store import Chunk
 
 Start = Callable[..., Any]
@@ -34,6 +37,8 @@ def test_a_whole_store_asks_no_teacher(
     size = "290 images x 2 views x 24 dimensions x 2 bytes = 27.8 kB"
     said = rf"{size}\. 6 of 6 files are to be computed: about \d+ s on cpu\.$"
     assert re.search(said, caplog.messages[0])
+    took = re.fullmatch(r"Teacher store filled in (\d+) s\.", caplog.messages[-1])
+    assert took is not None, "not by the clock's own time"
     warm = filling.SlowTeacher()
     filling.make_filler(tmp_path, teacher=warm).fill()
     assert warm.n_passes == 0
@@ -43,6 +48,32 @@ def test_a_whole_store_asks_no_teacher(
 def test_each_file_of_a_store_is_claimed_by_itself(filling: ModuleType, tmp_path: Path) -> None:
     chunks = filling.make_filler(tmp_path, n_views=3).store.chunks()
     assert len({chunk.claim for chunk in chunks}) == len(chunks) == 9
+
+
+HOLD = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX, 1, 3)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_claim_of_another_process_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "claims"
+    path.touch()
+    command = [sys.executable, "-c", HOLD, str(path)]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with other, Claims(path) as claims:
+        assert other.stdout.readline() == b"held\n"
+        assert not claims.take(3)
+        assert claims.take(4)
+        waiting = threading.Thread(target=claims.wait_for, args=(3,))
+        waiting.start()
+        waiting.join(0.1)
+        assert waiting.is_alive()
+        other.communicate()
+        waiting.join()
 
 
 def test_a_killed_process_loses_the_file_it_was_at_and_no_other(

@@ -58,6 +58,18 @@ def test_features_are_two_bytes_a_value_and_mapped_from_their_files(
 
 
 @pytest.mark.parametrize(
+    ("n_images", "images_a_file"),
+    [(0, 128), (128_000, 128), (128_001, 160), (1_281_167, 1312)],
+)
+def test_a_file_has_few_images_and_a_view_has_few_files(
+    tmp_path: Path, n_images: int, images_a_file: int
+) -> None:
+    store = TeacherStore(tmp_path, {}, indices=range(n_images), dim=2, n_views=1)
+    assert store.chunk_images == images_a_file
+    assert len(store.chunks()) <= 1001
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"provenance": "another"},
