@@ -17,6 +17,7 @@ from kdedge.setup.images import Images
 from kdedge.setup.method import check_has_class_vectors, choose_method
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.workspace import Workspace
+from kdedge.training.held_out import held_out_of
 from kdedge.training.job.job import HeldOut, Job, LabeledImages, Teaching, TrainingData
 from kdedge.training.job.key import n_stored_views
 from kdedge.training.job.trial import trial_steps
@@ -55,8 +56,7 @@ def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
     images = RecipeData(loaded.recipe, setup.classes, workspace)
     unlabeled = images.require("unlabeled", "a student learns from unlabeled images")
     labeled = labeled_beside(setup, images)  # before those of validation, as draws take turns
-    selection = choice.optim.selection
-    held_out = HeldOut(images.test(selection), images.validation(selection))
+    held_out = held_out_of(setup, images, TrainingData(unlabeled, labeled=labeled))
     return StudentParts(setup, unlabeled, held_out, labeled)
 
 

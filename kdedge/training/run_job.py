@@ -14,6 +14,7 @@ import torch
 from kdedge.config.load import dump_recipe
 from kdedge.data.few_shot import keep_list
 from kdedge.data.images import write_skipped_csv
+from kdedge.data.loader import check_shares
 from kdedge.errors import Interrupted, RecipeError, Terminated
 from kdedge.eval_details import EvalDetails
 from kdedge.results import EvalResult
@@ -68,18 +69,12 @@ def run_job(job: Job, *, resume: bool) -> RunFolder:
 
     Raises:
         Interrupted: a signal ended it after its state was saved.
-        RecipeError: validation and test share an image, or several processes are to train a method
-            that labels its pool.
+        RecipeError: there are more processes than the job has work for.
         DivergedError: the loss is not finite.
         ResourceError: the disk is full, or another process works in the run.
     """
     group = job.setup.workspace.group
-    _check_selection(job)
-    if job.data.pool is not None and group.world_size > 1:
-        raise RecipeError(
-            f"{job.choice.name} labels its images in rounds, which one process does, and"
-            f" {group.world_size} were started.\n  Run the command without torchrun."
-        )
+    _check_processes(job)
     run = group.on_rank0(lambda: _choose_run(job, resume=resume))
     if group.on_rank0(lambda: run.is_finished):
         return run
@@ -151,23 +146,23 @@ def _at_work(run: RunFolder, job: Job) -> Iterator[None]:
         yield
 
 
-def _check_selection(job: Job) -> None:
-    """Makes sure that no test image chooses an epoch.
+def _check_processes(job: Job) -> None:
+    """Makes sure that every process has work, before there is a run.
 
     Raises:
-        RecipeError: validation and test share an image.
+        RecipeError: a batch has fewer images than there are processes, or there are several for a
+            method that labels its pool.
     """
-    test, validation = job.held_out.test, job.held_out.validation
-    if validation is None or test is None:
-        return
-    tested = {test.digests[index] for index in test.indices}
-    shared = [i for i in validation.indices if validation.digests[i] in tested]
-    if shared:
+    n_processes, data, optim = job.setup.workspace.group.world_size, job.data, job.choice.optim
+    if data.pool is not None and n_processes > 1:
         raise RecipeError(
-            f"data.validation and data.test share {len(shared)} images, first"
-            f" {validation.source.items[shared[0]].key}.\n"
-            "  An epoch chosen on test images makes the test worthless: use other images."
+            f"{job.choice.name} labels its images in rounds, which one process does, and"
+            f" {n_processes} were started.\n  Run the command without torchrun."
         )
+    if data.images is not None:
+        check_shares(min(len(data.images.indices), optim.batch_size), n_processes)
+    if data.labeled is not None:
+        check_shares(optim.labeled_batch_size or optim.batch_size, n_processes)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ from kdedge.setup.data import RecipeData
 from kdedge.setup.method import check_can_teach
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.workspace import Workspace
-from kdedge.training.job.job import HeldOut, Job, LabeledImages, TrainingData
+from kdedge.training.held_out import held_out_of
+from kdedge.training.job.job import Job, LabeledImages, TrainingData
 from kdedge.training.pseudo_labels.labels import labels_of_file, with_pseudo_labeled
 from kdedge.training.pseudo_labels.rounds import trial_labels
 from kdedge.training.run_job import run_job
@@ -49,9 +50,7 @@ def labeled_job(setup: RoleSetup) -> Job:
     """
     images = RecipeData(setup.loaded.recipe, setup.classes, setup.workspace)
     data = _training_data(setup, images)  # before those of validation, as draws take turns
-    selection = setup.choice.optim.selection
-    held_out = HeldOut(images.test(selection), images.validation(selection))
-    job = Job(setup, _with_sentences(setup, data), held_out)
+    job = Job(setup, _with_sentences(setup, data), held_out_of(setup, images, data))
     if data.pool is not None:
         trial_labels(job)  # says so where the pool has too few images
     return job

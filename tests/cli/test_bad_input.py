@@ -67,7 +67,7 @@ def edit(path: str, old: str, new: str) -> None:
     [
         ("pool", 0, "pool has no image files; found nothing at all."),
         ("labeled", 0, "labeled has no image files"),
-        ("labeled", 1, 'Missing: "dog", "red fox", "school bus".'),
+        ("labeled", 1, "data.labeled has images of 1 of the 2 base classes, and a teacher"),
         ("pool", 1, "at least 2 unlabeled images in a batch"),
     ],
 )
@@ -115,9 +115,53 @@ def test_few_unreadable_images_are_skipped_and_listed(kdedge: Run, project: Path
 # Labels and class names
 
 
-def test_labels_without_images_are_missing_classes(kdedge: Run, project: Path) -> None:
+@pytest.mark.parametrize("kind", ["folder", "list"])
+def test_a_class_without_labels_is_named_and_the_others_are_taught(
+    kdedge: Run, project: Path, kind: str
+) -> None:
     keep("labeled/dog", 0)
-    fails(kdedge("check", "r.yaml"), 3, 'Missing: "dog". Without any image: "dog".')
+    Path("labeled/__MACOSX").mkdir()
+    shutil.copy("labeled/cat/0.jpg", "labeled/__MACOSX/x.jpg")
+    shutil.copy("labeled/cat/0.jpg", "labeled/loose.jpg")
+    files = sorted(Path("labeled").glob("*/[0-9].jpg"))
+    rows = [f"{file},{file.parent.name}\n" for file in files]
+    Path("labels.csv").write_text("".join(["image,class\n", *rows, "labeled/loose.jpg,\n"]))
+    labeled = {"folder": "{folder: labeled}", "list": "{list: labels.csv}"}[kind]
+    done = kdedge("check", "r.yaml", "--set", "data.split=all", "--set", f"data.labeled={labeled}")
+    assert done.code == 0, done.err
+    assert 'data.labeled has no images of 1 of 4 classes: "dog".' in done.err
+    assert "data.labeled: 1 of 19 images have no label and are left out, the first is" in done.err
+    is_said = (
+        "data.labeled: files that are not read as images are left out: 1 __MACOSX." in done.err
+    )
+    assert is_said == (kind == "folder")
+    assert re.search(r"teacher: images +18 used of 19", done.out)
+
+
+def test_labels_of_test_images_are_counted_before_they_are_trained_on(
+    kdedge: Run, project: Path
+) -> None:
+    shared = "8 of the 8 labeled images that the teacher learns from are test images, too, first"
+    for command in ("check", "teach"):
+        done = kdedge(command, "r.yaml", "--set", "data.test={folder: labeled}")
+        assert done.code == 0
+        assert done.err.count(shared) == 1
+
+
+def test_validation_images_that_are_test_images_are_refused_before_a_teacher_is_trained(
+    kdedge: Run, project: Path
+) -> None:
+    """Here the student alone chooses an epoch by them."""
+    given = (
+        "--set",
+        "data.validation={folder: test}",
+        "--set",
+        "student.optim.selection=validation",
+    )
+    for command in ("check", "distill"):
+        done = kdedge(command, "r.yaml", *given)
+        fails(done, 2, "data.validation and data.test share 20 images", "use other images")
+    assert runs() == []
 
 
 def test_a_label_folder_that_is_no_class_is_named_with_the_nearest(
