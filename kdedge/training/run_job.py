@@ -34,6 +34,18 @@ from kdedge.training.pseudo_labels.rounds import train_rounds
 
 log = logging.getLogger(__name__)
 
+_HASHED = {
+    "image_list": "training images",
+    "labeled_list": "labeled images",
+    "unlabeled_list": "unlabeled images",
+    "validation_list": "validation images",
+    "test_list": "test images",
+    "class_list": "class names",
+    "backbone": "weights",
+    "teacher": "class vectors of its teacher",
+}
+"""What the hashes of a run are of, as its messages call it."""
+
 
 def unfinished_run(root: Path, key: str) -> RunFolder | None:
     """The newest interrupted run of the job with this key, or None."""
@@ -104,8 +116,30 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
         if done is not None:
             log.info("%s is finished: there is nothing to go on with.", done.path)
             return done
-        log.info("No interrupted run of this %s to resume: this is a new run.", job.setup.role)
+        log.info(
+            "No interrupted run of this %s to resume: this is a new run.%s",
+            *(job.setup.role, _why_not(job)),
+        )
     return _new_run(job, key)
+
+
+def _why_not(job: Job) -> str:
+    """Says what was other in the newest interrupted run of the same name; "" where there is none.
+
+    Such as its images: another version may read more kinds of files as images.
+    """
+    name = job.setup.loaded.recipe.name
+    found = [
+        (str(record.started_at), str(run.path), record.hashes)
+        for run, record in runs_in(job.setup.workspace.root)
+        if not record.is_finished and (run.kind, run.path.parent.name) == (job.setup.role, name)
+    ]
+    if not found:
+        return ""
+    _, path, hashes = max(found, key=lambda entry: entry[0])
+    now = job.hashes()
+    other = [what for key, what in _HASHED.items() if hashes.get(key) != now.get(key)]
+    return f"\n  {path} was interrupted with other {' and '.join(other or ['settings'])}."
 
 
 def _new_run(job: Job, key: str) -> RunFolder:
