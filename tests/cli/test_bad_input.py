@@ -112,6 +112,127 @@ def test_few_unreadable_images_are_skipped_and_listed(kdedge: Run, project: Path
     assert Path("runs/tiny/01/skipped.csv").read_text() == "source,key,reason\n"
 
 
+# init
+
+INIT = ("init", "line3", "--images", "pool", "--classes", "classes.txt", "--labeled", "labeled")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "code", "parts"),
+    [
+        (lambda: keep("pool", 0), 3, ("pool has no image files; found nothing at all.",)),
+        (lambda: keep("pool", 1), 3, ("pool has 1 image, and two or more are needed.",)),
+        (
+            lambda: [cut(path, 50) for path in Path("pool").iterdir()],
+            3,
+            ("pool: none of 40 images that were looked at can be read, first 0_0.jpg",),
+        ),
+        (lambda: Path("classes.txt").write_text("cat\n"), 3, ("classes.txt has 1 class names",)),
+        (
+            lambda: Path("classes.txt").write_text("cat\ndog\ncat\n"),
+            3,
+            ('"cat" is there twice, in line 1 and line 3',),
+        ),
+        (
+            lambda: Path("classes.txt").write_bytes("cat\ndog\n".encode("utf-16")),
+            3,
+            ("classes.txt:1: UTF-16, not UTF-8.", "Save the class list as UTF-8"),
+        ),
+        (
+            lambda: Path("labeled/dog").rename("labeled/dgo"),
+            3,
+            ('Unknown: "dgo" (nearest: "dog")', "Folder names must equal class names"),
+        ),
+        (
+            lambda: [shutil.rmtree(f"labeled/{name}") for name in ("cat", "dog", "red fox")],
+            3,
+            ("labeled has images of 1 class, and two or more are needed.",),
+        ),
+    ],
+)
+def test_init_writes_nothing_that_cannot_work(
+    kdedge: Run, project: Path, break_it: Callable[[], object], code: int, parts: tuple[str, ...]
+) -> None:
+    break_it()
+    fails(kdedge(*INIT), code, *parts)
+    assert not Path("line3.yaml").exists()
+
+
+def test_init_in_a_folder_that_may_not_be_written_is_no_bug(
+    kdedge: Run, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it is gone, which not even root may write to."""
+    options = [str(Path(one).absolute()) if Path(one).exists() else one for one in INIT[2:]]
+    Path("gone").mkdir()
+    monkeypatch.chdir("gone")
+    Path("../gone").rmdir()
+    fails(kdedge(*INIT[:2], *options), 7, "line3.yaml could not be written: no such file")
+    monkeypatch.chdir(project)
+
+
+def test_init_says_what_it_found_and_its_recipe_passes_the_check(
+    kdedge: Run, project: Path
+) -> None:
+    shutil.rmtree("labeled/red fox")
+    Path("pool/notes.txt").touch()
+    clips = ("--teacher", "teacher.pt", "--student", "student.pt")
+    done = kdedge(*INIT, *clips)
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[:5] == [
+        "classes  4 in classes.txt",
+        "images   40, of 40x40",
+        "         left out: 1 .txt",
+        "labeled  18, of 40x40",
+        "         6 images a class, 3 classes",
+    ]
+    assert 'no images of "red fox"' in done.out
+    text = Path("line3.yaml").read_text()
+    assert "    prompt_depth_vision: 4\n" in text  # the teacher has four image layers
+    assert "    prompt_depth: 3\n" in text
+    few = ("--set", "teacher.settings.n_anchor_templates=2")
+    checked = kdedge("check", "line3.yaml", *few)
+    assert checked.code == 0, checked.err
+
+
+def test_init_removes_a_recipe_whose_weights_are_not_there(kdedge: Run, project: Path) -> None:
+    fails(kdedge(*INIT, "--student", "ViT-B-16:gone.pt"), 3, "there is no file")
+    fails(kdedge(*INIT, "--student", "ViT-B-61:openai"), 2, "ViT-B-61", "ViT-B-16")
+    fails(kdedge(*INIT, "--teacher", "RN50:openai"), 2, "no layers that take visual prompts")
+    assert not Path("line3.yaml").exists()
+
+
+# Sizes
+
+
+def test_all_sizes_that_do_not_fit_are_said_at_once(kdedge: Run, project: Path) -> None:
+    edit("r.yaml", "prompt_depth_text: 2, prompt_depth_vision: 2", "prompt_depth_vision: 5")
+    given = ("--set", "student.settings.prompt_depth=6")
+    for command in ("check", "distill"):
+        done = kdedge(command, "r.yaml", *given)
+        fails(
+            *(done, 2),
+            "r.yaml:10: teacher.settings.prompt_depth_text is 9, and the text encoder of teacher"
+            " has 3 layers.\n  Set it to 3 or less.",
+            "r.yaml:10: teacher.settings.prompt_depth_vision is 5, and the image encoder of teacher"
+            " has 4 layers.",
+            "--set student.settings.prompt_depth: student.settings.prompt_depth is 6, and the image"
+            " encoder of student has 3 layers.",
+        )
+    assert runs() == []
+
+
+@pytest.mark.parametrize("command", ["check", "distill"])
+def test_an_override_that_the_models_own_settings_override_is_named(
+    kdedge: Run, project: Path, command: str
+) -> None:
+    edit("r.yaml", "optim: {epochs: 2,", "optim: {")
+    edit("r.yaml", "teacher:\n", "teacher:\n  optim: {epochs: 1}\n")
+    edit("r.yaml", "student:\n", "student:\n  optim: {epochs: 1}\n")
+    done = kdedge(command, "r.yaml", "--set", "optim.epochs=2")
+    assert done.code == 0, done.err
+    assert "--set optim.epochs=2 has no effect, overridden by teacher.optim.epochs=1" in done.err
+
+
 # Labels and class names
 
 
@@ -237,7 +358,7 @@ def test_a_typo_is_answered_with_its_line_and_the_nearest_name(
         (
             "student.settings.prompt_depth=9",
             2,
-            "prompt_depth is 9, and the image encoder of this CLIP",
+            "prompt_depth is 9, and the image encoder of student",
         ),
         ("teacher.settings.prompt_depth_text=9", 2, "prompt_depth_text is 9, and the text encoder"),
         ("student.optim.batch_size=1", 3, "raise batch_size"),
