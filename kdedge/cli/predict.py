@@ -221,7 +221,7 @@ def _stream(camera: int | None) -> _Inputs:
 def _listed(paths: Sequence[str]) -> _Inputs:
     """The images of files and folders, in the order given; folders are listed now."""
     from kdedge.data.sources import read_file
-    from kdedge.data.sources.folder import open_source
+    from kdedge.data.sources.folder import has_pictures, left_out_text, open_source
 
     keys: list[str] = []
     readers: list[Iterator[ImageInput]] = []
@@ -234,6 +234,8 @@ def _listed(paths: Sequence[str]) -> _Inputs:
             raise DataError(f"{name} cannot be read: {reason}.") from error
         if is_folder:
             source = open_source(path, class_names=(), labeled=False)
+            if has_pictures(source.left_out):
+                _LOG.warning("%s: left out are %s.", name, left_out_text(source.left_out))
             keys += [str(path / item.key) for item in source.items]
             readers.append(_read(source.read, range(len(source.items))))
         elif is_there:

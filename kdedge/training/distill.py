@@ -181,7 +181,6 @@ def _train_teacher(
             " its own.\n"
             "  Run `kdedge teach` without --shard first, or name a finished run as teacher.run."
         )
-    workspace.group.on_rank0(job.prepare)  # others then find the features of its class texts
     trial_steps(student_job(parts, untrained_teaching(job, parts)), 1)
     log.info("Training the teacher first.")
     return run_job(job, resume=resume)
