@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from kdedge.inference.classify import ImageInput
 
+_LOG = logging.getLogger(__name__)
 _BLOCK_BYTES = 1 << 16
 
 
@@ -127,7 +129,7 @@ def _giver(image: ImageInput) -> Callable[[], ImageInput]:
 def _listed(paths: Sequence[str], every: int) -> Inputs:
     """The images of files, folders and videos, in the order given."""
     from kdedge.data.sources import read_file
-    from kdedge.data.sources.folder import open_source
+    from kdedge.data.sources.folder import has_pictures, left_out_text, open_source
     from kdedge.runtime.video import import_pyav, is_video
 
     parts: list[Sequence[Item] | Iterator[Item]] = []
@@ -141,6 +143,8 @@ def _listed(paths: Sequence[str], every: int) -> Inputs:
             raise DataError(f"{name} cannot be read: {reason}.") from error
         if is_folder:
             source = open_source(path, class_names=(), labeled=False)
+            if has_pictures(source.left_out):
+                _LOG.warning("%s: left out are %s.", name, left_out_text(source.left_out))
             parts.append(
                 [
                     Item(str(path / item.key), item.key.replace("/", "_"), partial(source.read, i))

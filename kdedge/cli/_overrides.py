@@ -60,6 +60,13 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def trained_roles(loaded: LoadedRecipe) -> list[Role]:
+    """The models that `teach` and `distill` train of a recipe."""
+    teacher, student = loaded.recipe.teacher, loaded.recipe.student
+    roles: list[Role] = ["teacher"] if teacher is not None and teacher.run is None else []
+    return roles if student is None else [*roles, "student"]
+
+
 def warn_of_unused_optim(loaded: LoadedRecipe, *roles: Role) -> None:
     """Warns of each `--set optim.KEY` without effect: all trained models override it.
 

@@ -10,6 +10,7 @@ import click
 from kdedge._progress import rough_duration
 from kdedge.cli._options import device_option, need_training_packages, runs_option, threads_option
 from kdedge.cli._output import json_option, next_line, print_result, same_options, set_option, table
+from kdedge.cli._overrides import trained_roles, warn_of_unused_optim
 from kdedge.config.load import check_paths, load_recipe
 
 
@@ -36,6 +37,7 @@ def command(
     from kdedge.setup.workspace import Workspace
     from kdedge.training.preflight import check
 
+    warn_of_unused_optim(loaded, *trained_roles(loaded))
     found = check(loaded, Workspace(root, choose_device(device), is_read_only=True))
     rows = [[finding.what, finding.found] for finding in found.findings]
     following = "teach" if loaded.recipe.student is None else "distill"

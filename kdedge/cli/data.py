@@ -16,6 +16,7 @@ from kdedge.cli._output import json_option, next_line, print_result, table
 from kdedge.data.benchmarks import Benchmark, Download, list_benchmarks, load_benchmark
 from kdedge.data.fetch import fetch, missing
 from kdedge.data.images import BadImage
+from kdedge.data.sources.folder import left_out_text
 from kdedge.data.survey import Survey, survey
 from kdedge.data.verify import Verification, verify
 from kdedge.errors import DataError
@@ -252,6 +253,8 @@ def _survey_text(found: Survey) -> str:
     ]
     if found.classes and found.n_unlabeled:
         rows.append(["without class", f"{found.n_unlabeled:,}"])
+    if found.left_out:
+        rows.append(["left out", left_out_text(dict(found.left_out))])
     blocks = [table(rows)]
     if found.classes:
         classes = [[name, f"{count:,}"] for name, count in found.classes]

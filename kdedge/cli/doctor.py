@@ -28,6 +28,7 @@ _BEFORE_TARGETS = (
     Package("webdataset", ("webdataset",), "tar shards", extra="train"),
     Package("datasets", ("datasets",), "Parquet, Hugging Face datasets", extra="data"),
     Package("scipy", ("scipy",), "labels of two benchmark sets", extra="data"),
+    Package("pillow_heif", ("pillow-heif",), "HEIC images", extra="heif"),
     Package("tensorboard", ("tensorboard",), "curves", extra="train"),
 )
 _AFTER_TARGETS = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,39 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from kdedge.cli._output import json_option, next_line, print_result
+from kdedge._files import explain_os_error
+from kdedge.cli._options import need_training_packages, options_as
+from kdedge.cli._output import json_option, next_line, print_result, table
 from kdedge.config.fields import NAME
-from kdedge.config.load import load_recipe
+from kdedge.config.load import check_paths, load_recipe
 from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings, OptimSpec, Recipe
 from kdedge.config.yaml_file import dump_value
-from kdedge.errors import DataError, RecipeError
+from kdedge.data.classes import read_class_file
+from kdedge.data.first_look import FirstLook, look_at
+from kdedge.errors import DataError, KdedgeError, RecipeError
 
 _SETTINGS = {
     "losses": "Weight of the distillation loss per image. The PromptKD repository's 1000 is 2.5 per"
     " image on the 397 classes of SUN397. Per image, it does not depend on the number of classes.",
 }
+
+_TEACHER, _STUDENT = "ViT-L-14:openai", "ViT-B-16:openai"
+_CLIP_HELP = (
+    "The teacher's CLIP as MODEL:WEIGHTS. MODEL is an open_clip name or your model config (.json);"
+    " WEIGHTS a pretrained tag or a file. Or a file of OpenAI's weights alone."
+)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the command line names."""
+
+    images: Path
+    classes: Path
+    labeled: Path | None
+    test: Path | None
+    teacher: str | None
+    student: str | None
 
 
 @click.command("init")
@@ -52,27 +75,76 @@ _SETTINGS = {
     metavar="DIR",
     help="Labeled images for measuring accuracy, one subfolder per class.",
 )
+@click.option(
+    "--teacher",
+    metavar="CLIP",
+    help=f"{_CLIP_HELP} [default: {_TEACHER}]",
+)
+@click.option(
+    "--student",
+    metavar="CLIP",
+    help=f"Likewise, for the device. [default: {_STUDENT}]",
+)
 @json_option
-def command(
-    name: str, images: Path, classes: Path, labeled: Path | None, test: Path | None, as_json: bool
-) -> None:
+@options_as(Given, "given")
+def command(name: str, given: Given, as_json: bool) -> None:
     """Write NAME.yaml, a commented recipe for your own images.
 
-    An existing file is never overwritten. Without --labeled the teacher is zero-shot CLIP.
+    The folders are looked at first: a recipe that cannot work is not written. An existing file is
+    never overwritten. Without --labeled the teacher is zero-shot CLIP.
     """
     name = name.removesuffix(".yaml")
     path = _new_path(name)
-    for folder in (images, labeled, test):
-        if folder is not None and not folder.expanduser().is_dir():
-            raise DataError(f"There is no folder {folder}.\n  Name a folder that exists.")
-    if not classes.expanduser().is_file():
-        raise DataError(f"There is no file {classes}.\n  Write your class names to it, one a line.")
-    text = recipe_text(name, images=images, classes=classes, labeled=labeled, test=test)
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
-    load_recipe(path)
-    text = f"Wrote {path}\n{next_line('check', path)}"
-    print_result({"recipe": str(path)}, as_json=as_json, text=text)
+    if given.teacher is not None or given.student is not None:
+        need_training_packages("Looking at a CLIP's layers")
+    class_names, looks = _look(given)
+    _write(path, recipe_text(name, given))
+    rows = [["classes", f"{len(class_names)} in {given.classes}"]]
+    rows += [
+        [key if number == 0 else "", line]
+        for key, look in looks.items()
+        for number, line in enumerate(look.lines())
+    ]
+    text = f"{table(rows)}\n\nWrote {path}\n{next_line('check', path)}"
+    record = {
+        "recipe": str(path),
+        "n_classes": len(class_names),
+        **{key: _as_json(look) for key, look in looks.items()},
+    }
+    print_result(record, as_json=as_json, text=text)
+
+
+def _look(given: Given) -> tuple[tuple[str, ...], dict[str, FirstLook]]:
+    """The class names, and what is in each folder."""
+    if not given.classes.expanduser().is_file():
+        raise DataError(
+            f"There is no file {given.classes}.\n  Write your class names to it, one a line."
+        )
+    names = read_class_file(given.classes.expanduser())
+    looks = {"images": look_at(given.images.expanduser(), labeled=False)}
+    for key, folder in (("labeled", given.labeled), ("test", given.test)):
+        if folder is not None:
+            looks[key] = look_at(folder.expanduser(), class_names=names, labeled=True)
+    return names, looks
+
+
+def _as_json(look: FirstLook) -> dict[str, Any]:
+    sizes = [[*size, count] for size, count in sorted(look.sizes_px.items())]
+    return {**asdict(look), "sizes_px": sizes}
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a recipe and reads it as any command does; one that is wrong is removed again."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    try:
+        check_paths(load_recipe(path))
+    except KdedgeError:
+        path.unlink()
+        raise
 
 
 def _new_path(name: str) -> Path:
@@ -87,35 +159,26 @@ def _new_path(name: str) -> Path:
     return path
 
 
-def recipe_text(
-    name: str, *, images: Path, classes: Path, labeled: Path | None, test: Path | None
-) -> str:
+def recipe_text(name: str, given: Given) -> str:
     """Writes a recipe as text, each key below its description in the schema."""
-    data: dict[str, Any] = {"unlabeled": {"folder": str(images)}}
-    if test is None:  # what is not trained on says how far the student agrees with its teacher
+    data: dict[str, Any] = {"unlabeled": {"folder": str(given.images)}}
+    if given.test is None:  # on what is not trained on, student and teacher are compared
         data["unlabeled"]["hold_out"] = "5%"
-    if labeled is not None:
-        data["labeled"] = {"folder": str(labeled), "shots": 16}
-    if test is not None:
-        data["test"] = {"folder": str(test)}
+    if given.labeled is not None:
+        data["labeled"] = {"folder": str(given.labeled), "shots": 16}
+    if given.test is not None:
+        data["test"] = {"folder": str(given.test)}
     data |= {"split": "all", "max_bad_images": "1%"}
     optim = {key: OptimSettings.model_fields[key].default for key in ("lr", "epochs", "batch_size")}
+    method = "promptsrc" if given.labeled is not None else "zeroshot"
+    losses = {"losses": {"kl": {"weight_per_image": 2.5}}}
     values = {
         "name": name,
         "seed": 1,
-        "classes": {"file": str(classes), "template": "a photo of a {}."},
+        "classes": {"file": str(given.classes), "template": "a photo of a {}."},
         "data": data,
-        "teacher": {
-            "method": "promptsrc" if labeled is not None else "zeroshot",
-            "backbone": "ViT-L-14",
-            "weights": "openai",
-        },
-        "student": {
-            "method": "promptkd",
-            "backbone": "ViT-B-16",
-            "weights": "openai",
-            "settings": {"losses": {"kl": {"weight_per_image": 2.5}}},
-        },
+        "teacher": _model(method, given.teacher, {}, default=_TEACHER),
+        "student": _model("promptkd", given.student, losses, default=_STUDENT),
         "optim": optim,
         "export": {"precisions": ["fp16"]},
         "gates": GatesSpec().model_dump(),
@@ -125,6 +188,40 @@ def recipe_text(
         "# every key. Lines such as `# momentum: 0.9` are defaults; remove the # to change them.",
     ]
     return "\n".join([*head, *_render(Recipe, values, "")]) + "\n"
+
+
+def _model(
+    method: str, clip: str | None, settings: dict[str, Any], *, default: str
+) -> dict[str, Any]:
+    """The section of a model, with prompt depths that its CLIP has.
+
+    Raises:
+        RecipeError: there is no such CLIP, or the method does not work with it.
+    """
+    first, colon, weights = (clip or default).rpartition(":")
+    where = {"config": first} if first.endswith(".json") else {"backbone": first}
+    model = {"method": method, **(where if colon else {}), "weights": weights}
+    if clip is None:
+        return model | ({"settings": settings} if settings else {})
+    from kdedge.clip.resolve import BackboneSpec, count_layers
+    from kdedge.methods.registry import load_method
+
+    config = Path(first).expanduser() if "config" in model else None
+    n_layers = count_layers(BackboneSpec(model.get("backbone"), weights, config))
+    defaults = load_method(method).Settings()
+    fitting: dict[str, int] = {}
+    for setting, encoders in defaults.prompt_depths.items():
+        if any(encoder not in n_layers for encoder in encoders):
+            raise RecipeError(
+                f"{clip} has no layers that take visual prompts, which {method} trains.\n"
+                "  Choose a CLIP with a ViT, such as ViT-B-16:openai, or write the recipe by hand:"
+                " `kdedge schema` explains student.settings.tune."
+            )
+        most = min(n_layers[encoder] for encoder in encoders)
+        if most < getattr(defaults, setting):
+            fitting[setting] = most
+    settings = {**fitting, **settings}
+    return model | ({"settings": settings} if settings else {})
 
 
 def _render(model: type[BaseModel], values: dict[str, Any], indent: str) -> Iterator[str]:

@@ -85,6 +85,15 @@ def image_size(model_config: Mapping[str, Any]) -> int:
     return int(height)
 
 
+def config_layers(model_config: Mapping[str, Any]) -> dict[str, int]:
+    """Encoder (`image`, `text`) -> its number of layers, of those encoders that count them."""
+    vision, text = model_config["vision_cfg"], model_config["text_cfg"]
+    found = {"image": vision.get("layers", 12), "text": text.get("layers", 12)}  # open_clip's 12
+    if vision.get("timm_model_name"):
+        del found["image"]
+    return {encoder: n_layers for encoder, n_layers in found.items() if type(n_layers) is int}
+
+
 def build_empty(label: str, model_config: Mapping[str, Any]) -> CLIP:
     """Builds open_clip's CLIP of a config on the meta device: all sizes and no values.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -14,14 +15,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kdedge._files import explain_os_error, sha256_json, write_atomic
+from kdedge._lock import locked
 from kdedge.clip.tensor_file import encode_tensors
-from kdedge.errors import DataError, ShapeError
+from kdedge.errors import DataError, InUseError, ResourceError, ShapeError
 from kdedge.records import parse_record
 
 log = logging.getLogger(__name__)
 
 _UNIT_LENGTH_TOLERANCE = 1e-3
 _REMEDY = "Train or import again, which makes a new run, or put the file back from a copy."
+_LOCK_WAIT_S = 60.0
+"""Longer than a chunk of class texts takes on a slow machine."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,21 +145,33 @@ class TextFeatureCache:
         key = sha256_json([encoder, list(texts)])
         if key not in self._kept:
             features = self._read(key, len(texts))
-            self._kept[key] = self._make(key, compute) if features is None else features
+            if features is None:
+                features = self._make(key, len(texts), compute)
+            self._kept[key] = features
         return self._kept[key]
 
-    def _make(self, key: str, compute: Callable[[], Tensor]) -> Tensor:
-        features = compute().float()
-        if self._folder is not None:
-            try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise explain_os_error(error, self._folder) from error
+    def _make(self, key: str, n_texts: int, compute: Callable[[], Tensor]) -> Tensor:
+        """Computes and keeps features; one process on a folder does, and the others wait for it."""
+        if self._folder is None:
+            return compute().float()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explain_os_error(error, self._folder) from error
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(
+                InUseError, ResourceError
+            ):  # without it the work may be done twice
+                stack.enter_context(locked(self._folder / ".lock", wait_s=_LOCK_WAIT_S))
+            kept = self._read(key, n_texts)
+            if kept is not None:
+                return kept
+            features = compute().float()
             stored = features.cpu().contiguous()
             metadata = {"sha256": _sha256(stored)}
             file = self._folder / f"{key}.safetensors"
             write_atomic(file, encode_tensors({"text_features_raw": stored}, metadata))
-        return features
+            return features
 
     def _read(self, key: str, n_texts: int) -> Tensor | None:
         """The kept features; None if there are none or they are damaged."""
@@ -167,8 +183,10 @@ class TextFeatureCache:
                 features: Tensor = opened.get_tensor("text_features_raw")
         except (OSError, SafetensorError) as error:
             log.warning("%s is damaged (%s) and is computed again.", file, error)
-            return None
-        if len(features) != n_texts or _sha256(features) != sha256:
+        else:
+            if len(features) == n_texts and _sha256(features) == sha256:
+                return features
             log.warning("%s is damaged and is computed again.", file)
-            return None
-        return features
+        with contextlib.suppress(OSError):
+            file.unlink()
+        return None

@@ -8,7 +8,7 @@ values. It takes the hash of the weights from the file, or from what an earlier 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from kdedge.clip.architecture import (
     build_empty,
     build_filled,
     build_image_encoder,
+    config_layers,
     has_clip_text_encoder,
     read_config,
     why_no_prompts,
@@ -108,6 +109,7 @@ class FoundBackbone:
         embed_dim: D, the size of its image features.
         has_texts: whether it loads as a `Backbone`, with a text encoder, or as an `ImageBackbone`.
         is_trained_with_texts: whether its image encoder was trained with texts.
+        n_layers: encoder (`image`, `text`) -> layers, of those encoders that count them.
     """
 
     name: str
@@ -117,6 +119,7 @@ class FoundBackbone:
     embed_dim: int
     has_texts: bool
     is_trained_with_texts: bool
+    n_layers: Mapping[str, int]
     _blueprint: _Blueprint
 
     def load(
@@ -228,7 +231,7 @@ def _find_clip(spec: BackboneSpec, hashes: HashCache | None) -> FoundBackbone:
         found.weights,
         {key: key for key in found.weights.shapes},
     )
-    return _found(blueprint, found.label, found.preprocess)
+    return _found(blueprint, found.label, found.preprocess, config_layers(found.model_config))
 
 
 def _find_clips_image_encoder(spec: BackboneSpec, hashes: HashCache | None) -> FoundBackbone:
@@ -244,7 +247,8 @@ def _find_clips_image_encoder(spec: BackboneSpec, hashes: HashCache | None) -> F
         found.weights,
         {key.removeprefix(_VISUAL): key for key in found.weights.shapes if key.startswith(_VISUAL)},
     )
-    return _found(blueprint, label, preprocess, where=f"{label}, image encoder")
+    n_layers = config_layers(config)
+    return _found(blueprint, label, preprocess, n_layers, where=f"{label}, image encoder")
 
 
 def _find_timm_encoder(name: str, weights: str | None, hashes: HashCache | None) -> FoundBackbone:
@@ -252,13 +256,14 @@ def _find_timm_encoder(name: str, weights: str | None, hashes: HashCache | None)
     file = WeightsFile(encoder.file, hashes)
     keys = {key: key for key in file.shapes if not key.startswith(encoder.classifier)}
     blueprint = _Blueprint(encoder.empty, encoder.build, file, keys)
-    return _found(blueprint, name, encoder.preprocess, is_trained_with_texts=False)
+    return _found(blueprint, name, encoder.preprocess, {}, is_trained_with_texts=False)
 
 
 def _found(
     blueprint: _Blueprint,
     name: str,
     preprocess: Preprocess,
+    n_layers: Mapping[str, int],
     *,
     where: str | None = None,
     is_trained_with_texts: bool = True,
@@ -280,5 +285,6 @@ def _found(
         embed_dim=embed_dim,
         has_texts=isinstance(empty, CLIP),
         is_trained_with_texts=is_trained_with_texts,
+        n_layers=n_layers,
         _blueprint=blueprint,
     )

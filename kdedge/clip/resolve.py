@@ -8,6 +8,7 @@ an error, and so is a missing statement.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import open_clip
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
-from kdedge.clip.architecture import image_size, read_config
+from kdedge.clip.architecture import config_layers, image_size, read_config
 from kdedge.clip.builtin import BUILTIN_MODELS, builtin_config, builtin_file, builtin_model
 from kdedge.clip.download import fetch_pretrained
 from kdedge.clip.weights import Weights, describe_missing_weights, infer_config
@@ -91,6 +92,24 @@ def resolve(spec: BackboneSpec, *, check: Check, hashes: HashCache | None) -> Re
             " (.safetensors, .pt, .pth, .bin)."
         )
     return _resolve_tag(name, weights, spec.quick_gelu, check, hashes)
+
+
+@functools.lru_cache(maxsize=64)  # a suite asks once a row, and a file of weights is large
+def count_layers(spec: BackboneSpec) -> Mapping[str, int]:
+    """`config_layers` of a backbone, from what is on this machine: nothing is fetched or built.
+
+    Raises:
+        RecipeError: open_clip knows no such model.
+        DataError: the config, or the file of weights, is damaged.
+    """
+    if spec.config is not None:
+        return config_layers(read_config(spec.config))
+    if spec.name is None:
+        return config_layers(infer_config(WeightsFile(Path(str(spec.weights)).expanduser()).shapes))
+    if spec.name.startswith(TIMM_PREFIX):
+        return {}
+    is_builtin = spec.name in BUILTIN_MODELS
+    return config_layers(builtin_config(spec.name) if is_builtin else named_config(spec.name))
 
 
 def _resolve_builtin(name: str, hashes: HashCache | None) -> Resolved:

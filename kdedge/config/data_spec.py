@@ -76,17 +76,19 @@ class SourceSpec(Strict):
     folder: RecipeFolder | None = Field(
         None,
         description="Folder of images, subfolders included. For labels, it has one subfolder per"
-        " class, with the class's name.",
+        " class, with the class's name; classes without one are named and not taught.",
     )
     webdataset: ShardPattern | None = Field(
         None,
         description='Tar shards, such as "shards-{000..063}.tar", with jpg, png or webp members.'
-        " For labels, cls members hold the class's position in the class list, from 0.",
+        " For labels, cls members hold the class's position in the class list, from 0, or its name."
+        " A number is always a position; in lists and tables it is a name first.",
     )
     list: RecipeFile | None = Field(
         None,
-        description="CSV file with a header. Column path has the images; column label has the class"
-        " names, where labels are needed.",
+        description="CSV file of images. A header may name columns: path, image, filename or the"
+        " like for the images; label, class or the like for the class names, where labels are"
+        " needed. Without a header, the path comes first and the label second.",
     )
     parquet: TablePattern | None = Field(
         None,

@@ -69,6 +69,11 @@ class Row(Strict):
         description="Keys of the recipe to override in this row, as for --set. Relative paths start"
         " at the suite's folder.",
     )
+    set_on: dict[str, Overrides] = Field(
+        default_factory=dict,
+        description="Recipe name -> keys to override in this row on that recipe alone, after those"
+        " of set.",
+    )
     trained_on: PlainText | None = Field(
         None,
         description="Recipe to train the row on, once per seed. The row is then evaluated on the"
@@ -218,6 +223,21 @@ def override_texts(values: Mapping[str, Any]) -> list[str]:
     return [f"{key}={dump_value(value)}" for key, value in values.items()]
 
 
+def check_set_on(loaded: LoadedSuite, recipes: Sequence[str]) -> None:
+    """Checks that the settings of a row on one recipe are for a recipe of the suite.
+
+    Args:
+        loaded: the suite.
+        recipes: names of its recipes.
+
+    Raises:
+        RecipeError: they are not.
+    """
+    for number, row in enumerate(loaded.suite.methods):
+        for recipe in row.set_on:
+            _check_known(loaded, ("methods", number, "set_on", recipe), "a recipe", recipes)
+
+
 def check_paper(loaded: LoadedSuite, recipes: Sequence[str]) -> None:
     """Checks that every published figure belongs to a recipe and a row of the suite.
 
@@ -236,13 +256,11 @@ def check_paper(loaded: LoadedSuite, recipes: Sequence[str]) -> None:
             _check_known(loaded, ("paper", "figures", recipe, label), "a row", labels)
 
 
-def _check_known(
-    loaded: LoadedSuite, key: tuple[str, ...], what: str, known: Sequence[str]
-) -> None:
-    if key[-1] in known:
+def _check_known(loaded: LoadedSuite, key: KeyPath, what: str, known: Sequence[str]) -> None:
+    name, place = str(key[-1]), "set_on" if key[0] == "methods" else "paper.figures"
+    if name in known:
         return
-    remedy = suggestion(key[-1], known, f"There are: {', '.join(known)}.")
+    remedy = suggestion(name, known, f"There are: {', '.join(known)}.")
     raise RecipeError(
-        f"{loaded.lines.where(key)}: paper.figures: {key[-1]} is not {what} of this suite.\n"
-        f"  {remedy}"
+        f"{loaded.lines.where(key)}: {place}: {name} is not {what} of this suite.\n  {remedy}"
     )

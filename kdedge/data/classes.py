@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,10 +70,9 @@ def read_class_file(path: Path) -> tuple[str, ...]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{path}:{line}: not UTF-8 (byte {data[error.start]:#04x}).\n"
-            "  Save the class list as UTF-8."
-        ) from error
+        is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        what = "UTF-16, not UTF-8" if is_utf16 else f"not UTF-8 (byte {data[error.start]:#04x})"
+        raise DataError(f"{path}:{line}: {what}.\n  Save the class list as UTF-8.") from error
     # Not str.splitlines, which also splits at characters that may stand in a name.
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     named = [(f"line {i}", line.strip()) for i, line in enumerate(lines, 1) if line.strip()]

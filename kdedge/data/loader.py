@@ -162,7 +162,8 @@ def training_batches(
         steps = n_steps(len(images.indices), part.batch_size)
         step = (part.epoch - 1) * steps + part.first_step
         beside = list(islice(_labeled_order(labeled, part.seed, step), len(batches)))
-    _check_shards([*batches, *(batch for batch in beside if batch)], group)
+    for planned in (*batches, *beside):
+        check_shares(len(planned) or group.world_size, group.world_size)
     shards = [
         [*own[group.shard(len(own))], *other[group.shard(len(other))]]
         for own, other in zip(batches, beside, strict=True)
@@ -244,11 +245,15 @@ def _make_batch(
     )
 
 
-def _check_shards(batches: Sequence[Sequence[PlannedImage]], group: ProcessGroup) -> None:
-    smallest = min(map(len, batches), default=group.world_size)
-    if smallest < group.world_size:
+def check_shares(n_images: int, n_processes: int) -> None:
+    """Makes sure that a batch has an image for every process.
+
+    Raises:
+        RecipeError: it has not.
+    """
+    if n_images < n_processes:
         raise RecipeError(
-            f"{group.world_size} processes share batches of {smallest} images; each needs one.\n"
+            f"{n_processes} processes share batches of {n_images} images; each needs one.\n"
             "  Raise optim.batch_size, or start fewer processes."
         )
 

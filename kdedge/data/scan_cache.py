@@ -24,6 +24,7 @@ from kdedge._files import write_atomic
 from kdedge._lock import locked
 from kdedge.data.sources import InFiles, Location, Source, Stamp
 from kdedge.errors import InUseError, ResourceError
+from kdedge.runtime.formats import register_heif
 from kdedge.runtime.preprocess import MAX_ASPECT, MAX_PIXELS
 
 MAX_IMAGES = 4_000_000
@@ -145,7 +146,8 @@ def _facts(text: str, stamp: Stamp) -> ImageFacts | None:
 def _decoder() -> list[object]:
     """What decides, beside its bytes, whether an image is readable."""
     limits = (MAX_PIXELS, MAX_ASPECT, Image.MAX_IMAGE_PIXELS)
-    return [__version__, PIL.__version__, *limits]
+    heif = register_heif()
+    return [__version__, PIL.__version__, *limits, *([] if heif is None else [heif])]
 
 
 def _read(file: Path) -> dict[str, str]:

@@ -27,6 +27,7 @@ class Survey:
         classes: (class name in the source, number of images), sorted by name; empty without
             labels.
         n_unlabeled: images without a class.
+        left_out: (kind, number of files) of a folder that are not read as images.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Survey:
     sizes_px: tuple[tuple[tuple[int, int], int], ...]
     classes: tuple[tuple[str, int], ...]
     n_unlabeled: int
+    left_out: tuple[tuple[str, int], ...] = ()
 
 
 def survey(place: str) -> Survey:
@@ -63,6 +65,7 @@ def survey(place: str) -> Survey:
         sizes_px=tuple(sorted(found.sizes_px.items(), key=lambda pair: (-pair[1], pair[0]))),
         classes=tuple(sorted(counts.items())),
         n_unlabeled=n_unlabeled,
+        left_out=tuple(sorted(getattr(source, "left_out", {}).items())),
     )
 
 

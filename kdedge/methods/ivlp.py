@@ -25,7 +25,7 @@ from kdedge.clip.prompts import (
 )
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.recipe import OptimSpec
-from kdedge.methods.protocol import ImagePath, MethodSettings, Teacher
+from kdedge.methods.protocol import Encoder, ImagePath, MethodSettings, Teacher
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import TextPromptMethod
 
@@ -54,6 +54,11 @@ class Settings(MethodSettings):
     context_init: str = Field(
         "a photo of a", description="Words whose embeddings the context starts from."
     )
+
+    @property
+    def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:
+        """See `MethodSettings.prompt_depths`."""
+        return {"prompt_depth_text": ("text",), "prompt_depth_vision": ("image",)}
 
 
 class PromptedCLIP(nn.Module):

@@ -28,7 +28,7 @@ from kdedge.clip.prompts import (
 )
 from kdedge.clip.text import TokenizedTexts
 from kdedge.config.recipe import OptimSpec
-from kdedge.methods.protocol import ImagePath, MethodSettings, Teacher
+from kdedge.methods.protocol import Encoder, ImagePath, MethodSettings, Teacher
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import TextPromptMethod
 
@@ -55,6 +55,11 @@ class Settings(MethodSettings):
         description="Words whose embeddings the context starts from; those beyond n_ctx tokens stay"
         " as frozen words.",
     )
+
+    @property
+    def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:
+        """See `MethodSettings.prompt_depths`."""
+        return {"prompt_depth": ("image", "text")}
 
 
 class CoupledPrompts(nn.Module):

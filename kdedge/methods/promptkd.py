@@ -38,6 +38,7 @@ from kdedge.methods.losses import (
     chosen_losses_model,
 )
 from kdedge.methods.protocol import (
+    Encoder,
     ImagePath,
     MethodSettings,
     SettingsNotes,
@@ -143,6 +144,16 @@ class Settings(MethodSettings):
     def needs_texts(self) -> bool:
         """See `MethodSettings.needs_texts`."""
         return self.has_own_class_vectors
+
+    @property
+    def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:
+        """See `MethodSettings.prompt_depths`."""
+        image: dict[str, tuple[Encoder, ...]] = {"prompt_depth": ("image",)}
+        text: dict[str, tuple[Encoder, ...]] = {"prompt_depth_text": ("text",)}
+        return {
+            **(image if self.tune == "prompts" else {}),
+            **(text if self.class_vectors == "student" else {}),
+        }
 
     def notes(self, n_classes: int) -> SettingsNotes:
         """See `MethodSettings.notes`; the losses' notes together."""

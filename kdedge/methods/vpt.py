@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.prompts import make_visual_prompts, readable
 from kdedge.config.recipe import OptimSpec
-from kdedge.methods.protocol import ImagePath, MethodSettings, Teacher
+from kdedge.methods.protocol import Encoder, ImagePath, MethodSettings, Teacher
 from kdedge.methods.registry import Declaration, Sees
 from kdedge.methods.supervised import SupervisedMethod
 
@@ -43,6 +43,11 @@ class Settings(MethodSettings):
         "a photo of a",
         description="Frozen words before the class name, whatever the recipe's template is.",
     )
+
+    @property
+    def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:
+        """See `MethodSettings.prompt_depths`."""
+        return {"prompt_depth": ("image",)}
 
 
 class VisualPrompts(nn.Module):

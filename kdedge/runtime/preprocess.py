@@ -22,6 +22,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from kdedge.errors import DataError
+from kdedge.runtime.formats import HEIF_REMEDY, is_heif, register_heif
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused by their header: 100 megapixels are 0.3 GB decoded."""
@@ -200,6 +201,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Reads the header and decides by it."""
+    if is_heif(data) and register_heif() is None:
+        raise UnusableImage(f"a HEIC image; to read it: {HEIF_REMEDY}")
     try:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError as error:

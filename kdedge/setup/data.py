@@ -14,7 +14,8 @@ from kdedge.data.classes import benchmark_root
 from kdedge.data.few_shot import Draws
 from kdedge.data.images import check_limit, put_together, scan
 from kdedge.data.open import is_own_split, open_source
-from kdedge.data.sources import Source, WithoutLabels
+from kdedge.data.sources import Source, WithoutLabels, name_some
+from kdedge.data.sources.folder import has_pictures, left_out_text
 from kdedge.errors import DataError, RecipeError
 from kdedge.setup.classes import Classes
 from kdedge.setup.images import Images
@@ -82,11 +83,23 @@ class RecipeData:
 
         The order of the two steps is the benchmark's: the images of base classes do not depend on
         the split.
+
+        Raises:
+            RecipeError: there are none.
+            DataError: fewer than two of these classes have labels.
         """
         images = self.require("labeled", f"a {role} learns from labeled images")
         spec = self._recipe.data.labeled
         assert spec is not None  # require has seen to it
-        return self._few_shot(images, spec).of_classes(self._classes.labeled)
+        chosen = self._few_shot(images, spec).of_classes(self._classes.labeled)
+        if len(set(chosen.labels().values())) < min(2, len(self._classes.labeled)):
+            which = "" if self._recipe.data.split == "all" else "base "
+            raise DataError(
+                f"data.labeled has images of {len(set(chosen.labels().values()))} of the"
+                f" {len(self._classes.labeled)} {which}classes, and a {role} learns from two or"
+                " more.\n  Add images of others."
+            )
+        return chosen
 
     def test(self, selection: str) -> Images | None:
         """The images that accuracy is measured on, if there are any.
@@ -187,8 +200,38 @@ class RecipeData:
                     " they show."
                 ) from error
             is_own = is_own_split(spec, data=data)
-            known[read] = replace(self._scan(source, key), is_own_split=is_own)
+            images = replace(self._scan(source, key), is_own_split=is_own)
+            known[read] = images.only(tuple(images.labels())) if labeled else images
+            if self._workspace.group.is_rank0:
+                self._say_what_is_left_out(images, key, labeled=labeled)
         return known[read]
+
+    def _say_what_is_left_out(self, images: Images, key: Key, *, labeled: bool) -> None:
+        """Names files that are no images, images without a label, and classes without images."""
+        left_out = getattr(images.source, "left_out", {})
+        if left_out:
+            log.log(
+                logging.WARNING if has_pictures(left_out) else logging.INFO,
+                "data.%s: files that are not read as images are left out: %s.",
+                *(key, left_out_text(left_out)),
+            )
+        if not labeled or key == "unlabeled":
+            return
+        labels = images.labels()
+        if len(labels) < len(images.indices):
+            log.warning(
+                "data.%s: %d of %d images have no label and are left out, the first is %s.",
+                *(key, len(images.indices) - len(labels), len(images.indices)),
+                next(images.source.items[i].key for i in images.indices if i not in labels),
+            )
+        found = set(labels.values())
+        among = range(len(self._classes.names)) if key == "test" else self._classes.labeled
+        absent = [self._classes.names[label] for label in among if label not in found]
+        if found and absent:
+            log.warning(
+                "data.%s has no images of %d of %d classes: %s.",
+                *(key, len(absent), len(among), name_some(absent)),
+            )
 
     def _scan(self, source: Source, key: Key) -> Images:
         """Scans a source; each process a part of it."""

@@ -49,8 +49,13 @@ class Images:
 
     def without(self, other: Images) -> Images:
         """The images whose contents are not among another's."""
+        shared = set(self.shared_with(other))
+        return self.only([i for i in self.indices if i not in shared])
+
+    def shared_with(self, other: Images) -> tuple[int, ...]:
+        """Positions of the images in use whose contents are among another's."""
         contents = {other.digests[index] for index in other.indices}
-        return self.only([i for i in self.indices if self.digests[i] not in contents])
+        return tuple(i for i in self.indices if self.digests[i] in contents)
 
     def with_those_of(self, other: Images) -> Images:
         """The images in use of both, of one source behind the other."""

@@ -92,6 +92,21 @@ def choose_method(loaded: LoadedRecipe, role: Role) -> MethodChoice:
     )
 
 
+def check_reads_pseudo_labels(choice: MethodChoice, recipe: Recipe) -> None:
+    """Refuses a file of pseudo-labels beside a method that learns from images without labels.
+
+    Raises:
+        RecipeError: the method would not read it.
+    """
+    sees = choice.module.METHOD.sees
+    if recipe.data.pseudo_labels is not None and sees.unlabeled_images and not sees.labels:
+        raise RecipeError(
+            f"{choice.name} learns from unlabeled images without their labels, and the recipe has"
+            " data.pseudo_labels, which it would not read.\n"
+            "  Leave that key out, or train a method on them that learns from labels, such as coop."
+        )
+
+
 def settings_record(choice: MethodChoice) -> dict[str, Any]:
     """The method's name and settings as JSON values, for hashes and provenance."""
     return {"method": choice.name, "settings": choice.settings.model_dump(mode="json")}

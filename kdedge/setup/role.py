@@ -11,6 +11,7 @@ from kdedge.clip.find import FoundBackbone
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.config.load import LoadedRecipe
+from kdedge.config.recipe import ModelSpec
 from kdedge.methods.protocol import Method, Teacher
 from kdedge.setup.classes import Classes, load_classes
 from kdedge.setup.method import MethodChoice, Role, choose_method, model_spec
@@ -104,6 +105,10 @@ def set_up_role(
     spec = model_spec(loaded.recipe, role)
     # Teachers and baselines encode texts; a student may do with an image encoder alone
     needs_texts = role != "student" or choice.settings.needs_texts
-    named = BackboneSpec(spec.backbone, spec.weights, spec.config, spec.quick_gelu)
-    found = workspace.identify(named, needs_texts=needs_texts)
+    found = workspace.identify(backbone_spec(spec), needs_texts=needs_texts)
     return RoleSetup(role, loaded, choice, classes, found, workspace)
+
+
+def backbone_spec(spec: ModelSpec) -> BackboneSpec:
+    """What a recipe's section says of its backbone."""
+    return BackboneSpec(spec.backbone, spec.weights, spec.config, spec.quick_gelu)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from kdedge.clip.weights_file import HashCache
 from kdedge.data.scan_cache import ScanCache
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.setup.images import Images
+
+log = logging.getLogger(__name__)
 
 
 class Workspace:
@@ -54,6 +57,7 @@ class Workspace:
         self._hashes = None if hashes is None else HashCache(hashes)
         self._found: dict[tuple[BackboneSpec, bool], FoundBackbone] = {}
         self._loaded: dict[str, AnyBackbone] = {}
+        self._said: set[str] = set()
 
     def _cache(self, name: str) -> Path | None:
         return None if self._caches is None else self._caches / name
@@ -88,6 +92,12 @@ class Workspace:
                     device=self.device, text_cache_folder=self._cache("text_features")
                 )
         return self._loaded[found.identity]
+
+    def warn_once(self, message: str) -> None:
+        """Logs a warning, on rank 0 and unless this workspace has logged it already."""
+        if self.group.is_rank0 and message not in self._said:
+            self._said.add(message)
+            log.warning("%s", message)
 
     def forget_tensors(self) -> None:
         """Frees the tensors of files that `identify` had to read, where nothing is built."""

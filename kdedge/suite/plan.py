@@ -14,13 +14,21 @@ from kdedge.config.suite import (
     LoadedSuite,
     Row,
     check_paper,
+    check_set_on,
     override_texts,
     recipe_file,
 )
 from kdedge.config.yaml_file import KeyPath
 from kdedge.errors import DataError, RecipeError
 from kdedge.methods.registry import Sees, load_method
-from kdedge.setup.method import Role, check_can_teach, choose_method, model_spec
+from kdedge.setup.method import (
+    Role,
+    check_can_teach,
+    check_reads_pseudo_labels,
+    choose_method,
+    model_spec,
+)
+from kdedge.setup.sizes import check_named_sizes
 from kdedge.suite.sees import row_sees
 from kdedge.suite.trained_on import check_answers_for_others, check_names
 from kdedge.training.baseline import with_baseline
@@ -119,6 +127,7 @@ def make_plan(loaded: LoadedSuite) -> Plan:
             trained_on[number] = _add_recipe(loaded, row.trained_on, key, names)
     sources = tuple(names.values())[len(recipes) :]
 
+    check_set_on(loaded, [*recipes, *sources])
     trained: dict[int, list[Cell]] = {}
     for number, file in trained_on.items():
         trained[number] = _row_cells(loaded, file, names[file], number)
@@ -235,7 +244,8 @@ def _resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> tuple[LoadedRecip
     learns_from_teacher = load_method(name).METHOD.needs_teacher
     role: Role = row.role if learns_from_teacher or row.role == "teacher" else "baseline"
     _refuse_unread(row, role)
-    given = [*common, *_switch_to(name, plain, role).items(), *row.set.items()]
+    here = row.set_on.get(plain.name, {})
+    given = [*common, *_switch_to(name, plain, role).items(), *row.set.items(), *here.items()]
     resolved = _load(loaded, file, given)
     check_paths(resolved)
     _check_test(resolved, file)
@@ -246,7 +256,7 @@ def _resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> tuple[LoadedRecip
 
 
 def _refuse_unread(row: Row, role: Role) -> None:
-    for key in row.set:
+    for key in [*row.set, *(key for keys in row.set_on.values() for key in keys)]:
         unread = [part for part in _UNREAD[role] if f"{key}.".startswith(f"{part}.")]
         if unread:
             raise RecipeError(
@@ -282,13 +292,18 @@ def _switch_to(name: str, recipe: Recipe, role: Role) -> dict[str, Any]:
 
 def _check_methods(resolved: LoadedRecipe, role: Role) -> None:
     """Checks the settings of all models that a row trains."""
-    choose_method(resolved, role)
     teacher = resolved.recipe.teacher
-    if role == "baseline" or (
-        role == "student" and teacher is not None and teacher.run is not None
-    ):
-        return
-    check_can_teach(choose_method(resolved, "teacher"))
+    is_given = role == "student" and teacher is not None and teacher.run is not None
+    trained: list[Role] = [role]
+    if role == "student" and not is_given:
+        trained.insert(0, "teacher")
+    for one in trained:
+        choice = choose_method(resolved, one)
+        if one != "student":
+            check_reads_pseudo_labels(choice, resolved.recipe)
+        if one == "teacher":
+            check_can_teach(choice)
+    check_named_sizes(resolved, *trained)
 
 
 def _refuse_same_rows(loaded: LoadedSuite, rows: Mapping[int, Cell]) -> None:

@@ -19,13 +19,15 @@ from kdedge.setup.data import RecipeData
 from kdedge.setup.images import Images
 from kdedge.setup.method import check_has_class_vectors, choose_method
 from kdedge.setup.role import RoleSetup, set_up_role
+from kdedge.setup.sizes import check_sizes
 from kdedge.setup.workspace import Workspace
+from kdedge.training.held_out import held_out_of
 from kdedge.training.job.job import HeldOut, Job, LabeledImages, Teaching, TrainingData
 from kdedge.training.job.key import n_stored_views
 from kdedge.training.job.trial import trial_steps
 from kdedge.training.loop.heap import keep_freed_memory
 from kdedge.training.run_job import finished_run, run_job
-from kdedge.training.teach import labeled_beside, teacher_job
+from kdedge.training.teach import labeled_beside, teacher_job, teacher_setup
 from kdedge.training.teacher_store.fill import Shard, StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
 
@@ -55,11 +57,13 @@ def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
     if not choice.module.METHOD.needs_teacher:
         raise RecipeError("student.method does not learn from a teacher.\n  Use promptkd.")
     setup = set_up_role(loaded, "student", workspace, choice=choice)
+    spec = loaded.recipe.teacher
+    is_trained = spec is not None and spec.run is None
+    check_sizes(*([teacher_setup(loaded, workspace)] if is_trained else []), setup)
     images = RecipeData(loaded.recipe, setup.classes, workspace)
     unlabeled = images.require("unlabeled", "a student learns from unlabeled images")
     labeled = labeled_beside(setup, images)  # before those of validation, as draws take turns
-    selection = choice.optim.selection
-    held_out = HeldOut(images.test(selection), images.validation(selection))
+    held_out = held_out_of(setup, images, TrainingData(unlabeled, labeled=labeled))
     return StudentParts(setup, unlabeled, held_out, labeled)
 
 

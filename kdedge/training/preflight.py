@@ -101,10 +101,11 @@ def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> list[Job]:
     jobs: list[Job] = []
     recipe = loaded.recipe
     stored = None if recipe.student is None else named_teacher(loaded, workspace)
-    if recipe.teacher is not None and recipe.teacher.run is None:
+    # First, as by `distill`: it compares the sizes of both models
+    parts = None if recipe.student is None else student_parts(loaded, workspace)
+    if recipe.teacher is not None and (parts is None or stored is None):
         jobs.append(teacher_job(loaded, workspace))
-    if recipe.student is not None:
-        parts = student_parts(loaded, workspace)
+    if parts is not None:
         if stored is not None:
             teaching = teaching_of(open_teacher(stored, parts), parts)
         else:

@@ -15,7 +15,7 @@ from kdedge._files import write_json
 from kdedge.config.load import dump_recipe
 from kdedge.data.few_shot import keep_list
 from kdedge.data.images import write_skipped_csv
-from kdedge.data.loader import choose_n_workers
+from kdedge.data.loader import check_shares, choose_n_workers
 from kdedge.errors import Interrupted, RecipeError, Terminated
 from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
@@ -33,6 +33,18 @@ from kdedge.training.loop.train import train
 from kdedge.training.pseudo_labels.rounds import train_rounds
 
 log = logging.getLogger(__name__)
+
+_HASHED = {
+    "image_list": "training images",
+    "labeled_list": "labeled images",
+    "unlabeled_list": "unlabeled images",
+    "validation_list": "validation images",
+    "test_list": "test images",
+    "class_list": "class names",
+    "backbone": "weights",
+    "teacher": "class vectors of its teacher",
+}
+"""What the hashes of a run are of, as its messages call it."""
 
 
 def unfinished_run(root: Path, key: str) -> RunFolder | None:
@@ -69,19 +81,13 @@ def run_job(job: Job, *, resume: bool) -> RunFolder:
 
     Raises:
         Interrupted: a signal ended it after its state was saved.
-        RecipeError: validation and test share an image, or several processes are to train a method
-            that labels its pool.
+        RecipeError: there are more processes than the job has work for.
         DivergedError: the loss is not finite.
         ResourceError: the disk is full.
         InUseError: another process works in the run.
     """
     group = job.setup.workspace.group
-    _check_selection(job)
-    if job.data.pool is not None and group.world_size > 1:
-        raise RecipeError(
-            f"{job.choice.name} labels its images in rounds, which one process does, and"
-            f" {group.world_size} were started.\n  Run the command without torchrun."
-        )
+    _check_processes(job)
     _leave_cores(job)
     run = group.on_rank0(lambda: _choose_run(job, resume=resume))
     if group.on_rank0(lambda: run.is_finished):
@@ -124,9 +130,31 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
         if done is not None:
             log.info("%s is finished: there is nothing to go on with.", done.path)
             return done
-        log.info("No interrupted run of this %s to resume: this is a new run.", job.setup.role)
+        log.info(
+            "No interrupted run of this %s to resume: this is a new run.%s",
+            *(job.setup.role, _why_not(job)),
+        )
         _warn_of_other_images(job)
     return _new_run(job, key)
+
+
+def _why_not(job: Job) -> str:
+    """Says what was other in the newest interrupted run of the same name; "" where there is none.
+
+    Such as its images: another version may read more kinds of files as images.
+    """
+    name = job.setup.loaded.recipe.name
+    found = [
+        (str(record.started_at), str(run.path), record.hashes)
+        for run, record in runs_in(job.setup.workspace.root)
+        if not record.is_finished and (run.kind, run.path.parent.name) == (job.setup.role, name)
+    ]
+    if not found:
+        return ""
+    _, path, hashes = max(found, key=lambda entry: entry[0])
+    now = job.hashes()
+    other = [what for key, what in _HASHED.items() if hashes.get(key) != now.get(key)]
+    return f"\n  {path} was interrupted with other {' and '.join(other or ['settings'])}."
 
 
 def _new_run(job: Job, key: str) -> RunFolder:
@@ -168,23 +196,23 @@ def _at_work(run: RunFolder, job: Job) -> Iterator[None]:
         yield
 
 
-def _check_selection(job: Job) -> None:
-    """Makes sure that no test image chooses an epoch.
+def _check_processes(job: Job) -> None:
+    """Makes sure that every process has work, before there is a run.
 
     Raises:
-        RecipeError: validation and test share an image.
+        RecipeError: a batch has fewer images than there are processes, or there are several for a
+            method that labels its pool.
     """
-    test, validation = job.held_out.test, job.held_out.validation
-    if validation is None or test is None:
-        return
-    tested = {test.digests[index] for index in test.indices}
-    shared = [i for i in validation.indices if validation.digests[i] in tested]
-    if shared:
+    n_processes, data, optim = job.setup.workspace.group.world_size, job.data, job.choice.optim
+    if data.pool is not None and n_processes > 1:
         raise RecipeError(
-            f"data.validation and data.test share {len(shared)} images, first"
-            f" {validation.source.items[shared[0]].key}.\n"
-            "  An epoch chosen on test images makes the test worthless: use other images."
+            f"{job.choice.name} labels its images in rounds, which one process does, and"
+            f" {n_processes} were started.\n  Run the command without torchrun."
         )
+    if data.images is not None:
+        check_shares(min(len(data.images.indices), optim.batch_size), n_processes)
+    if data.labeled is not None:
+        check_shares(optim.labeled_batch_size or optim.batch_size, n_processes)
 
 
 @contextlib.contextmanager

@@ -10,10 +10,12 @@ from kdedge.data.class_texts import read_class_texts
 from kdedge.methods.protocol import LearnsFromTexts
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.data import RecipeData
-from kdedge.setup.method import check_can_teach
+from kdedge.setup.method import check_can_teach, check_reads_pseudo_labels
 from kdedge.setup.role import RoleSetup, set_up_role
+from kdedge.setup.sizes import check_sizes
 from kdedge.setup.workspace import Workspace
-from kdedge.training.job.job import HeldOut, Job, LabeledImages, TrainingData
+from kdedge.training.held_out import held_out_of
+from kdedge.training.job.job import Job, LabeledImages, TrainingData
 from kdedge.training.pseudo_labels.labels import labels_of_file, with_pseudo_labeled
 from kdedge.training.pseudo_labels.rounds import trial_labels
 from kdedge.training.run_job import run_job
@@ -36,22 +38,33 @@ def teacher_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
     Raises:
         RecipeError: its method cannot teach.
     """
+    return labeled_job(teacher_setup(loaded, workspace))
+
+
+def teacher_setup(loaded: LoadedRecipe, workspace: Workspace) -> RoleSetup:
+    """The recipe's teacher, before its images are read.
+
+    Raises:
+        RecipeError: its method cannot teach.
+    """
     setup = set_up_role(loaded, "teacher", workspace)
     check_can_teach(setup.choice)
-    return labeled_job(setup)
+    return setup
 
 
 def labeled_job(setup: RoleSetup) -> Job:
     """The training of a method on the images that it declares to learn from, if any.
 
     Raises:
+        RecipeError: a setting does not fit the CLIP, or the recipe's pseudo-labels would not be
+            read.
         DataError: a method that pseudo-labels its images has too few of them.
     """
+    check_sizes(setup)
+    check_reads_pseudo_labels(setup.choice, setup.loaded.recipe)
     images = RecipeData(setup.loaded.recipe, setup.classes, setup.workspace)
     data = _training_data(setup, images)  # before those of validation, as draws take turns
-    selection = setup.choice.optim.selection
-    held_out = HeldOut(images.test(selection), images.validation(selection))
-    job = Job(setup, _with_sentences(setup, data), held_out)
+    job = Job(setup, _with_sentences(setup, data), held_out_of(setup, images, data))
     if data.pool is not None:
         trial_labels(job)  # says so where the pool has too few images
     return job

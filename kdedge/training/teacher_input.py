@@ -11,6 +11,7 @@ from kdedge.errors import RecipeError
 from kdedge.methods.protocol import Teacher
 from kdedge.runs.model import Model
 from kdedge.runtime.preprocess import Preprocess
+from kdedge.setup.sizes import larger_teacher
 
 
 def teacher_for(student: FoundBackbone, teacher: Model) -> Teacher:
@@ -25,11 +26,7 @@ def teacher_for(student: FoundBackbone, teacher: Model) -> Teacher:
     if (theirs.size_px, theirs.mean, theirs.std) == (ours.size_px, ours.mean, ours.std):
         return teacher
     if theirs.size_px > ours.size_px:
-        raise RecipeError(
-            f"The teacher wants images of {theirs.size_px} pixels, and student {student.name} of"
-            f" {ours.size_px}.\n"
-            "  Both see the same crop: choose a teacher of the student's size or less."
-        )
+        raise RecipeError(larger_teacher(theirs.size_px, student))
     return _PreparedAgain(teacher, ours)
 
 

@@ -67,7 +67,7 @@ def edit(path: str, old: str, new: str) -> None:
     [
         ("pool", 0, "pool has no image files; found nothing at all."),
         ("labeled", 0, "labeled has no image files"),
-        ("labeled", 1, 'Missing: "dog", "red fox", "school bus".'),
+        ("labeled", 1, "data.labeled has images of 1 of the 2 base classes, and a teacher"),
         ("pool", 1, "at least 2 unlabeled images in a batch"),
     ],
 )
@@ -112,12 +112,177 @@ def test_few_unreadable_images_are_skipped_and_listed(kdedge: Run, project: Path
     assert Path("runs/tiny/01/skipped.csv").read_text() == "source,key,reason\n"
 
 
+# init
+
+INIT = ("init", "line3", "--images", "pool", "--classes", "classes.txt", "--labeled", "labeled")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "code", "parts"),
+    [
+        (lambda: keep("pool", 0), 3, ("pool has no image files; found nothing at all.",)),
+        (lambda: keep("pool", 1), 3, ("pool has 1 image, and two or more are needed.",)),
+        (
+            lambda: [cut(path, 50) for path in Path("pool").iterdir()],
+            3,
+            ("pool: none of 40 images that were looked at can be read, first 0_0.jpg",),
+        ),
+        (lambda: Path("classes.txt").write_text("cat\n"), 3, ("classes.txt has 1 class names",)),
+        (
+            lambda: Path("classes.txt").write_text("cat\ndog\ncat\n"),
+            3,
+            ('"cat" is there twice, in line 1 and line 3',),
+        ),
+        (
+            lambda: Path("classes.txt").write_bytes("cat\ndog\n".encode("utf-16")),
+            3,
+            ("classes.txt:1: UTF-16, not UTF-8.", "Save the class list as UTF-8"),
+        ),
+        (
+            lambda: Path("labeled/dog").rename("labeled/dgo"),
+            3,
+            ('Unknown: "dgo" (nearest: "dog")', "Folder names must equal class names"),
+        ),
+        (
+            lambda: [shutil.rmtree(f"labeled/{name}") for name in ("cat", "dog", "red fox")],
+            3,
+            ("labeled has images of 1 class, and two or more are needed.",),
+        ),
+    ],
+)
+def test_init_writes_nothing_that_cannot_work(
+    kdedge: Run, project: Path, break_it: Callable[[], object], code: int, parts: tuple[str, ...]
+) -> None:
+    break_it()
+    fails(kdedge(*INIT), code, *parts)
+    assert not Path("line3.yaml").exists()
+
+
+def test_init_in_a_folder_that_may_not_be_written_is_no_bug(
+    kdedge: Run, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it is gone, which not even root may write to."""
+    options = [str(Path(one).absolute()) if Path(one).exists() else one for one in INIT[2:]]
+    Path("gone").mkdir()
+    monkeypatch.chdir("gone")
+    Path("../gone").rmdir()
+    fails(kdedge(*INIT[:2], *options), 7, "line3.yaml could not be written: no such file")
+    monkeypatch.chdir(project)
+
+
+def test_init_says_what_it_found_and_its_recipe_passes_the_check(
+    kdedge: Run, project: Path
+) -> None:
+    shutil.rmtree("labeled/red fox")
+    Path("pool/notes.txt").touch()
+    clips = ("--teacher", "teacher.pt", "--student", "student.pt")
+    done = kdedge(*INIT, *clips)
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[:5] == [
+        "classes  4 in classes.txt",
+        "images   40, of 40x40",
+        "         left out: 1 .txt",
+        "labeled  18, of 40x40",
+        "         6 images a class, 3 classes",
+    ]
+    assert 'no images of "red fox"' in done.out
+    text = Path("line3.yaml").read_text()
+    assert "    prompt_depth_vision: 4\n" in text  # the teacher has four image layers
+    assert "    prompt_depth: 3\n" in text
+    few = ("--set", "teacher.settings.n_anchor_templates=2")
+    checked = kdedge("check", "line3.yaml", *few)
+    assert checked.code == 0, checked.err
+
+
+def test_init_removes_a_recipe_whose_weights_are_not_there(kdedge: Run, project: Path) -> None:
+    fails(kdedge(*INIT, "--student", "ViT-B-16:gone.pt"), 3, "there is no file")
+    fails(kdedge(*INIT, "--student", "ViT-B-61:openai"), 2, "ViT-B-61", "ViT-B-16")
+    fails(kdedge(*INIT, "--teacher", "RN50:openai"), 2, "no layers that take visual prompts")
+    assert not Path("line3.yaml").exists()
+
+
+# Sizes
+
+
+def test_all_sizes_that_do_not_fit_are_said_at_once(kdedge: Run, project: Path) -> None:
+    edit("r.yaml", "prompt_depth_text: 2, prompt_depth_vision: 2", "prompt_depth_vision: 5")
+    given = ("--set", "student.settings.prompt_depth=6")
+    for command in ("check", "distill"):
+        done = kdedge(command, "r.yaml", *given)
+        fails(
+            *(done, 2),
+            "r.yaml:10: teacher.settings.prompt_depth_text is 9, and the text encoder of teacher"
+            " has 3 layers.\n  Set it to 3 or less.",
+            "r.yaml:10: teacher.settings.prompt_depth_vision is 5, and the image encoder of teacher"
+            " has 4 layers.",
+            "--set student.settings.prompt_depth: student.settings.prompt_depth is 6, and the image"
+            " encoder of student has 3 layers.",
+        )
+    assert runs() == []
+
+
+@pytest.mark.parametrize("command", ["check", "distill"])
+def test_an_override_that_the_models_own_settings_override_is_named(
+    kdedge: Run, project: Path, command: str
+) -> None:
+    edit("r.yaml", "optim: {epochs: 2,", "optim: {")
+    edit("r.yaml", "teacher:\n", "teacher:\n  optim: {epochs: 1}\n")
+    edit("r.yaml", "student:\n", "student:\n  optim: {epochs: 1}\n")
+    done = kdedge(command, "r.yaml", "--set", "optim.epochs=2")
+    assert done.code == 0, done.err
+    assert "--set optim.epochs=2 has no effect, overridden by teacher.optim.epochs=1" in done.err
+
+
 # Labels and class names
 
 
-def test_labels_without_images_are_missing_classes(kdedge: Run, project: Path) -> None:
+@pytest.mark.parametrize("kind", ["folder", "list"])
+def test_a_class_without_labels_is_named_and_the_others_are_taught(
+    kdedge: Run, project: Path, kind: str
+) -> None:
     keep("labeled/dog", 0)
-    fails(kdedge("check", "r.yaml"), 3, 'Missing: "dog". Without any image: "dog".')
+    Path("labeled/__MACOSX").mkdir()
+    shutil.copy("labeled/cat/0.jpg", "labeled/__MACOSX/x.jpg")
+    shutil.copy("labeled/cat/0.jpg", "labeled/loose.jpg")
+    files = sorted(Path("labeled").glob("*/[0-9].jpg"))
+    rows = [f"{file},{file.parent.name}\n" for file in files]
+    Path("labels.csv").write_text("".join(["image,class\n", *rows, "labeled/loose.jpg,\n"]))
+    labeled = {"folder": "{folder: labeled}", "list": "{list: labels.csv}"}[kind]
+    done = kdedge("check", "r.yaml", "--set", "data.split=all", "--set", f"data.labeled={labeled}")
+    assert done.code == 0, done.err
+    assert 'data.labeled has no images of 1 of 4 classes: "dog".' in done.err
+    assert "data.labeled: 1 of 19 images have no label and are left out, the first is" in done.err
+    is_said = (
+        "data.labeled: files that are not read as images are left out: 1 __MACOSX." in done.err
+    )
+    assert is_said == (kind == "folder")
+    assert re.search(r"teacher: images +18 used of 19", done.out)
+
+
+def test_labels_of_test_images_are_counted_before_they_are_trained_on(
+    kdedge: Run, project: Path
+) -> None:
+    shared = "8 of the 8 labeled images that the teacher learns from are test images, too, first"
+    for command in ("check", "teach"):
+        done = kdedge(command, "r.yaml", "--set", "data.test={folder: labeled}")
+        assert done.code == 0
+        assert done.err.count(shared) == 1
+
+
+def test_validation_images_that_are_test_images_are_refused_before_a_teacher_is_trained(
+    kdedge: Run, project: Path
+) -> None:
+    """Here the student alone chooses an epoch by them."""
+    given = (
+        "--set",
+        "data.validation={folder: test}",
+        "--set",
+        "student.optim.selection=validation",
+    )
+    for command in ("check", "distill"):
+        done = kdedge(command, "r.yaml", *given)
+        fails(done, 2, "data.validation and data.test share 20 images", "use other images")
+    assert runs() == []
 
 
 def test_a_label_folder_that_is_no_class_is_named_with_the_nearest(
@@ -193,7 +358,7 @@ def test_a_typo_is_answered_with_its_line_and_the_nearest_name(
         (
             "student.settings.prompt_depth=9",
             2,
-            "prompt_depth is 9, and the image encoder of this CLIP",
+            "prompt_depth is 9, and the image encoder of student",
         ),
         ("teacher.settings.prompt_depth_text=9", 2, "prompt_depth_text is 9, and the text encoder"),
         ("student.optim.batch_size=1", 3, "raise batch_size"),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from kdedge.cli import doctor, init, methods, schema
 from kdedge.config.load import check_paths, load_recipe
@@ -30,7 +31,9 @@ RECIPES = sorted([*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("benchmarks/mini/*
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("cams", "labeled", "my test: #1"):
-        Path(name).mkdir()
+        for sub in ("cat", "dog"):
+            Path(name, sub).mkdir(parents=True)
+            Image.new("RGB", (12, 8)).save(Path(name, sub, "a.png"))
     Path("classes.txt").write_text("cat\ndog\n")
     return tmp_path
 
@@ -52,7 +55,15 @@ def test_init_writes_a_recipe_that_loads_and_whose_paths_are_there(folder):
     assert loaded.recipe.data.labeled.shots == 16
     assert loaded.recipe.data.test.folder == folder / "my test: #1"
     assert loaded.recipe.teacher.method == "promptsrc"
-    assert output == "Wrote line3.yaml\nNext: kdedge check line3.yaml\n"
+    assert output == (
+        "classes  2 in classes.txt\n"
+        "images   2, of 12x8\n"
+        "labeled  2, of 12x8\n"
+        "         1 images a class, 2 classes\n"
+        "test     2, of 12x8\n"
+        "         1 images a class, 2 classes\n"
+        "\nWrote line3.yaml\nNext: kdedge check line3.yaml\n"
+    )
 
 
 def test_init_without_labels_takes_a_teacher_that_needs_none(folder):

@@ -191,8 +191,8 @@ def test_zeroshot_has_nothing_to_train_and_is_measured_without_labeled_images(
         (
             ["--method", "vpt"],
             2,
-            "prompt_depth is 12, and the image encoder of this CLIP has 3 layers.\n"
-            "  Set prompt_depth to 3 or less.",
+            "baseline.settings.prompt_depth is 12, and the image encoder of student has 3 layers.\n"
+            "  Set it to 3 or less.",
         ),
         (
             ["--method", "coop", "--set", "baseline.settings.n_ctx=90"],

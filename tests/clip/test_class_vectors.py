@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -134,12 +136,28 @@ def test_text_features_are_computed_once_for_weights_and_texts(tmp_path: Path) -
     assert len(calls) == 3
 
 
+def test_of_processes_on_one_folder_one_computes_and_the_others_read(tmp_path: Path) -> None:
+    """Here threads, whose caches share nothing but the folder."""
+    calls = []
+
+    def compute() -> Tensor:
+        calls.append(1)
+        time.sleep(0.1)  # the others arrive meanwhile
+        return torch.ones(1, 3)
+
+    caches = [TextFeatureCache(tmp_path) for _ in range(4)]
+    with ThreadPoolExecutor(len(caches)) as pool:
+        found = list(pool.map(lambda cache: cache.get("weights", ["a"], compute), caches))
+    assert all(torch.equal(features, torch.ones(1, 3)) for features in found)
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[:-4], lambda data: data[:-1] + b"x"])
 def test_a_damaged_cache_file_is_computed_again_and_said_so(
     tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     TextFeatureCache(tmp_path).get("weights", ["a"], lambda: torch.zeros(1, 3))
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("*.safetensors")
     file.write_bytes(damage(file.read_bytes()))
     again = TextFeatureCache(tmp_path).get("weights", ["a"], lambda: torch.ones(1, 3))
     assert torch.equal(again, torch.ones(1, 3))

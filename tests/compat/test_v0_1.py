@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
@@ -170,6 +171,29 @@ def test_an_interrupted_run_goes_on_and_ends_as_it_would_have(
     for key, value in expected["eval"].items():
         if key in {"all", "base", "novel", "harmonic_mean"}:
             assert read(run / "eval.json")[weights.stem][key] == pytest.approx(value), key
+
+
+def test_images_that_version_0_1_left_out_make_another_run(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It did not read GIF: the images are others now, and the old run is left as it was."""
+    from kdedge.cli.main import run
+
+    Image.new("RGB", (40, 40), "red").save("pool/new.gif")
+    runs = site / "interrupted/student-kill/runs"
+    before = records(runs)
+    command = read(site / "interrupted/student-kill/command.json")
+    command[command.index("--runs") + 1] = str(runs)
+    assert run([*command, "--resume"]) == 0
+    said = capsys.readouterr().err
+    assert "No interrupted run of this student to resume: this is a new run.\n" in said
+    assert "was interrupted with other training images." in said
+    after = records(runs)
+    assert {name: after[name] for name in before} == before
+    assert len(after) == len(before) + 1
+    Path("pool/new.gif").unlink()
+    assert run([*command, "--resume"]) == 0
+    assert len(records(runs)) == len(after)  # without the new images it goes on
 
 
 def test_a_half_filled_teacher_store_is_filled_and_what_it_has_is_used(

@@ -97,8 +97,9 @@ def _copy_into(source: Path, target: Path) -> None:
 
 @pytest.fixture
 def filled(images_and_weights: Path, tmp_path: Path) -> Path:
-    """A project of the test's own to train in."""
+    """A project of the test's own to train in, with a recipe."""
     _copy_into(images_and_weights, tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TRAINABLE.format(name="tiny", split="base-to-novel"))
     return tmp_path
 
 

@@ -74,6 +74,48 @@ def test_overrides_of_all_rows_come_before_those_of_one(plan_of: PlanOf) -> None
     assert [recipe_of(plan, row).optim.epochs for row in ("promptkd", "a")] == [4, 5]
 
 
+def test_settings_of_a_row_on_one_recipe_are_for_that_recipe_alone(
+    plan_of: PlanOf, write_recipe: Callable[..., Path]
+) -> None:
+    write_recipe("a")
+    write_recipe("b")
+    row = "{{name: x, method: promptkd, set: {{optim.epochs: 5}}, set_on: {{{}: {}}}}}"
+    plan = plan_of(row.format("b", "{optim.epochs: 6}"), recipes="a.yaml, b.yaml")
+    epochs = {name: plan.of(name, "x")[0].loaded.recipe.optim.epochs for name in plan.recipes}
+    assert epochs == {"a": 5, "b": 6}
+    with pytest.raises(RecipeError, match=r"set_on: c is not a recipe of this suite.*\n.*a, b"):
+        plan_of(row.format("c", "{optim.epochs: 6}"), recipes="a.yaml, b.yaml")
+    with pytest.raises(RecipeError, match=r"baseline\.settings changes nothing"):
+        plan_of(row.format("b", "{baseline.settings: {}}"), recipes="a.yaml, b.yaml")
+
+
+def test_a_depth_beyond_a_clips_layers_is_found_with_the_row(
+    plan_of: PlanOf, tmp_path: Path, write_clip: Callable[..., Path], tiny_sizes: dict[str, int]
+) -> None:
+    """Whether a file of weights tells the layers, or a name."""
+    rows = (
+        "{name: deep, method: promptkd, set: {student.weights: %s}}",
+        "{name: deep, method: promptkd, set: {student.backbone: ViT-B-16, student.weights: openai,"
+        " student.settings.prompt_depth: 13}}",
+    )
+    for row, n_layers in zip(rows, (3, 12), strict=True):
+        with pytest.raises(RecipeError) as caught:
+            plan_of(row.replace("%s", str(write_clip(tiny_sizes))))
+        assert "deep with" in str(caught.value)
+        assert "student.settings.prompt_depth is" in str(caught.value)
+        assert "image encoder of" in str(caught.value)
+        assert f"has {n_layers} layers.\n  Set it to {n_layers} or less." in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["clip_pr", "lafter"])
+def test_pseudo_labels_that_a_row_would_not_read_are_found_with_it(
+    plan_of: PlanOf, tmp_path: Path, method: str
+) -> None:
+    (tmp_path / "labels.jsonl").touch()
+    with pytest.raises(RecipeError, match=f"{method} learns from unlabeled images without their"):
+        plan_of(f"{{method: {method}, set: {{data.pseudo_labels: labels.jsonl}}}}")
+
+
 def test_paths_of_overrides_start_at_the_suites_folder(
     plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,10 +56,10 @@ def test_cells_of_one_teacher_start_one_by_one_until_it_is_there(
     [
         ("student.optim.epochs: 3", True),
         ("data.unlabeled.per_class: 2", True),
-        ("teacher.settings: {n_ctx_text: 4}", True),  # as the defaults
+        ("teacher.settings.n_ctx_text: 4", True),  # as the defaults
         ("teacher.optim.n_workers: 0", True),
         ("teacher.optim.micro_batch: 1", True),  # the same weights, up to rounding
-        ("teacher.settings: {n_ctx_text: 2}", False),
+        ("teacher.settings.n_ctx_text: 2", False),
         ("teacher.optim.epochs: 3", False),
         ("data.labeled.shots: 2", False),
     ],
@@ -94,13 +94,13 @@ def test_baselines_run_side_by_side_and_zero_shot_clip_waits_for_who_measures_it
 ) -> None:
     ledger = ledger_of(
         plan_of(
-            "zeroshot, {name: teacher, role: teacher}, coop, vpt,"
+            "zeroshot, {name: teacher, role: teacher}, coop, cocoop,"
             " {name: big, role: teacher, method: zeroshot},"
             " {name: elsewhere, method: zeroshot, set: {data.test.folder: labeled}}",
             more=ONE_SEED,
         )
     )
-    assert started(ledger) == [("teacher", 1), ("coop", 1), ("vpt", 1), ("elsewhere", 1)]
+    assert started(ledger) == [("teacher", 1), ("coop", 1), ("cocoop", 1), ("elsewhere", 1)]
     ledger = ledger_of(plan_of("zeroshot, {name: teacher, role: teacher}", more=ONE_SEED))
     assert started(ledger) == [("teacher", 1), ("zeroshot", 1)]
 
@@ -129,6 +129,6 @@ def test_recipes_that_differ_in_name_alone_do_not_train_the_same_at_once(
     (tmp_path / "second.yaml").write_text(first.read_text().replace("first", "second"))
     suite = tmp_path / "s.yaml"
     suite.write_text(
-        "name: grid\nrecipes: [first.yaml, second.yaml]\nmethods: [coop, vpt]\n" + ONE_SEED
+        "name: grid\nrecipes: [first.yaml, second.yaml]\nmethods: [coop, cocoop]\n" + ONE_SEED
     )
-    assert started(ledger_of(make_plan(load_suite(suite)))) == [("coop", 1), ("vpt", 1)]
+    assert started(ledger_of(make_plan(load_suite(suite)))) == [("coop", 1), ("cocoop", 1)]

@@ -27,26 +27,28 @@ class LabelIndex:
         position = self._exact.get(text)
         return self._spaced.get(text.replace("_", " ")) if position is None else position
 
-    def require(self, text: str, where: str, *, numbers: bool = True) -> int:
+    def read(self, text: str, where: str, *, numbers: bool = True) -> int | None:
         """Gives the position of a class name, or of a number that is a position in the list.
 
         Args:
-            text: a label as a source has it; "" for none.
+            text: a label as a source has it; "" for none, which gives None.
             where: the file and the row, for the message.
             numbers: positions are accepted as well.
 
         Raises:
             DataError: it is neither.
         """
+        if not text:
+            return None
         position = self.find(text)
         n_classes = len(self.class_names)
         if position is None and numbers and text.isascii() and text.isdecimal() and len(text) < 10:
             position = int(text) if int(text) < n_classes else None
         if position is None:
-            what = f'"{text}" is not a class name{self.nearest(text)}' if text else "no label"
             choice = f", or a position from 0 to {n_classes - 1}" if numbers else ""
             raise DataError(
-                f"{where}: {what}.\n  Expected one of the {n_classes} class names{choice}."
+                f'{where}: "{text}" is not a class name{self.nearest(text)}.\n'
+                f"  Expected one of the {n_classes} class names{choice}."
             )
         return position
 
@@ -66,18 +68,20 @@ def name_some(names: Iterable[str]) -> str:
 
 
 def describe_mismatch(found: Sequence[str], index: LabelIndex) -> str | None:
-    """Gives the lines that say which folder names and class names do not meet, None if all do."""
+    """Gives the line that says which folder names are no class names, None if all are some.
+
+    It names the classes without a folder, too: one of them may be meant.
+    """
     positions = {name: index.find(name) for name in found}
     present = set(positions.values())
     missing = [name for i, name in enumerate(index.class_names) if i not in present]
     unknown = [name for name, position in positions.items() if position is None]
-    if not missing and not unknown:
+    if not unknown:
         return None
     parts = []
     if missing:
         parts.append(f"Missing: {name_some(missing)}.")
-    if unknown:
-        named = ", ".join(f'"{name}"{index.nearest(name)}' for name in unknown[:_MAX_NAMED])
-        more = len(unknown) - _MAX_NAMED
-        parts.append(f"Unknown: {named}" + (f" and {more} more." if more > 0 else "."))
+    named = ", ".join(f'"{name}"{index.nearest(name)}' for name in unknown[:_MAX_NAMED])
+    more = len(unknown) - _MAX_NAMED
+    parts.append(f"Unknown: {named}" + (f" and {more} more." if more > 0 else "."))
     return "  " + " ".join(parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -11,7 +11,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from kdedge.runtime.preprocess import UnusableImage
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff")
-"""Extensions of image files, in lower case and without the dot."""
+"""Extensions of image files that every Pillow reads, in lower case and without the dot.
+
+Folders and shards may hold more kinds: see `runtime.formats.more_extensions`.
+"""
 
 MAX_FILE_BYTES = 1 << 29
 """Larger files (512 MiB) are not photos and are not read into memory."""
@@ -148,10 +151,18 @@ class FileSource:
 
     Attributes:
         items: one a file.
+        left_out: kind -> number of files of a folder that are not among the images.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str], items: Sequence[Item]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        items: Sequence[Item],
+        left_out: Mapping[str, int] | None = None,
+    ) -> None:
         self.items = tuple(items)
+        self.left_out = dict(left_out or {})
         self._folder = str(folder.absolute())
         self._names = tuple(names)
 

@@ -119,9 +119,14 @@ class TableSource:
                 raise _no_column(files[0], "column of labels", "label_column")
             index, numbers = LabelIndex(class_names), columns.names is None
             labels = [
-                index.require(text, self._where(i), numbers=numbers)
+                index.read(text, self._where(i), numbers=numbers)
                 for i, text in enumerate(self.label_texts())
             ]
+            if all(label is None for label in labels):
+                raise DataError(
+                    f"{files[0].path}: no row has a label in its column {columns.label}, and labels"
+                    " are needed.\n  Name another column as label_column."
+                )
         self.items = tuple(map(Item, keys, labels))
 
     def read(self, i: int) -> bytes:

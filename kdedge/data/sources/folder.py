@@ -4,46 +4,73 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kdedge.data.sources._labels import LabelIndex, describe_mismatch, name_some
 from kdedge.data.sources._protocol import IMAGE_EXTENSIONS, FileSource, Item, printable
 from kdedge.errors import DataError
+from kdedge.runtime.formats import UNREAD_PICTURES, more_extensions
+
+_LEFT_BEHIND = ("__macosx", ".ds_store", "thumbs.db", "desktop.ini", "@eadir")
+"""Names that operating systems leave in folders, in lower case."""
+
+_MAX_KINDS = 5
 
 
 def open_source(folder: Path, *, class_names: Sequence[str], labeled: bool) -> FileSource:
     """Lists the images below a folder, sorted by their relative paths, which are the keys.
 
-    Hidden files and folders are left out, and so is everything without an image's extension.
-    Symbolic links are followed, each folder once.
+    Hidden files and folders are left out, and so is what operating systems leave behind and
+    everything without an image's extension. Symbolic links are followed, each folder once.
 
     Args:
         folder: where to look, to any depth.
         class_names: in class-list order; used where `labeled`.
-        labeled: the first folder level names the class; underscore and space count as equal.
+        labeled: the first folder level names the class; underscore and space count as equal. Images
+            outside of any class folder have no label.
 
     Raises:
-        DataError: no such folder, no image in it, or folder names that are not the class names.
+        DataError: no such folder, no image in it or none in a class folder, or a folder whose name
+            is no class name.
     """
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise DataError(f"{folder} {what}.\n  Name a folder of image files.")
-    ignored: Counter[str] = Counter()
-    names = sorted(_image_files(folder, ignored))
+    left_out: Counter[str] = Counter()
+    names = sorted(_image_files(folder, left_out))
     if not names:
-        raise DataError(_no_images(folder, ignored))
+        raise DataError(_no_images(folder, left_out))
     labels: list[int | None] = [None] * len(names)
     if labeled:
         labels = _folder_labels(folder, names, class_names)
     items = [Item(printable(name), label) for name, label in zip(names, labels, strict=True)]
     if len({item.key for item in items}) != len(items):
         raise DataError(f"{folder} has file names that differ only in bytes that are not UTF-8.")
-    return FileSource(folder, names, items)
+    return FileSource(folder, names, items, left_out)
 
 
-def _image_files(root: Path, ignored: Counter[str]) -> Iterator[str]:
+def left_out_text(left_out: Mapping[str, int]) -> str:
+    """Says how many files of each kind were left out, and how pictures among them can be read."""
+    kinds = sorted(left_out.items(), key=lambda kind: (-kind[1], kind[0]))
+    more = sum(n for _, n in kinds[_MAX_KINDS:])
+    named = ", ".join(f"{n} {kind}" for kind, n in kinds[:_MAX_KINDS])
+    return "; ".join([named + (f" and {more} others" if more else ""), *_remedies(left_out)])
+
+
+def has_pictures(left_out: Mapping[str, int]) -> bool:
+    """Whether there are pictures among files that are left out."""
+    return any(kind[1:] in UNREAD_PICTURES for kind in left_out)
+
+
+def _remedies(left_out: Mapping[str, int]) -> list[str]:
+    found = {kind: UNREAD_PICTURES.get(kind[1:], "") for kind in sorted(left_out)}
+    return [f"{kind}: {remedy}" for kind, remedy in found.items() if remedy]
+
+
+def _image_files(root: Path, left_out: Counter[str]) -> Iterator[str]:
     """Yields image files as posix paths relative to the root; counts the extensions of others."""
+    extensions = more_extensions().union(IMAGE_EXTENSIONS)
     seen: set[tuple[int, int]] = set()
     real: list[str] = [""]
     linked: list[str] = []
@@ -62,15 +89,16 @@ def _image_files(root: Path, ignored: Counter[str]) -> Iterator[str]:
             raise DataError(f"{root / relative} cannot be listed: {reason}.") from error
         for entry in found:
             name = f"{relative}/{entry.name}" if relative else entry.name
-            is_image = _extension(entry.name) in IMAGE_EXTENSIONS
-            if entry.name.startswith("."):
-                ignored["hidden"] += 1
+            is_image = _extension(entry.name) in extensions
+            if entry.name.startswith(".") or entry.name.casefold() in _LEFT_BEHIND:
+                is_known = entry.name.casefold() in _LEFT_BEHIND
+                left_out[entry.name if is_known else "hidden"] += 1
             elif _leads_to(entry, os.DirEntry.is_dir):
                 (linked if entry.is_symlink() else real).append(name)
             elif is_image and _leads_to(entry, os.DirEntry.is_file):
                 yield name
             else:
-                ignored[f".{_extension(entry.name)}" if _extension(entry.name) else "other"] += 1
+                left_out[f".{_extension(entry.name)}" if _extension(entry.name) else "other"] += 1
 
 
 def _leads_to(entry: os.DirEntry[str], is_kind: Callable[[os.DirEntry[str]], bool]) -> bool:
@@ -85,10 +113,10 @@ def _extension(name: str) -> str:
     return printable(Path(name).suffix[1:].lower())
 
 
-def _no_images(folder: Path, ignored: Counter[str]) -> str:
-    found = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common(5))
-    remedy = f"Image files end in {', '.join('.' + e for e in IMAGE_EXTENSIONS)}."
-    if ignored[".parquet"]:  # as in a folder that was fetched from Hugging Face
+def _no_images(folder: Path, left_out: Counter[str]) -> str:
+    found = left_out_text(left_out)
+    remedy = f"Image files end in {', '.join('.' + e for e in IMAGE_EXTENSIONS)} and others."
+    if left_out[".parquet"]:  # as in a folder that was fetched from Hugging Face
         remedy = f'Name its tables by a pattern, in a recipe as parquet: "{folder}/**/*.parquet".'
     return f"{folder} has no image files; found {found or 'nothing at all'}.\n  {remedy}"
 
@@ -97,14 +125,13 @@ def _folder_labels(
     folder: Path, names: Sequence[str], class_names: Sequence[str]
 ) -> list[int | None]:
     """Finds each image's class by its first folder."""
-    loose = [name for name in names if "/" not in name]
-    if loose:
+    folders = list(dict.fromkeys(name.split("/", 1)[0] for name in names if "/" in name))
+    if not folders:
         raise DataError(
-            f"{folder} has {len(loose)} labeled images outside of any class folder, the first is"
-            f" {printable(loose[0])}.\n  Put every image into a folder named after its class."
+            f"{folder} has {len(names)} images, all outside of any class folder, the first is"
+            f" {printable(names[0])}.\n  Put every image into a folder named after its class."
         )
     index = LabelIndex(class_names)
-    folders = list(dict.fromkeys(name.split("/", 1)[0] for name in names))
     mismatch = describe_mismatch([printable(name) for name in folders], index)
     if mismatch is not None:
         bare = _empty_class_folders(folder, folders, index)
@@ -115,7 +142,7 @@ def _folder_labels(
             + "\n  Folder names must equal class names; an underscore counts as a space."
         )
     labels = {name: index.find(name) for name in folders}
-    return [labels[name.split("/", 1)[0]] for name in names]
+    return [labels[name.split("/", 1)[0]] if "/" in name else None for name in names]
 
 
 def _empty_class_folders(folder: Path, with_images: Sequence[str], index: LabelIndex) -> list[str]:

@@ -1,83 +1,141 @@
-"""A CSV file that names images, and their classes where there are labels: `path[,label]`."""
+"""A CSV file that names images, and their classes where there are labels.
+
+A heading says which columns hold them. Without one, a row is `path` or `path,label`.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from kdedge.data.sources._labels import LabelIndex
 from kdedge.data.sources._protocol import FileSource, Item, is_file, printable
 from kdedge.errors import DataError
 
+_IMAGE_HEADINGS = (
+    *("path", "image", "images", "image_path", "imagepath", "img", "img_path", "image_file"),
+    *("file", "filename", "file_name", "filepath", "file_path", "image_name", "image_id"),
+)
+_LABEL_HEADINGS = (
+    *("label", "labels", "class", "classes", "class_name", "classname", "category", "target"),
+    *("cls", "species", "tag"),
+)
+_DELIMITERS = (",", ";", "\t")
 _MAX_NAMED = 5
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row: its line, the image's path, and its label or ""."""
+
+    line: int
+    path: str
+    label: str
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Which columns hold path and label.
+
+    Attributes:
+        path: its position.
+        label: its position; None where the heading has no such column.
+        heading: the heading's fields; None where there is none.
+    """
+
+    path: int = 0
+    label: int | None = 1
+    heading: tuple[str, ...] | None = None
+
+    def row(self, path: Path, line: int, fields: Sequence[str]) -> _Row:
+        """Takes path and label out of a row.
+
+        Raises:
+            DataError: it has too many fields, or no path.
+        """
+        n_fields = 2 if self.heading is None else len(self.heading)
+        if len(fields) > n_fields or len(fields) <= self.path or not fields[self.path]:
+            expected = "path[,label]" if self.heading is None else ",".join(self.heading)
+            raise DataError(
+                f"{path}:{line}: the row has {len(fields)} fields, expected: {expected}.\n"
+                "  Put names with commas into double quotes."
+            )
+        has_label = self.label is not None and self.label < len(fields)
+        return _Row(line, fields[self.path], fields[self.label or 0] if has_label else "")
 
 
 def open_source(path: Path, *, class_names: Sequence[str], labeled: bool) -> FileSource:
     """Reads a list of images, in the order of its rows; the keys are the paths in it.
 
     Args:
-        path: CSV file in UTF-8. A first row whose first field is `path` is a heading. Paths are
-            relative to the file's folder; they may lead anywhere, since the list is the user's own.
+        path: CSV file in UTF-8. A first row with a column such as `path`, `image` or `filename` is
+            a heading; a column such as `label` or `class` then holds the labels, and other columns
+            are not read. Without a heading the first field is the path and the second the label.
+            Paths are relative to the file's folder; they may lead anywhere, since the list is the
+            user's own.
         class_names: in class-list order; used where `labeled`.
-        labeled: the second field is needed: a class name (underscore counts as a space) or, where
-            it is none, a position in the class list from 0.
+        labeled: labels are needed: a class name (underscore counts as a space) or, where it is
+            none, a position in the class list from 0. An empty one stands for no label.
 
     Raises:
         DataError: no such file, not CSV, a row that is not understood, missing files, no image.
     """
-    rows = _read_rows(path)
+    columns, rows = _read_rows(path)
     if not rows:
         raise DataError(f"{path} names no images.\n  Write one image path a line.")
-    paths = [path.parent / fields[0] for _, fields in rows]
-    missing = [
-        f"line {line}: {printable(fields[0])}"
-        for (line, fields), image in zip(rows, paths, strict=True)
-        if not is_file(image)
-    ]
-    if missing:
-        more = len(missing) - _MAX_NAMED
-        raise DataError(
-            f"{path} names {len(missing)} files that are not there.\n  "
-            + "; ".join(missing[:_MAX_NAMED])
-            + (f"; and {more} more" if more > 0 else "")
-            + f".\n  Relative paths start at {path.parent}."
-        )
+    _check_files(path, columns, rows)
     labels: list[int | None] = [None] * len(rows)
     if labeled:
-        labels = _row_labels(path, rows, class_names)
-    items = [
-        Item(printable(fields[0]), label) for (_, fields), label in zip(rows, labels, strict=True)
-    ]
-    return FileSource(path.parent, [fields[0] for _, fields in rows], items)
+        labels = _row_labels(path, columns, rows, class_names)
+    items = [Item(printable(row.path), label) for row, label in zip(rows, labels, strict=True)]
+    return FileSource(path.parent, [row.path for row in rows], items)
 
 
 def label_texts(path: Path) -> list[str]:
-    """Gives the second field of each row as it is written, "" where there is none.
+    """Gives the label of each row as it is written, "" where there is none.
 
     Raises:
         DataError: no such file, not CSV, a row that is not understood.
     """
-    return [fields[1] if len(fields) > 1 else "" for _, fields in _read_rows(path)]
+    return [row.label for row in _read_rows(path)[1]]
 
 
-def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Gives the rows that are not empty, each with its line number."""
-    rows: list[tuple[int, list[str]]] = []
+def _read_rows(path: Path) -> tuple[_Columns, list[_Row]]:
+    """Gives the columns and the rows that are not empty."""
+    columns: _Columns | None = None
+    rows: list[_Row] = []
     first_seen: dict[str, int] = {}
+    for line, fields in _lines(path):
+        if columns is None:
+            columns = _find_columns(path, fields)
+            if columns.heading is not None:
+                continue
+        row = columns.row(path, line, fields)
+        if row.path in first_seen:
+            raise DataError(
+                f"{path}:{line}: {printable(row.path)} is in line {first_seen[row.path]} already.\n"
+                "  Name every image once."
+            )
+        first_seen[row.path] = line
+        rows.append(row)
+    return columns or _Columns(), rows
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yields line number and fields of each row that is not empty."""
+    line = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            delimiter = _delimiter(file.readline(csv.field_size_limit()))
+            file.seek(0)
+            reader = csv.reader(file, strict=True, delimiter=delimiter)
             for fields in reader:
-                stripped = [field.strip() for field in fields]
-                if not any(stripped):
-                    continue
                 line = reader.line_num
-                if not rows and not first_seen and stripped[0].lower() == "path":
-                    first_seen["path"] = line
-                    continue
-                _check_row(path, line, stripped, first_seen)
-                rows.append((line, stripped))
+                stripped = [field.strip() for field in fields]
+                if any(stripped):
+                    yield line, stripped
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise DataError(
@@ -86,31 +144,61 @@ def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}.\n  Save the list as UTF-8.") from error
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not a CSV row: {error}.") from error
-    return rows
+        raise DataError(f"{path}:{line + 1}: not a CSV row: {error}.") from error
 
 
-def _check_row(path: Path, line: int, fields: Sequence[str], first_seen: dict[str, int]) -> None:
-    if len(fields) > 2 or not fields[0]:
-        raise DataError(
-            f"{path}:{line}: the row has {len(fields)} fields, expected: path[,label].\n"
-            "  Put names with commas into double quotes."
+def _delimiter(heading: str) -> str:
+    """What separates the fields: another than the comma where a heading shows it."""
+    found = (mark for mark in _DELIMITERS if _named(heading.split(mark), _IMAGE_HEADINGS))
+    return next(found, ",")
+
+
+def _find_columns(path: Path, fields: Sequence[str]) -> _Columns:
+    """Reads the first row as a heading, unless it names an image."""
+    images = _named(fields, _IMAGE_HEADINGS)
+    is_path = fields[0].lower() == "path"  # always a heading, even where there is such a file
+    if not images or (not is_path and is_file(path.parent / fields[0])):
+        return _Columns()
+    labels = _named(fields, _LABEL_HEADINGS)
+    label = labels[0] if labels else None
+    if label is None and is_path and len(fields) == 2:
+        label = 1  # whatever it is called
+    return _Columns(images[0], label, tuple(fields))
+
+
+def _named(fields: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Positions of the fields with one of these names, the first name's before the second's."""
+    found = [field.strip().strip('"').lower().replace(" ", "_") for field in fields]
+    return [found.index(name) for name in names if name in found]
+
+
+def _check_files(path: Path, columns: _Columns, rows: Sequence[_Row]) -> None:
+    missing = [row for row in rows if not is_file(path.parent / row.path)]
+    if not missing:
+        return
+    named = "; ".join(f"line {row.line}: {printable(row.path)}" for row in missing[:_MAX_NAMED])
+    more = len(missing) - _MAX_NAMED
+    hint = ""
+    if columns.heading is None and missing == list(rows[:1]) and len(rows) > 1:
+        hint = (
+            f"\n  If line {rows[0].line} is a heading, call its columns path and label, or"
+            f" {', '.join(_IMAGE_HEADINGS[1:4])}, ... and {', '.join(_LABEL_HEADINGS[1:4])}, ..."
         )
-    if fields[0] in first_seen:
-        raise DataError(
-            f"{path}:{line}: {printable(fields[0])} is in line {first_seen[fields[0]]} already.\n"
-            "  Name every image once."
-        )
-    first_seen[fields[0]] = line
+    raise DataError(
+        f"{path} names {len(missing)} files that are not there.\n  {named}"
+        + (f"; and {more} more" if more > 0 else "")
+        + f".\n  Relative paths start at {path.parent}.{hint}"
+    )
 
 
 def _row_labels(
-    path: Path, rows: Sequence[tuple[int, list[str]]], class_names: Sequence[str]
+    path: Path, columns: _Columns, rows: Sequence[_Row], class_names: Sequence[str]
 ) -> list[int | None]:
+    if not any(row.label for row in rows):
+        has = "" if columns.heading is None else f" Its columns: {', '.join(columns.heading)}."
+        raise DataError(
+            f"{path} has no labels, and labels are needed.{has}\n"
+            "  Write path,label a line, or call the column of labels label, class or category."
+        )
     index = LabelIndex(class_names)
-    if not any(len(fields) > 1 and fields[1] for _, fields in rows):
-        raise DataError(f"{path} has no labels, and labels are needed.\n  Write path,label a line.")
-    return [
-        index.require(fields[1] if len(fields) > 1 else "", f"{path}:{line}")
-        for line, fields in rows
-    ]
+    return [index.read(row.label, f"{path}:{row.line}") for row in rows]

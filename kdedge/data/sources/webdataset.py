@@ -27,6 +27,7 @@ from kdedge.data.sources._protocol import (
 )
 from kdedge.data.tar_reader import TarReader
 from kdedge.errors import DataError, MissingPackage
+from kdedge.runtime.formats import more_extensions
 from kdedge.runtime.preprocess import UnusableImage
 
 MAX_SHARDS = 100_000
@@ -164,11 +165,12 @@ def open_source(pattern: str, *, class_names: Sequence[str], labeled: bool) -> W
     Args:
         pattern: path of a shard, or of many: `shards-{000..063}.tar`.
         class_names: in class-list order; used where `labeled`.
-        labeled: every sample needs a `cls` member: a position in the class list or a class name.
+        labeled: `cls` members are labels: a number is a position in the class list, anything else
+            is a class name. A sample without one has no label.
 
     Raises:
-        DataError: a shard is missing, remote, compressed or damaged, or a sample in it is not one
-            image (with its label, where labels are needed).
+        DataError: a shard is missing, remote, compressed or damaged, a sample in it is not one
+            image, a label is none, or no sample has a label where labels are needed.
         MissingPackage: webdataset is not installed.
     """
     labels = LabelIndex(class_names)
@@ -190,6 +192,11 @@ def open_source(pattern: str, *, class_names: Sequence[str], labeled: bool) -> W
             items.append(Item(key, _label_of(sample, shard.path, labels) if labeled else None))
     if not items:
         raise DataError(f"{pattern}: {len(shards)} shards without a single image.")
+    if labeled and all(item.label is None for item in items):
+        raise DataError(
+            f"{pattern}: no sample has a cls member, and labels are needed.\n"
+            "  Add them, or use the shards as unlabeled data."
+        )
     return WebDatasetSource(shards, places, items)
 
 
@@ -336,6 +343,8 @@ def _samples(rows: Iterator[dict[str, Any]], path: Path, group_by_keys: Any) -> 
 def _image_of(sample: dict[str, Any], path: Path) -> _Place:
     """Finds a sample's one image."""
     found = [sample[extension] for extension in IMAGE_EXTENSIONS if extension in sample]
+    # Other kinds only beside none of the usual: a sample may hold a preview or a mask
+    found = found or [sample[kind] for kind in sorted(more_extensions()) if kind in sample]
     if len(found) != 1:
         members = [value.name for value in sample.values() if isinstance(value, _Place)]
         raise DataError(
@@ -351,14 +360,11 @@ def _image_of(sample: dict[str, Any], path: Path) -> _Place:
     return place
 
 
-def _label_of(sample: dict[str, Any], path: Path, labels: LabelIndex) -> int:
-    """Reads a sample's label."""
+def _label_of(sample: dict[str, Any], path: Path, labels: LabelIndex) -> int | None:
+    """Reads a sample's label, None where it has none."""
     text = _label_text(sample, path)
     if text is None:
-        raise DataError(
-            f"{path}: sample {sample['__key__']} has no cls member, and labels are needed.\n"
-            "  Add it, or use the shards as unlabeled data."
-        )
+        return None
     label = _position(text, labels)
     if label is None:
         raise DataError(
@@ -380,7 +386,11 @@ def _label_text(sample: dict[str, Any], path: Path) -> str | None:
 
 
 def _position(text: str, labels: LabelIndex) -> int | None:
-    """A number is a position, as in WebDataset; anything else is a class name."""
+    """A number is a position, as in WebDataset; anything else is a class name.
+
+    Lists and tables take a number that is a class name for the name. Shards that version 0.1 has
+    read keep their labels.
+    """
     if text.isascii() and text.isdecimal() and len(text) < 10:
         return int(text) if int(text) < len(labels.class_names) else None
     return labels.find(text)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
+
+Encoder = Literal["image", "text"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class MethodSettings(BaseModel):
     def n_rounds(self) -> int:
         """Rounds of a method that `LabelsItsPool`; 0 for any other method."""
         return 0
+
+    @property
+    def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:
+        """Settings that are numbers of prompted layers, and the encoders that need as many."""
+        return {}
 
     def notes(self, n_classes: int) -> SettingsNotes:
         """What a run of C classes records and logs of these settings, beyond their values."""

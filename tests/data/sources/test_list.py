@@ -61,18 +61,45 @@ def test_missing_files_are_named_with_their_lines(folder):
         read(folder, "path\nx.jpg\na.jpg\nsub\n", labeled=False)
 
 
+def test_a_row_without_a_label_has_none(folder):
+    source = read(folder, "a.jpg,cat\nsub/d.jpg\n")
+    assert [item.label for item in source.items] == [0, None]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,class\na.jpg,cat\n",
+        "Class Name,Image Path\ncat,a.jpg\n",
+        '"filename","label"\n"a.jpg","cat"\n',
+        "file;category\na.jpg;cat\n",
+        "id\timg\ttarget\n1\ta.jpg\tcat\n",
+        "path,split,label,notes\na.jpg,train,cat,\n",
+        "path,kind\na.jpg,cat\n",
+    ],
+)
+def test_common_headings_say_which_columns_are_meant(folder, text):
+    assert [(item.key, item.label) for item in read(folder, text).items] == [("a.jpg", 0)]
+
+
+def test_a_file_that_is_called_like_a_heading_is_an_image(folder):
+    (folder / "image").write_bytes(b"x")
+    assert [item.key for item in read(folder, "image,cat\na.jpg,cat\n").items] == ["image", "a.jpg"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a.jpg,dog\n", r':1: "dog" is not a class name \(nearest: "hot dog"\)'),
         ("a.jpg,3\n", ':1: "3" is not a class name'),
         ("a.jpg,-1\n", ':1: "-1" is not a class name'),
-        ("a.jpg,cat\nsub/d.jpg\n", ":2: no label"),
         ("a.jpg\n", "has no labels, and labels are needed"),
         ("a.jpg,cat,1\n", ":1: the row has 3 fields"),
         (",cat\n", ":1: the row has 2 fields"),
         ("a.jpg,cat\na.jpg,cat\n", r":2: a\.jpg is in line 1 already"),
         ("path,label\n", "names no images"),
+        ("photo,kind\na.jpg,cat\n", r"If line 1 is a heading, call its columns path and label"),
+        ("image,kind\na.jpg,cat\n", r"has no labels, .* Its columns: image, kind\."),
         ("", "names no images"),
         ('"a.jpg', "not a CSV row"),
         ("a\0.jpg,cat\n", "not a CSV row|not there"),

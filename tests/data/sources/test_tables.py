@@ -164,8 +164,12 @@ def test_columns_can_be_named(read: Save) -> None:
         ({"a": [b"1"], "y": [0.5]}, {"label_column": "y"}, "has no column y of names or numbers"),
         ({"a": [b"1"], "label": ["dog"]}, {}, r'row 0: "dog" is not a class name \(nearest'),
         ({"a": [b"1"], "label": [2]}, {}, 'row 0: "2" is not a class name'),
-        ({"a": [b"1"], "label": pa.array([None], pa.string())}, {}, "row 0: no label"),
-        ({"a": [b"1"], "label": [-1]}, {}, "row 0: no label"),
+        (
+            {"a": [b"1"], "label": pa.array([None], pa.string())},
+            {},
+            "no row has a label in its column label",
+        ),
+        ({"a": [b"1"], "label": [-1]}, {}, "no row has a label in its column label"),
         ({"a": pa.array([], pa.binary()), "label": pa.array([], pa.int64())}, {}, "any rows"),
     ],
 )

@@ -41,6 +41,17 @@ def test_samples_come_in_the_order_of_shards_and_members(tmp_path):
     assert [source.read(i) for i in range(3)] == [b"1", b"2", b"3"]
 
 
+def test_a_sample_may_be_of_another_kind_and_without_a_label(tmp_path):
+    write_shard(
+        tmp_path / "s.tar",
+        *(("a.gif", b"1"), ("a.cls", b"1")),
+        *(("b.jpg", b"2"), ("b.gif", b"3")),  # version 0.1 took the usual kind
+    )
+    source = read(tmp_path / "s.tar", labeled=True)
+    assert [item.label for item in source.items] == [1, None]
+    assert [source.read(i) for i in range(2)] == [b"1", b"2"]
+
+
 def test_the_samples_are_those_of_the_webdataset_package(tmp_path):
     from webdataset.tariterators import group_by_keys, tar_file_iterator
 
@@ -116,7 +127,7 @@ def test_a_shard_that_was_rewritten_after_its_index_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("a.jpg", b"1")], "sample a has no cls member"),
+        ([("a.jpg", b"1")], "no sample has a cls member"),
         ([("a.cls", b"0")], r"sample a has 0 images, .*\n.*a\.cls"),
         ([("a.jpg", b"1"), ("a.png", b"1"), ("a.cls", b"0")], "sample a has 2 images"),
         ([("a.jpg", b"1"), ("a.cls", b"2")], r'a\.cls holds "2", expected a position from 0 to 1'),
