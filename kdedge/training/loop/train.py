@@ -154,6 +154,7 @@ def train(
             training.close_epoch(validate, log=log)
             training.save()
             training.check_stop(stop)
+    training.check_stop(stop)  # a signal may come while the log closes
     return training.keep()
 
 
