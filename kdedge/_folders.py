@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kdedge._files import explain_os_error, new_numbered_folder
+from kdedge._files import explain_os_error, new_numbered_folder, set_mode
 from kdedge.errors import RecipeError
 
 
@@ -43,7 +43,7 @@ def new_folder(
         raise explain_os_error(error, folder) from error
     final: list[Path] = []
     try:
-        part.chmod(0o755)  # servers run as a user of their own
+        set_mode(part, 0o755)  # servers run as a user of their own
         yield part, lambda: final[0]
         name = new_numbered_folder(folder) if is_numbered else folder
         part.rename(name)  # onto an empty folder, or a free name

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from kdedge._files import explain_os_error
+from kdedge._lock import take_lock
 from kdedge.training.loop.signals import StopSignals
 
 _LAST_LINES = 12
@@ -124,7 +125,7 @@ def _held(path: Path) -> Iterator[int]:
     except OSError as error:
         raise explain_os_error(error, path) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        take_lock(descriptor, path, fcntl.LOCK_EX)
         yield descriptor
     finally:
         os.close(descriptor)
