@@ -208,9 +208,18 @@ def write_new_numbered_json(folder: Path, value: Any) -> Path:
     return file
 
 
-def new_numbered_folder(parent: Path) -> Path:
-    """Creates `parent/01`, or the next free number; two processes get two folders."""
-    return _take_number(parent, Path.mkdir)
+def move_to_number(folder: Path, parent: Path) -> Path:
+    """Renames a folder to `parent/01`, or the next free number; two processes get two numbers."""
+
+    def rename(path: Path) -> None:
+        try:
+            folder.rename(path)
+        except OSError as error:
+            if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise FileExistsError from error
+            raise
+
+    return _take_number(parent, rename)
 
 
 def _take_number(parent: Path, make: Callable[[Path], None], *, suffix: str = "") -> Path:
