@@ -68,7 +68,8 @@ def load(
     if n_threads is not None:
         options.intra_op_num_threads = n_threads
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with contextlib.redirect_stdout(None):  # it prints there before it tries once more
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return OnnxSession(session, path, ort)
     except _errors(ort) as error:
         raise _explain(error, path, ort.__version__, "loaded") from error

@@ -268,7 +268,11 @@ def test_a_graph_that_never_ends_is_ended(
 
 @pytest.mark.parametrize("place", range(8))
 def test_a_text_in_the_file_that_is_no_utf8_is_told(
-    load_onnx: Any, tmp_path: Path, write_model: WriteModel, place: int
+    load_onnx: Any,
+    tmp_path: Path,
+    write_model: WriteModel,
+    capsys: pytest.CaptureFixture[str],
+    place: int,
 ) -> None:
     path = write_model(tmp_path / "m.onnx")
     data = bytearray(path.read_bytes())
@@ -276,3 +280,4 @@ def test_a_text_in_the_file_that_is_no_utf8_is_told(
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"m\.onnx"):
         load_onnx(path)
+    assert capsys.readouterr().out == ""
