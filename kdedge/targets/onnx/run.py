@@ -233,7 +233,11 @@ def _errors(ort: Any) -> tuple[type[Exception], ...]:
         *("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile"),
         *("NotImplemented", "RuntimeException", "NoModel", "EPFail"),
     )
-    return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError, ValueError)
+    return (
+        *(getattr(state, name) for name in names if hasattr(state, name)),
+        RuntimeError,
+        ValueError,
+    )
 
 
 def _explain(error: Exception, path: Path, version: str, what: str) -> KdedgeError:
