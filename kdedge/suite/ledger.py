@@ -131,7 +131,7 @@ class Ledger:
 
         None where they are not known, as its weights or images are not here or are damaged.
         """
-        if self._jobs.get(cell) is None:
+        if cell.source is None and self._jobs.get(cell) is None:
             return None
         return {key for key in self._keys(cell) if not self._runs.finished(key)}
 

@@ -26,11 +26,16 @@ def started(
     """The cells that start at once where there is room for all, and these jobs are finished."""
     queue = [cell for cell in ledger.plan.cells if cell not in running]
     busy = list(running)
+
+    def trains(cell: Cell) -> set[str] | None:
+        keys = ledger.trains(cell)
+        return None if keys is None else keys - set(finished)
+
     while (
         cell := next_cell(
             queue,
             busy,
-            trains=lambda cell: ledger.trains(cell) - set(finished),
+            trains=trains,
             zero_shot=ledger.zero_shot,
         )
     ) is not None:
