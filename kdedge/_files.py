@@ -6,14 +6,17 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from kdedge.errors import DataError, ResourceError
 
+_LOG = logging.getLogger(__name__)
 _NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 
 
@@ -28,8 +31,52 @@ def explain_os_error(error: OSError, path: Path) -> ResourceError:
     )
 
 
+_UNSUPPORTED = frozenset(
+    {
+        *(errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY),
+        errno.ENOLCK,
+    }
+)
+"""What network and FAT file systems answer to a call that they do not have."""
+
+
+@contextlib.contextmanager
+def where_supported(path: Path, *, otherwise: str) -> Iterator[None]:
+    """Context of a call that some file systems do not have; without it the work goes on.
+
+    Args:
+        path: a file or folder of the file system.
+        otherwise: what does not hold without the call, for one warning.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        _warn_once(_mount_point(path), otherwise)
+
+
+@cache
+def _warn_once(mount: str, otherwise: str) -> None:
+    _LOG.warning("The file system of %s is limited: %s.", mount, otherwise)
+
+
+def _mount_point(path: Path) -> str:
+    place = path.absolute()
+    return next(str(above) for above in (place, *place.parents) if above.is_mount())
+
+
+def set_mode(path: Path, mode: int) -> None:
+    """Sets the permissions of a file or folder of ours, where its file system has any."""
+    with where_supported(path, otherwise="it has no permissions of files"):
+        path.chmod(mode)
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes a file that holds the old bytes or the new ones, even after a kill.
+
+    A power failure cannot bring the old bytes back, unless the file system cannot promise that,
+    which is warned of.
 
     Raises:
         ResourceError: the disk is full or the folder may not be written.
@@ -41,10 +88,9 @@ def write_atomic(path: Path, data: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
+            sync(file.fileno(), path.parent)
+        set_mode(temporary, 0o644)
         temporary.replace(path)
-        _sync_folder(path.parent)
     except BaseException as error:  # Ctrl-C must not leave a half-written file beside the old one
         if temporary is not None:
             with contextlib.suppress(OSError):
@@ -52,6 +98,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         if isinstance(error, OSError):
             raise explain_os_error(error, path) from error
         raise
+    _sync_folder(path)
 
 
 def refuse_existing(path: Path) -> None:
@@ -63,13 +110,33 @@ def refuse_existing(path: Path) -> None:
         )
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename in the folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+def sync(descriptor: int, path: Path) -> None:
+    """Makes what was written to an open file or folder durable, where its file system can."""
+    with where_supported(path, otherwise="a power failure may undo the last files written"):
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+
+
+def _sync_folder(written: Path) -> None:
+    """Makes a rename durable.
+
+    Raises:
+        ResourceError: the device fails; the file has its new bytes already.
+    """
+    folder = written.parent
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            sync(descriptor, folder)
+        finally:
+            os.close(descriptor)
+    except PermissionError:  # a folder that may be written and not read
+        return
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ResourceError(
+            f"{written} is written, but a power failure may still undo that: {reason}.\n"
+            "  Check the disk of that folder, and run the command again."
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -141,9 +208,18 @@ def write_new_numbered_json(folder: Path, value: Any) -> Path:
     return file
 
 
-def new_numbered_folder(parent: Path) -> Path:
-    """Creates `parent/01`, or the next free number; two processes get two folders."""
-    return _take_number(parent, Path.mkdir)
+def move_to_number(folder: Path, parent: Path) -> Path:
+    """Renames a folder to `parent/01`, or the next free number; two processes get two numbers."""
+
+    def rename(path: Path) -> None:
+        try:
+            folder.rename(path)
+        except OSError as error:
+            if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise FileExistsError from error
+            raise
+
+    return _take_number(parent, rename)
 
 
 def _take_number(parent: Path, make: Callable[[Path], None], *, suffix: str = "") -> Path:

@@ -16,10 +16,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdedge._files import explain_os_error
+from kdedge._files import explain_os_error, where_supported
 from kdedge.errors import InUseError
 
 _POLL_S = 0.02
+_HELD = frozenset({errno.EWOULDBLOCK, errno.EACCES})
 
 
 def is_locked(path: Path) -> bool:
@@ -31,8 +32,8 @@ def is_locked(path: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return False  # noqa: TRY300 - the lock is what was tried
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno in _HELD
     finally:
         os.close(descriptor)
 
@@ -43,7 +44,8 @@ def locked(
 ) -> Iterator[None]:
     """Context in which this process holds the exclusive lock of a file, created where missing.
 
-    The operating system holds the lock and frees it however this process ends.
+    The operating system holds the lock and frees it however this process ends. Where the file
+    system has no locks, a warning says that nothing keeps another process out.
 
     Args:
         path: the lock file, which is not removed.
@@ -78,7 +80,7 @@ def _take_lock(descriptor: int, path: Path, remedy: str, *, give_up: float) -> N
     try:
         while True:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                take_lock(descriptor, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() >= give_up:
@@ -88,11 +90,17 @@ def _take_lock(descriptor: int, path: Path, remedy: str, *, give_up: float) -> N
         holder = {"pid": os.getpid(), "host": socket.gethostname()}
         os.pwrite(descriptor, json.dumps(holder).encode(), 0)
     except OSError as error:
-        if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
+        if error.errno not in _HELD:
             raise explain_os_error(error, path) from error
         raise InUseError(
             f"{path.parent} is in use by another process: {_holder(descriptor)}.\n  {remedy}"
         ) from error
+
+
+def take_lock(descriptor: int, path: Path, operation: int) -> None:
+    """Takes the lock of an open file by an operation of flock, where its file system has locks."""
+    with where_supported(path, otherwise="it has no locks to keep two commands apart"):
+        fcntl.flock(descriptor, operation)
 
 
 def _holder(descriptor: int) -> str:

@@ -84,6 +84,11 @@ TESTED_PRIVATELY = {
     # Every package shows its progress by it, and no command all that it can show
     ("tests/training/test_progress.py", "kdedge._progress"),
     ("tests/test_house_rules.py", "kdedge._progress"),
+    # What all files are written by, on file systems that lack calls, and after a kill
+    ("tests/test_file_systems.py", "kdedge._files"),
+    ("tests/test_file_systems.py", "kdedge._folders"),
+    ("tests/test_file_systems.py", "kdedge._lock"),
+    ("tests/test_folders.py", "kdedge._folders"),
 }
 
 REPLACING = {"setattr", "delattr", "setitem", "delitem", "object"}

@@ -153,6 +153,8 @@ def command(artifact: Path, wanted: Wanted, shape: _Format, engine: _Engine) -> 
     """
     from kdedge.inference.classify import Classifier
 
+    if shape.output is None and sys.stdout is None:  # as by >&-
+        raise click.UsageError("Standard output is closed. Name a file with --output.")
     _check_new(shape.output)
     _check_new(shape.save)
     if shape.uncertain is not None and wanted.camera is not None:

@@ -27,6 +27,12 @@ from kdedge.errors import DataError, RecipeError
 VOCAB_SIZE = 49408
 """Tokens of CLIP's byte-pair tokenizer (openai/CLIP, clip/simple_tokenizer.py)."""
 
+_MAX_LAYERS = 1000
+"""The deepest encoders of open_clip and timm have under 100 in a stage. Each layer costs time and
+memory even without values, so that a config with 2^62 would be built until memory ends. All other
+sizes cost nothing on the meta device, and the file of weights bounds them before values are made.
+"""
+
 _OTHER_TEXT_ENCODER = ("hf_model_name",)
 _OTHER_TOKENIZER = ("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs")
 
@@ -163,6 +169,7 @@ def build_image_encoder(label: str, model_config: Mapping[str, Any], *, device: 
 
 def _construct(label: str, model_config: Mapping[str, Any], *, device: str) -> CLIP:
     _check_image_encoder(label, model_config)
+    _check_layers(label, model_config)
     image_size(model_config)
     arguments = {key: value for key, value in model_config.items() if key != "custom_text"}
     vision = model_config["vision_cfg"]
@@ -212,6 +219,17 @@ def _check_image_encoder(label: str, model_config: Mapping[str, Any]) -> None:
             f" ({_shortened(name)}).\n"
             "  Give timm's name of an architecture, such as convnext_base."
         )
+
+
+def _check_layers(label: str, model_config: Mapping[str, Any]) -> None:
+    for part in ("vision_cfg", "text_cfg"):
+        given = model_config[part].get("layers", 0)
+        for layers in given if isinstance(given, list | tuple) else (given,):
+            if isinstance(layers, int | float) and not layers <= _MAX_LAYERS:
+                raise RecipeError(
+                    f"{label}: {part}.layers is {_shortened(given)}; expected at most"
+                    f" {_MAX_LAYERS}.\n  Take the number of blocks that the weights have."
+                )
 
 
 def _other_text_parts(model_config: Mapping[str, Any]) -> str | None:

@@ -6,11 +6,10 @@ address and version, so that bytes of two versions are never joined.
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from kdedge._files import explain_os_error, read_json, write_json
+from kdedge._files import explain_os_error, read_json, sync, write_json
 from kdedge.data.benchmarks import Download
 from kdedge.errors import DataError
 
@@ -71,7 +70,7 @@ class Partial:
         version = self.read_version()
         try:
             with self.part.open("rb+") as file:
-                os.fsync(file.fileno())
+                sync(file.fileno(), self.part)
             if version is not None:
                 self.write_version(replace(version, finished_ns=self.part.stat().st_mtime_ns))
             self.part.replace(self.path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdedge import __version__
-from kdedge._files import explain_os_error, new_numbered_folder, write_atomic, write_json
+from kdedge._files import write_atomic, write_json
+from kdedge._folders import new_folder
 from kdedge._lock import is_locked, locked
 from kdedge.errors import RecipeError
 from kdedge.records import read_record
@@ -64,18 +64,12 @@ class RunFolder:
             raise RecipeError(
                 f"name is {name!r}, which cannot be a folder.\n  Choose another name."
             )
-        run = cls(new_numbered_folder(root / name), kind, is_new=True)
-        try:
+        with new_folder(root / name, is_numbered=True) as (part, place):
+            run = cls(part, kind)
             run.checkpoints.mkdir()
             write_atomic(run.recipe, recipe_text.encode())
-            # Last: a folder without this file is not a run
             write_json(run.provenance, _first_record(kind, provenance))
-        except BaseException as error:
-            shutil.rmtree(run.path, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise explain_os_error(error, run.checkpoints) from error
-            raise
-        return run
+        return cls(place(), kind, is_new=True)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:

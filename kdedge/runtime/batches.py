@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdedge.errors import ShapeError
 from kdedge.runtime.artifact import Pixels
 from kdedge.runtime.backend import Backend
 
@@ -40,6 +41,9 @@ def run_batches(
 
     Returns:
         [N, C], float32.
+
+    Raises:
+        ShapeError: it gives another number of answers than images.
     """
     low, high = backend.batches
     size = max(low, max_batch if high is None else min(high, max_batch))
@@ -48,7 +52,13 @@ def run_batches(
         batch = images[start : start + size]
         missing = low - len(batch)
         padded = np.concatenate([batch, batch[-1:].repeat(missing, 0)]) if missing > 0 else batch
-        rows.append(backend.run(to_input(padded, pixels))[: len(batch)])
+        logits = backend.run(to_input(padded, pixels))
+        if len(logits) != len(padded):
+            raise ShapeError(
+                f"The model gives {len(logits)} answers for {len(padded)} images.\n"
+                "  It is no classifier of images: export again."
+            )
+        rows.append(logits[: len(batch)])
     return np.concatenate(rows)
 
 

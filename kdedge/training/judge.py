@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+
 import torch
 
 from kdedge.errors import DataError
@@ -15,6 +18,8 @@ from kdedge.runs.unlabeled import images_to_judge, judge
 from kdedge.setup.data import RecipeData
 from kdedge.setup.images import Images
 from kdedge.training.job.job import Job, zero_shot_model
+
+log = logging.getLogger(__name__)
 
 Measured = tuple[EvalResult, EvalDetails]
 
@@ -80,3 +85,26 @@ def _gmacs(model: MethodModel | Model) -> float:
     if not vectors.shape[1]:
         return count_gmacs(model.logits, images)
     return count_gmacs(lambda batch: model.forward_features(batch) @ vectors.T, images)
+
+
+def warn_of_guesses(job: Job, found: EvalDetails) -> None:
+    """Warns of a model that always answers the same, or is right no more often than by chance."""
+    tested, answered = ({pair[i] for pair in found.confusion} for i in (0, 1))
+    chance = 1 / len(found.class_names)
+    deviation = math.sqrt(chance * (1 - chance) / found.n_images)
+    if len(tested) == 1:
+        return
+    if len(answered) == 1:
+        what = f"calls every test image {found.class_names[answered.pop()]!r}"
+    elif found.n_images >= 100 and found.accuracy_percent / 100 <= chance + 2 * deviation:
+        what = (
+            f"is right on {found.accuracy_percent:.2f} % of {found.n_images:,} test images, which"
+            f" is no better than guessing among {len(found.class_names)} classes"
+        )
+    else:
+        return
+    log.warning(
+        "The %s %s.\n  See whether images and class names fit, or change optim.lr and"
+        " optim.epochs.",
+        *(job.setup.role, what),
+    )

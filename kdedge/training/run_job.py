@@ -19,18 +19,27 @@ from kdedge.data.loader import check_shares, choose_n_workers
 from kdedge.errors import Interrupted, RecipeError, Terminated
 from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.image_lists import describe_changes, write_image_lists
 from kdedge.runs.results import write_evaluations
 from kdedge.runs.weights import write_weights
 from kdedge.runtime.threads import threads_beside
-from kdedge.setup.images import Images
 from kdedge.setup.method import settings_record
 from kdedge.training.job.job import Job
 from kdedge.training.job.key import KEY_VERSION, key_of_run
-from kdedge.training.judge import evaluations, measure_job, unlabeled_result, work
+from kdedge.training.judge import (
+    evaluations,
+    measure_job,
+    unlabeled_result,
+    warn_of_guesses,
+    work,
+)
 from kdedge.training.loop.checkpoint import rng_kept
 from kdedge.training.loop.train import train
 from kdedge.training.pseudo_labels.rounds import train_rounds
+from kdedge.training.recorded_images import (
+    images_by_source,
+    record_images,
+    warn_of_other_images,
+)
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +143,7 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
             "No interrupted run of this %s to resume: this is a new run.%s",
             *(job.setup.role, _why_not(job)),
         )
-        _warn_of_other_images(job)
+        warn_of_other_images(job)
     return _new_run(job, key)
 
 
@@ -250,7 +259,7 @@ def _fill(run: RunFolder, job: Job) -> None:
     is_rank0 = job.setup.workspace.group.is_rank0
     if is_rank0:
         _write_skipped(run, job)
-        _record_images(run, job)
+        record_images(run, job)
         _keep_few_shot_list(job)
     with _own_rng(job):
         summary = _train(run, job)
@@ -299,48 +308,12 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
     return {"training": result.to_dict()}
 
 
-def _warn_of_other_images(job: Job) -> None:
-    """Says of the interrupted runs of this name how many images they have lost since."""
-    for run, record in runs_in(job.setup.workspace.root):
-        is_own = run.path.parent.name == job.setup.loaded.recipe.name and run.kind == job.setup.role
-        if is_own and not record.is_finished:
-            changes = describe_changes(run, _images_by_source(job), job.classes.names)
-            if changes is not None:
-                log.warning(
-                    "%s was interrupted and cannot go on, as its images have changed: %s.\n"
-                    "  Put them back, and run the command again, to go on with it.",
-                    *(run.path, changes),
-                )
-
-
-def _record_images(run: RunFolder, job: Job) -> None:
-    """Records the images of the run; of an interrupted one, says what has changed since."""
-    lists = _images_by_source(job)
-    if not run.is_new:
-        changes = describe_changes(run, lists, job.classes.names)
-        if changes is not None:
-            log.warning("The images of %s have changed since it began: %s.", run.path, changes)
-    write_image_lists(run, lists, job.classes.names)
-
-
 def _write_skipped(run: RunFolder, job: Job) -> None:
     """Records which images are left out, and why."""
-    sources = _images_by_source(job)
+    sources = images_by_source(job)
     write_skipped_csv(
         run.skipped, {name: images.skipped for name, images in sources.items() if images}
     )
-
-
-def _images_by_source(job: Job) -> dict[str, Images | None]:
-    """The images of a job by the name of their source under `data`."""
-    data = job.data
-    return {
-        "unlabeled" if data.labels is None else "labeled": data.images,
-        **({} if data.labeled is None else {"labeled": data.labeled.images}),
-        **({} if data.pool is None else {"unlabeled": data.pool}),
-        "validation": job.held_out.validation,
-        "test": job.held_out.test,
-    }
 
 
 def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
@@ -349,6 +322,7 @@ def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
     found = evaluations(job)
     if found:
         write_evaluations(run, found)
+        warn_of_guesses(job, found[str(job.setup.role)][1])
     unlabeled = unlabeled_result(job)
     if unlabeled is not None:
         write_json(run.unlabeled_evaluation, unlabeled.to_dict())

@@ -163,6 +163,16 @@ def test_a_backend_gets_batches_that_it_takes(
     assert rows.tolist() == images.transpose(0, 3, 1, 2).reshape(9, -1)[:, :2].tolist()
 
 
+def test_a_model_that_gives_another_number_of_answers_than_images_is_refused() -> None:
+    class Surplus(Recording):
+        def run(self, images: np.ndarray) -> np.ndarray:
+            return super().run(images.repeat(5, axis=0))
+
+    images = np.zeros((1, 4, 4, 3), np.uint8)
+    with pytest.raises(ShapeError, match="gives 5 answers for 1 images"):
+        run_batches(Surplus((1, None)), images, pixels="uint8", max_batch=4)
+
+
 @pytest.mark.parametrize("batch", [None, 1, 2, 3, 4])
 def test_results_come_in_order_with_their_keys_and_reasons(
     artifact: Artifact, by_hand: ByHand, batch: int | None

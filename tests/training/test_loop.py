@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from kdedge.errors import DataError, DivergedError, RecipeError, ResourceError
-from kdedge.training.loop.checkpoint import list_checkpoints, load_checkpoint
+from kdedge.training.loop.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from kdedge.training.loop.optim import learning_rate
 
 
@@ -434,3 +434,28 @@ def test_a_full_disk_ends_the_run_and_leaves_a_whole_checkpoint(
     assert len(again.seen) >= toy.N_STEPS
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     assert [line["epoch"] for line in lines if line.get("kind") == "epoch"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epoch": 99},
+        {"step": 99},
+        {"record": {"loss_sum": math.nan, "final_loss": 0.0, "seconds": 1.0}},
+        {"record": {"loss_sum": "x", "final_loss": 0.0, "seconds": 1.0}},
+        *({name: {}} for name in ("module", "optimizer", "rng", "best", "record")),
+        {"optimizer": {"state": {5: 6}, "param_groups": 7}},
+        {"rng": {"python": (), "numpy": (), "torch": None}},
+    ],
+)
+def test_a_checkpoint_whose_content_does_not_fit_is_told(
+    tmp_path: Path, toy: ModuleType, changes: dict[str, Any]
+) -> None:
+    run = toy.make_run(tmp_path)
+    toy.train_toy(run, toy.ToyMethod())
+    newest = list_checkpoints(run.checkpoints)[0]
+    state = replace(load_checkpoint(newest), **changes)
+    newest.unlink()
+    save_checkpoint(run.checkpoints, state)
+    with pytest.raises(RecipeError, match="does not fit this run"):
+        toy.train_toy(run, toy.ToyMethod())

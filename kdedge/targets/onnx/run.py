@@ -7,6 +7,8 @@ import importlib
 import os
 import re
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError
+from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError, is_out_of_memory
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Pixels
 from kdedge.runtime.threads import may_spin, number_of_threads
 from kdedge.targets.onnx.describe import ONNX_RUNTIME
@@ -22,6 +24,9 @@ from kdedge.targets.onnx.describe import ONNX_RUNTIME
 NAME = "onnxruntime"
 
 _FATAL = 4
+_LOOK_EVERY_S = 0.5
+# A first call may take as long as the slowest device needs; a graph with an endless loop takes more
+_CALL_LIMIT_S, _IMAGE_LIMIT_S = 60, 60
 _PIXELS: dict[str, Pixels] = {"tensor(float)": "float", "tensor(uint8)": "uint8"}
 # A newer opset or operator than this ONNX Runtime knows; other failures are the file's own.
 _TOO_NEW = ("NOT_IMPLEMENTED", "is under development", "Unsupported model IR version")
@@ -68,10 +73,11 @@ def load(
     # After a call, threads that spin would take cores from what prepares the next one
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with contextlib.redirect_stdout(None):  # it prints there before it tries once more
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return OnnxSession(session, path, ort)
     except _errors(ort) as error:
         raise _explain(error, path, ort.__version__, "loaded") from error
-    return OnnxSession(session, path, ort)
 
 
 class OnnxSession:
@@ -109,21 +115,56 @@ class OnnxSession:
         self.batches = (1, None) if n_images is None else (n_images, n_images)
         self.pixels = _PIXELS[takes[0][1]]
         self.image_shape = tuple(image_shape)
-        self._session, self._path, self._version = session, path, ort.__version__
+        self._session, self._path, self._ort, self._version = session, path, ort, ort.__version__
         self._errors = _errors(ort)
+        self._is_first = True
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """[B, 3, S, S] -> [B, C]; see `Backend.run`.
 
         Raises:
-            DataError: the graph does not take these images, or fails.
+            DataError: the graph does not take these images, or fails, or its first call takes too
+                long.
             ResourceError: memory ran out.
         """
         try:
-            (logits,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: images})
+            with self._limited(len(images)) as options:
+                (logits,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: images}, options)
         except self._errors as error:
             raise _explain(error, self._path, self._version, "run") from error
         return np.asarray(logits, dtype=np.float32)
+
+    @contextlib.contextmanager
+    def _limited(self, n_images: int) -> Iterator[Any]:
+        """Context of a call, with its options: the first call has a time limit."""
+        if not self._is_first:
+            yield None
+            return
+        options, is_done = self._ort.RunOptions(), threading.Event()
+        limit_s = _CALL_LIMIT_S + _IMAGE_LIMIT_S * n_images
+        end = time.monotonic() + limit_s
+
+        def watch() -> None:
+            while not is_done.wait(_LOOK_EVERY_S):
+                if time.monotonic() > end:
+                    options.terminate = True
+
+        watcher = threading.Thread(target=watch, name="time limit", daemon=True)
+        watcher.start()
+        try:
+            yield options
+        except self._errors as error:
+            if options.terminate:
+                raise DataError(
+                    f"{self._path} gave no answer within {limit_s} s, for a batch of {n_images}.\n"
+                    "  The file is damaged where its graph never ends: export again. A slow device"
+                    " needs smaller batches, as by --batch 1."
+                ) from error
+            raise
+        finally:
+            is_done.set()
+            watcher.join()
+        self._is_first = False
 
     def describe(self) -> str:
         """ONNX Runtime's version and where it runs."""
@@ -146,6 +187,8 @@ def _import() -> Any:
             raise _broken(error) from error
         ort = None
     except (ImportError, OSError) as error:
+        if is_out_of_memory(error):
+            raise
         raise _broken(error) from error
     if not hasattr(ort, "InferenceSession"):  # a folder of type stubs can be imported too
         raise ONNX_RUNTIME.missing("Running ONNX files")
@@ -188,13 +231,20 @@ def _no_device_warnings() -> Iterator[None]:
 
 
 def _errors(ort: Any) -> tuple[type[Exception], ...]:
-    """ONNX Runtime's own exceptions, which have no base class of their own."""
+    """ONNX Runtime's own exceptions, which have no base class of their own, and pybind's.
+
+    A text in the file that is no UTF-8 ends in a UnicodeDecodeError, a size in a ValueError.
+    """
     state = importlib.import_module(f"{ort.__name__}.capi.onnxruntime_pybind11_state")
     names = (
         *("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile"),
         *("NotImplemented", "RuntimeException", "NoModel", "EPFail"),
     )
-    return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError)
+    return (
+        *(getattr(state, name) for name in names if hasattr(state, name)),
+        RuntimeError,
+        ValueError,
+    )
 
 
 def _explain(error: Exception, path: Path, version: str, what: str) -> KdedgeError:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import random
 import re
 from collections.abc import Iterator, Mapping
@@ -64,6 +65,18 @@ class TrainingState:
     best: dict[str, Any] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
     identity: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> tuple[float, ...]:
+        """Loss so far in the epoch, loss of the epoch before, seconds.
+
+        Raises:
+            ValueError: one is not finite.
+        """
+        found = tuple(float(self.record[name]) for name in ("loss_sum", "final_loss", "seconds"))
+        if not all(map(math.isfinite, found)):
+            raise ValueError(f"its figures are {found}")
+        return found
 
 
 def capture_rng(device: torch.device | None = None) -> dict[str, Any]:
@@ -146,7 +159,7 @@ def load_checkpoint(path: Path) -> TrainingState:
     """Reads a checkpoint onto the CPU.
 
     Raises:
-        DamagedCheckpoint: its bytes are not the ones that were written.
+        DamagedCheckpoint: its bytes are not the ones that were written, or are no training state.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -158,11 +171,27 @@ def load_checkpoint(path: Path) -> TrainingState:
     text = metadata.get("state", "")
     if metadata.get("format") != _FORMAT or metadata.get("sha256") != _digest(text, tensors):
         raise DamagedCheckpoint(f"{path} is damaged: its contents do not match their SHA-256.")
-    values = _unpack(json.loads(text), tensors)
-    if not isinstance(values, dict) or values.keys() != {
-        entry.name for entry in fields(TrainingState)
-    }:
-        raise DamagedCheckpoint(f"{path} does not hold a training state.")
+    try:
+        return _state(_unpack(json.loads(text), tensors))
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise DamagedCheckpoint(f"{path} does not hold a training state: {error}.") from error
+
+
+def _state(values: Any) -> TrainingState:
+    """The state of unpacked values.
+
+    Raises:
+        ValueError: they are none.
+    """
+    kinds = {name: dict for name in (entry.name for entry in fields(TrainingState))}
+    kinds |= {"epoch": int, "step": int}
+    if not isinstance(values, dict) or values.keys() != kinds.keys():
+        raise ValueError(f"expected {', '.join(kinds)}")
+    for name, kind in kinds.items():
+        if type(values[name]) is not kind:
+            raise ValueError(f"{name} is {values[name]!r:.60}")
+    if values["epoch"] < 1 or values["step"] < 0:
+        raise ValueError(f"it is of epoch {values['epoch']}, step {values['step']}")
     return TrainingState(**values)
 
 
@@ -260,4 +289,6 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "dict":
         return {key: _unpack(item, tensors) for key, item in items}
     unpacked = [_unpack(item, tensors) for item in items]
+    if kind not in ("list", "tuple"):
+        raise ValueError(f"a value of the kind {kind!r:.60}")
     return tuple(unpacked) if kind == "tuple" else unpacked

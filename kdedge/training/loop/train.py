@@ -154,6 +154,7 @@ def train(
             training.close_epoch(validate, log=log)
             training.save()
             training.check_stop(stop)
+    training.check_stop(stop)  # a signal may come while the log closes
     return training.keep()
 
 
@@ -212,26 +213,30 @@ class _Training:
             return
         check_identity(state, self._identity, where=self._run.path)
         try:
-            self._method.module.load_state_dict(state.module)
-            self._stepper.optimizer.load_state_dict(
-                split_optimizer_state(state.optimizer, self._stepper.optimizer, self._parameters)
-            )
-        except (RuntimeError, ValueError) as error:
+            self._take_up(state)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise RecipeError(
-                f"The checkpoint in {self._run.checkpoints} is of another model: {error}.\n"
+                f"The checkpoint in {self._run.checkpoints} does not fit this run: {error!r}.\n"
                 "  Go on with the recipe.yaml in that folder, or start a new run."
             ) from error
+        _LOG.info("Going on at epoch %d, step %d.", self.epoch, self.step + 1)
+
+    def _take_up(self, state: TrainingState) -> None:
+        if state.epoch > self._settings.epochs + 1 or state.step > self._n_steps:
+            raise ValueError(f"it is of epoch {state.epoch}, step {state.step}")
+        self._method.module.load_state_dict(state.module)
+        self._stepper.optimizer.load_state_dict(
+            split_optimizer_state(state.optimizer, self._stepper.optimizer, self._parameters)
+        )
         self._stepper.precision.load_state_dict(state.scaler)
         if self._average is not None:
             self._average.load_state_dict(split_all(state.average))
-        self.epoch, self.step, record = state.epoch, state.step, state.record
+        self.epoch, self.step = state.epoch, state.step
         self._best.load_state_dict(state.best)
-        self._loss_sum, self._final_loss = record["loss_sum"], record["final_loss"]
-        self._seconds_before = record["seconds"]
+        self._loss_sum, self._final_loss, self._seconds_before = state.figures
         if self._settings.micro_batch == "auto":
-            self._stepper.micro_batch = record.get("micro_batch")
+            self._stepper.micro_batch = state.record.get("micro_batch")
         restore_rng(state.rng, self._device)
-        _LOG.info("Going on at epoch %d, step %d.", self.epoch, self.step + 1)
 
     def save(self) -> None:
         """Writes a checkpoint of this place."""

@@ -1,0 +1,49 @@
+"""The images of a job beside those that a run has recorded."""
+
+from __future__ import annotations
+
+import logging
+
+from kdedge.runs.find import runs_in
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.image_lists import describe_changes, write_image_lists
+from kdedge.setup.images import Images
+from kdedge.training.job.job import Job
+
+log = logging.getLogger(__name__)
+
+
+def images_by_source(job: Job) -> dict[str, Images | None]:
+    """The images of a job by the name of their source under `data`."""
+    data = job.data
+    return {
+        "unlabeled" if data.labels is None else "labeled": data.images,
+        **({} if data.labeled is None else {"labeled": data.labeled.images}),
+        **({} if data.pool is None else {"unlabeled": data.pool}),
+        "validation": job.held_out.validation,
+        "test": job.held_out.test,
+    }
+
+
+def record_images(run: RunFolder, job: Job) -> None:
+    """Records the images of the run; of an interrupted one, says what has changed since."""
+    lists = images_by_source(job)
+    if not run.is_new:
+        changes = describe_changes(run, lists, job.classes.names)
+        if changes is not None:
+            log.warning("The images of %s have changed since it began: %s.", run.path, changes)
+    write_image_lists(run, lists, job.classes.names)
+
+
+def warn_of_other_images(job: Job) -> None:
+    """Says of the interrupted runs of this name how many images they have lost since."""
+    for run, record in runs_in(job.setup.workspace.root):
+        is_own = run.path.parent.name == job.setup.loaded.recipe.name and run.kind == job.setup.role
+        if is_own and not record.is_finished:
+            changes = describe_changes(run, images_by_source(job), job.classes.names)
+            if changes is not None:
+                log.warning(
+                    "%s was interrupted and cannot go on, as its images have changed: %s.\n"
+                    "  Put them back, and run the command again, to go on with it.",
+                    *(run.path, changes),
+                )

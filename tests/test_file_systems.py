@@ -1,0 +1,100 @@
+"""Network and FAT file systems lack calls that Linux's own have: files are written all the same."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from kdedge._files import write_atomic
+from kdedge._folders import new_folder
+from kdedge._lock import is_locked, locked
+from kdedge.errors import ResourceError
+
+CALLS = ("fsync", "chmod", "flock")
+
+
+def lack(monkeypatch: pytest.MonkeyPatch, number: int, *calls: str) -> None:
+    """Replaces calls of the file system by ones that fail with an error."""
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    for name in calls:
+        if name == "flock":
+            monkeypatch.setattr(fcntl, name, fail)
+        else:
+            monkeypatch.setattr(os, name, fail)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
+def test_files_folders_and_locks_need_none_of_these_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    lack(monkeypatch, number, *CALLS)
+    write_atomic(tmp_path / "file", b"old")
+    write_atomic(tmp_path / "file", b"new")
+    with new_folder(tmp_path / "folder") as (part, place):
+        (part / "inside").touch()
+    with locked(tmp_path / ".lock"):
+        assert not is_locked(tmp_path / ".lock")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert place() == tmp_path / "folder"
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder", ".lock"}
+
+
+def test_each_lack_is_said_once() -> None:
+    script = """
+import errno, fcntl, logging, os, tempfile
+from pathlib import Path
+from kdedge._files import write_atomic
+from kdedge._lock import locked
+
+def fail(*_, **__):
+    raise OSError(errno.EPERM, "")
+
+logging.basicConfig(format="%(message)s")
+os.fsync = os.chmod = fcntl.flock = fail
+with tempfile.TemporaryDirectory() as folder, locked(Path(folder, ".lock")):
+    for name in "ab":
+        write_atomic(Path(folder, name), b"")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert [line.partition(" is limited: ")[2] for line in lines] == [
+        "it has no locks to keep two commands apart.",
+        "a power failure may undo the last files written.",
+        "it has no permissions of files.",
+    ]
+
+
+def test_a_disk_that_fails_after_the_rename_is_not_said_to_have_changed_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_for_folders(descriptor: int) -> None:
+        if os.fstat(descriptor).st_mode & 0o40000:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail_for_folders)
+    file = tmp_path / "file"
+    with pytest.raises(ResourceError, match=r"file is written, but .*: input/output error\.\n"):
+        write_atomic(file, b"new")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"new"]
+
+
+def test_a_disk_that_fails_before_the_rename_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    write_atomic(file, b"old")
+    lack(monkeypatch, errno.EIO, "fsync")
+    with pytest.raises(ResourceError, match="Existing files are unchanged"):
+        write_atomic(file, b"new")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]

@@ -1,0 +1,37 @@
+"""Folders that are complete or absent."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from kdedge._folders import new_folder
+
+
+def test_what_a_killed_process_left_is_deleted_and_takes_no_number(tmp_path: Path) -> None:
+    script = f"""
+import os, signal
+from pathlib import Path
+from kdedge._folders import new_folder
+
+with new_folder(Path({str(tmp_path / "artifacts")!r}), is_numbered=True) as (part, _):
+    (part / "model.onnx").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
+    assert len(list((tmp_path / "artifacts").iterdir())) == 1
+    with new_folder(tmp_path / "artifacts", is_numbered=True) as (part, place):
+        assert list((tmp_path / "artifacts").iterdir()) == [part]
+    assert place() == tmp_path / "artifacts" / "01"
+
+
+def test_the_folder_of_a_process_that_lives_is_left_alone(tmp_path: Path) -> None:
+    with new_folder(tmp_path, is_numbered=True) as (part, first):
+        (part / "kept").touch()
+        with new_folder(tmp_path, is_numbered=True) as (_, second):
+            pass
+    assert second() == tmp_path / "01"
+    assert [path.name for path in first().iterdir()] == ["kept"]
+    assert first() == tmp_path / "02"
