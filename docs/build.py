@@ -8,6 +8,7 @@ code 1. OUTPUT is `site` beside this folder if left out, and is replaced. Needs 
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 import subprocess
@@ -39,6 +40,9 @@ def main(output: Path) -> int:
         shutil.copy(DOCS / "zensical.toml", project)
         for name in ("CHANGELOG.md", "CONTRIBUTING.md"):
             shutil.copy(ROOT / name, pages / name.lower())
+        shutil.copy(ROOT / "benchmarks" / "README.md", pages / "results.md")
+        for picture in (ROOT / "benchmarks").glob("*.svg"):
+            shutil.copy(picture, pages)
         for name, text in generated_pages().items():
             (pages / name).write_text(text, encoding="utf-8")
         faults = [*undocumented(), *outside_navigation(project)]
@@ -157,8 +161,10 @@ def methods_page() -> str:
 
 
 def _prose(docstring: str) -> str:
-    """A docstring as Markdown: indented formulas become code blocks by themselves."""
-    return re.sub(r"([<>*_])", r"\\\1", docstring.strip())
+    """A docstring as Markdown: lists keep their bullets, other signs are plain text."""
+    text = re.sub(r"([<>*_])", r"\\\1", inspect.cleandoc(docstring))
+    text = re.sub(r"^\\\* ", "* ", text, flags=re.MULTILINE)
+    return re.sub(r"(?<!\n)\n(\* )", r"\n\n\1", text)
 
 
 if __name__ == "__main__":
