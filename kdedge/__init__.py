@@ -4,12 +4,9 @@ The names below are the Python API. Importing this module loads none of them: ea
 is first used.
 """
 
-from __future__ import annotations
-
-import importlib
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.1.0"
+
+TYPE_CHECKING = False  # not typing's: nothing else is loaded, as `kdedge --help` is to start at once
 
 if TYPE_CHECKING:
     from kdedge.api.evaluate import evaluate
@@ -65,11 +62,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Loads a name of the API."""
     if name not in _HOME:
         raise AttributeError(f"module 'kdedge' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    from importlib import import_module
+
+    return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
