@@ -6,7 +6,7 @@ is first used.
 
 __version__ = "0.1.0"
 
-TYPE_CHECKING = False  # not typing's: nothing else is loaded, as `kdedge --help` is to start at once
+TYPE_CHECKING = False  # not typing's, which would be loaded: `kdedge --help` starts at once
 
 if TYPE_CHECKING:
     from kdedge.api.evaluate import evaluate
