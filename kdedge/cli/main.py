@@ -29,11 +29,15 @@ from kdedge.errors import KdedgeError, Terminated, is_out_of_memory
 _FOLDER = Path(__file__).parent
 # The system's errors for a mistyped path
 _BAD_PATH = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM})
-_ORDER = (
-    *("demo", "init", "check", "teach", "distill", "train", "pseudo-label", "eval", "export"),
-    *("bench", "report", "predict", "suite", "runs", "show", "import", "data", "doctor", "schema"),
-    "methods",
-)
+_GROUPS = {
+    "Start": ("demo", "init", "check"),
+    "Train": ("distill", "teach", "train", "pseudo-label", "suite"),
+    "Look": ("runs", "show", "eval", "report"),
+    "Deploy": ("export", "bench", "predict"),
+    "Data": ("data",),
+    "Tools": ("doctor", "methods", "schema", "import"),
+}
+_ORDER = [name for names in _GROUPS.values() for name in names]
 
 
 class LazyGroup(click.Group):
@@ -54,11 +58,18 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the commands with the first lines of their files, without importing them."""
+        """Lists the commands by what one does, without importing them.
+
+        Each has the first line of its file.
+        """
         files = _command_files()
-        with formatter.section("Commands"):
-            names = self.list_commands(ctx)
-            formatter.write_dl([(name, first_line(files[name])) for name in names])
+        names = self.list_commands(ctx)
+        groups = {**_GROUPS, "More": [name for name in names if name not in _ORDER]}
+        for title, members in groups.items():
+            rows = [(name, first_line(files[name])) for name in members if name in files]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -83,9 +94,12 @@ def _command_files() -> dict[str, Path]:
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "--version", message="kdedge %(version)s")
 def cli() -> None:
-    """Make a large CLIP small enough for edge devices, and measure the cost.
+    r"""Make a large CLIP small enough for edge devices, and measure the cost.
 
-    Start with `kdedge demo`, or with `kdedge init` for your own images.
+    \b
+    See the whole flow:   kdedge demo
+    Your own images:      kdedge init NAME --images DIR --classes FILE
+    Train the student:    kdedge distill NAME.yaml
     """
     set_up_logging()
 

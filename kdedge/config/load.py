@@ -50,7 +50,7 @@ class LoadedRecipe:
 
 
 def load_recipe(
-    path_or_name: str | Path,
+    source: str | Path | Mapping[str, Any] | Recipe,
     overrides: Sequence[str] = (),
     *,
     override_folder: Path | None = None,
@@ -60,14 +60,32 @@ def load_recipe(
     A recipe in the keys of version 1 is migrated, with a warning unless it says `version: 1`.
 
     Args:
-        path_or_name: a file, or the name of a recipe in the current folder or a shipped one.
+        source: a file, the name of a recipe in the current folder or a shipped one, or the values
+            of a recipe, whose relative paths start at the current folder.
         overrides: `a.b=c` texts; later ones win.
         override_folder: where relative paths in overrides start; default: the current folder.
 
     Raises:
         RecipeError: no such recipe, not YAML, unknown keys, wrong types, numbers out of range.
     """
-    path = find_recipe(path_or_name)
+    values, lines, path, text = _read(source)
+    values, lines = _with_overrides(values, lines, overrides)
+    context = {"folder": path.absolute().parent, "override_folder": override_folder}
+    try:
+        recipe = Recipe.model_validate(values, context=context)
+    except ValidationError as error:
+        raise explain_validation(error, model=Recipe, lines=lines) from error
+    return LoadedRecipe(recipe, path, lines, text)
+
+
+def _read(
+    source: str | Path | Mapping[str, Any] | Recipe,
+) -> tuple[dict[str, Any], LineMap, Path, str]:
+    """The values of a recipe, their lines, its file and text."""
+    if isinstance(source, Mapping | Recipe):
+        plain = recipe_values(source) if isinstance(source, Recipe) else _plain(source)
+        return plain, LineMap("the recipe"), Path("recipe"), dump_yaml(plain)
+    path = find_recipe(source)
     text = read_text(path)
     values, lines = parse_yaml(text, name=str(path))
     if values is None:
@@ -77,13 +95,16 @@ def load_recipe(
             f"{path}:1: a recipe is a mapping (key: value), got {_kind(values)}.\n"
             "  Start from a shipped recipe, or write one with: kdedge init"
         )
-    values, lines = _with_overrides(values, lines, overrides)
-    context = {"folder": path.absolute().parent, "override_folder": override_folder}
-    try:
-        recipe = Recipe.model_validate(values, context=context)
-    except ValidationError as error:
-        raise explain_validation(error, model=Recipe, lines=lines) from error
-    return LoadedRecipe(recipe, path, lines, text)
+    return values, lines, path, text
+
+
+def _plain(values: Any) -> Any:
+    """Values as a YAML file has them: mappings, lists, and texts for paths."""
+    if isinstance(values, Mapping):
+        return {key: _plain(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_plain(value) for value in values]
+    return str(values) if isinstance(values, Path) else values
 
 
 def find_recipe(path_or_name: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,7 +34,7 @@ _Decoded = npt.NDArray[np.uint8] | UnusableImage
 
 
 class Classifier:
-    """An artifact with one of its model files loaded.
+    """An artifact with one of its model files loaded; several threads may use it.
 
     Args:
         artifact: class names, preprocessing, what the graph takes.
@@ -51,6 +52,7 @@ class Classifier:
         n_threads: int | None = None,
     ) -> None:
         self.artifact, self.file, self.backend = artifact, file, backend
+        self._running = threading.Lock()  # engines have one context
         self._n_decoders = min(8, n_threads or usable_cores())
 
     @classmethod
@@ -115,9 +117,10 @@ class Classifier:
         n_classes = len(self.artifact.class_names)
         if not len(images):
             return np.zeros((0, n_classes), np.float32)
-        logits = run_batches(
-            self.backend, images, pixels=self.artifact.pixels, max_batch=self.max_batch
-        )
+        with self._running:
+            logits = run_batches(
+                self.backend, images, pixels=self.artifact.pixels, max_batch=self.max_batch
+            )
         if logits.shape[1] != n_classes:
             raise ShapeError(
                 f"{self.artifact.path / self.file.name} gives logits for {logits.shape[1]} classes,"

@@ -187,16 +187,31 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if not data:
         raise UnusableImage("the file is empty")
     with _STRICT_PILLOW:
-        image = _open(data, max_pixels)
-        try:
-            image.load()
-            # The orientation after loading: PNG may keep it behind the pixels, TIFF and AVIF turn
-            # by themselves.
-            return _upright(_to_rgb(image), _orientation(image))
-        except UnusableImage:
-            raise
-        except _PILLOW_ERRORS as error:
-            raise UnusableImage(f"{image.format} data cannot be decoded: {_text(error)}") from error
+        return _upright_rgb(_open(data, max_pixels))
+
+
+def convert_image(image: Image.Image) -> Image.Image:
+    """Gives a Pillow image as `decode_image` gives an image file: 8-bit RGB, upright.
+
+    Raises:
+        UnusableImage: it cannot be decoded, is empty, or is of a kind without a fixed range.
+    """
+    if not all(image.size):
+        raise UnusableImage("the image has no pixels")
+    with _STRICT_PILLOW:
+        return _upright_rgb(image)
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    try:
+        image.load()
+        # The orientation after loading: PNG may keep it behind the pixels, TIFF and AVIF turn
+        # by themselves.
+        return _upright(_to_rgb(image), _orientation(image))
+    except UnusableImage:
+        raise
+    except _PILLOW_ERRORS as error:
+        raise UnusableImage(f"{image.format} data cannot be decoded: {_text(error)}") from error
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""The targets as plain values and as the README's table."""
+"""The targets as plain values and as the documentation's table."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from typing import Any
 
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets
-
-START = "<!-- targets: written by kdedge.targets.table -->"
-END = "<!-- end of targets -->"
 
 
 def target_records() -> dict[str, dict[str, Any]]:
@@ -34,9 +31,8 @@ def _extras(target: Target) -> list[str]:
 
 
 def as_markdown() -> str:
-    """Gives the README's table of targets, between its two markers."""
+    """Gives the documentation's table of targets."""
     lines = [
-        START,
         "| `kdedge export` | makes | built from | precisions | run by | extras | |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -48,4 +44,4 @@ def as_markdown() -> str:
             f"| `{target.flag}` | {target.label}, `{target.files}` | {target.source} |"
             f" {precisions} | {runs} | {extras} | {target.remark} |"
         )
-    return "\n".join([*lines, END])
+    return "\n".join(lines)

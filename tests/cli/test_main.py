@@ -138,7 +138,7 @@ def test_an_unknown_option_is_a_usage_error_with_the_nearest_name():
 def test_no_command_at_all_is_a_usage_error_that_shows_the_help():
     done = kdedge()
     assert (done.returncode, done.stdout) == (2, "")
-    assert "Commands:" in done.stderr
+    assert "Start:" in done.stderr
 
 
 def test_the_version_is_printed():

@@ -1,0 +1,1 @@
+"""The Python API: what a command does, as a call. `kdedge` lists its names."""

@@ -1,0 +1,204 @@
+"""An exported model, loaded: images in, classes out. Runs on the device; needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from kdedge.data.sources import read_file
+from kdedge.errors import DataError
+from kdedge.inference.classify import Classifier, ImageInput
+from kdedge.inference.results import ClassScore, Prediction, Result
+from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision
+from kdedge.runtime.preprocess import UnusableImage, convert_image
+
+AnyImage = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
+"""A path, an image file's bytes, a Pillow image, or pixels [H, W, 3] or [H, W], 0 to 255."""
+
+Scores = tuple[ClassScore, ...]
+"""An image's classes, best first."""
+
+
+class LoadedModel:
+    """An artifact with one of its model files loaded, ready to classify.
+
+    Several threads may call it. It is a context manager that frees the model at the end; `close`
+    does so too.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier
+
+    @property
+    def artifact(self) -> Artifact:
+        """The artifact: class names, preprocessing, files, and how each compares."""
+        return self._classifier.artifact
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names, in the order of the logits."""
+        return self.artifact.class_names
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a str is one path, not many
+        self, image: AnyImage, *, top: int = 1, bgr: bool = False
+    ) -> Scores: ...
+
+    @overload
+    def __call__(
+        self, image: Iterable[AnyImage], *, top: int = 1, bgr: bool = False
+    ) -> list[Scores]: ...
+
+    def __call__(
+        self, image: AnyImage | Iterable[AnyImage], *, top: int = 1, bgr: bool = False
+    ) -> Scores | list[Scores]:
+        """Classifies one image, or several in batches.
+
+        Args:
+            image: a path, bytes, a Pillow image, pixels, or several of these.
+            top: classes an image.
+            bgr: pixels are in the channel order of OpenCV, not RGB.
+
+        Returns:
+            The most likely classes of the image, best first, with their scores in percent (None
+            where the artifact only ranks); a list of these for several images.
+
+        Raises:
+            DataError: an image cannot be read, or the model gives no finite answer for it.
+                `classify` goes on with the other images.
+        """
+        if isinstance(image, str | Path | bytes | Image.Image | np.ndarray):
+            (result,) = self.classify([image], top=top, bgr=bgr)
+            return _scores(result)
+        return [_scores(result) for result in self.classify(image, top=top, bgr=bgr)]
+
+    def classify(
+        self, images: Iterable[AnyImage], *, top: int = 1, bgr: bool = False
+    ) -> Iterator[Result]:
+        """Classifies images in their order, in batches, and goes on after those that fail.
+
+        Args:
+            images: any number; read when it is their turn.
+            top: classes an image.
+            bgr: pixels are in the channel order of OpenCV, not RGB.
+
+        Yields:
+            A `Prediction`, an `UnreadableImage` or a `NonFiniteLogits`. Its `key` is the path, or
+            the image's number from 0.
+        """
+        keyed = (_keyed_input(number, image, bgr) for number, image in enumerate(images))
+        return self._classifier.classify_many(keyed, top=top)
+
+    def logits(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Computes the logits of images that are resized and cropped already.
+
+        Args:
+            batch: [N, S, S, 3], uint8, RGB; S is `artifact.preprocess.size_px`.
+
+        Returns:
+            [N, C], float32, classes in the order of `class_names`.
+        """
+        return self._classifier.logits(batch)
+
+    def close(self) -> None:
+        """Frees the model."""
+        self._classifier.backend.close()
+
+    def __enter__(self) -> LoadedModel:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        file, backend = self._classifier.file, self._classifier.backend
+        return f"<LoadedModel {self.artifact.path / file.name}, {backend.describe()}>"
+
+
+def load(
+    source: Any,
+    *,
+    precision: Precision | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> LoadedModel:
+    """Loads an exported model to classify images with. Works on a device without torch.
+
+    Args:
+        source: an artifact, its folder, or a run or its folder: its newest artifact.
+        precision: `fp32`, `fp16` or `int8`. Without a wish: an engine that this machine's GPU
+            runs, or else the float32 ONNX file. INT8 is used only when asked for.
+        backend: what runs it, such as `onnxruntime`; None for what fits.
+        threads: of the CPU; None for the engine's own choice.
+
+    Raises:
+        DataError: there is no artifact, or it was changed or is damaged.
+        RecipeError: there is no file of that precision for that backend.
+        SetupError: nothing on this machine runs a file of the artifact.
+    """
+    folder = artifact_folder(Path(getattr(source, "path", source)).expanduser())
+    return LoadedModel(
+        Classifier.load(folder, precision=precision, backend=backend, n_threads=threads)
+    )
+
+
+def artifact_folder(path: Path) -> Path:
+    """The artifact that a path means: its folder, or the newest one of a run.
+
+    Raises:
+        DataError: there is none.
+    """
+    if (path / FILE_NAME).is_file():
+        return path
+    exports = [file.parent for file in path.glob(f"artifacts/*/{FILE_NAME}")]
+    numbered = [folder for folder in exports if folder.name.isdecimal()]
+    if not numbered:
+        raise DataError(
+            f"{path} is no artifact, and no run that was exported.\n"
+            "  Name the folder that `kdedge export` wrote, or export the run."
+        )
+    return max(numbered, key=lambda folder: int(folder.name))
+
+
+def _keyed_input(number: int, image: AnyImage, bgr: bool) -> tuple[str, ImageInput]:
+    """The key of an image, and the image as the classifier takes it."""
+    key = str(image) if isinstance(image, str | Path) else str(number)
+    try:
+        if isinstance(image, str | Path):
+            return key, read_file(Path(image).expanduser())
+        if isinstance(image, np.ndarray):
+            return key, convert_image(Image.fromarray(_pixels(image, bgr)))
+        return key, convert_image(image) if isinstance(image, Image.Image) else image
+    except UnusableImage as error:
+        return key, error
+
+
+def _pixels(array: npt.NDArray[np.uint8], bgr: bool) -> npt.NDArray[np.uint8]:
+    """Checks pixels and gives them in RGB, or as they are for gray ones."""
+    if array.dtype != np.uint8:
+        raise DataError(f"Pixels are {array.dtype}; uint8 from 0 to 255 is expected.")
+    if array.ndim == 2:
+        return array
+    if array.ndim != 3 or array.shape[2] != 3:
+        raise DataError(
+            f"Pixels have the shape {list(array.shape)}; [height, width, 3] or [height, width] is"
+            " expected, one image at a time."
+        )
+    return np.ascontiguousarray(array[:, :, ::-1]) if bgr else array
+
+
+def _scores(result: Result) -> Scores:
+    if isinstance(result, Prediction):
+        return result.top
+    raise DataError(f"{result.key}: {result.reason}.")

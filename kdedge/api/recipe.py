@@ -1,0 +1,60 @@
+"""A recipe from whatever a caller has: a file, a shipped name, a mapping or a `Recipe`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from kdedge.config.load import LoadedRecipe, load_recipe
+from kdedge.config.recipe import Recipe
+from kdedge.config.suite import override_texts
+
+if TYPE_CHECKING:
+    from kdedge.setup.method import Role
+
+AnyRecipe = str | Path | Mapping[str, Any] | Recipe
+"""A recipe's file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`."""
+
+OPTIM_SHORTHANDS = ("epochs", "batch_size", "lr")
+"""Keys of the trained model's `optim` that calls and commands take by themselves."""
+
+
+class Shorthands(TypedDict, total=False):
+    """Keys that a call takes as keywords.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per step.
+        lr: learning rate after warm-up.
+        seed: of all random draws.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    seed: int
+
+
+def shorthand_keys(role: Role) -> dict[str, str]:
+    """The key that each shorthand sets: `epochs` is the epochs of the model that is trained."""
+    optim = {name: f"{role}.optim.{name}" for name in OPTIM_SHORTHANDS}
+    return {**optim, "seed": "seed"}
+
+
+def loaded_with(
+    recipe: AnyRecipe,
+    role: Role,
+    overrides: Mapping[str, Any] | None,
+    shorthands: Mapping[str, Any],
+) -> LoadedRecipe:
+    """Loads a recipe with the overrides of a call."""
+    keys = shorthand_keys(role)
+    unknown = sorted(shorthands.keys() - keys)
+    if unknown:
+        raise TypeError(
+            f"{', '.join(unknown)}: no such keyword. There are {', '.join(keys)}; give every other"
+            " key of the recipe in overrides={'student.optim.momentum': 0.9}."
+        )
+    short = {keys[name]: value for name, value in shorthands.items()}
+    return load_recipe(recipe, override_texts({**(overrides or {}), **short}))

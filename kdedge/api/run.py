@@ -1,0 +1,127 @@
+"""A finished run: what it reached, and what can be made from it."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import Any
+
+from kdedge.api.evaluate import evaluate, run_argument
+from kdedge.api.model import LoadedModel, load
+from kdedge.config.load import load_recipe
+from kdedge.config.recipe import Recipe
+from kdedge.errors import KdedgeError
+from kdedge.results import EvalResult
+from kdedge.runs.find import find_run, runs_in
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.provenance import Provenance
+from kdedge.runs.results import labeled_results, read_evaluation
+
+
+class Run:
+    """A run folder of a teacher, a student or a baseline.
+
+    Attributes:
+        path: the folder.
+        name: `name/NN`.
+        kind: `teacher`, `student` or `baseline`.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self.path, self.name, self.kind = folder.path, folder.name, folder.kind
+
+    @property
+    def provenance(self) -> Provenance:
+        """What made the run: command, versions, device, seed, hashes."""
+        return self._folder.read_provenance()
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that was trained, all defaults written out."""
+        return load_recipe(self._folder.recipe).recipe
+
+    @property
+    def results(self) -> dict[str, EvalResult]:
+        """Accuracies on the test images by model: the run's own and zero-shot CLIP's."""
+        return dict(labeled_results(self._folder, read_evaluation(self._folder)))
+
+    @property
+    def result(self) -> EvalResult | None:
+        """The run's own accuracies; None where the recipe has no test images."""
+        return read_evaluation(self._folder).get(self.kind)
+
+    @property
+    def teacher(self) -> Run | None:
+        """The teacher's run of a student; None for other runs, and where it is gone."""
+        name = self.provenance.teacher_run
+        if name is None:
+            return None
+        try:
+            return open_run(name, root=self._folder.root)
+        except KdedgeError:
+            return None
+
+    def evaluate(self, **options: Any) -> EvalResult:
+        """Measures the run again; see `kdedge.evaluate`."""
+        return evaluate(self, **options)
+
+    def load(self, **options: Any) -> LoadedModel:
+        """Loads the newest artifact of the run; see `kdedge.load`."""
+        return load(self.path, **options)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.name}: {self.kind}, {self.provenance.status}>"
+
+    def __str__(self) -> str:
+        lines = [f"{self.name} ({self.kind}, {self.provenance.status})"]
+        for label, values in self._rows():
+            lines.append(f"  {label}: {', '.join(f'{key} {text}' for key, text in values)}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks."""
+        rows = self._rows()
+        head = "".join(f"<th>{html.escape(key)}</th>" for key, _ in (rows[0][1] if rows else []))
+        body = "".join(
+            f"<tr><td>{html.escape(label)}</td>"
+            + "".join(f"<td>{html.escape(text)}</td>" for _, text in values)
+            + "</tr>"
+            for label, values in rows
+        )
+        name = html.escape(f"{self.name}, {self.kind}")
+        return f"<table><tr><th>{name}</th>{head}</tr>{body}</table>"
+
+    def _rows(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """Accuracies in percent by model, as texts."""
+        keys = ("base", "novel", "harmonic_mean", "all")
+        return [
+            (
+                label,
+                [
+                    (key, f"{value:.2f}")
+                    for key in keys
+                    if (value := getattr(result, key)) is not None
+                ],
+            )
+            for label, result in self.results.items()
+        ]
+
+
+def open_run(run: Any = None, *, root: str | Path = "runs") -> Run:
+    """Finds a run.
+
+    Args:
+        run: its folder, `name/NN`, or a recipe's name for its newest finished run; None for the
+            newest finished student, or any run where no student is finished.
+        root: folder of all runs.
+
+    Raises:
+        RecipeError: there is no such run.
+    """
+    return Run(find_run(run_argument(run), Path(root)))
+
+
+def list_runs(root: str | Path = "runs") -> list[Run]:
+    """Lists all runs, by name and number; folders that are no runs are passed over."""
+    return [Run(folder) for folder, _ in runs_in(Path(root))]

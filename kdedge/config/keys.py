@@ -1,0 +1,91 @@
+"""The keys of a settings model in words, from its JSON schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+_BOUNDS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "more than",
+    "maximum": "at most",
+    "exclusiveMaximum": "less than",
+}
+# A model's own optim has the same keys as the shared one, which is explained once.
+_SAME_AS_OPTIM = frozenset({"teacher.optim", "student.optim", "baseline.optim"})
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key.
+
+    Attributes:
+        name: dotted, as `--set` takes it.
+        facts: type, bounds, and the default or `required`.
+        description: what it does and where its default comes from.
+    """
+
+    name: str
+    facts: str
+    description: str
+
+
+def explain(schema: dict[str, Any]) -> Iterator[Key]:
+    """Explains every key of a pydantic model's JSON schema, nested ones after their parent."""
+    return _explain(schema, schema, "")
+
+
+def _explain(root: dict[str, Any], node: dict[str, Any], prefix: str) -> Iterator[Key]:
+    required = node.get("required", [])
+    for key, field in node.get("properties", {}).items():
+        name = f"{prefix}{key}"
+        inner = _model(root, field)
+        facts = _facts(root, field, is_required=key in required)
+        yield Key(name, facts, field.get("description", ""))
+        if inner is not None and name not in _SAME_AS_OPTIM:
+            yield from _explain(root, inner, f"{name}.")
+
+
+def _facts(root: dict[str, Any], field: dict[str, Any], *, is_required: bool) -> str:
+    facts = [_type(root, field)]
+    if is_required:
+        facts.append("required")
+    elif not isinstance(field.get("default"), dict | None):
+        default = field["default"]
+        facts.append(f"default {str(default).lower() if isinstance(default, bool) else default}")
+    return ", ".join(facts)
+
+
+def _type(root: dict[str, Any], field: dict[str, Any]) -> str:
+    if _model(root, field) is not None:
+        return "mapping"
+    if "const" in field:
+        return str(field["const"])
+    if "enum" in field:
+        return " | ".join(map(str, field["enum"]))
+    if "anyOf" in field:
+        kinds = [_type(root, option) for option in field["anyOf"] if option.get("type") != "null"]
+        return " | ".join(kinds)
+    if "items" in field:
+        return f"list of {_type(root, field['items'])}"
+    kind = {"integer": "whole number", "boolean": "true | false", "string": "text"}.get(
+        field.get("type", ""), {"array": "list", "object": "mapping"}.get(field.get("type", ""))
+    )
+    if field.get("format") == "path":
+        kind = "path"
+    bounds = [f"{words} {_number(field[key])}" for key, words in _BOUNDS.items() if key in field]
+    return " ".join([kind or str(field.get("type", "any")), ", ".join(bounds)]).strip()
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+def _model(root: dict[str, Any], field: dict[str, Any]) -> dict[str, Any] | None:
+    """The model that a field refers to, if it is one."""
+    for option in [field, *field.get("anyOf", []), *field.get("allOf", [])]:
+        if "$ref" in option:
+            model: dict[str, Any] = root["$defs"][option["$ref"].rpartition("/")[2]]
+            return model
+    return None

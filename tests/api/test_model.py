@@ -1,0 +1,136 @@
+"""`kdedge.load`: any kind of image in, the answers of `Classifier` out, from any thread."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdedge.api.model import LoadedModel, load
+from kdedge.errors import DataError
+from kdedge.inference.results import Prediction, UnreadableImage
+from kdedge.runtime.artifact import Artifact
+
+MakeArtifact = Callable[..., Artifact]
+
+
+@pytest.fixture(autouse=True)
+def _installed() -> None:
+    pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture
+def model(make_artifact: MakeArtifact, tmp_path: Path) -> Any:
+    with load(make_artifact(tmp_path / "artifact").path) as loaded:
+        yield loaded
+
+
+def photo(seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+    return Image.fromarray(pixels)
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def test_every_kind_of_image_gets_the_same_answer(model: LoadedModel, tmp_path: Path) -> None:
+    image = photo()
+    path = tmp_path / "photo.png"
+    path.write_bytes(png(image))
+    expected = model(png(image), top=3)
+    assert len(expected) == 3
+    pixels = np.asarray(image)
+    assert model(path, top=3) == expected
+    assert model(str(path), top=3) == expected
+    assert model(image, top=3) == expected
+    assert model(pixels, top=3) == expected
+    assert model(pixels[:, :, ::-1], top=3, bgr=True) == expected
+    assert model(pixels[:, :, ::-1], top=3) != expected
+
+
+def test_a_pillow_image_is_converted_as_its_file_would_be(model: LoadedModel) -> None:
+    clear = photo().convert("RGBA")
+    clear.putalpha(Image.fromarray(np.full((40, 60), 90, np.uint8)))
+    assert model(clear, top=3) == model(png(clear), top=3)
+    gray = photo().convert("L")
+    assert model(np.asarray(gray), top=3) == model(png(gray), top=3)
+
+
+@pytest.mark.parametrize("kind", [list, iter, tuple])
+def test_several_images_are_classified_in_their_order(kind: Any, model: LoadedModel) -> None:
+    images = [photo(seed) for seed in range(5)]
+    assert model(kind(images), top=2) == [model(image, top=2) for image in images]
+
+
+def test_an_image_that_cannot_be_read_ends_a_call_and_not_classify(
+    model: LoadedModel, tmp_path: Path
+) -> None:
+    missing = tmp_path / "missing.jpg"
+    with pytest.raises(DataError, match=r"missing\.jpg: cannot be read"):
+        model([photo(), missing])
+    results = list(model.classify([photo(), missing, b"", photo(1)]))
+    kinds = [type(result) for result in results]
+    assert kinds == [Prediction, UnreadableImage, UnreadableImage, Prediction]
+    assert [result.key for result in results] == ["0", str(missing), "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "float32"),
+        (np.zeros((2, 4, 4, 3), np.uint8), r"\[2, 4, 4, 3\]"),
+        (np.zeros((3, 4, 4), np.uint8), r"\[3, 4, 4\]"),
+    ],
+)
+def test_pixels_of_another_form_are_refused(pixels: Any, message: str, model: LoadedModel) -> None:
+    with pytest.raises(DataError, match=message):
+        model(pixels)
+
+
+def test_logits_are_those_of_prepared_pixels(model: LoadedModel) -> None:
+    size_px = model.artifact.preprocess.size_px
+    batch = np.random.default_rng(0).integers(0, 256, (3, size_px, size_px, 3)).astype(np.uint8)
+    logits = model.logits(batch)
+    assert logits.shape == (3, len(model.class_names))
+    best = [model.class_names[c] for c in logits.argmax(axis=1)]
+    assert best == [model(image)[0].class_name for image in batch]
+
+
+def test_several_threads_get_the_answers_of_one(model: LoadedModel) -> None:
+    images = [photo(seed) for seed in range(8)]
+    expected = [model(image, top=3) for image in images]
+    got: dict[int, Any] = {}
+
+    def work(number: int) -> None:
+        got[number] = [model(image, top=3) for image in images]
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == dict.fromkeys(range(4), expected)
+
+
+def test_a_run_means_its_newest_artifact(make_artifact: MakeArtifact, tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path / "artifact")
+    run = tmp_path / "line3" / "02"
+    for number in ("01", "10", "9x"):
+        (run / "artifacts" / number).parent.mkdir(parents=True, exist_ok=True)
+        (run / "artifacts" / number).symlink_to(artifact.path)
+    with load(run) as model:
+        assert model.artifact.path.name == "10"
+
+
+def test_what_is_no_artifact_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is no artifact"):
+        load(tmp_path)

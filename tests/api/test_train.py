@@ -1,0 +1,124 @@
+"""`kdedge.teach`, `distill`, `train`, `evaluate`: the runs of the commands, from Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import kdedge
+
+pytest.importorskip("torch")
+
+CLASSES = ("red", "green", "blue")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of small images of one color each."""
+    path = tmp_path_factory.mktemp("api")
+    for position, name in enumerate(CLASSES):
+        (path / "images" / name).mkdir(parents=True)
+        for number in range(3):
+            pixels = np.zeros((40, 40, 3), np.uint8)
+            pixels[:, :, position] = 100 + 50 * number
+            Image.fromarray(pixels).save(path / "images" / name / f"{number}.png")
+    return path
+
+
+@pytest.fixture(scope="module")
+def recipe(folder: Path) -> dict[str, Any]:
+    images = {"folder": folder / "images"}
+    return {
+        "name": "toy",
+        "classes": list(CLASSES),
+        "data": {"unlabeled": images, "labeled": {**images, "shots": 1}, "test": images},
+        "teacher": {"method": "coop", "backbone": "kdedge-demo-teacher", "weights": "builtin"},
+        "student": {
+            "backbone": "kdedge-demo-student",
+            "weights": "builtin",
+            "settings": {"prompt_depth": 1},
+        },
+        "optim": {"epochs": 1, "batch_size": 4, "warmup_epochs": 0, "n_workers": 0},
+    }
+
+
+@pytest.fixture(scope="module")
+def student(recipe: dict[str, Any], folder: Path) -> kdedge.Run:
+    return kdedge.distill(recipe, root=folder / "runs", device="cpu", epochs=2)
+
+
+def test_a_student_has_its_teacher_results_and_recipe(student: kdedge.Run) -> None:
+    assert (student.name, student.kind, student.provenance.status) == (
+        "toy/02",
+        "student",
+        "finished",
+    )
+    assert student.teacher is not None
+    assert (student.teacher.name, student.teacher.kind) == ("toy/01", "teacher")
+    assert student.teacher.teacher is None
+    assert student.result is not None
+    assert student.result.n_images == 9
+    assert set(student.result.per_class) == set(CLASSES)
+    assert student.recipe.student is not None
+    assert student.recipe.name == "toy"
+
+
+def test_keywords_set_the_optim_of_the_model_that_is_trained(student: kdedge.Run) -> None:
+    recipe = student.recipe
+    assert recipe.student is not None
+    assert recipe.teacher is not None
+    assert recipe.student.optim is not None
+    assert recipe.student.optim.epochs == 2
+    assert recipe.teacher.optim is None
+    assert recipe.optim.epochs == 1
+
+
+def test_a_finished_teacher_is_used_again(student: kdedge.Run, folder: Path) -> None:
+    again = kdedge.distill(student.recipe, root=folder / "runs", device="cpu")
+    assert again.name == "toy/03"
+    assert again.teacher is not None
+    assert again.teacher.name == "toy/01"
+    assert again.result == student.result  # the recipe has the epochs of the first call
+
+
+def test_a_baseline_is_trained_with_overrides(recipe: dict[str, Any], folder: Path) -> None:
+    run = kdedge.train(
+        recipe,
+        "coop",
+        overrides={"baseline.settings.n_ctx": 2},
+        root=folder / "others",
+        device="cpu",
+        seed=7,
+    )
+    assert (run.kind, run.provenance.method, run.provenance.seed) == ("baseline", "coop", 7)
+    assert run.provenance.settings["n_ctx"] == 2
+
+
+def test_evaluating_gives_what_training_measured(student: kdedge.Run, folder: Path) -> None:
+    assert student.evaluate(root=folder / "runs", device="cpu") == student.result
+    assert kdedge.evaluate("toy/02", root=folder / "runs", device="cpu") == student.result
+
+
+def test_runs_are_listed_and_shown(student: kdedge.Run, folder: Path) -> None:
+    names = [run.name for run in kdedge.list_runs(folder / "runs")]
+    assert names[:2] == ["toy/01", "toy/02"]
+    assert kdedge.open_run("toy/02", root=folder / "runs").path == student.path
+    assert str(student).startswith("toy/02 (student, finished)")
+    page = student._repr_html_()
+    assert page.startswith("<table>")
+    assert "toy/02" in page
+
+
+def test_mistakes_are_the_errors_of_the_command_line(recipe: dict[str, Any]) -> None:
+    with pytest.raises(kdedge.RecipeError, match="Did you mean student"):
+        kdedge.distill({**recipe, "studnet": {}})
+    with pytest.raises(kdedge.DataError, match="there is no folder"):
+        kdedge.distill(recipe, overrides={"data.unlabeled.folder": "missing"})
+    with pytest.raises(TypeError, match="epoch: no such keyword"):
+        kdedge.distill(recipe, epoch=3)  # type: ignore[call-arg]
+    with pytest.raises(kdedge.RecipeError, match="no finished run"):
+        kdedge.evaluate(root="nowhere")

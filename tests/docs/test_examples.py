@@ -1,0 +1,87 @@
+"""The examples of the documentation run."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdedge.runtime.artifact import Artifact
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+
+
+def load_example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(name).stem, EXAMPLES / name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_service_answers_an_image_and_refuses_a_text(
+    artifact: Artifact, paint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("multipart")
+    fastapi = pytest.importorskip("fastapi.testclient")
+    monkeypatch.setenv("ARTIFACT", str(artifact.path))
+    client = fastapi.TestClient(load_example("service.py").app)
+    image = paint(tmp_path / "red.jpg", (255, 0, 0)).read_bytes()
+    answer = client.post("/classify?top=2", files={"image": image})
+    assert answer.status_code == 200
+    assert [set(one) for one in answer.json()] == [{"class", "percent"}] * 2
+    refused = client.post("/classify", files={"image": b"no image"})
+    assert refused.status_code == 422
+    assert "not an image" in refused.json()["detail"]
+
+
+class Camera:
+    """Two frames, and then none."""
+
+    def __init__(self, number: int) -> None:
+        self.frames = [np.full((48, 64, 3), 40 * number, np.uint8) for number in (1, 2)]
+
+    def isOpened(self) -> bool:
+        return True
+
+    def read(self) -> tuple[bool, Any]:
+        return (True, self.frames.pop()) if self.frames else (False, None)
+
+    def release(self) -> None:
+        pass
+
+
+def test_the_camera_loop_draws_each_frame_s_best_class(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    drawn: list[str] = []
+    opencv = SimpleNamespace(
+        VideoCapture=Camera,
+        FONT_HERSHEY_SIMPLEX=0,
+        putText=lambda frame, text, *_: drawn.append(text),
+        imshow=lambda title, frame: None,
+        waitKey=lambda ms: -1,
+    )
+    monkeypatch.setitem(sys.modules, "cv2", opencv)
+    load_example("camera.py").main(str(artifact.path))
+    assert len(drawn) == 2
+    assert all(text.rpartition(" ")[0].rpartition(" ")[0] in artifact.class_names for text in drawn)
+
+
+def test_the_loss_is_the_mean_power_of_the_distance() -> None:
+    torch = pytest.importorskip("torch")
+    module = load_example("power_loss/power_loss.py")
+    loss = module.Loss(module.Settings(exponent=3.0))
+    student, teacher = torch.randn(4, 8), torch.randn(4, 8)
+    outputs = SimpleNamespace(student_features=student, teacher_features=teacher)
+    slow = sum(float((s - t).square().sum()) ** 1.5 for s, t in zip(student, teacher, strict=True))
+    assert float(loss(outputs)) == pytest.approx(slow / 4, rel=1e-5)

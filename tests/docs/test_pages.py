@@ -1,0 +1,118 @@
+"""What README and documentation say is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+import kdedge
+from kdedge.cli.main import cli
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+README = TEXTS["README.md"]
+RECORDS = ("benchmarks/README.md", "tests/golden/README.md")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The code blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """Every `kdedge ...` line of the pages' code blocks, without its comment."""
+    lines = [
+        line
+        for text in TEXTS.values()
+        for block in blocks(text, "sh")
+        for line in block.splitlines()
+    ]
+    found = [part for line in lines for part in line.split("&&") if "kdedge " in part]
+    found = [part.partition(" # ")[0].strip() for part in found if "pip install" not in part]
+    found = [re.sub(r"^.*-m kdedge ", "kdedge ", part) for part in found]
+    return [shlex.split(part) for part in dict.fromkeys(found) if "kdedge " in part]
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_command_is_one_that_kdedge_has_with_these_options(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    name, arguments = command[1], command[2:]
+    there = str(ROOT / "recipes" / "demo.yaml")  # options that want a file get one
+    arguments = [there if re.fullmatch(r"[\w-]+\.(json|txt)", one) else one for one in arguments]
+    with click.Context(cli) as context:
+        found = cli.get_command(context, name)
+        assert found is not None
+        found.make_context(name, arguments, parent=context)
+
+
+def test_the_python_of_the_pages_uses_names_that_the_api_has() -> None:
+    used = {
+        name
+        for text in TEXTS.values()
+        for block in blocks(text, "python")
+        for name in re.findall(r"\bkdedge\.(\w+)\(", block)
+    }
+    assert used - set(kdedge.__all__) == set()
+
+
+@pytest.mark.parametrize("name", [*TEXTS, *RECORDS])
+def test_every_file_that_is_named_exists(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    mentioned = re.findall(r"\b((?:tests|benchmarks|recipes|kdedge)/[\w./-]+\.\w+)", text)
+    assert [path for path in mentioned if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_to_files_of_the_repository(name: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)", TEXTS[name])
+    inside = [link for link in links if "://" not in link]
+    assert [link for link in inside if not (ROOT / link).is_file()] == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+def test_the_demo_and_the_tests_are_one_command_each() -> None:
+    for heading in ("## Try it", "## Run the tests"):
+        section = README.partition(heading)[2].partition("\n## ")[0]
+        (block,) = blocks(section, "sh")
+        assert len(block.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", [*TEXTS, *RECORDS])
+def test_no_placeholder_is_left(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    text = re.sub(r"OMP_\w+|KDEDGE_\w+|MODEL_CARD|FONT_HERSHEY_SIMPLEX", "", text)
+    assert re.findall(r"\b[A-Z]{2,}_[A-Z_]{2,}\b", text) == []
+
+
+def test_the_site_builds_without_a_broken_link_or_an_undocumented_name(tmp_path: Path) -> None:
+    pytest.importorskip("zensical")
+    pytest.importorskip("torch")
+    build = [sys.executable, str(ROOT / "docs" / "build.py"), str(tmp_path / "site")]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    reference = (tmp_path / "site" / "commands" / "index.html").read_text(encoding="utf-8")
+    with click.Context(cli) as context:
+        missing = [name for name in cli.list_commands(context) if f"kdedge {name}" not in reference]
+    assert missing == []
+
+
+def test_the_example_of_a_loss_is_the_package_beside_it() -> None:
+    folder = ROOT / "docs" / "examples" / "power_loss"
+    page = TEXTS["docs/extend.md"]
+    assert (folder / "power_loss.py").read_text(encoding="utf-8") in blocks(page, "python")
+    assert (folder / "pyproject.toml").read_text(encoding="utf-8") in blocks(page, "toml")
