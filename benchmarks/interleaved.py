@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kdedge.bench.timing import TimingPlan, host_timed, measure
+from kdedge.benchmarking.timing import TimingPlan, host_timed, measure
 
 N_CALLS = 10
 

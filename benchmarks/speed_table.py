@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kdedge._files import read_json
+from kdedge.files import read_json
 from kdedge.speed_results import SpeedResult, SpeedRow
 
 

@@ -27,8 +27,8 @@ from typing import (
 from pydantic_core import CoreConfig, ErrorDetails, SchemaValidator, ValidationError, from_json
 
 from kdedge import __version__
-from kdedge._files import read_bytes
 from kdedge.errors import DataError, SetupError
+from kdedge.files import read_bytes
 
 _T = TypeVar("_T")
 

@@ -12,10 +12,10 @@ from typing import NoReturn
 
 import pytest
 
-from kdedge._files import write_atomic
-from kdedge._folders import new_folder
-from kdedge._lock import is_locked, locked
 from kdedge.errors import ResourceError
+from kdedge.files import write_atomic
+from kdedge.folders import new_folder
+from kdedge.lock import is_locked, locked
 
 CALLS = ("fsync", "chmod", "flock")
 
@@ -53,8 +53,8 @@ def test_each_lack_is_said_once() -> None:
     script = """
 import errno, fcntl, logging, os, tempfile
 from pathlib import Path
-from kdedge._files import write_atomic
-from kdedge._lock import locked
+from kdedge.files import write_atomic
+from kdedge.lock import locked
 
 def fail(*_, **__):
     raise OSError(errno.EPERM, "")

@@ -7,14 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kdedge._folders import new_folder
+from kdedge.folders import new_folder
 
 
 def test_what_a_killed_process_left_is_deleted_and_takes_no_number(tmp_path: Path) -> None:
     script = f"""
 import os, signal
 from pathlib import Path
-from kdedge._folders import new_folder
+from kdedge.folders import new_folder
 
 with new_folder(Path({str(tmp_path / "artifacts")!r}), is_numbered=True) as (part, _):
     (part / "model.onnx").touch()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kdedge.data.pseudo_labels import read_pseudo_labels
 from kdedge.errors import DataError, SetupError
-from kdedge.report.records import gather
+from kdedge.reporting.records import gather
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_details, read_evaluation
 from kdedge.runtime.artifact import load_artifact

@@ -14,14 +14,13 @@ from pathlib import Path
 
 import click
 
-from kdedge._files import write_json, write_new_numbered_json
-from kdedge.bench.artifact_subjects import artifact_subjects, comparison, find_artifact
-from kdedge.bench.compare import check_comparable, check_regressions
-from kdedge.bench.device import device_sheet
-from kdedge.bench.grid import Grid
-from kdedge.bench.run import Machine, run_bench
-from kdedge.bench.subject import Subject
-from kdedge.bench.tables import (
+from kdedge.benchmarking.artifact_subjects import artifact_subjects, comparison, find_artifact
+from kdedge.benchmarking.compare import check_comparable, check_regressions
+from kdedge.benchmarking.device import device_sheet
+from kdedge.benchmarking.grid import Grid
+from kdedge.benchmarking.run import Machine, run_bench
+from kdedge.benchmarking.subject import Subject
+from kdedge.benchmarking.tables import (
     as_csv,
     as_markdown,
     doubts,
@@ -31,7 +30,7 @@ from kdedge.bench.tables import (
     problems,
     summary,
 )
-from kdedge.bench.timing import TimingPlan
+from kdedge.benchmarking.timing import TimingPlan
 from kdedge.cli._options import (
     check_new_file,
     device_option,
@@ -43,6 +42,7 @@ from kdedge.cli._options import (
 )
 from kdedge.cli._output import FiniteRange, next_line, print_result, table
 from kdedge.errors import DataError, RecipeError, ResourceError
+from kdedge.files import write_json, write_new_numbered_json
 from kdedge.runtime.artifact import FILE_NAME, load_artifact
 from kdedge.runtime.contention import QuietWait
 from kdedge.speed_results import MOST_OTHERS_PERCENT, SpeedResult, read_speed
@@ -322,7 +322,7 @@ class _Gathered:
         from kdedge.runs.find import find_run
 
         need_training_packages("Measuring a run")
-        from kdedge.bench.run_subjects import folded_name, run_subjects
+        from kdedge.benchmarking.run_subjects import folded_name, run_subjects
         from kdedge.setup.device import choose_device
         from kdedge.setup.workspace import Workspace
 

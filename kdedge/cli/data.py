@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from kdedge._progress import readable_bytes
 from kdedge.cli._output import json_option, next_line, print_result, table
 from kdedge.data.benchmarks import Benchmark, Download, list_benchmarks, load_benchmark
 from kdedge.data.fetch import fetch, missing
@@ -20,6 +19,7 @@ from kdedge.data.sources.folder import left_out_text
 from kdedge.data.survey import Survey, survey
 from kdedge.data.verify import Verification, verify
 from kdedge.errors import DataError
+from kdedge.progress import readable_bytes
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _MAX_NAMED = 20

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from kdedge.bench.timing import TimingPlan
+from kdedge.benchmarking.timing import TimingPlan
 from kdedge.cli._options import (
     device_option,
     need_training_packages,
@@ -36,9 +36,9 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
     student is distilled from it on unlabeled drawings of all classes. Novel classes have no labels.
     """
     need_training_packages("The demo")
-    from kdedge.bench.run import run_bench
-    from kdedge.bench.run_subjects import run_subjects
-    from kdedge.bench.tables import summary
+    from kdedge.benchmarking.run import run_bench
+    from kdedge.benchmarking.run_subjects import run_subjects
+    from kdedge.benchmarking.tables import summary
     from kdedge.runs.evaluate import predict_examples
     from kdedge.setup.device import choose_device
     from kdedge.setup.workspace import Workspace

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import click
 
-from kdedge._files import write_json
 from kdedge.cli._options import (
     check_new_file,
     device_option,
@@ -20,6 +19,7 @@ from kdedge.cli._options import (
 from kdedge.cli._output import json_option, next_line, percent, print_result, set_option, table
 from kdedge.cli._results import accuracy_table, unlabeled_table
 from kdedge.errors import DataError, ResourceError
+from kdedge.files import write_json
 from kdedge.results import EvalResult, UnlabeledResult, are_same_images
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder

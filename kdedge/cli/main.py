@@ -137,7 +137,8 @@ def run(arguments: Sequence[str], *, obj: object = None) -> int:
 
     Args:
         arguments: what follows `kdedge` on a command line.
-        obj: given to commands that ask click for it: for `bench`, a `kdedge.bench.run.Machine`.
+        obj: given to commands that ask click for it: for `bench`, a
+            `kdedge.benchmarking.run.Machine`.
     """
     instruction = os.environ.get("_KDEDGE_COMPLETE")
     if instruction:

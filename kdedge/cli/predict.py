@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdedge._files import explain_os_error
-from kdedge._progress import progress, working
 from kdedge.cli._inputs import Inputs, Item, Wanted, open_inputs, read_item
 from kdedge.cli._options import options_as, threads_value_option, use_threads
 from kdedge.cli._output import FiniteRange
 from kdedge.cli._predictions import FORMATS, answer_lines, column_widths, lines_as, named
 from kdedge.errors import DataError, KdedgeError
+from kdedge.files import explain_os_error
 from kdedge.inference.results import NonFiniteLogits, Prediction, Result, UnreadableImage
+from kdedge.progress import progress, working
 from kdedge.targets.registry import list_backends, list_targets
 
 if TYPE_CHECKING:

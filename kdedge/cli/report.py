@@ -9,7 +9,7 @@ import click
 from kdedge.cli._options import runs_option
 from kdedge.cli._output import json_option, next_line, print_result
 from kdedge.errors import RecipeError
-from kdedge.report.records import gather
+from kdedge.reporting.records import gather
 from kdedge.runs.find import find_run
 
 
@@ -30,7 +30,7 @@ def command(sources: tuple[str, ...], output: Path | None, root: Path, as_json: 
 
     The default RUN is the newest finished student, or any finished run if there is no student.
     """
-    from kdedge.report.write import write_report
+    from kdedge.reporting.write import write_report
 
     if output is not None and (output.exists() or output.is_symlink()):  # before runs are read
         raise RecipeError(

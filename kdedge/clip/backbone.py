@@ -14,13 +14,13 @@ from open_clip.transformer import Transformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdedge._files import sha256_json
 from kdedge.clip.architecture import why_no_prompts
 from kdedge.clip.blocks import make_wrappable
 from kdedge.clip.class_vectors import TextFeatureCache
 from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text, tokenize
 from kdedge.clip.vision import encode_image
 from kdedge.clip.weights import hash_weights
+from kdedge.files import sha256_json
 from kdedge.runtime.preprocess import Preprocess
 
 

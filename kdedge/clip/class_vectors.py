@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kdedge._files import explain_os_error, sha256_json, write_atomic
-from kdedge._lock import locked
 from kdedge.clip.tensor_file import encode_tensors
 from kdedge.errors import DataError, InUseError, ResourceError, ShapeError
+from kdedge.files import explain_os_error, sha256_json, write_atomic
+from kdedge.lock import locked
 from kdedge.records import parse_record
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,6 @@ import torch
 from open_clip import CLIP
 from torch import nn
 
-from kdedge._progress import working
 from kdedge.clip.architecture import (
     build_empty,
     build_filled,
@@ -36,6 +35,7 @@ from kdedge.clip.timm_encoder import find_timm_encoder
 from kdedge.clip.weights import hash_weights, match_shapes
 from kdedge.clip.weights_file import HashCache, WeightsFile
 from kdedge.config.fields import looks_like_path
+from kdedge.progress import working
 from kdedge.runtime.preprocess import Preprocess
 
 _VISUAL = "visual."

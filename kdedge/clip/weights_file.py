@@ -18,9 +18,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from kdedge._files import sha256_json, write_atomic
 from kdedge.clip.weights import Shapes, Weights, hash_weights, read_weights
 from kdedge.errors import DataError, ResourceError
+from kdedge.files import sha256_json, write_atomic
 
 log = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ from typing import IO, Any, Literal
 from urllib.parse import urlsplit
 
 from kdedge import __version__
-from kdedge._files import explain_os_error
-from kdedge._progress import progress, readable_bytes
 from kdedge.data._partial import Partial, Version
 from kdedge.data.benchmarks import Download
 from kdedge.errors import ResourceError
+from kdedge.files import explain_os_error
+from kdedge.progress import progress, readable_bytes
 
 _LOG = logging.getLogger(__name__)
 

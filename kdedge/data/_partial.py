@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from kdedge._files import explain_os_error, read_json, sync, write_json
 from kdedge.data.benchmarks import Download
 from kdedge.errors import DataError
+from kdedge.files import explain_os_error, read_json, sync, write_json
 
 
 @dataclass(frozen=True)

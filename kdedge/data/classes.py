@@ -7,10 +7,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdedge._files import sha256_json
 from kdedge.config.recipe import ClassesSpec, DataSpec
 from kdedge.data.benchmarks import load_benchmark
 from kdedge.errors import DataError
+from kdedge.files import sha256_json
 
 _MAX_FILE_BYTES = 1 << 24
 _MAX_NAME_CHARACTERS = 200

@@ -15,14 +15,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdedge._files import explain_os_error, sha256_file
-from kdedge._lock import locked
-from kdedge._progress import progress
 from kdedge.data._http import WAITS_S, AddressError, download
 from kdedge.data._partial import Partial
 from kdedge.data.benchmarks import Benchmark, Download, is_there
 from kdedge.data.unpack import temporary_name, unpack
 from kdedge.errors import DataError, KdedgeError, SetupError
+from kdedge.files import explain_os_error, sha256_file
+from kdedge.lock import locked
+from kdedge.progress import progress
 
 _LOG = logging.getLogger(__name__)
 

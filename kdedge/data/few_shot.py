@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kdedge._files import explain_os_error, write_atomic
 from kdedge.config.recipe import DataSpec, SourceSpec
 from kdedge.data.benchmarks import (
     PARTS,
@@ -30,6 +29,7 @@ from kdedge.data.classes import benchmark_root
 from kdedge.data.sources import Source
 from kdedge.data.split import few_shot
 from kdedge.errors import DataError, ResourceError
+from kdedge.files import explain_os_error, write_atomic
 
 FOLDER = "split_fewshot"
 MOST_VALIDATION_SHOTS = 4

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from kdedge._files import sha256_json, write_atomic
 from kdedge.data.scan_cache import ImageFacts, ScanCache
 from kdedge.data.sources import Source
 from kdedge.errors import DataError
+from kdedge.files import sha256_json, write_atomic
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import UnusableImage, decode_image
 

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge._files import read_bytes, write_atomic
 from kdedge.data.classes import class_list_hash
 from kdedge.data.sources import LabelIndex
 from kdedge.errors import DataError
+from kdedge.files import read_bytes, write_atomic
 
 FORMAT = "kdedge-pseudo-labels-1"
 _ORIGIN_KEYS = ("method", "made_by", "class_list", "image_list")

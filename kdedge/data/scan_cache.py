@@ -20,10 +20,10 @@ import PIL
 from PIL import Image
 
 from kdedge import __version__
-from kdedge._files import write_atomic
-from kdedge._lock import locked
 from kdedge.data.sources import InFiles, Location, Source, Stamp
 from kdedge.errors import InUseError, ResourceError
+from kdedge.files import write_atomic
+from kdedge.lock import locked
 from kdedge.runtime.formats import register_heif
 from kdedge.runtime.preprocess import MAX_ASPECT, MAX_PIXELS
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdedge._progress import progress
 from kdedge.config.fields import HUB
 from kdedge.data.images import BadImage, check_limit, scan
 from kdedge.data.sources import Source, folder, huggingface, parquet, webdataset
 from kdedge.data.sources import list as list_source
+from kdedge.progress import progress
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from kdedge._files import explain_os_error
-from kdedge._progress import progress, readable_bytes
 from kdedge.data.benchmarks import Download
 from kdedge.data.sources import printable
 from kdedge.data.tar_reader import TarReader
 from kdedge.errors import DataError, ResourceError
+from kdedge.files import explain_os_error
+from kdedge.progress import progress, readable_bytes
 
 
 @dataclass(frozen=True)

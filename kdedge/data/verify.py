@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdedge._files import sha256_file
-from kdedge._progress import progress
 from kdedge.data.benchmarks import (
     Benchmark,
     CoopSet,
@@ -19,6 +17,8 @@ from kdedge.data.fetch import missing
 from kdedge.data.images import BadImage, scan
 from kdedge.data.sources import FileSource, is_file
 from kdedge.errors import DataError, KdedgeError
+from kdedge.files import sha256_file
+from kdedge.progress import progress
 
 log = logging.getLogger(__name__)
 

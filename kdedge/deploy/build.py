@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdedge._files import refuse_existing, sha256_file
 from kdedge.deploy.parity import misses, parity_on_smoke_set
 from kdedge.errors import DataError, RecipeError, SetupError
+from kdedge.files import refuse_existing, sha256_file
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend
 from kdedge.targets.protocol import BuildModule, BuildRequest, PlannedFile, Target

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge._progress import progress
 from kdedge.data.sources import Source
 from kdedge.deploy.pixels import PixelArray, read_pixels
 from kdedge.errors import DataError
+from kdedge.progress import progress
 from kdedge.runtime.preprocess import Preprocess
 
 log = logging.getLogger(__name__)

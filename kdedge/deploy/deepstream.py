@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kdedge._files import explain_os_error
-from kdedge._folders import new_folder
 from kdedge.deploy._serving import check_class_names, choose_file
 from kdedge.errors import DataError, MissingPackage, RecipeError
+from kdedge.files import explain_os_error
+from kdedge.folders import new_folder
 from kdedge.runtime.artifact import OUTPUT_NAME, Artifact, ModelFile
 from kdedge.runtime.preprocess import Preprocess
 

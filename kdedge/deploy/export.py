@@ -20,8 +20,6 @@ import numpy.typing as npt
 import torch
 
 from kdedge import __version__
-from kdedge._files import sha256_file, write_json
-from kdedge._folders import new_folder
 from kdedge.config.recipe import ExportSpec, GatesSpec
 from kdedge.data.images import spread
 from kdedge.deploy.build import build_files, check_target
@@ -40,6 +38,8 @@ from kdedge.deploy.reference import Reference, run_reference
 from kdedge.errors import DataError, KdedgeError, RecipeError, SetupError
 from kdedge.evaluation.agreement import compare
 from kdedge.evaluation.flops import count_gmacs
+from kdedge.files import sha256_file, write_json
+from kdedge.folders import new_folder
 from kdedge.runs.image_lists import warn_of_changes
 from kdedge.runs.model import RunModel
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision

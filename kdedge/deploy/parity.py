@@ -17,10 +17,10 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from kdedge._files import write_atomic
-from kdedge._progress import progress
 from kdedge.errors import DataError, GateError, ShapeError
 from kdedge.evaluation.agreement import compare
+from kdedge.files import write_atomic
+from kdedge.progress import progress
 from kdedge.results import ParityResult, WorstImage
 from kdedge.runtime.artifact import Artifact, Precision
 from kdedge.runtime.backend import Backend

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdedge._progress import progress
 from kdedge.data.images import spread
 from kdedge.deploy.pixels import read_pixels
 from kdedge.errors import RecipeError
+from kdedge.progress import progress
 from kdedge.results import TestSet
 from kdedge.runs.model import RunModel
 from kdedge.runtime.preprocess import normalize

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from kdedge._files import explain_os_error
+from kdedge.files import explain_os_error
 from kdedge.inference.classify import ImageInput
 from kdedge.runtime.preprocess import UnusableImage, decode_image
 

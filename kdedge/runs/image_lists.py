@@ -15,8 +15,8 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from kdedge._files import write_atomic
 from kdedge.config.load import LoadedRecipe, load_recipe
+from kdedge.files import write_atomic
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.images import Images
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdedge._files import explain_os_error
+from kdedge.files import explain_os_error
 
 
 @contextlib.contextmanager

@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kdedge._progress import progress
 from kdedge.data.loader import evaluation_batches
 from kdedge.eval_details import EvalDetails
 from kdedge.evaluation.accuracy import evaluate
 from kdedge.evaluation.details import evaluation_details
+from kdedge.progress import progress
 from kdedge.results import EvalResult, Selection
 from kdedge.runs.model import Model
 from kdedge.setup.classes import Classes

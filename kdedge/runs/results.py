@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from kdedge._files import write_atomic, write_json
 from kdedge.errors import DataError
 from kdedge.eval_details import EvalDetails
+from kdedge.files import write_atomic, write_json
 from kdedge.records import read_record
 from kdedge.results import EvalResult, UnlabeledResult, are_same_images
 from kdedge.runs.folder import RunFolder

@@ -13,12 +13,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from kdedge._files import sha256_json, write_atomic
 from kdedge.clip.class_vectors import ClassVectors, load_class_vectors
 from kdedge.clip.tensor_file import encode_tensors
 from kdedge.clip.weights import hash_weights
 from kdedge.data.classes import class_list_hash
 from kdedge.errors import DataError
+from kdedge.files import sha256_json, write_atomic
 from kdedge.methods.protocol import Method
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.classes import Classes

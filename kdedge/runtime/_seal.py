@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kdedge._files import sha256_json
+from kdedge.files import sha256_json
 from kdedge.records import Record, Sha256
 
 

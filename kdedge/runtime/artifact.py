@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 from unicodedata import category
 
 from kdedge import __version__
-from kdedge._files import read_bytes, sha256_file, sha256_json, write_json
 from kdedge.errors import DataError
+from kdedge.files import read_bytes, sha256_file, sha256_json, write_json
 from kdedge.records import (
     OPTIONAL,
     Bounds,

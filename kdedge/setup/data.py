@@ -6,8 +6,6 @@ import logging
 from dataclasses import replace
 from typing import Literal
 
-from kdedge._files import sha256_json
-from kdedge._progress import progress
 from kdedge.config.data_spec import n_of
 from kdedge.config.recipe import LabeledSpec, Recipe, SourceSpec, UnlabeledSpec
 from kdedge.data.classes import benchmark_root
@@ -17,6 +15,8 @@ from kdedge.data.open import is_own_split, open_source
 from kdedge.data.sources import Source, WithoutLabels, name_some
 from kdedge.data.sources.folder import has_pictures, left_out_text
 from kdedge.errors import DataError, RecipeError
+from kdedge.files import sha256_json
+from kdedge.progress import progress
 from kdedge.setup.classes import Classes
 from kdedge.setup.images import Images
 from kdedge.setup.workspace import Workspace

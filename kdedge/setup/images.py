@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from kdedge._files import sha256_json
 from kdedge.data.images import BadImage, image_list_hash
 from kdedge.data.sources import Joined, Source
+from kdedge.files import sha256_json
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from kdedge._progress import working
 from kdedge.clip.find import FoundBackbone, find_backbone
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.resolve import BackboneSpec
 from kdedge.clip.weights_file import HashCache
 from kdedge.data.scan_cache import ScanCache
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
+from kdedge.progress import working
 from kdedge.setup.images import Images
 
 log = logging.getLogger(__name__)

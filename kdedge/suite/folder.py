@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from kdedge._files import explain_os_error, write_atomic, write_json
 from kdedge.config.load import dump_recipe
+from kdedge.files import explain_os_error, write_atomic, write_json
 from kdedge.records import Bounds, Record, Sha256, read_record
 from kdedge.results import EvalResult
 from kdedge.suite.plan import Cell

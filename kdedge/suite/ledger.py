@@ -8,9 +8,9 @@ from typing import Literal
 
 import torch
 
-from kdedge._lock import is_locked
-from kdedge._progress import progress
 from kdedge.errors import KdedgeError
+from kdedge.lock import is_locked
+from kdedge.progress import progress
 from kdedge.results import EvalResult
 from kdedge.runs.results import read_evaluation
 from kdedge.setup.workspace import Workspace

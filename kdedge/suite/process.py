@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from kdedge._files import explain_os_error
-from kdedge._lock import take_lock
+from kdedge.files import explain_os_error
+from kdedge.lock import take_lock
 from kdedge.training.loop.signals import StopSignals
 
 _LAST_LINES = 12

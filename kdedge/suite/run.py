@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from kdedge._files import explain_os_error
-from kdedge._lock import locked
-from kdedge._progress import progress
 from kdedge.errors import CellsFailed
+from kdedge.files import explain_os_error
+from kdedge.lock import locked
+from kdedge.progress import progress
 from kdedge.runtime.threads import shared_threads
 from kdedge.setup.device import choose_device
 from kdedge.suite.ledger import Ledger

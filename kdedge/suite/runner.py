@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from kdedge._lock import is_locked
-from kdedge._progress import Advance
 from kdedge.errors import DataError, Interrupted
+from kdedge.lock import is_locked
+from kdedge.progress import Advance
 from kdedge.records import parse_record
 from kdedge.results import EvalResult
 from kdedge.suite.jobs import Run

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdedge._files import write_atomic, write_json
 from kdedge.config.suite import AVERAGE, PaperFigures
+from kdedge.files import write_atomic, write_json
 from kdedge.methods.registry import Sees
 from kdedge.results import EvalResult, harmonic_mean
 from kdedge.suite.ledger import Outcome

@@ -6,10 +6,10 @@ import contextlib
 import logging
 from dataclasses import dataclass
 
-from kdedge._progress import working
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.views import Augmentation
 from kdedge.errors import DataError, RecipeError
+from kdedge.progress import working
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import MethodModel, RunModel, load_run

@@ -18,7 +18,6 @@ from typing import Any, Literal
 from open_clip.transformer import QuickGELU
 from torch import Tensor
 
-from kdedge._files import sha256_file, write_atomic
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.public_checkpoint import (
     PromptKDParameters,
@@ -35,6 +34,7 @@ from kdedge.clip.weights import printable
 from kdedge.config.load import dump_recipe, load_recipe
 from kdedge.config.recipe import Recipe
 from kdedge.errors import DataError
+from kdedge.files import sha256_file, write_atomic
 from kdedge.methods import promptkd, promptsrc
 from kdedge.methods.protocol import MethodSettings
 from kdedge.runs.folder import RunFolder

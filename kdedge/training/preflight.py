@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from kdedge._progress import rough_duration
 from kdedge.config.load import LoadedRecipe, check_paths
 from kdedge.data.batch import FeaturesOfViews
 from kdedge.errors import ResourceError
+from kdedge.progress import rough_duration
 from kdedge.setup.images import Images
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from kdedge._files import write_json
 from kdedge.config.load import dump_recipe
 from kdedge.data.few_shot import keep_list
 from kdedge.data.images import write_skipped_csv
 from kdedge.data.loader import check_shares, choose_n_workers
 from kdedge.errors import Interrupted, RecipeError, Terminated
+from kdedge.files import write_json
 from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import write_evaluations

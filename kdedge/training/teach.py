@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kdedge._files import sha256_json
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.class_texts import read_class_texts
+from kdedge.files import sha256_json
 from kdedge.methods.protocol import LearnsFromTexts
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.data import RecipeData

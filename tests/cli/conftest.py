@@ -200,8 +200,8 @@ def forked_cells(_forking: object, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def quick_machine(monkeypatch: pytest.MonkeyPatch) -> object:
     """For `bench`: peaks of small products and copies. What pauses does so for no time."""
-    from kdedge.bench.peak import Effort, measure_peaks
-    from kdedge.bench.run import Machine
+    from kdedge.benchmarking.peak import Effort, measure_peaks
+    from kdedge.benchmarking.run import Machine
 
     effort = Effort(side=64, copy_bytes=1 << 16, seconds=0.001)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)

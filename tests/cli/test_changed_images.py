@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from kdedge._files import sha256_json
 from kdedge.clip.tensor_file import encode_tensors
+from kdedge.files import sha256_json
 
 STUDENT = Path("runs/tiny/02")
 

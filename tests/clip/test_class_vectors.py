@@ -15,11 +15,11 @@ from open_clip import CLIP
 from safetensors import safe_open
 from torch import Tensor
 
-from kdedge._files import sha256_json
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.class_vectors import ClassVectors, TextFeatureCache, load_class_vectors
 from kdedge.clip.tensor_file import encode_tensors
 from kdedge.errors import DataError, ShapeError
+from kdedge.files import sha256_json
 
 NAMES = ("cat", "dog, big", 'a "quoted" fox', "Käfer")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from kdedge._files import sha256_json
 from kdedge.errors import DataError, SetupError
+from kdedge.files import sha256_json
 from kdedge.results import ParityResult
 from kdedge.runtime.artifact import (
     FORMAT_VERSION,

@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 import kdedge
-from kdedge._progress import progress
 from kdedge.config.recipe import ClassesSpec, DataSpec, Recipe, SourceSpec, StudentSpec
+from kdedge.progress import progress
 from kdedge.runs.measure import predict_logits
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.classes import load_classes
@@ -120,7 +120,7 @@ def test_a_training_on_a_terminal_has_a_bar_and_stdout_stays_empty(
 
 
 _NESTED = """
-from kdedge._progress import progress
+from kdedge.progress import progress
 with progress("outer", 3) as outer:
     outer(1, "loss 0.5")
     with progress("inner", 2) as inner:
@@ -212,7 +212,7 @@ def test_bytes_are_shown_in_larger_units_and_an_unknown_total_is_left_out(
 
 def test_a_bar_of_bytes_has_units() -> None:
     code = """
-from kdedge._progress import progress
+from kdedge.progress import progress
 for total in (3_000_000, None):
     with progress("fetching", total, in_bytes=True) as advance:
         advance(1_500_000)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kdedge._files import read_json
 from kdedge.data.sources import FileSource, Item, LabelIndex, name_some
 from kdedge.errors import DataError
+from kdedge.files import read_json
 
 PARTS = ("train", "val", "test")
 

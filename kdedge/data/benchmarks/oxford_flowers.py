@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdedge._files import read_json
 from kdedge.data.benchmarks._annotations import read_mat, well_formed
 from kdedge.data.benchmarks._coop_set import CoopSet
 from kdedge.data.benchmarks._coop_split import Split
 from kdedge.data.benchmarks._download import Download
 from kdedge.data.benchmarks._origins import google_drive, mirror
 from kdedge.data.benchmarks._own_split import in_three
+from kdedge.files import read_json
 
 IMAGES = "jpg"
 SPLIT_FILE = "split_zhou_OxfordFlowers.json"

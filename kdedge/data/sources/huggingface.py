@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdedge._files import read_json
 from kdedge.config.fields import HUB
 from kdedge.data.sources._protocol import Stamp
 from kdedge.data.sources._tables import (
@@ -20,6 +19,7 @@ from kdedge.data.sources._tables import (
     quiet,
 )
 from kdedge.errors import DataError, SetupError
+from kdedge.files import read_json
 
 _STATE = "state.json"
 _SPLITS = "dataset_dict.json"

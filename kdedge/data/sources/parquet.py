@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdedge._files import explain_os_error
 from kdedge.data.sources._protocol import Stamp
 from kdedge.data.sources._tables import (
     Columns,
@@ -27,6 +26,7 @@ from kdedge.data.sources._tables import (
     read_features,
 )
 from kdedge.errors import DataError
+from kdedge.files import explain_os_error
 
 _ROWS_AT_ONCE = 100
 """Rows that are copied at once; what `datasets` writes as a row group of images."""

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from kdedge._files import refuse_existing, write_atomic
 from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError
+from kdedge.files import refuse_existing, write_atomic
 from kdedge.runtime.artifact import Precision
 from kdedge.targets.engines.callbacks import Cancel, in_a_thread, make_cancel
 from kdedge.targets.engines.layers import (

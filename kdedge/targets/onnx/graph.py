@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge._files import write_atomic
 from kdedge.errors import DataError, MissingPackage
+from kdedge.files import write_atomic
 from kdedge.targets.onnx.describe import ONNX
 
 MAX_WEIGHT_BYTES = (1 << 31) - (1 << 24)

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import numpy.typing as npt
 
-from kdedge._files import explain_os_error
 from kdedge.errors import GateError, SetupError
+from kdedge.files import explain_os_error
 from kdedge.targets.onnx.describe import MODELOPT
 from kdedge.targets.onnx.graph import batches, weight_matmuls
 

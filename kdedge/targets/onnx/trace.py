@@ -20,8 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from kdedge._files import explain_os_error
 from kdedge.errors import RecipeError
+from kdedge.files import explain_os_error
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME
 from kdedge.targets.onnx.graph import MAX_WEIGHT_BYTES
 

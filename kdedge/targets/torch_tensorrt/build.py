@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from kdedge._files import refuse_existing, write_atomic
 from kdedge.errors import SetupError
+from kdedge.files import refuse_existing, write_atomic
 from kdedge.runtime.artifact import Artifact, Precision
 from kdedge.targets.protocol import BuildRequest, PlannedFile
 from kdedge.targets.torch_tensorrt.describe import TORCH_TENSORRT

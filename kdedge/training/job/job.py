@@ -11,7 +11,6 @@ from functools import cached_property, partial
 
 import torch
 
-from kdedge._progress import working
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
 from kdedge.data.classes import class_list_hash
 from kdedge.data.loader import (
@@ -26,6 +25,7 @@ from kdedge.data.loader import (
 from kdedge.data.views import Augmentation
 from kdedge.methods import zeroshot
 from kdedge.methods.protocol import LearnsFromTexts, Method
+from kdedge.progress import working
 from kdedge.runs.model import MethodModel, Model
 from kdedge.runs.weights import class_vectors_provenance, hash_trained
 from kdedge.setup.classes import Classes

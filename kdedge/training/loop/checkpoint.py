@@ -25,8 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from kdedge._files import write_atomic
 from kdedge.errors import DataError, RecipeError
+from kdedge.files import write_atomic
 
 _LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"e(\d+)-s(\d+)\.safetensors")

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from kdedge._files import explain_os_error, write_atomic
-from kdedge._progress import progress, rate
 from kdedge.errors import MissingPackage
+from kdedge.files import explain_os_error, write_atomic
+from kdedge.progress import progress, rate
 
 LOG_EVERY_STEPS = 20
 

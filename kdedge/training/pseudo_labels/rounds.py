@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdedge._files import explain_os_error, sha256_json
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
 from kdedge.errors import DataError
+from kdedge.files import explain_os_error, sha256_json
 from kdedge.methods.protocol import LabelsItsPool
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import Model

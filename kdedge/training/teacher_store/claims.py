@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-from kdedge._files import explain_os_error
+from kdedge.files import explain_os_error
 
 
 class Claims:

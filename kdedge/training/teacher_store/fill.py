@@ -14,12 +14,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kdedge._progress import progress, readable_bytes, rough_duration
 from kdedge.config.optim_spec import PrecisionName
 from kdedge.data.loader import Wanted, choose_n_workers, view_batches
 from kdedge.data.sources import Source
 from kdedge.data.views import Augmentation
 from kdedge.errors import DivergedError, ResourceError
+from kdedge.progress import progress, readable_bytes, rough_duration
 from kdedge.runs.model import Model
 from kdedge.training.loop.precision import Precision
 from kdedge.training.teacher_store.claims import Claims

@@ -30,11 +30,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kdedge._files import explain_os_error, read_json, sha256_json, write_atomic, write_json
-from kdedge._progress import progress, readable_bytes
 from kdedge.clip.tensor_file import encode_tensors
 from kdedge.data.views import RATIO, Augmentation
 from kdedge.errors import DataError
+from kdedge.files import explain_os_error, read_json, sha256_json, write_atomic, write_json
+from kdedge.progress import progress, readable_bytes
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.images import Images
 

@@ -1,0 +1,167 @@
+"""The rows of an artifact: each of its files that this machine can run, without torch."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from kdedge.benchmarking.subject import Subject
+from kdedge.benchmarking.timing import Call, host_timed
+from kdedge.errors import DataError
+from kdedge.results import ParityResult
+from kdedge.runtime.artifact import FILE_NAME, Artifact, ModelFile
+from kdedge.runtime.backend import Backend, DeviceTimed
+from kdedge.runtime.batches import to_input
+from kdedge.runtime.preprocess import decode_image, resize_and_crop
+from kdedge.speed_results import Accuracy, Inputs
+from kdedge.targets.protocol import Target
+from kdedge.targets.registry import list_targets, load_run
+
+PHOTO_PX = (640, 480)
+"""The size of the image file that calls from an image file decode, in pixels."""
+
+
+def artifact_subjects(artifact: Artifact, *, n_threads: int | None) -> list[Subject]:
+    """A row for each file whose target has a backend, on this machine or another.
+
+    Args:
+        artifact: what there is.
+        n_threads: of the CPU; None for the engine's own choice.
+    """
+    targets = {target.name: target for target in list_targets() if target.backend is not None}
+    return [
+        _subject(artifact, file, targets[file.target], n_threads)
+        for file in artifact.files
+        if file.target in targets
+    ]
+
+
+def comparison(artifact: Artifact) -> ParityResult | None:
+    """How one of an artifact's files compares on labeled images; all were compared on the same."""
+    parities = (file.parity for file in artifact.files if file.parity is not None)
+    return next((parity for parity in parities if parity.n_labeled), None)
+
+
+def find_artifact(path: Path) -> tuple[Path, str | None] | None:
+    """The artifact's folder that a path means, and which file of it; None where it is neither."""
+    if (path / FILE_NAME).is_file():
+        return path, None
+    if path.is_file() and (path.parent / FILE_NAME).is_file():
+        return path.parent, path.name
+    return None
+
+
+def _subject(artifact: Artifact, file: ModelFile, target: Target, n_threads: int | None) -> Subject:
+    counted = _counted(artifact, file)
+    parity = file.parity
+    accuracy = None
+    if parity is not None:
+        accuracy = Accuracy(
+            base=None,
+            novel=None,
+            harmonic_mean=None,
+            all=parity.accuracy_percent,
+            agreement=parity.agreement_percent,
+            source=parity.images,
+            n_images=parity.n_labeled or parity.n_images,
+            images_hash=parity.images_hash,
+        )
+
+    @contextlib.contextmanager
+    def load() -> Iterator[LoadedModelFile]:
+        module = load_run(target)
+        module.check_environment()
+        path = artifact.checked(file.name)
+        loaded = module.load(path, n_threads=n_threads, built_with=file.built_with or None)
+        try:
+            yield LoadedModelFile(artifact, loaded)
+        finally:
+            loaded.close()
+
+    return Subject(
+        source=artifact.name,
+        model=file.name,
+        protocol="cached",
+        precision=file.precision,
+        n_parameters=counted.get("parameters"),
+        n_bytes=file.n_bytes,
+        gmacs_image=counted.get("gmacs"),
+        gmacs_call=0.0,
+        accuracy=accuracy,
+        gate=file.gate,
+        load=load,
+    )
+
+
+def _counted(artifact: Artifact, file: ModelFile) -> dict[str, Any]:
+    """What was counted in a file's graph at its export; an engine's is its ONNX file's."""
+    graphs = [file] + [other for other in artifact.files if other.sha256 == file.made_from]
+    keys = ("gmacs", "parameters")
+    found = [{key: f.built_with[key] for key in keys if key in f.built_with} for f in graphs]
+    return next((counted for counted in found if counted), {})
+
+
+class LoadedModelFile:
+    """A model file on its backend, as a subject; see `bench.subject.LoadedSubject`.
+
+    A call of a backend takes the host's memory and gives the host's back: where a GPU computes, it
+    is timed with the copies, and by the GPU's own events without them.
+    """
+
+    def __init__(self, artifact: Artifact, backend: Backend) -> None:
+        self.runtime, _, gpu = backend.describe().removesuffix(" CPU").partition(" GPU ")
+        self.is_gpu = bool(gpu)
+        self.held_bytes = 0
+        low, high = artifact.batches
+        self.batches: tuple[int, int | None] = (
+            max(low, backend.batches[0]),
+            high if backend.batches[1] is None else min(high, backend.batches[1]),
+        )
+        self.inputs: tuple[Inputs, ...] = ("on device", "image file")
+        if isinstance(backend, DeviceTimed):
+            self.inputs = ("on device", "copied", "image file")
+        self._artifact, self._backend = artifact, backend
+
+    def call(self, batch: int, inputs: Inputs) -> Call:
+        """Runs random pixels, or decodes a JPEG, prepares and runs it.
+
+        Raises:
+            DataError: the artifact's batch is larger than one, and an image file is one image.
+        """
+        size = self._artifact.preprocess.size_px
+        if inputs == "image file":
+            if batch != 1:
+                raise DataError(f"An image file is one image, and {batch} were asked for.")
+            photo = photo_bytes()
+            return host_timed(lambda: self._run(self._decoded(photo)[None]))
+        pixels = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+        images = to_input(pixels, self._artifact.pixels)
+        backend = self._backend
+        if inputs == "on device" and isinstance(backend, DeviceTimed):
+            return functools.partial(backend.device_ms, images)
+        return host_timed(lambda: self._backend.run(images))
+
+    def _decoded(self, photo: bytes) -> npt.NDArray[np.uint8]:
+        return np.asarray(resize_and_crop(decode_image(photo), self._artifact.preprocess))
+
+    def _run(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        return self._backend.run(to_input(pixels, self._artifact.pixels))
+
+
+def photo_bytes() -> bytes:
+    """A JPEG of `PHOTO_PX` with a photo's amount of detail; the same on every machine."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize(PHOTO_PX, Image.Resampling.BICUBIC), np.float32)
+    noisy = smooth + rng.normal(0, 6, smooth.shape)
+    file = io.BytesIO()
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+    return file.getvalue()

@@ -1,0 +1,346 @@
+"""Measuring a table: every model loaded, then batch size by batch size against the others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime, timezone
+from typing import Any
+
+from kdedge.benchmarking.device import conditions, device_sheet, was_throttled
+from kdedge.benchmarking.peak import measure_peaks
+from kdedge.benchmarking.power import find_power
+from kdedge.benchmarking.subject import LoadedSubject, Subject, watching_peak
+from kdedge.benchmarking.timing import Power, TimingPlan, measure, summarize
+from kdedge.errors import BackendUnavailable, KdedgeError, MissingPackage
+from kdedge.progress import progress
+from kdedge.runtime.contention import Watch, watch_contention
+from kdedge.speed_results import Inputs, Measurement, ModelFacts, SpeedResult, SpeedRow
+
+log = logging.getLogger(__name__)
+
+_CALL_INPUTS: tuple[Inputs, ...] = ("on device", "copied")
+
+
+@dataclass
+class _Row:
+    """A row while it is measured."""
+
+    subject: Subject
+    loaded: LoadedSubject | None = None
+    memory_bytes: int | None = None
+    problem: Exception | None = None
+    is_baseline: bool = False
+    measurements: list[Measurement] = field(default_factory=list)
+
+    @property
+    def device(self) -> str:
+        """Which of the machine's peaks it is held against."""
+        return "GPU" if self.loaded is not None and self.loaded.is_gpu else "CPU"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What measures this machine itself.
+
+    Attributes:
+        peaks: gives its highest rates, as `bench.peak.measure_peaks` does.
+        power: gives what measures its power.
+        watch: watches what other processes take, as `watch_contention` does.
+        wait: called before each turn; it may wait until the machine is quiet.
+    """
+
+    peaks: Callable[..., dict[str, Any]] = measure_peaks
+    power: Callable[[], Power] = find_power
+    watch: Watch = watch_contention
+    wait: Callable[[], None] = lambda: None
+
+
+def run_bench(
+    subjects: Sequence[Subject],
+    *,
+    plan: TimingPlan,
+    batches: Sequence[int],
+    n_threads: int | None,
+    left_out: dict[str, str],
+    command: str,
+    when_interrupted: Callable[[SpeedResult], None] = lambda _: None,
+    machine: Machine = Machine(),
+) -> SpeedResult:
+    """Measures models on this machine.
+
+    Args:
+        subjects: the models, the baseline of ratios first.
+        plan: how long each is timed.
+        batches: images a call; a model that does not take one is passed over there.
+        n_threads: of the CPU, for the record; None for each library's own choice.
+        left_out: what is missing already, and why.
+        command: as it was typed.
+        when_interrupted: gets what was measured before Ctrl-C or SIGTERM, if anything was; the
+            interrupt goes on afterwards.
+        machine: what measures peaks and power, and watches other processes.
+
+    Raises:
+        KdedgeError: none of the models could be measured; the first one's error.
+    """
+    left_out = dict(left_out)
+    before = conditions()
+    interrupt: KeyboardInterrupt | None = None
+    with ExitStack() as held:
+        machine.wait()
+        rows, peaks = _load_all(subjects, held, plan, machine, n_threads, left_out)
+        try:
+            _measure_all(rows, plan, batches, peaks, machine, left_out)
+        except KeyboardInterrupt as error:
+            if not any(row.measurements for row in rows):
+                raise
+            interrupt = error
+            left_out["all that follows"] = "the measurement was interrupted"
+        finished = [_finish(row, peaks) for row in rows]
+    errors = [row.problem for row in rows if row.problem is not None]
+    if errors and not any(row.measurements for row in finished):
+        raise errors[0]
+    after = conditions()
+    result = SpeedResult(
+        command=command,
+        measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        settings={**asdict(plan), "batches": list(batches), "threads": n_threads},
+        device={
+            **device_sheet(),
+            "before": before,
+            "after": after,
+            "throttled": was_throttled(before, after),
+        },
+        peaks=peaks,
+        baseline=next((row.subject.label for row in rows if row.is_baseline), None),
+        rows=tuple(finished),
+        left_out=left_out,
+    )
+    if interrupt is not None:
+        when_interrupted(result)
+        raise interrupt
+    return result
+
+
+def _load_all(
+    subjects: Sequence[Subject],
+    held: ExitStack,
+    plan: TimingPlan,
+    machine: Machine,
+    n_threads: int | None,
+    left_out: dict[str, str],
+) -> tuple[list[_Row], dict[str, Any]]:
+    """Loads what this machine can run, and measures its peaks; a row that fails says why.
+
+    The peaks follow the first row, so that no other has a first call that takes too long.
+
+    Raises:
+        MissingPackage, BackendUnavailable: nothing of it can run here; the first one's error.
+    """
+    rows: list[_Row] = []
+    absent: list[KdedgeError] = []
+    measured: list[tuple[bool, dict[str, Any]]] = []
+
+    def peaks() -> dict[str, Any]:
+        has_gpu = any(row.device == "GPU" for row in rows)
+        if not measured or measured[-1][0] != has_gpu:
+            measured.append((has_gpu, machine.peaks(n_threads=n_threads, gpu=has_gpu)))
+        return measured[-1][1]
+
+    with progress("loading", len(subjects)) as advance:
+        for number, subject in enumerate(subjects):
+            advance(number, subject.label)
+            row = _Row(subject)
+            known = peaks() if rows else {}
+            try:
+                _load(row, held, plan, known)
+            except (MissingPackage, BackendUnavailable) as error:
+                left_out[subject.label] = str(error).splitlines()[0]
+                absent.append(error)
+                continue
+            except (KdedgeError, RuntimeError, MemoryError) as error:
+                log.warning("%s: %s", subject.label, error)
+                row.problem = error
+            rows.append(row)
+    if absent and not rows:
+        raise absent[0]
+    return rows, peaks()
+
+
+def _load(row: _Row, held: ExitStack, plan: TimingPlan, peaks: dict[str, Any]) -> None:
+    """Loads a row's model; a first call, if it is not too slow, tells the memory."""
+    with watching_peak() as added:
+        row.loaded = held.enter_context(row.subject.load())
+        low, _ = row.loaded.batches
+        if _seconds(row, low, peaks) > plan.call_seconds:
+            return
+        row.loaded.call(low, row.loaded.inputs[0])()
+        extra = added()
+    row.memory_bytes = None if extra is None else row.loaded.held_bytes + extra
+
+
+def _measure_all(
+    rows: Sequence[_Row],
+    plan: TimingPlan,
+    batches: Sequence[int],
+    peaks: dict[str, Any],
+    machine: Machine,
+    left_out: dict[str, str],
+) -> None:
+    """Times every batch size, then calls from an image file, all rows of one against each other."""
+    turns: list[tuple[int, Inputs]] = [
+        (batch, inputs) for batch in batches for inputs in _CALL_INPUTS
+    ]
+    turns.append((1, "image file"))
+    able = [_able(rows, batch, inputs, plan, peaks, left_out) for batch, inputs in turns]
+    baseline: _Row | None = None
+    power = machine.power()
+    done = 0
+    with progress("measuring", sum(map(len, able)) * plan.n_rounds) as advance:
+
+        def after_turn(label: str) -> None:
+            nonlocal done
+            done += 1
+            advance(done, label.partition(" ")[2])
+
+        for (batch, inputs), found in zip(turns, able, strict=True):
+            machine.wait()
+            still = [row for row in found if row.problem is None]
+            baseline = _measure_turn(
+                still, baseline, plan, batch, inputs, power, machine.watch, after_turn
+            )
+
+
+def _able(
+    rows: Sequence[_Row],
+    batch: int,
+    inputs: Inputs,
+    plan: TimingPlan,
+    peaks: dict[str, Any],
+    left_out: dict[str, str],
+) -> list[_Row]:
+    """The rows that are timed so; `left_out` gets the others that start from such images."""
+    able = []
+    for row in rows:
+        if row.loaded is None or row.problem is not None or inputs not in row.loaded.inputs:
+            continue
+        why_not = _why_not(row, batch, row.loaded.batches, plan, peaks)
+        if why_not is None:
+            able.append(row)
+        else:
+            left_out.setdefault(f"{row.subject.label}, batch {batch}", why_not)
+    return able
+
+
+def _why_not(
+    row: _Row,
+    batch: int,
+    batches: tuple[int, int | None],
+    plan: TimingPlan,
+    peaks: dict[str, Any],
+) -> str | None:
+    """Why a row is not timed at a batch size; None where it is."""
+    low, high = batches
+    if batch < low or (high is not None and batch > high):
+        return (
+            f"it takes {low} to {high} images a call" if low != high else f"it takes {low} a call"
+        )
+    seconds = _seconds(row, batch, peaks)
+    if seconds > plan.call_seconds:
+        return f"a call would take at least {seconds:.0f} s"
+    return None
+
+
+def _seconds(row: _Row, batch: int, peaks: dict[str, Any]) -> float:
+    """How long a call takes at least, by its work and the machine's peak; 0 where not known."""
+    rate, gmacs = _peak(row, peaks), row.subject.gmacs(batch)
+    return 0.0 if rate is None or gmacs is None else gmacs * batch / rate
+
+
+def _peak(row: _Row, peaks: dict[str, Any]) -> float | None:
+    """GMACs a second that the row's device reaches in its precision, or in fp32 on a CPU."""
+    rates = peaks.get(row.device, {}).get("gmacs_per_second", {})
+    precision = row.subject.precision
+    if precision not in rates and row.device == "CPU":  # which has no FP16 arithmetic
+        precision = "fp32"
+    return rates[precision]["rate"] if precision in rates else None
+
+
+def _measure_turn(
+    rows: Sequence[_Row],
+    baseline: _Row | None,
+    plan: TimingPlan,
+    batch: int,
+    inputs: Inputs,
+    power: Power,
+    watch: Watch,
+    after_turn: Any,
+) -> _Row | None:
+    """Times rows against each other; gives the baseline: the first row that was ever timed."""
+    calls = {}
+    by_key = {}
+    for number, row in enumerate(rows):
+        assert row.loaded is not None  # or it would not take the batch
+        try:
+            key = f"{number} {row.subject.label}"
+            calls[key], by_key[key] = row.loaded.call(batch, inputs), row
+        except (KdedgeError, RuntimeError, MemoryError) as error:
+            _keep_problem(row, error)
+    timed = measure(calls, plan, power=power, watch=watch, after_turn=after_turn)
+    if baseline is None:
+        baseline = next((by_key[key] for key, one in timed.items() if one.rounds), None)
+        if baseline is not None:
+            baseline.is_baseline = True
+    against = next((one for key, one in timed.items() if by_key[key] is baseline), None)
+    for key, one in timed.items():
+        if not power.covers(by_key[key].device):
+            one.watts = None
+        found = summarize(one, batch=batch, inputs=inputs, baseline=against)
+        if found is not None:
+            if by_key[key].device == "GPU":  # which keeps computing where others have the cores
+                found = replace(found, others_percent=None)
+            by_key[key].measurements.append(found)
+        if one.problem is not None:
+            _keep_problem(by_key[key], one.problem)
+    return baseline
+
+
+def _keep_problem(row: _Row, error: Exception) -> None:
+    log.warning("%s ended early: %s", row.subject.label, error)
+    row.problem = error
+
+
+def _finish(row: _Row, peaks: dict[str, Any]) -> SpeedRow:
+    compute, copy = _shares(row, peaks)
+    facts = {entry.name: getattr(row.subject, entry.name) for entry in fields(ModelFacts)}
+    return SpeedRow(
+        **facts,
+        runtime="-" if row.loaded is None else row.loaded.runtime,
+        device=row.device,
+        memory_bytes=row.memory_bytes,
+        compute_percent=compute,
+        copy_percent=copy,
+        problem=None if row.problem is None else str(row.problem).splitlines()[0],
+        measurements=tuple(row.measurements),
+    )
+
+
+def _shares(row: _Row, peaks: dict[str, Any]) -> tuple[float | None, float | None]:
+    """The largest shares of peak products and peak copies over the batches, in percent."""
+    rate = _peak(row, peaks)
+    bandwidth = peaks.get(row.device, {}).get("copy_bytes_per_second")
+    n_bytes = row.subject.n_bytes
+    if n_bytes is None and row.subject.n_parameters is not None:
+        n_bytes = 4 * row.subject.n_parameters  # in memory as float32
+    compute, copy = [], []
+    for found in row.measurements:
+        seconds, gmacs = found.p50_ms / 1000, row.subject.gmacs(found.batch)
+        if found.inputs == "image file":
+            continue
+        if rate is not None and gmacs is not None:
+            compute.append(100 * gmacs * found.batch / seconds / rate)
+        if bandwidth is not None and n_bytes is not None:
+            copy.append(100 * n_bytes / seconds / bandwidth)
+    return max(compute, default=None), max(copy, default=None)

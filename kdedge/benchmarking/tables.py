@@ -1,0 +1,396 @@
+"""A measured table as text: for a terminal, Markdown or CSV.
+
+On a terminal it is several narrow tables, so that 60 columns are enough; as Markdown likewise; as
+CSV one line a measurement, with everything.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
+
+from kdedge.benchmarking.accuracies import accuracy_columns, accuracy_grids, agreement_grid, percent
+from kdedge.benchmarking.grid import Grid
+from kdedge.speed_results import (
+    Inputs,
+    Measurement,
+    SpeedResult,
+    SpeedRow,
+    accuracy_sets,
+)
+
+_MOST_SETS = 2  # of images, whose accuracies the first table has
+
+TABLE_7 = (
+    ("CoOp", 162.5, 1344.0, 71.66),
+    ("CoCoOp", 162.5, 15.08, 75.83),
+    ("PromptSRC", 162.8, 1380.0, 79.97),
+    ("PromptKD", 42.5, 1710.0, 83.73),
+)
+"""PromptKD's table 7 (arXiv:2403.02781): GFLOPs (test), FPS, harmonic mean over 11 datasets."""
+
+
+def make_grids(result: SpeedResult) -> list[Grid]:
+    """Gives the tables of a result; those without a row are left out."""
+    labels = _labels(result)
+    grids = [
+        summary(result),
+        _sizes(result, labels),
+        _work(result, labels),
+        _latencies(result, labels, "on device"),
+        _ratios(result, labels, "on device"),
+        _latencies(result, labels, "copied"),
+        _throughputs(result, labels),
+        _end_to_end(result, labels),
+        _power(result, labels),
+        *accuracy_grids(result.rows, labels),
+        agreement_grid(result.rows, labels),
+        _published(),
+    ]
+    return [grid for grid in grids if grid.rows]
+
+
+def fitted(grid: Grid, n_columns: int) -> list[list[str]]:
+    """Rows for a terminal: the rest of a name that is too long for it stands below.
+
+    Args:
+        grid: the table, whose columns are two spaces apart.
+        n_columns: of the terminal.
+    """
+    lines = [grid.header, *grid.rows]
+    others = sum(2 + max(len(line[i]) for line in lines) for i in range(1, len(grid.header)))
+    rows = []
+    for name, *cells in grid.rows:
+        first, *rest = wrap(name, max(n_columns - others, 10), subsequent_indent="  ")
+        rows.append([first, *cells])
+        rows += [[part, *([""] * len(cells))] for part in rest]
+    return rows
+
+
+def summary(result: SpeedResult) -> Grid:
+    """The table of one line a model that says most.
+
+    Each column of accuracies is of the same images.
+    """
+    rows = []
+    sets = accuracy_sets(result.rows)[:_MOST_SETS]
+    firsts = zip(_labels(result), result.rows, _first(result, "on device"), strict=True)
+    for label, row, first in firsts:
+        accuracies = [row.accuracy_beside(images) for images in sets]
+        fps = [m.images_per_second for m in row.measurements if m.inputs == "on device"]
+        rows.append(
+            [
+                label,
+                _figure(_doubled(row.gmacs(1))),
+                "-" if first is None else _marked(first, first.p50_ms),
+                _figure(max(fps, default=None)),
+                _ratio_cells(result, first)[0],
+                *(percent(None if found is None else found.all) for found in accuracies),
+            ]
+        )
+    columns = accuracy_columns(sets)
+    which = "; ".join(f"{name}: {images.images_text}" for name, images in columns)
+    title = (
+        f"GFLOPs of one image, median ms a call, FPS at the best batch, times as fast as"
+        f" {result.baseline}, accuracy over all classes in percent"
+    )
+    if len(columns) > 1:
+        title += f" ({which})"
+    names = [name for name, _ in columns] or ["acc."]
+    if not columns:
+        rows = [[*cells, "-"] for cells in rows]
+    return Grid(title, ["model", "GFLOPs", "ms", "FPS", "ratio", *names], rows)
+
+
+def _labels(result: SpeedResult) -> list[str]:
+    """A row's name, with its source where there are several."""
+    several = len({row.source for row in result.rows}) > 1
+    return [f"{row.source}: {row.label}" if several else row.label for row in result.rows]
+
+
+def _sizes(result: SpeedResult, labels: Sequence[str]) -> Grid:
+    rows = [
+        [
+            label,
+            _scaled(row.n_parameters, 1e6),
+            _scaled(row.n_bytes, 1e6),
+            _scaled(row.memory_bytes, 2**20),
+        ]
+        for label, row in zip(labels, result.rows, strict=True)
+    ]
+    title = "Size: million parameters, MB of the file, MiB of memory with one image"
+    return Grid(title, ["model", "M par.", "MB", "MiB"], rows)
+
+
+def _work(result: SpeedResult, labels: Sequence[str]) -> Grid:
+    rows = [
+        [
+            label,
+            _figure(row.gmacs(1)),
+            _figure(_doubled(row.gmacs(1))),
+            _share(row.compute_percent),
+            _share(row.copy_percent),
+        ]
+        for label, row in zip(labels, result.rows, strict=True)
+    ]
+    title = (
+        "Work of one image alone, and shares of this machine's fastest matrix product and copy,"
+        " percent"
+    )
+    return Grid(title, ["model", "GMACs", "GFLOPs", "product", "copy"], rows)
+
+
+def _first(result: SpeedResult, inputs: Inputs) -> list[Measurement | None]:
+    """Each row's measurement at the smallest batch that any has."""
+    batches = [m.batch for row in result.rows for m in row.measurements if m.inputs == inputs]
+    smallest = min(batches, default=1)
+    return [row.at(smallest, inputs) for row in result.rows]
+
+
+def _latencies(result: SpeedResult, labels: Sequence[str], inputs: Inputs) -> Grid:
+    found = [(label, m) for label, m in zip(labels, _first(result, inputs), strict=True) if m]
+    rows = [[label, *_percentiles(m)] for label, m in found]
+    batch = found[0][1].batch if found else 1
+    copied = ", images copied to the device and answers back" if inputs == "copied" else ""
+    return Grid(
+        f"Latency, ms a call of batch {batch}{copied}", ["model", "p50", "p90", "p99"], rows
+    )
+
+
+def _ratios(result: SpeedResult, labels: Sequence[str], inputs: Inputs) -> Grid:
+    rows = []
+    for label, found in zip(labels, _first(result, inputs), strict=True):
+        if found is not None:
+            mark = "!" if found.doubt else ""
+            rows.append([label, *_ratio_cells(result, found), f"{found.cv_percent:.1f}{mark}"])
+    title = (
+        f"Times as fast as {result.baseline} there, median, lowest and highest of"
+        f" {result.settings['n_rounds']} rounds; variation of one call"
+    )
+    return Grid(title, ["model", "ratio", "low", "high", "cv %"], rows)
+
+
+def _throughputs(result: SpeedResult, labels: Sequence[str]) -> Grid:
+    batches = result.settings["batches"]
+    rows = []
+    for label, row in zip(labels, result.rows, strict=True):
+        found = [row.at(batch, "on device") or row.at(batch, "copied") for batch in batches]
+        if any(found):
+            rows.append(
+                [label, *("-" if m is None else _marked(m, m.images_per_second) for m in found)]
+            )
+    return Grid("FPS: images a second by batch", ["model", *map(str, batches)], rows)
+
+
+def _end_to_end(result: SpeedResult, labels: Sequence[str]) -> Grid:
+    rows = [
+        [label, *_percentiles(found), _figure(found.images_per_second)]
+        for label, row in zip(labels, result.rows, strict=True)
+        if (found := row.at(1, "image file")) is not None
+    ]
+    header = ["model", "p50", "p90", "p99", "FPS"]
+    return Grid("End to end, ms: a JPEG of 640x480 decoded, resized and classified", header, rows)
+
+
+def _power(result: SpeedResult, labels: Sequence[str]) -> Grid:
+    rows = [
+        [label, str(found.batch), _figure(found.watts), _figure(found.joules_per_image)]
+        for label, row in zip(labels, result.rows, strict=True)
+        for found in row.measurements
+        if found.watts is not None and found.inputs != "image file"
+    ]
+    return Grid("Power while it ran, and energy", ["model", "batch", "W", "J/image"], rows)
+
+
+def _published() -> Grid:
+    rows = [[name, f"{gflops:g}", f"{fps:g}", f"{hm:.2f}"] for name, gflops, fps, hm in TABLE_7]
+    title = (
+        "Published: PromptKD, arXiv:2403.02781, table 7, SUN397 on an A100, batch and precision"
+        " not stated; HM of 11 datasets"
+    )
+    return Grid(title, ["model", "GFLOPs", "FPS", "HM"], rows)
+
+
+def notes(result: SpeedResult) -> list[str]:
+    """What a reader has to know of the figures."""
+    settings = result.settings
+    lines = [_device_line(result)]
+    if any(row.protocol == "paper" for row in result.rows):
+        lines.append(
+            "paper: class texts are encoded with every batch, as the methods' public code"
+            " evaluates; the others have their class vectors stored."
+        )
+    sources = dict.fromkeys(one.source for row in result.rows for one in row.accuracies)
+    if sources:
+        lines.append(f"Accuracies were measured by {', '.join(sources)}.")
+    lines += doubts(result)
+    few = sorted(
+        {
+            row.label
+            for row in result.rows
+            for m in row.measurements
+            if m.n_calls < settings["n_calls"]
+        }
+    )
+    if few:
+        lines.append(f"Fewer than {settings['n_calls']} calls, as they are slow: {', '.join(few)}.")
+    return [*lines, *problems(result, result.left_out)]
+
+
+def problems(result: SpeedResult, left_out: Mapping[str, str]) -> list[str]:
+    """What is wrong with a model, or was left out and why."""
+    missed = [row.label for row in result.rows if row.gate == "missed"]
+    lines = [f"Missed its gate at export: {', '.join(missed)}."] if missed else []
+    lines += [f"{row.label} ended early: {row.problem}" for row in result.rows if row.problem]
+    return lines + [f"Left out: {name}: {why}" for name, why in left_out.items()]
+
+
+def doubts(result: SpeedResult) -> list[str]:
+    """What a reader of the first table has to know: of its columns, and of the machine."""
+    lines = []
+    n_more = len(accuracy_sets(result.rows)) - _MOST_SETS
+    if n_more > 0:
+        lines.append(f"Accuracies on {n_more} more sets of images have tables of their own.")
+    if result.doubts:
+        n_all = sum(len(row.measurements) for row in result.rows)
+        lines.append(
+            f"! {len(result.doubts)} of {n_all} times are in doubt, and no ratio is given to or of"
+            f" them ({result.doubts[0]}). Measure on a quiet machine: --wait-quiet 60."
+        )
+    if result.device.get("throttled"):
+        lines.append("! The device slowed itself down meanwhile: heat, power or current.")
+    elif result.device.get("throttled") is None:
+        lines.append("Whether the device slowed itself down meanwhile is not known here.")
+    fast = [row for row in result.rows if (row.compute_percent or 0) > 100]
+    if any(_may_use_tf32(row) for row in fast):
+        lines.append(
+            "Shares of the product above 100 % in fp32 on a GPU: engines multiply float32 in TF32,"
+            " which the product that was measured does not."
+        )
+    if not all(_may_use_tf32(row) for row in fast):
+        lines.append(
+            "! Shares of the product above 100 %: other work ran while that was measured, which is"
+            " faster than it says. Measure on a quiet machine."
+        )
+    if any((row.copy_percent or 0) > 100 for row in result.rows):
+        lines.append(
+            "Shares of the copy above 100 %: such a model stays in the processor's caches."
+        )
+    return lines
+
+
+def _may_use_tf32(row: SpeedRow) -> bool:
+    """Whether it may compute in fewer digits than its precision's peak: TensorRT's own default."""
+    return row.device == "GPU" and row.precision == "fp32" and row.runtime.startswith("tensorrt")
+
+
+def _device_line(result: SpeedResult) -> str:
+    device = result.device
+    parts = [f"{device['cpu']}, {device['cpu_cores']} cores"]
+    threads = result.settings["threads"]
+    chosen = f" (OMP_NUM_THREADS {known})" if (known := device.get("omp_num_threads")) else ""
+    free = f"threads as each library chooses{chosen}"
+    parts.append(free if threads is None else f"{threads} threads")
+    if (may_spin := device.get("threads_spin")) is not None:
+        parts.append(f"which {'spin for a short time' if may_spin else 'sleep'} while they wait")
+    for gpu in device.get("gpus", []):
+        parts.append(f"{gpu['name']}, driver {gpu['driver']}")
+    if "jetson" in device:
+        parts += [device["jetson"]["board"], device["jetson"]["power_mode"]]
+    runtimes = dict.fromkeys(row.runtime for row in result.rows if row.runtime != "-")
+    peaks = [
+        f"{kind} {precision} {2 * found['rate']:.0f} GOPS ({found['by']})"
+        for kind, values in result.peaks.items()
+        for precision, found in values["gmacs_per_second"].items()
+    ]
+    return f"Measured on {', '.join(parts)}; {', '.join(runtimes)}. Peaks: {', '.join(peaks)}."
+
+
+def as_markdown(result: SpeedResult) -> str:
+    """The tables in Markdown."""
+    blocks = []
+    for grid in make_grids(result):
+        lines = [f"**{grid.title}**", "", _md_row(grid.header)]
+        lines.append(_md_row(["---"] + ["---:"] * (len(grid.header) - 1)))
+        lines += map(_md_row, grid.rows)
+        blocks.append("\n".join(lines))
+    blocks.append("\n".join(f"* {line}" for line in notes(result)))
+    return "\n\n".join(blocks)
+
+
+def _md_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+_CSV_ROW = (
+    *("source", "model", "protocol", "precision", "runtime", "device"),
+    *("n_parameters", "n_bytes", "memory_bytes", "gmacs", "gflops"),
+)
+_CSV_TIMES = (
+    *("batch", "inputs", "n_calls", "p50_ms", "p90_ms", "p99_ms", "mean_ms", "cv_percent"),
+    *("images_per_second", "ratio", "ratio_low", "ratio_high", "watts", "joules_per_image"),
+    *("others_percent", "preempted_per_second", "doubt"),
+)
+_CSV_ACCURACY = ("base", "novel", "harmonic_mean", "all", "agreement")
+
+
+def as_csv(result: SpeedResult) -> str:
+    """One line a measurement, one for a model that has none."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow((*_CSV_ROW, *_CSV_TIMES, *_CSV_ACCURACY, "problem"))
+    for row in result.rows:
+        for found in row.measurements or (None,):
+            writer.writerow(_csv_cells(row, found))
+    return file.getvalue().rstrip("\n")
+
+
+def _csv_cells(row: SpeedRow, found: Measurement | None) -> list[object]:
+    gmacs = row.gmacs(1 if found is None else found.batch)
+    work = [gmacs, _doubled(gmacs)]
+    cells = [*(getattr(row, key) for key in _CSV_ROW[:-2]), *work]
+    cells += [None if found is None else getattr(found, key) for key in _CSV_TIMES]
+    known = row.accuracy
+    cells += [None if known is None else getattr(known, key) for key in _CSV_ACCURACY]
+    return ["" if cell is None else cell for cell in [*cells, row.problem]]
+
+
+def _marked(found: Measurement, value: float) -> str:
+    """A figure, with a mark if its times are in doubt."""
+    return f"{_figure(value)}!" if found.doubt else _figure(value)
+
+
+def _percentiles(found: Measurement) -> list[str]:
+    return [_marked(found, found.p50_ms), _figure(found.p90_ms), _figure(found.p99_ms)]
+
+
+def _ratio_cells(result: SpeedResult, found: Measurement | None) -> list[str]:
+    """Median, lowest and highest ratio; dashes for what is not ranked."""
+    if found is None or not result.has_rank(found):
+        return ["-"] * 3
+    ratios = (found.ratio, found.ratio_low, found.ratio_high)
+    return ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+
+
+def _doubled(gmacs: float | None) -> float | None:
+    """GFLOPs of GMACs."""
+    return None if gmacs is None else 2 * gmacs
+
+
+def _scaled(value: float | None, unit: float) -> str:
+    return "-" if value is None else _figure(value / unit)
+
+
+def _share(percent: float | None) -> str:
+    return "-" if percent is None else f"{percent:.0f}"
+
+
+def _figure(value: float | None) -> str:
+    """A number with three digits, or a dash where there is none."""
+    if value is None:
+        return "-"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"

@@ -1,0 +1,165 @@
+"""The parts of a report's page: plain values that the template lays out and escapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+from kdedge.reporting.plots import Draw, Picture, render
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A list of terms, each with a text."""
+
+    kind: ClassVar[str] = "facts"
+    rows: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts.
+
+    Attributes:
+        title: the subject, with units.
+        header: column titles.
+        rows: cells, as texts.
+        caption: how the values were measured.
+        n_text: number of left columns that hold words; the others hold numbers.
+        is_folded: hidden until the reader opens it.
+    """
+
+    kind: ClassVar[str] = "table"
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str
+    n_text: int = 1
+    is_folded: bool = False
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot with a title and a caption; `name` is its PNG file's, without the ending."""
+
+    kind: ClassVar[str] = "plot"
+    name: str
+    title: str
+    draw: Draw
+    caption: str
+
+    @cached_property
+    def picture(self) -> Picture:
+        """The drawn plot."""
+        return render(self.draw)
+
+
+@dataclass(frozen=True)
+class GalleryImage:
+    """One image with the predictions of two models.
+
+    Attributes:
+        image: its key.
+        picture: a thumbnail as a data URI; None if it could not be read.
+        label: its class; None if unknown.
+        reference: the float32 model's class.
+        predicted: the exported file's class.
+        distance: between the two softmaxes, as a text.
+    """
+
+    image: str
+    picture: str | None
+    label: str | None
+    reference: str
+    predicted: str
+    distance: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Images with the predictions of two models, the worst first."""
+
+    kind: ClassVar[str] = "gallery"
+    title: str
+    images: Sequence[GalleryImage]
+    caption: str
+
+
+@dataclass(frozen=True)
+class SampleCard:
+    """One image with a model's answers.
+
+    Attributes:
+        image: its key.
+        picture: a thumbnail as a data URI; None if it could not be read.
+        top: the model's best classes, each with its softmax as a text; at least one.
+        teacher: the teacher's class; None without a teacher.
+    """
+
+    image: str
+    picture: str | None
+    top: Sequence[tuple[str, str]]
+    teacher: str | None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images with a model's answers."""
+
+    kind: ClassVar[str] = "gallery samples"
+    title: str
+    images: Sequence[SampleCard]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """Preformatted text, such as commands or a recipe."""
+
+    kind: ClassVar[str] = "text"
+    title: str
+    text: str
+    is_folded: bool = False
+
+
+@dataclass(frozen=True)
+class Note:
+    """Remarks that a reader has to know, one a line."""
+
+    kind: ClassVar[str] = "note"
+    lines: Sequence[str]
+
+
+Block = Facts | Table | Plot | Gallery | Samples | Text | Note
+
+
+@dataclass(frozen=True)
+class Section:
+    """Blocks under a heading; `anchor` is for links within the page."""
+
+    anchor: str
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """Sections about one run, or about several together.
+
+    Attributes:
+        anchor: for links within the page.
+        title: the heading.
+        subtitle: one line under the heading.
+        sections: in order.
+        figures: the most important values: name, value, and what it is compared with.
+        headline: what a student kept of its teacher, in one line; None for other runs.
+    """
+
+    anchor: str
+    title: str
+    subtitle: str
+    sections: Sequence[Section]
+    figures: Sequence[tuple[str, str, str]] = ()
+    headline: str | None = None

@@ -1,0 +1,314 @@
+"""The plots of a report. Each function gives a drawing for `plots.render`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge.eval_details import EvalDetails
+from kdedge.reporting.pareto import pareto_front
+from kdedge.reporting.plots import (
+    Draw,
+    Figure,
+    LinearSegmentedColormap,
+    LogLocator,
+    PowerNorm,
+    Theme,
+)
+from kdedge.reporting.records import TrainingLog
+from kdedge.results import UnlabeledResult
+
+MOST_NAMED_CLASSES = 40
+"""Above this number of classes, their names are too small to read and are left out."""
+
+MOST_CELLS = 200
+"""Rows of a drawn matrix; neighboring classes of longer lists share a row."""
+
+_MOST_LABELS = 16  # beside the points of a plot
+_WIDTH = 5.4  # inches: 518 CSS pixels, so that letters can be read on a phone
+
+
+@dataclass(frozen=True)
+class SpeedPoint:
+    """A model's median latency in ms and accuracy in percent; kind: `model`, `file`, `engine`."""
+
+    label: str
+    kind: str
+    ms: float
+    accuracy: float
+
+
+def training_curves(log: TrainingLog) -> Draw:
+    """Plots the loss, the agreement with the teacher where it was logged, and the learning rate."""
+
+    def draw(theme: Theme) -> Figure:
+        series = [("loss", "loss"), ("lr", "learning rate")]
+        if any("teacher_agreement_percent" in step for step in log.steps):
+            series.insert(1, ("teacher_agreement_percent", "agreement with teacher, %"))
+        figure = Figure(figsize=(_WIDTH, 1.1 + 1.25 * len(series)))
+        panels = figure.subplots(len(series), sharex=True, squeeze=False)[:, 0]
+        for axes, (key, label) in zip(panels, series, strict=True):
+            x, y = _series(log.steps, key)
+            is_noisy = key != "lr" and bool(log.epochs)
+            color = theme.muted if is_noisy else theme.first
+            axes.plot(x, y, color=color, linewidth=0.8 if is_noisy else 1.6, label="steps")
+            if is_noisy:
+                means = _series(log.epochs, key) if key == "loss" else _epoch_means(log, key)
+                axes.plot(*means, color=theme.first, marker="o", markersize=3.5, label="epochs")
+            axes.set_ylabel(label)
+        if log.epochs:
+            panels[0].legend(loc="upper right", ncols=2)
+        panels[-1].set_xlabel("step")
+        return figure
+
+    return draw
+
+
+def _series(lines: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a key; a value that was not finite is a gap."""
+    found = [(line["step"], line[key]) for line in lines if key in line]
+    return [step for step, _ in found], [np.nan if y is None else float(y) for _, y in found]
+
+
+def _epoch_means(log: TrainingLog, key: str) -> tuple[list[int], list[float]]:
+    """Means over the logged steps of each epoch, at its last step."""
+    ends = [line["step"] for line in log.epochs]
+    x, y = _series(log.steps, key)
+    places = np.searchsorted(ends, x)
+    values = np.asarray(y)
+    means = [values[places == i] for i in range(len(ends))]
+    return ends, [float(np.nanmean(part)) if np.isfinite(part).any() else np.nan for part in means]
+
+
+def classes_a_cell(n_classes: int) -> int:
+    """Number of neighboring classes that share a row of a drawn matrix."""
+    return -(-n_classes // MOST_CELLS)
+
+
+def confusion(details: EvalDetails) -> Draw:
+    """Plots the share of each class's images by predicted class, on a square-root scale."""
+    shares = _shares(details)
+    n_classes = len(details.class_names)
+    is_named = n_classes <= MOST_NAMED_CLASSES
+
+    def draw(theme: Theme) -> Figure:
+        side = max(_WIDTH, 2.6 + 0.17 * n_classes) if is_named else _WIDTH
+        figure = Figure(figsize=(side, side * 0.86))
+        axes = figure.subplots()
+        extent = (0.5, n_classes + 0.5, n_classes + 0.5, 0.5)  # classes from 1
+        image = axes.imshow(
+            shares,
+            norm=PowerNorm(0.5, vmin=0, vmax=100),
+            cmap=LinearSegmentedColormap.from_list("shares", theme.shares),
+            interpolation="none",
+            extent=extent,
+        )
+        axes.grid(visible=False)
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("class of the image")
+        if is_named:
+            names = [_short(name) for name in details.class_names]
+            axes.set_xticks(range(1, n_classes + 1), names, rotation=90)
+            axes.set_yticks(range(1, n_classes + 1), names)
+        bar = figure.colorbar(image, shrink=0.85, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
+        bar.set_label("% of the class's images")
+        return figure
+
+    return draw
+
+
+def _shares(details: EvalDetails) -> npt.NDArray[np.float64]:
+    """Percent of each row's images by predicted class; a row without images is 0."""
+    n_classes = len(details.class_names)
+    step = classes_a_cell(n_classes)
+    n_cells = -(-n_classes // step)
+    matrix = np.zeros((n_cells, n_cells), dtype=np.int64)
+    for label, predicted, n in details.confusion:
+        matrix[label // step, predicted // step] += n
+    n_images = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    shares: npt.NDArray[np.float64] = 100 * matrix / n_images
+    return shares
+
+
+def class_gains(gains: Sequence[tuple[str, float]]) -> Draw:
+    """Plots the gain of each class as bars, from class names and points, largest first."""
+    values = [gain for _, gain in gains]
+    is_named = len(gains) <= MOST_NAMED_CLASSES
+
+    def draw(theme: Theme) -> Figure:
+        places = range(len(values))
+        figure = Figure(figsize=(_WIDTH, 1.1 + 0.2 * len(values) if is_named else 2.9))
+        axes = figure.subplots()
+        if is_named:
+            colors = [theme.first if value >= 0 else theme.second for value in values]
+            axes.barh(places, values, color=colors)
+            axes.set_yticks(places, [_short(name) for name, _ in gains])
+            axes.set_ylim(len(gains) - 0.4, -0.6)
+            axes.axvline(0, color=theme.text, linewidth=0.8)
+            axes.set_xlabel("points gained over zero-shot CLIP")
+        else:
+            for color, part in ((theme.first, np.maximum), (theme.second, np.minimum)):
+                axes.fill_between(places, part(values, 0), step="mid", color=color, linewidth=0)
+            axes.axhline(0, color=theme.text, linewidth=0.8)
+            axes.set_xticks([])
+            axes.set_xlabel(f"the {len(values)} classes, by gain")
+            axes.set_ylabel("points gained")
+        return figure
+
+    return draw
+
+
+def predicted_classes(found: UnlabeledResult) -> Draw:
+    """Plots how often the most frequent classes are predicted, beside the teacher's answers."""
+    models = [("model", found.predicted)]
+    if found.teacher_predicted:
+        models.append(("teacher", found.teacher_predicted))
+    counts = [sum(part.get(name, 0) for _, part in models) for name in found.predicted]
+    order = sorted(zip(counts, found.predicted, strict=True), key=lambda entry: -entry[0])
+    names = [name for _, name in order[:MOST_NAMED_CLASSES]]
+
+    def draw(theme: Theme) -> Figure:
+        figure = Figure(figsize=(_WIDTH, 1.1 + 0.24 * len(names)))
+        axes = figure.subplots()
+        height = 0.8 / len(models)
+        for place, ((label, part), color) in enumerate(
+            zip(models, (theme.first, theme.second), strict=False)
+        ):
+            y = [i + (place - (len(models) - 1) / 2) * height for i in range(len(names))]
+            shares = [100 * part.get(name, 0) / found.n_images for name in names]
+            axes.barh(y, shares, height=height, color=color, label=label)
+        axes.set_yticks(range(len(names)), [_short(name) for name in names])
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_xlabel("% of the images")
+        if len(models) > 1:
+            axes.legend(loc="lower right")
+        return figure
+
+    return draw
+
+
+def calibration(models: Mapping[str, EvalDetails]) -> Draw:
+    """Plots accuracy by confidence, and the share of images by confidence.
+
+    Args:
+        models: by label, the run's own first.
+    """
+
+    def draw(theme: Theme) -> Figure:
+        figure = Figure(figsize=(_WIDTH, 4.4))
+        curve, share = figure.subplots(2, sharex=True, height_ratios=[3, 1])
+        curve.plot([0, 100], [0, 100], color=theme.muted, linestyle="--", label="as sure as right")
+        styles = zip((theme.first, theme.second), ("o", "s"), strict=True)
+        for (label, details), (color, marker) in zip(models.items(), styles, strict=False):
+            x = [found.confidence_percent for found in details.bins]
+            n_images = [100 * found.n_images / details.n_images for found in details.bins]
+            accuracies = [found.accuracy_percent for found in details.bins]
+            sizes = [8 + 6 * min(n, 15) for n in n_images]
+            curve.plot(x, accuracies, color=color, linewidth=0.9)
+            curve.scatter(
+                x, accuracies, s=sizes, color=color, marker=marker, label=label, clip_on=False
+            )
+            share.plot(x, n_images, color=color, marker=marker, markersize=3.5)
+        curve.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy, %")
+        curve.legend(loc="upper left")
+        share.set(ylim=(0, None), ylabel="images, %", xlabel="confidence, %")
+        return figure
+
+    return draw
+
+
+def accuracy_against_latency(
+    points: Sequence[SpeedPoint], *, accuracy_name: str, time_name: str
+) -> Draw:
+    """Plots one or more models by time and accuracy, with their Pareto front."""
+    front = pareto_front([(point.ms, point.accuracy) for point in points])
+    named = range(len(points)) if len(points) <= _MOST_LABELS else front
+
+    def draw(theme: Theme) -> Figure:
+        figure = Figure(figsize=(_WIDTH + 0.9, max(3.4, 0.6 + 0.24 * len(named))))
+        axes = figure.subplots()
+        axes.plot(
+            [points[i].ms for i in front],
+            [points[i].accuracy for i in front],
+            color=theme.muted,
+            linestyle="--",
+            linewidth=1.2,
+            drawstyle="steps-post",
+            label="Pareto front",
+        )
+        styles = {
+            "model": ("in PyTorch", theme.first, "o"),
+            "file": ("exported file", theme.second, "s"),
+            "engine": ("engine", theme.third, "^"),
+        }
+        for kind, (label, color, marker) in styles.items():
+            mine = [point for point in points if point.kind == kind]
+            x, y = [point.ms for point in mine], [point.accuracy for point in mine]
+            if mine:
+                axes.scatter(x, y, s=42, color=color, marker=marker, label=label, zorder=3)
+        # Wide enough for a tick, even for a single point
+        low, high = (f(point.ms for point in points) for f in (min, max))
+        axes.set(xlabel=time_name, ylabel=accuracy_name, xscale="log", xlim=(low / 1.6, high * 1.6))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4)
+        _name_points(axes, [points[i] for i in named], theme)
+        return figure
+
+    return draw
+
+
+def _name_points(axes: Any, points: Sequence[SpeedPoint], theme: Theme) -> None:
+    """Writes names in a column right of the plot, each with a line to its point."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    ends = [tuple(to_axes.transform((point.ms, point.accuracy))) for point in points]
+    for point, place in zip(points, _places_of_names(ends), strict=True):
+        axes.annotate(
+            _short(point.label, 30),
+            xy=(point.ms, point.accuracy),
+            xytext=place,
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8.5,
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": theme.muted,
+                "linewidth": 0.6,
+                "relpos": (0, 0.5),
+            },
+        )
+
+
+def _places_of_names(ends: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Places in a column right of the axes for names whose lines begin at `ends`.
+
+    All are shares of the axes. Two names are swapped while that shortens their lines together:
+    the shortest lines do not cross.
+    """
+    n = len(ends)
+    column = [(1.05, 0.97 - 0.94 * i / (n - 1) if n > 1 else 0.5) for i in range(n)]
+    order = sorted(range(n), key=lambda i: -ends[i][1])
+    places = [place for _, place in sorted(zip(order, column, strict=True))]
+    is_settled = False
+    while not is_settled:
+        is_settled = True
+        for i, j in combinations(range(n), 2):
+            now = math.dist(ends[i], places[i]) + math.dist(ends[j], places[j])
+            then = math.dist(ends[i], places[j]) + math.dist(ends[j], places[i])
+            if then < now - 1e-9:
+                places[i], places[j] = places[j], places[i]
+                is_settled = False
+    return places
+
+
+def _short(name: str, most: int = 24) -> str:
+    """Shortens a name in its middle, as names in a list often begin alike."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2 - 1) :]}"

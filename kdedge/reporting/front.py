@@ -1,0 +1,120 @@
+"""Accuracy against latency: the models that no other beats in both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kdedge.reporting.blocks import Block, Plot, Table
+from kdedge.reporting.figures import SpeedPoint, accuracy_against_latency
+from kdedge.reporting.numbers import figure, percent
+from kdedge.reporting.pareto import pareto_front
+from kdedge.reporting.speed import NamedRow, is_model_alone, model_alone
+from kdedge.speed_results import Accuracy, SpeedRow, accuracy_sets
+
+
+def front_blocks(rows: Sequence[NamedRow], measured: str, name: str) -> list[Block]:
+    """Makes a plot and a table for each set of test images; none if no accuracy is known.
+
+    A set whose models are all among those of a larger plot of the same accuracy is left out.
+
+    Args:
+        rows: measured on one machine.
+        measured: the machine and the measurement, for the caption.
+        name: of the PNG file.
+    """
+    fronts = [_front(rows, images) for images in accuracy_sets([row for _, row in rows])]
+    fronts.sort(key=lambda front: -len(front.points))
+    blocks: list[Block] = []
+    shown: list[_Front] = []
+    for front in fronts:
+        if front.points and not any(front.is_within(other) for other in shown):
+            number = f"-{len(shown) + 1}" if shown else ""
+            blocks += _blocks(front, len(rows), measured, f"{name}{number}")
+            shown.append(front)
+    return blocks
+
+
+@dataclass(frozen=True)
+class _Front:
+    """Models whose accuracies are of the same images.
+
+    Attributes:
+        images: in words.
+        accuracy_name: which accuracy it is.
+        batch: images a call.
+        points: the models.
+        sources: where each accuracy is from, by model.
+    """
+
+    images: str
+    accuracy_name: str
+    batch: int
+    points: list[SpeedPoint]
+    sources: dict[str, str]
+
+    def is_within(self, other: _Front) -> bool:
+        """Whether another plot shows these models too, by the same accuracy."""
+        is_same = self.accuracy_name == other.accuracy_name
+        return is_same and self.sources.keys() <= other.sources.keys()
+
+
+def _front(rows: Sequence[NamedRow], images: Accuracy) -> _Front:
+    """The models at the smallest batch that were measured on these images."""
+    measurements = [found for _, row in rows for found in row.measurements]
+    batch = min((found.batch for found in measurements if is_model_alone(found)), default=1)
+    known_rows = [(label, row, row.accuracy_beside(images)) for label, row in rows]
+    key, accuracy_name = _accuracy_key([known for _, _, known in known_rows if known is not None])
+    points, sources = [], {}
+    for label, row, known in known_rows:
+        found = model_alone(row, batch)
+        accuracy = None if known is None else getattr(known, key)
+        if found is not None and found.doubt is None and known is not None and accuracy is not None:
+            points.append(SpeedPoint(label, _kind(row), found.p50_ms, accuracy))
+            sources[label] = known.source
+    return _Front(images.images_text, accuracy_name, batch, points, sources)
+
+
+def _blocks(front: _Front, n_rows: int, measured: str, name: str) -> list[Block]:
+    points, accuracy_name = front.points, front.accuracy_name
+    time_name = f"ms a call at batch {front.batch}, median"
+    caption = (
+        f"All accuracies are of the same images ({front.images}). The dashed line joins the models"
+        " that no other beats in both."
+    )
+    if len(points) < n_rows:
+        caption += (
+            f" {n_rows - len(points)} of {n_rows} models are left out: their accuracy on these"
+            " images is unknown, or their times are missing or in doubt."
+        )
+    draw = accuracy_against_latency(
+        points, accuracy_name=f"{accuracy_name}, %", time_name=f"{time_name} (log scale)"
+    )
+    title = f"Accuracy against latency: {accuracy_name}"
+    best = set(pareto_front([(point.ms, point.accuracy) for point in points]))
+    cells = [
+        [
+            *(point.label, front.sources[point.label], "yes" if i in best else ""),
+            *(figure(point.ms), percent(point.accuracy)),
+        ]
+        for i, point in sorted(enumerate(points), key=lambda entry: entry[1].ms)
+    ]
+    header = ["model", "accuracy from", "on the front", "ms", "%"]
+    table_caption = f"Times: {time_name}. Accuracies: {accuracy_name}, percent, {front.images}."
+    return [
+        Plot(name, title, draw, f"{caption} {measured}"),
+        Table("The same in figures", header, cells, table_caption, n_text=3),
+    ]
+
+
+def _accuracy_key(known: Sequence[Accuracy]) -> tuple[str, str]:
+    """The accuracy that all models have; exported files have only the one over all names."""
+    if all(accuracy.harmonic_mean is not None for accuracy in known):
+        return "harmonic_mean", "harmonic mean of base and novel"
+    return "all", "accuracy over all names"
+
+
+def _kind(row: SpeedRow) -> str:
+    if row.n_bytes is None:
+        return "model"
+    return "engine" if row.model.endswith(".engine") else "file"

@@ -1,0 +1,192 @@
+"""What there is to report of a run: its records, each whole or left out with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError, safe_open
+
+from kdedge.config.load import LoadedRecipe, load_recipe
+from kdedge.errors import DataError, RecipeError, SetupError
+from kdedge.eval_details import EvalDetails
+from kdedge.files import read_bytes
+from kdedge.records import parse_record
+from kdedge.results import EvalResult, UnlabeledResult, are_same_images
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.headline import newest_speed
+from kdedge.runs.provenance import Provenance
+from kdedge.runs.results import read_details, read_evaluation, read_unlabeled
+from kdedge.runtime.artifact import FILE_NAME, Artifact, load_artifact
+from kdedge.speed_results import SpeedResult, read_speed
+
+_T = TypeVar("_T")
+
+
+class _LogLine(BaseModel):
+    """One line of metrics.jsonl; its other keys are figures, null where one was not finite."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    __pydantic_extra__: dict[str, float | None]
+
+    kind: Literal["epoch"] | None = None
+    epoch: Annotated[int, Field(ge=0, le=10**12)] = 0
+    step: Annotated[int, Field(ge=0, le=10**12)]
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """Figures that a run wrote while it trained, in order.
+
+    Attributes:
+        steps: of single steps: epoch, step, lr, loss and the method's own.
+        epochs: of whole epochs.
+    """
+
+    steps: tuple[Mapping[str, Any], ...] = ()
+    epochs: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """A run's records; empty or None for what there is not.
+
+    Attributes:
+        run: its folder.
+        provenance: what made it.
+        recipe: the resolved recipe.
+        results: accuracies, by model.
+        details: confusions and calibration, by model.
+        unlabeled: what was measured without labels.
+        training: its log.
+        artifact: the newest export.
+        speed: the newest measurement of speed.
+        speed_file: where that is.
+        problems: what is damaged and left out.
+    """
+
+    run: RunFolder
+    provenance: Provenance
+    recipe: LoadedRecipe | None
+    results: Mapping[str, EvalResult]
+    details: Mapping[str, EvalDetails]
+    unlabeled: UnlabeledResult | None
+    training: TrainingLog
+    artifact: Artifact | None
+    speed: SpeedResult | None
+    speed_file: Path | None
+    problems: tuple[str, ...]
+
+    @property
+    def can_evaluate(self) -> bool:
+        """Whether the recipe has test images, as far as is known."""
+        return self.recipe is None or self.recipe.recipe.data.test is not None
+
+    @property
+    def comparable(self) -> Mapping[str, EvalResult]:
+        """The results of the same images as the run's own."""
+        own = self.results.get(self.run.kind)
+        if own is None:
+            return {}
+        return {name: one for name, one in self.results.items() if are_same_images(one, own)}
+
+    @property
+    def _can_judge(self) -> bool:
+        """Whether the recipe has unlabeled images alone."""
+        data = None if self.recipe is None else self.recipe.recipe.data
+        return data is not None and data.test is None and data.unlabeled is not None
+
+    @property
+    def missing(self) -> dict[str, list[str]]:
+        """What the run has no record of, and the command that makes it."""
+        name = str(self.run.path)
+        lacking = {
+            "accuracy": (self.run.kind in self.results or not self.can_evaluate, ["eval", name]),
+            "confusions and calibration": (
+                self.run.kind in self.details or not self.can_evaluate,
+                ["eval", name],
+            ),
+            "agreement and predicted classes": (
+                self.unlabeled is not None or not self._can_judge,
+                ["eval", name],
+            ),
+            "exported files": (
+                self.artifact is not None or self.run.kind != "student",
+                ["export", name, "--onnx", "--int8"],
+            ),
+            "speed": (
+                self.speed is not None or not _has_class_vectors(self.run),
+                ["bench", name],
+            ),
+        }
+        return {what: command for what, (is_there, command) in lacking.items() if not is_there}
+
+
+def _has_class_vectors(run: RunFolder) -> bool:
+    """Whether a run's model stands by itself; one without class vectors, beside another's run."""
+    try:
+        with safe_open(run.class_vectors, framework="numpy") as file:
+            return all(0 not in file.get_slice(key).get_shape() for key in file.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):  # missing or damaged, as bench says
+        return True
+
+
+def gather(run: RunFolder) -> RunRecords:
+    """Reads a run's records; one that is damaged is left out and named.
+
+    Raises:
+        DataError: provenance.json is damaged: without it, it is no run.
+    """
+    problems: list[str] = []
+
+    def read(what: Callable[[], _T], otherwise: _T) -> _T:
+        try:
+            return what()
+        except (DataError, RecipeError, SetupError) as error:  # the last: by a newer kdedge
+            problems.append(str(error))
+            return otherwise
+
+    artifacts = _numbered(run.path / "artifacts", f"*/{FILE_NAME}", lambda path: path.parent.name)
+    speed_file = newest_speed(run)
+    rounds = _numbered(run.path / "rounds", "*/metrics.jsonl", lambda path: path.parent.name)
+    metrics = rounds[-1] if rounds else run.metrics
+    return RunRecords(
+        run=run,
+        provenance=run.read_provenance(),
+        recipe=read(lambda: load_recipe(run.recipe), None),
+        results=read(lambda: read_evaluation(run), {}),
+        details=read(lambda: read_details(run), {}),
+        unlabeled=read(lambda: read_unlabeled(run), None),
+        training=read(lambda: _read_training(metrics), TrainingLog()),
+        artifact=read(lambda: load_artifact(artifacts[-1]), None) if artifacts else None,
+        speed=None if speed_file is None else read(lambda: read_speed(speed_file), None),
+        speed_file=speed_file,
+        problems=tuple(problems),
+    )
+
+
+def _numbered(folder: Path, pattern: str, number: Callable[[Path], str]) -> list[Path]:
+    """Files in the order of their numbers; others are none of kdedge's."""
+    found = [path for path in folder.glob(pattern) if number(path).isdecimal()]
+    return sorted(found, key=lambda path: int(number(path)))
+
+
+def _read_training(path: Path) -> TrainingLog:
+    """Reads metrics.jsonl.
+
+    Raises:
+        DataError: a line is damaged.
+    """
+    if not path.exists():
+        return TrainingLog()
+    # A run that goes on is still writing the text after the last line's end
+    lines = [
+        parse_record(_LogLine, line, where=f"{path}:{number}", remedy="Remove the line.")
+        for number, line in enumerate(read_bytes(path).split(b"\n")[:-1], start=1)
+    ]
+    steps = tuple(line.model_dump(exclude_unset=True) for line in lines if line.kind is None)
+    epochs = tuple(line.model_dump(exclude_unset=True) for line in lines if line.kind == "epoch")
+    return TrainingLog(steps, epochs)

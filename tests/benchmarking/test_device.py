@@ -1,0 +1,273 @@
+"""The device sheet, power and throttling, on machines made of files and a made-up NVML."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kdedge.benchmarking.device import conditions, device_sheet, was_throttled
+from kdedge.benchmarking.power import SampledPower, find_power
+from kdedge.benchmarking.timing import NoPower
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _no_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+
+
+def test_this_machines_sheet_names_processor_versions_and_affinity() -> None:
+    sheet = device_sheet()
+    assert sheet["cpu"]
+    assert sheet["cpu_cores"] == len(sheet["affinity"])
+    assert "numpy" in sheet["versions"]
+    assert "jetson" not in sheet
+
+
+JETSON = {
+    "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 1\nmore\n",
+    "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "schedutil\n",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_min_freq": "729600\n",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq": "1510400\n",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "1510400\n",
+    "sys/class/thermal/thermal_zone0/type": "cpu-thermal\n",
+    "sys/class/thermal/thermal_zone0/temp": "48500\n",
+    "sys/class/hwmon/hwmon1/oc1_event_cnt": "0\n",
+}
+
+
+def test_a_jetsons_sheet_has_board_release_mode_and_clocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "bin" / "nvpmodel"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho 'NV Power Mode: MAXN_SUPER'\necho 2\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
+    root = write(tmp_path / "root", JETSON)
+    jetson = device_sheet(root)["jetson"]
+    assert jetson == {
+        "board": "NVIDIA Jetson Orin Nano Developer Kit",
+        "release": "R36 (release), REVISION: 4.3, GCID: 1",
+        "power_mode": "NV Power Mode: MAXN_SUPER 2",
+        "clocks_are_fixed": False,
+    }
+    assert device_sheet(root)["governor"] == "schedutil"
+
+
+def test_conditions_are_clocks_temperatures_and_counters(tmp_path: Path) -> None:
+    root = write(tmp_path, JETSON)
+    before = conditions(root)
+    assert before["cpu_mhz"] == pytest.approx(1510.4)
+    assert before["celsius"] == {"cpu-thermal": 48.5}
+    assert was_throttled(before, conditions(root)) is False
+    write(root, {"sys/class/hwmon/hwmon1/oc1_event_cnt": "3\n"})
+    after = conditions(root)
+    assert was_throttled(before, after) is True
+    assert was_throttled(after, conditions(root)) is False  # of what was before nobody asks
+
+
+def test_clocks_are_fixed_where_the_lowest_is_the_highest(tmp_path: Path) -> None:
+    clocks = "sys/devices/system/cpu/cpu0/cpufreq/scaling"
+    root = write(tmp_path, JETSON | {f"{clocks}_min_freq": JETSON[f"{clocks}_max_freq"]})
+    assert device_sheet(root)["jetson"]["clocks_are_fixed"] is True
+    for name in ("min", "max"):
+        (root / f"{clocks}_{name}_freq").unlink()
+    assert device_sheet(root)["jetson"]["clocks_are_fixed"] is None
+
+
+def test_a_zone_that_does_not_answer_leaves_the_others_their_temperatures(tmp_path: Path) -> None:
+    root = write(tmp_path, JETSON | {"sys/class/thermal/thermal_zone2/type": "gpu-thermal\n"})
+    write(root, {"sys/class/thermal/thermal_zone2/temp": "51000\n"})
+    off = root / "sys/class/thermal/thermal_zone1"
+    write(off, {"type": "cv0-thermal\n"})
+    (off / "temp").mkdir()  # reading it fails, as where the part is switched off
+    assert conditions(root)["celsius"] == {"cpu-thermal": 48.5, "gpu-thermal": 51.0}
+
+
+def test_where_nothing_counts_nobody_knows(tmp_path: Path) -> None:
+    assert was_throttled(conditions(tmp_path), conditions(tmp_path)) is None
+
+
+def rail(number: int, label: str, millivolts: int, milliamperes: int) -> dict[str, str]:
+    folder = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon4"
+    return {
+        f"{folder}/in{number}_label": f"{label}\n",
+        f"{folder}/in{number}_input": f"{millivolts}\n",
+        f"{folder}/curr{number}_input": f"{milliamperes}\n",
+    }
+
+
+def watts(root: Path) -> float | None:
+    power = find_power(root)
+    with power.during("a"):
+        time.sleep(0.01)
+    return power.watts("a")
+
+
+def test_the_modules_input_rail_is_its_power(tmp_path: Path) -> None:
+    files = rail(1, "VDD_IN", 5000, 2000) | rail(2, "VDD_CPU_GPU_CV", 5000, 900)
+    assert watts(write(tmp_path, files)) == pytest.approx(10.0)
+
+
+def test_without_one_it_is_the_sum_of_all_rails(tmp_path: Path) -> None:
+    files = rail(1, "VDD_GPU_SOC", 20000, 500) | rail(2, "VDD_CPU_CV", 20000, 250)
+    folder = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon4"
+    files[f"{folder}/in7_label"] = "sum of shunt voltages\n"
+    assert watts(write(tmp_path, files)) == pytest.approx(15.0)
+
+
+def test_rails_cover_the_module_and_nvml_the_gpu_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", MadeUpNvml())
+    gpu = find_power(tmp_path)
+    assert (gpu.covers("CPU"), gpu.covers("GPU")) == (False, True)
+    module = find_power(write(tmp_path, rail(1, "VDD_IN", 5000, 2000)))
+    assert (module.covers("CPU"), module.covers("GPU")) == (True, True)
+
+
+def test_a_machine_without_rails_has_no_power(tmp_path: Path) -> None:
+    assert isinstance(find_power(tmp_path), NoPower)
+    assert watts(tmp_path) is None
+
+
+def test_samples_are_kept_by_model_and_averaged_once() -> None:
+    values = iter(range(1, 1000))
+    power = SampledPower(lambda: float(next(values)))
+    with power.during("a"):
+        time.sleep(0.12)
+    with power.during("b"):
+        pass
+    first, second = power.watts("a"), power.watts("b")
+    assert first is not None
+    assert second is not None
+    assert first < second
+    assert power.watts("a") is None
+
+
+def test_a_rail_that_does_not_answer_for_once_costs_its_sample_alone(tmp_path: Path) -> None:
+    root = write(tmp_path, rail(1, "VDD_IN", 5000, 2000))
+    power = find_power(root)
+    (amperes,) = root.rglob("curr1_input")
+    with power.during("a"):
+        time.sleep(0.01)
+        amperes.rename(amperes.with_name("gone"))
+        time.sleep(0.12)
+    assert power.watts("a") == pytest.approx(10.0)
+    with power.during("b"):
+        pass
+    assert power.watts("b") is None
+
+
+class MadeUpNvml(SimpleNamespace):
+    """An NVML with one GPU that draws 200 W and is slowed by its power limit."""
+
+    class NVMLError(Exception):
+        pass
+
+    NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0
+    NVML_PERF_POLICY_POWER, NVML_PERF_POLICY_THERMAL = 0, 1
+    nvmlClocksThrottleReasonSwPowerCap = 4
+    nvmlClocksThrottleReasonSwThermalSlowdown = 32
+    nvmlClocksThrottleReasonHwThermalSlowdown = 64
+    nvmlClocksThrottleReasonHwSlowdown = 8
+
+    def __getattr__(self, name: str) -> Any:
+        answers = {
+            "nvmlDeviceGetCount": 1,
+            "nvmlDeviceGetHandleByIndex": "gpu",
+            "nvmlDeviceGetName": b"NVIDIA H100",
+            "nvmlSystemGetDriverVersion": "570.1",
+            "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=1 << 36),
+            "nvmlDeviceGetMaxClockInfo": 1980,
+            "nvmlDeviceGetClockInfo": 1200,
+            "nvmlDeviceGetTemperature": 61,
+            "nvmlDeviceGetPowerUsage": 200_000,
+            "nvmlDeviceGetCurrentClocksThrottleReasons": 4 | 1,
+            "nvmlInit": None,
+            "nvmlShutdown": None,
+        }
+
+        def answer(*arguments: Any) -> Any:
+            if name not in answers:
+                raise self.NVMLError("not supported")
+            return answers[name]
+
+        return answer
+
+
+def test_a_gpu_is_described_and_its_throttling_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", MadeUpNvml())
+    (gpu,) = device_sheet(tmp_path)["gpus"]
+    assert gpu == {
+        "name": "NVIDIA H100",
+        "driver": "570.1",
+        "memory_bytes": 1 << 36,
+        "highest_sm_mhz": 1980,
+        "power_limit_watts": None,  # this one does not say
+    }
+    now = conditions(tmp_path)
+    (conditions_of_gpu,) = now["gpus"]
+    assert conditions_of_gpu == {
+        "sm_mhz": 1200,
+        "celsius": 61,
+        "throttle_reasons": ["power"],
+        "slowed_ns": None,  # nor does it count
+    }
+    assert was_throttled(now, now) is True
+    assert watts(tmp_path) == pytest.approx(200.0)
+
+
+def test_a_gpus_power_limit_is_in_watts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = MadeUpNvml(nvmlDeviceGetEnforcedPowerLimit=lambda gpu: 700_000)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    assert device_sheet(tmp_path)["gpus"][0]["power_limit_watts"] == 700.0
+
+
+def test_a_gpu_that_was_slowed_and_is_idle_again_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowed = {0: 1000, 1: 50}
+    nvml = MadeUpNvml(
+        nvmlDeviceGetCurrentClocksThrottleReasons=lambda gpu: 1,  # idle
+        nvmlDeviceGetViolationStatus=lambda gpu, policy: SimpleNamespace(
+            violationTime=slowed[policy]
+        ),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    before = conditions(tmp_path)
+    assert was_throttled(before, conditions(tmp_path)) is False
+    slowed[1] += 7
+    assert was_throttled(before, conditions(tmp_path)) is True
+
+
+def test_power_is_of_the_gpu_that_cuda_sees_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws = {"by index 0": 60_000, "by index 2": 300_000, "by name GPU-5f": 250_000}
+    nvml = MadeUpNvml(
+        nvmlDeviceGetHandleByIndex="by index {}".format,
+        nvmlDeviceGetHandleByUUID="by name {}".format,
+        nvmlDeviceGetPowerUsage=draws.__getitem__,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    for visible, expected in {"2,0": 300.0, "GPU-5f": 250.0, "": 60.0}.items():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert watts(tmp_path) == pytest.approx(expected)

@@ -1,0 +1,209 @@
+"""What a bench says of models that run here, on a GPU or not, and where none does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdedge.benchmarking.power import SampledPower
+from kdedge.benchmarking.run import Machine, run_bench
+from kdedge.benchmarking.subject import LoadedSubject, Subject
+from kdedge.benchmarking.timing import Call, Power, TimingPlan
+from kdedge.errors import BackendUnavailable
+from kdedge.runtime.contention import Contention
+from kdedge.speed_results import Inputs
+
+SHORT = TimingPlan(seconds=0.01, n_calls=3, n_rounds=1)
+
+
+def subject(name: str, load: Callable[[], AbstractContextManager[LoadedSubject]]) -> Subject:
+    return Subject(
+        source="tiny",
+        model=name,
+        protocol="cached",
+        precision="fp16",
+        n_parameters=None,
+        n_bytes=1,
+        gmacs_image=None,
+        gmacs_call=0.0,
+        accuracy=None,
+        gate=None,
+        load=load,
+    )
+
+
+@dataclass
+class Instant:
+    """A model that says how long it takes, in ms by batch, and on which device."""
+
+    is_gpu: bool
+    runtime: str = "none"
+    held_bytes: int = 0
+    batches: tuple[int, int | None] = (1, None)
+    inputs: tuple[Inputs, ...] = ("on device",)
+    ms: Callable[[int, Inputs], float] = lambda batch, inputs: 1.0
+
+    n_calls: int = 0
+
+    def call(self, batch: int, inputs: Inputs) -> Call:
+        def run() -> float:
+            self.n_calls += 1
+            return self.ms(batch, inputs)
+
+        return run
+
+
+def absent(message: str) -> Callable[[], AbstractContextManager[Any]]:
+    def load() -> AbstractContextManager[Any]:
+        raise BackendUnavailable(message)
+
+    return load
+
+
+def test_nothing_that_runs_here_is_an_error_and_no_empty_table() -> None:
+    subjects = [
+        subject(name, absent(f"{name} was built for another device."))
+        for name in ("a.engine", "b.engine")
+    ]
+    with pytest.raises(
+        BackendUnavailable, match=r"a\.engine was built for another device"
+    ) as caught:
+        run_bench(
+            subjects, plan=TimingPlan(), batches=[1], n_threads=None, left_out={}, command="bench"
+        )
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("devices", "on_cpu"), [(("GPU",), None), (("CPU", "GPU"), 200.0)], ids=["gpu's", "module's"]
+)
+def test_a_model_on_the_cpu_is_not_given_the_watts_of_a_gpu(
+    devices: tuple[str, ...], on_cpu: float | None
+) -> None:
+    power: Power = SampledPower(lambda: 200.0, devices)
+    machine = Machine(peaks=lambda **_: {}, power=lambda: power)
+    subjects = [
+        subject(name, lambda is_gpu=is_gpu: nullcontext(Instant(is_gpu)))
+        for name, is_gpu in (("cpu", False), ("gpu", True))
+    ]
+    result = run_bench(
+        subjects,
+        plan=SHORT,
+        batches=[1],
+        n_threads=None,
+        left_out={},
+        command="bench",
+        machine=machine,
+    )
+    watts = {row.model: [found.watts for found in row.measurements] for row in result.rows}
+    assert watts == {"cpu": [on_cpu], "gpu": [200.0]}
+
+
+PEAKS = {
+    "CPU": {
+        "gmacs_per_second": {"fp32": {"rate": 10.0, "by": "NumPy"}},
+        "copy_bytes_per_second": 1e9,
+    }
+}
+
+
+def measured(one: Subject, *, peaks: Any = PEAKS, **how: Any) -> Any:
+    """The table of one model on a machine with these peaks."""
+    values = {"plan": SHORT, "batches": [1, 4], "n_threads": None, "left_out": {}, "command": ""}
+    values["machine"] = Machine(peaks=lambda **_: peaks)
+    return run_bench([one], **(values | how))
+
+
+def test_shares_are_of_the_peak_that_counts_and_at_the_batch_that_reaches_most() -> None:
+    # An image file's time is not the model's; FP16 on a CPU computes in float32
+    ms = {(1, "on device"): 1.0, (4, "on device"): 2.0, (1, "image file"): 0.01}
+    model = Instant(
+        is_gpu=False, inputs=("on device", "image file"), ms=lambda batch, inputs: ms[batch, inputs]
+    )
+    one = replace(
+        subject("m", lambda: nullcontext(model)),
+        n_bytes=None,
+        n_parameters=1000,
+        gmacs_image=0.001,
+        gmacs_call=0.001,
+    )
+    (row,) = measured(one).rows
+    # 0.002 GMACs in 1 ms, 4 x 0.00125 in 2 ms; 4000 bytes in 1 ms and in 2 ms
+    assert row.compute_percent == pytest.approx(25.0)
+    assert row.copy_percent == pytest.approx(0.4)
+
+
+def test_a_model_is_left_out_at_batches_that_are_too_large_or_too_slow() -> None:
+    model = Instant(is_gpu=False, batches=(2, 8))
+    one = replace(subject("m", lambda: nullcontext(model)), gmacs_image=10.0)
+    plan = replace(SHORT, call_seconds=5.0)
+    result = measured(one, plan=plan, batches=[1, 2, 8, 9])
+    assert [found.batch for found in result.rows[0].measurements] == [2]
+    assert result.left_out == {
+        "m, batch 1": "it takes 2 to 8 images a call",
+        "m, batch 8": "a call would take at least 8 s",
+        "m, batch 9": "it takes 2 to 8 images a call",
+    }
+    unknown = measured(one, peaks={}, plan=plan, batches=[8])
+    assert [found.batch for found in unknown.rows[0].measurements] == [8]
+
+
+def test_memory_is_what_loading_added_above_what_was_held() -> None:
+    n_bytes = 128 << 20
+
+    @contextmanager
+    def load() -> Iterator[LoadedSubject]:
+        np.ones(n_bytes, np.uint8)  # given back at once: the peak counts
+        yield Instant(is_gpu=False, held_bytes=1 << 40)
+
+    (row,) = measured(subject("m", load)).rows
+    if row.memory_bytes is None:
+        pytest.skip("this system does not forget an earlier peak")
+    # The system counts resident pages in batches, for each thread
+    assert n_bytes - (1 << 20) <= row.memory_bytes - (1 << 40) < n_bytes + (32 << 20)
+
+
+def test_a_slow_call_is_left_out_with_the_least_that_it_takes() -> None:
+    """A text encoder's work is that of a call, whatever the batch."""
+    peaks = {"CPU": {"gmacs_per_second": {"fp32": {"rate": 1e-3, "by": "a snail"}}}}
+    models = [Instant(is_gpu=False), Instant(is_gpu=False)]
+    subjects = [
+        replace(
+            subject(name, lambda model=model: nullcontext(model)), gmacs_image=0.001, gmacs_call=w
+        )
+        for name, w, model in (("CoOp, cached", 0.0, models[0]), ("CoOp, paper", 0.1, models[1]))
+    ]
+    result = run_bench(
+        subjects,
+        plan=replace(SHORT, call_seconds=10),
+        batches=[1],
+        n_threads=None,
+        left_out={},
+        command="bench",
+        machine=Machine(peaks=lambda **_: peaks),
+    )
+    assert (models[0].n_calls > 0, models[1].n_calls) == (True, 0)  # not even while it is loaded
+    assert result.rows[1].memory_bytes is None
+    slow = f"{subjects[1].label}, batch 1"
+    assert result.left_out == {slow: "a call would take at least 101 s"}
+    assert [len(row.measurements) for row in result.rows] == [1, 0]
+
+
+def test_what_others_do_is_watched_and_a_quiet_machine_waited_for_before_each_turn() -> None:
+    """A GPU computes on where other processes have the cores."""
+    waits: list[None] = []
+    machine = Machine(
+        peaks=lambda **_: {},
+        watch=lambda: lambda: Contention(1.0, 2, 1.0, 0),
+        wait=lambda: waits.append(None),
+    )
+    for is_gpu, expected in ((False, 50.0), (True, None)):
+        one = subject("m", lambda is_gpu=is_gpu: nullcontext(Instant(is_gpu)))
+        (row,) = measured(one, machine=machine, batches=[1]).rows
+        assert [found.others_percent for found in row.measurements] == [expected]
+    assert len(waits) == 2 * (1 + 3)  # before the peaks, then on device, copied, image file

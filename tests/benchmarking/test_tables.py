@@ -1,0 +1,276 @@
+"""The measured table as text."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kdedge.benchmarking.tables import as_csv, as_markdown, fitted, make_grids, notes
+from kdedge.speed_results import Accuracy
+
+Make = Callable[..., Any]
+
+
+def grid(result: Any, start: str) -> list[list[str]]:
+    return next(g.rows for g in make_grids(result) if g.title.startswith(start))
+
+
+def test_gflops_are_twice_the_gmacs_and_class_texts_are_counted_with_the_call(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    paper = make_row("CoOp", make_measurement(), protocol="paper", gmacs_call=1183.0)
+    (cells,) = grid(make_result(paper), "Work of one image")
+    assert cells[:3] == ["CoOp, paper", "1,200", "2,401"]
+    assert paper.gmacs(100) == 17.5 + 11.83
+
+
+def test_the_first_table_has_a_line_a_model(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    row = make_row("CLIP", make_measurement(1, 10.0), make_measurement(8, 40.0))
+    unknown = make_row("m.onnx", accuracy=None, gmacs_image=None)
+    first = make_grids(make_result(row, unknown))[0]
+    assert first.rows == [
+        ["CLIP", "35.0", "10.0", "200", "1.00", "55.50"],
+        ["m.onnx", "-", "-", "-", "-", "-"],
+    ]
+
+
+def test_accuracies_in_one_column_are_of_the_same_images(make_row: Make, make_result: Make) -> None:
+    whole = Accuracy(None, None, None, 42.05, None, "line3/02", 2000, "all")
+    some = Accuracy(None, None, None, 40.8, 100.0, "500 of 2000 images", 500, "some")
+    result = make_result(
+        make_row("CLIP", accuracy=replace(whole, all=30.0)),
+        make_row("PromptKD", accuracy=whole, on_compared=some),
+        make_row("m.onnx", accuracy=some),
+    )
+    first = make_grids(result)[0]
+    assert first.header[-2:] == ["acc.", "acc. 500"]
+    assert "acc.: 2,000 images; acc. 500: 500 images" in first.title
+    assert [cells[-2:] for cells in first.rows] == [
+        ["30.00", "-"],
+        ["42.05", "40.80"],
+        ["-", "40.80"],
+    ]
+    assert [cells[0] for cells in grid(result, "Accuracy, top-1 in percent, on 500")] == [
+        "PromptKD",
+        "m.onnx",
+    ]
+
+
+def test_files_of_an_older_record_stand_in_a_column_of_their_own(
+    make_row: Make, make_result: Make
+) -> None:
+    file = Accuracy(None, None, None, 40.8, 100.0, "500 of 2000 images of data.test")
+    first = make_grids(make_result(make_row("CLIP"), make_row("m.onnx", accuracy=file)))[0]
+    assert [cells[-2:] for cells in first.rows] == [["55.50", "-"], ["-", "40.80"]]
+
+
+def test_what_is_not_known_is_a_dash(make_row: Make, make_result: Make) -> None:
+    row = make_row(n_parameters=None, gmacs_image=None, memory_bytes=None, compute_percent=None)
+    assert grid(make_result(row), "Size")[0][1:] == ["-"] * 3
+    assert grid(make_result(row), "Work")[0][1:4] == ["-"] * 3
+
+
+def test_a_files_size_is_in_megabytes_and_memory_in_mebibytes(
+    make_row: Make, make_result: Make
+) -> None:
+    row = make_row("m.onnx", n_bytes=3_500_000)
+    assert grid(make_result(row), "Size") == [["m.onnx", "86.0", "3.5", "500"]]
+
+
+def test_what_was_measured_on_is_said_with_its_peaks_in_operations(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    line = notes(make_result(make_row("CLIP", make_measurement())))[0]
+    assert line == (
+        "Measured on A CPU, 2 cores, 2 threads; PyTorch 2.13.0. Peaks: CPU fp32 180 GOPS (NumPy 2)."
+    )
+
+
+def test_how_threads_wait_is_said(make_row: Make, make_result: Make) -> None:
+    for spin, words in ((True, "which spin for a short time"), (False, "which sleep")):
+        device = {"cpu": "A CPU", "cpu_cores": 2, "threads_spin": spin}
+        line = notes(make_result(make_row(), device=device))[0]
+        assert f"2 threads, {words} while they wait" in line
+
+
+def test_models_with_few_calls_are_named(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    slow = make_row("CoCoOp", make_measurement(n_calls=3))
+    text = "\n".join(notes(make_result(make_row("CLIP", make_measurement()), slow)))
+    assert "Fewer than 20 calls, as they are slow: CoCoOp." in text
+
+
+def test_latency_and_fps_are_of_the_batches_asked_for(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    row = make_row("CLIP", make_measurement(1, 10.0), make_measurement(8, 40.0))
+    other = make_row("CoOp", make_measurement(1, 20.0))
+    result = make_result(row, other)
+    assert grid(result, "Latency, ms a call of batch 1")[0] == ["CLIP", "10.0", "11.0", "12.0"]
+    assert grid(result, "Times as fast as CLIP")[0] == ["CLIP", "1.00", "0.95", "1.05", "1.0"]
+    assert grid(result, "FPS") == [["CLIP", "100", "200"], ["CoOp", "50.0", "-"]]
+
+
+def test_copied_inputs_are_a_table_of_their_own(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    engine = make_row(
+        "m.engine", make_measurement(1, 1.0), make_measurement(1, 1.5, inputs="copied")
+    )
+    titles = [g.title for g in make_grids(make_result(engine))]
+    assert any("images copied to the device and answers back" in title for title in titles)
+
+
+DOUBTS = [
+    ({"others_percent": 55.0}, "other processes kept 55 % of the cores busy"),
+    ({"preempted_per_second": 140.0}, "it lost its cores 140 times a second"),
+    ({"p90_ms": 35.0}, "a tenth of its calls took 3.5 times the median or longer"),
+]
+
+
+@pytest.mark.parametrize(("what", "why"), DOUBTS)
+def test_a_time_in_doubt_is_marked_in_its_row_and_not_ranked(
+    make_row: Make, make_result: Make, make_measurement: Make, what: dict[str, float], why: str
+) -> None:
+    quiet = {"others_percent": 9.0, "preempted_per_second": 15.0, "p90_ms": 19.0}
+    steady = make_row("CLIP", make_measurement(**quiet))
+    busy = make_row("m.onnx", make_measurement(ratio=77.58, **(quiet | what)))
+    result = make_result(steady, busy)
+    assert [cells[2:5] for cells in make_grids(result)[0].rows] == [
+        ["10.0", "100", "1.00"],
+        ["10.0!", "100", "-"],
+    ]
+    assert grid(result, "Times") == [
+        ["CLIP", "1.00", "0.95", "1.05", "1.0"],
+        ["m.onnx", "-", "-", "-", "1.0!"],
+    ]
+    assert "77.58" not in as_markdown(result)
+    text = "\n".join(notes(result))
+    assert (
+        f"! 1 of 2 times are in doubt, and no ratio is given to or of them (m.onnx, batch 1: {why})"
+        in text
+    )
+    assert "doubt" not in "\n".join(notes(make_result(steady)))
+    assert next(csv.DictReader(io.StringIO(as_csv(make_result(busy)))))["doubt"] == why
+
+
+def test_nothing_is_ranked_against_a_baseline_in_doubt(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    busy = {"others_percent": 55.0}
+    first = make_row("CLIP", make_measurement(1, **busy), make_measurement(8))
+    other = make_row("m.onnx", make_measurement(1, ratio=766.0), make_measurement(8))
+    result = make_result(first, other)
+    assert grid(result, "Times")[1] == ["m.onnx", "-", "-", "-", "1.0"]
+    assert [result.has_rank(found) for found in other.measurements] == [False, True]
+
+
+def test_a_share_that_cannot_be_is_said(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    possible = make_row("CLIP", make_measurement(), compute_percent=99.0)
+    busy = make_row("m.onnx", make_measurement(), compute_percent=196.0)
+    small = make_row("s.onnx", make_measurement(), copy_percent=557.0)
+    text = "\n".join(notes(make_result(possible, busy, small)))
+    assert "! Shares of the product above 100 %" in text
+    assert "Shares of the copy above 100 %" in text
+    assert "Shares" not in "\n".join(notes(make_result(possible)))
+
+
+def test_tf32_is_no_busy_machine(make_row: Make, make_result: Make, make_measurement: Make) -> None:
+    engine = {"device": "GPU", "runtime": "tensorrt 10.3.0", "compute_percent": 196.0}
+    text = "\n".join(notes(make_result(make_row("e", make_measurement(), **engine))))
+    assert "multiply float32 in TF32" in text
+    assert "quiet machine" not in text
+    in_half = make_row("e", make_measurement(), **engine, precision="fp16")
+    text = "\n".join(notes(make_result(in_half)))
+    assert "quiet machine" in text
+    assert "TF32" not in text
+
+
+def test_throttling_failures_and_what_is_left_out_are_said(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    row = make_row("m.engine", make_measurement(), problem="the GPU has gone", gate="missed")
+    device = {"cpu": "A CPU", "cpu_cores": 2, "throttled": True}
+    text = "\n".join(notes(make_result(row, device=device, left_out={"teacher": "it is gone"})))
+    assert "slowed itself down meanwhile" in text
+    assert "m.engine ended early: the GPU has gone" in text
+    assert "Missed its gate at export: m.engine" in text
+    assert "Left out: teacher: it is gone" in text
+
+
+def width(rows: Sequence[Sequence[str]]) -> int:
+    """Of a table on a terminal, whose columns stand two spaces apart."""
+    columns = list(zip(*rows, strict=True))
+    return sum(max(map(len, column)) for column in columns) + 2 * (len(columns) - 1)
+
+
+def test_sixty_columns_are_enough(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    wide = {"cv_percent": 12.3, "ratio": 12.34, "ratio_low": 11.11, "ratio_high": 13.33}
+    rows = [
+        make_row("Zero-shot CLIP", make_measurement(1, 123.4)),
+        make_row("model.int8-cpu.onnx", make_measurement(1, 0.123, **wide), n_bytes=92_000_000),
+    ]
+    for one in make_grids(make_result(*rows)):
+        assert width([one.header, *one.rows]) <= 60, one.title
+
+
+def test_names_too_long_for_a_terminal_go_on_below(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    names = ["model.int8.trt10.3.0.orin.sm87.engine", "teacher, Zero-shot CLIP", "CLIP"]
+    rows = [make_row(name, make_measurement(1, 12_345.6), gmacs_image=1118.0) for name in names]
+    for grid in make_grids(make_result(*rows))[:-1]:
+        shown = fitted(grid, 60)
+        assert width([grid.header, *shown]) <= 60, grid.title
+        told = "".join(cells[0] for cells in shown)
+        assert told.replace(" ", "") == "".join(names).replace(" ", "")
+        assert [cells[1:] for cells in shown if any(cells[1:])] == [c[1:] for c in grid.rows]
+
+
+def test_markdown_escapes_what_would_end_a_cell(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    text = as_markdown(make_result(make_row("a|b", make_measurement())))
+    assert "| a\\|b | 86.0 |" in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.endswith("|") for line in lines)
+
+
+def test_csv_has_a_line_for_each_measurement_and_for_a_model_without_one(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    rows = [
+        make_row("CoOp", make_measurement(1), make_measurement(8), gmacs_call=80.0),
+        make_row("m.engine", problem="built for another GPU"),
+    ]
+    lines = list(csv.DictReader(io.StringIO(as_csv(make_result(*rows)))))
+    assert [(line["model"], line["batch"]) for line in lines] == [
+        *(("CoOp", "1"), ("CoOp", "8"), ("m.engine", "")),
+    ]
+    assert [float(line["gmacs"]) for line in lines[:2]] == [97.5, 27.5]
+    assert [float(line["gflops"]) for line in lines[:2]] == [195.0, 55.0]
+    assert lines[2]["problem"] == "built for another GPU"
+    assert lines[0]["harmonic_mean"] == "64.77"
+
+
+def test_the_papers_table_is_beside_ours(make_row: Make, make_result: Make) -> None:
+    assert grid(make_result(make_row()), "Published")[-1] == ["PromptKD", "42.5", "1710", "83.73"]
+
+
+def test_rows_of_several_runs_name_their_recipe(
+    make_row: Make, make_result: Make, make_measurement: Make
+) -> None:
+    rows = [make_row("CLIP", make_measurement()), make_row("CLIP", make_measurement(), source="b")]
+    assert [cells[0] for cells in grid(make_result(*rows), "FPS")] == ["line3: CLIP", "b: CLIP"]

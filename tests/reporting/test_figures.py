@@ -1,0 +1,125 @@
+"""What is drawn, against slow, obvious versions."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import tracemalloc
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdedge.eval_details import CalibrationBin, EvalDetails
+from kdedge.reporting import figures
+from kdedge.reporting.plots import LIGHT, Draw, render
+from kdedge.reporting.records import TrainingLog
+
+
+def drawn_shares(draw: Draw) -> np.ndarray:
+    return np.asarray(draw(LIGHT).axes[0].images[0].get_array())
+
+
+def test_rows_of_a_drawn_matrix_add_up_to_100_percent() -> None:
+    matrix = np.random.default_rng(0).integers(0, 5, (403, 403))
+    matrix[:3] = 0
+    shares = drawn_shares(figures.confusion(_details(matrix)))
+    step = figures.classes_a_cell(403)
+    assert (step, shares.shape) == (3, (135, 135))
+    for i, j in ((0, 0), (5, 7), (134, 134)):
+        rows = matrix[step * i : step * (i + 1)]
+        expected = rows[:, step * j : step * (j + 1)].sum() / max(rows.sum(), 1)
+        assert shares[i, j] == pytest.approx(100 * expected)
+    assert shares[0].sum() == 0
+    np.testing.assert_allclose(shares[1:].sum(axis=1), 100)
+
+
+def _details(matrix: np.ndarray) -> EvalDetails:
+    confusion = tuple((int(i), int(j), int(matrix[i, j])) for i, j in np.argwhere(matrix))
+    names = tuple(f"class {number}" for number in range(len(matrix)))
+    return EvalDetails(names, int(matrix.sum()), confusion, ())
+
+
+def test_ten_thousand_classes_need_no_matrix_of_all_their_pairs() -> None:
+    names = tuple(f"class {number}" for number in range(10_000))
+    details = EvalDetails(names, 2, ((0, 9_999, 1), (9_999, 9_999, 1)), ())
+    tracemalloc.start()
+    draw = figures.confusion(details)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    shares = drawn_shares(draw)
+    assert (shares[0, -1], shares[-1, -1]) == (100, 100)
+    assert peak_bytes < 2 << 20  # where all pairs take 763 MiB
+
+
+def front(points: list[tuple[float, float]]) -> Any:
+    """The axes of models with a time and an accuracy each."""
+    models = [figures.SpeedPoint(f"model {i}", "file", *point) for i, point in enumerate(points)]
+    draw = figures.accuracy_against_latency(models, accuracy_name="%", time_name="ms")
+    return draw(LIGHT).axes[0]
+
+
+def test_lines_from_points_to_names_do_not_cross() -> None:
+    rng = random.Random(0)
+    for n in (1, 2, 7, 16):
+        axes = front(
+            [(10 ** rng.random(), rng.choice([20, 50, 100 * rng.random()])) for _ in range(n)]
+        )
+        to_axes = axes.transData + axes.transAxes.inverted()
+        pairs = [(tuple(to_axes.transform(name.xy)), name.xyann) for name in axes.texts]
+        assert len({place for _, place in pairs}) == n
+        for (a, b), (c, d) in itertools.combinations(pairs, 2):
+            assert not _cross(a, b, c, d)
+
+
+def _cross(a: tuple, b: tuple, c: tuple, d: tuple) -> bool:
+    def side(p: tuple, q: tuple, r: tuple) -> float:
+        return (q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0])
+
+    return side(a, b, c) * side(a, b, d) < -1e-12 and side(c, d, a) * side(c, d, b) < -1e-12
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.004, 0.0095), (1.25, 3.2), (0.6, 1600.0)])
+def test_a_time_axis_always_has_ticks(low: float, high: float) -> None:
+    axes = front([(1.6 * low, 50.0), (high / 1.6, 60.0)])
+    ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert ticks
+
+
+def test_a_point_of_an_epoch_is_the_mean_of_its_own_steps() -> None:
+    shares = ((2, 1), (4, 3), (6, 7), (8, None), (10, 9))
+    steps = tuple({"step": step, "teacher_agreement_percent": share} for step, share in shares)
+    log = TrainingLog(steps, ({"step": 4}, {"step": 8}, {"step": 9}))
+    _, panel, _ = figures.training_curves(log)(LIGHT).axes
+    means = {line.get_label(): line.get_xydata() for line in panel.lines}["epochs"]
+    # Step 10 is of an epoch that goes on
+    np.testing.assert_equal(means, [[4, 2.0], [8, 7.0], [9, np.nan]])
+
+
+def test_a_calibration_curve_is_accuracy_over_confidence_with_the_share_of_images() -> None:
+    bins = (CalibrationBin(1, 20.0, 30.0), CalibrationBin(3, 90.0, 70.0))
+    details = EvalDetails(("a", "b"), 4, ((0, 0, 4),), bins)
+    curve, share = figures.calibration({"student": details})(LIGHT).axes
+    assert curve.lines[1].get_xydata().tolist() == [[20.0, 30.0], [90.0, 70.0]]
+    assert share.lines[0].get_xydata().tolist() == [[20.0, 25.0], [90.0, 75.0]]
+
+
+def test_names_are_no_formulas_and_need_no_letters_of_the_font() -> None:
+    names = ("$\\frac{", "a $x$ b", "狐" * 60, "\\$")
+    details = EvalDetails(names, 4, tuple((i, i, 1) for i in range(4)), ())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture = render(figures.confusion(details))
+    assert picture.png.startswith(b"\x89PNG")
+
+
+def test_settings_of_matplotlib_stay_as_they_were() -> None:
+    import matplotlib as mpl
+
+    with mpl.rc_context({"font.size": 33, "text.parse_math": True}):
+        before = dict(mpl.rcParams)
+        details = EvalDetails(("a",), 1, ((0, 0, 1),), ())
+        first = render(figures.confusion(details))
+        assert dict(mpl.rcParams) == before
+    assert first == render(figures.confusion(details))

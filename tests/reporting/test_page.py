@@ -1,0 +1,311 @@
+"""What a page says, and that it is safe and whole by itself."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdedge.reporting.chapters import make_chapters
+from kdedge.reporting.records import gather
+from kdedge.reporting.write import Report, write_report
+from kdedge.runs.folder import RunFolder
+
+MakeRun = Callable[..., RunFolder]
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page, as a browser takes them.
+
+    Attributes:
+        tags: names of all elements.
+        sources: what is loaded or linked to.
+        text: all that is read, without styles.
+    """
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.attributes: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [key for key, _ in attrs]
+        self.sources += [value or "" for key, value in attrs if key in ("src", "srcset", "href")]
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] != ["style"]:
+            self.text += data
+
+
+def said(*runs: RunFolder) -> str:
+    """All that a report of these runs would say, without drawing it."""
+    return repr(make_chapters([gather(run) for run in runs]))
+
+
+def plots(*runs: RunFolder) -> list[str]:
+    """Names of the pictures that it would have."""
+    return re.findall(r"Plot\(name='([^']+)'", said(*runs))
+
+
+@pytest.fixture(scope="module")
+def page(whole_report: Report) -> Page:
+    """The page about a run with all records."""
+    return Page(whole_report.page.read_text(encoding="utf-8"))
+
+
+def pictures(page: Page) -> list[str]:
+    """The page's SVG pictures."""
+    start = "data:image/svg+xml;base64,"
+    found = [source for source in page.sources if source.startswith(start)]
+    return [base64.b64decode(source.removeprefix(start)).decode() for source in found]
+
+
+def test_everything_of_a_run_is_there(whole_report: Report, page: Page) -> None:
+    folder = whole_report.folder
+    assert folder.parts[-2:] == ("report", "01")
+    names = ["accuracy-latency", "training", "gains", "confusion", "calibration"]
+    assert list(whole_report.pictures) == [f"{name}.png" for name in names]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["index.html", *whole_report.pictures]
+    )
+    for name in whole_report.pictures:
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    for title in ("What was done", "Training", "Calibration", "Speed", "Provenance"):
+        assert title in page.text
+    assert "adds it to the next report" not in page.text
+
+
+def test_the_first_figures_are_the_runs_own_and_what_it_gained(make_run: MakeRun) -> None:
+    records = gather(make_run(only="eval artifact"))
+    own, plain = (records.results[key] for key in ("student", "zeroshot"))
+    (chapter,) = make_chapters([records])
+    assert own.all != plain.all
+    assert chapter.figures == [
+        ("accuracy", f"{own.all:.2f} %", f"{own.all - plain.all:+.2f} points over zero-shot"),
+        ("calibration error", f"{own.ece_percent:.2f} %", "15 bins, all names"),
+        ("agreement of i8.onnx", "95.00 %", "2 MB, gate not measured"),
+    ]
+
+
+def test_a_page_loads_nothing_and_runs_nothing(page: Page) -> None:
+    assert "script" not in page.tags
+    assert not [key for key in page.attributes if key.startswith("on")]
+    for source in page.sources:
+        assert source.startswith(("data:image/", "#"))
+    for picture in pictures(page):
+        assert "<script" not in picture
+        tree = ET.fromstring(picture)
+        links = [v for e in tree.iter() for k, v in e.attrib.items() if k.endswith("href")]
+        assert all(link.startswith(("#", "data:image/png")) for link in links)
+
+
+def test_class_names_are_shown_as_they_are(whole_report: Report, page: Page) -> None:
+    for name in ("<script>alert(1)</script>", "costs $5 or $6_x^2$", "狐 & Füchse"):
+        assert name in page.text
+    labels = {e.text for picture in pictures(page) for e in ET.fromstring(picture).iter()}
+    assert {"costs $5 or $6_x^2$", "狐 & Füchse"} <= labels  # no formula, no box
+    assert "there is no <GPU> here" in page.text
+    assert "<script>" not in whole_report.page.read_text(encoding="utf-8")
+
+
+def test_the_same_records_give_the_same_bytes(whole_report: Report, tmp_path: Path) -> None:
+    again = write_report([gather(RunFolder.open(whole_report.folder.parents[1]))], tmp_path / "two")
+    for name in ("index.html", *again.pictures):
+        assert (again.folder / name).read_bytes() == (whole_report.folder / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        ("", ["kdedge eval", "kdedge export", "kdedge bench"]),
+        ("eval artifact", ["kdedge bench"]),
+        ("metrics bench", ["kdedge eval", "kdedge export"]),
+    ],
+)
+def test_what_is_not_recorded_is_left_out_with_the_command_that_makes_it(
+    make_run: MakeRun, only: str, expected: list[str]
+) -> None:
+    run = make_run(only=only)
+    found = re.findall(r"No [\w ]+ here: (kdedge \w+)", said(run))
+    assert list(dict.fromkeys(found)) == expected
+    assert ("training" in plots(run)) == ("metrics" in only)
+    assert ("gains" in plots(run)) == ("eval" in only)
+
+
+@pytest.mark.parametrize("program", ["/venv/bin/kdedge", "/venv/lib/kdedge/__main__.py"])
+def test_a_runs_command_is_one_to_type(make_run: MakeRun, program: str) -> None:
+    run = make_run(only="")
+    record = json.loads(run.provenance.read_text(encoding="utf-8"))
+    record["command"] = [program, "distill", "r.yaml"]
+    run.provenance.write_text(json.dumps(record), encoding="utf-8")
+    assert "text='kdedge distill r.yaml'" in said(run)
+
+
+def test_a_run_evaluated_before_details_were_kept_has_its_accuracies(make_run: MakeRun) -> None:
+    run = make_run()
+    run.evaluation_details.unlink()
+    assert "Top-1 accuracy" in said(run)
+    assert "No confusions and calibration here: kdedge eval" in said(run)
+    assert plots(run) == ["accuracy-latency", "training", "gains"]
+
+
+def test_accuracies_on_other_test_images_are_not_in_one_table(make_run: MakeRun) -> None:
+    run, other = make_run(), make_run(only="eval")
+    found = json.loads(other.evaluation.read_text(encoding="utf-8"))
+    for result in found.values():
+        result["images_hash"] = "of others"
+    other.evaluation.write_text(json.dumps(found), encoding="utf-8")
+    own = json.loads(run.evaluation.read_text(encoding="utf-8"))
+    own["student"]["images_hash"] = own["zeroshot"]["images_hash"] = "of these"
+    run.evaluation.write_text(json.dumps(own), encoding="utf-8")
+    comparison = make_chapters([gather(run), gather(other)])[0]
+    tables = comparison.sections[0].blocks
+    assert [len(table.rows) for table in tables] == [2, 2]
+
+
+def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None:
+    run = make_run()
+    assert make_chapters([gather(run)])[0].headline is None  # an older run
+    found = json.loads(run.evaluation.read_text(encoding="utf-8"))
+    found["teacher"] = {**found["student"], "all": 80.0}
+    found["student"]["all"] = 40.0
+    run.evaluation.write_text(json.dumps(found), encoding="utf-8")
+    record = json.loads(run.provenance.read_text(encoding="utf-8"))
+    record["summary"] = {"gmacs": 0.5, "teacher_gmacs": 43.0}
+    run.provenance.write_text(json.dumps(record), encoding="utf-8")
+    speed = json.loads((run.path / "bench/01.json").read_text(encoding="utf-8"))
+    speed["rows"][1]["gate"] = "passed"
+    (run.path / "bench/01.json").write_text(json.dumps(speed), encoding="utf-8")
+    headline = "student keeps 50 % of the teacher, 86x fewer operations, 1 ms"
+    assert make_chapters([gather(run)])[0].headline == headline
+    assert headline in said(run)
+    found["teacher"]["n_images"] += 1  # other images are not compared
+    run.evaluation.write_text(json.dumps(found), encoding="utf-8")
+    assert make_chapters([gather(run)])[0].headline == (
+        "student needs 86x fewer operations than its teacher, 1 ms"
+    )
+
+
+def test_without_test_images_there_is_nothing_to_evaluate(make_run: MakeRun) -> None:
+    run = make_run(only="artifact")
+    text = run.recipe.read_text(encoding="utf-8")
+    run.recipe.write_text(re.sub(r", test: \{.*?\}", "", text), encoding="utf-8")
+    assert "The recipe has no test images" in said(run)
+    assert list(gather(run).missing) == ["agreement and predicted classes", "speed"]
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("eval.json", "eval_details.json", "metrics.jsonl", "recipe.yaml"),
+        *("bench/01.json", "artifacts/01/artifact.json"),
+    ],
+)
+def test_a_damaged_record_costs_its_part_and_nothing_else(make_run: MakeRun, file: str) -> None:
+    run = make_run()
+    path = run.path / file
+    path.write_text(path.read_text(encoding="utf-8")[5:], encoding="utf-8")
+    (problem,) = gather(run).problems
+    assert str(path) in problem
+    assert said(run).count("Left out, as it is damaged") == 1
+    assert len(plots(run)) >= 3
+
+
+def test_a_line_that_is_being_written_is_not_damage(make_run: MakeRun) -> None:
+    run = make_run(only="metrics")
+    text = run.metrics.read_text(encoding="utf-8")
+    run.metrics.write_text(text + '{"epoch": 2, "st', encoding="utf-8")
+    records = gather(run)
+    assert records.problems == ()
+    assert [step["step"] for step in records.training.steps] == [20, 40, 60, 80, 100]
+
+
+def test_worst_images_are_small_pictures_in_the_page(page: Page) -> None:
+    assert len([source for source in page.sources if source.startswith("data:image/jpeg")]) == 2
+    assert "no picture" in page.text
+    assert "1 of these images are not there any more" in page.text
+    assert "no finite scores" in page.text
+
+
+def test_without_their_folder_worst_images_are_names(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    (tmp_path / "pool").rename(tmp_path / "elsewhere")
+    assert "data:image/jpeg" not in said(run)
+    assert "GalleryImage(image='0.png', picture=None" in said(run)
+    assert re.search(r"No pictures: \S*pool does not exist", said(run))
+
+
+def test_one_class_is_enough(make_run: MakeRun) -> None:
+    run = make_run(["only"], only="eval metrics")
+    write_report([gather(run)])
+    assert plots(run) == ["training", "gains", "confusion", "calibration"]
+    assert "Most frequent confusions" not in said(run)
+
+
+def test_a_thousand_classes_stay_readable(make_run: MakeRun) -> None:
+    run = make_run([f"class {number}" for number in range(1000)], only="eval")
+    written = write_report([gather(run)])
+    page = Page(written.page.read_text(encoding="utf-8"))
+    assert "5 neighboring classes share a row and a column" in page.text
+    assert "The 15 most frequent of" in page.text
+    labels = [e.text for picture in pictures(page) for e in ET.fromstring(picture).iter()]
+    assert not [label for label in labels if label and label.startswith("class 9")]
+    assert written.page.stat().st_size < 2_000_000
+
+
+def test_several_runs_are_compared_first(make_run: MakeRun) -> None:
+    runs = make_run(only="eval bench"), make_run(only="bench"), make_run(only="bench", cpu="B")
+    written = write_report([gather(run) for run in runs])
+    html = written.page.read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.text.index("Comparison") < page.text.index("What was done")
+    assert "tiny/01: student" in page.text
+    assert "tiny/02: i8.onnx" in page.text
+    assert "Measured on another machine, so in its own chapter: tiny/03." in page.text
+    assert {"accuracy-latency.png", "tiny-01-gains.png"} <= set(written.pictures)
+    assert len(set(written.pictures)) == len(written.pictures)
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(set(ids)) == len(ids)
+    assert {source[1:] for source in page.sources if source.startswith("#")} <= set(ids)
+
+
+def test_latencies_are_all_of_one_batch(make_run: MakeRun) -> None:
+    run = make_run()
+    path = run.path / "bench" / "01.json"
+    values = json.loads(path.read_text())
+    first, second = (row["measurements"] for row in values["rows"][:2])
+    first.insert(0, {**first[0], "batch": 8, "p50_ms": 77.7})
+    second[0] |= {"batch": 8, "p50_ms": 88.8}
+    path.write_text(json.dumps(values))
+    (latencies,) = re.findall(
+        r"Table\(title='Latency, images in its memory'.*?caption='.*?'", said(run)
+    )
+    assert "ms a call at batch 1, images in its memory" in latencies
+    assert "'CLIP', '4" in latencies
+    assert "77.7" not in latencies
+    assert "i8.onnx" not in latencies
+
+
+def test_the_newest_numbers_count(make_run: MakeRun) -> None:
+    run = make_run()
+    values: dict[str, Any] = json.loads((run.path / "bench" / "01.json").read_text())
+    for number in (9, 10):
+        values["command"] = f"kdedge bench number{number}"
+        (run.path / "bench" / f"{number:02d}.json").write_text(json.dumps(values))
+    for name in ("mine", "²"):
+        (run.path / "bench" / f"{name}.json").write_text("{")
+    records = gather(run)
+    assert records.speed is not None
+    assert records.speed.command == "kdedge bench number10"
+    assert records.problems == ()

@@ -1,0 +1,69 @@
+"""What made a run, as its report has it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from kdedge.reporting.provenance import done_blocks, files_table
+from kdedge.reporting.records import gather
+from kdedge.runs.folder import RunFolder
+
+
+def test_a_files_row_has_each_figure_in_its_column(make_run: Callable[..., RunFolder]) -> None:
+    artifact = gather(make_run(only="artifact")).artifact
+    assert artifact is not None
+    plain, int8 = artifact.files
+    assert int8.parity is not None
+    parity = replace(
+        int8.parity,
+        n_labeled=40,
+        accuracy_percent=70.0,
+        reference_accuracy_percent=72.5,
+        accuracy_drop=2.5,
+    )
+    table = files_table(replace(artifact, files=(plain, replace(int8, parity=parity))))
+    assert table.header[5:] == ["agreement", "accuracy", "of float32", "drop", "images"]
+    assert table.rows == [
+        ["model.onnx", "fp32", "not measured", "-", "2", "-", "-", "-", "-", "-"],
+        [
+            *("i8.onnx", "int8", "not measured", "onnxruntime 1.24.4 CPU", "2"),
+            *("95.00", "70.00", "72.50", "+2.50", "40"),
+        ],
+    ]
+    assert "Gates: agreement of int8 at least 98 %, drop at most 1 points." in table.caption
+
+
+def facts(run: RunFolder) -> dict[str, str]:
+    block: Any = done_blocks(gather(run))[0]
+    return dict(block.rows)
+
+
+def test_the_first_half_of_the_classes_is_base_and_the_middle_one_too(
+    make_run: Callable[..., RunFolder],
+) -> None:
+    run = make_run(["a", "b", "c", "d", "e"], only="eval")
+    assert facts(run)["classes"] == "5"
+    record = json.loads(run.evaluation.read_text())
+    for found in record.values():
+        found |= {"split": "base-to-novel", "base": 50.0, "novel": 50.0, "harmonic_mean": 50.0}
+    run.evaluation.write_text(json.dumps(record))
+    assert facts(run)["classes"] == "5, the first 3 of them base"
+
+
+def test_a_backbone_is_that_of_the_runs_own_part_of_the_recipe(
+    make_run: Callable[..., RunFolder],
+) -> None:
+    run = make_run(only="")
+    run.recipe.write_text(
+        run.recipe.read_text() + "teacher: {backbone: ViT-L-14, method: promptsrc}\n"
+    )
+    assert facts(run)["backbone"].startswith("ViT-B-16")
+    record = json.loads(run.provenance.read_text())
+    run.provenance.write_text(json.dumps({**record, "kind": "teacher"}))
+    teacher = RunFolder.open(run.path)
+    assert facts(teacher)["backbone"].startswith("ViT-L-14")
+    # Only a student is exported by itself when nothing is said
+    assert "exported files" not in gather(teacher).missing

@@ -1,0 +1,149 @@
+"""Tables of speed and the front, on figures that are easy to tell apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from kdedge.reporting.front import front_blocks
+from kdedge.reporting.speed import named_rows, speed_blocks
+from kdedge.speed_results import Accuracy, Measurement, SpeedResult, SpeedRow
+
+
+def times(batch: int, ms: float, inputs: Any = "on device", **other: Any) -> Measurement:
+    values: dict[str, Any] = {"watts": None, "ratio": 2.0, "ratio_low": 1.5, "ratio_high": 3.0}
+    values |= other
+    speed = 1000 * batch / ms
+    return Measurement(
+        *(batch, inputs, 20, ms, 2 * ms, 3 * ms, ms, 1.0, speed),
+        *(values[key] for key in ("ratio", "ratio_low", "ratio_high", "watts")),
+        (),
+        values.get("others_percent"),
+    )
+
+
+def speed_row(model: str, *measurements: Measurement, **other: Any) -> SpeedRow:
+    values: dict[str, Any] = {
+        "n_bytes": None,
+        "accuracy": Accuracy(60.0, 40.0, 48.0, 55.0, None, "tiny/02"),
+    }
+    return SpeedRow(
+        source="tiny", model=model, protocol="cached", precision="fp32", n_parameters=2_500_000,
+        gmacs_image=1.5, gmacs_call=0.0, gate=None, runtime="onnxruntime 1", device="CPU",
+        memory_bytes=3 << 20, compute_percent=None, copy_percent=None, problem=None,
+        measurements=measurements, **(values | other),
+    )  # fmt: skip
+
+
+def result_of(*rows: SpeedRow) -> SpeedResult:
+    return SpeedResult(
+        command="kdedge bench",
+        measured_at="2026-01-02T03:04:05+00:00",
+        settings={"batches": [1, 8], "threads": None, "n_rounds": 5, "n_calls": 20},
+        device={"cpu": "A CPU", "cpu_cores": 2, "throttled": False},
+        peaks={},
+        baseline="CLIP",
+        rows=rows,
+        left_out={},
+    )
+
+
+def rows_of(blocks: Any, title: str) -> Any:
+    return next(block.rows for block in blocks if block.title.startswith(title))
+
+
+def test_every_figure_has_its_column() -> None:
+    row = speed_row(
+        "m.onnx",
+        times(1, 4.0, watts=10.0),
+        times(8, 16.0),
+        times(1, 40.0, "image file", watts=20.0),
+        n_bytes=7_000_000,
+    )
+    blocks = speed_blocks(result_of(row))
+    assert rows_of(blocks, "Size and work") == [
+        ["m.onnx", "fp32", "onnxruntime 1, CPU", "2.5", "7", "1.5", "3", "3"]
+    ]
+    assert rows_of(blocks, "Latency, images in its memory") == [
+        ["m.onnx", "4", "8", "12.0", "1.0", "2.00", "1.50-3.00", "20"]
+    ]
+    assert rows_of(blocks, "Images a second") == [["m.onnx", "250", "500"]]
+    assert rows_of(blocks, "From file to answer") == [
+        ["m.onnx", "40.0", "80.0", "120", "1.0", "25.0"]
+    ]
+    assert rows_of(blocks, "Power and energy") == [["m.onnx", "1", "10.0", "0.04"]]
+
+
+def compared(percent: float) -> Accuracy:
+    return Accuracy(None, None, None, percent, 99.0, "40 images", 40, "some")
+
+
+def front(*rows: SpeedRow) -> Any:
+    return front_blocks(named_rows(result_of(*rows)), "there", "front")
+
+
+def test_the_front_is_at_the_smallest_batch_and_of_the_accuracy_that_all_have() -> None:
+    trained = speed_row("CLIP", times(1, 4.0), times(8, 5.0))
+    (plot, table) = front(trained)
+    assert plot.title == "Accuracy against latency: harmonic mean of base and novel"
+    assert table.rows == [["CLIP", "tiny/02", "yes", "4", "48.00"]]
+    file = speed_row("m.onnx", times(1, 2.0), accuracy=compared(50.0), n_bytes=9)
+    trained = replace(trained, accuracy=replace(trained.accuracy, n_images=40))
+    unknown = speed_row("n.onnx", times(1, 1.0), accuracy=None, n_bytes=9)
+    late = speed_row("o.onnx", times(8, 1.0), n_bytes=9)
+    plot, table = front(trained, file, unknown, late)
+    assert plot.title == "Accuracy against latency: accuracy over all names"
+    assert "2 of 4 models are left out" in plot.caption
+    assert table.rows == [
+        ["m.onnx", "40 images", "yes", "2", "50.00"],
+        ["CLIP", "tiny/02", "yes", "4", "55.00"],
+    ]
+
+
+def test_accuracies_of_other_images_have_a_plot_of_their_own() -> None:
+    clip = speed_row("CLIP", times(1, 4.0))  # of an older record
+    file = speed_row("m.onnx", times(1, 2.0), accuracy=compared(50.0), n_bytes=9)
+    assert [plot.title for plot in front(clip, file)[::2]] == [
+        "Accuracy against latency: harmonic mean of base and novel",
+        "Accuracy against latency: accuracy over all names",
+    ]
+    own = replace(clip.accuracy, n_images=2000, images_hash="all", source="tiny/02")
+    student = speed_row("PromptKD", times(1, 4.0), accuracy=own, on_compared=compared(50.0))
+    plots = front(student, file)[::2]
+    assert [plot.name for plot in plots] == ["front", "front-2"]
+    assert "the same images (40 images)" in plots[0].caption
+    (_, together), (_, alone) = zip(*[iter(front(student, file))] * 2, strict=True)
+    assert [(cells[0], cells[-1]) for cells in together.rows] == [
+        ("m.onnx", "50.00"),
+        ("PromptKD", "50.00"),
+    ]
+    assert [(cells[0], cells[-1]) for cells in alone.rows] == [("PromptKD", "48.00")]
+
+
+def test_models_files_and_engines_have_marks_of_their_own() -> None:
+    from kdedge.reporting.plots import LIGHT
+
+    rows = [
+        speed_row("CLIP", times(1, 4.0)),
+        speed_row("m.onnx", times(1, 2.0), n_bytes=9),
+        speed_row("m.engine", times(1, 1.0), n_bytes=9),
+    ]
+    plot, _ = front(*rows)
+    (axes,) = plot.draw(LIGHT).axes
+    marks = {mark.get_label(): mark.get_offsets()[:, 0].tolist() for mark in axes.collections}
+    assert marks == {"in PyTorch": [4.0], "exported file": [2.0], "engine": [1.0]}
+
+
+def test_a_time_in_doubt_is_on_no_front_and_has_no_ratio() -> None:
+    busy = speed_row("m.onnx", times(1, 2.0, others_percent=60.0), n_bytes=9)
+    known = speed_row("CLIP", times(1, 4.0))
+    plot, table = front(known, busy)
+    assert [cells[0] for cells in table.rows] == ["CLIP"]
+    assert "1 of 2 models are left out" in plot.caption
+    *tables, note = speed_blocks(result_of(known, busy))
+    latencies = rows_of(tables, "Latency, images in its memory")
+    assert [cells[4:7] for cells in latencies] == [
+        ["1.0", "2.00", "1.50-3.00"],
+        ["1.0!", "-", "-"],
+    ]
+    assert "m.onnx, batch 1: other processes kept 60 % of the cores busy" in " ".join(note.lines)
