@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdedge.config.suite import override_texts
+from kdedge.api.recipe import Overrides, set_texts
 from kdedge.results import EvalResult
 from kdedge.runs.find import find_run
 
@@ -14,7 +13,7 @@ from kdedge.runs.find import find_run
 def evaluate(
     run: Any = None,
     *,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Overrides | None = None,
     root: str | Path = "runs",
     device: str | None = None,
 ) -> EvalResult:
@@ -41,8 +40,7 @@ def evaluate(
 
     found = find_run(run_argument(run), Path(root))
     workspace = Workspace(Path(root), choose_device(device))
-    texts = override_texts(overrides or {})
-    return evaluate_run(found, workspace, overrides=texts)[0]
+    return evaluate_run(found, workspace, overrides=set_texts(overrides))[0]
 
 
 def run_argument(run: Any) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 AnyRecipe = str | Path | Mapping[str, Any] | Recipe
 """A recipe's file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`."""
+
+Overrides = Mapping[str, Any] | Sequence[str]
+"""Dotted keys with values, or texts as `--set` takes them: `student.optim.epochs=10`."""
 
 OPTIM_SHORTHANDS = ("epochs", "batch_size", "lr")
 """Keys of the trained model's `optim` that calls and commands take by themselves."""
@@ -45,7 +48,7 @@ def shorthand_keys(role: Role) -> dict[str, str]:
 def loaded_with(
     recipe: AnyRecipe,
     role: Role,
-    overrides: Mapping[str, Any] | None,
+    overrides: Overrides | None,
     shorthands: Mapping[str, Any],
 ) -> LoadedRecipe:
     """Loads a recipe with the overrides of a call."""
@@ -57,4 +60,11 @@ def loaded_with(
             " key of the recipe in overrides={'student.optim.momentum': 0.9}."
         )
     short = {keys[name]: value for name, value in shorthands.items()}
-    return load_recipe(recipe, override_texts({**(overrides or {}), **short}))
+    return load_recipe(recipe, [*set_texts(overrides), *override_texts(short)])
+
+
+def set_texts(overrides: Overrides | None) -> list[str]:
+    """Gives overrides as `--set` takes them."""
+    if isinstance(overrides, Mapping):
+        return override_texts(overrides)
+    return list(overrides or ())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kdedge.api.recipe import AnyRecipe, Shorthands, loaded_with
+from kdedge.api.recipe import AnyRecipe, Overrides, Shorthands, loaded_with
 from kdedge.api.run import Run
 from kdedge.config.load import check_paths
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def teach(
     recipe: AnyRecipe,
     *,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Overrides | None = None,
     root: str | Path = "runs",
     device: str | None = None,
     resume: bool = False,
@@ -57,7 +57,7 @@ def teach(
 def distill(
     recipe: AnyRecipe,
     *,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Overrides | None = None,
     root: str | Path = "runs",
     device: str | None = None,
     resume: bool = False,
@@ -99,7 +99,7 @@ def train(
     recipe: AnyRecipe,
     method: str | None = None,
     *,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Overrides | None = None,
     root: str | Path = "runs",
     device: str | None = None,
     resume: bool = False,

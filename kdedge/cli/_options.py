@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import logging
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kdedge.errors import MissingPackage
 from kdedge.runtime.machine import cpu_cores
 from kdedge.runtime.threads import set_up_threads
 
@@ -112,21 +108,3 @@ def check_new_file(path: Path | None) -> None:
         raise click.UsageError(f"{path} exists, and nothing is overwritten. Name another file.")
     if not path.parent.is_dir():
         raise click.UsageError(f"{path} cannot be written: there is no folder {path.parent}.")
-
-
-def need_training_packages(purpose: str) -> None:
-    """Checks that the packages of the train extra are installed; says that PyTorch is loaded next.
-
-    Raises:
-        MissingPackage: torch, torchvision or open_clip is not installed.
-    """
-    for module, package in (
-        ("torch", "torch"),
-        ("torchvision", "torchvision"),
-        ("open_clip", "open_clip_torch"),
-    ):
-        if importlib.util.find_spec(module) is None:
-            raise MissingPackage(package, extra="train", purpose=purpose)
-    # It takes seconds, on a slow disk a minute; of several processes the first says it
-    if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
-        logging.getLogger(__name__).info("Loading PyTorch.")

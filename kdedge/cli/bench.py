@@ -7,19 +7,17 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 
-from kdedge.benchmarking.artifact_subjects import artifact_subjects, comparison, find_artifact
+from kdedge.api.bench import AGAINST, Gathered
 from kdedge.benchmarking.compare import check_comparable, check_regressions
 from kdedge.benchmarking.device import device_sheet
 from kdedge.benchmarking.grid import Grid
 from kdedge.benchmarking.run import Machine, run_bench
-from kdedge.benchmarking.subject import Subject
 from kdedge.benchmarking.tables import (
     as_csv,
     as_markdown,
@@ -34,7 +32,6 @@ from kdedge.benchmarking.timing import TimingPlan
 from kdedge.cli._options import (
     check_new_file,
     device_option,
-    need_training_packages,
     options_as,
     runs_option,
     threads_value_option,
@@ -43,13 +40,11 @@ from kdedge.cli._options import (
 from kdedge.cli._output import FiniteRange, next_line, print_result, table
 from kdedge.errors import DataError, RecipeError, ResourceError
 from kdedge.files import write_json, write_new_numbered_json
-from kdedge.runtime.artifact import FILE_NAME, load_artifact
 from kdedge.runtime.contention import QuietWait
 from kdedge.speed_results import MOST_OTHERS_PERCENT, SpeedResult, read_speed
 
 log = logging.getLogger(__name__)
 
-_AGAINST = "coop,cocoop,promptsrc"
 _WIDTH = 80  # columns of what is said of a table
 _FORMATS = ("text", "md", "csv", "json")
 
@@ -127,7 +122,7 @@ class _Shown:
 @click.argument("sources", metavar="[RUN|ARTIFACT|FILE]...", nargs=-1)
 @click.option(
     "--against",
-    default=_AGAINST,
+    default=",".join(AGAINST),
     show_default=True,
     metavar="METHODS",
     help="Methods on the student's backbone to compare a run with; none for none of them.",
@@ -237,13 +232,19 @@ def command(
     wait = QuietWait(timing.wait_quiet or 0.0, most_percent=MOST_OTHERS_PERCENT)
     wait()  # what the machine is doing decides how threads wait
     use_threads(threads)
-    gathered = _Gathered(models)
+    names = [] if models.against == "none" else models.against.split(",")
+    gathered = Gathered(
+        models.root,
+        against=[name.strip() for name in names],
+        device=models.device,
+        n_threads=threads,
+    )
     for source in models.sources or (None,):
         gathered.add(source)
 
     def show(result: SpeedResult) -> None:
         try:
-            written = _write(result, output, gathered.folder)
+            written = _write(result, output, gathered.run)
         except ResourceError:
             _print(result, shown, [])  # what took minutes is not lost with the file
             raise
@@ -274,81 +275,6 @@ def command(
             log.info("%s", line)
 
 
-class _Gathered:
-    """What is to be measured.
-
-    Attributes:
-        left_out: what is missing, and why.
-        run: folder of the first run.
-    """
-
-    def __init__(self, models: _Models) -> None:
-        self._groups: list[tuple[str, list[Subject]]] = []
-        self.left_out: dict[str, str] = {}
-        self.run: Path | None = None
-        self._models = models
-
-    @property
-    def subjects(self) -> list[Subject]:
-        """The models; where two are called the same, their sources are what was asked for."""
-        n_called = Counter((row.source, row.label) for _, rows in self._groups for row in rows)
-        found = []
-        for name, rows in self._groups:
-            is_alone = all(n_called[row.source, row.label] == 1 for row in rows)
-            found += rows if is_alone else [replace(row, source=name) for row in rows]
-        return found
-
-    @property
-    def folder(self) -> Path | None:
-        """Where measurements are written unasked."""
-        return None if self.run is None else self.run / "bench"
-
-    def add(self, source: str | None) -> None:
-        """Adds what an argument means."""
-        found = None if source is None else find_artifact(Path(source))
-        if found is None:
-            self._add_run(source)
-        else:
-            self._groups.append((str(source), self._of_artifact(*found)))
-
-    def _of_artifact(self, folder: Path, file: str | None) -> list[Subject]:
-        artifact = load_artifact(folder)
-        if file is not None:
-            artifact.file(file)  # says what there is where it is no model file
-        found = artifact_subjects(artifact, n_threads=self._models.threads)
-        return [one for one in found if file in (None, one.model)]
-
-    def _add_run(self, source: str | None) -> None:
-        from kdedge.runs.find import find_run
-
-        need_training_packages("Measuring a run")
-        from kdedge.benchmarking.run_subjects import folded_name, run_subjects
-        from kdedge.setup.device import choose_device
-        from kdedge.setup.workspace import Workspace
-
-        models = self._models
-        names = [] if models.against == "none" else models.against.split(",")
-        run = find_run(source, models.root)
-        workspace = Workspace(models.root, choose_device(models.device))
-        folders = [file.parent for file in run.path.glob(f"artifacts/*/{FILE_NAME}")]
-        exports = [folder for folder in folders if folder.name.isdecimal()]
-        artifact = None
-        if exports:
-            artifact = load_artifact(max(exports, key=lambda folder: int(folder.name)))
-        compared = None if artifact is None else comparison(artifact)
-        rows, missing = run_subjects(
-            run, workspace, against=[name.strip() for name in names], compared=compared
-        )
-        self.left_out |= missing
-        self.run = self.run or run.path
-        if artifact is not None:
-            rows += artifact_subjects(artifact, n_threads=models.threads)
-        else:
-            command = next_line("export", run.path, "--onnx", "--int8").removeprefix("Next: ")
-            self.left_out.setdefault(folded_name(run), f"it is not exported; {command} does it")
-        self._groups.append((run.name, rows))
-
-
 def _read(path: Path) -> SpeedResult:
     try:
         return read_speed(path)
@@ -356,12 +282,12 @@ def _read(path: Path) -> SpeedResult:
         raise RecipeError(f"--baseline: {error}") from error
 
 
-def _write(result: SpeedResult, output: Path | None, folder: Path | None) -> Path | None:
+def _write(result: SpeedResult, output: Path | None, run: Path | None) -> Path | None:
     """Writes the measurements; gives the file, or None where there is no place for one."""
     if output is not None:
         write_json(output, result.to_dict())
         return output
-    return None if folder is None else write_new_numbered_json(folder, result.to_dict())
+    return None if run is None else write_new_numbered_json(run / "bench", result.to_dict())
 
 
 def _print(result: SpeedResult, shown: _Shown, lines: Sequence[str]) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
-from kdedge.cli._options import device_option, need_training_packages, runs_option, threads_option
+from kdedge.cli._options import device_option, runs_option, threads_option
 from kdedge.cli._output import json_option, next_line, print_result, same_options, set_option, table
 from kdedge.cli._overrides import trained_roles, warn_of_unused_optim
 from kdedge.config.load import check_paths, load_recipe
 from kdedge.progress import rough_duration
+from kdedge.setup.packages import need_training_packages
 
 
 @click.command("check")

@@ -10,7 +10,6 @@ import click
 from kdedge.benchmarking.timing import TimingPlan
 from kdedge.cli._options import (
     device_option,
-    need_training_packages,
     resume_option,
     runs_option,
     threads_option,
@@ -18,6 +17,7 @@ from kdedge.cli._options import (
 from kdedge.cli._output import json_option, percent, print_result, table
 from kdedge.cli._results import finished_runs, run_record, run_text
 from kdedge.config.load import load_recipe
+from kdedge.setup.packages import need_training_packages
 
 _AGAINST = ("coop", "cocoop", "promptsrc")
 _QUICK = TimingPlan(seconds=0.1, n_calls=5, most_seconds=1.0)

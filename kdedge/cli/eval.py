@@ -12,7 +12,6 @@ import click
 from kdedge.cli._options import (
     check_new_file,
     device_option,
-    need_training_packages,
     runs_option,
     threads_option,
 )
@@ -30,6 +29,7 @@ from kdedge.runs.results import (
     labeled_results,
     read_evaluation,
 )
+from kdedge.setup.packages import need_training_packages
 
 log = logging.getLogger(__name__)
 

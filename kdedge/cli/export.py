@@ -13,18 +13,19 @@ import click
 
 from kdedge.cli._options import (
     device_option,
-    need_training_packages,
     options_as,
     runs_option,
     threads_option,
 )
 from kdedge.cli._output import json_option, next_line, percent, print_result, set_option, table
 from kdedge.errors import KdedgeError
+from kdedge.setup.packages import need_training_packages
 from kdedge.targets.protocol import Target
-from kdedge.targets.registry import find_target, list_targets
+from kdedge.targets.registry import list_targets
 
 if TYPE_CHECKING:  # --help loads neither pydantic nor NumPy
-    from kdedge.runtime.artifact import Artifact, ModelFile, Precision
+    from kdedge.api.export import Export, ExportOptions
+    from kdedge.runtime.artifact import ModelFile, Precision
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,20 @@ class _RunOptions:
     overrides: tuple[str, ...]
     device: str | None
 
+    def as_options(self, root: Path) -> ExportOptions:
+        """The options of the call; head and pixels are keys of the recipe."""
+        given = {"head": self.head, "pixels": self.pixels}
+        flags = [f"export.{key}={value}" for key, value in given.items() if value is not None]
+        options: ExportOptions = {
+            "output": self.output,
+            "overrides": [*self.overrides, *flags],
+            "root": root,
+            "device": self.device,
+        }
+        if self.classes is not None:
+            options["classes"] = self.classes
+        return options
+
 
 @dataclass(frozen=True)
 class _Wanted:
@@ -54,16 +69,6 @@ class _Wanted:
     targets: tuple[Target, ...]
     fp16: bool
     int8: bool
-
-    @property
-    def asked(self) -> set[Precision]:
-        """INT8 files have FP16 ones beside them to compare with."""
-        return {"int8", "fp16"} if self.int8 else {"fp16"} if self.fp16 else set()
-
-    @property
-    def flagged(self) -> list[Precision]:
-        """The lowest precision whose flag is set; none without a flag."""
-        return ["int8"] if self.int8 else ["fp16"] if self.fp16 else []
 
 
 @dataclass(frozen=True)
@@ -151,163 +156,57 @@ def command(
     On the device, `kdedge export ARTIFACT --trt` builds engines from the ONNX files of the folder;
     it needs no torch.
     """
-    from kdedge.deploy.build import check_precisions
-    from kdedge.runtime.artifact import FILE_NAME, load_artifact
+    from kdedge.api.export import ExportRequest, make_export
 
-    targets = [target for target in wanted.targets if target.name != "onnx"]
-    for target in targets:  # known before anything slow is done
-        check_precisions(find_target(target.name), wanted.flagged)
-    made = _Made()
-    is_artifact = source is not None and (Path(source) / FILE_NAME).is_file()
+    targets = tuple(target for target in wanted.targets if target.name != "onnx")
+    request = ExportRequest(source, targets, fp16=wanted.fp16, int8=wanted.int8)
     if reseal:
         given = [*vars(for_run).values(), *vars(wanted).values(), *vars(servers).values()]
-        if source is None or not is_artifact or any(given):
+        if source is None or not request.is_artifact or any(given):
             raise click.UsageError("--reseal goes with an artifact's folder and nothing else.")
         _reseal(Path(source), as_json=as_json)
         return
-    if source is not None and is_artifact:
-        _refuse_run_options(source, wanted, for_run)
-        made.artifact = load_artifact(Path(source))
+    if request.is_artifact:
+        _refuse_run_options(str(source), wanted, for_run)
         if not (targets or servers.triton or servers.deepstream):
             raise click.UsageError(
                 f"{source} is exported already. Name what to build from it:"
                 f" {', '.join(_flags_for_artifacts())}, --triton DIR or --deepstream DIR."
             )
-        for target in targets:
-            made.add_target(target, wanted.asked)
     else:
-        made.from_run(source, root, wanted, for_run)
+        need_training_packages("Folding a run")
+    made = make_export(request, for_run.as_options(root))
     if not made.failed:  # a server would get another file than the one that is missing
-        made.add_servers(servers, next(iter(wanted.flagged), None))
+        _add_servers(made, servers, next(iter(request.lowest), None))
     record = {
         "artifact": str(made.artifact.path),
         "gflops": made.gflops,
         "files": [file.to_dict() for file in made.artifact.files],
     }
     print_result(record, as_json=as_json, text=_as_text(made))
-    errors = [*_gate_errors(made), *made.failed]
+    errors = made.errors
     for other in errors[1:]:
         log.warning("%s", other)
     if errors:
         raise errors[0]
 
 
-class _Made:
-    """What the command has made so far.
+def _add_servers(made: Export, servers: _Servers, precision: Precision | None) -> None:
+    """Writes what was asked for of Triton and DeepStream."""
+    from kdedge.deploy.deepstream import write_deepstream
+    from kdedge.deploy.triton import write_triton
 
-    Attributes:
-        artifact: as it is by now.
-        gflops: of the folded model and what it came from; empty where the artifact was there.
-        names: files of the artifact that were made or looked at, by which it is judged.
-        written: folders and files to tell of.
-        failed: what could not be made; the rest stays, and is shown.
-    """
-
-    artifact: Artifact
-
-    def __init__(self) -> None:
-        self.gflops: dict[str, float] = {}
-        self.names: list[str] = []
-        self.written: list[Path] = []
-        self.failed: list[KdedgeError] = []
-
-    def from_run(
-        self, source: str | None, root: Path, wanted: _Wanted, for_run: _RunOptions
-    ) -> None:
-        """Exports a run, with the files of all targets that are asked for."""
-        exported = _export_run(source, root, wanted, for_run)
-        self.artifact, self.gflops = exported.artifact, exported.gflops
-        self.names = [file.name for file in self.artifact.files]
-        self.written = [self.artifact.path]
-
-    def add_target(self, target: Target, precisions: set[Precision]) -> None:
-        """Builds one target's files into the artifact."""
-        from kdedge.deploy.build import build_files
-        from kdedge.runtime.artifact import load_artifact
-
-        before = self.artifact
-        chosen = _precisions_of(target, precisions)
-        try:
-            self.artifact, names = build_files(before, target.name, chosen)
-        except KdedgeError as error:
-            self.failed.append(error)
-            # With the files that were built before the one that failed
-            self.artifact = load_artifact(before.path)
-        else:
-            self.names += names
-        if self.artifact != before and before.path not in self.written:
-            self.written.append(before.path)
-
-    def add_servers(self, servers: _Servers, precision: Precision | None) -> None:
-        """Writes what was asked for of Triton and DeepStream."""
-        from kdedge.deploy.deepstream import write_deepstream
-        from kdedge.deploy.triton import write_triton
-
-        try:
-            if servers.triton is not None:
-                self.written.append(
-                    write_triton(
-                        self.artifact, servers.triton, precision=precision, built=self.names
-                    )
-                )
-            if servers.deepstream is not None:
-                if precision == "int8":
-                    log.warning("DeepStream gets no INT8 file: it takes none with ranges inside.")
-                self.written.append(write_deepstream(self.artifact, servers.deepstream))
-        except KdedgeError as error:
-            self.failed.append(error)
-
-
-def _precisions_of(target: Target, precisions: set[Precision]) -> list[Precision]:
-    """The precisions that a target makes of those asked for, or its preferred one without any."""
-    chosen = sorted(precisions & set(target.precisions))
-    left_out = sorted(precisions - set(target.precisions))
-    if chosen and left_out:
-        log.info("%s has no %s files.", target.label, " and no ".join(left_out))
-    return chosen or [target.precisions[0]]
-
-
-def _export_run(source: str | None, root: Path, wanted: _Wanted, for_run: _RunOptions) -> Any:
-    """Folds a run and writes its artifact."""
-    from kdedge.runs.find import find_run
-
-    need_training_packages("Folding a run")
-    from kdedge.deploy.export import export_artifact
-    from kdedge.runs.model import load_run
-    from kdedge.setup.classes import read_class_names
-    from kdedge.setup.device import choose_device
-    from kdedge.setup.method import check_has_class_vectors
-    from kdedge.setup.workspace import Workspace
-
-    given = {"head": for_run.head, "pixels": for_run.pixels}
-    flags = tuple(f"export.{key}={value}" for key, value in given.items() if value is not None)
-    run = find_run(source, root, prefer="student")
-    trained = load_run(
-        run,
-        Workspace(run.root, choose_device(for_run.device)),
-        overrides=(*for_run.overrides, *flags),
-        names=None if for_run.classes is None else read_class_names(for_run.classes),
-    )
-    check_has_class_vectors(trained.setup.choice)
-    recipe = trained.loaded.recipe
-    precisions = wanted.asked | set(recipe.export.precisions)
-    built_from = set(precisions)
-    if "int8" in precisions:
-        built_from.add("fp16")
-    others = [target for target in wanted.targets if target.name != "onnx"]
-    targets = {target.name: _precisions_of(target, built_from) for target in others}
-    needed = set(precisions)
-    for target in others:
-        if target.source == "ONNX file":
-            needed.update(targets[target.name])
-    return export_artifact(
-        trained,
-        spec=recipe.export,
-        gates=recipe.gates,
-        precisions=needed,
-        targets=targets,
-        output=for_run.output,
-    )
+    try:
+        if servers.triton is not None:
+            made.written.append(
+                write_triton(made.artifact, servers.triton, precision=precision, built=made.names)
+            )
+        if servers.deepstream is not None:
+            if precision == "int8":
+                log.warning("DeepStream gets no INT8 file: it takes none with ranges inside.")
+            made.written.append(write_deepstream(made.artifact, servers.deepstream))
+    except KdedgeError as error:
+        made.failed.append(error)
 
 
 def _reseal(path: Path, *, as_json: bool) -> None:
@@ -339,20 +238,7 @@ def _refuse_run_options(source: str, wanted: _Wanted, for_run: _RunOptions) -> N
             )
 
 
-def _gate_errors(made: _Made) -> list[KdedgeError]:
-    """An error for each file that was made and missed its gates."""
-    from kdedge.deploy.parity import gate_error, misses
-
-    errors: list[KdedgeError] = []
-    for file in made.artifact.files:
-        if file.name in made.names and file.gate == "missed":
-            assert file.parity is not None  # measured, or it would not have been missed
-            missed = misses(file.parity, file.precision, made.artifact.gates)
-            errors.append(gate_error(file.name, file.precision, file.parity, missed))
-    return errors
-
-
-def _as_text(made: _Made) -> str:
+def _as_text(made: Export) -> str:
     artifact, gflops = made.artifact, made.gflops
     lines = []
     if gflops:

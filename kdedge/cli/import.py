@@ -9,7 +9,6 @@ import click
 
 from kdedge.cli._options import (
     device_option,
-    need_training_packages,
     options_as,
     runs_option,
     threads_option,
@@ -17,6 +16,7 @@ from kdedge.cli._options import (
 from kdedge.cli._output import json_option, next_line, print_result
 from kdedge.runs.find import find_run
 from kdedge.setup.classes import read_class_names
+from kdedge.setup.packages import need_training_packages
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from kdedge.cli._options import need_training_packages, options_as
+from kdedge.cli._options import options_as
 from kdedge.cli._output import json_option, next_line, print_result, table
 from kdedge.config.fields import NAME
 from kdedge.config.load import check_paths, load_recipe
@@ -22,6 +22,7 @@ from kdedge.data.classes import read_class_file
 from kdedge.data.first_look import FirstLook, look_at
 from kdedge.errors import DataError, KdedgeError, RecipeError
 from kdedge.files import explain_os_error
+from kdedge.setup.packages import need_training_packages
 
 _SETTINGS = {
     "losses": "Weight of the distillation loss per image. The PromptKD repository's 1000 is 2.5 per"

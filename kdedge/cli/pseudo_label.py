@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kdedge.cli._options import device_option, need_training_packages, runs_option, threads_option
+from kdedge.cli._options import device_option, runs_option, threads_option
 from kdedge.cli._output import (
     json_option,
     next_line,
@@ -18,6 +18,7 @@ from kdedge.cli._output import (
 )
 from kdedge.config.load import LoadedRecipe, check_paths, load_recipe
 from kdedge.config.suite import override_texts
+from kdedge.setup.packages import need_training_packages
 
 
 @click.command("pseudo-label")

@@ -8,9 +8,6 @@ import click
 
 from kdedge.cli._options import runs_option
 from kdedge.cli._output import json_option, next_line, print_result
-from kdedge.errors import RecipeError
-from kdedge.reporting.records import gather
-from kdedge.runs.find import find_run
 
 
 @click.command("report")
@@ -30,15 +27,9 @@ def command(sources: tuple[str, ...], output: Path | None, root: Path, as_json: 
 
     The default RUN is the newest finished student, or any finished run if there is no student.
     """
-    from kdedge.reporting.write import write_report
+    from kdedge.api.report import make_report
 
-    if output is not None and (output.exists() or output.is_symlink()):  # before runs are read
-        raise RecipeError(
-            f"{output} exists, and nothing is overwritten.\n  Name another folder, or move it away."
-        )
-    found = [find_run(name, root) for name in sources or (None,)]
-    runs = [gather(run) for run in {run.path.resolve(): run for run in found}.values()]
-    report = write_report(runs, output)
+    report, runs = make_report(list(sources), output, root)
     # The command that makes a missing record, if any
     following = next(iter(runs[0].missing.values()), ["show", str(runs[0].run.path)])
     text = f"Wrote {report.page} and {len(report.pictures)} pictures\n{next_line(*following)}"

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdedge.cli._options import device_option, need_training_packages, runs_option, threads_option
+from kdedge.cli._options import device_option, runs_option, threads_option
 from kdedge.cli._output import given_options, json_option, next_line, print_result, table
+from kdedge.setup.packages import need_training_packages
 
 if TYPE_CHECKING:
     from kdedge.suite.ledger import Ledger

@@ -10,7 +10,6 @@ import click
 
 from kdedge.cli._options import (
     device_option,
-    need_training_packages,
     resume_option,
     runs_option,
     threads_option,
@@ -19,6 +18,7 @@ from kdedge.cli._output import json_option, next_line, print_result, same_option
 from kdedge.cli._overrides import set_options, warn_of_unused_optim
 from kdedge.cli._results import finished_runs, run_record, run_text
 from kdedge.config.load import check_paths, load_recipe
+from kdedge.setup.packages import need_training_packages
 
 
 def _read_shard(

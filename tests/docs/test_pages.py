@@ -50,7 +50,9 @@ def test_every_command_is_one_that_kdedge_has_with_these_options(
     monkeypatch.chdir(ROOT)
     name, arguments = command[1], command[2:]
     there = str(ROOT / "recipes" / "demo.yaml")  # options that want a file get one
-    arguments = [there if re.fullmatch(r"[\w.-]+\.(json|txt|tar-20)", one) else one for one in arguments]
+    arguments = [
+        there if re.fullmatch(r"[\w.-]+\.(json|txt|tar-20)", one) else one for one in arguments
+    ]
     with click.Context(cli) as context:
         found = cli.get_command(context, name)
         assert found is not None

@@ -183,7 +183,9 @@ def _state(values: Any) -> TrainingState:
     Raises:
         ValueError: they are none.
     """
-    kinds = {name: dict for name in (entry.name for entry in fields(TrainingState))}
+    kinds: dict[str, type] = {
+        name: dict for name in (entry.name for entry in fields(TrainingState))
+    }
     kinds |= {"epoch": int, "step": int}
     if not isinstance(values, dict) or values.keys() != kinds.keys():
         raise ValueError(f"expected {', '.join(kinds)}")

@@ -1,0 +1,140 @@
+"""Speed, size and work of a run's models and of an artifact's files."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kdedge.api.evaluate import run_argument
+from kdedge.benchmarking.artifact_subjects import artifact_subjects, comparison, find_artifact
+from kdedge.benchmarking.run import run_bench
+from kdedge.benchmarking.subject import Subject
+from kdedge.benchmarking.timing import TimingPlan
+from kdedge.files import write_new_numbered_json
+from kdedge.runs.find import find_run
+from kdedge.runtime.artifact import FILE_NAME, load_artifact
+from kdedge.runtime.threads import set_up_threads
+from kdedge.setup.packages import need_training_packages
+from kdedge.speed_results import SpeedResult
+
+AGAINST = ("coop", "cocoop", "promptsrc")
+"""Methods whose architectures a run is compared with where nothing is said."""
+
+
+def bench(
+    *sources: Any,
+    against: Sequence[str] = AGAINST,
+    batches: Sequence[int] = (1, 8, 32, 100),
+    seconds: float = 2.0,
+    threads: int | None = None,
+    root: str | Path = "runs",
+    device: str | None = None,
+) -> SpeedResult:
+    """Measures models against each other: work, latency, FPS, memory, accuracy.
+
+    A run is measured with its teacher, plain CLIP, the methods of `against` and the files of its
+    newest artifact. The measurements are written to `bench/NN.json` in the first run.
+
+    Args:
+        sources: runs, artifacts, or files of an artifact; the newest finished student if left out.
+        against: methods on the student's backbone to compare a run with.
+        batches: images a call.
+        seconds: least time for each model at each batch size.
+        threads: of the CPU; None for one a physical core.
+        root: folder of all runs.
+        device: where torch computes.
+
+    Returns:
+        Every timed call. Rows that other processes disturbed are marked and have no ratio.
+
+    Raises:
+        RecipeError: there is no such run or method.
+        SetupError: torch or the device are missing; artifacts need no torch.
+    """
+    set_up_threads(threads)
+    gathered = Gathered(Path(root), against=against, device=device, n_threads=threads)
+    for source in sources or (None,):
+        gathered.add(run_argument(source))
+    result = run_bench(
+        gathered.subjects,
+        plan=TimingPlan(seconds=seconds, most_seconds=10 * seconds),
+        batches=tuple(batches),
+        n_threads=threads,
+        left_out=gathered.left_out,
+        command=shlex.join(sys.argv),
+    )
+    if gathered.run is not None:
+        write_new_numbered_json(gathered.run / "bench", result.to_dict())
+    return result
+
+
+class Gathered:
+    """What is to be measured.
+
+    Attributes:
+        left_out: what is missing, and why.
+        run: folder of the first run.
+    """
+
+    def __init__(
+        self, root: Path, *, against: Sequence[str], device: str | None, n_threads: int | None
+    ) -> None:
+        self._groups: list[tuple[str, list[Subject]]] = []
+        self.left_out: dict[str, str] = {}
+        self.run: Path | None = None
+        self._root, self._against = root, against
+        self._device, self._n_threads = device, n_threads
+
+    @property
+    def subjects(self) -> list[Subject]:
+        """The models; where two are called the same, their sources are what was asked for."""
+        n_called = Counter((row.source, row.label) for _, rows in self._groups for row in rows)
+        found = []
+        for name, rows in self._groups:
+            is_alone = all(n_called[row.source, row.label] == 1 for row in rows)
+            found += rows if is_alone else [replace(row, source=name) for row in rows]
+        return found
+
+    def add(self, source: str | None) -> None:
+        """Adds a run, an artifact or a file of one; None for the newest finished student."""
+        found = None if source is None else find_artifact(Path(source))
+        if found is None:
+            self._add_run(source)
+        else:
+            self._groups.append((str(source), self._of_artifact(*found)))
+
+    def _of_artifact(self, folder: Path, file: str | None) -> list[Subject]:
+        artifact = load_artifact(folder)
+        if file is not None:
+            artifact.file(file)  # says what there is where it is no model file
+        found = artifact_subjects(artifact, n_threads=self._n_threads)
+        return [one for one in found if file in (None, one.model)]
+
+    def _add_run(self, source: str | None) -> None:
+        need_training_packages("Measuring a run")
+        from kdedge.benchmarking.run_subjects import folded_name, run_subjects
+        from kdedge.setup.device import choose_device
+        from kdedge.setup.workspace import Workspace
+
+        run = find_run(source, self._root)
+        workspace = Workspace(self._root, choose_device(self._device))
+        folders = [file.parent for file in run.path.glob(f"artifacts/*/{FILE_NAME}")]
+        exports = [folder for folder in folders if folder.name.isdecimal()]
+        artifact = None
+        if exports:
+            artifact = load_artifact(max(exports, key=lambda folder: int(folder.name)))
+        compared = None if artifact is None else comparison(artifact)
+        rows, missing = run_subjects(run, workspace, against=self._against, compared=compared)
+        self.left_out |= missing
+        self.run = self.run or run.path
+        if artifact is not None:
+            rows += artifact_subjects(artifact, n_threads=self._n_threads)
+        else:
+            command = f"kdedge export {shlex.quote(str(run.path))} --onnx --int8"
+            self.left_out.setdefault(folded_name(run), f"it is not exported; {command} does it")
+        self._groups.append((run.name, rows))

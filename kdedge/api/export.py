@@ -1,0 +1,242 @@
+"""A run to files for the device, or more files for an artifact that is there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from kdedge.api.evaluate import run_argument
+from kdedge.api.recipe import Overrides, set_texts
+from kdedge.errors import KdedgeError, RecipeError
+from kdedge.runs.find import find_run
+from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifact
+from kdedge.targets.protocol import Target
+from kdedge.targets.registry import find_target
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from kdedge.deploy.export import Exported
+
+log = logging.getLogger(__name__)
+
+
+class ExportOptions(TypedDict, total=False):
+    """What shapes the export of a run; the files of an artifact stay as they are.
+
+    Attributes:
+        classes: class names in place of the run's, or a file of them, one a line: fewer, in another
+            order, or new ones where the teacher's run is at hand.
+        output: the artifact's folder; `artifacts/NN` in the run if left out.
+        overrides: keys of the recipe with other values, such as `{"export.head": "argmax"}`.
+        root: folder of all runs.
+        device: where torch computes.
+    """
+
+    classes: str | Path | Sequence[str]
+    output: str | Path | None
+    overrides: Overrides
+    root: str | Path
+    device: str | None
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to make.
+
+    Attributes:
+        source: an artifact's folder, or what names a run; None for the newest finished student.
+        targets: beside the ONNX files, which a run's export always has.
+        fp16: FP16 files.
+        int8: INT8 files, and FP16 ones beside them to compare with.
+    """
+
+    source: str | None
+    targets: tuple[Target, ...] = ()
+    fp16: bool = False
+    int8: bool = False
+
+    @property
+    def is_artifact(self) -> bool:
+        """Whether the source is exported already."""
+        return self.source is not None and (Path(self.source) / FILE_NAME).is_file()
+
+    @property
+    def precisions(self) -> set[Precision]:
+        """INT8 files have FP16 ones beside them to compare with."""
+        return {"int8", "fp16"} if self.int8 else {"fp16"} if self.fp16 else set()
+
+    @property
+    def lowest(self) -> list[Precision]:
+        """The lowest precision that is asked for; none without a wish."""
+        return ["int8"] if self.int8 else ["fp16"] if self.fp16 else []
+
+
+@dataclass
+class Export:
+    """What an export has made so far.
+
+    Attributes:
+        artifact: as it is by now.
+        gflops: operations of one image, 1e9, of the folded model and what it came from; empty where
+            the artifact was there.
+        names: files of the artifact that were made or looked at, by which it is judged.
+        written: folders and files that were written.
+        failed: what could not be made; the rest stays.
+    """
+
+    artifact: Artifact
+    gflops: dict[str, float] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    written: list[Path] = field(default_factory=list)
+    failed: list[KdedgeError] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[KdedgeError]:
+        """An error for each file that missed its gates, and for what could not be made."""
+        from kdedge.deploy.parity import gate_error, misses
+
+        errors: list[KdedgeError] = []
+        for file in self.artifact.files:
+            if file.name in self.names and file.gate == "missed":
+                assert file.parity is not None  # measured, or it would not have been missed
+                missed = misses(file.parity, file.precision, self.artifact.gates)
+                errors.append(gate_error(file.name, file.precision, file.parity, missed))
+        return [*errors, *self.failed]
+
+    def add_target(self, target: Target, precisions: set[Precision]) -> None:
+        """Builds one target's files into the artifact."""
+        from kdedge.deploy.build import build_files
+
+        before = self.artifact
+        try:
+            self.artifact, names = build_files(
+                before, target.name, precisions_of(target, precisions)
+            )
+        except KdedgeError as error:
+            self.failed.append(error)
+            # With the files that were built before the one that failed
+            self.artifact = load_artifact(before.path)
+        else:
+            self.names += names
+        if self.artifact != before and before.path not in self.written:
+            self.written.append(before.path)
+
+
+def export(
+    source: Any = None,
+    *,
+    targets: Sequence[str] = (),
+    fp16: bool = False,
+    int8: bool = False,
+    **options: Unpack[ExportOptions],
+) -> Artifact:
+    """Exports a run for the device, or builds engines from an artifact's ONNX files.
+
+    Every file is compared with the float32 model on real images.
+
+    Args:
+        source: a `Run`, its folder, `name/NN`, or a recipe's name for its newest finished student;
+            or an artifact; None for the newest finished student.
+        targets: beside the ONNX files, such as `["tensorrt"]`; `kdedge export --help` lists them.
+        fp16: FP16 files.
+        int8: INT8 files, and FP16 ones beside them to compare with.
+        options: `classes` (names or a file), `output` (the artifact's folder), `overrides` (keys of
+            the recipe), `root` (folder of all runs) and `device`.
+
+    Returns:
+        The artifact: a folder that runs without torch.
+
+    Raises:
+        GateError: a file misses the recipe's gates. The artifact is there, and marks the file.
+        RecipeError: there is no such run or target, or the output folder exists.
+        DataError: images cannot be read, or there are none to calibrate INT8 with.
+        SetupError: a package, weights or a device are missing.
+    """
+    chosen = tuple(find_target(name) for name in targets if name != "onnx")
+    request = ExportRequest(run_argument(source), chosen, fp16=fp16, int8=int8)
+    if request.is_artifact and options.keys() - {"root"}:
+        raise RecipeError(
+            f"{request.source} is exported already, and {', '.join(sorted(options))} shape the"
+            " export of a run.\n  Name its run."
+        )
+    made = make_export(request, options)
+    for error in made.errors[1:]:
+        log.warning("%s", error)
+    if made.errors:
+        raise made.errors[0]
+    return made.artifact
+
+
+def make_export(request: ExportRequest, options: ExportOptions) -> Export:
+    """Makes what is asked for; what could not be made, or missed its gates, is in `errors`."""
+    from kdedge.deploy.build import check_precisions
+
+    for target in request.targets:  # known before anything slow is done
+        check_precisions(target, request.lowest)
+    if not request.is_artifact:
+        exported = _export_run(request, options)
+        names = [file.name for file in exported.artifact.files]
+        return Export(exported.artifact, exported.gflops, names, [exported.artifact.path])
+    made = Export(load_artifact(Path(str(request.source))))
+    for target in request.targets:
+        made.add_target(target, request.precisions)
+    return made
+
+
+def precisions_of(target: Target, precisions: set[Precision]) -> list[Precision]:
+    """The precisions that a target makes of those asked for, or its preferred one without any."""
+    chosen = sorted(precisions & set(target.precisions))
+    left_out = sorted(precisions - set(target.precisions))
+    if chosen and left_out:
+        log.info("%s has no %s files.", target.label, " and no ".join(left_out))
+    return chosen or [target.precisions[0]]
+
+
+def _export_run(request: ExportRequest, options: ExportOptions) -> Exported:
+    """Folds a run and writes its artifact."""
+    from kdedge.deploy.export import export_artifact
+    from kdedge.runs.model import load_run
+    from kdedge.setup.device import choose_device
+    from kdedge.setup.method import check_has_class_vectors
+    from kdedge.setup.workspace import Workspace
+
+    run = find_run(request.source, Path(options.get("root", "runs")), prefer="student")
+    trained = load_run(
+        run,
+        Workspace(run.root, choose_device(options.get("device"))),
+        overrides=set_texts(options.get("overrides")),
+        names=_class_names(options.get("classes")),
+    )
+    check_has_class_vectors(trained.setup.choice)
+    recipe = trained.loaded.recipe
+    needed = request.precisions | set(recipe.export.precisions)
+    built_from = set(needed)
+    if "int8" in needed:
+        built_from.add("fp16")
+    targets = {target.name: precisions_of(target, built_from) for target in request.targets}
+    for target in request.targets:
+        if target.source == "ONNX file":
+            needed.update(targets[target.name])
+    output = options.get("output")
+    return export_artifact(
+        trained,
+        spec=recipe.export,
+        gates=recipe.gates,
+        precisions=needed,
+        targets=targets,
+        output=None if output is None else Path(output),
+    )
+
+
+def _class_names(classes: str | Path | Sequence[str] | None) -> tuple[str, ...] | None:
+    from kdedge.setup.classes import read_class_names
+
+    if classes is None:
+        return None
+    if isinstance(classes, str | Path):
+        return tuple(read_class_names(Path(classes)))
+    return tuple(classes)
