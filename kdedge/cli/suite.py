@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,9 @@ from kdedge.cli._output import given_options, json_option, next_line, print_resu
 if TYPE_CHECKING:
     from kdedge.suite.ledger import Ledger
     from kdedge.suite.plan import Plan
+
+
+_LOG = logging.getLogger(__name__)
 
 
 @click.command("suite")
@@ -73,6 +77,8 @@ def command(
     ledger = Ledger(plan, folder, root.absolute(), is_read_only=writes_nothing)
     if dry_run:
         if root.is_dir() or folder.path.is_dir():
+            if writes_nothing:
+                _LOG.info("Reading all images once, to tell which cells are finished.")
             ledger.look()
         _list_cells(ledger, as_json=as_json)
         return

@@ -85,8 +85,8 @@ class Ledger:
 
     def look_for(self, cell: Cell) -> None:
         """Looks for the run of a cell whose process has ended."""
-        if self._jobs.get(cell) is None:  # its process may have fetched what was missing
-            self._jobs.pop(cell, None)
+        if self._jobs.get(cell) is None:  # its process may have fetched what others miss, too
+            self._jobs = {other: job for other, job in self._jobs.items() if job is not None}
         self.look()
 
     def _may_be_known_better(self, cell: Cell) -> bool:
@@ -126,8 +126,13 @@ class Ledger:
         """How all cells stand."""
         return {cell: self.outcome(cell) for cell in self.plan.cells}
 
-    def trains(self, cell: Cell) -> set[str]:
-        """Keys of the jobs that a cell's command trains now, its teacher's among them."""
+    def trains(self, cell: Cell) -> set[str] | None:
+        """Keys of the jobs that a cell's command trains now, its teacher's among them.
+
+        None where they are not known, as its weights or images are not here or are damaged.
+        """
+        if cell.source is None and self._jobs.get(cell) is None:
+            return None
         return {key for key in self._keys(cell) if not self._runs.finished(key)}
 
     def _keys(self, cell: Cell) -> set[str]:

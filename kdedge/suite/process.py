@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -96,6 +96,10 @@ class KdedgeProcess:
         self._stdout.close()
 
 
+class _Ended(KeyboardInterrupt):
+    """A signal, where one is to end what is being done."""
+
+
 class CollectedSignals(StopSignals):
     """Context in which SIGINT and SIGTERM are collected, to be handed on; none ends this process.
 
@@ -105,6 +109,7 @@ class CollectedSignals(StopSignals):
     def __init__(self) -> None:
         super().__init__()
         self._new: list[int] = []
+        self._ends = False
 
     def take(self) -> list[int]:
         """Those that came since the last call, in their order."""
@@ -112,9 +117,23 @@ class CollectedSignals(StopSignals):
         del self._new[: len(taken)]  # one may come at any moment
         return taken
 
+    def is_done(self, work: Callable[[], object]) -> bool:
+        """Does work that the next signal ends; whether it came to its own end."""
+        self._ends = True
+        try:
+            work()
+        except _Ended:
+            return False
+        finally:
+            self._ends = False
+        return True
+
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         self.received = self.received or signum
         self._new.append(signum)
+        if self._ends:
+            self._ends = False
+            raise _Ended
 
 
 @contextlib.contextmanager

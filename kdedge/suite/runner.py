@@ -63,6 +63,7 @@ class Runner:
         self._queue = [cell for cell in self._cells if not ledger.is_finished(cell)]
         self._running: dict[Cell, _Running] = {}
         self._interrupted: list[Cell] = []
+        self._signals = CollectedSignals()
 
     @property
     def n_done(self) -> int:
@@ -84,7 +85,7 @@ class Runner:
             log.info(
                 "%s: its process outlived a suite that was killed and is waited for.", cell.label
             )
-        signals = CollectedSignals()
+        signals = self._signals
         with signals:
             try:
                 self._run(signals, advance)
@@ -128,7 +129,8 @@ class Runner:
 
     def _start_what_may(self) -> None:
         """Starts cells of the queue that need not wait, as far as there is room."""
-        self._ledger.look()
+        if not self._signals.is_done(self._ledger.look):
+            return
         while self._queue and len(self._running) < self._n_jobs:
             outlived = self._outlived()
             busy = [*self._running, *outlived]
@@ -195,8 +197,9 @@ class Runner:
                 self._fail(cell, DataError.exit_code, "Its result cannot be read.")
                 return
             self._ledger.measured(cell, running.measures, result)
-        self._ledger.look_for(cell)
-        if self._ledger.is_finished(cell):
+        if not self._signals.is_done(lambda: self._ledger.look_for(cell)):
+            self._after_each()  # the next run of the suite finds how it ended
+        elif self._ledger.is_finished(cell):
             self._end(cell)
         elif running.measures is None and self._ledger.run_to_measure(cell) is not None:
             self._queue.insert(0, cell)
@@ -209,7 +212,7 @@ class Runner:
             )
 
     def _fail(self, cell: Cell, exit_code: int, *last_lines: str) -> None:
-        self._ledger.look()  # its teacher may be finished
+        self._signals.is_done(self._ledger.look)  # its teacher may be finished
         self._ledger.fail(cell, exit_code, *last_lines)
         log.warning(
             "%s failed with exit code %s; its log is %s.\n  %s",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kdedge import __version__
-from kdedge.suite.process import Ended, KdedgeProcess
+from kdedge.suite.process import CollectedSignals, Ended, KdedgeProcess
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,3 +68,18 @@ def test_another_process_with_its_lock_is_waited_for(tmp_path: Path) -> None:
     assert run(tmp_path, "--version").code == 0
     assert released
     timer.join()
+
+
+def test_a_signal_ends_work_that_may_be_ended_and_is_handed_on() -> None:
+    def work() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    with CollectedSignals() as signals:
+        assert signals.is_done(lambda: None)
+        assert not signals.is_done(work)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert (signals.received, signals.take()) == (
+            signal.SIGTERM,
+            [signal.SIGTERM, signal.SIGINT],
+        )

@@ -26,11 +26,16 @@ def started(
     """The cells that start at once where there is room for all, and these jobs are finished."""
     queue = [cell for cell in ledger.plan.cells if cell not in running]
     busy = list(running)
+
+    def trains(cell: Cell) -> set[str] | None:
+        keys = ledger.trains(cell)
+        return None if keys is None else keys - set(finished)
+
     while (
         cell := next_cell(
             queue,
             busy,
-            trains=lambda cell: ledger.trains(cell) - set(finished),
+            trains=trains,
             zero_shot=ledger.zero_shot,
         )
     ) is not None:
@@ -143,3 +148,18 @@ def test_processes_share_the_cores_unless_the_user_has_said_otherwise(
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert shared_cores(10_000) == {"OMP_NUM_THREADS": "1"}
     assert int(shared_cores(1)["OMP_NUM_THREADS"]) >= 1
+
+
+def test_a_cell_of_which_nothing_is_known_runs_alone(plan_of: PlanOf, ledger_of: LedgerOf) -> None:
+    ledger = ledger_of(plan_of("coop, vpt, promptkd", more=ONE_SEED))  # with empty weights
+    coop, vpt, _ = cells = ledger.plan.cells
+    assert [ledger.trains(cell) for cell in cells] == [None, None, None]
+
+    def following(queue: list[Cell], running: list[Cell]) -> Cell | None:
+        return next_cell(queue, running, trains=ledger.trains, zero_shot=ledger.zero_shot)
+
+    assert following([coop, vpt], []) == coop
+    assert following([vpt], [coop]) is None
+    known = {coop: {"a key"}, vpt: None}
+    assert next_cell([vpt], [coop], trains=known.get, zero_shot=ledger.zero_shot) is None
+    assert next_cell([coop], [vpt], trains=known.get, zero_shot=ledger.zero_shot) is None
