@@ -47,6 +47,7 @@ _CORE_SCHEMA: tuple[tuple[str, Callable[[str], Scalar]], ...] = (
     (r"[-+]?\.(?:inf|Inf|INF)", lambda text: float(text.replace(".", ""))),
     (r"\.(?:nan|NaN|NAN)", lambda _: math.nan),
 )
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _PLAIN_SCALARS = [(re.compile(pattern), read) for pattern, read in _CORE_SCHEMA]
 
 
@@ -104,9 +105,10 @@ def parse_yaml(text: str, *, name: str, what: str = "recipe") -> tuple[Any, Line
     Raises:
         RecipeError: the text is not YAML, is not plain data, is too large or nested too deeply.
     """
-    if sum(map(text.count, "\n,[{")) > MAX_VALUES:
+    lines = text.splitlines()
+    if len(lines) - 1 + sum(map(text.count, ",[{")) > MAX_VALUES:
         raise _too_many(name)
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if "\t" in line[: len(line) - len(line.lstrip())]:
             raise RecipeError(
                 f"{name}:{number}: the line is indented with a tab.\n"
@@ -196,6 +198,9 @@ class _Builder:
             what = f"a {self.what} has no tags, got {tag}"
             remedy = "Write the value without it, or quote text that begins with !."
             raise self._error(event, what, remedy)
+        if _SURROGATE.search(getattr(event, "value", None) or ""):
+            what = "a text holds half of a character (a surrogate)"
+            raise self._error(event, what, "Write the character itself.")
         if len(path) > MAX_DEPTH:
             what = f"values are nested more than {MAX_DEPTH} deep"
             raise self._error(event, what, "Flatten them.")

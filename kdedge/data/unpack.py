@@ -52,7 +52,7 @@ _BLOCK_BYTES = 1 << 18
 _TAR_BLOCK = 512
 _DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
-    *(OSError, EOFError, ValueError, OverflowError, NotImplementedError, RuntimeError),
+    *(OSError, EOFError, ValueError, LookupError, OverflowError, NotImplementedError, RuntimeError),
 )
 """Errors of the readers for truncated, damaged, encrypted or unknown archives."""
 

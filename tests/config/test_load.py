@@ -175,6 +175,10 @@ def test_a_recipe_without_models_is_refused(tmp_path):
         (b"a: " + b"{b: " * 50_000, "values are nested more than 32 deep"),
         (b"a: 1\n" * 300_000, "r.yaml is larger than 1 MB"),
         (b"a: [" + b"1, " * 299_999 + b"1]", "r.yaml: there are more than 50,000 values"),
+        (b'name: "a\\ud800"', "r.yaml:1: a text holds half of a character"),
+        (b'"\\udc00": a', "r.yaml:1: a text holds half of a character"),
+        (b"-\r" * 300_000, "r.yaml: there are more than 50,000 values"),
+        ("-\u2028".encode() * 200_000, "r.yaml: there are more than 50,000 values"),
         (b"a: [" + b"[[[[[[]]]]]]," * 70_000 + b"1]", "r.yaml: there are more than 50,000 values"),
     ],
 )  # fmt: skip

@@ -60,6 +60,7 @@ _ODD = [
         "../x",
         "a" * 9999,
     ),
+    *("F4", "F8_E8M0", "U16", "C64"),  # types of safetensors
     *([], {}, [[]], [None], {"": None}, {"x": {"x": []}}, _DEEP),
 ]
 _PIECES = [
