@@ -119,6 +119,8 @@ class Terminated(KeyboardInterrupt):
 
 
 _OUT_OF_MEMORY = (
+    *("failed to map segment", "Cannot allocate memory"),  # a library that is loaded
+    *("std::bad_alloc", "can't start new thread"),
     "DefaultCPUAllocator",
     "CUDA out of memory",
     "CUDA error: out of memory",  # outside of torch's allocator
@@ -131,5 +133,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"MemoryError", "OutOfMemoryError"}:
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
+    text = str(error)  # of a library that cannot be loaded, or of torch
+    kinds = (RuntimeError, ImportError, OSError)
+    return isinstance(error, kinds) and any(words in text for words in _OUT_OF_MEMORY)

@@ -195,6 +195,8 @@ def _check_what_to_read(paths: Sequence[str], camera: int | None) -> None:
 
 def _check_output(output: Path | None) -> None:
     if output is None:
+        if sys.stdout is None:  # as by >&-
+            raise click.UsageError("Standard output is closed. Name a file with --output.")
         return
     try:
         is_there = output.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -269,7 +270,31 @@ def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
     evaluations = _evaluate(job)
     if evaluations:
         write_evaluations(run, evaluations)
+        _warn_of_guesses(job, evaluations[str(job.setup.role)][1])
     run.finish(**summary)
+
+
+def _warn_of_guesses(job: Job, found: EvalDetails) -> None:
+    """Warns of a model that always answers the same, or is right no more often than by chance."""
+    tested, answered = ({pair[i] for pair in found.confusion} for i in (0, 1))
+    chance = 1 / len(found.class_names)
+    deviation = math.sqrt(chance * (1 - chance) / found.n_images)
+    if len(tested) == 1:
+        return
+    if len(answered) == 1:
+        what = f"calls every test image {found.class_names[answered.pop()]!r}"
+    elif found.n_images >= 100 and found.accuracy_percent / 100 <= chance + 2 * deviation:
+        what = (
+            f"is right on {found.accuracy_percent:.2f} % of {found.n_images:,} test images, which"
+            f" is no better than guessing among {len(found.class_names)} classes"
+        )
+    else:
+        return
+    log.warning(
+        "The %s %s.\n  See whether images and class names fit, or change optim.lr and"
+        " optim.epochs.",
+        *(job.setup.role, what),
+    )
 
 
 def _keep_few_shot_list(job: Job) -> None:

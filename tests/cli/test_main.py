@@ -171,6 +171,9 @@ def test_an_error_is_its_message_and_its_exit_code(raises, code, message):
         "raise type('OutOfMemoryError', (RuntimeError,), {})('CUDA out of memory. Tried')",
         "raise RuntimeError('DefaultCPUAllocator: not enough memory: you tried')",
         "raise RuntimeError('CUDA error: out of memory')",
+        "raise ImportError('libtorch_cpu.so: failed to map segment from shared object')",
+        "raise OSError(errno.ENOMEM, 'Cannot allocate memory')",
+        'raise RuntimeError("can\'t start new thread")',
         "raise RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate')",
     ],
 )

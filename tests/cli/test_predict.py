@@ -231,8 +231,17 @@ def test_an_output_file_without_any_line_is_not_kept(work: Path) -> None:
 
 
 @pytest.mark.usefixtures("work")
-def test_with_stdout_closed_an_output_file_is_written_all_the_same() -> None:
-    command = [sys.executable, "-m", "kdedge", "predict", "art", "pics", "--output", "o.txt"]
+@pytest.mark.parametrize(
+    ("output", "code", "last_line"),
+    [
+        (["--output", "o.txt"], 0, "Wrote o.txt"),
+        ([], 2, "Error: Standard output is closed. Name a file with --output."),
+    ],
+)
+def test_with_stdout_closed_results_need_an_output_file(
+    output: list[str], code: int, last_line: str
+) -> None:
+    command = [sys.executable, "-m", "kdedge", "predict", "art", "pics", *output]
     root = str(Path(package.__file__).parents[1])
     done = subprocess.run(
         ["sh", "-c", f"{shlex.join(command)} >&-"],
@@ -241,8 +250,9 @@ def test_with_stdout_closed_an_output_file_is_written_all_the_same() -> None:
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "Wrote o.txt")
-    assert len(Path("o.txt").read_text().splitlines()) == 4
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (code, last_line)
+    if output:
+        assert len(Path("o.txt").read_text().splitlines()) == 4
 
 
 @pytest.mark.usefixtures("work")

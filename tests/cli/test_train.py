@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -357,3 +358,32 @@ def test_a_warm_up_that_takes_all_epochs_is_said(
     assert done.code == 0, done.err
     told = "warning: The baseline's warm-up takes every one of its epochs, 1:"
     assert (told in done.err) is is_said
+
+
+def draw_tests(draw_picture: Any, n_images: int, *, label: Callable[[int], int]) -> None:
+    for index, name in enumerate(("cat", "dog", "red fox", "school bus")):
+        for number in range(n_images):
+            draw_picture(Path(f"test/{name}/{number}.jpg"), label=label(index), number=number)
+
+
+def test_a_model_no_better_than_guessing_is_warned_of(
+    kdedge: Run, project: Path, draw_picture: Any
+) -> None:
+    draw_tests(draw_picture, 25, label=lambda index: (index + 1) % 4)
+    done = kdedge("train", "r.yaml", "--method", "zeroshot")
+    assert done.code == 0
+    assert re.search(
+        r"warning: The baseline is right on [\d.]+ % of 100 test images, which is no better than"
+        r" guessing among 4 classes\.\n  See",
+        done.err,
+    )
+
+
+def test_a_model_that_always_answers_the_same_is_warned_of(
+    kdedge: Run, project: Path, draw_picture: Any
+) -> None:
+    shutil.rmtree("test")
+    draw_tests(draw_picture, 1, label=lambda index: 0)  # one picture
+    done = kdedge("train", "r.yaml", "--method", "zeroshot")
+    assert done.code == 0
+    assert "warning: The baseline calls every test image '" in done.err

@@ -244,6 +244,13 @@ def test_float_images_are_refused_with_a_reason():
         decode_image(encode(image, "TIFF"))
 
 
+def test_lab_images_are_refused_though_pillow_would_convert_them():
+    image = Image.new("LAB", (4, 4), (128, 20, 30))
+    assert image.convert("RGB").size == (4, 4)
+    with pytest.raises(UnusableImage, match="Lab color is not supported"):
+        decode_image(encode(image, "TIFF"))
+
+
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_the_first_picture_of_many_is_taken(kind):
     frames = [Image.new("RGB", (8, 8), color) for color in ("#ff0000", "#00ff00")]

@@ -147,7 +147,9 @@ def test_a_foreign_safetensors_file_is_damaged(tmp_path: Path) -> None:
 
 
 def _pack(value: Any) -> Any:
-    return ["dict", *([k, _pack(v)] for k, v in value.items())] if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    return ["dict", *([key, _pack(item)] for key, item in value.items())]
 
 
 def _text_of(**changes: Any) -> str:

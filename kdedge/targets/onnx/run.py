@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError
+from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError, is_out_of_memory
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Pixels
 from kdedge.targets.onnx.describe import ONNX_RUNTIME
 
@@ -182,6 +182,8 @@ def _import() -> Any:
             raise _broken(error) from error
         ort = None
     except (ImportError, OSError) as error:
+        if is_out_of_memory(error):
+            raise
         raise _broken(error) from error
     if not hasattr(ort, "InferenceSession"):  # a folder of type stubs can be imported too
         raise ONNX_RUNTIME.missing("Running ONNX files")
@@ -233,7 +235,11 @@ def _errors(ort: Any) -> tuple[type[Exception], ...]:
         *("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile"),
         *("NotImplemented", "RuntimeException", "NoModel", "EPFail"),
     )
-    return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError, ValueError)
+    return (
+        *(getattr(state, name) for name in names if hasattr(state, name)),
+        RuntimeError,
+        ValueError,
+    )
 
 
 def _explain(error: Exception, path: Path, version: str, what: str) -> KdedgeError:

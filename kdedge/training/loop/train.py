@@ -215,7 +215,7 @@ class _Training:
             self._take_up(state)
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise RecipeError(
-                f"The checkpoint in {self._run.checkpoints} does not fit this run: {error!r:.300}.\n"
+                f"The checkpoint in {self._run.checkpoints} does not fit this run: {error!r}.\n"
                 "  Go on with the recipe.yaml in that folder, or start a new run."
             ) from error
         _LOG.info("Going on at epoch %d, step %d.", self.epoch, self.step + 1)
