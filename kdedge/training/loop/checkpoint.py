@@ -183,10 +183,8 @@ def _state(values: Any) -> TrainingState:
     Raises:
         ValueError: they are none.
     """
-    kinds: dict[str, type] = {
-        name: dict for name in (entry.name for entry in fields(TrainingState))
-    }
-    kinds |= {"epoch": int, "step": int}
+    names = [entry.name for entry in fields(TrainingState)]
+    kinds = {name: int if name in ("epoch", "step") else dict for name in names}
     if not isinstance(values, dict) or values.keys() != kinds.keys():
         raise ValueError(f"expected {', '.join(kinds)}")
     for name, kind in kinds.items():
