@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from kdedge.errors import DataError
 from kdedge.eval_details import EvalDetails
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.results import EvalResult, UnlabeledResult
 from kdedge.runs.measure import measure
-from kdedge.runs.model import MethodModel, Model, RunModel
+from kdedge.runs.model import Model, RunModel
 from kdedge.runs.results import Evaluations, read_details, read_evaluation
 from kdedge.runs.unlabeled import images_to_judge, judge
 from kdedge.setup.data import RecipeData
@@ -75,16 +77,18 @@ def work(job: Job) -> dict[str, float]:
     if job.teaching is None:
         return {}
     job.method.module.requires_grad_(False)  # the counter fails at leaves with gradients
-    return {"gmacs": _gmacs(job.model()), "teacher_gmacs": _gmacs(job.teaching.teacher)}
+    own, teacher = job.model(), job.teaching.teacher
+    vectors, _ = own.class_vectors(), teacher.class_vectors()  # both are stored before it counts
+    return {
+        # Not its logits: an image encoder alone has its scale in a tensor, which has no value there
+        "gmacs": _gmacs(own, lambda images: own.forward_features(images) @ vectors.T),
+        "teacher_gmacs": _gmacs(teacher, teacher.logits),
+    }
 
 
-def _gmacs(model: MethodModel | Model) -> float:
+def _gmacs(model: Model, logits: Callable[[Tensor], Tensor]) -> float:
     size = model.preprocess.size_px
-    images = torch.zeros(1, 3, size, size, device=model.device)
-    vectors = model.class_vectors()
-    if not vectors.shape[1]:
-        return count_gmacs(model.logits, images)
-    return count_gmacs(lambda batch: model.forward_features(batch) @ vectors.T, images)
+    return count_gmacs(logits, torch.zeros(1, 3, size, size, device=model.device))
 
 
 def warn_of_guesses(job: Job, found: EvalDetails) -> None:
