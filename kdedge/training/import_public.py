@@ -80,7 +80,7 @@ def import_teacher(
     name: str,
     on: BackboneSpec,
     class_names: tuple[str, ...],
-    is_exact: bool = False,
+    is_exact: bool,
 ) -> Imported:
     """Makes a finished teacher run of a PromptSRC checkpoint.
 

@@ -128,7 +128,7 @@ def _find_model(loaded: LoadedRecipe, workspace: Workspace) -> _Found:
     if not job.method.trainable_parameters():
         return _Found(job.model(), job.provenance(), None)
     run = finished_run(workspace.root, job.key()) or _train(job)
-    model = load_run(run, workspace, names=job.classes.names)
+    model = load_run(run, workspace)
     return _Found(model, model.vectors.provenance, run)
 
 

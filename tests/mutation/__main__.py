@@ -103,29 +103,28 @@ class Work:
 
     def copy_tests(self) -> None:
         """Copies the tests as they are now; the tree that gets changed stays as it was."""
-        shutil.rmtree(self._tree / "tests")
-        ignored = shutil.ignore_patterns("__pycache__", "mutation")
-        shutil.copytree(ROOT / "tests", self._tree / "tests", ignore=ignored)
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "tests", self._tree / "tests", ignore=ignored, dirs_exist_ok=True)
 
     def map_lines(self, more: list[str] | None) -> None:
         """Writes which tests run which lines: of all folders once, and of `more`."""
+        groups = [more] if more else []
         if not self._map.exists():
             self._map.write_text(json.dumps({"tests": {}, "seconds": {}}))
-            more = [f"tests/{name}" for name in FOLDERS]
-        for path in more or []:
-            print(f"maps {path}", flush=True)
-            code = in_fork(partial(self._map_tests, path), log=self._log, limit_s=None)
+            groups = [[f"tests/{name}"] for name in FOLDERS] + groups
+        for group in groups:
+            print("maps", *group, flush=True)
+            code = in_fork(partial(self._map_tests, group), log=self._log, limit_s=None)
             if code not in (0, 1):
-                self._map.unlink()
-                raise SystemExit(f"the tests of {path} do not run: see {self._log}")
+                raise SystemExit(f"these tests do not run: see {self._log}")
             if code:
-                print(f"some tests of {path} fail before anything is changed: see {self._log}")
+                print(f"some of them fail before anything is changed: see {self._log}")
 
-    def _map_tests(self, path: str) -> int:
+    def _map_tests(self, tests: list[str]) -> int:
         cov = coverage.Coverage(data_file=None, source=[str(self._tree / "kdedge")])
         trace = Trace(cov)
         cov.start()
-        code = pytest_in(self._tree, [path, "-m", "not gpu and not network"], [trace])
+        code = pytest_in(self._tree, [*tests, "-m", "not gpu and not network"], [trace])
         cov.stop()
         known = json.loads(self._map.read_text())
         for file, lines in trace.tests_of_lines(cov.get_data()).items():
@@ -188,7 +187,7 @@ class Work:
             os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
             shutil.rmtree(self._tree / ".hypothesis", ignore_errors=True)
             shutil.rmtree(self._folder / "tmp", ignore_errors=True)
-            (self._folder / "tmp").mkdir()
+            (self._folder / "tmp").mkdir(exist_ok=True)
         if code == 0:
             return None
         if code is None:

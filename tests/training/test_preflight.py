@@ -25,7 +25,7 @@ from kdedge.methods.protocol import StepOutput
 from kdedge.setup.workspace import Workspace
 from kdedge.training.job.job import Job, batches_of
 from kdedge.training.job.trial import trial_steps
-from kdedge.training.preflight import check_memory, estimate_seconds, memory
+from kdedge.training.preflight import check, check_memory, estimate_seconds, memory
 from kdedge.training.teach import teacher_job
 
 CPU = torch.device("cpu")
@@ -165,6 +165,25 @@ def test_the_estimate_is_of_all_rounds(job: Job) -> None:
     setup = dataclasses.replace(job.setup, choice=choice)
     estimate = estimate_seconds(dataclasses.replace(slowed(job), setup=setup))
     assert estimate >= 3 * 5 * 16 * READ_S
+
+
+def test_the_time_of_all_is_that_of_teacher_store_and_student(
+    job: Job, tmp_path: Path, tiny_weights: Path
+) -> None:
+    student = f"student: {{weights: {tiny_weights}, settings: {{prompt_depth: 2}}, views: 1}}\n"
+    pool = "data: {unlabeled: {folder: pictures}, labeled"
+    text = (tmp_path / "r.yaml").read_text().replace("data: {labeled", pool)
+    (tmp_path / "r.yaml").write_text(text + student)
+    long = load_recipe(
+        tmp_path / "r.yaml", ["teacher.optim.epochs=100000", "teacher.optim.batch_size=1"]
+    )
+    found = check(long, workspace(tmp_path))
+    assert [one.what for one in found.findings if one.what.endswith(("time", "store"))] == [
+        "teacher: time",
+        "student: teacher store",
+        "student: time",
+    ]
+    assert found.seconds > 1000, "not the student's alone"
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial_as_it_ends_a_run(job: Job) -> None:

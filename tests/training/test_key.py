@@ -1,0 +1,54 @@
+"""A job's key: what decides its weights is in it, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdedge.config.load import load_recipe
+from kdedge.setup.method import Role, choose_method
+from kdedge.training.job.key import job_key
+
+RECIPE = """\
+name: tiny
+classes: [dark, bright]
+data: {unlabeled: {folder: pool}, labeled: {folder: labeled}}
+teacher: {weights: teacher.pt}
+student: {weights: student.pt}
+seed: 3
+optim: {epochs: 5}
+"""
+WITHOUT, WITH = {"backbone": "b"}, {"backbone": "b", "teacher_store": "s"}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "r.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def key(path: Path, *overrides: str, role: Role = "student", stores: bool = False) -> str:
+    loaded = load_recipe(path, overrides)
+    hashes = WITH if stores else WITHOUT
+    return job_key(role, loaded.recipe, choose_method(loaded, role), hashes)
+
+
+def test_a_seed_of_views_matters_to_a_student_where_it_is_not_the_recipes(recipe: Path) -> None:
+    assert key(recipe, "student.view_seed=9") != key(recipe)
+    assert key(recipe, "student.view_seed=3") == key(recipe)
+    assert key(recipe, "student.view_seed=9", role="teacher") == key(recipe, role="teacher")
+
+
+def test_stored_views_matter_where_they_are_stored_and_up_to_the_epochs(recipe: Path) -> None:
+    views = [key(recipe, f"student.views={n}", stores=True) for n in (1, 4, 5, 6)]
+    assert len(set(views)) == 3
+    assert views[2] == views[3]
+    assert key(recipe, "student.views=1") == key(recipe, "student.views=4")
+
+
+def test_places_and_devices_matter_to_no_job(recipe: Path) -> None:
+    same = ("student.weights=elsewhere.pt", "data.unlabeled.folder=elsewhere", "optim.n_workers=1")
+    assert key(recipe, *same) == key(recipe)
+    assert key(recipe, "optim.lr=0.5") != key(recipe)

@@ -1,0 +1,40 @@
+"""Probabilities that pseudo-labels are chosen by."""
+
+from __future__ import annotations
+
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kdedge.errors import DivergedError
+from kdedge.setup.images import Images
+from kdedge.training.pseudo_labels.labels import pool_probabilities
+
+
+def scores(filling: ModuleType, logits: Tensor) -> np.ndarray:
+    """Probabilities of drawn images where a model answers with these logits."""
+    n_images = len(logits)
+    rows = iter(logits)
+    model: Any = SimpleNamespace(
+        preprocess=filling.PREPROCESS,
+        device=torch.device("cpu"),
+        logits=lambda batch: torch.stack([next(rows) for _ in batch]),
+    )
+    pool = Images(filling.Drawn(n_images), tuple(range(n_images)), (), {})
+    return pool_probabilities(model, pool)
+
+
+def test_probabilities_are_the_softmax_over_an_images_classes(filling: ModuleType) -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0], [5.0, 0.0, 0.0]])
+    found = scores(filling, logits)
+    expected = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_scores_that_are_not_finite_label_nothing(filling: ModuleType) -> None:
+    with pytest.raises(DivergedError, match="scores of unlabeled images are not finite"):
+        scores(filling, torch.tensor([[0.0, float("nan")]]))
