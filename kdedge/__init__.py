@@ -9,8 +9,11 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False  # not typing's, which would be loaded: `kdedge --help` starts at once
 
 if TYPE_CHECKING:
+    from kdedge.api.bench import bench
     from kdedge.api.evaluate import evaluate
+    from kdedge.api.export import export
     from kdedge.api.model import LoadedModel, load
+    from kdedge.api.report import report
     from kdedge.api.run import Run, list_runs, open_run
     from kdedge.api.train import distill, teach, train
     from kdedge.config.load import load_recipe
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "kdedge.api.train": ("teach", "distill", "train"),
     "kdedge.api.evaluate": ("evaluate",),
+    "kdedge.api.export": ("export",),
+    "kdedge.api.bench": ("bench",),
+    "kdedge.api.report": ("report",),
     "kdedge.api.run": ("Run", "open_run", "list_runs"),
     "kdedge.api.model": ("load", "LoadedModel"),
     "kdedge.config.recipe": ("Recipe",),
@@ -51,12 +57,15 @@ __all__ = [
     "Run",
     "SetupError",
     "__version__",
+    "bench",
     "distill",
     "evaluate",
+    "export",
     "list_runs",
     "load",
     "load_recipe",
     "open_run",
+    "report",
     "teach",
     "train",
 ]

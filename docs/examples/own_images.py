@@ -4,18 +4,32 @@ Run it with `python own_images.py IMAGES CLASSES_FILE LABELED TEST`.
 """
 
 import sys
+from pathlib import Path
 
 import kdedge
 
 
-def main(images: str, classes: str, labeled: str, test: str) -> None:
-    """Trains on four folders and prints what the exported model says of three images."""
-    recipe = kdedge.init("line3", images=images, classes=classes, labeled=labeled, test=test)
+def main(images: str, classes: str, labeled: str, test: str, **changes: object) -> None:
+    """Trains on folders and prints what the exported model says of the test images.
+
+    `changes` are sections of the recipe, such as another `teacher`.
+    """
+    recipe = {
+        "name": "line3",
+        "classes": {"file": classes, "template": "a photo of a {}."},
+        "data": {
+            "unlabeled": {"folder": images},
+            "labeled": {"folder": labeled, "shots": 16},
+            "test": {"folder": test},
+        },
+        "teacher": {"method": "promptsrc", "backbone": "ViT-L-14", "weights": "openai"},
+        "student": {"backbone": "ViT-B-16", "weights": "openai"},
+        **changes,
+    }
     run = kdedge.distill(recipe)
     print(run)
-    artifact = run.export(int8=True)
-    with kdedge.load(artifact) as model:
-        for path in sorted(run.images("test"))[:3]:
+    with kdedge.load(run.export(int8=True)) as model:
+        for path in sorted(Path(test).rglob("*.*")):
             print(path, model(path, top=3))
 
 

@@ -6,16 +6,22 @@ import html
 from pathlib import Path
 from typing import Any
 
+from kdedge.api.bench import bench
 from kdedge.api.evaluate import evaluate, run_argument
+from kdedge.api.export import export
 from kdedge.api.model import LoadedModel, load
+from kdedge.api.report import report
 from kdedge.config.load import load_recipe
 from kdedge.config.recipe import Recipe
 from kdedge.errors import KdedgeError
 from kdedge.results import EvalResult
 from kdedge.runs.find import find_run, runs_in
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.headline import headline_of
 from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import labeled_results, read_evaluation
+from kdedge.runtime.artifact import Artifact
+from kdedge.speed_results import SpeedResult
 
 
 class Run:
@@ -62,9 +68,26 @@ class Run:
         except KdedgeError:
             return None
 
+    @property
+    def headline(self) -> str | None:
+        """What a student kept of its teacher, in one line; None where nothing was compared."""
+        return headline_of(self._folder)
+
     def evaluate(self, **options: Any) -> EvalResult:
         """Measures the run again; see `kdedge.evaluate`."""
-        return evaluate(self, **options)
+        return evaluate(self, **{"root": self._folder.root, **options})
+
+    def export(self, **options: Any) -> Artifact:
+        """Exports the run for the device; see `kdedge.export`."""
+        return export(self, **{"root": self._folder.root, **options})
+
+    def bench(self, **options: Any) -> SpeedResult:
+        """Measures the run's models and its newest artifact; see `kdedge.bench`."""
+        return bench(self, **{"root": self._folder.root, **options})
+
+    def report(self, **options: Any) -> Path:
+        """Writes one HTML file about the run; see `kdedge.report`."""
+        return report(self, **{"root": self._folder.root, **options})
 
     def load(self, **options: Any) -> LoadedModel:
         """Loads the newest artifact of the run; see `kdedge.load`."""
@@ -75,6 +98,7 @@ class Run:
 
     def __str__(self) -> str:
         lines = [f"{self.name} ({self.kind}, {self.provenance.status})"]
+        lines += [] if self.headline is None else [f"  {self.headline}"]
         for label, values in self._rows():
             lines.append(f"  {label}: {', '.join(f'{key} {text}' for key, text in values)}")
         return "\n".join(lines)

@@ -122,3 +122,20 @@ def test_mistakes_are_the_errors_of_the_command_line(recipe: dict[str, Any]) -> 
         kdedge.distill(recipe, epoch=3)  # type: ignore[call-arg]
     with pytest.raises(kdedge.RecipeError, match="no finished run"):
         kdedge.evaluate(root="nowhere")
+
+
+def test_a_run_is_exported_loaded_measured_and_reported(
+    student: kdedge.Run, folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("modelopt")
+    artifact = student.export(device="cpu", overrides={"gates.agreement.fp16": "0%"})
+    with student.load() as model:
+        assert model.artifact.path == artifact.path
+        image = folder / "images" / "red" / "2.png"
+        assert model(image, top=3)[0].class_name in CLASSES
+    with pytest.raises(kdedge.RecipeError, match="is exported already"):
+        kdedge.export(artifact, output=tmp_path / "other")
+    speed = kdedge.bench(artifact, batches=[1], seconds=0.01)
+    assert [row.model for row in speed.rows] == [file.name for file in artifact.files]
+    page = student.report(output=tmp_path / "report")
+    assert "toy/02" in page.read_text(encoding="utf-8")

@@ -85,3 +85,35 @@ def test_the_loss_is_the_mean_power_of_the_distance() -> None:
     outputs = SimpleNamespace(student_features=student, teacher_features=teacher)
     slow = sum(float((s - t).square().sum()) ** 1.5 for s, t in zip(student, teacher, strict=True))
     assert float(loss(outputs)) == pytest.approx(slow / 4, rel=1e-5)
+
+
+def test_own_images_end_to_end(
+    paint: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("modelopt")
+    monkeypatch.chdir(tmp_path)
+    colors = {"red": (200, 20, 20), "blue": (20, 20, 200)}
+    (tmp_path / "classes.txt").write_text("red\nblue\n")
+    for number, part in enumerate(("cams", "labeled", "test")):
+        for name, color in colors.items():
+            for shade in range(4):
+                green = 60 * shade + 20 * number
+                paint(tmp_path / part / name / f"{shade}.png", (color[0], green, color[2]))
+    load_example("own_images.py").main(
+        *("cams", "classes.txt", "labeled", "test"),
+        teacher={"method": "coop", "backbone": "kdedge-demo-teacher", "weights": "builtin"},
+        student={
+            "backbone": "kdedge-demo-student",
+            "weights": "builtin",
+            "settings": {"prompt_depth": 1},
+        },
+        optim={"epochs": 1, "batch_size": 4, "warmup_epochs": 0, "n_workers": 0},
+        gates={"agreement": {"fp16": "0%", "int8": "0%"}, "max_drop": 100},
+    )
+    out = capsys.readouterr().out
+    assert out.startswith("line3/02 (student, finished)")
+    assert out.count("ClassScore") == 2 * 8
