@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from kdedge.config.load import load_recipe
 from kdedge.errors import KdedgeError
@@ -117,15 +116,11 @@ class Prediction:
     label: str
     top: tuple[tuple[str, float], ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
 
 def predict_examples(
     run: RunFolder, workspace: Workspace, *, n_images: int = 3, n_top: int = 3
-) -> tuple[Prediction, ...]:
-    """Classifies a few test images of a run, spread over the test set.
+) -> tuple[tuple[Prediction, bytes], ...]:
+    """Classifies a few test images of a run, spread over the test set; each with its file's bytes.
 
     Args:
         run: a finished run whose recipe has test images.
@@ -140,10 +135,13 @@ def predict_examples(
     names = model.class_names
     scores, best = logits.softmax(dim=-1).topk(min(n_top, len(names)))
     return tuple(
-        Prediction(
-            few.source.items[index].key,
-            names[int(label)],
-            tuple((names[int(c)], 100 * float(s)) for s, c in zip(row, classes, strict=True)),
+        (
+            Prediction(
+                few.source.items[index].key,
+                names[int(label)],
+                tuple((names[int(c)], 100 * float(s)) for s, c in zip(row, classes, strict=True)),
+            ),
+            few.source.read(index),
         )
         for index, label, row, classes in zip(few.indices, labels, scores, best, strict=True)
     )

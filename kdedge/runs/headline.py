@@ -115,4 +115,6 @@ def fastest_file(speed: SpeedResult) -> tuple[str, str] | None:
 
 def _ms(row: SpeedRow) -> float | None:
     found = row.at(1, "on device") or row.at(1, "copied")
-    return None if found is None or row.gate in (None, "missed") else found.p50_ms
+    if found is None or found.doubt is not None or row.gate in (None, "missed"):
+        return None
+    return found.p50_ms

@@ -1,0 +1,124 @@
+"""The whole flow on built-in data."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from kdedge.api.bench import AGAINST, Gathered
+from kdedge.api.export import ExportRequest, make_export
+from kdedge.api.report import make_report
+from kdedge.benchmarking.run import run_bench
+from kdedge.benchmarking.timing import TimingPlan
+from kdedge.config.load import load_recipe
+from kdedge.files import write_atomic, write_new_numbered_json
+from kdedge.inference.pictures import with_answer
+from kdedge.runs.folder import RunFolder
+from kdedge.runtime.artifact import Artifact
+from kdedge.runtime.preprocess import decode_image
+from kdedge.setup.packages import need_training_packages
+from kdedge.speed_results import SpeedResult
+
+_QUICK = TimingPlan(seconds=0.1, n_calls=5, most_seconds=1.0)
+_GAP_PX = 12
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo made.
+
+    Attributes:
+        teacher: its run.
+        student: its run.
+        speed: of the student, its teacher and the baselines.
+        picture: test drawings with the student's answers.
+        artifact: the exported student; None without the extra `export`.
+        page: the report; None without the extra `report`.
+        seconds: how long it took.
+    """
+
+    teacher: RunFolder
+    student: RunFolder
+    speed: SpeedResult
+    picture: Path
+    artifact: Artifact | None
+    page: Path | None
+    seconds: float
+
+
+def run_demo(root: Path, *, device: str | None = None, resume: bool = False) -> Demo:
+    """Trains, exports, measures and reports on built-in drawings with two tiny CLIPs.
+
+    Args:
+        root: folder of all runs.
+        device: where torch computes.
+        resume: go on with interrupted runs.
+    """
+    need_training_packages("The demo")
+    from kdedge.runs.evaluate import predict_examples
+    from kdedge.setup.device import choose_device
+    from kdedge.setup.workspace import Workspace
+    from kdedge.training.distill import distill
+
+    began = time.monotonic()
+    workspace = Workspace(root, choose_device(device))
+    teacher, student = distill(load_recipe("demo"), workspace, resume=resume)
+    pictures = []
+    for prediction, data in predict_examples(student, workspace):
+        name, score = prediction.top[0]
+        lines = [f"{name} {score:.0f} %", f"is {prediction.label}"]
+        pictures.append(with_answer(decode_image(data), lines))
+    picture = student.path / "examples.png"
+    write_atomic(picture, _side_by_side(pictures))
+    artifact = None
+    if _is_installed("onnx", "onnxscript", "onnxruntime", "modelopt"):
+        request = ExportRequest(str(student.path))
+        artifact = make_export(request, {"root": root, "device": device}).artifact
+    gathered = Gathered(root, against=AGAINST, device=device, n_threads=None)
+    gathered.add(str(student.path))
+    speed = run_bench(
+        gathered.subjects,
+        plan=_QUICK,
+        batches=(1, 32),
+        n_threads=None,
+        left_out=gathered.left_out,
+        command="kdedge demo",
+    )
+    write_new_numbered_json(student.path / "bench", speed.to_dict())
+    page = None
+    if _is_installed("matplotlib", "jinja2"):
+        page = _report(student)
+    seconds = time.monotonic() - began
+    return Demo(teacher, student, speed, picture, artifact, page, seconds)
+
+
+def _is_installed(*modules: str) -> bool:
+    return all(importlib.util.find_spec(module) is not None for module in modules)
+
+
+def _report(student: RunFolder) -> Path:
+    """The report of the student, beside the demo's runs: each demo replaces the one before."""
+    report, _ = make_report([str(student.path)], None, student.root)
+    page = student.path.parent / "report.html"
+    shutil.copyfile(report.page, page)
+    return page
+
+
+def _side_by_side(pictures: Sequence[Image.Image]) -> bytes:
+    """One PNG of pictures beside each other."""
+    width = sum(picture.width + _GAP_PX for picture in pictures) - _GAP_PX
+    canvas = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        canvas.paste(picture, (left, 0))
+        left += picture.width + _GAP_PX
+    file = io.BytesIO()
+    canvas.save(file, "PNG")
+    return file.getvalue()
