@@ -63,6 +63,12 @@ def test_the_pixel_limit_is_exact():
         decode_image(data, max_pixels=199)
 
 
+def test_the_limit_is_a_hundred_million_pixels_where_none_is_given() -> None:
+    data = b"P5 100000001 1 255\n"  # a head alone: nothing is to be reserved for it
+    with pytest.raises(UnusableImage, match="the limit is 100000000 pixels"):
+        decode_image(data)
+
+
 def test_a_limit_that_the_user_took_away_from_pillow_still_holds(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     with pytest.raises(UnusableImage, match="too large"):

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from kdedge.errors import DataError, DivergedError, RecipeError, ResourceError
+from kdedge.methods.protocol import StepOutput
 from kdedge.training.loop.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from kdedge.training.loop.optim import learning_rate
 
@@ -176,6 +177,17 @@ def test_a_loss_that_is_not_finite_names_place_images_and_remedies(
     state = load_checkpoint(newest)
     assert (state.epoch, state.step) == (2, 0)
     assert all(bool(tensor.isfinite().all()) for tensor in state.module.values())
+
+
+def test_a_step_may_have_no_figures_but_its_loss(toy: ModuleType, tmp_path: Path) -> None:
+    class Bare(toy.ToyMethod):
+        def training_step(self, batch: Any) -> StepOutput:
+            return StepOutput(super().training_step(batch).loss)
+
+    run = toy.make_run(tmp_path)
+    toy.train_toy(run, Bare())
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert {*lines[0]} == {"epoch", "step", "lr", "loss", "grad_norm", "images_per_second"}
 
 
 def test_a_start_that_is_not_finite_is_said_before_any_step(

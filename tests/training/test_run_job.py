@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from kdedge.config.load import load_recipe
+from kdedge.data.batch import Batch
 from kdedge.data.sources import Item
 from kdedge.errors import Interrupted, RecipeError, Terminated
+from kdedge.methods.protocol import StepOutput
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.images import Images
 from kdedge.setup.workspace import Workspace
@@ -18,6 +22,7 @@ from kdedge.training.baseline import baseline_job
 from kdedge.training.distill import named_teacher
 from kdedge.training.job.job import HeldOut
 from kdedge.training.run_job import finished_run, run_job, unfinished_run
+from kdedge.training.teach import teacher_job
 
 
 def create(root: Path, name: str) -> RunFolder:
@@ -61,6 +66,29 @@ def test_a_signal_outside_of_training_ends_with_its_own_exit_code(
         run_job(job, resume=False)
     assert caught.value.exit_code == code
     assert RunFolder(tmp_path / "runs/x/01", "baseline").read_provenance().status == "interrupted"
+
+
+def test_the_error_of_a_step_is_told_where_the_run_cannot_note_it(
+    tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for label in ("dark", "bright"):
+        (tmp_path / label).mkdir()
+        Image.new("RGB", (40, 40)).save(tmp_path / label / "a.png")
+    (tmp_path / "r.yaml").write_text(
+        f"name: x\nclasses: [dark, bright]\ndata: {{labeled: {{folder: {tmp_path}}}}}\n"
+        f"teacher: {{weights: {tiny_weights}, method: vpt, settings: {{prompt_depth: 1}}}}\n"
+        "optim: {epochs: 1, batch_size: 2, warmup_epochs: 0, n_workers: 0}\n"
+    )
+    workspace = Workspace(tmp_path / "runs", torch.device("cpu"))
+    job = teacher_job(load_recipe(tmp_path / "r.yaml"), workspace)
+
+    def lose_the_disk(batch: Batch) -> StepOutput:
+        shutil.rmtree(tmp_path / "runs")
+        raise KeyError("of the step")
+
+    monkeypatch.setattr(job.method, "training_step", lose_the_disk)
+    with pytest.raises(KeyError, match="of the step"):
+        run_job(job, resume=False)
 
 
 def test_a_teacher_that_is_not_finished_teaches_nobody(tmp_path: Path) -> None:
