@@ -13,6 +13,8 @@ import pytest
 
 import kdedge
 from kdedge.cli.main import cli
+from kdedge.config.keys import explain
+from kdedge.config.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -67,6 +69,19 @@ def test_the_python_of_the_pages_uses_names_that_the_api_has() -> None:
         for name in re.findall(r"\bkdedge\.(\w+)\(", block)
     }
     assert used - set(kdedge.__all__) == set()
+
+
+def test_every_key_of_a_recipe_that_is_named_exists() -> None:
+    keys = {key.name for key in explain(Recipe.model_json_schema())}
+    named = {
+        (name, re.sub(r"^(teacher|student|baseline)\.optim", "optim", key))
+        for name, text in TEXTS.items()
+        for key in re.findall(
+            r"(?:--set |[`\"])((?:optim|data|teacher|student|export|gates|classes)\.[a-z_.]+)", text
+        )
+        if not key.endswith((".safetensors", ".txt", ".yaml")) and ".settings." not in key
+    }
+    assert {(name, key) for name, key in named if key not in keys} == set()
 
 
 @pytest.mark.parametrize("name", [*TEXTS, *RECORDS])
