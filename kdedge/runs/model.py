@@ -174,7 +174,7 @@ class RunModel:
             built_for = built_for.with_classes(self.classes)
         return self._trained(built_for)
 
-    @property
+    @cached_property
     def scale(self) -> float:
         """See `Model`."""
         return self.method.scale

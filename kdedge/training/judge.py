@@ -78,7 +78,8 @@ def work(job: Job) -> dict[str, float]:
         return {}
     job.method.module.requires_grad_(False)  # the counter fails at leaves with gradients
     own, teacher = job.model(), job.teaching.teacher
-    vectors, _ = own.class_vectors(), teacher.class_vectors()  # both are stored before it counts
+    # All are known before the counter runs, as its tensors have no values
+    vectors, *_ = own.class_vectors(), teacher.class_vectors(), teacher.scale
     return {
         # Not its logits: an image encoder alone has its scale in a tensor, which has no value there
         "gmacs": _gmacs(own, lambda images: own.forward_features(images) @ vectors.T),

@@ -47,10 +47,10 @@ def before_each_run(monkeypatch: pytest.MonkeyPatch, act: Callable[[int, int], N
             super().__init__(*arguments, **options)
             self.number = next(sessions)
 
-        def run(self, names: Any, inputs: Any) -> Any:
+        def run(self, names: Any, inputs: Any, *options: Any) -> Any:
             (images,) = inputs.values()
             act(self.number, len(images))
-            return super().run(names, inputs)
+            return super().run(names, inputs, *options)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Watched)
 

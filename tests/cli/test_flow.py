@@ -55,6 +55,11 @@ def test_check_looks_at_a_student_whose_teacher_is_stored(kdedge, trained) -> No
     assert "teacher: time" not in done.out
 
 
+def stages(err: str) -> list[str]:
+    """The lines about teacher and student; a few steps may train a model that only guesses."""
+    return [line for line in err.splitlines() if line.startswith(("Teacher", "Student"))]
+
+
 def test_teach_then_distill_then_eval_then_show(kdedge, project) -> None:
     taught = kdedge("teach", "r.yaml")
     assert (taught.code, taught.err) == (0, "")
@@ -65,12 +70,12 @@ def test_teach_then_distill_then_eval_then_show(kdedge, project) -> None:
     distilled = kdedge("distill", "r.yaml")
     assert distilled.code == 0
     means = [accuracies(distilled.out)[role].split()[2] for role in ("teacher", "student")]
-    assert distilled.err == (
+    assert stages(distilled.err) == [
         "Teacher 1/2: runs/tiny/01 is used, trained from the same parts: harmonic mean"
-        f" {means[0]} %.\n"
-        "Student 2/2: training promptkd on student.\n"
-        f"Student 2/2 done: harmonic mean {means[1]} %.\n"
-    )
+        f" {means[0]} %.",
+        "Student 2/2: training promptkd on student.",
+        f"Student 2/2 done: harmonic mean {means[1]} %.",
+    ]
     assert distilled.out.endswith(
         "Used runs/tiny/01 (teacher.safetensors, class_vectors.safetensors)\n"
         "Wrote runs/tiny/02 (student.safetensors, class_vectors.safetensors)\n"
@@ -107,8 +112,8 @@ def test_teach_then_distill_then_eval_then_show(kdedge, project) -> None:
 def test_distill_trains_the_teacher_first_where_there_is_none(kdedge, project) -> None:
     done = kdedge("distill", "r.yaml", "--json")
     assert done.code == 0
-    stages = [line.partition(" on ")[0].partition(":")[0] for line in done.err.splitlines()]
-    assert stages == ["Teacher 1/2", "Teacher 1/2 done", "Student 2/2", "Student 2/2 done"]
+    begun = [line.partition(" on ")[0].partition(":")[0] for line in stages(done.err)]
+    assert begun == ["Teacher 1/2", "Teacher 1/2 done", "Student 2/2", "Student 2/2 done"]
     assert "Teacher 1/2: training promptsrc on teacher.\n" in done.err
     record = json.loads(done.out)
     assert (record["teacher"]["path"], record["student"]["path"]) == (

@@ -373,11 +373,7 @@ def test_cells_run_side_by_side_and_none_trains_a_teacher_beside_another(
     for run in students:
         teacher = teachers[run["teacher_run"]]
         assert (teacher["seed"], teacher["finished_at"] <= run["started_at"]) == (run["seed"], True)
-    first, second = teachers.values()
-    assert first["started_at"] < second["finished_at"]
-    assert second["started_at"] < first["finished_at"]
-    starts = [line for line in done.err.splitlines() if line.startswith("[")]
-    assert starts[:2] == [
+    assert done.err.splitlines()[:2] == [  # both before the first has ended
         "[1/4] tiny, promptkd, seed 1: distill",
         "[2/4] tiny, promptkd, seed 2: distill",
     ]

@@ -60,7 +60,7 @@ def test_a_signal_outside_of_training_ends_with_its_own_exit_code(
         "student: {backbone: kdedge-demo-student, weights: builtin}\n"
     )
     workspace = Workspace(tmp_path / "runs", torch.device("cpu"))
-    test = Images(Ending(), (0,), (), {0: "digest"})
+    test = Images(Ending(), (0,), (), {0: "0" * 64})
     job = replace(baseline_job(load_recipe(recipe), workspace), held_out=HeldOut(test=test))
     with pytest.raises(Interrupted) as caught:
         run_job(job, resume=False)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import kdedge
-from kdedge.errors import DataError, RecipeError, ResourceError
+from kdedge.errors import DataError, InUseError, RecipeError, ResourceError
 from kdedge.runs.find import find_run, newest, runs_in
 from kdedge.runs.folder import RunFolder
 
@@ -167,10 +167,10 @@ def test_a_second_process_is_told_who_works_in_the_run(tmp_path: Path) -> None:
     run = _create(tmp_path)
     process, pid = _hold(run, "plain")
     try:
-        with pytest.raises(ResourceError) as caught, run.lock():
+        with pytest.raises(InUseError) as caught, run.lock():
             pass
         assert f"pid {pid} on {socket.gethostname()}" in str(caught.value)
-        assert caught.value.exit_code == 7
+        assert caught.value.exit_code == 8
     finally:
         process.kill()
         process.communicate()
