@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from kdedge.config.load import load_recipe
 from kdedge.data.batch import Batch
 from kdedge.data.sources import Item
 from kdedge.errors import Interrupted, RecipeError, Terminated
+from kdedge.methods import vpt
 from kdedge.methods.protocol import StepOutput
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.images import Images
@@ -69,7 +71,7 @@ def test_a_signal_outside_of_training_ends_with_its_own_exit_code(
 
 
 def test_the_error_of_a_step_is_told_where_the_run_cannot_note_it(
-    tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_weights: Path
 ) -> None:
     for label in ("dark", "bright"):
         (tmp_path / label).mkdir()
@@ -82,11 +84,15 @@ def test_the_error_of_a_step_is_told_where_the_run_cannot_note_it(
     workspace = Workspace(tmp_path / "runs", torch.device("cpu"))
     job = teacher_job(load_recipe(tmp_path / "r.yaml"), workspace)
 
-    def lose_the_disk(batch: Batch) -> StepOutput:
-        shutil.rmtree(tmp_path / "runs")
-        raise KeyError("of the step")
+    class LosesTheDisk(vpt.Method):
+        def training_step(self, batch: Batch) -> StepOutput:
+            shutil.rmtree(tmp_path / "runs")
+            raise KeyError("of the step")
 
-    monkeypatch.setattr(job.method, "training_step", lose_the_disk)
+    module = ModuleType("own")
+    vars(module).update(METHOD=vpt.METHOD, Settings=vpt.Settings, Method=LosesTheDisk)
+    choice = replace(job.choice, module=module)
+    job = replace(job, setup=replace(job.setup, choice=choice))
     with pytest.raises(KeyError, match="of the step"):
         run_job(job, resume=False)
 
