@@ -11,7 +11,6 @@ from kdedge.api.check import check_loaded
 from kdedge.cli._options import device_option, runs_option, threads_option
 from kdedge.cli._output import json_option, next_line, print_result, same_options, set_option, table
 from kdedge.config.load import load_recipe
-from kdedge.progress import rough_duration
 
 
 @click.command("check")
@@ -34,9 +33,6 @@ def command(
     found = check_loaded(loaded, root, device)
     rows = [[finding.what, finding.found] for finding in found.findings]
     following = "teach" if loaded.recipe.student is None else "distill"
-    text = (
-        table(rows)
-        + f"\nReady: about {rough_duration(found.seconds)} of training, evaluation not counted."
-        f"\n{next_line(following, recipe, *same_options(overrides))}"
-    )
+    following = next_line(following, recipe, *same_options(overrides))
+    text = f"{table(rows)}\n{found.estimate}\n{following}"
     print_result(asdict(found), as_json=as_json, text=text)

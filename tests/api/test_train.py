@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import kdedge
+from kdedge.results import UnlabeledResult
 
 pytest.importorskip("torch")
 
@@ -120,7 +121,9 @@ def test_an_override_that_no_model_follows_is_named(
 def test_a_recipe_is_checked(recipe: dict[str, Any], folder: Path) -> None:
     found = kdedge.check(recipe, root=folder / "none", device="cpu")
     assert found.seconds > 0
-    assert any("student" in finding.what for finding in found.findings), found.findings
+    *lines, last = str(found).splitlines()
+    assert "student" in {line.partition(":")[0] for line in lines}, lines
+    assert last.startswith("Ready: about")
     assert not (folder / "none").exists()
 
 
@@ -157,6 +160,13 @@ def test_a_suite_gives_the_table_that_it_writes(recipe: dict[str, Any], tmp_path
 def test_evaluating_gives_what_training_measured(student: kdedge.Run, folder: Path) -> None:
     assert student.evaluate(root=folder / "runs", device="cpu") == student.result
     assert kdedge.evaluate("toy/02", root=folder / "runs", device="cpu") == student.result
+
+
+def test_without_test_images_the_unlabeled_ones_are_judged(student: kdedge.Run) -> None:
+    found = student.evaluate(overrides={"data.test": None}, device="cpu")
+    assert isinstance(found, UnlabeledResult)
+    assert found.n_images == 9
+    assert found.agreement_percent is not None
 
 
 def test_runs_are_listed_and_shown(student: kdedge.Run, folder: Path) -> None:
