@@ -10,11 +10,15 @@ TYPE_CHECKING = False  # not typing's, which would be loaded: `kdedge --help` st
 
 if TYPE_CHECKING:
     from kdedge.api.bench import bench
+    from kdedge.api.check import check
     from kdedge.api.evaluate import evaluate
     from kdedge.api.export import export
+    from kdedge.api.init import init
     from kdedge.api.model import LoadedModel, load
+    from kdedge.api.pseudo_label import pseudo_label
     from kdedge.api.report import report
     from kdedge.api.run import Run, list_runs, open_run
+    from kdedge.api.suite import run_suite
     from kdedge.api.train import distill, teach, train
     from kdedge.config.load import load_recipe
     from kdedge.config.recipe import Recipe
@@ -27,9 +31,14 @@ if TYPE_CHECKING:
         ResourceError,
         SetupError,
     )
+    from kdedge.progress import progress_to
 
 _HOMES = {
     "kdedge.api.train": ("teach", "distill", "train"),
+    "kdedge.api.init": ("init",),
+    "kdedge.api.check": ("check",),
+    "kdedge.api.pseudo_label": ("pseudo_label",),
+    "kdedge.api.suite": ("run_suite",),
     "kdedge.api.evaluate": ("evaluate",),
     "kdedge.api.export": ("export",),
     "kdedge.api.bench": ("bench",),
@@ -38,6 +47,7 @@ _HOMES = {
     "kdedge.api.model": ("load", "LoadedModel"),
     "kdedge.config.recipe": ("Recipe",),
     "kdedge.config.load": ("load_recipe",),
+    "kdedge.progress": ("progress_to",),
     "kdedge.errors": (
         *("KdedgeError", "RecipeError", "DataError", "SetupError"),
         *("DivergedError", "GateError", "ResourceError"),
@@ -58,14 +68,19 @@ __all__ = [
     "SetupError",
     "__version__",
     "bench",
+    "check",
     "distill",
     "evaluate",
     "export",
+    "init",
     "list_runs",
     "load",
     "load_recipe",
     "open_run",
+    "progress_to",
+    "pseudo_label",
     "report",
+    "run_suite",
     "teach",
     "train",
 ]

@@ -1,14 +1,20 @@
-"""Progress of long work on stderr: a bar on a terminal, elsewhere a line every 30 s."""
+"""Progress of long work: a bar on a terminal or in a notebook, elsewhere a line every 30 s.
+
+A caller may have it told to a function, or not at all: `progress_to`.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import html
+import importlib
 import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -19,6 +25,11 @@ _LINE_EVERY_S = 30.0
 _REDRAW_EVERY_S = 0.1
 _BAR_AND_ETA = len(" #### ") + len(" ETA 0:00:00")
 """Least columns beside the text and the numbers of a bar."""
+
+Told = Callable[[str, int, int | None], object]
+"""Gets the work, its finished pieces, and their number (None if unknown)."""
+
+_TOLD: ContextVar[Told | None] = ContextVar("told", default=None)
 
 
 class Advance(Protocol):
@@ -31,6 +42,36 @@ class Advance(Protocol):
             done: finished pieces, including those before the start.
             detail: a text to add, such as `loss 0.5`.
         """
+
+
+@contextlib.contextmanager
+def progress_to(callback: Told | None) -> Iterator[None]:
+    """Context in which progress goes to a function: no bar and no lines are shown.
+
+    It holds for this thread, or for this task of an event loop.
+
+    Args:
+        callback: called as `callback(what, done, total)` when work starts and after each piece of
+            it, so it must be quick. `total` is None where nobody knows it. An error that it raises
+            ends the work. None: nothing is told or shown.
+    """
+    token = _TOLD.set(callback or _ignore)
+    try:
+        yield
+    finally:
+        _TOLD.reset(token)
+
+
+def _advance_of(told: Told, what: str, total: int | None) -> Advance:
+    def advance(done: int, detail: str = "") -> None:
+        del detail
+        told(what, done, total)
+
+    return advance
+
+
+def _ignore(what: str, done: int, total: int | None) -> None:
+    del what, done, total
 
 
 @contextlib.contextmanager
@@ -49,9 +90,16 @@ def progress(
         in_bytes: pieces are bytes, shown as in `1.5 GB`.
         unit: what the pieces are, to show their number a second; empty: no speed is shown.
     """
-    if _is_terminal():
+    told = _TOLD.get()
+    if told is not None:
+        told(what, done, total)
+        yield _advance_of(told, what, total)
+    elif _is_terminal():
         with _bar(what, total, done, in_bytes, unit) as advance:
             yield advance
+    elif _is_notebook():
+        with contextlib.closing(_NotebookBar(what, total, done, in_bytes, unit)) as bar:
+            yield bar
     else:
         yield _Lines(what, total, done, in_bytes, unit)
 
@@ -62,7 +110,10 @@ def working(what: str) -> Iterator[None]:
 
     Another package's bar on stderr would not be seen meanwhile.
     """
-    if not _is_terminal():
+    told = _TOLD.get()
+    if told is not None:
+        told(what, 0, None)
+    if told is not None or not _is_terminal():
         yield
         return
     from rich.live import Live
@@ -78,11 +129,21 @@ def rate(per_second: float, unit: str) -> str:
 
 
 def _is_terminal() -> bool:
-    # All processes but rank 0 have a higher level
-    is_silent = logging.getLogger("kdedge").level > logging.INFO
     is_dumb = os.environ.get("TERM", "").lower() in {"dumb", "unknown"}
     # Not rich's own test, which FORCE_COLOR overrides
-    return sys.stderr.isatty() and not is_dumb and not is_silent
+    return sys.stderr.isatty() and not is_dumb and not _is_silent()
+
+
+def _is_notebook() -> bool:
+    """Whether a Jupyter kernel runs this process."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return getattr(shell, "kernel", None) is not None and not _is_silent()
+
+
+def _is_silent() -> bool:
+    # All processes but rank 0 have a higher level
+    return logging.getLogger("kdedge").level > logging.INFO
 
 
 def _on_one_line() -> dict[str, Any]:
@@ -150,6 +211,8 @@ def _bar(what: str, total: int | None, done: int, in_bytes: bool, unit: str) -> 
 class _Lines:
     """Writes a line every 30 s through the logger."""
 
+    _every_s = _LINE_EVERY_S
+
     def __init__(self, what: str, total: int | None, done: int, in_bytes: bool, unit: str) -> None:
         self._what, self._total, self._first, self._unit = what, total, done, unit
         self._number = readable_bytes if in_bytes else str
@@ -157,7 +220,7 @@ class _Lines:
 
     def __call__(self, done: int, detail: str = "") -> None:
         now = time.monotonic()
-        if now - self._said < _LINE_EVERY_S:
+        if now - self._said < self._every_s:
             return
         self._said = now
         total, n_new = self._total, done - self._first
@@ -173,7 +236,36 @@ class _Lines:
         if n_new and total is not None:
             left = (total - done) * (now - self._start) / n_new
             parts.append(f"ETA {timedelta(seconds=round(left))}")
-        _LOG.info("%s: %s", self._what, ", ".join(parts))
+        self._show(f"{self._what}: {', '.join(parts)}", done)
+
+    def _show(self, text: str, done: int) -> None:
+        del done
+        _LOG.info("%s", text)
+
+
+class _NotebookBar(_Lines):
+    """A bar below a notebook's cell, with the same text; erased at the end."""
+
+    _every_s = _REDRAW_EVERY_S
+
+    def __init__(self, what: str, total: int | None, done: int, in_bytes: bool, unit: str) -> None:
+        super().__init__(what, total, done, in_bytes, unit)
+        display = importlib.import_module("IPython.display").display
+        self._shown = display(self._drawn(what, done), raw=True, display_id=True)
+
+    def close(self) -> None:
+        """Erases the bar."""
+        self._shown.update({"text/plain": "", "text/html": ""}, raw=True)
+
+    def _show(self, text: str, done: int) -> None:
+        self._shown.update(self._drawn(text, done), raw=True)
+
+    def _drawn(self, text: str, done: int) -> dict[str, str]:
+        known = "" if self._total is None else f' max="{self._total}" value="{done}"'
+        return {
+            "text/plain": text,
+            "text/html": f"<progress{known}></progress> {html.escape(text)}",
+        }
 
 
 def readable_bytes(n_bytes: int) -> str:

@@ -21,6 +21,7 @@ from kdedge.records import (
     at_most,
     null_as,
 )
+from kdedge.tables import Table, Tabled
 
 Split = Literal["all", "base-to-novel"]
 Selection = Literal["last", "validation", "test"]
@@ -87,7 +88,7 @@ def by_images(
 
 
 @dataclass(frozen=True)
-class EvalResult(Record):
+class EvalResult(Record, Tabled):
     """Accuracies of one model on one test set.
 
     Attributes:
@@ -126,6 +127,16 @@ class EvalResult(Record):
         found = {_CHOSEN_ON_TEST: self.selection == "test", _OWN_SPLIT: self.is_own_split}
         return tuple(text for text, is_so in found.items() if is_so)
 
+    def _notes(self) -> Sequence[str]:
+        return self.remarks
+
+    def _table(self) -> Table:
+        """Accuracies in percent, as one row of texts."""
+        values = {"base": self.base, "novel": self.novel, "harmonic mean": self.harmonic_mean}
+        values |= {"all": self.all, "ECE": self.ece_percent}
+        known = {name: f"{value:.2f}" for name, value in values.items() if value is not None}
+        return ["test images", *known], [[f"{self.n_images:,}", *known.values()]]
+
 
 @dataclass(frozen=True)
 class SampleImage(Record):
@@ -143,7 +154,7 @@ class SampleImage(Record):
 
 
 @dataclass(frozen=True)
-class UnlabeledResult(Record):
+class UnlabeledResult(Record, Tabled):
     """What can be said of a model without labels.
 
     Attributes:
@@ -170,6 +181,13 @@ class UnlabeledResult(Record):
     teacher_predicted: dict[str, PositiveCount]
     n_classes: PositiveCount
     samples: tuple[SampleImage, ...]
+
+    def _table(self) -> Table:
+        """Shares in percent, as one row of texts."""
+        values = {"teacher agrees": self.agreement_percent, "confidence": self.confidence_percent}
+        known = {name: f"{value:.2f}" for name, value in values.items() if value is not None}
+        known["classes predicted"] = f"{len(self.predicted):,} of {self.n_classes:,}"
+        return ["images without labels", *known], [[f"{self.n_images:,}", *known.values()]]
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from kdedge.records import (
     read_record,
 )
 from kdedge.results import are_same_images
+from kdedge.tables import Table, Tabled
 
 FORMAT_VERSION = 1
 
@@ -281,7 +282,7 @@ class _Peak(Shape):
 
 
 @dataclass(frozen=True)
-class SpeedResult(Record):
+class SpeedResult(Record, Tabled):
     """One call of `kdedge bench`.
 
     Attributes:
@@ -324,6 +325,32 @@ class SpeedResult(Record):
             row.at(found.batch, found.inputs) for row in self.rows if row.label == self.baseline
         ]
         return all(one is None or one.doubt is None for one in (found, *against[:1]))
+
+    def _notes(self) -> list[str]:
+        left_out = [f"{what} is left out: {why}" for what, why in self.left_out.items()]
+        return [*self.doubts, *left_out]
+
+    def _table(self) -> Table:
+        """Each model's size, median times on the device by batch (! in doubt) and accuracy."""
+        found = {m.batch for row in self.rows for m in row.measurements if m.inputs == "on device"}
+        batches = sorted(found)
+        rows = []
+        for row in self.rows:
+            times = [row.at(batch, "on device") for batch in batches]
+            accuracy = None if row.accuracy is None else row.accuracy.all
+            rows.append(
+                [
+                    f"{row.source}: {row.label}",
+                    "-" if row.n_bytes is None else f"{row.n_bytes / 1e6:.1f}",
+                    *(
+                        "-" if m is None else f"{m.p50_ms:.3g}{'!' if m.doubt else ''}"
+                        for m in times
+                    ),
+                    "-" if accuracy is None else f"{accuracy:.2f}",
+                ]
+            )
+        heads = [f"ms, batch {batch}" for batch in batches]
+        return ["model", "MB", *heads, "accuracy %"], rows
 
 
 def accuracy_sets(rows: Sequence[ModelFacts]) -> list[Accuracy]:

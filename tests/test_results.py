@@ -10,7 +10,7 @@ import pytest
 
 from kdedge.errors import DataError
 from kdedge.records import parse_record
-from kdedge.results import EvalResult, ParityResult, WorstImage, harmonic_mean
+from kdedge.results import EvalResult, ParityResult, UnlabeledResult, WorstImage, harmonic_mean
 
 RESULT = EvalResult(
     split="base-to-novel",
@@ -188,3 +188,25 @@ def test_missing_and_unknown_keys_of_a_parity_record_are_named() -> None:
     del values["worst"]
     with pytest.raises(DataError, match=r"x\.json has no worst"):
         read(ParityResult, values)
+
+
+def test_what_is_known_without_labels_prints_as_a_table() -> None:
+    result = UnlabeledResult(
+        n_images=4, images="4 images", images_hash="x", agreement_percent=75.0,
+        confidence_percent=60.0, teacher_confidence_percent=70.0, predicted={"a": 4},
+        teacher_predicted={"a": 3, "b": 1}, n_classes=2, samples=(),
+    )  # fmt: skip
+    assert str(result).endswith(" 1 of 2")
+    assert "<th>teacher agrees</th>" in result._repr_html_()
+
+
+def test_accuracies_print_and_show_as_a_table() -> None:
+    assert str(RESULT).splitlines() == [
+        "test images   base   novel  harmonic mean    all   ECE",
+        "3            33.33  100.00          50.00  66.67  1.23",
+    ]
+    page = replace(RESULT, base=None, novel=None, harmonic_mean=None)._repr_html_()
+    assert page == (
+        "<table><tr><th>test images</th><th>all</th><th>ECE</th></tr>"
+        "<tr><td>3</td><td>66.67</td><td>1.23</td></tr></table>"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -120,3 +121,15 @@ def test_a_newer_format_is_refused_with_what_to_do(result: SpeedResult) -> None:
 def test_engines_of_two_versions_are_the_same_row(result: SpeedResult) -> None:
     (row,) = result.rows
     assert row.key == ("line3", "model.onnx", "cached", "fp32", "onnxruntime", "CPU")
+
+
+def test_it_prints_and_shows_as_a_table(result: SpeedResult) -> None:
+    on_device = replace(result.rows[0].measurements[0], inputs="on device", p90_ms=5.0)
+    result = replace(result, rows=(replace(result.rows[0], measurements=(on_device,)),))
+    header, row, doubt, left_out = str(result).splitlines()
+    assert header.split("  ")[0] == "model"
+    assert header.endswith("ms, batch 8  accuracy %")
+    assert row.split() == ["line3:", "model.onnx", "0.0", "1.25!", "50.00"]
+    assert doubt.startswith("model.onnx, batch 8: a tenth of its calls")
+    assert left_out == "teacher is left out: it is gone"
+    assert "<td>line3: model.onnx</td><td>0.0</td><td>1.25!</td>" in result._repr_html_()

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdedge.api.recipe import Overrides, set_texts
-from kdedge.results import EvalResult
+from kdedge.errors import ResourceError
+from kdedge.results import EvalResult, UnlabeledResult
 from kdedge.runs.find import find_run
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.results import add_evaluation, add_unlabeled
+from kdedge.setup.packages import need_training_packages
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What was measured.
+
+    Attributes:
+        run: the run.
+        result: its accuracies, or what can be said without labels.
+        written: files that the run did not have before.
+    """
+
+    run: RunFolder
+    result: EvalResult | UnlabeledResult
+    written: list[Path]
 
 
 def evaluate(
@@ -16,8 +39,11 @@ def evaluate(
     overrides: Overrides | None = None,
     root: str | Path = "runs",
     device: str | None = None,
-) -> EvalResult:
+) -> EvalResult | UnlabeledResult:
     """Measures a finished run on its test images, or on others.
+
+    A run without an evaluation, such as an imported one, gets its files; existing ones stay, and
+    with `overrides` nothing is added.
 
     Args:
         run: a `Run`, its folder, `name/NN`, or a recipe's name for its newest finished run; None
@@ -27,20 +53,43 @@ def evaluate(
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` where there is one.
 
     Returns:
-        Accuracies in percent: all classes, base, novel, harmonic mean, per class.
+        Accuracies in percent: all classes, base, novel, harmonic mean, per class. Where the recipe
+        has no test images, what unlabeled images tell: agreement with the teacher, confidence, how
+        often each class is predicted.
 
     Raises:
-        RecipeError: there is no such run, or its recipe has no test images.
+        RecipeError: there is no such run, or its recipe has neither test nor unlabeled images.
         DataError: images or the run's files cannot be read.
         SetupError: torch, weights or the device are missing.
     """
-    from kdedge.runs.evaluate import evaluate_run
+    found = find_run(run_argument(run), Path(root))
+    return make_evaluation(found, Path(root), device, set_texts(overrides)).result
+
+
+def make_evaluation(
+    run: RunFolder, root: Path, device: str | None, overrides: Sequence[str]
+) -> Evaluated:
+    """Measures a run, and adds the result to it where it has none and nothing is overridden."""
+    need_training_packages("Measuring accuracy")
+    from kdedge.runs.evaluate import evaluate_run, judge_run
     from kdedge.setup.device import choose_device
     from kdedge.setup.workspace import Workspace
 
-    found = find_run(run_argument(run), Path(root))
-    workspace = Workspace(Path(root), choose_device(device))
-    return evaluate_run(found, workspace, overrides=set_texts(overrides))[0]
+    workspace = Workspace(root, choose_device(device))
+    result: EvalResult | UnlabeledResult
+    unlabeled = judge_run(run, workspace, overrides=overrides)
+    if unlabeled is not None:
+        result, add = unlabeled, functools.partial(add_unlabeled, run, unlabeled)
+    else:
+        result, details = evaluate_run(run, workspace, overrides=overrides)
+        add = functools.partial(add_evaluation, run, result, details)
+    written: list[Path] = []
+    if not overrides:
+        try:
+            written = add()
+        except ResourceError as error:  # the result is given all the same
+            logging.getLogger(__name__).warning("%s", error)
+    return Evaluated(run, result, written)
 
 
 def run_argument(run: Any) -> str | None:

@@ -19,8 +19,13 @@ AnyRecipe = str | Path | Mapping[str, Any] | Recipe
 Overrides = Mapping[str, Any] | Sequence[str]
 """Dotted keys with values, or texts as `--set` takes them: `student.optim.epochs=10`."""
 
-OPTIM_SHORTHANDS = ("epochs", "batch_size", "lr")
-"""Keys of the trained model's `optim` that calls and commands take by themselves."""
+SHORTHANDS: dict[str, tuple[type[int] | type[float], str]] = {
+    "epochs": (int, "Passes over the training images"),
+    "batch_size": (int, "Images per step"),
+    "lr": (float, "Learning rate after warm-up"),
+    "seed": (int, "Seed of all random draws"),
+}
+"""Keys that calls and commands take by themselves: the kind of number, and what it is."""
 
 
 class Shorthands(TypedDict, total=False):
@@ -41,8 +46,7 @@ class Shorthands(TypedDict, total=False):
 
 def shorthand_keys(role: Role) -> dict[str, str]:
     """The key that each shorthand sets: `epochs` is the epochs of the model that is trained."""
-    optim = {name: f"{role}.optim.{name}" for name in OPTIM_SHORTHANDS}
-    return {**optim, "seed": "seed"}
+    return {name: name if name == "seed" else f"{role}.optim.{name}" for name in SHORTHANDS}
 
 
 def loaded_with(

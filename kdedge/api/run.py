@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from kdedge.api.report import report
 from kdedge.config.load import load_recipe
 from kdedge.config.recipe import Recipe
 from kdedge.errors import KdedgeError
-from kdedge.results import EvalResult
+from kdedge.results import EvalResult, UnlabeledResult
 from kdedge.runs.find import find_run, runs_in
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import headline_of
@@ -22,6 +21,7 @@ from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import labeled_results, read_evaluation
 from kdedge.runtime.artifact import Artifact
 from kdedge.speed_results import SpeedResult
+from kdedge.tables import html_table
 
 
 class Run:
@@ -73,7 +73,7 @@ class Run:
         """What a student kept of its teacher, in one line; None where nothing was compared."""
         return headline_of(self._folder)
 
-    def evaluate(self, **options: Any) -> EvalResult:
+    def evaluate(self, **options: Any) -> EvalResult | UnlabeledResult:
         """Measures the run again; see `kdedge.evaluate`."""
         return evaluate(self, **{"root": self._folder.root, **options})
 
@@ -106,15 +106,9 @@ class Run:
     def _repr_html_(self) -> str:
         """A table for notebooks."""
         rows = self._rows()
-        head = "".join(f"<th>{html.escape(key)}</th>" for key, _ in (rows[0][1] if rows else []))
-        body = "".join(
-            f"<tr><td>{html.escape(label)}</td>"
-            + "".join(f"<td>{html.escape(text)}</td>" for _, text in values)
-            + "</tr>"
-            for label, values in rows
-        )
-        name = html.escape(f"{self.name}, {self.kind}")
-        return f"<table><tr><th>{name}</th>{head}</tr>{body}</table>"
+        head = [key for key, _ in rows[0][1]] if rows else []
+        cells = [[label, *(text for _, text in values)] for label, values in rows]
+        return html_table([f"{self.name}, {self.kind}", *head], cells)
 
     def _rows(self) -> list[tuple[str, list[tuple[str, str]]]]:
         """Accuracies in percent by model, as texts."""

@@ -4,17 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdedge.api.recipe import AnyRecipe, Overrides, Shorthands, loaded_with
 from kdedge.api.run import Run
-from kdedge.config.load import check_paths
+from kdedge.config.load import LoadedRecipe, check_paths
+from kdedge.runs.find import finished_runs
+from kdedge.runs.folder import RunFolder
+from kdedge.setup.packages import need_training_packages
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from kdedge.setup.workspace import Workspace
+    from kdedge.training.teacher_store.fill import Shard
+    from kdedge.training.teacher_store.store import TeacherStore
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a call trains.
+
+    Attributes:
+        root: folder of all runs.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` where there is one.
+        resume: go on with interrupted runs of the same models.
+    """
+
+    root: Path
+    device: str | None
+    resume: bool
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a call trained.
+
+    Attributes:
+        runs: finished ones; a student's teacher comes first.
+        used: folders of the runs that were finished before.
+        is_rank0: whether this process speaks for all that torchrun started.
+        store: the teacher store, where one was filled.
+    """
+
+    runs: tuple[RunFolder, ...]
+    used: set[Path]
+    is_rank0: bool
+    store: TeacherStore | None = None
 
 
 def teach(
@@ -46,12 +84,8 @@ def teach(
         DivergedError: the loss is not finite.
         ResourceError: memory or disk ran out.
     """
-    from kdedge.training.teach import teach as train_teacher
-
     loaded = loaded_with(recipe, "teacher", overrides, shorthands)
-    check_paths(loaded)
-    with _workspace(root, device) as workspace:
-        return Run(train_teacher(loaded, workspace, resume=resume))
+    return Run(make_teacher(loaded, Place(Path(root), device, resume)).runs[-1])
 
 
 def distill(
@@ -86,13 +120,8 @@ def distill(
         DivergedError: the loss is not finite.
         ResourceError: memory or disk ran out.
     """
-    from kdedge.training.distill import distill as distill_student
-
     loaded = loaded_with(recipe, "student", overrides, shorthands)
-    check_paths(loaded)
-    with _workspace(root, device) as workspace:
-        _, student = distill_student(loaded, workspace, resume=resume)
-    return Run(student)
+    return Run(make_student(loaded, Place(Path(root), device, resume)).runs[-1])
 
 
 def train(
@@ -126,21 +155,76 @@ def train(
         DivergedError: the loss is not finite.
         ResourceError: memory or disk ran out.
     """
-    from kdedge.training.baseline import train_baseline
-
     loaded = loaded_with(recipe, "baseline", overrides, shorthands)
-    check_paths(loaded)
-    with _workspace(root, device) as workspace:
-        return Run(train_baseline(loaded, workspace, method, resume=resume))
+    return Run(make_baseline(loaded, Place(Path(root), device, resume), method).runs[-1])
+
+
+def make_teacher(
+    loaded: LoadedRecipe, place: Place, *, is_stored: bool = False, shard: Shard = (1, 1)
+) -> Trained:
+    """Trains a recipe's teacher.
+
+    Args:
+        loaded: the recipe.
+        place: where.
+        is_stored: also fill the teacher store; a finished teacher is then used again.
+        shard: which part of the store, and of how many.
+    """
+    with _ready(loaded, place) as (workspace, used):
+        from kdedge.setup.unused_optim import trained_roles, warn_of_unused_optim
+        from kdedge.training.distill import store_features
+        from kdedge.training.teach import teach as train_teacher
+
+        warn_of_unused_optim(loaded, *(role for role in trained_roles(loaded) if role == "teacher"))
+        store = None
+        if is_stored:
+            run, store = store_features(loaded, workspace, resume=place.resume, shard=shard)
+        else:
+            run = train_teacher(loaded, workspace, resume=place.resume)
+    return Trained((run,), used | _given(loaded, run), workspace.group.is_rank0, store)
+
+
+def make_student(loaded: LoadedRecipe, place: Place) -> Trained:
+    """Trains a recipe's student, and its teacher first if needed."""
+    with _ready(loaded, place) as (workspace, used):
+        from kdedge.setup.unused_optim import trained_roles, warn_of_unused_optim
+        from kdedge.training.distill import distill as distill_student
+
+        warn_of_unused_optim(loaded, *trained_roles(loaded))
+        runs = distill_student(loaded, workspace, resume=place.resume)
+    return Trained(runs, used | _given(loaded, runs[0]), workspace.group.is_rank0)
+
+
+def make_baseline(loaded: LoadedRecipe, place: Place, method: str | None) -> Trained:
+    """Trains a baseline of a recipe; without a method the one that it names."""
+    with _ready(loaded, place) as (workspace, used):
+        from kdedge.setup.unused_optim import warn_of_unused_optim
+        from kdedge.training.baseline import train_baseline, with_baseline
+
+        warn_of_unused_optim(with_baseline(loaded, method), "baseline")
+        run = train_baseline(loaded, workspace, method, resume=place.resume)
+    return Trained((run,), used, workspace.group.is_rank0)
 
 
 @contextmanager
-def _workspace(root: str | Path, device: str | None) -> Iterator[Workspace]:
-    """Context with where a call works, with all processes that torchrun started."""
+def _ready(loaded: LoadedRecipe, place: Place) -> Iterator[tuple[Workspace, set[Path]]]:
+    """Context with where a call trains, with all processes that torchrun started.
+
+    Beside it are the folders of the runs that are finished now.
+    """
+    check_paths(loaded)
+    need_training_packages("Training")
     from kdedge.distributed import joined
     from kdedge.setup.device import choose_device
     from kdedge.setup.workspace import Workspace
 
-    chosen = choose_device(device)
+    used = finished_runs(place.root)
+    chosen = choose_device(place.device)
     with joined(chosen) as group:
-        yield Workspace(Path(root), chosen, group=group)
+        yield Workspace(place.root, chosen, group=group), used
+
+
+def _given(loaded: LoadedRecipe, teacher: RunFolder) -> set[Path]:
+    """The teacher that a recipe names, which may be in another folder of runs."""
+    spec = loaded.recipe.teacher
+    return set() if spec is None or spec.run is None else {teacher.path.resolve()}

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdedge.cli._output import percent, table
 from kdedge.errors import DataError
 from kdedge.results import EvalResult, UnlabeledResult, are_same_images, by_images
-from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import headline_of
 from kdedge.runs.results import labeled_results, read_evaluation, read_unlabeled
@@ -78,30 +77,6 @@ def unlabeled_text(run: RunFolder) -> str | None:
     return None if found is None else unlabeled_table(found)
 
 
-def evaluation_of(run: RunFolder) -> tuple[EvalResult | None, UnlabeledResult | None]:
-    """Gives a run's own result with labels and the one without; None for one that is damaged."""
-    result, unlabeled = None, None
-    with contextlib.suppress(DataError):
-        result = read_evaluation(run).get(run.kind)
-    with contextlib.suppress(DataError):
-        unlabeled = read_unlabeled(run)
-    return result, unlabeled
-
-
-def files_of(run: RunFolder) -> Iterator[Path]:
-    """Gives every file of a run but its lock."""
-    return (path for path in run.path.rglob("*") if path.is_file() and path.name != ".lock")
-
-
-def size_of(run: RunFolder) -> int:
-    """Gives the bytes of a run's files; one that is going on may remove some meanwhile."""
-    n_bytes = 0
-    for path in files_of(run):
-        with contextlib.suppress(FileNotFoundError):
-            n_bytes += path.stat().st_size
-    return n_bytes
-
-
 def megabytes(n_bytes: int) -> str:
     """Writes a number of bytes in MB with one digit."""
     return f"{n_bytes / 1e6:.1f} MB"
@@ -120,11 +95,6 @@ def run_record(run: RunFolder) -> dict[str, Any]:
         record["evaluation_unlabeled"] = unlabeled.to_dict()
     said = headline_of(run)
     return record if said is None else {**record, "headline": said}
-
-
-def finished_runs(root: Path) -> set[Path]:
-    """Gives the folders of all finished runs."""
-    return {run.path.resolve() for run, record in runs_in(root) if record.is_finished}
 
 
 def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import click
 
+from kdedge.api.check import check_loaded
 from kdedge.cli._options import device_option, runs_option, threads_option
 from kdedge.cli._output import json_option, next_line, print_result, same_options, set_option, table
-from kdedge.cli._overrides import trained_roles, warn_of_unused_optim
-from kdedge.config.load import check_paths, load_recipe
-from kdedge.progress import rough_duration
-from kdedge.setup.packages import need_training_packages
+from kdedge.config.load import load_recipe
 
 
 @click.command("check")
@@ -32,19 +30,9 @@ def command(
     downloads pretrained weights into its cache.
     """
     loaded = load_recipe(recipe, overrides)
-    check_paths(loaded)
-    need_training_packages("The check of weights and steps")
-    from kdedge.setup.device import choose_device
-    from kdedge.setup.workspace import Workspace
-    from kdedge.training.preflight import check
-
-    warn_of_unused_optim(loaded, *trained_roles(loaded))
-    found = check(loaded, Workspace(root, choose_device(device), is_read_only=True))
+    found = check_loaded(loaded, root, device)
     rows = [[finding.what, finding.found] for finding in found.findings]
     following = "teach" if loaded.recipe.student is None else "distill"
-    text = (
-        table(rows)
-        + f"\nReady: about {rough_duration(found.seconds)} of training, evaluation not counted."
-        f"\n{next_line(following, recipe, *same_options(overrides))}"
-    )
+    following = next_line(following, recipe, *same_options(overrides))
+    text = f"{table(rows)}\n{found.estimate}\n{following}"
     print_result(asdict(found), as_json=as_json, text=text)

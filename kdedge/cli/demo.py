@@ -13,7 +13,8 @@ from kdedge.cli._options import (
     threads_option,
 )
 from kdedge.cli._output import json_option, print_result, table
-from kdedge.cli._results import finished_runs, run_record, run_text
+from kdedge.cli._results import run_record, run_text
+from kdedge.runs.find import finished_runs
 
 
 @click.command("demo")

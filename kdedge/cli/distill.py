@@ -13,10 +13,9 @@ from kdedge.cli._options import (
     threads_option,
 )
 from kdedge.cli._output import json_option, next_line, print_result
-from kdedge.cli._overrides import set_options, warn_of_unused_optim
-from kdedge.cli._results import finished_runs, run_record, run_text
-from kdedge.config.load import check_paths, load_recipe
-from kdedge.setup.packages import need_training_packages
+from kdedge.cli._overrides import set_options
+from kdedge.cli._results import run_record, run_text
+from kdedge.config.load import load_recipe
 
 
 @click.command("distill")
@@ -43,25 +42,14 @@ def command(
     For several processes or machines: torchrun --nproc-per-node=N -m kdedge distill RECIPE.
     batch_size is the total over all processes.
     """
-    loaded = load_recipe(recipe, overrides)
-    check_paths(loaded)
-    need_training_packages("Training")
-    from kdedge.distributed import joined
-    from kdedge.setup.device import choose_device
-    from kdedge.setup.workspace import Workspace
-    from kdedge.training.distill import distill
+    from kdedge.api.train import Place, make_student
 
-    used = finished_runs(root)
-    chosen = choose_device(device)
-    is_given = loaded.recipe.teacher is not None and loaded.recipe.teacher.run is not None
-    with joined(chosen) as group:
-        warn_of_unused_optim(loaded, *(() if is_given else ("teacher",)), "student")
-        teacher, student = distill(loaded, Workspace(root, chosen, group=group), resume=resume)
-    if not group.is_rank0:
+    loaded = load_recipe(recipe, overrides)
+    made = make_student(loaded, Place(root, device, resume))
+    if not made.is_rank0:
         return
-    if is_given:
-        used.add(teacher.path.resolve())  # it may be in another folder of runs
+    teacher, student = made.runs
     following = "export" if loaded.recipe.data.test is None else "eval"
-    text = f"{run_text([teacher, student], used=used)}\n{next_line(following, student.path)}"
+    text = f"{run_text([teacher, student], used=made.used)}\n{next_line(following, student.path)}"
     record = {"teacher": run_record(teacher), "student": run_record(student)}
     print_result(record, as_json=as_json, text=text)

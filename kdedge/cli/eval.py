@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import logging
 from pathlib import Path
 
 import click
 
+from kdedge.api.evaluate import make_evaluation
 from kdedge.cli._options import (
     check_new_file,
     device_option,
@@ -17,21 +16,16 @@ from kdedge.cli._options import (
 )
 from kdedge.cli._output import json_option, next_line, percent, print_result, set_option, table
 from kdedge.cli._results import accuracy_table, unlabeled_table
-from kdedge.errors import DataError, ResourceError
+from kdedge.errors import DataError
 from kdedge.files import write_json
 from kdedge.results import EvalResult, UnlabeledResult, are_same_images
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import headline_of
 from kdedge.runs.results import (
-    add_evaluation,
-    add_unlabeled,
     labeled_results,
     read_evaluation,
 )
-from kdedge.setup.packages import need_training_packages
-
-log = logging.getLogger(__name__)
 
 
 @click.command("eval")
@@ -70,29 +64,13 @@ def command(
     A run without an evaluation, such as an imported one, gets eval.json and eval_details.json for
     `kdedge report`. Existing files stay; with --set nothing is added.
     """
-    need_training_packages("Measuring accuracy")
-    from kdedge.runs.evaluate import evaluate_run, judge_run
-    from kdedge.setup.device import choose_device
-    from kdedge.setup.workspace import Workspace
-
     check_new_file(output)
-    found = find_run(run, root)
-    workspace = Workspace(root, choose_device(device))
-    result: EvalResult | UnlabeledResult
-    unlabeled = judge_run(found, workspace, overrides=overrides)
-    if unlabeled is not None:
-        result, add = unlabeled, functools.partial(add_unlabeled, found, unlabeled)
-        text = _unlabeled_text(found, unlabeled, per_class=per_class)
+    done = make_evaluation(find_run(run, root), root, device, overrides)
+    found, result, written = done.run, done.result, list(done.written)
+    if isinstance(result, UnlabeledResult):
+        text = _unlabeled_text(found, result, per_class=per_class)
     else:
-        measured, details = evaluate_run(found, workspace, overrides=overrides)
-        result, add = measured, functools.partial(add_evaluation, found, measured, details)
-        text = _text(found, measured, per_class=per_class, is_own=not overrides)
-    written: list[Path] = []
-    if not overrides:
-        try:
-            written = add()
-        except ResourceError as error:  # the result is printed all the same
-            log.warning("%s", error)
+        text = _text(found, result, per_class=per_class, is_own=not overrides)
     if output is not None:
         write_json(output, result.to_dict())
         written.append(output)

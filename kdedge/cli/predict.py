@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdedge.cli._inputs import Inputs, Item, Wanted, open_inputs, read_item
+from kdedge.api.inputs import Inputs, Item, Wanted, open_inputs, read_item
 from kdedge.cli._options import options_as, threads_value_option, use_threads
 from kdedge.cli._output import FiniteRange
 from kdedge.cli._predictions import FORMATS, answer_lines, column_widths, lines_as, named
@@ -160,6 +160,7 @@ def command(artifact: Path, wanted: Wanted, shape: _Format, engine: _Engine) -> 
     if shape.uncertain is not None and wanted.camera is not None:
         raise click.UsageError("--uncertain needs an end, and --camera has none. Record a video.")
     use_threads(engine.threads)
+    _check_named(wanted.paths, wanted.camera)
     inputs = open_inputs(wanted)
     with working(f"loading {artifact}"):
         classifier = Classifier.load(
@@ -181,6 +182,19 @@ def command(artifact: Path, wanted: Wanted, shape: _Format, engine: _Engine) -> 
             raise _nothing_classified(counts, classifier)
     finally:
         classifier.backend.close()
+
+
+def _check_named(paths: Sequence[str], camera: int | None) -> None:
+    if camera is not None and paths:
+        raise click.UsageError("--camera and PATH: name one of them.")
+    if camera is None and not paths:
+        raise click.UsageError("Name images, a folder, - for standard input, or --camera N.")
+    if "" in paths:
+        raise click.UsageError("PATH is empty: name an image or a folder, as in . for this one.")
+    if "-" in paths and len(paths) > 1:
+        raise click.UsageError("- (standard input) cannot be combined with other paths.")
+    if "-" in paths and (sys.stdin is None or sys.stdin.isatty()):
+        raise click.UsageError("Standard input is not a pipe or a file: pipe an image into it.")
 
 
 def _check_new(path: Path | None) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from kdedge.api.pseudo_label import pseudo_label
 from kdedge.cli._options import device_option, runs_option, threads_option
 from kdedge.cli._output import (
     json_option,
@@ -16,9 +17,8 @@ from kdedge.cli._output import (
     same_options,
     set_option,
 )
-from kdedge.config.load import LoadedRecipe, check_paths, load_recipe
+from kdedge.config.load import load_recipe
 from kdedge.config.suite import override_texts
-from kdedge.setup.packages import need_training_packages
 
 
 @click.command("pseudo-label")
@@ -71,15 +71,15 @@ def command(
 
     The method uses the recipe's baseline section if that has the same method.
     """
-    loaded = _load_for(method, recipe, overrides)
-    check_paths(loaded)
-    need_training_packages("Labeling images")
-    from kdedge.setup.device import choose_device
-    from kdedge.setup.workspace import Workspace
-    from kdedge.training.label_pool import label_pool
-
-    workspace = Workspace(root, choose_device(device))
-    found = label_pool(loaded, workspace, method, path, per_class=per_class)
+    found = pseudo_label(
+        recipe,
+        path,
+        per_class=per_class,
+        method=method,
+        overrides=overrides,
+        root=root,
+        device=device,
+    )
     lines = [f"{found.n_images} images of {found.n_classes} classes by {found.method}."]
     if found.accuracy_percent is not None:
         right = percent(found.accuracy_percent)
@@ -87,15 +87,6 @@ def command(
     lines.append(f"Wrote {path}")
     lines.append(next_line("train", recipe, *_options_of_training(recipe, overrides, path)))
     print_result(found, as_json=as_json, text="\n".join(lines))
-
-
-def _load_for(method: str, recipe: str, overrides: tuple[str, ...]) -> LoadedRecipe:
-    """Loads the recipe, without its baseline section if that has another method."""
-    loaded = load_recipe(recipe, overrides)
-    baseline = loaded.recipe.baseline
-    if baseline is None or baseline.method in {None, method}:
-        return loaded
-    return load_recipe(recipe, ("baseline={}", *overrides))
 
 
 def _options_of_training(recipe: str, overrides: tuple[str, ...], path: Path) -> list[str]:

@@ -10,10 +10,9 @@ import click
 
 from kdedge.cli._options import runs_option
 from kdedge.cli._output import json_option, next_line, percent, print_result, table
-from kdedge.cli._results import evaluation_of, megabytes, size_of
+from kdedge.cli._results import megabytes
 from kdedge.runs.find import runs_in
-from kdedge.runs.folder import RunFolder
-from kdedge.runs.provenance import Provenance
+from kdedge.runs.listing import summary_of
 
 log = logging.getLogger(__name__)
 
@@ -34,41 +33,11 @@ def command(name: str | None, root: Path, as_json: bool) -> None:
     for file in sorted(root.glob("*/*/provenance.json")):
         if file.parent.name.isdigit() and file.parent not in whole:
             log.warning("%s is left out: %s is damaged.", file.parent, file.name)
-    found = [_entry(run, record) for run, record in runs if name in (None, run.path.parent.name)]
+    found = [
+        summary_of(run, record) for run, record in runs if name in (None, run.path.parent.name)
+    ]
     text = _text(found) if found else f"There is no run{f' of {name}' if name else ''} in {root}."
     print_result({"runs": found}, as_json=as_json, text=text)
-
-
-def _entry(run: RunFolder, record: Provenance) -> dict[str, Any]:
-    """A run as plain values."""
-    result, unlabeled = evaluation_of(run)
-    which, value, n_images = None, None, None
-    if result is not None:
-        which = "all" if result.harmonic_mean is None else "HM"
-        value = result.all if result.harmonic_mean is None else result.harmonic_mean
-        n_images = result.n_images
-    elif unlabeled is not None and unlabeled.agreement_percent is not None:
-        which, value, n_images = "agrees", unlabeled.agreement_percent, unlabeled.n_images
-    return {
-        "run": run.name,
-        "path": str(run.path),
-        "kind": run.kind,
-        "method": record.method,
-        "status": _status(run, record),
-        "started_at": record.started_at,
-        "measure": which,
-        "percent": value,
-        "n_images": n_images,
-        "n_bytes": size_of(run),
-        "artifacts": [folder.name for folder in run.exports],
-    }
-
-
-def _status(run: RunFolder, record: Provenance) -> str:
-    """As it was recorded; a run that was killed while it was running is interrupted."""
-    if record.status == "running" and not run.is_in_use:
-        return "interrupted"
-    return str(record.status)
 
 
 def _text(found: list[dict[str, Any]]) -> str:

@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from kdedge.cli._output import json_option, print_result, shown_columns
-from kdedge.cli.methods import load_all
 from kdedge.config.keys import explain
 from kdedge.config.recipe import Recipe
 from kdedge.methods.registry import list_methods
+from kdedge.setup.about_methods import load_all
 from kdedge.targets.table import target_records
 
 

@@ -13,15 +13,14 @@ from kdedge.cli._output import json_option, print_result, table
 from kdedge.cli._results import (
     accuracy_tables,
     evaluation_rows,
-    files_of,
     megabytes,
     run_record,
-    size_of,
     unlabeled_text,
 )
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import fastest_file, headline_of, speed_of
+from kdedge.runs.listing import files_of, size_of
 from kdedge.runs.provenance import Provenance, RoundSummary
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from kdedge.api.suite import look_at_suite, make_suite, open_suite
 from kdedge.cli._options import device_option, runs_option, threads_option
 from kdedge.cli._output import given_options, json_option, next_line, print_result, table
-from kdedge.setup.packages import need_training_packages
 
 if TYPE_CHECKING:
     from kdedge.suite.ledger import Ledger
     from kdedge.suite.plan import Plan
-
-
-_LOG = logging.getLogger(__name__)
 
 
 @click.command("suite")
@@ -66,32 +62,14 @@ def command(
 
     A failed cell does not stop the others. The exit code is that of the first failed cell.
     """
-    need_training_packages("Training")
-    from kdedge.config.suite import load_suite
-    from kdedge.suite.folder import SuiteFolder
-    from kdedge.suite.ledger import Ledger
-    from kdedge.suite.plan import make_plan
-    from kdedge.suite.run import check_failed, run_suite
-    from kdedge.suite.tables import write_tables
-
-    plan = make_plan(load_suite(file))
-    folder = SuiteFolder(suites / plan.loaded.suite.name)
-    writes_nothing = dry_run and not (root / ".cache").is_dir()
-    ledger = Ledger(plan, folder, root.absolute(), is_read_only=writes_nothing)
     if dry_run:
-        if root.is_dir() or folder.path.is_dir():
-            if writes_nothing:
-                _LOG.info("Reading all images once, to tell which cells are finished.")
-            ledger.look()
-        _list_cells(ledger, as_json=as_json)
+        _list_cells(look_at_suite(file, suites, root), as_json=as_json)
         return
-
-    def write() -> None:
-        write_tables(folder.path, plan, ledger.outcomes())
-
-    run_suite(ledger, root=root, device=device, n_jobs=n_jobs, after_each=write)
-    write()
+    ledger = open_suite(file, suites, root)
+    make_suite(ledger, root, device, n_jobs=n_jobs)
     _print(ledger, as_json=as_json)
+    from kdedge.suite.run import check_failed
+
     check_failed(ledger)
 
 

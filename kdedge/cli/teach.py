@@ -15,10 +15,9 @@ from kdedge.cli._options import (
     threads_option,
 )
 from kdedge.cli._output import json_option, next_line, print_result, same_options
-from kdedge.cli._overrides import set_options, warn_of_unused_optim
-from kdedge.cli._results import finished_runs, run_record, run_text
-from kdedge.config.load import check_paths, load_recipe
-from kdedge.setup.packages import need_training_packages
+from kdedge.cli._overrides import set_options
+from kdedge.cli._results import run_record, run_text
+from kdedge.config.load import load_recipe
 
 
 def _read_shard(
@@ -69,39 +68,25 @@ def command(
     """
     if shard is not None and not is_stored:
         raise click.UsageError("--shard names a part of a teacher store: add --store.")
-    loaded = load_recipe(recipe, overrides)
-    check_paths(loaded)
-    need_training_packages("Training")
-    from kdedge.distributed import joined
-    from kdedge.setup.device import choose_device
-    from kdedge.setup.workspace import Workspace
-    from kdedge.training.distill import store_features
-    from kdedge.training.teach import teach
+    from kdedge.api.train import Place, make_teacher
 
-    used = finished_runs(root)
+    loaded = load_recipe(recipe, overrides)
+    made = make_teacher(
+        loaded, Place(root, device, resume), is_stored=is_stored, shard=shard or (1, 1)
+    )
+    if not made.is_rank0:
+        return
+    (run,) = made.runs
     record: dict[str, Any] = {}
     stored = ""
-    chosen = choose_device(device)
-    is_given = loaded.recipe.teacher is not None and loaded.recipe.teacher.run is not None
-    with joined(chosen) as group:
-        if not is_given:
-            warn_of_unused_optim(loaded, "teacher")
-        workspace = Workspace(root, chosen, group=group)
-        if is_stored:
-            run, store = store_features(loaded, workspace, resume=resume, shard=shard or (1, 1))
-            record = {"store": store.to_dict()}
-            part = "" if shard is None else f", part {shard[0]} of {shard[1]}"
-            stored = f"{store}{part}\n"
-        else:
-            run = teach(loaded, workspace, resume=resume)
-    if not group.is_rank0:
-        return
+    if made.store is not None:
+        record = {"store": made.store.to_dict()}
+        part = "" if shard is None else f", part {shard[0]} of {shard[1]}"
+        stored = f"{made.store}{part}\n"
     following = (
         next_line("show" if loaded.recipe.data.test is None else "eval", run.path)
         if loaded.recipe.student is None
         else next_line("distill", recipe, *same_options(overrides))
     )
-    if is_given:
-        used.add(run.path.resolve())  # it may be in another folder of runs
-    text = f"{run_text([run], used=used)}\n{stored}{following}"
+    text = f"{run_text([run], used=made.used)}\n{stored}{following}"
     print_result({"teacher": run_record(run), **record}, as_json=as_json, text=text)

@@ -13,10 +13,9 @@ from kdedge.cli._options import (
     threads_option,
 )
 from kdedge.cli._output import json_option, next_line, print_result
-from kdedge.cli._overrides import set_options, warn_of_unused_optim
-from kdedge.cli._results import finished_runs, run_record, run_text
-from kdedge.config.load import check_paths, load_recipe
-from kdedge.setup.packages import need_training_packages
+from kdedge.cli._overrides import set_options
+from kdedge.cli._results import run_record, run_text
+from kdedge.config.load import load_recipe
 
 
 @click.command("train")
@@ -52,22 +51,13 @@ def command(
     baseline.settings.n_ctx=16 and --set baseline.optim.epochs=50, or in the recipe's baseline
     section. The run's recipe.yaml holds all values.
     """
-    loaded = load_recipe(recipe, overrides)
-    check_paths(loaded)
-    need_training_packages("Training")
-    from kdedge.distributed import joined
-    from kdedge.setup.device import choose_device
-    from kdedge.setup.workspace import Workspace
-    from kdedge.training.baseline import train_baseline, with_baseline
+    from kdedge.api.train import Place, make_baseline
 
-    used = finished_runs(root)
-    chosen = choose_device(device)
-    with joined(chosen) as group:
-        warn_of_unused_optim(with_baseline(loaded, method), "baseline")
-        workspace = Workspace(root, chosen, group=group)
-        run = train_baseline(loaded, workspace, method, resume=resume)
-    if not group.is_rank0:
+    loaded = load_recipe(recipe, overrides)
+    made = make_baseline(loaded, Place(root, device, resume), method)
+    if not made.is_rank0:
         return
+    (run,) = made.runs
     following = "show" if loaded.recipe.data.test is None else "eval"
-    text = f"{run_text([run], used=used)}\n{next_line(following, run.path)}"
+    text = f"{run_text([run], used=made.used)}\n{next_line(following, run.path)}"
     print_result({"baseline": run_record(run)}, as_json=as_json, text=text)

@@ -27,6 +27,11 @@ def runs_in(root: Path, *, but: Container[Path] = ()) -> Iterator[tuple[RunFolde
             yield run, run.read_provenance()
 
 
+def finished_runs(root: Path) -> set[Path]:
+    """Gives the folders of all finished runs."""
+    return {run.path.resolve() for run, record in runs_in(root) if record.is_finished}
+
+
 def newest(
     root: Path, name: str | None = None, *, finished: bool = True, kind: Kind | None = None
 ) -> RunFolder | None:

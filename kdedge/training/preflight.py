@@ -63,6 +63,15 @@ class Preflight:
     findings: tuple[Finding, ...]
     seconds: float
 
+    def __str__(self) -> str:
+        found = [f"{finding.what}: {finding.found}" for finding in self.findings]
+        return "\n".join([*found, self.estimate])
+
+    @property
+    def estimate(self) -> str:
+        """How long the training takes, in words."""
+        return f"Ready: about {rough_duration(self.seconds)} of training, evaluation not counted."
+
 
 def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
     """Goes through a recipe's run up to the first steps, without making a run.

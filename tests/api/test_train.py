@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 import kdedge
+from kdedge.results import UnlabeledResult
 
 pytest.importorskip("torch")
 
@@ -98,9 +100,73 @@ def test_a_baseline_is_trained_with_overrides(recipe: dict[str, Any], folder: Pa
     assert run.provenance.settings["n_ctx"] == 2
 
 
+def test_progress_goes_to_the_callers_function(recipe: dict[str, Any], folder: Path) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    with kdedge.progress_to(lambda *news: told.append(news)):
+        kdedge.train(recipe, "coop", root=folder / "told", device="cpu", seed=8)
+    totals = {total for what, _, total in told if what.startswith("training")}
+    assert totals, told
+    assert all(done <= (total or done) for _, done, total in told)
+
+
+def test_an_override_that_no_model_follows_is_named(
+    recipe: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    overrides = {"optim.epochs": 5, "optim.selection": "validation"}  # so that nothing is trained
+    with pytest.raises(kdedge.RecipeError, match=r"no data\.validation"):
+        kdedge.teach(recipe, overrides=overrides, device="cpu", epochs=1)
+    assert "optim.epochs=5 has no effect, overridden by teacher.optim.epochs=1" in caplog.text
+
+
+def test_a_recipe_is_checked(recipe: dict[str, Any], folder: Path) -> None:
+    found = kdedge.check(recipe, root=folder / "none", device="cpu")
+    assert found.seconds > 0
+    *lines, last = str(found).splitlines()
+    assert "student" in {line.partition(":")[0] for line in lines}, lines
+    assert last.startswith("Ready: about")
+    assert not (folder / "none").exists()
+
+
+def test_images_get_pseudo_labels(recipe: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "labels.jsonl"
+    found = kdedge.pseudo_label(recipe, file, per_class=1, root=folder / "runs", device="cpu")
+    assert (found.path, found.n_images, file.is_file()) == (file, 3, True)
+    with pytest.raises(kdedge.RecipeError, match=r"labels\.jsonl"):
+        kdedge.pseudo_label(recipe, file, per_class=1, root=folder / "runs", device="cpu")
+
+
+def test_a_recipe_for_own_images_is_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("classes.txt").write_text("\n".join(CLASSES))
+    path = kdedge.init("line", images=folder / "images", classes="classes.txt")
+    assert kdedge.load_recipe(path).recipe.name == "line"
+    with pytest.raises(kdedge.RecipeError, match=r"line\.yaml is there already"):
+        kdedge.init("line", images=folder / "images", classes="classes.txt")
+
+
+def test_a_suite_gives_the_table_that_it_writes(recipe: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe, default=str))
+    suite = tmp_path / "s.yaml"
+    suite.write_text("{name: small, recipes: [r.yaml], methods: [zeroshot], seeds: [1]}")
+    found = kdedge.run_suite(
+        suite, suites=tmp_path / "suites", root=tmp_path / "runs", device="cpu"
+    )
+    assert found == json.loads((tmp_path / "suites/small/results.json").read_text())
+    assert [cell["status"] for cell in found["cells"]] == ["finished"]
+
+
 def test_evaluating_gives_what_training_measured(student: kdedge.Run, folder: Path) -> None:
     assert student.evaluate(root=folder / "runs", device="cpu") == student.result
     assert kdedge.evaluate("toy/02", root=folder / "runs", device="cpu") == student.result
+
+
+def test_without_test_images_the_unlabeled_ones_are_judged(student: kdedge.Run) -> None:
+    found = student.evaluate(overrides={"data.test": None}, device="cpu")
+    assert isinstance(found, UnlabeledResult)
+    assert found.n_images == 9
+    assert found.agreement_percent is not None
 
 
 def test_runs_are_listed_and_shown(student: kdedge.Run, folder: Path) -> None:

@@ -21,6 +21,7 @@ from kdedge.config.load import check_paths, load_recipe
 from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings
 from kdedge.errors import DataError, MissingPackage, RecipeError
 from kdedge.methods import registry
+from kdedge.setup.doctor import examine, optional_packages
 
 ROOT = Path(__file__).parents[2]
 GENERIC_SINCE_3_11 = ("logging.StreamHandler[", "logging.LoggerAdapter[")
@@ -193,7 +194,7 @@ def test_schema_as_json_is_a_json_schema_with_the_methods():
 
 
 def test_doctor_names_each_package_with_its_version_or_the_way_to_get_it():
-    report = doctor.examine()
+    report = examine()
     assert report["machine"]["cpu_cores"] >= 1
     for package in report["packages"].values():
         assert (package["version"] is None) == (package["install"] is not None)
@@ -212,7 +213,7 @@ def install(folder, name, version):
 def test_doctor_knows_a_package_by_any_distribution_that_brings_it(monkeypatch, tmp_path):
     install(tmp_path, "tensorrt-cu13", "10.13.3")
     monkeypatch.syspath_prepend(tmp_path)
-    assert doctor.examine()["packages"]["tensorrt"]["version"] == "10.13.3"
+    assert examine()["packages"]["tensorrt"]["version"] == "10.13.3"
 
 
 def test_doctor_counts_memory_in_powers_of_two(monkeypatch):
@@ -244,7 +245,7 @@ def test_doctor_says_why_there_is_no_gpu():
 
 @pytest.mark.usefixtures("jetson")
 def test_doctor_names_a_jetsons_tensorrt_that_pip_installed(monkeypatch, tmp_path):
-    assert doctor.examine()["problems"] == []
+    assert examine()["problems"] == []
     install(tmp_path, "tensorrt-cu12", "10.7.0")
     monkeypatch.syspath_prepend(tmp_path)
     output = CliRunner().invoke(doctor.command).output
@@ -256,7 +257,7 @@ def test_doctor_looks_for_every_package_that_an_extra_brings():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = {**project["optional-dependencies"], "dev": [], "docs": []}
     brought = {re.split(r"[\[>]", one)[0] for extra in extras.values() for one in extra}
-    known = {name for package in doctor.optional_packages() for name in package.distributions}
+    known = {name for package in optional_packages() for name in package.distributions}
     assert brought - known == set()
 
 

@@ -1,4 +1,4 @@
-"""What `kdedge predict` classifies: files, folders, videos, a stream, a camera."""
+"""Images one by one from files, folders, videos, a stream or a camera; needs no torch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import click
 
 from kdedge.errors import DataError
 
@@ -73,11 +71,9 @@ def open_inputs(wanted: Wanted) -> Inputs:
     """Opens what is to be classified; folders are listed now.
 
     Raises:
-        UsageError: nothing is named, or things that do not go together.
         DataError: a file or a folder is not there.
         MissingPackage: a video is named and PyAV is not installed.
     """
-    _check(wanted.paths, wanted.camera)
     if wanted.camera is None and wanted.paths != ("-",):
         return _listed(wanted.paths, wanted.every)
     from kdedge.runtime.frames import frames_from_camera, frames_from_stream
@@ -100,19 +96,6 @@ def read_item(item: Item) -> ImageInput:
         return item.read()
     except UnusableImage as error:
         return error
-
-
-def _check(paths: Sequence[str], camera: int | None) -> None:
-    if camera is not None and paths:
-        raise click.UsageError("--camera and PATH: name one of them.")
-    if camera is None and not paths:
-        raise click.UsageError("Name images, a folder, - for standard input, or --camera N.")
-    if "" in paths:
-        raise click.UsageError("PATH is empty: name an image or a folder, as in . for this one.")
-    if "-" in paths and len(paths) > 1:
-        raise click.UsageError("- (standard input) cannot be combined with other paths.")
-    if "-" in paths and (sys.stdin is None or sys.stdin.isatty()):
-        raise click.UsageError("Standard input is not a pipe or a file: pipe an image into it.")
 
 
 def _numbered(name: str, frames: Iterator[bytes | Image.Image], every: int) -> Iterator[Item]:

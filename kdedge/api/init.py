@@ -1,0 +1,50 @@
+"""A recipe for somebody's own images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdedge.setup.new_recipe import Given, write_new_recipe
+
+
+def init(
+    name: str,
+    *,
+    images: str | Path,
+    classes: str | Path,
+    labeled: str | Path | None = None,
+    test: str | Path | None = None,
+    teacher: str | None = None,
+    student: str | None = None,
+) -> Path:
+    """Writes `name`.yaml, a commented recipe for your own images, into the current folder.
+
+    The folders are looked at first: a recipe that cannot work is not written. An existing file is
+    never overwritten.
+
+    Args:
+        name: of the recipe.
+        images: folder of unlabeled images that the student is trained on.
+        classes: text file of class names, one a line.
+        labeled: labeled images, one subfolder per class; None for zero-shot CLIP as the teacher.
+        test: labeled images for measuring accuracy, one subfolder per class.
+        teacher: its CLIP as `MODEL:WEIGHTS`; None for OpenAI's ViT-L-14.
+        student: likewise, for the device; None for OpenAI's ViT-B-16.
+
+    Returns:
+        The file.
+
+    Raises:
+        RecipeError: the name cannot be used, the file exists, or a CLIP does not fit.
+        DataError: a folder or the class list is missing or wrong.
+        SetupError: a CLIP is named and torch is missing.
+    """
+    given = Given(
+        images=Path(images),
+        classes=Path(classes),
+        labeled=None if labeled is None else Path(labeled),
+        test=None if test is None else Path(test),
+        teacher=teacher,
+        student=student,
+    )
+    return write_new_recipe(name, given).path

@@ -1,0 +1,66 @@
+"""Pseudo-labels of a recipe's unlabeled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdedge.api.recipe import AnyRecipe, Overrides, set_texts
+from kdedge.config.load import LoadedRecipe, check_paths, load_recipe
+from kdedge.setup.packages import need_training_packages
+
+if TYPE_CHECKING:
+    from kdedge.training.label_pool import LabeledPool
+
+
+def pseudo_label(
+    recipe: AnyRecipe,
+    output: str | Path,
+    *,
+    per_class: int,
+    method: str = "zeroshot",
+    overrides: Overrides | None = None,
+    root: str | Path = "runs",
+    device: str | None = None,
+) -> LabeledPool:
+    """Labels unlabeled images of a recipe with a model on the student's backbone.
+
+    Each class gets the images with the highest probability of it; of several classes that claim an
+    image, the most probable one gets it. Each line of the file has an image, its class and the
+    model's confidence. Train on the file with the key `data.pseudo_labels`.
+
+    Args:
+        recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
+        output: the file to write, as JSON lines; it must not exist.
+        per_class: images of each class.
+        method: `zeroshot`, or a method that is trained first where no finished run of it is there.
+        overrides: keys of the recipe with other values.
+        root: folder of all runs.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` where there is one.
+
+    Returns:
+        What was written, and the share of right labels where it is known.
+
+    Raises:
+        RecipeError: the recipe is wrong, or the file exists.
+        DataError: there are fewer unlabeled images than are to be labeled.
+        SetupError: torch, weights or the device are missing.
+    """
+    loaded = _load_for(method, recipe, set_texts(overrides))
+    check_paths(loaded)
+    need_training_packages("Labeling images")
+    from kdedge.setup.device import choose_device
+    from kdedge.setup.workspace import Workspace
+    from kdedge.training.label_pool import label_pool
+
+    workspace = Workspace(Path(root), choose_device(device))
+    return label_pool(loaded, workspace, method, Path(output), per_class=per_class)
+
+
+def _load_for(method: str, recipe: AnyRecipe, overrides: list[str]) -> LoadedRecipe:
+    """Loads the recipe, without its baseline section if that has another method."""
+    loaded = load_recipe(recipe, overrides)
+    baseline = loaded.recipe.baseline
+    if baseline is None or baseline.method in {None, method}:
+        return loaded
+    return load_recipe(recipe, ["baseline={}", *overrides])

@@ -1,0 +1,91 @@
+"""A grid of recipes, methods and seeds."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdedge.setup.packages import need_training_packages
+
+if TYPE_CHECKING:
+    from kdedge.suite.ledger import Ledger
+
+_LOG = logging.getLogger(__name__)
+
+
+def run_suite(
+    file: str | Path,
+    *,
+    suites: str | Path = "suites",
+    jobs: int = 1,
+    root: str | Path = "runs",
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Runs a suite: recipes x methods x seeds, each cell in its own process.
+
+    A second call continues: it finds finished runs again, resumes interrupted ones and runs failed
+    cells again. After each cell the table is written to `suites/NAME`: `table.md`, `table.csv`,
+    `results.json`.
+
+    Args:
+        file: of the suite.
+        suites: folder of all suites.
+        jobs: cells to run at the same time.
+        root: folder of all runs.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` where there is one.
+
+    Returns:
+        What `results.json` holds: `lines`, one for each recipe and method, with means, spreads and
+        the paper's figures; and `cells`, with each cell's status and run.
+
+    Raises:
+        CellsFailed: some cells failed; the others are finished and in the table.
+        RecipeError: the suite or one of its recipes is wrong.
+        SetupError: torch or the device are missing.
+        ResourceError: the suite's folder cannot be written.
+    """
+    from kdedge.suite.run import check_failed
+    from kdedge.suite.tables import make_lines, to_record
+
+    ledger = open_suite(Path(file), Path(suites), Path(root))
+    make_suite(ledger, Path(root), device, n_jobs=jobs)
+    check_failed(ledger)
+    outcomes = ledger.outcomes()
+    return to_record(ledger.plan, outcomes, make_lines(ledger.plan, outcomes))
+
+
+def open_suite(file: Path, suites: Path, root: Path, *, is_read_only: bool = False) -> Ledger:
+    """Reads a suite and plans its cells; nothing is known of them yet."""
+    need_training_packages("Training")
+    from kdedge.config.suite import load_suite
+    from kdedge.suite.folder import SuiteFolder
+    from kdedge.suite.ledger import Ledger
+    from kdedge.suite.plan import make_plan
+
+    plan = make_plan(load_suite(file))
+    folder = SuiteFolder(suites / plan.loaded.suite.name)
+    return Ledger(plan, folder, root.absolute(), is_read_only=is_read_only)
+
+
+def look_at_suite(file: Path, suites: Path, root: Path) -> Ledger:
+    """Finds out how the cells of a suite stand, and runs none."""
+    writes_nothing = not (root / ".cache").is_dir()
+    ledger = open_suite(file, suites, root, is_read_only=writes_nothing)
+    if root.is_dir() or ledger.folder.path.is_dir():
+        if writes_nothing:
+            _LOG.info("Reading all images once, to tell which cells are finished.")
+        ledger.look()
+    return ledger
+
+
+def make_suite(ledger: Ledger, root: Path, device: str | None, *, n_jobs: int) -> None:
+    """Runs what is left of a suite, and writes its tables after each cell."""
+    from kdedge.suite.run import run_suite as run_cells
+    from kdedge.suite.tables import write_tables
+
+    def write() -> None:
+        write_tables(ledger.folder.path, ledger.plan, ledger.outcomes())
+
+    run_cells(ledger, root=root, device=device, n_jobs=n_jobs, after_each=write)
+    write()

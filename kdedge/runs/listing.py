@@ -1,0 +1,70 @@
+"""A run in a list of runs: status, accuracy, size on disk, exports."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kdedge.errors import DataError
+from kdedge.results import EvalResult, UnlabeledResult
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.provenance import Provenance
+from kdedge.runs.results import read_evaluation, read_unlabeled
+
+
+def summary_of(run: RunFolder, record: Provenance) -> dict[str, Any]:
+    """Gives a run as plain values: status, accuracy, size, exports."""
+    result, unlabeled = _evaluation_of(run)
+    which, value, n_images = None, None, None
+    if result is not None:
+        which = "all" if result.harmonic_mean is None else "HM"
+        value = result.all if result.harmonic_mean is None else result.harmonic_mean
+        n_images = result.n_images
+    elif unlabeled is not None and unlabeled.agreement_percent is not None:
+        which, value, n_images = "agrees", unlabeled.agreement_percent, unlabeled.n_images
+    return {
+        "run": run.name,
+        "path": str(run.path),
+        "kind": run.kind,
+        "method": record.method,
+        "status": _status(run, record),
+        "started_at": record.started_at,
+        "measure": which,
+        "percent": value,
+        "n_images": n_images,
+        "n_bytes": size_of(run),
+        "artifacts": [folder.name for folder in run.exports],
+    }
+
+
+def _status(run: RunFolder, record: Provenance) -> str:
+    """As it was recorded; a run that was killed while it was running is interrupted."""
+    if record.status == "running" and not run.is_in_use:
+        return "interrupted"
+    return str(record.status)
+
+
+def _evaluation_of(run: RunFolder) -> tuple[EvalResult | None, UnlabeledResult | None]:
+    """Gives a run's own result with labels and the one without; None for one that is damaged."""
+    result, unlabeled = None, None
+    with contextlib.suppress(DataError):
+        result = read_evaluation(run).get(run.kind)
+    with contextlib.suppress(DataError):
+        unlabeled = read_unlabeled(run)
+    return result, unlabeled
+
+
+def files_of(run: RunFolder) -> Iterator[Path]:
+    """Gives every file of a run but its lock."""
+    return (path for path in run.path.rglob("*") if path.is_file() and path.name != ".lock")
+
+
+def size_of(run: RunFolder) -> int:
+    """Gives the bytes of a run's files; one that is going on may remove some meanwhile."""
+    n_bytes = 0
+    for path in files_of(run):
+        with contextlib.suppress(FileNotFoundError):
+            n_bytes += path.stat().st_size
+    return n_bytes

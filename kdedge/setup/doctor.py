@@ -1,0 +1,120 @@
+"""What this machine has and what it lacks for each step."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from kdedge import __version__
+from kdedge.errors import SetupError
+from kdedge.runtime.cuda import find_gpus
+from kdedge.runtime.machine import cpu_cores, cpu_model, memory_bytes
+from kdedge.targets.protocol import Package
+from kdedge.targets.registry import BrokenTarget, list_targets
+
+_BEFORE_TARGETS = (
+    Package("torch", ("torch",), "training", extra="train"),
+    Package("torchvision", ("torchvision",), "training", extra="train"),
+    Package("open_clip", ("open_clip_torch",), "backbones", extra="train"),
+    Package("timm", ("timm",), "backbones without texts", extra="train"),
+    Package("torchmetrics", ("torchmetrics",), "evaluation", extra="train"),
+    Package("webdataset", ("webdataset",), "tar shards", extra="train"),
+    Package("datasets", ("datasets",), "Parquet, Hugging Face datasets", extra="data"),
+    Package("scipy", ("scipy",), "labels of two benchmark sets", extra="data"),
+    Package("pillow_heif", ("pillow-heif",), "HEIC images", extra="heif"),
+    Package("tensorboard", ("tensorboard",), "curves", extra="train"),
+)
+_AFTER_TARGETS = (
+    Package("pynvml", ("nvidia-ml-py",), "a GPU's watts and clocks", extra="power"),
+    Package("av", ("av",), "videos", extra="video"),
+    Package("matplotlib", ("matplotlib",), "reports", extra="report"),
+    Package("jinja2", ("jinja2",), "reports", extra="report"),
+    Package(
+        "cv2",
+        ("opencv-python-headless", "opencv-python"),
+        "cameras",
+        install="pip install opencv-python-headless",
+    ),
+)
+
+
+def optional_packages() -> tuple[Package, ...]:
+    """Every optional package of kdedge and of the targets, once each."""
+    of_targets = [package for target in list_targets() for package in target.packages]
+    every = (*_BEFORE_TARGETS, *of_targets, *_AFTER_TARGETS)
+    return tuple({package.module: package for package in every}.values())
+
+
+def examine() -> dict[str, Any]:
+    """Gives the machine, its GPUs and the optional packages as plain values."""
+    packages = {package.module: _examine_package(package) for package in optional_packages()}
+    problems = [
+        target.problem if isinstance(target, BrokenTarget) else target.find_problem()
+        for target in list_targets()
+    ]
+    return {
+        "machine": _machine(),
+        "cuda": _cuda(has_torch=packages["torch"]["version"] is not None),
+        "packages": packages,
+        "problems": [problem for problem in problems if problem is not None],
+    }
+
+
+def _machine() -> dict[str, Any]:
+    memory = memory_bytes()
+    return {
+        "kdedge": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpu": cpu_model(),
+        "cpu_cores": cpu_cores(),
+        "memory_bytes": memory,
+        "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
+    }
+
+
+def _examine_package(package: Package) -> dict[str, Any]:
+    found = None
+    for distribution in package.distributions:
+        try:
+            found = version(distribution)
+        except PackageNotFoundError:
+            continue
+        break
+    install = None if found else package.install_line
+    return {"version": found, "purpose": package.purpose, "install": install}
+
+
+def _cuda(*, has_torch: bool) -> dict[str, Any]:
+    """The GPUs that the driver has, and why torch, where it is installed, cannot use them."""
+    torch_cuda, problem = _cuda_of_torch() if has_torch else (None, None)
+    try:
+        gpus = find_gpus()
+    except SetupError as error:
+        return {"devices": [], "problem": str(error).partition("\n")[0].rstrip(".")}
+    devices = [
+        {
+            "name": gpu.name,
+            "memory_bytes": gpu.memory_bytes,
+            "compute_capability": gpu.compute_capability,
+            "cuda": torch_cuda,
+        }
+        for gpu in gpus
+    ]
+    return {"devices": devices, "problem": problem}
+
+
+def _cuda_of_torch() -> tuple[str | None, str | None]:
+    """The CUDA that torch was built with, and what keeps torch from GPUs."""
+    try:
+        torch = importlib.import_module("torch")
+    except (ImportError, OSError) as error:
+        return None, f"torch cannot be imported: {error}"
+    if torch.version.cuda is None:
+        return None, "this torch was built without CUDA"
+    problem = None if torch.cuda.is_available() else "torch sees no CUDA device"
+    return torch.version.cuda, problem

@@ -1,0 +1,227 @@
+"""A commented recipe for somebody's own images."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from kdedge.config.fields import NAME
+from kdedge.config.load import check_paths, load_recipe
+from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings, OptimSpec, Recipe
+from kdedge.config.yaml_file import dump_value
+from kdedge.data.classes import read_class_file
+from kdedge.data.first_look import FirstLook, look_at
+from kdedge.errors import DataError, KdedgeError, RecipeError
+from kdedge.files import explain_os_error
+from kdedge.setup.packages import need_training_packages
+
+TEACHER, STUDENT = "ViT-L-14:openai", "ViT-B-16:openai"
+"""The CLIPs of a new recipe where none is named."""
+
+_SETTINGS = {
+    "losses": "Weight of the distillation loss per image. The PromptKD repository's 1000 is 2.5 per"
+    " image on the 397 classes of SUN397. Per image, it does not depend on the number of classes.",
+}
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a new recipe names.
+
+    Attributes:
+        images: folder of unlabeled images.
+        classes: file of class names, one a line.
+        labeled: folder of labeled images, one subfolder per class; None for a zero-shot teacher.
+        test: folder of labeled images to measure accuracy on; None measures none.
+        teacher: its CLIP as `MODEL:WEIGHTS`; None for `TEACHER`.
+        student: likewise; None for `STUDENT`.
+    """
+
+    images: Path
+    classes: Path
+    labeled: Path | None
+    test: Path | None
+    teacher: str | None
+    student: str | None
+
+
+@dataclass(frozen=True)
+class NewRecipe:
+    """A recipe that was written.
+
+    Attributes:
+        path: the file.
+        class_names: of its class list.
+        looks: what is in each folder, by what the folder is for.
+    """
+
+    path: Path
+    class_names: tuple[str, ...]
+    looks: dict[str, FirstLook]
+
+
+def write_new_recipe(name: str, given: Given) -> NewRecipe:
+    """Writes `name`.yaml, after a look at the folders; a recipe that cannot work is not written.
+
+    Raises:
+        RecipeError: the name cannot be used, there is such a file, or a CLIP does not fit.
+        DataError: a folder or the class list is missing or wrong.
+    """
+    name = name.removesuffix(".yaml")
+    path = _new_path(name)
+    if given.teacher is not None or given.student is not None:
+        need_training_packages("Looking at a CLIP's layers")
+    class_names, looks = _look(given)
+    _write(path, _recipe_text(name, given))
+    return NewRecipe(path, class_names, looks)
+
+
+def _look(given: Given) -> tuple[tuple[str, ...], dict[str, FirstLook]]:
+    """The class names, and what is in each folder."""
+    if not given.classes.expanduser().is_file():
+        raise DataError(
+            f"There is no file {given.classes}.\n  Write your class names to it, one a line."
+        )
+    names = read_class_file(given.classes.expanduser())
+    looks = {"images": look_at(given.images.expanduser(), labeled=False)}
+    for key, folder in (("labeled", given.labeled), ("test", given.test)):
+        if folder is not None:
+            looks[key] = look_at(folder.expanduser(), class_names=names, labeled=True)
+    return names, looks
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a recipe and reads it as any command does; one that is wrong is removed again."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    try:
+        check_paths(load_recipe(path))
+    except KdedgeError:
+        path.unlink()
+        raise
+
+
+def _new_path(name: str) -> Path:
+    if not NAME.fullmatch(name):
+        raise RecipeError(
+            f'"{name}" cannot be a recipe\'s name.\n'
+            "  Use letters, digits, dot, underscore and hyphen, at most 100, and no dot in front."
+        )
+    path = Path(f"{name}.yaml")
+    if path.exists() or path.is_symlink():
+        raise RecipeError(f"{path} is there already.\n  Choose another name, or move it away.")
+    return path
+
+
+def _recipe_text(name: str, given: Given) -> str:
+    """Writes a recipe as text, each key below its description in the schema."""
+    data: dict[str, Any] = {"unlabeled": {"folder": str(given.images)}}
+    if given.test is None:  # on what is not trained on, student and teacher are compared
+        data["unlabeled"]["hold_out"] = "5%"
+    if given.labeled is not None:
+        data["labeled"] = {"folder": str(given.labeled), "shots": 16}
+    if given.test is not None:
+        data["test"] = {"folder": str(given.test)}
+    data |= {"split": "all", "max_bad_images": "1%"}
+    optim = {key: OptimSettings.model_fields[key].default for key in ("lr", "epochs", "batch_size")}
+    method = "promptsrc" if given.labeled is not None else "zeroshot"
+    losses = {"losses": {"kl": {"weight_per_image": 2.5}}}
+    values = {
+        "name": name,
+        "seed": 1,
+        "classes": {"file": str(given.classes), "template": "a photo of a {}."},
+        "data": data,
+        "teacher": _model(method, given.teacher, {}, default=TEACHER),
+        "student": _model("promptkd", given.student, losses, default=STUDENT),
+        "optim": optim,
+        "export": {"precisions": ["fp16"]},
+        "gates": GatesSpec().model_dump(),
+    }
+    head = [
+        f"# Recipe {name}. Relative paths start at this file's folder. `kdedge schema` explains",
+        "# every key. Lines such as `# momentum: 0.9` are defaults; remove the # to change them.",
+    ]
+    return "\n".join([*head, *_render(Recipe, values, "")]) + "\n"
+
+
+def _model(
+    method: str, clip: str | None, settings: dict[str, Any], *, default: str
+) -> dict[str, Any]:
+    """The section of a model, with prompt depths that its CLIP has.
+
+    Raises:
+        RecipeError: there is no such CLIP, or the method does not work with it.
+    """
+    first, colon, weights = (clip or default).rpartition(":")
+    where = {"config": first} if first.endswith(".json") else {"backbone": first}
+    model = {"method": method, **(where if colon else {}), "weights": weights}
+    if clip is None:
+        return model | ({"settings": settings} if settings else {})
+    from kdedge.clip.resolve import BackboneSpec, count_layers
+    from kdedge.methods.registry import load_method
+
+    config = Path(first).expanduser() if "config" in model else None
+    n_layers = count_layers(BackboneSpec(model.get("backbone"), weights, config))
+    defaults = load_method(method).Settings()
+    fitting: dict[str, int] = {}
+    for setting, encoders in defaults.prompt_depths.items():
+        if any(encoder not in n_layers for encoder in encoders):
+            raise RecipeError(
+                f"{clip} has no layers that take visual prompts, which {method} trains.\n"
+                "  Choose a CLIP with a ViT, such as ViT-B-16:openai, or write the recipe by hand:"
+                " `kdedge schema` explains student.settings.tune."
+            )
+        most = min(n_layers[encoder] for encoder in encoders)
+        if most < getattr(defaults, setting):
+            fitting[setting] = most
+    settings = {**fitting, **settings}
+    return model | ({"settings": settings} if settings else {})
+
+
+def _render(model: type[BaseModel], values: dict[str, Any], indent: str) -> Iterator[str]:
+    """Lines of a mapping: keys below their descriptions, some unset keys commented out."""
+    for key, field in model.model_fields.items():
+        if key in values:
+            if not indent:
+                yield ""
+            yield from _comment(field.description, indent)
+            yield from _entry(key, values[key], field, indent)
+        elif model in {OptimSpec, ExportSpec} and field.default is not None:
+            yield from _comment(field.description, indent)
+            yield f"{indent}# {key}: {dump_value(field.default)}"
+
+
+def _entry(key: str, value: Any, field: FieldInfo, indent: str) -> Iterator[str]:
+    if not isinstance(value, dict):
+        yield f"{indent}{key}: {dump_value(value)}"
+        return
+    yield f"{indent}{key}:"
+    inner = _model_of(field.annotation)
+    if inner is not None:
+        yield from _render(inner, value, f"{indent}  ")
+        return
+    for name, item in value.items():
+        yield from _comment(_SETTINGS.get(name), f"{indent}  ")
+        yield f"{indent}  {name}: {dump_value(item)}"
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    options = [annotation, *getattr(annotation, "__args__", ())]
+    models = (kind for kind in options if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return next(models, None)
+
+
+def _comment(text: str | None, indent: str) -> list[str]:
+    mark = f"{indent}# "
+    return textwrap.wrap(
+        text or "", 96, initial_indent=mark, subsequent_indent=mark, break_on_hyphens=False
+    )

@@ -1,0 +1,40 @@
+"""Overrides of the shared `optim` that no trained model follows."""
+
+from __future__ import annotations
+
+import logging
+
+from kdedge.config.load import LoadedRecipe
+from kdedge.config.suite import override_texts
+from kdedge.setup.method import Role, choose_method
+
+
+def trained_roles(loaded: LoadedRecipe) -> list[Role]:
+    """The models that teaching and distillation train of a recipe."""
+    teacher, student = loaded.recipe.teacher, loaded.recipe.student
+    roles: list[Role] = ["teacher"] if teacher is not None and teacher.run is None else []
+    return roles if student is None else [*roles, "student"]
+
+
+def warn_of_unused_optim(loaded: LoadedRecipe, *roles: Role) -> None:
+    """Warns of each `--set optim.KEY` without effect: all trained models override it.
+
+    Args:
+        loaded: the recipe with its overrides.
+        roles: the models that are trained.
+    """
+    overridden = sorted(loaded.lines.overrides)
+    keys = [str(path[1]) for path in overridden if len(path) == 2 and path[0] == "optim"]
+    # Only where needed: training refuses a recipe without the model
+    optims = {role: choose_method(loaded, role).optim for role in roles} if keys else {}
+    for key in keys:
+        asked = getattr(loaded.recipe.optim, key)
+        own = {f"{role}.optim.{key}": getattr(optim, key) for role, optim in optims.items()}
+        if own and asked not in own.values():
+            others = " --set ".join(override_texts(dict.fromkeys(own, asked)))
+            logging.getLogger(__name__).warning(
+                "--set %s has no effect, overridden by %s.\n  Set that instead: --set %s",
+                *override_texts({f"optim.{key}": asked}),
+                " and ".join(override_texts(own)),
+                others,
+            )
