@@ -26,6 +26,7 @@ from kdedge.runs.headline import headline_of
 from kdedge.runs.results import (
     add_evaluation,
     add_unlabeled,
+    has_samples,
     labeled_results,
     read_evaluation,
 )
@@ -68,7 +69,8 @@ def command(
     class is predicted, on unlabeled images (data.unlabeled.hold_out keeps some out of training).
 
     A run without an evaluation, such as an imported one, gets eval.json and eval_details.json for
-    `kdedge report`. Existing files stay; with --set nothing is added.
+    `kdedge report`, and an older run its sample images. What is there stays; with --set nothing is
+    added.
     """
     need_training_packages("Measuring accuracy")
     from kdedge.runs.evaluate import evaluate_run, judge_run
@@ -84,7 +86,12 @@ def command(
         result, add = unlabeled, functools.partial(add_unlabeled, found, unlabeled)
         text = _unlabeled_text(found, unlabeled, per_class=per_class)
     else:
-        measured, details = evaluate_run(found, workspace, overrides=overrides)
+        measured, details = evaluate_run(
+            found,
+            workspace,
+            overrides=overrides,
+            with_samples=not overrides and not has_samples(found),
+        )
         result, add = measured, functools.partial(add_evaluation, found, measured, details)
         text = _text(found, measured, per_class=per_class, is_own=not overrides)
     written: list[Path] = []

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from kdedge.reporting.blocks import Note, Table, lay_out
 from kdedge.reporting.chapters import make_chapters
 from kdedge.reporting.records import gather
 from kdedge.reporting.write import Report, write_report
@@ -74,7 +75,7 @@ def pictures(page: Page) -> list[str]:
 def test_everything_of_a_run_is_there(whole_report: Report, page: Page) -> None:
     folder = whole_report.folder
     assert folder.parts[-2:] == ("report", "01")
-    names = ["accuracy-latency", "training", "gains", "confusion", "calibration"]
+    names = ["accuracy-latency", "training", "calibration", "gains", "confusion"]
     assert list(whole_report.pictures) == [f"{name}.png" for name in names]
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         ["index.html", *whole_report.pictures]
@@ -187,13 +188,15 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
     speed = json.loads((run.path / "bench/01.json").read_text(encoding="utf-8"))
     speed["rows"][1]["gate"] = "passed"
     (run.path / "bench/01.json").write_text(json.dumps(speed), encoding="utf-8")
-    headline = "student keeps 50 % of the teacher, 86x fewer operations, 1 ms"
+    headline = (
+        "student keeps 50 % of the teacher, 86x fewer operations, 1 ms, INT8 agrees on 95.0 %"
+    )
     assert make_chapters([gather(run)])[0].headline == headline
     assert headline in said(run)
     found["teacher"]["n_images"] += 1  # other images are not compared
     run.evaluation.write_text(json.dumps(found), encoding="utf-8")
     assert make_chapters([gather(run)])[0].headline == (
-        "student needs 86x fewer operations than its teacher, 1 ms"
+        "student needs 86x fewer operations than its teacher, 1 ms, INT8 agrees on 95.0 %"
     )
 
 
@@ -249,7 +252,7 @@ def test_without_their_folder_worst_images_are_names(make_run: MakeRun, tmp_path
 def test_one_class_is_enough(make_run: MakeRun) -> None:
     run = make_run(["only"], only="eval metrics")
     write_report([gather(run)])
-    assert plots(run) == ["training", "gains", "confusion", "calibration"]
+    assert plots(run) == ["training", "calibration", "gains", "confusion"]
     assert "Most frequent confusions" not in said(run)
 
 
@@ -309,3 +312,14 @@ def test_the_newest_numbers_count(make_run: MakeRun) -> None:
     assert records.speed is not None
     assert records.speed.command == "kdedge bench number10"
     assert records.problems == ()
+
+
+def test_a_narrow_part_has_a_neighbor_or_a_row_by_itself() -> None:
+    half, wide = Table("", ["a"], [], ""), Note([])
+    for parts, expected in [
+        ([half], [True]),
+        ([half, half], [False, False]),
+        ([half, half, half], [False, False, True]),
+        ([half, wide, half, half, wide], [True, True, False, False, True]),
+    ]:
+        assert [is_wide for _, is_wide in lay_out(parts)] == expected
