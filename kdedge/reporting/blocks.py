@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol, TypeVar
 
 from kdedge.reporting.plots import Draw, Picture, render
 
-_MOST_COLUMNS = 6  # of a table on half a page
+_MOST_COLUMNS, _MOST_TEXTS = 6, 2  # of a table on half a page
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Table:
     @property
     def is_wide(self) -> bool:
         """Whether it takes a row of the page by itself."""
-        return self.is_folded or len(self.header) > _MOST_COLUMNS
+        return self.is_folded or len(self.header) > _MOST_COLUMNS or self.n_text > _MOST_TEXTS
 
 
 @dataclass(frozen=True)

@@ -96,17 +96,21 @@ def newest_artifact(run: RunFolder) -> Path | None:
 def _cost(artifact: Artifact, fastest: str | None) -> str | None:
     """Agreement of a compressed file with the student: the fastest one's, else INT8's, or FP16's.
 
-    Of several of a precision, the one that agrees least.
+    Of several of a precision, one that passed its gate, and of these the one that agrees least.
     """
     found = [
-        (file.name != fastest, file.precision != "int8", file.parity.agreement_percent, file)
+        (
+            (file.name != fastest, file.precision != "int8", file.gate == "missed"),
+            file.parity.agreement_percent,
+            file.precision,
+        )
         for file in artifact.files
         if file.parity is not None and file.precision != "fp32"
     ]
     if not found:
         return None
-    *_, agreement, file = min(found, key=lambda entry: entry[:3])
-    return f"{file.precision.upper()} agrees on {agreement:.1f} %"
+    _, agreement, precision = min(found)
+    return f"{precision.upper()} agrees on {agreement:.1f} %"
 
 
 def _kept(results: Mapping[str, EvalResult], unlabeled: UnlabeledResult | None) -> str | None:

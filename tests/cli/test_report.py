@@ -100,7 +100,9 @@ def test_eval_adds_no_details_of_another_test_set(kdedge, trained) -> None:
 def test_a_missing_package_is_named_with_its_extra(
     kdedge, trained, monkeypatch, package: str
 ) -> None:
-    for name in [name for name in sys.modules if name.startswith("kdedge.reporting")]:
+    for name in [
+        name for name in sys.modules if name.startswith(("kdedge.reporting", "kdedge.api.report"))
+    ]:
         monkeypatch.delitem(sys.modules, name)
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)

@@ -7,6 +7,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from kdedge.reporting.chapters import make_chapters
 from kdedge.reporting.records import gather
 from kdedge.reporting.write import Report, write_report
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.headline import headline_of
 
 MakeRun = Callable[..., RunFolder]
 
@@ -323,3 +325,22 @@ def test_a_narrow_part_has_a_neighbor_or_a_row_by_itself() -> None:
         ([half, wide, half, half, wide], [True, True, False, False, True]),
     ]:
         assert [is_wide for _, is_wide in lay_out(parts)] == expected
+
+
+def test_of_compressed_files_one_that_passed_its_gate_is_in_the_headline(make_run: MakeRun) -> None:
+    run = make_run(only="artifact")
+    record = json.loads(run.provenance.read_text(encoding="utf-8"))
+    record["summary"] = {"gmacs": 1.0, "teacher_gmacs": 2.0}
+    run.provenance.write_text(json.dumps(record), encoding="utf-8")
+    artifact = gather(run).artifact
+    assert artifact is not None
+    plain, int8 = artifact.files
+    assert int8.parity is not None
+    better = replace(int8, name="b.onnx", parity=replace(int8.parity, agreement_percent=98.14))
+    for gates, expected in [
+        (("not measured", "not measured"), "95.0"),  # the least
+        (("missed", "passed"), "98.1"),
+    ]:
+        files = [replace(file, gate=gate) for file, gate in zip((int8, better), gates, strict=True)]
+        replace(artifact, files=(plain, *files)).save()
+        assert str(headline_of(run)).endswith(f", INT8 agrees on {expected} %")
