@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from kdedge.records import OPTIONAL, Bounds, Check, Count, Percent, PositiveCount, Record
+from kdedge.results import SampleImage
+
+SampleKind = Literal["right", "wrong", "most unsure"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class EvalDetails(Record):
         bins: those of the calibration error, by confidence.
         right: for each image, in the test set's order, 1 where its top-1 class is right and 0 where
             it is not; None in older records.
+        samples: a few of the images, by kind: right ones, the surest wrong ones, and those with the
+            lowest softmax; None in older records, and of models that are only compared with.
     """
 
     class_names: Annotated[tuple[str, ...], Bounds(min_length=1)]
@@ -62,6 +67,7 @@ class EvalDetails(Record):
     confusion: Annotated[tuple[tuple[Count, Count, PositiveCount], ...], Check(_check_confusion)]
     bins: Annotated[tuple[CalibrationBin, ...], Check(_check_bins)]
     right: Annotated[str | None, OPTIONAL, Check(_check_right)] = None
+    samples: Annotated[dict[SampleKind, tuple[SampleImage, ...]] | None, OPTIONAL] = None
 
     @property
     def accuracy_percent(self) -> float:

@@ -140,17 +140,19 @@ class EvalResult(Record, Tabled):
 
 @dataclass(frozen=True)
 class SampleImage(Record):
-    """An image without a label and what was answered for it.
+    """An image and what was answered for it.
 
     Attributes:
         image: its key, as the image source names it.
         top: the model's classes with the highest softmax, and that softmax in percent.
         teacher: the teacher's class; None without a teacher.
+        label: its own class; None without a label.
     """
 
     image: str
-    top: tuple[tuple[str, Percent], ...]
+    top: Annotated[tuple[tuple[str, Percent], ...], Bounds(min_length=1)]
     teacher: str | None
+    label: Annotated[str | None, OPTIONAL] = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from kdedge.errors import ResourceError
 from kdedge.results import EvalResult, UnlabeledResult
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.results import add_evaluation, add_unlabeled
+from kdedge.runs.results import add_evaluation, add_unlabeled, has_samples
 from kdedge.setup.packages import need_training_packages
 
 
@@ -81,7 +81,12 @@ def make_evaluation(
     if unlabeled is not None:
         result, add = unlabeled, functools.partial(add_unlabeled, run, unlabeled)
     else:
-        result, details = evaluate_run(run, workspace, overrides=overrides)
+        result, details = evaluate_run(
+            run,
+            workspace,
+            overrides=overrides,
+            with_samples=not overrides and not has_samples(run),
+        )
         add = functools.partial(add_evaluation, run, result, details)
     written: list[Path] = []
     if not overrides:

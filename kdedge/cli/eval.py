@@ -62,7 +62,8 @@ def command(
     class is predicted, on unlabeled images (data.unlabeled.hold_out keeps some out of training).
 
     A run without an evaluation, such as an imported one, gets eval.json and eval_details.json for
-    `kdedge report`. Existing files stay; with --set nothing is added.
+    `kdedge report`, and an older run its sample images. What is there stays; with --set nothing is
+    added.
     """
     check_new_file(output)
     done = make_evaluation(find_run(run, root), root, device, overrides)

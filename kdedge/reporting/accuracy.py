@@ -78,13 +78,16 @@ def confusion_blocks(model: str, details: EvalDetails, name: str) -> list[Block]
     return [plot, table] if shown else [plot]
 
 
-def gain_blocks(own: EvalResult, plain: EvalResult, name: str) -> list[Block]:
+def gain_blocks(
+    own: EvalResult, plain: EvalResult, name: str, teacher: EvalResult | None = None
+) -> list[Block]:
     """Makes the plot and tables of each class's gain; none if no class is in both results.
 
     Args:
         own: the run's model.
         plain: zero-shot CLIP on the same backbone and images.
         name: of the PNG file.
+        teacher: on the same images; None where there is none.
     """
     pairs = [
         (class_name, before, after)
@@ -101,11 +104,19 @@ def gain_blocks(own: EvalResult, plain: EvalResult, name: str) -> list[Block]:
         f" {n_better:,} classes gain, {n_worse:,} lose, {len(gains) - n_better - n_worse:,} stay;"
         f" {own.n_images:,} images."
     )
-    blocks: list[Block] = [Plot(name, "Gain of each class", class_gains(gains), caption)]
+    theirs = {} if teacher is None else teacher.per_class
+    has_teacher = any(theirs.get(class_name) is not None for class_name, _ in gains)
+    marks = None
+    if has_teacher:
+        marks = {n: None if (x := theirs.get(n)) is None else x - before for n, before, _ in pairs}
+        caption += " Triangles: the teacher's accuracy minus the same."
+    blocks: list[Block] = [Plot(name, "Gain of each class", class_gains(gains, marks), caption)]
     rows = [
-        [n, percent(before), percent(after), points(after - before)] for n, before, after in pairs
+        [n, percent(before), percent(after), points(after - before)]
+        + [percent(theirs.get(n))] * has_teacher
+        for n, before, after in pairs
     ]
-    header = ["class", "zero-shot", "now", "gain"]
+    header = ["class", "zero-shot", "now", "gain", *(["teacher"] * has_teacher)]
     if len(rows) > 2 * _N_GAINS:
         most = f"The {_N_GAINS} classes that gain most and the {_N_GAINS} that lose most, percent."
         ends = [*rows[:_N_GAINS], *rows[-_N_GAINS:]]

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Protocol, TypeVar
 
 from kdedge.reporting.plots import Draw, Picture, render
+
+_MOST_COLUMNS, _MOST_TEXTS = 6, 2  # of a table on half a page
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A list of terms, each with a text."""
+    """A list of terms, each with a text; `is_wide`: it takes a row of the page by itself."""
 
     kind: ClassVar[str] = "facts"
     rows: Sequence[tuple[str, str]]
+    is_wide: bool = True
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,18 @@ class Table:
     n_text: int = 1
     is_folded: bool = False
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether it takes a row of the page by itself."""
+        return self.is_folded or len(self.header) > _MOST_COLUMNS or self.n_text > _MOST_TEXTS
+
 
 @dataclass(frozen=True)
 class Plot:
     """A plot with a title and a caption; `name` is its PNG file's, without the ending."""
 
     kind: ClassVar[str] = "plot"
+    is_wide: ClassVar[bool] = False
     name: str
     title: str
     draw: Draw
@@ -82,6 +91,7 @@ class Gallery:
     """Images with the predictions of two models, the worst first."""
 
     kind: ClassVar[str] = "gallery"
+    is_wide: ClassVar[bool] = True
     title: str
     images: Sequence[GalleryImage]
     caption: str
@@ -96,19 +106,22 @@ class SampleCard:
         picture: a thumbnail as a data URI; None if it could not be read.
         top: the model's best classes, each with its softmax as a text; at least one.
         teacher: the teacher's class; None without a teacher.
+        label: its own class; None without a label.
     """
 
     image: str
     picture: str | None
     top: Sequence[tuple[str, str]]
     teacher: str | None
+    label: str | None = None
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Images with a model's answers."""
+    """Images with a model's answers; an empty caption where another block has it."""
 
     kind: ClassVar[str] = "gallery samples"
+    is_wide: ClassVar[bool] = True
     title: str
     images: Sequence[SampleCard]
     caption: str
@@ -119,6 +132,7 @@ class Text:
     """Preformatted text, such as commands or a recipe."""
 
     kind: ClassVar[str] = "text"
+    is_wide: ClassVar[bool] = True
     title: str
     text: str
     is_folded: bool = False
@@ -129,6 +143,7 @@ class Note:
     """Remarks that a reader has to know, one a line."""
 
     kind: ClassVar[str] = "note"
+    is_wide: ClassVar[bool] = True
     lines: Sequence[str]
 
 
@@ -142,6 +157,16 @@ class Section:
     anchor: str
     title: str
     blocks: Sequence[Block]
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it takes a row of the page by itself; a single plot has half a row."""
+        return len(self.blocks) > 1 or self.blocks[0].is_wide
+
+    @property
+    def laid_out(self) -> list[tuple[Block, bool]]:
+        """The blocks, each with whether it takes a whole row; a half has a neighbor."""
+        return lay_out(self.blocks)
 
 
 @dataclass(frozen=True)
@@ -163,3 +188,27 @@ class Chapter:
     sections: Sequence[Section]
     figures: Sequence[tuple[str, str, str]] = ()
     headline: str | None = None
+
+    @property
+    def laid_out(self) -> list[tuple[Section, bool]]:
+        """The sections, as `Section.laid_out`."""
+        return lay_out(self.sections)
+
+
+class _Part(Protocol):
+    @property
+    def is_wide(self) -> bool: ...
+
+
+_P = TypeVar("_P", bound=_Part)
+
+
+def lay_out(parts: Sequence[_P]) -> list[tuple[_P, bool]]:
+    """Says of each part whether it takes a whole row: a narrow one without a neighbor does."""
+    found: list[tuple[_P, bool]] = []
+    is_open = False  # whether the last row has room beside it
+    for part, after in zip(parts, [*parts[1:], None], strict=True):
+        is_half = not part.is_wide and (is_open or (after is not None and not after.is_wide))
+        is_open = is_half and not is_open
+        found.append((part, not is_half))
+    return found

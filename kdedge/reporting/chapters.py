@@ -18,6 +18,7 @@ from kdedge.reporting.front import front_blocks
 from kdedge.reporting.numbers import figure, percent, points
 from kdedge.reporting.provenance import done_blocks, files_table, provenance_blocks
 from kdedge.reporting.records import RunRecords
+from kdedge.reporting.samples import labeled_samples
 from kdedge.reporting.speed import how, machine, named_rows, sizes, speed_blocks, throughputs
 from kdedge.reporting.unlabeled import unlabeled_blocks
 from kdedge.results import by_images
@@ -57,7 +58,7 @@ def _headline(records: RunRecords) -> str | None:
     if records.run.kind != "student":
         return None
     summary = records.provenance.summary
-    return headline(records.results, records.unlabeled, summary, records.speed)
+    return headline(records.results, records.unlabeled, summary, records.speed, records.artifact)
 
 
 _Sections = Iterator[tuple[str, str, Sequence[Block]]]
@@ -76,26 +77,30 @@ def _run_sections(records: RunRecords, prefix: str) -> _Sections:
         named, measured = named_rows(records.speed), how(records.speed)
         accuracies += front_blocks(named, measured, f"{prefix}accuracy-latency")
     yield "accuracy", "Accuracy", accuracies
+    own = details.get(run.kind)
+    if own is not None and own.samples:
+        yield "samples", "Sample images", labeled_samples(own.samples, records.recipe)
     if records.unlabeled is not None:
         blocks = unlabeled_blocks(records.unlabeled, records.recipe, f"{prefix}predicted")
         yield "unlabeled", "Without labels", blocks
     yield "done", "What was done", done_blocks(records)
     if records.training.steps:
         yield "training", "Training", [_training(records, f"{prefix}training")]
-    if "zeroshot" in records.comparable:
-        blocks = gain_blocks(results[run.kind], results["zeroshot"], f"{prefix}gains")
-        yield "gains", "Gains over zero-shot CLIP", blocks
-    if run.kind in details:
-        blocks = confusion_blocks(run_label(run), details[run.kind], f"{prefix}confusion")
-        yield "confusions", "Confusions", blocks
     models = {
         model_label(run, name): details[name]
-        for name in (run.kind, "zeroshot")
+        for name in dict.fromkeys((run.kind, "zeroshot", "teacher"))
         if name in details and (name == run.kind or name in records.comparable)
     }
     if models:
         blocks = calibration_blocks(models, f"{prefix}calibration")
         yield "calibration", "Calibration", blocks
+    if "zeroshot" in records.comparable:
+        teacher = records.comparable.get("teacher") if run.kind == "student" else None
+        blocks = gain_blocks(results[run.kind], results["zeroshot"], f"{prefix}gains", teacher)
+        yield "gains", "Gains over zero-shot CLIP", blocks
+    if own is not None:
+        blocks = confusion_blocks(run_label(run), own, f"{prefix}confusion")
+        yield "confusions", "Confusions", blocks
     if records.artifact is not None:
         yield "files", "Exported files", [files_table(records.artifact)]
     if records.speed is not None:

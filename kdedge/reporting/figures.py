@@ -50,7 +50,7 @@ def training_curves(log: TrainingLog) -> Draw:
     def draw(theme: Theme) -> Figure:
         series = [("loss", "loss"), ("lr", "learning rate")]
         if any("teacher_agreement_percent" in step for step in log.steps):
-            series.insert(1, ("teacher_agreement_percent", "agreement with teacher, %"))
+            series.insert(1, ("teacher_agreement_percent", "agreement\nwith teacher, %"))
         figure = Figure(figsize=(_WIDTH, 1.1 + 1.25 * len(series)))
         panels = figure.subplots(len(series), sharex=True, squeeze=False)[:, 0]
         for axes, (key, label) in zip(panels, series, strict=True):
@@ -136,8 +136,15 @@ def _shares(details: EvalDetails) -> npt.NDArray[np.float64]:
     return shares
 
 
-def class_gains(gains: Sequence[tuple[str, float]]) -> Draw:
-    """Plots the gain of each class as bars, from class names and points, largest first."""
+def class_gains(
+    gains: Sequence[tuple[str, float]], teacher: Mapping[str, float | None] | None = None
+) -> Draw:
+    """Plots the gain of each class as bars.
+
+    Args:
+        gains: class names and points, largest first.
+        teacher: its gains by class, as marks on the bars; None where they are not known.
+    """
     values = [gain for _, gain in gains]
     is_named = len(gains) <= MOST_NAMED_CLASSES
 
@@ -151,6 +158,10 @@ def class_gains(gains: Sequence[tuple[str, float]]) -> Draw:
             axes.set_yticks(places, [_short(name) for name, _ in gains])
             axes.set_ylim(len(gains) - 0.4, -0.6)
             axes.axvline(0, color=theme.text, linewidth=0.8)
+            if teacher is not None:
+                marks = [np.nan if (x := teacher.get(n)) is None else x for n, _ in gains]
+                axes.scatter(marks, places, s=22, color=theme.third, marker="^", label="teacher")
+                axes.legend(loc="lower right")
             axes.set_xlabel("points gained over zero-shot CLIP")
         else:
             for color, part in ((theme.first, np.maximum), (theme.second, np.minimum)):
@@ -204,7 +215,7 @@ def calibration(models: Mapping[str, EvalDetails]) -> Draw:
         figure = Figure(figsize=(_WIDTH, 4.4))
         curve, share = figure.subplots(2, sharex=True, height_ratios=[3, 1])
         curve.plot([0, 100], [0, 100], color=theme.muted, linestyle="--", label="as sure as right")
-        styles = zip((theme.first, theme.second), ("o", "s"), strict=True)
+        styles = zip((theme.first, theme.second, theme.third), ("o", "s", "^"), strict=True)
         for (label, details), (color, marker) in zip(models.items(), styles, strict=False):
             x = [found.confidence_percent for found in details.bins]
             n_images = [100 * found.n_images / details.n_images for found in details.bins]

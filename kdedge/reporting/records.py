@@ -17,10 +17,10 @@ from kdedge.files import read_bytes
 from kdedge.records import parse_record
 from kdedge.results import EvalResult, UnlabeledResult, are_same_images
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.headline import newest_speed
+from kdedge.runs.headline import newest_artifact, newest_speed
 from kdedge.runs.provenance import Provenance
 from kdedge.runs.results import read_details, read_evaluation, read_unlabeled
-from kdedge.runtime.artifact import FILE_NAME, Artifact, load_artifact
+from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.speed_results import SpeedResult, read_speed
 
 _T = TypeVar("_T")
@@ -103,12 +103,15 @@ class RunRecords:
     def missing(self) -> dict[str, list[str]]:
         """What the run has no record of, and the command that makes it."""
         name = str(self.run.path)
+        own = self.details.get(self.run.kind)
+        has_samples = own is None or own.samples is not None  # one line asks for both
         lacking = {
             "accuracy": (self.run.kind in self.results or not self.can_evaluate, ["eval", name]),
             "confusions and calibration": (
                 self.run.kind in self.details or not self.can_evaluate,
                 ["eval", name],
             ),
+            "sample images": (has_samples or not self.can_evaluate, ["eval", name]),
             "agreement and predicted classes": (
                 self.unlabeled is not None or not self._can_judge,
                 ["eval", name],
@@ -149,10 +152,9 @@ def gather(run: RunFolder) -> RunRecords:
             problems.append(str(error))
             return otherwise
 
-    artifacts = _numbered(run.path / "artifacts", f"*/{FILE_NAME}", lambda path: path.parent.name)
-    speed_file = newest_speed(run)
-    rounds = _numbered(run.path / "rounds", "*/metrics.jsonl", lambda path: path.parent.name)
-    metrics = rounds[-1] if rounds else run.metrics
+    artifact, speed_file = newest_artifact(run), newest_speed(run)
+    rounds = [p for p in run.path.glob("rounds/*/metrics.jsonl") if p.parent.name.isdecimal()]
+    metrics = max(rounds, key=lambda path: int(path.parent.name), default=run.metrics)
     return RunRecords(
         run=run,
         provenance=run.read_provenance(),
@@ -161,17 +163,11 @@ def gather(run: RunFolder) -> RunRecords:
         details=read(lambda: read_details(run), {}),
         unlabeled=read(lambda: read_unlabeled(run), None),
         training=read(lambda: _read_training(metrics), TrainingLog()),
-        artifact=read(lambda: load_artifact(artifacts[-1]), None) if artifacts else None,
+        artifact=read(lambda: load_artifact(artifact), None) if artifact else None,
         speed=None if speed_file is None else read(lambda: read_speed(speed_file), None),
         speed_file=speed_file,
         problems=tuple(problems),
     )
-
-
-def _numbered(folder: Path, pattern: str, number: Callable[[Path], str]) -> list[Path]:
-    """Files in the order of their numbers; others are none of kdedge's."""
-    found = [path for path in folder.glob(pattern) if number(path).isdecimal()]
-    return sorted(found, key=lambda path: int(number(path)))
 
 
 def _read_training(path: Path) -> TrainingLog:

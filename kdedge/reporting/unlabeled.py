@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from kdedge.config.load import LoadedRecipe
-from kdedge.errors import KdedgeError
-from kdedge.reporting.blocks import Block, Facts, Plot, SampleCard, Samples, Table
-from kdedge.reporting.disagreements import Thumbnail, read_thumbnails
+from kdedge.reporting.blocks import Block, Facts, Plot, Table
 from kdedge.reporting.figures import predicted_classes
 from kdedge.reporting.numbers import percent
+from kdedge.reporting.samples import sample_blocks
 from kdedge.results import UnlabeledResult
 
 
@@ -37,37 +36,15 @@ def unlabeled_blocks(found: UnlabeledResult, recipe: LoadedRecipe | None, name: 
     cells = [[one, *(f"{counts.get(one, 0):,}" for counts in _columns(found))] for one in names]
     header = ["class", "images", *(["teacher's"] if has_teacher else [])]
     what = f"Images of {found.n_images:,} by predicted class."
+    sampled = "First images on which model and teacher differ" if has_teacher else "Evenly spaced"
     return [
-        Facts(facts),
+        Facts(facts, is_wide=False),
         Plot(name, "Predicted classes", predicted_classes(found), what),
         Table("Every predicted class", header, cells, what, is_folded=True),
-        _samples(found, recipe),
+        *sample_blocks({"Sample pictures": found.samples}, recipe, sampled, is_test=False),
     ]
 
 
 def _columns(found: UnlabeledResult) -> list[dict[str, int]]:
     has_teacher = found.agreement_percent is not None
     return [found.predicted, *([found.teacher_predicted] if has_teacher else [])]
-
-
-def _samples(found: UnlabeledResult, recipe: LoadedRecipe | None) -> Samples:
-    thumbnails: dict[str, Thumbnail] = {}
-    caption = "The three classes with the highest softmax, percent"
-    if found.agreement_percent is not None:
-        caption += "; first images on which model and teacher differ"
-    try:
-        if recipe is not None:
-            keys = {sample.image for sample in found.samples}
-            thumbnails = dict(read_thumbnails(recipe, keys, is_test=False))
-    except KdedgeError as error:
-        caption += f". No pictures: {' '.join(str(error).split())}"
-    cards = [
-        SampleCard(
-            sample.image,
-            thumbnails.get(sample.image, (None, None))[0],
-            [(name, percent(score)) for name, score in sample.top],
-            sample.teacher,
-        )
-        for sample in found.samples
-    ]
-    return Samples("Sample pictures", cards, f"{caption.removesuffix('.')}.")

@@ -14,6 +14,7 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.image_lists import warn_of_changes
 from kdedge.runs.measure import measure, predict_logits
 from kdedge.runs.model import RunModel, load_run
+from kdedge.runs.samples import measure_with_samples
 from kdedge.runs.unlabeled import images_to_judge, judge
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
@@ -24,7 +25,11 @@ log = logging.getLogger(__name__)
 
 
 def evaluate_run(
-    run: RunFolder, workspace: Workspace, *, overrides: Sequence[str] = ()
+    run: RunFolder,
+    workspace: Workspace,
+    *,
+    overrides: Sequence[str] = (),
+    with_samples: bool = False,
 ) -> tuple[EvalResult, EvalDetails]:
     """Measures a finished run on the test images of its recipe.
 
@@ -32,6 +37,7 @@ def evaluate_run(
         run: teacher, student or baseline.
         workspace: where the command works.
         overrides: `a.b=c` texts over the run's recipe, to measure on other images.
+        with_samples: whether to keep a few images with its answers and its teacher's.
 
     Raises:
         RecipeError: the run is not finished or its recipe has no test images.
@@ -46,6 +52,11 @@ def evaluate_run(
             _difference(model.class_names, trained_on),
         )
     selection = model.setup.choice.optim.selection
+    if with_samples:
+        teacher = _teacher(model)
+        return measure_with_samples(
+            model, images, model.classes, selection=selection, teacher=teacher
+        )
     return measure(model, images, model.classes, selection=selection)
 
 
@@ -88,7 +99,7 @@ def _teacher(model: RunModel) -> RunModel | None:
         folder = RunFolder.open(model.run.root / name)
         return load_run(folder, model.setup.workspace, names=model.class_names)
     except KdedgeError as error:
-        log.warning("Agreement with the teacher is left out: %s", error)
+        log.warning("The teacher's answers are left out: %s", error)
         return None
 
 

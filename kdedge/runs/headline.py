@@ -1,4 +1,4 @@
-"""What a student kept of its teacher, and how much less work it is, in one line."""
+"""What a student kept of its teacher, how much less work it is, and what compression cost."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from kdedge.results import EvalResult, UnlabeledResult, are_same_images
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Summary
 from kdedge.runs.results import read_evaluation, read_unlabeled
+from kdedge.runtime.artifact import FILE_NAME, Artifact, load_artifact
 from kdedge.speed_results import SpeedResult, SpeedRow, read_speed
 
 _T = TypeVar("_T")
@@ -33,7 +34,10 @@ def headline_of(
     if results is None:
         results = _if_whole(lambda: read_evaluation(run)) or {}
     unlabeled = unlabeled or _if_whole(lambda: read_unlabeled(run))
-    return headline(results, unlabeled, run.read_provenance().summary, speed_of(run))
+    file = newest_artifact(run)
+    artifact = None if file is None else _if_whole(lambda: load_artifact(file))
+    summary = run.read_provenance().summary
+    return headline(results, unlabeled, summary, speed_of(run), artifact)
 
 
 def speed_of(run: RunFolder) -> SpeedResult | None:
@@ -54,6 +58,7 @@ def headline(
     unlabeled: UnlabeledResult | None,
     summary: Summary,
     speed: SpeedResult | None,
+    artifact: Artifact | None,
 ) -> str | None:
     """Writes the headline of a student; None where its records have nothing to compare.
 
@@ -62,6 +67,7 @@ def headline(
         unlabeled: what was measured without labels.
         summary: has the operations.
         speed: measured; the fastest exported file's counts.
+        artifact: the export, whose compressed files were compared with the student.
     """
     kept, less = _kept(results, unlabeled), _operations(summary)
     fastest = None if speed is None else fastest_file(speed)
@@ -69,7 +75,8 @@ def headline(
         return None
     if kept is None:
         kept, less = f"needs {less} than its teacher", None
-    parts = [kept, less, None if fastest is None else fastest[1]]
+    cost = None if artifact is None else _cost(artifact, None if fastest is None else fastest[0])
+    parts = [kept, less, None if fastest is None else fastest[1], cost]
     return "student " + ", ".join(part for part in parts if part is not None)
 
 
@@ -77,6 +84,33 @@ def newest_speed(run: RunFolder) -> Path | None:
     """The newest measurement of speed in a run."""
     found = [path for path in (run.path / "bench").glob("*.json") if path.stem.isdecimal()]
     return max(found, key=lambda path: int(path.stem), default=None)
+
+
+def newest_artifact(run: RunFolder) -> Path | None:
+    """The record of a run's newest export."""
+    found = [folder for folder in run.exports if folder.name.isdecimal()]
+    newest = max(found, key=lambda folder: int(folder.name), default=None)
+    return None if newest is None else newest / FILE_NAME
+
+
+def _cost(artifact: Artifact, fastest: str | None) -> str | None:
+    """Agreement of a compressed file with the student: the fastest one's, else INT8's, or FP16's.
+
+    Of several of a precision, one that passed its gate, and of these the one that agrees least.
+    """
+    found = [
+        (
+            (file.name != fastest, file.precision != "int8", file.gate == "missed"),
+            file.parity.agreement_percent,
+            file.precision,
+        )
+        for file in artifact.files
+        if file.parity is not None and file.precision != "fp32"
+    ]
+    if not found:
+        return None
+    _, agreement, precision = min(found)
+    return f"{precision.upper()} agrees on {agreement:.1f} %"
 
 
 def _kept(results: Mapping[str, EvalResult], unlabeled: UnlabeledResult | None) -> str | None:

@@ -74,6 +74,13 @@ def measure(
         selection: how the model's epoch was chosen, for the record.
     """
     logits, labels = predict_logits(model, images)
+    return measure_logits(logits, labels, images, classes, selection=selection)
+
+
+def measure_logits(
+    logits: Tensor, labels: Tensor, images: Images, classes: Classes, *, selection: Selection
+) -> tuple[EvalResult, EvalDetails]:
+    """Evaluates what `predict_logits` gave for these images, as `measure` does."""
     result = evaluate(
         logits, labels, class_names=classes.names, split=classes.split, selection=selection
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,14 +48,22 @@ def add_evaluation(run: RunFolder, result: EvalResult, details: EvalDetails) -> 
     if before is not None and _is_other(result, before):
         return []
     written = []
-    if run.kind not in known:
-        _write_details(run, {run.kind: details, **known})
+    own = known.get(run.kind, details)
+    own = replace(own, samples=own.samples or details.samples)
+    if own != known.get(run.kind):
+        _write_details(run, {**known, run.kind: own})
         written.append(run.evaluation_details)
     if before is None:
         results = {run.kind: result, **stored}
         write_json(run.evaluation, {name: found.to_dict() for name, found in results.items()})
         written.append(run.evaluation)
     return written
+
+
+def has_samples(run: RunFolder) -> bool:
+    """Whether the record of a run's own model has sample images."""
+    own = _if_whole(read_details, run).get(run.kind)
+    return own is not None and own.samples is not None
 
 
 def add_unlabeled(run: RunFolder, result: UnlabeledResult) -> list[Path]:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from kdedge.data.images import spread
 from kdedge.errors import DivergedError
-from kdedge.results import SampleImage, UnlabeledResult
+from kdedge.results import UnlabeledResult
 from kdedge.runs.measure import compute_logits
 from kdedge.runs.model import Model
+from kdedge.runs.samples import sample_images, top_answers
 from kdedge.setup.data import RecipeData
 from kdedge.setup.images import Images
 
@@ -20,7 +21,6 @@ MOST_IMAGES = 500
 
 _N_SAMPLES = 12
 _N_DIFFERENT = 6  # of the samples, at most
-_N_TOP = 3
 
 
 def images_to_judge(data: RecipeData, *, others: bool = False) -> tuple[Images, str] | None:
@@ -74,16 +74,11 @@ def judge(model: Model, images: Images, what: str, *, teacher: Model | None) -> 
         predicted=_counts(predicted, names),
         teacher_predicted={} if taught is None else _counts(taught, names),
         n_classes=len(names),
-        samples=tuple(
-            SampleImage(
-                image=images.source.items[images.indices[i]].key,
-                top=tuple(
-                    (names[c], min(100.0, 100 * s))
-                    for c, s in zip(best[i].tolist(), scores[i].tolist(), strict=True)
-                ),
-                teacher=None if taught is None else names[taught[i]],
-            )
-            for i in chosen
+        samples=sample_images(
+            images.only([images.indices[i] for i in chosen]),
+            (scores[chosen], best[chosen]),
+            names=names,
+            taught=None if taught is None else [taught[i] for i in chosen],
         ),
     )
 
@@ -97,8 +92,7 @@ def _answers(model: Model, images: Images, doing: str) -> tuple[Tensor, Tensor]:
             f"The model's scores of {n_bad} of {len(logits)} images are not finite.\n"
             "  Its training diverged: train again with a lower optim.lr or optim.precision: fp32."
         )
-    top = logits.double().softmax(dim=1).topk(min(_N_TOP, logits.shape[1]))
-    return top.values, top.indices
+    return top_answers(logits)
 
 
 def _agreement(predicted: Sequence[int], taught: Sequence[int]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from kdedge.results import EvalResult, UnlabeledResult
 from kdedge.runs.measure import measure
 from kdedge.runs.model import Model, RunModel
 from kdedge.runs.results import Evaluations, read_details, read_evaluation
+from kdedge.runs.samples import measure_with_samples
 from kdedge.runs.unlabeled import images_to_judge, judge
 from kdedge.setup.data import RecipeData
 from kdedge.setup.images import Images
@@ -39,7 +41,13 @@ def evaluations(job: Job) -> Evaluations:
     test = job.held_out.test
     if test is None:
         return {}
-    own = measure_job(job, test)
+    own = measure_with_samples(
+        job.model(),
+        test,
+        job.classes,
+        selection=job.choice.optim.selection,
+        teacher=None if job.teaching is None else job.teaching.teacher,
+    )
     found = {str(job.setup.role): own}
     if job.teaching is not None:
         found["teacher"] = _of_teacher(job, job.teaching.teacher, test)
@@ -58,7 +66,7 @@ def _of_teacher(job: Job, teacher: Model, test: Images) -> Measured:
         except DataError:  # damaged
             result = details = None
         if result is not None and details is not None and result.images_hash == wanted:
-            return result, details
+            return result, replace(details, samples=None)
     return measure(teacher, test, job.classes, selection="last")
 
 

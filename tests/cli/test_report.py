@@ -53,6 +53,11 @@ def test_runs_are_reported_once_each_into_the_folder_that_is_named(kdedge, train
 def test_eval_adds_what_an_older_run_lacks(kdedge, trained) -> None:
     details, evaluation = (Path(f"runs/tiny/02/{name}.json") for name in ("eval_details", "eval"))
     kept = json.loads(details.read_text()), json.loads(evaluation.read_text())
+    student = {key: value for key, value in kept[0]["student"].items() if key != "samples"}
+    details.write_text(json.dumps({**kept[0], "student": student}))
+    assert kdedge("report").out.endswith("\nNext: kdedge eval runs/tiny/02\n")
+    assert f"\nWrote {details}\n" in kdedge("eval").out
+    assert json.loads(details.read_text()) == kept[0]
     details.unlink()
     assert kdedge("report").out.endswith("\nNext: kdedge eval runs/tiny/02\n")
     assert kdedge("eval", "--set", "data.max_bad_images=0").code == 0
@@ -64,6 +69,23 @@ def test_eval_adds_what_an_older_run_lacks(kdedge, trained) -> None:
     assert f"\nWrote {evaluation}\n" in kdedge("eval").out
     assert json.loads(evaluation.read_text()) == {"student": kept[1]["student"]}
     assert "Wrote" not in kdedge("eval").out
+
+
+def test_a_run_keeps_images_with_its_answers_and_its_teachers(trained) -> None:
+    details = json.loads(Path("runs/tiny/02/eval_details.json").read_text())
+    assert [name for name, found in details.items() if "samples" in found] == ["student"]
+    samples = details["student"]["samples"]
+    assert list(samples) == ["right", "wrong", "most unsure"]
+    keys = [sample["image"] for group in samples.values() for sample in group]
+    assert 0 < len(keys) == len(set(keys))
+    for kind, group in samples.items():
+        for sample in group:
+            assert sample["image"].startswith(sample["label"])  # the class's folder
+            assert sample["teacher"] in details["student"]["class_names"]
+            if kind != "most unsure":
+                assert (sample["top"][0][0] == sample["label"]) == (kind == "right")
+    teacher = json.loads(Path("runs/tiny/01/eval_details.json").read_text())["teacher"]
+    assert {s["teacher"] for group in teacher["samples"].values() for s in group} == {None}
 
 
 def test_eval_adds_no_details_of_another_test_set(kdedge, trained) -> None:

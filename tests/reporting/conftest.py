@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 from kdedge.eval_details import CalibrationBin, EvalDetails
 from kdedge.reporting.records import gather
 from kdedge.reporting.write import Report, write_report
-from kdedge.results import EvalResult, ParityResult, WorstImage
+from kdedge.results import EvalResult, ParityResult, SampleImage, WorstImage
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import write_evaluations
 from kdedge.runtime.artifact import Artifact, ModelFile
@@ -161,6 +162,8 @@ def build_run(
     parts = "eval metrics artifact bench" if only is None else only
     if "eval" in parts:
         details = {"student": draw_details(names, 1), "zeroshot": draw_details(names, 2)}
+        sample = SampleImage("0.png", ((names[0], 60.0),), None, names[0])
+        details["student"] = replace(details["student"], samples={"right": (sample,)})
         write_evaluations(run, {key: (result_of(d), d) for key, d in details.items()})
     if "metrics" in parts:
         write_metrics(run)

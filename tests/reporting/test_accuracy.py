@@ -42,3 +42,14 @@ def test_a_gain_is_what_the_run_adds_to_zero_shot_and_the_largest_is_first() -> 
         ["same", "100.00", "100.00", "+0.00"],
         ["lost", "60.00", "40.00", "-20.00"],
     ]
+
+
+def test_the_teacher_stands_beside_each_gain() -> None:
+    own, plain = evaluated({"won": 75.0, "new": 5.0}), evaluated({"won": 50.0, "new": 0.0})
+    plot, *others = gain_blocks(own, plain, "gains", evaluated({"won": 80.0}))
+    assert "Triangles: the teacher's" in plot.caption
+    assert tables(others)[-1].rows == [
+        ["won", "50.00", "75.00", "+25.00", "80.00"],
+        ["new", "0.00", "5.00", "+5.00", "-"],
+    ]
+    plot.picture  # noqa: B018 - a class that the teacher's record lacks has no mark

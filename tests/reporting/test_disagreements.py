@@ -13,10 +13,12 @@ import numpy as np
 from PIL import Image
 
 from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
+from kdedge.reporting.chapters import make_chapters
 from kdedge.reporting.disagreements import galleries
 from kdedge.reporting.records import gather
-from kdedge.results import WorstImage
+from kdedge.results import SampleImage, WorstImage
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.results import read_details, read_evaluation, write_evaluations
 
 
 def first_pixel(uri: str | None) -> list[int]:
@@ -65,3 +67,35 @@ def test_an_image_of_a_smoke_set_is_found_by_its_number(
     (gallery,) = galleries(artifact, None)
     assert [first_pixel(one.picture) for one in gallery.images[:2]] == [[50] * 3, [100] * 3]
     assert gallery.images[2].picture is None
+
+
+def test_a_sample_has_its_picture_its_answers_and_its_class(
+    make_run: Callable[..., RunFolder], tmp_path: Path
+) -> None:
+    run = make_run(["cat", "dog"], only="eval")
+    for number, name in enumerate(["cat", "dog"]):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        color = (90 * number, 40, 200)
+        Image.new("RGB", (300, 200), color).save(tmp_path / "test" / name / "0.png")
+    text = run.recipe.read_text(encoding="utf-8")
+    pool = str(tmp_path / "pool")
+    before, _, after = text.rpartition(pool)
+    run.recipe.write_text(f"{before}{tmp_path / 'test'}{after}", encoding="utf-8")
+    details, results = read_details(run)["student"], read_evaluation(run)["student"]
+    samples = {
+        "right": (SampleImage("cat/0.png", (("cat", 75.0), ("dog", 25.0)), "cat", "cat"),),
+        "wrong": (SampleImage("dog/0.png", (("cat", 60.0),), "dog", "dog"),),
+        "most unsure": (SampleImage("dog/gone.png", (("dog", 50.5),), None, "dog"),),
+    }
+    write_evaluations(run, {"student": (results, replace(details, samples=samples))})
+    (chapter,) = make_chapters([gather(run)])
+    (section,) = [section for section in chapter.sections if section.anchor == "samples"]
+    right, wrong, unsure = section.blocks
+    assert [block.title.partition(",")[0] for block in section.blocks] == [
+        *("Right", "Wrong", "Most unsure")
+    ]
+    assert right.images[0].top == [("cat", "75.00"), ("dog", "25.00")]
+    assert first_pixel(right.images[0].picture) == [0, 40, 200]
+    assert (wrong.images[0].label, wrong.images[0].teacher) == ("dog", "dog")
+    assert first_pixel(wrong.images[0].picture) == [90, 40, 200]
+    assert unsure.images[0].picture is None

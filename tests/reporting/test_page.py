@@ -7,16 +7,19 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kdedge.reporting.blocks import Note, Table, lay_out
 from kdedge.reporting.chapters import make_chapters
 from kdedge.reporting.records import gather
 from kdedge.reporting.write import Report, write_report
 from kdedge.runs.folder import RunFolder
+from kdedge.runs.headline import headline_of
 
 MakeRun = Callable[..., RunFolder]
 
@@ -74,7 +77,7 @@ def pictures(page: Page) -> list[str]:
 def test_everything_of_a_run_is_there(whole_report: Report, page: Page) -> None:
     folder = whole_report.folder
     assert folder.parts[-2:] == ("report", "01")
-    names = ["accuracy-latency", "training", "gains", "confusion", "calibration"]
+    names = ["accuracy-latency", "training", "calibration", "gains", "confusion"]
     assert list(whole_report.pictures) == [f"{name}.png" for name in names]
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         ["index.html", *whole_report.pictures]
@@ -187,13 +190,15 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
     speed = json.loads((run.path / "bench/01.json").read_text(encoding="utf-8"))
     speed["rows"][1]["gate"] = "passed"
     (run.path / "bench/01.json").write_text(json.dumps(speed), encoding="utf-8")
-    headline = "student keeps 50 % of the teacher, 86x fewer operations, 1 ms"
+    headline = (
+        "student keeps 50 % of the teacher, 86x fewer operations, 1 ms, INT8 agrees on 95.0 %"
+    )
     assert make_chapters([gather(run)])[0].headline == headline
     assert headline in said(run)
     found["teacher"]["n_images"] += 1  # other images are not compared
     run.evaluation.write_text(json.dumps(found), encoding="utf-8")
     assert make_chapters([gather(run)])[0].headline == (
-        "student needs 86x fewer operations than its teacher, 1 ms"
+        "student needs 86x fewer operations than its teacher, 1 ms, INT8 agrees on 95.0 %"
     )
 
 
@@ -249,7 +254,7 @@ def test_without_their_folder_worst_images_are_names(make_run: MakeRun, tmp_path
 def test_one_class_is_enough(make_run: MakeRun) -> None:
     run = make_run(["only"], only="eval metrics")
     write_report([gather(run)])
-    assert plots(run) == ["training", "gains", "confusion", "calibration"]
+    assert plots(run) == ["training", "calibration", "gains", "confusion"]
     assert "Most frequent confusions" not in said(run)
 
 
@@ -309,3 +314,33 @@ def test_the_newest_numbers_count(make_run: MakeRun) -> None:
     assert records.speed is not None
     assert records.speed.command == "kdedge bench number10"
     assert records.problems == ()
+
+
+def test_a_narrow_part_has_a_neighbor_or_a_row_by_itself() -> None:
+    half, wide = Table("", ["a"], [], ""), Note([])
+    for parts, expected in [
+        ([half], [True]),
+        ([half, half], [False, False]),
+        ([half, half, half], [False, False, True]),
+        ([half, wide, half, half, wide], [True, True, False, False, True]),
+    ]:
+        assert [is_wide for _, is_wide in lay_out(parts)] == expected
+
+
+def test_of_compressed_files_one_that_passed_its_gate_is_in_the_headline(make_run: MakeRun) -> None:
+    run = make_run(only="artifact")
+    record = json.loads(run.provenance.read_text(encoding="utf-8"))
+    record["summary"] = {"gmacs": 1.0, "teacher_gmacs": 2.0}
+    run.provenance.write_text(json.dumps(record), encoding="utf-8")
+    artifact = gather(run).artifact
+    assert artifact is not None
+    plain, int8 = artifact.files
+    assert int8.parity is not None
+    better = replace(int8, name="b.onnx", parity=replace(int8.parity, agreement_percent=98.14))
+    for gates, expected in [
+        (("not measured", "not measured"), "95.0"),  # the least
+        (("missed", "passed"), "98.1"),
+    ]:
+        files = [replace(file, gate=gate) for file, gate in zip((int8, better), gates, strict=True)]
+        replace(artifact, files=(plain, *files)).save()
+        assert str(headline_of(run)).endswith(f", INT8 agrees on {expected} %")

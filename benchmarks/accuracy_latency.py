@@ -1,0 +1,41 @@
+"""A picture of a run's newest `kdedge bench`: each model's accuracy against its latency.
+
+kdedge bench RUN
+python benchmarks/accuracy_latency.py RUN docs/assets/accuracy-latency.svg
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+from pathlib import Path
+
+from kdedge.reporting.blocks import Plot
+from kdedge.reporting.front import front_blocks
+from kdedge.reporting.speed import how, named_rows
+from kdedge.runs.folder import RunFolder
+from kdedge.runs.headline import newest_speed
+from kdedge.speed_results import read_speed
+
+
+def main() -> None:
+    """Draws the plot that a report of the run begins with, on white: pages may be dark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("picture", type=Path)
+    arguments = parser.parse_args()
+    record = newest_speed(RunFolder.open(arguments.run))
+    if record is None:
+        raise SystemExit(f"{arguments.run} was not measured: run kdedge bench {arguments.run}")
+    speed = read_speed(record)
+    plots = [b for b in front_blocks(named_rows(speed), how(speed), "") if isinstance(b, Plot)]
+    if not plots:
+        raise SystemExit(f"{record} has no model with an accuracy: kdedge eval, then kdedge bench")
+    svg = base64.b64decode(plots[0].picture.light.partition(",")[2]).decode()
+    paper = ' <rect width="100%" height="100%" fill="#ffffff"/>\n'
+    arguments.picture.write_text(svg.replace(" <defs>", f"{paper} <defs>", 1), encoding="utf-8")
+    print(f"{plots[0].title}. {plots[0].caption}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Sample images of an evaluation: what a model and its teacher answer for a few of the images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from kdedge.data.images import spread
+from kdedge.eval_details import EvalDetails, SampleKind
+from kdedge.results import EvalResult, SampleImage, Selection
+from kdedge.runs.measure import compute_logits, measure_logits, predict_logits
+from kdedge.runs.model import Model
+from kdedge.setup.classes import Classes
+from kdedge.setup.images import Images
+
+_N_TOP = 3
+_N_OF_A_KIND = 6  # fill one row of a report
+
+
+def top_answers(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest softmaxes of each image and their classes, [N, 3] or fewer."""
+    top = logits.double().softmax(dim=1).topk(min(_N_TOP, logits.shape[1]))
+    return top.values, top.indices
+
+
+def sample_images(
+    images: Images,
+    answers: tuple[Tensor, Tensor],
+    *,
+    names: Sequence[str],
+    taught: Sequence[int] | None,
+) -> tuple[SampleImage, ...]:
+    """Makes the record of some images.
+
+    Args:
+        images: only these.
+        answers: of the model for them, as `top_answers` gives them.
+        names: the class list.
+        taught: the teacher's classes for them; None without a teacher.
+    """
+    scores, best = (part.tolist() for part in answers)
+    items = [images.source.items[index] for index in images.indices]
+    return tuple(
+        SampleImage(
+            image=item.key,
+            # A sum of softmaxes may exceed 1 by rounding
+            top=tuple((names[c], min(100.0, 100 * s)) for c, s in zip(*pair, strict=True)),
+            teacher=None if taught is None else names[taught[i]],
+            label=None if item.label is None else names[item.label],
+        )
+        for i, (item, pair) in enumerate(zip(items, zip(best, scores, strict=True), strict=True))
+    )
+
+
+def measure_with_samples(
+    model: Model, images: Images, classes: Classes, *, selection: Selection, teacher: Model | None
+) -> tuple[EvalResult, EvalDetails]:
+    """Evaluates a model as `measure` does, and keeps a few images with its answers.
+
+    Args:
+        model: of these classes.
+        images: with labels.
+        classes: say which are base classes.
+        selection: how the model's epoch was chosen, for the record.
+        teacher: answers the few images as well; None where there is none.
+    """
+    logits, labels = predict_logits(model, images)
+    result, details = measure_logits(logits, labels, images, classes, selection=selection)
+    scores, best = top_answers(logits)
+    samples: dict[SampleKind, tuple[SampleImage, ...]] = {}
+    pairs = list(zip(labels.tolist(), best[:, 0].tolist(), strict=True))
+    for kind, chosen in _choose(scores[:, 0].tolist(), pairs).items():
+        few = images.only([images.indices[i] for i in chosen])
+        taught = None
+        if teacher is not None and chosen:
+            taught = compute_logits(teacher, few, what="asking the teacher").argmax(dim=1).tolist()
+        answers = scores[chosen], best[chosen]
+        samples[kind] = sample_images(few, answers, names=classes.names, taught=taught)
+    return result, replace(details, samples=samples)
+
+
+def _choose(
+    scores: Sequence[float], pairs: Sequence[tuple[int, int]]
+) -> dict[SampleKind, list[int]]:
+    """Positions by kind; each image is of one kind, and each wrong one another confusion.
+
+    Args:
+        scores: the highest softmax of each image.
+        pairs: its class and the predicted one.
+    """
+    by_score = sorted(range(len(scores)), key=lambda i: scores[i])
+    surest = {pairs[i]: i for i in by_score if pairs[i][0] != pairs[i][1]}
+    wrong = sorted(surest.values(), key=lambda i: -scores[i])[:_N_OF_A_KIND]
+    unsure = [i for i in by_score if i not in wrong][:_N_OF_A_KIND]
+    right = [i for i, (label, best) in enumerate(pairs) if label == best and i not in unsure]
+    few = [right[i] for i in spread(len(right), _N_OF_A_KIND)]
+    return {"right": few, "wrong": wrong, "most unsure": unsure}
