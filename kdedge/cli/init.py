@@ -118,8 +118,10 @@ def command(name: str, given: Given, as_json: bool) -> None:
 def _look(given: Given) -> tuple[tuple[str, ...], dict[str, FirstLook]]:
     """The class names, and what is in each folder."""
     if not given.classes.expanduser().is_file():
+        is_folder = given.classes.expanduser().is_dir()
+        problem = "--classes: {} is a folder." if is_folder else "There is no file {}."
         raise DataError(
-            f"There is no file {given.classes}.\n  Write your class names to it, one a line."
+            f"{problem.format(given.classes)}\n  Name a text file of your class names, one a line."
         )
     names = read_class_file(given.classes.expanduser())
     looks = {"images": look_at(given.images.expanduser(), labeled=False)}
