@@ -17,6 +17,7 @@ from kdedge.inference.classify import Classifier, ImageInput
 from kdedge.inference.results import ClassScore, Prediction, Result
 from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision
 from kdedge.runtime.preprocess import UnusableImage, convert_image
+from kdedge.runtime.threads import check_threads
 
 AnyImage = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 """A path, an image file's bytes, a Pillow image, or pixels [H, W, 3] or [H, W], 0 to 255."""
@@ -157,9 +158,10 @@ def load(
 
     Raises:
         DataError: there is no artifact, or it was changed or is damaged.
-        RecipeError: there is no file of that precision for that backend.
+        RecipeError: there is no file of that precision for that backend, or threads is below 1.
         SetupError: nothing on this machine runs a file of the artifact.
     """
+    check_threads(threads)
     folder = artifact_folder(Path(getattr(source, "path", source)).expanduser())
     return LoadedModel(
         Classifier.load(folder, precision=precision, backend=backend, n_threads=threads)

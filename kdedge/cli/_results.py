@@ -65,8 +65,7 @@ def evaluation_rows(run: RunFolder) -> list[tuple[str, EvalResult]]:
     except DataError as error:
         logging.getLogger(__name__).warning(
             "%s\n  Its accuracies are left out; `kdedge eval %s` measures them again.",
-            error,
-            run.path,
+            *(str(error).partition("\n")[0], run.path),
         )
         return []
 

@@ -355,6 +355,8 @@ def test_runs_are_listed_with_status_accuracy_and_size(kdedge, trained) -> None:
     done = kdedge("runs", "other")
     assert "There is no run of other" in done.out
     assert "runs/tiny/03 is left out: provenance.json is damaged." in done.err
+    Path("runs/tiny/02/eval.json").write_text("{")
+    assert kdedge("show", "tiny/02").err.count("kdedge eval") == 1
 
 
 @pytest.mark.parametrize(
