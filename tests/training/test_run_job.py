@@ -11,10 +11,8 @@ import torch
 from PIL import Image
 
 from kdedge.config.load import load_recipe
-from kdedge.data.batch import Batch
 from kdedge.data.sources import Item
 from kdedge.errors import Interrupted, RecipeError, Terminated
-from kdedge.methods.protocol import StepOutput
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.images import Images
 from kdedge.setup.workspace import Workspace
@@ -60,7 +58,7 @@ def test_a_signal_outside_of_training_ends_with_its_own_exit_code(
         "student: {backbone: kdedge-demo-student, weights: builtin}\n"
     )
     workspace = Workspace(tmp_path / "runs", torch.device("cpu"))
-    test = Images(Ending(), (0,), (), {0: "digest"})
+    test = Images(Ending(), (0,), (), {0: "0" * 64})
     job = replace(baseline_job(load_recipe(recipe), workspace), held_out=HeldOut(test=test))
     with pytest.raises(Interrupted) as caught:
         run_job(job, resume=False)
@@ -69,7 +67,7 @@ def test_a_signal_outside_of_training_ends_with_its_own_exit_code(
 
 
 def test_the_error_of_a_step_is_told_where_the_run_cannot_note_it(
-    tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_weights: Path
 ) -> None:
     for label in ("dark", "bright"):
         (tmp_path / label).mkdir()
@@ -82,13 +80,15 @@ def test_the_error_of_a_step_is_told_where_the_run_cannot_note_it(
     workspace = Workspace(tmp_path / "runs", torch.device("cpu"))
     job = teacher_job(load_recipe(tmp_path / "r.yaml"), workspace)
 
-    def lose_the_disk(batch: Batch) -> StepOutput:
+    def lose_the_disk(*_: object) -> None:
         shutil.rmtree(tmp_path / "runs")
         raise KeyError("of the step")
 
-    monkeypatch.setattr(job.method, "training_step", lose_the_disk)
-    with pytest.raises(KeyError, match="of the step"):
+    for parameter in job.method.trainable_parameters().values():
+        parameter.register_hook(lose_the_disk)
+    with pytest.raises(KeyError, match="of the step") as caught:
         run_job(job, resume=False)
+    assert "_train" in {entry.name for entry in caught.traceback}
 
 
 def test_a_teacher_that_is_not_finished_teaches_nobody(tmp_path: Path) -> None:
