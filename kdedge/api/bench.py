@@ -15,6 +15,7 @@ from kdedge.benchmarking.artifact_subjects import artifact_subjects, comparison,
 from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.subject import Subject
 from kdedge.benchmarking.timing import TimingPlan
+from kdedge.errors import RecipeError
 from kdedge.files import write_new_numbered_json
 from kdedge.runs.find import find_run
 from kdedge.runtime.artifact import FILE_NAME, load_artifact
@@ -53,11 +54,17 @@ def bench(
         Every timed call. Rows that other processes disturbed are marked and have no ratio.
 
     Raises:
-        RecipeError: there is no such run or method.
+        RecipeError: there is no such run or method, or a number is too small.
         SetupError: torch or the device are missing; artifacts need no torch.
     """
+    if not batches or min(batches) < 1 or not seconds > 0:
+        raise RecipeError(
+            f"batches is {list(batches)} and seconds is {seconds:g}; batches of 1 or more, and more"
+            " than 0 seconds are expected."
+        )
     set_up_threads(threads)
-    gathered = Gathered(Path(root), against=against, device=device, n_threads=threads)
+    names = [against] if isinstance(against, str) else against
+    gathered = Gathered(Path(root), against=names, device=device, n_threads=threads)
     for source in sources or (None,):
         gathered.add(run_argument(source))
     result = run_bench(

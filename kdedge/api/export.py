@@ -156,7 +156,15 @@ def export(
         DataError: images cannot be read, or there are none to calibrate INT8 with.
         SetupError: a package, weights or a device are missing.
     """
-    chosen = tuple(find_target(name) for name in targets if name != "onnx")
+    unknown = sorted(options.keys() - ExportOptions.__annotations__.keys())
+    if unknown:
+        raise TypeError(
+            f"{', '.join(unknown)}: no such keyword. There are"
+            f" {', '.join(ExportOptions.__annotations__)}; give keys of the recipe in"
+            " overrides={'export.head': 'argmax'}."
+        )
+    names = [targets] if isinstance(targets, str) else targets
+    chosen = tuple(find_target(name) for name in names if name != "onnx")
     request = ExportRequest(run_argument(source), chosen, fp16=fp16, int8=int8)
     if request.is_artifact and options.keys() - {"root"}:
         raise RecipeError(

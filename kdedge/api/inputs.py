@@ -126,8 +126,10 @@ def _listed(paths: Sequence[str], every: int) -> Inputs:
             raise DataError(f"{name} cannot be read: {reason}.") from error
         if is_folder:
             source = open_source(path, class_names=(), labeled=False)
-            if has_pictures(source.left_out):
-                _LOG.warning("%s: left out are %s.", name, left_out_text(source.left_out))
+            has_videos = any(is_video(Path(f"_{kind}")) for kind in source.left_out)
+            if has_videos or has_pictures(source.left_out):
+                remedy = "\n  Name each video itself." if has_videos else ""
+                _LOG.warning("%s: left out are %s.%s", name, left_out_text(source.left_out), remedy)
             parts.append(
                 [
                     Item(str(path / item.key), item.key.replace("/", "_"), partial(source.read, i))

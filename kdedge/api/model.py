@@ -12,11 +12,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from kdedge.data.sources import read_file
-from kdedge.errors import DataError
+from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.inference.classify import Classifier, ImageInput
 from kdedge.inference.results import ClassScore, Prediction, Result
 from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision
 from kdedge.runtime.preprocess import UnusableImage, convert_image
+from kdedge.runtime.threads import check_threads
 
 AnyImage = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 """A path, an image file's bytes, a Pillow image, or pixels [H, W, 3] or [H, W], 0 to 255."""
@@ -34,6 +35,7 @@ class LoadedModel:
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
+        self._is_closed = False
 
     @property
     def artifact(self) -> Artifact:
@@ -76,6 +78,8 @@ class LoadedModel:
         if isinstance(image, str | Path | bytes | Image.Image | np.ndarray):
             (result,) = self.classify([image], top=top, bgr=bgr)
             return _scores(result)
+        if not isinstance(image, Iterable):
+            raise _no_image(image)
         return [_scores(result) for result in self.classify(image, top=top, bgr=bgr)]
 
     def classify(
@@ -91,7 +95,16 @@ class LoadedModel:
         Yields:
             A `Prediction`, an `UnreadableImage` or a `NonFiniteLogits`. Its `key` is the path, or
             the image's number from 0.
+
+        Raises:
+            RecipeError: top is below 1.
+            SetupError: the model is closed.
+            DataError: something is no image, or pixels have another form.
         """
+        if top < 1:
+            raise RecipeError(f"top is {top}; 1 or more is expected.")
+        if self._is_closed:
+            raise SetupError("The model is closed.\n  Load it again: kdedge.load(ARTIFACT).")
         keyed = (_keyed_input(number, image, bgr) for number, image in enumerate(images))
         return self._classifier.classify_many(keyed, top=top)
 
@@ -108,6 +121,7 @@ class LoadedModel:
 
     def close(self) -> None:
         """Frees the model."""
+        self._is_closed = True
         self._classifier.backend.close()
 
     def __enter__(self) -> LoadedModel:
@@ -144,9 +158,10 @@ def load(
 
     Raises:
         DataError: there is no artifact, or it was changed or is damaged.
-        RecipeError: there is no file of that precision for that backend.
+        RecipeError: there is no file of that precision for that backend, or threads is below 1.
         SetupError: nothing on this machine runs a file of the artifact.
     """
+    check_threads(threads)
     folder = artifact_folder(Path(getattr(source, "path", source)).expanduser())
     return LoadedModel(
         Classifier.load(folder, precision=precision, backend=backend, n_threads=threads)
@@ -179,9 +194,21 @@ def _keyed_input(number: int, image: AnyImage, bgr: bool) -> tuple[str, ImageInp
             return key, read_file(Path(image).expanduser())
         if isinstance(image, np.ndarray):
             return key, convert_image(Image.fromarray(_pixels(image, bgr)))
-        return key, convert_image(image) if isinstance(image, Image.Image) else image
+        if isinstance(image, Image.Image):
+            return key, convert_image(image)
+        if isinstance(image, bytes):
+            return key, image
+        raise _no_image(image)
     except UnusableImage as error:
         return key, error
+
+
+def _no_image(given: object) -> DataError:
+    return DataError(
+        f"An image is expected: a path, bytes, a Pillow image or pixels; got {given!r:.40}"
+        f" ({type(given).__name__}).\n"
+        "  None is what OpenCV's imread gives for a file that it cannot read: give the path."
+    )
 
 
 def _pixels(array: npt.NDArray[np.uint8], bgr: bool) -> npt.NDArray[np.uint8]:

@@ -79,13 +79,15 @@ def summary(result: SpeedResult) -> Grid:
     firsts = zip(_labels(result), result.rows, _first(result, "on device"), strict=True)
     for label, row, first in firsts:
         accuracies = [row.accuracy_beside(images) for images in sets]
-        fps = [m.images_per_second for m in row.measurements if m.inputs == "on device"]
+        found = [m for m in row.measurements if m.inputs == "on device"]
+        sure = [m for m in found if m.doubt is None] or found
+        best = max(sure, key=lambda m: m.images_per_second, default=None)
         rows.append(
             [
                 label,
                 _figure(_doubled(row.gmacs(1))),
                 "-" if first is None else _marked(first, first.p50_ms),
-                _figure(max(fps, default=None)),
+                "-" if best is None else _marked(best, best.images_per_second),
                 _ratio_cells(result, first)[0],
                 *(percent(None if found is None else found.all) for found in accuracies),
             ]

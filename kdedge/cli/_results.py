@@ -36,7 +36,10 @@ def accuracy_tables(rows: Sequence[tuple[str, EvalResult]]) -> str:
     tables = [accuracy_table(group) for group in groups]
     if len(groups) == 1:
         return tables[0]
-    heads = [f"On {group[0][1].n_images:,} test images:" for group in groups]
+    heads = [
+        f"On {'another set of ' if number else ''}{group[0][1].n_images:,} test images:"
+        for number, group in enumerate(groups)
+    ]
     return "\n\n".join(f"{head}\n{text}" for head, text in zip(heads, tables, strict=True))
 
 
@@ -61,8 +64,7 @@ def evaluation_rows(run: RunFolder) -> list[tuple[str, EvalResult]]:
     except DataError as error:
         logging.getLogger(__name__).warning(
             "%s\n  Its accuracies are left out; `kdedge eval %s` measures them again.",
-            error,
-            run.path,
+            *(str(error).partition("\n")[0], run.path),
         )
         return []
 

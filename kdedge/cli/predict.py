@@ -360,7 +360,7 @@ def _nothing_classified(counts: Counter[str], classifier: Classifier) -> DataErr
     if not counts["unanswered"]:
         return DataError(
             f"None of {_images(counts.total())} could be classified with {file.parent}.\n"
-            "  The lines above say why; check that these are image files."
+            "  The lines with the results say why, each for its image or video."
         )
     is_fp32 = classifier.file.precision == "fp32"
     remedy = "Export the run again" if is_fp32 else "Use the float32 file: --precision fp32"

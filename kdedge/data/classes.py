@@ -92,12 +92,13 @@ def _check_names(named: Sequence[tuple[str, str]], where: str) -> None:
         if text in first:
             raise DataError(
                 f'{where}: "{text}" is there twice, in {first[text]} and {place}.\n'
-                "  Class names must differ; an underscore counts as a blank."
+                "  Class names must differ; an underscore counts as a space."
             )
         first[text] = place
     if len(named) < 2:
         raise DataError(
-            f"{where} has {len(named)} class names, expected two or more.\n  Write one name a line."
+            f"{where} has {len(named)} class name{'' if len(named) == 1 else 's'}, expected two or"
+            " more.\n  Write one name a line."
         )
 
 

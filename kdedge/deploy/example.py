@@ -56,6 +56,8 @@ def prepare(path: str, artifact: dict[str, Any]) -> Any:
 
 def main() -> None:
     """Prints the best class of each image, and its score in percent where the model has scores."""
+    if len(sys.argv) < 2:
+        sys.exit("Usage: python example.py IMAGE ...")
     here = Path(__file__).resolve().parent
     artifact = json.loads((here / "artifact.json").read_text(encoding="utf-8"))
     session = onnxruntime.InferenceSession(here / MODEL, providers=["CPUExecutionProvider"])

@@ -163,7 +163,8 @@ class Classifier:
         if not 1 <= size <= self.max_batch:
             raise RecipeError(
                 f"Batches of {size} images: {self.artifact.path / self.file.name} takes 1 to"
-                f" {self.max_batch} at once."
+                f" {self.max_batch} at once.\n  Take such a batch, or export with another"
+                " export.max_batch."
             )
         return self._classify_many(images, top=top, size=size)
 

@@ -125,7 +125,7 @@ def _kept(results: Mapping[str, EvalResult], unlabeled: UnlabeledResult | None) 
     if unlabeled is not None and unlabeled.agreement_percent is not None:
         return (
             f"agrees with the teacher on {unlabeled.agreement_percent:.0f} % of"
-            f" {unlabeled.n_images} images"
+            f" {unlabeled.n_images:,} image{'' if unlabeled.n_images == 1 else 's'}"
         )
     return None
 

@@ -83,7 +83,7 @@ def warn_of_changes(
     if changes is not None:
         log.warning(
             "The images of %s have changed since it was trained: %s.\n"
-            "  Accuracies of then and of now are of different images.",
+            "  Figures of then and of now are of different images.",
             *(run.name, changes),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 
@@ -16,9 +17,12 @@ from kdedge.runs.samples import sample_images, top_answers
 from kdedge.setup.data import RecipeData
 from kdedge.setup.images import Images
 
+log = logging.getLogger(__name__)
+
 MOST_IMAGES = 500
 """One point of agreement is 5 images, as for exported files."""
 
+_FEW_IMAGES = 20  # one of them is 5 points of agreement or more
 _N_SAMPLES = 12
 _N_DIFFERENT = 6  # of the samples, at most
 
@@ -36,6 +40,12 @@ def images_to_judge(data: RecipeData, *, others: bool = False) -> tuple[Images, 
     images = held_out if held_out is not None and held_out.indices else data.load("unlabeled")
     if images is None or not images.indices:
         return None
+    if len(images.indices) < _FEW_IMAGES:
+        log.warning(
+            "Without test images the student is judged on %d of data.unlabeled, which say little.\n"
+            "  Raise data.unlabeled.hold_out, or add images there or labels in data.test.",
+            len(images.indices),
+        )
     few = images.only([images.indices[i] for i in spread(len(images.indices), MOST_IMAGES)])
     if images is held_out:
         where = "held out of data.unlabeled"

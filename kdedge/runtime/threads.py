@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from kdedge.errors import RecipeError
 from kdedge.runtime.contention import watch_contention
 from kdedge.runtime.machine import cpu_cores, physical_cores
 
@@ -28,6 +29,16 @@ _CHOSEN = "KDEDGE_CHOSEN"
 _LOOK_S = 0.05
 
 
+def check_threads(n_threads: int | None) -> None:
+    """Makes sure that there is a thread to compute.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if n_threads is not None and n_threads < 1:
+        raise RecipeError(f"threads is {n_threads}; 1 or more is expected.")
+
+
 def set_up_threads(n_threads: int | None = None, *, root: Path = _SYSTEM) -> float | None:
     """Chooses how many threads compute and how they wait, where the user's environment does not.
 
@@ -38,9 +49,13 @@ def set_up_threads(n_threads: int | None = None, *, root: Path = _SYSTEM) -> flo
             of the physical cores.
         root: the file system's root.
 
+    Raises:
+        RecipeError: `n_threads` is below 1.
+
     Returns:
         How many cores other processes keep busy, if that leaves fewer than there are threads.
     """
+    check_threads(n_threads)
     torch = sys.modules.get("torch")
     if torch is None:
         for name in _chosen():

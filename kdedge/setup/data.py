@@ -229,8 +229,9 @@ class RecipeData:
         absent = [self._classes.names[label] for label in among if label not in found]
         if found and absent:
             log.warning(
-                "data.%s has no images of %d of %d classes: %s.",
+                "data.%s has no images of %d of %d classes: %s.\n  Only the others are %s.",
                 *(key, len(absent), len(among), name_some(absent)),
+                "taught" if key == "labeled" else "measured",
             )
 
     def _scan(self, source: Source, key: Key) -> Images:

@@ -85,9 +85,11 @@ def write_new_recipe(name: str, given: Given) -> NewRecipe:
 def _look(given: Given) -> tuple[tuple[str, ...], dict[str, FirstLook]]:
     """The class names, and what is in each folder."""
     if not given.classes.expanduser().is_file():
-        raise DataError(
-            f"There is no file {given.classes}.\n  Write your class names to it, one a line."
+        is_folder = given.classes.expanduser().is_dir()
+        problem = (
+            f"{given.classes} is a folder." if is_folder else f"There is no file {given.classes}."
         )
+        raise DataError(f"Classes: {problem}\n  Name a text file of your class names, one a line.")
     names = read_class_file(given.classes.expanduser())
     looks = {"images": look_at(given.images.expanduser(), labeled=False)}
     for key, folder in (("labeled", given.labeled), ("test", given.test)):

@@ -132,6 +132,8 @@ def describe(job: Job) -> list[Finding]:
     reads_labels = job.choice.module.METHOD.sees.labels and recipe.data.labeled is not None
     half = f", labels of the first {len(classes.labeled)} are read" if reads_labels else ""
     measured = f"none: accuracy of {recipe.name} will not be measured"
+    if job.teaching is not None:
+        measured = "none: agreement with the teacher is measured instead"
     rows = [
         (f"{role}: classes", f"{len(classes.names)}{half}"),
         (f"{role}: images", count(data.images) if data.images else "none are needed"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-from kdedge.runs.find import runs_in
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.image_lists import describe_changes, write_image_lists
 from kdedge.setup.images import Images
@@ -35,15 +34,8 @@ def record_images(run: RunFolder, job: Job) -> None:
     write_image_lists(run, lists, job.classes.names)
 
 
-def warn_of_other_images(job: Job) -> None:
-    """Says of the interrupted runs of this name how many images they have lost since."""
-    for run, record in runs_in(job.setup.workspace.root):
-        is_own = run.path.parent.name == job.setup.loaded.recipe.name and run.kind == job.setup.role
-        if is_own and not record.is_finished:
-            changes = describe_changes(run, images_by_source(job), job.classes.names)
-            if changes is not None:
-                log.warning(
-                    "%s was interrupted and cannot go on, as its images have changed: %s.\n"
-                    "  Put them back, and run the command again, to go on with it.",
-                    *(run.path, changes),
-                )
+def describe_other_images(run: RunFolder, job: Job) -> str | None:
+    """Says how many images of the run's lists the job has no more; None where they are unknown."""
+    if not run.image_lists.is_file():
+        return None
+    return describe_changes(run, images_by_source(job), job.classes.names)

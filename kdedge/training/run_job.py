@@ -36,9 +36,9 @@ from kdedge.training.loop.checkpoint import rng_kept
 from kdedge.training.loop.train import train
 from kdedge.training.pseudo_labels.rounds import train_rounds
 from kdedge.training.recorded_images import (
+    describe_other_images,
     images_by_source,
     record_images,
-    warn_of_other_images,
 )
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,6 @@ def _choose_run(job: Job, *, resume: bool) -> RunFolder:
             "No interrupted run of this %s to resume: this is a new run.%s",
             *(job.setup.role, _why_not(job)),
         )
-        warn_of_other_images(job)
     return _new_run(job, key)
 
 
@@ -154,16 +153,21 @@ def _why_not(job: Job) -> str:
     """
     name = job.setup.loaded.recipe.name
     found = [
-        (str(record.started_at), str(run.path), record.hashes)
+        (str(record.started_at), run, record.hashes)
         for run, record in runs_in(job.setup.workspace.root)
         if not record.is_finished and (run.kind, run.path.parent.name) == (job.setup.role, name)
     ]
     if not found:
         return ""
-    _, path, hashes = max(found, key=lambda entry: entry[0])
+    _, run, hashes = max(found, key=lambda entry: entry[0])
     now = job.hashes()
     other = [what for key, what in _HASHED.items() if hashes.get(key) != now.get(key)]
-    return f"\n  {path} was interrupted with other {' and '.join(other or ['settings'])}."
+    said = f"\n  {run.path} was interrupted with other {' and '.join(other or ['settings'])}"
+    has_other_images = any(what.endswith("images") for what in other)
+    changes = describe_other_images(run, job) if has_other_images else None
+    if changes is None:
+        return f"{said}."
+    return f"{said}: {changes}.\n  Put them back, and run the command again, to go on with it."
 
 
 def _new_run(job: Job, key: str) -> RunFolder:

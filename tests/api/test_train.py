@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,16 @@ def test_mistakes_are_the_errors_of_the_command_line(recipe: dict[str, Any]) -> 
         kdedge.distill(recipe, epoch=3)  # type: ignore[call-arg]
     with pytest.raises(kdedge.RecipeError, match="no finished run"):
         kdedge.evaluate(root="nowhere")
+    with pytest.raises(TypeError, match=r"head: no such keyword.*'export\.head'"):
+        kdedge.export(head="argmax")  # type: ignore[call-arg]
+    with pytest.raises(kdedge.RecipeError, match='no target "tensort"'):
+        kdedge.export(targets="tensort")
+    for wrong in ({"batches": (0,)}, {"batches": ()}, {"seconds": -1.0}):
+        with pytest.raises(kdedge.RecipeError, match="batches of 1 or more, and more than 0 sec"):
+            kdedge.bench(**wrong)
+    for call in (kdedge.bench, partial(kdedge.load, "artifact")):
+        with pytest.raises(kdedge.RecipeError, match="threads is 0; 1 or more is expected"):
+            call(threads=0)
 
 
 def test_a_run_is_exported_loaded_measured_and_reported(

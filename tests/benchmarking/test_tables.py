@@ -146,7 +146,7 @@ def test_a_time_in_doubt_is_marked_in_its_row_and_not_ranked(
     result = make_result(steady, busy)
     assert [cells[2:5] for cells in make_grids(result)[0].rows] == [
         ["10.0", "100", "1.00"],
-        ["10.0!", "100", "-"],
+        ["10.0!", "100!", "-"],
     ]
     assert grid(result, "Times") == [
         ["CLIP", "1.00", "0.95", "1.05", "1.0"],

@@ -127,7 +127,12 @@ INIT = ("init", "line3", "--images", "pool", "--classes", "classes.txt", "--labe
             3,
             ("pool: none of 40 images that were looked at can be read, first 0_0.jpg",),
         ),
-        (lambda: Path("classes.txt").write_text("cat\n"), 3, ("classes.txt has 1 class names",)),
+        (lambda: Path("classes.txt").write_text("cat\n"), 3, ("classes.txt has 1 class name,",)),
+        (
+            lambda: [Path("classes.txt").unlink(), Path("classes.txt").mkdir()],
+            3,
+            ("--classes: classes.txt is a folder.", "Name a text file of your class names"),
+        ),
         (
             lambda: Path("classes.txt").write_text("cat\ndog\ncat\n"),
             3,

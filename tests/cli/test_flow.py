@@ -289,8 +289,12 @@ def test_without_labels_a_zeroshot_teacher_teaches(kdedge, project) -> None:
 
 def test_a_run_without_labels_is_judged_on_images_that_are_held_out(kdedge, project) -> None:
     options = ("--set", "data.test=null", "--set", "data.unlabeled.hold_out=25%")
-    assert "used of 40" in kdedge("check", "r.yaml", *options).out
-    assert kdedge("distill", "r.yaml", *options).code == 0
+    checked = kdedge("check", "r.yaml", *options).out
+    assert "used of 40" in checked
+    assert "none: agreement with the teacher is measured instead" in checked
+    done = kdedge("distill", "r.yaml", *options)
+    assert done.code == 0
+    assert "the student is judged on 10 of data.unlabeled, which say little" in done.err
     record = json.loads(Path("runs/tiny/02/provenance.json").read_text())
     assert record["summary"]["training"]["steps"] == 2 * (30 // 4)
     file = Path("runs/tiny/02/eval_unlabeled.json")
@@ -356,6 +360,8 @@ def test_runs_are_listed_with_status_accuracy_and_size(kdedge, trained) -> None:
     done = kdedge("runs", "other")
     assert "There is no run of other" in done.out
     assert "runs/tiny/03 is left out: provenance.json is damaged." in done.err
+    Path("runs/tiny/02/eval.json").write_text("{")
+    assert kdedge("show", "tiny/02").err.count("kdedge eval") == 1
 
 
 @pytest.mark.parametrize(

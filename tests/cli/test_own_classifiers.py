@@ -210,7 +210,7 @@ def test_an_empty_pool_trains_nothing(kdedge: Run, project: Path, method: str) -
 def test_one_class_is_nothing_to_tell_apart(kdedge: Run, project: Path, method: str) -> None:
     Path("classes.txt").write_text("cat\n")
     done = kdedge("train", "r.yaml", *options(method))
-    fails(done, 3, "classes.txt has 1 class names, expected two or more")
+    fails(done, 3, "classes.txt has 1 class name, expected two or more")
 
 
 @METHODS

@@ -135,6 +135,11 @@ def test_every_nth_frame_of_a_video_is_named_by_file_number_and_time(kdedge: Run
     ]
     assert done.out.startswith("bad.mp4  unreadable: the video cannot be decoded: ")
     assert saved("out") == ["v-000001.jpg", "v-000011.jpg", "v-000021.jpg"]
+    Path("folder").mkdir()
+    Path("v.mp4").rename("folder/v.mp4")
+    Path("out/v-000001.jpg").rename("folder/image.jpg")
+    done = kdedge("predict", "art", "folder")
+    assert "folder: left out are 1 .mp4.\n  Name each video itself." in done.err
 
 
 def test_a_turned_video_is_shown_upright(tmp_path: Path) -> None:

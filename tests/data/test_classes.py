@@ -38,7 +38,7 @@ def test_a_name_that_is_there_twice_is_named_with_both_lines(path):
     ("data", "message"),
     [
         (b"", "has 0 class names, expected two or more"),
-        (b"cat\n", "has 1 class names"),
+        (b"cat\n", "has 1 class name,"),
         (b"cat\ndo\xffg\n", "classes.txt:2: not UTF-8"),
         (b"cat\nd\0g\n", "line 2: 'd\\\\x00g' is not a class name"),
         (b"cat\n" + b"x" * 201, "line 2"),

@@ -184,6 +184,8 @@ def _check_files(path: Path, columns: _Columns, rows: Sequence[_Row]) -> None:
             f"\n  If line {rows[0].line} is a heading, call its columns path and label, or"
             f" {', '.join(_IMAGE_HEADINGS[1:4])}, ... and {', '.join(_LABEL_HEADINGS[1:4])}, ..."
         )
+    elif all(";" in row.path for row in missing):
+        hint = "\n  These lines have semicolons: separate the columns by commas."
     raise DataError(
         f"{path} names {len(missing)} files that are not there.\n  {named}"
         + (f"; and {more} more" if more > 0 else "")
