@@ -86,10 +86,10 @@ def _look(given: Given) -> tuple[tuple[str, ...], dict[str, FirstLook]]:
     """The class names, and what is in each folder."""
     if not given.classes.expanduser().is_file():
         is_folder = given.classes.expanduser().is_dir()
-        problem = (
-            f"{given.classes} is a folder." if is_folder else f"There is no file {given.classes}."
+        problem = "--classes: {} is a folder." if is_folder else "There is no file {}."
+        raise DataError(
+            f"{problem.format(given.classes)}\n  Name a text file of your class names, one a line."
         )
-        raise DataError(f"Classes: {problem}\n  Name a text file of your class names, one a line.")
     names = read_class_file(given.classes.expanduser())
     looks = {"images": look_at(given.images.expanduser(), labeled=False)}
     for key, folder in (("labeled", given.labeled), ("test", given.test)):
