@@ -69,7 +69,7 @@ class ProcessGroup:
         """
         if self.world_size == 1:
             return rows
-        whole: Tensor = _Gather.apply(rows, n_rows, self)  # type: ignore[no-untyped-call]
+        whole: Tensor = _Gather.apply(rows, n_rows, self)  # type: ignore[no-untyped-call, unused-ignore]  # typed since torch 2.15
         return whole
 
     def all_reduce_mean(self, gradients: Sequence[Tensor]) -> None:

@@ -129,6 +129,8 @@ def _read_state_dict(path: Path) -> dict[str, Any]:
         with path.open("rb") as file, warnings.catch_warnings():
             # The user need not know a file's pickle protocol: it is read or it is refused
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            # Sparse tensors are refused below
+            warnings.filterwarnings("ignore", message="Validating sparse tensor invariants")
             saved = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))

@@ -282,7 +282,7 @@ def _wide_gray_to_rgb(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     # Older Pillow gives 16-bit PNG and PPM as 32-bit "I"; there the depth is known without looking.
     is_16_bit = image.mode.startswith("I;16") or image.format in {"PNG", "PPM"}
-    lowest, highest = int(values.min()), int(values.max())
+    lowest, highest = int(np.min(values)), int(np.max(values))
     if lowest < 0 or highest > 65535:
         raise UnusableImage(
             f"gray values from {lowest} to {highest}: expected 8 or 16 bits, 0 to 65535"
