@@ -61,9 +61,15 @@ def run(arguments: list[str], variables: Mapping[str, str], package: Path) -> st
     """Runs a Python process; gives what it prints."""
     environment = {name: value for name, value in os.environ.items() if name not in NAMES}
     environment |= {"PYTHONPATH": str(package), **variables}
-    done = subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=True
-    )
+    with tempfile.TemporaryDirectory() as folder:  # a kdedge in the current one would be taken
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            env=environment,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     return done.stdout
 
 
