@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -239,3 +239,10 @@ def _take_number(parent: Path, make: Callable[[Path], None], *, suffix: str = ""
                 return path
     except OSError as error:
         raise explain_os_error(error, parent) from error
+
+
+def highest_number(paths: Iterable[Path]) -> Path | None:
+    """The folder or JSON file with the highest number as its name; others are passed over."""
+    numbers = {path.name.removesuffix(".json"): path for path in paths}
+    newest = max(filter(str.isdecimal, numbers), key=int, default=None)
+    return None if newest is None else numbers[newest]

@@ -16,9 +16,9 @@ from kdedge.benchmarking.run import run_bench
 from kdedge.benchmarking.subject import Subject
 from kdedge.benchmarking.timing import TimingPlan
 from kdedge.errors import RecipeError
-from kdedge.files import write_new_numbered_json
+from kdedge.files import highest_number, write_new_numbered_json
 from kdedge.runs.find import find_run
-from kdedge.runtime.artifact import FILE_NAME, load_artifact
+from kdedge.runtime.artifact import load_artifact
 from kdedge.runtime.threads import set_up_threads
 from kdedge.setup.packages import need_training_packages
 from kdedge.speed_results import SpeedResult
@@ -130,11 +130,8 @@ class Gathered:
 
         run = find_run(source, self._root)
         workspace = Workspace(self._root, choose_device(self._device))
-        folders = [file.parent for file in run.path.glob(f"artifacts/*/{FILE_NAME}")]
-        exports = [folder for folder in folders if folder.name.isdecimal()]
-        artifact = None
-        if exports:
-            artifact = load_artifact(max(exports, key=lambda folder: int(folder.name)))
+        newest = highest_number(run.exports)
+        artifact = None if newest is None else load_artifact(newest)
         compared = None if artifact is None else comparison(artifact)
         rows, missing = run_subjects(run, workspace, against=self._against, compared=compared)
         self.left_out |= missing

@@ -13,6 +13,7 @@ from PIL import Image
 
 from kdedge.data.sources import read_file
 from kdedge.errors import DataError, RecipeError, SetupError
+from kdedge.files import highest_number
 from kdedge.inference.classify import Classifier, ImageInput
 from kdedge.inference.results import ClassScore, Prediction, Result
 from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision
@@ -176,14 +177,13 @@ def artifact_folder(path: Path) -> Path:
     """
     if (path / FILE_NAME).is_file():
         return path
-    exports = [file.parent for file in path.glob(f"artifacts/*/{FILE_NAME}")]
-    numbered = [folder for folder in exports if folder.name.isdecimal()]
-    if not numbered:
+    newest = highest_number(file.parent for file in path.glob(f"artifacts/*/{FILE_NAME}"))
+    if newest is None:
         raise DataError(
             f"{path} is no artifact, and no run that was exported.\n"
             "  Name the folder that `kdedge export` wrote, or export the run."
         )
-    return max(numbered, key=lambda folder: int(folder.name))
+    return newest
 
 
 def _keyed_input(number: int, image: AnyImage, bgr: bool) -> tuple[str, ImageInput]:

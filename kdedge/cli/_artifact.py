@@ -7,7 +7,7 @@ from typing import Any
 from kdedge.cli._output import percent, table
 from kdedge.errors import KdedgeError
 from kdedge.runs.folder import RunFolder
-from kdedge.runtime.artifact import FILE_NAME, Artifact, load_artifact
+from kdedge.runtime.artifact import Artifact, load_artifact
 
 
 def artifact_record(artifact: Artifact) -> dict[str, Any]:
@@ -55,14 +55,14 @@ def artifact_text(artifact: Artifact) -> str:
 def resealed_artifacts(run: RunFolder) -> str | None:
     """Names the exports of a run that were changed by hand; None without any."""
     said = []
-    for file in sorted(run.path.glob(f"artifacts/*/{FILE_NAME}")):
+    for folder in run.exports:
         try:
-            artifact = load_artifact(file)
+            artifact = load_artifact(folder)
         except KdedgeError as error:
             said.append(str(error).partition("\n")[0])
             continue
         if artifact.resealed:
-            said.append(f"artifacts/{file.parent.name} was {_sealed(artifact)}")
+            said.append(f"artifacts/{folder.name} was {_sealed(artifact)}")
     return "; ".join(said) or None
 
 

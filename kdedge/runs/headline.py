@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kdedge.errors import DataError, SetupError
+from kdedge.files import highest_number
 from kdedge.results import EvalResult, UnlabeledResult, are_same_images
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Summary
@@ -82,14 +83,12 @@ def headline(
 
 def newest_speed(run: RunFolder) -> Path | None:
     """The newest measurement of speed in a run."""
-    found = [path for path in (run.path / "bench").glob("*.json") if path.stem.isdecimal()]
-    return max(found, key=lambda path: int(path.stem), default=None)
+    return highest_number((run.path / "bench").glob("*.json"))
 
 
 def newest_artifact(run: RunFolder) -> Path | None:
     """The record of a run's newest export."""
-    found = [folder for folder in run.exports if folder.name.isdecimal()]
-    newest = max(found, key=lambda folder: int(folder.name), default=None)
+    newest = highest_number(run.exports)
     return None if newest is None else newest / FILE_NAME
 
 
