@@ -1,10 +1,10 @@
-"""What trains: one file a verb, and rooms for what verbs share.
+"""Training: one module per command, and packages that the commands share.
 
-* `teach.teach`, `distill.distill`, `baseline.train_baseline`, `label_pool.label_pool`: the verbs.
-* `run_job.run_job`: one job to one run folder, new or resumed.
-* `job/`: what one run trains, and the key that finds it again.
-* `loop/`: the epoch loop and what a step needs.
-* `teacher_store/`: teacher features, kept on disk.
+* `teach.teach`, `distill.distill`, `baseline.train_baseline`, `label_pool.label_pool`: commands.
+* `run_job.run_job`: trains one job in one run folder, new or resumed.
+* `job/`: what one run trains, and the key by which the run is found again.
+* `loop/`: the training loop and what a step needs.
+* `teacher_store/`: teacher features, stored on disk.
 * `pseudo_labels/`: pseudo-labels and the rounds of training on them.
-* `preflight.check`: a recipe's run up to its first steps, without a run.
+* `preflight.check`: checks a recipe up to its first training steps, without making a run.
 """

@@ -1,4 +1,4 @@
-"""Training a baseline: any prompt method on the student's backbone, from the labeled images."""
+"""Trains a baseline: any prompt method on the student's backbone, from the labeled images."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from kdedge.training.teach import labeled_job
 
 
 def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedRecipe:
-    """The recipe with its baseline written out, so that it trains the same one again.
+    """Fills in the recipe's baseline section, so that the recipe alone reproduces the run.
 
-    Settings and optimization are the teacher's where it is the same method. Else they are the
-    method's own: its defaults, and the `optim` that it declares over the recipe's shared `optim`.
-    What the recipe's baseline section says lies over either.
+    If the teacher uses the same method, the baseline takes the teacher's settings and `optim`.
+    Otherwise it takes the method's default settings and the recipe's shared `optim`, in which the
+    method's own `optim` values take precedence. The recipe's baseline section overrides both.
 
     Args:
         loaded: the recipe; its baseline section may be incomplete.
         method: the baseline's method; None for the one that the recipe names.
 
     Raises:
-        RecipeError: no method is named, or two are; there is no such method, or it learns from a
-            teacher.
+        RecipeError: no method is named, two different ones are named, the method does not exist,
+            or it learns from a teacher.
     """
     recipe = loaded.recipe
     own = recipe.baseline or BaselineSpec()
@@ -37,8 +37,8 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
     module = load_method(name)
     if module.METHOD.needs_teacher:
         raise RecipeError(
-            f"{name} learns from a teacher, which a baseline has none of.\n"
-            "  Name it as student.method and use `kdedge distill`."
+            f"{name} learns from a teacher, but a baseline has no teacher.\n"
+            f"  Set student.method: {name} and run `kdedge distill`."
         )
     teacher = recipe.teacher
     if teacher is not None and teacher.run is None and teacher.method == name:
@@ -56,34 +56,34 @@ def with_baseline(loaded: LoadedRecipe, method: str | None = None) -> LoadedReci
 def _method_name(loaded: LoadedRecipe, asked: str | None, written: str | None) -> str:
     if asked is not None and written is not None and asked != written:
         raise RecipeError(
-            f"{loaded.lines.where(('baseline', 'method'))}: baseline.method is {written}, and"
+            f"{loaded.lines.where(('baseline', 'method'))}: baseline.method is {written}, but"
             f" --method is {asked}.\n"
-            f"  Leave --method out, or take the section's place: --set 'baseline={{method:"
-            f" {asked}}}'"
+            "  Leave --method out, or replace the section with --set"
+            f" 'baseline={{method: {asked}}}'"
         )
     name = asked or written
     if name is None:
         raise RecipeError(
-            f"The recipe {loaded.recipe.name} names no baseline.\n"
-            "  Name its method with --method or as baseline.method; `kdedge methods` lists them."
+            f"The recipe {loaded.recipe.name} has no baseline.\n"
+            "  Choose its method with --method or baseline.method; `kdedge methods` lists them."
         )
     return name
 
 
 def baseline_job(loaded: LoadedRecipe, workspace: Workspace, method: str | None = None) -> Job:
-    """The training of a baseline: see `with_baseline`."""
+    """The job that trains a baseline: see `with_baseline`."""
     return labeled_job(set_up_role(with_baseline(loaded, method), "baseline", workspace))
 
 
 def train_baseline(
     loaded: LoadedRecipe, workspace: Workspace, method: str | None = None, *, resume: bool = False
 ) -> RunFolder:
-    """Trains a baseline and measures it.
+    """Trains a baseline and evaluates it.
 
     Args:
         loaded: the recipe.
         workspace: where the command works.
         method: the baseline's method; None for the one that the recipe names.
-        resume: go on with an interrupted run of the same baseline.
+        resume: continue an interrupted run of the same baseline.
     """
     return run_job(baseline_job(loaded, workspace, method), resume=resume)

@@ -1,4 +1,4 @@
-"""Distilling a student: a frozen teacher's logits on unlabeled images."""
+"""Distills a student from a frozen teacher's logits on unlabeled images."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StudentParts:
-    """What a student is made of beside its teacher, read before a teacher is trained.
+    """The student's parts other than its teacher. They are read before the teacher is trained.
 
     Attributes:
         setup: its method, classes and backbone.
-        images: unlabeled.
-        held_out: what it is measured on.
-        labeled: labeled images beside the unlabeled ones, if its method learns from both.
+        images: unlabeled training images.
+        held_out: test and validation images.
+        labeled: labeled training images, if its method learns from both kinds.
     """
 
     setup: RoleSetup
@@ -52,7 +52,7 @@ class StudentParts:
 
 
 def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
-    """Reads what the recipe says about its student."""
+    """Reads the student's parts from the recipe."""
     choice = choose_method(loaded, "student")
     if not choice.module.METHOD.needs_teacher:
         raise RecipeError("student.method does not learn from a teacher.\n  Use promptkd.")
@@ -62,25 +62,27 @@ def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
     check_sizes(*([teacher_setup(loaded, workspace)] if is_trained else []), setup)
     images = RecipeData(loaded.recipe, setup.classes, workspace)
     unlabeled = images.require("unlabeled", "a student learns from unlabeled images")
-    labeled = labeled_beside(setup, images)  # before those of validation, as draws take turns
+    labeled = labeled_beside(
+        setup, images
+    )  # drawn before the validation images, as the order of draws matters
     held_out = held_out_of(setup, images, TrainingData(unlabeled, labeled=labeled))
     return StudentParts(setup, unlabeled, held_out, labeled)
 
 
 def student_job(parts: StudentParts, teaching: Teaching) -> Job:
-    """The training of a student by a teacher, or by its stored features."""
+    """The job that trains a student from a teacher, or from the teacher's stored features."""
     data = TrainingData(images=parts.images, labeled=parts.labeled)
     return Job(parts.setup, data, parts.held_out, teaching)
 
 
 def teaching_of(teacher: RunModel, parts: StudentParts) -> Teaching:
-    """What a student learns from: a finished run, and its features where the recipe stores them."""
+    """Teaching by a finished run, with its stored features if the recipe stores them."""
     filler = _store_filler(teacher, teacher.features_provenance, parts)
     return Teaching(teacher, teacher.vectors_provenance, teacher.run.name, filler)
 
 
 def untrained_teaching(job: Job, parts: StudentParts) -> Teaching:
-    """What a student would learn from a teacher that is not trained yet: a step costs the same."""
+    """Teaching by an untrained teacher, to try steps: they take as long as with a trained one."""
     teacher, provenance = job.model(), features_provenance(job.setup, "untrained")
     return Teaching(teacher, provenance, filler=_store_filler(teacher, provenance, parts))
 
@@ -88,7 +90,7 @@ def untrained_teaching(job: Job, parts: StudentParts) -> Teaching:
 def _store_filler(
     teacher: MethodModel | RunModel, provenance: str, parts: StudentParts
 ) -> StoreFiller | None:
-    """What keeps the teacher's features; None where the recipe runs the teacher in every step."""
+    """Stores the teacher's features; None if the recipe runs the teacher in every step."""
     setup = parts.setup
     recipe, optim = setup.loaded.recipe, setup.choice.optim
     spec = recipe.student
@@ -97,10 +99,10 @@ def _store_filler(
         return None
     if teacher.preprocess != setup.backbone.preprocess:
         raise RecipeError(
-            f"student.views is {spec.views}, and the teacher ({teacher.setup.backbone.name}) and"
-            f" the student ({setup.backbone.name}) prepare images in different ways: stored crops"
-            " are those that both see.\n"
-            "  Set student.views: 0, which runs the teacher in every step."
+            f"student.views is {spec.views}, but the teacher ({teacher.setup.backbone.name}) and"
+            f" the student ({setup.backbone.name}) preprocess images differently, so they cannot"
+            " share stored crops.\n"
+            "  Set student.views: 0 to run the teacher in every step."
         )
     seed = recipe.seed if spec.view_seed is None else spec.view_seed
     augment = Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views)
@@ -129,15 +131,15 @@ def _store_filler(
 
 
 def named_teacher(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder | None:
-    """The finished run that the recipe names as its teacher; None where one is to be trained.
+    """The finished run that the recipe names as its teacher; None if the teacher is to be trained.
 
     Raises:
-        RecipeError: there is no such run, or the recipe has no teacher at all.
+        RecipeError: there is no such run, or the recipe has no teacher section.
     """
     spec = loaded.recipe.teacher
     if spec is None:
         raise RecipeError(
-            "The recipe has no teacher, and a student learns from one.\n  Add a teacher section."
+            "The recipe has no teacher section, but a student learns from a teacher.\n  Add one."
         )
     if spec.run is None:
         return None
@@ -146,13 +148,13 @@ def named_teacher(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder | Non
         raise RecipeError(
             f"{loaded.lines.where(('teacher', 'run'))}: teacher.run: {spec.run} is not a finished"
             " teacher run.\n"
-            "  `kdedge show` says what a run is; `kdedge teach` makes a teacher."
+            "  `kdedge runs` lists all runs; `kdedge teach` trains a teacher."
         )
     return run
 
 
 def open_teacher(run: RunFolder, parts: StudentParts) -> RunModel:
-    """A finished run as the teacher of a student, for the student's class list.
+    """Opens a finished run as a student's teacher, for the student's class list.
 
     Raises:
         RecipeError: its method has no class vectors.
@@ -165,7 +167,7 @@ def open_teacher(run: RunFolder, parts: StudentParts) -> RunModel:
 def _train_teacher(
     loaded: LoadedRecipe, parts: StudentParts, *, resume: bool, may_train: bool
 ) -> RunFolder:
-    """The teacher run of the recipe: a finished one from the same parts, or a new one.
+    """The recipe's teacher: a finished run with the same settings and data, or a new run.
 
     Runs one student step first, so that the student's errors surface before the teacher is trained.
 
@@ -176,21 +178,21 @@ def _train_teacher(
     job = teacher_job(loaded, workspace)
     found = workspace.group.on_rank0(lambda: finished_run(workspace.root, job.key()))
     if found is not None:
-        _say_used(found, "trained from the same parts")
+        _say_used(found, "trained with the same settings and data")
         return found
     if not may_train:
         raise RecipeError(
-            f"{workspace.root} has no finished teacher of this recipe, and each shard would train"
+            f"{workspace.root} has no finished teacher for this recipe, and each shard would train"
             " its own.\n"
-            "  Run `kdedge teach` without --shard first, or name a finished run as teacher.run."
+            "  Run `kdedge teach` without --shard first, or set teacher.run to a finished run."
         )
-    with working("trying a step of the student"):
+    with working("trying one step of the student"):
         trial_steps(student_job(parts, untrained_teaching(job, parts)), 1)
     return _run_stage("Teacher 1/2", job, resume=resume)
 
 
 def _run_stage(stage: str, job: Job, *, resume: bool) -> RunFolder:
-    """Trains one of the two models of a distillation, and says so before and after."""
+    """Trains one of the two models of a distillation, with a log line before and after."""
     is_trained = job.data.pool is not None or job.method.trainable_parameters()
     what = "training %s on %s." if is_trained else "%s on %s, which needs no training."
     log.info(f"%s: {what}", stage, job.choice.name, job.setup.backbone.name)
@@ -200,13 +202,13 @@ def _run_stage(stage: str, job: Job, *, resume: bool) -> RunFolder:
 
 
 def _say_used(teacher: RunFolder, why: str) -> None:
-    log.info("Teacher 1/2: %s is used, %s%s.", teacher.path, why, _reached(teacher))
+    log.info("Teacher 1/2: using %s, %s%s.", teacher.path, why, _reached(teacher))
 
 
 def _reached(run: RunFolder) -> str:
-    """A run's accuracy for a message; empty where it has none that can be read."""
+    """A run's accuracy for a message; empty if it has none or the record is damaged."""
     result = None
-    with contextlib.suppress(DataError):  # the table after it says that the record is damaged
+    with contextlib.suppress(DataError):  # reported by the table that follows
         result = read_evaluation(run).get(run.kind)
     if result is None:
         return ""
@@ -218,15 +220,15 @@ def _reached(run: RunFolder) -> str:
 def distill(
     loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False
 ) -> tuple[RunFolder, RunFolder]:
-    """Trains the recipe's student, and its teacher first where there is none.
+    """Trains the recipe's student, after its teacher if there is no finished one.
 
     Args:
         loaded: the recipe.
-        workspace: where the command works; its processes share the filling of a teacher store.
-        resume: go on with interrupted runs of the same teacher and student.
+        workspace: where the command works; its processes fill a teacher store together.
+        resume: continue interrupted runs of the same teacher and student.
 
     Returns:
-        The teacher's run and the student's.
+        The teacher's run and the student's run.
     """
     teacher, parts = _teacher_and_parts(loaded, workspace, resume=resume)
     job = student_job(parts, teaching_of(teacher, parts))
@@ -242,22 +244,23 @@ def store_features(
     resume: bool = False,
     shard: Shard = (1, 1),
 ) -> tuple[RunFolder, TeacherStore]:
-    """Fills the teacher store that the recipe's distillation reads, or a shard of it.
+    """Fills the teacher store that the recipe's distillation reads, or one shard of it.
 
-    The teacher is trained first where there is none, but not in one of several shards. Several
-    processes share the work.
+    Trains the teacher first if there is none, but not if there are several shards. Processes
+    that run at the same time share the work.
 
     Returns:
         The teacher's run and its store.
 
     Raises:
-        RecipeError: the recipe stores nothing.
+        RecipeError: student.views is 0, so that nothing is stored.
     """
     student = loaded.recipe.student
     if student is None or student.views == 0:
         raise RecipeError(
             "student.views is 0: the teacher runs in every step, and nothing is stored.\n"
-            "  Set it to the crops of each image that are to be stored: --set student.views=4."
+            "  Set it to the number of crops to store of each image, for example --set"
+            " student.views=4."
         )
     may_train = shard[1] == 1
     teacher, parts = _teacher_and_parts(loaded, workspace, resume=resume, may_train=may_train)
@@ -270,11 +273,11 @@ def store_features(
 def _teacher_and_parts(
     loaded: LoadedRecipe, workspace: Workspace, *, resume: bool, may_train: bool = True
 ) -> tuple[RunModel, StudentParts]:
-    """The teacher, trained where there is none, and what the student is made of beside it."""
+    """The teacher, trained if there is none, and the student's other parts."""
     run = named_teacher(loaded, workspace)
     parts = student_parts(loaded, workspace)
     if run is None:
         run = _train_teacher(loaded, parts, resume=resume, may_train=may_train)
     else:
-        _say_used(run, "named by teacher.run")
+        _say_used(run, "which teacher.run names")
     return open_teacher(run, parts), parts

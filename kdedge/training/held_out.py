@@ -1,4 +1,4 @@
-"""The images that a job is measured on, and what they may share with those it learns from."""
+"""Test and validation images of a job, and how far they may overlap with its training images."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from kdedge.training.job.job import HeldOut, TrainingData
 
 
 def held_out_of(setup: RoleSetup, images: RecipeData, data: TrainingData) -> HeldOut:
-    """The test and validation images of a role; its training images are drawn before them.
+    """The test and validation images of a role. Its training images are drawn before them.
 
-    It warns where labels of test images are trained on.
+    Warns if test images are trained on with their labels.
 
     Raises:
-        RecipeError: images that choose an epoch are missing, or are test images.
-        DataError: they have no image of a labeled class.
+        RecipeError: the validation images that select an epoch are missing, or are test images.
+        DataError: the validation images have no image of a labeled class.
     """
     selection = setup.choice.optim.selection
     held_out = HeldOut(images.test(selection), images.validation(selection))
@@ -27,17 +27,19 @@ def held_out_of(setup: RoleSetup, images: RecipeData, data: TrainingData) -> Hel
         shared = validation.shared_with(test)
         if shared:
             raise RecipeError(
-                f"data.validation and data.test share {len(shared)} images, first"
+                f"data.validation and data.test share {len(shared)} images, for example"
                 f" {validation.source.items[shared[0]].key}.\n"
-                "  An epoch chosen on test images makes the test worthless: use other images."
+                "  Selecting an epoch on test images makes the test accuracy too high: use other"
+                " images as data.validation."
             )
     labeled = _labeled(data)
     shared = () if labeled is None else labeled.shared_with(test)
     if labeled is not None and shared:
         setup.workspace.warn_once(
-            f"{len(shared)} of the {len(labeled.indices)} labeled images that the {setup.role}"
-            f" learns from are test images, too, first {labeled.source.items[shared[0]].key}.\n"
-            "  Its accuracy on them says nothing: take them out of data.labeled or data.test."
+            f"{len(shared)} of the {len(labeled.indices)} labeled images that the {setup.role} is"
+            " trained on are also test images, for example"
+            f" {labeled.source.items[shared[0]].key}.\n"
+            "  Its test accuracy will be too high: remove them from data.labeled or data.test."
         )
     return held_out
 

@@ -1,9 +1,10 @@
-"""Checkpoints of the public PromptSRC and PromptKD code, as finished runs.
+"""Imports checkpoints of the public PromptSRC and PromptKD code as finished runs.
 
-The public file holds prompts (and a projector) beside a copy of the backbone; a run keeps what was
-trained and names the backbone's weights. PromptSRC's code averages the frozen half-precision
-weights with the prompts, so a teacher file's backbone differs from the original by rounding: how
-far is reported, more than rounding is refused, and `exact` keeps the file's own.
+The public file holds prompts (and a projector) next to a copy of the backbone. A run stores only
+what was trained and names the backbone's weights. PromptSRC's code averages the frozen
+half-precision weights with the prompts, so the backbone in a teacher's file differs from the
+original by rounding. The import reports the difference and fails if it is larger than rounding.
+`is_exact` keeps the file's own backbone.
 """
 
 from __future__ import annotations
@@ -54,16 +55,15 @@ MAX_DEVIATION = 0.02
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import gave.
+    """Result of an import.
 
     Attributes:
         run: the finished run.
         epoch: epochs that the file says it was trained, or None.
-        left_out: keys of the file's state dict that are of no use here, as groups: `a.b`, or
-            `a.b.* (24 keys)`.
-        unread: entries of the file beside `state_dict` and `epoch`, such as `optimizer`.
-        largest_deviation: of the file's backbone from the loaded one, relative, and the key it is
-            at.
+        left_out: unused keys of the file's state dict, grouped: `a.b`, or `a.b.* (24 keys)`.
+        unread: entries of the file other than `state_dict` and `epoch`, such as `optimizer`.
+        largest_deviation: largest relative deviation of the file's backbone from the loaded one,
+            and the key where it occurs.
     """
 
     run: RunFolder
@@ -82,18 +82,18 @@ def import_teacher(
     class_names: tuple[str, ...],
     is_exact: bool,
 ) -> Imported:
-    """Makes a finished teacher run of a PromptSRC checkpoint.
+    """Makes a finished teacher run from a PromptSRC checkpoint.
 
     Args:
         file: the public checkpoint.
         workspace: where the command works.
         name: the run's name.
         on: the backbone it was trained on.
-        class_names: all classes to store vectors for; the file does not hold names.
+        class_names: all classes to store vectors for, as the file has no class names.
         is_exact: keep the file's own backbone tensors, in the run folder.
 
     Raises:
-        DataError: the file is not such a checkpoint or not of this backbone.
+        DataError: the file is no PromptSRC checkpoint, or is of another backbone.
     """
     checkpoint = read_public_checkpoint(file)
     found = promptsrc_parameters(checkpoint.state_dict)
@@ -133,17 +133,17 @@ def import_student(
     on: BackboneSpec,
     teacher: RunFolder,
 ) -> Imported:
-    """Makes a finished student run of a PromptKD checkpoint and its teacher's class vectors.
+    """Makes a finished student run from a PromptKD checkpoint and its teacher's class vectors.
 
     Args:
         file: the public checkpoint; it holds no text features.
         workspace: where the command works.
         name: the run's name.
         on: the backbone it was trained on.
-        teacher: the run whose class vectors it learned; gives the class list too.
+        teacher: the run that it was distilled from; gives the class vectors and the class list.
 
     Raises:
-        DataError: the file is not such a checkpoint, or not of this backbone or teacher.
+        DataError: the file is no PromptKD checkpoint, or is of another backbone or teacher.
     """
     checkpoint = read_public_checkpoint(file)
     found = promptkd_parameters(checkpoint.state_dict)
@@ -188,7 +188,7 @@ def _backbone_keys(on: BackboneSpec) -> dict[str, Any]:
 
 
 def grouped(keys: Iterable[str]) -> tuple[str, ...]:
-    """Puts keys that share their first two parts under one name with their number."""
+    """Groups keys by their first two parts, with the number of keys in each group."""
     groups: dict[str, list[str]] = {}
     for key in sorted(keys):
         groups.setdefault(".".join(key.split(".")[:2]), []).append(key)
@@ -201,19 +201,19 @@ def grouped(keys: Iterable[str]) -> tuple[str, ...]:
 def _largest_deviation(
     file: Path, on: BackboneSpec, backbone: Backbone, theirs: Mapping[str, Tensor]
 ) -> tuple[float, str]:
-    """How far the file's backbone is from the loaded one, relative, and the key it is at.
+    """Largest relative deviation of the file's backbone from the loaded one, and its key.
 
     Raises:
-        DataError: too far for rounding: the prompts were trained on other weights.
+        DataError: it is larger than rounding: the prompts were trained on other weights.
     """
     _, relative, key = deviation(backbone.model.state_dict(), theirs)
     if relative > MAX_DEVIATION:
         raise DataError(
             f"{file} was not trained on {on.weights}: its backbone differs by {relative:.2g}"
             f" (relative, at {key}).\n"
-            "  Averaging in half precision moves weights by at most about 0.001; above"
-            f" {MAX_DEVIATION:g} they are others.\n"
-            "  Name the weights that the checkpoint was trained on, such as --weights openai."
+            f"  Rounding in half precision explains about 0.001; above {MAX_DEVIATION:g} these are"
+            " other weights.\n"
+            "  Give the weights that the checkpoint was trained on, for example --weights openai."
         )
     return relative, key
 
@@ -224,14 +224,15 @@ def _check_dimension(
     width = found.projector["linear2.weight"].shape[0]
     if width != teacher_dim:
         raise DataError(
-            f"{file} projects to {width} dimensions, and the class vectors of {teacher.name} have"
-            f" {teacher_dim}.\n  Name the run of the teacher that this student learned from."
+            f"{file} projects to {width} dimensions, but the class vectors of {teacher.name} have"
+            f" {teacher_dim}.\n"
+            "  Give the run of the teacher that this student was distilled from."
         )
 
 
 @dataclass(frozen=True)
 class _NewRun:
-    """What a run that is made of a checkpoint records."""
+    """What a run made from a checkpoint records."""
 
     name: str
     role: Literal["teacher", "student"]
@@ -241,7 +242,7 @@ class _NewRun:
     teacher_run: str | None = None
 
     def recipe_text(self, section: Mapping[str, Any]) -> str:
-        """A recipe with the model's section alone."""
+        """Text of a recipe with only the model's section."""
         values = {
             "name": self.name,
             "classes": list(self.class_names),
@@ -252,7 +253,7 @@ class _NewRun:
 
     @contextlib.contextmanager
     def create(self, root: Path, section: Mapping[str, Any]) -> Iterator[RunFolder]:
-        """A run that is finished after the block, or gone where the block fails."""
+        """Context manager: a new run, finished at the end of the block, or deleted if it fails."""
         run = RunFolder.create(
             root,
             self.name,
@@ -279,7 +280,7 @@ class _NewRun:
 def _write_own_backbone(
     run: RunFolder, backbone: Backbone, found: PromptSRCParameters, on: BackboneSpec
 ) -> dict[str, Any]:
-    """Writes the loaded backbone with the file's tensors over it; gives the keys that name it."""
+    """Writes the backbone with the file's tensors; returns the recipe keys that name it."""
     state: dict[str, Tensor] = dict(backbone.model.state_dict())
     state |= {key: value.float() for key, value in found.backbone.items()}
     is_quick = isinstance(backbone.model.visual.transformer.resblocks[0].mlp.gelu, QuickGELU)

@@ -1,4 +1,4 @@
-"""What a job's model is worth once it is trained: accuracy beside its teacher's, and its work."""
+"""Evaluates a trained job: accuracy next to its teacher's, and multiply-adds."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ Measured = tuple[EvalResult, EvalDetails]
 
 
 def measure_job(job: Job, images: Images) -> Measured:
-    """Measures what a job trains, as it is now."""
+    """Measures the accuracy of a job's method with its current weights."""
     return measure(job.model(), images, job.classes, selection=job.choice.optim.selection)
 
 
 def evaluations(job: Job) -> Evaluations:
     """Results of the trained method, its teacher and zero-shot CLIP on the same backbone.
 
-    An image encoder alone has no zero-shot row.
+    A backbone without a text encoder has no zero-shot result.
     """
     test = job.held_out.test
     if test is None:
@@ -57,7 +57,7 @@ def evaluations(job: Job) -> Evaluations:
 
 
 def _of_teacher(job: Job, teacher: Model, test: Images) -> Measured:
-    """The teacher's result: its own run's where that is of the same images, else measured."""
+    """The teacher's result: that of its own run if the images are the same, else measured."""
     wanted = test.hash_with(job.classes.names)
     if isinstance(teacher, RunModel):
         try:
@@ -71,7 +71,7 @@ def _of_teacher(job: Job, teacher: Model, test: Images) -> Measured:
 
 
 def unlabeled_result(job: Job) -> UnlabeledResult | None:
-    """How a student without test images answers unlabeled ones; None for other models."""
+    """Evaluates a student without test images on unlabeled images; None for other models."""
     if job.teaching is None or job.held_out.test is not None:
         return None
     found = images_to_judge(RecipeData(job.setup.loaded.recipe, job.classes, job.setup.workspace))
@@ -81,7 +81,7 @@ def unlabeled_result(job: Job) -> UnlabeledResult | None:
 
 
 def work(job: Job) -> dict[str, float]:
-    """Multiply-adds of one image, 1e9, of a student and its teacher; empty for other models."""
+    """GMACs (1e9 multiply-adds) per image of student and teacher; empty without a teacher."""
     if job.teaching is None:
         return {}
     job.method.module.requires_grad_(False)  # the counter fails at leaves with gradients
@@ -101,14 +101,14 @@ def _gmacs(model: Model, logits: Callable[[Tensor], Tensor]) -> float:
 
 
 def warn_of_guesses(job: Job, found: EvalDetails) -> None:
-    """Warns of a model that always answers the same, or is right no more often than by chance."""
+    """Warns if a model always predicts the same class, or is no better than chance."""
     tested, answered = ({pair[i] for pair in found.confusion} for i in (0, 1))
     chance = 1 / len(found.class_names)
     deviation = math.sqrt(chance * (1 - chance) / found.n_images)
     if len(tested) == 1:
         return
     if len(answered) == 1:
-        what = f"calls every test image {found.class_names[answered.pop()]!r}"
+        what = f"predicts {found.class_names[answered.pop()]!r} for every test image"
     elif found.n_images >= 100 and found.accuracy_percent / 100 <= chance + 2 * deviation:
         what = (
             f"is right on {found.accuracy_percent:.2f} % of {found.n_images:,} test images, which"
@@ -117,7 +117,7 @@ def warn_of_guesses(job: Job, found: EvalDetails) -> None:
     else:
         return
     log.warning(
-        "The %s %s.\n  See whether images and class names fit, or change optim.lr and"
-        " optim.epochs.",
+        "The %s %s.\n"
+        "  Check that the images match the class names, or change optim.lr and optim.epochs.",
         *(job.setup.role, what),
     )

@@ -1,4 +1,4 @@
-"""Pseudo-labels for a recipe's unlabeled images, by zero-shot CLIP or a trained method."""
+"""Writes pseudo-labels for a recipe's unlabeled images, by zero-shot CLIP or a trained method."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from kdedge.training.run_job import finished_run, run_job, unfinished_run
 
 @dataclass(frozen=True)
 class LabeledPool:
-    """What was written.
+    """A file of pseudo-labels that was written.
 
     Attributes:
         path: the file.
-        method: whose answers they are.
-        n_images: that have a pseudo-label.
-        n_classes: that these are of.
-        accuracy_percent: share that is right, where the source of the images has labels too.
-        run: of the method, where it was trained.
+        method: name of the method that predicted them.
+        n_images: number of images with a pseudo-label.
+        n_classes: number of classes with a pseudo-label.
+        accuracy_percent: share of correct pseudo-labels; None if the source has no labels.
+        run: the method's run; None if it needs no training.
     """
 
     path: Path
@@ -48,7 +48,7 @@ class LabeledPool:
     run: RunFolder | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives plain values."""
+        """Plain values, for JSON."""
         return {
             "path": str(self.path),
             "method": self.method,
@@ -64,18 +64,18 @@ def label_pool(
 ) -> LabeledPool:
     """Writes pseudo-labels of every class for a recipe's unlabeled images.
 
-    A method that is trained is trained first, as `train` does, where no finished run of it is
-    there; an interrupted one goes on.
+    Trains the method first, as `train` does, if it needs training and has no finished run. An
+    interrupted run is resumed.
 
     Args:
-        loaded: the recipe; its file of pseudo-labels, if it names one, is trained on like labels.
+        loaded: the recipe. If it names a file of pseudo-labels, they are trained on like labels.
         workspace: where the command works.
-        method: on the student's backbone.
-        path: where to; no file may be there.
-        per_class: images of each class.
+        method: predicts the labels; uses the student's backbone.
+        path: the file to write; must not exist yet.
+        per_class: number of images per class.
 
     Raises:
-        RecipeError: there is such a file, or no folder for it; the method or a setting is wrong.
+        RecipeError: the file exists, its folder does not, or the method or a setting is wrong.
         DataError: there are fewer unlabeled images than classes x `per_class`.
     """
     _check_free(path)
@@ -104,12 +104,12 @@ def label_pool(
 
 def _check_free(path: Path) -> None:
     if path.exists() or path.is_symlink():
-        raise RecipeError(f"{path} is there already.\n  Choose another name, or move it away.")
+        raise RecipeError(f"{path} exists already.\n  Choose another name, or move the file away.")
     folder = path.absolute().parent
     if not folder.is_dir():
         raise RecipeError(
-            f"There is no folder {folder} for {path.name}.\n"
-            "  Make it, or name another place with -o."
+            f"The folder {folder} for {path.name} does not exist.\n"
+            "  Create it, or choose another path with -o."
         )
 
 
@@ -123,7 +123,7 @@ class _Found:
 
 
 def _find_model(loaded: LoadedRecipe, workspace: Workspace) -> _Found:
-    """The recipe's baseline: as it is where nothing is trained, else of its finished run."""
+    """The recipe's baseline: from its finished run, or untrained if it needs no training."""
     job = baseline_job(loaded, workspace)
     if not job.method.trainable_parameters():
         return _Found(job.model(), job.provenance(), None)
@@ -133,13 +133,13 @@ def _find_model(loaded: LoadedRecipe, workspace: Workspace) -> _Found:
 
 
 def _train(job: Job) -> RunFolder:
-    """Trains the method, or goes on with its interrupted run."""
+    """Trains the method, or resumes its interrupted run."""
     try:
         root = job.setup.workspace.root
         return run_job(job, resume=unfinished_run(root, job.key()) is not None)
     except Interrupted as error:
         where = str(error).partition("\n")[0]
         raise Interrupted(
-            f"{where}\n  Run the same command again: it goes on from there.",
+            f"{where}\n  Run the same command again: it resumes from there.",
             signum=error.exit_code - 128,
         ) from error

@@ -1,6 +1,6 @@
-"""What can be known before a run: recipe, images, weights, memory, disk, time.
+"""Checks before a run: recipe, images, weights, memory, disk, time.
 
-No run is made. What is wrong is raised as the run itself would raise it.
+No run is made. Errors are those that the run itself would raise.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from kdedge.training.teach import teacher_job
 from kdedge.training.teacher_store.fill import StoreFiller
 
 _MAX_TRIAL_STEPS = 32
-"""Twice what eight data workers load ahead: later steps wait for the images as a long run does."""
+"""Twice what eight data workers load ahead: later steps then wait for images as in a long run."""
 _TRIAL_S = 5.0
 _CHECKPOINT_COPIES = 6
-"""A run's bytes over those of its trained tensors: two checkpoints with momentum and averages."""
+"""Bytes of a run per byte of its trained tensors: two checkpoints with momentum and averages."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the preflight: what was looked at and what was found."""
+    """One line of the preflight: what was checked, and the result."""
 
     what: str
     found: str
@@ -56,8 +56,8 @@ class Preflight:
 
     Attributes:
         findings: in the order of the run.
-        seconds: estimated training time in all, without reading images before it, validation and
-            evaluation.
+        seconds: estimated total training time, without the first reading of all images,
+            validation and evaluation.
     """
 
     findings: tuple[Finding, ...]
@@ -69,21 +69,21 @@ class Preflight:
 
     @property
     def estimate(self) -> str:
-        """How long the training takes, in words."""
+        """The estimated training time, in words."""
         return f"Ready: about {rough_duration(self.seconds)} of training, evaluation not counted."
 
 
 def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
-    """Goes through a recipe's run up to the first steps, without making a run.
+    """Checks a recipe up to its first training steps, without making a run.
 
-    Weights that are named by a tag and are not on this machine yet are downloaded.
+    Weights that a tag names are downloaded if they are not on this machine yet.
 
     Args:
         loaded: the recipe.
         workspace: read-only; stored teachers are read from its folder of runs.
 
     Raises:
-        KdedgeError: whatever would stop the run.
+        KdedgeError: any error that would stop the run.
     """
     check_paths(loaded)
     findings = [Finding("recipe", f"{loaded.path}: valid")]
@@ -106,7 +106,7 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
 
 
 def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> list[Job]:
-    """A recipe's trainings: the teacher's unless it is stored, the student's, the baseline's."""
+    """A recipe's jobs: the teacher unless it is a finished run, the student, the baseline."""
     jobs: list[Job] = []
     recipe = loaded.recipe
     stored = None if recipe.student is None else named_teacher(loaded, workspace)
@@ -126,11 +126,11 @@ def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> list[Job]:
 
 
 def describe(job: Job) -> list[Finding]:
-    """What a job is made of."""
+    """Findings about a job's classes, images, weights and method."""
     setup, data, test = job.setup, job.data, job.held_out.test
     recipe, classes, role = setup.loaded.recipe, setup.classes, setup.role
     reads_labels = job.choice.module.METHOD.sees.labels and recipe.data.labeled is not None
-    half = f", labels of the first {len(classes.labeled)} are read" if reads_labels else ""
+    half = f", labels of the first {len(classes.labeled)} are used" if reads_labels else ""
     measured = f"none: accuracy of {recipe.name} will not be measured"
     if job.teaching is not None:
         measured = "none: agreement with the teacher is measured instead"
@@ -145,7 +145,7 @@ def describe(job: Job) -> list[Finding]:
 
 
 def _training(job: Job) -> str:
-    """How much is trained, and for how long."""
+    """Number of trained parameters, epochs and steps, in words."""
     n_parameters = sum(p.numel() for p in job.method.trainable_parameters().values())
     if not n_parameters:
         return "nothing to train"
@@ -157,16 +157,16 @@ def _training(job: Job) -> str:
 
 
 def count(images: Images) -> str:
-    """How many images are used and how many cannot be read."""
+    """Number of images that are used and that cannot be read, in words."""
     skipped = f", {len(images.skipped)} unreadable" if images.skipped else ""
     return f"{len(images.indices):,} used of {len(images.source.items):,}{skipped}"
 
 
 def estimate_seconds(job: Job) -> float:
-    """Times a job's first steps, loading their images included, and multiplies.
+    """Estimates a job's training time from its first steps, with loading their images.
 
-    The earlier half is left out: it holds what happens once, and images loaded ahead. Features that
-    a teacher store will give cost the steps nothing, whatever they are.
+    The first half of the steps is left out, as it has one-time work and images loaded ahead.
+    Made-up features replace a teacher store, as their values do not change the time.
     """
     features = None if job.filler is None else _stand_in(job.filler.store.dim)
     times = trial_steps(job, _MAX_TRIAL_STEPS, budget_s=_TRIAL_S, features=features)
@@ -184,7 +184,7 @@ def _stand_in(dim: int) -> FeaturesOfViews:
 
 
 def look_at_store(filler: StoreFiller) -> tuple[Finding, float]:
-    """What a teacher store takes, and the seconds that running the teacher for it still needs."""
+    """Size of a teacher store, and the seconds that are still needed to fill it."""
     chunks = filler.store.chunks()
     missing = filler.store.load(chunks)
     took = filler.seconds(missing)
@@ -197,14 +197,13 @@ def look_at_store(filler: StoreFiller) -> tuple[Finding, float]:
 
 
 def memory(device: torch.device) -> Finding:
-    """Most memory in use at any time up to here, the trial steps' included.
+    """Peak memory so far, with that of the trial steps.
 
     Args:
-        device: of the steps; on the CPU it is this process's memory that counts, without its data
-            workers'.
+        device: device of the steps. On the CPU, the memory of data workers is not counted.
 
     Raises:
-        ResourceError: less is left on this machine than the run takes.
+        ResourceError: the run needs more memory than this machine has available.
     """
     if device.type == "cuda":
         peak_bytes = torch.cuda.max_memory_allocated(device)
@@ -219,21 +218,22 @@ def memory(device: torch.device) -> Finding:
 
 
 def check_memory(*, peak_bytes: int, total_bytes: int, usable_bytes: int | None) -> Finding:
-    """Compares what the check took at its peak with what a run would find.
+    """Compares the check's peak memory with what a run would have available.
 
     Args:
-        peak_bytes: most that this process held.
-        total_bytes: this machine's.
-        usable_bytes: what is free once this process has ended; None where that is not known.
+        peak_bytes: peak memory of this process.
+        total_bytes: memory of this machine.
+        usable_bytes: what is free once this process has ended; None if unknown.
 
     Raises:
-        ResourceError: the run would find less than the check took, which then was swapped out or
-            has been taken by others since.
+        ResourceError: the run would have less than the check used: memory was swapped out, or
+            other processes have taken it since.
     """
     if usable_bytes is not None and usable_bytes < peak_bytes:
         raise ResourceError(
-            f"The first steps took {peak_bytes / 2**30:.1f} GiB of memory, and this machine has"
-            f" {usable_bytes / 2**30:.1f} GiB to give of its {total_bytes / 2**30:.1f} GiB.\n"
+            f"The first steps took {peak_bytes / 2**30:.1f} GiB of memory, but only"
+            f" {usable_bytes / 2**30:.1f} GiB of this machine's {total_bytes / 2**30:.1f} GiB are"
+            " free.\n"
             "  End other processes, or set optim.batch_size to a smaller number."
         )
     return Finding("memory", f"{_share(peak_bytes, total_bytes)} at the peak")
@@ -244,7 +244,7 @@ def _share(part_bytes: int, total_bytes: int) -> str:
 
 
 def _usable_bytes() -> int | None:
-    """Memory that is available on Linux, and what this process holds of the rest."""
+    """Memory that is available on Linux, plus what this process would free."""
     try:
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         available = int(fields["MemAvailable"].split()[0]) * 1024
@@ -255,18 +255,19 @@ def _usable_bytes() -> int | None:
 
 
 def disk(jobs: list[Job], root: Path) -> Finding:
-    """Free space against what a run writes.
+    """Compares free disk space with what a run writes.
 
     Raises:
-        ResourceError: it is not enough.
+        ResourceError: there is not enough space, or the folder cannot be written.
     """
     place = next(
         folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists()
     )
     if not place.is_dir() or not os.access(place, os.W_OK):
-        what = "may not be written to" if place.is_dir() else "is a file"
+        what = "is not writable" if place.is_dir() else "is a file"
         raise ResourceError(
-            f"{root} cannot be the folder of the runs: {place} {what}.\n  Name another with --runs."
+            f"{root} cannot be the folder of the runs: {place} {what}.\n"
+            "  Choose another one with --runs."
         )
     free = shutil.disk_usage(place).free
     needed = _CHECKPOINT_COPIES * sum(

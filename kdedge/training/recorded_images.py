@@ -1,4 +1,4 @@
-"""The images of a job beside those that a run has recorded."""
+"""Compares a job's images with those that a run has recorded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def images_by_source(job: Job) -> dict[str, Images | None]:
-    """The images of a job by the name of their source under `data`."""
+    """A job's images by their key in the recipe's `data` section."""
     data = job.data
     return {
         "unlabeled" if data.labels is None else "labeled": data.images,
@@ -25,7 +25,7 @@ def images_by_source(job: Job) -> dict[str, Images | None]:
 
 
 def record_images(run: RunFolder, job: Job) -> None:
-    """Records the images of the run; of an interrupted one, says what has changed since."""
+    """Records a run's images; warns if those of an interrupted run have changed."""
     lists = images_by_source(job)
     if not run.is_new:
         changes = describe_changes(run, lists, job.classes.names)
@@ -35,7 +35,7 @@ def record_images(run: RunFolder, job: Job) -> None:
 
 
 def describe_other_images(run: RunFolder, job: Job) -> str | None:
-    """Says how many images of the run's lists the job has no more; None where they are unknown."""
+    """Says in words how a job's images differ from a run's lists; None if the lists are missing."""
     if not run.image_lists.is_file():
         return None
     return describe_changes(run, images_by_source(job), job.classes.names)

@@ -1,4 +1,4 @@
-"""One run from its job to its folder: train, store, measure; teacher and student alike."""
+"""Runs one job in a run folder: trains, stores and evaluates it. For teacher and student alike."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _HASHED = {
     "backbone": "weights",
     "teacher": "class vectors of its teacher",
 }
-"""What the hashes of a run are of, as its messages call it."""
+"""What each hash of a run stands for, in the words of messages."""
 
 
 def unfinished_run(root: Path, key: str) -> RunFolder | None:
@@ -76,24 +76,24 @@ def _newest_of(root: Path, key: str, *, is_finished: bool) -> RunFolder | None:
 
 
 def run_job(job: Job, *, resume: bool) -> RunFolder:
-    """Trains a job in a folder of its own, or goes on with its interrupted one.
+    """Trains a job in a new run folder, or resumes an interrupted run.
 
-    Of several processes, rank 0 alone writes the folder.
+    With several processes, rank 0 alone writes the folder.
 
     Args:
         job: what to train.
-        resume: go on with the newest interrupted run of this job, where there is one; where there
-            is none but a finished one, give that.
+        resume: continue the newest interrupted run of this job. If there is none, return its
+            finished run; if there is none either, start a new run.
 
     Returns:
         The finished run.
 
     Raises:
-        Interrupted: a signal ended it after its state was saved.
+        Interrupted: a signal ended the run after its state was saved.
         RecipeError: there are more processes than the job has work for.
         DivergedError: the loss is not finite.
         ResourceError: the disk is full.
-        InUseError: another process works in the run.
+        InUseError: another process uses the run folder.
     """
     group = job.setup.workspace.group
     _check_processes(job)
@@ -104,14 +104,14 @@ def run_job(job: Job, *, resume: bool) -> RunFolder:
     job.prepare()  # before the run's own random draws, as building draws too
     with _at_work(run, job):
         _fill(run, job)
-        group.all_reduce_max(0)  # no process goes on before the run is finished
+        group.all_reduce_max(0)  # all processes wait until the run is finished
     return run
 
 
 def _leave_cores(job: Job) -> None:
-    """Leaves cores to the processes that decode: as many in a resumed run as in one that was not.
+    """Leaves cores to the data workers, in a resumed run as many as in an uninterrupted one.
 
-    The number of threads decides in which order numbers are summed.
+    The number of threads decides the order in which numbers are summed.
     """
     images = job.data.images
     n_images = 0 if images is None else len(images.indices)
@@ -121,35 +121,35 @@ def _leave_cores(job: Job) -> None:
 
 
 def _choose_run(job: Job, *, resume: bool) -> RunFolder:
-    """The interrupted run to go on with, the finished one to give, or a new one."""
+    """The interrupted run to resume, the finished run to return, or a new run."""
     root, key = job.setup.workspace.root, job.key()
     waiting = unfinished_run(root, key)
     if resume and waiting is not None:
-        log.info("%s: going on where it stopped.", waiting.path)
+        log.info("%s: resuming where it stopped.", waiting.path)
         return waiting
     if waiting is not None:
         log.info(
-            "%s is in use by another process. This is a new run."
+            "%s is in use by another process. Starting a new run."
             if waiting.is_in_use
-            else "%s was interrupted; add --resume to go on with it. This is a new run.",
+            else "%s was interrupted; add --resume to continue it. Starting a new run.",
             waiting.path,
         )
     elif resume:
         done = finished_run(root, key)
         if done is not None:
-            log.info("%s is finished: there is nothing to go on with.", done.path)
+            log.info("%s is already finished: there is nothing to resume.", done.path)
             return done
         log.info(
-            "No interrupted run of this %s to resume: this is a new run.%s",
+            "There is no interrupted run of this %s to resume. Starting a new run.%s",
             *(job.setup.role, _why_not(job)),
         )
     return _new_run(job, key)
 
 
 def _why_not(job: Job) -> str:
-    """Says what was other in the newest interrupted run of the same name; "" where there is none.
+    """Says what differs in the newest interrupted run of the same name; "" if there is none.
 
-    Such as its images: another version may read more kinds of files as images.
+    For example its images: another version may read more kinds of files as images.
     """
     name = job.setup.loaded.recipe.name
     found = [
@@ -162,16 +162,16 @@ def _why_not(job: Job) -> str:
     _, run, hashes = max(found, key=lambda entry: entry[0])
     now = job.hashes()
     other = [what for key, what in _HASHED.items() if hashes.get(key) != now.get(key)]
-    said = f"\n  {run.path} was interrupted with other {' and '.join(other or ['settings'])}"
+    said = f"\n  {run.path} was interrupted with different {' and '.join(other or ['settings'])}"
     has_other_images = any(what.endswith("images") for what in other)
     changes = describe_other_images(run, job) if has_other_images else None
     if changes is None:
         return f"{said}."
-    return f"{said}: {changes}.\n  Put them back, and run the command again, to go on with it."
+    return f"{said}: {changes}.\n  Restore them and run the command again to resume it."
 
 
 def _new_run(job: Job, key: str) -> RunFolder:
-    job.prepare()  # what is wrong with it is an error before there is a folder
+    job.prepare()  # so that its errors are raised before there is a folder
     notes = job.choice.settings.notes(len(job.classes.names))
     for message in notes.messages:
         log.info(message)
@@ -200,7 +200,7 @@ def _new_run(job: Job, key: str) -> RunFolder:
 
 @contextlib.contextmanager
 def _at_work(run: RunFolder, job: Job) -> Iterator[None]:
-    """Context of the work in a run: rank 0 holds its lock, writes its log and its status."""
+    """Context manager of a running job: rank 0 locks the folder, writes the log and the status."""
     group = job.setup.workspace.group
     if not group.is_rank0:
         yield
@@ -210,17 +210,18 @@ def _at_work(run: RunFolder, job: Job) -> Iterator[None]:
 
 
 def _check_processes(job: Job) -> None:
-    """Makes sure that every process has work, before there is a run.
+    """Checks that every process has work, before a run is made.
 
     Raises:
-        RecipeError: a batch has fewer images than there are processes, or there are several for a
-            method that labels its pool.
+        RecipeError: a batch has fewer images than there are processes, or the method labels its
+            pool, which only one process can do.
     """
     n_processes, data, optim = job.setup.workspace.group.world_size, job.data, job.choice.optim
     if data.pool is not None and n_processes > 1:
         raise RecipeError(
-            f"{job.choice.name} labels its images in rounds, which one process does, and"
-            f" {n_processes} were started.\n  Run the command without torchrun."
+            f"{job.choice.name} labels its images in rounds, which needs a single process, but"
+            f" {n_processes} were started.\n"
+            "  Run the command without torchrun."
         )
     if data.images is not None:
         check_shares(min(len(data.images.indices), optim.batch_size), n_processes)
@@ -243,7 +244,7 @@ def _status(run: RunFolder, device: torch.device, n_processes: int) -> Iterator[
         run.mark("interrupted")
         raise
     except KeyboardInterrupt as error:
-        # Not in the training loop, which saves its state: before it, or storing and measuring.
+        # Outside of the training loop, which saves its own state: before it, or while measuring
         run.mark("interrupted")
         raise Interrupted(
             f"Interrupted in {run.path}.\n"
@@ -259,7 +260,7 @@ def _status(run: RunFolder, device: torch.device, n_processes: int) -> Iterator[
 
 
 def _fill(run: RunFolder, job: Job) -> None:
-    """Trains, stores and measures; rank 0 alone does what is not training."""
+    """Trains, stores and evaluates; rank 0 alone does everything but training."""
     is_rank0 = job.setup.workspace.group.is_rank0
     if is_rank0:
         _write_skipped(run, job)
@@ -273,7 +274,7 @@ def _fill(run: RunFolder, job: Job) -> None:
 
 @contextlib.contextmanager
 def _own_rng(job: Job) -> Iterator[None]:
-    """Context of random draws that the seed alone decides, whatever was drawn before.
+    """Context manager in which random draws depend on the seed alone.
 
     An image encoder with dropout draws from torch's global generators.
     """
@@ -283,7 +284,7 @@ def _own_rng(job: Job) -> Iterator[None]:
 
 
 def _train(run: RunFolder, job: Job) -> dict[str, Any]:
-    """Trains what is to be trained; gives what the run's summary says of it."""
+    """Trains the job, if it has anything to train; returns entries of the run's summary."""
     if job.data.pool is not None:
         return train_rounds(job, run, validate=_validation(job))
     if not job.method.trainable_parameters():
@@ -291,8 +292,9 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
     settings, group = job.choice.optim, job.setup.workspace.group
     if settings.schedule_per == "epoch" and settings.warmup_epochs >= settings.epochs:
         log.warning(
-            "The %s's warm-up takes every one of its epochs, %d: its learning rate stays at"
-            " warmup_lr, %g.\n  Raise optim.epochs, or lower optim.warmup_epochs.",
+            "The %s's warm-up covers all of its epochs (%d), so its learning rate stays at"
+            " warmup_lr (%g).\n"
+            "  Raise optim.epochs, or lower optim.warmup_epochs.",
             *(job.setup.role, settings.epochs, settings.warmup_lr),
         )
     features = None
@@ -321,7 +323,7 @@ def _write_skipped(run: RunFolder, job: Job) -> None:
 
 
 def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
-    """Writes what was trained, and measures it."""
+    """Writes the trained weights and evaluates them."""
     write_weights(run, job.setup, job.method, provenance=job.provenance())
     found = evaluations(job)
     if found:
@@ -336,7 +338,7 @@ def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
 
 
 def _keep_few_shot_list(job: Job) -> None:
-    """Lists the shots of a benchmark set beside it, once."""
+    """Writes the list of shots of a benchmark set next to the set, once."""
     recipe = job.setup.loaded.recipe
     spec = recipe.data.labeled
     has_labels = job.data.labels is not None or job.data.labeled is not None
@@ -345,7 +347,7 @@ def _keep_few_shot_list(job: Job) -> None:
 
 
 def _validation(job: Job) -> Callable[[], float] | None:
-    """Accuracy on validation images, for choosing an epoch; on test images where official."""
+    """Accuracy that selects an epoch, on validation images, or test images if official."""
     images = job.selecting_images
     if images is None:
         return None
@@ -354,7 +356,7 @@ def _validation(job: Job) -> Callable[[], float] | None:
         result, _ = measure_job(job, images)
         if result.split == "all":
             return result.all
-        assert result.base is not None  # the images were looked at before
+        assert result.base is not None  # called only if there are such images
         return result.base
 
     return validate

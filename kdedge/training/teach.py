@@ -1,4 +1,4 @@
-"""Training without a teacher: a method on the images that it declares to learn from."""
+"""Trains a method without a teacher, on the kinds of images that it declares."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ def teach(loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False) -
     Args:
         loaded: the recipe.
         workspace: where the command works.
-        resume: go on with an interrupted run of the same teacher.
+        resume: continue an interrupted run of the same teacher.
     """
     return run_job(teacher_job(loaded, workspace), resume=resume)
 
 
 def teacher_job(loaded: LoadedRecipe, workspace: Workspace) -> Job:
-    """The training of the recipe's teacher.
+    """The job that trains the recipe's teacher.
 
     Raises:
-        RecipeError: its method cannot teach.
+        RecipeError: its method cannot be a teacher.
     """
     return labeled_job(teacher_setup(loaded, workspace))
 
 
 def teacher_setup(loaded: LoadedRecipe, workspace: Workspace) -> RoleSetup:
-    """The recipe's teacher, before its images are read.
+    """Setup of the recipe's teacher, without reading images.
 
     Raises:
-        RecipeError: its method cannot teach.
+        RecipeError: its method cannot be a teacher.
     """
     setup = set_up_role(loaded, "teacher", workspace)
     check_can_teach(setup.choice)
@@ -53,25 +53,27 @@ def teacher_setup(loaded: LoadedRecipe, workspace: Workspace) -> RoleSetup:
 
 
 def labeled_job(setup: RoleSetup) -> Job:
-    """The training of a method on the images that it declares to learn from, if any.
+    """The job that trains a method on the kinds of images that it declares, if any.
 
     Raises:
-        RecipeError: a setting does not fit the CLIP, or the recipe's pseudo-labels would not be
-            read.
+        RecipeError: a setting does not fit the backbone, or the method would not use the recipe's
+            pseudo-labels.
         DataError: a method that pseudo-labels its images has too few of them.
     """
     check_sizes(setup)
     check_reads_pseudo_labels(setup.choice, setup.loaded.recipe)
     images = RecipeData(setup.loaded.recipe, setup.classes, setup.workspace)
-    data = _training_data(setup, images)  # before those of validation, as draws take turns
+    data = _training_data(
+        setup, images
+    )  # drawn before the validation images, as the order of draws matters
     job = Job(setup, _with_sentences(setup, data), held_out_of(setup, images, data))
     if data.pool is not None:
-        trial_labels(job)  # says so where the pool has too few images
+        trial_labels(job)  # raises an error if the pool has too few images
     return job
 
 
 def _with_sentences(setup: RoleSetup, data: TrainingData) -> TrainingData:
-    """Adds the recipe's sentences about the classes, where the method learns from them."""
+    """Adds the recipe's sentences about the classes, if the method learns from them."""
     file = setup.loaded.recipe.classes.texts
     if file is None or not issubclass(setup.choice.module.Method, LearnsFromTexts):
         return data
@@ -81,7 +83,7 @@ def _with_sentences(setup: RoleSetup, data: TrainingData) -> TrainingData:
 
 
 def _training_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
-    """The images that a method declares to learn from."""
+    """The images of the kinds that a method declares."""
     sees, has_rounds = setup.choice.module.METHOD.sees, setup.choice.settings.n_rounds > 0
     pool = None
     if sees.unlabeled_images:
@@ -98,7 +100,7 @@ def _training_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
 
 
 def labeled_beside(setup: RoleSetup, images: RecipeData) -> LabeledImages | None:
-    """The labeled images beside a student's unlabeled ones, if its method learns from both."""
+    """The labeled images of a student whose method also learns from labeled images, else None."""
     if not setup.choice.module.METHOD.sees.labels:
         return None
     data = _labeled_data(setup, images)
@@ -107,7 +109,7 @@ def labeled_beside(setup: RoleSetup, images: RecipeData) -> LabeledImages | None
 
 
 def _labeled_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
-    """Labeled images, and what the recipe's pseudo-labels add to them."""
+    """Labeled images, with the images of the recipe's pseudo-labels."""
     spec = setup.loaded.recipe.data
     trained = setup.classes.trained_by(setup.choice.module.METHOD.sees)
     label_of = {label: position for position, label in enumerate(trained)}

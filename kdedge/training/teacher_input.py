@@ -1,4 +1,4 @@
-"""Images that were prepared for a student, prepared again for its teacher: both see one crop."""
+"""Converts images preprocessed for a student to its teacher's input, with the same crop."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from kdedge.setup.sizes import larger_teacher
 
 
 def teacher_for(student: FoundBackbone, teacher: Model) -> Teacher:
-    """The teacher, made to take images that were prepared for the student.
+    """Wraps the teacher so that it takes images that were preprocessed for the student.
 
-    It is the teacher itself where both want one size and normalization.
+    Returns the teacher itself if both use the same size and normalization.
 
     Raises:
-        RecipeError: the teacher wants larger images than the student has.
+        RecipeError: the teacher needs larger images than the student.
     """
     theirs, ours = teacher.preprocess, student.preprocess
     if (theirs.size_px, theirs.mean, theirs.std) == (ours.size_px, ours.mean, ours.std):
@@ -31,7 +31,7 @@ def teacher_for(student: FoundBackbone, teacher: Model) -> Teacher:
 
 
 class _PreparedAgain:
-    """A teacher that brings a student's images to its own size and normalization."""
+    """A teacher that converts a student's images to its own size and normalization."""
 
     def __init__(self, teacher: Model, ours: Preprocess) -> None:
         self._teacher, self._theirs, self._ours = teacher, teacher.preprocess, ours

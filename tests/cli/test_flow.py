@@ -71,7 +71,7 @@ def test_teach_then_distill_then_eval_then_show(kdedge, project) -> None:
     assert distilled.code == 0
     means = [accuracies(distilled.out)[role].split()[2] for role in ("teacher", "student")]
     assert stages(distilled.err) == [
-        "Teacher 1/2: runs/tiny/01 is used, trained from the same parts: harmonic mean"
+        "Teacher 1/2: using runs/tiny/01, trained with the same settings and data: harmonic mean"
         f" {means[0]} %.",
         "Student 2/2: training promptkd on student.",
         f"Student 2/2 done: harmonic mean {means[1]} %.",
@@ -173,7 +173,7 @@ def test_resume_of_a_finished_run_trains_nothing(kdedge, trained) -> None:
     before = tree(trained)
     done = kdedge("distill", "r.yaml", "--resume")
     assert done.code == 0
-    assert "runs/tiny/02 is finished: there is nothing to go on with.\n" in done.err
+    assert "runs/tiny/02 is already finished: there is nothing to resume.\n" in done.err
     assert "\nUsed runs/tiny/02 (" in done.out
     assert tree(trained) == before
 

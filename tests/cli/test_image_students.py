@@ -56,7 +56,7 @@ def test_a_timm_student_is_checked_trained_measured_and_shown(kdedge: Run) -> No
     assert again.code == 0, again.err
     assert "zero-shot CLIP (teacher's)" in again.out
     assert "zero-shot CLIP (student's)" not in again.out
-    assert "runs/tiny/02 is finished: there is nothing to go on with." in again.err
+    assert "runs/tiny/02 is already finished: there is nothing to resume." in again.err
 
     exported = kdedge("export", str(STUDENT))
     assert (exported.code, exported.out) == (2, "")

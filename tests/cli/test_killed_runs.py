@@ -72,7 +72,7 @@ def test_runs_killed_at_random_moments_end_as_an_undisturbed_one(
         time.sleep(rng.uniform(0, 0.4 if kill == 0 else 0.05))
         process.send(signal.SIGKILL)
         process.wait()
-        resumed += "runs/tiny/02: going on where it stopped" in process.stderr
+        resumed += "runs/tiny/02: resuming where it stopped" in process.stderr
     process = start(*DISTILL, "--resume")
     assert process.wait() == 0, process.stderr
     assert resumed >= 2
@@ -102,7 +102,7 @@ def test_after_sigterm_in_training_resume_ends_as_an_undisturbed_run(
     interrupt(start(*DISTILL), student, signal.SIGTERM)
     again = start(*DISTILL, "--resume")
     assert again.wait() == 0, again.stderr
-    assert "runs/tiny/02: going on where it stopped." in again.stderr
+    assert "runs/tiny/02: resuming where it stopped." in again.stderr
     assert results(student) == reference
 
 
@@ -114,7 +114,7 @@ def test_after_control_c_in_training_a_new_run_leaves_the_interrupted_one_alone_
     before = contents(student)
     again = start(*DISTILL)
     assert again.wait() == 0
-    assert "runs/tiny/02 was interrupted; add --resume to go on with it." in again.stderr
+    assert "runs/tiny/02 was interrupted; add --resume to continue it." in again.stderr
     assert contents(student) == before
     assert results(project / "runs/tiny/03") == reference
 
@@ -147,7 +147,7 @@ def test_a_signal_after_training_loses_nothing_either(
     assert (status(student), unfinished_files(project)) == ("interrupted", [])
     again = start(*command, "--resume")
     assert again.wait() == 0, again.stderr
-    assert "trained already" in again.stderr
+    assert "already trained" in again.stderr
     assert results(student) == reference
 
 
@@ -219,7 +219,7 @@ def test_a_run_in_use_by_another_process_is_neither_resumed_nor_called_interrupt
     assert [path.name for path in sorted(project.glob("runs/tiny/*"))] == ["01", "02"]
     third = start(*command)
     third.wait_until(lambda: steps_done(project / "runs/tiny/03") >= 0)
-    assert "runs/tiny/02 is in use by another process. This is a new run.\n" in third.stderr
+    assert "runs/tiny/02 is in use by another process. Starting a new run.\n" in third.stderr
     assert first.poll() is None
 
 

@@ -93,4 +93,4 @@ def test_a_resumed_official_run_goes_on_as_it_would_have(kdedge: Run) -> None:
     assert kdedge("distill", "r.yaml", *OPTIONS).code == 0
     again = kdedge("distill", "r.yaml", *OPTIONS, "--resume")
     assert again.code == 0
-    assert "is finished: there is nothing to go on with" in again.err
+    assert "is already finished: there is nothing to resume" in again.err

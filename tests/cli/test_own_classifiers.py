@@ -85,7 +85,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     assert process.wait() == 130, process.stderr
     resumed = start(*arguments, "--resume")
     assert resumed.wait() == 0, resumed.stderr
-    assert "runs/tiny/01: going on where it stopped" in resumed.stderr
+    assert "runs/tiny/01: resuming where it stopped" in resumed.stderr
     whole = start(*arguments)
     assert whole.wait() == 0
     first, second = (Path(f"runs/tiny/0{n}/baseline.safetensors") for n in (1, 2))
@@ -138,10 +138,10 @@ def test_other_sentences_are_another_run(kdedge: Run, project: Path) -> None:
     write_texts({**SENTENCES, "cat": ["it meows."]})
     done = kdedge("train", "r.yaml", *options("lafter", TEXTS), "--resume")
     assert done.code == 0
-    assert "No interrupted run" in done.err
+    assert "There is no interrupted run" in done.err
     write_texts(SENTENCES)
     done = kdedge("train", "r.yaml", *options("lafter", TEXTS), "--resume")
-    assert "runs/tiny/01 is finished: there is nothing to go on with." in done.err
+    assert "runs/tiny/01 is already finished: there is nothing to resume." in done.err
 
 
 def test_methods_that_learn_from_no_sentences_leave_them_alone(kdedge: Run, project: Path) -> None:

@@ -199,7 +199,7 @@ def test_another_class_is_another_training_and_the_order_of_the_lines_is_none(
     assert "runs/tiny/01 is finished" in done.err
     Path(LABELS).write_text(origin + first.replace("cat", "dog") + "".join(others))
     done = kdedge(*COOP, *alone, "--resume")
-    assert "this is a new run" in done.err
+    assert "Starting a new run" in done.err
 
 
 # What users get wrong
@@ -213,8 +213,8 @@ def test_another_class_is_another_training_and_the_order_of_the_lines_is_none(
         (["--method", "zero"], 2, 'There is no method "zero"'),
         (["--method", "promptkd"], 2, "promptkd learns from a teacher"),
         (["--set", "data.unlabeled=null"], 2, "no data.unlabeled, and they are to get"),
-        (["-o", "nowhere/labels.jsonl"], 2, "There is no folder"),
-        (["-o", "r.yaml"], 2, "r.yaml is there already"),
+        (["-o", "nowhere/labels.jsonl"], 2, "The folder nowhere for"),
+        (["-o", "r.yaml"], 2, "r.yaml exists already"),
         (["--set", "classes=[cat]"], 2, "at least 2"),
     ],
 )
@@ -346,7 +346,7 @@ def test_grip_takes_more_images_each_round_and_says_how_many_are_right(
         labels = lines_of(f"runs/tiny/01/rounds/0{number}/pseudo_labels.jsonl")[1:]
         right = sum(label["image"].startswith(f"{label['class']}/") for label in labels)
         assert one["accuracy_percent"] == pytest.approx(100 * right / len(labels))
-        said = f"{len(labels)} pseudo-labels, {one['accuracy_percent']:.2f} % of them right."
+        said = f"{len(labels)} pseudo-labels, {one['accuracy_percent']:.2f} % of them correct."
         assert f"Round {number} of 3: {said}" in done.err
     # The labels of the pool are for the record alone
     without = baseline_record(kdedge, *rounds_of("grip"))
@@ -377,7 +377,7 @@ def test_too_few_unlabeled_images_are_said_before_a_run_is_made(kdedge: Run, pro
         kdedge(*rounds_of("grip"), *same, "--set", "data.split=all"),
         3,
         "There are 0 unlabeled images, and 1 for each of 4 classes are 4.",
-        "among the labeled ones are not counted",
+        "that are also labeled are not counted",
     )
     assert not Path("runs").exists()
 
@@ -404,7 +404,7 @@ def test_check_says_whose_labels_are_read(
     done = kdedge("check", "r.yaml", *more)
     assert done.code == 0, done.err
     (line,) = [line for line in done.out.splitlines() if line.startswith("baseline: classes")]
-    assert line.partition("classes")[2].strip().removesuffix(" are read") == says
+    assert line.partition("classes")[2].strip().removesuffix(" are used") == says
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
@@ -421,8 +421,8 @@ def test_rounds_that_were_interrupted_go_on_to_the_same_weights(
     assert not (project / "runs/tiny/01/rounds/03/pseudo_labels.jsonl").exists()
     resumed = start(*arguments, "--resume")
     assert resumed.wait() == 0, resumed.stderr
-    assert "runs/tiny/01: going on where it stopped" in resumed.stderr
-    assert "rounds/01 is trained already: nothing to do" in resumed.stderr
+    assert "runs/tiny/01: resuming where it stopped" in resumed.stderr
+    assert "rounds/01 is already trained: nothing to do" in resumed.stderr
     whole = start(*arguments)
     assert whole.wait() == 0, whole.stderr
     for name in ("baseline.safetensors", "rounds/03/pseudo_labels.jsonl"):
@@ -444,12 +444,12 @@ def test_labeling_that_was_interrupted_goes_on_when_it_is_run_again(
     process.wait_until(lambda: len(list(checkpoints.glob("e02-*"))) > 0)
     process.send(signal.SIGINT)
     assert process.wait() == 130, process.stderr
-    assert "Run the same command again: it goes on from there." in process.stderr
+    assert "Run the same command again: it resumes from there." in process.stderr
     assert "--resume" not in process.stderr
     assert not (project / LABELS).exists()
     again = start(*arguments)
     assert again.wait() == 0, again.stderr
-    assert "runs/tiny/01: going on where it stopped" in again.stderr
+    assert "runs/tiny/01: resuming where it stopped" in again.stderr
     assert len(lines_of(project / LABELS)) == 13
 
 
@@ -467,5 +467,5 @@ def test_a_rounds_file_that_was_changed_after_an_interruption_is_not_gone_on_wit
     file.write_text(file.read_text().replace("red fox", "school bus", 1))
     resumed = start(*arguments, "--resume")
     assert resumed.wait() == 2, resumed.stderr
-    assert "its settings differ from those it began with" in resumed.stderr
+    assert "the settings differ from those it was started with" in resumed.stderr
     assert "pseudo_labels: " in resumed.stderr

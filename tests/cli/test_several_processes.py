@@ -128,7 +128,7 @@ def test_a_run_that_loses_a_process_and_is_interrupted_goes_on_with_any_number_o
 
     done = kdedge(*often)
     assert done.code == 0, done.err
-    assert "going on where it stopped" in done.err
+    assert "resuming where it stopped" in done.err
     assert_same_training(Path("alone/tiny/01"), run, "student.safetensors")
 
 

@@ -339,7 +339,7 @@ def test_interrupted_and_killed_in_the_middle_it_ends_in_the_same_table(
     assert len(evaluations(project / "runs", "student")) == 2
     assert len(list(project.glob("runs/tiny/*/provenance.json"))) == 4
     (log,) = project.glob("suites/long/cells/tiny/promptkd-seed1.log")
-    assert log.read_text().count("tiny/02: going on where it stopped.") == 2
+    assert log.read_text().count("tiny/02: resuming where it stopped.") == 2
 
 
 SHARED = """\

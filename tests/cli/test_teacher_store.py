@@ -105,7 +105,7 @@ def test_an_image_that_was_added_makes_another_store_and_the_log_says_so(
     done = kdedge(*command)
     assert done.code == 0
     assert len(stores()) == 2
-    assert re.search(r"is not used, as it is of something else: images .*; n_images 40", done.err)
+    assert re.search(r"cannot be used for this run: images .*; n_images 40", done.err)
 
 
 def test_teach_stores_what_distill_then_finds(trained: Path, kdedge: Any) -> None:
@@ -116,11 +116,11 @@ def test_teach_stores_what_distill_then_finds(trained: Path, kdedge: Any) -> Non
     size = "40 images x 2 views x 40 dimensions x 2 bytes = 6.4 kB"
     assert "Used runs/tiny/01" in done.out
     assert f"\nTeacher store {store}: {size}\nNext: kdedge distill r.yaml" in done.out
-    assert f"{size}. 2 of 2 files are to be computed: about " in done.err
+    assert f"{size}. Computing 2 of 2 files: about " in done.err
     distilled = kdedge("distill", *options)
-    assert f"{size}. It is whole: the teacher is not run." in distilled.err
+    assert f"{size}. It is complete: the teacher is not run." in distilled.err
     log = (trained / "runs/tiny/03/log.txt").read_text()
-    assert "It is whole: the teacher is not run." in log
+    assert "It is complete: the teacher is not run." in log
     hashes = json.loads((trained / "runs/tiny/03/provenance.json").read_text())["hashes"]
     assert hashes["teacher_store"].startswith(store.name)
 
@@ -133,11 +133,11 @@ def test_shards_fill_their_part_and_distill_the_rest(trained: Path, kdedge: Any)
     files = [path.parent.name for path in Path(store["path"]).glob("view-*/*.safetensors")]
     assert files == ["view-0002"]
     again = kdedge("teach", *options, "--store", "--shard", "2/2")
-    assert "Part 2 of 2 is whole: the teacher is not run." in again.err
+    assert "Part 2 of 2 is complete: the teacher is not run." in again.err
     assert re.search(r"^Teacher store .* = 6\.4 kB, part 2 of 2$", again.out, re.MULTILINE)
     none = kdedge("teach", *options, "--store", "--shard", "3/3")
-    assert "No file of it falls to part 3 of 3: the teacher is not run." in none.err
-    assert "1 of 2 files are to be computed" in kdedge("distill", *options).err
+    assert "Part 3 of 3 has no files: the teacher is not run." in none.err
+    assert "Computing 1 of 2 files" in kdedge("distill", *options).err
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_run_killed_while_it_stores_and_while_it_trains_ends_as_an_undisturbed
         process.wait_until(is_moment)
         process.send(signal.SIGKILL)
         process.wait()
-        resumed += "runs/tiny/03: going on where it stopped." in process.stderr
+        resumed += "runs/tiny/03: resuming where it stopped." in process.stderr
         # The store is gone in the middle of a run: what is computed again is the same
         shutil.rmtree(store)
     last = start(*command, *often)

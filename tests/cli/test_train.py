@@ -85,7 +85,7 @@ def test_the_resolved_recipe_of_a_run_gives_the_same_run_again(kdedge: Run, proj
     first, second = (Path(f"runs/tiny/0{n}/baseline.safetensors") for n in (1, 2))
     assert first.read_bytes() == second.read_bytes()
     done = kdedge("train", "runs/tiny/01/recipe.yaml", "--resume")
-    assert done.err.endswith("runs/tiny/02 is finished: there is nothing to go on with.\n")
+    assert done.err.endswith("runs/tiny/02 is already finished: there is nothing to resume.\n")
     assert "\nUsed runs/tiny/02 (baseline.safetensors" in done.out
 
 
@@ -101,7 +101,7 @@ def test_an_interrupted_baseline_goes_on_to_the_same_weights(
     assert "Run the same command with --resume" in process.stderr
     resumed = start(*arguments, "--resume")
     assert resumed.wait() == 0, resumed.stderr
-    assert "runs/tiny/01: going on where it stopped" in resumed.stderr
+    assert "runs/tiny/01: resuming where it stopped" in resumed.stderr
     whole = start(*arguments)
     assert whole.wait() == 0
     first, second = (Path(f"runs/tiny/0{n}/baseline.safetensors") for n in (1, 2))
@@ -158,7 +158,7 @@ def test_the_recipe_may_name_its_baseline(kdedge: Run, project: Path) -> None:
     assert kdedge("train", "r.yaml").code == 0
     assert baseline_of("runs/tiny/01").method == "vpt"
     done = kdedge("train", "r.yaml", "--method", "maple")
-    fails(done, 2, "r.yaml:15: baseline.method is vpt, and --method is maple.")
+    fails(done, 2, "r.yaml:15: baseline.method is vpt, but --method is maple.")
     assert "--set 'baseline={method: maple}'" in done.err
     whole = "baseline={method: maple, settings: {prompt_depth: 1}, optim: {epochs: 1}}"
     assert kdedge("train", "r.yaml", "--method", "maple", "--set", whole).code == 0
@@ -185,7 +185,7 @@ def test_zeroshot_has_nothing_to_train_and_is_measured_without_labeled_images(
     ("arguments", "code", "message"),
     [
         (["--method", "copo"], 2, 'There is no method "copo".\n  Did you mean coop?'),
-        ([], 2, "The recipe tiny names no baseline.\n  Name its method with --method or as"),
+        ([], 2, "The recipe tiny has no baseline.\n  Choose its method with --method or"),
         (["--method", "promptkd"], 2, "promptkd learns from a teacher"),
         (["--method", "coop", "--set", "data.labeled=null"], 2, "no data.labeled, and a baseline"),
         (["--method", "coop", "--set", "student=null"], 2, "has no student, and a baseline is"),
@@ -291,7 +291,10 @@ def test_a_prompt_method_teaches_the_student(kdedge: Run, project: Path, method:
         **accuracy,
     }
     distilled = kdedge("distill", "r.yaml", *teacher)
-    assert "Teacher 1/2: runs/tiny/01 is used, trained from the same parts: " in distilled.err
+    assert (
+        "Teacher 1/2: using runs/tiny/01, trained with the same settings and data: "
+        in distilled.err
+    )
     theirs, ours = (
         load_class_vectors(Path(f"runs/tiny/0{n}/class_vectors.safetensors")) for n in (1, 2)
     )
@@ -356,7 +359,7 @@ def test_a_warm_up_that_takes_all_epochs_is_said(
     optim = f"{{epochs: 1, batch_size: 4, warmup_epochs: 1, schedule_per: {schedule}}}"
     done = kdedge("train", "r.yaml", *options("vpt", f"baseline.optim={optim}"))
     assert done.code == 0, done.err
-    told = "warning: The baseline's warm-up takes every one of its epochs, 1:"
+    told = "warning: The baseline's warm-up covers all of its epochs (1),"
     assert (told in done.err) is is_said
 
 
@@ -386,4 +389,4 @@ def test_a_model_that_always_answers_the_same_is_warned_of(
     draw_tests(draw_picture, 1, label=lambda index: 0)  # one picture
     done = kdedge("train", "r.yaml", "--method", "zeroshot")
     assert done.code == 0
-    assert "warning: The baseline calls every test image '" in done.err
+    assert "warning: The baseline predicts '" in done.err

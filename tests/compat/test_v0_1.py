@@ -186,8 +186,8 @@ def test_images_that_version_0_1_left_out_make_another_run(
     command[command.index("--runs") + 1] = str(runs)
     assert run([*command, "--resume"]) == 0
     said = capsys.readouterr().err
-    assert "No interrupted run of this student to resume: this is a new run.\n" in said
-    assert "was interrupted with other training images." in said
+    assert "There is no interrupted run of this student to resume. Starting a new run.\n" in said
+    assert "was interrupted with different training images." in said
     after = records(runs)
     assert {name: after[name] for name in before} == before
     assert len(after) == len(before) + 1

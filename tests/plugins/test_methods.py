@@ -85,7 +85,7 @@ def test_it_trains_on_both_and_goes_on_bit_for_bit_after_an_interruption(outside
     assert process.returncode == 130
     code, _, err = outside.run(f"{often} --resume")[0]
     assert code == 0, err
-    assert "going on where it stopped" in err
+    assert "resuming where it stopped" in err
     resumed = outside.cwd / "others/toy/01"
     assert (resumed / "baseline.safetensors").read_bytes() == (
         full / "baseline.safetensors"

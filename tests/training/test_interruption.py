@@ -109,7 +109,7 @@ def test_a_signal_saves_the_state_and_ends_with_its_exit_code(
     newest = sorted((_folder(stopped) / "checkpoints").iterdir())[-1].name
     assert newest != "e01-s00000.safetensors"
     assert newest in messages
-    assert f"Going on at epoch {int(newest[1:3])}, step {int(newest[5:10]) + 1}" in _run_to_the_end(
+    assert f"Resuming at epoch {int(newest[1:3])}, step {int(newest[5:10]) + 1}" in _run_to_the_end(
         start_toy, stopped
     )
     _assert_same_weights(whole, stopped)
@@ -143,7 +143,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     newest.write_bytes(data)
     messages = _run_to_the_end(start_toy, damaged, checkpoint_every_s=1e-9)
     assert f"{newest} is damaged" in messages
-    assert "Going on at" in messages
+    assert "Resuming at" in messages
     _assert_same_weights(whole, damaged)
 
 

@@ -210,7 +210,7 @@ def test_a_machine_with_less_memory_left_than_the_steps_took_is_a_resource_error
         check_memory(peak_bytes=3 * GIB, total_bytes=16 * GIB, usable_bytes=2 * GIB)
     text = str(caught.value)
     assert "took 3.0 GiB" in text
-    assert "2.0 GiB to give of its 16.0 GiB" in text
+    assert "2.0 GiB of this machine's 16.0 GiB are free" in text
     assert "optim.batch_size" in text
 
 

@@ -59,8 +59,8 @@ def test_without_room_a_step_is_taken_in_halves_until_it_fits_and_so_are_all_aft
     # What was drawn and what batch norm saw in vain is undone
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
     assert [record.getMessage()[:58] for record in caplog.records] == [
-        "Memory ran out with 4 images at a time: going on with 2, w",
-        "Memory ran out with 2 images at a time: going on with 1, w",
+        "Memory ran out with 4 images at a time. Continuing with 2,",
+        "Memory ran out with 2 images at a time. Continuing with 1,",
     ]
 
 

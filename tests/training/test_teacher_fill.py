@@ -35,14 +35,14 @@ def test_a_whole_store_asks_no_teacher(
     filling.make_filler(tmp_path, teacher=teacher).fill()
     assert teacher.n_passes == 2 * filling.N_PASSES + 2  # two of them for the estimate
     size = "290 images x 2 views x 24 dimensions x 2 bytes = 27.8 kB"
-    said = rf"{size}\. 6 of 6 files are to be computed: about \d+ s on cpu\.$"
+    said = rf"{size}\. Computing 6 of 6 files: about \d+ s on cpu\.$"
     assert re.search(said, caplog.messages[0])
     took = re.fullmatch(r"Teacher store filled in (\d+) s\.", caplog.messages[-1])
     assert took is not None, "not by the clock's own time"
     warm = filling.SlowTeacher()
     filling.make_filler(tmp_path, teacher=warm).fill()
     assert warm.n_passes == 0
-    assert caplog.messages[-1].endswith(f"{size}. It is whole: the teacher is not run.")
+    assert caplog.messages[-1].endswith(f"{size}. It is complete: the teacher is not run.")
 
 
 def test_each_file_of_a_store_is_claimed_by_itself(filling: ModuleType, tmp_path: Path) -> None:

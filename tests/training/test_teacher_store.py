@@ -124,7 +124,7 @@ def test_a_new_store_says_why_the_nearest_one_is_not_used(
     caplog.set_level(logging.INFO)
     filled(filling, tmp_path, n_images=4, provenance="b" * 64)
     expected = (
-        f"The teacher store in {first.path} is not used, as it is of something else:"
+        f"The teacher store in {first.path} cannot be used for this run:"
         " teacher t, not bbbbbbbbbbbb."
     )
     assert expected in caplog.messages
@@ -178,9 +178,7 @@ def test_a_file_that_is_not_whole_and_its_own_is_computed_again(
     assert teacher.n_passes == 4 + 2  # two of them for the estimate
     warned = [r.message for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warned) == 1
-    start = (
-        f"Files of the teacher store that are not used and are computed again: 1, first {file}: "
-    )
+    start = f"Computing files of the teacher store again: 1, for example {file}: "
     assert warned[0].startswith(start)
 
 

@@ -1,5 +1,5 @@
 """What one run trains.
 
-`job.Job` is setup, data, held-out images and teacher; `key.job_key` hashes what decides its
-weights; `trial.trial_steps` takes its first steps and undoes them.
+`job.Job` holds setup, data, held-out images and teacher. `key.job_key` hashes everything that
+decides the trained weights. `trial.trial_steps` takes a job's first steps and undoes them.
 """

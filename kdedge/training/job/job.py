@@ -1,6 +1,6 @@
 """What one run trains: a role's method, its images, and what it learns from.
 
-A job is cheap: its key is a hash of hashes, and nothing is built until the method is wanted.
+A job is cheap: its key is a hash of hashes, and the method is built on first use.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class TrainingData:
     """What a method is trained on.
 
     Attributes:
-        images: None for a method with nothing to train, and for one that learns from pseudo-labels
-            alone, which each round adds.
+        images: training images. None if the method trains nothing, or learns only from
+            pseudo-labels, which each round adds.
         labels: position in the source -> label in a batch, or None to train without labels.
-        pool: the unlabeled images that the method pseudo-labels in rounds, if it does.
-        labeled: labeled images beside `images` in each batch, for a method that learns from both.
-        weights: of the images of a batch in the loss, where they differ.
-        sentences: about each class, for a method that learns from texts.
-        hashes: further hashes of what it learns from, for the key.
+        pool: unlabeled images that the method pseudo-labels in rounds, if it does.
+        labeled: labeled images added to each batch, for a method that learns from both kinds.
+        weights: weights of the images in the loss, if they differ.
+        sentences: sentences about each class, for a method that learns from texts.
+        hashes: further hashes of the training data, for the key.
     """
 
     images: Images | None = None
@@ -75,8 +75,8 @@ class HeldOut:
     """Labeled images that are not trained on.
 
     Attributes:
-        test: accuracy is measured on them.
-        validation: they choose an epoch.
+        test: accuracy is measured on these.
+        validation: these select the best epoch.
     """
 
     test: Images | None = None
@@ -88,10 +88,10 @@ class Teaching:
     """What a student learns from.
 
     Attributes:
-        teacher: frozen.
-        provenance: hash of what its class vectors depend on.
-        run: name of the teacher's run; None where there is none.
-        filler: stores the teacher's features, where they are not computed in every step.
+        teacher: the frozen teacher.
+        provenance: provenance hash of its class vectors.
+        run: name of the teacher's run; None for an untrained teacher.
+        filler: stores the teacher's features; None if the teacher runs in every step.
     """
 
     teacher: Model
@@ -106,9 +106,9 @@ class Job:
 
     Attributes:
         setup: role, recipe, method, classes and backbone.
-        data: what it is trained on.
-        held_out: what it is measured on.
-        teaching: what a student learns from.
+        data: training data.
+        held_out: test and validation images.
+        teaching: what a student learns from; None without a teacher.
     """
 
     setup: RoleSetup
@@ -126,7 +126,9 @@ class Job:
                 teacher = teacher_for(self.setup.backbone, self.teaching.teacher)
                 method = self.setup.build(teacher=teacher)
         if self.data.sentences is not None:
-            assert isinstance(method, LearnsFromTexts)  # or none would have been read
+            assert isinstance(
+                method, LearnsFromTexts
+            )  # as class texts were read only for such settings
             method.use_texts(self.data.sentences)
         return method
 
@@ -137,22 +139,22 @@ class Job:
         _ = self.method
 
     def with_data(self, data: TrainingData) -> Job:
-        """The job with other data and the same method object."""
+        """The same job and method object with other training data."""
         job = replace(self, data=data)
         job.__dict__["method"] = self.method  # where cached_property keeps it
         return job
 
     @property
     def n_steps(self) -> int:
-        """Steps of an epoch."""
+        """Steps per epoch."""
         return n_steps(len(self.training_images.indices), self.choice.optim.batch_size)
 
     def epochs(self, features: FeaturesOfViews | None = None) -> Epochs:
-        """What the training loop goes through; stored features take the teacher's place."""
+        """Batches of all epochs. Stored features, if given, replace the teacher."""
         return Epochs(partial(batches_of, self, features=features), self.n_steps)
 
     def model(self) -> MethodModel:
-        """The method as it is now, as a model."""
+        """The method with its current weights, as a model."""
         return MethodModel(self.setup, self.method)
 
     @property
@@ -167,23 +169,23 @@ class Job:
 
     @property
     def device(self) -> torch.device:
-        """Where it trains."""
+        """Device of the training."""
         return self.setup.device
 
     @property
     def training_images(self) -> Images:
-        """The images of a job that trains something."""
+        """The training images; only for a job that trains something."""
         assert self.data.images is not None  # a method with parameters was given images
         return self.data.images
 
     @property
     def filler(self) -> StoreFiller | None:
-        """Stores the teacher's features, where they are stored."""
+        """Stores the teacher's features; None if they are not stored."""
         return None if self.teaching is None else self.teaching.filler
 
     @property
     def selecting_images(self) -> Images | None:
-        """Images that choose an epoch: of validation, or test images of labeled classes."""
+        """Images that select the best epoch: for validation, or test images of labeled classes."""
         if self.held_out.validation is not None:
             return self.held_out.validation
         return self._selecting_test_images
@@ -196,13 +198,13 @@ class Job:
         return test.of_classes(self.classes.labeled)
 
     def provenance(self) -> str:
-        """Hash of what the class vectors depend on, with the tensors as they are now."""
+        """Provenance hash of the class vectors, with the tensors as they are now."""
         if self.teaching is not None and not self.choice.settings.has_own_class_vectors:
             return self.teaching.provenance
         return class_vectors_provenance(self.setup, hash_trained(self.method), self.classes)
 
     def hashes(self) -> dict[str, str]:
-        """Hashes of what goes in, by name."""
+        """Hashes of backbone, class list, images and teacher, by name."""
         backbone = self.setup.backbone
         lists = {
             "image_list": self.data.images,
@@ -222,7 +224,7 @@ class Job:
         }
 
     def key(self) -> str:
-        """Equal for two jobs that must give the same weights."""
+        """The job's key: equal keys mean equal trained weights."""
         return job_key(self.setup.role, self.setup.loaded.recipe, self.choice, self.hashes())
 
 
@@ -231,7 +233,7 @@ def batches_of(
 ) -> Iterator[Batch]:
     """The training batches of an epoch (from 1), from a step (from 0) on.
 
-    Where features are stored, epochs go through the stored views again and again.
+    With stored features, the epochs cycle through the stored views.
     """
     optim, setup, data = job.choice.optim, job.setup, job.data
     n_views = optim.epochs if job.filler is None else job.filler.store.n_views
@@ -258,7 +260,7 @@ def batches_of(
 
 
 def zero_shot_model(job: Job) -> MethodModel:
-    """Zero-shot CLIP with the recipe's template on a job's backbone, which has texts."""
+    """Zero-shot CLIP with the recipe's template; the backbone must have a text encoder."""
     choice = MethodChoice("zeroshot", zeroshot, zeroshot.Settings(), job.choice.optim)
     setup = replace(job.setup, choice=choice)
     return MethodModel(setup, setup.build())

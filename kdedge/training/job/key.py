@@ -1,4 +1,4 @@
-"""The key of a job: equal keys mean equal weights, so that a run is found again and resumed."""
+"""The key of a job. Equal keys mean equal weights, so a run is found and resumed by its key."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEY_VERSION = 2
 
 
 def job_key(role: Role, recipe: Recipe, choice: MethodChoice, hashes: Mapping[str, str]) -> str:
-    """Hash of what decides the weights that a run ends with.
+    """Hash of everything that decides a run's final weights.
 
     Args:
         role: what is trained.
@@ -41,7 +41,7 @@ def job_key(role: Role, recipe: Recipe, choice: MethodChoice, hashes: Mapping[st
 
 
 def _views(recipe: Recipe, choice: MethodChoice, hashes: Mapping[str, str]) -> dict[str, int]:
-    """What is said of views where they are not simply the epochs' own."""
+    """The settings of views that differ from the default."""
     seed = own_view_seed(recipe)
     return {
         **({} if seed is None else {"view_seed": seed}),
@@ -50,14 +50,14 @@ def _views(recipe: Recipe, choice: MethodChoice, hashes: Mapping[str, str]) -> d
 
 
 def own_view_seed(recipe: Recipe) -> int | None:
-    """The seed of the student's crops and flips, where it is not the recipe's."""
+    """The seed of the student's crops and flips; None if it is the recipe's seed."""
     spec = recipe.student
     seed = None if spec is None else spec.view_seed
     return None if seed == recipe.seed else seed
 
 
 def n_stored_views(recipe: Recipe, choice: MethodChoice) -> int:
-    """Views an image that a student's teacher store holds; never more than epochs."""
+    """Views per image in a student's teacher store; at most the number of epochs."""
     assert recipe.student is not None  # its method was chosen
     return min(recipe.student.views, choice.optim.epochs)
 
@@ -65,8 +65,8 @@ def n_stored_views(recipe: Recipe, choice: MethodChoice) -> int:
 def key_of_run(run: RunFolder, record: Provenance) -> str | None:
     """The key of a run's job, as `job_key` computes it now.
 
-    A run of an older key version is hashed again from its recipe and its recorded hashes, so that
-    it is still found.
+    The key of a run with an older key version is computed again from its recipe and its recorded
+    hashes, so that the run is still found.
     """
     if record.key is None or record.key_version == KEY_VERSION:
         return record.key

@@ -1,4 +1,4 @@
-"""A job's first steps, taken to see whether and how fast it would train."""
+"""Tries a job's first steps, to find out whether and how fast it trains."""
 
 from __future__ import annotations
 
@@ -27,23 +27,22 @@ def trial_steps(
     budget_s: float = math.inf,
     features: FeaturesOfViews | None = None,
 ) -> list[float]:
-    """Takes a job's first steps as the training loop does, then puts everything back.
+    """Takes a job's first steps as the training loop does, then undoes them.
 
     Args:
-        job: its method is left as it was, to the last bit, and so are the global generators.
-        n_trials: at most so many steps; an epoch's end ends them too.
-        budget_s: no further step after so many seconds, of which two steps are always taken. Leave
-            it out where several processes train, as all have to take as many steps.
-        features: what the teacher says, where it is not to be run.
+        job: its method and the global random generators are restored bit for bit.
+        n_trials: maximum number of steps. The end of the first epoch stops them, too.
+        budget_s: seconds after which no further step starts; at least two steps are taken. Leave
+            it out if several processes train, as all must take the same number of steps.
+        features: stored teacher features, so that the teacher is not run.
 
     Returns:
-        Seconds of each step, from the end of the one before to its own: loading its images and
-        the optimizer's part are in it. The first one's hold the start of the data workers and
-        whatever else happens once. Nothing where the method trains nothing.
+        Seconds of each step, with loading its images and the optimizer's update. The first step
+        includes the start of the data workers. Empty if the method trains nothing.
 
     Raises:
         DivergedError: a loss or a gradient is not finite.
-        KdedgeError: whatever else would stop the run at its beginning.
+        KdedgeError: any other error that would stop the run in its first steps.
     """
     if not job.method.trainable_parameters():
         return []
@@ -70,7 +69,7 @@ def _first_batches(job: Job, features: FeaturesOfViews | None) -> Generator[Batc
 
 @contextlib.contextmanager
 def _weights_kept(method: Method) -> Iterator[None]:
-    """Context after which the method's tensors, gradients and mode are those before it."""
+    """Context manager that restores the method's tensors, gradients and mode on exit."""
     module = method.module
     before = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
     was_training = module.training
@@ -95,7 +94,7 @@ class _Trial:
         job.method.module.train()
 
     def step(self, batch: Batch) -> None:
-        """Takes one step, and waits until the device has finished it."""
+        """Takes one step and waits for the device to finish."""
         lr = learning_rate(self._settings, epoch=1, step=self._n_done, n_steps=self._n_steps)
         self._n_done += 1
         self._stepper.take(batch, lr=lr, diverged=lambda what: self._diverged(what, batch))

@@ -1,6 +1,6 @@
-"""The epoch loop.
+"""The training loop.
 
-`train.train` is the loop, `step.Stepper` takes a step, `checkpoint` saves and restores it exactly,
-`optim` has optimizers and learning rates, `precision` the formats, `selection` the weights that
-stay, `loggers` the metrics, `signals` the interruptions.
+`train.train` is the loop and `step.Stepper` takes one step. `checkpoint` saves and restores the
+state exactly. `optim` has optimizers and learning-rate schedules, `precision` the number formats,
+`selection` the choice of the final weights, `loggers` the metrics, `signals` the stop signals.
 """

@@ -1,8 +1,8 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped.
+"""Checkpoints: everything that is needed to resume a run exactly.
 
-One safetensors file each, named after the place where training goes on: `e03-s00120` has 120 steps
-of epoch 3 behind it. The state's nested values lie as JSON in the file's metadata, its tensors
-beside them, and a SHA-256 over both. The two newest are kept.
+Each is one safetensors file, named after its position in training: `e03-s00120` was written after
+120 steps of epoch 3. Nested values of the state are JSON in the file's metadata, next to the
+tensors and a SHA-256 over both. The two newest checkpoints are kept.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ _FORMAT = "kdedge-checkpoint-1"
 
 
 class DamagedCheckpoint(DataError):  # noqa: N818 - the name says what is wrong
-    """A checkpoint file is cut off, changed or not one of ours."""
+    """A checkpoint file is truncated, changed or not written by kdedge."""
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """A run between two steps.
+    """State of a run between two steps.
 
     Attributes:
-        epoch: the epoch that goes on, from 1; one past the last when training is complete.
+        epoch: the current epoch, from 1; one past the last when training is complete.
         step: steps done in that epoch.
         module: state dict of the method's module.
         optimizer: the optimizer's state dict.
         scaler: the loss scaler's state dict.
-        rng: what `capture_rng` gave.
+        rng: the state returned by `capture_rng`.
         average: partial sum of the averaged parameters, float64.
-        best: what `BestWeights.state_dict` gave.
+        best: the state returned by `BestWeights.state_dict`.
         record: plain values: losses, seconds.
-        identity: the settings the numbers depend on; resuming needs the same ones.
+        identity: the settings that the numbers depend on; resuming needs the same ones.
     """
 
     epoch: int
@@ -68,7 +68,7 @@ class TrainingState:
 
     @property
     def figures(self) -> tuple[float, ...]:
-        """Loss so far in the epoch, loss of the epoch before, seconds.
+        """Loss so far in the epoch, loss of the previous epoch, seconds.
 
         Raises:
             ValueError: one is not finite.
@@ -80,7 +80,7 @@ class TrainingState:
 
 
 def capture_rng(device: torch.device | None = None) -> dict[str, Any]:
-    """Gives the state of the global generators: Python, numpy, torch, and a CUDA device's."""
+    """State of the global random generators: Python, numpy, torch, and a CUDA device's."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -99,7 +99,7 @@ def capture_rng(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def restore_rng(state: Mapping[str, Any], device: torch.device | None = None) -> None:
-    """Puts the global generators back to what `capture_rng` gave."""
+    """Restores the global random generators to the state returned by `capture_rng`."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
@@ -110,9 +110,9 @@ def restore_rng(state: Mapping[str, Any], device: torch.device | None = None) ->
 
 @contextlib.contextmanager
 def rng_kept(device: torch.device | None = None) -> Iterator[None]:
-    """Context that leaves the global generators as it found them.
+    """Context manager that restores the global random generators on exit.
 
-    Validation and trial steps must not change what is learned, whatever a method draws in them.
+    Validation and trial steps must not change training, even if a method draws random numbers.
     """
     before = capture_rng(device)
     try:
@@ -122,12 +122,12 @@ def rng_kept(device: torch.device | None = None) -> Iterator[None]:
 
 
 def checkpoint_path(folder: Path, *, epoch: int, step: int) -> Path:
-    """Gives the file that belongs to a place in training."""
+    """Checkpoint file for a position in training."""
     return folder / f"e{epoch:02d}-s{step:05d}.safetensors"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Gives a folder's checkpoints, the furthest in training first."""
+    """A folder's checkpoints, the furthest in training first."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
         match = _NAME.fullmatch(path.name)
@@ -137,10 +137,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(folder: Path, state: TrainingState) -> Path:
-    """Writes a checkpoint, then deletes all but the two newest and what kills left behind.
+    """Writes a checkpoint, then deletes all but the two newest, and files left half-written.
 
     Raises:
-        ResourceError: the disk is full; the checkpoints that were there stay.
+        ResourceError: the disk is full; existing checkpoints are kept.
     """
     path = checkpoint_path(folder, epoch=state.epoch, step=state.step)
     write_atomic(path, _encode(state))
@@ -159,7 +159,7 @@ def load_checkpoint(path: Path) -> TrainingState:
     """Reads a checkpoint onto the CPU.
 
     Raises:
-        DamagedCheckpoint: its bytes are not the ones that were written, or are no training state.
+        DamagedCheckpoint: the file has changed since it was written, or holds no training state.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -167,7 +167,7 @@ def load_checkpoint(path: Path) -> TrainingState:
             # Copies: what safetensors gives is a view of the file
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedCheckpoint(f"{path} is not a whole checkpoint: {error}.") from error
+        raise DamagedCheckpoint(f"{path} is truncated or not a checkpoint: {error}.") from error
     text = metadata.get("state", "")
     if metadata.get("format") != _FORMAT or metadata.get("sha256") != _digest(text, tensors):
         raise DamagedCheckpoint(f"{path} is damaged: its contents do not match their SHA-256.")
@@ -178,10 +178,10 @@ def load_checkpoint(path: Path) -> TrainingState:
 
 
 def _state(values: Any) -> TrainingState:
-    """The state of unpacked values.
+    """Makes a state of unpacked values.
 
     Raises:
-        ValueError: they are none.
+        ValueError: they are not a training state.
     """
     names = [entry.name for entry in fields(TrainingState)]
     kinds = {name: int if name in ("epoch", "step") else dict for name in names}
@@ -196,10 +196,10 @@ def _state(values: Any) -> TrainingState:
 
 
 def load_newest(folder: Path) -> TrainingState | None:
-    """Reads the newest checkpoint that is whole; None where the folder has none at all.
+    """Reads the newest undamaged checkpoint; None if the folder has no checkpoints.
 
-    A damaged one is set aside under the name `*.damaged`, with a warning, so that it does not
-    count among the newest. What a kill in the middle of saving left behind is deleted.
+    A damaged one is renamed to `*.damaged`, with a warning, so that it does not count among the
+    newest. Partial files of a process that was killed while saving are deleted.
 
     Raises:
         DataError: there are checkpoints, and all are damaged.
@@ -209,7 +209,7 @@ def load_newest(folder: Path) -> TrainingState | None:
         try:
             state = load_checkpoint(path)
         except DamagedCheckpoint as error:
-            _LOG.warning("%s Going back to the checkpoint before it.", error)
+            _LOG.warning("%s Using the checkpoint before it.", error)
             path.replace(path.with_name(path.name + ".damaged"))
         else:
             _tidy(folder)
@@ -217,16 +217,16 @@ def load_newest(folder: Path) -> TrainingState | None:
     if found or any(folder.glob("*.damaged")):
         raise DataError(
             f"All checkpoints in {folder} are damaged.\n"
-            "  Delete that folder's contents to train this run again from its beginning."
+            "  Delete the contents of that folder to train this run again from the start."
         )
     return None
 
 
 def check_identity(state: TrainingState, identity: Mapping[str, Any], *, where: Path) -> None:
-    """Makes sure that a run goes on under the settings it began with.
+    """Checks that a run is resumed with the settings it was started with.
 
     Raises:
-        RecipeError: it would not; the message names each setting that differs.
+        RecipeError: some settings differ; the message names each of them.
     """
     now = json.loads(json.dumps(identity))
     differing = [
@@ -236,9 +236,10 @@ def check_identity(state: TrainingState, identity: Mapping[str, Any], *, where: 
     ]
     if differing:
         raise RecipeError(
-            f"The run in {where} cannot go on: its settings differ from those it began with.\n"
+            f"The run in {where} cannot be resumed: the settings differ from those it was started"
+            " with.\n"
             f"  {'; '.join(differing)}\n"
-            "  Go on with the recipe.yaml in that folder, or start a new run."
+            "  Resume it with the recipe.yaml in that folder, or start a new run."
         )
 
 
@@ -260,9 +261,9 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """Turns nested values into JSON, tensors into references to `tensors`.
+    """Turns nested values into JSON, and tensors into references to `tensors`.
 
-    Each reference and each kind that JSON does not have is a list that begins with its name, so
+    A reference, or a type that JSON lacks, becomes a list that begins with the type's name. So
     plain lists begin with "list".
     """
     if isinstance(value, Tensor):

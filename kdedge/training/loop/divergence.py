@@ -1,4 +1,4 @@
-"""What is said where a training's numbers are no longer finite."""
+"""The error for training whose numbers are no longer finite."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _N_KEYS_SHOWN = 5
 def diverged(
     what: str, *, place: str, keys: Sequence[str], settings: OptimSettings, state: str = ""
 ) -> DivergedError:
-    """Gives the error, with its remedies.
+    """Makes the error, with remedies that fit the settings.
 
     Args:
-        what: is not finite, as in `The loss is nan`.
-        place: where, as in `epoch 2, step 4 of 7`.
-        keys: the images of that step.
-        settings: what remedies are looked for in.
-        state: a sentence on what is stored of the time before, if anything is.
+        what: start of the message, such as `The loss is nan`.
+        place: position in training, such as `epoch 2, step 4 of 7`.
+        keys: keys of the images of that step.
+        settings: the run's optimization.
+        state: a sentence that says where the last good state is stored, if there is one.
     """
     images = ", ".join(keys[:_N_KEYS_SHOWN]) or "not named"
     more = ", ..." if len(keys) > _N_KEYS_SHOWN else ""

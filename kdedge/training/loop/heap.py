@@ -1,9 +1,9 @@
-"""Freed memory on the CPU: kept for the next tensors and not given back after each.
+"""Keeps freed CPU memory for the next tensors instead of returning it to the kernel.
 
-glibc hands large blocks back to the kernel, which gives them out again page by page, cleared: time
-in every step for no lower peak (benchmarks/step_variants.py measures it). It is for steps whose
-tensors have the same sizes again and again; passes over class texts in chunks leave holes in a heap
-that is kept, which then grows.
+glibc returns large blocks to the kernel, which clears them page by page when they are allocated
+again. That costs time in every step and does not lower the peak (benchmarks/step_variants.py
+measures it). Use it only for steps whose tensor sizes repeat: passes over class texts in chunks
+fragment a heap that is kept, so that it grows.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Makes this process keep what it frees; where the C library is not glibc, nothing is done."""
+    """Makes this process keep freed memory; does nothing if the C library is not glibc."""
     _set(mmap_max=0, trim_threshold=_NEVER)
 
 
 def give_back_freed_memory() -> None:
-    """Puts glibc's defaults back."""
+    """Restores glibc's defaults."""
     _set(mmap_max=65536, trim_threshold=128 * 1024)
 
 

@@ -1,4 +1,4 @@
-"""What a run says while it trains: metrics.jsonl, TensorBoard events, and its progress."""
+"""Metrics of a running training: metrics.jsonl, TensorBoard events, and progress."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ LOG_EVERY_STEPS = 20
 class MetricsLog:
     """metrics.jsonl and TensorBoard events of one run, and its progress.
 
-    A line of a step holds epoch, step (of the whole run, from 1), lr, loss, the method's own
-    figures and images_per_second; a line of an epoch has `"kind": "epoch"`. A figure that is not
+    The line of a step holds epoch, step (of the whole run, from 1), lr, loss, the method's own
+    scalars and images_per_second. The line of an epoch has `"kind": "epoch"`. A value that is not
     finite is null.
 
     Args:
         path: metrics.jsonl.
-        events_folder: where the TensorBoard events go.
-        epoch: the epoch that goes on, from 1. Lines from beyond this place, which an interrupted
-            run wrote after its last checkpoint, are dropped, and so is a half-written last line.
-        step: steps of the whole run before that place.
+        events_folder: folder of the TensorBoard events.
+        epoch: the current epoch, from 1. Lines that an interrupted run wrote after its last
+            checkpoint are dropped, and so is a half-written last line.
+        step: steps of the whole run before this position.
         n_steps: steps of the whole run, for progress.
-        what: is done, for progress.
+        what: label of the progress, such as `training student`.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class MetricsLog:
         try:
             self._open.close()
         except OSError as failure:
-            # After an error of its own the run has more to say than that its log is cut short
+            # An error of the run itself matters more than one while closing its log
             if error is None:
                 raise explain_os_error(failure, self._path) from failure
 
@@ -84,23 +84,23 @@ class MetricsLog:
         n_images: int,
         is_last: bool,
     ) -> None:
-        """Takes a step's figures; each 20th step and an epoch's last are written.
+        """Adds a step's metrics; every 20th step and the last of an epoch are written.
 
         Args:
             epoch: from 1.
             step: of the whole run, from 1.
             lr: learning rate of the step.
-            loss: of the step.
-            scalars: tensors or numbers; read only where they are written, as reading a tensor
-                makes the device finish its work.
-            n_images: in the batch.
-            is_last: whether the epoch ends here.
+            loss: loss of the step.
+            scalars: tensors or numbers. They are read only when they are written, as reading a
+                tensor waits for the device.
+            n_images: images in the batch.
+            is_last: whether this is the last step of the epoch.
         """
         self._n_images += n_images
         now = time.monotonic()
         speed = self._n_images / max(now - self._since, 1e-9)
         is_written = is_last or step % LOG_EVERY_STEPS == 0
-        # Over the last written steps: one over few steps would flicker
+        # Over the last written steps, as a rate over few steps would flicker
         shown = rate(self._speed or speed, "images")
         self._advance(step, f"{shown}, epoch {epoch}, loss {loss:.3g}")
         if not is_written:
@@ -110,7 +110,7 @@ class MetricsLog:
         self._write({"epoch": epoch, "step": step, **figures, "images_per_second": speed})
 
     def epoch(self, *, epoch: int, step: int, figures: Mapping[str, float]) -> None:
-        """Writes a whole epoch's figures; what it took beside its steps is not in the speed."""
+        """Writes an epoch's metrics; its images per second count the time of steps alone."""
         self._write({"kind": "epoch", "epoch": epoch, "step": step, **figures})
         self._since, self._n_images = time.monotonic(), 0
 
@@ -153,14 +153,14 @@ def _is_before(line: bytes, *, epoch: int, step: int) -> bool:
 
 
 class _EventFile:
-    """A TensorBoard event file, written as the figures come.
+    """A TensorBoard event file, written without a thread.
 
-    torch's SummaryWriter does the same from a thread of its own, which prints a traceback when the
-    disk is full and must not be alive while data workers are forked.
+    torch's SummaryWriter writes from a thread of its own, which prints a traceback when the disk
+    is full and must not be alive while data workers are forked.
 
     Args:
-        folder: where TensorBoard looks.
-        first_step: figures of earlier runs from this step on are hidden.
+        folder: TensorBoard's log folder.
+        first_step: TensorBoard hides earlier events from this step on.
     """
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
@@ -192,7 +192,7 @@ class _EventFile:
         self._file.close()
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Adds a line of metrics.jsonl as one figure a key."""
+        """Adds a line of metrics.jsonl, with one TensorBoard scalar per key."""
         prefix = "epoch" if line.get("kind") == "epoch" else "train"
         values = [
             self._summary.Value(tag=f"{prefix}/{key}", simple_value=value)

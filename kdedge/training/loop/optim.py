@@ -17,9 +17,9 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Makes the optimizer; the loop sets its learning rate before each step.
 
-    SGD as in the CoOp family's reference code: dampening 0, no Nesterov, weight decay added to the
-    gradient of every trained tensor but learned scales, single numbers. AdamW decays apart from the
-    gradient (arXiv:1711.05101); its second beta is 0.999.
+    SGD is that of the CoOp family's reference code: dampening 0, no Nesterov momentum, weight decay
+    added to the gradient. Learned scales (scalars) get no weight decay. AdamW decouples the decay
+    from the gradient (arXiv:1711.05101); its second beta is 0.999.
     """
     given = list(parameters)
     scales = [parameter for parameter in given if parameter.ndim == 0]
@@ -47,17 +47,17 @@ def learning_rate(settings: OptimSettings, *, epoch: int, step: int, n_steps: in
     """Learning rate of one step.
 
     Per epoch (PromptSRC's and PromptKD's reference code, after Dassl's scheduler): `warmup_lr` in
-    the first w epochs, then lr/2 * (1 + cos(pi * (epoch - 1 - w) / T)). The cosine counter starts
-    after the warm-up and T is the number of all epochs, so the last epoch is not at zero.
+    the first w epochs, then lr/2 * (1 + cos(pi * (epoch - 1 - w) / T)). The cosine starts after
+    the warm-up, but T counts all epochs, so the last epoch is not at zero.
 
-    Per step (ours): a straight line from `warmup_lr` up to `lr` over the steps of the first w
-    epochs, then a cosine that would reach zero one step after the last.
+    Per step (our own): linear from `warmup_lr` to `lr` over the steps of the first w epochs, then
+    a cosine that would reach zero one step after the last.
 
     Args:
         settings: lr, warmup_lr, warmup_epochs (w), epochs (T), schedule, schedule_per.
         epoch: from 1.
         step: from 0 within the epoch.
-        n_steps: steps an epoch has.
+        n_steps: steps per epoch.
     """
     if settings.schedule_per == "step":
         done, total = (epoch - 1) * n_steps + step, settings.epochs * n_steps
@@ -82,8 +82,8 @@ class ParameterAverage:
     survives an interruption.
 
     Args:
-        weights: one an epoch; they sum to 1.
-        n_epochs: how many there are.
+        weights: one per epoch; they sum to 1.
+        n_epochs: number of epochs.
     """
 
     def __init__(self, weights: Sequence[float], *, n_epochs: int) -> None:
@@ -94,7 +94,7 @@ class ParameterAverage:
 
     @torch.no_grad()
     def add(self, parameters: Mapping[str, nn.Parameter], *, epoch: int) -> None:
-        """Adds the parameters as they are at the end of an epoch, which counts from 1."""
+        """Adds the parameters at the end of an epoch; epochs count from 1."""
         for name, parameter in parameters.items():
             term = self._weights[epoch - 1] * parameter.detach().to("cpu", torch.float64)
             self._sum[name] = self._sum[name] + term if name in self._sum else term
@@ -110,5 +110,5 @@ class ParameterAverage:
         return dict(self._sum)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes up what `state_dict` gave."""
+        """Restores the sum returned by `state_dict`."""
         self._sum = dict(state)

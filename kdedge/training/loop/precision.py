@@ -1,4 +1,4 @@
-"""Number formats of the forward pass, and loss scaling for the one that needs it."""
+"""Number formats of the forward pass, and loss scaling for fp16."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp16-unscaled": torch
 
 
 class Precision:
-    """Runs forward passes in fp32, bf16 or fp16, and the backward pass that belongs to it.
+    """Runs forward and backward passes in fp32, bf16 or fp16.
 
     Trained tensors stay float32 in all three, so that small updates are not lost. fp16 scales the
     loss (Micikevicius et al. 2018, arXiv:1710.03740) and skips steps whose gradients overflow.
 
-    fp16-unscaled is what the reference code of the prompt-learning papers does: no scale, and what
-    it keeps in half precision is rounded to that after every step, momentum included.
+    fp16-unscaled does what the reference code of the prompt-learning papers does: it does not scale
+    the loss. Parameters and momentum that this code keeps in half precision are rounded to half
+    precision after every step.
 
     Args:
         name: format of matrix products and convolutions.
-        device: where the model is.
-        module: holds what is trained; rounded here first, under fp16-unscaled.
+        device: device of the model.
+        module: holds the trained parameters; fp16-unscaled rounds them before the first step.
 
     Raises:
         SetupError: this device does not compute in that format.
@@ -46,7 +47,7 @@ class Precision:
         _round(self._rounded)
 
     def autocast(self) -> torch.autocast:
-        """Context for the forward pass and the loss."""
+        """Context manager for the forward pass and the loss."""
         return torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None)
 
     @property
@@ -55,7 +56,7 @@ class Precision:
         return self._scaler.is_enabled()
 
     def backward(self, loss: Tensor) -> None:
-        """Computes gradients of a float32 scalar, scaled where the format needs it."""
+        """Computes gradients of a float32 scalar, which fp16 scales first."""
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def clip(
@@ -65,18 +66,18 @@ class Precision:
         *,
         max_norm: float | None,
     ) -> Tensor:
-        """Takes the scale out of the gradients, limits their common norm, and gives that norm.
+        """Unscales the gradients, clips their global norm, and returns the norm before clipping.
 
         Args:
             optimizer: holds the parameters.
-            parameters: the trained ones.
-            max_norm: L2 norm over all gradients together; None leaves them as they are.
+            parameters: the trained parameters.
+            max_norm: upper limit of the L2 norm over all gradients; None does not clip.
         """
         self._scaler.unscale_(optimizer)
         return nn.utils.clip_grad_norm_(parameters, float("inf") if max_norm is None else max_norm)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Takes the optimizer's step; under fp16 not where a gradient is not finite."""
+        """Takes the optimizer's step; fp16 skips it if a gradient is not finite."""
         self._scaler.step(optimizer)
         self._scaler.update()
         _round(self._rounded)
@@ -85,11 +86,11 @@ class Precision:
             _round(x for x in state.values() if x is not None and x.shape == parameter.shape)
 
     def state_dict(self) -> dict[str, Any]:
-        """The loss scale and its growth counter; empty where nothing is scaled."""
+        """The loss scale and its growth counter; empty if the loss is not scaled."""
         return self._scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave."""
+        """Restores the state returned by `state_dict`."""
         if self.is_scaled:
             self._scaler.load_state_dict(state)
 
@@ -97,9 +98,9 @@ class Precision:
 def published_in_half(module: nn.Module) -> list[nn.Parameter]:
     """Parameters that the papers' code keeps in half precision.
 
-    Those of linear layers and the first layer's context: what it adds to its half-precision CLIP
-    beside these (prompts of deeper layers, batch norm, MaPLe's couplings of deeper layers, which
-    are rounded here all the same) stays float32.
+    These are the parameters of linear layers and the first layer's context. In the papers' code,
+    prompts of deeper layers, batch norm and MaPLe's couplings of deeper layers stay float32. Here
+    the couplings are rounded, too.
     """
     # Query, key and value of a trained image encoder stay float32, as when they were one tensor
     linears = [
@@ -119,10 +120,10 @@ def _round(tensors: Iterable[Tensor]) -> None:
 
 
 def _check_support(name: str, dtype: torch.dtype, device: torch.device) -> None:
-    """Runs one small product: the only answer that holds for every torch and device."""
+    """Runs one small matrix product, the only check that works for every torch and device."""
     try:
         with warnings.catch_warnings():
-            # torch warns and goes on in float32 where the format is unknown to the device
+            # torch warns and continues in float32 if the device does not support the format
             warnings.simplefilter("error")
             with torch.autocast(device.type, dtype=dtype):
                 ones = torch.ones(2, 2, device=device)
@@ -137,7 +138,7 @@ def _check_support(name: str, dtype: torch.dtype, device: torch.device) -> None:
 
 def _unsupported(name: str, device: torch.device) -> SetupError:
     return SetupError(
-        f"optim.precision is {name}, which torch {torch.__version__} does not compute on"
+        f"optim.precision is {name}, which torch {torch.__version__} does not support on"
         f" {device}.\n"
         "  Set optim.precision: fp32."
     )

@@ -1,4 +1,4 @@
-"""Which weights a training ends with: keeping the best ones by validation score."""
+"""Selection of the final weights: keeps the best ones by validation score."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Kept = Literal["last", "epoch", "averaged"]
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a training ended.
+    """Result of a training.
 
     Attributes:
-        epochs: trained in all.
-        steps: taken in all, those before an interruption included.
-        seconds: spent in training, those before an interruption included.
+        epochs: number of trained epochs.
+        steps: number of steps, with those before an interruption.
+        seconds: training time, with that before an interruption.
         final_loss: mean over the last epoch's steps.
         kept: which weights the module holds now.
-        best_epoch: the epoch they are of where `kept` is `epoch`.
-        validation_percent: their validation score; None under selection `last`.
+        best_epoch: epoch of these weights if `kept` is `epoch`.
+        validation_percent: validation score of these weights; None for selection `last`.
     """
 
     epochs: int
@@ -35,7 +35,7 @@ class TrainingResult:
     validation_percent: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives plain values."""
+        """Plain values, for JSON."""
         return dataclasses.asdict(self)
 
 
@@ -43,8 +43,8 @@ class BestWeights:
     """The weights with the highest validation score so far.
 
     Attributes:
-        score: in percent; None before the first.
-        epoch: the epoch they are of, from 1; None stands for the average over the epochs.
+        score: in percent; None before the first validation.
+        epoch: epoch of the weights, from 1; None for the average over the epochs.
     """
 
     def __init__(self) -> None:
@@ -53,14 +53,14 @@ class BestWeights:
         self._module: dict[str, Tensor] = {}
 
     def consider(self, module: nn.Module, *, score: float, epoch: int | None) -> None:
-        """Copies the module's state where its score is strictly higher than all before."""
+        """Copies the module's state if its score is strictly higher than all before."""
         if self.score is None or score > self.score:
             self.score, self.epoch = score, epoch
             state = module.state_dict()
             self._module = {name: x.detach().cpu().clone() for name, x in state.items()}
 
     def copy_to(self, module: nn.Module) -> None:
-        """Gives the module the best state."""
+        """Loads the best state into the module."""
         module.load_state_dict(self._module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -68,5 +68,5 @@ class BestWeights:
         return {"score": self.score, "epoch": self.epoch, "module": self._module}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave."""
+        """Restores the state returned by `state_dict`."""
         self.score, self.epoch, self._module = state["score"], state["epoch"], state["module"]

@@ -1,4 +1,4 @@
-"""Ending a run on Ctrl-C or a polite kill, with its state saved."""
+"""Stops a run on SIGINT (Ctrl-C) or SIGTERM, so that its state can be saved."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
-    """Context in which the first SIGINT or SIGTERM only sets `received`, and a second one kills.
+    """Context manager: the first SIGINT or SIGTERM only sets `received`, the second one kills.
 
-    After the first, the operating system's own handling is in place, so the second ends the
-    process even while it is deep in a long computation. Outside the main thread, where Python
-    allows no handlers, the context does nothing.
+    After the first signal, the operating system's default handling is restored. So the second one
+    ends the process even during a long computation. Outside the main thread, where Python allows
+    no signal handlers, the context manager does nothing.
 
     Attributes:
         received: number of the signal that came, or None.
@@ -38,7 +38,7 @@ class StopSignals:
         trace: TracebackType | None,
     ) -> None:
         for signum, handler in self._before.items():
-            # None stands for a handler that was not set from Python and cannot be put back
+            # None: a handler that was not set from Python and cannot be restored
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
         self._before = {}
 

@@ -1,8 +1,8 @@
-"""One training step: forward pass, backward pass, clipping, the optimizer's step.
+"""One training step: forward pass, backward pass, gradient clipping, optimizer step.
 
-Where memory runs out in the passes, the step is taken again with half as many images at a time in
-the image encoder, and so are all that follow it: gradients stay those of the whole batch
-(`methods/_encode.py`). With several processes all of them do so.
+If memory runs out, the step is repeated with half as many images at a time in the image encoder,
+and all later steps use that number. Gradients stay those of the whole batch (`methods/_encode.py`).
+If there are several processes, all of them change together.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepFigures:
-    """What a step gave.
+    """Result of a step.
 
     Attributes:
-        loss: of the whole batch.
-        scalars: the method's own, and `grad_norm`; tensors, read where they are wanted.
+        loss: loss of the whole batch.
+        scalars: the method's own metrics, and `grad_norm`; tensors that are not read yet.
     """
 
     loss: float
@@ -48,10 +48,10 @@ class Stepper:
     """Takes a method's training steps, alone or together with other processes.
 
     Attributes:
-        parameters: what is trained, by name.
-        optimizer: theirs.
-        precision: of the forward pass.
-        micro_batch: how many images the image encoder takes at a time; None for all there are.
+        parameters: the trained parameters, by name.
+        optimizer: their optimizer.
+        precision: number format of the forward pass.
+        micro_batch: images per pass of the image encoder; None for the whole batch.
     """
 
     def __init__(
@@ -70,9 +70,10 @@ class Stepper:
         is_split = group.world_size > 1 or self.micro_batch is not None
         if is_split and not method.can_split_batches:
             raise RecipeError(
-                "This image encoder is trained with batch norm or dropout of its own, which look at"
-                " whole batches: neither optim.micro_batch nor several processes can split one.\n"
-                "  Leave both out, or choose tune: prompts or an encoder without them."
+                "This image encoder is trained with batch norm or dropout, which need whole"
+                " batches: neither optim.micro_batch nor several processes can split a batch.\n"
+                "  Use neither of the two, set tune: prompts, or choose an encoder without batch"
+                " norm and dropout."
             )
 
     def take(
@@ -83,7 +84,7 @@ class Stepper:
         Args:
             batch: this process's share of it.
             lr: the step's learning rate.
-            diverged: makes the error for what is said not to be finite.
+            diverged: makes the error; its argument says what is not finite.
 
         Raises:
             DivergedError: the loss or a gradient is not finite.
@@ -102,14 +103,14 @@ class Stepper:
     def _gradients(
         self, batch: Batch, diverged: Callable[[str], DivergedError]
     ) -> tuple[float, dict[str, Tensor]]:
-        """The passes, with as many images at a time as there is room for."""
+        """Runs the passes, with as many images at a time as fit into memory."""
         while True:
             try:
                 with self._undone_on_error():
                     return self._passes(batch.in_micro_batches(self.micro_batch), diverged)
             except (RuntimeError, MemoryError, PeerOutOfMemory) as error:
                 micro_batch = self._smaller(batch, error)
-            # The failed passes' tensors go with the error, so only here is their room free
+            # The failed passes' tensors are freed with the error, so their memory is free only here
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
             self.micro_batch = micro_batch
@@ -120,7 +121,7 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         with self.precision.autocast():
             output: StepOutput = self._method.training_step(batch)
-        # Reading the loss makes a GPU finish the step: the price of naming the right images
+        # Reading the loss waits for the GPU: the cost of naming the right images
         loss = float(output.loss.detach())
         if not math.isfinite(loss):
             raise diverged(f"The loss is {loss}")
@@ -132,7 +133,7 @@ class Stepper:
 
     @contextlib.contextmanager
     def _undone_on_error(self) -> Iterator[None]:
-        """Context after which, where it failed, random generators and buffers are as before."""
+        """Context manager that restores random generators and buffers if the block fails."""
         rng = capture_rng(self._device)
         buffers = [(buffer, buffer.clone()) for buffer in self._method.module.buffers()]
         try:
@@ -144,7 +145,7 @@ class Stepper:
             raise
 
     def _smaller(self, batch: Batch, error: Exception) -> int:
-        """Half as many images at a time; raises the error where that is no remedy."""
+        """Half as many images at a time; raises the error if that cannot help."""
         is_elsewhere = isinstance(error, PeerOutOfMemory)
         if not is_elsewhere and not is_out_of_memory(error):
             raise error
@@ -156,8 +157,9 @@ class Stepper:
         if self._settings.micro_batch != "auto" or now == 1 or not self._method.can_split_batches:
             raise error
         _LOG.warning(
-            "Memory ran out with %d images at a time: going on with %d, which gives the same"
-            " gradients and takes longer. optim.micro_batch: %d begins with that.",
+            "Memory ran out with %d images at a time. Continuing with %d, which gives the same"
+            " gradients but is slower.\n"
+            "  Set optim.micro_batch: %d to start with that number.",
             now,
             math.ceil(now / 2),
             math.ceil(now / 2),

@@ -1,16 +1,16 @@
 """The training loop of all methods.
 
-A run that is killed at any step and started again ends with the same weights, bit for bit on the
-CPU, as one that never stopped: everything a step depends on is in the checkpoint, and batches are
-a function of epoch and step.
+A run that is killed at any step and resumed ends with the same weights, bit for bit on the CPU, as
+one that never stopped: everything a step depends on is in the checkpoint, and batches are a
+function of epoch and step.
 
-Which weights stay at the end:
+The final weights:
 
 * selection `last`: the last epoch's, or the average over the epochs where the method averages;
 * selection `validation`: the epoch with the highest validation score. Where the method averages,
   the average is one more candidate after the last epoch. A later candidate has to be strictly
-  better. Buffers beside the averaged parameters are the last epoch's;
-* selection `test`: as `validation`, where the caller's score is of test images.
+  better. Buffers are not averaged; the average has those of the last epoch;
+* selection `test`: as `validation`, but the caller's score is measured on test images.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ _FREE_SETTINGS = {"n_workers", "checkpoint_every_s", "micro_batch"}
 
 
 def decisive_settings(settings: OptimSettings) -> dict[str, Any]:
-    """The settings that change what is learned, and not only how fast; plain values."""
+    """The settings that change what is learned, not only how fast; plain values."""
     free = set(_FREE_SETTINGS)
-    if settings.labeled_batch_size is None:  # as in version 0.1, whose keys had no such setting
+    if settings.labeled_batch_size is None:  # as in keys of version 0.1, which had no such setting
         free.add("labeled_batch_size")
     return settings.model_dump(mode="json", exclude=free)
 
@@ -74,12 +74,12 @@ Batches = Callable[[int, int], Iterator[Batch]]
 
 @dataclass(frozen=True)
 class Epochs:
-    """What the loop goes through.
+    """The batches of all epochs.
 
     Attributes:
-        batches: each call's batches must depend on epoch and step alone; the global random
-            generators, which a method may draw from, must stay as they are.
-        n_steps: steps of an epoch.
+        batches: gives batches that depend on epoch and step alone. It must not draw from the
+            global random generators, as a method may draw from them.
+        n_steps: steps per epoch.
     """
 
     batches: Batches
@@ -97,34 +97,34 @@ def train(
     identity: Mapping[str, Any] | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> TrainingResult:
-    """Trains a method, or goes on where an interrupted run stopped.
+    """Trains a method, or resumes an interrupted run.
 
-    The module ends in evaluation mode with the weights that stay. A run whose training is complete
-    is not trained again: those weights are loaded. Of several processes the first reads and writes
-    the run's files; a run goes on with any number of them.
+    The module ends in evaluation mode with the final weights. A run whose training is complete is
+    not trained again: its final weights are loaded. Rank 0 alone reads and writes the run's files.
+    A run may be resumed with another number of processes.
 
     Args:
-        method: on `device`; its generators and initial values are the caller's to seed.
-        epochs: the batches, of which each process gets its shard.
-        settings: all concrete.
-        run: its lock is held by the caller.
-        validate: accuracy in percent of the method as it is now; called in evaluation mode and
-            without a graph, in float32, by the first process alone. Needed unless selection is
-            `last`.
-        device: where batches go.
-        identity: what else the result depends on, such as hashes and the method's settings; a run
-            goes on only under the same. Plain values.
-        group: those that train together; each is given its share of a batch.
+        method: on `device`; the caller seeds its generators and initial values.
+        epochs: the batches; each process gets its shard.
+        settings: with every value set.
+        run: the run folder; the caller holds its lock.
+        validate: gives the method's current accuracy in percent. Called by rank 0 alone, in
+            evaluation mode, without gradients and in float32. Needed unless selection is `last`.
+        device: device of the batches.
+        identity: what else the result depends on, such as hashes and the method's settings, as
+            plain values. Resuming needs the same ones.
+        group: the processes that train together; each gets its share of a batch.
 
     Raises:
-        RecipeError: validation is asked for without images, or the run began under other settings.
+        RecipeError: there are no images for validation, or the run was started with other settings.
         DivergedError: a loss, a gradient or a trained value is not finite.
-        Interrupted: SIGINT or SIGTERM came, and the state is saved.
-        ResourceError: the disk is full or the folder may not be written.
+        Interrupted: SIGINT or SIGTERM arrived, and the state is saved.
+        ResourceError: the disk is full or the folder is not writable.
     """
     if settings.selection != "last" and validate is None:
         raise RecipeError(
-            f"optim.selection is {settings.selection}, and there are no such images.\n"
+            f"optim.selection is {settings.selection}, but the recipe has no {settings.selection}"
+            " images.\n"
             f"  Add data.{settings.selection}, or set optim.selection: last."
         )
     own = decisive_settings(settings)
@@ -140,11 +140,11 @@ def train(
     )
     training.resume()
     if training.epoch > settings.epochs:
-        _LOG.info("%s is trained already: nothing to do.", run.path)
+        _LOG.info("%s is already trained: nothing to do.", run.path)
         return training.keep()
     if group.on_rank0(lambda: run.is_finished):
         raise DataError(
-            f"{run.path} is finished, and its last checkpoint is gone.\n"
+            f"{run.path} is finished, but its last checkpoint is missing.\n"
             f"  Its weights are in {run.weights.name}; start a new run to train again."
         )
     with StopSignals() as stop, training.open_log() as log:
@@ -154,12 +154,12 @@ def train(
             training.close_epoch(validate, log=log)
             training.save()
             training.check_stop(stop)
-    training.check_stop(stop)  # a signal may come while the log closes
+    training.check_stop(stop)  # a signal may arrive while the log closes
     return training.keep()
 
 
 class _Training:
-    """A training between two steps, and the moves from one to the next."""
+    """State of a training between two steps, and the transitions to the next."""
 
     def __init__(
         self,
@@ -190,11 +190,11 @@ class _Training:
 
     @property
     def n_done(self) -> int:
-        """Steps of the whole run behind us."""
+        """Number of steps done in the whole run."""
         return (self.epoch - 1) * self._n_steps + self.step
 
     def open_log(self) -> contextlib.AbstractContextManager[MetricsLog | None]:
-        """The run's log from this place on; none in the processes that do not write."""
+        """Opens the run's metrics log at this position; None in processes that do not write."""
         if not self._group.is_rank0:
             return contextlib.nullcontext()
         return MetricsLog(
@@ -207,7 +207,7 @@ class _Training:
         )
 
     def resume(self) -> None:
-        """Takes up the newest checkpoint, if there is one."""
+        """Loads the newest checkpoint, if there is one."""
         state = self._group.on_rank0(lambda: load_newest(self._run.checkpoints))
         if state is None:
             return
@@ -217,9 +217,9 @@ class _Training:
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise RecipeError(
                 f"The checkpoint in {self._run.checkpoints} does not fit this run: {error!r}.\n"
-                "  Go on with the recipe.yaml in that folder, or start a new run."
+                "  Resume it with the recipe.yaml in that folder, or start a new run."
             ) from error
-        _LOG.info("Going on at epoch %d, step %d.", self.epoch, self.step + 1)
+        _LOG.info("Resuming at epoch %d, step %d.", self.epoch, self.step + 1)
 
     def _take_up(self, state: TrainingState) -> None:
         if state.epoch > self._settings.epochs + 1 or state.step > self._n_steps:
@@ -239,7 +239,7 @@ class _Training:
         restore_rng(state.rng, self._device)
 
     def save(self) -> None:
-        """Writes a checkpoint of this place."""
+        """Writes a checkpoint of this position."""
         self._check_parameters()
         if not self._group.is_rank0:
             return
@@ -279,7 +279,7 @@ class _Training:
         except (RuntimeError, ResourceError) as error:
             if stop.received is None or isinstance(error.__cause__, OSError):
                 raise
-            # The signal went to the data workers too, and torch reports their end at any point,
+            # The signal reached the data workers, too, and torch reports their end at any point,
             # perhaps in the middle of a step: what is saved must be older
             raise self._interrupted(stop.received) from error
         finally:
@@ -287,7 +287,7 @@ class _Training:
                 source.close()
 
     def close_epoch(self, validate: Callable[[], float] | None, *, log: MetricsLog | None) -> None:
-        """Does what follows an epoch's last step: averaging, validation, the log's line."""
+        """Ends an epoch: averaging, validation, the epoch's line in the log."""
         self._check_parameters()
         self._final_loss = self._loss_sum / self._n_steps
         figures = {"loss": self._final_loss, "seconds": self._seconds()}
@@ -303,14 +303,14 @@ class _Training:
         self.epoch, self.step, self._loss_sum = self.epoch + 1, 0, 0.0
 
     def check_stop(self, stop: StopSignals) -> None:
-        """Saves and ends the run where a signal came, to whichever process."""
+        """Saves and ends the run if any process received a signal."""
         signum = self._group.all_reduce_max(stop.received or 0)
         if signum:
             self.save()
             raise self._interrupted(signum)
 
     def keep(self) -> TrainingResult:
-        """Gives the module the weights that stay, after the last epoch."""
+        """Loads the final weights into the module, after the last epoch."""
         kept: Kept = "last"
         if self._settings.selection != "last":
             self._best.copy_to(self._method.module)
@@ -360,7 +360,7 @@ class _Training:
 
     @torch.no_grad()
     def _consider(self, validate: Callable[[], float], *, epoch: int | None) -> float:
-        """Validates the weights as they are; keeps a copy where they beat all before."""
+        """Validates the current weights; keeps a copy if they are the best so far."""
         module = self._method.module
         module.eval()
         with rng_kept(self._device):
@@ -370,13 +370,13 @@ class _Training:
 
     @torch.no_grad()
     def _consider_average(self, validate: Callable[[], float]) -> float:
-        """Validates the average, which stays in place: what is kept comes from the best weights."""
+        """Validates the average, and leaves it in the module: `keep` loads the best weights."""
         assert self._average is not None
         self._average.copy_to(self._parameters)
         return self._consider(validate, epoch=None)
 
     def _check_parameters(self) -> None:
-        """Makes sure that no checkpoint holds values from which nothing can be trained."""
+        """Checks that parameters are finite, so that no checkpoint holds unusable values."""
         for name, parameter in self._parameters.items():
             if not bool(parameter.detach().isfinite().all()):
                 raise self._diverged(f"{name} is no longer finite", step=self.step)
@@ -387,7 +387,7 @@ class _Training:
             place=f"epoch {self.epoch}, step {step} of {self._n_steps}",
             keys=self._last_keys,
             settings=self._settings,
-            state=f"The state before is in {self._newest or self._run.checkpoints}.",
+            state=f"The last finite state is in {self._newest or self._run.checkpoints}.",
         )
 
     def _interrupted(self, signum: int) -> Interrupted:

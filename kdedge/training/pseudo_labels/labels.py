@@ -1,4 +1,4 @@
-"""Pseudo-labels of a recipe's unlabeled images: a model's, a file's, and how many are right."""
+"""Pseudo-labels of a recipe's unlabeled images, from a model or a file, and their accuracy."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 
 
 def positions_of(pool: Images) -> dict[str, int]:
-    """Key -> position in the source, of the images in use."""
+    """Maps the keys of the images in use to their positions in the source."""
     return {pool.source.items[index].key: index for index in pool.indices}
 
 
 def labels_of_file(path: Path, pool: Images, classes: Classes) -> tuple[Images, dict[int, int]]:
-    """The unlabeled images that a recipe's file of pseudo-labels names, and their classes.
+    """The unlabeled images that a file of pseudo-labels names, and their classes.
 
     Args:
         path: the file.
@@ -43,14 +43,14 @@ def labels_of_file(path: Path, pool: Images, classes: Classes) -> tuple[Images, 
         The images in the order of their source, and position in the source -> class.
 
     Raises:
-        DataError: the file is of other classes or images, or a line of it is wrong.
+        DataError: the file is for other classes or images, or a line of it is wrong.
     """
     chosen = read_for(pool, path, classes=classes)
     return pool.only(sorted(chosen)), chosen
 
 
 def pool_probabilities(model: Model, pool: Images) -> Probabilities:
-    """[N, C]: softmax over all classes, of the images in use, prepared as on the device.
+    """[N, C]: softmax over all classes for the images in use, preprocessed as on the device.
 
     Raises:
         DivergedError: a score is not finite.
@@ -68,20 +68,20 @@ def pool_probabilities(model: Model, pool: Images) -> Probabilities:
 def warn_of_unpredicted(
     probabilities: Probabilities, classes: Classes, *, among: Sequence[int]
 ) -> None:
-    """Says which of some classes no image is predicted as."""
+    """Warns of classes that the model predicts for no image."""
     predicted = set(probabilities.argmax(axis=1).tolist())
     names = [classes.names[label] for label in among if label not in predicted]
     if names:
         log.warning(
-            "No unlabeled image is predicted as %s: such a class gets no pseudo-labels, or those of"
-            " images that look like others.\n"
-            "  See whether the images show it, or try another classes.template.",
+            "No unlabeled image is predicted as %s: such a class gets no pseudo-labels or wrong"
+            " ones.\n"
+            "  Check that the images show it, or try another classes.template.",
             name_some(names),
         )
 
 
 def in_source(labels: Sequence[PseudoLabel], pool: Images) -> list[PseudoLabel]:
-    """Pseudo-labels of rows of the pool's probabilities, as ones of positions in its source."""
+    """Converts pseudo-labels of rows of the probabilities to ones of positions in the source."""
     return [PseudoLabel(pool.indices[one.image], one.label, one.confidence) for one in labels]
 
 
@@ -110,7 +110,7 @@ def write_for(
 
 
 def read_for(pool: Images, path: Path, *, classes: Classes) -> dict[int, int]:
-    """Reads what `write_for` wrote: position in the pool's source -> class."""
+    """Reads a file that `write_for` wrote: position in the pool's source -> class."""
     labels = read_pseudo_labels(
         path,
         class_names=classes.names,
@@ -121,9 +121,9 @@ def read_for(pool: Images, path: Path, *, classes: Classes) -> dict[int, int]:
 
 
 def true_labels(recipe: Recipe, classes: Classes, pool: Images) -> dict[int, int] | None:
-    """Position in the pool's source -> class, where its source has labels; for records alone.
+    """Position in the pool's source -> true class, if the source has labels.
 
-    Nothing is trained or chosen by them.
+    They are only recorded; nothing is trained or selected with them.
     """
     assert recipe.data.unlabeled is not None  # the pool was read from it
     try:
@@ -138,11 +138,11 @@ def true_labels(recipe: Recipe, classes: Classes, pool: Images) -> dict[int, int
 
 
 def accuracy_percent(labels: Mapping[int, int], truth: Mapping[int, int] | None) -> float | None:
-    """Share of the pseudo-labels that are right; None where no true label of them is known.
+    """Share of correct pseudo-labels; None if no true label is known.
 
     Args:
-        labels: position in the source -> class.
-        truth: likewise.
+        labels: position in the source -> pseudo-label.
+        truth: position in the source -> true class.
     """
     known = [truth[i] == label for i, label in labels.items() if i in truth] if truth else []
     return 100 * sum(known) / len(known) if known else None
@@ -151,16 +151,16 @@ def accuracy_percent(labels: Mapping[int, int], truth: Mapping[int, int] | None)
 def with_pseudo_labeled(
     images: Images | None, labels: Mapping[int, int], pseudo: Images, given: Mapping[int, int]
 ) -> tuple[Images, dict[int, int], int]:
-    """Labeled images and pseudo-labeled ones behind them.
+    """Appends pseudo-labeled images to labeled ones.
 
     Args:
-        images: labeled; None where there are none.
+        images: labeled images; None if there are none.
         labels: position in their source -> label.
-        pseudo: pseudo-labeled.
-        given: position in their source -> label.
+        pseudo: pseudo-labeled images.
+        given: position in their source -> pseudo-label.
 
     Returns:
-        All images, position -> label, and the position from which on labels are pseudo-labels.
+        All images, position -> label, and the position of the first pseudo-labeled image.
     """
     if images is None:
         return pseudo, dict(given), 0

@@ -1,8 +1,8 @@
-"""Rounds of training on pseudo-labels: a round's are chosen by the model of the round before.
+"""Rounds of training on pseudo-labels: the model of one round labels the images of the next.
 
-In the run's folder `rounds/<NN>/` has a round's pseudo-labels, written whole before the round is
-trained, its checkpoints and its metrics. A run that was interrupted goes through its rounds from
-the first: what a round has trained is read from its last checkpoint.
+`rounds/<NN>/` in the run's folder has a round's pseudo-labels, checkpoints and metrics. The
+pseudo-labels are written before the round is trained. A resumed run starts at its first round and
+reads what a finished round trained from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RoundFolder(RunFolder):
-    """A round of a run, with checkpoints and metrics of its own."""
+    """Folder of one round of a run, with checkpoints and metrics of its own."""
 
     @property
     def pseudo_labels(self) -> Path:
-        """What the round is trained on beside labels."""
+        """File of the round's pseudo-labels."""
         return self.path / "pseudo_labels.jsonl"
 
     @property
     def is_finished(self) -> bool:
-        """The run is, not a round of it."""
+        """Always false: only the whole run can be finished."""
         return False
 
     @classmethod
     def of(cls, run: RunFolder, number: int) -> RoundFolder:
-        """The folder of a run's round (from 1), which is made if need be."""
+        """The folder of a run's round (from 1); created if missing."""
         folder = cls(run.path / "rounds" / f"{number:02d}", run.kind)
         try:
             folder.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -71,10 +71,10 @@ class Round:
     """What is recorded of a round.
 
     Attributes:
-        n_images: pseudo-labeled.
-        n_classes: that these are of.
-        accuracy_percent: share of pseudo-labels that are right, where the pool's labels are known.
-        seconds: of training.
+        n_images: number of pseudo-labeled images.
+        n_classes: number of classes with a pseudo-label.
+        accuracy_percent: share of correct pseudo-labels; None if the pool's labels are unknown.
+        seconds: training time.
     """
 
     n_images: int
@@ -86,11 +86,11 @@ class Round:
 def train_rounds(
     job: Job, run: RunFolder, *, validate: Callable[[], float] | None
 ) -> dict[str, Any]:
-    """Trains a method that labels its pool, and leaves it with what the last round has trained.
+    """Trains a method that labels its pool; the method ends with the last round's weights.
 
     Returns:
-        What a run's summary says of it: the last training with the epochs, steps and seconds of
-        all, and each round.
+        Entries of the run's summary: the result of the last training, with epochs, steps and
+        seconds summed over all rounds, and a record of each round.
     """
     module = job.method.module
     first_values = {name: value.clone() for name, value in module.state_dict().items()}
@@ -116,7 +116,7 @@ def train_rounds(
 
 
 def job_of_round(job: Job, labels: dict[int, int]) -> Job:
-    """A job with pseudo-labeled images of the pool beside its labeled ones.
+    """A job that trains on its labeled images and on pseudo-labeled images of the pool.
 
     Args:
         job: of a method that labels its pool.
@@ -136,7 +136,7 @@ def job_of_round(job: Job, labels: dict[int, int]) -> Job:
 
 
 def trial_round(job: Job) -> Job:
-    """The job of a round in the middle, as if the classes were spread evenly over the pool.
+    """The job of a middle round, as if the pool had equally many images of each class.
 
     Raises:
         DataError: the pool has too few images.
@@ -145,7 +145,7 @@ def trial_round(job: Job) -> Job:
 
 
 def trial_labels(job: Job) -> dict[int, int]:
-    """The pseudo-labels of that round, by position in the pool's source; builds no model.
+    """The pseudo-labels of `trial_round`, by position in the pool's source; builds no model.
 
     Raises:
         DataError: the pool has too few images.
@@ -159,7 +159,7 @@ def trial_labels(job: Job) -> dict[int, int]:
     except DataError as error:
         if job.data.images is None:
             raise
-        left_out = "  Images that are among the labeled ones are not counted."
+        left_out = "  Images that are also labeled are not counted."
         raise DataError(f"{error}\n{left_out}") from error
     return {one.image: one.label for one in chosen}
 
@@ -170,7 +170,7 @@ def _pool(job: Job) -> Images:
 
 
 def _to_label(job: Job) -> range:
-    """The classes that get pseudo-labels: those without labels, or all where none are seen."""
+    """The classes that get pseudo-labels: those without labels, or all if no labels are used."""
     return range(len(job.classes.names)) if job.data.images is None else job.classes.unlabeled
 
 
@@ -199,7 +199,7 @@ def _label(job: Job, model: Model, folder: RoundFolder, number: int) -> None:
 
 
 def _say(job: Job, labels: dict[int, int], accuracy: float | None, number: int) -> None:
-    right = "" if accuracy is None else f", {accuracy:.2f} % of them right"
+    right = "" if accuracy is None else f", {accuracy:.2f} % of them correct"
     n_rounds = job.choice.settings.n_rounds
     log.info("Round %d of %d: %d pseudo-labels%s.", number, n_rounds, len(labels), right)
 

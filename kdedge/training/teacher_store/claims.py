@@ -1,6 +1,6 @@
-"""Pieces of work that processes share out among themselves by locks on the bytes of one file.
+"""Shares pieces of work among processes, by locks on the bytes of one file.
 
-The operating system holds the locks: whatever ends a process frees its pieces.
+The operating system holds the locks, so the pieces of a killed process become free.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from kdedge.files import explain_os_error
 
 
 class Claims:
-    """Context in which this process can claim pieces by their number.
+    """Context manager in which this process can claim pieces by their number.
 
-    POSIX locks, which belong to a process as a whole and end with the first close of the file in
-    it: one such context a file and process at a time.
+    POSIX locks belong to the whole process and end when it closes the file the first time. So use
+    one context manager per file and process at a time.
 
     Args:
-        path: the file, which is made if need be and stays empty.
+        path: the file; created if missing, and stays empty.
 
     Raises:
-        ResourceError: the file may not be written, or its file system has no locks.
+        ResourceError: the file is not writable, or its file system has no locks.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,7 +54,7 @@ class Claims:
         self._lock(number, fcntl.LOCK_EX)
 
     def give_back(self, number: int) -> None:
-        """Lets others have a piece."""
+        """Releases a piece."""
         self._lock(number, fcntl.LOCK_UN)
 
     def _lock(self, number: int, how: int) -> bool:

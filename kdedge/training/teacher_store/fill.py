@@ -1,4 +1,4 @@
-"""Filling a teacher store: the teacher is run once for each view of each image."""
+"""Fills a teacher store: runs the teacher once for each view of each image."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from kdedge.training.teacher_store.store import FORWARD_BATCH, Chunk, TeacherSto
 log = logging.getLogger(__name__)
 
 Shard = tuple[int, int]
-"""Number from 1, and how many there are."""
+"""Number of a shard, from 1, and the number of shards."""
 
 _N_TRIALS = 2
-"""Forward passes that a time is estimated from: the first starts whatever has to be started."""
+"""Forward passes for an estimate of the time; the first one includes one-time work."""
 
 
 @dataclass(frozen=True)
 class StoreFiller:
-    """A store with what its features are computed from.
+    """Computes the features of a store.
 
     Attributes:
-        store: what is filled.
-        teacher: frozen.
-        source: its images.
-        augment: what draws the views.
-        precision: of the teacher's forward pass.
-        n_workers: processes that decode.
+        store: the store to fill.
+        teacher: the frozen teacher.
+        source: the images.
+        augment: draws the views.
+        precision: number format of the teacher's forward pass.
+        n_workers: processes that decode images.
     """
 
     store: TeacherStore
@@ -55,15 +55,15 @@ class StoreFiller:
     n_workers: int | Literal["auto"]
 
     def fill(self, shard: Shard = (1, 1)) -> None:
-        """Computes what the store lacks of a shard; nothing where it is whole.
+        """Computes the missing files of a shard.
 
-        Processes that fill one store at once share the work. One that is killed loses the chunks it
-        was at.
+        Processes that fill one store at the same time share the work. A killed process loses only
+        the chunks that it was computing.
 
         Raises:
-            ResourceError: the disk is full or the folder may not be written; what is stored stays.
+            ResourceError: the disk is full or the folder is not writable; stored files are kept.
             DivergedError: a feature is not finite.
-            DataError: an image that was readable before is not any more.
+            DataError: an image that was readable before is no longer readable.
         """
         chunks = self.store.chunks(shard)
         missing = self.store.load(chunks)
@@ -74,7 +74,7 @@ class StoreFiller:
         self.store.create()
         took = rough_duration(self.seconds(missing))
         log.info(
-            "%s. %d of %d files are to be computed: about %s on %s.",
+            "%s. Computing %d of %d files: about %s on %s.",
             self.store,
             len(missing),
             len(chunks),
@@ -114,17 +114,17 @@ class StoreFiller:
                 missing = self.store.load(missing)
                 for chunk in written.intersection(missing):
                     raise ResourceError(
-                        f"{self.store.file(chunk)} does not read as it was written.\n"
-                        "  Check the disk, or name another folder with --runs."
+                        f"{self.store.file(chunk)} was damaged while it was written.\n"
+                        "  Check the disk, or choose another folder with --runs."
                     )
                 if missing:
-                    log.info("Waiting for another process that fills this teacher store.")
+                    log.info("Waiting for another process that is filling this teacher store.")
                     claims.wait_for(missing[0].claim)
                     claims.give_back(missing[0].claim)
                     missing = self.store.load(missing)
 
     def _compute(self, missing: Sequence[Chunk], claims: Claims) -> Iterator[Chunk]:
-        """Computes and writes the chunks that no other process is at or has done."""
+        """Computes and writes the chunks that no other process computes or has computed."""
         claimed: list[Chunk] = []
 
         def passes() -> Iterator[list[Wanted]]:
@@ -151,7 +151,7 @@ class StoreFiller:
                     yield chunk
 
     def _passes(self, chunk: Chunk) -> Iterator[list[Wanted]]:
-        """The images of each forward pass, always the same ones together: so are their features."""
+        """The images of each forward pass. Batches are always the same, so features are, too."""
         wanted = [(position, chunk.view) for position in self.store.positions(chunk)]
         for start in range(0, len(wanted), FORWARD_BATCH):
             yield wanted[start : start + FORWARD_BATCH]
@@ -191,10 +191,10 @@ class StoreFiller:
 
 
 def check_room(store: TeacherStore, missing: Sequence[Chunk]) -> None:
-    """Makes sure that the disk has room for chunks before hours go into them.
+    """Checks that the disk has room for chunks, before they are computed.
 
     Raises:
-        ResourceError: it has not.
+        ResourceError: it has too little room.
     """
     place = next(folder for folder in store.path.absolute().parents if folder.exists())
     free = shutil.disk_usage(place).free
@@ -203,20 +203,20 @@ def check_room(store: TeacherStore, missing: Sequence[Chunk]) -> None:
         raise ResourceError(
             f"{place} has {readable_bytes(free)} free, and the teacher store still needs"
             f" {readable_bytes(needed)}.\n"
-            "  Free some space, name another folder with --runs, or set fewer student.views."
+            "  Free some space, choose another folder with --runs, or lower student.views."
         )
 
 
 def _state(shard: Shard, n_files: int) -> str:
-    """What is said of a shard that lacks nothing."""
+    """Says in words that a shard is complete."""
     i, n = shard
     if n == 1:
-        return "It is whole"
-    return f"Part {i} of {n} is whole" if n_files else f"No file of it falls to part {i} of {n}"
+        return "It is complete"
+    return f"Part {i} of {n} is complete" if n_files else f"Part {i} of {n} has no files"
 
 
 def _tidy(store: TeacherStore, missing: Sequence[Chunk], claims: Claims) -> None:
-    """Deletes what killed processes left of files they were writing."""
+    """Deletes partial files of killed processes."""
     chunks = {store.file(chunk): chunk for chunk in missing}
     for left in store.path.glob("view-*/.*"):
         chunk = chunks.get(left.with_name(left.name[1:].rpartition(".")[0]))

@@ -1,18 +1,17 @@
-"""The teacher store: what a teacher says of chosen views of all images, computed once and kept.
+"""The teacher store: a teacher's features of several views of all images, computed once.
 
-It holds unit-length image features, which every epoch, seed, student and loss can use, and no
-logits: the class list may change. A view is the crop and flip that `data/views.py` draws, so the
-student sees the very crop that a feature is of.
+It holds unit-length image features, which every epoch, seed, student and loss can use. It holds no
+logits, so the class list may change. A view is the crop and flip that `data/views.py` draws, so the
+student sees exactly the crop from which a feature was computed.
 
-    <root>/<key>/store.json                       what the store is of; `key` is its hash
+    <root>/<key>/store.json                       what features depend on; `key` is its hash
     <root>/<key>/view-0001/00000.safetensors      features of the first chunk of images in view 1
 
-The number of views is not part of the key: a run that wants more of them adds files. Each file is
-written atomically, says which store, view and chunk it belongs to and has a SHA-256, so processes
-that fill one store at once, and stores put together from several machines, are safe: a file is
-whole and ours, or it is computed again. Features are float16: components of a unit vector are off
-by at most 2^-12, which moves logits at CLIP's scale of 100 by thousandths. Files are mapped into
-memory, not read into it.
+The number of views is not part of the key: a run that needs more of them adds files. Each file is
+written atomically, names its store, view and chunk, and has a SHA-256. A file that is damaged or of
+another store is computed again. So several processes can fill one store, and stores can be put
+together from several machines. Features are float16: components of a unit vector are off by at most
+2^-12, which changes logits at CLIP's scale of 100 by thousandths. Files are memory-mapped.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ FORWARD_BATCH = 32
 """Images a forward pass of the teacher; a chunk is a number of whole passes."""
 
 _MIN_CHUNK = 128
-"""What a kill costs at most, and few enough that a laptop computes them in minutes."""
+"""The most that a kill loses; a laptop computes this many in minutes."""
 _MAX_FILES_A_VIEW = 1000
-"""The kernel maps 65,530 files a process: enough for the views of 65 epochs."""
+"""The kernel maps 65,530 files per process: enough for the views of 65 epochs."""
 _FORMAT = "kdedge-teacher-store-1"
 _BYTES_A_VALUE = 2
 
@@ -57,7 +56,7 @@ class Chunk:
 
     Attributes:
         view: from 1.
-        number: which part of the images, from 0.
+        number: number of the part of the images, from 0.
     """
 
     view: int
@@ -65,7 +64,7 @@ class Chunk:
 
     @property
     def claim(self) -> int:
-        """The number by which a process claims it: unlike that of any other chunk of its store."""
+        """The number by which a process claims the chunk; unique in its store."""
         return self.view << 20 | self.number
 
 
@@ -77,15 +76,15 @@ def describe_store(
     augment: Augmentation,
     precision: str,
 ) -> dict[str, Any]:
-    """Gives all that stored features depend on, as plain values; a store's key is their hash.
+    """Everything that stored features depend on, as plain values; a store's key is their hash.
 
     Args:
-        provenance: hash of what the features depend on, such as `RunModel.features_provenance`.
-        images: whose views are stored. Their positions count, as views are drawn from them; labels
-            do not.
-        preprocess: the teacher's.
-        augment: what draws the views.
-        precision: of the teacher's forward pass.
+        provenance: provenance hash of the features, such as `RunModel.features_provenance`.
+        images: images whose views are stored. Their positions matter, as views are drawn by
+            position; labels do not.
+        preprocess: the teacher's preprocessing.
+        augment: draws the views.
+        precision: number format of the teacher's forward pass.
     """
     items = images.source.items
     listed = [[i, items[i].key, images.digests[i]] for i in sorted(images.indices)]
@@ -108,12 +107,12 @@ class TeacherStore:
     """One store's files.
 
     Attributes:
-        key: hash of what it is of.
+        key: hash of everything that the features depend on.
         path: its folder.
         indices: positions of its images in their source, ascending.
         dim: D_teacher.
-        n_views: how many views are wanted of it.
-        chunk_images: images a file; the last one of a view may have fewer.
+        n_views: number of views that are needed.
+        chunk_images: images per file; the last file of a view may have fewer.
     """
 
     def __init__(
@@ -136,12 +135,12 @@ class TeacherStore:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of all features: images x views x dimensions x 2."""
+        """Size of all features in bytes: images x views x dimensions x 2."""
         return len(self.indices) * self.n_views * self.dim * _BYTES_A_VALUE
 
     @property
     def size(self) -> str:
-        """That product in words."""
+        """The size in words, such as `400 images x 4 views x ...`."""
         return (
             f"{len(self.indices):,} images x {self.n_views} views x {self.dim} dimensions x"
             f" {_BYTES_A_VALUE} bytes = {readable_bytes(self.n_bytes)}"
@@ -157,7 +156,7 @@ class TeacherStore:
         return f"Teacher store {self.path}: {self.size}"
 
     def bytes_of(self, chunks: Iterable[Chunk]) -> int:
-        """Bytes of these chunks' features."""
+        """Size of the chunks' features in bytes."""
         return sum(len(self.positions(chunk)) for chunk in chunks) * self.dim * _BYTES_A_VALUE
 
     def chunks(self, shard: tuple[int, int] = (1, 1)) -> list[Chunk]:
@@ -173,13 +172,13 @@ class TeacherStore:
         return self.indices[chunk.number * self.chunk_images :][: self.chunk_images]
 
     def file(self, chunk: Chunk) -> Path:
-        """Where a chunk is."""
+        """File of a chunk."""
         return self.path / f"view-{chunk.view:04d}" / f"{chunk.number:05d}.safetensors"
 
     def load(self, chunks: Sequence[Chunk]) -> list[Chunk]:
-        """Maps chunks whose files are whole and this store's, and gives the others.
+        """Maps the chunks with a valid file of this store, and returns the others.
 
-        Every byte is read once to be hashed. A file that is damaged or of another store counts as
+        Every byte is read once for its hash. A file that is damaged or of another store counts as
         missing, with a warning.
         """
         faults: dict[Path, str] = {}
@@ -195,8 +194,7 @@ class TeacherStore:
         if faults:
             first, why = next(iter(faults.items()))
             log.warning(
-                "Files of the teacher store that are not used and are computed again: %d, first %s:"
-                " %s.",
+                "Computing files of the teacher store again: %d, for example %s: %s.",
                 len(faults),
                 first,
                 why,
@@ -204,11 +202,11 @@ class TeacherStore:
         return missing
 
     def has(self, chunk: Chunk) -> bool:
-        """Whether a chunk's file is whole and this store's; maps it then."""
+        """Whether a chunk has a valid file of this store. If so, maps it."""
         return self._load(chunk) is None
 
     def _load(self, chunk: Chunk) -> str | None:
-        """Maps a chunk; else why not, in words, which are none where there is no file."""
+        """Maps a chunk. Returns why that is impossible: None if mapped, "" if there is no file."""
         path = self.file(chunk)
         if chunk in self._features:
             return None
@@ -219,14 +217,14 @@ class TeacherStore:
                 metadata = file.metadata() or {}
                 features: Tensor = file.get_tensor("teacher_features")
         except (OSError, SafetensorError) as error:
-            return f"it is cut off or damaged ({error})"
+            return f"it is truncated or damaged ({error})"
         if any(metadata.get(key) != value for key, value in self._metadata(chunk).items()):
             return "it belongs to another store, view or chunk"
         shape = (len(self.positions(chunk)), self.dim)
         if features.dtype != torch.float16 or tuple(features.shape) != shape:
             return f"it holds {features.dtype} {list(features.shape)}, not float16 {list(shape)}"
         if metadata.get("sha256") != _sha256(features):
-            return "its SHA-256 is another than when it was written"
+            return "its SHA-256 has changed since it was written"
         self._features[chunk] = features
         return None
 
@@ -234,10 +232,10 @@ class TeacherStore:
         return {"store": self.key, "view": str(chunk.view), "chunk": str(chunk.number)}
 
     def create(self) -> None:
-        """Makes the folders and store.json, where they are not there.
+        """Creates the folders and store.json if they are missing.
 
         Raises:
-            ResourceError: the folder may not be written, or the disk is full.
+            ResourceError: the folder is not writable, or the disk is full.
         """
         is_new = not self.path.exists()
         try:
@@ -250,21 +248,19 @@ class TeacherStore:
             self._tell_of_nearest()
 
     def _tell_of_nearest(self) -> None:
-        """Says why the store that differs least from this new one is not used."""
+        """Logs why the most similar existing store cannot be used instead of this new one."""
         found: list[tuple[int, str, str]] = []
         for file in sorted(self._root.glob("*/store.json")):
             try:
                 other = read_json(file)
             except DataError:
-                continue  # nothing is ever taken from a store by this file
+                continue  # store.json is read only for this message
             if file.parent != self.path and isinstance(other, dict):
                 differing = _differences(other, self._description)
                 found.append((len(differing), str(file.parent), "; ".join(differing)))
         if found:
             _, path, why = min(found)
-            log.info(
-                "The teacher store in %s is not used, as it is of something else: %s.", path, why
-            )
+            log.info("The teacher store in %s cannot be used for this run: %s.", path, why)
 
     def write(self, chunk: Chunk, features: Tensor) -> None:
         """Writes a chunk atomically.
@@ -274,18 +270,18 @@ class TeacherStore:
             features: [chunk's images, D_teacher], float16, on the CPU.
 
         Raises:
-            ResourceError: the disk is full or the folder may not be written; what is there stays.
+            ResourceError: the disk is full or the folder is not writable; stored files are kept.
         """
         features = features.contiguous()
         metadata = {**self._metadata(chunk), "sha256": _sha256(features)}
         write_atomic(self.file(chunk), encode_tensors({"teacher_features": features}, metadata))
 
     def read(self, positions: Sequence[int], view: int) -> Tensor:
-        """[B, D_teacher], float32: the stored features of these images in a view.
+        """[B, D_teacher], float32: the stored features of images in a view.
 
         Args:
-            positions: in the source; of images that are in the store.
-            view: from 1; its chunks have to be loaded.
+            positions: positions in the source of images that are in the store.
+            view: from 1; its chunks must be loaded.
         """
         found = []
         for position in positions:
@@ -300,14 +296,14 @@ def _sha256(features: Tensor) -> str:
 
 
 def _differences(other: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """What differs between two stores' descriptions, in words; hashes shortened."""
+    """The differences between two stores' descriptions, in words; hashes are shortened."""
 
     def short(value: object) -> str:
         text = str(value)
         return text[:12] if len(text) == 64 else text
 
     return [
-        f"{key} {short(other.get(key, 'not said'))}, not {short(own.get(key, 'not said'))}"
+        f"{key} {short(other.get(key, 'not set'))}, not {short(own.get(key, 'not set'))}"
         for key in sorted(own.keys() | other.keys())
         if own.get(key) != other.get(key)
     ]
