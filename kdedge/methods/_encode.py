@@ -20,7 +20,7 @@ from kdedge.data.batch import Batch
 
 
 def encode_images(batch: Batch, encode: Callable[[Tensor], Tensor]) -> Tensor:
-    """[B, D]: the features of all images of a step, with gradients.
+    """[B, D]: the image features of all images of a step, with gradients.
 
     Args:
         batch: may hold this rank's shard of the images.

@@ -12,8 +12,8 @@ from kdedge.clip.prompts import make_linear
 class Projector(nn.Module):
     """Student features to the teacher's dimension (PromptKD, arXiv:2403.02781, section 3.2).
 
-    Hidden layers of linear, batch norm and ReLU, then a linear. The paper's depth is 2; table 12
-    compares it with 1, a single linear, and with 3.
+    Hidden layers (linear, batch norm, ReLU), then a linear layer. The paper's depth is 2. Its table
+    12 compares it with 1, a single linear layer, and with 3.
 
     Args:
         student_dim: D_student.

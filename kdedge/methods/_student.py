@@ -53,22 +53,23 @@ class Student(nn.Module):
 
 
 def check_image_backbone(backbone: ImageBackbone, *, tune: str, needs_texts: bool) -> None:
-    """Refuses settings that need more than an image encoder.
+    """Checks that the settings need no more than an image encoder.
 
     Raises:
-        RecipeError: the settings run a text encoder, or they keep an image encoder frozen that was
+        RecipeError: the settings need a text encoder, or they freeze an image encoder that was
             never trained with texts.
     """
     if needs_texts:
         raise RecipeError(
-            f"{backbone.name} has no text encoder that runs here, and class_vectors: student needs"
-            " one.\n  Use class_vectors: teacher, or a CLIP such as ViT-B-16."
+            f"kdedge cannot run the text encoder of {backbone.name}, which class_vectors: student"
+            " needs.\n"
+            "  Use class_vectors: teacher, or a CLIP such as ViT-B-16."
         )
     if not backbone.is_trained_with_texts and tune != "full":
         raise RecipeError(
-            f"{backbone.name} was not trained with texts: under tune: {tune} its features could"
-            " not be compared with class vectors.\n"
-            "  Use tune: full, and an optim.lr far below the 0.005 that prompts take."
+            f"{backbone.name} was not trained with texts: with tune: {tune} its features cannot be"
+            " compared with class vectors.\n"
+            "  Use tune: full, with an optim.lr far below 0.005, which is for prompts."
         )
 
 
@@ -130,9 +131,9 @@ def make_student(
         for name, loss in student.losses.items():
             if loss.needs_equal_dims:
                 raise RecipeError(
-                    f"loss {name} compares the student's features ({backbone.embed_dim} dimensions)"
-                    f" with the teacher's ({teacher_dim}), and class_vectors: student has no"
-                    " projector.\n  Use a loss of logits, such as the default, or class_vectors:"
-                    " teacher."
+                    f"loss {name} compares the student's features ({backbone.embed_dim}"
+                    f" dimensions) with the teacher's ({teacher_dim}), but class_vectors: student"
+                    " has no projector.\n"
+                    "  Use a loss on logits, such as the default, or class_vectors: teacher."
                 )
     return student

@@ -7,7 +7,7 @@ unit-length image feature, g the adapter, y zero-shot CLIP's class of the same v
 
 Differs from the authors' code:
 
-* It normalizes images with ImageNet's mean and deviation. Here: CLIP's.
+* It normalizes images with ImageNet's mean and standard deviation. Here: CLIP's.
 * It squashes images, in tests too. Here: in training the largest central crop between 3:4 and 4:3,
   in tests as for every method.
 * Its texts are "a photo of a {}" without a full stop. Here: the recipe's template.
@@ -68,8 +68,8 @@ class Settings(MethodSettings):
     )
     prior: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
         None,
-        description="How often each class is seen, by name, in any unit: {cat: 3, dog: 1}. All"
-        " alike when left out.",
+        description="Relative frequency of each class, in any unit, by name: {cat: 3, dog: 1}."
+        " Default: all classes are equally frequent.",
     )
 
     @property
@@ -121,7 +121,7 @@ class Method:
     """CLIP-PR on a frozen backbone."""
 
     can_split_batches: ClassVar[bool] = True
-    why_no_class_vectors = "answers with a network over image features and not with vectors"
+    why_no_class_vectors = "classifies image features with a network"
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class Method:
         return unit_length(self._backbone.text_features_raw(self._texts))
 
     def training_step(self, batch: Batch) -> StepOutput:
-        """The loss on unlabeled views; pseudo-labels are made of the views as they are."""
+        """The loss on unlabeled views; pseudo-labels are predicted from the same views."""
         image_features = encode_images(batch, self.forward_features)
         with torch.autocast(batch.images.device.type, enabled=False):
             pseudo_labels = (image_features @ self.text_features.T).argmax(dim=-1)
@@ -205,7 +205,7 @@ class Method:
 
     @torch.no_grad()
     def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D], frozen, in the memory of one chunk of images."""
+        """[B, 3, H, W] -> [B, D], frozen; encoded in chunks to save memory."""
         return in_chunks(lambda rows: self._backbone.image_features(images[rows]), len(images))
 
     def image_path(self) -> ImagePath:
@@ -214,7 +214,7 @@ class Method:
 
 
 def label_prior(settings: Settings, class_names: Sequence[str]) -> Tensor:
-    """[C], adds up to 1: the settings' shares in class-list order, or all alike.
+    """[C], adds up to 1: the settings' shares in class-list order, or equal shares.
 
     Raises:
         RecipeError: names are missing or not in the class list.

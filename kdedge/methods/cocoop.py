@@ -1,4 +1,4 @@
-"""CoCoOp: context tokens that a small network shifts by the image, so that each image has texts.
+"""CoCoOp: a small network shifts the context tokens, so that each image has its own class texts.
 
 Paper: Zhou et al., Conditional Prompt Learning for Vision-Language Models, CVPR 2022,
 arXiv:2203.05557, section 3.2: v_m(x) = v_m + π with π = h_θ(x), and logits <x, g(t_i(x))> / τ.
@@ -42,8 +42,8 @@ class Settings(MethodSettings):
     n_ctx: int = Field(4, ge=1, description="Context tokens.")
     context_init: str = Field(
         "a photo of a",
-        description="Words whose embeddings the context starts from; from N(0, 0.02²) where they"
-        " are fewer than n_ctx tokens.",
+        description="Words whose embeddings initialize the context; N(0, 0.02²) if they have"
+        " fewer than n_ctx tokens.",
     )
 
 
@@ -90,12 +90,12 @@ def pair_logits(
     *,
     chunk_size: int = CHUNK_SIZE,
 ) -> Tensor:
-    """Logits of images against texts that each image has for itself: <x, g(t_i(x))> / τ.
+    """Logits of images against their own class texts: <x, g(t_i(x))> / τ.
 
     Args:
         backbone: frozen; its text encoder encodes every pair of image and class.
         image_features: [B, D], unit length.
-        contexts: [B, n_ctx, D_text]. Gradients reach them in the memory of one chunk.
+        contexts: [B, n_ctx, D_text], with gradients. Pairs are encoded in chunks to save memory.
         texts: of the C classes, with placeholders for the context.
         chunk_size: pairs encoded at a time.
 
@@ -164,9 +164,9 @@ class Method(SupervisedMethod):
 
     @torch.no_grad()
     def own_logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C], over all classes under the parameters as they are now."""
+        """[B, 3, H, W] -> [B, C], over all classes, with the current parameters."""
         return self.class_logits(self.training_features(images), self.texts)
 
     def class_vectors(self) -> Tensor:
-        """[C, 0]: no part of the texts' features is the same for all images."""
+        """[C, 0]: the text features depend on the image, so there are no class vectors."""
         return torch.zeros(len(self.texts.tokens), 0, device=self._backbone.device)

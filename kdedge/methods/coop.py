@@ -47,8 +47,8 @@ class Settings(MethodSettings):
     n_ctx: int = Field(4, ge=1, description="Context tokens; 16 in CoOp's own experiments.")
     context_init: str = Field(
         "a photo of a",
-        description="Words whose embeddings the context starts from; from N(0, 0.02²) where they"
-        " are fewer than n_ctx tokens.",
+        description="Words whose embeddings initialize the context; N(0, 0.02²) if they have"
+        " fewer than n_ctx tokens.",
     )
     class_position: Literal["end", "middle", "front"] = Field(
         "end",
@@ -57,8 +57,8 @@ class Settings(MethodSettings):
     )
     class_specific: bool = Field(
         False,
-        description="A context for each class, in place of one for all; only where every class is"
-        " trained (split: all).",
+        description="Train one context per class instead of one for all classes; needs every"
+        " class to be trained (split: all).",
     )
 
     @property
@@ -72,8 +72,8 @@ def class_texts(
 ) -> TokenizedTexts:
     """Tokenizes "<context> NAME.", with the name where `class_position` says (section 3.2).
 
-    In the middle, n_ctx // 2 context tokens stand before the name. Before and around a name all of
-    the context is placeholders, also where `context_init` is longer.
+    With `middle`, n_ctx // 2 context tokens come before the name. With `middle` and `front`, all
+    context tokens are placeholders, even if `context_init` is longer.
     """
     n_ctx, position = settings.n_ctx, settings.class_position
     if position == "end":
@@ -113,7 +113,7 @@ class PromptLearner(nn.Module):
 def make_context(
     backbone: Backbone, settings: Settings, n_classes: int, generator: torch.Generator
 ) -> Tensor:
-    """The context's first values: words' embeddings, the same for each class, or N(0, 0.02²)."""
+    """Initial values of the context: embeddings of words, equal for all classes, or N(0, 0.02²)."""
     n_words = len(backbone.tokenizer.encode(settings.context_init))
     if settings.class_specific and settings.n_ctx > n_words:
         shape = (n_classes, settings.n_ctx, text_width(backbone))
@@ -145,9 +145,10 @@ class Method(TextPromptMethod):
         train_names = [class_names[index] for index in train_classes]
         if settings.class_specific and train_names != list(class_names):
             raise RecipeError(
-                f"class_specific gives each class a context of its own, and"
+                "class_specific trains one context per class, but"
                 f" {len(class_names) - len(train_names)} of {len(class_names)} classes are not"
-                " trained.\n  Set class_specific: false, or data.split: all."
+                " trained.\n"
+                "  Set class_specific: false, or data.split: all."
             )
         texts = class_texts(backbone, class_names, settings)
         train_texts = class_texts(backbone, train_names, settings)
@@ -155,7 +156,7 @@ class Method(TextPromptMethod):
         return cls(backbone, PromptLearner(context), texts=texts, train_texts=train_texts)
 
     def text_features(self, texts: TokenizedTexts) -> Tensor:
-        """[C, D], unit length, with gradients in the memory of one chunk of classes."""
+        """[C, D], unit length, with gradients; encoded in chunks of classes to save memory."""
         model, context = self._backbone.model, self.module.context
 
         def encode(rows: slice) -> Tensor:

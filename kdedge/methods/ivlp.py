@@ -52,7 +52,7 @@ class Settings(MethodSettings):
         9, ge=1, description="Image layers that get prompts of their own, from the first."
     )
     context_init: str = Field(
-        "a photo of a", description="Words whose embeddings the context starts from."
+        "a photo of a", description="Words whose embeddings initialize the context."
     )
 
     @property
@@ -82,7 +82,7 @@ def class_texts(
 def make_prompted_clip(
     backbone: Backbone, settings: Settings, generator: torch.Generator
 ) -> PromptedCLIP:
-    """Draws the first values, the text prompts' before the visual prompts'."""
+    """Draws the initial values, first of the text prompts, then of the visual prompts."""
     text_prompts = make_text_prompts(
         backbone,
         n_ctx=settings.n_ctx_text,
@@ -125,7 +125,7 @@ class Method(TextPromptMethod):
         return cls(backbone, module, texts=texts, train_texts=train_texts)
 
     def text_features(self, texts: TokenizedTexts) -> Tensor:
-        """[C, D], unit length, with gradients in the memory of one chunk of classes."""
+        """[C, D], unit length, with gradients; encoded in chunks of classes to save memory."""
         return prompted_text_features(self._backbone, texts, self.module.text_prompts)
 
     def training_features(self, images: Tensor) -> Tensor:

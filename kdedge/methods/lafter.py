@@ -15,9 +15,9 @@ Differs from the authors' code:
   encoder's features.
 * It predicts from features of any length. Here: unit length times one mean length, which leaves the
   ranking of an image's classes unchanged.
-* It inserts prompts behind `ln_pre`, from a uniform distribution for patches of 16 pixels whatever
-  the size. Here: as all visual prompts, see `clip.vision`.
-* Its layer norms have weight decay on weights only. Here: on biases too.
+* It inserts prompts after `ln_pre`, drawn from the uniform distribution for patches of 16 pixels
+  even if patches have another size. Here: as all visual prompts, see `clip.vision`.
+* Its layer norms have weight decay on weights only. Here: on biases, too.
 * It assigns sentences to classes by position. Here: by name.
 * It reports the best epoch on test images.
 """
@@ -86,15 +86,22 @@ class Settings(MethodSettings):
     n_text_steps: int = Field(
         600,
         ge=1,
-        description="Steps of the classifier on all texts at once. The authors' code has 400 to"
-        " 5500, 600 on Oxford Flowers.",
+        description="Training steps of the text classifier, each on all texts. The authors' code"
+        " has 400 to 5500, and 600 on Oxford Flowers.",
     )
-    text_lr: float = Field(5e-4, gt=0, description="Learning rate of these steps, AdamW.")
+    text_lr: float = Field(
+        5e-4, gt=0, description="Learning rate of the text classifier's training steps (AdamW)."
+    )
     text_noise_std: float = Field(
-        0.1, ge=0, description="Standard deviation of the noise on unit-length text features."
+        0.1,
+        ge=0,
+        description="Standard deviation of the noise that is added to unit-length text features.",
     )
     label_smoothing: float = Field(
-        0.1, ge=0, lt=1, description="Share of each label that is spread over all classes."
+        0.1,
+        ge=0,
+        lt=1,
+        description="Label smoothing: share of each label that is spread over all classes.",
     )
 
     @property
@@ -109,10 +116,10 @@ class TunedEncoder(nn.Module):
     Attributes:
         visual_prompts: [1, n_ctx_vision, D_vision].
         norms: the image encoder's layer norms, copies of the frozen ones.
-        classifier: [C, D], one row a class, of any length.
-        labeler: [C, D], the classifier as texts alone have made it; zeros before they have.
-        feature_length: [], mean length of the first batch's features of the frozen image encoder;
-            0 before it.
+        classifier: [C, D], one row per class, of any length.
+        labeler: [C, D], copy of the classifier that was trained on texts alone; zeros until then.
+        feature_length: [], mean length of the frozen image encoder's features of the first batch;
+            0 until then.
     """
 
     labeler: Tensor
@@ -145,7 +152,7 @@ def with_own_norms(visual: nn.Module) -> nn.Module:
 
 
 def template_texts(class_names: Sequence[str], template: str) -> list[list[str]]:
-    """OpenAI's 80 ImageNet templates, and the recipe's where it is another, of each class."""
+    """Texts of each class: OpenAI's 80 ImageNet templates, and the recipe's if it differs."""
     templates = list(dict.fromkeys([*template_list("ensemble80", template), template]))
     return [[one.format(readable(name)) for one in templates] for name in class_names]
 
@@ -160,7 +167,7 @@ def train_text_classifier(
     """Learns texts: min over W of E CE(W (t + ε), label), with ε from N(0, text_noise_std²).
 
     Args:
-        weight: [C, D], where W starts.
+        weight: [C, D], initial value of W.
         text_features: [T, D], unit length, float32.
         labels: [T], the class that each text is about.
         settings: steps, rate, noise, smoothing.
@@ -181,7 +188,7 @@ def train_text_classifier(
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, settings: Settings) -> Tensor:
-    """Cross-entropy with the label's share at 1 - s + s / C and every other's at s / C."""
+    """Cross-entropy with label smoothing s: target 1 - s + s / C for the label, s / C otherwise."""
     return F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
 
 
@@ -243,7 +250,7 @@ class Method:
 
     @property
     def scale(self) -> float:
-        """Cosines times it are the classifier's logits of features of the mean length."""
+        """Factor from cosines to the classifier's logits, for features of the mean length."""
         return float(self._longest()) * (float(self.module.feature_length) or 1.0)
 
     @torch.no_grad()
@@ -253,7 +260,7 @@ class Method:
         return longest
 
     def use_texts(self, sentences: Sequence[Sequence[str]]) -> None:
-        """See `LearnsFromTexts`; the recipe's template is learned beside them."""
+        """See `LearnsFromTexts`; the recipe's template is learned, too."""
         texts = []
         for name, given in zip(self._class_names, sentences, strict=True):
             texts.append([*given, self._template.format(readable(name))])
@@ -268,10 +275,10 @@ class Method:
             raise DataError(f'classes.texts, "{class_name}": {error}') from error
 
     def learn_texts(self) -> None:
-        """Trains classifier and labeler on texts, where that has not been done.
+        """Trains classifier and labeler on texts, once.
 
-        A step that finds no room is taken again with the buffers of before, the labeler's among
-        them, and with the classifier as texts have made it: they begin with its first values anew.
+        A step that runs out of memory is repeated with the buffers of before, so the labeler is
+        empty again. The text training then starts from the classifier's initial values again.
         """
         if bool(self.module.labeler.any()):
             return
@@ -292,7 +299,7 @@ class Method:
 
     @torch.no_grad()
     def pseudo_labels(self, image_features: Tensor) -> Tensor:
-        """[B, D], the frozen image encoder's, of any length -> [B], the labeler's classes."""
+        """[B, D], frozen image features of any length -> [B], the labeler's classes."""
         with torch.autocast(image_features.device.type, enabled=False):
             return (image_features @ self.module.labeler.T).argmax(dim=-1)
 
@@ -302,7 +309,7 @@ class Method:
 
     def training_step(self, batch: Batch) -> StepOutput:
         """Smoothed cross-entropy of views with their images' pseudo-labels; texts come first."""
-        assert batch.clean_images is not None  # as this method `LabelsItsViews`
+        assert batch.clean_images is not None  # as METHOD.needs_clean_images
         self.learn_texts()
         clean = replace(batch, images=batch.clean_images)
         with torch.no_grad():
@@ -327,7 +334,7 @@ class Method:
 
     @torch.no_grad()
     def class_vectors(self) -> Tensor:
-        """[C, D], the classifier's rows over the longest one's length."""
+        """[C, D], the classifier's rows, divided by the length of the longest one."""
         return self.module.classifier / self._longest()
 
     @torch.no_grad()

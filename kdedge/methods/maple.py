@@ -52,8 +52,8 @@ class Settings(MethodSettings):
     )
     context_init: str = Field(
         "a photo of a",
-        description="Words whose embeddings the context starts from; those beyond n_ctx tokens stay"
-        " as frozen words.",
+        description="Words whose embeddings initialize the context; words beyond n_ctx tokens"
+        " stay as frozen words.",
     )
 
     @property
@@ -63,7 +63,7 @@ class Settings(MethodSettings):
 
 
 class CoupledPrompts(nn.Module):
-    """The parameters of MaPLe: text prompts, and the couplings that make visual prompts of them.
+    """The parameters of MaPLe: text prompts, and the couplings that map them to visual prompts.
 
     Attributes:
         text_prompts: P_0 … P_{J-1}.
@@ -85,7 +85,7 @@ class CoupledPrompts(nn.Module):
 def make_couplings(
     n_in: int, n_out: int, *, prompt_depth: int, generator: torch.Generator
 ) -> list[nn.Linear]:
-    """The couplings with their first values: the first layer's, and copies of one for the others.
+    """The couplings with their initial values: one for the first layer, copies of another after it.
 
     Source: `_get_clones` in the authors' code.
     """
@@ -136,7 +136,7 @@ class Method(TextPromptMethod):
         return cls(backbone, module, texts=texts, train_texts=train_texts)
 
     def text_features(self, texts: TokenizedTexts) -> Tensor:
-        """[C, D], unit length, with gradients in the memory of one chunk of classes."""
+        """[C, D], unit length, with gradients; encoded in chunks of classes to save memory."""
         return prompted_text_features(self._backbone, texts, self.module.text_prompts)
 
     def training_features(self, images: Tensor) -> Tensor:

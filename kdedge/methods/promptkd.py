@@ -77,14 +77,14 @@ class Settings(MethodSettings):
         4,
         ge=0,
         le=1000,
-        description="Visual prompts in each prompted image layer, under tune: prompts; 0 trains the"
-        " projector only. 4: the PromptKD repository.",
+        description="Visual prompts in each prompted image layer, for tune: prompts; 0 trains the"
+        " projector only. The default 4 is the PromptKD repository's.",
     )
     prompt_depth: int = Field(
         9,
         ge=0,
-        description="Image layers with visual prompts of their own, from the first, under tune:"
-        " prompts. 9: arXiv:2403.02781, section 4.1.",
+        description="Image layers with visual prompts of their own, from the first, for tune:"
+        " prompts. The default 9 is that of arXiv:2403.02781, section 4.1.",
     )
     projector_depth: int = Field(
         2,
@@ -92,7 +92,7 @@ class Settings(MethodSettings):
         le=3,
         description="Linear layers of the projector, with batch norm and ReLU between them"
         " (arXiv:2403.02781, table 12). 3: one more hidden layer of the same width; the paper does"
-        " not specify the width. No effect under class_vectors: student, which has no projector.",
+        " not specify the width. No effect with class_vectors: student, which has no projector.",
     )
     class_vectors: Literal["teacher", "student"] = Field(
         "teacher",
@@ -101,18 +101,21 @@ class Settings(MethodSettings):
         " encoder computes them with learned context, and there is no projector.",
     )
     n_ctx_text: int = Field(
-        4, ge=1, description="Context tokens under class_vectors: student. 4: the teacher's."
+        4,
+        ge=1,
+        description="Context tokens of the student's text encoder, for class_vectors: student. The"
+        " default 4 is the teacher's.",
     )
     prompt_depth_text: int = Field(
         9,
         ge=1,
-        description="Text layers with context of their own, from the first, under class_vectors:"
-        " student. 9: the teacher's.",
+        description="Text layers with context of their own, from the first, for class_vectors:"
+        " student. The default 9 is the teacher's.",
     )
     context_init: str = Field(
         "a photo of a",
-        description="Words whose embeddings initialize that context; N(0, 0.02²) if they have fewer"
-        " than n_ctx_text tokens.",
+        description="Words whose embeddings initialize the context, for class_vectors: student;"
+        " N(0, 0.02²) if they have fewer than n_ctx_text tokens.",
     )
     losses: Losses = Field(
         Losses.model_validate({DEFAULT: {}}),
@@ -122,8 +125,9 @@ class Settings(MethodSettings):
     )
     float32_losses: bool = Field(
         True,
-        description="Compute projector, logits and losses in float32 even if the forward pass is in"
-        " half precision; this default is ours. false: in its format, as in the authors' code.",
+        description="Compute projector, logits and losses in float32 even if the forward pass is"
+        " in half precision; this default is ours. false: use the precision of the"
+        " forward pass, as in the authors' code.",
     )
 
     @model_validator(mode="after")
@@ -205,18 +209,24 @@ class Method:
         """
         if class_vectors is None:
             if teacher is None:
-                raise RecipeError("promptkd learns from a teacher, and the recipe names none.")
+                raise RecipeError(
+                    "promptkd learns from a teacher, but the recipe has none.\n"
+                    "  Add a teacher section."
+                )
             class_vectors = teacher.class_vectors()
         if len(class_vectors) != len(class_names):
             raise ShapeError(
-                f"The teacher has {len(class_vectors)} class vectors, the class list"
-                f" {len(class_names)} names."
+                f"The teacher has {len(class_vectors)} class vectors, but the class list has"
+                f" {len(class_names)} names.\n"
+                "  Use the class list that the teacher was trained with."
             )
         module = make_student(
             backbone,
             settings,
             teacher_dim=class_vectors.shape[1],
-            scale=1.0 if teacher is None else teacher.scale,  # of a run: loaded over it
+            scale=1.0
+            if teacher is None
+            else teacher.scale,  # without a teacher, the run's file has it
             generator=generator,
         )
         module.to(backbone.device)
@@ -273,7 +283,7 @@ class Method:
             return unit_length(raw if projector is None else projector(raw.float()))
 
     def _loss_precision(self, device: torch.device) -> AbstractContextManager[None]:
-        """Context of the precision that `float32_losses` asks for."""
+        """Context manager: precision of projector, logits and losses, by `float32_losses`."""
         if self._settings.float32_losses:
             return torch.autocast(device.type, enabled=False)
         return contextlib.nullcontext()
@@ -310,9 +320,9 @@ class Method:
         projector = self.module.projector
         if batch.n_images < 2 and projector is not None and projector.batch_norms:
             raise DataError(
-                "promptkd needs at least 2 unlabeled images in a batch (batch norm has no variance"
-                " over one).\n"
-                "  Add images, or raise batch_size."
+                "promptkd needs at least 2 unlabeled images in a batch (batch norm has no"
+                " variance over one).\n"
+                "  Add images, or raise optim.batch_size."
             )
         outputs = self.outputs(batch)
         n_classes = len(self._class_vectors)

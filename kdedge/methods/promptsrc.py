@@ -60,13 +60,14 @@ class Settings(ivlp.Settings):
         description="Epoch (from 1) with the largest weight in the average of the prompts.",
     )
     averaging_std_epochs: float = Field(
-        1.0, ge=0.001, description="Standard deviation of the averaging weights, epochs."
+        1.0, ge=0.001, description="Standard deviation of the averaging weights, in epochs."
     )
     n_anchor_templates: int = Field(
         60,
         ge=1,
         le=80,
-        description="Templates of OpenAI's ImageNet list, from the first, in the text anchor.",
+        description="Number of OpenAI's ImageNet templates, from the first, for the frozen text"
+        " features.",
     )
 
 
@@ -100,13 +101,13 @@ def self_regulating_losses(
 
     Args:
         image_features: [B, D], unit length, float32, prompted.
-        text_features: [C, D], likewise, of the training classes.
+        text_features: [C, D], unit length, float32, prompted; of the training classes.
         zeroshot_image_features: [B, D], the same images without prompts; no gradient.
         zeroshot_text_features: [C, D], the text anchor; no gradient.
         labels: [B], positions among the C classes.
         scale: `logit_scale.exp()`.
         settings: the terms' weights.
-        weights: [B], of the images in the cross-entropy; None for the average.
+        weights: [B], weights of the images in the cross-entropy; None for the average.
 
     Returns:
         The terms. The divergence is summed over images and classes and divided by B · C, as in the
@@ -143,9 +144,9 @@ def gaussian_weights(n_epochs: int, *, mean_epoch: float, std_epochs: float) -> 
 
 
 def text_anchor(backbone: Backbone, class_names: Sequence[str], n_templates: int) -> Tensor:
-    """[C, D]: raw text features averaged over templates, then scaled once (the authors' code).
+    """[C, D]: raw text features averaged over templates, then normalized (the authors' code).
 
-    Scaling each template's features first, as CLIP's ensemble does, gives another anchor.
+    Normalizing each template's features first, as CLIP's ensemble does, gives another anchor.
     """
     raw = [
         backbone.text_features_raw([make(readable(name)) for name in class_names])

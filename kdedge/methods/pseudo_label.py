@@ -1,4 +1,4 @@
-"""FPL, IFPL, GRIP: a learner trains on labels and on pseudo-labels of the classes without any.
+"""FPL, IFPL, GRIP: a learner trains on labels, and on pseudo-labels of classes without labels.
 
 Paper: Menghini et al., Enhancing CLIP with CLIP, NeurIPS 2023, arXiv:2306.01669, sections 3 and 4;
 used as in arXiv:2403.02781, table 3: labeled base classes, pseudo-labels for novel ones, PromptSRC
@@ -26,8 +26,8 @@ Differs from the authors' code:
 * Later rounds of its textual prompt continue from the trained values, as parameter and initial
   values share memory.
 * It holds 20 % of the images out for a validation that chooses nothing.
-* It uses weight decay 0.1, learning rate 0.1 from a warm-up epoch at 0, 150 epochs a round and no
-  crops. Here: the learner's optimization and crops.
+* It uses weight decay 0.1, learning rate 0.1 after a warm-up epoch at 0, 150 epochs per round and
+  no crops. Here: the learner's optimization and crops.
 """
 
 from __future__ import annotations
@@ -68,22 +68,24 @@ class Settings(MethodSettings):
         " more images, up to an even share of all unlabeled ones.",
     )
     per_class: int = Field(
-        16, ge=1, description="Pseudo-labeled images of each class, of fpl and ifpl."
+        16, ge=1, description="Pseudo-labeled images per class, for fpl and ifpl."
     )
     rounds: int = Field(
-        10, ge=1, le=1000, description="Trainings one after the other, of ifpl and grip."
+        10, ge=1, le=1000, description="Number of rounds, each a full training, for ifpl and grip."
     )
     promptsrc: PromptSRCSettings = Field(
         PromptSRCSettings(), description="Settings of PromptSRC, the learner (arXiv:2403.02781)."
     )
     coop: CoOpSettings | None = Field(
-        None, description="CoOp as the learner in place of PromptSRC, and its settings."
+        None, description="Settings of CoOp, which is then the learner instead of PromptSRC."
     )
 
     @model_validator(mode="after")
     def _one_learner(self) -> Settings:
         if self.coop is not None and "promptsrc" in self.model_fields_set:
-            raise ValueError("have promptsrc and coop, which are two learners; name one")
+            raise ValueError(
+                "have promptsrc and coop, but there is only one learner; remove one of them"
+            )
         return self
 
     @property
@@ -105,10 +107,10 @@ def images_per_class(
     It reaches the even share N / C at most.
 
     Args:
-        settings: say the variant.
+        settings: choose the variant.
         round_number: t, from 1.
-        n_images: N, of the pool.
-        n_classes: C, of all classes that the pool may show.
+        n_images: N, images in the pool.
+        n_classes: C, classes that the pool may show.
     """
     if settings.variant != "grip":
         return settings.per_class
@@ -130,7 +132,7 @@ class Method:
         teacher: Teacher | None,
         generator: torch.Generator,
     ) -> SupervisedMethod:
-        """Gives the learner, which trains on pseudo-labels as on labels; the arguments are its."""
+        """Builds the learner, which trains on pseudo-labels as on labels; same arguments."""
         given: dict[str, Any] = {
             "template": template,
             "train_classes": train_classes,

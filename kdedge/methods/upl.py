@@ -47,10 +47,18 @@ METHOD = Declaration(
 class Settings(MethodSettings):
     """Settings of UPL; defaults from the authors' code."""
 
-    n_runs: int = Field(16, ge=1, le=1000, description="Contexts whose logits are averaged.")
-    n_ctx: int = Field(16, ge=1, description="Context tokens of each, from N(0, 0.02²).")
+    n_runs: int = Field(
+        16,
+        ge=1,
+        le=1000,
+        description="Number of contexts that are trained, and whose logits are averaged.",
+    )
+    n_ctx: int = Field(16, ge=1, description="Tokens per context, initialized from N(0, 0.02²).")
     per_class: int = Field(
-        16, ge=1, description="Most images of a class: the most confident predicted as it."
+        16,
+        ge=1,
+        description="Maximum number of pseudo-labeled images per class: the most confident of those"
+        " that are predicted as the class.",
     )
 
     @property
@@ -100,7 +108,7 @@ class Method(TextPromptMethod):
         return cls(backbone, module, texts=texts, train_texts=train_texts)
 
     def text_features_of_runs(self, texts: TokenizedTexts) -> Tensor:
-        """[R, C, D], unit length, with gradients in the memory of one chunk of classes."""
+        """[R, C, D], unit length, with gradients; encoded in chunks of classes to save memory."""
 
         def of_run(context: Tensor) -> Tensor:
             model = self._backbone.model
@@ -110,7 +118,7 @@ class Method(TextPromptMethod):
         return torch.stack([of_run(context) for context in self.module.contexts])
 
     def text_features(self, texts: TokenizedTexts) -> Tensor:
-        """[C, D], the average of the runs', shorter than unit length."""
+        """[C, D], the average over the runs, shorter than unit length."""
         return self.text_features_of_runs(texts).mean(dim=0)
 
     def logits_of_runs(self, image_features: Tensor) -> Tensor:
@@ -120,7 +128,7 @@ class Method(TextPromptMethod):
             return self.scale * image_features @ text_features.mT
 
     def class_logits(self, image_features: Tensor) -> Tensor:
-        """[B, D], unit length -> [B, C], the average of the runs'."""
+        """[B, D], unit length -> [B, C], the average over the runs."""
         return self.logits_of_runs(image_features).mean(dim=0)
 
     def training_step(self, batch: Batch) -> StepOutput:
@@ -143,10 +151,10 @@ class Method(TextPromptMethod):
         round_number: int,
         classes: Sequence[int],
     ) -> list[PseudoLabel]:
-        """See `LabelsItsPool.choose_labels`; all classes may get some, as no label is read."""
+        """See `LabelsItsPool.choose_labels`; all classes may get some, as labels are not used."""
         return most_confident_predicted(probabilities, settings.per_class)
 
     @staticmethod
     def weigh(is_pseudo: Tensor, *, n_labeled: int, n_pseudo: int) -> Tensor:
-        """[B], all the same: the average."""
+        """[B], equal weights: the loss is the mean."""
         return torch.full((len(is_pseudo),), 1 / len(is_pseudo))

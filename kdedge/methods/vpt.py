@@ -1,4 +1,4 @@
-"""VPT: deep visual prompts learned by cross-entropy, the texts as they are.
+"""VPT: deep visual prompts learned by cross-entropy; the texts are unchanged.
 
 Paper: Jia et al., Visual Prompt Tuning, ECCV 2022, arXiv:2203.12119, section 3.2, VPT-deep; on CLIP
 as the baseline of MaPLe, arXiv:2210.03117, section 4.2. Differs from the authors' code: prompts
@@ -41,7 +41,7 @@ class Settings(MethodSettings):
     )
     context_init: str = Field(
         "a photo of a",
-        description="Frozen words before the class name, whatever the recipe's template is.",
+        description="Frozen words before the class name; the recipe's template is not used.",
     )
 
     @property

@@ -2,8 +2,8 @@
 
 Paper: Radford et al., CLIP, arXiv:2103.00020, section 3.1.4 for the ensemble: each template's
 features are scaled to unit length, averaged, and scaled again.
-Template lists: open_clip's OpenAI ImageNet list (80) and its simple subset (7). With the seven, the
-recipe's own template is added where it is not one of them, as the baselines' public code does.
+Template lists: open_clip's OpenAI ImageNet list (80) and its simple subset (7). The recipe's own
+template is added to the seven if it is not one of them, as the baselines' public code does.
 """
 
 from __future__ import annotations
@@ -87,14 +87,14 @@ class Method:
         teacher: Teacher | None,
         generator: torch.Generator,
     ) -> Method:
-        """See `methods.protocol.Method.build`; only texts matter here."""
+        """See `methods.protocol.Method.build`; only the texts are used."""
         templates = template_list(settings.templates, template)
         return cls(backbone, ensemble_text_features(backbone, class_names, templates))
 
     def training_step(self, batch: Batch) -> StepOutput:
         """There is nothing to train."""
         raise RecipeError(
-            "zeroshot has nothing to train.\n  Use it as it is, or choose another method."
+            "zeroshot has nothing to train.\n  Use it without training, or choose another method."
         )
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:

@@ -368,7 +368,7 @@ def test_a_typo_is_answered_with_its_line_and_the_nearest_name(
             "prompt_depth is 9, and the image encoder of student",
         ),
         ("teacher.settings.prompt_depth_text=9", 2, "prompt_depth_text is 9, and the text encoder"),
-        ("student.optim.batch_size=1", 3, "raise batch_size"),
+        ("student.optim.batch_size=1", 3, "raise optim.batch_size"),
         ("student.method=promtkd", 2, "Did you mean promptkd?"),
         ("student.weights=gone.pt", 3, "--set student.weights: student.weights: there is no file"),
         ("student.weights=classes.txt", 2, "got backbone: None and weights: classes.txt"),

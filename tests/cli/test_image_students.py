@@ -94,7 +94,7 @@ def test_other_weights_of_the_model_are_another_backbone(kdedge: Run, project: P
 @pytest.mark.parametrize(
     ("command", "changes", "message"),
     [
-        ("distill", TIMM, "timm/test_resnet was not trained with texts: under tune: prompts"),
+        ("distill", TIMM, "timm/test_resnet was not trained with texts: with tune: prompts"),
         (
             "check",
             (*TIMM, "student.settings={tune: full, class_vectors: student}"),

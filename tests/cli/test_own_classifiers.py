@@ -174,7 +174,7 @@ def test_lafter_teaches_a_student(kdedge: Run, project: Path) -> None:
 
 
 def test_clip_pr_is_no_teacher_and_cannot_be_exported(kdedge: Run, project: Path) -> None:
-    reason = "clip_pr answers with a network over image features"
+    reason = "clip_pr classifies image features with a network"
     pytest.importorskip("onnx")
     train(kdedge, "clip_pr")
     fails(kdedge("export", "tiny/01"), 2, reason, "it can neither teach a student nor be exported")

@@ -65,9 +65,9 @@ class ChosenLosses(BaseModel):
 
 @cache
 def chosen_losses_model() -> type[ChosenLosses]:
-    """The model with one field a loss: kdedge's own and those of installed packages.
+    """The model with one field per loss: kdedge's own losses and those of installed packages.
 
-    An installed package's loss that cannot be loaded is an error only where it is chosen.
+    An installed package's loss that cannot be loaded is an error only if it is chosen.
     """
     fields: dict[str, Any] = {}
     for name in list_losses():

@@ -69,7 +69,7 @@ class DistillationLoss(nn.Module):
     Its parameters are trained with the student and kept in the student's file.
 
     Attributes:
-        needs_equal_dims: D_student and D_teacher have to be equal.
+        needs_equal_dims: whether D_student and D_teacher must be equal.
     """
 
     needs_equal_dims: ClassVar[bool] = False
@@ -82,5 +82,5 @@ class DistillationLoss(nn.Module):
         raise NotImplementedError
 
     def scalars(self, value: Tensor, n_classes: int) -> dict[str, Tensor]:
-        """What the log shows of a value; `<name>_loss`, the value itself, if empty."""
+        """Values for the log. If empty, the log shows the loss itself as `<name>_loss`."""
         return {}

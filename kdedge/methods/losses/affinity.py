@@ -32,7 +32,7 @@ class Settings(LossSettings):
 def affinity_loss(
     student_similarities: Tensor, teacher_similarities: Tensor, *, scale: float = SCALE
 ) -> Tensor:
-    """Mean of two cross-entropies with soft targets; their gradients are the divergences'.
+    """Mean of two cross-entropies with soft targets; gradients equal those of KL divergences.
 
     Args:
         student_similarities: [B, C], cosines.

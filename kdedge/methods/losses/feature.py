@@ -20,7 +20,7 @@ class Settings(LossSettings):
     weight: float = Field(
         2000.0,
         gt=0,
-        description="Multiplies the loss. 2000 is CLIP-KD's; PromptKD's table gives none.",
+        description="Multiplies the loss. 2000 is CLIP-KD's; PromptKD's table has no value.",
     )
 
 

@@ -15,12 +15,12 @@ from kdedge.methods.losses import DistillationLoss, LossSettings, Outputs
 class Settings(LossSettings):
     """Weight of the absolute difference."""
 
-    # At 768 dimensions about the gradient of `feature` under its own weight: 2 * 2000 * 0.025 a
+    # At 768 dimensions about the gradient of `feature` with its own weight: 2 * 2000 * 0.025 per
     # component, if the features are 0.7 apart.
     weight: float = Field(
         100.0,
         gt=0,
-        description="Multiplies the loss. The default is ours, as the paper gives none: its"
+        description="Multiplies the loss. The paper does not specify it; with this default the"
         " gradient is about as large as that of feature.",
     )
 

@@ -70,12 +70,11 @@ class Settings(LossSettings):
         return WEIGHT if self.weight is None else self.weight
 
     def notes(self, n_classes: int) -> SettingsNotes:
-        """One image's weight, which the number of classes silently changes."""
+        """Records the weight of one image, which depends on the number of classes."""
         weight, unlimited = self.weight_for(n_classes), self._unlimited_weight(n_classes)
         messages = (
-            f"One image weighs {weight / n_classes:.4g} in the loss, by"
-            f" student.settings.losses.kl.max_weight_per_image, and not"
-            f" {unlimited / n_classes:.4g}.",
+            "student.settings.losses.kl.max_weight_per_image limits the loss weight of one image"
+            f" to {weight / n_classes:.4g}, instead of {unlimited / n_classes:.4g}.",
         )
         return SettingsNotes(
             {"kd_weight_per_image": weight / n_classes}, messages if weight < unlimited else ()
@@ -88,7 +87,7 @@ def distillation_loss(
     """Kullback-Leibler divergence of student from teacher, averaged over images and classes.
 
     Args:
-        student_logits: [B, C], scaled. Computed in float32 whatever the model's precision.
+        student_logits: [B, C], scaled. Computed in float32 for any precision of the model.
         teacher_logits: [B, C], same class order. Treated as constant.
         temperature: softens both; the result grows by its square so that gradient size does not
             depend on it (Hinton et al. 2015, arXiv:1503.02531).
@@ -103,7 +102,8 @@ def distillation_loss(
     if student_logits.shape != teacher_logits.shape:
         raise ShapeError(
             f"Student logits {list(student_logits.shape)} and teacher logits"
-            f" {list(teacher_logits.shape)} differ: two class lists are in use."
+            f" {list(teacher_logits.shape)} differ in shape.\n"
+            "  Use one class list for teacher and student."
         )
     divergence = F.kl_div(
         (student_logits.float() / temperature).log_softmax(dim=-1),

@@ -7,12 +7,12 @@ functions, and a class `Method` with the protocol below. The loop knows no metho
 
 * labels only: images of `data.labeled` with their labels;
 * unlabeled images only: images of `data.unlabeled`, without labels;
-* both: images of `data.unlabeled`, and beside them `Batch.labeled`, images of `data.labeled`;
+* both: images of `data.unlabeled`, and `Batch.labeled` with images of `data.labeled`;
 * both, for a method whose settings have rounds: labeled and pseudo-labeled images together, see
   `LabelsItsPool`.
 
 The classes of a method's softmax, `train_classes`, are all classes if `sees.novel_class_names`,
-else those whose labels may be read.
+else those with labels.
 """
 
 from __future__ import annotations
@@ -46,23 +46,23 @@ class SettingsNotes:
 
 
 class MethodSettings(BaseModel):
-    """Base of every method's `Settings`: strict types, unknown keys are errors."""
+    """Base class of every method's `Settings`: types are strict, unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     @property
     def is_class_specific(self) -> bool:
-        """Trained tensors belong to single classes, so a new class name has none."""
+        """Whether trained tensors belong to single classes, so that a new class name has none."""
         return False
 
     @property
     def has_own_class_vectors(self) -> bool:
-        """A student computes its own class vectors instead of using its teacher's."""
+        """Whether a student computes its own class vectors instead of using its teacher's."""
         return False
 
     @property
     def needs_texts(self) -> bool:
-        """The method runs the backbone's text encoder; if not, an `ImageBackbone` is enough."""
+        """Whether the method runs the text encoder; if not, an `ImageBackbone` is enough."""
         return True
 
     @property
@@ -86,7 +86,7 @@ class StepOutput:
 
     Attributes:
         loss: scalar with a graph, float32.
-        scalars: the loss's terms and other figures for the log, detached.
+        scalars: the loss's terms and other metrics for the log, detached.
     """
 
     loss: Tensor
@@ -94,7 +94,7 @@ class StepOutput:
 
 
 class Projector(Protocol):
-    """Hidden layers, then a linear: [B, D_student] -> [B, D_teacher]."""
+    """Hidden layers, then a linear layer: [B, D_student] -> [B, D_teacher]."""
 
     @property
     def linears(self) -> Sequence[nn.Linear]:
@@ -155,9 +155,9 @@ class Method(Protocol):
 
     @property
     def can_split_batches(self) -> bool:
-        """Whether the image encoder treats each image of a training step by itself.
+        """Whether an image's features do not depend on the other images of its training step.
 
-        Then a batch may be encoded in parts (`methods/_encode.py`).
+        If so, a batch may be encoded in parts (`methods/_encode.py`).
         """
         ...
 
@@ -182,8 +182,8 @@ class Method(Protocol):
             template: text pattern with `{}` for frozen texts.
             train_classes: positions in `class_names` of the classes that labels refer to, in label
                 order.
-            teacher: for methods that need one. Their `build` takes `class_vectors` [C, D_teacher]
-                too, which are enough where the method is not trained.
+            teacher: for methods that need one. Their `build` also takes `class_vectors`
+                [C, D_teacher], which are enough if the method is not trained.
             generator: draws the initial values (on the CPU).
         """
         ...
@@ -197,7 +197,7 @@ class Method(Protocol):
         ...
 
     def averaging_weights(self, n_epochs: int) -> list[float] | None:
-        """One weight an epoch for averaging the trained parameters (they sum to 1), or None."""
+        """One weight per epoch for averaging the trained parameters (they sum to 1), or None."""
         ...
 
     def class_vectors(self) -> Tensor:
@@ -219,9 +219,9 @@ class Method(Protocol):
 
 @runtime_checkable
 class WithoutClassVectors(Protocol):
-    """The extra members of a method whose logits are not cosines with one vector a class.
+    """The extra members of a method whose logits are not cosines with one vector per class.
 
-    It is trained and measured like any other. It has no class vectors to store, so it can neither
+    It is trained and evaluated like any other. It has no class vectors to store, so it can neither
     teach a student nor be exported. Its class attribute `why_no_class_vectors` says what it does
     instead, as in "makes texts for every image".
     """
@@ -233,9 +233,9 @@ class WithoutClassVectors(Protocol):
 
 @runtime_checkable
 class LearnsFromTexts(Protocol):
-    """The extra member of a method that learns from sentences about the classes, if there are any.
+    """The extra member of a method that learns from sentences about the classes.
 
-    `classes.texts` of a recipe names them.
+    They come from `classes.texts` of a recipe, if it is there.
     """
 
     def use_texts(self, sentences: Sequence[Sequence[str]]) -> None:
@@ -248,11 +248,11 @@ class LearnsFromTexts(Protocol):
 
 
 class LabelsItsPool(Protocol):
-    """The extra members of a method that learns from pseudo-labels that it chooses itself.
+    """The extra members of a method that chooses its own pseudo-labels.
 
-    It is trained in the `n_rounds` of its settings, each from the method's initial values. A round
-    trains on the images of `data.labeled` if `sees.labels`, and on the images of `data.unlabeled`
-    that the method has chosen. The first round's probabilities are zero-shot CLIP's; a later
+    It is trained in `n_rounds` rounds, each from the method's initial values. A round trains on the
+    images of `data.labeled` if `sees.labels`, and on the images of `data.unlabeled` that the method
+    has chosen. The first round's probabilities are zero-shot CLIP's; a later
     round's come from the model of the round before.
     """
 
@@ -270,8 +270,8 @@ class LabelsItsPool(Protocol):
             probabilities: [N, C], of the pool's images over all classes; softmax of the logits.
             settings: an instance of the method file's `Settings`.
             round_number: from 1.
-            classes: the classes without labels; all classes if every class has labels, or if no
-                label is read.
+            classes: the classes without labels; all classes if every class has labels, or if
+                labels are not used.
 
         Returns:
             Pseudo-labels whose `image` is a row of the probabilities.
@@ -283,11 +283,11 @@ class LabelsItsPool(Protocol):
 
     @staticmethod
     def weigh(is_pseudo: Tensor, *, n_labeled: int, n_pseudo: int) -> Tensor:
-        """[B] float32, the weights of a batch's images in the cross-entropy.
+        """[B] float32: weights of a batch's images in the cross-entropy.
 
         Args:
             is_pseudo: [B] bool, true for pseudo-labels.
-            n_labeled: labeled images of an epoch.
-            n_pseudo: pseudo-labeled images of an epoch.
+            n_labeled: number of labeled images per epoch.
+            n_pseudo: number of pseudo-labeled images per epoch.
         """
         ...

@@ -26,8 +26,8 @@ class Sees:
         labels: images of `data.labeled` with their labels; under `split: base-to-novel`, of the
             base classes only.
         unlabeled_images: images of `data.unlabeled`, of all classes, without labels.
-        novel_class_names: the names of classes without labels take part in training. If false,
-            training knows the labeled classes only, and evaluation adds the other names.
+        novel_class_names: whether the names of classes without labels take part in training. If
+            not, training uses the labeled classes only, and evaluation adds the other names.
     """
 
     labels: bool = False
@@ -49,10 +49,10 @@ class Declaration:
 
     Attributes:
         label: the method's name in tables.
-        paper: where it was published: arXiv number.
+        paper: arXiv number of its paper.
         sees: what it learns from.
-        needs_teacher: it is a student, and `build` gets a teacher.
-        needs_clean_images: batches also hold each image as evaluation sees it
+        needs_teacher: whether it is a student, whose `build` gets a teacher.
+        needs_clean_images: whether batches also hold each image as evaluation sees it
             (`Batch.clean_images`).
         optim: how its authors optimize it as a baseline; None if the recipe's `optim` applies.
     """
@@ -72,7 +72,7 @@ _REGISTRY = ModuleRegistry(
     group=GROUP,
     parts={
         "METHOD": 'METHOD = Declaration(label="...", paper="arXiv:...", sees=Sees(labels=True)),'
-        " from kdedge.methods.registry; it takes the place of SEES, OPTIM and needs_teacher.",
+        " from kdedge.methods.registry; it replaces SEES, OPTIM and needs_teacher.",
         "Settings": "a subclass of kdedge.methods.protocol.MethodSettings.",
         "Method": "a class with the protocol kdedge.methods.protocol.Method.",
     },

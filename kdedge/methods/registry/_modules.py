@@ -25,7 +25,7 @@ class ModuleRegistry:
     Attributes:
         noun: what one module is called in messages.
         package: the package of the folder's modules.
-        folder: where kdedge's own modules lie.
+        folder: folder of kdedge's own modules.
         group: the entry-point group through which installed packages join.
         parts: names that every module has to hold, with what each is.
     """
@@ -82,7 +82,7 @@ class ModuleRegistry:
             module: ModuleType = point.load()
         except KdedgeError:
             raise
-        except Exception as error:  # whatever a package of others raises at import
+        except Exception as error:  # another package may raise anything at import
             raise SetupError(
                 f'The {self.noun} "{point.name}" from {point.value} cannot be imported:'
                 f" {type(error).__name__}: {error}.\n"

@@ -24,12 +24,12 @@ def labels_of(batch: Batch) -> Tensor:
         DataError: the batch has no labels.
     """
     if batch.labels is None:
-        raise DataError("This method learns from labeled images, and these have no labels.")
+        raise DataError("This method learns from labeled images, but the batch has no labels.")
     return batch.labels
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
-    """Cross-entropy of logits [B, C] with labels [B]: averaged, or added up with weights [B]."""
+    """Cross-entropy of logits [B, C] with labels [B]: the mean, or the sum weighted by [B]."""
     if weights is None:
         return F.cross_entropy(logits, labels)
     return (weights * F.cross_entropy(logits, labels, reduction="none")).sum()
@@ -89,11 +89,11 @@ class SupervisedMethod(ABC):
 
 
 class TextPromptMethod(SupervisedMethod):
-    """A supervised method whose texts hold learned context.
+    """A supervised method whose texts contain learned context.
 
     Args:
         backbone: frozen.
-        module: what is trained.
+        module: holds the trained tensors.
         texts: of all classes, with placeholders for the context.
         train_texts: of the training classes.
     """
@@ -112,9 +112,9 @@ class TextPromptMethod(SupervisedMethod):
 
     @abstractmethod
     def text_features(self, texts: TokenizedTexts) -> Tensor:
-        """[C, D], unit length, with gradients in the memory of one chunk of classes."""
+        """[C, D], unit length, with gradients; encoded in chunks of classes to save memory."""
 
     @torch.no_grad()
     def class_vectors(self) -> Tensor:
-        """[C, D], text features of all classes under the current context."""
+        """[C, D], text features of all classes with the current context."""
         return self.text_features(self.texts)
