@@ -1,6 +1,6 @@
 """The kind of a file that should hold weights, by its content and never by its name.
 
-Why our own: libraries of file types know neither torch's formats nor git-lfs pointers and GGUF.
+Libraries that detect file types know neither torch's formats nor git-lfs pointers and GGUF.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _kind_of_zip(path: Path) -> Literal["state dict", "OpenAI archive"]:
             records = {name.partition("/")[2] for name in archive.namelist()}
     except MALFORMED as error:
         raise DataError(
-            f"{path} begins like a torch file and has no end: it was cut off.\n{REMEDY}"
+            f"{path} begins like a torch file but has no end: it is truncated.\n{REMEDY}"
         ) from error
     if "data.pkl" not in records:
         raise DataError(f"{path} is a zip archive that torch did not write.\n{REMEDY}")

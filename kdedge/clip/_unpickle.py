@@ -8,8 +8,8 @@ Bytes are read only for the tensors that the caller asks for, after a check of t
 It reads three containers: the zip of `torch.save`, the same zip with TorchScript code, and the
 sequence of pickles that torch wrote before version 1.6.
 
-Why our own: `torch.load(weights_only=True)` refuses both TorchScript archives and checkpoints with
-a pickled scheduler; picklescan and fickling judge a pickle, but do not read its tensors.
+`torch.load(weights_only=True)` refuses TorchScript archives and checkpoints with a pickled
+scheduler; picklescan and fickling check a pickle, but do not read its tensors.
 """
 
 from __future__ import annotations
@@ -360,5 +360,5 @@ def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(
         f"{path} is damaged or was not written by torch"
         f" ({lines[0] if lines else type(error).__name__}).\n"
-        "  Fetch it again, and compare its size or SHA-256 with the source's."
+        "  Fetch it again, and compare its size or SHA-256 with that of the source."
     )

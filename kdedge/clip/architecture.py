@@ -29,7 +29,7 @@ VOCAB_SIZE = 49408
 
 _MAX_LAYERS = 1000
 """The deepest encoders of open_clip and timm have under 100 in a stage. Each layer costs time and
-memory even without values, so that a config with 2^62 would be built until memory ends. All other
+memory even without values, so a config with 2^62 layers would run out of memory. All other
 sizes cost nothing on the meta device, and the file of weights bounds them before values are made.
 """
 
@@ -87,12 +87,16 @@ def image_size(model_config: Mapping[str, Any]) -> int:
         )
     height, width = sides
     if height != width:
-        raise RecipeError(f"Images of {height}x{width} pixels: kdedge prepares square images only.")
+        raise RecipeError(
+            f"The model needs images of {height}x{width} pixels, but kdedge supports square"
+            " images only.\n"
+            "  Choose a model with square images."
+        )
     return int(height)
 
 
 def config_layers(model_config: Mapping[str, Any]) -> dict[str, int]:
-    """Encoder (`image`, `text`) -> its number of layers, of those encoders that count them."""
+    """Encoder (`image`, `text`) -> number of layers, for encoders whose config has it."""
     vision, text = model_config["vision_cfg"], model_config["text_cfg"]
     found = {"image": vision.get("layers", 12), "text": text.get("layers", 12)}  # open_clip's 12
     if vision.get("timm_model_name"):
@@ -117,8 +121,8 @@ def build_empty(label: str, model_config: Mapping[str, Any]) -> CLIP:
         if why is None:
             return model
     raise RecipeError(
-        f"{label} cannot be prompted here: {why}.\n"
-        "  kdedge takes CLIPs with CLIP's own text encoder and tokenizer, such as ViT-B-16 or"
+        f"kdedge cannot use {label}: {why}.\n"
+        "  kdedge runs CLIPs with CLIP's own text encoder and tokenizer, such as ViT-B-16 or"
         " RN50.\n"
         "  Another model's image encoder can be a student: promptkd with class_vectors: teacher."
     )
@@ -178,7 +182,7 @@ def _construct(label: str, model_config: Mapping[str, Any], *, device: str) -> C
     try:
         with torch.device(device):
             return CLIP(**arguments)
-    # What these numbers and texts end in inside open_clip and torch depends on where they are used
+    # Wrong values make open_clip and torch raise different errors, depending on where they are used
     except (
         *(TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, LookupError),
         RuntimeError,
@@ -211,13 +215,13 @@ def _has_clip_blocks(transformer: Transformer) -> bool:
 
 
 def _check_image_encoder(label: str, model_config: Mapping[str, Any]) -> None:
-    """Refuses what timm would fetch."""
+    """Refuses an image encoder that timm would download."""
     name = str(model_config["vision_cfg"].get("timm_model_name") or "")
     if ":" in name:
         raise RecipeError(
-            f"{label} is not built: timm would look for its image encoder elsewhere"
-            f" ({_shortened(name)}).\n"
-            "  Give timm's name of an architecture, such as convnext_base."
+            f"{label}: timm would download its image encoder ({_shortened(name)}), which kdedge"
+            " does not allow.\n"
+            "  Name an architecture of timm, such as convnext_base."
         )
 
 
@@ -228,12 +232,13 @@ def _check_layers(label: str, model_config: Mapping[str, Any]) -> None:
             if isinstance(layers, int | float) and not layers <= _MAX_LAYERS:
                 raise RecipeError(
                     f"{label}: {part}.layers is {_shortened(given)}; expected at most"
-                    f" {_MAX_LAYERS}.\n  Take the number of blocks that the weights have."
+                    f" {_MAX_LAYERS}.\n"
+                    "  Set it to the number of blocks in the weights."
                 )
 
 
 def _other_text_parts(model_config: Mapping[str, Any]) -> str | None:
-    """Names the text part that open_clip would build or fetch and that is not CLIP's own."""
+    """Names a text encoder or tokenizer in a config that is not CLIP's own."""
     text = model_config["text_cfg"]
     known = {field.name for field in dataclasses.fields(open_clip.CLIPTextCfg)}
     if (

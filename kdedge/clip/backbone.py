@@ -29,7 +29,7 @@ class Backbone:
     """A frozen CLIP in float32 and evaluation mode.
 
     Attributes:
-        name: what tables and messages call it.
+        name: its name in tables and messages.
         model: open_clip's CLIP; no parameter has a gradient.
         preprocess: the image preprocessing of its pre-training.
         tokenizer: CLIP's byte-pair tokenizer.
@@ -55,7 +55,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         device: torch.device = self.model.logit_scale.device
         return device
 
@@ -112,17 +112,17 @@ def make_backbone(
     text_cache_folder: Path | None = None,
     weights_hash: str | None = None,
 ) -> Backbone:
-    """Makes a backbone of a CLIP that is built already, and freezes it.
+    """Makes a frozen backbone from a CLIP that is already built.
 
-    The blocks of its transformers are replaced in place by ones of plain linear layers.
+    The blocks of its transformers are replaced in place by blocks of plain linear layers.
 
     Args:
         model: open_clip's CLIP.
-        name: what tables and messages call it.
+        name: its name in tables and messages.
         preprocess: the image preprocessing of its pre-training.
-        device: where to put it.
+        device: device of the backbone.
         text_cache_folder: keeps features of frozen texts between runs; None keeps them in memory.
-        weights_hash: of its weights, if known; None computes it.
+        weights_hash: hash of its weights, if known; None computes it.
     """
     if why_no_prompts(model.visual) is None:
         make_wrappable(model.visual.transformer)
@@ -146,8 +146,8 @@ def identify(module: nn.Module, weights_hash: str, preprocess: Preprocess) -> st
     Args:
         module: the CLIP, or an image encoder alone, as open_clip or timm built it. Its tensors'
             values are not read, so that it may be on the meta device.
-        weights_hash: stands for those values.
-        preprocess: of its images.
+        weights_hash: hash of those values.
+        preprocess: preprocessing of its images.
     """
     if isinstance(module, CLIP):
         layers = _describe_image_encoder(module.visual) + _describe_blocks(module.transformer)
@@ -172,5 +172,5 @@ def _describe_blocks(transformer: Transformer) -> list[list[Any]]:
 
 @functools.cache
 def _tokenizer(context_length: int) -> SimpleTokenizer:
-    """CLIP's tokenizer, kept: reading its table takes as long as loading a small model."""
+    """CLIP's tokenizer, cached: reading its table takes as long as loading a small model."""
     return SimpleTokenizer(context_length=context_length)

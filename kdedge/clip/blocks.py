@@ -6,9 +6,9 @@ arXiv:2103.00020). open_clip keeps the query, key and value weights in one tenso
 adapters, fake quantization, parametrizations and hooks apply to each. State dicts keep open_clip's
 names (`clip/open_clip_names.py`).
 
-The blocks skip work that nobody reads, for which open_clip's block has no argument: tokens whose
-outputs the next block replaces need keys and values only, and the last block needs one query per
-image or text.
+The blocks skip outputs that are not used, for which open_clip's block has no argument. Tokens whose
+outputs the next block replaces need keys and values only. The last block needs one query per image
+or text.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Attention(nn.Module):
             tokens: [B, N, D], normalized.
             queries: [B, Q, D], normalized; None for `tokens`.
             memory: [M, D], normalized, shared by the batch; its keys and values are computed once.
-            attn_mask: broadcast to [B, heads, Q, N + M]; True where a query may look.
+            attn_mask: broadcast to [B, heads, Q, N + M]; True where a query may attend.
 
         Returns:
             [B, Q, D].
@@ -148,7 +148,7 @@ class AttentionBlock(nn.Module):
             tokens: [B, N, D], attended to.
             queries: [B, Q, D], the tokens whose outputs are wanted; None for `tokens`.
             memory: [M, D], attended to after `tokens`, the same for the whole batch; has no output.
-            attn_mask: broadcast to [B, heads, Q, N + M]; True where a query may look.
+            attn_mask: broadcast to [B, heads, Q, N + M]; True where a query may attend.
 
         Returns:
             [B, Q, D].
@@ -209,9 +209,9 @@ def weight_and_bias(layer: nn.Module, n_in: int) -> tuple[Tensor, Tensor]:
     probe = torch.linspace(-2, 2, n_in, dtype=torch.float64)
     if not torch.allclose(double(probe), weight @ probe + bias, rtol=1e-6, atol=1e-6):
         raise RecipeError(
-            f"A {type(layer).__name__} inside the image encoder cannot be folded: its output is not"
-            " linear in its input.\n"
-            "  Replace it by a linear layer before the export."
+            f"A {type(layer).__name__} inside the image encoder cannot be folded: its output is"
+            " not linear in its input.\n"
+            "  Replace it with a linear layer before the export."
         )
     return weight, bias
 
@@ -219,7 +219,7 @@ def weight_and_bias(layer: nn.Module, n_in: int) -> tuple[Tensor, Tensor]:
 def _run_mlp(mlp: nn.Sequential, tokens: Tensor) -> Tensor:
     """[B, N, D] -> [B, N, D]: linear, activation, linear.
 
-    QuickGELU is silu(a x) / a. Where nothing wraps the two linear layers, both factors go into the
+    QuickGELU is silu(a x) / a. If nothing wraps the two linear layers, both factors go into the
     matrix products at no cost. The hidden tokens, four times as wide as the others, are then read
     once instead of three times (backward: once instead of five times), and one copy is kept
     instead of two.

@@ -23,7 +23,7 @@ from kdedge.records import parse_record
 log = logging.getLogger(__name__)
 
 _UNIT_LENGTH_TOLERANCE = 1e-3
-_REMEDY = "Train or import again, which makes a new run, or put the file back from a copy."
+_REMEDY = "Train or import again, which makes a new run, or restore the file from a backup."
 _LOCK_WAIT_S = 60.0
 """Longer than a chunk of class texts takes on a slow machine."""
 
@@ -44,11 +44,11 @@ class ClassVectors:
     provenance: str
 
     def __post_init__(self) -> None:
-        """Checks that there is one vector a name, of at most unit length."""
+        """Checks that there is one vector per name, of at most unit length."""
         if self.vectors.ndim != 2 or len(self.vectors) != len(self.class_names):
             raise ShapeError(
-                f"{len(self.class_names)} class names and class vectors of shape"
-                f" {list(self.vectors.shape)} do not belong together."
+                f"There are {len(self.class_names)} class names, but the class vectors have shape"
+                f" {list(self.vectors.shape)}; expected one vector per name."
             )
         if self.vectors.shape[1] == 0:
             return
@@ -60,7 +60,7 @@ class ClassVectors:
             )
 
     def select(self, class_names: Sequence[str]) -> ClassVectors:
-        """Gives the vectors of some names, in the order of these.
+        """Selects the vectors of some names, in the order of these names.
 
         Raises:
             DataError: a name has no stored vector.
@@ -69,9 +69,10 @@ class ClassVectors:
         unknown = [name for name in class_names if name not in position]
         if unknown:
             raise DataError(
-                f"{len(unknown)} class names have no stored vector, first {unknown[0]!r}.\n"
-                f"  Stored are {len(self.class_names)} names, first {self.class_names[0]!r}. Class"
-                " vectors go by name: use these names, or train or store again with the new list."
+                f"{len(unknown)} class names have no stored vector, for example {unknown[0]!r}.\n"
+                f"  The file has vectors of {len(self.class_names)} names, for example"
+                f" {self.class_names[0]!r}. Use exactly these names, or train again with the new"
+                " class list."
             )
         rows = torch.tensor([position[name] for name in class_names])
         return ClassVectors(self.vectors[rows], tuple(class_names), self.provenance)
@@ -94,10 +95,10 @@ def _sha256(features: Tensor) -> str:
 
 
 def load_class_vectors(path: Path) -> ClassVectors:
-    """Reads a file of `ClassVectors.save`; that of version 0.1 has no hash of the names.
+    """Reads a file of `ClassVectors.save`; files of version 0.1 have no hash of the names.
 
     Raises:
-        DataError: the file is missing, damaged or something else.
+        DataError: the file is missing or damaged, or holds something else.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -117,11 +118,12 @@ def load_class_vectors(path: Path) -> ClassVectors:
         )
     if _sha256(vectors) != sha256:
         raise DataError(
-            f"{path} is damaged: its class vectors are not the ones that were written.\n  {_REMEDY}"
+            f"{path} is damaged: its class vectors have changed since they were written.\n"
+            f"  {_REMEDY}"
         )
     if metadata.get("sha256_names", sha256_json(list(names))) != sha256_json(list(names)):
         raise DataError(
-            f"{path} is damaged: its class names are not the ones that were written.\n  {_REMEDY}"
+            f"{path} is damaged: its class names have changed since they were written.\n  {_REMEDY}"
         )
     try:
         return ClassVectors(vectors, names, provenance)
@@ -141,7 +143,7 @@ class TextFeatureCache:
         self._kept: dict[str, Tensor] = {}
 
     def get(self, encoder: str, texts: Sequence[str], compute: Callable[[], Tensor]) -> Tensor:
-        """Gives the [T, D] float32 features of these texts; `encoder` identifies the encoder."""
+        """The [T, D] float32 features of these texts; `encoder` identifies the encoder."""
         key = sha256_json([encoder, list(texts)])
         if key not in self._kept:
             features = self._read(key, len(texts))
@@ -182,11 +184,11 @@ class TextFeatureCache:
                 sha256 = (opened.metadata() or {}).get("sha256")
                 features: Tensor = opened.get_tensor("text_features_raw")
         except (OSError, SafetensorError) as error:
-            log.warning("%s is damaged (%s) and is computed again.", file, error)
+            log.warning("%s is damaged (%s). Computing it again.", file, error)
         else:
             if len(features) == n_texts and _sha256(features) == sha256:
                 return features
-            log.warning("%s is damaged and is computed again.", file)
+            log.warning("%s is damaged. Computing it again.", file)
         with contextlib.suppress(OSError):
             file.unlink()
         return None

@@ -1,7 +1,7 @@
 """Weights by pretrained tag: from open_clip's caches on this machine, or fetched once.
 
-A line in the log names the file, its server and the folder before anything is fetched. Without a
-network the error comes at once: the hub's client alone would retry for a minute.
+A log line names the file, its server and the folder before anything is fetched. Without a network
+the error is raised at once, as the hub's client alone would retry for a minute.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DEFAULT_FILE = "open_clip_pytorch_model.bin"
 
 
 def fetch_pretrained(pretrained: Mapping[str, Any]) -> Path:
-    """Gives the file of open_clip's pretrained weights.
+    """The file of open_clip's pretrained weights, fetched if it is not on this machine.
 
     Args:
         pretrained: open_clip's entry for a model and tag: `hf_hub` or `url`.
@@ -52,11 +52,11 @@ def fetch_pretrained(pretrained: Mapping[str, Any]) -> Path:
 
 
 def fetch_from_hub(repository: str, name: str) -> Path:
-    """Gives a file of a repository on the hub.
+    """A file of a repository on the hub, fetched if it is not on this machine.
 
     Args:
         repository: `owner/repository`.
-        name: the file's.
+        name: name of the file.
 
     Raises:
         OSError: it is not on this machine, and its server cannot be reached. Other errors of the
@@ -71,7 +71,7 @@ def fetch_from_hub(repository: str, name: str) -> Path:
 
 
 def _say(what: str, address: str, folder: Path) -> None:
-    server = urlsplit(address).netloc.rpartition("@")[2]  # without a password in the address
+    server = urlsplit(address).netloc.rpartition("@")[2]  # the address without a password
     log.info("Fetching the weights %s from %s into %s.", what, server, folder)
 
 
@@ -88,7 +88,7 @@ def _file_in_hub_cache(place: str) -> Path | None:
 
 
 def _check_reachable(address: str) -> None:
-    """Connects once; behind a proxy nothing is tried, since only the proxy can tell."""
+    """Connects once; skipped behind a proxy, as only the proxy can reach the server."""
     if {"http", "https", "all"} & urllib.request.getproxies().keys():
         return
     parts = urlsplit(address)

@@ -1,8 +1,8 @@
-"""Backbones by their hashes: found without building a model, loaded where one is needed.
+"""Identifies backbones by hashes without building them, and loads them when they are needed.
 
-`find_backbone` builds the architecture on torch's meta device, where tensors have shapes and no
-values. It takes the hash of the weights from the file, or from what an earlier command kept of it.
-`FoundBackbone.load` builds the model and compares its hash with the one found.
+`find_backbone` builds the architecture on torch's meta device, where tensors have shapes but no
+values. It computes the hash of the weights from the file, or takes it from the cache of an earlier
+command. `FoundBackbone.load` builds the model and compares its hash with the one found.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class _Blueprint:
     """A model without values, and the file that holds them.
 
     Attributes:
-        empty: the model, on the meta device where it can be built there.
+        empty: the model, on the meta device if it can be built there.
         build: builds it with its initial values.
-        weights: the file.
+        weights: the file of weights.
         keys: name in the model's state dict -> key in the file.
     """
 
@@ -59,10 +59,10 @@ class _Blueprint:
     keys: dict[str, str]
 
     def check(self, where: str) -> None:
-        """Makes sure that the file has exactly the model's tensors.
+        """Checks that the file has exactly the model's tensors.
 
         Raises:
-            DataError: it has others.
+            DataError: tensors are missing, unexpected or of another shape.
         """
         expected = {name: tuple(value.shape) for name, value in self.empty.state_dict().items()}
         match_shapes(expected, {n: self.weights.shapes[k] for n, k in self.keys.items()}, where)
@@ -71,12 +71,12 @@ class _Blueprint:
         return {name: value.dtype for name, value in self.empty.state_dict().items()}
 
     def hash_weights(self) -> str:
-        """Gives the hash that the model's weights have once it is built."""
+        """The hash of the model's weights, as it will be once the model is built."""
         types = self.types()
         return self.weights.hash_of({name: self.keys[name] for name in types}, types)
 
     def fill(self) -> tuple[nn.Module, bool]:
-        """Builds the model, and says whether its values are those that were hashed already."""
+        """Builds the model; returns it and whether its values are those already hashed."""
         stored, is_hashed = self.weights.take()
         visual = self.empty.visual if isinstance(self.empty, CLIP) else self.empty
         if why_no_prompts(visual) is None:
@@ -102,14 +102,14 @@ class FoundBackbone:
     It holds the file's tensors if finding it had to read them, until `load` or `forget`.
 
     Attributes:
-        name: what tables and messages call it.
+        name: its name in tables and messages.
         preprocess: the image preprocessing of its pre-training.
         weights_hash: the `weights_hash` of the loaded backbone.
         identity: the `identity` of the loaded backbone.
         embed_dim: D, the size of its image features.
         has_texts: whether it loads as a `Backbone`, with a text encoder, or as an `ImageBackbone`.
         is_trained_with_texts: whether its image encoder was trained with texts.
-        n_layers: encoder (`image`, `text`) -> layers, of those encoders that count them.
+        n_layers: encoder (`image`, `text`) -> number of layers, if its config has it.
     """
 
     name: str
@@ -128,7 +128,7 @@ class FoundBackbone:
         """Builds the backbone.
 
         Args:
-            device: where to put it.
+            device: device of the backbone.
             text_cache_folder: keeps features of frozen texts between runs; None keeps them in
                 memory.
 
@@ -158,7 +158,7 @@ class FoundBackbone:
         )
 
     def forget(self) -> None:
-        """Frees the file's tensors, for a backbone that is not loaded soon or at all."""
+        """Frees the file's tensors, if the backbone will not be loaded soon."""
         self._blueprint.weights.forget()
 
 
@@ -168,20 +168,20 @@ def find_backbone(
     """Finds a backbone and its hashes without building it.
 
     Weights are read only if `hashes` does not know their file, and fetched only if a pretrained tag
-    is not on this machine. Tensors that no file holds, such as Swin's position indices, are no part
-    of a hash. A timm model that cannot be built on the meta device is built on the CPU.
+    is not on this machine. Tensors that no file holds, such as Swin's position indices, are not
+    hashed. A timm model that cannot be built on the meta device is built on the CPU.
 
     Args:
         spec: the backbone as a recipe names it.
-        needs_texts: whether its text encoder is needed. If not, a model whose text encoder is not
-            CLIP's own gives its image encoder alone.
-        hashes: what earlier commands kept of files of weights.
+        needs_texts: whether its text encoder is needed. If not, only the image encoder is used of a
+            model whose text encoder is not CLIP's own.
+        hashes: hashes of files of weights from earlier commands.
 
     Raises:
         RecipeError: unknown name or tag, contradictory activation, an architecture that kdedge does
-            not run, or images that it does not prepare.
-        DataError: the file of weights is damaged or is another model's.
-        SetupError: the weights would have to be downloaded and cannot be.
+            not run, or preprocessing that it does not support.
+        DataError: the file of weights is damaged or belongs to another model.
+        SetupError: the weights are not on this machine and cannot be downloaded.
     """
     if needs_texts or has_texts(spec):
         return _find_clip(spec, hashes)
@@ -207,7 +207,7 @@ def load_backbone(
 def has_texts(spec: BackboneSpec) -> bool:
     """Whether a backbone has CLIP's own text encoder, the only one that kdedge runs.
 
-    A name that is no model counts as one that has: loading it gives the error.
+    The result is true for an unknown name; loading it raises the error.
 
     Raises:
         DataError: the config is not a model config.

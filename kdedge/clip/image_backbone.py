@@ -1,7 +1,7 @@
-"""An image encoder alone: for a student that answers with its teacher's class vectors.
+"""A frozen image encoder without a text encoder, for a student with its teacher's class vectors.
 
 It comes from a CLIP whose text encoder kdedge does not run (MobileCLIP, SigLIP), or from timm,
-where it was trained without texts. It has no zero-shot answers and no logit scale.
+where it was trained without texts. It has no zero-shot predictions and no logit scale.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class ImageBackbone:
     """A frozen image encoder in float32 and evaluation mode.
 
     Attributes:
-        name: what tables and messages call it.
+        name: its name in tables and messages.
         visual: [B, 3, H, W] -> [B, embed_dim]; no parameter has a gradient.
         preprocess: the image preprocessing of its pre-training.
-        weights_hash: as `Backbone.weights_hash`, of the encoder's own state dict.
+        weights_hash: as `Backbone.weights_hash`, for the encoder's own state dict.
         identity: hash of everything that decides its features.
         embed_dim: D.
         is_trained_with_texts: whether it was trained with texts.
@@ -43,7 +43,7 @@ class ImageBackbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.visual.parameters()).device
 
 
@@ -59,20 +59,20 @@ def make_image_backbone(
     device: torch.device | str = "cpu",
     weights_hash: str | None = None,
 ) -> ImageBackbone:
-    """Makes a backbone of an image encoder that is built already, and freezes it.
+    """Makes a frozen backbone from an image encoder that is already built.
 
-    The blocks of CLIP's ViT are replaced in place by ones of plain linear layers.
+    The blocks of CLIP's ViT are replaced in place by blocks of plain linear layers.
 
     Args:
         visual: [B, 3, H, W] -> [B, D].
-        name: what tables and messages call it.
+        name: its name in tables and messages.
         preprocess: the image preprocessing of its pre-training.
         is_trained_with_texts: whether it was trained with texts.
-        device: where to put it.
-        weights_hash: of its weights, if known; None computes it.
+        device: device of the backbone.
+        weights_hash: hash of its weights, if known; None computes it.
 
     Raises:
-        RecipeError: it gives something other than one vector an image.
+        RecipeError: its output is not one vector per image.
     """
     visual = visual.float().eval().requires_grad_(False)
     if why_no_prompts(visual) is None:
@@ -91,10 +91,10 @@ def make_image_backbone(
 
 @torch.no_grad()
 def count_features(visual: nn.Module, name: str, size_px: int) -> int:
-    """Gives D by encoding one image: no attribute holds it in every timm model.
+    """D, measured by encoding one image, as no attribute holds it in every timm model.
 
     Raises:
-        RecipeError: the encoder gives something other than one vector an image.
+        RecipeError: the encoder's output is not one vector per image.
     """
     device = next(visual.parameters()).device
     features = visual(torch.zeros(1, 3, size_px, size_px, device=device))

@@ -27,8 +27,8 @@ def split_attention(state_dict: MutableMapping[str, Any], prefix: str = "") -> N
     """Replaces open_clip's keys of one attention by those of its linear layers, in place.
 
     Args:
-        state_dict: may hold other keys, which stay; the tensors put in are views.
-        prefix: of the attention's keys, with the dot at its end.
+        state_dict: other keys are kept; the new tensors are views.
+        prefix: prefix of the attention's keys, with the dot at its end.
     """
     for kind in _KINDS:
         fused = state_dict.pop(f"{prefix}in_proj_{kind}", None)
@@ -75,13 +75,13 @@ def split_optimizer_state(
     SGD and AdamW keep a value per weight, so the split is exact.
 
     Args:
-        state: as `Optimizer.state_dict` gave it.
-        optimizer: the one that will load it.
-        parameters: the optimizer's, by name.
+        state: result of `Optimizer.state_dict`.
+        optimizer: the optimizer that will load it.
+        parameters: the optimizer's parameters, by name.
 
     Returns:
-        The split state; the state as given where its number of parameters is not that of the same
-        model under version 0.1.
+        The split state. The unchanged state, if its number of parameters is not that of the same
+        model in version 0.1.
     """
     name_of = {id(parameter): name for name, parameter in parameters.items()}
     now = [name_of[id(one)] for group in optimizer.param_groups for one in group["params"]]

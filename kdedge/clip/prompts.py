@@ -125,10 +125,10 @@ def placeholders(n_ctx: int) -> str:
 
 
 def check_room(backbone: Backbone, class_names: Sequence[str], n_ctx: int, setting: str) -> None:
-    """Checks that a context fits beside the longest class name.
+    """Checks that the context and the longest class name fit into the text encoder's positions.
 
     Raises:
-        RecipeError: it does not, but a shorter context would. `tokenize` refuses a class name that
+        RecipeError: they do not, but a shorter context would. `tokenize` refuses a class name that
             leaves no position at all.
     """
     lengths = {name: len(backbone.tokenizer.encode(f"{readable(name)}.")) for name in class_names}
@@ -136,8 +136,8 @@ def check_room(backbone: Backbone, class_names: Sequence[str], n_ctx: int, setti
     room = backbone.context_length - 2 - lengths[longest]  # start and end tokens
     if n_ctx > room >= 1:
         raise RecipeError(
-            f'{setting} is {n_ctx}, and beside the class name "{longest}" this CLIP\'s'
-            f" {backbone.context_length} positions have room for {room} context tokens.\n"
+            f'{setting} is {n_ctx}, but with the class name "{longest}" this CLIP\'s'
+            f" {backbone.context_length} positions have room for only {room} context tokens.\n"
             f"  Set {setting} to {room} or less."
         )
 
@@ -145,7 +145,7 @@ def check_room(backbone: Backbone, class_names: Sequence[str], n_ctx: int, setti
 def prompted_text_features(
     backbone: Backbone, texts: TokenizedTexts, prompts: TextPrompts
 ) -> Tensor:
-    """[C, D], unit length; gradients need the memory of one chunk of classes."""
+    """[C, D], unit length, with gradients; encoded in chunks of classes to save memory."""
 
     def encode(chunk: TokenizedTexts) -> Tensor:
         return encode_text(
@@ -228,7 +228,7 @@ def readable(class_name: str) -> str:
 
 
 def check_depth(prompt_depth: int, n_layers: int, setting: str, encoder: str) -> None:
-    """Checks that an encoder has as many layers as get prompts.
+    """Checks that an encoder has at least as many layers as get prompts.
 
     Args:
         prompt_depth: number of layers with prompts.
@@ -241,6 +241,7 @@ def check_depth(prompt_depth: int, n_layers: int, setting: str, encoder: str) ->
     """
     if prompt_depth > n_layers:
         raise RecipeError(
-            f"{setting} is {prompt_depth}, and the {encoder} encoder of this CLIP has {n_layers}"
-            f" layers.\n  Set {setting} to {n_layers} or less."
+            f"{setting} is {prompt_depth}, but the {encoder} encoder of this CLIP has only"
+            f" {n_layers} layers.\n"
+            f"  Set {setting} to {n_layers} or less."
         )

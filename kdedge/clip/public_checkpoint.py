@@ -62,7 +62,7 @@ class PublicCheckpoint:
 
     Attributes:
         state_dict: key without `module.` -> tensor on the CPU, in the stored type.
-        epoch: epochs trained, from 1; None where the file does not say.
+        epoch: epochs trained, from 1; None if the file does not say.
         ignored: top-level entries that were not read, such as `optimizer`.
     """
 
@@ -98,8 +98,8 @@ class PromptKDParameters:
 
     Attributes:
         visual_prompts: [J, n_ctx_vision, D_vision], float32, for vision blocks 0 to J - 1.
-        projector: `linear1.{weight,bias}`, `batch_norm.*` and `linear2.{weight,bias}`; float32 but
-            for `batch_norm.num_batches_tracked`.
+        projector: `linear1.{weight,bias}`, `batch_norm.*` and `linear2.{weight,bias}`; float32,
+            except `batch_norm.num_batches_tracked`.
         backbone: open_clip name -> tensor as stored; the image encoder and `logit_scale`.
         ignored: known keys that kdedge does not use.
     """
@@ -111,15 +111,15 @@ class PromptKDParameters:
 
 
 def read_public_checkpoint(path: Path) -> PublicCheckpoint:
-    """Reads `state_dict` and `epoch` of a checkpoint; nothing else is built, and nothing runs.
+    """Reads `state_dict` and `epoch` of a checkpoint. Nothing else is built, no code is run.
 
     Raises:
         DataError: no such file, damaged, or not a checkpoint.
     """
     if kind_of(path) != "state dict":
         raise DataError(
-            f"{path} is not a checkpoint of the public code: that is written by torch.save, under a"
-            " name such as model.pth.tar-20."
+            f"{path} is not a checkpoint of the public code, which torch.save writes.\n"
+            "  Name a file such as model.pth.tar-20."
         )
     with open_archive(path) as archive:
         root = archive.root
@@ -127,7 +127,7 @@ def read_public_checkpoint(path: Path) -> PublicCheckpoint:
         if not isinstance(root, dict) or not isinstance(saved, dict) or not saved:
             raise DataError(
                 f"{path} has no state_dict; a checkpoint holds state_dict, epoch and more.\n"
-                "  Name the file model.pth.tar-<epoch> or model-best.pth.tar of the run's folder."
+                "  Name a file model.pth.tar-<epoch> or model-best.pth.tar of the run's folder."
             )
         state_dict = _read_tensors(archive, saved)
     epoch = root.get("epoch")
@@ -145,8 +145,8 @@ def _read_tensors(archive: ForeignArchive, saved: Mapping[object, object]) -> di
         name = key.removeprefix("module.") if isinstance(key, str) else ""
         if not name or name in state_dict or not isinstance(stored, StoredTensor):
             raise DataError(
-                f"{archive.path}: its state_dict has an entry that is no tensor with a name of its"
-                f" own: {printable(str(key))}."
+                f"{archive.path}: its state_dict has an entry that is not a named tensor, or has a"
+                f" repeated name: {printable(str(key))}."
             )
         state_dict[name] = archive.tensor(stored)
         if not bool(torch.isfinite(state_dict[name].float()).all()):
@@ -160,8 +160,8 @@ def _read_tensors(archive: ForeignArchive, saved: Mapping[object, object]) -> di
 def promptsrc_parameters(state_dict: Mapping[str, Tensor]) -> PromptSRCParameters:
     """Sorts a PromptSRC checkpoint's tensors into prompts and backbone.
 
-    IVLP's checkpoints have the same keys, but for a second image encoder that is of no use, and are
-    taken as well: the two methods train the same prompts with different losses.
+    IVLP's checkpoints are accepted, too: the two methods train the same prompts with different
+    losses. Their keys are the same, except for a second image encoder, which is not needed.
 
     Raises:
         DataError: another method's checkpoint, a key that is not known, a prompt that is missing.
@@ -213,19 +213,19 @@ def promptkd_parameters(state_dict: Mapping[str, Tensor]) -> PromptKDParameters:
 def deviation(
     backbone_state: Mapping[str, Tensor], checkpoint_backbone: Mapping[str, Tensor]
 ) -> tuple[float, float, str]:
-    """Measures how far a checkpoint's backbone is from a loaded one.
+    """Measures the deviation of a checkpoint's backbone from a loaded one.
 
     Args:
         backbone_state: the loaded CLIP's state dict, under open_clip's names.
         checkpoint_backbone: the file's tensors under the same names; compared in float32.
 
     Returns:
-        The largest absolute difference, the largest relative one (a tensor's largest difference
-        over its largest loaded magnitude, so that values near 0 do not count as far off), and the
-        name of the tensor with that relative difference; 0, 0 and "" where there are no tensors.
+        The largest absolute difference, the largest relative one, and the name of the tensor with
+        that relative difference; 0, 0 and "" if there are no tensors. The relative difference is a
+        tensor's largest difference over its largest loaded magnitude.
 
     Raises:
-        ShapeError: a tensor has another shape in the two.
+        ShapeError: a tensor has different shapes in the two.
         DataError: the loaded CLIP has no tensor of that name.
     """
     absolute, relative, where = 0.0, 0.0, ""
@@ -271,8 +271,9 @@ def _deep_prompts(state_dict: Mapping[str, Tensor], encoder: str, *, like: Tenso
         raise DataError(
             f"The prompts of {encoder} reach block {max(blocks)}, but VPT_shallow"
             + (f" is missing in block {', '.join(missing)}." if missing else " is also in block 0.")
-            + "\n  The file is incomplete or was changed; with random prompts in their place the"
-            " model would be another."
+            + "\n"
+            "  The file is incomplete or was changed; copy it again, or name another"
+            " checkpoint."
         )
     prompts = [like.new_empty(0, *like.shape)]
     for block in sorted(blocks):
@@ -320,7 +321,7 @@ def _rest(
         else:
             raise DataError(
                 f"The state_dict has {printable(key)}, which {wanted} does not have.\n"
-                "  It may come from changed code; nothing of it is guessed."
+                "  The file may come from modified code, which kdedge cannot import."
             )
     return tuple(sorted(ignored)), backbone
 

@@ -1,9 +1,9 @@
 """The config, weights and preprocessing of a recipe's model.
 
-Weights come by pretrained tag, from a local file (`clip/weights.py` lists the kinds), from a file
-beside the user's own model config, or built in for the demo. The weights decide the activation:
-QuickGELU weights under the other GELU lose accuracy without any error. A contradiction is therefore
-an error, and so is a missing statement.
+Weights come from a pretrained tag, from a local file (`clip/weights.py` lists the kinds), from a
+file for the user's own model config, or are built in for the demo. The weights decide the
+activation: QuickGELU weights with the other GELU lose accuracy without any error. So a
+contradictory or missing statement is an error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kdedge.errors import RecipeError
 from kdedge.runtime.preprocess import Preprocess
 
 TIMM_PREFIX = "timm/"
-"""Begins the name of a timm model, as on its hub."""
+"""Prefix of the names of timm models, as on the hub."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class BackboneSpec:
         name: an open_clip model name, a built-in one, or `timm/` and timm's name of a model; None
             to take all sizes from a file in OpenAI's layout.
         weights: a pretrained tag, a local file, or "builtin"; for timm `pretrained` or a file.
-        config: the user's own open_clip model-config JSON, in place of a name; needs a local file
-            of weights.
+        config: the user's own open_clip model-config JSON, instead of a name; needs a local file of
+            weights.
         quick_gelu: whether the activation is QuickGELU, for weights that do not say.
     """
 
@@ -51,11 +51,11 @@ class BackboneSpec:
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a spec of an open_clip model means.
+    """An open_clip model with its config and weights.
 
     Attributes:
-        label: what messages call the model.
-        model_config: open_clip's, with the activation settled.
+        label: the model's name in messages.
+        model_config: open_clip's config, with the right activation.
         weights: its file.
         preprocess: the image preprocessing of its pre-training.
     """
@@ -67,7 +67,7 @@ class Resolved:
 
 
 Check = Callable[[str, Mapping[str, Any]], object]
-"""Raises what is wrong with a model config, before its weights are read or fetched."""
+"""Raises the errors of a model config, before its weights are read or fetched."""
 
 
 def resolve(spec: BackboneSpec, *, check: Check, hashes: HashCache | None) -> Resolved:
@@ -75,9 +75,10 @@ def resolve(spec: BackboneSpec, *, check: Check, hashes: HashCache | None) -> Re
     name, weights = spec.name, spec.weights
     if name is not None and name.startswith(TIMM_PREFIX):
         raise RecipeError(
-            f"{name} has seen no texts: without a text encoder it can only be a student.\n"
-            "  Use it as one that answers with its teacher's class vectors (method: promptkd,"
-            " settings: {tune: full}), or choose a CLIP such as ViT-B-16."
+            f"{name} has no text encoder, so it can only be a student with its teacher's class"
+            " vectors.\n"
+            "  Use it as student with method: promptkd and settings: {tune: full}, or choose a CLIP"
+            " such as ViT-B-16."
         )
     if name in BUILTIN_MODELS:
         return _resolve_builtin(name, hashes)
@@ -88,15 +89,15 @@ def resolve(spec: BackboneSpec, *, check: Check, hashes: HashCache | None) -> Re
     if name is None or weights is None:
         raise RecipeError(
             f"A backbone needs a name and weights, got backbone: {name} and weights: {weights}.\n"
-            "  Name both (backbone: ViT-B-16, weights: openai), or a file of OpenAI's weights alone"
-            " (.safetensors, .pt, .pth, .bin)."
+            "  Set both (backbone: ViT-B-16, weights: openai), or only weights: to a file in"
+            " OpenAI's layout (.safetensors, .pt, .pth, .bin)."
         )
     return _resolve_tag(name, weights, spec.quick_gelu, check, hashes)
 
 
-@functools.lru_cache(maxsize=64)  # a suite asks once a row, and a file of weights is large
+@functools.lru_cache(maxsize=64)  # a suite asks once per row, and a file of weights is large
 def count_layers(spec: BackboneSpec) -> Mapping[str, int]:
-    """`config_layers` of a backbone, from what is on this machine: nothing is fetched or built.
+    """`config_layers` of a backbone, without fetching or building anything.
 
     Raises:
         RecipeError: open_clip knows no such model.
@@ -126,7 +127,7 @@ def _resolve_config(
 ) -> Resolved:
     """Sizes from the user's own config, weights from a local file."""
     if spec.weights is None:
-        raise RecipeError(f"config: {config} has no weights.\n  Name their file under weights.")
+        raise RecipeError(f"config: {config} has no weights.\n  Set weights: to a file of weights.")
     model_config = read_config(config)
     check(config.name, model_config)
     weights = WeightsFile(Path(spec.weights).expanduser(), hashes)
@@ -160,7 +161,7 @@ def _resolve_tag(
     check(name, model_config)
     try:
         path = fetch_pretrained(pretrained)
-    # Each transport (urllib, the hub's client) has its own errors, and all mean the same here.
+    # urllib and the hub's client raise different errors for the same cause
     except Exception as error:
         raise describe_missing_weights(name, tag, error) from error
     declared = True if model_config.get("quick_gelu") else None
@@ -187,7 +188,7 @@ def pretrained_preprocess(
 def _settle_quick_gelu(
     label: str, by_name: bool | None, by_recipe: bool | None, by_weights: bool | None
 ) -> bool:
-    """Decides the activation: the weights decide, and nothing may contradict them."""
+    """Decides the activation: weights, recipe and model name must agree."""
     said = {
         key: value
         for key, value in (
@@ -200,15 +201,15 @@ def _settle_quick_gelu(
     kinds = {True: "QuickGELU", False: "GELU"}
     if not said:
         raise RecipeError(
-            f"{label}: nothing says whether these weights were trained with QuickGELU or GELU.\n"
-            "  Set quick_gelu: true (OpenAI's weights and those trained on from them) or"
-            " quick_gelu: false beside weights."
+            f"{label}: it is unknown whether these weights were trained with QuickGELU or GELU.\n"
+            "  Next to weights, set quick_gelu: true (OpenAI's weights, and weights fine-tuned"
+            " from them) or quick_gelu: false."
         )
     if len(set(said.values())) > 1:
         lines = ", ".join(f"{who}: {kinds[value]}" for who, value in said.items())
         raise RecipeError(
             f"{label}: the activation is contradictory ({lines}).\n"
-            "  The wrong one lowers accuracy without any other sign; name the model that the"
+            "  The wrong activation lowers accuracy without any error; name the model that the"
             " weights belong to."
         )
     return next(iter(said.values()))
@@ -232,7 +233,7 @@ def _default_preprocess(model_config: Mapping[str, Any]) -> Preprocess:
 
 
 def agreed_preprocess(name: str, model_config: Mapping[str, Any]) -> Preprocess | None:
-    """The preprocessing that all published weights of a model share; None where they differ.
+    """The preprocessing that all published weights of a model share; None if they differ.
 
     A local file of weights does not state its own.
     """

@@ -12,10 +12,10 @@ _ALIGNMENT = 8
 
 
 def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Gives a safetensors file with its metadata in order.
+    """The bytes of a safetensors file with sorted metadata.
 
-    The library writes metadata in an order that differs from call to call, so that two runs with
-    equal results would have files of different hashes.
+    The library writes metadata in an order that differs from call to call, so two runs with equal
+    results would have files with different hashes.
 
     Args:
         tensors: on the CPU, contiguous, none sharing memory with another.

@@ -1,4 +1,4 @@
-"""The text encoder, with context tokens, without needless positions and memory.
+"""The text encoder, with context tokens.
 
 CLIP's text encoder is causal and its output is read at the end-of-text token. Positions after the
 end of the longest text change nothing and are never computed. Texts are encoded in chunks. With
@@ -135,7 +135,7 @@ def _replace_context(tokens: Tensor, context: Tensor, at: Tensor | None) -> Tens
 def in_chunks(
     compute: Callable[[slice], Tensor], n_rows: int, *, chunk_size: int = CHUNK_SIZE
 ) -> Tensor:
-    """Computes rows chunk by chunk, with exact gradients in the memory of one chunk.
+    """Computes rows chunk by chunk, with exact gradients; peak memory is that of one chunk.
 
     With gradients on, all chunks but the last keep only their result in the forward pass and run
     again in the backward pass. Memory then does not grow with the number of rows, at the price of a
@@ -145,7 +145,7 @@ def in_chunks(
     Args:
         compute: rows `slice(first, last + 1)` -> their result [rows, ...], which must not depend on
             other rows.
-        n_rows: in all chunks together.
+        n_rows: number of rows in total.
         chunk_size: rows at a time.
 
     Returns:

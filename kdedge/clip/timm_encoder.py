@@ -33,9 +33,9 @@ class TimmEncoder:
     Attributes:
         name: `timm/` and timm's name.
         empty: [B, 3, H, W] -> [B, D], pooled; on the meta device if timm can build it there.
-        preprocess: of its images.
+        preprocess: preprocessing of its images.
         file: its weights.
-        classifier: how the classifier's keys begin in the file.
+        classifier: prefix of the classifier's keys in the file.
     """
 
     name: str
@@ -58,8 +58,8 @@ def find_timm_encoder(name: str, weights: str | None) -> TimmEncoder:
         weights: `pretrained` for what timm publishes, or a file of the model's state dict.
 
     Raises:
-        RecipeError: timm has no such model or tag, or kdedge does not prepare its images.
-        SetupError: the weights would have to be downloaded and cannot be.
+        RecipeError: timm has no such model or tag, or kdedge does not support its preprocessing.
+        SetupError: the weights are not on this machine and cannot be downloaded.
     """
     model = _build_empty(name)
     heads = model.pretrained_cfg.get("classifier") or ()
@@ -112,11 +112,11 @@ def _unknown(name: str, known: list[str]) -> RecipeError:
 def timm_preprocess(name: str, wanted: Mapping[str, Any]) -> Preprocess:
     """Turns timm's data config into preprocessing.
 
-    Its `crop_pct`, which zooms in on test images by some percent, is left out: a student is trained
+    Its `crop_pct`, which zooms in on test images by some percent, is ignored: a student is trained
     and tested on kdedge's own crops.
 
     Raises:
-        RecipeError: kdedge does not prepare such images.
+        RecipeError: kdedge does not support this preprocessing.
     """
     channels, *sides = wanted["input_size"]
     odd = {
@@ -128,7 +128,7 @@ def timm_preprocess(name: str, wanted: Mapping[str, Any]) -> Preprocess:
     for what, is_there in odd.items():
         if is_there:
             raise RecipeError(
-                f"{name} wants images of {what}, which kdedge does not prepare.\n"
+                f"{name} needs images with {what}, which kdedge does not support.\n"
                 "  Choose a model of square RGB images, bicubic or bilinear, whose crop mode is"
                 " center or squash."
             )
@@ -152,11 +152,11 @@ def _weights_file(name: str, weights: str | None, published: dict[str, Any]) -> 
     repository = published.get("hf_hub_id")
     if not repository:
         raise RecipeError(
-            f"timm publishes no weights of {name}.\n  Name a file of its state dict under weights."
+            f"timm publishes no weights of {name}.\n  Set weights: to a file of its state dict."
         )
     try:
         return fetch_from_hub(repository, _FILE)
-    # Each transport has errors of its own, and all mean the same here
+    # urllib and the hub's client raise different errors for the same cause
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise SetupError(

@@ -19,9 +19,9 @@ from kdedge.clip.blocks import AttentionBlock
 def encode_image(visual: nn.Module, images: Tensor, visual_prompts: Tensor | None = None) -> Tensor:
     """Encodes a batch of images with a CLIP's image encoder.
 
-    Two exact savings, compared to all blocks on all tokens: prompts whose outputs are replaced give
-    keys and values only, once per batch; the last block and `ln_post` run for the class token only.
-    An encoder other than CLIP's ViT runs as open_clip or timm implements it.
+    Two shortcuts are exact: prompts whose outputs are replaced compute keys and values only, once
+    per batch; the last block and `ln_post` run for the class token only. An encoder other than
+    CLIP's ViT runs as open_clip or timm implements it.
 
     Args:
         visual: the image encoder of a backbone, or a copy of it.

@@ -4,8 +4,8 @@ It reads safetensors, state dicts written by `torch.save` (bare, or under "state
 open_clip's training checkpoints), and the TorchScript archives that OpenAI published. A file's
 content decides its kind, not its name.
 
-No file is trusted. State dicts go through `torch.load(weights_only=True)`, and a file that torch
-refuses is refused. Only the tensors of a TorchScript archive are read (`_unpickle.py`), since
+No file is trusted. State dicts are read by `torch.load(weights_only=True)`, and a file that torch
+refuses raises an error. Only the tensors of a TorchScript archive are read (`_unpickle.py`), since
 `torch.jit.load` runs the archive's code.
 """
 
@@ -54,7 +54,7 @@ _LAYOUTS = (
 
 @dataclass(frozen=True)
 class Weights:
-    """The content of a file of weights.
+    """Content of a file of weights.
 
     Attributes:
         state_dict: name -> tensor on the CPU, in the stored type, without OpenAI's extra keys.
@@ -117,17 +117,17 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], bool | None]:
     stated = metadata.get("quick_gelu")
     if stated not in (None, "true", "false"):
         raise DataError(
-            f'{path} has the metadata "quick_gelu": "{stated}"; "true" and "false" are known.'
+            f'{path} has the metadata "quick_gelu": "{stated}"; expected "true" or "false".'
         )
     return values, None if stated is None else stated == "true"
 
 
 def _read_state_dict(path: Path) -> dict[str, Any]:
-    """Reads a file of torch.save; a refusal is final."""
+    """Reads a file of torch.save; a file that torch refuses is not read in another way."""
     try:
         # An open file, since torch would choose the format by a path's suffix
         with path.open("rb") as file, warnings.catch_warnings():
-            # The user need not know a file's pickle protocol: it is read or it is refused
+            # A warning about the pickle protocol is of no use: the file is read or refused
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             # Sparse tensors are refused below
             warnings.filterwarnings("ignore", message="Validating sparse tensor invariants")
@@ -136,12 +136,14 @@ def _read_state_dict(path: Path) -> dict[str, Any]:
         named = re.search(r"GLOBAL (\S+)", str(error))
         what = f"it names {named[1]}" if named else "it holds more than weights, or is damaged"
         raise DataError(
-            f"{path} is refused: {what}. Loading it could run code.\n"
-            "  Save its state dict alone (torch.save(model.state_dict(), ...) or safetensors) on a"
-            " machine where you trust it."
+            f"{path} is not loaded: {what}. Loading it could run code.\n"
+            "  On a machine where you trust the file, save only its state dict:"
+            " torch.save(model.state_dict(), ...) or safetensors."
         ) from error
     except MALFORMED as error:
-        raise DataError(f"{path} is damaged or cut off: {_first_line(error)}\n{REMEDY}") from error
+        raise DataError(
+            f"{path} is damaged or truncated: {_first_line(error)}\n{REMEDY}"
+        ) from error
     if isinstance(saved, dict) and isinstance(saved.get("state_dict"), dict):
         saved = saved["state_dict"]
     if not isinstance(saved, dict):
@@ -158,10 +160,10 @@ def _without_prefix(values: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _check_values(path: Path, values: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Gives the entries as plain dense tensors.
+    """Checks that all entries are plain dense tensors, and returns them.
 
     Raises:
-        DataError: names an entry that is something else, or not finite.
+        DataError: an entry is something else, or has values that are not finite.
     """
     if not values:
         raise DataError(f"{path} holds no tensors.\n{REMEDY}")
@@ -203,10 +205,10 @@ def _is_plain(value: object) -> bool:
 
 
 def infer_config(shapes: Shapes, *, where: str = "The state dict") -> dict[str, Any]:
-    """Gives open_clip's model config for a ViT CLIP in OpenAI's layout, from its tensors' shapes.
+    """Infers open_clip's model config of a ViT CLIP in OpenAI's layout from tensor shapes.
 
-    Heads are `HEAD_WIDTH` wide in both encoders, which no shape tells (openai/CLIP, clip/model.py,
-    `build_model`). The activation is not part of the result.
+    Heads are `HEAD_WIDTH` wide in both encoders, which shapes do not show (openai/CLIP,
+    clip/model.py, `build_model`). The activation is not part of the result.
 
     Args:
         shapes: name -> shape of each tensor.
@@ -248,7 +250,7 @@ def infer_config(shapes: Shapes, *, where: str = "The state dict") -> dict[str, 
 
 
 def _encoder_sizes(shapes: Shapes, prefix: str, width: int, where: str) -> dict[str, int | float]:
-    """Gives width, layers and, where it is not 4, the MLP ratio of a transformer."""
+    """Width, number of layers and, if it is not 4, MLP ratio of a transformer."""
     found = (re.match(rf"{re.escape(prefix)}\.(\d{{1,4}})\.", key) for key in shapes)
     blocks = {int(match[1]) for match in found if match}
     missing = sorted(set(range(max(blocks, default=0) + 1)) - blocks)
@@ -260,7 +262,7 @@ def _encoder_sizes(shapes: Shapes, prefix: str, width: int, where: str) -> dict[
     if width % HEAD_WIDTH:
         raise DataError(
             f"{where} has a width of {width} in {prefix}; expected a multiple of {HEAD_WIDTH}.\n"
-            "  Describe the model in an open_clip config and name it under config:."
+            "  Describe the model in an open_clip config file, and set config: to it."
         )
     hidden, _ = _shape(shapes, f"{prefix}.0.mlp.c_fc.weight", 2, where)
     ratio = {} if hidden == 4 * width else {"mlp_ratio": hidden / width}
@@ -273,9 +275,11 @@ def _shape(shapes: Shapes, key: str, n_dims: int, where: str) -> Sequence[int]:
         raise DataError(
             f"{where} has no {key}"
             + (f"; it looks like {looks_like}" if looks_like else "")
-            + ".\n  Expected a ViT CLIP under OpenAI's names, as open_clip saves it; convert the"
-            " file or name another.\n  A CLIP with another image encoder needs its model's name"
-            " too, as in backbone: RN50."
+            + ".\n"
+            "  Expected a ViT CLIP under OpenAI's names, as open_clip saves it; convert the"
+            " file or name another.\n"
+            "  For a CLIP with another image encoder, add the model's name, such as backbone:"
+            " RN50."
         )
     shape = shapes[key]
     if len(shape) != n_dims or 0 in shape:
@@ -348,15 +352,15 @@ def _is_buffer_to_ignore(key: str) -> bool:
 
 
 def describe_missing_weights(name: str, tag: str | None, error: Exception | None) -> KdedgeError:
-    """Gives the error for a model of open_clip whose weights are not on this machine.
+    """Makes the error for a model of open_clip whose weights are not on this machine.
 
     Args:
         name: open_clip's model name.
-        tag: pretrained tag of that model; None where only the name is in question.
+        tag: pretrained tag of that model; None if only the name is to be checked.
         error: why the download failed, if one was tried.
 
     Returns:
-        A RecipeError where open_clip knows no such model or tag, with the nearest ones; else a
+        A RecipeError with the nearest names if open_clip has no such model or tag. Otherwise a
         SetupError that says which file to fetch by hand and where to name it.
     """
     models = open_clip.list_models()
@@ -368,7 +372,7 @@ def describe_missing_weights(name: str, tag: str | None, error: Exception | None
     tags = open_clip.list_pretrained_tags_by_model(name)
     source = open_clip.get_pretrained_cfg(name, tag) if tag else {}
     if not source:
-        known = ", ".join(tags) if tags else "none; name a file of weights"
+        known = ", ".join(tags) if tags else "none; set weights: to a file"
         what = f"{tag} is not a pretrained tag of {name}." if tag else f"{name} needs weights."
         return RecipeError(
             f"{what}{_did_you_mean(tag or '', tags)}\n  Its pretrained tags: {known}."

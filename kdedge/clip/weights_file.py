@@ -1,7 +1,7 @@
-"""Files of weights and their hashes; what one command found out, the next one need not read.
+"""Files of weights and their hashes, which are cached between commands.
 
-A file's hash is kept on disk under the file's path, size and times of change. With it are kept the
-shapes of its tensors, from which a model can be checked and described without reading any value.
+A file's hash is cached on disk under the file's path, size and times of change. The shapes of its
+tensors are cached, too, so that a model can be checked and described without reading any value.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from kdedge.files import sha256_json, write_atomic
 log = logging.getLogger(__name__)
 
 RACY_S = 3.0
-"""A file changed less than this ago is not kept: within the resolution of its times it could change
-again unnoticed. FAT, the coarsest file system in use, rounds to 2 s."""
+"""A file that changed less than this ago is not cached: it could change again within the resolution
+of its times, unnoticed. FAT, the coarsest file system in use, rounds to 2 s."""
 
 FileState = tuple[int, int, int]
 """Size, time of the last write and time of the last change of any kind, in ns. A program can set
@@ -42,13 +42,13 @@ def _state_of(path: Path) -> FileState | None:
 
 
 class KnownFile(BaseModel):
-    """What is known of one file of weights.
+    """Cached facts about one file of weights.
 
     Attributes:
-        format: raised when what is kept of a file comes to mean something else.
+        format: version of the cached facts; raised when their meaning changes.
         path: absolute, without links.
         state: the file's state when it was read.
-        quick_gelu: as of `Weights`.
+        quick_gelu: as in `Weights`.
         shapes: name -> shape of each tensor.
         hashes: which tensors -> their hash; see `WeightsFile.hash_of`.
     """
@@ -64,16 +64,16 @@ class KnownFile(BaseModel):
 
 
 class HashCache:
-    """Keeps what is known of files of weights, one small JSON file each.
+    """Cache of hashes of files of weights, with one small JSON file for each.
 
-    Several processes may use one folder. Each file is replaced as a whole, so that the last writer
-    wins; what another one wrote is computed again.
+    Several processes may use one folder. Each cache file is replaced as a whole, so the last writer
+    wins, and lost entries are computed again.
 
-    Limit: a file whose size and times are all unchanged counts as unchanged. Where a backbone is
-    loaded, its weights are hashed and compared, so that such a file is noticed there.
+    Limit: a file whose size and times are all unchanged counts as unchanged. Loading a backbone
+    hashes its weights and compares, so a changed file is noticed then.
 
     Args:
-        folder: where; made when needed.
+        folder: folder of the cache; created when needed.
         now: the time in seconds since 1970.
     """
 
@@ -85,7 +85,7 @@ class HashCache:
         return self._folder / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
 
     def get(self, path: Path, state: FileState) -> KnownFile | None:
-        """What is known of a file in this state; None where nothing is, or it is damaged."""
+        """The cached facts about a file in this state; None if missing or damaged."""
         file = self._file(path)
         try:
             known = KnownFile.model_validate_json(file.read_bytes())
@@ -93,12 +93,12 @@ class HashCache:
             return None
         except (OSError, ValidationError) as error:
             reason = str(error).partition("\n")[0]
-            log.warning("%s is damaged (%s) and is made again.", file, reason)
+            log.warning("%s is damaged (%s). Making it again.", file, reason)
             return None
         return known if (known.path, known.state) == (str(path), state) else None
 
     def put(self, known: KnownFile) -> None:
-        """Keeps what is known of a file, unless the file has only just changed."""
+        """Caches facts about a file, unless the file has only just changed."""
         _, written_ns, changed_ns = known.state
         if self._now() - max(written_ns, changed_ns) / 1e9 < RACY_S:
             return
@@ -106,7 +106,7 @@ class HashCache:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_atomic(self._file(Path(known.path)), known.model_dump_json().encode())
         except (OSError, ResourceError) as error:
-            log.warning("The hash of %s is not kept: %s", known.path, error)
+            log.warning("The hash of %s could not be cached: %s", known.path, error)
 
     def drop(self, path: Path) -> None:
         """Forgets a file."""
@@ -115,15 +115,15 @@ class HashCache:
 
 
 class WeightsFile:
-    """A file of weights, whose tensors are read only where something asks for them.
+    """A file of weights, whose tensors are read only when they are needed.
 
     Args:
         path: the file.
-        cache: what is known of files from before; None reads the file.
-        read: how the file is read.
+        cache: hashes from earlier commands; None reads the file.
+        read: reads the file.
 
     Raises:
-        DataError: as of `read_weights`.
+        DataError: as in `read_weights`.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class WeightsFile:
             self._hashes = dict(known.hashes)
 
     def hash_of(self, keys: Mapping[str, str], types: Mapping[str, torch.dtype]) -> str:
-        """Gives the hash that a model's weights have once they are loaded from this file.
+        """The hash of a model's weights, as it will be once they are loaded from this file.
 
         Args:
             keys: name in the model -> key in the file.
@@ -189,16 +189,16 @@ class WeightsFile:
         return self._tensors
 
     def has_changed(self) -> DataError:
-        """Gives the error for a file that does not hold what was found, and forgets what was."""
+        """Makes the error for a file that has changed, and drops its cached facts."""
         if self._cache is not None:
             self._cache.drop(self._resolved)
         return DataError(
-            f"{self.path} does not hold the weights that were found in it first: it changed"
-            " meanwhile.\n  Run the command again once nothing writes the file."
+            f"{self.path} changed while this command was running.\n"
+            "  Run the command again when no other program writes the file."
         )
 
     def take(self) -> tuple[dict[str, Tensor], bool]:
-        """Gives the tensors and keeps none of them.
+        """Returns the tensors without keeping a reference to them.
 
         Returns:
             Key -> tensor, and whether these are the tensors that were hashed: they were read by
@@ -212,10 +212,10 @@ class WeightsFile:
         return tensors, is_hashed
 
     def forget(self) -> None:
-        """Frees the tensors; the next one who asks reads the file again."""
+        """Frees the tensors; the file is read again when they are needed."""
         self._tensors = None
 
 
 def as_loaded(value: Tensor, kind: torch.dtype) -> Tensor:
-    """A stored tensor in the type that a model keeps it in; the same object where it may be."""
+    """Converts a stored tensor to the model's type; the same object if the types are equal."""
     return value if kind == torch.float32 else value.to(kind)

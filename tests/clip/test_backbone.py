@@ -119,7 +119,7 @@ def test_weights_that_contradict_the_recipe_are_an_error(tiny_weights: Path) -> 
 
 
 def test_weights_that_do_not_say_need_a_word_in_the_recipe(plain_file: Path) -> None:
-    with pytest.raises(RecipeError, match="nothing says whether"):
+    with pytest.raises(RecipeError, match="it is unknown whether"):
         load_backbone(BackboneSpec(None, str(plain_file)))
     assert (
         activation(load_backbone(BackboneSpec(None, str(plain_file), quick_gelu=True))) is QuickGELU

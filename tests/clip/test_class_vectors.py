@@ -49,7 +49,9 @@ def test_a_name_without_a_vector_is_an_error_that_names_it() -> None:
 
 
 def test_vectors_and_names_of_different_counts_are_refused() -> None:
-    with pytest.raises(ShapeError, match=r"3 class names and class vectors of shape \[4, 8\]"):
+    with pytest.raises(
+        ShapeError, match=r"3 class names, but the class vectors have shape \[4, 8\]"
+    ):
         ClassVectors(vectors().vectors, NAMES[:3], "abc")
 
 
@@ -97,7 +99,7 @@ def test_two_names_that_change_places_in_the_file_are_noticed(tmp_path: Path) ->
         ("null", "class_names of its metadata is null"),
         ("[" * 100_000 + "]" * 100_000, "is not valid JSON: recursion limit"),
         ('["a", "b", "c", 4]', r"\[3\] is 4 \(int\)"),
-        ('["a", "b"]', "2 class names and class vectors of shape"),
+        ('["a", "b"]', "2 class names, but the class vectors have shape"),
     ],
 )
 def test_names_that_are_none_are_refused_with_the_files_name(

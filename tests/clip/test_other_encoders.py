@@ -150,5 +150,5 @@ def test_weights_alone_do_not_tell_another_encoder_and_the_message_says_what_doe
     tmp_path: Path,
 ) -> None:
     _, weights = write(tmp_path, "resnet")
-    with pytest.raises(DataError, match=r"looks like a ResNet CLIP(.|\n)*as in backbone: RN50"):
+    with pytest.raises(DataError, match=r"looks like a ResNet CLIP(.|\n)*such as backbone: RN50"):
         load_backbone(BackboneSpec(None, str(weights), quick_gelu=True))

@@ -132,7 +132,7 @@ def test_a_file_without_a_state_dict_is_an_error(tmp_path: Path, saved: Any) -> 
 def test_an_entry_without_a_tensor_or_a_name_of_its_own_is_an_error(
     tmp_path: Path, state: Any
 ) -> None:
-    with pytest.raises(DataError, match="no tensor with a name of its own"):
+    with pytest.raises(DataError, match="not a named tensor, or has a repeated name"):
         read_public_checkpoint(save(tmp_path / "m.pth.tar", state))
 
 

@@ -195,7 +195,7 @@ def test_module_is_stripped_only_where_every_key_has_it(tmp_path: Path) -> None:
         (b"\x80\x04}.", "a Python pickle that torch.save did not write"),
         (b"hello", "not a file of weights"),
         (bytes(100), "not a file of weights"),
-        (b"PK\x03\x04 and no more", "cut off"),
+        (b"PK\x03\x04 and no more", "truncated"),
         (b"\xff\xff\xff\xff\xff\xff\xff\x7f{}", "not a file of weights"),
     ],
 )
