@@ -1,1 +1,1 @@
-"""Accuracy and what goes with it."""
+"""Accuracy, calibration, agreement of two models, and GMACs."""

@@ -78,7 +78,7 @@ def calibration_error_percent(logits: Tensor, labels: Tensor) -> float:
         ) from error
     n_classes = logits.shape[1]
     if n_classes == 1:
-        return 0.0  # always confident and right; torchmetrics refuses fewer than two classes
+        return 0.0  # always confident and correct; torchmetrics needs at least two classes
     probabilities = logits.double().softmax(dim=1)
     share = multiclass_calibration_error(
         probabilities, labels, num_classes=n_classes, n_bins=N_BINS, norm="l1"
@@ -89,9 +89,9 @@ def calibration_error_percent(logits: Tensor, labels: Tensor) -> float:
 def _check(logits: Tensor, labels: Tensor, *, n_classes: int) -> None:
     if logits.ndim != 2 or logits.shape[1] != n_classes or labels.shape != logits.shape[:1]:
         raise ShapeError(
-            f"Logits {list(logits.shape)} and labels {list(labels.shape)} do not belong to"
-            f" {n_classes} class names.\n  Expected [N, {n_classes}] and [N]: evaluate with the"
-            " class list the model was made for."
+            f"Logits {list(logits.shape)} and labels {list(labels.shape)} do not fit {n_classes}"
+            f" class names; expected [N, {n_classes}] and [N].\n"
+            "  Evaluate with the class list that the model was made for."
         )
     if len(labels) == 0:
         raise DataError("There is no test image to evaluate on.\n  Check data.test in the recipe.")
@@ -99,19 +99,20 @@ def _check(logits: Tensor, labels: Tensor, *, n_classes: int) -> None:
     if len(wrong):
         raise DataError(
             f"Label {int(wrong[0])} is not a position in the class list of {n_classes} names"
-            f" ({len(wrong)} images).\n  Evaluate with the class list the labels were made for."
+            f" ({len(wrong)} images have such labels).\n"
+            "  Evaluate with the class list that the labels were made for."
         )
     n_bad = int((~logits.isfinite().all(dim=1)).sum())
     if n_bad:
         raise DivergedError(
-            f"The model's scores of {n_bad} of {len(labels)} test images are not finite.\n"
+            f"The model's scores are NaN or infinity for {n_bad} of {len(labels)} test images.\n"
             "  Its training diverged: train again with a lower optim.lr, optim.precision: fp32 or"
             " optim.clip_grad_norm: 1.0."
         )
 
 
 def _percent(is_right: Tensor) -> float:
-    """Percent of True in a [N] bool tensor, from integer counts and thus exact."""
+    """Percent of True in a [N] bool tensor, computed exactly from integer counts."""
     return 100 * int(is_right.sum()) / len(is_right)
 
 

@@ -33,13 +33,13 @@ def compare(
 ) -> ParityResult:
     """Compares two models' logits image by image, independent of the images' order.
 
-    An image with a logit that is not finite counts as disagreeing, as wrong, and with distance 1,
-    so that an overflow cannot improve any figure.
+    An image with a logit that is not finite counts as a disagreement, as wrong, and with distance
+    1, so an overflow cannot improve any result.
 
     Args:
         reference: [N, C], the float32 student's logits, scaled.
-        logits: [N, C], the file's, same images and same class order.
-        keys: N names of the images.
+        logits: [N, C], the file's logits, for the same images and class order.
+        keys: N keys of the images.
         labels: N positions in `class_names`; None for an image without a label.
         class_names: C names.
         images: description of the images, for the record.
@@ -97,7 +97,8 @@ def _check(
             raise ShapeError(
                 f"The {name}'s logits are {list(values.shape)}; expected {list(shape)}, as there"
                 f" are {shape[0]} images and {shape[1]} class names.\n"
-                "  Two class lists or image lists are in use; export again from one run."
+                "  The two models have different class lists or image lists: export both files"
+                " from one run."
             )
     if len(labels) != len(keys):
         raise ShapeError(
@@ -106,7 +107,7 @@ def _check(
     if not keys:
         raise DataError(
             "There are no images to compare two models on.\n"
-            "  Name images in the recipe: data.test, or data.unlabeled."
+            "  Add data.test or data.unlabeled to the recipe."
         )
     for key, label in zip(keys, labels, strict=True):
         if label is not None and not 0 <= label < len(class_names):
@@ -117,8 +118,10 @@ def _check(
     unusable = np.flatnonzero(~np.isfinite(reference).all(axis=1))
     if len(unusable):
         raise DivergedError(
-            f"The float32 student gives NaN or infinity for {keys[unusable[0]]}, so nothing can be"
-            " compared with it.\n  Look at the run's loss, and train again."
+            f"The float32 student gives NaN or infinity for {keys[unusable[0]]}, so no file can be"
+            " compared with it.\n"
+            "  Check the run's loss in metrics.jsonl, and train again with a lower optim.lr or"
+            " optim.precision: fp32."
         )
 
 

@@ -43,7 +43,7 @@ def _confusion(
 
 
 def _bins(logits: Tensor, labels: Tensor) -> tuple[CalibrationBin, ...]:
-    """The bins of the calibration error, computed as torchmetrics does.
+    """The bins of the calibration error, computed as in torchmetrics.
 
     Sums are float32. A confidence that rounds to 1 in float32 has its own bin, so there may be
     N_BINS + 1 bins.

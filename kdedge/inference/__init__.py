@@ -1,1 +1,1 @@
-"""From an artifact to predictions: which of its files runs here, and images to class names."""
+"""Inference with an artifact: chooses the file that this machine can run, and classifies images."""

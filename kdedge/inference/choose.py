@@ -1,4 +1,4 @@
-"""Which file of an artifact this machine runs, and with which backend."""
+"""Chooses the file of an artifact that this machine runs, and its backend."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def choose_and_load(
 ) -> tuple[ModelFile, Backend]:
     """Loads the first file, in the order of `candidates`, that this machine can run.
 
-    Engines that were built for a GPU of another size come after this one's own: TensorRT loads
-    them where the generation is the same, and answers for neither their speed nor their results.
+    Engines that were built for a GPU of another size come after those for this GPU. TensorRT loads
+    them if the GPU generation is the same, but guarantees neither their speed nor their results.
 
     Args:
-        artifact: what there is.
-        precision: asked for; None for no wish.
-        backend: asked for; None for no wish.
-        n_threads: of the CPU; None for the engine's own choice.
+        artifact: the artifact.
+        precision: the wanted precision; None for any.
+        backend: the wanted backend; None for any.
+        n_threads: CPU threads; None for the engine's own choice.
 
     Raises:
-        DataError: the file is not what was exported.
-        RecipeError: no such backend or precision, or no file of these wishes.
-        GateError: none without asking for a precision.
-        SetupError: nothing here can run any of the candidates.
+        DataError: the file has changed since the export.
+        RecipeError: no such backend or precision, or no file for them.
+        GateError: there are only files whose precision must be asked for.
+        SetupError: this machine can run none of the candidates.
     """
     failures: list[_Failure] = []
     targets = {target.name: target for target in list_targets()}
@@ -61,8 +61,8 @@ def choose_and_load(
         _warn(artifact, target, file, failures, was_asked_for=backend is not None)
         if not _fits(file, size):
             _LOG.warning(
-                "%s was built for a GPU of %s multiprocessors, and this one has %s. Build one here"
-                " with: %s",
+                "%s was built for a GPU with %s multiprocessors, but this one has %s. Build an"
+                " engine for this GPU with: %s",
                 *(file.name, _built_for(file), size, _export_command(artifact, target)),
             )
         return file, loaded
@@ -70,7 +70,7 @@ def choose_and_load(
 
 
 def _gpu_size() -> int | None:
-    """Multiprocessors of the first GPU; None where there is none that can be asked."""
+    """Multiprocessors of the first GPU; None if there is no usable GPU."""
     try:
         return find_gpu().n_multiprocessors
     except SetupError:
@@ -78,17 +78,17 @@ def _gpu_size() -> int | None:
 
 
 def _built_for(file: ModelFile) -> Any:
-    """Multiprocessors of the GPU that an engine was built on; None where that is not recorded."""
+    """Multiprocessors of the GPU that an engine was built on; None if not recorded."""
     return file.built_with.get("multiprocessors")
 
 
 def _fits(file: ModelFile, size: int | None) -> bool:
-    """Whether nothing speaks against a file on a GPU of so many multiprocessors."""
+    """Whether a file was built for a GPU with this number of multiprocessors, as far as known."""
     return size is None or _built_for(file) in (None, size)
 
 
 def _export_command(artifact: Artifact, target: Target) -> str:
-    """What builds and measures a target's files: from the artifact where it can be."""
+    """The command that builds and measures a target's files, from the artifact if possible."""
     source = str(artifact.path) if target.source == "ONNX file" else "RUN"
     return shlex.join(["kdedge", "export", source, target.flag])
 
@@ -101,9 +101,9 @@ def _load(artifact: Artifact, target: Target, file: ModelFile, n_threads: int | 
 
 
 def _bare(error: SetupError) -> SetupError:
-    """The error without the frames that it came through: they keep an engine in the GPU's memory.
+    """The error without its traceback, whose frames keep an engine in the GPU's memory.
 
-    Where the next file is loaded, that memory is needed.
+    The next file that is loaded needs that memory.
     """
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
@@ -112,15 +112,15 @@ def _bare(error: SetupError) -> SetupError:
 def candidates(
     artifact: Artifact, *, precision: Precision | None, backend: str | None
 ) -> list[ModelFile]:
-    """Gives the files that would do, best first.
+    """The files that may be used, best first.
 
-    Targets come in the order of their preference, and a target's files in that of its precisions.
-    Files in int8 and files that missed their gates are there only where their precision is asked
-    for.
+    Targets come in the order of their preference, and a target's files in the order of its
+    precisions. Files in int8 and files that missed their gates are used only if their precision is
+    asked for.
 
     Raises:
-        RecipeError: no such backend or precision, or no file of these wishes.
-        GateError: all of them need asking for.
+        RecipeError: no such backend or precision, or no file for them.
+        GateError: there are only files whose precision must be asked for.
     """
     if precision is not None and precision not in get_args(Precision):
         known = ", ".join(get_args(Precision))
@@ -148,7 +148,7 @@ def candidates(
 
 
 def _rank(target: Target, file: ModelFile) -> tuple[int, int, int]:
-    """The place of a file, the best first; a precision that its target no longer makes is last."""
+    """Sort key of a file, best first; a precision that its target no longer makes comes last."""
     order = target.precisions
     place = order.index(file.precision) if file.precision in order else len(order)
     return -target.preference, place, _DEVICE_ORDER.index(file.device)
@@ -156,13 +156,11 @@ def _rank(target: Target, file: ModelFile) -> tuple[int, int, int]:
 
 def _only_when_asked(artifact: Artifact, files: Sequence[ModelFile]) -> GateError:
     reasons = "\n".join(
-        f"  {file.name}: {'it missed its gate' if file.gate == 'missed' else 'it is int8'};"
-        f" use it all the same with --precision {file.precision}"
+        f"  {file.name}: {'it missed its gate' if file.gate == 'missed' else 'it is int8'}; to use"
+        f" it anyway, add --precision {file.precision}"
         for file in files
     )
-    return GateError(
-        f"{artifact.path} has no file that is used without being asked for.\n{reasons}"
-    )
+    return GateError(f"{artifact.path} has only files that need --precision.\n{reasons}")
 
 
 def _warn(
@@ -173,12 +171,12 @@ def _warn(
     *,
     was_asked_for: bool,
 ) -> None:
-    """Says what the user would not expect of the file that was loaded."""
+    """Warns if the loaded file missed its gate, was not measured, or is not the preferred one."""
     if file.gate == "missed":
         found = file.parity and f" ({file.parity.agreement_percent:.2f} % agreement)"
         _LOG.warning(
-            "%s missed its gate%s and is used because %s was asked for. artifact.json has how it"
-            " compares with the model.",
+            "%s missed its gate%s. It is used because %s was asked for; artifact.json compares it"
+            " with the model.",
             *(file.name, found or "", file.precision),
         )
     if target.name != "onnx" and file.gate == "not measured" and not was_asked_for:
@@ -187,10 +185,10 @@ def _warn(
             file.name,
             _export_command(artifact, target),
         )
-    # No TensorRT or no GPU is no surprise; one that is broken, or does not fit the engine, is
+    # A missing TensorRT or GPU needs no warning; one that is broken or does not fit the engine does
     for _, tried, error in failures:
         if tried.target != file.target and not isinstance(error, _ABSENT):
-            _LOG.warning("%s is used instead of %s: %s", file.name, tried.name, error)
+            _LOG.warning("Using %s instead of %s: %s", file.name, tried.name, error)
             break
 
 
@@ -199,10 +197,8 @@ def _nothing_runs(artifact: Artifact, failures: Sequence[_Failure]) -> SetupErro
     if len({str(error) for *_, error in told}) == 1:
         return told[0][2]
     lines = "\n".join(f"  {file.name}: {str(error).splitlines()[0]}" for _, file, error in told)
-    remedy = "--backend NAME tries one of them and says what to do about it."
+    remedy = "Run again with --backend NAME to see how to fix one of them."
     for target, _, error in told:
         if isinstance(error, MissingPackage) and not target.is_engine:
-            remedy = f"The simplest remedy on any machine: {str(error).rpartition(': ')[2]}"
-    return SetupError(
-        f"Nothing on this machine can run a file of {artifact.path}.\n{lines}\n  {remedy}"
-    )
+            remedy = f"The simplest fix on any machine: {str(error).rpartition(': ')[2]}"
+    return SetupError(f"This machine cannot run any file of {artifact.path}.\n{lines}\n  {remedy}")

@@ -1,4 +1,4 @@
-"""Image to class names and scores, with an artifact and whatever runs it on this machine."""
+"""Classifies images with an artifact: from an image to class names and scores."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import UnusableImage, decode_image, resize_and_crop
 
 ImageInput = bytes | Image.Image | UnusableImage
-"""An image file's bytes, a decoded RGB image, or why there is neither."""
+"""An image file's bytes, a decoded RGB image, or the error that prevented both."""
 
 _Decoded = npt.NDArray[np.uint8] | UnusableImage
 
 
 class Classifier:
-    """An artifact with one of its model files loaded; several threads may use it.
+    """An artifact with one of its model files loaded. Several threads may use it.
 
     Args:
-        artifact: class names, preprocessing, what the graph takes.
+        artifact: class names, preprocessing, and the graph's input.
         file: the model file.
-        backend: runs it.
-        n_threads: of the CPU, for decoding images; None: as many as it has, up to eight.
+        backend: runs the file.
+        n_threads: CPU threads that decode images; None: one per core, up to eight.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Classifier:
         n_threads: int | None = None,
     ) -> None:
         self.artifact, self.file, self.backend = artifact, file, backend
-        self._running = threading.Lock()  # engines have one context
+        self._running = threading.Lock()  # an engine has only one context
         self._n_decoders = min(8, n_threads or usable_cores())
 
     @classmethod
@@ -66,23 +66,22 @@ class Classifier:
     ) -> Classifier:
         """Loads the file of an artifact that suits this machine.
 
-        Without wishes that is an engine in fp16 or fp32 that this machine's GPU can run, or else
-        the float32 ONNX file on the CPU. A file in int8, or one that missed its gate, is taken only
-        where its precision is asked for.
+        By default this is an engine in fp16 or fp32 that this machine's GPU can run, or else the
+        float32 ONNX file on the CPU. A file in int8, or one that missed its gate, is used only if
+        its precision is given.
 
         Args:
             artifact_path: the artifact's folder.
-            precision: of the file; None for the choice above.
-            backend: what is to run it; None for the choice above.
-            n_threads: of the CPU, for the model and for decoding images each; None for the
+            precision: precision of the file; None for the default above.
+            backend: backend that runs it; None for the default above.
+            n_threads: CPU threads, for the model and for decoding images each; None for the
                 engine's own choice.
 
         Raises:
-            DataError: the artifact, or the file chosen, is not what was exported, or the two do not
-                belong together.
+            DataError: the artifact or its file has changed since the export, or they do not match.
             RecipeError: there is no such backend, or no file of that precision for it.
-            GateError: all files that would do missed their gates, or are in int8.
-            SetupError: nothing here can run a file of the artifact.
+            GateError: all suitable files missed their gates, or are in int8.
+            SetupError: this machine cannot run any file of the artifact.
         """
         artifact = load_artifact(artifact_path)
         file, loaded = choose_and_load(
@@ -97,7 +96,7 @@ class Classifier:
 
     @property
     def max_batch(self) -> int:
-        """Images that may go through at once."""
+        """Largest batch."""
         high = self.backend.batches[1]
         largest = self.artifact.batches[1]
         return largest if high is None else min(high, largest)
@@ -106,13 +105,13 @@ class Classifier:
         """Computes logits.
 
         Args:
-            images: [N, S, S, 3], uint8, RGB, resized and cropped; any number.
+            images: [N, S, S, 3], uint8, RGB, resized and cropped; any N.
 
         Returns:
             [N, C], float32, classes in the artifact's order.
 
         Raises:
-            ShapeError: the graph gives another number of classes than the artifact names.
+            ShapeError: the graph and the artifact have different numbers of classes.
         """
         n_classes = len(self.artifact.class_names)
         if not len(images):
@@ -123,17 +122,17 @@ class Classifier:
             )
         if logits.shape[1] != n_classes:
             raise ShapeError(
-                f"{self.artifact.path / self.file.name} gives logits for {logits.shape[1]} classes,"
-                f" artifact.json names {n_classes}.\n"
-                "  Export again: the two do not belong together."
+                f"{self.artifact.path / self.file.name} gives logits for {logits.shape[1]}"
+                f" classes, but artifact.json has {n_classes} class names.\n"
+                "  Export again."
             )
         return logits
 
     def classify(self, image: ImageInput, *, top: int = 1) -> tuple[ClassScore, ...]:
-        """Gives the most likely classes of one image, best first.
+        """Classifies one image: its most likely classes, best first.
 
         Raises:
-            UnusableImage: it cannot be decoded.
+            UnusableImage: the image cannot be decoded.
             DataError: the model gives no finite logits for it.
         """
         (result,) = self.classify_many([("image", image)], top=top)
@@ -148,13 +147,13 @@ class Classifier:
     ) -> Iterator[Result]:
         """Classifies images, in their order.
 
-        Decoding goes on in threads while a batch is computed. With `batch=1` each result comes
-        before the next image is asked for.
+        Threads decode images while a batch is computed. With `batch=1` each result is yielded
+        before the next image is requested.
 
         Args:
             images: keys and images.
-            top: how many classes an image; all where there are fewer.
-            batch: images at once; None: as many as the artifact was made for.
+            top: number of classes per image; at most all.
+            batch: batch size; None: the largest that the artifact was made for.
 
         Raises:
             RecipeError: the artifact does not take batches of that size.
@@ -162,9 +161,9 @@ class Classifier:
         size = self.max_batch if batch is None else batch
         if not 1 <= size <= self.max_batch:
             raise RecipeError(
-                f"Batches of {size} images: {self.artifact.path / self.file.name} takes 1 to"
-                f" {self.max_batch} at once.\n  Take such a batch, or export with another"
-                " export.max_batch."
+                f"The batch size is {size}, but {self.artifact.path / self.file.name} takes 1 to"
+                f" {self.max_batch} images.\n"
+                "  Choose such a batch size, or export again with another export.max_batch."
             )
         return self._classify_many(images, top=top, size=size)
 
@@ -185,7 +184,7 @@ class Classifier:
             pool.shutdown(cancel_futures=True)
 
     def _decode(self, image: ImageInput) -> _Decoded:
-        """The pixels that the model sees, [S, S, 3], or why there are none."""
+        """The pixels that the model sees, [S, S, 3], or the error of an image that has none."""
         if isinstance(image, UnusableImage):
             return image
         try:
@@ -197,7 +196,7 @@ class Classifier:
     def _classify_batch(
         self, waiting: deque[tuple[str, Future[_Decoded]]], *, top: int, size: int
     ) -> list[Result]:
-        """Classifies the first `size` images that wait."""
+        """Classifies the first `size` waiting images."""
         taken = [waiting.popleft() for _ in range(min(size, len(waiting)))]
         decoded = [(key, future.result()) for key, future in taken]
         usable = [pixels for _, pixels in decoded if not isinstance(pixels, UnusableImage)]
@@ -212,7 +211,7 @@ class Classifier:
     def _class_scores(
         self, images: npt.NDArray[np.uint8], top: int
     ) -> Iterator[tuple[ClassScore, ...] | None]:
-        """Each image's best classes; None where a logit is not finite."""
+        """Each image's best classes; None if a logit is not finite."""
         logits = self.logits(images)
         is_finite = np.atleast_1d(np.isfinite(logits).all(axis=1))
         scores = 100 * softmax(np.where(is_finite[:, None], logits, np.float32(0)))
@@ -226,11 +225,11 @@ class Classifier:
         if top is not None:
             return Prediction(key, top)
         hint = "" if self.file.precision == "fp32" else "; try --precision fp32"
-        return NonFiniteLogits(key, f"the model gives no finite answer{hint}")
+        return NonFiniteLogits(key, f"the model gives NaN or infinity{hint}")
 
 
 def _check_input(artifact: Artifact, file: ModelFile, backend: Backend) -> None:
-    """Makes sure that a file takes what its artifact says: an engine would misread other pixels."""
+    """Checks that file and artifact have the same input, as engines misread other pixels."""
     size_px = artifact.preprocess.size_px
     expected = (3, size_px, size_px)
     got = tuple(
@@ -239,7 +238,7 @@ def _check_input(artifact: Artifact, file: ModelFile, backend: Backend) -> None:
     )
     if (backend.pixels, got) != (artifact.pixels, expected):
         raise DataError(
-            f"{artifact.path / file.name} takes {backend.pixels} images of {list(got)};"
+            f"{artifact.path / file.name} takes {backend.pixels} images of {list(got)}, but"
             f" artifact.json says {artifact.pixels}, {list(expected)}.\n"
-            "  Export again: the two do not belong together."
+            "  Export again."
         )

@@ -1,4 +1,4 @@
-"""A folder of classified pictures: with the answer below them, or as they are."""
+"""Saves classified images to a folder: with the prediction written below them, or unchanged."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ _MAX_NAME = 200
 
 
 class PictureFolder:
-    """A new folder that pictures are saved in.
+    """A new folder of saved images.
 
     Args:
-        path: must not exist, or be empty; the first picture makes it.
+        path: must not exist, or be empty; created with the first image.
     """
 
     def __init__(self, path: Path) -> None:
         self._path, self._names = path, set[str]()
 
     def save(self, name: str, image: ImageInput, answer: Sequence[str] | None) -> None:
-        """Saves a picture.
+        """Saves an image.
 
         Args:
-            name: of its file; another of the same name gets a number.
-            image: as it was classified.
-            answer: lines to write below the picture, which is then a JPEG; None saves a file's
-                bytes as they are.
+            name: name of the file; a number is added if the name is taken.
+            image: the classified image.
+            answer: lines to write below the image, which is then saved as JPEG; None saves the
+                bytes of an image file unchanged.
 
         Raises:
-            ResourceError: it cannot be written.
+            ResourceError: the file cannot be written.
         """
         if isinstance(image, UnusableImage):
             return
@@ -70,20 +70,20 @@ class PictureFolder:
 
 
 def with_answer(image: Image.Image, lines: Sequence[str]) -> Image.Image:
-    """Draws lines of text in a band below a picture.
+    """Draws lines of text in a band below an image.
 
-    A small picture is enlarged by a whole factor, so that the text beside it can be read.
+    A small image is enlarged by a whole factor, so that the text is readable.
 
     Args:
-        image: RGB.
-        lines: one or more.
+        image: RGB image.
+        lines: one or more lines of text.
     """
     factor = max(1, -(-_MIN_WIDTH_PX // image.width))
     width, height = factor * image.width, factor * image.height
     size_px = max(14, width // 28)
     font = _font(size_px)
     longest = max(font.getlength(line) for line in lines)
-    if longest > width - size_px:  # smaller, and where that is not enough a wider band
+    if longest > width - size_px:  # smaller text, and if that is not enough, a wider band
         font = _font(max(12, int(size_px * (width - size_px) / longest)))
         longest = max(font.getlength(line) for line in lines)
     line_px = int(1.4 * size_px)
@@ -98,7 +98,7 @@ def with_answer(image: Image.Image, lines: Sequence[str]) -> Image.Image:
 
 
 def _font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """This machine's DejaVu Sans, which has many scripts, or Pillow's own, which has English."""
+    """DejaVu Sans, which has many scripts, or Pillow's own font, which has only Latin letters."""
     try:
         return ImageFont.truetype("DejaVuSans.ttf", size_px)
     except OSError:

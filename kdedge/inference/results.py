@@ -1,4 +1,4 @@
-"""What a classifier says of one image: its classes, or why there are none."""
+"""Results of a classifier for one image: its classes, or the reason why there are none."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ class ClassScore(NamedTuple):
     """One class of a prediction.
 
     Attributes:
-        class_name: as the class list has it.
-        score_percent: softmax of the logits; None where the artifact's head only ranks.
+        class_name: name in the class list.
+        score_percent: softmax of the logits, in percent; None for an artifact with head argmax.
     """
 
     class_name: str
@@ -20,10 +20,10 @@ class ClassScore(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one image shows.
+    """Prediction for one image.
 
     Attributes:
-        key: names the image.
+        key: identifies the image, such as its path.
         top: the most likely classes, best first.
     """
 
@@ -36,7 +36,7 @@ class UnreadableImage:
     """An image that cannot be read or decoded.
 
     Attributes:
-        key: names the image.
+        key: identifies the image, such as its path.
         reason: why, as a sentence without a full stop.
     """
 
@@ -46,10 +46,10 @@ class UnreadableImage:
 
 @dataclass(frozen=True)
 class NonFiniteLogits:
-    """An image for which the model gives NaN or an infinite logit, as an overflow in fp16 does.
+    """An image for which the model gives NaN or an infinite logit, such as an overflow in fp16.
 
     Attributes:
-        key: names the image.
+        key: identifies the image, such as its path.
         reason: what was found and what may help, as a sentence without a full stop.
     """
 

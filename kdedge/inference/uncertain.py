@@ -1,4 +1,4 @@
-"""The images of which a classifier is least certain: those whose labels teach it most."""
+"""The images of which a classifier is least certain, and which are most worth labeling."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _T = TypeVar("_T")
 
 
 def least_certain(results: Iterable[tuple[Result, _T]], n: int) -> Iterator[tuple[Result, _T]]:
-    """Gives the predictions with the lowest score of the best class, lowest first.
+    """Finds the predictions with the lowest score of the best class, lowest first.
 
     Args:
-        results: with scores, each with what belongs to it; only `n` of them are kept at a time.
-        n: how many; all where there are fewer.
+        results: results with scores, each with any other value; only `n` are kept at a time.
+        n: number of predictions; at most all.
 
     Yields:
-        What is no prediction, as it comes; then the predictions.
+        Results that are not predictions, in their order; then the predictions.
     """
     kept: list[tuple[float, int, tuple[Result, _T]]] = []  # the most certain one first
     for order, one in enumerate(results):

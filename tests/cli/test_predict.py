@@ -296,7 +296,7 @@ def test_a_full_disk_is_told_and_keeps_the_lines_that_found_room(
         (("art", "pics", "--backend", "tensorrt"), 2, "no file that tensorrt can run"),
         (("art", "pics", "--precision", "int8"), 2, "has no int8 file that can be run"),
         (("art", "pics", "--precision", "fp8"), 2, "'fp8' is not one of"),
-        (("art", "pics", "--batch", "5"), 2, "takes 1 to 4 at once"),
+        (("art", "pics", "--batch", "5"), 2, "takes 1 to 4 images"),
         (("art", "pics", "--batch", "0"), 2, "--batch"),
         (("art", "pics", "--min-score", "101"), 2, "--min-score"),
         (("art", "pics", "--min-score", "nan"), 2, "--min-score"),
@@ -345,7 +345,7 @@ def test_answers_that_are_not_finite_have_a_count_and_a_message_of_their_own(
     done = kdedge("predict", "overflow", "pics")
     broken = [line for line in done.out.splitlines() if "broken.jpg" in line]
     assert done.out.splitlines()[0] == (
-        f"pics/a.jpg  no answer: the model gives no finite answer{hint}"
+        f"pics/a.jpg  no answer: the model gives NaN or infinity{hint}"
     )
     assert broken[0].startswith("pics/broken.jpg  unreadable: ")
     assert "4 images: 0 classified, 1 unreadable, 3 without a finite answer; " in done.err
@@ -357,7 +357,7 @@ def test_answers_that_are_not_finite_have_a_count_and_a_message_of_their_own(
     record = json.loads(
         kdedge("predict", "overflow", "pics", "--format", "jsonl").out.split("\n")[0]
     )
-    assert record == {"image": "pics/a.jpg", "error": f"the model gives no finite answer{hint}"}
+    assert record == {"image": "pics/a.jpg", "error": f"the model gives NaN or infinity{hint}"}
 
 
 def test_a_class_name_that_would_steer_a_terminal_is_shown_escaped(

@@ -115,7 +115,7 @@ def test_a_file_that_missed_its_gate_is_loaded_with_one_warning(
         artifact.with_files(dataclasses.replace(artifact.files[0], gate="missed")), precision="fp32"
     )
     (message,) = caplog.messages
-    assert message.startswith("model.onnx missed its gate and is used because fp32 was asked for")
+    assert message.startswith("model.onnx missed its gate. It is used because fp32 was asked for")
 
 
 @pytest.mark.parametrize(
@@ -228,8 +228,8 @@ def test_this_gpus_own_engine_comes_before_one_of_a_larger_gpu(
     file, _ = load(artifact.with_files(larger))
     assert file.name == "model.fp16.orin-16.engine"
     assert caplog.messages == [
-        "model.fp16.orin-16.engine was built for a GPU of 16 multiprocessors, and this one has 8."
-        f" Build one here with: kdedge export {artifact.path} --trt"
+        "model.fp16.orin-16.engine was built for a GPU with 16 multiprocessors, but this one has"
+        f" 8. Build an engine for this GPU with: kdedge export {artifact.path} --trt"
     ]
 
 
@@ -271,7 +271,7 @@ def test_no_gpu_is_no_surprise_and_one_that_cuda_cannot_use_is(
     assert file.name == "model.onnx"
     assert len(caplog.messages) == len(said)
     for message, part in zip(caplog.messages, said, strict=True):
-        assert message.startswith("model.onnx is used instead of model.fp16.engine: ")
+        assert message.startswith("Using model.onnx instead of model.fp16.engine: ")
         assert part in message
 
 

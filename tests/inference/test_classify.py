@@ -235,12 +235,12 @@ def test_an_answer_that_is_not_finite_is_no_prediction(
     make_artifact(tmp_path, factor=float("nan"))
     classifier = Classifier.load(tmp_path)
     with pytest.raises(
-        DataError, match=r"model\.onnx: the model gives no finite answer\."
+        DataError, match=r"model\.onnx: the model gives NaN or infinity\."
     ) as caught:
         classifier.classify(jpeg(1))
     assert not isinstance(caught.value, UnusableImage)
     (result,) = classifier.classify_many([("a", jpeg(1))])
-    assert result == NonFiniteLogits("a", "the model gives no finite answer")
+    assert result == NonFiniteLogits("a", "the model gives NaN or infinity")
 
 
 def test_a_number_of_threads_bounds_those_that_decode(artifact: Artifact) -> None:
@@ -256,13 +256,13 @@ def test_a_number_of_threads_bounds_those_that_decode(artifact: Artifact) -> Non
 def test_a_batch_that_the_artifact_does_not_take_is_refused_at_once(
     artifact: Artifact, batch: int
 ) -> None:
-    with pytest.raises(RecipeError, match=rf"Batches of {batch} images.*takes 1 to 4 at once"):
+    with pytest.raises(RecipeError, match=rf"The batch size is {batch}, but.*takes 1 to 4 images"):
         Classifier.load(artifact.path).classify_many([], batch=batch)
 
 
 def test_another_number_of_class_names_is_refused(artifact: Artifact) -> None:
     dataclasses.replace(artifact, class_names=("a", "b")).save()
-    with pytest.raises(ShapeError, match=r"gives logits for 4 classes, artifact\.json names 2"):
+    with pytest.raises(ShapeError, match=r"gives logits for 4 classes, but artifact\.json has 2"):
         Classifier.load(artifact.path).classify(jpeg(1))
 
 
