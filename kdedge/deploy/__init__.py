@@ -1,1 +1,1 @@
-"""From a trained model to files that run on the device, and the proof that they answer alike."""
+"""Deployment: from a trained model to an artifact whose files are compared with the model."""

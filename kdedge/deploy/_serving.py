@@ -1,4 +1,4 @@
-"""What the folders for inference servers share: which file they take, and what they refuse."""
+"""Shared code of the folders for inference servers: choosing a file, checking class names."""
 
 from __future__ import annotations
 
@@ -20,48 +20,49 @@ def choose_file(
     server: str,
     built: Collection[str] = (),
 ) -> ModelFile:
-    """Gives the first file of a target and precision that did not miss its gate.
+    """Chooses the first file of a target and precision that did not miss its gate.
 
     Args:
-        artifact: the folder.
+        artifact: the artifact.
         wanted: pairs of target and precision, the best first.
-        server: for messages.
-        built: names of the engines that were just built here. Without, an engine is taken only
-            where the artifact has one of its kind: others run on other GPUs.
+        server: name of the server, for messages.
+        built: names of the engines that were just built on this machine. Without them, an engine
+            is used only if it is the only one of its kind, as others are for other GPUs.
 
     Raises:
-        DataError: there is none, or one cannot tell which engine is for this server.
+        DataError: there is no such file, or several engines, of which only one fits this server.
     """
     for target, precision in wanted:
         kind = [f for f in artifact.files if (f.target, f.precision) == (target, precision)]
         found = [file for file in kind if file.gate != "missed"]
         if kind and not found:
-            log.warning("%s gets another file: %s missed its gate.", server, kind[0].name)
+            log.warning("%s is not used for %s, as it missed its gate.", kind[0].name, server)
         here = [file for file in found if file.name in built]
         if len(here or found) > 1 and target != "onnx":
             raise DataError(
                 f"{artifact.path} has {len(found)} engines in {precision}, each for another GPU or"
                 f" version: {', '.join(file.name for file in found)}.\n"
-                f"  Name the target too, on {server}'s machine, so that its own is taken."
+                f"  On {server}'s machine, run the command with the target's flag, such as --trt,"
+                " which selects its engine."
             )
         for file in here or found:
-            log.info("%s gets %s.", server, file.name)
+            log.info("Using %s for %s.", file.name, server)
             return file
     missed = [file.name for file in artifact.files if file.gate == "missed"]
     why = f" ({', '.join(missed)} missed the parity gate)" if missed else ""
     raise DataError(
         f"{artifact.path} has no file that {server} can run{why}.\n"
-        "  Export its run again, with the precision that is missing."
+        "  Export the run again with another precision, such as --fp16."
     )
 
 
 def check_class_names(artifact: Artifact, forbidden: dict[str, str], *, server: str) -> None:
-    """Refuses class names that a server's labels file cannot hold.
+    """Checks that a server's labels file can hold the class names.
 
     Args:
-        artifact: whose names.
-        forbidden: character -> what it is called.
-        server: for the message.
+        artifact: the artifact with the class names.
+        forbidden: character -> its name in messages.
+        server: name of the server, for the message.
 
     Raises:
         DataError: a name holds one of the characters.
@@ -70,18 +71,19 @@ def check_class_names(artifact: Artifact, forbidden: dict[str, str], *, server: 
         for character, called in forbidden.items():
             if character in name:
                 raise DataError(
-                    f"The class name {name!r} holds {called}, which {server}'s labels file cannot"
-                    " hold.\n  Rename the class in the class list, and export again."
+                    f"The class name {name!r} contains {called}, which {server}'s labels file"
+                    " cannot hold.\n"
+                    "  Rename the class in the class list, and export again."
                 )
 
 
 def copy_file(artifact: Artifact, file: ModelFile, folder: Path, name: str) -> None:
-    """Copies a model file under a new name, and its external data under the name that it has.
+    """Copies a model file under a new name, and its external data under its own name.
 
     Raises:
-        DataError: a file is missing, or is not the one that was exported.
+        DataError: a file is missing, or has changed since the export.
     """
     shutil.copyfile(artifact.checked(file.name), folder / name)  # and its data's hash is checked
     if file.data is not None:
-        # The graph names it, so its name stays
+        # The graph refers to it by name, so its name stays
         shutil.copyfile(artifact.path / file.data, folder / file.data)

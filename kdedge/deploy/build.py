@@ -1,8 +1,8 @@
-"""A target's files into an artifact: built from its ONNX files or the folded model, then compared.
+"""Builds a target's files into an artifact, from its ONNX files or the folded model.
 
-Engines are built on the machine that runs them, which needs neither torch nor onnx. A file that is
-there already and was built from the same ONNX file is kept. Where a file can run, its logits on the
-artifact's smoke set decide whether it passes the gates.
+Engines are built on the machine that runs them, which needs neither torch nor onnx. An existing
+file that was built from the same ONNX file is kept. If a file can run on this machine, its logits
+on the artifact's smoke set decide whether it passes the gates.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ log = logging.getLogger(__name__)
 def build_files(
     artifact: Artifact, name: str, precisions: Sequence[Precision], *, model: Any = None
 ) -> tuple[Artifact, tuple[str, ...]]:
-    """Builds what is missing of a target's files and compares what can run here.
+    """Builds a target's missing files, and compares those that can run on this machine.
 
     Args:
-        artifact: its folder gets the files, and `artifact.json` is saved after each.
-        name: the target's, other than `onnx`, whose files `deploy.export` writes.
-        precisions: of the files.
+        artifact: gets the files; `artifact.json` is saved after each.
+        name: name of the target. Files of `onnx` are written by `deploy.export`.
+        precisions: precisions of the files.
         model: the folded model, for targets that are built from it.
 
     Returns:
-        The artifact with the files' entries, and their names. The gate of a file that cannot run
-        here is `not measured`.
+        The artifact with the files' entries, and the names of the files. The gate of a file that
+        cannot run on this machine is `not measured`.
 
     Raises:
-        RecipeError: there is no such target, it makes no files of a precision, or what they are
-            built from is not there.
-        SetupError: package or device is missing; nothing was built in its place.
-        DataError: a file is not what was exported, or another export's file is in the way.
+        RecipeError: there is no such target, it has no files of a precision, or their source is
+            missing.
+        SetupError: a package or device is missing; nothing else is built instead.
+        DataError: a file has changed since the export, or a file of another export is in the way.
         ResourceError: memory or disk ran out.
     """
     target = find_target(name)
     check_precisions(target, precisions)
     if target.source == "folded model" and model is None:
         raise RecipeError(
-            f"{artifact.path} holds no folded model, which {target.label} is built from.\n"
-            "  Name the run that it was exported from."
+            f"{artifact.path} has no folded model, from which {target.label} is built.\n"
+            "  Give the run that it was exported from instead of the artifact."
         )
     module = load_build(target)
     try:
@@ -79,11 +79,11 @@ def build_files(
 
 
 def check_target(name: str, precisions: Sequence[Precision]) -> None:
-    """Makes sure that a target's files can be built here, before anything slow is done.
+    """Checks that a target's files can be built on this machine, before anything slow is done.
 
     Raises:
-        RecipeError: there is no such target, or it makes no files of a precision.
-        SetupError: package or device is missing.
+        RecipeError: there is no such target, or it has no files of a precision.
+        SetupError: a package or device is missing.
     """
     target = find_target(name)
     check_precisions(target, precisions)
@@ -94,7 +94,7 @@ def check_target(name: str, precisions: Sequence[Precision]) -> None:
 
 
 def check_precisions(target: Target, precisions: Sequence[Precision]) -> None:
-    """Makes sure that a target makes files of these precisions.
+    """Checks that a target has files of these precisions.
 
     Raises:
         RecipeError: it does not.
@@ -103,8 +103,9 @@ def check_precisions(target: Target, precisions: Sequence[Precision]) -> None:
         if precision not in target.precisions:
             remark = f" {target.remark}" if target.remark else ""
             raise RecipeError(
-                f"There is no {precision.upper()} in {target.label}'s files; there are:"
-                f" {', '.join(target.precisions)}.\n  Leave --{precision} out.{remark}"
+                f"{target.label} has no {precision.upper()} files; it has:"
+                f" {', '.join(target.precisions)}.\n"
+                f"  Leave --{precision} out.{remark}"
             )
 
 
@@ -115,7 +116,7 @@ def _with_entry(artifact: Artifact, entry: ModelFile) -> Artifact:
 
 
 def _source(artifact: Artifact, precision: Precision) -> ModelFile:
-    """The ONNX file that a file is built from; those made for CPUs are not."""
+    """The ONNX file that a file is built from; ONNX files for CPUs are not used."""
     found = [file for file in artifact.files if file.target == "onnx" and file.device != "cpu"]
     for file in found:
         if file.precision == precision:
@@ -123,45 +124,46 @@ def _source(artifact: Artifact, precision: Precision) -> ModelFile:
     there = ", ".join(f"{file.name} ({file.precision})" for file in found) or "none"
     flag = "" if precision == "fp32" else f" --{precision}"
     raise RecipeError(
-        f"{artifact.path} has no ONNX file in {precision} to build an engine from; it has {there}."
-        f"\n  Export its run again: kdedge export RUN{flag}"
+        f"{artifact.path} has no ONNX file in {precision} to build an engine from; it has"
+        f" {there}.\n"
+        f"  Export the run again: kdedge export RUN{flag}"
     )
 
 
 def _weights(artifact: Artifact, source: ModelFile | None) -> dict[str, str]:
-    """The hash of an ONNX file's external data, as an engine's record keeps it."""
+    """The hash of an ONNX file's external data, as in an engine's record."""
     if source is None or source.data is None:
         return {}
     return {"onnx_data": artifact.others[source.data]}
 
 
 def _kept(artifact: Artifact, name: str, source: ModelFile | None) -> ModelFile | None:
-    """The entry of a file that was built from this ONNX file and is undamaged; None without one.
+    """The entry of an existing, undamaged file that was built from this ONNX file, or None.
 
     Raises:
-        DataError: the file is there and is another one.
+        DataError: another file of that name exists.
     """
     path = artifact.path / name
     if not path.exists():
         return None
-    if source is None:  # nobody knows from which folded model
+    if source is None:  # it is unknown from which folded model
         refuse_existing(path)
         return None
     entry = next((file for file in artifact.files if file.name == name), None)
     problem = None
     if entry is None:
-        problem = "is not listed in artifact.json, so that nothing is known of it"
+        problem = "exists, but is not listed in artifact.json"
     elif entry.made_from != source.sha256 or _weights(artifact, source) != {
         key: value for key, value in entry.built_with.items() if key == "onnx_data"
     }:
         problem = f"was built from another {source.name}"
     elif sha256_file(path) != entry.sha256:
-        problem = "is not the file that was built: its SHA-256 is another"
+        problem = "has changed since it was built: its SHA-256 differs"
     if problem is not None:
         raise DataError(
-            f"{path} {problem}.\n  Nothing is overwritten: delete it, and run the command again."
+            f"{path} {problem}.\n  It is not overwritten: delete it and run the command again."
         )
-    log.info("%s is kept: it was built from this %s.", name, source.name)
+    log.info("Keeping %s, which was built from this %s.", name, source.name)
     return entry
 
 
@@ -197,13 +199,17 @@ def _build(
 
 
 def _measured(artifact: Artifact, target: Target, entry: ModelFile) -> ModelFile:
-    """The entry with its parity and gate; as it is where the file cannot run here."""
+    """The entry with its parity and gate; unchanged if the file cannot run on this machine."""
     try:
         if target.backend is not None:
             load_run(target).check_environment()
     except SetupError as error:
         first = str(error).partition("\n")[0]
-        log.info("%s is not measured, as it cannot run here: %s", entry.name, first)
+        log.info(
+            "%s is not compared with the model, as it cannot run on this machine: %s",
+            entry.name,
+            first,
+        )
         return entry
     path = artifact.checked(entry.name)
     try:
@@ -213,7 +219,7 @@ def _measured(artifact: Artifact, target: Target, entry: ModelFile) -> ModelFile
         finally:
             backend.close()
     except SetupError as error:
-        log.warning("%s is not measured: %s", entry.name, error)
+        log.warning("%s is not compared with the model: %s", entry.name, error)
         return entry
     missed = misses(parity, entry.precision, artifact.gates)
     return dataclasses.replace(entry, parity=parity, gate="missed" if missed else "passed")
@@ -230,12 +236,13 @@ def _load(artifact: Artifact, target: Target, entry: ModelFile, path: Path) -> B
 def _elsewhere(
     artifact: Artifact, target: Target, precisions: Sequence[Precision], error: SetupError
 ) -> SetupError:
-    """The error of a machine that cannot build, with the step to run on one that can."""
+    """The error of a machine that cannot build, with the command for one that can."""
     if target.source != "ONNX file":
         return error
     words = ["kdedge", "export", str(artifact.path), target.flag]
     words += ["--int8"] if "int8" in precisions else []
     return SetupError(
-        f"{error}\n  The artifact {artifact.path} is complete without engines. Copy it to the"
-        f" device and run there: {shlex.join(words)}"
+        f"{error}\n"
+        f"  The artifact {artifact.path} is complete without engines. To build them, copy it to"
+        f" the device and run there: {shlex.join(words)}"
     )

@@ -1,4 +1,4 @@
-"""Which images INT8 ranges are chosen from: the deployment's own, spread over its classes."""
+"""Chooses the calibration set of INT8: images of the deployment, spread over the classes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from kdedge.runtime.preprocess import Preprocess
 log = logging.getLogger(__name__)
 
 N_CANDIDATES = 2
-"""Images that are classified for each one that is wanted, so that rare classes are found too."""
+"""Candidates per calibration image that are classified, so that rare classes are found, too."""
 
 N_ADVISED = 100
-"""Below this the ranges depend on which images they came from."""
+"""With fewer images, the ranges depend on which images were chosen."""
 
 _METHOD = "round-robin over predicted classes"
 _BATCH = 32
@@ -33,12 +33,12 @@ class CalibrationSet:
     """Images for quantization, as the graph sees them.
 
     Attributes:
-        pixels: [N, S, S, 3], uint8, RGB; in turn of each class.
-        keys: their names in the source.
+        pixels: [N, S, S, 3], uint8, RGB; one of each class in turn.
+        keys: keys of the images in their source.
         digests: SHA-256 of their files, in hex.
-        predicted: the class index that the float32 graph gives each.
-        seed: drew the candidates.
-        preprocess: made the pixels.
+        predicted: each image's class index that the float32 graph predicts.
+        seed: seed by which candidates were drawn.
+        preprocess: preprocessing of the pixels.
     """
 
     pixels: PixelArray
@@ -49,7 +49,7 @@ class CalibrationSet:
     preprocess: Preprocess
 
     def record(self) -> dict[str, Any]:
-        """Gives plain values for `calibration.json`; the graph normalizes the images itself."""
+        """Plain values for `calibration.json`; the graph normalizes the images itself."""
         prepared = {k: v for k, v in self.preprocess.as_dict().items() if k not in ("mean", "std")}
         files = zip(self.keys, self.digests, self.predicted, strict=True)
         return {
@@ -76,25 +76,26 @@ def choose_calibration_images(
     """Draws candidates, classifies them, and takes one of each predicted class in turn.
 
     Args:
-        source: unlabeled images; labels are not looked at.
-        digests: SHA-256 by position in the source, of the images that may be taken; none
-            of those that the result is measured on.
-        n_images: how many are wanted; fewer are taken where there are fewer.
-        seed: draws the candidates, so that the same images give the same set.
+        source: unlabeled images; labels are ignored.
+        digests: SHA-256 by position in the source, of the images that may be chosen; not of those
+            that the result is measured on.
+        n_images: number of images, if there are as many.
+        seed: seed for drawing candidates; the same images give the same set.
         predict: [B, S, S, 3] -> [B, C], logits of the float32 graph.
-        preprocess: the deployment's.
+        preprocess: the deployment's preprocessing.
 
     Raises:
-        DataError: no image is left to take, or one can no longer be read.
+        DataError: no image is left to choose, or one is no longer readable.
     """
-    drawn: dict[str, int] = {}  # each content once
+    drawn: dict[str, int] = {}  # each image content once
     for index in np.random.default_rng(seed).permutation(sorted(digests)).tolist():
         drawn.setdefault(digests[index], index)
     candidates = list(drawn.values())[: N_CANDIDATES * n_images]
     if not candidates:
         raise DataError(
-            "No unlabeled image is left to choose INT8 ranges from: all of them are used to measure"
-            " the result.\n  Add other images to data.unlabeled, or leave INT8 out."
+            "No unlabeled image is left for INT8 calibration: all of them are used to measure the"
+            " result.\n"
+            "  Add more images to data.unlabeled, or leave INT8 out."
         )
     predicted: dict[int, int] = {}
     with progress("choosing calibration images", len(candidates), unit="images") as advance:
@@ -106,7 +107,9 @@ def choose_calibration_images(
     chosen = _in_turns(predicted)[:n_images]
     if len(chosen) < min(N_ADVISED, n_images):
         log.warning(
-            "INT8 ranges come from %d images; with fewer than %d they depend on which ones.",
+            "INT8 is calibrated on only %d images; with fewer than %d, results depend on"
+                    " which images were chosen.\n"
+                    "  Add more images to data.unlabeled, or raise export.calibration_images.",
             len(chosen), N_ADVISED,
         )  # fmt: skip
     return CalibrationSet(
@@ -120,7 +123,7 @@ def choose_calibration_images(
 
 
 def _in_turns(predicted: Mapping[int, int]) -> Sequence[int]:
-    """Images in the order of one of each class, then a second of each, and so on."""
+    """Orders images: one of each class, then a second of each class, and so on."""
     n_before: dict[int, int] = {}
     turns = []
     for position, (index, class_index) in enumerate(predicted.items()):

@@ -1,7 +1,7 @@
-"""A classifier for DeepStream's `nvinfer`: its configuration, its labels, and the model for it.
+"""Writes a classifier for DeepStream's `nvinfer`: configuration, labels and model.
 
-nvinfer's own parser takes the largest output as a probability, so the model that is written here
-ends with a softmax. Keys: the Gst-nvinfer page of the DeepStream developer guide.
+nvinfer's own parser reads the largest output as a probability, so the model gets a softmax at its
+end. Source of the keys: the Gst-nvinfer page of the DeepStream developer guide.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ _SEPARATORS = {";": "a semicolon", "\n": "a line break", "\r": "a line break"}
 
 
 def write_deepstream(artifact: Artifact, folder: Path) -> Path:
-    """Writes a folder for nvinfer, whole or not at all.
+    """Writes a folder for nvinfer, complete or not at all.
 
-    nvinfer builds the engine itself, from ONNX, the first time. Of the artifact's files the FP16
-    one is taken, else the FP32 one, and never an INT8 one: nvinfer switches TensorRT to INT8 only
-    where it is given a calibration table, and a file with its own ranges has none.
+    nvinfer builds the engine itself, from ONNX, at its first start. The artifact's FP16 file is
+    used if there is one, else the FP32 file, and never an INT8 file: nvinfer runs INT8 only with a
+    calibration table, which a file with its own ranges does not have.
 
     Args:
-        artifact: what is to run; each file's hash is compared before it is read.
-        folder: is made, and must not exist.
+        artifact: the artifact; each file's hash is checked before it is read.
+        folder: the folder to create; must not exist.
 
     Returns:
-        The configuration's path.
+        Path of the configuration.
 
     Raises:
-        RecipeError: the folder exists, or the artifact is of a kind nvinfer cannot run.
-        DataError: the artifact has no file for it, a file is not the one that was exported, or a
+        RecipeError: the folder exists, or nvinfer cannot run this kind of artifact.
+        DataError: the artifact has no file for nvinfer, a file has changed since the export, or a
             class name has a semicolon or line break.
         MissingPackage: onnx is not installed.
         ResourceError: the folder cannot be written.
@@ -59,25 +59,25 @@ def _check(artifact: Artifact) -> None:
     where = artifact.path
     if artifact.pixels == "uint8":
         raise RecipeError(
-            f"{where} takes uint8 pixels, and nvinfer feeds float ones.\n"
+            f"{where} takes uint8 pixels, but nvinfer feeds float pixels.\n"
             "  Export again with --pixels float, or export.pixels: float in the recipe."
         )
     if artifact.head == "argmax":
         raise RecipeError(
-            f"{where} was exported with head argmax: its outputs only rank classes, and nvinfer"
-            " reads probabilities.\n"
+            f"{where} was exported with head argmax: its outputs only rank classes, but nvinfer"
+            " needs probabilities.\n"
             "  Export again with --head scores, or export.head: scores in the recipe."
         )
 
 
 def _write_model(artifact: Artifact, file: ModelFile, path: Path) -> None:
-    """Copies an ONNX file with a softmax after its output."""
+    """Copies an ONNX file and adds a softmax after its output."""
     try:
         import onnx
     except ImportError as error:
         raise MissingPackage("onnx", extra="export", purpose="Writing for DeepStream") from error
     source = artifact.checked(file.name)
-    proto = onnx.load(source)  # with its external data, whose hash is checked too
+    proto = onnx.load(source)  # the hash of its external data is checked, too
     add_softmax(proto, source)
     try:
         onnx.save(
@@ -91,14 +91,14 @@ def _write_model(artifact: Artifact, file: ModelFile, path: Path) -> None:
 
 
 def add_softmax(proto: Any, source: Path) -> None:
-    """Puts a softmax over classes behind a graph's output, in place; its output is `scores`.
+    """Adds a softmax over classes after a graph's output, in place; the new output is `scores`.
 
     Args:
         proto: an `onnx.ModelProto` whose one output is `logits`, [B, C], float32.
         source: its file, for messages.
 
     Raises:
-        DataError: its output is another.
+        DataError: it has other outputs.
     """
     import onnx
 
@@ -114,14 +114,14 @@ def add_softmax(proto: Any, source: Path) -> None:
 
 
 def config_text(artifact: Artifact, file: ModelFile) -> str:
-    """Gives config_infer.txt for one of the artifact's files."""
+    """Text of config_infer.txt for one of the artifact's files."""
     batch = artifact.batches[1]
     size = artifact.preprocess.size_px
-    # The name that nvinfer gives to the engine that it builds
+    # The name by which nvinfer stores the engine that it builds
     engine = f"{MODEL}_b{batch}_gpu0_{file.precision}.engine"
     return "\n".join(
         [
-            f"# Made from {file.name}, with a softmax behind its output.",
+            f"# Made from {file.name}, with a softmax after its output.",
             *(f"# {line}" for line in _resize_notes(artifact.preprocess)),
             "[property]",
             "gpu-id=0",
@@ -131,7 +131,7 @@ def config_text(artifact: Artifact, file: ModelFile) -> str:
             "# 1: a classifier",
             "network-type=1",
             f"onnx-file={MODEL}",
-            "# Built from the ONNX file where it is missing",
+            "# Built from the ONNX file if it is missing",
             f"model-engine-file={engine}",
             f"labelfile-path={LABELS}",
             f"batch-size={batch}",
@@ -144,7 +144,7 @@ def config_text(artifact: Artifact, file: ModelFile) -> str:
             "offsets=0;0;0",
             "maintain-aspect-ratio=0",
             f"output-blob-names={SCORES}",
-            "# Scores up to this give no label",
+            "# Scores up to this value give no label",
             "classifier-threshold=0.0",
             "",
         ]
@@ -152,7 +152,7 @@ def config_text(artifact: Artifact, file: ModelFile) -> str:
 
 
 def _resize_notes(preprocess: Preprocess) -> list[str]:
-    """What nvinfer does to a frame, next to what the model was trained and measured with."""
+    """Comment lines on how nvinfer's resizing differs from the model's preprocessing."""
     lines = [
         "nvinfer resizes with a scaler of its own: scores differ a little from kdedge's, so",
         "measure accuracy here too.",

@@ -1,8 +1,8 @@
-"""Classifies images with the ONNX file beside this script: python example.py IMAGE ...
+"""Classifies images with the ONNX file next to this script: python example.py IMAGE ...
 
-Needs NumPy, Pillow and ONNX Runtime, and neither kdedge nor torch. `artifact.json` has what it
-needs to know: class names, size, resizing, what the graph takes. Mean and standard deviation are
-inside the graph: nothing is normalized here.
+Needs NumPy, Pillow and ONNX Runtime, but neither kdedge nor torch. Class names, image size,
+resizing and the graph's input are read from `artifact.json`. Images are not normalized here, as
+mean and standard deviation are in the graph.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MODEL = "model.onnx"
 
 
 def read_rgb(path: str) -> Image.Image:
-    """Gives an image as 8-bit RGB: upright, transparent parts over white."""
+    """Reads an image as 8-bit RGB: upright, transparent parts over white."""
     image = Image.open(path)
     image.load()
     turned = ImageOps.exif_transpose(image)
@@ -34,7 +34,7 @@ def read_rgb(path: str) -> Image.Image:
 
 
 def resize_and_crop(image: Image.Image, wanted: dict[str, Any]) -> Image.Image:
-    """Gives the square that the model takes, as `preprocess` of artifact.json says."""
+    """Resizes and crops to the model's square, as `preprocess` of artifact.json says."""
     size, (width, height) = wanted["size_px"], image.size
     new_size = [size, size]
     if wanted["resize_mode"] == "shortest":
@@ -46,7 +46,7 @@ def resize_and_crop(image: Image.Image, wanted: dict[str, Any]) -> Image.Image:
 
 
 def prepare(path: str, artifact: dict[str, Any]) -> Any:
-    """Gives what the graph takes of one image, [3, S, S]."""
+    """The graph's input for one image, [3, S, S]."""
     image = resize_and_crop(read_rgb(path), artifact["preprocess"])
     pixels = np.asarray(image).transpose(2, 0, 1)
     if artifact["input"]["dtype"] == "uint8":
@@ -55,14 +55,14 @@ def prepare(path: str, artifact: dict[str, Any]) -> Any:
 
 
 def main() -> None:
-    """Prints the best class of each image, and its score in percent where the model has scores."""
+    """Prints the best class of each image, and its score in percent if the model has scores."""
     if len(sys.argv) < 2:
         sys.exit("Usage: python example.py IMAGE ...")
     here = Path(__file__).resolve().parent
     artifact = json.loads((here / "artifact.json").read_text(encoding="utf-8"))
     session = onnxruntime.InferenceSession(here / MODEL, providers=["CPUExecutionProvider"])
     batch = artifact["input"]["batch"]
-    n_copies = 1 if batch == "dynamic" else batch  # a graph of a fixed batch takes no fewer
+    n_copies = 1 if batch == "dynamic" else batch  # a graph with a fixed batch takes no fewer
     for path in sys.argv[1:]:
         images = np.stack([prepare(path, artifact)] * n_copies)
         logits = session.run(["logits"], {"images": images})[0][0].astype(np.float64)

@@ -1,8 +1,8 @@
-"""A trained model to an artifact: fold, ONNX in each precision, proof of what each file costs.
+"""Exports a trained model to an artifact: folds it, writes ONNX files, compares each of them.
 
 Every file is compared with the unfused float32 model on real images. A file that misses a gate
-stays in the artifact and is marked: whoever reads `artifact.json` sees it, and the runtime refuses
-it unless it is asked for by name.
+stays in the artifact and is marked in `artifact.json`. It is used only if its precision is asked
+for.
 """
 
 from __future__ import annotations
@@ -54,18 +54,18 @@ log = logging.getLogger(__name__)
 
 CALIBRATION_RECORD = "calibration.json"
 N_RANGE_IMAGES = 32
-"""Images that show which layers leave the range of FP16, where no calibration set is chosen."""
+"""Images that show which layers exceed the range of FP16, if there is no calibration set."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export made.
+    """Result of an export.
 
     Attributes:
-        artifact: written and complete.
-        model: the folded model, for targets that need it and not its files.
-        gflops: operations an image (2 a multiply-add) of CLIP's bare image encoder, of the model
-            as it was trained, and of the folded one.
+        artifact: the complete artifact.
+        model: the folded model, for targets that are built from it instead of from files.
+        gflops: GFLOPs per image (2 per multiply-add) of CLIP's bare image encoder, of the model as
+            trained, and of the folded model.
     """
 
     artifact: Artifact
@@ -82,36 +82,37 @@ def export_artifact(
     targets: Mapping[str, Sequence[Precision]] | None = None,
     output: Path | None = None,
 ) -> Exported:
-    """Folds a trained model and writes its artifact, whole or not at all.
+    """Folds a trained model and writes its artifact, complete or not at all.
 
     Args:
-        trained: from `load_run`.
+        trained: a run opened by `load_run`.
         spec: the recipe's `export`.
         gates: the recipe's `gates`.
-        precisions: beside fp32, which is always written; int8 brings fp16 with it.
-        targets: names of further targets, whose files are built too, with their precisions.
-        output: the artifact's folder, which must not exist; the next number under the run's
-            `artifacts` where none is given.
+        precisions: precisions besides fp32, which is always written; int8 implies fp16.
+        targets: names and precisions of further targets whose files are built.
+        output: the artifact's folder, which must not exist; by default the next number in the
+            run's `artifacts`.
 
     Raises:
         RecipeError: the folder exists, or the recipe has no images to compare with.
-        DataError: images are unreadable, or INT8 is wanted and there are none to calibrate with.
-        SetupError: a target's files cannot be built here.
+        DataError: images are unreadable, or there are no images for INT8 calibration.
+        SetupError: a target's files cannot be built on this machine.
         ResourceError: the disk is full.
     """
     targets = targets or {}
     _check_targets(trained, targets)
     onnx_build.check_environment()
     for precision in precisions:
-        onnx_build.plan(precision)  # what it needs is looked for before anything slow is done
+        onnx_build.plan(precision)  # checks its requirements before anything slow is done
     if output is not None and output.exists():
-        raise RecipeError(f"{output} exists, and nothing is overwritten.\n  Name another folder.")
+        raise RecipeError(f"{output} exists, and nothing is overwritten.\n  Choose another folder.")
     pool = trained.images("unlabeled")
     if "int8" in precisions and (pool is None or not pool.indices):
         raise DataError(
-            f"{trained.run.path}: its recipe has no unlabeled images, and INT8 needs real ones to"
-            " choose its ranges.\n  Add data.unlabeled, as in --set data.unlabeled.folder=DIR, or"
-            " leave INT8 out."
+            f"{trained.run.path}: its recipe has no unlabeled images, but INT8 needs real images"
+            " for calibration.\n"
+            "  Add data.unlabeled, for example --set data.unlabeled.folder=DIR, or leave INT8"
+            " out."
         )
     lists = {"unlabeled": pool, "test": trained.images("test")}
     warn_of_changes(trained.run, trained.loaded, lists, trained.setup.classes.names)
@@ -136,9 +137,9 @@ def export_artifact(
 
 
 def _check_targets(trained: RunModel, targets: Mapping[str, Sequence[Precision]]) -> None:
-    """Refuses, before anything is written, what cannot be built here.
+    """Checks that all targets can be built here, before anything is written.
 
-    An artifact without what was asked for would be the newest one, which other commands take.
+    An incomplete artifact would be the newest one, which other commands use by default.
     """
     for name, precisions in targets.items():
         try:
@@ -151,31 +152,33 @@ def _check_targets(trained: RunModel, targets: Mapping[str, Sequence[Precision]]
             here = shlex.join(["kdedge", "export", str(trained.run.path), *flags])
             there = shlex.join(["kdedge", "export", "ARTIFACT", target.flag, *flags])
             raise SetupError(
-                f"{error}\n  Nothing was written. To build on another machine, as on the device,"
-                f" write the ONNX files here: {here}\n  Copy the artifact there and run: {there}"
+                f"{error}\n"
+                "  Nothing was written. To build on another machine, such as the device, write"
+                f" the ONNX files here: {here}\n"
+                f"  Then copy the artifact there and run: {there}"
             ) from error
 
 
 def _with_target(
     artifact: Artifact, name: str, precisions: Sequence[Precision], model: FoldedModel
 ) -> Artifact:
-    """The artifact, not yet in its place, with a target's files."""
+    """Adds a target's files to the artifact, which is still in its temporary folder."""
     try:
         return build_files(artifact, name, precisions, model=model)[0]
     except KdedgeError:
         log.warning(
-            "Nothing of this export is kept, as %s's files could not be built.\n"
-            "  Leave %s out to have the ONNX files.",
+            "The whole export is discarded, as the files of %s could not be built.\n"
+            "  Without %s, the ONNX files are written.",
             *(find_target(name).label, find_target(name).flag),
         )
         raise
 
 
 class _Writer:
-    """An artifact while its files are written and compared.
+    """Writes and compares the files of an artifact.
 
     Attributes:
-        artifact: what is in the folder so far.
+        artifact: the artifact with the files written so far.
     """
 
     def __init__(
@@ -208,7 +211,7 @@ class _Writer:
     def write(
         self, model: FoldedModel, pool: Images | None, precisions: Collection[Precision]
     ) -> None:
-        """Writes every file, the record of them last."""
+        """Writes all files, and `artifact.json` last."""
         options = {"external_data": self._spec.external_data, "metadata": self._metadata()}
         self._add("fp32", BuildRequest(self.artifact, self._folder, model=model, options=options))
         if "int8" in precisions:
@@ -231,7 +234,7 @@ class _Writer:
         self.artifact.save()
 
     def _metadata(self) -> dict[str, Any]:
-        """What an ONNX file says of itself, for those who find it without its artifact."""
+        """Metadata of an ONNX file, for readers who have it without its artifact."""
         artifact = self.artifact
         return {
             "class_names": list(artifact.class_names),
@@ -243,24 +246,24 @@ class _Writer:
         }
 
     def _from_float32(self, images: npt.NDArray[Any]) -> BuildRequest:
-        """What a file of lower precision is built from, with images to choose ranges by."""
+        """Source of a file of lower precision, with images that decide the ranges."""
         (float32,) = onnx_build.plan("fp32")
         onnx_path = self._folder / float32.name
         return BuildRequest(self.artifact, self._folder, onnx_path=onnx_path, images=images)
 
     def _range_images(self, pool: Images | None) -> npt.NDArray[Any]:
-        """A few images, as the graph takes them: unlabeled ones where there are any."""
+        """A few images as the graph's input: unlabeled images if there are any."""
         free = [] if pool is None else self._free(pool)
         if pool is not None and free:
             some = [free[i] for i in spread(len(free), N_RANGE_IMAGES)]
             pixels = read_pixels(pool.source, some, self.artifact.preprocess)
-        else:  # they tell what would overflow, and choose nothing by its answer
+        else:  # they show what would overflow, and select nothing by accuracy
             compared = self._reference.pixels
             pixels = compared[spread(len(compared), N_RANGE_IMAGES)]
         return to_input(pixels, self._spec.pixels)
 
     def _free(self, pool: Images) -> list[int]:
-        """Unlabeled images that no file is compared on."""
+        """Unlabeled images that are not used for comparisons."""
         return [i for i in pool.indices if pool.digests[i] not in self._reference.digests]
 
     def _calibration_set(self, pool: Images) -> CalibrationSet:
@@ -290,7 +293,7 @@ class _Writer:
             self.artifact = self.artifact.with_files(entry)
 
     def _compared(self, file: PlannedFile, built_with: dict[str, Any]) -> ModelFile:
-        """The entry of a file that was built, with its parity and gate."""
+        """The entry of a built file, with its parity and gate."""
         path = self._folder / file.name
         data = path.with_name(f"{file.name}.data")
         n_bytes = path.stat().st_size
@@ -337,7 +340,7 @@ class _Writer:
 
 
 def _gflops(trained: RunModel, model: FoldedModel) -> dict[str, float]:
-    """Operations an image before and after, in GFLOPs."""
+    """GFLOPs per image before and after folding."""
     size = trained.preprocess.size_px
     images = torch.zeros(1, 3, size, size, device=trained.device)
     vectors = trained.class_vectors()

@@ -45,7 +45,7 @@ class FoldedBlock(nn.Module):
 
     Args:
         block: frozen; its linear layers may be wrapped or parametrized.
-        memory: [M, D], constant tokens that are attended to and have no output; None for none.
+        memory: [M, D], constant tokens that are attended to but have no output; None for none.
 
     Raises:
         RecipeError: a wrapped layer is not linear.
@@ -79,7 +79,7 @@ class FoldedBlock(nn.Module):
     def _heads(self, tokens: Tensor) -> Tensor:
         """[B, N, D] -> [B, heads, N, D / heads]."""
         n_images, n_tokens, _ = tokens.shape
-        if n_tokens == 1:  # nothing changes places, and the graph has a node less
+        if n_tokens == 1:  # no axes are swapped, which saves a node in the graph
             return tokens.reshape(n_images, self.n_heads, 1, -1)
         return tokens.reshape(n_images, n_tokens, self.n_heads, -1).transpose(1, 2)
 
@@ -102,10 +102,10 @@ class FoldedBlock(nn.Module):
 
 
 class HiddenLayers(nn.Module):
-    """Several hidden layers of a projector, with ReLU between them and not after the last.
+    """Several hidden layers of a projector, with ReLU between them but not after the last.
 
     Args:
-        linears: in order, batch norm folded in.
+        linears: the layers in order, with batch norm folded in.
     """
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
@@ -118,7 +118,7 @@ class HiddenLayers(nn.Module):
             assert isinstance(linear, nn.Linear)
             if index > 0:
                 features = F.relu(features)
-            # Not called: an exported node gets its module's name, and these belong to the head
+            # Its `forward` is not called, so that exported nodes get the head's name
             features = F.linear(features, linear.weight, linear.bias)
         return features
 
@@ -205,7 +205,7 @@ def fold(
     """Folds a trained student into a plain module.
 
     Args:
-        path: the trained and frozen parts of the student's image path.
+        path: the modules of the student's image path.
         class_vectors: [C, D], unit length, in class-list order.
         scale: `logit_scale.exp()`.
         preprocess: its mean and std become part of the graph; resizing does not.
@@ -229,7 +229,8 @@ def fold(
     if class_vectors.ndim != 2 or class_vectors.shape[1] != dim:
         raise ShapeError(
             f"Class vectors of shape {list(class_vectors.shape)} do not fit image features of"
-            f" dimension {dim}: they belong to another teacher."
+            f" dimension {dim}.\n"
+            "  They belong to another teacher: export a run with its own class vectors."
         )
     model = FoldedModel(
         _frozen_copy(path),

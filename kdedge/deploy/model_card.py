@@ -1,4 +1,4 @@
-"""What an artifact says of itself to people: its model card, and a script that runs it."""
+"""Writes an artifact's model card and an example script that runs it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&])")
 
 
 def write_model_card(artifact: Artifact, folder: Path) -> tuple[Path, Path]:
-    """Writes the model card and the example, and gives their paths.
+    """Writes the model card and the example, and returns their paths.
 
     Raises:
         ResourceError: they cannot be written.
@@ -38,7 +38,7 @@ def _card(artifact: Artifact) -> str:
     answer = (
         "softmax over the classes gives the scores"
         if artifact.head == "scores"
-        else "the largest is the class; they give no scores"
+        else "the largest one is the predicted class; they are no scores"
     )
     classes = "\n".join(f"    {name}" for name in names)
     return f"""---
@@ -48,8 +48,8 @@ tags: [onnx, clip, kdedge]
 
 # {_plain(artifact.name)}
 
-An image classifier of {len(names)} classes, exported by kdedge. `artifact.json` has all of this
-for programs; engines that were built later are listed there alone.
+An image classifier with {len(names)} classes, exported by kdedge. `artifact.json` has the same
+facts in a form for programs. Engines that were built later are listed only there.
 
 ## Run it
 
@@ -59,8 +59,8 @@ for programs; engines that were built later are listed there alone.
 ## Input
 
 One tensor, `{INPUT_NAME}`: {tensor["dtype"]} [batch, 3, {size}, {size}], {tensor["channels"]},
-values {low} to {high}; {batch} images a call. **Normalization is in the graph**: apply no mean and
-no standard deviation.
+values {low} to {high}; {batch} images per call. **Normalization is in the graph**: apply no mean
+and no standard deviation.
 
 {steps}
 
@@ -71,11 +71,11 @@ One tensor, `{OUTPUT_NAME}`: float32 [batch, {len(names)}], in the order of the 
 
 ## Files
 
-Compared with the float32 model on real images: agreement is the share of equal answers.
+Compared with the float32 model on real images; agreement is the share of equal predictions.
 
 {_table(artifact.files)}
 
-## Made of
+## Made from
 
 {_made_of(artifact.provenance)}
 
@@ -108,5 +108,5 @@ def _made_of(provenance: dict[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """A text that Markdown shows as it is, in one line."""
+    """Escapes a text so that Markdown shows it unchanged, in one line."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))

@@ -1,7 +1,7 @@
-"""The parity gate: an exported file must answer as the float32 student does, on real images.
+"""The parity gate: an exported file must predict like the float32 student, on real images.
 
-Runs wherever the file runs: no torch. `evaluation.agreement.compare` measures, this file runs the
-exported files, holds the figures against the gates and keeps a smoke set for the device.
+Runs on the device, without torch. `evaluation.agreement.compare` measures; this file runs the
+exported files, compares the results with the gates, and stores a smoke set for the device.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from kdedge.runtime.batches import run_batches
 
 SMOKE_SET = "smoke_set.safetensors"
 MAX_SMOKE_IMAGES = 200
-"""Enough to see a wrong build on the device at once; 30 MB at 224 pixels."""
+"""Enough to detect a wrong build on the device; 30 MB at 224 pixels."""
 
-_BATCH = 32  # images a call where the graph leaves it open
+_BATCH = 32  # images per call, if the graph takes any number
 _N_NAMED = 3  # of the worst images, in a message
 
 
@@ -41,19 +41,19 @@ def predict_pixels(
     *,
     what: str | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Runs one of an artifact's files over images, a batch at a time.
+    """Runs one of an artifact's files on images, batch by batch.
 
     Args:
-        backend: the file, loaded.
+        backend: the loaded file.
         pixels: [N, S, S, 3], RGB, after resize and crop, N at least 1.
-        artifact: says what the graph takes.
-        what: the file, for the progress that is shown; nothing is shown without.
+        artifact: describes the graph's input.
+        what: name of the file, for progress; empty for no progress.
 
     Returns:
         Logits, [N, C].
 
     Raises:
-        ShapeError: the file does not give one answer an image.
+        ShapeError: the file does not give one row of logits per image.
     """
     smallest, largest = artifact.batches
     size = max(smallest, min(largest, _BATCH))
@@ -67,8 +67,8 @@ def predict_pixels(
             if logits.shape != (len(images), n_classes):
                 raise ShapeError(
                     f"{what or 'The file'} gives {list(logits.shape)} for {len(images)} images;"
-                    f" expected [{len(images)}, {n_classes}], one logit a class.\n"
-                    "  It is of another artifact; export again."
+                    f" expected [{len(images)}, {n_classes}], one logit per class.\n"
+                    "  The file belongs to another artifact: export again."
                 )
             parts.append(logits)
             if advance is not None:
@@ -77,13 +77,13 @@ def predict_pixels(
 
 
 def misses(result: ParityResult, precision: Precision, gates: Mapping[str, Any]) -> tuple[str, ...]:
-    """Says what a file misses of what is asked for; empty where it passes.
+    """Lists the gates that a file misses, in words; empty if it passes.
 
     Args:
-        result: of the file.
-        precision: of the file.
-        gates: `agreement`, percent by precision, and `max_drop`, points; as `GatesSpec.to_dict`
-            gives them and an artifact holds them.
+        result: comparison of the file.
+        precision: precision of the file.
+        gates: `agreement`, percent by precision, and `max_drop`, percentage points; as
+            `GatesSpec.to_dict` gives them and artifacts store them.
 
     Raises:
         DataError: the gates of an artifact are not numbers.
@@ -94,24 +94,24 @@ def misses(result: ParityResult, precision: Precision, gates: Mapping[str, Any])
     max_drop = _number("gates.max_drop", gates.get("max_drop"))
     found = []
     if result.n_nonfinite:
-        found.append(
-            f"NaN or infinity for {result.n_nonfinite} of {result.n_images} images, none is allowed"
-        )
+        found.append(f"NaN or infinity for {result.n_nonfinite} of {result.n_images} images")
     if result.agreement_percent < least:
         got, wanted = _apart(result.agreement_percent, least)
         found.append(
-            f"agreement {got} %, at least {wanted} % is asked for (gates.agreement.{precision})"
+            f"agreement {got} %, but at least {wanted} % is required (gates.agreement.{precision})"
         )
     if result.accuracy_drop is not None and result.accuracy_drop > max_drop:
         got, wanted = _apart(result.accuracy_drop, max_drop)
-        found.append(f"accuracy {got} points lower, at most {wanted} is allowed (gates.max_drop)")
+        found.append(
+            f"accuracy {got} points lower, but at most {wanted} is allowed (gates.max_drop)"
+        )
     return tuple(found)
 
 
 def gate_error(
     file_name: str, precision: Precision, result: ParityResult, missed: tuple[str, ...]
 ) -> GateError:
-    """Gives the error for a file that missed its gates: what, where, how far and what to do."""
+    """Makes the error for a file that missed its gates, with the worst images and remedies."""
     remedies = {
         "int8": "Calibrate on more images (export.calibration_images), leave int8 out of"
         " export.precisions",
@@ -119,12 +119,12 @@ def gate_error(
         "fp32": "Export again, as float32 files should differ by rounding only",
     }
     lines = [
-        f"{file_name} does not answer as the float32 student: {'; '.join(missed)}.",
+        f"{file_name} missed its gates against the float32 student: {'; '.join(missed)}.",
         f"  Compared on {result.n_images} images ({result.images}) with {result.runtime}.",
     ]
     if result.worst:
         shown = ", ".join(_named(entry) for entry in result.worst[:_N_NAMED])
-        lines.append(f"  Furthest off: {shown}.")
+        lines.append(f"  Worst images: {shown}.")
     lines.append(f"  {remedies[precision]}, or lower the gates in the recipe.")
     return GateError("\n".join(lines))
 
@@ -139,7 +139,7 @@ def _number(key: str, value: object) -> float:
 
 
 def _apart(value: float, limit: float) -> tuple[str, str]:
-    """Two numbers with two digits, or as many more as it takes to tell them apart."""
+    """Formats two numbers with two digits, or with as many as are needed to tell them apart."""
     for digits in (2, 3, 4, 6):
         texts = f"{value:.{digits}f}", f"{limit:.{digits}f}"
         if texts[0] != texts[1]:
@@ -157,7 +157,7 @@ def _named(entry: WorstImage) -> str:
 
 @dataclass(frozen=True)
 class SmokeSet:
-    """Images and the float32 student's answers, which travel with the artifact.
+    """Images with the float32 student's logits, stored in the artifact.
 
     Attributes:
         pixels: [K, S, S, 3] uint8, RGB, after resize and crop.
@@ -171,7 +171,7 @@ class SmokeSet:
 def write_smoke_set(
     path: Path, pixels: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]
 ) -> None:
-    """Writes a smoke set, whole or not at all.
+    """Writes a smoke set, complete or not at all.
 
     Args:
         path: the file.
@@ -179,7 +179,7 @@ def write_smoke_set(
         logits: [K, C].
 
     Raises:
-        DataError: the two do not belong together, or there are too many or no images.
+        DataError: shapes do not match, or there are no images or too many.
         ResourceError: the file cannot be written.
     """
     _check_smoke_set(path, pixels, logits)
@@ -194,7 +194,7 @@ def read_smoke_set(path: Path) -> SmokeSet:
     """Reads a smoke set.
 
     Raises:
-        DataError: there is none, or it is not what `write_smoke_set` writes.
+        DataError: the file is missing, or `write_smoke_set` did not write it.
     """
     try:
         tensors = safetensors.numpy.load(path.read_bytes())
@@ -225,25 +225,26 @@ def _check_smoke_set(path: Path, pixels: npt.NDArray[Any], logits: npt.NDArray[A
 
 
 def parity_on_smoke_set(artifact: Artifact, backend: Backend) -> ParityResult:
-    """Compares a file, as it runs here, with the float32 student's answers in the artifact.
+    """Compares a file on this machine with the float32 student's logits in the artifact.
 
-    Where it takes any number of images, every second one goes through by itself: an engine has
-    kernels of its own for single images, and a fault of theirs must not pass unseen.
+    If the file takes any number of images, every second image runs alone: an engine has separate
+    kernels for single images, which must be tested, too.
 
     Args:
-        artifact: the folder, with `smoke_set.safetensors`.
+        artifact: the artifact, with `smoke_set.safetensors`.
         backend: one of its files, loaded.
 
     Raises:
-        DataError: the smoke set is missing, changed since the export, or of another model.
+        DataError: the smoke set is missing, has changed since the export, or is of another model.
     """
     path = artifact.checked(SMOKE_SET)
     smoke_set = read_smoke_set(path)
     n_images, size_px = smoke_set.pixels.shape[:2]
     if size_px != artifact.preprocess.size_px:
         raise DataError(
-            f"{path} has images of {size_px} pixels; the artifact's model takes"
-            f" {artifact.preprocess.size_px}.\n  Export again."
+            f"{path} has images of {size_px} pixels, but the artifact's model takes"
+            f" {artifact.preprocess.size_px}.\n"
+            "  Export again."
         )
     logits = np.empty((n_images, len(artifact.class_names)), np.float32)
     step = 2 if artifact.batches[0] == 1 and n_images > 2 else 1

@@ -1,4 +1,4 @@
-"""Images of a source as the bytes that a graph sees: decoded, resized, cropped, not normalized."""
+"""Reads images of a source as a graph's pixels: decoded, resized, cropped, not normalized."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ PixelArray = npt.NDArray[np.uint8]
 
 
 def read_pixels(source: Source, indices: Sequence[int], preprocess: Preprocess) -> PixelArray:
-    """Reads images through the deployment preprocessing.
+    """Reads images with the deployment's preprocessing.
 
     Args:
-        source: where they are.
-        indices: which, in this order.
+        source: the source of images.
+        indices: positions of the images, in this order.
         preprocess: size, interpolation and resize mode.
 
     Returns:
@@ -41,8 +41,8 @@ def read_pixels(source: Source, indices: Sequence[int], preprocess: Preprocess) 
             return np.asarray(resize_and_crop(decode_image(source.read(index)), preprocess))
         except UnusableImage as error:
             raise DataError(
-                f"{source.items[index].key}: {error.reason}; it could be read a moment ago.\n"
-                "  Run the command again once the images no longer change."
+                f"{source.items[index].key}: {error.reason}; the image was readable before.\n"
+                "  Run the command again when the images no longer change."
             ) from error
 
     size = preprocess.size_px

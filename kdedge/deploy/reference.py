@@ -1,4 +1,4 @@
-"""What exported files are compared with: the unfused model's logits on real images."""
+"""The reference for exported files: logits of the unfused model on real images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kdedge.runtime.preprocess import normalize
 from kdedge.setup.images import Images
 
 _BATCH = 32
-"""Images a time where the unfused model runs."""
+"""Batch size of the unfused model."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Reference:
     Attributes:
         pixels: [N, S, S, 3], uint8.
         logits: [N, C].
-        keys: names of the images.
-        labels: their classes in the exported list, where they are known and in it.
-        images: what they are, in words.
-        digests: SHA-256 of the files that calibration must not see.
-        images_hash: of these images and the exported class list.
-        test_set: what they were taken from; None for unlabeled images.
+        keys: keys of the images.
+        labels: their positions in the exported class list; None if unknown or not in it.
+        images: description of the images, for messages.
+        digests: SHA-256 of the files that calibration must not use.
+        images_hash: hash of these images and the exported class list.
+        test_set: the test images they were chosen from; None for unlabeled images.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -47,12 +47,12 @@ class Reference:
 
 
 def run_reference(trained: RunModel, pool: Images | None, n_images: int) -> Reference:
-    """Runs the unfused model on test images, or on unlabeled ones where there are no others.
+    """Runs the unfused model on test images, or on unlabeled images if there are no test images.
 
     Args:
         trained: the model and its recipe.
-        pool: the recipe's unlabeled images; None where it has none.
-        n_images: so many, spread evenly; of unlabeled images half at most.
+        pool: the recipe's unlabeled images; None if it has none.
+        n_images: number of images, spread evenly; at most half of the unlabeled images.
 
     Raises:
         RecipeError: there are no images.
@@ -61,11 +61,12 @@ def run_reference(trained: RunModel, pool: Images | None, n_images: int) -> Refe
     images = pool if test is None else test
     if images is None or not images.indices:
         raise RecipeError(
-            f"{trained.run.path}: its recipe has no images, and exported files are compared with"
-            " the model on real ones.\n"
-            "  Add some, as in --set data.test.folder=DIR or --set data.unlabeled.folder=DIR."
+            f"{trained.run.path}: its recipe has no images, but exported files are compared with"
+            " the model on real images.\n"
+            "  Add images, for example --set data.test.folder=DIR or --set"
+            " data.unlabeled.folder=DIR."
         )
-    if test is None:  # half of them are left to choose ranges from
+    if test is None:  # half of them are left for calibration
         n_images = min(n_images, max(1, len(images.indices) // 2))
     chosen = images.only([images.indices[i] for i in spread(len(images.indices), n_images)])
     pixels = read_pixels(chosen.source, chosen.indices, trained.preprocess)

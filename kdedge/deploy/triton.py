@@ -1,6 +1,6 @@
-"""A model repository for the Triton Inference Server: the model, its configuration, its labels.
+"""Writes a model repository for the Triton Inference Server: model, configuration, labels.
 
-Fields: Triton's model configuration reference (`model_config.proto`).
+Source of the fields: Triton's model configuration reference (`model_config.proto`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from kdedge.folders import new_folder
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact, ModelFile, Precision
 
 PLATFORMS = {"tensorrt": "tensorrt_plan", "onnx": "onnxruntime_onnx"}
-"""Target of a model file -> what Triton calls it."""
+"""Target of a model file -> Triton's name of its platform."""
 
 MAX_QUEUE_DELAY_US = 1000
-"""How long a request waits for others to share its batch; 500 to 2000 is a usual start."""
+"""Time in µs that a request waits for others to share its batch; 500 to 2000 is a usual start."""
 
 _LABELS = "labels.txt"
 _WANTED = [
@@ -36,24 +36,24 @@ def write_triton(
     precision: Precision | None = None,
     built: Collection[str] = (),
 ) -> Path:
-    """Writes `<folder>/<name>/` for Triton, whole or not at all.
+    """Writes `<folder>/<name>/` for Triton, complete or not at all.
 
-    A TensorRT engine is taken where there is one, else ONNX; FP16 before the others. An engine runs
-    only with the TensorRT that built it: Triton's container must hold that version.
+    A TensorRT engine is preferred to ONNX, and FP16 to other precisions. An engine runs only with
+    the TensorRT version that built it, so Triton's container must have that version.
 
     Args:
-        artifact: what is served; each file's hash is compared before it is copied.
-        folder: the model repository, with other models perhaps.
-        precision: which of the artifact's files; None for the best that there is.
-        built: names of the engines that were just built here.
+        artifact: the artifact; each file's hash is checked before it is copied.
+        folder: the model repository; it may have other models.
+        precision: precision of the file; None for the preferred file.
+        built: names of the engines that were just built on this machine.
 
     Returns:
         The model's folder.
 
     Raises:
-        RecipeError: the folder exists.
-        DataError: the artifact has no file for Triton, a file is not the one that was exported, or
-            a class name has a line break.
+        RecipeError: the model's folder exists.
+        DataError: the artifact has no file for Triton, a file has changed since the export, or a
+            class name has a line break.
         ResourceError: the folder cannot be written.
     """
     wanted = [pair for pair in _WANTED if precision in (None, pair[1])]
@@ -72,15 +72,15 @@ def write_triton(
 
 
 def model_name(name: str) -> str:
-    """Gives a name that is a folder, a part of an address and text without quotes."""
+    """A form of the name that is valid as a folder, in a URL, and in quotes."""
     return _NOT_SAFE.sub("_", name).strip("_") or "model"
 
 
 def config_text(artifact: Artifact, file: ModelFile) -> str:
-    """Gives config.pbtxt for one of the artifact's files."""
+    """Text of config.pbtxt for one of the artifact's files."""
     smallest, largest = artifact.batches
     is_fixed = smallest == largest
-    # A graph with a constant batch is, to Triton, one that cannot batch: its dims hold the batch.
+    # For Triton, a graph with a fixed batch cannot batch: the batch is part of its dims.
     batch = [largest] if is_fixed else []
     size = artifact.preprocess.size_px
     is_uint8 = artifact.pixels == "uint8"
@@ -98,15 +98,19 @@ def config_text(artifact: Artifact, file: ModelFile) -> str:
     if not is_fixed:
         lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: {MAX_QUEUE_DELAY_US} }}")
     lines += _instances(file)
-    # Without batching a call counts as a batch of 1, whatever its dims hold.
+    # Without batching, a call counts as a batch of 1, whatever its dims are.
     lines += _warmup(kind, dims, batches=[1] if is_fixed else sorted({1, largest}))
     return "\n".join(lines) + "\n"
 
 
 def _output(artifact: Artifact, batch: list[int]) -> Iterator[str]:
-    what = "softmax gives the scores" if artifact.head == "scores" else "only their order counts"
+    what = (
+        "softmax gives the scores"
+        if artifact.head == "scores"
+        else "only their order has a meaning"
+    )
     yield f"# Logits: {what}."
-    # Triton numbers all values of an output that has no batch of its own, so labels fit one image.
+    # Triton numbers all values of an output without batching, so labels fit only one image.
     labels = f' label_filename: "{_LABELS}"' if batch in ([], [1]) else ""
     dims = json.dumps([*batch, len(artifact.class_names)])
     yield f'output [ {{ name: "{OUTPUT_NAME}" data_type: TYPE_FP32 dims: {dims}{labels} }} ]'
@@ -129,7 +133,7 @@ def _instances(file: ModelFile) -> Iterator[str]:
 
 
 def _warmup(kind: str, dims: str, *, batches: list[int]) -> Iterator[str]:
-    """Requests that Triton runs before it is ready, so that the first real one is not slow."""
+    """Warm-up requests, so that the first real request is not slow."""
     for batch in batches:
         yield "model_warmup {"
         yield f'  name: "batch {batch}"'

@@ -150,8 +150,10 @@ def test_a_second_call_keeps_what_is_there(
     second, _ = build_files(load_artifact(artifact.path), "tensorrt-rtx", ["fp16"])
     assert second == first
     assert snapshot(artifact.path) == before
-    assert caplog.messages[0] == f"{name} is kept: it was built from this model.fp16.onnx."
-    assert caplog.messages[1].startswith(f"{name} is not measured, as it cannot run here: ")
+    assert caplog.messages[0] == f"Keeping {name}, which was built from this model.fp16.onnx."
+    assert caplog.messages[1].startswith(
+        f"{name} is not compared with the model, as it cannot run on this machine: "
+    )
 
 
 @pytest.fixture
@@ -244,7 +246,7 @@ def test_an_engine_of_another_graph_is_in_the_way(artifact: Artifact) -> None:
         build_files(newer, "tensorrt-rtx", ["fp16"])
     assert str(caught.value) == (
         f"{path} was built from another model.fp16.onnx.\n"
-        "  Nothing is overwritten: delete it, and run the command again."
+        "  It is not overwritten: delete it and run the command again."
     )
     assert snapshot(artifact.path) == before
 
@@ -314,7 +316,7 @@ def test_a_precision_that_was_not_exported_is_told_before_anything_is_built(
     assert str(caught.value) == (
         f"{artifact.path} has no ONNX file in int8 to build an engine from; it has model.onnx"
         " (fp32), model.fp16.onnx (fp16).\n"
-        "  Export its run again: kdedge export RUN --int8"
+        "  Export the run again: kdedge export RUN --int8"
     )
     assert snapshot(artifact.path) == before
 
@@ -349,7 +351,8 @@ def test_without_tensorrt_the_step_for_the_device_is_told_and_nothing_is_built_i
     first, *_, instead, where = str(caught.value).splitlines()
     assert first == "TensorRT engines need tensorrt, which is not installed."
     assert where == (
-        f"  The artifact {path} is complete without engines. Copy it to the device and run there:"
+        f"  The artifact {path} is complete without engines. To build them, copy it to the"
+        " device and run there:"
         f" kdedge export '{path}' {flags}"
     )
     assert instead == (

@@ -129,7 +129,7 @@ def test_few_images_are_said_to_be_few(caplog: pytest.LogCaptureFixture) -> None
     with caplog.at_level(logging.WARNING):
         choose(Pictures([1, 2, 3]), 500)
     (record,) = caplog.records
-    assert record.getMessage().startswith("INT8 ranges come from 3 images")
+    assert record.getMessage().startswith("INT8 is calibrated on only 3 images")
 
 
 def test_few_that_were_asked_for_need_no_warning(caplog: pytest.LogCaptureFixture) -> None:

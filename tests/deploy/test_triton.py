@@ -221,8 +221,8 @@ def test_a_file_that_missed_its_gate_is_passed_over_aloud(
     folder = write_triton(with_engine(artifact, gate="missed"), tmp_path)
     assert tree(folder)["1/model.onnx"] == b"bytes of model.fp16.onnx"
     assert caplog.messages == [
-        f"Triton gets another file: {ENGINE} missed its gate.",
-        "Triton gets model.fp16.onnx.",
+        f"{ENGINE} is not used for Triton, as it missed its gate.",
+        "Using model.fp16.onnx for Triton.",
     ]
 
 

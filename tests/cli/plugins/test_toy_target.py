@@ -120,7 +120,7 @@ def test_a_precision_that_it_does_not_make_is_told_before_anything_is_written(
 def test_an_artifact_alone_is_not_what_it_is_built_from(run: Run, exported: Path) -> None:
     done = run("export", str(exported), "--toy")
     assert done.code == 2
-    assert "holds no folded model, which Toy is built from" in done.err
+    assert "has no folded model, from which Toy is built" in done.err
 
 
 def test_a_package_that_does_not_load_is_told_once_it_is_used(
