@@ -1,1 +1,1 @@
-"""What runs on the device: no torch here."""
+"""What runs on the device, without torch."""

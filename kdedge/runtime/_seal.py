@@ -1,4 +1,4 @@
-"""The seal of an `artifact.json`: the hash of its own content, so that a change is noticed."""
+"""The seal of an `artifact.json`: a hash of its own content, which shows changes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from kdedge.records import Record, Sha256
 
 @dataclass(frozen=True)
 class Resealed(Record):
-    """One acceptance of an `artifact.json` that was changed by hand.
+    """Record that a change of `artifact.json` by hand was accepted.
 
     Attributes:
         at: ISO 8601 time.
-        kdedge: the version that did it.
-        before: the seal that the changed content did not fit; None where there was none.
+        kdedge: version of kdedge that accepted it.
+        before: the seal before the change; None if there was none.
     """
 
     at: str
@@ -27,12 +27,12 @@ class Resealed(Record):
 
 
 def seal_of(values: Mapping[str, Any]) -> str:
-    """Gives the hash of the whole content but the seal."""
+    """The hash of the whole content except the seal."""
     return sha256_json({key: value for key, value in values.items() if key != "seal"})
 
 
 def is_format_1(data: bytes) -> bool:
-    """Whether a file says that it is of version 0.1; what is no JSON is for its reader to tell."""
+    """Whether a file is of format 1 (version 0.1); false for a file that is not JSON."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):

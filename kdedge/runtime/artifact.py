@@ -1,8 +1,8 @@
-"""The artifact: the folder that goes to the device, and `artifact.json`, which says what is in it.
+"""The artifact: the folder that goes to the device, and `artifact.json`, which describes it.
 
-Everything in the folder is known by its SHA-256. A file is used only where its bytes are the ones
-that were exported: `Artifact.checked` compares them before anything is deserialized.
-`artifact.json` has a seal, the hash of its own content: `reseal` alone accepts a changed one.
+`artifact.json` has the SHA-256 of every file in the folder. A file is used only if it has not
+changed: `Artifact.checked` compares its hash before anything is deserialized. `artifact.json` has a
+seal, the hash of its own content; only `reseal` accepts a change of it.
 """
 
 from __future__ import annotations
@@ -54,30 +54,31 @@ Head = Literal["scores", "argmax"]
 # Unicode's control characters, lone surrogates, line and paragraph separators
 _UNWRITABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
-_REMEDY = "Copy the folder from the export once more, or export again."
+_REMEDY = "Copy the folder from the export again, or export again."
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """What is in the folder and how an image becomes a class name with it.
+    """Content of an artifact, and how an image is classified with it.
 
     Attributes:
         path: the folder.
-        name: of the recipe that it was made with.
+        name: name of the recipe.
         class_names: in the order of the model's outputs.
-        preprocess: how an image file becomes pixels. Mean and standard deviation are in the graph
-            already.
-        pixels: what the graph takes: `float` is [B, 3, S, S] float32 from 0 to 1, `uint8` the same
+        preprocess: how an image file becomes pixels. Mean and standard deviation are applied in
+            the graph.
+        pixels: the graph's input: `float` is [B, 3, S, S] float32 from 0 to 1, `uint8` the same
             shape from 0 to 255; RGB.
-        head: `scores`: softmax(logits) are the scores. `argmax`: only the ranking means something.
+        head: `scores`: softmax(logits) gives the scores. `argmax`: logits only rank the classes.
         max_batch: the largest batch that it was made for.
-        batch: `dynamic` for 1 to `max_batch` images at once, or the one number that it takes.
-        gates: what the files had to reach: agreement in percent by precision, and `max_drop`.
-        files: what backends run.
+        batch: `dynamic` for batches of 1 to `max_batch`, or the only batch size.
+        gates: required agreement in percent by precision, and `max_drop` in percentage points.
+        files: the model files.
         others: SHA-256 in hex of each other file in the folder, by name.
-        provenance: command, versions, seeds and hashes of what it was made from.
-        resealed: when its record was accepted after changes by hand.
-        is_sealed: whether its record has a seal; that of version 0.1 has none until it is saved.
+        provenance: command, versions, seeds and hashes of everything it was made from.
+        resealed: records of accepted changes by hand.
+        is_sealed: whether `artifact.json` has a seal; one of version 0.1 has none until it is
+            saved.
     """
 
     path: Path
@@ -106,25 +107,26 @@ class Artifact:
         for file in self.files:
             if file.data is not None and file.data not in self.others:
                 raise DataError(
-                    f"{where}: {file.name} keeps its weights in {file.data!r}, which is not among"
-                    f" the artifact's other files.\n  {_REMEDY}"
+                    f"{where}: {file.name} has its weights in {file.data!r}, which is not listed"
+                    " among the artifact's other files.\n"
+                    f"  {_REMEDY}"
                 )
 
     @property
     def batches(self) -> tuple[int, int]:
-        """The smallest and the largest batch that the graph takes."""
+        """Smallest and largest batch of the graph."""
         return (1, self.max_batch) if self.batch == "dynamic" else (self.batch, self.batch)
 
     def with_files(self, *files: ModelFile) -> Artifact:
-        """Gives the artifact with these files, each in the place of one with the same name."""
+        """The artifact with these files added; a file replaces one of the same name."""
         merged = {file.name: file for file in (*self.files, *files)}
         return dataclasses.replace(self, files=tuple(merged.values()))
 
     def file(self, name: str) -> ModelFile:
-        """Gives the entry of a file that backends run.
+        """The entry of a model file.
 
         Raises:
-            DataError: there is none of that name.
+            DataError: there is no file of that name.
         """
         for file in self.files:
             if file.name == name:
@@ -133,10 +135,10 @@ class Artifact:
         raise DataError(f"{self.path} has no model file {name!r}; it has {known}.")
 
     def checked(self, name: str) -> Path:
-        """Gives a file's path once its bytes, and its external data's, are the ones listed.
+        """The path of a file, after its hash and that of its external data were checked.
 
         Raises:
-            DataError: the file is not listed or missing, or its SHA-256 is another.
+            DataError: the file is not listed or missing, or its SHA-256 differs.
         """
         if name in self.others:
             return self._check(name, self.others[name])
@@ -156,16 +158,16 @@ class Artifact:
             raise DataError(f"{path}{why} cannot be read: {reason}.") from error
         if got != expected:
             raise DataError(
-                f"{path}{why} is not the file that was exported.\n"
+                f"{path}{why} has changed since the export.\n"
                 f"  Its SHA-256 is {got},\n  {FILE_NAME} expects {expected}.\n  {_REMEDY}"
             )
         return path
 
     def save(self) -> Path:
-        """Writes `artifact.json` into the folder, sealed and atomically, and gives its path.
+        """Writes `artifact.json` with its seal, atomically, and returns its path.
 
         Raises:
-            ResourceError: it cannot be written.
+            ResourceError: the file cannot be written.
         """
         path = self.path / FILE_NAME
         values: dict[str, Any] = {
@@ -181,13 +183,13 @@ class Artifact:
             "provenance": self.provenance,
             "resealed": [one.to_dict() for one in self.resealed],
         }
-        # Of the content as it is read back: JSON knows no tuples
+        # Hash of the content as it is read back: JSON has no tuples
         seal = seal_of(json.loads(json.dumps(values)))
         write_json(path, {**values, "seal": seal})
         return path
 
     def usage(self) -> dict[str, Any]:
-        """Says how an image file becomes the graph's input, and what the graph does itself."""
+        """How an image file becomes the graph's input, and what the graph does itself."""
         in_graph = InGraph(self.preprocess.mean, self.preprocess.std)
         return {
             "preprocess": describe_preparation(self.preprocess, self.pixels).to_dict(),
@@ -209,10 +211,10 @@ def _check_class_names(names: tuple[str, ...], before: dict[str, Any]) -> None:
 
 
 def _is_name(name: str) -> bool:
-    """Whether a class name can be written in one line anywhere.
+    """Whether a class name fits into one line.
 
-    The check is weaker than a class list's `str.isprintable`: the characters that it knows grow
-    with Python's version, and a device's may be older than the exporting machine's.
+    The check is weaker than a class list's `str.isprintable`, which accepts more characters in
+    newer Python versions: a device's Python may be older than that of the exporting machine.
     """
     return bool(name) and _UNWRITABLE.isdisjoint(map(category, name))
 
@@ -241,7 +243,7 @@ class _Output(Record):
 
 @dataclass(frozen=True)
 class _Gates(Shape):
-    """Percent of agreement by precision, and points; an artifact may have none."""
+    """Agreement in percent by precision, and drop in points; an artifact may have no gates."""
 
     agreement: Annotated[dict[str, Percent], OPTIONAL]
     max_drop: Annotated[Percent, OPTIONAL]
@@ -264,7 +266,7 @@ class _Contents(Record):
 
 @dataclass(frozen=True)
 class _Contents1(_Contents):
-    """Format 1, of version 0.1: without a seal, and with mean and deviation among the steps."""
+    """Format 1, of version 0.1: no seal; mean and standard deviation are among the steps."""
 
     preprocess: Preprocess
     input: _Input
@@ -286,32 +288,33 @@ def load_artifact(path: Path) -> Artifact:
         path: the folder, or its `artifact.json`.
 
     Raises:
-        DataError: it is not there, it is not what an export writes, or it was changed since.
-        SetupError: a newer kdedge wrote it.
+        DataError: it is missing, was not written by an export, or has changed since.
+        SetupError: a newer version of kdedge wrote it.
     """
     artifact, seal, problem = _read(_folder(path))
     del seal
     if problem is not None:
         raise DataError(
-            f"{artifact.path / FILE_NAME}: {problem}.\n  {_REMEDY} Where the change is meant,"
-            f" accept it with: kdedge export {artifact.path} --reseal"
+            f"{artifact.path / FILE_NAME}: {problem}.\n"
+            f"  {_REMEDY} If the change is intended, accept it with: kdedge export {artifact.path}"
+            " --reseal"
         )
     return artifact
 
 
 def reseal(path: Path) -> tuple[Artifact, str | None]:
-    """Accepts an `artifact.json` that was changed by hand, and records that.
+    """Accepts an `artifact.json` that was changed by hand, and records this.
 
     Args:
         path: the folder, or its `artifact.json`.
 
     Returns:
-        The artifact, and what the change was known by; None where there was none, so that nothing
-        is written.
+        The artifact, and what showed the change; None if nothing had changed, so that nothing is
+        written.
 
     Raises:
-        DataError: the changed content is not what an artifact may hold.
-        ResourceError: it cannot be written.
+        DataError: the changed content is not valid.
+        ResourceError: the file cannot be written.
     """
     artifact, seal, problem = _read(_folder(path))
     if problem is not None:
@@ -324,7 +327,7 @@ def reseal(path: Path) -> tuple[Artifact, str | None]:
 
 
 def _read(folder: Path) -> tuple[Artifact, str | None, str | None]:
-    """An artifact, its seal, and what shows that its record was changed."""
+    """Reads an artifact, its seal, and what shows that `artifact.json` was changed."""
     file = folder / FILE_NAME
     data = read_bytes(file)
     found: _Contents1 | _Contents2
@@ -363,21 +366,21 @@ def _read(folder: Path) -> tuple[Artifact, str | None, str | None]:
         is_sealed=seal is not None,
     )
     if seal is not None and seal_of(json.loads(data)) != seal:
-        return artifact, seal, "its content is not the one that was sealed: it was changed"
+        return artifact, seal, "its content has changed since it was written"
     if not resealed and not _has_exported_names(artifact):
-        return artifact, seal, "class_names are not those of the export: its provenance has others"
+        return artifact, seal, "class_names differ from those of the export"
     return artifact, seal, None
 
 
 def _has_exported_names(artifact: Artifact) -> bool:
-    """Whether the class names are those of the export; provenance need not say."""
+    """Whether the class names are those of the export; true if provenance does not have them."""
     hashes = artifact.provenance.get("hashes")
     recorded = hashes.get("exported_class_list") if isinstance(hashes, dict) else None
     return recorded in (None, sha256_json(list(artifact.class_names)))
 
 
 def _folder(path: Path) -> Path:
-    """The artifact's folder, once it is one."""
+    """The artifact's folder, if the path is an artifact."""
     try:
         folder = path.parent if path.name == FILE_NAME and path.is_file() else path
         if (folder / FILE_NAME).is_file():
@@ -393,6 +396,6 @@ def _check_file_name(name: str, where: Path) -> None:
     is_plain = name.isprintable() and not set(name) & set("/\\:") and name not in ("", ".", "..")
     if not is_plain or name == FILE_NAME:
         raise DataError(
-            f"{where}: {name!r} is not the name of a file in the artifact's own folder.\n"
+            f"{where}: {name!r} is not a valid name of a file in the artifact's folder.\n"
             f"  {_REMEDY}"
         )

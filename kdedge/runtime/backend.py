@@ -15,54 +15,54 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """The backend's name, as in `onnxruntime`."""
+        """The backend's name, such as `onnxruntime`."""
         ...
 
     @property
     def batches(self) -> tuple[int, int | None]:
-        """The smallest and the largest batch that it takes; None where there is no limit."""
+        """Smallest and largest batch; None without a limit."""
         ...
 
     @property
     def pixels(self) -> Pixels:
-        """What it takes for a pixel, as in `Artifact.pixels`."""
+        """Kind of pixels in its input, as in `Artifact.pixels`."""
         ...
 
     @property
     def image_shape(self) -> tuple[int | None, ...]:
-        """[3, S, S] of the images that it takes; None for an axis that it leaves open."""
+        """[3, S, S], shape of one image of its input; None for an axis of any size."""
         ...
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Computes the logits of a batch.
 
         Args:
-            images: [B, 3, S, S], RGB: float32 from 0 to 1, or uint8 where the graph takes it.
+            images: [B, 3, S, S], RGB: float32 from 0 to 1, or uint8, as `pixels` says.
 
         Returns:
-            [B, C], float32, in an array of its own.
+            [B, C], float32, a new array.
 
         Raises:
             DataError: the file does not take images of this shape or type.
-            SetupError: this machine cannot run it.
+            SetupError: this machine cannot run the file.
         """
         ...
 
     def describe(self) -> str:
-        """Name, version and device, as in `onnxruntime 1.24.4 CPU` or `tensorrt 10.3 GPU 8.7`."""
+        """Name, version and device, such as `onnxruntime 1.24.4 CPU` or `tensorrt 10.3 GPU 8.7`."""
         ...
 
     def close(self) -> None:
-        """Frees the memory. The object is of no use afterwards; a second call does no harm."""
+        """Frees the memory. Afterwards the object cannot be used; a second call has no effect."""
         ...
 
 
 @runtime_checkable
 class DeviceTimed(Protocol):
-    """A backend that can time its device without the copies to it and back."""
+    """A backend that can measure the time on its device without copies."""
 
     def device_ms(self, images: npt.NDArray[Any]) -> float:
-        """Gives the time of one batch on the device, in ms.
+        """Time of one batch on the device, in ms.
 
         Args:
             images: as `Backend.run` takes them.

@@ -1,4 +1,4 @@
-"""Pixels to logits: what a graph takes, and any number of images in batches that it takes."""
+"""From pixels to logits: the graph's input, and batches of any number of images."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from kdedge.runtime.backend import Backend
 
 
 def to_input(images: npt.NDArray[np.uint8], pixels: Pixels) -> npt.NDArray[Any]:
-    """Gives what the graph takes.
+    """Converts images to the graph's input.
 
     Args:
         images: [B, S, S, 3], uint8, RGB, resized and cropped.
-        pixels: `float` for values from 0 to 1, `uint8` for the pixels as they are.
+        pixels: `float` for values from 0 to 1, `uint8` for unchanged pixels.
 
     Returns:
         [B, 3, S, S], contiguous, float32 or uint8.
@@ -29,21 +29,21 @@ def to_input(images: npt.NDArray[np.uint8], pixels: Pixels) -> npt.NDArray[Any]:
 def run_batches(
     backend: Backend, images: npt.NDArray[np.uint8], *, pixels: Pixels, max_batch: int
 ) -> npt.NDArray[np.float32]:
-    """Computes the logits of any number of images, in batches that the backend takes.
+    """Computes the logits of any number of images, in batches.
 
-    Copies of the last image fill up a batch that would be smaller than the backend takes.
+    Copies of the last image fill a batch that is smaller than the backend's smallest batch.
 
     Args:
         backend: a loaded model file.
         images: [N, S, S, 3], uint8, RGB, resized and cropped; one or more.
-        pixels: what the graph takes.
-        max_batch: images at once, where the backend takes as many.
+        pixels: kind of pixels in the graph's input.
+        max_batch: batch size, if the backend takes as many images.
 
     Returns:
         [N, C], float32.
 
     Raises:
-        ShapeError: it gives another number of answers than images.
+        ShapeError: the numbers of images and of rows of logits differ.
     """
     low, high = backend.batches
     size = max(low, max_batch if high is None else min(high, max_batch))
@@ -55,15 +55,15 @@ def run_batches(
         logits = backend.run(to_input(padded, pixels))
         if len(logits) != len(padded):
             raise ShapeError(
-                f"The model gives {len(logits)} answers for {len(padded)} images.\n"
-                "  It is no classifier of images: export again."
+                f"The model gives {len(logits)} rows of logits for {len(padded)} images.\n"
+                "  The file is not an image classifier: export again."
             )
         rows.append(logits[: len(batch)])
     return np.concatenate(rows)
 
 
 def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Scores from logits, [B, C] -> [B, C], in float64; the largest logit is subtracted first."""
+    """Scores from logits: [B, C] -> [B, C], in float64; stable, as the largest is subtracted."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
     powers = np.exp(shifted)

@@ -1,4 +1,4 @@
-"""What other processes take from this one, by the system's counters."""
+"""Measures how much other processes use this machine, by the system's counters."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _LOOK_S = 0.5
 
 @dataclass(frozen=True)
 class Contention:
-    """What happened on the cores that this process may use, in some time.
+    """Use of this process's cores by others, in a period of time.
 
     Attributes:
-        seconds: how long that was.
-        n_cores: those cores.
-        others_s: CPU time that other processes, or the hypervisor's other machines, had there;
-            None where the system does not say.
+        seconds: length of the period.
+        n_cores: cores that this process may use.
+        others_s: CPU time on these cores of other processes, or of the hypervisor's other
+            machines; None if unknown.
         preempted: how often a thread of this process lost its core while it had work to do; None
-            where the system does not say.
+            if unknown.
     """
 
     seconds: float
@@ -36,30 +36,30 @@ class Contention:
 
     @property
     def others_cores(self) -> float | None:
-        """Cores that others kept busy; None where that is unknown."""
+        """Cores that others kept busy; None if unknown."""
         if self.others_s is None or self.seconds <= 0:
             return None
         return max(0.0, self.others_s / self.seconds)
 
     @property
     def others_percent(self) -> float | None:
-        """Share of the cores that others kept busy; None where that is unknown."""
+        """Share of the cores that others kept busy, in percent; None if unknown."""
         return None if self.others_cores is None else 100 * self.others_cores / self.n_cores
 
     @property
     def preempted_per_second(self) -> float | None:
-        """None where that is unknown."""
+        """Preemptions per second; None if unknown."""
         if self.preempted is None or self.seconds <= 0:
             return None
         return self.preempted / self.seconds
 
 
 Watch = Callable[[], Callable[[], Contention]]
-"""What gives, when it is called, what tells what happened since."""
+"""Starts a period when called; returns a function that gives its `Contention` so far."""
 
 
 def all_of(parts: Iterable[Contention]) -> Contention:
-    """What happened in several times together."""
+    """Sums several periods."""
     parts = list(parts)
     others = [part.others_s for part in parts if part.others_s is not None]
     preempted = [part.preempted for part in parts if part.preempted is not None]
@@ -72,10 +72,10 @@ def all_of(parts: Iterable[Contention]) -> Contention:
 
 
 def watch_contention(root: Path = _SYSTEM) -> Callable[[], Contention]:
-    """Gives what tells what happened since this call.
+    """Starts a period; returns a function that gives its `Contention` so far.
 
     Args:
-        root: the file system's root.
+        root: root of the file system.
     """
     began, cpu, own, preempted = time.monotonic(), _cpu_s(root), time.process_time(), _preempted()
 
@@ -94,7 +94,7 @@ def _difference(now: float | None, before: float | None) -> float | None:
 
 
 def _cpu_s(root: Path) -> float | None:
-    """CPU time of all processes, and stolen time, so far on the cores that this one may use."""
+    """CPU time of all processes, and stolen time, on the cores that this process may use."""
     try:
         lines = (root / "proc/stat").read_text(encoding="ascii").splitlines()
         allowed = {f"cpu{cpu}" for cpu in os.sched_getaffinity(0)}
@@ -119,12 +119,12 @@ def _preempted() -> int | None:
 
 
 class QuietWait:
-    """Waits until other processes leave the cores, for so many seconds altogether.
+    """Waits until other processes leave the cores, for a limited total time.
 
     Args:
-        seconds: at most.
-        most_percent: share of the cores that they may keep busy.
-        watch: tells what they do.
+        seconds: total time to wait, over all calls.
+        most_percent: share of the cores that others may keep busy.
+        watch: measures the use by others.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class QuietWait:
         self._left_s, self._most_percent, self._watch = seconds, most_percent, watch
 
     def __call__(self) -> None:
-        """Waits, and says for how long, and whether the machine became quiet."""
+        """Waits, and logs for how long, and whether the machine became quiet."""
         began = time.monotonic()
         while self._left_s > 0:
             since = self._watch()
@@ -143,7 +143,10 @@ class QuietWait:
             percent = since().others_percent
             if percent is None:
                 self._left_s = 0
-                _LOG.warning("Whether this machine is quiet is not known here: not waited for it.")
+                _LOG.warning(
+                    "This system does not show whether other processes are busy, so kdedge"
+                    " does not wait."
+                )
             elif percent <= self._most_percent:
                 waited = time.monotonic() - began
                 if waited >= 2 * _LOOK_S:
@@ -152,6 +155,6 @@ class QuietWait:
             elif self._left_s <= 0:
                 _LOG.warning(
                     "The machine is not quiet after %.0f s: other processes keep %.0f %% of its"
-                    " cores busy. Measured all the same.",
+                    " cores busy. Measuring anyway.",
                     *(time.monotonic() - began, percent),
                 )

@@ -1,7 +1,7 @@
-"""CUDA through ctypes: one probe for its GPUs, and memory, copies and a stream on the first.
+"""CUDA through ctypes: finds GPUs; memory, copies and streams on the first GPU.
 
-The probe asks the driver. Running an engine needs the CUDA runtime library too, which TensorRT
-itself needs in any case.
+GPUs are found through the driver. Running an engine also needs the CUDA runtime library, which
+TensorRT needs in any case.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdedge.errors import BackendUnavailable, SetupError
 
-if TYPE_CHECKING:  # `kdedge doctor` uses the probe, where NumPy may be broken
+if TYPE_CHECKING:  # `kdedge doctor` uses this module, even if NumPy is broken
     import numpy.typing as npt
 
 _RUNTIMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so")
@@ -45,18 +45,18 @@ class Gpu:
 
 
 def find_gpus() -> tuple[Gpu, ...]:
-    """Asks the NVIDIA driver for the GPUs that this process may use; one or more.
+    """The GPUs that this process may use, from the NVIDIA driver; one or more.
 
     Raises:
         BackendUnavailable: there is no driver, or it has no GPU for this process.
-        SetupError: the driver is there and fails.
+        SetupError: the driver fails.
     """
     library = "nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(library)
     except OSError as error:
         raise BackendUnavailable(
-            f"There is no NVIDIA driver here: {library} cannot be loaded.\n"
+            f"There is no NVIDIA driver on this machine: {library} cannot be loaded.\n"
             "  In a container, start it with --gpus all, or --runtime nvidia on a Jetson."
         ) from error
     n_gpus = c_int()
@@ -68,7 +68,7 @@ def find_gpus() -> tuple[Gpu, ...]:
 
 
 def find_gpu() -> Gpu:
-    """Gives the first GPU, on which engines are built and run; raises as `find_gpus` does."""
+    """The first GPU, on which engines are built and run; errors as of `find_gpus`."""
     return find_gpus()[0]
 
 
@@ -114,7 +114,7 @@ def open_cuda() -> Cuda:
             cuda = Cuda(ctypes.CDLL(name), gpu)
         except OSError:
             continue
-        # A library that is newer than the driver fails here; an older one may be there too
+        # A library that is newer than the driver fails here; an older one may be installed, too
         try:
             cuda.check_device()
         except SetupError as error:
@@ -122,13 +122,13 @@ def open_cuda() -> Cuda:
         else:
             return cuda
     raise problem or SetupError(
-        "The CUDA runtime library (libcudart) is not found, which TensorRT needs.\n"
+        "The CUDA runtime library (libcudart), which TensorRT needs, is not found.\n"
         "  Install it with: pip install nvidia-cuda-runtime-cu12 (for TensorRT built for CUDA 12)"
     )
 
 
 def _runtime_libraries() -> Iterator[str]:
-    """Names and paths to try: the system's first, then those of NVIDIA's Python packages."""
+    """Names and paths to try: first the system's, then those of NVIDIA's Python packages."""
     yield from _RUNTIMES
     packages = Path(sysconfig.get_path("platlib")) / "nvidia"
     for folder in ("cu13/lib", "cuda_runtime/lib"):
@@ -140,11 +140,11 @@ def _runtime_libraries() -> Iterator[str]:
 
 
 class Cuda:
-    """Calls of the CUDA runtime; each that fails raises `SetupError` with CUDA's own reason.
+    """Calls of the CUDA runtime; a failing call raises `SetupError` with CUDA's own reason.
 
     Args:
         library: libcudart.
-        gpu: the GPU that the calls are for, which is the first.
+        gpu: the first GPU, on which the calls work.
     """
 
     def __init__(self, library: Any, gpu: Gpu) -> None:
@@ -164,26 +164,28 @@ class Cuda:
         library.cudaEventDestroy.argtypes = [c_void_p]
 
     def check_device(self) -> None:
-        """Makes sure that this library can use the GPU."""
+        """Checks that this library can use the GPU."""
         n_devices = c_int()
         code = self._library.cudaGetDeviceCount(byref(n_devices))
         if code == _NO_DEVICE or (not code and not n_devices.value):
-            raise BackendUnavailable("CUDA sees no GPU.\n  Is it hidden by CUDA_VISIBLE_DEVICES?")
+            raise BackendUnavailable(
+                "CUDA sees no GPU.\n  Check whether CUDA_VISIBLE_DEVICES hides it."
+            )
         self._check("cudaGetDeviceCount", code)
         self._call("cudaSetDevice", 0)
 
     def allocate(self, n_bytes: int) -> int:
-        """Reserves memory of the GPU and gives its address."""
+        """Allocates GPU memory and returns its address."""
         address = c_void_p()
         self._call("cudaMalloc", byref(address), n_bytes)
         return address.value or 0
 
     def free(self, address: int) -> None:
-        """Gives memory back."""
+        """Frees GPU memory."""
         self._call("cudaFree", address)
 
     def new_stream(self) -> int:
-        """Creates a stream and gives its handle."""
+        """Creates a stream and returns its handle."""
         stream = c_void_p()
         self._call("cudaStreamCreate", byref(stream))
         return stream.value or 0
@@ -193,11 +195,11 @@ class Cuda:
         self._call("cudaStreamDestroy", stream)
 
     def copy_to_device(self, address: int, array: npt.NDArray[Any], stream: int) -> None:
-        """Starts to copy a contiguous array to the GPU."""
+        """Starts copying a contiguous array to the GPU."""
         self._call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, _TO_DEVICE, stream)
 
     def copy_from_device(self, array: npt.NDArray[Any], address: int, stream: int) -> None:
-        """Starts to fill a contiguous array from the GPU; it is complete after `synchronize`."""
+        """Starts copying from the GPU to a contiguous array; complete after `synchronize`."""
         assert array.flags.c_contiguous
         assert array.flags.writeable
         self._call(
@@ -205,11 +207,11 @@ class Cuda:
         )
 
     def synchronize(self, stream: int) -> None:
-        """Waits until the stream has done everything."""
+        """Waits until the stream is finished."""
         self._call("cudaStreamSynchronize", stream)
 
     def elapsed_ms(self, work: Callable[[], None], stream: int) -> float:
-        """Time that the GPU takes for what `work` puts on the stream, by events around it."""
+        """GPU time in ms of everything that `work` puts on the stream, measured by events."""
         events: list[c_void_p] = []
         try:
             for _ in range(2):

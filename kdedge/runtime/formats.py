@@ -25,12 +25,12 @@ UNREAD_PICTURES = {
     **dict.fromkeys((*_JPEG_2000, "jxl", "svg", "eps", "pdf", "ico"), ""),
     **dict.fromkeys(("dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "raw"), ""),
 }
-"""Extensions of pictures that may be unreadable here, each with a remedy or ""."""
+"""Extensions of image files that this machine may be unable to read, each with a remedy or ""."""
 
 
 @functools.cache
 def more_extensions() -> frozenset[str]:
-    """Extensions of readable images beside the usual ones, in lower case without the dot."""
+    """Extensions of readable images besides the usual ones, in lower case without the dot."""
     # `check` warns of a name that an older Pillow does not know
     has_avif = "avif" in features.modules and features.check("avif")
     return frozenset(
@@ -45,7 +45,7 @@ def more_extensions() -> frozenset[str]:
 
 @functools.cache
 def register_heif() -> str | None:
-    """Lets Pillow read HEIC where pillow-heif is installed, and gives that package's version."""
+    """Makes Pillow read HEIC if pillow-heif is installed; returns that package's version."""
     try:
         import pillow_heif
     except ImportError:
@@ -55,5 +55,5 @@ def register_heif() -> str | None:
 
 
 def is_heif(data: bytes) -> bool:
-    """Whether an image file's bytes begin as HEIC does."""
+    """Whether an image file's bytes begin like HEIC."""
     return data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS

@@ -1,4 +1,4 @@
-"""Images that come one after the other: JPEGs in a byte stream, frames of a camera."""
+"""Streams of images: JPEGs in a byte stream, frames of a camera."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from PIL import Image
 from kdedge.errors import DataError, SetupError
 
 MAX_BYTES = 1 << 29
-"""A stream in which 512 MiB bring no end of an image is not one of photos."""
+"""A stream with 512 MiB without the end of an image is not a stream of photos."""
 
 _START = b"\xff\xd8\xff"
-# A multipart answer's boundary may come after an empty line; no image begins with either.
+# A multipart response's boundary may come after an empty line; no image begins with either.
 _PREAMBLE = re.compile(rb"(\r?\n)*(--|HTTP/)")
 _N_HEAD = 9  # enough to know these
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
@@ -25,22 +25,22 @@ _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
 def frames_from_stream(read: Callable[[], bytes], *, max_bytes: int = MAX_BYTES) -> Iterator[bytes]:
-    """Splits a stream of JPEGs into its images, each as soon as its last byte is there.
+    """Splits a stream of JPEGs into its images, each as soon as its last byte has arrived.
 
-    Markers are followed as in ITU-T T.81, annex B, so that a thumbnail inside an image is not taken
-    for an image. What stands between images, as in a camera's multipart answer, is skipped, and so
-    is what such an answer begins with: a boundary or HTTP's own head. A stream that begins with
-    neither of these nor with a JPEG is one image, of any kind.
+    Markers are followed as in ITU-T T.81, annex B, so a thumbnail inside an image is not mistaken
+    for an image. Bytes between images, as in a camera's multipart response, are skipped, and so is
+    the start of such a response: a boundary or HTTP headers. A stream that begins with neither of
+    these nor with a JPEG is one image of any format.
 
     Args:
-        read: gives the next bytes, as many as there are; none at the end.
-        max_bytes: that may come without an end of an image.
+        read: returns the next available bytes; none at the end.
+        max_bytes: maximum number of bytes without the end of an image.
 
     Yields:
-        One image's bytes; the last may be cut off, which its decoder finds.
+        The bytes of one image; the last one may be truncated, which its decoder notices.
 
     Raises:
-        DataError: `max_bytes` came without an end of an image.
+        DataError: `max_bytes` arrived without the end of an image.
     """
     stream = _Stream(read, max_bytes)
     stream.has(_N_HEAD)
@@ -57,33 +57,33 @@ def frames_from_stream(read: Callable[[], bytes], *, max_bytes: int = MAX_BYTES)
 
 
 class _Stream:
-    """What has been read and not yet taken."""
+    """Buffer of bytes that were read but not yet used."""
 
     def __init__(self, read: Callable[[], bytes], max_bytes: int) -> None:
         self.buffer = bytearray()
         self._read, self._max_bytes = read, max_bytes
 
     def fill(self) -> bool:
-        """Reads on; no at the stream's end."""
+        """Reads more bytes; false at the stream's end."""
         block = self._read()
         self.buffer += block
         if len(self.buffer) > self._max_bytes:
             raise DataError(
-                f"The stream has {self._max_bytes >> 20} MiB without an end of an image.\n"
+                f"The stream has {self._max_bytes >> 20} MiB without the end of an image.\n"
                 "  Send one image, or JPEGs one after the other"
                 " (ffmpeg ... -f image2pipe -c:v mjpeg -)."
             )
         return bool(block)
 
     def has(self, n_bytes: int) -> bool:
-        """Reads until there are so many bytes; no where the stream ends before."""
+        """Reads until there are this many bytes; false if the stream ends before."""
         while len(self.buffer) < n_bytes:
             if not self.fill():
                 return False
         return True
 
     def skip_to_start(self) -> bool:
-        """Drops what stands before the next JPEG; no where there is none."""
+        """Drops the bytes before the next JPEG; false if there is none."""
         while (start := self.buffer.find(_START)) < 0:
             del self.buffer[: max(0, len(self.buffer) - len(_START) + 1)]
             if not self.fill():
@@ -93,11 +93,11 @@ class _Stream:
 
 
 def _end_of_jpeg(stream: _Stream) -> int:
-    """Where the JPEG that the buffer begins with ends, or breaks off."""
+    """Position where the buffer's first JPEG ends, or breaks off."""
     buffer, at = stream.buffer, 2
     while stream.has(at + 2):
         marker = buffer[at + 1]
-        if buffer[at] != 0xFF:  # damaged: the next image may still be whole
+        if buffer[at] != 0xFF:  # damaged: the next image may still be complete
             return _find(stream, re.compile(re.escape(_START)), at)
         if marker == _END_OF_IMAGE:
             return at + 2
@@ -117,7 +117,7 @@ def _end_of_jpeg(stream: _Stream) -> int:
 
 
 def _find(stream: _Stream, pattern: re.Pattern[bytes], at: int) -> int:
-    """Where a pattern of at most three bytes comes next; the stream's end where it does not."""
+    """Position of the next occurrence of a pattern of at most three bytes, or the stream's end."""
     while (found := pattern.search(stream.buffer, at)) is None:
         at = max(at, len(stream.buffer) - 2)
         if not stream.fill():
@@ -126,7 +126,7 @@ def _find(stream: _Stream, pattern: re.Pattern[bytes], at: int) -> int:
 
 
 def frames_from_camera(index: int) -> Iterator[Image.Image]:
-    """Gives a camera's frames, the newest each time, until it gives none.
+    """Yields a camera's frames, always the newest, until the camera stops.
 
     Args:
         index: OpenCV's number of the camera; with V4L2, N is /dev/videoN.
@@ -143,13 +143,16 @@ def frames_from_camera(index: int) -> Iterator[Image.Image]:
         if not camera.isOpened():
             raise SetupError(
                 f"Camera {index} cannot be opened.\n"
-                "  Is it connected, free, and may this user read it (ls -l /dev/video*)?"
+                "  Check that it is connected, not in use, and readable for this user (ls -l"
+                " /dev/video*)."
             )
-        camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # else a slow model sees what was long ago
+        camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # otherwise a slow model sees old frames
         while True:
             is_there, frame = camera.read()
             if not is_there:
-                raise SetupError(f"Camera {index} gives no more frames.\n  Is it still connected?")
+                raise SetupError(
+                    f"Camera {index} gives no more frames.\n  Check that it is still connected."
+                )
             yield Image.fromarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
     finally:
         camera.release()

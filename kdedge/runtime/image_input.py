@@ -1,4 +1,4 @@
-"""What a graph takes, said so that a program without kdedge prepares images as kdedge does."""
+"""Describes a graph's input, so that a program without kdedge preprocesses images the same way."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Pixels = Literal["float", "uint8"]
 
 @dataclass(frozen=True)
 class Preparation(Record):
-    """How an image file becomes pixels, as `artifact.json` says it.
+    """How an image file becomes pixels, as in `artifact.json`.
 
     Attributes:
-        size_px: side of the square that the model takes, pixels.
+        size_px: side of the model's square input, pixels.
         resize_mode: as in `Preprocess`.
         interpolation: as in `Preprocess`.
-        crop: what is kept after resizing.
-        rounding: of values and of sides.
-        normalization: where mean and deviation are applied.
-        steps: all of it in words, in order.
+        crop: the part that is kept after resizing.
+        rounding: how values and sides are rounded.
+        normalization: where mean and standard deviation are applied.
+        steps: all steps in order, in words.
     """
 
     size_px: int
@@ -36,7 +36,7 @@ class Preparation(Record):
 
 @dataclass(frozen=True)
 class InGraph(Record):
-    """What the graph does itself, so that nobody does it twice.
+    """Normalization in the graph, which must not be applied a second time.
 
     Attributes:
         mean: subtracted, per channel in RGB order, for values 0-1.
@@ -48,7 +48,7 @@ class InGraph(Record):
 
 
 def describe_preparation(preprocess: Preprocess, pixels: Pixels) -> Preparation:
-    """Says how an image file becomes the graph's input."""
+    """Describes how an image file becomes the graph's input."""
     is_cropped = preprocess.resize_mode == "shortest"
     return Preparation(
         size_px=preprocess.size_px,
@@ -63,7 +63,7 @@ def describe_preparation(preprocess: Preprocess, pixels: Pixels) -> Preparation:
 
 
 def describe_tensor(pixels: Pixels) -> dict[str, Any]:
-    """Gives type, layout, channel order and range of values of the graph's input."""
+    """Type, layout, channel order and range of values of the graph's input."""
     return {
         "dtype": "float32" if pixels == "float" else "uint8",
         "layout": "NCHW",

@@ -1,4 +1,4 @@
-"""What machine this is, from the operating system alone."""
+"""Facts about this machine, from the operating system alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def cpu_cores() -> int:
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Cores that this process may use, of which a container's limit leaves whole ones.
+    """Cores that this process may use, limited to whole cores of a container's CPU quota.
 
     Args:
         root: the file system's root.
@@ -25,7 +25,7 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def physical_cores(root: Path = Path("/")) -> int:
-    """Cores that this process may use without their second threads (SMT), which compute no faster.
+    """Physical cores that this process may use: second threads (SMT) do not add speed.
 
     Args:
         root: the file system's root.
@@ -49,7 +49,7 @@ def _cpu_quota(root: Path) -> float | None:
             trees = [root / "sys/fs/cgroup/cpu", root / "sys/fs/cgroup/cpu,cpuacct"]
         else:
             continue
-        # In a container the path may be the host's, and the tree begins at the container's group
+        # In a container the path may be the host's, while the tree begins at the container's group
         groups = [Path(path), *Path(path).parents]
         quotas += [_quota_of(tree / str(group).strip("/")) for tree in trees for group in groups]
     return min((quota for quota in quotas if quota is not None), default=None)
@@ -64,7 +64,7 @@ def _quota_of(group: Path) -> float | None:
 
 
 def _read(path: Path) -> str:
-    """A system file's text; empty where there is none."""
+    """A system file's text; empty if there is no such file."""
     try:
         return path.read_text(encoding="utf-8").strip()
     except OSError:
@@ -72,7 +72,7 @@ def _read(path: Path) -> str:
 
 
 def cpu_model() -> str:
-    """The processor's name as it gives it itself."""
+    """The processor's own name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -82,7 +82,7 @@ def cpu_model() -> str:
 
 
 def memory_bytes(root: Path = Path("/")) -> int | None:
-    """Memory of the machine, or of the container where that is less; None where unknown.
+    """Memory of the machine, or of the container if that is less; None if unknown.
 
     Args:
         root: the file system's root.

@@ -24,7 +24,7 @@ Gate = Literal["passed", "missed", "not measured"]
 
 @dataclass(frozen=True)
 class _BuiltWith(Shape):
-    """The facts of `ModelFile.built_with` that kdedge computes with."""
+    """The facts in `ModelFile.built_with` that kdedge uses."""
 
     gmacs: Annotated[NonNegative, OPTIONAL]
     parameters: Annotated[PositiveCount, OPTIONAL]
@@ -37,16 +37,16 @@ class ModelFile(Record):
 
     Attributes:
         name: the file's name in the folder.
-        target: what it was exported for, as in `onnx` or `tensorrt`.
-        precision: of its weights and arithmetic.
-        device: where it is meant to run.
-        sha256: of the file's bytes, in hex.
-        n_bytes: the file's size.
-        data: the name of its external data file, which is one of `Artifact.others`; None where
-            the weights are in the file itself.
+        target: its target, such as `onnx` or `tensorrt`.
+        precision: precision of its weights and arithmetic.
+        device: device that it is meant for.
+        sha256: SHA-256 of the file's bytes, in hex.
+        n_bytes: size of the file.
+        data: name of its external data file, which is one of `Artifact.others`; None if the
+            weights are in the file itself.
         made_from: SHA-256 of the ONNX file that an engine was built from; None for ONNX files.
-        built_with: what built it: tool, versions, device, profile, flags, seconds.
-        parity: how it compares with the model on real images; None where that was not measured.
+        built_with: tool, versions, device, profile, flags and seconds of the build.
+        parity: comparison with the model on real images; None if not measured.
         gate: whether the comparison passed the recipe's gates.
     """
 

@@ -1,7 +1,7 @@
-"""THE image preprocessing: decode, orient, resize, crop, normalize.
+"""The image preprocessing: decode, orient, resize, crop, normalize.
 
-Training, evaluation, calibration and the device all go through this file, so that they cannot
-disagree. On RGB images its result equals open_clip's evaluation transform bit for bit
+Training, evaluation, calibration and the device all use this file, so they cannot differ. On RGB
+images its result equals open_clip's evaluation transform bit for bit
 (`open_clip.image_transform(size, is_train=False)`).
 """
 
@@ -25,7 +25,7 @@ from kdedge.errors import DataError
 from kdedge.runtime.formats import HEIF_REMEDY, is_heif, register_heif
 
 MAX_PIXELS = 100_000_000
-"""Larger images are refused by their header: 100 megapixels are 0.3 GB decoded."""
+"""Larger images are refused after reading their header: 100 megapixels are 0.3 GB decoded."""
 
 MAX_ASPECT = 100
 """Longer side over shorter side. Resizing the shorter side of a 1 x 100,000 strip to 224 would
@@ -70,7 +70,7 @@ class UnusableImage(DataError):  # noqa: N818 - the name says what is wrong, as 
     """One image cannot be read or decoded.
 
     Args:
-        reason: why, as a sentence without a full stop. Kept as an attribute for the skip list.
+        reason: why, as a sentence without a full stop; the skip list uses it.
     """
 
     def __init__(self, reason: str) -> None:
@@ -83,10 +83,10 @@ class Preprocess:
     """How an image becomes the model's input.
 
     Attributes:
-        size_px: side of the square that the model takes, pixels.
+        size_px: side of the model's square input, pixels.
         mean: subtracted, per channel in RGB order, for values 0-1.
         std: divided by, per channel in RGB order, for values 0-1.
-        interpolation: how Pillow resizes (with antialiasing, as it always does).
+        interpolation: Pillow's filter for resizing, always with antialiasing.
         resize_mode: `shortest` brings the shorter side to `size_px` and crops the center; `squash`
             ignores the aspect ratio.
     """
@@ -118,7 +118,7 @@ class Preprocess:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """Gives the values for a JSON record."""
+        """Values for a JSON record."""
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
 
@@ -126,10 +126,10 @@ _SILENCE = ("ignore", None, Warning, re.compile(r"PIL(\.|$)"), 0)
 
 
 class _StrictPillow:
-    """While any thread is inside, Pillow is silent and refuses truncated files.
+    """Context manager in which Pillow gives no warnings and refuses truncated files.
 
-    Both are process-wide switches, so that they are counted: the first thread in sets them, the
-    last one out puts back what was there.
+    Both are process-wide switches, so threads are counted: the first one sets the switches, the
+    last one restores them.
     """
 
     def __init__(self) -> None:
@@ -167,22 +167,22 @@ _STRICT_PILLOW = _StrictPillow()
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decodes an image file to 8-bit RGB, upright.
 
-    EXIF orientation is applied; of animations and multi-page files the first picture is taken;
-    transparent parts show white (alpha is composited over white); CMYK, also Adobe's inverted kind
-    and YCCK, gray, palettes and YCbCr become RGB; 16-bit gray is scaled by 1/257 and not clipped;
-    16-bit color keeps its high byte.
+    EXIF orientation is applied. Of animations and multi-page files the first image is used.
+    Transparent parts become white (alpha is composited over white). CMYK (also Adobe's inverted
+    kind and YCCK), gray, palettes and YCbCr become RGB. 16-bit gray is scaled by 1/257 and not
+    clipped; 16-bit color keeps its high byte.
 
     Args:
         data: the file's bytes.
-        max_pixels: images of more pixels are refused before they are decoded. Pillow's own limit
-            (`PIL.Image.MAX_IMAGE_PIXELS`, refused from twice its value) stays in force beside it.
+        max_pixels: images with more pixels are refused before they are decoded. Pillow's own limit
+            (`PIL.Image.MAX_IMAGE_PIXELS`, refused from twice its value) also applies.
 
     Returns:
         An image of mode RGB.
 
     Raises:
-        UnusableImage: empty, no image, truncated, damaged, too large, longer than 100 times its
-            width, or of a kind without a fixed range (float, Lab, 32-bit).
+        UnusableImage: the file is empty, not an image, truncated, damaged, too large, longer than
+            100 times its shorter side, or of a kind without a fixed range (float, Lab, 32-bit).
     """
     if not data:
         raise UnusableImage("the file is empty")
@@ -191,10 +191,10 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def convert_image(image: Image.Image) -> Image.Image:
-    """Gives a Pillow image as `decode_image` gives an image file: 8-bit RGB, upright.
+    """Converts a Pillow image as `decode_image` does with a file: to 8-bit RGB, upright.
 
     Raises:
-        UnusableImage: it cannot be decoded, is empty, or is of a kind without a fixed range.
+        UnusableImage: the image cannot be decoded, is empty, or has no fixed range of values.
     """
     if not all(image.size):
         raise UnusableImage("the image has no pixels")
@@ -215,20 +215,22 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
-    """Reads the header and decides by it."""
+    """Opens an image and checks its header."""
     if is_heif(data) and register_heif() is None:
-        raise UnusableImage(f"a HEIC image; to read it: {HEIF_REMEDY}")
+        raise UnusableImage(f"a HEIC image; to read it, run: {HEIF_REMEDY}")
     try:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError as error:
-        raise UnusableImage(f"not an image that can be read here ({_kind(data)})") from error
+        raise UnusableImage(f"not a readable image ({_kind(data)})") from error
     except Image.DecompressionBombError as error:
         raise UnusableImage(f"too large: {_text(error)}") from error
     except _PILLOW_ERRORS as error:
         raise UnusableImage(f"the image's header is damaged: {_text(error)}") from error
     width, height = image.size
     if image.format in _OUTSIDE_PROGRAMS:
-        raise UnusableImage(f"{image.format} files need an outside program to be drawn")
+        raise UnusableImage(
+            f"{image.format} files need another program; convert the image to PNG or JPEG"
+        )
     if width * height > max_pixels:
         raise UnusableImage(
             f"too large: {width} x {height} pixels, the limit is {max_pixels} pixels"
@@ -241,7 +243,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _kind(data: bytes) -> str:
-    """Says what a file that is no image looks like."""
+    """Says what kind of file it is, if it is not an image."""
     head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith(b"<svg") or (head.startswith(b"<?xml") and b"<svg" in data[:4096].lower()):
         return "an SVG drawing"
@@ -278,9 +280,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _wide_gray_to_rgb(image: Image.Image) -> Image.Image:
-    """Scales 16-bit gray to 8 bits, rounding; Pillow's own conversion would clip at 255."""
+    """Scales 16-bit gray to 8 bits with rounding; Pillow's own conversion would clip at 255."""
     values = np.asarray(image).astype(np.int64)
-    # Older Pillow gives 16-bit PNG and PPM as 32-bit "I"; there the depth is known without looking.
+    # Older Pillow reads 16-bit PNG and PPM as 32-bit "I"; for these the depth is known.
     is_16_bit = image.mode.startswith("I;16") or image.format in {"PNG", "PPM"}
     lowest, highest = int(np.min(values)), int(np.max(values))
     if lowest < 0 or highest > 65535:
@@ -295,7 +297,7 @@ def _wide_gray_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Gives EXIF's orientation, 1 (upright) where it is absent or unreadable."""
+    """EXIF's orientation; 1 (upright) if it is missing or unreadable."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except _PILLOW_ERRORS:
@@ -332,7 +334,7 @@ def resize_and_crop(image: Image.Image, preprocess: Preprocess) -> Image.Image:
 def normalize(
     image: Image.Image | npt.NDArray[np.uint8], preprocess: Preprocess
 ) -> npt.NDArray[np.float32]:
-    """Gives the model's input: `(pixel / 255 - mean) / std`, in float32.
+    """Computes the model's input: `(pixel / 255 - mean) / std`, in float32.
 
     Args:
         image: [H, W, 3], uint8, RGB.

@@ -1,10 +1,10 @@
-"""How many threads compute, and how they wait: told to libraries before these are loaded.
+"""Sets the number of compute threads and how they wait, before libraries are loaded.
 
-OpenMP's threads wait for each other at the end of every parallel loop, by default in a long spin.
-Beside another busy process that spin keeps the very thread that they wait for from its core, and
-small steps take twelve times as long. Threads that sleep at once are quick there, but on a quiet
-machine waking them makes small steps twice as long. So they sleep at once where the machine is
-busy, and spin for a short time where it is not: `benchmarks/README.md`, "Beside a busy process".
+OpenMP's threads wait for each other at the end of every parallel loop, by default by spinning for a
+long time. If another process is busy, spinning keeps the awaited thread from its core, and small
+steps take twelve times as long. Threads that sleep at once are faster then; but on a quiet machine
+waking them makes small steps twice as slow. So threads sleep at once on a busy machine and spin for
+a short time on a quiet one: `benchmarks/README.md`, "Beside a busy process".
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SYSTEM = Path("/")
 _NUMBER = "OMP_NUM_THREADS"
 _NUMBERS = (_NUMBER, "MKL_NUM_THREADS")
 _POLICY = "OMP_WAIT_POLICY"
-# Turns of GNU's OpenMP, and milliseconds of LLVM's and Intel's
+# Spin count for GNU's OpenMP, and milliseconds for LLVM's and Intel's
 _SHORT_SPIN = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
 # Names of the variables that kdedge set: its child processes choose these anew
 _CHOSEN = "KDEDGE_CHOSEN"
@@ -30,30 +30,30 @@ _LOOK_S = 0.05
 
 
 def check_threads(n_threads: int | None) -> None:
-    """Makes sure that there is a thread to compute.
+    """Checks a number of threads.
 
     Raises:
-        RecipeError: there is none.
+        RecipeError: it is below 1.
     """
     if n_threads is not None and n_threads < 1:
-        raise RecipeError(f"threads is {n_threads}; 1 or more is expected.")
+        raise RecipeError(f"threads is {n_threads}; expected 1 or more.")
 
 
 def set_up_threads(n_threads: int | None = None, *, root: Path = _SYSTEM) -> float | None:
-    """Chooses how many threads compute and how they wait, where the user's environment does not.
+    """Sets the number of compute threads and how they wait, unless the environment does.
 
-    Nothing but a number that is given has an effect once torch is loaded.
+    Once torch is loaded, only a given `n_threads` has an effect.
 
     Args:
-        n_threads: the user's choice, which outdoes the environment; None for this process's share
-            of the physical cores.
-        root: the file system's root.
+        n_threads: the user's choice, which overrides the environment; None for this process's
+            share of the physical cores.
+        root: root of the file system.
 
     Raises:
         RecipeError: `n_threads` is below 1.
 
     Returns:
-        How many cores other processes keep busy, if that leaves fewer than there are threads.
+        Number of cores that other processes keep busy, if fewer cores than threads are left.
     """
     check_threads(n_threads)
     torch = sys.modules.get("torch")
@@ -81,13 +81,13 @@ def _chosen() -> set[str]:
 
 
 def _is_number_given(root: Path) -> bool:
-    """Whether the user has said how many threads compute, by a variable or an option."""
+    """Whether the user has set the number of threads, by a variable or an option."""
     given = {name for name in _NUMBERS if name in os.environ} - _chosen()
     return bool(given) and not (given == {_NUMBER} and _is_of_torchrun(root))
 
 
 def _is_of_torchrun(root: Path) -> bool:
-    """Whether torchrun chose one thread, as it does where its own environment has no number."""
+    """Whether torchrun set one thread, as it does if its own environment has no number."""
     if os.environ[_NUMBER] != "1" or _n_local_processes() == 1:
         return False
     try:
@@ -98,7 +98,7 @@ def _is_of_torchrun(root: Path) -> bool:
 
 
 def _n_local_processes() -> int:
-    """How many processes torchrun has started on this machine; 1 where it has not."""
+    """Number of processes that torchrun started on this machine; 1 without torchrun."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
@@ -107,7 +107,7 @@ def _share(root: Path) -> int:
 
 
 def _busy_cores(n_threads: int, root: Path) -> float | None:
-    """Cores that others keep busy, if too few are left; a single thread waits for no other."""
+    """Cores that others keep busy, if too few are left; a single thread never waits."""
     if n_threads == 1:
         return None
     since = watch_contention(root)
@@ -118,7 +118,7 @@ def _busy_cores(n_threads: int, root: Path) -> float | None:
 
 
 def number_of_threads() -> int | None:
-    """The number that the environment names; None where it names none."""
+    """The number of threads in the environment; None if it is not set."""
     texts = [os.environ.get(name, "").split(",")[0] for name in _NUMBERS]
     return next((int(text) for text in texts if text.isdecimal() and int(text) > 0), None)
 
@@ -129,13 +129,13 @@ def may_spin() -> bool:
 
 
 def threads_beside(n_workers: int) -> int | None:
-    """Threads that leave cores to loader processes; None where kdedge has not chosen a number.
+    """Number of threads that leaves cores to data workers; None if kdedge did not set it.
 
-    Where the CPU computes, decoding keeps workers busy for a small part of the time. At most an
-    eighth of the cores is therefore left to them, and none of fewer than eight.
+    If the CPU computes, workers decode only a small part of the time. So at most an eighth of the
+    cores is left to them, and none if there are fewer than eight cores.
 
     Args:
-        n_workers: loader processes of this process.
+        n_workers: data workers of this process.
     """
     if _NUMBER not in _chosen():
         return None
@@ -144,13 +144,13 @@ def threads_beside(n_workers: int) -> int | None:
 
 
 def shared_threads(n_processes: int, *, root: Path = _SYSTEM) -> dict[str, str]:
-    """Variables that give each of so many processes its part of the cores.
+    """Environment variables that give each process its share of the cores.
 
-    Where the user has chosen a number, each process has that one.
+    If the user has set a number of threads, each process uses that number.
 
     Args:
-        n_processes: that run at the same time.
-        root: the file system's root.
+        n_processes: number of processes that run at the same time.
+        root: root of the file system.
     """
     if _is_number_given(root):
         return {}

@@ -1,4 +1,4 @@
-"""Frames of a video file, decoded by PyAV, which brings FFmpeg's libraries with it."""
+"""Frames of a video file, decoded by PyAV, which includes FFmpeg's libraries."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class VideoFrame(NamedTuple):
     """One frame of a video.
 
     Attributes:
-        number: from 1, every frame counted.
-        seconds: from the video's start; None where the file does not say.
+        number: number of the frame in the video, from 1.
+        seconds: time from the video's start; None if the file has no times.
         image: RGB, upright.
     """
 
@@ -49,7 +49,10 @@ def import_pyav() -> Any:
     except ModuleNotFoundError as error:
         raise MissingPackage("av", extra="video", purpose="Reading a video") from error
     except ImportError as error:
-        raise SetupError(f"PyAV, which reads videos, cannot be imported: {error}.") from error
+        raise SetupError(
+            f"PyAV, which reads videos, cannot be imported: {error}.\n"
+            "  Reinstall it with: pip install --force-reinstall av"
+        ) from error
 
 
 def frames_of_video(path: Path, *, every: int = 1) -> Iterator[VideoFrame]:
@@ -57,7 +60,7 @@ def frames_of_video(path: Path, *, every: int = 1) -> Iterator[VideoFrame]:
 
     Args:
         path: the file.
-        every: give the first frame and then every so many.
+        every: yield the first frame, and then every `every`-th.
 
     Raises:
         UnusableImage: the file cannot be read, has no video, or is damaged from here on.
@@ -79,8 +82,8 @@ def frames_of_video(path: Path, *, every: int = 1) -> Iterator[VideoFrame]:
 
 
 def _upright(frame: Any) -> Image.Image:
-    """The pixels, turned as a phone says that the camera was held."""
+    """The frame's pixels, rotated as the video's metadata says."""
     if frame.width * frame.height > MAX_PIXELS:
-        raise UnusableImage(f"its frames have {frame.width}x{frame.height} pixels, too many")
+        raise UnusableImage(f"its frames are too large: {frame.width} x {frame.height} pixels")
     image: Image.Image = frame.to_image()
     return image.rotate(frame.rotation, expand=True) if frame.rotation else image

@@ -197,7 +197,7 @@ def test_mistakes_are_the_errors_of_the_command_line(recipe: dict[str, Any]) -> 
         with pytest.raises(kdedge.RecipeError, match="batches of 1 or more, and more than 0 sec"):
             kdedge.bench(**wrong)
     for call in (kdedge.bench, partial(kdedge.load, "artifact")):
-        with pytest.raises(kdedge.RecipeError, match="threads is 0; 1 or more is expected"):
+        with pytest.raises(kdedge.RecipeError, match="threads is 0; expected 1 or more"):
             call(threads=0)
 
 

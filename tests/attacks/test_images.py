@@ -103,7 +103,7 @@ def test_what_is_no_image_is_named(data, reason):
 
 def test_postscript_is_never_handed_to_ghostscript():
     data = encode(Image.new("RGB", (8, 8)), "EPS")
-    with pytest.raises(UnusableImage, match="outside program"):
+    with pytest.raises(UnusableImage, match="need another program"):
         decode_image(data)
 
 

@@ -304,7 +304,7 @@ def test_a_changed_file_is_not_run(exported: Path, kdedge: Kdedge) -> None:
     file.write_bytes(file.read_bytes() + b" ")
     done = kdedge("bench", str(file), *QUICK)
     assert done.code == 3
-    assert "is not the file that was exported" in done.err
+    assert "has changed since the export" in done.err
 
 
 def test_a_file_that_cannot_be_loaded_leaves_the_other_rows(exported: Path, kdedge: Kdedge) -> None:

@@ -240,7 +240,9 @@ def test_doctor_sees_the_gpu_of_a_device_where_torch_does_not_load(monkeypatch):
 @pytest.mark.usefixtures("no_gpu")
 def test_doctor_says_why_there_is_no_gpu():
     output = CliRunner().invoke(doctor.command).output
-    assert "none: There is no NVIDIA driver here: libcuda.so.1 cannot be loaded\n" in output
+    assert (
+        "none: There is no NVIDIA driver on this machine: libcuda.so.1 cannot be loaded\n" in output
+    )
 
 
 @pytest.mark.usefixtures("jetson")

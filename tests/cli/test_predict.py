@@ -318,7 +318,7 @@ def test_a_tampered_artifact_is_refused(work: Path, kdedge: Run) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     done = kdedge("predict", "art", "pics")
     assert (done.code, done.out) == (3, "")
-    assert "is not the file that was exported" in done.err
+    assert "has changed since the export" in done.err
 
 
 def test_an_artifact_of_a_newer_version_is_refused(work: Path, kdedge: Run) -> None:

@@ -189,7 +189,7 @@ def test_a_tampered_engine_is_an_error_even_where_the_onnx_file_would_run(
 ) -> None:
     artifact = artifact.with_files(write_engine(artifact, "model.fp16.engine"))
     (artifact.path / "model.fp16.engine").write_text("engine 1 5 FLOAT logits 16")
-    with pytest.raises(DataError, match=r"model\.fp16\.engine is not the file that was exported"):
+    with pytest.raises(DataError, match=r"model\.fp16\.engine has changed since the export"):
         load(artifact)
 
 

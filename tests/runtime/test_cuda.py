@@ -72,7 +72,7 @@ def test_a_missing_driver_is_told_with_what_a_container_needs(
     with pytest.raises(BackendUnavailable) as caught:
         look()
     assert str(caught.value) == (
-        "There is no NVIDIA driver here: libcuda.so.1 cannot be loaded.\n"
+        "There is no NVIDIA driver on this machine: libcuda.so.1 cannot be loaded.\n"
         "  In a container, start it with --gpus all, or --runtime nvidia on a Jetson."
     )
 
@@ -130,7 +130,10 @@ def test_no_library_at_all_is_told_with_the_line_that_installs_it(
     host_gpu: Any, cuda_libraries: Any
 ) -> None:
     cuda_libraries(libraries(host_gpu, {}))
-    with pytest.raises(SetupError, match=r"\(libcudart\) is not found.*\n.*pip install nvidia"):
+    with pytest.raises(
+        SetupError,
+        match=r"\(libcudart\), which TensorRT needs, is not found.*\n.*pip install nvidia",
+    ):
         open_cuda()
 
 

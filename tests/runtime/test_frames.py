@@ -145,7 +145,7 @@ def test_an_empty_stream_has_no_image() -> None:
 @pytest.mark.parametrize("start", [b"\xff\xd8\xff\xda\x00\x02", b"PNG"])
 def test_a_stream_without_an_end_is_stopped(start: bytes) -> None:
     blocks = iter([start])
-    with pytest.raises(DataError, match="without an end of an image"):
+    with pytest.raises(DataError, match="without the end of an image"):
         list(frames_from_stream(lambda: next(blocks, bytes(1 << 16)), max_bytes=1 << 20))
 
 

@@ -322,7 +322,9 @@ def test_heic_without_its_package_is_refused_with_the_way_to_get_it(tmp_path):
         text=True,
         check=False,
     )
-    assert "a HEIC image; to read it: pip install 'kdedge[heif]'" in listed.stdout + listed.stderr
+    assert (
+        "a HEIC image; to read it, run: pip install 'kdedge[heif]'" in listed.stdout + listed.stderr
+    )
 
 
 def test_pillows_switches_are_as_before_also_while_many_threads_decode(monkeypatch):

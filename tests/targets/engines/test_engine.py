@@ -134,7 +134,7 @@ def test_it_says_what_it_takes(tmp_path: Path, cudart: Any) -> None:
 
 def test_a_gpu_that_cuda_counts_with_an_error_is_one_that_is_not_there(cudart: Any) -> None:
     cudart.fails["cudaGetDeviceCount"] = 100
-    with pytest.raises(BackendUnavailable, match=r"CUDA sees no GPU\.\n  Is it hidden by"):
+    with pytest.raises(BackendUnavailable, match=r"CUDA sees no GPU\.\n  Check whether"):
         target.check_environment()
 
 

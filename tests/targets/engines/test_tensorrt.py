@@ -402,7 +402,7 @@ def test_without_a_device_nothing_can_be_built(
         lambda: build(tmp_path / "none.onnx", tmp_path, precision="fp16"),
     )
     for call in calls:
-        with pytest.raises(SetupError, match="There is no NVIDIA driver here"):
+        with pytest.raises(SetupError, match="There is no NVIDIA driver on this machine"):
             call()
 
 
