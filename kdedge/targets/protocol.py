@@ -1,7 +1,7 @@
-"""What a target's folder holds: `TARGET` in describe.py, and the functions of build.py and run.py.
+"""The protocol of targets: `TARGET` in describe.py, and the functions of build.py and run.py.
 
-A package of one's own joins by an entry point of the group `kdedge.targets` that names a package
-with the same modules.
+An installed package adds a target by an entry point of the group `kdedge.targets`, which names a
+package with the same modules.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from kdedge.errors import BackendUnavailable, MissingPackage, SetupError
 
-if TYPE_CHECKING:  # a description loads nothing, NumPy included
+if TYPE_CHECKING:  # a description imports nothing heavy, not even NumPy
     import numpy.typing as npt
 
     from kdedge.runtime.artifact import Artifact, Device, Precision
@@ -27,11 +27,11 @@ class Package:
     """An optional Python package of a target, as `kdedge doctor` lists it.
 
     Attributes:
-        module: the name that it is imported by.
-        distributions: any of these brings it.
-        purpose: what needs it, as in `TensorRT engines`.
-        extra: the kdedge extra that brings it; None where no extra does.
-        install: how it is installed; by its extra where nothing is said.
+        module: name for the import.
+        distributions: names of distributions that contain it.
+        purpose: what needs it, such as `TensorRT engines`.
+        extra: the kdedge extra that installs it; None if no extra does.
+        install: how to install it; empty for its extra.
     """
 
     module: str
@@ -42,14 +42,14 @@ class Package:
 
     @property
     def install_line(self) -> str:
-        """How it is installed."""
+        """How to install it."""
         return self.install or f"pip install 'kdedge[{self.extra}]'"
 
     def missing(self, purpose: str) -> SetupError:
-        """Gives the error for a machine without it.
+        """Makes the error for a machine without the package.
 
         Args:
-            purpose: what it is needed for, as the start of a sentence: "Running ONNX files".
+            purpose: what needs it, as the start of a sentence: "Running ONNX files".
         """
         name = self.distributions[0]
         if self.extra is not None and not self.install:
@@ -64,23 +64,22 @@ class Target:
     """A target, as data: `TARGET` in describe.py.
 
     Attributes:
-        name: as `artifact.json` has it.
-        label: as messages and tables have it.
-        flag: of `kdedge export`, such as `--trt`.
-        help: of the flag, one sentence.
-        files: what its files are called, as a pattern such as `model.*.engine`.
-        source: what its files are built from. ONNX files travel in the artifact, so that what is
-            built from them can be built on the device. The folded model is there at a run's export
-            alone.
-        precisions: that it has files for, the preferred one first.
+        name: name in `artifact.json`.
+        label: name in messages and tables.
+        flag: flag of `kdedge export`, such as `--trt`.
+        help: help text of the flag, one sentence.
+        files: pattern of its files' names, such as `model.*.engine`.
+        source: what its files are built from. ONNX files are part of the artifact, so files from
+            them can be built on the device. The folded model exists only during a run's export.
+        precisions: precisions of its files, the preferred one first.
         packages: optional packages that it needs.
-        backend: the name of what runs its files in `kdedge predict` and `kdedge bench`; None where
-            kdedge does not run them there, so that the folder has no run.py.
-        preference: files of a higher preference are run before others.
-        is_engine: its files are built for one kind of GPU.
-        remark: what else a user should know, as sentences.
-        find_problem: looks for what is installed and cannot work on this machine; None where
-            nothing is wrong.
+        backend: name of the backend that runs its files in `kdedge predict` and `kdedge bench`;
+            None if kdedge does not run them, so that the folder has no run.py.
+        preference: files of targets with a higher preference are used before others.
+        is_engine: whether its files are built for one kind of GPU.
+        remark: further facts for users, as sentences.
+        find_problem: returns a message about an installed package that cannot work on this
+            machine; None if there is no problem.
     """
 
     name: str
@@ -103,9 +102,9 @@ class PlannedFile:
     """A file that a target can build here.
 
     Attributes:
-        name: in the artifact's folder.
-        precision: of its weights and arithmetic.
-        device: where it is meant to run.
+        name: name in the artifact's folder.
+        precision: precision of its weights and arithmetic.
+        device: device that it is meant for.
     """
 
     name: str
@@ -115,18 +114,18 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What a file is built from.
+    """Source and options of a file.
 
     Attributes:
-        artifact: says what the file takes: side of the images, pixels, batches, head.
-        folder: where the file goes.
-        model: the folded model, a torch module from pixels [B, 3, S, S] to logits [B, C]; None
-            where an artifact is the source.
-        onnx_path: the ONNX file of the same precision; for ONNX files of lower precision the
-            float32 one; None where the folded model is the source.
-        images: [N, 3, S, S], real images as the graph takes them, to choose ranges by; None where
-            no ranges are chosen.
-        options: values of the recipe's `export` that concern one target alone.
+        artifact: describes the file's input: side of the images, pixels, batches, head.
+        folder: folder of the file.
+        model: the folded model, a torch module from pixels [B, 3, S, S] to logits [B, C]; None if
+            ONNX files are the source.
+        onnx_path: the ONNX file of the same precision, or the float32 file for ONNX files of lower
+            precision; None if the folded model is the source.
+        images: [N, 3, S, S], real images as the graph takes them, which decide the ranges; None if
+            no ranges are needed.
+        options: values of the recipe's `export` for this target alone.
     """
 
     artifact: Artifact
@@ -145,7 +144,7 @@ class BuildModule(Protocol):
     """
 
     def check_environment(self) -> None:
-        """Looks for everything that building needs, before anything slow is done.
+        """Checks for everything that building needs, before anything slow is done.
 
         Raises:
             SetupError: a package or device is missing or broken.
@@ -153,10 +152,10 @@ class BuildModule(Protocol):
         ...
 
     def plan(self, precision: Precision) -> tuple[PlannedFile, ...]:
-        """Gives the files of a precision that can be built here.
+        """The files of a precision that can be built on this machine.
 
         Raises:
-            SetupError: a package or device is missing, on which the names depend.
+            SetupError: a package or device that decides the names is missing.
         """
         ...
 
@@ -164,15 +163,15 @@ class BuildModule(Protocol):
         """Builds one file, which is complete or absent afterwards.
 
         Args:
-            file: from `plan`.
-            request: what it is built from.
+            file: a file of `plan`.
+            request: its source and options.
 
         Returns:
-            What built it, as values for JSON: `tool`, `version` and more.
+            What it was built with, as values for JSON: `tool`, `version` and more.
 
         Raises:
             DataError: the source is damaged or does not fit, or the file exists.
-            SetupError: a package or device is missing, or cannot do it.
+            SetupError: a package or device is missing or cannot build the file.
             ResourceError: memory or disk ran out.
         """
         ...
@@ -182,12 +181,12 @@ class RunModule(Protocol):
     """A target's run.py; it imports no torch."""
 
     def check_environment(self) -> None:
-        """Looks for the engine, its libraries and the device that it needs.
+        """Checks for the backend's package, its libraries and the device that it needs.
 
         Raises:
             MissingPackage: the Python package is not installed.
             BackendUnavailable: the package, the driver or the device is missing.
-            SetupError: they are there, and something about them is broken.
+            SetupError: one of them is broken.
         """
         ...
 
@@ -202,12 +201,12 @@ class RunModule(Protocol):
 
         Args:
             path: the file; its bytes are trusted, so check its hash before.
-            n_threads: of the CPU; None for the engine's own choice.
-            built_with: what the file was built with, for the message where it cannot be loaded.
+            n_threads: CPU threads; None for the backend's own choice.
+            built_with: what the file was built with, for messages.
 
         Raises:
             MissingPackage: the Python package is not installed.
-            SetupError: this machine cannot run it.
-            DataError: the file is not what it should be.
+            SetupError: this machine cannot run the file.
+            DataError: the file is damaged, or not an image classifier.
         """
         ...

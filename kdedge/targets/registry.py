@@ -1,7 +1,7 @@
-"""The targets by name: this folder's folders, and entry points of the group `kdedge.targets`.
+"""The targets by name: folders next to this file, and entry points of the group `kdedge.targets`.
 
-Listing imports each target's describe.py, which is data. A target from outside whose describe.py
-does not load stays in the list, with the reason, and raises it once it is used.
+Listing imports each target's describe.py, which is data. An installed package's target whose
+describe.py cannot be imported stays in the list, and raises the reason when it is used.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _FUNCTIONS = {"build": ("check_environment", "plan", "build"), "run": ("check_en
 
 @dataclass(frozen=True)
 class BrokenTarget(Target):
-    """A target from outside that cannot be described.
+    """An installed package's target that cannot be used.
 
     Attributes:
-        problem: why, in full.
+        problem: the error message.
     """
 
     problem: str = ""
 
 
 def list_targets() -> tuple[Target, ...]:
-    """All targets: kdedge's own by name, then those of installed packages by name.
+    """All targets: first kdedge's own, then those of installed packages, each sorted by name.
 
     A package's target cannot take the name, flag or backend of one of kdedge's own.
     """
@@ -49,10 +49,10 @@ def list_targets() -> tuple[Target, ...]:
 
 
 def find_target(name: str) -> Target:
-    """Gives a target by its name.
+    """Finds a target by its name.
 
     Raises:
-        RecipeError: there is none of that name.
+        RecipeError: there is no target of that name.
         SetupError: its package cannot be loaded.
     """
     targets = {target.name: target for target in list_targets()}
@@ -62,12 +62,12 @@ def find_target(name: str) -> Target:
 
 
 def list_backends() -> tuple[str, ...]:
-    """Names of all backends, in the order of the targets that they run."""
+    """Names of all backends, in the order of their targets."""
     return tuple(target.backend for target in list_targets() if target.backend is not None)
 
 
 def target_of_backend(name: str) -> Target:
-    """Gives the target whose files a backend runs.
+    """Finds the target whose files a backend runs.
 
     Raises:
         RecipeError: there is no such backend.
@@ -127,10 +127,10 @@ def _outside_target(point: EntryPoint, others: Iterable[Target]) -> Target:
     except (SetupError, AttributeError) as error:
         return _broken(point, str(error))
     if not isinstance(target, Target) or target.name != point.name:
-        return _broken(point, f"TARGET in its describe.py is no Target named {point.name!r}")
+        return _broken(point, f"TARGET in its describe.py is not a Target named {point.name!r}")
     for other in others:
         if target.flag == other.flag or target.backend in (other.backend or "", other.name):
-            return _broken(point, f"{other.name} has its flag or its backend's name already")
+            return _broken(point, f"its flag or its backend's name is already that of {other.name}")
     return target
 
 
@@ -139,14 +139,14 @@ def _broken(point: EntryPoint, reason: str) -> BrokenTarget:
         name=point.name,
         label=point.name,
         flag=f"--{point.name}",
-        help=f"Not usable: {point.value} does not load.",
+        help=f"Not usable: {point.value} cannot be imported.",
         files="",
         source="folded model",
         precisions=("fp32",),
         backend=point.name,
         problem=f'The target "{point.name}" from {point.value} cannot be used: {reason}.\n'
-        f"  An entry point of the group {GROUP} names a package with the modules describe, build"
-        " and run.",
+        f"  Update or remove that package. An entry point of the group {GROUP} must name a package"
+        " with the modules describe, build and run.",
     )
 
 
@@ -176,10 +176,10 @@ def _import(point: EntryPoint, part: str) -> ModuleType:
     """Imports a module of an outside package.
 
     Raises:
-        SetupError: it does not load; a stranger's module may raise anything.
+        SetupError: it cannot be imported; another package's module may raise anything.
     """
     try:
         return importlib.import_module(f"{point.module}.{part}")
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
-        raise SetupError(f"{part}.py does not load, {reason}") from error
+        raise SetupError(f"{part}.py cannot be imported ({reason})") from error

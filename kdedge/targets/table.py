@@ -1,4 +1,4 @@
-"""The targets as plain values and as the documentation's table."""
+"""The targets as plain values, and as a Markdown table for the documentation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kdedge.targets.registry import list_targets
 
 
 def target_records() -> dict[str, dict[str, Any]]:
-    """Gives each target by name, as plain values."""
+    """All targets as plain values, by name."""
     return {target.name: _record(target) for target in list_targets()}
 
 
@@ -31,7 +31,7 @@ def _extras(target: Target) -> list[str]:
 
 
 def as_markdown() -> str:
-    """Gives the documentation's table of targets."""
+    """The documentation's table of targets, in Markdown."""
     lines = [
         "| `kdedge export` | makes | built from | precisions | run by | extras | |",
         "|---|---|---|---|---|---|---|",

@@ -356,8 +356,8 @@ def test_without_tensorrt_the_step_for_the_device_is_told_and_nothing_is_built_i
         f" kdedge export '{path}' {flags}"
     )
     assert instead == (
-        "  tensorrt-rtx is installed here: --trt-rtx builds engines for RTX GPUs, which are no"
-        " Jetson's. Nothing was built in TensorRT's place."
+        "  tensorrt-rtx is installed: use --trt-rtx to build engines for RTX GPUs (not for a"
+        " Jetson). It is not used automatically."
     )
     assert snapshot(artifact.path) == before
 

@@ -120,7 +120,10 @@ def test_a_file_that_missed_its_gate_is_loaded_with_one_warning(
 
 @pytest.mark.parametrize(
     ("is_jetson", "remedy"),
-    [(False, "Install it with: pip install tensorrt"), (True, "JetPack brings it: sudo apt-get")],
+    [
+        (False, "Install it with: pip install tensorrt"),
+        (True, "Install JetPack's package: sudo apt-get"),
+    ],
 )
 def test_the_backend_that_was_asked_for_says_what_it_lacks(
     artifact: Artifact,
@@ -287,4 +290,4 @@ def test_a_tensorrt_without_its_libraries_is_told_before_the_cpu_is_used(
     file, _ = load(artifact.with_files(write_engine(artifact, "model.fp16.engine")))
     assert file.name == "model.onnx"
     (message,) = caplog.messages
-    assert "tensorrt is installed and cannot be loaded: libnvinfer.so.10" in message
+    assert "tensorrt is installed, but cannot be loaded: libnvinfer.so.10" in message

@@ -273,7 +273,7 @@ def test_a_changed_file_is_refused_with_both_hashes(artifact: Artifact) -> None:
     with pytest.raises(DataError, match=r"model\.onnx has changed since the export") as caught:
         artifact.checked("model.onnx")
     assert artifact.files[0].sha256 in str(caught.value)
-    assert "once more, or export again" in str(caught.value)
+    assert "from the export again, or export again" in str(caught.value)
 
 
 def test_a_missing_file_is_named(artifact: Artifact) -> None:

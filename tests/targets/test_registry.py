@@ -158,13 +158,16 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Broken:
 @pytest.mark.parametrize(
     ("describe", "reason"),
     [
-        ("1 / 0", "describe.py does not load, ZeroDivisionError: division by zero"),
+        ("1 / 0", "describe.py cannot be imported (ZeroDivisionError: division by zero"),
         ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of"),
-        ("TARGET = 3", "is no Target named 'broken'"),
+        ("TARGET = 3", "is not a Target named 'broken'"),
         ("", "has no attribute 'TARGET'"),
-        (DESCRIBE.format(name="other", flag="--x", backend="x"), "is no Target named 'broken'"),
-        (DESCRIBE.format(name="broken", flag="--trt", backend="x"), "tensorrt has its flag or"),
-        (DESCRIBE.format(name="broken", flag="--x", backend="onnxruntime"), "onnx has its flag or"),
+        (DESCRIBE.format(name="other", flag="--x", backend="x"), "is not a Target named 'broken'"),
+        (DESCRIBE.format(name="broken", flag="--trt", backend="x"), "is already that of tensorrt"),
+        (
+            DESCRIBE.format(name="broken", flag="--x", backend="onnxruntime"),
+            "is already that of onnx",
+        ),
     ],
 )
 def test_a_target_that_cannot_be_described_is_listed_and_told_once_it_is_used(
@@ -182,10 +185,14 @@ def test_a_target_that_cannot_be_described_is_listed_and_told_once_it_is_used(
 @pytest.mark.parametrize(
     ("modules", "load", "reason"),
     [
-        ({"build": "raise OSError('no engine')"}, load_build, "build.py does not load, OSError"),
+        (
+            {"build": "raise OSError('no engine')"},
+            load_build,
+            "build.py cannot be imported (OSError",
+        ),
         ({"build": "def plan(): ..."}, load_build, "build.py has no check_environment and no buil"),
         ({"run": "def load(): ..."}, load_run, "run.py has no check_environment"),
-        ({}, load_run, "run.py does not load, ModuleNotFoundError"),
+        ({}, load_run, "run.py cannot be imported (ModuleNotFoundError"),
     ],
 )
 def test_a_target_whose_module_does_not_do_is_told_when_it_is_loaded(

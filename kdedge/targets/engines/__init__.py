@@ -1,1 +1,1 @@
-"""What the targets TensorRT and TensorRT for RTX share."""
+"""Shared code of the targets TensorRT and TensorRT for RTX."""

@@ -1,11 +1,11 @@
-"""Building engines: one builder for TensorRT 8.6 to 11 and for TensorRT for RTX.
+"""Builds engines, with TensorRT 8.6 to 11 or TensorRT for RTX.
 
-The two packages have the same Python API. Features are probed by name, never guessed from the
-version: 11 has no precision flags and builds what the file holds, 10 does the same for strongly
-typed networks, 8 picks the precision of each layer by flags.
+The two packages have the same Python API. Features are probed by name, not by version: 11 has no
+precision flags and builds the precision of the file, 10 does the same for strongly typed networks,
+8 chooses the precision of each layer by flags.
 
-Polygraphy is not used: an environment variable binds it to one of the two packages a process, read
-at import, and `kdedge export` may build for both. Its parser drops the names of refused nodes.
+Polygraphy is not used: an environment variable, read at import, binds it to one of the two packages
+per process, but `kdedge export` may build for both. Its parser drops the names of refused nodes.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """What an engine is built from.
+    """Source and options of an engine.
 
     Attributes:
-        onnx_path: the graph: one input [B, 3, S, S], any number of outputs.
-        precision: that the graph must hold; it is checked, not converted.
-        batches: the smallest and the largest batch.
+        onnx_path: the graph, with one input [B, 3, S, S] and any number of outputs.
+        precision: precision that the graph must have; it is checked, not converted.
+        batches: smallest and largest batch.
     """
 
     onnx_path: Path
@@ -55,10 +55,10 @@ class EngineBuilder:
 
     Args:
         module: `tensorrt` or `tensorrt_rtx`.
-        title: what messages call it.
-        timing_cache: a file that makes later builds on the same device faster; None where the
-            package has no such cache.
-        has_gpu: whether an engine can be loaded here and asked for its layers.
+        title: name of the package in messages.
+        timing_cache: file that makes later builds on the same device faster; None if the package
+            has no such cache.
+        has_gpu: whether the engine can be loaded on this machine to list its layers.
     """
 
     def __init__(
@@ -72,24 +72,25 @@ class EngineBuilder:
             self._trt = module
         self._module, self._timing_cache, self._has_gpu = module, timing_cache, has_gpu
         self._title = f"{title} {module.__version__}"
-        # Probed by name: 8 has no strong typing, 11 nothing else
+        # Probed by name: 8 has no strong typing, 11 has only strong typing
         self.is_strongly_typed = hasattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
     def build(self, request: EngineRequest, path: Path) -> dict[str, Any]:
         """Builds an engine and writes it atomically.
 
-        Ctrl-C cancels the build in TensorRT 10 and later; before, it takes effect after the build.
+        Ctrl-C cancels the build in TensorRT 10 and later. In older versions it takes effect after
+        the build.
 
         Args:
-            request: what to build.
-            path: the file, which must not exist.
+            request: source and options.
+            path: the engine file, which must not exist.
 
         Returns:
-            profiles (batch min, opt, max), flags, whether it is strongly_typed, the types of its
+            Profiles (batch min, opt, max), flags, whether it is strongly_typed, the types of its
             multiplications as parsed, the layers of the engine ("not measured" without a GPU).
 
         Raises:
-            DataError: the ONNX file is broken, of another precision or batch than asked for, or
+            DataError: the ONNX file is broken or has another precision or batch than requested, or
                 `path` exists.
             SetupError: this TensorRT cannot build the graph.
             ResourceError: memory or disk ran out.
@@ -97,9 +98,9 @@ class EngineBuilder:
         refuse_existing(path)
         if request.precision == "int8" and not self.is_strongly_typed:
             raise SetupError(
-                f"{self._title} cannot build {request.onnx_path}: the scales of its INT8 are in"
-                " half precision (opset 19), which TensorRT reads since 10.\n"
-                "  Leave --int8 out here, or install TensorRT 10 (on a Jetson: JetPack 6.1)."
+                f"{self._title} cannot build {request.onnx_path}: its INT8 scales are in half"
+                " precision (opset 19), which needs TensorRT 10 or later.\n"
+                "  Leave --int8 out, or install TensorRT 10 (on a Jetson: JetPack 6.1)."
             )
         cancel = make_cancel(self._module)
         data, record = in_a_thread(
@@ -110,11 +111,11 @@ class EngineBuilder:
         return record
 
     def _serialize(self, request: EngineRequest, cancel: Cancel) -> tuple[bytes, dict[str, Any]]:
-        """Gives the engine's bytes and their record."""
+        """Builds the engine; returns its bytes and their record."""
         said = make_log(self._module)
         try:
             builder = self._trt.Builder(said)
-        except (RuntimeError, TypeError) as error:  # pybind11's words for a null pointer
+        except (RuntimeError, TypeError) as error:  # pybind11 raises these for a null pointer
             raise self._failure("cannot start to build", said, request) from error
         network = builder.create_network(self._network_flags())
         parser = self._trt.OnnxParser(network, said)
@@ -144,12 +145,13 @@ class EngineBuilder:
         }
 
     def _check_products(self, network: Any, request: EngineRequest) -> list[Product]:
-        """The graph's products, once they are of the precision that is asked for."""
+        """The graph's products, after checking that they have the requested precision."""
         products = find_products(network)
         if not products:
             raise DataError(
-                f"{request.onnx_path} is no image encoder: it has neither matrix products nor"
-                " convolutions.\n  Export it again."
+                f"{request.onnx_path} is not an image encoder: it has neither matrix products nor"
+                " convolutions.\n"
+                "  Export the run again."
             )
         if self.is_strongly_typed:
             check_precision(products, request.precision, request.onnx_path)
@@ -162,7 +164,7 @@ class EngineBuilder:
         return 0 if flag is None else 1 << int(flag)
 
     def _set_flags(self, config: Any, request: EngineRequest) -> None:
-        """On 8, the precision that its builder may pick beside float32."""
+        """In TensorRT 8, the precision that its builder may choose besides float32."""
         if not self.is_strongly_typed and request.precision == "fp16":
             config.set_flag(self._trt.BuilderFlag.FP16)
 
@@ -173,9 +175,9 @@ class EngineBuilder:
     def _add_profiles(
         self, builder: Any, config: Any, images: Any, request: EngineRequest
     ) -> list[dict[str, int]]:
-        """A profile for every batch, tuned for the largest, and one for single images.
+        """Adds a profile for all batches, tuned for the largest, and one for the smallest.
 
-        The first is the one that tools which know of no profiles use, so it takes every batch.
+        Tools that do not know profiles use the first one, so it takes every batch.
         """
         shape = tuple(images.shape)
         low, high = request.batches
@@ -201,7 +203,9 @@ class EngineBuilder:
         except OSError:
             known = b""
         cache = config.create_timing_cache(known)
-        if cache is None or not config.set_timing_cache(cache, False):  # another device's, or torn
+        if cache is None or not config.set_timing_cache(
+            cache, False
+        ):  # of another device, or damaged
             config.set_timing_cache(config.create_timing_cache(b""), False)
 
     def _write_timing_cache(self, config: Any) -> None:
@@ -213,16 +217,19 @@ class EngineBuilder:
         try:
             self._timing_cache.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self._timing_cache, bytes(cache.serialize()))
-        except (OSError, ResourceError) as error:  # an engine without a cache is still an engine
-            log.debug("The timing cache was not kept: %s", error)
+        except (OSError, ResourceError) as error:  # an engine is complete without a cache
+            log.debug("The timing cache could not be saved: %s", error)
 
     def _inspect(self, data: bytes) -> dict[str, Any] | str:
-        """The engine's own layers, as its inspector tells them."""
+        """The engine's layers, from its inspector."""
         if not self._has_gpu:
             return _NOT_MEASURED
         try:
             runtime = self._trt.Runtime(make_log(self._module))
-        except (RuntimeError, TypeError):  # null: TensorRT-RTX builds where it cannot run
+        except (
+            RuntimeError,
+            TypeError,
+        ):  # null: TensorRT-RTX also builds on machines that cannot run the engine
             return _NOT_MEASURED
         engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
@@ -242,31 +249,37 @@ class EngineBuilder:
             return DataError(
                 f"{request.onnx_path} cannot be read by {self._title}.\n"
                 f"  {_joined(files or detail or said.errors)}\n"
-                "  Copy the file, and the data file beside it where it has one, once more, or"
-                " export again."
+                "  Copy the file (and its data file, if it has one) again, or export again."
             )
         return SetupError(
             f"{self._title} cannot build {request.onnx_path}: it refuses {len(at_nodes)} of its"
-            f" nodes.\n  {_joined([_describe_node(error) for error in at_nodes])}\n"
-            "  A newer version may know them; ONNX Runtime runs the file as it is."
+            " nodes.\n"
+            f"  {_joined([_describe_node(error) for error in at_nodes])}\n"
+            "  A newer version may support them. ONNX Runtime can run the file: --backend"
+            " onnxruntime"
         )
 
     def _failure(self, what: str, said: Any, request: EngineRequest) -> KdedgeError:
-        """The error for a step of the builder's that gave nothing."""
+        """The error for a step of the builder that failed."""
         detail = _joined(said.errors[-_N_ERRORS_SHOWN:]) or "It gave no reason."
         text = f"{self._title} {what} {request.onnx_path}.\n  {detail}\n  "
         if "out of memory" in detail.lower() or "outofmemory" in detail.lower():
-            return ResourceError(f"{text}Lower export.max_batch, or close what else uses the GPU.")
-        return SetupError(f"{text}`kdedge doctor` shows the driver and the versions here.")
+            return ResourceError(
+                f"{text}Lower export.max_batch, or close other programs that use the GPU."
+            )
+        return SetupError(
+            f"{text}`kdedge doctor` shows the driver and the versions on this machine."
+        )
 
 
 def _only_input(network: Any, request: EngineRequest) -> Any:
-    """The graph's input, of the shape that the artifact promises."""
+    """The graph's input, after checking that it has the artifact's shape."""
     where = request.onnx_path
     if network.num_layers == 0 or network.num_inputs != 1 or network.num_outputs == 0:
         raise DataError(
             f"{where} is not a graph from images to logits: it has {network.num_inputs} inputs and"
-            f" {network.num_outputs} outputs.\n  Export it again."
+            f" {network.num_outputs} outputs.\n"
+            "  Export the run again."
         )
     images = network.get_input(0)
     shape = tuple(images.shape)
@@ -276,13 +289,13 @@ def _only_input(network: Any, request: EngineRequest) -> Any:
         raise DataError(
             f"{where} takes {images.name} of shape {list(shape)}; expected [batch, 3, side, side]"
             f" with batches of {expected[0]} to {expected[1]}.\n"
-            "  Export it again, with export.batch as it is to be used."
+            "  Export the run again, with the wanted batch size as export.batch."
         )
     return images
 
 
 def _describe_node(error: Any) -> str:
-    """One parser error; node names and operators are told since TensorRT 10."""
+    """One parser error in words; TensorRT 10 and later give node names and operators."""
     name = error.node_name() if hasattr(error, "node_name") else ""
     operator = error.node_operator() if hasattr(error, "node_operator") else ""
     place = f"{name or f'number {error.node()}'}{f' ({operator})' if operator else ''}"

@@ -1,4 +1,4 @@
-"""Builds that Ctrl-C can end, and that say from time to time that they go on."""
+"""Runs builds that Ctrl-C can cancel, and that log from time to time that they still run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ log = logging.getLogger(__name__)
 
 
 class Cancel:
-    """Tells a build that runs in another thread to end.
+    """Switch that cancels a build in another thread.
 
     Attributes:
-        monitor: TensorRT's progress monitor that obeys it; None where the package has none.
+        monitor: TensorRT's progress monitor that reads the switch; None if the package has none.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Cancel:
 
 
 def make_cancel(module: ModuleType) -> Cancel:
-    """Gives the switch, with a monitor where the package has monitors (10 and later)."""
+    """Makes the switch, with a monitor if the package has monitors (10 and later)."""
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
@@ -59,16 +59,16 @@ def in_a_thread(
     *,
     report_every_s: float = 30.0,
 ) -> tuple[bytes, dict[str, Any]]:
-    """Runs a build in another thread, so that Ctrl-C is heard.
+    """Runs a build in another thread, so that Ctrl-C works.
 
-    Signals interrupt the main thread only. In the thread that builds, a signal would interrupt
-    TensorRT's call of our logger, and TensorRT swallows what its callbacks raise.
+    Signals interrupt the main thread only. In the building thread, a signal would interrupt
+    TensorRT's call of our logger, and TensorRT ignores exceptions of its callbacks.
 
     Args:
-        work: builds.
-        cancel: is set at Ctrl-C.
-        what: what is built, for the log.
-        report_every_s: how often the log says that the build goes on.
+        work: runs the build.
+        cancel: switch that Ctrl-C sets.
+        what: name of the build, for the log.
+        report_every_s: seconds between log lines during the build.
     """
     began = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
@@ -83,11 +83,10 @@ def in_a_thread(
 
 
 def _release(work: Callable[[], tuple[bytes, dict[str, Any]]]) -> tuple[bytes, dict[str, Any]]:
-    """Runs a build and frees its builder at once where it fails.
+    """Runs a build and frees its builder at once if it fails.
 
-    An exception keeps the frames that it came through, and so the builder. The garbage collector
-    may free the builder within the next builder's constructor, and then waits forever for the lock
-    that this constructor holds.
+    An exception's traceback keeps the builder alive. The garbage collector may then free it inside
+    the next builder's constructor, and wait forever for the lock that this constructor holds.
     """
     try:
         return work()

@@ -1,8 +1,8 @@
-"""Running engines of TensorRT and of TensorRT for RTX: load, run, explain what fails.
+"""Runs engines of TensorRT and of TensorRT for RTX, and explains failures.
 
-One code path serves 8.6, 10, 11 and TensorRT for RTX by the name-based tensor API, which TensorRT
-has since 8.5. Polygraphy's runner is not used: it serves one of the two packages a process, as
-builder.py says, and a device would need one more package.
+One code path works for 8.6, 10, 11 and TensorRT for RTX, by the name-based tensor API of TensorRT
+8.5 and later. Polygraphy's runner is not used: it supports only one of the two packages per
+process, as builder.py says, and would be one more package on the device.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _INVALID = {
     "OLD_CUDA_DRIVER": "the NVIDIA driver is too old",
     "OLD_CUDA_RUNTIME": "the CUDA runtime is too old",
     "INSUFFICIENT_GPU_MEMORY": "the GPU has too little memory",
-    "MALFORMED_ENGINE": "the file is damaged, or another version or product built it",
+    "MALFORMED_ENGINE": "the file is damaged, or was built by another version or product",
     "CUDA_ERROR": "CUDA cannot use the GPU",
 }
 
 
 @dataclass(frozen=True)
 class _Deserialized:
-    """An engine in memory, with the log and the runtime that have to outlive it."""
+    """An engine in memory, with the log and the runtime that must outlive it."""
 
     log: Any
     runtime: Any
@@ -53,12 +53,12 @@ def load_engine(
     Args:
         trt: the TensorRT module.
         path: the engine.
-        target: whose engine it is, for messages.
-        built_with: what the engine was built with, where that is known.
+        target: the engine's target, for messages.
+        built_with: what the engine was built with, if known.
 
     Raises:
         SetupError: there is no GPU, or this TensorRT cannot run the engine on it.
-        DataError: the engine does not take images and give logits.
+        DataError: the engine is not one from images to logits.
     """
     return Engine(trt, open_cuda(), path, target=target, built_with=built_with or {})
 
@@ -80,10 +80,10 @@ def _deserialize(
         raise DataError(f"{path} cannot be read: {reason}.") from error
     try:
         runtime = trt.Runtime(log)
-    except (RuntimeError, TypeError) as error:  # pybind11's words for a null pointer
+    except (RuntimeError, TypeError) as error:  # pybind11 raises these for a null pointer
         raise SetupError(
             f"{name} cannot start on {gpu}: {_first(log.errors)}.\n"
-            "  `nvidia-smi` shows the driver: this TensorRT may need a newer one."
+            "  `nvidia-smi` shows the driver's version; this TensorRT may need a newer one."
         ) from error
     reasons = _invalidity(trt, runtime, data)
     engine = runtime.deserialize_cuda_engine(data) if reasons is None else None
@@ -91,20 +91,20 @@ def _deserialize(
         raise SetupError(
             f"{path} cannot be loaded by {name} on {gpu}:"
             f" {'; '.join(reasons or ()) or _first(log.errors)}.\n"
-            f"{_origin(built_with)}"
-            "  An engine runs only with the version and the kind of GPU that it was built for."
-            f" Build one on this machine: kdedge export {path.parent} {target.flag}"
+            f"{_origin(built_with)}  An engine runs only with the TensorRT version and the kind of"
+            f" GPU that it was built for. Build it on this machine: kdedge export {path.parent}"
+            f" {target.flag}"
         )
     return _Deserialized(log, runtime, engine)
 
 
 def _first(errors: Sequence[str]) -> str:
-    """The first error, short and without its full stop."""
+    """The first error, shortened and without its full stop."""
     return errors[0].rstrip(".")[:300] if errors else "it gives no reason"
 
 
 def _invalidity(trt: Any, runtime: Any, data: bytes) -> list[str] | None:
-    """Why TensorRT for RTX will not run an engine; None where it will, or does not tell."""
+    """Why TensorRT for RTX cannot run an engine; None if it can, or if the reason is unknown."""
     if not hasattr(runtime, "get_engine_validity"):
         return None
     validity, diagnostics = runtime.get_engine_validity(data)
@@ -116,7 +116,7 @@ def _invalidity(trt: Any, runtime: Any, data: bytes) -> list[str] | None:
 
 
 def _origin(built_with: Mapping[str, Any]) -> str:
-    """The line on what an engine was built with; empty where that is not known."""
+    """The line on what an engine was built with; empty if unknown."""
     tool = [str(built_with[key]) for key in ("tool", "version") if built_with.get(key)]
     capability = built_with.get("compute_capability")
     devices = [str(built_with["device"])] if built_with.get("device") else []
@@ -131,13 +131,13 @@ class Engine:
 
     Args:
         trt: the TensorRT module.
-        cuda: copies and memory.
+        cuda: the CUDA runtime.
         path: the engine.
-        target: whose engine it is.
-        built_with: what the engine was built with; empty where that is not known.
+        target: the engine's target.
+        built_with: what the engine was built with; empty if unknown.
 
     Raises:
-        DataError: it does not take images and give logits.
+        DataError: the engine is not one from images to logits.
         SetupError: this TensorRT cannot run it, or the GPU has too little memory.
     """
 
@@ -151,7 +151,7 @@ class Engine:
         loaded = _deserialize(trt, path, target=target, gpu=gpu, built_with=built_with)
         self._log, self._runtime, self._engine = loaded.log, loaded.runtime, loaded.engine
         self._context: Any = None
-        self._held = contextlib.ExitStack()  # stream and buffers, given back in reverse
+        self._held = contextlib.ExitStack()  # stream and buffers, freed in reverse order
         try:
             self._prepare(trt)
         except BaseException:
@@ -159,7 +159,7 @@ class Engine:
             raise
 
     def _prepare(self, trt: Any) -> None:
-        """Makes everything that a batch needs."""
+        """Creates the context, stream and buffers that a batch needs."""
         self._dtype = self._check_tensors(trt)
         self.pixels: Pixels = "uint8" if self._dtype == np.uint8 else "float"
         self.image_shape = tuple(map(int, self._engine.get_tensor_shape(INPUT_NAME)))[1:]
@@ -167,8 +167,8 @@ class Engine:
         self.batches: tuple[int, int | None] = (low, high)
         self._context = self._engine.create_execution_context()
         if self._context is None:
-            raise self._failure("has no room for its working memory on the GPU")
-        self._profile = 0  # a new context's
+            raise self._failure("does not fit into the free GPU memory")
+        self._profile = 0  # as in a new context
         self._n_classes = int(tuple(self._engine.get_tensor_shape(OUTPUT_NAME))[-1])
         n_bytes = {
             INPUT_NAME: high * int(np.prod(self.image_shape)) * self._dtype.itemsize,
@@ -181,10 +181,10 @@ class Engine:
             self._addresses[tensor] = address = self._cuda.allocate(size)
             self._held.callback(self._cuda.free, address)
             if not self._context.set_tensor_address(tensor, address):
-                raise self._failure(f"does not take a buffer for {tensor!r}")
+                raise self._failure(f"does not accept a buffer for {tensor!r}")
 
     def _check_tensors(self, trt: Any) -> np.dtype[Any]:
-        """Makes sure that these are the tensors of a classifier; gives the input's type."""
+        """Checks that these are the tensors of a classifier; returns the input's type."""
         engine = self._engine
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         kinds = {name: engine.get_tensor_dtype(name).name for name in names}
@@ -203,7 +203,7 @@ class Engine:
 
     def _batch_range(self) -> tuple[int, int]:
         n_images, *_ = self._engine.get_tensor_shape(INPUT_NAME)
-        if n_images >= 0:  # a batch that is not fixed shows as -1
+        if n_images >= 0:  # a dynamic batch is -1
             return int(n_images), int(n_images)
         lowest, _, highest = self._engine.get_tensor_profile_shape(INPUT_NAME, 0)
         (low, *_), (high, *_) = lowest, highest
@@ -224,7 +224,7 @@ class Engine:
         return logits
 
     def device_ms(self, images: npt.NDArray[Any]) -> float:
-        """Time of one run on the GPU alone, images in its memory; see `DeviceTimed.device_ms`.
+        """Time of one run on the GPU, in ms, without copies; see `DeviceTimed.device_ms`.
 
         Raises:
             SetupError: the engine was not built for this shape, or CUDA fails.
@@ -235,14 +235,14 @@ class Engine:
         return self._cuda.elapsed_ms(self._execute, self._stream)
 
     def _fitting(self, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The images as the engine takes them, once it is set to their shape."""
+        """The images in the engine's input type, after setting the engine to their shape."""
         images = np.ascontiguousarray(images, dtype=self._dtype)
         low, high = self.batches
         fits = high is not None and low <= len(images) <= high
         if fits:
             self._choose_profile(len(images))
         if not fits or not self._context.set_input_shape(INPUT_NAME, images.shape):
-            raise self._failure(f"takes {low} to {high} images at once, not {images.shape}")
+            raise self._failure(f"takes {low} to {high} images at once, got shape {images.shape}")
         return images
 
     def _execute(self) -> None:
@@ -250,13 +250,13 @@ class Engine:
             raise self._failure("failed on the GPU")
 
     def _choose_profile(self, n_images: int) -> None:
-        """Takes the profile that was tuned for this batch: the second is for the smallest."""
+        """Chooses the profile that was tuned for this batch: the second is for the smallest."""
         has_second = self._engine.num_optimization_profiles > 1
         profile = 1 if has_second and n_images == self.batches[0] else 0
         if profile == self._profile:
             return
         if not self._context.set_optimization_profile_async(profile, self._stream):
-            raise self._failure(f"has a profile {profile} that cannot be taken")
+            raise self._failure(f"cannot use its profile {profile}")
         self._profile = profile
 
     def describe(self) -> str:
@@ -266,11 +266,11 @@ class Engine:
     def close(self) -> None:
         """Frees the buffers, the context and the engine, in this order.
 
-        It never raises: once CUDA has failed, every later call of it fails too, and the first
-        failure is the one to tell.
+        It never raises: once CUDA has failed, every later call fails, too, and only the first
+        failure matters.
         """
         with contextlib.suppress(SetupError):
-            self._held.close()  # goes on to the next where one fails
+            self._held.close()  # continues with the next if one fails
         self._context = None
         self._engine = None
         self._runtime = None

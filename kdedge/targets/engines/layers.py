@@ -1,4 +1,4 @@
-"""What the layers of a parsed network, and of a built engine, work in."""
+"""Precision of the layers of a parsed network and of a built engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdedge.runtime.artifact import Precision
 
 _PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")
 
-# What may lie between a dequantization and its product, and changes no value
+# Operators that may be between a dequantization and its product, and change no value
 _SHAPE_ONLY = ("SHUFFLE", "IDENTITY", "SQUEEZE", "UNSQUEEZE")
 
 _HEAD = ("hidden/", "fused_head/", "features/")
@@ -26,9 +26,9 @@ class Product:
     """A matrix product or a convolution of a network.
 
     Attributes:
-        name: of its layer, which is its node's in the ONNX file.
-        type: of its operands, as TensorRT names it: FLOAT, HALF.
-        is_int8: both operands come from 8-bit integers, so that it can run on them.
+        name: name of its layer, and of its node in the ONNX file.
+        type: type of its operands, as TensorRT names it: FLOAT, HALF.
+        is_int8: whether both operands come from 8-bit integers, so that it can run in INT8.
     """
 
     name: str
@@ -63,23 +63,23 @@ def find_products(network: Any) -> list[Product]:
 
 
 def count_types(products: Sequence[Product]) -> dict[str, int]:
-    """Products by what they work in: INT8, HALF, FLOAT."""
+    """Number of products by type: INT8, HALF, FLOAT."""
     return dict(Counter("INT8" if item.is_int8 else item.type for item in products))
 
 
 def check_precision(products: Sequence[Product], precision: Precision, path: Path) -> None:
-    """Raises where a graph does not hold the precision that is asked for.
+    """Checks that a graph has the requested precision.
 
-    TensorRT builds what the file holds: a float32 file gives a float32 engine without a word. The
-    head may stay in float32, and so may single layers that would overflow.
+    TensorRT builds the precision of the file: a float32 file gives a float32 engine without a
+    warning. The head may stay in float32, and so may single layers that would overflow.
 
     Args:
-        products: of the whole network.
-        precision: what is asked for.
+        products: products of the whole network.
+        precision: the requested precision.
         path: the ONNX file, for the message.
 
     Raises:
-        DataError: it holds another one.
+        DataError: the graph has another precision.
     """
     body = [item for item in products if not item.name.startswith(_HEAD)]
     in_int8 = [item for item in products if item.is_int8]
@@ -90,7 +90,7 @@ def check_precision(products: Sequence[Product], precision: Precision, path: Pat
         wrong = in_int8
     elif precision == "int8" and not in_int8:
         wrong = body or list(products)
-    else:  # around 8-bit integers the type is that of the layers between them
+    else:  # in an INT8 graph, the type is that of the other layers
         wrong = in_float if 2 * len(in_float) >= len(body) else []
     if wrong:
         raise _wrong_precision(wrong, len(products), precision, path)
@@ -108,9 +108,10 @@ def _wrong_precision(
     else:
         file, option = f"model.{precision}.onnx", f" with --{precision}"
     return DataError(
-        f"{path} is not {precision}: {first.name} works in {found}, one of {len(wrong)} such layers"
-        f" among {n_products}.\n"
-        f"  TensorRT builds what the file holds. Take {file}, which `kdedge export` writes{option}."
+        f"{path} is not {precision}: {len(wrong)} of {n_products} layers have another precision,"
+        f" for example {first.name} ({found}).\n"
+        f"  TensorRT builds the precision of the file. Use {file}, which `kdedge export`"
+        f" writes{option}."
     )
 
 
@@ -119,11 +120,11 @@ def summarize_layers(information: str) -> dict[str, Any] | None:
 
     Args:
         information: the inspector's JSON. Layers are objects in engines that were built with
-            detailed verbosity, else names.
+            detailed verbosity, otherwise names.
 
     Returns:
-        `types`: layers by type; `fused_attention`: those that are one kernel for a whole
-        attention, whose names or kernels hold "mha". None where it is no JSON object.
+        `types`: number of layers by type. `fused_attention`: number of layers that are one kernel
+        for a whole attention: their names or kernels have "mha". None if it is no JSON object.
     """
     try:
         layers = json.loads(information)["Layers"]

@@ -1,4 +1,4 @@
-"""The logger that TensorRT gets: it keeps errors, for messages, and leaves the terminal alone."""
+"""A logger for TensorRT, which stores errors for messages and prints nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 def make_log(module: ModuleType) -> Any:
-    """Gives a logger whose `errors` are TensorRT's, each in one line.
+    """Makes a logger whose `errors` are TensorRT's errors, each in one line.
 
     Args:
         module: `tensorrt` or `tensorrt_rtx`.

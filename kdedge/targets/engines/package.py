@@ -1,4 +1,4 @@
-"""The Python packages of TensorRT and TensorRT for RTX: finding them, and how they get here."""
+"""The Python packages of TensorRT and TensorRT for RTX: imports them, says how to install them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from kdedge.errors import SetupError
 from kdedge.runtime.machine import is_jetson
 
 _APT = "/usr/lib/python3"
-_TENSORRT = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")  # each brings the module
+_TENSORRT = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")  # each has the module
 
 
 def import_engine_package(name: str) -> ModuleType | None:
-    """Imports `tensorrt` or `tensorrt_rtx`; None where it is not installed.
+    """Imports `tensorrt` or `tensorrt_rtx`; None if it is not installed.
 
     Raises:
-        SetupError: it is installed and cannot be loaded.
+        SetupError: it is installed, but cannot be loaded.
     """
     try:
         module = importlib.import_module(name)
@@ -35,27 +35,27 @@ def import_engine_package(name: str) -> ModuleType | None:
 
 
 def short_version(module: ModuleType) -> str:
-    """The package's version in three numbers, as engine files carry it."""
+    """The package's version in three numbers, as in names of engine files."""
     return ".".join(module.__version__.split(".")[:3])
 
 
 def _broken(name: str, error: Exception) -> SetupError:
     reason = " ".join(str(error).split()).rstrip(".")
-    remedy = "Install it once more; all its packages must be of one version."
+    remedy = "Install it again; all its packages must have the same version."
     if name == "tensorrt" and is_jetson():
         remedy = tensorrt_install_hint()
-    return SetupError(f"{name} is installed and cannot be loaded: {reason}.\n  {remedy}")
+    return SetupError(f"{name} is installed, but cannot be loaded: {reason}.\n  {remedy}")
 
 
 def tensorrt_install_hint() -> str:
-    """How TensorRT gets onto this machine."""
+    """How to install TensorRT on this machine."""
     system = platform.system()
     if is_jetson():
         return (
-            "JetPack brings it: sudo apt-get install python3-libnvinfer\n"
-            "  A virtual environment sees it where it was made with: python3 -m venv"
+            "Install JetPack's package: sudo apt-get install python3-libnvinfer\n"
+            "  In a virtual environment, it is found only if that was made with: python3 -m venv"
             " --system-site-packages\n"
-            "  Never by pip: wheels for ARM servers have no code for Orin (SM 87)."
+            "  Do not use pip: its wheels for ARM servers have no code for Orin (SM 87)."
         )
     if system == "Linux" and platform.machine() == "aarch64":
         return "Install NVIDIA's package for this system: sudo apt-get install python3-libnvinfer"
@@ -63,22 +63,22 @@ def tensorrt_install_hint() -> str:
         return (
             "Install it with: pip install tensorrt\n  Its libraries come from NVIDIA's own index."
         )
-    return f"It needs an NVIDIA GPU under Linux or Windows, and this is {system}."
+    return f"It needs an NVIDIA GPU and Linux or Windows, but this is {system}."
 
 
 def jetson_wheel_problem() -> str | None:
-    """Says that this Jetson's TensorRT is pip's; None otherwise, and on other machines."""
+    """Warns if this Jetson's TensorRT was installed by pip; None otherwise."""
     folder = _pip_folder(_TENSORRT) if is_jetson() else None
     if folder is None:
         return None
     return (
         f"tensorrt was installed by pip, in {folder}. On a Jetson its wheels may have no code for"
-        " the GPU (SM 87): uninstall it there, and JetPack's is found."
+        " the GPU (SM 87). Uninstall it with pip, so that JetPack's TensorRT is found."
     )
 
 
 def _pip_folder(names: Iterable[str]) -> Path | None:
-    """Where pip put one of these distributions; None without any, or where apt installed it."""
+    """Folder where pip installed one of these distributions; None if pip installed none."""
     for name in names:
         try:
             folder = Path(str(distribution(name).locate_file("")))

@@ -1,4 +1,4 @@
-"""Building ONNX files: float32 traced from the folded model, FP16 and INT8 made from that file."""
+"""Builds ONNX files: traces the folded model in float32, and converts that to FP16 and INT8."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _FILES: dict[Precision, tuple[PlannedFile, ...]] = {
 
 
 def check_environment() -> None:
-    """Looks for the packages that write ONNX files, and for ONNX Runtime, which compares them.
+    """Checks for the packages that write ONNX files, and for ONNX Runtime, which compares them.
 
     Raises:
         MissingPackage: one of them is not installed.
-        SetupError: ONNX Runtime is installed and cannot be imported.
+        SetupError: ONNX Runtime is installed, but cannot be imported.
     """
     for package in (ONNX, ONNXSCRIPT):
         if find_spec(package.module) is None:
@@ -39,7 +39,7 @@ def check_environment() -> None:
 
 
 def plan(precision: Precision) -> tuple[PlannedFile, ...]:
-    """Gives the files of a precision; INT8 has one for TensorRT and one for CPUs.
+    """The files of a precision; INT8 has one for TensorRT and one for CPUs.
 
     Raises:
         MissingPackage: INT8 needs ModelOpt, which is not installed.
@@ -50,15 +50,15 @@ def plan(precision: Precision) -> tuple[PlannedFile, ...]:
 
 
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
-    """Builds one file, and counts its work and its parameters.
+    """Builds one file, and counts its multiply-adds and parameters.
 
-    `options` may hold `external_data`, to keep the weights beside the float32 graph, and
-    `metadata`, for the float32 file's properties; the other files keep them.
+    `options` may have `external_data`, which stores the float32 file's weights in a second file,
+    and `metadata`, the float32 file's properties. Files of lower precision keep both.
 
     Raises:
-        DataError: there are no images to choose ranges by, or they do not fit the graph.
-        GateError: the INT8 graph is not quantized as it has to be.
-        RecipeError: the weights are more than one file holds.
+        DataError: there are no images for the ranges, or they do not fit the graph.
+        GateError: the INT8 graph is not quantized as required.
+        RecipeError: the weights exceed the limit of one file.
         ResourceError: the file cannot be written.
     """
     path = request.folder / file.name

@@ -1,4 +1,4 @@
-"""Work and size of an ONNX graph, counted on the file that is deployed."""
+"""Multiply-adds and parameters of an ONNX graph, counted on the deployed file."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _WEIGHTS = frozenset({"FLOAT", "FLOAT16", "BFLOAT16", "INT8", "UINT8"})
 
 
 def count(path: Path) -> dict[str, float | int]:
-    """Gives `gmacs`, 1e9 multiply-adds of one image, and `parameters`, numbers in the file.
+    """Counts `gmacs`, 1e9 multiply-adds per image, and `parameters`, the numbers in the file.
 
-    Counted are matrix products and convolutions, those of attention included, as
-    `torch.utils.flop_counter` counts the model's; it gives operations, twice as many.
+    Only matrix products and convolutions are counted, with those of attention, as in
+    `torch.utils.flop_counter`, which gives operations, twice as many.
 
     Raises:
-        DataError: it is no valid ONNX file, or a product's size does not follow from the image's.
+        DataError: the file is not valid ONNX, or a product's size is not fixed by the image size.
     """
     model = load_graph(path)
     import onnx
@@ -36,7 +36,7 @@ def _multiply_adds(path: Path, model: Any) -> int:
     import onnx
 
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]
-    batch.dim_value = batch.dim_value or 1  # any number is as good as one
+    batch.dim_value = batch.dim_value or 1  # the result does not depend on the number
     for value in (*model.graph.output, *model.graph.value_info):
         value.type.tensor_type.ClearField("shape")
     del model.graph.value_info[:]
@@ -51,7 +51,7 @@ def _multiply_adds(path: Path, model: Any) -> int:
 
 
 def _product(path: Path, node: Any, shapes: dict[str, tuple[int, ...]]) -> int:
-    """Multiply-adds of one node: its outputs, each a sum over as many products."""
+    """Multiply-adds of one node: number of outputs times products per output."""
     first, second = (shapes.get(name, ()) for name in node.input[:2])
     output = shapes.get(node.output[0], ())
     transposed = any(entry.name == "transA" and entry.i for entry in node.attribute)
@@ -61,7 +61,8 @@ def _product(path: Path, node: Any, shapes: dict[str, tuple[int, ...]]) -> int:
         summed = first[0 if transposed else -1] if first else 0
     if not (output and summed and all(output)):
         raise DataError(
-            f"{path}: the size of the node {node.name} ({node.op_type}) does not follow from one"
-            " image's.\n  Export the run again: kdedge export RUN --onnx"
+            f"{path}: the size of the node {node.name} ({node.op_type}) is not fixed by the size"
+            " of an image.\n"
+            "  Export the run again: kdedge export RUN --onnx"
         )
     return math.prod(output) * summed

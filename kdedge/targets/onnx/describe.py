@@ -22,5 +22,5 @@ TARGET = Target(
     packages=(ONNX, ONNXSCRIPT, MODELOPT, ONNX_RUNTIME),
     backend="onnxruntime",
     preference=10,
-    remark="Every other target that is built on the device starts from these files.",
+    remark="Other targets that are built on the device are built from these files.",
 )

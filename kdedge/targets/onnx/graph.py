@@ -1,4 +1,4 @@
-"""Reading, measuring and writing the ONNX graphs that `trace.write_onnx` writes."""
+"""Reads, runs, changes and writes the ONNX graphs of `trace.write_onnx`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from kdedge.files import write_atomic
 from kdedge.targets.onnx.describe import ONNX
 
 MAX_WEIGHT_BYTES = (1 << 31) - (1 << 24)
-"""What protobuf can hold in one piece (2 GiB), less room for the graph itself."""
+"""Maximum size of a protobuf message (2 GiB), minus room for the graph itself."""
 
 BATCH = 8
-"""Images a run where the graph takes any number."""
+"""Images per run if the graph takes any number."""
 
 
 def load_graph(path: Path, *, max_bytes: int = MAX_WEIGHT_BYTES) -> Any:
@@ -25,11 +25,11 @@ def load_graph(path: Path, *, max_bytes: int = MAX_WEIGHT_BYTES) -> Any:
 
     Args:
         path: the file.
-        max_bytes: weights that one file holds.
+        max_bytes: maximum size of the weights in one file.
 
     Raises:
-        DataError: there is no such file, it is no valid ONNX, has more than 2 GiB of weights, or
-            takes other things than one batch of images.
+        DataError: the file is missing, is not valid ONNX, has more than 2 GiB of weights, or has
+            another input than one batch of images.
         MissingPackage: onnx is not installed.
     """
     try:
@@ -43,8 +43,9 @@ def load_graph(path: Path, *, max_bytes: int = MAX_WEIGHT_BYTES) -> Any:
         n_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
         if n_bytes > max_bytes:
             raise DataError(
-                f"{path} has {n_bytes / 1e9:.2f} GB of weights; one ONNX file holds 2.1 GB.\n"
-                "  Export a smaller model, or float32 alone."
+                f"{path} has {n_bytes / 1e9:.2f} GB of weights, but one ONNX file can have at most"
+                " 2.1 GB.\n"
+                "  Export a smaller model, or only float32."
             )
         onnx.checker.check_model(model, full_check=True)
     except OSError as error:
@@ -53,16 +54,16 @@ def load_graph(path: Path, *, max_bytes: int = MAX_WEIGHT_BYTES) -> Any:
         ) from error
     except (
         DecodeError,
-        ValueError,  # external data is cut off
+        ValueError,  # external data is truncated
         onnx.checker.ValidationError,
         onnx.shape_inference.InferenceError,
     ) as error:
         raise DataError(
             f"{path} is not a valid ONNX file: {str(error).strip().splitlines()[0]}\n"
-            "  Export it again."
+            "  Export the run again."
         ) from error
     if len(model.graph.input) != 1:
-        raise _foreign(f"{path} takes {len(model.graph.input)} inputs")
+        raise _foreign(f"{path} has {len(model.graph.input)} inputs")
     return model
 
 
@@ -74,7 +75,7 @@ def _foreign(reason: str) -> DataError:
 
 
 def save_graph(model: Any, output: Path) -> None:
-    """Checks a graph and writes it as one file, whole or not at all.
+    """Checks a graph and writes it as one file, complete or not at all.
 
     Raises:
         ResourceError: the file cannot be written.
@@ -100,7 +101,7 @@ def consumers(model: Any) -> dict[str, list[Any]]:
 
 
 def set_initializer(model: Any, name: str, values: npt.NDArray[Any]) -> None:
-    """Adds a constant, or gives the one of that name other values."""
+    """Adds a constant, or replaces the values of the constant of that name."""
     from onnx import numpy_helper
 
     tensor = numpy_helper.from_array(np.asarray(values), name)
@@ -112,7 +113,7 @@ def set_initializer(model: Any, name: str, values: npt.NDArray[Any]) -> None:
 
 
 def drop_unused(model: Any) -> None:
-    """Drops constants that no node reads, and notes on shapes, which changes make wrong."""
+    """Drops constants that no node reads, and shape annotations, which may be outdated."""
     read = {name for node in model.graph.node for name in node.input}
     read |= {value.name for value in model.graph.output}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
@@ -123,10 +124,10 @@ def drop_unused(model: Any) -> None:
 
 
 def head_nodes(model: Any) -> set[str]:
-    """Names of the nodes after the last LayerNormalization: the head, logits in the end.
+    """Names of the nodes after the last LayerNormalization: the head, which gives the logits.
 
     Raises:
-        DataError: there are none, so that this is no graph of ours.
+        DataError: there is no LayerNormalization, so kdedge did not export the graph.
     """
     norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
     reached = {norms[-1].output[0]} if norms else set()
@@ -151,10 +152,10 @@ def weight_matmuls(model: Any) -> list[Any]:
 
 
 def check_images(model: Any, images: npt.NDArray[Any], *, purpose: str) -> None:
-    """Refuses images that the graph does not take.
+    """Checks that the graph takes the images.
 
     Raises:
-        DataError: there are none, or their shape or type is another.
+        DataError: there are no images, or they have another shape or type.
     """
     import onnx
 
@@ -164,17 +165,17 @@ def check_images(model: Any, images: npt.NDArray[Any], *, purpose: str) -> None:
     if len(images) == 0:
         raise DataError(
             f"There are no images for {purpose}.\n"
-            "  Real images are needed: name a pool of them as data.unlabeled in the recipe."
+            "  Real images are needed: add data.unlabeled to the recipe."
         )
     if images.ndim != 4 or list(images.shape[1:]) != shape[1:] or images.dtype != dtype:
         raise DataError(
-            f"Images for {purpose}: got {images.dtype} {list(images.shape)}, the graph takes"
+            f"The images for {purpose} are {images.dtype} {list(images.shape)}, but the graph takes"
             f" {dtype} [batch, {', '.join(str(side) for side in shape[1:])}]."
         )
 
 
 def batches(model: Any, images: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """Images in runs that the graph takes; a fixed batch is filled up with the first images."""
+    """Splits images into batches; a fixed batch is filled with the first images."""
     (value,) = model.graph.input
     fixed = value.type.tensor_type.shape.dim[0].dim_value
     size = fixed or BATCH
@@ -189,12 +190,12 @@ def batches(model: Any, images: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
 def run_outputs(
     model: Any, names: list[str], images: npt.NDArray[Any]
 ) -> Iterator[list[npt.NDArray[Any]]]:
-    """Runs images through the graph on the CPU and gives some of its tensors, run by run.
+    """Runs the graph on images on the CPU, and yields some of its tensors, batch by batch.
 
     Args:
-        model: left as it is.
-        names: of float tensors, or of outputs.
-        images: as the graph takes them.
+        model: the graph; not changed.
+        names: names of float tensors or outputs.
+        images: images as the graph takes them.
 
     Raises:
         MissingPackage: ONNX Runtime is not installed.

@@ -1,21 +1,21 @@
-"""FP16: a float32 graph becomes one whose blocks compute in half precision.
+"""FP16: converts a float32 graph to one whose blocks compute in half precision.
 
-TensorRT 11 has no precision flags: what is not FP16 in the file runs in float32. Here the patch
-convolution and the blocks are FP16, with FP16 weights in the file; the head (all after the last
-LayerNormalization) and the graph's boundary stay as they are.
+TensorRT 11 has no precision flags: everything that is not FP16 in the file runs in float32. Here
+the patch convolution and the blocks are FP16, with FP16 weights in the file. The head (everything
+after the last LayerNormalization), inputs and outputs are unchanged.
 
-- LayerNormalization takes and gives FP16, as TensorRT's fused layer does; by ONNX's definition
-  (`stash_type` 1, the default) its mean and variance are float32, so that squares cannot overflow.
-  Casts around it would only keep it from being fused.
+- LayerNormalization takes and gives FP16, like TensorRT's fused layer. By ONNX's definition
+  (`stash_type` 1, the default) its mean and variance are float32, so squares cannot overflow.
+  Casts around it would prevent the fusion.
 - Softmax subtracts the row's largest value first: its terms are in 0-1, their sum at most the
   number of tokens.
-- A node whose tensors leave `LIMIT` on the images that are given stays float32, and so do the
-  nodes around it that see the same tensor: CLIPs have channels of the residual stream that are
-  hundreds of times larger than the others.
-- A node with weights that FP16 cannot hold stays float32.
+- A node whose tensors exceed `LIMIT` on the given images stays float32, and so do other nodes that
+  use the same tensor: CLIPs have channels of the residual stream that are hundreds of times larger
+  than the others.
+- A node whose weights FP16 cannot represent stays float32.
 
-ModelOpt's AutoCast does a similar job; it drops the file's metadata and the sharing of constants,
-and does not take graphs with Q/DQ, which need the same treatment.
+ModelOpt's AutoCast is similar, but drops the file's metadata and the sharing of constants, and does
+not take graphs with Q/DQ, which need the same conversion.
 """
 
 from __future__ import annotations
@@ -39,34 +39,34 @@ from kdedge.targets.onnx.graph import (
 )
 
 LIMIT = 16384.0
-"""Largest magnitude that is given to FP16: a quarter of its range (65504), since other images than
-the measured ones come."""
+"""Largest magnitude that may become FP16: a quarter of its range (65504), as other images may have
+larger values than the measured ones."""
 
 MAX_WEIGHT_ERROR = 1e-3
 """Relative error (root mean square) of rounded weights above which they stay float32. FP16 rounds
-to 3e-4 of a value; where it is more, the values are too small for it (below 6e-5)."""
+to 3e-4 of a value; a larger error means that values are too small for it (below 6e-5)."""
 
 _FLOAT, _HALF = 1, 10  # onnx.TensorProto.FLOAT and FLOAT16
 
-# The first three hold float values in attributes, or only look at a shape. Of QuantizeLinear, ONNX
-# Runtime's FP16 kernel for CPUs cuts off where it should round, up to 1.29:
+# The first three have float values in attributes, or read only a shape. ONNX Runtime's FP16 kernel
+# of QuantizeLinear for CPUs truncates instead of rounding, up to 1.29:
 # github.com/microsoft/onnxruntime/issues/18576.
 _NEVER_HALF = frozenset({"Constant", "ConstantOfShape", "Shape", "QuantizeLinear"})
 
 
 def to_fp16(onnx_path: Path, output: Path, *, images: npt.NDArray[Any]) -> None:
-    """Writes the FP16 graph of a float32 graph, whole or not at all.
+    """Writes the FP16 graph of a float32 graph, complete or not at all.
 
     Node names, metadata, opset and a dynamic batch are kept.
 
     Args:
         onnx_path: a float32 file of `targets.onnx.trace`.
         output: the file to write.
-        images: [N, 3, S, S], as the graph takes them; real ones, to see which tensors are too large
-            for FP16.
+        images: [N, 3, S, S], as the graph takes them; real images, which show the tensors that are
+            too large for FP16.
 
     Raises:
-        DataError: the file is broken or no image encoder, or there are no images that fit it.
+        DataError: the file is broken or not an image encoder, or no images fit it.
         MissingPackage: onnx or ONNX Runtime is not installed.
         ResourceError: the file cannot be written.
     """
@@ -77,7 +77,7 @@ def to_fp16(onnx_path: Path, output: Path, *, images: npt.NDArray[Any]) -> None:
 
 
 def absolute_maxima(model: Any, images: npt.NDArray[Any]) -> dict[str, float]:
-    """Largest magnitude of each float32 tensor that a node gives, over the images."""
+    """Largest magnitude over the images of each float32 tensor that a node computes."""
     import onnx
 
     types = _tensor_types(model)
@@ -95,14 +95,14 @@ def absolute_maxima(model: Any, images: npt.NDArray[Any]) -> dict[str, float]:
 
 
 def convert(model: Any, maxima: Mapping[str, float]) -> None:
-    """Turns a float32 graph, which may hold Q/DQ pairs, into FP16 in place.
+    """Converts a float32 graph, which may have Q/DQ pairs, to FP16 in place.
 
     Args:
-        model: its opset is 19 or more where it holds Q/DQ pairs, whose scales FP16 can hold.
-        maxima: largest magnitude by tensor name; tensors that are not named are trusted.
+        model: the graph. With Q/DQ pairs, its opset must be 19 or later, for FP16 scales.
+        maxima: largest magnitude by tensor name; other tensors are assumed to fit.
 
     Raises:
-        DataError: the graph is no image encoder.
+        DataError: the graph is not an image encoder.
     """
     del model.graph.value_info[:]
     types, constants = _tensor_types(model), _constants(model)
@@ -136,7 +136,7 @@ def _constants(model: Any) -> dict[str, npt.NDArray[np.float32]]:
 def _fits(
     node: Any, constants: Mapping[str, npt.NDArray[np.float32]], maxima: Mapping[str, float]
 ) -> bool:
-    """Whether FP16 holds a node's constants and all that it reads and gives."""
+    """Whether FP16 can represent a node's constants, inputs and outputs."""
     if any(maxima.get(name, 0.0) > LIMIT for name in (*node.input, *node.output)):
         return False
     if node.op_type == "DequantizeLinear" and np.max(constants[node.input[1]]) * 128 > LIMIT:
@@ -145,7 +145,7 @@ def _fits(
 
 
 def _fits_half(values: npt.NDArray[np.float32]) -> bool:
-    """Whether FP16 holds these values."""
+    """Whether FP16 can represent these values."""
     if not np.all(np.abs(values) <= LIMIT):
         return False
     lost = values.astype(np.float16).astype(np.float32) - values
@@ -153,7 +153,7 @@ def _fits_half(values: npt.NDArray[np.float32]) -> bool:
 
 
 def _connect(model: Any, in_float: set[str], types: Mapping[str, int]) -> None:
-    """Gives each node its inputs in its own precision, by casts where the two sides differ."""
+    """Converts each node's inputs to its own precision, by casts where precisions differ."""
     constants = initializers(model)
     is_half: dict[str, bool] = {}
     nodes: list[Any] = []
@@ -180,7 +180,7 @@ def _connect(model: Any, in_float: set[str], types: Mapping[str, int]) -> None:
 
 
 def _add_cast(nodes: list[Any], name: str, *, to_half: bool) -> str:
-    """Appends a cast of a tensor and gives its output."""
+    """Appends a cast of a tensor and returns the name of its output."""
     import onnx
 
     output = f"{name}/{'fp16' if to_half else 'fp32'}"

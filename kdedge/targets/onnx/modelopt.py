@@ -1,4 +1,4 @@
-"""NVIDIA ModelOpt's quantizer, told what to quantize and kept from writing where it should not."""
+"""Calls NVIDIA ModelOpt's quantizer, with its files and output under control."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class _Reader:
-    """Hands the calibration images to ModelOpt and counts them."""
+    """Gives the calibration images to ModelOpt and counts them."""
 
     def __init__(self, model: Any, images: npt.NDArray[Any]) -> None:
         self._model, self._images = model, images
@@ -35,15 +35,15 @@ class _Reader:
         self.rewind()
 
     def rewind(self) -> None:
-        """Starts over."""
+        """Starts again from the first batch."""
         self._runs: Iterator[npt.NDArray[Any]] = batches(self._model, self._images)
 
     def get_first(self) -> dict[str, npt.NDArray[Any]]:
-        """The first run of images."""
+        """The first batch of images."""
         return {self._name: next(batches(self._model, self._images))}
 
     def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
-        """The next run of images, or None after the last."""
+        """The next batch of images, or None after the last."""
         images = next(self._runs, None)
         if images is None:
             return None
@@ -61,7 +61,7 @@ class _Reader:
 
 
 def check_environment() -> None:
-    """Looks for ModelOpt, before anything slow is done.
+    """Checks for ModelOpt, before anything slow is done.
 
     Raises:
         MissingPackage: ModelOpt is not installed.
@@ -71,19 +71,19 @@ def check_environment() -> None:
 
 
 def insert_qdq(model: Any, output: Path, images: npt.NDArray[Any], *, method: Calibration) -> Any:
-    """Gives a graph with Q/DQ around the blocks' linear products, the rest float32.
+    """Makes a graph with Q/DQ around the blocks' linear products; the rest stays float32.
 
     Args:
-        model: float32, left as it is.
-        output: what the graph is for; ModelOpt's own files lie beside it, hidden, until it is done.
-        images: as the graph takes them.
-        method: how a tensor's range follows from its values.
+        model: the float32 graph; not changed.
+        output: the final file. ModelOpt's temporary files are in a hidden folder next to it.
+        images: images as the graph takes them.
+        method: how a tensor's range is computed from its values.
 
     Raises:
         GateError: ModelOpt did not read all images.
-        MissingPackage: it is not installed.
-        SetupError: it is installed and cannot be loaded.
-        ResourceError: there is no room for its files.
+        MissingPackage: ModelOpt is not installed.
+        SetupError: ModelOpt is installed, but cannot be loaded.
+        ResourceError: the disk has no room for its files.
     """
     import onnx
 
@@ -111,18 +111,19 @@ def insert_qdq(model: Any, output: Path, images: npt.NDArray[Any], *, method: Ca
         raise explain_os_error(error, output) from error
     if reader.n_read < len(images):
         raise GateError(
-            f"INT8: ModelOpt read {reader.n_read} of {len(images)} calibration images; its ranges"
-            " are not theirs.\n  Install the version of nvidia-modelopt that kdedge[export] names."
+            f"INT8: ModelOpt read only {reader.n_read} of {len(images)} calibration images, so its"
+            " ranges are wrong.\n"
+            "  Install the right version of nvidia-modelopt: pip install 'kdedge[export]'"
         )
     return quantized
 
 
 @contextmanager
 def modelopt_quantizer(folder: Path) -> Iterator[Any]:
-    """Context with ModelOpt's quantizer, its files in a folder and its errors in our log.
+    """Context manager with ModelOpt's quantizer, its files in a folder and its errors in our log.
 
-    What it prints is dropped. It asks an installed TensorRT for plugins, which needs a GPU; these
-    graphs have no plugins, so that it is told that there is none.
+    Its output is dropped. It searches an installed TensorRT for plugins, which needs a GPU. These
+    graphs have no plugins, so the search is turned off.
     """
     logger = logging.getLogger("modelopt.onnx")
     errors: list[str] = []
@@ -161,7 +162,7 @@ def _import() -> tuple[Any, Any]:
         from modelopt.onnx.quantization import quantize
     except ImportError as error:
         raise SetupError(
-            f"nvidia-modelopt is installed and cannot be loaded: {error}.\n"
-            "  Install it with what its ONNX side needs: pip install 'kdedge[export]'"
+            f"nvidia-modelopt is installed, but cannot be loaded: {error}.\n"
+            "  Install it with its requirements: pip install 'kdedge[export]'"
         ) from error
     return trt_utils, quantize

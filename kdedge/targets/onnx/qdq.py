@@ -1,4 +1,4 @@
-"""What TensorRT asks of a graph with explicit Q/DQ, and how a graph is held against it."""
+"""Checks that a graph with explicit Q/DQ is quantized as TensorRT requires."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _INT8 = 3  # onnx.TensorProto.INT8
 
 
 def check_qdq(model: Any) -> None:
-    """Refuses a graph that is not quantized as TensorRT needs it.
+    """Checks that a graph is quantized as TensorRT requires.
 
-    Each of the blocks' linear products stands between Q/DQ of its input (one scale) and DQ of INT8
-    weights (a scale for each output channel), zero points signed and 0; the patch convolution and
-    the head have none; attention's products have all or none.
+    Each of the blocks' linear products has Q/DQ at its input (one scale) and DQ at its INT8 weights
+    (one scale per output channel), with zero points that are signed and 0. The patch convolution
+    and the head have no Q/DQ. Of attention's products, all have them or none.
 
     Raises:
-        GateError: it is not so; the message names the first node.
+        GateError: the graph is quantized otherwise; the message names the first node.
     """
     found = _Findings(model)
     head = head_nodes(model)
@@ -33,26 +33,26 @@ def check_qdq(model: Any) -> None:
         raise _unfit(f"{len(quantized)} of {len(linear)} linear layers are quantized; {detail}")
     for node in model.graph.node:
         if (node.op_type == "Conv" or node.name in head) and found.touches(node):
-            raise _unfit(f"{node.name} is quantized, which has to stay float")
+            raise _unfit(f"{node.name} is quantized, but must stay float")
     attention = [node for node in products if found.is_activation(node.input[1])]
     touched = [node.name for node in attention if found.touches(node)]
     if len(touched) not in (0, len(attention)):
         raise _unfit(
-            f"{len(touched)} of attention's {len(attention)} products are quantized, first"
+            f"{len(touched)} of attention's {len(attention)} products are quantized, for example"
             f" {touched[0]}"
         )
 
 
 def _unfit(reason: str) -> GateError:
     return GateError(
-        f"INT8: the quantized graph is unfit: {reason}.\n"
-        "  Export fp16 instead, or install the version of nvidia-modelopt that kdedge[export]"
-        " names."
+        f"INT8: the graph is not quantized as TensorRT requires: {reason}.\n"
+        "  Export fp16 instead, or install the right version of nvidia-modelopt: pip install"
+        " 'kdedge[export]'"
     )
 
 
 class _Findings:
-    """What surrounds the nodes of a quantized graph."""
+    """The Q/DQ around the nodes of a graph."""
 
     def __init__(self, model: Any) -> None:
         self._constants = initializers(model)
@@ -79,7 +79,7 @@ class _Findings:
         )
 
     def fault(self, node: Any) -> str | None:
-        """What is wrong with a linear product, or None."""
+        """What is wrong with a linear product's Q/DQ, or None."""
         x, weight = (self._dequantizer(name) for name in node.input)
         if x is None or weight is None:
             return f"no Q/DQ at its {'input' if x is None else 'weight'}"
@@ -99,12 +99,12 @@ class _Findings:
         return None
 
     def _shape(self, name: str) -> list[int] | None:
-        """Shape of a constant, None for what is no constant."""
+        """Shape of a constant; None for other tensors."""
         tensor = self._constants.get(name)
         return None if tensor is None else list(tensor.dims)
 
     def _is_symmetric(self, node: Any) -> bool:
-        """Whether a Q or DQ has the zero point 0; a Q without one would give unsigned bytes."""
+        """Whether a Q or DQ has the zero point 0; a Q without zero point gives unsigned bytes."""
         from onnx import numpy_helper
 
         if len(node.input) < 3:

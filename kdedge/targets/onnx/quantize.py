@@ -1,13 +1,13 @@
 """INT8: the blocks' linear layers in eight bits, for TensorRT and for CPUs.
 
-Both kinds first move range from activations into weights (`smoothquant`). Both leave alone
-the patch convolution, attention's own two products, softmax, normalization and the head. What
-`benchmarks/int8_quantizers.py` measures on photos100, real photos and a small CLIP, decided it:
+Both kinds first move range from activations into weights (`smoothquant`). Neither quantizes the
+patch convolution, attention's own two products, softmax, normalization and the head. These choices
+come from `benchmarks/int8_quantizers.py` on photos100, with real photos and a small CLIP:
 
-- Q/DQ on attention's products, on the residual branches and on what LayerNorm reads, as ModelOpt
-  places it by default, costs four points of agreement more; FP16 attention is one fused kernel;
-- ranges by the largest value agree as well as entropy's;
-- on CPUs ranges taken at each call (dynamic) agree better and run faster than fixed ones.
+- Q/DQ on attention's products, on the residual branches and on the inputs of LayerNorm, as ModelOpt
+  places it by default, costs four more points of agreement; FP16 attention is one fused kernel;
+- ranges by the largest value give the same agreement as those by entropy;
+- on CPUs, ranges from each call (dynamic) give better agreement and run faster than fixed ones.
 """
 
 from __future__ import annotations
@@ -40,22 +40,21 @@ bytes in 16 bits, 2 x 255 x 64 < 32768: no file that passed its gate here overfl
 def to_int8(
     onnx_path: Path, output: Path, *, calibration: npt.NDArray[Any], method: Calibration = "max"
 ) -> None:
-    """Writes the INT8 graph for TensorRT, whole or not at all.
+    """Writes the INT8 graph for TensorRT, complete or not at all.
 
     Explicit symmetric Q/DQ (opset 19) by NVIDIA ModelOpt: activations per tensor, weights per
-    output channel and stored as INT8; the remaining floats are FP16 as in `half`, but for
-    what is quantized. Node names and metadata are kept.
+    output channel and stored as INT8. Everything else is FP16 as in `half`. Node names and metadata
+    are kept.
 
     Args:
         onnx_path: a float32 file of `targets.onnx.trace`.
         output: the file to write.
         calibration: [N, 3, S, S], as the graph takes them; real images of the deployment.
-        method: how ranges follow from the calibration: the largest magnitude, or the least entropy
-            lost.
+        method: how ranges are chosen: by the largest magnitude, or by the smallest loss of entropy.
 
     Raises:
         DataError: no images, images that do not fit the graph, or a broken file.
-        GateError: the result is not quantized as it has to be.
+        GateError: the result is not quantized as required.
         MissingPackage: nvidia-modelopt is not installed.
         ResourceError: the disk is full.
     """
@@ -74,11 +73,11 @@ def to_int8(
 
 
 def to_int8_cpu(onnx_path: Path, output: Path, *, calibration: npt.NDArray[Any]) -> None:
-    """Writes the INT8 graph for ONNX Runtime on CPUs, whole or not at all.
+    """Writes the INT8 graph for ONNX Runtime on CPUs, complete or not at all.
 
-    The blocks' linear layers multiply bytes: 7-bit weights, one scale an output channel, and
-    activations whose scale is taken from each batch as it comes. The rest is float32. Node names,
-    metadata and opset are kept.
+    The blocks' linear layers multiply bytes: 7-bit weights with one scale per output channel, and
+    activations with a scale computed from each batch. The rest is float32. Node names, metadata and
+    opset are kept.
 
     Args:
         onnx_path: a float32 file of `targets.onnx.trace`.
@@ -98,7 +97,7 @@ def to_int8_cpu(onnx_path: Path, output: Path, *, calibration: npt.NDArray[Any])
 
 
 def _make_dynamic(model: Any) -> None:
-    """Replaces the blocks' linear products by products of bytes, in the form that ORT fuses."""
+    """Replaces the blocks' linear products with products of bytes, in the form that ORT fuses."""
     from onnx import helper, numpy_helper
 
     linear, constants = {node.name for node in weight_matmuls(model)}, initializers(model)
@@ -140,10 +139,10 @@ def _quantize(
 
 
 def _keep_to_linear_layers(model: Any) -> None:
-    """Gives other nodes that read a quantized tensor the float one back.
+    """Connects other nodes that read a quantized tensor to the float tensor again.
 
-    ModelOpt hands Q/DQ to all readers: the class token, cut from what keys and values read, would
-    be quantized twice.
+    ModelOpt gives Q/DQ to all readers: the class token, a slice of the input of keys and values,
+    would be quantized twice.
     """
     producers = {name: node for node in model.graph.node for name in node.output}
     for node in model.graph.node:
@@ -155,7 +154,7 @@ def _keep_to_linear_layers(model: Any) -> None:
 
 
 def _round_scales(model: Any) -> None:
-    """Rounds all scales to FP16, as which some will be stored: values and scales have to fit."""
+    """Rounds all scales to FP16, as some are stored so, and values are quantized with them."""
     from onnx import numpy_helper
 
     constants = initializers(model)
@@ -168,7 +167,7 @@ def _round_scales(model: Any) -> None:
 
 
 def _store_weights(model: Any) -> None:
-    """Replaces weights that are quantized at run time by their INT8 values."""
+    """Replaces weights that are quantized at run time with their INT8 values."""
     from onnx import numpy_helper
 
     constants = initializers(model)
@@ -191,7 +190,7 @@ def _store_weights(model: Any) -> None:
 
 
 def _keep_labels(source: Any, model: Any) -> None:
-    """Gives a graph the names, notes and version labels of the one that it was made from."""
+    """Copies names, metadata and version labels from the graph that it was made from."""
     model.ir_version = source.ir_version
     model.graph.name = source.graph.name
     model.producer_name, model.producer_version = source.producer_name, source.producer_version

@@ -1,4 +1,4 @@
-"""Running ONNX files on the CPU by ONNX Runtime, which every machine has; the reference."""
+"""Runs ONNX files on the CPU with ONNX Runtime, on any machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAME = "onnxruntime"
 
 _FATAL = 4
 _LOOK_EVERY_S = 0.5
-# A first call may take as long as the slowest device needs; a graph with an endless loop takes more
+# Enough for a first call on the slowest device; stops a graph with an endless loop
 _CALL_LIMIT_S, _IMAGE_LIMIT_S = 60, 60
 _PIXELS: dict[str, Pixels] = {"tensor(float)": "float", "tensor(uint8)": "uint8"}
 # A newer opset or operator than this ONNX Runtime knows; other failures are the file's own.
@@ -38,11 +38,11 @@ _SOURCE_LINE = re.compile(r"/\S+:\d+ .*\) ")
 
 
 def check_environment() -> None:
-    """Looks for ONNX Runtime.
+    """Checks for ONNX Runtime.
 
     Raises:
         MissingPackage: it is not installed.
-        SetupError: it is installed and cannot be imported.
+        SetupError: it is installed, but cannot be imported.
     """
     _import()
 
@@ -50,30 +50,32 @@ def check_environment() -> None:
 def load(
     path: Path, *, n_threads: int | None = None, built_with: Mapping[str, Any] | None = None
 ) -> OnnxSession:
-    """Loads an ONNX file, and its external data from beside it.
+    """Loads an ONNX file, and its external data from the same folder.
 
     Args:
         path: the file.
-        n_threads: threads inside one operator; None: as many as the environment says by
-            OMP_NUM_THREADS, or else one a physical core.
-        built_with: unused, as ONNX Runtime's own message says what is wrong.
+        n_threads: threads per operator; None: the number in OMP_NUM_THREADS, or else one per
+            physical core.
+        built_with: not used.
 
     Raises:
         MissingPackage: ONNX Runtime is not installed.
-        SetupError: it is too old for the file.
-        DataError: the file is broken, or no classifier of images.
+        SetupError: ONNX Runtime is too old for the file.
+        DataError: the file is broken, or not an image classifier.
     """
     del built_with
     ort = _import()
     options = ort.SessionOptions()
-    options.log_severity_level = _FATAL  # failures come as exceptions, warnings have no remedy
+    options.log_severity_level = (
+        _FATAL  # failures are exceptions, and warnings do not help the user
+    )
     options.intra_op_num_threads = n_threads or number_of_threads() or 0
     if not may_spin():
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # After a call, threads that spin would take cores from what prepares the next one
+    # After a call, spinning threads would take cores from the preparation of the next one
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        with contextlib.redirect_stdout(None):  # it prints there before it tries once more
+        with contextlib.redirect_stdout(None):  # it prints there before it tries again
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return OnnxSession(session, path, ort)
     except _errors(ort) as error:
@@ -84,12 +86,12 @@ class OnnxSession:
     """A loaded ONNX file.
 
     Args:
-        session: ONNX Runtime's.
-        path: names the file in messages.
-        ort: the module.
+        session: ONNX Runtime's session.
+        path: the file, for messages.
+        ort: the module `onnxruntime`.
 
     Raises:
-        DataError: it does not take images and give logits.
+        DataError: the graph is not one from images to logits.
     """
 
     name = NAME
@@ -136,7 +138,7 @@ class OnnxSession:
 
     @contextlib.contextmanager
     def _limited(self, n_images: int) -> Iterator[Any]:
-        """Context of a call, with its options: the first call has a time limit."""
+        """Context manager of a call, with its options: the first call has a time limit."""
         if not self._is_first:
             yield None
             return
@@ -156,9 +158,9 @@ class OnnxSession:
         except self._errors as error:
             if options.terminate:
                 raise DataError(
-                    f"{self._path} gave no answer within {limit_s} s, for a batch of {n_images}.\n"
-                    "  The file is damaged where its graph never ends: export again. A slow device"
-                    " needs smaller batches, as by --batch 1."
+                    f"{self._path} did not finish a batch of {n_images} within {limit_s} s.\n"
+                    "  On a slow device, use smaller batches, such as --batch 1. Otherwise the"
+                    " file is damaged: export again."
                 ) from error
             raise
         finally:
@@ -197,19 +199,19 @@ def _import() -> Any:
 
 def _broken(error: Exception) -> SetupError:
     return SetupError(
-        f"onnxruntime is installed and cannot be imported: {error}.\n"
+        f"onnxruntime is installed, but cannot be imported: {error}.\n"
         "  Reinstall it with: pip install --force-reinstall onnxruntime"
     )
 
 
 @contextlib.contextmanager
 def _no_device_warnings() -> Iterator[None]:
-    """Context in which what native code writes to stderr waits, less its lines on GPU discovery.
+    """Context manager that removes native code's lines on GPU discovery from stderr.
 
-    From 1.23 on, importing ONNX Runtime warns on machines whose graphics card it does not know
-    (a Raspberry Pi, WSL, a server's console), and no setting turns that off:
-    github.com/microsoft/onnxruntime/issues/27092. A device's disk may be read-only, so that the
-    lines wait in memory; where the system has no files in memory they come out.
+    Importing ONNX Runtime 1.23 and later warns on machines whose graphics card it does not know (a
+    Raspberry Pi, WSL, a server's console), and no setting turns that off:
+    github.com/microsoft/onnxruntime/issues/27092. Lines are held in memory, as a device's disk may
+    be read-only. If the system has no files in memory, nothing is removed.
     """
     with contextlib.ExitStack() as opened:
         try:
@@ -226,14 +228,14 @@ def _no_device_warnings() -> Iterator[None]:
             if is_held:
                 os.dup2(kept.fileno(), 2)
                 held.seek(0)
-                with contextlib.suppress(OSError):  # whoever read stderr has gone
+                with contextlib.suppress(OSError):  # the reader of stderr has closed it
                     kept.writelines(line for line in held if b"device_discovery.cc" not in line)
 
 
 def _errors(ort: Any) -> tuple[type[Exception], ...]:
-    """ONNX Runtime's own exceptions, which have no base class of their own, and pybind's.
+    """ONNX Runtime's own exceptions, which have no common base class, and pybind's.
 
-    A text in the file that is no UTF-8 ends in a UnicodeDecodeError, a size in a ValueError.
+    Text in the file that is not UTF-8 raises UnicodeDecodeError, a wrong size ValueError.
     """
     state = importlib.import_module(f"{ort.__name__}.capi.onnxruntime_pybind11_state")
     names = (
@@ -248,7 +250,7 @@ def _errors(ort: Any) -> tuple[type[Exception], ...]:
 
 
 def _explain(error: Exception, path: Path, version: str, what: str) -> KdedgeError:
-    """The error for a file that cannot be loaded, or run."""
+    """The error for a file that cannot be loaded or run."""
     text = " ".join(str(error).split()).rstrip(".")
     reason = _SOURCE_LINE.sub("", text)[:300]
     if any(sign in text for sign in _TOO_NEW):
@@ -259,4 +261,4 @@ def _explain(error: Exception, path: Path, version: str, what: str) -> KdedgeErr
     problem = f"{path} cannot be {what} by onnxruntime {version}: {reason}.\n"
     if any(sign in text for sign in _NO_MEMORY):
         return ResourceError(f"{problem}  Use smaller batches, or close other programs.")
-    return DataError(f"{problem}  Copy the file from the export once more, or export again.")
+    return DataError(f"{problem}  Copy the file from the export again, or export again.")

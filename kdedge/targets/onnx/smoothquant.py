@@ -1,8 +1,8 @@
-"""SmoothQuant: range moves from activations into weights, and no float result changes.
+"""SmoothQuant: moves range from activations into weights; float results do not change.
 
 Xiao et al., arXiv:2211.10438, equation 4. Large transformers have channels that are far larger than
-the others, and one scale has to serve all channels of a tensor. photos100's small CLIP has none:
-there it changes agreement by 0.2 points (`benchmarks/int8_quantizers.py`).
+the others, but a tensor has one scale for all channels. photos100's small CLIP has no such
+channels: it gains 0.2 points of agreement (`benchmarks/int8_quantizers.py`).
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from kdedge.targets.onnx.graph import (
 )
 
 SMOOTHING = 0.5
-"""Exponent of the activations' range: SmoothQuant's default. On photos100 0.3 to 0.8 agree alike,
-within 0.6 points."""
+"""Exponent of the activations' range (alpha): SmoothQuant's default. On photos100, 0.3 to 0.8 give
+the same agreement within 0.6 points."""
 
 
 def smooth(model: Any, images: npt.NDArray[Any], *, strength: float = SMOOTHING) -> None:
-    """Divides what each block's LayerNorm gives by channel, and multiplies the weights after it.
+    """Divides each LayerNorm's output by channel, and multiplies the following weights.
 
-    Exact but for float32 rounding; see the module's docstring.
+    Exact up to float32 rounding; see the module's docstring.
 
     Args:
         model: changed in place.
-        images: as the graph takes them.
-        strength: 0 leaves the weights' ranges even, 1 the activations'.
+        images: images as the graph takes them.
+        strength: alpha in equation 4; 0 equalizes the weights' ranges, 1 the activations'.
     """
     from onnx import numpy_helper
 
@@ -62,7 +62,7 @@ def smooth(model: Any, images: npt.NDArray[Any], *, strength: float = SMOOTHING)
 
 
 def _linear_readers(model: Any) -> dict[str, list[Any]]:
-    """For each LayerNorm that only linear layers read, by its output: those layers."""
+    """Output of each LayerNorm that only linear layers read -> these layers."""
     linear = {node.name for node in weight_matmuls(model)}
     read_by = consumers(model)
     found = {}
@@ -70,7 +70,7 @@ def _linear_readers(model: Any) -> dict[str, list[Any]]:
         if norm.op_type != "LayerNormalization":
             continue
         readers = read_by[norm.output[0]]
-        cuts = [node for node in readers if node.op_type == "Slice"]  # the class token alone
+        cuts = [node for node in readers if node.op_type == "Slice"]  # only the class token
         readers = [node for node in readers if node.op_type != "Slice"]
         readers += [node for cut in cuts for node in read_by[cut.output[0]]]
         if readers and all(node.name in linear for node in readers):
@@ -79,7 +79,7 @@ def _linear_readers(model: Any) -> dict[str, list[Any]]:
 
 
 def _set_own(model: Any, node: Any, index: int, values: npt.NDArray[Any]) -> None:
-    """Gives a node a constant of its own: constants of equal values may be shared."""
+    """Gives a node its own constant, as nodes may share constants of equal values."""
     name = f"{node.name}/{index}"
     set_initializer(model, name, values.astype(np.float32))
     node.input[index] = name

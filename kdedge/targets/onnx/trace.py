@@ -1,7 +1,7 @@
-"""Tracing a folded model: one float32 graph that ONNX Runtime and every TensorRT since 8.6 read.
+"""Traces a folded model to a float32 graph for ONNX Runtime and TensorRT 8.6 or later.
 
 Opset 17 is the first with `LayerNormalization` as one node, which keeps its statistics in float32
-in every precision, and the last that TensorRT 8.6 imports; newer versions read it too.
+in every precision, and the last that TensorRT 8.6 imports; newer versions read it, too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kdedge.targets.onnx.graph import MAX_WEIGHT_BYTES
 
 OPSET = 17
 IR_VERSION = 9
-"""What ONNX Runtime 1.16 reads, the oldest that a JetPack 6 has."""
+"""IR version of ONNX Runtime 1.16, the oldest version of JetPack 6."""
 
 Batch = Literal["dynamic"] | int
 
@@ -46,17 +46,17 @@ def write_onnx(
     """Writes a folded model as float32 ONNX, atomically.
 
     Args:
-        model: from `deploy.fold.fold`, from pixels [B, 3, S, S] to logits [B, C].
-        path: the file; its weights go to `<path>.data` where `external_data` is set.
+        model: a folded model, from pixels [B, 3, S, S] to logits [B, C].
+        path: the file; with `external_data`, its weights go to `<path>.data`.
         size_px: side of the model's images.
-        batch: `dynamic`, or the one batch size that the graph takes.
+        batch: `dynamic`, or the only batch size of the graph.
         max_batch: the largest batch of a dynamic graph.
-        external_data: keep the weights in a file beside the graph.
-        metadata: values for the file's metadata properties; what is no text becomes JSON.
-        max_bytes: weights that one file holds.
+        external_data: store the weights in a second file.
+        metadata: values for the file's metadata properties; values that are not text become JSON.
+        max_bytes: maximum size of the weights in one file.
 
     Raises:
-        RecipeError: the weights are more than one file holds.
+        RecipeError: the weights are larger than `max_bytes`.
         ResourceError: the file cannot be written.
     """
     import onnx
@@ -70,8 +70,9 @@ def write_onnx(
     n_bytes = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
     if not external_data and n_bytes > max_bytes:
         raise RecipeError(
-            f"{path.name} would hold {n_bytes / 1e9:.2f} GB of weights; one ONNX file holds 2.1 GB."
-            "\n  Put them beside it: --set export.external_data=true"
+            f"{path.name} would have {n_bytes / 1e9:.2f} GB of weights, but one ONNX file can have"
+            " at most 2.1 GB.\n"
+            "  Store the weights in a second file: --set export.external_data=true"
         )
     try:
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -95,9 +96,9 @@ def write_onnx(
 
 
 def _trace(model: nn.Module, *, size_px: int, batch: Batch, max_batch: int) -> Any:
-    """Gives torch's ONNX graph of a model."""
+    """Traces a model to torch's ONNX graph."""
     is_dynamic = batch == "dynamic" and max_batch > 1
-    # A batch of 1 would be taken for a constant
+    # A batch of 1 would become a constant
     n_images = 2 if is_dynamic else 1 if batch == "dynamic" else batch
     images = torch.zeros(n_images, 3, size_px, size_px)
     folded: Any = model
@@ -128,7 +129,7 @@ def _trace(model: nn.Module, *, size_px: int, batch: Batch, max_batch: int) -> A
 
 
 def _make_readable(proto: Any) -> None:
-    """Names each node by its place in the model, and drops what only the exporter reads."""
+    """Names each node by its module in the model, and drops the exporter's metadata."""
     counts: Counter[str] = Counter()
     for node in proto.graph.node:
         scopes = next(
@@ -142,7 +143,9 @@ def _make_readable(proto: Any) -> None:
         del node.metadata_props[:]
         node.doc_string = ""
     graph = proto.graph
-    del graph.value_info[:]  # shapes follow from the operators; most tools do not keep notes up
+    del graph.value_info[
+        :
+    ]  # shapes follow from the operators; most tools do not update the annotations
     for values in (graph.input, graph.output, graph.initializer, [graph, proto]):
         for value in values:
             del value.metadata_props[:]
@@ -152,7 +155,7 @@ def _make_readable(proto: Any) -> None:
 
 
 def _lower_opset(proto: Any) -> None:
-    """Relabels the graph as opset 17: none of its operators has changed since."""
+    """Relabels the graph as opset 17; checks that none of its operators has changed since."""
     import onnx
 
     for node in proto.graph.node:

@@ -1,4 +1,4 @@
-"""Building TensorRT engines, for the GPU of the machine that builds them, as a Jetson's."""
+"""Builds TensorRT engines, for the GPU of the machine that builds them, such as a Jetson."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def check_environment() -> None:
-    """Looks for TensorRT and a GPU.
+    """Checks for TensorRT and a GPU.
 
     Raises:
         SetupError: TensorRT is not installed, or there is no GPU.
@@ -38,24 +38,25 @@ def check_environment() -> None:
         if find_spec("tensorrt_rtx") is None:
             raise
         raise SetupError(
-            f"{error}\n  tensorrt-rtx is installed here: --trt-rtx builds engines for RTX GPUs,"
-            " which are no Jetson's. Nothing was built in TensorRT's place."
+            f"{error}\n"
+            "  tensorrt-rtx is installed: use --trt-rtx to build engines for RTX GPUs (not for a"
+            " Jetson). It is not used automatically."
         ) from error
     if (problem := jetson_wheel_problem()) is not None:
         log.warning("%s", problem)
 
 
 def plan(precision: Precision) -> tuple[PlannedFile, ...]:
-    """Gives the engine of a precision, named after this machine's TensorRT and GPU."""
+    """The engine of a precision, named after this machine's TensorRT and GPU."""
     return (PlannedFile(f"model.{precision}.{_tag(*_find())}.engine", precision, "gpu"),)
 
 
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
-    """Builds an engine from an ONNX file that holds the precision already.
+    """Builds an engine from an ONNX file of the same precision.
 
     Raises:
         DataError: the graph is broken or of another precision, or the engine exists.
-        SetupError: TensorRT or a GPU is missing, or cannot do it.
+        SetupError: TensorRT or a GPU is missing, or TensorRT cannot build the graph.
         ResourceError: memory or disk ran out.
     """
     assert request.onnx_path is not None
@@ -83,18 +84,18 @@ def _find() -> tuple[ModuleType, Gpu]:
 
 
 def _tag(module: ModuleType, gpu: Gpu) -> str:
-    """What an engine depends on: the version, the compute capability, the GPU and its size."""
+    """Part of an engine's name: version, compute capability, GPU and its size."""
     name = re.sub("[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
     capability = gpu.compute_capability.replace(".", "")
     return f"trt{short_version(module)}-sm{capability}-{name}-{gpu.n_multiprocessors}"
 
 
 def timing_cache_path(tag: str, environment: Mapping[str, str]) -> Path:
-    """Gives the file that keeps the measurements of a GPU's kernels.
+    """File of TensorRT's timing cache for a GPU.
 
     Args:
         tag: version, compute capability and GPU.
-        environment: may move the user's caches by XDG_CACHE_HOME.
+        environment: environment variables; XDG_CACHE_HOME sets the user's cache folder.
     """
     home = environment.get("XDG_CACHE_HOME")
     root = Path(home) if home else Path.home() / ".cache"

@@ -19,12 +19,13 @@ TARGET = Target(
             ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
             "TensorRT engines",
             extra="trt",
-            install="pip install tensorrt (on a Jetson, JetPack brings it)",
+            install="pip install tensorrt (on a Jetson, it is part of JetPack)",
         ),
     ),
     backend="tensorrt",
     preference=20,
     is_engine=True,
-    remark="Needs TensorRT 8.6 to 11 (INT8 from 10 on) and an NVIDIA GPU, as on a Jetson.",
+    remark="Needs TensorRT 8.6 to 11 (INT8: 10 or later) and an NVIDIA GPU, such as that of a"
+    " Jetson.",
     find_problem=jetson_wheel_problem,
 )

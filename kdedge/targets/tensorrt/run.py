@@ -1,4 +1,4 @@
-"""Running TensorRT engines, on the GPU and with the version that they were built for."""
+"""Runs TensorRT engines, on the GPU and with the version that they were built for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdedge.targets.tensorrt.describe import TARGET
 
 
 def check_environment() -> None:
-    """Looks for the Python module, the NVIDIA driver, the CUDA runtime and a GPU.
+    """Checks for the Python module, the NVIDIA driver, the CUDA runtime and a GPU.
 
     Raises:
         BackendUnavailable: the module, the driver or the GPU is missing.
@@ -33,12 +33,12 @@ def load(
     Args:
         path: the engine.
         n_threads: unused, as the GPU computes.
-        built_with: what the engine was built with, for the message where it cannot be loaded.
+        built_with: what the engine was built with, for messages.
 
     Raises:
         BackendUnavailable: the module or the GPU is missing.
         SetupError: the engine is of another version or for another GPU.
-        DataError: the engine does not take images and give logits.
+        DataError: the engine is not one from images to logits.
     """
     del n_threads
     return load_engine(_import(), path, target=TARGET, built_with=built_with)

@@ -1,7 +1,8 @@
-"""Building engines of TensorRT for RTX, for GeForce and RTX GPUs since Ampere, without a GPU.
+"""Builds engines of TensorRT for RTX, for GeForce and RTX GPUs since Ampere, without a GPU.
 
-One file serves Linux and Windows and all those GPUs; the first run on one compiles its kernels. It
-loads in the TensorRT-RTX version that built it alone. Jetsons and data centers have TensorRT.
+One file works on Linux and Windows and on all these GPUs; the first run on a GPU compiles its
+kernels. It loads only in the TensorRT-RTX version that built it. Jetsons and data-center GPUs use
+TensorRT.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ from kdedge.targets.tensorrt_rtx.describe import TENSORRT_RTX
 
 
 def check_environment() -> None:
-    """Looks for TensorRT-RTX; a GPU is not needed.
+    """Checks for TensorRT-RTX; a GPU is not needed.
 
     Raises:
         MissingPackage: tensorrt-rtx is not installed.
-        SetupError: there is none for this system.
+        SetupError: TensorRT-RTX does not exist for this system.
     """
     _find()
 
 
 def plan(precision: Precision) -> tuple[PlannedFile, ...]:
-    """Gives the engine of a precision, named after the version that it needs."""
+    """The engine of a precision, named after the version that it needs."""
     return (PlannedFile(f"model.{precision}.rtx{short_version(_find())}.engine", precision, "gpu"),)
 
 
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
-    """Builds a portable engine from an ONNX file that holds the precision already.
+    """Builds a portable engine from an ONNX file of the same precision.
 
     Raises:
         DataError: the graph is broken or of another precision, or the engine exists.
@@ -63,8 +64,9 @@ def _find() -> ModuleType:
     if system in ("Linux", "Windows") and machine.lower() in ("x86_64", "amd64"):
         raise TENSORRT_RTX.missing("Building RTX engines")
     raise SetupError(
-        f"TensorRT for RTX has packages for Linux and Windows on x86-64 only; this is {system} on"
-        f" {machine}.\n  On a Jetson use --trt; for RTX GPUs export on another machine."
+        f"TensorRT for RTX exists only for Linux and Windows on x86-64, but this is {system} on"
+        f" {machine}.\n"
+        "  On a Jetson, use --trt. For RTX GPUs, export on another machine."
     )
 
 

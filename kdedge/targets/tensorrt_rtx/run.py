@@ -1,4 +1,4 @@
-"""Running engines of TensorRT for RTX; a GPU compiles their kernels at their first use."""
+"""Runs engines of TensorRT for RTX, whose kernels are compiled at their first use on a GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdedge.targets.tensorrt_rtx.describe import TARGET, TENSORRT_RTX
 
 
 def check_environment() -> None:
-    """Looks for the Python module, the NVIDIA driver, the CUDA runtime and a GPU.
+    """Checks for the Python module, the NVIDIA driver, the CUDA runtime and a GPU.
 
     Raises:
         MissingPackage: the module is not installed.
@@ -33,12 +33,12 @@ def load(
     Args:
         path: the engine.
         n_threads: unused, as the GPU computes.
-        built_with: what the engine was built with, for the message where it cannot be loaded.
+        built_with: what the engine was built with, for messages.
 
     Raises:
         MissingPackage: the module is not installed.
         SetupError: there is no GPU, or the engine is of another version or for another GPU.
-        DataError: the engine does not take images and give logits.
+        DataError: the engine is not one from images to logits.
     """
     del n_threads
     return load_engine(_import(), path, target=TARGET, built_with=built_with)

@@ -1,1 +1,1 @@
-"""Torch-TensorRT: programs for services that have PyTorch."""
+"""Torch-TensorRT: compiled programs for services with PyTorch."""

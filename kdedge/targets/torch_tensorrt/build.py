@@ -1,8 +1,8 @@
-"""Compiling Torch-TensorRT programs, for PyTorch services with the GPU that compiled them.
+"""Compiles Torch-TensorRT programs, for PyTorch services with the GPU that compiled them.
 
-They need torch where they run, so that there is no run.py. Facts of the API: torch_tensorrt 2.13,
-`dynamo.compile` and `save`; networks are strongly typed, so that the precision is the module's own.
-There is no INT8: its quantizer, ModelOpt's for torch, misses the queries, keys and values of CLIP's
+They need torch where they run, so there is no run.py. API: `dynamo.compile` and `save` of
+torch_tensorrt 2.13; networks are strongly typed, so the precision is that of the module. There is
+no INT8: its quantizer, ModelOpt for torch, does not quantize the queries, keys and values of CLIP's
 attention.
 """
 
@@ -28,20 +28,20 @@ from kdedge.targets.torch_tensorrt.describe import TORCH_TENSORRT
 
 
 class _FloatNorm(nn.LayerNorm):
-    """A layer norm in float32 of values in any precision."""
+    """A layer norm that computes in float32, for inputs of any precision."""
 
     def forward(self, values: Tensor) -> Tensor:
         return super().forward(values.float())
 
 
 class HalfModel(nn.Module):
-    """A folded model that works in half precision between float32 pixels and float32 logits.
+    """A folded model in half precision, with float32 pixels and float32 logits.
 
     The layers after the last block stay in float32: they are a small part of the work, and the
-    squares under the unit length would overflow half precision from 256 on.
+    squares in the L2 norm would overflow half precision for values from 256 on.
 
     Args:
-        model: is left as it is.
+        model: the folded model; not changed.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -62,7 +62,7 @@ class HalfModel(nn.Module):
 
 
 def check_environment() -> None:
-    """Looks for torch-tensorrt and a GPU that torch can use.
+    """Checks for torch-tensorrt and a GPU that torch can use.
 
     Raises:
         MissingPackage: torch-tensorrt is not installed.
@@ -78,7 +78,7 @@ def check_environment() -> None:
 
 
 def plan(precision: Precision) -> tuple[PlannedFile, ...]:
-    """Gives the program of a precision, named after the version and the GPU that it needs."""
+    """The program of a precision, named after the version and the GPU that it needs."""
     about = _about(_find())
     version = ".".join(about["version"].split("+")[0].split(".")[:3])
     tag = f"torchtrt{version}-sm{about['compute_capability'].replace('.', '')}"
@@ -86,11 +86,11 @@ def plan(precision: Precision) -> tuple[PlannedFile, ...]:
 
 
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
-    """Compiles a program; `torch.export.load` reads it once torch_tensorrt is imported.
+    """Compiles a program. `torch.export.load` reads it, after importing torch_tensorrt.
 
     Raises:
         DataError: the file exists.
-        SetupError: package or device is missing.
+        SetupError: a package or device is missing.
         ResourceError: the file cannot be written.
     """
     torch_tensorrt = _find()
@@ -110,7 +110,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         dtype=example.dtype, name="images",
     ) if low < high else example  # fmt: skip
     compiled = torch_tensorrt.dynamo.compile(program, arg_inputs=[images])
-    # In memory first: torch's writer of files aborts the process where the disk is full
+    # In memory first: torch's file writer aborts the process if the disk is full
     program_file = io.BytesIO()
     torch_tensorrt.save(
         compiled,
@@ -134,7 +134,7 @@ class Program:
 
     Args:
         path: a file of `build`.
-        artifact: says what it takes.
+        artifact: describes its input.
     """
 
     name = "torch-tensorrt"
@@ -171,19 +171,19 @@ def trace(
     batches: tuple[int, int],
     on_gpu: bool = False,
 ) -> tuple[torch.export.ExportedProgram, Tensor]:
-    """Gives the program that is compiled and the images [B, 3, S, S] that it was traced with.
+    """Traces the model; returns the program and the images [B, 3, S, S] of the trace.
 
     Args:
-        model: from `deploy.fold.fold`; it is left as it is.
-        precision: fp32, or fp16 with float32 at both ends.
+        model: a folded model; not changed.
+        precision: fp32, or fp16 with float32 input and output.
         size_px: side of the model's images.
-        batches: the smallest and the largest batch.
+        batches: smallest and largest batch.
         on_gpu: trace on torch's CUDA device, for which the program is compiled.
     """
     module: nn.Module = HalfModel(model) if precision == "fp16" else copy.deepcopy(model)
     dtype = torch.uint8 if model.pixels == "uint8" else torch.float32
     low, high = batches
-    # A batch of 1 would be taken for a constant
+    # A batch of 1 would become a constant
     n_images = high if low == high else max(low, 2)
     images = torch.zeros(n_images, 3, size_px, size_px, dtype=dtype)
     module.eval()
@@ -200,7 +200,7 @@ def _dynamic_shapes(batches: tuple[int, int]) -> dict[str, Any] | None:
 
 
 def _about(module: ModuleType) -> dict[str, Any]:
-    """The versions and the GPU that programs are for."""
+    """The versions and the GPU for which programs are compiled."""
     major, minor = torch.cuda.get_device_capability()
     return {
         "tool": "Torch-TensorRT",

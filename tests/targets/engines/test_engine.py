@@ -57,7 +57,7 @@ def test_results_stay_when_the_next_batch_runs(tmp_path: Path, cudart: Any) -> N
 def test_a_static_engine_takes_its_one_batch(tmp_path: Path, cudart: Any) -> None:
     engine = load(tmp_path, cudart, "engine 2 2 UINT8 logits")
     assert engine.batches == (2, 2)
-    with pytest.raises(SetupError, match=r"takes 2 to 2 images at once, not \(3, 3, 2, 2\)"):
+    with pytest.raises(SetupError, match=r"takes 2 to 2 images at once, got shape \(3, 3, 2, 2\)"):
         engine.run(images(3))
 
 
@@ -156,8 +156,8 @@ def test_a_null_engine_gives_tensorrts_error_in_one_line(tmp_path: Path, cudart:
         f"{tmp_path / 'm.engine'} cannot be loaded by tensorrt 10.3.0 on a GPU of compute"
         " capability 8.7: Serialization"
         " assertion failed.\n"
-        "  An engine runs only with the version and the kind of GPU that it was built for. Build"
-        f" one on this machine: kdedge export {tmp_path} --trt"
+        "  An engine runs only with the TensorRT version and the kind of GPU that it was built"
+        f" for. Build it on this machine: kdedge export {tmp_path} --trt"
     )
 
 

@@ -81,10 +81,10 @@ def test_an_engine_of_another_version_or_a_damaged_file_is_told(
         target.load(path, built_with=built_with)
     assert str(caught.value) == (
         f"{path} cannot be loaded by tensorrt-rtx {trt.__version__} on a GPU of compute"
-        " capability 8.7: the file is damaged, or another version or product built it.\n"
+        " capability 8.7: the file is damaged, or was built by another version or product.\n"
         "  It was built with TensorRT-RTX 1.2.0 for RTX 4090, compute capability 8.9.\n"
-        "  An engine runs only with the version and the kind of GPU that it was built for."
-        f" Build one on this machine: kdedge export {tmp_path} --trt-rtx"
+        "  An engine runs only with the TensorRT version and the kind of GPU that it was built"
+        f" for. Build it on this machine: kdedge export {tmp_path} --trt-rtx"
     )
 
 

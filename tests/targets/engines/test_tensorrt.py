@@ -257,14 +257,14 @@ def test_a_jetson_is_known_by_its_release_file_or_its_device_tree(
         ),
         (
             *("Linux", "aarch64", True),
-            "JetPack brings it: sudo apt-get install python3-libnvinfer\n"
-            "  A virtual environment sees it where it was made with: python3 -m venv"
+            "Install JetPack's package: sudo apt-get install python3-libnvinfer\n"
+            "  In a virtual environment, it is found only if that was made with: python3 -m venv"
             " --system-site-packages\n"
-            "  Never by pip: wheels for ARM servers have no code for Orin (SM 87).",
+            "  Do not use pip: its wheels for ARM servers have no code for Orin (SM 87).",
         ),
         (
             *("Darwin", "arm64", False),
-            "It needs an NVIDIA GPU under Linux or Windows, and this is Darwin.",
+            "It needs an NVIDIA GPU and Linux or Windows, but this is Darwin.",
         ),
     ],
 )
@@ -330,8 +330,8 @@ def test_a_package_that_is_there_and_does_not_load_is_no_missing_one(
         import_engine_package("tensorrt")
     assert not isinstance(caught.value, MissingPackage)
     assert str(caught.value) == (
-        f"tensorrt is installed and cannot be loaded: {reason}.\n"
-        "  Install it once more; all its packages must be of one version."
+        f"tensorrt is installed, but cannot be loaded: {reason}.\n"
+        "  Install it again; all its packages must have the same version."
     )
 
 
@@ -383,7 +383,7 @@ def test_a_wheel_on_a_jetson_is_warned_of(
         target.check_environment()
     expected = (
         "tensorrt was installed by pip, in /v/site-packages. On a Jetson its wheels may have no"
-        " code for the GPU (SM 87): uninstall it there, and JetPack's is found."
+        " code for the GPU (SM 87). Uninstall it with pip, so that JetPack's TensorRT is found."
     )
     is_pips = folder is not None and folder.startswith("/v")
     assert caplog.messages == ([expected] if is_jetson and is_pips else [])
@@ -503,7 +503,7 @@ def test_version_8_too_needs_a_graph_with_products(
     shape = ("batch", 3, 32, 32)
     path = write_graph(tmp_path / "a.onnx", {"images": shape}, [("Relu", ("images",))], shape)
     request = EngineRequest(path, "fp16", (1, 4))
-    with pytest.raises(DataError, match="is no image encoder"):
+    with pytest.raises(DataError, match="is not an image encoder"):
         version_8.builder().build(request, tmp_path / "a.engine")
 
 
@@ -570,19 +570,19 @@ def test_a_file_that_comes_while_an_engine_is_built_is_kept(
         (
             "[E] OutOfMemory (no further information)",
             ResourceError,
-            "Lower export.max_batch, or close what else uses the GPU.",
+            "Lower export.max_batch, or close other programs that use the GPU.",
         ),
         (
             "Cuda failure: out of memory",
             ResourceError,
-            "Lower export.max_batch, or close what else uses the GPU.",
+            "Lower export.max_batch, or close other programs that use the GPU.",
         ),
         (
             "Target GPU SM 87 is not supported by this TensorRT release.",
             SetupError,
-            "`kdedge doctor` shows the driver and the versions here.",
+            "`kdedge doctor` shows the driver and the versions on this machine.",
         ),
-        (None, SetupError, "`kdedge doctor` shows the driver and the versions here."),
+        (None, SetupError, "`kdedge doctor` shows the driver and the versions on this machine."),
     ],
 )
 def test_a_build_that_gives_nothing_is_told_with_tensorrts_reason(
@@ -620,7 +620,7 @@ def test_a_builder_that_does_not_start_is_told(
     assert str(caught.value) == (
         f"TensorRT 10.3.0 cannot start to build {small.onnx_path}.\n"
         "  CUDA initialization failure with error: 35.\n"
-        "  `kdedge doctor` shows the driver and the versions here."
+        "  `kdedge doctor` shows the driver and the versions on this machine."
     )
 
 
@@ -683,7 +683,7 @@ def test_single_layers_of_a_half_graph_may_be_float32_and_half_of_them_may_not(
         Product(f"blocks.{i}.query/MatMul", "FLOAT" if i < n_float else "HALF") for i in range(4)
     ]
     head = [Product(f"{name}/Gemm", "FLOAT") for name in ("hidden", "features", "fused_head")]
-    refused = pytest.raises(DataError, match=f"one of {n_float} such layers among 7")
+    refused = pytest.raises(DataError, match=f"{n_float} of 7 layers have another precision")
     with refused if is_refused else contextlib.nullcontext():
         check_precision([*body, *head], "fp16", Path("model.onnx"))
 
@@ -735,5 +735,5 @@ def test_of_many_refused_nodes_the_first_are_told(
         f"TensorRT 10.3.0 cannot build {small.onnx_path}: it refuses 5 of its nodes.",
         *(f"  node blocks.{i}/Odd (Odd): unsupported node: no importer" for i in range(3)),
         "  and 2 more",
-        "  A newer version may know them; ONNX Runtime runs the file as it is.",
+        "  A newer version may support them. ONNX Runtime can run the file without an engine.",
     ]

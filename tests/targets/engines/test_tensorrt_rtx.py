@@ -173,9 +173,10 @@ def test_a_graph_of_another_precision_is_refused_with_its_first_wrong_layer(
     file = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}[asked]
     option = {"fp32": "", "fp16": " with --fp16", "int8": " with --int8"}[asked]
     assert refusal(onnx_files[held], tmp_path / "out", precision=asked) == (
-        f"DataError: {onnx_files[held]} is not {asked}: {layer} works in {found}, one of {wrong}"
-        " such layers among 28.\n"
-        f"  TensorRT builds what the file holds. Take {file}, which `kdedge export` writes{option}."
+        f"DataError: {onnx_files[held]} is not {asked}: {wrong} of 28 layers have another"
+        f" precision, for example {layer} ({found}).\n"
+        f"  TensorRT builds the precision of the file. Use {file}, which `kdedge export`"
+        f" writes{option}."
     )
 
 
@@ -186,7 +187,10 @@ def test_a_head_alone_is_no_int8_graph(write_graph: WriteGraph, tmp_path: Path) 
     graph = write_graph(tmp_path / "a.onnx", IMAGES, CONVOLUTION, ("batch", 5))
     head = edited(graph, tmp_path / "b.onnx", rename)
     said = refusal(head, tmp_path / "out", precision="int8")
-    assert "is not int8: fused_head/Conv works in float32, one of 1 such layers among 1." in said
+    assert (
+        "is not int8: 1 of 1 layers have another precision, for example fused_head/Conv (float32)."
+        in said
+    )
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -196,8 +200,8 @@ def test_a_graph_without_products_is_no_model_of_any_precision(
     nodes = (("GlobalAveragePool", ("images",)), ("Flatten", ("between 0",)))
     graph = write_graph(tmp_path / "mean.onnx", IMAGES, nodes, ("batch", 3))
     assert refusal(graph, tmp_path / "out", precision=precision) == (
-        f"DataError: {graph} is no image encoder: it has neither matrix products nor"
-        " convolutions.\n  Export it again."
+        f"DataError: {graph} is not an image encoder: it has neither matrix products nor"
+        " convolutions.\n  Export the run again."
     )
 
 
@@ -218,7 +222,10 @@ def test_a_node_that_the_parser_refuses_is_named(
         " its nodes."
     )
     assert said[1].startswith("  node blocks.1.query/MatMul (Frobnicate): ")
-    assert said[2] == "  A newer version may know them; ONNX Runtime runs the file as it is."
+    assert (
+        said[2]
+        == "  A newer version may support them. ONNX Runtime can run the file without an engine."
+    )
 
 
 def test_a_missing_data_file_is_named(onnx_files: dict[str, Path], tmp_path: Path) -> None:
@@ -234,9 +241,7 @@ def test_a_missing_data_file_is_named(onnx_files: dict[str, Path], tmp_path: Pat
     version = tensorrt_rtx.__version__
     assert said[0] == f"DataError: {path} cannot be read by TensorRT-RTX {version}."
     assert said[1].endswith(f"Failed to open file: {tmp_path / 'model.onnx.data'}")
-    assert said[2] == (
-        "  Copy the file, and the data file beside it where it has one, once more, or export again."
-    )
+    assert said[2] == ("  Copy the file (and its data file, if it has one) again, or export again.")
 
 
 def test_weights_beside_the_graph_are_built_in(onnx_files: dict[str, Path], tmp_path: Path) -> None:
@@ -284,7 +289,7 @@ def test_a_graph_of_two_inputs_is_refused(write_graph: WriteGraph, tmp_path: Pat
     )
     assert refusal(path, tmp_path / "out") == (
         f"DataError: {path} is not a graph from images to logits: it has 2 inputs and 1 outputs.\n"
-        "  Export it again."
+        "  Export the run again."
     )
 
 
@@ -297,7 +302,7 @@ def test_an_input_that_is_no_square_of_known_side_is_refused(
     path = write_graph(tmp_path / "a.onnx", {"images": shape}, [("Relu", ("images",))], shape)
     assert refusal(path, tmp_path / "out") == (
         f"DataError: {path} takes images of shape {shown}; expected [batch, 3, side, side] with"
-        " batches of 1 to 4.\n  Export it again, with export.batch as it is to be used."
+        " batches of 1 to 4.\n  Export the run again, with the wanted batch size as export.batch."
     )
 
 
@@ -311,7 +316,7 @@ def test_a_graph_of_another_fixed_batch_is_refused(
     assert refusal(graph, tmp_path / "out", batch=batch) == (
         f"DataError: {graph} takes images of shape [3, 3, 32, 32]; expected [batch, 3, side, side]"
         f" with batches of {expected}.\n"
-        "  Export it again, with export.batch as it is to be used."
+        "  Export the run again, with the wanted batch size as export.batch."
     )
 
 
@@ -507,6 +512,6 @@ def test_where_there_is_no_package_nothing_is_offered_for_install(
         target.check_environment()
     assert not isinstance(caught.value, MissingPackage)
     assert str(caught.value) == (
-        f"TensorRT for RTX has packages for Linux and Windows on x86-64 only; this is {system} on"
-        f" {machine}.\n  On a Jetson use --trt; for RTX GPUs export on another machine."
+        f"TensorRT for RTX exists only for Linux and Windows on x86-64, but this is {system} on"
+        f" {machine}.\n  On a Jetson, use --trt. For RTX GPUs, export on another machine."
     )

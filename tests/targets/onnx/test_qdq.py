@@ -177,13 +177,13 @@ def test_a_graph_without_linear_layers_is_refused(graph: Any) -> None:
 )
 def test_a_convolution_or_head_beside_qdq_is_named(graph: Any, reader: str, named: str) -> None:
     add_qdq(graph, reader)
-    with pytest.raises(GateError, match=f"{named} is quantized, which has to stay float"):
+    with pytest.raises(GateError, match=f"{named} is quantized, but must stay float"):
         check_qdq(graph)
 
 
 def test_a_head_with_quantized_weights_is_named(graph: Any) -> None:
     add_qdq(graph, "fused_head/Gemm", 1)
-    with pytest.raises(GateError, match="fused_head/Gemm is quantized, which has to stay float"):
+    with pytest.raises(GateError, match="fused_head/Gemm is quantized, but must stay float"):
         check_qdq(graph)
 
 
