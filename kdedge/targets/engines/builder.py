@@ -255,8 +255,8 @@ class EngineBuilder:
             f"{self._title} cannot build {request.onnx_path}: it refuses {len(at_nodes)} of its"
             " nodes.\n"
             f"  {_joined([_describe_node(error) for error in at_nodes])}\n"
-            "  A newer version may support them. ONNX Runtime can run the file: --backend"
-            " onnxruntime"
+            "  A newer version may support them. ONNX Runtime can run the file without an"
+            " engine."
         )
 
     def _failure(self, what: str, said: Any, request: EngineRequest) -> KdedgeError:
