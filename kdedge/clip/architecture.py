@@ -191,7 +191,8 @@ def _construct(label: str, model_config: Mapping[str, Any], *, device: str) -> C
         raise RecipeError(
             f"{label}: open_clip cannot build this model config:"
             f" {type(error).__name__}{f': {reason}' if reason else ''}.\n"
-            "  Compare its vision_cfg and text_cfg with a config of open_clip's, such as ViT-B-16."
+            "  Compare its vision_cfg and text_cfg with one of open_clip's own configs, such as"
+            " ViT-B-16."
         ) from error
 
 

@@ -59,8 +59,8 @@ def tokenize(
     for text, row in zip(texts, rows, strict=True):
         if len(row) > context_length:
             raise DataError(
-                f"A text needs {len(row)} tokens and this CLIP has positions for"
-                f" {context_length}:\n"
+                f"A text needs {len(row)} tokens, but this CLIP has only {context_length}"
+                " positions:\n"
                 f"  {text}\n"
                 "  Shorten the class name, the template or the sentence."
             )

@@ -162,6 +162,6 @@ def _weights_file(name: str, weights: str | None, published: dict[str, Any]) -> 
         raise SetupError(
             f"The weights of {name} are not on this machine and could not be fetched: {reason}\n"
             f"  Fetch https://huggingface.co/{repository}/resolve/main/{_FILE}\n"
-            "  where there is a network, copy the file here, and name it in the recipe beside"
+            "  on a machine with a network, copy the file here, and set it in the recipe next to"
             " backbone: weights: /path/to/file"
         ) from error

@@ -386,8 +386,8 @@ def describe_missing_weights(name: str, tag: str | None, error: Exception | None
     return SetupError(
         f"The weights {tag} of {name} are not on this machine{reason}\n"
         f"  Fetch {' or '.join(places)}\n"
-        "  where there is a network, copy the file here, and name it in the recipe beside backbone:"
-        " weights: /path/to/file"
+        "  on a machine with a network, copy the file here, and set it in the recipe next to"
+        " backbone: weights: /path/to/file"
     )
 
 

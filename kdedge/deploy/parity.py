@@ -202,7 +202,7 @@ def read_smoke_set(path: Path) -> SmokeSet:
         reason = (error.strerror or str(error)).lower()
         raise DataError(f"{path} cannot be read: {reason}.") from error
     except (safetensors.SafetensorError, KeyError) as error:  # KeyError: a type numpy lacks
-        raise DataError(f"{path} is no safetensors file: {error}.\n  Export again.") from error
+        raise DataError(f"{path} is not a safetensors file: {error}.\n  Export again.") from error
     if tensors.keys() != {"pixels", "logits"}:
         raise DataError(
             f"{path} holds {', '.join(sorted(tensors)) or 'nothing'}; expected logits, pixels.\n"

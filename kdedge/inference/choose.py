@@ -181,7 +181,7 @@ def _warn(
         )
     if target.name != "onnx" and file.gate == "not measured" and not was_asked_for:
         _LOG.warning(
-            "%s was never compared with the model. Measure it here with: %s",
+            "%s was never compared with the model. Compare it on this machine with: %s",
             file.name,
             _export_command(artifact, target),
         )

@@ -44,7 +44,9 @@ METHOD = Declaration(
 class Settings(MethodSettings):
     """Settings of CoOp; defaults from the base-to-novel experiments (arXiv:2203.05557, 4.1)."""
 
-    n_ctx: int = Field(4, ge=1, description="Context tokens; 16 in CoOp's own experiments.")
+    n_ctx: int = Field(
+        4, ge=1, description="Number of context tokens; 16 in CoOp's own experiments."
+    )
     context_init: str = Field(
         "a photo of a",
         description="Words whose embeddings initialize the context; N(0, 0.02²) if they have"
@@ -52,8 +54,8 @@ class Settings(MethodSettings):
     )
     class_position: Literal["end", "middle", "front"] = Field(
         "end",
-        description="Where the class name stands: after the context, after its first half, or"
-        " before it.",
+        description="Position of the class name: end (after the context), middle (after its first"
+        " half), or front (before it).",
     )
     class_specific: bool = Field(
         False,

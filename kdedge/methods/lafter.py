@@ -81,7 +81,7 @@ class Settings(MethodSettings):
         50,
         ge=1,
         le=1000,
-        description="Visual prompts before the first image layer, kept through all.",
+        description="Number of visual prompts before the first image layer; all layers keep them.",
     )
     n_text_steps: int = Field(
         600,

@@ -44,11 +44,15 @@ METHOD = Declaration(
 class Settings(MethodSettings):
     """Settings of MaPLe; defaults from the authors' base-to-novel configuration."""
 
-    n_ctx: int = Field(2, ge=1, description="Context tokens, and visual prompts, in each layer.")
+    n_ctx: int = Field(
+        2,
+        ge=1,
+        description="Number of context tokens, and of visual prompts, in each prompted layer.",
+    )
     prompt_depth: int = Field(
         9,
         ge=1,
-        description="Layers of both encoders that get prompts of their own, from the first.",
+        description="Number of layers of both encoders with prompts of their own, from the first.",
     )
     context_init: str = Field(
         "a photo of a",

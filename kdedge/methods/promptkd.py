@@ -77,22 +77,23 @@ class Settings(MethodSettings):
         4,
         ge=0,
         le=1000,
-        description="Visual prompts in each prompted image layer, for tune: prompts; 0 trains the"
-        " projector only. The default 4 is the PromptKD repository's.",
+        description="Number of visual prompts in each prompted image layer, for tune: prompts; 0"
+        " trains the projector only. The default 4 is the PromptKD repository's.",
     )
     prompt_depth: int = Field(
         9,
         ge=0,
-        description="Image layers with visual prompts of their own, from the first, for tune:"
-        " prompts. The default 9 is that of arXiv:2403.02781, section 4.1.",
+        description="Number of image layers with visual prompts of their own, from the first, for"
+        " tune: prompts. The default 9 is that of arXiv:2403.02781, section 4.1.",
     )
     projector_depth: int = Field(
         2,
         ge=1,
         le=3,
-        description="Linear layers of the projector, with batch norm and ReLU between them"
-        " (arXiv:2403.02781, table 12). 3: one more hidden layer of the same width; the paper does"
-        " not specify the width. No effect with class_vectors: student, which has no projector.",
+        description="Number of linear layers of the projector, with batch norm and ReLU between"
+        " them (arXiv:2403.02781, table 12). 3: one more hidden layer of the same"
+        " width; the paper does not specify the width. No effect with class_vectors:"
+        " student, which has no projector.",
     )
     class_vectors: Literal["teacher", "student"] = Field(
         "teacher",
@@ -103,14 +104,14 @@ class Settings(MethodSettings):
     n_ctx_text: int = Field(
         4,
         ge=1,
-        description="Context tokens of the student's text encoder, for class_vectors: student. The"
-        " default 4 is the teacher's.",
+        description="Number of context tokens of the student's text encoder, for class_vectors:"
+        " student. The default 4 is the teacher's.",
     )
     prompt_depth_text: int = Field(
         9,
         ge=1,
-        description="Text layers with context of their own, from the first, for class_vectors:"
-        " student. The default 9 is the teacher's.",
+        description="Number of text layers with context of their own, from the first, for"
+        " class_vectors: student. The default 9 is the teacher's.",
     )
     context_init: str = Field(
         "a photo of a",

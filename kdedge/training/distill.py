@@ -55,7 +55,10 @@ def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
     """Reads the student's parts from the recipe."""
     choice = choose_method(loaded, "student")
     if not choice.module.METHOD.needs_teacher:
-        raise RecipeError("student.method does not learn from a teacher.\n  Use promptkd.")
+        raise RecipeError(
+            f"student.method is {choice.name}, which does not learn from a teacher.\n"
+            "  Set student.method: promptkd."
+        )
     setup = set_up_role(loaded, "student", workspace, choice=choice)
     spec = loaded.recipe.teacher
     is_trained = spec is not None and spec.run is None

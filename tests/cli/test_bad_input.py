@@ -315,7 +315,7 @@ def test_a_class_name_longer_than_the_context_is_named_and_never_cut(
     Path("classes.txt").write_text(f"cat\ndog\n{name}\nschool bus\n")
     for folder in ("labeled", "test"):
         Path(folder, "red fox").rename(Path(folder, name))
-    message = "A text needs 247 tokens and this CLIP has positions for 77:\n"
+    message = "A text needs 247 tokens, but this CLIP has only 77 positions:\n"
     for command in ("check", "distill"):
         fails(kdedge(command, "r.yaml"), 3, message, f"a photo of a {name}.", "Shorten")
     assert runs() == []

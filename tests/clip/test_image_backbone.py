@@ -199,8 +199,8 @@ def test_without_a_network_the_message_says_which_file_to_fetch(
         "The weights of timm/resnet18.a1_in1k are not on this machine and could not be fetched:"
         " no route to host",
         "  Fetch https://huggingface.co/timm/resnet18.a1_in1k/resolve/main/model.safetensors",
-        "  where there is a network, copy the file here, and name it in the recipe beside backbone:"
-        " weights: /path/to/file",
+        "  on a machine with a network, copy the file here, and set it in the recipe next to"
+        " backbone: weights: /path/to/file",
     ]
 
 

@@ -52,7 +52,7 @@ def test_tokens_are_those_of_open_clips_tokenizer_without_the_padding(
 
 def test_a_text_longer_than_the_context_is_an_error_that_names_it(tiny_backbone: Backbone) -> None:
     name = "very " * 80 + "long name"
-    with pytest.raises(DataError, match="needs 84 tokens and this CLIP has positions for 77"):
+    with pytest.raises(DataError, match="needs 84 tokens, but this CLIP has only 77 positions"):
         tokens_of(tiny_backbone, ["cat", name])
 
 

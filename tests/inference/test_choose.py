@@ -204,7 +204,8 @@ def test_an_engine_that_was_never_measured_is_used_with_one_warning(
     engine = write_engine(artifact, "model.fp16.engine", gate="not measured")
     load(artifact.with_files(engine), **wishes)
     assert caplog.messages == [
-        "model.fp16.engine was never compared with the model. Measure it here with: kdedge export"
+        "model.fp16.engine was never compared with the model. Compare it on this machine"
+        " with: kdedge export"
         f" {artifact.path} --trt"
     ]
 

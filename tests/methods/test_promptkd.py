@@ -117,7 +117,7 @@ def test_the_weight_of_one_image_has_two_spellings(
 
 
 def test_both_spellings_at_once_are_refused() -> None:
-    with pytest.raises(ValidationError, match="give one of the two"):
+    with pytest.raises(ValidationError, match="set only one of them"):
         promptkd.Settings(losses={"kl": {"weight": 1.0, "weight_per_image": 1.0}})
 
 

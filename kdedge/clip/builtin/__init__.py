@@ -40,7 +40,8 @@ def builtin_config(name: str) -> dict[str, Any]:
     """
     if name not in BUILTIN_MODELS:
         raise RecipeError(
-            f"{name!r} is not a built-in CLIP.\n  Built in are {' and '.join(BUILTIN_MODELS)}."
+            f"{name!r} is not a built-in CLIP.\n"
+            f"  The built-in ones are {' and '.join(BUILTIN_MODELS)}."
         )
     config: dict[str, Any] = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     return config

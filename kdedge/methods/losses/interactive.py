@@ -26,8 +26,8 @@ class Settings(LossSettings):
     initial_scale: float = Field(
         1 / 0.07,
         gt=0,
-        description="First value of the learned scale, which multiplies cosines. 1 / 0.07 is CLIP's"
-        " and CLIP-KD's (arXiv:2103.00020, section 2.5).",
+        description="Initial value of the learned scale, which multiplies cosines. 1 / 0.07 is"
+        " CLIP's and CLIP-KD's (arXiv:2103.00020, section 2.5).",
     )
     max_scale: float = Field(
         100.0, gt=0, description="Upper limit of the learned scale. 100 is CLIP's and CLIP-KD's."

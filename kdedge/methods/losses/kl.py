@@ -49,13 +49,14 @@ class Settings(LossSettings):
         1.0,
         gt=0,
         le=1000,
-        description="Divides both logits before the divergence. 1: arXiv:2403.02781, section 4.1.",
+        description="Divides both logits before the divergence. The default 1 is that of"
+        " arXiv:2403.02781, section 4.1.",
     )
 
     @model_validator(mode="after")
     def _one_weight(self) -> Settings:
         if self.weight is not None and self.weight_per_image is not None:
-            raise ValueError("has weight and weight_per_image; give one of the two")
+            raise ValueError("has weight and weight_per_image; set only one of them")
         return self
 
     def weight_for(self, n_classes: int) -> float:

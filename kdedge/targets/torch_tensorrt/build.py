@@ -72,7 +72,8 @@ def check_environment() -> None:
         raise TORCH_TENSORRT.missing("Torch-TensorRT")
     if not torch.cuda.is_available():
         raise SetupError(
-            "Torch-TensorRT compiles for the GPU that it runs on, and torch sees none here.\n"
+            "Torch-TensorRT compiles for the GPU that it runs on, but torch sees no GPU on this"
+            " machine.\n"
             f"  This torch is {torch.__version__}; `nvidia-smi` shows the driver and its devices."
         )
 

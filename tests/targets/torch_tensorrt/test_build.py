@@ -136,7 +136,7 @@ def test_a_missing_package_is_told_with_the_line_that_installs_it(
 
 def test_a_missing_device_is_told(recorder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SetupError, match="torch sees none here") as caught:
+    with pytest.raises(SetupError, match="torch sees no GPU") as caught:
         target.check_environment()
     assert torch.__version__ in str(caught.value)
 
