@@ -65,9 +65,7 @@ def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
     check_sizes(*([teacher_setup(loaded, workspace)] if is_trained else []), setup)
     images = RecipeData(loaded.recipe, setup.classes, workspace)
     unlabeled = images.require("unlabeled", "a student learns from unlabeled images")
-    labeled = labeled_beside(
-        setup, images
-    )  # drawn before the validation images, as the order of draws matters
+    labeled = labeled_beside(setup, images)  # before validation images: the order of draws matters
     held_out = held_out_of(setup, images, TrainingData(unlabeled, labeled=labeled))
     return StudentParts(setup, unlabeled, held_out, labeled)
 

@@ -63,9 +63,7 @@ def labeled_job(setup: RoleSetup) -> Job:
     check_sizes(setup)
     check_reads_pseudo_labels(setup.choice, setup.loaded.recipe)
     images = RecipeData(setup.loaded.recipe, setup.classes, setup.workspace)
-    data = _training_data(
-        setup, images
-    )  # drawn before the validation images, as the order of draws matters
+    data = _training_data(setup, images)  # before validation images: the order of draws matters
     job = Job(setup, _with_sentences(setup, data), held_out_of(setup, images, data))
     if data.pool is not None:
         trial_labels(job)  # raises an error if the pool has too few images

@@ -143,9 +143,7 @@ def _make_readable(proto: Any) -> None:
         del node.metadata_props[:]
         node.doc_string = ""
     graph = proto.graph
-    del graph.value_info[
-        :
-    ]  # shapes follow from the operators; most tools do not update the annotations
+    del graph.value_info[:]  # shapes follow from the operators; most tools do not update these
     for values in (graph.input, graph.output, graph.initializer, [graph, proto]):
         for value in values:
             del value.metadata_props[:]

@@ -126,9 +126,7 @@ class Job:
                 teacher = teacher_for(self.setup.backbone, self.teaching.teacher)
                 method = self.setup.build(teacher=teacher)
         if self.data.sentences is not None:
-            assert isinstance(
-                method, LearnsFromTexts
-            )  # as class texts were read only for such settings
+            assert isinstance(method, LearnsFromTexts)  # else no texts were read
             method.use_texts(self.data.sentences)
         return method
 
