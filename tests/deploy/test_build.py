@@ -206,7 +206,11 @@ def test_an_engine_that_does_not_load_is_not_measured(
     artifact, _ = with_smoke_set(artifact)
     _, (name,) = build_files(artifact, "tensorrt-rtx", ["fp16"])
     assert load_artifact(artifact.path).file(name).gate == "not measured"
-    said = [text for text in caplog.messages if text.startswith(f"{name} is not measured: ")]
+    said = [
+        text
+        for text in caplog.messages
+        if text.startswith(f"{name} is not compared with the model: ")
+    ]
     assert len(said) == 1
     assert "cannot be loaded" in said[0]
 
@@ -275,7 +279,7 @@ def test_an_engine_that_was_changed_is_in_the_way(artifact: Artifact) -> None:
     built, _ = build_files(artifact, "tensorrt-rtx", ["fp16"])
     path = artifact.path / rtx.plan("fp16")[0].name
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"\.engine is not the file that was built"):
+    with pytest.raises(DataError, match=r"\.engine has changed since it was built"):
         build_files(built, "tensorrt-rtx", ["fp16"])
 
 

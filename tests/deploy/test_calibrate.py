@@ -140,5 +140,5 @@ def test_few_that_were_asked_for_need_no_warning(caplog: pytest.LogCaptureFixtur
 def test_an_image_that_was_damaged_meanwhile_is_named() -> None:
     pictures = Pictures([1, 2, 3])
     pictures._files[1] = b"no picture"
-    with pytest.raises(DataError, match=r"0001\.png: not an image"):
+    with pytest.raises(DataError, match=r"0001\.png: not a readable image"):
         choose(pictures, 3)

@@ -295,14 +295,14 @@ def test_external_data_comes_along_under_its_own_name(artifact: Artifact, tmp_pa
     assert files["1/model.onnx"] == b"bytes of model.big.onnx"
     assert files["1/model.big.onnx.data"] == b"weights"
     data.write_bytes(b"Weights")
-    with pytest.raises(DataError, match="not the file that was exported"):
+    with pytest.raises(DataError, match="has changed since the export"):
         write_triton(big, tmp_path / "b")
     assert list((tmp_path / "b").iterdir()) == []
 
 
 def test_a_changed_file_leaves_nothing_behind(artifact: Artifact, tmp_path: Path) -> None:
     (artifact.path / "model.fp16.onnx").write_bytes(b"other")
-    with pytest.raises(DataError, match="not the file that was exported"):
+    with pytest.raises(DataError, match="has changed since the export"):
         write_triton(artifact, tmp_path / "models")
     assert list((tmp_path / "models").iterdir()) == []
 
@@ -339,7 +339,7 @@ def test_a_line_break_in_a_class_name_is_refused(
     artifact: Artifact, tmp_path: Path, end: str
 ) -> None:
     broken = dataclasses.replace(artifact, class_names=("cat", f"two{end}lines", "dog"))
-    with pytest.raises(DataError, match=r"two.*holds a line break, which Triton's labels file"):
+    with pytest.raises(DataError, match=r"two.*contains a line break, which Triton's labels file"):
         write_triton(broken, tmp_path / "models")
     assert not (tmp_path / "models").exists()
 

@@ -66,7 +66,7 @@ def test_the_candidates_in_their_order(
 def test_a_file_that_missed_its_gate_is_used_only_when_asked_for(artifact: Artifact) -> None:
     missed = entry("model.fp16.onnx", precision="fp16", gate="missed")
     artifact = with_entries(artifact, missed)
-    with pytest.raises(GateError, match=r"missed its gate; use it .* with --precision fp16"):
+    with pytest.raises(GateError, match=r"missed its gate; to use it .* --precision fp16"):
         candidates(artifact, precision=None, backend=None)
     assert candidates(artifact, precision="fp16", backend=None) == [missed]
 

@@ -169,7 +169,7 @@ def test_a_model_that_gives_another_number_of_answers_than_images_is_refused() -
             return super().run(images.repeat(5, axis=0))
 
     images = np.zeros((1, 4, 4, 3), np.uint8)
-    with pytest.raises(ShapeError, match="gives 5 answers for 1 images"):
+    with pytest.raises(ShapeError, match="gives 5 rows of logits for 1 images"):
         run_batches(Surplus((1, None)), images, pixels="uint8", max_batch=4)
 
 
@@ -271,11 +271,11 @@ def test_another_number_of_class_names_is_refused(artifact: Artifact) -> None:
     [
         (
             {"pixels": "uint8"},
-            "takes float images of [3, 16, 16]; artifact.json says uint8, [3, 16",
+            "takes float images of [3, 16, 16], but artifact.json says uint8, [3, 16",
         ),
         (
             {"size_px": 24},
-            "takes float images of [3, 16, 16]; artifact.json says float, [3, 24, 24",
+            "takes float images of [3, 16, 16], but artifact.json says float, [3, 24, 24",
         ),
     ],
 )

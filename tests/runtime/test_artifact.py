@@ -162,7 +162,7 @@ def test_a_name_may_be_listed_once(written: Artifact) -> None:
 
 def test_external_data_must_be_listed_with_its_hash(written: Artifact) -> None:
     edit(written, "others", value={})
-    with pytest.raises(DataError, match=r"'model\.onnx\.data', which is not among"):
+    with pytest.raises(DataError, match=r"'model\.onnx\.data', which is not listed"):
         load_artifact(written.path)
 
 
@@ -347,7 +347,7 @@ def test_names_that_are_not_those_of_the_export_are_refused_without_a_seal_too(
     assert load_artifact(written.path).class_names == tuple(names)
     assert not load_artifact(written.path).is_sealed
     edit(written, "class_names", value=names[::-1])
-    with pytest.raises(DataError, match="class_names are not those of the export"):
+    with pytest.raises(DataError, match="class_names differ from those of the export"):
         load_artifact(written.path)
     resealed, _ = reseal(written.path)
     assert load_artifact(written.path) == resealed

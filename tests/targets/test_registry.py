@@ -188,11 +188,11 @@ def test_a_target_that_cannot_be_described_is_listed_and_told_once_it_is_used(
         (
             {"build": "raise OSError('no engine')"},
             load_build,
-            "build.py cannot be imported (OSError",
+            r"build.py cannot be imported \(OSError",
         ),
         ({"build": "def plan(): ..."}, load_build, "build.py has no check_environment and no buil"),
         ({"run": "def load(): ..."}, load_run, "run.py has no check_environment"),
-        ({}, load_run, "run.py cannot be imported (ModuleNotFoundError"),
+        ({}, load_run, r"run.py cannot be imported \(ModuleNotFoundError"),
     ],
 )
 def test_a_target_whose_module_does_not_do_is_told_when_it_is_loaded(

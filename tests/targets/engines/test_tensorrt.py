@@ -490,7 +490,7 @@ def test_version_8_is_given_no_int8_which_it_would_misread(
 ) -> None:
     request = EngineRequest(onnx_files["int8"], "int8", (1, 4))
     with pytest.raises(
-        SetupError, match=r"half precision \(opset 19\).*since 10\.\n.*JetPack 6\.1"
+        SetupError, match=r"half precision \(opset 19\).*TensorRT 10 or later\.\n.*JetPack 6\.1"
     ):
         version_8.builder().build(request, tmp_path / "a.engine")
     assert version_8.networks == []

@@ -73,7 +73,7 @@ def test_a_graph_with_two_inputs_is_refused(folded_graph: Any, tmp_path: Path) -
         onnx.helper.make_tensor_value_info("text", onnx.TensorProto.FLOAT, [1])
     )
     onnx.save(folded_graph, tmp_path / "model.onnx")
-    with pytest.raises(DataError, match="takes 2 inputs; expected an image encoder"):
+    with pytest.raises(DataError, match="has 2 inputs; expected an image encoder"):
         load_graph(tmp_path / "model.onnx")
 
 
@@ -142,11 +142,11 @@ def test_images_that_fit_are_let_through(folded_graph: Any, folded_images: np.nd
     ("shape", "dtype", "message"),
     [
         ((0, 3, 32, 32), "float32", "There are no images for a test"),
-        ((2, 3, 16, 16), "float32", r"got float32 \[2, 3, 16, 16\], the graph takes float32"),
+        ((2, 3, 16, 16), "float32", r"are float32 \[2, 3, 16, 16\], but the graph takes float32"),
         ((2, 32, 32, 3), "float32", r"\[2, 32, 32, 3\], .* \[batch, 3, 32, 32\]"),
-        ((2, 3, 32, 32), "uint8", "got uint8"),
-        ((2, 3, 32, 32), "float64", "got float64"),
-        ((3, 32, 32), "float32", r"got float32 \[3, 32, 32\]"),
+        ((2, 3, 32, 32), "uint8", "are uint8"),
+        ((2, 3, 32, 32), "float64", "are float64"),
+        ((3, 32, 32), "float32", r"are float32 \[3, 32, 32\]"),
     ],
 )
 def test_images_that_the_graph_does_not_take_are_refused(

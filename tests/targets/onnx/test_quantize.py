@@ -355,7 +355,7 @@ def test_both_files_are_much_smaller(folded_onnx: Path, folded_int8: Path, cpu_p
     ("shape", "message"),
     [
         ((0, 3, 32, 32), "no images for INT8 calibration.\n.*data.unlabeled"),
-        ((4, 3, 64, 64), r"INT8 calibration: got float32 \[4, 3, 64, 64\]"),
+        ((4, 3, 64, 64), r"images for INT8 calibration are float32 \[4, 3, 64, 64\]"),
     ],
 )
 def test_without_images_that_fit_nothing_is_written(
