@@ -102,7 +102,7 @@ def test_code_beside_the_weights_does_not_run(tmp_path: Path, name: str, is_zip:
 
     assert torch.equal(torch.ones(2), read_public_checkpoint(path).state_dict["a"])
     assert not marker.exists()
-    with pytest.raises(DataError, match="is refused: it names "):
+    with pytest.raises(DataError, match="is not loaded: it names "):
         read_weights(path)
     assert not marker.exists()
 

@@ -426,7 +426,7 @@ def test_a_machine_without_a_network_says_at_once_which_file_to_fetch_and_where_
         4,
         "The weights openai of ViT-B-16 are not on this machine and could not be fetched: Name or",
         "Fetch https://",
-        "name it in the recipe beside backbone: weights: /path/to/file",
+        "set it in the recipe next to backbone: weights: /path/to/file",
     )
     assert runs() == []
 

@@ -199,7 +199,7 @@ def test_zeroshot_has_nothing_to_train_and_is_measured_without_labeled_images(
             ["--method", "coop", "--set", "baseline.settings.n_ctx=90"],
             2,
             'n_ctx is 90, but with the class name "red fox" this CLIP\'s 77 positions have'
-            " room for 72 context tokens.\n  Set n_ctx to 72 or less.",
+            " room for only 72 context tokens.\n  Set n_ctx to 72 or less.",
         ),
         (
             ["--method", "coop", "--set", "baseline.settings.n_ctx=1000000000"],

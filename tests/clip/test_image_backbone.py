@@ -219,7 +219,7 @@ def test_images_that_kdedge_does_not_prepare_are_refused(change: dict[str, Any],
         **{"interpolation": "bicubic", "crop_mode": "squash"},
     }
     assert timm_preprocess("timm/mine", wanted).resize_mode == "squash"
-    with pytest.raises(RecipeError, match=f"timm/mine wants images of {what}, which kdedge does"):
+    with pytest.raises(RecipeError, match=f"timm/mine needs images with {what}, which kdedge does"):
         timm_preprocess("timm/mine", {**wanted, **change})
 
 

@@ -161,7 +161,7 @@ PINNED = [1.32006, 1.31403, 1.30271, 1.28686, 1.26729]
 def test_a_context_that_leaves_no_room_for_the_longest_name_is_an_error(
     tiny_backbone: Backbone,
 ) -> None:
-    with pytest.raises(RecipeError, match=r"n_ctx is 73, .* room for 72 context tokens"):
+    with pytest.raises(RecipeError, match=r"n_ctx is 73, .* room for only 72 context tokens"):
         build(tiny_backbone, n_ctx=73)
 
 

@@ -186,7 +186,7 @@ def test_a_context_that_leaves_no_room_for_the_longest_name_is_an_error(
     tiny_backbone: Backbone, position: str
 ) -> None:
     # 77 positions less start, end, full stop and two words
-    message = 'n_ctx is 73, and beside the class name "school_bus" .* room for 72 context tokens'
+    message = 'n_ctx is 73, but with the class name "school_bus" .* room for only 72 context tokens'
     with pytest.raises(RecipeError, match=message):
         build(tiny_backbone, n_ctx=73, class_position=position)
     assert build(tiny_backbone, n_ctx=72, class_position=position).texts.tokens.shape[1] == 77

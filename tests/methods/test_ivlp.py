@@ -82,7 +82,7 @@ def test_more_prompted_layers_than_there_are_is_an_error(tiny_backbone: Backbone
 def test_a_context_that_leaves_no_room_for_the_longest_name_is_an_error(
     tiny_backbone: Backbone,
 ) -> None:
-    with pytest.raises(RecipeError, match=r"n_ctx_text is 73, .* room for 72 context tokens"):
+    with pytest.raises(RecipeError, match=r"n_ctx_text is 73, .* room for only 72 context tokens"):
         build(tiny_backbone, n_ctx_text=73)
 
 

@@ -90,7 +90,7 @@ def test_the_loss_of_half_precision_logits_is_computed_in_float32() -> None:
 
 
 def test_two_class_lists_are_an_error() -> None:
-    with pytest.raises(ShapeError, match="two class lists"):
+    with pytest.raises(ShapeError, match="one class list"):
         distillation_loss(logits(0), logits(0, n_classes=6), temperature=1.0)
 
 

@@ -114,7 +114,7 @@ def test_one_class_without_labels_is_enough() -> None:
         ({"per_class": 0}, "greater than or equal to 1"),
         ({"rounds": 0}, "greater than or equal to 1"),
         ({"variant": "GRIP"}, "'fpl', 'ifpl' or 'grip'"),
-        ({"promptsrc": {}, "coop": {}}, "two learners"),
+        ({"promptsrc": {}, "coop": {}}, "only one learner"),
         ({"coop": {"n_ctxx": 4}}, "Extra inputs"),
     ],
 )

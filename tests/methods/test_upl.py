@@ -136,5 +136,5 @@ def test_images_without_pseudo_labels_are_an_error(tiny_backbone: Backbone) -> N
 def test_a_context_that_leaves_no_room_for_the_longest_name_is_an_error(
     tiny_backbone: Backbone,
 ) -> None:
-    with pytest.raises(RecipeError, match="n_ctx is 80, and beside the class name"):
+    with pytest.raises(RecipeError, match="n_ctx is 80, but with the class name"):
         build(tiny_backbone, n_ctx=80)

@@ -113,7 +113,7 @@ def test_a_precision_that_it_does_not_make_is_told_before_anything_is_written(
 ) -> None:
     done = run("export", "tiny/02", "--toy", "--int8", "--output", "none")
     assert done.code == 2
-    assert "There is no INT8 in Toy's files; there are: fp32." in done.err
+    assert "Toy has no INT8 files; it has: fp32." in done.err
     assert not (project / "none").exists()
 
 
