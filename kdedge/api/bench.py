@@ -44,7 +44,7 @@ def bench(
     Args:
         sources: runs, artifacts, or files of an artifact; the newest finished student if left out.
         against: methods on the student's backbone to compare a run with.
-        batches: images a call.
+        batches: images per call.
         seconds: least time for each model at each batch size.
         threads: of the CPU; None for one a physical core.
         root: folder of all runs.

@@ -65,7 +65,7 @@ class LoadedModel:
 
         Args:
             image: a path, bytes, a Pillow image, pixels, or several of these.
-            top: classes an image.
+            top: classes per image.
             bgr: pixels are in the channel order of OpenCV, not RGB.
 
         Returns:
@@ -90,7 +90,7 @@ class LoadedModel:
 
         Args:
             images: any number; read when it is their turn.
-            top: classes an image.
+            top: classes per image.
             bgr: pixels are in the channel order of OpenCV, not RGB.
 
         Yields:

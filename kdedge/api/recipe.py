@@ -68,7 +68,7 @@ def loaded_with(
 
 
 def set_texts(overrides: Overrides | None) -> list[str]:
-    """Gives overrides as `--set` takes them."""
+    """Returns overrides as `--set` takes them."""
     if isinstance(overrides, Mapping):
         return override_texts(overrides)
     return list(overrides or ())

@@ -27,7 +27,7 @@ _SYSTEM = Path("/")
 
 
 def device_sheet(root: Path = _SYSTEM) -> dict[str, Any]:
-    """Gives machine, processor, GPUs, versions and power mode as plain values.
+    """Returns machine, processor, GPUs, versions and power mode as plain values.
 
     Args:
         root: of the file system.

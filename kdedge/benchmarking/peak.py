@@ -39,7 +39,7 @@ class Effort:
 def measure_peaks(
     *, n_threads: int | None = None, gpu: bool = False, effort: Effort = Effort()
 ) -> dict[str, Any]:
-    """Gives the highest rates seen, as plain values.
+    """Returns the highest rates seen, as plain values.
 
     Args:
         n_threads: of the CPU; None for each library's own choice.

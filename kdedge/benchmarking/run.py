@@ -74,7 +74,7 @@ def run_bench(
     Args:
         subjects: the models, the baseline of ratios first.
         plan: how long each is timed.
-        batches: images a call; a model that does not take one is passed over there.
+        batches: images per call; a model that does not take one is passed over there.
         n_threads: of the CPU, for the record; None for each library's own choice.
         left_out: what is missing already, and why.
         command: as it was typed.
@@ -245,7 +245,9 @@ def _why_not(
     low, high = batches
     if batch < low or (high is not None and batch > high):
         return (
-            f"it takes {low} to {high} images a call" if low != high else f"it takes {low} a call"
+            f"it takes {low} to {high} images per call"
+            if low != high
+            else f"it takes {low} per call"
         )
     seconds = _seconds(row, batch, peaks)
     if seconds > plan.call_seconds:
@@ -260,7 +262,7 @@ def _seconds(row: _Row, batch: int, peaks: dict[str, Any]) -> float:
 
 
 def _peak(row: _Row, peaks: dict[str, Any]) -> float | None:
-    """GMACs a second that the row's device reaches in its precision, or in fp32 on a CPU."""
+    """GMACs per second that the row's device reaches in its precision, or in fp32 on a CPU."""
     rates = peaks.get(row.device, {}).get("gmacs_per_second", {})
     precision = row.subject.precision
     if precision not in rates and row.device == "CPU":  # which has no FP16 arithmetic

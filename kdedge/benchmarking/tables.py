@@ -33,7 +33,7 @@ TABLE_7 = (
 
 
 def make_grids(result: SpeedResult) -> list[Grid]:
-    """Gives the tables of a result; those without a row are left out."""
+    """Returns the tables of a result; those without a row are left out."""
     labels = _labels(result)
     grids = [
         summary(result),
@@ -95,7 +95,7 @@ def summary(result: SpeedResult) -> Grid:
     columns = accuracy_columns(sets)
     which = "; ".join(f"{name}: {images.images_text}" for name, images in columns)
     title = (
-        f"GFLOPs of one image, median ms a call, FPS at the best batch, times as fast as"
+        f"GFLOPs of one image, median ms per call, FPS at the best batch, times as fast as"
         f" {result.baseline}, accuracy over all classes in percent"
     )
     if len(columns) > 1:
@@ -157,7 +157,7 @@ def _latencies(result: SpeedResult, labels: Sequence[str], inputs: Inputs) -> Gr
     batch = found[0][1].batch if found else 1
     copied = ", images copied to the device and answers back" if inputs == "copied" else ""
     return Grid(
-        f"Latency, ms a call of batch {batch}{copied}", ["model", "p50", "p90", "p99"], rows
+        f"Latency, ms per call of batch {batch}{copied}", ["model", "p50", "p90", "p99"], rows
     )
 
 
@@ -183,7 +183,7 @@ def _throughputs(result: SpeedResult, labels: Sequence[str]) -> Grid:
             rows.append(
                 [label, *("-" if m is None else _marked(m, m.images_per_second) for m in found)]
             )
-    return Grid("FPS: images a second by batch", ["model", *map(str, batches)], rows)
+    return Grid("FPS: images per second by batch", ["model", *map(str, batches)], rows)
 
 
 def _end_to_end(result: SpeedResult, labels: Sequence[str]) -> Grid:

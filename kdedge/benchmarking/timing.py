@@ -207,7 +207,7 @@ def summarize(
 
     Args:
         timed: the model's.
-        batch: images a call.
+        batch: images per call.
         inputs: where its calls start.
         baseline: what ratios are against, timed in the same rounds.
     """

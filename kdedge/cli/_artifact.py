@@ -11,7 +11,7 @@ from kdedge.runtime.artifact import Artifact, load_artifact
 
 
 def artifact_record(artifact: Artifact) -> dict[str, Any]:
-    """Gives what is shown of an artifact, as plain values."""
+    """Returns what is shown of an artifact, as plain values."""
     return {
         "artifact": str(artifact.path),
         "name": artifact.name,
@@ -24,7 +24,7 @@ def artifact_record(artifact: Artifact) -> dict[str, Any]:
 
 
 def artifact_text(artifact: Artifact) -> str:
-    """Gives what is shown of an artifact, as text."""
+    """Returns what is shown of an artifact, as text."""
     shown = ", ".join(artifact.class_names[:8])
     more = ", ..." if len(artifact.class_names) > 8 else ""
     provenance = artifact.provenance

@@ -91,13 +91,13 @@ def next_line(command: str, what: str | Path, *options: str) -> str:
 
 
 def same_options(overrides: Sequence[str] = ()) -> list[str]:
-    """Gives this command's `--set` and `--runs` for a next command that reads the same recipe."""
+    """Returns this command's `--set` and `--runs` for a next command that reads the same recipe."""
     options = [word for override in overrides for word in ("--set", override)]
     return [*options, *given_options("root")]
 
 
 def given_options(*names: str) -> list[str]:
-    """Gives the options of this command line, and their values, by the names of parameters."""
+    """Returns the options of this command line, and their values, by the names of parameters."""
     context = click.get_current_context()
     return [
         word
@@ -164,7 +164,7 @@ def _narrow_table(lines: Sequence[Sequence[str]], align: str, n_columns: float) 
 
 
 def first_line(file: Path) -> str:
-    """Gives the first line of a Python file's docstring without importing the file."""
+    """Returns the first line of a Python file's docstring without importing the file."""
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     return text.partition("\n")[0]
 

@@ -29,11 +29,11 @@ class Lines(Protocol):
 def lines_as(
     kind: str, *, top: int, min_score: float | None, columns: tuple[int, int] = (0, 0)
 ) -> Lines:
-    """Gives what writes one of `FORMATS`.
+    """Returns what writes one of `FORMATS`.
 
     Args:
         kind: the format.
-        top: classes an image.
+        top: classes per image.
         min_score: percent; below it the best class is not named.
         columns: for text, the widths that keys and class names are filled up to.
     """

@@ -58,7 +58,7 @@ def unlabeled_table(found: UnlabeledResult) -> str:
 
 
 def evaluation_rows(run: RunFolder) -> list[tuple[str, EvalResult]]:
-    """Gives a run's results with labels, zero-shot CLIP first; none if the record is damaged."""
+    """Returns a run's results with labels, zero-shot CLIP first; none if the record is damaged."""
     try:
         return labeled_results(run, read_evaluation(run))
     except DataError as error:
@@ -85,7 +85,7 @@ def megabytes(n_bytes: int) -> str:
 
 
 def run_record(run: RunFolder) -> dict[str, Any]:
-    """Gives a run as plain values."""
+    """Returns a run as plain values."""
     evaluation, unlabeled = None, None
     with contextlib.suppress(DataError):  # `evaluation_rows` has warned of it
         if run.evaluation.exists():

@@ -243,7 +243,7 @@ def _as_text(made: Export) -> str:
     lines = []
     if gflops:
         lines.append(
-            f"GFLOPs an image: {gflops['unfused']:.4g} as trained, {gflops['folded']:.4g} folded;"
+            f"GFLOPs per image: {gflops['unfused']:.4g} as trained, {gflops['folded']:.4g} folded;"
             f" CLIP's bare image encoder {gflops['clip_image_encoder']:.4g}\n"
         )
     header = ("file", "precision", "MB", "agreement", "distance", "accuracy", "drop", "gate")

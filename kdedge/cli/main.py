@@ -44,7 +44,7 @@ class LazyGroup(click.Group):
     """A group whose commands are the files beside this one: `<name>.py` with a `command`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Gives the names in the order of a project's work, other names sorted after them."""
+        """Returns the names in the order of a project's work, other names sorted after them."""
         names = sorted({*_command_files(), *self.commands})
         return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
 

@@ -36,7 +36,7 @@ class _Format:
 
     Attributes:
         kind: one of `FORMATS`.
-        top: classes an image.
+        top: classes per image.
         min_score: percent below which the best class is not named.
         output: the file; None for stdout.
         save: folder for the pictures; None saves none.

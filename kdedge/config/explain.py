@@ -41,14 +41,14 @@ _BOUNDS = {
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Gives the known name that resembles a name most; None if none does."""
+    """Returns the known name that resembles a name most; None if none does."""
     lower = {candidate.lower(): candidate for candidate in known}
     found = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
     return lower[found[0]] if found else None
 
 
 def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
-    """Gives `Did you mean ...?` with the nearest known name, else the other sentence."""
+    """Returns `Did you mean ...?` with the nearest known name, else the other sentence."""
     guess = nearest(name, known)
     return otherwise if guess is None else f"Did you mean {guess}?"
 

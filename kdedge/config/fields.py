@@ -118,7 +118,7 @@ def _check_name(name: str) -> str:
 
 
 def check_template(template: str) -> str:
-    """Gives a class-name template as it is.
+    """Returns a class-name template as it is.
 
     Raises:
         ValueError: it does not hold `{}` once, or holds other braces.
@@ -155,7 +155,7 @@ def _check_percent(value: object) -> str:
 
 
 def percent_value(text: str) -> float:
-    """Gives the number of a `Percent` text: 99.5 for "99.5%"."""
+    """Returns the number of a `Percent` text: 99.5 for "99.5%"."""
     return float(text[:-1])
 
 

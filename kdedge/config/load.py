@@ -108,7 +108,7 @@ def _plain(values: Any) -> Any:
 
 
 def find_recipe(path_or_name: str | Path) -> Path:
-    """Gives the file of a recipe: a path, else `<name>.yaml` here, else a shipped recipe.
+    """Returns the file of a recipe: a path, else `<name>.yaml` here, else a shipped recipe.
 
     Raises:
         RecipeError: there is none.
@@ -132,7 +132,7 @@ def find_recipe(path_or_name: str | Path) -> Path:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Gives the names and files of the recipes that come with kdedge."""
+    """Returns the names and files of the recipes that come with kdedge."""
     package = Path(__file__).parent.parent
     installed, checkout = package / "recipes", package.parent / "recipes"
     folder = installed if installed.is_dir() else checkout

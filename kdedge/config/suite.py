@@ -191,7 +191,7 @@ def _refuse_twice(key: str, entries: Sequence[str | int], lines: LineMap) -> Non
 
 
 def recipe_file(loaded: LoadedSuite, entry: str, *, key: KeyPath) -> Path:
-    """Gives the file of a recipe that a suite names.
+    """Returns the file of a recipe that a suite names.
 
     Args:
         loaded: the suite.

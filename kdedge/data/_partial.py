@@ -55,7 +55,7 @@ class Partial:
         self._record = path.with_name(f"{path.name}.part.json")
 
     def size(self) -> int:
-        """Gives the number of bytes so far."""
+        """Returns the number of bytes so far."""
         return self.part.stat().st_size if self.part.exists() else 0
 
     def is_finished(self) -> bool:
@@ -84,7 +84,7 @@ class Partial:
                 file.unlink(missing_ok=True)  # another fetch may remove the same
 
     def read_version(self) -> Version | None:
-        """Gives the version of the bytes so far; None where it is not known."""
+        """Returns the version of the bytes so far; None where it is not known."""
         try:
             return Version(**read_json(self._record))
         except (DataError, TypeError):

@@ -17,7 +17,7 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"(\s*:)?')
 
 
 def read_class_texts(path: Path, class_names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """Gives each class's sentences, in class-list order, blanks in them made single.
+    """Returns each class's sentences, in class-list order, blanks in them made single.
 
     Args:
         path: a JSON object in UTF-8.

@@ -18,7 +18,7 @@ _NO_LISTS = (".yaml", ".yml", ".json")  # their lines would do as names
 
 
 def load_class_names(spec: ClassesSpec, *, data: DataSpec) -> tuple[str, ...]:
-    """Gives the class names in order.
+    """Returns the class names in order.
 
     Args:
         spec: a file, a benchmark set, the built-in drawings, or the names themselves.
@@ -103,10 +103,10 @@ def _check_names(named: Sequence[tuple[str, str]], where: str) -> None:
 
 
 def class_list_hash(names: Sequence[str]) -> str:
-    """Gives the SHA-256 of the names in order, in hex."""
+    """Returns the SHA-256 of the names in order, in hex."""
     return sha256_json(list(names))
 
 
 def benchmark_root(data: DataSpec) -> Path:
-    """Gives the folder of the benchmark sets: `data.root`, else KDEDGE_DATA, else ./data."""
+    """Returns the folder of the benchmark sets: `data.root`, else KDEDGE_DATA, else ./data."""
     return data.root or Path(os.environ.get("KDEDGE_DATA") or "data")

@@ -43,7 +43,7 @@ class Fetched:
 
 
 def missing(downloads: Sequence[Download], folder: Path) -> list[Download]:
-    """Gives the files of a set that are not in its folder."""
+    """Returns the files of a set that are not in its folder."""
     return [wanted for wanted in downloads if not is_there(folder / wanted.gives)]
 
 

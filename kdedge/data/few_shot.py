@@ -1,7 +1,7 @@
 """Chooses the images of a few-shot run: drawn as CoOp's data sets draw, or from a set's list.
 
 CoOp's code keeps each draw in the set's folder, and so does kdedge, in the format of CoOp's split
-files: `split_fewshot/shot_16-seed_1.json` holds 16 training images a class, CoOp's at most 4 of
+files: `split_fewshot/shot_16-seed_1.json` holds 16 training images per class, CoOp's at most 4 of
 validation, and all test images. In the place of a set's split file it makes that code train on the
 same images, without drawing (DATASET.NUM_SHOTS 0). A list that is there is taken as it is. CoOp's
 own lists are pickles with absolute paths, and are not read.
@@ -82,7 +82,7 @@ class Draws:
             spec: the source as the recipe has it.
             source: opened with labels.
             indices: its readable images.
-            shots: images a class.
+            shots: images per class.
             class_names: class list that labels are positions in.
 
         Returns:
@@ -109,7 +109,7 @@ class _List:
     Attributes:
         file: where it was read.
         benchmark: the set.
-        shots: training images a class.
+        shots: training images per class.
         split: its content.
     """
 
@@ -124,7 +124,7 @@ class _List:
         return spec.benchmark == self.benchmark and own.get(spec.part) == shots
 
     def positions(self, part: str, source: Source, class_names: Sequence[str]) -> list[int]:
-        """Gives the positions of its images in a source.
+        """Returns the positions of its images in a source.
 
         Raises:
             DataError: one is not there, or is of another class.
@@ -157,7 +157,7 @@ def _find_list(spec: SourceSpec, *, shots: int, seed: int, data: DataSpec) -> _L
 
 
 def list_file(folder: Path, *, shots: int, seed: int) -> Path:
-    """Gives the path of a draw's list in a set's folder."""
+    """Returns the path of a draw's list in a set's folder."""
     return folder / FOLDER / f"shot_{shots}-seed_{seed}.json"
 
 

@@ -52,7 +52,7 @@ class FirstLook:
         if present:
             low, high = min(present), max(present)
             per_class = f"{low}" if low == high else f"{low} to {high}"
-            found.append(f"{per_class} images a class, {len(present)} classes")
+            found.append(f"{per_class} images per class, {len(present)} classes")
             absent = [name for name, n in self.n_of_class.items() if not n]
             found += [f"no images of {name_some(absent)}"] if absent else []
         if self.n_unlabeled and present:

@@ -189,7 +189,7 @@ def write_skipped_csv(path: Path, bad: Mapping[str, Iterable[BadImage]]) -> None
 
 
 def image_list_hash(source: Source, indices: Iterable[int], digests: Mapping[int, str]) -> str:
-    """Gives the SHA-256 of a list of images: of keys, labels and contents in order, in hex.
+    """Returns the SHA-256 of a list of images: of keys, labels and contents in order, in hex.
 
     Args:
         source: gives keys and labels.

@@ -86,7 +86,7 @@ class EpochPart:
     Attributes:
         seed: of the order of the images.
         epoch: from 1.
-        batch_size: images a step; fewer only if there are not enough for one batch.
+        batch_size: images per step; fewer only if there are not enough for one batch.
         first_step: first step of the epoch, from 0; `n_steps` gives no batch.
         view: number of the crops and flips; None for the epoch's number.
     """
@@ -121,7 +121,7 @@ class LabeledStream:
 
     Attributes:
         images: with labels.
-        batch_size: images a step.
+        batch_size: images per step.
     """
 
     images: ImageSet

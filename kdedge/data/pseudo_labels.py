@@ -82,7 +82,7 @@ def most_probable(
 
     Args:
         probabilities: [N, C].
-        per_class: images a class, 1 or more.
+        per_class: images per class, 1 or more.
         classes: those that get images.
 
     Returns:

@@ -75,7 +75,7 @@ class ScanCache:
                 os.utime(file)  # the time of use, see MAX_FILES
 
     def look(self, source: Source, i: int, examine: Callable[[], ImageFacts]) -> ImageFacts:
-        """Gives what is kept of an image, or else what `examine` finds of it.
+        """Returns what is kept of an image, or else what `examine` finds of it.
 
         Many threads may call this at once.
         """

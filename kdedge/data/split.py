@@ -9,7 +9,7 @@ from kdedge.errors import DataError
 
 
 def base_novel(n_classes: int) -> tuple[range, range]:
-    """Gives the base and the novel classes: the first ceil(n / 2) of the class list and the rest.
+    """Returns the base and the novel classes: the first ceil(n / 2) of the class list and the rest.
 
     Source: CoOp and CoCoOp's base-to-novel protocol (arXiv:2203.05557, section 4.1).
 
@@ -28,7 +28,7 @@ def base_novel(n_classes: int) -> tuple[range, range]:
 def few_shot(
     labels: Sequence[int | None], indices: Iterable[int], *, shots: int, stream: random.Random
 ) -> list[int]:
-    """Draws `shots` images a class, exactly as CoOp's data sets do (arXiv:2109.01134).
+    """Draws `shots` images per class, exactly as CoOp's data sets do (arXiv:2109.01134).
 
     Images are grouped by label in order of first appearance, and for each group in turn
     `random.sample` draws from one stream, which the protocol starts at the run's seed. A class with
@@ -38,7 +38,7 @@ def few_shot(
     Args:
         labels: of every image in the source.
         indices: the images to draw from, positions in `labels`, in the source's order.
-        shots: images a class.
+        shots: images per class.
         stream: where it draws from; goes on from there.
 
     Returns:

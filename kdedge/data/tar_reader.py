@@ -42,7 +42,7 @@ class TarReader:
         return int(self._file.seek(offset))
 
     def tell(self) -> int:
-        """Gives the position."""
+        """Returns the position."""
         return int(self._file.tell())
 
     def open(self) -> tarfile.TarFile:

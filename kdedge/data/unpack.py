@@ -104,7 +104,7 @@ def unpack(archive: Path, folder: Path, wanted: Download, *, limits: Limits = LI
 
 
 def temporary_name(archive: Path) -> str:
-    """Gives the hidden folder that an archive is unpacked into first."""
+    """Returns the hidden folder that an archive is unpacked into first."""
     return f".unpacking-{archive.name}"
 
 
@@ -159,7 +159,7 @@ class _Target:
             )
 
     def too_large(self) -> DataError:
-        """Gives the error for an archive bomb."""
+        """Returns the error for an archive bomb."""
         return DataError(
             f"{self.archive} unpacks to more than {readable_bytes(self.max_bytes)}, over"
             f" {self._limits.ratio} times its size, as archives do that are made to fill disks.\n"
@@ -192,7 +192,7 @@ class _Target:
                     raise explain_os_error(error, path) from error
 
     def refuse(self, name: str, why: str) -> DataError:
-        """Gives the error for a member that is refused."""
+        """Returns the error for a member that is refused."""
         return DataError(
             f"{self.archive}: {printable(name)[:200]} {why}; the archive is not unpacked.\n"
             "  Where it can be trusted, unpack it by hand; else remove it."

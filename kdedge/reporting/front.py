@@ -42,7 +42,7 @@ class _Front:
     Attributes:
         images: in words.
         accuracy_name: which accuracy it is.
-        batch: images a call.
+        batch: images per call.
         points: the models.
         sources: where each accuracy is from, by model.
     """
@@ -77,7 +77,7 @@ def _front(rows: Sequence[NamedRow], images: Accuracy) -> _Front:
 
 def _blocks(front: _Front, n_rows: int, measured: str, name: str) -> list[Block]:
     points, accuracy_name = front.points, front.accuracy_name
-    time_name = f"ms a call at batch {front.batch}, median"
+    time_name = f"ms per call at batch {front.batch}, median"
     caption = (
         f"All accuracies are of the same images ({front.images}). The dashed line joins the models"
         " that no other beats in both."

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Gives the positions of the points (time, accuracy) that no other point beats, by time.
+    """Returns the positions of the points (time, accuracy) that no other point beats, by time.
 
     A point beats another if it is no slower and no less accurate, and better in one of the two.
     """

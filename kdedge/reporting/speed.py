@@ -90,7 +90,7 @@ def _latencies(rows: Sequence[NamedRow], result: SpeedResult, inputs: Inputs) ->
     what = "copied to the device and answers back" if inputs == "copied" else "in its memory"
     header = ["model", *_PERCENTILES, "times faster", "low-high", "calls"]
     caption = (
-        f"ms a call at batch {batch}, images {what}, after warm-up; times faster than"
+        f"ms per call at batch {batch}, images {what}, after warm-up; times faster than"
         f" {result.baseline}: median and range over {result.settings.get('n_rounds')} interleaved"
         f" rounds. {how(result)}"
     )

@@ -36,7 +36,7 @@ class Report:
         return self.folder / PAGE
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives plain values for JSON."""
+        """Returns plain values for JSON."""
         pictures = [str(self.folder / name) for name in self.pictures]
         return {"folder": str(self.folder), "page": str(self.page), "pictures": pictures}
 

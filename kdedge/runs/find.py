@@ -28,7 +28,7 @@ def runs_in(root: Path, *, but: Container[Path] = ()) -> Iterator[tuple[RunFolde
 
 
 def finished_runs(root: Path) -> set[Path]:
-    """Gives the folders of all finished runs."""
+    """Returns the folders of all finished runs."""
     return {run.path.resolve() for run, record in runs_in(root) if record.is_finished}
 
 

@@ -50,7 +50,7 @@ def optional_packages() -> tuple[Package, ...]:
 
 
 def examine() -> dict[str, Any]:
-    """Gives the machine, its GPUs and the optional packages as plain values."""
+    """Returns the machine, its GPUs and the optional packages as plain values."""
     packages = {package.module: _examine_package(package) for package in optional_packages()}
     problems = [
         target.problem if isinstance(target, BrokenTarget) else target.find_problem()

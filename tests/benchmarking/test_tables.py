@@ -114,7 +114,7 @@ def test_latency_and_fps_are_of_the_batches_asked_for(
     row = make_row("CLIP", make_measurement(1, 10.0), make_measurement(8, 40.0))
     other = make_row("CoOp", make_measurement(1, 20.0))
     result = make_result(row, other)
-    assert grid(result, "Latency, ms a call of batch 1")[0] == ["CLIP", "10.0", "11.0", "12.0"]
+    assert grid(result, "Latency, ms per call of batch 1")[0] == ["CLIP", "10.0", "11.0", "12.0"]
     assert grid(result, "Times as fast as CLIP")[0] == ["CLIP", "1.00", "0.95", "1.05", "1.0"]
     assert grid(result, "FPS") == [["CLIP", "100", "200"], ["CoOp", "50.0", "-"]]
 
@@ -131,7 +131,7 @@ def test_copied_inputs_are_a_table_of_their_own(
 
 DOUBTS = [
     ({"others_percent": 55.0}, "other processes kept 55 % of the cores busy"),
-    ({"preempted_per_second": 140.0}, "it lost its cores 140 times a second"),
+    ({"preempted_per_second": 140.0}, "it was preempted 140 times per second"),
     ({"p90_ms": 35.0}, "a tenth of its calls took 3.5 times the median or longer"),
 ]
 

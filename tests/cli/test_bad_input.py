@@ -188,7 +188,7 @@ def test_init_says_what_it_found_and_its_recipe_passes_the_check(
         "images   40, of 40x40",
         "         left out: 1 .txt",
         "labeled  18, of 40x40",
-        "         6 images a class, 3 classes",
+        "         6 images per class, 3 classes",
     ]
     assert 'no images of "red fox"' in done.out
     text = Path("line3.yaml").read_text()

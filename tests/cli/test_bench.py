@@ -344,7 +344,7 @@ def test_a_regression_ends_in_exit_6_after_the_table(exported: Path, kdedge: Kde
     Path("faster.json").write_text(json.dumps(values))
     done = kdedge("bench", file, *QUICK, "--all", "--baseline", "faster.json")
     assert done.code == 6
-    assert "FPS: images a second by batch" in done.out
+    assert "FPS: images per second by batch" in done.out
     assert "3 of 3 medians are more than 5 % above faster.json" in done.err
 
 

@@ -60,9 +60,9 @@ def test_init_writes_a_recipe_that_loads_and_whose_paths_are_there(folder):
         "classes  2 in classes.txt\n"
         "images   2, of 12x8\n"
         "labeled  2, of 12x8\n"
-        "         1 images a class, 2 classes\n"
+        "         1 images per class, 2 classes\n"
         "test     2, of 12x8\n"
-        "         1 images a class, 2 classes\n"
+        "         1 images per class, 2 classes\n"
         "\nWrote line3.yaml\nNext: kdedge check line3.yaml\n"
     )
 

@@ -66,7 +66,7 @@ def test_a_bare_export_writes_the_newest_students_float32_file(
     assert file["gate"] == "passed"
     assert file["parity"]["n_images"] == file["parity"]["n_labeled"] == 20
     assert file["parity"]["agreement_percent"] == 100
-    assert "GFLOPs an image" in done.out
+    assert "GFLOPs per image" in done.out
     assert f"Wrote {ARTIFACT}" in done.out
     assert f"Next: kdedge predict {ARTIFACT} IMAGE" in done.out
 

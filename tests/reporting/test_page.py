@@ -296,7 +296,7 @@ def test_latencies_are_all_of_one_batch(make_run: MakeRun) -> None:
     (latencies,) = re.findall(
         r"Table\(title='Latency, images in its memory'.*?caption='.*?'", said(run)
     )
-    assert "ms a call at batch 1, images in its memory" in latencies
+    assert "ms per call at batch 1, images in its memory" in latencies
     assert "'CLIP', '4" in latencies
     assert "77.7" not in latencies
     assert "i8.onnx" not in latencies

@@ -36,12 +36,12 @@ _GROUP = "kdedge.benchmarks"
 
 
 def list_benchmarks() -> list[str]:
-    """Gives the names of the sets, without importing them."""
+    """Returns the names of the sets, without importing them."""
     return sorted({*_own_names(), *_outside()})
 
 
 def load_benchmark(name: str) -> Benchmark:
-    """Gives one benchmark set; a package's cannot take the name of one of kdedge's own.
+    """Returns one benchmark set; a package's cannot take the name of one of kdedge's own.
 
     Raises:
         DataError: there is none of that name.

@@ -13,7 +13,7 @@ from kdedge.errors import DataError, MissingPackage
 
 
 def read_lines(path: Path) -> list[str]:
-    """Gives the lines of a UTF-8 text file, without blanks around them and without empty ones.
+    """Returns the lines of a UTF-8 text file, without blanks around them and without empty ones.
 
     Raises:
         DataError: it cannot be read, or is not UTF-8.
@@ -29,7 +29,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def unexpected(path: Path, got: str, expected: str) -> DataError:
-    """Gives the error for an annotation that differs from the published files."""
+    """Returns the error for an annotation that differs from the published files."""
     return DataError(
         f"{path} has {got!r:.120}, expected {expected}.\n  Get the set's file once more."
     )
@@ -52,7 +52,7 @@ def well_formed(path: Path) -> Iterator[None]:
 
 
 def read_mat(path: Path, name: str) -> Any:
-    """Gives a variable of a MATLAB file, an array without dimensions of length 1.
+    """Returns a variable of a MATLAB file, an array without dimensions of length 1.
 
     Raises:
         MissingPackage: scipy, which reads them, is not installed.
@@ -81,7 +81,7 @@ def read_mat(path: Path, name: str) -> Any:
 
 
 def folders_in(folder: Path) -> list[str]:
-    """Gives the names of the folders in a folder, sorted, without hidden ones.
+    """Returns the names of the folders in a folder, sorted, without hidden ones.
 
     Raises:
         DataError: it cannot be listed.
@@ -90,7 +90,7 @@ def folders_in(folder: Path) -> list[str]:
 
 
 def images_in(folder: Path) -> list[str]:
-    """Gives the names of the image files in a folder, sorted, without hidden ones.
+    """Returns the names of the image files in a folder, sorted, without hidden ones.
 
     Raises:
         DataError: it cannot be listed.

@@ -45,7 +45,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def class_names(self, root: Path) -> tuple[str, ...]:
-        """Gives the names in label order.
+        """Returns the names in label order.
 
         Args:
             root: folder of the benchmark sets.

@@ -166,7 +166,7 @@ def check_counts(
 def open_part(
     folder: Path, split: Split, *, part: str, class_names: Sequence[str], labeled: bool
 ) -> FileSource:
-    """Gives one part of a set, with labels as positions in `class_names`.
+    """Returns one part of a set, with labels as positions in `class_names`.
 
     Images are in the split file's order; their keys are their paths below the image folder.
 

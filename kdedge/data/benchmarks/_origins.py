@@ -20,7 +20,7 @@ class MissingPartsError(DataError):
 
 
 def google_drive(file_id: str) -> str:
-    """Gives the address of a file on Google Drive, without the page that asks about large ones."""
+    """Returns a Google Drive file's download address that skips the warning page of large files."""
     return f"{_DRIVE}{file_id}"
 
 
@@ -32,7 +32,7 @@ def mirror(
     sha256: str | None = None,
     n_bytes: int | None = None,
 ) -> Download:
-    """Gives a set's zip in the mirror, for one part of it.
+    """Returns a set's zip in the mirror, for one part of it.
 
     Args:
         name: of the zip.

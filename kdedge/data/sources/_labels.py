@@ -23,12 +23,12 @@ class LabelIndex:
         self._spaced = {name.replace("_", " "): i for i, name in enumerate(self.class_names)}
 
     def find(self, text: str) -> int | None:
-        """Gives the position of a class name, None where it is unknown."""
+        """Returns the position of a class name, None where it is unknown."""
         position = self._exact.get(text)
         return self._spaced.get(text.replace("_", " ")) if position is None else position
 
     def read(self, text: str, where: str, *, numbers: bool = True) -> int | None:
-        """Gives the position of a class name, or of a number that is a position in the list.
+        """Returns the position of a class name, or of a number that is a position in the list.
 
         Args:
             text: a label as a source has it; "" for none, which gives None.
@@ -53,14 +53,14 @@ class LabelIndex:
         return position
 
     def nearest(self, text: str) -> str:
-        """Gives ` (nearest: "x")`, or nothing where no class name is like the text."""
+        """Returns ` (nearest: "x")`, or nothing where no class name is like the text."""
         known = {name.replace("_", " ").casefold(): name for name in self.class_names}
         near = difflib.get_close_matches(text.replace("_", " ").casefold(), list(known), n=1)
         return f' (nearest: "{known[near[0]]}")' if near else ""
 
 
 def name_some(names: Iterable[str]) -> str:
-    """Gives the first names in quotes and how many more there are."""
+    """Returns the first names in quotes and how many more there are."""
     names = list(names)
     more = len(names) - _MAX_NAMED
     text = ", ".join(f'"{name}"' for name in names[:_MAX_NAMED])
@@ -68,7 +68,7 @@ def name_some(names: Iterable[str]) -> str:
 
 
 def describe_mismatch(found: Sequence[str], index: LabelIndex) -> str | None:
-    """Gives the line that says which folder names are no class names, None if all are some.
+    """Returns the line that says which folder names are no class names, None if all are some.
 
     It names the classes without a folder, too: one of them may be meant.
     """

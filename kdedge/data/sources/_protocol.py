@@ -55,7 +55,7 @@ class Source(Protocol):
         ...
 
     def read(self, i: int) -> bytes:
-        """Gives the bytes of image i's file.
+        """Returns the bytes of image i's file.
 
         Raises:
             UnusableImage: they cannot be read.
@@ -76,7 +76,7 @@ class Stamp(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> Stamp:
-        """Gives the stamp of a file's status."""
+        """Returns the stamp of a file's status."""
         return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
@@ -101,7 +101,7 @@ class InFiles(Protocol):
     """A source whose images are in files: a scan need not be repeated while they are unchanged."""
 
     def location(self, i: int) -> Location:
-        """Gives the place of image i's bytes."""
+        """Returns the place of image i's bytes."""
         ...
 
 
@@ -117,7 +117,7 @@ class WithoutLabels:
         self._source = source
 
     def read(self, i: int) -> bytes:
-        """Gives the bytes of image i's file.
+        """Returns the bytes of image i's file.
 
         Raises:
             UnusableImage: they cannot be read.
@@ -137,7 +137,7 @@ class Joined:
         self._first, self._second = first, second
 
     def read(self, i: int) -> bytes:
-        """Gives the bytes of image i's file.
+        """Returns the bytes of image i's file.
 
         Raises:
             UnusableImage: they cannot be read.
@@ -167,11 +167,11 @@ class FileSource:
         self._names = tuple(names)
 
     def path(self, i: int) -> Path:
-        """Gives image i's file, which need not be there."""
+        """Returns image i's file, which need not be there."""
         return Path(self.location(i).path)
 
     def read(self, i: int) -> bytes:
-        """Gives the bytes of image i's file.
+        """Returns the bytes of image i's file.
 
         Raises:
             UnusableImage: the file cannot be read.
@@ -179,7 +179,7 @@ class FileSource:
         return read_file(self.path(i))
 
     def location(self, i: int) -> Location:
-        """Gives image i's file."""
+        """Returns image i's file."""
         return Location(os.path.join(self._folder, self._names[i]))  # noqa: PTH118 - 3 times faster
 
 
@@ -208,5 +208,5 @@ def is_file(path: Path) -> bool:
 
 
 def printable(name: str) -> str:
-    """Gives a file name as valid UTF-8, which names of files need not be."""
+    """Returns a file name as valid UTF-8, which names of files need not be."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

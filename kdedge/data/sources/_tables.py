@@ -28,7 +28,7 @@ _LABEL_COLUMNS = ("label", "labels")
 
 
 def need_datasets(purpose: str) -> Any:
-    """Gives the `datasets` package.
+    """Returns the `datasets` package.
 
     Raises:
         MissingPackage: it is not installed.
@@ -130,7 +130,7 @@ class TableSource:
         self.items = tuple(map(Item, keys, labels))
 
     def read(self, i: int) -> bytes:
-        """Gives the bytes of image i's file.
+        """Returns the bytes of image i's file.
 
         Raises:
             UnusableImage: the row has none, or they cannot be read.
@@ -160,12 +160,12 @@ class TableSource:
         return bytes(data)
 
     def location(self, i: int) -> Location:
-        """Gives image i's file, and its row and column there."""
+        """Returns image i's file, and its row and column there."""
         file, row = self._place(i)
         return Location(str(file.path.absolute()), row, file.stamp, self._columns.image)
 
     def label_texts(self) -> list[str]:
-        """Gives each row's label as a text, "" where there is none.
+        """Returns each row's label as a text, "" where there is none.
 
         Raises:
             DataError: a file is damaged, or has a number that its features do not name.
@@ -213,14 +213,14 @@ class TableSource:
 
 @functools.cache
 def arrow_errors() -> tuple[type[Exception], ...]:
-    """Gives the errors of pyarrow for damaged files, and of `datasets` for damaged metadata."""
+    """Returns the errors of pyarrow for damaged files, and of `datasets` for damaged metadata."""
     import pyarrow as pa
 
     return OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException
 
 
 def first_line(error: BaseException) -> str:
-    """Gives the first line of what an error says, without a full stop."""
+    """Returns the first line of what an error says, without a full stop."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
@@ -272,7 +272,7 @@ def _choose(file: TableFile, image: str | None, label: str | None) -> Columns:
 
 
 def read_features(schema: Any) -> Any:
-    """Gives the `datasets.Features` of a schema; plain types where its metadata is damaged."""
+    """Returns the `datasets.Features` of a schema; plain types where its metadata is damaged."""
     import datasets
 
     try:
@@ -303,7 +303,7 @@ def _only(names: Sequence[str], file: TableFile) -> str:
 
 
 def _no_column(file: TableFile, what: str, key: str) -> DataError:
-    """Gives the error for a column that a table does not have; `key` is how a recipe names it."""
+    """Returns the error for a column that a table does not have; `key` is how a recipe names it."""
     has = ", ".join(f"{field.name} ({field.type})" for field in file.schema)
     kinds = {
         "image_column": "Images are bytes, or a struct with a field bytes",

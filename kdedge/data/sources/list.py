@@ -94,7 +94,7 @@ def open_source(path: Path, *, class_names: Sequence[str], labeled: bool) -> Fil
 
 
 def label_texts(path: Path) -> list[str]:
-    """Gives the label of each row as it is written, "" where there is none.
+    """Returns the label of each row as it is written, "" where there is none.
 
     Raises:
         DataError: no such file, not CSV, a row that is not understood.
@@ -103,7 +103,7 @@ def label_texts(path: Path) -> list[str]:
 
 
 def _read_rows(path: Path) -> tuple[_Columns, list[_Row]]:
-    """Gives the columns and the rows that are not empty."""
+    """Returns the columns and the rows that are not empty."""
     columns: _Columns | None = None
     rows: list[_Row] = []
     first_seen: dict[str, int] = {}

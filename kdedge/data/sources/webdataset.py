@@ -98,7 +98,7 @@ class WebDatasetSource:
             os.close(descriptor)
 
     def read(self, i: int) -> bytes:
-        """Gives the bytes of image i's file.
+        """Returns the bytes of image i's file.
 
         Raises:
             UnusableImage: the shard cannot be read.
@@ -121,13 +121,13 @@ class WebDatasetSource:
         return data
 
     def location(self, i: int) -> Location:
-        """Gives image i's shard and its offset there."""
+        """Returns image i's shard and its offset there."""
         place = self._places[i]
         shard = self._shards[place.shard]
         return Location(str(shard.path.absolute()), place.offset, shard.stamp)
 
     def _descriptor(self, shard: int) -> tuple[int, bool]:
-        """Gives an open file, and whether it stays open: only the first 128 shards do."""
+        """Returns an open file, and whether it stays open: only the first 128 shards do."""
         with self._lock:
             if shard in self._descriptors:
                 return self._descriptors[shard], True
@@ -201,7 +201,7 @@ def open_source(pattern: str, *, class_names: Sequence[str], labeled: bool) -> W
 
 
 def label_texts(pattern: str) -> list[str]:
-    """Gives the text of each sample's `cls` member, "" where it has none.
+    """Returns the text of each sample's `cls` member, "" where it has none.
 
     Raises:
         DataError: a shard is missing, remote, compressed or damaged.
@@ -263,7 +263,7 @@ def _shard_paths(pattern: str, expand_urls: Any) -> list[Path]:
 
 
 def _shard_names(paths: Sequence[Path]) -> list[str]:
-    """Gives file names, or paths below the common folder where two shards have the same name."""
+    """Returns file names, or paths below the common folder where two shards have the same name."""
     names = [printable(path.name) for path in paths]
     if len(set(names)) == len(names):
         return names
