@@ -38,7 +38,7 @@ class Demo:
         teacher: its run.
         student: its run.
         speed: of the student, its teacher and the baselines.
-        picture: test drawings with the student's answers.
+        picture: test drawings with the student's predictions.
         artifact: the exported student; None without the extra `export`.
         page: the report; None without the extra `report`.
         seconds: how long it took.
@@ -104,7 +104,7 @@ def _is_installed(*modules: str) -> bool:
 
 
 def _report(student: RunFolder) -> Path:
-    """The report of the student, beside the demo's runs: each demo replaces the one before."""
+    """Writes the student's report beside the demo's runs; it replaces that of an earlier demo."""
     report, _ = make_report([str(student.path)], None, student.root)
     page = student.path.parent / "report.html"
     shutil.copyfile(report.page, page)

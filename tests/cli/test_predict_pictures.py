@@ -139,7 +139,7 @@ def test_every_nth_frame_of_a_video_is_named_by_file_number_and_time(kdedge: Run
     Path("v.mp4").rename("folder/v.mp4")
     Path("out/v-000001.jpg").rename("folder/image.jpg")
     done = kdedge("predict", "art", "folder")
-    assert "folder: left out are 1 .mp4.\n  Name each video itself." in done.err
+    assert "folder: skipped files: 1 .mp4.\n  To classify a video, give its path." in done.err
 
 
 def test_a_turned_video_is_shown_upright(tmp_path: Path) -> None:
