@@ -435,4 +435,4 @@ def test_a_folder_that_is_not_there_is_found_before_anything_is_measured(
 ) -> None:
     done = kdedge("bench", ARTIFACT, *QUICK, "--output", "results/b.json")
     assert (done.code, done.out) == (2, "")
-    assert "results/b.json cannot be written: there is no folder results." in done.err
+    assert "results/b.json cannot be written: the folder results does not exist." in done.err

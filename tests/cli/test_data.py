@@ -148,8 +148,8 @@ def test_a_set_that_differs_ends_in_exit_code_3_after_the_table(kdedge, publishe
     assert out.endswith(
         "val has 1 images that cannot be read.\ntest lacks the files of 1 of 2 images.\n"
     )
-    assert "data/sun397 is not the published small: 2 differences." in err
-    assert err.endswith("Move what differs away and run: kdedge data fetch small\n")
+    assert "data/sun397 differs from the published small: 2 differences." in err
+    assert err.endswith("Move the files that differ away, and run: kdedge data fetch small\n")
 
 
 def test_what_is_missing_as_a_whole_is_fetched(kdedge, published, tmp_path):
@@ -157,7 +157,7 @@ def test_what_is_missing_as_a_whole_is_fetched(kdedge, published, tmp_path):
     (tmp_path / "data/sun397" / sun397.SPLIT_FILE).unlink()
     code, _, err = kdedge("verify", "small")
     assert code == 3
-    assert err.endswith("What is missing is fetched by: kdedge data fetch small\n")
+    assert err.endswith("Fetch what is missing: kdedge data fetch small\n")
 
 
 def test_without_a_network_the_exit_code_is_4(kdedge, install_benchmark):

@@ -91,7 +91,7 @@ def test_teach_then_distill_then_eval_then_show(kdedge, project) -> None:
     assert accuracies(kdedge("eval", "tiny/01").out)["teacher"] == rows["teacher"]
     shown = kdedge("show", "tiny/02")
     assert shown.out.startswith("runs/tiny/02: student, finished\n")
-    assert re.search(r"^taught by +tiny/01$", shown.out, re.MULTILINE)
+    assert re.search(r"^teacher +tiny/01$", shown.out, re.MULTILINE)
     assert accuracies(shown.out)["student"] == rows["student"]
     assert "student.safetensors" in kdedge("show", "tiny/02", "--all").out
     assert "student.safetensors" not in shown.out
@@ -226,7 +226,7 @@ def test_eval_writes_its_result_to_a_file_and_overwrites_none(kdedge, trained) -
     assert "nothing is overwritten" in again.err
     nowhere = kdedge("eval", "--output", "results/out.json")
     assert (nowhere.code, nowhere.out) == (2, "")
-    assert "results/out.json cannot be written: there is no folder results." in nowhere.err
+    assert "results/out.json cannot be written: the folder results does not exist." in nowhere.err
 
 
 def test_a_stored_teacher_may_have_its_names_in_another_order(kdedge, trained) -> None:

@@ -52,7 +52,7 @@ def test_official_results_are_marked_where_they_are_shown(kdedge: Run) -> None:
     assert "teacher, official" in done.out
     assert "student, official: its epoch was chosen on the test images" in done.out
     shown = kdedge("show", "tiny/04").out
-    assert "official, as the public code" in shown
+    assert "official, as in the public code" in shown
     assert "student, official: its epoch was chosen on the test images" in shown
     assert "student, official: its epoch" in kdedge("eval", "tiny/04").out
     for command in (("show", "tiny/02"), ("eval", "tiny/02")):

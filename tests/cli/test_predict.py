@@ -227,7 +227,7 @@ def test_an_output_file_without_any_line_is_not_kept(work: Path) -> None:
     arguments = ("predict", "art", "-", "--format", "csv", "--output", "o.csv")
     code, lines, err = feed(b"", *arguments)
     assert (code, lines) == (3, [])
-    assert "Standard input had no image" in err
+    assert "Standard input has no image" in err
     assert not Path("o.csv").exists()
     assert feed((work / "pics/a.jpg").read_bytes(), *arguments)[0] == 0
     assert Path("o.csv").read_text().startswith("image,class,score_percent,error\nstdin:1,red,")
@@ -280,7 +280,7 @@ def test_a_full_disk_is_told_and_keeps_the_lines_that_found_room(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("art", ""), 2, "PATH is empty: name an image or a folder"),
+        (("art", ""), 2, "PATH is empty text. Name an image or a folder"),
         (("art", "x" * 300), 3, "cannot be read: file name too long"),
         (("x" * 300, "pics"), 3, "cannot be read: file name too long"),
         (("art", "pics", "--output", "x" * 300), 7, "could not be written: file name too long"),
@@ -345,12 +345,12 @@ def test_answers_that_are_not_finite_have_a_count_and_a_message_of_their_own(
     done = kdedge("predict", "overflow", "pics")
     broken = [line for line in done.out.splitlines() if "broken.jpg" in line]
     assert done.out.splitlines()[0] == (
-        f"pics/a.jpg  no answer: the model gives no finite answer{hint}"
+        f"pics/a.jpg  no prediction: the model gives no finite answer{hint}"
     )
     assert broken[0].startswith("pics/broken.jpg  unreadable: ")
-    assert "4 images: 0 classified, 1 unreadable, 3 without a finite answer; " in done.err
+    assert "4 images: 0 classified, 1 unreadable, 3 without finite logits; " in done.err
     assert done.err.endswith(
-        "kdedge: overflow/model.onnx gives NaN or infinity for 3 images, and no other was"
+        "kdedge: overflow/model.onnx gives NaN or infinity for 3 images, and no image was"
         f" classified.\n  {remedy}\n"
     )
     assert done.code == 3
@@ -437,7 +437,7 @@ def test_a_stream_of_jpegs_is_classified_frame_by_frame_as_they_arrive(work: Pat
 def test_an_empty_stream_is_an_error() -> None:
     code, lines, err = feed(b"", "predict", "art", "-")
     assert (code, lines) == (3, [])
-    assert err.startswith("kdedge: Standard input had no image.")
+    assert err.startswith("kdedge: Standard input has no image.")
 
 
 def test_ctrl_c_keeps_the_lines_that_were_written(work: Path) -> None:

@@ -116,7 +116,7 @@ def test_uncertainty_needs_scores_and_an_end(kdedge: Run, device: Any) -> None:
     device._make_artifact(Path("ranks"), head="argmax")
     refused = kdedge("predict", "ranks", "pics", "--uncertain", "1")
     assert refused.code == RecipeError.exit_code
-    assert "--uncertain: ranks was exported with the head argmax" in refused.err
+    assert "--uncertain: ranks was exported with --head argmax" in refused.err
     endless = kdedge("predict", "art", "--camera", "0", "--uncertain", "1")
     assert endless.code == RecipeError.exit_code
     assert "--uncertain needs an end" in endless.err
