@@ -131,7 +131,10 @@ INIT = ("init", "line3", "--images", "pool", "--classes", "classes.txt", "--labe
         (
             lambda: [Path("classes.txt").unlink(), Path("classes.txt").mkdir()],
             3,
-            ("--classes: classes.txt is a folder.", "Name a text file of your class names"),
+            (
+                "--classes: classes.txt is a folder.",
+                "Name a text file with one class name per line",
+            ),
         ),
         (
             lambda: Path("classes.txt").write_text("cat\ndog\ncat\n"),
@@ -202,7 +205,7 @@ def test_init_says_what_it_found_and_its_recipe_passes_the_check(
 def test_init_removes_a_recipe_whose_weights_are_not_there(kdedge: Run, project: Path) -> None:
     fails(kdedge(*INIT, "--student", "ViT-B-16:gone.pt"), 3, "there is no file")
     fails(kdedge(*INIT, "--student", "ViT-B-61:openai"), 2, "ViT-B-61", "ViT-B-16")
-    fails(kdedge(*INIT, "--teacher", "RN50:openai"), 2, "no layers that take visual prompts")
+    fails(kdedge(*INIT, "--teacher", "RN50:openai"), 2, "no layers that take them")
     assert not Path("line3.yaml").exists()
 
 
@@ -256,10 +259,8 @@ def test_a_class_without_labels_is_named_and_the_others_are_taught(
     done = kdedge("check", "r.yaml", "--set", "data.split=all", "--set", f"data.labeled={labeled}")
     assert done.code == 0, done.err
     assert 'data.labeled has no images of 1 of 4 classes: "dog".' in done.err
-    assert "data.labeled: 1 of 19 images have no label and are left out, the first is" in done.err
-    is_said = (
-        "data.labeled: files that are not read as images are left out: 1 __MACOSX." in done.err
-    )
+    assert "data.labeled: 1 of 19 images have no label and are skipped; the first is" in done.err
+    is_said = "data.labeled: files that are not read as images are skipped: 1 __MACOSX." in done.err
     assert is_said == (kind == "folder")
     assert re.search(r"teacher: images +18 used of 19", done.out)
 

@@ -334,7 +334,7 @@ def test_what_is_held_out_is_chosen_by_seed_and_contents(kdedge, project) -> Non
         picture.rename(picture.with_name(f"{99 - number}.jpg"))
     assert digests() == first
     done = kdedge("distill", "r.yaml", "--set", "data.unlabeled.hold_out=100%")
-    assert (done.code, "none would be left to train on" in done.err) == (3, True)
+    assert (done.code, "leaves none to train on" in done.err) == (3, True)
 
 
 def test_runs_are_listed_with_status_accuracy_and_size(kdedge, trained) -> None:

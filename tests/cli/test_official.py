@@ -74,7 +74,9 @@ def test_an_official_run_without_test_images_cannot_choose(kdedge: Run) -> None:
     for command in ("check", "distill"):
         done = kdedge(command, "r.yaml", *OPTIONS, "--set", "data.test=null")
         assert done.code == 2
-        assert "The recipe has no data.test, and selection: test chooses an epoch by it" in done.err
+        assert (
+            "The recipe has no data.test, and selection: test chooses the epoch on it" in done.err
+        )
     assert not Path("runs").exists()
 
 
