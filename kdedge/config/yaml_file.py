@@ -151,7 +151,9 @@ class _Builder:
             if isinstance(event, DocumentStartEvent):
                 n_documents += 1
                 if n_documents > 1:
-                    raise self._error(event, "a second document begins (---)", "Keep one a file.")
+                    raise self._error(
+                        event, "a second document begins (---)", "Keep one document per file."
+                    )
                 if event.tags or (event.version and tuple(event.version) != (1, 2)):
                     raise self._error(event, "the file has a YAML directive", "Remove the % lines.")
             elif isinstance(event, NodeEvent):
