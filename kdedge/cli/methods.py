@@ -32,7 +32,7 @@ def command(as_json: bool) -> None:
         record[name] = describe(modules[name]) if name in modules else {}
     for problem, names in problems.items():
         logging.getLogger("kdedge").warning(
-            "%s cannot be loaded, so the table has only names.\n  %s", ", ".join(names), problem
+            "%s cannot be loaded; the table has only their names.\n  %s", ", ".join(names), problem
         )
     print_result(record, as_json=as_json, text=_text(record))
 

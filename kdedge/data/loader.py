@@ -66,7 +66,7 @@ class ImageSet:
 
     Attributes:
         source: where the images are.
-        indices: positions in the source, each used once a pass, in random order.
+        indices: positions in the source, each used once per pass, in random order.
         labels: position in the source -> label; None without labels.
         weights: gives the weights of a batch's images; None if all weigh the same.
         teacher_features: gives stored features of a teacher; None if none are stored.
@@ -81,7 +81,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class EpochPart:
-    """Which batches of a training.
+    """Which batches of a training to load.
 
     Attributes:
         seed: of the order of the images.
@@ -100,7 +100,7 @@ class EpochPart:
 
 @dataclass(frozen=True)
 class Loading:
-    """Who loads, and to where. Changes no batch.
+    """Processes and device of the loading; they do not change the batches.
 
     Attributes:
         n_workers: processes that decode; 0 decodes in this process.
@@ -115,12 +115,12 @@ class Loading:
 
 @dataclass(frozen=True)
 class LabeledStream:
-    """Labeled images beside unlabeled ones: so many a step, whatever their number.
+    """Labeled images for a training on unlabeled ones: a fixed number per step.
 
-    The stream goes through its images again and again, in a new order and new views each time.
+    The stream repeats its images, in a new order and with new views in each pass.
 
     Attributes:
-        images: with labels.
+        images: images with labels.
         batch_size: images per step.
     """
 
@@ -141,11 +141,11 @@ def training_batches(
     Each process reads its own shard of a batch and no other image.
 
     Args:
-        images: what an epoch goes through.
+        images: the images of an epoch.
         preparation: how each image is augmented.
         part: which batches.
-        loading: who loads, and to where.
-        labeled: labeled images beside them, as `Batch.labeled`.
+        loading: processes and device.
+        labeled: labeled images that each step gets as `Batch.labeled`.
 
     Raises:
         RecipeError: a batch has fewer images than there are processes.
@@ -201,8 +201,8 @@ def _epoch_order(indices: Sequence[int], part: EpochPart) -> list[list[int]]:
 def _labeled_order(labeled: LabeledStream, seed: int, step: int) -> Iterator[list[PlannedImage]]:
     """The images of each step of a training, counted over its epochs, from a step on.
 
-    The stream is the concatenation of endless passes. Pass p (from 1) has an order and views of its
-    own, so a batch can hold the end of one pass and the start of the next.
+    The stream concatenates passes without end. Pass p (from 1) has its own order and views, so a
+    batch can hold the end of one pass and the start of the next.
     """
     indices = np.asarray(labeled.images.indices, dtype=np.int64)
     if not len(indices):
@@ -246,14 +246,15 @@ def _make_batch(
 
 
 def check_shares(n_images: int, n_processes: int) -> None:
-    """Makes sure that a batch has an image for every process.
+    """Checks that a batch has at least one image for every process.
 
     Raises:
-        RecipeError: it has not.
+        RecipeError: it has fewer images.
     """
     if n_images < n_processes:
         raise RecipeError(
-            f"{n_processes} processes share batches of {n_images} images; each needs one.\n"
+            f"{n_processes} processes share batches of {n_images} images, and each needs at"
+            " least one.\n"
             "  Raise optim.batch_size, or start fewer processes."
         )
 
@@ -299,7 +300,7 @@ def evaluation_batches(
     n_workers: int | Literal["auto"] = 0,
     device: torch.device = _CPU,
 ) -> Iterator[tuple[torch.Tensor, list[int]]]:
-    """Yields images in the order of `indices`, preprocessed as where they are deployed.
+    """Yields images in the order of `indices`, preprocessed as on the device.
 
     Returns:
         [B, 3, H, W] float32 on `device`, and the images' positions in the source; the last batch

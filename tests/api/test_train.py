@@ -143,7 +143,7 @@ def test_a_recipe_for_own_images_is_written(
     Path("classes.txt").write_text("\n".join(CLASSES))
     path = kdedge.init("line", images=folder / "images", classes="classes.txt")
     assert kdedge.load_recipe(path).recipe.name == "line"
-    with pytest.raises(kdedge.RecipeError, match=r"line\.yaml is there already"):
+    with pytest.raises(kdedge.RecipeError, match=r"line\.yaml exists"):
         kdedge.init("line", images=folder / "images", classes="classes.txt")
 
 

@@ -95,7 +95,7 @@ def test_too_many_unreadable_images_are_named_before_anything_is_trained(
         cut(path, 100)
     for command in ("check", "distill"):
         done = kdedge(command, "r.yaml")
-        fails(done, 3, "data.unlabeled: 2 of 40 images are unreadable, at most 0 are accepted.")
+        fails(done, 3, "data.unlabeled: 2 of 40 images are unreadable, and the limit is 0.")
         assert "\n  0_0.jpg: " in done.err
         assert "raise data.max_bad_images" in done.err
     assert runs() == []
@@ -125,7 +125,7 @@ INIT = ("init", "line3", "--images", "pool", "--classes", "classes.txt", "--labe
         (
             lambda: [cut(path, 50) for path in Path("pool").iterdir()],
             3,
-            ("pool: none of 40 images that were looked at can be read, first 0_0.jpg",),
+            ("pool: none of 40 sampled images can be read; the first is 0_0.jpg",),
         ),
         (lambda: Path("classes.txt").write_text("cat\n"), 3, ("classes.txt has 1 class name,",)),
         (
@@ -139,7 +139,7 @@ INIT = ("init", "line3", "--images", "pool", "--classes", "classes.txt", "--labe
         (
             lambda: Path("classes.txt").write_text("cat\ndog\ncat\n"),
             3,
-            ('"cat" is there twice, in line 1 and line 3',),
+            ('"cat" appears twice, in line 1 and line 3',),
         ),
         (
             lambda: Path("classes.txt").write_bytes("cat\ndog\n".encode("utf-16")),
@@ -304,7 +304,7 @@ def test_a_class_name_that_is_there_twice_is_named_with_both_lines(
     kdedge: Run, project: Path
 ) -> None:
     Path("classes.txt").write_text("cat\ndog\nred fox\ndog\n")
-    fails(kdedge("check", "r.yaml"), 3, 'classes.txt: "dog" is there twice, in line 2 and line 4.')
+    fails(kdedge("check", "r.yaml"), 3, 'classes.txt: "dog" appears twice, in line 2 and line 4.')
 
 
 def test_a_class_name_longer_than_the_context_is_named_and_never_cut(

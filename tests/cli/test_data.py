@@ -146,7 +146,7 @@ def test_a_set_that_differs_ends_in_exit_code_3_after_the_table(kdedge, publishe
     assert code == 3
     assert "3.png: not an image" in out
     assert out.endswith(
-        "val has 1 images that cannot be read.\ntest lacks the files of 1 of 2 images.\n"
+        "val has 1 images that cannot be read.\ntest lacks 1 of its 2 image files.\n"
     )
     assert "data/sun397 differs from the published small: 2 differences." in err
     assert err.endswith("Move the files that differ away, and run: kdedge data fetch small\n")

@@ -285,7 +285,7 @@ def test_a_full_disk_is_told_and_keeps_the_lines_that_found_room(
         (("x" * 300, "pics"), 3, "cannot be read: file name too long"),
         (("art", "pics", "--output", "x" * 300), 7, "could not be written: file name too long"),
         (("art",), 2, "Name images, a folder, - for standard input, or --camera N."),
-        (("art", "pics", "--camera", "0"), 2, "name one of them"),
+        (("art", "pics", "--camera", "0"), 2, "give only one of them"),
         (("art", "-", "pics"), 2, "cannot be combined"),
         (("art", "nowhere.jpg"), 3, "nowhere.jpg does not exist"),
         (("art", "empty"), 3, "empty has no image files; found nothing at all"),

@@ -155,15 +155,15 @@ def test_a_person_may_correct_classes_remove_lines_and_leave_blank_ones(tmp_path
         ('"red fox"', '"red_foxx"', ':3: "red_foxx" is not a class name (nearest: "red fox").'),
         ('"red fox"', "2", ":3: 2 is not a class name."),
         ("b/ä.jpg", "b/a.jpg", ':3: data.unlabeled has no image "b/a.jpg".'),
-        ("b/ä.jpg", "c.jpg", ":3: the image 'c.jpg' is there twice, first in line 2."),
+        ("b/ä.jpg", "c.jpg", ":3: the image 'c.jpg' appears twice, first in line 2."),
         ('"confidence": 1.0', '"confidence": 1.5', ":3: confidence is 1.5, expected a number"),
         ('"confidence": 1.0', '"confidence": true', ":3: confidence is true, expected a number"),
         ('"confidence": 1.0', '"confidence": NaN', ":3: confidence is NaN, expected a number"),
         (', "confidence": 1.0', "", ":3: expected an object with image, class, confidence, got im"),
         ('{"image": "b/ä.jpg", ', '["image", ', ":3: not a JSON object: Expecting ',' delim"),
         ('"red fox", "confidence": 1.0}', '"red f', ":3: not a JSON object: Unterminated string"),
-        ('fox"', 'fox", "class": "dog"', ':3: not a JSON object: "class" is there twice.\n  Each'),
-        ('{"format"', '{"Format"', ":1: the first line does not say what made these"),
+        ('fox"', 'fox", "class": "dog"', ':3: not a JSON object: "class" appears twice.\n  Each'),
+        ('{"format"', '{"Format"', ":1: the first line does not have the origin of these"),
     ],
 )
 def test_what_is_wrong_in_a_line_is_said_with_its_number(

@@ -1,4 +1,4 @@
-"""Reads the sets' own annotation files: lines of text, MATLAB arrays."""
+"""Reads the annotation files of sets: lines of text, MATLAB arrays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdedge.errors import DataError, MissingPackage
 
 
 def read_lines(path: Path) -> list[str]:
-    """Returns the lines of a UTF-8 text file, without blanks around them and without empty ones.
+    """Returns the stripped, non-empty lines of a UTF-8 text file.
 
     Raises:
         DataError: it cannot be read, or is not UTF-8.
@@ -37,7 +37,7 @@ def unexpected(path: Path, got: str, expected: str) -> DataError:
 
 @contextlib.contextmanager
 def well_formed(path: Path) -> Iterator[None]:
-    """Context for parsing a file's values: errors of the parser become errors of the file.
+    """Context for parsing a file's values: parser errors become a DataError about the file.
 
     Raises:
         DataError: a value is missing, or of another kind than in the published file.
@@ -81,7 +81,7 @@ def read_mat(path: Path, name: str) -> Any:
 
 
 def folders_in(folder: Path) -> list[str]:
-    """Returns the names of the folders in a folder, sorted, without hidden ones.
+    """Returns the sorted names of the folders in a folder, without hidden ones.
 
     Raises:
         DataError: it cannot be listed.
@@ -90,7 +90,7 @@ def folders_in(folder: Path) -> list[str]:
 
 
 def images_in(folder: Path) -> list[str]:
-    """Returns the names of the image files in a folder, sorted, without hidden ones.
+    """Returns the sorted names of the image files in a folder, without hidden ones.
 
     Raises:
         DataError: it cannot be listed.

@@ -374,7 +374,7 @@ def test_a_folder_of_images_that_is_missing_or_a_file_is_named(
 
 def test_a_folder_that_cannot_be_looked_at_is_named(tmp_path: Path) -> None:
     # As one that may not be, but whoever asks
-    with pytest.raises(DataError, match=r"/dtd/\S+ cannot be looked at: file name too long"):
+    with pytest.raises(DataError, match=r"/dtd/\S+ cannot be read: file name too long"):
         load_benchmark("dtd").class_names(tmp_path / ("n" * 300))
 
 

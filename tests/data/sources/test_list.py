@@ -104,7 +104,7 @@ def test_a_file_that_is_called_like_a_heading_is_an_image(folder):
         ('"a.jpg', "not a CSV row"),
         ("a\0.jpg,cat\n", "not a CSV row|not there"),
         ("x" * 5000 + ",cat\n", "not there"),
-        ("a.jpg;cat\nb.jpg;dog\n", "semicolons: separate the columns by commas"),
+        ("a.jpg;cat\nb.jpg;dog\n", "semicolons; separate the columns by commas"),
         ('"' + "x" * 200_000 + '",cat\n', "not a CSV row"),
     ],
 )

@@ -146,7 +146,7 @@ def test_a_shard_that_was_rewritten_after_its_index_is_refused(tmp_path):
             ],
             "sample a appears twice",
         ),
-        ([], "without a single image"),
+        ([], "without any image"),
     ],
 )
 def test_a_sample_that_is_not_one_labeled_image_is_named(tmp_path, members, message):
