@@ -52,7 +52,7 @@ def test_eval_and_bench_say_how_many_test_images_are_others(
         done = kdedge(*command)
         assert done.code == 0, done.err
         assert "The images of tiny/02 have changed since it was trained" in done.err
-        assert "2 of 20 test images are gone or unreadable" in done.err
+        assert "2 of 20 test images are missing or unreadable" in done.err
         assert "1 of 20 test images changed; 1 test images are new" in done.err
 
 
@@ -76,7 +76,7 @@ def test_of_a_run_without_image_lists_it_is_said_that_they_differ(
     change_one_test_image()
     (STUDENT / "image_lists.safetensors").unlink()
     done = kdedge("eval", "tiny/02")
-    assert "the test images are others, and how many is not recorded" in done.err
+    assert "the test images differ; how many is not recorded" in done.err
     (STUDENT / "image_lists.safetensors").write_bytes(b"damaged")
     assert "the test images are others" in kdedge("eval", "tiny/02").err
 

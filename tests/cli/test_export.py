@@ -163,7 +163,7 @@ def test_a_new_class_is_encoded_by_the_teacher_where_it_is_at_hand(
     Path("runs/tiny/03").rename("runs/tiny/01")  # another teacher in its place
     done = kdedge("export", "tiny/02", "--classes", "more.txt", "--output", "again")
     assert done.code == 3
-    assert "runs/tiny/01 is not the one that made the stored vectors" in done.err
+    assert "runs/tiny/01 did not make the stored vectors" in done.err
 
     shutil.rmtree("runs/tiny/01")
     done = kdedge("export", "tiny/02", "--classes", "more.txt", "--output", "again")

@@ -102,7 +102,9 @@ def test_classes_go_by_name_and_others_are_not_known(
     assert json.loads(kdedge("eval", "--json").out)["per_class"] == before
     Path("classes.txt").write_text("cat\ndog\nred fox\nlorry\n")
     Path("test/school bus").rename("test/lorry")
-    fails(kdedge("eval"), 3, "1 class names have no part in runs/tiny/01/baseline", "first 'lorry'")
+    fails(
+        kdedge("eval"), 3, "1 class names have no tensors in runs/tiny/01/baseline", "first 'lorry'"
+    )
 
 
 @METHODS

@@ -190,9 +190,7 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
     speed = json.loads((run.path / "bench/01.json").read_text(encoding="utf-8"))
     speed["rows"][1]["gate"] = "passed"
     (run.path / "bench/01.json").write_text(json.dumps(speed), encoding="utf-8")
-    headline = (
-        "student keeps 50 % of the teacher, 86x fewer operations, 1 ms, INT8 agrees on 95.0 %"
-    )
+    headline = "student keeps 50 % of the teacher's accuracy, 86x fewer operations, 1 ms, INT8 agrees on 95.0 %"
     assert make_chapters([gather(run)])[0].headline == headline
     assert headline in said(run)
     found["teacher"]["n_images"] += 1  # other images are not compared

@@ -186,13 +186,13 @@ def test_a_recipe_of_the_suite_may_be_the_one_that_a_row_is_trained_on(
     [
         (
             "promptkd, trained_on: tiny.yaml",
-            "row answers only for the class names that its teacher",
+            "row can only predict the class names that its teacher",
         ),
-        ("zeroshot, trained_on: tiny.yaml", "row is trained on nothing.\n  Leave trained_on out"),
+        ("zeroshot, trained_on: tiny.yaml", "row is not trained.\n  Remove trained_on"),
         (
             "clip_pr, trained_on: tiny.yaml",
-            "row trains something of its own for each class of tiny, and 1 of the 2 classes of"
-            ' other are not among them, first "owl".\n  Leave trained_on out of this row.',
+            "row trains separate tensors for each class of tiny, and 1 of the 2 classes of"
+            ' other are not among them, first "owl".\n  Remove trained_on from this row.',
         ),
         ("coop, trained_on: tyni.yaml", "there is no recipe tyni.yaml.\n  Did you mean tiny.yaml?"),
     ],
@@ -283,7 +283,7 @@ def test_files_that_are_not_there_are_found_before_anything_runs(
 
 
 def test_recipes_without_test_images_are_refused(plan_of: PlanOf) -> None:
-    with pytest.raises(RecipeError, match=r"has no data.test, and a suite is a table"):
+    with pytest.raises(RecipeError, match=r"has no data.test, but a suite needs accuracies"):
         plan_of("coop", more="set: {data.test: null}\n")
 
 
