@@ -126,7 +126,7 @@ def test_copied_inputs_are_a_table_of_their_own(
         "m.engine", make_measurement(1, 1.0), make_measurement(1, 1.5, inputs="copied")
     )
     titles = [g.title for g in make_grids(make_result(engine))]
-    assert any("images copied to the device and answers back" in title for title in titles)
+    assert any("images copied to the device and logits back" in title for title in titles)
 
 
 DOUBTS = [

@@ -92,14 +92,14 @@ def test_init_asks_for_fp16_and_writes_the_gates_out(folder):
 
 def test_init_never_overwrites(folder):
     Path("line3.yaml").write_text("mine")
-    with pytest.raises(RecipeError, match="is there already"):
+    with pytest.raises(RecipeError, match="nothing is overwritten"):
         run_init("line3", *BASE)
     assert Path("line3.yaml").read_text() == "mine"
 
 
 def test_init_does_not_write_through_a_dangling_link(folder):
     Path("line3.yaml").symlink_to("elsewhere.yaml")
-    with pytest.raises(RecipeError, match="is there already"):
+    with pytest.raises(RecipeError, match="nothing is overwritten"):
         run_init("line3", *BASE)
     assert not Path("elsewhere.yaml").exists()
 

@@ -84,7 +84,7 @@ def test_everything_of_a_run_is_there(whole_report: Report, page: Page) -> None:
     )
     for name in whole_report.pictures:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
-    for title in ("What was done", "Training", "Calibration", "Speed", "Provenance"):
+    for title in ("Method and data", "Training", "Calibration", "Speed", "Provenance"):
         assert title in page.text
     assert "adds it to the next report" not in page.text
 
@@ -190,7 +190,8 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
     speed = json.loads((run.path / "bench/01.json").read_text(encoding="utf-8"))
     speed["rows"][1]["gate"] = "passed"
     (run.path / "bench/01.json").write_text(json.dumps(speed), encoding="utf-8")
-    headline = "student keeps 50 % of the teacher's accuracy, 86x fewer operations, 1 ms, INT8 agrees on 95.0 %"
+    headline = "student keeps 50 % of the teacher's accuracy, 86x fewer operations, 1 ms, INT8"
+    " agrees on 95.0 %"
     assert make_chapters([gather(run)])[0].headline == headline
     assert headline in said(run)
     found["teacher"]["n_images"] += 1  # other images are not compared
@@ -237,7 +238,7 @@ def test_a_line_that_is_being_written_is_not_damage(make_run: MakeRun) -> None:
 def test_worst_images_are_small_pictures_in_the_page(page: Page) -> None:
     assert len([source for source in page.sources if source.startswith("data:image/jpeg")]) == 2
     assert "no picture" in page.text
-    assert "1 of these images are not there any more" in page.text
+    assert "1 of these images no longer exist" in page.text
     assert "no finite scores" in page.text
 
 
@@ -272,10 +273,10 @@ def test_several_runs_are_compared_first(make_run: MakeRun) -> None:
     written = write_report([gather(run) for run in runs])
     html = written.page.read_text(encoding="utf-8")
     page = Page(html)
-    assert page.text.index("Comparison") < page.text.index("What was done")
+    assert page.text.index("Comparison") < page.text.index("Method and data")
     assert "tiny/01: student" in page.text
     assert "tiny/02: i8.onnx" in page.text
-    assert "Measured on another machine, so in its own chapter: tiny/03." in page.text
+    assert "Measured on another machine, so shown only in its chapter: tiny/03." in page.text
     assert {"accuracy-latency.png", "tiny-01-gains.png"} <= set(written.pictures)
     assert len(set(written.pictures)) == len(written.pictures)
     ids = re.findall(r' id="([^"]+)"', html)
