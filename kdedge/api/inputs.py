@@ -123,7 +123,9 @@ def _listed(paths: Sequence[str], every: int) -> Inputs:
             is_folder, is_there = path.is_dir(), path.exists()
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
-            raise DataError(f"{name} cannot be read: {reason}.") from error
+            raise DataError(
+                f"{name} cannot be read: {reason}.\n  Name a file or folder that you may read."
+            ) from error
         if is_folder:
             source = open_source(path, class_names=(), labeled=False)
             has_videos = any(is_video(Path(f"_{kind}")) for kind in source.left_out)

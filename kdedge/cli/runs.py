@@ -32,7 +32,12 @@ def command(name: str | None, root: Path, as_json: bool) -> None:
     whole = {run.path for run, _ in runs}
     for file in sorted(root.glob("*/*/provenance.json")):
         if file.parent.name.isdigit() and file.parent not in whole:
-            log.warning("%s is left out: its %s is damaged.", file.parent, file.name)
+            log.warning(
+                "%s is left out: its %s is damaged.\n  Restore that file from a copy, or move"
+                " the folder away.",
+                file.parent,
+                file.name,
+            )
     found = [
         summary_of(run, record) for run, record in runs if name in (None, run.path.parent.name)
     ]

@@ -35,7 +35,7 @@ class ClassesSpec(Strict):
     """The class names; labels and stored class vectors use their order."""
 
     file: RecipeFile | None = Field(
-        None, description="UTF-8 text file with one class name a line, in label order."
+        None, description="UTF-8 text file with one class name per line, in label order."
     )
     benchmark: PlainText | None = Field(
         None, description="Name of a benchmark set whose class names are used, such as sun397."

@@ -154,7 +154,8 @@ def read_text(path: Path, *, what: str = "recipe") -> str:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise RecipeError(
-            f"{path} cannot be read: {(error.strerror or str(error)).lower()}."
+            f"{path} cannot be read: {(error.strerror or str(error)).lower()}.\n"
+            "  Check the path and your right to read it."
         ) from error
     if len(data) > MAX_BYTES:
         raise RecipeError(

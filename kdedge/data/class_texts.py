@@ -69,7 +69,7 @@ def _read(path: Path) -> str:
     if len(data) > _MAX_FILE_BYTES:
         raise DataError(
             f"{path} is larger than {_MAX_FILE_BYTES >> 20} MiB, too large for sentences about"
-            " classes."
+            f" classes.\n{_FORM}"
         )
     try:
         return data.decode("utf-8-sig")

@@ -54,7 +54,7 @@ def read_class_file(path: Path) -> tuple[str, ...]:
     if path.suffix.lower() in _NO_LISTS:
         raise DataError(
             f"{path} is not a class list in plain text.\n"
-            "  Name a text file with one class name a line."
+            "  Name a text file with one class name per line."
         )
     try:
         with path.open("rb") as file:
@@ -62,11 +62,12 @@ def read_class_file(path: Path) -> tuple[str, ...]:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise DataError(
-            f"{path} cannot be read: {reason}.\n  Name a text file with one class name a line."
+            f"{path} cannot be read: {reason}.\n  Name a text file with one class name per line."
         ) from error
     if len(data) > _MAX_FILE_BYTES:
         raise DataError(
-            f"{path} is larger than {_MAX_FILE_BYTES >> 20} MiB, too large for a class list."
+            f"{path} is larger than {_MAX_FILE_BYTES >> 20} MiB, too large for a class list.\n"
+            "  Name a text file with one class name per line."
         )
     try:
         text = data.decode("utf-8-sig")

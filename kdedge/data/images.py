@@ -155,7 +155,7 @@ def check_limit(scan: Scan, limit: int, what: str) -> None:
     if scan.good and len(scan.bad) <= limit:
         return
     if not n_images:
-        raise DataError(f"{what} has no images.")
+        raise DataError(f"{what} has no images.\n  Add images, or name another source.")
     named = "\n".join(f"  {bad.key}: {bad.reason}." for bad in scan.bad[:_MAX_NAMED])
     more = len(scan.bad) - _MAX_NAMED
     remedy = (

@@ -56,7 +56,9 @@ def n_steps(n_images: int, batch_size: int) -> int:
         DataError: there are no images.
     """
     if n_images < 1:
-        raise DataError("there are no images to train on.")
+        raise DataError(
+            "there are no images to train on.\n  Add images to the recipe's data section."
+        )
     return max(1, n_images // batch_size)
 
 
@@ -206,7 +208,7 @@ def _labeled_order(labeled: LabeledStream, seed: int, step: int) -> Iterator[lis
     """
     indices = np.asarray(labeled.images.indices, dtype=np.int64)
     if not len(indices):
-        raise DataError("there are no labeled images to train on.")
+        raise DataError("there are no labeled images to train on.\n  Add images to data.labeled.")
     done, n_before = divmod(step * labeled.batch_size, len(indices))
     wanted = (
         (1, position, number)

@@ -53,7 +53,8 @@ def few_shot(
         label = labels[index]
         if label is None:
             raise DataError(
-                f"image number {index} has no label, and drawing {shots} shots needs labels."
+                f"image number {index} has no label, and drawing {shots} shots needs labels.\n"
+                "  Label it or remove it."
             )
         groups.setdefault(label, []).append(index)
     chosen: list[int] = []

@@ -201,7 +201,10 @@ class _Target:
     def _path(self, name: str) -> Path:
         self._n_members += 1
         if self._n_members > self._limits.members:
-            raise DataError(f"{self.archive} has more than {self._limits.members:,} members.")
+            raise DataError(
+                f"{self.archive} has more than {self._limits.members:,} members.\n  If you trust"
+                " it, unpack it by hand; else remove it."
+            )
         is_odd = "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name)
         path = PurePosixPath(name)
         if is_odd or path.is_absolute() or ".." in path.parts:

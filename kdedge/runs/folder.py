@@ -81,7 +81,10 @@ class RunFolder:
         """
         file = path / "provenance.json"
         if not file.is_file():
-            raise RecipeError(f"{path} is not a run folder: it has no provenance.json.")
+            raise RecipeError(
+                f"{path} is not a run folder: it has no provenance.json.\n  `kdedge runs` lists"
+                " the runs."
+            )
         return cls(path, _read_record(file).kind)
 
     @property

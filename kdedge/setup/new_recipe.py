@@ -36,7 +36,7 @@ class Given:
 
     Attributes:
         images: folder of unlabeled images.
-        classes: file of class names, one a line.
+        classes: file of class names, one per line.
         labeled: folder of labeled images, one subfolder per class; None for a zero-shot teacher.
         test: folder of labeled images to measure accuracy on; None for no measurement.
         teacher: its CLIP as `MODEL:WEIGHTS`; None for `TEACHER`.

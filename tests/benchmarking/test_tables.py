@@ -115,7 +115,7 @@ def test_latency_and_fps_are_of_the_batches_asked_for(
     other = make_row("CoOp", make_measurement(1, 20.0))
     result = make_result(row, other)
     assert grid(result, "Latency, ms per call at batch 1")[0] == ["CLIP", "10.0", "11.0", "12.0"]
-    assert grid(result, "Times as fast as CLIP")[0] == ["CLIP", "1.00", "0.95", "1.05", "1.0"]
+    assert grid(result, "Speed relative to CLIP")[0] == ["CLIP", "1.00", "0.95", "1.05", "1.0"]
     assert grid(result, "FPS") == [["CLIP", "100", "200"], ["CoOp", "50.0", "-"]]
 
 

@@ -46,7 +46,9 @@ def open_source(folder: Path, *, class_names: Sequence[str], labeled: bool) -> F
         labels = _folder_labels(folder, names, class_names)
     items = [Item(printable(name), label) for name, label in zip(names, labels, strict=True)]
     if len({item.key for item in items}) != len(items):
-        raise DataError(f"{folder} has file names that differ only in bytes that are not UTF-8.")
+        raise DataError(
+            f"{folder} has file names that differ only in bytes that are not UTF-8.\n  Rename them."
+        )
     return FileSource(folder, names, items, left_out)
 
 
@@ -86,7 +88,10 @@ def _image_files(root: Path, left_out: Counter[str]) -> Iterator[str]:
                 found = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
-            raise DataError(f"{root / relative} cannot be listed: {reason}.") from error
+            raise DataError(
+                f"{root / relative} cannot be listed: {reason}.\n  Allow your user to read it,"
+                " or move it away."
+            ) from error
         for entry in found:
             name = f"{relative}/{entry.name}" if relative else entry.name
             is_image = _extension(entry.name) in extensions

@@ -118,7 +118,9 @@ def _files(folder: Path) -> list[Path]:
             )
         names = [str(one["filename"]) for one in state["_data_files"]]
     except (AttributeError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / _STATE} does not name the dataset's files.") from error
+        raise DataError(
+            f"{folder / _STATE} does not name the dataset's files.\n  Copy the whole folder again."
+        ) from error
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
             raise DataError(
@@ -126,7 +128,7 @@ def _files(folder: Path) -> list[Path]:
                 "  Copy the whole folder."
             )
     if not names:
-        raise DataError(f"{folder} is a dataset without any rows.")
+        raise DataError(f"{folder} is a dataset without any rows.\n  Name another dataset.")
     return [folder / name for name in names]
 
 

@@ -144,7 +144,9 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}.\n  Save the list as UTF-8.") from error
     except csv.Error as error:
-        raise DataError(f"{path}:{line + 1}: not a CSV row: {error}.") from error
+        raise DataError(
+            f"{path}:{line + 1}: not a CSV row: {error}.\n  Write each line as path,label."
+        ) from error
 
 
 def _delimiter(heading: str) -> str:

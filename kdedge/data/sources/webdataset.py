@@ -191,7 +191,10 @@ def open_source(pattern: str, *, class_names: Sequence[str], labeled: bool) -> W
             places.append(_image_of(sample, shard.path))
             items.append(Item(key, _label_of(sample, shard.path, labels) if labeled else None))
     if not items:
-        raise DataError(f"{pattern}: {len(shards)} shards without any image.")
+        raise DataError(
+            f"{pattern}: {len(shards)} shards without any image.\n"
+            "  Write shards with jpg, png or webp members."
+        )
     if labeled and all(item.label is None for item in items):
         raise DataError(
             f"{pattern}: no sample has a cls member, and labels are needed.\n"
@@ -247,11 +250,15 @@ def _shard_paths(pattern: str, expand_urls: Any) -> list[Path]:
     for first, last in re.findall(r"\{(-?\d{1,18})\.\.(-?\d{1,18})[.}]", pattern):
         n_shards *= abs(int(last) - int(first)) + 1
     if n_shards > MAX_SHARDS:
-        raise DataError(f"{pattern} names {n_shards} shards, at most {MAX_SHARDS} are accepted.")
+        raise DataError(
+            f"{pattern} names {n_shards} shards, more than {MAX_SHARDS}.\n  Check its ranges."
+        )
     try:
         names = expand_urls(pattern)
     except ValueError as error:
-        raise DataError(f"{pattern} is not a shard pattern: {error}.") from error
+        raise DataError(
+            f"{pattern} is not a shard pattern: {error}.\n  Write it as shards-{{000..063}}.tar."
+        ) from error
     paths = [Path(re.sub(r"^file:(//)?", "", name)).expanduser() for name in names]
     missing = [path for path in paths if not path.is_file()]
     if missing:
