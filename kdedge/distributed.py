@@ -166,7 +166,8 @@ def _all_alive() -> Iterator[None]:
         raise ResourceError(
             f"Another of the {dist.get_world_size()} processes of this training has ended, and the"
             " others cannot go on without it.\n"
-            "  Its own message says why. Run the same command with --resume to go on from the last"
+            "  Its own message says why. Run the same command with --resume to continue from the"
+            " last"
             " checkpoint."
         ) from error
 
@@ -215,5 +216,5 @@ def local_rank() -> int:
 
 
 def local_world_size() -> int:
-    """How many processes torchrun has started on this machine; 1 where it has not."""
+    """How many processes torchrun has started on this machine; 1 without torchrun."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -50,17 +50,17 @@ class OnImages(Protocol):
 
     Attributes:
         n_images: how many.
-        images_hash: equal for the same images, labels and class list; None where not recorded.
+        images_hash: equal for the same images, labels and class list; None if not recorded.
     """
 
     @property
     def n_images(self) -> int | None:
-        """Number of images; None where not recorded."""
+        """Number of images; None if not recorded."""
         ...
 
     @property
     def images_hash(self) -> str | None:
-        """Hash of the images, their labels and the class list; None where not recorded."""
+        """Hash of the images, their labels and the class list; None if not recorded."""
         ...
 
 
@@ -97,10 +97,10 @@ class EvalResult(Record, Tabled):
             accuracy on validation images, or on the test images themselves (`official: true`).
         n_images: test images in all.
         all: accuracy of all images against all C names.
-        base: accuracy of the base classes' images against base names only; None where the split
+        base: accuracy of the base classes' images against base names only; None if the split
             is `all` or no image is of a base class.
         novel: the same of the other classes.
-        harmonic_mean: of base and novel; None where one of them is None.
+        harmonic_mean: of base and novel; None if one of them is None.
         ece_percent: expected calibration error of the softmax over all C names, 15 bins, L1.
         per_class: accuracy of each class's images against all C names, in class-list order; None
             for a class without test images.
@@ -199,8 +199,8 @@ class WorstImage(Record):
     Attributes:
         image: its key, as the image source names it.
         reference_class: top-1 class of the float32 model.
-        predicted_class: top-1 class of the file; None where a logit is not finite.
-        distance: between the two softmaxes, as in `ParityResult`; None where there are no scores.
+        predicted_class: top-1 class of the file; None if a logit is not finite.
+        distance: between the two softmaxes, as in `ParityResult`; None if there are no scores.
     """
 
     image: str
@@ -230,17 +230,17 @@ class ParityResult(Record):
             fp16 does. They count as disagreeing, as wrong, and with the distance 1.
         agreement_percent: images with the same top-1 class in both.
         mean_softmax_distance: mean over images of the total variation distance of the two
-            softmaxes, half the sum of absolute differences, 0-1; None where the logits only rank
+            softmaxes, half the sum of absolute differences, 0-1; None if the logits only rank
             (head argmax).
         max_softmax_distance: the largest of them.
-        accuracy_percent: of the file on the labeled images; None where there are none.
+        accuracy_percent: of the file on the labeled images; None if there are none.
         reference_accuracy_percent: of the float32 student on them.
-        accuracy_drop: reference minus file, in points; below 0 where the file is more accurate.
+        accuracy_drop: reference minus file, in points; below 0 if the file is more accurate.
         worst: at most ten images: those that disagree first, then by distance.
         images: describes the images.
         runtime: names what ran the file, such as "onnxruntime 1.24.4 CPU".
         images_hash: as in `OnImages`; None in older records, and for images of a smoke set.
-        test_set: the whole test set that they were taken from, evenly spaced; None where they were
+        test_set: the whole test set that they were taken from, evenly spaced; None if they were
             not, and in older records.
     """
 

@@ -54,14 +54,14 @@ class Measurement(Record):
         n_calls: timed calls.
         p50_ms: median of a call; so the other percentiles.
         p90_ms: 90th percentile.
-        p99_ms: 99th percentile; the largest where there are fewer than 100 calls.
+        p99_ms: 99th percentile; the largest if there are fewer than 100 calls.
         mean_ms: mean of a call.
         cv_percent: coefficient of variation: standard deviation over mean.
         images_per_second: batch over mean.
         ratio: the baseline's time over this one's, median over rounds; None without a baseline.
         ratio_low: the smallest ratio of a round.
         ratio_high: the largest.
-        watts: mean power while this row ran; None where nothing measures it.
+        watts: mean power while this row ran; None if nothing measures it.
         samples_ms: every timed call, in order.
         others_percent: share of the cores that other processes used meanwhile; None on a GPU, in
             older records, and where unknown.
@@ -153,9 +153,9 @@ class ModelFacts(Record):
         protocol: `paper`: class texts are encoded with every batch, at all positions of the text
             encoder, as the baselines' public code evaluates. `cached`: class vectors are stored.
         precision: of weights and arithmetic.
-        n_parameters: numbers that it holds; None where not known.
+        n_parameters: numbers that it holds; None if not known.
         n_bytes: of its file; None for a model in memory.
-        gmacs_image: multiply-adds per image, 1e9; None where not counted.
+        gmacs_image: multiply-adds per image, 1e9; None if not counted.
         gmacs_call: further ones per call, whatever its batch: those of the class texts.
         accuracy: from its run or comparison; None without one.
         on_compared: of a run's model: its accuracy on the images that its exported files were

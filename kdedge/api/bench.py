@@ -48,7 +48,7 @@ def bench(
         seconds: shortest measurement of each model at each batch size.
         threads: CPU threads; None for one per physical core.
         root: folder of all runs.
-        device: for torch: `cpu`, `cuda` or `cuda:N`; None for `cuda` where there is one.
+        device: for torch: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:
         The measurements, with every timed call. Rows that other processes disturbed are marked and

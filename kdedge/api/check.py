@@ -29,7 +29,7 @@ def check(
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
         overrides: keys of the recipe with other values, such as `{"student.optim.lr": 0.01}`.
         root: folder of all runs.
-        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` where there is one.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:
         The findings, line by line, and the estimated training time in seconds.

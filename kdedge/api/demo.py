@@ -59,7 +59,7 @@ def run_demo(root: Path, *, device: str | None = None, resume: bool = False) -> 
     Args:
         root: folder of all runs.
         device: where torch computes.
-        resume: go on with interrupted runs.
+        resume: continue interrupted runs.
     """
     need_training_packages("The demo")
     from kdedge.runs.evaluate import predict_examples

@@ -50,7 +50,7 @@ def evaluate(
             for the newest finished student.
         overrides: keys of the recipe with other values, such as `{"data.test.folder": "new"}`.
         root: folder of all runs.
-        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` where there is one.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:
         Accuracies in percent: all classes, base, novel, harmonic mean, per class. If the recipe has

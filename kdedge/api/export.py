@@ -33,7 +33,7 @@ class ExportOptions(TypedDict, total=False):
         output: the artifact's folder; `artifacts/NN` in the run if left out.
         overrides: keys of the recipe with other values, such as `{"export.head": "argmax"}`.
         root: folder of all runs.
-        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` where there is one.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
     """
 
     classes: str | Path | Sequence[str]

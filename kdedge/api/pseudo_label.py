@@ -36,7 +36,7 @@ def pseudo_label(
         method: `zeroshot`, or a method that is trained first unless a finished run of it exists.
         overrides: keys of the recipe with other values.
         root: folder of all runs.
-        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` where there is one.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:
         What was written, and the share of correct labels if known.

@@ -33,7 +33,7 @@ def run_suite(
         suites: folder of all suites.
         jobs: cells to run at the same time.
         root: folder of all runs.
-        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` where there is one.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:
         The content of `results.json`: `lines`, one for each recipe and method, with means, spreads

@@ -29,8 +29,8 @@ class Place:
 
     Attributes:
         root: folder of all runs.
-        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` where there is one.
-        resume: go on with interrupted runs of the same models.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
+        resume: continue interrupted runs of the same models.
     """
 
     root: Path
@@ -70,8 +70,8 @@ def teach(
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
         overrides: keys of the recipe with other values, such as `{"teacher.optim.lr": 0.01}`.
         root: folder of all runs.
-        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` where there is one.
-        resume: go on with an interrupted run of the same teacher.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
+        resume: continue an interrupted run of the same teacher.
         shorthands: `epochs`, `batch_size` and `lr` of the teacher, and `seed`.
 
     Returns:
@@ -106,8 +106,8 @@ def distill(
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
         overrides: keys of the recipe with other values, such as `{"student.optim.lr": 0.01}`.
         root: folder of all runs.
-        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` where there is one.
-        resume: go on with interrupted runs of the same teacher and student.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
+        resume: continue interrupted runs of the same teacher and student.
         shorthands: `epochs`, `batch_size` and `lr` of the student, and `seed`.
 
     Returns:
@@ -141,8 +141,8 @@ def train(
         method: its name, such as `coop`; None for the recipe's `baseline.method`.
         overrides: keys of the recipe with other values, such as `{"baseline.settings.n_ctx": 16}`.
         root: folder of all runs.
-        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` where there is one.
-        resume: go on with an interrupted run of the same baseline.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
+        resume: continue an interrupted run of the same baseline.
         shorthands: `epochs`, `batch_size` and `lr` of the baseline, and `seed`.
 
     Returns:

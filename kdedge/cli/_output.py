@@ -72,7 +72,7 @@ class FiniteRange(click.FloatRange):
 
 
 def colored(text: str, color: str, stream: IO[str] | None) -> str:
-    """A text in color where the stream is a terminal that shows it and NO_COLOR is not set."""
+    """Colors a text if the stream is a terminal that shows it and NO_COLOR is not set."""
     is_dumb = os.environ.get("TERM", "").lower() in {"dumb", "unknown"}
     if not text or stream is None or not stream.isatty() or is_dumb or os.environ.get("NO_COLOR"):
         return text

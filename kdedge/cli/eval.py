@@ -50,7 +50,7 @@ def command(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Evaluate RUN on the test images of its recipe, or without labels where it has none.
+    """Evaluate RUN on the test images of its recipe, or without labels if it has none.
 
     RUN is a run folder, name/NN, or a recipe's name for its newest finished run. The default is the
     newest finished student, or any finished run if there is no student.

@@ -326,7 +326,7 @@ def _opened(output: Path | None, heading: str | None) -> Iterator[Callable[[str]
                 click.echo(heading, file=file)
             click.echo(line, file=file)
         except OSError as error:
-            with contextlib.suppress(OSError):  # closing tries the same line once more
+            with contextlib.suppress(OSError):  # closing tries the same line again
                 file.close()
             raise explain_os_error(error, output) from error
         n_written += 1

@@ -151,7 +151,7 @@ def training_batches(
 
     Raises:
         RecipeError: a batch has fewer images than there are processes.
-        DataError: an image that was readable before is not any more.
+        DataError: an image is no longer readable.
         ResourceError: a worker died.
     """
     group = loading.group
@@ -284,7 +284,7 @@ def view_batches(
         [B, 3, H, W] float32 of each batch, in their order.
 
     Raises:
-        DataError: an image that was readable before is not any more.
+        DataError: an image is no longer readable.
         ResourceError: a worker died.
     """
     wanted = ([(0, position, view) for position, view in batch] for batch in batches)
@@ -309,7 +309,7 @@ def evaluation_batches(
         may be short.
 
     Raises:
-        DataError: an image that was readable before is not any more.
+        DataError: an image is no longer readable.
         ResourceError: a worker died.
     """
     batches = [

@@ -222,7 +222,8 @@ def read_pseudo_labels(
     remedy = "  Make it again with `kdedge pseudo-label`, or remove data.pseudo_labels."
     if origin.class_list != class_list_hash(class_names):
         raise DataError(
-            f"{path} was made for another class list than the {len(class_names)} names here: names"
+            f"{path} was made for another class list than this recipe's {len(class_names)}"
+            " names: names"
             f" or their order differ.\n{remedy}"
         )
     if origin.image_list != image_list:

@@ -89,7 +89,7 @@ def _thumbnails(
     """Reads images by their keys; unreadable ones are left out.
 
     Raises:
-        KdedgeError: their source does not exist any more.
+        KdedgeError: their source no longer exists.
     """
     if images.endswith(SMOKE_SET):
         pixels = read_smoke_set(artifact.checked(SMOKE_SET)).pixels  # [K, S, S, 3]
@@ -108,7 +108,7 @@ def read_thumbnails(
     """Reads test or unlabeled images of a recipe by their keys; unreadable ones are left out.
 
     Raises:
-        KdedgeError: their source does not exist any more.
+        KdedgeError: their source no longer exists.
     """
     data = recipe.recipe.data
     spec = data.test if is_test else data.unlabeled

@@ -67,7 +67,7 @@ def judge_run(
 
     Args:
         run: teacher, student or baseline.
-        workspace: where the command works.
+        workspace: the command's workspace.
         overrides: `a.b=c` texts over the run's recipe, to measure on other images.
 
     Returns:

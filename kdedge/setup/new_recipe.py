@@ -40,7 +40,7 @@ class Given:
         labeled: folder of labeled images, one subfolder per class; None for a zero-shot teacher.
         test: folder of labeled images to measure accuracy on; None for no measurement.
         teacher: its CLIP as `MODEL:WEIGHTS`; None for `TEACHER`.
-        student: likewise; None for `STUDENT`.
+        student: the student's; None for `STUDENT`.
     """
 
     images: Path

@@ -23,16 +23,14 @@ def read_lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise DataError(
-            f"{path} cannot be read: {str(reason).lower()}.\n  Get the set's file once more."
+            f"{path} cannot be read: {str(reason).lower()}.\n  Get the set's file again."
         ) from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def unexpected(path: Path, got: str, expected: str) -> DataError:
     """Returns the error for an annotation that differs from the published files."""
-    return DataError(
-        f"{path} has {got!r:.120}, expected {expected}.\n  Get the set's file once more."
-    )
+    return DataError(f"{path} has {got!r:.120}, expected {expected}.\n  Get the set's file again.")
 
 
 @contextlib.contextmanager
@@ -47,7 +45,7 @@ def well_formed(path: Path) -> Iterator[None]:
     except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{path} has other values than the published file: {type(error).__name__},"
-            f" {error!s:.80}.\n  Get the set's file once more."
+            f" {error!s:.80}.\n  Get the set's file again."
         ) from error
 
 
@@ -74,7 +72,7 @@ def read_mat(path: Path, name: str) -> Any:
         values = loadmat(path, squeeze_me=True)
     except damaged as error:
         raise DataError(
-            f"{path} cannot be read as a MATLAB file: {error}.\n  Get the set's file once more."
+            f"{path} cannot be read as a MATLAB file: {error}.\n  Get the set's file again."
         ) from error
     with well_formed(path):
         return values[name]
@@ -105,7 +103,7 @@ def _listed(folder: Path) -> list[Path]:
     except OSError as error:
         raise DataError(
             f"{folder} cannot be listed: {str(error.strerror).lower()}.\n"
-            "  Get the set's images once more."
+            "  Get the set's images again."
         ) from error
 
 

@@ -118,7 +118,7 @@ def check_rows(split: Split, *, what: str) -> None:
         if not 0 <= label < len(split.class_names):
             raise DataError(
                 f"{what}: {path} is of class {label}, counted from 0, and there are names of"
-                f" {len(split.class_names)}.\n  Get the set's files once more."
+                f" {len(split.class_names)}.\n  Get the set's files again."
             )
 
 

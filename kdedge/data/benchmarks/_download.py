@@ -14,7 +14,7 @@ class Download:
         name: file name in the set's folder.
         urls: the official URL first, then mirrors; empty if its terms require a manual download.
         gives: a path below the set's folder that exists once the file is complete, or unpacked.
-        manual: instructions for a manual download, one sentence; None where there are `urls`.
+        manual: instructions for a manual download, one sentence; None if there are `urls`.
         sha256: of the file, in hex; None if unknown.
         n_bytes: its size; None if unknown.
         unpack: `tar` (any compression), `zip`, or None for a file that stays as it is.

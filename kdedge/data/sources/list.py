@@ -189,7 +189,7 @@ def _check_files(path: Path, columns: _Columns, rows: Sequence[_Row]) -> None:
     elif all(";" in row.path for row in missing):
         hint = "\n  These lines have semicolons; separate the columns by commas."
     raise DataError(
-        f"{path} names {len(missing)} files that are not there.\n  {named}"
+        f"{path} names {len(missing)} missing files.\n  {named}"
         + (f"; and {more} more" if more > 0 else "")
         + f".\n  Relative paths start at {path.parent}.{hint}"
     )
