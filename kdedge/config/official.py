@@ -77,6 +77,6 @@ def _section(
 def _check_equal(key: _KeyPath, given: object, value: object) -> None:
     if given != value:
         raise ValueError(
-            f"has official: true, which sets {dotted(key)} to {dump_value(value)}, but the recipe"
-            f" sets it to {dump_value(given)}; remove one of the two"
+            f"has official: true, which sets {dotted(key)} to {dump_value(value)}, but sets it"
+            f" to {dump_value(given)}; remove one of the two"
         )

@@ -160,8 +160,8 @@ def _look_at(
 
 def _part_problems(found: PartFound, n_classes: int) -> Iterator[str]:
     if found.n_listed != found.n_published:
-        yield f"{found.part} has {found.n_listed} images, the published set has"
-        f" {found.n_published}."
+        published = found.n_published
+        yield f"{found.part} has {found.n_listed} images, the published set has {published}."
     if found.n_missing:
         yield f"{found.part} lacks {found.n_missing} of its {found.n_listed} image files."
     if found.n_classes != n_classes:

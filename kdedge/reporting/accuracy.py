@@ -118,8 +118,7 @@ def gain_blocks(
     ]
     header = ["class", "zero-shot", "now", "gain", *(["teacher"] * has_teacher)]
     if len(rows) > 2 * _N_GAINS:
-        most = f"The {_N_GAINS} classes with the largest gains and the {_N_GAINS} with the"
-        " largest losses, percent."
+        most = f"The {_N_GAINS} largest gains and the {_N_GAINS} largest losses, percent."
         ends = [*rows[:_N_GAINS], *rows[-_N_GAINS:]]
         blocks.append(Table("Largest gains and losses", header, ends, most))
     every = f"All {len(rows):,} classes with test images, percent."

@@ -99,5 +99,5 @@ def _unknown_run(argument: str, root: Path) -> RecipeError:
     guess = f"Did you mean {' or '.join(near)}? " if near else ""
     return RecipeError(
         f"{argument} is neither a run folder nor the name of a run in {root}.\n"
-        f"  {guess}Known: {', '.join(known[:12]) or 'no run'}{', ...' if len(known) > 12 else ''}."
+        f"  {guess}Known: {', '.join(known[:12]) or 'none'}{', ...' if len(known) > 12 else ''}."
     )

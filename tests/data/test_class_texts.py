@@ -44,7 +44,7 @@ def test_sentences_come_in_class_list_order_with_single_blanks(read, options):
         ("{}", "has no sentences for 3 of 3 classes"),
         ('{"cat": ["a."]\n "red fox": ["b."]}', "texts.json:2: not JSON: Expecting ',' delimiter"),
         ("", "texts.json:1: not JSON"),
-        ('["cat"]', "holds no object"),
+        ('["cat"]', "does not hold a JSON object"),
         ('{"cat": ' + "[" * 100_000, "cannot be used"),
         ('{"cat": [' + "1" * 5000 + "]}", "cannot be used"),
         (b'{"cat":\n["\xff"]}', "texts.json:2: not UTF-8"),

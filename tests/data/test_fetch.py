@@ -342,7 +342,7 @@ def test_an_empty_file_sends_to_the_next_address(status, server, file_server, fe
     fetch_files(plain(empty, server.give("/a", file_server.Answer(BODY))))
     assert (folder / FILE).read_bytes() == BODY
     (folder / FILE).unlink()
-    with pytest.raises(DataError, match=rf"What {empty} gives is empty"):
+    with pytest.raises(DataError, match=rf"The file from {empty} is empty"):
         fetch_files(plain(empty))
     assert left_in(folder) == set()
 
@@ -536,14 +536,18 @@ def test_an_archive_needs_its_size_twice(server, file_server, fetch_files, small
     disk = small_disk(1536)
     url = server.give("/a", file_server.Answer(BODY, cut=0))
     wanted = replace(plain(url), name="a.tgz", unpack="tar")
-    with pytest.raises(ResourceError, match=r"a\.tgz needs 2\.1 MB more \(1\.0 MB, unpacked"):
+    with pytest.raises(
+        ResourceError, match=r"a\.tgz needs 2\.1 MB more \(1\.0 MB, and about as much again"
+    ):
         fetch_files(wanted, root=disk)
 
 
 def test_a_disk_that_fills_up_keeps_what_came(server, file_server, fetch_files, small_disk):
     disk = small_disk(512)
     url = server.give("/a", file_server.Answer(BODY, has_length=False))
-    with pytest.raises(ResourceError, match=r"the disk is full.*\n.*\n.*goes on from there"):
+    with pytest.raises(
+        ResourceError, match=r"the disk is full.*\n.*\n.*run the same command again to continue"
+    ):
         fetch_files(plain(url), root=disk)
     kept = disk / sun397.SET.folder / f"{FILE}.part"
     assert kept.stat().st_size > 300_000

@@ -74,7 +74,7 @@ def test_a_class_without_images_in_a_part_is_a_problem(root):
     found = verify(SMALL, root, read_images=False)
     assert found.problems == (
         "val lacks 1 of its 2 image files.",
-        "val has images of 1 of 2 classes.",
+        "val has images of only 1 of 2 classes.",
     )
 
 

@@ -140,7 +140,9 @@ def test_what_is_not_recorded_is_left_out_with_the_command_that_makes_it(
     make_run: MakeRun, only: str, expected: list[str]
 ) -> None:
     run = make_run(only=only)
-    found = re.findall(r"No [\w ]+ here: (kdedge \w+)", said(run))
+    found = re.findall(
+        r"No [\w ]+ yet\. To add it to the next report, run: (kdedge \w+)", said(run)
+    )
     assert list(dict.fromkeys(found)) == expected
     assert ("training" in plots(run)) == ("metrics" in only)
     assert ("gains" in plots(run)) == ("eval" in only)
@@ -159,7 +161,10 @@ def test_a_run_evaluated_before_details_were_kept_has_its_accuracies(make_run: M
     run = make_run()
     run.evaluation_details.unlink()
     assert "Top-1 accuracy" in said(run)
-    assert "No confusions and calibration here: kdedge eval" in said(run)
+    assert (
+        "No confusions and calibration yet. To add it to the next report, run: kdedge eval"
+        in said(run)
+    )
     assert plots(run) == ["accuracy-latency", "training", "gains"]
 
 
@@ -190,8 +195,10 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
     speed = json.loads((run.path / "bench/01.json").read_text(encoding="utf-8"))
     speed["rows"][1]["gate"] = "passed"
     (run.path / "bench/01.json").write_text(json.dumps(speed), encoding="utf-8")
-    headline = "student keeps 50 % of the teacher's accuracy, 86x fewer operations, 1 ms, INT8"
-    " agrees on 95.0 %"
+    headline = (
+        "student keeps 50 % of the teacher's accuracy, 86x fewer operations, 1 ms, INT8"
+        " agrees on 95.0 %"
+    )
     assert make_chapters([gather(run)])[0].headline == headline
     assert headline in said(run)
     found["teacher"]["n_images"] += 1  # other images are not compared
@@ -222,7 +229,7 @@ def test_a_damaged_record_costs_its_part_and_nothing_else(make_run: MakeRun, fil
     path.write_text(path.read_text(encoding="utf-8")[5:], encoding="utf-8")
     (problem,) = gather(run).problems
     assert str(path) in problem
-    assert said(run).count("Left out, as it is damaged") == 1
+    assert said(run).count("Left out because it is damaged") == 1
     assert len(plots(run)) >= 3
 
 

@@ -241,13 +241,13 @@ def test_a_row_of_single_classes_is_measured_where_it_was_trained_on_all_of_them
         ("{method: coop, set: {teacher: {method: coop}}}", "does not depend on teacher."),
         ("{role: teacher, method: coop, set: {student.x: 1}}", "does not depend on student."),
         ("{method: promptkd, set: {baseline.method: coop}}", "does not depend on baseline."),
-        ("{name: x, role: teacher, method: promptkd}", "promptkd learns from a teacher itself."),
+        ("{name: x, role: teacher, method: promptkd}", "promptkd needs a teacher itself"),
         (
             "{method: upl, set: {data.pseudo_labels: teacher.pt}}",
             "upl makes its own pseudo-labels, but the recipe has data.pseudo_labels.",
         ),
         ("{name: x, role: teacher, method: cocoop}", "it can neither teach a student"),
-        ("{method: promptkd, set: {teacher.method: promptkd}}", "learns from a teacher itself."),
+        ("{method: promptkd, set: {teacher.method: promptkd}}", "needs a teacher itself"),
         (
             "promptkd, {name: same, method: promptkd, set: {optim.epochs: 2}}",
             "s.yaml:3: the row same is the same as promptkd on tiny",

@@ -431,7 +431,9 @@ def test_a_hub_that_cannot_be_reached_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["animals", "a/b/c/d", "../x/y", ""])
 def test_what_cannot_be_the_name_of_a_dataset_is_refused(name: str) -> None:
-    with pytest.raises(DataError, match=r"names no dataset\.\n  Write hf://datasets/OWNER/NAME"):
+    with pytest.raises(
+        DataError, match=r"does not name a dataset\.\n  Write hf://datasets/OWNER/NAME"
+    ):
         huggingface.open_source(f"hf://datasets/{name}", class_names=(), labeled=False)
 
 
@@ -464,8 +466,8 @@ def test_files_of_one_name_in_several_folders_are_told_apart(tmp_path: Path) -> 
         (None, r"it has no state\.json[\s\S]*save_to_disk"),
         ({}, "does not name the dataset's files"),
         ([], "does not name the dataset's files"),
-        ({"_data_files": [{"filename": "../x.arrow"}]}, "names '../x.arrow'"),
-        ({"_data_files": [{"filename": "gone.arrow"}]}, "names 'gone.arrow'"),
+        ({"_data_files": [{"filename": "../x.arrow"}]}, "names the file '../x.arrow'"),
+        ({"_data_files": [{"filename": "gone.arrow"}]}, "names the file 'gone.arrow'"),
         ({"_data_files": []}, "without any rows"),
         ({"_data_files": [], "_indices_files": [{"filename": "i.arrow"}]}, "flatten_indices"),
     ],

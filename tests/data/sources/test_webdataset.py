@@ -158,7 +158,7 @@ def test_a_sample_that_is_not_one_labeled_image_is_named(tmp_path, members, mess
 
 def test_missing_shards_are_counted(tmp_path):
     write_shard(tmp_path / "s-0.tar", ("a.jpg", b"1"))
-    with pytest.raises(DataError, match=r"s-1\.tar is not there \(2 of 3 shards are missing\)"):
+    with pytest.raises(DataError, match=r"s-1\.tar does not exist \(2 of 3 shards are missing\)"):
         read(tmp_path / "s-{0..2}.tar")
 
 
