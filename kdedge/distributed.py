@@ -167,8 +167,7 @@ def _all_alive() -> Iterator[None]:
             f"Another of the {dist.get_world_size()} processes of this training has ended, and the"
             " others cannot go on without it.\n"
             "  Its own message says why. Run the same command with --resume to continue from the"
-            " last"
-            " checkpoint."
+            " last checkpoint."
         ) from error
 
 

@@ -167,7 +167,7 @@ def _ratios(result: SpeedResult, labels: Sequence[str], inputs: Inputs) -> Grid:
             mark = "!" if found.doubt else ""
             rows.append([label, *_ratio_cells(result, found), f"{found.cv_percent:.1f}{mark}"])
     title = (
-        f"Speed relative to {result.baseline} there: median, lowest and highest of"
+        f"Speed relative to {result.baseline}: median, lowest and highest of"
         f" {result.settings['n_rounds']} rounds; variation of the calls"
     )
     return Grid(title, ["model", "ratio", "low", "high", "cv %"], rows)

@@ -158,9 +158,7 @@ def _text_tower(backbone: Backbone) -> list[Tensor]:
 def own_model(trained: RunModel) -> TorchModel:
     """The run's own model, unfused."""
     vectors, path = trained.class_vectors(), trained.image_path()
-    scale = (
-        trained.scale
-    )  # a tensor of an image encoder without CLIP, whose value the count would miss
+    scale = trained.scale  # a tensor if there is no CLIP: counting would not see its value
 
     def logits(images: Tensor) -> Tensor:
         return scale * trained.forward_features(images) @ vectors.T

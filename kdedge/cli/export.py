@@ -213,8 +213,7 @@ def _add_servers(made: Export, servers: _Servers, precision: Precision | None) -
             if precision == "int8":
                 log.warning(
                     "The DeepStream config does not use the INT8 file: DeepStream runs INT8 only"
-                    " with"
-                    " a calibration table of its own."
+                    " with a calibration table of its own."
                 )
             made.written.append(write_deepstream(made.artifact, servers.deepstream))
     except KdedgeError as error:

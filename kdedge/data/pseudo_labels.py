@@ -223,8 +223,7 @@ def read_pseudo_labels(
     if origin.class_list != class_list_hash(class_names):
         raise DataError(
             f"{path} was made for another class list than this recipe's {len(class_names)}"
-            " names: names"
-            f" or their order differ.\n{remedy}"
+            f" names: names or their order differ.\n{remedy}"
         )
     if origin.image_list != image_list:
         raise DataError(
@@ -303,8 +302,7 @@ def _read_origin(path: Path, lines: Sequence[tuple[int, Any]]) -> Origin:
     ):
         raise DataError(
             f"{path}:{lines[0][0] if lines else 1}: the first line does not have the origin of"
-            " these"
-            f' pseudo-labels: expected {{"format": "{FORMAT}", ...}}.\n'
+            f' these pseudo-labels: expected {{"format": "{FORMAT}", ...}}.\n'
             "  Restore that line, or make the file again with `kdedge pseudo-label`."
         )
     return Origin(*(values[key] for key in _ORIGIN_KEYS))

@@ -103,9 +103,7 @@ class ScanCache:
             return
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with locked(
-                file.parent / ".lock", wait_s=_LOCK_WAIT_S
-            ):  # else the images of one process would be lost
+            with locked(file.parent / ".lock", wait_s=_LOCK_WAIT_S):  # else images would be lost
                 _write(file, new)
                 _remove_oldest(file.parent)
         except (InUseError, ResourceError, OSError) as error:

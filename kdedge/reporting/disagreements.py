@@ -67,8 +67,7 @@ def _gallery(
         problem = f" {n_missing} of these images no longer exist."
     caption = (
         f"The {len(parity.worst)} of {parity.n_images:,} images ({parity.images}) that differ"
-        " most from"
-        " the float32 model, different predictions first; agreement"
+        " most from the float32 model, different predictions first; agreement"
         f" {percent(parity.agreement_percent)} %, measured with {parity.runtime} at export."
         f" Distance: total variation of the two softmaxes, 0 to 1.{problem}"
     )

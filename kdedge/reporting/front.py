@@ -80,8 +80,7 @@ def _blocks(front: _Front, n_rows: int, measured: str, name: str) -> list[Block]
     time_name = f"ms per call at batch {front.batch}, median"
     caption = (
         f"All accuracies are on the same images ({front.images}). The dashed line is the Pareto"
-        " front:"
-        " no other model is both faster and more accurate."
+        " front: no other model is both faster and more accurate."
     )
     if len(points) < n_rows:
         caption += (

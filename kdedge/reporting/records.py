@@ -55,7 +55,9 @@ class RunRecords:
     """A run's records; empty or None if missing.
 
     Attributes:
-        run: its folder.         provenance: how it was made.         recipe: the resolved recipe.
+        run: its folder.
+        provenance: how it was made.
+        recipe: the resolved recipe.
         results: accuracies, by model.
         details: confusions and calibration, by model.
         unlabeled: measurements without labels.
@@ -146,11 +148,7 @@ def gather(run: RunFolder) -> RunRecords:
     def read(what: Callable[[], _T], otherwise: _T) -> _T:
         try:
             return what()
-        except (
-            DataError,
-            RecipeError,
-            SetupError,
-        ) as error:  # SetupError: written by a newer kdedge
+        except (DataError, RecipeError, SetupError) as error:  # the last: by a newer kdedge
             problems.append(str(error))
             return otherwise
 

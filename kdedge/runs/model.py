@@ -300,7 +300,7 @@ class RunModel:
 
         Raises:
             DataError: the student made the stored vectors; or the teacher is missing, or did not
-                make                 them.
+                make them.
         """
         stored, names = self._stored.class_names, self.class_names
         new = [name for name in names if name not in stored]
@@ -358,7 +358,7 @@ def load_run(
     Raises:
         RecipeError: the run is not finished.
         DataError: files of the run are damaged or do not match, or a name needs a tensor that was
-            not             trained.
+            not trained.
     """
     if not run.is_finished:
         raise RecipeError(

@@ -32,7 +32,7 @@ def sample_images(
     names: Sequence[str],
     taught: Sequence[int] | None,
 ) -> tuple[SampleImage, ...]:
-    """Makes the record of some images.
+    """Makes the records of images with their predictions.
 
     Args:
         images: the images.

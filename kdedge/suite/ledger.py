@@ -85,9 +85,7 @@ class Ledger:
 
     def look_for(self, cell: Cell) -> None:
         """Looks for the run of a cell whose process has ended."""
-        if (
-            self._jobs.get(cell) is None
-        ):  # its process may have downloaded files that other cells need, too
+        if self._jobs.get(cell) is None:  # its process may have downloaded others' files, too
             self._jobs = {other: job for other, job in self._jobs.items() if job is not None}
         self.look()
 

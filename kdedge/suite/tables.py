@@ -218,8 +218,7 @@ def notes(plan: Plan, lines: Sequence[Line]) -> list[str]:
     if len({cell.sees for cell in plan.cells}) > 1:
         found.append(
             "labels: few labeled images, the teacher's too. unlabeled: images of all classes,"
-            " without"
-            " labels. novel names: training knows the names of classes without labels."
+            " without labels. novel names: training knows the names of classes without labels."
         )
     if any(cell.is_official for cell in plan.cells):
         found.append(
@@ -229,8 +228,7 @@ def notes(plan: Plan, lines: Sequence[Line]) -> list[str]:
     if any(line.is_own_split for line in lines):
         found.append(
             f"{_OWN_SPLIT_MARK} not CoOp's test images, as its split file was missing. Do not"
-            " compare"
-            " these figures with published ones."
+            " compare these figures with published ones."
         )
     return found if paper is None else [*found, f"Paper: {paper.source}"]
 

@@ -91,7 +91,10 @@ def _fetch(datasets: Any, place: str, part: str) -> list[Path]:
             " Parquet files as parquet."
         ) from error
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        raise DataError(f"{place} cannot be used: {str(error).strip():.600}") from error
+        raise DataError(
+            f"{place} cannot be used: {str(error).strip():.600}\n"
+            "  Check the dataset's name, its configuration and the part."
+        ) from error
     return [Path(file["filename"]) for file in dataset.cache_files]
 
 
