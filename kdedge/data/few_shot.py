@@ -129,7 +129,7 @@ class _List:
         Raises:
             DataError: an image is missing, or has another class.
         """
-        log.info("Using the images of %s for the part %s.", part, self.file)
+        log.info("Using the images of part %s that %s lists.", part, self.file)
         places = {item.key: index for index, item in enumerate(source.items)}
         found = []
         for path, label in self.split.parts[part]:

@@ -182,7 +182,7 @@ def test_a_trained_baseline_brings_its_accuracy(exported: Path, kdedge: Kdedge) 
 def test_a_run_without_an_export_says_what_is_missing(trained: Path, kdedge: Kdedge) -> None:
     done = kdedge("bench", *QUICK, "--against", "none")
     assert done.code == 0, done.err
-    assert "Left out: tiny/02 folded: it is not exported; kdedge export" in done.out
+    assert "Left out: tiny/02 folded: not exported yet; export with kdedge export" in done.out
 
 
 def test_a_run_whose_teacher_is_gone_is_measured_without_it(trained: Path, kdedge: Kdedge) -> None:
@@ -380,7 +380,7 @@ def test_ctrl_c_keeps_what_was_measured(
     before_each_run(monkeypatch, interrupt)
     done = kdedge("bench", ARTIFACT, *QUICK, "--output", "b.json")
     assert done.code == 130
-    assert "Left out: all that follows: the measurement was interrupted" in done.out
+    assert "Left out: the remaining measurements: the measurement was interrupted" in done.out
     rows = read("b.json")["rows"]
     assert {m["batch"] for row in rows for m in row["measurements"]} == {1}
 

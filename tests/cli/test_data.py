@@ -202,4 +202,4 @@ def test_without_a_network_a_dataset_of_the_hub_ends_in_exit_code_4(tmp_path):
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path)},
     )
     assert (done.returncode, done.stdout) == (4, "")
-    assert "hf://datasets/owner/animals cannot be fetched" in done.stderr
+    assert "hf://datasets/owner/animals cannot be downloaded" in done.stderr

@@ -228,7 +228,7 @@ def test_fewer_images_than_a_batch_are_one_batch(kdedge: Run, project: Path, met
         ({**SENTENCES, "lorry": ["big."]}, 'texts.json:15: "lorry" is not in the class list.'),
         ({**SENTENCES, "cat": []}, 'texts.json:6: "cat" has an empty list'),
         ({"cat": ["it purrs."]}, 'texts.json has no sentences for 3 of 4 classes, first "dog"'),
-        (["cat"], "texts.json holds no object"),
+        (["cat"], "texts.json does not hold a JSON object"),
         ({**SENTENCES, "cat": ["purr " * 90]}, "A text needs 92 tokens"),
     ],
 )

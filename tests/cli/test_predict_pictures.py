@@ -119,7 +119,7 @@ def test_uncertainty_needs_scores_and_an_end(kdedge: Run, device: Any) -> None:
     assert "--uncertain: ranks was exported with --head argmax" in refused.err
     endless = kdedge("predict", "art", "--camera", "0", "--uncertain", "1")
     assert endless.code == RecipeError.exit_code
-    assert "--uncertain needs an end" in endless.err
+    assert "--uncertain needs all images first" in endless.err
 
 
 @pytest.mark.usefixtures("work")

@@ -260,7 +260,7 @@ def test_a_file_without_the_images_that_it_is_of_is_refused(kdedge: Run, project
     fails(kdedge(*COOP, *given), 3, f"there is no file {project / LABELS}")
     Path(LABELS).touch()
     fails(kdedge(*COOP, *given, "--set", "data.unlabeled=null"), 2, "pseudo_labels without unl")
-    fails(kdedge(*rounds_of("fpl"), *given), 2, "pseudo_label chooses its pseudo-labels itself")
+    fails(kdedge(*rounds_of("fpl"), *given), 2, "pseudo_label makes its own pseudo-labels")
 
 
 # Methods that choose their own

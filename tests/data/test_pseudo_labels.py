@@ -180,7 +180,9 @@ def test_what_is_wrong_in_a_line_is_said_with_its_number(
 
 def test_a_file_of_other_classes_or_images_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "labels.jsonl")
-    with pytest.raises(DataError, match="was made for another class list than the 4 names here"):
+    with pytest.raises(
+        DataError, match="was made for another class list than this recipe's 4 names"
+    ):
         read(path, names=(*NAMES[1:], NAMES[0]))
     with pytest.raises(DataError, match=r"for other images than the 3 of data\.unlabeled"):
         read(path, image_list="6" * 64)

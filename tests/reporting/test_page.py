@@ -86,7 +86,7 @@ def test_everything_of_a_run_is_there(whole_report: Report, page: Page) -> None:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     for title in ("Method and data", "Training", "Calibration", "Speed", "Provenance"):
         assert title in page.text
-    assert "adds it to the next report" not in page.text
+    assert "To add it to the next report" not in page.text
 
 
 def test_the_first_figures_are_the_runs_own_and_what_it_gained(make_run: MakeRun) -> None:
