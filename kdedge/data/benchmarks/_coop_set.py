@@ -56,8 +56,8 @@ class CoopSet(Benchmark):
         )
         if part == "test" and not self.has_published_parts(folder):
             log.warning(
-                "%s is missing, so kdedge splits the images itself, unlike CoOp. Do not compare"
-                " accuracies with published ones.\n  To get it: %s.",
+                "%s is missing, so kdedge splits the images itself: this is not CoOp's split. Do"
+                " not compare accuracies with published ones.\n  To get it: %s.",
                 folder / str(self.split_file),
                 self._origin,
             )
