@@ -94,13 +94,13 @@ def _command_files() -> dict[str, Path]:
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "--version", message="kdedge %(version)s")
 def cli() -> None:
-    r"""Make a large CLIP small enough for edge devices, and measure the cost.
+    """Make a large CLIP small enough for edge devices, and measure the cost.
 
     \b
     See the whole flow:   kdedge demo
     Your own images:      kdedge init NAME --images DIR --classes FILE
     Train the student:    kdedge distill NAME.yaml
-    """
+    """  # noqa: D301 - a raw text would not have click's mark of lines to keep
     set_up_logging()
 
 
