@@ -101,7 +101,7 @@ class SourceSpec(Strict):
         None,
         description="Folder that a Hugging Face dataset's save_to_disk wrote. If it has several"
         " splits, name the folder of one split. Or hf://datasets/OWNER/NAME, a dataset on"
-        " the Hub, which is downloaded once; add /CONFIG if the dataset has several.",
+        " the Hub, which is downloaded once; add /CONFIG if it has several configurations.",
     )
     image_column: PlainText | None = Field(
         None,
