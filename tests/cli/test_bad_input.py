@@ -189,7 +189,7 @@ def test_init_says_what_it_found_and_its_recipe_passes_the_check(
     assert done.out.splitlines()[:5] == [
         "classes  4 in classes.txt",
         "images   40, of 40x40",
-        "         left out: 1 .txt",
+        "         skipped: 1 .txt",
         "labeled  18, of 40x40",
         "         6 images per class, 3 classes",
     ]
@@ -219,9 +219,9 @@ def test_all_sizes_that_do_not_fit_are_said_at_once(kdedge: Run, project: Path) 
         done = kdedge(command, "r.yaml", *given)
         fails(
             *(done, 2),
-            "r.yaml:10: teacher.settings.prompt_depth_text is 9, and the text encoder of teacher"
+            "r.yaml:10: teacher.settings.prompt_depth_text is 9, but the text encoder of teacher"
             " has 3 layers.\n  Set it to 3 or less.",
-            "r.yaml:10: teacher.settings.prompt_depth_vision is 5, and the image encoder of teacher"
+            "r.yaml:10: teacher.settings.prompt_depth_vision is 5, but the image encoder of teacher"
             " has 4 layers.",
             "--set student.settings.prompt_depth: student.settings.prompt_depth is 6, and the image"
             " encoder of student has 3 layers.",
@@ -364,9 +364,9 @@ def test_a_typo_is_answered_with_its_line_and_the_nearest_name(
         (
             "student.settings.prompt_depth=9",
             2,
-            "prompt_depth is 9, and the image encoder of student",
+            "prompt_depth is 9, but the image encoder of student",
         ),
-        ("teacher.settings.prompt_depth_text=9", 2, "prompt_depth_text is 9, and the text encoder"),
+        ("teacher.settings.prompt_depth_text=9", 2, "prompt_depth_text is 9, but the text encoder"),
         ("student.optim.batch_size=1", 3, "raise batch_size"),
         ("student.method=promtkd", 2, "Did you mean promptkd?"),
         ("student.weights=gone.pt", 3, "--set student.weights: student.weights: there is no file"),

@@ -415,7 +415,7 @@ def test_ratios_are_against_one_row_or_there_is_none(exported: Path, kdedge: Kde
     assert kdedge("bench", ARTIFACT, *QUICK, "--output", "b.json").code == 0
     record = read("b.json")
     assert record["baseline"] == "model.onnx"
-    assert record["left_out"]["model.onnx, batch 2"] == "it takes 1 a call"
+    assert record["left_out"]["model.onnx, batch 2"] == "it takes 1 per call"
     for row in record["rows"]:
         has_ratio = {m["batch"]: m["ratio"] is not None for m in row["measurements"]}
         assert has_ratio[1]

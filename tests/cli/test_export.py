@@ -303,7 +303,7 @@ def test_a_record_changed_by_hand_is_refused_until_it_is_resealed_and_show_says_
     assert "takes an artifact's folder and no other option" in done.err
     done = kdedge("export", str(artifact), "--reseal")
     assert done.code == 0, done.err
-    assert "Resealed" in done.out
+    assert "Accepted" in done.out
     assert kdedge("predict", str(artifact), "test/cat").code == 0
     assert "changed by hand and accepted with --reseal" in kdedge("show", str(artifact)).out
     assert "nothing to accept" in kdedge("export", str(artifact), "--reseal").out

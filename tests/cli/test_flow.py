@@ -359,7 +359,7 @@ def test_runs_are_listed_with_status_accuracy_and_size(kdedge, trained) -> None:
     killed.write_text("{")
     done = kdedge("runs", "other")
     assert "There is no run of other" in done.out
-    assert "runs/tiny/03 is left out: provenance.json is damaged." in done.err
+    assert "runs/tiny/03 is left out: its provenance.json is damaged." in done.err
     Path("runs/tiny/02/eval.json").write_text("{")
     assert kdedge("show", "tiny/02").err.count("kdedge eval") == 1
 

@@ -192,7 +192,7 @@ def test_zeroshot_has_nothing_to_train_and_is_measured_without_labeled_images(
         (
             ["--method", "vpt"],
             2,
-            "baseline.settings.prompt_depth is 12, and the image encoder of student has 3 layers.\n"
+            "baseline.settings.prompt_depth is 12, but the image encoder of student has 3 layers.\n"
             "  Set it to 3 or less.",
         ),
         (
