@@ -1,10 +1,10 @@
-"""The processes that train one model together: who they are and what they say to each other.
+"""The processes that train one model together, and how they exchange tensors.
 
-Each takes its share of a step's images through the image encoder. What the encoders give is put
-together, and all that follows (projector, batch norm, loss) runs in every process on the whole
-batch: batch norm and losses that compare images see what they see in one process, and what is
-learned is the same up to the order of sums. That needs no batch norm across processes, which torch
-has for GPUs alone, and little traffic: features one way, gradients of trained tensors the other.
+Each process runs the image encoder on its shard of the batch. The features are gathered, and all
+that follows (projector, batch norm, loss) runs in every process on the full batch. Batch norm and
+losses that compare images thus see the same batch as in one process, and the result is the same up
+to the order of sums. This needs no synchronized batch norm, which torch has for GPUs only, and
+little traffic: features one way, gradients of trained tensors the other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kdedge.errors import ResourceError, SetupError, is_out_of_memory
 
 _T = TypeVar("_T")
 
-# Processes wait for the first while it validates and measures; one that dies is noticed at once
+# The other ranks wait while rank 0 validates and measures; a process that dies is noticed at once
 _LONGEST_WAIT = datetime.timedelta(days=1)
 
 
@@ -57,7 +57,7 @@ class ProcessGroup:
         )
 
     def gather(self, rows: Tensor, n_rows: int) -> Tensor:
-        """[B, ...] from every process's share of it, with gradients; the same in all of them.
+        """Concatenates the shards of all processes to [B, ...], with gradients; equal on all ranks.
 
         The gradient of this rank's shard is multiplied by the world size. `all_reduce_mean` then
         sums what the shards add to a gradient, and leaves alone what every rank computed from the
@@ -155,19 +155,19 @@ class _Gather(torch.autograd.Function):
 
 @contextlib.contextmanager
 def _all_alive() -> Iterator[None]:
-    """Says in words that a process is gone, which torch reports as a closed connection."""
+    """Explains torch's error about a closed connection: another process has ended."""
     try:
         yield
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        # torchrun ends those that are left with SIGTERM, which must not cut the message off
+        # torchrun sends SIGTERM to the other processes, which must not cut off the message
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         raise ResourceError(
-            f"Another process of this training has ended, and the {dist.get_world_size()} of them"
-            " need each other.\n"
-            "  Its own message says why. Run the same command with --resume to go on from the last"
-            " checkpoint."
+            f"Another of the {dist.get_world_size()} processes of this training has ended, and the"
+            " others cannot go on without it.\n"
+            "  Its own message says why. Run the same command with --resume to continue from the"
+            " last checkpoint."
         ) from error
 
 
@@ -182,7 +182,7 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
         device: where this process trains.
 
     Raises:
-        SetupError: torch was built without its distributed part.
+        SetupError: torch was built without torch.distributed.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "MASTER_ADDR" not in os.environ:
@@ -197,8 +197,8 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
-    # Its functions have the group of all processes as a default. Imported later, as by torch's
-    # optimizers, they keep it, and gloo's threads then meet Python's end, which can abort a process
+    # Import this before the group exists. A later import, as by torch's optimizers, would keep the
+    # group in its default arguments, and gloo's threads at Python's exit can abort the process
     importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group(backend, timeout=_LONGEST_WAIT)
     group = ProcessGroup(dist.get_rank(), size)
@@ -215,5 +215,5 @@ def local_rank() -> int:
 
 
 def local_world_size() -> int:
-    """How many processes torchrun has started on this machine; 1 where it has not."""
+    """How many processes torchrun has started on this machine; 1 without torchrun."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

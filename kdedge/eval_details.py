@@ -56,10 +56,11 @@ class EvalDetails(Record):
         confusion: (class, predicted class, images) as positions in `class_names`, ascending; pairs
             without an image are left out.
         bins: those of the calibration error, by confidence.
-        right: for each image, in the test set's order, 1 where its top-1 class is right and 0 where
+        right: for each image, in the test set's order, 1 if its top-1 class is right and 0 if
             it is not; None in older records.
-        samples: a few of the images, by kind: right ones, the surest wrong ones, and those with the
-            lowest softmax; None in older records, and of models that are only compared with.
+        samples: a few images by kind: right ones, wrong ones with the highest softmax, and those
+            with the lowest softmax; None in older records, and for models that are only compared
+            with.
     """
 
     class_names: Annotated[tuple[str, ...], Bounds(min_length=1)]

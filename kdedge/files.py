@@ -21,7 +21,7 @@ _NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is u
 
 
 def explain_os_error(error: OSError, path: Path) -> ResourceError:
-    """Gives the error for a file or folder that could not be written."""
+    """Returns the error for a file or folder that could not be written."""
     no_room = _NO_ROOM.get(error.errno or 0)
     reason = no_room or (error.strerror or str(error)).lower()
     remedy = "Free some space, or name" if no_room else "Name"
@@ -37,16 +37,16 @@ _UNSUPPORTED = frozenset(
         errno.ENOLCK,
     }
 )
-"""What network and FAT file systems answer to a call that they do not have."""
+"""Error codes of network and FAT file systems for calls that they do not support."""
 
 
 @contextlib.contextmanager
 def where_supported(path: Path, *, otherwise: str) -> Iterator[None]:
-    """Context of a call that some file systems do not have; without it the work goes on.
+    """Context of a call that some file systems do not support: there, a warning replaces the error.
 
     Args:
         path: a file or folder of the file system.
-        otherwise: what does not hold without the call, for one warning.
+        otherwise: what this means for the user; it ends the warning.
     """
     try:
         yield
@@ -67,16 +67,15 @@ def _mount_point(path: Path) -> str:
 
 
 def set_mode(path: Path, mode: int) -> None:
-    """Sets the permissions of a file or folder of ours, where its file system has any."""
-    with where_supported(path, otherwise="it has no permissions of files"):
+    """Sets the permissions of a file or folder, if its file system has permissions."""
+    with where_supported(path, otherwise="it has no file permissions"):
         path.chmod(mode)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file that holds the old bytes or the new ones, even after a kill.
+    """Writes a file atomically: even after a kill, it holds all old bytes or all new ones.
 
-    A power failure cannot bring the old bytes back, unless the file system cannot promise that,
-    which is warned of.
+    The new bytes survive a power failure. A warning says so where the file system cannot ensure it.
 
     Raises:
         ResourceError: the disk is full or the folder may not be written.
@@ -102,16 +101,16 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raises DataError where there is a file already."""
+    """Raises DataError if the file exists."""
     if path.exists() or path.is_symlink():
         raise DataError(
             f"{path} exists, and nothing is overwritten.\n"
-            "  Delete it where it is not needed, and run the command again."
+            "  Delete it if you do not need it, and run the command again."
         )
 
 
 def sync(descriptor: int, path: Path) -> None:
-    """Makes what was written to an open file or folder durable, where its file system can."""
+    """Flushes an open file or folder to the disk, if its file system can."""
     with where_supported(path, otherwise="a power failure may undo the last files written"):
         os.fsync(descriptor)
 
@@ -170,7 +169,7 @@ def read_json(path: Path) -> Any:
 
 
 def sha256_file(path: Path, *, progress: Callable[[int], None] | None = None) -> str:
-    """Gives the SHA-256 of a file's bytes, in hex.
+    """Returns the SHA-256 of a file's bytes, in hex.
 
     Args:
         path: the file.
@@ -186,7 +185,7 @@ def sha256_file(path: Path, *, progress: Callable[[int], None] | None = None) ->
 
 
 def sha256_json(value: Any) -> str:
-    """Gives the SHA-256 of a value's canonical JSON, in hex: equal values, equal hashes."""
+    """Returns the SHA-256 of a value's canonical JSON, in hex: equal values, equal hashes."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -242,7 +241,7 @@ def _take_number(parent: Path, make: Callable[[Path], None], *, suffix: str = ""
 
 
 def highest_number(paths: Iterable[Path]) -> Path | None:
-    """The folder or JSON file with the highest number as its name; others are passed over."""
+    """The folder or JSON file with the highest number as its name; others are ignored."""
     numbers = {path.name.removesuffix(".json"): path for path in paths}
     newest = max(filter(str.isdecimal, numbers), key=int, default=None)
     return None if newest is None else numbers[newest]

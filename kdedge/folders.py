@@ -1,4 +1,4 @@
-"""New folders that are complete or absent: they get their name once all in them is written."""
+"""New folders that are complete or absent: written under another name, then renamed."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from kdedge.files import explain_os_error, move_to_number
 def new_folder(
     folder: Path, *, is_numbered: bool = False
 ) -> Iterator[tuple[Path, Callable[[], Path]]]:
-    """Context with a new folder to fill, which gets its name once all in it is written.
+    """Context with a new folder to fill; it gets its final name when the context ends.
 
-    Until then it is `.NAME.part-*`. What a killed process left under such a name is deleted; a lock
-    of the folder, which ends with its process, tells that it is in use.
+    Until then it is `.NAME.part-*` and locked. Folders of that name without a lock were left by
+    killed processes and are deleted.
 
     Args:
-        folder: its name or, where it is numbered, the folder of the numbers. Folders above it are
-            made where they are missing.
+        folder: the new folder or, with `is_numbered`, the folder to make it in. Missing parents are
+            made.
         is_numbered: take the next free number in `folder`.
 
     Yields:
-        The folder to write into, and what gives its final path afterwards.
+        The folder to write into, and a function that returns its final path afterwards.
 
     Raises:
-        RecipeError: something of that name exists.
+        RecipeError: the folder exists.
         ResourceError: it cannot be written.
     """
     if not is_numbered and os.path.lexists(folder):

@@ -44,8 +44,8 @@ def locked(
 ) -> Iterator[None]:
     """Context in which this process holds the exclusive lock of a file, created where missing.
 
-    The operating system holds the lock and frees it however this process ends. Where the file
-    system has no locks, a warning says that nothing keeps another process out.
+    The operating system frees the lock however this process ends. On a file system without locks, a
+    warning says that nothing keeps another process out.
 
     Args:
         path: the lock file, which is not removed.
@@ -98,8 +98,10 @@ def _take_lock(descriptor: int, path: Path, remedy: str, *, give_up: float) -> N
 
 
 def take_lock(descriptor: int, path: Path, operation: int) -> None:
-    """Takes the lock of an open file by an operation of flock, where its file system has locks."""
-    with where_supported(path, otherwise="it has no locks to keep two commands apart"):
+    """Locks an open file with a flock operation, if its file system has locks."""
+    with where_supported(
+        path, otherwise="without file locks, two commands may write to one folder at the same time"
+    ):
         fcntl.flock(descriptor, operation)
 
 

@@ -1,6 +1,6 @@
 """Progress of long work: a bar on a terminal or in a notebook, elsewhere a line every 30 s.
 
-A caller may have it told to a function, or not at all: `progress_to`.
+`progress_to` sends it to a function instead, or turns it off.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _LOG = logging.getLogger(__name__)
 _LINE_EVERY_S = 30.0
 _REDRAW_EVERY_S = 0.1
 _BAR_AND_ETA = len(" #### ") + len(" ETA 0:00:00")
-"""Least columns beside the text and the numbers of a bar."""
+"""Columns that the smallest bar and its ETA take, beside the text and the numbers."""
 
 Told = Callable[[str, int, int | None], object]
-"""Gets the work, its finished pieces, and their number (None if unknown)."""
+"""Called with the name of the work, the finished pieces, and their total (None if unknown)."""
 
 _TOLD: ContextVar[Told | None] = ContextVar("told", default=None)
 
@@ -46,14 +46,14 @@ class Advance(Protocol):
 
 @contextlib.contextmanager
 def progress_to(callback: Told | None) -> Iterator[None]:
-    """Context in which progress goes to a function: no bar and no lines are shown.
+    """Context in which a function gets the progress, instead of bars and log lines.
 
     It holds for this thread, or for this task of an event loop.
 
     Args:
         callback: called as `callback(what, done, total)` when work starts and after each piece of
-            it, so it must be quick. `total` is None where nobody knows it. An error that it raises
-            ends the work. None: nothing is told or shown.
+            it, so it must be quick. `total` is None if unknown. An exception that it raises ends
+            the work. With None there is no progress at all.
     """
     token = _TOLD.set(callback or _ignore)
     try:
@@ -106,9 +106,9 @@ def progress(
 
 @contextlib.contextmanager
 def working(what: str) -> Iterator[None]:
-    """Context that names work of unknown length on a terminal; elsewhere nothing is shown.
+    """Context that shows the name of work of unknown length on a terminal; elsewhere, nothing.
 
-    Another package's bar on stderr would not be seen meanwhile.
+    It hides progress bars that other packages write to stderr.
     """
     told = _TOLD.get()
     if told is not None:

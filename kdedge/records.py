@@ -47,7 +47,7 @@ class Check(NamedTuple):
 
     Attributes:
         function: takes the value and the fields before it, by name. It raises a ValueError whose
-            text says what is expected. A field that is itself wrong is missing.
+            text says what is expected. Invalid fields are missing from it.
     """
 
     function: Callable[[Any, dict[str, Any]], None]
@@ -73,7 +73,7 @@ OPTIONAL = object()
 
 
 def null_as(key: str) -> Check:
-    """Annotates a value that is null exactly where another field is null, or 0."""
+    """Annotates a value that must be null if another field is null or 0, and only then."""
 
     def check(value: object, before: dict[str, Any]) -> None:
         other = before.get(key, value)
@@ -295,9 +295,9 @@ def _explain(
     version = kinds.get(("format",))
     if version is not None and version["type"] == "less_than_equal":
         return SetupError(
-            f"{where} was made by a newer kdedge: format {version['input']}, this one"
-            f" ({__version__}) reads {version['ctx']['le']}.\n"
-            "  Install the newer one here, from its wheel or its folder."
+            f"{where} was written by a newer kdedge, in format {version['input']}; kdedge"
+            f" {__version__} reads formats up to {version['ctx']['le']}.\n"
+            "  Install the newer kdedge here, from its wheel or its folder."
         )
     value = from_json(text)
     places = [_place(problem, value) for problem in problems]

@@ -27,11 +27,11 @@ Split = Literal["all", "base-to-novel"]
 Selection = Literal["last", "validation", "test"]
 
 _CHOSEN_ON_TEST = (
-    "its epoch was chosen on test images, as the public code does; not to be compared with others."
+    "its epoch was chosen on the test images, as in the public code; do not compare it with others."
 )
 _OWN_SPLIT = (
-    "its test images are of the set's own rule, as CoOp's split file was not there; not to be"
-    " compared with published figures."
+    "CoOp's split file was missing, so its test images are those of another split; do not compare"
+    " it with published figures."
 )
 
 
@@ -46,21 +46,21 @@ def harmonic_mean(base: float, novel: float) -> float:
 
 
 class OnImages(Protocol):
-    """What was measured on some images.
+    """A result that was measured on a set of images.
 
     Attributes:
         n_images: how many.
-        images_hash: equal for the same images, labels and class list; None where not recorded.
+        images_hash: equal for the same images, labels and class list; None if not recorded.
     """
 
     @property
     def n_images(self) -> int | None:
-        """See above."""
+        """Number of images; None if not recorded."""
         ...
 
     @property
     def images_hash(self) -> str | None:
-        """See above."""
+        """Hash of the images, their labels and the class list; None if not recorded."""
         ...
 
 
@@ -68,7 +68,7 @@ _Measured = TypeVar("_Measured", bound=OnImages)
 
 
 def are_same_images(one: OnImages, other: OnImages) -> bool:
-    """Whether two results are of the same images, as far as their records tell."""
+    """Whether two results were measured on the same images, as far as their records tell."""
     hashes = {one.images_hash, other.images_hash} - {None}
     return one.n_images == other.n_images and len(hashes) < 2
 
@@ -76,7 +76,7 @@ def are_same_images(one: OnImages, other: OnImages) -> bool:
 def by_images(
     rows: Sequence[tuple[str, _Measured]],
 ) -> list[list[tuple[str, _Measured]]]:
-    """Puts labeled results of the same images together, in the order of their first ones."""
+    """Groups labeled results by their images, in order of first appearance."""
     groups: list[list[tuple[str, _Measured]]] = []
     for row in rows:
         same = [group for group in groups if are_same_images(group[0][1], row[1])]
@@ -97,15 +97,15 @@ class EvalResult(Record, Tabled):
             accuracy on validation images, or on the test images themselves (`official: true`).
         n_images: test images in all.
         all: accuracy of all images against all C names.
-        base: accuracy of the base classes' images against base names only; None where the split
+        base: accuracy of the base classes' images against base names only; None if the split
             is `all` or no image is of a base class.
         novel: the same of the other classes.
-        harmonic_mean: of base and novel; None where one of them is None.
+        harmonic_mean: of base and novel; None if one of them is None.
         ece_percent: expected calibration error of the softmax over all C names, 15 bins, L1.
         per_class: accuracy of each class's images against all C names, in class-list order; None
             for a class without test images.
-        is_own_split: whether a benchmark set's own rule made the test part, as the published split
-            was not there.
+        is_own_split: whether a benchmark set's test images are of another split, as the file of
+            the published one was missing.
         images_hash: as in `OnImages`; None in older records.
     """
 
@@ -131,7 +131,7 @@ class EvalResult(Record, Tabled):
         return self.remarks
 
     def _table(self) -> Table:
-        """Accuracies in percent, as one row of texts."""
+        """Accuracies in percent, as one row of cells."""
         values = {"base": self.base, "novel": self.novel, "harmonic mean": self.harmonic_mean}
         values |= {"all": self.all, "ECE": self.ece_percent}
         known = {name: f"{value:.2f}" for name, value in values.items() if value is not None}
@@ -140,7 +140,7 @@ class EvalResult(Record, Tabled):
 
 @dataclass(frozen=True)
 class SampleImage(Record):
-    """An image and what was answered for it.
+    """An image and its predictions.
 
     Attributes:
         image: its key, as the image source names it.
@@ -157,10 +157,10 @@ class SampleImage(Record):
 
 @dataclass(frozen=True)
 class UnlabeledResult(Record, Tabled):
-    """What can be said of a model without labels.
+    """Measurements of a model on images without labels.
 
     Attributes:
-        n_images: images that it answered, at least 1.
+        n_images: images that it was measured on, at least 1.
         images: describes them.
         images_hash: as in `OnImages`.
         agreement_percent: images with the teacher's top-1 class; None without a teacher.
@@ -169,7 +169,7 @@ class UnlabeledResult(Record, Tabled):
         predicted: images by predicted class, of the classes that were predicted, in class-list
             order.
         teacher_predicted: the same of the teacher; empty without one.
-        n_classes: of the class list.
+        n_classes: length of the class list.
         samples: some of the images, first those where model and teacher differ.
     """
 
@@ -185,7 +185,7 @@ class UnlabeledResult(Record, Tabled):
     samples: tuple[SampleImage, ...]
 
     def _table(self) -> Table:
-        """Shares in percent, as one row of texts."""
+        """Shares in percent, as one row of cells."""
         values = {"teacher agrees": self.agreement_percent, "confidence": self.confidence_percent}
         known = {name: f"{value:.2f}" for name, value in values.items() if value is not None}
         known["classes predicted"] = f"{len(self.predicted):,} of {self.n_classes:,}"
@@ -199,8 +199,8 @@ class WorstImage(Record):
     Attributes:
         image: its key, as the image source names it.
         reference_class: top-1 class of the float32 model.
-        predicted_class: top-1 class of the file; None where a logit is not finite.
-        distance: between the two softmaxes, as in `ParityResult`; None where there are no scores.
+        predicted_class: top-1 class of the file; None if a logit is not finite.
+        distance: between the two softmaxes, as in `ParityResult`; None if there are no scores.
     """
 
     image: str
@@ -213,7 +213,7 @@ class WorstImage(Record):
 class TestSet(Record):
     """A test set; see `OnImages`."""
 
-    __test__ = False  # no class of tests
+    __test__ = False  # pytest would take it for a class of tests
 
     n_images: PositiveCount
     images_hash: str
@@ -230,17 +230,17 @@ class ParityResult(Record):
             fp16 does. They count as disagreeing, as wrong, and with the distance 1.
         agreement_percent: images with the same top-1 class in both.
         mean_softmax_distance: mean over images of the total variation distance of the two
-            softmaxes, half the sum of absolute differences, 0-1; None where the logits only rank
+            softmaxes, half the sum of absolute differences, 0-1; None if the logits only rank
             (head argmax).
         max_softmax_distance: the largest of them.
-        accuracy_percent: of the file on the labeled images; None where there are none.
+        accuracy_percent: of the file on the labeled images; None if there are none.
         reference_accuracy_percent: of the float32 student on them.
-        accuracy_drop: reference minus file, in points; below 0 where the file is more accurate.
+        accuracy_drop: reference minus file, in points; below 0 if the file is more accurate.
         worst: at most ten images: those that disagree first, then by distance.
         images: describes the images.
         runtime: names what ran the file, such as "onnxruntime 1.24.4 CPU".
         images_hash: as in `OnImages`; None in older records, and for images of a smoke set.
-        test_set: the whole test set that they were taken from, evenly spaced; None where they were
+        test_set: the whole test set that they were taken from, evenly spaced; None if they were
             not, and in older records.
     """
 

@@ -48,25 +48,25 @@ class Measurement(Record):
     """Times of one row at one batch size.
 
     Attributes:
-        batch: images a call.
+        batch: images per call.
         inputs: where a call starts: `on device`: images are in the memory that computes; `copied`:
             in the host's, and logits come back to it; `image file`: a JPEG's bytes, one image.
         n_calls: timed calls.
         p50_ms: median of a call; so the other percentiles.
         p90_ms: 90th percentile.
-        p99_ms: 99th percentile; the largest where there are fewer than 100 calls.
+        p99_ms: 99th percentile; the largest if there are fewer than 100 calls.
         mean_ms: mean of a call.
         cv_percent: coefficient of variation: standard deviation over mean.
         images_per_second: batch over mean.
         ratio: the baseline's time over this one's, median over rounds; None without a baseline.
         ratio_low: the smallest ratio of a round.
         ratio_high: the largest.
-        watts: mean power while this row ran; None where nothing measures it.
+        watts: mean power while this row ran; None if nothing measures it.
         samples_ms: every timed call, in order.
-        others_percent: share of the cores that other processes kept busy meanwhile; None where that
-            is unknown, in older records, and on a GPU.
-        preempted_per_second: how often a thread of this one lost its core meanwhile; None where
-            that is unknown, and in older records.
+        others_percent: share of the cores that other processes used meanwhile; None on a GPU, in
+            older records, and where unknown.
+        preempted_per_second: involuntary context switches of the process's threads meanwhile; None
+            in older records, and where unknown.
     """
 
     batch: PositiveCount
@@ -88,11 +88,11 @@ class Measurement(Record):
 
     @property
     def doubt(self) -> str | None:
-        """What says that the times are another program's doing as well; None if nothing does."""
+        """Why other programs may have disturbed the times; None if nothing suggests it."""
         if (self.others_percent or 0) > MOST_OTHERS_PERCENT:
             return f"other processes kept {self.others_percent:.0f} % of the cores busy"
         if (self.preempted_per_second or 0) > MOST_PREEMPTED:
-            return f"it lost its cores {self.preempted_per_second:.0f} times a second"
+            return f"it was preempted {self.preempted_per_second:.0f} times per second"
         spread = self.p90_ms / self.p50_ms
         if spread > MOST_SPREAD:
             return f"a tenth of its calls took {spread:.1f} times the median or longer"
@@ -100,22 +100,22 @@ class Measurement(Record):
 
     @property
     def joules_per_image(self) -> float | None:
-        """Energy of an image; None where power was not measured."""
+        """Energy per image; None where power was not measured."""
         return None if self.watts is None else self.watts / self.images_per_second
 
 
 @dataclass(frozen=True)
 class Accuracy(Record):
-    """What is known of a row's accuracy, in percent; None for what is not.
+    """A row's accuracies, in percent; None where unknown.
 
     Attributes:
         base: of base classes against base names.
         novel: the same of novel classes.
         harmonic_mean: of the two.
         all: of all images against all names.
-        agreement: images with the same top-1 class as the float32 model, of a file.
-        source: where the figures are from: a run, or the images that a file was compared on.
-        n_images: images that the figures are of; None in older records.
+        agreement: of an exported file, with the float32 model's top-1 classes.
+        source: where the figures come from: a run, or the images that a file was compared on.
+        n_images: images that were measured; None in older records.
         images_hash: equal for the same images, labels and class list; None in older records.
     """
 
@@ -129,14 +129,14 @@ class Accuracy(Record):
     images_hash: Annotated[str | None, OPTIONAL] = None
 
     def is_beside(self, other: Accuracy) -> bool:
-        """Whether the figures are of the same images as another's, as far as the records tell."""
+        """Whether both were measured on the same images, as far as the records tell."""
         if self.n_images is None or other.n_images is None:  # runs' images, or a comparison's
             return (self.agreement is None) == (other.agreement is None)
         return are_same_images(self, other)
 
     @property
     def images_text(self) -> str:
-        """The images in words."""
+        """Describes the images, for tables."""
         if self.n_images is None:
             return "the recipe's test images" if self.agreement is None else self.source
         return f"{self.n_images:,} images"
@@ -144,22 +144,23 @@ class Accuracy(Record):
 
 @dataclass(frozen=True)
 class ModelFacts(Record):
-    """What is known of a model before it is measured.
+    """Facts of a model that are known before it is timed.
 
     Attributes:
-        source: the recipe's name, or what was asked for where that name does not tell it apart.
+        source: the recipe's name; where that is ambiguous, the run, artifact or file as it was
+            given.
         model: the method, or an artifact's file.
         protocol: `paper`: class texts are encoded with every batch, at all positions of the text
             encoder, as the baselines' public code evaluates. `cached`: class vectors are stored.
         precision: of weights and arithmetic.
-        n_parameters: numbers that it holds; None where not known.
+        n_parameters: numbers that it holds; None if not known.
         n_bytes: of its file; None for a model in memory.
-        gmacs_image: multiply-adds an image, 1e9; None where not counted.
-        gmacs_call: further ones a call, however many images it has: class texts.
-        accuracy: None where no run or comparison has it.
-        on_compared: a run's model's on the images that its exported files were compared on, where
-            these are fewer than its test images and its record tells it.
-        gate: how a file stands to its recipe's gates; None for other models.
+        gmacs_image: multiply-adds per image, 1e9; None if not counted.
+        gmacs_call: further ones per call, whatever its batch: those of the class texts.
+        accuracy: from its run or comparison; None without one.
+        on_compared: of a run's model: its accuracy on the images that its exported files were
+            compared on; None if these are all test images, or the record does not tell.
+        gate: of an exported file: whether it passed its recipe's gates; None for other models.
     """
 
     source: str
@@ -176,21 +177,21 @@ class ModelFacts(Record):
 
     @property
     def accuracies(self) -> list[Accuracy]:
-        """All that is known of its accuracy over all names."""
+        """Its known accuracies over all class names."""
         found = (self.accuracy, self.on_compared)
         return [one for one in found if one is not None and one.all is not None]
 
     def accuracy_beside(self, other: Accuracy) -> Accuracy | None:
-        """Its accuracy on the same images as another's; None where it is not known."""
+        """Its accuracy on the images of another accuracy; None if unknown."""
         return next((one for one in self.accuracies if one.is_beside(other)), None)
 
     @property
     def label(self) -> str:
-        """How tables and messages name it within its source."""
+        """Its name in tables and messages, unique within its source."""
         return self.model if self.protocol == "cached" else f"{self.model}, {self.protocol}"
 
     def gmacs(self, batch: int) -> float | None:
-        """Multiply-adds an image in a batch of this size, 1e9."""
+        """Multiply-adds per image in a batch of this size, 1e9."""
         return None if self.gmacs_image is None else self.gmacs_image + self.gmacs_call / batch
 
 
@@ -202,16 +203,16 @@ def _check_runtime(text: str, before: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class SpeedRow(ModelFacts):
-    """One model as one thing runs it.
+    """One model on one runtime.
 
     Attributes:
-        runtime: what runs it, with its version; - where it could not be loaded.
+        runtime: its name and version; - if the model could not be loaded.
         device: `CPU` or `GPU`.
         memory_bytes: peak resident memory that loading it and a first call of one image added.
-        compute_percent: share of the machine's measured matrix-product peak, at the batch that
-            reaches most.
-        copy_percent: share of its copy bandwidth that reading the file once a call takes, likewise.
-        problem: why measuring ended early; None where it did not.
+        compute_percent: share of the machine's measured matrix-product peak, at the batch where it
+            is highest.
+        copy_percent: share of its copy bandwidth, if a call reads the file once; likewise.
+        problem: why the measurement ended early; None if it did not.
         measurements: by batch.
     """
 
@@ -225,12 +226,12 @@ class SpeedRow(ModelFacts):
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What tells it from others in two tables of the same models."""
+        """Identifies the row in two tables of the same models."""
         engine = self.runtime.split()[0]
         return (self.source, self.model, self.protocol, self.precision, engine, self.device)
 
     def at(self, batch: int, inputs: Inputs) -> Measurement | None:
-        """The measurement of a batch size, if there is one."""
+        """The measurement at a batch size; None without one."""
         found = (m for m in self.measurements if (m.batch, m.inputs) == (batch, inputs))
         return next(found, None)
 
@@ -290,9 +291,9 @@ class SpeedResult(Record, Tabled):
         command: as it was typed.
         measured_at: when, ISO 8601.
         settings: seconds, calls and rounds asked for, batches, threads.
-        device: the device sheet, as `bench.device.device_sheet` gives it.
-        peaks: the machine's measured limits, as `bench.peak.measure_peaks` gives them.
-        baseline: what ratios are against, as a row's label; None where nothing ran.
+        device: the device sheet, from `benchmarking.device.device_sheet`.
+        peaks: the machine's measured limits, from `benchmarking.peak.measure_peaks`.
+        baseline: label of the row that ratios compare with; None if nothing ran.
         rows: the models, in the order of the table.
         left_out: what could not be measured here, and why.
     """
@@ -311,7 +312,7 @@ class SpeedResult(Record, Tabled):
 
     @property
     def doubts(self) -> list[str]:
-        """What says that a time is in doubt, for each such time."""
+        """For each time that is in doubt: its row, batch and the reason."""
         return [
             f"{row.label}, batch {found.batch}: {found.doubt}"
             for row in self.rows
@@ -320,7 +321,7 @@ class SpeedResult(Record, Tabled):
         ]
 
     def has_rank(self, found: Measurement) -> bool:
-        """Whether it may be ranked: neither its times nor the baseline's are in doubt."""
+        """Whether it may be ranked: its times and the baseline's are not in doubt."""
         against = [
             row.at(found.batch, found.inputs) for row in self.rows if row.label == self.baseline
         ]
@@ -354,7 +355,7 @@ class SpeedResult(Record, Tabled):
 
 
 def accuracy_sets(rows: Sequence[ModelFacts]) -> list[Accuracy]:
-    """One known accuracy of each set of images that rows were measured on, in their order."""
+    """One known accuracy for each set of images that rows were measured on, in their order."""
     sets: list[Accuracy] = []
     for found in (one for row in rows for one in row.accuracies):
         if not any(found.is_beside(known) for known in sets):

@@ -69,9 +69,9 @@ with tempfile.TemporaryDirectory() as folder, locked(Path(folder, ".lock")):
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     assert [line.partition(" is limited: ")[2] for line in lines] == [
-        "it has no locks to keep two commands apart.",
+        "without file locks, two commands may write to one folder at the same time.",
         "a power failure may undo the last files written.",
-        "it has no permissions of files.",
+        "it has no file permissions.",
     ]
 
 

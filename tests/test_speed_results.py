@@ -113,7 +113,7 @@ def test_a_row_says_what_ran_it(result: SpeedResult) -> None:
 
 def test_a_newer_format_is_refused_with_what_to_do(result: SpeedResult) -> None:
     with pytest.raises(
-        SetupError, match=r"newer kdedge: format 2.*reads 1.\n.*Install the newer one"
+        SetupError, match=r"newer kdedge, in format 2.*up to 1.\n.*Install the newer kdedge"
     ):
         read({**result.to_dict(), "format": 2})
 

@@ -1,1 +1,1 @@
-"""The Python API: what a command does, as a call. `kdedge` lists its names."""
+"""The Python API: a function for what each command does. `kdedge` lists the names."""

@@ -24,7 +24,7 @@ from kdedge.setup.packages import need_training_packages
 from kdedge.speed_results import SpeedResult
 
 AGAINST = ("coop", "cocoop", "promptsrc")
-"""Methods whose architectures a run is compared with where nothing is said."""
+"""Methods whose architectures a run is compared with by default."""
 
 
 def bench(
@@ -44,23 +44,24 @@ def bench(
     Args:
         sources: runs, artifacts, or files of an artifact; the newest finished student if left out.
         against: methods on the student's backbone to compare a run with.
-        batches: images a call.
-        seconds: least time for each model at each batch size.
-        threads: of the CPU; None for one a physical core.
+        batches: images per call.
+        seconds: shortest measurement of each model at each batch size.
+        threads: CPU threads; None for one per physical core.
         root: folder of all runs.
-        device: where torch computes.
+        device: for torch: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:
-        Every timed call. Rows that other processes disturbed are marked and have no ratio.
+        The measurements, with every timed call. Rows that other processes disturbed are marked and
+        have no ratio.
 
     Raises:
-        RecipeError: there is no such run or method, or a number is too small.
-        SetupError: torch or the device are missing; artifacts need no torch.
+        RecipeError: no such run or method, or a number is too small.
+        SetupError: torch or the device is missing; artifacts need no torch.
     """
     if not batches or min(batches) < 1 or not seconds > 0:
         raise RecipeError(
-            f"batches is {list(batches)} and seconds is {seconds:g}; batches of 1 or more, and more"
-            " than 0 seconds are expected."
+            f"batches is {list(batches)} and seconds is {seconds:g}. Give batches of 1 or more, and"
+            " more than 0 seconds."
         )
     set_up_threads(threads)
     names = [against] if isinstance(against, str) else against
@@ -81,10 +82,10 @@ def bench(
 
 
 class Gathered:
-    """What is to be measured.
+    """The models to measure.
 
     Attributes:
-        left_out: what is missing, and why.
+        left_out: what cannot be measured, and why.
         run: folder of the first run.
     """
 
@@ -99,7 +100,7 @@ class Gathered:
 
     @property
     def subjects(self) -> list[Subject]:
-        """The models; where two are called the same, their sources are what was asked for."""
+        """The models; those of the same name get the path that the user gave as their source."""
         n_called = Counter((row.source, row.label) for _, rows in self._groups for row in rows)
         found = []
         for name, rows in self._groups:
@@ -118,7 +119,7 @@ class Gathered:
     def _of_artifact(self, folder: Path, file: str | None) -> list[Subject]:
         artifact = load_artifact(folder)
         if file is not None:
-            artifact.file(file)  # says what there is where it is no model file
+            artifact.file(file)  # an unknown file is an error that lists the known ones
         found = artifact_subjects(artifact, n_threads=self._n_threads)
         return [one for one in found if file in (None, one.model)]
 
@@ -140,5 +141,5 @@ class Gathered:
             rows += artifact_subjects(artifact, n_threads=self._n_threads)
         else:
             command = f"kdedge export {shlex.quote(str(run.path))} --onnx --int8"
-            self.left_out.setdefault(folded_name(run), f"it is not exported; {command} does it")
+            self.left_out.setdefault(folded_name(run), f"not exported yet; export with {command}")
         self._groups.append((run.name, rows))

@@ -1,4 +1,4 @@
-"""A look at a recipe before its run."""
+"""Checks a recipe before a run."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def check(
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
         overrides: keys of the recipe with other values, such as `{"student.optim.lr": 0.01}`.
         root: folder of all runs.
-        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` where there is one.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:
-        What was found, line by line, and the estimated training time in seconds.
+        The findings, line by line, and the estimated training time in seconds.
 
     Raises:
         RecipeError: the recipe is wrong.
         DataError: images, labels or class names are wrong or missing.
-        SetupError: torch, weights or the device are missing.
+        SetupError: torch, weights or the device is missing.
         ResourceError: memory or disk would run out.
     """
     return check_loaded(load_recipe(recipe, set_texts(overrides)), Path(root), device)
 
 
 def check_loaded(loaded: LoadedRecipe, root: Path, device: str | None) -> Preflight:
-    """Checks a recipe that is loaded."""
+    """Checks a loaded recipe."""
     check_paths(loaded)
     need_training_packages("The check of weights and steps")
     from kdedge.setup.device import choose_device

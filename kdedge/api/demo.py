@@ -38,7 +38,7 @@ class Demo:
         teacher: its run.
         student: its run.
         speed: of the student, its teacher and the baselines.
-        picture: test drawings with the student's answers.
+        picture: test drawings with the student's predictions.
         artifact: the exported student; None without the extra `export`.
         page: the report; None without the extra `report`.
         seconds: how long it took.
@@ -59,7 +59,7 @@ def run_demo(root: Path, *, device: str | None = None, resume: bool = False) -> 
     Args:
         root: folder of all runs.
         device: where torch computes.
-        resume: go on with interrupted runs.
+        resume: continue interrupted runs.
     """
     need_training_packages("The demo")
     from kdedge.runs.evaluate import predict_examples
@@ -104,7 +104,7 @@ def _is_installed(*modules: str) -> bool:
 
 
 def _report(student: RunFolder) -> Path:
-    """The report of the student, beside the demo's runs: each demo replaces the one before."""
+    """Writes the student's report beside the demo's runs; it replaces that of an earlier demo."""
     report, _ = make_report([str(student.path)], None, student.root)
     page = student.path.parent / "report.html"
     shutil.copyfile(report.page, page)

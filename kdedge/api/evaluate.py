@@ -20,11 +20,11 @@ from kdedge.setup.packages import need_training_packages
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What was measured.
+    """The evaluation of a run.
 
     Attributes:
         run: the run.
-        result: its accuracies, or what can be said without labels.
+        result: its accuracies, or its measurements without labels.
         written: files that the run did not have before.
     """
 
@@ -40,27 +40,27 @@ def evaluate(
     root: str | Path = "runs",
     device: str | None = None,
 ) -> EvalResult | UnlabeledResult:
-    """Measures a finished run on its test images, or on others.
+    """Evaluates a finished run on its test images, or on others.
 
-    A run without an evaluation, such as an imported one, gets its files; existing ones stay, and
-    with `overrides` nothing is added.
+    The result is added to a run without one, such as an imported run. Existing files stay, and with
+    `overrides` nothing is written.
 
     Args:
         run: a `Run`, its folder, `name/NN`, or a recipe's name for its newest finished run; None
             for the newest finished student.
         overrides: keys of the recipe with other values, such as `{"data.test.folder": "new"}`.
         root: folder of all runs.
-        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` where there is one.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:
-        Accuracies in percent: all classes, base, novel, harmonic mean, per class. Where the recipe
-        has no test images, what unlabeled images tell: agreement with the teacher, confidence, how
-        often each class is predicted.
+        Accuracies in percent: all classes, base, novel, harmonic mean, per class. If the recipe has
+        no test images, measurements on unlabeled images: agreement with the teacher,
+        confidence, how often each class is predicted.
 
     Raises:
-        RecipeError: there is no such run, or its recipe has neither test nor unlabeled images.
+        RecipeError: no such run, or its recipe has neither test nor unlabeled images.
         DataError: images or the run's files cannot be read.
-        SetupError: torch, weights or the device are missing.
+        SetupError: torch, weights or the device is missing.
     """
     found = find_run(run_argument(run), Path(root))
     return make_evaluation(found, Path(root), device, set_texts(overrides)).result
@@ -69,7 +69,7 @@ def evaluate(
 def make_evaluation(
     run: RunFolder, root: Path, device: str | None, overrides: Sequence[str]
 ) -> Evaluated:
-    """Measures a run, and adds the result to it where it has none and nothing is overridden."""
+    """Evaluates a run, and adds the result to a run without one unless keys are overridden."""
     need_training_packages("Measuring accuracy")
     from kdedge.runs.evaluate import evaluate_run, judge_run
     from kdedge.setup.device import choose_device
@@ -92,11 +92,11 @@ def make_evaluation(
     if not overrides:
         try:
             written = add()
-        except ResourceError as error:  # the result is given all the same
+        except ResourceError as error:  # return the result all the same
             logging.getLogger(__name__).warning("%s", error)
     return Evaluated(run, result, written)
 
 
 def run_argument(run: Any) -> str | None:
-    """What names a run: a `Run` and an artifact have a path."""
+    """The path of a `Run` or an artifact, or the name of a run."""
     return None if run is None else str(getattr(run, "path", run))

@@ -1,4 +1,4 @@
-"""A run to files for the device, or more files for an artifact that is there."""
+"""Exports a run to files for the device, or adds engines to an artifact."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ log = logging.getLogger(__name__)
 
 
 class ExportOptions(TypedDict, total=False):
-    """What shapes the export of a run; the files of an artifact stay as they are.
+    """Options of a run's export; an artifact that exists takes none of them.
 
     Attributes:
-        classes: class names in place of the run's, or a file of them, one a line: fewer, in another
-            order, or new ones where the teacher's run is at hand.
+        classes: class names to export instead of the run's, or a file with one name per line. They
+            may be fewer or in another order; new ones need the teacher's run.
         output: the artifact's folder; `artifacts/NN` in the run if left out.
         overrides: keys of the recipe with other values, such as `{"export.head": "argmax"}`.
         root: folder of all runs.
-        device: where torch computes.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
     """
 
     classes: str | Path | Sequence[str]
@@ -45,13 +45,14 @@ class ExportOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to make.
+    """What to export.
 
     Attributes:
-        source: an artifact's folder, or what names a run; None for the newest finished student.
-        targets: beside the ONNX files, which a run's export always has.
-        fp16: FP16 files.
-        int8: INT8 files, and FP16 ones beside them to compare with.
+        source: an artifact's folder, or a run's folder or name; None for the newest finished
+            student.
+        targets: besides the ONNX files, which a run's export always has.
+        fp16: make FP16 files.
+        int8: make INT8 files, and FP16 ones to compare them with.
     """
 
     source: str | None
@@ -61,31 +62,31 @@ class ExportRequest:
 
     @property
     def is_artifact(self) -> bool:
-        """Whether the source is exported already."""
+        """Whether the source is an artifact."""
         return self.source is not None and (Path(self.source) / FILE_NAME).is_file()
 
     @property
     def precisions(self) -> set[Precision]:
-        """INT8 files have FP16 ones beside them to compare with."""
+        """The precisions to make; INT8 adds FP16, to compare with."""
         return {"int8", "fp16"} if self.int8 else {"fp16"} if self.fp16 else set()
 
     @property
     def lowest(self) -> list[Precision]:
-        """The lowest precision that is asked for; none without a wish."""
+        """The lowest precision asked for; empty if none is."""
         return ["int8"] if self.int8 else ["fp16"] if self.fp16 else []
 
 
 @dataclass
 class Export:
-    """What an export has made so far.
+    """The files that an export has made so far.
 
     Attributes:
-        artifact: as it is by now.
-        gflops: operations of one image, 1e9, of the folded model and what it came from; empty where
-            the artifact was there.
-        names: files of the artifact that were made or looked at, by which it is judged.
+        artifact: its current state.
+        gflops: 1e9 operations per image, before and after folding; empty if the artifact existed
+            before.
+        names: files of the artifact that were made or compared; their gates count.
         written: folders and files that were written.
-        failed: what could not be made; the rest stays.
+        failed: errors of what could not be made; the other files stay.
     """
 
     artifact: Artifact
@@ -102,7 +103,7 @@ class Export:
         errors: list[KdedgeError] = []
         for file in self.artifact.files:
             if file.name in self.names and file.gate == "missed":
-                assert file.parity is not None  # measured, or it would not have been missed
+                assert file.parity is not None  # a missed gate was measured
                 missed = misses(file.parity, file.precision, self.artifact.gates)
                 errors.append(gate_error(file.name, file.precision, file.parity, missed))
         return [*errors, *self.failed]
@@ -118,7 +119,7 @@ class Export:
             )
         except KdedgeError as error:
             self.failed.append(error)
-            # With the files that were built before the one that failed
+            # It has the files that were built before the one that failed
             self.artifact = load_artifact(before.path)
         else:
             self.names += names
@@ -141,9 +142,9 @@ def export(
     Args:
         source: a `Run`, its folder, `name/NN`, or a recipe's name for its newest finished student;
             or an artifact; None for the newest finished student.
-        targets: beside the ONNX files, such as `["tensorrt"]`; `kdedge export --help` lists them.
-        fp16: FP16 files.
-        int8: INT8 files, and FP16 ones beside them to compare with.
+        targets: besides the ONNX files, such as `["tensorrt"]`; `kdedge export --help` lists them.
+        fp16: make FP16 files.
+        int8: make INT8 files, and FP16 ones to compare them with.
         options: `classes` (names or a file), `output` (the artifact's folder), `overrides` (keys of
             the recipe), `root` (folder of all runs) and `device`.
 
@@ -151,25 +152,25 @@ def export(
         The artifact: a folder that runs without torch.
 
     Raises:
-        GateError: a file misses the recipe's gates. The artifact is there, and marks the file.
-        RecipeError: there is no such run or target, or the output folder exists.
+        GateError: a file misses the recipe's gates. The artifact is kept and marks the file.
+        RecipeError: no such run or target, or the output folder exists.
         DataError: images cannot be read, or there are none to calibrate INT8 with.
-        SetupError: a package, weights or a device are missing.
+        SetupError: a package, weights or a device is missing.
     """
     unknown = sorted(options.keys() - ExportOptions.__annotations__.keys())
     if unknown:
         raise TypeError(
-            f"{', '.join(unknown)}: no such keyword. There are"
-            f" {', '.join(ExportOptions.__annotations__)}; give keys of the recipe in"
-            " overrides={'export.head': 'argmax'}."
+            f"{', '.join(unknown)}: no such keyword. Known keywords:"
+            f" {', '.join(ExportOptions.__annotations__)}.\n"
+            "  Give keys of the recipe as overrides={'export.head': 'argmax'}."
         )
     names = [targets] if isinstance(targets, str) else targets
     chosen = tuple(find_target(name) for name in names if name != "onnx")
     request = ExportRequest(run_argument(source), chosen, fp16=fp16, int8=int8)
     if request.is_artifact and options.keys() - {"root"}:
         raise RecipeError(
-            f"{request.source} is exported already, and {', '.join(sorted(options))} shape the"
-            " export of a run.\n  Name its run."
+            f"{request.source} is an artifact, and {', '.join(sorted(options))} can only be given"
+            " when a run is exported.\n  Name its run instead."
         )
     made = make_export(request, options)
     for error in made.errors[1:]:
@@ -180,10 +181,10 @@ def export(
 
 
 def make_export(request: ExportRequest, options: ExportOptions) -> Export:
-    """Makes what is asked for; what could not be made, or missed its gates, is in `errors`."""
+    """Makes the files; `errors` has those that could not be made or missed their gates."""
     from kdedge.deploy.build import check_precisions
 
-    for target in request.targets:  # known before anything slow is done
+    for target in request.targets:  # fail before the slow work
         check_precisions(target, request.lowest)
     if not request.is_artifact:
         exported = _export_run(request, options)
@@ -196,7 +197,7 @@ def make_export(request: ExportRequest, options: ExportOptions) -> Export:
 
 
 def precisions_of(target: Target, precisions: set[Precision]) -> list[Precision]:
-    """The precisions that a target makes of those asked for, or its preferred one without any."""
+    """The requested precisions that a target has, or its preferred one if it has none of them."""
     chosen = sorted(precisions & set(target.precisions))
     left_out = sorted(precisions - set(target.precisions))
     if chosen and left_out:

@@ -1,4 +1,4 @@
-"""A recipe for somebody's own images."""
+"""Writes a recipe for the user's own images."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def init(
 ) -> Path:
     """Writes `name`.yaml, a commented recipe for your own images, into the current folder.
 
-    The folders are looked at first: a recipe that cannot work is not written. An existing file is
-    never overwritten.
+    It checks the folders first and writes no recipe that cannot work. An existing file is never
+    overwritten.
 
     Args:
-        name: of the recipe.
+        name: the recipe's name.
         images: folder of unlabeled images that the student is trained on.
-        classes: text file of class names, one a line.
+        classes: text file of class names, one per line.
         labeled: labeled images, one subfolder per class; None for zero-shot CLIP as the teacher.
         test: labeled images for measuring accuracy, one subfolder per class.
-        teacher: its CLIP as `MODEL:WEIGHTS`; None for OpenAI's ViT-L-14.
-        student: likewise, for the device; None for OpenAI's ViT-B-16.
+        teacher: the teacher's CLIP as `MODEL:WEIGHTS`; None for OpenAI's ViT-L-14.
+        student: the student's CLIP, for the device; None for OpenAI's ViT-B-16.
 
     Returns:
-        The file.
+        The recipe's file.
 
     Raises:
         RecipeError: the name cannot be used, the file exists, or a CLIP does not fit.

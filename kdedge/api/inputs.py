@@ -1,4 +1,4 @@
-"""Images one by one from files, folders, videos, a stream or a camera; needs no torch."""
+"""Reads images from files, folders, videos, a stream or a camera; needs no torch."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Wanted:
     """What to classify: files and folders, - for standard input, or a camera.
 
     Attributes:
-        paths: as the command line has them.
+        paths: as on the command line.
         camera: its number.
-        every: of a video's, a stream's or a camera's frames, the first and then every so many.
+        every: take the first and then every Nth frame of a video, a stream or a camera.
     """
 
     paths: tuple[str, ...]
@@ -42,9 +42,9 @@ class Item:
     """One image.
 
     Attributes:
-        key: names it in results.
-        name: of a file that it may be saved in.
-        read: gives it, or raises UnusableImage; an image file is read at each call.
+        key: its name in results.
+        name: file name to save it under.
+        read: returns it or raises UnusableImage; reads an image file anew at each call.
     """
 
     key: str
@@ -57,9 +57,9 @@ class Inputs:
     """The images to classify.
 
     Attributes:
-        items: frames are decoded when it is their turn.
-        keys: all keys; None where frames are among them, whose number nobody knows.
-        is_live: they come one by one, and each is answered before the next.
+        items: the images; frames are decoded one at a time.
+        keys: all keys; None if there are frames, whose number is unknown.
+        is_live: they arrive one by one, and each is classified before the next.
     """
 
     items: Iterator[Item]
@@ -68,10 +68,10 @@ class Inputs:
 
 
 def open_inputs(wanted: Wanted) -> Inputs:
-    """Opens what is to be classified; folders are listed now.
+    """Opens the images to classify; lists folders at once.
 
     Raises:
-        DataError: a file or a folder is not there.
+        DataError: a file or a folder does not exist.
         MissingPackage: a video is named and PyAV is not installed.
     """
     if wanted.camera is None and wanted.paths != ("-",):
@@ -89,7 +89,7 @@ def open_inputs(wanted: Wanted) -> Inputs:
 
 
 def read_item(item: Item) -> ImageInput:
-    """An item's image, or why there is none."""
+    """An item's image, or why it cannot be read."""
     from kdedge.runtime.preprocess import UnusableImage
 
     try:
@@ -123,13 +123,17 @@ def _listed(paths: Sequence[str], every: int) -> Inputs:
             is_folder, is_there = path.is_dir(), path.exists()
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
-            raise DataError(f"{name} cannot be read: {reason}.") from error
+            raise DataError(
+                f"{name} cannot be read: {reason}.\n  Name a file or folder that you may read."
+            ) from error
         if is_folder:
             source = open_source(path, class_names=(), labeled=False)
             has_videos = any(is_video(Path(f"_{kind}")) for kind in source.left_out)
             if has_videos or has_pictures(source.left_out):
-                remedy = "\n  Name each video itself." if has_videos else ""
-                _LOG.warning("%s: left out are %s.%s", name, left_out_text(source.left_out), remedy)
+                remedy = "\n  To classify a video, give its path." if has_videos else ""
+                _LOG.warning(
+                    "%s: skipped files: %s.%s", name, left_out_text(source.left_out), remedy
+                )
             parts.append(
                 [
                     Item(str(path / item.key), item.key.replace("/", "_"), partial(source.read, i))
@@ -139,7 +143,7 @@ def _listed(paths: Sequence[str], every: int) -> Inputs:
         elif not is_there:
             raise DataError(f"{name} does not exist.\n  Name an image, or a folder of images.")
         elif is_video(path):
-            import_pyav()  # an error before the model is loaded
+            import_pyav()  # fail before the model is loaded
             has_video = True
             parts.append(_frames(path, every))
         else:
@@ -152,7 +156,7 @@ def _listed(paths: Sequence[str], every: int) -> Inputs:
 
 
 def _frames(path: Path, every: int) -> Iterator[Item]:
-    """A video's frames; where it is damaged, an item that says why ends them."""
+    """A video's frames; at damage, a last item whose `read` raises the reason."""
     from kdedge.runtime.preprocess import UnusableImage
     from kdedge.runtime.video import frames_of_video
 

@@ -1,4 +1,4 @@
-"""An exported model, loaded: images in, classes out. Runs on the device; needs no torch."""
+"""A loaded artifact that classifies images; runs on the device without torch."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ AnyImage = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 """A path, an image file's bytes, a Pillow image, or pixels [H, W, 3] or [H, W], 0 to 255."""
 
 Scores = tuple[ClassScore, ...]
-"""An image's classes, best first."""
+"""Predicted classes of one image, best first."""
 
 
 class LoadedModel:
     """An artifact with one of its model files loaded, ready to classify.
 
-    Several threads may call it. It is a context manager that frees the model at the end; `close`
-    does so too.
+    It is safe to call from several threads. As a context manager it frees the model at the end;
+    `close` does the same.
     """
 
     def __init__(self, classifier: Classifier) -> None:
@@ -40,7 +40,7 @@ class LoadedModel:
 
     @property
     def artifact(self) -> Artifact:
-        """The artifact: class names, preprocessing, files, and how each compares."""
+        """The artifact: class names, preprocessing, files, and each file's comparison."""
         return self._classifier.artifact
 
     @property
@@ -65,15 +65,15 @@ class LoadedModel:
 
         Args:
             image: a path, bytes, a Pillow image, pixels, or several of these.
-            top: classes an image.
-            bgr: pixels are in the channel order of OpenCV, not RGB.
+            top: classes per image.
+            bgr: pixel arrays are BGR, as from OpenCV, not RGB.
 
         Returns:
-            The most likely classes of the image, best first, with their scores in percent (None
-            where the artifact only ranks); a list of these for several images.
+            The most likely classes of the image, best first, with their scores in percent (None if
+            the artifact's head is argmax); a list of these for several images.
 
         Raises:
-            DataError: an image cannot be read, or the model gives no finite answer for it.
+            DataError: an image cannot be read, or the model gives no finite logits for it.
                 `classify` goes on with the other images.
         """
         if isinstance(image, str | Path | bytes | Image.Image | np.ndarray):
@@ -86,12 +86,12 @@ class LoadedModel:
     def classify(
         self, images: Iterable[AnyImage], *, top: int = 1, bgr: bool = False
     ) -> Iterator[Result]:
-        """Classifies images in their order, in batches, and goes on after those that fail.
+        """Classifies images in order, in batches; a failed image does not stop the others.
 
         Args:
-            images: any number; read when it is their turn.
-            top: classes an image.
-            bgr: pixels are in the channel order of OpenCV, not RGB.
+            images: any number; they are read batch by batch.
+            top: classes per image.
+            bgr: pixel arrays are BGR, as from OpenCV, not RGB.
 
         Yields:
             A `Prediction`, an `UnreadableImage` or a `NonFiniteLogits`. Its `key` is the path, or
@@ -100,23 +100,23 @@ class LoadedModel:
         Raises:
             RecipeError: top is below 1.
             SetupError: the model is closed.
-            DataError: something is no image, or pixels have another form.
+            DataError: an item is not an image, or an array has a wrong shape or type.
         """
         if top < 1:
-            raise RecipeError(f"top is {top}; 1 or more is expected.")
+            raise RecipeError(f"top is {top}; it must be 1 or more.")
         if self._is_closed:
             raise SetupError("The model is closed.\n  Load it again: kdedge.load(ARTIFACT).")
         keyed = (_keyed_input(number, image, bgr) for number, image in enumerate(images))
         return self._classifier.classify_many(keyed, top=top)
 
     def logits(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Computes the logits of images that are resized and cropped already.
+        """Computes the logits of images that are already resized and cropped.
 
         Args:
             batch: [N, S, S, 3], uint8, RGB; S is `artifact.preprocess.size_px`.
 
         Returns:
-            [N, C], float32, classes in the order of `class_names`.
+            [N, C], float32, in the order of `class_names`.
         """
         return self._classifier.logits(batch)
 
@@ -151,16 +151,16 @@ def load(
     """Loads an exported model to classify images with. Works on a device without torch.
 
     Args:
-        source: an artifact, its folder, or a run or its folder: its newest artifact.
-        precision: `fp32`, `fp16` or `int8`. Without a wish: an engine that this machine's GPU
-            runs, or else the float32 ONNX file. INT8 is used only when asked for.
-        backend: what runs it, such as `onnxruntime`; None for what fits.
-        threads: of the CPU; None for the engine's own choice.
+        source: an artifact or its folder; or a run or its folder, for its newest artifact.
+        precision: `fp32`, `fp16` or `int8`. None: an engine that this machine's GPU runs, or else
+            the float32 ONNX file. INT8 is used only when asked for.
+        backend: the runtime, such as `onnxruntime`; None to choose one.
+        threads: CPU threads; None for the engine's default.
 
     Raises:
-        DataError: there is no artifact, or it was changed or is damaged.
-        RecipeError: there is no file of that precision for that backend, or threads is below 1.
-        SetupError: nothing on this machine runs a file of the artifact.
+        DataError: there is no artifact, or it was changed or damaged.
+        RecipeError: no file of that precision for that backend, or threads is below 1.
+        SetupError: this machine can run no file of the artifact.
     """
     check_threads(threads)
     folder = artifact_folder(Path(getattr(source, "path", source)).expanduser())
@@ -170,7 +170,7 @@ def load(
 
 
 def artifact_folder(path: Path) -> Path:
-    """The artifact that a path means: its folder, or the newest one of a run.
+    """The artifact at a path: the folder itself, or the newest artifact of a run.
 
     Raises:
         DataError: there is none.
@@ -180,14 +180,14 @@ def artifact_folder(path: Path) -> Path:
     newest = highest_number(file.parent for file in path.glob(f"artifacts/*/{FILE_NAME}"))
     if newest is None:
         raise DataError(
-            f"{path} is no artifact, and no run that was exported.\n"
-            "  Name the folder that `kdedge export` wrote, or export the run."
+            f"{path} is not an artifact, nor a run with one.\n"
+            "  Name the folder that `kdedge export` wrote, or export the run first."
         )
     return newest
 
 
 def _keyed_input(number: int, image: AnyImage, bgr: bool) -> tuple[str, ImageInput]:
-    """The key of an image, and the image as the classifier takes it."""
+    """The key of an image, and the image in the classifier's form."""
     key = str(image) if isinstance(image, str | Path) else str(number)
     try:
         if isinstance(image, str | Path):
@@ -205,22 +205,22 @@ def _keyed_input(number: int, image: AnyImage, bgr: bool) -> tuple[str, ImageInp
 
 def _no_image(given: object) -> DataError:
     return DataError(
-        f"An image is expected: a path, bytes, a Pillow image or pixels; got {given!r:.40}"
+        f"Expected an image (a path, bytes, a Pillow image or a pixel array), got {given!r:.40}"
         f" ({type(given).__name__}).\n"
-        "  None is what OpenCV's imread gives for a file that it cannot read: give the path."
+        "  OpenCV's imread returns None for a file that it cannot read; give the path instead."
     )
 
 
 def _pixels(array: npt.NDArray[np.uint8], bgr: bool) -> npt.NDArray[np.uint8]:
-    """Checks pixels and gives them in RGB, or as they are for gray ones."""
+    """Checks pixels and returns them as RGB; gray ones stay as they are."""
     if array.dtype != np.uint8:
-        raise DataError(f"Pixels are {array.dtype}; uint8 from 0 to 255 is expected.")
+        raise DataError(f"The pixels are {array.dtype}; convert them to uint8, 0 to 255.")
     if array.ndim == 2:
         return array
     if array.ndim != 3 or array.shape[2] != 3:
         raise DataError(
-            f"Pixels have the shape {list(array.shape)}; [height, width, 3] or [height, width] is"
-            " expected, one image at a time."
+            f"The pixels have the shape {list(array.shape)}. Give one image of the shape"
+            " [height, width, 3] or [height, width]."
         )
     return np.ascontiguousarray(array[:, :, ::-1]) if bgr else array
 

@@ -25,26 +25,26 @@ def pseudo_label(
 ) -> LabeledPool:
     """Labels unlabeled images of a recipe with a model on the student's backbone.
 
-    Each class gets the images with the highest probability of it; of several classes that claim an
-    image, the most probable one gets it. Each line of the file has an image, its class and the
+    Each class gets the images with the highest probability of it. An image that several classes
+    claim goes to the most probable one. Each line of the file has an image, its class and the
     model's confidence. Train on the file with the key `data.pseudo_labels`.
 
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
         output: the file to write, as JSON lines; it must not exist.
         per_class: images of each class.
-        method: `zeroshot`, or a method that is trained first where no finished run of it is there.
+        method: `zeroshot`, or a method that is trained first unless a finished run of it exists.
         overrides: keys of the recipe with other values.
         root: folder of all runs.
-        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` where there is one.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:
-        What was written, and the share of right labels where it is known.
+        What was written, and the share of correct labels if known.
 
     Raises:
         RecipeError: the recipe is wrong, or the file exists.
-        DataError: there are fewer unlabeled images than are to be labeled.
-        SetupError: torch, weights or the device are missing.
+        DataError: there are too few unlabeled images.
+        SetupError: torch, weights or the device is missing.
     """
     loaded = _load_for(method, recipe, set_texts(overrides))
     check_paths(loaded)
@@ -58,7 +58,7 @@ def pseudo_label(
 
 
 def _load_for(method: str, recipe: AnyRecipe, overrides: list[str]) -> LoadedRecipe:
-    """Loads the recipe, without its baseline section if that has another method."""
+    """Loads the recipe, without its baseline section if that names another method."""
     loaded = load_recipe(recipe, overrides)
     baseline = loaded.recipe.baseline
     if baseline is None or baseline.method in {None, method}:

@@ -1,4 +1,4 @@
-"""A recipe from whatever a caller has: a file, a shipped name, a mapping or a `Recipe`."""
+"""Loads a recipe given as a file, a shipped name, a mapping or a `Recipe`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AnyRecipe = str | Path | Mapping[str, Any] | Recipe
 """A recipe's file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`."""
 
 Overrides = Mapping[str, Any] | Sequence[str]
-"""Dotted keys with values, or texts as `--set` takes them: `student.optim.epochs=10`."""
+"""Dotted keys with values, or texts in the form of `--set`: `student.optim.epochs=10`."""
 
 SHORTHANDS: dict[str, tuple[type[int] | type[float], str]] = {
     "epochs": (int, "Passes over the training images"),
@@ -25,11 +25,11 @@ SHORTHANDS: dict[str, tuple[type[int] | type[float], str]] = {
     "lr": (float, "Learning rate after warm-up"),
     "seed": (int, "Seed of all random draws"),
 }
-"""Keys that calls and commands take by themselves: the kind of number, and what it is."""
+"""Recipe keys that calls take as keywords and commands as options: their type and meaning."""
 
 
 class Shorthands(TypedDict, total=False):
-    """Keys that a call takes as keywords.
+    """Recipe keys that a call takes as keywords.
 
     Attributes:
         epochs: passes over the training images.
@@ -45,7 +45,7 @@ class Shorthands(TypedDict, total=False):
 
 
 def shorthand_keys(role: Role) -> dict[str, str]:
-    """The key that each shorthand sets: `epochs` is the epochs of the model that is trained."""
+    """Shorthand -> recipe key of the trained model: `epochs` -> `student.optim.epochs`."""
     return {name: name if name == "seed" else f"{role}.optim.{name}" for name in SHORTHANDS}
 
 
@@ -55,20 +55,20 @@ def loaded_with(
     overrides: Overrides | None,
     shorthands: Mapping[str, Any],
 ) -> LoadedRecipe:
-    """Loads a recipe with the overrides of a call."""
+    """Loads a recipe with a call's overrides and shorthands."""
     keys = shorthand_keys(role)
     unknown = sorted(shorthands.keys() - keys)
     if unknown:
         raise TypeError(
-            f"{', '.join(unknown)}: no such keyword. There are {', '.join(keys)}; give every other"
-            " key of the recipe in overrides={'student.optim.momentum': 0.9}."
+            f"{', '.join(unknown)}: no such keyword. Known keywords: {', '.join(keys)}.\n"
+            "  Give other keys of the recipe as overrides={'student.optim.momentum': 0.9}."
         )
     short = {keys[name]: value for name, value in shorthands.items()}
     return load_recipe(recipe, [*set_texts(overrides), *override_texts(short)])
 
 
 def set_texts(overrides: Overrides | None) -> list[str]:
-    """Gives overrides as `--set` takes them."""
+    """Returns overrides in the form of `--set`."""
     if isinstance(overrides, Mapping):
         return override_texts(overrides)
     return list(overrides or ())

@@ -1,4 +1,4 @@
-"""One HTML file about runs."""
+"""Writes one HTML file about runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdedge.runs.find import find_run
 def report(*runs: Any, output: str | Path | None = None, root: str | Path = "runs") -> Path:
     """Writes one HTML file about runs, and its plots as PNG.
 
-    It shows the records in the run folders and loads no model.
+    It shows the records in the run folders; no model is loaded.
 
     Args:
         runs: `Run`s, folders or names; the newest finished student if left out.
@@ -26,7 +26,7 @@ def report(*runs: Any, output: str | Path | None = None, root: str | Path = "run
         The HTML file.
 
     Raises:
-        RecipeError: there is no such run, or the output folder exists.
+        RecipeError: no such run, or the output folder exists.
         MissingPackage: the extra `report` is not installed.
     """
     return make_report([run_argument(run) for run in runs], output, root)[0].page
@@ -35,9 +35,9 @@ def report(*runs: Any, output: str | Path | None = None, root: str | Path = "run
 def make_report(
     sources: list[str | None], output: str | Path | None, root: str | Path
 ) -> tuple[Report, list[RunRecords]]:
-    """Writes the report, and gives it with the records that it shows."""
+    """Writes the report; returns it with the records that it shows."""
     folder = None if output is None else Path(output)
-    if folder is not None and (folder.exists() or folder.is_symlink()):  # before runs are read
+    if folder is not None and (folder.exists() or folder.is_symlink()):  # before reading runs
         raise RecipeError(
             f"{folder} exists, and nothing is overwritten.\n  Name another folder, or move it away."
         )

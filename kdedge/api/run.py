@@ -1,4 +1,4 @@
-"""A finished run: what it reached, and what can be made from it."""
+"""A run: its results, and what can be made from it."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ class Run:
 
     @property
     def provenance(self) -> Provenance:
-        """What made the run: command, versions, device, seed, hashes."""
+        """How the run was made: command, versions, device, seed, hashes."""
         return self._folder.read_provenance()
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe that was trained, all defaults written out."""
+        """The recipe of the run, with all defaults written out."""
         return load_recipe(self._folder.recipe).recipe
 
     @property
     def results(self) -> dict[str, EvalResult]:
-        """Accuracies on the test images by model: the run's own and zero-shot CLIP's."""
+        """Accuracies on the test images, by model: the run's own and zero-shot CLIP's."""
         return dict(labeled_results(self._folder, read_evaluation(self._folder)))
 
     @property
     def result(self) -> EvalResult | None:
-        """The run's own accuracies; None where the recipe has no test images."""
+        """The run's own accuracies; None if the recipe has no test images."""
         return read_evaluation(self._folder).get(self.kind)
 
     @property
     def teacher(self) -> Run | None:
-        """The teacher's run of a student; None for other runs, and where it is gone."""
+        """The run of a student's teacher; None for other runs, and if it is missing."""
         name = self.provenance.teacher_run
         if name is None:
             return None
@@ -70,11 +70,11 @@ class Run:
 
     @property
     def headline(self) -> str | None:
-        """What a student kept of its teacher, in one line; None where nothing was compared."""
+        """What the student keeps of its teacher's accuracy, in one sentence; None if unknown."""
         return headline_of(self._folder)
 
     def evaluate(self, **options: Any) -> EvalResult | UnlabeledResult:
-        """Measures the run again; see `kdedge.evaluate`."""
+        """Evaluates the run again; see `kdedge.evaluate`."""
         return evaluate(self, **{"root": self._folder.root, **options})
 
     def export(self, **options: Any) -> Artifact:
@@ -104,14 +104,14 @@ class Run:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        """A table for notebooks."""
+        """The run as a table for notebooks."""
         rows = self._rows()
         head = [key for key, _ in rows[0][1]] if rows else []
         cells = [[label, *(text for _, text in values)] for label, values in rows]
         return html_table([f"{self.name}, {self.kind}", *head], cells)
 
     def _rows(self) -> list[tuple[str, list[tuple[str, str]]]]:
-        """Accuracies in percent by model, as texts."""
+        """Accuracies in percent by model, as text."""
         keys = ("base", "novel", "harmonic_mean", "all")
         return [
             (
@@ -131,15 +131,15 @@ def open_run(run: Any = None, *, root: str | Path = "runs") -> Run:
 
     Args:
         run: its folder, `name/NN`, or a recipe's name for its newest finished run; None for the
-            newest finished student, or any run where no student is finished.
+            newest finished student, or any finished run if there is no student.
         root: folder of all runs.
 
     Raises:
-        RecipeError: there is no such run.
+        RecipeError: no such run.
     """
     return Run(find_run(run_argument(run), Path(root)))
 
 
 def list_runs(root: str | Path = "runs") -> list[Run]:
-    """Lists all runs, by name and number; folders that are no runs are passed over."""
+    """Lists all runs, by name and number; other folders are ignored."""
     return [Run(folder) for folder, _ in runs_in(Path(root))]

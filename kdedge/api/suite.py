@@ -29,20 +29,20 @@ def run_suite(
     `results.json`.
 
     Args:
-        file: of the suite.
+        file: the suite's YAML file.
         suites: folder of all suites.
         jobs: cells to run at the same time.
         root: folder of all runs.
-        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` where there is one.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
 
     Returns:
-        What `results.json` holds: `lines`, one for each recipe and method, with means, spreads and
-        the paper's figures; and `cells`, with each cell's status and run.
+        The content of `results.json`: `lines`, one for each recipe and method, with means, spreads
+        and the paper's figures; and `cells`, with each cell's status and run.
 
     Raises:
         CellsFailed: some cells failed; the others are finished and in the table.
         RecipeError: the suite or one of its recipes is wrong.
-        SetupError: torch or the device are missing.
+        SetupError: torch or the device is missing.
         ResourceError: the suite's folder cannot be written.
     """
     from kdedge.suite.run import check_failed
@@ -56,7 +56,7 @@ def run_suite(
 
 
 def open_suite(file: Path, suites: Path, root: Path, *, is_read_only: bool = False) -> Ledger:
-    """Reads a suite and plans its cells; nothing is known of them yet."""
+    """Reads a suite and plans its cells, without looking at their state."""
     need_training_packages("Training")
     from kdedge.config.suite import load_suite
     from kdedge.suite.folder import SuiteFolder
@@ -69,18 +69,18 @@ def open_suite(file: Path, suites: Path, root: Path, *, is_read_only: bool = Fal
 
 
 def look_at_suite(file: Path, suites: Path, root: Path) -> Ledger:
-    """Finds out how the cells of a suite stand, and runs none."""
+    """Finds the state of each cell of a suite, and runs none."""
     writes_nothing = not (root / ".cache").is_dir()
     ledger = open_suite(file, suites, root, is_read_only=writes_nothing)
     if root.is_dir() or ledger.folder.path.is_dir():
         if writes_nothing:
-            _LOG.info("Reading all images once, to tell which cells are finished.")
+            _LOG.info("Reading all images once to find out which cells are finished.")
         ledger.look()
     return ledger
 
 
 def make_suite(ledger: Ledger, root: Path, device: str | None, *, n_jobs: int) -> None:
-    """Runs what is left of a suite, and writes its tables after each cell."""
+    """Runs the unfinished cells of a suite, and writes its tables after each."""
     from kdedge.suite.run import run_suite as run_cells
     from kdedge.suite.tables import write_tables
 

@@ -1,4 +1,4 @@
-"""Training: a teacher, a student, a baseline."""
+"""Trains a teacher, a student or a baseline."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a call trains.
+    """Folder of runs and device of a call that trains.
 
     Attributes:
         root: folder of all runs.
-        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` where there is one.
-        resume: go on with interrupted runs of the same models.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
+        resume: continue interrupted runs of the same models.
     """
 
     root: Path
@@ -40,13 +40,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a call trained.
+    """The result of a call that trains.
 
     Attributes:
-        runs: finished ones; a student's teacher comes first.
+        runs: the finished runs; a student's teacher comes first.
         used: folders of the runs that were finished before.
-        is_rank0: whether this process speaks for all that torchrun started.
-        store: the teacher store, where one was filled.
+        is_rank0: whether this process prints, of all that torchrun started.
+        store: the teacher store, if one was filled.
     """
 
     runs: tuple[RunFolder, ...]
@@ -70,8 +70,8 @@ def teach(
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
         overrides: keys of the recipe with other values, such as `{"teacher.optim.lr": 0.01}`.
         root: folder of all runs.
-        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` where there is one.
-        resume: go on with an interrupted run of the same teacher.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
+        resume: continue an interrupted run of the same teacher.
         shorthands: `epochs`, `batch_size` and `lr` of the teacher, and `seed`.
 
     Returns:
@@ -80,7 +80,7 @@ def teach(
     Raises:
         RecipeError: the recipe is wrong.
         DataError: images, labels or class names are wrong or missing.
-        SetupError: torch, weights or the device are missing.
+        SetupError: torch, weights or the device is missing.
         DivergedError: the loss is not finite.
         ResourceError: memory or disk ran out.
     """
@@ -106,8 +106,8 @@ def distill(
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
         overrides: keys of the recipe with other values, such as `{"student.optim.lr": 0.01}`.
         root: folder of all runs.
-        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` where there is one.
-        resume: go on with interrupted runs of the same teacher and student.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
+        resume: continue interrupted runs of the same teacher and student.
         shorthands: `epochs`, `batch_size` and `lr` of the student, and `seed`.
 
     Returns:
@@ -116,7 +116,7 @@ def distill(
     Raises:
         RecipeError: the recipe is wrong.
         DataError: images, labels or class names are wrong or missing.
-        SetupError: torch, weights or the device are missing.
+        SetupError: torch, weights or the device is missing.
         DivergedError: the loss is not finite.
         ResourceError: memory or disk ran out.
     """
@@ -141,8 +141,8 @@ def train(
         method: its name, such as `coop`; None for the recipe's `baseline.method`.
         overrides: keys of the recipe with other values, such as `{"baseline.settings.n_ctx": 16}`.
         root: folder of all runs.
-        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` where there is one.
-        resume: go on with an interrupted run of the same baseline.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
+        resume: continue an interrupted run of the same baseline.
         shorthands: `epochs`, `batch_size` and `lr` of the baseline, and `seed`.
 
     Returns:
@@ -151,7 +151,7 @@ def train(
     Raises:
         RecipeError: the recipe is wrong, or the method learns from a teacher.
         DataError: images, labels or class names are wrong or missing.
-        SetupError: torch, weights or the device are missing.
+        SetupError: torch, weights or the device is missing.
         DivergedError: the loss is not finite.
         ResourceError: memory or disk ran out.
     """
@@ -166,9 +166,9 @@ def make_teacher(
 
     Args:
         loaded: the recipe.
-        place: where.
+        place: folder of runs, device, and whether to resume.
         is_stored: also fill the teacher store; a finished teacher is then used again.
-        shard: which part of the store, and of how many.
+        shard: part of the store to fill, from 1, and number of parts.
     """
     with _ready(loaded, place) as (workspace, used):
         from kdedge.setup.unused_optim import trained_roles, warn_of_unused_optim
@@ -196,7 +196,7 @@ def make_student(loaded: LoadedRecipe, place: Place) -> Trained:
 
 
 def make_baseline(loaded: LoadedRecipe, place: Place, method: str | None) -> Trained:
-    """Trains a baseline of a recipe; without a method the one that it names."""
+    """Trains a baseline of a recipe; None for the method that the recipe names."""
     with _ready(loaded, place) as (workspace, used):
         from kdedge.setup.unused_optim import warn_of_unused_optim
         from kdedge.training.baseline import train_baseline, with_baseline
@@ -208,9 +208,9 @@ def make_baseline(loaded: LoadedRecipe, place: Place, method: str | None) -> Tra
 
 @contextmanager
 def _ready(loaded: LoadedRecipe, place: Place) -> Iterator[tuple[Workspace, set[Path]]]:
-    """Context with where a call trains, with all processes that torchrun started.
+    """Context with the workspace of a call that trains, joined with torchrun's other processes.
 
-    Beside it are the folders of the runs that are finished now.
+    It also gives the folders of the runs that are finished already.
     """
     check_paths(loaded)
     need_training_packages("Training")

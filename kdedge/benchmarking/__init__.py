@@ -1,1 +1,1 @@
-"""Speed, size and work of models, measured on this machine."""
+"""Measures speed, size and work of models on this machine."""

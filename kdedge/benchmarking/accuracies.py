@@ -1,4 +1,4 @@
-"""Accuracies in tables of speed: those in one column are of the same images."""
+"""Accuracies in speed tables; each column has one set of images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kdedge.speed_results import Accuracy, ModelFacts, accuracy_sets
 
 
 def accuracy_columns(sets: Sequence[Accuracy]) -> list[tuple[str, Accuracy]]:
-    """The heading of each set of images: `acc.`, with the number of images from the second on."""
+    """Column headings of the sets of images: `acc.`, from the second on with their number."""
     return [
         ("acc." if not number else f"acc. {'files' if one.n_images is None else one.n_images}", one)
         for number, one in enumerate(sets)
@@ -17,7 +17,7 @@ def accuracy_columns(sets: Sequence[Accuracy]) -> list[tuple[str, Accuracy]]:
 
 
 def accuracy_grids(models: Sequence[ModelFacts], labels: Sequence[str]) -> list[Grid]:
-    """A table for each set of images."""
+    """One table per set of images."""
     sets = accuracy_sets(models)
     grids = []
     for images in sets:
@@ -33,7 +33,7 @@ def accuracy_grids(models: Sequence[ModelFacts], labels: Sequence[str]) -> list[
 
 
 def agreement_grid(models: Sequence[ModelFacts], labels: Sequence[str]) -> Grid:
-    """How files agree with their float32 model, and on which images."""
+    """Agreement of files with their float32 model, and the images it was measured on."""
     rows = [
         [label, percent(row.accuracy.agreement), row.accuracy.source]
         for label, row in zip(labels, models, strict=True)
@@ -44,5 +44,5 @@ def agreement_grid(models: Sequence[ModelFacts], labels: Sequence[str]) -> Grid:
 
 
 def percent(value: float | None) -> str:
-    """A percentage with two digits, or a dash where there is none."""
+    """A percentage with two digits; a dash for None."""
     return "-" if value is None else f"{value:.2f}"

@@ -1,4 +1,4 @@
-"""The rows of an artifact: each of its files that this machine can run, without torch."""
+"""The rows of an artifact: each file that this machine can run, without torch."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets, load_run
 
 PHOTO_PX = (640, 480)
-"""The size of the image file that calls from an image file decode, in pixels."""
+"""Size in pixels of the JPEG that calls from an image file decode."""
 
 
 def artifact_subjects(artifact: Artifact, *, n_threads: int | None) -> list[Subject]:
-    """A row for each file whose target has a backend, on this machine or another.
+    """One row per file whose target has a backend, on this machine or another.
 
     Args:
-        artifact: what there is.
-        n_threads: of the CPU; None for the engine's own choice.
+        artifact: the artifact.
+        n_threads: CPU threads; None for the engine's default.
     """
     targets = {target.name: target for target in list_targets() if target.backend is not None}
     return [
@@ -45,13 +45,13 @@ def artifact_subjects(artifact: Artifact, *, n_threads: int | None) -> list[Subj
 
 
 def comparison(artifact: Artifact) -> ParityResult | None:
-    """How one of an artifact's files compares on labeled images; all were compared on the same."""
+    """The comparison of a file on labeled images; all files were compared on the same ones."""
     parities = (file.parity for file in artifact.files if file.parity is not None)
     return next((parity for parity in parities if parity.n_labeled), None)
 
 
 def find_artifact(path: Path) -> tuple[Path, str | None] | None:
-    """The artifact's folder that a path means, and which file of it; None where it is neither."""
+    """Artifact folder and, for a path to a file, the file's name; None for other paths."""
     if (path / FILE_NAME).is_file():
         return path, None
     if path.is_file() and (path.parent / FILE_NAME).is_file():
@@ -102,7 +102,7 @@ def _subject(artifact: Artifact, file: ModelFile, target: Target, n_threads: int
 
 
 def _counted(artifact: Artifact, file: ModelFile) -> dict[str, Any]:
-    """What was counted in a file's graph at its export; an engine's is its ONNX file's."""
+    """Operations counted in a file's graph at export; for an engine, those of its ONNX file."""
     graphs = [file] + [other for other in artifact.files if other.sha256 == file.made_from]
     keys = ("gmacs", "parameters")
     found = [{key: f.built_with[key] for key in keys if key in f.built_with} for f in graphs]
@@ -110,10 +110,10 @@ def _counted(artifact: Artifact, file: ModelFile) -> dict[str, Any]:
 
 
 class LoadedModelFile:
-    """A model file on its backend, as a subject; see `bench.subject.LoadedSubject`.
+    """A model file on its backend; see `benchmarking.subject.LoadedSubject`.
 
-    A call of a backend takes the host's memory and gives the host's back: where a GPU computes, it
-    is timed with the copies, and by the GPU's own events without them.
+    A backend's call takes and returns host memory. On a GPU, it is timed with the copies and, by
+    the GPU's own events, without them.
     """
 
     def __init__(self, artifact: Artifact, backend: Backend) -> None:
@@ -131,15 +131,17 @@ class LoadedModelFile:
         self._artifact, self._backend = artifact, backend
 
     def call(self, batch: int, inputs: Inputs) -> Call:
-        """Runs random pixels, or decodes a JPEG, prepares and runs it.
+        """Returns a call that runs random pixels, or decodes, preprocesses and runs a JPEG.
 
         Raises:
-            DataError: the artifact's batch is larger than one, and an image file is one image.
+            DataError: the artifact's batch is larger than the one image of an image file.
         """
         size = self._artifact.preprocess.size_px
         if inputs == "image file":
             if batch != 1:
-                raise DataError(f"An image file is one image, and {batch} were asked for.")
+                raise DataError(
+                    f"An image file has one image, but the artifact takes batches of {batch}."
+                )
             photo = photo_bytes()
             return host_timed(lambda: self._run(self._decoded(photo)[None]))
         pixels = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
@@ -157,7 +159,7 @@ class LoadedModelFile:
 
 
 def photo_bytes() -> bytes:
-    """A JPEG of `PHOTO_PX` with a photo's amount of detail; the same on every machine."""
+    """A JPEG of `PHOTO_PX` with the detail of a photo; the same on every machine."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize(PHOTO_PX, Image.Resampling.BICUBIC), np.float32)

@@ -1,4 +1,4 @@
-"""A measured table against an earlier one: what became slower, for a user's own CI."""
+"""Compares a measured table with an earlier one, to find what became slower, as in CI."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ def check_regressions(
     """Compares the medians of every row and batch that both tables have.
 
     Args:
-        result: measured now.
-        baseline: measured before.
-        max_percent: a median may be so much longer, in percent.
-        where: what the baseline is called in messages.
+        result: the new measurement.
+        baseline: the earlier measurement.
+        max_percent: largest accepted increase of a median, in percent.
+        where: the baseline's name in messages.
 
     Returns:
-        A line on each pair that both have, for a person to read.
+        One readable line per median that both have.
 
     Raises:
         RecipeError: the baseline has no row of this table.
-        GateError: a median grew by more, or what the baseline has could not be measured any more.
+        GateError: a median grew by more, or a row of the baseline could not be measured now.
     """
     before = {
         (row.key, found.batch, found.inputs): found
@@ -44,11 +44,12 @@ def check_regressions(
     lost = _lost(result, baseline)
     if lost:
         raise GateError(
-            f"{where} has what could not be measured now:\n" + "\n".join(f"  {one}" for one in lost)
+            f"These rows of {where} could not be measured now:\n"
+            + "\n".join(f"  {one}" for one in lost)
         )
     if not lines:
         raise RecipeError(
-            f"{where} and this table have no model in common.\n"
+            f"{where} has no model of this table.\n"
             "  Measure the same models: name the same runs or artifacts."
         )
     if slower:
@@ -60,7 +61,7 @@ def check_regressions(
 
 
 def _lost(result: SpeedResult, baseline: SpeedResult) -> list[str]:
-    """What the baseline measured and what failed or was left out now, and why."""
+    """Rows of the baseline that failed or were left out now, and why."""
     failed = {row.label: row.problem for row in result.rows if row.problem is not None}
     why = {**result.left_out, **failed}
     measured = [
@@ -74,30 +75,31 @@ def _lost(result: SpeedResult, baseline: SpeedResult) -> list[str]:
 def check_comparable(
     baseline: SpeedResult, *, device: dict[str, Any], n_threads: int | None, where: str
 ) -> None:
-    """Makes sure that a table measured now can be held against a baseline.
+    """Checks that a new measurement can be compared with a baseline.
 
     Args:
-        baseline: measured before.
-        device: this machine's sheet.
-        n_threads: of the CPU, as asked for.
-        where: what the baseline is called in messages.
+        baseline: the earlier measurement.
+        device: this machine's device sheet.
+        n_threads: CPU threads of the new measurement; None for the default.
+        where: the baseline's name in messages.
 
     Raises:
-        RecipeError: it is of another machine, a Jetson's other power mode, or another number of
-            threads.
+        RecipeError: it was measured on another machine, in another power mode of a Jetson, or with
+            another number of threads.
     """
     before, now = _machine(baseline.device), _machine(device)
     if before != now:
         raise RecipeError(
             f"{where} was measured on another machine: {before}.\n"
-            f"  This one is {now}. Measure a baseline here."
+            f"  This one is {now}. Measure a new baseline on this machine."
         )
     old = baseline.settings.get("threads")
     if old != n_threads:
         remedy = "without --threads" if old is None else f"with --threads {old}"
         raise RecipeError(
-            f"{where} was measured {remedy}, and this call would be with another number.\n"
-            f"  Call it {remedy} too, or measure a new baseline."
+            f"{where} was measured {remedy}, but this measurement would use another number of"
+            " threads.\n"
+            f"  Run the command {remedy} too, or measure a new baseline."
         )
 
 

@@ -1,10 +1,10 @@
-"""The device sheet: what a speed figure was measured on, and whether it was throttled meanwhile.
+"""The device sheet: the hardware and software of a measurement, and whether it was throttled.
 
-Read from the operating system's files, nvpmodel, and NVIDIA's management library where nvidia-ml-py
-is installed. What a machine does not have is left out of its sheet.
+It is read from the operating system's files, nvpmodel, and NVIDIA's management library if
+nvidia-ml-py is installed. Facts that a machine does not have are left out.
 
-Source of Jetson's places: NVIDIA's Jetson Linux developer guide, power management and
-INA3221 monitors.
+Source of Jetson's file paths: NVIDIA's Jetson Linux developer guide, power management and INA3221
+monitors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SYSTEM = Path("/")
 
 
 def device_sheet(root: Path = _SYSTEM) -> dict[str, Any]:
-    """Gives machine, processor, GPUs, versions and power mode as plain values.
+    """Returns machine, processor, GPUs, versions and power mode as plain values.
 
     Args:
         root: of the file system.
@@ -42,7 +42,7 @@ def device_sheet(root: Path = _SYSTEM) -> dict[str, Any]:
     }
     if hasattr(os, "sched_getaffinity"):
         sheet["affinity"] = sorted(os.sched_getaffinity(0))
-    if "OMP_NUM_THREADS" in os.environ:  # what libraries choose by
+    if "OMP_NUM_THREADS" in os.environ:  # libraries choose their threads by it
         sheet["omp_num_threads"] = os.environ["OMP_NUM_THREADS"]
     sheet["threads_spin"] = may_spin()
     governors = _texts(root, "sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")
@@ -56,7 +56,7 @@ def device_sheet(root: Path = _SYSTEM) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    """Versions of what computes: torch, NumPy and what the targets with a backend need."""
+    """Versions of torch, NumPy and the packages of targets with a backend."""
     targets = [target for target in list_targets() if target.backend is not None]
     of_targets = [name for t in targets for package in t.packages for name in package.distributions]
     found = {}
@@ -67,7 +67,7 @@ def _versions() -> dict[str, str]:
 
 
 def _texts(root: Path, pattern: str) -> list[str]:
-    """What the files of a pattern hold; those that cannot be read are passed over."""
+    """The contents of the files of a pattern; unreadable ones are skipped."""
     texts = []
     for path in sorted(root.glob(pattern)):
         with contextlib.suppress(OSError, UnicodeDecodeError):
@@ -76,7 +76,7 @@ def _texts(root: Path, pattern: str) -> list[str]:
 
 
 def _jetson(root: Path) -> dict[str, Any]:
-    """Board, release and power mode; empty where this is no Jetson."""
+    """Board, release and power mode; empty unless this is a Jetson."""
     release = _texts(root, "etc/nv_tegra_release")
     if not release:
         return {}
@@ -90,7 +90,7 @@ def _jetson(root: Path) -> dict[str, Any]:
 
 
 def _power_mode() -> str:
-    """What `nvpmodel -q` says, in one line."""
+    """The output of `nvpmodel -q`, on one line."""
     try:
         done = subprocess.run(
             ["nvpmodel", "-q"],  # noqa: S607 - where it is differs between releases
@@ -111,7 +111,7 @@ def _are_clocks_fixed(root: Path) -> bool | None:
 
 
 def conditions(root: Path = _SYSTEM) -> dict[str, Any]:
-    """What may change while something is measured: clocks, temperatures, throttle counters.
+    """State that may change during a measurement: clocks, temperatures, throttle counters.
 
     Args:
         root: of the file system.
@@ -136,7 +136,7 @@ def conditions(root: Path = _SYSTEM) -> dict[str, Any]:
 
 
 def _temperatures(root: Path) -> dict[str, float]:
-    """Celsius by zone; without those that do not answer, as of a part that is switched off."""
+    """Degrees Celsius by zone; zones that do not answer, as of switched-off parts, are skipped."""
     found = {}
     for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
         with contextlib.suppress(OSError, ValueError):
@@ -146,13 +146,13 @@ def _temperatures(root: Path) -> dict[str, float]:
 
 
 def was_throttled(before: dict[str, Any], after: dict[str, Any]) -> bool | None:
-    """Whether the device slowed itself down in between; None where nothing here would tell."""
+    """Whether the device slowed itself down in between; None without such a counter."""
     answers = []
     if "throttle_events" in after:
         answers.append(after["throttle_events"] > before.get("throttle_events", 0))
     gpus = after.get("gpus", [])
     answers += [bool(gpu["throttle_reasons"]) for gpu in gpus]
-    # Reasons are those of one moment, and before and after a measurement a GPU is idle
+    # Only counters: throttle reasons are momentary, and the GPU is idle before and after
     answers += [
         gpu["slowed_ns"] > was["slowed_ns"]
         for was, gpu in zip(before.get("gpus", []), gpus, strict=False)
@@ -162,7 +162,7 @@ def was_throttled(before: dict[str, Any], after: dict[str, Any]) -> bool | None:
 
 
 def _gpus() -> Iterator[tuple[Any, Any]]:
-    """NVIDIA's management library with the handle of each GPU; nothing where it is not there."""
+    """NVIDIA's management library with the handle of each GPU; empty without the library."""
     try:
         import pynvml as nvml
     except ImportError:
@@ -205,7 +205,7 @@ def _gpu_conditions(nvml: Any, gpu: Any) -> dict[str, Any]:
 
 
 def _slowed_ns(nvml: Any, gpu: Any) -> int | None:
-    """How long power and heat have slowed a GPU down so far; None where it does not count."""
+    """How long power and heat have slowed a GPU down so far; None if it does not count that."""
     policies = (nvml.NVML_PERF_POLICY_POWER, nvml.NVML_PERF_POLICY_THERMAL)
     found = [_asked(nvml, nvml.nvmlDeviceGetViolationStatus, gpu, policy) for policy in policies]
     times = [int(one.violationTime) for one in found if one is not None]
@@ -213,7 +213,7 @@ def _slowed_ns(nvml: Any, gpu: Any) -> int | None:
 
 
 def _asked(nvml: Any, question: Any, *arguments: Any) -> Any:
-    """The library's answer; None where a GPU does not support the question."""
+    """The library's value; None if a GPU does not support the query."""
     try:
         answer = question(*arguments)
     except nvml.NVMLError:

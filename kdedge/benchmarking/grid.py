@@ -1,4 +1,4 @@
-"""A table of texts, before anything lays it out."""
+"""A table of texts, before its layout."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ class Grid:
     """One table.
 
     Attributes:
-        title: what it shows, with units.
-        header: of its columns; the first is the model's.
+        title: the subject, with units.
+        header: column titles; the first column names the model.
         rows: cells.
     """
 

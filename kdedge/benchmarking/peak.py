@@ -1,7 +1,7 @@
-"""The machine's own limits: the fastest matrix product here, and the fastest copy.
+"""Measures the machine's limits: its fastest matrix product and its fastest copy.
 
-The best of what is installed counts: NumPy's, PyTorch's and ONNX Runtime's products differ by a
-third on one CPU. A share is of what can be reached here, not of a data sheet.
+The best installed library counts: the products of NumPy, PyTorch and ONNX Runtime differ by a third
+on one CPU. Shares thus refer to what the machine can reach, not to a data sheet.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from kdedge.runtime.threads import number_of_threads
 
 @dataclass(frozen=True)
 class Effort:
-    """How much work the peaks are measured with.
+    """The amount of work to measure the peaks with.
 
     Attributes:
         side: rows and columns of the CPU's matrices.
-        gpu_side: of the GPU's.
+        gpu_side: rows and columns of the GPU's matrices.
         copy_bytes: bytes of a copy.
-        seconds: how long each product and each copy is repeated, two calls at least.
+        seconds: time for which each product and copy is repeated; at least two calls.
     """
 
     side: int = 2048
@@ -39,16 +39,16 @@ class Effort:
 def measure_peaks(
     *, n_threads: int | None = None, gpu: bool = False, effort: Effort = Effort()
 ) -> dict[str, Any]:
-    """Gives the highest rates seen, as plain values.
+    """Returns the highest measured rates, as plain values.
 
     Args:
-        n_threads: of the CPU; None for each library's own choice.
-        gpu: whether to measure torch's CUDA device too, where torch is here and has one.
-        effort: how much work.
+        n_threads: CPU threads; None for each library's default.
+        gpu: whether to also measure torch's CUDA device, if there is one.
+        effort: amount of work.
 
     Returns:
-        By kind of device, `CPU` and perhaps `GPU`: `gmacs_per_second` by precision with what
-        reached it (`by`), and `copy_bytes_per_second`, a byte read and written counted as two.
+        For `CPU` and, if measured, `GPU`: `gmacs_per_second` by precision with the library that
+        reached it (`by`), and `copy_bytes_per_second`, which counts reads and writes.
     """
     cpu = _best(_cpu_products(effort.side, n_threads), effort.side, effort.seconds)
     source, target = np.ones(effort.copy_bytes, np.uint8), np.empty(effort.copy_bytes, np.uint8)
@@ -69,7 +69,7 @@ def _best(
 
 
 def _fastest(work: Callable[[], Any], seconds: float) -> float:
-    """Seconds of the quickest of some calls that take so long together, two at least."""
+    """Seconds of the quickest call; repeats for the given time, at least twice."""
     work()
     taken: list[float] = []
     while len(taken) < 2 or sum(taken) < seconds:
@@ -88,14 +88,14 @@ def _cpu_products(side: int, n_threads: int | None) -> Iterator[tuple[str, str, 
 
         b = torch.from_numpy(a)
         yield "fp32", f"PyTorch {torch.__version__}", lambda: b @ b
-    with contextlib.suppress(ImportError):  # without either there is one library less
+    with contextlib.suppress(ImportError):  # not installed: measure without it
         yield from _onnxruntime_products(a, n_threads)
 
 
 def _onnxruntime_products(
     a: np.ndarray[Any, Any], n_threads: int | None
 ) -> Iterator[tuple[str, str, Callable[[], Any]]]:
-    """Products with a constant, as a model has them: ONNX Runtime packs constants once."""
+    """Products with a constant, as in a model: ONNX Runtime packs constants once."""
     import onnx
     import onnxruntime as ort
 
@@ -104,7 +104,7 @@ def _onnxruntime_products(
     integers = (a * 40).clip(-127, 127).astype(np.int8)
     kinds = {
         "fp32": ("MatMul", onnx.TensorProto.FLOAT, a, a),
-        # Its CPU has no faster product than of bytes without a sign by signed ones
+        # Its fastest INT8 product on a CPU is unsigned by signed bytes
         "int8": ("MatMulInteger", onnx.TensorProto.INT32, integers.view(np.uint8), integers),
     }
     for precision, (operator, output, left, right) in kinds.items():
@@ -129,7 +129,7 @@ def _onnxruntime_products(
 
 
 def _gpu_peaks(effort: Effort) -> dict[str, Any]:
-    """Nothing where torch is not installed or has no CUDA: engines run on a GPU without it."""
+    """Empty if torch is not installed or has no CUDA; engines run on a GPU without it."""
     if importlib.util.find_spec("torch") is None:
         return {}
     import torch

@@ -1,7 +1,7 @@
-"""Power while a model runs: Jetson's INA3221 rails, or NVIDIA's management library.
+"""Measures power while a model runs: Jetson's INA3221 rails, or NVIDIA's management library.
 
-Samples are taken by a thread at 20 Hz, and count only while a timed turn lasts. Nothing is
-subtracted: the figure is the module's or the GPU's, not the model's share of it.
+A thread samples at 20 Hz, only during timed calls. Idle power is not subtracted: the figure is the
+total of the module or the GPU.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _MODULE_INPUT = "VDD_IN"
 
 
 def find_power(root: Path = Path("/")) -> Power:
-    """What measures power on this machine.
+    """Returns the power sensor of this machine.
 
     Args:
-        root: of the file system.
+        root: root of the file system.
     """
     if (module := _ina_reader(root)) is not None:
         return SampledPower(module)
@@ -37,8 +37,8 @@ class SampledPower:
     """Samples watts in a thread while something runs.
 
     Args:
-        read: watts now; None where the sensor does not answer.
-        devices: whose power that is.
+        read: returns the current watts; None if the sensor does not answer.
+        devices: devices that the sensor covers.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class SampledPower:
         self._samples: dict[Hashable, list[float]] = {}
 
     def covers(self, device: str) -> bool:
-        """Whether what runs on `CPU` or `GPU` draws the power that is measured."""
+        """Whether the sensor measures the power of `CPU` or `GPU`."""
         return device in self._devices
 
     @contextlib.contextmanager
     def during(self, key: Hashable) -> Iterator[None]:
-        """Context in which samples are counted for `key`; one at least is tried."""
+        """Context in which samples count for `key`; at least one is taken."""
         samples = self._samples.setdefault(key, [])
         ended = threading.Event()
 
@@ -74,18 +74,18 @@ class SampledPower:
             thread.join()
 
     def watts(self, key: Hashable) -> float | None:
-        """The mean of the samples since it was last asked for."""
+        """The mean of the samples since the last call."""
         samples = self._samples.pop(key, [])
         return statistics.fmean(samples) if samples else None
 
 
 def _ina_reader(root: Path) -> Callable[[], float | None] | None:
-    """Reads the module's input rail, or on boards without one the sum of all rails."""
+    """Reads the module's input rail, or the sum of all rails on boards without one."""
     rails: dict[str, tuple[Path, Path]] = {}
     for label in sorted(root.glob("sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in*_label")):
         number = label.name.removeprefix("in").removesuffix("_label")
         volts, amperes = (label.with_name(f"{kind}{number}_input") for kind in ("in", "curr"))
-        if volts.is_file() and amperes.is_file():  # the chip's sum of shunt voltages is no rail
+        if volts.is_file() and amperes.is_file():  # the chip's sum of shunt voltages is not a rail
             rails[label.read_text().strip()] = (volts, amperes)
     if not rails:
         return None
@@ -101,7 +101,7 @@ def _ina_reader(root: Path) -> Callable[[], float | None] | None:
 
 
 def _nvml_reader() -> Callable[[], float | None] | None:
-    """Reads the draw of the first GPU that CUDA may use."""
+    """Reads the power of the first GPU that CUDA may use."""
     try:
         import pynvml as nvml
     except ImportError:
@@ -123,7 +123,7 @@ def _nvml_reader() -> Callable[[], float | None] | None:
 
 
 def _first_gpu(nvml: Any) -> Any:
-    """The handle of CUDA's first GPU: NVML counts those too that CUDA_VISIBLE_DEVICES hides."""
+    """The handle of CUDA's first GPU; NVML also counts GPUs that CUDA_VISIBLE_DEVICES hides."""
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
     if first.startswith(("GPU-", "MIG-")):
         return nvml.nvmlDeviceGetHandleByUUID(first)

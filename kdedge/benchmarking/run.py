@@ -1,4 +1,4 @@
-"""Measuring a table: every model loaded, then batch size by batch size against the others."""
+"""Measures a table: loads every model, then times all of them at each batch size."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CALL_INPUTS: tuple[Inputs, ...] = ("on device", "copied")
 
 @dataclass
 class _Row:
-    """A row while it is measured."""
+    """The state of a row while it is measured."""
 
     subject: Subject
     loaded: LoadedSubject | None = None
@@ -37,18 +37,18 @@ class _Row:
 
     @property
     def device(self) -> str:
-        """Which of the machine's peaks it is held against."""
+        """The device whose peaks its shares refer to."""
         return "GPU" if self.loaded is not None and self.loaded.is_gpu else "CPU"
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What measures this machine itself.
+    """Functions that measure this machine.
 
     Attributes:
-        peaks: gives its highest rates, as `bench.peak.measure_peaks` does.
-        power: gives what measures its power.
-        watch: watches what other processes take, as `watch_contention` does.
+        peaks: returns its highest rates, like `benchmarking.peak.measure_peaks`.
+        power: returns its power sensor.
+        watch: watches the load of other processes, like `watch_contention`.
         wait: called before each turn; it may wait until the machine is quiet.
     """
 
@@ -74,16 +74,16 @@ def run_bench(
     Args:
         subjects: the models, the baseline of ratios first.
         plan: how long each is timed.
-        batches: images a call; a model that does not take one is passed over there.
-        n_threads: of the CPU, for the record; None for each library's own choice.
-        left_out: what is missing already, and why.
-        command: as it was typed.
-        when_interrupted: gets what was measured before Ctrl-C or SIGTERM, if anything was; the
-            interrupt goes on afterwards.
-        machine: what measures peaks and power, and watches other processes.
+        batches: images per call; a model is left out at batches that it does not take.
+        n_threads: CPU threads, for the record; None for each library's default.
+        left_out: models that are already left out, and why.
+        command: the command line, for the record.
+        when_interrupted: called with the measurements so far, if any, on Ctrl-C or SIGTERM; the
+            interrupt is then raised again.
+        machine: measures peaks and power, and watches other processes.
 
     Raises:
-        KdedgeError: none of the models could be measured; the first one's error.
+        KdedgeError: no model could be measured; it is the first model's error.
     """
     left_out = dict(left_out)
     before = conditions()
@@ -97,7 +97,7 @@ def run_bench(
             if not any(row.measurements for row in rows):
                 raise
             interrupt = error
-            left_out["all that follows"] = "the measurement was interrupted"
+            left_out["the remaining measurements"] = "the measurement was interrupted"
         finished = [_finish(row, peaks) for row in rows]
     errors = [row.problem for row in rows if row.problem is not None]
     if errors and not any(row.measurements for row in finished):
@@ -132,12 +132,12 @@ def _load_all(
     n_threads: int | None,
     left_out: dict[str, str],
 ) -> tuple[list[_Row], dict[str, Any]]:
-    """Loads what this machine can run, and measures its peaks; a row that fails says why.
+    """Loads the models that this machine can run, and measures its peaks; failures are recorded.
 
-    The peaks follow the first row, so that no other has a first call that takes too long.
+    Peaks are measured after the first row. They tell which first calls would take too long.
 
     Raises:
-        MissingPackage, BackendUnavailable: nothing of it can run here; the first one's error.
+        MissingPackage, BackendUnavailable: nothing can run here; it is the first model's error.
     """
     rows: list[_Row] = []
     absent: list[KdedgeError] = []
@@ -170,7 +170,7 @@ def _load_all(
 
 
 def _load(row: _Row, held: ExitStack, plan: TimingPlan, peaks: dict[str, Any]) -> None:
-    """Loads a row's model; a first call, if it is not too slow, tells the memory."""
+    """Loads a row's model; a first call, if it is not too slow, measures its memory."""
     with watching_peak() as added:
         row.loaded = held.enter_context(row.subject.load())
         low, _ = row.loaded.batches
@@ -189,7 +189,7 @@ def _measure_all(
     machine: Machine,
     left_out: dict[str, str],
 ) -> None:
-    """Times every batch size, then calls from an image file, all rows of one against each other."""
+    """Times all rows against each other, at every batch size and then from an image file."""
     turns: list[tuple[int, Inputs]] = [
         (batch, inputs) for batch in batches for inputs in _CALL_INPUTS
     ]
@@ -221,7 +221,7 @@ def _able(
     peaks: dict[str, Any],
     left_out: dict[str, str],
 ) -> list[_Row]:
-    """The rows that are timed so; `left_out` gets the others that start from such images."""
+    """The rows that can be timed at this batch and input; the others are added to `left_out`."""
     able = []
     for row in rows:
         if row.loaded is None or row.problem is not None or inputs not in row.loaded.inputs:
@@ -241,11 +241,13 @@ def _why_not(
     plan: TimingPlan,
     peaks: dict[str, Any],
 ) -> str | None:
-    """Why a row is not timed at a batch size; None where it is."""
+    """Why a row is not timed at a batch size; None if it is."""
     low, high = batches
     if batch < low or (high is not None and batch > high):
         return (
-            f"it takes {low} to {high} images a call" if low != high else f"it takes {low} a call"
+            f"it takes {low} to {high} images per call"
+            if low != high
+            else f"it takes {low} per call"
         )
     seconds = _seconds(row, batch, peaks)
     if seconds > plan.call_seconds:
@@ -254,13 +256,13 @@ def _why_not(
 
 
 def _seconds(row: _Row, batch: int, peaks: dict[str, Any]) -> float:
-    """How long a call takes at least, by its work and the machine's peak; 0 where not known."""
+    """Lower bound of a call's time from its work and the machine's peak; 0 if unknown."""
     rate, gmacs = _peak(row, peaks), row.subject.gmacs(batch)
     return 0.0 if rate is None or gmacs is None else gmacs * batch / rate
 
 
 def _peak(row: _Row, peaks: dict[str, Any]) -> float | None:
-    """GMACs a second that the row's device reaches in its precision, or in fp32 on a CPU."""
+    """Peak GMACs per second of the row's device in its precision, or in fp32 on a CPU."""
     rates = peaks.get(row.device, {}).get("gmacs_per_second", {})
     precision = row.subject.precision
     if precision not in rates and row.device == "CPU":  # which has no FP16 arithmetic
@@ -278,11 +280,11 @@ def _measure_turn(
     watch: Watch,
     after_turn: Any,
 ) -> _Row | None:
-    """Times rows against each other; gives the baseline: the first row that was ever timed."""
+    """Times rows against each other; returns the baseline: the first row that was ever timed."""
     calls = {}
     by_key = {}
     for number, row in enumerate(rows):
-        assert row.loaded is not None  # or it would not take the batch
+        assert row.loaded is not None  # otherwise it does not take the batch
         try:
             key = f"{number} {row.subject.label}"
             calls[key], by_key[key] = row.loaded.call(batch, inputs), row
@@ -299,7 +301,7 @@ def _measure_turn(
             one.watts = None
         found = summarize(one, batch=batch, inputs=inputs, baseline=against)
         if found is not None:
-            if by_key[key].device == "GPU":  # which keeps computing where others have the cores
+            if by_key[key].device == "GPU":  # a GPU keeps computing when others use the cores
                 found = replace(found, others_percent=None)
             by_key[key].measurements.append(found)
         if one.problem is not None:
@@ -328,7 +330,7 @@ def _finish(row: _Row, peaks: dict[str, Any]) -> SpeedRow:
 
 
 def _shares(row: _Row, peaks: dict[str, Any]) -> tuple[float | None, float | None]:
-    """The largest shares of peak products and peak copies over the batches, in percent."""
+    """The largest shares of peak products and peak copies over all batches, in percent."""
     rate = _peak(row, peaks)
     bandwidth = peaks.get(row.device, {}).get("copy_bytes_per_second")
     n_bytes = row.subject.n_bytes

@@ -1,7 +1,7 @@
-"""The rows of a run: its model, its teacher, plain CLIP and the methods it is compared with.
+"""The rows of a run: its model, its teacher, plain CLIP, and methods to compare with.
 
-Speed and work depend on the architecture and the protocol alone, so a method that was never trained
-here has them too; an accuracy is there only where a run measured it.
+Speed and work depend only on the architecture and the protocol, so even untrained methods have
+them; accuracies come from finished runs.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ def run_subjects(
     against: Sequence[str],
     compared: ParityResult | None = None,
 ) -> tuple[list[Subject], dict[str, str]]:
-    """The rows of a finished run, by PyTorch, and what is missing and why.
+    """Returns the rows of a finished run in PyTorch, and what is left out and why.
 
     Args:
-        run: a student's, a teacher's or a baseline's.
-        workspace: its folder of runs has the others' accuracies.
+        run: run of a student, a teacher or a baseline.
+        workspace: its folder of runs has the accuracies of other models.
         against: methods on the student's backbone to compare with.
-        compared: of a file of the run: the models' accuracies on its images stand beside it.
+        compared: comparison of a file of the run; models also get accuracies on its images.
 
     Raises:
         RecipeError: the run is not finished or has no class vectors, or a method is unknown or
             learns from a teacher.
-        DataError: the run's files do not belong together.
+        DataError: the run's files do not match.
     """
     for name in against:
         _check_method(name)
@@ -84,7 +84,9 @@ def run_subjects(
         plain = zero_shot(trained.backbone, len(trained.class_names))
         add(plain, _known(run, "zeroshot", compared))
     else:
-        left_out[title("zeroshot")] = f"{trained.backbone.name} has no text encoder that runs here"
+        left_out[title("zeroshot")] = (
+            f"{trained.backbone.name} has no text encoder that runs here"
+        )
     baselines = {} if recipe.student is None else newest_baselines(workspace.root, recipe.name)
     for name in against if recipe.student is not None else ():
         found = baselines.get(name)
@@ -108,12 +110,12 @@ def run_subjects(
 
 
 def _compare_test_images(trained: RunModel) -> None:
-    """Says where the accuracies of the run are of other test images than there are now."""
+    """Warns if the run's accuracies were measured on other test images than the current ones."""
     try:
         lists = {"test": trained.images("test")}
     except KdedgeError as error:
         log.warning(
-            "The accuracies of %s are of test images that cannot be read now: %s",
+            "The accuracies of %s were measured on test images that cannot be read now: %s",
             *(trained.run.name, str(error).partition("\n")[0]),
         )
         return
@@ -121,18 +123,19 @@ def _compare_test_images(trained: RunModel) -> None:
 
 
 def folded_name(run: RunFolder) -> str:
-    """What a run's exported files are called where they are left out together."""
+    """The name of a run's exported files, when all are left out."""
     return f"{run.name} folded"
 
 
 def _check_has_class_vectors(run: RunFolder) -> None:
-    """Refuses a run whose model stands beside another run's and not by itself."""
+    """Refuses a run without class vectors, which can only be measured beside another run."""
     choice = choose_method(load_recipe(run.recipe), run.kind)
     if not has_class_vectors(choice):
         raise RecipeError(
             f"{run.path} is a run of {choice.name}, which"
-            f" {choice.module.Method.why_no_class_vectors}: it is measured beside another run.\n"
-            f"  Name that one: kdedge bench RUN --against {choice.name}"
+            f" {choice.module.Method.why_no_class_vectors}: it can only be measured beside"
+            " another run.\n"
+            f"  Name another run: kdedge bench RUN --against {choice.name}"
         )
 
 
@@ -141,19 +144,19 @@ def _check_method(name: str) -> None:
     if module.METHOD.needs_teacher:
         able = [known for known in list_methods() if not load_method(known).METHOD.needs_teacher]
         raise RecipeError(
-            f"--against {name}: it learns from a teacher, and is measured by its own run.\n"
-            f"  Compare with one of: {', '.join(able)}."
+            f"--against {name}: it learns from a teacher; name its own run instead.\n"
+            f"  Or compare with one of: {', '.join(able)}."
         )
 
 
 def _baseline(name: str, loaded: LoadedRecipe, trained: RunModel) -> list[TorchModel]:
-    """A method on the student's backbone, as it starts training."""
+    """A method on the student's backbone, before training."""
     spec = loaded.recipe.baseline
     if spec is not None and spec.method not in (None, name):  # another method's settings
         loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"baseline": None}))
     loaded = with_baseline(loaded, name)
     classes = replace(trained.setup.classes, names=trained.class_names)
-    # Of a student that has no texts this says so
+    # Raises for a student without text encoder
     setup = set_up_role(loaded, "baseline", trained.setup.workspace, classes=classes)
     return baseline_models(setup, setup.build())
 
@@ -161,11 +164,11 @@ def _baseline(name: str, loaded: LoadedRecipe, trained: RunModel) -> list[TorchM
 def _teacher(
     run: RunFolder, trained: RunModel, left_out: dict[str, str]
 ) -> tuple[RunFolder, TorchModel] | None:
-    """The teacher that taught a student, where its run and its weights are still there."""
+    """The teacher of a student; None if its run or its weights are missing."""
     name = run.read_provenance().teacher_run
     try:
         if name is None:
-            raise RecipeError("the teacher is no run")
+            raise RecipeError("the teacher is not a run")
         folder = RunFolder.open(run.root / str(name))
         teacher = load_run(folder, trained.setup.workspace, names=trained.class_names)
         return folder, teacher_model(teacher)
@@ -186,7 +189,7 @@ def newest_baselines(root: Path, recipe: str) -> dict[str, RunFolder]:
 
 @dataclass(frozen=True)
 class _Known:
-    """What is known of a model's accuracy, as `ModelFacts` has it."""
+    """The known accuracies of a model, for `ModelFacts`."""
 
     accuracy: Accuracy | None = None
     on_compared: Accuracy | None = None
@@ -201,7 +204,7 @@ def _evaluation(run: RunFolder) -> dict[str, EvalResult]:
 
 
 def _known(run: RunFolder, key: str, compared: ParityResult | None) -> _Known:
-    """What a run's evaluation says of one of its models."""
+    """Accuracies of one of a run's models, from its evaluation."""
     result = _evaluation(run).get(key)
     if result is None:
         return _Known()
@@ -218,7 +221,7 @@ def _known(run: RunFolder, key: str, compared: ParityResult | None) -> _Known:
     test = None if compared is None else compared.test_set
     if compared is None or test is None or test.images_hash != result.images_hash:
         return _Known(accuracy)
-    with contextlib.suppress(KdedgeError):  # damaged: it is not needed
+    with contextlib.suppress(KdedgeError):  # damaged, but not required
         details = read_details(run).get(key)
         if details is not None and details.right is not None:
             right = [details.right[i] for i in spread(test.n_images, compared.n_images)]
@@ -227,7 +230,7 @@ def _known(run: RunFolder, key: str, compared: ParityResult | None) -> _Known:
 
 
 def _own(known: _Known, compared: ParityResult | None) -> _Known:
-    """With the run's own accuracy that its export measured."""
+    """Adds the run's own accuracy, as measured at export."""
     if compared is None or compared.reference_accuracy_percent is None:
         return known
     percent = compared.reference_accuracy_percent

@@ -1,4 +1,4 @@
-"""What is measured: a model that can be loaded, and gives calls of any batch it takes."""
+"""Subjects of a measurement: models that can be loaded and called with batches."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class LoadedSubject(Protocol):
     """A model in memory.
 
     Attributes:
-        runtime: what runs it, with its version.
-        is_gpu: whether that is on a GPU.
-        batches: the smallest and the largest batch that it takes; None where there is no limit.
-        inputs: where its calls can start.
-        held_bytes: memory of its that was taken before it was loaded, as models share weights.
+        runtime: its runtime and version.
+        is_gpu: whether it runs on a GPU.
+        batches: the smallest and the largest batch that it takes; None for no limit.
+        inputs: where its calls can start; see `Measurement`.
+        held_bytes: bytes of its weights that were in memory already, as models share weights.
     """
 
     runtime: str
@@ -32,13 +32,13 @@ class LoadedSubject(Protocol):
     inputs: tuple[Inputs, ...]
 
     def call(self, batch: int, inputs: Inputs) -> Call:
-        """Prepares a batch and gives what runs it."""
+        """Prepares a batch and returns the call that runs it."""
         ...
 
 
 @dataclass(frozen=True)
 class Subject(ModelFacts):
-    """A row of the table before it is measured.
+    """A row of the table before its measurement.
 
     Attributes:
         load: context in which the model is in memory.
@@ -48,17 +48,17 @@ class Subject(ModelFacts):
 
 
 def resident_bytes() -> int | None:
-    """Memory of this process that is in RAM; None where the system does not say."""
+    """Resident memory of this process; None if the system does not tell."""
     return _status("VmRSS")
 
 
 @contextlib.contextmanager
 def watching_peak() -> Iterator[Callable[[], int | None]]:
-    """Context with what gives the peak of resident memory since it was entered, above its start.
+    """Context with a function that returns the peak of resident memory above that at its start.
 
-    None where the system cannot forget an earlier peak (outside Linux, and in some containers).
+    It returns None if the system cannot reset the peak (outside Linux, and in some containers).
     """
-    # What was freed before and is kept by the allocator would be taken again without a trace
+    # Memory that the allocator has kept would be used again without being noticed
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
     start = resident_bytes()

@@ -1,7 +1,7 @@
-"""A measured table as text: for a terminal, Markdown or CSV.
+"""Formats a measurement for a terminal, as Markdown or as CSV.
 
-On a terminal it is several narrow tables, so that 60 columns are enough; as Markdown likewise; as
-CSV one line a measurement, with everything.
+A terminal and Markdown get several narrow tables, so that 60 columns suffice. CSV has one line per
+measurement, with everything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kdedge.speed_results import (
     accuracy_sets,
 )
 
-_MOST_SETS = 2  # of images, whose accuracies the first table has
+_MOST_SETS = 2  # largest number of image sets with accuracies in the first table
 
 TABLE_7 = (
     ("CoOp", 162.5, 1344.0, 71.66),
@@ -33,7 +33,7 @@ TABLE_7 = (
 
 
 def make_grids(result: SpeedResult) -> list[Grid]:
-    """Gives the tables of a result; those without a row are left out."""
+    """Returns the tables of a result, without empty ones."""
     labels = _labels(result)
     grids = [
         summary(result),
@@ -53,11 +53,11 @@ def make_grids(result: SpeedResult) -> list[Grid]:
 
 
 def fitted(grid: Grid, n_columns: int) -> list[list[str]]:
-    """Rows for a terminal: the rest of a name that is too long for it stands below.
+    """Fits rows to a terminal: a name that is too long continues on the next line.
 
     Args:
-        grid: the table, whose columns are two spaces apart.
-        n_columns: of the terminal.
+        grid: the table; its columns are two spaces apart.
+        n_columns: width of the terminal.
     """
     lines = [grid.header, *grid.rows]
     others = sum(2 + max(len(line[i]) for line in lines) for i in range(1, len(grid.header)))
@@ -70,9 +70,9 @@ def fitted(grid: Grid, n_columns: int) -> list[list[str]]:
 
 
 def summary(result: SpeedResult) -> Grid:
-    """The table of one line a model that says most.
+    """The main table, with one line per model.
 
-    Each column of accuracies is of the same images.
+    Each column of accuracies has the same images.
     """
     rows = []
     sets = accuracy_sets(result.rows)[:_MOST_SETS]
@@ -95,8 +95,8 @@ def summary(result: SpeedResult) -> Grid:
     columns = accuracy_columns(sets)
     which = "; ".join(f"{name}: {images.images_text}" for name, images in columns)
     title = (
-        f"GFLOPs of one image, median ms a call, FPS at the best batch, times as fast as"
-        f" {result.baseline}, accuracy over all classes in percent"
+        f"GFLOPs of one image, median ms per call, FPS at the best batch, speed relative"
+        f" to {result.baseline}, accuracy over all classes in percent"
     )
     if len(columns) > 1:
         title += f" ({which})"
@@ -107,7 +107,7 @@ def summary(result: SpeedResult) -> Grid:
 
 
 def _labels(result: SpeedResult) -> list[str]:
-    """A row's name, with its source where there are several."""
+    """Names of the rows, with their source if there are several sources."""
     several = len({row.source for row in result.rows}) > 1
     return [f"{row.source}: {row.label}" if several else row.label for row in result.rows]
 
@@ -122,7 +122,7 @@ def _sizes(result: SpeedResult, labels: Sequence[str]) -> Grid:
         ]
         for label, row in zip(labels, result.rows, strict=True)
     ]
-    title = "Size: million parameters, MB of the file, MiB of memory with one image"
+    title = "Size: million parameters, MB of the file, MiB of memory for one image"
     return Grid(title, ["model", "M par.", "MB", "MiB"], rows)
 
 
@@ -138,14 +138,13 @@ def _work(result: SpeedResult, labels: Sequence[str]) -> Grid:
         for label, row in zip(labels, result.rows, strict=True)
     ]
     title = (
-        "Work of one image alone, and shares of this machine's fastest matrix product and copy,"
-        " percent"
+        "Work for one image, and shares of this machine's fastest matrix product and copy, percent"
     )
     return Grid(title, ["model", "GMACs", "GFLOPs", "product", "copy"], rows)
 
 
 def _first(result: SpeedResult, inputs: Inputs) -> list[Measurement | None]:
-    """Each row's measurement at the smallest batch that any has."""
+    """Each row's measurement at the smallest measured batch."""
     batches = [m.batch for row in result.rows for m in row.measurements if m.inputs == inputs]
     smallest = min(batches, default=1)
     return [row.at(smallest, inputs) for row in result.rows]
@@ -155,9 +154,9 @@ def _latencies(result: SpeedResult, labels: Sequence[str], inputs: Inputs) -> Gr
     found = [(label, m) for label, m in zip(labels, _first(result, inputs), strict=True) if m]
     rows = [[label, *_percentiles(m)] for label, m in found]
     batch = found[0][1].batch if found else 1
-    copied = ", images copied to the device and answers back" if inputs == "copied" else ""
+    copied = ", images copied to the device and logits back" if inputs == "copied" else ""
     return Grid(
-        f"Latency, ms a call of batch {batch}{copied}", ["model", "p50", "p90", "p99"], rows
+        f"Latency, ms per call at batch {batch}{copied}", ["model", "p50", "p90", "p99"], rows
     )
 
 
@@ -168,8 +167,8 @@ def _ratios(result: SpeedResult, labels: Sequence[str], inputs: Inputs) -> Grid:
             mark = "!" if found.doubt else ""
             rows.append([label, *_ratio_cells(result, found), f"{found.cv_percent:.1f}{mark}"])
     title = (
-        f"Times as fast as {result.baseline} there, median, lowest and highest of"
-        f" {result.settings['n_rounds']} rounds; variation of one call"
+        f"Speed relative to {result.baseline}: median, lowest and highest of"
+        f" {result.settings['n_rounds']} rounds; variation of the calls"
     )
     return Grid(title, ["model", "ratio", "low", "high", "cv %"], rows)
 
@@ -183,7 +182,7 @@ def _throughputs(result: SpeedResult, labels: Sequence[str]) -> Grid:
             rows.append(
                 [label, *("-" if m is None else _marked(m, m.images_per_second) for m in found)]
             )
-    return Grid("FPS: images a second by batch", ["model", *map(str, batches)], rows)
+    return Grid("FPS: images per second by batch", ["model", *map(str, batches)], rows)
 
 
 def _end_to_end(result: SpeedResult, labels: Sequence[str]) -> Grid:
@@ -203,7 +202,7 @@ def _power(result: SpeedResult, labels: Sequence[str]) -> Grid:
         for found in row.measurements
         if found.watts is not None and found.inputs != "image file"
     ]
-    return Grid("Power while it ran, and energy", ["model", "batch", "W", "J/image"], rows)
+    return Grid("Mean power during the calls, and energy", ["model", "batch", "W", "J/image"], rows)
 
 
 def _published() -> Grid:
@@ -216,13 +215,13 @@ def _published() -> Grid:
 
 
 def notes(result: SpeedResult) -> list[str]:
-    """What a reader has to know of the figures."""
+    """Notes that explain the figures."""
     settings = result.settings
     lines = [_device_line(result)]
     if any(row.protocol == "paper" for row in result.rows):
         lines.append(
             "paper: class texts are encoded with every batch, as the methods' public code"
-            " evaluates; the others have their class vectors stored."
+            " evaluates. The other models use stored class vectors."
         )
     sources = dict.fromkeys(one.source for row in result.rows for one in row.accuracies)
     if sources:
@@ -242,7 +241,7 @@ def notes(result: SpeedResult) -> list[str]:
 
 
 def problems(result: SpeedResult, left_out: Mapping[str, str]) -> list[str]:
-    """What is wrong with a model, or was left out and why."""
+    """Failed models, missed gates, and what was left out and why."""
     missed = [row.label for row in result.rows if row.gate == "missed"]
     lines = [f"Missed its gate at export: {', '.join(missed)}."] if missed else []
     lines += [f"{row.label} ended early: {row.problem}" for row in result.rows if row.problem]
@@ -250,41 +249,39 @@ def problems(result: SpeedResult, left_out: Mapping[str, str]) -> list[str]:
 
 
 def doubts(result: SpeedResult) -> list[str]:
-    """What a reader of the first table has to know: of its columns, and of the machine."""
+    """Caveats of the first table: about its columns and the machine."""
     lines = []
     n_more = len(accuracy_sets(result.rows)) - _MOST_SETS
     if n_more > 0:
-        lines.append(f"Accuracies on {n_more} more sets of images have tables of their own.")
+        lines.append(f"Accuracies on {n_more} more sets of images are in separate tables.")
     if result.doubts:
         n_all = sum(len(row.measurements) for row in result.rows)
         lines.append(
-            f"! {len(result.doubts)} of {n_all} times are in doubt, and no ratio is given to or of"
-            f" them ({result.doubts[0]}). Measure on a quiet machine: --wait-quiet 60."
+            f"! {len(result.doubts)} of {n_all} times are in doubt and get no ratio"
+            f" ({result.doubts[0]}). Measure on a quiet machine: --wait-quiet 60."
         )
     if result.device.get("throttled"):
-        lines.append("! The device slowed itself down meanwhile: heat, power or current.")
+        lines.append("! The device was throttled during the measurement (heat, power or current).")
     elif result.device.get("throttled") is None:
-        lines.append("Whether the device slowed itself down meanwhile is not known here.")
+        lines.append("This machine does not tell whether it was throttled during the measurement.")
     fast = [row for row in result.rows if (row.compute_percent or 0) > 100]
     if any(_may_use_tf32(row) for row in fast):
         lines.append(
-            "Shares of the product above 100 % in fp32 on a GPU: engines multiply float32 in TF32,"
-            " which the product that was measured does not."
+            "Shares of the product above 100 % in fp32 on a GPU: engines multiply in TF32, and the"
+            " measured product in float32."
         )
     if not all(_may_use_tf32(row) for row in fast):
         lines.append(
-            "! Shares of the product above 100 %: other work ran while that was measured, which is"
-            " faster than it says. Measure on a quiet machine."
+            "! Shares of the product above 100 %: other programs slowed down the measurement of the"
+            " product. Measure on a quiet machine."
         )
     if any((row.copy_percent or 0) > 100 for row in result.rows):
-        lines.append(
-            "Shares of the copy above 100 %: such a model stays in the processor's caches."
-        )
+        lines.append("Shares of the copy above 100 %: the model fits in the processor's caches.")
     return lines
 
 
 def _may_use_tf32(row: SpeedRow) -> bool:
-    """Whether it may compute in fewer digits than its precision's peak: TensorRT's own default."""
+    """Whether it may compute in TF32, which is TensorRT's default for fp32."""
     return row.device == "GPU" and row.precision == "fp32" and row.runtime.startswith("tensorrt")
 
 
@@ -293,7 +290,7 @@ def _device_line(result: SpeedResult) -> str:
     parts = [f"{device['cpu']}, {device['cpu_cores']} cores"]
     threads = result.settings["threads"]
     chosen = f" (OMP_NUM_THREADS {known})" if (known := device.get("omp_num_threads")) else ""
-    free = f"threads as each library chooses{chosen}"
+    free = f"default threads of each library{chosen}"
     parts.append(free if threads is None else f"{threads} threads")
     if (may_spin := device.get("threads_spin")) is not None:
         parts.append(f"which {'spin for a short time' if may_spin else 'sleep'} while they wait")
@@ -311,7 +308,7 @@ def _device_line(result: SpeedResult) -> str:
 
 
 def as_markdown(result: SpeedResult) -> str:
-    """The tables in Markdown."""
+    """Formats the tables as Markdown."""
     blocks = []
     for grid in make_grids(result):
         lines = [f"**{grid.title}**", "", _md_row(grid.header)]
@@ -339,7 +336,7 @@ _CSV_ACCURACY = ("base", "novel", "harmonic_mean", "all", "agreement")
 
 
 def as_csv(result: SpeedResult) -> str:
-    """One line a measurement, one for a model that has none."""
+    """Formats one line per measurement, and one for a model without any."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow((*_CSV_ROW, *_CSV_TIMES, *_CSV_ACCURACY, "problem"))
@@ -360,7 +357,7 @@ def _csv_cells(row: SpeedRow, found: Measurement | None) -> list[object]:
 
 
 def _marked(found: Measurement, value: float) -> str:
-    """A figure, with a mark if its times are in doubt."""
+    """A number, with a mark if its times are in doubt."""
     return f"{_figure(value)}!" if found.doubt else _figure(value)
 
 
@@ -369,7 +366,7 @@ def _percentiles(found: Measurement) -> list[str]:
 
 
 def _ratio_cells(result: SpeedResult, found: Measurement | None) -> list[str]:
-    """Median, lowest and highest ratio; dashes for what is not ranked."""
+    """Median, lowest and highest ratio; dashes if not ranked."""
     if found is None or not result.has_rank(found):
         return ["-"] * 3
     ratios = (found.ratio, found.ratio_low, found.ratio_high)
@@ -390,7 +387,7 @@ def _share(percent: float | None) -> str:
 
 
 def _figure(value: float | None) -> str:
-    """A number with three digits, or a dash where there is none."""
+    """A number with three digits; a dash for None."""
     if value is None:
         return "-"
     if abs(value) >= 100:

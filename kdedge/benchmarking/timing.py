@@ -1,8 +1,8 @@
-"""Timing several models in one process, interleaved, so that drift of the machine hits all alike.
+"""Times several models in one process, interleaved, so that drift of the machine affects all alike.
 
-Each model's calls are spread over rounds. In a round every model has its turn: a pause, a few
-unmeasured calls, then its share of timed ones. Ratios are taken round by round: two models of one
-round ran within seconds of each other.
+Each model's calls are spread over rounds. In each round every model has a turn: a pause, a few
+unmeasured calls, then its share of timed ones. Ratios are computed per round, in which the models
+run within seconds of each other.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from kdedge.errors import KdedgeError
 from kdedge.runtime.contention import Contention, Watch, all_of, watch_contention
 from kdedge.speed_results import Inputs, Measurement
 
-# ONNX Runtime's threads wait in a loop for a while after a call and slow down what comes next
+# ONNX Runtime's threads spin for a while after a call and slow down the next model
 _PAUSE_S = 0.05
 _WARM_CALLS = 3
 _WARM_S = 0.2
-# In less time, the hundredths of a second in which the system counts say nothing
+# In a shorter time, the system's clock ticks of 10 ms are too coarse
 _LEAST_WATCHED_S = 0.3
 
 
 class Call(Protocol):
-    """Runs one batch and gives the time that it took, in ms."""
+    """Runs one batch and returns its time in ms."""
 
     def __call__(self) -> float:
-        """Runs it; returns once its result is there."""
+        """Runs the batch; returns when its result is complete."""
 
 
 def host_timed(work: Callable[[], Any]) -> Call:
-    """A call timed by the host's monotonic clock; the work returns when its result is there."""
+    """A call timed by the host's monotonic clock; the work returns when its result is complete."""
 
     def call() -> float:
         began = time.perf_counter()
@@ -50,11 +50,11 @@ class TimingPlan:
     """How long each model is timed at each batch size.
 
     Attributes:
-        seconds: at least so long.
-        n_calls: and at least so many calls, unless they take longer than `most_seconds`.
-        most_seconds: where a call is slow, fewer calls end within this, but never fewer than 3.
-        call_seconds: a model that would need longer for a call is left out.
-        n_rounds: turns that each model has.
+        seconds: shortest total time of the calls.
+        n_calls: smallest number of calls, unless they take longer than `most_seconds`.
+        most_seconds: time limit for slow calls; at least 3 calls are made.
+        call_seconds: a model with longer calls is left out.
+        n_rounds: number of rounds.
     """
 
     seconds: float = 2.0
@@ -64,7 +64,7 @@ class TimingPlan:
     n_rounds: int = 5
 
     def calls_for(self, call_ms: float) -> int:
-        """How many calls of this length are timed."""
+        """The number of timed calls if each takes this long."""
         call_s = max(call_ms, 1e-3) / 1000
         wanted = max(self.n_calls, math.ceil(self.seconds / call_s))
         return max(3, min(wanted, math.floor(self.most_seconds / call_s)))
@@ -74,20 +74,20 @@ class Power(Protocol):
     """Measures power while a model runs."""
 
     def covers(self, device: str) -> bool:
-        """Whether what runs on `CPU` or `GPU` draws the power that is measured."""
+        """Whether the sensor measures the power of `CPU` or `GPU`."""
 
     def during(self, key: Any) -> contextlib.AbstractContextManager[None]:
-        """Context in which samples are counted for `key`."""
+        """Context in which samples count for `key`."""
 
     def watts(self, key: Any) -> float | None:
-        """Their mean."""
+        """The mean of the samples."""
 
 
 class NoPower:
-    """Nothing here measures power."""
+    """Stands for a missing power sensor."""
 
     def covers(self, device: str) -> bool:
-        """It covers nothing."""
+        """Returns False."""
         del device
         return False
 
@@ -98,7 +98,7 @@ class NoPower:
         yield
 
     def watts(self, key: Any) -> float | None:
-        """There is none."""
+        """Returns None."""
         del key
         return None
 
@@ -109,9 +109,9 @@ class Timed:
 
     Attributes:
         rounds: ms of the timed calls, by round.
-        problem: the error that ended it; None where nothing did.
+        problem: the error that ended it; None without one.
         watts: mean power.
-        contention: what other processes took during the timed calls, by round.
+        contention: load by other processes during the timed calls, by round.
     """
 
     rounds: list[list[float]] = field(default_factory=list)
@@ -133,17 +133,17 @@ def measure(
     watch: Watch = watch_contention,
     after_turn: Callable[[str], None] | None = None,
 ) -> dict[str, Timed]:
-    """Times models against each other; one that fails is left, and the others go on.
+    """Times models against each other; a failing model does not stop the others.
 
     Args:
-        calls: by any key; each runs a batch of the same size.
-        plan: how long.
-        power: what measures it.
-        watch: watches what other processes take, as `watch_contention` does.
-        after_turn: told of each turn that has ended.
+        calls: calls by key; all run batches of the same size.
+        plan: how long to time each.
+        power: the power sensor.
+        watch: watches the load of other processes, like `watch_contention`.
+        after_turn: called when a turn has ended.
 
     Returns:
-        The times by key. A model's rounds are the plan's, or fewer where it has fewer calls.
+        The times by key. A model has the plan's rounds, or fewer if it has fewer calls.
     """
     power = power or NoPower()
     timed = {key: Timed() for key in calls}
@@ -171,7 +171,7 @@ def measure(
 
 @contextlib.contextmanager
 def _kept(timed: Timed) -> Iterator[None]:
-    """Keeps an engine's or torch's error beside what was measured before it."""
+    """Records an engine's or torch's error, and keeps the earlier measurements."""
     try:
         yield
     except (KdedgeError, RuntimeError, MemoryError) as error:
@@ -179,7 +179,7 @@ def _kept(timed: Timed) -> Iterator[None]:
 
 
 def _warm(call: Call) -> float:
-    """Runs unmeasured calls; gives the quickest one's ms."""
+    """Runs unmeasured calls; returns the ms of the quickest."""
     taken = [call()]
     while len(taken) < _WARM_CALLS and sum(taken) < 1000 * _WARM_S:
         taken.append(call())
@@ -187,13 +187,13 @@ def _warm(call: Call) -> float:
 
 
 def _shares(n_calls: int, n_rounds: int) -> list[int]:
-    """Calls of each round, as even as they can be; no round without one."""
+    """Calls per round, as even as possible; without empty rounds."""
     n_rounds = min(n_rounds, n_calls)
     return [n_calls // n_rounds + (number < n_calls % n_rounds) for number in range(n_rounds)]
 
 
 def _settle(call: Call, call_ms: float) -> None:
-    """Waits for the threads of the model before, and leaves out what a pause slows down."""
+    """Waits for the previous model's threads, then runs calls that the pause slows down."""
     time.sleep(_PAUSE_S)
     if call_ms < 1000 * _WARM_S:
         for _ in range(_WARM_CALLS):
@@ -203,13 +203,13 @@ def _settle(call: Call, call_ms: float) -> None:
 def summarize(
     timed: Timed, *, batch: int, inputs: Inputs, baseline: Timed | None
 ) -> Measurement | None:
-    """Percentiles and ratios of what was timed; None where nothing was.
+    """Percentiles and ratios of the times; None without any.
 
     Args:
-        timed: the model's.
-        batch: images a call.
+        timed: the model's times.
+        batch: images per call.
         inputs: where its calls start.
-        baseline: what ratios are against, timed in the same rounds.
+        baseline: times that ratios compare with, from the same rounds.
     """
     samples = timed.samples
     if not samples:
@@ -239,12 +239,12 @@ def summarize(
 
 
 def _ratios(baseline: list[list[float]], rounds: list[list[float]]) -> list[float]:
-    """Median of the baseline over median of the model, for each round that both have."""
+    """Median of the baseline over median of the model, per round that both have."""
     pairs = zip(baseline, rounds, strict=False)
     return [statistics.median(first) / statistics.median(second) for first, second in pairs]
 
 
 def percentile(samples: list[float], percent: float) -> float:
-    """The smallest sample that so many percent of all do not exceed (nearest rank)."""
+    """The smallest sample that this percentage of all samples does not exceed (nearest rank)."""
     ordered = sorted(samples)
     return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]

@@ -1,7 +1,7 @@
-"""Models of PyTorch as rows want them: their logits, what they hold, what work they are.
+"""PyTorch models for the rows of a run: logits, tensors and operations.
 
 Under the paper's protocol a baseline encodes its class texts with every batch, at all positions of
-the text encoder; else its class vectors are stored.
+the text encoder. Otherwise its class vectors are stored.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _Logits = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class TorchModel:
-    """A model and what a row says of it.
+    """A model and the facts of its row.
 
     Attributes:
         name: the method's label.
-        protocol: the row's.
+        protocol: the row's protocol.
         logits: [B, 3, H, W] -> [B, C].
-        backbone: under it.
+        backbone: its backbone.
         holds: tensors that it needs.
-        gmacs_image, gmacs_call: as `SpeedRow` has them.
+        gmacs_image, gmacs_call: as in `ModelFacts`.
     """
 
     name: str
@@ -53,13 +53,13 @@ class TorchModel:
 
 
 def title(name: str) -> str:
-    """The label that a method declares for tables."""
+    """The label of a method in tables."""
     label: str = load_method(name).METHOD.label
     return label
 
 
 def zero_shot(backbone: Backbone, n_classes: int) -> TorchModel:
-    """Plain CLIP with as many class vectors; their values change nothing here."""
+    """Plain CLIP with the same number of class vectors; their values do not matter here."""
     vectors = _unit_rows(n_classes, backbone)
     return _with_vectors(title("zeroshot"), backbone.image_features, vectors, backbone, [])
 
@@ -76,7 +76,7 @@ def _with_vectors(
     backbone: Backbone,
     holds: Sequence[Tensor],
 ) -> TorchModel:
-    """A model that answers with stored class vectors."""
+    """A model with stored class vectors."""
     scale = backbone.scale
 
     def logits(images: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def _one_image(backbone: AnyBackbone) -> Tensor:
 
 
 def baseline_models(setup: RoleSetup, method: Method) -> list[TorchModel]:
-    """A method on the student's backbone under both protocols, where they differ."""
+    """A method on the student's backbone, under both protocols if they differ."""
     backbone = setup.load_backbone()
     assert isinstance(backbone, Backbone)  # a baseline encodes texts
     method.module.requires_grad_(False).eval()
@@ -131,7 +131,7 @@ def baseline_models(setup: RoleSetup, method: Method) -> list[TorchModel]:
 def _image_conditioned(
     label: str, method: CoCoOp, backbone: Backbone, holds: Sequence[Tensor]
 ) -> TorchModel:
-    """CoCoOp: its texts depend on the image, so there is nothing to store."""
+    """CoCoOp: its texts depend on the image, so no class vectors can be stored."""
     texts = _at_all_positions(method.texts, backbone)
 
     def logits(images: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def _image_conditioned(
 
 
 def _at_all_positions(texts: TokenizedTexts, backbone: Backbone) -> TokenizedTexts:
-    """Texts as the public code encodes them: padded to every position that the encoder has."""
+    """Encodes texts like the public code: padded to all positions of the encoder."""
     missing = backbone.context_length - texts.tokens.shape[1]
     return replace(texts, tokens=F.pad(texts.tokens, (0, missing)))
 
@@ -158,7 +158,7 @@ def _text_tower(backbone: Backbone) -> list[Tensor]:
 def own_model(trained: RunModel) -> TorchModel:
     """The run's own model, unfused."""
     vectors, path = trained.class_vectors(), trained.image_path()
-    scale = trained.scale  # a tensor of an image encoder alone, whose value counting would not see
+    scale = trained.scale  # a tensor if there is no CLIP: counting would not see its value
 
     def logits(images: Tensor) -> Tensor:
         return scale * trained.forward_features(images) @ vectors.T
@@ -176,7 +176,7 @@ def own_model(trained: RunModel) -> TorchModel:
 def teacher_model(teacher: RunModel) -> TorchModel:
     """A teacher with its stored class vectors."""
     backbone = teacher.backbone
-    assert isinstance(backbone, Backbone)  # it encoded its texts
+    assert isinstance(backbone, Backbone)  # it has encoded its texts
     path = teacher.image_path()
     holds = [] if path.visual_prompts is None else [path.visual_prompts]
     label = f"teacher, {title(teacher.setup.choice.name)}"
@@ -184,7 +184,7 @@ def teacher_model(teacher: RunModel) -> TorchModel:
 
 
 class LoadedTorch:
-    """A model of PyTorch; see `bench.subject.LoadedSubject`."""
+    """A PyTorch model; see `benchmarking.subject.LoadedSubject`."""
 
     def __init__(
         self, logits: _Logits, size_px: int, device: torch.device, n_parameters: int
@@ -197,7 +197,7 @@ class LoadedTorch:
         self._logits, self._size_px, self._device = logits, size_px, device
 
     def call(self, batch: int, inputs: Inputs) -> Call:
-        """Runs normal random images; on CUDA, from the host's pinned memory where copied."""
+        """Returns a call on random normal images; `copied` starts in pinned host memory."""
         shape = (batch, 3, self._size_px, self._size_px)
         images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         if inputs == "copied":

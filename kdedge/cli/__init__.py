@@ -1,1 +1,1 @@
-"""The commands: one file each; parse, call, print."""
+"""The commands, one file each: they parse arguments, call the API and print."""

@@ -1,4 +1,4 @@
-"""What `kdedge show` says of artifacts."""
+"""What `kdedge show` prints about artifacts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdedge.runtime.artifact import Artifact, load_artifact
 
 
 def artifact_record(artifact: Artifact) -> dict[str, Any]:
-    """Gives what is shown of an artifact, as plain values."""
+    """Returns the facts of an artifact that `show` prints, as plain values."""
     return {
         "artifact": str(artifact.path),
         "name": artifact.name,
@@ -24,7 +24,7 @@ def artifact_record(artifact: Artifact) -> dict[str, Any]:
 
 
 def artifact_text(artifact: Artifact) -> str:
-    """Gives what is shown of an artifact, as text."""
+    """Returns the facts of an artifact that `show` prints, as text."""
     shown = ", ".join(artifact.class_names[:8])
     more = ", ..." if len(artifact.class_names) > 8 else ""
     provenance = artifact.provenance
@@ -53,7 +53,7 @@ def artifact_text(artifact: Artifact) -> str:
 
 
 def resealed_artifacts(run: RunFolder) -> str | None:
-    """Names the exports of a run that were changed by hand; None without any."""
+    """Names the exports of a run that were changed by hand; None if there are none."""
     said = []
     for folder in run.exports:
         try:
@@ -68,7 +68,9 @@ def resealed_artifacts(run: RunFolder) -> str | None:
 
 def _sealed(artifact: Artifact) -> str:
     if not artifact.is_sealed:
-        return "of version 0.1, without a seal: a change by hand would not be noticed"
+        return (
+            "from version 0.1, which has no hash of artifact.json: changes by hand are not noticed"
+        )
     if not artifact.resealed:
-        return "as it was exported"
+        return "unchanged since its export"
     return f"changed by hand and accepted with --reseal at {artifact.resealed[-1].at}"

@@ -1,4 +1,4 @@
-"""Options and checks that commands share."""
+"""Options and checks that several commands share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ device_option = click.option(
     metavar="NAME",
     help="Device: cpu, cuda or cuda:N. [default: cuda if available, else cpu]",
 )
-"""`--device`, given to the command as `device`; None is cuda if available, else cpu."""
+"""`--device`, given to the command as `device`; None means cuda if available, else cpu."""
 
 resume_option = click.option(
     "--resume", is_flag=True, help="Continue an interrupted run of the same recipe."
@@ -41,10 +41,10 @@ resume_option = click.option(
 
 
 def use_threads(n_threads: int | None) -> None:
-    """Chooses threads before torch is loaded, and warns where other processes have the cores.
+    """Sets the number of threads before torch is loaded; warns if other processes use the cores.
 
     Args:
-        n_threads: of `--threads`.
+        n_threads: the value of `--threads`.
     """
     busy_cores = set_up_threads(n_threads)
     if busy_cores is not None:
@@ -64,24 +64,24 @@ def _use(ctx: click.Context, parameter: click.Parameter, n_threads: int | None) 
 _THREADS: dict[str, Any] = {
     "type": click.IntRange(min=1),
     "metavar": "N",
-    "help": "Threads that compute. [default: OMP_NUM_THREADS, or one for each physical core]",
+    "help": "Number of CPU threads. [default: OMP_NUM_THREADS, or one per physical core]",
 }
 
 threads_option = click.option("--threads", expose_value=False, callback=_use, **_THREADS)
-"""`--threads`, of a command that computes: done with before the command is called."""
+"""`--threads` of a command that computes; it takes effect before the command is called."""
 
 threads_value_option = click.option("--threads", **_THREADS)
-"""`--threads`, given to the command as `threads`, which hands it to `use_threads`."""
+"""`--threads`, given to the command as `threads`; the command calls `use_threads` with it."""
 
 
 def options_as(kind: type[Any], name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Hands the options that a dataclass's fields name to the command as one value of it.
+    """Passes the options named by a dataclass's fields to the command as one value of that class.
 
-    It stands below the options' own decorators.
+    Put it below the decorators of the options.
 
     Args:
         kind: the dataclass.
-        name: of the command's parameter.
+        name: the command's parameter that gets the value.
     """
     fields = [field.name for field in dataclasses.fields(kind)]
 
@@ -97,14 +97,16 @@ def options_as(kind: type[Any], name: str) -> Callable[[Callable[..., Any]], Cal
 
 
 def check_new_file(path: Path | None) -> None:
-    """Checks that a result can be written to a file; None is no file.
+    """Checks that a result can be written to a new file; None needs no check.
 
     Raises:
-        UsageError: it exists, or its folder does not.
+        UsageError: the file exists, or its folder does not.
     """
     if path is None:
         return
     if path.exists():
         raise click.UsageError(f"{path} exists, and nothing is overwritten. Name another file.")
     if not path.parent.is_dir():
-        raise click.UsageError(f"{path} cannot be written: there is no folder {path.parent}.")
+        raise click.UsageError(
+            f"{path} cannot be written: the folder {path.parent} does not exist."
+        )

@@ -24,7 +24,7 @@ else:
 
 LOGGER = "kdedge"
 _TEXT_COLUMN = 12
-"""Least width of a column whose texts are wrapped."""
+"""Smallest width of a column of wrapped text."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 """`--json`, given to the command as `as_json`."""
@@ -34,7 +34,7 @@ set_option = click.option(
     "overrides",
     metavar="KEY=VALUE",
     multiple=True,
-    help="Override a key of the recipe: --set student.optim.epochs=10. Can be repeated.",
+    help="Override a key of the recipe, as in --set student.optim.epochs=10. Can be repeated.",
 )
 """`--set a.b=c`, given to the command as the tuple `overrides`."""
 
@@ -43,7 +43,7 @@ def print_result(record: Any, *, as_json: bool, text: str | None = None) -> None
     """Prints a command's result on stdout.
 
     Args:
-        record: plain values, or an object with `to_dict()`.
+        record: plain values, or an object with `to_dict`.
         as_json: print the record as one JSON object.
         text: printed without `--json`; default: the record's keys and values.
     """
@@ -72,7 +72,7 @@ class FiniteRange(click.FloatRange):
 
 
 def colored(text: str, color: str, stream: IO[str] | None) -> str:
-    """A text in color where the stream is a terminal that shows it and NO_COLOR is not set."""
+    """Colors a text if the stream is a terminal that shows it and NO_COLOR is not set."""
     is_dumb = os.environ.get("TERM", "").lower() in {"dumb", "unknown"}
     if not text or stream is None or not stream.isatty() or is_dumb or os.environ.get("NO_COLOR"):
         return text
@@ -80,24 +80,24 @@ def colored(text: str, color: str, stream: IO[str] | None) -> str:
 
 
 def next_line(command: str, what: str | Path, *options: str) -> str:
-    """Writes the line with the command to run next, quoted for a shell.
+    """Returns the line with the command to run next, quoted for a shell.
 
     Args:
         command: its name.
-        what: its argument, a recipe or a run folder.
+        what: its argument: a recipe or a run folder.
         options: its options, as `same_options` gives them.
     """
     return f"Next: {shlex.join(['kdedge', command, str(what), *options])}"
 
 
 def same_options(overrides: Sequence[str] = ()) -> list[str]:
-    """Gives this command's `--set` and `--runs` for a next command that reads the same recipe."""
+    """Returns this command's `--set` and `--runs`, for a next command on the same recipe."""
     options = [word for override in overrides for word in ("--set", override)]
     return [*options, *given_options("root")]
 
 
 def given_options(*names: str) -> list[str]:
-    """Gives the options of this command line, and their values, by the names of parameters."""
+    """Returns the options of this command line, and their values, by the names of parameters."""
     context = click.get_current_context()
     return [
         word
@@ -111,9 +111,9 @@ def given_options(*names: str) -> list[str]:
 def table(
     rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None, align: str = ""
 ) -> str:
-    """Lays out texts in aligned columns, two spaces apart.
+    """Lays out text in aligned columns, two spaces apart.
 
-    On a terminal that is narrower, texts go on in the next line, at a space where there is one.
+    On a narrower terminal, text wraps, at a space if possible.
 
     Args:
         rows: cells of each row; all rows have the same number.
@@ -123,7 +123,7 @@ def table(
     lines = [header, *rows] if header else rows
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     align, gaps = align.ljust(len(widths), "l"), 2 * (len(widths) - 1)
-    # Numbers stand on the right and are not wrapped: where they alone are too wide, all stays
+    # Right-aligned columns hold numbers and are not wrapped; if they alone are too wide, nothing is
     least = [
         min(w, _TEXT_COLUMN) if side == "l" else w for w, side in zip(widths, align, strict=True)
     ]
@@ -140,13 +140,13 @@ def table(
 
 
 def shown_columns() -> float:
-    """Columns of the terminal that shows stdout; infinite where none does."""
+    """Columns of stdout's terminal; infinite without one."""
     is_shown = sys.stdout is not None and sys.stdout.isatty()
     return get_terminal_size().columns if is_shown else math.inf
 
 
 def _narrow_table(lines: Sequence[Sequence[str]], align: str, n_columns: float) -> str:
-    """A table whose texts are wrapped; numbers, which stand on the right, are not."""
+    """Wraps the text columns of a table, but not the right-aligned numbers."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -164,18 +164,18 @@ def _narrow_table(lines: Sequence[Sequence[str]], align: str, n_columns: float) 
 
 
 def first_line(file: Path) -> str:
-    """Gives the first line of a Python file's docstring without importing the file."""
+    """Returns the first line of a Python file's docstring without importing the file."""
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     return text.partition("\n")[0]
 
 
 def percent(value: float | None) -> str:
-    """Writes a percentage with two digits; None is a dash."""
+    """Formats a percentage with two digits; a dash for None."""
     return "-" if value is None else f"{value:.2f}"
 
 
 def gibibytes(n_bytes: float) -> str:
-    """Writes a number of bytes in GiB with one digit."""
+    """Formats a number of bytes in GiB with one digit."""
     return f"{n_bytes / 2**30:.1f} GiB"
 
 
@@ -188,7 +188,7 @@ def _cell(value: Any) -> str:
 
 
 class _StderrHandler(_StreamHandler):
-    """Writes to the current stderr, and each warning once."""
+    """Writes to the current stderr; each warning only once."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -222,7 +222,7 @@ class _Formatter(logging.Formatter):
 
 
 def set_up_logging() -> logging.Logger:
-    """Sends the logger `kdedge` from INFO up to stderr; every command starts with a new handler."""
+    """Sends the logger `kdedge` to stderr, from INFO up; every command gets a new handler."""
     logger = logging.getLogger(LOGGER)
     for old in [handler for handler in logger.handlers if isinstance(handler, _StderrHandler)]:
         logger.removeHandler(old)

@@ -21,7 +21,7 @@ def set_options(role: Role) -> Callable[[Callable[..., Any]], Callable[..., Any]
     """`--set` and its shorthands, given to the command as the tuple `overrides`.
 
     Args:
-        role: whose `optim` the shorthands set: the model that the command is named after.
+        role: the model that the command trains; the shorthands set its `optim`.
     """
     keys = shorthand_keys(role)
 
@@ -35,7 +35,8 @@ def set_options(role: Role) -> Callable[[Callable[..., Any]], Callable[..., Any]
             for name, text in zip(given, texts, strict=True):
                 if keys[name] in known:
                     raise click.UsageError(
-                        f"{_option(name)} and --set {keys[name]}: give one of them."
+                        f"{_option(name)} and --set {keys[name]} set the same key: give only one"
+                        " of them."
                     )
                 logging.getLogger(__name__).info("%s sets %s.", _option(name), text)
             return function(*arguments, overrides=(*overrides, *texts), **values)

@@ -1,4 +1,4 @@
-"""Predictions as lines of text, CSV or JSON."""
+"""Formats predictions as lines of text, CSV or JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_KEY_COLUMN = 60
 
 
 class Lines(Protocol):
-    """Writes predictions as lines."""
+    """Formats predictions as lines."""
 
     def heading(self) -> str | None:
         """The first line, where the format has one."""
@@ -29,13 +29,13 @@ class Lines(Protocol):
 def lines_as(
     kind: str, *, top: int, min_score: float | None, columns: tuple[int, int] = (0, 0)
 ) -> Lines:
-    """Gives what writes one of `FORMATS`.
+    """Returns the formatter of one of `FORMATS`.
 
     Args:
         kind: the format.
-        top: classes an image.
+        top: classes per image.
         min_score: percent; below it the best class is not named.
-        columns: for text, the widths that keys and class names are filled up to.
+        columns: for text, the widths to which keys and class names are padded.
     """
     if kind == "csv":
         return _Csv(top, min_score)
@@ -43,13 +43,13 @@ def lines_as(
 
 
 def column_widths(keys: Sequence[str], class_names: Sequence[str]) -> tuple[int, int]:
-    """The widths that align text on a terminal, for the keys and the class names."""
+    """The widths of keys and class names that align text on a terminal."""
     longest = max((len(_visible(key)) for key in keys), default=0)
     return min(longest, _MAX_KEY_COLUMN), max(len(_visible(name)) for name in class_names)
 
 
 def named(answer: ClassScore, min_score: float | None) -> bool:
-    """Whether an image's best answer is good enough to be named."""
+    """Whether the score of an image's best class reaches the minimum."""
     return min_score is None or (
         answer.score_percent is not None and answer.score_percent >= min_score
     )
@@ -65,7 +65,7 @@ class _Text:
     def line(self, result: Result) -> str:
         key = _visible(result.key).ljust(self._columns[0])
         if not isinstance(result, Prediction):
-            what = "unreadable" if isinstance(result, UnreadableImage) else "no answer"
+            what = "unreadable" if isinstance(result, UnreadableImage) else "no prediction"
             return f"{key}  {what}: {result.reason}"
         cells = [key]
         for answer in result.top:
@@ -140,12 +140,12 @@ def _csv_row(cells: Sequence[str]) -> str:
 
 
 def _text(name: str) -> str:
-    """A key that can be encoded: file names need not be UTF-8."""
+    """Makes a key encodable: file names need not be UTF-8."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _visible(name: str) -> str:
-    """A key or a class name in one line, without what would steer a terminal."""
+    """Puts a key or a class name on one line, without terminal control characters."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in _text(name)
     )

@@ -1,4 +1,4 @@
-"""A run and its results, as a record and as text."""
+"""Formats a run and its results, as a record and as text."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import headline_of
 from kdedge.runs.results import labeled_results, read_evaluation, read_unlabeled
 
-_N_MOST = 5  # classes that are named of a histogram
+_N_MOST = 5  # most often predicted classes to name
 
 
 def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> str:
-    """Writes accuracies in percent, one model a line; all results have the same split."""
+    """Formats accuracies in percent, one model per line; all results have the same split."""
     header, keys = ["model", "accuracy", "ECE"], ["all", "ece_percent"]
     if rows and rows[0][1].split == "base-to-novel":
         header = ["model", "base", "novel", "HM", "all", "ECE"]
@@ -31,7 +31,7 @@ def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> str:
 
 
 def accuracy_tables(rows: Sequence[tuple[str, EvalResult]]) -> str:
-    """Writes a table for each set of test images, with their number where there are several."""
+    """Formats one table per set of test images, with their number if there are several sets."""
     groups = by_images(rows)
     tables = [accuracy_table(group) for group in groups]
     if len(groups) == 1:
@@ -44,7 +44,7 @@ def accuracy_tables(rows: Sequence[tuple[str, EvalResult]]) -> str:
 
 
 def unlabeled_table(found: UnlabeledResult) -> str:
-    """Writes what was measured without labels."""
+    """Formats measurements without labels."""
     rows = [["images", found.images]]
     if found.agreement_percent is not None:
         rows.append(["teacher agrees", f"{found.agreement_percent:.2f} %"])
@@ -58,7 +58,7 @@ def unlabeled_table(found: UnlabeledResult) -> str:
 
 
 def evaluation_rows(run: RunFolder) -> list[tuple[str, EvalResult]]:
-    """Gives a run's results with labels, zero-shot CLIP first; none if the record is damaged."""
+    """Returns a run's accuracies, zero-shot CLIP first; none if the record is damaged."""
     try:
         return labeled_results(run, read_evaluation(run))
     except DataError as error:
@@ -70,7 +70,7 @@ def evaluation_rows(run: RunFolder) -> list[tuple[str, EvalResult]]:
 
 
 def unlabeled_text(run: RunFolder) -> str | None:
-    """Writes what a run's record says without labels; None where there is none."""
+    """Formats a run's measurements without labels; None without any."""
     try:
         found = read_unlabeled(run)
     except DataError as error:
@@ -80,14 +80,14 @@ def unlabeled_text(run: RunFolder) -> str | None:
 
 
 def megabytes(n_bytes: int) -> str:
-    """Writes a number of bytes in MB with one digit."""
+    """Formats a number of bytes in MB with one digit."""
     return f"{n_bytes / 1e6:.1f} MB"
 
 
 def run_record(run: RunFolder) -> dict[str, Any]:
-    """Gives a run as plain values."""
+    """Returns a run as plain values."""
     evaluation, unlabeled = None, None
-    with contextlib.suppress(DataError):  # `evaluation_rows` has warned of it
+    with contextlib.suppress(DataError):  # `evaluation_rows` has warned already
         if run.evaluation.exists():
             evaluation = {name: found.to_dict() for name, found in read_evaluation(run).items()}
     with contextlib.suppress(DataError):
@@ -100,7 +100,7 @@ def run_record(run: RunFolder) -> dict[str, Any]:
 
 
 def run_text(runs: Sequence[RunFolder], *, used: Collection[Path]) -> str:
-    """Writes one table of the runs' accuracies, and the files that they wrote.
+    """Formats one table of the runs' accuracies, and the files that they wrote.
 
     Args:
         runs: finished runs.

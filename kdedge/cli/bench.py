@@ -45,7 +45,7 @@ from kdedge.speed_results import MOST_OTHERS_PERCENT, SpeedResult, read_speed
 
 log = logging.getLogger(__name__)
 
-_WIDTH = 80  # columns of what is said of a table
+_WIDTH = 80  # columns of the text below a table
 _FORMATS = ("text", "md", "csv", "json")
 
 
@@ -54,7 +54,7 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
     del ctx, parameter
     parts = [part.strip() for part in value.split(",")]
     if not all(part.isdecimal() and 0 < int(part) <= 100_000 for part in parts):
-        raise click.BadParameter(f"{value!r} is no list of batch sizes, as in 1,8,32.")
+        raise click.BadParameter(f"{value!r} is not a list of batch sizes. Write it as 1,8,32.")
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
@@ -68,13 +68,13 @@ def _percent(ctx: click.Context, parameter: click.Parameter, value: str | None) 
     except ValueError:
         number = -1.0
     if not 0 <= number < 1000:
-        raise click.BadParameter(f"{value!r} is no percentage, as in 5%.")
+        raise click.BadParameter(f"{value!r} is not a percentage. Write it as 5%.")
     return number
 
 
 @dataclass(frozen=True)
 class _Models:
-    """What is measured.
+    """The models to measure.
 
     Attributes:
         sources: runs, artifacts and files.
@@ -93,7 +93,7 @@ class _Models:
 
 @dataclass(frozen=True)
 class _Timing:
-    """How long each model is timed at which batch sizes, and how long quiet is waited for."""
+    """Batch sizes, time per model, and how long to wait for a quiet machine."""
 
     batches: tuple[int, ...]
     seconds: float
@@ -104,7 +104,7 @@ class _Timing:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Earlier measurements, and how much slower a median may be."""
+    """Earlier measurements to compare with, and how much slower a median may be."""
 
     baseline: Path | None
     max_regress: float | None
@@ -112,7 +112,7 @@ class _Comparison:
 
 @dataclass(frozen=True)
 class _Shown:
-    """What is printed of it: `kind` is one of `_FORMATS`, of whose text `is_whole` prints all."""
+    """How to print: `kind` is one of `_FORMATS`; `is_whole` prints every table of the text."""
 
     kind: str
     is_whole: bool
@@ -125,7 +125,7 @@ class _Shown:
     default=",".join(AGAINST),
     show_default=True,
     metavar="METHODS",
-    help="Methods on the student's backbone to compare a run with; none for none of them.",
+    help="Methods on the student's backbone to compare a run with, or none.",
 )
 @click.option(
     "--batch",
@@ -134,21 +134,21 @@ class _Shown:
     show_default=True,
     callback=_numbers,
     metavar="N,N",
-    help="Images a call.",
+    help="Images per call.",
 )
 @click.option(
     "--seconds",
     type=FiniteRange(min=0.01),
     default=2.0,
     show_default=True,
-    help="Least time for each model at each batch size.",
+    help="Shortest measurement of each model at each batch size.",
 )
 @click.option(
     "--calls",
     type=click.IntRange(min=3),
     default=20,
     show_default=True,
-    help="Least number of calls; fewer, and 3 at least, where they take over 10 times --seconds.",
+    help="Smallest number of calls; as few as 3 if more would take over 10 times --seconds.",
 )
 @click.option(
     "--slowest",
@@ -156,15 +156,15 @@ class _Shown:
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="Leave a model out at batch sizes where a call would take longer.",
+    help="Skip batch sizes at which one call of a model would take longer.",
 )
 @click.option(
     "--wait-quiet",
     "wait_quiet",
     type=FiniteRange(min=0.5),
     metavar="SECONDS",
-    help="Wait until other processes leave the cores, at most so long altogether. Times that they"
-    " disturb are marked with ! and not ranked.",
+    help="Wait until other processes leave the cores, for at most this time in total. Times that"
+    " they disturb are marked with ! and not ranked.",
 )
 @threads_value_option
 @click.option(
@@ -179,7 +179,7 @@ class _Shown:
     "--all",
     "is_whole",
     is_flag=True,
-    help="Print every table of the text: sizes, percentiles, FPS by batch, accuracies.",
+    help="With text: print every table (sizes, percentiles, FPS by batch, accuracies).",
 )
 @click.option(
     "--output",
@@ -190,13 +190,13 @@ class _Shown:
 @click.option(
     "--baseline",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Measurements of an earlier call to compare with.",
+    help="Earlier measurements (JSON) to compare with.",
 )
 @click.option(
     "--max-regress",
     callback=_percent,
     metavar="PERCENT",
-    help="Exit with 6 where a median is so much above --baseline's.  [default: 5%]",
+    help="Exit with code 6 if a median is this much above --baseline's.  [default: 5%]",
 )
 @runs_option
 @device_option
@@ -216,21 +216,21 @@ def command(
     """Measure models against each other: work, latency, FPS, memory, accuracy.
 
     A RUN is measured with its teacher, plain CLIP, the methods of --against and the files of its
-    newest artifact; an ARTIFACT with those files that this machine can run; a FILE of an artifact
-    by itself. Artifacts and their files need no torch. Without an argument it is the newest
-    finished student, or any run where no student is finished.
+    newest artifact. Of an ARTIFACT, every file that this machine can run is measured. A FILE of an
+    artifact is measured alone. Artifacts and their files need no torch. The default is the newest
+    finished student, or any finished run if there is no student.
 
-    Speed and work depend on a method's architecture alone; accuracies are those of finished runs.
+    Speed and work depend on a method's architecture only. Accuracies come from finished runs.
     """
     baseline, threads = comparison.baseline, models.threads
     if comparison.max_regress is not None and baseline is None:
-        raise click.UsageError("--max-regress goes with --baseline FILE.")
+        raise click.UsageError("--max-regress needs --baseline FILE to compare with.")
     before = None if baseline is None else _read(baseline)
     if before is not None:
         check_comparable(before, device=device_sheet(), n_threads=threads, where=str(baseline))
     check_new_file(output)
     wait = QuietWait(timing.wait_quiet or 0.0, most_percent=MOST_OTHERS_PERCENT)
-    wait()  # what the machine is doing decides how threads wait
+    wait()  # the load of the machine decides how threads wait
     use_threads(threads)
     names = [] if models.against == "none" else models.against.split(",")
     gathered = Gathered(
@@ -246,7 +246,7 @@ def command(
         try:
             written = _write(result, output, gathered.run)
         except ResourceError:
-            _print(result, shown, [])  # what took minutes is not lost with the file
+            _print(result, shown, [])  # the file failed, but not the measurement
             raise
         lines = [f"Wrote {written}"] if written is not None else []
         if gathered.run is not None:
@@ -283,7 +283,7 @@ def _read(path: Path) -> SpeedResult:
 
 
 def _write(result: SpeedResult, output: Path | None, run: Path | None) -> Path | None:
-    """Writes the measurements; gives the file, or None where there is no place for one."""
+    """Writes the measurements and returns the file; None if there is no run to write to."""
     if output is not None:
         write_json(output, result.to_dict())
         return output
@@ -303,7 +303,7 @@ def _print(result: SpeedResult, shown: _Shown, lines: Sequence[str]) -> None:
 
 
 def _blocks(result: SpeedResult, shown: _Shown) -> list[str]:
-    """The first table and what has to be known of it, or all tables and notes."""
+    """The first table with its caveats, or all tables and notes."""
     if shown.is_whole:
         blocks = [f"{grid.title}\n{_as_text(grid)}" for grid in make_grids(result)]
         return [*blocks, "\n".join(notes(result))]
@@ -317,14 +317,14 @@ def _blocks(result: SpeedResult, shown: _Shown) -> list[str]:
 
 
 def _wrapped(text: str) -> str:
-    """A paragraph, whose paths and names are not broken."""
+    """Wraps a paragraph without breaking paths and names."""
     return textwrap.fill(
         text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
     )
 
 
 def _as_text(grid: Grid) -> str:
-    """A table as wide as a terminal; elsewhere each name is on one line."""
+    """Fits a table to the terminal; without one, each name is on one line."""
     rows = grid.rows
     if sys.stdout is not None and sys.stdout.isatty():
         rows = fitted(grid, shutil.get_terminal_size().columns)

@@ -25,9 +25,9 @@ def command(
 ) -> None:
     """Check RECIPE before a run: classes, images, weights, memory, disk, time.
 
-    The check reads every image once, loads the weights and times a few steps. Errors have the
-    message and exit code that the run would end with. Nothing is written, except that open_clip
-    downloads pretrained weights into its cache.
+    It reads every image once, loads the weights and times a few steps. Errors have the message and
+    exit code that the run would end with. Nothing is written, except that open_clip downloads
+    pretrained weights into its cache.
     """
     loaded = load_recipe(recipe, overrides)
     found = check_loaded(loaded, root, device)

@@ -1,4 +1,4 @@
-"""List, fetch and verify the benchmark sets, or look through images of your own."""
+"""List, fetch and verify the benchmark sets, or scan your own images."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def _data_option(function: _F) -> _F:
         default=Path("data"),
         envvar="KDEDGE_DATA",
         show_default=True,
-        help="Folder of the benchmark sets, as KDEDGE_DATA says it too; a recipe names it with"
-        " data.root.",
+        help="Folder of the benchmark sets. The environment variable KDEDGE_DATA sets it too; in a"
+        " recipe it is data.root.",
     )(function)
 
 
 @click.group("data")
 def command() -> None:
-    """List, fetch and verify the benchmark sets, or look through images of your own.
+    """List, fetch and verify the benchmark sets, or scan your own images.
 
-    The sets are in one folder, laid out as CoOp's code expects it; a folder that it has used is
-    used as it is.
+    The sets are in one folder, in the layout of CoOp's code. A folder that you use with CoOp works
+    as it is.
     """
 
 
@@ -86,7 +86,7 @@ def list_sets(root: Path, as_json: bool) -> None:
 @_data_option
 @json_option
 def show(name: str, root: Path, as_json: bool) -> None:
-    """Show the files of a benchmark set: addresses, sizes, terms, layout, what is missing."""
+    """Show the files of a benchmark set: URLs, sizes, terms, layout, and which are missing."""
     benchmark = load_benchmark(name)
     folder = root / benchmark.folder
     absent = missing(benchmark.downloads, folder)
@@ -118,11 +118,11 @@ def show(name: str, root: Path, as_json: bool) -> None:
 @_data_option
 @json_option
 def fetch_set(name: str, root: Path, as_json: bool) -> None:
-    """Fetch what is missing of a benchmark set and unpack it.
+    """Download the missing files of a benchmark set and unpack them.
 
-    An interrupted fetch goes on where it stopped. Files are compared with their known sizes and
-    hashes. What has to be fetched by hand, because of its terms or without a network, is named
-    with its address and its place; put it there and run the command again.
+    An interrupted download continues where it stopped. Sizes and hashes are checked where known.
+    Some files must be fetched by hand, because of their terms or without a network. The command
+    names their URL and where to put them; run it again afterwards.
     """
     found = fetch(load_benchmark(name), root)
     if found.new:
@@ -130,31 +130,31 @@ def fetch_set(name: str, root: Path, as_json: bool) -> None:
     else:
         text = f"{found.folder} has all of {name} already."
     if found.kept:
-        text += f"\nNot needed any more: {', '.join(str(found.folder / k) for k in found.kept)}"
+        text += f"\nNo longer needed: {', '.join(str(found.folder / k) for k in found.kept)}"
     text += f"\n{next_line('data', 'verify', name, *_same_data())}"
     print_result(asdict(found), as_json=as_json, text=text)
 
 
 @command.command("verify")
 @click.argument("name")
-@click.option("--images", "read_images", is_flag=True, help="Decode every image, too.")
+@click.option("--images", "read_images", is_flag=True, help="Also decode every image.")
 @_data_option
 @json_option
 def verify_set(name: str, read_images: bool, root: Path, as_json: bool) -> None:
-    """Compare a benchmark set's counts, class names and split with what is published."""
+    """Compare a benchmark set's counts, class names and split with the published ones."""
     benchmark = load_benchmark(name)
     found = verify(benchmark, root, read_images=read_images)
     print_result(asdict(found), as_json=as_json, text=_verification_text(found))
     if found.problems:
         remedy = (
-            "What is missing is fetched by"
+            "Fetch what is missing"
             if missing(benchmark.downloads, found.folder)
-            else "A fetch brings files and folders that are missing, not what is missing in them."
-            "\n  Move what differs away and run"
+            else "A fetch only adds files and folders that are missing altogether."
+            "\n  Move the files that differ away, and run"
         )
         count = len(found.problems)
         raise DataError(
-            f"{found.folder} is not the published {name}: {count} difference"
+            f"{found.folder} differs from the published {name}: {count} difference"
             f"{'s' if count > 1 else ''}.\n  {remedy}: "
             + shlex.join(["kdedge", "data", "fetch", name, *_same_data()])
         )
@@ -164,12 +164,12 @@ def verify_set(name: str, read_images: bool, root: Path, as_json: bool) -> None:
 @click.argument("source")
 @json_option
 def scan_source(source: str, as_json: bool) -> None:
-    """Read every image of SOURCE once: which are unreadable, how large they are, which classes.
+    """Read every image of SOURCE once: show unreadable images, sizes and classes.
 
     SOURCE is a folder, a CSV file of image paths, WebDataset shards such as
     'shards-{000..063}.tar', Parquet files such as 'train-*.parquet', or a Hugging Face dataset: a
-    folder, or hf://datasets/OWNER/NAME. Nothing is written, but Parquet files and datasets of the
-    Hub are copied into the cache of the datasets package.
+    folder, or hf://datasets/OWNER/NAME. Nothing is written, except that the datasets package copies
+    Parquet files and datasets of the Hub into its cache.
     """
     found = survey(source)
     print_result(asdict(found), as_json=as_json, text=_survey_text(found))
@@ -178,7 +178,7 @@ def scan_source(source: str, as_json: bool) -> None:
 def _is_here(benchmark: Benchmark, folder: Path) -> str:
     try:
         n_missing = len(missing(benchmark.downloads, folder))
-    except DataError:  # a folder that may not be looked into is no reason to list no other
+    except DataError:  # one unreadable folder must not keep the others off the list
         return "unknown"
     if n_missing:
         return "no" if n_missing == len(benchmark.downloads) else "partly"
@@ -200,7 +200,7 @@ def _describe(one: Download, *, is_here: bool) -> str:
 
 
 def _same_data() -> list[str]:
-    """The `--data` of this command line, for a next command."""
+    """Returns this command's `--data`, for a next command."""
     context = click.get_current_context()
     given = context.get_parameter_source("root") is ParameterSource.COMMANDLINE
     return ["--data", str(context.params["root"])] if given else []

@@ -37,7 +37,7 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
     grid = summary(done.speed)
     runs = [done.teacher, done.student]
     made = [done.picture, None if done.artifact is None else done.artifact.path, done.page]
-    notes = ["Test drawings with answers", "Exported student, for a device", "Report"]
+    notes = ["Test drawings with predictions", "Exported student, for a device", "Report"]
     wrote = [f"{note}: {path}" for note, path in zip(notes, made, strict=True) if path is not None]
     text = "\n".join(
         [

@@ -39,7 +39,7 @@ def command(
     RECIPE is a file, or the name of a shipped recipe. A finished teacher with the same settings and
     data is used again; otherwise it is trained first.
 
-    For several processes or machines: torchrun --nproc-per-node=N -m kdedge distill RECIPE.
+    To use several processes or machines: torchrun --nproc-per-node=N -m kdedge distill RECIPE.
     batch_size is the total over all processes.
     """
     from kdedge.api.train import Place, make_student

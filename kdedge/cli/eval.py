@@ -50,20 +50,21 @@ def command(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Evaluate RUN on the test images of its recipe, or without labels where it has none.
+    """Evaluate RUN on the test images of its recipe, or without labels if it has none.
 
     RUN is a run folder, name/NN, or a recipe's name for its newest finished run. The default is the
     newest finished student, or any finished run if there is no student.
 
-    Accuracies are top-1, in percent. Base and novel images compete among the names of their own
-    half; `all` and single classes among all names.
+    Accuracies are top-1, in percent. Base and novel images are classified among the class names of
+    their own half; `all` and single classes among all names.
 
-    A recipe without test images: agreement with the teacher, mean confidence and how often each
-    class is predicted, on unlabeled images (data.unlabeled.hold_out keeps some out of training).
+    Without test images, the command measures agreement with the teacher, mean confidence and how
+    often each class is predicted, on unlabeled images. data.unlabeled.hold_out keeps some of them
+    out of training.
 
-    A run without an evaluation, such as an imported one, gets eval.json and eval_details.json for
-    `kdedge report`, and an older run its sample images. What is there stays; with --set nothing is
-    added.
+    In a run without an evaluation, such as an imported one, it writes eval.json and
+    eval_details.json for `kdedge report`; in an older run, the sample images. Existing files stay.
+    With --set nothing is written.
     """
     check_new_file(output)
     done = make_evaluation(find_run(run, root), root, device, overrides)
@@ -81,12 +82,12 @@ def command(
 
 
 def _text(run: RunFolder, result: EvalResult, *, per_class: bool, is_own: bool) -> str:
-    """The accuracies, and those that the run's record has of other models on the same images.
+    """The accuracies, with those of other models on the same images from the run's record.
 
     Older records do not say which images they are of; those of `--set` may be others.
     """
     stored: dict[str, EvalResult] = {}
-    with contextlib.suppress(DataError):  # damaged, and said where it is shown
+    with contextlib.suppress(DataError):  # damaged; reported where it is shown
         stored = read_evaluation(run)
     beside = {
         name: other

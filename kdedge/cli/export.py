@@ -1,4 +1,4 @@
-"""Fold, write ONNX files and engines for the device, and compare each with the model."""
+"""Export ONNX files and engines for the device, and compare each with the model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _RunOptions:
-    """Options that shape what a run's export writes; an artifact's ONNX files stay as they are."""
+    """Options of a run's export; an artifact that exists takes none of them."""
 
     classes: Path | None
     head: str | None
@@ -58,10 +58,10 @@ class _RunOptions:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is asked for beside float32 ONNX files.
+    """Requested files besides the float32 ONNX file.
 
     Attributes:
-        targets: those whose flags are set.
+        targets: targets whose flags are set.
         fp16: `--fp16`.
         int8: `--int8`.
     """
@@ -98,23 +98,23 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("export")
 @click.argument("source", metavar="[RUN|ARTIFACT]", required=False)
 @_target_flags
-@click.option("--fp16", is_flag=True, help="FP16 files; engines are FP16 where nothing is said.")
-@click.option("--int8", is_flag=True, help="INT8 files, and FP16 ones beside them to compare with.")
+@click.option("--fp16", is_flag=True, help="Write FP16 files. Engines are FP16 by default.")
+@click.option("--int8", is_flag=True, help="Write INT8 files, and FP16 ones to compare them with.")
 @click.option(
     "--classes",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Class names, one a line, in place of the run's: fewer, in another order, or new ones"
-    " where the teacher's run is at hand. Nothing is trained.",
+    help="File of class names, one per line, to export instead of the run's: fewer, in another"
+    " order, or new ones, which need the teacher's run. Nothing is trained.",
 )
 @click.option(
     "--head",
     type=click.Choice(["scores", "argmax"]),
-    help="scores: as the model. argmax: a little less work, and only the ranking means something.",
+    help="scores: the model's logits. argmax: a little less work, but only the ranking is valid.",
 )
 @click.option(
     "--pixels",
     type=click.Choice(["float", "uint8"]),
-    help="What the graph takes: float32 from 0 to 1, or bytes.",
+    help="Input of the graph: float32 pixels from 0 to 1, or uint8 pixels.",
 )
 @click.option(
     "--output",
@@ -124,10 +124,18 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--reseal",
     is_flag=True,
-    help="Accept the artifact.json of ARTIFACT as it was changed by hand; the record keeps that.",
+    help="Accept an artifact.json of ARTIFACT that was changed by hand; the change is recorded.",
 )
-@click.option("--triton", type=click.Path(path_type=Path), help="Write a Triton model repository.")
-@click.option("--deepstream", type=click.Path(path_type=Path), help="Write a DeepStream config.")
+@click.option(
+    "--triton",
+    type=click.Path(path_type=Path),
+    help="Write a model repository for Triton into this new folder.",
+)
+@click.option(
+    "--deepstream",
+    type=click.Path(path_type=Path),
+    help="Write a DeepStream config into this new folder.",
+)
 @set_option
 @runs_option
 @device_option
@@ -147,14 +155,14 @@ def command(
 ) -> None:
     """Export RUN for the device, or build engines from an ARTIFACT that was exported already.
 
-    RUN is a run folder, name/NN, or a recipe's name for its newest finished student; left out, it
-    is the newest finished student, or any run where no student is finished. The result is one
+    RUN is a run folder, name/NN, or a recipe's name for its newest finished student. The default is
+    the newest finished student, or any finished run if there is no student. The result is one
     folder that runs without torch. Each file in it is compared with the float32 model on real
-    images, and one that misses the recipe's gates is marked and ends in exit code 6. Where a
-    target's files cannot be built here, nothing is written.
+    images. A file that misses the recipe's gates is marked, and the exit code is 6. If a target
+    cannot be built on this machine, nothing is written.
 
-    On the device, `kdedge export ARTIFACT --trt` builds engines from the ONNX files of the folder;
-    it needs no torch.
+    On the device, `kdedge export ARTIFACT --trt` builds engines from the ONNX files of the folder,
+    without torch.
     """
     from kdedge.api.export import ExportRequest, make_export
 
@@ -163,20 +171,20 @@ def command(
     if reseal:
         given = [*vars(for_run).values(), *vars(wanted).values(), *vars(servers).values()]
         if source is None or not request.is_artifact or any(given):
-            raise click.UsageError("--reseal goes with an artifact's folder and nothing else.")
+            raise click.UsageError("--reseal takes an artifact's folder and no other option.")
         _reseal(Path(source), as_json=as_json)
         return
     if request.is_artifact:
         _refuse_run_options(str(source), wanted, for_run)
         if not (targets or servers.triton or servers.deepstream):
             raise click.UsageError(
-                f"{source} is exported already. Name what to build from it:"
+                f"{source} is an artifact. Name what to build from it:"
                 f" {', '.join(_flags_for_artifacts())}, --triton DIR or --deepstream DIR."
             )
     else:
         need_training_packages("Folding a run")
     made = make_export(request, for_run.as_options(root))
-    if not made.failed:  # a server would get another file than the one that is missing
+    if not made.failed:  # else a server would get another file than the one that failed
         _add_servers(made, servers, next(iter(request.lowest), None))
     record = {
         "artifact": str(made.artifact.path),
@@ -192,7 +200,7 @@ def command(
 
 
 def _add_servers(made: Export, servers: _Servers, precision: Precision | None) -> None:
-    """Writes what was asked for of Triton and DeepStream."""
+    """Writes the folders for Triton and DeepStream that were asked for."""
     from kdedge.deploy.deepstream import write_deepstream
     from kdedge.deploy.triton import write_triton
 
@@ -203,38 +211,42 @@ def _add_servers(made: Export, servers: _Servers, precision: Precision | None) -
             )
         if servers.deepstream is not None:
             if precision == "int8":
-                log.warning("DeepStream gets no INT8 file: it takes none with ranges inside.")
+                log.warning(
+                    "The DeepStream config does not use the INT8 file: DeepStream runs INT8 only"
+                    " with a calibration table of its own."
+                )
             made.written.append(write_deepstream(made.artifact, servers.deepstream))
     except KdedgeError as error:
         made.failed.append(error)
 
 
 def _reseal(path: Path, *, as_json: bool) -> None:
-    """Accepts a record that was changed by hand, and says so."""
+    """Accepts a record that was changed by hand, and prints that."""
     from kdedge.runtime.artifact import reseal
 
     artifact, problem = reseal(path)
-    text = f"{artifact.path} is as it was sealed: there is nothing to accept."
+    text = f"{artifact.path} was not changed: there is nothing to accept."
     if problem is not None:
-        text = f"Resealed {artifact.path}: {problem}. `kdedge show` and artifact.json keep that."
+        text = f"Accepted {artifact.path}: {problem}. artifact.json records that."
     record = {"artifact": str(artifact.path), "resealed": problem is not None}
     print_result(record, as_json=as_json, text=text)
 
 
 def _flags_for_artifacts() -> list[str]:
-    """Flags of what is built from ONNX files, and so from an artifact."""
+    """Flags of targets that are built from ONNX files, and so from an artifact."""
     return [target.flag for target in list_targets() if target.source == "ONNX file"]
 
 
 def _refuse_run_options(source: str, wanted: _Wanted, for_run: _RunOptions) -> None:
-    """Raises where an option shapes ONNX files, which an artifact has already."""
+    """Raises if an option applies only to a run's export."""
     named = {"--onnx": any(target.name == "onnx" for target in wanted.targets)}
     named |= {f"--{name}": bool(value) for name, value in vars(for_run).items()}
     for option, is_given in named.items():
         if is_given:
             option = "--set" if option == "--overrides" else option
             raise click.UsageError(
-                f"{option} does not go with an artifact, and {source} is one. Name its run."
+                f"{source} is an artifact, and {option} works only with a run. Name its run"
+                " instead."
             )
 
 
@@ -243,8 +255,8 @@ def _as_text(made: Export) -> str:
     lines = []
     if gflops:
         lines.append(
-            f"GFLOPs an image: {gflops['unfused']:.4g} as trained, {gflops['folded']:.4g} folded;"
-            f" CLIP's bare image encoder {gflops['clip_image_encoder']:.4g}\n"
+            f"GFLOPs per image: {gflops['unfused']:.4g} as trained, {gflops['folded']:.4g} folded;"
+            f" CLIP's image encoder alone {gflops['clip_image_encoder']:.4g}\n"
         )
     header = ("file", "precision", "MB", "agreement", "distance", "accuracy", "drop", "gate")
     rows = [_row(file) for file in artifact.files]
@@ -254,8 +266,9 @@ def _as_text(made: Export) -> str:
         labeled = [file.parity for file in artifact.files if file.parity and file.parity.n_labeled]
         own = f" (the model's: {percent(labeled[0].reference_accuracy_percent)})" if labeled else ""
         lines.append(
-            f"\nAgainst the float32 model on {'; engines on '.join(sets)}: top-1 agreement in"
-            f" percent, mean softmax distance (0-1), accuracy in percent{own}, points lost."
+            f"\nCompared with the float32 model on {'; engines on '.join(sets)}: top-1 agreement in"
+            f" percent, mean softmax distance (0-1), accuracy in percent{own}, accuracy drop in"
+            " points."
         )
     lines += [f"Wrote {path}" for path in made.written]
     lines.append(next_line("predict", artifact.path, "IMAGE"))

@@ -31,7 +31,7 @@ class _Backbone:
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """What the checkpoint is, and what it does not hold itself."""
+    """The kind of checkpoint, and what it does not hold itself."""
 
     file: Path
     kind: str
@@ -42,7 +42,7 @@ class _Checkpoint:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the run goes, and where it is computed."""
+    """Folder and name of the run, and the device."""
 
     name: str | None
     root: Path
@@ -72,12 +72,12 @@ class _Place:
     "--quick-gelu/--gelu",
     "quick_gelu",
     default=None,
-    help="Activation of the backbone, if its weights do not tell. OpenAI's use QuickGELU.",
+    help="Activation of the backbone, if its weights do not tell it. OpenAI's use QuickGELU.",
 )
 @click.option(
     "--classes",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="File of class names, one a line. promptsrc needs it: the checkpoint has no names.",
+    help="File of class names, one per line. promptsrc needs it: the checkpoint has no names.",
 )
 @click.option(
     "--teacher", help="Run of the teacher. promptkd needs it: the checkpoint has no class vectors."
@@ -85,7 +85,8 @@ class _Place:
 @click.option(
     "--exact",
     is_flag=True,
-    help="Keep the checkpoint's own backbone, which differs by rounding (promptsrc only).",
+    help="Use the checkpoint's own copy of the backbone, which differs by rounding (promptsrc"
+    " only).",
 )
 @runs_option
 @device_option
@@ -95,9 +96,9 @@ class _Place:
 @options_as(_Backbone, "trained_on")
 @options_as(_Place, "place")
 def command(checkpoint: _Checkpoint, trained_on: _Backbone, place: _Place, as_json: bool) -> None:
-    """Make a finished run of FILE, a checkpoint of the public PromptSRC or PromptKD code.
+    """Import FILE, a checkpoint of the public PromptSRC or PromptKD code, as a finished run.
 
-    The output names every key of the file that is not used. Nothing in the file is executed.
+    The output lists every key of the file that is not used. Nothing in the file is executed.
     """
     need_training_packages("Reading a checkpoint")
     from kdedge.clip.resolve import BackboneSpec
@@ -143,7 +144,7 @@ def command(checkpoint: _Checkpoint, trained_on: _Backbone, place: _Place, as_js
     epoch = "" if found.epoch is None else f", epoch {found.epoch}"
     text = (
         f"{file}{epoch}\n"
-        f"Left out, of no use here: {', '.join(found.left_out) or 'no key'}.\n"
+        f"Not needed: {', '.join(found.left_out) or 'no key'}.\n"
         f"Not read, beside state_dict: {', '.join(found.unread) or 'no entry'}.\n"
         f"Its backbone differs from {on.name or on.weights} by at most {relative:.2g} (relative, at"
         f" {key}).\n"

@@ -15,7 +15,7 @@ from kdedge.setup.new_recipe import STUDENT, TEACHER, Given, write_new_recipe
 
 _CLIP_HELP = (
     "The teacher's CLIP as MODEL:WEIGHTS. MODEL is an open_clip name or your model config (.json);"
-    " WEIGHTS a pretrained tag or a file. Or a file of OpenAI's weights alone."
+    " WEIGHTS is a pretrained tag or a file. A file of OpenAI's weights needs no MODEL."
 )
 
 
@@ -33,7 +33,7 @@ _CLIP_HELP = (
     required=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Text file of class names, one a line.",
+    help="Text file of class names, one per line.",
 )
 @click.option(
     "--labeled",
@@ -55,15 +55,15 @@ _CLIP_HELP = (
 @click.option(
     "--student",
     metavar="CLIP",
-    help=f"Likewise, for the device. [default: {STUDENT}]",
+    help=f"The student's CLIP, in the same form. [default: {STUDENT}]",
 )
 @json_option
 @options_as(Given, "given")
 def command(name: str, given: Given, as_json: bool) -> None:
     """Write NAME.yaml, a commented recipe for your own images.
 
-    The folders are looked at first: a recipe that cannot work is not written. An existing file is
-    never overwritten. Without --labeled the teacher is zero-shot CLIP.
+    It checks the folders first and writes no recipe that cannot work. An existing file is never
+    overwritten. Without --labeled the teacher is zero-shot CLIP.
     """
     made = write_new_recipe(name, given)
     rows = [["classes", f"{len(made.class_names)} in {given.classes}"]]

@@ -27,7 +27,7 @@ from kdedge.cli._output import colored, first_line, set_up_logging
 from kdedge.errors import KdedgeError, Terminated, is_out_of_memory
 
 _FOLDER = Path(__file__).parent
-# The system's errors for a mistyped path
+# Errors that a mistyped path can cause
 _BAD_PATH = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM})
 _GROUPS = {
     "Start": ("demo", "init", "check"),
@@ -41,10 +41,10 @@ _ORDER = [name for names in _GROUPS.values() for name in names]
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are the files beside this one: `<name>.py` with a `command`."""
+    """A group whose commands are the other files of this folder: `<name>.py` with a `command`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Gives the names in the order of a project's work, other names sorted after them."""
+        """Returns the names in the order in which a project uses them, then the others sorted."""
         names = sorted({*_command_files(), *self.commands})
         return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
 
@@ -58,7 +58,7 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the commands by what one does, without importing them.
+        """Lists the commands by task, without importing them.
 
         Each has the first line of its file.
         """
@@ -74,7 +74,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Finds a command as click does; an unknown name gets the nearest known one."""
+        """Finds a command as click does; the error for an unknown name suggests the nearest one."""
         name, known = args[0], self.list_commands(ctx)
         if not name.startswith("-") and name not in known:
             near = get_close_matches(name, known, n=1, cutoff=0.5)
@@ -94,18 +94,18 @@ def _command_files() -> dict[str, Path]:
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "--version", message="kdedge %(version)s")
 def cli() -> None:
-    r"""Make a large CLIP small enough for edge devices, and measure the cost.
+    """Make a large CLIP small enough for edge devices, and measure the cost.
 
     \b
     See the whole flow:   kdedge demo
     Your own images:      kdedge init NAME --images DIR --classes FILE
     Train the student:    kdedge distill NAME.yaml
-    """
+    """  # noqa: D301 - a raw text would not have click's mark of lines to keep
     set_up_logging()
 
 
 def main() -> NoReturn:
-    """Runs the command of this process's arguments and exits with its code."""
+    """Runs the command in this process's arguments and exits with its code."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = run(sys.argv[1:])
@@ -123,7 +123,7 @@ def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def _leave_signals_to_the_system() -> None:
-    """Lets SIGINT and SIGTERM kill from here on: no code is left to catch their exceptions."""
+    """Lets SIGINT and SIGTERM kill the process: no code is left to catch their exceptions."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_DFL)
 
@@ -137,8 +137,7 @@ def run(arguments: Sequence[str], *, obj: object = None) -> int:
 
     Args:
         arguments: what follows `kdedge` on a command line.
-        obj: given to commands that ask click for it: for `bench`, a
-            `kdedge.benchmarking.run.Machine`.
+        obj: click's context object; for `bench`, a `kdedge.benchmarking.run.Machine`.
     """
     instruction = os.environ.get("_KDEDGE_COMPLETE")
     if instruction:
@@ -156,14 +155,14 @@ def run(arguments: Sequence[str], *, obj: object = None) -> int:
 
 
 def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None) -> int:
-    """Writes an error's message to stderr and gives the exit code."""
+    """Writes an error's message to stderr and returns the exit code."""
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, click.ClickException):
         if isinstance(error, click.NoSuchOption) and _could_be_key(error):
-            hint = "A key of the recipe is set by --set KEY=VALUE; see kdedge schema."
+            hint = "Set a key of the recipe with --set KEY=VALUE; `kdedge schema` lists the keys."
             error = click.NoSuchOption(error.option_name, f"{error.message} {hint}", ctx=error.ctx)
         error.show(sys.stderr)
         return error.exit_code
@@ -173,7 +172,7 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
         return _say(_terminated(), _signal_code(error))
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return _say("interrupted.", 130)
-    if isinstance(error, BrokenPipeError):  # stdout's reader has gone (`| head`)
+    if isinstance(error, BrokenPipeError):  # stdout's reader has ended (`| head`)
         _drop_stdout()
         return 141  # a shell's code for SIGPIPE
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
@@ -194,7 +193,7 @@ def _report(error: BaseException, arguments: Sequence[str], run_log: Path | None
 
 
 def _could_be_key(error: click.NoSuchOption) -> bool:
-    """Whether an unknown option may be meant as a key of the recipe that the command reads."""
+    """Whether an unknown option may be a key of the recipe that the command reads."""
     options = [] if error.ctx is None else error.ctx.command.params
     return not error.possibilities and any(option.name == "overrides" for option in options)
 
@@ -238,8 +237,9 @@ def _terminated() -> str:
     if _n_processes() == 1:
         return "interrupted."
     return (
-        "interrupted: another process ended, and torchrun ended this one. The other's message says"
-        " why.\n  Run the same command with --resume to continue from the last checkpoint."
+        "interrupted: another process ended, so torchrun ended this one. The message of that"
+        " process says why.\n  Run the same command with --resume to continue from the last"
+        " checkpoint."
     )
 
 

@@ -21,10 +21,10 @@ _HEADER = ("method", "label", "labels", "unlabeled", "novel names", "")
 def command(as_json: bool) -> None:
     """List the prompt methods that a recipe can name, and what each learns from.
 
-    kdedge's own and those of installed packages. Labels: images of data.labeled; a student's labels
-    come through its teacher. Unlabeled: images of data.unlabeled. Novel names: the names of classes
-    without labels take part in training. Below the methods stand the losses that a student's
-    settings can name. `kdedge schema` lists all settings.
+    The list has kdedge's methods and those of installed packages. The columns say what a method is
+    trained on. labels: images of data.labeled; a student gets labels through its teacher.
+    unlabeled: images of data.unlabeled. novel names: also the names of classes without labels.
+    The losses that a student's settings can name follow. `kdedge schema` lists all settings.
     """
     record: dict[str, Any] = {}
     modules, problems = load_all(list_methods())
@@ -32,7 +32,7 @@ def command(as_json: bool) -> None:
         record[name] = describe(modules[name]) if name in modules else {}
     for problem, names in problems.items():
         logging.getLogger("kdedge").warning(
-            "Labels and what is learned from are unknown for %s.\n  %s", ", ".join(names), problem
+            "%s cannot be loaded; the table has only their names.\n  %s", ", ".join(names), problem
         )
     print_result(record, as_json=as_json, text=_text(record))
 

@@ -1,4 +1,4 @@
-"""Name what images show, with an exported artifact; needs no torch."""
+"""Classify images with an exported artifact; needs no torch."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Format:
-    """How results are written.
+    """Output format of results.
 
     Attributes:
         kind: one of `FORMATS`.
-        top: classes an image.
+        top: classes per image.
         min_score: percent below which the best class is not named.
         output: the file; None for stdout.
         save: folder for the pictures; None saves none.
-        uncertain: give only so many predictions, the least certain ones; None gives all.
+        uncertain: number of least certain predictions to give; None gives all.
     """
 
     kind: str
@@ -53,7 +53,7 @@ class _Format:
 
 @dataclass(frozen=True)
 class _Engine:
-    """Which file is used, and how it runs."""
+    """The artifact's file to use, and how to run it."""
 
     precision: Precision | None
     backend: str | None
@@ -86,14 +86,14 @@ def _backend_names() -> str:
     help="Take the first and then every Nth frame of a video, a stream or a camera.",
 )
 @click.option(
-    "--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes an image."
+    "--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes per image."
 )
 @click.option(
     "--min-score",
     type=FiniteRange(0, 100),
     metavar="PERCENT",
-    help="Below this score an image's class is not named: - in text, empty in csv, null in jsonl."
-    " The score itself is given all the same.",
+    help="Do not name classes with a lower score: - in text, empty in csv, null in jsonl."
+    " The score itself is still given.",
 )
 @click.option(
     "--format",
@@ -101,40 +101,44 @@ def _backend_names() -> str:
     type=click.Choice(FORMATS),
     default="text",
     show_default=True,
-    help="csv has a heading; jsonl is one JSON object a line. In both, `error` says why an image"
-    " has no answer.",
+    help="csv has a heading; jsonl has one JSON object per line. In both, `error` says why an image"
+    " has no prediction.",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the lines here instead of to stdout, each as it comes. Must not exist; without any"
-    " line it is not kept.",
+    help="Write the lines to this new file instead of stdout, each as soon as it is known. A file"
+    " without lines is not kept.",
 )
 @click.option(
     "--save",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Save each picture here with its answer below it. Must not exist, or be empty.",
+    help="Save each picture with its prediction below it in this new or empty folder.",
 )
 @click.option(
     "--uncertain",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Give only the N images with the lowest score, lowest first: label these next. --save then"
-    " copies them as they are.",
+    help="Give only the N images with the lowest scores, lowest first: label these next. --save"
+    " then saves them without predictions.",
 )
 @click.option(
     "--precision",
     type=click.Choice(_precisions()),
-    help="Which of the artifact's files to use. int8, and a file that missed its gate, are used"
-    " only when asked for.",
+    help="Precision of the file to use. int8, and files that missed their gates, are used only"
+    " when asked for.",
 )
-@click.option("--backend", metavar="NAME", help=f"{_backend_names()}. [default: what fits]")
+@click.option(
+    "--backend",
+    metavar="NAME",
+    help=f"{_backend_names()}. [default: one that fits]",
+)
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Images at once. [default: as many as the artifact takes; 1 for - and cameras]",
+    help="Images per call. [default: as many as the artifact takes; 1 for - and cameras]",
 )
 @threads_value_option
 @options_as(Wanted, "wanted")
@@ -143,13 +147,13 @@ def _backend_names() -> str:
 def command(artifact: Path, wanted: Wanted, shape: _Format, engine: _Engine) -> None:
     """Classify images with ARTIFACT, the folder that `kdedge export` wrote.
 
-    PATH is an image, a video (needs kdedge[video]), or a folder that is searched for images to any
-    depth. A video's frames are named FILE:NUMBER@SECONDS. With - standard input
-    holds one image, or JPEGs one after the other as `ffmpeg -i VIDEO -f image2pipe -c:v mjpeg -`
-    writes them; each is classified as it arrives.
+    PATH is an image, a video (needs kdedge[video]), or a folder, which is searched with all its
+    subfolders. A video's frames are named FILE:NUMBER@SECONDS. With - the command reads standard
+    input: one image, or a stream of JPEGs as `ffmpeg -i VIDEO -f image2pipe -c:v mjpeg -` writes
+    it. Each is classified as it arrives.
 
-    An image that cannot be read gets a line that says why, and the others go on. The exit code is 0
-    where any image was classified and 3 where none was.
+    An image that cannot be read gets a line that says why, and does not stop the others. The exit
+    code is 0 if any image was classified and 3 if none was.
     """
     from kdedge.inference.classify import Classifier
 
@@ -158,7 +162,10 @@ def command(artifact: Path, wanted: Wanted, shape: _Format, engine: _Engine) -> 
     _check_new(shape.output)
     _check_new(shape.save)
     if shape.uncertain is not None and wanted.camera is not None:
-        raise click.UsageError("--uncertain needs an end, and --camera has none. Record a video.")
+        raise click.UsageError(
+            "--uncertain needs all images first, and --camera never ends. Record a video and"
+            " name it."
+        )
     use_threads(engine.threads)
     _check_named(wanted.paths, wanted.camera)
     inputs = open_inputs(wanted)
@@ -174,8 +181,8 @@ def command(artifact: Path, wanted: Wanted, shape: _Format, engine: _Engine) -> 
         needs_scores = shape.min_score is not None or shape.uncertain is not None
         if needs_scores and classifier.artifact.head == "argmax":
             raise click.UsageError(
-                f"{option}: {artifact} was exported with the head argmax, which ranks classes"
-                " and gives no scores. Export with the head scores."
+                f"{option}: {artifact} was exported with --head argmax, which gives no scores."
+                " Export again with --head scores."
             )
         counts = _write_all(inputs, classifier, shape, size=engine.batch)
         if not counts["classified"] + counts["unsure"]:
@@ -186,19 +193,21 @@ def command(artifact: Path, wanted: Wanted, shape: _Format, engine: _Engine) -> 
 
 def _check_named(paths: Sequence[str], camera: int | None) -> None:
     if camera is not None and paths:
-        raise click.UsageError("--camera and PATH: name one of them.")
+        raise click.UsageError("--camera and PATH exclude each other: give only one of them.")
     if camera is None and not paths:
         raise click.UsageError("Name images, a folder, - for standard input, or --camera N.")
     if "" in paths:
-        raise click.UsageError("PATH is empty: name an image or a folder, as in . for this one.")
+        raise click.UsageError(
+            "PATH is empty text. Name an image or a folder; . is the current folder."
+        )
     if "-" in paths and len(paths) > 1:
         raise click.UsageError("- (standard input) cannot be combined with other paths.")
     if "-" in paths and (sys.stdin is None or sys.stdin.isatty()):
-        raise click.UsageError("Standard input is not a pipe or a file: pipe an image into it.")
+        raise click.UsageError("Standard input is a terminal. Pipe an image into it.")
 
 
 def _check_new(path: Path | None) -> None:
-    """Makes sure that a result overwrites nothing: no file, and no folder that holds any."""
+    """Checks that a result overwrites nothing: the file is new, or the folder new or empty."""
     if path is None:
         return
     try:
@@ -212,7 +221,7 @@ def _check_new(path: Path | None) -> None:
 def _write_all(
     inputs: Inputs, classifier: Classifier, shape: _Format, *, size: int | None
 ) -> Counter[str]:
-    """Writes a line for each result as soon as it is there; counts them by kind, and logs it."""
+    """Writes a line for each result as soon as it is known; counts the kinds of results."""
     from kdedge.inference.pictures import PictureFolder
     from kdedge.inference.uncertain import least_certain
 
@@ -226,7 +235,7 @@ def _write_all(
         columns=column_widths(inputs.keys or (), names) if is_shown else (0, 0),
     )
     pictures = None if shape.save is None else PictureFolder(shape.save)
-    # On one terminal, a bar would stand in the midst of the lines
+    # On one terminal, a bar would mix with the lines
     has_bar = not inputs.is_live and (not is_shown or shape.uncertain is not None)
     counts: Counter[str] = Counter()
     try:
@@ -259,7 +268,7 @@ def _classified(
     counts: Counter[str],
     advance: Callable[[int], None],
 ) -> Iterator[tuple[Result, Item]]:
-    """Each result with its image; it is counted once the caller has taken it."""
+    """Yields each result with its image, and counts it when the caller asks for the next."""
     waiting: deque[Item] = deque()
 
     def images() -> Iterator[tuple[str, ImageInput]]:
@@ -276,7 +285,7 @@ def _classified(
 
 @contextlib.contextmanager
 def _bar(keys: Sequence[str] | None, *, is_shown: bool) -> Iterator[Callable[[int], None]]:
-    """Context with what takes the number of images done."""
+    """Context with a function that takes the number of finished images."""
     if not is_shown:
         yield lambda done: None
         return
@@ -295,9 +304,9 @@ def _kind(result: Result, min_score: float | None) -> str:
 
 @contextlib.contextmanager
 def _opened(output: Path | None, heading: str | None) -> Iterator[Callable[[str], None]]:
-    """Context with what writes one line to stdout or to a new file, below its heading.
+    """Context with a function that writes one line to stdout or to a new file, below its heading.
 
-    The file keeps the lines in any case, and is not kept without any.
+    The file keeps its lines whatever happens; a file without lines is deleted.
     """
     if output is None:
         if heading is not None:
@@ -317,7 +326,7 @@ def _opened(output: Path | None, heading: str | None) -> Iterator[Callable[[str]
                 click.echo(heading, file=file)
             click.echo(line, file=file)
         except OSError as error:
-            with contextlib.suppress(OSError):  # closing tries the same line once more
+            with contextlib.suppress(OSError):  # closing tries the same line again
                 file.close()
             raise explain_os_error(error, output) from error
         n_written += 1
@@ -331,14 +340,14 @@ def _opened(output: Path | None, heading: str | None) -> Iterator[Callable[[str]
 
 
 def _summary(counts: Counter[str], classifier: Classifier, shape: _Format) -> str:
-    """What was done, with what, and where the lines are."""
+    """The counts of results, the model file, and the files written."""
     parts = [f"{counts['classified'] + counts['unsure']:,} classified"]
     if counts["unsure"]:
         parts.append(f"{counts['unsure']:,} of them below {shape.min_score:g} %")
     if counts["unreadable"]:
         parts.append(f"{counts['unreadable']:,} unreadable")
     if counts["unanswered"]:
-        parts.append(f"{counts['unanswered']:,} without a finite answer")
+        parts.append(f"{counts['unanswered']:,} without finite logits")
     what = f"{classifier.file.name} on {classifier.backend.describe()}"
     wrote = [str(path) for path in (shape.output, shape.save) if path is not None and path.exists()]
     written = f"\nWrote {' and '.join(wrote)}" if wrote else ""
@@ -352,7 +361,7 @@ def _images(number: int) -> str:
 def _nothing_classified(counts: Counter[str], classifier: Classifier) -> DataError:
     if not counts:
         return DataError(
-            "Standard input had no image.\n"
+            "Standard input has no image.\n"
             "  Pipe an image into it, or JPEGs one after the other"
             " (ffmpeg -i VIDEO -f image2pipe -c:v mjpeg -)."
         )
@@ -360,11 +369,11 @@ def _nothing_classified(counts: Counter[str], classifier: Classifier) -> DataErr
     if not counts["unanswered"]:
         return DataError(
             f"None of {_images(counts.total())} could be classified with {file.parent}.\n"
-            "  The lines with the results say why, each for its image or video."
+            "  The lines above say why, one for each image or video."
         )
     is_fp32 = classifier.file.precision == "fp32"
     remedy = "Export the run again" if is_fp32 else "Use the float32 file: --precision fp32"
     return DataError(
-        f"{file} gives NaN or infinity for {_images(counts['unanswered'])}, and no other was"
+        f"{file} gives NaN or infinity for {_images(counts['unanswered'])}, and no image was"
         f" classified.\n  {remedy}."
     )

@@ -90,7 +90,7 @@ def command(
 
 
 def _options_of_training(recipe: str, overrides: tuple[str, ...], path: Path) -> list[str]:
-    """Options of `kdedge train` for CoOp on the file, without other methods' settings."""
+    """Options of `kdedge train` that train CoOp on the file, without other methods' settings."""
     kept = [text for text in overrides if text.partition("=")[0].split(".")[0] != "baseline"]
     baseline = load_recipe(recipe, kept).recipe.baseline
     room: dict[str, Any] = (

@@ -30,7 +30,7 @@ def command(sources: tuple[str, ...], output: Path | None, root: Path, as_json: 
     from kdedge.api.report import make_report
 
     report, runs = make_report(list(sources), output, root)
-    # The command that makes a missing record, if any
+    # The command that makes a missing record, if one is missing
     following = next(iter(runs[0].missing.values()), ["show", str(runs[0].run.path)])
     text = f"Wrote {report.page} and {len(report.pictures)} pictures\n{next_line(*following)}"
     record = {"runs": [str(records.run.path) for records in runs], **report.to_dict()}

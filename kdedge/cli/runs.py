@@ -24,15 +24,20 @@ log = logging.getLogger(__name__)
 def command(name: str | None, root: Path, as_json: bool) -> None:
     """List the runs, or those of the recipe NAME: status, accuracy, size on disk, exports.
 
-    The accuracy is the harmonic mean (HM) of base and novel classes under base-to-novel, and of all
-    images otherwise. It can be compared where the number of test images and the recipe are the
-    same. A run without test images has its agreement with the teacher (agrees).
+    The accuracy is the harmonic mean (HM) of base and novel classes for base-to-novel, else that of
+    all images. Compare only runs of the same recipe with the same number of test images. Without
+    test images, it is the agreement with the teacher (agrees).
     """
     runs = list(runs_in(root))
     whole = {run.path for run, _ in runs}
     for file in sorted(root.glob("*/*/provenance.json")):
         if file.parent.name.isdigit() and file.parent not in whole:
-            log.warning("%s is left out: %s is damaged.", file.parent, file.name)
+            log.warning(
+                "%s is left out: its %s is damaged.\n  Restore that file from a copy, or move"
+                " the folder away.",
+                file.parent,
+                file.name,
+            )
     found = [
         summary_of(run, record) for run, record in runs if name in (None, run.path.parent.name)
     ]

@@ -22,8 +22,8 @@ from kdedge.targets.table import target_records
 def command(as_json: bool) -> None:
     """Explain every key of a recipe: type, bounds, default and where the default comes from.
 
-    With --json: the JSON schema of a recipe, each method's settings under "methods", and what
-    `kdedge export` can make under "targets".
+    With --json it prints the JSON schema of a recipe, with each method's settings under "methods"
+    and the targets of `kdedge export` under "targets".
     """
     schema = Recipe.model_json_schema()
     methods, targets = _method_schemas(), target_records()
@@ -40,11 +40,11 @@ def command(as_json: bool) -> None:
 
 
 def _method_schemas() -> dict[str, Any]:
-    """Each method's settings; a method that cannot be imported is named on stderr."""
+    """Each method's settings; warns about a method that cannot be imported."""
     modules, problems = load_all(list_methods())
     for problem, names in problems.items():
         logging.getLogger("kdedge").warning(
-            "The settings of %s are left out.\n  %s", ", ".join(names), problem
+            "%s cannot be loaded, so its settings are not listed.\n  %s", ", ".join(names), problem
         )
     return {name: module.Settings.model_json_schema() for name, module in modules.items()}
 

@@ -1,4 +1,4 @@
-"""Show a run or an artifact: what it reached, what made it, what it holds."""
+"""Show a run or an artifact: results, provenance, files."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from kdedge.runs.provenance import Provenance, RoundSummary
 @click.command("show")
 @click.argument("run", metavar="[RUN|ARTIFACT]", required=False)
 @click.option(
-    "--all", "is_whole", is_flag=True, help="Also settings, versions, hashes and every file."
+    "--all", "is_whole", is_flag=True, help="Also show settings, versions, hashes and every file."
 )
 @runs_option
 @json_option
 def command(run: str | None, is_whole: bool, root: Path, as_json: bool) -> None:
-    """Show what RUN reached, what made it and what it holds, or what an ARTIFACT holds.
+    """Show the results, provenance and files of a RUN, or the content of an ARTIFACT.
 
     RUN is a run folder, name/NN, or a recipe's name for its newest finished run. The default is the
     newest finished student, or any finished run if there is no student.
@@ -63,7 +63,7 @@ def _text(run: RunFolder, *, is_whole: bool) -> str:
 
 
 def _resealed(run: RunFolder) -> list[list[str]]:
-    """What was changed by hand in the run's exports."""
+    """Changes by hand to the run's exports."""
     if not (run.path / "artifacts").is_dir():
         return []
     from kdedge.cli._artifact import resealed_artifacts
@@ -73,10 +73,10 @@ def _resealed(run: RunFolder) -> list[list[str]]:
 
 
 def _summary(run: RunFolder) -> str:
-    """How many files there are."""
+    """Number and size of the run's files."""
     n_files = len(list(files_of(run)))
     size = megabytes(size_of(run))
-    return f"{n_files} files, {size}; --all: each of them, settings, versions, hashes"
+    return f"{n_files} files, {size}; --all lists them, with settings, versions and hashes"
 
 
 def _facts(run: RunFolder, record: Provenance, *, is_whole: bool) -> list[list[str]]:
@@ -85,9 +85,9 @@ def _facts(run: RunFolder, record: Provenance, *, is_whole: bool) -> list[list[s
     fastest = None if speed is None else fastest_file(speed)
     facts = {
         "method": record.method,
-        "taught by": record.teacher_run,
+        "teacher": record.teacher_run,
         "imported from": record.imported_from,
-        "protocol": "official, as the public code" if record.official else None,
+        "protocol": "official, as in the public code" if record.official else None,
         "seed": record.seed,
         "device": record.device,
         "threads": record.threads,
@@ -95,7 +95,7 @@ def _facts(run: RunFolder, record: Provenance, *, is_whole: bool) -> list[list[s
         "pseudo-labels": _rounds(record.summary.rounds),
         "finished": record.finished_at,
         "exports": ", ".join(f"artifacts/{folder.name}" for folder in run.exports),
-        "fastest file": fastest and f"{fastest[0]}, {fastest[1]} an image",
+        "fastest file": fastest and f"{fastest[0]}, {fastest[1]} per image",
     }
     if is_whole:
         facts |= {
@@ -109,11 +109,11 @@ def _facts(run: RunFolder, record: Provenance, *, is_whole: bool) -> list[list[s
 
 
 def _rounds(rounds: Sequence[RoundSummary]) -> str:
-    """Number of pseudo-labels in each round, and the share of right ones where it is known."""
+    """Number of pseudo-labels in each round, and the share of correct ones if known."""
     texts = []
     for one in rounds:
         right = one.accuracy_percent
-        known = "" if right is None else f" ({right:.2f} % right)"
+        known = "" if right is None else f" ({right:.2f} % correct)"
         texts.append(f"{one.n_images}{known}")
     return ", ".join(texts)
 
@@ -123,7 +123,7 @@ def _plain(values: dict[str, Any]) -> str:
 
 
 def _files(run: RunFolder) -> list[list[str]]:
-    """Every file of the run with its size; nothing is opened."""
+    """Every file of the run with its size."""
     return [
         [str(path.relative_to(run.path)), f"{path.stat().st_size:,} bytes"]
         for path in sorted(files_of(run))

@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     default=1,
     show_default=True,
     metavar="N",
-    help="Cells to run at the same time. On a CPU they share its cores: --threads is the number"
-    " of each.",
+    help="Cells to run at the same time. On a CPU they share its cores: --threads is per cell.",
 )
 @click.option("--dry-run", is_flag=True, help="List the cells and their state; run nothing.")
 @runs_option
@@ -51,9 +50,9 @@ def command(
 ) -> None:
     """Run the suite of FILE: recipes x methods x seeds, each cell in its own process.
 
-    A second call continues: it finds finished runs again, resumes interrupted ones and runs failed
-    cells again. A run is trained again if its recipe, its row or the contents of its images have
-    changed, and only measured again if the test images alone have.
+    A second call continues: it keeps finished runs, resumes interrupted ones and runs failed cells
+    again. A run is trained again if its recipe, its row or its images have changed, and only
+    evaluated again if just the test images have.
 
     After each cell the table is written to suites/NAME: table.md, table.csv, results.json.
 

@@ -27,7 +27,9 @@ def _read_shard(
         return None
     match = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text)
     if match is None or int(match[1]) > int(match[2]):
-        raise click.BadParameter(f"{text} is not I/N with I from 1 to N, such as 2/8.")
+        raise click.BadParameter(
+            f"{text} is not a part of the form I/N with I from 1 to N, such as 2/8."
+        )
     return int(match[1]), int(match[2])
 
 
@@ -67,7 +69,7 @@ def command(
     RECIPE is a file, or the name of a shipped recipe.
     """
     if shard is not None and not is_stored:
-        raise click.UsageError("--shard names a part of a teacher store: add --store.")
+        raise click.UsageError("--shard works only with --store: add --store.")
     from kdedge.api.train import Place, make_teacher
 
     loaded = load_recipe(recipe, overrides)

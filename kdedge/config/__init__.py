@@ -1,1 +1,1 @@
-"""The recipe: schema, reading, explaining what is wrong."""
+"""The recipe: its schema, its reader and its error messages."""

@@ -35,7 +35,7 @@ class ClassesSpec(Strict):
     """The class names; labels and stored class vectors use their order."""
 
     file: RecipeFile | None = Field(
-        None, description="UTF-8 text file with one class name a line, in label order."
+        None, description="UTF-8 text file with one class name per line, in label order."
     )
     benchmark: PlainText | None = Field(
         None, description="Name of a benchmark set whose class names are used, such as sun397."
@@ -76,18 +76,20 @@ class SourceSpec(Strict):
     folder: RecipeFolder | None = Field(
         None,
         description="Folder of images, subfolders included. For labels, it has one subfolder per"
-        " class, with the class's name; classes without one are named and not taught.",
+        " class, with the class's name. Classes without a subfolder are not trained on; a warning"
+        " lists them.",
     )
     webdataset: ShardPattern | None = Field(
         None,
         description='Tar shards, such as "shards-{000..063}.tar", with jpg, png or webp members.'
         " For labels, cls members hold the class's position in the class list, from 0, or its name."
-        " A number is always a position; in lists and tables it is a name first.",
+        " A number in cls is always a position; in lists and tables, a class of that name comes"
+        " first.",
     )
     list: RecipeFile | None = Field(
         None,
-        description="CSV file of images. A header may name columns: path, image, filename or the"
-        " like for the images; label, class or the like for the class names, where labels are"
+        description="CSV file of images. A header may name columns: path, image, filename or"
+        " similar for the images; label, class or similar for the class names, if labels are"
         " needed. Without a header, the path comes first and the label second.",
     )
     parquet: TablePattern | None = Field(
@@ -98,8 +100,8 @@ class SourceSpec(Strict):
     huggingface: DatasetPlace | None = Field(
         None,
         description="Folder that a Hugging Face dataset's save_to_disk wrote. If it has several"
-        " splits, name the folder of one split. Or hf://datasets/OWNER/NAME, with /CONFIG behind it"
-        " where the dataset has several: a dataset on the Hub, which is downloaded once.",
+        " splits, name the folder of one split. Or hf://datasets/OWNER/NAME, a dataset on"
+        " the Hub, which is downloaded once; add /CONFIG if it has several configurations.",
     )
     image_column: PlainText | None = Field(
         None,
@@ -161,15 +163,15 @@ class UnlabeledSpec(SourceSpec):
         None,
         ge=1,
         description="Images per class, drawn with the seed. Default: all. The source must have"
-        " labels, which are read for this draw only; images without a label are left out. PromptKD"
+        " labels, which are read for this draw only; images without a label are skipped. PromptKD"
         " uses 64 in its ablations (arXiv:2403.02781, tables 4 to 6), 16 to 256 in figure 4.",
     )
     hold_out: PercentOrCount | None = Field(
         None,
         description="Images that are not trained on, as a percentage or a count, chosen by the seed"
         " and the images' contents. Without data.test, agreement with the teacher is measured on"
-        " them; where none are held out, on images that were trained on. `kdedge init` writes 5%"
-        " where there are no test images. Default: none, all images are trained on.",
+        " them, else on images that were trained on. `kdedge init` writes 5% if there are no test"
+        " images. Default: none, all images are trained on.",
     )
 
 
@@ -223,10 +225,10 @@ class DataSpec(Strict):
         return self
 
     def bad_image_limit(self, n_images: int) -> int:
-        """The number of unreadable images that is accepted among `n_images`."""
+        """The number of unreadable images that are accepted among `n_images`."""
         return n_of(self.max_bad_images, n_images)
 
 
 def n_of(share: str | int, n_images: int) -> int:
-    """The number that a percentage of images or a count is, rounded down."""
+    """Converts a percentage of images, or a count, to a number of images, rounded down."""
     return share if isinstance(share, int) else math.floor(n_images * float(share[:-1]) / 100)

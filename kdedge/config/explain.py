@@ -41,14 +41,14 @@ _BOUNDS = {
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Gives the known name that resembles a name most; None if none does."""
+    """Returns the known name that resembles a name most; None if none does."""
     lower = {candidate.lower(): candidate for candidate in known}
     found = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
     return lower[found[0]] if found else None
 
 
 def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
-    """Gives `Did you mean ...?` with the nearest known name, else the other sentence."""
+    """Returns `Did you mean ...?` with the nearest known name, else the other sentence."""
     guess = nearest(name, known)
     return otherwise if guess is None else f"Did you mean {guess}?"
 
@@ -86,7 +86,7 @@ def explain_validation(
 
 
 def _problem(model: type[BaseModel], path: KeyPath, problems: Sequence[ErrorDetails]) -> str:
-    """What is wrong with a key and what to do, as the rest of a sentence about the key."""
+    """The problem of a key and the remedy, as the rest of a sentence about the key."""
     first = problems[0]
     if first["type"] in {"extra_forbidden", "missing"}:
         parent, key = _follow(model, path[:-1])[1], str(path[-1])
@@ -95,8 +95,8 @@ def _problem(model: type[BaseModel], path: KeyPath, problems: Sequence[ErrorDeta
             about = fields[key].description if key in fields else None
             return "is missing." + (f"\n  {about}" if about else "")
         known = sorted(field.alias or name for name, field in fields.items())
-        all_known = f"Known here: {', '.join(known)}."
-        otherwise = all_known if known else "Nothing can be set here; remove it."
+        all_known = f"Known keys: {', '.join(known)}."
+        otherwise = all_known if known else "This section takes no keys; remove it."
         return f"is not a known key.\n  {suggestion(key, known, otherwise)}"
     if first["type"] in {"value_error", "assertion_error"}:
         return f"{first['ctx']['error']}."

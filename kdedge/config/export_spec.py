@@ -108,6 +108,6 @@ class GatesSpec(Strict):
     )
 
     def as_record(self) -> dict[str, Any]:
-        """Gives the numbers: agreement in percent by precision, max_drop in points."""
+        """Returns the numbers: agreement in percent by precision, max_drop in points."""
         agreement = {name: percent_value(text) for name, text in self.agreement}
         return {"agreement": agreement, "max_drop": self.max_drop}

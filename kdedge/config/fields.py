@@ -18,10 +18,10 @@ from pydantic import (
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
-"""Names of recipes and suites, which become folders."""
+"""Names of recipes and suites; they become folder names."""
 
 HUB = "hf://datasets/"
-"""Before the name of a dataset on the Hugging Face Hub."""
+"""Prefix of the name of a dataset on the Hugging Face Hub."""
 
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
 
@@ -43,7 +43,7 @@ class CommandLineText(str):
 
 @dataclass(frozen=True)
 class PathKind:
-    """Marks a field as a path and says what must exist there before a run."""
+    """Marks a field as a path, with the kind of file that must exist there before a run."""
 
     kind: Literal["dataset", "file", "folder", "shards", "table", "weights"]
 
@@ -118,7 +118,7 @@ def _check_name(name: str) -> str:
 
 
 def check_template(template: str) -> str:
-    """Gives a class-name template as it is.
+    """Checks a class-name template and returns it.
 
     Raises:
         ValueError: it does not hold `{}` once, or holds other braces.
@@ -155,7 +155,7 @@ def _check_percent(value: object) -> str:
 
 
 def percent_value(text: str) -> float:
-    """Gives the number of a `Percent` text: 99.5 for "99.5%"."""
+    """Returns the number of a `Percent` text: 99.5 for "99.5%"."""
     return float(text[:-1])
 
 

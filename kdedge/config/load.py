@@ -55,7 +55,7 @@ def load_recipe(
     *,
     override_folder: Path | None = None,
 ) -> LoadedRecipe:
-    """Reads and validates a recipe, without a look at the files and folders that it names.
+    """Reads and validates a recipe, without checking the files and folders that it names.
 
     A recipe in the keys of version 1 is migrated, with a warning unless it says `version: 1`.
 
@@ -108,7 +108,7 @@ def _plain(values: Any) -> Any:
 
 
 def find_recipe(path_or_name: str | Path) -> Path:
-    """Gives the file of a recipe: a path, else `<name>.yaml` here, else a shipped recipe.
+    """Finds the file of a recipe: a path, `<name>.yaml` in this folder, or a shipped recipe.
 
     Raises:
         RecipeError: there is none.
@@ -132,7 +132,7 @@ def find_recipe(path_or_name: str | Path) -> Path:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Gives the names and files of the recipes that come with kdedge."""
+    """Returns the names and files of the recipes that come with kdedge."""
     package = Path(__file__).parent.parent
     installed, checkout = package / "recipes", package.parent / "recipes"
     folder = installed if installed.is_dir() else checkout
@@ -154,7 +154,8 @@ def read_text(path: Path, *, what: str = "recipe") -> str:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise RecipeError(
-            f"{path} cannot be read: {(error.strerror or str(error)).lower()}."
+            f"{path} cannot be read: {(error.strerror or str(error)).lower()}.\n"
+            "  Check the path and your right to read it."
         ) from error
     if len(data) > MAX_BYTES:
         raise RecipeError(
@@ -177,10 +178,10 @@ def _kind(value: Any) -> str:
 def _with_overrides(
     values: dict[str, Any], lines: LineMap, overrides: Sequence[str]
 ) -> tuple[dict[str, Any], LineMap]:
-    """A recipe with its overrides, in the keys of today's version.
+    """Applies overrides to a recipe, and migrates it to the current version.
 
-    Later overrides win. Keys of version 1 that follow each other are migrated together, since what
-    one of them means depends on the others.
+    Later overrides win. Consecutive keys of version 1 are migrated together, since their meaning
+    depends on each other.
     """
     written = old_keys(values)
     if written and has_losses(values):
@@ -191,7 +192,7 @@ def _with_overrides(
     is_version_1 = values.get("version") == 1
     groups = [list(group) for _, group in itertools.groupby(overrides, key=_sets_old_key)]
     if not groups or not _sets_old_key(groups[0][0]):
-        groups.insert(0, [])  # the file's own keys; else they are migrated with the first group
+        groups.insert(0, [])  # migrates the file's own keys before the overrides
     for group in groups:
         lines = _apply_overrides(values, lines, group)
         migrated = migrate(values)
@@ -221,7 +222,7 @@ def _moved(lines: LineMap, moved: Mapping[KeyPath, KeyPath]) -> LineMap:
 def _advise(file: str, keys: str, new_form: str) -> None:
     log.warning(
         "%s: student.settings has keys of recipes of version 1 (%s). They still work.\n"
-        "  The new form, below student.settings, is %s",
+        "  The new form, below student.settings: %s",
         file,
         keys,
         new_form,
@@ -324,9 +325,9 @@ def _path_problem(path: str, kind: str) -> str | None:
     if not Path(path).exists():
         return f"there is no {'file or folder' if kind == 'table' else kind} {path}."
     if kind == "file" and not Path(path).is_file():
-        return f"{path} must be a file, and is a folder."
+        return f"{path} must be a file, but is a folder."
     if kind == "folder" and not Path(path).is_dir():
-        return f"{path} must be a folder, and is a file."
+        return f"{path} must be a folder, but is a file."
     return None
 
 
@@ -340,7 +341,7 @@ def shard_paths(pattern: str) -> list[Path]:
     n_shards = math.prod(max(last - first + 1, 0) for first, last in ranges)
     if not 1 <= n_shards <= MAX_SHARDS:
         raise DataError(
-            f"{pattern} names {n_shards} files; 1 to {MAX_SHARDS} are possible.\n"
+            f"{pattern} names {n_shards} files; it must name 1 to {MAX_SHARDS}.\n"
             "  Write each range from the first to the last: {000..063}"
         )
     return [Path(name) for name in _expand(pattern)]

@@ -1,4 +1,4 @@
-"""Recipes of version 1, in the keys of version 2.
+"""Migrates recipes of version 1 to version 2.
 
 Version 2 moved the losses of a promptkd student into `student.settings.losses`, each with settings
 of its own. Recipes and run folders of version 1 keep their meaning:
@@ -36,7 +36,7 @@ OLD_KEYS = frozenset({"loss", "loss_weight", "more_losses", *_KL})
 
 @dataclass(frozen=True)
 class Migrated:
-    """A recipe in today's keys.
+    """A recipe in the keys of version 2.
 
     Attributes:
         values: the recipe.
@@ -65,10 +65,10 @@ def has_losses(values: Mapping[str, Any]) -> bool:
 def migrate(values: Mapping[str, Any]) -> Migrated:
     """Rewrites a recipe of version 1; one of version 2 stays as it is.
 
-    Old keys beside `losses` lie over it: they are a command line's.
+    Old keys beside `losses` override it: they come from the command line.
 
     Args:
-        values: as read, before validation; what is not understood is left for that to refuse.
+        values: as read, before validation, which refuses what is not understood here.
 
     Raises:
         RecipeError: version 1 refused this combination of keys.

@@ -1,6 +1,6 @@
-"""`official: true`: a recipe follows PromptKD's public code in precision and epoch selection.
+"""Applies `official: true`: precision and epoch selection as in PromptKD's public code.
 
-Everything else that the code does is a default or stands in the recipes. Two differences remain:
+Its other settings are defaults or are in the recipes. Two differences remain:
 supervised methods compute their losses in float32, and only trained tensors are averaged.
 """
 
@@ -62,7 +62,7 @@ def apply_official(values: object) -> object:
 def _section(
     values: dict[str, Any], path: _KeyPath, *, make: bool = False
 ) -> dict[str, Any] | None:
-    """The mapping at a path, made where asked for; None where another value is in its place."""
+    """The mapping at a path, created on request; None if there is another kind of value."""
     section = values
     for part in path:
         if make and section.get(part) is None:
@@ -77,6 +77,6 @@ def _section(
 def _check_equal(key: _KeyPath, given: object, value: object) -> None:
     if given != value:
         raise ValueError(
-            f"has official: true, which sets {dotted(key)} to {dump_value(value)}, and gives it as"
-            f" {dump_value(given)}; leave one of the two out"
+            f"has official: true, which sets {dotted(key)} to {dump_value(value)}, but sets it"
+            f" to {dump_value(given)}; remove one of the two"
         )

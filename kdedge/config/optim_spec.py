@@ -47,9 +47,9 @@ class OptimSettings(Strict):
         None,
         ge=1,
         le=65_536,
-        description="Labeled images a step, beside batch_size unlabeled ones, for a method that"
+        description="Labeled images per step, besides batch_size unlabeled ones, for a method that"
         " learns from both. Default: batch_size. An epoch is a pass over the unlabeled images; the"
-        " labeled ones come again and again.",
+        " labeled ones are repeated.",
     )
     micro_batch: Literal["auto"] | Annotated[int, Field(ge=1, le=65_536)] = Field(
         "auto",

@@ -39,7 +39,7 @@ def _check_overrides(values: dict[str, Any]) -> dict[str, Any]:
                 f'has the key "{key}"; write keys as --set takes them: student.optim.epochs: 10'
             )
         if key == "seed":
-            raise ValueError("has seed, which a suite sets itself; list it under seeds")
+            raise ValueError("has seed; a suite sets it from its list seeds, so move it there")
     return values
 
 
@@ -87,7 +87,7 @@ class PaperFigures(Strict):
 
     base: Percentage | None = Field(None, description="Accuracy on base classes.")
     novel: Percentage | None = Field(None, description="Accuracy on novel classes.")
-    harmonic_mean: Percentage | None = Field(None, description="Their mean, as printed.")
+    harmonic_mean: Percentage | None = Field(None, description="Their harmonic mean, as published.")
     all: Percentage | None = Field(None, description="Accuracy on all classes together.")
 
 
@@ -191,7 +191,7 @@ def _refuse_twice(key: str, entries: Sequence[str | int], lines: LineMap) -> Non
 
 
 def recipe_file(loaded: LoadedSuite, entry: str, *, key: KeyPath) -> Path:
-    """Gives the file of a recipe that a suite names.
+    """Returns the file of a recipe that a suite names.
 
     Args:
         loaded: the suite.
@@ -260,7 +260,7 @@ def _check_known(loaded: LoadedSuite, key: KeyPath, what: str, known: Sequence[s
     name, place = str(key[-1]), "set_on" if key[0] == "methods" else "paper.figures"
     if name in known:
         return
-    remedy = suggestion(name, known, f"There are: {', '.join(known)}.")
+    remedy = suggestion(name, known, f"Known: {', '.join(known)}.")
     raise RecipeError(
         f"{loaded.lines.where(key)}: {place}: {name} is not {what} of this suite.\n  {remedy}"
     )

@@ -66,7 +66,7 @@ class LineMap:
     overrides: frozenset[KeyPath] = frozenset()
 
     def where(self, path: Sequence[str | int]) -> str:
-        """Gives `file:line` or `--set a.b` of a key, or of the closest key around it."""
+        """Returns `file:line` or `--set a.b` of a key, or of the closest key around it."""
         for n_parts in range(len(path), 0, -1):
             key = tuple(path[:n_parts])
             if key in self.overrides:
@@ -76,7 +76,7 @@ class LineMap:
         return self.file
 
     def line(self, path: Sequence[str | int]) -> int:
-        """Gives the line of a key in the file, or of the closest key around it; 0 for neither."""
+        """Returns the line of a key in the file, or of the closest key around it; 0 for neither."""
         keys = (tuple(path[:n_parts]) for n_parts in range(len(path), 0, -1))
         return next((self.lines[key] for key in keys if key in self.lines), 0)
 
@@ -87,7 +87,7 @@ def dotted(path: Sequence[str | int]) -> str:
 
 
 def resolve_scalar(text: str) -> Scalar:
-    """Gives the value of a plain (unquoted) scalar."""
+    """Returns the value of a plain (unquoted) scalar."""
     return next((read(text) for form, read in _PLAIN_SCALARS if form.fullmatch(text)), text)
 
 
@@ -151,7 +151,9 @@ class _Builder:
             if isinstance(event, DocumentStartEvent):
                 n_documents += 1
                 if n_documents > 1:
-                    raise self._error(event, "a second document begins (---)", "Keep one a file.")
+                    raise self._error(
+                        event, "a second document begins (---)", "Keep one document per file."
+                    )
                 if event.tags or (event.version and tuple(event.version) != (1, 2)):
                     raise self._error(event, "the file has a YAML directive", "Remove the % lines.")
             elif isinstance(event, NodeEvent):

@@ -1,7 +1,7 @@
-"""Images decoded, augmented and normalized, in worker processes or in this one.
+"""Decodes, augments and normalizes images, in worker processes or in this one.
 
-Workers return 8-bit pixels, a fourth of the bytes of float32. A full batch is normalized at once,
-on its device.
+Workers return 8-bit pixels, a quarter of the bytes of float32. Each full batch is normalized on its
+device.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ PlannedImage = tuple[int, int, int]
 """Number of the image set, position in its source, number of the view (0 if nothing is drawn)."""
 
 _Loaded = tuple[int, int, npt.NDArray[np.uint8] | None, str]
-"""Image set, position, [3, H, W] image (with its clean one [2, 3, H, W]), or None and why."""
+"""Image set, position, [3, H, W] image ([2, 3, H, W] with its clean one) or None, reason."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How an image becomes a part of a batch.
+    """How images are prepared for a batch.
 
     Attributes:
         preprocess: the model's size, mean, standard deviation and interpolation.
         augment: draws the views; None resizes and crops as evaluation does.
-        with_clean: add each image as evaluation sees it.
+        with_clean: add each image as it is preprocessed in evaluation.
     """
 
     preprocess: Preprocess
@@ -50,7 +50,7 @@ class Preparation:
 
 
 class _Images(Dataset[_Loaded]):
-    """Images by their set, position and view, all but normalized."""
+    """Images by set, position and view; not normalized yet."""
 
     def __init__(self, sources: Sequence[Source], preparation: Preparation) -> None:
         self._sources = sources
@@ -76,7 +76,7 @@ class _Images(Dataset[_Loaded]):
         return number, position, pixels, ""
 
     def _augment(self, number: int) -> Augmentation | None:
-        """Draws the views of a set: those of a second set independently of the first's."""
+        """Draws a view; those of a second image set are independent of the first set's."""
         augment = self._preparation.augment
         if augment is None or number == 0:
             return augment
@@ -84,12 +84,12 @@ class _Images(Dataset[_Loaded]):
 
 
 def _pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """[3, H, W], in that order in memory: a stack would keep any other."""
+    """[3, H, W], contiguous: stacking would keep another memory order."""
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 def _collate(loaded: list[_Loaded]) -> tuple[torch.Tensor | None, list[tuple[int, int]], str]:
-    """Stacks a batch: [B, 3, H, W] uint8, sets and positions, and the first fault."""
+    """Stacks a batch: [B, 3, H, W] uint8, sets and positions, and the first error."""
     places = [(number, position) for number, position, _, _ in loaded]
     images = [image for _, _, image, _ in loaded if image is not None]
     if len(images) < len(loaded):
@@ -97,7 +97,7 @@ def _collate(loaded: list[_Loaded]) -> tuple[torch.Tensor | None, list[tuple[int
         return None, [(number, position)], reason
     batch = torch.from_numpy(np.stack(images))
     if get_worker_info() is not None:
-        # torch would do it in a thread that loses a batch silently if there is no room
+        # torch would do it in a thread, which loses a batch silently if memory is full
         batch.share_memory_()  # type: ignore[no-untyped-call]
     return batch, places, ""
 
@@ -113,14 +113,14 @@ def load_images(
     """Yields the images of each batch, normalized, on a device."""
     loader: DataLoader[Any] = DataLoader(
         _Images(sources, preparation),
-        # Any iterable will do; torch's own annotation knows positions only
+        # Any iterable works; torch's annotation allows only positions
         batch_sampler=cast(Any, batches),
         num_workers=n_workers,
         collate_fn=_collate,
         worker_init_fn=start_worker,
         multiprocessing_context=worker_context(__name__) if n_workers else None,
         pin_memory=device.type == "cuda",
-        # The loader draws a number at its start; from here, not from the global generator.
+        # The loader draws a number at its start; take it from here, not from the global generator.
         generator=torch.Generator(),
     )
     normalize_batch = _normalizer(preparation.preprocess, device)
@@ -130,7 +130,7 @@ def load_images(
                 number, position = places[0]
                 raise DataError(
                     f"{sources[number].items[position].key}: {reason}.\n"
-                    "  It was readable when the run began; check the disk and start again."
+                    "  It was readable when the run began. Check the disk and start again."
                 )
             yield normalize_batch(pixels)
     except RuntimeError as error:
@@ -147,7 +147,7 @@ def load_images(
 def _normalizer(
     preprocess: Preprocess, device: torch.device
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Makes the function that normalizes a batch of pixels on a device.
+    """Returns a function that normalizes a batch of pixels on a device.
 
     [..., 3, H, W] uint8 -> float32, equal to `runtime.preprocess.normalize` to the last bit: the
     same three steps in the same order.
@@ -156,7 +156,7 @@ def _normalizer(
     def channels(*values: float) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
-    # A tensor: a GPU would not divide by a number but multiply with its reciprocal
+    # A tensor: by a plain number, a GPU would multiply with the reciprocal instead of dividing
     full, mean, std = channels(255), channels(*preprocess.mean), channels(*preprocess.std)
 
     def normalize_batch(pixels: torch.Tensor) -> torch.Tensor:
@@ -169,8 +169,8 @@ def _normalizer(
 def choose_n_workers(n_workers: int | Literal["auto"], n_images: int) -> int:
     """Chooses the number of worker processes.
 
-    `auto` leaves one core to the training process, and starts no worker for so few images that the
-    start would not pay off.
+    `auto` leaves one core to the training process, and starts no worker if there are too few images
+    to gain from it.
     """
     if n_workers != "auto":
         return n_workers

@@ -1,7 +1,7 @@
-"""Downloads one file from one address over HTTP and resumes what an earlier attempt began.
+"""Downloads one file from one URL over HTTP and resumes an earlier attempt.
 
-Neither pooch nor requests resumes a download, and requests loses the block in which a connection
-breaks. The standard library's `read1` gives every byte that arrived, without another dependency.
+Neither pooch nor requests resumes a download, and requests loses the block during which a
+connection breaks. The standard library's `read1` returns every byte that arrived.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from kdedge.progress import progress, readable_bytes
 _LOG = logging.getLogger(__name__)
 
 WAITS_S = (1.0, 4.0, 15.0, 60.0)
-"""Seconds before each retry; the list starts again whenever a retry got further than before."""
+"""Seconds before each retry; the list restarts after a retry that got more bytes."""
 
 _TIMEOUT_S = 30.0
 _BLOCK_BYTES = 1 << 18
@@ -38,7 +38,7 @@ _RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class AddressError(Exception):
-    """An address does not give the file.
+    """A URL does not provide the file.
 
     Args:
         reason: why, as a sentence without a full stop.
@@ -56,7 +56,7 @@ class AddressError(Exception):
 def download(
     url: str, partial: Partial, wanted: Download, *, waits_s: Sequence[float] = WAITS_S
 ) -> None:
-    """Downloads the missing part of a file from one address; the file is then in `partial.part`.
+    """Downloads the missing bytes of a file from one URL into `partial.part`.
 
     Args:
         url: http or https.
@@ -65,8 +65,9 @@ def download(
         waits_s: see `WAITS_S`.
 
     Raises:
-        AddressError: the address does not give it. The bytes so far are kept.
-        ResourceError: no room for it, or the folder may not be written. The bytes so far are kept.
+        AddressError: the URL does not provide the file. The bytes so far are kept.
+        ResourceError: the disk is full, or the folder may not be written. The bytes so far are
+            kept.
     """
     begun = furthest = partial.size()
     n_failed = 0
@@ -101,18 +102,20 @@ def _fetch_rest(url: str, partial: Partial, wanted: Download) -> None:
         found, start = _describe(response, url)
         if start and (start != n_had or known is None or _is_other(found, known)):
             partial.drop()
-            raise AddressError(f"{_server(url)} has another version by now", "retryable")
+            raise AddressError(
+                f"{_server(url)} has a different version of the file now", "retryable"
+            )
         if n_had and not start:
-            _LOG.info("%s is fetched from its beginning.", wanted.name)
+            _LOG.info("Downloading %s from the beginning.", wanted.name)
         _check_answer(response, found, wanted)
-        if found.n_bytes is None:  # else a body without end would fill the disk
+        if found.n_bytes is None:  # else an endless body would fill the disk
             found = replace(found, n_bytes=wanted.n_bytes)
         _check_room(partial, found, start, wanted)
         _write(response, partial, found, start)
 
 
 def _is_other(found: Version, known: Version) -> bool:
-    """Whether two responses differ in size, ETag or date, as far as they have them."""
+    """Whether two responses differ in size, ETag or date, as far as both have them."""
     pairs: list[tuple[object, object]] = [(found.n_bytes, known.n_bytes)]
     if found.url == known.url:
         pairs += [(found.etag, known.etag), (found.modified, known.modified)]
@@ -135,7 +138,7 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
         if scheme not in {"http", "https"} or (req.type == "https" and scheme == "http"):
             fp.close()
             raise AddressError(
-                f"{req.host} sends on from {req.type} to {scheme}, which is not followed", "gone"
+                f"{req.host} redirects from {req.type} to {scheme}, which is not allowed", "gone"
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -151,7 +154,7 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
             return super().http_error_302(req, fp, code, msg, headers)
         except ValueError as error:
             fp.close()
-            text = f"{req.host} sends on to an address that is none: {_plain(str(error))}"
+            text = f"{req.host} redirects to an invalid address: {_plain(str(error))}"
             raise AddressError(text, "gone") from error
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
@@ -188,7 +191,7 @@ def _open(url: str, headers: dict[str, str], partial: Partial) -> HTTPResponse:
 def _explain_status(error: urllib.error.HTTPError, url: str, partial: Partial) -> AddressError:
     if error.code == 416:  # what is there is longer than the file is now
         partial.drop()
-        return AddressError(f"{_server(url)} has a shorter version by now", "retryable")
+        return AddressError(f"{_server(url)} has a shorter version of the file now", "retryable")
     if error.code in {301, 302, 303, 307, 308}:
         return AddressError(f"{_server(url)} {_explain_redirect(error)}", "gone")
     text = f"{_server(url)} answers {error.code} {_plain(error.reason)}".rstrip()
@@ -197,15 +200,15 @@ def _explain_status(error: urllib.error.HTTPError, url: str, partial: Partial) -
 
 def _explain_redirect(error: urllib.error.HTTPError) -> str:
     if error.reason.startswith(urllib.request.HTTPRedirectHandler.inf_msg):
-        return "sends on in circles"
+        return "redirects in a circle"
     target = error.headers.get("Location")
     if target is None:
-        return "sends on without saying where to"
-    return f"sends on to {_plain(target)[:200]}, which is not followed"
+        return "redirects without a target"
+    return f"redirects to {_plain(target)[:200]}, which is not allowed"
 
 
 def _plain(text: str) -> str:
-    """A server's text without control characters, which could change the terminal."""
+    """Removes control characters from a server's text; they could change the terminal."""
     return "".join(c if c.isprintable() else " " for c in text).strip()
 
 
@@ -219,7 +222,7 @@ def _server(url: str) -> str:
 
 
 def _describe(response: HTTPResponse, url: str) -> tuple[Version, int]:
-    """The version of the file that a response is of, and the offset of its first byte."""
+    """The version of the file in a response, and the offset of its first byte."""
     headers = response.headers
     start, size = 0, headers.get("Content-Length", "")
     if response.status == 206:
@@ -234,7 +237,7 @@ def _check_answer(response: HTTPResponse, found: Version, wanted: Download) -> N
     server = _server(found.url)
     if response.headers.get_content_type() == "text/html":
         page = (
-            "Google Drive sends its page of warnings (a large file, or one fetched too often today)"
+            "Google Drive sends its warning page (a large file, or one downloaded too often today)"
             if server.endswith(("drive.google.com", "drive.usercontent.google.com"))
             else f"{server} sends a web page"
         )
@@ -245,14 +248,14 @@ def _check_answer(response: HTTPResponse, found: Version, wanted: Download) -> N
 
 
 def _check_room(partial: Partial, found: Version, start: int, wanted: Download) -> None:
-    """Checks for free disk space: twice the size of an archive, since images hardly compress."""
+    """Checks the free disk space: twice the size for an archive, since images hardly compress."""
     if found.n_bytes is None:
         return
     folder = partial.path.parent
     free = shutil.disk_usage(folder).free + (0 if start else partial.size())
     needed = found.n_bytes - start + (found.n_bytes if wanted.unpack else 0)
     if free < needed:
-        unpacked = ", unpacked about as much again" if wanted.unpack else ""
+        unpacked = ", and about as much again to unpack it" if wanted.unpack else ""
         raise ResourceError(
             f"{folder} has {readable_bytes(free)} free, {wanted.name} needs"
             f" {readable_bytes(needed)} more ({readable_bytes(found.n_bytes)}{unpacked}).\n"
@@ -266,7 +269,7 @@ def _write(response: HTTPResponse, partial: Partial, found: Version, start: int)
         progress(f"fetching {name}", found.n_bytes, done=start, in_bytes=True) as advance,
         _opened(partial, start) as file,
     ):
-        if not start:  # once the file is empty
+        if not start:  # now that the file is empty
             partial.write_version(found)
         for block in _blocks(response, found.url):
             n_done += len(block)
@@ -297,7 +300,7 @@ def _append(file: IO[bytes], block: bytes, partial: Partial) -> None:
     except OSError as error:
         raise ResourceError(
             f"{explain_os_error(error, partial.part)}\n"
-            "  What has come is kept; the same command goes on from there."
+            "  The downloaded part is kept; run the same command again to continue."
         ) from error
 
 

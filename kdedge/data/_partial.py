@@ -1,7 +1,7 @@
 """A partial download, and the version of the file that its bytes belong to.
 
-While `NAME` is fetched, `NAME.part` beside it has the bytes so far and `NAME.part.json` their
-address and version, so that bytes of two versions are never joined.
+While `NAME` is downloaded, `NAME.part` beside it has the bytes so far, and `NAME.part.json` their
+URL and version, so that bytes of two versions are never joined.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from kdedge.files import explain_os_error, read_json, sync, write_json
 
 @dataclass(frozen=True)
 class Version:
-    """A version of the file at an address.
+    """A version of the file at a URL.
 
     Attributes:
-        url: the address.
-        n_bytes: size of the whole file; None where the server does not say.
-        etag: the server's name for these bytes.
-        modified: the server's date of them.
+        url: the URL.
+        n_bytes: size of the whole file; None if the server does not say.
+        etag: the response's ETag.
+        modified: the response's Last-Modified.
         finished_ns: the complete file's time of change (mtime), in ns; None before.
     """
 
@@ -38,7 +38,7 @@ class Version:
         return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
 
     def may_go_on(self, url: str, wanted: Download) -> bool:
-        """Whether an address may send the rest: the same version, or a hash is checked after."""
+        """Whether a URL may send the rest: the version is the same, or a hash is checked later."""
         return wanted.sha256 is not None or (self.url == url and self.validator is not None)
 
 
@@ -55,7 +55,7 @@ class Partial:
         self._record = path.with_name(f"{path.name}.part.json")
 
     def size(self) -> int:
-        """Gives the number of bytes so far."""
+        """Returns the number of bytes so far."""
         return self.part.stat().st_size if self.part.exists() else 0
 
     def is_finished(self) -> bool:
@@ -80,11 +80,11 @@ class Partial:
     def drop(self) -> None:
         """Removes the partial download, but not the complete file."""
         for file in (self.part, self._record):
-            if file.exists():  # else nothing is written, where the disk is read-only
-                file.unlink(missing_ok=True)  # another fetch may remove the same
+            if file.exists():  # also on a read-only disk, if there is nothing to remove
+                file.unlink(missing_ok=True)  # another download may remove the same file
 
     def read_version(self) -> Version | None:
-        """Gives the version of the bytes so far; None where it is not known."""
+        """Returns the version of the bytes so far; None if unknown."""
         try:
             return Version(**read_json(self._record))
         except (DataError, TypeError):

@@ -24,8 +24,8 @@ def end_of_worker(text: str) -> str | None:
     first, last = text.partition("\n")[0], text.rpartition("\n")[2]
     if first.startswith("DataLoader worker"):
         return f"a loader process died: {first.rstrip('.')}"
-    if "</torch_" in last:  # how torch names what it shares
-        return f"a loader process has no room to hand over a batch: {last}"
+    if "</torch_" in last:  # the names of torch's shared memory
+        return f"a loader process has no shared memory for a batch: {last}"
     return None
 
 
@@ -40,13 +40,13 @@ def start_worker(_: int) -> None:
 def _report_unless_hung_up(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Stays silent if the main process stopped while it took a batch."""
+    """Stays silent if the main process ended while it took a batch."""
     if not issubclass(kind, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
 
 
 def _die_with_parent() -> None:
-    """Ends the worker once the main process has ended, for whatever reason.
+    """Ends the worker when the main process has ended, for whatever reason.
 
     torch's own watchdog watches the parent process, which here is the fork server. It also ends
     gracefully, which can wait forever for a reader of the worker's last batches.
@@ -59,7 +59,7 @@ def _die_with_parent() -> None:
 
 @functools.cache
 def worker_context(module: str) -> multiprocessing.context.BaseContext:
-    """Makes the context that starts workers: a fork server that has loaded a module already.
+    """Returns the context that starts workers: a fork server that has already loaded a module.
 
     Forking the training process would copy locks that its threads hold (torch, CUDA, TensorBoard),
     and hangs or warns. Spawning would load torch again in every worker of every epoch. The fork

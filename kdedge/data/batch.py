@@ -1,4 +1,4 @@
-"""What a training step sees."""
+"""The input of a training step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 
 FeaturesOfViews = Callable[[Sequence[int], int], Tensor]
-"""Positions in a source and a view's number -> [B, D_teacher] stored teacher features, float32."""
+"""Positions in a source and a view number -> [B, D_teacher] stored teacher features, float32."""
 
 Weights = Callable[[Sequence[int]], Tensor]
 """Positions in a source, of a full batch -> [B] weights of the images' cross-entropy, float32."""
@@ -19,11 +19,11 @@ Weights = Callable[[Sequence[int]], Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """What a training step sees.
+    """The input of a training step.
 
-    A method that learns from labels and from unlabeled images gets both in one step: the unlabeled
-    images in the batch itself, the labeled ones in `labeled`. Each part has its own order, and is
-    shared by the processes on its own.
+    A method that learns from labeled and unlabeled images gets both in one step: the unlabeled
+    images in the batch itself, the labeled ones in `labeled`. Each part has its own order and is
+    sharded on its own.
 
     Attributes:
         images: [B, 3, H, W], augmented and normalized, float32; with several processes, this rank's
@@ -32,11 +32,11 @@ class Batch:
         keys: the B images' names, for messages.
         teacher_features: [B, D_teacher], the stored teacher's features of these crops; None if the
             teacher has to run.
-        clean_images: [B, 3, H, W], the same images as evaluation sees them; None unless the method
-            declares `needs_clean_images`.
-        weights: [B] float32, weights of the images' cross-entropies, which are then added up; None
-            if they are averaged.
-        labeled: labeled images beside unlabeled ones; None unless the method learns from both.
+        clean_images: [B, 3, H, W], the same images, preprocessed as in evaluation; None unless the
+            method declares `needs_clean_images`.
+        weights: [B] float32, weights of the images' cross-entropies, whose weighted sum is the
+            loss; None to average them.
+        labeled: labeled images of the step; None unless the method learns from both.
         group: the processes that share the images.
         n_all: B, if it is not the number of `images`.
         micro_batch: images that the image encoder takes at a time; None for this rank's full shard.
@@ -80,6 +80,6 @@ class Batch:
         )
 
     def in_micro_batches(self, micro_batch: int | None) -> Batch:
-        """The same batch, so many images at a time through the image encoder."""
+        """The same batch, with at most this many images per call of the image encoder."""
         labeled = None if self.labeled is None else self.labeled.in_micro_batches(micro_batch)
         return replace(self, micro_batch=micro_batch, labeled=labeled)

@@ -1,4 +1,4 @@
-"""Sentences that describe the classes: a JSON file of the user's, {class name: [sentences]}."""
+"""Reads sentences that describe the classes from a JSON file, {class name: [sentences]}."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"(\s*:)?')
 
 
 def read_class_texts(path: Path, class_names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """Gives each class's sentences, in class-list order, blanks in them made single.
+    """Returns each class's sentences, in class-list order, with single blanks.
 
     Args:
         path: a JSON object in UTF-8.
         class_names: the class list; the file's keys are exactly these names, in any order.
 
     Raises:
-        DataError: the file cannot be read or is something else, a class is unknown, is there twice
+        DataError: the file cannot be read or has another form; a class is unknown, appears twice,
             or has no sentence.
     """
     text = _read(path)
     try:
-        # Objects come as tuples of pairs, so that a name that is there twice is seen
+        # Objects are read as tuples of pairs, to notice a name that appears twice
         value = json.loads(text, object_pairs_hook=tuple)
     except json.JSONDecodeError as error:
         raise DataError(
@@ -38,22 +38,22 @@ def read_class_texts(path: Path, class_names: Sequence[str]) -> tuple[tuple[str,
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be used: {error}.\n{_FORM}") from error
     if not isinstance(value, tuple):
-        raise DataError(f"{path} holds no object.\n{_FORM}")
+        raise DataError(f"{path} does not hold a JSON object.\n{_FORM}")
     lines = _lines_of_keys(text)
     found: dict[str, tuple[str, ...]] = {}
     for name, sentences in value:
         where = f"{path}:{lines[name][int(name in found)]}"
         if name not in class_names:
             guess = nearest(name, class_names)
-            remedy = f"Did you mean {guess}?" if guess else "Keys are names of the class list."
+            remedy = f"Did you mean {guess}?" if guess else "Keys must be names of the class list."
             raise DataError(f'{where}: "{name}" is not in the class list.\n  {remedy}')
         if name in found:
-            raise DataError(f'{where}: "{name}" is there twice.\n  Keep its sentences in one list.')
+            raise DataError(f'{where}: "{name}" appears twice.\n  Put its sentences into one list.')
         found[name] = _sentences(sentences, f'{where}: "{name}"')
     missing = [name for name in class_names if name not in found]
     if missing:
         raise DataError(
-            f"{path} has nothing for {len(missing)} of {len(class_names)} classes, first"
+            f"{path} has no sentences for {len(missing)} of {len(class_names)} classes, first"
             f' "{missing[0]}".\n{_FORM}'
         )
     return tuple(found[name] for name in class_names)
@@ -67,7 +67,10 @@ def _read(path: Path) -> str:
         reason = (error.strerror or str(error)).lower()
         raise DataError(f"{path} cannot be read: {reason}.\n{_FORM}") from error
     if len(data) > _MAX_FILE_BYTES:
-        raise DataError(f"{path} is larger than {_MAX_FILE_BYTES >> 20} MiB: not class texts.")
+        raise DataError(
+            f"{path} is larger than {_MAX_FILE_BYTES >> 20} MiB, too large for sentences about"
+            f" classes.\n{_FORM}"
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -78,7 +81,7 @@ def _read(path: Path) -> str:
 
 
 def _lines_of_keys(text: str) -> dict[str, list[int]]:
-    """Each name that stands before a colon, and its lines in the order of the text."""
+    """Each name before a colon, and its lines in the order of the text."""
     lines: dict[str, list[int]] = {}
     line, end = 1, 0
     for match in _STRING.finditer(text):

@@ -14,19 +14,19 @@ from kdedge.files import sha256_json
 
 _MAX_FILE_BYTES = 1 << 24
 _MAX_NAME_CHARACTERS = 200
-_NO_LISTS = (".yaml", ".yml", ".json")  # their lines would do as names
+_NO_LISTS = (".yaml", ".yml", ".json")  # their lines could pass as names
 
 
 def load_class_names(spec: ClassesSpec, *, data: DataSpec) -> tuple[str, ...]:
-    """Gives the class names in order.
+    """Returns the class names in order.
 
     Args:
         spec: a file, a benchmark set, the built-in drawings, or the names themselves.
         data: says where the benchmark sets are.
 
     Raises:
-        DataError: the file or set is missing or malformed, a name is there twice, or there are
-            fewer than two.
+        DataError: the file or set is missing or malformed, a name appears twice, or there are fewer
+            than two.
     """
     if spec.file is not None:
         return read_class_file(spec.file)
@@ -42,10 +42,10 @@ def load_class_names(spec: ClassesSpec, *, data: DataSpec) -> tuple[str, ...]:
 
 
 def read_class_file(path: Path) -> tuple[str, ...]:
-    """Reads a class list: UTF-8, one name a line.
+    """Reads a class list: UTF-8, one name per line.
 
-    Blank lines are skipped and blanks around a name dropped; nothing else is special, since a name
-    may begin with `#`.
+    Blank lines and blanks around names are ignored. There are no comments: a name may begin with
+    `#`.
 
     Raises:
         DataError: no such file, YAML or JSON, not UTF-8, a name twice or too long, fewer than two
@@ -53,8 +53,8 @@ def read_class_file(path: Path) -> tuple[str, ...]:
     """
     if path.suffix.lower() in _NO_LISTS:
         raise DataError(
-            f"{path} is not a class list, which is plain text.\n"
-            "  Name a text file with one class name a line."
+            f"{path} is not a class list in plain text.\n"
+            "  Name a text file with one class name per line."
         )
     try:
         with path.open("rb") as file:
@@ -62,10 +62,13 @@ def read_class_file(path: Path) -> tuple[str, ...]:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise DataError(
-            f"{path} cannot be read: {reason}.\n  Name a text file with one class name a line."
+            f"{path} cannot be read: {reason}.\n  Name a text file with one class name per line."
         ) from error
     if len(data) > _MAX_FILE_BYTES:
-        raise DataError(f"{path} is larger than {_MAX_FILE_BYTES >> 20} MiB: not a class list.")
+        raise DataError(
+            f"{path} is larger than {_MAX_FILE_BYTES >> 20} MiB, too large for a class list.\n"
+            "  Name a text file with one class name per line."
+        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -73,7 +76,7 @@ def read_class_file(path: Path) -> tuple[str, ...]:
         is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         what = "UTF-16, not UTF-8" if is_utf16 else f"not UTF-8 (byte {data[error.start]:#04x})"
         raise DataError(f"{path}:{line}: {what}.\n  Save the class list as UTF-8.") from error
-    # Not str.splitlines, which also splits at characters that may stand in a name.
+    # Not str.splitlines, which also splits at characters that a name may contain.
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     named = [(f"line {i}", line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
     _check_names(named, str(path))
@@ -88,25 +91,25 @@ def _check_names(named: Sequence[tuple[str, str]], where: str) -> None:
                 f"{where}, {place}: {name[:40]!r} is not a class name: expected up to"
                 f" {_MAX_NAME_CHARACTERS} printable characters."
             )
-        text = name.replace("_", " ")  # as prompts have it: such classes would have one vector
+        text = name.replace("_", " ")  # as in prompts: equal texts would give equal class vectors
         if text in first:
             raise DataError(
-                f'{where}: "{text}" is there twice, in {first[text]} and {place}.\n'
+                f'{where}: "{text}" appears twice, in {first[text]} and {place}.\n'
                 "  Class names must differ; an underscore counts as a space."
             )
         first[text] = place
     if len(named) < 2:
         raise DataError(
             f"{where} has {len(named)} class name{'' if len(named) == 1 else 's'}, expected two or"
-            " more.\n  Write one name a line."
+            " more.\n  Write one name per line."
         )
 
 
 def class_list_hash(names: Sequence[str]) -> str:
-    """Gives the SHA-256 of the names in order, in hex."""
+    """Returns the SHA-256 of the names in order, in hex."""
     return sha256_json(list(names))
 
 
 def benchmark_root(data: DataSpec) -> Path:
-    """Gives the folder of the benchmark sets: `data.root`, else KDEDGE_DATA, else ./data."""
+    """Returns the folder of the benchmark sets: `data.root`, else KDEDGE_DATA, else ./data."""
     return data.root or Path(os.environ.get("KDEDGE_DATA") or "data")

@@ -1,7 +1,7 @@
-"""Draws one colored, textured shape on a cluttered background, as a good or a dim camera gives it.
+"""Draws one colored, textured shape on a cluttered background, as seen by a good or a dim camera.
 
-NumPy alone, and uniform random draws only: of all that NumPy's generators offer, these are the
-least likely to change between versions.
+It uses NumPy only, and only uniform random draws, which are the least likely to change between
+NumPy's versions.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Floats = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Camera:
-    """What stands between the scene and the picture.
+    """How a camera changes a scene.
 
     Attributes:
         gain: lowest and highest brightness factor; drawn for each picture.
@@ -63,7 +63,7 @@ def draw_picture(
     """Draws a picture whose object has the three attributes; all else is random.
 
     Args:
-        rng: decides everything that the attributes leave open.
+        rng: draws everything but the attributes.
         color: a key of `COLORS`.
         texture: one of `TEXTURES`.
         shape: one of `SHAPES`.
@@ -204,7 +204,7 @@ def _second_color(texture: str, across: Floats, along: Floats) -> Floats:
 
 
 def _photograph(rng: np.random.Generator, scene: Floats, camera: Camera) -> NDArray[np.uint8]:
-    """The scene as the camera gives it."""
+    """The scene as seen by the camera."""
     light = np.array(camera.cast, np.float32) * np.float32(_between(rng, *camera.gain))
     picture = scene * light
     for _ in range(camera.blur_passes):

@@ -1,7 +1,7 @@
-"""Downloads and unpacks a benchmark set's files; each is complete or not there.
+"""Downloads and unpacks a benchmark set's files; each is complete or absent.
 
-An interrupted fetch resumes. A downloaded archive is removed once it is unpacked; one that the user
-put there is used and stays.
+An interrupted fetch resumes. A downloaded archive is removed after unpacking; an archive that the
+user put there is used and kept.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Fetched:
     """The result of a fetch.
 
     Attributes:
-        folder: of the set.
-        new: paths below the folder that were fetched.
-        kept: unpacked archives in the folder that the user put there.
+        folder: the set's folder.
+        new: fetched paths below it.
+        kept: unpacked archives that the user put there.
     """
 
     folder: Path
@@ -43,7 +43,7 @@ class Fetched:
 
 
 def missing(downloads: Sequence[Download], folder: Path) -> list[Download]:
-    """Gives the files of a set that are not in its folder."""
+    """Returns the files of a set that are not in its folder."""
     return [wanted for wanted in downloads if not is_there(folder / wanted.gives)]
 
 
@@ -52,15 +52,15 @@ def fetch(benchmark: Benchmark, root: Path, *, waits_s: Sequence[float] = WAITS_
 
     Args:
         benchmark: the set.
-        root: folder of all sets; made where it is missing.
-        waits_s: seconds before each new attempt at an address.
+        root: folder of all sets; created if missing.
+        waits_s: seconds before each retry of a URL.
 
     Raises:
-        SetupError: a file must be fetched by hand, or its server does not give it; all others
-            have been fetched.
+        SetupError: a file must be fetched by hand, or no server provides it; the others were
+            fetched.
         DataError: a file has another size or hash than expected; an archive cannot be unpacked.
-        ResourceError: no room, or the folder may not be written.
-        InUseError: another fetch works in it.
+        ResourceError: the disk is full, or the folder may not be written.
+        InUseError: another fetch uses the folder.
     """
     folder = root / benchmark.folder
     wanted = missing(benchmark.downloads, folder)
@@ -72,7 +72,7 @@ def fetch(benchmark: Benchmark, root: Path, *, waits_s: Sequence[float] = WAITS_
     except OSError as error:
         raise explain_os_error(error, folder) from error
     failed: dict[str, KdedgeError] = {}
-    with locked(folder / ".fetch.lock", remedy="Another fetch may be at work; wait for it."):
+    with locked(folder / ".fetch.lock", remedy="Another fetch may be running; wait for it."):
         for one in wanted:
             try:
                 _bring(one, folder, waits_s)
@@ -86,7 +86,7 @@ def fetch(benchmark: Benchmark, root: Path, *, waits_s: Sequence[float] = WAITS_
 
 
 def _bring(wanted: Download, folder: Path, waits_s: Sequence[float]) -> None:
-    """Fetches and unpacks one file or its mirror, first the one whose download has begun."""
+    """Fetches and unpacks one file or its mirror; a download that has begun comes first."""
     mirror = wanted.mirror
     if mirror is None:
         _bring_itself(wanted, folder, waits_s)
@@ -101,14 +101,14 @@ def _bring(wanted: Download, folder: Path, waits_s: Sequence[float]) -> None:
             failures.append(error)
             if one is first:
                 why = str(error).partition("\n")[0]
-                _LOG.info("%s\nAnother archive with the same content: %s.", why, second.name)
+                _LOG.info("%s\nTrying another archive with the same content: %s.", why, second.name)
         else:
             return
     raise _worst(failures)("\n".join(map(str, failures)))
 
 
 def _worst(errors: Iterable[KdedgeError]) -> type[KdedgeError]:
-    """The error class that stands for several: wrong data before a missing file."""
+    """The error class for several errors: wrong data before a missing file."""
     return DataError if any(isinstance(error, DataError) for error in errors) else SetupError
 
 
@@ -119,14 +119,16 @@ def _bring_itself(wanted: Download, folder: Path, waits_s: Sequence[float]) -> N
     else:
         problem = _what_is_wrong(wanted, partial.path)
         if problem:
-            raise DataError(f"{partial.path}: {problem}.\n  Remove it, so that it is fetched.")
+            raise DataError(
+                f"{partial.path}: {problem}.\n  Remove it and run the command again to fetch it."
+            )
     if wanted.unpack is not None:
         unpack(partial.path, folder, wanted)
 
 
 def _fetch_file(wanted: Download, partial: Partial, waits_s: Sequence[float]) -> None:
     if not wanted.urls:
-        where = wanted.manual or "It comes out of another archive of the set, which is missing."
+        where = wanted.manual or "It is in another archive of the set, which is missing."
         raise SetupError(f"{where}\n  Put it at {partial.path}.")
     failures: list[AddressError] = []
     for url in wanted.urls:
@@ -136,7 +138,7 @@ def _fetch_file(wanted: Download, partial: Partial, waits_s: Sequence[float]) ->
         except AddressError as error:
             failures.append(error)
             if url != wanted.urls[-1]:
-                _LOG.info("%s. Its next address is tried.", _sentence(str(error)))
+                _LOG.info("%s. Trying the next URL.", _sentence(str(error)))
         else:
             return
     reasons = "\n".join(_sentence(str(error)) + "." for error in failures)
@@ -157,18 +159,18 @@ def _fetch_from(url: str, wanted: Download, partial: Partial, waits_s: Sequence[
     download(url, partial, wanted, waits_s=waits_s)
     problem = _what_is_wrong(wanted, partial.part)
     if problem and was_begun:
-        # The part from an earlier fetch, or from another address, may be of another file
+        # The part from an earlier fetch, or from another URL, may belong to another file
         partial.drop()
         download(url, partial, wanted, waits_s=waits_s)
         problem = _what_is_wrong(wanted, partial.part)
     if problem:
         partial.drop()
-        raise AddressError(f"what {url} gives {problem}", "wrong")
+        raise AddressError(f"the file from {url} {problem}", "wrong")
     partial.finish()
 
 
 def _what_is_wrong(wanted: Download, path: Path) -> str | None:
-    """How a file differs from the expected size and hash; None where it does not."""
+    """How a file differs from the expected size and hash; None if it does not."""
     n_bytes = path.stat().st_size
     if n_bytes == 0:
         return "is empty"
@@ -188,10 +190,10 @@ def _tidy(downloads: Sequence[Download], folder: Path) -> None:
     both = with_mirrors(downloads)
     for one in both:
         partial = Partial(folder / one.name)
-        # Several may come out of one archive
+        # One archive may hold several
         if missing([other for other in both if other.name == one.name], folder):
             continue
-        with contextlib.suppress(OSError):  # a set that is complete is not worth an error
+        with contextlib.suppress(OSError):  # no error for a set that is complete
             if one.unpack is not None and partial.is_finished():
                 partial.path.unlink(missing_ok=True)
             partial.drop()
@@ -204,7 +206,7 @@ def _archives(downloads: Sequence[Download], folder: Path) -> tuple[str, ...]:
 
 
 def with_mirrors(downloads: Sequence[Download]) -> list[Download]:
-    """The files, each with its mirror behind it."""
+    """The files, each followed by its mirror."""
     both = ((one, one.mirror) for one in downloads)
     return [one for pair in both for one in pair if one is not None]
 
@@ -217,7 +219,7 @@ def _summary(
         f"  {file}:\n{textwrap.indent(str(error), '    ')}" for file, error in failed.items()
     )
     return _worst(failed.values())(
-        f"{name}: {len(failed)} of {len(downloads)} files are missing, everything else is there.\n"
+        f"{name}: {len(failed)} of {len(downloads)} files are missing; the others are complete.\n"
         f"{reasons}\n"
         f"  Then run again: kdedge data fetch {name} --data {shlex.quote(str(root))}"
     )

@@ -1,10 +1,10 @@
-"""Chooses the images of a few-shot run: drawn as CoOp's data sets draw, or from a set's list.
+"""Chooses the images of a few-shot run: drawn as in CoOp's code, or from a stored list.
 
-CoOp's code keeps each draw in the set's folder, and so does kdedge, in the format of CoOp's split
-files: `split_fewshot/shot_16-seed_1.json` holds 16 training images a class, CoOp's at most 4 of
-validation, and all test images. In the place of a set's split file it makes that code train on the
-same images, without drawing (DATASET.NUM_SHOTS 0). A list that is there is taken as it is. CoOp's
-own lists are pickles with absolute paths, and are not read.
+CoOp's code keeps each draw in the set's folder. So does kdedge, in the format of CoOp's split
+files: `split_fewshot/shot_16-seed_1.json` holds 16 training images per class, at most 4 for
+validation, and all test images. Used as the set's split file, it makes CoOp's code train on the
+same images without drawing (DATASET.NUM_SHOTS 0). An existing list is used as it is. CoOp's own
+lists are pickles with absolute paths and are not read.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ log = logging.getLogger(__name__)
 
 
 class Draws:
-    """The draws of one run, which take turns in one random stream: training, then validation.
+    """The draws of one run from one random stream: training images, then validation images.
 
     Attributes:
         has_begun: whether anything was drawn.
 
     Args:
-        spec: of the images that are drawn from first; None where none are.
-        shots: of these, a class; None for all.
-        seed: the run's.
+        spec: the source of the first draw; None without one.
+        shots: images per class of that draw; None for all.
+        seed: the run's seed.
         data: says where the benchmark sets are.
 
     Raises:
@@ -57,7 +57,7 @@ class Draws:
     def __init__(
         self, spec: SourceSpec | None, *, shots: int | None, seed: int, data: DataSpec
     ) -> None:
-        # The protocol seeds Python's global generator; an own one gives the same stream.
+        # The protocol seeds Python's global generator; a separate one gives the same stream.
         self._stream = random.Random(seed)  # noqa: S311
         self.has_begun = False
         self._list = None
@@ -75,21 +75,21 @@ class Draws:
     ) -> list[int]:
         """Draws from a labeled source, or takes the images of a list.
 
-        A benchmark set's draw is from all its images, as CoOp's is, so that unreadable ones change
-        nothing but their own absence.
+        As in CoOp's code, a benchmark set's draw is from all its images; unreadable ones are then
+        left out without changing the others.
 
         Args:
             spec: the source as the recipe has it.
             source: opened with labels.
             indices: its readable images.
-            shots: images a class.
-            class_names: class list that labels are positions in.
+            shots: images per class.
+            class_names: the class list; labels are positions in it.
 
         Returns:
             Positions in the source, class by class.
 
         Raises:
-            DataError: an image has no label, or the list is of other images.
+            DataError: an image has no label, or the list has other images.
         """
         self.has_begun = True
         labels = [item.label for item in source.items]
@@ -104,12 +104,12 @@ class Draws:
 
 @dataclass(frozen=True)
 class _List:
-    """A set's list of one draw.
+    """The stored list of one draw from a set.
 
     Attributes:
-        file: where it was read.
+        file: the list's file.
         benchmark: the set.
-        shots: training images a class.
+        shots: training images per class.
         split: its content.
     """
 
@@ -119,17 +119,17 @@ class _List:
     split: Split
 
     def is_of(self, spec: SourceSpec, shots: int) -> bool:
-        """Whether it holds this number of images per class of a source."""
+        """Whether it is the draw of this many images per class from this source."""
         own = {"train": self.shots, "val": min(self.shots, MOST_VALIDATION_SHOTS)}
         return spec.benchmark == self.benchmark and own.get(spec.part) == shots
 
     def positions(self, part: str, source: Source, class_names: Sequence[str]) -> list[int]:
-        """Gives the positions of its images in a source.
+        """Returns the positions of its images in a source.
 
         Raises:
-            DataError: one is not there, or is of another class.
+            DataError: an image is missing, or has another class.
         """
-        log.info("The images of part %s are those of %s.", part, self.file)
+        log.info("Using the images of part %s that %s lists.", part, self.file)
         places = {item.key: index for index, item in enumerate(source.items)}
         found = []
         for path, label in self.split.parts[part]:
@@ -139,7 +139,7 @@ class _List:
                 raise DataError(
                     f"{self.file}: {path}, of class {name}, is not among the set's images of part"
                     f" {part}: the list was drawn from another split.\n"
-                    "  Remove it, so that it is drawn anew."
+                    "  Remove it to draw again."
                 )
             found.append(index)
         return found
@@ -152,12 +152,12 @@ def _find_list(spec: SourceSpec, *, shots: int, seed: int, data: DataSpec) -> _L
     file = list_file(folder, shots=shots, seed=seed)
     if not is_there(file):
         return None
-    split = read_split(file, remedy="Remove it, so that the shots are drawn anew.")
+    split = read_split(file, remedy="Remove it to draw the shots again.")
     return _List(file, spec.benchmark, shots, split)
 
 
 def list_file(folder: Path, *, shots: int, seed: int) -> Path:
-    """Gives the path of a draw's list in a set's folder."""
+    """Returns the path of a draw's list in a set's folder."""
     return folder / FOLDER / f"shot_{shots}-seed_{seed}.json"
 
 
@@ -165,20 +165,20 @@ def keep_list(spec: SourceSpec, *, shots: int, seed: int, data: DataSpec) -> Pat
     """Writes the list of a draw into its set's folder, unless it exists.
 
     Args:
-        spec: of the labeled images.
-        shots: of them, a class.
-        seed: the run's.
+        spec: the source of the labeled images.
+        shots: images per class.
+        seed: the run's seed.
         data: says where the benchmark sets are.
 
     Returns:
-        The file; None where the images are of no set's training part, nothing may be written
-        there, or the set's parts are not the published ones: a list would pass for one of CoOp's.
+        The file. None if the images are not a set's training part, the folder may not be written,
+        or the set's parts are not the published ones: the list would be mistaken for one of CoOp's.
     """
     if spec.benchmark is None or spec.part != "train":
         return None
     benchmark, root = load_benchmark(spec.benchmark), benchmark_root(data)
     folder = root / benchmark.folder
-    if "train" not in benchmark.n_images:  # a variant of ImageNet: its test images once more
+    if "train" not in benchmark.n_images:  # a variant of ImageNet trains on its test images
         return None
     file = list_file(folder, shots=shots, seed=seed)
     if file.exists():
@@ -203,7 +203,7 @@ def keep_list(spec: SourceSpec, *, shots: int, seed: int, data: DataSpec) -> Pat
 
 
 def _row(path: str, label: int | None, names: Sequence[str]) -> list[str | int]:
-    assert label is not None  # the source was opened with labels
+    assert label is not None  # the source has labels
     return [path, label, names[label]]
 
 
@@ -213,7 +213,7 @@ def _write(file: Path, rows: dict[str, list[list[str | int]]]) -> Path | None:
         write_atomic(file, (json.dumps(rows, ensure_ascii=False, indent=1) + "\n").encode())
     except (OSError, ResourceError) as error:
         reason = explain_os_error(error, file) if isinstance(error, OSError) else error
-        log.info("%s\n  The shots are drawn in every run.", reason)
+        log.info("%s\n  The list of shots is not kept; every run draws them again.", reason)
         return None
     log.info("The shots are listed in %s.", file)
     return file

@@ -1,4 +1,4 @@
-"""A first look at folders that a recipe is to name: how many images of which classes and sizes."""
+"""Summarizes folders for a new recipe: number, classes and sizes of their images."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from kdedge.data.sources import name_some
 from kdedge.errors import DataError
 
 _N_READ = 64
-"""Images of a folder that are decoded; `kdedge check` reads them all."""
+"""Number of images that are decoded; `kdedge check` decodes all."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FirstLook:
-    """What is in a folder of images.
+    """Summary of a folder of images.
 
     Attributes:
         n_images: files that look like images.
-        n_read: of these were decoded.
-        n_unreadable: of those cannot be read.
-        sizes_px: (width, height) -> how many of those have it.
+        n_read: how many of these were decoded.
+        n_unreadable: how many of the decoded ones cannot be read.
+        sizes_px: (width, height) -> number of decoded images of that size.
         n_of_class: class name -> images, in class-list order; empty without labels.
         n_unlabeled: images outside of any class folder.
         left_out: kind -> files that are not read as images.
@@ -39,7 +39,7 @@ class FirstLook:
     left_out: Mapping[str, int]
 
     def lines(self) -> list[str]:
-        """What there is to say, the number of images first."""
+        """The summary as lines; the number of images comes first."""
         common = sorted(self.sizes_px.items(), key=lambda pair: (-pair[1], pair[0]))
         sizes = " and ".join(f"{width}x{height}" for (width, height), _ in common[:2])
         more = len(common) - 2
@@ -47,18 +47,18 @@ class FirstLook:
             f"{self.n_images:,}, of {sizes}" + (f" and {more} other sizes" if more > 0 else "")
         ]
         if self.n_unreadable:
-            found.append(f"{self.n_unreadable} of {self.n_read} looked at cannot be read")
+            found.append(f"{self.n_unreadable} of {self.n_read} sampled images cannot be read")
         present = [n for n in self.n_of_class.values() if n]
         if present:
             low, high = min(present), max(present)
             per_class = f"{low}" if low == high else f"{low} to {high}"
-            found.append(f"{per_class} images a class, {len(present)} classes")
+            found.append(f"{per_class} images per class, {len(present)} classes")
             absent = [name for name, n in self.n_of_class.items() if not n]
             found += [f"no images of {name_some(absent)}"] if absent else []
         if self.n_unlabeled and present:
-            found.append(f"{self.n_unlabeled} outside of any class folder, which are not used")
+            found.append(f"{self.n_unlabeled} outside of class folders are not used")
         if self.left_out:
-            found.append(f"left out: {folder_source.left_out_text(self.left_out)}")
+            found.append(f"skipped: {folder_source.left_out_text(self.left_out)}")
         return found
 
 
@@ -66,20 +66,20 @@ def look_at(folder: Path, *, class_names: Sequence[str] = (), labeled: bool) -> 
     """Lists a folder and decodes some of its images.
 
     Args:
-        folder: of images; of class folders where `labeled`.
+        folder: folder of images, or of class folders if `labeled`.
         class_names: in class-list order.
         labeled: labels are needed.
 
     Raises:
-        DataError: there is no such folder, no image, fewer than two (or two labeled classes), none
-            that can be read, or a class folder of another name.
+        DataError: no such folder, fewer than two images (or labeled classes), none that can be
+            read, or a class folder whose name is not a class name.
     """
     source = folder_source.open_source(folder, class_names=class_names, labeled=labeled)
     n_images = len(source.items)
     found = scan(source, rows=slice(None, None, -(-n_images // _N_READ)))
     if not found.good:
         raise DataError(
-            f"{folder}: none of {len(found.bad)} images that were looked at can be read, first"
+            f"{folder}: none of {len(found.bad)} sampled images can be read; the first is"
             f" {found.bad[0].key}: {found.bad[0].reason}.\n  Name a folder of image files."
         )
     labels = Counter(item.label for item in source.items)

@@ -1,4 +1,4 @@
-"""Finds unreadable images before training does, and records them."""
+"""Finds unreadable images before training, and records them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import UnusableImage, decode_image
 
 _MAX_NAMED = 5
-_ROWS_AT_ONCE = 16  # a thread's turn costs 30 us, as much as six images that are known
+_ROWS_AT_ONCE = 16  # starting a task costs 30 us, as much as six cached images
 
 
 @dataclass(frozen=True)
 class BadImage:
-    """An image that is left out.
+    """An image that is skipped.
 
     Attributes:
         key: its name in the source.
@@ -64,16 +64,16 @@ def scan(
     """Reads and decodes every image of a source once.
 
     Args:
-        source: where the images are.
-        rows: which of its positions; all of them by default.
-        n_threads: decoding releases the interpreter lock, so that threads help. None: one a core,
-            at most 8.
-        progress: called with the number of images done after each.
-        cache: images that it knows are not read again; those that are read are added to it.
+        source: the images.
+        rows: positions to scan; all by default.
+        n_threads: decoding releases the interpreter lock, so threads help. None: one per core, at
+            most 8.
+        progress: called after each image with the number of finished images.
+        cache: images in it are not read again; new ones are added.
 
     Returns:
-        The same, whatever the number of threads and whatever the cache holds. One decoded image a
-        thread is in memory.
+        The scan, independent of the number of threads and the cache. Each thread holds one decoded
+        image in memory.
     """
     n_threads = n_threads or min(8, usable_cores())
     cache = cache or ScanCache()
@@ -124,7 +124,7 @@ def put_together(scans: Sequence[Scan]) -> Scan:
 
 
 def _look_at(source: Source, rows: range, cache: ScanCache) -> list[ImageFacts | str]:
-    """Hash and size of each image, or why it cannot be used."""
+    """Hash and size of each image, or the reason why it cannot be used."""
     found: list[ImageFacts | str] = []
     for i in rows:
         try:
@@ -144,9 +144,9 @@ def check_limit(scan: Scan, limit: int, what: str) -> None:
     """Refuses a source with too many unreadable images.
 
     Args:
-        scan: what was found.
+        scan: the source's scan.
         limit: how many unreadable images are accepted.
-        what: names the source in the message, as in `data.unlabeled (/data/cams)`.
+        what: the source's name in the message, such as `data.unlabeled (/data/cams)`.
 
     Raises:
         DataError: more than `limit` are unreadable, or none is readable.
@@ -155,22 +155,22 @@ def check_limit(scan: Scan, limit: int, what: str) -> None:
     if scan.good and len(scan.bad) <= limit:
         return
     if not n_images:
-        raise DataError(f"{what} has no images.")
+        raise DataError(f"{what} has no images.\n  Add images, or name another source.")
     named = "\n".join(f"  {bad.key}: {bad.reason}." for bad in scan.bad[:_MAX_NAMED])
     more = len(scan.bad) - _MAX_NAMED
     remedy = (
         "  Repair or remove them, or raise data.max_bad_images."
         if scan.good
-        else "  None is left to work with; check that these are image files."
+        else "  No image can be read; check that these are image files."
     )
     raise DataError(
-        f"{what}: {len(scan.bad)} of {n_images} images are unreadable, at most {limit} are"
-        f" accepted.\n{named}\n" + (f"  And {more} more.\n" if more > 0 else "") + remedy
+        f"{what}: {len(scan.bad)} of {n_images} images are unreadable, and the limit"
+        f" is {limit}.\n{named}\n" + (f"  And {more} more.\n" if more > 0 else "") + remedy
     )
 
 
 def write_skipped_csv(path: Path, bad: Mapping[str, Iterable[BadImage]]) -> None:
-    """Writes the skip list: a heading, then one `source,key,reason` row an image.
+    """Writes the list of skipped images: a heading, then one `source,key,reason` row per image.
 
     Args:
         path: the file.
@@ -189,10 +189,10 @@ def write_skipped_csv(path: Path, bad: Mapping[str, Iterable[BadImage]]) -> None
 
 
 def image_list_hash(source: Source, indices: Iterable[int], digests: Mapping[int, str]) -> str:
-    """Gives the SHA-256 of a list of images: of keys, labels and contents in order, in hex.
+    """Returns the SHA-256, in hex, of a list of images: keys, labels and contents in order.
 
     Args:
-        source: gives keys and labels.
+        source: provides keys and labels.
         indices: positions in the source.
         digests: hash of the bytes at each position.
     """
@@ -203,7 +203,7 @@ def image_list_hash(source: Source, indices: Iterable[int], digests: Mapping[int
 def spread(n_items: int, n_wanted: int) -> list[int]:
     """At most `n_wanted` positions among `n_items`, evenly spaced, ascending.
 
-    A test set is sorted by class as a rule: evenly spaced images are of all classes.
+    Test sets are usually sorted by class, so evenly spaced images cover all classes.
     """
     n_taken = min(n_items, n_wanted)
     return [i * n_items // n_taken for i in range(n_taken)]

@@ -56,7 +56,9 @@ def n_steps(n_images: int, batch_size: int) -> int:
         DataError: there are no images.
     """
     if n_images < 1:
-        raise DataError("there are no images to train on.")
+        raise DataError(
+            "there are no images to train on.\n  Add images to the recipe's data section."
+        )
     return max(1, n_images // batch_size)
 
 
@@ -66,7 +68,7 @@ class ImageSet:
 
     Attributes:
         source: where the images are.
-        indices: positions in the source, each used once a pass, in random order.
+        indices: positions in the source, each used once per pass, in random order.
         labels: position in the source -> label; None without labels.
         weights: gives the weights of a batch's images; None if all weigh the same.
         teacher_features: gives stored features of a teacher; None if none are stored.
@@ -81,12 +83,12 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class EpochPart:
-    """Which batches of a training.
+    """Which batches of a training to load.
 
     Attributes:
         seed: of the order of the images.
         epoch: from 1.
-        batch_size: images a step; fewer only if there are not enough for one batch.
+        batch_size: images per step; fewer only if there are not enough for one batch.
         first_step: first step of the epoch, from 0; `n_steps` gives no batch.
         view: number of the crops and flips; None for the epoch's number.
     """
@@ -100,7 +102,7 @@ class EpochPart:
 
 @dataclass(frozen=True)
 class Loading:
-    """Who loads, and to where. Changes no batch.
+    """Processes and device of the loading; they do not change the batches.
 
     Attributes:
         n_workers: processes that decode; 0 decodes in this process.
@@ -115,13 +117,13 @@ class Loading:
 
 @dataclass(frozen=True)
 class LabeledStream:
-    """Labeled images beside unlabeled ones: so many a step, whatever their number.
+    """Labeled images for a training on unlabeled ones: a fixed number per step.
 
-    The stream goes through its images again and again, in a new order and new views each time.
+    The stream repeats its images, in a new order and with new views in each pass.
 
     Attributes:
-        images: with labels.
-        batch_size: images a step.
+        images: images with labels.
+        batch_size: images per step.
     """
 
     images: ImageSet
@@ -141,15 +143,15 @@ def training_batches(
     Each process reads its own shard of a batch and no other image.
 
     Args:
-        images: what an epoch goes through.
+        images: the images of an epoch.
         preparation: how each image is augmented.
         part: which batches.
-        loading: who loads, and to where.
-        labeled: labeled images beside them, as `Batch.labeled`.
+        loading: processes and device.
+        labeled: labeled images that each step gets as `Batch.labeled`.
 
     Raises:
         RecipeError: a batch has fewer images than there are processes.
-        DataError: an image that was readable before is not any more.
+        DataError: an image is no longer readable.
         ResourceError: a worker died.
     """
     group = loading.group
@@ -201,12 +203,12 @@ def _epoch_order(indices: Sequence[int], part: EpochPart) -> list[list[int]]:
 def _labeled_order(labeled: LabeledStream, seed: int, step: int) -> Iterator[list[PlannedImage]]:
     """The images of each step of a training, counted over its epochs, from a step on.
 
-    The stream is the concatenation of endless passes. Pass p (from 1) has an order and views of its
-    own, so a batch can hold the end of one pass and the start of the next.
+    The stream concatenates passes without end. Pass p (from 1) has its own order and views, so a
+    batch can hold the end of one pass and the start of the next.
     """
     indices = np.asarray(labeled.images.indices, dtype=np.int64)
     if not len(indices):
-        raise DataError("there are no labeled images to train on.")
+        raise DataError("there are no labeled images to train on.\n  Add images to data.labeled.")
     done, n_before = divmod(step * labeled.batch_size, len(indices))
     wanted = (
         (1, position, number)
@@ -246,14 +248,15 @@ def _make_batch(
 
 
 def check_shares(n_images: int, n_processes: int) -> None:
-    """Makes sure that a batch has an image for every process.
+    """Checks that a batch has at least one image for every process.
 
     Raises:
-        RecipeError: it has not.
+        RecipeError: it has fewer images.
     """
     if n_images < n_processes:
         raise RecipeError(
-            f"{n_processes} processes share batches of {n_images} images; each needs one.\n"
+            f"{n_processes} processes share batches of {n_images} images, and each needs at"
+            " least one.\n"
             "  Raise optim.batch_size, or start fewer processes."
         )
 
@@ -281,7 +284,7 @@ def view_batches(
         [B, 3, H, W] float32 of each batch, in their order.
 
     Raises:
-        DataError: an image that was readable before is not any more.
+        DataError: an image is no longer readable.
         ResourceError: a worker died.
     """
     wanted = ([(0, position, view) for position, view in batch] for batch in batches)
@@ -299,14 +302,14 @@ def evaluation_batches(
     n_workers: int | Literal["auto"] = 0,
     device: torch.device = _CPU,
 ) -> Iterator[tuple[torch.Tensor, list[int]]]:
-    """Yields images in the order of `indices`, preprocessed as where they are deployed.
+    """Yields images in the order of `indices`, preprocessed as on the device.
 
     Returns:
         [B, 3, H, W] float32 on `device`, and the images' positions in the source; the last batch
         may be short.
 
     Raises:
-        DataError: an image that was readable before is not any more.
+        DataError: an image is no longer readable.
         ResourceError: a worker died.
     """
     batches = [

@@ -18,9 +18,9 @@ def open_source(
     """Opens the source that a recipe names and lists its images.
 
     Args:
-        spec: names exactly one place.
+        spec: names exactly one source.
         class_names: in class-list order.
-        labeled: labels are needed, and are positions in `class_names`; else they are ignored.
+        labeled: read labels, as positions in `class_names`; else they are ignored.
         data: says where the benchmark sets are.
 
     Raises:
@@ -53,11 +53,13 @@ def open_source(
         )
     if spec.synthetic is not None:
         return _open_synthetic(spec.synthetic, spec.part, class_names, labeled=labeled)
-    raise RecipeError(f"a data source names no images.\n  Give it one of {', '.join(SOURCES)}.")
+    raise RecipeError(
+        f"a data source does not name any images.\n  Give it one of {', '.join(SOURCES)}."
+    )
 
 
 def is_own_split(spec: SourceSpec, *, data: DataSpec) -> bool:
-    """Whether a set's own rule makes its parts, because its published split is missing."""
+    """Whether kdedge splits a benchmark set itself, because its published split is missing."""
     if spec.benchmark is None:
         return False
     benchmark = load_benchmark(spec.benchmark)
@@ -70,7 +72,7 @@ def _open_synthetic(name: str, part: str, class_names: Sequence[str], *, labeled
     own = synthetic.class_names(name)
     if labeled and tuple(class_names) != tuple(own):
         raise DataError(
-            f"synthetic: {name} has labels for its own {len(own)} class names, the class list has"
+            f"synthetic: {name} has its own {len(own)} class names, but the class list has"
             f" {len(class_names)} others.\n  Set classes to {{synthetic: {name}}}."
         )
     return synthetic.open_source(name, part=part, labeled=labeled)

@@ -1,14 +1,14 @@
-"""Pseudo-labels: classes that a model predicts for unlabeled images, chosen, written and read.
+"""Chooses, writes and reads pseudo-labels: classes that a model predicts for unlabeled images.
 
-A file has one JSON object a line. The first says what made it and for what, each other is an image:
+A file has one JSON object per line. The first describes its origin, every other one is an image:
 
     {"format": "kdedge-pseudo-labels-1", "method": "zeroshot", "made_by": "9f3c...",
      "class_list": "51d0...", "image_list": "c2a7..."}
     {"image": "cam1/0007.jpg", "class": "red fox", "confidence": 0.9312}
 
-Images stand class by class in class-list order, the most confident first. A person may correct a
-class and remove lines. The file is therefore parsed here: a message names the line, a similar
-class name, or a key that is there twice, which pydantic does not see. `made_by` is the model's
+Images are sorted by class in class-list order, the most confident first. A person may correct
+classes and remove lines. The file is therefore parsed here: messages name the line, a similar class
+name, or a key that appears twice, which pydantic does not notice. `made_by` is the model's
 provenance hash; `class_list` and `image_list` are hashes of the class names and of the images.
 """
 
@@ -39,10 +39,10 @@ Probabilities = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class PseudoLabel:
-    """A class that an image is given.
+    """A class given to an image.
 
     Attributes:
-        image: which image, by its position: a row of the probabilities, or a place in the source.
+        image: the image's position: its row in the probabilities, or its place in the source.
         label: the class, as a position in the class list.
         confidence: the model's probability of it, 0-1.
     """
@@ -54,7 +54,7 @@ class PseudoLabel:
 
 @dataclass(frozen=True)
 class Origin:
-    """Provenance of a file of pseudo-labels, which its first line holds.
+    """Provenance of a file of pseudo-labels, in its first line.
 
     Attributes:
         method: name of the model's method.
@@ -72,24 +72,23 @@ class Origin:
 def most_probable(
     probabilities: Probabilities, per_class: int, *, classes: Sequence[int]
 ) -> list[PseudoLabel]:
-    """For each class the images with the highest probability of it, and each image for one class.
+    """Chooses for each class its images of highest probability; each image gets one class.
 
-    Of several classes that want an image, the one with the highest probability gets it, and the
-    others get their next. That is the one choice in which no class could have an image of higher
-    probability that is free or less probable where it is. Every class gets `per_class` images, also
-    one that no image is predicted as. At equal probability the class that is earlier in the class
-    list comes first, and among a class's images the earlier one.
+    Of several classes that claim an image, the one with the highest probability gets it, and the
+    others take their next (a stable matching). Every class gets `per_class` images, even one that
+    is never predicted. At equal probability the earlier class in the class list comes first, and
+    among a class's images the earlier image.
 
     Args:
         probabilities: [N, C].
-        per_class: images a class, 1 or more.
-        classes: those that get images.
+        per_class: images per class, 1 or more.
+        classes: classes that get images.
 
     Returns:
         Class by class in the order of the class list, the most probable image first.
 
     Raises:
-        DataError: there are fewer images than the classes are to have together.
+        DataError: there are fewer images than the classes need.
     """
     check_enough(len(probabilities), per_class, n_classes=len(classes))
     ranked = {label: _ranked(probabilities[:, label], 4 * per_class) for label in classes}
@@ -108,16 +107,16 @@ def most_probable(
 
 
 def check_enough(n_images: int, per_class: int, *, n_classes: int) -> None:
-    """Sees to it that every class can have its images.
+    """Checks that there are enough images for every class.
 
     Raises:
-        DataError: there are fewer.
+        DataError: there are too few.
     """
     if n_images < per_class * n_classes:
         most = n_images // n_classes
         raise DataError(
-            f"There are {n_images} unlabeled images, and {per_class} for each of {n_classes}"
-            f" classes are {per_class * n_classes}.\n"
+            f"There are {n_images} unlabeled images, but {per_class} for each of {n_classes}"
+            f" classes need {per_class * n_classes}.\n"
             f"  Add images{f', or set per_class to {most} or less' if most else ''}."
         )
 
@@ -125,13 +124,13 @@ def check_enough(n_images: int, per_class: int, *, n_classes: int) -> None:
 def _next(
     probabilities: Probabilities, label: int, ranked: Iterator[int]
 ) -> tuple[float, int, int]:
-    """A class's next image, so that the smallest is the one to be given away first."""
+    """A class's next image, ordered so that the smallest is assigned first."""
     image = next(ranked)
     return -float(probabilities[image, label]), label, image
 
 
 def _ranked(column: npt.NDArray[np.float32], n_first: int) -> Iterator[int]:
-    """Images from the most probable on, equal ones in their order; few are sorted at first."""
+    """Images from the most probable on, equal ones in their order; sorts only a few at first."""
     if len(column) <= n_first:
         yield from _sorted(column, np.arange(len(column)))
         return
@@ -146,15 +145,15 @@ def _sorted(column: npt.NDArray[np.float32], images: npt.NDArray[np.intp]) -> li
 
 
 def most_confident_predicted(probabilities: Probabilities, per_class: int) -> list[PseudoLabel]:
-    """Of the images predicted as a class, those with the highest probability.
+    """Chooses, of the images predicted as each class, those with the highest probability.
 
-    A class gets as many as are predicted as it where these are fewer, which may be none; an image
-    is predicted as one class alone. At equal probability an image is predicted as the class that is
-    earlier in the class list, and the earlier image comes first.
+    A class gets fewer, or no, images if fewer are predicted as it. Each image is predicted as one
+    class. At equal probability the class that is earlier in the class list wins, and the earlier
+    image comes first.
 
     Args:
         probabilities: [N, C].
-        per_class: most images of a class, 1 or more.
+        per_class: largest number of images per class, 1 or more.
 
     Returns:
         Class by class in the order of the class list, the most probable image first.
@@ -182,9 +181,9 @@ def write_pseudo_labels(
     """Writes a file of pseudo-labels, whole or not at all.
 
     Args:
-        path: the file; one that is there is replaced.
+        path: the file; an existing one is replaced.
         labels: in the order of the lines.
-        origin: what made them.
+        origin: their provenance.
         class_names: all C.
         keys: an image's position -> its key.
 
@@ -212,7 +211,7 @@ def read_pseudo_labels(
         positions: an image's key -> its position.
 
     Returns:
-        In the order of the lines, blank ones left out.
+        The labels in the order of the lines; blank lines are skipped.
 
     Raises:
         DataError: the file is missing, was made for other classes or images, holds none, or a line
@@ -220,11 +219,11 @@ def read_pseudo_labels(
     """
     lines = list(_read_lines(path))
     origin = _read_origin(path, lines)
-    remedy = "  Make it again with `kdedge pseudo-label`, or leave data.pseudo_labels out."
+    remedy = "  Make it again with `kdedge pseudo-label`, or remove data.pseudo_labels."
     if origin.class_list != class_list_hash(class_names):
         raise DataError(
-            f"{path} was made for another class list than the {len(class_names)} names here: names"
-            f" or their order differ.\n{remedy}"
+            f"{path} was made for another class list than this recipe's {len(class_names)}"
+            f" names: names or their order differ.\n{remedy}"
         )
     if origin.image_list != image_list:
         raise DataError(
@@ -238,13 +237,13 @@ def read_pseudo_labels(
         one = _read_label(f"{path}:{number}", values, index, positions)
         if one.image in found:
             raise DataError(
-                f"{path}:{number}: the image {values['image']!r} is there twice, first in line"
+                f"{path}:{number}: the image {values['image']!r} appears twice, first in line"
                 f" {found[one.image]}.\n  Keep the line with the right class."
             )
         found[one.image] = number
         labels.append(one)
     if not labels:
-        raise DataError(f"{path} holds no pseudo-label: it has the first line alone.\n{remedy}")
+        raise DataError(f"{path} holds no pseudo-label, only its first line.\n{remedy}")
     return labels
 
 
@@ -282,14 +281,14 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{json.dumps(twice, ensure_ascii=False)} is there twice")
+        raise ValueError(f"{json.dumps(twice, ensure_ascii=False)} appears twice")
     return values
 
 
 def _not_json(path: Path, number: int, reason: str) -> DataError:
     return DataError(
         f"{path}:{number}: not a JSON object: {reason}.\n"
-        "  Each line is one: correct it, or make the file again with `kdedge pseudo-label`."
+        "  Each line must be one. Correct it, or make the file again with `kdedge pseudo-label`."
     )
 
 
@@ -302,9 +301,9 @@ def _read_origin(path: Path, lines: Sequence[tuple[int, Any]]) -> Origin:
         or not all(isinstance(values[key], str) for key in _ORIGIN_KEYS)
     ):
         raise DataError(
-            f"{path}:{lines[0][0] if lines else 1}: the first line does not say what made these"
-            f' pseudo-labels: expected {{"format": "{FORMAT}", ...}}.\n'
-            "  Put that line of the file back, or make it again with `kdedge pseudo-label`."
+            f"{path}:{lines[0][0] if lines else 1}: the first line does not have the origin of"
+            f' these pseudo-labels: expected {{"format": "{FORMAT}", ...}}.\n'
+            "  Restore that line, or make the file again with `kdedge pseudo-label`."
         )
     return Origin(*(values[key] for key in _ORIGIN_KEYS))
 
@@ -330,12 +329,12 @@ def _read_label(
     if not isinstance(image, str) or image not in positions:
         raise DataError(
             f"{where}: data.unlabeled has no image {json.dumps(image, ensure_ascii=False)}.\n"
-            "  Images go by the names that the file was written with."
+            "  Use the image names that `kdedge pseudo-label` wrote."
         )
     is_number = isinstance(confidence, int | float) and not isinstance(confidence, bool)
     if not is_number or not 0 <= confidence <= 1:
         raise DataError(
             f"{where}: confidence is {json.dumps(confidence):.60}, expected a number from 0 to 1.\n"
-            "  It is a record alone; of a class that you have corrected write 1."
+            "  It is only a record; write 1 for a class that you have corrected."
         )
     return PseudoLabel(positions[image], label, float(confidence))

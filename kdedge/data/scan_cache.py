@@ -1,7 +1,7 @@
-"""Keeps what a scan found of each readable image, so that unchanged files are decoded once.
+"""Caches the scan of each readable image, so that unchanged files are decoded once.
 
-An image is known by its file's path, its position there, and the file's size, times of change and
-inode. Unreadable images are not kept: they are few, and why they cannot be read may pass.
+An image is identified by its file's path, its position there, and the file's size, times of change
+and inode. Unreadable images are not cached: they are few, and the cause may be temporary.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from kdedge.runtime.formats import register_heif
 from kdedge.runtime.preprocess import MAX_ASPECT, MAX_PIXELS
 
 MAX_IMAGES = 4_000_000
-"""Images that one file of the cache holds; about 200 bytes each."""
+"""Largest number of images in one file of the cache; about 200 bytes each."""
 
 MAX_FILES = 64
-"""Files in a cache folder; those that were used least recently are removed."""
+"""Largest number of files in a cache folder; the least recently used ones are removed."""
 
 _SETTLED_NS = 2_000_000_000
-"""A file that changed less than 2 s before it was read may change again within the same time stamp:
-FAT counts in steps of 2 s. What is found of it is not kept."""
+"""A file that changed less than 2 s before it was read is not cached: it may change again without a
+new time stamp, as FAT counts in steps of 2 s."""
 
 _LOCK_WAIT_S = 10.0
 
@@ -43,20 +43,20 @@ _LOG = logging.getLogger(__name__)
 
 
 class ImageFacts(NamedTuple):
-    """What a scan finds of a readable image: SHA-256 of its bytes, in hex; width and height."""
+    """Facts of a readable image: SHA-256 of its bytes, in hex; width and height."""
 
     digest: str
     size_px: tuple[int, int]
 
 
 class ScanCache:
-    """What was found of images, in memory and in a folder, shared by sources and by processes.
+    """Scanned images, in memory and in a folder, shared by sources and processes.
 
-    Each folder of images has a file of its own in the cache. A file that is damaged, of another
-    version, or that cannot be written costs a new scan and is no error.
+    Each folder of images has its own file in the cache. A file that is damaged, has another
+    version, or cannot be written causes a new scan and no error.
 
     Args:
-        folder: of the cache, made once something is kept; None keeps results in memory only.
+        folder: the cache's folder, created when needed; None keeps results in memory only.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -66,7 +66,7 @@ class ScanCache:
         self._read: set[Path] = set()
 
     def open(self, source: Source) -> None:
-        """Reads what is kept of a source's images; once, however often it is called."""
+        """Reads the cached facts of a source's images, once per source."""
         file = self._file(source)
         if file is not None and file not in self._read:
             self._read.add(file)
@@ -75,7 +75,7 @@ class ScanCache:
                 os.utime(file)  # the time of use, see MAX_FILES
 
     def look(self, source: Source, i: int, examine: Callable[[], ImageFacts]) -> ImageFacts:
-        """Gives what is kept of an image, or else what `examine` finds of it.
+        """Returns the cached facts of an image, else those that `examine` finds.
 
         Many threads may call this at once.
         """
@@ -96,21 +96,24 @@ class ScanCache:
         return facts
 
     def save(self, source: Source) -> None:
-        """Adds what was found anew to the source's file in the cache."""
+        """Adds newly scanned images to the source's file in the cache."""
         file, new = self._file(source), self._new
         self._new = {}
         if file is None or not new:
             return
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with locked(file.parent / ".lock", wait_s=_LOCK_WAIT_S):  # else one's images were lost
+            with locked(file.parent / ".lock", wait_s=_LOCK_WAIT_S):  # else images would be lost
                 _write(file, new)
                 _remove_oldest(file.parent)
         except (InUseError, ResourceError, OSError) as error:
-            _LOG.info("The scan is not kept: %s", str(error).partition("\n")[0])
+            _LOG.info(
+                "The scan of the images is not cached, so the next command repeats it: %s",
+                str(error).partition("\n")[0],
+            )
 
     def _file(self, source: Source) -> Path | None:
-        """The file in the cache that a source's images are kept in: that of their common folder."""
+        """The cache file of a source's images: that of their common folder."""
         if self._folder is None or not isinstance(source, InFiles) or not source.items:
             return None
         places = {os.path.dirname(source.location(i).path) for i in range(len(source.items))}  # noqa: PTH120
@@ -123,7 +126,7 @@ def _key(location: Location) -> str:
 
 
 def _stamp(location: Location) -> Stamp | None:
-    """A file's stamp now; None where the file is gone or is not the one that was indexed."""
+    """A file's current stamp; None if the file is gone or was replaced since it was indexed."""
     try:
         stamp = Stamp.of(os.stat(location.path))  # noqa: PTH116 - twice as fast as Path.stat
     except (OSError, ValueError):  # a name too long, or with a zero byte in it
@@ -136,7 +139,7 @@ def _text(stamp: Stamp, facts: ImageFacts) -> str:
 
 
 def _facts(text: str, stamp: Stamp) -> ImageFacts | None:
-    """What is kept of an image, None where nothing is or where its file has changed since."""
+    """The cached facts of an image; None without any, or if its file has changed since."""
     *known, digest, width, height = text.split() or ("", "0", "0")
     if known != [str(value) for value in stamp]:
         return None
@@ -144,14 +147,14 @@ def _facts(text: str, stamp: Stamp) -> ImageFacts | None:
 
 
 def _decoder() -> list[object]:
-    """What decides, beside its bytes, whether an image is readable."""
+    """The versions that decide, besides its bytes, whether an image is readable."""
     limits = (MAX_PIXELS, MAX_ASPECT, Image.MAX_IMAGE_PIXELS)
     heif = register_heif()
     return [__version__, PIL.__version__, *limits, *([] if heif is None else [heif])]
 
 
 def _read(file: Path) -> dict[str, str]:
-    """The images of a cache file; nothing where it is missing, damaged or of another version."""
+    """The images of a cache file; none if it is missing, damaged or has another version."""
     try:
         digest, _, body = file.read_bytes().partition(b"\n")
         if hashlib.sha256(body).hexdigest().encode() == digest:
@@ -162,7 +165,7 @@ def _read(file: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, LookupError, TypeError) as error:
-        _LOG.info("%s is not used: %s", file, error)
+        _LOG.info("The cache %s is ignored: %s", file, error)
     return {}
 
 

@@ -9,12 +9,12 @@ from kdedge.errors import DataError
 
 
 def base_novel(n_classes: int) -> tuple[range, range]:
-    """Gives the base and the novel classes: the first ceil(n / 2) of the class list and the rest.
+    """Returns base and novel classes: the first ceil(n / 2) of the class list, and the others.
 
     Source: CoOp and CoCoOp's base-to-novel protocol (arXiv:2203.05557, section 4.1).
 
     Raises:
-        DataError: fewer than two classes, so that one half would be empty.
+        DataError: there are fewer than two classes.
     """
     if n_classes < 2:
         raise DataError(
@@ -28,18 +28,17 @@ def base_novel(n_classes: int) -> tuple[range, range]:
 def few_shot(
     labels: Sequence[int | None], indices: Iterable[int], *, shots: int, stream: random.Random
 ) -> list[int]:
-    """Draws `shots` images a class, exactly as CoOp's data sets do (arXiv:2109.01134).
+    """Draws `shots` images per class, exactly as CoOp's data sets do (arXiv:2109.01134).
 
-    Images are grouped by label in order of first appearance, and for each group in turn
-    `random.sample` draws from one stream, which the protocol starts at the run's seed. A class with
-    fewer images gives all of them. The protocol draws from all classes; take the base classes' part
-    afterwards.
+    Images are grouped by label in order of first appearance. `random.sample` draws from each group
+    in turn, from one stream that starts at the run's seed. A class with fewer images gives all of
+    them. The protocol draws from all classes; select the base classes afterwards.
 
     Args:
         labels: of every image in the source.
         indices: the images to draw from, positions in `labels`, in the source's order.
-        shots: images a class.
-        stream: where it draws from; goes on from there.
+        shots: images per class.
+        stream: the random stream; it advances.
 
     Returns:
         Positions in `labels`, class by class.
@@ -53,7 +52,10 @@ def few_shot(
     for index in indices:
         label = labels[index]
         if label is None:
-            raise DataError(f"image number {index} has no label, and {shots} shots were asked for.")
+            raise DataError(
+                f"image number {index} has no label, and drawing {shots} shots needs labels.\n"
+                "  Label it or remove it."
+            )
         groups.setdefault(label, []).append(index)
     chosen: list[int] = []
     for group in groups.values():

@@ -1,4 +1,4 @@
-"""Surveys the user's images: which are readable, how large, of which classes."""
+"""Surveys the user's images: readability, sizes and classes."""
 
 from __future__ import annotations
 

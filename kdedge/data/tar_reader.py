@@ -1,4 +1,4 @@
-"""A file for tarfile that no header can make it read far into."""
+"""A file for tarfile that limits each read, against malicious headers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tarfile
 from typing import Any
 
 MAX_READ_BYTES = 1 << 20
-"""A header may claim to go on for terabytes, and tarfile would ask for them in one piece."""
+"""A header may claim terabytes, and tarfile would read them in one call."""
 
 
 class TarReader:
@@ -16,8 +16,8 @@ class TarReader:
         file: to read from.
 
     Attributes:
-        n_read: bytes that were read.
-        last: what was read last.
+        n_read: number of bytes read so far.
+        last: bytes of the last read.
     """
 
     def __init__(self, file: Any) -> None:
@@ -29,7 +29,7 @@ class TarReader:
         """Reads up to `size` bytes.
 
         Raises:
-            tarfile.ReadError: that is more than a header may claim.
+            tarfile.ReadError: `size` is above the limit of a header.
         """
         if not 0 <= size <= MAX_READ_BYTES:
             raise tarfile.ReadError(f"a header claims {size} bytes")
@@ -42,7 +42,7 @@ class TarReader:
         return int(self._file.seek(offset))
 
     def tell(self) -> int:
-        """Gives the position."""
+        """Returns the position."""
         return int(self._file.tell())
 
     def open(self) -> tarfile.TarFile:

@@ -1,7 +1,7 @@
-"""Unpacks untrusted archives: whole or not at all, and nothing outside of their folder.
+"""Unpacks untrusted archives: completely or not at all, and never outside of their folder.
 
 Python's own `tarfile.data_filter` accepts links, limits neither number nor size, and has no
-counterpart for zip files. So names, kinds, number and size are checked here.
+counterpart for zip files. So names, kinds, number and sizes are checked here.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from kdedge.progress import progress, readable_bytes
 
 @dataclass(frozen=True)
 class Limits:
-    """How much an archive may hold.
+    """Limits of an archive's content.
 
     Attributes:
         members: files and folders. ImageNet has 1.3 million files.
         ratio: unpacked over packed bytes. Photos reach about 1, annotations 20.
-        free_bytes: unpacked bytes that are accepted beyond the ratio.
+        free_bytes: unpacked bytes that are accepted whatever the ratio.
     """
 
     members: int = 4_000_000
@@ -58,15 +58,15 @@ _DAMAGED = (
 
 
 def unpack(archive: Path, folder: Path, wanted: Download, *, limits: Limits = LIMITS) -> None:
-    """Unpacks an archive into a folder, or leaves nothing there.
+    """Unpacks an archive into a folder, completely or not at all.
 
-    Everything is unpacked into a hidden folder first and then moved, `wanted.gives` last: where it
-    exists, so does the rest. Modes, owners and dates are not restored.
+    Everything is first unpacked into a hidden folder and then moved, `wanted.gives` last: if it
+    exists, all else does. Modes, owners and dates are not restored.
 
     Args:
-        archive: the file; it stays.
-        folder: of the benchmark set.
-        wanted: says which part of the archive is taken, and where it goes.
+        archive: the archive, which is kept.
+        folder: the benchmark set's folder.
+        wanted: which part of the archive to take, and where to put it.
         limits: see `Limits`.
 
     Raises:
@@ -77,7 +77,7 @@ def unpack(archive: Path, folder: Path, wanted: Download, *, limits: Limits = LI
     """
     gives, top = wanted.gives, wanted.top
     temporary = folder / temporary_name(archive)
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
     try:
         target = _Target(temporary / "all", archive, limits)
         try:
@@ -95,7 +95,7 @@ def unpack(archive: Path, folder: Path, wanted: Download, *, limits: Limits = LI
         _place(source, place, archive=archive, top=top)
         if not (temporary / "in" / gives).exists() and not (folder / gives).exists():
             raise DataError(
-                f"{archive} does not hold {gives}, which it is expected to give.\n"
+                f"{archive} does not contain {gives}, which is expected in it.\n"
                 "  Unpack it by hand and look for it; the archive may have changed."
             )
         _move_into(temporary / "in", folder, last=PurePosixPath(gives).parts, archive=archive)
@@ -104,7 +104,7 @@ def unpack(archive: Path, folder: Path, wanted: Download, *, limits: Limits = LI
 
 
 def temporary_name(archive: Path) -> str:
-    """Gives the hidden folder that an archive is unpacked into first."""
+    """Returns the hidden folder that an archive is unpacked into first."""
     return f".unpacking-{archive.name}"
 
 
@@ -118,7 +118,7 @@ def _place(source: Path, target: Path, *, archive: Path, top: str) -> None:
     """Moves the wanted part of an archive to its place below the set's folder."""
     if not source.is_dir():
         raise DataError(
-            f"{archive} does not hold the folder {top}, whose content is wanted.\n"
+            f"{archive} does not contain the folder {top}, which is expected in it.\n"
             "  Unpack it by hand and look for it; the archive may have changed."
         )
     try:
@@ -132,7 +132,7 @@ class _Target:
     """The folder that an archive's members are written into.
 
     Args:
-        folder: made here.
+        folder: the folder; it is created.
         archive: the archive.
         limits: see `Limits`.
     """
@@ -153,17 +153,17 @@ class _Target:
         free = shutil.disk_usage(self._folder).free
         if free < n_bytes:
             raise ResourceError(
-                f"{self.archive.parent} has {readable_bytes(free)} free, unpacking"
+                f"{self.archive.parent} has {readable_bytes(free)} free, but unpacking"
                 f" {self.archive.name} needs {readable_bytes(n_bytes)}.\n"
                 "  Free some space and run the command again; the archive is kept."
             )
 
     def too_large(self) -> DataError:
-        """Gives the error for an archive bomb."""
+        """Returns the error for an archive bomb."""
         return DataError(
             f"{self.archive} unpacks to more than {readable_bytes(self.max_bytes)}, over"
-            f" {self._limits.ratio} times its size, as archives do that are made to fill disks.\n"
-            "  Look into it; where it is right, unpack it by hand."
+            f" {self._limits.ratio} times its size. Archives that are made to fill disks do that.\n"
+            "  If you trust it, unpack it by hand."
         )
 
     def add_folder(self, name: str) -> None:
@@ -179,7 +179,7 @@ class _Target:
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError as error:
-            raise self.refuse(name, "is there twice") from error
+            raise self.refuse(name, "appears twice") from error
         except OSError as error:
             raise self._explain(error, name, path) from error
         with os.fdopen(descriptor, "wb", buffering=0) as file:
@@ -192,20 +192,23 @@ class _Target:
                     raise explain_os_error(error, path) from error
 
     def refuse(self, name: str, why: str) -> DataError:
-        """Gives the error for a member that is refused."""
+        """Returns the error for a member that is refused."""
         return DataError(
             f"{self.archive}: {printable(name)[:200]} {why}; the archive is not unpacked.\n"
-            "  Where it can be trusted, unpack it by hand; else remove it."
+            "  If you trust it, unpack it by hand; else remove it."
         )
 
     def _path(self, name: str) -> Path:
         self._n_members += 1
         if self._n_members > self._limits.members:
-            raise DataError(f"{self.archive} has more than {self._limits.members:,} members.")
+            raise DataError(
+                f"{self.archive} has more than {self._limits.members:,} members.\n  If you trust"
+                " it, unpack it by hand; else remove it."
+            )
         is_odd = "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name)
         path = PurePosixPath(name)
         if is_odd or path.is_absolute() or ".." in path.parts:
-            raise self.refuse(name, "leads out of the folder that it is unpacked into")
+            raise self.refuse(name, "leads out of the target folder")
         return self._folder / path
 
     def _make(self, folder: Path) -> None:
@@ -222,12 +225,12 @@ class _Target:
         if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
             return self.refuse(name, "is both a file and a folder")
         if error.errno == errno.ENAMETOOLONG:
-            return self.refuse(name, "is longer than names may be")
+            return self.refuse(name, "is too long for a file name")
         return explain_os_error(error, path)
 
 
 class _LimitedReader(TarReader):
-    """A decompressed archive, with a limit on all bytes as well."""
+    """A decompressed archive, with a limit on the total size, too."""
 
     def __init__(self, file: Any, target: _Target) -> None:
         super().__init__(file)
@@ -324,8 +327,8 @@ def _move_into(source: Path, target: Path, *, last: tuple[str, ...], archive: Pa
 
     Args:
         source: the folder.
-        target: the other; created where it is missing.
-        last: parts of the path that is moved after all others; empty where it is not below.
+        target: the other folder; created if missing.
+        last: parts of the path that is moved last; empty if it is not below.
         archive: for messages.
     """
     try:
@@ -340,7 +343,7 @@ def _move_into(source: Path, target: Path, *, last: tuple[str, ...], archive: Pa
                 _move_into(new, old, last=below, archive=archive)
             elif new.is_dir() or not old.is_file() or new.stat().st_size != old.stat().st_size:
                 raise DataError(
-                    f"{old} is there and is not what {archive.name} holds.\n"
+                    f"{old} exists and differs from the file in {archive.name}.\n"
                     "  Move it away and run the command again."
                 )
     except OSError as error:

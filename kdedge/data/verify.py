@@ -31,9 +31,9 @@ class PartFound:
         part: train, val or test.
         n_published: images that the published part has.
         n_listed: images that the split lists.
-        n_missing: listed images whose files do not exist.
+        n_missing: listed images without a file.
         n_classes: classes with at least one image in it.
-        bad: images that cannot be decoded; None where they were not read.
+        bad: images that cannot be decoded; None if they were not read.
     """
 
     part: str
@@ -50,10 +50,10 @@ class Verification:
 
     Attributes:
         name: the set.
-        folder: where it is.
+        folder: its folder.
         split: origin of its parts.
         n_classes_published: classes of the published set.
-        n_classes: classes found; None where the class list cannot be read.
+        n_classes: classes found; None if the class list cannot be read.
         parts: those that can be listed.
         problems: differences from the published set, one sentence each.
     """
@@ -73,7 +73,7 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
     Args:
         benchmark: the set.
         root: folder of all sets.
-        read_images: decode every image, too; else only check that its file is there.
+        read_images: also decode every image; else only check that its file exists.
     """
     folder = root / benchmark.folder
     absent = (folder / wanted.gives for wanted in missing(benchmark.downloads, folder))
@@ -86,7 +86,7 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
         for part in benchmark.n_images:
             source = benchmark.open_source(root, part=part, class_names=class_names, labeled=True)
             parts.append(_look_at(benchmark, part, source, read_images=read_images))
-    except MissingPartsError:  # which are among the problems
+    except MissingPartsError:  # these are already among the problems
         pass
     except DataError as error:
         problems.append(str(error))
@@ -95,7 +95,9 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
     if class_names is not None:
         problems += _other_names(benchmark, folder, class_names)
     if class_names is not None and len(class_names) != benchmark.n_classes:
-        problems.append(f"It has {len(class_names)} classes, published are {benchmark.n_classes}.")
+        problems.append(
+            f"It has {len(class_names)} classes, the published set has {benchmark.n_classes}."
+        )
     return Verification(
         name=benchmark.name,
         folder=folder,
@@ -108,13 +110,13 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
 
 
 def _wrong_files(benchmark: Benchmark, folder: Path) -> Iterator[str]:
-    """Files whose hash differs from the published one. Unpacked archives are not there any more."""
+    """Files whose hash differs from the published one. Archives are removed after unpacking."""
     for wanted in benchmark.downloads:
         path = folder / wanted.gives
         if wanted.unpack is None and wanted.sha256 is not None and path.is_file():
             found = sha256_file(path)
             if found != wanted.sha256:
-                yield f"{path} has the SHA-256 {found}, published is {wanted.sha256}."
+                yield f"{path} has the SHA-256 {found}, the published file {wanted.sha256}."
 
 
 def _other_names(benchmark: Benchmark, folder: Path, class_names: Sequence[str]) -> Iterator[str]:
@@ -158,18 +160,19 @@ def _look_at(
 
 def _part_problems(found: PartFound, n_classes: int) -> Iterator[str]:
     if found.n_listed != found.n_published:
-        yield f"{found.part} has {found.n_listed} images, published are {found.n_published}."
+        published = found.n_published
+        yield f"{found.part} has {found.n_listed} images, the published set has {published}."
     if found.n_missing:
-        yield f"{found.part} lacks the files of {found.n_missing} of {found.n_listed} images."
+        yield f"{found.part} lacks {found.n_missing} of its {found.n_listed} image files."
     if found.n_classes != n_classes:
-        yield f"{found.part} has images of {found.n_classes} of {n_classes} classes."
+        yield f"{found.part} has images of only {found.n_classes} of {n_classes} classes."
     n_broken = len(found.bad or ()) - found.n_missing
     if n_broken > 0:
         yield f"{found.part} has {n_broken} images that cannot be read."
 
 
 def _split(benchmark: Benchmark, folder: Path) -> str:
-    """Names the origin of the parts: CoOp's file, or the set's own rule."""
+    """Names the origin of the parts: CoOp's file, the set's official parts, or kdedge."""
     if not isinstance(benchmark, CoopSet) or benchmark.split_file is None:
         return "the set's own"
     if benchmark.has_split(folder):

@@ -1,8 +1,8 @@
 """Views: the random crop, flip and colors of an image, from seed, image and view number only.
 
-Each view draws from a counter-based random stream of its own. It can be computed at any time, in
-any order and process, and is the same to the last bit. A teacher's features of a view can therefore
-be stored, and the student shown the same view later.
+Each view draws from its own counter-based random stream. It can be computed at any time, in any
+order and process, and is the same to the last bit. So a teacher's features of a view can be stored,
+and the student gets the same view later.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from PIL import Image, ImageEnhance, ImageFilter
 from kdedge.runtime.preprocess import RESAMPLING, Preprocess
 
 RATIO = (3 / 4, 4 / 3)
-"""Width over height of a random crop: torchvision's default, which the papers' code keeps."""
+"""Width over height of a random crop: torchvision's default, which the papers' code uses."""
 
 ORDER = 0
 """The stream of an epoch's order; image i's crop and flip come from stream i + 1."""
 
 SECOND_SET = 2**32
-"""Added to a seed, which is smaller, for the order and views of a second set of images."""
+"""Added to a (smaller) seed for the order and views of a second image set."""
 
 _N_TRIES = 10
 
 _FULL_SIZE_PX = 224
-"""Image side, pixels, for which the blur of a strong view was published."""
+"""Image side, in pixels, that the published blur of a strong view is for."""
 
 
 def crop_box(
@@ -39,9 +39,9 @@ def crop_box(
     then the largest central crop within these ratios.
 
     Args:
-        width: of the image, pixels.
-        height: of the image, pixels.
-        scale_min: smallest part of the image's area, 0-1.
+        width: width of the image, pixels.
+        height: height of the image, pixels.
+        scale_min: smallest share of the image's area, 0-1.
         generator: draws the numbers.
 
     Returns:
@@ -89,7 +89,7 @@ class Augmentation:
 
     Attributes:
         seed: of the views.
-        scale_min: smallest part of the image's area that a crop keeps, 0-1.
+        scale_min: smallest share of the image's area that a crop keeps, 0-1.
         flip: mirror half of the views.
         strong: change colors and blur, as `strengthened` does.
     """
@@ -117,7 +117,7 @@ class Augmentation:
 
 
 def strengthened(image: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """Changes a view as the strong one of LaFTer's code: colors in 80 %, gray in 20 %, blur in all.
+    """Makes LaFTer's strong view: color jitter in 80 %, gray in 20 %, blur in all.
 
     The settings are MoCo v2's (arXiv:2003.04297): brightness, contrast and saturation by a factor
     of 0.6 to 1.4, hue by up to 0.1 of the circle, in random order; a Gaussian blur of 0.1 to 2

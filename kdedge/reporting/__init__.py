@@ -1,1 +1,1 @@
-"""One HTML file about runs: from their records alone, with no model loaded."""
+"""Makes one HTML file about runs from their records, without loading a model."""

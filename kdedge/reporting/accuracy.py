@@ -1,4 +1,4 @@
-"""Tables and plots of an evaluation."""
+"""Makes the tables and plots of an evaluation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _N_GAINS = 10
 
 
 def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Table:
-    """Makes the table of accuracies from one or more labels and results on the same images."""
+    """Makes the table of accuracies from labels and results on the same images."""
     halves = any(result.split == "base-to-novel" for _, result in rows)
     cells = []
     for label, result in rows:
@@ -30,11 +30,11 @@ def accuracy_table(rows: Sequence[tuple[str, EvalResult]]) -> Table:
         cells.append([label, *figures])
     header = ["model", *(("base", "novel", "HM") if halves else ()), "all", "ECE"]
     by_half = (
-        " Base and novel images compete among the names of their own half, all images among all"
-        " names; HM is the harmonic mean of base and novel."
+        " Base and novel images are classified among the names of their own half; `all` among all"
+        " names. HM is the harmonic mean of base and novel."
     )
     chosen = (
-        ", or by kdedge eval, some with the weights of the epoch best on validation images."
+        ", or by kdedge eval; some with the weights of the best epoch on validation images."
         if "validation" in {result.selection for _, result in rows}
         else " with the last epoch's weights, or by kdedge eval."
     )
@@ -51,11 +51,11 @@ def confusion_blocks(model: str, details: EvalDetails, name: str) -> list[Block]
     """Makes the confusion matrix of a model and the table of its most frequent confusions."""
     n_classes = len(details.class_names)
     caption = (
-        f"{details.n_images:,} test images among all {n_classes:,} names. Each row adds up to"
-        " 100 %. The color scale is a square root."
+        f"{details.n_images:,} test images, classified among all {n_classes:,} names. Each row adds"
+        " up to 100 %. The color scale is a square root."
     )
     if n_classes > MOST_NAMED_CLASSES:
-        caption += " Axis numbers are lines of the class list."
+        caption += " Axis numbers are line numbers of the class list."
     if classes_a_cell(n_classes) > 1:
         caption += f" {classes_a_cell(n_classes)} neighboring classes share a row and a column."
     plot = Plot(name, f"Confusion matrix of the {model}", confusion(details), caption)
@@ -87,7 +87,7 @@ def gain_blocks(
         own: the run's model.
         plain: zero-shot CLIP on the same backbone and images.
         name: of the PNG file.
-        teacher: on the same images; None where there is none.
+        teacher: on the same images; None without one.
     """
     pairs = [
         (class_name, before, after)
@@ -100,16 +100,16 @@ def gain_blocks(
     gains = [(class_name, after - before) for class_name, before, after in pairs]
     n_better, n_worse = sum(g > 0 for _, g in gains), sum(g < 0 for _, g in gains)
     caption = (
-        "Accuracy of each class's test images among all names, minus that of zero-shot CLIP:"
-        f" {n_better:,} classes gain, {n_worse:,} lose, {len(gains) - n_better - n_worse:,} stay;"
-        f" {own.n_images:,} images."
+        "Accuracy of each class, among all names, minus that of zero-shot CLIP:"
+        f" {n_better:,} classes gain, {n_worse:,} lose, {len(gains) - n_better - n_worse:,} stay"
+        f" equal; {own.n_images:,} images."
     )
     theirs = {} if teacher is None else teacher.per_class
     has_teacher = any(theirs.get(class_name) is not None for class_name, _ in gains)
     marks = None
     if has_teacher:
         marks = {n: None if (x := theirs.get(n)) is None else x - before for n, before, _ in pairs}
-        caption += " Triangles: the teacher's accuracy minus the same."
+        caption += " Triangles: the teacher's accuracy minus that of zero-shot CLIP."
     blocks: list[Block] = [Plot(name, "Gain of each class", class_gains(gains, marks), caption)]
     rows = [
         [n, percent(before), percent(after), points(after - before)]
@@ -118,7 +118,7 @@ def gain_blocks(
     ]
     header = ["class", "zero-shot", "now", "gain", *(["teacher"] * has_teacher)]
     if len(rows) > 2 * _N_GAINS:
-        most = f"The {_N_GAINS} classes that gain most and the {_N_GAINS} that lose most, percent."
+        most = f"The {_N_GAINS} largest gains and the {_N_GAINS} largest losses, percent."
         ends = [*rows[:_N_GAINS], *rows[-_N_GAINS:]]
         blocks.append(Table("Largest gains and losses", header, ends, most))
     every = f"All {len(rows):,} classes with test images, percent."
@@ -132,6 +132,6 @@ def calibration_blocks(models: Mapping[str, EvalDetails], name: str) -> list[Blo
     n_images = max(details.n_images for details in models.values())
     caption = (
         "Below the line a model is overconfident. 15 bins of the highest softmax value over all"
-        f" names, larger marks for more images, {n_images:,} test images. {errors}."
+        f" names; larger marks have more images; {n_images:,} test images. {errors}."
     )
     return [Plot(name, "Calibration", calibration(models), caption)]

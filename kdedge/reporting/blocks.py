@@ -9,12 +9,12 @@ from typing import ClassVar, Protocol, TypeVar
 
 from kdedge.reporting.plots import Draw, Picture, render
 
-_MOST_COLUMNS, _MOST_TEXTS = 6, 2  # of a table on half a page
+_MOST_COLUMNS, _MOST_TEXTS = 6, 2  # columns of a table on half a page
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A list of terms, each with a text; `is_wide`: it takes a row of the page by itself."""
+    """A list of terms, each with a text; `is_wide`: it takes a full row of the page."""
 
     kind: ClassVar[str] = "facts"
     rows: Sequence[tuple[str, str]]
@@ -44,13 +44,13 @@ class Table:
 
     @property
     def is_wide(self) -> bool:
-        """Whether it takes a row of the page by itself."""
+        """Whether it takes a full row of the page."""
         return self.is_folded or len(self.header) > _MOST_COLUMNS or self.n_text > _MOST_TEXTS
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot with a title and a caption; `name` is its PNG file's, without the ending."""
+    """A plot with a title and a caption; `name` is its PNG file's name, without the extension."""
 
     kind: ClassVar[str] = "plot"
     is_wide: ClassVar[bool] = False
@@ -99,7 +99,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class SampleCard:
-    """One image with a model's answers.
+    """One image with a model's predictions.
 
     Attributes:
         image: its key.
@@ -118,7 +118,7 @@ class SampleCard:
 
 @dataclass(frozen=True)
 class Samples:
-    """Images with a model's answers; an empty caption where another block has it."""
+    """Images with a model's predictions; the caption is empty if another block has it."""
 
     kind: ClassVar[str] = "gallery samples"
     is_wide: ClassVar[bool] = True
@@ -140,7 +140,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Note:
-    """Remarks that a reader has to know, one a line."""
+    """Remarks that the reader needs, one per line."""
 
     kind: ClassVar[str] = "note"
     is_wide: ClassVar[bool] = True
@@ -160,12 +160,12 @@ class Section:
 
     @property
     def is_wide(self) -> bool:
-        """Whether it takes a row of the page by itself; a single plot has half a row."""
+        """Whether it takes a full row of the page; a single plot takes half a row."""
         return len(self.blocks) > 1 or self.blocks[0].is_wide
 
     @property
     def laid_out(self) -> list[tuple[Block, bool]]:
-        """The blocks, each with whether it takes a whole row; a half has a neighbor."""
+        """The blocks, each with whether it takes a full row; a half row always has a neighbor."""
         return lay_out(self.blocks)
 
 
@@ -179,7 +179,7 @@ class Chapter:
         subtitle: one line under the heading.
         sections: in order.
         figures: the most important values: name, value, and what it is compared with.
-        headline: what a student kept of its teacher, in one line; None for other runs.
+        headline: how a student compares with its teacher, in one line; None for other runs.
     """
 
     anchor: str
@@ -204,9 +204,9 @@ _P = TypeVar("_P", bound=_Part)
 
 
 def lay_out(parts: Sequence[_P]) -> list[tuple[_P, bool]]:
-    """Says of each part whether it takes a whole row: a narrow one without a neighbor does."""
+    """Decides for each part whether it takes a full row; a narrow one without a neighbor does."""
     found: list[tuple[_P, bool]] = []
-    is_open = False  # whether the last row has room beside it
+    is_open = False  # whether the last row has space for another half
     for part, after in zip(parts, [*parts[1:], None], strict=True):
         is_half = not part.is_wide and (is_open or (after is not None and not after.is_wide))
         is_open = is_half and not is_open

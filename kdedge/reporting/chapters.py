@@ -1,4 +1,4 @@
-"""A report's chapters: one for each run and, for several runs, one that compares them."""
+"""Makes a report's chapters: one per run and, for several runs, one that compares them."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _run_sections(records: RunRecords, prefix: str) -> _Sections:
     if records.unlabeled is not None:
         blocks = unlabeled_blocks(records.unlabeled, records.recipe, f"{prefix}predicted")
         yield "unlabeled", "Without labels", blocks
-    yield "done", "What was done", done_blocks(records)
+    yield "done", "Method and data", done_blocks(records)
     if records.training.steps:
         yield "training", "Training", [_training(records, f"{prefix}training")]
     models = {
@@ -112,7 +112,7 @@ def _run_sections(records: RunRecords, prefix: str) -> _Sections:
 
 
 def _figures(records: RunRecords) -> list[tuple[str, str, str]]:
-    """The few values that a reader looks for first."""
+    """The most important values."""
     own, plain = records.results.get(records.run.kind), records.comparable.get("zeroshot")
     teacher, unlabeled = records.comparable.get("teacher"), records.unlabeled
     found = []
@@ -178,7 +178,9 @@ def _common_speed(runs: Sequence[RunRecords]) -> list[Block]:
         return []
     first = measured[0][1]
     same = [(name, result) for name, result in measured if _machine(result) == _machine(first)]
-    measured_on = f"{machine(first)}; each run by its own kdedge bench, as its chapter says."
+    measured_on = (
+        f"{machine(first)}; each run was measured by its own kdedge bench (see its chapter)."
+    )
     rows = [named for name, result in same for named in named_rows(result, f"{name}: ")]
     blocks = [
         *front_blocks(rows, measured_on, "accuracy-latency"),
@@ -187,7 +189,7 @@ def _common_speed(runs: Sequence[RunRecords]) -> list[Block]:
     ]
     others = [name for name, result in measured if (name, result) not in same]
     if others:
-        line = f"Measured on another machine, so in its own chapter: {', '.join(others)}."
+        line = f"Measured on another machine, so shown only in its chapter: {', '.join(others)}."
         blocks.append(Note([line]))
     return blocks
 

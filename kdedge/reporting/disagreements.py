@@ -1,4 +1,4 @@
-"""Galleries of the images on which INT8 files differ most from the float32 model."""
+"""Makes galleries of the images on which INT8 files differ most from the float32 model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def galleries(artifact: Artifact, recipe: LoadedRecipe | None) -> list[Gallery]:
 
     Args:
         artifact: the export.
-        recipe: says where the images are; if None, only images of a smoke set are shown.
+        recipe: says where the images are; None shows only images of a smoke set.
     """
     compared = [
         (file.name, file.parity)
@@ -45,7 +45,7 @@ def galleries(artifact: Artifact, recipe: LoadedRecipe | None) -> list[Gallery]:
     keys: dict[str, set[str]] = {}
     for _, parity in compared:
         keys.setdefault(parity.images, set()).update(entry.image for entry in parity.worst)
-    # Once for all files that were compared on the same images: listing a source takes a while
+    # Read once for all files that were compared on the same images: listing a source is slow
     thumbnails: dict[str, dict[str, Thumbnail]] = {}
     problems: dict[str, str] = {}
     for images, wanted in keys.items():
@@ -64,10 +64,10 @@ def _gallery(
 ) -> Gallery:
     n_missing = sum(entry.image not in thumbnails for entry in parity.worst)
     if n_missing and not problem:
-        problem = f" {n_missing} of these images are not there any more."
+        problem = f" {n_missing} of these images no longer exist."
     caption = (
-        f"The {len(parity.worst)} of {parity.n_images:,} images ({parity.images}) furthest from the"
-        " float32 model, different predictions first; agreement"
+        f"The {len(parity.worst)} of {parity.n_images:,} images ({parity.images}) that differ"
+        " most from the float32 model, different predictions first; agreement"
         f" {percent(parity.agreement_percent)} %, measured with {parity.runtime} at export."
         f" Distance: total variation of the two softmaxes, 0 to 1.{problem}"
     )
@@ -85,10 +85,10 @@ def _gallery(
 def _thumbnails(
     artifact: Artifact, recipe: LoadedRecipe | None, keys: set[str], images: str
 ) -> Iterator[tuple[str, Thumbnail]]:
-    """Reads images by their keys; those that cannot be read are left out.
+    """Reads images by their keys; unreadable ones are left out.
 
     Raises:
-        KdedgeError: their source does not exist any more.
+        KdedgeError: their source no longer exists.
     """
     if images.endswith(SMOKE_SET):
         pixels = read_smoke_set(artifact.checked(SMOKE_SET)).pixels  # [K, S, S, 3]
@@ -107,7 +107,7 @@ def read_thumbnails(
     """Reads test or unlabeled images of a recipe by their keys; unreadable ones are left out.
 
     Raises:
-        KdedgeError: their source does not exist any more.
+        KdedgeError: their source no longer exists.
     """
     data = recipe.recipe.data
     spec = data.test if is_test else data.unlabeled

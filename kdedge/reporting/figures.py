@@ -1,4 +1,4 @@
-"""The plots of a report. Each function gives a drawing for `plots.render`."""
+"""The plots of a report. Each function returns a drawing for `plots.render`."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from kdedge.reporting.records import TrainingLog
 from kdedge.results import UnlabeledResult
 
 MOST_NAMED_CLASSES = 40
-"""Above this number of classes, their names are too small to read and are left out."""
+"""With more classes, names would be too small to read and are left out."""
 
 MOST_CELLS = 200
-"""Rows of a drawn matrix; neighboring classes of longer lists share a row."""
+"""Largest number of rows of a drawn matrix; in longer lists, neighboring classes share a row."""
 
 _MOST_LABELS = 16  # beside the points of a plot
 _WIDTH = 5.4  # inches: 518 CSS pixels, so that letters can be read on a phone
@@ -45,7 +45,7 @@ class SpeedPoint:
 
 
 def training_curves(log: TrainingLog) -> Draw:
-    """Plots the loss, the agreement with the teacher where it was logged, and the learning rate."""
+    """Plots the loss, the agreement with the teacher (if logged), and the learning rate."""
 
     def draw(theme: Theme) -> Figure:
         series = [("loss", "loss"), ("lr", "learning rate")]
@@ -71,7 +71,7 @@ def training_curves(log: TrainingLog) -> Draw:
 
 
 def _series(lines: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a key; a value that was not finite is a gap."""
+    """Steps and values of a key; non-finite values are gaps."""
     found = [(line["step"], line[key]) for line in lines if key in line]
     return [step for step, _ in found], [np.nan if y is None else float(y) for _, y in found]
 
@@ -143,7 +143,7 @@ def class_gains(
 
     Args:
         gains: class names and points, largest first.
-        teacher: its gains by class, as marks on the bars; None where they are not known.
+        teacher: its gains by class, as marks on the bars; None if unknown.
     """
     values = [gain for _, gain in gains]
     is_named = len(gains) <= MOST_NAMED_CLASSES
@@ -176,7 +176,7 @@ def class_gains(
 
 
 def predicted_classes(found: UnlabeledResult) -> Draw:
-    """Plots how often the most frequent classes are predicted, beside the teacher's answers."""
+    """Plots how often the most frequent classes are predicted, beside the teacher's predictions."""
     models = [("model", found.predicted)]
     if found.teacher_predicted:
         models.append(("teacher", found.teacher_predicted))
@@ -301,8 +301,8 @@ def _name_points(axes: Any, points: Sequence[SpeedPoint], theme: Theme) -> None:
 def _places_of_names(ends: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Places in a column right of the axes for names whose lines begin at `ends`.
 
-    All are shares of the axes. Two names are swapped while that shortens their lines together:
-    the shortest lines do not cross.
+    All are shares of the axes. Names are swapped while that shortens the total length of their
+    lines: the shortest lines do not cross.
     """
     n = len(ends)
     column = [(1.05, 0.97 - 0.94 * i / (n - 1) if n > 1 else 0.5) for i in range(n)]
@@ -321,5 +321,5 @@ def _places_of_names(ends: Sequence[tuple[float, float]]) -> list[tuple[float, f
 
 
 def _short(name: str, most: int = 24) -> str:
-    """Shortens a name in its middle, as names in a list often begin alike."""
+    """Shortens a name in its middle, since names in a list often begin alike."""
     return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2 - 1) :]}"

@@ -1,4 +1,4 @@
-"""Accuracy against latency: the models that no other beats in both."""
+"""Accuracy against latency: a plot and table with the Pareto front."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from kdedge.speed_results import Accuracy, SpeedRow, accuracy_sets
 
 
 def front_blocks(rows: Sequence[NamedRow], measured: str, name: str) -> list[Block]:
-    """Makes a plot and a table for each set of test images; none if no accuracy is known.
+    """Makes a plot and a table per set of test images; none if no accuracy is known.
 
-    A set whose models are all among those of a larger plot of the same accuracy is left out.
+    A set is left out if a larger plot of the same accuracy has all its models.
 
     Args:
         rows: measured on one machine.
@@ -37,14 +37,14 @@ def front_blocks(rows: Sequence[NamedRow], measured: str, name: str) -> list[Blo
 
 @dataclass(frozen=True)
 class _Front:
-    """Models whose accuracies are of the same images.
+    """Models with accuracies on the same images.
 
     Attributes:
-        images: in words.
-        accuracy_name: which accuracy it is.
-        batch: images a call.
+        images: describes the images.
+        accuracy_name: the name of the accuracy.
+        batch: images per call.
         points: the models.
-        sources: where each accuracy is from, by model.
+        sources: origin of each accuracy, by model.
     """
 
     images: str
@@ -54,7 +54,7 @@ class _Front:
     sources: dict[str, str]
 
     def is_within(self, other: _Front) -> bool:
-        """Whether another plot shows these models too, by the same accuracy."""
+        """Whether another plot also shows these models, with the same accuracy."""
         is_same = self.accuracy_name == other.accuracy_name
         return is_same and self.sources.keys() <= other.sources.keys()
 
@@ -77,10 +77,10 @@ def _front(rows: Sequence[NamedRow], images: Accuracy) -> _Front:
 
 def _blocks(front: _Front, n_rows: int, measured: str, name: str) -> list[Block]:
     points, accuracy_name = front.points, front.accuracy_name
-    time_name = f"ms a call at batch {front.batch}, median"
+    time_name = f"ms per call at batch {front.batch}, median"
     caption = (
-        f"All accuracies are of the same images ({front.images}). The dashed line joins the models"
-        " that no other beats in both."
+        f"All accuracies are on the same images ({front.images}). The dashed line is the Pareto"
+        " front: no other model is both faster and more accurate."
     )
     if len(points) < n_rows:
         caption += (
@@ -103,7 +103,7 @@ def _blocks(front: _Front, n_rows: int, measured: str, name: str) -> list[Block]
     table_caption = f"Times: {time_name}. Accuracies: {accuracy_name}, percent, {front.images}."
     return [
         Plot(name, title, draw, f"{caption} {measured}"),
-        Table("The same in figures", header, cells, table_caption, n_text=3),
+        Table("The same as numbers", header, cells, table_caption, n_text=3),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Numbers as texts, with fixed digits; None is a dash."""
+"""Formats numbers with fixed digits; None is a dash."""
 
 from __future__ import annotations
 

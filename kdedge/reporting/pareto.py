@@ -1,4 +1,4 @@
-"""The models that no other beats in both accuracy and time."""
+"""Finds the Pareto front of accuracy and time."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Gives the positions of the points (time, accuracy) that no other point beats, by time.
+    """Returns the positions of the points (time, accuracy) on the Pareto front, sorted by time.
 
-    A point beats another if it is no slower and no less accurate, and better in one of the two.
+    A point is dominated by one that is no slower and no less accurate, and better in one of the
+    two.
     """
     order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
     front: list[int] = []

@@ -1,7 +1,7 @@
 """Draws plots as SVG for light and dark pages, and as PNG.
 
-SVG keeps text as text: a browser has letters that matplotlib's font lacks. A `$` in a name starts
-no formula.
+SVG keeps text as text: a browser has letters that matplotlib's font lacks. A `$` in a name does not
+start a formula.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ try:
 except ImportError as error:
     raise MissingPackage("matplotlib", extra="report", purpose="A report") from error
 
-# This file alone reports a missing matplotlib
+# Only this file reports a missing matplotlib
 __all__ = [
     "DARK",
     "LIGHT",
@@ -64,7 +64,7 @@ class Theme:
     shares: tuple[str, ...]
 
 
-# The hues of Okabe and Ito (2008), lighter on dark paper
+# The hues of Okabe and Ito (2008), lighter on a dark page
 LIGHT = Theme(
     text="#1f2430",
     muted="#9aa3b2",
@@ -104,17 +104,17 @@ def render(draw: Draw) -> Picture:
         figure = draw(LIGHT)
         light = _svg_uri(figure)
         png = _save(figure, FigureCanvasAgg, "white", format="png", metadata={"Software": None})
-        width, height = figure.get_size_inches() * 96  # CSS pixels an inch
+        width, height = figure.get_size_inches() * 96  # CSS pixels per inch
     return Picture(light=light, dark=dark, png=png, width=round(width), height=round(height))
 
 
 @contextlib.contextmanager
 def _style(theme: Theme) -> Iterator[None]:
-    """Context with this module's settings instead of matplotlibrc; saving reads some of them."""
+    """Context with this module's settings instead of matplotlibrc; saving also reads some."""
     with mpl.rc_context(), warnings.catch_warnings():
         mpl.rcdefaults()
         mpl.rcParams.update(_settings(theme))
-        # The letter is a box in the PNG; SVG and tables show it
+        # The PNG shows a box instead of the letter; SVG and tables show it
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
         warnings.filterwarnings("ignore", message=r"Matplotlib currently does not support")
         yield
@@ -140,7 +140,7 @@ def _settings(theme: Theme) -> dict[Any, Any]:
         "figure.constrained_layout.use": True,
         "text.parse_math": False,
         "svg.fonttype": "none",
-        "svg.hashsalt": "kdedge",  # ids that stay the same
+        "svg.hashsalt": "kdedge",  # reproducible ids
     }
 
 

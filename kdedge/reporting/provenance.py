@@ -1,4 +1,4 @@
-"""How a run was made: a summary for the start of its report, and the full record for its end."""
+"""Describes how a run was made: a summary at the start of its report, the record at its end."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _PARITY = ("agreement_percent", "accuracy_percent", "reference_accuracy_percent"
 
 
 def done_blocks(records: RunRecords) -> list[Block]:
-    """Method, data and commands of a run, and the records that it lacks."""
+    """Method, data and commands of a run, and its missing records."""
     provenance, artifact = records.provenance, records.artifact
     facts = {
         "method": provenance.method,
         "settings": _plain(provenance.settings),
         "backbone": _backbone(records),
-        "taught by": provenance.teacher_run,
+        "teacher": provenance.teacher_run,
         "imported from": provenance.imported_from,
         "classes": _classes(records),
         **_images(records),
@@ -35,12 +35,12 @@ def done_blocks(records: RunRecords) -> list[Block]:
     if commands := _commands(records):
         blocks.append(Text("Commands", "\n".join(commands)))
     lines = [
-        f"No {what} here: {shlex.join(['kdedge', *command])} adds it to the next report."
+        f"No {what} yet. To add it to the next report, run: {shlex.join(['kdedge', *command])}"
         for what, command in records.missing.items()
     ]
     if not records.can_evaluate and not records.results and records.unlabeled is None:
         lines.append("The recipe has no test images, so accuracy was not measured.")
-    lines += [f"Left out, as it is damaged: {problem}" for problem in records.problems]
+    lines += [f"Left out because it is damaged: {problem}" for problem in records.problems]
     return [*blocks, Note(lines)] if lines else blocks
 
 
@@ -68,7 +68,7 @@ def provenance_blocks(records: RunRecords) -> list[Block]:
 
 
 def files_table(artifact: Artifact) -> Table:
-    """Exported files, each compared with the float32 model."""
+    """Exported files and their comparisons with the float32 model."""
     cells = []
     for file in artifact.files:
         found = file.parity
@@ -81,21 +81,21 @@ def files_table(artifact: Artifact) -> Table:
                 "-" if found is None else f"{found.n_images:,}",
             ]
         )
-    header = ["file", "precision", "gate", "compared in", "MB", "agreement", "accuracy"]
-    header += ["of float32", "drop", "images"]
+    header = ["file", "precision", "gate", "runtime", "MB", "agreement", "accuracy"]
+    header += ["float32", "drop", "images"]
     compared = sorted({file.parity.images for file in artifact.files if file.parity})
     agreement, max_drop = artifact.gates.get("agreement") or {}, artifact.gates.get("max_drop")
     gates = [f"agreement of {name} at least {least:g} %" for name, least in agreement.items()]
     gates += [] if max_drop is None else [f"drop at most {max_drop:g} points"]
     caption = (
-        f"Percent and points, of {', '.join(compared) or 'nothing yet'}, measured at export."
+        f"In percent and points; measured at export on {', '.join(compared) or 'no images yet'}."
         f" Gates: {', '.join(gates) or 'none'}. {artifact.path.parent.name}/{artifact.path.name}."
     )
-    return Table("Exported files against the float32 model", header, cells, caption, n_text=4)
+    return Table("Exported files compared with the float32 model", header, cells, caption, n_text=4)
 
 
 def _backbone(records: RunRecords) -> str | None:
-    """The backbone and its weights; a baseline has the student's."""
+    """The backbone and its weights; a baseline uses the student's."""
     recipe = None if records.recipe is None else records.recipe.recipe
     role = "teacher" if records.run.kind == "teacher" else "student"
     spec: ModelSpec | None = getattr(recipe, role, None)

@@ -1,4 +1,4 @@
-"""What there is to report of a run: its records, each whole or left out with the reason."""
+"""Reads the records of a run for a report; damaged ones are left out, with the reason."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 
 class _LogLine(BaseModel):
-    """One line of metrics.jsonl; its other keys are figures, null where one was not finite."""
+    """One line of metrics.jsonl; its other keys are numbers, or null if not finite."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
     __pydantic_extra__: dict[str, float | None]
@@ -39,7 +39,7 @@ class _LogLine(BaseModel):
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """Figures that a run wrote while it trained, in order.
+    """Metrics that a run wrote while it trained, in order.
 
     Attributes:
         steps: of single steps: epoch, step, lr, loss and the method's own.
@@ -52,20 +52,20 @@ class TrainingLog:
 
 @dataclass(frozen=True)
 class RunRecords:
-    """A run's records; empty or None for what there is not.
+    """A run's records; empty or None if missing.
 
     Attributes:
         run: its folder.
-        provenance: what made it.
+        provenance: how it was made.
         recipe: the resolved recipe.
         results: accuracies, by model.
         details: confusions and calibration, by model.
-        unlabeled: what was measured without labels.
+        unlabeled: measurements without labels.
         training: its log.
         artifact: the newest export.
-        speed: the newest measurement of speed.
-        speed_file: where that is.
-        problems: what is damaged and left out.
+        speed: the newest speed measurement.
+        speed_file: its file.
+        problems: errors of damaged records, which are left out.
     """
 
     run: RunFolder
@@ -82,12 +82,12 @@ class RunRecords:
 
     @property
     def can_evaluate(self) -> bool:
-        """Whether the recipe has test images, as far as is known."""
+        """Whether the recipe has test images; False if unknown."""
         return self.recipe is None or self.recipe.recipe.data.test is not None
 
     @property
     def comparable(self) -> Mapping[str, EvalResult]:
-        """The results of the same images as the run's own."""
+        """The results on the same images as the run's own."""
         own = self.results.get(self.run.kind)
         if own is None:
             return {}
@@ -95,16 +95,16 @@ class RunRecords:
 
     @property
     def _can_judge(self) -> bool:
-        """Whether the recipe has unlabeled images alone."""
+        """Whether the recipe has unlabeled images and no test images."""
         data = None if self.recipe is None else self.recipe.recipe.data
         return data is not None and data.test is None and data.unlabeled is not None
 
     @property
     def missing(self) -> dict[str, list[str]]:
-        """What the run has no record of, and the command that makes it."""
+        """Missing records of the run -> the command that makes each."""
         name = str(self.run.path)
         own = self.details.get(self.run.kind)
-        has_samples = own is None or own.samples is not None  # one line asks for both
+        has_samples = own is None or own.samples is not None  # one line for both
         lacking = {
             "accuracy": (self.run.kind in self.results or not self.can_evaluate, ["eval", name]),
             "confusions and calibration": (
@@ -129,19 +129,19 @@ class RunRecords:
 
 
 def _has_class_vectors(run: RunFolder) -> bool:
-    """Whether a run's model stands by itself; one without class vectors, beside another's run."""
+    """Whether a run's model has class vectors; others are measured with another run."""
     try:
         with safe_open(run.class_vectors, framework="numpy") as file:
             return all(0 not in file.get_slice(key).get_shape() for key in file.keys())  # noqa: SIM118
-    except (OSError, SafetensorError):  # missing or damaged, as bench says
+    except (OSError, SafetensorError):  # missing or damaged; `kdedge bench` reports it
         return True
 
 
 def gather(run: RunFolder) -> RunRecords:
-    """Reads a run's records; one that is damaged is left out and named.
+    """Reads a run's records; a damaged one is left out and reported.
 
     Raises:
-        DataError: provenance.json is damaged: without it, it is no run.
+        DataError: provenance.json is damaged, without which there is no run.
     """
     problems: list[str] = []
 
@@ -178,9 +178,11 @@ def _read_training(path: Path) -> TrainingLog:
     """
     if not path.exists():
         return TrainingLog()
-    # A run that goes on is still writing the text after the last line's end
+    # A running training may still be writing the last line
     lines = [
-        parse_record(_LogLine, line, where=f"{path}:{number}", remedy="Remove the line.")
+        parse_record(
+            _LogLine, line, where=f"{path}:{number}", remedy="Remove the line from the file."
+        )
         for number, line in enumerate(read_bytes(path).split(b"\n")[:-1], start=1)
     ]
     steps = tuple(line.model_dump(exclude_unset=True) for line in lines if line.kind is None)

@@ -1,4 +1,4 @@
-"""Sample pictures: images of an evaluation, each with the answers that it got."""
+"""Makes blocks of sample images of an evaluation, with their predictions."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from kdedge.results import SampleImage
 
 _TITLES: Mapping[SampleKind, str] = {
     "right": "Right, evenly spaced",
-    "wrong": "Wrong, the surest of each confusion",
-    "most unsure": "Most unsure, right or wrong",
+    "wrong": "Wrong, with the highest confidence",
+    "most unsure": "Lowest confidence, right or wrong",
 }
 
 
 def labeled_samples(
     samples: Mapping[SampleKind, Sequence[SampleImage]], recipe: LoadedRecipe | None
 ) -> list[Samples]:
-    """Makes the pictures of test images, one block for each kind that has images."""
+    """Makes the blocks of test images, one for each kind that has images."""
     found = {_TITLES[kind]: samples[kind] for kind in _TITLES if samples.get(kind)}
     what = "Of the recipe's test images"
     return sample_blocks(found, recipe, what, is_test=True)
@@ -35,7 +35,7 @@ def sample_blocks(
     *,
     is_test: bool,
 ) -> list[Samples]:
-    """Makes the pictures of images, one block for each group.
+    """Makes one block of images for each group.
 
     Args:
         groups: by title.

@@ -1,4 +1,4 @@
-"""Tables of measured speed, from the record of `kdedge bench`."""
+"""Makes tables of measured speed from a record of `kdedge bench`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NamedRow = tuple[str, SpeedRow]
 
 
 def named_rows(result: SpeedResult, prefix: str = "") -> list[NamedRow]:
-    """Names the rows of a result; the name includes the source if there are several."""
+    """Names the rows of a result; names include the source if there are several."""
     several = len({row.source for row in result.rows}) > 1
     return [
         (prefix + (f"{row.source}: {row.label}" if several else row.label), row)
@@ -48,7 +48,7 @@ def machine(result: SpeedResult) -> str:
     """The machine of a measurement."""
     device, threads = result.device, result.settings.get("threads")
     parts = [f"{device.get('cpu')}, {device.get('cpu_cores')} cores"]
-    parts.append("threads as each library chooses" if threads is None else f"{threads} threads")
+    parts.append("default threads of each library" if threads is None else f"{threads} threads")
     parts += [f"{gpu.get('name')}, driver {gpu.get('driver')}" for gpu in device.get("gpus", [])]
     if "jetson" in device:
         parts += [str(device["jetson"].get(key)) for key in ("board", "power_mode")]
@@ -77,7 +77,7 @@ def sizes(rows: Sequence[NamedRow], measured: str) -> Table:
 
 
 def _latencies(rows: Sequence[NamedRow], result: SpeedResult, inputs: Inputs) -> Table:
-    """Times at the smallest measured batch; models without that batch are left out."""
+    """Times at the smallest measured batch; models without it are left out."""
     batches = [m.batch for _, row in rows for m in row.measurements if m.inputs == inputs]
     batch = min(batches, default=1)
     cells = []
@@ -87,10 +87,10 @@ def _latencies(rows: Sequence[NamedRow], result: SpeedResult, inputs: Inputs) ->
             if found.ratio is not None and result.has_rank(found):
                 ratio = [f"{found.ratio:.2f}", f"{found.ratio_low:.2f}-{found.ratio_high:.2f}"]
             cells.append([label, *_times(found), *ratio, f"{found.n_calls:,}"])
-    what = "copied to the device and answers back" if inputs == "copied" else "in its memory"
+    what = "copied to the device and logits back" if inputs == "copied" else "in its memory"
     header = ["model", *_PERCENTILES, "times faster", "low-high", "calls"]
     caption = (
-        f"ms a call at batch {batch}, images {what}, after warm-up; times faster than"
+        f"ms per call at batch {batch}, images {what}, after warm-up; times faster than"
         f" {result.baseline}: median and range over {result.settings.get('n_rounds')} interleaved"
         f" rounds. {how(result)}"
     )
@@ -104,7 +104,7 @@ def _times(found: Measurement) -> list[str]:
 
 
 def throughputs(rows: Sequence[NamedRow], measured: str) -> Table:
-    """Images a second by batch; `measured` ends the caption."""
+    """Images per second by batch; `measured` ends the caption."""
     batches = sorted({m.batch for _, row in rows for m in row.measurements if is_model_alone(m)})
     cells = []
     for label, row in rows:
@@ -113,7 +113,7 @@ def throughputs(rows: Sequence[NamedRow], measured: str) -> Table:
             speeds = [figure(None if m is None else m.images_per_second) for m in found]
             cells.append([label, *speeds])
     header = ["model", *(f"batch {batch}" for batch in batches)]
-    return Table("Images a second", header, cells, f"Batch over mean time. {measured}")
+    return Table("Images per second", header, cells, f"Batch over mean time. {measured}")
 
 
 def _end_to_end(rows: Sequence[NamedRow], measured: str) -> Table:
@@ -123,7 +123,7 @@ def _end_to_end(rows: Sequence[NamedRow], measured: str) -> Table:
         if (found := row.at(1, "image file")) is not None
     ]
     caption = f"ms from the bytes of a 640x480 JPEG to the prediction. {measured}"
-    return Table("From file to answer", ["model", *_PERCENTILES, "images/s"], cells, caption)
+    return Table("From file to prediction", ["model", *_PERCENTILES, "images/s"], cells, caption)
 
 
 def _power(rows: Sequence[NamedRow], measured: str) -> Table:
@@ -160,6 +160,6 @@ def _notes(rows: Sequence[NamedRow], result: SpeedResult) -> list[str]:
             " Measure on a quiet machine: kdedge bench --wait-quiet 60."
         )
     if result.device.get("throttled"):
-        lines.append("The device was throttled during the measurement: heat, power or current.")
+        lines.append("The device was throttled during the measurement (heat, power or current).")
     lines += [f"{label} ended early: {row.problem}" for label, row in rows if row.problem]
     return [*lines, *(f"Left out: {name}: {why}" for name, why in result.left_out.items())]

@@ -1,4 +1,4 @@
-"""What is known of a model without labels: agreement, confidence, predicted classes, samples."""
+"""Makes the blocks about a model without labels: agreement, confidence, classes, samples."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from kdedge.results import UnlabeledResult
 
 
 def unlabeled_blocks(found: UnlabeledResult, recipe: LoadedRecipe | None, name: str) -> list[Block]:
-    """Makes the figures, the plot of predicted classes and the sample pictures.
+    """Makes the facts, the plot of predicted classes and the sample images.
 
     Args:
-        found: what was measured.
+        found: the measurements.
         recipe: says where the images are; without it there are no pictures.
-        name: of the PNG file.
+        name: name of the PNG file.
     """
     has_teacher = found.agreement_percent is not None
     theirs = percent(found.teacher_confidence_percent)
     facts = [
-        ("images", f"{found.images}; no label of theirs was read"),
+        ("images", f"{found.images}; labels were not used"),
         *([("agreement with the teacher", f"{percent(found.agreement_percent)} %")] * has_teacher),
         (
             "mean confidence",
@@ -36,7 +36,7 @@ def unlabeled_blocks(found: UnlabeledResult, recipe: LoadedRecipe | None, name: 
     cells = [[one, *(f"{counts.get(one, 0):,}" for counts in _columns(found))] for one in names]
     header = ["class", "images", *(["teacher's"] if has_teacher else [])]
     what = f"Images of {found.n_images:,} by predicted class."
-    sampled = "First images on which model and teacher differ" if has_teacher else "Evenly spaced"
+    sampled = "Images on which model and teacher differ" if has_teacher else "Evenly spaced"
     return [
         Facts(facts, is_wide=False),
         Plot(name, "Predicted classes", predicted_classes(found), what),

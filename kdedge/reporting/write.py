@@ -1,4 +1,4 @@
-"""Writing a report: one HTML page, and its plots as PNG beside it."""
+"""Writes a report: one HTML page, and its plots as PNG beside it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Report:
         return self.folder / PAGE
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives plain values for JSON."""
+        """Returns plain values for JSON."""
         pictures = [str(self.folder / name) for name in self.pictures]
         return {"folder": str(self.folder), "page": str(self.page), "pictures": pictures}
 
@@ -73,7 +73,7 @@ def _page(chapters: Sequence[Chapter]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    first = chapters[0]  # of several, the comparison, whose subtitle names the runs
+    first = chapters[0]  # for several runs, the comparison, whose subtitle names them
     title = first.title if len(chapters) == 1 else first.subtitle
     template = environment.get_template("page.html.j2")
     return template.render(chapters=chapters, title=title, version=__version__) + "\n"

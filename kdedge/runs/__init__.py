@@ -1,5 +1,6 @@
 """Runs: their folders, and the models in them.
 
-`folder.RunFolder` is a folder, `find.find_run` finds one, `model.load_run` opens one as a model,
-`weights` and `results` are what is stored, `evaluate.evaluate_run` measures one again.
+`folder.RunFolder` is a run's folder, `find.find_run` finds one, `model.load_run` opens one as a
+model, `weights` and `results` store its tensors and accuracies, `evaluate.evaluate_run` measures
+it.
 """

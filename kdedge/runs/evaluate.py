@@ -1,4 +1,4 @@
-"""Accuracy and sample predictions of a finished run, on the test images of its recipe."""
+"""Evaluates a finished run and makes sample predictions, on the test images of its recipe."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def evaluate_run(
 
     Args:
         run: teacher, student or baseline.
-        workspace: where the command works.
-        overrides: `a.b=c` texts over the run's recipe, to measure on other images.
-        with_samples: whether to keep a few images with its answers and its teacher's.
+        workspace: the command's workspace.
+        overrides: `a.b=c` texts for the run's recipe, to measure on other images.
+        with_samples: whether to keep a few images with its predictions and its teacher's.
 
     Raises:
         RecipeError: the run is not finished or its recipe has no test images.
@@ -47,8 +47,8 @@ def evaluate_run(
     trained_on = model.setup.classes.names
     if run.kind == "student" and model.class_names != trained_on:
         log.warning(
-            "The class list is not the one of the run (%s): class vectors go by name, base and"
-            " novel by the list as it is now.",
+            "The class list differs from the run's (%s). Class vectors are looked up by name; base"
+            " and novel classes follow the current list.",
             _difference(model.class_names, trained_on),
         )
     selection = model.setup.choice.optim.selection
@@ -63,15 +63,15 @@ def evaluate_run(
 def judge_run(
     run: RunFolder, workspace: Workspace, *, overrides: Sequence[str] = ()
 ) -> UnlabeledResult | None:
-    """Measures a finished run whose recipe has no test images on its unlabeled ones.
+    """Measures a finished run without test images on its unlabeled images.
 
     Args:
         run: teacher, student or baseline.
-        workspace: where the command works.
+        workspace: the command's workspace.
         overrides: `a.b=c` texts over the run's recipe, to measure on other images.
 
     Returns:
-        None where the recipe has test images, or no unlabeled ones.
+        The measurements; None if the recipe has test images, or no unlabeled images.
 
     Raises:
         RecipeError: the run is not finished.
@@ -80,7 +80,7 @@ def judge_run(
     if recipe.data.test is not None or recipe.data.unlabeled is None:
         return None
     others = own.unlabeled != recipe.data.unlabeled
-    if others:  # what is held out of other images says nothing of the run's
+    if others:  # images held out of another source were never training images of the run
         spec = recipe.data.unlabeled.model_copy(update={"hold_out": None})
         data = recipe.data.model_copy(update={"unlabeled": spec})
         recipe = recipe.model_copy(update={"data": data})
@@ -91,7 +91,7 @@ def judge_run(
 
 
 def _teacher(model: RunModel) -> RunModel | None:
-    """The teacher of a student; None for other models, and where it is not there."""
+    """The teacher of a student; None for other models, and if it is missing."""
     name = model.run.read_provenance().teacher_run
     if name is None:
         return None
@@ -99,12 +99,12 @@ def _teacher(model: RunModel) -> RunModel | None:
         folder = RunFolder.open(model.run.root / name)
         return load_run(folder, model.setup.workspace, names=model.class_names)
     except KdedgeError as error:
-        log.warning("The teacher's answers are left out: %s", error)
+        log.warning("The teacher's predictions are left out: %s", error)
         return None
 
 
 def _difference(names: Sequence[str], trained_on: Sequence[str]) -> str:
-    """How a class list differs from the one of the run, in words."""
+    """Describes how a class list differs from the run's."""
     new = set(names) - set(trained_on)
     if new:
         return f"{len(new)} of {len(names)} names are new, and the teacher encodes them"
@@ -115,11 +115,11 @@ def _difference(names: Sequence[str], trained_on: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The classes that a model gives one image.
+    """A model's predicted classes for one image.
 
     Attributes:
         key: the image's name.
-        label: the class that it is of.
+        label: the image's class.
         top: the classes with the highest softmax over all classes, and that softmax in percent.
     """
 
@@ -131,13 +131,13 @@ class Prediction:
 def predict_examples(
     run: RunFolder, workspace: Workspace, *, n_images: int = 3, n_top: int = 3
 ) -> tuple[tuple[Prediction, bytes], ...]:
-    """Classifies a few test images of a run, spread over the test set; each with its file's bytes.
+    """Classifies a few test images spread over a run's test set; returns each file's bytes, too.
 
     Args:
         run: a finished run whose recipe has test images.
-        workspace: where the command works.
-        n_images: how many.
-        n_top: classes named for each.
+        workspace: the command's workspace.
+        n_images: number of images.
+        n_top: predicted classes per image.
     """
     model, images = _open_with_test_images(run, workspace, ())
     step = max(1, len(images.indices) // n_images)
@@ -161,7 +161,7 @@ def predict_examples(
 def _open_with_test_images(
     run: RunFolder, workspace: Workspace, overrides: Sequence[str]
 ) -> tuple[RunModel, Images]:
-    """A run for the class list that its recipe names now, and the recipe's test images."""
+    """Opens a run for its recipe's current class list; returns it with the recipe's test images."""
     recipe = load_recipe(run.recipe, overrides).recipe
     classes = load_classes(recipe)
     model = load_run(run, workspace, overrides=overrides, names=classes.names)

@@ -1,4 +1,4 @@
-"""Runs by name, folder or age."""
+"""Finds runs by name, folder or age."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from kdedge.runs.provenance import Kind, Provenance
 
 
 def runs_in(root: Path, *, but: Container[Path] = ()) -> Iterator[tuple[RunFolder, Provenance]]:
-    """Yields every run and its provenance; passes over what is no run or has a damaged record.
+    """Yields every run and its provenance; skips other folders and damaged records.
 
     Args:
         root: folder of all runs.
-        but: run folders to pass over.
+        but: run folders to skip.
     """
     for file in sorted(root.glob("*/*/provenance.json")):
         if not file.parent.name.isdigit() or file.parent in but:
@@ -28,7 +28,7 @@ def runs_in(root: Path, *, but: Container[Path] = ()) -> Iterator[tuple[RunFolde
 
 
 def finished_runs(root: Path) -> set[Path]:
-    """Gives the folders of all finished runs."""
+    """Returns the folders of all finished runs."""
     return {run.path.resolve() for run, record in runs_in(root) if record.is_finished}
 
 
@@ -37,12 +37,12 @@ def newest(
 ) -> RunFolder | None:
     """Finds the run that finished last, or None.
 
-    Folders that are no runs, or whose record is damaged, are passed over.
+    Other folders and damaged records are skipped.
 
     Args:
         root: folder of all runs.
         name: only runs of this recipe name.
-        finished: only finished runs; else those that started last count too.
+        finished: only finished runs; else unfinished runs count by their start.
         kind: only runs of this kind.
     """
     found = [
@@ -60,12 +60,12 @@ def find_run(argument: str | None, root: Path, *, prefer: Kind | None = None) ->
 
     Args:
         argument: a run folder, `name/NN`, or a recipe's name or its folder (its newest finished
-            run); None for the newest finished student, and where there is none any finished run.
+            run); None for the newest finished student, or any finished run without one.
         root: folder of all runs.
-        prefer: of a name's runs, those of this kind come first.
+        prefer: kind of run to prefer, for a name.
 
     Raises:
-        RecipeError: there is no such run; the message says what there is.
+        RecipeError: no such run; the message lists the known ones.
     """
     if argument is None:
         run = newest(root, kind="student") or newest(root)
@@ -92,12 +92,12 @@ def _unknown_run(argument: str, root: Path) -> RecipeError:
     if own:
         return RecipeError(
             f"{argument} has no finished run in {root}: {', '.join(sorted(own))}.\n"
-            "  Let one of them finish, or name it with its number to use it as it is."
+            "  Finish one of them (add --resume to its command), or name one with its number."
         )
     known = sorted(runs.keys() | {name.split("/")[0] for name in runs})
     near = get_close_matches(argument, known, n=3, cutoff=0.5)
     guess = f"Did you mean {' or '.join(near)}? " if near else ""
     return RecipeError(
         f"{argument} is neither a run folder nor the name of a run in {root}.\n"
-        f"  {guess}There: {', '.join(known[:12]) or 'no run'}{', ...' if len(known) > 12 else ''}."
+        f"  {guess}Known: {', '.join(known[:12]) or 'none'}{', ...' if len(known) > 12 else ''}."
     )

@@ -1,4 +1,4 @@
-"""Run folders: `runs/<name>/<NN>/`, one for each training, never overwritten."""
+"""Run folders `runs/<name>/<NN>/`: one per training, never overwritten."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run's files.
+    """The files of one run.
 
     Attributes:
         path: the folder.
-        kind: what was trained in it.
-        is_new: whether this object made the folder, and nothing was trained in it before.
+        kind: kind of the trained model.
+        is_new: whether this object created the folder, so that it holds no earlier training.
     """
 
     path: Path
@@ -48,21 +48,21 @@ class RunFolder:
         recipe_text: str,
         provenance: Mapping[str, Any],
     ) -> RunFolder:
-        """Makes the next folder of a name and writes what is known before training.
+        """Creates the next folder of a name and writes the recipe and the provenance.
 
         Args:
             root: folder of all runs.
             name: the recipe's name.
-            kind: what will be trained.
+            kind: kind of the model to train.
             recipe_text: the resolved recipe, which runs again as it is.
-            provenance: device, seed, hashes and whatever else made this run; plain values.
+            provenance: device, seed, hashes and other inputs of this run, as plain values.
 
         Raises:
             ResourceError: the folder may not be written, or the disk is full.
         """
         if name in {"", ".", ".."} or Path(name).name != name:
             raise RecipeError(
-                f"name is {name!r}, which cannot be a folder.\n  Choose another name."
+                f"name is {name!r}, which cannot be a folder name.\n  Choose another name."
             )
         with new_folder(root / name, is_numbered=True) as (part, place):
             run = cls(part, kind)
@@ -76,12 +76,15 @@ class RunFolder:
         """Opens a folder that `create` made.
 
         Raises:
-            RecipeError: it is none.
+            RecipeError: it is not a run folder.
             DataError: its provenance.json is damaged.
         """
         file = path / "provenance.json"
         if not file.is_file():
-            raise RecipeError(f"{path} is not a run folder: it has no provenance.json.")
+            raise RecipeError(
+                f"{path} is not a run folder: it has no provenance.json.\n  `kdedge runs` lists"
+                " the runs."
+            )
         return cls(path, _read_record(file).kind)
 
     @property
@@ -91,7 +94,7 @@ class RunFolder:
 
     @property
     def root(self) -> Path:
-        """The folder of all runs, which this one lies in as `<name>/<NN>`."""
+        """The folder of all runs, which contains this one as `<name>/<NN>`."""
         return self.path.resolve().parents[1]
 
     @property
@@ -111,7 +114,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """Figures of steps and epochs, one JSON object a line."""
+        """Metrics of steps and epochs, one JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -136,7 +139,7 @@ class RunFolder:
 
     @property
     def weights(self) -> Path:
-        """What was trained: `teacher.safetensors`, or named after the other kinds."""
+        """The trained tensors: `teacher.safetensors`, or named after the other kinds."""
         return self.path / f"{self.kind}.safetensors"
 
     @property
@@ -151,7 +154,7 @@ class RunFolder:
 
     @property
     def unlabeled_evaluation(self) -> Path:
-        """What was measured on images without labels."""
+        """Measurements on images without labels."""
         return self.path / "eval_unlabeled.json"
 
     @property
@@ -173,11 +176,11 @@ class RunFolder:
         return self.read_provenance().is_finished
 
     def finish(self, *, measured_on: str | None = None, **summary: Any) -> None:
-        """Records that everything of the run is written.
+        """Records that the run is complete.
 
         Args:
             measured_on: hash of the test images, which may have changed since the run began.
-            summary: results worth a place in the record; plain values.
+            summary: main results, as plain values.
         """
         record = {"status": "finished", "finished_at": _now(), "summary": summary}
         if measured_on is not None:
@@ -192,16 +195,16 @@ class RunFolder:
         n_processes: int = 1,
         threads: int | None = None,
     ) -> None:
-        """Records how the run stands; a finished run stays finished.
+        """Records the status of the run; a finished run stays finished.
 
-        Where a run that was begun before is running again, the record's list `resumed` grows by the
-        time, command, versions and platform, which need not be those it began with.
+        When a run resumes, its time, command, versions and platform are added to the record's list
+        `resumed`; they may differ from those of its start.
 
         Args:
-            status: how it stands.
-            device: where it goes on, if that is known.
-            n_processes: how many go on with it.
-            threads: torch's, if they are known.
+            status: the new status.
+            device: where it resumes, if known.
+            n_processes: number of processes that resume it.
+            threads: torch's threads, if known.
         """
         record = self.read_provenance().to_dict()
         if record.get("status") == "finished":
@@ -224,26 +227,26 @@ class RunFolder:
 
     @property
     def is_in_use(self) -> bool:
-        """Whether a process works in this folder now."""
+        """Whether a process uses this folder now."""
         return is_locked(self._lock_file)
 
     def lock(self) -> AbstractContextManager[None]:
-        """Context in which no other process can work in this folder.
+        """Context in which no other process can use this folder.
 
         Raises:
             InUseError: another process holds it.
             ResourceError: the folder may not be written.
         """
-        remedy = "Wait for it or stop it; a new run gets a folder of its own."
+        remedy = "Wait for it or stop it; a new run gets its own folder."
         return locked(self._lock_file, remedy=remedy)
 
     def logging_to_file(self) -> AbstractContextManager[None]:
-        """Context in which kdedge's messages, and the traceback of what ends it, go to log.txt."""
+        """Context that also writes kdedge's messages, and the traceback of an error, to log.txt."""
         return logged_to(self.log)
 
 
 def _read_record(file: Path) -> Provenance:
-    remedy = "It is the record of this run: put it back from a copy, or train again."
+    remedy = "It is the record of this run: restore it from a copy, or train again."
     return read_record(Provenance, file, remedy=remedy)
 
 
@@ -259,7 +262,7 @@ def _first_record(kind: Kind, provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _circumstances() -> dict[str, Any]:
-    """What runs here, under what."""
+    """Command, versions and platform of this process."""
     return {
         "command": sys.argv,
         "versions": {

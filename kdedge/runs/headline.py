@@ -1,4 +1,4 @@
-"""What a student kept of its teacher, how much less work it is, and what compression cost."""
+"""One line about a student: accuracy kept, operations saved, latency, cost of compression."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def headline_of(
     results: Mapping[str, EvalResult] | None = None,
     unlabeled: UnlabeledResult | None = None,
 ) -> str | None:
-    """The headline of a run; None where its records have nothing to compare.
+    """Returns the headline of a run; None if its records have nothing to compare.
 
     Args:
-        run: what is damaged in it is left out.
-        results: accuracies, by model; those of the run's record where left out.
-        unlabeled: what was measured without labels; the run's record where left out.
+        run: the run; damaged records are left out.
+        results: accuracies by model; default: those of the run's record.
+        unlabeled: measurements without labels; default: those of the run's record.
     """
     if run.kind != "student":
         return None
@@ -42,7 +42,7 @@ def headline_of(
 
 
 def speed_of(run: RunFolder) -> SpeedResult | None:
-    """The newest measurement of a run's speed; None where there is none, or it is damaged."""
+    """The newest speed measurement of a run; None without one, or if it is damaged."""
     file = newest_speed(run)
     return None if file is None else _if_whole(lambda: read_speed(file))
 
@@ -50,7 +50,7 @@ def speed_of(run: RunFolder) -> SpeedResult | None:
 def _if_whole(read: Callable[[], _T]) -> _T | None:
     try:
         return read()
-    except (DataError, SetupError):  # the latter: by a newer kdedge
+    except (DataError, SetupError):  # SetupError: written by a newer kdedge
         return None
 
 
@@ -61,14 +61,14 @@ def headline(
     speed: SpeedResult | None,
     artifact: Artifact | None,
 ) -> str | None:
-    """Writes the headline of a student; None where its records have nothing to compare.
+    """Writes the headline of a student; None if there is nothing to compare.
 
     Args:
-        results: accuracies, by model.
-        unlabeled: what was measured without labels.
+        results: accuracies by model.
+        unlabeled: measurements without labels.
         summary: has the operations.
-        speed: measured; the fastest exported file's counts.
-        artifact: the export, whose compressed files were compared with the student.
+        speed: speed measurement; the fastest exported file's is used.
+        artifact: the export, with the comparison of its compressed files.
     """
     kept, less = _kept(results, unlabeled), _operations(summary)
     fastest = None if speed is None else fastest_file(speed)
@@ -82,20 +82,21 @@ def headline(
 
 
 def newest_speed(run: RunFolder) -> Path | None:
-    """The newest measurement of speed in a run."""
+    """The file of a run's newest speed measurement."""
     return highest_number((run.path / "bench").glob("*.json"))
 
 
 def newest_artifact(run: RunFolder) -> Path | None:
-    """The record of a run's newest export."""
+    """The record of a run's newest artifact."""
     newest = highest_number(run.exports)
     return None if newest is None else newest / FILE_NAME
 
 
 def _cost(artifact: Artifact, fastest: str | None) -> str | None:
-    """Agreement of a compressed file with the student: the fastest one's, else INT8's, or FP16's.
+    """Agreement of a compressed file with the student: of the fastest, else of INT8 or FP16.
 
-    Of several of a precision, one that passed its gate, and of these the one that agrees least.
+    Of several files of a precision: one that passed its gate, and of these the one with the least
+    agreement.
     """
     found = [
         (
@@ -113,14 +114,14 @@ def _cost(artifact: Artifact, fastest: str | None) -> str | None:
 
 
 def _kept(results: Mapping[str, EvalResult], unlabeled: UnlabeledResult | None) -> str | None:
-    """The share of the teacher's accuracy on the same images, else agreement with it."""
+    """The share of the teacher's accuracy on the same images, else the agreement with it."""
     own, teacher = results.get("student"), results.get("teacher")
     if own is not None and teacher is not None and are_same_images(own, teacher):
         has_means = own.harmonic_mean is not None and teacher.harmonic_mean is not None
         key = "harmonic_mean" if has_means else "all"
         ours, theirs = getattr(own, key), getattr(teacher, key)
         if theirs:
-            return f"keeps {100 * ours / theirs:.0f} % of the teacher"
+            return f"keeps {100 * ours / theirs:.0f} % of the teacher's accuracy"
     if unlabeled is not None and unlabeled.agreement_percent is not None:
         return (
             f"agrees with the teacher on {unlabeled.agreement_percent:.0f} % of"
@@ -138,7 +139,7 @@ def _operations(summary: Summary) -> str | None:
 
 
 def fastest_file(speed: SpeedResult) -> tuple[str, str] | None:
-    """The exported file that takes one image fastest and passed its gate, and its median time."""
+    """The fastest exported file, at one image, that passed its gate, and its median time."""
     times = [(ms, row.model) for row in speed.rows if (ms := _ms(row)) is not None]
     if not times:
         return None

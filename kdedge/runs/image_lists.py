@@ -1,6 +1,6 @@
-"""The images that a run was trained and measured on, by hashes, so that a change can be counted.
+"""Records the images that a run was trained and measured on, by hashes, to count later changes.
 
-Provenance has one hash of each list, which says that something changed and not how much.
+The provenance has only one hash per list, which does not tell how many images changed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kdedge.setup.images import Images
 log = logging.getLogger(__name__)
 
 Lists = Mapping[str, Images | None]
-"""Name of a source under `data` -> its images in use."""
+"""Name of a source under `data` -> its used images."""
 
 _Rows = dict[int, tuple[int, int]]
 """Hash of an image's name -> hashes of its bytes and of its class; 0 for no class."""
@@ -44,10 +44,10 @@ def write_image_lists(run: RunFolder, lists: Lists, class_names: Sequence[str]) 
 
 
 def describe_changes(run: RunFolder, lists: Lists, class_names: Sequence[str]) -> str | None:
-    """Says how many images differ from those that a run recorded; None where none does.
+    """Describes how many images differ from those that a run recorded; None if none do.
 
-    A renamed image with the same bytes and class is no change. Of a run of version 0.1, which
-    recorded one hash a list, it is said that a list differs.
+    A renamed image with the same bytes and class is no change. Version 0.1 recorded only one hash
+    per list; for its runs the text says only that a list differs.
 
     Args:
         run: the run.
@@ -69,11 +69,11 @@ def describe_changes(run: RunFolder, lists: Lists, class_names: Sequence[str]) -
 def warn_of_changes(
     run: RunFolder, loaded: LoadedRecipe, lists: Lists, class_names: Sequence[str]
 ) -> None:
-    """Warns, once, where the images of a run's recipe are not those that it recorded.
+    """Warns once if the images of a run's recipe differ from those that it recorded.
 
     Args:
         run: the run.
-        loaded: its recipe with overrides. What overrides replace is another source on purpose.
+        loaded: its recipe with overrides. Sources that overrides replace are not compared.
         lists: images as they are now.
         class_names: what their labels are positions in.
     """
@@ -83,7 +83,7 @@ def warn_of_changes(
     if changes is not None:
         log.warning(
             "The images of %s have changed since it was trained: %s.\n"
-            "  Figures of then and of now are of different images.",
+            "  Do not compare the figures from before with those from now.",
             *(run.name, changes),
         )
 
@@ -106,7 +106,7 @@ def _short_hash(text: str) -> int:
 
 
 def _read(run: RunFolder) -> dict[str, _Rows] | None:
-    """What was recorded; None where there is no such record, or it is damaged."""
+    """The recorded hashes; None without a record, or if it is damaged."""
     try:
         tensors = safetensors.numpy.load(run.image_lists.read_bytes())
         return {
@@ -116,7 +116,7 @@ def _read(run: RunFolder) -> dict[str, _Rows] | None:
     except FileNotFoundError:
         return None
     except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
-        log.info("%s is not used: %s", run.image_lists, error)
+        log.info("%s is ignored: %s", run.image_lists, error)
         return None
 
 
@@ -128,9 +128,9 @@ def _counted(key: str, before: _Rows, now: _Rows) -> list[str]:
     changed = sum(old[0] != other[0] for old, other in both)
     relabeled = sum(old[0] == other[0] and old[1] != other[1] for old, other in both)
     counts = {
-        "are gone or unreadable": len(gone) - renamed,
+        "are missing or unreadable": len(gone) - renamed,
         "changed": changed,
-        "are of another class": relabeled,
+        "have another class": relabeled,
     }
     said = [f"{n} of {len(before)} {key} images {what}" for what, n in counts.items() if n]
     n_new = len(new) - renamed
@@ -144,4 +144,4 @@ def _by_hash(run: RunFolder, key: str, images: Images) -> list[str]:
         recorded = record.hashes.get("image_list")
     if recorded in (None, images.list_hash):
         return []
-    return [f"the {key} images are others, and how many is not recorded"]
+    return [f"the {key} images differ; how many is not recorded"]

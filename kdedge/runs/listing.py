@@ -1,4 +1,4 @@
-"""A run in a list of runs: status, accuracy, size on disk, exports."""
+"""Summarizes a run for a list: status, accuracy, size on disk, exports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdedge.runs.results import read_evaluation, read_unlabeled
 
 
 def summary_of(run: RunFolder, record: Provenance) -> dict[str, Any]:
-    """Gives a run as plain values: status, accuracy, size, exports."""
+    """Returns a run as plain values: status, accuracy, size, exports."""
     result, unlabeled = _evaluation_of(run)
     which, value, n_images = None, None, None
     if result is not None:
@@ -40,14 +40,14 @@ def summary_of(run: RunFolder, record: Provenance) -> dict[str, Any]:
 
 
 def _status(run: RunFolder, record: Provenance) -> str:
-    """As it was recorded; a run that was killed while it was running is interrupted."""
+    """The recorded status; a run that was killed counts as interrupted."""
     if record.status == "running" and not run.is_in_use:
         return "interrupted"
     return str(record.status)
 
 
 def _evaluation_of(run: RunFolder) -> tuple[EvalResult | None, UnlabeledResult | None]:
-    """Gives a run's own result with labels and the one without; None for one that is damaged."""
+    """Returns a run's own results with and without labels; None for a damaged one."""
     result, unlabeled = None, None
     with contextlib.suppress(DataError):
         result = read_evaluation(run).get(run.kind)
@@ -57,12 +57,12 @@ def _evaluation_of(run: RunFolder) -> tuple[EvalResult | None, UnlabeledResult |
 
 
 def files_of(run: RunFolder) -> Iterator[Path]:
-    """Gives every file of a run but its lock."""
+    """Returns every file of a run except its lock."""
     return (path for path in run.path.rglob("*") if path.is_file() and path.name != ".lock")
 
 
 def size_of(run: RunFolder) -> int:
-    """Gives the bytes of a run's files; one that is going on may remove some meanwhile."""
+    """Returns the total bytes of a run's files; a running one may remove some meanwhile."""
     n_bytes = 0
     for path in files_of(run):
         with contextlib.suppress(FileNotFoundError):

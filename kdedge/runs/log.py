@@ -1,4 +1,4 @@
-"""A run's log: what kdedge says while the run goes on, and what ended it."""
+"""Writes a run's log: kdedge's messages, and the traceback of an error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdedge.files import explain_os_error
 
 @contextlib.contextmanager
 def logged_to(path: Path) -> Iterator[None]:
-    """Context in which kdedge's messages, and the traceback of what ends it, go to a file too."""
+    """Context that also writes kdedge's messages, and the traceback of an error, to a file."""
     logger = logging.getLogger("kdedge")
     try:
         handler = _LogFile(path, encoding="utf-8")
@@ -26,13 +26,13 @@ def logged_to(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # To the file alone: who calls decides what is shown
+        # Only to the file: the caller decides what to show
         record = logger.makeRecord(
             logger.name, logging.ERROR, __file__, 0, "%s", (type(error).__name__,),
             (type(error), error, error.__traceback__),
         )  # fmt: skip
         handler.handle(record)
-        vars(error)["run_log"] = path  # where who reports the error finds its traceback
+        vars(error)["run_log"] = path  # the reporter of the error names this file
         raise
     finally:
         logger.removeHandler(handler)
@@ -41,7 +41,7 @@ def logged_to(path: Path) -> Iterator[None]:
 
 
 class _LogFile(logging.FileHandler):
-    """A log that a full disk cuts short, without tracebacks of its own on stderr."""
+    """A log file that stays silent if it cannot be written, as on a full disk."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         if not isinstance(sys.exc_info()[1], OSError):

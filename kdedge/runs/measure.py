@@ -1,4 +1,4 @@
-"""Logits and accuracy of a model on a recipe's images, through the deployed path."""
+"""Computes logits and accuracy of a model on a recipe's images, preprocessed as on the device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kdedge.setup.classes import Classes
 from kdedge.setup.images import Images
 
 EVALUATION_BATCH = 100
-"""Images a batch without gradients, as the methods' public code does."""
+"""Images per batch without gradients, as in the methods' public code."""
 
 
 @torch.no_grad()
@@ -26,9 +26,9 @@ def compute_logits(model: Model, images: Images, *, what: str) -> Tensor:
     """Logits of all images against all classes, without crops or flips.
 
     Args:
-        model: has the logits.
-        images: need no labels.
-        what: is done, for progress.
+        model: the model.
+        images: the images; labels are not needed.
+        what: the work's name, for progress.
 
     Returns:
         [N, C] float32, on the CPU, in the images' order.
@@ -65,12 +65,12 @@ def predict_logits(model: Model, images: Images) -> tuple[Tensor, Tensor]:
 def measure(
     model: Model, images: Images, classes: Classes, *, selection: Selection
 ) -> tuple[EvalResult, EvalDetails]:
-    """Evaluates a model on labeled images: base and novel each against their own names.
+    """Evaluates a model on labeled images; base and novel images among their own names.
 
     Args:
-        model: of these classes.
-        images: with labels.
-        classes: say which are base classes.
+        model: a model of these classes.
+        images: images with labels.
+        classes: the class list and its split.
         selection: how the model's epoch was chosen, for the record.
     """
     logits, labels = predict_logits(model, images)
@@ -80,7 +80,7 @@ def measure(
 def measure_logits(
     logits: Tensor, labels: Tensor, images: Images, classes: Classes, *, selection: Selection
 ) -> tuple[EvalResult, EvalDetails]:
-    """Evaluates what `predict_logits` gave for these images, as `measure` does."""
+    """Evaluates the logits from `predict_logits` for these images, as `measure` does."""
     result = evaluate(
         logits, labels, class_names=classes.names, split=classes.split, selection=selection
     )

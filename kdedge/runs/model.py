@@ -1,7 +1,7 @@
-"""Models: what has logits for a class list, whether it is a run, a method in training or several.
+"""Models with logits for a class list: a run, or a method in training.
 
-`load_run` opens a finished run. It reads hashes and class vectors and compares what belongs
-together; the backbone is built and the trained tensors are read when a logit is first wanted.
+`load_run` opens a finished run. It reads hashes and class vectors and checks that they belong
+together. The backbone is built and the trained tensors are read when they are first needed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from kdedge.setup.workspace import Workspace
 
 
 class Model(Protocol):
-    """A frozen model of a class list. A student's teacher is one too."""
+    """A frozen model of a class list, such as a run or a student's teacher."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -46,12 +46,12 @@ class Model(Protocol):
 
     @property
     def preprocess(self) -> Preprocess:
-        """How its images are prepared."""
+        """The preprocessing of its images."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Where it takes images."""
+        """The device of its images and logits."""
         ...
 
     @property
@@ -60,7 +60,7 @@ class Model(Protocol):
         ...
 
     def class_vectors(self) -> Tensor:
-        """[C, D], unit length, float32, on the device, no graph; [C, 0] where it has none."""
+        """[C, D], unit length, float32, on the device, no graph; [C, 0] without class vectors."""
         ...
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -73,11 +73,11 @@ class Model(Protocol):
 
 
 class MethodModel:
-    """A method with the tensors that it has now; class vectors are computed once.
+    """A method with its current tensors; class vectors are computed once.
 
     Attributes:
-        setup: what it was built from.
-        method: in evaluation or training mode, as its owner left it.
+        setup: its role's method, classes and backbone.
+        method: in the mode (evaluation or training) that its owner chose.
     """
 
     def __init__(self, setup: RoleSetup, method: Method) -> None:
@@ -129,8 +129,8 @@ class RunModel:
     Attributes:
         run: the run.
         setup: its method and backbone, with the class list that it was trained with.
-        loaded: its recipe with overrides, which say what to measure and how to export.
-        classes: the class list that it has logits for.
+        loaded: its recipe with overrides, for measuring and exporting.
+        classes: the class list of its logits.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class RunModel:
 
     @property
     def backbone(self) -> AnyBackbone:
-        """The frozen CLIP under it, or an image encoder alone; built on first use."""
+        """Its frozen CLIP, or only an image encoder; built on first use."""
         return self.setup.load_backbone()
 
     @cached_property
@@ -184,7 +184,7 @@ class RunModel:
         """The class vectors of `classes`, with their provenance: by name, or encoded.
 
         Raises:
-            DataError: a name has no stored vector, and its teacher is not there or did not make the
+            DataError: a name has no stored vector, and the teacher is missing or did not make the
                 stored ones.
         """
         names = self.class_names
@@ -197,10 +197,10 @@ class RunModel:
 
     @property
     def vectors_provenance(self) -> str:
-        """The provenance of `vectors`; no text is encoded.
+        """The provenance of `vectors`, without encoding any text.
 
         Raises:
-            DataError: as of `vectors`.
+            DataError: as for `vectors`.
         """
         if self._has_stored_vectors:
             return self._stored.provenance
@@ -210,17 +210,17 @@ class RunModel:
 
     @property
     def _has_stored_vectors(self) -> bool:
-        """Whether every name has a stored vector, or the method has none."""
+        """Whether every name has a stored vector, or the method has no class vectors."""
         stored = set(self._stored.class_names)
         return not has_class_vectors(self.setup.choice) or set(self.class_names) <= stored
 
     def images(self, key: Key) -> Images | None:
-        """The images of its recipe under `data.<key>`; None where it has none."""
+        """The images of its recipe under `data.<key>`; None without any."""
         setup = self.setup
         return RecipeData(self.loaded.recipe, setup.classes, setup.workspace).load(key)
 
     def labels_of(self, images: Images) -> list[int | None]:
-        """The classes of images of its recipe, as positions in `class_names`; None for others."""
+        """The classes of images as positions in `class_names`; None for classes not in it."""
         trained, position = self.setup.classes.names, self.classes.positions(self.class_names)
         labels = [images.source.items[index].label for index in images.indices]
         return [None if label is None else position.get(trained[label]) for label in labels]
@@ -258,7 +258,7 @@ class RunModel:
         return features_provenance(self.setup, self._tensors.trained)
 
     def provenance(self) -> dict[str, Any]:
-        """What the model was made of, as plain values."""
+        """The provenance of the model, as plain values."""
         record = self.run.read_provenance()
         return {
             "run": self.run.name,
@@ -299,8 +299,8 @@ class RunModel:
         """The teacher of a student, for class names that have no stored vector.
 
         Raises:
-            DataError: the student made the stored vectors; the teacher is not there, or is not the
-                one that made them.
+            DataError: the student made the stored vectors; or the teacher is missing, or did not
+                make them.
         """
         stored, names = self._stored.class_names, self.class_names
         new = [name for name in names if name not in stored]
@@ -308,25 +308,28 @@ class RunModel:
         vectors_file = self.run.class_vectors
         if self.setup.choice.settings.has_own_class_vectors:
             raise DataError(
-                f"{what}, and this student made the stored ones itself (class_vectors: student):"
+                f"{what}, and this student made its own (class_vectors: student):"
                 " the teacher's would not fit its image features.\n"
                 f"  Use names among the {len(stored)} of {vectors_file}, or distill again with the"
                 " new list."
             )
         remedy = (
-            f"  Use names among the {len(stored)} of {vectors_file}, put the teacher's run back, or"
+            f"  Use names among the {len(stored)} of {vectors_file}, restore the teacher's run, or"
             " distill again."
         )
         name = self.run.read_provenance().teacher_run
         folder = None if name is None else self.run.root / str(name)
         if folder is None or not (folder / "provenance.json").is_file():
-            where = "its teacher is no run" if folder is None else f"its teacher is not in {folder}"
+            where = (
+                "its teacher is not a run"
+                if folder is None
+                else f"its teacher's run {folder} is missing"
+            )
             raise DataError(f"{what}, and {where}.\n{remedy}")
         teacher = load_run(RunFolder.open(folder), self.setup.workspace, names=names)
         if teacher.stored_provenance != self._stored.provenance:
             raise DataError(
-                f"{what}, and the teacher in {folder} is not the one that made the stored"
-                f" vectors.\n{remedy}"
+                f"{what}, and the teacher in {folder} did not make the stored vectors.\n{remedy}"
             )
         return teacher
 
@@ -346,26 +349,26 @@ def load_run(
     """Opens a finished run as a model.
 
     Args:
-        run: of a teacher, a student or a baseline.
+        run: run of a teacher, a student or a baseline.
         workspace: builds its backbone.
-        overrides: `a.b=c` texts over the run's recipe.
-        names: the class list; that of the run's class vectors where left out. Names without a
-            stored vector are encoded by the run's text encoder, a student's by its teacher's.
+        overrides: `a.b=c` texts for the run's recipe.
+        names: the class list; default: that of the run's class vectors. Names without a stored
+            vector are encoded by the run's text encoder, or by the teacher's for a student.
 
     Raises:
         RecipeError: the run is not finished.
-        DataError: files of the run are damaged or do not belong together, or a name needs a tensor
-            that was not trained.
+        DataError: files of the run are damaged or do not match, or a name needs a tensor that was
+            not trained.
     """
     if not run.is_finished:
         raise RecipeError(
-            f"{run.path} is not finished.\n  Go on with it: add --resume to its command."
+            f"{run.path} is not finished.\n  Finish it: run its command again with --resume."
         )
     loaded = load_recipe(run.recipe, overrides)
     stored = read_class_vectors(run)
     trained = load_recipe(run.recipe)
     own = classes_of(trained.recipe, stored.class_names)
-    # Of a student, overrides may say where its backbone's weights are now
+    # For a student, overrides may name the new place of its backbone's weights
     told = loaded if run.kind == "student" else trained
     setup = set_up_role(told, run.kind, workspace, classes=own)
     classes = own if names is None else classes_of(loaded.recipe, names)
@@ -379,7 +382,7 @@ def _check_trained(run: RunFolder, trained: Sequence[str], names: Sequence[str])
     new = [name for name in names if name not in trained]
     if new:
         raise DataError(
-            f"{len(new)} class names have no part in {run.weights}, first {new[0]!r}: something of"
-            " its own was trained for each class.\n"
+            f"{len(new)} class names have no tensors in {run.weights}, first {new[0]!r}: the method"
+            " trains separate tensors for each class.\n"
             f"  Use names among its {len(trained)}, or train again with the new list."
         )

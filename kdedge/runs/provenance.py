@@ -10,22 +10,22 @@ Kind = Literal["teacher", "student", "baseline"]
 
 
 class _Tolerant(BaseModel):
-    """A part of provenance.json: known keys have their types, others are kept."""
+    """A part of provenance.json: known keys are checked, unknown ones are kept."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
 
 
 class Resumed(_Tolerant):
-    """One more start of an interrupted run.
+    """A restart of an interrupted run.
 
     Attributes:
         resumed_at: ISO 8601 time.
         command: the command line.
-        versions: version by package; None where a package is not installed.
+        versions: version by package; None if a package is not installed.
         platform: operating system.
-        device: torch device; None where it was not known yet.
+        device: torch device; None if it was not known yet.
         n_processes: world size.
-        threads: torch's, in each process; None in older records.
+        threads: torch's threads in each process; None in older records.
     """
 
     resumed_at: str | None = None
@@ -62,11 +62,10 @@ class Summary(_Tolerant):
     """Results of a finished run.
 
     Attributes:
-        training: of its training loop.
-        rounds: of a method that labels its pool.
-        gmacs: multiply-adds of one image, 1e9, of a student as it was trained; class vectors are
-            stored.
-        teacher_gmacs: the same of its teacher.
+        training: summary of its training loop.
+        rounds: summaries of the rounds of a method that labels its pool.
+        gmacs: multiply-adds per image, 1e9, of a student before folding, with stored class vectors.
+        teacher_gmacs: the same for its teacher.
     """
 
     training: TrainingSummary | None = None
@@ -76,7 +75,7 @@ class Summary(_Tolerant):
 
 
 class Provenance(_Tolerant):
-    """The contents of a run's provenance.json, in the order in which version 0.1 wrote them.
+    """The content of a run's provenance.json, in version 0.1's order of keys.
 
     Attributes:
         kind: kind of the model that was trained.
@@ -84,17 +83,17 @@ class Provenance(_Tolerant):
         started_at: ISO 8601 time of the first start.
         finished_at: ISO 8601 time; None until the run is finished.
         command: the command line of the first start.
-        versions: version by package at the first start; None where a package is not installed.
+        versions: version by package at the first start; None if a package is not installed.
         platform: operating system at the first start.
         key: hash of the job; runs with equal keys have the same weights.
         key_version: how the key is computed; None in runs of version 0.1.
         device: torch device at the first start.
         n_processes: world size at the first start.
-        threads: torch's in each process at the first start; None in older records.
+        threads: torch's threads in each process at the first start; None in older records.
         seed: the recipe's seed.
         method: name of the method.
         settings: settings of the method.
-        imported_from: file of the public checkpoint, where the run was imported.
+        imported_from: file of the public checkpoint; None unless the run was imported.
         epoch: epoch of that checkpoint.
         kd_weight_per_image: weight of one image in the distillation loss.
         hashes: hash by input: backbone, class list, image lists.
@@ -132,7 +131,7 @@ class Provenance(_Tolerant):
 
     @property
     def is_finished(self) -> bool:
-        """Whether everything of the run is written."""
+        """Whether the run is complete."""
         return self.status == "finished"
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run's evaluation gave: written into its folder, read from it."""
+"""Writes and reads the evaluations of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdedge.results import EvalResult, UnlabeledResult, are_same_images
 from kdedge.runs.folder import RunFolder
 
 Evaluations = Mapping[str, tuple[EvalResult, EvalDetails]]
-"""By model: the run's own under its kind, and `zeroshot` CLIP on the same backbone."""
+"""Results by model: the run's own under its kind, and `zeroshot` CLIP on the same backbone."""
 
 _REMEDY = "`kdedge eval RUN` writes a new one."
 
@@ -36,9 +36,9 @@ def write_evaluations(run: RunFolder, evaluations: Evaluations) -> None:
 
 
 def add_evaluation(run: RunFolder, result: EvalResult, details: EvalDetails) -> list[Path]:
-    """Writes what a run lacks of its own model's evaluation, and gives the files written.
+    """Adds missing evaluation records of a run's own model; returns the files written.
 
-    What is there stays. Nothing is added to the record of another class list or test set.
+    Existing records stay. Nothing is added to a record of another class list or test set.
 
     Raises:
         ResourceError: a file cannot be written.
@@ -67,14 +67,14 @@ def has_samples(run: RunFolder) -> bool:
 
 
 def add_unlabeled(run: RunFolder, result: UnlabeledResult) -> list[Path]:
-    """Writes what a run lacks of its evaluation without labels, and gives the files written.
+    """Adds missing records of a run's evaluation without labels; returns the files written.
 
     Raises:
         ResourceError: a file cannot be written.
     """
     try:
         is_there = read_unlabeled(run) is not None
-    except DataError:  # damaged: it is written anew
+    except DataError:  # damaged: write it again
         is_there = False
     if is_there:
         return []
@@ -83,7 +83,7 @@ def add_unlabeled(run: RunFolder, result: UnlabeledResult) -> list[Path]:
 
 
 def read_evaluation(run: RunFolder) -> dict[str, EvalResult]:
-    """Reads eval.json; empty where there is none.
+    """Reads eval.json; empty without one.
 
     Raises:
         DataError: it is damaged.
@@ -92,7 +92,7 @@ def read_evaluation(run: RunFolder) -> dict[str, EvalResult]:
 
 
 def read_details(run: RunFolder) -> dict[str, EvalDetails]:
-    """Reads eval_details.json; empty where there is none.
+    """Reads eval_details.json; empty without one.
 
     Raises:
         DataError: it is damaged.
@@ -101,7 +101,7 @@ def read_details(run: RunFolder) -> dict[str, EvalDetails]:
 
 
 def read_unlabeled(run: RunFolder) -> UnlabeledResult | None:
-    """Reads eval_unlabeled.json; None where there is none.
+    """Reads eval_unlabeled.json; None without one.
 
     Raises:
         DataError: it is damaged.
@@ -115,13 +115,13 @@ def read_unlabeled(run: RunFolder) -> UnlabeledResult | None:
 def labeled_results(
     run: RunFolder, results: Mapping[str, EvalResult]
 ) -> list[tuple[str, EvalResult]]:
-    """Results with the names that tables give them: zero-shot CLIP, a teacher, the run's own."""
+    """Results with their labels in tables: zero-shot CLIP, a teacher, the run's own."""
     order = sorted(results, key=lambda name: (name != "zeroshot", name == run.kind))
     return [(model_label(run, name), results[name]) for name in order]
 
 
 def model_label(run: RunFolder, name: str) -> str:
-    """What a model of a run's evaluation is called in a table."""
+    """The label of an evaluated model of a run in tables."""
     if name == "teacher" and run.kind == "student":
         return "teacher, official" if run.read_provenance().official else "teacher"
     if name == "zeroshot":
@@ -132,7 +132,7 @@ def model_label(run: RunFolder, name: str) -> str:
 
 
 def run_label(run: RunFolder) -> str:
-    """What a run's model is called in a table: its kind, a baseline's method, whether official."""
+    """The label of a run's model in tables: its kind, a baseline's method, whether official."""
     record = run.read_provenance()
     label = f"{record.method} (baseline)" if run.kind == "baseline" else str(run.kind)
     return f"{label}, official" if record.official else label
@@ -143,14 +143,14 @@ def _read(kind: type[dict[str, _T]], path: Path) -> dict[str, _T]:
 
 
 def _write_details(run: RunFolder, details: Mapping[str, EvalDetails]) -> None:
-    """In one line: a confusion of 1000 classes has many thousand numbers."""
+    """Writes JSON on one line: a confusion of 1000 classes has many thousand numbers."""
     values = {name: found.to_dict() for name, found in details.items()}
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
     write_atomic(run.evaluation_details, f"{text}\n".encode())
 
 
 def _if_whole(read: Callable[[RunFolder], dict[str, _T]], run: RunFolder) -> dict[str, _T]:
-    """A record, or nothing where it is damaged, so that it is written anew."""
+    """Reads a record; empty if it is damaged, so that it is written again."""
     try:
         return read(run)
     except DataError:
@@ -158,6 +158,6 @@ def _if_whole(read: Callable[[RunFolder], dict[str, _T]], run: RunFolder) -> dic
 
 
 def _is_other(result: EvalResult, before: EvalResult) -> bool:
-    """Whether a result is of other images, another class list or another split."""
+    """Whether a result has other images, another class list or another split."""
     lists = [(found.split, tuple(found.per_class)) for found in (result, before)]
     return lists[0] != lists[1] or not are_same_images(result, before)

@@ -1,4 +1,4 @@
-"""Sample images of an evaluation: what a model and its teacher answer for a few of the images."""
+"""Sample images of an evaluation, with the predictions of a model and its teacher."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def sample_images(
     names: Sequence[str],
     taught: Sequence[int] | None,
 ) -> tuple[SampleImage, ...]:
-    """Makes the record of some images.
+    """Makes the records of images with their predictions.
 
     Args:
-        images: only these.
-        answers: of the model for them, as `top_answers` gives them.
+        images: the images.
+        answers: the model's predictions for them, from `top_answers`.
         names: the class list.
         taught: the teacher's classes for them; None without a teacher.
     """
@@ -57,14 +57,14 @@ def sample_images(
 def measure_with_samples(
     model: Model, images: Images, classes: Classes, *, selection: Selection, teacher: Model | None
 ) -> tuple[EvalResult, EvalDetails]:
-    """Evaluates a model as `measure` does, and keeps a few images with its answers.
+    """Evaluates a model as `measure` does, and keeps a few images with its predictions.
 
     Args:
-        model: of these classes.
-        images: with labels.
-        classes: say which are base classes.
+        model: a model of these classes.
+        images: images with labels.
+        classes: the class list and its split.
         selection: how the model's epoch was chosen, for the record.
-        teacher: answers the few images as well; None where there is none.
+        teacher: also classifies the few images; None without one.
     """
     logits, labels = predict_logits(model, images)
     result, details = measure_logits(logits, labels, images, classes, selection=selection)
@@ -75,7 +75,7 @@ def measure_with_samples(
         few = images.only([images.indices[i] for i in chosen])
         taught = None
         if teacher is not None and chosen:
-            taught = compute_logits(teacher, few, what="asking the teacher").argmax(dim=1).tolist()
+            taught = compute_logits(teacher, few, what="running the teacher").argmax(dim=1).tolist()
         answers = scores[chosen], best[chosen]
         samples[kind] = sample_images(few, answers, names=classes.names, taught=taught)
     return result, replace(details, samples=samples)
@@ -84,7 +84,7 @@ def measure_with_samples(
 def _choose(
     scores: Sequence[float], pairs: Sequence[tuple[int, int]]
 ) -> dict[SampleKind, list[int]]:
-    """Positions by kind; each image is of one kind, and each wrong one another confusion.
+    """Positions by kind; each image has one kind, and each wrong one is another confusion.
 
     Args:
         scores: the highest softmax of each image.

@@ -1,4 +1,4 @@
-"""A model on images without labels: agreement with its teacher, confidence, predicted classes."""
+"""Measures a model on images without labels: agreement with its teacher, confidence, classes."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ log = logging.getLogger(__name__)
 MOST_IMAGES = 500
 """One point of agreement is 5 images, as for exported files."""
 
-_FEW_IMAGES = 20  # one of them is 5 points of agreement or more
+_FEW_IMAGES = 20  # with fewer, one image is more than 5 points of agreement
 _N_SAMPLES = 12
-_N_DIFFERENT = 6  # of the samples, at most
+_N_DIFFERENT = 6  # largest number of samples
 
 
 def images_to_judge(data: RecipeData, *, others: bool = False) -> tuple[Images, str] | None:
-    """The recipe's images that a model without test images is judged on, and what they are.
+    """Images to measure a model without test images on, and their description.
 
-    They are those that are held out of `data.unlabeled`, or some of all where none are.
+    They are those held out of `data.unlabeled`, or else some of all its images.
 
     Args:
         data: the recipe's images.
-        others: whether they are not the images that the run was trained with.
+        others: whether they are other images than those that the run was trained on.
     """
     held_out = None if others else data.held_out()
     images = held_out if held_out is not None and held_out.indices else data.load("unlabeled")
@@ -42,8 +42,10 @@ def images_to_judge(data: RecipeData, *, others: bool = False) -> tuple[Images, 
         return None
     if len(images.indices) < _FEW_IMAGES:
         log.warning(
-            "Without test images the student is judged on %d of data.unlabeled, which say little.\n"
-            "  Raise data.unlabeled.hold_out, or add images there or labels in data.test.",
+            "There are no test images, and %d of data.unlabeled are too few to measure the"
+            " student.\n"
+            "  Raise data.unlabeled.hold_out, add images there, or add labeled images as"
+            " data.test.",
             len(images.indices),
         )
     few = images.only([images.indices[i] for i in spread(len(images.indices), MOST_IMAGES)])
@@ -58,19 +60,19 @@ def judge(model: Model, images: Images, what: str, *, teacher: Model | None) -> 
     """Measures a model on images without labels.
 
     Args:
-        model: of a class list.
-        images: at least one.
+        model: the model.
+        images: one or more images.
         what: describes the images, for the record.
-        teacher: of the same class list; None where there is none.
+        teacher: a teacher with the same class list; None without one.
 
     Raises:
         DivergedError: a logit is not finite.
     """
     names = model.class_names
-    scores, best = _answers(model, images, "judging images")
+    scores, best = _answers(model, images, "evaluating images")
     theirs = None
     if teacher is not None:
-        theirs = _answers(teacher, images, "asking the teacher")
+        theirs = _answers(teacher, images, "running the teacher")
     predicted = best[:, 0].tolist()
     taught = None if theirs is None else theirs[1][:, 0].tolist()
     chosen = _samples(predicted, taught, scores[:, 0].tolist())

@@ -1,6 +1,6 @@
-"""Trained tensors of a run and the class vectors made with them: written together, read strictly.
+"""Writes and reads a run's trained tensors, together with the class vectors made with them.
 
-Each of the two files names the other by hash, so that neither is used with another's partner.
+Each of the two files has the other's hash, so that files of different runs are never mixed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kdedge.setup.role import RoleSetup
 
 
 def class_vectors_provenance(setup: RoleSetup, trained: str, classes: Classes) -> str:
-    """Hash of everything that class vectors depend on.
+    """Hash of all inputs of class vectors.
 
     Args:
         setup: the model's method and backbone.
@@ -40,23 +40,23 @@ def class_vectors_provenance(setup: RoleSetup, trained: str, classes: Classes) -
 
 
 def features_provenance(setup: RoleSetup, trained: str) -> str:
-    """Hash of everything that image features depend on; no class name is part of it."""
+    """Hash of all inputs of image features; class names are not among them."""
     return sha256_json([setup.backbone.identity, trained, settings_record(setup.choice)])
 
 
 def hash_trained(method: Method) -> str:
-    """Hash of a method's trained tensors, as the two functions above take it."""
+    """Hash of a method's trained tensors, for the two functions above."""
     return hash_weights(method.module.state_dict())
 
 
 def write_weights(run: RunFolder, setup: RoleSetup, method: Method, *, provenance: str) -> None:
-    """Writes what was trained and the class vectors computed with it.
+    """Writes the trained tensors and the class vectors computed with them.
 
     Args:
-        run: where to.
-        setup: the model's method and backbone, which is kept by hash.
-        method: with its trained tensors in place; class vectors are computed here and not before.
-        provenance: hash of what the class vectors depend on.
+        run: the run's folder.
+        setup: the model's method and backbone; only the backbone's hash is stored.
+        method: the method with its trained tensors; class vectors are computed here.
+        provenance: provenance hash of the class vectors.
     """
     method.module.eval()
     state = {key: value.cpu().contiguous() for key, value in method.module.state_dict().items()}
@@ -73,11 +73,11 @@ def write_weights(run: RunFolder, setup: RoleSetup, method: Method, *, provenanc
 
 
 def read_class_vectors(run: RunFolder) -> ClassVectors:
-    """Reads a run's class vectors, whose names have to be those of its record.
+    """Reads a run's class vectors; their names must be those of its record.
 
     Raises:
-        DataError: the file is missing or damaged, or its names are others: each answer would have
-            another class's name.
+        DataError: the file is missing or damaged, or its names differ: predictions would get wrong
+            names.
     """
     stored = load_class_vectors(run.class_vectors)
     recorded = run.read_provenance().hashes.get("class_list")
@@ -85,14 +85,14 @@ def read_class_vectors(run: RunFolder) -> ClassVectors:
         raise DataError(
             f"{run.class_vectors} holds other class names, or another order of them, than"
             f" {run.provenance.name} records (hash of the class list).\n"
-            "  One of the two files was changed: put it back from a copy, or train or import again."
+            "  One of the two files was changed: restore it from a copy, or train or import again."
         )
     return stored
 
 
 @dataclass(frozen=True)
 class TrainedTensors:
-    """A run's file of trained tensors, of which only the metadata was read.
+    """A run's file of trained tensors; only its metadata is read at first.
 
     Attributes:
         path: the file.
@@ -103,10 +103,10 @@ class TrainedTensors:
     trained: str
 
     def load_into(self, method: Method) -> None:
-        """Puts the tensors into a freshly built method, strictly, and sets evaluation mode.
+        """Loads the tensors into a newly built method, strictly, and sets evaluation mode.
 
         Raises:
-            DataError: the file is damaged, or the method has tensors of other names or sizes.
+            DataError: the file is damaged, or the method's tensors have other names or sizes.
         """
         try:
             state = load_file(self.path)
@@ -119,19 +119,19 @@ class TrainedTensors:
             raise DataError(
                 f"{self.path} holds other tensors than its recipe builds, first {odd}:"
                 f" {found.get(odd, 'missing')} where {expected.get(odd, 'nothing')} is expected.\n"
-                "  Put back the recipe.yaml that this run was made with, or train again."
+                "  Restore the recipe.yaml of this run, or train again."
             )
         if hash_weights(state) != self.trained:
             raise DataError(
                 f"{self.path} is damaged: its tensors are not the ones that were written.\n"
-                "  Train or import again, which makes a new run."
+                "  Train or import again; that makes a new run."
             )
         method.module.load_state_dict(state)
         method.module.eval()
 
 
 def open_weights(run: RunFolder, setup: RoleSetup, stored: ClassVectors) -> TrainedTensors:
-    """Reads the metadata of a run's trained tensors and compares it with what goes with them.
+    """Reads the metadata of a run's trained tensors, and checks backbone and class vectors.
 
     Args:
         run: the run.
@@ -151,10 +151,10 @@ def open_weights(run: RunFolder, setup: RoleSetup, stored: ClassVectors) -> Trai
     backbone = setup.backbone
     if metadata.get("backbone") != backbone.identity:
         raise DataError(
-            f"{path} was trained on another backbone than {backbone.name} as it is now: weights,"
+            f"{path} was trained on another backbone than the current {backbone.name}: weights,"
             " activation or preprocessing differ (hash"
             f" {metadata.get('backbone', 'missing')[:12]}, now {backbone.identity[:12]}).\n"
-            "  Use the weights of that run; its recipe.yaml names them."
+            "  Use the weights that the run's recipe.yaml names."
         )
     trained = str(metadata.get("trained"))
     is_pair = metadata.get("class_vectors") == stored.provenance
@@ -164,7 +164,7 @@ def open_weights(run: RunFolder, setup: RoleSetup, stored: ClassVectors) -> Trai
         raise DataError(
             f"{path} was trained with other class vectors than those in {run.class_vectors.name}"
             " beside it.\n"
-            "  One of the two files was replaced: train or import again, which makes a new run."
+            "  One of the two files was replaced: train or import again; that makes a new run."
         )
     return TrainedTensors(path, trained)
 
@@ -172,5 +172,5 @@ def open_weights(run: RunFolder, setup: RoleSetup, stored: ClassVectors) -> Trai
 def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(
         f"{path} cannot be read: {error}.\n"
-        "  The file is missing or damaged: train or import again, which makes a new run."
+        "  The file is missing or damaged: train or import again; that makes a new run."
     )

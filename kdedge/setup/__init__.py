@@ -1,5 +1,5 @@
-"""From a recipe to what a run is made of, before anything is built.
+"""Finds the parts of a run that a recipe names, before any model is built.
 
-`role.set_up_role` gives a role's method, classes and backbone, `data.RecipeData` its images,
-`workspace.Workspace` is where a command works and what it has read.
+`role.set_up_role` finds a role's method, classes and backbone; `data.RecipeData` loads its images;
+`workspace.Workspace` holds a command's folders, device and what it has loaded.
 """

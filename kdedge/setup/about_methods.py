@@ -1,4 +1,4 @@
-"""What methods say of themselves, for lists and tables."""
+"""Facts that methods declare, for lists and tables."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ def load_all(names: Sequence[str]) -> tuple[dict[str, ModuleType], dict[str, lis
     """Loads methods.
 
     Returns:
-        The modules that could be loaded, by name; and what to do about the others, with their
-        names.
+        The loaded modules by name; and for the others, message -> their names.
     """
     modules: dict[str, ModuleType] = {}
     problems: dict[str, list[str]] = {}
@@ -31,7 +30,7 @@ def load_all(names: Sequence[str]) -> tuple[dict[str, ModuleType], dict[str, lis
 
 
 def describe(module: ModuleType) -> dict[str, Any]:
-    """What a method declares, and the losses that its settings can name, if any."""
+    """A method's declared facts, and the losses that its settings can name, if any."""
     declared = module.METHOD
     losses = _losses(module)
     return {

@@ -44,7 +44,7 @@ class Classes:
         return self.split == "base-to-novel"
 
     def trained_by(self, sees: Sees) -> range:
-        """Classes in the softmax of a method that sees this."""
+        """Classes in the softmax of a method that is trained on these kinds of data."""
         from_pseudo_labels = sees.labels and self.has_pseudo_labels
         is_any = sees.novel_class_names or from_pseudo_labels
         return range(len(self.names)) if is_any else self.labeled
@@ -61,7 +61,7 @@ def load_classes(recipe: Recipe) -> Classes:
 
 
 def classes_of(recipe: Recipe, names: Sequence[str]) -> Classes:
-    """Class names with what the recipe says of them."""
+    """Combines class names with the recipe's template and split."""
     return Classes(
         tuple(names),
         recipe.classes.template,
@@ -71,5 +71,5 @@ def classes_of(recipe: Recipe, names: Sequence[str]) -> Classes:
 
 
 def read_class_names(file: Path) -> tuple[str, ...]:
-    """Reads class names from a file, one a line."""
+    """Reads class names from a file, one per line."""
     return load_class_names(ClassesSpec(file=file), data=DataSpec())

@@ -1,4 +1,4 @@
-"""The images of a recipe: opened, scanned once, unreadable ones left out, few-shot draws made."""
+"""Loads a recipe's images: scans each source once, skips unreadable images, draws few-shot sets."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ Key = Literal["unlabeled", "labeled", "validation", "test"]
 class RecipeData:
     """The image sources of a recipe, read for a class list.
 
-    Few-shot draws take turns in one random stream, as the benchmark's protocol does: labeled
-    images first, then those of validation. One object is one stream.
+    Few-shot draws share one random stream, as in the benchmark's protocol: labeled images first,
+    then validation images. Each object has its own stream.
 
     Args:
         recipe: names the sources.
-        classes: what labels are positions in.
-        workspace: keeps scans; its processes read a part of a source each.
+        classes: the class list; labels are positions in it.
+        workspace: caches scans; each of its processes reads a part of a source.
     """
 
     def __init__(self, recipe: Recipe, classes: Classes, workspace: Workspace) -> None:
@@ -46,7 +46,7 @@ class RecipeData:
         self._draws = Draws(spec, shots=shots, seed=recipe.seed, data=recipe.data)
 
     def load(self, key: Key) -> Images | None:
-        """Opens a source and scans its images; None where the recipe has none.
+        """Opens a source and scans its images; None if the recipe does not name it.
 
         Raises:
             DataError: more images are unreadable than the recipe accepts, or labels and class
@@ -61,15 +61,15 @@ class RecipeData:
         return self._readable(spec, key, labeled=True)
 
     def held_out(self) -> Images | None:
-        """The unlabeled images that are not trained on; None where the recipe has no unlabeled."""
+        """The held-out unlabeled images; None if the recipe has no unlabeled images."""
         spec = self._recipe.data.unlabeled
         return None if spec is None else self._unlabeled(spec, held_out=True)
 
     def require(self, key: Key, why: str) -> Images:
-        """Loads a source that has to be there.
+        """Loads a required source.
 
         Raises:
-            RecipeError: the recipe does not name it; `why` says what needs it.
+            RecipeError: the recipe does not name it; the message has `why` it is needed.
         """
         images = self.load(key)
         if images is None:
@@ -79,10 +79,9 @@ class RecipeData:
         return images
 
     def labeled(self, role: str) -> Images:
-        """The labeled images of a role: drawn over all classes, then those of labeled classes.
+        """The labeled images of a role: drawn over all classes, then limited to labeled ones.
 
-        The order of the two steps is the benchmark's: the images of base classes do not depend on
-        the split.
+        This order is the benchmark's: the images of base classes do not depend on the split.
 
         Raises:
             RecipeError: there are none.
@@ -90,26 +89,26 @@ class RecipeData:
         """
         images = self.require("labeled", f"a {role} learns from labeled images")
         spec = self._recipe.data.labeled
-        assert spec is not None  # require has seen to it
+        assert spec is not None  # `require` ensures it
         chosen = self._few_shot(images, spec).of_classes(self._classes.labeled)
         if len(set(chosen.labels().values())) < min(2, len(self._classes.labeled)):
             which = "" if self._recipe.data.split == "all" else "base "
             raise DataError(
                 f"data.labeled has images of {len(set(chosen.labels().values()))} of the"
-                f" {len(self._classes.labeled)} {which}classes, and a {role} learns from two or"
-                " more.\n  Add images of others."
+                f" {len(self._classes.labeled)} {which}classes, and a {role} needs two or"
+                " more.\n  Add images of other classes."
             )
         return chosen
 
     def test(self, selection: str) -> Images | None:
-        """The images that accuracy is measured on, if there are any.
+        """The test images; None if the recipe has none.
 
         Args:
             selection: the role's `optim.selection`.
 
         Raises:
-            RecipeError: they choose an epoch, and there are none.
-            DataError: they choose an epoch, and none is of a labeled class.
+            RecipeError: they are to choose the epoch, and there are none.
+            DataError: they are to choose the epoch, and none is of a labeled class.
         """
         if selection != "test":
             return self.load("test")
@@ -118,10 +117,10 @@ class RecipeData:
         return images
 
     def validation(self, selection: str) -> Images | None:
-        """Labeled images that choose an epoch, where `selection` is `validation`.
+        """The labeled images that choose the epoch; None unless `selection` is `validation`.
 
-        They are drawn after the labeled images, also for a role that does not learn from these:
-        all roles of a recipe are validated on the same images.
+        They are drawn after the labeled images, even for a role that is not trained on those.
+        So all roles of a recipe are validated on the same images.
 
         Raises:
             RecipeError: there are none.
@@ -142,7 +141,7 @@ class RecipeData:
         return chosen
 
     def _few_shot(self, images: Images, spec: LabeledSpec) -> Images:
-        """As many images of each class as the source's spec says, or all."""
+        """The number of images per class that the source's spec asks for, or all."""
         if spec.shots is None:
             return images
         return images.only(self._draw(self._draws, spec, images, spec.shots))
@@ -152,9 +151,9 @@ class RecipeData:
         return draws.take(spec, images.source, images.indices, shots=shots, class_names=names)
 
     def _unlabeled(self, spec: UnlabeledSpec, *, held_out: bool) -> Images:
-        """The unlabeled images that are trained on, or those that are not.
+        """The unlabeled images for training, or the held-out ones.
 
-        Seed and contents choose: further images do not move the others, nor do their names.
+        The seed and each image's contents decide, not names or positions.
         """
         if spec.per_class is not None:
             images = self._draw_unlabeled(spec, spec.per_class)
@@ -163,8 +162,8 @@ class RecipeData:
         n_out = 0 if spec.hold_out is None else n_of(spec.hold_out, len(images.indices))
         if n_out >= max(1, len(images.indices)):
             raise DataError(
-                f"data.unlabeled.hold_out is {spec.hold_out}, and there are"
-                f" {len(images.indices)} images: none would be left to train on.\n  Lower it."
+                f"data.unlabeled.hold_out is {spec.hold_out} of {len(images.indices)} images,"
+                " which leaves none to train on.\n  Set it lower, or add images."
             )
         if not n_out:
             return images.only(()) if held_out else images
@@ -176,14 +175,14 @@ class RecipeData:
         return images.only([i for i in images.indices if (images.digests[i] in out) == held_out])
 
     def _draw_unlabeled(self, spec: UnlabeledSpec, per_class: int) -> Images:
-        """Draws readable images of every class; their labels are read for this alone."""
+        """Draws readable images of every class; labels are used for this draw only."""
         images = self._readable(spec, "unlabeled", labeled=True)
         draws = Draws(spec, shots=per_class, seed=self._recipe.seed, data=self._recipe.data)
         drawn = tuple(self._draw(draws, spec, images, per_class))
         return replace(images, source=WithoutLabels(images.source), indices=drawn)
 
     def _readable(self, spec: SourceSpec, key: Key, *, labeled: bool) -> Images:
-        """Opens and scans a source, once a workspace."""
+        """Opens and scans a source, once per workspace."""
         data, known = self._recipe.data, self._workspace.images
         place = spec.model_dump_json(exclude={"shots", "per_class", "hold_out"})
         names = self._classes.names
@@ -195,9 +194,9 @@ class RecipeData:
                 if not isinstance(spec, UnlabeledSpec) or not labeled:
                     raise
                 raise DataError(
-                    f"data.unlabeled.per_class is {spec.per_class}, which needs each image's class"
-                    f" for the draw:\n{error}\n  Leave per_class out to use all images, whatever"
-                    " they show."
+                    f"data.unlabeled.per_class is {spec.per_class}, and drawing images per class"
+                    f" needs their labels:\n{error}\n  Remove per_class to use all images without"
+                    " labels."
                 ) from error
             is_own = is_own_split(spec, data=data)
             images = replace(self._scan(source, key), is_own_split=is_own)
@@ -207,12 +206,12 @@ class RecipeData:
         return known[read]
 
     def _say_what_is_left_out(self, images: Images, key: Key, *, labeled: bool) -> None:
-        """Names files that are no images, images without a label, and classes without images."""
+        """Warns about files and images that are skipped, and about classes without images."""
         left_out = getattr(images.source, "left_out", {})
         if left_out:
             log.log(
                 logging.WARNING if has_pictures(left_out) else logging.INFO,
-                "data.%s: files that are not read as images are left out: %s.",
+                "data.%s: files that are not read as images are skipped: %s.",
                 *(key, left_out_text(left_out)),
             )
         if not labeled or key == "unlabeled":
@@ -220,7 +219,7 @@ class RecipeData:
         labels = images.labels()
         if len(labels) < len(images.indices):
             log.warning(
-                "data.%s: %d of %d images have no label and are left out, the first is %s.",
+                "data.%s: %d of %d images have no label and are skipped; the first is %s.",
                 *(key, len(images.indices) - len(labels), len(images.indices)),
                 next(images.source.items[i].key for i in images.indices if i not in labels),
             )
@@ -229,13 +228,13 @@ class RecipeData:
         absent = [self._classes.names[label] for label in among if label not in found]
         if found and absent:
             log.warning(
-                "data.%s has no images of %d of %d classes: %s.\n  Only the others are %s.",
+                "data.%s has no images of %d of %d classes: %s.\n  Only the other classes are %s.",
                 *(key, len(absent), len(among), name_some(absent)),
-                "taught" if key == "labeled" else "measured",
+                "trained on" if key == "labeled" else "measured",
             )
 
     def _scan(self, source: Source, key: Key) -> Images:
-        """Scans a source; each process a part of it."""
+        """Scans a source; each process scans a part of it."""
         group = self._workspace.group
         own = group.shard(len(source.items))
         with progress(f"reading data.{key}", own.stop - own.start, unit="images") as advance:
@@ -254,10 +253,10 @@ class RecipeData:
     def _check_selects(self, images: Images, key: Key) -> None:
         if not images.of_classes(self._classes.labeled).indices:
             raise DataError(
-                f"data.{key} has no image of a base class, and labels of novel classes choose"
-                " nothing.\n  Add images of the first half of the classes."
+                f"data.{key} has no image of a base class, and only base classes may choose the"
+                " epoch.\n  Add images of the first half of the class list."
             )
 
 
 def _selects(key: Key) -> str:
-    return f"selection: {key} chooses an epoch by it"
+    return f"selection: {key} chooses the epoch on it"

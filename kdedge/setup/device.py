@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device by name; CUDA where there is one and nothing is asked for.
+    """Returns the device of that name; by default CUDA if available, else the CPU.
 
-    Of several processes that torchrun started on a machine each has a GPU of its own.
+    Each process that torchrun started on a machine gets its own GPU.
 
     Raises:
         SetupError: this machine has no such device.
@@ -25,14 +25,16 @@ def choose_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise RecipeError(f"--device {name} is no device.\n  Use cpu, cuda or cuda:0.") from error
+        raise RecipeError(
+            f"--device {name} is not a device.\n  Use cpu, cuda or cuda:0."
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SetupError(
-            f"--device {name}: PyTorch finds no CUDA device here.\n"
-            "  Use --device cpu, or see `kdedge doctor`."
+            f"--device {name}: PyTorch finds no CUDA device on this machine.\n"
+            "  Use --device cpu, or run `kdedge doctor` to see why."
         )
     if device.type not in {"cpu", "cuda"}:
-        raise SetupError(f"--device {name}: kdedge trains on cpu and cuda.")
+        raise SetupError(f"--device {name} is not supported.\n  Use cpu or cuda.")
     if device.type == "cuda" and local_world_size() > 1:
         device = _own_gpu(device)
     # cuDNN's default would run the patch convolution of an fp32 run in TF32.
@@ -41,16 +43,16 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def _own_gpu(device: torch.device) -> torch.device:
-    """The GPU of this process among those on this machine.
+    """The GPU of this process on this machine.
 
     Raises:
-        SetupError: there are fewer GPUs than processes, or all are told to use one.
+        SetupError: there are fewer GPUs than processes, or all should use the same one.
     """
     n_gpus = torch.cuda.device_count()
     if device.index is not None or local_world_size() > n_gpus:
         raise SetupError(
-            f"{local_world_size()} processes on this machine need a GPU each, and there are"
-            f" {1 if device.index is not None else n_gpus} to use.\n"
+            f"{local_world_size()} processes on this machine need one GPU each, and they can use"
+            f" only {1 if device.index is not None else n_gpus}.\n"
             "  Start fewer with --nproc-per-node, or give --device cuda without a number."
         )
     return torch.device("cuda", local_rank())

@@ -1,4 +1,4 @@
-"""What this machine has and what it lacks for each step."""
+"""Finds what this machine has, and what it lacks for each step."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ _AFTER_TARGETS = (
 
 
 def optional_packages() -> tuple[Package, ...]:
-    """Every optional package of kdedge and of the targets, once each."""
+    """Every optional package of kdedge and of the targets, each once."""
     of_targets = [package for target in list_targets() for package in target.packages]
     every = (*_BEFORE_TARGETS, *of_targets, *_AFTER_TARGETS)
     return tuple({package.module: package for package in every}.values())
 
 
 def examine() -> dict[str, Any]:
-    """Gives the machine, its GPUs and the optional packages as plain values."""
+    """Returns facts of the machine, its GPUs and the optional packages as plain values."""
     packages = {package.module: _examine_package(package) for package in optional_packages()}
     problems = [
         target.problem if isinstance(target, BrokenTarget) else target.find_problem()
@@ -90,7 +90,7 @@ def _examine_package(package: Package) -> dict[str, Any]:
 
 
 def _cuda(*, has_torch: bool) -> dict[str, Any]:
-    """The GPUs that the driver has, and why torch, where it is installed, cannot use them."""
+    """The driver's GPUs, and why torch (if installed) cannot use them."""
     torch_cuda, problem = _cuda_of_torch() if has_torch else (None, None)
     try:
         gpus = find_gpus()
@@ -109,12 +109,12 @@ def _cuda(*, has_torch: bool) -> dict[str, Any]:
 
 
 def _cuda_of_torch() -> tuple[str | None, str | None]:
-    """The CUDA that torch was built with, and what keeps torch from GPUs."""
+    """The CUDA version that torch was built with, and why torch cannot use GPUs."""
     try:
         torch = importlib.import_module("torch")
     except (ImportError, OSError) as error:
         return None, f"torch cannot be imported: {error}"
     if torch.version.cuda is None:
-        return None, "this torch was built without CUDA"
+        return None, "the installed torch was built without CUDA"
     problem = None if torch.cuda.is_available() else "torch sees no CUDA device"
     return torch.version.cuda, problem

@@ -1,4 +1,4 @@
-"""A source and the images of it that are used."""
+"""A source, and which of its images are used."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ class Images:
         source: gives bytes and labels by index.
         indices: positions in the source that are used.
         skipped: unreadable images and why.
-        digests: hash of the bytes at each readable position.
-        is_own_split: whether a benchmark set's own rule chose them, its published split missing.
+        digests: position -> hash of the image's bytes, for each readable image.
+        is_own_split: whether they are of another split of a benchmark set, as the file of the
+            published one was missing.
     """
 
     source: Source
@@ -35,11 +36,11 @@ class Images:
         return image_list_hash(self.source, self.indices, self.digests)
 
     def hash_with(self, class_names: Sequence[str]) -> str:
-        """Hash of the images in use and a class list: accuracies of equal ones can be compared."""
+        """Hash of the images in use and a class list; equal hashes make accuracies comparable."""
         return sha256_json([self.list_hash, list(class_names)])
 
     def only(self, indices: Sequence[int]) -> Images:
-        """The same source with fewer images."""
+        """Returns the same source with only these images."""
         return replace(self, indices=tuple(indices))
 
     def labels(self) -> dict[int, int]:
@@ -48,17 +49,17 @@ class Images:
         return {index: label for index, label in found.items() if label is not None}
 
     def without(self, other: Images) -> Images:
-        """The images whose contents are not among another's."""
+        """Returns the images whose bytes are not among another's."""
         shared = set(self.shared_with(other))
         return self.only([i for i in self.indices if i not in shared])
 
     def shared_with(self, other: Images) -> tuple[int, ...]:
-        """Positions of the images in use whose contents are among another's."""
+        """Positions of the images in use whose bytes are among another's."""
         contents = {other.digests[index] for index in other.indices}
         return tuple(i for i in self.indices if self.digests[i] in contents)
 
     def with_those_of(self, other: Images) -> Images:
-        """The images in use of both, of one source behind the other."""
+        """Returns the images of both, with one source after the other."""
         n_own = len(self.source.items)
         return Images(
             Joined(self.source, other.source),
@@ -68,6 +69,6 @@ class Images:
         )
 
     def of_classes(self, classes: Sequence[int]) -> Images:
-        """The images whose label is one of these classes."""
+        """Returns the images whose label is one of these classes."""
         wanted = set(classes)
         return self.only([i for i in self.indices if self.source.items[i].label in wanted])

@@ -1,4 +1,4 @@
-"""The method of a role: its module, its settings and how it is optimized."""
+"""Finds the method of a role: its module, its settings and its optimization."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Role = Literal["teacher", "student", "baseline"]
 
 @dataclass(frozen=True)
 class MethodChoice:
-    """A method as a recipe wants it: its module, its settings, how it is optimized."""
+    """A recipe's choice of a method: its module, its settings and its optimization."""
 
     name: str
     module: ModuleType
@@ -34,7 +34,7 @@ class MethodChoice:
 
 
 def model_spec(recipe: Recipe, role: Role) -> ModelSpec:
-    """The recipe's section for a role; a baseline's, with the student's backbone.
+    """The recipe's section for a role; a baseline's gets the student's backbone.
 
     Raises:
         RecipeError: the recipe has no such section.
@@ -67,11 +67,11 @@ def _baseline_spec(recipe: Recipe) -> ModelSpec:
 
 
 def choose_method(loaded: LoadedRecipe, role: Role) -> MethodChoice:
-    """Finds the method of a role and checks its settings; messages have the recipe's lines.
+    """Finds the method of a role and checks its settings; errors name the recipe's lines.
 
     Raises:
-        RecipeError: there is no such method, a setting is wrong, or the recipe gives pseudo-labels
-            to a method that chooses them itself.
+        RecipeError: no such method, a setting is wrong, or the recipe gives pseudo-labels to a
+            method that makes its own.
     """
     spec = model_spec(loaded.recipe, role)
     module = load_method(spec.method)
@@ -83,9 +83,9 @@ def choose_method(loaded: LoadedRecipe, role: Role) -> MethodChoice:
         ) from error
     if settings.n_rounds > 0 and loaded.recipe.data.pseudo_labels is not None:
         raise RecipeError(
-            f"{spec.method} chooses its pseudo-labels itself, and the recipe has"
+            f"{spec.method} makes its own pseudo-labels, but the recipe has"
             " data.pseudo_labels.\n"
-            "  Leave that key out, or train a method on them that learns from labels, such as coop."
+            "  Remove that key, or choose a method that learns from labels, such as coop."
         )
     return MethodChoice(
         spec.method, module, settings, resolve_optim(loaded.recipe.optim, spec.optim)
@@ -93,17 +93,16 @@ def choose_method(loaded: LoadedRecipe, role: Role) -> MethodChoice:
 
 
 def check_reads_pseudo_labels(choice: MethodChoice, recipe: Recipe) -> None:
-    """Refuses a file of pseudo-labels beside a method that learns from images without labels.
+    """Refuses a file of pseudo-labels with a method that uses no labels.
 
     Raises:
-        RecipeError: the method would not read it.
+        RecipeError: the method would ignore the file.
     """
     sees = choice.module.METHOD.sees
     if recipe.data.pseudo_labels is not None and sees.unlabeled_images and not sees.labels:
         raise RecipeError(
-            f"{choice.name} learns from unlabeled images without their labels, and the recipe has"
-            " data.pseudo_labels, which it would not read.\n"
-            "  Leave that key out, or train a method on them that learns from labels, such as coop."
+            f"{choice.name} uses no labels, but the recipe has data.pseudo_labels.\n"
+            "  Remove that key, or choose a method that learns from labels, such as coop."
         )
 
 
@@ -113,12 +112,12 @@ def settings_record(choice: MethodChoice) -> dict[str, Any]:
 
 
 def has_class_vectors(choice: MethodChoice) -> bool:
-    """Whether a method's logits are cosines with one vector a class."""
+    """Whether a method's logits are cosines with one vector per class."""
     return not issubclass(choice.module.Method, WithoutClassVectors)
 
 
 def check_has_class_vectors(choice: MethodChoice) -> None:
-    """Refuses a method as a teacher and for export that can be neither.
+    """Refuses a method that can neither teach nor be exported.
 
     Raises:
         RecipeError: it has no class vectors.
@@ -127,20 +126,20 @@ def check_has_class_vectors(choice: MethodChoice) -> None:
         raise RecipeError(
             f"{choice.name} {choice.module.Method.why_no_class_vectors}, so it has no class"
             " vectors: it can neither teach a student nor be exported.\n"
-            f"  Measure it with `kdedge train RECIPE --method {choice.name}`; to teach or export,"
-            " choose another method, such as promptsrc."
+            "  Choose another method, such as promptsrc. To measure this one, run"
+            f" `kdedge train RECIPE --method {choice.name}`."
         )
 
 
 def check_can_teach(choice: MethodChoice) -> None:
-    """Refuses a method as a teacher.
+    """Refuses a method that cannot teach.
 
     Raises:
         RecipeError: it learns from a teacher, or has no class vectors.
     """
     if choice.module.METHOD.needs_teacher:
         raise RecipeError(
-            f"{choice.name} learns from a teacher itself.\n"
+            f"{choice.name} needs a teacher itself, so it cannot be one.\n"
             "  Choose another teacher.method, such as promptsrc or zeroshot."
         )
     check_has_class_vectors(choice)

@@ -1,4 +1,4 @@
-"""A commented recipe for somebody's own images."""
+"""Writes a commented recipe for the user's own images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kdedge.files import explain_os_error
 from kdedge.setup.packages import need_training_packages
 
 TEACHER, STUDENT = "ViT-L-14:openai", "ViT-B-16:openai"
-"""The CLIPs of a new recipe where none is named."""
+"""The default CLIPs of a new recipe."""
 
 _SETTINGS = {
     "losses": "Weight of the distillation loss per image. The PromptKD repository's 1000 is 2.5 per"
@@ -32,15 +32,15 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Given:
-    """What a new recipe names.
+    """Files and models that a new recipe names.
 
     Attributes:
         images: folder of unlabeled images.
-        classes: file of class names, one a line.
+        classes: file of class names, one per line.
         labeled: folder of labeled images, one subfolder per class; None for a zero-shot teacher.
-        test: folder of labeled images to measure accuracy on; None measures none.
+        test: folder of labeled images to measure accuracy on; None for no measurement.
         teacher: its CLIP as `MODEL:WEIGHTS`; None for `TEACHER`.
-        student: likewise; None for `STUDENT`.
+        student: the student's; None for `STUDENT`.
     """
 
     images: Path
@@ -58,7 +58,7 @@ class NewRecipe:
     Attributes:
         path: the file.
         class_names: of its class list.
-        looks: what is in each folder, by what the folder is for.
+        looks: summary of each folder, by its role: images, labeled, test.
     """
 
     path: Path
@@ -67,10 +67,10 @@ class NewRecipe:
 
 
 def write_new_recipe(name: str, given: Given) -> NewRecipe:
-    """Writes `name`.yaml, after a look at the folders; a recipe that cannot work is not written.
+    """Writes `name`.yaml after checking the folders; writes no recipe that cannot work.
 
     Raises:
-        RecipeError: the name cannot be used, there is such a file, or a CLIP does not fit.
+        RecipeError: the name cannot be used, the file exists, or a CLIP does not fit.
         DataError: a folder or the class list is missing or wrong.
     """
     name = name.removesuffix(".yaml")
@@ -83,12 +83,12 @@ def write_new_recipe(name: str, given: Given) -> NewRecipe:
 
 
 def _look(given: Given) -> tuple[tuple[str, ...], dict[str, FirstLook]]:
-    """The class names, and what is in each folder."""
+    """The class names, and a summary of each folder."""
     if not given.classes.expanduser().is_file():
         is_folder = given.classes.expanduser().is_dir()
-        problem = "--classes: {} is a folder." if is_folder else "There is no file {}."
+        problem = "--classes: {} is a folder." if is_folder else "--classes: there is no file {}."
         raise DataError(
-            f"{problem.format(given.classes)}\n  Name a text file of your class names, one a line."
+            f"{problem.format(given.classes)}\n  Name a text file with one class name per line."
         )
     names = read_class_file(given.classes.expanduser())
     looks = {"images": look_at(given.images.expanduser(), labeled=False)}
@@ -99,7 +99,7 @@ def _look(given: Given) -> tuple[tuple[str, ...], dict[str, FirstLook]]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Writes a recipe and reads it as any command does; one that is wrong is removed again."""
+    """Writes a recipe and checks it as a command would; an invalid one is removed again."""
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -116,18 +116,21 @@ def _new_path(name: str) -> Path:
     if not NAME.fullmatch(name):
         raise RecipeError(
             f'"{name}" cannot be a recipe\'s name.\n'
-            "  Use letters, digits, dot, underscore and hyphen, at most 100, and no dot in front."
+            "  Use at most 100 letters, digits, dots, underscores and hyphens, without a leading"
+            " dot."
         )
     path = Path(f"{name}.yaml")
     if path.exists() or path.is_symlink():
-        raise RecipeError(f"{path} is there already.\n  Choose another name, or move it away.")
+        raise RecipeError(
+            f"{path} exists, and nothing is overwritten.\n  Choose another name, or move it away."
+        )
     return path
 
 
 def _recipe_text(name: str, given: Given) -> str:
     """Writes a recipe as text, each key below its description in the schema."""
     data: dict[str, Any] = {"unlabeled": {"folder": str(given.images)}}
-    if given.test is None:  # on what is not trained on, student and teacher are compared
+    if given.test is None:  # student and teacher are compared on the held-out images
         data["unlabeled"]["hold_out"] = "5%"
     if given.labeled is not None:
         data["labeled"] = {"folder": str(given.labeled), "shots": 16}
@@ -158,10 +161,10 @@ def _recipe_text(name: str, given: Given) -> str:
 def _model(
     method: str, clip: str | None, settings: dict[str, Any], *, default: str
 ) -> dict[str, Any]:
-    """The section of a model, with prompt depths that its CLIP has.
+    """The section of a model, with prompt depths that fit its CLIP.
 
     Raises:
-        RecipeError: there is no such CLIP, or the method does not work with it.
+        RecipeError: no such CLIP, or the method does not work with it.
     """
     first, colon, weights = (clip or default).rpartition(":")
     where = {"config": first} if first.endswith(".json") else {"backbone": first}
@@ -178,8 +181,8 @@ def _model(
     for setting, encoders in defaults.prompt_depths.items():
         if any(encoder not in n_layers for encoder in encoders):
             raise RecipeError(
-                f"{clip} has no layers that take visual prompts, which {method} trains.\n"
-                "  Choose a CLIP with a ViT, such as ViT-B-16:openai, or write the recipe by hand:"
+                f"{method} trains visual prompts, and {clip} has no layers that take them.\n"
+                "  Choose a CLIP with a ViT, such as ViT-B-16:openai. Or write the recipe by hand:"
                 " `kdedge schema` explains student.settings.tune."
             )
         most = min(n_layers[encoder] for encoder in encoders)

@@ -1,4 +1,4 @@
-"""Whether the packages that train are here."""
+"""Checks that the packages for training are installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdedge.errors import MissingPackage
 
 
 def need_training_packages(purpose: str) -> None:
-    """Checks that the packages of the train extra are installed; says that PyTorch is loaded next.
+    """Checks that the packages of the train extra are installed; logs that PyTorch is loaded next.
 
     Raises:
         MissingPackage: torch, torchvision or open_clip is not installed.
@@ -23,6 +23,6 @@ def need_training_packages(purpose: str) -> None:
     ):
         if importlib.util.find_spec(module) is None:
             raise MissingPackage(package, extra="train", purpose=purpose)
-    # It takes seconds, on a slow disk a minute; of several processes the first says it
+    # Loading takes seconds, on a slow disk a minute; of several processes, rank 0 logs it
     if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
         logging.getLogger(__name__).info("Loading PyTorch.")

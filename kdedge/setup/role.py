@@ -1,4 +1,4 @@
-"""A role of a recipe: its method, its classes and its backbone, before anything is built."""
+"""Finds the method, classes and backbone of a recipe's role, before anything is built."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdedge.setup.workspace import Workspace
 
 @dataclass(frozen=True)
 class RoleSetup:
-    """What a recipe says of one of its models.
+    """One of a recipe's models, as the recipe describes it.
 
     Attributes:
         role: teacher, student or baseline.
@@ -28,7 +28,7 @@ class RoleSetup:
         choice: the method with its settings.
         classes: the class list.
         backbone: identified, not built.
-        workspace: builds it.
+        workspace: builds the backbone.
     """
 
     role: Role
@@ -45,25 +45,25 @@ class RoleSetup:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device of the workspace."""
         return self.workspace.device
 
     def with_classes(self, classes: Classes) -> RoleSetup:
-        """The same model for another class list."""
+        """Returns the same model for another class list."""
         return replace(self, classes=classes)
 
     def load_backbone(self) -> AnyBackbone:
-        """Builds the backbone, or gives the one that this workspace has built."""
+        """Builds the backbone, or returns the one that the workspace has built."""
         return self.workspace.load_backbone(self.backbone)
 
     def build(
         self, *, class_vectors: Tensor | None = None, teacher: Teacher | None = None
     ) -> Method:
-        """Builds the method; its first values are drawn from the recipe's seed.
+        """Builds the method; its initial values are drawn from the recipe's seed.
 
         Args:
-            class_vectors: [C, D], of a student; its teacher's where left out.
-            teacher: of a student that is trained.
+            class_vectors: [C, D], for a student; default: its teacher's.
+            teacher: for a student that is trained.
         """
         taught = {} if class_vectors is None else {"class_vectors": class_vectors}
         method: Method = self.choice.module.Method.build(
@@ -87,14 +87,14 @@ def set_up_role(
     classes: Classes | None = None,
     choice: MethodChoice | None = None,
 ) -> RoleSetup:
-    """Reads what a recipe says of a role; identifies its backbone.
+    """Reads a recipe's description of a role; identifies its backbone.
 
     Args:
         loaded: the recipe.
         role: which of its models.
-        workspace: where the command works.
-        classes: the class list; the recipe's where left out.
-        choice: the method; the role's own where left out.
+        workspace: the command's workspace.
+        classes: the class list; default: the recipe's.
+        choice: the method; default: the role's own.
 
     Raises:
         RecipeError: the recipe has no such role, or its method or a setting is wrong.
@@ -103,12 +103,12 @@ def set_up_role(
     choice = choose_method(loaded, role) if choice is None else choice
     classes = load_classes(loaded.recipe) if classes is None else classes
     spec = model_spec(loaded.recipe, role)
-    # Teachers and baselines encode texts; a student may do with an image encoder alone
+    # Teachers and baselines encode texts; a student may need only an image encoder
     needs_texts = role != "student" or choice.settings.needs_texts
     found = workspace.identify(backbone_spec(spec), needs_texts=needs_texts)
     return RoleSetup(role, loaded, choice, classes, found, workspace)
 
 
 def backbone_spec(spec: ModelSpec) -> BackboneSpec:
-    """What a recipe's section says of its backbone."""
+    """The backbone that a recipe's section names."""
     return BackboneSpec(spec.backbone, spec.weights, spec.config, spec.quick_gelu)

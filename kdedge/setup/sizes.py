@@ -1,4 +1,4 @@
-"""Sizes of a recipe's settings that its CLIPs do not have, found before anything is built."""
+"""Checks the sizes in a recipe's settings against its CLIPs, before anything is built."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from kdedge.setup.role import RoleSetup, backbone_spec
 def size_problems(
     loaded: LoadedRecipe, role: Role, choice: MethodChoice, n_layers: Mapping[str, int], name: str
 ) -> list[str]:
-    """Says of each setting that asks for more layers than an encoder has.
+    """Messages for the settings that ask for more layers than an encoder has.
 
     Args:
         loaded: the recipe.
         role: whose settings.
         choice: the method with its settings.
         n_layers: encoder -> layers, as far as known.
-        name: of the backbone.
+        name: name of the backbone.
     """
     return [
         f"{loaded.lines.where((role, 'settings', setting))}: {role}.settings.{setting} is"
-        f" {getattr(choice.settings, setting)}, and the {encoder} encoder of {name} has"
+        f" {getattr(choice.settings, setting)}, but the {encoder} encoder of {name} has"
         f" {n_layers[encoder]} layers.\n  Set it to {n_layers[encoder]} or less."
         for setting, encoders in choice.settings.prompt_depths.items()
         for encoder in encoders
@@ -36,23 +36,23 @@ def size_problems(
 
 
 def larger_teacher(size_px: int, student: FoundBackbone) -> str:
-    """Says that a teacher wants larger images than its student."""
+    """The message for a teacher that needs larger images than its student."""
     return (
-        f"The teacher wants images of {size_px} pixels, and student {student.name} of"
+        f"The teacher takes images of {size_px} pixels, and student {student.name} of"
         f" {student.preprocess.size_px}.\n"
-        "  Both see the same crop: choose a teacher of the student's size or less."
+        "  Both get the same crop: choose a teacher with the student's image size or less."
     )
 
 
 def check_sizes(*setups: RoleSetup) -> None:
-    """Refuses settings that do not fit the CLIPs of a recipe, all at once.
+    """Refuses settings that do not fit the CLIPs of a recipe; one error names them all.
 
     Args:
         setups: the models that are built together.
 
     Raises:
-        RecipeError: a setting asks for more layers than there are, or the teacher for larger images
-            than the student has.
+        RecipeError: a setting asks for more layers than there are, or the teacher takes larger
+            images than the student.
     """
     problems = [
         problem
@@ -71,7 +71,7 @@ def check_sizes(*setups: RoleSetup) -> None:
 
 
 def check_named_sizes(loaded: LoadedRecipe, *roles: Role) -> None:
-    """Likewise, without a look at weights: what a recipe's names and configs tell.
+    """Does the same without reading weights, from model names and configs only.
 
     Raises:
         RecipeError: a setting asks for more layers than there are.
@@ -84,7 +84,7 @@ def check_named_sizes(loaded: LoadedRecipe, *roles: Role) -> None:
             n_layers: Mapping[str, int] = {}
             with contextlib.suppress(
                 DataError, SetupError
-            ):  # a wrong file is said where it is read
+            ):  # a wrong file is reported where it is read
                 n_layers = count_layers(backbone_spec(spec))
             problems += size_problems(loaded, role, choice, n_layers, name)
     if problems:

@@ -1,4 +1,4 @@
-"""Overrides of the shared `optim` that no trained model follows."""
+"""Warns about overrides of the shared `optim` that no trained model uses."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from kdedge.setup.method import Role, choose_method
 
 
 def trained_roles(loaded: LoadedRecipe) -> list[Role]:
-    """The models that teaching and distillation train of a recipe."""
+    """The models of a recipe that teaching and distillation train."""
     teacher, student = loaded.recipe.teacher, loaded.recipe.student
     roles: list[Role] = ["teacher"] if teacher is not None and teacher.run is None else []
     return roles if student is None else [*roles, "student"]
 
 
 def warn_of_unused_optim(loaded: LoadedRecipe, *roles: Role) -> None:
-    """Warns of each `--set optim.KEY` without effect: all trained models override it.
+    """Warns about each `--set optim.KEY` that all trained models override.
 
     Args:
         loaded: the recipe with its overrides.
@@ -25,7 +25,7 @@ def warn_of_unused_optim(loaded: LoadedRecipe, *roles: Role) -> None:
     """
     overridden = sorted(loaded.lines.overrides)
     keys = [str(path[1]) for path in overridden if len(path) == 2 and path[0] == "optim"]
-    # Only where needed: training refuses a recipe without the model
+    # Only if needed: training refuses a recipe without the model
     optims = {role: choose_method(loaded, role).optim for role in roles} if keys else {}
     for key in keys:
         asked = getattr(loaded.recipe.optim, key)

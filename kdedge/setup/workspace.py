@@ -1,4 +1,4 @@
-"""Where a command works, and what it has read so far."""
+"""A command's folder of runs, its device and what it has loaded."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ log = logging.getLogger(__name__)
 class Workspace:
     """One command's folder of runs, device and process group.
 
-    It keeps what the command has read: each backbone is built once, each source of images is opened
-    and decoded once before training, whichever roles use it.
+    It caches what the command has loaded. Each backbone is built once. Each image source is opened
+    and decoded once before training, whatever roles use it.
 
     Attributes:
         root: folder of all runs.
         device: where models compute.
         group: the processes that train together.
-        scans: what is known of images: readable, size, digest.
-        images: all readable images of each source that was opened, by what a recipe says of it.
+        scans: cached facts of images: readable, size, digest.
+        images: readable images of each opened source, by its description in the recipe.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class Workspace:
         """Opens a workspace.
 
         Args:
-            root: folder of all runs; need not exist yet.
+            root: folder of all runs; it may not exist yet.
             device: where models compute.
             group: the processes that train together.
-            is_read_only: keep caches in memory; nothing is written below `root`.
+            is_read_only: keep caches in memory and write nothing below `root`.
         """
         self.root, self.device, self.group = root, device, group
         self._caches = None if is_read_only else root / ".cache"
@@ -83,9 +83,9 @@ class Workspace:
         return self._found[key]
 
     def load_backbone(self, found: FoundBackbone) -> AnyBackbone:
-        """Builds a backbone on the device, once a workspace."""
+        """Builds a backbone on the device, once per workspace."""
         if found.identity in self._loaded:
-            found.forget()  # what it has read was loaded under another name
+            found.forget()  # its tensors were loaded under another name
         else:
             with working(f"loading {found.name}"):
                 self._loaded[found.identity] = found.load(
@@ -94,12 +94,12 @@ class Workspace:
         return self._loaded[found.identity]
 
     def warn_once(self, message: str) -> None:
-        """Logs a warning, on rank 0 and unless this workspace has logged it already."""
+        """Logs a warning once per workspace, on rank 0 only."""
         if self.group.is_rank0 and message not in self._said:
             self._said.add(message)
             log.warning("%s", message)
 
     def forget_tensors(self) -> None:
-        """Frees the tensors of files that `identify` had to read, where nothing is built."""
+        """Frees the tensors that `identify` had to read, if nothing will be built."""
         for found in self._found.values():
             found.forget()

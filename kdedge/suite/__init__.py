@@ -1,1 +1,1 @@
-"""Suites: a grid of recipes, methods and seeds, run cell by cell and put into one table."""
+"""Suites: a grid of recipes, methods and seeds, run cell by cell into one table."""

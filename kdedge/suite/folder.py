@@ -1,4 +1,4 @@
-"""The folder of a suite: what is kept of its cells beside their runs."""
+"""The folder of a suite: recipes, logs, failures and measurements of its cells."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _T = TypeVar("_T", bound=Record)
 
 @dataclass(frozen=True)
 class Failure(Record):
-    """The end of a cell's process that failed.
+    """How a cell's process failed.
 
     Attributes:
-        job: key of the job that the cell stands for, or of its teacher's; None if unknown.
+        job: key of the cell's job, or of its teacher's; None if unknown.
         exit_code: negative for the signal that killed the process.
         last_lines: the last lines of its log.
     """
@@ -34,13 +34,13 @@ class Failure(Record):
 
 @dataclass(frozen=True)
 class Measurement(Record):
-    """Accuracies of a run on other test images or class names than its own evaluation is of.
+    """Accuracies of a run on other test images or class names than those of its own evaluation.
 
     Attributes:
         run: the run, as `name/NN`.
         job: key of the run's job.
         test_list: hash of the test images.
-        template: text pattern of the class names, which `result` holds.
+        template: text pattern for the class names, which are in `result`.
         result: the accuracies.
     """
 
@@ -62,7 +62,7 @@ class SuiteFolder:
     path: Path
 
     def log(self, cell: Cell) -> Path:
-        """The messages of the cell's processes, one process after the other."""
+        """The log of the cell's processes, one after the other."""
         return self._file(cell, ".log")
 
     def lock(self, cell: Cell) -> Path:
@@ -78,7 +78,7 @@ class SuiteFolder:
         return _read(Measurement, self._file(cell, ".eval.json"))
 
     def write(self, cell: Cell, record: Failure | Measurement) -> None:
-        """Writes a record in the place of an older one.
+        """Writes a record; it replaces an older one.
 
         Raises:
             ResourceError: the folder may not be written.
@@ -87,9 +87,9 @@ class SuiteFolder:
         write_json(self._file(cell, suffix), record.to_dict())
 
     def begin(self, cell: Cell) -> Path:
-        """Writes the recipe of a cell's process and forgets how the last one failed.
+        """Writes the recipe of a cell's process, and deletes the record of its last failure.
 
-        The process reads what was planned, whatever becomes of the suite's recipe meanwhile.
+        The process reads the recipe as planned, even if the suite's file is edited meanwhile.
 
         Raises:
             ResourceError: the folder may not be written.
@@ -104,7 +104,7 @@ class SuiteFolder:
         return recipe
 
     def _file(self, cell: Cell, suffix: str) -> Path:
-        """A file of a cell; labels that give the same name are told apart by their hash."""
+        """A file of a cell; a hash distinguishes labels that would give the same file name."""
         label = re.sub(r"[^A-Za-z0-9._-]+", "-", cell.row).strip("-.") or "row"
         if label != cell.row:
             label += f"-{hashlib.sha256(cell.row.encode()).hexdigest()[:8]}"
@@ -112,5 +112,5 @@ class SuiteFolder:
 
 
 def _read(kind: type[_T], file: Path) -> _T | None:
-    remedy = "Remove it: the cell then runs again, or finds its run finished."
+    remedy = "Remove it and run the suite again: the cell runs again, or uses its finished run."
     return read_record(kind, file, remedy=remedy) if file.exists() else None

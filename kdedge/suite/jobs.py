@@ -1,4 +1,4 @@
-"""The jobs that cells stand for, and the runs of jobs: compared by key, nothing is trained."""
+"""Finds the jobs of cells and the runs of jobs, by their keys; nothing is trained."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Runs:
         self._begun: set[str | None] = set()
 
     def look(self) -> None:
-        """Reads runs that are new or were not finished."""
+        """Reads runs that are new or were unfinished."""
         self._begun = set()
         for run, record in runs_in(self.root, but=self._finished):
             if run.path not in self._keys:
@@ -69,12 +69,12 @@ class Runs:
                 self._begun.add(key)
 
     def finished(self, key: str | None = None) -> list[Run]:
-        """The finished runs of a job, or of all, the newest first."""
+        """The finished runs of a job, or of all jobs, newest first."""
         found = [run for run in self._finished.values() if key in (None, run.key)]
         return sorted(found, key=lambda run: str(run.record.finished_at), reverse=True)
 
     def has_begun(self, key: str) -> bool:
-        """Whether a run of a job is not finished."""
+        """Whether a job has an unfinished run."""
         return key in self._begun
 
 
@@ -83,9 +83,9 @@ class EvalSet:
     """The images and class names that accuracy is measured on.
 
     Attributes:
-        list_hash: of the images.
-        n_images: how many.
-        classes: the names and their split.
+        list_hash: hash of the images.
+        n_images: number of images.
+        classes: the class names and their split.
     """
 
     list_hash: str
@@ -94,25 +94,25 @@ class EvalSet:
 
     @classmethod
     def of(cls, images: Images | None, classes: Classes) -> EvalSet:
-        """The readable test images of a recipe that has some."""
-        assert images is not None  # the plan refuses a recipe without
+        """The readable test images of a recipe with `data.test`."""
+        assert images is not None  # the plan refuses a recipe without it
         return cls(images.list_hash, len(images.indices), classes)
 
     def fits(self, result: EvalResult) -> bool:
-        """Whether a result is of so many images, these names and this split."""
+        """Whether a result has this number of images, these class names and this split."""
         measured = (result.n_images, tuple(result.per_class), result.split)
         return measured == (self.n_images, self.classes.names, self.classes.split)
 
 
 @dataclass(frozen=True)
 class KnownJob:
-    """What a cell stands for.
+    """The job of a cell.
 
     Attributes:
-        test: what it is measured on.
-        backbone: identity of its backbone; None of a cell that trains nothing.
-        key: of its job; None of a cell that trains nothing, and before the teacher is trained.
-        teacher: key of the teacher's job; None where none is trained.
+        test: images and class names that it is measured on.
+        backbone: identity of its backbone; None for a cell that trains nothing.
+        key: key of its job; None for a cell that trains nothing, and before its teacher is trained.
+        teacher: key of the teacher's job; None if no teacher is trained.
     """
 
     test: EvalSet
@@ -127,10 +127,10 @@ class KnownJob:
 
 
 def find_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
-    """The job of a cell, from hashes alone.
+    """Finds the job of a cell from hashes.
 
     Raises:
-        KdedgeError: whatever would stop the cell's command at its beginning.
+        KdedgeError: as the cell's command would raise at its start.
     """
     loaded = cell.loaded
     try:
@@ -149,7 +149,7 @@ def find_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
 
 
 def _students_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
-    """The key of a student's job takes in what its teacher has become."""
+    """The key of a student's job; it depends on the trained teacher."""
     parts = student_parts(cell.loaded, workspace)
     run, key, taught_by = named_teacher(cell.loaded, workspace), None, None
     if run is None:

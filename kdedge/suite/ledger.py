@@ -1,4 +1,4 @@
-"""How the cells of a suite stand, read from the runs of their jobs and from the suite's folder."""
+"""The state of a suite's cells, read from the runs of their jobs and from the suite's folder."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ Status = Literal["not begun", "running", "interrupted", "not measured", "finishe
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell stands.
+    """The state of a cell.
 
     Attributes:
-        status: `finished` where its accuracies are known; `not measured` where its run is finished
-            and was measured on other images.
+        status: `finished` if its accuracies are known; `not measured` if its run is finished but
+            was measured on other images.
         run: folder of the run that was measured.
         result: the run's accuracies.
-        seconds: of the run's training; None where nothing was trained.
-        failure: how its process ended, where that failed.
+        seconds: training time of the run; None if nothing was trained.
+        failure: how its process failed; None if it did not.
     """
 
     status: Status
@@ -42,21 +42,21 @@ class Outcome:
 
 
 class Ledger:
-    """What is known of a suite's cells. A cell that was found finished stays so.
+    """Known states of a suite's cells. A cell that was found finished stays finished.
 
     Attributes:
         plan: the suite.
-        folder: the suite's.
+        folder: the suite's folder.
     """
 
     def __init__(
         self, plan: Plan, folder: SuiteFolder, root: Path, *, is_read_only: bool = False
     ) -> None:
-        """Knows nothing before the first `look`.
+        """Starts without any states; `look` reads them.
 
         Args:
             plan: the suite.
-            folder: the suite's.
+            folder: the suite's folder.
             root: folder of all runs.
             is_read_only: write no caches.
         """
@@ -66,11 +66,11 @@ class Ledger:
         self._finished: dict[Cell, Outcome] = {}
 
     def look(self) -> None:
-        """Reads what is new in the folder of runs; the first time, all images of all recipes."""
+        """Reads new runs; the first time, also all images of all recipes."""
         self._runs.look()
         new = [cell for cell in self.plan.cells if self._may_be_known_better(cell)]
         if new:
-            # Lives as long as this call, as the lists of all images may be large
+            # Only for this call, as the lists of all images may be large
             workspace = Workspace(
                 self._runs.root, torch.device("cpu"), is_read_only=self._is_read_only
             )
@@ -85,7 +85,7 @@ class Ledger:
 
     def look_for(self, cell: Cell) -> None:
         """Looks for the run of a cell whose process has ended."""
-        if self._jobs.get(cell) is None:  # its process may have fetched what others miss, too
+        if self._jobs.get(cell) is None:  # its process may have downloaded others' files, too
             self._jobs = {other: job for other, job in self._jobs.items() if job is not None}
         self.look()
 
@@ -100,11 +100,11 @@ class Ledger:
     def _find_job(self, cell: Cell, workspace: Workspace) -> KnownJob | None:
         try:
             return find_job(cell, workspace, self._runs)
-        except KdedgeError:  # its own process says what is wrong
+        except KdedgeError:  # its own process reports the error
             return None
 
     def outcome(self, cell: Cell) -> Outcome:
-        """How a cell stands as far as `look` has seen."""
+        """The state of a cell at the last `look`."""
         if cell in self._finished:
             return self._finished[cell]
         keys = self._keys(cell)
@@ -119,17 +119,17 @@ class Ledger:
         return Outcome("interrupted" if has_begun else "not begun")
 
     def is_finished(self, cell: Cell) -> bool:
-        """Whether there is nothing left to do for a cell."""
+        """Whether nothing is left to do for a cell."""
         return cell in self._finished
 
     def outcomes(self) -> dict[Cell, Outcome]:
-        """How all cells stand."""
+        """The states of all cells."""
         return {cell: self.outcome(cell) for cell in self.plan.cells}
 
     def trains(self, cell: Cell) -> set[str] | None:
-        """Keys of the jobs that a cell's command trains now, its teacher's among them.
+        """Keys of the jobs that a cell's command would train now, its teacher's included.
 
-        None where they are not known, as its weights or images are not here or are damaged.
+        None if unknown, as its weights or images are missing or damaged.
         """
         if cell.source is None and self._jobs.get(cell) is None:
             return None
@@ -140,12 +140,12 @@ class Ledger:
         return set() if job is None else job.keys
 
     def zero_shot(self, cell: Cell) -> object:
-        """Equal where zero-shot CLIP is; None where no run of the cell measures it."""
+        """Equal for cells with the same zero-shot CLIP; None if no run of the cell measures it."""
         job = self._jobs.get(cell)
         return None if job is None or job.backbone is None else (job.backbone, job.test)
 
     def run_to_measure(self, cell: Cell) -> Run | None:
-        """The finished run of a cell's job, whose accuracies are not known."""
+        """The finished run of a cell's job if its accuracies are unknown; else None."""
         job = self._jobs.get(cell.source or cell)
         runs = [] if job is None or job.key is None else self._runs.finished(job.key)
         return runs[0] if runs else None
@@ -157,7 +157,7 @@ class Ledger:
         self.folder.write(cell, Failure(key, exit_code, last_lines))
 
     def measured(self, cell: Cell, run: Run, result: EvalResult) -> None:
-        """Records the accuracies of a run on a cell's test images, unless these have changed."""
+        """Records a run's accuracies on a cell's test images, unless the images have changed."""
         job = self._jobs.get(cell)
         if job is not None and run.key is not None and job.test.fits(result):
             name, template = run.folder.name, job.test.classes.template
@@ -165,7 +165,7 @@ class Ledger:
             self.folder.write(cell, record)
 
     def _find_result(self, cell: Cell) -> Outcome | None:
-        """The accuracies of a cell on its present test images, wherever they are."""
+        """The accuracies of a cell on its current test images, wherever they are recorded."""
         job, trained = self._jobs.get(cell), self._jobs.get(cell.source or cell)
         if job is None or trained is None:
             return None
@@ -196,21 +196,21 @@ class Ledger:
 def _evaluation(run: Run) -> dict[str, EvalResult]:
     try:
         return read_evaluation(run.folder)
-    except KdedgeError:  # damaged: the run is measured anew
+    except KdedgeError:  # damaged: the run is measured again
         return {}
 
 
 def _is_measured_on(run: Run, result: EvalResult, cell: Cell, job: KnownJob) -> bool:
-    """Whether a run's evaluation is of a cell's present test images and class names.
+    """Whether a run's evaluation is on a cell's current test images and class names.
 
-    A run of version 0.1 does not say which images it was measured on. It counts where its recipe
-    names the same place, and the number of images, the class names and the split are the same.
+    A run of version 0.1 does not record which images it was measured on. It counts if its recipe
+    names the same source, and the number of images, the class names and the split are the same.
     """
     test, measured_on = job.test, run.record.measured_on
     if not test.fits(result) or measured_on not in (None, test.list_hash):
         return False
     if run.key == job.key and measured_on is not None:
-        return True  # the key takes in the template
+        return True  # the key includes the template
     try:
         then, now = run.recipe, cell.loaded.recipe
     except KdedgeError:

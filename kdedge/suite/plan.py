@@ -1,4 +1,4 @@
-"""From a suite file to its cells: which commands run, in which order."""
+"""Plans the cells of a suite file: which commands run, in which order."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from kdedge.training.baseline import with_baseline
 _COMMANDS: dict[Role, str] = {"teacher": "teach", "student": "distill", "baseline": "train"}
 
 ZERO_SHOT = "zeroshot"
-"""The method that every run measures beside its own, on its backbone."""
+"""The method that every run also measures, on its own backbone."""
 
 _UNREAD: dict[Role, tuple[str, ...]] = {
     "teacher": ("student", "baseline"),
@@ -51,18 +51,18 @@ _UNREAD: dict[Role, tuple[str, ...]] = {
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One place of the grid: a row of the table on one recipe, with one seed.
+    """One cell of the grid: a row of the table on one recipe, with one seed.
 
     Attributes:
         recipe: the recipe's name.
         row: the row's label.
         seed: the seed.
-        role: which model of its run it is, as in the run's eval.json.
-        loaded: the recipe with the row's settings and the seed; says what the cell is measured on.
+        role: its model in the run, as named in the run's eval.json.
+        loaded: the recipe with the row's settings and the seed; it names the test images.
         is_zero_shot: whether every run on the same backbone and test images measures this cell.
         is_official: whether its recipe says `official: true`.
-        sees: what its model learns from.
-        source: the cell whose run this one measures on other images. This one trains nothing.
+        sees: data that its model learns from.
+        source: the cell whose run this one measures on other images, without training.
     """
 
     recipe: str
@@ -82,7 +82,7 @@ class Cell:
 
     @property
     def command(self) -> str:
-        """The command of `kdedge` that makes its run, or measures that of its source."""
+        """The command of `kdedge` that makes its run, or measures its source's run."""
         return _COMMANDS[self.role] if self.source is None else "eval"
 
 
@@ -93,9 +93,9 @@ class Plan:
     Attributes:
         loaded: the suite file.
         recipes: names of the recipes, in the suite's order.
-        sources: names of the other recipes, which rows are trained on.
-        cells: recipe by recipe, the sources first; each seed by seed, and last those that others
-            measure.
+        sources: names of further recipes that rows are trained on.
+        cells: by recipe, the sources first; for each by seed; cells that measure other cells' runs
+            come last.
     """
 
     loaded: LoadedSuite
@@ -109,12 +109,12 @@ class Plan:
 
 
 def make_plan(loaded: LoadedSuite) -> Plan:
-    """Loads every recipe with every row's settings, and says what runs.
+    """Loads every recipe with every row's settings, and plans the cells.
 
     Raises:
         RecipeError: a recipe, a method, a setting or a published figure is wrong, or two recipes
             or rows are the same; before any cell has run.
-        DataError: files that a recipe names are not there.
+        DataError: files that a recipe names are missing.
     """
     names: dict[Path, str] = {}
     for position, entry in enumerate(loaded.suite.recipes):
@@ -158,7 +158,7 @@ def make_plan(loaded: LoadedSuite) -> Plan:
 
 
 def _add_recipe(loaded: LoadedSuite, entry: str, key: KeyPath, names: dict[Path, str]) -> Path:
-    """Adds a recipe's file and name to those there are; a row's source may be among them."""
+    """Adds a recipe's file and name to the known ones; a row's source may be known already."""
     where = loaded.lines.where(key)
     file = recipe_file(loaded, entry, key=key)
     if key[0] == "methods":
@@ -173,7 +173,7 @@ def _add_recipe(loaded: LoadedSuite, entry: str, key: KeyPath, names: dict[Path,
         what = "the mean over all recipes is" if name == AVERAGE else "another of the suite is"
         raise RecipeError(
             f"{where}: the recipe {file} has the name {name}, as {what} called.\n"
-            "  Change its name: the table tells recipes by it."
+            "  Change its name: the table identifies recipes by name."
         )
     names[file] = name
     return file
@@ -198,7 +198,7 @@ def _measuring_cells(
 
 
 def measuring_options(recipe: Recipe) -> list[str]:
-    """Options of `kdedge eval` that measure any run on a recipe's test images and classes."""
+    """Options of `kdedge eval` to measure any run on a recipe's test images and classes."""
     values = recipe_values(recipe)
     given = {"classes": values["classes"]}
     given |= {f"data.{key}": values["data"].get(key) for key in ("test", "split", "root")}
@@ -206,7 +206,7 @@ def measuring_options(recipe: Recipe) -> list[str]:
 
 
 def _row_cells(loaded: LoadedSuite, file: Path, recipe: str, number: int) -> list[Cell]:
-    """The cells of a row on one recipe; one for zero-shot CLIP, where nothing is drawn."""
+    """The cells of a row on one recipe; only one for zero-shot CLIP, which has no random draws."""
     suite, row = loaded.suite, loaded.suite.methods[number]
     try:
         resolved, role = _resolve_row(loaded, file, row)
@@ -232,11 +232,11 @@ def _row_cells(loaded: LoadedSuite, file: Path, recipe: str, number: int) -> lis
 
 
 def _resolve_row(loaded: LoadedSuite, file: Path, row: Row) -> tuple[LoadedRecipe, Role]:
-    """The recipe as a row wants it, its baseline written out, and the role that the row is.
+    """The recipe with a row's settings and its baseline written out, and the row's role.
 
     Raises:
         RecipeError: the method or a setting is wrong.
-        DataError: files that the recipe names are not there.
+        DataError: files that the recipe names are missing.
     """
     common = list(loaded.suite.set.items())
     plain = _load(loaded, file, common).recipe
@@ -262,14 +262,14 @@ def _refuse_unread(row: Row, role: Role) -> None:
             raise RecipeError(
                 f"set: {key} changes nothing: this row is the recipe's {role}, which does not"
                 f" depend on {unread[0]}.\n"
-                f"  Take it out; what only a {role} reads begins with {role}."
+                f"  Remove it; keys that only a {role} reads begin with {role}."
             )
 
 
 def _check_test(loaded: LoadedRecipe, file: Path) -> None:
     if loaded.recipe.data.test is None:
         raise RecipeError(
-            f"{file} has no data.test, and a suite is a table of accuracies.\n"
+            f"{file} has no data.test, but a suite needs accuracies.\n"
             "  Add labeled test images; `kdedge schema` shows how."
         )
 
@@ -281,7 +281,7 @@ def _load(loaded: LoadedSuite, file: Path, given: Sequence[tuple[str, Any]]) -> 
 
 
 def _switch_to(name: str, recipe: Recipe, role: Role) -> dict[str, Any]:
-    """Overrides that put a method in the place of the recipe's, without that one's settings."""
+    """Overrides that replace the recipe's method, and drop the settings of the old one."""
     if role == "baseline":
         written = recipe.baseline.method if recipe.baseline is not None else None
         return {} if written in (None, name) else {"baseline": {}}
@@ -321,7 +321,7 @@ def _refuse_same_rows(loaded: LoadedSuite, rows: Mapping[int, Cell]) -> None:
 
 
 def _depends_on(cell: Cell) -> Any:
-    """The plain values that the result of a row's first cell depends on."""
+    """The plain values that determine the result of a row's first cell."""
     recipe = (cell.source or cell).loaded.recipe
     if cell.is_zero_shot:
         spec = model_spec(recipe, cell.role)

@@ -1,4 +1,4 @@
-"""`kdedge` processes: a log, signals, and a lock that lives as long as its process."""
+"""Runs `kdedge` processes, with a log, signals, and a lock that ends with the process."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Ended:
 
     Attributes:
         code: its exit code; negative for the signal that killed it.
-        stdout: what it printed.
-        last_lines: what it said on stderr at the end: the message of its error, if it gave one.
+        stdout: its output.
+        last_lines: the end of its stderr: the message of its error, if there is one.
     """
 
     code: int
@@ -37,17 +37,16 @@ class Ended:
 
 
 class KdedgeProcess:
-    """A `kdedge` process by this interpreter.
+    """A `kdedge` process of this Python interpreter.
 
-    It is in a session of its own, where a terminal's Ctrl-C does not reach it: signals come to it
-    through `send` alone. It holds the lock file as long as it lives, even where it outlives this
-    process.
+    It has its own session, so a terminal's Ctrl-C does not reach it; only `send` does. It holds the
+    lock file as long as it lives, even if it outlives this process.
 
     Args:
-        arguments: of `kdedge`.
-        log_file: where its stderr goes, after what is there already.
-        lock_file: as above; waited for where another process holds it still.
-        environment: variables over this process's.
+        arguments: arguments of `kdedge`.
+        log_file: its stderr is appended to this file.
+        lock_file: as above; waits while another process holds it.
+        environment: variables that override this process's.
 
     Raises:
         ResourceError: one of the files may not be written.
@@ -62,7 +61,7 @@ class KdedgeProcess:
         environment: Mapping[str, str],
     ) -> None:
         self._log_file = log_file
-        # A file, which nobody has to read from while it runs
+        # A file needs no reader while the process runs
         self._stdout = tempfile.TemporaryFile()  # noqa: SIM115 - closed when it has ended
         with _held(lock_file) as lock, _appended(log_file) as stderr:
             self._log_start = stderr.seek(0, os.SEEK_END)
@@ -77,7 +76,7 @@ class KdedgeProcess:
             )
 
     def poll(self) -> Ended | None:
-        """How it ended; None while it runs."""
+        """Returns how it ended; None while it runs."""
         code = self._process.poll()
         if code is None:
             return None
@@ -87,7 +86,7 @@ class KdedgeProcess:
         return Ended(code, stdout, _last_lines(self._log_file, self._log_start))
 
     def send(self, signum: int) -> None:
-        """Sends it a signal, where it still runs."""
+        """Sends it a signal if it still runs."""
         self._process.send_signal(signum)
 
     def wait(self) -> None:
@@ -97,13 +96,13 @@ class KdedgeProcess:
 
 
 class _Ended(KeyboardInterrupt):
-    """A signal, where one is to end what is being done."""
+    """A signal arrived that should end the current work."""
 
 
 class CollectedSignals(StopSignals):
-    """Context in which SIGINT and SIGTERM are collected, to be handed on; none ends this process.
+    """Context that collects SIGINT and SIGTERM, to forward them; they do not end this process.
 
-    `received` is the first that came.
+    `received` is the first one.
     """
 
     def __init__(self) -> None:
@@ -112,13 +111,13 @@ class CollectedSignals(StopSignals):
         self._ends = False
 
     def take(self) -> list[int]:
-        """Those that came since the last call, in their order."""
+        """Returns the signals since the last call, in order."""
         taken = self._new[:]
-        del self._new[: len(taken)]  # one may come at any moment
+        del self._new[: len(taken)]  # one may arrive at any moment
         return taken
 
     def is_done(self, work: Callable[[], object]) -> bool:
-        """Does work that the next signal ends; whether it came to its own end."""
+        """Does work that the next signal ends; returns whether the work completed."""
         self._ends = True
         try:
             work()
@@ -138,7 +137,7 @@ class CollectedSignals(StopSignals):
 
 @contextlib.contextmanager
 def _held(path: Path) -> Iterator[int]:
-    """Context with a lock that a process inherits; waits for who holds it."""
+    """Context with a lock that a process inherits; waits while another process holds it."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
@@ -161,7 +160,7 @@ def _appended(path: Path) -> Iterator[io.BufferedWriter]:
 
 
 def _last_lines(path: Path, start: int) -> tuple[str, ...]:
-    """The last message of an error, or the last lines where there is none."""
+    """The last error message, or the last lines if there is none."""
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(start, end - 10_000))

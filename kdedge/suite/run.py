@@ -1,4 +1,4 @@
-"""Running a suite: what is left of it, and what to say of the cells that failed."""
+"""Runs the unfinished cells of a suite, and reports those that failed."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def run_suite(
     n_jobs: int,
     after_each: Callable[[], None],
 ) -> None:
-    """Runs every cell that is not finished; one that fails keeps no other from running.
+    """Runs every unfinished cell; a failed one does not stop the others.
 
     Args:
-        ledger: of the suite.
+        ledger: the suite's ledger.
         root: folder of all runs.
         device: where to train, as --device takes it; None for its default.
-        n_jobs: at most so many cells run at the same time.
-        after_each: called when a cell has ended, however it did.
+        n_jobs: largest number of cells that run at the same time.
+        after_each: called when a cell has ended, whatever its result.
 
     Raises:
         Interrupted: a signal ended it; the running cells have saved their state.
         ResourceError: the suite's folder may not be written.
-        InUseError: another process works in it.
-        SetupError: several cells are to share a device that is not there.
+        InUseError: another process uses it.
+        SetupError: several cells are to share a device that does not exist.
     """
     folder = ledger.folder.path
     try:
@@ -61,7 +61,7 @@ def run_suite(
 
 
 def check_failed(ledger: Ledger) -> None:
-    """Says which cells failed, once all have ended.
+    """Raises an error that lists the failed cells.
 
     Raises:
         CellsFailed: some did.

@@ -1,4 +1,4 @@
-"""The processes of a suite's cells: started, watched, interrupted, and recorded as they end."""
+"""Starts, watches and interrupts the processes of a suite's cells, and records how they end."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 _POLL_EVERY_S = 0.1
 _LOOK_EVERY_S = 2.0
-"""Time between two looks for cells that may start though none has ended: a teacher that others wait
-for is finished before the student of its cell is."""
+"""Seconds between two checks for cells that may start although none has ended: a teacher that
+others wait for is finished before the student of its cell."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class _Running:
 
 
 class Runner:
-    """Runs what is left of a suite in processes, in the one thread that gets the signals.
+    """Runs the unfinished cells of a suite in processes; use it in the thread that gets signals.
 
     Args:
-        ledger: of the suite; has looked once.
-        options: of all commands: where and on which device they run.
-        environment: variables of the processes over this one's.
-        n_jobs: processes at the same time.
+        ledger: the suite's ledger, after its first `look`.
+        options: options of all commands: folder of runs and device.
+        environment: variables of the processes that override this one's.
+        n_jobs: largest number of processes at the same time.
         after_each: called when a cell has ended.
     """
 
@@ -67,23 +67,24 @@ class Runner:
 
     @property
     def n_done(self) -> int:
-        """Cells that have ended, however they did."""
+        """Number of cells that have ended, whatever their result."""
         return len(self._cells) - len(self._queue) - len(self._running)
 
     def run(self, advance: Advance) -> None:
         """Runs all cells to their end.
 
         Args:
-            advance: takes how many have ended.
+            advance: called with the number of ended cells.
 
         Raises:
-            Interrupted: a signal came; the running cells have saved their state.
+            Interrupted: a signal arrived; the running cells have saved their state.
         """
         if self.n_done:
             log.info("%d of %d cells are finished already.", self.n_done, len(self._cells))
         for cell in self._outlived():
             log.info(
-                "%s: its process outlived a suite that was killed and is waited for.", cell.label
+                "%s: its process still runs, from a suite that was killed; waiting for it.",
+                cell.label,
             )
         signals = self._signals
         with signals:
@@ -119,16 +120,16 @@ class Runner:
         return Interrupted(
             f"Interrupted{' in ' if labels else ''}{labels};"
             f" {n_finished} of {len(self._cells)} cells are finished.\n"
-            "  Run the same command to go on from there.",
+            "  Run the same command to continue.",
             signum=signum,
         )
 
     def _outlived(self) -> list[Cell]:
-        """Cells of the queue that a process works on which a killed suite has left."""
+        """Cells of the queue that a process of a killed suite still runs."""
         return [cell for cell in self._queue if is_locked(self._folder.lock(cell))]
 
     def _start_what_may(self) -> None:
-        """Starts cells of the queue that need not wait, as far as there is room."""
+        """Starts cells of the queue that need not wait, up to `n_jobs`."""
         if not self._signals.is_done(self._ledger.look):
             return
         while self._queue and len(self._running) < self._n_jobs:
@@ -151,19 +152,21 @@ class Runner:
                 self._start(cell)
 
     def _start(self, cell: Cell) -> None:
-        """Starts a cell's process, or records why it has none."""
+        """Starts a cell's process, or records why it cannot start."""
         recipe = self._folder.begin(cell)
         run = self._ledger.run_to_measure(cell)
         if cell.source is not None and run is None:
             failure = self._ledger.outcome(cell.source).failure
             code = DataError.exit_code if failure is None else failure.exit_code
-            self._fail(cell, code, f"{cell.source.label}, whose run it measures, did not finish.")
+            self._fail(
+                cell, code, f"{cell.source.label}, whose run this cell measures, did not finish."
+            )
             return
         arguments = [cell.command, str(recipe), "--resume"]
         if run is not None:
             arguments = ["eval", str(run.folder.path), *measuring_options(cell.loaded.recipe)]
             if cell.source is None:
-                log.info("%s was measured on other images and is measured anew.", run.folder.path)
+                log.info("%s was measured on other images; measuring it again.", run.folder.path)
         number = len(self._cells) - len(self._queue)
         log.info("[%d/%d] %s: %s", number, len(self._cells), cell.label, arguments[0])
         process = KdedgeProcess(
@@ -175,7 +178,7 @@ class Runner:
         self._running[cell] = _Running(process, run)
 
     def _take_ended(self) -> bool:
-        """Records the cells whose processes have ended; whether there were any."""
+        """Records the cells whose processes have ended; returns whether there were any."""
         found = [(cell, one, one.process.poll()) for cell, one in self._running.items()]
         for cell, running, ended in found:
             if ended is not None:
@@ -198,7 +201,7 @@ class Runner:
                 return
             self._ledger.measured(cell, running.measures, result)
         if not self._signals.is_done(lambda: self._ledger.look_for(cell)):
-            self._after_each()  # the next run of the suite finds how it ended
+            self._after_each()  # the next call of the suite finds its result
         elif self._ledger.is_finished(cell):
             self._end(cell)
         elif running.measures is None and self._ledger.run_to_measure(cell) is not None:
@@ -208,7 +211,7 @@ class Runner:
                 cell,
                 DataError.exit_code,
                 "The files that its recipe names have changed since this suite was started.",
-                "  Run the same command again: it goes on with them as they are now.",
+                "  Run the same command again to use them as they are now.",
             )
 
     def _fail(self, cell: Cell, exit_code: int, *last_lines: str) -> None:
@@ -236,7 +239,7 @@ class Runner:
 
 
 def _read_answer(stdout: str) -> EvalResult | None:
-    """The accuracies that `kdedge eval` printed; None where it printed something else."""
+    """The accuracies that `kdedge eval` printed; None if it printed something else."""
     try:
         values = {key: value for key, value in json.loads(stdout).items() if key != "run"}
         return parse_record(EvalResult, json.dumps(values), where="The evaluation", remedy="")

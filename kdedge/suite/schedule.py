@@ -1,4 +1,4 @@
-"""Which cell may start beside those that run: none that would make what another is making."""
+"""Chooses the next cell to start, so that no two cells train the same model at once."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ def next_cell(
 ) -> Cell | None:
     """The first cell of a queue that need not wait for another; None if all must.
 
-    A cell waits for one that trains the same model now, its teacher for example. A cell of which
-    nobody knows what it trains, as its weights are not here yet, runs alone. Zero-shot CLIP
-    waits for all cells before it whose runs measure it. A cell that measures another's run waits
-    for that one.
+    A cell waits for one that trains the same model now, such as its teacher. If it is unknown what
+    a cell trains, as its weights are missing, it runs alone. Zero-shot CLIP waits for all earlier
+    cells whose runs measure it. A cell that measures another's run waits for that one.
 
     Args:
-        queue: what is left, in the plan's order.
+        queue: unfinished cells, in the plan's order.
         running: cells whose processes run.
-        trains: gives the keys of the jobs that a cell's command trains now; None if not known.
-        zero_shot: gives what is equal for cells whose runs measure the same zero-shot CLIP; None
-            for cells whose runs do not.
+        trains: returns the keys of the jobs that a cell's command would train now; None if unknown.
+        zero_shot: returns a value that is equal for cells whose runs measure the same zero-shot
+            CLIP; None for cells whose runs do not.
     """
     now = [trains(cell) for cell in running]
     if None in now:

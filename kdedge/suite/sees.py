@@ -1,4 +1,4 @@
-"""What a row of a suite's table learns from, by itself and through its teacher."""
+"""The data that a row of a suite's table learns from, directly and through its teacher."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdedge.setup.method import Role, model_spec
 
 
 def row_sees(loaded: LoadedRecipe, role: Role) -> Sees:
-    """What the model of a role sees on a recipe's data; a student's teacher sees for it too."""
+    """The kinds of data that a role's model learns from; a student's include its teacher's."""
     recipe = loaded.recipe
     own = _with_data(load_method(model_spec(recipe, role).method).METHOD.sees, recipe.data)
     if role != "student" or recipe.teacher is None:
@@ -23,15 +23,15 @@ def row_sees(loaded: LoadedRecipe, role: Role) -> Sees:
 
 
 def _with_data(declared: Sees, data: DataSpec) -> Sees:
-    """A declaration where labels may be a file's pseudo-labels."""
+    """The declaration, adapted if the labels are pseudo-labels from a file."""
     if not declared.labels or data.pseudo_labels is None:
         return declared
     return Sees(labels=data.labeled is not None, unlabeled_images=True, novel_class_names=True)
 
 
 def _teacher_method(teacher: TeacherSpec) -> str:
-    """The method of the teacher, which may be a stored run's."""
+    """The method of the teacher, which may be an existing run."""
     if teacher.run is not None:
-        with contextlib.suppress(KdedgeError):  # what is wrong with the run is said when it is used
+        with contextlib.suppress(KdedgeError):  # errors of that run are reported when it is used
             return str(find_run(str(teacher.run), Path()).read_provenance().method)
     return teacher.method

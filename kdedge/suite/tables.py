@@ -1,4 +1,4 @@
-"""The table of a suite: mean and standard deviation over seeds, with the paper's figures beside."""
+"""The tables of a suite: mean and standard deviation over seeds, beside the paper's figures."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from kdedge.suite.plan import Cell, Plan
 
 FIGURES = ("base", "novel", "harmonic_mean", "all")
 OFFICIAL_MARK = "†"
-"""What a row's label ends with in tables where its recipe says `official: true`."""
+"""Mark after the label of a row whose recipe says `official: true`."""
 
 _OWN_SPLIT_MARK = "‡"
-"""What a row's label ends with where a benchmark set's own rule made the test images."""
+"""Mark after the label of a row whose test images are not those of the published split."""
 
 _TITLES = {"base": "base", "novel": "novel", "harmonic_mean": "HM", "all": "all"}
 _SEEN = {
@@ -33,27 +33,27 @@ _SEEN = {
 
 Values = Mapping[str, float | None]
 Outcomes = Mapping[Cell, Outcome]
-"""Of every cell of a plan."""
+"""The outcome of every cell of a plan."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the table on one recipe, or on the average of all recipes.
+    """A row of the table for one recipe, or for the average of all recipes.
 
     Attributes:
-        recipe: its name, or `average`.
+        recipe: the recipe's name, or `average`.
         row: the row's label.
-        n_seeds: seeds that are in the figures.
-        n_planned: seeds that the suite asks for.
-        mean: of base, novel and all over seeds; the harmonic mean is that of the mean base and the
-            mean novel accuracy. None where there is no figure.
-        std: standard deviation over seeds (n - 1), of the harmonic mean that of the seeds' harmonic
-            means; None for fewer than two seeds.
+        n_seeds: number of finished seeds.
+        n_planned: number of seeds in the suite.
+        mean: means over seeds of base, novel and all; the harmonic mean is that of the mean base
+            and the mean novel accuracy. None without a figure.
+        std: standard deviations over seeds (n - 1); for the harmonic mean, that of the seeds'
+            harmonic means. None for fewer than two seeds.
         paper: published figures, if the suite has them.
-        sees: what the row's model learns from.
-        is_official: whether a recipe of it says `official: true`.
-        is_own_split: whether test images are those of a set's own rule, its published split
-            missing.
+        sees: data that the row's model learns from.
+        is_official: whether one of its recipes says `official: true`.
+        is_own_split: whether test images are of another split, as the file of the published one
+            was missing.
     """
 
     recipe: str
@@ -69,14 +69,14 @@ class Line:
 
     @property
     def label(self) -> str:
-        """The row's, with its marks."""
+        """The row's label with its marks."""
         marks = {OFFICIAL_MARK: self.is_official, _OWN_SPLIT_MARK: self.is_own_split}
         return " ".join([self.row, *(mark for mark, is_so in marks.items() if is_so)])
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Cells of text, as a table shows them: the first column on the left, others on the right."""
+    """Cells of text; the first column is left-aligned, the others right-aligned."""
 
     title: str
     header: list[str]
@@ -84,7 +84,7 @@ class Grid:
 
 
 def make_lines(plan: Plan, outcomes: Outcomes) -> list[Line]:
-    """The lines of a suite as far as its cells are finished, recipe by recipe."""
+    """The lines of a suite from its finished cells, recipe by recipe."""
     suite = plan.loaded.suite
     found = {
         (recipe, row.name): _by_seed(plan, outcomes, recipe, row.name)
@@ -105,7 +105,7 @@ def make_lines(plan: Plan, outcomes: Outcomes) -> list[Line]:
 
 
 def _by_seed(plan: Plan, outcomes: Outcomes, recipe: str, row: str) -> dict[int, EvalResult]:
-    """Seed -> accuracies, of the cells that are finished."""
+    """Seed -> accuracies, of the finished cells."""
     found = {cell.seed: outcomes[cell].result for cell in plan.of(recipe, row)}
     return {seed: result for seed, result in found.items() if result is not None}
 
@@ -119,7 +119,7 @@ def _is_own_split(results: Mapping[int, EvalResult]) -> bool:
 
 
 def _averages(recipes: Sequence[Mapping[int, EvalResult]]) -> list[Values]:
-    """For each seed that all recipes have: means over recipes, and the harmonic mean of those.
+    """For each seed that all recipes have: means over recipes, and their harmonic mean.
 
     Source: the average over data sets in the published tables (arXiv:2403.02781, table 1).
     """
@@ -171,7 +171,7 @@ def _harmonic_mean(values: Values) -> float | None:
 
 
 def make_grids(plan: Plan, lines: Sequence[Line]) -> list[Grid]:
-    """One table a recipe, and one of their average; columns without any figure are left out."""
+    """One table per recipe, and one of their average, without empty columns."""
     recipes = dict.fromkeys(line.recipe for line in lines)
     return [_grid(recipe, [line for line in lines if line.recipe == recipe]) for recipe in recipes]
 
@@ -179,7 +179,7 @@ def make_grids(plan: Plan, lines: Sequence[Line]) -> list[Grid]:
 def _grid(recipe: str, lines: Sequence[Line]) -> Grid:
     ours = [name for name in FIGURES if any(line.mean[name] is not None for line in lines)]
     paper = [name for name in FIGURES if any(_published(line, name) is not None for line in lines)]
-    # Rows that learn from the same need no columns to say so
+    # Rows that learn from the same data need no columns for it
     seen = list(_SEEN) if len({line.sees for line in lines}) > 1 else []
     header = ["method", *(_SEEN[name] for name in seen), *(_TITLES[name] for name in ours), "seeds"]
     header += [f"paper {_TITLES[name]}" for name in paper]
@@ -209,7 +209,7 @@ def _with_spread(mean: float | None, std: float | None) -> str:
 
 
 def notes(plan: Plan, lines: Sequence[Line]) -> list[str]:
-    """What the figures are."""
+    """Explains the figures."""
     paper = plan.loaded.suite.paper
     found = [
         "Accuracies in percent: mean ± standard deviation (n - 1) over seeds. HM: harmonic mean of"
@@ -217,24 +217,24 @@ def notes(plan: Plan, lines: Sequence[Line]) -> list[str]:
     ]
     if len({cell.sees for cell in plan.cells}) > 1:
         found.append(
-            "labels: of few images, the teacher's too. unlabeled: images of all classes, without"
-            " labels. novel names: training knows the names of classes without labels."
+            "labels: few labeled images, the teacher's too. unlabeled: images of all classes,"
+            " without labels. novel names: training knows the names of classes without labels."
         )
     if any(cell.is_official for cell in plan.cells):
         found.append(
-            f"{OFFICIAL_MARK} official: true, as PromptKD's public code trains; epochs of students"
-            " are chosen on the test images, so that other rows do not compare with them."
+            f"{OFFICIAL_MARK} official: true, as in PromptKD's public code; epochs of students"
+            " are chosen on the test images. Do not compare these rows with others."
         )
     if any(line.is_own_split for line in lines):
         found.append(
-            f"{_OWN_SPLIT_MARK} a set's own rule made the test images, as CoOp's split file was not"
-            " there: these figures do not compare with published ones."
+            f"{_OWN_SPLIT_MARK} not CoOp's test images, as its split file was missing. Do not"
+            " compare these figures with published ones."
         )
     return found if paper is None else [*found, f"Paper: {paper.source}"]
 
 
 def write_tables(folder: Path, plan: Plan, outcomes: Outcomes) -> None:
-    """Writes table.md, table.csv and results.json into a folder, each whole."""
+    """Writes table.md, table.csv and results.json into a folder, each atomically."""
     lines = make_lines(plan, outcomes)
     write_atomic(folder / "table.md", to_markdown(plan, lines).encode())
     write_atomic(folder / "table.csv", to_csv(lines).encode())
@@ -242,7 +242,7 @@ def write_tables(folder: Path, plan: Plan, outcomes: Outcomes) -> None:
 
 
 def to_markdown(plan: Plan, lines: Sequence[Line]) -> str:
-    """The tables as Markdown."""
+    """Formats the tables as Markdown."""
     blocks = [f"# {plan.loaded.suite.name}"]
     for grid in make_grids(plan, lines):
         columns = ["---", *["---:"] * (len(grid.header) - 1)]
@@ -257,7 +257,7 @@ def _escape(text: str) -> str:
 
 
 def to_csv(lines: Sequence[Line]) -> str:
-    """One line a recipe and row, figures unrounded, nothing where there is no figure."""
+    """Formats one line per recipe and row; figures are not rounded, missing ones are empty."""
     names = [column for name in FIGURES for column in (name, f"{name}_std")]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -279,7 +279,7 @@ def _yes_or_no(is_so: bool) -> str:
 
 
 def to_record(plan: Plan, outcomes: Outcomes, lines: Sequence[Line]) -> dict[str, Any]:
-    """Everything as plain values: the lines, and how each cell stands."""
+    """The lines and the state of each cell as plain values."""
     suite = plan.loaded.suite
     return {
         "suite": suite.name,

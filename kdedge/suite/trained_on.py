@@ -1,4 +1,4 @@
-"""Which rows can be trained on one recipe and measured on another, before anything runs."""
+"""Checks which rows can be trained on one recipe and measured on another."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from kdedge.errors import RecipeError
 from kdedge.setup.classes import load_classes
 from kdedge.setup.method import Role, choose_method
 
-_REMEDY = "  Leave trained_on out of this row."
+_REMEDY = "  Remove trained_on from this row."
 
 
 def check_answers_for_others(where: str, row: str, *, role: Role, is_zero_shot: bool) -> None:
-    """Refuses rows that have no answers for another recipe's class names, whatever these are.
+    """Refuses rows that cannot classify another recipe's class names at all.
 
     Args:
         where: file and line, for the message.
         row: the row's label.
-        role: which model the row is.
+        role: the row's model.
         is_zero_shot: whether it is zero-shot CLIP.
 
     Raises:
@@ -26,9 +26,9 @@ def check_answers_for_others(where: str, row: str, *, role: Role, is_zero_shot: 
     if role != "student" and not is_zero_shot:
         return
     why = (
-        "is trained on nothing"
+        "is not trained"
         if is_zero_shot
-        else "answers only for the class names that its teacher gave it"
+        else "can only predict the class names that its teacher knew"
     )
     raise RecipeError(f"{where}: {row} {why}.\n{_REMEDY}")
 
@@ -36,13 +36,13 @@ def check_answers_for_others(where: str, row: str, *, role: Role, is_zero_shot: 
 def check_names(
     where: str, row: str, *, trained: LoadedRecipe, role: Role, measured: Recipe
 ) -> None:
-    """Refuses a row that learns single classes where another recipe has other ones.
+    """Refuses a row with trained tensors per class if the other recipe has other classes.
 
     Args:
         where: file and line, for the message.
         row: the row's label.
         trained: the recipe that it is trained on, with the row's settings.
-        role: which model of it the row is.
+        role: the row's model in it.
         measured: the recipe that it is measured on.
 
     Raises:
@@ -56,7 +56,7 @@ def check_names(
     new = [name for name in names if name not in known]
     if new:
         raise RecipeError(
-            f"{where}: {row} trains something of its own for each class of {trained.recipe.name},"
+            f"{where}: {row} trains separate tensors for each class of {trained.recipe.name},"
             f" and {len(new)} of the {len(names)} classes of {measured.name} are not among them,"
             f' first "{new[0]}".\n{_REMEDY}'
         )

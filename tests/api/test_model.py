@@ -132,19 +132,19 @@ def test_a_run_means_its_newest_artifact(make_artifact: MakeArtifact, tmp_path: 
 
 
 def test_what_is_no_artifact_is_said(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is no artifact"):
+    with pytest.raises(DataError, match="is not an artifact"):
         load(tmp_path)
 
 
 @pytest.mark.parametrize("given", [None, 5, [None]])
 def test_what_is_no_image_is_said(given: Any, model: LoadedModel) -> None:
-    with pytest.raises(DataError, match=r"(?s)An image is expected: .*OpenCV") as caught:
+    with pytest.raises(DataError, match=r"(?s)Expected an image .*OpenCV") as caught:
         model(given)
     assert "None (NoneType)" in str(caught.value) or "5 (int)" in str(caught.value)
 
 
 def test_no_classes_are_refused_and_so_is_a_closed_model(model: LoadedModel) -> None:
-    with pytest.raises(RecipeError, match="top is 0; 1 or more is expected"):
+    with pytest.raises(RecipeError, match="top is 0; it must be 1 or more"):
         model(photo(), top=0)
     model.close()
     with pytest.raises(SetupError, match=r"closed.\n  Load it again"):

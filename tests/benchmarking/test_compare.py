@@ -112,5 +112,5 @@ def test_tables_with_nothing_in_common_are_an_error(
     tables: Make, make_row: Make, make_result: Make, make_measurement: Make
 ) -> None:
     other = make_result(make_row("something else", make_measurement()))
-    with pytest.raises(RecipeError, match="no model in common"):
+    with pytest.raises(RecipeError, match="has no model of this table"):
         check_regressions(tables(1.0), other, max_percent=5, where="b.json")

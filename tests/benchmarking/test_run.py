@@ -145,9 +145,9 @@ def test_a_model_is_left_out_at_batches_that_are_too_large_or_too_slow() -> None
     result = measured(one, plan=plan, batches=[1, 2, 8, 9])
     assert [found.batch for found in result.rows[0].measurements] == [2]
     assert result.left_out == {
-        "m, batch 1": "it takes 2 to 8 images a call",
+        "m, batch 1": "it takes 2 to 8 images per call",
         "m, batch 8": "a call would take at least 8 s",
-        "m, batch 9": "it takes 2 to 8 images a call",
+        "m, batch 9": "it takes 2 to 8 images per call",
     }
     unknown = measured(one, peaks={}, plan=plan, batches=[8])
     assert [found.batch for found in unknown.rows[0].measurements] == [8]

@@ -95,7 +95,7 @@ def test_too_many_unreadable_images_are_named_before_anything_is_trained(
         cut(path, 100)
     for command in ("check", "distill"):
         done = kdedge(command, "r.yaml")
-        fails(done, 3, "data.unlabeled: 2 of 40 images are unreadable, at most 0 are accepted.")
+        fails(done, 3, "data.unlabeled: 2 of 40 images are unreadable, and the limit is 0.")
         assert "\n  0_0.jpg: " in done.err
         assert "raise data.max_bad_images" in done.err
     assert runs() == []
@@ -125,18 +125,21 @@ INIT = ("init", "line3", "--images", "pool", "--classes", "classes.txt", "--labe
         (
             lambda: [cut(path, 50) for path in Path("pool").iterdir()],
             3,
-            ("pool: none of 40 images that were looked at can be read, first 0_0.jpg",),
+            ("pool: none of 40 sampled images can be read; the first is 0_0.jpg",),
         ),
         (lambda: Path("classes.txt").write_text("cat\n"), 3, ("classes.txt has 1 class name,",)),
         (
             lambda: [Path("classes.txt").unlink(), Path("classes.txt").mkdir()],
             3,
-            ("--classes: classes.txt is a folder.", "Name a text file of your class names"),
+            (
+                "--classes: classes.txt is a folder.",
+                "Name a text file with one class name per line",
+            ),
         ),
         (
             lambda: Path("classes.txt").write_text("cat\ndog\ncat\n"),
             3,
-            ('"cat" is there twice, in line 1 and line 3',),
+            ('"cat" appears twice, in line 1 and line 3',),
         ),
         (
             lambda: Path("classes.txt").write_bytes("cat\ndog\n".encode("utf-16")),
@@ -186,9 +189,9 @@ def test_init_says_what_it_found_and_its_recipe_passes_the_check(
     assert done.out.splitlines()[:5] == [
         "classes  4 in classes.txt",
         "images   40, of 40x40",
-        "         left out: 1 .txt",
+        "         skipped: 1 .txt",
         "labeled  18, of 40x40",
-        "         6 images a class, 3 classes",
+        "         6 images per class, 3 classes",
     ]
     assert 'no images of "red fox"' in done.out
     text = Path("line3.yaml").read_text()
@@ -202,7 +205,7 @@ def test_init_says_what_it_found_and_its_recipe_passes_the_check(
 def test_init_removes_a_recipe_whose_weights_are_not_there(kdedge: Run, project: Path) -> None:
     fails(kdedge(*INIT, "--student", "ViT-B-16:gone.pt"), 3, "there is no file")
     fails(kdedge(*INIT, "--student", "ViT-B-61:openai"), 2, "ViT-B-61", "ViT-B-16")
-    fails(kdedge(*INIT, "--teacher", "RN50:openai"), 2, "no layers that take visual prompts")
+    fails(kdedge(*INIT, "--teacher", "RN50:openai"), 2, "no layers that take them")
     assert not Path("line3.yaml").exists()
 
 
@@ -216,9 +219,9 @@ def test_all_sizes_that_do_not_fit_are_said_at_once(kdedge: Run, project: Path) 
         done = kdedge(command, "r.yaml", *given)
         fails(
             *(done, 2),
-            "r.yaml:10: teacher.settings.prompt_depth_text is 9, and the text encoder of teacher"
+            "r.yaml:10: teacher.settings.prompt_depth_text is 9, but the text encoder of teacher"
             " has 3 layers.\n  Set it to 3 or less.",
-            "r.yaml:10: teacher.settings.prompt_depth_vision is 5, and the image encoder of teacher"
+            "r.yaml:10: teacher.settings.prompt_depth_vision is 5, but the image encoder of teacher"
             " has 4 layers.",
             "--set student.settings.prompt_depth: student.settings.prompt_depth is 6, and the image"
             " encoder of student has 3 layers.",
@@ -256,10 +259,8 @@ def test_a_class_without_labels_is_named_and_the_others_are_taught(
     done = kdedge("check", "r.yaml", "--set", "data.split=all", "--set", f"data.labeled={labeled}")
     assert done.code == 0, done.err
     assert 'data.labeled has no images of 1 of 4 classes: "dog".' in done.err
-    assert "data.labeled: 1 of 19 images have no label and are left out, the first is" in done.err
-    is_said = (
-        "data.labeled: files that are not read as images are left out: 1 __MACOSX." in done.err
-    )
+    assert "data.labeled: 1 of 19 images have no label and are skipped; the first is" in done.err
+    is_said = "data.labeled: files that are not read as images are skipped: 1 __MACOSX." in done.err
     assert is_said == (kind == "folder")
     assert re.search(r"teacher: images +18 used of 19", done.out)
 
@@ -305,7 +306,7 @@ def test_a_class_name_that_is_there_twice_is_named_with_both_lines(
     kdedge: Run, project: Path
 ) -> None:
     Path("classes.txt").write_text("cat\ndog\nred fox\ndog\n")
-    fails(kdedge("check", "r.yaml"), 3, 'classes.txt: "dog" is there twice, in line 2 and line 4.')
+    fails(kdedge("check", "r.yaml"), 3, 'classes.txt: "dog" appears twice, in line 2 and line 4.')
 
 
 def test_a_class_name_longer_than_the_context_is_named_and_never_cut(
@@ -365,9 +366,9 @@ def test_a_typo_is_answered_with_its_line_and_the_nearest_name(
         (
             "student.settings.prompt_depth=9",
             2,
-            "prompt_depth is 9, and the image encoder of student",
+            "prompt_depth is 9, but the image encoder of student",
         ),
-        ("teacher.settings.prompt_depth_text=9", 2, "prompt_depth_text is 9, and the text encoder"),
+        ("teacher.settings.prompt_depth_text=9", 2, "prompt_depth_text is 9, but the text encoder"),
         ("student.optim.batch_size=1", 3, "raise optim.batch_size"),
         ("student.method=promtkd", 2, "Did you mean promptkd?"),
         ("student.weights=gone.pt", 3, "--set student.weights: student.weights: there is no file"),
@@ -507,7 +508,7 @@ def test_backbone_weights_that_were_replaced_after_training_are_refused(
     torch.save(state, "other.pt")
     replace("student.pt", "other.pt")
     message = "student.safetensors was trained on another backbone "
-    fails(kdedge("eval", "tiny/02"), 3, message, "its recipe.yaml names them")
+    fails(kdedge("eval", "tiny/02"), 3, message, "recipe.yaml names.")
     replace("student.pt", "teacher.pt")  # of other sizes
     fails(kdedge("eval", "tiny/02"), 3, message)
     replace("teacher.pt", "other.pt")

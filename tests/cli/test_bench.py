@@ -182,7 +182,7 @@ def test_a_trained_baseline_brings_its_accuracy(exported: Path, kdedge: Kdedge) 
 def test_a_run_without_an_export_says_what_is_missing(trained: Path, kdedge: Kdedge) -> None:
     done = kdedge("bench", *QUICK, "--against", "none")
     assert done.code == 0, done.err
-    assert "Left out: tiny/02 folded: it is not exported; kdedge export" in done.out
+    assert "Left out: tiny/02 folded: not exported yet; export with kdedge export" in done.out
 
 
 def test_a_run_whose_teacher_is_gone_is_measured_without_it(trained: Path, kdedge: Kdedge) -> None:
@@ -344,7 +344,7 @@ def test_a_regression_ends_in_exit_6_after_the_table(exported: Path, kdedge: Kde
     Path("faster.json").write_text(json.dumps(values))
     done = kdedge("bench", file, *QUICK, "--all", "--baseline", "faster.json")
     assert done.code == 6
-    assert "FPS: images a second by batch" in done.out
+    assert "FPS: images per second by batch" in done.out
     assert "3 of 3 medians are more than 5 % above faster.json" in done.err
 
 
@@ -380,7 +380,7 @@ def test_ctrl_c_keeps_what_was_measured(
     before_each_run(monkeypatch, interrupt)
     done = kdedge("bench", ARTIFACT, *QUICK, "--output", "b.json")
     assert done.code == 130
-    assert "Left out: all that follows: the measurement was interrupted" in done.out
+    assert "Left out: the remaining measurements: the measurement was interrupted" in done.out
     rows = read("b.json")["rows"]
     assert {m["batch"] for row in rows for m in row["measurements"]} == {1}
 
@@ -415,7 +415,7 @@ def test_ratios_are_against_one_row_or_there_is_none(exported: Path, kdedge: Kde
     assert kdedge("bench", ARTIFACT, *QUICK, "--output", "b.json").code == 0
     record = read("b.json")
     assert record["baseline"] == "model.onnx"
-    assert record["left_out"]["model.onnx, batch 2"] == "it takes 1 a call"
+    assert record["left_out"]["model.onnx, batch 2"] == "it takes 1 per call"
     for row in record["rows"]:
         has_ratio = {m["batch"]: m["ratio"] is not None for m in row["measurements"]}
         assert has_ratio[1]
@@ -435,4 +435,4 @@ def test_a_folder_that_is_not_there_is_found_before_anything_is_measured(
 ) -> None:
     done = kdedge("bench", ARTIFACT, *QUICK, "--output", "results/b.json")
     assert (done.code, done.out) == (2, "")
-    assert "results/b.json cannot be written: there is no folder results." in done.err
+    assert "results/b.json cannot be written: the folder results does not exist." in done.err

@@ -52,7 +52,7 @@ def test_eval_and_bench_say_how_many_test_images_are_others(
         done = kdedge(*command)
         assert done.code == 0, done.err
         assert "The images of tiny/02 have changed since it was trained" in done.err
-        assert "2 of 20 test images are gone or unreadable" in done.err
+        assert "2 of 20 test images are missing or unreadable" in done.err
         assert "1 of 20 test images changed; 1 test images are new" in done.err
 
 
@@ -64,7 +64,7 @@ def test_export_says_how_many_unlabeled_images_are_gone_but_not_of_others_named_
     remove_ten_unlabeled_images()
     done = kdedge("export", "tiny/02")
     assert done.code == 0, done.err
-    assert "10 of 40 unlabeled images are gone or unreadable" in done.err
+    assert "10 of 40 unlabeled images are missing or unreadable" in done.err
     done = kdedge("export", "tiny/02", "--set", "data.unlabeled.folder=labeled")
     assert done.code == 0, done.err
     assert "have changed" not in done.err
@@ -76,9 +76,9 @@ def test_of_a_run_without_image_lists_it_is_said_that_they_differ(
     change_one_test_image()
     (STUDENT / "image_lists.safetensors").unlink()
     done = kdedge("eval", "tiny/02")
-    assert "the test images are others, and how many is not recorded" in done.err
+    assert "the test images differ; how many is not recorded" in done.err
     (STUDENT / "image_lists.safetensors").write_bytes(b"damaged")
-    assert "the test images are others" in kdedge("eval", "tiny/02").err
+    assert "the test images differ" in kdedge("eval", "tiny/02").err
 
 
 def test_a_run_that_cannot_go_on_as_its_images_have_changed_says_so(
@@ -88,7 +88,7 @@ def test_a_run_that_cannot_go_on_as_its_images_have_changed_says_so(
     remove_ten_unlabeled_images()
     done = kdedge("distill", "r.yaml", "--resume")
     assert done.code == 0, done.err
-    changes = "10 of 40 unlabeled images are gone or unreadable"
+    changes = "10 of 40 unlabeled images are missing or unreadable"
     assert f"was interrupted with different training images: {changes}.\n  Restore them" in done.err
     assert done.err.count(changes) == 1
     assert Path("runs/tiny/03/student.safetensors").is_file()

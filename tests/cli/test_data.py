@@ -146,10 +146,10 @@ def test_a_set_that_differs_ends_in_exit_code_3_after_the_table(kdedge, publishe
     assert code == 3
     assert "3.png: not an image" in out
     assert out.endswith(
-        "val has 1 images that cannot be read.\ntest lacks the files of 1 of 2 images.\n"
+        "val has 1 images that cannot be read.\ntest lacks 1 of its 2 image files.\n"
     )
-    assert "data/sun397 is not the published small: 2 differences." in err
-    assert err.endswith("Move what differs away and run: kdedge data fetch small\n")
+    assert "data/sun397 differs from the published small: 2 differences." in err
+    assert err.endswith("Move the files that differ away, and run: kdedge data fetch small\n")
 
 
 def test_what_is_missing_as_a_whole_is_fetched(kdedge, published, tmp_path):
@@ -157,7 +157,7 @@ def test_what_is_missing_as_a_whole_is_fetched(kdedge, published, tmp_path):
     (tmp_path / "data/sun397" / sun397.SPLIT_FILE).unlink()
     code, _, err = kdedge("verify", "small")
     assert code == 3
-    assert err.endswith("What is missing is fetched by: kdedge data fetch small\n")
+    assert err.endswith("Fetch what is missing: kdedge data fetch small\n")
 
 
 def test_without_a_network_the_exit_code_is_4(kdedge, install_benchmark):
@@ -202,4 +202,4 @@ def test_without_a_network_a_dataset_of_the_hub_ends_in_exit_code_4(tmp_path):
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path)},
     )
     assert (done.returncode, done.stdout) == (4, "")
-    assert "hf://datasets/owner/animals cannot be fetched" in done.stderr
+    assert "hf://datasets/owner/animals cannot be downloaded" in done.stderr

@@ -66,7 +66,7 @@ def test_a_bare_export_writes_the_newest_students_float32_file(
     assert file["gate"] == "passed"
     assert file["parity"]["n_images"] == file["parity"]["n_labeled"] == 20
     assert file["parity"]["agreement_percent"] == 100
-    assert "GFLOPs an image" in done.out
+    assert "GFLOPs per image" in done.out
     assert f"Wrote {ARTIFACT}" in done.out
     assert f"Next: kdedge predict {ARTIFACT} IMAGE" in done.out
 
@@ -163,7 +163,7 @@ def test_a_new_class_is_encoded_by_the_teacher_where_it_is_at_hand(
     Path("runs/tiny/03").rename("runs/tiny/01")  # another teacher in its place
     done = kdedge("export", "tiny/02", "--classes", "more.txt", "--output", "again")
     assert done.code == 3
-    assert "runs/tiny/01 is not the one that made the stored vectors" in done.err
+    assert "runs/tiny/01 did not make the stored vectors" in done.err
 
     shutil.rmtree("runs/tiny/01")
     done = kdedge("export", "tiny/02", "--classes", "more.txt", "--output", "again")
@@ -300,14 +300,14 @@ def test_a_record_changed_by_hand_is_refused_until_it_is_resealed_and_show_says_
         assert f"kdedge export {artifact} --reseal" in done.err
     done = kdedge("export", str(artifact), "--reseal", "--fp16")
     assert done.code == 2
-    assert "goes with an artifact's folder and nothing else" in done.err
+    assert "takes an artifact's folder and no other option" in done.err
     done = kdedge("export", str(artifact), "--reseal")
     assert done.code == 0, done.err
-    assert "Resealed" in done.out
+    assert "Accepted" in done.out
     assert kdedge("predict", str(artifact), "test/cat").code == 0
     assert "changed by hand and accepted with --reseal" in kdedge("show", str(artifact)).out
     assert "nothing to accept" in kdedge("export", str(artifact), "--reseal").out
-    assert "as it was exported" in kdedge("show", str(exported)).out
+    assert "unchanged since its export" in kdedge("show", str(exported)).out
 
 
 def test_a_server_gets_nothing_where_the_engine_for_it_is_missing(
@@ -443,10 +443,10 @@ def test_options_that_shape_the_graph_do_not_go_with_an_artifact(
 ) -> None:
     done = kdedge("export", str(exported), "--trt", "--head", "argmax")
     assert done.code == 2
-    assert "--head does not go with an artifact" in done.err
+    assert "is an artifact, and --head works only with a run" in done.err
     done = kdedge("export", str(exported))
     assert done.code == 2
-    assert "is exported already" in done.err
+    assert "is an artifact" in done.err
 
 
 def test_on_the_device_only_the_engines_gates_count(

@@ -38,5 +38,8 @@ def test_a_number_of_images_per_class_is_drawn_by_seed_from_a_source_with_labels
 def test_images_without_a_class_cannot_be_counted_by_class(kdedge: Run, trained: Path) -> None:
     done = distill(kdedge, "data.unlabeled={folder: pool, per_class: 3}")
     assert (done.code, done.out) == (3, "")
-    assert "data.unlabeled.per_class is 3, which needs each image's class for the draw:" in done.err
-    assert "Leave per_class out to use all images, whatever they show." in done.err
+    assert (
+        "data.unlabeled.per_class is 3, and drawing images per class needs their labels:"
+        in done.err
+    )
+    assert "Remove per_class to use all images without labels." in done.err

@@ -70,7 +70,7 @@ def test_an_imported_promptsrc_teacher_has_the_same_class_vectors_and_accuracy(
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("model-best.pth.tar, epoch 20\n")
     assert re.search(
-        r"^Left out, of no use here: prompt_learner\.ZS_image_encoder\.\* \(\d+ keys\),"
+        r"^Not needed: prompt_learner\.ZS_image_encoder\.\* \(\d+ keys\),"
         r" prompt_learner\.token_prefix, prompt_learner\.token_suffix\.$",
         done.out,
         re.MULTILINE,

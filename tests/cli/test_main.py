@@ -141,6 +141,11 @@ def test_no_command_at_all_is_a_usage_error_that_shows_the_help():
     assert "Start:" in done.stderr
 
 
+def test_the_help_begins_with_three_commands_each_on_its_own_line():
+    lines = kdedge("--help").stdout.splitlines()
+    assert [line.split()[-1] for line in lines[4:7]] == ["demo", "FILE", "NAME.yaml"]
+
+
 def test_the_version_is_printed():
     assert kdedge("--version").stdout == "kdedge 0.1.0\n"
 

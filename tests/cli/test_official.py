@@ -50,10 +50,10 @@ def test_official_results_are_marked_where_they_are_shown(kdedge: Run) -> None:
     assert kdedge("distill", "r.yaml").code == 0
     done = kdedge("distill", "r.yaml", *OPTIONS)
     assert "teacher, official" in done.out
-    assert "student, official: its epoch was chosen on test images" in done.out
+    assert "student, official: its epoch was chosen on the test images" in done.out
     shown = kdedge("show", "tiny/04").out
-    assert "official, as the public code" in shown
-    assert "student, official: its epoch was chosen on test images" in shown
+    assert "official, as in the public code" in shown
+    assert "student, official: its epoch was chosen on the test images" in shown
     assert "student, official: its epoch" in kdedge("eval", "tiny/04").out
     for command in (("show", "tiny/02"), ("eval", "tiny/02")):
         assert "official" not in kdedge(*command).out
@@ -74,7 +74,9 @@ def test_an_official_run_without_test_images_cannot_choose(kdedge: Run) -> None:
     for command in ("check", "distill"):
         done = kdedge(command, "r.yaml", *OPTIONS, "--set", "data.test=null")
         assert done.code == 2
-        assert "The recipe has no data.test, and selection: test chooses an epoch by it" in done.err
+        assert (
+            "The recipe has no data.test, and selection: test chooses the epoch on it" in done.err
+        )
     assert not Path("runs").exists()
 
 

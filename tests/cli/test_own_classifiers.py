@@ -102,7 +102,9 @@ def test_classes_go_by_name_and_others_are_not_known(
     assert json.loads(kdedge("eval", "--json").out)["per_class"] == before
     Path("classes.txt").write_text("cat\ndog\nred fox\nlorry\n")
     Path("test/school bus").rename("test/lorry")
-    fails(kdedge("eval"), 3, "1 class names have no part in runs/tiny/01/baseline", "first 'lorry'")
+    fails(
+        kdedge("eval"), 3, "1 class names have no tensors in runs/tiny/01/baseline", "first 'lorry'"
+    )
 
 
 @METHODS
@@ -178,7 +180,7 @@ def test_clip_pr_is_no_teacher_and_cannot_be_exported(kdedge: Run, project: Path
     pytest.importorskip("onnx")
     train(kdedge, "clip_pr")
     fails(kdedge("export", "tiny/01"), 2, reason, "it can neither teach a student nor be exported")
-    fails(kdedge("bench", "tiny/01"), 2, "it is measured beside another run")
+    fails(kdedge("bench", "tiny/01"), 2, "it can only be measured beside another run")
     assert "kdedge bench" not in kdedge("report", "tiny/01").out
     shutil.rmtree("runs")
     given = ("--set", "teacher.method=clip_pr", "--set", "teacher.settings={}")
@@ -225,8 +227,8 @@ def test_fewer_images_than_a_batch_are_one_batch(kdedge: Run, project: Path, met
     [
         ({**SENTENCES, "lorry": ["big."]}, 'texts.json:15: "lorry" is not in the class list.'),
         ({**SENTENCES, "cat": []}, 'texts.json:6: "cat" has an empty list'),
-        ({"cat": ["it purrs."]}, 'texts.json has nothing for 3 of 4 classes, first "dog"'),
-        (["cat"], "texts.json holds no object"),
+        ({"cat": ["it purrs."]}, 'texts.json has no sentences for 3 of 4 classes, first "dog"'),
+        (["cat"], "texts.json does not hold a JSON object"),
         ({**SENTENCES, "cat": ["purr " * 90]}, "A text needs 92 tokens"),
     ],
 )

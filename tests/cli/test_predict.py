@@ -227,7 +227,7 @@ def test_an_output_file_without_any_line_is_not_kept(work: Path) -> None:
     arguments = ("predict", "art", "-", "--format", "csv", "--output", "o.csv")
     code, lines, err = feed(b"", *arguments)
     assert (code, lines) == (3, [])
-    assert "Standard input had no image" in err
+    assert "Standard input has no image" in err
     assert not Path("o.csv").exists()
     assert feed((work / "pics/a.jpg").read_bytes(), *arguments)[0] == 0
     assert Path("o.csv").read_text().startswith("image,class,score_percent,error\nstdin:1,red,")
@@ -280,12 +280,12 @@ def test_a_full_disk_is_told_and_keeps_the_lines_that_found_room(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("art", ""), 2, "PATH is empty: name an image or a folder"),
+        (("art", ""), 2, "PATH is empty text. Name an image or a folder"),
         (("art", "x" * 300), 3, "cannot be read: file name too long"),
         (("x" * 300, "pics"), 3, "cannot be read: file name too long"),
         (("art", "pics", "--output", "x" * 300), 7, "could not be written: file name too long"),
         (("art",), 2, "Name images, a folder, - for standard input, or --camera N."),
-        (("art", "pics", "--camera", "0"), 2, "name one of them"),
+        (("art", "pics", "--camera", "0"), 2, "give only one of them"),
         (("art", "-", "pics"), 2, "cannot be combined"),
         (("art", "nowhere.jpg"), 3, "nowhere.jpg does not exist"),
         (("art", "empty"), 3, "empty has no image files; found nothing at all"),
@@ -326,7 +326,7 @@ def test_an_artifact_of_a_newer_version_is_refused(work: Path, kdedge: Run) -> N
     path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
     done = kdedge("predict", "art", "pics")
     assert done.code == 4
-    assert "Install the newer one here, from its wheel or its folder." in done.err
+    assert "Install the newer kdedge here, from its wheel or its folder." in done.err
 
 
 @pytest.mark.parametrize(
@@ -345,12 +345,12 @@ def test_answers_that_are_not_finite_have_a_count_and_a_message_of_their_own(
     done = kdedge("predict", "overflow", "pics")
     broken = [line for line in done.out.splitlines() if "broken.jpg" in line]
     assert done.out.splitlines()[0] == (
-        f"pics/a.jpg  no answer: the model gives NaN or infinity{hint}"
+        f"pics/a.jpg  no prediction: the model gives NaN or infinity{hint}"
     )
     assert broken[0].startswith("pics/broken.jpg  unreadable: ")
-    assert "4 images: 0 classified, 1 unreadable, 3 without a finite answer; " in done.err
+    assert "4 images: 0 classified, 1 unreadable, 3 without finite logits; " in done.err
     assert done.err.endswith(
-        "kdedge: overflow/model.onnx gives NaN or infinity for 3 images, and no other was"
+        "kdedge: overflow/model.onnx gives NaN or infinity for 3 images, and no image was"
         f" classified.\n  {remedy}\n"
     )
     assert done.code == 3
@@ -437,7 +437,7 @@ def test_a_stream_of_jpegs_is_classified_frame_by_frame_as_they_arrive(work: Pat
 def test_an_empty_stream_is_an_error() -> None:
     code, lines, err = feed(b"", "predict", "art", "-")
     assert (code, lines) == (3, [])
-    assert err.startswith("kdedge: Standard input had no image.")
+    assert err.startswith("kdedge: Standard input has no image.")
 
 
 def test_ctrl_c_keeps_the_lines_that_were_written(work: Path) -> None:

@@ -116,10 +116,10 @@ def test_uncertainty_needs_scores_and_an_end(kdedge: Run, device: Any) -> None:
     device._make_artifact(Path("ranks"), head="argmax")
     refused = kdedge("predict", "ranks", "pics", "--uncertain", "1")
     assert refused.code == RecipeError.exit_code
-    assert "--uncertain: ranks was exported with the head argmax" in refused.err
+    assert "--uncertain: ranks was exported with --head argmax" in refused.err
     endless = kdedge("predict", "art", "--camera", "0", "--uncertain", "1")
     assert endless.code == RecipeError.exit_code
-    assert "--uncertain needs an end" in endless.err
+    assert "--uncertain needs all images first" in endless.err
 
 
 @pytest.mark.usefixtures("work")
@@ -139,7 +139,7 @@ def test_every_nth_frame_of_a_video_is_named_by_file_number_and_time(kdedge: Run
     Path("v.mp4").rename("folder/v.mp4")
     Path("out/v-000001.jpg").rename("folder/image.jpg")
     done = kdedge("predict", "art", "folder")
-    assert "folder: left out are 1 .mp4.\n  Name each video itself." in done.err
+    assert "folder: skipped files: 1 .mp4.\n  To classify a video, give its path." in done.err
 
 
 def test_a_turned_video_is_shown_upright(tmp_path: Path) -> None:

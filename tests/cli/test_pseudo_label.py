@@ -209,7 +209,7 @@ def test_another_class_is_another_training_and_the_order_of_the_lines_is_none(
     ("arguments", "code", "message"),
     [
         (["--per-class", "0"], 2, "0 is not in the range x>=1"),
-        (["--per-class", "11"], 3, "There are 40 unlabeled images, and 11 for each of 4 classes"),
+        (["--per-class", "11"], 3, "There are 40 unlabeled images, but 11 for each of 4 classes"),
         (["--method", "zero"], 2, 'There is no method "zero"'),
         (["--method", "promptkd"], 2, "promptkd learns from a teacher"),
         (["--set", "data.unlabeled=null"], 2, "no data.unlabeled, and they are to get"),
@@ -260,7 +260,7 @@ def test_a_file_without_the_images_that_it_is_of_is_refused(kdedge: Run, project
     fails(kdedge(*COOP, *given), 3, f"there is no file {project / LABELS}")
     Path(LABELS).touch()
     fails(kdedge(*COOP, *given, "--set", "data.unlabeled=null"), 2, "pseudo_labels without unl")
-    fails(kdedge(*rounds_of("fpl"), *given), 2, "pseudo_label chooses its pseudo-labels itself")
+    fails(kdedge(*rounds_of("fpl"), *given), 2, "pseudo_label makes its own pseudo-labels")
 
 
 # Methods that choose their own
@@ -368,7 +368,7 @@ def test_too_few_unlabeled_images_are_said_before_a_run_is_made(kdedge: Run, pro
     fails(
         kdedge(*rounds_of("fpl"), *many),
         3,
-        "There are 40 unlabeled images, and 21 for each of 2 classes are 42.",
+        "There are 40 unlabeled images, but 21 for each of 2 classes need 42.",
         "set per_class to 20 or less",
     )
     fails(kdedge(*rounds_of("fpl"), "--set", "baseline.settings.per_class=0"), 2, "at least 1")

@@ -140,5 +140,5 @@ def test_more_processes_than_images_in_a_batch_is_an_error(
     )
     _, said = process.communicate()
     assert process.returncode != 0
-    assert "2 processes share batches of 1 images; each needs one" in said
+    assert "2 processes share batches of 1 images, and each needs at least one" in said
     assert not Path("runs/tiny/03").exists()

@@ -53,11 +53,14 @@ def test_train_sets_the_baselines_whatever_its_method_declares(kdedge: Run, proj
     [
         (
             ("--epochs", "1", "--set", "student.optim.epochs=2"),
-            "--epochs and --set student.optim.epochs: give one of them.",
+            "--epochs and --set student.optim.epochs set the same key: give only one of them.",
         ),
         (("--epochs", "0"), "student.optim.epochs must be at least 1, got 0."),
         (("--lr", "nan"), "student.optim.lr must be a finite number, got nan."),
-        (("--temperature", "2"), "is set by --set KEY=VALUE; see kdedge schema."),
+        (
+            ("--temperature", "2"),
+            "Set a key of the recipe with --set KEY=VALUE; `kdedge schema` lists the keys.",
+        ),
         (("--epoch", "2"), "Did you mean"),
     ],
 )

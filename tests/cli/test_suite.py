@@ -267,7 +267,7 @@ def test_other_test_images_are_measured_and_nothing_is_trained_for_them(
         done = kdedge("suite", "s.yaml", "--json")
         assert done.code == 0, done.err
         (cell,) = json.loads(done.out)["cells"]
-        is_said = f"{cell['run']} was measured on other images and is measured anew." in done.err
+        is_said = f"{cell['run']} was measured on other images; measuring it again." in done.err
         found.append((cell["result"]["n_images"], is_said))
         plain = kdedge("eval", cell["run"], "--json", "--set", "data.test={list: test.csv}")
         assert cell["result"]["all"] == json.loads(plain.out)["all"]
@@ -313,7 +313,7 @@ def test_interrupted_and_killed_in_the_middle_it_ends_in_the_same_table(
     assert process.wait() == 130, process.stderr
     assert process.stderr.endswith(
         "kdedge: Interrupted in tiny, promptkd, seed 1; 0 of 2 cells are finished.\n"
-        "  Run the same command to go on from there.\n"
+        "  Run the same command to continue.\n"
     )
     assert json.loads((student / "provenance.json").read_text())["status"] == "interrupted"
 
@@ -445,7 +445,7 @@ def test_what_a_failed_training_was_for_fails_with_it(far: Path, kdedge: Run) ->
     done = kdedge("suite", "s.yaml")
     assert done.code == 3, done.err
     assert "kdedge: 2 of 3 cells failed.\n" in done.err
-    assert "tiny, CoOp, seed 1, whose run it measures, did not finish." in done.err
+    assert "tiny, CoOp, seed 1, whose run this cell measures, did not finish." in done.err
     assert states(kdedge) == {("CoOp", 1): "failed", ("zeroshot", 1): "finished"}
 
 
@@ -469,7 +469,7 @@ def test_two_running_cells_are_interrupted_and_killed_and_end_in_the_same_table(
     assert process.wait() == 130, process.stderr
     assert process.stderr.endswith(
         "kdedge: Interrupted in tiny, promptkd, seed 1 and tiny, promptkd, seed 2; 0 of 2 cells are"
-        " finished.\n  Run the same command to go on from there.\n"
+        " finished.\n  Run the same command to continue.\n"
     )
     assert set(states(kdedge).values()) == {"interrupted"}
 
@@ -483,7 +483,7 @@ def test_two_running_cells_are_interrupted_and_killed_and_end_in_the_same_table(
 
     process = start(*command)
     assert process.wait() == 0, process.stderr
-    assert "its process outlived a suite that was killed and is waited for." in process.stderr
+    assert "its process still runs, from a suite that was killed; waiting for it." in process.stderr
     assert (project / "suites/long/table.csv").read_bytes() == undisturbed
     assert len(list(project.glob("runs/tiny/*/provenance.json"))) == 4
 

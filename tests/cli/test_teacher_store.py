@@ -145,8 +145,8 @@ def test_shards_fill_their_part_and_distill_the_rest(trained: Path, kdedge: Any)
     [
         (("--store",), 2, "student.views is 0: the teacher runs in every step"),
         (("--shard", "1/2"), 2, "add --store"),
-        (("--store", "--shard", "3/2"), 2, "3/2 is not I/N with I from 1 to N"),
-        (("--store", "--shard", "two"), 2, "two is not I/N"),
+        (("--store", "--shard", "3/2"), 2, "3/2 is not a part of the form I/N with I from 1 to N"),
+        (("--store", "--shard", "two"), 2, "two is not a part"),
         (
             ("--store", "--shard", "1/2", "--set", "student.views=1", "--set", "seed=7"),
             2,

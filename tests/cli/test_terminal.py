@@ -67,5 +67,5 @@ def test_errors_have_a_color_where_it_is_shown(
 def test_a_command_that_loads_pytorch_says_so_first(tmp_path: Path) -> None:
     command = ("distill", "demo", "--runs", str(tmp_path), "--device", "nope")
     assert run(*command, on_terminal=False) == (
-        "Loading PyTorch.\nkdedge: --device nope is no device.\n  Use cpu, cuda or cuda:0.\n"
+        "Loading PyTorch.\nkdedge: --device nope is not a device.\n  Use cpu, cuda or cuda:0.\n"
     )

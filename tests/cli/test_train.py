@@ -192,7 +192,7 @@ def test_zeroshot_has_nothing_to_train_and_is_measured_without_labeled_images(
         (
             ["--method", "vpt"],
             2,
-            "baseline.settings.prompt_depth is 12, and the image encoder of student has 3 layers.\n"
+            "baseline.settings.prompt_depth is 12, but the image encoder of student has 3 layers.\n"
             "  Set it to 3 or less.",
         ),
         (
@@ -274,7 +274,7 @@ def test_class_specific_contexts_go_by_name_and_know_no_other(kdedge: Run, proje
     Path("classes.txt").write_text("cat\ndog\nred fox\nlorry\n")
     Path("test/school bus").rename("test/lorry")
     done = kdedge("eval")
-    fails(done, 3, "1 class names have no part in runs/tiny/01/baseline", "first 'lorry'")
+    fails(done, 3, "1 class names have no tensors in runs/tiny/01/baseline", "first 'lorry'")
 
 
 # Prompt methods as teachers

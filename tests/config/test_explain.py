@@ -57,7 +57,7 @@ def test_an_overridden_setting_is_named_by_its_flag():
 
 
 def test_a_key_that_resembles_none_is_answered_with_all_that_are_known():
-    assert "Known here: kd_weight, mode, prompt_depth, sizes." in explain({"zzz": 1})
+    assert "Known keys: kd_weight, mode, prompt_depth, sizes." in explain({"zzz": 1})
 
 
 def test_a_check_of_the_whole_model_stands_at_its_key():

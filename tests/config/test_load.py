@@ -309,7 +309,7 @@ def test_a_dataset_on_the_hub_has_parts_and_no_path(tmp_path):
 def test_a_file_in_place_of_a_folder_is_named(tmp_path):
     (tmp_path / "cams").write_text("x")
     (tmp_path / "test").mkdir()
-    with pytest.raises(DataError, match="must be a folder, and is a file"):
+    with pytest.raises(DataError, match="must be a folder, but is a file"):
         check_paths(load_recipe(write(tmp_path, GOOD)))
 
 

@@ -217,8 +217,7 @@ def test_old_keys_are_told_once_with_the_new_form(
     assert told == (
         f"{path}: student.settings has keys of recipes of version 1 (temperature, kd_weight)."
         " They still work.\n"
-        "  The new form, below student.settings, is"
-        " losses: {kl: {weight: 200.0, temperature: 2.0}}"
+        "  The new form, below student.settings: losses: {kl: {weight: 200.0, temperature: 2.0}}"
     )
 
 

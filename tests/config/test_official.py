@@ -99,9 +99,7 @@ def test_an_image_of_a_benchmark_set_weighs_no_more_than_sun397s_unless_official
     ],
 )
 def test_a_key_that_says_other_than_official_is_refused(path: Path, key: str, value: str) -> None:
-    with pytest.raises(
-        RecipeError, match=rf"official: true, which sets {key} to \S+, and gives it"
-    ):
+    with pytest.raises(RecipeError, match=rf"official: true, which sets {key} to \S+, but sets it"):
         load_recipe(path, ["official=true", f"{key}={value}"])
 
 

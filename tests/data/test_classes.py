@@ -28,9 +28,9 @@ def test_only_blank_lines_are_skipped(path):
 
 
 def test_a_name_that_is_there_twice_is_named_with_both_lines(path):
-    with pytest.raises(DataError, match='"cat" is there twice, in line 1 and line 4'):
+    with pytest.raises(DataError, match='"cat" appears twice, in line 1 and line 4'):
         names_of(path, b"cat\n\ndog\ncat \n")
-    with pytest.raises(DataError, match='"red fox" is there twice, in line 1 and line 2'):
+    with pytest.raises(DataError, match='"red fox" appears twice, in line 1 and line 2'):
         names_of(path, b"red fox\nred_fox\n")
 
 
@@ -54,7 +54,7 @@ def test_what_is_no_class_list_is_refused(path, data, message):
 def test_a_recipe_is_no_class_list_though_its_lines_would_do(path, name):
     recipe = path.with_name(name)
     recipe.write_text("name: line3\nclasses: {file: classes.txt}\n")
-    with pytest.raises(DataError, match=f"{name} is not a class list, which is plain text"):
+    with pytest.raises(DataError, match=f"{name} is not a class list in plain text"):
         read_class_file(recipe)
 
 

@@ -50,14 +50,14 @@ def test_the_limit_is_the_last_count_that_is_accepted(source):
     with pytest.raises(DataError) as caught:
         check_limit(result, 1, "data.unlabeled (/cams)")
     message = str(caught.value)
-    assert "data.unlabeled (/cams): 2 of 23 images are unreadable, at most 1" in message
+    assert "data.unlabeled (/cams): 2 of 23 images are unreadable, and the limit is 1" in message
     assert "image-0: the file is empty." in message
     assert "data.max_bad_images" in message
 
 
 def test_no_readable_image_is_an_error_whatever_the_limit(source):
     source.files = [b""] * 23
-    with pytest.raises(DataError, match="None is left to work with"):
+    with pytest.raises(DataError, match="No image can be read"):
         check_limit(scan(source), 100, "data.unlabeled")
 
 

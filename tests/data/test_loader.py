@@ -394,7 +394,7 @@ def test_a_worker_without_room_for_a_batch_is_a_resource_error_and_no_hang():
     loading = evaluation_batches(
         Cramped(), range(4), preprocess=PREPROCESS, batch_size=4, n_workers=1
     )
-    with pytest.raises(ResourceError, match=r"no room to hand over a batch.*\n.*/dev/shm"):
+    with pytest.raises(ResourceError, match=r"no shared memory for a batch.*\n.*/dev/shm"):
         next(loading)
 
 

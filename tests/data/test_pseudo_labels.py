@@ -106,7 +106,7 @@ def test_fewer_images_than_the_classes_are_to_have_are_refused_with_what_would_d
     with pytest.raises(DataError) as error:
         most_probable(table, 3, classes=range(3))
     assert str(error.value) == (
-        "There are 7 unlabeled images, and 3 for each of 3 classes are 9.\n"
+        "There are 7 unlabeled images, but 3 for each of 3 classes need 9.\n"
         "  Add images, or set per_class to 2 or less."
     )
     with pytest.raises(DataError, match=r"are 3\.\n  Add images\.$"):
@@ -155,15 +155,15 @@ def test_a_person_may_correct_classes_remove_lines_and_leave_blank_ones(tmp_path
         ('"red fox"', '"red_foxx"', ':3: "red_foxx" is not a class name (nearest: "red fox").'),
         ('"red fox"', "2", ":3: 2 is not a class name."),
         ("b/ä.jpg", "b/a.jpg", ':3: data.unlabeled has no image "b/a.jpg".'),
-        ("b/ä.jpg", "c.jpg", ":3: the image 'c.jpg' is there twice, first in line 2."),
+        ("b/ä.jpg", "c.jpg", ":3: the image 'c.jpg' appears twice, first in line 2."),
         ('"confidence": 1.0', '"confidence": 1.5', ":3: confidence is 1.5, expected a number"),
         ('"confidence": 1.0', '"confidence": true', ":3: confidence is true, expected a number"),
         ('"confidence": 1.0', '"confidence": NaN', ":3: confidence is NaN, expected a number"),
         (', "confidence": 1.0', "", ":3: expected an object with image, class, confidence, got im"),
         ('{"image": "b/ä.jpg", ', '["image", ', ":3: not a JSON object: Expecting ',' delim"),
         ('"red fox", "confidence": 1.0}', '"red f', ":3: not a JSON object: Unterminated string"),
-        ('fox"', 'fox", "class": "dog"', ':3: not a JSON object: "class" is there twice.\n  Each'),
-        ('{"format"', '{"Format"', ":1: the first line does not say what made these"),
+        ('fox"', 'fox", "class": "dog"', ':3: not a JSON object: "class" appears twice.\n  Each'),
+        ('{"format"', '{"Format"', ":1: the first line does not have the origin of these"),
     ],
 )
 def test_what_is_wrong_in_a_line_is_said_with_its_number(
@@ -180,7 +180,9 @@ def test_what_is_wrong_in_a_line_is_said_with_its_number(
 
 def test_a_file_of_other_classes_or_images_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "labels.jsonl")
-    with pytest.raises(DataError, match="was made for another class list than the 4 names here"):
+    with pytest.raises(
+        DataError, match="was made for another class list than this recipe's 4 names"
+    ):
         read(path, names=(*NAMES[1:], NAMES[0]))
     with pytest.raises(DataError, match=r"for other images than the 3 of data\.unlabeled"):
         read(path, image_list="6" * 64)

@@ -56,7 +56,7 @@ def test_a_set_as_published_has_no_problems(read_images, root):
 def test_missing_images_are_counted_in_their_part(root, image):
     image("c/2.jpg").unlink()
     found = verify(SMALL, root, read_images=True)
-    assert found.problems == ("val lacks the files of 1 of 2 images.",)
+    assert found.problems == ("val lacks 1 of its 2 image files.",)
 
 
 def test_images_that_cannot_be_read_are_listed_where_they_are_read(root, image):
@@ -73,8 +73,8 @@ def test_a_class_without_images_in_a_part_is_a_problem(root):
     path.write_text(json.dumps({**SPLIT, "val": rows}))
     found = verify(SMALL, root, read_images=False)
     assert found.problems == (
-        "val lacks the files of 1 of 2 images.",
-        "val has images of 1 of 2 classes.",
+        "val lacks 1 of its 2 image files.",
+        "val has images of only 1 of 2 classes.",
     )
 
 
@@ -95,7 +95,7 @@ def test_a_known_hash_is_compared(root):
 
     assert problems(digest) == ()
     (problem,) = problems("0" * 64)
-    assert problem.endswith(f"has the SHA-256 {digest}, published is {'0' * 64}.")
+    assert problem.endswith(f"has the SHA-256 {digest}, the published file {'0' * 64}.")
 
 
 def test_class_names_are_compared_with_those_of_the_sets_own_files(root):
@@ -119,7 +119,7 @@ def test_an_image_whose_name_no_file_can_have_is_missing(root):
     rows = [["a/2.jpg", 0, "abbey"], [f"c/{'n' * 300}.jpg", 1, "church"]]
     path.write_text(json.dumps({**SPLIT, "val": rows}))
     found = verify(SMALL, root, read_images=True)
-    assert found.problems == ("val lacks the files of 1 of 2 images.",)
+    assert found.problems == ("val lacks 1 of its 2 image files.",)
 
 
 def test_what_is_wrong_is_said_beside_what_is_missing(root):

@@ -124,7 +124,10 @@ def test_one_that_declares_as_version_0_1_did_says_what_to_declare(
     assert declaration in train.err
     assert methods.code == 0
     assert re.search(r"^toy +\?", methods.out, re.MULTILINE)
-    assert f"are unknown for toy.\n  METHOD: {declaration}" in methods.err
+    assert (
+        f"toy cannot be loaded; the table has only their names.\n  METHOD: {declaration}"
+        in methods.err
+    )
 
 
 STUDENT = '''

@@ -92,7 +92,7 @@ def test_a_sample_has_its_picture_its_answers_and_its_class(
     (section,) = [section for section in chapter.sections if section.anchor == "samples"]
     right, wrong, unsure = section.blocks
     assert [block.title.partition(",")[0] for block in section.blocks] == [
-        *("Right", "Wrong", "Most unsure")
+        *("Right", "Wrong", "Lowest confidence")
     ]
     assert right.images[0].top == [("cat", "75.00"), ("dog", "25.00")]
     assert first_pixel(right.images[0].picture) == [0, 40, 200]

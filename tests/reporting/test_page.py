@@ -84,9 +84,9 @@ def test_everything_of_a_run_is_there(whole_report: Report, page: Page) -> None:
     )
     for name in whole_report.pictures:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
-    for title in ("What was done", "Training", "Calibration", "Speed", "Provenance"):
+    for title in ("Method and data", "Training", "Calibration", "Speed", "Provenance"):
         assert title in page.text
-    assert "adds it to the next report" not in page.text
+    assert "To add it to the next report" not in page.text
 
 
 def test_the_first_figures_are_the_runs_own_and_what_it_gained(make_run: MakeRun) -> None:
@@ -140,7 +140,9 @@ def test_what_is_not_recorded_is_left_out_with_the_command_that_makes_it(
     make_run: MakeRun, only: str, expected: list[str]
 ) -> None:
     run = make_run(only=only)
-    found = re.findall(r"No [\w ]+ here: (kdedge \w+)", said(run))
+    found = re.findall(
+        r"No [\w ]+ yet\. To add it to the next report, run: (kdedge \w+)", said(run)
+    )
     assert list(dict.fromkeys(found)) == expected
     assert ("training" in plots(run)) == ("metrics" in only)
     assert ("gains" in plots(run)) == ("eval" in only)
@@ -159,7 +161,10 @@ def test_a_run_evaluated_before_details_were_kept_has_its_accuracies(make_run: M
     run = make_run()
     run.evaluation_details.unlink()
     assert "Top-1 accuracy" in said(run)
-    assert "No confusions and calibration here: kdedge eval" in said(run)
+    assert (
+        "No confusions and calibration yet. To add it to the next report, run: kdedge eval"
+        in said(run)
+    )
     assert plots(run) == ["accuracy-latency", "training", "gains"]
 
 
@@ -191,7 +196,8 @@ def test_what_was_kept_of_the_teacher_is_the_headline(make_run: MakeRun) -> None
     speed["rows"][1]["gate"] = "passed"
     (run.path / "bench/01.json").write_text(json.dumps(speed), encoding="utf-8")
     headline = (
-        "student keeps 50 % of the teacher, 86x fewer operations, 1 ms, INT8 agrees on 95.0 %"
+        "student keeps 50 % of the teacher's accuracy, 86x fewer operations, 1 ms, INT8"
+        " agrees on 95.0 %"
     )
     assert make_chapters([gather(run)])[0].headline == headline
     assert headline in said(run)
@@ -223,7 +229,7 @@ def test_a_damaged_record_costs_its_part_and_nothing_else(make_run: MakeRun, fil
     path.write_text(path.read_text(encoding="utf-8")[5:], encoding="utf-8")
     (problem,) = gather(run).problems
     assert str(path) in problem
-    assert said(run).count("Left out, as it is damaged") == 1
+    assert said(run).count("Left out because it is damaged") == 1
     assert len(plots(run)) >= 3
 
 
@@ -239,7 +245,7 @@ def test_a_line_that_is_being_written_is_not_damage(make_run: MakeRun) -> None:
 def test_worst_images_are_small_pictures_in_the_page(page: Page) -> None:
     assert len([source for source in page.sources if source.startswith("data:image/jpeg")]) == 2
     assert "no picture" in page.text
-    assert "1 of these images are not there any more" in page.text
+    assert "1 of these images no longer exist" in page.text
     assert "no finite scores" in page.text
 
 
@@ -274,10 +280,10 @@ def test_several_runs_are_compared_first(make_run: MakeRun) -> None:
     written = write_report([gather(run) for run in runs])
     html = written.page.read_text(encoding="utf-8")
     page = Page(html)
-    assert page.text.index("Comparison") < page.text.index("What was done")
+    assert page.text.index("Comparison") < page.text.index("Method and data")
     assert "tiny/01: student" in page.text
     assert "tiny/02: i8.onnx" in page.text
-    assert "Measured on another machine, so in its own chapter: tiny/03." in page.text
+    assert "Measured on another machine, so shown only in its chapter: tiny/03." in page.text
     assert {"accuracy-latency.png", "tiny-01-gains.png"} <= set(written.pictures)
     assert len(set(written.pictures)) == len(written.pictures)
     ids = re.findall(r' id="([^"]+)"', html)
@@ -296,7 +302,7 @@ def test_latencies_are_all_of_one_batch(make_run: MakeRun) -> None:
     (latencies,) = re.findall(
         r"Table\(title='Latency, images in its memory'.*?caption='.*?'", said(run)
     )
-    assert "ms a call at batch 1, images in its memory" in latencies
+    assert "ms per call at batch 1, images in its memory" in latencies
     assert "'CLIP', '4" in latencies
     assert "77.7" not in latencies
     assert "i8.onnx" not in latencies

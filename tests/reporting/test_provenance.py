@@ -25,7 +25,7 @@ def test_a_files_row_has_each_figure_in_its_column(make_run: Callable[..., RunFo
         accuracy_drop=2.5,
     )
     table = files_table(replace(artifact, files=(plain, replace(int8, parity=parity))))
-    assert table.header[5:] == ["agreement", "accuracy", "of float32", "drop", "images"]
+    assert table.header[5:] == ["agreement", "accuracy", "float32", "drop", "images"]
     assert table.rows == [
         ["model.onnx", "fp32", "not measured", "-", "2", "-", "-", "-", "-", "-"],
         [

@@ -67,8 +67,8 @@ def test_every_figure_has_its_column() -> None:
     assert rows_of(blocks, "Latency, images in its memory") == [
         ["m.onnx", "4", "8", "12.0", "1.0", "2.00", "1.50-3.00", "20"]
     ]
-    assert rows_of(blocks, "Images a second") == [["m.onnx", "250", "500"]]
-    assert rows_of(blocks, "From file to answer") == [
+    assert rows_of(blocks, "Images per second") == [["m.onnx", "250", "500"]]
+    assert rows_of(blocks, "From file to prediction") == [
         ["m.onnx", "40.0", "80.0", "120", "1.0", "25.0"]
     ]
     assert rows_of(blocks, "Power and energy") == [["m.onnx", "1", "10.0", "0.04"]]

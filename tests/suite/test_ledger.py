@@ -224,7 +224,7 @@ def test_a_damaged_record_is_an_error_that_says_what_to_do(
     values = json.loads(file.read_text())
     damage(values)
     file.write_text(json.dumps(values))
-    with pytest.raises(DataError, match="Remove it: the cell then runs again"):
+    with pytest.raises(DataError, match="Remove it and run the suite again"):
         folder.failure(cell)
 
 

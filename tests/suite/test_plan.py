@@ -112,7 +112,7 @@ def test_pseudo_labels_that_a_row_would_not_read_are_found_with_it(
     plan_of: PlanOf, tmp_path: Path, method: str
 ) -> None:
     (tmp_path / "labels.jsonl").touch()
-    with pytest.raises(RecipeError, match=f"{method} learns from unlabeled images without their"):
+    with pytest.raises(RecipeError, match=f"{method} uses no labels"):
         plan_of(f"{{method: {method}, set: {{data.pseudo_labels: labels.jsonl}}}}")
 
 
@@ -186,13 +186,13 @@ def test_a_recipe_of_the_suite_may_be_the_one_that_a_row_is_trained_on(
     [
         (
             "promptkd, trained_on: tiny.yaml",
-            "row answers only for the class names that its teacher",
+            "row can only predict the class names that its teacher",
         ),
-        ("zeroshot, trained_on: tiny.yaml", "row is trained on nothing.\n  Leave trained_on out"),
+        ("zeroshot, trained_on: tiny.yaml", "row is not trained.\n  Remove trained_on"),
         (
             "clip_pr, trained_on: tiny.yaml",
-            "row trains something of its own for each class of tiny, and 1 of the 2 classes of"
-            ' other are not among them, first "owl".\n  Leave trained_on out of this row.',
+            "row trains separate tensors for each class of tiny, and 1 of the 2 classes of"
+            ' other are not among them, first "owl".\n  Remove trained_on from this row.',
         ),
         ("coop, trained_on: tyni.yaml", "there is no recipe tyni.yaml.\n  Did you mean tiny.yaml?"),
     ],
@@ -241,13 +241,13 @@ def test_a_row_of_single_classes_is_measured_where_it_was_trained_on_all_of_them
         ("{method: coop, set: {teacher: {method: coop}}}", "does not depend on teacher."),
         ("{role: teacher, method: coop, set: {student.x: 1}}", "does not depend on student."),
         ("{method: promptkd, set: {baseline.method: coop}}", "does not depend on baseline."),
-        ("{name: x, role: teacher, method: promptkd}", "promptkd learns from a teacher itself."),
+        ("{name: x, role: teacher, method: promptkd}", "promptkd needs a teacher itself"),
         (
             "{method: upl, set: {data.pseudo_labels: teacher.pt}}",
-            "upl chooses its pseudo-labels itself, and the recipe has data.pseudo_labels.",
+            "upl makes its own pseudo-labels, but the recipe has data.pseudo_labels.",
         ),
         ("{name: x, role: teacher, method: cocoop}", "it can neither teach a student"),
-        ("{method: promptkd, set: {teacher.method: promptkd}}", "learns from a teacher itself."),
+        ("{method: promptkd, set: {teacher.method: promptkd}}", "needs a teacher itself"),
         (
             "promptkd, {name: same, method: promptkd, set: {optim.epochs: 2}}",
             "s.yaml:3: the row same is the same as promptkd on tiny",
@@ -283,7 +283,7 @@ def test_files_that_are_not_there_are_found_before_anything_runs(
 
 
 def test_recipes_without_test_images_are_refused(plan_of: PlanOf) -> None:
-    with pytest.raises(RecipeError, match=r"has no data.test, and a suite is a table"):
+    with pytest.raises(RecipeError, match=r"has no data.test, but a suite needs accuracies"):
         plan_of("coop", more="set: {data.test: null}\n")
 
 

@@ -49,9 +49,9 @@ def test_the_message_of_its_error_is_given_and_the_log_grows(tmp_path: Path) -> 
     ended = run(tmp_path, "show", "nothing", "--runs", str(tmp_path))
     message = f"kdedge: nothing is neither a run folder nor the name of a run in {tmp_path}."
     assert (ended.code, ended.stdout) == (2, "")
-    assert ended.last_lines == (message, "  There: no run.")
+    assert ended.last_lines == (message, "  Known: none.")
     log = (tmp_path / "cell.log").read_text()
-    assert log == f"kdedge: an older error\n{message}\n  There: no run.\n"
+    assert log == f"kdedge: an older error\n{message}\n  Known: none.\n"
 
 
 def test_another_process_with_its_lock_is_waited_for(tmp_path: Path) -> None:

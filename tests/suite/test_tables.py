@@ -246,7 +246,7 @@ def test_rows_on_other_test_images_than_the_published_are_marked(
     lines = make_lines(plan, outcomes)
     (grid,) = make_grids(plan, lines)
     assert [row[0] for row in grid.rows] == ["coop", "promptkd ‡"]
-    assert "‡ a set's own rule" in to_markdown(plan, lines)
+    assert "‡ not CoOp's test images" in to_markdown(plan, lines)
     rows = csv.DictReader(io.StringIO(to_csv(lines)))
     assert [row["own_split"] for row in rows] == ["no", "yes"]
 

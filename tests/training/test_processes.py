@@ -114,7 +114,7 @@ def test_an_exchange_that_one_has_no_room_for_is_given_up_by_all(worked: list[An
 def test_a_process_that_dies_ends_the_others_with_a_message(pair: Pair) -> None:
     (code, _, said), (dead, _, _) = pair("death")
     assert (code, dead) == (7, 9)
-    assert "Another process of this training has ended, and the 2 of them need each other" in said
+    assert "Another of the 2 processes of this training has ended" in said
     assert "--resume" in said
 
 

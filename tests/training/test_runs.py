@@ -328,7 +328,7 @@ def test_without_a_student_any_finished_run_is_taken(tmp_path: Path) -> None:
     [
         ("lime3", "Did you mean line3"),
         ("line3/09", "Did you mean line3"),
-        ("zzz", "There: big, big/01, line3"),
+        ("zzz", "Known: big, big/01, line3"),
         ("open", "open/01 (interrupted)"),
         ("", "neither"),
         ("..", "neither"),
@@ -345,5 +345,5 @@ def test_an_unknown_run_is_an_error_that_says_what_there_is(
 def test_no_run_at_all_is_an_error_that_says_how_to_train_one(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="kdedge distill"):
         find_run(None, tmp_path)
-    with pytest.raises(RecipeError, match="There: no run"):
+    with pytest.raises(RecipeError, match="Known: none"):
         find_run("line3", tmp_path)

@@ -1,4 +1,4 @@
-"""The benchmark sets: one file a set, found by its name, which is that of CoOp's config file.
+"""The benchmark sets: one file per set, named after CoOp's config file.
 
 A set's file holds `SET`. Installed packages join through the entry-point group
 `kdedge.benchmarks`: an entry point's name is that of the `Benchmark` that it points to.
@@ -36,12 +36,12 @@ _GROUP = "kdedge.benchmarks"
 
 
 def list_benchmarks() -> list[str]:
-    """Gives the names of the sets, without importing them."""
+    """Returns the names of the sets, without importing them."""
     return sorted({*_own_names(), *_outside()})
 
 
 def load_benchmark(name: str) -> Benchmark:
-    """Gives one benchmark set; a package's cannot take the name of one of kdedge's own.
+    """Returns a benchmark set. A package's set cannot replace one of kdedge's.
 
     Raises:
         DataError: there is none of that name.
@@ -70,13 +70,13 @@ def _load_outside(point: EntryPoint) -> Benchmark:
     try:
         found = point.load()
         is_usable = isinstance(found, Benchmark) and found.name == point.name
-        reason = f"it is no kdedge.data.benchmarks.Benchmark named {point.name!r}"
-    except Exception as error:  # whatever a package of others raises at import
+        reason = f"it is not a kdedge.data.benchmarks.Benchmark named {point.name!r}"
+    except Exception as error:  # a foreign package may raise anything at import
         is_usable, reason = False, f"{type(error).__name__}: {error}".rstrip(".")
     if not is_usable:
         raise SetupError(
             f'The benchmark set "{point.name}" from {point.value} cannot be used: {reason}.\n'
-            "  Update or remove the package that it comes from."
+            "  Update or remove the package that provides it."
         )
     assert isinstance(found, Benchmark)
     return found

@@ -1,4 +1,4 @@
-"""Reads the sets' own annotation files: lines of text, MATLAB arrays."""
+"""Reads the annotation files of sets: lines of text, MATLAB arrays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdedge.errors import DataError, MissingPackage
 
 
 def read_lines(path: Path) -> list[str]:
-    """Gives the lines of a UTF-8 text file, without blanks around them and without empty ones.
+    """Returns the stripped, non-empty lines of a UTF-8 text file.
 
     Raises:
         DataError: it cannot be read, or is not UTF-8.
@@ -23,21 +23,19 @@ def read_lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise DataError(
-            f"{path} cannot be read: {str(reason).lower()}.\n  Get the set's file once more."
+            f"{path} cannot be read: {str(reason).lower()}.\n  Get the set's file again."
         ) from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def unexpected(path: Path, got: str, expected: str) -> DataError:
-    """Gives the error for an annotation that differs from the published files."""
-    return DataError(
-        f"{path} has {got!r:.120}, expected {expected}.\n  Get the set's file once more."
-    )
+    """Returns the error for an annotation that differs from the published files."""
+    return DataError(f"{path} has {got!r:.120}, expected {expected}.\n  Get the set's file again.")
 
 
 @contextlib.contextmanager
 def well_formed(path: Path) -> Iterator[None]:
-    """Context for parsing a file's values: errors of the parser become errors of the file.
+    """Context for parsing a file's values: parser errors become a DataError about the file.
 
     Raises:
         DataError: a value is missing, or of another kind than in the published file.
@@ -47,12 +45,12 @@ def well_formed(path: Path) -> Iterator[None]:
     except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{path} has other values than the published file: {type(error).__name__},"
-            f" {error!s:.80}.\n  Get the set's file once more."
+            f" {error!s:.80}.\n  Get the set's file again."
         ) from error
 
 
 def read_mat(path: Path, name: str) -> Any:
-    """Gives a variable of a MATLAB file, an array without dimensions of length 1.
+    """Returns a variable of a MATLAB file, an array without dimensions of length 1.
 
     Raises:
         MissingPackage: scipy, which reads them, is not installed.
@@ -74,14 +72,14 @@ def read_mat(path: Path, name: str) -> Any:
         values = loadmat(path, squeeze_me=True)
     except damaged as error:
         raise DataError(
-            f"{path} cannot be read as a MATLAB file: {error}.\n  Get the set's file once more."
+            f"{path} cannot be read as a MATLAB file: {error}.\n  Get the set's file again."
         ) from error
     with well_formed(path):
         return values[name]
 
 
 def folders_in(folder: Path) -> list[str]:
-    """Gives the names of the folders in a folder, sorted, without hidden ones.
+    """Returns the sorted names of the folders in a folder, without hidden ones.
 
     Raises:
         DataError: it cannot be listed.
@@ -90,7 +88,7 @@ def folders_in(folder: Path) -> list[str]:
 
 
 def images_in(folder: Path) -> list[str]:
-    """Gives the names of the image files in a folder, sorted, without hidden ones.
+    """Returns the sorted names of the image files in a folder, without hidden ones.
 
     Raises:
         DataError: it cannot be listed.
@@ -105,7 +103,7 @@ def _listed(folder: Path) -> list[Path]:
     except OSError as error:
         raise DataError(
             f"{folder} cannot be listed: {str(error.strerror).lower()}.\n"
-            "  Get the set's images once more."
+            "  Get the set's images again."
         ) from error
 
 

@@ -16,14 +16,15 @@ class Benchmark(ABC):
     """One set.
 
     Attributes:
-        name: that of CoOp's config file, and of the file here.
+        name: name of CoOp's config file and of the set's file here.
         about: description; the first line is its title.
-        folder: its own below that of all sets, as CoOp's DATASETS.md names it.
-        template: text around a class name, as in CoOp's trainers/zsclip.py: CUSTOM_TEMPLATES.
+        folder: its folder below the root of all sets, as in CoOp's DATASETS.md.
+        template: text with `{}` for the class name, from CoOp's trainers/zsclip.py
+            (CUSTOM_TEMPLATES).
         license: terms of its images, one sentence.
-        n_classes: of the published split.
+        n_classes: classes of the published split.
         n_images: part (train, val or test) -> images of the published split.
-        downloads: files of the published set, without those that only the set's own rule reads.
+        downloads: files of the published set, without those that only kdedge's own split reads.
     """
 
     name: str
@@ -36,22 +37,22 @@ class Benchmark(ABC):
     downloads: tuple[Download, ...]
 
     def has_published_parts(self, folder: Path) -> bool:
-        """Whether its parts are those of the published tables; otherwise a rule makes others.
+        """Whether its parts are those of the published tables; otherwise kdedge splits the images.
 
         Args:
-            folder: its own.
+            folder: the set's folder.
         """
         return True
 
     @abstractmethod
     def class_names(self, root: Path) -> tuple[str, ...]:
-        """Gives the names in label order.
+        """Returns the names in label order.
 
         Args:
             root: folder of the benchmark sets.
 
         Raises:
-            DataError: the file of names is missing, or differs from the published set.
+            DataError: the file of class names is missing, or differs from the published one.
             MissingPackage: ImageNet's list of names is missing, and so is open_clip.
         """
 
@@ -68,7 +69,7 @@ class Benchmark(ABC):
             labeled: labels are positions in `class_names`.
 
         Raises:
-            DataError: the set is not there or not the published one, there is no such part, or the
-                class list lacks some of the set's names.
+            DataError: the set is missing or differs from the published one, there is no such part,
+                or the class list lacks some of the set's names.
             MissingPackage: ImageNet's list of names is missing, and so is open_clip.
         """

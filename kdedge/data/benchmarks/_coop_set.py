@@ -1,4 +1,4 @@
-"""A set in CoOp's layout: its published split file or, without it, the set's own rule."""
+"""A set in CoOp's layout: with its published split file or, without it, a split of kdedge's."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ class CoopSet(Benchmark):
     """One set.
 
     Attributes:
-        image_root: folder below its own from which the split file's paths start; "" for its own.
+        image_root: folder, below the set's, that paths in the split file start at; "" for the
+            set's.
         images: paths below its folder that hold the images.
-        split_file: name of CoOp's file; None where CoOp takes the parts that the set itself has.
-        own_split: makes a split by the set's own rule from what `own_reads` names.
-        own_reads: paths below its folder.
+        split_file: name of CoOp's file; None if CoOp uses the set's official parts.
+        own_split: makes kdedge's split of the set, from the files of `own_reads`.
+        own_reads: paths below the set's folder.
     """
 
     image_root: str
@@ -55,8 +56,8 @@ class CoopSet(Benchmark):
         )
         if part == "test" and not self.has_published_parts(folder):
             log.warning(
-                "%s is not there, so the set's own rule divides the images: this is not CoOp's"
-                " split, and accuracies do not compare with published ones.\n  To get it: %s.",
+                "%s is missing, so kdedge splits the images itself: this is not CoOp's split. Do"
+                " not compare accuracies with published ones.\n  To get it: %s.",
                 folder / str(self.split_file),
                 self._origin,
             )
@@ -71,7 +72,7 @@ class CoopSet(Benchmark):
         return self.split_file is not None and is_there(folder / self.split_file)
 
     def read_split(self, folder: Path) -> Split:
-        """Reads CoOp's file, which is in the set's folder.
+        """Reads CoOp's split file in the set's folder.
 
         Raises:
             DataError: it is not a split file.
@@ -86,7 +87,7 @@ class CoopSet(Benchmark):
 
     @property
     def _origin(self) -> str:
-        """The origin of the file that defines the parts."""
+        """Where to get the file that defines the parts."""
         gives = self.split_file or self.images[0]
         return next(describe(file) for file in self.downloads if file.gives == gives)
 
@@ -100,7 +101,7 @@ class CoopSet(Benchmark):
         if is_split:
             split, what = self.read_split(folder), str(folder / str(self.split_file))
         else:
-            split, what = self.own_split(folder), f"{folder}, by the set's own rule,"
+            split, what = self.own_split(folder), f"{folder}, split by kdedge,"
             check_rows(split, what=str(folder))
         check_counts(
             split,

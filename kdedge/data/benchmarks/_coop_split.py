@@ -1,4 +1,4 @@
-"""Reads CoOp's split files, on which the published tables rest (arXiv:2109.01134).
+"""Reads CoOp's split files, which the published tables use (arXiv:2109.01134).
 
 A split file is a JSON object with `train`, `val` and `test`, each a list of
 `[path below the image folder, label, class name]`.
@@ -94,15 +94,15 @@ def _read_entry(entry: Any, where: str) -> tuple[str, int, str]:
 def _check_path(text: str, where: str) -> None:
     path = PurePosixPath(text)
     if path.is_absolute() or ".." in path.parts or "\0" in text or "\\" in text:
-        raise DataError(f"{where}: {text!r:.200} leads out of the image folder.")
+        raise DataError(f"{where}: {text!r:.200} is outside of the image folder.")
     try:
         os.fsencode(text)
     except UnicodeEncodeError as error:
-        raise DataError(f"{where}: {text!r:.200} cannot be the name of a file.") from error
+        raise DataError(f"{where}: {text!r:.200} cannot be a file name.") from error
 
 
 def check_rows(split: Split, *, what: str) -> None:
-    """Checks a split that a set's own rule made of untrusted annotations.
+    """Checks a split that kdedge made from untrusted annotations.
 
     Args:
         split: as made.
@@ -112,13 +112,13 @@ def check_rows(split: Split, *, what: str) -> None:
         DataError: a path leaves the image folder, a label has no name, a name has two labels.
     """
     if len(set(split.class_names)) != len(split.class_names):
-        raise DataError(f"{what} has a class name twice.\n  Get the set's files once more.")
+        raise DataError(f"{what} has a class name twice.\n  Download the set's files again.")
     for path, label in itertools.chain.from_iterable(split.parts.values()):
         _check_path(path, what)
         if not 0 <= label < len(split.class_names):
             raise DataError(
                 f"{what}: {path} is of class {label}, counted from 0, and there are names of"
-                f" {len(split.class_names)}.\n  Get the set's files once more."
+                f" {len(split.class_names)}.\n  Get the set's files again."
             )
 
 
@@ -126,7 +126,7 @@ def _contiguous_names(names: Mapping[int, str], path: Path) -> tuple[str, ...]:
     if not names:
         raise DataError(f"{path} lists no images.")
     if sorted(names) != list(range(len(names))):
-        # Some, and not all up to the last label, which may be any number
+        # Only some: the last label may be any number
         missing = [*itertools.islice((i for i in itertools.count() if i not in names), 5)]
         raise DataError(
             f"{path} has {len(names)} labels from {min(names)} to {max(names)}, expected 0 to"
@@ -135,7 +135,7 @@ def _contiguous_names(names: Mapping[int, str], path: Path) -> tuple[str, ...]:
     if len(set(names.values())) != len(names):
         raise DataError(
             f"{path} has {len(names)} labels for {len(set(names.values()))} class names; expected"
-            " one name a label."
+            " one name per label."
         )
     return tuple(names[label] for label in range(len(names)))
 
@@ -166,9 +166,9 @@ def check_counts(
 def open_part(
     folder: Path, split: Split, *, part: str, class_names: Sequence[str], labeled: bool
 ) -> FileSource:
-    """Gives one part of a set, with labels as positions in `class_names`.
+    """Returns one part of a set, with labels as positions in `class_names`.
 
-    Images are in the split file's order; their keys are their paths below the image folder.
+    Images are in the split file's order; their keys are paths relative to the image folder.
 
     Raises:
         DataError: no such part, or the class list lacks the set's class names.
@@ -188,7 +188,7 @@ def open_part(
         raise DataError(
             f"the class list lacks {len(unknown)} of the benchmark set's {len(positions)} class"
             f" names: {name_some(unknown)}.\n"
-            "  Set classes to the benchmark, so that both have the same names."
+            "  Set classes to the benchmark set, so that both have the same names."
         )
     items = [Item(relative, positions[label]) for relative, label in rows]
     return FileSource(folder, names, items)

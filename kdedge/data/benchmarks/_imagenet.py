@@ -1,12 +1,12 @@
-"""What ImageNet and its variants share: class names by WordNet id, and folders of images.
+"""Common parts of ImageNet and its variants: class names by WordNet id, folders of images.
 
-Names are those of CoOp's `classnames.txt` where it is there, in the set's own folder or ImageNet's;
-else those of open_clip's IMAGENET_CLASSNAMES, a later revision of the same list that differs in
+Names come from CoOp's `classnames.txt` in the set's folder or ImageNet's, if it exists. Otherwise
+they come from open_clip's IMAGENET_CLASSNAMES, a later revision of the same list that differs in
 some names (both are CLIP's, github.com/openai/CLIP).
 
-CLIP's list has two names twice, "missile" and "sunglasses". kdedge tells classes by their names, so
-one of each pair has WordNet's own here: two of ImageNet's 1000 texts differ from CoOp's, which has
-equal texts for different classes and so can never name the second of a pair.
+CLIP's list has "missile" and "sunglasses" twice. kdedge identifies classes by name, so one of each
+pair gets WordNet's name here. Two of ImageNet's 1000 texts thus differ from CoOp's, whose equal
+texts can never predict the second class of a pair.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _WORDNET_NAMES = {"n04008634": "projectile", "n04355933": "sunglass"}
 
 @dataclass(frozen=True)
 class FolderSet(Benchmark):
-    """ImageNet or a variant of it; a variant has its test images for training, too.
+    """ImageNet or a variant of it; a variant uses its test images for training, too.
 
     Attributes:
         images: part -> folder of class folders, below the set's.
@@ -83,8 +83,8 @@ class FolderSet(Benchmark):
         n_published = self.n_images.get(part, self.n_images["test"])
         if len(rows) != n_published:
             raise DataError(
-                f"{folder} has {len(rows)} images, the published set {n_published}.\n"
-                "  Get the set once more; it is used only when complete."
+                f"{folder} has {len(rows)} images, the published set has {n_published}.\n"
+                "  Get the set again; it is used only when complete."
             )
         split = Split(tuple(names.values()), {part: rows})
         return open_part(folder, split, part=part, class_names=class_names, labeled=labeled)
@@ -99,7 +99,7 @@ class FolderSet(Benchmark):
         if len(folders) != self.n_classes:
             raise DataError(
                 f"{folder} has {len(folders)} class folders, the published set"
-                f" {self.n_classes}.\n  Put the images of each class into a folder of its own."
+                f" has {self.n_classes}.\n  Put the images of each class into its own folder."
             )
         names = _read_names(root, self.folder)
         by_folder = (
@@ -145,7 +145,7 @@ def _names_of_open_clip(file: Path) -> dict[str, str]:
             "open_clip_torch", extra="train", purpose=f"ImageNet without {CLASS_NAMES}"
         ) from error
     log.warning(
-        "%s is not there: ImageNet's class names are open_clip's, some of which differ from"
+        "%s is missing: ImageNet's class names are open_clip's, some of which differ from"
         " CoOp's.\n  To get it: %s.",
         file,
         describe(CLASS_NAMES_DOWNLOAD),

@@ -1,4 +1,4 @@
-"""Addresses of the sets' files, and the error for files that are missing."""
+"""URLs of the sets' files, and the error for missing files."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from kdedge.data.benchmarks._download import Download
 from kdedge.errors import DataError
 
 MIRROR = "https://huggingface.co/zhengli97/prompt_learning_dataset"
-"""One zip a set, with its split file: all sets but ImageNet (PromptKD repository, DATASETS.md)."""
+"""One zip per set with its split file, but not ImageNet (PromptKD repository, DATASETS.md)."""
 
 _DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
 
 
 class MissingPartsError(DataError):
-    """Parts of a set are not in its folder."""
+    """Parts of a set are missing from its folder."""
 
 
 def google_drive(file_id: str) -> str:
-    """Gives the address of a file on Google Drive, without the page that asks about large ones."""
+    """Returns a Google Drive file's download address that skips the warning page of large files."""
     return f"{_DRIVE}{file_id}"
 
 
@@ -32,7 +32,7 @@ def mirror(
     sha256: str | None = None,
     n_bytes: int | None = None,
 ) -> Download:
-    """Gives a set's zip in the mirror, for one part of it.
+    """Returns a set's zip in the mirror, for one part of it.
 
     Args:
         name: of the zip.
@@ -68,14 +68,14 @@ def is_there(path: Path) -> bool:
     """Whether a path exists.
 
     Raises:
-        DataError: the folder that it is in may not be looked into.
+        DataError: its folder may not be read.
     """
     try:
         return path.exists()
     except OSError as error:
         raise DataError(
-            f"{path} cannot be looked at: {str(error.strerror).lower()}.\n"
-            "  Give yourself the right to read the folders of the sets, or name others."
+            f"{path} cannot be read: {str(error.strerror).lower()}.\n"
+            "  Allow your user to read the folders of the sets, or name other folders."
         ) from error
 
 
@@ -101,6 +101,7 @@ def require(name: str, folder: Path, needed: Iterable[str], downloads: Sequence[
         f"{folder} lacks {len(missing)} of {len(needed)} parts of the set. To get them:\n"
         f"  kdedge data fetch {name} --data {shlex.quote(str(folder.parent))}\n"
         f"  Or by hand:\n{lines}\n"
-        f"  All sets but ImageNet are also at {MIRROR}: a zip each, to unpack in {folder.parent}.\n"
+        f"  All sets but ImageNet are also at {MIRROR}: one zip per set; unpack it in"
+        f" {folder.parent}.\n"
         "  Or set data.root, or KDEDGE_DATA, to the folder that holds the sets."
     )

@@ -1,8 +1,7 @@
-"""Splits by the sets' own rules, for where CoOp's split file is not there.
+"""Splits of kdedge's own, for sets without CoOp's split file.
 
-The shares and the rounding are those with which CoOp made its files (github.com/KaiyangZhou/CoOp,
-datasets/dtd.py and datasets/oxford_pets.py); its random draw cannot be repeated, so that the images
-in each part are others.
+Shares and rounding are those of CoOp's code (github.com/KaiyangZhou/CoOp, datasets/dtd.py and
+datasets/oxford_pets.py). CoOp's random draw cannot be repeated, so each part has other images.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from kdedge.data.benchmarks._annotations import images_in
 from kdedge.data.benchmarks._coop_split import Split
 
 SEED = 1
-"""Of the draw: one split for all runs, whatever their seed. Ours."""
+"""Seed of the draw, the same for all runs. Our choice."""
 
 Rows = Sequence[tuple[str, int]]
 """Path below the image folder, label."""
@@ -55,7 +54,7 @@ def class_folders_in_three(root: Path, class_names: Mapping[str, str]) -> Split:
 
 
 def with_official_test(class_names: Sequence[str], training: Rows, test: Rows) -> Split:
-    """Keeps the official test images and takes 20 % of each class's others for val.
+    """Keeps the official test images, and takes 20 % of each class's other images for val.
 
     Args:
         class_names: in label order.

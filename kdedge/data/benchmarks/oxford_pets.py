@@ -1,8 +1,8 @@
 """OxfordPets: 37 breeds of cats and dogs (Parkhi et al., CVPR 2012), in CoOp's split.
 
-Labels are the annotation files' breed ids, which count the breeds by the alphabet whatever their
-case; a name is that of the image file without its number, in lower case
-(github.com/KaiyangZhou/CoOp, datasets/oxford_pets.py). Without the split file, the lists of
+Labels are the annotation files' breed ids, in alphabetical order ignoring case. Class names are
+image file names without the number, in lower case (github.com/KaiyangZhou/CoOp,
+datasets/oxford_pets.py). Without the split file, the lists of
 www.robots.ox.ac.uk/~vgg/data/pets/data/annotations.tar.gz are read.
 """
 

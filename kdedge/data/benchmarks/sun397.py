@@ -56,8 +56,8 @@ SET = CoopSet(
     image_root=IMAGES,
     images=(IMAGES,),
     split_file=SPLIT_FILE,
-    # CoOp's DATASETS.md; hash from tensorflow_datasets, sun397/checksums.tsv. That address gives
-    # nothing any more (github.com/pytorch/vision/issues/9348).
+    # CoOp's DATASETS.md; hash from tensorflow_datasets, sun397/checksums.tsv. The official URL is
+    # gone (github.com/pytorch/vision/issues/9348).
     downloads=(
         Download(
             name="SUN397.tar.gz",

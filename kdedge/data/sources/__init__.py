@@ -1,4 +1,4 @@
-"""Image sources: one file a kind, and what all of them share."""
+"""Image sources, one file per kind, and their common parts."""
 
 from kdedge.data.sources._labels import LabelIndex, describe_mismatch, name_some
 from kdedge.data.sources._protocol import (

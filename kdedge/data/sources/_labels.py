@@ -1,4 +1,4 @@
-"""From a source's label text (a folder's name, a CSV field) to a position in the class list."""
+"""Finds the position in the class list of a source's label (a folder's name, a CSV field)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MAX_NAMED = 8
 
 
 class LabelIndex:
-    """Finds class names, taking an underscore for a space where the exact name is not known.
+    """Finds class names; an underscore counts as a space unless the exact name is known.
 
     Args:
         class_names: in class-list order.
@@ -23,17 +23,17 @@ class LabelIndex:
         self._spaced = {name.replace("_", " "): i for i, name in enumerate(self.class_names)}
 
     def find(self, text: str) -> int | None:
-        """Gives the position of a class name, None where it is unknown."""
+        """Returns the position of a class name; None if unknown."""
         position = self._exact.get(text)
         return self._spaced.get(text.replace("_", " ")) if position is None else position
 
     def read(self, text: str, where: str, *, numbers: bool = True) -> int | None:
-        """Gives the position of a class name, or of a number that is a position in the list.
+        """Returns the position of a class name, or of a number that is a position in the list.
 
         Args:
-            text: a label as a source has it; "" for none, which gives None.
+            text: the source's label; "" for none, which gives None.
             where: the file and the row, for the message.
-            numbers: positions are accepted as well.
+            numbers: also accept positions.
 
         Raises:
             DataError: it is neither.
@@ -53,14 +53,14 @@ class LabelIndex:
         return position
 
     def nearest(self, text: str) -> str:
-        """Gives ` (nearest: "x")`, or nothing where no class name is like the text."""
+        """Returns ` (nearest: "x")`; an empty text if no class name is similar."""
         known = {name.replace("_", " ").casefold(): name for name in self.class_names}
         near = difflib.get_close_matches(text.replace("_", " ").casefold(), list(known), n=1)
         return f' (nearest: "{known[near[0]]}")' if near else ""
 
 
 def name_some(names: Iterable[str]) -> str:
-    """Gives the first names in quotes and how many more there are."""
+    """Returns the first names in quotes, and the number of others."""
     names = list(names)
     more = len(names) - _MAX_NAMED
     text = ", ".join(f'"{name}"' for name in names[:_MAX_NAMED])
@@ -68,9 +68,9 @@ def name_some(names: Iterable[str]) -> str:
 
 
 def describe_mismatch(found: Sequence[str], index: LabelIndex) -> str | None:
-    """Gives the line that says which folder names are no class names, None if all are some.
+    """Returns the line about folder names that are not class names; None if all are.
 
-    It names the classes without a folder, too: one of them may be meant.
+    It also lists the classes without a folder: one of them may be meant.
     """
     positions = {name: index.find(name) for name in found}
     present = set(positions.values())

@@ -1,4 +1,4 @@
-"""The protocol of a source: an ordered list of images, whose bytes can be read in any order."""
+"""The protocol of a source: an ordered list of images, readable in any order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from kdedge.runtime.preprocess import UnusableImage
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff")
-"""Extensions of image files that every Pillow reads, in lower case and without the dot.
+"""Extensions of image files that every build of Pillow reads, in lower case and without the dot.
 
 Folders and shards may hold more kinds: see `runtime.formats.more_extensions`.
 """
@@ -25,8 +25,9 @@ class Item:
     """One image of a source.
 
     Attributes:
-        key: names it in messages, records and the skip list; unique in its source.
-        label: its class as a position in the class list, or None where labels are absent or unused.
+        key: its name in messages and records; unique in its source.
+        label: its class as a position in the class list; None if there are no labels or they are
+            not used.
     """
 
     __slots__ = ("key", "label")
@@ -55,7 +56,7 @@ class Source(Protocol):
         ...
 
     def read(self, i: int) -> bytes:
-        """Gives the bytes of image i's file.
+        """Returns the bytes of image i's file.
 
         Raises:
             UnusableImage: they cannot be read.
@@ -64,9 +65,9 @@ class Source(Protocol):
 
 
 class Stamp(NamedTuple):
-    """A file's size in bytes, times of change in ns, and inode: one of them changes with its bytes.
+    """A file's size in bytes, times of change in ns, and inode; a change of its bytes changes one.
 
-    The time of change of the inode (ctime) cannot be set back as that of the content (mtime) can.
+    Unlike the content's time of change (mtime), that of the inode (ctime) cannot be set back.
     """
 
     size: int
@@ -76,7 +77,7 @@ class Stamp(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> Stamp:
-        """Gives the stamp of a file's status."""
+        """Returns the stamp of a file's status."""
         return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
@@ -84,10 +85,10 @@ class Location(NamedTuple):
     """Where the bytes of an image are.
 
     Attributes:
-        path: of the file, absolute.
-        position: of the image in a file that holds several, such as an offset or a row.
-        stamp: of the file when it was indexed; None where the file is opened anew for each image.
-        column: of the image, in a file with several images a row.
+        path: the file's absolute path.
+        position: of the image in a file with several, such as an offset or a row.
+        stamp: of the file when it was indexed; None if the file is opened for each image.
+        column: of the image, in a file with several images per row.
     """
 
     path: str
@@ -98,10 +99,10 @@ class Location(NamedTuple):
 
 @runtime_checkable
 class InFiles(Protocol):
-    """A source whose images are in files: a scan need not be repeated while they are unchanged."""
+    """A source whose images are in files, so that scans of unchanged files can be cached."""
 
     def location(self, i: int) -> Location:
-        """Gives the place of image i's bytes."""
+        """Returns the place of image i's bytes."""
         ...
 
 
@@ -117,7 +118,7 @@ class WithoutLabels:
         self._source = source
 
     def read(self, i: int) -> bytes:
-        """Gives the bytes of image i's file.
+        """Returns the bytes of image i's file.
 
         Raises:
             UnusableImage: they cannot be read.
@@ -137,7 +138,7 @@ class Joined:
         self._first, self._second = first, second
 
     def read(self, i: int) -> bytes:
-        """Gives the bytes of image i's file.
+        """Returns the bytes of image i's file.
 
         Raises:
             UnusableImage: they cannot be read.
@@ -150,8 +151,8 @@ class FileSource:
     """Image files.
 
     Attributes:
-        items: one a file.
-        left_out: kind -> number of files of a folder that are not among the images.
+        items: one per file.
+        left_out: kind -> number of a folder's files that are not images.
     """
 
     def __init__(
@@ -167,11 +168,11 @@ class FileSource:
         self._names = tuple(names)
 
     def path(self, i: int) -> Path:
-        """Gives image i's file, which need not be there."""
+        """Returns the path of image i's file, which may not exist."""
         return Path(self.location(i).path)
 
     def read(self, i: int) -> bytes:
-        """Gives the bytes of image i's file.
+        """Returns the bytes of image i's file.
 
         Raises:
             UnusableImage: the file cannot be read.
@@ -179,7 +180,7 @@ class FileSource:
         return read_file(self.path(i))
 
     def location(self, i: int) -> Location:
-        """Gives image i's file."""
+        """Returns image i's file."""
         return Location(os.path.join(self._folder, self._names[i]))  # noqa: PTH118 - 3 times faster
 
 
@@ -187,7 +188,7 @@ def read_file(path: Path) -> bytes:
     """Reads an image file.
 
     Raises:
-        UnusableImage: it is gone, may not be read, or is too large to be a photo.
+        UnusableImage: it is missing, may not be read, or is too large to be a photo.
     """
     try:
         with path.open("rb") as file:
@@ -195,12 +196,12 @@ def read_file(path: Path) -> bytes:
     except OSError as error:
         raise UnusableImage(f"cannot be read: {(error.strerror or str(error)).lower()}") from error
     if len(data) > MAX_FILE_BYTES:
-        raise UnusableImage(f"larger than {MAX_FILE_BYTES >> 20} MiB, which no photo is")
+        raise UnusableImage(f"larger than {MAX_FILE_BYTES >> 20} MiB, too large for a photo")
     return data
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file exists; False where that cannot be determined."""
+    """Whether a file exists; False if that cannot be determined."""
     try:
         return path.is_file()
     except (OSError, ValueError):  # a name too long, or with a zero byte in it
@@ -208,5 +209,5 @@ def is_file(path: Path) -> bool:
 
 
 def printable(name: str) -> str:
-    """Gives a file name as valid UTF-8, which names of files need not be."""
+    """Returns a file name as valid UTF-8; file names may be other bytes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

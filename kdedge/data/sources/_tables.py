@@ -1,7 +1,7 @@
-"""Images in the rows of a `datasets.Dataset`, whose Arrow files are mapped into memory.
+"""Images in the rows of a `datasets.Dataset`, with memory-mapped Arrow files.
 
 An image is a value of a column: its file's bytes, or a struct with a field `bytes`, as the Image
-feature of `datasets` is stored. It stays undecoded: kdedge decodes images itself, with its limits.
+feature of `datasets` is stored. `datasets` does not decode it; kdedge does, with its own limits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LABEL_COLUMNS = ("label", "labels")
 
 
 def need_datasets(purpose: str) -> Any:
-    """Gives the `datasets` package.
+    """Returns the `datasets` package.
 
     Raises:
         MissingPackage: it is not installed.
@@ -42,7 +42,7 @@ def need_datasets(purpose: str) -> Any:
 
 @contextlib.contextmanager
 def quiet(datasets: Any) -> Iterator[None]:
-    """Context in which `datasets` shows progress bars on terminals alone, and logs no errors."""
+    """Context in which `datasets` shows progress bars only on terminals, and logs no errors."""
     verbosity, hides_bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
@@ -61,8 +61,8 @@ class Columns:
 
     Attributes:
         image: the column of images.
-        label: the column of labels, None where there is none.
-        names: class names that its numbers stand for, None where the table does not say.
+        label: the column of labels; None without one.
+        names: class names of its numbers; None if the table does not have them.
     """
 
     image: str
@@ -71,7 +71,7 @@ class Columns:
 
 
 class TableFile(NamedTuple):
-    """A file of a data set as it was when it was indexed.
+    """A file of a data set, as it was indexed.
 
     Attributes:
         path: of the file.
@@ -91,10 +91,10 @@ class TableFile(NamedTuple):
 class TableSource:
     """Images in the order of the files and of their rows.
 
-    It is small when it is pickled: each process maps the files into its own memory.
+    Its pickle is small: each process maps the files itself.
 
     Attributes:
-        items: one a row; the key is `file/row`, from 0.
+        items: one per row; the key is `file/row`, from 0.
     """
 
     def __init__(
@@ -130,24 +130,24 @@ class TableSource:
         self.items = tuple(map(Item, keys, labels))
 
     def read(self, i: int) -> bytes:
-        """Gives the bytes of image i's file.
+        """Returns the bytes of image i's file.
 
         Raises:
             UnusableImage: the row has none, or they cannot be read.
-            DataError: the file is not the one that was indexed.
+            DataError: the file has changed since it was indexed.
         """
         file, _ = self._place(i)
         try:
             if file.is_mapped and Stamp.of(file.path.stat())[:2] != file.stamp[:2]:
                 raise DataError(
                     f"{file.path} has changed since its index was made.\n"
-                    "  Start again once nothing writes to it any more."
+                    "  Start again when nothing writes to it any longer."
                 )
         except OSError as error:
             raise UnusableImage(f"{file.path} cannot be read: {first_line(error)}") from error
         try:
             row = self._dataset[i].select([self._columns.image])
-            row.validate(full=True)  # wrong offsets of a damaged file would end the process
+            row.validate(full=True)  # wrong offsets in a damaged file would crash the process
             value = row.column(0)[0].as_py()
         except arrow_errors() as error:
             raise UnusableImage(f"{file.path} is damaged: {first_line(error)}") from error
@@ -160,12 +160,12 @@ class TableSource:
         return bytes(data)
 
     def location(self, i: int) -> Location:
-        """Gives image i's file, and its row and column there."""
+        """Returns image i's file, and its row and column there."""
         file, row = self._place(i)
         return Location(str(file.path.absolute()), row, file.stamp, self._columns.image)
 
     def label_texts(self) -> list[str]:
-        """Gives each row's label as a text, "" where there is none.
+        """Returns each row's label as text; "" without one.
 
         Raises:
             DataError: a file is damaged, or has a number that its features do not name.
@@ -213,14 +213,14 @@ class TableSource:
 
 @functools.cache
 def arrow_errors() -> tuple[type[Exception], ...]:
-    """Gives the errors of pyarrow for damaged files, and of `datasets` for damaged metadata."""
+    """Returns the errors of pyarrow for damaged files, and of `datasets` for damaged metadata."""
     import pyarrow as pa
 
     return OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException
 
 
 def first_line(error: BaseException) -> str:
-    """Gives the first line of what an error says, without a full stop."""
+    """Returns the first line of an error's message, without a full stop."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
@@ -232,12 +232,12 @@ def choose_columns(
 
     Args:
         files: of one data set.
-        image_column: None for the only one that holds images.
-        label_column: None for the one that the features, or its name, say.
+        image_column: None for the only column of images.
+        label_column: None to find it by the features or by its name.
 
     Raises:
-        DataError: there is no row; a file lacks a column, or which one is meant is not clear; the
-            files differ.
+        DataError: there is no row; a file lacks a column, or the choice is not clear; the files
+            differ.
     """
     if not any(file.n_rows for file in files):
         names = f"{len(files)} files, the first is {files[0].path}," if files[1:] else files[0].path
@@ -272,7 +272,7 @@ def _choose(file: TableFile, image: str | None, label: str | None) -> Columns:
 
 
 def read_features(schema: Any) -> Any:
-    """Gives the `datasets.Features` of a schema; plain types where its metadata is damaged."""
+    """Returns the `datasets.Features` of a schema; plain types if its metadata is damaged."""
     import datasets
 
     try:
@@ -282,7 +282,7 @@ def read_features(schema: Any) -> Any:
 
 
 def _kind(feature: Any) -> Literal["image", "label"] | None:
-    """The use of a column: bytes, or a struct with them, or else numbers or text."""
+    """The use of a column: images (bytes, or a struct with bytes), or labels (numbers or text)."""
     if isinstance(feature, dict):
         return "image" if _kind(feature.get("bytes")) == "image" else None
     dtype = str(getattr(feature, "dtype", ""))  # of an Image "PIL.Image.Image"
@@ -303,7 +303,7 @@ def _only(names: Sequence[str], file: TableFile) -> str:
 
 
 def _no_column(file: TableFile, what: str, key: str) -> DataError:
-    """Gives the error for a column that a table does not have; `key` is how a recipe names it."""
+    """Returns the error for a missing column; `key` is its recipe key."""
     has = ", ".join(f"{field.name} ({field.type})" for field in file.schema)
     kinds = {
         "image_column": "Images are bytes, or a struct with a field bytes",
@@ -316,8 +316,8 @@ def _no_column(file: TableFile, what: str, key: str) -> DataError:
 
 
 def _label_text(value: object, names: Sequence[str] | None) -> str | None:
-    """A label as text, "" for none; None where it is not a label."""
-    if value is None or value == -1:  # the value in `datasets` for an image without a class
+    """A label as text, "" for none; None if it is not a label."""
+    if value is None or value == -1:  # how `datasets` marks an image without a class
         return ""
     if isinstance(value, str):
         return value.strip()

@@ -1,4 +1,4 @@
-"""A folder of image files, with or without one sub-folder a class."""
+"""A folder of image files, with or without one subfolder per class."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _MAX_KINDS = 5
 def open_source(folder: Path, *, class_names: Sequence[str], labeled: bool) -> FileSource:
     """Lists the images below a folder, sorted by their relative paths, which are the keys.
 
-    Hidden files and folders are left out, and so is what operating systems leave behind and
-    everything without an image's extension. Symbolic links are followed, each folder once.
+    Skipped are hidden files and folders, files that operating systems leave behind, and files
+    without an image's extension. Symbolic links are followed, each folder once.
 
     Args:
         folder: where to look, to any depth.
-        class_names: in class-list order; used where `labeled`.
+        class_names: in class-list order; used if `labeled`.
         labeled: the first folder level names the class; underscore and space count as equal. Images
             outside of any class folder have no label.
 
     Raises:
-        DataError: no such folder, no image in it or none in a class folder, or a folder whose name
-            is no class name.
+        DataError: no such folder, no image in it or in a class folder, or a folder whose name is
+            not a class name.
     """
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
@@ -46,12 +46,14 @@ def open_source(folder: Path, *, class_names: Sequence[str], labeled: bool) -> F
         labels = _folder_labels(folder, names, class_names)
     items = [Item(printable(name), label) for name, label in zip(names, labels, strict=True)]
     if len({item.key for item in items}) != len(items):
-        raise DataError(f"{folder} has file names that differ only in bytes that are not UTF-8.")
+        raise DataError(
+            f"{folder} has file names that differ only in bytes that are not UTF-8.\n  Rename them."
+        )
     return FileSource(folder, names, items, left_out)
 
 
 def left_out_text(left_out: Mapping[str, int]) -> str:
-    """Says how many files of each kind were left out, and how pictures among them can be read."""
+    """Describes how many files of each kind were skipped, and how to read pictures among them."""
     kinds = sorted(left_out.items(), key=lambda kind: (-kind[1], kind[0]))
     more = sum(n for _, n in kinds[_MAX_KINDS:])
     named = ", ".join(f"{n} {kind}" for kind, n in kinds[:_MAX_KINDS])
@@ -59,7 +61,7 @@ def left_out_text(left_out: Mapping[str, int]) -> str:
 
 
 def has_pictures(left_out: Mapping[str, int]) -> bool:
-    """Whether there are pictures among files that are left out."""
+    """Whether there are pictures among the skipped files."""
     return any(kind[1:] in UNREAD_PICTURES for kind in left_out)
 
 
@@ -69,7 +71,7 @@ def _remedies(left_out: Mapping[str, int]) -> list[str]:
 
 
 def _image_files(root: Path, left_out: Counter[str]) -> Iterator[str]:
-    """Yields image files as posix paths relative to the root; counts the extensions of others."""
+    """Yields image files as posix paths relative to the root; counts other files by extension."""
     extensions = more_extensions().union(IMAGE_EXTENSIONS)
     seen: set[tuple[int, int]] = set()
     real: list[str] = [""]
@@ -86,7 +88,10 @@ def _image_files(root: Path, left_out: Counter[str]) -> Iterator[str]:
                 found = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
-            raise DataError(f"{root / relative} cannot be listed: {reason}.") from error
+            raise DataError(
+                f"{root / relative} cannot be listed: {reason}.\n  Allow your user to read it,"
+                " or move it away."
+            ) from error
         for entry in found:
             name = f"{relative}/{entry.name}" if relative else entry.name
             is_image = _extension(entry.name) in extensions
@@ -102,7 +107,7 @@ def _image_files(root: Path, left_out: Counter[str]) -> Iterator[str]:
 
 
 def _leads_to(entry: os.DirEntry[str], is_kind: Callable[[os.DirEntry[str]], bool]) -> bool:
-    """Whether an entry is of a kind; a link into a place that may not be read is of none."""
+    """Whether an entry is of a kind; False for a link to an unreadable place."""
     try:
         return is_kind(entry)
     except OSError:
@@ -116,8 +121,8 @@ def _extension(name: str) -> str:
 def _no_images(folder: Path, left_out: Counter[str]) -> str:
     found = left_out_text(left_out)
     remedy = f"Image files end in {', '.join('.' + e for e in IMAGE_EXTENSIONS)} and others."
-    if left_out[".parquet"]:  # as in a folder that was fetched from Hugging Face
-        remedy = f'Name its tables by a pattern, in a recipe as parquet: "{folder}/**/*.parquet".'
+    if left_out[".parquet"]:  # as in a download from Hugging Face
+        remedy = f'For Parquet files, write in the recipe: parquet: "{folder}/**/*.parquet".'
     return f"{folder} has no image files; found {found or 'nothing at all'}.\n  {remedy}"
 
 
@@ -128,8 +133,9 @@ def _folder_labels(
     folders = list(dict.fromkeys(name.split("/", 1)[0] for name in names if "/" in name))
     if not folders:
         raise DataError(
-            f"{folder} has {len(names)} images, all outside of any class folder, the first is"
-            f" {printable(names[0])}.\n  Put every image into a folder named after its class."
+            f"{folder} has {len(names)} images, but none in a class folder; the first is"
+            f" {printable(names[0])}.\n  Put every image into a subfolder with the name of its"
+            " class."
         )
     index = LabelIndex(class_names)
     mismatch = describe_mismatch([printable(name) for name in folders], index)
@@ -138,7 +144,7 @@ def _folder_labels(
         raise DataError(
             f"{folder} has {len(folders)} class folders with images, the class list has"
             f" {len(class_names)} names.\n{mismatch}"
-            + (f" Without any image: {name_some(bare)}." if bare else "")
+            + (f" Folders without images: {name_some(bare)}." if bare else "")
             + "\n  Folder names must equal class names; an underscore counts as a space."
         )
     labels = {name: index.find(name) for name in folders}

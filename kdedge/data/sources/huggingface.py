@@ -24,7 +24,7 @@ from kdedge.files import read_json
 _STATE = "state.json"
 _SPLITS = "dataset_dict.json"
 _END = b"\xff\xff\xff\xff\0\0\0\0"
-"""Of an Arrow stream; one that ends after any batch without it is read without an error."""
+"""End mark of an Arrow stream; a stream without it was cut short, but reads without an error."""
 
 _HUB_SPLITS = {"val": "validation"}
 
@@ -41,18 +41,18 @@ def open_source(
     """Opens a dataset.
 
     Args:
-        place: folder of one dataset (of several splits, that of one of them), or
-            `hf://datasets/OWNER/NAME`, with `/CONFIG` behind it where the dataset has several.
-        part: train, val or test; of a dataset on the Hub.
-        image_column: None for the only one that holds images.
-        label_column: None for the one that the features, or its name, say.
-        class_names: in class-list order; used where `labeled`.
-        labeled: labels are needed, and their names are found in the class list.
+        place: folder of one dataset or split, or `hf://datasets/OWNER/NAME`, followed by `/CONFIG`
+            if the dataset has several.
+        part: train, val or test; only for a dataset on the Hub.
+        image_column: None for the only column of images.
+        label_column: None to find it by the features or by its name.
+        class_names: in class-list order; used if `labeled`.
+        labeled: read labels; their names must be in the class list.
 
     Raises:
-        DataError: it is none, a file is damaged or missing, there is no such column, or a label is
-            no class name.
-        SetupError: the Hub cannot be reached, and the dataset is not in the cache.
+        DataError: it is not a dataset, a file is damaged or missing, there is no such column, or
+            a label is not a class name.
+        SetupError: the Hub cannot be reached and the dataset is not in the cache.
         MissingPackage: datasets is not installed.
     """
     datasets = need_datasets("Reading a Hugging Face dataset")
@@ -78,18 +78,23 @@ def _fetch(datasets: Any, place: str, part: str) -> list[Path]:
     """The Arrow files of a dataset on the Hub, which `datasets` keeps in its cache."""
     named = re.fullmatch(rf"{HUB}(\w[\w.-]*/\w[\w.-]*)(?:/(\w[\w.-]*))?", place)
     if named is None:
-        raise DataError(f"{place} names no dataset.\n  Write {HUB}OWNER/NAME, or .../NAME/CONFIG.")
+        raise DataError(
+            f"{place} does not name a dataset.\n  Write {HUB}OWNER/NAME, or .../NAME/CONFIG."
+        )
     try:
         with quiet(datasets):
             dataset = datasets.load_dataset(named[1], named[2], split=_HUB_SPLITS.get(part, part))
     except ConnectionError as error:
         raise SetupError(
-            f"{place} cannot be fetched: {first_line(error)}.\n"
-            "  Run the command where the Hub can be reached, or copy the dataset here and name its"
+            f"{place} cannot be downloaded: {first_line(error)}.\n"
+            "  Run the command with a connection to the Hub, or copy the dataset here and name its"
             " Parquet files as parquet."
         ) from error
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        raise DataError(f"{place} cannot be used: {str(error).strip():.600}") from error
+        raise DataError(
+            f"{place} cannot be used: {str(error).strip():.600}\n"
+            "  Check the dataset's name, its configuration and the part."
+        ) from error
     return [Path(file["filename"]) for file in dataset.cache_files]
 
 
@@ -111,20 +116,22 @@ def _files(folder: Path) -> list[Path]:
     try:
         if state.get("_indices_files"):
             raise DataError(
-                f"{folder} is a selection of rows that are stored in another order.\n"
-                "  Write it anew: dataset.flatten_indices().save_to_disk(FOLDER)"
+                f"{folder} stores its rows in another order than it lists them.\n"
+                "  Save it again: dataset.flatten_indices().save_to_disk(FOLDER)"
             )
         names = [str(one["filename"]) for one in state["_data_files"]]
     except (AttributeError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / _STATE} does not name the dataset's files.") from error
+        raise DataError(
+            f"{folder / _STATE} does not name the dataset's files.\n  Copy the whole folder again."
+        ) from error
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
             raise DataError(
-                f"{folder / _STATE} names {name!r}, and there is no such file beside it.\n"
+                f"{folder / _STATE} names the file {name!r}, which is missing.\n"
                 "  Copy the whole folder."
             )
     if not names:
-        raise DataError(f"{folder} is a dataset without any rows.")
+        raise DataError(f"{folder} is a dataset without any rows.\n  Name another dataset.")
     return [folder / name for name in names]
 
 

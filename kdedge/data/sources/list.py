@@ -1,6 +1,6 @@
-"""A CSV file that names images, and their classes where there are labels.
+"""A CSV file that lists images, and their classes if they have labels.
 
-A heading says which columns hold them. Without one, a row is `path` or `path,label`.
+A heading names the columns. Without one, a row is `path` or `path,label`.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class _Columns:
     """Which columns hold path and label.
 
     Attributes:
-        path: its position.
-        label: its position; None where the heading has no such column.
-        heading: the heading's fields; None where there is none.
+        path: position of the path.
+        label: position of the label; None if the heading has no such column.
+        heading: the heading's fields; None without a heading.
     """
 
     path: int = 0
@@ -50,7 +50,7 @@ class _Columns:
     heading: tuple[str, ...] | None = None
 
     def row(self, path: Path, line: int, fields: Sequence[str]) -> _Row:
-        """Takes path and label out of a row.
+        """Returns path and label of a row.
 
         Raises:
             DataError: it has too many fields, or no path.
@@ -75,16 +75,16 @@ def open_source(path: Path, *, class_names: Sequence[str], labeled: bool) -> Fil
             are not read. Without a heading the first field is the path and the second the label.
             Paths are relative to the file's folder; they may lead anywhere, since the list is the
             user's own.
-        class_names: in class-list order; used where `labeled`.
-        labeled: labels are needed: a class name (underscore counts as a space) or, where it is
-            none, a position in the class list from 0. An empty one stands for no label.
+        class_names: in class-list order; used if `labeled`.
+        labeled: read labels: a class name (underscore counts as a space) or else a position in the
+            class list from 0. An empty field is no label.
 
     Raises:
-        DataError: no such file, not CSV, a row that is not understood, missing files, no image.
+        DataError: no such file, not CSV, an invalid row, missing files, or no image.
     """
     columns, rows = _read_rows(path)
     if not rows:
-        raise DataError(f"{path} names no images.\n  Write one image path a line.")
+        raise DataError(f"{path} lists no images.\n  Write one image path per line.")
     _check_files(path, columns, rows)
     labels: list[int | None] = [None] * len(rows)
     if labeled:
@@ -94,16 +94,16 @@ def open_source(path: Path, *, class_names: Sequence[str], labeled: bool) -> Fil
 
 
 def label_texts(path: Path) -> list[str]:
-    """Gives the label of each row as it is written, "" where there is none.
+    """Returns each row's label as written; "" without one.
 
     Raises:
-        DataError: no such file, not CSV, a row that is not understood.
+        DataError: no such file, not CSV, or an invalid row.
     """
     return [row.label for row in _read_rows(path)[1]]
 
 
 def _read_rows(path: Path) -> tuple[_Columns, list[_Row]]:
-    """Gives the columns and the rows that are not empty."""
+    """Returns the columns and the non-empty rows."""
     columns: _Columns | None = None
     rows: list[_Row] = []
     first_seen: dict[str, int] = {}
@@ -115,8 +115,8 @@ def _read_rows(path: Path) -> tuple[_Columns, list[_Row]]:
         row = columns.row(path, line, fields)
         if row.path in first_seen:
             raise DataError(
-                f"{path}:{line}: {printable(row.path)} is in line {first_seen[row.path]} already.\n"
-                "  Name every image once."
+                f"{path}:{line}: {printable(row.path)} is already in line {first_seen[row.path]}.\n"
+                "  List every image once."
             )
         first_seen[row.path] = line
         rows.append(row)
@@ -124,7 +124,7 @@ def _read_rows(path: Path) -> tuple[_Columns, list[_Row]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields line number and fields of each row that is not empty."""
+    """Yields line number and fields of each non-empty row."""
     line = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -144,11 +144,13 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}.\n  Save the list as UTF-8.") from error
     except csv.Error as error:
-        raise DataError(f"{path}:{line + 1}: not a CSV row: {error}.") from error
+        raise DataError(
+            f"{path}:{line + 1}: not a CSV row: {error}.\n  Write each line as path,label."
+        ) from error
 
 
 def _delimiter(heading: str) -> str:
-    """What separates the fields: another than the comma where a heading shows it."""
+    """The separator of the fields: a comma, unless the heading shows another."""
     found = (mark for mark in _DELIMITERS if _named(heading.split(mark), _IMAGE_HEADINGS))
     return next(found, ",")
 
@@ -156,18 +158,18 @@ def _delimiter(heading: str) -> str:
 def _find_columns(path: Path, fields: Sequence[str]) -> _Columns:
     """Reads the first row as a heading, unless it names an image."""
     images = _named(fields, _IMAGE_HEADINGS)
-    is_path = fields[0].lower() == "path"  # always a heading, even where there is such a file
+    is_path = fields[0].lower() == "path"  # always a heading, even if there is such a file
     if not images or (not is_path and is_file(path.parent / fields[0])):
         return _Columns()
     labels = _named(fields, _LABEL_HEADINGS)
     label = labels[0] if labels else None
     if label is None and is_path and len(fields) == 2:
-        label = 1  # whatever it is called
+        label = 1  # whatever its name
     return _Columns(images[0], label, tuple(fields))
 
 
 def _named(fields: Sequence[str], names: Sequence[str]) -> list[int]:
-    """Positions of the fields with one of these names, the first name's before the second's."""
+    """Positions of the fields with one of these names, in the order of the names."""
     found = [field.strip().strip('"').lower().replace(" ", "_") for field in fields]
     return [found.index(name) for name in names if name in found]
 
@@ -185,9 +187,9 @@ def _check_files(path: Path, columns: _Columns, rows: Sequence[_Row]) -> None:
             f" {', '.join(_IMAGE_HEADINGS[1:4])}, ... and {', '.join(_LABEL_HEADINGS[1:4])}, ..."
         )
     elif all(";" in row.path for row in missing):
-        hint = "\n  These lines have semicolons: separate the columns by commas."
+        hint = "\n  These lines have semicolons; separate the columns by commas."
     raise DataError(
-        f"{path} names {len(missing)} files that are not there.\n  {named}"
+        f"{path} names {len(missing)} missing files.\n  {named}"
         + (f"; and {more} more" if more > 0 else "")
         + f".\n  Relative paths start at {path.parent}.{hint}"
     )
@@ -200,7 +202,8 @@ def _row_labels(
         has = "" if columns.heading is None else f" Its columns: {', '.join(columns.heading)}."
         raise DataError(
             f"{path} has no labels, and labels are needed.{has}\n"
-            "  Write path,label a line, or call the column of labels label, class or category."
+            "  Write each line as path,label, or name the column of labels label, class or"
+            " category."
         )
     index = LabelIndex(class_names)
     return [index.read(row.label, f"{path}:{row.line}") for row in rows]

@@ -1,7 +1,8 @@
-"""Parquet files whose rows hold images: bytes, or the struct of bytes and path of `datasets`.
+"""Parquet files with images in their rows: bytes, or the struct of bytes and path of `datasets`.
 
-The `datasets` package copies the two columns into Arrow files in its cache once: any image can then
-be read by itself. Of the Parquet file, a whole row group would be read, about 100 times slower.
+The `datasets` package copies the two columns once into Arrow files in its cache, from which single
+images can be read. From the Parquet file, each read takes a whole row group, about 100 times
+slower.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from kdedge.errors import DataError
 from kdedge.files import explain_os_error
 
 _ROWS_AT_ONCE = 100
-"""Rows that are copied at once; what `datasets` writes as a row group of images."""
+"""Rows that are copied at once; `datasets` writes row groups of images of this size."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,15 +47,15 @@ def open_source(
 
     Args:
         pattern: a file, a folder of `.parquet` files, or a pattern with `*`.
-        image_column: None for the only one that holds images.
-        label_column: None for the one that the features, or its name, say.
-        class_names: in class-list order; used where `labeled`.
-        labeled: labels are needed: class names, or numbers that are positions in the class list
-            where the file's features do not say otherwise.
+        image_column: None for the only column of images.
+        label_column: None to find it by the features or by its name.
+        class_names: in class-list order; used if `labeled`.
+        labeled: read labels: class names, or numbers, which are positions in the class list
+            unless the file's features name them.
 
     Raises:
-        DataError: no such file, one that is damaged or has other columns, a label that is no class
-            name.
+        DataError: no such file, one that is damaged or has other columns, or a label that is not a
+            class name.
         ResourceError: the cache of `datasets` cannot be written.
         MissingPackage: datasets is not installed.
     """
@@ -80,7 +81,7 @@ def find_files(pattern: str) -> list[Path]:
     files = sorted(one for one in Path(*fixed).glob(rest) if one.is_file()) if rest else []
     if not files:
         raise DataError(
-            f"{pattern} names no Parquet file.\n"
+            f"{pattern} does not match any Parquet file.\n"
             '  Name a file, a folder of .parquet files, or a pattern such as "train-*.parquet".'
         )
     return files
@@ -101,11 +102,12 @@ def _open(path: Path) -> TableFile:
 
 
 def _copy(datasets: Any, files: Sequence[TableFile], columns: Columns) -> Any:
-    """The columns in use as a dataset; what `datasets` has copied before is used again."""
+    """The used columns as a dataset; an earlier copy of `datasets` is used again."""
     names = [name for name in (columns.image, columns.label) if name is not None]
     features = read_features(files[0].schema.remove_metadata())  # images stay bytes
     _LOG.info(
-        "%s: datasets copies the images into its cache, unless they are there.", files[0].path
+        "%s: the datasets package copies the images into its cache, unless they are there.",
+        files[0].path,
     )
     try:
         with quiet(datasets):
@@ -129,7 +131,7 @@ def _copy(datasets: Any, files: Sequence[TableFile], columns: Columns) -> Any:
 def _find_damage(
     files: Sequence[TableFile], columns: Sequence[str], error: BaseException
 ) -> DataError:
-    """The error that names the first file whose columns cannot be read."""
+    """The error for the first file whose columns cannot be read."""
     import pyarrow.parquet as pq
 
     for file in files:

@@ -1,4 +1,4 @@
-"""Drawn pictures that need no download: textured shapes as a dim camera in yellow light gives them.
+"""Drawn pictures without download: textured shapes, as seen by a dim camera in yellow light.
 
 The demo's data. Its novel classes recombine the colors, textures and shapes of its base classes, so
 what a prompt learns about the camera on the base classes helps on the novel ones.
@@ -46,7 +46,7 @@ _SHAPES_CLASSES = (
     "checkered red heart",
 )
 
-_PART_SIZES = {"train": 120, "val": 20, "test": 40}  # pictures a class
+_PART_SIZES = {"train": 120, "val": 20, "test": 40}  # pictures per class
 _PART_SEEDS = {"train": 1, "val": 2, "test": 4}
 _JPEG_QUALITY = 92
 
@@ -55,7 +55,7 @@ def class_names(name: str) -> tuple[str, ...]:
     """The class names of a synthetic set, in label order: the base half, then the novel half.
 
     Raises:
-        RecipeError: there is no set of that name.
+        RecipeError: no set of that name.
     """
     _check_known("synthetic set", name, ("shapes",))
     return _SHAPES_CLASSES
@@ -66,11 +66,11 @@ def open_source(name: str, *, part: str, labeled: bool) -> Source:
 
     Args:
         name: "shapes".
-        part: "train" (120 pictures a class), "val" (20) or "test" (40).
-        labeled: whether items carry their label.
+        part: "train" (120 pictures per class), "val" (20) or "test" (40).
+        labeled: whether items have their label.
 
     Raises:
-        RecipeError: there is no set or no part of that name.
+        RecipeError: no set or part of that name.
     """
     n_classes = len(class_names(name))
     _check_known(f"part of the synthetic set {name}", part, tuple(_PART_SIZES))
@@ -87,14 +87,14 @@ class SyntheticSource:
 
     Attributes:
         part: "train", "val" or "test".
-        items: one a picture; classes take turns.
+        items: one per picture; classes alternate.
     """
 
     part: str
     items: tuple[Item, ...]
 
     def read(self, i: int) -> bytes:
-        """Draws picture `i`, the same at every call, and gives it as a JPEG file."""
+        """Draws picture `i`, the same at every call; returns a JPEG file."""
         texture, color, shape = _SHAPES_CLASSES[i % len(_SHAPES_CLASSES)].split()
         rng = np.random.default_rng([_PART_SEEDS[self.part], i])
         picture = draw_picture(rng, color=color, texture=texture, shape=shape, camera=DIM)
@@ -104,7 +104,7 @@ class SyntheticSource:
 
 
 def _check_known(what: str, name: str, known: tuple[str, ...]) -> None:
-    """Refuses a name that is not known and names the nearest one."""
+    """Refuses an unknown name, and suggests the nearest one."""
     if name in known:
         return
     near = difflib.get_close_matches(name, known, n=1)

@@ -31,7 +31,7 @@ from kdedge.runtime.formats import more_extensions
 from kdedge.runtime.preprocess import UnusableImage
 
 MAX_SHARDS = 100_000
-"""A pattern of more shards than this is taken for a typing error."""
+"""Largest number of shards of a pattern; more are taken for a typing error."""
 
 _MAX_LABEL_BYTES = 1024
 _MAX_OPEN_SHARDS = 128
@@ -59,7 +59,7 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True)
 class _Shard:
-    """A shard as it was when it was indexed."""
+    """A shard as it was indexed."""
 
     path: Path
     name: str
@@ -70,7 +70,7 @@ class WebDatasetSource:
     """Images in tar shards, in the order of the shards and of the members in them.
 
     Attributes:
-        items: one an image; the key is `shard.tar/base name`.
+        items: one per image; the key is `shard.tar/base name`.
     """
 
     def __init__(
@@ -98,11 +98,11 @@ class WebDatasetSource:
             os.close(descriptor)
 
     def read(self, i: int) -> bytes:
-        """Gives the bytes of image i's file.
+        """Returns the bytes of image i's file.
 
         Raises:
             UnusableImage: the shard cannot be read.
-            DataError: the shard is not the one that was indexed.
+            DataError: the shard has changed since it was indexed.
         """
         place = self._places[i]
         try:
@@ -121,13 +121,13 @@ class WebDatasetSource:
         return data
 
     def location(self, i: int) -> Location:
-        """Gives image i's shard and its offset there."""
+        """Returns image i's shard and its offset there."""
         place = self._places[i]
         shard = self._shards[place.shard]
         return Location(str(shard.path.absolute()), place.offset, shard.stamp)
 
     def _descriptor(self, shard: int) -> tuple[int, bool]:
-        """Gives an open file, and whether it stays open: only the first 128 shards do."""
+        """Returns an open file, and whether it stays open, as only the first 128 shards do."""
         with self._lock:
             if shard in self._descriptors:
                 return self._descriptors[shard], True
@@ -145,7 +145,7 @@ class WebDatasetSource:
 def _changed(shard: _Shard) -> DataError:
     return DataError(
         f"{shard.path} has changed since its index was made.\n"
-        "  Start again once nothing writes to the shards any more."
+        "  Start again when nothing writes to the shards any longer."
     )
 
 
@@ -164,13 +164,13 @@ def open_source(pattern: str, *, class_names: Sequence[str], labeled: bool) -> W
 
     Args:
         pattern: path of a shard, or of many: `shards-{000..063}.tar`.
-        class_names: in class-list order; used where `labeled`.
-        labeled: `cls` members are labels: a number is a position in the class list, anything else
-            is a class name. A sample without one has no label.
+        class_names: in class-list order; used if `labeled`.
+        labeled: read labels from `cls` members: a number is a position in the class list, any
+            other text a class name. A sample without one has no label.
 
     Raises:
-        DataError: a shard is missing, remote, compressed or damaged, a sample in it is not one
-            image, a label is none, or no sample has a label where labels are needed.
+        DataError: a shard is missing, remote, compressed or damaged; a sample does not have exactly
+            one image; a label is invalid; or no sample has one although labels are needed.
         MissingPackage: webdataset is not installed.
     """
     labels = LabelIndex(class_names)
@@ -185,13 +185,16 @@ def open_source(pattern: str, *, class_names: Sequence[str], labeled: bool) -> W
             if key in keys:
                 raise DataError(
                     f"{shard.path}: sample {sample['__key__']} appears twice.\n"
-                    "  Files of one sample must stand together, and base names must be unique."
+                    "  Put the files of one sample next to each other, and use unique base names."
                 )
             keys.add(key)
             places.append(_image_of(sample, shard.path))
             items.append(Item(key, _label_of(sample, shard.path, labels) if labeled else None))
     if not items:
-        raise DataError(f"{pattern}: {len(shards)} shards without a single image.")
+        raise DataError(
+            f"{pattern}: {len(shards)} shards without any image.\n"
+            "  Write shards with jpg, png or webp members."
+        )
     if labeled and all(item.label is None for item in items):
         raise DataError(
             f"{pattern}: no sample has a cls member, and labels are needed.\n"
@@ -201,7 +204,7 @@ def open_source(pattern: str, *, class_names: Sequence[str], labeled: bool) -> W
 
 
 def label_texts(pattern: str) -> list[str]:
-    """Gives the text of each sample's `cls` member, "" where it has none.
+    """Returns the text of each sample's `cls` member; "" without one.
 
     Raises:
         DataError: a shard is missing, remote, compressed or damaged.
@@ -225,7 +228,7 @@ def _index(pattern: str) -> Iterator[tuple[_Shard, Iterator[dict[str, Any]]]]:
 
 
 def _webdataset_functions() -> tuple[Any, Any]:
-    # Imported late: webdataset loads torch where that is installed.
+    # Imported late: webdataset loads torch if it is installed.
     try:
         from webdataset.shardlists import expand_urls
         from webdataset.tariterators import group_by_keys
@@ -247,23 +250,27 @@ def _shard_paths(pattern: str, expand_urls: Any) -> list[Path]:
     for first, last in re.findall(r"\{(-?\d{1,18})\.\.(-?\d{1,18})[.}]", pattern):
         n_shards *= abs(int(last) - int(first)) + 1
     if n_shards > MAX_SHARDS:
-        raise DataError(f"{pattern} names {n_shards} shards, at most {MAX_SHARDS} are accepted.")
+        raise DataError(
+            f"{pattern} names {n_shards} shards, more than {MAX_SHARDS}.\n  Check its ranges."
+        )
     try:
         names = expand_urls(pattern)
     except ValueError as error:
-        raise DataError(f"{pattern} is not a shard pattern: {error}.") from error
+        raise DataError(
+            f"{pattern} is not a shard pattern: {error}.\n  Write it as shards-{{000..063}}.tar."
+        ) from error
     paths = [Path(re.sub(r"^file:(//)?", "", name)).expanduser() for name in names]
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise DataError(
-            f"{missing[0]} is not there ({len(missing)} of {len(paths)} shards are missing).\n"
+            f"{missing[0]} does not exist ({len(missing)} of {len(paths)} shards are missing).\n"
             f"  The pattern is {pattern}."
         )
     return paths
 
 
 def _shard_names(paths: Sequence[Path]) -> list[str]:
-    """Gives file names, or paths below the common folder where two shards have the same name."""
+    """Returns file names, or paths below the common folder if two shards have the same name."""
     names = [printable(path.name) for path in paths]
     if len(set(names)) == len(names):
         return names
@@ -272,12 +279,12 @@ def _shard_names(paths: Sequence[Path]) -> list[str]:
     names = [printable(path.relative_to(common).as_posix()) for path in absolute]
     if len(set(names)) < len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise DataError(f"shard {twice} is named twice.\n  Name every shard once.")
+        raise DataError(f"shard {twice} is listed twice.\n  List every shard once.")
     return names
 
 
 def _index_shard(path: Path, name: str, number: int) -> tuple[_Shard, list[_Place]]:
-    """Lists a shard's files by its headers alone."""
+    """Lists a shard's files from its headers."""
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -290,8 +297,8 @@ def _index_shard(path: Path, name: str, number: int) -> tuple[_Shard, list[_Plac
             file.seek(end)
             if file.read(_BLOCK) != bytes(_BLOCK):
                 raise DataError(
-                    f"{path} is damaged or cut short at byte {end}: neither a tar header nor the"
-                    " end mark stands there.\n  Copy or download the shard again."
+                    f"{path} is damaged or cut short at byte {end}: it has neither a tar"
+                    " header nor the end mark there.\n  Copy or download the shard again."
                 )
     except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
         raise DataError(_not_tar(path, error)) from error
@@ -310,7 +317,7 @@ def _regular_members(tar: tarfile.TarFile, path: Path, n_bytes: int) -> Iterator
             )
         if member.size < 0 or member.offset_data + member.size > n_bytes:
             raise DataError(
-                f"{path}: {member.name} claims {member.size} bytes, the shard ends before.\n"
+                f"{path}: {member.name} claims {member.size} bytes, but the shard ends before.\n"
                 "  Copy or download the shard again."
             )
         yield member
@@ -325,7 +332,7 @@ def _not_tar(path: Path, error: Exception) -> str:
     for magic, kind in _COMPRESSED.items():
         if head.startswith(magic):
             return (
-                f"{path} is compressed ({kind}), and shards are read by offset.\n"
+                f"{path} is compressed ({kind}), but kdedge reads shards by offset.\n"
                 "  Decompress it to a plain .tar; images in it are compressed already."
             )
     return f"{path} is not a readable tar file: {str(error).rstrip('.')}."
@@ -343,7 +350,7 @@ def _samples(rows: Iterator[dict[str, Any]], path: Path, group_by_keys: Any) -> 
 def _image_of(sample: dict[str, Any], path: Path) -> _Place:
     """Finds a sample's one image."""
     found = [sample[extension] for extension in IMAGE_EXTENSIONS if extension in sample]
-    # Other kinds only beside none of the usual: a sample may hold a preview or a mask
+    # Other kinds count only without a usual one: a sample may also hold a preview or a mask
     found = found or [sample[kind] for kind in sorted(more_extensions()) if kind in sample]
     if len(found) != 1:
         members = [value.name for value in sample.values() if isinstance(value, _Place)]
@@ -355,13 +362,13 @@ def _image_of(sample: dict[str, Any], path: Path) -> _Place:
     if place.size > MAX_FILE_BYTES:
         raise DataError(
             f"{path}: {place.name} has {place.size} bytes, more than {MAX_FILE_BYTES >> 20} MiB,"
-            " which no photo has."
+            " too large for a photo."
         )
     return place
 
 
 def _label_of(sample: dict[str, Any], path: Path, labels: LabelIndex) -> int | None:
-    """Reads a sample's label, None where it has none."""
+    """Reads a sample's label; None without one."""
     text = _label_text(sample, path)
     if text is None:
         return None
@@ -370,7 +377,7 @@ def _label_of(sample: dict[str, Any], path: Path, labels: LabelIndex) -> int | N
         raise DataError(
             f'{path}: {sample["cls"].name} holds "{text[:80]}"{labels.nearest(text[:80])}, expected'
             f" a position from 0 to {len(labels.class_names) - 1} or a class name.\n"
-            "  The shards and the class list do not belong together."
+            "  Use the class list that the shards were made with."
         )
     return label
 
@@ -388,8 +395,8 @@ def _label_text(sample: dict[str, Any], path: Path) -> str | None:
 def _position(text: str, labels: LabelIndex) -> int | None:
     """A number is a position, as in WebDataset; anything else is a class name.
 
-    Lists and tables take a number that is a class name for the name. Shards that version 0.1 has
-    read keep their labels.
+    Lists and tables differ: there, a number that is a class name means that class. Shards keep the
+    rule of version 0.1.
     """
     if text.isascii() and text.isdecimal() and len(text) < 10:
         return int(text) if int(text) < len(labels.class_names) else None

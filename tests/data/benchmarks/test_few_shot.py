@@ -221,7 +221,7 @@ def test_where_nothing_may_be_written_the_shots_are_drawn_all_the_same(
     (mini.folder / "split_fewshot").write_text("a file, and not a folder")
     with caplog.at_level(logging.INFO):
         assert keep(mini, "dtd") is None
-    assert "The shots are drawn in every run." in caplog.text
+    assert "every run draws them again." in caplog.text
 
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))

@@ -73,7 +73,9 @@ def test_what_a_package_brings_that_is_no_set_of_its_name_is_told(
     install_benchmark: Any, name: str | None
 ) -> None:
     install_benchmark(name and replace(load_benchmark("dtd"), name=name), name="ours")
-    expected = r'"ours" from outside_ours:SET cannot be used: it is no .*Benchmark named \'ours\'\.'
+    expected = (
+        r'"ours" from outside_ours:SET cannot be used: it is not a .*Benchmark named \'ours\'\.'
+    )
     with pytest.raises(SetupError, match=expected):
         load_benchmark("ours")
 
@@ -290,7 +292,7 @@ def test_a_line_that_the_published_files_do_not_have_is_named(
     ("name", "file", "old", "new", "message"),
     [
         ("sun397", "Training_01.txt", "abbey/sun", "abbey/../sun", "expected an image"),
-        ("fgvc_aircraft", "images_variant_train.txt", "1000000 ", "../x ", "leads out"),
+        ("fgvc_aircraft", "images_variant_train.txt", "1000000 ", "../x ", "is outside of"),
         ("sun397", "ClassName.txt", "/a/abbey\n", "/a/abbey\n/a/abbey\n", "a class name twice"),
         ("ucf101", "ucfTrainTestlist/classInd.txt", "3 YoYo", "9 YoYo", "is of class 8"),
     ],
@@ -374,7 +376,7 @@ def test_a_folder_of_images_that_is_missing_or_a_file_is_named(
 
 def test_a_folder_that_cannot_be_looked_at_is_named(tmp_path: Path) -> None:
     # As one that may not be, but whoever asks
-    with pytest.raises(DataError, match=r"/dtd/\S+ cannot be looked at: file name too long"):
+    with pytest.raises(DataError, match=r"/dtd/\S+ cannot be read: file name too long"):
         load_benchmark("dtd").class_names(tmp_path / ("n" * 300))
 
 

@@ -425,13 +425,15 @@ def test_a_dataset_of_the_hub_is_read_from_the_cache_where_there_is_no_network(
 
 def test_a_hub_that_cannot_be_reached_is_said(tmp_path: Path) -> None:
     text = read_offline("hf://datasets/owner/animals", tmp_path)
-    assert text.startswith("SetupError hf://datasets/owner/animals cannot be fetched: Couldn't")
-    assert "where the Hub can be reached" in text
+    assert text.startswith("SetupError hf://datasets/owner/animals cannot be downloaded: Couldn't")
+    assert "with a connection to the Hub" in text
 
 
 @pytest.mark.parametrize("name", ["animals", "a/b/c/d", "../x/y", ""])
 def test_what_cannot_be_the_name_of_a_dataset_is_refused(name: str) -> None:
-    with pytest.raises(DataError, match=r"names no dataset\.\n  Write hf://datasets/OWNER/NAME"):
+    with pytest.raises(
+        DataError, match=r"does not name a dataset\.\n  Write hf://datasets/OWNER/NAME"
+    ):
         huggingface.open_source(f"hf://datasets/{name}", class_names=(), labeled=False)
 
 
@@ -445,7 +447,7 @@ def test_a_pattern_a_folder_and_a_file_name_the_same_files(tmp_path: Path) -> No
     one = parquet.open_source(str(tmp_path / "part-3.parquet"), class_names=(), labeled=False)
     assert [one.read(i) for i in range(len(one.items))] == [IMAGES[3]]
     for place in (tmp_path / "gone.parquet", tmp_path / "x-*.parquet"):
-        with pytest.raises(DataError, match="names no Parquet file"):
+        with pytest.raises(DataError, match="does not match any Parquet file"):
             parquet.open_source(str(place), class_names=(), labeled=False)
 
 
@@ -464,8 +466,8 @@ def test_files_of_one_name_in_several_folders_are_told_apart(tmp_path: Path) -> 
         (None, r"it has no state\.json[\s\S]*save_to_disk"),
         ({}, "does not name the dataset's files"),
         ([], "does not name the dataset's files"),
-        ({"_data_files": [{"filename": "../x.arrow"}]}, "names '../x.arrow'"),
-        ({"_data_files": [{"filename": "gone.arrow"}]}, "names 'gone.arrow'"),
+        ({"_data_files": [{"filename": "../x.arrow"}]}, "names the file '../x.arrow'"),
+        ({"_data_files": [{"filename": "gone.arrow"}]}, "names the file 'gone.arrow'"),
         ({"_data_files": []}, "without any rows"),
         ({"_data_files": [], "_indices_files": [{"filename": "i.arrow"}]}, "flatten_indices"),
     ],

@@ -146,7 +146,7 @@ def test_a_shard_that_was_rewritten_after_its_index_is_refused(tmp_path):
             ],
             "sample a appears twice",
         ),
-        ([], "without a single image"),
+        ([], "without any image"),
     ],
 )
 def test_a_sample_that_is_not_one_labeled_image_is_named(tmp_path, members, message):
@@ -158,7 +158,7 @@ def test_a_sample_that_is_not_one_labeled_image_is_named(tmp_path, members, mess
 
 def test_missing_shards_are_counted(tmp_path):
     write_shard(tmp_path / "s-0.tar", ("a.jpg", b"1"))
-    with pytest.raises(DataError, match=r"s-1\.tar is not there \(2 of 3 shards are missing\)"):
+    with pytest.raises(DataError, match=r"s-1\.tar does not exist \(2 of 3 shards are missing\)"):
         read(tmp_path / "s-{0..2}.tar")
 
 

@@ -357,7 +357,7 @@ def test_what_is_there_is_not_overwritten(
         build(onnx_files["fp16"], tmp_path, precision="fp16")
     assert str(caught.value) == (
         f"{path} exists, and nothing is overwritten.\n"
-        "  Delete it where it is not needed, and run the command again."
+        "  Delete it if you do not need it, and run the command again."
     )
     assert list(tmp_path.iterdir()) == [path]
     assert path.is_symlink() or path.read_bytes() == b"before"
