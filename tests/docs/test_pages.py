@@ -28,7 +28,7 @@ RECORDS = ("benchmarks/README.md", "tests/golden/README.md")
 
 def blocks(text: str, language: str) -> list[str]:
     """The code blocks of a language."""
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    return re.findall(rf'```{language}(?: title=".+?")?\n(.*?)```', text, re.DOTALL)
 
 
 def commands() -> list[list[str]]:
