@@ -2,7 +2,7 @@
 
 A page's code blocks run in their order and in one folder. A block with a title is written to the
 file of that name. Of a shell block every command is a process, of a Python block the whole; each
-has to end in exit code 0. A YAML block without a title is a part of a recipe.
+has to end in exit code 0. A YAML block without a title is a part of the recipe of "Recipes".
 
 `NOT_RUN` lists what does not run here, and why.
 """
@@ -29,21 +29,17 @@ PAGES = {
         *sorted((ROOT / "docs").rglob("*.md")),
     )
 }
-# The page that a YAML block without a title is a part of a recipe of.
-RECIPES = "docs/recipes.md"
+RECIPE = "line3.yaml"
 
-# What stands in for CLIPs that have to be downloaded.
 TEACHER, STUDENT = "kdedge-demo-teacher", "kdedge-demo-student"
-BUILT_IN = {
-    "backbone: ViT-L-14, weights: openai": f"backbone: {TEACHER}, weights: builtin",
-    "backbone: ViT-B-16, weights: openai": f"backbone: {STUDENT}, weights: builtin",
-}
-# What a command is given in addition: these CLIPs, and less work.
+# What a command is given in addition: CLIPs that need no download, and less work.
 ADDED = {
     "init": ("--teacher", f"{TEACHER}:builtin", "--student", f"{STUDENT}:builtin"),
     "distill": ("--set", "optim.epochs=2"),
     "bench": ("--seconds", "0.01", "--calls", "3", "--batch", "1"),
 }
+# What changes in the recipe that `kdedge init` wrote: so short a training may miss any gate.
+GATES = {"fp16: 99.5%": "fp16: 0%", "int8: 98%": "int8: 0%", "max_drop: 1.0": "max_drop: 100"}
 
 
 CAMERA = "needs a camera"
@@ -181,15 +177,13 @@ class Folder:
 
     def run(self, block: Block, part: str) -> None:
         """Runs a command or a Python block, or writes the block's file."""
-        if block.title:
-            for text, replacement in BUILT_IN.items():
-                part = part.replace(text, replacement)
+        if block.language == "yaml" and block.title in ("", RECIPE):
+            self._check_recipe(part)
+        elif block.title:
             (self.path / block.title).write_text(part)
         elif block.language == "python":
             (self.path / ".block.py").write_text(part)
             self._start(script=".block.py")
-        elif block.language == "yaml":
-            self._check_recipe(part)
         else:
             program, *arguments = shlex.split(part)
             assert program in {"kdedge", "python"}, f"NOT_RUN has no reason for: {part}"
@@ -197,6 +191,15 @@ class Folder:
                 self._start(*arguments[1:], script=arguments[0])
             else:
                 self._start(*arguments, *ADDED.get(arguments[0], ()))
+                if arguments[0] == "init":
+                    self._loosen_gates(self.path / RECIPE)
+
+    def _loosen_gates(self, recipe: Path) -> None:
+        text = recipe.read_text()
+        for gate, loose in GATES.items():
+            assert text.count(gate) == 1
+            text = text.replace(gate, loose)
+        recipe.write_text(text)
 
     def _start(self, *arguments: str, script: str | None = None) -> None:
         process = self._forking.start(*arguments, cwd=self.path, script=script)
@@ -205,7 +208,7 @@ class Folder:
     def _check_recipe(self, part: str) -> None:
         from kdedge.config.load import load_recipe, parse_yaml
 
-        (whole,) = [block.text for block in blocks(RECIPES) if block.title]
+        (whole,) = [block.text for block in blocks("docs/recipes.md") if block.title == RECIPE]
         (values, _), (changes, _) = (parse_yaml(text, name="r") for text in (whole, part))
         load_recipe(_merged(values, changes))
 
@@ -248,7 +251,7 @@ def finished(
 
 
 def run_parts(page: str) -> list[tuple[Block, str]]:
-    """What runs of a page, in order."""
+    """What runs or is written of a page, in order."""
     skipped = NOT_RUN.get(page, {})
     return [
         (block, part)
@@ -259,7 +262,14 @@ def run_parts(page: str) -> list[tuple[Block, str]]:
     ]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if run_parts(page)])
+RUN = [
+    page
+    for page in PAGES
+    if any(block.language == "yaml" or not block.title for block, _ in run_parts(page))
+]
+
+
+@pytest.mark.parametrize("page", RUN)
 def test_what_a_page_shows_runs(
     page: str,
     tmp_path: Path,
