@@ -28,7 +28,7 @@ RECORDS = ("benchmarks/README.md", "tests/golden/README.md")
 
 def blocks(text: str, language: str) -> list[str]:
     """The code blocks of a language."""
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    return re.findall(rf'```{language}(?: title=".+?")?\n(.*?)```', text, re.DOTALL)
 
 
 def commands() -> list[list[str]]:
@@ -133,3 +133,12 @@ def test_the_example_of_a_loss_is_the_package_beside_it() -> None:
     page = TEXTS["docs/extend.md"]
     assert (folder / "power_loss.py").read_text(encoding="utf-8") in blocks(page, "python")
     assert (folder / "pyproject.toml").read_text(encoding="utf-8") in blocks(page, "toml")
+
+
+def test_the_messages_of_troubleshooting_are_those_of_the_code() -> None:
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "kdedge").rglob("*.py"))
+    joined = re.sub(r'"\s*\n\s*f?"', "", source)  # a text over several lines
+    quoted = re.findall(r"^`(.+)`.*\n: ", TEXTS["docs/troubleshooting.md"], re.MULTILINE)
+    pieces = [piece.strip(" .") for text in quoted for piece in text.split("...")]
+    assert len(quoted) > 15
+    assert [piece for piece in pieces if piece not in joined] == []
