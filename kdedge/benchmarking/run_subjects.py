@@ -84,9 +84,7 @@ def run_subjects(
         plain = zero_shot(trained.backbone, len(trained.class_names))
         add(plain, _known(run, "zeroshot", compared))
     else:
-        left_out[title("zeroshot")] = (
-            f"{trained.backbone.name} has no text encoder that runs here"
-        )
+        left_out[title("zeroshot")] = f"{trained.backbone.name} has no text encoder that runs here"
     baselines = {} if recipe.student is None else newest_baselines(workspace.root, recipe.name)
     for name in against if recipe.student is not None else ():
         found = baselines.get(name)
