@@ -77,8 +77,7 @@ class Artifact:
         others: SHA-256 in hex of each other file in the folder, by name.
         provenance: command, versions, seeds and hashes of everything it was made from.
         resealed: records of accepted changes by hand.
-        is_sealed: whether `artifact.json` has a seal; one of version 0.1 has none until it is
-            saved.
+        is_sealed: whether `artifact.json` has a seal; that of version 0.1 gets one when saved.
     """
 
     path: Path
