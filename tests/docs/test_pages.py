@@ -53,7 +53,7 @@ def test_every_command_is_one_that_kdedge_has_with_these_options(
     name, arguments = command[1], command[2:]
     there = str(ROOT / "recipes" / "demo.yaml")  # options that want a file get one
     arguments = [
-        there if re.fullmatch(r"[\w.-]+\.(json|txt|tar-20)", one) else one for one in arguments
+        there if re.fullmatch(r"[\w.-]+\.(json|txt|tar-20|yaml)", one) else one for one in arguments
     ]
     with click.Context(cli) as context:
         found = cli.get_command(context, name)
@@ -112,7 +112,7 @@ def test_the_demo_and_the_tests_are_one_command_each() -> None:
 @pytest.mark.parametrize("name", [*TEXTS, *RECORDS])
 def test_no_placeholder_is_left(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
-    text = re.sub(r"OMP_\w+|KDEDGE_\w+|MODEL_CARD|FONT_HERSHEY_SIMPLEX", "", text)
+    text = re.sub(r"OMP_\w+|KDEDGE_\w+|MODEL_CARD|FONT_HERSHEY_\w+|INTER_\w+", "", text)
     assert re.findall(r"\b[A-Z]{2,}_[A-Z_]{2,}\b", text) == []
 
 
@@ -140,5 +140,5 @@ def test_the_messages_of_troubleshooting_are_those_of_the_code() -> None:
     joined = re.sub(r'"\s*\n\s*f?"', "", source)  # a text over several lines
     quoted = re.findall(r"^`(.+)`.*\n: ", TEXTS["docs/troubleshooting.md"], re.MULTILINE)
     pieces = [piece.strip(" .") for text in quoted for piece in text.split("...")]
-    assert len(quoted) > 15
+    assert len(quoted) > 12
     assert [piece for piece in pieces if piece not in joined] == []
