@@ -18,14 +18,13 @@ from kdedge.cli._options import (
     threads_option,
 )
 from kdedge.cli._output import json_option, next_line, percent, print_result, set_option, table
-from kdedge.errors import KdedgeError
 from kdedge.setup.packages import need_training_packages
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets
 
 if TYPE_CHECKING:  # --help loads neither pydantic nor NumPy
     from kdedge.api.export import Export, ExportOptions
-    from kdedge.runtime.artifact import ModelFile, Precision
+    from kdedge.runtime.artifact import ModelFile
 
 log = logging.getLogger(__name__)
 
@@ -150,8 +149,8 @@ def command(
     RUN is a run folder, name/NN, or a recipe's name for its newest finished student; left out, it
     is the newest finished student, or any run where no student is finished. The result is one
     folder that runs without torch. Each file in it is compared with the float32 model on real
-    images, and one that misses the recipe's gates is marked and ends in exit code 6. Where a
-    target's files cannot be built here, nothing is written.
+    images, and one that misses the recipe's gates is marked and ends in exit code 6. What cannot be
+    built here ends in exit code 4; the rest is written.
 
     On the device, `kdedge export ARTIFACT --trt` builds engines from the ONNX files of the folder;
     it needs no torch.
@@ -177,7 +176,7 @@ def command(
         need_training_packages("Folding a run")
     made = make_export(request, for_run.as_options(root))
     if not made.failed:  # a server would get another file than the one that is missing
-        _add_servers(made, servers, next(iter(request.lowest), None))
+        made.add_servers(servers.triton, servers.deepstream, next(iter(request.lowest), None))
     record = {
         "artifact": str(made.artifact.path),
         "gflops": made.gflops,
@@ -191,33 +190,24 @@ def command(
         raise errors[0]
 
 
-def _add_servers(made: Export, servers: _Servers, precision: Precision | None) -> None:
-    """Writes what was asked for of Triton and DeepStream."""
-    from kdedge.deploy.deepstream import write_deepstream
-    from kdedge.deploy.triton import write_triton
-
-    try:
-        if servers.triton is not None:
-            made.written.append(
-                write_triton(made.artifact, servers.triton, precision=precision, built=made.names)
-            )
-        if servers.deepstream is not None:
-            if precision == "int8":
-                log.warning("DeepStream gets no INT8 file: it takes none with ranges inside.")
-            made.written.append(write_deepstream(made.artifact, servers.deepstream))
-    except KdedgeError as error:
-        made.failed.append(error)
-
-
 def _reseal(path: Path, *, as_json: bool) -> None:
     """Accepts a record that was changed by hand, and says so."""
-    from kdedge.runtime.artifact import reseal
+    from kdedge.api.artifact import make_reseal
 
-    artifact, problem = reseal(path)
+    done = make_reseal(path)
+    artifact = done.artifact
     text = f"{artifact.path} is as it was sealed: there is nothing to accept."
-    if problem is not None:
-        text = f"Resealed {artifact.path}: {problem}. `kdedge show` and artifact.json keep that."
-    record = {"artifact": str(artifact.path), "resealed": problem is not None}
+    if done.problem is not None:
+        text = (
+            f"Resealed {artifact.path}: {done.problem}. `kdedge show` and artifact.json keep that."
+        )
+    if not done.has_card:
+        log.warning(
+            "%s was changed by hand, or is not the export's, and stays as it is.\n"
+            "  Make sure that its class names and settings are those of artifact.json.",
+            artifact.path / "README.md",
+        )
+    record = {"artifact": str(artifact.path), "resealed": done.problem is not None}
     print_result(record, as_json=as_json, text=text)
 
 

@@ -78,19 +78,18 @@ def build_files(
     return artifact, tuple(names)
 
 
-def check_target(name: str, precisions: Sequence[Precision]) -> None:
-    """Makes sure that a target's files can be built here, before anything slow is done.
-
-    Raises:
-        RecipeError: there is no such target, or it makes no files of a precision.
-        SetupError: package or device is missing.
-    """
-    target = find_target(name)
-    check_precisions(target, precisions)
-    module = load_build(target)
-    module.check_environment()
-    for precision in precisions:
-        module.plan(precision)
+def warn_where_unbuildable(target: Target, precisions: Sequence[Precision]) -> None:
+    """Says that a target's files cannot be built here, before the slow export of the ONNX files."""
+    try:
+        module = load_build(target)
+        module.check_environment()
+        for precision in precisions:
+            module.plan(precision)
+    except SetupError as error:
+        log.warning(
+            "%s cannot be built here: %s\n  The ONNX files are written all the same.",
+            *(target.label, str(error).partition("\n")[0]),
+        )
 
 
 def check_precisions(target: Target, precisions: Sequence[Precision]) -> None:

@@ -112,6 +112,24 @@ def read_unlabeled(run: RunFolder) -> UnlabeledResult | None:
     return read_record(UnlabeledResult, path, remedy=_REMEDY)
 
 
+def with_stored(run: RunFolder, result: EvalResult, *, is_own: bool) -> dict[str, EvalResult]:
+    """Gives a run's result with those that its record has of other models on the same images.
+
+    Args:
+        run: the run.
+        result: of its own model.
+        is_own: whether it is of the recipe's own test images: older records do not say which images
+            they are of.
+    """
+    stored = _if_whole(read_evaluation, run)
+    same = {
+        name: other
+        for name, other in stored.items()
+        if are_same_images(other, result) and (is_own or other.images_hash is not None)
+    }
+    return {**same, str(run.kind): result}
+
+
 def labeled_results(
     run: RunFolder, results: Mapping[str, EvalResult]
 ) -> list[tuple[str, EvalResult]]:
