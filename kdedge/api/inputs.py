@@ -66,6 +66,11 @@ class Inputs:
     keys: Sequence[str] | None
     is_live: bool = False
 
+    @property
+    def n_images(self) -> int | None:
+        """How many images there are; None where nobody knows."""
+        return None if self.keys is None else len(self.keys)
+
 
 def open_inputs(wanted: Wanted) -> Inputs:
     """Opens what is to be classified; folders are listed now.

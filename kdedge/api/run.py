@@ -69,6 +69,11 @@ class Run:
             return None
 
     @property
+    def artifacts(self) -> list[Path]:
+        """Folders of the run's exports, by number; `open_artifact` reads one."""
+        return self._folder.exports
+
+    @property
     def headline(self) -> str | None:
         """What a student kept of its teacher, in one line; None where nothing was compared."""
         return headline_of(self._folder)
