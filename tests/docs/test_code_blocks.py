@@ -87,12 +87,12 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "import numpy as np": GPU,
     },
     "docs/deploy/tensorrt-rtx.md": {
-        "pip install 'kdedge-0.1.0-py3-none-any.whl[trt-rtx]'": INSTALL,
+        "pip install 'kdedge-0.2.0-py3-none-any.whl[trt-rtx]'": INSTALL,
         "kdedge predict artifacts/01 new-images --backend tensorrt-rtx": GPU,
         "import kdedge": GPU,
     },
     "docs/deploy/torch-tensorrt.md": {
-        "pip install 'kdedge-0.1.0-py3-none-any.whl[train,torch-tensorrt]'": INSTALL,
+        "pip install 'kdedge-0.2.0-py3-none-any.whl[train,torch-tensorrt]'": INSTALL,
         "kdedge export line3 --torch-trt --fp16": GPU,
         "import torch": GPU,
     },
