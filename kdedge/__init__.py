@@ -4,28 +4,37 @@ The names below are the Python API. Importing this module loads none of them: ea
 is first used.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 TYPE_CHECKING = False  # not typing's, which would be loaded: `kdedge --help` starts at once
 
 if TYPE_CHECKING:
-    from kdedge.api.bench import bench
+    from kdedge.api.about import doctor, list_methods, schema
+    from kdedge.api.artifact import open_artifact, reseal, write_deepstream, write_triton
+    from kdedge.api.bench import bench, check_speed
     from kdedge.api.check import check
+    from kdedge.api.data import fetch_set, list_sets, open_set, scan_images, verify_set
+    from kdedge.api.demo import demo
     from kdedge.api.evaluate import evaluate
     from kdedge.api.export import export
+    from kdedge.api.import_checkpoint import import_checkpoint
     from kdedge.api.init import init
     from kdedge.api.model import LoadedModel, load
+    from kdedge.api.predict import Predictions, predict
     from kdedge.api.pseudo_label import pseudo_label
     from kdedge.api.report import report
     from kdedge.api.run import Run, list_runs, open_run
     from kdedge.api.suite import run_suite
-    from kdedge.api.train import distill, teach, train
+    from kdedge.api.train import distill, fill_teacher_store, teach, train
     from kdedge.config.load import load_recipe
     from kdedge.config.recipe import Recipe
     from kdedge.errors import (
+        CellsFailed,
         DataError,
         DivergedError,
         GateError,
+        Interrupted,
+        InUseError,
         KdedgeError,
         RecipeError,
         ResourceError,
@@ -34,33 +43,43 @@ if TYPE_CHECKING:
     from kdedge.progress import progress_to
 
 _HOMES = {
-    "kdedge.api.train": ("teach", "distill", "train"),
+    "kdedge.api.train": ("teach", "fill_teacher_store", "distill", "train"),
     "kdedge.api.init": ("init",),
     "kdedge.api.check": ("check",),
+    "kdedge.api.demo": ("demo",),
     "kdedge.api.pseudo_label": ("pseudo_label",),
     "kdedge.api.suite": ("run_suite",),
+    "kdedge.api.import_checkpoint": ("import_checkpoint",),
     "kdedge.api.evaluate": ("evaluate",),
     "kdedge.api.export": ("export",),
-    "kdedge.api.bench": ("bench",),
+    "kdedge.api.artifact": ("open_artifact", "reseal", "write_triton", "write_deepstream"),
+    "kdedge.api.bench": ("bench", "check_speed"),
     "kdedge.api.report": ("report",),
     "kdedge.api.run": ("Run", "open_run", "list_runs"),
     "kdedge.api.model": ("load", "LoadedModel"),
+    "kdedge.api.predict": ("predict", "Predictions"),
+    "kdedge.api.data": ("list_sets", "open_set", "fetch_set", "verify_set", "scan_images"),
+    "kdedge.api.about": ("doctor", "list_methods", "schema"),
     "kdedge.config.recipe": ("Recipe",),
     "kdedge.config.load": ("load_recipe",),
     "kdedge.progress": ("progress_to",),
     "kdedge.errors": (
-        *("KdedgeError", "RecipeError", "DataError", "SetupError"),
-        *("DivergedError", "GateError", "ResourceError"),
+        *("KdedgeError", "RecipeError", "DataError", "SetupError", "DivergedError"),
+        *("GateError", "ResourceError", "InUseError", "CellsFailed", "Interrupted"),
     ),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "CellsFailed",
     "DataError",
     "DivergedError",
     "GateError",
+    "InUseError",
+    "Interrupted",
     "KdedgeError",
     "LoadedModel",
+    "Predictions",
     "Recipe",
     "RecipeError",
     "ResourceError",
@@ -69,20 +88,37 @@ __all__ = [
     "__version__",
     "bench",
     "check",
+    "check_speed",
+    "demo",
     "distill",
+    "doctor",
     "evaluate",
     "export",
+    "fetch_set",
+    "fill_teacher_store",
+    "import_checkpoint",
     "init",
+    "list_methods",
     "list_runs",
+    "list_sets",
     "load",
     "load_recipe",
+    "open_artifact",
     "open_run",
+    "open_set",
+    "predict",
     "progress_to",
     "pseudo_label",
     "report",
+    "reseal",
     "run_suite",
+    "scan_images",
+    "schema",
     "teach",
     "train",
+    "verify_set",
+    "write_deepstream",
+    "write_triton",
 ]
 
 

@@ -35,7 +35,7 @@ def _saved_again(file: Path) -> dict[str, Any]:
     values = json.loads(path.read_text(encoding="utf-8"))
     known = {**values["preprocess"], **values["in_graph"]}
     order = ("size_px", "mean", "std", "interpolation", "resize_mode")
-    values |= {"format": 1, "preprocess": {key: known[key] for key in order}}
+    values |= {"format": 1, "kdedge": "0.1.0", "preprocess": {key: known[key] for key in order}}
     for key in ("dtype", "layout", "channels", "values"):
         del values["input"][key]
     for key in ("in_graph", "resealed", "seal"):

@@ -5,26 +5,74 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from kdedge.api.evaluate import run_argument
 from kdedge.benchmarking.artifact_subjects import artifact_subjects, comparison, find_artifact
-from kdedge.benchmarking.run import run_bench
+from kdedge.benchmarking.compare import check_comparable, check_regressions
+from kdedge.benchmarking.run import Machine, run_bench
 from kdedge.benchmarking.subject import Subject
 from kdedge.benchmarking.timing import TimingPlan
-from kdedge.errors import RecipeError
-from kdedge.files import highest_number, write_new_numbered_json
+from kdedge.errors import DataError, RecipeError
+from kdedge.files import highest_number, write_json, write_new_numbered_json
 from kdedge.runs.find import find_run
 from kdedge.runtime.artifact import load_artifact
+from kdedge.runtime.contention import QuietWait
 from kdedge.runtime.threads import set_up_threads
 from kdedge.setup.packages import need_training_packages
-from kdedge.speed_results import SpeedResult
+from kdedge.speed_results import MOST_OTHERS_PERCENT, SpeedResult, read_speed
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 AGAINST = ("coop", "cocoop", "promptsrc")
 """Methods whose architectures a run is compared with by default."""
+
+
+class BenchOptions(TypedDict, total=False):
+    """How models are timed.
+
+    Attributes:
+        calls: smallest number of calls; as few as 3 if more would take over 10 times `seconds`.
+        slowest: seconds; batch sizes at which one call of a model would take longer are skipped.
+        wait_quiet: longest time in total to wait until other processes leave the cores, in seconds.
+        output: a new file for the measurements; by default `bench/NN.json` in the first run.
+    """
+
+    calls: int
+    slowest: float
+    wait_quiet: float
+    output: str | Path | None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Batch sizes, and time per model.
+
+    Attributes:
+        batches: images per call.
+        seconds: shortest measurement of each model at each batch size.
+        calls: smallest number of calls.
+        slowest: seconds; batch sizes at which one call of a model would take longer are skipped.
+    """
+
+    batches: tuple[int, ...]
+    seconds: float
+    calls: int = 20
+    slowest: float = 10.0
+
+    @property
+    def plan(self) -> TimingPlan:
+        """The plan that the measurement follows."""
+        return TimingPlan(
+            seconds=self.seconds,
+            n_calls=self.calls,
+            most_seconds=10 * self.seconds,
+            call_seconds=self.slowest,
+        )
 
 
 def bench(
@@ -35,6 +83,7 @@ def bench(
     threads: int | None = None,
     root: str | Path = "runs",
     device: str | None = None,
+    **options: Unpack[BenchOptions],
 ) -> SpeedResult:
     """Measures models against each other: work, latency, FPS, memory, accuracy.
 
@@ -49,36 +98,92 @@ def bench(
         threads: CPU threads; None for one per physical core.
         root: folder of all runs.
         device: for torch: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
+        options: `calls` (smallest number of calls), `slowest` (batch sizes at which one call of a
+            model would take longer, in seconds, are skipped), `wait_quiet` (longest wait for a
+            quiet machine, in seconds) and `output` (a new file for the measurements).
 
     Returns:
         The measurements, with every timed call. Rows that other processes disturbed are marked and
         have no ratio.
 
     Raises:
-        RecipeError: no such run or method, or a number is too small.
+        RecipeError: no such run or method, a number is too small, or the file exists.
         SetupError: torch or the device is missing; artifacts need no torch.
+        ResourceError: the measurements cannot be written.
     """
+    unknown = sorted(options.keys() - BenchOptions.__annotations__.keys())
+    if unknown:
+        raise TypeError(
+            f"{', '.join(unknown)}: no such keyword. Known keywords:"
+            f" {', '.join(BenchOptions.__annotations__)}."
+        )
     if not batches or min(batches) < 1 or not seconds > 0:
         raise RecipeError(
             f"batches is {list(batches)} and seconds is {seconds:g}. Give batches of 1 or more, and"
             " more than 0 seconds."
         )
+    calls, slowest = options.get("calls", 20), options.get("slowest", 10.0)
+    if calls < 3 or not slowest > 0:
+        raise RecipeError(
+            f"calls is {calls} and slowest is {slowest:g}. Give 3 calls or more, and more than 0"
+            " seconds."
+        )
+    output = options.get("output")
+    if output is not None and Path(output).exists():
+        raise RecipeError(f"{output} exists, and nothing is overwritten.\n  Name another file.")
+    wait = QuietWait(options.get("wait_quiet", 0.0), most_percent=MOST_OTHERS_PERCENT)
+    wait()
     set_up_threads(threads)
     names = [against] if isinstance(against, str) else against
     gathered = Gathered(Path(root), against=names, device=device, n_threads=threads)
     for source in sources or (None,):
         gathered.add(run_argument(source))
-    result = run_bench(
-        gathered.subjects,
-        plan=TimingPlan(seconds=seconds, most_seconds=10 * seconds),
-        batches=tuple(batches),
-        n_threads=threads,
-        left_out=gathered.left_out,
-        command=shlex.join(sys.argv),
+    file = None if output is None else Path(output)
+    result = gathered.measure(
+        Timing(tuple(batches), seconds, calls, slowest),
+        shlex.join(sys.argv),
+        machine=Machine(wait=wait),
+        when_interrupted=lambda so_far: gathered.write(so_far, file),
     )
-    if gathered.run is not None:
-        write_new_numbered_json(gathered.run / "bench", result.to_dict())
+    gathered.write(result, file)
     return result
+
+
+def check_speed(
+    result: SpeedResult, baseline: SpeedResult | str | Path, *, max_percent: float = 5.0
+) -> list[str]:
+    """Compares measurements with earlier ones of the same machine.
+
+    Args:
+        result: a result of `bench`.
+        baseline: an earlier result, or a file that `bench` wrote.
+        max_percent: how much longer a median may be, in percent.
+
+    Returns:
+        A line for each model and batch size that both have.
+
+    Raises:
+        GateError: a median is longer than allowed.
+        RecipeError: the baseline has another machine or number of threads, or is not a measurement.
+    """
+    where = "the baseline" if isinstance(baseline, SpeedResult) else str(baseline)
+    before = baseline if isinstance(baseline, SpeedResult) else read_baseline(Path(baseline))
+    check_comparable(
+        before, device=result.device, n_threads=result.settings.get("threads"), where=where
+    )
+    return check_regressions(result, before, max_percent=max_percent, where=where)
+
+
+def read_baseline(path: Path) -> SpeedResult:
+    """Reads earlier measurements to compare with.
+
+    Raises:
+        RecipeError: the file has no measurements.
+    """
+    try:
+        return read_speed(path)
+    except DataError as error:
+        raise RecipeError(f"--baseline: {error}") from error
 
 
 class Gathered:
@@ -107,6 +212,43 @@ class Gathered:
             is_alone = all(n_called[row.source, row.label] == 1 for row in rows)
             found += rows if is_alone else [replace(row, source=name) for row in rows]
         return found
+
+    def measure(
+        self,
+        timing: Timing,
+        command: str,
+        *,
+        machine: Machine | None = None,
+        when_interrupted: Callable[[SpeedResult], object] = lambda _: None,
+    ) -> SpeedResult:
+        """Measures them; see `run_bench`.
+
+        Raises:
+            KdedgeError: none of them could be measured; the first one's error.
+        """
+        return run_bench(
+            self.subjects,
+            plan=timing.plan,
+            batches=timing.batches,
+            n_threads=self._n_threads,
+            left_out=self.left_out,
+            command=command,
+            when_interrupted=when_interrupted,
+            machine=machine or Machine(),
+        )
+
+    def write(self, result: SpeedResult, output: Path | None) -> Path | None:
+        """Writes the measurements; gives the file, or None where there is no place for one.
+
+        Raises:
+            ResourceError: it cannot be written.
+        """
+        if output is not None:
+            write_json(output, result.to_dict())
+            return output
+        if self.run is None:
+            return None
+        return write_new_numbered_json(self.run / "bench", result.to_dict())
 
     def add(self, source: str | None) -> None:
         """Adds a run, an artifact or a file of one; None for the newest finished student."""

@@ -53,13 +53,17 @@ class Demo:
     seconds: float
 
 
-def run_demo(root: Path, *, device: str | None = None, resume: bool = False) -> Demo:
-    """Trains, exports, measures and reports on built-in drawings with two tiny CLIPs.
+def demo(*, root: str | Path = "runs", device: str | None = None, resume: bool = False) -> Demo:
+    """Trains, exports, measures and reports on built-in drawings with two tiny CLIPs; no download.
 
     Args:
         root: folder of all runs.
-        device: where torch computes.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue interrupted runs.
+
+    Raises:
+        SetupError: torch or the device is missing.
+        ResourceError: memory or disk ran out.
     """
     need_training_packages("The demo")
     from kdedge.runs.evaluate import predict_examples
@@ -68,6 +72,7 @@ def run_demo(root: Path, *, device: str | None = None, resume: bool = False) -> 
     from kdedge.training.distill import distill
 
     began = time.monotonic()
+    root = Path(root)
     workspace = Workspace(root, choose_device(device))
     teacher, student = distill(load_recipe("demo"), workspace, resume=resume)
     pictures = []

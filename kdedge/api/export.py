@@ -19,8 +19,6 @@ from kdedge.targets.registry import find_target
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from kdedge.deploy.export import Exported
-
 log = logging.getLogger(__name__)
 
 
@@ -108,14 +106,14 @@ class Export:
                 errors.append(gate_error(file.name, file.precision, file.parity, missed))
         return [*errors, *self.failed]
 
-    def add_target(self, target: Target, precisions: set[Precision]) -> None:
-        """Builds one target's files into the artifact."""
+    def add_target(self, target: Target, precisions: set[Precision], *, model: Any = None) -> None:
+        """Builds one target's files into the artifact; some targets need the folded model."""
         from kdedge.deploy.build import build_files
 
         before = self.artifact
         try:
             self.artifact, names = build_files(
-                before, target.name, precisions_of(target, precisions)
+                before, target.name, precisions_of(target, precisions), model=model
             )
         except KdedgeError as error:
             self.failed.append(error)
@@ -125,6 +123,28 @@ class Export:
             self.names += names
         if self.artifact != before and before.path not in self.written:
             self.written.append(before.path)
+
+    def add_servers(
+        self, triton: Path | None, deepstream: Path | None, precision: Precision | None
+    ) -> None:
+        """Writes the folders for Triton and DeepStream that were asked for."""
+        from kdedge.deploy.deepstream import write_deepstream
+        from kdedge.deploy.triton import write_triton
+
+        try:
+            if triton is not None:
+                self.written.append(
+                    write_triton(self.artifact, triton, precision=precision, built=self.names)
+                )
+            if deepstream is not None:
+                if precision == "int8":
+                    log.warning(
+                        "The DeepStream config does not use the INT8 file: DeepStream runs INT8"
+                        " only with a calibration table of its own."
+                    )
+                self.written.append(write_deepstream(self.artifact, deepstream))
+        except KdedgeError as error:
+            self.failed.append(error)
 
 
 def export(
@@ -187,9 +207,7 @@ def make_export(request: ExportRequest, options: ExportOptions) -> Export:
     for target in request.targets:  # fail before the slow work
         check_precisions(target, request.lowest)
     if not request.is_artifact:
-        exported = _export_run(request, options)
-        names = [file.name for file in exported.artifact.files]
-        return Export(exported.artifact, exported.gflops, names, [exported.artifact.path])
+        return _export_run(request, options)
     made = Export(load_artifact(Path(str(request.source))))
     for target in request.targets:
         made.add_target(target, request.precisions)
@@ -205,20 +223,23 @@ def precisions_of(target: Target, precisions: set[Precision]) -> list[Precision]
     return chosen or [target.precisions[0]]
 
 
-def _export_run(request: ExportRequest, options: ExportOptions) -> Exported:
-    """Folds a run and writes its artifact."""
+def _export_run(request: ExportRequest, options: ExportOptions) -> Export:
+    """Folds a run, writes its artifact, and adds the targets that can be built on this machine."""
+    from kdedge.deploy.build import warn_where_unbuildable
     from kdedge.deploy.export import export_artifact
     from kdedge.runs.model import load_run
+    from kdedge.setup.classes import given_class_names
     from kdedge.setup.device import choose_device
     from kdedge.setup.method import check_has_class_vectors
     from kdedge.setup.workspace import Workspace
 
     run = find_run(request.source, Path(options.get("root", "runs")), prefer="student")
+    classes = options.get("classes")
     trained = load_run(
         run,
         Workspace(run.root, choose_device(options.get("device"))),
         overrides=set_texts(options.get("overrides")),
-        names=_class_names(options.get("classes")),
+        names=None if classes is None else given_class_names(classes),
     )
     check_has_class_vectors(trained.setup.choice)
     recipe = trained.loaded.recipe
@@ -226,26 +247,21 @@ def _export_run(request: ExportRequest, options: ExportOptions) -> Exported:
     built_from = set(needed)
     if "int8" in needed:
         built_from.add("fp16")
-    targets = {target.name: precisions_of(target, built_from) for target in request.targets}
     for target in request.targets:
+        chosen = precisions_of(target, built_from)
+        warn_where_unbuildable(target, chosen)
         if target.source == "ONNX file":
-            needed.update(targets[target.name])
+            needed.update(chosen)
     output = options.get("output")
-    return export_artifact(
+    exported = export_artifact(
         trained,
         spec=recipe.export,
         gates=recipe.gates,
         precisions=needed,
-        targets=targets,
         output=None if output is None else Path(output),
     )
-
-
-def _class_names(classes: str | Path | Sequence[str] | None) -> tuple[str, ...] | None:
-    from kdedge.setup.classes import read_class_names
-
-    if classes is None:
-        return None
-    if isinstance(classes, str | Path):
-        return tuple(read_class_names(Path(classes)))
-    return tuple(classes)
+    names = [file.name for file in exported.artifact.files]
+    made = Export(exported.artifact, exported.gflops, names, [exported.artifact.path])
+    for target in request.targets:
+        made.add_target(target, built_from, model=exported.model)
+    return made

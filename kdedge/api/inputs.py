@@ -66,6 +66,11 @@ class Inputs:
     keys: Sequence[str] | None
     is_live: bool = False
 
+    @property
+    def n_images(self) -> int | None:
+        """Number of images; None if unknown."""
+        return None if self.keys is None else len(self.keys)
+
 
 def open_inputs(wanted: Wanted) -> Inputs:
     """Opens the images to classify; lists folders at once.

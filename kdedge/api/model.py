@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from kdedge.api.artifact import artifact_folder
 from kdedge.data.sources import read_file
 from kdedge.errors import DataError, RecipeError, SetupError
-from kdedge.files import highest_number
 from kdedge.inference.classify import Classifier, ImageInput
 from kdedge.inference.results import ClassScore, Prediction, Result
-from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision
+from kdedge.runtime.artifact import Artifact, Precision
 from kdedge.runtime.preprocess import UnusableImage, convert_image
 from kdedge.runtime.threads import check_threads
 
@@ -163,27 +163,10 @@ def load(
         SetupError: this machine can run no file of the artifact.
     """
     check_threads(threads)
-    folder = artifact_folder(Path(getattr(source, "path", source)).expanduser())
+    folder = artifact_folder(source)
     return LoadedModel(
         Classifier.load(folder, precision=precision, backend=backend, n_threads=threads)
     )
-
-
-def artifact_folder(path: Path) -> Path:
-    """The artifact at a path: the folder itself, or the newest artifact of a run.
-
-    Raises:
-        DataError: there is none.
-    """
-    if (path / FILE_NAME).is_file():
-        return path
-    newest = highest_number(file.parent for file in path.glob(f"artifacts/*/{FILE_NAME}"))
-    if newest is None:
-        raise DataError(
-            f"{path} is not an artifact, nor a run with one.\n"
-            "  Name the folder that `kdedge export` wrote, or export the run first."
-        )
-    return newest
 
 
 def _keyed_input(number: int, image: AnyImage, bgr: bool) -> tuple[str, ImageInput]:

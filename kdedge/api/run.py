@@ -69,6 +69,11 @@ class Run:
             return None
 
     @property
+    def artifacts(self) -> list[Path]:
+        """Folders of the run's artifacts, by number; `open_artifact` reads one."""
+        return self._folder.exports
+
+    @property
     def headline(self) -> str | None:
         """What the student keeps of its teacher's accuracy, in one sentence; None if unknown."""
         return headline_of(self._folder)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from kdedge.api.recipe import AnyRecipe, Overrides, Shorthands, loaded_with
 from kdedge.api.run import Run
 from kdedge.config.load import LoadedRecipe, check_paths
+from kdedge.errors import RecipeError
 from kdedge.runs.find import finished_runs
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.packages import need_training_packages
@@ -86,6 +87,49 @@ def teach(
     """
     loaded = loaded_with(recipe, "teacher", overrides, shorthands)
     return Run(make_teacher(loaded, Place(Path(root), device, resume)).runs[-1])
+
+
+def fill_teacher_store(
+    recipe: AnyRecipe,
+    *,
+    shard: Shard = (1, 1),
+    overrides: Overrides | None = None,
+    root: str | Path = "runs",
+    device: str | None = None,
+    resume: bool = False,
+    **shorthands: Unpack[Shorthands],
+) -> TeacherStore:
+    """Stores the teacher's features of `student.views` crops of each unlabeled image.
+
+    A finished teacher of the recipe is used; without one, it is trained first. `distill` uses the
+    store.
+
+    Args:
+        recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
+        shard: compute only part I of N, given as (I, N). Copy the parts' files into one folder.
+        overrides: keys of the recipe with other values, such as `{"student.views": 4}`.
+        root: folder of all runs.
+        device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
+        resume: continue an interrupted run of the same teacher.
+        shorthands: `epochs`, `batch_size` and `lr` of the teacher, and `seed`.
+
+    Returns:
+        The store; `path` is its folder.
+
+    Raises:
+        RecipeError: the recipe is wrong or has no student.views, or the shard is wrong.
+        DataError: images, labels or class names are wrong or missing.
+        SetupError: torch, weights or the device are missing.
+        ResourceError: memory or disk ran out.
+    """
+    part, n_parts = shard
+    if not 1 <= part <= n_parts:
+        raise RecipeError(f"shard is ({part}, {n_parts}); it must be (I, N) with I from 1 to N.")
+    loaded = loaded_with(recipe, "teacher", overrides, shorthands)
+    place = Place(Path(root), device, resume)
+    store = make_teacher(loaded, place, is_stored=True, shard=shard).store
+    assert store is not None  # asked for
+    return store
 
 
 def distill(

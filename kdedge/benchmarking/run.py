@@ -66,7 +66,7 @@ def run_bench(
     n_threads: int | None,
     left_out: dict[str, str],
     command: str,
-    when_interrupted: Callable[[SpeedResult], None] = lambda _: None,
+    when_interrupted: Callable[[SpeedResult], object] = lambda _: None,
     machine: Machine = Machine(),
 ) -> SpeedResult:
     """Measures models on this machine.

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import click
 
-from kdedge.api.bench import AGAINST, Gathered
+from kdedge.api.bench import AGAINST, Gathered, Timing, read_baseline
 from kdedge.benchmarking.compare import check_comparable, check_regressions
 from kdedge.benchmarking.device import device_sheet
 from kdedge.benchmarking.grid import Grid
-from kdedge.benchmarking.run import Machine, run_bench
+from kdedge.benchmarking.run import Machine
 from kdedge.benchmarking.tables import (
     as_csv,
     as_markdown,
@@ -28,7 +28,6 @@ from kdedge.benchmarking.tables import (
     problems,
     summary,
 )
-from kdedge.benchmarking.timing import TimingPlan
 from kdedge.cli._options import (
     check_new_file,
     device_option,
@@ -38,10 +37,9 @@ from kdedge.cli._options import (
     use_threads,
 )
 from kdedge.cli._output import FiniteRange, next_line, print_result, table
-from kdedge.errors import DataError, RecipeError, ResourceError
-from kdedge.files import write_json, write_new_numbered_json
+from kdedge.errors import ResourceError
 from kdedge.runtime.contention import QuietWait
-from kdedge.speed_results import MOST_OTHERS_PERCENT, SpeedResult, read_speed
+from kdedge.speed_results import MOST_OTHERS_PERCENT, SpeedResult
 
 log = logging.getLogger(__name__)
 
@@ -92,17 +90,6 @@ class _Models:
 
 
 @dataclass(frozen=True)
-class _Timing:
-    """Batch sizes, time per model, and how long to wait for a quiet machine."""
-
-    batches: tuple[int, ...]
-    seconds: float
-    calls: int
-    slowest: float
-    wait_quiet: float | None
-
-
-@dataclass(frozen=True)
 class _Comparison:
     """Earlier measurements to compare with, and how much slower a median may be."""
 
@@ -112,10 +99,17 @@ class _Comparison:
 
 @dataclass(frozen=True)
 class _Shown:
-    """How to print: `kind` is one of `_FORMATS`; `is_whole` prints every table of the text."""
+    """Where the measurements go and how they are printed.
+
+    Attributes:
+        kind: one of `_FORMATS`.
+        is_whole: print every table of the text.
+        output: a new file for the measurements; None for the next one of the first run.
+    """
 
     kind: str
     is_whole: bool
+    output: Path | None
 
 
 @click.command("bench")
@@ -202,16 +196,16 @@ class _Shown:
 @device_option
 @options_as(_Models, "models")
 @options_as(_Shown, "shown")
-@options_as(_Timing, "timing")
+@options_as(Timing, "timing")
 @options_as(_Comparison, "comparison")
 @click.pass_obj
 def command(
     machine: Machine | None,
     models: _Models,
-    timing: _Timing,
+    timing: Timing,
     comparison: _Comparison,
     shown: _Shown,
-    output: Path | None,
+    wait_quiet: float | None,
 ) -> None:
     """Measure models against each other: work, latency, FPS, memory, accuracy.
 
@@ -225,11 +219,11 @@ def command(
     baseline, threads = comparison.baseline, models.threads
     if comparison.max_regress is not None and baseline is None:
         raise click.UsageError("--max-regress needs --baseline FILE to compare with.")
-    before = None if baseline is None else _read(baseline)
+    before = None if baseline is None else read_baseline(baseline)
     if before is not None:
         check_comparable(before, device=device_sheet(), n_threads=threads, where=str(baseline))
-    check_new_file(output)
-    wait = QuietWait(timing.wait_quiet or 0.0, most_percent=MOST_OTHERS_PERCENT)
+    check_new_file(shown.output)
+    wait = QuietWait(wait_quiet or 0.0, most_percent=MOST_OTHERS_PERCENT)
     wait()  # the load of the machine decides how threads wait
     use_threads(threads)
     names = [] if models.against == "none" else models.against.split(",")
@@ -244,7 +238,7 @@ def command(
 
     def show(result: SpeedResult) -> None:
         try:
-            written = _write(result, output, gathered.run)
+            written = gathered.write(result, shown.output)
         except ResourceError:
             _print(result, shown, [])  # the file failed, but not the measurement
             raise
@@ -253,41 +247,17 @@ def command(
             lines.append(next_line("report", gathered.run))
         _print(result, shown, lines)
 
-    result = run_bench(
-        gathered.subjects,
-        plan=TimingPlan(
-            seconds=timing.seconds,
-            n_calls=timing.calls,
-            most_seconds=10 * timing.seconds,
-            call_seconds=timing.slowest,
-        ),
-        batches=timing.batches,
-        n_threads=threads,
-        left_out=gathered.left_out,
-        command=shlex.join(["kdedge", *sys.argv[1:]]),
-        when_interrupted=show,
+    result = gathered.measure(
+        timing,
+        shlex.join(["kdedge", *sys.argv[1:]]),
         machine=replace(machine or Machine(), wait=wait),
+        when_interrupted=show,
     )
     show(result)
     if before is not None:
         limit = 5.0 if comparison.max_regress is None else comparison.max_regress
         for line in check_regressions(result, before, max_percent=limit, where=str(baseline)):
             log.info("%s", line)
-
-
-def _read(path: Path) -> SpeedResult:
-    try:
-        return read_speed(path)
-    except DataError as error:
-        raise RecipeError(f"--baseline: {error}") from error
-
-
-def _write(result: SpeedResult, output: Path | None, run: Path | None) -> Path | None:
-    """Writes the measurements and returns the file; None if there is no run to write to."""
-    if output is not None:
-        write_json(output, result.to_dict())
-        return output
-    return None if run is None else write_new_numbered_json(run / "bench", result.to_dict())
 
 
 def _print(result: SpeedResult, shown: _Shown, lines: Sequence[str]) -> None:

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from kdedge.api.data import fetch_set, list_sets, open_set, scan_images, verify_set
 from kdedge.cli._output import json_option, next_line, print_result, table
-from kdedge.data.benchmarks import Benchmark, Download, list_benchmarks, load_benchmark
-from kdedge.data.fetch import fetch, missing
+from kdedge.data.benchmarks import Download
 from kdedge.data.images import BadImage
 from kdedge.data.sources.folder import left_out_text
-from kdedge.data.survey import Survey, survey
-from kdedge.data.verify import Verification, verify
+from kdedge.data.survey import Survey
+from kdedge.data.verify import Verification
 from kdedge.errors import DataError
 from kdedge.progress import readable_bytes
 
@@ -51,16 +51,16 @@ def command() -> None:
 @command.command("list")
 @_data_option
 @json_option
-def list_sets(root: Path, as_json: bool) -> None:
+def list_here(root: Path, as_json: bool) -> None:
     """List the benchmark sets and which of them are here."""
-    sets = {name: load_benchmark(name) for name in list_benchmarks()}
+    sets = list_sets(root)
     rows = [
         [
             name,
-            str(one.n_classes),
-            f"{sum(one.n_images.values()):,}",
-            _is_here(one, root / one.folder),
-            one.license,
+            str(one.benchmark.n_classes),
+            f"{sum(one.benchmark.n_images.values()):,}",
+            one.is_here,
+            one.benchmark.license,
         ]
         for name, one in sets.items()
     ]
@@ -70,10 +70,10 @@ def list_sets(root: Path, as_json: bool) -> None:
         "sets": [
             {
                 "name": name,
-                "n_classes": one.n_classes,
-                "n_images": dict(one.n_images),
-                "license": one.license,
-                "here": _is_here(one, root / one.folder),
+                "n_classes": one.benchmark.n_classes,
+                "n_images": dict(one.benchmark.n_images),
+                "license": one.benchmark.license,
+                "here": one.is_here,
             }
             for name, one in sets.items()
         ],
@@ -87,9 +87,8 @@ def list_sets(root: Path, as_json: bool) -> None:
 @json_option
 def show(name: str, root: Path, as_json: bool) -> None:
     """Show the files of a benchmark set: URLs, sizes, terms, layout, and which are missing."""
-    benchmark = load_benchmark(name)
-    folder = root / benchmark.folder
-    absent = missing(benchmark.downloads, folder)
+    found = open_set(name, root)
+    benchmark, folder, absent = found.benchmark, found.folder, found.missing or ()
     record = {
         "name": name,
         "folder": str(folder),
@@ -117,14 +116,14 @@ def show(name: str, root: Path, as_json: bool) -> None:
 @click.argument("name")
 @_data_option
 @json_option
-def fetch_set(name: str, root: Path, as_json: bool) -> None:
+def fetch(name: str, root: Path, as_json: bool) -> None:
     """Download the missing files of a benchmark set and unpack them.
 
     An interrupted download continues where it stopped. Sizes and hashes are checked where known.
     Some files must be fetched by hand, because of their terms or without a network. The command
     names their URL and where to put them; run it again afterwards.
     """
-    found = fetch(load_benchmark(name), root)
+    found = fetch_set(name, root)
     if found.new:
         text = f"Wrote {found.folder} ({', '.join(found.new)})"
     else:
@@ -140,15 +139,14 @@ def fetch_set(name: str, root: Path, as_json: bool) -> None:
 @click.option("--images", "read_images", is_flag=True, help="Also decode every image.")
 @_data_option
 @json_option
-def verify_set(name: str, read_images: bool, root: Path, as_json: bool) -> None:
+def verify(name: str, read_images: bool, root: Path, as_json: bool) -> None:
     """Compare a benchmark set's counts, class names and split with the published ones."""
-    benchmark = load_benchmark(name)
-    found = verify(benchmark, root, read_images=read_images)
+    found = verify_set(name, root, read_images=read_images)
     print_result(asdict(found), as_json=as_json, text=_verification_text(found))
     if found.problems:
         remedy = (
             "Fetch what is missing"
-            if missing(benchmark.downloads, found.folder)
+            if open_set(name, root).missing
             else "A fetch only adds files and folders that are missing altogether."
             "\n  Move the files that differ away, and run"
         )
@@ -163,7 +161,7 @@ def verify_set(name: str, read_images: bool, root: Path, as_json: bool) -> None:
 @command.command("scan")
 @click.argument("source")
 @json_option
-def scan_source(source: str, as_json: bool) -> None:
+def scan(source: str, as_json: bool) -> None:
     """Read every image of SOURCE once: show unreadable images, sizes and classes.
 
     SOURCE is a folder, a CSV file of image paths, WebDataset shards such as
@@ -171,18 +169,8 @@ def scan_source(source: str, as_json: bool) -> None:
     folder, or hf://datasets/OWNER/NAME. Nothing is written, except that the datasets package copies
     Parquet files and datasets of the Hub into its cache.
     """
-    found = survey(source)
+    found = scan_images(source)
     print_result(asdict(found), as_json=as_json, text=_survey_text(found))
-
-
-def _is_here(benchmark: Benchmark, folder: Path) -> str:
-    try:
-        n_missing = len(missing(benchmark.downloads, folder))
-    except DataError:  # one unreadable folder must not keep the others off the list
-        return "unknown"
-    if n_missing:
-        return "no" if n_missing == len(benchmark.downloads) else "partly"
-    return "yes"
 
 
 def _describe(one: Download, *, is_here: bool) -> str:

@@ -29,11 +29,11 @@ def command(resume: bool, root: Path, device: str | None, as_json: bool) -> None
     A teacher CLIP learns prompts from 16 labeled drawings of each base class. A much smaller
     student is distilled from it on unlabeled drawings of all classes. Novel classes have no labels.
     """
-    from kdedge.api.demo import run_demo
+    from kdedge.api.demo import demo
     from kdedge.benchmarking.tables import doubts, summary
 
     used = finished_runs(root)
-    done = run_demo(root, device=device, resume=resume)
+    done = demo(root=root, device=device, resume=resume)
     grid = summary(done.speed)
     runs = [done.teacher, done.student]
     made = [done.picture, None if done.artifact is None else done.artifact.path, done.page]

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
+from kdedge.api.about import doctor
 from kdedge.cli._output import gibibytes, json_option, print_result, table
-from kdedge.setup.doctor import examine
 
 
 @click.command("doctor")
@@ -17,7 +17,7 @@ def command(as_json: bool) -> None:
 
     Nothing is installed, and the network is not used.
     """
-    report = examine()
+    report = doctor()
     print_result(report, as_json=as_json, text=_as_text(report))
 
 

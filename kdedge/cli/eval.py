@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import click
@@ -16,16 +15,12 @@ from kdedge.cli._options import (
 )
 from kdedge.cli._output import json_option, next_line, percent, print_result, set_option, table
 from kdedge.cli._results import accuracy_table, unlabeled_table
-from kdedge.errors import DataError
 from kdedge.files import write_json
-from kdedge.results import EvalResult, UnlabeledResult, are_same_images
+from kdedge.results import EvalResult, UnlabeledResult
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import headline_of
-from kdedge.runs.results import (
-    labeled_results,
-    read_evaluation,
-)
+from kdedge.runs.results import labeled_results, with_stored
 
 
 @click.command("eval")
@@ -82,21 +77,11 @@ def command(
 
 
 def _text(run: RunFolder, result: EvalResult, *, per_class: bool, is_own: bool) -> str:
-    """The accuracies, with those of other models on the same images from the run's record.
-
-    Older records do not say which images they are of; those of `--set` may be others.
-    """
-    stored: dict[str, EvalResult] = {}
-    with contextlib.suppress(DataError):  # damaged; reported where it is shown
-        stored = read_evaluation(run)
-    beside = {
-        name: other
-        for name, other in stored.items()
-        if are_same_images(other, result) and (is_own or other.images_hash is not None)
-    }
-    rows = labeled_results(run, {**beside, str(run.kind): result})
+    """The accuracies, with those of other models on the same images from the run's record."""
+    results = with_stored(run, result, is_own=is_own)
+    rows = labeled_results(run, results)
     text = f"{run.path}, {result.n_images:,} images\n{accuracy_table(rows)}"
-    said = headline_of(run, {**beside, str(run.kind): result})
+    said = headline_of(run, results)
     if said is not None:
         text += f"\n{said}"
     if per_class:

@@ -18,14 +18,13 @@ from kdedge.cli._options import (
     threads_option,
 )
 from kdedge.cli._output import json_option, next_line, percent, print_result, set_option, table
-from kdedge.errors import KdedgeError
 from kdedge.setup.packages import need_training_packages
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets
 
 if TYPE_CHECKING:  # --help loads neither pydantic nor NumPy
     from kdedge.api.export import Export, ExportOptions
-    from kdedge.runtime.artifact import ModelFile, Precision
+    from kdedge.runtime.artifact import ModelFile
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +158,7 @@ def command(
     the newest finished student, or any finished run if there is no student. The result is one
     folder that runs without torch. Each file in it is compared with the float32 model on real
     images. A file that misses the recipe's gates is marked, and the exit code is 6. If a target
-    cannot be built on this machine, nothing is written.
+    cannot be built on this machine, the other files are written, and the exit code is 4.
 
     On the device, `kdedge export ARTIFACT --trt` builds engines from the ONNX files of the folder,
     without torch.
@@ -185,7 +184,7 @@ def command(
         need_training_packages("Folding a run")
     made = make_export(request, for_run.as_options(root))
     if not made.failed:  # else a server would get another file than the one that failed
-        _add_servers(made, servers, next(iter(request.lowest), None))
+        made.add_servers(servers.triton, servers.deepstream, next(iter(request.lowest), None))
     record = {
         "artifact": str(made.artifact.path),
         "gflops": made.gflops,
@@ -199,36 +198,22 @@ def command(
         raise errors[0]
 
 
-def _add_servers(made: Export, servers: _Servers, precision: Precision | None) -> None:
-    """Writes the folders for Triton and DeepStream that were asked for."""
-    from kdedge.deploy.deepstream import write_deepstream
-    from kdedge.deploy.triton import write_triton
-
-    try:
-        if servers.triton is not None:
-            made.written.append(
-                write_triton(made.artifact, servers.triton, precision=precision, built=made.names)
-            )
-        if servers.deepstream is not None:
-            if precision == "int8":
-                log.warning(
-                    "The DeepStream config does not use the INT8 file: DeepStream runs INT8 only"
-                    " with a calibration table of its own."
-                )
-            made.written.append(write_deepstream(made.artifact, servers.deepstream))
-    except KdedgeError as error:
-        made.failed.append(error)
-
-
 def _reseal(path: Path, *, as_json: bool) -> None:
     """Accepts a record that was changed by hand, and prints that."""
-    from kdedge.runtime.artifact import reseal
+    from kdedge.api.artifact import make_reseal
 
-    artifact, problem = reseal(path)
+    done = make_reseal(path)
+    artifact = done.artifact
     text = f"{artifact.path} was not changed: there is nothing to accept."
-    if problem is not None:
-        text = f"Accepted {artifact.path}: {problem}. artifact.json records that."
-    record = {"artifact": str(artifact.path), "resealed": problem is not None}
+    if done.problem is not None:
+        text = f"Accepted {artifact.path}: {done.problem}. artifact.json records that."
+    if not done.has_card:
+        log.warning(
+            "%s was changed by hand, or is not from the export, and is kept.\n"
+            "  Check that its class names and settings are those of artifact.json.",
+            artifact.path / "README.md",
+        )
+    record = {"artifact": str(artifact.path), "resealed": done.problem is not None}
     print_result(record, as_json=as_json, text=text)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from kdedge.api.import_checkpoint import CheckpointOptions, CheckpointRequest, make_import
 from kdedge.cli._options import (
     device_option,
     options_as,
@@ -14,39 +15,31 @@ from kdedge.cli._options import (
     threads_option,
 )
 from kdedge.cli._output import json_option, next_line, print_result
-from kdedge.runs.find import find_run
-from kdedge.setup.classes import read_class_names
-from kdedge.setup.packages import need_training_packages
 
 
 @dataclass(frozen=True)
-class _Backbone:
-    """The backbone that the checkpoint was trained on."""
+class _Options:
+    """Backbone of the checkpoint; folder and name of the run, and the device."""
 
     backbone: str | None
     config: Path | None
-    weights: str
     quick_gelu: bool | None
-
-
-@dataclass(frozen=True)
-class _Checkpoint:
-    """The kind of checkpoint, and what it does not hold itself."""
-
-    file: Path
-    kind: str
-    classes: Path | None
-    teacher: str | None
-    exact: bool
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Folder and name of the run, and the device."""
-
     name: str | None
+    exact: bool
     root: Path
     device: str | None
+
+    def as_call(self) -> CheckpointOptions:
+        """Returns the options of the call."""
+        return {
+            "backbone": self.backbone,
+            "config": self.config,
+            "quick_gelu": self.quick_gelu,
+            "name": self.name,
+            "exact": self.exact,
+            "root": self.root,
+            "device": self.device,
+        }
 
 
 @click.command("import")
@@ -92,46 +85,14 @@ class _Place:
 @device_option
 @threads_option
 @json_option
-@options_as(_Checkpoint, "checkpoint")
-@options_as(_Backbone, "trained_on")
-@options_as(_Place, "place")
-def command(checkpoint: _Checkpoint, trained_on: _Backbone, place: _Place, as_json: bool) -> None:
+@options_as(CheckpointRequest, "request")
+@options_as(_Options, "options")
+def command(request: CheckpointRequest, options: _Options, as_json: bool) -> None:
     """Import FILE, a checkpoint of the public PromptSRC or PromptKD code, as a finished run.
 
     The output lists every key of the file that is not used. Nothing in the file is executed.
     """
-    need_training_packages("Reading a checkpoint")
-    from kdedge.clip.resolve import BackboneSpec
-    from kdedge.setup.device import choose_device
-    from kdedge.setup.workspace import Workspace
-    from kdedge.training.import_public import import_student, import_teacher
-
-    on = BackboneSpec(
-        trained_on.backbone, trained_on.weights, trained_on.config, trained_on.quick_gelu
-    )
-    file = checkpoint.file
-    run_name = place.name or f"{file.name.split('.')[0]}-{checkpoint.kind}"
-    workspace = Workspace(place.root, choose_device(place.device))
-    if checkpoint.kind == "promptsrc":
-        if checkpoint.classes is None:
-            raise click.UsageError(
-                "--as promptsrc needs --classes FILE: the checkpoint has no names."
-            )
-        found = import_teacher(
-            file,
-            workspace,
-            name=run_name,
-            on=on,
-            class_names=read_class_names(checkpoint.classes.absolute()),
-            is_exact=checkpoint.exact,
-        )
-    else:
-        if checkpoint.teacher is None:
-            raise click.UsageError(
-                "--as promptkd needs --teacher RUN: the checkpoint has no class vectors."
-            )
-        teacher = find_run(checkpoint.teacher, place.root)
-        found = import_student(file, workspace, name=run_name, on=on, teacher=teacher)
+    found = make_import(request, options.as_call())
     relative, key = found.largest_deviation
     record = {
         "path": str(found.run.path),
@@ -143,11 +104,11 @@ def command(checkpoint: _Checkpoint, trained_on: _Backbone, place: _Place, as_js
     }
     epoch = "" if found.epoch is None else f", epoch {found.epoch}"
     text = (
-        f"{file}{epoch}\n"
+        f"{request.file}{epoch}\n"
         f"Not needed: {', '.join(found.left_out) or 'no key'}.\n"
         f"Not read, beside state_dict: {', '.join(found.unread) or 'no entry'}.\n"
-        f"Its backbone differs from {on.name or on.weights} by at most {relative:.2g} (relative, at"
-        f" {key}).\n"
+        f"Its backbone differs from {options.backbone or request.weights} by at most"
+        f" {relative:.2g} (relative, at {key}).\n"
         f"Wrote {found.run.path} ({found.run.weights.name}, {found.run.class_vectors.name})\n"
         f"{next_line('show', found.run.path)}"
     )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 import click
 
+from kdedge.api.about import list_methods
 from kdedge.cli._output import json_option, print_result, table
-from kdedge.methods.registry import list_methods
-from kdedge.setup.about_methods import describe, load_all
 
 _SEES = ("labels", "unlabeled_images", "novel_class_names")
 _HEADER = ("method", "label", "labels", "unlabeled", "novel names", "")
@@ -26,14 +24,7 @@ def command(as_json: bool) -> None:
     unlabeled: images of data.unlabeled. novel names: also the names of classes without labels.
     The losses that a student's settings can name follow. `kdedge schema` lists all settings.
     """
-    record: dict[str, Any] = {}
-    modules, problems = load_all(list_methods())
-    for name in list_methods():
-        record[name] = describe(modules[name]) if name in modules else {}
-    for problem, names in problems.items():
-        logging.getLogger("kdedge").warning(
-            "%s cannot be loaded; the table has only their names.\n  %s", ", ".join(names), problem
-        )
+    record = list_methods()
     print_result(record, as_json=as_json, text=_text(record))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING
 import click
 
 from kdedge.api.inputs import Inputs, Item, Wanted, open_inputs, read_item
+from kdedge.api.predict import Engine, ResultStream, images_text, opened
 from kdedge.cli._options import options_as, threads_value_option, use_threads
 from kdedge.cli._output import FiniteRange
-from kdedge.cli._predictions import FORMATS, answer_lines, column_widths, lines_as, named
-from kdedge.errors import DataError, KdedgeError
-from kdedge.files import explain_os_error
-from kdedge.inference.results import NonFiniteLogits, Prediction, Result, UnreadableImage
-from kdedge.progress import progress, working
+from kdedge.errors import KdedgeError, ResourceError
+from kdedge.files import explain_os_error, write_atomic
+from kdedge.inference.lines import FORMATS, answer_lines, column_widths, lines_as, named
+from kdedge.inference.results import Prediction, Result
+from kdedge.inference.uncertain import LeastCertain
+from kdedge.progress import progress
 from kdedge.targets.registry import list_backends, list_targets
 
 if TYPE_CHECKING:
-    from kdedge.inference.classify import Classifier, ImageInput
-    from kdedge.runtime.artifact import Precision
+    from kdedge.inference.classify import Classifier
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,16 +50,6 @@ class _Format:
     output: Path | None
     save: Path | None
     uncertain: int | None
-
-
-@dataclass(frozen=True)
-class _Engine:
-    """The artifact's file to use, and how to run it."""
-
-    precision: Precision | None
-    backend: str | None
-    batch: int | None
-    threads: int | None
 
 
 def _precisions() -> list[str]:
@@ -143,8 +134,8 @@ def _backend_names() -> str:
 @threads_value_option
 @options_as(Wanted, "wanted")
 @options_as(_Format, "shape")
-@options_as(_Engine, "engine")
-def command(artifact: Path, wanted: Wanted, shape: _Format, engine: _Engine) -> None:
+@options_as(Engine, "engine")
+def command(artifact: Path, wanted: Wanted, shape: _Format, engine: Engine) -> None:
     """Classify images with ARTIFACT, the folder that `kdedge export` wrote.
 
     PATH is an image, a video (needs kdedge[video]), or a folder, which is searched with all its
@@ -155,8 +146,6 @@ def command(artifact: Path, wanted: Wanted, shape: _Format, engine: _Engine) -> 
     An image that cannot be read gets a line that says why, and does not stop the others. The exit
     code is 0 if any image was classified and 3 if none was.
     """
-    from kdedge.inference.classify import Classifier
-
     if shape.output is None and sys.stdout is None:  # as by >&-
         raise click.UsageError("Standard output is closed. Name a file with --output.")
     _check_new(shape.output)
@@ -169,14 +158,7 @@ def command(artifact: Path, wanted: Wanted, shape: _Format, engine: _Engine) -> 
     use_threads(engine.threads)
     _check_named(wanted.paths, wanted.camera)
     inputs = open_inputs(wanted)
-    with working(f"loading {artifact}"):
-        classifier = Classifier.load(
-            artifact,
-            precision=engine.precision,
-            backend=engine.backend,
-            n_threads=engine.threads,
-        )
-    try:
+    with opened(artifact, engine) as classifier:
         option = "--min-score" if shape.uncertain is None else "--uncertain"
         needs_scores = shape.min_score is not None or shape.uncertain is not None
         if needs_scores and classifier.artifact.head == "argmax":
@@ -184,11 +166,9 @@ def command(artifact: Path, wanted: Wanted, shape: _Format, engine: _Engine) -> 
                 f"{option}: {artifact} was exported with --head argmax, which gives no scores."
                 " Export again with --head scores."
             )
-        counts = _write_all(inputs, classifier, shape, size=engine.batch)
-        if not counts["classified"] + counts["unsure"]:
-            raise _nothing_classified(counts, classifier)
-    finally:
-        classifier.backend.close()
+        results = ResultStream(inputs, classifier, top=shape.top, batch=engine.batch)
+        _write_all(inputs, results, classifier, shape)
+        results.check_any()
 
 
 def _check_named(paths: Sequence[str], camera: int | None) -> None:
@@ -219,91 +199,114 @@ def _check_new(path: Path | None) -> None:
 
 
 def _write_all(
-    inputs: Inputs, classifier: Classifier, shape: _Format, *, size: int | None
-) -> Counter[str]:
-    """Writes a line for each result as soon as it is known; counts the kinds of results."""
+    inputs: Inputs, results: ResultStream, classifier: Classifier, shape: _Format
+) -> None:
+    """Writes a line for each result, and logs the counts however it ends."""
     from kdedge.inference.pictures import PictureFolder
-    from kdedge.inference.uncertain import least_certain
 
-    output, min_score = shape.output, shape.min_score
-    is_shown = output is None and sys.stdout is not None and sys.stdout.isatty()
+    is_shown = shape.output is None and sys.stdout is not None and sys.stdout.isatty()
     names = classifier.artifact.class_names
     lines = lines_as(
         shape.kind,
         top=min(shape.top, len(names)),
-        min_score=min_score,
+        min_score=shape.min_score,
         columns=column_widths(inputs.keys or (), names) if is_shown else (0, 0),
     )
     pictures = None if shape.save is None else PictureFolder(shape.save)
     # On one terminal, a bar would mix with the lines
     has_bar = not inputs.is_live and (not is_shown or shape.uncertain is not None)
-    counts: Counter[str] = Counter()
+    n_unsure = 0
+
+    def put(result: Result, item: Item) -> None:
+        nonlocal n_unsure
+        write(lines.line(result))
+        if not isinstance(result, Prediction):
+            return
+        n_unsure += not named(result.top[0], shape.min_score)
+        if pictures is not None:
+            answer = answer_lines(result, shape.min_score) if shape.uncertain is None else None
+            pictures.save(item.name, read_item(item), answer)
+
+    into = _streamed if shape.uncertain is None else _at_once
     try:
         with (
-            _bar(inputs.keys, is_shown=has_bar) as advance,
-            _opened(output, lines.heading()) as write,
+            _bar(inputs, is_shown=has_bar) as advance,
+            into(shape.output, lines.heading()) as write,
         ):
-            found = _classified(inputs, classifier, shape, size, counts, advance)
-            if shape.uncertain is not None:
-                found = least_certain(found, shape.uncertain)
-            for result, item in found:
-                write(lines.line(result))
-                if pictures is not None and isinstance(result, Prediction):
-                    answer = answer_lines(result, min_score) if shape.uncertain is None else None
-                    pictures.save(item.name, read_item(item), answer)
+            _put_all(results, put, advance, n_kept=shape.uncertain)
     except (KeyboardInterrupt, KdedgeError):
-        if counts:
-            _LOG.info(_summary(counts, classifier, shape))
+        if results.counts:
+            _LOG.info(_summary(results.counts, n_unsure, classifier, shape))
         raise
-    if counts:
-        _LOG.info(_summary(counts, classifier, shape))
-    return counts
+    if results.counts:
+        _LOG.info(_summary(results.counts, n_unsure, classifier, shape))
 
 
-def _classified(
-    inputs: Inputs,
-    classifier: Classifier,
-    shape: _Format,
-    size: int | None,
-    counts: Counter[str],
+def _put_all(
+    results: ResultStream,
+    put: Callable[[Result, Item], None],
     advance: Callable[[int], None],
-) -> Iterator[tuple[Result, Item]]:
-    """Yields each result with its image, and counts it when the caller asks for the next."""
-    waiting: deque[Item] = deque()
+    *,
+    n_kept: int | None,
+) -> None:
+    """Hands on each result as it arrives; with `n_kept`, the least certain predictions at the end.
 
-    def images() -> Iterator[tuple[str, ImageInput]]:
-        for item in inputs.items:
-            waiting.append(item)
-            yield item.key, read_item(item)
-
-    batch = size or (1 if inputs.is_live else None)
-    for result in classifier.classify_many(images(), top=shape.top, batch=batch):
-        yield result, waiting.popleft()
-        counts[_kind(result, shape.min_score)] += 1
-        advance(counts.total())
+    If Ctrl-C or an error ends it, these are the least certain ones so far.
+    """
+    kept: LeastCertain[Item] | None = None if n_kept is None else LeastCertain(n_kept)
+    try:
+        for number, (result, item) in enumerate(results, 1):
+            if kept is not None and isinstance(result, Prediction):
+                kept.add(result, item)
+            else:
+                put(result, item)
+            advance(number)
+    finally:
+        for prediction, item in [] if kept is None else kept.taken():
+            put(prediction, item)
 
 
 @contextlib.contextmanager
-def _bar(keys: Sequence[str] | None, *, is_shown: bool) -> Iterator[Callable[[int], None]]:
+def _bar(inputs: Inputs, *, is_shown: bool) -> Iterator[Callable[[int], None]]:
     """Context with a function that takes the number of finished images."""
     if not is_shown:
         yield lambda done: None
         return
-    total = None if keys is None else len(keys)
-    with progress("classifying", total, unit="images") as advance:
+    with progress("classifying", inputs.n_images, unit="images") as advance:
         yield advance
 
 
-def _kind(result: Result, min_score: float | None) -> str:
-    if isinstance(result, UnreadableImage):
-        return "unreadable"
-    if isinstance(result, NonFiniteLogits):
-        return "unanswered"
-    return "classified" if named(result.top[0], min_score) else "unsure"
+@contextlib.contextmanager
+def _at_once(output: Path | None, heading: str | None) -> Iterator[Callable[[str], None]]:
+    """Context with a function that takes lines; all are written at its end, however it ends.
+
+    A file is complete or absent; if it cannot be written, the lines go to stdout.
+    """
+    lines: list[str] = []
+    head = [] if heading is None else [heading]
+    try:
+        if output is not None:
+            with _streamed(output, None):  # an error now, not after all images
+                pass
+        yield lines.append
+    finally:
+        if lines:
+            _write_text(output, "".join(f"{line}\n" for line in [*head, *lines]))
+
+
+def _write_text(output: Path | None, text: str) -> None:
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        write_atomic(output, text.encode())
+    except ResourceError:
+        click.echo(text, nl=False)  # the file failed, but not the predictions
+        raise
 
 
 @contextlib.contextmanager
-def _opened(output: Path | None, heading: str | None) -> Iterator[Callable[[str], None]]:
+def _streamed(output: Path | None, heading: str | None) -> Iterator[Callable[[str], None]]:
     """Context with a function that writes one line to stdout or to a new file, below its heading.
 
     The file keeps its lines whatever happens; a file without lines is deleted.
@@ -339,11 +342,11 @@ def _opened(output: Path | None, heading: str | None) -> Iterator[Callable[[str]
             output.unlink(missing_ok=True)
 
 
-def _summary(counts: Counter[str], classifier: Classifier, shape: _Format) -> str:
+def _summary(counts: Counter[str], n_unsure: int, classifier: Classifier, shape: _Format) -> str:
     """The counts of results, the model file, and the files written."""
-    parts = [f"{counts['classified'] + counts['unsure']:,} classified"]
-    if counts["unsure"]:
-        parts.append(f"{counts['unsure']:,} of them below {shape.min_score:g} %")
+    parts = [f"{counts['classified']:,} classified"]
+    if n_unsure:
+        parts.append(f"{n_unsure:,} of them below {shape.min_score:g} %")
     if counts["unreadable"]:
         parts.append(f"{counts['unreadable']:,} unreadable")
     if counts["unanswered"]:
@@ -351,29 +354,4 @@ def _summary(counts: Counter[str], classifier: Classifier, shape: _Format) -> st
     what = f"{classifier.file.name} on {classifier.backend.describe()}"
     wrote = [str(path) for path in (shape.output, shape.save) if path is not None and path.exists()]
     written = f"\nWrote {' and '.join(wrote)}" if wrote else ""
-    return f"{_images(counts.total())}: {', '.join(parts)}; {what}{written}"
-
-
-def _images(number: int) -> str:
-    return f"{number:,} image{'' if number == 1 else 's'}"
-
-
-def _nothing_classified(counts: Counter[str], classifier: Classifier) -> DataError:
-    if not counts:
-        return DataError(
-            "Standard input has no image.\n"
-            "  Pipe an image into it, or JPEGs one after the other"
-            " (ffmpeg -i VIDEO -f image2pipe -c:v mjpeg -)."
-        )
-    file = classifier.artifact.path / classifier.file.name
-    if not counts["unanswered"]:
-        return DataError(
-            f"None of {_images(counts.total())} could be classified with {file.parent}.\n"
-            "  The lines above say why, one for each image or video."
-        )
-    is_fp32 = classifier.file.precision == "fp32"
-    remedy = "Export the run again" if is_fp32 else "Use the float32 file: --precision fp32"
-    return DataError(
-        f"{file} gives NaN or infinity for {_images(counts['unanswered'])}, and no image was"
-        f" classified.\n  {remedy}."
-    )
+    return f"{images_text(counts.total())}: {', '.join(parts)}; {what}{written}"

@@ -11,7 +11,7 @@ import click
 from kdedge.cli._options import runs_option
 from kdedge.cli._output import json_option, next_line, percent, print_result, table
 from kdedge.cli._results import megabytes
-from kdedge.runs.find import runs_in
+from kdedge.runs.find import damaged_records, runs_in
 from kdedge.runs.listing import summary_of
 
 log = logging.getLogger(__name__)
@@ -29,15 +29,13 @@ def command(name: str | None, root: Path, as_json: bool) -> None:
     test images, it is the agreement with the teacher (agrees).
     """
     runs = list(runs_in(root))
-    whole = {run.path for run, _ in runs}
-    for file in sorted(root.glob("*/*/provenance.json")):
-        if file.parent.name.isdigit() and file.parent not in whole:
-            log.warning(
-                "%s is left out: its %s is damaged.\n  Restore that file from a copy, or move"
-                " the folder away.",
-                file.parent,
-                file.name,
-            )
+    for file in damaged_records(root):
+        log.warning(
+            "%s is left out: its %s is damaged.\n  Restore that file from a copy, or move"
+            " the folder away.",
+            file.parent,
+            file.name,
+        )
     found = [
         summary_of(run, record) for run, record in runs if name in (None, run.path.parent.name)
     ]
@@ -50,12 +48,26 @@ def _text(found: list[dict[str, Any]]) -> str:
     rows = [
         [
             *(one["run"], one["kind"], str(one["method"]), one["status"]),
-            *(percent(one["percent"]), one["measure"] or "-"),
+            *_accuracy(one),
             "-" if one["n_images"] is None else f"{one['n_images']:,}",
             megabytes(one["n_bytes"]),
             str(len(one["artifacts"]) or "-"),
         ]
         for one in found
     ]
+    for one in found:
+        for name in one["damaged"]:
+            log.warning(
+                "%s/%s is damaged, so its accuracies are not listed.\n  Measure them again with:"
+                " kdedge eval %s",
+                *(one["path"], name, one["path"]),
+            )
     newest = max(found, key=lambda one: str(one["started_at"]))
     return f"{table(rows, header=header, align='llllrlrrr')}\n{next_line('show', newest['path'])}"
+
+
+def _accuracy(one: dict[str, Any]) -> tuple[str, str]:
+    """The cells of the accuracy and of its kind."""
+    if one["percent"] is None and one["damaged"]:
+        return "damaged", "-"
+    return percent(one["percent"]), one["measure"] or "-"

@@ -78,19 +78,18 @@ def build_files(
     return artifact, tuple(names)
 
 
-def check_target(name: str, precisions: Sequence[Precision]) -> None:
-    """Checks that a target's files can be built on this machine, before anything slow is done.
-
-    Raises:
-        RecipeError: there is no such target, or it has no files of a precision.
-        SetupError: a package or device is missing.
-    """
-    target = find_target(name)
-    check_precisions(target, precisions)
-    module = load_build(target)
-    module.check_environment()
-    for precision in precisions:
-        module.plan(precision)
+def warn_where_unbuildable(target: Target, precisions: Sequence[Precision]) -> None:
+    """Warns if a target's files cannot be built on this machine, before the slow ONNX export."""
+    try:
+        module = load_build(target)
+        module.check_environment()
+        for precision in precisions:
+            module.plan(precision)
+    except SetupError as error:
+        log.warning(
+            "%s cannot be built on this machine: %s\n  The ONNX files are still written.",
+            *(target.label, str(error).partition("\n")[0]),
+        )
 
 
 def check_precisions(target: Target, precisions: Sequence[Precision]) -> None:

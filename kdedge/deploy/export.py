@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shlex
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ import torch
 from kdedge import __version__
 from kdedge.config.recipe import ExportSpec, GatesSpec
 from kdedge.data.images import spread
-from kdedge.deploy.build import build_files, check_target
 from kdedge.deploy.calibrate import CalibrationSet, choose_calibration_images
 from kdedge.deploy.fold import FoldedModel, fold
 from kdedge.deploy.model_card import write_model_card
@@ -35,7 +33,7 @@ from kdedge.deploy.parity import (
 )
 from kdedge.deploy.pixels import read_pixels
 from kdedge.deploy.reference import Reference, run_reference
-from kdedge.errors import DataError, KdedgeError, RecipeError, SetupError
+from kdedge.errors import DataError, RecipeError
 from kdedge.evaluation.agreement import compare
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.files import sha256_file, write_json
@@ -48,7 +46,6 @@ from kdedge.setup.images import Images
 from kdedge.targets.onnx import build as onnx_build
 from kdedge.targets.onnx import run as onnx_run
 from kdedge.targets.protocol import BuildRequest, PlannedFile
-from kdedge.targets.registry import find_target
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +76,6 @@ def export_artifact(
     spec: ExportSpec,
     gates: GatesSpec,
     precisions: Collection[Precision],
-    targets: Mapping[str, Sequence[Precision]] | None = None,
     output: Path | None = None,
 ) -> Exported:
     """Folds a trained model and writes its artifact, complete or not at all.
@@ -89,18 +85,15 @@ def export_artifact(
         spec: the recipe's `export`.
         gates: the recipe's `gates`.
         precisions: precisions besides fp32, which is always written; int8 implies fp16.
-        targets: names and precisions of further targets whose files are built.
         output: the artifact's folder, which must not exist; by default the next number in the
             run's `artifacts`.
 
     Raises:
         RecipeError: the folder exists, or the recipe has no images to compare with.
         DataError: images are unreadable, or there are no images for INT8 calibration.
-        SetupError: a target's files cannot be built on this machine.
+        SetupError: a package is missing.
         ResourceError: the disk is full.
     """
-    targets = targets or {}
-    _check_targets(trained, targets)
     onnx_build.check_environment()
     for precision in precisions:
         onnx_build.plan(precision)  # checks its requirements before anything slow is done
@@ -129,49 +122,8 @@ def export_artifact(
     with new_folder(parent, is_numbered=output is None) as (part, place):
         writer = _Writer(trained, part, spec=spec, gates=gates, reference=reference)
         writer.write(model, pool, precisions)
-        artifact = writer.artifact
-        for name, wanted in targets.items():
-            artifact = _with_target(artifact, name, wanted, model)
-    artifact = dataclasses.replace(artifact, path=place())
+    artifact = dataclasses.replace(writer.artifact, path=place())
     return Exported(artifact, model, _gflops(trained, model))
-
-
-def _check_targets(trained: RunModel, targets: Mapping[str, Sequence[Precision]]) -> None:
-    """Checks that all targets can be built here, before anything is written.
-
-    An incomplete artifact would be the newest one, which other commands use by default.
-    """
-    for name, precisions in targets.items():
-        try:
-            check_target(name, precisions)
-        except SetupError as error:
-            target = find_target(name)
-            if target.source != "ONNX file":
-                raise
-            flags = [f"--{precision}" for precision in precisions if precision != "fp32"][-1:]
-            here = shlex.join(["kdedge", "export", str(trained.run.path), *flags])
-            there = shlex.join(["kdedge", "export", "ARTIFACT", target.flag, *flags])
-            raise SetupError(
-                f"{error}\n"
-                "  Nothing was written. To build on another machine, such as the device, write"
-                f" the ONNX files here: {here}\n"
-                f"  Then copy the artifact there and run: {there}"
-            ) from error
-
-
-def _with_target(
-    artifact: Artifact, name: str, precisions: Sequence[Precision], model: FoldedModel
-) -> Artifact:
-    """Adds a target's files to the artifact, which is still in its temporary folder."""
-    try:
-        return build_files(artifact, name, precisions, model=model)[0]
-    except KdedgeError:
-        log.warning(
-            "The whole export is discarded, as the files of %s could not be built.\n"
-            "  Without %s, the ONNX files are written.",
-            *(find_target(name).label, find_target(name).flag),
-        )
-        raise
 
 
 class _Writer:

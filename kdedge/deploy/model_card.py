@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from kdedge.files import write_atomic
+from kdedge.files import sha256_file, write_atomic
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact, ModelFile
 
 CARD = "README.md"
@@ -26,6 +27,29 @@ def write_model_card(artifact: Artifact, folder: Path) -> tuple[Path, Path]:
     write_atomic(card, _card(artifact).encode())
     write_atomic(example, files("kdedge.deploy").joinpath(EXAMPLE).read_bytes())
     return card, example
+
+
+def renew_model_card(artifact: Artifact) -> tuple[Artifact, bool]:
+    """Writes the model card again, after the record was changed by hand.
+
+    A card that was changed by hand, too, is kept, and an artifact that lists no card gets none.
+
+    Returns:
+        The artifact, saved with the card's hash; and whether the card was written.
+
+    Raises:
+        ResourceError: the card cannot be written.
+    """
+    card = artifact.path / CARD
+    known = artifact.others.get(CARD)
+    if known is None or (card.is_file() and sha256_file(card) != known):
+        return artifact, False
+    write_atomic(card, _card(artifact).encode())
+    others = {**artifact.others, CARD: sha256_file(card)}
+    if others != artifact.others:
+        artifact = dataclasses.replace(artifact, others=others)
+        artifact.save()
+    return artifact, True
 
 
 def _card(artifact: Artifact) -> str:

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Generic, TypeVar
 
-from kdedge.inference.results import Prediction, Result
+from kdedge.inference.results import Prediction
 
 _T = TypeVar("_T")
 
 
-def least_certain(results: Iterable[tuple[Result, _T]], n: int) -> Iterator[tuple[Result, _T]]:
-    """Finds the predictions with the lowest score of the best class, lowest first.
+class LeastCertain(Generic[_T]):
+    """Keeps the predictions with the lowest score of the best class.
 
     Args:
-        results: results with scores, each with any other value; only `n` are kept at a time.
-        n: number of predictions; at most all.
-
-    Yields:
-        Results that are not predictions, in their order; then the predictions.
+        n: number of predictions that are kept.
     """
-    kept: list[tuple[float, int, tuple[Result, _T]]] = []  # the most certain one first
-    for order, one in enumerate(results):
-        result = one[0]
-        if not isinstance(result, Prediction):
-            yield one
-            continue
-        score = result.top[0].score_percent
+
+    def __init__(self, n: int) -> None:
+        self._n, self._n_added = n, 0
+        self._kept: list[tuple[float, int, Prediction, _T]] = []  # the most certain one first
+
+    def add(self, prediction: Prediction, belonging: _T) -> None:
+        """Adds a prediction with a score, and any value that belongs to it."""
+        score = prediction.top[0].score_percent
         assert score is not None  # the caller has refused heads without scores
-        entry = (-score, -order, one)
-        if len(kept) < n:
-            heapq.heappush(kept, entry)
+        entry = (-score, -self._n_added, prediction, belonging)
+        self._n_added += 1
+        if len(self._kept) < self._n:
+            heapq.heappush(self._kept, entry)
         else:
-            heapq.heappushpop(kept, entry)
-    for _, _, one in sorted(kept, key=lambda entry: entry[:2], reverse=True):
-        yield one
+            heapq.heappushpop(self._kept, entry)
+
+    def taken(self) -> list[tuple[Prediction, _T]]:
+        """Returns the kept predictions, lowest score first; of equal scores, the earlier one."""
+        ordered = sorted(self._kept, key=lambda entry: entry[:2], reverse=True)
+        return [(prediction, belonging) for _, _, prediction, belonging in ordered]

@@ -27,6 +27,13 @@ def runs_in(root: Path, *, but: Container[Path] = ()) -> Iterator[tuple[RunFolde
             yield run, run.read_provenance()
 
 
+def damaged_records(root: Path) -> list[Path]:
+    """Returns the damaged records, whose runs `runs_in` skips."""
+    whole = {run.provenance for run, _ in runs_in(root)}
+    files = sorted(root.glob("*/*/provenance.json"))
+    return [file for file in files if file.parent.name.isdigit() and file not in whole]
+
+
 def finished_runs(root: Path) -> set[Path]:
     """Returns the folders of all finished runs."""
     return {run.path.resolve() for run, record in runs_in(root) if record.is_finished}

@@ -15,8 +15,8 @@ from kdedge.runs.results import read_evaluation, read_unlabeled
 
 
 def summary_of(run: RunFolder, record: Provenance) -> dict[str, Any]:
-    """Returns a run as plain values: status, accuracy, size, exports."""
-    result, unlabeled = _evaluation_of(run)
+    """Returns a run as plain values: status, accuracy, size, exports, damaged files."""
+    result, unlabeled, damaged = _evaluation_of(run)
     which, value, n_images = None, None, None
     if result is not None:
         which = "all" if result.harmonic_mean is None else "HM"
@@ -34,6 +34,7 @@ def summary_of(run: RunFolder, record: Provenance) -> dict[str, Any]:
         "measure": which,
         "percent": value,
         "n_images": n_images,
+        "damaged": damaged,
         "n_bytes": size_of(run),
         "artifacts": [folder.name for folder in run.exports],
     }
@@ -46,14 +47,20 @@ def _status(run: RunFolder, record: Provenance) -> str:
     return str(record.status)
 
 
-def _evaluation_of(run: RunFolder) -> tuple[EvalResult | None, UnlabeledResult | None]:
-    """Returns a run's own results with and without labels; None for a damaged one."""
-    result, unlabeled = None, None
-    with contextlib.suppress(DataError):
+def _evaluation_of(
+    run: RunFolder,
+) -> tuple[EvalResult | None, UnlabeledResult | None, list[str]]:
+    """Returns a run's own results with and without labels, and the names of damaged files."""
+    result, unlabeled, damaged = None, None, []
+    try:
         result = read_evaluation(run).get(run.kind)
-    with contextlib.suppress(DataError):
+    except DataError:
+        damaged.append(run.evaluation.name)
+    try:
         unlabeled = read_unlabeled(run)
-    return result, unlabeled
+    except DataError:
+        damaged.append(run.unlabeled_evaluation.name)
+    return result, unlabeled, damaged
 
 
 def files_of(run: RunFolder) -> Iterator[Path]:

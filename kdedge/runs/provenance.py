@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 Kind = Literal["teacher", "student", "baseline"]
+Status = Literal["running", "interrupted", "failed", "finished"]
 
 
 class _Tolerant(BaseModel):
@@ -79,7 +80,7 @@ class Provenance(_Tolerant):
 
     Attributes:
         kind: kind of the model that was trained.
-        status: `running`, `interrupted`, `failed` or `finished`. A killed run stays `running`.
+        status: state of the run. A killed run stays `running`.
         started_at: ISO 8601 time of the first start.
         finished_at: ISO 8601 time; None until the run is finished.
         command: the command line of the first start.
@@ -105,7 +106,7 @@ class Provenance(_Tolerant):
     """
 
     kind: Kind
-    status: str | None = None
+    status: Status | None = None
     started_at: str | None = None
     finished_at: str | None = None
     command: list[str] = []

@@ -112,6 +112,24 @@ def read_unlabeled(run: RunFolder) -> UnlabeledResult | None:
     return read_record(UnlabeledResult, path, remedy=_REMEDY)
 
 
+def with_stored(run: RunFolder, result: EvalResult, *, is_own: bool) -> dict[str, EvalResult]:
+    """Returns a run's result, with those of other models on the same images from its record.
+
+    Args:
+        run: the run.
+        result: result of its own model.
+        is_own: whether the result is for the recipe's own test images. Older records do not say
+            which images they are for, so they count only then.
+    """
+    stored = _if_whole(read_evaluation, run)
+    same = {
+        name: other
+        for name, other in stored.items()
+        if are_same_images(other, result) and (is_own or other.images_hash is not None)
+    }
+    return {**same, str(run.kind): result}
+
+
 def labeled_results(
     run: RunFolder, results: Mapping[str, EvalResult]
 ) -> list[tuple[str, EvalResult]]:

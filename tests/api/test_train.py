@@ -128,6 +128,25 @@ def test_a_recipe_is_checked(recipe: dict[str, Any], folder: Path) -> None:
     assert not (folder / "none").exists()
 
 
+def test_a_teachers_answers_are_stored_in_parts_and_found_by_its_student(
+    recipe: dict[str, Any], student: kdedge.Run, folder: Path
+) -> None:
+    place = {"root": folder / "runs", "device": "cpu"}
+    views = {"student.views": 2}
+    store = kdedge.fill_teacher_store(recipe, shard=(1, 2), overrides=views, **place)
+    n_files = len(list(store.path.rglob("*.safetensors")))
+    assert kdedge.fill_teacher_store(recipe, overrides=views, **place).path == store.path
+    assert len(list(store.path.rglob("*.safetensors"))) > n_files
+    found = kdedge.distill(recipe, overrides=views, **place)
+    assert found.provenance.hashes["teacher_store"].startswith(store.path.name)
+    assert found.teacher is not None
+    assert student.teacher is not None
+    assert found.teacher.name == student.teacher.name
+    for wrong in ((0, 2), (3, 2)):
+        with pytest.raises(kdedge.RecipeError, match="I of N with I from 1 to N"):
+            kdedge.fill_teacher_store(recipe, shard=wrong, **place)
+
+
 def test_images_get_pseudo_labels(recipe: dict[str, Any], folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "labels.jsonl"
     found = kdedge.pseudo_label(recipe, file, per_class=1, root=folder / "runs", device="cpu")
@@ -189,10 +208,14 @@ def test_mistakes_are_the_errors_of_the_command_line(recipe: dict[str, Any]) -> 
         kdedge.distill(recipe, epoch=3)  # type: ignore[call-arg]
     with pytest.raises(kdedge.RecipeError, match="no finished run"):
         kdedge.evaluate(root="nowhere")
+    with pytest.raises(TypeError, match=r"call: no such keyword. Known keywords: calls, slowest"):
+        kdedge.bench(call=3)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"(?s)head: no such keyword.*'export\.head'"):
         kdedge.export(head="argmax")  # type: ignore[call-arg]
     with pytest.raises(kdedge.RecipeError, match='no target "tensort"'):
         kdedge.export(targets="tensort")
+    with pytest.raises(kdedge.RecipeError, match="3 calls or more"):
+        kdedge.bench(calls=2)
     for wrong in ({"batches": (0,)}, {"batches": ()}, {"seconds": -1.0}):
         with pytest.raises(kdedge.RecipeError, match="batches of 1 or more, and more than 0 sec"):
             kdedge.bench(**wrong)
@@ -212,7 +235,13 @@ def test_a_run_is_exported_loaded_measured_and_reported(
         assert model(image, top=3)[0].class_name in CLASSES
     with pytest.raises(kdedge.RecipeError, match="is an artifact"):
         kdedge.export(artifact, output=tmp_path / "other")
-    speed = kdedge.bench(artifact, batches=[1], seconds=0.01)
+    file = tmp_path / "speed.json"
+    speed = kdedge.bench(artifact, batches=[1], seconds=0.01, calls=3, output=file)
     assert [row.model for row in speed.rows] == [file.name for file in artifact.files]
+    assert (speed.settings["seconds"], speed.settings["calls"]) == (0.01, 3)
+    with pytest.raises(kdedge.RecipeError, match="exists, and nothing is overwritten"):
+        kdedge.bench(artifact, output=file)
+    assert len(kdedge.check_speed(speed, file)) == len(kdedge.check_speed(speed, speed)) > 0
+    assert [one.name for one in student.artifacts] == ["01"]
     page = student.report(output=tmp_path / "report")
     assert "toy/02" in page.read_text(encoding="utf-8")

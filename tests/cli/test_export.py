@@ -200,19 +200,31 @@ def test_a_file_that_misses_its_gate_is_marked_kept_and_ends_in_exit_code_6(
     assert (ARTIFACT / "model.fp16.onnx").is_file()
 
 
-def test_a_target_that_cannot_be_built_here_leaves_no_artifact_and_names_the_two_steps(
+def test_a_target_that_cannot_be_built_here_leaves_the_onnx_files_and_names_the_step_that_is_left(
     trained: Path, kdedge: Callable[..., Any]
 ) -> None:
     done = kdedge("export", "--trt", "--int8", *LOOSE)
     assert done.code == 4
+    assert "warning: TensorRT cannot be built here: TensorRT engines need tensorrt" in done.err
     assert "pip install" in done.err or "JetPack" in done.err
-    assert "Nothing was written" in done.err
-    assert "kdedge export runs/tiny/02 --int8\n" in done.err
-    assert "kdedge export ARTIFACT --trt --int8" in done.err
-    assert not ARTIFACT.parent.exists()
+    assert f"The artifact {ARTIFACT} is complete without engines." in done.err
+    assert f"kdedge export {ARTIFACT} --trt --int8\n" in done.err
+    assert f"Wrote {ARTIFACT}\n" in done.out
+    names = {file["name"] for file in read(ARTIFACT / "artifact.json")["files"]}
+    assert names >= {"model.onnx", "model.fp16.onnx", "model.int8.onnx"}
+    assert all(name.endswith(".onnx") for name in names)
+    assert kdedge("predict", str(ARTIFACT), "test/cat").code == 0
 
 
-def test_an_export_whose_engine_fails_leaves_no_artifact(
+def test_engines_that_cannot_be_built_here_still_get_the_onnx_files_that_they_are_built_from(
+    trained: Path, kdedge: Callable[..., Any]
+) -> None:
+    done = kdedge("export", "tiny/02", "--trt", *LOOSE)  # whose preferred precision is FP16
+    assert done.code == 4
+    assert (ARTIFACT / "model.fp16.onnx").is_file()
+
+
+def test_an_export_whose_engine_fails_keeps_the_onnx_files_and_names_them_where_they_are(
     trained: Path, kdedge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trt = pytest.importorskip("tensorrt_rtx")
@@ -233,8 +245,10 @@ def test_an_export_whose_engine_fails_leaves_no_artifact(
     monkeypatch.setattr(trt, "Builder", Failing)
     done = kdedge("export", "tiny/02", "--trt-rtx", *LOOSE)
     assert done.code == 4
-    assert "Without --trt-rtx, the ONNX files are written" in done.err
-    assert list(ARTIFACT.parent.iterdir()) == []
+    assert f"could not build {ARTIFACT}/model.fp16.onnx" in done.err
+    assert f"Wrote {ARTIFACT}\n" in done.out
+    assert [path.name for path in ARTIFACT.parent.iterdir()] == ["01"]
+    assert not list(ARTIFACT.glob("*.engine"))
 
 
 def test_a_name_means_its_newest_student_as_a_bare_export_does(
@@ -308,6 +322,34 @@ def test_a_record_changed_by_hand_is_refused_until_it_is_resealed_and_show_says_
     assert "changed by hand and accepted with --reseal" in kdedge("show", str(artifact)).out
     assert "nothing to accept" in kdedge("export", str(artifact), "--reseal").out
     assert "unchanged since its export" in kdedge("show", str(exported)).out
+
+
+def test_the_model_card_follows_classes_that_were_swapped_and_accepted(
+    exported: Path, kdedge: Callable[..., Any], tmp_path: Path
+) -> None:
+    artifact = shutil.copytree(exported, tmp_path / "artifact")
+    file, card = artifact / "artifact.json", artifact / "README.md"
+    record = read(file)
+    swapped = record["class_names"][::-1]
+    file.write_text(json.dumps({**record, "class_names": swapped}))
+    assert kdedge("export", str(artifact), "--reseal").code == 0
+    names = card.read_text().partition("## Classes\n\n")[2].splitlines()
+    assert [name.strip() for name in names] == swapped
+    assert read(file)["others"]["README.md"] == hashlib.sha256(card.read_bytes()).hexdigest()
+    assert kdedge("show", str(artifact)).code == 0
+
+
+def test_a_model_card_that_was_changed_by_hand_stays_and_the_command_says_so(
+    exported: Path, kdedge: Callable[..., Any], tmp_path: Path
+) -> None:
+    artifact = shutil.copytree(exported, tmp_path / "artifact")
+    file, card = artifact / "artifact.json", artifact / "README.md"
+    card.write_text("my own words\n")
+    file.write_text(file.read_text().replace('"cat"', '"kitten"'))
+    done = kdedge("export", str(artifact), "--reseal")
+    assert done.code == 0
+    assert f"{card} was changed by hand" in done.err
+    assert card.read_text() == "my own words\n"
 
 
 def test_a_server_gets_nothing_where_the_engine_for_it_is_missing(

@@ -364,6 +364,17 @@ def test_runs_are_listed_with_status_accuracy_and_size(kdedge, trained) -> None:
     assert kdedge("show", "tiny/02").err.count("kdedge eval") == 1
 
 
+def test_a_damaged_evaluation_is_said_in_the_list_of_runs(kdedge, trained) -> None:
+    Path("runs/tiny/02/eval.json").write_text("{")
+    done = kdedge("runs")
+    assert re.search(r"^tiny/01 .* finished +\d+\.\d\d +HM ", done.out, re.MULTILINE)
+    assert re.search(r"^tiny/02 .* finished +damaged +- +- ", done.out, re.MULTILINE)
+    assert "runs/tiny/02/eval.json is damaged" in done.err
+    assert "kdedge eval runs/tiny/02" in done.err
+    found = {one["run"]: one["damaged"] for one in json.loads(kdedge("runs", "--json").out)["runs"]}
+    assert found == {"tiny/01": [], "tiny/02": ["eval.json"]}
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -131,8 +131,8 @@ def _logits(path: Path, images: Tensor) -> Tensor:
         ((*IMPORT_TEACHER, "--as", "promptkd", "--teacher", "tiny"), 3, "looks like a PromptSRC"),
         ((*IMPORT_STUDENT, "--as", "promptsrc", "--classes", "classes.txt"), 3, "PromptKD student"),
         (("import", "teacher.pt", *IMPORT_TEACHER[2:]), 3, "has no state_dict"),
-        (IMPORT_TEACHER[:-2], 2, "needs --classes FILE"),
-        (IMPORT_STUDENT[:-2], 2, "needs --teacher RUN"),
+        (IMPORT_TEACHER[:-2], 2, "has no class names.\n  Give them: --classes FILE"),
+        (IMPORT_STUDENT[:-2], 2, "has no class vectors.\n  Name its teacher's run: --teacher RUN"),
         ((*IMPORT_STUDENT, "--teacher", "tinny"), 2, "Did you mean tiny"),
     ],
 )
@@ -143,6 +143,41 @@ def test_an_import_that_does_not_fit_says_why_and_leaves_no_run(
     assert done.code == code
     assert message in done.err
     assert not list(Path("runs").glob("public/*"))
+
+
+def test_python_imports_as_the_command_does(
+    kdedge: Callable[..., Any], teacher_checkpoint: Path, student_checkpoint: Path
+) -> None:
+    import kdedge as api
+
+    assert kdedge(*IMPORT_TEACHER).code == 0
+    assert kdedge(*IMPORT_STUDENT).code == 0
+    teacher = api.import_checkpoint(
+        teacher_checkpoint, "promptsrc", weights="teacher.pt", classes=Path("classes.txt")
+    )
+    assert (teacher.name, teacher.kind) == ("model-best-promptsrc/01", "teacher")
+    names = Path("classes.txt").read_text().splitlines()
+    again = api.import_checkpoint(
+        str(teacher_checkpoint), "promptsrc", weights="teacher.pt", classes=names, name="listed"
+    )
+    student = api.import_checkpoint(
+        student_checkpoint, "promptkd", weights="student.pt", teacher=api.open_run("tiny/01")
+    )
+    for run, other in ((teacher, "public/01"), (again, "public/01"), (student, "public/02")):
+        file = f"{run.kind}.safetensors"
+        assert (run.path / file).read_bytes() == (Path("runs") / other / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"kind": "coop"}, "not a kind of public"), ({"exakt": True}, "exakt: no")],
+)
+def test_python_says_what_it_cannot_import(options: dict[str, Any], message: str) -> None:
+    import kdedge as api
+
+    given = {"kind": "promptsrc", "weights": "openai", "classes": ["cat"], **options}
+    with pytest.raises((api.RecipeError, TypeError), match=message):
+        api.import_checkpoint("model.pth", **given)
 
 
 @pytest.mark.usefixtures("teacher_checkpoint")

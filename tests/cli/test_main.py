@@ -85,6 +85,22 @@ def test_help_loads_neither_torch_nor_a_command_nor_the_recipe_schema():
     assert done.stderr.strip() == "[] ['kdedge.cli.main'] 0"
 
 
+def test_no_commands_help_loads_torch():
+    done = run_python("""
+        import contextlib, io, sys
+        import click
+        from kdedge.cli.main import cli, run
+        for name in cli.list_commands(click.Context(cli)):
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                code = run([name, "--help"])
+            heavy = {"torch", "torchvision", "open_clip", "onnx", "onnxruntime"} & set(sys.modules)
+            print(name, code, sorted(heavy), bool(out.getvalue()))
+    """)
+    lines = done.stdout.splitlines()
+    assert len(lines) >= 20
+    assert [line.partition(" ")[2] for line in lines] == ["0 [] True"] * len(lines), done.stderr
+
+
 def test_doctor_examines_a_machine_whose_numpy_is_broken():
     done = run_python("""
         import sys
@@ -147,7 +163,7 @@ def test_the_help_begins_with_three_commands_each_on_its_own_line():
 
 
 def test_the_version_is_printed():
-    assert kdedge("--version").stdout == "kdedge 0.1.0\n"
+    assert kdedge("--version").stdout == "kdedge 0.2.0\n"
 
 
 @pytest.mark.parametrize(

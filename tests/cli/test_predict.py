@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import fcntl
 import importlib.util
 import io
 import json
@@ -14,12 +15,13 @@ import shlex
 import signal
 import subprocess
 import sys
+import termios
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -454,6 +456,33 @@ def test_ctrl_c_keeps_the_lines_that_were_written(work: Path) -> None:
     assert (work / "o.csv").read_text().splitlines()[1].startswith("stdin:1,red,")
     assert b"1 image: 1 classified; " in err
     assert b"Wrote o.csv" in err
+
+
+def test_ctrl_c_keeps_the_least_certain_images_so_far(work: Path) -> None:
+    arguments = ("predict", "art", "-", "--uncertain", "3", "--format", "csv", "--output", "o.csv")
+    process = start(*arguments, stdin=subprocess.PIPE, bufsize=0)
+    assert process.stdin is not None
+    for name in "az":  # the second is read once the first is answered
+        process.stdin.write((work / f"pics/{name}.jpg").read_bytes())
+        while waiting_bytes(process.stdin):
+            assert process.poll() is None
+            time.sleep(0.01)
+    assert not (work / "o.csv").exists()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    heading, *lines = (work / "o.csv").read_text().splitlines()
+    assert heading.startswith("image,class,")
+    assert any(line.startswith("stdin:1,red,") for line in lines)
+    assert b"classified; " in err
+    assert b"Wrote o.csv" in err
+
+
+def waiting_bytes(pipe: IO[bytes]) -> int:
+    """Bytes of a pipe that nobody has read yet."""
+    count = bytearray(4)
+    fcntl.ioctl(pipe, termios.FIONREAD, count)
+    return int.from_bytes(count, sys.byteorder)
 
 
 def test_a_reader_that_goes_away_ends_it_quietly(work: Path) -> None:

@@ -92,12 +92,12 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "log = trt.Logger(trt.Logger.WARNING)": GPU,
     },
     "docs/deploy/tensorrt-rtx.md": {
-        "pip install 'kdedge-0.1.0-py3-none-any.whl[trt-rtx]'": INSTALL,
+        "pip install 'kdedge-0.2.0-py3-none-any.whl[trt-rtx]'": INSTALL,
         "kdedge predict artifacts/01 new-images --backend tensorrt-rtx": GPU,
         'with kdedge.load("artifacts/01", backend="tensorrt-rtx", precision="fp16") as model:': GPU,
     },
     "docs/deploy/torch-tensorrt.md": {
-        "pip install 'kdedge-0.1.0-py3-none-any.whl[train,torch-tensorrt]'": INSTALL,
+        "pip install 'kdedge-0.2.0-py3-none-any.whl[train,torch-tensorrt]'": INSTALL,
         "kdedge export line3 --torch-trt --fp16": GPU,
         'model = torch.export.load("model.pt2").module().cuda()': GPU,
     },

@@ -7,7 +7,9 @@ import hashlib
 import io
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +219,36 @@ def test_a_consumer_that_stops_leaves_no_thread(artifact: Artifact) -> None:
     next(results)
     results.close()
     assert threading.active_count() == before
+
+
+class OneAtATime:
+    """A backend that another call may not disturb, as an engine's one context."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend, self._is_busy = backend, False
+        self.n_calls, self.n_disturbed = 0, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        self.n_calls += 1
+        self.n_disturbed += self._is_busy
+        self._is_busy = True
+        time.sleep(0.005)  # lets the other threads come
+        self._is_busy = False
+        return self._backend.run(images)
+
+
+def test_a_backend_of_several_threads_runs_one_call_at_a_time(artifact: Artifact) -> None:
+    loaded = Classifier.load(artifact.path)
+    backend = OneAtATime(loaded.backend)
+    classifier = Classifier(artifact, loaded.file, backend)
+    pictures = [jpeg(seed) for seed in range(4)]
+    expected = [loaded.classify(picture) for picture in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(classifier.classify, 5 * pictures)) == 5 * expected
+    assert (backend.n_calls, backend.n_disturbed) == (20, 0)
 
 
 def test_a_decoded_picture_counts_as_its_file_does(artifact: Artifact) -> None:

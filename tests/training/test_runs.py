@@ -122,6 +122,18 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         RunFolder.open(tmp_path)
 
 
+def test_a_status_that_no_run_can_have_is_refused(tmp_path: Path) -> None:
+    run = _create(tmp_path)
+    text = run.provenance.read_text()
+    run.provenance.write_text(text.replace('"status": "running"', '"status": "odd"'))
+    with pytest.raises(DataError) as caught:
+        RunFolder.open(run.path)
+    message = str(caught.value)
+    assert message.startswith(f"{run.provenance}: status")
+    assert "'odd'" in message
+    assert "'running', 'interrupted', 'failed' or 'finished'" in message
+
+
 @pytest.mark.parametrize("where", ["file", "/proc/kdedge", "/sys/kdedge"])
 def test_a_root_that_cannot_be_written_is_a_resource_error(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").write_text("in the way")

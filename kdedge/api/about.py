@@ -1,0 +1,66 @@
+"""Describes this machine, the methods, and the keys of a recipe."""
+
+from __future__ import annotations
+
+import logging
+from types import ModuleType
+from typing import Any
+
+_LOG = logging.getLogger(__name__)
+
+
+def doctor() -> dict[str, Any]:
+    """Shows what this machine has and what each step still needs, as plain values.
+
+    Nothing is installed, and the network is not used.
+
+    Returns:
+        `machine`, `cuda` with its devices, `packages` with versions and how to install missing
+        ones, and `problems`, a list of texts.
+    """
+    from kdedge.setup.doctor import examine
+
+    return examine()
+
+
+def list_methods() -> dict[str, dict[str, Any]]:
+    """Lists the prompt methods that a recipe can name, and what each is trained on.
+
+    Returns:
+        By name: `label`, `paper`, `about`, whether it is trained on `labels`, `unlabeled_images`
+        and `novel_class_names`, and the `losses` that its settings can name. A method that cannot
+        be loaded has an empty entry, and a warning says why.
+    """
+    from kdedge.methods import registry
+    from kdedge.setup.about_methods import describe
+
+    modules = _loaded_methods("only the names are listed")
+    return {
+        name: describe(modules[name]) if name in modules else {} for name in registry.list_methods()
+    }
+
+
+def schema() -> dict[str, Any]:
+    """Returns the JSON schema of a recipe.
+
+    Returns:
+        The schema, with each method's settings under `methods` and the targets of `export` under
+        `targets`. A method that cannot be loaded is left out, and a warning says why.
+    """
+    from kdedge.config.recipe import Recipe
+    from kdedge.targets.table import target_records
+
+    modules = _loaded_methods("the settings are not listed")
+    settings = {name: module.Settings.model_json_schema() for name, module in modules.items()}
+    return {**Recipe.model_json_schema(), "methods": settings, "targets": target_records()}
+
+
+def _loaded_methods(effect: str) -> dict[str, ModuleType]:
+    """The methods that can be loaded; a warning names the others and says what their lack means."""
+    from kdedge.methods.registry import list_methods
+    from kdedge.setup.about_methods import load_all
+
+    modules, problems = load_all(list_methods())
+    for problem, names in problems.items():
+        _LOG.warning("%s cannot be loaded; %s.\n  %s", ", ".join(names), effect, problem)
+    return modules

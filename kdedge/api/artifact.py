@@ -1,0 +1,129 @@
+"""Reads an existing artifact, accepts changes made by hand, and prepares it for a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdedge.errors import DataError
+from kdedge.files import highest_number
+from kdedge.runtime import artifact as artifacts
+from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifact
+
+
+@dataclass(frozen=True)
+class ResealedArtifact:
+    """An artifact whose changed record was accepted.
+
+    Attributes:
+        artifact: its current state.
+        problem: the change that was found; None if there was none.
+        has_card: whether the model card agrees with the record; a card that was changed by hand is
+            kept.
+    """
+
+    artifact: Artifact
+    problem: str | None
+    has_card: bool
+
+
+def open_artifact(source: Any) -> Artifact:
+    """Reads an artifact: class names, files and their comparisons; loads no model.
+
+    Args:
+        source: an artifact's folder; or a run or its folder, for its newest artifact.
+
+    Raises:
+        DataError: there is no artifact, or its record was changed or damaged.
+        SetupError: a newer kdedge wrote it.
+    """
+    return load_artifact(artifact_folder(source))
+
+
+def reseal(source: Any) -> Artifact:
+    """Accepts an `artifact.json` that was changed by hand; the change is recorded.
+
+    The model card is written again, unless it was changed by hand, too.
+
+    Args:
+        source: an artifact or its folder; or a run or its folder, for its newest artifact.
+
+    Raises:
+        DataError: there is no artifact, or the changed record is not valid.
+        ResourceError: the folder cannot be written.
+    """
+    return make_reseal(artifact_folder(source)).artifact
+
+
+def write_triton(source: Any, folder: str | Path, *, precision: Precision | None = None) -> Path:
+    """Writes a model repository for the Triton Inference Server.
+
+    A TensorRT engine is preferred to ONNX, and FP16 to other precisions.
+
+    Args:
+        source: an artifact or its folder; or a run or its folder, for its newest artifact.
+        folder: the model repository; it may have other models.
+        precision: precision of the file; None for the preferred file.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        RecipeError: the model's folder exists.
+        DataError: the artifact has no file for Triton, or a file has changed since the export.
+        ResourceError: the folder cannot be written.
+    """
+    from kdedge.deploy import triton
+
+    return triton.write_triton(open_artifact(source), Path(folder), precision=precision)
+
+
+def write_deepstream(source: Any, folder: str | Path) -> Path:
+    """Writes a folder for DeepStream's nvinfer, which builds the engine itself.
+
+    Args:
+        source: an artifact or its folder; or a run or its folder, for its newest artifact.
+        folder: a new folder.
+
+    Returns:
+        Path of the configuration.
+
+    Raises:
+        RecipeError: the folder exists, or nvinfer cannot run artifacts of this kind.
+        DataError: the artifact has no file for it, or the file has changed since the export.
+        SetupError: onnx is not installed.
+        ResourceError: the folder cannot be written.
+    """
+    from kdedge.deploy import deepstream
+
+    return deepstream.write_deepstream(open_artifact(source), Path(folder))
+
+
+def make_reseal(folder: Path) -> ResealedArtifact:
+    """Accepts a changed record, and writes the model card again."""
+    from kdedge.deploy.model_card import renew_model_card
+
+    artifact, problem = artifacts.reseal(folder)
+    if not artifact.resealed:
+        return ResealedArtifact(artifact, problem, has_card=True)
+    artifact, has_card = renew_model_card(artifact)
+    return ResealedArtifact(artifact, problem, has_card)
+
+
+def artifact_folder(source: Any) -> Path:
+    """The artifact of an argument: the folder itself, or the newest artifact of a run.
+
+    Raises:
+        DataError: there is none.
+    """
+    path = Path(getattr(source, "path", source)).expanduser()
+    if (path / FILE_NAME).is_file():
+        return path
+    newest = highest_number(file.parent for file in path.glob(f"artifacts/*/{FILE_NAME}"))
+    if newest is None:
+        raise DataError(
+            f"{path} is not an artifact, nor a run with one.\n"
+            "  Name the folder that `kdedge export` wrote, or export the run first."
+        )
+    return newest

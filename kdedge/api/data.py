@@ -1,0 +1,122 @@
+"""Lists, fetches and verifies benchmark sets, and scans other images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kdedge.data.benchmarks import Benchmark, Download, list_benchmarks, load_benchmark
+from kdedge.data.fetch import Fetched, fetch, missing
+from kdedge.data.survey import Survey, survey
+from kdedge.data.verify import Verification, verify
+from kdedge.errors import DataError
+
+
+@dataclass(frozen=True)
+class BenchmarkSet:
+    """A benchmark set, and which of its files are on this machine.
+
+    Attributes:
+        benchmark: published facts: classes, images, license, files.
+        folder: the set's folder, whether it exists or not.
+        missing: missing files; None if the folder is not readable.
+    """
+
+    benchmark: Benchmark
+    folder: Path
+    missing: tuple[Download, ...] | None
+
+    @property
+    def is_here(self) -> Literal["yes", "no", "partly", "unknown"]:
+        """Whether its files are on this machine; `unknown` if the folder is not readable."""
+        if self.missing is None:
+            return "unknown"
+        if not self.missing:
+            return "yes"
+        return "no" if len(self.missing) == len(self.benchmark.downloads) else "partly"
+
+
+def list_sets(root: str | Path = "data") -> dict[str, BenchmarkSet]:
+    """Lists the benchmark sets by name, and which of them are on this machine.
+
+    Args:
+        root: folder of the benchmark sets.
+
+    Raises:
+        SetupError: an installed package's set cannot be loaded.
+    """
+    return {name: _look_at(name, Path(root)) for name in list_benchmarks()}
+
+
+def open_set(name: str, root: str | Path = "data") -> BenchmarkSet:
+    """Describes a benchmark set, and finds which of its files are missing.
+
+    Args:
+        name: name of the set.
+        root: folder of the benchmark sets.
+
+    Raises:
+        DataError: there is no such set, or its folder is not readable.
+        SetupError: the set of an installed package cannot be loaded.
+    """
+    benchmark = load_benchmark(name)
+    folder = Path(root) / benchmark.folder
+    return BenchmarkSet(benchmark, folder, tuple(missing(benchmark.downloads, folder)))
+
+
+def fetch_set(name: str, root: str | Path = "data") -> Fetched:
+    """Downloads the missing files of a benchmark set and unpacks them.
+
+    An interrupted download continues where it stopped. Sizes and hashes are checked where known.
+
+    Args:
+        name: name of the set.
+        root: folder of the benchmark sets.
+
+    Raises:
+        DataError: there is no such set, or a file is not the published one.
+        SetupError: a file must be fetched by hand, or no server provides it.
+        ResourceError: the disk is full, or the folder cannot be written.
+        InUseError: another fetch uses the folder.
+    """
+    return fetch(load_benchmark(name), Path(root))
+
+
+def verify_set(name: str, root: str | Path = "data", *, read_images: bool = False) -> Verification:
+    """Compares a benchmark set's counts, class names and split with the published ones.
+
+    Args:
+        name: name of the set.
+        root: folder of the benchmark sets.
+        read_images: also decode every image.
+
+    Returns:
+        The comparison; `problems` is empty if the set is as published.
+
+    Raises:
+        DataError: there is no such set.
+    """
+    return verify(load_benchmark(name), Path(root), read_images=read_images)
+
+
+def scan_images(source: str | Path) -> Survey:
+    """Reads every image of a source once: finds unreadable images, sizes and classes.
+
+    Args:
+        source: a folder, a CSV file of image paths, WebDataset shards such as
+            `shards-{000..063}.tar`, Parquet files, or a Hugging Face dataset.
+
+    Raises:
+        DataError: the source is missing, empty or malformed, or no image can be read.
+        SetupError: the package that reads it is not installed.
+    """
+    return survey(str(source))
+
+
+def _look_at(name: str, root: Path) -> BenchmarkSet:
+    try:
+        return open_set(name, root)
+    except DataError:  # one unreadable folder must not keep the others off the list
+        benchmark = load_benchmark(name)
+        return BenchmarkSet(benchmark, root / benchmark.folder, None)

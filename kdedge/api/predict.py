@@ -1,0 +1,252 @@
+"""Classifies images, folders and videos with an exported artifact; needs no torch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from kdedge.api.artifact import artifact_folder
+from kdedge.api.inputs import Inputs, Item, Wanted, open_inputs, read_item
+from kdedge.errors import DataError, RecipeError
+from kdedge.inference.lines import lines_as
+from kdedge.inference.results import NonFiniteLogits, Prediction, Result, UnreadableImage
+from kdedge.inference.uncertain import LeastCertain
+from kdedge.progress import progress, working
+from kdedge.runtime.threads import check_threads
+from kdedge.tables import Table, Tabled
+
+if TYPE_CHECKING:
+    from kdedge.inference.classify import Classifier, ImageInput
+    from kdedge.runtime.artifact import Precision
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The artifact's file to use, and how to run it.
+
+    Attributes:
+        precision: precision of the file; None to choose one.
+        backend: the runtime; None to choose one.
+        batch: images per call; None for as many as the artifact takes.
+        threads: CPU threads; None for the engine's default.
+    """
+
+    precision: Precision | None = None
+    backend: str | None = None
+    batch: int | None = None
+    threads: int | None = None
+
+
+class Predictions(Tabled, Sequence[Result]):
+    """Results for images, in their order; printed and shown in a notebook as a table."""
+
+    def __init__(self, results: Sequence[Result], *, top: int) -> None:
+        self._results, self._top = tuple(results), top
+
+    @overload
+    def __getitem__(self, index: int) -> Result: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Result]: ...
+
+    def __getitem__(self, index: int | slice) -> Result | Sequence[Result]:
+        return self._results[index]
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    @property
+    def classified(self) -> list[Prediction]:
+        """The predictions of the images that could be classified."""
+        return [one for one in self._results if isinstance(one, Prediction)]
+
+    @property
+    def failed(self) -> list[UnreadableImage | NonFiniteLogits]:
+        """The images without a prediction, each with the reason."""
+        return [one for one in self._results if not isinstance(one, Prediction)]
+
+    def least_certain(self, n: int) -> list[Prediction]:
+        """The `n` images with the lowest score, lowest first: label these next.
+
+        Raises:
+            RecipeError: the artifact was exported with the head argmax, which gives no scores.
+        """
+        kept: LeastCertain[None] = LeastCertain(n)
+        for one in self.classified:
+            if one.top[0].score_percent is None:
+                raise RecipeError(
+                    "The artifact was exported with the head argmax, which gives no scores.\n"
+                    "  Export again with the head scores."
+                )
+            kept.add(one, None)
+        return [one for one, _ in kept.taken()]
+
+    def to_csv(self) -> str:
+        """Returns the lines that `kdedge predict --format csv` writes."""
+        lines = lines_as("csv", top=self._top, min_score=None)
+        written = [lines.heading(), *(lines.line(one) for one in self._results)]
+        return "".join(f"{line}\n" for line in written)
+
+    def _table(self) -> Table:
+        header = ["image", "class", "score"]
+        for rank in range(2, self._top + 1):
+            header += [f"class {rank}", f"score {rank}"]
+        return header, [self._row(one) for one in self._results]
+
+    def _notes(self) -> list[str]:
+        return [f"{one.key}: {one.reason}." for one in self.failed]
+
+    def _row(self, result: Result) -> list[str]:
+        cells = [result.key]
+        if isinstance(result, Prediction):
+            for name, score in result.top:
+                cells += [name, "-" if score is None else f"{score:.2f} %"]
+        else:
+            cells.append("-")
+        return cells + [""] * (1 + 2 * self._top - len(cells))
+
+
+def predict(
+    source: Any,
+    *paths: str | Path,
+    top: int = 1,
+    every: int = 1,
+    precision: Precision | None = None,
+    backend: str | None = None,
+    batch: int | None = None,
+    threads: int | None = None,
+) -> Predictions:
+    """Classifies images, folders and videos; a failed image does not stop the others.
+
+    `kdedge.load` keeps the model loaded, and also classifies images in memory.
+
+    Args:
+        source: an artifact or its folder; or a run or its folder, for its newest artifact.
+        paths: images, videos, and folders, which are searched with all their subfolders.
+        top: classes per image.
+        every: take the first and then every Nth frame of a video.
+        precision: `fp32`, `fp16` or `int8`. None: an engine that this machine's GPU runs, or else
+            the float32 ONNX file. INT8 is used only when asked for.
+        backend: the runtime, such as `onnxruntime`; None to choose one.
+        batch: images per call; None for as many as the artifact takes.
+        threads: CPU threads; None for the engine's default.
+
+    Returns:
+        A result for each image, in order: a `Prediction`, an `UnreadableImage` or a
+        `NonFiniteLogits`.
+
+    Raises:
+        DataError: a path does not exist, there is no artifact, or no image could be classified.
+        RecipeError: a number is too small, or no file of that precision for that backend.
+        SetupError: this machine can run no file of the artifact.
+    """
+    for what, number in (("top", top), ("every", every)):
+        if number < 1:
+            raise RecipeError(f"{what} is {number}; it must be 1 or more.")
+    if not paths:
+        raise RecipeError("No path is given.\n  Name images, videos or folders.")
+    check_threads(threads)
+    inputs = open_inputs(Wanted(tuple(map(str, paths)), None, every))
+    engine = Engine(precision, backend, batch, threads)
+    with opened(artifact_folder(source), engine) as classifier:
+        stream = ResultStream(inputs, classifier, top=top, batch=batch)
+        with progress("classifying", inputs.n_images, unit="images") as advance:
+            results = []
+            for result, _ in stream:
+                results.append(result)
+                advance(len(results))
+        stream.check_any()
+    return Predictions(results, top=min(top, len(classifier.artifact.class_names)))
+
+
+@contextlib.contextmanager
+def opened(artifact: Path, engine: Engine) -> Iterator[Classifier]:
+    """Context with the loaded model of an artifact."""
+    from kdedge.inference.classify import Classifier
+
+    with working(f"loading {artifact}"):
+        classifier = Classifier.load(
+            artifact,
+            precision=engine.precision,
+            backend=engine.backend,
+            n_threads=engine.threads,
+        )
+    try:
+        yield classifier
+    finally:
+        classifier.backend.close()
+
+
+class ResultStream:
+    """Yields each image's result with the image, in order, as soon as it is known.
+
+    Attributes:
+        counts: results so far: `classified`, `unreadable` and `unanswered` (logits not finite).
+    """
+
+    def __init__(
+        self, inputs: Inputs, classifier: Classifier, *, top: int, batch: int | None
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self._inputs, self._classifier = inputs, classifier
+        self._top, self._batch = top, batch or (1 if inputs.is_live else None)
+        self._first_failed: UnreadableImage | NonFiniteLogits | None = None
+
+    def __iter__(self) -> Iterator[tuple[Result, Item]]:
+        """Yields each result once, and counts it when the caller asks for the next."""
+        waiting: deque[Item] = deque()
+
+        def images() -> Iterator[tuple[str, ImageInput]]:
+            for item in self._inputs.items:
+                waiting.append(item)
+                yield item.key, read_item(item)
+
+        results = self._classifier.classify_many(images(), top=self._top, batch=self._batch)
+        for result in results:
+            yield result, waiting.popleft()
+            self._count(result)
+
+    def _count(self, result: Result) -> None:
+        if isinstance(result, Prediction):
+            self.counts["classified"] += 1
+            return
+        is_unread = isinstance(result, UnreadableImage)
+        self.counts["unreadable" if is_unread else "unanswered"] += 1
+        self._first_failed = self._first_failed or result
+
+    def check_any(self) -> None:
+        """Checks that at least one image was classified.
+
+        Raises:
+            DataError: none was; the message says why.
+        """
+        if self.counts["classified"]:
+            return
+        first = self._first_failed
+        if first is None:
+            raise DataError(
+                "Standard input has no image.\n"
+                "  Pipe an image into it, or JPEGs one after the other"
+                " (ffmpeg -i VIDEO -f image2pipe -c:v mjpeg -)."
+            )
+        file = self._classifier.artifact.path / self._classifier.file.name
+        if not self.counts["unanswered"]:
+            raise DataError(
+                f"None of {images_text(self.counts.total())} could be classified with"
+                f" {file.parent}.\n  The first is {first.key}: {first.reason}."
+            )
+        is_fp32 = self._classifier.file.precision == "fp32"
+        remedy = "Export the run again" if is_fp32 else "Use the float32 file: --precision fp32"
+        raise DataError(
+            f"{file} gives NaN or infinity for {images_text(self.counts['unanswered'])}, and no"
+            f" image was classified.\n  {remedy}."
+        )
+
+
+def images_text(number: int) -> str:
+    """A number of images as text, such as `1 image`."""
+    return f"{number:,} image{'' if number == 1 else 's'}"

@@ -1,0 +1,99 @@
+"""A mistake is the same error in Python and on the command line: class, text, exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kdedge
+from kdedge import errors
+from kdedge.cli.main import run
+
+pytest.importorskip("torch")
+
+NO_MISTAKES = {
+    *("__version__", "doctor", "list_methods", "schema", "list_runs", "list_sets"),  # take no input
+    *("Run", "LoadedModel", "Predictions", "Recipe"),  # what the calls give
+    "progress_to",
+}
+RECIPE = "nowhere.yaml"
+
+# Name -> the call, and the command line that makes the same mistake
+CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
+    "teach": (lambda: kdedge.teach(RECIPE), ("teach", RECIPE)),
+    "fill_teacher_store": (
+        lambda: kdedge.fill_teacher_store(RECIPE, shard=(2, 3)),
+        ("teach", RECIPE, "--store", "--shard", "2/3"),
+    ),
+    "distill": (lambda: kdedge.distill(RECIPE), ("distill", RECIPE)),
+    "train": (lambda: kdedge.train(RECIPE, "coop"), ("train", RECIPE, "--method", "coop")),
+    "check": (lambda: kdedge.check(RECIPE), ("check", RECIPE)),
+    "load_recipe": (lambda: kdedge.load_recipe(RECIPE), ("check", RECIPE)),
+    "pseudo_label": (
+        lambda: kdedge.pseudo_label(RECIPE, "out", per_class=2),
+        ("pseudo-label", RECIPE, "--per-class", "2", "-o", "out"),
+    ),
+    "demo": (lambda: kdedge.demo(device="tpu"), ("demo", "--device", "tpu")),
+    "init": (
+        lambda: kdedge.init("a/b", images=".", classes="bad.txt"),
+        ("init", "a/b", "--images", ".", "--classes", "bad.txt"),
+    ),
+    "run_suite": (lambda: kdedge.run_suite("bad.txt"), ("suite", "bad.txt")),
+    "import_checkpoint": (
+        lambda: kdedge.import_checkpoint("bad.txt", "promptsrc", weights="openai"),
+        ("import", "bad.txt", "--as", "promptsrc", "--weights", "openai"),
+    ),
+    "evaluate": (lambda: kdedge.evaluate("line3"), ("eval", "line3")),
+    "export": (lambda: kdedge.export("line3"), ("export", "line3")),
+    "bench": (lambda: kdedge.bench("line3"), ("bench", "line3")),
+    "check_speed": (
+        lambda: kdedge.check_speed(None, "bad.json"),  # type: ignore[arg-type]
+        ("bench", "--baseline", "bad.json"),
+    ),
+    "report": (lambda: kdedge.report("line3"), ("report", "line3")),
+    "open_run": (lambda: kdedge.open_run("line3"), ("show", "line3")),
+    "open_artifact": (lambda: kdedge.open_artifact("art"), ("show", "art")),
+    "load": (lambda: kdedge.load("art"), ("predict", "art", "bad.txt")),
+    "predict": (lambda: kdedge.predict("art", "x.jpg"), ("predict", "art", "x.jpg")),
+    "reseal": (lambda: kdedge.reseal("art"), ("export", "art", "--reseal")),
+    "write_triton": (
+        lambda: kdedge.write_triton("art", "models"),
+        ("export", "art", "--triton", "models"),
+    ),
+    "write_deepstream": (
+        lambda: kdedge.write_deepstream("art", "ds"),
+        ("export", "art", "--deepstream", "ds"),
+    ),
+    "open_set": (lambda: kdedge.open_set("sun"), ("data", "show", "sun")),
+    "fetch_set": (lambda: kdedge.fetch_set("sun"), ("data", "fetch", "sun")),
+    "verify_set": (lambda: kdedge.verify_set("sun"), ("data", "verify", "sun")),
+    "scan_images": (lambda: kdedge.scan_images("nowhere"), ("data", "scan", "nowhere")),
+}
+
+
+def test_every_name_that_can_be_called_wrongly_is_here() -> None:
+    known = {name for name in kdedge.__all__ if not hasattr(errors, name)}
+    assert known == {*CALLS, *NO_MISTAKES}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_mistake_has_the_text_and_the_exit_code_of_the_command_line(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in ("bad.txt", "bad.json", "art/artifact.json"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("[]")
+    call, arguments = CALLS[name]
+    with pytest.raises(kdedge.KdedgeError) as caught:
+        call()
+    assert type(caught.value).__module__ == "kdedge.errors"
+    capsys.readouterr()
+    assert run(arguments) == caught.value.exit_code
+    assert capsys.readouterr().err.endswith(f"kdedge: {caught.value}\n")
