@@ -69,7 +69,7 @@ def run_demo(root: Path, *, device: str | None = None, resume: bool = False) -> 
 
     began = time.monotonic()
     workspace = Workspace(root, choose_device(device))
-    teacher, student = distill(load_recipe("demo"), workspace, resume=resume)
+    (teacher,), student = distill(load_recipe("demo"), workspace, resume=resume)
     pictures = []
     for prediction, data in predict_examples(student, workspace):
         name, score = prediction.top[0]

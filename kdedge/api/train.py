@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,16 +43,16 @@ class Trained:
     """What a call trained.
 
     Attributes:
-        runs: finished ones; a student's teacher comes first.
+        runs: finished ones; a student's teachers come first.
         used: folders of the runs that were finished before.
         is_rank0: whether this process speaks for all that torchrun started.
-        store: the teacher store, where one was filled.
+        stores: the teacher stores that were filled.
     """
 
     runs: tuple[RunFolder, ...]
     used: set[Path]
     is_rank0: bool
-    store: TeacherStore | None = None
+    stores: tuple[TeacherStore, ...] = ()
 
 
 def teach(
@@ -65,6 +65,8 @@ def teach(
     **shorthands: Unpack[Shorthands],
 ) -> Run:
     """Trains the teacher of a recipe on its labeled images and stores its class vectors.
+
+    Of several teachers, each that is no finished run is trained, and the first of these is given.
 
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
@@ -85,7 +87,7 @@ def teach(
         ResourceError: memory or disk ran out.
     """
     loaded = loaded_with(recipe, "teacher", overrides, shorthands)
-    return Run(make_teacher(loaded, Place(Path(root), device, resume)).runs[-1])
+    return Run(make_teacher(loaded, Place(Path(root), device, resume)).runs[0])
 
 
 def distill(
@@ -162,37 +164,39 @@ def train(
 def make_teacher(
     loaded: LoadedRecipe, place: Place, *, is_stored: bool = False, shard: Shard = (1, 1)
 ) -> Trained:
-    """Trains a recipe's teacher.
+    """Trains a recipe's teacher, or each of several that is not a finished run.
 
     Args:
         loaded: the recipe.
         place: where.
-        is_stored: also fill the teacher store; a finished teacher is then used again.
-        shard: which part of the store, and of how many.
+        is_stored: also fill the teacher stores; a finished teacher is then used again.
+        shard: which part of each store, and of how many.
     """
     with _ready(loaded, place) as (workspace, used):
         from kdedge.setup.unused_optim import trained_roles, warn_of_unused_optim
         from kdedge.training.distill import store_features
-        from kdedge.training.teach import teach as train_teacher
+        from kdedge.training.teach import teach as train_teachers
 
         warn_of_unused_optim(loaded, *(role for role in trained_roles(loaded) if role == "teacher"))
-        store = None
+        stores: list[TeacherStore] = []
         if is_stored:
-            run, store = store_features(loaded, workspace, resume=place.resume, shard=shard)
+            runs, stores = store_features(loaded, workspace, resume=place.resume, shard=shard)
         else:
-            run = train_teacher(loaded, workspace, resume=place.resume)
-    return Trained((run,), used | _given(loaded, run), workspace.group.is_rank0, store)
+            runs = tuple(train_teachers(loaded, workspace, resume=place.resume))
+    given = used | (_given(loaded, runs) if is_stored else set())
+    return Trained(runs, given, workspace.group.is_rank0, tuple(stores))
 
 
 def make_student(loaded: LoadedRecipe, place: Place) -> Trained:
-    """Trains a recipe's student, and its teacher first if needed."""
+    """Trains a recipe's student, and its teachers first if needed."""
     with _ready(loaded, place) as (workspace, used):
         from kdedge.setup.unused_optim import trained_roles, warn_of_unused_optim
         from kdedge.training.distill import distill as distill_student
 
         warn_of_unused_optim(loaded, *trained_roles(loaded))
-        runs = distill_student(loaded, workspace, resume=place.resume)
-    return Trained(runs, used | _given(loaded, runs[0]), workspace.group.is_rank0)
+        teachers, student = distill_student(loaded, workspace, resume=place.resume)
+    given = used | _given(loaded, teachers)
+    return Trained((*teachers, student), given, workspace.group.is_rank0)
 
 
 def make_baseline(loaded: LoadedRecipe, place: Place, method: str | None) -> Trained:
@@ -224,7 +228,9 @@ def _ready(loaded: LoadedRecipe, place: Place) -> Iterator[tuple[Workspace, set[
         yield Workspace(place.root, chosen, group=group), used
 
 
-def _given(loaded: LoadedRecipe, teacher: RunFolder) -> set[Path]:
-    """The teacher that a recipe names, which may be in another folder of runs."""
-    spec = loaded.recipe.teacher
-    return set() if spec is None or spec.run is None else {teacher.path.resolve()}
+def _given(loaded: LoadedRecipe, teachers: Sequence[RunFolder]) -> set[Path]:
+    """The teachers that a recipe names, which may be in another folder of runs."""
+    from kdedge.setup.teachers import names_teacher_run, teacher_recipes
+
+    named = [names_teacher_run(one) for one in teacher_recipes(loaded)]
+    return {run.path.resolve() for run, is_named in zip(teachers, named, strict=True) if is_named}

@@ -91,8 +91,12 @@ def judge_run(
 
 
 def _teacher(model: RunModel) -> RunModel | None:
-    """The teacher of a student; None for other models, and where it is not there."""
-    name = model.run.read_provenance().teacher_run
+    """The teacher of a student; None for other models, of several, and where it is not there."""
+    record = model.run.read_provenance()
+    name = record.teacher_run
+    if record.has_several_teachers:
+        log.info("The answers of several teachers together are left out: distillation asks them.")
+        return None
     if name is None:
         return None
     try:

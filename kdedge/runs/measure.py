@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,18 +22,29 @@ EVALUATION_BATCH = 100
 """Images a batch without gradients, as the methods' public code does."""
 
 
+@runtime_checkable
+class AnswersImages(Protocol):
+    """What has logits for images, though not for pixels alone: several teachers together."""
+
+    def logits_of(self, images: Images) -> Tensor:
+        """[N, C] float32, on the CPU, in the images' order."""
+        ...
+
+
 @torch.no_grad()
-def compute_logits(model: Model, images: Images, *, what: str) -> Tensor:
+def compute_logits(model: Model | AnswersImages, images: Images, *, what: str) -> Tensor:
     """Logits of all images against all classes, without crops or flips.
 
     Args:
-        model: has the logits.
+        model: has the logits, and prepares images in its own way.
         images: need no labels.
         what: is done, for progress.
 
     Returns:
         [N, C] float32, on the CPU, in the images' order.
     """
+    if isinstance(model, AnswersImages):
+        return model.logits_of(images)
     logits: list[Tensor] = []
     batches = evaluation_batches(
         images.source,

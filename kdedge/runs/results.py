@@ -123,7 +123,10 @@ def labeled_results(
 def model_label(run: RunFolder, name: str) -> str:
     """What a model of a run's evaluation is called in a table."""
     if name == "teacher" and run.kind == "student":
-        return "teacher, official" if run.read_provenance().official else "teacher"
+        record = run.read_provenance()
+        if record.has_several_teachers:
+            return "teachers together"
+        return "teacher, official" if record.official else "teacher"
     if name == "zeroshot":
         # A baseline has the student's backbone
         owner = "student" if run.kind == "baseline" else run.kind

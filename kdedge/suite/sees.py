@@ -11,15 +11,17 @@ from kdedge.errors import KdedgeError
 from kdedge.methods.registry import Sees, load_method
 from kdedge.runs.find import find_run
 from kdedge.setup.method import Role, model_spec
+from kdedge.setup.teachers import teacher_recipes
 
 
 def row_sees(loaded: LoadedRecipe, role: Role) -> Sees:
-    """What the model of a role sees on a recipe's data; a student's teacher sees for it too."""
+    """What the model of a role sees on a recipe's data; a student's teachers see for it too."""
     recipe = loaded.recipe
     own = _with_data(load_method(model_spec(recipe, role).method).METHOD.sees, recipe.data)
-    if role != "student" or recipe.teacher is None:
-        return own
-    return own | _with_data(load_method(_teacher_method(recipe.teacher)).METHOD.sees, recipe.data)
+    for one in teacher_recipes(loaded) if role == "student" else []:
+        assert one.recipe.teacher is not None  # each has one
+        own |= _with_data(load_method(_teacher_method(one.recipe.teacher)).METHOD.sees, recipe.data)
+    return own
 
 
 def _with_data(declared: Sees, data: DataSpec) -> Sees:
