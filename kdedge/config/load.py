@@ -302,10 +302,11 @@ def _named_paths(spec: BaseModel, key: KeyPath = ()) -> Iterator[tuple[KeyPath, 
             for number, one in enumerate(value):
                 yield from _named_paths(one, (*key, name, number))
         elif value is not None:
-            for option in get_args(field.annotation):
-                for mark in getattr(option, "__metadata__", ()):
-                    if isinstance(mark, PathKind):
-                        yield (*key, name), value, mark.kind
+            options = get_args(field.annotation)  # none where the key is required
+            marks = [m for option in options for m in getattr(option, "__metadata__", ())]
+            for mark in (*field.metadata, *marks):
+                if isinstance(mark, PathKind):
+                    yield (*key, name), value, mark.kind
 
 
 def _path_problem(path: str, kind: str) -> str | None:

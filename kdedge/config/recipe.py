@@ -235,6 +235,17 @@ class Recipe(Strict):
     def _apply_official(cls, values: object) -> object:
         return apply_official(values)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_or_several_teachers(cls, values: object) -> object:
+        # First: half a teacher, as of --set teacher.optim.epochs, would be told of otherwise
+        if isinstance(values, dict) and None not in map(values.get, ("teacher", "teachers")):
+            raise ValueError(
+                "has teacher and teachers; remove one of them: teachers is a list of several, and"
+                " what one of these needs stands there"
+            )
+        return values
+
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         if not self.teacher_specs and self.student is None:
@@ -254,10 +265,6 @@ class Recipe(Strict):
         return self
 
     def _check_teachers(self) -> None:
-        if self.teacher is not None and self.teachers is not None:
-            raise ValueError(
-                "has teacher and teachers; remove one of them: teachers is a list of several"
-            )
         if self.ensemble is not None and self.teachers is None:
             raise ValueError("has ensemble without teachers; remove it, or list several teachers")
         first = self.teacher_specs[0] if self.teacher_specs else None

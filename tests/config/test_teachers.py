@@ -71,6 +71,7 @@ def test_files_of_a_list_have_to_be_there(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (f"teacher: {CLIP}\nteachers: [{CLIP}]", "has teacher and teachers; remove one of them"),
+        (f"teacher: {{optim: {{lr: 1}}}}\nteachers: [{CLIP}]", "has teacher and teachers"),
         (f"teacher: {CLIP}\nensemble: {{}}", "has ensemble without teachers"),
         ("teachers: []", r"teachers must be at least 1 entries long"),
         ("teachers: {}", "teachers must be a list"),

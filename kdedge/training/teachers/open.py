@@ -40,10 +40,8 @@ def open_ensemble(
         DataError: a file of probabilities is wrong.
     """
     check_has_class_vectors(known[0].model.setup.choice)
-    recipe, data = (
-        setup.loaded.recipe,
-        RecipeData(setup.loaded.recipe, setup.classes, setup.workspace),
-    )
+    recipe = setup.loaded.recipe
+    data = RecipeData(recipe, setup.classes, setup.workspace)
     held_out = data.held_out()
     pool = unlabeled.only(
         sorted({*unlabeled.indices, *(() if held_out is None else held_out.indices)})
