@@ -18,10 +18,18 @@ from safetensors.torch import load_file
 
 from kdedge.config.load import load_recipe
 from kdedge.data.sources import folder
+from kdedge.methods.protocol import CombinesTeachers
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.results import read_evaluation
 from kdedge.setup.workspace import Workspace
-from kdedge.training.distill import distill
+from kdedge.training.distill import (
+    distill,
+    open_teacher,
+    student_job,
+    student_parts,
+    teaching_of,
+)
+from kdedge.training.job.job import batches_of
 
 NAMES = ("cat", "dog", "red fox", "school bus")
 TRAINED = "{run: runs/tiny/01}"
@@ -102,10 +110,23 @@ def test_stored_features_of_each_teacher_give_what_live_teachers_give(
     small = "{method: zeroshot, weights: small.pt}"  # prepares images in another way
     write_probabilities("pool.csv", "pool")
     recipe = write_recipe(TRAINED, small, PROBE, FILE, ensemble="{weights: entropy}")
-    live = taught(recipe)
     stored = taught(recipe, "student.views=2")
-    assert_close(live, stored, atol=2e-3)  # features in float16
-    stores = list(Path("runs/.cache/teacher_store").iterdir())
+    loaded = load_recipe(recipe, ["student.views=2"])
+    parts = student_parts(loaded, Workspace(Path("runs"), CPU))
+    runs = [RunFolder.open(Path(f"runs/tiny/{number:02}")) for number in (1, 3, 4)]
+    job = student_job(parts, teaching_of([open_teacher(run, parts) for run in runs], parts))
+    for filler in job.fillers:
+        filler.fill()
+    assert job.teaching is not None
+    teacher = job.teaching.teacher_of(job.setup.backbone)
+    assert isinstance(teacher, CombinesTeachers)
+    warm, live = (next(batches_of(job, 2, 3, features=f)) for f in (job.stored_features(), None))
+    assert torch.equal(warm.images, live.images)
+    kept = teacher.combine(warm.teacher_features, warm.keys)
+    asked = teacher.combine(teacher.forward_features(live.images), live.keys)
+    torch.testing.assert_close(kept[0], asked[0], atol=2**-11, rtol=0)  # features in float16
+    torch.testing.assert_close(kept[1].exp(), asked[1].exp(), atol=0.01, rtol=0)
+    stores = sorted(Path("runs/.cache/teacher_store").iterdir())
     assert len(stores) == 3
     shutil.rmtree(stores[0])  # one of the teachers has no store any more
     again = taught(recipe, "student.views=2")
