@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kdedge.api.report import report
     from kdedge.api.run import Run, list_runs, open_run
     from kdedge.api.suite import run_suite
-    from kdedge.api.train import distill, fill_teacher_store, teach, train
+    from kdedge.api.train import distill, fill_teacher_stores, teach, train
     from kdedge.config.load import load_recipe
     from kdedge.config.recipe import Recipe
     from kdedge.errors import (
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from kdedge.progress import progress_to
 
 _HOMES = {
-    "kdedge.api.train": ("teach", "fill_teacher_store", "distill", "train"),
+    "kdedge.api.train": ("teach", "fill_teacher_stores", "distill", "train"),
     "kdedge.api.init": ("init",),
     "kdedge.api.check": ("check",),
     "kdedge.api.demo": ("demo",),
@@ -95,7 +95,7 @@ __all__ = [
     "evaluate",
     "export",
     "fetch_set",
-    "fill_teacher_store",
+    "fill_teacher_stores",
     "import_checkpoint",
     "init",
     "list_methods",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,16 +44,16 @@ class Trained:
     """The result of a call that trains.
 
     Attributes:
-        runs: the finished runs; a student's teacher comes first.
+        runs: the finished runs; a student's teachers come first.
         used: folders of the runs that were finished before.
         is_rank0: whether this process prints, of all that torchrun started.
-        store: the teacher store, if one was filled.
+        stores: the teacher stores that were filled.
     """
 
     runs: tuple[RunFolder, ...]
     used: set[Path]
     is_rank0: bool
-    store: TeacherStore | None = None
+    stores: tuple[TeacherStore, ...] = ()
 
 
 def teach(
@@ -66,6 +66,8 @@ def teach(
     **shorthands: Unpack[Shorthands],
 ) -> Run:
     """Trains the teacher of a recipe on its labeled images and stores its class vectors.
+
+    Of several teachers, each that is no finished run is trained, and the first of these is given.
 
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
@@ -86,10 +88,10 @@ def teach(
         ResourceError: memory or disk ran out.
     """
     loaded = loaded_with(recipe, "teacher", overrides, shorthands)
-    return Run(make_teacher(loaded, Place(Path(root), device, resume)).runs[-1])
+    return Run(make_teacher(loaded, Place(Path(root), device, resume)).runs[0])
 
 
-def fill_teacher_store(
+def fill_teacher_stores(
     recipe: AnyRecipe,
     *,
     shard: Shard = (1, 1),
@@ -98,11 +100,11 @@ def fill_teacher_store(
     device: str | None = None,
     resume: bool = False,
     **shorthands: Unpack[Shorthands],
-) -> TeacherStore:
-    """Stores the teacher's features of `student.views` crops of each unlabeled image.
+) -> tuple[TeacherStore, ...]:
+    """Stores each teacher's features of `student.views` crops of each unlabeled image.
 
-    A finished teacher of the recipe is used; without one, it is trained first. `distill` uses the
-    store.
+    Finished teachers of the recipe are used; missing ones are trained first. `distill` uses the
+    stores.
 
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
@@ -114,7 +116,7 @@ def fill_teacher_store(
         shorthands: `epochs`, `batch_size` and `lr` of the teacher, and `seed`.
 
     Returns:
-        The store; `path` is its folder.
+        A store for each teacher that is a model; `path` is its folder.
 
     Raises:
         RecipeError: the recipe is wrong or has no student.views, or the shard is wrong.
@@ -127,9 +129,7 @@ def fill_teacher_store(
         raise RecipeError(f"shard is ({part}, {n_parts}); it must be (I, N) with I from 1 to N.")
     loaded = loaded_with(recipe, "teacher", overrides, shorthands)
     place = Place(Path(root), device, resume)
-    store = make_teacher(loaded, place, is_stored=True, shard=shard).store
-    assert store is not None  # asked for
-    return store
+    return make_teacher(loaded, place, is_stored=True, shard=shard).stores
 
 
 def distill(
@@ -206,37 +206,39 @@ def train(
 def make_teacher(
     loaded: LoadedRecipe, place: Place, *, is_stored: bool = False, shard: Shard = (1, 1)
 ) -> Trained:
-    """Trains a recipe's teacher.
+    """Trains a recipe's teacher, or each of several that is not a finished run.
 
     Args:
         loaded: the recipe.
         place: folder of runs, device, and whether to resume.
-        is_stored: also fill the teacher store; a finished teacher is then used again.
-        shard: part of the store to fill, from 1, and number of parts.
+        is_stored: also fill the teacher stores; finished teachers are then used again.
+        shard: part of each store to fill, from 1, and number of parts.
     """
     with _ready(loaded, place) as (workspace, used):
         from kdedge.setup.unused_optim import trained_roles, warn_of_unused_optim
         from kdedge.training.distill import store_features
-        from kdedge.training.teach import teach as train_teacher
+        from kdedge.training.teach import teach as train_teachers
 
         warn_of_unused_optim(loaded, *(role for role in trained_roles(loaded) if role == "teacher"))
-        store = None
+        stores: list[TeacherStore] = []
         if is_stored:
-            run, store = store_features(loaded, workspace, resume=place.resume, shard=shard)
+            runs, stores = store_features(loaded, workspace, resume=place.resume, shard=shard)
         else:
-            run = train_teacher(loaded, workspace, resume=place.resume)
-    return Trained((run,), used | _given(loaded, run), workspace.group.is_rank0, store)
+            runs = tuple(train_teachers(loaded, workspace, resume=place.resume))
+    given = used | (_given(loaded, runs) if is_stored else set())
+    return Trained(runs, given, workspace.group.is_rank0, tuple(stores))
 
 
 def make_student(loaded: LoadedRecipe, place: Place) -> Trained:
-    """Trains a recipe's student, and its teacher first if needed."""
+    """Trains a recipe's student, and its teachers first if needed."""
     with _ready(loaded, place) as (workspace, used):
         from kdedge.setup.unused_optim import trained_roles, warn_of_unused_optim
         from kdedge.training.distill import distill as distill_student
 
         warn_of_unused_optim(loaded, *trained_roles(loaded))
-        runs = distill_student(loaded, workspace, resume=place.resume)
-    return Trained(runs, used | _given(loaded, runs[0]), workspace.group.is_rank0)
+        teachers, student = distill_student(loaded, workspace, resume=place.resume)
+    given = used | _given(loaded, teachers)
+    return Trained((*teachers, student), given, workspace.group.is_rank0)
 
 
 def make_baseline(loaded: LoadedRecipe, place: Place, method: str | None) -> Trained:
@@ -268,7 +270,9 @@ def _ready(loaded: LoadedRecipe, place: Place) -> Iterator[tuple[Workspace, set[
         yield Workspace(place.root, chosen, group=group), used
 
 
-def _given(loaded: LoadedRecipe, teacher: RunFolder) -> set[Path]:
-    """The teacher that a recipe names, which may be in another folder of runs."""
-    spec = loaded.recipe.teacher
-    return set() if spec is None or spec.run is None else {teacher.path.resolve()}
+def _given(loaded: LoadedRecipe, teachers: Sequence[RunFolder]) -> set[Path]:
+    """The teachers that a recipe names, which may be in another folder of runs."""
+    from kdedge.setup.teachers import names_teacher_run, teacher_recipes
+
+    named = [names_teacher_run(one) for one in teacher_recipes(loaded)]
+    return {run.path.resolve() for run, is_named in zip(teachers, named, strict=True) if is_named}

@@ -101,8 +101,9 @@ def run_subjects(
         teacher = _teacher(run, trained, left_out)
         if teacher is not None:
             folder, model = teacher
-            is_kept = "teacher" in _evaluation(run)  # on the student's test images
-            add(model, _known(run if is_kept else folder, "teacher", compared))
+            kept = _first_teacher(run)  # on the student's test images
+            of, key = (folder, folder.kind) if kept is None else (run, kept)
+            add(model, _known(of, key, compared))
     add(own_model(trained), _own(_known(run, run.kind, compared), compared))
     return rows, left_out
 
@@ -168,11 +169,20 @@ def _teacher(
         if name is None:
             raise RecipeError("the teacher is not a run")
         folder = RunFolder.open(run.root / str(name))
+        if folder.kind != "teacher":
+            raise RecipeError(f"the teacher is a {folder.kind}; name its run beside this one")
         teacher = load_run(folder, trained.setup.workspace, names=trained.class_names)
         return folder, teacher_model(teacher)
     except KdedgeError as error:
         left_out["teacher"] = str(error).splitlines()[0]
         return None
+
+
+def _first_teacher(run: RunFolder) -> str | None:
+    """What a student's evaluation calls its teacher, or the first of several; None if nothing."""
+    several = run.read_provenance().has_several_teachers
+    names = [n for n in _evaluation(run) if n.startswith("teacher 1: " if several else "teacher")]
+    return names[0] if names else None
 
 
 def newest_baselines(root: Path, recipe: str) -> dict[str, RunFolder]:

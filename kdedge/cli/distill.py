@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -48,8 +49,10 @@ def command(
     made = make_student(loaded, Place(root, device, resume))
     if not made.is_rank0:
         return
-    teacher, student = made.runs
+    *teachers, student = made.runs
     following = "export" if loaded.recipe.data.test is None else "eval"
-    text = f"{run_text([teacher, student], used=made.used)}\n{next_line(following, student.path)}"
-    record = {"teacher": run_record(teacher), "student": run_record(student)}
+    text = f"{run_text(list(made.runs), used=made.used)}\n{next_line(following, student.path)}"
+    record: dict[str, Any] = {"teacher": run_record(teachers[0]), "student": run_record(student)}
+    if len(teachers) > 1:
+        record["teachers"] = [run_record(teacher) for teacher in teachers]
     print_result(record, as_json=as_json, text=text)

@@ -78,17 +78,18 @@ def command(
     )
     if not made.is_rank0:
         return
-    (run,) = made.runs
-    record: dict[str, Any] = {}
-    stored = ""
-    if made.store is not None:
-        record = {"store": made.store.to_dict()}
-        part = "" if shard is None else f", part {shard[0]} of {shard[1]}"
-        stored = f"{made.store}{part}\n"
+    runs, stores = list(made.runs), [store.to_dict() for store in made.stores]
+    part = "" if shard is None else f", part {shard[0]} of {shard[1]}"
+    stored = "".join(f"{store}{part}\n" for store in made.stores)
+    record: dict[str, Any] = {"teacher": run_record(runs[0])}
+    if len(runs) > 1:
+        record["teachers"] = [run_record(run) for run in runs]
+    if stores:
+        record |= {"store": stores[0]} if len(stores) == 1 else {"stores": stores}
     following = (
-        next_line("show" if loaded.recipe.data.test is None else "eval", run.path)
+        next_line("show" if loaded.recipe.data.test is None else "eval", runs[-1].path)
         if loaded.recipe.student is None
         else next_line("distill", recipe, *same_options(overrides))
     )
-    text = f"{run_text([run], used=made.used)}\n{stored}{following}"
-    print_result({"teacher": run_record(run), **record}, as_json=as_json, text=text)
+    text = f"{run_text(runs, used=made.used)}\n{stored}{following}"
+    print_result(record, as_json=as_json, text=text)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from kdedge.config.explain import MAX_SHOWN, explain_validation, suggestion
 from kdedge.config.fields import HUB, CommandLineText, PathKind, looks_like_path
 from kdedge.config.migrate import OLD_KEYS, SETTINGS, has_losses, migrate, old_keys
-from kdedge.config.recipe import Recipe
+from kdedge.config.recipe import BaselineSpec, ModelSpec, Recipe
 from kdedge.config.yaml_file import KeyPath, LineMap, dotted, dump_yaml, parse_yaml
 from kdedge.errors import DataError, RecipeError
 
@@ -299,11 +299,15 @@ def _named_paths(spec: BaseModel, key: KeyPath = ()) -> Iterator[tuple[KeyPath, 
         value = getattr(spec, name)
         if isinstance(value, BaseModel):
             yield from _named_paths(value, (*key, name))
+        elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
+            for number, one in enumerate(value):
+                yield from _named_paths(one, (*key, name, number))
         elif value is not None:
-            for option in get_args(field.annotation):
-                for mark in getattr(option, "__metadata__", ()):
-                    if isinstance(mark, PathKind):
-                        yield (*key, name), value, mark.kind
+            options = get_args(field.annotation)  # none where the key is required
+            marks = [m for option in options for m in getattr(option, "__metadata__", ())]
+            for mark in (*field.metadata, *marks):
+                if isinstance(mark, PathKind):
+                    yield (*key, name), value, mark.kind
 
 
 def _path_problem(path: str, kind: str) -> str | None:
@@ -376,9 +380,19 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
             del source["part"]
     specs = {"teacher": recipe.teacher, "student": recipe.student, "baseline": recipe.baseline}
     for name, spec in specs.items():
-        if spec is None:
-            continue
-        values[name]["settings"] = spec.settings
-        if spec.optim is not None:
-            values[name]["optim"] = spec.optim.model_dump(exclude_unset=True)
+        if spec is not None:
+            _write_given(values[name], spec)
+    for number, listed in enumerate(recipe.teachers or []):
+        if listed.probabilities is None:
+            _write_given(values["teachers"][number], listed)
+        else:
+            files = values["teachers"][number]["probabilities"]
+            values["teachers"][number] = {"probabilities": files}
     return values
+
+
+def _write_given(values: dict[str, Any], spec: ModelSpec | BaselineSpec) -> None:
+    """Writes a model's settings and `optim` as they were given."""
+    values["settings"] = spec.settings
+    if spec.optim is not None:
+        values["optim"] = spec.optim.model_dump(exclude_unset=True)

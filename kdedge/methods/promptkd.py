@@ -38,6 +38,7 @@ from kdedge.methods.losses import (
     chosen_losses_model,
 )
 from kdedge.methods.protocol import (
+    CombinesTeachers,
     Encoder,
     ImagePath,
     MethodSettings,
@@ -307,6 +308,9 @@ class Method:
         if teacher_features is None:
             with torch.no_grad():
                 teacher_features = encode_images(batch, teacher.forward_features)
+        combined = None
+        if isinstance(teacher, CombinesTeachers):
+            teacher_features, combined = teacher.combine(teacher_features, batch.keys)
         return Outputs(
             student_features=self._project(encode_images(batch, self.image_features_raw)),
             teacher_features=teacher_features,
@@ -314,6 +318,7 @@ class Method:
             teacher_vectors=self._class_vectors,
             student_scale=self.scale,
             teacher_scale=teacher.scale,
+            combined_logits=combined,
         )
 
     def training_step(self, batch: Batch) -> StepOutput:

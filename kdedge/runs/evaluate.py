@@ -91,8 +91,12 @@ def judge_run(
 
 
 def _teacher(model: RunModel) -> RunModel | None:
-    """The teacher of a student; None for other models, and if it is missing."""
-    name = model.run.read_provenance().teacher_run
+    """The teacher of a student; None for other models, for several teachers, and if it is missing."""
+    record = model.run.read_provenance()
+    name = record.teacher_run
+    if record.has_several_teachers:
+        log.info("Several teachers together are left out: only distillation runs them.")
+        return None
     if name is None:
         return None
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,18 +22,29 @@ EVALUATION_BATCH = 100
 """Images per batch without gradients, as in the methods' public code."""
 
 
+@runtime_checkable
+class AnswersImages(Protocol):
+    """Computes logits from images, not from pixels alone: several teachers together."""
+
+    def logits_of(self, images: Images) -> Tensor:
+        """[N, C] float32, on the CPU, in the images' order."""
+        ...
+
+
 @torch.no_grad()
-def compute_logits(model: Model, images: Images, *, what: str) -> Tensor:
+def compute_logits(model: Model | AnswersImages, images: Images, *, what: str) -> Tensor:
     """Logits of all images against all classes, without crops or flips.
 
     Args:
-        model: the model.
+        model: the model; it preprocesses images in its own way.
         images: the images; labels are not needed.
         what: the work's name, for progress.
 
     Returns:
         [N, C] float32, on the CPU, in the images' order.
     """
+    if isinstance(model, AnswersImages):
+        return model.logits_of(images)
     logits: list[Tensor] = []
     batches = evaluation_batches(
         images.source,

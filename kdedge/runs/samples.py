@@ -10,7 +10,7 @@ from torch import Tensor
 from kdedge.data.images import spread
 from kdedge.eval_details import EvalDetails, SampleKind
 from kdedge.results import EvalResult, SampleImage, Selection
-from kdedge.runs.measure import compute_logits, measure_logits, predict_logits
+from kdedge.runs.measure import AnswersImages, compute_logits, measure_logits, predict_logits
 from kdedge.runs.model import Model
 from kdedge.setup.classes import Classes
 from kdedge.setup.images import Images
@@ -55,7 +55,12 @@ def sample_images(
 
 
 def measure_with_samples(
-    model: Model, images: Images, classes: Classes, *, selection: Selection, teacher: Model | None
+    model: Model,
+    images: Images,
+    classes: Classes,
+    *,
+    selection: Selection,
+    teacher: Model | AnswersImages | None,
 ) -> tuple[EvalResult, EvalDetails]:
     """Evaluates a model as `measure` does, and keeps a few images with its predictions.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from kdedge.data.images import spread
 from kdedge.errors import DivergedError
 from kdedge.results import UnlabeledResult
-from kdedge.runs.measure import compute_logits
+from kdedge.runs.measure import AnswersImages, compute_logits
 from kdedge.runs.model import Model
 from kdedge.runs.samples import sample_images, top_answers
 from kdedge.setup.data import RecipeData
@@ -56,7 +56,9 @@ def images_to_judge(data: RecipeData, *, others: bool = False) -> tuple[Images, 
     return few, f"{len(few.indices)} of {len(images.indices)} images {where}"
 
 
-def judge(model: Model, images: Images, what: str, *, teacher: Model | None) -> UnlabeledResult:
+def judge(
+    model: Model, images: Images, what: str, *, teacher: Model | AnswersImages | None
+) -> UnlabeledResult:
     """Measures a model on images without labels.
 
     Args:
@@ -95,7 +97,7 @@ def judge(model: Model, images: Images, what: str, *, teacher: Model | None) -> 
     )
 
 
-def _answers(model: Model, images: Images, doing: str) -> tuple[Tensor, Tensor]:
+def _answers(model: Model | AnswersImages, images: Images, doing: str) -> tuple[Tensor, Tensor]:
     """The highest softmaxes of each image and their classes, [N, 3] or fewer."""
     logits = compute_logits(model, images, what=doing)
     n_bad = int((~logits.isfinite().all(dim=1)).sum())

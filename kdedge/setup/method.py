@@ -17,7 +17,7 @@ from kdedge.config.recipe import (
     resolve_optim,
 )
 from kdedge.errors import RecipeError
-from kdedge.methods.protocol import MethodSettings, WithoutClassVectors
+from kdedge.methods.protocol import HasClassifier, MethodSettings, WithoutClassVectors
 from kdedge.methods.registry import load_method
 
 Role = Literal["teacher", "student", "baseline"]
@@ -42,6 +42,11 @@ def model_spec(recipe: Recipe, role: Role) -> ModelSpec:
     if role == "baseline":
         return _baseline_spec(recipe)
     spec = recipe.teacher if role == "teacher" else recipe.student
+    if spec is None and role == "teacher" and recipe.teachers is not None:
+        raise RecipeError(
+            f"The recipe {recipe.name} has several teachers, and one is needed here.\n"
+            "  Name it as teacher, in the place of teachers."
+        )
     if spec is None:
         raise RecipeError(
             f"The recipe {recipe.name} has no {role}.\n  Add a {role} section; `kdedge schema`"
@@ -131,15 +136,25 @@ def check_has_class_vectors(choice: MethodChoice) -> None:
         )
 
 
-def check_can_teach(choice: MethodChoice) -> None:
-    """Refuses a method that cannot teach.
+def check_can_be_listed(choice: MethodChoice) -> None:
+    """Refuses a method as one of several teachers.
 
     Raises:
-        RecipeError: it learns from a teacher, or has no class vectors.
+        RecipeError: it has neither class vectors nor a classifier on its image features.
+    """
+    if not issubclass(choice.module.Method, HasClassifier):
+        check_has_class_vectors(choice)
+
+
+def check_can_teach(choice: MethodChoice) -> None:
+    """Refuses a method that cannot be trained as a teacher, alone or beside others.
+
+    Raises:
+        RecipeError: it learns from a teacher, or has neither class vectors nor a classifier.
     """
     if choice.module.METHOD.needs_teacher:
         raise RecipeError(
             f"{choice.name} needs a teacher itself, so it cannot be one.\n"
             "  Choose another teacher.method, such as promptsrc or zeroshot."
         )
-    check_has_class_vectors(choice)
+    check_can_be_listed(choice)

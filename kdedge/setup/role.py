@@ -103,9 +103,7 @@ def set_up_role(
     choice = choose_method(loaded, role) if choice is None else choice
     classes = load_classes(loaded.recipe) if classes is None else classes
     spec = model_spec(loaded.recipe, role)
-    # Teachers and baselines encode texts; a student may need only an image encoder
-    needs_texts = role != "student" or choice.settings.needs_texts
-    found = workspace.identify(backbone_spec(spec), needs_texts=needs_texts)
+    found = workspace.identify(backbone_spec(spec), needs_texts=choice.settings.needs_texts)
     return RoleSetup(role, loaded, choice, classes, found, workspace)
 
 

@@ -61,23 +61,25 @@ def check_sizes(*setups: RoleSetup) -> None:
             setup.loaded, setup.role, setup.choice, setup.backbone.n_layers, setup.backbone.name
         )
     ]
-    found = {setup.role: setup for setup in setups}
-    if "teacher" in found and "student" in found:
-        teacher, student = found["teacher"].backbone, found["student"].backbone
-        if teacher.preprocess.size_px > student.preprocess.size_px:
-            problems.append(larger_teacher(teacher.preprocess.size_px, student))
+    for student in (setup.backbone for setup in setups if setup.role == "student"):
+        sizes = [one.backbone.preprocess.size_px for one in setups if one.role == "teacher"]
+        if max(sizes, default=0) > student.preprocess.size_px:
+            problems.append(larger_teacher(max(sizes), student))
     if problems:
         raise RecipeError("\n".join(problems))
 
 
-def check_named_sizes(loaded: LoadedRecipe, *roles: Role) -> None:
+def check_named_sizes(*models: tuple[LoadedRecipe, Role]) -> None:
     """Does the same without reading weights, from model names and configs only.
+
+    Args:
+        models: a recipe, and the role in it.
 
     Raises:
         RecipeError: a setting asks for more layers than there are.
     """
     problems = []
-    for role in roles:
+    for loaded, role in models:
         spec, choice = model_spec(loaded.recipe, role), choose_method(loaded, role)
         if choice.settings.prompt_depths:
             name = spec.backbone or (spec.config.name if spec.config else str(spec.weights))

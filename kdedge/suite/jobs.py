@@ -15,11 +15,12 @@ from kdedge.runs.provenance import Provenance
 from kdedge.setup.classes import Classes, load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.images import Images
+from kdedge.setup.teachers import teacher_recipes
 from kdedge.setup.workspace import Workspace
 from kdedge.suite.plan import Cell
 from kdedge.training.baseline import baseline_job
 from kdedge.training.distill import (
-    named_teacher,
+    named_teachers,
     open_teacher,
     student_job,
     student_parts,
@@ -111,19 +112,19 @@ class KnownJob:
     Attributes:
         test: images and class names that it is measured on.
         backbone: identity of its backbone; None for a cell that trains nothing.
-        key: key of its job; None for a cell that trains nothing, and before its teacher is trained.
-        teacher: key of the teacher's job; None if no teacher is trained.
+        key: key of its job; None for a cell that trains nothing, and before its teachers are trained.
+        teachers: keys of the jobs of the teachers that are trained for it.
     """
 
     test: EvalSet
     backbone: str | None = None
     key: str | None = None
-    teacher: str | None = None
+    teachers: tuple[str, ...] = ()
 
     @property
     def keys(self) -> set[str]:
         """The keys that are known."""
-        return {key for key in (self.key, self.teacher) if key is not None}
+        return {key for key in (self.key, *self.teachers) if key is not None}
 
 
 def find_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
@@ -149,13 +150,16 @@ def find_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
 
 
 def _students_job(cell: Cell, workspace: Workspace, runs: Runs) -> KnownJob:
-    """The key of a student's job; it depends on the trained teacher."""
+    """The key of a student's job; it depends on the trained teachers."""
     parts = student_parts(cell.loaded, workspace)
-    run, key, taught_by = named_teacher(cell.loaded, workspace), None, None
-    if run is None:
-        taught_by = teacher_job(cell.loaded, workspace).key()
-        run = next((found.folder for found in runs.finished(taught_by)), None)
-    if run is not None:
-        key = student_job(parts, teaching_of(open_teacher(run, parts), parts)).key()
+    named = named_teachers(cell.loaded, workspace)
+    key, trained, found = None, [], []
+    for one, run in zip(teacher_recipes(cell.loaded), named, strict=True):
+        if run is None:
+            trained.append(teacher_job(one, workspace).key())
+            run = next((done.folder for done in runs.finished(trained[-1])), None)
+        found += [] if run is None else [open_teacher(run, parts)]
+    if len(found) == len(named):
+        key = student_job(parts, teaching_of(found, parts)).key()
     test = EvalSet.of(parts.held_out.test, parts.setup.classes)
-    return KnownJob(test, parts.setup.backbone.identity, key, taught_by)
+    return KnownJob(test, parts.setup.backbone.identity, key, tuple(trained))

@@ -29,6 +29,7 @@ from kdedge.setup.method import (
     model_spec,
 )
 from kdedge.setup.sizes import check_named_sizes
+from kdedge.setup.teachers import names_teacher_run, teacher_recipes
 from kdedge.suite.sees import row_sees
 from kdedge.suite.trained_on import check_answers_for_others, check_names
 from kdedge.training.baseline import with_baseline
@@ -42,7 +43,7 @@ _UNREAD: dict[Role, tuple[str, ...]] = {
     "teacher": ("student", "baseline"),
     "student": ("baseline",),
     "baseline": (
-        "teacher",
+        *("teacher", "teachers", "ensemble"),
         *(f"student.{key}" for key in ("method", "settings", "optim", "views", "view_seed")),
     ),
 }
@@ -292,18 +293,19 @@ def _switch_to(name: str, recipe: Recipe, role: Role) -> dict[str, Any]:
 
 def _check_methods(resolved: LoadedRecipe, role: Role) -> None:
     """Checks the settings of all models that a row trains."""
-    teacher = resolved.recipe.teacher
-    is_given = role == "student" and teacher is not None and teacher.run is not None
-    trained: list[Role] = [role]
-    if role == "student" and not is_given:
-        trained.insert(0, "teacher")
-    for one in trained:
-        choice = choose_method(resolved, one)
+    trained = [(resolved, role)]
+    if role == "student":
+        teachers = teacher_recipes(resolved)
+        if not teachers:
+            choose_method(resolved, "teacher")  # says that there is none
+        trained[:0] = [(one, "teacher") for one in teachers if not names_teacher_run(one)]
+    for loaded, one in trained:
+        choice = choose_method(loaded, one)
         if one != "student":
-            check_reads_pseudo_labels(choice, resolved.recipe)
+            check_reads_pseudo_labels(choice, loaded.recipe)
         if one == "teacher":
             check_can_teach(choice)
-    check_named_sizes(resolved, *trained)
+    check_named_sizes(*trained)
 
 
 def _refuse_same_rows(loaded: LoadedSuite, rows: Mapping[int, Cell]) -> None:

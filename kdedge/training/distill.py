@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.views import Augmentation
@@ -12,7 +14,7 @@ from kdedge.errors import DataError, RecipeError
 from kdedge.progress import working
 from kdedge.runs.find import find_run
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import MethodModel, RunModel, load_run
+from kdedge.runs.model import RunModel, load_run
 from kdedge.runs.results import read_evaluation
 from kdedge.runs.weights import features_provenance
 from kdedge.setup.data import RecipeData
@@ -20,6 +22,7 @@ from kdedge.setup.images import Images
 from kdedge.setup.method import check_has_class_vectors, choose_method
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.sizes import check_sizes
+from kdedge.setup.teachers import names_teacher_run, teacher_recipes
 from kdedge.setup.workspace import Workspace
 from kdedge.training.held_out import held_out_of
 from kdedge.training.job.job import HeldOut, Job, LabeledImages, Teaching, TrainingData
@@ -28,8 +31,11 @@ from kdedge.training.job.trial import trial_steps
 from kdedge.training.loop.heap import keep_freed_memory
 from kdedge.training.run_job import finished_run, run_job
 from kdedge.training.teach import labeled_beside, teacher_job, teacher_setup
+from kdedge.training.teacher_input import as_prepared_for
 from kdedge.training.teacher_store.fill import Shard, StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
+from kdedge.training.teachers.known import KnownTeacher
+from kdedge.training.teachers.open import open_ensemble
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +66,11 @@ def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
             "  Set student.method: promptkd."
         )
     setup = set_up_role(loaded, "student", workspace, choice=choice)
-    spec = loaded.recipe.teacher
-    is_trained = spec is not None and spec.run is None
-    check_sizes(*([teacher_setup(loaded, workspace)] if is_trained else []), setup)
+    teachers = teacher_recipes(loaded)
+    trained = [teacher_setup(one, workspace) for one in teachers if not names_teacher_run(one)]
+    if trained and not names_teacher_run(teachers[0]):
+        check_has_class_vectors(trained[0].choice)
+    check_sizes(*trained, setup)
     images = RecipeData(loaded.recipe, setup.classes, workspace)
     unlabeled = images.require("unlabeled", "a student learns from unlabeled images")
     labeled = labeled_beside(setup, images)  # before validation images: the order of draws matters
@@ -76,29 +84,52 @@ def student_job(parts: StudentParts, teaching: Teaching) -> Job:
     return Job(parts.setup, data, parts.held_out, teaching)
 
 
-def teaching_of(teacher: RunModel, parts: StudentParts) -> Teaching:
-    """Teaching by a finished run, with its stored features if the recipe stores them."""
-    filler = _store_filler(teacher, teacher.features_provenance, parts)
-    return Teaching(teacher, teacher.vectors_provenance, teacher.run.name, filler)
+def trained_teacher(model: RunModel) -> KnownTeacher:
+    """A finished run as a teacher."""
+    provenance = model.features_provenance, model.vectors_provenance
+    return KnownTeacher(model, *provenance, run=model.run.name)
 
 
-def untrained_teaching(job: Job, parts: StudentParts) -> Teaching:
-    """Teaching by an untrained teacher, to try steps: they take as long as with a trained one."""
-    teacher, provenance = job.model(), features_provenance(job.setup, "untrained")
-    return Teaching(teacher, provenance, filler=_store_filler(teacher, provenance, parts))
+def untrained_teacher(job: Job) -> KnownTeacher:
+    """An untrained teacher, to try steps: they take as long as with a trained one."""
+    provenance = features_provenance(job.setup, "untrained")
+    return KnownTeacher(job.model(), provenance, provenance)
+
+
+def teaching_of(known: Sequence[KnownTeacher], parts: StudentParts) -> Teaching:
+    """Teaching by one teacher or several, with their stored features if the recipe stores them.
+
+    Args:
+        known: the teachers of the recipe that are models, in its order.
+        parts: the student.
+    """
+    first = known[0]
+    setup = parts.setup
+    ensemble = None
+    if len(setup.loaded.recipe.teacher_specs) > 1:
+        ensemble = open_ensemble(known, setup, parts.images, parts.held_out.test)
+    fillers = [_store_filler(one, parts, is_single=ensemble is None) for one in known]
+    return Teaching(
+        first.model,
+        first.vectors_provenance,
+        first.run,
+        tuple(filler for filler in fillers if filler is not None),
+        ensemble,
+    )
 
 
 def _store_filler(
-    teacher: MethodModel | RunModel, provenance: str, parts: StudentParts
+    known: KnownTeacher, parts: StudentParts, *, is_single: bool
 ) -> StoreFiller | None:
-    """Stores the teacher's features; None if the recipe runs the teacher in every step."""
-    setup = parts.setup
+    """Stores a teacher's features; None if the recipe runs the teacher in every step."""
+    setup, teacher = parts.setup, known.model
     recipe, optim = setup.loaded.recipe, setup.choice.optim
     spec = recipe.student
     assert spec is not None  # its parts were read from it
     if spec.views == 0:
         return None
-    if teacher.preprocess != setup.backbone.preprocess:
+    prepares = setup.backbone.preprocess
+    if is_single and teacher.preprocess != prepares:
         raise RecipeError(
             f"student.views is {spec.views}, but the teacher ({teacher.setup.backbone.name}) and"
             f" the student ({setup.backbone.name}) preprocess images differently, so they cannot"
@@ -108,9 +139,9 @@ def _store_filler(
     seed = recipe.seed if spec.view_seed is None else spec.view_seed
     augment = Augmentation(seed, optim.crop_scale_min, optim.flip, optim.strong_views)
     description = describe_store(
-        provenance=provenance,
+        provenance=known.features_provenance,
         images=parts.images,
-        preprocess=teacher.preprocess,
+        preprocess=prepares,
         augment=augment,
         precision=optim.precision,
     )
@@ -118,12 +149,12 @@ def _store_filler(
         setup.workspace.teacher_stores,
         description,
         indices=parts.images.indices,
-        dim=teacher.setup.backbone.embed_dim,
+        dim=known.dim,
         n_views=n_stored_views(recipe, setup.choice),
     )
     return StoreFiller(
         store=store,
-        teacher=teacher,
+        teacher=as_prepared_for(setup.backbone, teacher),
         source=parts.images.source,
         augment=augment,
         precision=optim.precision,
@@ -131,65 +162,100 @@ def _store_filler(
     )
 
 
-def named_teacher(loaded: LoadedRecipe, workspace: Workspace) -> RunFolder | None:
-    """The finished run that the recipe names as its teacher; None if the teacher is to be trained.
+def named_teachers(loaded: LoadedRecipe, workspace: Workspace) -> list[RunFolder | None]:
+    """The finished runs that the recipe names as its teachers; None for each that is to be trained.
+
+    Files of probabilities are left out. One of several teachers may be a run of any kind.
 
     Raises:
         RecipeError: there is no such run, or the recipe has no teacher section.
     """
-    spec = loaded.recipe.teacher
-    if spec is None:
+    teachers = teacher_recipes(loaded)
+    if not teachers:
         raise RecipeError(
             "The recipe has no teacher section, but a student learns from a teacher.\n  Add one."
         )
+    is_any_kind = len(loaded.recipe.teacher_specs) > 1
+    return [_named_teacher(one, workspace, is_any_kind=is_any_kind) for one in teachers]
+
+
+def _named_teacher(
+    loaded: LoadedRecipe, workspace: Workspace, *, is_any_kind: bool
+) -> RunFolder | None:
+    spec = loaded.recipe.teacher
+    assert spec is not None  # each of them has one
     if spec.run is None:
         return None
     run = find_run(str(spec.run), workspace.root)
-    if run.kind != "teacher" or not run.is_finished:
+    if not run.is_finished or (run.kind != "teacher" and not is_any_kind):
         raise RecipeError(
             f"{loaded.lines.where(('teacher', 'run'))}: teacher.run: {spec.run} is not a finished"
-            " teacher run.\n"
+            f"{'' if is_any_kind else ' teacher'} run.\n"
             "  `kdedge runs` lists all runs; `kdedge teach` trains a teacher."
         )
     return run
 
 
-def open_teacher(run: RunFolder, parts: StudentParts) -> RunModel:
+def open_teacher(run: RunFolder, parts: StudentParts) -> KnownTeacher:
     """Opens a finished run as a student's teacher, for the student's class list.
 
     Raises:
-        RecipeError: its method has no class vectors.
+        RecipeError: its method cannot teach this student.
     """
-    teacher = load_run(run, parts.setup.workspace, names=parts.setup.classes.names)
-    check_has_class_vectors(teacher.setup.choice)
-    return teacher
+    model = load_run(run, parts.setup.workspace, names=parts.setup.classes.names)
+    if len(parts.setup.loaded.recipe.teacher_specs) == 1:
+        check_has_class_vectors(model.setup.choice)
+    return trained_teacher(model)
 
 
-def _train_teacher(
-    loaded: LoadedRecipe, parts: StudentParts, *, resume: bool, may_train: bool
-) -> RunFolder:
-    """The recipe's teacher: a finished run with the same settings and data, or a new run.
+def _train_teachers(
+    named: Sequence[RunFolder | None], parts: StudentParts, *, resume: bool, may_train: bool
+) -> list[RunFolder]:
+    """The teacher runs of the recipe: named ones, finished ones from the same parts, or new ones.
 
-    Runs one student step first, so that the student's errors surface before the teacher is trained.
+    Runs one student step first, so that the student's errors surface before a teacher is trained.
 
     Raises:
         RecipeError: there is no finished run, and `may_train` is false.
     """
     workspace = parts.setup.workspace
-    job = teacher_job(loaded, workspace)
-    found = workspace.group.on_rank0(lambda: finished_run(workspace.root, job.key()))
-    if found is not None:
-        _say_used(found, "trained with the same settings and data")
-        return found
-    if not may_train:
+    n_stages = len(named) + 1
+    runs: list[RunFolder | None] = []
+    jobs: dict[int, Job] = {}
+    for number, (one, run) in enumerate(
+        zip(teacher_recipes(parts.setup.loaded), named, strict=True)
+    ):
+        stage = f"Teacher {number + 1}/{n_stages}"
+        if run is not None:
+            _say_used(stage, run, "named by teacher.run")
+            runs.append(run)
+            continue
+        job = teacher_job(one, workspace)
+        found = workspace.group.on_rank0(partial(finished_run, workspace.root, job.key()))
+        if found is None:
+            jobs[number] = job
+        else:
+            _say_used(stage, found, "trained from the same parts")
+        runs.append(found)
+    if jobs and not may_train:
         raise RecipeError(
             f"{workspace.root} has no finished teacher for this recipe, and each shard would train"
             " its own.\n"
             "  Run `kdedge teach` without --shard first, or set teacher.run to a finished run."
         )
-    with working("trying one step of the student"):
-        trial_steps(student_job(parts, untrained_teaching(job, parts)), 1)
-    return _run_stage("Teacher 1/2", job, resume=resume)
+    if jobs:
+        known = [
+            untrained_teacher(jobs[number]) if run is None else open_teacher(run, parts)
+            for number, run in enumerate(runs)
+        ]
+        with working("trying a step of the student"):
+            trial_steps(student_job(parts, teaching_of(known, parts)), 1)
+    return [
+        _run_stage(f"Teacher {number + 1}/{n_stages}", jobs[number], resume=resume)
+        if run is None
+        else run
+        for number, run in enumerate(runs)
+    ]
 
 
 def _run_stage(stage: str, job: Job, *, resume: bool) -> RunFolder:
@@ -202,8 +268,8 @@ def _run_stage(stage: str, job: Job, *, resume: bool) -> RunFolder:
     return run
 
 
-def _say_used(teacher: RunFolder, why: str) -> None:
-    log.info("Teacher 1/2: using %s, %s%s.", teacher.path, why, _reached(teacher))
+def _say_used(stage: str, teacher: RunFolder, why: str) -> None:
+    log.info("%s: %s is used, %s%s.", stage, teacher.path, why, _reached(teacher))
 
 
 def _reached(run: RunFolder) -> str:
@@ -220,22 +286,23 @@ def _reached(run: RunFolder) -> str:
 
 def distill(
     loaded: LoadedRecipe, workspace: Workspace, *, resume: bool = False
-) -> tuple[RunFolder, RunFolder]:
-    """Trains the recipe's student, after its teacher if there is no finished one.
+) -> tuple[tuple[RunFolder, ...], RunFolder]:
+    """Trains the recipe's student, and first the teachers that are missing.
 
     Args:
         loaded: the recipe.
         workspace: where the command works; its processes fill a teacher store together.
-        resume: continue interrupted runs of the same teacher and student.
+        resume: continue interrupted runs of the same teachers and student.
 
     Returns:
-        The teacher's run and the student's run.
+        The teachers' runs, in their order, and the student's.
     """
-    teacher, parts = _teacher_and_parts(loaded, workspace, resume=resume)
-    job = student_job(parts, teaching_of(teacher, parts))
+    runs, teaching, parts = _taught(loaded, workspace, resume=resume)
+    job = student_job(parts, teaching)
     if workspace.device.type == "cpu":
         keep_freed_memory()
-    return teacher.run, _run_stage("Student 2/2", job, resume=resume)
+    stage = f"Student {len(runs) + 1}/{len(runs) + 1}"
+    return tuple(runs), _run_stage(stage, job, resume=resume)
 
 
 def store_features(
@@ -244,14 +311,14 @@ def store_features(
     *,
     resume: bool = False,
     shard: Shard = (1, 1),
-) -> tuple[RunFolder, TeacherStore]:
-    """Fills the teacher store that the recipe's distillation reads, or one shard of it.
+) -> tuple[tuple[RunFolder, ...], list[TeacherStore]]:
+    """Fills the teacher stores that the recipe's distillation reads, or one shard of each.
 
-    Trains the teacher first if there is none, but not if there are several shards. Processes
-    that run at the same time share the work.
+    Trains missing teachers first, but not if there are several shards. Processes that run at the
+    same time share the work.
 
     Returns:
-        The teacher's run and its store.
+        The teachers' runs and their stores.
 
     Raises:
         RecipeError: student.views is 0, so that nothing is stored.
@@ -264,21 +331,17 @@ def store_features(
             " student.views=4."
         )
     may_train = shard[1] == 1
-    teacher, parts = _teacher_and_parts(loaded, workspace, resume=resume, may_train=may_train)
-    filler = teaching_of(teacher, parts).filler
-    assert filler is not None  # as views is not 0
-    filler.fill(shard)
-    return teacher.run, filler.store
+    runs, teaching, _ = _taught(loaded, workspace, resume=resume, may_train=may_train)
+    for filler in teaching.fillers:
+        filler.fill(shard)
+    return tuple(runs), [filler.store for filler in teaching.fillers]
 
 
-def _teacher_and_parts(
+def _taught(
     loaded: LoadedRecipe, workspace: Workspace, *, resume: bool, may_train: bool = True
-) -> tuple[RunModel, StudentParts]:
-    """The teacher, trained if there is none, and the student's other parts."""
-    run = named_teacher(loaded, workspace)
+) -> tuple[list[RunFolder], Teaching, StudentParts]:
+    """The teachers, trained if there are none, and the student's other parts."""
+    named = named_teachers(loaded, workspace)
     parts = student_parts(loaded, workspace)
-    if run is None:
-        run = _train_teacher(loaded, parts, resume=resume, may_train=may_train)
-    else:
-        _say_used(run, "which teacher.run names")
-    return open_teacher(run, parts), parts
+    runs = _train_teachers(named, parts, resume=resume, may_train=may_train)
+    return runs, teaching_of([open_teacher(run, parts) for run in runs], parts), parts

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,9 @@ from kdedge.runs.samples import measure_with_samples
 from kdedge.runs.unlabeled import images_to_judge, judge
 from kdedge.setup.data import RecipeData
 from kdedge.setup.images import Images
-from kdedge.training.job.job import Job, zero_shot_model
+from kdedge.training.job.job import Job, Teaching, zero_shot_model
+from kdedge.training.teachers.ensemble import Ensemble
+from kdedge.training.teachers.measure import measure_teachers
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +37,10 @@ def measure_job(job: Job, images: Images) -> Measured:
 
 
 def evaluations(job: Job) -> Evaluations:
-    """Results of the trained method, its teacher and zero-shot CLIP on the same backbone.
+    """Results of the trained method, its teachers and zero-shot CLIP on the same backbone.
 
-    A backbone without a text encoder has no zero-shot result.
+    A backbone without a text encoder has no zero-shot result. With several teachers, `teacher` is
+    the result of all of them together.
     """
     test = job.held_out.test
     if test is None:
@@ -46,14 +50,27 @@ def evaluations(job: Job) -> Evaluations:
         test,
         job.classes,
         selection=job.choice.optim.selection,
-        teacher=None if job.teaching is None else job.teaching.teacher,
+        teacher=None if job.teaching is None else _answering(job.teaching, test),
     )
     found = {str(job.setup.role): own}
     if job.teaching is not None:
-        found["teacher"] = _of_teacher(job, job.teaching.teacher, test)
+        found |= _of_teachers(job, job.teaching, test)
     if job.setup.backbone.has_texts:
         found["zeroshot"] = measure(zero_shot_model(job), test, job.classes, selection="last")
     return found
+
+
+def _answering(teaching: Teaching, images: Images) -> Model | Ensemble | None:
+    """The teacher, or all teachers together, if they have predictions for these images."""
+    if teaching.ensemble is None:
+        return teaching.teacher
+    return teaching.ensemble if teaching.ensemble.can_answer(images) else None
+
+
+def _of_teachers(job: Job, teaching: Teaching, test: Images) -> Evaluations:
+    if teaching.ensemble is None:
+        return {"teacher": _of_teacher(job, teaching.teacher, test)}
+    return measure_teachers(teaching.ensemble, test, job.classes)
 
 
 def _of_teacher(job: Job, teacher: Model, test: Images) -> Measured:
@@ -70,28 +87,44 @@ def _of_teacher(job: Job, teacher: Model, test: Images) -> Measured:
     return measure(teacher, test, job.classes, selection="last")
 
 
-def unlabeled_result(job: Job) -> UnlabeledResult | None:
-    """Evaluates a student without test images on unlabeled images; None for other models."""
+def judged_images(job: Job) -> tuple[Images, str] | None:
+    """The unlabeled images that a student without test images is evaluated on, and their name.
+
+    None for other models.
+    """
     if job.teaching is None or job.held_out.test is not None:
         return None
-    found = images_to_judge(RecipeData(job.setup.loaded.recipe, job.classes, job.setup.workspace))
-    if found is None:
-        return None
-    return judge(job.model(), *found, teacher=job.teaching.teacher)
+    return images_to_judge(RecipeData(job.setup.loaded.recipe, job.classes, job.setup.workspace))
+
+
+def unlabeled_result(job: Job, images: Images, what: str) -> UnlabeledResult:
+    """Evaluates a student on unlabeled images; see `judged_images`."""
+    assert job.teaching is not None
+    return judge(job.model(), images, what, teacher=_answering(job.teaching, images))
+
+
+def followed(job: Job, images: Images | None) -> dict[str, Any]:
+    """How often each of a student's several teachers was followed on images; else empty."""
+    ensemble = None if job.teaching is None else job.teaching.ensemble
+    if ensemble is None or images is None or not ensemble.can_answer(images):
+        return {}
+    return {"teachers": [one.model_dump() for one in ensemble.summarize(ensemble.answers(images))]}
 
 
 def work(job: Job) -> dict[str, float]:
-    """GMACs (1e9 multiply-adds) per image of student and teacher; empty without a teacher."""
+    """GMACs (1e9 multiply-adds) per image of student and teachers; empty without a teacher."""
     if job.teaching is None:
         return {}
     job.method.module.requires_grad_(False)  # the counter fails at leaves with gradients
-    own, teacher = job.model(), job.teaching.teacher
+    own, models = job.model(), job.teaching.models
     # All are known before the counter runs, as its tensors have no values
-    vectors, *_ = own.class_vectors(), teacher.class_vectors(), teacher.scale
+    vectors = own.class_vectors()
+    for teacher in models:
+        _ = teacher.class_vectors(), teacher.scale
     return {
         # Not its logits: an image encoder alone has its scale in a tensor, which has no value there
         "gmacs": _gmacs(own, lambda images: own.forward_features(images) @ vectors.T),
-        "teacher_gmacs": _gmacs(teacher, teacher.logits),
+        "teacher_gmacs": sum(_gmacs(teacher, teacher.logits) for teacher in models),
     }
 
 

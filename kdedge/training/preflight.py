@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,22 +19,25 @@ from kdedge.config.load import LoadedRecipe, check_paths
 from kdedge.data.batch import FeaturesOfViews
 from kdedge.errors import ResourceError
 from kdedge.progress import rough_duration
+from kdedge.runs.folder import RunFolder
 from kdedge.setup.images import Images
+from kdedge.setup.teachers import teacher_recipes
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job
 from kdedge.training.distill import (
-    named_teacher,
+    named_teachers,
     open_teacher,
     student_job,
     student_parts,
     teaching_of,
-    untrained_teaching,
+    untrained_teacher,
 )
 from kdedge.training.job.job import Job
 from kdedge.training.job.trial import trial_steps
 from kdedge.training.pseudo_labels.rounds import trial_round
 from kdedge.training.teach import teacher_job
 from kdedge.training.teacher_store.fill import StoreFiller
+from kdedge.training.teachers.known import KnownTeacher
 
 _MAX_TRIAL_STEPS = 32
 """Twice what eight data workers load ahead: later steps then wait for images as in a long run."""
@@ -92,8 +96,8 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
     seconds = 0.0
     for job in jobs:
         findings += describe(job)
-        if job.filler is not None:
-            found, took = look_at_store(job.filler)
+        for filler in job.fillers:
+            found, took = look_at_store(filler)
             findings.append(found)
             seconds += took
         took = estimate_seconds(job)
@@ -109,17 +113,21 @@ def _jobs(loaded: LoadedRecipe, workspace: Workspace) -> list[Job]:
     """A recipe's jobs: the teacher unless it is a finished run, the student, the baseline."""
     jobs: list[Job] = []
     recipe = loaded.recipe
-    stored = None if recipe.student is None else named_teacher(loaded, workspace)
-    # First, as by `distill`: it compares the sizes of both models
+    teachers = teacher_recipes(loaded)
+    named: list[RunFolder | None] = [None] * len(teachers)
+    if recipe.student is not None:
+        named = named_teachers(loaded, workspace)
+    # First, as by `distill`: it compares the sizes of the models
     parts = None if recipe.student is None else student_parts(loaded, workspace)
-    if recipe.teacher is not None and (parts is None or stored is None):
-        jobs.append(teacher_job(loaded, workspace))
-    if parts is not None:
-        if stored is not None:
-            teaching = teaching_of(open_teacher(stored, parts), parts)
+    known: list[KnownTeacher] = []
+    for one, run in zip(teachers, named, strict=True):
+        if parts is not None and run is not None:
+            known.append(open_teacher(run, parts))
         else:
-            teaching = untrained_teaching(jobs[0], parts)
-        jobs.append(student_job(parts, teaching))
+            jobs.append(teacher_job(one, workspace))
+            known.append(untrained_teacher(jobs[-1]))
+    if parts is not None:
+        jobs.append(student_job(parts, teaching_of(known, parts)))
     if recipe.baseline is not None and recipe.baseline.method is not None:
         jobs.append(baseline_job(loaded, workspace))
     return [trial_round(job) if job.data.pool is not None else job for job in jobs]
@@ -134,7 +142,9 @@ def describe(job: Job) -> list[Finding]:
     measured = f"none: accuracy of {recipe.name} will not be measured"
     if job.teaching is not None:
         measured = "none: agreement with the teacher is measured instead"
+    ensemble = None if job.teaching is None else job.teaching.ensemble
     rows = [
+        *([] if ensemble is None else [(f"{role}: teachers", str(ensemble))]),
         (f"{role}: classes", f"{len(classes.names)}{half}"),
         (f"{role}: images", count(data.images) if data.images else "none are needed"),
         (f"{role}: weights", f"{setup.backbone.name}, {setup.backbone.weights_hash[:12]}"),
@@ -168,7 +178,8 @@ def estimate_seconds(job: Job) -> float:
     The first half of the steps is left out, as it has one-time work and images loaded ahead.
     Made-up features replace a teacher store, as their values do not change the time.
     """
-    features = None if job.filler is None else _stand_in(job.filler.store.dim)
+    dims = [filler.store.dim for filler in job.fillers]
+    features = _stand_in(dims) if dims else None
     times = trial_steps(job, _MAX_TRIAL_STEPS, budget_s=_TRIAL_S, features=features)
     if not times:
         return 0.0
@@ -178,9 +189,10 @@ def estimate_seconds(job: Job) -> float:
     return sum(later) / len(later) * steps * max(1, job.choice.settings.n_rounds)
 
 
-def _stand_in(dim: int) -> FeaturesOfViews:
-    """Gives every view the same unit-length features."""
-    return lambda positions, view: torch.full((len(positions), dim), dim**-0.5)
+def _stand_in(dims: Sequence[int]) -> FeaturesOfViews:
+    """Gives every view the same unit-length features of each teacher, side by side."""
+    row = torch.cat([torch.full((dim,), dim**-0.5) for dim in dims])
+    return lambda positions, view: row.repeat(len(positions), 1)
 
 
 def look_at_store(filler: StoreFiller) -> tuple[Finding, float]:
@@ -276,8 +288,7 @@ def disk(jobs: list[Job], root: Path) -> Finding:
         for tensor in job.method.module.state_dict().values()
     )
     for job in jobs:
-        if job.filler is not None:
-            store = job.filler.store
+        for store in (filler.store for filler in job.fillers):
             needed += store.bytes_of(chunk for chunk in store.chunks() if not store.has(chunk))
     if free < needed:
         raise ResourceError(

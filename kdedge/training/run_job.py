@@ -27,6 +27,8 @@ from kdedge.training.job.job import Job
 from kdedge.training.job.key import KEY_VERSION, key_of_run
 from kdedge.training.judge import (
     evaluations,
+    followed,
+    judged_images,
     measure_job,
     unlabeled_result,
     warn_of_guesses,
@@ -52,6 +54,7 @@ _HASHED = {
     "class_list": "class names",
     "backbone": "weights",
     "teacher": "class vectors of its teacher",
+    "teachers": "teachers, or another way to combine them",
 }
 """What each hash of a run stands for, in the words of messages."""
 
@@ -297,13 +300,11 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
             "  Raise optim.epochs, or lower optim.warmup_epochs.",
             *(job.setup.role, settings.epochs, settings.warmup_lr),
         )
-    features = None
-    if job.filler is not None:
-        job.filler.fill()
-        features = job.filler.store.read
+    for filler in job.fillers:
+        filler.fill()
     result = train(
         job.method,
-        job.epochs(features),
+        job.epochs(job.stored_features()),
         settings=settings,
         run=run,
         validate=_validation(job),
@@ -329,12 +330,16 @@ def _finish(run: RunFolder, job: Job, summary: dict[str, Any]) -> None:
     if found:
         write_evaluations(run, found)
         warn_of_guesses(job, found[str(job.setup.role)][1])
-    unlabeled = unlabeled_result(job)
-    if unlabeled is not None:
-        write_json(run.unlabeled_evaluation, unlabeled.to_dict())
-    test = job.held_out.test
+    test, judged = job.held_out.test, judged_images(job)
+    if judged is not None:
+        write_json(run.unlabeled_evaluation, unlabeled_result(job, *judged).to_dict())
     measured_on = None if test is None else test.list_hash
-    run.finish(measured_on=measured_on, **summary, **work(job))
+    run.finish(
+        measured_on=measured_on,
+        **summary,
+        **work(job),
+        **followed(job, test if judged is None else judged[0]),
+    )
 
 
 def _keep_few_shot_list(job: Job) -> None:

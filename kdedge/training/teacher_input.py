@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,6 +30,37 @@ def teacher_for(student: FoundBackbone, teacher: Model) -> Teacher:
     if theirs.size_px > ours.size_px:
         raise RecipeError(larger_teacher(theirs.size_px, student))
     return _PreparedAgain(teacher, ours)
+
+
+@dataclass(frozen=True)
+class PreparedForStudent:
+    """A teacher for images that were prepared for a student, as a teacher store asks it.
+
+    Attributes:
+        teacher: takes them.
+        preprocess: the student's.
+        device: where it takes them.
+    """
+
+    teacher: Teacher
+    preprocess: Preprocess
+    device: torch.device
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W], normalized for the student -> [B, D_teacher], unit length."""
+        return self.teacher.forward_features(images)
+
+
+def as_prepared_for(student: FoundBackbone, teacher: Model) -> Model | PreparedForStudent:
+    """The teacher as a store of a student's crops asks it: itself if both prepare images equally.
+
+    Raises:
+        RecipeError: as of `teacher_for`.
+    """
+    if teacher.preprocess == student.preprocess:
+        return teacher
+    adapted = teacher_for(student, teacher)
+    return PreparedForStudent(adapted, student.preprocess, teacher.device)
 
 
 class _PreparedAgain:

@@ -37,7 +37,7 @@ NAMES = [
     "evaluate",
     "export",
     "fetch_set",
-    "fill_teacher_store",
+    "fill_teacher_stores",
     "import_checkpoint",
     "init",
     "list_methods",

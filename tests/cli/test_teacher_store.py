@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,10 @@ def distilled(*overrides: str) -> tuple[RunFolder, Counted]:
     """Distills from tiny/01 with a counted teacher."""
     loaded = load_recipe("r.yaml", ("teacher.run=runs/tiny/01", *overrides))
     parts = student_parts(loaded, Workspace(Path("runs"), CPU))
-    teacher: Any = Counted(open_teacher(RunFolder.open(Path("runs/tiny/01")), parts))
-    return run_job(student_job(parts, teaching_of(teacher, parts)), resume=False), teacher
+    known = open_teacher(RunFolder.open(Path("runs/tiny/01")), parts)
+    teacher: Any = Counted(known.model)
+    teaching = teaching_of([replace(known, model=teacher)], parts)
+    return run_job(student_job(parts, teaching), resume=False), teacher
 
 
 def stores() -> list[Path]:

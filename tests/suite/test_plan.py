@@ -45,6 +45,21 @@ def test_each_row_is_a_command_and_the_recipe_that_it_trains(plan_of: PlanOf) ->
     assert [cell.loaded.recipe.seed for cell in plan.of("tiny", "coop")] == [1, 2, 3]
 
 
+SEVERAL = (
+    "{name: several, method: promptkd, set: {teacher: null, teachers:"
+    " [{weights: teacher.pt, method: zeroshot}, {weights: student.pt, method: %s}]}}"
+)
+
+
+def test_a_row_may_have_several_teachers_and_sees_what_each_sees(plan_of: PlanOf) -> None:
+    plan = plan_of(f"{SEVERAL % 'linear_probe'}, coop")
+    cell = plan.of("tiny", "several")[0]
+    assert (cell.command, cell.sees.labels) == ("distill", True)
+    assert [one.method for one in cell.loaded.recipe.teachers] == ["zeroshot", "linear_probe"]
+    with pytest.raises(RecipeError, match="makes texts for every image"):
+        plan_of(SEVERAL % "cocoop")
+
+
 def test_a_baseline_section_of_another_method_makes_room(
     plan_of: PlanOf, write_recipe: Callable[..., Path]
 ) -> None:

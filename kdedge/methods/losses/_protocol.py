@@ -23,6 +23,8 @@ class Outputs:
         teacher_vectors: [C, D_teacher], unit length; constant.
         student_scale: the student's `logit_scale.exp()`.
         teacher_scale: the teacher's `logit_scale.exp()`.
+        combined_logits: [B, C], of several teachers together, log-probabilities; the features, the
+            class vectors and the scale are then the first one's. None of a single teacher.
     """
 
     student_features: Tensor
@@ -31,6 +33,7 @@ class Outputs:
     teacher_vectors: Tensor
     student_scale: float
     teacher_scale: float
+    combined_logits: Tensor | None = None
 
     @property
     def student_logits(self) -> Tensor:
@@ -39,7 +42,9 @@ class Outputs:
 
     @property
     def teacher_logits(self) -> Tensor:
-        """[B, C], scaled."""
+        """[B, C], scaled; of several teachers together where there are several."""
+        if self.combined_logits is not None:
+            return self.combined_logits
         return self.teacher_scale * self.teacher_features @ self.teacher_vectors.T
 
 

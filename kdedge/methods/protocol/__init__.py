@@ -140,6 +140,24 @@ class Teacher(Protocol):
         ...
 
 
+@runtime_checkable
+class CombinesTeachers(Protocol):
+    """The extra member of a teacher that is several: its features are theirs, side by side."""
+
+    def combine(self, features: Tensor, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Takes the teachers' features apart, and combines what they say of a batch.
+
+        Args:
+            features: [B, sum of D], computed or stored.
+            keys: the B images' names.
+
+        Returns:
+            The first teacher's features, [B, D_teacher], and the log-probabilities of all teachers
+            together, [B, C]; float32, no graph.
+        """
+        ...
+
+
 class Method(Protocol):
     """A prompt method: built once, trained by the loop, then used for features and class vectors.
 
@@ -228,6 +246,23 @@ class WithoutClassVectors(Protocol):
 
     def own_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], scaled, float32, for all classes, no graph."""
+        ...
+
+
+@runtime_checkable
+class HasClassifier(Protocol):
+    """The extra members of a method whose logits come from a classifier on its image features.
+
+    It is `WithoutClassVectors` too. It cannot teach a student by itself, but beside a teacher that
+    has class vectors.
+    """
+
+    def known_classes(self) -> Sequence[int]:
+        """The n classes that it was trained on, positions in its class list."""
+        ...
+
+    def classify(self, features: Tensor) -> Tensor:
+        """[B, D], as `forward_features` gives them -> [B, n], float32, for the known classes."""
         ...
 
 

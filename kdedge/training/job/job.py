@@ -11,6 +11,7 @@ from functools import cached_property, partial
 
 import torch
 
+from kdedge.clip.find import FoundBackbone
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
 from kdedge.data.classes import class_list_hash
 from kdedge.data.loader import (
@@ -23,8 +24,9 @@ from kdedge.data.loader import (
     training_batches,
 )
 from kdedge.data.views import Augmentation
+from kdedge.files import sha256_json
 from kdedge.methods import zeroshot
-from kdedge.methods.protocol import LearnsFromTexts, Method
+from kdedge.methods.protocol import LearnsFromTexts, Method, Teacher
 from kdedge.progress import working
 from kdedge.runs.model import MethodModel, Model
 from kdedge.runs.weights import class_vectors_provenance, hash_trained
@@ -36,6 +38,7 @@ from kdedge.training.job.key import job_key, own_view_seed
 from kdedge.training.loop.train import Epochs
 from kdedge.training.teacher_input import teacher_for
 from kdedge.training.teacher_store.fill import StoreFiller
+from kdedge.training.teachers.ensemble import Ensemble
 
 
 @dataclass(frozen=True)
@@ -88,16 +91,38 @@ class Teaching:
     """What a student learns from.
 
     Attributes:
-        teacher: the frozen teacher.
+        teacher: the frozen teacher; the first of several.
         provenance: provenance hash of its class vectors.
         run: name of the teacher's run; None for an untrained teacher.
-        filler: stores the teacher's features; None if the teacher runs in every step.
+        fillers: store the features of each teacher that is a model; empty if the teachers run in
+            every step.
+        ensemble: the teachers together, if there are several.
     """
 
     teacher: Model
     provenance: str
     run: str | None = None
-    filler: StoreFiller | None = None
+    fillers: tuple[StoreFiller, ...] = ()
+    ensemble: Ensemble | None = None
+
+    @property
+    def models(self) -> list[Model]:
+        """The teacher, or all of several that are models."""
+        if self.ensemble is None:
+            return [self.teacher]
+        return [one.model for one in self.ensemble.models]
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Hashes of what teaches, by name."""
+        together = {} if self.ensemble is None else {"teachers": self.ensemble.provenance}
+        return {"teacher": self.provenance, **together}
+
+    def teacher_of(self, student: FoundBackbone) -> Teacher:
+        """What teaches, for images that were prepared for a student."""
+        if self.ensemble is None:
+            return teacher_for(student, self.teacher)
+        return self.ensemble.for_student(student)
 
 
 @dataclass(frozen=True)
@@ -123,8 +148,7 @@ class Job:
             if self.teaching is None:
                 method = self.setup.build()
             else:
-                teacher = teacher_for(self.setup.backbone, self.teaching.teacher)
-                method = self.setup.build(teacher=teacher)
+                method = self.setup.build(teacher=self.teaching.teacher_of(self.setup.backbone))
         if self.data.sentences is not None:
             assert isinstance(method, LearnsFromTexts)  # else no texts were read
             method.use_texts(self.data.sentences)
@@ -134,6 +158,8 @@ class Job:
         """Builds the method and loads the teacher's weights, so that their errors are raised."""
         if self.teaching is not None:
             _ = self.teaching.teacher.scale
+            if self.teaching.ensemble is not None:
+                self.teaching.ensemble.fit()
         _ = self.method
 
     def with_data(self, data: TrainingData) -> Job:
@@ -177,9 +203,18 @@ class Job:
         return self.data.images
 
     @property
-    def filler(self) -> StoreFiller | None:
-        """Stores the teacher's features; None if they are not stored."""
-        return None if self.teaching is None else self.teaching.filler
+    def fillers(self) -> tuple[StoreFiller, ...]:
+        """Store the features of each teacher; empty if they are not stored."""
+        return () if self.teaching is None else self.teaching.fillers
+
+    def stored_features(self) -> FeaturesOfViews | None:
+        """Reads the features of all teachers, side by side; None if none are stored."""
+        stores = [filler.store for filler in self.fillers]
+        if len(stores) < 2:
+            return stores[0].read if stores else None
+        return lambda positions, view: torch.cat(
+            [store.read(positions, view) for store in stores], dim=1
+        )
 
     @property
     def selecting_images(self) -> Images | None:
@@ -216,10 +251,17 @@ class Job:
             "weights": backbone.weights_hash,
             "class_list": class_list_hash(self.classes.names),
             **{name: images.list_hash for name, images in lists.items() if images is not None},
-            **({} if self.filler is None else {"teacher_store": self.filler.store.key}),
-            **({} if self.teaching is None else {"teacher": self.teaching.provenance}),
+            **self._store_hash,
+            **({} if self.teaching is None else self.teaching.hashes),
             **self.data.hashes,
         }
+
+    @property
+    def _store_hash(self) -> dict[str, str]:
+        keys = [filler.store.key for filler in self.fillers]
+        if not keys:
+            return {}
+        return {"teacher_store": keys[0] if len(keys) == 1 else sha256_json(keys)}
 
     def key(self) -> str:
         """The job's key: equal keys mean equal trained weights."""
@@ -234,7 +276,7 @@ def batches_of(
     With stored features, the epochs cycle through the stored views.
     """
     optim, setup, data = job.choice.optim, job.setup, job.data
-    n_views = optim.epochs if job.filler is None else job.filler.store.n_views
+    n_views = job.fillers[0].store.n_views if job.fillers else optim.epochs
     own_seed = own_view_seed(setup.loaded.recipe) if setup.role == "student" else None
     view_seed = setup.seed if own_seed is None else own_seed
     images, labeled = job.training_images, None

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from kdedge.data.sources import Source
 from kdedge.data.views import Augmentation
 from kdedge.errors import DivergedError, ResourceError
 from kdedge.progress import progress, readable_bytes, rough_duration
-from kdedge.runs.model import Model
+from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.loop.precision import Precision
 from kdedge.training.teacher_store.claims import Claims
 from kdedge.training.teacher_store.store import FORWARD_BATCH, Chunk, TeacherStore
@@ -32,6 +32,24 @@ Shard = tuple[int, int]
 
 _N_TRIALS = 2
 """Forward passes for an estimate of the time; the first one includes one-time work."""
+
+
+class Encoder(Protocol):
+    """What computes the features of a store: a teacher."""
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How its images are prepared."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it takes images."""
+        ...
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D_teacher], unit length, no graph."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +66,7 @@ class StoreFiller:
     """
 
     store: TeacherStore
-    teacher: Model
+    teacher: Encoder
     source: Source
     augment: Augmentation
     precision: PrecisionName

@@ -1,0 +1,96 @@
+"""Files of probabilities by image key, right and wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdedge.data.probabilities import ImageProbabilities, read_probabilities
+from kdedge.errors import DataError
+
+NAMES = ("red fox", "cat, black", "dog", "pizza")
+KEYS = ("a/1.jpg", "a/2.jpg")
+HEADER = 'image,red fox,"cat, black",dog,pizza'
+FIRST, SECOND = "a/1.jpg,0.7,0.1,0.1,0.1", "a/2.jpg,0,0,0,1"
+
+
+def read(path: Path, text: str | bytes, **changes: object) -> ImageProbabilities:
+    file = path / "p.csv"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    given = {"keys": KEYS, "class_names": NAMES, "labeled": range(2)} | changes
+    return read_probabilities(file, **given)  # type: ignore[arg-type]
+
+
+def test_rows_are_those_of_the_images_and_columns_those_of_the_class_list(tmp_path: Path) -> None:
+    header = 'image,pizza,dog,"cat, black",red fox'
+    other = "b/9.jpg,0.25,0.25,0.25,0.25"
+    text = f"\ufeff{header}\n{other}\n\na/2.jpg,1,0,0,0\r\na/1.jpg,0.1,0.1,0.1,0.7\n"
+    found = read(tmp_path, text)
+    assert found.classes == (0, 1, 2, 3)
+    assert found.values[found.rows["a/1.jpg"]] == pytest.approx([0.7, 0.1, 0.1, 0.1])
+    assert found.values[found.rows["a/2.jpg"]].tolist() == [0, 0, 0, 1]
+    same = read(tmp_path, f"{HEADER}\n{FIRST}\n{SECOND}\n")
+    assert (same.values == found.values).all()
+    assert same.sha256 == found.sha256
+    assert read(tmp_path, f"{HEADER}\n{FIRST}\na/2.jpg,1,0,0,0\n").sha256 != same.sha256
+
+
+def test_rounded_probabilities_are_made_to_sum_to_one(tmp_path: Path) -> None:
+    found = read(tmp_path, f"{HEADER}\na/1.jpg,0.3333,0.3333,0.3333,0\n{SECOND}\n")
+    assert found.values.sum(axis=1) == pytest.approx([1, 1], abs=1e-7)
+
+
+def test_a_file_may_have_the_labeled_classes_alone(tmp_path: Path) -> None:
+    found = read(tmp_path, 'image,"cat, black",red fox\na/1.jpg,0.2,0.8\na/2.jpg,1,0\n')
+    assert found.classes == (0, 1)
+    assert found.values.ravel() == pytest.approx([0.8, 0.2, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"p.csv:1: the first line is not 'image' and the class names: ''"),
+        ("image\n", r"p.csv:1: the first line is not"),
+        ("key,red fox\n", r"p.csv:1: the first line is not"),
+        (
+            "image,red fox,wolf\n",
+            r"p.csv:1: 1 of 2 classes are not in the class list, first 'wolf'",
+        ),
+        ("image,red fox,red fox\n", r"p.csv:1: the class 'red fox' is there twice"),
+        ("image,red fox,dog\n", r"p.csv:1: 2 of 4 classes, without 'cat, black'"),
+        (f"{HEADER}\n", r"has no line for 2 of 2 images, first 'a/1.jpg'"),
+        (f"{HEADER}\n{FIRST}\n", r"has no line for 1 of 2 images, first 'a/2.jpg'"),
+        (
+            f"{HEADER}\n{FIRST}\n{SECOND}\n{FIRST}\n",
+            r"p.csv:4: the image 'a/1.jpg' is there twice, first in line 2",
+        ),
+        (f"{HEADER}\na/1.jpg,1,0,0\n", r"p.csv:2: 3 probabilities, expected 4"),
+        (f"{HEADER}\na/1.jpg\n", r"p.csv:2: 0 probabilities, expected 4"),
+        (f"{HEADER}\na/1.jpg,1,0,0,x\n", r"p.csv:2: not numbers: could not convert .*'x'"),
+        (f"{HEADER}\na/1.jpg,1,0,0,\n", r"p.csv:2: not numbers"),
+        (f"{HEADER}\na/1.jpg,nan,0,0,1\n", r"p.csv:2: a probability is not finite"),
+        (f"{HEADER}\na/1.jpg,inf,0,0,1\n", r"p.csv:2: a probability is not finite"),
+        (f"{HEADER}\na/1.jpg,-0.1,0.1,0.5,0.5\n", r"p.csv:2: a probability is -0.1, expected 0 to"),
+        (f"{HEADER}\na/1.jpg,0,0,0,0\n", r"p.csv:2: the probabilities sum to 0, expected 1"),
+        (f"{HEADER}\na/1.jpg,90,4,3,3\n", r"p.csv:2: the probabilities sum to 100, expected 1"),
+        (f"{HEADER}\nx.jpg,9,4,3,3\n", r"p.csv:2: the probabilities sum to 19"),
+        (b"image,\xff\xfe\n", r"p.csv is not UTF-8 text"),
+        (f'{HEADER}\n"a/1.jpg,1,0,0,0\n', r"p.csv is not CSV text: unexpected end of data"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_with_its_line(
+    tmp_path: Path, text: str | bytes, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, text)
+
+
+def test_images_that_share_a_name_cannot_be_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="1 names of images are there more than once, first 'a'"):
+        read(tmp_path, f"{HEADER}\na,1,0,0,0\n", keys=("a", "a"))
+
+
+def test_a_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read: "):
+        read_probabilities(tmp_path, keys=KEYS, class_names=NAMES, labeled=range(2))
