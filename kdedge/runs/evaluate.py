@@ -91,7 +91,7 @@ def judge_run(
 
 
 def _teacher(model: RunModel) -> RunModel | None:
-    """The teacher of a student; None for other models, for several teachers, and if it is missing."""
+    """The teacher of a student; None if it is missing or has several, and for other models."""
     record = model.run.read_provenance()
     name = record.teacher_run
     if record.has_several_teachers:
