@@ -44,7 +44,7 @@ def test_another_order_of_names_gives_the_vectors_in_that_order() -> None:
 
 
 def test_a_name_without_a_vector_is_an_error_that_names_it() -> None:
-    with pytest.raises(DataError, match="1 class names have no stored vector, first 'wolf'"):
+    with pytest.raises(DataError, match="1 class names have no stored vector, for example 'wolf'"):
         vectors().select(("cat", "wolf"))
 
 

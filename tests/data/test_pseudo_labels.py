@@ -109,7 +109,7 @@ def test_fewer_images_than_the_classes_are_to_have_are_refused_with_what_would_d
         "There are 7 unlabeled images, but 3 for each of 3 classes need 9.\n"
         "  Add images, or set per_class to 2 or less."
     )
-    with pytest.raises(DataError, match=r"are 3\.\n  Add images\.$"):
+    with pytest.raises(DataError, match=r"need 3\.\n  Add images\.$"):
         most_probable(table[:2], 1, classes=range(3))
 
 

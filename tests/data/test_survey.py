@@ -43,7 +43,7 @@ def test_a_folder_has_the_classes_of_its_first_level(folder):
     assert found.classes == (("cat", 2), ("red fox", 2))
     assert found.n_unlabeled == 1
     assert found.sizes_px == (((8, 6), 3), ((4, 9), 1))
-    assert [(bad.key, "not an image" in bad.reason) for bad in found.bad] == [
+    assert [(bad.key, "not a readable image" in bad.reason) for bad in found.bad] == [
         ("red fox/2.jpg", True)
     ]
 

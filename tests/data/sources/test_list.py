@@ -57,7 +57,7 @@ def test_absolute_paths_and_paths_upwards_are_the_users_own(folder):
 
 
 def test_missing_files_are_named_with_their_lines(folder):
-    with pytest.raises(DataError, match=r"names 2 files .*\n  line 2: x\.jpg; line 4: sub"):
+    with pytest.raises(DataError, match=r"names 2 missing files.*\n  line 2: x\.jpg; line 4: sub"):
         read(folder, "path\nx.jpg\na.jpg\nsub\n", labeled=False)
 
 
