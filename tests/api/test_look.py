@@ -28,7 +28,7 @@ def test_a_changed_record_is_accepted_once(make_artifact: MakeArtifact, tmp_path
     made = make_artifact(tmp_path / "artifact")
     file = made.path / "artifact.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "name": "other"}))
-    with pytest.raises(kdedge.DataError, match="was changed"):
+    with pytest.raises(kdedge.DataError, match="its content has changed"):
         kdedge.open_artifact(made)
     accepted = kdedge.reseal(made)
     assert (accepted.name, len(accepted.resealed)) == ("other", 1)

@@ -144,7 +144,7 @@ def test_a_teachers_answers_are_stored_in_parts_and_found_by_its_student(
     assert student.teacher is not None
     assert found.teacher.name == student.teacher.name
     for wrong in ((0, 2), (3, 2)):
-        with pytest.raises(kdedge.RecipeError, match="I of N with I from 1 to N"):
+        with pytest.raises(kdedge.RecipeError, match=r"\(I, N\) with I from 1 to N"):
             kdedge.fill_teacher_stores(recipe, shard=wrong, **place)
 
 
@@ -203,7 +203,7 @@ def test_runs_are_listed_and_shown(student: kdedge.Run, folder: Path) -> None:
 def test_mistakes_are_the_errors_of_the_command_line(recipe: dict[str, Any]) -> None:
     with pytest.raises(kdedge.RecipeError, match="Did you mean student"):
         kdedge.distill({**recipe, "studnet": {}})
-    with pytest.raises(kdedge.DataError, match="there is no folder"):
+    with pytest.raises(kdedge.DataError, match="does not exist"):
         kdedge.distill(recipe, overrides={"data.unlabeled.folder": "missing"})
     with pytest.raises(TypeError, match="epoch: no such keyword"):
         kdedge.distill(recipe, epoch=3)  # type: ignore[call-arg]

@@ -96,7 +96,7 @@ def test_a_weight_that_is_limited_is_told_and_recorded(kdedge: Run, trained: Pat
     assert "instead of 250." in done.err
     assert json.loads((STUDENT / "provenance.json").read_text())["kd_weight_per_image"] == 2.5
     wide = distill(kdedge, "student.settings.losses.kl.max_weight_per_image=300")
-    assert "One image weighs" not in wide.err
+    assert "limits the loss weight" not in wide.err
 
 
 @pytest.mark.parametrize(
