@@ -1,9 +1,10 @@
 """Several teachers of a recipe: each one's accuracy, how often they agree, and their combinations.
 
-    python benchmarks/several_teachers.py RECIPE [--set KEY=VALUE ...] [--runs DIR]
+    python benchmarks/several_teachers.py RECIPE [--set KEY=VALUE ...] [--images N] [--runs DIR]
 
 Measures on the labeled images of `data.test`; point it at the images that a student learns from to
-choose teachers without test images: --set 'data.test.webdataset=train-{000000..000005}.tar'.
+choose teachers without test images: --set 'data.test.webdataset=train-{000000..000005}.tar'. Images
+whose labels the teachers were trained on are left out.
 Teachers that are to be trained are trained first. Nothing is written but their runs.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from kdedge.config.load import load_recipe
 from kdedge.config.recipe import EnsembleSpec
+from kdedge.data.images import spread
 from kdedge.evaluation.accuracy import evaluate
 from kdedge.runs.model import load_run
 from kdedge.setup.classes import load_classes
@@ -44,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("recipe")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--images", type=int, help="of so many, evenly spread; default: of all")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     given = parser.parse_args()
     loaded = load_recipe(given.recipe, given.overrides)
@@ -51,6 +55,11 @@ def main() -> None:
     classes = load_classes(loaded.recipe)
     images = RecipeData(loaded.recipe, classes, workspace)
     pool, shots = images.require("test", "teachers are measured on it"), images.labeled("teacher")
+    pool = pool.without(shots)  # their labels were trained on
+    n_images = given.images or len(pool.indices)
+    pool = pool.only([pool.indices[i] for i in spread(len(pool.indices), n_images)])
+    data = loaded.recipe.data.model_copy(update={"test": None})  # training measures nothing
+    loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"data": data}))
     runs = [
         named or run_job(teacher_job(one, workspace), resume=True)
         for one, named in zip(
