@@ -59,6 +59,7 @@ class Draws:
     ) -> None:
         # The protocol seeds Python's global generator; an own one gives the same stream.
         self._stream = random.Random(seed)  # noqa: S311
+        self._seed = seed
         self.has_begun = False
         self._list = None
         if spec is not None and shots is not None:
@@ -97,7 +98,16 @@ class Draws:
         pool: Iterable[int] = range(len(labels)) if is_set else indices
         drawn = few_shot(labels, pool, shots=shots, stream=self._stream)
         if self._list is not None and self._list.is_of(spec, shots):
-            drawn = self._list.positions(spec.part, source, class_names)
+            listed = self._list.positions(spec.part, source, class_names)
+            if set(listed) != set(drawn):
+                log.warning(
+                    "%s: its images of part %s are not those that seed %d draws; those of the list"
+                    " are taken.\n  Remove it, so that they are drawn anew.",
+                    self._list.file,
+                    spec.part,
+                    self._seed,
+                )
+            drawn = listed
         readable = set(indices)
         return [index for index in drawn if index in readable]
 

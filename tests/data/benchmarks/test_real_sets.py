@@ -1,8 +1,8 @@
 """The real sets, where KDEDGE_DATA names a folder that benchmarks/real/lay_out.py has made.
 
 `public_few_shot_lists.json` has the SHA-256 of each few-shot list in the folder `indices` of
-github.com/linzhiqiu/cross_modal_adaptation, as CoOp's code drew it: `sha256_json` of its parts train
-and val, each a list of [path below the image folder, label, class name].
+github.com/linzhiqiu/cross_modal_adaptation, as drawn by CoOp's code: `sha256_json` of its parts
+train and val, each a list of [path below the image folder, label, class name].
 """
 
 from __future__ import annotations
