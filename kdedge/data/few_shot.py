@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,6 +38,10 @@ MOST_VALIDATION_SHOTS = 4
 log = logging.getLogger(__name__)
 
 
+def _say(level: int, message: str) -> None:
+    log.log(level, "%s", message)
+
+
 class Draws:
     """The draws of one run, which take turns in one random stream: training, then validation.
 
@@ -49,17 +53,24 @@ class Draws:
         shots: of these, a class; None for all.
         seed: the run's.
         data: says where the benchmark sets are.
+        say: logs a message of a level.
 
     Raises:
         DataError: the set's list is not a split file.
     """
 
     def __init__(
-        self, spec: SourceSpec | None, *, shots: int | None, seed: int, data: DataSpec
+        self,
+        spec: SourceSpec | None,
+        *,
+        shots: int | None,
+        seed: int,
+        data: DataSpec,
+        say: Callable[[int, str], None] = _say,
     ) -> None:
         # The protocol seeds Python's global generator; an own one gives the same stream.
         self._stream = random.Random(seed)  # noqa: S311
-        self._seed = seed
+        self._seed, self._say = seed, say
         self.has_begun = False
         self._list = None
         if spec is not None and shots is not None:
@@ -99,13 +110,14 @@ class Draws:
         drawn = few_shot(labels, pool, shots=shots, stream=self._stream)
         if self._list is not None and self._list.is_of(spec, shots):
             listed = self._list.positions(spec.part, source, class_names)
+            file = self._list.file
+            self._say(logging.INFO, f"The images of part {spec.part} are those of {file}.")
             if set(listed) != set(drawn):
-                log.warning(
-                    "%s: its images of part %s are not those that seed %d draws; those of the list"
-                    " are taken.\n  Remove it, so that they are drawn anew.",
-                    self._list.file,
-                    spec.part,
-                    self._seed,
+                self._say(
+                    logging.WARNING,
+                    f"{file}: its images of part {spec.part} are not those that seed"
+                    f" {self._seed} draws; those of the list are taken.\n"
+                    "  Remove it, so that they are drawn anew.",
                 )
             drawn = listed
         readable = set(indices)
@@ -139,7 +151,6 @@ class _List:
         Raises:
             DataError: one is not there, or is of another class.
         """
-        log.info("The images of part %s are those of %s.", part, self.file)
         places = {item.key: index for index, item in enumerate(source.items)}
         found = []
         for path, label in self.split.parts[part]:
@@ -223,7 +234,8 @@ def _write(file: Path, rows: dict[str, list[list[str | int]]]) -> Path | None:
         write_atomic(file, (json.dumps(rows, ensure_ascii=False, indent=1) + "\n").encode())
     except (OSError, ResourceError) as error:
         reason = explain_os_error(error, file) if isinstance(error, OSError) else error
-        log.info("%s\n  The shots are drawn in every run.", reason)
+        what = str(reason).partition("\n")[0]  # nothing has to be done
+        log.info("%s\n  The shots are drawn in every run, always the same.", what)
         return None
     log.info("The shots are listed in %s.", file)
     return file

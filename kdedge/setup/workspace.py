@@ -95,9 +95,13 @@ class Workspace:
 
     def warn_once(self, message: str) -> None:
         """Logs a warning, on rank 0 and unless this workspace has logged it already."""
+        self.say_once(logging.WARNING, message)
+
+    def say_once(self, level: int, message: str) -> None:
+        """Logs a message of a level, on rank 0 and unless this workspace has logged it already."""
         if self.group.is_rank0 and message not in self._said:
             self._said.add(message)
-            log.warning("%s", message)
+            log.log(level, "%s", message)
 
     def forget_tensors(self) -> None:
         """Frees the tensors of files that `identify` had to read, where nothing is built."""

@@ -241,7 +241,9 @@ def test_where_nothing_may_be_written_the_shots_are_drawn_all_the_same(
     (mini.folder / "split_fewshot").write_text("a file, and not a folder")
     with caplog.at_level(logging.INFO):
         assert keep(mini, "dtd") is None
-    assert "The shots are drawn in every run." in caplog.text
+    (message,) = [text for text in caplog.messages if "split_fewshot" in text]
+    assert message.endswith("\n  The shots are drawn in every run, always the same.")
+    assert len(message.splitlines()) == 2
 
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))
