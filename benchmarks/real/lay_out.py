@@ -225,6 +225,8 @@ def main() -> int:
     for name in ("eurosat", "caltech101", "splits", "dtd"):
         parser.add_argument(f"--{name}", type=Path, metavar="REPO")
     arguments = parser.parse_args()
+    if not any(vars(arguments).values()):
+        parser.error("name a repository: --eurosat, --caltech101, --splits or --dtd")
     if not os.environ.get("KDEDGE_DATA"):
         raise fail("KDEDGE_DATA is not set.\n  Set it to the folder of the benchmark sets.")
     root = benchmark_root(DataSpec())
