@@ -222,7 +222,9 @@ def _verification_text(found: Verification) -> str:
     bad = [image for part in found.parts for image in part.bad or ()]
     if bad:
         blocks.append(_name_some(bad))
-    blocks.append("\n".join(found.problems) or "All as published.")
+    is_read = any(part.bad is not None for part in found.parts)
+    good = "All as published." + ("" if is_read else " --images decodes the images, too.")
+    blocks.append("\n".join(found.problems) or good)
     return "\n\n".join(blocks)
 
 

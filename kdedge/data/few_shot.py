@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,6 +38,10 @@ MOST_VALIDATION_SHOTS = 4
 log = logging.getLogger(__name__)
 
 
+def _say(level: int, message: str) -> None:
+    log.log(level, "%s", message)
+
+
 class Draws:
     """The draws of one run from one random stream: training images, then validation images.
 
@@ -49,16 +53,24 @@ class Draws:
         shots: images per class of that draw; None for all.
         seed: the run's seed.
         data: says where the benchmark sets are.
+        say: logs a message of a level.
 
     Raises:
         DataError: the set's list is not a split file.
     """
 
     def __init__(
-        self, spec: SourceSpec | None, *, shots: int | None, seed: int, data: DataSpec
+        self,
+        spec: SourceSpec | None,
+        *,
+        shots: int | None,
+        seed: int,
+        data: DataSpec,
+        say: Callable[[int, str], None] = _say,
     ) -> None:
         # The protocol seeds Python's global generator; a separate one gives the same stream.
         self._stream = random.Random(seed)  # noqa: S311
+        self._seed, self._say = seed, say
         self.has_begun = False
         self._list = None
         if spec is not None and shots is not None:
@@ -97,7 +109,17 @@ class Draws:
         pool: Iterable[int] = range(len(labels)) if is_set else indices
         drawn = few_shot(labels, pool, shots=shots, stream=self._stream)
         if self._list is not None and self._list.is_of(spec, shots):
-            drawn = self._list.positions(spec.part, source, class_names)
+            listed = self._list.positions(spec.part, source, class_names)
+            file = self._list.file
+            self._say(logging.INFO, f"The images of part {spec.part} are those of {file}.")
+            if set(listed) != set(drawn):
+                self._say(
+                    logging.WARNING,
+                    f"{file}: its images of part {spec.part} are not those that seed"
+                    f" {self._seed} draws; those of the list are taken.\n"
+                    "  Remove it, so that they are drawn anew.",
+                )
+            drawn = listed
         readable = set(indices)
         return [index for index in drawn if index in readable]
 
@@ -129,7 +151,6 @@ class _List:
         Raises:
             DataError: an image is missing, or has another class.
         """
-        log.info("Using the images of part %s that %s lists.", part, self.file)
         places = {item.key: index for index, item in enumerate(source.items)}
         found = []
         for path, label in self.split.parts[part]:
@@ -213,7 +234,8 @@ def _write(file: Path, rows: dict[str, list[list[str | int]]]) -> Path | None:
         write_atomic(file, (json.dumps(rows, ensure_ascii=False, indent=1) + "\n").encode())
     except (OSError, ResourceError) as error:
         reason = explain_os_error(error, file) if isinstance(error, OSError) else error
-        log.info("%s\n  The list of shots is not kept; every run draws them again.", reason)
+        what = str(reason).partition("\n")[0]  # nothing has to be done
+        log.info("%s\n  The list of shots is not kept; every run draws the same ones again.", what)
         return None
     log.info("The shots are listed in %s.", file)
     return file

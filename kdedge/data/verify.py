@@ -32,6 +32,7 @@ class PartFound:
         n_published: images that the published part has.
         n_listed: images that the split lists.
         n_missing: listed images without a file.
+        first_missing: the first of them; None if there is none.
         n_classes: classes with at least one image in it.
         bad: images that cannot be decoded; None if they were not read.
     """
@@ -40,6 +41,7 @@ class PartFound:
     n_published: int
     n_listed: int
     n_missing: int
+    first_missing: str | None
     n_classes: int
     bad: tuple[BadImage, ...] | None
 
@@ -93,7 +95,7 @@ def verify(benchmark: Benchmark, root: Path, *, read_images: bool) -> Verificati
     for found in parts:
         problems += _part_problems(found, len(class_names or ()))
     if class_names is not None:
-        problems += _other_names(benchmark, folder, class_names)
+        problems += _other_classes(benchmark, folder, class_names)
     if class_names is not None and len(class_names) != benchmark.n_classes:
         problems.append(
             f"It has {len(class_names)} classes, the published set has {benchmark.n_classes}."
@@ -119,23 +121,35 @@ def _wrong_files(benchmark: Benchmark, folder: Path) -> Iterator[str]:
                 yield f"{path} has the SHA-256 {found}, the published file {wanted.sha256}."
 
 
-def _other_names(benchmark: Benchmark, folder: Path, class_names: Sequence[str]) -> Iterator[str]:
-    """Class names of a split file that differ from those in the set's own files."""
+def _other_classes(benchmark: Benchmark, folder: Path, class_names: Sequence[str]) -> Iterator[str]:
+    """Class names, and classes of images, that a split file has other than the set's own files."""
     if not isinstance(benchmark, CoopSet) or not benchmark.has_split(folder):
         return
     if not all((folder / path).exists() for path in benchmark.own_reads):
         return
     try:
-        own = benchmark.own_split(folder).class_names
+        own = benchmark.own_split(folder)
     except KdedgeError as error:
         log.info("Class names were not compared: %s", error)
         return
-    wrong = [pair for pair in itertools.zip_longest(class_names, own) if pair[0] != pair[1]]
+    pairs = itertools.zip_longest(class_names, own.class_names)
+    wrong = [pair for pair in pairs if pair[0] != pair[1]]
     if wrong:
         named, expected = wrong[0]
         yield (
             f"{len(wrong)} class names of {benchmark.split_file} are not those of the set's own"
             f' files, first "{named}", there "{expected}".'
+        )
+        return
+    labels = dict(itertools.chain.from_iterable(own.parts.values()))
+    rows = itertools.chain.from_iterable(benchmark.read_split(folder).parts.values())
+    moved = [(path, label) for path, label in rows if labels.get(path, label) != label]
+    if moved:
+        path, label = moved[0]
+        yield (
+            f"{len(moved)} images have another class in {benchmark.split_file} than in the set's"
+            f' own files, first {path}: "{class_names[label]}", there'
+            f' "{class_names[labels[path]]}".'
         )
 
 
@@ -143,7 +157,7 @@ def _look_at(
     benchmark: Benchmark, part: str, source: FileSource, *, read_images: bool
 ) -> PartFound:
     n_images = len(source.items)
-    n_missing = sum(not is_file(source.path(i)) for i in range(n_images))
+    missing_keys = [source.items[i].key for i in range(n_images) if not is_file(source.path(i))]
     bad = None
     if read_images:
         with progress(f"reading {part}", n_images, unit="images") as advance:
@@ -152,7 +166,8 @@ def _look_at(
         part=part,
         n_published=benchmark.n_images[part],
         n_listed=n_images,
-        n_missing=n_missing,
+        n_missing=len(missing_keys),
+        first_missing=next(iter(missing_keys), None),
         n_classes=len({item.label for item in source.items}),
         bad=bad,
     )
@@ -163,7 +178,10 @@ def _part_problems(found: PartFound, n_classes: int) -> Iterator[str]:
         published = found.n_published
         yield f"{found.part} has {found.n_listed} images, the published set has {published}."
     if found.n_missing:
-        yield f"{found.part} lacks {found.n_missing} of its {found.n_listed} image files."
+        yield (
+            f"{found.part} lacks {found.n_missing} of its {found.n_listed} image files, for example"
+            f" {found.first_missing:.100}."
+        )
     if found.n_classes != n_classes:
         yield f"{found.part} has images of only {found.n_classes} of {n_classes} classes."
     n_broken = len(found.bad or ()) - found.n_missing

@@ -43,7 +43,8 @@ class RecipeData:
         self._recipe, self._classes, self._workspace = recipe, classes, workspace
         spec = recipe.data.labeled
         shots = None if spec is None else spec.shots
-        self._draws = Draws(spec, shots=shots, seed=recipe.seed, data=recipe.data)
+        say = workspace.say_once
+        self._draws = Draws(spec, shots=shots, seed=recipe.seed, data=recipe.data, say=say)
 
     def load(self, key: Key) -> Images | None:
         """Opens a source and scans its images; None if the recipe does not name it.

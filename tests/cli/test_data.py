@@ -78,6 +78,8 @@ def test_a_set_is_fetched_and_is_then_as_published(kdedge, tmp_path):
     code, out, _ = kdedge("verify", "small", "--images")
     assert code == 0
     assert out.endswith("\n\nAll as published.\n")
+    _, out, _ = kdedge("verify", "small")
+    assert out.endswith("\n\nAll as published. --images decodes the images, too.\n")
     code, out, _ = kdedge("fetch", "small")
     assert (code, out.splitlines()[0]) == (0, "data/sun397 has all of small already.")
 
@@ -146,7 +148,8 @@ def test_a_set_that_differs_ends_in_exit_code_3_after_the_table(kdedge, publishe
     assert code == 3
     assert "3.png: not an image" in out
     assert out.endswith(
-        "val has 1 images that cannot be read.\ntest lacks 1 of its 2 image files.\n"
+        "val has 1 images that cannot be read.\n"
+        "test lacks 1 of its 2 image files, for example 5.png.\n"
     )
     assert "data/sun397 differs from the published small: 2 differences." in err
     assert err.endswith("Move the files that differ away, and run: kdedge data fetch small\n")

@@ -56,7 +56,7 @@ def test_a_set_as_published_has_no_problems(read_images, root):
 def test_missing_images_are_counted_in_their_part(root, image):
     image("c/2.jpg").unlink()
     found = verify(SMALL, root, read_images=True)
-    assert found.problems == ("val lacks 1 of its 2 image files.",)
+    assert found.problems == ("val lacks 1 of its 2 image files, for example c/2.jpg.",)
 
 
 def test_images_that_cannot_be_read_are_listed_where_they_are_read(root, image):
@@ -73,7 +73,7 @@ def test_a_class_without_images_in_a_part_is_a_problem(root):
     path.write_text(json.dumps({**SPLIT, "val": rows}))
     found = verify(SMALL, root, read_images=False)
     assert found.problems == (
-        "val lacks 1 of its 2 image files.",
+        "val lacks 1 of its 2 image files, for example a/5.jpg.",
         "val has images of only 1 of 2 classes.",
     )
 
@@ -114,12 +114,50 @@ def test_class_names_are_compared_with_those_of_the_sets_own_files(root):
     assert verify(SMALL, root, read_images=False).problems == ()
 
 
+def test_an_image_of_another_class_than_in_the_sets_own_files_is_named(root):
+    folder = root / sun397.SET.folder
+    (folder / "ClassName.txt").write_text("/a/abbey\n/c/church\n")
+    for name in ("Training_01.txt", "Testing_01.txt"):
+        (folder / name).write_text("/a/abbey/1.jpg\n/c/church/1.jpg\n")
+    rows = [["c/church/1.jpg", 0, "abbey"], ["c/1.jpg", 1, "church"]]
+    (folder / sun397.SPLIT_FILE).write_text(json.dumps({**SPLIT, "train": rows}))
+    assert (
+        "1 images have another class in split_zhou_SUN397.json than in the set's own files, first"
+        ' c/church/1.jpg: "abbey", there "church".'
+    ) in verify(SMALL, root, read_images=False).problems
+
+
+@pytest.mark.parametrize("outer", ["SUN397", "."])
+def test_an_archive_unpacked_into_the_folder_that_it_makes_is_named(root, outer):
+    folder = root / sun397.SET.folder
+    outer_folder = folder / outer
+    inner = outer_folder / outer_folder.resolve().name
+    elsewhere = root / "elsewhere"
+    (outer_folder if outer != "." else folder).rename(elsewhere)
+    inner.parent.mkdir(parents=True)
+    elsewhere.rename(inner)
+    (problem,) = [
+        text
+        for text in verify(SMALL, root, read_images=False).problems
+        if not text.endswith(" is missing.")
+    ]
+    assert problem == (
+        f"{outer_folder} is there once more inside itself: its content is in {inner}.\n"
+        f"  Move it one folder up, into {outer_folder}."
+    )
+    inner_parts = [*inner.iterdir()]
+    for path in inner_parts:
+        path.rename(outer_folder / path.name)
+    inner.rmdir()
+    assert verify(SMALL, root, read_images=False).problems == ()
+
+
 def test_an_image_whose_name_no_file_can_have_is_missing(root):
     path = root / sun397.SET.folder / sun397.SPLIT_FILE
     rows = [["a/2.jpg", 0, "abbey"], [f"c/{'n' * 300}.jpg", 1, "church"]]
     path.write_text(json.dumps({**SPLIT, "val": rows}))
     found = verify(SMALL, root, read_images=True)
-    assert found.problems == ("val lacks 1 of its 2 image files.",)
+    assert found.problems == (f"val lacks 1 of its 2 image files, for example c/{'n' * 98}.",)
 
 
 def test_what_is_wrong_is_said_beside_what_is_missing(root):

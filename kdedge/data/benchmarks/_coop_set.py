@@ -16,8 +16,8 @@ from kdedge.data.benchmarks._coop_split import (
     open_part,
     read_split,
 )
-from kdedge.data.benchmarks._origins import describe, is_there, require
-from kdedge.data.sources import FileSource
+from kdedge.data.benchmarks._origins import describe, is_there, nested, require
+from kdedge.data.sources import FileSource, is_file
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class CoopSet(Benchmark):
         """See `Benchmark.open_source`."""
         split = self._read(root, with_images=True)
         folder = root / self.folder
+        self._refuse_nested(folder, split)
         source = open_part(
             folder / self.image_root, split, part=part, class_names=class_names, labeled=labeled
         )
@@ -84,6 +85,16 @@ class CoopSet(Benchmark):
             f"  Or put the published file in its place: {self._origin}."
         )
         return read_split(file, remedy=remedy)
+
+    def _refuse_nested(self, folder: Path, split: Split) -> None:
+        """Raises DataError where an archive was unpacked into the folder that it makes."""
+        first = next((folder / self.image_root / path for path, _ in split.parts["train"]), None)
+        if first is None or is_file(first):
+            return
+        for outer in (folder / path for path in self.images):
+            inner = outer / outer.name
+            if first.is_relative_to(outer) and is_file(inner / first.relative_to(outer)):
+                raise nested(outer, inner)
 
     @property
     def _origin(self) -> str:

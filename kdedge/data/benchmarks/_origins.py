@@ -79,6 +79,14 @@ def is_there(path: Path) -> bool:
         ) from error
 
 
+def nested(outer: Path, inner: Path) -> DataError:
+    """Gives the error for a folder whose content is in a folder of its own name inside it."""
+    return DataError(
+        f"{outer} is there once more inside itself: its content is in {inner}.\n"
+        f"  Move it one folder up, into {outer}."
+    )
+
+
 def require(name: str, folder: Path, needed: Iterable[str], downloads: Sequence[Download]) -> None:
     """Checks that parts of a set are in its folder.
 
@@ -90,11 +98,15 @@ def require(name: str, folder: Path, needed: Iterable[str], downloads: Sequence[
 
     Raises:
         MissingPartsError: naming each missing one, where to get it, and where to put it.
+        DataError: they are in a folder of the set's name inside its folder.
     """
     needed = list(dict.fromkeys(needed))
     missing = [path for path in needed if not is_there(folder / path)]
     if not missing:
         return
+    inner = folder / folder.name
+    if all(is_there(inner / path) for path in needed):
+        raise nested(folder, inner)
     origins = {download.gives: describe(download) for download in downloads}
     lines = "\n".join(f"  {folder / path}: {origins[path]}" for path in missing)
     raise MissingPartsError(

@@ -142,6 +142,26 @@ def test_a_list_that_is_there_is_taken_in_its_order_and_stays(
         assert other == [row[0] for row in coop_lists(mini, shots, seed)["train"]]
 
 
+def test_a_list_of_another_seed_is_taken_with_a_warning(
+    published: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    mini = published("dtd")
+    kept = [keep(mini, "dtd", seed=seed) for seed in (1, 2)]
+    assert kept[0] is not None
+    assert kept[1] is not None
+    caplog.clear()
+    take(mini, "dtd", "train", shots=2, draws=draws_of(mini, "dtd"))
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    kept[0].write_bytes(kept[1].read_bytes())
+    found = take(mini, "dtd", "train", shots=2, draws=draws_of(mini, "dtd"))
+    assert found == [row[0] for row in coop_lists(mini, 2, 2)["train"]]
+    (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warning.getMessage() == (
+        f"{kept[0]}: its images of part train are not those that seed 1 draws; those of the list"
+        " are taken.\n  Remove it, so that they are drawn anew."
+    )
+
+
 def test_validation_images_are_a_lists_where_four_of_more_shots_are_asked_for(
     published: Make,
 ) -> None:
@@ -221,7 +241,11 @@ def test_where_nothing_may_be_written_the_shots_are_drawn_all_the_same(
     (mini.folder / "split_fewshot").write_text("a file, and not a folder")
     with caplog.at_level(logging.INFO):
         assert keep(mini, "dtd") is None
-    assert "every run draws them again." in caplog.text
+    (message,) = [text for text in caplog.messages if "split_fewshot" in text]
+    assert message.endswith(
+        "\n  The list of shots is not kept; every run draws the same ones again."
+    )
+    assert len(message.splitlines()) == 2
 
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))
