@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from kdedge.records import (
     OPTIONAL,
     Bounds,
     Count,
     Fraction,
+    NonNegative,
     Percent,
     PositiveCount,
     Record,
@@ -190,6 +191,36 @@ class UnlabeledResult(Record, Tabled):
         known = {name: f"{value:.2f}" for name, value in values.items() if value is not None}
         known["classes predicted"] = f"{len(self.predicted):,} of {self.n_classes:,}"
         return ["images without labels", *known], [[f"{self.n_images:,}", *known.values()]]
+
+
+@dataclass(frozen=True)
+class PoolLabelsResult(Record):
+    """What is known of the soft labels of unlabeled images.
+
+    Attributes:
+        n_images: that have a label.
+        n_labeled: of them, whose label was given and stays.
+        n_classes: of the class list.
+        changed_percent: images whose most probable class is not the teacher's.
+        before: images by the teacher's most probable class, of the classes that have any.
+        after: images by the label's.
+        accuracy_before_percent: the teacher's right answers on the images without a given label;
+            None where the images' own labels are not known.
+        accuracy_percent: right labels of these images.
+        seconds: that finding the labels took, without features.
+        made_from: everything that the labels depend on: settings, and hashes by name.
+    """
+
+    n_images: PositiveCount
+    n_labeled: Annotated[Count, at_most("n_images")]
+    n_classes: PositiveCount
+    changed_percent: Percent
+    before: dict[str, PositiveCount]
+    after: dict[str, PositiveCount]
+    accuracy_before_percent: Percent | None
+    accuracy_percent: Annotated[Percent | None, null_as("accuracy_before_percent")]
+    seconds: NonNegative
+    made_from: dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from kdedge.methods.losses import (
     DistillationLoss,
     Outputs,
     chosen_losses_model,
+    load_loss,
 )
 from kdedge.methods.protocol import (
     Encoder,
@@ -144,6 +145,11 @@ class Settings(MethodSettings):
     def needs_texts(self) -> bool:
         """See `MethodSettings.needs_texts`."""
         return self.has_own_class_vectors
+
+    @property
+    def reads_targets(self) -> bool:
+        """See `MethodSettings.reads_targets`."""
+        return any(load_loss(name).Loss.reads_targets for name, _ in self.losses.items())
 
     @property
     def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:
@@ -303,6 +309,7 @@ class Method:
             teacher_vectors=self._class_vectors,
             student_scale=self.scale,
             teacher_scale=teacher.scale,
+            targets=batch.targets,
         )
 
     def training_step(self, batch: Batch) -> StepOutput:

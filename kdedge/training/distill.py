@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 
 from kdedge.config.load import LoadedRecipe
+from kdedge.config.targets_spec import TargetsSpec
 from kdedge.data.views import Augmentation
 from kdedge.errors import DataError, RecipeError
 from kdedge.progress import working
@@ -17,7 +18,7 @@ from kdedge.runs.results import read_evaluation
 from kdedge.runs.weights import features_provenance
 from kdedge.setup.data import RecipeData
 from kdedge.setup.images import Images
-from kdedge.setup.method import check_has_class_vectors, choose_method
+from kdedge.setup.method import MethodChoice, check_has_class_vectors, choose_method
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.sizes import check_sizes
 from kdedge.setup.workspace import Workspace
@@ -26,6 +27,7 @@ from kdedge.training.job.job import HeldOut, Job, LabeledImages, Teaching, Train
 from kdedge.training.job.key import n_stored_views
 from kdedge.training.job.trial import trial_steps
 from kdedge.training.loop.heap import keep_freed_memory
+from kdedge.training.pseudo_labels.transductive import TeacherOfPool, TransductiveLabels
 from kdedge.training.run_job import finished_run, run_job
 from kdedge.training.teach import labeled_beside, teacher_job, teacher_setup
 from kdedge.training.teacher_store.fill import Shard, StoreFiller
@@ -56,6 +58,7 @@ def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
     choice = choose_method(loaded, "student")
     if not choice.module.METHOD.needs_teacher:
         raise RecipeError("student.method does not learn from a teacher.\n  Use promptkd.")
+    _check_targets(loaded, choice)
     setup = set_up_role(loaded, "student", workspace, choice=choice)
     spec = loaded.recipe.teacher
     is_trained = spec is not None and spec.run is None
@@ -67,6 +70,22 @@ def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
     return StudentParts(setup, unlabeled, held_out, labeled)
 
 
+def _check_targets(loaded: LoadedRecipe, choice: MethodChoice) -> None:
+    """Refuses soft labels that nothing would read.
+
+    Raises:
+        RecipeError: the student's losses compare no class probabilities.
+    """
+    spec = loaded.recipe.student
+    if spec is None or spec.targets is None or choice.settings.reads_targets:
+        return
+    raise RecipeError(
+        f"{loaded.lines.where(('student', 'targets'))}: student.targets has no effect:"
+        f" {choice.name} with its losses reads no class probabilities.\n"
+        "  Add the loss kl to student.settings.losses, or leave student.targets out."
+    )
+
+
 def student_job(parts: StudentParts, teaching: Teaching) -> Job:
     """The training of a student by a teacher, or by its stored features."""
     data = TrainingData(images=parts.images, labeled=parts.labeled)
@@ -75,8 +94,19 @@ def student_job(parts: StudentParts, teaching: Teaching) -> Job:
 
 def teaching_of(teacher: RunModel, parts: StudentParts) -> Teaching:
     """What a student learns from: a finished run, and its features where the recipe stores them."""
-    filler = _store_filler(teacher, teacher.features_provenance, parts)
-    return Teaching(teacher, teacher.vectors_provenance, teacher.run.name, filler)
+    provenance = teacher.features_provenance
+    filler = _store_filler(teacher, provenance, parts)
+    spec, labels = parts.setup.loaded.recipe.student, None
+    if spec is not None and spec.targets is not None:
+        labels = labels_by(teacher, parts, spec.targets)
+    return Teaching(teacher, teacher.vectors_provenance, teacher.run.name, filler, labels)
+
+
+def labels_by(teacher: RunModel, parts: StudentParts, spec: TargetsSpec) -> TransductiveLabels:
+    """Soft labels of a student's unlabeled images, which begin with its teacher's answers."""
+    dim, vectors = teacher.setup.backbone.embed_dim, teacher.vectors_provenance
+    beginning = TeacherOfPool(teacher, dim, teacher.features_provenance, vectors)
+    return TransductiveLabels(spec, parts.setup, parts.images, beginning)
 
 
 def untrained_teaching(job: Job, parts: StudentParts) -> Teaching:
@@ -228,7 +258,7 @@ def distill(
     Returns:
         The teacher's run and the student's.
     """
-    teacher, parts = _teacher_and_parts(loaded, workspace, resume=resume)
+    teacher, parts = teacher_and_parts(loaded, workspace, resume=resume)
     job = student_job(parts, teaching_of(teacher, parts))
     if workspace.device.type == "cpu":
         keep_freed_memory()
@@ -260,17 +290,21 @@ def store_features(
             "  Set it to the crops of each image that are to be stored: --set student.views=4."
         )
     may_train = shard[1] == 1
-    teacher, parts = _teacher_and_parts(loaded, workspace, resume=resume, may_train=may_train)
+    teacher, parts = teacher_and_parts(loaded, workspace, resume=resume, may_train=may_train)
     filler = teaching_of(teacher, parts).filler
     assert filler is not None  # as views is not 0
     filler.fill(shard)
     return teacher.run, filler.store
 
 
-def _teacher_and_parts(
+def teacher_and_parts(
     loaded: LoadedRecipe, workspace: Workspace, *, resume: bool, may_train: bool = True
 ) -> tuple[RunModel, StudentParts]:
-    """The teacher, trained where there is none, and what the student is made of beside it."""
+    """The teacher, trained where there is none, and what the student is made of beside it.
+
+    Raises:
+        RecipeError: there is no finished teacher, and `may_train` is false.
+    """
     run = named_teacher(loaded, workspace)
     parts = student_parts(loaded, workspace)
     if run is None:

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.config.load import LoadedRecipe
+from kdedge.config.targets_spec import TargetsSpec
 from kdedge.data.pseudo_labels import check_enough, most_probable
 from kdedge.errors import Interrupted, RecipeError
+from kdedge.results import PoolLabelsResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import Model, load_run
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job, with_baseline
+from kdedge.training.distill import labels_by, teacher_and_parts
 from kdedge.training.job.job import Job
 from kdedge.training.pseudo_labels.labels import (
     accuracy_percent,
@@ -37,7 +40,8 @@ class LabeledPool:
         n_images: that have a pseudo-label.
         n_classes: that these are of.
         accuracy_percent: share that is right, where the source of the images has labels too.
-        run: of the method, where it was trained.
+        run: of the method, where it was trained; of the teacher, for transductive labels.
+        soft: of transductive labels, what was found, and the file of class probabilities.
     """
 
     path: Path
@@ -46,9 +50,14 @@ class LabeledPool:
     n_classes: int
     accuracy_percent: float | None
     run: RunFolder | None
+    soft: tuple[PoolLabelsResult, Path] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Gives plain values."""
+        soft = {}
+        if self.soft is not None:
+            found, file = self.soft
+            soft = {"probabilities": str(file), "transductive": found.to_dict()}
         return {
             "path": str(self.path),
             "method": self.method,
@@ -56,6 +65,7 @@ class LabeledPool:
             "n_classes": self.n_classes,
             "accuracy_percent": self.accuracy_percent,
             "run": None if self.run is None else str(self.run.path),
+            **soft,
         }
 
 
@@ -99,6 +109,55 @@ def label_pool(
         n_classes=len(set(given.values())),
         accuracy_percent=accuracy_percent(given, true_labels(loaded.recipe, classes, pool)),
         run=found.run,
+    )
+
+
+def label_transductively(
+    loaded: LoadedRecipe, workspace: Workspace, path: Path, *, per_class: int | None
+) -> LabeledPool:
+    """Writes transductive labels of a recipe's unlabeled images, as distillation uses them.
+
+    The recipe's teacher is trained first where there is none. Settings are those of
+    `student.targets`, or their defaults. Beside the file, one with the ending `.safetensors` has
+    the class probabilities of all images, in the order of the images' source.
+
+    Args:
+        loaded: the recipe.
+        workspace: where the command works.
+        path: where to; no file may be there.
+        per_class: images of each class, the most probable ones; None for every image, each with
+            its most probable class.
+
+    Raises:
+        RecipeError: there is such a file, or no folder for it; the recipe has no student.
+        DataError: there are fewer unlabeled images than classes x `per_class`.
+    """
+    beside = path.with_suffix(".safetensors")
+    if beside == path:
+        raise RecipeError(
+            f"{path} is the name of the file of probabilities, which is written beside the labels."
+            "\n  Name the labels' file with -o, as in labels.jsonl."
+        )
+    _check_free(path)
+    _check_free(beside)
+    teacher, parts = teacher_and_parts(loaded, workspace, resume=True)
+    classes, student = parts.setup.classes, loaded.recipe.student
+    assert student is not None  # its parts were read
+    if per_class is not None:
+        check_enough(len(parts.images.indices), per_class, n_classes=len(classes.names))
+    labels = labels_by(teacher, parts, student.targets or TargetsSpec(kind="transductive"))
+    found = labels.make()
+    written = labels.write(path, per_class)
+    labels.write_probabilities(beside)
+    given = {one.image: one.label for one in written}
+    return LabeledPool(
+        path=path,
+        method="transductive",
+        n_images=len(given),
+        n_classes=len(set(given.values())),
+        accuracy_percent=accuracy_percent(given, true_labels(loaded.recipe, classes, parts.images)),
+        run=teacher.run,
+        soft=(found, beside),
     )
 
 

@@ -96,6 +96,10 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
             found, took = look_at_store(job.filler)
             findings.append(found)
             seconds += took
+        for name, filler in ({} if job.labels is None else job.labels.fillers).items():
+            found, took = look_at_store(filler, what=f"student: labels, {name} features")
+            findings.append(found)
+            seconds += took
         took = estimate_seconds(job)
         seconds += took
         findings.append(
@@ -183,7 +187,9 @@ def _stand_in(dim: int) -> FeaturesOfViews:
     return lambda positions, view: torch.full((len(positions), dim), dim**-0.5)
 
 
-def look_at_store(filler: StoreFiller) -> tuple[Finding, float]:
+def look_at_store(
+    filler: StoreFiller, *, what: str = "student: teacher store"
+) -> tuple[Finding, float]:
     """What a teacher store takes, and the seconds that running the teacher for it still needs."""
     chunks = filler.store.chunks()
     missing = filler.store.load(chunks)
@@ -193,7 +199,7 @@ def look_at_store(filler: StoreFiller) -> tuple[Finding, float]:
         if missing
         else "whole"
     )
-    return Finding("student: teacher store", f"{filler.store.size}; {state}"), took
+    return Finding(what, f"{filler.store.size}; {state}"), took
 
 
 def memory(device: torch.device) -> Finding:
@@ -275,8 +281,9 @@ def disk(jobs: list[Job], root: Path) -> Finding:
         for tensor in job.method.module.state_dict().values()
     )
     for job in jobs:
-        if job.filler is not None:
-            store = job.filler.store
+        of_labels = [] if job.labels is None else job.labels.fillers.values()
+        for filler in [*([] if job.filler is None else [job.filler]), *of_labels]:
+            store = filler.store
             needed += store.bytes_of(chunk for chunk in store.chunks() if not store.has(chunk))
     if free < needed:
         raise ResourceError(

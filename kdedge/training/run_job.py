@@ -52,6 +52,7 @@ _HASHED = {
     "class_list": "class names",
     "backbone": "weights",
     "teacher": "class vectors of its teacher",
+    "targets": "soft labels",
 }
 """What the hashes of a run are of, as its messages call it."""
 
@@ -295,13 +296,17 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
             " warmup_lr, %g.\n  Raise optim.epochs, or lower optim.warmup_epochs.",
             *(job.setup.role, settings.epochs, settings.warmup_lr),
         )
-    features = None
+    features, targets = None, None
     if job.filler is not None:
         job.filler.fill()
         features = job.filler.store.read
+    if job.labels is not None:
+        found, targets = job.labels.make(), job.labels.read
+        if group.is_rank0:
+            write_json(run.targets, found.to_dict())
     result = train(
         job.method,
-        job.epochs(features),
+        job.epochs(features, targets),
         settings=settings,
         run=run,
         validate=_validation(job),

@@ -8,6 +8,7 @@ from typing import ClassVar
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from kdedge.data.soft_targets import SoftTargets
 from kdedge.methods.protocol import MethodSettings, SettingsNotes
 
 
@@ -23,6 +24,7 @@ class Outputs:
         teacher_vectors: [C, D_teacher], unit length; constant.
         student_scale: the student's `logit_scale.exp()`.
         teacher_scale: the teacher's `logit_scale.exp()`.
+        targets: soft labels that the teacher's probabilities are combined with, if there are any.
     """
 
     student_features: Tensor
@@ -31,6 +33,7 @@ class Outputs:
     teacher_vectors: Tensor
     student_scale: float
     teacher_scale: float
+    targets: SoftTargets | None = None
 
     @property
     def student_logits(self) -> Tensor:
@@ -41,6 +44,12 @@ class Outputs:
     def teacher_logits(self) -> Tensor:
         """[B, C], scaled."""
         return self.teacher_scale * self.teacher_features @ self.teacher_vectors.T
+
+    @property
+    def target_logits(self) -> Tensor:
+        """[B, C], logits of what the student learns: the teacher's, or with soft labels in them."""
+        teacher = self.teacher_logits
+        return teacher if self.targets is None else self.targets.combine(teacher)
 
 
 class LossSettings(BaseModel):
@@ -70,9 +79,11 @@ class DistillationLoss(nn.Module):
 
     Attributes:
         needs_equal_dims: D_student and D_teacher have to be equal.
+        reads_targets: it reads `Outputs.target_logits`, so that soft labels have an effect.
     """
 
     needs_equal_dims: ClassVar[bool] = False
+    reads_targets: ClassVar[bool] = False
 
     def __init__(self, settings: LossSettings) -> None:
         super().__init__()

@@ -5,9 +5,10 @@ A job is cheap: its key is a hash of hashes, and nothing is built until the meth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from typing import Protocol
 
 import torch
 
@@ -22,10 +23,12 @@ from kdedge.data.loader import (
     n_steps,
     training_batches,
 )
+from kdedge.data.soft_targets import SoftTargets, TargetsOf
 from kdedge.data.views import Augmentation
 from kdedge.methods import zeroshot
 from kdedge.methods.protocol import LearnsFromTexts, Method
 from kdedge.progress import working
+from kdedge.results import PoolLabelsResult
 from kdedge.runs.model import MethodModel, Model
 from kdedge.runs.weights import class_vectors_provenance, hash_trained
 from kdedge.setup.classes import Classes
@@ -83,6 +86,28 @@ class HeldOut:
     validation: Images | None = None
 
 
+class SoftLabels(Protocol):
+    """Soft labels of the unlabeled images, found before training and kept on disk."""
+
+    @property
+    def targets_key(self) -> str:
+        """Hash of what a student learns from them."""
+        ...
+
+    @property
+    def fillers(self) -> Mapping[str, StoreFiller]:
+        """The stores of features that the labels are found from, by what they are of."""
+        ...
+
+    def make(self) -> PoolLabelsResult:
+        """Finds the labels, or reads those that were found before."""
+        ...
+
+    def read(self, positions: Sequence[int]) -> SoftTargets:
+        """The targets of some images, by position in their source."""
+        ...
+
+
 @dataclass(frozen=True)
 class Teaching:
     """What a student learns from.
@@ -92,12 +117,15 @@ class Teaching:
         provenance: hash of what its class vectors depend on.
         run: name of the teacher's run; None where there is none.
         filler: stores the teacher's features, where they are not computed in every step.
+        labels: soft labels of the images beside the teacher's probabilities, where the recipe has
+            student.targets.
     """
 
     teacher: Model
     provenance: str
     run: str | None = None
     filler: StoreFiller | None = None
+    labels: SoftLabels | None = None
 
 
 @dataclass(frozen=True)
@@ -147,9 +175,11 @@ class Job:
         """Steps of an epoch."""
         return n_steps(len(self.training_images.indices), self.choice.optim.batch_size)
 
-    def epochs(self, features: FeaturesOfViews | None = None) -> Epochs:
+    def epochs(
+        self, features: FeaturesOfViews | None = None, targets: TargetsOf | None = None
+    ) -> Epochs:
         """What the training loop goes through; stored features take the teacher's place."""
-        return Epochs(partial(batches_of, self, features=features), self.n_steps)
+        return Epochs(partial(batches_of, self, features=features, targets=targets), self.n_steps)
 
     def model(self) -> MethodModel:
         """The method as it is now, as a model."""
@@ -180,6 +210,11 @@ class Job:
     def filler(self) -> StoreFiller | None:
         """Stores the teacher's features, where they are stored."""
         return None if self.teaching is None else self.teaching.filler
+
+    @property
+    def labels(self) -> SoftLabels | None:
+        """Soft labels of the training images, where a student learns from them too."""
+        return None if self.teaching is None else self.teaching.labels
 
     @property
     def selecting_images(self) -> Images | None:
@@ -218,6 +253,7 @@ class Job:
             **{name: images.list_hash for name, images in lists.items() if images is not None},
             **({} if self.filler is None else {"teacher_store": self.filler.store.key}),
             **({} if self.teaching is None else {"teacher": self.teaching.provenance}),
+            **({} if self.labels is None else {"targets": self.labels.targets_key}),
             **self.data.hashes,
         }
 
@@ -227,7 +263,12 @@ class Job:
 
 
 def batches_of(
-    job: Job, epoch: int, first_step: int, *, features: FeaturesOfViews | None = None
+    job: Job,
+    epoch: int,
+    first_step: int,
+    *,
+    features: FeaturesOfViews | None = None,
+    targets: TargetsOf | None = None,
 ) -> Iterator[Batch]:
     """The training batches of an epoch (from 1), from a step (from 0) on.
 
@@ -245,7 +286,7 @@ def batches_of(
             optim.labeled_batch_size or optim.batch_size,
         )
     return training_batches(
-        ImageSet(images.source, images.indices, data.labels, data.weights, features),
+        ImageSet(images.source, images.indices, data.labels, data.weights, features, targets),
         Preparation(
             setup.backbone.preprocess,
             Augmentation(view_seed, optim.crop_scale_min, optim.flip, optim.strong_views),

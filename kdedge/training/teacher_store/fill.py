@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from kdedge.data.sources import Source
 from kdedge.data.views import Augmentation
 from kdedge.errors import DivergedError, ResourceError
 from kdedge.progress import progress, readable_bytes, rough_duration
-from kdedge.runs.model import Model
+from kdedge.runtime.preprocess import Preprocess
 from kdedge.training.loop.precision import Precision
 from kdedge.training.teacher_store.claims import Claims
 from kdedge.training.teacher_store.store import FORWARD_BATCH, Chunk, TeacherStore
@@ -34,6 +34,24 @@ _N_TRIALS = 2
 """Forward passes that a time is estimated from: the first starts whatever has to be started."""
 
 
+class FeatureModel(Protocol):
+    """What features are stored of: a teacher, or an image encoder alone."""
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How its images are prepared."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it takes images."""
+        ...
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D], unit length, float32, no graph."""
+        ...
+
+
 @dataclass(frozen=True)
 class StoreFiller:
     """A store with what its features are computed from.
@@ -42,15 +60,15 @@ class StoreFiller:
         store: what is filled.
         teacher: frozen.
         source: its images.
-        augment: what draws the views.
+        augment: what draws the views; None for images as evaluation sees them.
         precision: of the teacher's forward pass.
         n_workers: processes that decode.
     """
 
     store: TeacherStore
-    teacher: Model
+    teacher: FeatureModel
     source: Source
-    augment: Augmentation
+    augment: Augmentation | None
     precision: PrecisionName
     n_workers: int | Literal["auto"]
 

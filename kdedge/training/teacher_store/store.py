@@ -74,7 +74,7 @@ def describe_store(
     provenance: str,
     images: Images,
     preprocess: Preprocess,
-    augment: Augmentation,
+    augment: Augmentation | None,
     precision: str,
 ) -> dict[str, Any]:
     """Gives all that stored features depend on, as plain values; a store's key is their hash.
@@ -84,7 +84,7 @@ def describe_store(
         images: whose views are stored. Their positions count, as views are drawn from them; labels
             do not.
         preprocess: the teacher's.
-        augment: what draws the views.
+        augment: what draws the views; None for one view, as evaluation sees images.
         precision: of the teacher's forward pass.
     """
     items = images.source.items
@@ -95,12 +95,20 @@ def describe_store(
         "images": sha256_json(listed),
         "n_images": len(listed),
         "preprocess": preprocess.as_dict(),
+        **_describe_views(augment),
+        "precision": precision,
+    }
+
+
+def _describe_views(augment: Augmentation | None) -> dict[str, Any]:
+    if augment is None:
+        return {"views": "evaluation"}
+    return {
         "view_seed": augment.seed,
         "crop_scale_min": augment.scale_min,
         "crop_ratio": list(RATIO),
         "flip": augment.flip,
         **({"strong_views": True} if augment.strong else {}),
-        "precision": precision,
     }
 
 
