@@ -228,8 +228,11 @@ class Search:
 
 def _weighted_squares(features: Tensor, weights: Tensor) -> Tensor:
     """[D], sums over images, in float64: a variance is a small difference of large sums."""
-    parts = zip(features.split(_BLOCK), weights.split(_BLOCK), strict=True)
-    found = [weight.double() @ part.double().square() for part, weight in parts]
+    found = [
+        weights[start : start + _BLOCK].double()
+        @ features[start : start + _BLOCK].double().square()
+        for start in range(0, len(features), _BLOCK)
+    ]
     return torch.stack(found).sum(dim=0)
 
 

@@ -27,7 +27,8 @@ from kdedge.training.job.job import HeldOut, Job, LabeledImages, Teaching, Train
 from kdedge.training.job.key import n_stored_views
 from kdedge.training.job.trial import trial_steps
 from kdedge.training.loop.heap import keep_freed_memory
-from kdedge.training.pseudo_labels.transductive import TeacherOfPool, TransductiveLabels
+from kdedge.training.pseudo_labels.pool_features import TeacherOfPool
+from kdedge.training.pseudo_labels.transductive import TransductiveLabels
 from kdedge.training.run_job import finished_run, run_job
 from kdedge.training.teach import labeled_beside, teacher_job, teacher_setup
 from kdedge.training.teacher_store.fill import Shard, StoreFiller

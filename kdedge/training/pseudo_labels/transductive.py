@@ -12,22 +12,17 @@ the student's backbone.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kdedge.clip.backbone import unit_length
-from kdedge.clip.tensor_file import encode_tensors
-from kdedge.clip.vision import encode_image
 from kdedge.config.targets_spec import TargetsSpec
 from kdedge.data.classes import class_list_hash
 from kdedge.data.pseudo_labels import (
@@ -47,12 +42,10 @@ from kdedge.data.transductive import (
     transductive_labels,
 )
 from kdedge.errors import DataError
-from kdedge.files import explain_os_error, sha256_json, write_atomic, write_json
+from kdedge.files import explain_os_error, sha256_json, write_json
 from kdedge.progress import rough_duration, working
 from kdedge.records import read_record
 from kdedge.results import PoolLabelsResult
-from kdedge.runs.model import Model
-from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.data import RecipeData
 from kdedge.setup.images import Images
 from kdedge.setup.role import RoleSetup
@@ -63,82 +56,13 @@ from kdedge.training.pseudo_labels.labels import (
     warn_of_unpredicted,
     write_for,
 )
+from kdedge.training.pseudo_labels.pool_features import PoolFeatures, TeacherOfPool, members_of
+from kdedge.training.pseudo_labels.probabilities import read_probabilities, write_probabilities
 from kdedge.training.teacher_store.fill import StoreFiller
-from kdedge.training.teacher_store.store import TeacherStore, describe_store
 
 log = logging.getLogger(__name__)
 
-FORMAT = "kdedge-transductive-1"
 _N_SHOWN = 8  # classes in a message
-
-
-@dataclass(frozen=True)
-class Members:
-    """The images that labels are found from.
-
-    Attributes:
-        images: the unlabeled images, and behind them labeled ones that are not among them.
-        unlabeled: positions in `images` of those whose label is not known.
-        labels: position in `images` -> class, of the labeled ones.
-    """
-
-    images: Images
-    unlabeled: tuple[int, ...]
-    labels: dict[int, int]
-
-
-def members_of(pool: Images, labeled: Images | None) -> Members:
-    """Puts unlabeled and labeled images together; those of equal content are one labeled image."""
-    if labeled is None:
-        return Members(pool, pool.indices, {})
-    label_of = {labeled.digests[index]: label for index, label in labeled.labels().items()}
-    labels = {i: label_of[pool.digests[i]] for i in pool.shared_with(labeled)}
-    unlabeled = tuple(i for i in pool.indices if i not in labels)
-    others = labeled.without(pool)
-    if not others.indices:
-        return Members(pool, unlabeled, labels)
-    n_own, of_others = len(pool.source.items), others.labels()
-    behind = {n_own + i: of_others[i] for i in others.indices}
-    return Members(pool.with_those_of(others), unlabeled, {**labels, **behind})
-
-
-class _ImageEncoder:
-    """A student's image encoder before training."""
-
-    def __init__(self, setup: RoleSetup) -> None:
-        self._setup = setup
-
-    @property
-    def preprocess(self) -> Preprocess:
-        """How its images are prepared."""
-        return self._setup.backbone.preprocess
-
-    @property
-    def device(self) -> torch.device:
-        """Where it takes images."""
-        return self._setup.device
-
-    @torch.no_grad()
-    def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D_student], unit length."""
-        return unit_length(encode_image(self._setup.load_backbone().visual, images))
-
-
-@dataclass(frozen=True)
-class TeacherOfPool:
-    """Whose probabilities the labels begin with.
-
-    Attributes:
-        model: frozen.
-        dim: D_teacher.
-        features: provenance hash of its image features.
-        class_vectors: provenance hash of its class vectors.
-    """
-
-    model: Model
-    dim: int
-    features: str
-    class_vectors: str
 
 
 class TransductiveLabels:
@@ -167,32 +91,14 @@ class TransductiveLabels:
         if recipe.data.labeled is not None and spec.labeled_weight > 0:
             labeled = RecipeData(recipe, setup.classes, setup.workspace).labeled("student")
         self._members = members_of(pool, labeled)
+        self._features = PoolFeatures(spec.features, setup, self._members.images, teacher)
         self.path = setup.workspace.root / ".cache" / "transductive" / self.key[:16]
         self._rows = {position: row for row, position in enumerate(pool.indices)}
 
-    @cached_property
+    @property
     def fillers(self) -> dict[str, StoreFiller]:
-        """The stores of features by what they are of; the teacher's gives its probabilities."""
-        teacher, setup = self._teacher, self._setup
-        found = {"teacher": self._filler(teacher.model, teacher.features, teacher.dim)}
-        if self._spec.features != "teacher":
-            backbone, encoder = setup.backbone, _ImageEncoder(setup)
-            provenance = sha256_json(["image encoder", backbone.identity])
-            found["student"] = self._filler(encoder, provenance, backbone.embed_dim)
-        return found
-
-    def _filler(self, model: Model | _ImageEncoder, provenance: str, dim: int) -> StoreFiller:
-        images, optim = self._members.images, self._setup.choice.optim
-        description = describe_store(
-            provenance=provenance,
-            images=images,
-            preprocess=model.preprocess,
-            augment=None,
-            precision=optim.precision,
-        )
-        root = self._setup.workspace.root / ".cache" / "features"
-        store = TeacherStore(root, description, indices=images.indices, dim=dim, n_views=1)
-        return StoreFiller(store, model, images.source, None, optim.precision, optim.n_workers)
+        """The stores of features that the labels are found from, by what they are of."""
+        return self._features.fillers
 
     @property
     def objective(self) -> Objective:
@@ -210,7 +116,7 @@ class TransductiveLabels:
     def description(self) -> dict[str, Any]:
         """All that the labels depend on, as plain values."""
         return {
-            "format": FORMAT,
+            "format": "kdedge-transductive-1",
             "features": self._spec.features,
             **asdict(self.objective),
             "rounds": [N_ROUNDS, N_SWEEPS, N_FIRST],
@@ -273,31 +179,20 @@ class TransductiveLabels:
         members, device = self._members, self._setup.device
         labeled = list(members.labels)
         classes = torch.tensor([members.labels[i] for i in labeled], dtype=torch.int64)
-        teacher = self._features("teacher", [*members.unlabeled, *labeled])
+        positions = [*members.unlabeled, *labeled]
+        teacher = self._features.of("teacher", positions)
         vectors = self._teacher.model.class_vectors().to(device)
         log_p = (self._teacher.model.scale * teacher @ vectors.T).log_softmax(dim=1)
         n_unlabeled = len(members.unlabeled)
         z = log_p[:0]
         if n_unlabeled:
-            features = self._side_by_side(teacher, [*members.unlabeled, *labeled])
+            features = self._features.side_by_side(positions)
             pool = Pool(features, log_p[:n_unlabeled], classes.to(device))
             z = transductive_labels(pool, self.objective).z
         one_hot = torch.nn.functional.one_hot(classes, log_p.shape[1]).to(log_p)
-        row = {position: i for i, position in enumerate([*members.unlabeled, *labeled])}
+        row = {position: i for i, position in enumerate(positions)}
         own = [row[position] for position in self._pool.indices]
         return log_p.exp()[own].cpu(), torch.cat([z, one_hot])[own].cpu()
-
-    def _features(self, name: str, positions: Sequence[int]) -> Tensor:
-        return self.fillers[name].store.read(positions, 1).to(self._setup.device)
-
-    def _side_by_side(self, teacher: Tensor, positions: Sequence[int]) -> Tensor:
-        """The features that the setting names; of both, each has half of every cosine."""
-        if self._spec.features == "teacher":
-            return teacher
-        student = self._features("student", positions)
-        if self._spec.features == "student":
-            return student
-        return torch.cat([teacher, student], dim=1) / 2**0.5
 
     def _result(self, before: Tensor, z: Tensor, seconds: float) -> PoolLabelsResult:
         names, pool = self._setup.classes.names, self._pool
@@ -334,7 +229,7 @@ class TransductiveLabels:
             raise explain_os_error(error, self.path) from error
         self._write_lines(most_confident_predicted(table, len(table)), self.path / "labels.jsonl")
         write_json(self.path / "labels.json", result.to_dict())
-        self._write_tensors(half, self._tensors)
+        write_probabilities(self._tensors, half, self._origin)
 
     def write(self, path: Path, per_class: int | None) -> list[PseudoLabel]:
         """Writes pseudo-labels of the images, a line each, for a person and `data.pseudo_labels`.
@@ -355,7 +250,7 @@ class TransductiveLabels:
 
     def write_probabilities(self, path: Path) -> None:
         """Writes the class probabilities [N, C] of all images, float16, with hashes."""
-        self._write_tensors(self.probabilities, path)
+        write_probabilities(path, self.probabilities, self._origin)
 
     def _write_lines(self, chosen: Sequence[PseudoLabel], path: Path) -> list[PseudoLabel]:
         labels, classes = in_source(chosen, self._pool), self._setup.classes
@@ -363,31 +258,25 @@ class TransductiveLabels:
         write_for(self._pool, labels, path, classes=classes, method=method, provenance=made_by)
         return labels
 
-    def _write_tensors(self, half: Tensor, path: Path) -> None:
-        metadata = {
-            "format": FORMAT,
+    @cached_property
+    def _origin(self) -> dict[str, str]:
+        class_list = class_list_hash(self._setup.classes.names)
+        return {
             "made_by": self.key,
-            "class_list": class_list_hash(self._setup.classes.names),
+            "class_list": class_list,
             "image_list": self._pool.list_hash,
-            "sha256": _sha256(half),
         }
-        write_atomic(path, encode_tensors({"class_probabilities": half}, metadata))
 
     def _read(self) -> Tensor | None:
         """[N, C] float16, where the file is whole and of these labels; None otherwise."""
         if not self._tensors.exists():
             return None
-        try:
-            with safe_open(self._tensors, framework="pt") as file:
-                metadata, z = file.metadata() or {}, file.get_tensor("class_probabilities")
-        except (OSError, SafetensorError):
-            z, metadata = torch.empty(0), {}
         shape = (len(self._pool.indices), len(self._setup.classes.names))
-        is_whole = metadata.get("sha256") == _sha256(z) if z.numel() else False
-        if not is_whole or metadata.get("made_by") != self.key or tuple(z.shape) != shape:
-            log.warning("%s is damaged: the labels are found again.", self._tensors)
+        found = read_probabilities(self._tensors, shape, self._origin)
+        if isinstance(found, str):
+            log.warning("%s is not used, as %s: labels are found again.", self._tensors, found)
             return None
-        return z
+        return found
 
     @cached_property
     def probabilities(self) -> Tensor:
@@ -411,10 +300,6 @@ class TransductiveLabels:
 def _table(half: Tensor) -> Probabilities:
     table: Probabilities = half.float().numpy()
     return table
-
-
-def _sha256(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().numpy().data).hexdigest()
 
 
 def _gain(result: PoolLabelsResult) -> str:
