@@ -57,8 +57,8 @@ def main() -> None:
             search = Search(pool, Objective())
         search.start()
         with timed(f"{N_ROUNDS} x {N_SWEEPS} updates of z"):
-            for _ in range(N_ROUNDS * N_SWEEPS):
-                search.update_assignments()
+            for _ in range(N_ROUNDS):
+                search.update_assignments(N_SWEEPS)
         with timed(f"{N_ROUNDS} updates of mu, sigma"):
             for _ in range(N_ROUNDS):
                 search.update_mixture()

@@ -39,8 +39,8 @@ from kdedge.errors import DivergedError, ShapeError
 N_ROUNDS = 10
 """Rounds of updates of z, mu and sigma: arXiv:2406.01837, section 4."""
 
-N_SWEEPS = 5
-"""Updates of each z_i in a round: our choice; the paper's rounds of z have no published number."""
+N_SWEEPS = 3
+"""Updates of each z_i in a round: our choice."""
 
 N_FIRST = 8
 """Images that a class mean starts from: those with its highest p_ik (arXiv:2406.01837)."""
@@ -158,8 +158,7 @@ def transductive_labels(pool: Pool, objective: Objective) -> Found:
     search = Search(pool, objective)
     search.start()
     for _ in range(N_ROUNDS):
-        for _ in range(N_SWEEPS):
-            search.update_assignments()
+        search.update_assignments(N_SWEEPS)
         search.update_mixture()
     return Found(search.z[: pool.n_unlabeled], search.mixture)
 
@@ -205,13 +204,14 @@ class Search:
         mu = torch.stack([features[rows].mean(dim=0) for rows in first.T])
         self.mixture = Mixture(mu, features.new_full((dim,), 1 / dim))
 
-    def update_assignments(self) -> None:
-        """Updates every z_i once, given mu and sigma."""
+    def update_assignments(self, n_sweeps: int = 1) -> None:
+        """Updates every z_i so many times, given mu and sigma."""
         n = self._pool.n_unlabeled
         densities = self.mixture.log_density(self._pool.features[:n])
         fixed = self._mixture_weight * densities + self._prior
-        for rows in self._graph.groups:
-            self.z[rows] = (fixed[rows] + self._graph.pull(self.z, rows)).softmax(dim=1)
+        for _ in range(n_sweeps):
+            for rows in self._graph.groups:
+                self.z[rows] = (fixed[rows] + self._graph.pull(self.z, rows)).softmax(dim=1)
 
     def update_mixture(self) -> None:
         """Updates mu and sigma, given z; the mean of a class without any image stays."""

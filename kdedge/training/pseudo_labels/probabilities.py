@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -47,8 +48,10 @@ def read_probabilities(path: Path, shape: Sequence[int], origin: Mapping[str, st
         return f"it is cut off or damaged ({error})"
     if any(metadata.get(key) != value for key, value in origin.items()):
         return "something else made it"
-    if list(half.shape) != list(shape) or metadata.get("sha256") != _sha256(half):
-        return "it holds other values than were written"
+    if half.dtype != torch.float16 or list(half.shape) != list(shape):
+        return f"it holds {half.dtype} {list(half.shape)}, not float16 {list(shape)}"
+    if metadata.get("sha256") != _sha256(half):
+        return "its SHA-256 is another than when it was written"
     return half
 
 
