@@ -45,7 +45,7 @@ def main() -> None:
     truth = torch.randint(n_classes, (n_images,), generator=rng)
     centers = F.normalize(torch.randn(n_classes, dim, generator=rng), dim=1)
     noise = torch.randn(n_images, dim, generator=rng) / dim**0.5
-    features = F.normalize(centers[truth] + 1.5 * noise, dim=1)
+    features = F.normalize(centers[truth] + 6 * noise, dim=1)
     log_prior = (20 * features @ centers.T).log_softmax(dim=1)
     pool = Pool(features, log_prior, torch.empty(0, dtype=torch.int64))
     print(

@@ -18,10 +18,12 @@ Each update is the exact maximum over what it updates, so none lowers the object
   neighbors of each other at once (Luby, SIAM J. Comput. 1986, independent sets);
 * mu_k and sigma: mean and variance weighted by z, and by gamma N / S of labeled images.
 
+z starts as p, each mean as that of the images with the highest p_ik of its class, sigma as 1 / D.
+
 Differs from the paper: the weight m is ours. The paper divides the first sum by N, yet not in its
 update of z, which is the one above with m = 1. Images are updated in groups, since an update of
 neighbors at once may lower the objective: the affinities of nearest neighbors are not positive
-semi-definite.
+semi-definite. A class that no image is predicted as starts from its most probable images too.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from torch.nn import functional as F
 from kdedge.errors import DivergedError, ShapeError
 
 N_ROUNDS = 10
-"""Rounds of updates of z, mu and sigma: arXiv:2406.01837, section 4."""
+"""Rounds of updates of z, mu and sigma: arXiv:2406.01837."""
 
 N_SWEEPS = 3
 """Updates of each z_i in a round: our choice."""
