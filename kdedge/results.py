@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from kdedge.records import (
     OPTIONAL,
     Bounds,
     Count,
     Fraction,
+    NonNegative,
     Percent,
     PositiveCount,
     Record,
@@ -190,6 +191,37 @@ class UnlabeledResult(Record, Tabled):
         known = {name: f"{value:.2f}" for name, value in values.items() if value is not None}
         known["classes predicted"] = f"{len(self.predicted):,} of {self.n_classes:,}"
         return ["images without labels", *known], [[f"{self.n_images:,}", *known.values()]]
+
+
+@dataclass(frozen=True)
+class PoolLabelsResult(Record):
+    """Figures of the soft labels of unlabeled images.
+
+    Attributes:
+        n_images: number of images with a label.
+        n_labeled: number of them whose label was given, and is kept.
+        n_classes: number of classes of the class list.
+        changed_percent: share of images whose most probable class is not the teacher's.
+        before: number of images by the teacher's most probable class; classes without any are left
+            out.
+        after: number of images by the label's most probable class, likewise.
+        accuracy_before_percent: share of images without a given label that the teacher predicts
+            correctly; None if their true labels are not known.
+        accuracy_percent: share of correct labels of these images; None likewise.
+        seconds: duration of finding the labels, without features.
+        made_from: everything that the labels depend on: settings, and hashes by name.
+    """
+
+    n_images: PositiveCount
+    n_labeled: Annotated[Count, at_most("n_images")]
+    n_classes: PositiveCount
+    changed_percent: Percent
+    before: dict[str, PositiveCount]
+    after: dict[str, PositiveCount]
+    accuracy_before_percent: Percent | None
+    accuracy_percent: Annotated[Percent | None, null_as("accuracy_before_percent")]
+    seconds: NonNegative
+    made_from: dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING
 
 from kdedge.api.recipe import AnyRecipe, Overrides, set_texts
 from kdedge.config.load import LoadedRecipe, check_paths, load_recipe
+from kdedge.errors import RecipeError
 from kdedge.setup.packages import need_training_packages
 
 if TYPE_CHECKING:
     from kdedge.training.label_pool import LabeledPool
+
+TRANSDUCTIVE = "transductive"
+"""The method that labels all images together, from the recipe's teacher."""
 
 
 def pseudo_label(
     recipe: AnyRecipe,
     output: str | Path,
     *,
-    per_class: int,
+    per_class: int | None = None,
     method: str = "zeroshot",
     overrides: Overrides | None = None,
     root: str | Path = "runs",
@@ -29,11 +33,16 @@ def pseudo_label(
     claim goes to the most probable one. Each line of the file has an image, its class and the
     model's confidence. Train on the file with the key `data.pseudo_labels`.
 
+    The method `transductive` labels all images together, from the features and probabilities of the
+    recipe's teacher (TransCLIP, arXiv:2406.01837), as distillation does under `student.targets`.
+    It also writes class probabilities, to a second file with the ending `.safetensors`.
+
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
         output: the file to write, as JSON lines; it must not exist.
-        per_class: images of each class.
-        method: `zeroshot`, or a method that is trained first unless a finished run of it exists.
+        per_class: images of each class; None for every image, with `transductive` only.
+        method: `zeroshot`, `transductive`, or a method that is trained first unless a finished run
+            of it exists.
         overrides: keys of the recipe with other values.
         root: folder of all runs.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
@@ -42,25 +51,33 @@ def pseudo_label(
         What was written, and the share of correct labels if known.
 
     Raises:
-        RecipeError: the recipe is wrong, or the file exists.
+        RecipeError: the recipe is wrong, the file exists, or `per_class` is missing.
         DataError: there are too few unlabeled images.
         SetupError: torch, weights or the device is missing.
     """
-    loaded = _load_for(method, recipe, set_texts(overrides))
+    is_transductive = method == TRANSDUCTIVE
+    if per_class is None and not is_transductive:
+        raise RecipeError(
+            f"{method} labels a number of images of each class, and per_class is missing.\n"
+            "  Set per_class (--per-class), or use the method transductive to label every image."
+        )
+    loaded = _load_for(None if is_transductive else method, recipe, set_texts(overrides))
     check_paths(loaded)
     need_training_packages("Labeling images")
     from kdedge.setup.device import choose_device
     from kdedge.setup.workspace import Workspace
-    from kdedge.training.label_pool import label_pool
+    from kdedge.training.label_pool import label_pool, label_transductively
 
     workspace = Workspace(Path(root), choose_device(device))
+    if per_class is None or is_transductive:
+        return label_transductively(loaded, workspace, Path(output), per_class=per_class)
     return label_pool(loaded, workspace, method, Path(output), per_class=per_class)
 
 
-def _load_for(method: str, recipe: AnyRecipe, overrides: list[str]) -> LoadedRecipe:
-    """Loads the recipe, without its baseline section if that names another method."""
+def _load_for(method: str | None, recipe: AnyRecipe, overrides: list[str]) -> LoadedRecipe:
+    """Loads the recipe, without its baseline section if that names another method than given."""
     loaded = load_recipe(recipe, overrides)
     baseline = loaded.recipe.baseline
-    if baseline is None or baseline.method in {None, method}:
+    if method is None or baseline is None or baseline.method in {None, method}:
         return loaded
     return load_recipe(recipe, ["baseline={}", *overrides])

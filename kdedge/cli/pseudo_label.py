@@ -28,15 +28,15 @@ from kdedge.config.suite import override_texts
     metavar="NAME",
     default="zeroshot",
     show_default=True,
-    help="Method that labels the images: zeroshot, or a method that is trained first, unless a"
-    " finished run of it exists.",
+    help="What labels the images: zeroshot; a method that is trained first, unless a finished run"
+    " of it exists; or transductive: the recipe's teacher, from all images together.",
 )
 @click.option(
     "--per-class",
     metavar="K",
     type=click.IntRange(min=1),
-    required=True,
-    help="Images per class: the K with the highest probability of the class.",
+    help="Images per class: the K with the highest probability of the class. With transductive, the"
+    " default is every image.",
 )
 @click.option(
     "-o",
@@ -55,14 +55,14 @@ from kdedge.config.suite import override_texts
 def command(
     recipe: str,
     method: str,
-    per_class: int,
+    per_class: int | None,
     path: Path,
     overrides: tuple[str, ...],
     root: Path,
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Label K unlabeled images of RECIPE per class, with a model on the student's backbone.
+    """Label unlabeled images of RECIPE, K per class, with a model on the student's backbone.
 
     RECIPE is a file, or the name of a shipped recipe. If several classes claim an image, the one
     with the highest probability gets it. Each line of the file has an image, its class and the
@@ -70,6 +70,10 @@ def command(
     file with --set data.pseudo_labels=FILE.
 
     The method uses the recipe's baseline section if that has the same method.
+
+    --method transductive uses the recipe's teacher, which is trained first unless a finished run of
+    it exists, and the settings of student.targets. It also writes all class probabilities, in
+    float16, to a second file with the ending .safetensors.
     """
     found = pseudo_label(
         recipe,
@@ -84,7 +88,14 @@ def command(
     if found.accuracy_percent is not None:
         right = percent(found.accuracy_percent)
         lines.append(f"{right} % of the pseudo-labels agree with the images' own labels.")
-    lines.append(f"Wrote {path}")
+    written = [str(path)]
+    if found.soft is not None:
+        result, beside = found.soft
+        written.append(str(beside))
+        if result.accuracy_percent is not None:
+            before = percent(result.accuracy_before_percent)
+            lines.append(f"The teacher alone: {before} % of the images without a label.")
+    lines.append(f"Wrote {' and '.join(written)}")
     lines.append(next_line("train", recipe, *_options_of_training(recipe, overrides, path)))
     print_result(found, as_json=as_json, text="\n".join(lines))
 

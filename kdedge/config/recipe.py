@@ -28,6 +28,7 @@ from kdedge.config.fields import (
 )
 from kdedge.config.official import apply_official
 from kdedge.config.optim_spec import OptimSettings, OptimSpec, resolve_optim
+from kdedge.config.targets_spec import TargetsSpec
 from kdedge.config.teachers_spec import EnsembleSpec, ProbabilitiesSpec
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Recipe",
     "SourceSpec",
     "StudentSpec",
+    "TargetsSpec",
     "TeacherSpec",
     "UnlabeledSpec",
     "resolve_optim",
@@ -148,6 +150,11 @@ class StudentSpec(ModelSpec):
         le=2**32 - 1,
         description="Seed of the unlabeled images' crops and flips. Default: the recipe's seed."
         " Runs with different seeds and one view_seed share one teacher store.",
+    )
+    targets: TargetsSpec | None = Field(
+        None,
+        description="Soft labels of the unlabeled images beside the teacher's probabilities."
+        " Default: none, the student learns from the teacher alone.",
     )
 
 

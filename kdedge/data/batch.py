@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kdedge.data.soft_targets import SoftTargets
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 
 FeaturesOfViews = Callable[[Sequence[int], int], Tensor]
@@ -36,6 +37,7 @@ class Batch:
             method declares `needs_clean_images`.
         weights: [B] float32, weights of the images' cross-entropies, whose weighted sum is the
             loss; None to average them.
+        targets: soft labels of the B images, beside the teacher's probabilities; None without them.
         labeled: labeled images of the step; None unless the method learns from both.
         group: the processes that share the images.
         n_all: B, if it is not the number of `images`.
@@ -48,6 +50,7 @@ class Batch:
     teacher_features: Tensor | None = None
     clean_images: Tensor | None = None
     weights: Tensor | None = None
+    targets: SoftTargets | None = None
     labeled: Batch | None = None
     group: ProcessGroup = SINGLE_PROCESS
     n_all: int | None = None
@@ -76,6 +79,7 @@ class Batch:
             teacher_features=moved(self.teacher_features),
             clean_images=moved(self.clean_images),
             weights=moved(self.weights),
+            targets=None if self.targets is None else self.targets.to(device),
             labeled=None if self.labeled is None else self.labeled.to(device),
         )
 

@@ -22,6 +22,7 @@ from kdedge.data._decoding import (
     n_cores,
 )
 from kdedge.data.batch import Batch, FeaturesOfViews, Weights
+from kdedge.data.soft_targets import TargetsOf
 from kdedge.data.sources import Source
 from kdedge.data.views import ORDER, SECOND_SET, Augmentation, random_stream
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
@@ -72,6 +73,7 @@ class ImageSet:
         labels: position in the source -> label; None without labels.
         weights: gives the weights of a batch's images; None if all weigh the same.
         teacher_features: gives stored features of a teacher; None if none are stored.
+        targets: gives soft labels of a batch's images; None if there are none.
     """
 
     source: Source
@@ -79,6 +81,7 @@ class ImageSet:
     labels: Mapping[int, int] | None = None
     weights: Weights | None = None
     teacher_features: FeaturesOfViews | None = None
+    targets: TargetsOf | None = None
 
 
 @dataclass(frozen=True)
@@ -242,6 +245,7 @@ def _make_batch(
         teacher_features=None if features is None else features(positions, wanted[0][2]),
         clean_images=clean,
         weights=None if weights is None else weights(positions),
+        targets=None if images.targets is None else images.targets(positions),
         group=group,
         n_all=len(positions),
     )
@@ -266,7 +270,7 @@ def view_batches(
     batches: Iterable[Sequence[Wanted]],
     *,
     preprocess: Preprocess,
-    augment: Augmentation,
+    augment: Augmentation | None,
     n_workers: int,
     device: torch.device = _CPU,
 ) -> Iterator[torch.Tensor]:
@@ -276,7 +280,7 @@ def view_batches(
         source: where the images are.
         batches: positions and views; read as they are needed, a few ahead with workers.
         preprocess: the model's size, mean, standard deviation and interpolation.
-        augment: draws crops and flips.
+        augment: draws crops and flips; None to prepare images as in evaluation.
         n_workers: processes that decode; 0 decodes in this process.
         device: where the images are needed.
 

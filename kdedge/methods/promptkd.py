@@ -36,6 +36,7 @@ from kdedge.methods.losses import (
     DistillationLoss,
     Outputs,
     chosen_losses_model,
+    load_loss,
 )
 from kdedge.methods.protocol import (
     CombinesTeachers,
@@ -150,6 +151,11 @@ class Settings(MethodSettings):
     def needs_texts(self) -> bool:
         """See `MethodSettings.needs_texts`."""
         return self.has_own_class_vectors
+
+    @property
+    def reads_targets(self) -> bool:
+        """See `MethodSettings.reads_targets`."""
+        return any(load_loss(name).Loss.reads_targets for name, _ in self.losses.items())
 
     @property
     def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:
@@ -319,6 +325,7 @@ class Method:
             student_scale=self.scale,
             teacher_scale=teacher.scale,
             combined_logits=combined,
+            targets=batch.targets,
         )
 
     def training_step(self, batch: Batch) -> StepOutput:

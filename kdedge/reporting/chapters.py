@@ -20,6 +20,7 @@ from kdedge.reporting.provenance import done_blocks, files_table, provenance_blo
 from kdedge.reporting.records import RunRecords
 from kdedge.reporting.samples import labeled_samples
 from kdedge.reporting.speed import how, machine, named_rows, sizes, speed_blocks, throughputs
+from kdedge.reporting.targets import target_blocks
 from kdedge.reporting.teachers import teachers_blocks
 from kdedge.reporting.unlabeled import unlabeled_blocks
 from kdedge.results import by_images
@@ -86,6 +87,9 @@ def _run_sections(records: RunRecords, prefix: str) -> _Sections:
     if records.unlabeled is not None:
         blocks = unlabeled_blocks(records.unlabeled, records.recipe, f"{prefix}predicted")
         yield "unlabeled", "Without labels", blocks
+    if records.targets is not None:
+        blocks = target_blocks(records.targets, f"{prefix}targets")
+        yield "targets", "Soft labels", blocks
     yield "done", "Method and data", done_blocks(records)
     if records.training.steps:
         yield "training", "Training", [_training(records, f"{prefix}training")]

@@ -177,11 +177,22 @@ def class_gains(
 
 def predicted_classes(found: UnlabeledResult) -> Draw:
     """Plots how often the most frequent classes are predicted, beside the teacher's predictions."""
-    models = [("model", found.predicted)]
+    models = {"model": found.predicted}
     if found.teacher_predicted:
-        models.append(("teacher", found.teacher_predicted))
-    counts = [sum(part.get(name, 0) for _, part in models) for name in found.predicted]
-    order = sorted(zip(counts, found.predicted, strict=True), key=lambda entry: -entry[0])
+        models["teacher"] = found.teacher_predicted
+    return class_shares(models, found.n_images)
+
+
+def class_shares(models: Mapping[str, Mapping[str, int]], n_images: int) -> Draw:
+    """Plots the shares of the images that the most frequent classes have, for each model.
+
+    Args:
+        models: by label, images by class; the classes of the first one are shown.
+        n_images: all images.
+    """
+    first = next(iter(models.values()))
+    counts = [sum(part.get(name, 0) for part in models.values()) for name in first]
+    order = sorted(zip(counts, first, strict=True), key=lambda entry: -entry[0])
     names = [name for _, name in order[:MOST_NAMED_CLASSES]]
 
     def draw(theme: Theme) -> Figure:
@@ -189,10 +200,10 @@ def predicted_classes(found: UnlabeledResult) -> Draw:
         axes = figure.subplots()
         height = 0.8 / len(models)
         for place, ((label, part), color) in enumerate(
-            zip(models, (theme.first, theme.second), strict=False)
+            zip(models.items(), (theme.first, theme.second), strict=False)
         ):
             y = [i + (place - (len(models) - 1) / 2) * height for i in range(len(names))]
-            shares = [100 * part.get(name, 0) / found.n_images for name in names]
+            shares = [100 * part.get(name, 0) / n_images for name in names]
             axes.barh(y, shares, height=height, color=color, label=label)
         axes.set_yticks(range(len(names)), [_short(name) for name in names])
         axes.set_ylim(len(names) - 0.4, -0.6)

@@ -15,11 +15,11 @@ from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.eval_details import EvalDetails
 from kdedge.files import read_bytes
 from kdedge.records import parse_record
-from kdedge.results import EvalResult, UnlabeledResult, are_same_images
+from kdedge.results import EvalResult, PoolLabelsResult, UnlabeledResult, are_same_images
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.headline import newest_artifact, newest_speed
 from kdedge.runs.provenance import Provenance
-from kdedge.runs.results import read_details, read_evaluation, read_unlabeled
+from kdedge.runs.results import read_details, read_evaluation, read_targets, read_unlabeled
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.speed_results import SpeedResult, read_speed
 
@@ -61,6 +61,7 @@ class RunRecords:
         results: accuracies, by model.
         details: confusions and calibration, by model.
         unlabeled: measurements without labels.
+        targets: the soft labels that it learned from, in figures.
         training: its log.
         artifact: the newest export.
         speed: the newest speed measurement.
@@ -74,6 +75,7 @@ class RunRecords:
     results: Mapping[str, EvalResult]
     details: Mapping[str, EvalDetails]
     unlabeled: UnlabeledResult | None
+    targets: PoolLabelsResult | None
     training: TrainingLog
     artifact: Artifact | None
     speed: SpeedResult | None
@@ -162,6 +164,7 @@ def gather(run: RunFolder) -> RunRecords:
         results=read(lambda: read_evaluation(run), {}),
         details=read(lambda: read_details(run), {}),
         unlabeled=read(lambda: read_unlabeled(run), None),
+        targets=read(lambda: read_targets(run), None),
         training=read(lambda: _read_training(metrics), TrainingLog()),
         artifact=read(lambda: load_artifact(artifact), None) if artifact else None,
         speed=None if speed_file is None else read(lambda: read_speed(speed_file), None),

@@ -12,7 +12,7 @@ from kdedge.errors import DataError
 from kdedge.eval_details import EvalDetails
 from kdedge.files import write_atomic, write_json
 from kdedge.records import read_record
-from kdedge.results import EvalResult, UnlabeledResult, are_same_images
+from kdedge.results import EvalResult, PoolLabelsResult, UnlabeledResult, are_same_images
 from kdedge.runs.folder import RunFolder
 
 Evaluations = Mapping[str, tuple[EvalResult, EvalDetails]]
@@ -110,6 +110,18 @@ def read_unlabeled(run: RunFolder) -> UnlabeledResult | None:
     if not path.exists():
         return None
     return read_record(UnlabeledResult, path, remedy=_REMEDY)
+
+
+def read_targets(run: RunFolder) -> PoolLabelsResult | None:
+    """Reads targets.json; None without one.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    path = run.targets
+    if not path.exists():
+        return None
+    return read_record(PoolLabelsResult, path, remedy="Remove it: reports leave it out.")
 
 
 def with_stored(run: RunFolder, result: EvalResult, *, is_own: bool) -> dict[str, EvalResult]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from kdedge.config.load import LoadedRecipe
+from kdedge.config.targets_spec import TargetsSpec
 from kdedge.data.views import Augmentation
 from kdedge.errors import DataError, RecipeError
 from kdedge.progress import working
@@ -19,7 +20,7 @@ from kdedge.runs.results import read_evaluation
 from kdedge.runs.weights import features_provenance
 from kdedge.setup.data import RecipeData
 from kdedge.setup.images import Images
-from kdedge.setup.method import check_has_class_vectors, choose_method
+from kdedge.setup.method import MethodChoice, check_has_class_vectors, choose_method
 from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.sizes import check_sizes
 from kdedge.setup.teachers import names_teacher_run, teacher_recipes
@@ -29,6 +30,7 @@ from kdedge.training.job.job import HeldOut, Job, LabeledImages, Teaching, Train
 from kdedge.training.job.key import n_stored_views
 from kdedge.training.job.trial import trial_steps
 from kdedge.training.loop.heap import keep_freed_memory
+from kdedge.training.pseudo_labels.transductive import TransductiveLabels
 from kdedge.training.run_job import finished_run, run_job
 from kdedge.training.teach import labeled_beside, teacher_job, teacher_setup
 from kdedge.training.teacher_input import as_prepared_for
@@ -65,6 +67,7 @@ def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
             f"student.method is {choice.name}, which does not learn from a teacher.\n"
             "  Set student.method: promptkd."
         )
+    _check_targets(loaded, choice)
     setup = set_up_role(loaded, "student", workspace, choice=choice)
     teachers = teacher_recipes(loaded)
     trained = [teacher_setup(one, workspace) for one in teachers if not names_teacher_run(one)]
@@ -76,6 +79,44 @@ def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
     labeled = labeled_beside(setup, images)  # before validation images: the order of draws matters
     held_out = held_out_of(setup, images, TrainingData(unlabeled, labeled=labeled))
     return StudentParts(setup, unlabeled, held_out, labeled)
+
+
+def _check_targets(loaded: LoadedRecipe, choice: MethodChoice) -> None:
+    """Refuses soft labels that nothing would read, or that cannot be found.
+
+    Raises:
+        RecipeError: the student's losses compare no class probabilities, or there are several
+            teachers.
+    """
+    spec = loaded.recipe.student
+    if spec is None or spec.targets is None:
+        return
+    if not choice.settings.reads_targets:
+        raise RecipeError(
+            f"{loaded.lines.where(('student', 'targets'))}: student.targets has no effect:"
+            f" {choice.name} with its losses reads no class probabilities.\n"
+            "  Add the loss kl to student.settings.losses, or leave student.targets out."
+        )
+    check_single_teacher(loaded, "student.targets")
+
+
+def check_single_teacher(loaded: LoadedRecipe, what: str) -> None:
+    """Refuses to find labels from several teachers.
+
+    Args:
+        loaded: the recipe.
+        what: asks for the labels, for the message.
+
+    Raises:
+        RecipeError: the recipe has several teachers.
+    """
+    n_teachers = len(loaded.recipe.teacher_specs)
+    if n_teachers > 1:
+        raise RecipeError(
+            f"{loaded.lines.where(('teachers',))}: {what} finds labels from a single teacher, and"
+            f" the recipe has {n_teachers}.\n"
+            f"  Keep one in teachers, or leave {what} out."
+        )
 
 
 def student_job(parts: StudentParts, teaching: Teaching) -> Job:
@@ -109,13 +150,22 @@ def teaching_of(known: Sequence[KnownTeacher], parts: StudentParts) -> Teaching:
     if len(setup.loaded.recipe.teacher_specs) > 1:
         ensemble = open_ensemble(known, setup, parts.images, parts.held_out.test)
     fillers = [_store_filler(one, parts, is_single=ensemble is None) for one in known]
+    spec, labels = setup.loaded.recipe.student, None
+    if spec is not None and spec.targets is not None:
+        labels = labels_by(first, parts, spec.targets)
     return Teaching(
         first.model,
         first.vectors_provenance,
         first.run,
         tuple(filler for filler in fillers if filler is not None),
         ensemble,
+        labels,
     )
+
+
+def labels_by(teacher: KnownTeacher, parts: StudentParts, spec: TargetsSpec) -> TransductiveLabels:
+    """Soft labels of a student's unlabeled images, from its teacher's probabilities."""
+    return TransductiveLabels(spec, parts.setup, parts.images, teacher)
 
 
 def _store_filler(
@@ -297,8 +347,8 @@ def distill(
     Returns:
         The teachers' runs, in their order, and the student's.
     """
-    runs, teaching, parts = _taught(loaded, workspace, resume=resume)
-    job = student_job(parts, teaching)
+    runs, known, parts = teachers_and_parts(loaded, workspace, resume=resume)
+    job = student_job(parts, teaching_of(known, parts))
     if workspace.device.type == "cpu":
         keep_freed_memory()
     stage = f"Student {len(runs) + 1}/{len(runs) + 1}"
@@ -331,17 +381,22 @@ def store_features(
             " student.views=4."
         )
     may_train = shard[1] == 1
-    runs, teaching, _ = _taught(loaded, workspace, resume=resume, may_train=may_train)
-    for filler in teaching.fillers:
+    runs, known, parts = teachers_and_parts(loaded, workspace, resume=resume, may_train=may_train)
+    fillers = teaching_of(known, parts).fillers
+    for filler in fillers:
         filler.fill(shard)
-    return tuple(runs), [filler.store for filler in teaching.fillers]
+    return tuple(runs), [filler.store for filler in fillers]
 
 
-def _taught(
+def teachers_and_parts(
     loaded: LoadedRecipe, workspace: Workspace, *, resume: bool, may_train: bool = True
-) -> tuple[list[RunFolder], Teaching, StudentParts]:
-    """The teachers, trained if there are none, and the student's other parts."""
+) -> tuple[list[RunFolder], list[KnownTeacher], StudentParts]:
+    """The teachers' runs, trained if there are none, the opened teachers, and the student's parts.
+
+    Raises:
+        RecipeError: there is no finished teacher, and `may_train` is false.
+    """
     named = named_teachers(loaded, workspace)
     parts = student_parts(loaded, workspace)
     runs = _train_teachers(named, parts, resume=resume, may_train=may_train)
-    return runs, teaching_of([open_teacher(run, parts) for run in runs], parts), parts
+    return runs, [open_teacher(run, parts) for run in runs], parts

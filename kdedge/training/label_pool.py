@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.config.load import LoadedRecipe
+from kdedge.config.targets_spec import TargetsSpec
 from kdedge.data.pseudo_labels import check_enough, most_probable
 from kdedge.errors import Interrupted, RecipeError
+from kdedge.results import PoolLabelsResult
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.model import Model, load_run
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job, with_baseline
+from kdedge.training.distill import check_single_teacher, labels_by, teachers_and_parts
 from kdedge.training.job.job import Job
 from kdedge.training.pseudo_labels.labels import (
     accuracy_percent,
@@ -37,7 +40,9 @@ class LabeledPool:
         n_images: number of images with a pseudo-label.
         n_classes: number of classes with a pseudo-label.
         accuracy_percent: share of correct pseudo-labels; None if the source has no labels.
-        run: the method's run; None if it needs no training.
+        run: the method's run, or the teacher's for transductive labels; None if it needs no
+            training.
+        soft: for transductive labels, what was found, and the file of class probabilities.
     """
 
     path: Path
@@ -46,9 +51,14 @@ class LabeledPool:
     n_classes: int
     accuracy_percent: float | None
     run: RunFolder | None
+    soft: tuple[PoolLabelsResult, Path] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
+        soft = {}
+        if self.soft is not None:
+            found, file = self.soft
+            soft = {"probabilities": str(file), "transductive": found.to_dict()}
         return {
             "path": str(self.path),
             "method": self.method,
@@ -56,6 +66,7 @@ class LabeledPool:
             "n_classes": self.n_classes,
             "accuracy_percent": self.accuracy_percent,
             "run": None if self.run is None else str(self.run.path),
+            **soft,
         }
 
 
@@ -99,6 +110,57 @@ def label_pool(
         n_classes=len(set(given.values())),
         accuracy_percent=accuracy_percent(given, true_labels(loaded.recipe, classes, pool)),
         run=found.run,
+    )
+
+
+def label_transductively(
+    loaded: LoadedRecipe, workspace: Workspace, path: Path, *, per_class: int | None
+) -> LabeledPool:
+    """Writes transductive labels of a recipe's unlabeled images, as distillation uses them.
+
+    Trains the recipe's teacher first if it has no finished run. Settings are those of
+    `student.targets`, or their defaults. A second file, with the ending `.safetensors`, has the
+    class probabilities of all images, in the order of the images' source.
+
+    Args:
+        loaded: the recipe.
+        workspace: where the command works.
+        path: the file to write; must not exist yet.
+        per_class: number of images per class, the most probable ones; None for every image, each
+            with its most probable class.
+
+    Raises:
+        RecipeError: a file exists, its folder does not, or the recipe has no student or several
+            teachers.
+        DataError: there are fewer unlabeled images than classes x `per_class`.
+    """
+    beside = path.with_suffix(".safetensors")
+    if beside == path:
+        raise RecipeError(
+            f"{path} is the name of the file of probabilities, which is written beside the labels."
+            "\n  Name the labels' file with -o, as in labels.jsonl."
+        )
+    _check_free(path)
+    _check_free(beside)
+    check_single_teacher(loaded, "the method transductive")
+    (run,), (teacher,), parts = teachers_and_parts(loaded, workspace, resume=True)
+    classes, student = parts.setup.classes, loaded.recipe.student
+    assert student is not None  # its parts were read
+    if per_class is not None:
+        check_enough(len(parts.images.indices), per_class, n_classes=len(classes.names))
+    labels = labels_by(teacher, parts, student.targets or TargetsSpec(kind="transductive"))
+    found = labels.make()
+    written = labels.write(path, per_class)
+    labels.write_probabilities(beside)
+    given = {one.image: one.label for one in written}
+    return LabeledPool(
+        path=path,
+        method="transductive",
+        n_images=len(given),
+        n_classes=len(set(given.values())),
+        accuracy_percent=accuracy_percent(given, true_labels(loaded.recipe, classes, parts.images)),
+        run=run,
+        soft=(found, beside),
     )
 
 

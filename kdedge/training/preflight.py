@@ -100,6 +100,10 @@ def check(loaded: LoadedRecipe, workspace: Workspace) -> Preflight:
             found, took = look_at_store(filler)
             findings.append(found)
             seconds += took
+        for name, filler in ({} if job.labels is None else job.labels.fillers).items():
+            found, took = look_at_store(filler, what=f"student: labels, {name} features")
+            findings.append(found)
+            seconds += took
         took = estimate_seconds(job)
         seconds += took
         findings.append(
@@ -195,8 +199,10 @@ def _stand_in(dims: Sequence[int]) -> FeaturesOfViews:
     return lambda positions, view: row.repeat(len(positions), 1)
 
 
-def look_at_store(filler: StoreFiller) -> tuple[Finding, float]:
-    """Size of a teacher store, and the seconds that are still needed to fill it."""
+def look_at_store(
+    filler: StoreFiller, *, what: str = "student: teacher store"
+) -> tuple[Finding, float]:
+    """Size of a store of features, and the seconds that are still needed to fill it."""
     chunks = filler.store.chunks()
     missing = filler.store.load(chunks)
     took = filler.seconds(missing)
@@ -205,7 +211,7 @@ def look_at_store(filler: StoreFiller) -> tuple[Finding, float]:
         if missing
         else "whole"
     )
-    return Finding("student: teacher store", f"{filler.store.size}; {state}"), took
+    return Finding(what, f"{filler.store.size}; {state}"), took
 
 
 def memory(device: torch.device) -> Finding:
@@ -288,7 +294,8 @@ def disk(jobs: list[Job], root: Path) -> Finding:
         for tensor in job.method.module.state_dict().values()
     )
     for job in jobs:
-        for store in (filler.store for filler in job.fillers):
+        of_labels = [] if job.labels is None else job.labels.fillers.values()
+        for store in (filler.store for filler in (*job.fillers, *of_labels)):
             needed += store.bytes_of(chunk for chunk in store.chunks() if not store.has(chunk))
     if free < needed:
         raise ResourceError(

@@ -55,6 +55,7 @@ _HASHED = {
     "backbone": "weights",
     "teacher": "class vectors of its teacher",
     "teachers": "teachers, or another way to combine them",
+    "targets": "soft labels",
 }
 """What each hash of a run stands for, in the words of messages."""
 
@@ -302,9 +303,14 @@ def _train(run: RunFolder, job: Job) -> dict[str, Any]:
         )
     for filler in job.fillers:
         filler.fill()
+    targets = None
+    if job.labels is not None:
+        found, targets = job.labels.make(), job.labels.read
+        if group.is_rank0:
+            write_json(run.targets, found.to_dict())
     result = train(
         job.method,
-        job.epochs(job.stored_features()),
+        job.epochs(job.stored_features(), targets),
         settings=settings,
         run=run,
         validate=_validation(job),

@@ -55,6 +55,7 @@ from kdedge.training.loop.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from kdedge.training.pseudo_labels.probabilities import read_probabilities, write_probabilities
 
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "tests" / "golden" / "records"
@@ -376,6 +377,12 @@ def _checkpoints(folder: Path) -> Iterator[Path]:
     yield save_checkpoint(folder, state)
 
 
+def _probabilities(folder: Path) -> Iterator[Path]:
+    path = folder / "labels.safetensors"
+    write_probabilities(path, torch.full((3, 2), 0.5, dtype=torch.float16), {"made_by": "9f3c"})
+    yield path
+
+
 def _class_vectors(folder: Path) -> Iterator[Path]:
     yield Path(shutil.copy(RUN / "class_vectors.safetensors", folder))
 
@@ -434,6 +441,11 @@ READERS = {
     ),
     "class vectors": Reader(
         load_class_vectors, _class_vectors, ("damage_bytes", "damage_safetensors")
+    ),
+    "class probabilities": Reader(
+        lambda path: read_probabilities(path, (3, 2), {"made_by": "9f3c"}),
+        _probabilities,
+        ("damage_bytes", "damage_safetensors"),
     ),
     "smoke sets": Reader(read_smoke_set, _smoke_sets, ("damage_bytes", "damage_safetensors")),
     "artifacts": Reader(

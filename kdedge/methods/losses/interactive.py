@@ -81,6 +81,7 @@ class Loss(DistillationLoss):
     """
 
     needs_equal_dims = True
+    reads_targets = True
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -96,6 +97,6 @@ class Loss(DistillationLoss):
             teacher_features=outputs.teacher_features,
             student_vectors=outputs.student_vectors,
             teacher_vectors=outputs.teacher_vectors,
-            teacher_classes=outputs.teacher_logits.argmax(dim=-1),
+            teacher_classes=outputs.target_logits.argmax(dim=-1),
             scale=self.log_scale.exp(),
         )

@@ -49,6 +49,8 @@ def _divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 class Loss(DistillationLoss):
     """The two divergences of the scaled logits."""
 
+    reads_targets = True
+
     def forward(self, outputs: Outputs) -> Tensor:
         """A scalar."""
-        return relational_loss(outputs.student_logits, outputs.teacher_logits)
+        return relational_loss(outputs.student_logits, outputs.target_logits)

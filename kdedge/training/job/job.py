@@ -5,9 +5,10 @@ A job is cheap: its key is a hash of hashes, and the method is built on first us
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from typing import Protocol
 
 import torch
 
@@ -23,11 +24,13 @@ from kdedge.data.loader import (
     n_steps,
     training_batches,
 )
+from kdedge.data.soft_targets import SoftTargets, TargetsOf
 from kdedge.data.views import Augmentation
 from kdedge.files import sha256_json
 from kdedge.methods import zeroshot
 from kdedge.methods.protocol import LearnsFromTexts, Method, Teacher
 from kdedge.progress import working
+from kdedge.results import PoolLabelsResult
 from kdedge.runs.model import MethodModel, Model
 from kdedge.runs.weights import class_vectors_provenance, hash_trained
 from kdedge.setup.classes import Classes
@@ -86,6 +89,28 @@ class HeldOut:
     validation: Images | None = None
 
 
+class SoftLabels(Protocol):
+    """Soft labels of the unlabeled images, found before training and stored."""
+
+    @property
+    def targets_key(self) -> str:
+        """Hash of what a student learns from them."""
+        ...
+
+    @property
+    def fillers(self) -> Mapping[str, StoreFiller]:
+        """Fill the stores of features that the labels are found from, by their model."""
+        ...
+
+    def make(self) -> PoolLabelsResult:
+        """Finds the labels, or reads them if they are stored."""
+        ...
+
+    def read(self, positions: Sequence[int]) -> SoftTargets:
+        """The targets of some images, by position in their source."""
+        ...
+
+
 @dataclass(frozen=True)
 class Teaching:
     """What a student learns from.
@@ -97,6 +122,8 @@ class Teaching:
         fillers: store the features of each teacher that is a model; empty if the teachers run in
             every step.
         ensemble: the teachers together, if there are several.
+        labels: soft labels of the images, beside the teacher's probabilities; None without
+            student.targets.
     """
 
     teacher: Model
@@ -104,6 +131,7 @@ class Teaching:
     run: str | None = None
     fillers: tuple[StoreFiller, ...] = ()
     ensemble: Ensemble | None = None
+    labels: SoftLabels | None = None
 
     @property
     def models(self) -> list[Model]:
@@ -116,7 +144,8 @@ class Teaching:
     def hashes(self) -> dict[str, str]:
         """Hashes of what teaches, by name."""
         together = {} if self.ensemble is None else {"teachers": self.ensemble.provenance}
-        return {"teacher": self.provenance, **together}
+        labels = {} if self.labels is None else {"targets": self.labels.targets_key}
+        return {"teacher": self.provenance, **together, **labels}
 
     def teacher_of(self, student: FoundBackbone) -> Teacher:
         """What teaches, for images that were prepared for a student."""
@@ -173,9 +202,16 @@ class Job:
         """Steps per epoch."""
         return n_steps(len(self.training_images.indices), self.choice.optim.batch_size)
 
-    def epochs(self, features: FeaturesOfViews | None = None) -> Epochs:
-        """Batches of all epochs. Stored features, if given, replace the teacher."""
-        return Epochs(partial(batches_of, self, features=features), self.n_steps)
+    def epochs(
+        self, features: FeaturesOfViews | None = None, targets: TargetsOf | None = None
+    ) -> Epochs:
+        """Batches of all epochs.
+
+        Args:
+            features: stored features, which replace the teacher.
+            targets: soft labels of the images.
+        """
+        return Epochs(partial(batches_of, self, features=features, targets=targets), self.n_steps)
 
     def model(self) -> MethodModel:
         """The method with its current weights, as a model."""
@@ -215,6 +251,11 @@ class Job:
         return lambda positions, view: torch.cat(
             [store.read(positions, view) for store in stores], dim=1
         )
+
+    @property
+    def labels(self) -> SoftLabels | None:
+        """Soft labels of the training images; None if a student does not learn from any."""
+        return None if self.teaching is None else self.teaching.labels
 
     @property
     def selecting_images(self) -> Images | None:
@@ -269,7 +310,12 @@ class Job:
 
 
 def batches_of(
-    job: Job, epoch: int, first_step: int, *, features: FeaturesOfViews | None = None
+    job: Job,
+    epoch: int,
+    first_step: int,
+    *,
+    features: FeaturesOfViews | None = None,
+    targets: TargetsOf | None = None,
 ) -> Iterator[Batch]:
     """The training batches of an epoch (from 1), from a step (from 0) on.
 
@@ -287,7 +333,7 @@ def batches_of(
             optim.labeled_batch_size or optim.batch_size,
         )
     return training_batches(
-        ImageSet(images.source, images.indices, data.labels, data.weights, features),
+        ImageSet(images.source, images.indices, data.labels, data.weights, features, targets),
         Preparation(
             setup.backbone.preprocess,
             Augmentation(view_seed, optim.crop_scale_min, optim.flip, optim.strong_views),

@@ -1,5 +1,6 @@
 """Pseudo-labels of unlabeled images.
 
 `labels` writes, reads and scores them, `rounds.train_rounds` trains on them in rounds. How a method
-chooses them is in `kdedge.data.pseudo_labels` and the method's file.
+chooses them is in `kdedge.data.pseudo_labels` and the method's file. `transductive` finds soft
+labels of all images together from `pool_features`; `probabilities` is their file.
 """

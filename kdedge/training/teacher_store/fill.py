@@ -34,8 +34,8 @@ _N_TRIALS = 2
 """Forward passes for an estimate of the time; the first one includes one-time work."""
 
 
-class Encoder(Protocol):
-    """What computes the features of a store: a teacher."""
+class FeatureModel(Protocol):
+    """Computes the features of a store: a teacher, or an image encoder alone."""
 
     @property
     def preprocess(self) -> Preprocess:
@@ -48,7 +48,7 @@ class Encoder(Protocol):
         ...
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D_teacher], unit length, no graph."""
+        """[B, 3, H, W] -> [B, D], unit length, float32, no graph."""
         ...
 
 
@@ -58,17 +58,17 @@ class StoreFiller:
 
     Attributes:
         store: the store to fill.
-        teacher: the frozen teacher.
+        teacher: the frozen model, a teacher or an image encoder alone.
         source: the images.
-        augment: draws the views.
-        precision: number format of the teacher's forward pass.
+        augment: draws the views; None to prepare images as in evaluation.
+        precision: number format of the model's forward pass.
         n_workers: processes that decode images.
     """
 
     store: TeacherStore
-    teacher: Encoder
+    teacher: FeatureModel
     source: Source
-    augment: Augmentation
+    augment: Augmentation | None
     precision: PrecisionName
     n_workers: int | Literal["auto"]
 

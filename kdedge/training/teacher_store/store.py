@@ -73,7 +73,7 @@ def describe_store(
     provenance: str,
     images: Images,
     preprocess: Preprocess,
-    augment: Augmentation,
+    augment: Augmentation | None,
     precision: str,
 ) -> dict[str, Any]:
     """Everything that stored features depend on, as plain values; a store's key is their hash.
@@ -83,7 +83,7 @@ def describe_store(
         images: images whose views are stored. Their positions matter, as views are drawn by
             position; labels do not.
         preprocess: the teacher's preprocessing.
-        augment: draws the views.
+        augment: draws the views; None for a single view, prepared as in evaluation.
         precision: number format of the teacher's forward pass.
     """
     items = images.source.items
@@ -94,12 +94,20 @@ def describe_store(
         "images": sha256_json(listed),
         "n_images": len(listed),
         "preprocess": preprocess.as_dict(),
+        **_describe_views(augment),
+        "precision": precision,
+    }
+
+
+def _describe_views(augment: Augmentation | None) -> dict[str, Any]:
+    if augment is None:
+        return {"views": "evaluation"}
+    return {
         "view_seed": augment.seed,
         "crop_scale_min": augment.scale_min,
         "crop_ratio": list(RATIO),
         "flip": augment.flip,
         **({"strong_views": True} if augment.strong else {}),
-        "precision": precision,
     }
 
 
