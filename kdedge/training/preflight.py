@@ -129,7 +129,7 @@ def describe(job: Job) -> list[Finding]:
     """What a job is made of."""
     setup, data, test = job.setup, job.data, job.held_out.test
     recipe, classes, role = setup.loaded.recipe, setup.classes, setup.role
-    reads_labels = job.choice.module.METHOD.sees.labels and recipe.data.labeled is not None
+    reads_labels = job.choice.sees.labels and recipe.data.labeled is not None
     half = f", labels of the first {len(classes.labeled)} are read" if reads_labels else ""
     measured = f"none: accuracy of {recipe.name} will not be measured"
     if job.teaching is not None:

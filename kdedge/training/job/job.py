@@ -33,6 +33,7 @@ from kdedge.setup.images import Images
 from kdedge.setup.method import MethodChoice
 from kdedge.setup.role import RoleSetup
 from kdedge.training.job.key import job_key, own_view_seed
+from kdedge.training.loop.optim import check_fits
 from kdedge.training.loop.train import Epochs
 from kdedge.training.teacher_input import teacher_for
 from kdedge.training.teacher_store.fill import StoreFiller
@@ -134,7 +135,7 @@ class Job:
         """Builds the method and loads the teacher's weights, so that their errors are raised."""
         if self.teaching is not None:
             _ = self.teaching.teacher.scale
-        _ = self.method
+        check_fits(self.method, self.choice.optim)
 
     def with_data(self, data: TrainingData) -> Job:
         """The job with other data and the same method object."""

@@ -50,6 +50,7 @@ class TrainingState:
         scaler: the loss scaler's state dict.
         rng: what `capture_rng` gave.
         average: partial sum of the averaged parameters, float64.
+        moving_average: what `MovingAverage.state_dict` gave.
         best: what `BestWeights.state_dict` gave.
         record: plain values: losses, seconds.
         identity: the settings the numbers depend on; resuming needs the same ones.
@@ -62,6 +63,7 @@ class TrainingState:
     scaler: dict[str, Any]
     rng: dict[str, Any]
     average: dict[str, Tensor] = field(default_factory=dict)
+    moving_average: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
     identity: dict[str, Any] = field(default_factory=dict)

@@ -11,6 +11,9 @@ Which weights stay at the end:
   the average is one more candidate after the last epoch. A later candidate has to be strictly
   better. Buffers beside the averaged parameters are the last epoch's;
 * selection `test`: as `validation`, where the caller's score is of test images.
+
+Under `ema_decay`, an epoch's weights are the moving average's at its end. Training itself goes on
+with its own.
 """
 
 from __future__ import annotations
@@ -48,7 +51,8 @@ from kdedge.training.loop.checkpoint import (
 )
 from kdedge.training.loop.divergence import diverged
 from kdedge.training.loop.loggers import MetricsLog
-from kdedge.training.loop.optim import ParameterAverage, learning_rate
+from kdedge.training.loop.moving_average import MovingAverage
+from kdedge.training.loop.optim import ParameterAverage, decisive_settings, learning_rate
 from kdedge.training.loop.selection import BestWeights, Kept, TrainingResult
 from kdedge.training.loop.signals import StopSignals
 from kdedge.training.loop.step import Stepper
@@ -57,16 +61,6 @@ if TYPE_CHECKING:
     from kdedge.methods.protocol import Method
 
 _LOG = logging.getLogger(__name__)
-_FREE_SETTINGS = {"n_workers", "checkpoint_every_s", "micro_batch"}
-
-
-def decisive_settings(settings: OptimSettings) -> dict[str, Any]:
-    """The settings that change what is learned, and not only how fast; plain values."""
-    free = set(_FREE_SETTINGS)
-    if settings.labeled_batch_size is None:  # as in version 0.1, whose keys had no such setting
-        free.add("labeled_batch_size")
-    return settings.model_dump(mode="json", exclude=free)
-
 
 Batches = Callable[[int, int], Iterator[Batch]]
 """(epoch from 1, first step from 0) -> the batches of that epoch from that step on."""
@@ -182,6 +176,8 @@ class _Training:
         self._average = (
             None if weights is None else ParameterAverage(weights, n_epochs=settings.epochs)
         )
+        decay = settings.ema_decay
+        self._moving = None if decay is None else MovingAverage(method.module, decay)
         self._best = BestWeights()
         self._loss_sum = self._final_loss = self._seconds_before = 0.0
         self._last_keys: tuple[str, ...] = ()
@@ -231,6 +227,8 @@ class _Training:
         self._stepper.precision.load_state_dict(state.scaler)
         if self._average is not None:
             self._average.load_state_dict(split_all(state.average))
+        if self._moving is not None:
+            self._moving.load_state_dict(state.moving_average)
         self.epoch, self.step = state.epoch, state.step
         self._best.load_state_dict(state.best)
         self._loss_sum, self._final_loss, self._seconds_before = state.figures
@@ -251,6 +249,7 @@ class _Training:
             scaler=self._stepper.precision.state_dict(),
             rng=capture_rng(self._device),
             average={} if self._average is None else self._average.state_dict(),
+            moving_average={} if self._moving is None else self._moving.state_dict(),
             best=self._best.state_dict(),
             record={
                 "loss_sum": self._loss_sum,
@@ -295,7 +294,8 @@ class _Training:
             self._average.add(self._parameters, epoch=self.epoch)
         if self._settings.selection != "last":
             assert validate is not None
-            figures["validation_percent"] = self._consider(validate, epoch=self.epoch)
+            with self._kept_weights():
+                figures["validation_percent"] = self._consider(validate, epoch=self.epoch)
             if self._average is not None and self.epoch == self._settings.epochs:
                 figures["averaged_validation_percent"] = self._consider_average(validate)
         if log is not None:
@@ -318,6 +318,9 @@ class _Training:
         elif self._average is not None:
             self._average.copy_to(self._parameters)
             kept = "averaged"
+        elif self._moving is not None:
+            self._moving.copy_to(self._method.module)
+            kept = "moving average"
         self._check_parameters()
         self._method.module.eval()
         return TrainingResult(
@@ -346,6 +349,8 @@ class _Training:
             batch, lr=lr, diverged=lambda what: self._diverged(what, step=self.step + 1)
         )
         self.step += 1
+        if self._moving is not None:
+            self._moving.update(self._method.module, step=self.n_done)
         self._loss_sum += figures.loss
         if log is not None:
             log.step(
@@ -357,6 +362,12 @@ class _Training:
                 n_images=batch.n_images,
                 is_last=self.step == self._n_steps,
             )
+
+    def _kept_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Context in which the module has the weights of this epoch that would be kept."""
+        if self._moving is None:
+            return contextlib.nullcontext()
+        return self._moving.in_place_of(self._method.module)
 
     @torch.no_grad()
     def _consider(self, validate: Callable[[], float], *, epoch: int | None) -> float:
