@@ -10,13 +10,13 @@ from kdedge.config.recipe import DataSpec, TeacherSpec
 from kdedge.errors import KdedgeError
 from kdedge.methods.registry import Sees, load_method
 from kdedge.runs.find import find_run
-from kdedge.setup.method import Role, model_spec
+from kdedge.setup.method import Role, choose_method
 
 
 def row_sees(loaded: LoadedRecipe, role: Role) -> Sees:
     """What the model of a role sees on a recipe's data; a student's teacher sees for it too."""
     recipe = loaded.recipe
-    own = _with_data(load_method(model_spec(recipe, role).method).METHOD.sees, recipe.data)
+    own = _with_data(choose_method(loaded, role).sees, recipe.data)
     if role != "student" or recipe.teacher is None:
         return own
     return own | _with_data(load_method(_teacher_method(recipe.teacher)).METHOD.sees, recipe.data)
