@@ -1,4 +1,4 @@
-"""The layers of an image encoder, whatever it is, counted from its output."""
+"""The layers of any image encoder, counted from its output."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ _LAYER = re.compile(r"(?:[^.]+\.)*?\d+(?=\.)")
 """The path up to the first index: transformer.resblocks.3, layer2.0, trunk.blocks.11."""
 
 _OUTPUT = "proj"
-"""CLIP's ViT: its projection is the last thing it does, and its first parameter."""
+"""CLIP's ViT: its projection runs last, but is its first parameter."""
 
 
 def layers_above(visual: nn.Module) -> dict[str, int]:
-    """Name of a parameter -> the encoder's layers after it; 0 for what follows the last layer.
+    """Name of a parameter -> number of the encoder's layers after it; 0 after the last layer.
 
     A layer is an element of the encoder's outermost lists of modules: a block of a ViT, a residual
-    block of a ResNet, a stage of some other networks. What comes before the first layer, such as
-    the patch convolution, is one more. Layers are counted in the order in which the encoder defines
-    them, in which open_clip's and timm's encoders run them too.
+    block of a ResNet, a stage of some other networks. Everything before the first layer, such as
+    the patch convolution, is one more layer. Layers are counted in the order of their definition,
+    which is the order of execution in open_clip's and timm's encoders.
     """
     layers, before = [""], {}
     for name, _ in visual.named_parameters():

@@ -22,7 +22,7 @@ from kdedge.errors import RecipeError
 Projection = Literal["q", "k", "v", "out", "mlp"]
 
 BLOCKS = "transformer.resblocks."
-"""How the names of the blocks' layers begin in CLIP's ViT."""
+"""Prefix of the names of the blocks' layers in CLIP's ViT."""
 
 _LAYERS: dict[Projection, tuple[tuple[str, str], ...]] = {
     "q": (("attn", "q"),),
@@ -36,11 +36,11 @@ _LAYERS: dict[Projection, tuple[tuple[str, str], ...]] = {
 class LowRankLinear(nn.Module):
     """A linear layer with a low-rank change: x W^T + b + (alpha / r) x A^T B^T.
 
-    In evaluation mode the change is merged into a copy of W, so that the layer costs what the plain
-    one does.
+    In evaluation mode the change is merged into a copy of W, so that the layer costs no more than
+    the plain one.
 
     Args:
-        linear: frozen; it is shared, and no part of this module's state dict.
+        linear: frozen and shared; it is not in this module's state dict.
         rank: r.
         alpha: the change's factor is alpha / r.
         generator: on the CPU; draws A from N(0, 1 / D_in). B is zero, so training starts from W.
@@ -72,7 +72,7 @@ class LowRankLinear(nn.Module):
         return result
 
     def train(self, mode: bool = True) -> LowRankLinear:
-        """Merges when training ends, and forgets the merged weight when it goes on."""
+        """Merges for evaluation mode, and drops the merged weight for training mode."""
         super().train(mode)
         self._merged = None if mode else self.merged_weight()
         return self
@@ -94,7 +94,7 @@ class LowRankLinear(nn.Module):
 
 
 class LowRankChanges(nn.ModuleDict):
-    """The changed layers of an image encoder, under the names that they have in its blocks."""
+    """The changed layers of an image encoder, with their names in its blocks."""
 
     def layers(self) -> dict[str, LowRankLinear]:
         """Each changed layer by its name in the encoder."""
@@ -125,14 +125,14 @@ def make_low_rank_changes(
         generator: on the CPU; draws in the order of blocks and layers.
 
     Raises:
-        RecipeError: the image encoder is not CLIP's ViT, a block is beyond it, or r is more than a
-            layer's inputs or outputs.
+        RecipeError: the image encoder is not CLIP's ViT, a block does not exist, or r is larger
+            than a layer's inputs or outputs.
     """
     visual = backbone.visual
     why = why_no_prompts(visual)
     if why is not None:
         raise RecipeError(
-            f"Low-rank changes are made to the blocks of CLIP's ViT, and the image encoder of"
+            f"Low-rank changes need the blocks of CLIP's ViT, but the image encoder of"
             f" {backbone.name} {why}.\n  Use tune: full."
         )
     assert isinstance(visual, VisionTransformer)
@@ -140,8 +140,8 @@ def make_low_rank_changes(
     chosen = range(n_blocks) if blocks is None else sorted(blocks)
     if chosen[-1] >= n_blocks:
         raise RecipeError(
-            f"lora.blocks names block {chosen[-1]}, and the image encoder of {backbone.name} has"
-            f" the blocks 0 to {n_blocks - 1}."
+            f"lora.blocks has block {chosen[-1]}, but the image encoder of {backbone.name} has"
+            f" the blocks 0 to {n_blocks - 1}.\n  Remove it."
         )
     changes = LowRankChanges()
     for index in chosen:
@@ -160,14 +160,14 @@ def _check_rank(rank: int, weight: Tensor, layer: str) -> None:
     largest = min(weight.shape)
     if rank > largest:
         raise RecipeError(
-            f"lora.rank is {rank}, and {layer} has {weight.shape[1]} inputs and"
-            f" {weight.shape[0]} outputs: no change of it has a higher rank than {largest}.\n"
+            f"lora.rank is {rank}, but {layer} has {weight.shape[1]} inputs and"
+            f" {weight.shape[0]} outputs, so that the rank of its change is at most {largest}.\n"
             f"  Set lora.rank to {largest} or less; 2 to 16 is usual."
         )
 
 
 def with_layers(visual: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
-    """The same encoder with other modules in some places; it shares every tensor of the rest."""
+    """The same encoder with some modules replaced; the others' tensors are shared."""
     tensors = chain(visual.parameters(), visual.buffers())
     encoder = copy.deepcopy(visual, {id(tensor): tensor for tensor in tensors})
     for name, layer in layers.items():

@@ -90,7 +90,7 @@ def encode_text(
         context: [n_ctx, D_text], or [C, n_ctx, D_text] for one context per text. Replaces the
             placeholders' embeddings in the first block.
         deep_context: [prompt_depth - 1, n_deep, D_text], for the second and later blocks. If n_deep
-            is less than n_ctx, it stands at the last n_deep of the positions at `context_at`.
+            is less than n_ctx, it has the last n_deep positions of `context_at`.
 
     Returns:
         [C, D], not normalized (`text_features_raw`).

@@ -1,7 +1,7 @@
-"""Labels beside the teacher: what a student learns from labeled images, with one head or two.
+"""The second head of a student that also learns from labeled images.
 
-Source: DHO (Kang et al. 2025, arXiv:2505.07675): one head for both objectives works against itself,
-two linear heads on the same features do not. That paper mixes the heads' probabilities at
+Source: DHO (Kang et al. 2025, arXiv:2505.07675). With one head the two objectives conflict; with
+two linear heads on the same features they do not. That paper mixes the heads' probabilities at
 inference. Here their logits are mixed, so that both heads fold into one linear layer.
 """
 
@@ -18,16 +18,16 @@ from kdedge.clip.backbone import unit_length
 class LabelHead(nn.Module):
     """A second linear head, for labels, beside the teacher's class vectors.
 
-    Its rows have unit length in use, as class vectors do: both heads' logits have one scale, and
-    classes without labels, which have no row here, stay comparable.
+    Its rows are normalized like class vectors, so that both heads' logits have one scale. Classes
+    without labels have no row here, and stay comparable.
 
     Args:
         class_vectors: [C, D], unit length, the teacher's; the rows start from them.
         labeled_classes: positions in the class list of the classes with labels.
-        share: of this head's logits in the mixed ones, between 0 and 1.
+        share: share of this head's logits in the mixed ones, between 0 and 1.
 
     Attributes:
-        weight: [C_labeled, D], of any length.
+        weight: [C_labeled, D], not normalized.
         teacher_vectors: [C, D], constant.
     """
 

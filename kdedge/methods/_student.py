@@ -59,13 +59,13 @@ class Student(nn.Module):
         self.register_buffer("scale", None if scale is None else torch.tensor(scale))
 
     def encoder(self, frozen: nn.Module) -> nn.Module:
-        """The image encoder that is trained: the backbone's, a copy of it, or with changes."""
+        """The image encoder in training: the backbone's, the student's copy, or one with `lora`."""
         if self.lora is not None:
             return with_layers(frozen, self.lora.layers())
         return frozen if self.visual is None else self.visual
 
     def deployed_encoder(self, frozen: nn.Module) -> nn.Module:
-        """Likewise, with low-rank changes merged: an encoder of the backbone's own kind."""
+        """The image encoder, low-rank changes merged; its layers have the backbone's types."""
         if self.lora is None:
             return self.encoder(frozen)
         merged = {name: layer.as_linear() for name, layer in self.lora.layers().items()}
@@ -127,9 +127,9 @@ def make_student(
             order.
 
     Raises:
-        RecipeError: an encoder has fewer layers than get prompts, or cannot be tuned by low rank as
-            the settings say; a loss compares features of different dimensions; or the settings need
-            more than an image encoder.
+        RecipeError: an encoder has fewer layers than get prompts, or cannot have the low-rank
+            changes of the settings; a loss compares features of different dimensions; or the
+            settings need more than an image encoder.
     """
     if not isinstance(backbone, Backbone):
         check_image_backbone(backbone, tune=settings.tune, needs_texts=settings.needs_texts)

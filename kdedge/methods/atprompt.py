@@ -57,28 +57,33 @@ class Settings(promptsrc.Settings):
         ["color", "shape"],
         min_length=1,
         max_length=16,
-        description="Words before the class name, in this order. color, shape: those of ImageNet."
-        " The recipes of the benchmark sets name theirs (arXiv:2412.09442; one to three each).",
+        description="Attribute words before the class name, in this order. The default color, shape"
+        " is that of ImageNet (arXiv:2412.09442). The recipes of the benchmark sets have their own,"
+        " one to three each.",
     )
     n_ctx_attribute: int = Field(
-        4, ge=1, description="Context tokens before each attribute; as many as n_ctx_text there."
+        4,
+        ge=1,
+        description="Number of context tokens before each attribute. The default 4 is that of"
+        " n_ctx_text, as in arXiv:2412.09442.",
     )
     n_ctx_vision: int = Field(
         4,
         ge=0,
         le=1000,
-        description="Visual prompts in each prompted image layer; 0 for none, as with CoOp.",
+        description="Number of visual prompts in each prompted image layer; 0 for none, as for"
+        " CoOp.",
     )
     self_regulation: bool = Field(
         True,
-        description="PromptSRC's losses and average of the epochs. false: cross-entropy alone.",
+        description="Use PromptSRC's losses, and average over epochs. false: cross-entropy only.",
     )
 
     @field_validator("attributes")
     @classmethod
     def _words(cls, value: list[str]) -> list[str]:
         if not all(one.strip() for one in value):
-            raise ValueError("has an attribute without a letter")
+            raise ValueError("has an empty attribute")
         return value
 
 
@@ -90,7 +95,7 @@ def anchored_texts(
     `context_at` has the positions of the context of all attributes, then those of the name's.
 
     Raises:
-        RecipeError: the longest class name leaves too few positions for all of it.
+        RecipeError: the longest class name leaves too few positions.
     """
     n_before, n_own = settings.n_ctx_attribute, settings.n_ctx_text
     at: list[int] = []
@@ -116,10 +121,9 @@ def _check_room(
     room = backbone.context_length - 2 - lengths[longest]  # start and end tokens
     if n_positions > room >= 1:  # a name that leaves no room is refused by `tokenize`
         raise RecipeError(
-            f"attributes, n_ctx_attribute and n_ctx_text take {n_positions} positions, and beside"
-            f' the class name "{longest}" this CLIP\'s {backbone.context_length} have room for'
-            f" {room}.\n  Take fewer attributes ({len(settings.attributes)} now) or lower"
-            " n_ctx_attribute."
+            f"attributes, n_ctx_attribute and n_ctx_text take {n_positions} positions, but the"
+            f' class name "{longest}" leaves {room} of this CLIP\'s {backbone.context_length}.\n'
+            f"  Use fewer attributes ({len(settings.attributes)} now), or lower n_ctx_attribute."
         )
 
 

@@ -110,8 +110,8 @@ def test_an_encoder_with_other_layers_shares_all_other_tensors(tiny_backbone: Ba
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"rank": 65}, r"lora\.rank is 65, and attn\.q of .* has 64 inputs and 64 outputs"),
-        ({"blocks": [1, 3]}, r"lora\.blocks names block 3, and .* has the blocks 0 to 2\."),
+        ({"rank": 65}, r"lora\.rank is 65, but attn\.q of .* has 64 inputs and 64 outputs"),
+        ({"blocks": [1, 3]}, r"lora\.blocks has block 3, but .* has the blocks 0 to 2\."),
     ],
 )
 def test_what_does_not_fit_the_encoder_is_an_error(

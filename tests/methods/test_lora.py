@@ -171,8 +171,8 @@ def test_each_change_belongs_to_its_blocks_layer(
         ({"alpha": 0.0}, "greater than 0"),
         ({"projections": ["qkv"]}, "'q', 'k', 'v', 'out' or 'mlp'"),
         ({"projections": []}, "at least 1 item"),
-        ({"projections": ["q", "q"]}, "names one of them twice"),
-        ({"blocks": [-1]}, "a negative number is none"),
+        ({"projections": ["q", "q"]}, "has one of them twice"),
+        ({"blocks": [-1]}, "has a negative number"),
         ({"blocks": []}, "at least 1 item"),
     ],
 )
@@ -182,7 +182,7 @@ def test_wrong_settings_are_refused(lora: dict[str, Any], message: str) -> None:
 
 
 def test_settings_that_nothing_reads_are_refused() -> None:
-    with pytest.raises(ValidationError, match="have lora with tune: full, which does not read it"):
+    with pytest.raises(ValidationError, match="have lora with tune: full, which does not use it"):
         promptkd.Settings(tune="full", lora={"rank": 4})
 
 

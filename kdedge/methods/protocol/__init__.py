@@ -62,9 +62,9 @@ class MethodSettings(BaseModel):
 
     @property
     def learns_from_labels(self) -> bool:
-        """These settings read labels, though `METHOD.sees` of the method declares none.
+        """Whether the method uses labels with these settings, though `METHOD.sees` declares none.
 
-        Then `train_classes` are the classes that have labels.
+        `train_classes` are then the classes that have labels.
         """
         return False
 

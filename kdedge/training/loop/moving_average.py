@@ -1,4 +1,4 @@
-"""Exponential moving average of what is trained, which is validated and kept in its place."""
+"""Exponential moving average of the trained tensors, which is validated and kept."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class MovingAverage:
     """average <- d average + (1 - d) values after each step, of all parameters and buffers.
 
     In step t, d is `decay` or (1 + t) / (10 + t), whichever is smaller (TensorFlow's
-    ExponentialMovingAverage with num_updates): initial values, a random projector among them, are
-    forgotten within a few steps. Batch norm's statistics are averaged like the parameters. Integers
-    have no average and are copied.
+    ExponentialMovingAverage with num_updates), so that initial values, such as those of a random
+    projector, are forgotten within a few steps. Batch norm's statistics are averaged like the
+    parameters. Integers have no average and are copied.
 
     Args:
-        module: what is trained; its tensors as they are now begin the average.
-        decay: d's limit, between 0 and 1.
+        module: what is trained; the average starts from its current values.
+        decay: largest d, between 0 and 1.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -29,7 +29,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, module: nn.Module, *, step: int) -> None:
-        """Takes in the module's values after a step, which counts from 1 over the whole run."""
+        """Adds the module's values after a step, counted from 1 over the whole run."""
         decay = min(self._decay, (1 + step) / (10 + step))
         for name, value in _tensors(module).items():
             average = self._average[name]
@@ -46,7 +46,7 @@ class MovingAverage:
 
     @contextlib.contextmanager
     def in_place_of(self, module: nn.Module) -> Iterator[None]:
-        """Context in which the module has the average; it has its own values again after it."""
+        """Context manager: the module has the average inside, and its own values afterwards."""
         own = {name: value.detach().clone() for name, value in _tensors(module).items()}
         self.copy_to(module)
         try:
@@ -61,17 +61,17 @@ class MovingAverage:
         return dict(self._average)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes up what `state_dict` gave.
+        """Loads what `state_dict` returned.
 
         Raises:
-            ValueError: it is of another module.
+            ValueError: the state is that of another module.
         """
         if state.keys() != self._average.keys():
-            raise ValueError("its moving average has other tensors")
+            raise ValueError("its moving average is of other tensors")
         for name, average in self._average.items():
             average.copy_(state[name])
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, as they are and not as copies."""
+    """Parameters and buffers by name, not copied."""
     return dict(chain(module.named_parameters(), module.named_buffers()))

@@ -17,13 +17,13 @@ from kdedge.methods.protocol import Method, TrainsLayers
 
 _FREE_SETTINGS = ("n_workers", "checkpoint_every_s", "micro_batch")
 _LATER_SETTINGS = ("labeled_batch_size", "layer_decay", "ema_decay")
-"""Version 0.1 had none of these: where they are not given, its keys stay as they were."""
+"""Settings that version 0.1 did not have; left out if not given, so that its keys stay the same."""
 
 _NO_FACTORS: Mapping[nn.Parameter, float] = MappingProxyType({})
 
 
 def decisive_settings(settings: OptimSettings) -> dict[str, Any]:
-    """The settings that change what is learned, and not only how fast; plain values."""
+    """The settings that change what is learned, not only how fast; plain values."""
     absent = {name for name in _LATER_SETTINGS if getattr(settings, name) is None}
     return settings.model_dump(mode="json", exclude={*_FREE_SETTINGS, *absent})
 
@@ -84,12 +84,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def lr_factors(method: Method, settings: OptimSettings) -> dict[nn.Parameter, float]:
-    """Factors of the learning rate under `layer_decay`: decay ** (number of layers above).
+    """Factors of the learning rate with `layer_decay`: decay ** (number of layers above).
 
     Source: BEiT (arXiv:2106.08254, section 3.1). Empty without `layer_decay`.
 
     Raises:
-        RecipeError: there is one, and no layer of an image encoder is trained.
+        RecipeError: `layer_decay` is set, but no layer of an image encoder is trained.
     """
     decay = settings.layer_decay
     if decay is None:
@@ -97,26 +97,27 @@ def lr_factors(method: Method, settings: OptimSettings) -> dict[nn.Parameter, fl
     layers_above = method.layers_above() if isinstance(method, TrainsLayers) else {}
     if not layers_above:
         raise RecipeError(
-            f"optim.layer_decay is {decay:g}, and no layer of an image encoder is trained.\n"
-            "  Leave it out, or set it under student.optim for a student with tune: full or lora."
+            f"optim.layer_decay is {decay:g}, but no layer of an image encoder is trained.\n"
+            "  Remove that key, or set it in student.optim for a student with tune: full or lora."
         )
     parameters = method.trainable_parameters()
     return {parameters[name]: decay**above for name, above in layers_above.items()}
 
 
 def check_fits(method: Method, settings: OptimSettings) -> None:
-    """Refuses settings that a method cannot follow.
+    """Checks that a method can be trained with these settings.
 
     Raises:
-        RecipeError: `layer_decay` has no layers, or `ema_decay` a method that averages itself.
+        RecipeError: `layer_decay` is set, but no layer is trained; or `ema_decay` is set, but the
+            method averages over epochs itself.
     """
     lr_factors(method, settings)
     if settings.ema_decay is None or method.averaging_weights(settings.epochs) is None:
         return
     raise RecipeError(
-        f"optim.ema_decay is {settings.ema_decay:g}, and this method averages what it trains over"
-        " the epochs itself.\n"
-        "  Leave it out, or set it under student.optim."
+        f"optim.ema_decay is {settings.ema_decay:g}, but this method itself averages its trained"
+        " tensors over the epochs.\n"
+        "  Remove that key, or set it in student.optim."
     )
 
 
