@@ -89,7 +89,8 @@ def encode_text(
             `context_at`, are placeholders.
         context: [n_ctx, D_text], or [C, n_ctx, D_text] for one context per text. Replaces the
             placeholders' embeddings in the first block.
-        deep_context: [prompt_depth - 1, n_ctx, D_text], for the second and later blocks.
+        deep_context: [prompt_depth - 1, n_deep, D_text], for the second and later blocks. If n_deep
+            is less than n_ctx, it has the last n_deep positions of `context_at`.
 
     Returns:
         [C, D], not normalized (`text_features_raw`).
@@ -121,13 +122,15 @@ def _replace_context(tokens: Tensor, context: Tensor, at: Tensor | None) -> Tens
     Args:
         tokens: [C, T, D_text].
         context: [n_ctx, D_text], shared by all texts, or [C, n_ctx, D_text].
-        at: [C, n_ctx], the context's positions in each text; None for 1 to n_ctx.
+        at: [C, n_at], positions in each text, of which the last n_ctx are the context's; None for 1
+            to n_ctx.
 
     Returns:
         [C, T, D_text].
     """
     context = context.expand(len(tokens), -1, -1)  # [C, n_ctx, D_text]
     if at is not None:
+        at = at[:, -context.shape[1] :]
         return tokens.scatter(1, at[..., None].expand_as(context), context)
     return torch.cat([tokens[:, :1], context, tokens[:, 1 + context.shape[1] :]], dim=1)
 

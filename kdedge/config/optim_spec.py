@@ -75,6 +75,24 @@ class OptimSettings(Strict):
     schedule_per: Literal["epoch", "step"] = Field(
         "epoch", description=f"How often the learning rate changes. {_OFFICIAL}."
     )
+    layer_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Factor between the learning rates of an image encoder's layers: each layer"
+        " has that of the next layer times this factor, the last one lr times this factor (BEiT,"
+        " arXiv:2106.08254; for CLIP: arXiv:2212.06138). For a student with tune: full or lora."
+        " Default: one learning rate for all layers.",
+    )
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Decay of an exponential moving average of all trained tensors, updated after"
+        " each step. The average is validated and kept. In step t the decay is at most"
+        " (1 + t) / (10 + t), as in TensorFlow, so that initial values are soon forgotten. Usual"
+        " values are 0.99 to 0.9999. Default: no average.",
+    )
     precision: PrecisionName = Field(
         "fp32",
         description="Precision of the forward pass; losses and trained tensors stay fp32. Default:"
@@ -118,8 +136,9 @@ class OptimSettings(Strict):
     selection: Literal["last", "validation", "test"] = Field(
         "last",
         description="Which epoch's weights are kept. last: the last epoch's, or the average over"
-        " epochs if the method averages. validation: the most accurate epoch's on data.validation;"
-        " the average is a candidate too. test: the same on data.test; only with official: true.",
+        " epochs if the method averages. With ema_decay, an epoch's weights are those of the moving"
+        " average. validation: the most accurate epoch's on data.validation; the average over"
+        " epochs is a candidate too. test: the same on data.test; only with official: true.",
     )
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.image_backbone import AnyBackbone, ImageBackbone
+from kdedge.clip.layers import layers_above
+from kdedge.clip.low_rank import BLOCKS, LowRankChanges, make_low_rank_changes, with_layers
 from kdedge.clip.prompts import TextPrompts, make_text_prompts, make_visual_prompts
 from kdedge.errors import RecipeError
+from kdedge.methods._labels import LabelHead
 from kdedge.methods._projector import Projector
+from kdedge.methods._promptkd_settings import Settings
 from kdedge.methods.losses import ChosenLosses
-
-if TYPE_CHECKING:
-    from kdedge.methods.promptkd import Settings
 
 
 class Student(nn.Module):
@@ -24,9 +25,11 @@ class Student(nn.Module):
 
     Attributes:
         visual_prompts: [depth, n_ctx_vision, D_vision], under `tune: prompts`.
+        lora: low-rank changes of the frozen image encoder, under `tune: lora`.
         projector: to the teacher's dimension, under `class_vectors: teacher`.
         visual: the student's own copy of the image encoder, under `tune: full`.
         text_prompts: context of the text encoder, under `class_vectors: student`.
+        label_head: a second head for labels, if there is one.
         losses: the losses by name; most have nothing to train.
         scale: the teacher's `logit_scale.exp()`, for a backbone without a scale.
     """
@@ -39,7 +42,9 @@ class Student(nn.Module):
         projector: Projector | None,
         *,
         visual: nn.Module | None = None,
+        lora: LowRankChanges | None = None,
         text_prompts: TextPrompts | None = None,
+        label_head: LabelHead | None = None,
         losses: ChosenLosses,
         scale: float | None = None,
     ) -> None:
@@ -47,9 +52,37 @@ class Student(nn.Module):
         self.visual_prompts = visual_prompts
         self.projector = projector
         self.visual = visual
+        self.lora = lora
         self.text_prompts = text_prompts
+        self.label_head = label_head
         self.losses = losses.build()
         self.register_buffer("scale", None if scale is None else torch.tensor(scale))
+
+    def encoder(self, frozen: nn.Module) -> nn.Module:
+        """The image encoder in training: the backbone's, the student's copy, or one with `lora`."""
+        if self.lora is not None:
+            return with_layers(frozen, self.lora.layers())
+        return frozen if self.visual is None else self.visual
+
+    def deployed_encoder(self, frozen: nn.Module) -> nn.Module:
+        """The image encoder, low-rank changes merged; its layers have the backbone's types."""
+        if self.lora is None:
+            return self.encoder(frozen)
+        merged = {name: layer.as_linear() for name, layer in self.lora.layers().items()}
+        return with_layers(frozen, merged)
+
+    def layers_above(self, frozen: nn.Module) -> dict[str, int]:
+        """See `methods.protocol.TrainsLayers`."""
+        above = layers_above(frozen)
+        if self.visual is not None:
+            return {f"visual.{name}": n_layers for name, n_layers in above.items()}
+        if self.lora is None:
+            return {}
+        return {
+            f"lora.{name.removeprefix(BLOCKS)}.{part}": above[f"{name}.weight"]
+            for name in self.lora.layers()
+            for part in ("a", "b")
+        }
 
 
 def check_image_backbone(backbone: ImageBackbone, *, tune: str, needs_texts: bool) -> None:
@@ -77,7 +110,8 @@ def make_student(
     backbone: AnyBackbone,
     settings: Settings,
     *,
-    teacher_dim: int,
+    class_vectors: Tensor,
+    train_classes: Sequence[int],
     scale: float,
     generator: torch.Generator,
 ) -> Student:
@@ -86,18 +120,22 @@ def make_student(
     Args:
         backbone: the frozen CLIP, or an image encoder alone.
         settings: choose the parts.
-        teacher_dim: D_teacher.
+        class_vectors: [C, D_teacher], the teacher's.
+        train_classes: positions in the class list of the classes that labels refer to.
         scale: the teacher's, for a backbone that has none.
-        generator: on the CPU; draws prompts, projector and context, in this order.
+        generator: on the CPU; draws prompts, low-rank changes, projector and context, in this
+            order.
 
     Raises:
-        RecipeError: an encoder has fewer layers than get prompts, a loss compares features of
-            different dimensions, or the settings need more than an image encoder.
+        RecipeError: an encoder has fewer layers than get prompts, or cannot have the low-rank
+            changes of the settings; a loss compares features of different dimensions; or the
+            settings need more than an image encoder.
     """
     if not isinstance(backbone, Backbone):
         check_image_backbone(backbone, tune=settings.tune, needs_texts=settings.needs_texts)
-    visual_prompts = projector = visual = text_prompts = None
-    if settings.tune == "prompts":
+    visual_prompts = projector = visual = lora = text_prompts = label_head = None
+    teacher_dim = class_vectors.shape[1]
+    if settings.has_prompts:
         visual_prompts = make_visual_prompts(
             backbone,
             n_ctx=settings.n_ctx_vision,
@@ -106,6 +144,15 @@ def make_student(
         )
     if settings.tune == "full":
         visual = copy.deepcopy(backbone.visual).requires_grad_(True)
+    if settings.has_lora:
+        lora = make_low_rank_changes(
+            backbone,
+            rank=settings.lora.rank,
+            alpha=settings.lora.alpha,
+            projections=settings.lora.projections,
+            blocks=settings.lora.blocks,
+            generator=generator,
+        )
     if settings.class_vectors == "teacher":
         projector = Projector(
             backbone.embed_dim, teacher_dim, generator, depth=settings.projector_depth
@@ -119,11 +166,16 @@ def make_student(
             context_init=settings.context_init,
             generator=generator,
         )
+    if settings.label_head_share is not None:
+        share = settings.label_head_share
+        label_head = LabelHead(class_vectors, train_classes, share=share)
     student = Student(
         visual_prompts,
         projector,
         visual=visual,
+        lora=lora,
         text_prompts=text_prompts,
+        label_head=label_head,
         losses=settings.losses,
         scale=None if isinstance(backbone, Backbone) else scale,
     )

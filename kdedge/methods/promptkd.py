@@ -2,7 +2,9 @@
 
 Paper: Li et al., PromptKD, CVPR 2024, arXiv:2403.02781, section 3.2 and equation 5. The settings
 `tune`, `class_vectors` and `projector_depth` are its ablations (tables 5 and 12); `losses` replaces
-equation 5 by other distillation losses, or adds them.
+equation 5 by other distillation losses, or adds them. Not from the paper are `tune: lora`, low-rank
+changes of the image encoder (arXiv:2405.18541), and `labeled_weight`, a loss on labeled images
+(arXiv:2505.07675).
 Differs from the authors' code: class vectors are computed once, after the teacher's weights are
 loaded, and not in every step; the student's text encoder does not run if the class vectors are the
 teacher's; weights stay in float32 under autocast. That code has no ablations; the settings'
@@ -14,11 +16,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Literal, cast
+from typing import cast
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.image_backbone import AnyBackbone
@@ -29,151 +31,22 @@ from kdedge.data.batch import Batch
 from kdedge.errors import DataError, RecipeError, ShapeError
 from kdedge.methods._encode import encode_images, is_splittable
 from kdedge.methods._projector import Projector
+from kdedge.methods._promptkd_settings import Settings
 from kdedge.methods._student import Student, make_student
-from kdedge.methods.losses import (
-    DEFAULT,
-    ChosenLosses,
-    DistillationLoss,
-    Outputs,
-    chosen_losses_model,
-    load_loss,
-)
-from kdedge.methods.protocol import (
-    CombinesTeachers,
-    Encoder,
-    ImagePath,
-    MethodSettings,
-    SettingsNotes,
-    StepOutput,
-    Teacher,
-)
+from kdedge.methods.losses import DistillationLoss, Outputs
+from kdedge.methods.protocol import CombinesTeachers, ImagePath, StepOutput, Teacher
 from kdedge.methods.registry import Declaration, Sees
+from kdedge.methods.supervised import labels_of
 
 __all__ = ["METHOD", "ImagePath", "Method", "Projector", "Settings", "Student"]
-
-if TYPE_CHECKING:
-    Losses = ChosenLosses
-else:
-    Losses = chosen_losses_model()
 
 METHOD = Declaration(
     label="PromptKD",
     paper="arXiv:2403.02781",
-    sees=Sees(unlabeled_images=True, novel_class_names=True),  # its teacher sees labels
+    # No labels: its teacher sees them. With labeled_weight it also sees them itself
+    sees=Sees(unlabeled_images=True, novel_class_names=True),
     needs_teacher=True,
 )
-
-
-class Settings(MethodSettings):
-    """Settings of PromptKD; defaults from the authors' base-to-novel configuration."""
-
-    tune: Literal["prompts", "projector", "full"] = Field(
-        "prompts",
-        description="What is trained on the image side (arXiv:2403.02781, table 5). prompts: visual"
-        " prompts and projector. projector: the projector only. full: the whole image encoder and"
-        " the projector, without prompts. The paper gives no learning rate for full; optim.lr has"
-        " to be far below the 0.005 of prompts. Image encoders other than CLIP's ViT take no"
-        " prompts: use projector, full, or n_ctx_vision: 0.",
-    )
-    n_ctx_vision: int = Field(
-        4,
-        ge=0,
-        le=1000,
-        description="Number of visual prompts in each prompted image layer, for tune: prompts; 0"
-        " trains the projector only. The default 4 is the PromptKD repository's.",
-    )
-    prompt_depth: int = Field(
-        9,
-        ge=0,
-        description="Number of image layers with visual prompts of their own, from the first, for"
-        " tune: prompts. The default 9 is that of arXiv:2403.02781, section 4.1.",
-    )
-    projector_depth: int = Field(
-        2,
-        ge=1,
-        le=3,
-        description="Number of linear layers of the projector, with batch norm and ReLU between"
-        " them (arXiv:2403.02781, table 12). 3: one more hidden layer of the same"
-        " width; the paper does not specify the width. No effect with class_vectors:"
-        " student, which has no projector.",
-    )
-    class_vectors: Literal["teacher", "student"] = Field(
-        "teacher",
-        description="Whose text features the student compares images with. teacher: the stored"
-        ' ones. student: "w/o shared text feature" of arXiv:2403.02781, table 5: its own text'
-        " encoder computes them with learned context, and there is no projector.",
-    )
-    n_ctx_text: int = Field(
-        4,
-        ge=1,
-        description="Number of context tokens of the student's text encoder, for class_vectors:"
-        " student. The default 4 is the teacher's.",
-    )
-    prompt_depth_text: int = Field(
-        9,
-        ge=1,
-        description="Number of text layers with context of their own, from the first, for"
-        " class_vectors: student. The default 9 is the teacher's.",
-    )
-    context_init: str = Field(
-        "a photo of a",
-        description="Words whose embeddings initialize the context, for class_vectors: student;"
-        " N(0, 0.02²) if they have fewer than n_ctx_text tokens.",
-    )
-    losses: Losses = Field(
-        Losses.model_validate({DEFAULT: {}}),
-        description="Distillation losses by name, each with its settings; their weighted values are"
-        " added. {kl: {weight: 200}, feature: {}} adds feature to kl. Default: kl, PromptKD's"
-        " divergence of class probabilities.",
-    )
-    float32_losses: bool = Field(
-        True,
-        description="Compute projector, logits and losses in float32 even if the forward pass is"
-        " in half precision; this default is ours. false: use the precision of the"
-        " forward pass, as in the authors' code.",
-    )
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Settings:
-        if self.tune == "projector" and self.class_vectors == "student":
-            raise ValueError(
-                "have tune: projector with class_vectors: student, which has no projector; use"
-                " tune: prompts or full, or class_vectors: teacher"
-            )
-        return self
-
-    @property
-    def has_own_class_vectors(self) -> bool:
-        """See `MethodSettings.has_own_class_vectors`."""
-        return self.class_vectors == "student"
-
-    @property
-    def needs_texts(self) -> bool:
-        """See `MethodSettings.needs_texts`."""
-        return self.has_own_class_vectors
-
-    @property
-    def reads_targets(self) -> bool:
-        """See `MethodSettings.reads_targets`."""
-        return any(load_loss(name).Loss.reads_targets for name, _ in self.losses.items())
-
-    @property
-    def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:
-        """See `MethodSettings.prompt_depths`."""
-        image: dict[str, tuple[Encoder, ...]] = {"prompt_depth": ("image",)}
-        text: dict[str, tuple[Encoder, ...]] = {"prompt_depth_text": ("text",)}
-        return {
-            **(image if self.tune == "prompts" else {}),
-            **(text if self.class_vectors == "student" else {}),
-        }
-
-    def notes(self, n_classes: int) -> SettingsNotes:
-        """See `MethodSettings.notes`; the losses' notes together."""
-        notes = [loss.notes(n_classes) for _, loss in self.losses.items()]
-        return SettingsNotes(
-            {key: value for one in notes for key, value in one.record.items()},
-            tuple(message for one in notes for message in one.messages),
-        )
 
 
 class Method:
@@ -187,6 +60,7 @@ class Method:
         *,
         teacher: Teacher | None,
         class_vectors: Tensor,
+        train_classes: Sequence[int],
         texts: TokenizedTexts | None = None,
     ) -> None:
         self.module = module
@@ -196,6 +70,8 @@ class Method:
         self._teacher = teacher
         self._class_vectors = class_vectors
         self._texts = texts
+        self._train_classes = list(train_classes)
+        self.visual = module.encoder(backbone.visual)
 
     @classmethod
     def build(
@@ -210,7 +86,7 @@ class Method:
         generator: torch.Generator,
         class_vectors: Tensor | None = None,
     ) -> Method:
-        """See `methods.protocol.Method.build`; learns over all classes.
+        """See `methods.protocol.Method.build`; learns from the teacher over all classes.
 
         Texts, "<context> NAME.", are only encoded under `class_vectors: student`. A student that is
         not trained needs no teacher but its class vectors, [C, D_teacher].
@@ -231,15 +107,14 @@ class Method:
         module = make_student(
             backbone,
             settings,
-            teacher_dim=class_vectors.shape[1],
-            scale=1.0
-            if teacher is None
-            else teacher.scale,  # without a teacher, the run's file has it
+            class_vectors=class_vectors,
+            train_classes=train_classes,
+            scale=1.0 if teacher is None else teacher.scale,  # of a finished run: its file has it
             generator=generator,
         )
         module.to(backbone.device)
         texts = None
-        if settings.has_own_class_vectors:
+        if settings.needs_texts:
             assert isinstance(backbone, Backbone)  # make_student has checked it
             texts = prompted_texts(
                 backbone,
@@ -248,7 +123,13 @@ class Method:
                 context_init=settings.context_init,
             )
         return cls(
-            backbone, module, settings, teacher=teacher, class_vectors=class_vectors, texts=texts
+            backbone,
+            module,
+            settings,
+            teacher=teacher,
+            class_vectors=class_vectors,
+            train_classes=train_classes,
+            texts=texts,
         )
 
     @property
@@ -258,12 +139,6 @@ class Method:
             return self._own_scale
         assert self.module.scale is not None
         return float(self.module.scale)
-
-    @property
-    def visual(self) -> nn.Module:
-        """The image encoder: the student's own if it is trained, else the frozen backbone's."""
-        own = self.module.visual
-        return self._backbone.visual if own is None else own
 
     @property
     def can_split_batches(self) -> bool:
@@ -304,10 +179,23 @@ class Method:
         return prompted_text_features(self._backbone, self._texts, self.module.text_prompts)
 
     def outputs(self, batch: Batch) -> Outputs:
-        """What student and teacher compute for a batch's images, the student with gradients.
+        """What student and teacher compute for a batch's images, the student with gradients."""
+        return self._outputs(batch, self._features(batch)[0])
 
-        The teacher does not run if its features came with the batch.
+    def _features(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The student's features of a batch's unlabeled images, and of its labeled images if any.
+
+        Both are one batch for the projector's batch norm.
         """
+        raw = encode_images(batch, self.image_features_raw)
+        if batch.labeled is None:
+            return self._project(raw), None
+        beside = encode_images(batch.labeled, self.image_features_raw)
+        features = self._project(torch.cat([raw, beside]))
+        return features[: len(raw)], features[len(raw) :]
+
+    def _outputs(self, batch: Batch, student_features: Tensor) -> Outputs:
+        """The teacher does not run if its features came with the batch."""
         teacher_features = batch.teacher_features
         teacher = self._teacher
         assert teacher is not None  # or it is not trained
@@ -318,7 +206,7 @@ class Method:
         if isinstance(teacher, CombinesTeachers):
             teacher_features, combined = teacher.combine(teacher_features, batch.keys)
         return Outputs(
-            student_features=self._project(encode_images(batch, self.image_features_raw)),
+            student_features=student_features,
             teacher_features=teacher_features,
             student_vectors=self.student_vectors(),
             teacher_vectors=self._class_vectors,
@@ -329,7 +217,7 @@ class Method:
         )
 
     def training_step(self, batch: Batch) -> StepOutput:
-        """The sum of the weighted losses; no label is read."""
+        """The sum of the weighted losses, that of labeled images included if there are any."""
         projector = self.module.projector
         if batch.n_images < 2 and projector is not None and projector.batch_norms:
             raise DataError(
@@ -337,7 +225,8 @@ class Method:
                 " variance over one).\n"
                 "  Add images, or raise optim.batch_size."
             )
-        outputs = self.outputs(batch)
+        features, labeled_features = self._features(batch)
+        outputs = self._outputs(batch, features)
         n_classes = len(self._class_vectors)
         scalars: dict[str, Tensor] = {}
         terms: list[Tensor] = []
@@ -348,9 +237,26 @@ class Method:
                 terms.append(weight * value)
                 logged = value.detach()
                 scalars |= loss.scalars(logged, n_classes) or {f"{name}_loss": logged}
+            if batch.labeled is not None and labeled_features is not None:
+                logits = self.label_logits(labeled_features, outputs.student_vectors)
+                labels = labels_of(batch.labeled)
+                value = F.cross_entropy(logits, labels)
+                terms.append(self._settings.labeled_weight * value)
+                accuracy = 100 * (logits.detach().argmax(dim=-1) == labels).float().mean()
+                scalars |= {"label_loss": value.detach(), "labeled_accuracy_percent": accuracy}
             agrees = outputs.student_logits.argmax(-1) == outputs.teacher_logits.argmax(-1)
         scalars["teacher_agreement_percent"] = 100 * agrees.float().mean()
         return StepOutput(torch.stack(terms).sum(), scalars)
+
+    def label_logits(self, features: Tensor, class_vectors: Tensor) -> Tensor:
+        """[B, D] -> [B, C_labeled], from the label head; from the class vectors without one."""
+        head = self.module.label_head
+        vectors = class_vectors[self._train_classes] if head is None else head.vectors()
+        return self.scale * features @ vectors.T
+
+    def layers_above(self) -> dict[str, int]:
+        """See `TrainsLayers`."""
+        return self.module.layers_above(self._backbone.visual)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The module's; batch norm's statistics are buffers of it."""
@@ -362,19 +268,22 @@ class Method:
 
     @torch.no_grad()
     def class_vectors(self) -> Tensor:
-        """[C, D], the teacher's, or the student's own under the current context."""
-        return self.student_vectors()
+        """[C, D]: the teacher's, mixed with those of a label head, or the student's own."""
+        head = self.module.label_head
+        return self.student_vectors() if head is None else head.mixed_vectors()
 
     @torch.no_grad()
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D] with the running statistics of batch norm."""
-        was_training = self.module.training
+        if not self.module.training:
+            return self.image_features(images)
         self.module.eval()
         try:
             return self.image_features(images)
         finally:
-            self.module.train(was_training)
+            self.module.train()
 
     def image_path(self) -> ImagePath:
-        """The image encoder, and prompts and projector if the student has them."""
-        return ImagePath(self.visual, self.module.visual_prompts, self.module.projector)
+        """The image encoder, low-rank changes merged; prompts and projector if there are any."""
+        visual = self.module.deployed_encoder(self._backbone.visual)
+        return ImagePath(visual, self.module.visual_prompts, self.module.projector)

@@ -308,8 +308,8 @@ class RunModel:
         vectors_file = self.run.class_vectors
         if self.setup.choice.settings.has_own_class_vectors:
             raise DataError(
-                f"{what}, and this student made its own (class_vectors: student):"
-                " the teacher's would not fit its image features.\n"
+                f"{what}, and this student made its own (class_vectors: student or"
+                " label_head_share): the teacher's would not fit its image features.\n"
                 f"  Use names among the {len(stored)} of {vectors_file}, or distill again with the"
                 " new list."
             )

@@ -18,7 +18,7 @@ from kdedge.config.recipe import (
 )
 from kdedge.errors import RecipeError
 from kdedge.methods.protocol import HasClassifier, MethodSettings, WithoutClassVectors
-from kdedge.methods.registry import load_method
+from kdedge.methods.registry import Sees, load_method
 
 Role = Literal["teacher", "student", "baseline"]
 
@@ -31,6 +31,12 @@ class MethodChoice:
     module: ModuleType
     settings: MethodSettings
     optim: OptimSettings
+
+    @property
+    def sees(self) -> Sees:
+        """What the method learns from under these settings."""
+        declared: Sees = self.module.METHOD.sees
+        return declared | Sees(labels=self.settings.learns_from_labels)
 
 
 def model_spec(recipe: Recipe, role: Role) -> ModelSpec:
@@ -103,7 +109,7 @@ def check_reads_pseudo_labels(choice: MethodChoice, recipe: Recipe) -> None:
     Raises:
         RecipeError: the method would ignore the file.
     """
-    sees = choice.module.METHOD.sees
+    sees = choice.sees
     if recipe.data.pseudo_labels is not None and sees.unlabeled_images and not sees.labels:
         raise RecipeError(
             f"{choice.name} uses no labels, but the recipe has data.pseudo_labels.\n"

@@ -13,6 +13,7 @@ from kdedge.clip.resolve import BackboneSpec
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.recipe import ModelSpec
 from kdedge.methods.protocol import Method, Teacher
+from kdedge.methods.registry import Sees
 from kdedge.setup.classes import Classes, load_classes
 from kdedge.setup.method import MethodChoice, Role, choose_method, model_spec
 from kdedge.setup.workspace import Workspace
@@ -48,6 +49,13 @@ class RoleSetup:
         """The device of the workspace."""
         return self.workspace.device
 
+    @property
+    def train_classes(self) -> range:
+        """Classes that labels refer to; those of the softmax, if the method has one."""
+        if self.choice.settings.learns_from_labels:
+            return self.classes.trained_by(Sees(labels=True))
+        return self.classes.trained_by(self.choice.sees)
+
     def with_classes(self, classes: Classes) -> RoleSetup:
         """Returns the same model for another class list."""
         return replace(self, classes=classes)
@@ -71,7 +79,7 @@ class RoleSetup:
             self.classes.names,
             self.choice.settings,
             template=self.classes.template,
-            train_classes=self.classes.trained_by(self.choice.module.METHOD.sees),
+            train_classes=self.train_classes,
             teacher=teacher,
             generator=torch.Generator().manual_seed(self.seed),
             **taught,

@@ -112,8 +112,7 @@ class KnownJob:
     Attributes:
         test: images and class names that it is measured on.
         backbone: identity of its backbone; None for a cell that trains nothing.
-        key: key of its job; None for a cell that trains nothing, and until its teachers are
-            trained.
+        key: key of its job; None for a cell that trains nothing, or until its teachers are trained.
         teachers: keys of the jobs of the teachers that are trained for it.
     """
 

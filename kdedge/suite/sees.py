@@ -10,14 +10,14 @@ from kdedge.config.recipe import DataSpec, TeacherSpec
 from kdedge.errors import KdedgeError
 from kdedge.methods.registry import Sees, load_method
 from kdedge.runs.find import find_run
-from kdedge.setup.method import Role, model_spec
+from kdedge.setup.method import Role, choose_method
 from kdedge.setup.teachers import teacher_recipes
 
 
 def row_sees(loaded: LoadedRecipe, role: Role) -> Sees:
     """The kinds of data that a role's model learns from; a student's include its teachers'."""
     recipe = loaded.recipe
-    own = _with_data(load_method(model_spec(recipe, role).method).METHOD.sees, recipe.data)
+    own = _with_data(choose_method(loaded, role).sees, recipe.data)
     for one in teacher_recipes(loaded) if role == "student" else []:
         assert one.recipe.teacher is not None  # each has one
         own |= _with_data(load_method(_teacher_method(one.recipe.teacher)).METHOD.sees, recipe.data)

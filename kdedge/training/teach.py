@@ -97,7 +97,7 @@ def _with_sentences(setup: RoleSetup, data: TrainingData) -> TrainingData:
 
 def _training_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
     """The images of the kinds that a method declares."""
-    sees, has_rounds = setup.choice.module.METHOD.sees, setup.choice.settings.n_rounds > 0
+    sees, has_rounds = setup.choice.sees, setup.choice.settings.n_rounds > 0
     pool = None
     if sees.unlabeled_images:
         pool = images.require("unlabeled", f"{setup.choice.name} learns from unlabeled images")
@@ -114,7 +114,7 @@ def _training_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
 
 def labeled_beside(setup: RoleSetup, images: RecipeData) -> LabeledImages | None:
     """The labeled images of a student whose method also learns from labeled images, else None."""
-    if not setup.choice.module.METHOD.sees.labels:
+    if not setup.choice.sees.labels:
         return None
     data = _labeled_data(setup, images)
     assert data.images is not None  # there is no other source of labels
@@ -124,8 +124,7 @@ def labeled_beside(setup: RoleSetup, images: RecipeData) -> LabeledImages | None
 def _labeled_data(setup: RoleSetup, images: RecipeData) -> TrainingData:
     """Labeled images, with the images of the recipe's pseudo-labels."""
     spec = setup.loaded.recipe.data
-    trained = setup.classes.trained_by(setup.choice.module.METHOD.sees)
-    label_of = {label: position for position, label in enumerate(trained)}
+    label_of = {label: position for position, label in enumerate(setup.train_classes)}
     labeled, labels = None, {}
     if spec.labeled is not None or spec.pseudo_labels is None:
         labeled = images.labeled(setup.role)

@@ -30,6 +30,13 @@ def distill(kdedge: Run, *changes: str) -> Any:
         (["tune=full", "projector_depth=1"], {"visual", "projector"}),
         (["projector_depth=3"], {"visual_prompts", "projector"}),
         (["class_vectors=student", "prompt_depth_text=2"], {"visual_prompts", "text_prompts"}),
+        (["tune=lora", "lora={rank: 4, projections: [q, v, mlp]}"], {"lora", "projector"}),
+        (["tune=prompts+lora"], {"visual_prompts", "lora", "projector"}),
+        (["labeled_weight=1"], {"visual_prompts", "projector"}),
+        (
+            ["labeled_weight=1", "label_head_share=0.5"],
+            {"visual_prompts", "projector", "label_head"},
+        ),
         (["losses={interactive: {}, kl: {weight: 100}, feature: {weight: 2}}"], None),
     ],
 )

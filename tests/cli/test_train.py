@@ -24,6 +24,7 @@ SETTINGS = {
     "ivlp": "{prompt_depth_text: 2, prompt_depth_vision: 2}",
     "maple": "{prompt_depth: 2}",
     "promptsrc": "{}",
+    "atprompt": "{prompt_depth_text: 2, prompt_depth_vision: 2, attributes: [shape]}",
 }
 SHORT = "baseline.optim={epochs: 2, batch_size: 4, warmup_epochs: 0}"
 

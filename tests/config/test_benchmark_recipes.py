@@ -14,6 +14,7 @@ from kdedge.config.recipe import Recipe
 from kdedge.config.suite import AVERAGE, Suite, check_paper, load_suite
 from kdedge.data.benchmarks import list_benchmarks, load_benchmark
 from kdedge.results import harmonic_mean
+from kdedge.setup.method import choose_method
 
 SUITES = Path(__file__).parents[2] / "benchmarks" / "suites"
 VARIANTS = {"imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"}
@@ -65,6 +66,33 @@ def test_the_weight_of_the_divergence_is_the_published_one_of_each_set() -> None
         assert student.settings["losses"]["kl"]["weight"] == (200 if name in light else 1000)
     text = shipped_recipes()["dtd"].read_text()
     assert "200 / 47" in text
+
+
+ATTRIBUTES = {  # docs/ATPrompt.md of the authors' repository
+    "imagenet": ["color", "shape"],
+    "caltech101": ["shape", "size"],
+    "oxford_pets": ["playfulness", "energy"],
+    "stanford_cars": ["luxury"],
+    "oxford_flowers": ["color", "habitat", "growth"],
+    "food101": ["flavor", "preparation"],
+    "fgvc_aircraft": ["design", "range"],
+    "sun397": ["function"],
+    "dtd": ["pattern", "color", "design"],
+    "eurosat": ["habitat"],
+    "ucf101": ["precision"],
+}
+
+
+@pytest.mark.parametrize("name", BASE_TO_NOVEL)
+def test_a_recipes_comment_has_the_published_attributes_of_atprompt(
+    name: str, tmp_path: Path
+) -> None:
+    text = shipped_recipes()[name].read_text()
+    path = tmp_path / "r.yaml"
+    path.write_text(text.replace("# attributes:", "attributes:"))
+    loaded = load_recipe(path, ["teacher.method=atprompt"])
+    settings = choose_method(loaded, "teacher").settings
+    assert settings.model_dump()["attributes"] == ATTRIBUTES[name]
 
 
 @pytest.mark.parametrize("name", [*BASE_TO_NOVEL, *VARIANTS])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.image_backbone import make_image_backbone
 from kdedge.data.batch import Batch
-from kdedge.methods import cocoop, coop, ivlp, maple, promptkd, promptsrc, vpt, zeroshot
+from kdedge.methods import atprompt, cocoop, coop, ivlp, maple, promptkd, promptsrc, vpt, zeroshot
 from kdedge.runtime.preprocess import Preprocess
 
 NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
@@ -29,12 +29,14 @@ METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "affinity": (promptkd, {**TAUGHT, "losses": {"affinity": {}, "feature": {}}}),
     "own vectors": (promptkd, {**TAUGHT, "class_vectors": "student", "prompt_depth_text": 2}),
     "full": (promptkd, {"tune": "full"}),
+    "lora": (promptkd, {**TAUGHT, "tune": "prompts+lora"}),
     "coop": (coop, {}),
     "cocoop": (cocoop, {}),
     "vpt": (vpt, {"prompt_depth": 2}),
     "ivlp": (ivlp, BOTH),
     "maple": (maple, {"prompt_depth": 2}),
     "promptsrc": (promptsrc, {**BOTH, "n_anchor_templates": 2}),
+    "atprompt": (atprompt, {**BOTH, "n_anchor_templates": 2}),
 }
 
 

@@ -14,6 +14,7 @@ from kdedge.methods.registry import Sees, list_methods, load_method
 
 NAMES = ["cat", "school_bus", "fox", "golden retriever"]
 SMALL: dict[str, dict[str, Any]] = {
+    "atprompt": {"prompt_depth_text": 2, "prompt_depth_vision": 2},
     "ivlp": {"prompt_depth_text": 2, "prompt_depth_vision": 2},
     "maple": {"prompt_depth": 2},
     "promptkd": {"prompt_depth": 2},

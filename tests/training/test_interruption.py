@@ -23,6 +23,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "averaged": {"average": True, "precision": "bf16"},
     "selected": SELECTED,
     "scaled": {"precision": "fp16", "schedule_per": "step"},
+    "moving": {"ema_decay": 0.9, "selection": "validation"},
 }
 
 

@@ -61,6 +61,14 @@ class MethodSettings(BaseModel):
         return False
 
     @property
+    def learns_from_labels(self) -> bool:
+        """Whether the method uses labels with these settings, though `METHOD.sees` declares none.
+
+        `train_classes` are then the classes that have labels.
+        """
+        return False
+
+    @property
     def needs_texts(self) -> bool:
         """Whether the method runs the text encoder; if not, an `ImageBackbone` is enough."""
         return True
@@ -251,6 +259,22 @@ class WithoutClassVectors(Protocol):
 
     def own_logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C], scaled, float32, for all classes, no graph."""
+        ...
+
+
+@runtime_checkable
+class TrainsLayers(Protocol):
+    """The extra member of a method that can train layers of an image encoder.
+
+    Its layers may then have learning rates of their own (`optim.layer_decay`).
+    """
+
+    def layers_above(self) -> dict[str, int]:
+        """Name of a trained parameter -> number of the encoder's layers after it.
+
+        0 for parameters after the last layer. Parameters that are not listed belong to no layer.
+        Empty if no layer is trained.
+        """
         ...
 
 

@@ -38,6 +38,7 @@ from kdedge.setup.images import Images
 from kdedge.setup.method import MethodChoice
 from kdedge.setup.role import RoleSetup
 from kdedge.training.job.key import job_key, own_view_seed
+from kdedge.training.loop.optim import check_fits
 from kdedge.training.loop.train import Epochs
 from kdedge.training.teacher_input import teacher_for
 from kdedge.training.teacher_store.fill import StoreFiller
@@ -189,7 +190,7 @@ class Job:
             _ = self.teaching.teacher.scale
             if self.teaching.ensemble is not None:
                 self.teaching.ensemble.fit()
-        _ = self.method
+        check_fits(self.method, self.choice.optim)
 
     def with_data(self, data: TrainingData) -> Job:
         """The same job and method object with other training data."""

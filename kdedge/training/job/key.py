@@ -11,7 +11,7 @@ from kdedge.files import sha256_json
 from kdedge.runs.folder import RunFolder
 from kdedge.runs.provenance import Provenance
 from kdedge.setup.method import MethodChoice, Role, choose_method, settings_record
-from kdedge.training.loop.train import decisive_settings
+from kdedge.training.loop.optim import decisive_settings
 
 KEY_VERSION = 2
 """Recorded beside each key. Runs of version 0.1 record none: their key is computed again."""

@@ -50,6 +50,7 @@ class TrainingState:
         scaler: the loss scaler's state dict.
         rng: the state returned by `capture_rng`.
         average: partial sum of the averaged parameters, float64.
+        moving_average: the state returned by `MovingAverage.state_dict`.
         best: the state returned by `BestWeights.state_dict`.
         record: plain values: losses, seconds.
         identity: the settings that the numbers depend on; resuming needs the same ones.
@@ -62,6 +63,7 @@ class TrainingState:
     scaler: dict[str, Any]
     rng: dict[str, Any]
     average: dict[str, Tensor] = field(default_factory=dict)
+    moving_average: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
     identity: dict[str, Any] = field(default_factory=dict)

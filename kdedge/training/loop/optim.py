@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdedge.config.recipe import OptimSettings
+from kdedge.errors import RecipeError
+from kdedge.methods.protocol import Method, TrainsLayers
+
+_FREE_SETTINGS = ("n_workers", "checkpoint_every_s", "micro_batch")
+_LATER_SETTINGS = ("labeled_batch_size", "layer_decay", "ema_decay")
+"""Settings that version 0.1 did not have; left out if not given, so that its keys stay the same."""
+
+_NO_FACTORS: Mapping[nn.Parameter, float] = MappingProxyType({})
+
+
+def decisive_settings(settings: OptimSettings) -> dict[str, Any]:
+    """The settings that change what is learned, not only how fast; plain values."""
+    absent = {name for name in _LATER_SETTINGS if getattr(settings, name) is None}
+    return settings.model_dump(mode="json", exclude={*_FREE_SETTINGS, *absent})
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], settings: OptimSettings
+    parameters: Iterable[nn.Parameter],
+    settings: OptimSettings,
+    *,
+    lr_factors: Mapping[nn.Parameter, float] = _NO_FACTORS,
 ) -> torch.optim.Optimizer:
-    """Makes the optimizer; the loop sets its learning rate before each step.
+    """Makes the optimizer; the loop sets its learning rates with `set_learning_rate`.
 
     SGD is that of the CoOp family's reference code: dampening 0, no Nesterov momentum, weight decay
     added to the gradient. Learned scales (scalars) get no weight decay. AdamW decouples the decay
     from the gradient (arXiv:1711.05101); its second beta is 0.999.
+
+    Args:
+        parameters: what is trained.
+        settings: algorithm, momentum, weight decay.
+        lr_factors: parameter -> factor of its learning rate; 1 for parameters that are not listed.
     """
     given = list(parameters)
     scales = [parameter for parameter in given if parameter.ndim == 0]
-    groups: list[dict[str, Any]] = [
-        {"params": [parameter for parameter in given if parameter.ndim > 0]}
-    ]
+    groups = _by_factor([parameter for parameter in given if parameter.ndim > 0], lr_factors)
     if scales:
         groups.append({"params": scales, "weight_decay": 0.0})
     if settings.algorithm == "adamw":
@@ -40,6 +62,62 @@ def make_optimizer(
         lr=settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
+    )
+
+
+def _by_factor(
+    parameters: Sequence[nn.Parameter], lr_factors: Mapping[nn.Parameter, float]
+) -> list[dict[str, Any]]:
+    """Parameter groups of one learning rate each; without factors, one group of all."""
+    if not lr_factors:
+        return [{"params": list(parameters)}]
+    groups: defaultdict[float, list[nn.Parameter]] = defaultdict(list)
+    for parameter in parameters:
+        groups[lr_factors.get(parameter, 1.0)].append(parameter)
+    return [{"params": own, "lr_factor": factor} for factor, own in groups.items()]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets each parameter group's learning rate: `lr` times the group's factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_factor", 1.0)
+
+
+def lr_factors(method: Method, settings: OptimSettings) -> dict[nn.Parameter, float]:
+    """Factors of the learning rate with `layer_decay`: decay ** (number of layers above).
+
+    Source: BEiT (arXiv:2106.08254, section 3.1). Empty without `layer_decay`.
+
+    Raises:
+        RecipeError: `layer_decay` is set, but no layer of an image encoder is trained.
+    """
+    decay = settings.layer_decay
+    if decay is None:
+        return {}
+    layers_above = method.layers_above() if isinstance(method, TrainsLayers) else {}
+    if not layers_above:
+        raise RecipeError(
+            f"optim.layer_decay is {decay:g}, but no layer of an image encoder is trained.\n"
+            "  Remove that key, or set it in student.optim for a student with tune: full or lora."
+        )
+    parameters = method.trainable_parameters()
+    return {parameters[name]: decay**above for name, above in layers_above.items()}
+
+
+def check_fits(method: Method, settings: OptimSettings) -> None:
+    """Checks that a method can be trained with these settings.
+
+    Raises:
+        RecipeError: `layer_decay` is set, but no layer is trained; or `ema_decay` is set, but the
+            method averages over epochs itself.
+    """
+    lr_factors(method, settings)
+    if settings.ema_decay is None or method.averaging_weights(settings.epochs) is None:
+        return
+    raise RecipeError(
+        f"optim.ema_decay is {settings.ema_decay:g}, but this method itself averages its trained"
+        " tensors over the epochs.\n"
+        "  Remove that key, or set it in student.optim."
     )
 
 

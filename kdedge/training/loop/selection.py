@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-Kept = Literal["last", "epoch", "averaged"]
-"""The last epoch's weights, those of the best epoch, or the average over the epochs."""
+Kept = Literal["last", "epoch", "averaged", "moving average"]
+"""The last epoch's weights, those of the best epoch, the average over the epochs, or the moving
+average at the last epoch's end."""
 
 
 @dataclass(frozen=True)

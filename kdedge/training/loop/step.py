@@ -22,7 +22,7 @@ from kdedge.data.batch import Batch
 from kdedge.distributed import SINGLE_PROCESS, PeerOutOfMemory, ProcessGroup
 from kdedge.errors import DivergedError, RecipeError, is_out_of_memory
 from kdedge.training.loop.checkpoint import capture_rng, restore_rng
-from kdedge.training.loop.optim import make_optimizer
+from kdedge.training.loop.optim import check_fits, lr_factors, make_optimizer, set_learning_rate
 from kdedge.training.loop.precision import Precision
 
 if TYPE_CHECKING:
@@ -61,8 +61,11 @@ class Stepper:
         device: torch.device,
         group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
+        check_fits(method, settings)
         self.parameters = method.trainable_parameters()
-        self.optimizer = make_optimizer(self.parameters.values(), settings)
+        self.optimizer = make_optimizer(
+            self.parameters.values(), settings, lr_factors=lr_factors(method, settings)
+        )
         self.precision = Precision(settings.precision, device, method.module)
         self.micro_batch = None if settings.micro_batch == "auto" else settings.micro_batch
         self._method, self._settings, self._device = method, settings, device
@@ -89,8 +92,7 @@ class Stepper:
         Raises:
             DivergedError: the loss or a gradient is not finite.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         loss, scalars = self._gradients(batch.to(self._device), diverged)
         norm = self.precision.clip(
             self.optimizer, self.parameters.values(), max_norm=self._settings.clip_grad_norm

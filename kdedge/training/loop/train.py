@@ -11,6 +11,9 @@ The final weights:
   the average is one more candidate after the last epoch. A later candidate has to be strictly
   better. Buffers are not averaged; the average has those of the last epoch;
 * selection `test`: as `validation`, but the caller's score is measured on test images.
+
+With `ema_decay`, the weights of an epoch are those of the moving average at its end. Training
+continues from the weights that are not averaged.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from kdedge.config.recipe import OptimSettings
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.errors import DataError, RecipeError
 from kdedge.runs.folder import RunFolder
+from kdedge.training.loop.optim import decisive_settings
 from kdedge.training.loop.selection import TrainingResult
 from kdedge.training.loop.signals import StopSignals
 from kdedge.training.loop.training import Batches, Training
@@ -34,15 +38,6 @@ if TYPE_CHECKING:
     from kdedge.methods.protocol import Method
 
 _LOG = logging.getLogger(__name__)
-_FREE_SETTINGS = {"n_workers", "checkpoint_every_s", "micro_batch"}
-
-
-def decisive_settings(settings: OptimSettings) -> dict[str, Any]:
-    """The settings that change what is learned, not only how fast; plain values."""
-    free = set(_FREE_SETTINGS)
-    if settings.labeled_batch_size is None:  # as in keys of version 0.1, which had no such setting
-        free.add("labeled_batch_size")
-    return settings.model_dump(mode="json", exclude=free)
 
 
 @dataclass(frozen=True)

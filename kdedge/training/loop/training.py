@@ -34,6 +34,7 @@ from kdedge.training.loop.checkpoint import (
 )
 from kdedge.training.loop.divergence import diverged
 from kdedge.training.loop.loggers import MetricsLog
+from kdedge.training.loop.moving_average import MovingAverage
 from kdedge.training.loop.optim import ParameterAverage, learning_rate
 from kdedge.training.loop.selection import BestWeights, Kept, TrainingResult
 from kdedge.training.loop.signals import StopSignals
@@ -72,6 +73,8 @@ class Training:
         self._average = (
             None if weights is None else ParameterAverage(weights, n_epochs=settings.epochs)
         )
+        decay = settings.ema_decay
+        self._moving = None if decay is None else MovingAverage(method.module, decay)
         self._best = BestWeights()
         self._loss_sum = self._final_loss = self._seconds_before = 0.0
         self._last_keys: tuple[str, ...] = ()
@@ -121,6 +124,8 @@ class Training:
         self._stepper.precision.load_state_dict(state.scaler)
         if self._average is not None:
             self._average.load_state_dict(split_all(state.average))
+        if self._moving is not None:
+            self._moving.load_state_dict(state.moving_average)
         self.epoch, self.step = state.epoch, state.step
         self._best.load_state_dict(state.best)
         self._loss_sum, self._final_loss, self._seconds_before = state.figures
@@ -141,6 +146,7 @@ class Training:
             scaler=self._stepper.precision.state_dict(),
             rng=capture_rng(self._device),
             average={} if self._average is None else self._average.state_dict(),
+            moving_average={} if self._moving is None else self._moving.state_dict(),
             best=self._best.state_dict(),
             record={
                 "loss_sum": self._loss_sum,
@@ -185,7 +191,8 @@ class Training:
             self._average.add(self._parameters, epoch=self.epoch)
         if self._settings.selection != "last":
             assert validate is not None
-            figures["validation_percent"] = self._consider(validate, epoch=self.epoch)
+            with self._kept_weights():
+                figures["validation_percent"] = self._consider(validate, epoch=self.epoch)
             if self._average is not None and self.epoch == self._settings.epochs:
                 figures["averaged_validation_percent"] = self._consider_average(validate)
         if log is not None:
@@ -208,6 +215,9 @@ class Training:
         elif self._average is not None:
             self._average.copy_to(self._parameters)
             kept = "averaged"
+        elif self._moving is not None:
+            self._moving.copy_to(self._method.module)
+            kept = "moving average"
         self._check_parameters()
         self._method.module.eval()
         return TrainingResult(
@@ -236,6 +246,8 @@ class Training:
             batch, lr=lr, diverged=lambda what: self._diverged(what, step=self.step + 1)
         )
         self.step += 1
+        if self._moving is not None:
+            self._moving.update(self._method.module, step=self.n_done)
         self._loss_sum += figures.loss
         if log is not None:
             log.step(
@@ -247,6 +259,12 @@ class Training:
                 n_images=batch.n_images,
                 is_last=self.step == self._n_steps,
             )
+
+    def _kept_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Context manager: the module has the weights that would be kept from this epoch."""
+        if self._moving is None:
+            return contextlib.nullcontext()
+        return self._moving.in_place_of(self._method.module)
 
     @torch.no_grad()
     def _consider(self, validate: Callable[[], float], *, epoch: int | None) -> float:

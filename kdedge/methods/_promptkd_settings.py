@@ -1,0 +1,194 @@
+"""Settings of PromptKD: the paper's, its ablations, and others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from kdedge.methods._lora import LoraSettings
+from kdedge.methods.losses import DEFAULT, ChosenLosses, chosen_losses_model, load_loss
+from kdedge.methods.protocol import Encoder, MethodSettings, SettingsNotes
+
+if TYPE_CHECKING:
+    Losses = ChosenLosses
+else:
+    Losses = chosen_losses_model()
+
+Tune = Literal["prompts", "projector", "full", "lora", "prompts+lora"]
+
+
+class Settings(MethodSettings):
+    """Settings of PromptKD; defaults from the authors' base-to-novel configuration."""
+
+    tune: Tune = Field(
+        "prompts",
+        description="What is trained on the image side (arXiv:2403.02781, table 5). prompts: visual"
+        " prompts and projector. projector: the projector only. full: the whole image encoder and"
+        " the projector, without prompts. lora: low-rank changes of the image encoder and the"
+        " projector. prompts+lora: visual prompts as well. Once exported, lora and full cost"
+        " nothing on the device. The paper gives no learning rate for full; optim.lr has to be far"
+        " below the 0.005 of prompts. Image encoders other than CLIP's ViT take neither prompts nor"
+        " lora: use projector, full, or n_ctx_vision: 0.",
+    )
+    lora: LoraSettings = Field(
+        LoraSettings(),
+        description="Low-rank changes of the image encoder, for tune: lora and prompts+lora.",
+    )
+    n_ctx_vision: int = Field(
+        4,
+        ge=0,
+        le=1000,
+        description="Number of visual prompts in each prompted image layer, for tune: prompts and"
+        " prompts+lora; 0 for none. The default 4 is the PromptKD repository's.",
+    )
+    prompt_depth: int = Field(
+        9,
+        ge=0,
+        description="Number of image layers with visual prompts of their own, from the first, for"
+        " tune: prompts and prompts+lora. The default 9 is that of arXiv:2403.02781, section 4.1.",
+    )
+    projector_depth: int = Field(
+        2,
+        ge=1,
+        le=3,
+        description="Number of linear layers of the projector, with batch norm and ReLU between"
+        " them (arXiv:2403.02781, table 12). 3: one more hidden layer of the same"
+        " width; the paper does not specify the width. No effect with class_vectors:"
+        " student, which has no projector.",
+    )
+    class_vectors: Literal["teacher", "student"] = Field(
+        "teacher",
+        description="Whose text features the student compares images with. teacher: the stored"
+        ' ones. student: "w/o shared text feature" of arXiv:2403.02781, table 5: its own text'
+        " encoder computes them with learned context, and there is no projector.",
+    )
+    n_ctx_text: int = Field(
+        4,
+        ge=1,
+        description="Number of context tokens of the student's text encoder, for class_vectors:"
+        " student. The default 4 is the teacher's.",
+    )
+    prompt_depth_text: int = Field(
+        9,
+        ge=1,
+        description="Number of text layers with context of their own, from the first, for"
+        " class_vectors: student. The default 9 is the teacher's.",
+    )
+    context_init: str = Field(
+        "a photo of a",
+        description="Words whose embeddings initialize the context, for class_vectors: student;"
+        " N(0, 0.02²) if they have fewer than n_ctx_text tokens.",
+    )
+    labeled_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="Weight of the cross-entropy of labeled images, over the classes that have"
+        " labels. Each step then has images of data.labeled besides the unlabeled ones"
+        " (optim.labeled_batch_size). The loss is averaged over images, as with weight_per_image"
+        " of kl. 0: no labels are used.",
+    )
+    label_head_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of a second linear head in the logits. It learns from the labels, and"
+        " the first head learns from the teacher (arXiv:2505.07675). An export folds both into one"
+        " layer. Default: no second head; the class vectors are used for both.",
+    )
+    losses: Losses = Field(
+        Losses.model_validate({DEFAULT: {}}),
+        description="Distillation losses by name, each with its settings; their weighted values are"
+        " added. {kl: {weight: 200}, feature: {}} adds feature to kl. Default: kl, PromptKD's"
+        " divergence of class probabilities.",
+    )
+    float32_losses: bool = Field(
+        True,
+        description="Compute projector, logits and losses in float32 even if the forward pass is"
+        " in half precision; this default is ours. false: use the precision of the"
+        " forward pass, as in the authors' code.",
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Settings:
+        if self.tune == "projector" and self.class_vectors == "student":
+            raise ValueError(
+                "have tune: projector with class_vectors: student, which has no projector; use"
+                " tune: prompts or full, or class_vectors: teacher"
+            )
+        if "lora" in self.model_fields_set and not self.has_lora:
+            raise ValueError(
+                f"have lora with tune: {self.tune}, which does not use it; use tune: lora or"
+                " prompts+lora"
+            )
+        if self.label_head_share is not None and not self.labeled_weight:
+            raise ValueError(
+                "have label_head_share without labeled_weight; its head learns from labeled"
+                " images: set labeled_weight"
+            )
+        if self.label_head_share is not None and self.class_vectors == "student":
+            raise ValueError(
+                "have label_head_share with class_vectors: student, but a second head is mixed"
+                " with the teacher's class vectors; use class_vectors: teacher"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out settings without effect: keys of runs that do not use them stay the same."""
+        values: dict[str, Any] = serialize(self)
+        if not self.has_lora:
+            values.pop("lora", None)
+        if not self.labeled_weight:
+            values.pop("labeled_weight", None)
+            values.pop("label_head_share", None)
+        return values
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether visual prompts are trained."""
+        return self.tune in ("prompts", "prompts+lora")
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether low-rank changes are trained."""
+        return self.tune in ("lora", "prompts+lora")
+
+    @property
+    def has_own_class_vectors(self) -> bool:
+        """See `MethodSettings.has_own_class_vectors`."""
+        return self.class_vectors == "student" or self.label_head_share is not None
+
+    @property
+    def needs_texts(self) -> bool:
+        """See `MethodSettings.needs_texts`."""
+        return self.class_vectors == "student"
+
+    @property
+    def learns_from_labels(self) -> bool:
+        """See `MethodSettings.learns_from_labels`."""
+        return self.labeled_weight > 0
+
+    @property
+    def reads_targets(self) -> bool:
+        """See `MethodSettings.reads_targets`."""
+        return any(load_loss(name).Loss.reads_targets for name, _ in self.losses.items())
+
+    @property
+    def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:
+        """See `MethodSettings.prompt_depths`."""
+        image: dict[str, tuple[Encoder, ...]] = {"prompt_depth": ("image",)}
+        text: dict[str, tuple[Encoder, ...]] = {"prompt_depth_text": ("text",)}
+        return {
+            **(image if self.has_prompts else {}),
+            **(text if self.class_vectors == "student" else {}),
+        }
+
+    def notes(self, n_classes: int) -> SettingsNotes:
+        """See `MethodSettings.notes`; the losses' notes together."""
+        notes = [loss.notes(n_classes) for _, loss in self.losses.items()]
+        return SettingsNotes(
+            {key: value for one in notes for key, value in one.record.items()},
+            tuple(message for one in notes for message in one.messages),
+        )

@@ -1,0 +1,199 @@
+"""ATPrompt: learned context with fixed attribute words in it, such as "shape", before the name.
+
+Paper: Li et al., Advancing Textual Prompt Learning with Anchored Attributes, ICCV 2025,
+arXiv:2412.09442. A text is "[V1]...[Vn] ATTRIBUTE1 [V1]...[Vn] ATTRIBUTE2 ... [V1]...[Vm] NAME.",
+with [V] learned and attributes of the whole data set, not of single classes. Deep layers replace
+the context of the name alone; the tokens before the attributes travel on as ordinary ones.
+
+The paper puts such texts into other methods. Here: into PromptSRC, the method of PromptKD's
+teacher, whose visual prompts, losses and average are unchanged. With `self_regulation: false`,
+`prompt_depth_text: 1`, `n_ctx_vision: 0`, `n_ctx_text: 2`, `n_ctx_attribute: 2` and `context_init:
+""` it is the paper's CoOp + ATPrompt, which the authors train as CoOp for 100 epochs (lr 0.002,
+batch_size 32).
+
+Differs from the authors' code: an attribute may have several tokens (theirs takes the first one);
+the text encoder runs over no more positions than the longest prompt; weights stay in float32 under
+autocast. The search for attributes, which asks a language model, is left out: the recipes have the
+published ones. The authors' code has no teacher of PromptKD; that its text side is this one is our
+reading of the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.clip.prompts import placeholders, readable, text_width
+from kdedge.clip.text import TokenizedTexts, encode_in_chunks, encode_text, tokenize
+from kdedge.config.recipe import OptimSpec
+from kdedge.data.batch import Batch
+from kdedge.errors import RecipeError
+from kdedge.methods import ivlp, promptsrc
+from kdedge.methods._encode import encode_images
+from kdedge.methods.protocol import StepOutput, Teacher
+from kdedge.methods.registry import Declaration, Sees
+from kdedge.methods.supervised import cross_entropy, labels_of
+
+METHOD = Declaration(
+    label="ATPrompt",
+    paper="arXiv:2412.09442",
+    sees=Sees(labels=True),
+    # PromptSRC's, into which the texts are put.
+    optim=OptimSpec(lr=0.0025, epochs=20, batch_size=4),
+)
+
+ATTRIBUTE_STD = 0.01
+"""Standard deviation of the first values of the tokens before attributes (the authors' code)."""
+
+
+class Settings(promptsrc.Settings):
+    """Settings of ATPrompt: PromptSRC's, and its own."""
+
+    attributes: list[str] = Field(
+        ["color", "shape"],
+        min_length=1,
+        max_length=16,
+        description="Attribute words before the class name, in this order. The default color, shape"
+        " is that of ImageNet (arXiv:2412.09442). The recipes of the benchmark sets have their own,"
+        " one to three each.",
+    )
+    n_ctx_attribute: int = Field(
+        4,
+        ge=1,
+        description="Number of context tokens before each attribute. The default 4 is that of"
+        " n_ctx_text, as in arXiv:2412.09442.",
+    )
+    n_ctx_vision: int = Field(
+        4,
+        ge=0,
+        le=1000,
+        description="Number of visual prompts in each prompted image layer; 0 for none, as for"
+        " CoOp.",
+    )
+    self_regulation: bool = Field(
+        True,
+        description="Use PromptSRC's losses, and average over epochs. false: cross-entropy only.",
+    )
+
+    @field_validator("attributes")
+    @classmethod
+    def _words(cls, value: list[str]) -> list[str]:
+        if not all(one.strip() for one in value):
+            raise ValueError("has an empty attribute")
+        return value
+
+
+def anchored_texts(
+    backbone: Backbone, class_names: Sequence[str], settings: Settings
+) -> TokenizedTexts:
+    """Tokenizes the prompts, with placeholders where context is learned.
+
+    `context_at` has the positions of the context of all attributes, then those of the name's.
+
+    Raises:
+        RecipeError: the longest class name leaves too few positions.
+    """
+    n_before, n_own = settings.n_ctx_attribute, settings.n_ctx_text
+    at: list[int] = []
+    position = 1  # after the start token
+    for attribute in settings.attributes:
+        at += range(position, position + n_before)
+        position += n_before + len(backbone.tokenizer.encode(attribute))
+    at += range(position, position + n_own)
+    _check_room(backbone, class_names, settings, n_positions=position - 1 + n_own)
+    anchors = " ".join(f"{placeholders(n_before)} {one}" for one in settings.attributes)
+    texts = [f"{anchors} {placeholders(n_own)} {readable(name)}." for name in class_names]
+    tokenized = tokenize(backbone.tokenizer, texts, context_length=backbone.context_length)
+    device = backbone.device
+    positions = torch.tensor(at, device=device).expand(len(texts), -1)
+    return TokenizedTexts(tokenized.tokens.to(device), tokenized.end.to(device), positions)
+
+
+def _check_room(
+    backbone: Backbone, class_names: Sequence[str], settings: Settings, *, n_positions: int
+) -> None:
+    lengths = {name: len(backbone.tokenizer.encode(f"{readable(name)}.")) for name in class_names}
+    longest = max(lengths, key=lambda name: lengths[name])
+    room = backbone.context_length - 2 - lengths[longest]  # start and end tokens
+    if n_positions > room >= 1:  # a name that leaves no room is refused by `tokenize`
+        raise RecipeError(
+            f"attributes, n_ctx_attribute and n_ctx_text take {n_positions} positions, but the"
+            f' class name "{longest}" leaves {room} of this CLIP\'s {backbone.context_length}.\n'
+            f"  Use fewer attributes ({len(settings.attributes)} now), or lower n_ctx_attribute."
+        )
+
+
+class AnchoredCLIP(ivlp.PromptedCLIP):
+    """The parameters of ATPrompt: IVLP's, and the context of the attributes.
+
+    Attributes:
+        attribute_context: [n_attributes * n_ctx_attribute, D_text].
+    """
+
+    def __init__(self, prompted: ivlp.PromptedCLIP, attribute_context: Tensor) -> None:
+        super().__init__(prompted.text_prompts, prompted.visual_prompts)
+        self.attribute_context = nn.Parameter(attribute_context)
+
+
+class Method(promptsrc.Method):
+    """ATPrompt on a frozen backbone: PromptSRC with other texts."""
+
+    module: AnchoredCLIP
+    _settings: Settings
+
+    @classmethod
+    def build(
+        cls,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        settings: ivlp.Settings,
+        *,
+        template: str,
+        train_classes: Sequence[int],
+        teacher: Teacher | None,
+        generator: torch.Generator,
+    ) -> Method:
+        """See `methods.protocol.Method.build`; the template is not used."""
+        assert isinstance(settings, Settings)
+        train_names = [class_names[index] for index in train_classes]
+        texts = anchored_texts(backbone, class_names, settings)
+        train_texts = anchored_texts(backbone, train_names, settings)
+        prompted = ivlp.make_prompted_clip(backbone, settings, generator)
+        n_context = len(settings.attributes) * settings.n_ctx_attribute
+        drawn = torch.randn(n_context, text_width(backbone), generator=generator)
+        return cls(
+            backbone,
+            AnchoredCLIP(prompted, (ATTRIBUTE_STD * drawn).to(backbone.device)),
+            settings,
+            texts=texts,
+            train_texts=train_texts,
+            train_names=train_names,
+        )
+
+    def text_features(self, texts: TokenizedTexts) -> Tensor:
+        """[C, D], unit length, with gradients in the memory of one chunk of classes."""
+        model, prompts = self._backbone.model, self.module.text_prompts
+        context = torch.cat([self.module.attribute_context, prompts.context])
+
+        def encode(chunk: TokenizedTexts) -> Tensor:
+            return encode_text(model, chunk, context=context, deep_context=prompts.deep_context)
+
+        return unit_length(encode_in_chunks(encode, texts))
+
+    def training_step(self, batch: Batch) -> StepOutput:
+        """PromptSRC's losses, or the cross-entropy alone without `self_regulation`."""
+        if self._settings.self_regulation:
+            return super().training_step(batch)
+        labels = labels_of(batch)
+        logits = self.class_logits(encode_images(batch, self.training_features))
+        accuracy = 100 * (logits.detach().argmax(dim=-1) == labels).float().mean()
+        loss = cross_entropy(logits, labels, batch.weights)
+        return StepOutput(loss, {"batch_accuracy_percent": accuracy})
+
+    def averaging_weights(self, n_epochs: int) -> list[float] | None:
+        """PromptSRC's; None without `self_regulation`."""
+        return super().averaging_weights(n_epochs) if self._settings.self_regulation else None

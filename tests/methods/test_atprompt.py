@@ -1,0 +1,178 @@
+"""ATPrompt: where its words and its context stand, what deep layers replace, and its two forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.data.batch import Batch
+from kdedge.errors import DataError, RecipeError
+from kdedge.methods import atprompt, coop
+
+NAMES = ["cat", "dog", "school_bus", "fox"]
+TINY = {
+    "prompt_depth_text": 2,
+    "prompt_depth_vision": 2,
+    "n_anchor_templates": 3,
+    "n_ctx_attribute": 2,
+    "n_ctx_text": 3,
+}
+COOP: dict[str, Any] = {
+    "self_regulation": False,
+    "prompt_depth_text": 1,
+    "n_ctx_vision": 0,
+    "n_ctx_text": 2,
+    "context_init": "",
+}
+
+
+def build(backbone: Backbone, **chosen: Any) -> atprompt.Method:
+    return atprompt.Method.build(
+        backbone,
+        NAMES,
+        atprompt.Settings(**{**TINY, **chosen}),
+        template="unused {}",
+        train_classes=[0, 1],
+        teacher=None,
+        generator=torch.Generator().manual_seed(1),
+    )
+
+
+def batch(n: int = 4) -> Batch:
+    images = torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return Batch(images, torch.arange(n) % 2)
+
+
+def slow_text_features(backbone: Backbone, method: atprompt.Method, name: str) -> Tensor:
+    """[D]: "V V color V V shape W W W NAME." token by token, through open_clip-like blocks."""
+    model, encode = backbone.model, backbone.tokenizer.encode
+    attribute, prompts = method.module.attribute_context, method.module.text_prompts
+    embed = model.token_embedding.weight
+    rows = [embed[[backbone.tokenizer.sot_token_id]]]
+    rows += [attribute[:2], embed[encode("color")], attribute[2:], embed[encode("shape")]]
+    at = sum(len(row) for row in rows)
+    rows += [prompts.context, embed[encode(name)], embed[encode(".")]]
+    rows += [embed[[backbone.tokenizer.eot_token_id]]]
+    tokens = torch.cat(rows)
+    tokens = (tokens + model.positional_embedding[: len(tokens)])[None]
+    causal = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).tril()
+    for index, block in enumerate(model.transformer.resblocks):
+        if index == 1:  # of depth 2: the name's context is replaced, the attributes' stays
+            deep = prompts.deep_context
+            tokens = torch.cat([tokens[:, :at], deep, tokens[:, at + 3 :]], dim=1)
+        tokens = block(tokens, attn_mask=causal)
+    return unit_length(model.ln_final(tokens[:, -1]) @ model.text_projection)[0]
+
+
+def test_a_text_has_its_context_before_each_attribute_and_before_the_name(
+    tiny_backbone: Backbone,
+) -> None:
+    method = build(tiny_backbone)
+    with torch.no_grad():
+        method.module.attribute_context.mul_(30)
+        for index, name in enumerate(["cat", "dog", "school bus", "fox"]):
+            torch.testing.assert_close(
+                method.class_vectors()[index],
+                slow_text_features(tiny_backbone, method, name),
+                atol=1e-5,
+                rtol=1e-4,
+            )
+
+
+def test_an_attribute_may_have_several_tokens(tiny_backbone: Backbone) -> None:
+    settings = atprompt.Settings(**{**TINY, "attributes": ["watercourse bed", "shape"]})
+    texts = atprompt.anchored_texts(tiny_backbone, NAMES, settings)
+    n_tokens = len(tiny_backbone.tokenizer.encode("watercourse bed"))
+    assert n_tokens > 1
+    first = 3 + n_tokens
+    at = [1, 2, first, first + 1, *range(first + 3, first + 6)]
+    assert texts.context_at.tolist() == [at] * len(NAMES)
+    words = tiny_backbone.tokenizer.encode("watercourse bed")
+    assert texts.tokens[0, 3:first].tolist() == words
+
+
+def test_every_prompt_learns_and_the_backbone_stays_frozen(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone)
+    parameters = method.trainable_parameters()
+    assert {name: tuple(p.shape) for name, p in parameters.items()} == {
+        "attribute_context": (4, 64),
+        "visual_prompts": (2, 4, 64),
+        "text_prompts.context": (3, 64),
+        "text_prompts.deep_context": (1, 3, 64),
+    }
+    assert float(method.module.attribute_context.detach().std()) == pytest.approx(0.01, rel=0.2)
+    method.training_step(batch()).loss.backward()
+    assert all(float(p.grad.abs().sum()) > 0 for p in parameters.values())
+    assert all(p.grad is None for p in tiny_backbone.model.parameters())
+
+
+def test_its_loss_is_promptsrcs_with_these_texts(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone)
+    losses = method.losses(batch())
+    assert torch.equal(method.training_step(batch()).loss, losses.total)
+    features = method.training_features(batch().images)
+    logits = method.scale * features @ method.class_vectors()[:2].T
+    expected = F.cross_entropy(logits, batch().labels)
+    torch.testing.assert_close(losses.cross_entropy, expected, atol=1e-4, rtol=1e-4)
+    assert len(method.averaging_weights(20)) == 20
+
+
+def test_with_coop_it_is_cross_entropy_of_text_context_alone(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone, **COOP)
+    output = method.training_step(batch())
+    logits = method.scale * tiny_backbone.image_features(batch().images)
+    logits = logits @ method.class_vectors()[:2].T
+    torch.testing.assert_close(
+        output.loss, F.cross_entropy(logits, batch().labels), atol=1e-4, rtol=1e-4
+    )
+    output.loss.backward()
+    learned = {name for name, p in method.trainable_parameters().items() if p.numel()}
+    assert learned == {"attribute_context", "text_prompts.context"}
+    assert method.averaging_weights(20) is None
+
+
+def test_five_steps_give_the_pinned_losses(
+    tiny_backbone: Backbone, five_steps: Callable[..., list[float]]
+) -> None:
+    assert five_steps(build(tiny_backbone), batch(), lr=0.005) == pytest.approx(PINNED, rel=1e-4)
+
+
+PINNED = [3.43669, 3.2019, 3.02927, 2.93255, 2.73595]
+
+
+def test_attributes_change_what_coops_texts_say(tiny_backbone: Backbone) -> None:
+    method = build(tiny_backbone, **COOP)
+    plain = coop.Method.build(
+        tiny_backbone,
+        NAMES,
+        coop.Settings(n_ctx=2, context_init=""),
+        template="{}",
+        train_classes=[0, 1],
+        teacher=None,
+        generator=torch.Generator().manual_seed(1),
+    )
+    assert not torch.allclose(method.class_vectors(), plain.class_vectors(), atol=1e-2)
+
+
+@pytest.mark.parametrize("attributes", [[], [" "], ["shape"] * 17])
+def test_attributes_that_are_none_or_too_many_are_refused(attributes: list[str]) -> None:
+    with pytest.raises(ValidationError, match="attributes"):
+        atprompt.Settings(attributes=attributes)
+
+
+def test_context_that_does_not_fit_beside_a_name_is_an_error(tiny_backbone: Backbone) -> None:
+    with pytest.raises(RecipeError, match=r"take 85 positions, .* \"school_bus\" .* leaves 72 of"):
+        build(tiny_backbone, n_ctx_attribute=40)
+
+
+def test_images_without_labels_are_an_error(tiny_backbone: Backbone) -> None:
+    for chosen in ({}, COOP):
+        with pytest.raises(DataError, match="no labels"):
+            build(tiny_backbone, **chosen).training_step(Batch(batch().images, None))

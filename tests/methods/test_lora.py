@@ -1,0 +1,205 @@
+"""PromptKD under `tune: lora`: what is trained and kept, and what the device sees of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from kdedge.clip.backbone import Backbone
+from kdedge.data.batch import Batch
+from kdedge.deploy.fold import fold
+from kdedge.errors import RecipeError
+from kdedge.evaluation.flops import count_gmacs
+from kdedge.methods import promptkd, zeroshot
+
+NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
+ALL = ["q", "k", "v", "out", "mlp"]
+
+
+def images(n: int = 4) -> Tensor:
+    return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def build(backbone: Backbone, teacher: Backbone, **chosen: Any) -> promptkd.Method:
+    common: dict[str, Any] = {
+        "template": "a photo of a {}.",
+        "train_classes": range(len(NAMES)),
+        "generator": torch.Generator().manual_seed(1),
+    }
+    settings = zeroshot.Settings()
+    taught = zeroshot.Method.build(teacher, NAMES, settings, teacher=None, **common)
+    settings = promptkd.Settings(**{"prompt_depth": 2, **chosen})
+    return promptkd.Method.build(backbone, NAMES, settings, teacher=taught, **common)
+
+
+def trained(method: promptkd.Method) -> promptkd.Method:
+    """After a few steps, so that no part has its first values."""
+    optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        method.training_step(Batch(images(), None)).loss.backward()
+        optimizer.step()
+    return method
+
+
+@pytest.mark.parametrize(
+    ("tune", "parts"),
+    [
+        ("lora", {"lora", "projector"}),
+        ("prompts+lora", {"lora", "projector", "visual_prompts"}),
+    ],
+)
+def test_the_changes_and_what_goes_with_them_are_trained_and_nothing_else(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone, tune: str, parts: set[str]
+) -> None:
+    method = build(tiny_backbone, tiny_teacher_backbone, tune=tune)
+    before = {name: p.detach().clone() for name, p in method.trainable_parameters().items()}
+    trained(method)
+    after = method.trainable_parameters()
+    assert {name.split(".")[0] for name in after} == parts
+    assert all(not torch.equal(before[name], after[name]) for name in after)
+    lora = {name: p for name, p in after.items() if name.startswith("lora.")}
+    assert set(lora) == {f"lora.{i}.attn.{x}.{p}" for i in range(3) for x in "qkv" for p in "ab"}
+    assert sum(p.numel() for p in lora.values()) == 3 * 3 * 2 * (64 + 64)
+    assert all(p.grad is None for p in tiny_backbone.model.parameters())
+
+
+def test_a_student_starts_as_one_whose_projector_alone_is_trained(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    method = build(tiny_backbone, tiny_teacher_backbone, tune="lora")
+    raw = tiny_backbone.model.visual(images())
+    torch.testing.assert_close(method.image_features_raw(images()), raw, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tune", ["lora", "prompts+lora"])
+def test_merging_changes_no_answer(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone, tune: str
+) -> None:
+    lora = {"rank": 5, "alpha": 3.0, "projections": ALL}
+    method = trained(build(tiny_backbone, tiny_teacher_backbone, tune=tune, lora=lora))
+    with torch.no_grad():
+        unmerged = method.image_features_raw(images())  # in training mode
+    plain = build(tiny_backbone, tiny_teacher_backbone, tune=tune, lora=lora)
+    with torch.no_grad():
+        untrained = plain.image_features_raw(images())
+    method.module.eval()
+    with torch.no_grad():
+        merged = method.image_features_raw(images())
+    assert float((unmerged - untrained).abs().max()) > 1e-3  # there is something to merge
+    torch.testing.assert_close(merged, unmerged, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tune", ["lora", "prompts+lora"])
+def test_the_folded_student_is_a_plain_one_with_the_same_answers_and_operations(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone, tune: str
+) -> None:
+    lora = {"projections": ALL}
+    method = trained(build(tiny_backbone, tiny_teacher_backbone, tune=tune, lora=lora))
+    other = "projector" if tune == "lora" else "prompts"
+    plain = trained(build(tiny_backbone, tiny_teacher_backbone, tune=other))
+    folded = []
+    for one in (method, plain):
+        one.module.eval()
+        vectors = one.class_vectors()
+        folded.append(
+            fold(
+                one.image_path(),
+                vectors,
+                scale=one.scale,
+                preprocess=tiny_backbone.preprocess,
+            )
+        )
+    pixels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    mean, std = (
+        torch.tensor(values)[:, None, None]
+        for values in (tiny_backbone.preprocess.mean, tiny_backbone.preprocess.std)
+    )
+    expected = method.scale * method.forward_features((pixels - mean) / std)
+    expected = expected @ method.class_vectors().T
+    torch.testing.assert_close(folded[0](pixels), expected, atol=1e-3, rtol=1e-4)
+
+    own, others = (dict(one.named_modules()) for one in folded)
+    assert {name: type(m) for name, m in own.items()} == {
+        name: type(m) for name, m in others.items()
+    }
+    assert count_gmacs(folded[0], pixels) == count_gmacs(folded[1], pixels)
+    for name, layer in method.image_path().visual.named_modules():
+        if name.rpartition(".")[2] in {"q", "k", "v", "out", "c_fc", "c_proj"}:
+            assert type(layer) is nn.Linear
+
+
+def test_a_measured_student_has_the_operations_of_a_plain_one(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    found = []
+    for tune in ("lora", "projector"):
+        method = build(tiny_backbone, tiny_teacher_backbone, tune=tune)
+        method.module.eval().requires_grad_(False)
+        found.append(count_gmacs(method.forward_features, images(1)))
+    assert found[0] == found[1]
+    assert method.forward_features(images(1)).shape == (1, 40)  # no value of the count is left
+
+
+def test_each_change_belongs_to_its_blocks_layer(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    chosen = {"tune": "lora", "lora": {"blocks": [0, 2], "projections": ["mlp"]}}
+    method = build(tiny_backbone, tiny_teacher_backbone, **chosen)
+    assert method.layers_above() == {
+        f"lora.{block}.mlp.{layer}.{part}": 3 - block
+        for block in (0, 2)
+        for layer in ("c_fc", "c_proj")
+        for part in "ab"
+    }
+    full = build(tiny_backbone, tiny_teacher_backbone, tune="full").layers_above()
+    assert (full["visual.conv1.weight"], full["visual.proj"]) == (4, 0)
+    assert set(full) < set(
+        build(tiny_backbone, tiny_teacher_backbone, tune="full").trainable_parameters()
+    )
+    assert build(tiny_backbone, tiny_teacher_backbone).layers_above() == {}
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"rank": 0}, "greater than or equal to 1"),
+        ({"alpha": 0.0}, "greater than 0"),
+        ({"projections": ["qkv"]}, "'q', 'k', 'v', 'out' or 'mlp'"),
+        ({"projections": []}, "at least 1 item"),
+        ({"projections": ["q", "q"]}, "has one of them twice"),
+        ({"blocks": [-1]}, "has a negative number"),
+        ({"blocks": []}, "at least 1 item"),
+    ],
+)
+def test_wrong_settings_are_refused(lora: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        promptkd.Settings(tune="lora", lora=lora)
+
+
+def test_settings_that_nothing_reads_are_refused() -> None:
+    with pytest.raises(ValidationError, match="have lora with tune: full, which does not use it"):
+        promptkd.Settings(tune="full", lora={"rank": 4})
+
+
+def test_a_rank_above_the_width_is_an_error(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
+) -> None:
+    with pytest.raises(
+        RecipeError, match=r"lora\.rank is 100, [\s\S]* Set lora\.rank to 64 or less"
+    ):
+        build(tiny_backbone, tiny_teacher_backbone, tune="lora", lora={"rank": 100})
+
+
+def test_settings_of_other_students_are_recorded_as_before() -> None:
+    """Keys of runs are hashes of this."""
+    before = {"tune", "n_ctx_vision", "prompt_depth", "projector_depth", "class_vectors"}
+    before |= {"n_ctx_text", "prompt_depth_text", "context_init", "losses", "float32_losses"}
+    assert set(promptkd.Settings().model_dump(mode="json")) == before
+    assert set(promptkd.Settings(tune="lora").model_dump(mode="json")) == before | {"lora"}
+    labeled = promptkd.Settings(labeled_weight=1.0).model_dump(mode="json")
+    assert set(labeled) == before | {"labeled_weight", "label_head_share"}

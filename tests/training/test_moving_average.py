@@ -1,0 +1,188 @@
+"""The moving average of what is trained, and learning rates that fall from layer to layer."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from kdedge.config.recipe import OptimSettings
+from kdedge.errors import RecipeError
+from kdedge.training.loop.optim import learning_rate
+from kdedge.training.loop.step import Stepper
+
+
+def slow_average(toy: ModuleType, settings: OptimSettings, n_epochs: int) -> dict[str, Tensor]:
+    """The average after some epochs of a plain loop, in float64."""
+    toy.seed_everything(1)
+    method = toy.ToyMethod()
+    method.module.train()
+    parameters = list(method.module.parameters())
+    optimizer = torch.optim.SGD(parameters, lr=1, momentum=0.9, weight_decay=5e-4)
+    average = {name: x.double() for name, x in toy.weights_of(method).items()}
+    n_done = 0
+    for epoch in range(1, n_epochs + 1):
+        for step in range(toy.N_STEPS):
+            optimizer.param_groups[0]["lr"] = learning_rate(
+                settings, epoch=epoch, step=step, n_steps=toy.N_STEPS
+            )
+            optimizer.zero_grad()
+            method.training_step(toy.draw_batch(epoch, step)).loss.backward()
+            optimizer.step()
+            n_done += 1
+            decay = min(0.8, (1 + n_done) / (10 + n_done))
+            for name, value in toy.weights_of(method).items():
+                average[name] = decay * average[name] + (1 - decay) * value.double()
+    return average
+
+
+def assert_is(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, value in expected.items():
+        if "num_batches" not in name:
+            torch.testing.assert_close(actual[name].double(), value, atol=1e-6, rtol=1e-5)
+
+
+def test_the_moving_average_of_parameters_and_statistics_is_kept(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    settings = toy.make_settings(ema_decay=0.8)
+    toy.seed_everything(1)
+    method = toy.ToyMethod()
+    result = toy.train_toy(toy.make_run(tmp_path), method, settings=settings)
+    assert result.kept == "moving average"
+    assert_is(toy.weights_of(method), slow_average(toy, settings, 3))
+
+
+def test_the_moving_average_is_validated_and_training_goes_on_with_its_own(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    settings = toy.make_settings(ema_decay=0.8, selection="validation")
+    toy.seed_everything(1)
+    method, seen, scores = toy.ToyMethod(), [], iter([40.0, 60.0, 50.0])
+
+    def validate() -> float:
+        seen.append(toy.weights_of(method))
+        return next(scores)
+
+    result = toy.train_toy(toy.make_run(tmp_path), method, settings=settings, validate=validate)
+    assert (result.kept, result.best_epoch) == ("epoch", 2)
+    for n_epochs, validated in enumerate(seen, 1):
+        assert_is(validated, slow_average(toy, settings, n_epochs))
+    final = toy.weights_of(method)
+    assert all(torch.equal(final[name], seen[1][name]) for name in final)
+
+
+@pytest.mark.parametrize("selection", ["last", "validation"])
+def test_a_run_with_a_moving_average_goes_on_bit_equal(
+    toy: ModuleType, tmp_path: Path, selection: str
+) -> None:
+    settings = toy.make_settings(ema_decay=0.8, selection=selection, checkpoint_every_s=1e-9)
+
+    def stopping(epoch: int, first: int) -> Any:
+        for step, batch in enumerate(toy.batches(epoch, first), first):
+            if (epoch, step) == (2, 3):
+                raise InterruptedError
+            yield batch
+
+    def train(run: Any, **others: Any) -> dict[str, Tensor]:
+        toy.seed_everything(1)
+        method = toy.ToyMethod()
+        validate = None if selection == "last" else lambda: toy.accuracy_of(method)
+        with contextlib.suppress(InterruptedError):
+            toy.train_toy(run, method, settings=settings, validate=validate, **others)
+        return toy.weights_of(method)
+
+    whole, stopped = toy.make_run(tmp_path), toy.make_run(tmp_path)
+    expected = train(whole)
+    train(stopped, batches=stopping)
+    actual = train(stopped)
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+def test_a_method_that_averages_itself_refuses_a_moving_average(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=r"itself averages its trained"):
+        toy.train_toy(
+            toy.make_run(tmp_path),
+            toy.ToyMethod(average=True),
+            settings=toy.make_settings(ema_decay=0.9),
+        )
+
+
+@pytest.mark.parametrize("key", ["ema_decay", "layer_decay"])
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.5, 1.5])
+def test_decays_lie_between_0_and_1(key: str, value: float) -> None:
+    with pytest.raises(ValidationError, match=key):
+        OptimSettings(**{key: value})
+
+
+class Layered:
+    """Adds the layers of a toy method's two linear modules."""
+
+    def layers_above(self) -> dict[str, int]:
+        return {"1.weight": 2, "1.bias": 2, "4.weight": 1}
+
+
+@pytest.mark.parametrize("algorithm", ["sgd", "adamw"])
+def test_each_layer_has_the_next_ones_learning_rate_times_the_decay(
+    toy: ModuleType, algorithm: Any
+) -> None:
+    class Method(Layered, toy.ToyMethod):
+        pass
+
+    method = Method()
+    settings = toy.make_settings(layer_decay=0.5, algorithm=algorithm)
+    stepper = Stepper(method, settings, torch.device("cpu"))
+    toy.seed_everything(1)
+    method.module.train()
+    stepper.take(toy.draw_batch(1, 0), lr=0.25, diverged=AssertionError)
+    names = {id(p): name for name, p in method.module.named_parameters()}
+    rates = {
+        names[id(parameter)]: group["lr"]
+        for group in stepper.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert rates == {
+        **dict.fromkeys(names.values(), 0.25),
+        "1.weight": 0.0625,
+        "1.bias": 0.0625,
+        "4.weight": 0.125,
+    }
+
+
+def test_a_run_with_layer_decay_goes_on_bit_equal(toy: ModuleType, tmp_path: Path) -> None:
+    class Method(Layered, toy.ToyMethod):
+        pass
+
+    settings = toy.make_settings(layer_decay=0.5, checkpoint_every_s=1e-9)
+
+    def stopping(epoch: int, first: int) -> Any:
+        for step, batch in enumerate(toy.batches(epoch, first), first):
+            if (epoch, step) == (2, 3):
+                raise InterruptedError
+            yield batch
+
+    whole, stopped = toy.make_run(tmp_path), toy.make_run(tmp_path)
+    results = []
+    for run, batches in ((whole, toy.batches), (stopped, stopping), (stopped, toy.batches)):
+        toy.seed_everything(1)
+        method = Method()
+        with contextlib.suppress(InterruptedError):
+            toy.train_toy(run, method, settings=settings, batches=batches)
+        results.append(toy.weights_of(method))
+    expected, _, actual = results
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+def test_layer_decay_without_layers_is_an_error(toy: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"optim\.layer_decay is 0\.75, but no layer"):
+        toy.train_toy(
+            toy.make_run(tmp_path), toy.ToyMethod(), settings=toy.make_settings(layer_decay=0.75)
+        )
