@@ -132,7 +132,7 @@ def test_a_teachers_answers_are_stored_in_parts_and_found_by_its_student(
     recipe: dict[str, Any], student: kdedge.Run, folder: Path
 ) -> None:
     place = {"root": folder / "runs", "device": "cpu"}
-    views = {"student.views": 2}
+    views = {"student.views": 2, "student.optim.epochs": 2}
     (store,) = kdedge.fill_teacher_stores(recipe, shard=(1, 2), overrides=views, **place)
     n_files = len(list(store.path.rglob("*.safetensors")))
     (filled,) = kdedge.fill_teacher_stores(recipe, overrides=views, **place)
@@ -203,7 +203,7 @@ def test_runs_are_listed_and_shown(student: kdedge.Run, folder: Path) -> None:
 def test_mistakes_are_the_errors_of_the_command_line(recipe: dict[str, Any]) -> None:
     with pytest.raises(kdedge.RecipeError, match="Did you mean student"):
         kdedge.distill({**recipe, "studnet": {}})
-    with pytest.raises(kdedge.DataError, match="does not exist"):
+    with pytest.raises(kdedge.DataError, match="there is no folder"):
         kdedge.distill(recipe, overrides={"data.unlabeled.folder": "missing"})
     with pytest.raises(TypeError, match="epoch: no such keyword"):
         kdedge.distill(recipe, epoch=3)  # type: ignore[call-arg]
@@ -239,7 +239,7 @@ def test_a_run_is_exported_loaded_measured_and_reported(
     file = tmp_path / "speed.json"
     speed = kdedge.bench(artifact, batches=[1], seconds=0.01, calls=3, output=file)
     assert [row.model for row in speed.rows] == [file.name for file in artifact.files]
-    assert (speed.settings["seconds"], speed.settings["calls"]) == (0.01, 3)
+    assert (speed.settings["seconds"], speed.settings["n_calls"]) == (0.01, 3)
     with pytest.raises(kdedge.RecipeError, match="exists, and nothing is overwritten"):
         kdedge.bench(artifact, output=file)
     assert len(kdedge.check_speed(speed, file)) == len(kdedge.check_speed(speed, speed)) > 0

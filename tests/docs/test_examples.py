@@ -41,7 +41,7 @@ def test_the_service_answers_an_image_and_refuses_a_text(
     assert [set(one) for one in answer.json()] == [{"class", "percent"}] * 2
     refused = client.post("/classify", files={"image": b"no image"})
     assert refused.status_code == 422
-    assert "not an image" in refused.json()["detail"]
+    assert "not a readable image" in refused.json()["detail"]
 
 
 def test_requests_at_the_same_time_get_their_own_answers(
