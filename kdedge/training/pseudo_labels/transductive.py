@@ -170,8 +170,9 @@ class TransductiveLabels:
         began = time.monotonic()
         with working("finding transductive labels"):
             before, z = self._solve()
-        result = self._result(before, z, time.monotonic() - began)
-        self._write(z, result)
+        half = z.to(torch.float16).contiguous()  # whose classes are counted, written and learned
+        result = self._result(before, half, time.monotonic() - began)
+        self._write(half, result)
         log.info("Found in %s: %s", rough_duration(result.seconds), self.path)
         return result
 
@@ -198,7 +199,7 @@ class TransductiveLabels:
     def _result(self, before: Tensor, z: Tensor, seconds: float) -> PoolLabelsResult:
         names, pool = self._setup.classes.names, self._pool
         truth = true_labels(self._setup.loaded.recipe, self._setup.classes, pool)
-        old, new = before.argmax(dim=1).tolist(), z.argmax(dim=1).tolist()
+        old, new = before.argmax(dim=1).tolist(), z.float().argmax(dim=1).tolist()
         unknown = set(self._members.unlabeled)
 
         def accuracy(predicted: list[int]) -> float | None:
@@ -219,10 +220,9 @@ class TransductiveLabels:
             made_from=self.description,
         )
 
-    def _write(self, z: Tensor, result: PoolLabelsResult) -> None:
+    def _write(self, half: Tensor, result: PoolLabelsResult) -> None:
         """Writes the three files; the labels are complete with the last one."""
-        half, classes = z.to(torch.float16).contiguous(), self._setup.classes
-        table = _table(half)
+        table, classes = _table(half), self._setup.classes
         warn_of_unpredicted(table, classes, among=range(len(classes.names)))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
