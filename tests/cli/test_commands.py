@@ -144,7 +144,7 @@ def test_methods_are_listed_by_name_where_torch_is_missing():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert re.search(r"^promptkd +\? +\? +\? +\?", done.stdout, re.MULTILINE)
-    assert "cannot be loaded; the table has only their names" in done.stderr
+    assert "cannot be loaded; only the names are listed" in done.stderr
     assert "pip install 'kdedge[train]'" in done.stderr
 
 

@@ -119,7 +119,7 @@ def test_more_prompted_layers_than_there_are_is_an_error(
 ) -> None:
     with pytest.raises(RecipeError, match=r"prompt_depth is 9, and the image encoder .* 3 layers"):
         build(tiny_backbone, prompt_depth=9)
-    with pytest.raises(RecipeError, match=r"prompt_depth is 4, and the text encoder .* 3 layers"):
+    with pytest.raises(RecipeError, match=r"prompt_depth is 4, but the text encoder .* 3 layers"):
         build(tiny_teacher_backbone, prompt_depth=4)
 
 

@@ -311,5 +311,5 @@ def test_features_of_two_dimensions_cannot_be_compared(
 def test_context_deeper_than_the_text_tower_is_an_error(
     tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
 ) -> None:
-    with pytest.raises(RecipeError, match="prompt_depth_text is 9, and the text encoder"):
+    with pytest.raises(RecipeError, match="prompt_depth_text is 9, but the text encoder"):
         build(tiny_backbone, tiny_teacher_backbone, class_vectors="student")
