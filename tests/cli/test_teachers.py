@@ -252,7 +252,7 @@ def replace_line(path: str, number: int, text: str) -> None:
             (TRAINED, "{method: promptkd, weights: student.pt}"),
             None,
             2,
-            "learns from a teacher itself",
+            "needs a teacher itself, so it cannot be one",
         ),
         (
             (TRAINED, "{method: cocoop, weights: student.pt}"),
@@ -300,7 +300,7 @@ def test_teachers_that_changed_are_named_as_the_reason_for_a_new_run(
     write_probabilities("pool.csv", "pool", seed=5)
     done = kdedge("distill", recipe, "--resume")
     assert done.code == 0, done.err
-    assert "was interrupted with other teachers, or another way to combine them." in done.err
+    assert "was interrupted with different teachers, or another way to combine them." in done.err
 
 
 def steps_done(run: Path) -> int:

@@ -125,8 +125,7 @@ def test_one_that_declares_as_version_0_1_did_says_what_to_declare(
     assert methods.code == 0
     assert re.search(r"^toy +\?", methods.out, re.MULTILINE)
     assert (
-        f"toy cannot be loaded; the table has only their names.\n  METHOD: {declaration}"
-        in methods.err
+        f"toy cannot be loaded; only the names are listed.\n  METHOD: {declaration}" in methods.err
     )
 
 
