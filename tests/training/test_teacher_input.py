@@ -108,5 +108,5 @@ def test_a_resized_view_has_no_colors_beyond_black_and_white(
 
 def test_a_teacher_of_larger_images_is_refused(teacher: Teacher) -> None:
     small = replace(teacher.preprocess, size_px=16)
-    with pytest.raises(RecipeError, match="wants images of 32 pixels, and student small of 16"):
+    with pytest.raises(RecipeError, match="takes images of 32 pixels, and student small of 16"):
         teacher_for(Student(small), teacher)
