@@ -306,9 +306,9 @@ def test_a_wrong_key_is_named(kdedge: Run, project: Path, value: str, message: s
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["-o", "r.yaml"], 2, "r.yaml is there already"),
+        (["-o", "r.yaml"], 2, "r.yaml exists already"),
         (["-o", "labels.safetensors"], 2, "the name of the file of probabilities"),
-        (["-o", "x.jsonl", "--per-class", "11"], 3, "There are 40 unlabeled images, and 11 for"),
+        (["-o", "x.jsonl", "--per-class", "11"], 3, "There are 40 unlabeled images, but 11 for"),
         (["-o", "x.jsonl", "--set", "data.unlabeled=null"], 2, "no data.unlabeled"),
         (["-o", "x.jsonl", "--set", "student=null"], 2, "no student"),
     ],
@@ -323,7 +323,7 @@ def test_what_cannot_be_labeled_is_said_before_anything_is_written(
 
 def test_probabilities_that_are_there_are_not_overwritten(kdedge: Run, trained: Path) -> None:
     Path("labels.safetensors").write_text("mine")
-    fails(kdedge(*WRITE, "-o", LABELS), 2, "labels.safetensors is there already")
+    fails(kdedge(*WRITE, "-o", LABELS), 2, "labels.safetensors exists already")
     assert Path("labels.safetensors").read_text() == "mine"
 
 
