@@ -75,7 +75,7 @@ PINNED = [0.895665, 2.46053, 0.834929, 0.806826, 0.782582]
 def test_more_prompted_layers_than_there_are_is_an_error(tiny_backbone: Backbone) -> None:
     with pytest.raises(RecipeError, match="prompt_depth_text is 9, but the text encoder"):
         build(tiny_backbone, prompt_depth_text=9)
-    with pytest.raises(RecipeError, match="prompt_depth_vision is 9, and the image encoder"):
+    with pytest.raises(RecipeError, match="prompt_depth_vision is 9, but the image encoder"):
         build(tiny_backbone, prompt_depth_vision=9)
 
 

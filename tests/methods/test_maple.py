@@ -117,7 +117,7 @@ PINNED = [1.0301, 0.783827, 0.639924, 0.623137, 0.585312]
 def test_more_prompted_layers_than_there_are_is_an_error(
     tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
 ) -> None:
-    with pytest.raises(RecipeError, match=r"prompt_depth is 9, and the image encoder .* 3 layers"):
+    with pytest.raises(RecipeError, match=r"prompt_depth is 9, but the image encoder .* 3 layers"):
         build(tiny_backbone, prompt_depth=9)
     with pytest.raises(RecipeError, match=r"prompt_depth is 4, but the text encoder .* 3 layers"):
         build(tiny_teacher_backbone, prompt_depth=4)

@@ -238,7 +238,7 @@ def test_more_prompted_layers_than_there_are_is_an_error(
     tiny_backbone: Backbone, tiny_teacher_backbone: Backbone
 ) -> None:
     with pytest.raises(
-        RecipeError, match="prompt_depth is 9, and the image encoder of this CLIP has 3"
+        RecipeError, match="prompt_depth is 9, but the image encoder of this CLIP has only 3"
     ):
         build(tiny_backbone, tiny_teacher_backbone, prompt_depth=9)
 

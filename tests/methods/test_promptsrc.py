@@ -156,5 +156,5 @@ def test_images_without_labels_are_an_error(tiny_backbone: Backbone) -> None:
 def test_more_prompted_text_layers_than_there_are_is_an_error(tiny_backbone: Backbone) -> None:
     with pytest.raises(RecipeError, match="prompt_depth_text is 9, but the text encoder"):
         build(tiny_backbone, prompt_depth_text=9)
-    with pytest.raises(RecipeError, match="prompt_depth_vision is 9, and the image encoder"):
+    with pytest.raises(RecipeError, match="prompt_depth_vision is 9, but the image encoder"):
         build(tiny_backbone, prompt_depth_vision=9)

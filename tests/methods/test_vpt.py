@@ -110,7 +110,7 @@ PINNED = [0.944626, 0.812018, 0.56216, 0.444326, 0.381218]
 
 
 def test_more_prompted_layers_than_there_are_is_an_error(tiny_backbone: Backbone) -> None:
-    with pytest.raises(RecipeError, match=r"prompt_depth is 12, and the image encoder .* 3 layers"):
+    with pytest.raises(RecipeError, match=r"prompt_depth is 12, but the image encoder .* 3 layers"):
         build(tiny_backbone, prompt_depth=12)
 
 
