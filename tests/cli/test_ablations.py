@@ -117,7 +117,10 @@ def test_a_weight_that_is_limited_is_told_and_recorded(kdedge: Run, trained: Pat
         ("losses.kl=3", "--set student.settings.losses.kl must be a mapping (key: value), got 3."),
         ("losses={}", "--set student.settings.losses must name at least one loss, such as kl: {}."),
         ("projector_depth=4", "--set student.settings.projector_depth must be at most 3, got 4."),
-        ("tune=all", "--set student.settings.tune must be prompts, projector or full"),
+        (
+            "tune=all",
+            "--set student.settings.tune must be prompts, projector, full, lora or prompts+lora",
+        ),
         (
             "loss_weight=2",
             "student.settings has loss_weight with loss: kl, whose weight is kd_weight.",

@@ -223,7 +223,7 @@ def test_all_sizes_that_do_not_fit_are_said_at_once(kdedge: Run, project: Path) 
             " has 3 layers.\n  Set it to 3 or less.",
             "r.yaml:10: teacher.settings.prompt_depth_vision is 5, but the image encoder of teacher"
             " has 4 layers.",
-            "--set student.settings.prompt_depth: student.settings.prompt_depth is 6, and the image"
+            "--set student.settings.prompt_depth: student.settings.prompt_depth is 6, but the image"
             " encoder of student has 3 layers.",
         )
     assert runs() == []
