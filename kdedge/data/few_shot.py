@@ -111,7 +111,7 @@ class Draws:
         if self._list is not None and self._list.is_of(spec, shots):
             listed = self._list.positions(spec.part, source, class_names)
             file = self._list.file
-            self._say(logging.INFO, f"The images of part {spec.part} are those of {file}.")
+            self._say(logging.INFO, f"Using the images of part {spec.part} that {file} lists.")
             if set(listed) != set(drawn):
                 self._say(
                     logging.WARNING,

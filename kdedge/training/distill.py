@@ -277,7 +277,7 @@ def _train_teachers(
     ):
         stage = f"Teacher {number + 1}/{n_stages}"
         if run is not None:
-            _say_used(stage, run, "named by teacher.run")
+            _say_used(stage, run, "which teacher.run names")
             runs.append(run)
             continue
         job = teacher_job(one, workspace)
@@ -285,7 +285,7 @@ def _train_teachers(
         if found is None:
             jobs[number] = job
         else:
-            _say_used(stage, found, "trained from the same parts")
+            _say_used(stage, found, "trained with the same settings and data")
         runs.append(found)
     if jobs and not may_train:
         raise RecipeError(
@@ -319,7 +319,7 @@ def _run_stage(stage: str, job: Job, *, resume: bool) -> RunFolder:
 
 
 def _say_used(stage: str, teacher: RunFolder, why: str) -> None:
-    log.info("%s: %s is used, %s%s.", stage, teacher.path, why, _reached(teacher))
+    log.info("%s: using %s, %s%s.", stage, teacher.path, why, _reached(teacher))
 
 
 def _reached(run: RunFolder) -> str:

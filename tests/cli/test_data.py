@@ -146,7 +146,7 @@ def test_a_set_that_differs_ends_in_exit_code_3_after_the_table(kdedge, publishe
     (tmp_path / "data/sun397/SUN397/5.png").unlink()
     code, out, err = kdedge("verify", "small", "--images")
     assert code == 3
-    assert "3.png: not an image" in out
+    assert "3.png: not a readable image" in out
     assert out.endswith(
         "val has 1 images that cannot be read.\n"
         "test lacks 1 of its 2 image files, for example 5.png.\n"

@@ -77,7 +77,8 @@ def test_a_timm_student_is_timed_and_no_export_of_it_is_asked_for(
         "Zero-shot CLIP": "timm/test_resnet has no text encoder that runs here",
         **dict.fromkeys(
             ("CoOp", "CoCoOp", "PromptSRC"),
-            "timm/test_resnet has no text encoder, so it can only be a student",
+            "timm/test_resnet has no text encoder, so it can only be a student with"
+            " its teacher's class vectors.",
         ),
     }
 
@@ -98,7 +99,8 @@ def test_other_weights_of_the_model_are_another_backbone(kdedge: Run, project: P
         (
             "check",
             (*TIMM, "student.settings={tune: full, class_vectors: student}"),
-            "timm/test_resnet has no text encoder, so it can only be a student",
+            "timm/test_resnet has no text encoder, so it can only be a student with"
+            " its teacher's class vectors.",
         ),
         ("train", TIMM, "timm/test_resnet has no text encoder, so"),
         (

@@ -22,9 +22,11 @@ COOP = ("train", "r.yaml", "--method", "coop", "--set", "baseline.settings={n_ct
 LEARNER = "promptsrc: {prompt_depth_text: 2, prompt_depth_vision: 2, n_anchor_templates: 4}"
 """Of the teacher's settings in the recipe."""
 SUPERVISED = {
+    "atprompt": "{n_ctx_attribute: 1}",
     "cocoop": "{}",
     "coop": "{n_ctx: 3}",
     "ivlp": "{prompt_depth_text: 2, prompt_depth_vision: 2}",
+    "linear_probe": "{}",
     "maple": "{prompt_depth: 2}",
     "promptsrc": "{}",
     "vpt": "{prompt_depth: 2}",
@@ -196,7 +198,7 @@ def test_another_class_is_another_training_and_the_order_of_the_lines_is_none(
     origin = Path(LABELS).read_text().splitlines(keepends=True)[0]
     Path(LABELS).write_text(origin + "".join([*others, first]))
     done = kdedge(*COOP, *alone, "--resume")
-    assert "runs/tiny/01 is finished" in done.err
+    assert "runs/tiny/01 is already finished" in done.err
     Path(LABELS).write_text(origin + first.replace("cat", "dog") + "".join(others))
     done = kdedge(*COOP, *alone, "--resume")
     assert "Starting a new run" in done.err
@@ -213,7 +215,7 @@ def test_another_class_is_another_training_and_the_order_of_the_lines_is_none(
         (["--method", "zero"], 2, 'There is no method "zero"'),
         (["--method", "promptkd"], 2, "promptkd learns from a teacher"),
         (["--set", "data.unlabeled=null"], 2, "no data.unlabeled, and they are to get"),
-        (["-o", "nowhere/labels.jsonl"], 2, "The folder nowhere for"),
+        (["-o", "nowhere/labels.jsonl"], 2, "nowhere for labels.jsonl does not exist"),
         (["-o", "r.yaml"], 2, "r.yaml exists already"),
         (["--set", "classes=[cat]"], 2, "at least 2"),
     ],
@@ -376,7 +378,7 @@ def test_too_few_unlabeled_images_are_said_before_a_run_is_made(kdedge: Run, pro
     fails(
         kdedge(*rounds_of("grip"), *same, "--set", "data.split=all"),
         3,
-        "There are 0 unlabeled images, and 1 for each of 4 classes are 4.",
+        "There are 0 unlabeled images, but 1 for each of 4 classes need 4.",
         "that are also labeled are not counted",
     )
     assert not Path("runs").exists()

@@ -141,7 +141,7 @@ def test_what_the_teachers_reached_and_how_often_each_was_followed_is_told(
     recipe = write_recipe(TRAINED, PROBE, FILES, ensemble="{weights: confidence}")
     done = kdedge("distill", recipe)
     assert done.code == 0, done.err
-    assert re.search(r"Teacher 1/3: .*tiny/01 is used, named by teacher\.run", done.err)
+    assert re.search(r"Teacher 1/3: using .*tiny/01, which teacher\.run names", done.err)
     assert "Teacher 2/3: training linear_probe on " in done.err
     assert "Student 3/3: training promptkd" in done.err
     student = RunFolder.open(Path("runs/tiny/04"))
@@ -345,7 +345,7 @@ def test_teach_trains_each_teacher_of_a_list_and_stores_their_features(
     made = json.loads(done.out)
     assert len(made["teachers"]) == len(made["stores"]) == 3
     again = kdedge("distill", recipe, "--set", "student.views=1")
-    assert again.err.count("It is whole: the teacher is not run.") == 3
+    assert again.err.count("It is complete: the teacher is not run.") == 3
     nothing = kdedge("teach", write_recipe(TRAINED, TRAINED))
     assert nothing.code == 2
     assert "there is nothing to train" in nothing.err

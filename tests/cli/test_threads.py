@@ -102,4 +102,4 @@ def test_a_run_tells_with_how_many_threads_it_was_trained(
     records = [json.loads(Path(f"runs/tiny/{n}/provenance.json").read_text()) for n in ("01", "03")]
     assert [record["threads"] for record in records] == [1, 2]
     again = kdedge("train", "r.yaml", "--method", "coop", "--runs", "runs", "--resume")
-    assert "runs/tiny/03 is finished" in again.err  # the same run, whatever the threads
+    assert "runs/tiny/03 is already finished" in again.err  # the same run, whatever the threads

@@ -378,7 +378,7 @@ def test_a_model_no_better_than_guessing_is_warned_of(
     assert done.code == 0
     assert re.search(
         r"warning: The baseline is right on [\d.]+ % of 100 test images, which is no better than"
-        r" guessing among 4 classes\.\n  See",
+        r" guessing among 4 classes\.\n  Check",
         done.err,
     )
 

@@ -43,11 +43,12 @@ def test_a_layer_starts_as_the_frozen_one_and_holds_a_and_b_alone() -> None:
 def test_the_merged_weight_is_the_sum_in_float64_rounded_once() -> None:
     linear, layer = make_layer()
     moved(layer)
-    a, b, slow = layer.a.detach(), layer.b.detach(), torch.zeros(6, 10, dtype=torch.float64)
+    a, b, weight = layer.a.detach(), layer.b.detach(), linear.weight.detach()
+    slow = torch.zeros(6, 10, dtype=torch.float64)
     for i in range(6):
         for j in range(10):
             change = sum(float(b[i, r]) * float(a[r, j]) for r in range(3))
-            slow[i, j] = float(linear.weight[i, j]) + 1.5 / 3 * change
+            slow[i, j] = float(weight[i, j]) + 1.5 / 3 * change
     assert layer.merged_weight().dtype == torch.float32
     torch.testing.assert_close(layer.merged_weight().double(), slow, atol=1e-7, rtol=1e-7)
     plain = layer.as_linear()

@@ -146,13 +146,13 @@ def test_a_package_that_does_not_load_is_told_once_it_is_used(
         " (ZeroDivisionError: division by zero)."
     )
     for arguments in (
-        ("export", "tiny/02", "--broken", "--output", "none"),
+        ("export", "tiny/02", "--broken", "--output", "onnx-alone"),
         ("predict", str(exported), "test", "--backend", "broken"),
     ):
         done = run(*arguments)
         assert done.code == 4
         assert reason in done.err
-    assert not (exported.parent / "none").exists()
+    assert (exported.parent / "onnx-alone/model.onnx").exists()
     done = run("doctor")
     assert done.code == 0
     assert reason in done.out
