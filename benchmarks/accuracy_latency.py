@@ -1,7 +1,7 @@
 """A picture of a run's newest `kdedge bench`: each model's accuracy against its latency.
 
 kdedge bench RUN
-python benchmarks/accuracy_latency.py RUN docs/assets/accuracy-latency.svg
+python benchmarks/accuracy_latency.py RUN benchmarks/accuracy-latency.svg
 """
 
 from __future__ import annotations
