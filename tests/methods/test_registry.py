@@ -71,7 +71,7 @@ def test_a_broken_package_is_named_where_its_method_is_chosen(
 def test_an_unknown_name_is_answered_with_the_nearest_or_with_all() -> None:
     with pytest.raises(RecipeError, match=r'no method "promtkd"\.\n  Did you mean promptkd\?'):
         load_method("promtkd")
-    with pytest.raises(RecipeError, match=r"There are: clip_pr, cocoop, coop"):
+    with pytest.raises(RecipeError, match=r"There are: atprompt, clip_pr, cocoop, coop"):
         load_method("xyzzy")
 
 
