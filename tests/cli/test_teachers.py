@@ -160,8 +160,7 @@ def test_what_the_teachers_reached_and_how_often_each_was_followed_is_told(
     assert {one["n_images"] for one in teachers} == {20}
     assert teachers[0]["temperature"] == 1
     shown = kdedge("show", "tiny/04")
-    assert "taught by" in shown.out
-    assert "tiny/01 and tiny/03 and pool.csv" in shown.out
+    assert re.search(r"^teacher +tiny/01 and tiny/03 and pool\.csv$", shown.out, re.MULTILINE)
     assert "teachers together" in shown.out
     assert re.search(r"followed +promptsrc on .* \d+\.\d\d %, linear_probe", shown.out)
     assert kdedge("eval", "tiny/04").code == 0
@@ -346,7 +345,7 @@ def test_teach_trains_each_teacher_of_a_list_and_stores_their_features(
     made = json.loads(done.out)
     assert len(made["teachers"]) == len(made["stores"]) == 3
     again = kdedge("distill", recipe, "--set", "student.views=1")
-    assert again.err.count("It is whole: the teacher is not run.") == 3
+    assert again.err.count("It is complete: the teacher is not run.") == 3
     nothing = kdedge("teach", write_recipe(TRAINED, TRAINED))
     assert nothing.code == 2
     assert "there is nothing to train" in nothing.err
