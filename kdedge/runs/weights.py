@@ -123,7 +123,7 @@ class TrainedTensors:
             )
         if hash_weights(state) != self.trained:
             raise DataError(
-                f"{self.path} is damaged: its tensors are not the ones that were written.\n"
+                f"{self.path} is damaged: its tensors have changed since they were written.\n"
                 "  Train or import again; that makes a new run."
             )
         method.module.load_state_dict(state)

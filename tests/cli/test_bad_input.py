@@ -434,12 +434,12 @@ def test_a_machine_without_a_network_says_at_once_which_file_to_fetch_and_where_
 
 # Runs whose files were damaged or replaced
 
-NOT_THE_ONES = "is damaged: its {} are not the ones that were written."
+HAVE_CHANGED = "is damaged: its {} have changed since they were written."
 DAMAGES = [
-    ("class_vectors.safetensors", flip, 3, NOT_THE_ONES.format("class vectors")),
+    ("class_vectors.safetensors", flip, 3, HAVE_CHANGED.format("class vectors")),
     ("class_vectors.safetensors", lambda path: cut(path, 300), 3, "does not hold class vectors"),
     ("class_vectors.safetensors", Path.unlink, 3, "does not hold class vectors"),
-    ("{kind}.safetensors", flip, 3, NOT_THE_ONES.format("tensors")),
+    ("{kind}.safetensors", flip, 3, HAVE_CHANGED.format("tensors")),
     ("{kind}.safetensors", lambda path: cut(path, 900), 3, "{kind}.safetensors cannot be read"),
     ("{kind}.safetensors", Path.unlink, 3, "{kind}.safetensors cannot be read"),
     ("provenance.json", lambda path: cut(path, 90), 3, "provenance.json is not valid JSON"),
