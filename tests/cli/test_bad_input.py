@@ -475,7 +475,7 @@ def test_a_damaged_teacher_stops_its_student_before_anything_is_written(
     # The way out that the message names
     flip(trained / "runs/tiny/01/teacher.safetensors")
     assert kdedge("teach", "r.yaml").code == 0
-    assert "Teacher 1/2: runs/tiny/03 is used" in kdedge("distill", "r.yaml").err
+    assert "Teacher 1/2: using runs/tiny/03" in kdedge("distill", "r.yaml").err
 
 
 def test_class_vectors_of_other_weights_are_refused(kdedge: Run, trained: Path) -> None:

@@ -22,7 +22,7 @@ COOP = ("train", "r.yaml", "--method", "coop", "--set", "baseline.settings={n_ct
 LEARNER = "promptsrc: {prompt_depth_text: 2, prompt_depth_vision: 2, n_anchor_templates: 4}"
 """Of the teacher's settings in the recipe."""
 SUPERVISED = {
-    "atprompt": "{n_ctx_attribute: 1}",
+    "atprompt": "{n_ctx_attribute: 1, prompt_depth_text: 2, prompt_depth_vision: 2}",
     "cocoop": "{}",
     "coop": "{n_ctx: 3}",
     "ivlp": "{prompt_depth_text: 2, prompt_depth_vision: 2}",
