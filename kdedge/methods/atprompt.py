@@ -33,10 +33,8 @@ from kdedge.config.recipe import OptimSpec
 from kdedge.data.batch import Batch
 from kdedge.errors import RecipeError
 from kdedge.methods import ivlp, promptsrc
-from kdedge.methods._encode import encode_images
 from kdedge.methods.protocol import StepOutput, Teacher
 from kdedge.methods.registry import Declaration, Sees
-from kdedge.methods.supervised import cross_entropy, labels_of
 
 METHOD = Declaration(
     label="ATPrompt",
@@ -188,11 +186,7 @@ class Method(promptsrc.Method):
         """PromptSRC's losses, or the cross-entropy alone without `self_regulation`."""
         if self._settings.self_regulation:
             return super().training_step(batch)
-        labels = labels_of(batch)
-        logits = self.class_logits(encode_images(batch, self.training_features))
-        accuracy = 100 * (logits.detach().argmax(dim=-1) == labels).float().mean()
-        loss = cross_entropy(logits, labels, batch.weights)
-        return StepOutput(loss, {"batch_accuracy_percent": accuracy})
+        return ivlp.Method.training_step(self, batch)
 
     def averaging_weights(self, n_epochs: int) -> list[float] | None:
         """PromptSRC's; None without `self_regulation`."""

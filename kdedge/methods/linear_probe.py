@@ -32,7 +32,7 @@ from kdedge.errors import DataError
 from kdedge.methods._encode import encode_images
 from kdedge.methods.protocol import ImagePath, MethodSettings, StepOutput, Teacher
 from kdedge.methods.registry import Declaration, Sees
-from kdedge.methods.supervised import cross_entropy, labels_of
+from kdedge.methods.supervised import cross_entropy_step, labels_of
 
 METHOD = Declaration(
     label="Linear probe",
@@ -127,9 +127,7 @@ class Method:
         features = encode_images(batch, self.forward_features)
         with torch.autocast(features.device.type, enabled=False):
             logits = self.module(features.float())
-        accuracy = 100 * (logits.detach().argmax(dim=-1) == labels).float().mean()
-        loss = cross_entropy(logits, labels, batch.weights)
-        return StepOutput(loss, {"batch_accuracy_percent": accuracy})
+        return cross_entropy_step(logits, labels, batch.weights)
 
     def known_classes(self) -> Sequence[int]:
         """See `methods.protocol.HasClassifier`."""

@@ -35,6 +35,13 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Ten
     return (weights * F.cross_entropy(logits, labels, reduction="none")).sum()
 
 
+def cross_entropy_step(logits: Tensor, labels: Tensor, weights: Tensor | None) -> StepOutput:
+    """A step's `cross_entropy`, with the batch's accuracy in percent; the same arguments."""
+    accuracy = 100 * (logits.detach().argmax(dim=-1) == labels).float().mean()
+    loss = cross_entropy(logits, labels, weights)
+    return StepOutput(loss, {"batch_accuracy_percent": accuracy})
+
+
 class SupervisedMethod(ABC):
     """A method on a frozen backbone whose loss is the cross-entropy of its logits.
 
@@ -66,9 +73,7 @@ class SupervisedMethod(ABC):
         """Cross-entropy with the labels [B], averaged over images or with the batch's weights."""
         labels = labels_of(batch)
         logits = self.class_logits(encode_images(batch, self.training_features))
-        accuracy = 100 * (logits.detach().argmax(dim=-1) == labels).float().mean()
-        loss = cross_entropy(logits, labels, batch.weights)
-        return StepOutput(loss, {"batch_accuracy_percent": accuracy})
+        return cross_entropy_step(logits, labels, batch.weights)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The module's."""
