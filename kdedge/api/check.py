@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdedge.api.recipe import AnyRecipe, Overrides, set_texts
+from kdedge.api.recipe import AnyRecipe, Overrides, with_size
 from kdedge.config.load import LoadedRecipe, check_paths, load_recipe
 from kdedge.setup.packages import need_training_packages
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def check(
     recipe: AnyRecipe,
     *,
+    size: str | None = None,
     overrides: Overrides | None = None,
     root: str | Path = "runs",
     device: str | None = None,
@@ -27,6 +28,7 @@ def check(
 
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
+        size: `nano`, `small` or `base`, a student in place of the recipe's, as for `distill`.
         overrides: keys of the recipe with other values, such as `{"student.optim.lr": 0.01}`.
         root: folder of all runs.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
@@ -40,7 +42,7 @@ def check(
         SetupError: torch, weights or the device is missing.
         ResourceError: memory or disk would run out.
     """
-    return check_loaded(load_recipe(recipe, set_texts(overrides)), Path(root), device)
+    return check_loaded(load_recipe(recipe, with_size(overrides, size)), Path(root), device)
 
 
 def check_loaded(loaded: LoadedRecipe, root: Path, device: str | None) -> Preflight:

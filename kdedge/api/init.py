@@ -16,6 +16,7 @@ def init(
     test: str | Path | None = None,
     teacher: str | None = None,
     student: str | None = None,
+    size: str | None = None,
 ) -> Path:
     """Writes `name`.yaml, a commented recipe for your own images, into the current folder.
 
@@ -29,7 +30,8 @@ def init(
         labeled: labeled images, one subfolder per class; None for zero-shot CLIP as the teacher.
         test: labeled images for measuring accuracy, one subfolder per class.
         teacher: the teacher's CLIP as `MODEL:WEIGHTS`; None for OpenAI's ViT-L-14.
-        student: the student's CLIP, for the device; None for OpenAI's ViT-B-16.
+        student: the student's CLIP, for the device; None for that of `size`.
+        size: `nano`, `small` or `base`; None for `base`, OpenAI's ViT-B-16, or for `student`.
 
     Returns:
         The recipe's file.
@@ -46,5 +48,6 @@ def init(
         test=None if test is None else Path(test),
         teacher=teacher,
         student=student,
+        size=size,
     )
     return write_new_recipe(name, given).path

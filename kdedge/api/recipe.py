@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.config.recipe import Recipe
+from kdedge.config.student_sizes import student_size
 from kdedge.config.suite import override_texts
 
 if TYPE_CHECKING:
@@ -65,6 +66,16 @@ def loaded_with(
         )
     short = {keys[name]: value for name, value in shorthands.items()}
     return load_recipe(recipe, [*set_texts(overrides), *override_texts(short)])
+
+
+def with_size(overrides: Overrides | None, size: str | None) -> list[str]:
+    """Returns overrides behind those of a student's size, in the form of `--set`.
+
+    Raises:
+        RecipeError: there is no such size.
+    """
+    of_size = {} if size is None else student_size(size).overrides()
+    return [*override_texts(of_size), *set_texts(overrides)]
 
 
 def set_texts(overrides: Overrides | None) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdedge.api.recipe import AnyRecipe, Overrides, Shorthands, loaded_with
+from kdedge.api.recipe import AnyRecipe, Overrides, Shorthands, loaded_with, with_size
 from kdedge.api.run import Run
 from kdedge.config.load import LoadedRecipe, check_paths
 from kdedge.errors import RecipeError
@@ -135,6 +135,7 @@ def fill_teacher_stores(
 def distill(
     recipe: AnyRecipe,
     *,
+    size: str | None = None,
     overrides: Overrides | None = None,
     root: str | Path = "runs",
     device: str | None = None,
@@ -148,6 +149,7 @@ def distill(
 
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
+        size: `nano`, `small` or `base`, a student in place of the recipe's; see `Choose` in the docs.
         overrides: keys of the recipe with other values, such as `{"student.optim.lr": 0.01}`.
         root: folder of all runs.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
@@ -164,7 +166,7 @@ def distill(
         DivergedError: the loss is not finite.
         ResourceError: memory or disk ran out.
     """
-    loaded = loaded_with(recipe, "student", overrides, shorthands)
+    loaded = loaded_with(recipe, "student", with_size(overrides, size), shorthands)
     return Run(make_student(loaded, Place(Path(root), device, resume)).runs[-1])
 
 

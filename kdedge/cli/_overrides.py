@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdedge.api.recipe import SHORTHANDS, shorthand_keys
+from kdedge.api.recipe import SHORTHANDS, shorthand_keys, with_size
 from kdedge.cli._output import set_option
+from kdedge.config.student_sizes import SIZES
 from kdedge.config.suite import override_texts
 
 if TYPE_CHECKING:
@@ -47,6 +48,27 @@ def set_options(role: Role) -> Callable[[Callable[..., Any]], Callable[..., Any]
         return set_option(command)
 
     return decorate
+
+
+def size_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--size`, turned into overrides of the student; `--set` may change them again."""
+
+    @functools.wraps(function)
+    def command(
+        *arguments: Any, size: str | None, overrides: tuple[str, ...], **values: Any
+    ) -> Any:
+        texts = with_size(None, size)
+        if texts:
+            logging.getLogger(__name__).info("--size %s sets %s.", size, ", ".join(texts))
+        return function(*arguments, overrides=(*texts, *overrides), **values)
+
+    return click.option("--size", type=click.Choice(list(SIZES)), help=SIZE_HELP)(command)
+
+
+SIZE_HELP = "Student by size, in place of the recipe's: " + "; ".join(
+    f"{name} is {one.backbone} ({one.n_parameters:g} million parameters, {one.gflops:g} GFLOPs)"
+    for name, one in SIZES.items()
+) + "."
 
 
 def _option(name: str) -> str:

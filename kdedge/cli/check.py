@@ -10,11 +10,13 @@ import click
 from kdedge.api.check import check_loaded
 from kdedge.cli._options import device_option, runs_option, threads_option
 from kdedge.cli._output import json_option, next_line, print_result, same_options, set_option, table
+from kdedge.cli._overrides import size_option
 from kdedge.config.load import load_recipe
 
 
 @click.command("check")
 @click.argument("recipe")
+@size_option
 @set_option
 @runs_option
 @device_option

@@ -14,13 +14,14 @@ from kdedge.cli._options import (
     threads_option,
 )
 from kdedge.cli._output import json_option, next_line, print_result
-from kdedge.cli._overrides import set_options
+from kdedge.cli._overrides import set_options, size_option
 from kdedge.cli._results import run_record, run_text
 from kdedge.config.load import load_recipe
 
 
 @click.command("distill")
 @click.argument("recipe")
+@size_option
 @set_options("student")
 @resume_option
 @runs_option

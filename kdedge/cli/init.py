@@ -10,6 +10,8 @@ import click
 
 from kdedge.cli._options import options_as
 from kdedge.cli._output import json_option, next_line, print_result, table
+from kdedge.cli._overrides import SIZE_HELP
+from kdedge.config.student_sizes import SIZES
 from kdedge.data.first_look import FirstLook
 from kdedge.setup.new_recipe import STUDENT, TEACHER, Given, write_new_recipe
 
@@ -57,6 +59,7 @@ _CLIP_HELP = (
     metavar="CLIP",
     help=f"The student's CLIP, in the same form. [default: {STUDENT}]",
 )
+@click.option("--size", type=click.Choice(list(SIZES)), help=SIZE_HELP)
 @json_option
 @options_as(Given, "given")
 def command(name: str, given: Given, as_json: bool) -> None:

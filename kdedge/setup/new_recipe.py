@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from kdedge.config.fields import NAME
 from kdedge.config.load import check_paths, load_recipe
 from kdedge.config.recipe import ExportSpec, GatesSpec, OptimSettings, OptimSpec, Recipe
+from kdedge.config.student_sizes import StudentSize, student_size
 from kdedge.config.yaml_file import dump_value
 from kdedge.data.classes import read_class_file
 from kdedge.data.first_look import FirstLook, look_at
@@ -21,7 +22,7 @@ from kdedge.errors import DataError, KdedgeError, RecipeError
 from kdedge.files import explain_os_error
 from kdedge.setup.packages import need_training_packages
 
-TEACHER, STUDENT = "ViT-L-14:openai", "ViT-B-16:openai"
+TEACHER, STUDENT = "ViT-L-14:openai", student_size("base").clip
 """The default CLIPs of a new recipe."""
 
 _SETTINGS = {
@@ -40,7 +41,8 @@ class Given:
         labeled: folder of labeled images, one subfolder per class; None for a zero-shot teacher.
         test: folder of labeled images to measure accuracy on; None for no measurement.
         teacher: its CLIP as `MODEL:WEIGHTS`; None for `TEACHER`.
-        student: the student's; None for `STUDENT`.
+        student: the student's; None for that of `size`.
+        size: name of a `StudentSize`; None for `STUDENT`.
     """
 
     images: Path
@@ -49,6 +51,12 @@ class Given:
     test: Path | None
     teacher: str | None
     student: str | None
+    size: str | None = None
+
+    @property
+    def sized(self) -> StudentSize | None:
+        """The size that was asked for."""
+        return None if self.size is None else student_size(self.size)
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,12 @@ def write_new_recipe(name: str, given: Given) -> NewRecipe:
     """
     name = name.removesuffix(".yaml")
     path = _new_path(name)
-    if given.teacher is not None or given.student is not None:
+    if given.student is not None and given.sized is not None:
+        raise RecipeError(
+            f"A student of size {given.size} and {given.student} were asked for.\n"
+            "  Give only one of --size and --student."
+        )
+    if {given.teacher, given.student, given.size} != {None}:
         need_training_packages("Looking at a CLIP's layers")
     class_names, looks = _look(given)
     _write(path, _recipe_text(name, given))
@@ -139,14 +152,18 @@ def _recipe_text(name: str, given: Given) -> str:
     data |= {"split": "all", "max_bad_images": "1%"}
     optim = {key: OptimSettings.model_fields[key].default for key in ("lr", "epochs", "batch_size")}
     method = "promptsrc" if given.labeled is not None else "zeroshot"
-    losses = {"losses": {"kl": {"weight_per_image": 2.5}}}
+    settings: dict[str, Any] = {"losses": {"kl": {"weight_per_image": 2.5}}}
+    student = given.student
+    if given.sized is not None:
+        student = given.sized.clip
+        settings = {**given.sized.settings, **settings}
     values = {
         "name": name,
         "seed": 1,
         "classes": {"file": str(given.classes), "template": "a photo of a {}."},
         "data": data,
         "teacher": _model(method, given.teacher, {}, default=TEACHER),
-        "student": _model("promptkd", given.student, losses, default=STUDENT),
+        "student": _model("promptkd", student, settings, default=STUDENT),
         "optim": optim,
         "export": {"precisions": ["fp16"]},
         "gates": GatesSpec().model_dump(),
@@ -176,7 +193,7 @@ def _model(
 
     config = Path(first).expanduser() if "config" in model else None
     n_layers = count_layers(BackboneSpec(model.get("backbone"), weights, config))
-    defaults = load_method(method).Settings()
+    defaults = load_method(method).Settings.model_validate(settings)
     fitting: dict[str, int] = {}
     for setting, encoders in defaults.prompt_depths.items():
         if any(encoder not in n_layers for encoder in encoders):

@@ -209,6 +209,16 @@ def test_init_removes_a_recipe_whose_weights_are_not_there(kdedge: Run, project:
     assert not Path("line3.yaml").exists()
 
 
+def test_init_writes_a_student_by_size_or_one_that_is_named(kdedge: Run, project: Path) -> None:
+    done = kdedge(*INIT, "--size", "nano")
+    assert done.code == 0, done.err
+    text = Path("line3.yaml").read_text()
+    assert "  backbone: MobileCLIP2-S0\n" in text
+    assert "    tune: full\n" in text
+    both = ("--size", "nano", "--student", "student.pt")
+    fails(kdedge("init", "other", *INIT[2:], *both), 2, "Give only one of --size and --student.")
+
+
 # Sizes
 
 

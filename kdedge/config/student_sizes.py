@@ -1,0 +1,68 @@
+"""Students by size: each is a few keys of a recipe, from a small convolutional tower to ViT-B/16."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from kdedge.config.explain import suggestion
+from kdedge.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class StudentSize:
+    """A student.
+
+    Attributes:
+        backbone: model of open_clip.
+        weights: its pretrained weights there.
+        n_parameters: of the image encoder, in millions.
+        gflops: of one image, two for each multiplication with addition.
+        settings: of the method, as its tower needs them.
+    """
+
+    backbone: str
+    weights: str
+    n_parameters: float
+    gflops: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def clip(self) -> str:
+        """As `kdedge init --student` takes it."""
+        return f"{self.backbone}:{self.weights}"
+
+    def overrides(self) -> dict[str, Any]:
+        """Keys of a recipe that make it this student's."""
+        tower = {"backbone": self.backbone, "weights": self.weights, "config": None}
+        settings = {f"settings.{key}": value for key, value in self.settings.items()}
+        return {f"student.{key}": value for key, value in {**tower, **settings}.items()}
+
+
+_NO_PROMPTS = {"tune": "full"}  # a convolutional tower takes none
+
+SIZES: Mapping[str, StudentSize] = MappingProxyType(
+    {
+        "nano": StudentSize("MobileCLIP2-S0", "dfndr2b", 11.4, 4.8, _NO_PROMPTS),
+        "small": StudentSize("MobileCLIP2-S2", "dfndr2b", 35.8, 15.7, _NO_PROMPTS),
+        "base": StudentSize("ViT-B-16", "openai", 86.2, 35.1),
+    }
+)
+"""Name -> student. Parameters and GFLOPs are counted on the towers that open_clip builds."""
+
+
+def student_size(name: str) -> StudentSize:
+    """The student of this size.
+
+    Raises:
+        RecipeError: there is no such size.
+    """
+    if name not in SIZES:
+        known = ", ".join(SIZES)
+        raise RecipeError(
+            f"There is no student of size {name}; sizes are {known}.\n"
+            f"  {suggestion(name, SIZES, 'Choose one of them.')}"
+        )
+    return SIZES[name]
