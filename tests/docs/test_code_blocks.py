@@ -44,11 +44,14 @@ GATES = {"fp16: 99.5%": "fp16: 0%", "int8: 98%": "int8: 0%", "max_drop: 1.0": "m
 
 CAMERA = "needs a camera"
 DEMO = "takes a minute and a half"
+DOCKER = "needs Docker"
 DOWNLOAD = "downloads images or weights"
+DRAWN = "tests/docs/test_examples.py runs it"
 GPU = "needs a GPU with NVIDIA's libraries"
 INSTALL = "installs packages"
 LOAD = "ends by how busy the machine is"
 BEGIN = "made what the page begins with"
+MACHINES = "needs several machines"
 MANY = "trains for minutes; tests/cli/test_suite.py runs a smaller suite"
 SERVER = "needs the server"
 SAME = "README.md runs it, after the same commands"
@@ -79,6 +82,11 @@ NOT_RUN: dict[str, dict[str, str]] = {
         EXPORT: BEGIN,
         "pip install numpy pillow onnxruntime": INSTALL,
     },
+    "docs/deploy/raspberry-pi.md": {
+        "kdedge export --int8": BEGIN,
+        "python3 -m venv .venv": INSTALL,
+        "camera = Picamera2()": CAMERA,
+    },
     "docs/deploy/servers.md": {
         "docker run --gpus all --rm -p 8000:8000 -v $PWD/models:/models"
         " nvcr.io/nvidia/tritonserver:<version>-py3 tritonserver"
@@ -101,8 +109,20 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "kdedge export line3 --torch-trt --fp16": GPU,
         'model = torch.export.load("model.pt2").module().cuda()': GPU,
     },
+    "docs/eurosat.md": {
+        "kdedge data show eurosat": DOWNLOAD,
+        "kdedge check eurosat": DOWNLOAD,
+        "kdedge distill eurosat --epochs 2 --set teacher.backbone=ViT-B-16"
+        " --set student.backbone=ViT-B-32 --set name=eurosat-small": DOWNLOAD,
+        "kdedge export eurosat --int8": DOWNLOAD,
+    },
     "docs/examples.md": {
         "ARTIFACT=runs/line3/02/artifacts/01 uvicorn service:app": SERVER,
+    },
+    "docs/install.md": {
+        "python3 -m venv .venv": INSTALL,
+        "docker build -t kdedge .": DOCKER,
+        "docker build -t line3 -f Dockerfile.device .": DOCKER,
     },
     "docs/measure.md": {
         "kdedge bench": SAME,
@@ -110,6 +130,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "kdedge bench line3 --baseline before.json --max-regress 5%": LOAD,
     },
     "docs/own-images.md": {
+        "python docs/examples/draw_images.py drawings": DRAWN,
         "kdedge bench": SAME,
     },
     "docs/python.md": {
@@ -125,6 +146,8 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/scale.md": {
         "torchrun --nproc-per-node=8 -m kdedge distill sun397": DOWNLOAD,
+        "torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-id=line3"
+        " --rdzv-endpoint=first:29500 -m kdedge distill line3.yaml": MACHINES,
     },
     "docs/suites.md": {
         "kdedge suite line3-suite.yaml --jobs 2": MANY,
@@ -167,7 +190,7 @@ def listed(part: str) -> str:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folders and files of "Your own images": red and blue pictures of several shades."""
+    """Folders and files of "Your own images", red and blue pictures; and the clone's examples."""
     folder = tmp_path_factory.mktemp("images")
     (folder / "classes.txt").write_text("red\nblue\n")
     (folder / "other.txt").write_text("blue\nred\n")
@@ -180,6 +203,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (64, 48), color).save(place)
     shutil.copy(folder / "new-images" / "red" / "0.jpg", folder / "image.jpg")
+    shutil.copytree(ROOT / "docs" / "examples", folder / "docs" / "examples")
     return folder
 
 
