@@ -22,7 +22,6 @@ def main(run: str, images: str, output: str, root: str = "runs") -> None:
     folder = f"data.unlabeled={{folder: '{Path(images).resolve()}', hold_out: 0}}"
     model = load_run(find_run(run, workspace.root), workspace, overrides=[folder])
     found = model.images("unlabeled")
-    assert found is not None  # the folder was named
     batches = evaluation_batches(
         found.source,
         found.indices,
