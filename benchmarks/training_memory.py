@@ -77,7 +77,7 @@ def main(folder: Path) -> None:
         flags = [part for one in settings for part in ("--set", one)]
         command = [sys.executable, "-m", "kdedge", "check", str(recipe), *flags]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        lines = [one for one in done.stdout.splitlines() if "memory" in one]
+        lines = [one for one in done.stdout.splitlines() if one.startswith("memory ")]
         print(f"{row:22}", *(lines or [done.stderr]), flush=True)
 
 
