@@ -121,7 +121,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/install.md": {
         "python3 -m venv .venv": INSTALL,
-        "docker build -t kdedge .": DOCKER,
+        "docker build -t kdedge-train .": DOCKER,
         "docker build -t line3 -f Dockerfile.device .": DOCKER,
     },
     "docs/measure.md": {
