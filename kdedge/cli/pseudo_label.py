@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from kdedge.api.pseudo_label import pseudo_label
-from kdedge.cli._options import device_option, runs_option, threads_option
+from kdedge.cli._options import device_option, engine_option, runs_option, threads_option
 from kdedge.cli._output import (
     json_option,
     next_line,
@@ -19,6 +19,7 @@ from kdedge.cli._output import (
 )
 from kdedge.config.load import load_recipe
 from kdedge.config.suite import override_texts
+from kdedge.workers.protocol import EngineName
 
 
 @click.command("pseudo-label")
@@ -48,6 +49,7 @@ from kdedge.config.suite import override_texts
     help="File to write, as JSON lines. Must not exist.",
 )
 @set_option
+@engine_option
 @runs_option
 @device_option
 @threads_option
@@ -58,6 +60,7 @@ def command(
     per_class: int | None,
     path: Path,
     overrides: tuple[str, ...],
+    engine: EngineName,
     root: Path,
     device: str | None,
     as_json: bool,
@@ -83,6 +86,7 @@ def command(
         overrides=overrides,
         root=root,
         device=device,
+        engine=engine,
     )
     lines = [f"{found.n_images} images of {found.n_classes} classes by {found.method}."]
     if found.accuracy_percent is not None:

@@ -10,6 +10,7 @@ import click
 
 from kdedge.cli._options import (
     device_option,
+    engine_option,
     resume_option,
     runs_option,
     threads_option,
@@ -18,6 +19,7 @@ from kdedge.cli._output import json_option, next_line, print_result, same_option
 from kdedge.cli._overrides import set_options
 from kdedge.cli._results import run_record, run_text
 from kdedge.config.load import load_recipe
+from kdedge.workers.protocol import EngineName
 
 
 def _read_shard(
@@ -49,6 +51,7 @@ def _read_shard(
     callback=_read_shard,
     help="With --store: compute only part I of N. Copy the parts' files into one folder.",
 )
+@engine_option
 @resume_option
 @runs_option
 @device_option
@@ -59,6 +62,7 @@ def command(
     overrides: tuple[str, ...],
     is_stored: bool,
     shard: tuple[int, int] | None,
+    engine: EngineName,
     resume: bool,
     root: Path,
     device: str | None,
@@ -70,11 +74,13 @@ def command(
     """
     if shard is not None and not is_stored:
         raise click.UsageError("--shard works only with --store: add --store.")
+    if engine != "local" and not is_stored:
+        raise click.UsageError(f"--engine {engine} works only with --store: add --store.")
     from kdedge.api.train import Place, make_teacher
 
     loaded = load_recipe(recipe, overrides)
     made = make_teacher(
-        loaded, Place(root, device, resume), is_stored=is_stored, shard=shard or (1, 1)
+        loaded, Place(root, device, resume, engine), is_stored=is_stored, shard=shard or (1, 1)
     )
     if not made.is_rank0:
         return
