@@ -44,34 +44,25 @@ class Nodes:
             text=True,
         )
 
-    def kdedge(self, *arguments: str) -> Done:
-        """Runs `kdedge ARGUMENTS` in the current folder."""
+    def kdedge(self, *arguments: str, address: str | None = None) -> Done:
+        """Runs `kdedge ARGUMENTS` in the current folder, with the nodes or another address."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([os.getcwd(), arguments]) + "\n")
+        self._process.stdin.write(json.dumps([str(Path.cwd()), arguments, address]) + "\n")
         self._process.stdin.flush()
         return Done(*json.loads(self._process.stdout.readline()))
 
     @contextlib.contextmanager
     def killing_a_worker(self, when: Callable[[], object]) -> Iterator[list[int]]:
         """Context in which a worker is killed once something is so; gives the killed one."""
-        killed: list[int] = []
-        is_over = threading.Event()
-
-        def watch() -> None:
-            while not killed and not is_over.is_set():
-                time.sleep(0.01)
-                for pid in self._workers()[:1] if when() else []:
-                    os.kill(pid, signal.SIGKILL)
-                    killed.append(pid)
-
-        thread = threading.Thread(target=watch)
-        thread.start()
-        try:
+        with _signal_once(signal.SIGKILL, lambda: self._workers() if when() else []) as killed:
             yield killed
-        finally:
-            is_over.set()
-            thread.join()
+
+    @contextlib.contextmanager
+    def interrupting(self, when: Callable[[], object]) -> Iterator[None]:
+        """Context in which the command gets a Ctrl-C once something is so."""
+        with _signal_once(signal.SIGINT, lambda: [self._process.pid] if when() else []):
+            yield
 
     def _workers(self) -> list[int]:
         """Processes that do pieces: children of the nodes' own processes."""
@@ -89,6 +80,28 @@ class Nodes:
         self._process.communicate("")
 
 
+@contextlib.contextmanager
+def _signal_once(signum: signal.Signals, whom: Callable[[], list[int]]) -> Iterator[list[int]]:
+    """Context in which the first process found gets a signal; gives that process."""
+    told: list[int] = []
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not told and not is_over.is_set():
+            time.sleep(0.01)
+            for pid in whom()[:1]:
+                os.kill(pid, signum)
+                told.append(pid)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield told
+    finally:
+        is_over.set()
+        thread.join()
+
+
 def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
@@ -103,10 +116,10 @@ def _serve() -> None:
     node = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=node)
     cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
-    os.environ["RAY_ADDRESS"] = cluster.address
     for line in sys.stdin:
-        folder, arguments = json.loads(line)
+        folder, arguments, address = json.loads(line)
         os.chdir(folder)
+        os.environ["RAY_ADDRESS"] = address or cluster.address
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = run(arguments)

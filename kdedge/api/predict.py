@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 from kdedge.api.artifact import artifact_folder
 from kdedge.api.inputs import Inputs, Item, Wanted, open_inputs, read_image, read_item
@@ -25,6 +25,8 @@ from kdedge.workers.open import open_workers
 from kdedge.workers.protocol import HERE, DoPieces, EngineName, Share, Work, Workers
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from kdedge.inference.classify import Classifier, ImageInput
     from kdedge.runtime.artifact import Precision
 
@@ -47,6 +49,15 @@ class Engine:
     backend: str | None = None
     batch: int | None = None
     threads: int | None = None
+
+
+class EngineOptions(TypedDict, total=False):
+    """The same as keywords."""
+
+    precision: Precision | None
+    backend: str | None
+    batch: int | None
+    threads: int | None
 
 
 class Predictions(Tabled, Sequence[Result]):
@@ -123,11 +134,8 @@ def predict(
     *paths: str | Path,
     top: int = 1,
     every: int = 1,
-    precision: Precision | None = None,
-    backend: str | None = None,
-    batch: int | None = None,
-    threads: int | None = None,
     engine: EngineName = "local",
+    **options: Unpack[EngineOptions],
 ) -> Predictions:
     """Classifies images, folders and videos; a failed image does not stop the others.
 
@@ -138,12 +146,11 @@ def predict(
         paths: images, videos, and folders, which are searched with all their subfolders.
         top: classes per image.
         every: take the first and then every Nth frame of a video.
-        precision: `fp32`, `fp16` or `int8`. None: an engine that this machine's GPU runs, or else
-            the float32 ONNX file. INT8 is used only when asked for.
-        backend: the runtime, such as `onnxruntime`; None to choose one.
-        batch: images per call; None for as many as the artifact takes.
-        threads: CPU threads; None for the engine's default.
         engine: who classifies: this process, or the workers of a Ray cluster.
+        options: `precision` is `fp32`, `fp16` or `int8`; by default an engine that this machine's
+            GPU runs, or else the float32 ONNX file, and INT8 only when asked for. `backend` is the
+            runtime, such as `onnxruntime`; `batch` the images per call, by default as many as the
+            artifact takes; `threads` the CPU threads.
 
     Returns:
         A result for each image, in order: a `Prediction`, an `UnreadableImage` or a
@@ -160,14 +167,14 @@ def predict(
             raise RecipeError(f"{what} is {number}; it must be 1 or more.")
     if not paths:
         raise RecipeError("No path is given.\n  Name images, videos or folders.")
-    check_threads(threads)
+    wanted = Engine(**options)
+    check_threads(wanted.threads)
     inputs = open_inputs(Wanted(tuple(map(str, paths)), None, every))
-    wanted = Engine(precision, backend, batch, threads)
     with (
         opened(artifact_folder(source), wanted) as classifier,
         workers_for(classifier, engine) as workers,
     ):
-        stream = ResultStream(inputs, classifier, top=top, batch=batch, workers=workers)
+        stream = ResultStream(inputs, classifier, top=top, batch=wanted.batch, workers=workers)
         with progress("classifying", inputs.n_images, unit="images") as advance:
             results = []
             for result, _ in stream:

@@ -201,6 +201,8 @@ def command(
             n_done = unfinished.n_done(inputs.keys or ())
             _LOG.info("%s has %s.", shape.output, images_text(n_done))
             inputs = inputs.without_first(n_done)
+            if not n_done:
+                unfinished.output.unlink()  # at most a heading
         results = ResultStream(
             inputs, classifier, top=shape.top, batch=runtime.batch, workers=workers
         )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import click
 
+from kdedge.api.train import Place, make_teacher
 from kdedge.cli._options import (
     device_option,
     engine_option,
+    options_as,
     resume_option,
     runs_option,
     threads_option,
@@ -19,7 +20,6 @@ from kdedge.cli._output import json_option, next_line, print_result, same_option
 from kdedge.cli._overrides import set_options
 from kdedge.cli._results import run_record, run_text
 from kdedge.config.load import load_recipe
-from kdedge.workers.protocol import EngineName
 
 
 def _read_shard(
@@ -55,6 +55,7 @@ def _read_shard(
 @resume_option
 @runs_option
 @device_option
+@options_as(Place, "place")
 @threads_option
 @json_option
 def command(
@@ -62,10 +63,7 @@ def command(
     overrides: tuple[str, ...],
     is_stored: bool,
     shard: tuple[int, int] | None,
-    engine: EngineName,
-    resume: bool,
-    root: Path,
-    device: str | None,
+    place: Place,
     as_json: bool,
 ) -> None:
     """Train the teacher of RECIPE on its labeled images and store its class vectors.
@@ -74,14 +72,10 @@ def command(
     """
     if shard is not None and not is_stored:
         raise click.UsageError("--shard works only with --store: add --store.")
-    if engine != "local" and not is_stored:
-        raise click.UsageError(f"--engine {engine} works only with --store: add --store.")
-    from kdedge.api.train import Place, make_teacher
-
+    if place.engine != "local" and not is_stored:
+        raise click.UsageError(f"--engine {place.engine} works only with --store: add --store.")
     loaded = load_recipe(recipe, overrides)
-    made = make_teacher(
-        loaded, Place(root, device, resume, engine), is_stored=is_stored, shard=shard or (1, 1)
-    )
+    made = make_teacher(loaded, place, is_stored=is_stored, shard=shard or (1, 1))
     if not made.is_rank0:
         return
     runs, stores = list(made.runs), [store.to_dict() for store in made.stores]

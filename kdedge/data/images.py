@@ -142,8 +142,8 @@ def scan_by(
     parts: list[Scan] = []
     work = Work(partial(_scan_parts, source, None), partial(_scan_elsewhere, source))
     try:
-        for part, facts in workers.run(pieces, work):
-            parts.append(part)
+        for found, facts in workers.run(pieces, work):
+            parts.append(found)
             cache.add(facts)
             progress(sum(len(one.good) + len(one.bad) for one in parts))
     finally:

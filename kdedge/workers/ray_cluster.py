@@ -25,6 +25,7 @@ from kdedge.workers.protocol import DoPieces, Piece, Result, Share, Work
 
 _N_ATTEMPTS = 4
 """How often a piece is begun whose workers are killed."""
+_CONNECT_S = 5
 _LONGEST_PIECE_S = 7 * 24 * 3600
 
 
@@ -205,17 +206,25 @@ def _keep_handler(handler: Any) -> None:
 
 def _connect(ray: Any) -> None:
     before = signal.getsignal(signal.SIGTERM)
+    address = os.environ.get("RAY_ADDRESS", "")
     try:
+        _check_listens(address)
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        place = os.environ.get("RAY_ADDRESS", "this machine")
+    except (OSError, ValueError, RuntimeError) as error:
         raise SetupError(
-            f"No Ray cluster could be used at {place}: {_last(error)}\n"
-            "  Start one with `ray start --head`, set RAY_ADDRESS to it, or unset RAY_ADDRESS to"
-            " start one for this command."
+            f"No Ray cluster could be used at {address or 'this machine'}: {_last(error)}\n"
+            "  Start one with `ray start --head` and set RAY_ADDRESS to its HOST:PORT, or unset"
+            " RAY_ADDRESS to start one for this command."
         ) from error
     _keep_handler(before)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _check_listens(address: str) -> None:
+    """Raises OSError where nothing listens at HOST:PORT: Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
 
 
 def _workers(ray: Any, device: str | None) -> RayWorkers:

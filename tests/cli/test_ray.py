@@ -60,9 +60,19 @@ def test_a_resumed_store_is_the_local_one_though_a_worker_is_killed(
 
 
 @needs_ray
-def test_pseudo_labels_are_the_local_ones(
-    trained: Path, kdedge: Any, nodes: Any
-) -> None:
+def test_ctrl_c_ends_the_command_and_keeps_what_is_finished(trained: Path, nodes: Any) -> None:
+    command = ("teach", "r.yaml", "--store", "--set", "student.optim.epochs=400", "--set")
+    store = Path("runs/.cache/teacher_store")
+    with nodes.interrupting(lambda: list(store.glob("*/view-0001/*.safetensors"))):
+        done = nodes.kdedge(*command, "student.views=400", *RAY)
+    assert (done.code, done.out) == (130, "")
+    assert len(list(store.glob("*/view-*/*.safetensors"))) < 400
+    done = nodes.kdedge(*command, "student.views=1", *RAY)
+    assert "It is complete: the teacher is not run." in done.err
+
+
+@needs_ray
+def test_pseudo_labels_are_the_local_ones(trained: Path, kdedge: Any, nodes: Any) -> None:
     command = ("pseudo-label", "r.yaml", "--per-class", "3", "-o")
     assert kdedge(*command, "here.jsonl").code == 0
     done = nodes.kdedge(*command, "there.jsonl", *RAY)
@@ -107,6 +117,19 @@ def test_what_a_node_does_not_see_and_what_only_this_process_reads_is_named(
     done = nodes.kdedge("predict", "art", "-", *RAY)
     assert done.code == 2
     assert "standard input are read in this process" in done.err
+    # Its own current folder is another one in each process
+    done = nodes.kdedge("predict", "/proc/self/cwd/art", "pics", *RAY)
+    assert (done.code, done.out) == (4, "")
+    assert "/proc/self/cwd/art does not exist on a node of the Ray cluster.\n" in done.err
+    assert "This is the message of a Ray worker on" in done.err
+
+
+@needs_ray
+def test_an_address_where_nothing_listens_is_named(pictures: Path, nodes: Any) -> None:
+    command = ("predict", "art", "pics", *RAY)
+    done = nodes.kdedge(*command, address="127.0.0.1:1")
+    assert (done.code, done.out) == (4, "")
+    assert "No Ray cluster could be used at 127.0.0.1:1: " in done.err
 
 
 def test_without_ray_the_install_line_is_given(
