@@ -124,6 +124,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
         " --weights openai --classes classes.txt": DOWNLOAD,
     },
     "docs/scale.md": {
+        "pip install 'kdedge[ray]'": INSTALL,
         "torchrun --nproc-per-node=8 -m kdedge distill sun397": DOWNLOAD,
     },
     "docs/suites.md": {
