@@ -62,11 +62,13 @@ class Inputs:
         items: the images; frames are decoded one at a time.
         keys: all keys; None if there are frames, whose number is unknown.
         is_live: they arrive one by one, and each is classified before the next.
+        paths: the files and folders that they are in.
     """
 
     items: Iterator[Item]
     keys: Sequence[str] | None
     is_live: bool = False
+    paths: tuple[Path, ...] = ()
 
     @property
     def n_images(self) -> int | None:
@@ -175,7 +177,8 @@ def _listed(paths: Sequence[str], every: int) -> Inputs:
     if has_video:
         return Inputs(items, None)
     listed = list(items)
-    return Inputs(iter(listed), [item.key for item in listed])
+    places = tuple(Path(name).absolute() for name in paths)
+    return Inputs(iter(listed), [item.key for item in listed], paths=places)
 
 
 def _shard(path: Path) -> list[Item]:

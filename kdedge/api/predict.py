@@ -266,7 +266,7 @@ class ResultStream:
         """Results of workers, from parts of whole batches: the same batches as `_here`."""
         items = list(self._inputs.items)
         size = self._batch or self._classifier.max_batch
-        wanted = min(_MAX_PART, math.ceil(len(items) / _N_PARTS))
+        wanted = min(_MAX_PART, math.ceil(len(items) / _N_PARTS)) or 1
         step = size * math.ceil(wanted / size)
         parts = [
             [(item.key, item.read) for item in items[start : start + step]]
@@ -277,7 +277,8 @@ class ResultStream:
         file = classifier.file.precision, classifier.backend.name
         path = classifier.artifact.path.absolute()
         elsewhere = partial(_classify_elsewhere, path, *file, self._top, self._batch)
-        yield from zip(self._workers.run(parts, Work(here, elsewhere, (path,))), items, strict=True)
+        work = Work(here, elsewhere, (path, *self._inputs.paths))
+        yield from zip(self._workers.run(parts, work), items, strict=True)
 
     def _count(self, result: Result) -> None:
         if isinstance(result, Prediction):

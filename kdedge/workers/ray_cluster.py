@@ -13,11 +13,13 @@ import os
 import pickle
 import signal
 import socket
+import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from kdedge import __version__
 from kdedge.errors import KdedgeError, MissingPackage, ResourceError, SetupError
@@ -177,13 +179,44 @@ def connected(device: str | None) -> Iterator[RayWorkers]:
     """
     ray = _ray()
     is_ours = not ray.is_initialized()
-    if is_ours:
-        _connect(ray)
-    try:
-        yield _workers(ray, device)
-    finally:
+    with _own_stdout():
         if is_ours:
-            ray.shutdown()
+            _connect(ray)
+        try:
+            yield _workers(ray, device)
+        finally:
+            if is_ours:
+                ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_stdout() -> Iterator[None]:
+    """Context in which only this thread writes to stdout, and Ray's threads to stderr."""
+    if sys.stdout is None:  # closed, as by >&-
+        yield
+        return
+    own: Any = _OfThisThread(sys.stdout)
+    with contextlib.redirect_stdout(own):
+        yield
+
+
+class _OfThisThread:
+    """Stdout for the thread that made it; what others print goes to stderr."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._of_caller().write(text)
+
+    def flush(self) -> None:
+        self._of_caller().flush()
+
+    def _of_caller(self) -> TextIO:
+        return self._stream if threading.get_ident() == self._thread else sys.stderr
 
 
 def _ray() -> Any:
@@ -233,8 +266,9 @@ def _workers(ray: Any, device: str | None) -> RayWorkers:
     with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1]
     if device is not None and device.startswith("cuda") and not with_gpu:
         raise SetupError(
-            f"--device {device}: the Ray cluster has no GPU.\n"
-            "  Add nodes with GPUs, or use --device cpu."
+            "The Ray cluster has no GPU, and one is needed.\n"
+            "  Add nodes with GPUs, or compute on CPUs: --device cpu; predict: --backend"
+            " onnxruntime."
         )
     if with_gpu and device != "cpu":
         n_cores = min(int(node.get("CPU", 0) // node["GPU"]) for node in with_gpu)

@@ -53,6 +53,8 @@ def test_a_resumed_store_is_the_local_one_though_a_worker_is_killed(
         done = nodes.kdedge(*command, *RAY)
     assert done.code == 0, done.err
     assert len(killed) == 1
+    assert "A worker died" in done.err
+    assert "raylet" not in done.out
     assert "Computing 8 of 12 files.\n" in done.err
     assert {file: file.read_bytes() for file in files} == local
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
@@ -106,6 +108,7 @@ def test_predictions_are_the_local_ones_with_the_reasons_of_broken_images(
     done = nodes.kdedge(*command, "--output", "there.csv", *RAY)
     assert done.code == 0, done.err
     assert Path("there.csv").read_text() == here.out
+    assert not Path(".there.csv.unfinished.json").exists()
     assert "51 images: 50 classified, 1 unreadable" in done.err
     assert len(here.out.splitlines()) == 52
 
@@ -118,9 +121,9 @@ def test_what_a_node_does_not_see_and_what_only_this_process_reads_is_named(
     assert done.code == 2
     assert "standard input are read in this process" in done.err
     # Its own current folder is another one in each process
-    done = nodes.kdedge("predict", "/proc/self/cwd/art", "pics", *RAY)
+    done = nodes.kdedge("predict", "art", "/proc/self/cwd/pics", *RAY)
     assert (done.code, done.out) == (4, "")
-    assert "/proc/self/cwd/art does not exist on a node of the Ray cluster.\n" in done.err
+    assert "/proc/self/cwd/pics does not exist on a node of the Ray cluster.\n" in done.err
     assert "This is the message of a Ray worker on" in done.err
 
 
