@@ -145,6 +145,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
         " --weights openai --classes classes.txt": DOWNLOAD,
     },
     "docs/scale.md": {
+        "pip install 'kdedge[ray]'": INSTALL,
         "torchrun --nproc-per-node=8 -m kdedge distill sun397": DOWNLOAD,
         "torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-id=line3"
         " --rdzv-endpoint=first:29500 -m kdedge distill line3.yaml": MACHINES,
