@@ -129,8 +129,8 @@ def predict(
         paths: images, videos, and folders, which are searched with all their subfolders.
         top: classes per image.
         every: take the first and then every Nth frame of a video.
-        precision: `fp32`, `fp16` or `int8`. None: an engine that this machine's GPU runs, or else
-            the float32 ONNX file. INT8 is used only when asked for.
+        precision: `fp32`, `bf16`, `fp16` or `int8`. None: an engine that this machine's GPU runs,
+            or else the float32 file. INT8 is used only when asked for.
         backend: the runtime, such as `onnxruntime`; None to choose one.
         batch: images per call; None for as many as the artifact takes.
         threads: CPU threads; None for the engine's default.
