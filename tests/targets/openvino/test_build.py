@@ -189,7 +189,9 @@ def test_only_the_blocks_linear_layers_are_quantized(artifact: Artifact) -> None
     for operator in model.get_ops():
         sources = [port.get_source_output().get_node() for port in operator.inputs()]
         is_product = operator.get_type_name() in ("MatMul", "Convolution")
-        if is_product and any(source.get_type_name() == "FakeQuantize" for source in sources):
+        dequantized = ["DequantizeLinear" in source.get_friendly_name() for source in sources]
+        if is_product and any(dequantized):
+            assert all(dequantized)
             quantized.add(operator.get_friendly_name())
     linear = ("query", "key", "value", "out", "mlp.c_fc", "mlp.c_proj")
     assert quantized == {f"blocks.{block}.{name}/MatMul" for block in range(3) for name in linear}
