@@ -9,6 +9,7 @@ has to end in exit code 0. A YAML block without a title is a part of the recipe 
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import shutil
@@ -86,6 +87,9 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "kdedge export --int8": BEGIN,
         "python3 -m venv .venv": INSTALL,
         "camera = Picamera2()": CAMERA,
+    },
+    "docs/deploy/openvino.md": {
+        "pip install numpy pillow openvino": INSTALL,
     },
     "docs/deploy/servers.md": {
         "docker run --gpus all --rm -p 8000:8000 -v $PWD/models:/models"
@@ -319,6 +323,8 @@ def test_what_a_page_shows_runs(
 ) -> None:
     for name in ("torch", "modelopt", "matplotlib", "tensorrt_rtx"):
         pytest.importorskip(name)
+    if page == "docs/deploy/openvino.md":
+        pytest.importorskip("openvino")
     begins_with_images = "kdedge init line3" in PAGES[page]
     start: Path = request.getfixturevalue("images" if begins_with_images else "finished")
     folder = copy(start, tmp_path / "project")
@@ -339,17 +345,24 @@ def test_what_is_not_run_is_on_its_page() -> None:
 
 @pytest.mark.parametrize(
     ("name", "header"),
-    [("onnxruntime.cpp", "onnxruntime/onnxruntime_cxx_api.h"), ("tensorrt.cpp", "NvInfer.h")],
+    [
+        ("onnxruntime.cpp", "onnxruntime/onnxruntime_cxx_api.h"),
+        ("openvino.cpp", "openvino/openvino.hpp"),
+        ("tensorrt.cpp", "NvInfer.h"),
+    ],
 )
 def test_the_cpp_of_the_pages_compiles(name: str, header: str, tmp_path: Path) -> None:
     (text,) = [block.text for page in PAGES for block in blocks(page) if block.title == name]
     assert text == (ROOT / "docs" / "examples" / name).read_text(encoding="utf-8")
     compiler, places = shutil.which("c++"), [Path("/usr/include"), Path("/usr/local/include")]
+    package = importlib.util.find_spec("openvino")
+    if package is not None and package.origin is not None:  # it brings its headers
+        places.append(Path(package.origin).parent / "include")
     found = [place for place in places if (place / header).is_file()]
     if compiler is None or not found:
         pytest.skip(f"needs a C++ compiler and {header}")
     (tmp_path / name).write_text(text)
-    folders = [f"-I{(found[0] / header).parent}", "-I/usr/local/cuda/include"]
+    folders = [f"-I{found[0]}", f"-I{(found[0] / header).parent}", "-I/usr/local/cuda/include"]
     command = [compiler, "-std=c++17", "-fsyntax-only", *folders, name]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
