@@ -81,7 +81,7 @@ def fold(
         head=head,
         pixels=pixels,
     )
-    model = FoldedViT(path.visual, path.visual_prompts, request)
+    model = FoldedViT(path.visual, path.visual_prompts, request, merge_tokens=path.merge_tokens)
     return model.eval().requires_grad_(False)
 
 
@@ -92,6 +92,7 @@ def _frozen_copy(path: ImagePath) -> ImagePath:
         _on_cpu(path.visual),
         None if prompts is None else prompts.detach().clone().float().cpu(),
         None if path.projector is None else _on_cpu(path.projector),
+        merge_tokens=path.merge_tokens,
     )
 
 
