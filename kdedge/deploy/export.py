@@ -61,7 +61,7 @@ class Exported:
     Attributes:
         artifact: the complete artifact.
         model: the folded model, for targets that are built from it instead of from files.
-        gflops: GFLOPs per image (2 per multiply-add) of CLIP's bare image encoder, of the model as
+        gflops: GFLOPs per image (2 per multiply-add) of the bare image encoder, of the model as
             trained, and of the folded model.
     """
 

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import open_clip
@@ -35,7 +35,6 @@ from torch.nn import functional as F
 
 from kdedge.deploy.fold import FoldedModel, fold
 from kdedge.errors import RecipeError
-from kdedge.methods._projector import Projector
 from kdedge.methods.protocol import ImagePath
 from kdedge.runtime.preprocess import Preprocess
 
@@ -200,6 +199,20 @@ FAMILIES = {
 }  # fmt: skip
 
 
+class Projector(nn.Module):
+    """Linear, batch norm, ReLU, linear."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList([nn.Linear(n_in, n_out), nn.Linear(n_out, n_out)])
+        self.batch_norms = nn.ModuleList([nn.BatchNorm1d(n_out)])
+
+    def forward(self, features: Tensor) -> Tensor:
+        first, second = self.linears
+        result: Tensor = second(self.batch_norms[0](first(features)).relu())
+        return result
+
+
 @dataclass(frozen=True)
 class Student:
     """A frozen student, its class vectors and images for it."""
@@ -221,9 +234,9 @@ class Student:
         )
         normalized = (self.pixels.double() - mean) / std
         with torch.no_grad():
-            features: Any = path.visual.double()(normalized)
+            features = path.visual.double()(normalized)
             if path.projector is not None:
-                features = path.projector.double()(features)  # type: ignore[attr-defined]
+                features = cast(nn.Module, path.projector).double()(features)
         return SCALE * F.normalize(features, dim=-1) @ self.vectors.double().T
 
 
@@ -235,13 +248,13 @@ def make_student(
     visual, size = family.build().eval(), family.size_px
     with torch.no_grad():
         dim = visual(torch.zeros(1, 3, size, size)).shape[1]
-    after = Projector(dim, 16, generator) if projector else None
+    after = Projector(dim, 16) if projector else None
     for module in (*visual.modules(), *(after.modules() if after else ())):
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             _fill(module, generator)
     vectors = torch.randn(5, 16 if projector else dim, generator=generator)
     return Student(
-        ImagePath(visual.requires_grad_(False), None, after and after.eval()),
+        ImagePath(visual.requires_grad_(False), None, cast(Any, after and after.eval())),
         F.normalize(vectors, dim=-1),
         Preprocess(size_px=size, mean=mean, std=STD),  # type: ignore[arg-type]
         torch.rand(3, 3, size, size, generator=generator),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +19,9 @@ from kdedge.methods.protocol import Projector
 from kdedge.runtime.artifact import Head, Pixels
 from kdedge.runtime.preprocess import Preprocess
 
-Normalization = Literal[
-    "in the first convolution",
-    "mean before the first convolution, std in it",
-    "before the first convolution",
-]
-"""Where the graph computes `(pixels - mean) / std`.
-
-Zero padding commutes with a division, not with a subtraction: a padded convolution takes the
-standard deviation into its weights, and the mean is subtracted before it.
-"""
+IN_CONVOLUTION = "in the first convolution"
+MEAN_BEFORE = "mean before the first convolution, std in it"
+BEFORE_CONVOLUTION = "before the first convolution"
 
 
 @dataclass(frozen=True)
@@ -92,10 +84,10 @@ class FoldedModel(nn.Module):
         head: `scores` gives the unfused model's logits; `argmax` skips L2 normalization, which
             leaves the ranking unchanged.
         pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
-        normalization: where the graph normalizes the pixels.
+        normalization: where the graph computes `(pixels - mean) / std`, in words.
     """
 
-    normalization: Normalization = "in the first convolution"
+    normalization = IN_CONVOLUTION
 
     def __init__(self, request: FoldRequest, last: tuple[Tensor, Tensor] | None) -> None:
         super().__init__()

@@ -102,9 +102,9 @@ def observe(encoder: nn.Module, images: Tensor) -> Observed:
     return Observed(images, features, calls, recorder.operations)
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
 
     def __torch_dispatch__(

@@ -33,29 +33,32 @@ class FoldedLatentPool(nn.Module):
         pool: its queries are computed once.
     """
 
+    positions: Tensor | None
+
     def __init__(self, pool: AttentionPoolLatent) -> None:
         super().__init__()
-        self.n_heads, self.n_queries, self.pool = pool.num_heads, pool.latent_len, pool.pool
-        queries = pool.q(pool.latent[0]).double().unflatten(-1, (self.n_heads, -1))  # [Q, heads, d]
+        self.n_heads, self.pool = pool.num_heads, pool.pool
+        queries = _split(pool.q(pool.latent[0]).double(), self.n_heads)  # [Q, heads, d]
         queries = pool.q_norm(queries.float()).double() * pool.scale
         weight, bias = _weight_and_bias(pool.kv)
         (key, value), (key_bias, value_bias) = weight.chunk(2), bias.chunk(2)
-        scores = torch.einsum("qhd,hdi->hqi", queries, key.unflatten(0, (self.n_heads, -1)))
-        shift = torch.einsum("qhd,hd->hq", queries, key_bias.unflatten(0, (self.n_heads, -1)))
+        key, key_bias = (t.reshape(self.n_heads, -1, *t.shape[1:]) for t in (key, key_bias))
+        scores = torch.einsum("qhd,hdi->hqi", queries, key)
+        shift = torch.einsum("qhd,hd->hq", queries, key_bias)
         self.scores = make_linear(scores.flatten(0, 1), shift.flatten())
         self.value = make_linear(value, value_bias)
-        self.register_buffer("positions", pool.pos_embed)
+        positions = pool.pos_embed
+        self.register_buffer("positions", None if positions is None else positions.detach())
         self.proj, self.norm, self.mlp = pool.proj, pool.norm, pool.mlp
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, D] -> [B, D]."""
         if self.positions is not None:
             tokens = tokens + self.positions
-        weights = self.scores(tokens).transpose(1, 2).softmax(dim=-1)  # [B, heads * Q, N]
-        weights = weights.unflatten(1, (self.n_heads, self.n_queries))
-        values = self.value(tokens).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-        attended = (weights @ values).transpose(1, 2).flatten(2)  # [B, Q, D]
-        attended = self.proj(attended)
+        scores = _split(self.scores(tokens), self.n_heads)  # [B, N, heads, Q]
+        weights = scores.permute(0, 2, 3, 1).softmax(dim=-1)
+        values = _split(self.value(tokens), self.n_heads).transpose(1, 2)
+        attended: Tensor = self.proj((weights @ values).transpose(1, 2).flatten(2))  # [B, Q, D]
         if self.mlp is not None:
             attended = attended + self.mlp(self.norm(attended))
         if self.pool == "token":
@@ -70,6 +73,8 @@ class FoldedMeanPool(nn.Module):
         pool: of CLIP's ResNets.
     """
 
+    positions: Tensor
+
     def __init__(self, pool: AttentionPool2d) -> None:
         super().__init__()
         self.n_heads = pool.num_heads
@@ -77,18 +82,23 @@ class FoldedMeanPool(nn.Module):
         weight, bias = _weight_and_bias(pool.q_proj)
         self.query = make_linear(factor * weight, factor * bias)
         self.key, self.value, self.out = pool.k_proj, pool.v_proj, pool.c_proj
-        self.register_buffer("positions", pool.positional_embedding)
+        self.register_buffer("positions", pool.positional_embedding.detach())
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, D, H, W] -> [B, D_student]."""
         tokens = features.flatten(2).transpose(1, 2)
         tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + self.positions
-        query = self.query(tokens[:, :1]).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-        key = self.key(tokens).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-        value = self.value(tokens).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        query = _split(self.query(tokens[:, :1]), self.n_heads).transpose(1, 2)
+        key = _split(self.key(tokens), self.n_heads).transpose(1, 2)
+        value = _split(self.value(tokens), self.n_heads).transpose(1, 2)
         attended = (query @ key.transpose(-1, -2)).softmax(dim=-1) @ value  # [B, heads, 1, d]
         pooled: Tensor = self.out(attended.flatten(1))
         return pooled
+
+
+def _split(tokens: Tensor, n_heads: int) -> Tensor:
+    """[..., D] -> [..., heads, D / heads]."""
+    return tokens.reshape(*tokens.shape[:-1], n_heads, -1)
 
 
 def _weight_and_bias(linear: Any) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,9 @@
   linear layer by their own methods, as timm's `reparameterize_model` calls them.
 - Convolutions that standardize their weights at each call get the standardized weights.
 - Batch norms move into the convolution or linear layer before them.
-- `(pixels - mean) / std` moves into the first convolution; see `Normalization`.
+- `(pixels - mean) / std` moves into the first convolution. Zero padding commutes with a division,
+  not with a subtraction: a padded convolution takes the standard deviation into its weights, and
+  the mean is subtracted before it.
 - The encoder's last linear layer moves into the linear layer after it.
 - Attention is computed by plain matrix products, which converters know.
 - Pooling by attention with one constant query: see `pooling`.
@@ -12,7 +14,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from open_clip.transformer import VisionTransformer
@@ -22,14 +24,19 @@ from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from kdedge.clip.blocks import make_wrappable
-from kdedge.deploy.fold.head import FoldedModel, FoldRequest, Normalization
+from kdedge.deploy.fold.head import (
+    BEFORE_CONVOLUTION,
+    IN_CONVOLUTION,
+    MEAN_BEFORE,
+    FoldedModel,
+    FoldRequest,
+)
 from kdedge.deploy.fold.linear import with_batch_norm
 from kdedge.deploy.fold.observe import Call, Observed, Operation, observe
 from kdedge.deploy.fold.pooling import fold_pooling
 from kdedge.deploy.fold.stem import fold_pixels, pixel_statistics
 
 _PLAIN_CONVS = (nn.Conv2d, Conv2dSame)
-_ALL_INSIDE, _MEAN_BEFORE, _ALL_BEFORE = get_args(Normalization)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, BatchNormAct2d)
 
 
@@ -55,9 +62,9 @@ class FoldedTower(FoldedModel):
         super().__init__(request, last)
         mean, std = pixel_statistics(request.preprocess, request.pixels)
         self.normalization = _fold_into_stem(observed, request)
-        is_inside = self.normalization == _ALL_INSIDE
+        is_inside = self.normalization == IN_CONVOLUTION
         self.register_buffer("mean", None if is_inside else mean.float())
-        is_outside = self.normalization == _ALL_BEFORE
+        is_outside = self.normalization == BEFORE_CONVOLUTION
         self.register_buffer("gain", (1 / std).float() if is_outside else None)
         self.encoder = encoder
 
@@ -80,7 +87,8 @@ def _simplify(encoder: nn.Module) -> None:
     reparameterize_model(encoder.double(), inplace=True)
     encoder.float().train()  # drops what some blocks keep of an earlier evaluation
     encoder.eval().requires_grad_(False)
-    for module in list(encoder.modules()):
+    modules: list[Any] = list(encoder.modules())
+    for module in modules:
         if getattr(module, "fused_attn", False):
             module.fused_attn = False
         pooling = fold_pooling(module)
@@ -167,7 +175,7 @@ def _take_last_linear(encoder: nn.Module, observed: Observed) -> tuple[Tensor, T
     return None
 
 
-def _fold_into_stem(observed: Observed, request: FoldRequest) -> Normalization:
+def _fold_into_stem(observed: Observed, request: FoldRequest) -> str:
     """Folds mean and standard deviation into the first convolution, as far as that is exact."""
     readers = observed.readers(observed.images)
     for conv, call in observed.single_calls():
@@ -180,5 +188,5 @@ def _fold_into_stem(observed: Observed, request: FoldRequest) -> Normalization:
         is_padded = not (readers[0].is_convolution and not any(readers[0].arguments[4]))
         is_padded = is_padded and any(request.preprocess.mean)
         _set(conv, folded.weight, bias.double() + (0 if is_padded else shift))
-        return _MEAN_BEFORE if is_padded else _ALL_INSIDE
-    return _ALL_BEFORE
+        return MEAN_BEFORE if is_padded else IN_CONVOLUTION
+    return BEFORE_CONVOLUTION

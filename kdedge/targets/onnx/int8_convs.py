@@ -118,7 +118,7 @@ def make_convs_dynamic(model: Any, n_levels: int) -> None:
 def _round_scale(scale: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Rounds scales to FP16, as they are stored so."""
     smallest = np.finfo(np.float16).smallest_subnormal
-    return np.maximum(scale.astype(np.float16), smallest).astype(np.float32)
+    return np.asarray(np.maximum(scale.astype(np.float16), smallest), dtype=np.float32)
 
 
 def _to_bytes(

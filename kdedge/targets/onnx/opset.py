@@ -22,6 +22,8 @@ _ADDED = {
     "Split": (("num_outputs",), 2),
 }
 
+_DEFAULTS = (b"", b"stretch")  # the second of Resize
+
 
 def lower_opset(proto: Any) -> None:
     """Rewrites a graph in place.
@@ -39,8 +41,9 @@ def lower_opset(proto: Any) -> None:
         if node.op_type.startswith("Reduce") and _lower_reduction(node, constants):
             continue
         options, n_inputs = _ADDED.get(node.op_type, ((), -1))
-        used = [entry.name for entry in node.attribute if entry.name in options and entry.i != 0]
-        if n_inputs < 0 or used or any(node.input[n_inputs:]):
+        added = [entry for entry in node.attribute if entry.name in options]
+        is_used = any(entry.i or entry.ints or entry.s not in _DEFAULTS for entry in added)
+        if n_inputs < 0 or is_used or any(node.input[n_inputs:]):
             raise RecipeError(
                 f"The model cannot be exported: its node {node.name} ({node.op_type}) has no"
                 f" equivalent in ONNX opset {OPSET}.\n"

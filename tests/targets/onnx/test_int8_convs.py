@@ -27,6 +27,7 @@ def tower_onnx(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The float32 file of a small student that is a CNN, or a CNN with attention."""
     import timm
     import torch
+    from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 
     from kdedge.deploy.fold import fold
     from kdedge.methods.protocol import ImagePath
@@ -34,11 +35,18 @@ def tower_onnx(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from kdedge.targets.onnx.trace import write_onnx
 
     torch.manual_seed(0)
-    name = "test_efficientnet" if request.param == "convolutions" else "mobilevit_xxs"
-    encoder = timm.create_model(name, num_classes=0).eval().requires_grad_(False)
-    for module in encoder.modules():  # timm begins with zeros in some
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.weight.uniform_(0.5, 1.5)
+    if request.param == "convolutions":
+        encoder = timm.create_model("test_efficientnet", num_classes=0)
+    else:
+        inside = {"transformer_dim": 32, "transformer_depth": 1, "patch_size": 2}
+        blocks = (
+            ByoBlockCfg("bottle", d=1, c=32, s=2, gs=1, br=2.0),
+            ByoBlockCfg("mobilevit", d=1, c=32, s=1, block_kwargs=inside),
+        )
+        encoder = ByobNet(
+            ByoModelCfg(blocks, stem_chs=32, act_layer="silu", zero_init_last=False), num_classes=0
+        )
+    encoder.eval().requires_grad_(False)
     dim = encoder(torch.zeros(1, 3, 32, 32)).shape[1]
     vectors = torch.nn.functional.normalize(torch.randn(5, dim), dim=-1)
     preprocess = Preprocess(size_px=32, mean=(0.5,) * 3, std=(0.25,) * 3)
