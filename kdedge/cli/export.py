@@ -241,7 +241,7 @@ def _as_text(made: Export) -> str:
     if gflops:
         lines.append(
             f"GFLOPs per image: {gflops['unfused']:.4g} as trained, {gflops['folded']:.4g} folded;"
-            f" CLIP's image encoder alone {gflops['clip_image_encoder']:.4g}\n"
+            f" the image encoder alone {gflops['clip_image_encoder']:.4g}\n"
         )
     header = ("file", "precision", "MB", "agreement", "distance", "accuracy", "drop", "gate")
     rows = [_row(file) for file in artifact.files]

@@ -62,7 +62,7 @@ class Exported:
     Attributes:
         artifact: the complete artifact.
         inputs: what other targets' files are built from and compared with.
-        gflops: GFLOPs per image (2 per multiply-add) of CLIP's bare image encoder, of the model as
+        gflops: GFLOPs per image (2 per multiply-add) of the bare image encoder, of the model as
             trained, and of the folded model.
     """
 
@@ -121,8 +121,8 @@ def export_artifact(
     reference = run_reference(trained, pool, spec.parity_images)
     parent = trained.run.path / "artifacts" if output is None else output
     with new_folder(parent, is_numbered=output is None) as (part, place):
-        writer = _Writer(trained, part, spec=spec, gates=gates, reference=reference)
-        writer.write(model, pool, precisions)
+        writer = _Writer(trained, part, spec=spec, gates=gates, reference=reference, model=model)
+        writer.write(pool, precisions)
     artifact = dataclasses.replace(writer.artifact, path=place())
     inputs = RunInputs(model, functools.partial(reference.compare, artifact))
     return Exported(artifact, inputs, _gflops(trained, model))
@@ -143,8 +143,10 @@ class _Writer:
         spec: ExportSpec,
         gates: GatesSpec,
         reference: Reference,
+        model: FoldedModel,
     ) -> None:
         self._trained = trained
+        self._model = model
         self._folder = folder
         self._spec = spec
         self._gates = gates
@@ -162,12 +164,12 @@ class _Writer:
             provenance={"kdedge": __version__, **trained.provenance()},
         )
 
-    def write(
-        self, model: FoldedModel, pool: Images | None, precisions: Collection[Precision]
-    ) -> None:
+    def write(self, pool: Images | None, precisions: Collection[Precision]) -> None:
         """Writes all files, and `artifact.json` last."""
         options = {"external_data": self._spec.external_data, "metadata": self._metadata()}
-        self._add("fp32", BuildRequest(self.artifact, self._folder, model=model, options=options))
+        self._add(
+            "fp32", BuildRequest(self.artifact, self._folder, model=self._model, options=options)
+        )
         if "int8" in precisions:
             assert pool is not None  # checked before anything was written
             chosen = self._calibration_set(pool)
@@ -193,6 +195,7 @@ class _Writer:
         return {
             "class_names": list(artifact.class_names),
             "normalization": "in graph",
+            "normalized": self._model.normalization,
             **artifact.usage(),
             "head": artifact.head,
             "kdedge": __version__,
@@ -243,7 +246,8 @@ class _Writer:
             began = time.monotonic()
             built_with = onnx_build.build(file, request)
             seconds = round(time.monotonic() - began, 2)
-            entry = self._compared(file, {**built_with, "seconds": seconds})
+            facts = {"normalized": self._model.normalization, "seconds": seconds}
+            entry = self._compared(file, {**built_with, **facts})
             self.artifact = self.artifact.with_files(entry)
 
     def _compared(self, file: PlannedFile, built_with: dict[str, Any]) -> ModelFile:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:  # a description imports nothing heavy, not even NumPy
 
 Source = Literal["folded model", "ONNX file"]
 
+HEAD_LAYERS = ("hidden/", "features/", "fused_head/")
+"""How the names of the head's nodes and layers begin, from the projector to the class vectors. They
+are a small cost, and float32 where class margins need it."""
+
 
 @dataclass(frozen=True)
 class Package:

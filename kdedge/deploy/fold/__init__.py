@@ -16,13 +16,14 @@ import copy
 from typing import TypeVar
 
 import torch
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from kdedge.clip.architecture import why_no_prompts
+from kdedge.clip.image_backbone import count_features
 from kdedge.deploy.fold.head import FoldedModel, FoldRequest
+from kdedge.deploy.fold.tower import FoldedTower
 from kdedge.deploy.fold.vit import FoldedViT
-from kdedge.errors import RecipeError, ShapeError
+from kdedge.errors import ShapeError
 from kdedge.methods.protocol import ImagePath
 from kdedge.runtime.artifact import Head, Pixels
 from kdedge.runtime.preprocess import Preprocess
@@ -59,13 +60,7 @@ def fold(
         RecipeError: the image encoder is not CLIP's ViT, or a wrapped layer in it is not linear.
         ShapeError: the class vectors have another dimension than the student's features.
     """
-    why = why_no_prompts(path.visual)
-    if why is not None:
-        raise RecipeError(
-            f"This model cannot be folded: its image encoder {why}.\n"
-            "  kdedge folds and exports CLIP's ViT, such as ViT-B-16 or ViT-B-32."
-        )
-    dim = _feature_dim(path)
+    dim = _feature_dim(path, preprocess.size_px)
     if class_vectors.ndim != 2 or class_vectors.shape[1] != dim:
         raise ShapeError(
             f"Class vectors of shape {list(class_vectors.shape)} do not fit image features of"
@@ -81,7 +76,11 @@ def fold(
         head=head,
         pixels=pixels,
     )
-    model = FoldedViT(path.visual, path.visual_prompts, request, merge_tokens=path.merge_tokens)
+    model: FoldedModel
+    if why_no_prompts(path.visual) is None:
+        model = FoldedViT(path.visual, path.visual_prompts, request, merge_tokens=path.merge_tokens)
+    else:
+        model = FoldedTower(path.visual, request)
     return model.eval().requires_grad_(False)
 
 
@@ -103,8 +102,7 @@ def _on_cpu(module: _ModuleT) -> _ModuleT:
     return moved
 
 
-def _feature_dim(path: ImagePath) -> int:
-    visual: VisionTransformer = path.visual
+def _feature_dim(path: ImagePath, size_px: int) -> int:
     if path.projector is None:
-        return int(visual.proj.shape[1])
+        return count_features(path.visual, "The image encoder", size_px)
     return path.projector.linears[-1].out_features

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,6 +18,10 @@ from kdedge.deploy.fold.linear import make_linear, with_batch_norm
 from kdedge.methods.protocol import Projector
 from kdedge.runtime.artifact import Head, Pixels
 from kdedge.runtime.preprocess import Preprocess
+
+IN_CONVOLUTION = "in the first convolution"
+MEAN_BEFORE = "mean before the first convolution, std in it"
+BEFORE_CONVOLUTION = "before the first convolution"
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,8 @@ class FoldedModel(nn.Module):
 
     Args:
         request: what is folded into the encoder.
-        weight: [D_student, D_encoded], float64, of the linear layer after `encode`.
-        bias: [D_student], float64.
+        last: weight [D_student, D_encoded] and bias [D_student], float64, of the encoder's linear
+            layer after `encode`; None if `encode` gives the student's features.
 
     Attributes:
         hidden: the projector's hidden layers, from what `encode` gives; None without any.
@@ -79,12 +84,21 @@ class FoldedModel(nn.Module):
         head: `scores` gives the unfused model's logits; `argmax` skips L2 normalization, which
             leaves the ranking unchanged.
         pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
+        normalization: where the graph computes `(pixels - mean) / std`, in words.
     """
 
-    def __init__(self, request: FoldRequest, weight: Tensor, bias: Tensor) -> None:
+    normalization = IN_CONVOLUTION
+
+    def __init__(self, request: FoldRequest, last: tuple[Tensor, Tensor] | None) -> None:
         super().__init__()
         self.head, self.pixels = request.head, request.pixels
-        self.hidden, features = _fold_projector(request.projector, weight, bias)
+        if last is None:
+            n_features = _n_features(request)
+            last = (
+                torch.eye(n_features, dtype=torch.float64),
+                torch.zeros(n_features, dtype=torch.float64),
+            )
+        self.hidden, features = _fold_projector(request.projector, *last)
         self.features = features if request.head == "scores" else None
         vectors = request.scale * request.class_vectors.double()
         self.fused_head = make_linear(
@@ -106,6 +120,14 @@ class FoldedModel(nn.Module):
         features = self.features(hidden)
         lengths: Tensor = (features * features).sum(dim=-1, keepdim=True).sqrt()
         return logits / lengths
+
+
+def _n_features(request: FoldRequest) -> int:
+    """D_student."""
+    projector = request.projector
+    if projector is None:
+        return request.class_vectors.shape[1]
+    return projector.linears[0].in_features
 
 
 def _fold_projector(

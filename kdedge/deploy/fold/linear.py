@@ -25,10 +25,22 @@ def with_layer_scale(weight: Tensor, bias: Tensor, layer_scale: nn.Module) -> nn
     return make_linear(gamma[:, None] * weight, gamma * bias)
 
 
-def with_batch_norm(weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a linear and the batch norm after it, with its running statistics."""
+def with_batch_norm(
+    weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a layer and the batch norm after it, with its running statistics.
+
+    Args:
+        weight: [D_out, ...], of a linear layer or a convolution, float64.
+        bias: [D_out], float64.
+        norm: the batch norm, with or without weight and bias of its own.
+    """
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    gain = 1 / (norm.running_var.double() + norm.eps).sqrt()
+    if norm.weight is not None:
+        gain = norm.weight.double() * gain
     shifted = gain * (bias - norm.running_mean.double())
-    return gain[:, None] * weight, shifted + norm.bias.double()
+    if norm.bias is not None:
+        shifted = shifted + norm.bias.double()
+    return gain.reshape(-1, *(1,) * (weight.ndim - 1)) * weight, shifted

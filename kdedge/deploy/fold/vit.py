@@ -139,7 +139,7 @@ class FoldedViT(FoldedModel):
     ) -> None:
         proj = visual.proj.double().T  # [D_student, D_vision]
         gamma, beta = visual.ln_post.weight.double(), visual.ln_post.bias.double()
-        super().__init__(request, proj * gamma, proj @ beta)
+        super().__init__(request, (proj * gamma, proj @ beta))
         self.patch_conv, patch_bias = fold_pixels(visual.conv1, request.preprocess, request.pixels)
         positions = visual.positional_embedding.double()
         self.register_buffer("positions", (positions[1:] + patch_bias).float()[None])
