@@ -24,7 +24,6 @@ from kdedge.benchmarking.torch_models import (
     title,
     zero_shot,
 )
-from kdedge.clip.architecture import why_no_prompts
 from kdedge.clip.backbone import Backbone
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.data.images import spread
@@ -77,9 +76,6 @@ def run_subjects(
     def add(model: TorchModel, known: _Known) -> None:
         rows.append(_subject(recipe.name, model, known, workspace.device))
 
-    why = why_no_prompts(trained.backbone.visual)
-    if why is not None:
-        left_out[folded_name(run)] = f"its image encoder {why}, which kdedge does not export"
     if isinstance(trained.backbone, Backbone):
         plain = zero_shot(trained.backbone, len(trained.class_names))
         add(plain, _known(run, "zeroshot", compared))

@@ -33,7 +33,7 @@ def artifact_text(artifact: Artifact) -> str:
         "method": provenance.get("method"),
         "classes": f"{len(artifact.class_names)}: {shown}{more}",
         "takes": f"{artifact.usage()['input']['dtype']} [batch, 3, {artifact.preprocess.size_px},"
-        f" {artifact.preprocess.size_px}], RGB; normalization is in the graph",
+        f" {artifact.preprocess.size_px}], RGB; normalization is in the graph{_where(artifact)}",
         "record": _sealed(artifact),
     }
     rows = [[key, str(value)] for key, value in facts.items() if value is not None]
@@ -50,6 +50,12 @@ def artifact_text(artifact: Artifact) -> str:
     header = ("file", "precision", "size", "agreement", "gate")
     parts = [f"{artifact.path}: artifact of {artifact.name}", table(rows)]
     return "\n\n".join([*parts, table(files, header=header, align="llrrl")])
+
+
+def _where(artifact: Artifact) -> str:
+    """Where the graph normalizes the pixels, if the artifact records it."""
+    found = (file.built_with.get("normalized") for file in artifact.files)
+    return next((f": {where}" for where in found if where), "")
 
 
 def resealed_artifacts(run: RunFolder) -> str | None:

@@ -15,7 +15,7 @@ from kdedge.clip.architecture import why_no_prompts
 from kdedge.clip.backbone import Backbone, identify
 from kdedge.clip.blocks import make_wrappable
 from kdedge.clip.weights import hash_weights
-from kdedge.errors import RecipeError
+from kdedge.errors import RecipeError, is_out_of_memory
 from kdedge.runtime.preprocess import Preprocess
 
 
@@ -94,10 +94,19 @@ def count_features(visual: nn.Module, name: str, size_px: int) -> int:
     """D, measured by encoding one image, as no attribute holds it in every timm model.
 
     Raises:
-        RecipeError: the encoder's output is not one vector per image.
+        RecipeError: the encoder's output is not one vector per image, or it refuses the size.
     """
     device = next(visual.parameters()).device
-    features = visual(torch.zeros(1, 3, size_px, size_px, device=device))
+    try:
+        features = visual(torch.zeros(1, 3, size_px, size_px, device=device))
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
+        raise RecipeError(
+            f"{name} cannot encode images of {size_px}x{size_px} pixels: {reason}.\n"
+            "  Set the image size that its architecture was built for, or choose another model."
+        ) from error
     if not isinstance(features, Tensor) or features.ndim != 2:
         got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise RecipeError(

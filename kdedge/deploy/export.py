@@ -8,6 +8,7 @@ for.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Collection
@@ -21,6 +22,7 @@ import torch
 from kdedge import __version__
 from kdedge.config.recipe import ExportSpec, GatesSpec
 from kdedge.data.images import spread
+from kdedge.deploy.build import RunInputs
 from kdedge.deploy.calibrate import CalibrationSet, choose_calibration_images
 from kdedge.deploy.fold import FoldedModel, fold
 from kdedge.deploy.model_card import write_model_card
@@ -34,7 +36,6 @@ from kdedge.deploy.parity import (
 from kdedge.deploy.pixels import read_pixels
 from kdedge.deploy.reference import Reference, run_reference
 from kdedge.errors import DataError, RecipeError
-from kdedge.evaluation.agreement import compare
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.files import sha256_file, write_json
 from kdedge.folders import new_folder
@@ -60,13 +61,13 @@ class Exported:
 
     Attributes:
         artifact: the complete artifact.
-        model: the folded model, for targets that are built from it instead of from files.
-        gflops: GFLOPs per image (2 per multiply-add) of CLIP's bare image encoder, of the model as
+        inputs: what other targets' files are built from and compared with.
+        gflops: GFLOPs per image (2 per multiply-add) of the bare image encoder, of the model as
             trained, and of the folded model.
     """
 
     artifact: Artifact
-    model: FoldedModel
+    inputs: RunInputs
     gflops: dict[str, float]
 
 
@@ -120,10 +121,11 @@ def export_artifact(
     reference = run_reference(trained, pool, spec.parity_images)
     parent = trained.run.path / "artifacts" if output is None else output
     with new_folder(parent, is_numbered=output is None) as (part, place):
-        writer = _Writer(trained, part, spec=spec, gates=gates, reference=reference)
-        writer.write(model, pool, precisions)
+        writer = _Writer(trained, part, spec=spec, gates=gates, reference=reference, model=model)
+        writer.write(pool, precisions)
     artifact = dataclasses.replace(writer.artifact, path=place())
-    return Exported(artifact, model, _gflops(trained, model))
+    inputs = RunInputs(model, functools.partial(reference.compare, artifact))
+    return Exported(artifact, inputs, _gflops(trained, model))
 
 
 class _Writer:
@@ -141,8 +143,10 @@ class _Writer:
         spec: ExportSpec,
         gates: GatesSpec,
         reference: Reference,
+        model: FoldedModel,
     ) -> None:
         self._trained = trained
+        self._model = model
         self._folder = folder
         self._spec = spec
         self._gates = gates
@@ -160,12 +164,12 @@ class _Writer:
             provenance={"kdedge": __version__, **trained.provenance()},
         )
 
-    def write(
-        self, model: FoldedModel, pool: Images | None, precisions: Collection[Precision]
-    ) -> None:
+    def write(self, pool: Images | None, precisions: Collection[Precision]) -> None:
         """Writes all files, and `artifact.json` last."""
         options = {"external_data": self._spec.external_data, "metadata": self._metadata()}
-        self._add("fp32", BuildRequest(self.artifact, self._folder, model=model, options=options))
+        self._add(
+            "fp32", BuildRequest(self.artifact, self._folder, model=self._model, options=options)
+        )
         if "int8" in precisions:
             assert pool is not None  # checked before anything was written
             chosen = self._calibration_set(pool)
@@ -191,6 +195,7 @@ class _Writer:
         return {
             "class_names": list(artifact.class_names),
             "normalization": "in graph",
+            "normalized": self._model.normalization,
             **artifact.usage(),
             "head": artifact.head,
             "kdedge": __version__,
@@ -241,7 +246,8 @@ class _Writer:
             began = time.monotonic()
             built_with = onnx_build.build(file, request)
             seconds = round(time.monotonic() - began, 2)
-            entry = self._compared(file, {**built_with, "seconds": seconds})
+            facts = {"normalized": self._model.normalization, "seconds": seconds}
+            entry = self._compared(file, {**built_with, **facts})
             self.artifact = self.artifact.with_files(entry)
 
     def _compared(self, file: PlannedFile, built_with: dict[str, Any]) -> ModelFile:
@@ -256,21 +262,9 @@ class _Writer:
         backend = onnx_run.load(path)
         try:
             logits = predict_pixels(backend, reference.pixels, self.artifact, what=file.name)
-            parity = compare(
-                reference.logits,
-                logits,
-                keys=reference.keys,
-                labels=reference.labels,
-                class_names=self.artifact.class_names,
-                images=reference.images,
-                runtime=backend.describe(),
-                head=self.artifact.head,
-            )
+            parity = reference.compared(self.artifact, logits, runtime=backend.describe())
         finally:
             backend.close()
-        parity = dataclasses.replace(
-            parity, images_hash=reference.images_hash, test_set=reference.test_set
-        )
         missed = misses(parity, file.precision, self.artifact.gates)
         return ModelFile(
             name=file.name,

@@ -58,14 +58,36 @@ def test_a_timm_student_is_checked_trained_measured_and_shown(kdedge: Run) -> No
     assert "zero-shot CLIP (student's)" not in again.out
     assert "runs/tiny/02 is already finished: there is nothing to resume." in again.err
 
-    exported = kdedge("export", str(STUDENT))
-    assert (exported.code, exported.out) == (2, "")
-    assert "cannot be folded: its image encoder is a ResNet" in exported.err
+
+# A student of two epochs hardly prefers one class: rounding changes its mind
+LOOSE = ("gates.agreement.int8=0%", "gates.agreement.fp16=0%", "gates.max_drop=100")
 
 
-def test_a_timm_student_is_timed_and_no_export_of_it_is_asked_for(
-    kdedge: Run, quick_machine: object
+def test_a_timm_student_is_exported_in_every_precision_and_predicts(
+    kdedge: Run, project: Path
 ) -> None:
+    pytest.importorskip("modelopt.onnx")
+    assert kdedge("distill", "r.yaml", *options(*TUNED)).code == 0
+    exported = kdedge("export", str(STUDENT), "--int8", "--json", *options(*LOOSE))
+    assert exported.code == 0, exported.err
+    record = json.loads(exported.out)
+    files = {file["name"]: file for file in record["files"]}
+    assert files.keys() == {
+        *("model.onnx", "model.fp16.onnx"),
+        *("model.int8.onnx", "model.int8-cpu.onnx"),
+    }
+    assert files["model.onnx"]["parity"]["agreement_percent"] == 100
+    where = "mean before the first convolution, std in it"
+    assert {file["built_with"]["normalized"] for file in files.values()} == {where}
+    artifact = str(STUDENT / "artifacts/01")
+    assert f"normalization is in the graph: {where}" in kdedge("show", artifact).out
+    for name in ("fp32", "int8"):
+        done = kdedge("predict", artifact, "test", "--format", "jsonl", "--precision", name)
+        assert done.code == 0, done.err
+        assert len(done.out.splitlines()) == 20
+
+
+def test_a_timm_student_is_timed(kdedge: Run, quick_machine: object) -> None:
     assert kdedge("distill", "r.yaml", *options(*TUNED)).code == 0
     quick = ("--seconds", "0.01", "--calls", "3", "--batch", "1,2")
     done = kdedge("bench", str(STUDENT), *quick, "--format", "json", obj=quick_machine)
@@ -73,7 +95,7 @@ def test_a_timm_student_is_timed_and_no_export_of_it_is_asked_for(
     result = json.loads(done.out)
     assert [row["model"] for row in result["rows"]] == ["teacher, PromptSRC", "PromptKD"]
     assert result["left_out"] == {
-        "tiny/02 folded": "its image encoder is a ResNet, which kdedge does not export",
+        "tiny/02 folded": "not exported yet; export with kdedge export runs/tiny/02 --onnx --int8",
         "Zero-shot CLIP": "timm/test_resnet has no text encoder that runs here",
         **dict.fromkeys(
             ("CoOp", "CoCoOp", "PromptSRC"),

@@ -241,3 +241,22 @@ def test_an_encoder_without_pooled_features_is_refused(encoder: nn.Module, given
         make_image_backbone(
             encoder, name="flat", preprocess=preprocess, is_trained_with_texts=False
         )
+
+
+class Sized(nn.Module):
+    """An encoder of images of 16 pixels a side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(768, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.linear(images.flatten(1))
+
+
+def test_an_encoder_that_refuses_the_image_size_is_named_with_the_size() -> None:
+    preprocess = Preprocess(size_px=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+    with pytest.raises(RecipeError, match="flat cannot encode images of 8x8 pixels: mat1 and mat2"):
+        make_image_backbone(
+            Sized(), name="flat", preprocess=preprocess, is_trained_with_texts=False
+        )

@@ -130,16 +130,16 @@ def test_methods_that_leave_the_image_tower_alone_take_a_resnet(resnet: Backbone
         assert (path.visual, path.visual_prompts) == (resnet.model.visual, None)
 
 
-def test_a_resnet_is_not_folded_and_the_message_says_what_is(
+def test_a_folded_resnet_gives_the_students_logits(
     resnet: Backbone, teacher: zeroshot.Method
 ) -> None:
     method = build(promptkd, resnet, teacher, tune="projector")
-    with pytest.raises(
-        RecipeError, match=r"cannot be folded: its image encoder is a ModifiedResNet"
-    ):
-        fold(
-            method.image_path(),
-            method.class_vectors(),
-            scale=method.scale,
-            preprocess=resnet.preprocess,
-        )
+    preprocess = resnet.preprocess
+    model = fold(
+        method.image_path(), method.class_vectors(), scale=method.scale, preprocess=preprocess
+    )
+    pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
+    features = method.forward_features((pixels - mean) / std)
+    expected = method.scale * features @ method.class_vectors().T
+    torch.testing.assert_close(model(pixels), expected.detach(), atol=1e-3, rtol=1e-4)

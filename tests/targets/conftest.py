@@ -70,6 +70,36 @@ def onnx_files(
 
 
 @pytest.fixture(scope="session")
+def cnn_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Precision -> the ONNX file of a small CNN, for batches of 1 to 4."""
+    for package in ("onnx", "onnxscript", "onnxruntime", "modelopt"):
+        pytest.importorskip(package)
+    import timm
+    import torch
+
+    from kdedge.deploy.fold import fold
+    from kdedge.methods.protocol import ImagePath
+    from kdedge.runtime.preprocess import Preprocess
+    from kdedge.targets.onnx.half import to_fp16
+    from kdedge.targets.onnx.quantize import to_int8
+    from kdedge.targets.onnx.trace import write_onnx
+
+    torch.manual_seed(0)
+    encoder = timm.create_model("test_efficientnet", num_classes=0).eval().requires_grad_(False)
+    vectors = torch.nn.functional.normalize(torch.randn(5, encoder.num_features), dim=-1)
+    preprocess = Preprocess(32, (0.5,) * 3, (0.25,) * 3)
+    model = fold(ImagePath(encoder), vectors, scale=20.0, preprocess=preprocess)
+    folder = tmp_path_factory.mktemp("cnn")
+    images = np.random.default_rng(0).random((8, 3, 32, 32), dtype=np.float32)
+    names = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
+    files = {precision: folder / name for precision, name in names.items()}
+    write_onnx(model, files["fp32"], size_px=32, max_batch=MAX_BATCH)
+    to_fp16(files["fp32"], files["fp16"], images=images)
+    to_int8(files["fp32"], files["int8"], calibration=images)
+    return files
+
+
+@pytest.fixture(scope="session")
 def write_graph() -> Callable[..., Path]:
     """Writes a float32 graph from its inputs, nodes (operator, inputs) and output shape."""
     onnx = pytest.importorskip("onnx")

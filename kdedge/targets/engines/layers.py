@@ -11,14 +11,12 @@ from typing import Any
 
 from kdedge.errors import DataError
 from kdedge.runtime.artifact import Precision
+from kdedge.targets.protocol import HEAD_LAYERS
 
 _PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")
 
 # Operators that may be between a dequantization and its product, and change no value
 _SHAPE_ONLY = ("SHUFFLE", "IDENTITY", "SQUEEZE", "UNSQUEEZE")
-
-_HEAD = ("hidden/", "fused_head/", "features/")
-"""The layers after the last block: a small cost, and float32 where class margins need it."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def check_precision(products: Sequence[Product], precision: Precision, path: Pat
     Raises:
         DataError: the graph has another precision.
     """
-    body = [item for item in products if not item.name.startswith(_HEAD)]
+    body = [item for item in products if not item.name.startswith(HEAD_LAYERS)]
     in_int8 = [item for item in products if item.is_int8]
     in_float = [item for item in body if item.type == "FLOAT"]
     if precision == "fp32":

@@ -9,7 +9,7 @@ from typing import Any
 from kdedge.errors import DataError
 from kdedge.targets.onnx.graph import load_graph
 
-_PRODUCTS = frozenset({"MatMul", "MatMulInteger", "Gemm", "Conv"})
+_PRODUCTS = frozenset({"MatMul", "MatMulInteger", "Gemm", "Conv", "ConvInteger"})
 _WEIGHTS = frozenset({"FLOAT", "FLOAT16", "BFLOAT16", "INT8", "UINT8"})
 
 
@@ -55,7 +55,7 @@ def _product(path: Path, node: Any, shapes: dict[str, tuple[int, ...]]) -> int:
     first, second = (shapes.get(name, ()) for name in node.input[:2])
     output = shapes.get(node.output[0], ())
     transposed = any(entry.name == "transA" and entry.i for entry in node.attribute)
-    if node.op_type == "Conv":
+    if node.op_type.startswith("Conv"):
         summed = math.prod(second[1:])  # [D_out, D_in / groups, height, width]
     else:
         summed = first[0 if transposed else -1] if first else 0

@@ -12,12 +12,17 @@ import numpy.typing as npt
 from kdedge.errors import DataError, MissingPackage
 from kdedge.files import write_atomic
 from kdedge.targets.onnx.describe import ONNX
+from kdedge.targets.protocol import HEAD_LAYERS
 
 MAX_WEIGHT_BYTES = (1 << 31) - (1 << 24)
 """Maximum size of a protobuf message (2 GiB), minus room for the graph itself."""
 
 BATCH = 8
 """Images per run if the graph takes any number."""
+
+MIN_CHANNELS = 16
+"""Fewest input channels (per group) of a convolution in INT8. With fewer, as in the first and in
+depthwise convolutions, INT8 is slower on tensor cores and loses more accuracy (NVIDIA ModelOpt)."""
 
 
 def load_graph(path: Path, *, max_bytes: int = MAX_WEIGHT_BYTES) -> Any:
@@ -124,30 +129,41 @@ def drop_unused(model: Any) -> None:
 
 
 def head_nodes(model: Any) -> set[str]:
-    """Names of the nodes after the last LayerNormalization: the head, which gives the logits.
+    """Names of the head's nodes: from the projector on, they give the logits.
 
     Raises:
-        DataError: there is no LayerNormalization, so kdedge did not export the graph.
+        DataError: there are none, so kdedge did not export the graph.
     """
-    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
-    reached = {norms[-1].output[0]} if norms else set()
+    reached: set[str] = set()
     head = set()
     for node in model.graph.node:  # in topological order, as ONNX demands
-        if reached.intersection(node.input):
+        if node.name.startswith(HEAD_LAYERS) or reached.intersection(node.input):
             reached.update(node.output)
             head.add(node.name)
-    if not reached.intersection(value.name for value in model.graph.output) or not head:
-        raise _foreign("The graph has no LayerNormalization before its output")
+    if not reached.intersection(value.name for value in model.graph.output):
+        raise _foreign(f"The graph has no {HEAD_LAYERS[-1]} before its output")
     return head
 
 
 def weight_matmuls(model: Any) -> list[Any]:
-    """The blocks' MatMul nodes whose second factor is a constant."""
+    """The encoder's MatMul nodes whose second factor is a constant."""
     head, constants = head_nodes(model), initializers(model)
     return [
         node
         for node in model.graph.node
         if node.op_type == "MatMul" and node.input[1] in constants and node.name not in head
+    ]
+
+
+def wide_convs(model: Any) -> list[Any]:
+    """The encoder's Conv nodes that sum over at least `MIN_CHANNELS` channels."""
+    constants = initializers(model)
+    return [
+        node
+        for node in model.graph.node
+        if node.op_type == "Conv"
+        and node.input[1] in constants
+        and constants[node.input[1]].dims[1] >= MIN_CHANNELS
     ]
 
 

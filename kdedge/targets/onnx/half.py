@@ -1,8 +1,8 @@
 """FP16: converts a float32 graph to one whose blocks compute in half precision.
 
 TensorRT 11 has no precision flags: everything that is not FP16 in the file runs in float32. Here
-the patch convolution and the blocks are FP16, with FP16 weights in the file. The head (everything
-after the last LayerNormalization), inputs and outputs are unchanged.
+the image encoder is FP16, with FP16 weights in the file. The head (from the projector on), inputs
+and outputs are unchanged.
 
 - LayerNormalization takes and gives FP16, like TensorRT's fused layer. By ONNX's definition
   (`stash_type` 1, the default) its mean and variance are float32, so squares cannot overflow.
@@ -164,7 +164,7 @@ def _connect(model: Any, in_float: set[str], types: Mapping[str, int]) -> None:
             if types.get(name) != _FLOAT or node.op_type == "Shape":
                 continue
             if name in constants:
-                if wants_half:
+                if wants_half and not (node.op_type == "Resize" and index > 0):  # always float32
                     node.input[index] = _half_name(name)
             elif is_half.get(name, False) != wants_half:
                 if (name, wants_half) not in cast:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kdedge.errors import GateError
-from kdedge.targets.onnx.graph import consumers, head_nodes, initializers
+from kdedge.targets.onnx.graph import MIN_CHANNELS, consumers, head_nodes, initializers
 
 _INT8 = 3  # onnx.TensorProto.INT8
 
@@ -13,9 +13,9 @@ _INT8 = 3  # onnx.TensorProto.INT8
 def check_qdq(model: Any) -> None:
     """Checks that a graph is quantized as TensorRT requires.
 
-    Each of the blocks' linear products has Q/DQ at its input (one scale) and DQ at its INT8 weights
-    (one scale per output channel), with zero points that are signed and 0. The patch convolution
-    and the head have no Q/DQ. Of attention's products, all have them or none.
+    Each of the encoder's linear products and wide convolutions has Q/DQ at its input (one scale)
+    and DQ at its INT8 weights (one scale per output channel), with zero points that are signed and
+    0. Other convolutions and the head have no Q/DQ. Of attention's products, all have them or none.
 
     Raises:
         GateError: the graph is quantized otherwise; the message names the first node.
@@ -26,13 +26,19 @@ def check_qdq(model: Any) -> None:
         node for node in model.graph.node if node.op_type == "MatMul" and node.name not in head
     ]
     linear = [node for node in products if not found.is_activation(node.input[1])]
+    wide = {node.name for node in found.wide_convs()}
+    linear += [node for node in model.graph.node if node.name in wide]
     quantized = [node for node in linear if found.fault(node) is None]
     if not linear or len(quantized) < len(linear):
         first = next((node for node in linear if found.fault(node)), None)
         detail = f"{first.name}: {found.fault(first)}" if first is not None else "there are none"
-        raise _unfit(f"{len(quantized)} of {len(linear)} linear layers are quantized; {detail}")
+        raise _unfit(
+            f"{len(quantized)} of {len(linear)} linear layers and convolutions are quantized;"
+            f" {detail}"
+        )
     for node in model.graph.node:
-        if (node.op_type == "Conv" or node.name in head) and found.touches(node):
+        is_narrow = node.op_type == "Conv" and node.name not in wide
+        if (is_narrow or node.name in head) and found.touches(node):
             raise _unfit(f"{node.name} is quantized, but must stay float")
     attention = [node for node in products if found.is_activation(node.input[1])]
     touched = [node.name for node in attention if found.touches(node)]
@@ -55,6 +61,7 @@ class _Findings:
     """The Q/DQ around the nodes of a graph."""
 
     def __init__(self, model: Any) -> None:
+        self._model = model
         self._constants = initializers(model)
         self._producers = {name: node for node in model.graph.node for name in node.output}
         self._consumers = consumers(model)
@@ -71,23 +78,46 @@ class _Findings:
             node = self._producers.get(name)
         return name not in self._constants
 
+    def wide_convs(self) -> list[Any]:
+        """The convolutions that must be quantized."""
+        return [
+            node
+            for node in self._model.graph.node
+            if node.op_type == "Conv" and self._n_channels(node.input[1]) >= MIN_CHANNELS
+        ]
+
+    def _n_channels(self, weight: str) -> int:
+        """Input channels (per group) of a convolution's weight, quantized or not; 0 if computed."""
+        dequantizer = self._dequantizer(weight)
+        tensor = self._constants.get(weight if dequantizer is None else dequantizer.input[0])
+        return 0 if tensor is None else int(tensor.dims[1])
+
     def touches(self, node: Any) -> bool:
-        """Whether a node reads a DQ or is read by a Q."""
-        readers = [reader for name in node.output for reader in self._consumers.get(name, [])]
+        """Whether a node reads a DQ, or is read by a Q of something else than a product."""
+        readers = self._readers(node)
         return any(self._dequantizer(name) for name in node.input) or any(
-            reader.op_type == "QuantizeLinear" for reader in readers
+            reader.op_type == "QuantizeLinear" and not self._feeds_products(reader)
+            for reader in readers
         )
 
+    def _feeds_products(self, quantizer: Any) -> bool:
+        readers = [node for dq in self._readers(quantizer) for node in self._readers(dq)]
+        return all(node.op_type in ("MatMul", "Conv") for node in readers)
+
+    def _readers(self, node: Any) -> list[Any]:
+        return [reader for name in node.output for reader in self._consumers.get(name, [])]
+
     def fault(self, node: Any) -> str | None:
-        """What is wrong with a linear product's Q/DQ, or None."""
-        x, weight = (self._dequantizer(name) for name in node.input)
+        """What is wrong with a linear product's or a convolution's Q/DQ, or None."""
+        x, weight = (self._dequantizer(name) for name in node.input[:2])
         if x is None or weight is None:
             return f"no Q/DQ at its {'input' if x is None else 'weight'}"
         values = self._constants.get(weight.input[0])
         if values is None or values.data_type != _INT8:
             return "its weights are not stored as INT8"
-        axis = next((a.i for a in weight.attribute if a.name == "axis"), 1)
-        if axis % 2 != 1 or self._shape(weight.input[1]) != [values.dims[1]]:
+        axis = next((a.i for a in weight.attribute if a.name == "axis"), 1) % len(values.dims)
+        expected = 0 if node.op_type == "Conv" else 1
+        if axis != expected or self._shape(weight.input[1]) != [values.dims[expected]]:
             return "its weights have no scale for each output channel"
         quantizer = self._producers.get(x.input[0])
         if quantizer is None or quantizer.op_type != "QuantizeLinear":

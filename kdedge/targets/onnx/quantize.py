@@ -1,8 +1,9 @@
-"""INT8: the blocks' linear layers in eight bits, for TensorRT and for CPUs.
+"""INT8: the encoder's linear layers and convolutions in eight bits, for TensorRT and for CPUs.
 
 Both kinds first move range from activations into weights (`smoothquant`). Neither quantizes the
-patch convolution, attention's own two products, softmax, normalization and the head. These choices
-come from `benchmarks/int8_quantizers.py` on photos100, with real photos and a small CLIP:
+first convolution, depthwise ones (`int8_convs`), attention's own two products, softmax,
+normalization and the head. These choices come from `benchmarks/int8_quantizers.py` on photos100,
+with real photos and a small CLIP's ViT:
 
 - Q/DQ on attention's products, on the residual branches and on the inputs of LayerNorm, as ModelOpt
   places it by default, costs four more points of agreement; FP16 attention is one fused kernel;
@@ -28,9 +29,12 @@ from kdedge.targets.onnx.graph import (
     set_initializer,
     weight_matmuls,
 )
+from kdedge.targets.onnx.int8_convs import add_conv_qdq, make_convs_dynamic
 from kdedge.targets.onnx.modelopt import Calibration, insert_qdq
 from kdedge.targets.onnx.qdq import check_qdq
 from kdedge.targets.onnx.smoothquant import smooth
+
+QDQ_OPSET = 19
 
 CPU_WEIGHT_LEVELS = 64
 """Weights on CPUs are -64 to 64. Processors without VNNI add two products of unsigned and signed
@@ -42,15 +46,16 @@ def to_int8(
 ) -> None:
     """Writes the INT8 graph for TensorRT, complete or not at all.
 
-    Explicit symmetric Q/DQ (opset 19) by NVIDIA ModelOpt: activations per tensor, weights per
-    output channel and stored as INT8. Everything else is FP16 as in `half`. Node names and metadata
-    are kept.
+    Explicit symmetric Q/DQ (opset 19): activations per tensor, weights per output channel and
+    stored as INT8. NVIDIA ModelOpt quantizes the linear layers, `int8_convs` the convolutions.
+    Everything else is FP16 as in `half`. Node names and metadata are kept.
 
     Args:
         onnx_path: a float32 file of `targets.onnx.trace`.
         output: the file to write.
         calibration: [N, 3, S, S], as the graph takes them; real images of the deployment.
-        method: how ranges are chosen: by the largest magnitude, or by the smallest loss of entropy.
+        method: how linear layers' ranges are chosen: by the largest magnitude, or by the smallest
+            loss of entropy.
 
     Raises:
         DataError: no images, images that do not fit the graph, or a broken file.
@@ -62,10 +67,14 @@ def to_int8(
     check_images(model, calibration, purpose="INT8 calibration")
     smooth(model, calibration)
     maxima = half.absolute_maxima(model, calibration)
-    quantized = insert_qdq(model, output, calibration, method=method)
-    _keep_to_linear_layers(quantized)
-    _round_scales(quantized)
-    _store_weights(quantized)
+    if weight_matmuls(model):
+        quantized = insert_qdq(model, output, calibration, method=method)
+        _keep_to_linear_layers(quantized)
+        _round_scales(quantized)
+        _store_weights(quantized)
+    else:
+        quantized = _in_qdq_opset(model)
+    add_conv_qdq(quantized, maxima)
     check_qdq(quantized)
     half.convert(quantized, maxima)
     _keep_labels(model, quantized)
@@ -75,9 +84,9 @@ def to_int8(
 def to_int8_cpu(onnx_path: Path, output: Path, *, calibration: npt.NDArray[Any]) -> None:
     """Writes the INT8 graph for ONNX Runtime on CPUs, complete or not at all.
 
-    The blocks' linear layers multiply bytes: 7-bit weights with one scale per output channel, and
-    activations with a scale computed from each batch. The rest is float32. Node names, metadata and
-    opset are kept.
+    Linear layers and convolutions multiply bytes: 7-bit weights with one scale per output channel,
+    and activations with a scale computed from each batch. The rest is float32. Node names, metadata
+    and opset are kept.
 
     Args:
         onnx_path: a float32 file of `targets.onnx.trace`.
@@ -92,8 +101,18 @@ def to_int8_cpu(onnx_path: Path, output: Path, *, calibration: npt.NDArray[Any])
     check_images(model, calibration, purpose="INT8 calibration")
     smooth(model, calibration)
     _make_dynamic(model)
+    make_convs_dynamic(model, CPU_WEIGHT_LEVELS)
     drop_unused(model)
     save_graph(model, output)
+
+
+def _in_qdq_opset(model: Any) -> Any:
+    """A copy in the opset whose Q/DQ take FP16 scales, with all names."""
+    from onnx import version_converter
+
+    converted = version_converter.convert_version(model, QDQ_OPSET)
+    drop_unused(converted)
+    return converted
 
 
 def _make_dynamic(model: Any) -> None:

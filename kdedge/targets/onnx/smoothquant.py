@@ -39,11 +39,13 @@ def smooth(model: Any, images: npt.NDArray[Any], *, strength: float = SMOOTHING)
     from onnx import numpy_helper
 
     readers = _linear_readers(model)
+    if not readers:
+        return
     norms = [node for node in model.graph.node if node.output[0] in readers]
     names = [node.output[0] for node in norms]
     highest: list[Any] = [0.0] * len(names)
     for values in run_outputs(model, names, images):
-        largest = (np.abs(value).max(axis=(0, 1)) for value in values)
+        largest = (np.abs(value).reshape(-1, value.shape[-1]).max(axis=0) for value in values)
         highest = [np.maximum(old, new) for old, new in zip(highest, largest, strict=True)]
     constants = {
         name: numpy_helper.to_array(tensor)

@@ -23,11 +23,8 @@ from torch import nn
 from kdedge.errors import RecipeError
 from kdedge.files import explain_os_error
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME
-from kdedge.targets.onnx.graph import MAX_WEIGHT_BYTES
-
-OPSET = 17
-IR_VERSION = 9
-"""IR version of ONNX Runtime 1.16, the oldest version of JetPack 6."""
+from kdedge.targets.onnx.graph import MAX_WEIGHT_BYTES, drop_unused
+from kdedge.targets.onnx.opset import lower_opset
 
 Batch = Literal["dynamic"] | int
 
@@ -56,14 +53,16 @@ def write_onnx(
         max_bytes: maximum size of the weights in one file.
 
     Raises:
-        RecipeError: the weights are larger than `max_bytes`.
+        RecipeError: the weights are larger than `max_bytes`, or the model has a step that ONNX
+            cannot express.
         ResourceError: the file cannot be written.
     """
     import onnx
 
     proto = _trace(model, size_px=size_px, batch=batch, max_batch=max_batch)
     _make_readable(proto)
-    _lower_opset(proto)
+    lower_opset(proto)
+    drop_unused(proto)
     for key, value in (metadata or {}).items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         proto.metadata_props.add(key=key, value=text)
@@ -122,10 +121,24 @@ def _trace(model: nn.Module, *, size_px: int, batch: Batch, max_batch: int) -> A
                 output_names=[OUTPUT_NAME],
                 dynamic_shapes={"images": {0: dimension}} if dimension else None,
             )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise RecipeError(
+            f"The model cannot be exported to ONNX: {_reason(error)}.\n"
+            "  Distill another image encoder: a ViT, or a network whose steps do not depend on the"
+            " values of the pixels."
+        ) from error
     finally:
         exporter.setLevel(level)
     assert program is not None
     return program.model_proto
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what caused an error of the exporter."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip().rstrip(".:")
 
 
 def _make_readable(proto: Any) -> None:
@@ -150,15 +163,3 @@ def _make_readable(proto: Any) -> None:
             value.doc_string = ""
     graph.name = "kdedge"
     proto.producer_name, proto.producer_version = "kdedge", ""
-
-
-def _lower_opset(proto: Any) -> None:
-    """Relabels the graph as opset 17; checks that none of its operators has changed since."""
-    import onnx
-
-    for node in proto.graph.node:
-        schema = onnx.defs.get_schema(node.op_type, 18, node.domain)
-        assert schema.since_version <= OPSET, f"{node.op_type} of opset {schema.since_version}"
-    (opset,) = proto.opset_import
-    opset.version = OPSET
-    proto.ir_version = IR_VERSION

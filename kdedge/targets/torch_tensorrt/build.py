@@ -50,10 +50,11 @@ class HalfModel(nn.Module):
         for head in (self.model.hidden, self.model.features, self.model.fused_head):
             if head is not None:
                 head.float()
-        norm: Any = self.model.ln_post
-        self.model.ln_post = _FloatNorm(
-            norm.normalized_shape, eps=norm.eps, elementwise_affine=False
-        )
+        norm: Any = getattr(self.model, "ln_post", None)  # of CLIP's ViT
+        if norm is not None:
+            self.model.ln_post = _FloatNorm(
+                norm.normalized_shape, eps=norm.eps, elementwise_affine=False
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Pixels [B, 3, H, W], float32 0-1 or uint8, -> logits [B, C], float32."""

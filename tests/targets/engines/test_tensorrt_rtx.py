@@ -70,6 +70,21 @@ CONVOLUTION = (("Conv", ("images", "weight")), ("Flatten", ("between 0",)))
 WriteGraph = Callable[..., Path]
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_engine_of_a_cnn_has_the_files_precision(
+    cnn_files: dict[str, Path], tmp_path: Path, no_gpu: None, precision: Any
+) -> None:
+    from kdedge.targets.onnx.graph import load_graph, wide_convs
+
+    built = build(cnn_files[precision], tmp_path, precision=precision)
+    counted = built.built_with["multiplications"]
+    n_wide = len(wide_convs(load_graph(cnn_files["fp32"])))
+    assert n_wide > 0
+    assert counted.get("INT8", 0) == (n_wide if precision == "int8" else 0)
+    n_head = 2  # features and fused head
+    assert counted["FLOAT"] == (sum(counted.values()) if precision == "fp32" else n_head)
+
+
 @pytest.fixture
 def builder() -> EngineBuilder:
     return EngineBuilder(tensorrt_rtx, title="TensorRT-RTX", timing_cache=None, has_gpu=False)

@@ -162,7 +162,7 @@ def test_a_graph_without_linear_layers_is_refused(graph: Any) -> None:
     kept = [node for node in graph.graph.node if node.op_type != "MatMul"]
     del graph.graph.node[:]
     graph.graph.node.extend(kept)
-    with pytest.raises(GateError, match="0 of 0 linear layers are quantized; there are none"):
+    with pytest.raises(GateError, match=r"0 of 0 .* are quantized; there are none"):
         check_qdq(graph)
 
 

@@ -20,7 +20,8 @@ from kdedge.clip.resolve import BackboneSpec
 from kdedge.deploy.fold import FoldedModel, fold
 from kdedge.errors import RecipeError, ResourceError
 from kdedge.methods import promptkd
-from kdedge.targets.onnx.trace import OPSET, write_onnx
+from kdedge.targets.onnx.opset import OPSET
+from kdedge.targets.onnx.trace import write_onnx
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

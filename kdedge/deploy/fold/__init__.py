@@ -1,0 +1,108 @@
+"""The exact folds of a student into one plain graph.
+
+Every fold is exact up to rounding:
+
+- `(pixels - mean) / std` moves into the weight and bias of the first convolution (`stem`);
+- each image encoder has its own file: CLIP's ViT with prompts in `vit`;
+- projector, `scale` and class vectors are folded into the head (`head`). If the projector has only
+  one linear layer, it is folded into the fused head together with the encoder's last linear layer.
+
+Sums are computed in float64 and stored in float32.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from kdedge.clip.architecture import why_no_prompts
+from kdedge.clip.image_backbone import count_features
+from kdedge.deploy.fold.head import FoldedModel, FoldRequest
+from kdedge.deploy.fold.tower import FoldedTower
+from kdedge.deploy.fold.vit import FoldedViT
+from kdedge.errors import ShapeError
+from kdedge.methods.protocol import ImagePath
+from kdedge.runtime.artifact import Head, Pixels
+from kdedge.runtime.preprocess import Preprocess
+
+__all__ = ["FoldedModel", "fold"]
+
+_ModuleT = TypeVar("_ModuleT")
+
+
+@torch.no_grad()
+def fold(
+    path: ImagePath,
+    class_vectors: Tensor,
+    *,
+    scale: float,
+    preprocess: Preprocess,
+    head: Head = "scores",
+    pixels: Pixels = "float",
+) -> FoldedModel:
+    """Folds a trained student into a plain module.
+
+    Args:
+        path: the modules of the student's image path.
+        class_vectors: [C, D], unit length, in class-list order.
+        scale: `logit_scale.exp()`.
+        preprocess: its mean and std become part of the graph; resizing does not.
+        head: `scores` keeps L2 normalization, `argmax` skips it.
+        pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
+
+    Returns:
+        A module in evaluation mode on the CPU; it shares no tensor with `path`.
+
+    Raises:
+        RecipeError: the image encoder is not CLIP's ViT, or a wrapped layer in it is not linear.
+        ShapeError: the class vectors have another dimension than the student's features.
+    """
+    dim = _feature_dim(path, preprocess.size_px)
+    if class_vectors.ndim != 2 or class_vectors.shape[1] != dim:
+        raise ShapeError(
+            f"Class vectors of shape {list(class_vectors.shape)} do not fit image features of"
+            f" dimension {dim}.\n"
+            "  They belong to another teacher: export a run with its own class vectors."
+        )
+    path = _frozen_copy(path)
+    request = FoldRequest(
+        path.projector,
+        class_vectors.detach().cpu(),
+        scale=scale,
+        preprocess=preprocess,
+        head=head,
+        pixels=pixels,
+    )
+    model: FoldedModel
+    if why_no_prompts(path.visual) is None:
+        model = FoldedViT(path.visual, path.visual_prompts, request, merge_tokens=path.merge_tokens)
+    else:
+        model = FoldedTower(path.visual, request)
+    return model.eval().requires_grad_(False)
+
+
+def _frozen_copy(path: ImagePath) -> ImagePath:
+    """A copy in float32 on the CPU."""
+    prompts = path.visual_prompts
+    return ImagePath(
+        _on_cpu(path.visual),
+        None if prompts is None else prompts.detach().clone().float().cpu(),
+        None if path.projector is None else _on_cpu(path.projector),
+        merge_tokens=path.merge_tokens,
+    )
+
+
+def _on_cpu(module: _ModuleT) -> _ModuleT:
+    moved = copy.deepcopy(module)
+    assert isinstance(moved, nn.Module)
+    moved.float().cpu()
+    return moved
+
+
+def _feature_dim(path: ImagePath, size_px: int) -> int:
+    if path.projector is None:
+        return count_features(path.visual, "The image encoder", size_px)
+    return path.projector.linears[-1].out_features

@@ -1,0 +1,156 @@
+"""From an image encoder's features to logits: projector, L2 normalization, class vectors.
+
+The projector's last linear layer, `scale` and the class vectors become one linear layer, the fused
+head. Unit length divides an image's logits by a positive number: the head `scores` keeps the
+division, the head `argmax` drops it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdedge.deploy.fold.linear import make_linear, with_batch_norm
+from kdedge.methods.protocol import Projector
+from kdedge.runtime.artifact import Head, Pixels
+from kdedge.runtime.preprocess import Preprocess
+
+IN_CONVOLUTION = "in the first convolution"
+MEAN_BEFORE = "mean before the first convolution, std in it"
+BEFORE_CONVOLUTION = "before the first convolution"
+
+
+@dataclass(frozen=True)
+class FoldRequest:
+    """What is folded into an image encoder.
+
+    Attributes:
+        projector: frozen, in float32 on the CPU; None if the encoder's output is the features.
+        class_vectors: [C, D], unit length, in class-list order.
+        scale: `logit_scale.exp()`.
+        preprocess: its mean and std become part of the graph; resizing does not.
+        head: `scores` keeps L2 normalization, `argmax` skips it.
+        pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
+    """
+
+    projector: Projector | None
+    class_vectors: Tensor
+    scale: float
+    preprocess: Preprocess
+    head: Head
+    pixels: Pixels
+
+
+class HiddenLayers(nn.Module):
+    """Several hidden layers of a projector, with ReLU between them but not after the last.
+
+    Args:
+        linears: the layers in order, with batch norm folded in.
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList(linears)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, D] -> [B, D_hidden]."""
+        for index, linear in enumerate(self.linears):
+            assert isinstance(linear, nn.Linear)
+            if index > 0:
+                features = F.relu(features)
+            # Its `forward` is not called, so that exported nodes get the head's name
+            features = F.linear(features, linear.weight, linear.bias)
+        return features
+
+
+class FoldedModel(nn.Module):
+    """The exported model: pixels to logits, with all constants computed.
+
+    A subclass is an image encoder: it has `encode`.
+
+    Args:
+        request: what is folded into the encoder.
+        last: weight [D_student, D_encoded] and bias [D_student], float64, of the encoder's linear
+            layer after `encode`; None if `encode` gives the student's features.
+
+    Attributes:
+        hidden: the projector's hidden layers, from what `encode` gives; None without any.
+        features: from the last hidden features to the image features; None for the head `argmax`.
+        fused_head: from the last hidden features to [C] logits; see the module's docstring.
+        head: `scores` gives the unfused model's logits; `argmax` skips L2 normalization, which
+            leaves the ranking unchanged.
+        pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
+        normalization: where the graph computes `(pixels - mean) / std`, in words.
+    """
+
+    normalization = IN_CONVOLUTION
+
+    def __init__(self, request: FoldRequest, last: tuple[Tensor, Tensor] | None) -> None:
+        super().__init__()
+        self.head, self.pixels = request.head, request.pixels
+        if last is None:
+            n_features = _n_features(request)
+            last = (
+                torch.eye(n_features, dtype=torch.float64),
+                torch.zeros(n_features, dtype=torch.float64),
+            )
+        self.hidden, features = _fold_projector(request.projector, *last)
+        self.features = features if request.head == "scores" else None
+        vectors = request.scale * request.class_vectors.double()
+        self.fused_head = make_linear(
+            vectors @ features.weight.double(), vectors @ features.bias.double()
+        )
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W], uint8 or float 0-1 depending on `pixels`, -> [B, D_encoded]."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W], uint8 or float 0-1 depending on `pixels`, -> logits [B, C]."""
+        hidden = self.encode(images)
+        if self.hidden is not None:
+            hidden = F.relu(self.hidden(hidden))
+        logits: Tensor = self.fused_head(hidden)
+        if self.features is None:
+            return logits
+        features = self.features(hidden)
+        lengths: Tensor = (features * features).sum(dim=-1, keepdim=True).sqrt()
+        return logits / lengths
+
+
+def _n_features(request: FoldRequest) -> int:
+    """D_student."""
+    projector = request.projector
+    if projector is None:
+        return request.class_vectors.shape[1]
+    return projector.linears[0].in_features
+
+
+def _fold_projector(
+    projector: Projector | None, weight: Tensor, bias: Tensor
+) -> tuple[nn.Linear | HiddenLayers | None, nn.Linear]:
+    """The hidden layers up to the last ReLU, or None, and the linear layer after them.
+
+    Args:
+        projector: see `FoldRequest`.
+        weight: [D_student, D_encoded], float64, of the linear layer before it.
+        bias: [D_student], float64.
+    """
+    if projector is None:
+        return None, make_linear(weight, bias)
+    first, *others = projector.linears
+    bias = first.weight.double() @ bias + first.bias.double()
+    weight = first.weight.double() @ weight
+    if not others:
+        return None, make_linear(weight, bias)
+    norm, *norms = projector.batch_norms
+    hidden = [make_linear(*with_batch_norm(weight, bias, norm))]
+    hidden += [
+        make_linear(*with_batch_norm(linear.weight.double(), linear.bias.double(), norm))
+        for linear, norm in zip(others[:-1], norms, strict=True)
+    ]
+    return hidden[0] if len(hidden) == 1 else HiddenLayers(hidden), others[-1]

@@ -1,0 +1,46 @@
+"""Linear layers with what follows or precedes them folded in.
+
+Sums are computed in float64 and stored in float32.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+def make_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A float32 linear layer with these values."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    linear.weight.copy_(weight)
+    linear.bias.copy_(bias)
+    return linear
+
+
+def with_layer_scale(weight: Tensor, bias: Tensor, layer_scale: nn.Module) -> nn.Linear:
+    """A linear layer and the layer scale after it."""
+    gamma = getattr(layer_scale, "gamma", None)
+    if gamma is None:
+        return make_linear(weight, bias)
+    gamma = gamma.double()
+    return make_linear(gamma[:, None] * weight, gamma * bias)
+
+
+def with_batch_norm(
+    weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a layer and the batch norm after it, with its running statistics.
+
+    Args:
+        weight: [D_out, ...], of a linear layer or a convolution, float64.
+        bias: [D_out], float64.
+        norm: the batch norm, with or without weight and bias of its own.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    gain = 1 / (norm.running_var.double() + norm.eps).sqrt()
+    if norm.weight is not None:
+        gain = norm.weight.double() * gain
+    shifted = gain * (bias - norm.running_mean.double())
+    if norm.bias is not None:
+        shifted = shifted + norm.bias.double()
+    return gain.reshape(-1, *(1,) * (weight.ndim - 1)) * weight, shifted

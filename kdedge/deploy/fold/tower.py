@@ -1,0 +1,192 @@
+"""The exact folds of any image encoder other than CLIP's ViT.
+
+- Re-parameterizable blocks (RepVGG, MobileOne, FastViT, LeViT and others) become one convolution or
+  linear layer by their own methods, as timm's `reparameterize_model` calls them.
+- Convolutions that standardize their weights at each call get the standardized weights.
+- Batch norms move into the convolution or linear layer before them.
+- `(pixels - mean) / std` moves into the first convolution. Zero padding commutes with a division,
+  not with a subtraction: a padded convolution takes the standard deviation into its weights, and
+  the mean is subtracted before it.
+- The encoder's last linear layer moves into the linear layer after it.
+- Attention is computed by plain matrix products, which converters know.
+- Pooling by attention with one constant query: see `pooling`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from open_clip.transformer import VisionTransformer
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import BatchNormAct2d
+from timm.utils.model import reparameterize_model
+from torch import Tensor, nn
+
+from kdedge.clip.blocks import make_wrappable
+from kdedge.deploy.fold.head import (
+    BEFORE_CONVOLUTION,
+    IN_CONVOLUTION,
+    MEAN_BEFORE,
+    FoldedModel,
+    FoldRequest,
+)
+from kdedge.deploy.fold.linear import with_batch_norm
+from kdedge.deploy.fold.observe import Call, Observed, Operation, observe
+from kdedge.deploy.fold.pooling import fold_pooling
+from kdedge.deploy.fold.stem import fold_pixels, pixel_statistics
+
+_PLAIN_CONVS = (nn.Conv2d, Conv2dSame)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, BatchNormAct2d)
+
+
+class FoldedTower(FoldedModel):
+    """An image encoder, from pixels to logits.
+
+    Args:
+        encoder: [B, 3, H, W] -> [B, D_student]; frozen, in float32 on the CPU; changed.
+        request: what is folded into it.
+    """
+
+    mean: Tensor | None
+    gain: Tensor | None
+
+    def __init__(self, encoder: nn.Module, request: FoldRequest) -> None:
+        _simplify(encoder)
+        size_px = request.preprocess.size_px
+        images = torch.zeros(1, 3, size_px, size_px)
+        _fold_weights(encoder, observe(encoder, images))
+        _fold_batch_norms(encoder, observe(encoder, images))
+        observed = observe(encoder, images)
+        last = _take_last_linear(encoder, observed)
+        super().__init__(request, last)
+        mean, std = pixel_statistics(request.preprocess, request.pixels)
+        self.normalization = _fold_into_stem(observed, request)
+        is_inside = self.normalization == IN_CONVOLUTION
+        self.register_buffer("mean", None if is_inside else mean.float())
+        is_outside = self.normalization == BEFORE_CONVOLUTION
+        self.register_buffer("gain", (1 / std).float() if is_outside else None)
+        self.encoder = encoder
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W], uint8 or float 0-1 depending on `pixels`, -> [B, D_encoded]."""
+        images = images.to(next(self.encoder.parameters()).dtype)
+        if self.mean is not None:
+            images = images - self.mean
+        if self.gain is not None:
+            images = images * self.gain
+        encoded: Tensor = self.encoder(images)
+        return encoded.to(self.fused_head.weight.dtype)
+
+
+def _simplify(encoder: nn.Module) -> None:
+    """Replaces blocks by fewer and plainer ones that compute the same, in place."""
+    if isinstance(encoder, VisionTransformer):
+        make_wrappable(encoder.transformer)
+    # In float64, as the blocks' own methods add up weights
+    reparameterize_model(encoder.double(), inplace=True)
+    encoder.float().train()  # drops what some blocks keep of an earlier evaluation
+    encoder.eval().requires_grad_(False)
+    modules: list[Any] = list(encoder.modules())
+    for module in modules:
+        if getattr(module, "fused_attn", False):
+            module.fused_attn = False
+        pooling = fold_pooling(module)
+        if pooling is not None:
+            _replace(encoder, module, pooling)
+
+
+def _replace(encoder: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Replaces a module wherever the encoder holds it."""
+    for parent in list(encoder.modules()):
+        for name, child in parent.named_children():
+            if child is old:
+                setattr(parent, name, new)
+
+
+def _fold_weights(encoder: nn.Module, observed: Observed) -> None:
+    """Replaces convolutions that compute their weights from parameters by plain ones."""
+    decided_by_images = observed.depend_on_images()
+    for module, call in observed.single_calls():
+        if not isinstance(module, nn.Conv2d) or type(module) in _PLAIN_CONVS:
+            continue
+        operation = _only_convolution(call)
+        if operation is None:
+            continue
+        _, weight, bias, stride, padding, dilation, *_, groups = operation.arguments
+        if {id(weight), id(bias)} & decided_by_images:
+            continue
+        has_bias, size = bias is not None, weight.shape[2:]
+        conv = nn.Conv2d(
+            weight.shape[1] * groups, len(weight), size, stride, padding, dilation, groups, has_bias
+        )
+        conv.weight.copy_(weight)
+        if conv.bias is not None:
+            conv.bias.copy_(bias)
+        _replace(encoder, module, conv)
+
+
+def _only_convolution(call: Call) -> Operation | None:
+    """The convolution from a module's input to its output; None if it does more."""
+    found = [operation for operation in call.operations if operation.is_convolution]
+    if len(found) != 1 or found[0].outputs[0] is not call.output:
+        return None
+    return found[0] if found[0].arguments[0] is call.input else None
+
+
+def _fold_batch_norms(encoder: nn.Module, observed: Observed) -> None:
+    """Folds each batch norm into the layer before it, if nothing else reads that layer's output."""
+    layers = {
+        id(call.output): module
+        for module, call in observed.single_calls()
+        if _is_linear(module, call)
+    }
+    for norm, call in observed.single_calls():
+        layer = layers.get(id(call.input))
+        if layer is None or type(norm) not in _BATCH_NORMS or norm.running_mean is None:
+            continue
+        if len(observed.readers(call.input)) != 1:
+            continue
+        bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
+        weight, bias = with_batch_norm(layer.weight.double(), bias.double(), norm)
+        _set(layer, weight, bias)
+        _replace(encoder, norm, norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity())
+
+
+def _is_linear(module: nn.Module, call: Call) -> bool:
+    """Whether a call gives one channel per row of the module's weight, and is linear in it."""
+    if type(module) in _PLAIN_CONVS:
+        return True
+    return type(module) is nn.Linear and isinstance(call.output, Tensor) and call.output.ndim == 2
+
+
+def _set(layer: Any, weight: Tensor, bias: Tensor) -> None:
+    layer.weight = nn.Parameter(weight.float(), requires_grad=False)
+    layer.bias = nn.Parameter(bias.float(), requires_grad=False)
+
+
+def _take_last_linear(encoder: nn.Module, observed: Observed) -> tuple[Tensor, Tensor] | None:
+    """Takes away the linear layer that gives the features: its weight and bias, in float64."""
+    for module, call in observed.single_calls():
+        if call.output is observed.features and type(module) is nn.Linear:
+            bias = torch.zeros(len(module.weight)) if module.bias is None else module.bias
+            _replace(encoder, module, nn.Identity())
+            return module.weight.double(), bias.double()
+    return None
+
+
+def _fold_into_stem(observed: Observed, request: FoldRequest) -> str:
+    """Folds mean and standard deviation into the first convolution, as far as that is exact."""
+    readers = observed.readers(observed.images)
+    for conv, call in observed.single_calls():
+        if call.input is not observed.images or type(conv) not in _PLAIN_CONVS:
+            continue
+        if len(readers) != 1 or conv.padding_mode != "zeros" or conv.groups != 1:
+            break
+        folded, shift = fold_pixels(conv, request.preprocess, request.pixels)
+        bias = torch.zeros(len(shift)) if conv.bias is None else conv.bias
+        is_padded = not (readers[0].is_convolution and not any(readers[0].arguments[4]))
+        is_padded = is_padded and any(request.preprocess.mean)
+        _set(conv, folded.weight, bias.double() + (0 if is_padded else shift))
+        return MEAN_BEFORE if is_padded else IN_CONVOLUTION
+    return BEFORE_CONVOLUTION

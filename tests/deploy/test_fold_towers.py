@@ -1,0 +1,442 @@
+"""Folds of image encoders other than CLIP's ViT, over the families of timm and open_clip.
+
+Each is a small random model whose batch norms have statistics of their own. The reference is the
+unfolded model in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import open_clip
+import pytest
+import timm
+import torch
+from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
+from timm.models.cspnet import CspModelCfg, CspNet, CspStagesCfg, CspStemCfg
+from timm.models.edgenext import EdgeNeXt
+from timm.models.efficientformer import EfficientFormer
+from timm.models.efficientvit_mit import EfficientVit
+from timm.models.fastvit import FastVit
+from timm.models.ghostnet import GhostNet
+from timm.models.levit import Levit
+from timm.models.mlp_mixer import MlpMixer
+from timm.models.rdnet import RDNet
+from timm.models.regnet import RegNet, RegNetCfg
+from timm.models.repvit import RepVit
+from timm.models.tiny_vit import TinyVit
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdedge.deploy.fold import FoldedModel, fold
+from kdedge.errors import RecipeError
+from kdedge.methods.protocol import ImagePath
+from kdedge.runtime.preprocess import Preprocess
+
+SCALE = 20.0
+MEAN, STD = (0.48, 0.45, 0.40), (0.26, 0.25, 0.27)
+INSIDE = "in the first convolution"
+MEAN_BEFORE = "mean before the first convolution, std in it"
+BEFORE = "before the first convolution"
+TOLERANCE = 1e-3
+"""Of logits within -20 and 20: float32 against float64 differs by up to 1e-4 in the deepest."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A small model: how it is built, its image size, and where its pixels are normalized."""
+
+    build: Callable[[], nn.Module]
+    size_px: int
+    normalized: str
+
+
+def of_timm(name: str, size_px: int, normalized: str = MEAN_BEFORE, **sizes: Any) -> Family:
+    return Family(lambda: timm.create_model(name, num_classes=0, **sizes), size_px, normalized)
+
+
+def of_open_clip(size_px: int, normalized: str, **vision: Any) -> Family:
+    def build() -> nn.Module:
+        text = {"width": 8, "heads": 1, "layers": 1}
+        vision_cfg = {"image_size": size_px, **vision}
+        visual: nn.Module = open_clip.CLIP(24, vision_cfg=vision_cfg, text_cfg=text).visual
+        return visual
+
+    return Family(build, size_px, normalized)
+
+
+def of_byobnet(kind: str, **block: Any) -> Family:
+    """A network of timm's blocks: the stem is of that kind, and so are two stages."""
+
+    def build() -> nn.Module:
+        stages = tuple(
+            ByoBlockCfg(type=kind, d=depth, c=c, s=2, gs=0, block_kwargs=block)
+            for depth, c in ((1, 16), (2, 24))
+        )
+        return ByobNet(ByoModelCfg(stages, stem_type=kind, stem_chs=16), num_classes=0)
+
+    return Family(build, 32, MEAN_BEFORE)
+
+
+def of_class(kind: Callable[..., nn.Module], size_px: int, normalized: str, **sizes: Any) -> Family:
+    return Family(lambda: kind(num_classes=0, **sizes), size_px, normalized)
+
+
+def mobilevit() -> nn.Module:
+    inside = {"transformer_dim": 32, "transformer_depth": 1, "patch_size": 2}
+    blocks = (
+        ByoBlockCfg("bottle", d=1, c=16, s=2, gs=1, br=2.0),
+        ByoBlockCfg("mobilevit", d=1, c=16, s=1, block_kwargs=inside),
+    )
+    return ByobNet(ByoModelCfg(blocks, stem_chs=16, act_layer="silu"), num_classes=0)
+
+
+def regnet() -> nn.Module:
+    return RegNet(RegNetCfg(depth=4, w0=8, wa=8.0, wm=2.0, group_size=8), num_classes=0)
+
+
+def cspnet() -> nn.Module:
+    stages = CspStagesCfg(depth=(1, 2), out_chs=(16, 32), bottle_ratio=0.5, block_ratio=1.0)
+    return CspNet(CspModelCfg(CspStemCfg(out_chs=16), stages), num_classes=0)
+
+
+def fastvit() -> FastVit:
+    return FastVit(
+        num_classes=0, layers=(1, 1), embed_dims=(16, 32), token_mixers=("repmixer", "attention"),
+        mlp_ratios=(2, 2), downsamples=(False, True), se_downsamples=(False, False),
+        pos_embs=(None, None),
+    )  # fmt: skip
+
+
+def mobileclip() -> nn.Module:
+    """MobileCLIP's image encoder as open_clip builds it, with a small trunk."""
+    vision = {"timm_model_name": "test_resnet", "timm_proj": "linear", "image_size": 64}
+    visual: Any = of_open_clip(64, MEAN_BEFORE, **vision).build()
+    visual.trunk = fastvit()
+    visual.head.proj = nn.Linear(visual.trunk.num_features, 24, bias=False)
+    return visual
+
+
+VIT = {"depth": 1, "embed_dim": 48, "num_heads": 2}
+CLIP_VIT = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
+TINY = {"depths": (1, 1), "dims": (16, 24)}
+FAMILIES = {
+    "resnet": of_timm("test_resnet", 32),
+    "resnext": of_timm("resnext50_32x4d", 32, layers=(1, 1), channels=(32, 64)),
+    "bit": of_timm("resnetv2_50x1_bit", 32, layers=(1, 1), channels=(32, 64)),
+    "nfnet": of_timm("test_nfnet", 64),
+    "regnet": Family(regnet, 32, MEAN_BEFORE),
+    "mobilenetv3": of_timm("mobilenetv3_small_050", 32),
+    "mobilenetv4": of_timm("mobilenetv4_conv_small_035", 32),
+    "efficientnet": of_timm("test_efficientnet", 32),
+    "efficientnet-lite": of_timm("tf_efficientnet_lite0", 32),
+    "convnext": of_timm("test_convnext", 32, INSIDE),
+    "edgenext": of_class(
+        EdgeNeXt, 32, INSIDE,
+        **TINY, global_block_counts=(0, 1), heads=(2, 2), kernel_sizes=(3, 5),
+        d2_scales=(2, 2), use_pos_emb=(False, True),
+    ),
+    "repvgg": of_byobnet("rep"),
+    "mobileone": of_byobnet("one", num_conv_branches=2),
+    "mobilevit": Family(mobilevit, 32, MEAN_BEFORE),
+    "fastvit": Family(fastvit, 64, MEAN_BEFORE),
+    "ghostnet": of_class(
+        GhostNet, 32, MEAN_BEFORE, cfgs=[[[3, 16, 16, 0, 1]], [[3, 48, 24, 0.25, 2]]]
+    ),
+    "hgnet": of_timm("hgnetv2_b0", 32),
+    "densenet": of_timm("densenet121", 32, block_config=(2, 2)),
+    "rdnet": of_class(
+        RDNet, 32, INSIDE,
+        num_init_features=16, growth_rates=(8, 8), num_blocks_list=(1, 1),
+        block_type=("Block", "BlockESE"), is_downsample_block=(None, True),
+    ),
+    "cspnet": Family(cspnet, 32, MEAN_BEFORE),
+    "starnet": of_timm("starnet_s050", 32),
+    "poolformer": of_timm("poolformer_s12", 32, **TINY),
+    "mixer": of_class(
+        MlpMixer, 32, INSIDE, img_size=32, patch_size=8, num_blocks=2, embed_dim=48
+    ),
+    "levit": of_class(
+        Levit, 64, MEAN_BEFORE,
+        img_size=64, embed_dim=(32, 48), key_dim=8, num_heads=(2, 3), depth=(1, 1),
+    ),
+    "vit": of_timm("test_vit", 160, INSIDE),
+    "deit": of_timm("deit_tiny_distilled_patch16_224", 32, INSIDE, img_size=32, **VIT),
+    "dinov2": of_timm("vit_small_patch14_reg4_dinov2", 28, INSIDE, img_size=28, **VIT),
+    "dinov3": of_timm("vit_small_patch16_dinov3", 32, INSIDE, img_size=32, **VIT),
+    "eva02": of_timm("eva02_tiny_patch14_224", 28, INSIDE, img_size=28, **VIT),
+    "swin": of_timm(
+        "swin_tiny_patch4_window7_224", 56, INSIDE,
+        img_size=56, depths=(1, 1), embed_dim=32, num_heads=(1, 2),
+    ),
+    "maxvit": of_timm("test_maxvit", 64, img_size=64),
+    "coatnet": of_timm("test_coatnet", 64, img_size=64),
+    "efficientformer": of_class(
+        EfficientFormer, 224, MEAN_BEFORE, depths=(1, 1, 1, 2), embed_dims=(8, 16, 16, 32),
+        num_vit=1,
+    ),
+    "efficientvit": of_class(
+        EfficientVit, 32, MEAN_BEFORE,
+        widths=(8, 16, 32), depths=(1, 1, 1), head_dim=8, head_widths=(32, 32),
+    ),
+    "repvit": of_class(RepVit, 32, MEAN_BEFORE, embed_dim=(16, 24), depth=(1, 1)),
+    "tiny-vit": of_class(
+        TinyVit, 56, MEAN_BEFORE,
+        embed_dims=(16, 32), depths=(1, 1), num_heads=(1, 2), window_sizes=(7, 7),
+    ),
+    "clip-resnet": of_open_clip(64, MEAN_BEFORE, layers=(1, 1, 1, 1), width=8),
+    "clip-vit-pooled": of_open_clip(32, INSIDE, attentional_pool=True, **CLIP_VIT),
+    "clip-vit-average": of_open_clip(32, INSIDE, pool_type="avg", **CLIP_VIT),
+    "siglip": of_open_clip(
+        160, INSIDE, timm_model_name="test_vit2", timm_pool="map", timm_proj="linear"
+    ),
+    "mobileclip": Family(mobileclip, 64, MEAN_BEFORE),
+}  # fmt: skip
+
+
+class Projector(nn.Module):
+    """Linear, batch norm, ReLU, linear."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList([nn.Linear(n_in, n_out), nn.Linear(n_out, n_out)])
+        self.batch_norms = nn.ModuleList([nn.BatchNorm1d(n_out)])
+
+    def forward(self, features: Tensor) -> Tensor:
+        first, second = self.linears
+        result: Tensor = second(self.batch_norms[0](first(features)).relu())
+        return result
+
+
+@dataclass(frozen=True)
+class Student:
+    """A frozen student, its class vectors and images for it."""
+
+    path: ImagePath
+    vectors: Tensor
+    preprocess: Preprocess
+    pixels: Tensor
+
+    def fold(self, **options: Any) -> FoldedModel:
+        return fold(self.path, self.vectors, scale=SCALE, preprocess=self.preprocess, **options)
+
+    def reference(self) -> Tensor:
+        """Logits of the unfolded student in float64."""
+        path = copy.deepcopy(self.path)
+        mean, std = (
+            torch.tensor(value, dtype=torch.float64)[:, None, None]
+            for value in (self.preprocess.mean, self.preprocess.std)
+        )
+        normalized = (self.pixels.double() - mean) / std
+        with torch.no_grad():
+            features = path.visual.double()(normalized)
+            if path.projector is not None:
+                features = cast(nn.Module, path.projector).double()(features)
+        return SCALE * F.normalize(features, dim=-1) @ self.vectors.double().T
+
+
+def make_student(
+    family: Family, *, mean: tuple[float, ...] = MEAN, projector: bool = True
+) -> Student:
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    visual, size = family.build().eval(), family.size_px
+    with torch.no_grad():
+        dim = visual(torch.zeros(1, 3, size, size)).shape[1]
+    after = Projector(dim, 16) if projector else None
+    for module in (*visual.modules(), *(after.modules() if after else ())):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            _fill(module, generator)
+    vectors = torch.randn(5, 16 if projector else dim, generator=generator)
+    return Student(
+        ImagePath(visual.requires_grad_(False), None, cast(Any, after and after.eval())),
+        F.normalize(vectors, dim=-1),
+        Preprocess(size_px=size, mean=mean, std=STD),  # type: ignore[arg-type]
+        torch.rand(3, 3, size, size, generator=generator),
+    )
+
+
+@torch.no_grad()
+def _fill(norm: nn.modules.batchnorm._BatchNorm, generator: torch.Generator) -> None:
+    if norm.running_mean is not None and norm.running_var is not None:
+        norm.running_mean.normal_(0, 0.3, generator=generator)
+        norm.running_var.uniform_(0.5, 2, generator=generator)
+    if norm.affine:
+        norm.weight.uniform_(0.5, 1.5, generator=generator)
+        norm.bias.normal_(0, 0.2, generator=generator)
+
+
+def assert_same(actual: Any, expected: Tensor) -> None:
+    torch.testing.assert_close(torch.as_tensor(actual).double(), expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def student(request: pytest.FixtureRequest) -> tuple[Family, Student, FoldedModel]:
+    family = FAMILIES[request.param]
+    made = make_student(family)
+    return family, made, made.fold()
+
+
+def test_a_folded_encoder_gives_the_unfolded_ones_logits(
+    student: tuple[Family, Student, FoldedModel],
+) -> None:
+    family, made, model = student
+    expected = made.reference()
+    assert expected.std() > 0.1  # else the images would not tell two models apart
+    with torch.no_grad():
+        assert_same(model(made.pixels), expected)
+    assert model.normalization == family.normalized
+
+
+def test_onnx_runtime_gives_the_same_for_any_batch_in_the_same_opset(
+    student: tuple[Family, Student, FoldedModel], tmp_path: Path
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    ort = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from kdedge.targets.onnx.opset import OPSET
+    from kdedge.targets.onnx.trace import write_onnx
+
+    _, made, model = student
+    path = tmp_path / "model.onnx"
+    write_onnx(model, path, size_px=made.preprocess.size_px)
+    assert [entry.version for entry in onnx.load(path).opset_import] == [OPSET]
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        expected = model(made.pixels).double()
+    for n_images in (1, 3):
+        (logits,) = session.run(None, {"images": made.pixels[:n_images].numpy()})
+        assert_same(np.asarray(logits), expected[:n_images])
+
+
+@pytest.mark.parametrize("pixels", ["float", "uint8"])
+@pytest.mark.parametrize("name", ["resnet", "vit", "efficientnet-lite"])
+def test_raw_pixels_are_normalized_exactly(name: str, pixels: Any) -> None:
+    made = make_student(FAMILIES[name])
+    bytes_ = (255 * made.pixels).round()
+    made = Student(made.path, made.vectors, made.preprocess, bytes_ / 255)
+    model = made.fold(pixels=pixels)
+    with torch.no_grad():
+        logits = model(bytes_.to(torch.uint8) if pixels == "uint8" else made.pixels)
+    assert_same(logits, made.reference())
+
+
+def test_a_padded_convolution_of_pixels_without_a_mean_takes_everything_in() -> None:
+    made = make_student(FAMILIES["mobileclip"], mean=(0.0, 0.0, 0.0))
+    model = made.fold()
+    assert model.normalization == INSIDE
+    with torch.no_grad():
+        assert_same(model(made.pixels), made.reference())
+
+
+class TwoStems(nn.Module):
+    """Two convolutions read the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3, 8, 4, stride=4) for _ in range(2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        first, second = (conv(images).mean(dim=(2, 3)) for conv in self.convs)
+        return torch.cat([first, second.relu()], dim=1)
+
+
+def test_pixels_that_two_layers_read_are_normalized_before_them() -> None:
+    made = make_student(Family(TwoStems, 16, BEFORE))
+    model = made.fold()
+    assert model.normalization == BEFORE
+    with torch.no_grad():
+        assert_same(model(made.pixels), made.reference())
+
+
+class Branching(nn.Module):
+    """A convolution whose output a batch norm and a sum read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 4, stride=4), nn.BatchNorm2d(8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.stem(images)
+        return (found + self.norm(found)).relu().mean(dim=(2, 3))
+
+
+class Repeating(nn.Module):
+    """A convolution that is called twice, and a batch norm after its second call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, stride=4)
+        self.conv, self.norm = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.conv(self.stem(images)).relu()
+        return self.norm(self.conv(found)).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("encoder", [Branching, Repeating])
+def test_a_batch_norm_that_cannot_move_stays(encoder: Callable[[], nn.Module]) -> None:
+    made = make_student(Family(encoder, 16, INSIDE))
+    model = made.fold()
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) == 1
+    with torch.no_grad():
+        assert_same(model(made.pixels), made.reference())
+
+
+@pytest.mark.parametrize("name", ["resnet", "repvgg", "levit", "bit", "clip-resnet"])
+def test_no_batch_norm_is_left_after_a_convolution(name: str) -> None:
+    made = make_student(FAMILIES[name])
+    names = {type(module).__name__ for module in made.fold().modules()}
+    assert not {"BatchNorm2d", "BatchNorm1d", "BatchNormAct2d", "StdConv2d"} & names
+
+
+@pytest.mark.parametrize("name", ["resnet", "clip-resnet"])
+@pytest.mark.parametrize("head", ["scores", "argmax"])
+def test_without_a_projector_the_class_vectors_follow_the_encoder(name: str, head: Any) -> None:
+    made = make_student(FAMILIES[name], projector=False)
+    with torch.no_grad():
+        logits = made.fold(head=head)(made.pixels)
+    expected = made.reference()
+    if head == "scores":
+        assert_same(logits, expected)
+    else:
+        ratio = logits / expected
+        torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), atol=1e-3, rtol=1e-3)
+        assert (ratio > 0).all()
+
+
+def test_folding_changes_nothing_of_the_student() -> None:
+    made = make_student(FAMILIES["repvgg"])
+    before = {name: value.clone() for name, value in made.path.visual.state_dict().items()}
+    made.fold()
+    after = made.path.visual.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+class Choosing(nn.Module):
+    """Takes one of two ways, depending on the pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, stride=4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.stem(images).mean(dim=(2, 3))
+        return found if float(found.mean()) > 0 else found.relu()
+
+
+def test_an_encoder_whose_steps_depend_on_the_pixels_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    from kdedge.targets.onnx.trace import write_onnx
+
+    model = make_student(Family(Choosing, 16, INSIDE)).fold()
+    with pytest.raises(RecipeError, match="cannot be exported to ONNX: ") as caught:
+        write_onnx(model, tmp_path / "model.onnx", size_px=16)
+    assert "Distill another image encoder" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,128 @@
+"""INT8 and FP16 of graphs with convolutions: which are quantized, with which scales."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdedge.errors import GateError
+from kdedge.targets.onnx.counts import count
+from kdedge.targets.onnx.graph import initializers, set_initializer, wide_convs
+from kdedge.targets.onnx.half import to_fp16
+from kdedge.targets.onnx.qdq import check_qdq
+from kdedge.targets.onnx.quantize import to_int8, to_int8_cpu
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+Run = Callable[[Path, np.ndarray], np.ndarray]
+
+
+@pytest.fixture(scope="session", params=["convolutions", "with attention"])
+def tower_onnx(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The float32 file of a small student that is a CNN, or a CNN with attention."""
+    import timm
+    import torch
+    from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
+
+    from kdedge.deploy.fold import fold
+    from kdedge.methods.protocol import ImagePath
+    from kdedge.runtime.preprocess import Preprocess
+    from kdedge.targets.onnx.trace import write_onnx
+
+    torch.manual_seed(0)
+    if request.param == "convolutions":
+        encoder = timm.create_model("test_efficientnet", num_classes=0)
+    else:
+        inside = {"transformer_dim": 32, "transformer_depth": 1, "patch_size": 2}
+        blocks = (
+            ByoBlockCfg("bottle", d=1, c=32, s=2, gs=1, br=2.0),
+            ByoBlockCfg("mobilevit", d=1, c=32, s=1, block_kwargs=inside),
+        )
+        encoder = ByobNet(
+            ByoModelCfg(blocks, stem_chs=32, act_layer="silu", zero_init_last=False), num_classes=0
+        )
+    encoder.eval().requires_grad_(False)
+    dim = encoder(torch.zeros(1, 3, 32, 32)).shape[1]
+    vectors = torch.nn.functional.normalize(torch.randn(5, dim), dim=-1)
+    preprocess = Preprocess(size_px=32, mean=(0.5,) * 3, std=(0.25,) * 3)
+    model = fold(ImagePath(encoder), vectors, scale=20.0, preprocess=preprocess)
+    path = tmp_path_factory.mktemp("tower") / "model.onnx"
+    write_onnx(model, path, size_px=32)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tower_int8(
+    tower_onnx: Path, folded_images: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Its INT8 file for TensorRT."""
+    pytest.importorskip("modelopt.onnx")
+    path = tmp_path_factory.mktemp("int8") / "model.int8.onnx"
+    to_int8(tower_onnx, path, calibration=folded_images)
+    return path
+
+
+def test_wide_convolutions_have_one_scale_for_each_output_channel(
+    tower_onnx: Path, tower_int8: Path
+) -> None:
+    model = onnx.load(tower_int8)
+    check_qdq(model)
+    constants = initializers(model)
+    makers = {node.output[0]: node for node in model.graph.node}
+    wide = {node.name for node in wide_convs(onnx.load(tower_onnx))}
+    convs = [node for node in model.graph.node if node.op_type == "Conv"]
+    assert 0 < len(wide) < len(convs)
+    for node in convs:
+        made_by = [makers[x].op_type if x in makers else None for x in node.input[:2]]
+        if node.name not in wide:
+            assert "DequantizeLinear" not in made_by, node.name
+            continue
+        assert made_by == ["DequantizeLinear"] * 2, node.name
+        weight, scales = (constants[x] for x in makers[node.input[1]].input)
+        assert weight.data_type == onnx.TensorProto.INT8
+        assert list(scales.dims) == [weight.dims[0]]
+        values = np.abs(onnx.numpy_helper.to_array(weight).astype(int))
+        assert (values.max(axis=(1, 2, 3)) >= 126).all()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int8-cpu"])
+def test_lower_precisions_follow_the_float32_file(
+    tower_onnx: Path, precision: str, folded_images: np.ndarray, folded_run: Run, request: Any,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    path = tmp_path / "model.onnx"
+    if precision == "fp16":
+        to_fp16(tower_onnx, path, images=folded_images)
+    elif precision == "int8-cpu":
+        to_int8_cpu(tower_onnx, path, calibration=folded_images)
+    else:
+        path = request.getfixturevalue("tower_int8")
+    expected = folded_run(tower_onnx, folded_images)
+    logits = folded_run(path, folded_images)
+    limit = 0.01 if precision == "fp16" else 0.2
+    spread = (expected - expected.mean(axis=0)).std()
+    assert np.abs(logits - expected).mean() < limit * max(spread, 0.1)
+    assert count(path)["gmacs"] == count(tower_onnx)["gmacs"]
+    for n_images in (1, 3):  # any batch
+        assert folded_run(path, folded_images[:n_images]).shape == (n_images, 5)
+
+
+def test_a_convolution_that_stayed_float_is_named(tower_int8: Path) -> None:
+    model = onnx.load(tower_int8)
+    makers = {node.output[0]: node for node in model.graph.node}
+    node = next(
+        node
+        for node in model.graph.node
+        if node.op_type == "Conv" and makers.get(node.input[1]) is not None
+    )
+    dequantizer = makers[node.input[1]]
+    shape = initializers(model)[dequantizer.input[0]].dims
+    set_initializer(model, "float", np.ones(shape, np.float16))
+    node.input[1] = "float"
+    with pytest.raises(GateError, match=rf"convolutions are quantized; {node.name}: no Q/DQ at"):
+        check_qdq(model)
