@@ -157,7 +157,7 @@ def distill(
 
     Args:
         recipe: a file, the name of a shipped recipe, a mapping of its keys, or a `Recipe`.
-        size: `nano`, `small` or `base`, a student in place of the recipe's; see `Choose` in the docs.
+        size: `nano`, `small` or `base`, a student in place of the recipe's.
         overrides: keys of the recipe with other values, such as `{"student.optim.lr": 0.01}`.
         root: folder of all runs.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.

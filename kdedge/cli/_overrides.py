@@ -65,10 +65,14 @@ def size_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--size", type=click.Choice(list(SIZES)), help=SIZE_HELP)(command)
 
 
-SIZE_HELP = "Student by size, in place of the recipe's: " + "; ".join(
-    f"{name} is {one.backbone} ({one.n_parameters:g} million parameters, {one.gflops:g} GFLOPs)"
-    for name, one in SIZES.items()
-) + "."
+SIZE_HELP = (
+    "Student by size, in place of the recipe's: "
+    + "; ".join(
+        f"{name} is {one.backbone} ({one.n_parameters:g} million parameters, {one.gflops:g} GFLOPs)"
+        for name, one in SIZES.items()
+    )
+    + "."
+)
 
 
 def _option(name: str) -> str:

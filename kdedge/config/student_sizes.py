@@ -1,4 +1,4 @@
-"""Students by size: each is a few keys of a recipe, from a small convolutional tower to ViT-B/16."""
+"""Students by size: each is a few keys of a recipe, from a small CNN to ViT-B/16."""
 
 from __future__ import annotations
 
