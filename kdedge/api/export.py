@@ -19,6 +19,8 @@ from kdedge.targets.registry import find_target
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from kdedge.deploy.build import RunInputs
+
 log = logging.getLogger(__name__)
 
 
@@ -106,14 +108,16 @@ class Export:
                 errors.append(gate_error(file.name, file.precision, file.parity, missed))
         return [*errors, *self.failed]
 
-    def add_target(self, target: Target, precisions: set[Precision], *, model: Any = None) -> None:
-        """Builds one target's files into the artifact; some targets need the folded model."""
+    def add_target(
+        self, target: Target, precisions: set[Precision], *, run: RunInputs | None = None
+    ) -> None:
+        """Builds one target's files into the artifact; some need what a run's export has."""
         from kdedge.deploy.build import build_files
 
         before = self.artifact
         try:
             self.artifact, names = build_files(
-                before, target.name, precisions_of(target, precisions), model=model
+                before, target.name, precisions_of(target, precisions), run=run
             )
         except KdedgeError as error:
             self.failed.append(error)
@@ -215,8 +219,12 @@ def make_export(request: ExportRequest, options: ExportOptions) -> Export:
 
 
 def precisions_of(target: Target, precisions: set[Precision]) -> list[Precision]:
-    """The requested precisions that a target has, or its preferred one if it has none of them."""
-    chosen = sorted(precisions & set(target.precisions))
+    """The requested precisions that a target has, or its preferred one if it has none of them.
+
+    A target with a base precision always has that, too.
+    """
+    base = set() if target.base_precision is None else {target.base_precision}
+    chosen = sorted((precisions | base) & set(target.precisions))
     left_out = sorted(precisions - set(target.precisions))
     if chosen and left_out:
         log.info("%s has no %s files.", target.label, " and no ".join(left_out))
@@ -250,7 +258,7 @@ def _export_run(request: ExportRequest, options: ExportOptions) -> Export:
     for target in request.targets:
         chosen = precisions_of(target, built_from)
         warn_where_unbuildable(target, chosen)
-        if target.source == "ONNX file":
+        if target.source == "ONNX file" and target.base_precision is None:
             needed.update(chosen)
     output = options.get("output")
     exported = export_artifact(
@@ -263,5 +271,5 @@ def _export_run(request: ExportRequest, options: ExportOptions) -> Export:
     names = [file.name for file in exported.artifact.files]
     made = Export(exported.artifact, exported.gflops, names, [exported.artifact.path])
     for target in request.targets:
-        made.add_target(target, built_from, model=exported.model)
+        made.add_target(target, built_from, run=exported.inputs)
     return made

@@ -6,8 +6,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,8 @@ class Item:
     Attributes:
         key: its name in results.
         name: file name to save it under.
-        read: returns it or raises UnusableImage; reads an image file anew at each call.
+        read: returns it or raises UnusableImage; reads an image file anew at each call. It can be
+            pickled if it is no frame.
     """
 
     key: str
@@ -60,16 +62,23 @@ class Inputs:
         items: the images; frames are decoded one at a time.
         keys: all keys; None if there are frames, whose number is unknown.
         is_live: they arrive one by one, and each is classified before the next.
+        paths: the files and folders that they are in.
     """
 
     items: Iterator[Item]
     keys: Sequence[str] | None
     is_live: bool = False
+    paths: tuple[Path, ...] = ()
 
     @property
     def n_images(self) -> int | None:
         """Number of images; None if unknown."""
         return None if self.keys is None else len(self.keys)
+
+    def without_first(self, n_images: int) -> Inputs:
+        """Returns the inputs without the first images; only with all keys known."""
+        assert self.keys is not None
+        return replace(self, items=islice(self.items, n_images, None), keys=self.keys[n_images:])
 
 
 def open_inputs(wanted: Wanted) -> Inputs:
@@ -95,10 +104,15 @@ def open_inputs(wanted: Wanted) -> Inputs:
 
 def read_item(item: Item) -> ImageInput:
     """An item's image, or why it cannot be read."""
+    return read_image(item.read)
+
+
+def read_image(read: Callable[[], ImageInput]) -> ImageInput:
+    """The image that a function reads, or why it cannot."""
     from kdedge.runtime.preprocess import UnusableImage
 
     try:
-        return item.read()
+        return read()
     except UnusableImage as error:
         return error
 
@@ -141,23 +155,45 @@ def _listed(paths: Sequence[str], every: int) -> Inputs:
                 )
             parts.append(
                 [
-                    Item(str(path / item.key), item.key.replace("/", "_"), partial(source.read, i))
+                    Item(
+                        str(path / item.key),
+                        item.key.replace("/", "_"),
+                        partial(read_file, source.path(i)),
+                    )
                     for i, item in enumerate(source.items)
                 ]
             )
         elif not is_there:
             raise DataError(f"{name} does not exist.\n  Name an image, or a folder of images.")
+        elif path.suffix == ".tar":
+            parts.append(_shard(path))
         elif is_video(path):
             import_pyav()  # fail before the model is loaded
             has_video = True
             parts.append(_frames(path, every))
         else:
-            parts.append([Item(name, path.name, partial(read_file, path))])
+            parts.append([Item(name, path.name, partial(read_file, path.absolute()))])
     items = (item for part in parts for item in part)
     if has_video:
         return Inputs(items, None)
     listed = list(items)
-    return Inputs(iter(listed), [item.key for item in listed])
+    places = tuple(Path(name).absolute() for name in paths)
+    return Inputs(iter(listed), [item.key for item in listed], paths=places)
+
+
+def _shard(path: Path) -> list[Item]:
+    """The images of a WebDataset shard."""
+    from kdedge.data.sources.webdataset import open_source
+
+    source = open_source(str(path.absolute()), class_names=(), labeled=False)
+    return [
+        Item(
+            str(path.parent / item.key),
+            item.key.replace("/", "_"),
+            partial(source.read, i),
+        )
+        for i, item in enumerate(source.items)
+    ]
 
 
 def _frames(path: Path, every: int) -> Iterator[Item]:

@@ -152,8 +152,8 @@ def load(
 
     Args:
         source: an artifact or its folder; or a run or its folder, for its newest artifact.
-        precision: `fp32`, `fp16` or `int8`. None: an engine that this machine's GPU runs, or else
-            the float32 ONNX file. INT8 is used only when asked for.
+        precision: `fp32`, `bf16`, `fp16` or `int8`. None: an engine that this machine's GPU runs,
+            or else the float32 file. INT8 is used only when asked for.
         backend: the runtime, such as `onnxruntime`; None to choose one.
         threads: CPU threads; None for the engine's default.
 

@@ -9,6 +9,8 @@ from kdedge.api.recipe import AnyRecipe, Overrides, set_texts
 from kdedge.config.load import LoadedRecipe, check_paths, load_recipe
 from kdedge.errors import RecipeError
 from kdedge.setup.packages import need_training_packages
+from kdedge.workers.open import open_workers
+from kdedge.workers.protocol import EngineName
 
 if TYPE_CHECKING:
     from kdedge.training.label_pool import LabeledPool
@@ -26,6 +28,7 @@ def pseudo_label(
     overrides: Overrides | None = None,
     root: str | Path = "runs",
     device: str | None = None,
+    engine: EngineName = "local",
 ) -> LabeledPool:
     """Labels unlabeled images of a recipe with a model on the student's backbone.
 
@@ -46,6 +49,7 @@ def pseudo_label(
         overrides: keys of the recipe with other values.
         root: folder of all runs.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
+        engine: who reads and labels the images: this process, or the workers of a Ray cluster.
 
     Returns:
         What was written, and the share of correct labels if known.
@@ -53,7 +57,8 @@ def pseudo_label(
     Raises:
         RecipeError: the recipe is wrong, the file exists, or `per_class` is missing.
         DataError: there are too few unlabeled images.
-        SetupError: torch, weights or the device is missing.
+        SetupError: torch, weights or the device is missing; or Ray, or a node of its cluster does
+            not see a file.
     """
     is_transductive = method == TRANSDUCTIVE
     if per_class is None and not is_transductive:
@@ -68,10 +73,11 @@ def pseudo_label(
     from kdedge.setup.workspace import Workspace
     from kdedge.training.label_pool import label_pool, label_transductively
 
-    workspace = Workspace(Path(root), choose_device(device))
-    if per_class is None or is_transductive:
-        return label_transductively(loaded, workspace, Path(output), per_class=per_class)
-    return label_pool(loaded, workspace, method, Path(output), per_class=per_class)
+    with open_workers(engine, device) as workers:
+        workspace = Workspace(Path(root), choose_device(device), workers=workers)
+        if per_class is None or is_transductive:
+            return label_transductively(loaded, workspace, Path(output), per_class=per_class)
+        return label_pool(loaded, workspace, method, Path(output), per_class=per_class)
 
 
 def _load_for(method: str | None, recipe: AnyRecipe, overrides: list[str]) -> LoadedRecipe:

@@ -15,6 +15,8 @@ from kdedge.errors import RecipeError
 from kdedge.runs.find import finished_runs
 from kdedge.runs.folder import RunFolder
 from kdedge.setup.packages import need_training_packages
+from kdedge.workers.open import open_workers
+from kdedge.workers.protocol import EngineName
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -32,11 +34,13 @@ class Place:
         root: folder of all runs.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue interrupted runs of the same models.
+        engine: who reads images and fills teacher stores.
     """
 
     root: Path
     device: str | None
     resume: bool
+    engine: EngineName = "local"
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ def fill_teacher_stores(
     root: str | Path = "runs",
     device: str | None = None,
     resume: bool = False,
+    engine: EngineName = "local",
     **shorthands: Unpack[Shorthands],
 ) -> tuple[TeacherStore, ...]:
     """Stores each teacher's features of `student.views` crops of each unlabeled image.
@@ -113,6 +118,8 @@ def fill_teacher_stores(
         root: folder of all runs.
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue an interrupted run of the same teacher.
+        engine: who reads the images and fills the stores: this process, or the workers of a Ray
+            cluster.
         shorthands: `epochs`, `batch_size` and `lr` of the teacher, and `seed`.
 
     Returns:
@@ -121,14 +128,15 @@ def fill_teacher_stores(
     Raises:
         RecipeError: the recipe is wrong or has no student.views, or the shard is wrong.
         DataError: images, labels or class names are wrong or missing.
-        SetupError: torch, weights or the device are missing.
+        SetupError: torch, weights or the device are missing; or Ray, or a node of its cluster does
+            not see a file.
         ResourceError: memory or disk ran out.
     """
     part, n_parts = shard
     if not 1 <= part <= n_parts:
         raise RecipeError(f"shard is ({part}, {n_parts}); it must be (I, N) with I from 1 to N.")
     loaded = loaded_with(recipe, "teacher", overrides, shorthands)
-    place = Place(Path(root), device, resume)
+    place = Place(Path(root), device, resume, engine)
     return make_teacher(loaded, place, is_stored=True, shard=shard).stores
 
 
@@ -267,7 +275,13 @@ def _ready(loaded: LoadedRecipe, place: Place) -> Iterator[tuple[Workspace, set[
     used = finished_runs(place.root)
     chosen = choose_device(place.device)
     with joined(chosen) as group:
-        yield Workspace(place.root, chosen, group=group), used
+        if group.world_size > 1 and place.engine != "local":
+            raise RecipeError(
+                f"torchrun has started {group.world_size} processes, and the engine {place.engine}"
+                " starts its own.\n  Run the command without torchrun."
+            )
+        with open_workers(place.engine, place.device) as workers:
+            yield Workspace(place.root, chosen, group=group, workers=workers), used
 
 
 def _given(loaded: LoadedRecipe, teachers: Sequence[RunFolder]) -> set[Path]:

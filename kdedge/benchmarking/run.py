@@ -262,10 +262,11 @@ def _seconds(row: _Row, batch: int, peaks: dict[str, Any]) -> float:
 
 
 def _peak(row: _Row, peaks: dict[str, Any]) -> float | None:
-    """Peak GMACs per second of the row's device in its precision, or in fp32 on a CPU."""
+    """Peak GMACs per second of the row's device in its precision, or for bf16 None on a CPU."""
     rates = peaks.get(row.device, {}).get("gmacs_per_second", {})
     precision = row.subject.precision
-    if precision not in rates and row.device == "CPU":  # which has no FP16 arithmetic
+    # A CPU computes with FP16 weights in float32
+    if precision not in rates and row.device == "CPU" and precision != "bf16":
         precision = "fp32"
     return rates[precision]["rate"] if precision in rates else None
 

@@ -13,6 +13,7 @@ import click
 
 from kdedge.runtime.machine import cpu_cores
 from kdedge.runtime.threads import set_up_threads
+from kdedge.workers.protocol import ENGINES
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,16 @@ device_option = click.option(
     help="Device: cpu, cuda or cuda:N. [default: cuda if available, else cpu]",
 )
 """`--device`, given to the command as `device`; None means cuda if available, else cpu."""
+
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="local",
+    show_default=True,
+    help="Who reads and encodes the images: local is this process; ray is a Ray cluster"
+    " (kdedge[ray]): the one of RAY_ADDRESS, or one started on this machine.",
+)
+"""`--engine`, given to the command as `engine`."""
 
 resume_option = click.option(
     "--resume", is_flag=True, help="Continue an interrupted run of the same recipe."

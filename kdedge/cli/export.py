@@ -251,9 +251,9 @@ def _as_text(made: Export) -> str:
         labeled = [file.parity for file in artifact.files if file.parity and file.parity.n_labeled]
         own = f" (the model's: {percent(labeled[0].reference_accuracy_percent)})" if labeled else ""
         lines.append(
-            f"\nCompared with the float32 model on {'; engines on '.join(sets)}: top-1 agreement in"
-            f" percent, mean softmax distance (0-1), accuracy in percent{own}, accuracy drop in"
-            " points."
+            f"\nCompared with the float32 model on {'; later files on '.join(sets)}: top-1"
+            f" agreement in percent, mean softmax distance (0-1), accuracy in percent{own},"
+            " accuracy drop in points."
         )
     lines += [f"Wrote {path}" for path in made.written]
     lines.append(next_line("predict", artifact.path, "IMAGE"))

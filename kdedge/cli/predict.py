@@ -14,16 +14,25 @@ from typing import TYPE_CHECKING
 import click
 
 from kdedge.api.inputs import Inputs, Item, Wanted, open_inputs, read_item
-from kdedge.api.predict import Engine, ResultStream, images_text, opened
-from kdedge.cli._options import options_as, threads_value_option, use_threads
+from kdedge.api.predict import Engine, ResultStream, images_text, opened, workers_for
+from kdedge.cli._options import engine_option, options_as, threads_value_option, use_threads
 from kdedge.cli._output import FiniteRange
 from kdedge.errors import KdedgeError, ResourceError
-from kdedge.files import explain_os_error, write_atomic
-from kdedge.inference.lines import FORMATS, answer_lines, column_widths, lines_as, named
+from kdedge.files import explain_os_error, sha256_json, write_atomic
+from kdedge.inference.lines import (
+    FORMATS,
+    answer_lines,
+    column_widths,
+    lines_as,
+    named,
+    printed_key,
+)
 from kdedge.inference.results import Prediction, Result
 from kdedge.inference.uncertain import LeastCertain
+from kdedge.inference.unfinished import UnfinishedLines
 from kdedge.progress import progress
 from kdedge.targets.registry import list_backends, list_targets
+from kdedge.workers.protocol import EngineName
 
 if TYPE_CHECKING:
     from kdedge.inference.classify import Classifier
@@ -42,6 +51,7 @@ class _Format:
         output: the file; None for stdout.
         save: folder for the pictures; None saves none.
         uncertain: number of least certain predictions to give; None gives all.
+        resume: continue the file.
     """
 
     kind: str
@@ -50,6 +60,12 @@ class _Format:
     output: Path | None
     save: Path | None
     uncertain: int | None
+    resume: bool
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the lines go to a file that can be continued."""
+        return self.output is not None and self.kind in {"csv", "jsonl"} and self.save is None
 
 
 def _precisions() -> list[str]:
@@ -115,6 +131,11 @@ def _backend_names() -> str:
     " then saves them without predictions.",
 )
 @click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue the file of --output that an interrupted call of the same command began.",
+)
+@click.option(
     "--precision",
     type=click.Choice(_precisions()),
     help="Precision of the file to use. int8, and files that missed their gates, are used only"
@@ -134,31 +155,39 @@ def _backend_names() -> str:
 @threads_value_option
 @options_as(Wanted, "wanted")
 @options_as(_Format, "shape")
-@options_as(Engine, "engine")
-def command(artifact: Path, wanted: Wanted, shape: _Format, engine: Engine) -> None:
+@engine_option
+@options_as(Engine, "runtime")
+def command(
+    artifact: Path, wanted: Wanted, shape: _Format, engine: EngineName, runtime: Engine
+) -> None:
     """Classify images with ARTIFACT, the folder that `kdedge export` wrote.
 
-    PATH is an image, a video (needs kdedge[video]), or a folder, which is searched with all its
-    subfolders. A video's frames are named FILE:NUMBER@SECONDS. With - the command reads standard
-    input: one image, or a stream of JPEGs as `ffmpeg -i VIDEO -f image2pipe -c:v mjpeg -` writes
-    it. Each is classified as it arrives.
+    PATH is an image, a video (needs kdedge[video]), a WebDataset shard (.tar), or a folder, which
+    is searched with all its subfolders. A video's frames are named FILE:NUMBER@SECONDS. With - the
+    command reads standard input: one image, or a stream of JPEGs as
+    `ffmpeg -i VIDEO -f image2pipe -c:v mjpeg -` writes it. Each is classified as it arrives.
 
     An image that cannot be read gets a line that says why, and does not stop the others. The exit
     code is 0 if any image was classified and 3 if none was.
     """
     if shape.output is None and sys.stdout is None:  # as by >&-
         raise click.UsageError("Standard output is closed. Name a file with --output.")
-    _check_new(shape.output)
+    _check_resumes(shape)
+    if not shape.resume:
+        _check_new(shape.output)
     _check_new(shape.save)
     if shape.uncertain is not None and wanted.camera is not None:
         raise click.UsageError(
             "--uncertain needs all images first, and --camera never ends. Record a video and"
             " name it."
         )
-    use_threads(engine.threads)
+    use_threads(runtime.threads)
     _check_named(wanted.paths, wanted.camera)
     inputs = open_inputs(wanted)
-    with opened(artifact, engine) as classifier:
+    with (
+        opened(artifact, runtime) as classifier,
+        workers_for(classifier, engine) as workers,
+    ):
         option = "--min-score" if shape.uncertain is None else "--uncertain"
         needs_scores = shape.min_score is not None or shape.uncertain is not None
         if needs_scores and classifier.artifact.head == "argmax":
@@ -166,9 +195,39 @@ def command(artifact: Path, wanted: Wanted, shape: _Format, engine: Engine) -> N
                 f"{option}: {artifact} was exported with --head argmax, which gives no scores."
                 " Export again with --head scores."
             )
-        results = ResultStream(inputs, classifier, top=shape.top, batch=engine.batch)
-        _write_all(inputs, results, classifier, shape)
-        results.check_any()
+        unfinished = _unfinished(inputs, classifier, shape)
+        n_done = 0
+        if unfinished is not None and shape.resume and unfinished.output.exists():
+            n_done = unfinished.n_done(inputs.keys or ())
+            _LOG.info("%s has %s.", shape.output, images_text(n_done))
+            inputs = inputs.without_first(n_done)
+            if not n_done:
+                unfinished.output.unlink()  # at most a heading
+        results = ResultStream(
+            inputs, classifier, top=shape.top, batch=runtime.batch, workers=workers
+        )
+        with contextlib.nullcontext() if unfinished is None else unfinished.until_end():
+            _write_all(inputs, results, classifier, shape, is_begun=n_done > 0)
+        if not n_done:
+            results.check_any()
+
+
+def _check_resumes(shape: _Format) -> None:
+    if shape.resume and (not shape.is_table or shape.uncertain is not None):
+        raise click.UsageError(
+            "--resume continues a file of all images: it needs --output and --format csv or jsonl,"
+            " without --save and --uncertain."
+        )
+
+
+def _unfinished(inputs: Inputs, classifier: Classifier, shape: _Format) -> UnfinishedLines | None:
+    """The file of lines, if the command can be continued; None for a video or a stream."""
+    output, keys = shape.output, inputs.keys
+    if output is None or keys is None or not shape.is_table or shape.uncertain is not None:
+        return None
+    options = [shape.kind, shape.top, shape.min_score]
+    made_from = sha256_json([classifier.file.sha256, *options, list(map(printed_key, keys))])
+    return UnfinishedLines(output, "csv" if shape.kind == "csv" else "jsonl", made_from)
 
 
 def _check_named(paths: Sequence[str], camera: int | None) -> None:
@@ -199,7 +258,12 @@ def _check_new(path: Path | None) -> None:
 
 
 def _write_all(
-    inputs: Inputs, results: ResultStream, classifier: Classifier, shape: _Format
+    inputs: Inputs,
+    results: ResultStream,
+    classifier: Classifier,
+    shape: _Format,
+    *,
+    is_begun: bool,
 ) -> None:
     """Writes a line for each result, and logs the counts however it ends."""
     from kdedge.inference.pictures import PictureFolder
@@ -228,6 +292,8 @@ def _write_all(
             pictures.save(item.name, read_item(item), answer)
 
     into = _streamed if shape.uncertain is None else _at_once
+    if is_begun:
+        into = _appended
     try:
         with (
             _bar(inputs, is_shown=has_bar) as advance,
@@ -340,6 +406,18 @@ def _streamed(output: Path | None, heading: str | None) -> Iterator[Callable[[st
     finally:
         if not n_written:
             output.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _appended(output: Path | None, heading: str | None) -> Iterator[Callable[[str], None]]:
+    """Context with a function that writes one line to the end of a file, which has its heading."""
+    del heading
+    assert output is not None  # only a file is continued
+    try:
+        with output.open("a", encoding="utf-8", newline="") as file:
+            yield lambda line: click.echo(line, file=file)
+    except OSError as error:
+        raise explain_os_error(error, output) from error
 
 
 def _summary(counts: Counter[str], n_unsure: int, classifier: Classifier, shape: _Format) -> str:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from kdedge.api.pseudo_label import pseudo_label
-from kdedge.cli._options import device_option, runs_option, threads_option
+from kdedge.cli._options import (
+    device_option,
+    engine_option,
+    options_as,
+    runs_option,
+    threads_option,
+)
 from kdedge.cli._output import (
     json_option,
     next_line,
@@ -19,6 +26,16 @@ from kdedge.cli._output import (
 )
 from kdedge.config.load import load_recipe
 from kdedge.config.suite import override_texts
+from kdedge.workers.protocol import EngineName
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Folder of runs, device, and who reads the images."""
+
+    root: Path
+    device: str | None
+    engine: EngineName
 
 
 @click.command("pseudo-label")
@@ -48,8 +65,10 @@ from kdedge.config.suite import override_texts
     help="File to write, as JSON lines. Must not exist.",
 )
 @set_option
+@engine_option
 @runs_option
 @device_option
+@options_as(_Place, "place")
 @threads_option
 @json_option
 def command(
@@ -58,8 +77,7 @@ def command(
     per_class: int | None,
     path: Path,
     overrides: tuple[str, ...],
-    root: Path,
-    device: str | None,
+    place: _Place,
     as_json: bool,
 ) -> None:
     """Label unlabeled images of RECIPE, K per class, with a model on the student's backbone.
@@ -81,8 +99,9 @@ def command(
         per_class=per_class,
         method=method,
         overrides=overrides,
-        root=root,
-        device=device,
+        root=place.root,
+        device=place.device,
+        engine=place.engine,
     )
     lines = [f"{found.n_images} images of {found.n_classes} classes by {found.method}."]
     if found.accuracy_percent is not None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import click
 
+from kdedge.api.train import Place, make_teacher
 from kdedge.cli._options import (
     device_option,
+    engine_option,
+    options_as,
     resume_option,
     runs_option,
     threads_option,
@@ -49,9 +51,11 @@ def _read_shard(
     callback=_read_shard,
     help="With --store: compute only part I of N. Copy the parts' files into one folder.",
 )
+@engine_option
 @resume_option
 @runs_option
 @device_option
+@options_as(Place, "place")
 @threads_option
 @json_option
 def command(
@@ -59,9 +63,7 @@ def command(
     overrides: tuple[str, ...],
     is_stored: bool,
     shard: tuple[int, int] | None,
-    resume: bool,
-    root: Path,
-    device: str | None,
+    place: Place,
     as_json: bool,
 ) -> None:
     """Train the teacher of RECIPE on its labeled images and store its class vectors.
@@ -70,12 +72,10 @@ def command(
     """
     if shard is not None and not is_stored:
         raise click.UsageError("--shard works only with --store: add --store.")
-    from kdedge.api.train import Place, make_teacher
-
+    if place.engine != "local" and not is_stored:
+        raise click.UsageError(f"--engine {place.engine} works only with --store: add --store.")
     loaded = load_recipe(recipe, overrides)
-    made = make_teacher(
-        loaded, Place(root, device, resume), is_stored=is_stored, shard=shard or (1, 1)
-    )
+    made = make_teacher(loaded, place, is_stored=is_stored, shard=shard or (1, 1))
     if not made.is_rank0:
         return
     runs, stores = list(made.runs), [store.to_dict() for store in made.stores]

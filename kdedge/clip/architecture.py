@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,29 @@ def image_size(model_config: Mapping[str, Any]) -> int:
     return int(height)
 
 
-def config_layers(model_config: Mapping[str, Any]) -> dict[str, int]:
-    """Encoder (`image`, `text`) -> number of layers, for encoders whose config has it."""
+@dataclass(frozen=True)
+class EncoderSizes:
+    """Sizes of a CLIP's encoders, as far as its config has them.
+
+    Attributes:
+        n_layers: encoder (`image`, `text`) -> number of layers.
+        n_patches: patch tokens of an image, for a ViT.
+    """
+
+    n_layers: Mapping[str, int] = field(default_factory=dict)
+    n_patches: int | None = None
+
+
+def encoder_sizes(model_config: Mapping[str, Any]) -> EncoderSizes:
+    """The sizes that a config has; open_clip's own where it leaves them out."""
     vision, text = model_config["vision_cfg"], model_config["text_cfg"]
-    found = {"image": vision.get("layers", 12), "text": text.get("layers", 12)}  # open_clip's 12
+    found = {"image": vision.get("layers", 12), "text": text.get("layers", 12)}
     if vision.get("timm_model_name"):
         del found["image"]
-    return {encoder: n_layers for encoder, n_layers in found.items() if type(n_layers) is int}
+    n_layers = {encoder: number for encoder, number in found.items() if type(number) is int}
+    patch, side = vision.get("patch_size", 16), vision.get("image_size", 224)
+    is_vit = "image" in n_layers and type(patch) is int and type(side) is int and patch > 0
+    return EncoderSizes(n_layers, (side // patch) ** 2 if is_vit else None)
 
 
 def build_empty(label: str, model_config: Mapping[str, Any]) -> CLIP:

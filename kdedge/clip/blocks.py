@@ -59,32 +59,33 @@ class Attention(nn.Module):
         queries: Tensor | None = None,
         memory: Tensor | None = None,
         attn_mask: Tensor | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """Attends from the queries to the tokens and the memory.
 
         Args:
             tokens: [B, N, D], normalized.
             queries: [B, Q, D], normalized; None for `tokens`.
             memory: [M, D], normalized, shared by the batch; its keys and values are computed once.
-            attn_mask: broadcast to [B, heads, Q, N + M]; True where a query may attend.
+            attn_mask: broadcast to [B, heads, Q, N + M]; True where a query may attend, or numbers
+                that are added to the products of queries and keys.
 
         Returns:
-            [B, Q, D].
+            [B, Q, D]; and the keys of the tokens without the memory, [B, heads, N, D / heads].
         """
-        query = self.q(tokens if queries is None else queries)
+        query = self._split_heads(self.q(tokens if queries is None else queries))
         key, value = self.k(tokens), self.v(tokens)
         if memory is not None:
             n_images = len(tokens)
             key = torch.cat([key, self.k(memory).expand(n_images, -1, -1)], dim=1)  # [B, N + M, D]
             value = torch.cat([value, self.v(memory).expand(n_images, -1, -1)], dim=1)
+        if attn_mask is not None and attn_mask.is_floating_point():
+            attn_mask = attn_mask.to(query.dtype)  # under autocast, products are rounded anyway
+        keys = self._split_heads(key)
         attended = F.scaled_dot_product_attention(
-            self._split_heads(query),
-            self._split_heads(key),
-            self._split_heads(value),
-            attn_mask=attn_mask,
+            query, keys, self._split_heads(value), attn_mask=attn_mask
         )
         output: Tensor = self.out(attended.transpose(1, 2).flatten(2))
-        return output
+        return output, keys[:, :, : tokens.shape[1]]
 
     def _split_heads(self, tokens: Tensor) -> Tensor:
         """[B, N, D] -> [B, heads, N, D / heads]."""
@@ -94,7 +95,7 @@ class Attention(nn.Module):
 class AttentionBlock(nn.Module):
     """One residual attention block: `attend`, then `feed_forward`.
 
-    A step between the two, such as token merging, can be inserted by calling them one by one.
+    Called one by one, they leave room for a step between them: token merging.
 
     Args:
         source: open_clip's block; its attention is copied, all other parts are shared.
@@ -118,16 +119,19 @@ class AttentionBlock(nn.Module):
         queries: Tensor | None = None,
         memory: Tensor | None = None,
         attn_mask: Tensor | None = None,
-    ) -> Tensor:
-        """[B, Q, D]: the query tokens plus what they attend to; arguments as of `forward`."""
-        output = self.attn(
+    ) -> tuple[Tensor, Tensor]:
+        """[B, Q, D]: the query tokens plus what they attend to; and the keys of `Attention`.
+
+        Arguments as of `forward`.
+        """
+        output, keys = self.attn(
             self.ln_1(tokens),
             queries=None if queries is None else self.ln_1(queries),
             memory=None if memory is None else self.ln_1(memory),
             attn_mask=attn_mask,
         )
         attended: Tensor = (tokens if queries is None else queries) + self.ls_1(output)
-        return attended
+        return attended, keys
 
     def feed_forward(self, tokens: Tensor) -> Tensor:
         """[B, Q, D] -> [B, Q, D]: the tokens plus their MLP."""
@@ -148,12 +152,13 @@ class AttentionBlock(nn.Module):
             tokens: [B, N, D], attended to.
             queries: [B, Q, D], the tokens whose outputs are wanted; None for `tokens`.
             memory: [M, D], attended to after `tokens`, the same for the whole batch; has no output.
-            attn_mask: broadcast to [B, heads, Q, N + M]; True where a query may attend.
+            attn_mask: broadcast to [B, heads, Q, N + M]; True where a query may attend, or numbers
+                that are added to the products of queries and keys.
 
         Returns:
             [B, Q, D].
         """
-        attended = self.attend(tokens, queries=queries, memory=memory, attn_mask=attn_mask)
+        attended, _ = self.attend(tokens, queries=queries, memory=memory, attn_mask=attn_mask)
         return self.feed_forward(attended)
 
     def get_weight_dtype(self) -> torch.dtype:

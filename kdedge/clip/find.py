@@ -8,7 +8,7 @@ command. `FoundBackbone.load` builds the model and compares its hash with the on
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,11 @@ from open_clip import CLIP
 from torch import nn
 
 from kdedge.clip.architecture import (
+    EncoderSizes,
     build_empty,
     build_filled,
     build_image_encoder,
-    config_layers,
+    encoder_sizes,
     has_clip_text_encoder,
     read_config,
     why_no_prompts,
@@ -109,7 +110,7 @@ class FoundBackbone:
         embed_dim: D, the size of its image features.
         has_texts: whether it loads as a `Backbone`, with a text encoder, or as an `ImageBackbone`.
         is_trained_with_texts: whether its image encoder was trained with texts.
-        n_layers: encoder (`image`, `text`) -> number of layers, if its config has it.
+        sizes: of its encoders, as far as its config has them.
     """
 
     name: str
@@ -119,7 +120,7 @@ class FoundBackbone:
     embed_dim: int
     has_texts: bool
     is_trained_with_texts: bool
-    n_layers: Mapping[str, int]
+    sizes: EncoderSizes
     _blueprint: _Blueprint
 
     def load(
@@ -231,7 +232,7 @@ def _find_clip(spec: BackboneSpec, hashes: HashCache | None) -> FoundBackbone:
         found.weights,
         {key: key for key in found.weights.shapes},
     )
-    return _found(blueprint, found.label, found.preprocess, config_layers(found.model_config))
+    return _found(blueprint, found.label, found.preprocess, encoder_sizes(found.model_config))
 
 
 def _find_clips_image_encoder(spec: BackboneSpec, hashes: HashCache | None) -> FoundBackbone:
@@ -247,8 +248,8 @@ def _find_clips_image_encoder(spec: BackboneSpec, hashes: HashCache | None) -> F
         found.weights,
         {key.removeprefix(_VISUAL): key for key in found.weights.shapes if key.startswith(_VISUAL)},
     )
-    n_layers = config_layers(config)
-    return _found(blueprint, label, preprocess, n_layers, where=f"{label}, image encoder")
+    sizes = encoder_sizes(config)
+    return _found(blueprint, label, preprocess, sizes, where=f"{label}, image encoder")
 
 
 def _find_timm_encoder(name: str, weights: str | None, hashes: HashCache | None) -> FoundBackbone:
@@ -256,14 +257,15 @@ def _find_timm_encoder(name: str, weights: str | None, hashes: HashCache | None)
     file = WeightsFile(encoder.file, hashes)
     keys = {key: key for key in file.shapes if not key.startswith(encoder.classifier)}
     blueprint = _Blueprint(encoder.empty, encoder.build, file, keys)
-    return _found(blueprint, name, encoder.preprocess, {}, is_trained_with_texts=False)
+    sizes = EncoderSizes()
+    return _found(blueprint, name, encoder.preprocess, sizes, is_trained_with_texts=False)
 
 
 def _found(
     blueprint: _Blueprint,
     name: str,
     preprocess: Preprocess,
-    n_layers: Mapping[str, int],
+    sizes: EncoderSizes,
     *,
     where: str | None = None,
     is_trained_with_texts: bool = True,
@@ -285,6 +287,6 @@ def _found(
         embed_dim=embed_dim,
         has_texts=isinstance(empty, CLIP),
         is_trained_with_texts=is_trained_with_texts,
-        n_layers=n_layers,
+        sizes=sizes,
         _blueprint=blueprint,
     )

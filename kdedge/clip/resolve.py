@@ -17,7 +17,7 @@ from typing import Any
 import open_clip
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
-from kdedge.clip.architecture import config_layers, image_size, read_config
+from kdedge.clip.architecture import EncoderSizes, encoder_sizes, image_size, read_config
 from kdedge.clip.builtin import BUILTIN_MODELS, builtin_config, builtin_file, builtin_model
 from kdedge.clip.download import fetch_pretrained
 from kdedge.clip.weights import Weights, describe_missing_weights, infer_config
@@ -96,21 +96,22 @@ def resolve(spec: BackboneSpec, *, check: Check, hashes: HashCache | None) -> Re
 
 
 @functools.lru_cache(maxsize=64)  # a suite asks once per row, and a file of weights is large
-def count_layers(spec: BackboneSpec) -> Mapping[str, int]:
-    """`config_layers` of a backbone, without fetching or building anything.
+def named_sizes(spec: BackboneSpec) -> EncoderSizes:
+    """`encoder_sizes` of a backbone, without fetching or building anything.
 
     Raises:
         RecipeError: open_clip knows no such model.
         DataError: the config, or the file of weights, is damaged.
     """
     if spec.config is not None:
-        return config_layers(read_config(spec.config))
+        return encoder_sizes(read_config(spec.config))
     if spec.name is None:
-        return config_layers(infer_config(WeightsFile(Path(str(spec.weights)).expanduser()).shapes))
+        shapes = WeightsFile(Path(str(spec.weights)).expanduser()).shapes
+        return encoder_sizes(infer_config(shapes))
     if spec.name.startswith(TIMM_PREFIX):
-        return {}
+        return EncoderSizes()
     is_builtin = spec.name in BUILTIN_MODELS
-    return config_layers(builtin_config(spec.name) if is_builtin else named_config(spec.name))
+    return encoder_sizes(builtin_config(spec.name) if is_builtin else named_config(spec.name))
 
 
 def _resolve_builtin(name: str, hashes: HashCache | None) -> Resolved:

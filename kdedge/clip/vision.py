@@ -4,6 +4,8 @@ The convention is IVLP's, which PromptSRC and PromptKD share (PromptSRC, arXiv:2
 3; VPT-deep, arXiv:2203.12119). The first block gets its prompts after the patches and before
 `ln_pre`, without a positional embedding. In each further prompted block, new prompts replace the
 outputs at those positions. After the last prompted block, the prompt tokens are ordinary tokens.
+
+With token merging (`clip/token_merging.py`), each block but the last leaves fewer patch tokens.
 """
 
 from __future__ import annotations
@@ -14,9 +16,16 @@ from torch import Tensor, nn
 
 from kdedge.clip.architecture import why_no_prompts
 from kdedge.clip.blocks import AttentionBlock
+from kdedge.clip.token_merging import log_sizes, merge
 
 
-def encode_image(visual: nn.Module, images: Tensor, visual_prompts: Tensor | None = None) -> Tensor:
+def encode_image(
+    visual: nn.Module,
+    images: Tensor,
+    visual_prompts: Tensor | None = None,
+    *,
+    merge_tokens: int = 0,
+) -> Tensor:
     """Encodes a batch of images with a CLIP's image encoder.
 
     Two shortcuts are exact: prompts whose outputs are replaced compute keys and values only, once
@@ -28,16 +37,21 @@ def encode_image(visual: nn.Module, images: Tensor, visual_prompts: Tensor | Non
         images: [B, 3, H, W], normalized.
         visual_prompts: [depth, n_ctx_vision, D_vision], or None for plain CLIP. Gradients reach
             them. Only CLIP's ViT takes prompts.
+        merge_tokens: r, the patch tokens that each block merges into others; 0 for none. Only
+            CLIP's ViT merges tokens. See `max_merge_tokens`.
 
     Returns:
         [B, D], not normalized (`image_features_raw`).
     """
     if why_no_prompts(visual) is not None:
         assert visual_prompts is None or visual_prompts.numel() == 0
+        assert merge_tokens == 0
         plain: Tensor = visual(images)
         return plain
     assert isinstance(visual, VisionTransformer)
     tokens = _embed(visual, images)
+    n_patches = tokens.shape[1] - 1
+    sizes: Tensor | None = None  # patches in each patch token
     depth = 0 if visual_prompts is None else len(visual_prompts)
     blocks = visual.transformer.resblocks
     last = len(blocks) - 1
@@ -51,9 +65,21 @@ def encode_image(visual: nn.Module, images: Tensor, visual_prompts: Tensor | Non
                 memory = prompts
             else:
                 tokens = torch.cat([tokens, prompts.expand(len(tokens), -1, -1)], dim=1)
-        queries = tokens[:, :1] if index == last else None
+        n_keys = tokens.shape[1] + (0 if memory is None else len(memory))
+        bias = None if sizes is None else log_sizes(sizes, n_keys)
         assert isinstance(block, AttentionBlock)  # see `make_wrappable`
-        tokens = block(tokens, queries=queries, memory=memory)
+        if index == last or merge_tokens == 0:
+            queries = tokens[:, :1] if index == last else None
+            tokens = block(tokens, queries=queries, memory=memory, attn_mask=bias)
+            continue
+        attended, keys = block.attend(tokens, memory=memory, attn_mask=bias)
+        # Sums of tokens and similarities in the tokens' own precision, which is float32
+        with torch.autocast(tokens.device.type, enabled=False):
+            merged, sizes = merge(
+                attended, sizes, keys.to(attended.dtype), n_patches=n_patches, r=merge_tokens
+            )
+        n_patches -= merge_tokens
+        tokens = block.feed_forward(merged)
     pooled = visual.ln_post(tokens[:, 0])
     features: Tensor = pooled @ visual.proj
     return features

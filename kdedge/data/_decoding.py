@@ -24,7 +24,7 @@ from kdedge.errors import DataError, ResourceError
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import Preprocess, UnusableImage, decode_image, resize_and_crop
 
-_MAX_WORKERS = 8
+MAX_WORKERS = 8
 _WORTH_WORKERS = 2000
 
 PlannedImage = tuple[int, int, int]
@@ -174,7 +174,7 @@ def choose_n_workers(n_workers: int | Literal["auto"], n_images: int) -> int:
     """
     if n_workers != "auto":
         return n_workers
-    return min(_MAX_WORKERS, max(0, n_cores() - 1)) if n_images >= _WORTH_WORKERS else 0
+    return min(MAX_WORKERS, max(0, n_cores() - 1)) if n_images >= _WORTH_WORKERS else 0
 
 
 def n_cores() -> int:

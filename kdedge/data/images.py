@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from kdedge.errors import DataError
 from kdedge.files import sha256_json, write_atomic
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import UnusableImage, decode_image
+from kdedge.workers.protocol import DoPieces, Share, Work, Workers
 
 _MAX_NAMED = 5
 _ROWS_AT_ONCE = 16  # starting a task costs 30 us, as much as six cached images
@@ -108,6 +109,67 @@ def scan(
             cache.save(source)
     sizes_px = Counter(found.size_px for found in good.values())
     return Scan(tuple(good), tuple(bad), tuple(found.digest for found in good.values()), sizes_px)
+
+
+def scan_by(
+    workers: Workers,
+    source: Source,
+    *,
+    rows: slice = slice(None),
+    progress: Callable[[int], None],
+    cache: ScanCache,
+    n_at_once: int = 4096,
+) -> Scan:
+    """The same as `scan`, by workers.
+
+    Args:
+        workers: read and decode the images; they must see the source's files.
+        source: the images.
+        rows: positions to scan; all by default.
+        progress: called with the number of finished images.
+        cache: images in it are not read again; new ones are added.
+        n_at_once: images that a worker reads at once; so few new images are read in this process.
+    """
+    cache.open(source)
+    positions = range(len(source.items))[rows]
+    pieces = []
+    for start in range(0, len(positions), n_at_once):
+        part = positions[start : start + n_at_once]
+        pieces.append((part, cache.take(source, part)))
+    n_new = len(positions) - sum(len(known) for _, known in pieces)
+    if workers.are_here or n_new <= n_at_once:
+        return scan(source, rows=rows, progress=progress, cache=cache)
+    parts: list[Scan] = []
+    work = Work(partial(_scan_parts, source, None), partial(_scan_elsewhere, source))
+    try:
+        for found, facts in workers.run(pieces, work):
+            parts.append(found)
+            cache.add(facts)
+            progress(sum(len(one.good) + len(one.bad) for one in parts))
+    finally:
+        cache.save(source)
+    return put_together(parts)
+
+
+_Part = tuple[range, Mapping[str, str]]
+"""Rows, and what the cache knows of them."""
+
+
+def _scan_elsewhere(
+    source: Source, share: Share
+) -> DoPieces[_Part, tuple[Scan, Mapping[str, str]]]:
+    return partial(_scan_parts, source, share.n_cores)
+
+
+def _scan_parts(
+    source: Source, n_threads: int | None, parts: Iterable[_Part]
+) -> Iterator[tuple[Scan, Mapping[str, str]]]:
+    """The scan of each part, and what the cache should know of it now."""
+    for rows, known in parts:
+        cache = ScanCache()
+        cache.add(known)
+        found = scan(source, rows=slice(rows.start, rows.stop), n_threads=n_threads, cache=cache)
+        yield found, cache.take(source, rows)
 
 
 def put_together(scans: Sequence[Scan]) -> Scan:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from kdedge.data._decoding import (
+    MAX_WORKERS,
     PlannedImage,
     Preparation,
     choose_n_workers,
@@ -30,6 +31,7 @@ from kdedge.errors import DataError, RecipeError
 from kdedge.runtime.preprocess import Preprocess
 
 __all__ = [
+    "MAX_WORKERS",
     "EpochPart",
     "ImageSet",
     "LabeledStream",

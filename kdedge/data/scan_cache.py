@@ -95,6 +95,19 @@ class ScanCache:
                 self._found[key] = self._new[key] = _text(before, facts)
         return facts
 
+    def take(self, source: Source, rows: range) -> dict[str, str]:
+        """The cached facts of some images, for `add` to another cache."""
+        if not isinstance(source, InFiles):
+            return {}
+        keys = [_key(source.location(i)) for i in rows]
+        return {key: self._found[key] for key in keys if key in self._found}
+
+    def add(self, facts: Mapping[str, str]) -> None:
+        """Adds what `take` gave; `save` writes what was not known."""
+        new = {key: text for key, text in facts.items() if self._found.get(key) != text}
+        self._found |= new
+        self._new |= new
+
     def save(self, source: Source) -> None:
         """Adds newly scanned images to the source's file in the cache."""
         file, new = self._file(source), self._new

@@ -2,7 +2,8 @@
 
 Engines are built on the machine that runs them, which needs neither torch nor onnx. An existing
 file that was built from the same ONNX file is kept. If a file can run on this machine, its logits
-on the artifact's smoke set decide whether it passes the gates.
+on the images of the run's export, or else on the artifact's smoke set, decide whether it passes the
+gates.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import dataclasses
 import logging
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdedge.deploy.model_card import renew_model_card
 from kdedge.deploy.parity import misses, parity_on_smoke_set
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.files import refuse_existing, sha256_file
+from kdedge.results import ParityResult
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend
 from kdedge.targets.protocol import BuildModule, BuildRequest, PlannedFile, Target
@@ -26,8 +30,25 @@ from kdedge.targets.registry import find_target, load_build, load_run
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class RunInputs:
+    """What exists only while a run is exported.
+
+    Attributes:
+        model: the folded model.
+        compare: compares a loaded file with the unfused model, on all images of the comparison.
+    """
+
+    model: Any
+    compare: Callable[[Backend], ParityResult]
+
+
 def build_files(
-    artifact: Artifact, name: str, precisions: Sequence[Precision], *, model: Any = None
+    artifact: Artifact,
+    name: str,
+    precisions: Sequence[Precision],
+    *,
+    run: RunInputs | None = None,
 ) -> tuple[Artifact, tuple[str, ...]]:
     """Builds a target's missing files, and compares those that can run on this machine.
 
@@ -35,11 +56,11 @@ def build_files(
         artifact: gets the files; `artifact.json` is saved after each.
         name: name of the target. Files of `onnx` are written by `deploy.export`.
         precisions: precisions of the files.
-        model: the folded model, for targets that are built from it.
+        run: what the run's export has; None for an artifact that was exported before.
 
     Returns:
-        The artifact with the files' entries, and the names of the files. The gate of a file that
-        cannot run on this machine is `not measured`.
+        The artifact with the files' entries, and the names of the files of these precisions. The
+        gate of a file that cannot run on this machine is `not measured`.
 
     Raises:
         RecipeError: there is no such target, it has no files of a precision, or their source is
@@ -50,7 +71,7 @@ def build_files(
     """
     target = find_target(name)
     check_precisions(target, precisions)
-    if target.source == "folded model" and model is None:
+    if target.source == "folded model" and run is None:
         raise RecipeError(
             f"{artifact.path} has no folded model, from which {target.label} is built.\n"
             "  Give the run that it was exported from instead of the artifact."
@@ -61,20 +82,27 @@ def build_files(
     except SetupError as error:
         raise _elsewhere(artifact, target, precisions, error) from error
     sources = {
-        precision: _source(artifact, precision) if target.source == "ONNX file" else None
+        precision: _source(artifact, target, precision) if target.source == "ONNX file" else None
         for precision in precisions
     }
-    names = []
+    names, before = [], artifact
     for precision, source in sources.items():
         for file in module.plan(precision):
             entry = _kept(artifact, file.name, source)
             if entry is None:
-                entry = _build(artifact, target, module, file, source, model)
-                artifact = _with_entry(artifact, entry)
-            measured = _measured(artifact, target, entry) if entry.parity is None else entry
+                artifact, entry = _build(artifact, target, module, file, source, run)
+                artifact.save()
+            measured = _measured(artifact, target, entry, run) if entry.parity is None else entry
             if measured != entry:
-                artifact = _with_entry(artifact, measured)
-            names.append(measured.name)
+                artifact = artifact.with_files(measured)
+                artifact.save()
+            if file.precision in precisions:
+                names.append(measured.name)
+            elif measured.gate == "missed":
+                log.warning("%s missed its gate, and is used only with --precision %s.",
+                            file.name, file.precision)  # fmt: skip
+    if artifact != before:
+        artifact, _ = renew_model_card(artifact)
     return artifact, tuple(names)
 
 
@@ -108,14 +136,10 @@ def check_precisions(target: Target, precisions: Sequence[Precision]) -> None:
             )
 
 
-def _with_entry(artifact: Artifact, entry: ModelFile) -> Artifact:
-    artifact = artifact.with_files(entry)
-    artifact.save()
-    return artifact
-
-
-def _source(artifact: Artifact, precision: Precision) -> ModelFile:
+def _source(artifact: Artifact, target: Target, precision: Precision) -> ModelFile:
     """The ONNX file that a file is built from; ONNX files for CPUs are not used."""
+    if target.base_precision is not None and precision != "int8":
+        precision = target.base_precision
     found = [file for file in artifact.files if file.target == "onnx" and file.device != "cpu"]
     for file in found:
         if file.precision == precision:
@@ -123,7 +147,7 @@ def _source(artifact: Artifact, precision: Precision) -> ModelFile:
     there = ", ".join(f"{file.name} ({file.precision})" for file in found) or "none"
     flag = "" if precision == "fp32" else f" --{precision}"
     raise RecipeError(
-        f"{artifact.path} has no ONNX file in {precision} to build an engine from; it has"
+        f"{artifact.path} has no ONNX file in {precision} to build from; it has"
         f" {there}.\n"
         f"  Export the run again: kdedge export RUN{flag}"
     )
@@ -158,6 +182,8 @@ def _kept(artifact: Artifact, name: str, source: ModelFile | None) -> ModelFile 
         problem = f"was built from another {source.name}"
     elif sha256_file(path) != entry.sha256:
         problem = "has changed since it was built: its SHA-256 differs"
+    elif entry.data is not None:
+        artifact.checked(entry.name)
     if problem is not None:
         raise DataError(
             f"{path} {problem}.\n  It is not overwritten: delete it and run the command again."
@@ -172,22 +198,34 @@ def _build(
     module: BuildModule,
     file: PlannedFile,
     source: ModelFile | None,
-    model: Any,
-) -> ModelFile:
-    onnx_path = None if source is None else artifact.checked(source.name)
-    request = BuildRequest(artifact, artifact.path, model=model, onnx_path=onnx_path)
+    run: RunInputs | None,
+) -> tuple[Artifact, ModelFile]:
+    """Builds a file; returns the artifact that lists it, and its entry."""
+    request = BuildRequest(
+        artifact,
+        artifact.path,
+        model=None if run is None else run.model,
+        onnx_path=None if source is None else artifact.checked(source.name),
+    )
     what = "the folded model" if source is None else source.name
     log.info("Building %s from %s.", file.name, what)
     began = time.monotonic()
     built_with = module.build(file, request)
     path = artifact.path / file.name
-    return ModelFile(
+    n_bytes = path.stat().st_size
+    if file.data is not None:
+        data = artifact.path / file.data
+        n_bytes += data.stat().st_size
+        others = {**artifact.others, data.name: sha256_file(data)}
+        artifact = dataclasses.replace(artifact, others=others)
+    entry = ModelFile(
         name=file.name,
         target=target.name,
         precision=file.precision,
         device=file.device,
         sha256=sha256_file(path),
-        n_bytes=path.stat().st_size,
+        n_bytes=n_bytes,
+        data=file.data,
         made_from=None if source is None else source.sha256,
         built_with={
             **built_with,
@@ -195,9 +233,12 @@ def _build(
             **_weights(artifact, source),
         },
     )
+    return artifact.with_files(entry), entry
 
 
-def _measured(artifact: Artifact, target: Target, entry: ModelFile) -> ModelFile:
+def _measured(
+    artifact: Artifact, target: Target, entry: ModelFile, run: RunInputs | None
+) -> ModelFile:
     """The entry with its parity and gate; unchanged if the file cannot run on this machine."""
     try:
         if target.backend is not None:
@@ -214,7 +255,7 @@ def _measured(artifact: Artifact, target: Target, entry: ModelFile) -> ModelFile
     try:
         backend = _load(artifact, target, entry, path)
         try:
-            parity = parity_on_smoke_set(artifact, backend)
+            parity = parity_on_smoke_set(artifact, backend) if run is None else run.compare(backend)
         finally:
             backend.close()
     except SetupError as error:
@@ -236,7 +277,7 @@ def _elsewhere(
     artifact: Artifact, target: Target, precisions: Sequence[Precision], error: SetupError
 ) -> SetupError:
     """The error of a machine that cannot build, with the command for one that can."""
-    if target.source != "ONNX file":
+    if not target.is_engine or target.source != "ONNX file":
         return error
     words = ["kdedge", "export", str(artifact.path), target.flag]
     words += ["--int8"] if "int8" in precisions else []

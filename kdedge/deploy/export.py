@@ -8,6 +8,7 @@ for.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Collection
@@ -21,6 +22,7 @@ import torch
 from kdedge import __version__
 from kdedge.config.recipe import ExportSpec, GatesSpec
 from kdedge.data.images import spread
+from kdedge.deploy.build import RunInputs
 from kdedge.deploy.calibrate import CalibrationSet, choose_calibration_images
 from kdedge.deploy.fold import FoldedModel, fold
 from kdedge.deploy.model_card import write_model_card
@@ -34,7 +36,6 @@ from kdedge.deploy.parity import (
 from kdedge.deploy.pixels import read_pixels
 from kdedge.deploy.reference import Reference, run_reference
 from kdedge.errors import DataError, RecipeError
-from kdedge.evaluation.agreement import compare
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.files import sha256_file, write_json
 from kdedge.folders import new_folder
@@ -60,13 +61,13 @@ class Exported:
 
     Attributes:
         artifact: the complete artifact.
-        model: the folded model, for targets that are built from it instead of from files.
+        inputs: what other targets' files are built from and compared with.
         gflops: GFLOPs per image (2 per multiply-add) of the bare image encoder, of the model as
             trained, and of the folded model.
     """
 
     artifact: Artifact
-    model: FoldedModel
+    inputs: RunInputs
     gflops: dict[str, float]
 
 
@@ -123,7 +124,8 @@ def export_artifact(
         writer = _Writer(trained, part, spec=spec, gates=gates, reference=reference, model=model)
         writer.write(pool, precisions)
     artifact = dataclasses.replace(writer.artifact, path=place())
-    return Exported(artifact, model, _gflops(trained, model))
+    inputs = RunInputs(model, functools.partial(reference.compare, artifact))
+    return Exported(artifact, inputs, _gflops(trained, model))
 
 
 class _Writer:
@@ -260,21 +262,9 @@ class _Writer:
         backend = onnx_run.load(path)
         try:
             logits = predict_pixels(backend, reference.pixels, self.artifact, what=file.name)
-            parity = compare(
-                reference.logits,
-                logits,
-                keys=reference.keys,
-                labels=reference.labels,
-                class_names=self.artifact.class_names,
-                images=reference.images,
-                runtime=backend.describe(),
-                head=self.artifact.head,
-            )
+            parity = reference.compared(self.artifact, logits, runtime=backend.describe())
         finally:
             backend.close()
-        parity = dataclasses.replace(
-            parity, images_hash=reference.images_hash, test_set=reference.test_set
-        )
         missed = misses(parity, file.precision, self.artifact.gates)
         return ModelFile(
             name=file.name,

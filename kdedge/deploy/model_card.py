@@ -30,7 +30,7 @@ def write_model_card(artifact: Artifact, folder: Path) -> tuple[Path, Path]:
 
 
 def renew_model_card(artifact: Artifact) -> tuple[Artifact, bool]:
-    """Writes the model card again, after the record was changed by hand.
+    """Writes the model card again, after the record was changed by hand or files were added.
 
     A card that was changed by hand, too, is kept, and an artifact that lists no card gets none.
 
@@ -73,7 +73,7 @@ tags: [onnx, clip, kdedge]
 # {_plain(artifact.name)}
 
 An image classifier with {len(names)} classes, exported by kdedge. `artifact.json` has the same
-facts in a form for programs. Engines that were built later are listed only there.
+facts in a form for programs.
 
 ## Run it
 

@@ -32,6 +32,7 @@ MAX_SMOKE_IMAGES = 200
 
 _BATCH = 32  # images per call, if the graph takes any number
 _N_NAMED = 3  # of the worst images, in a message
+_GATES: dict[Precision, Precision] = {"bf16": "fp16"}  # both are half precision
 
 
 def predict_pixels(
@@ -76,12 +77,39 @@ def predict_pixels(
     return np.concatenate(parts)
 
 
+def predict_each_way(
+    backend: Backend, pixels: npt.NDArray[np.uint8], artifact: Artifact
+) -> npt.NDArray[np.float32]:
+    """Runs one of an artifact's files on images, in batches and alone.
+
+    If the file takes any number of images, every second image runs alone: an engine has separate
+    kernels for single images, which must be tested, too.
+
+    Args:
+        backend: the loaded file.
+        pixels: [N, S, S, 3], RGB, after resize and crop, N at least 1.
+        artifact: describes the graph's input.
+
+    Returns:
+        Logits, [N, C].
+
+    Raises:
+        ShapeError: the file does not give one row of logits per image.
+    """
+    logits = np.empty((len(pixels), len(artifact.class_names)), np.float32)
+    step = 2 if artifact.batches[0] == 1 and len(pixels) > 2 else 1
+    logits[::step] = predict_pixels(backend, pixels[::step], artifact)
+    if step > 1:
+        logits[1::step] = run_batches(backend, pixels[1::step], pixels=artifact.pixels, max_batch=1)
+    return logits
+
+
 def misses(result: ParityResult, precision: Precision, gates: Mapping[str, Any]) -> tuple[str, ...]:
     """Lists the gates that a file misses, in words; empty if it passes.
 
     Args:
         result: comparison of the file.
-        precision: precision of the file.
+        precision: precision of the file; bf16 has the gate of fp16.
         gates: `agreement`, percent by precision, and `max_drop`, percentage points; as
             `GatesSpec.to_dict` gives them and artifacts store them.
 
@@ -90,7 +118,8 @@ def misses(result: ParityResult, precision: Precision, gates: Mapping[str, Any])
     """
     agreement = gates.get("agreement")
     by_precision = agreement if isinstance(agreement, Mapping) else {}
-    least = _number(f"gates.agreement.{precision}", by_precision.get(precision))
+    gate = _GATES.get(precision, precision)
+    least = _number(f"gates.agreement.{gate}", by_precision.get(gate))
     max_drop = _number("gates.max_drop", gates.get("max_drop"))
     found = []
     if result.n_nonfinite:
@@ -98,7 +127,7 @@ def misses(result: ParityResult, precision: Precision, gates: Mapping[str, Any])
     if result.agreement_percent < least:
         got, wanted = _apart(result.agreement_percent, least)
         found.append(
-            f"agreement {got} %, but at least {wanted} % is required (gates.agreement.{precision})"
+            f"agreement {got} %, but at least {wanted} % is required (gates.agreement.{gate})"
         )
     if result.accuracy_drop is not None and result.accuracy_drop > max_drop:
         got, wanted = _apart(result.accuracy_drop, max_drop)
@@ -116,6 +145,7 @@ def gate_error(
         "int8": "Calibrate on more images (export.calibration_images), leave int8 out of"
         " export.precisions",
         "fp16": "Leave fp16 out of export.precisions",
+        "bf16": "Use the float32 file",
         "fp32": "Export again, as float32 files should differ by rounding only",
     }
     lines = [
@@ -227,9 +257,6 @@ def _check_smoke_set(path: Path, pixels: npt.NDArray[Any], logits: npt.NDArray[A
 def parity_on_smoke_set(artifact: Artifact, backend: Backend) -> ParityResult:
     """Compares a file on this machine with the float32 student's logits in the artifact.
 
-    If the file takes any number of images, every second image runs alone: an engine has separate
-    kernels for single images, which must be tested, too.
-
     Args:
         artifact: the artifact, with `smoke_set.safetensors`.
         backend: one of its files, loaded.
@@ -246,16 +273,9 @@ def parity_on_smoke_set(artifact: Artifact, backend: Backend) -> ParityResult:
             f" {artifact.preprocess.size_px}.\n"
             "  Export again."
         )
-    logits = np.empty((n_images, len(artifact.class_names)), np.float32)
-    step = 2 if artifact.batches[0] == 1 and n_images > 2 else 1
-    logits[::step] = predict_pixels(backend, smoke_set.pixels[::step], artifact)
-    if step > 1:
-        logits[1::step] = run_batches(
-            backend, smoke_set.pixels[1::step], pixels=artifact.pixels, max_batch=1
-        )
     return compare(
         smoke_set.logits,
-        logits,
+        predict_each_way(backend, smoke_set.pixels, artifact),
         keys=[f"{SMOKE_SET}[{i}]" for i in range(n_images)],
         labels=[None] * n_images,
         class_names=artifact.class_names,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from kdedge.data.images import spread
+from kdedge.deploy.parity import predict_each_way
 from kdedge.deploy.pixels import read_pixels
 from kdedge.errors import RecipeError
+from kdedge.evaluation.agreement import compare
 from kdedge.progress import progress
-from kdedge.results import TestSet
+from kdedge.results import ParityResult, TestSet
 from kdedge.runs.model import RunModel
+from kdedge.runtime.artifact import Artifact
+from kdedge.runtime.backend import Backend
 from kdedge.runtime.preprocess import normalize
 from kdedge.setup.images import Images
 
@@ -44,6 +48,33 @@ class Reference:
     digests: frozenset[str]
     images_hash: str
     test_set: TestSet | None
+
+    def compare(self, artifact: Artifact, backend: Backend) -> ParityResult:
+        """Runs one of the artifact's files on the images, in batches and alone, and compares it."""
+        logits = predict_each_way(backend, self.pixels, artifact)
+        return self.compared(artifact, logits, runtime=backend.describe())
+
+    def compared(
+        self, artifact: Artifact, logits: npt.NDArray[np.float32], *, runtime: str
+    ) -> ParityResult:
+        """Compares a file's logits.
+
+        Args:
+            artifact: the artifact of the file.
+            logits: [N, C], of the file.
+            runtime: what computed them, such as "onnxruntime 1.24.4 CPU".
+        """
+        parity = compare(
+            self.logits,
+            logits,
+            keys=self.keys,
+            labels=self.labels,
+            class_names=artifact.class_names,
+            images=self.images,
+            runtime=runtime,
+            head=artifact.head,
+        )
+        return replace(parity, images_hash=self.images_hash, test_set=self.test_set)
 
 
 def run_reference(trained: RunModel, pool: Images | None, n_images: int) -> Reference:

@@ -67,8 +67,8 @@ class Classifier:
         """Loads the file of an artifact that suits this machine.
 
         By default this is an engine in fp16 or fp32 that this machine's GPU can run, or else the
-        float32 ONNX file on the CPU. A file in int8, or one that missed its gate, is used only if
-        its precision is given.
+        float32 file for OpenVINO or ONNX Runtime on the CPU. A file in int8, or one that missed its
+        gate, is used only if its precision is given.
 
         Args:
             artifact_path: the artifact's folder.

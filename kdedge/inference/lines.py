@@ -101,14 +101,14 @@ class _Csv:
 
     def line(self, result: Result) -> str:
         if not isinstance(result, Prediction):
-            return _csv_row([_text(result.key), *[""] * (2 * self._top), result.reason])
+            return _csv_row([printed_key(result.key), *[""] * (2 * self._top), result.reason])
         cells: list[str] = []
         for answer in result.top:
             is_named = answer is not result.top[0] or named(answer, self._min_score)
             score = "" if answer.score_percent is None else f"{answer.score_percent:.4f}"
             cells += [answer.class_name if is_named else "", score]
         cells += [""] * (2 * self._top - len(cells))
-        return _csv_row([_text(result.key), *cells, ""])
+        return _csv_row([printed_key(result.key), *cells, ""])
 
 
 class _JsonLines:
@@ -119,7 +119,7 @@ class _JsonLines:
         return None
 
     def line(self, result: Result) -> str:
-        values: dict[str, Any] = {"image": _text(result.key)}
+        values: dict[str, Any] = {"image": printed_key(result.key)}
         if not isinstance(result, Prediction):
             values["error"] = result.reason
         else:
@@ -139,7 +139,7 @@ def _csv_row(cells: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def _text(name: str) -> str:
+def printed_key(name: str) -> str:
     """Makes a key encodable: file names need not be UTF-8."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
@@ -147,5 +147,5 @@ def _text(name: str) -> str:
 def _visible(name: str) -> str:
     """Puts a key or a class name on one line, without terminal control characters."""
     return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in _text(name)
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in printed_key(name)
     )

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from kdedge.clip.architecture import EncoderSizes
+from kdedge.clip.reduction import why_not_merged
 from kdedge.methods._lora import LoraSettings
 from kdedge.methods.losses import DEFAULT, ChosenLosses, chosen_losses_model, load_loss
 from kdedge.methods.protocol import Encoder, MethodSettings, SettingsNotes
@@ -47,6 +49,22 @@ class Settings(MethodSettings):
         ge=0,
         description="Number of image layers with visual prompts of their own, from the first, for"
         " tune: prompts and prompts+lora. The default 9 is that of arXiv:2403.02781, section 4.1.",
+    )
+    merge_tokens: int = Field(
+        0,
+        ge=0,
+        description="Number of patch tokens that each block of the image encoder, but the last,"
+        " merges into similar ones (ToMe, arXiv:2210.09461): in training, in evaluation and on the"
+        " device. At most the patch tokens divided by the blocks, 16 for ViT-B/16; 0: none. Only"
+        " for CLIP's ViT.",
+    )
+    depth: int | None = Field(
+        None,
+        ge=1,
+        description="Number of blocks of the image encoder that are kept, from the first; the"
+        " others are dropped. The layers after them were trained on the last block's output, so"
+        " the encoder has to learn: use tune: full or lora. Default: all blocks. Only for CLIP's"
+        " ViT.",
     )
     projector_depth: int = Field(
         2,
@@ -122,6 +140,16 @@ class Settings(MethodSettings):
                 f"have lora with tune: {self.tune}, which does not use it; use tune: lora or"
                 " prompts+lora"
             )
+        if self.depth is not None and self.has_prompts and self.prompt_depth > self.depth:
+            raise ValueError(
+                f"have depth: {self.depth} with prompt_depth: {self.prompt_depth}; set prompt_depth"
+                f" to {self.depth} or less"
+            )
+        if self.depth is not None and max(self.lora.blocks or [0]) >= self.depth:
+            raise ValueError(
+                f"have lora.blocks with block {max(self.lora.blocks or [0])}, but depth:"
+                f" {self.depth} keeps the blocks 0 to {self.depth - 1}; remove it"
+            )
         if self.label_head_share is not None and not self.labeled_weight:
             raise ValueError(
                 "have label_head_share without labeled_weight; its head learns from labeled"
@@ -140,6 +168,10 @@ class Settings(MethodSettings):
         values: dict[str, Any] = serialize(self)
         if not self.has_lora:
             values.pop("lora", None)
+        if not self.merge_tokens:
+            values.pop("merge_tokens", None)
+        if self.depth is None:
+            values.pop("depth", None)
         if not self.labeled_weight:
             values.pop("labeled_weight", None)
             values.pop("label_head_share", None)
@@ -154,6 +186,13 @@ class Settings(MethodSettings):
     def has_lora(self) -> bool:
         """Whether low-rank changes are trained."""
         return self.tune in ("lora", "prompts+lora")
+
+    @property
+    def lora_blocks(self) -> list[int] | None:
+        """The blocks with low-rank changes; None for all."""
+        if self.lora.blocks is None and self.depth is not None:
+            return list(range(self.depth))
+        return self.lora.blocks
 
     @property
     def has_own_class_vectors(self) -> bool:
@@ -180,10 +219,20 @@ class Settings(MethodSettings):
         """See `MethodSettings.prompt_depths`."""
         image: dict[str, tuple[Encoder, ...]] = {"prompt_depth": ("image",)}
         text: dict[str, tuple[Encoder, ...]] = {"prompt_depth_text": ("text",)}
+        kept: dict[str, tuple[Encoder, ...]] = {"depth": ("image",)}
         return {
             **(image if self.has_prompts else {}),
             **(text if self.class_vectors == "student" else {}),
+            **({} if self.depth is None else kept),
         }
+
+    def misfits(self, sizes: EncoderSizes) -> dict[str, str]:
+        """See `MethodSettings.misfits`."""
+        n_blocks = self.depth or sizes.n_layers.get("image")
+        if sizes.n_patches is None or n_blocks is None:
+            return {}
+        why = why_not_merged(self.merge_tokens, n_patches=sizes.n_patches, n_blocks=n_blocks)
+        return {} if why is None else {"merge_tokens": why}
 
     def notes(self, n_classes: int) -> SettingsNotes:
         """See `MethodSettings.notes`; the losses' notes together."""

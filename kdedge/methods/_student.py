@@ -13,6 +13,7 @@ from kdedge.clip.image_backbone import AnyBackbone, ImageBackbone
 from kdedge.clip.layers import layers_above
 from kdedge.clip.low_rank import BLOCKS, LowRankChanges, make_low_rank_changes, with_layers
 from kdedge.clip.prompts import TextPrompts, make_text_prompts, make_visual_prompts
+from kdedge.clip.reduction import check_reduction, first_blocks
 from kdedge.errors import RecipeError
 from kdedge.methods._labels import LabelHead
 from kdedge.methods._projector import Projector
@@ -127,12 +128,13 @@ def make_student(
             order.
 
     Raises:
-        RecipeError: an encoder has fewer layers than get prompts, or cannot have the low-rank
-            changes of the settings; a loss compares features of different dimensions; or the
-            settings need more than an image encoder.
+        RecipeError: an encoder has fewer layers than the settings name, or too few tokens to merge,
+            or cannot have their low-rank changes; a loss compares features of different
+            dimensions; or the settings need more than an image encoder.
     """
     if not isinstance(backbone, Backbone):
         check_image_backbone(backbone, tune=settings.tune, needs_texts=settings.needs_texts)
+    check_reduction(backbone, depth=settings.depth, merge_tokens=settings.merge_tokens)
     visual_prompts = projector = visual = lora = text_prompts = label_head = None
     teacher_dim = class_vectors.shape[1]
     if settings.has_prompts:
@@ -143,14 +145,15 @@ def make_student(
             generator=generator,
         )
     if settings.tune == "full":
-        visual = copy.deepcopy(backbone.visual).requires_grad_(True)
+        kept = first_blocks(backbone.visual, settings.depth)
+        visual = copy.deepcopy(kept).requires_grad_(True)
     if settings.has_lora:
         lora = make_low_rank_changes(
             backbone,
             rank=settings.lora.rank,
             alpha=settings.lora.alpha,
             projections=settings.lora.projections,
-            blocks=settings.lora.blocks,
+            blocks=settings.lora_blocks,
             generator=generator,
         )
     if settings.class_vectors == "teacher":

@@ -3,8 +3,9 @@
 Paper: Li et al., PromptKD, CVPR 2024, arXiv:2403.02781, section 3.2 and equation 5. The settings
 `tune`, `class_vectors` and `projector_depth` are its ablations (tables 5 and 12); `losses` replaces
 equation 5 by other distillation losses, or adds them. Not from the paper are `tune: lora`, low-rank
-changes of the image encoder (arXiv:2405.18541), and `labeled_weight`, a loss on labeled images
-(arXiv:2505.07675).
+changes of the image encoder (arXiv:2405.18541), `labeled_weight`, a loss on labeled images
+(arXiv:2505.07675), and smaller image encoders: `depth` drops the last blocks, `merge_tokens` merges
+tokens (ToMe, arXiv:2210.09461).
 Differs from the authors' code: class vectors are computed once, after the teacher's weights are
 loaded, and not in every step; the student's text encoder does not run if the class vectors are the
 teacher's; weights stay in float32 under autocast. That code has no ablations; the settings'
@@ -25,6 +26,7 @@ from torch.nn import functional as F
 from kdedge.clip.backbone import Backbone, unit_length
 from kdedge.clip.image_backbone import AnyBackbone
 from kdedge.clip.prompts import prompted_text_features, prompted_texts
+from kdedge.clip.reduction import first_blocks
 from kdedge.clip.text import TokenizedTexts
 from kdedge.clip.vision import encode_image
 from kdedge.data.batch import Batch
@@ -71,7 +73,8 @@ class Method:
         self._class_vectors = class_vectors
         self._texts = texts
         self._train_classes = list(train_classes)
-        self.visual = module.encoder(backbone.visual)
+        self._frozen = first_blocks(backbone.visual, settings.depth)
+        self.visual = module.encoder(self._frozen)
 
     @classmethod
     def build(
@@ -155,7 +158,12 @@ class Method:
 
     def image_features_raw(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D_student], not normalized."""
-        return encode_image(self.visual, images, self.module.visual_prompts)
+        return encode_image(
+            self.visual,
+            images,
+            self.module.visual_prompts,
+            merge_tokens=self._settings.merge_tokens,
+        )
 
     def _project(self, raw: Tensor) -> Tensor:
         """[B, D_student] -> [B, D_teacher], unit length, comparable with class vectors."""
@@ -256,7 +264,7 @@ class Method:
 
     def layers_above(self) -> dict[str, int]:
         """See `TrainsLayers`."""
-        return self.module.layers_above(self._backbone.visual)
+        return self.module.layers_above(self._frozen)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The module's; batch norm's statistics are buffers of it."""
@@ -285,5 +293,9 @@ class Method:
 
     def image_path(self) -> ImagePath:
         """The image encoder, low-rank changes merged; prompts and projector if there are any."""
-        visual = self.module.deployed_encoder(self._backbone.visual)
-        return ImagePath(visual, self.module.visual_prompts, self.module.projector)
+        return ImagePath(
+            self.module.deployed_encoder(self._frozen),
+            self.module.visual_prompts,
+            self.module.projector,
+            merge_tokens=self._settings.merge_tokens,
+        )

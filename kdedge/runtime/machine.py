@@ -81,6 +81,19 @@ def cpu_model() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
+def has_bf16(root: Path = Path("/")) -> bool:
+    """Whether the processor multiplies bfloat16 itself, as its flags on Linux on x86-64 say.
+
+    Args:
+        root: the file system's root.
+    """
+    for line in _read(root / "proc/cpuinfo").splitlines():
+        name, _, flags = line.partition(":")
+        if name.strip() == "flags":
+            return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags.split())
+    return False
+
+
 def memory_bytes(root: Path = Path("/")) -> int | None:
     """Memory of the machine, or of the container if that is less; None if unknown.
 

@@ -10,7 +10,7 @@ from kdedge.config.data_spec import n_of
 from kdedge.config.recipe import LabeledSpec, Recipe, SourceSpec, UnlabeledSpec
 from kdedge.data.classes import benchmark_root
 from kdedge.data.few_shot import Draws
-from kdedge.data.images import check_limit, put_together, scan
+from kdedge.data.images import check_limit, put_together, scan_by
 from kdedge.data.open import is_own_split, open_source
 from kdedge.data.sources import Source, WithoutLabels, name_some
 from kdedge.data.sources.folder import has_pictures, left_out_text
@@ -239,7 +239,13 @@ class RecipeData:
         group = self._workspace.group
         own = group.shard(len(source.items))
         with progress(f"reading data.{key}", own.stop - own.start, unit="images") as advance:
-            found = scan(source, rows=own, progress=advance, cache=self._workspace.scans)
+            found = scan_by(
+                self._workspace.workers,
+                source,
+                rows=own,
+                progress=advance,
+                cache=self._workspace.scans,
+            )
         result = put_together(group.all_gather(found))
         limit = self._recipe.data.bad_image_limit(len(source.items))
         check_limit(result, limit=limit, what=f"data.{key}")

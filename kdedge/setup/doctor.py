@@ -31,6 +31,7 @@ _BEFORE_TARGETS = (
 _AFTER_TARGETS = (
     Package("pynvml", ("nvidia-ml-py",), "a GPU's watts and clocks", extra="power"),
     Package("av", ("av",), "videos", extra="video"),
+    Package("ray", ("ray",), "pools on a cluster", extra="ray"),
     Package("matplotlib", ("matplotlib",), "reports", extra="report"),
     Package("jinja2", ("jinja2",), "reports", extra="report"),
     Package(

@@ -171,11 +171,11 @@ def _model(
     model = {"method": method, **(where if colon else {}), "weights": weights}
     if clip is None:
         return model | ({"settings": settings} if settings else {})
-    from kdedge.clip.resolve import BackboneSpec, count_layers
+    from kdedge.clip.resolve import BackboneSpec, named_sizes
     from kdedge.methods.registry import load_method
 
     config = Path(first).expanduser() if "config" in model else None
-    n_layers = count_layers(BackboneSpec(model.get("backbone"), weights, config))
+    n_layers = named_sizes(BackboneSpec(model.get("backbone"), weights, config)).n_layers
     defaults = load_method(method).Settings()
     fitting: dict[str, int] = {}
     for setting, encoders in defaults.prompt_depths.items():

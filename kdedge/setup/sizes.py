@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 
+from kdedge.clip.architecture import EncoderSizes
 from kdedge.clip.find import FoundBackbone
-from kdedge.clip.resolve import count_layers
+from kdedge.clip.resolve import named_sizes
 from kdedge.config.load import LoadedRecipe
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.setup.method import MethodChoice, Role, choose_method, model_spec
@@ -14,24 +14,32 @@ from kdedge.setup.role import RoleSetup, backbone_spec
 
 
 def size_problems(
-    loaded: LoadedRecipe, role: Role, choice: MethodChoice, n_layers: Mapping[str, int], name: str
+    loaded: LoadedRecipe, role: Role, choice: MethodChoice, sizes: EncoderSizes, name: str
 ) -> list[str]:
-    """Messages for the settings that ask for more layers than an encoder has.
+    """Messages for the settings that ask for more layers or tokens than an encoder has.
 
     Args:
         loaded: the recipe.
         role: whose settings.
         choice: the method with its settings.
-        n_layers: encoder -> layers, as far as known.
+        sizes: of the backbone, as far as known.
         name: name of the backbone.
     """
+    settings, n_layers = choice.settings, sizes.n_layers
+    misfits = [
+        (
+            setting,
+            f"the {encoder} encoder of {name} has {n_layers[encoder]} layers.\n"
+            f"  Set it to {n_layers[encoder]} or less.",
+        )
+        for setting, encoders in settings.prompt_depths.items()
+        for encoder in encoders
+        if getattr(settings, setting) > n_layers.get(encoder, float("inf"))
+    ]
     return [
         f"{loaded.lines.where((role, 'settings', setting))}: {role}.settings.{setting} is"
-        f" {getattr(choice.settings, setting)}, but the {encoder} encoder of {name} has"
-        f" {n_layers[encoder]} layers.\n  Set it to {n_layers[encoder]} or less."
-        for setting, encoders in choice.settings.prompt_depths.items()
-        for encoder in encoders
-        if getattr(choice.settings, setting) > n_layers.get(encoder, float("inf"))
+        f" {getattr(settings, setting)}, but {why}"
+        for setting, why in [*misfits, *settings.misfits(sizes).items()]
     ]
 
 
@@ -58,7 +66,7 @@ def check_sizes(*setups: RoleSetup) -> None:
         problem
         for setup in setups
         for problem in size_problems(
-            setup.loaded, setup.role, setup.choice, setup.backbone.n_layers, setup.backbone.name
+            setup.loaded, setup.role, setup.choice, setup.backbone.sizes, setup.backbone.name
         )
     ]
     for student in (setup.backbone for setup in setups if setup.role == "student"):
@@ -81,13 +89,12 @@ def check_named_sizes(*models: tuple[LoadedRecipe, Role]) -> None:
     problems = []
     for loaded, role in models:
         spec, choice = model_spec(loaded.recipe, role), choose_method(loaded, role)
-        if choice.settings.prompt_depths:
-            name = spec.backbone or (spec.config.name if spec.config else str(spec.weights))
-            n_layers: Mapping[str, int] = {}
-            with contextlib.suppress(
-                DataError, SetupError
-            ):  # a wrong file is reported where it is read
-                n_layers = count_layers(backbone_spec(spec))
-            problems += size_problems(loaded, role, choice, n_layers, name)
+        name = spec.backbone or (spec.config.name if spec.config else str(spec.weights))
+        sizes = EncoderSizes()
+        with contextlib.suppress(
+            DataError, SetupError
+        ):  # a wrong file is reported where it is read
+            sizes = named_sizes(backbone_spec(spec))
+        problems += size_problems(loaded, role, choice, sizes, name)
     if problems:
         raise RecipeError("\n".join(problems))

@@ -15,6 +15,7 @@ from kdedge.data.scan_cache import ScanCache
 from kdedge.distributed import SINGLE_PROCESS, ProcessGroup
 from kdedge.progress import working
 from kdedge.setup.images import Images
+from kdedge.workers.protocol import HERE, Workers
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class Workspace:
         root: folder of all runs.
         device: where models compute.
         group: the processes that train together.
+        workers: who reads and encodes whole pools of images.
         scans: cached facts of images: readable, size, digest.
         images: readable images of each opened source, by its description in the recipe.
     """
@@ -39,6 +41,7 @@ class Workspace:
         device: torch.device,
         *,
         group: ProcessGroup = SINGLE_PROCESS,
+        workers: Workers = HERE,
         is_read_only: bool = False,
     ) -> None:
         """Opens a workspace.
@@ -47,9 +50,11 @@ class Workspace:
             root: folder of all runs; it may not exist yet.
             device: where models compute.
             group: the processes that train together.
+            workers: who reads and encodes whole pools of images.
             is_read_only: keep caches in memory and write nothing below `root`.
         """
         self.root, self.device, self.group = root, device, group
+        self.workers = workers
         self._caches = None if is_read_only else root / ".cache"
         self.scans = ScanCache(self._cache("scans"))
         self.images: dict[tuple[object, ...], Images] = {}

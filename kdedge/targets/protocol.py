@@ -81,6 +81,8 @@ class Target:
             None if kdedge does not run them, so that the folder has no run.py.
         preference: files of targets with a higher preference are used before others.
         is_engine: whether its files are built for one kind of GPU.
+        base_precision: precision of the file that it always has, and of the ONNX file that all but
+            INT8 files are built from. None: each file is built from the ONNX file of its precision.
         remark: further facts for users, as sentences.
         find_problem: returns a message about an installed package that cannot work on this
             machine; None if there is no problem.
@@ -97,6 +99,7 @@ class Target:
     backend: str | None = None
     preference: int = 0
     is_engine: bool = False
+    base_precision: Precision | None = None
     remark: str = ""
     find_problem: Callable[[], str | None] = field(default=lambda: None, compare=False)
 
@@ -109,11 +112,14 @@ class PlannedFile:
         name: name in the artifact's folder.
         precision: precision of its weights and arithmetic.
         device: device that it is meant for.
+        data: name of the second file, which has its weights; None if they are in the file itself.
+            Several files may share one.
     """
 
     name: str
     precision: Precision
     device: Device
+    data: str | None = None
 
 
 @dataclass(frozen=True)
@@ -125,8 +131,8 @@ class BuildRequest:
         folder: folder of the file.
         model: the folded model, a torch module from pixels [B, 3, S, S] to logits [B, C]; None if
             ONNX files are the source.
-        onnx_path: the ONNX file of the same precision, or the float32 file for ONNX files of lower
-            precision; None if the folded model is the source.
+        onnx_path: the ONNX file of the target's `base_precision` or of the same precision, or the
+            float32 file for ONNX files of lower precision; None if the folded model is the source.
         images: [N, 3, S, S], real images as the graph takes them, which decide the ranges; None if
             no ranges are needed.
         options: values of the recipe's `export` for this target alone.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from kdedge.config.load import LoadedRecipe
 from kdedge.config.targets_spec import TargetsSpec
@@ -25,6 +26,7 @@ from kdedge.setup.role import RoleSetup, set_up_role
 from kdedge.setup.sizes import check_sizes
 from kdedge.setup.teachers import names_teacher_run, teacher_recipes
 from kdedge.setup.workspace import Workspace
+from kdedge.training.elsewhere import open_role, open_run
 from kdedge.training.held_out import held_out_of
 from kdedge.training.job.job import HeldOut, Job, LabeledImages, Teaching, TrainingData
 from kdedge.training.job.key import n_stored_views
@@ -34,10 +36,11 @@ from kdedge.training.pseudo_labels.transductive import TransductiveLabels
 from kdedge.training.run_job import finished_run, run_job
 from kdedge.training.teach import labeled_beside, teacher_job, teacher_setup
 from kdedge.training.teacher_input import as_prepared_for
-from kdedge.training.teacher_store.fill import Shard, StoreFiller
+from kdedge.training.teacher_store.fill import FeatureModel, Shard, StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
 from kdedge.training.teachers.known import KnownTeacher
 from kdedge.training.teachers.open import open_ensemble
+from kdedge.workers.protocol import Share
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +212,24 @@ def _store_filler(
         augment=augment,
         precision=optim.precision,
         n_workers=optim.n_workers,
+        opens=_opens(known, setup),
+        workers=setup.workspace.workers,
     )
+
+
+def _opens(known: KnownTeacher, student: RoleSetup) -> Callable[[Share], FeatureModel] | None:
+    """Opens a student's teacher in another process; None where it is not trained."""
+    if not isinstance(known.model, RunModel):
+        return None
+    run, root = known.model.run.path.absolute(), student.workspace.root.absolute()
+    return partial(_open_prepared, student.loaded, run, student.classes.names, root)
+
+
+def _open_prepared(
+    loaded: LoadedRecipe, run: Path, names: Sequence[str], root: Path, share: Share
+) -> FeatureModel:
+    student = open_role(loaded, "student", root, share)
+    return as_prepared_for(student.backbone, open_run(run, names, root, share))
 
 
 def named_teachers(loaded: LoadedRecipe, workspace: Workspace) -> list[RunFolder | None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +12,28 @@ from kdedge.config.load import LoadedRecipe
 from kdedge.config.targets_spec import TargetsSpec
 from kdedge.data.pseudo_labels import check_enough, most_probable
 from kdedge.errors import Interrupted, RecipeError
+from kdedge.files import sha256_json
 from kdedge.results import PoolLabelsResult
 from kdedge.runs.folder import RunFolder
-from kdedge.runs.model import Model, load_run
+from kdedge.runs.model import MethodModel, Model, load_run
+from kdedge.runs.weights import features_provenance, hash_trained
 from kdedge.setup.classes import load_classes
 from kdedge.setup.data import RecipeData
 from kdedge.setup.workspace import Workspace
 from kdedge.training.baseline import baseline_job, with_baseline
 from kdedge.training.distill import check_single_teacher, labels_by, teachers_and_parts
+from kdedge.training.elsewhere import open_role, open_run
 from kdedge.training.job.job import Job
 from kdedge.training.pseudo_labels.labels import (
     accuracy_percent,
     in_source,
-    pool_probabilities,
     true_labels,
     warn_of_unpredicted,
     write_for,
 )
+from kdedge.training.pseudo_labels.pool_logits import AnsweringModel, PoolLogits
 from kdedge.training.run_job import finished_run, run_job, unfinished_run
+from kdedge.workers.protocol import Share
 
 
 @dataclass(frozen=True)
@@ -97,11 +103,19 @@ def label_pool(
     pool = images.require("unlabeled", "they are to get pseudo-labels")
     check_enough(len(pool.indices), per_class, n_classes=len(everything))
     found = _find_model(loaded, workspace)
-    probabilities = pool_probabilities(found.model, pool)
+    logits = PoolLogits(
+        found.model,
+        pool,
+        provenance=found.logits_provenance,
+        opens=found.opens,
+        workspace=workspace,
+    )
+    probabilities = logits.compute().softmax(dim=-1).numpy()
     warn_of_unpredicted(probabilities, classes, among=everything)
     labels = in_source(most_probable(probabilities, per_class, classes=everything), pool)
     _check_free(path)  # once more: training may have taken hours
     write_for(pool, labels, path, classes=classes, method=method, provenance=found.provenance)
+    logits.forget()
     given = {one.image: one.label for one in labels}
     return LabeledPool(
         path=path,
@@ -177,21 +191,49 @@ def _check_free(path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Found:
-    """A model, the provenance hash of its class vectors, and its run if it has one."""
+    """A model that labels.
+
+    Attributes:
+        model: the model.
+        provenance: hash of what its class vectors depend on.
+        features: hash of what its image features depend on.
+        opens: opens it in another process.
+        run: its run; None if it needs no training.
+    """
 
     model: Model
     provenance: str
+    features: str
+    opens: Callable[[Share], AnsweringModel]
     run: RunFolder | None
+
+    @property
+    def logits_provenance(self) -> str:
+        """Hash of what its logits depend on."""
+        return sha256_json([self.provenance, self.features])
 
 
 def _find_model(loaded: LoadedRecipe, workspace: Workspace) -> _Found:
     """The recipe's baseline: from its finished run, or untrained if it needs no training."""
     job = baseline_job(loaded, workspace)
     if not job.method.trainable_parameters():
-        return _Found(job.model(), job.provenance(), None)
+        features = features_provenance(job.setup, hash_trained(job.method))
+        opens = partial(_open_untrained, loaded, workspace.root.absolute())
+        return _Found(job.model(), job.provenance(), features, opens, None)
     run = finished_run(workspace.root, job.key()) or _train(job)
     model = load_run(run, workspace)
-    return _Found(model, model.vectors.provenance, run)
+    of = run.path.absolute(), model.class_names, workspace.root.absolute()
+    opens = partial(_open_trained, *of)
+    return _Found(model, model.vectors.provenance, model.features_provenance, opens, run)
+
+
+def _open_untrained(loaded: LoadedRecipe, root: Path, share: Share) -> AnsweringModel:
+    setup = open_role(loaded, "baseline", root, share)
+    return AnsweringModel(MethodModel(setup, setup.build()))
+
+
+def _open_trained(run: Path, names: Sequence[str], root: Path, share: Share) -> AnsweringModel:
+    return AnsweringModel(open_run(run, names, root, share))
 
 
 def _train(job: Job) -> RunFolder:

@@ -138,6 +138,13 @@ def test_shares_are_of_the_peak_that_counts_and_at_the_batch_that_reaches_most()
     assert row.copy_percent == pytest.approx(0.4)
 
 
+def test_bf16_on_a_cpu_has_no_share_of_the_peak_of_another_precision() -> None:
+    model = Instant(is_gpu=False)
+    one = replace(subject("m", lambda: nullcontext(model)), precision="bf16", gmacs_image=0.001)
+    (row,) = measured(one).rows
+    assert row.compute_percent is None
+
+
 def test_a_model_is_left_out_at_batches_that_are_too_large_or_too_slow() -> None:
     model = Instant(is_gpu=False, batches=(2, 8))
     one = replace(subject("m", lambda: nullcontext(model)), gmacs_image=10.0)

@@ -32,6 +32,8 @@ def distill(kdedge: Run, *changes: str) -> Any:
         (["class_vectors=student", "prompt_depth_text=2"], {"visual_prompts", "text_prompts"}),
         (["tune=lora", "lora={rank: 4, projections: [q, v, mlp]}"], {"lora", "projector"}),
         (["tune=prompts+lora"], {"visual_prompts", "lora", "projector"}),
+        (["merge_tokens=5"], {"visual_prompts", "projector"}),
+        (["tune=full", "depth=2", "merge_tokens=8"], {"visual", "projector"}),
         (["labeled_weight=1"], {"visual_prompts", "projector"}),
         (
             ["labeled_weight=1", "label_head_share=0.5"],

@@ -230,6 +230,25 @@ def test_all_sizes_that_do_not_fit_are_said_at_once(kdedge: Run, project: Path) 
 
 
 @pytest.mark.parametrize("command", ["check", "distill"])
+def test_more_merged_tokens_than_the_model_has_are_refused_with_the_largest_number(
+    kdedge: Run, project: Path, command: str
+) -> None:
+    """16 patch tokens and 3 blocks."""
+    edit("r.yaml", "{prompt_depth: 2}", "{prompt_depth: 2, merge_tokens: 6}")
+    most = "Set merge_tokens to 5 or less."
+    what = (
+        "r.yaml:13: student.settings.merge_tokens is 6, but the image encoder has 16 patch tokens"
+    )
+    fails(kdedge(command, "r.yaml"), 2, what, " and 3 blocks: a block merges at most half", most)
+    given = ("--set", "student.settings={prompt_depth: 2, depth: 4, merge_tokens: 4}")
+    what = "student.settings.depth is 4, but the image encoder of student has 3 layers."
+    fails(kdedge(command, "r.yaml", *given), 2, what)
+    given = ("--set", "student.settings={prompt_depth: 2, depth: 2, merge_tokens: 9}")
+    fails(kdedge(command, "r.yaml", *given), 2, "16 patch tokens and 2 blocks", "to 8 or less")
+    assert runs() == []
+
+
+@pytest.mark.parametrize("command", ["check", "distill"])
 def test_an_override_that_the_models_own_settings_override_is_named(
     kdedge: Run, project: Path, command: str
 ) -> None:

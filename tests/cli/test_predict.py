@@ -15,6 +15,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tarfile
 import termios
 import time
 import weakref
@@ -530,3 +531,69 @@ def test_a_camera_without_opencv_names_the_package(
     done = kdedge("predict", "art", "--camera", "0")
     assert done.code == SetupError.exit_code
     assert "pip install opencv-python-headless" in done.err
+
+
+# Continued files and shards
+
+
+def test_a_shard_is_read_as_a_folder_is(work: Path, kdedge: Run) -> None:
+    pytest.importorskip("webdataset")
+    with tarfile.open(work / "pics.tar", "w") as shard:
+        for name in ("a.jpg", "broken.jpg", "z.jpg"):
+            shard.add(work / "pics" / name, f"in/{name}")
+    lines = kdedge("predict", "art", "pics.tar").out.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        ["pics.tar/in/a", "red"],
+        ["pics.tar/in/broken", "unreadable:"],
+        ["pics.tar/in/z", "dark"],
+    ]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_file_that_was_begun_is_continued_as_if_it_had_never_ended(
+    work: Path, kdedge: Run, kind: str
+) -> None:
+    command = ("predict", "art", "pics", "late.jpg", "--batch", "1", "--format", kind, "--output")
+    os.mkfifo("late.jpg")
+    process = start(*command, "part")
+    while not is_read("late.jpg"):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    assert process.returncode == 130
+    begun, marker = Path("part").read_bytes(), Path(".part.unfinished.json")
+    made_from = marker.read_bytes()
+    assert begun.count(b"\n") == 4 + (kind == "csv")
+    assert "part exists, and nothing is overwritten" in kdedge(*command, "part").err
+
+    Path("late.jpg").unlink()
+    Path("late.jpg").write_bytes((work / "pics/a.jpg").read_bytes())
+    assert kdedge(*command, "whole").code == 0
+    for n_bytes in (len(begun), len(begun) - 3, 9, 0):
+        Path("part").write_bytes(begun[:n_bytes])
+        marker.write_bytes(made_from)
+        done = kdedge(*command, "part", "--resume")
+        assert done.code == 0, done.err
+        assert Path("part").read_bytes() == Path("whole").read_bytes()
+        assert not marker.exists()
+
+
+def is_read(pipe: str) -> bool:
+    try:
+        os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
+
+
+def test_only_the_same_commands_unfinished_file_is_continued(work: Path, kdedge: Run) -> None:
+    command = ("predict", "art", "pics", "--format", "csv", "--output", "o.csv", "--resume")
+    assert kdedge(*command).code == 0  # nothing was begun
+    done = kdedge(*command)
+    assert (done.code, "o.csv is not unfinished" in done.err) == (2, True)
+    Path(".o.csv.unfinished.json").write_text('{"made_from": "another"}')
+    done = kdedge(*command)
+    assert (done.code, "begun with another artifact, other images" in done.err) == (2, True)
+    done = kdedge(*command, "--uncertain", "2")
+    assert (done.code, "--resume continues a file of all images" in done.err) == (2, True)

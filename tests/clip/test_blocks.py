@@ -125,7 +125,7 @@ def test_queries_and_memory_give_what_all_tokens_give_at_those_places() -> None:
 def test_a_step_can_be_inserted_between_attention_and_mlp() -> None:
     block = AttentionBlock(make_block(QuickGELU, 0.3))
     tokens = draw(2, 5, WIDTH, seed=100)
-    attended = block.attend(tokens, queries=tokens[:, :3])
+    attended, _ = block.attend(tokens, queries=tokens[:, :3])
     torch.testing.assert_close(
         block.feed_forward(attended), block(tokens, queries=tokens[:, :3]), rtol=0, atol=0
     )

@@ -179,6 +179,15 @@ def test_each_miss_is_a_sentence_with_got_asked_and_key(
     assert list(misses(dataclasses.replace(RESULT, **changes), precision, GATES)) == expected
 
 
+def test_bf16_has_the_gate_of_fp16() -> None:
+    """So an artifact that was exported before OpenVINO's files has one, too."""
+    gate = GATES["agreement"]["fp16"]
+    at, below = (dataclasses.replace(RESULT, agreement_percent=gate - less) for less in (0.0, 0.01))
+    assert misses(at, "bf16", GATES) == ()
+    (miss,) = misses(below, "bf16", GATES)
+    assert "gates.agreement.fp16" in miss
+
+
 def test_all_misses_are_named_at_once() -> None:
     result = dataclasses.replace(RESULT, agreement_percent=10.0, accuracy_drop=50.0, n_nonfinite=9)
     assert len(misses(result, "fp16", GATES)) == 3
@@ -221,7 +230,8 @@ def test_the_error_names_file_misses_images_and_what_to_do() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "remedy"), [("fp16", "Leave fp16 out"), ("fp32", "Export again")]
+    ("precision", "remedy"),
+    [("fp16", "Leave fp16 out"), ("fp32", "Export again"), ("bf16", "Use the float32 file")],
 )
 def test_the_remedy_suits_the_precision(precision: Any, remedy: str) -> None:
     result = dataclasses.replace(RESULT, agreement_percent=1.0, worst=())

@@ -9,6 +9,7 @@ has to end in exit code 0. A YAML block without a title is a part of the recipe 
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import shutil
@@ -44,11 +45,14 @@ GATES = {"fp16: 99.5%": "fp16: 0%", "int8: 98%": "int8: 0%", "max_drop: 1.0": "m
 
 CAMERA = "needs a camera"
 DEMO = "takes a minute and a half"
+DOCKER = "needs Docker"
 DOWNLOAD = "downloads images or weights"
+DRAWN = "tests/docs/test_examples.py runs it"
 GPU = "needs a GPU with NVIDIA's libraries"
 INSTALL = "installs packages"
 LOAD = "ends by how busy the machine is"
 BEGIN = "made what the page begins with"
+MACHINES = "needs several machines"
 MANY = "trains for minutes; tests/cli/test_suite.py runs a smaller suite"
 SERVER = "needs the server"
 SAME = "README.md runs it, after the same commands"
@@ -79,6 +83,14 @@ NOT_RUN: dict[str, dict[str, str]] = {
         EXPORT: BEGIN,
         "pip install numpy pillow onnxruntime": INSTALL,
     },
+    "docs/deploy/raspberry-pi.md": {
+        "kdedge export --int8": BEGIN,
+        "python3 -m venv .venv": INSTALL,
+        "camera = Picamera2()": CAMERA,
+    },
+    "docs/deploy/openvino.md": {
+        "pip install numpy pillow openvino": INSTALL,
+    },
     "docs/deploy/servers.md": {
         "docker run --gpus all --rm -p 8000:8000 -v $PWD/models:/models"
         " nvcr.io/nvidia/tritonserver:<version>-py3 tritonserver"
@@ -101,8 +113,20 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "kdedge export line3 --torch-trt --fp16": GPU,
         'model = torch.export.load("model.pt2").module().cuda()': GPU,
     },
+    "docs/eurosat.md": {
+        "kdedge data show eurosat": DOWNLOAD,
+        "kdedge check eurosat": DOWNLOAD,
+        "kdedge distill eurosat --epochs 2 --set teacher.backbone=ViT-B-16"
+        " --set student.backbone=ViT-B-32 --set name=eurosat-small": DOWNLOAD,
+        "kdedge export eurosat --int8": DOWNLOAD,
+    },
     "docs/examples.md": {
         "ARTIFACT=runs/line3/02/artifacts/01 uvicorn service:app": SERVER,
+    },
+    "docs/install.md": {
+        "python3 -m venv .venv": INSTALL,
+        "docker build -t kdedge-train .": DOCKER,
+        "docker build -t line3 -f Dockerfile.device .": DOCKER,
     },
     "docs/measure.md": {
         "kdedge bench": SAME,
@@ -110,6 +134,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "kdedge bench line3 --baseline before.json --max-regress 5%": LOAD,
     },
     "docs/own-images.md": {
+        "python docs/examples/draw_images.py drawings": DRAWN,
         "kdedge bench": SAME,
     },
     "docs/python.md": {
@@ -124,7 +149,10 @@ NOT_RUN: dict[str, dict[str, str]] = {
         " --weights openai --classes classes.txt": DOWNLOAD,
     },
     "docs/scale.md": {
+        "pip install 'kdedge[ray]'": INSTALL,
         "torchrun --nproc-per-node=8 -m kdedge distill sun397": DOWNLOAD,
+        "torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-id=line3"
+        " --rdzv-endpoint=first:29500 -m kdedge distill line3.yaml": MACHINES,
     },
     "docs/suites.md": {
         "kdedge suite line3-suite.yaml --jobs 2": MANY,
@@ -167,7 +195,7 @@ def listed(part: str) -> str:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folders and files of "Your own images": red and blue pictures of several shades."""
+    """Folders and files of "Your own images", red and blue pictures; and the clone's examples."""
     folder = tmp_path_factory.mktemp("images")
     (folder / "classes.txt").write_text("red\nblue\n")
     (folder / "other.txt").write_text("blue\nred\n")
@@ -180,6 +208,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (64, 48), color).save(place)
     shutil.copy(folder / "new-images" / "red" / "0.jpg", folder / "image.jpg")
+    shutil.copytree(ROOT / "docs" / "examples", folder / "docs" / "examples")
     return folder
 
 
@@ -294,6 +323,8 @@ def test_what_a_page_shows_runs(
 ) -> None:
     for name in ("torch", "modelopt", "matplotlib", "tensorrt_rtx"):
         pytest.importorskip(name)
+    if page == "docs/deploy/openvino.md":
+        pytest.importorskip("openvino")
     begins_with_images = "kdedge init line3" in PAGES[page]
     start: Path = request.getfixturevalue("images" if begins_with_images else "finished")
     folder = copy(start, tmp_path / "project")
@@ -314,17 +345,24 @@ def test_what_is_not_run_is_on_its_page() -> None:
 
 @pytest.mark.parametrize(
     ("name", "header"),
-    [("onnxruntime.cpp", "onnxruntime/onnxruntime_cxx_api.h"), ("tensorrt.cpp", "NvInfer.h")],
+    [
+        ("onnxruntime.cpp", "onnxruntime/onnxruntime_cxx_api.h"),
+        ("openvino.cpp", "openvino/openvino.hpp"),
+        ("tensorrt.cpp", "NvInfer.h"),
+    ],
 )
 def test_the_cpp_of_the_pages_compiles(name: str, header: str, tmp_path: Path) -> None:
     (text,) = [block.text for page in PAGES for block in blocks(page) if block.title == name]
     assert text == (ROOT / "docs" / "examples" / name).read_text(encoding="utf-8")
     compiler, places = shutil.which("c++"), [Path("/usr/include"), Path("/usr/local/include")]
+    package = importlib.util.find_spec("openvino")
+    if package is not None and package.origin is not None:  # it brings its headers
+        places.append(Path(package.origin).parent / "include")
     found = [place for place in places if (place / header).is_file()]
     if compiler is None or not found:
         pytest.skip(f"needs a C++ compiler and {header}")
     (tmp_path / name).write_text(text)
-    folders = [f"-I{(found[0] / header).parent}", "-I/usr/local/cuda/include"]
+    folders = [f"-I{found[0]}", f"-I{(found[0] / header).parent}", "-I/usr/local/cuda/include"]
     command = [compiler, "-std=c++17", "-fsyntax-only", *folders, name]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from kdedge.data.sources.synthetic import open_source
 from kdedge.runtime.artifact import Artifact
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
@@ -138,3 +141,31 @@ def test_own_images_end_to_end(
     out = capsys.readouterr().out
     assert out.startswith("line3/02 (student, finished)")
     assert out.count("ClassScore") == 2 * 8
+
+    load_example("features.py").main("line3", "test", "features.npz")
+    found, names = np.load("features.npz"), ["red", "blue"]
+    (vectors,) = (
+        tensor
+        for tensor in load_file("runs/line3/02/class_vectors.safetensors").values()
+        if tensor.ndim == 2
+    )
+    best = [names[index] for index in (found["features"] @ vectors.T).argmax(axis=1)]
+    answers = re.findall(r"^test/(\S+) \(ClassScore\(class_name='(\w+)'", out, re.MULTILINE)
+    assert list(zip(found["paths"], best, strict=True)) == answers
+    np.testing.assert_allclose(np.linalg.norm(found["features"], axis=1), 1, rtol=1e-5)
+
+
+def test_the_drawn_images_are_own_images(tmp_path: Path) -> None:
+    load_example("draw_images.py").main(str(tmp_path))
+    names = (tmp_path / "classes.txt").read_text(encoding="utf-8").splitlines()
+    assert len(names) == 24
+    for part, n in {"cams": 40, "labeled": 16, "test": 10}.items():
+        assert len(list((tmp_path / part).rglob("*.jpg"))) == n * len(names)
+    files = [file.read_bytes() for file in tmp_path.rglob("*.jpg")]
+    assert len(set(files)) == len(files)  # no test image is among the others
+    drawn = open_source("shapes", part="test", labeled=True)
+    for number, name in enumerate(names):
+        (*_, first) = sorted((tmp_path / "test" / name).iterdir(), reverse=True)
+        assert first.read_bytes() == drawn.read(number)
+    for part in ("labeled", "test"):
+        assert sorted(place.name for place in (tmp_path / part).iterdir()) == sorted(names)

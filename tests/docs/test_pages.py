@@ -91,6 +91,24 @@ def test_every_file_that_is_named_exists(name: str) -> None:
     assert [path for path in mentioned if not (ROOT / path).exists()] == []
 
 
+def extras() -> set[str]:
+    """The optional dependencies of pyproject.toml."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    section = text.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
+    return set(re.findall(r"^([\w-]+) = ", section, re.MULTILINE))
+
+
+def test_the_page_of_the_installation_has_every_extra() -> None:
+    rows = re.findall(r"^\| (`.+`) \| .+ \|$", TEXTS["docs/install.md"], re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`([\w-]+)`", row)} == extras()
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_extra_that_a_page_installs_exists(name: str) -> None:
+    lists = re.findall(r"(?:kdedge|\.|any\.whl)\[([\w,-]+)\]'", TEXTS[name])
+    assert {extra for one in lists for extra in one.split(",")} - extras() == set()
+
+
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
 def test_links_lead_to_files_of_the_repository(name: str) -> None:
     links = re.findall(r"\]\(([^)#]+)", TEXTS[name])
@@ -112,7 +130,8 @@ def test_the_demo_and_the_tests_are_one_command_each() -> None:
 @pytest.mark.parametrize("name", [*TEXTS, *RECORDS])
 def test_no_placeholder_is_left(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
-    text = re.sub(r"OMP_\w+|KDEDGE_\w+|MODEL_CARD|FONT_HERSHEY_\w+|INTER_\w+", "", text)
+    real = r"(?:OMP|RAY|KDEDGE|SLURM|NCCL|GLOO|FONT_HERSHEY|INTER|CAP)_\w+|MODEL_CARD"
+    text = re.sub(real, "", text)
     assert re.findall(r"\b[A-Z]{2,}_[A-Z_]{2,}\b", text) == []
 
 

@@ -25,12 +25,12 @@ from kdedge.targets.registry import (
 from kdedge.targets.table import as_markdown
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("onnx", "tensorrt", "tensorrt-rtx", "torch-tensorrt")
+NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "torch-tensorrt")
 
 
 def test_the_folder_holds_these_targets_and_backends() -> None:
     assert tuple(target.name for target in list_targets())[: len(NAMES)] == NAMES
-    assert list_backends()[:3] == ("onnxruntime", "tensorrt", "tensorrt-rtx")
+    assert list_backends()[:4] == ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,7 +67,8 @@ def test_every_extra_of_a_target_is_one_of_kdedges() -> None:
 def test_listing_imports_nothing_heavy() -> None:
     code = (
         "import sys; from kdedge.targets.registry import list_targets; list_targets();"
-        " heavy = {'torch', 'onnx', 'onnxruntime', 'tensorrt', 'tensorrt_rtx', 'torch_tensorrt'};"
+        " heavy = {'torch', 'onnx', 'onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx',"
+        " 'torch_tensorrt'};"
         " print(sorted(heavy & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -83,14 +84,18 @@ def test_the_table_of_targets_has_a_row_for_each() -> None:
 def test_an_unknown_target_is_told_with_the_nearest_name_or_all() -> None:
     with pytest.raises(RecipeError, match=r'no target "tensort"\.\n  Did you mean tensorrt'):
         find_target("tensort")
-    with pytest.raises(RecipeError, match="There are: onnx, tensorrt, tensorrt-rtx, torch-tensor"):
+    with pytest.raises(
+        RecipeError, match="There are: onnx, openvino, tensorrt, tensorrt-rtx, torch-"
+    ):
         find_target("../x")
 
 
 def test_an_unknown_backend_is_told_with_the_nearest_name_or_all() -> None:
     with pytest.raises(RecipeError, match=r'no backend "tensort"\.\n  Did you mean tensorrt'):
         target_of_backend("tensort")
-    with pytest.raises(RecipeError, match="There are: onnxruntime, tensorrt, tensorrt-rtx"):
+    with pytest.raises(
+        RecipeError, match="There are: onnxruntime, openvino, tensorrt, tensorrt-rtx"
+    ):
         target_of_backend("../x")
 
 
@@ -98,6 +103,7 @@ def test_an_unknown_backend_is_told_with_the_nearest_name_or_all() -> None:
     ("name", "module", "package"),
     [
         ("onnxruntime", "onnxruntime", r"'kdedge\[runtime\]'"),
+        ("openvino", "openvino", r"'kdedge\[openvino\]'"),
         ("tensorrt", "tensorrt", "tensorrt\n"),
         ("tensorrt-rtx", "tensorrt_rtx", r"'kdedge\[trt-rtx\]'"),
     ],
@@ -114,7 +120,7 @@ def test_a_package_that_is_not_there_is_told_with_the_line_that_installs_it(
         load_run(target_of_backend(name)).check_environment()
 
 
-@pytest.mark.parametrize("module", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("module", ["onnxruntime", "openvino", "tensorrt"])
 def test_a_package_without_its_libraries_is_told(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

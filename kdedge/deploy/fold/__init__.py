@@ -78,7 +78,7 @@ def fold(
     )
     model: FoldedModel
     if why_no_prompts(path.visual) is None:
-        model = FoldedViT(path.visual, path.visual_prompts, request)
+        model = FoldedViT(path.visual, path.visual_prompts, request, merge_tokens=path.merge_tokens)
     else:
         model = FoldedTower(path.visual, request)
     return model.eval().requires_grad_(False)
@@ -91,6 +91,7 @@ def _frozen_copy(path: ImagePath) -> ImagePath:
         _on_cpu(path.visual),
         None if prompts is None else prompts.detach().clone().float().cpu(),
         None if path.projector is None else _on_cpu(path.projector),
+        merge_tokens=path.merge_tokens,
     )
 
 

@@ -3,6 +3,7 @@
 - The class token, the positional embeddings, and `ln_pre` of constant tokens become constants.
 - Prompts whose outputs the next block replaces become constant keys and values.
 - The last block computes the class token only.
+- With token merging, constant keys and values have size 1 (`clip/token_merging.py`).
 - The attention's factor `1 / sqrt(d)` moves into the query weights.
 - Adapters and parametrizations of a linear layer move into its weight and bias.
 - The affine part of `ln_post` and `proj` move into the linear layer after them.
@@ -17,6 +18,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from kdedge.clip.blocks import AttentionBlock, weight_and_bias
+from kdedge.clip.token_merging import log_sizes, merge
 from kdedge.deploy.fold.head import FoldedModel, FoldRequest
 from kdedge.deploy.fold.linear import make_linear, with_layer_scale
 from kdedge.deploy.fold.stem import fold_pixels
@@ -28,6 +30,7 @@ class FoldedBlock(nn.Module):
     Args:
         block: frozen; its linear layers may be wrapped or parametrized.
         memory: [M, D], constant tokens that are attended to but have no output; None for none.
+        merge_tokens: r, merged between attention and MLP.
 
     Raises:
         RecipeError: a wrapped layer is not linear.
@@ -36,8 +39,11 @@ class FoldedBlock(nn.Module):
     memory_key: Tensor
     memory_value: Tensor
 
-    def __init__(self, block: AttentionBlock, memory: Tensor | None) -> None:
+    def __init__(
+        self, block: AttentionBlock, memory: Tensor | None, *, merge_tokens: int = 0
+    ) -> None:
         super().__init__()
+        self.merge_tokens = merge_tokens
         attention, width = block.attn, len(block.ln_1.weight)
         self.n_heads = attention.num_heads
         self.ln_1, self.ln_2 = block.ln_1, block.ln_2
@@ -65,22 +71,44 @@ class FoldedBlock(nn.Module):
             return tokens.reshape(n_images, self.n_heads, 1, -1)
         return tokens.reshape(n_images, n_tokens, self.n_heads, -1).transpose(1, 2)
 
-    def forward(self, tokens: Tensor, n_queries: int | None = None) -> Tensor:
-        """[B, N, D] -> [B, N, D], or the first `n_queries` tokens' outputs."""
+    def forward(
+        self,
+        tokens: Tensor,
+        sizes: Tensor | None = None,
+        *,
+        n_patches: int,
+        n_queries: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Runs the block for the first `n_queries` tokens, or for all, and merges tokens.
+
+        Args:
+            tokens: [B, N, D].
+            sizes: [B, P], patches in each patch token; None if each is one patch.
+            n_patches: P.
+            n_queries: Q; None for N. Only without merging.
+
+        Returns:
+            [B, Q - r, D] and the new sizes, [B, P - r] or None.
+        """
         normed = self.ln_1(tokens)
         queries = tokens if n_queries is None else tokens[:, :n_queries]
         query = self._heads(self.query(normed if n_queries is None else normed[:, :n_queries]))
-        key, value = self._heads(self.key(normed)), self._heads(self.value(normed))
+        keys, value = self._heads(self.key(normed)), self._heads(self.value(normed))
+        key = keys
         if self.has_memory:
             n_images = tokens.shape[0]
             key = torch.cat([key, self.memory_key.expand(n_images, -1, -1, -1)], dim=2)
             value = torch.cat([value, self.memory_value.expand(n_images, -1, -1, -1)], dim=2)
-        attended = (query @ key.transpose(-1, -2)).softmax(dim=-1) @ value
+        products = query @ key.transpose(-1, -2)
+        if sizes is not None:
+            products = products + log_sizes(sizes, key.shape[2])
+        attended = products.softmax(dim=-1) @ value
         if queries.shape[1] > 1:  # as in `_heads`
             attended = attended.transpose(1, 2)
         residual = queries + self.out(attended.reshape(queries.shape))
-        result: Tensor = residual + self.ls_2(self.mlp(self.ln_2(residual)))
-        return result
+        if self.merge_tokens > 0:
+            residual, sizes = merge(residual, sizes, keys, n_patches=n_patches, r=self.merge_tokens)
+        return residual + self.ls_2(self.mlp(self.ln_2(residual))), sizes
 
 
 class FoldedViT(FoldedModel):
@@ -91,6 +119,7 @@ class FoldedViT(FoldedModel):
         prompts: [depth, n_ctx_vision, D_vision], as `clip.vision.encode_image` takes them; None
             for plain CLIP.
         request: what is folded into it.
+        merge_tokens: r, as `clip.vision.encode_image` takes it.
 
     Raises:
         RecipeError: a wrapped layer is not linear.
@@ -101,7 +130,12 @@ class FoldedViT(FoldedModel):
     appended: Tensor
 
     def __init__(
-        self, visual: VisionTransformer, prompts: Tensor | None, request: FoldRequest
+        self,
+        visual: VisionTransformer,
+        prompts: Tensor | None,
+        request: FoldRequest,
+        *,
+        merge_tokens: int = 0,
     ) -> None:
         proj = visual.proj.double().T  # [D_student, D_vision]
         gamma, beta = visual.ln_post.weight.double(), visual.ln_post.bias.double()
@@ -114,10 +148,11 @@ class FoldedViT(FoldedModel):
         self.ln_pre = visual.ln_pre
         memories, self.appended_at, appended = _place_prompts(visual, prompts)
         self.register_buffer("appended", appended)
+        *others, last = zip(visual.transformer.resblocks, memories, strict=True)
         self.blocks = nn.ModuleList(
-            FoldedBlock(block, memory)
-            for block, memory in zip(visual.transformer.resblocks, memories, strict=True)
+            FoldedBlock(block, memory, merge_tokens=merge_tokens) for block, memory in others
         )
+        self.blocks.append(FoldedBlock(*last))
         width = len(visual.class_embedding)
         self.ln_post = nn.LayerNorm(width, eps=visual.ln_post.eps, elementwise_affine=False)
 
@@ -126,12 +161,17 @@ class FoldedViT(FoldedModel):
         patches = self.patch_conv(images.to(self.positions.dtype)).flatten(2).transpose(1, 2)
         class_token = self.class_token.expand(images.shape[0], -1, -1)
         tokens = torch.cat([class_token, self.ln_pre(patches + self.positions)], dim=1)
+        n_patches = self.positions.shape[1]
+        sizes: Tensor | None = None
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
+            assert isinstance(block, FoldedBlock)
             if index == self.appended_at:
                 appended = self.appended.expand(images.shape[0], -1, -1)
                 tokens = torch.cat([tokens, appended], dim=1)
-            tokens = block(tokens, n_queries=1 if index == last else None)
+            n_queries = 1 if index == last else None
+            tokens, sizes = block(tokens, sizes, n_patches=n_patches, n_queries=n_queries)
+            n_patches -= block.merge_tokens
         encoded: Tensor = self.ln_post(tokens[:, 0])
         return encoded
 

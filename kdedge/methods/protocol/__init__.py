@@ -25,6 +25,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from kdedge.clip.architecture import EncoderSizes
 from kdedge.clip.backbone import Backbone
 from kdedge.data.batch import Batch
 from kdedge.data.pseudo_labels import Probabilities, PseudoLabel
@@ -85,7 +86,11 @@ class MethodSettings(BaseModel):
 
     @property
     def prompt_depths(self) -> dict[str, tuple[Encoder, ...]]:
-        """Settings that are numbers of prompted layers, and the encoders that need as many."""
+        """Settings that are numbers of layers, and the encoders that need as many."""
+        return {}
+
+    def misfits(self, sizes: EncoderSizes) -> dict[str, str]:
+        """Other settings that do not fit a CLIP: name -> why, and on a second line what fits."""
         return {}
 
     def notes(self, n_classes: int) -> SettingsNotes:
@@ -129,11 +134,13 @@ class ImagePath:
         visual_prompts: [depth, n_ctx_vision, D_vision], as `clip.vision.encode_image` takes them;
             None for plain CLIP.
         projector: comes after the image encoder; None if the encoder's output is the features.
+        merge_tokens: r, as `clip.vision.encode_image` takes it; 0 for plain CLIP.
     """
 
     visual: nn.Module
     visual_prompts: Tensor | None = None
     projector: Projector | None = None
+    merge_tokens: int = 0
 
 
 class Teacher(Protocol):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,13 +13,17 @@ from torch import Tensor
 
 from kdedge.clip.backbone import unit_length
 from kdedge.clip.vision import encode_image
+from kdedge.config.load import LoadedRecipe
 from kdedge.files import sha256_json
+from kdedge.runs.model import RunModel
 from kdedge.runtime.preprocess import Preprocess
 from kdedge.setup.images import Images
 from kdedge.setup.role import RoleSetup
+from kdedge.training.elsewhere import open_role, open_run
 from kdedge.training.teacher_store.fill import FeatureModel, StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
 from kdedge.training.teachers.known import KnownTeacher
+from kdedge.workers.protocol import Share
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,10 @@ class _ImageEncoder:
         return unit_length(encode_image(self._setup.load_backbone().visual, images))
 
 
+def _open_encoder(loaded: LoadedRecipe, root: Path, share: Share) -> _ImageEncoder:
+    return _ImageEncoder(open_role(loaded, "student", root, share))
+
+
 class PoolFeatures:
     """Features of images by the teacher, and by the student's image encoder if it is needed.
 
@@ -89,15 +99,25 @@ class PoolFeatures:
         teacher: KnownTeacher,
     ) -> None:
         self._which, self._setup, self._images = which, setup, images
-        self.fillers = {
-            "teacher": self._filler(teacher.model, teacher.features_provenance, teacher.dim)
-        }
+        root, model = setup.workspace.root.absolute(), teacher.model
+        opens = None
+        if isinstance(model, RunModel):
+            opens = partial(open_run, model.run.path.absolute(), model.class_names, root)
+        provenance = teacher.features_provenance
+        self.fillers = {"teacher": self._filler(model, opens, provenance, teacher.dim)}
         if which != "teacher":
             backbone, encoder = setup.backbone, _ImageEncoder(setup)
             provenance = sha256_json(["image encoder", backbone.identity])
-            self.fillers["student"] = self._filler(encoder, provenance, backbone.embed_dim)
+            again = partial(_open_encoder, setup.loaded, root)
+            self.fillers["student"] = self._filler(encoder, again, provenance, backbone.embed_dim)
 
-    def _filler(self, model: FeatureModel, provenance: str, dim: int) -> StoreFiller:
+    def _filler(
+        self,
+        model: FeatureModel,
+        opens: Callable[[Share], FeatureModel] | None,
+        provenance: str,
+        dim: int,
+    ) -> StoreFiller:
         images, optim = self._images, self._setup.choice.optim
         description = describe_store(
             provenance=provenance,
@@ -108,7 +128,16 @@ class PoolFeatures:
         )
         root = self._setup.workspace.root / ".cache" / "features"
         store = TeacherStore(root, description, indices=images.indices, dim=dim, n_views=1)
-        return StoreFiller(store, model, images.source, None, optim.precision, optim.n_workers)
+        return StoreFiller(
+            store,
+            model,
+            images.source,
+            None,
+            optim.precision,
+            optim.n_workers,
+            opens,
+            self._setup.workspace.workers,
+        )
 
     def of(self, name: str, positions: Sequence[int]) -> Tensor:
         """[len(positions), D], float32, on the device: stored features by one of the two."""

@@ -7,23 +7,25 @@ import functools
 import logging
 import shutil
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from kdedge.config.optim_spec import PrecisionName
-from kdedge.data.loader import Wanted, choose_n_workers, view_batches
+from kdedge.data.loader import MAX_WORKERS, Wanted, choose_n_workers, view_batches
 from kdedge.data.sources import Source
 from kdedge.data.views import Augmentation
-from kdedge.errors import DivergedError, ResourceError
+from kdedge.errors import DivergedError, ResourceError, SetupError
 from kdedge.progress import progress, readable_bytes, rough_duration
-from kdedge.runtime.preprocess import Preprocess
+from kdedge.runtime.preprocess import Preprocess, UnusableImage
 from kdedge.training.loop.precision import Precision
 from kdedge.training.teacher_store.claims import Claims
 from kdedge.training.teacher_store.store import FORWARD_BATCH, Chunk, TeacherStore
+from kdedge.workers.protocol import HERE, DoPieces, Share, Work, Workers
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,9 @@ class StoreFiller:
         augment: draws the views; None to prepare images as in evaluation.
         precision: number format of the model's forward pass.
         n_workers: processes that decode images.
+        opens: opens the model in another process, on a device. It can be pickled. None for a model
+            that exists only in this process.
+        workers: who computes the chunks.
     """
 
     store: TeacherStore
@@ -71,6 +76,8 @@ class StoreFiller:
     augment: Augmentation | None
     precision: PrecisionName
     n_workers: int | Literal["auto"]
+    opens: Callable[[Share], FeatureModel] | None = None
+    workers: Workers = HERE
 
     def fill(self, shard: Shard = (1, 1)) -> None:
         """Computes the missing files of a shard.
@@ -82,6 +89,7 @@ class StoreFiller:
             ResourceError: the disk is full or the folder is not writable; stored files are kept.
             DivergedError: a feature is not finite.
             DataError: an image that was readable before is no longer readable.
+            SetupError: another process does not see a run, the store or the images.
         """
         chunks = self.store.chunks(shard)
         missing = self.store.load(chunks)
@@ -90,20 +98,20 @@ class StoreFiller:
             return
         check_room(self.store, missing)
         self.store.create()
-        took = rough_duration(self.seconds(missing))
         log.info(
-            "%s. Computing %d of %d files: about %s on %s.",
-            self.store,
-            len(missing),
-            len(chunks),
-            took,
-            self.teacher.device,
+            "%s. Computing %d of %d files%s.",
+            *(self.store, len(missing), len(chunks), self._about(missing)),
         )
         began = time.monotonic()
-        with Claims(self.store.path / ".claims") as claims:
-            _tidy(self.store, missing, claims)
-            self._fill(missing, claims)
-        log.info("Teacher store filled in %s.", rough_duration(time.monotonic() - began))
+        self._fill(missing)
+        took = rough_duration(time.monotonic() - began)
+        log.info("%s filled in %s.", self.store.name, took)
+
+    def _about(self, missing: Sequence[Chunk]) -> str:
+        """How long chunks take, in words; nothing of other machines, which may be faster."""
+        if not self.workers.are_here:
+            return ""
+        return f": about {rough_duration(self.seconds(missing))} on {self.teacher.device}"
 
     def seconds(self, missing: Sequence[Chunk]) -> float:
         """Estimates how long chunks take, from forward passes over the first images of one."""
@@ -119,13 +127,14 @@ class StoreFiller:
         n_images = sum(len(self.store.positions(chunk)) for chunk in missing)
         return times[-1] / len(trial) * n_images
 
-    def _fill(self, missing: list[Chunk], claims: Claims) -> None:
+    def _fill(self, missing: list[Chunk]) -> None:
         n_crops = {chunk: len(self.store.positions(chunk)) for chunk in missing}
         n_all = sum(n_crops.values())
-        with progress("filling the teacher store", n_all, unit="crops") as advance:
+        what = f"filling the {self.store.name.lower()}"
+        with progress(what, n_all, unit="crops") as advance:
             while missing:
                 written = set()
-                for chunk in self._compute(missing, claims):
+                for chunk in self.workers.run(missing, self._work):
                     written.add(chunk)
                     n_left = sum(n_crops[other] for other in missing if other not in written)
                     advance(n_all - n_left)
@@ -137,28 +146,44 @@ class StoreFiller:
                     )
                 if missing:
                     log.info("Waiting for another process that is filling this teacher store.")
-                    claims.wait_for(missing[0].claim)
-                    claims.give_back(missing[0].claim)
+                    with Claims(self._claims) as claims:
+                        claims.wait_for(missing[0].claim)
                     missing = self.store.load(missing)
 
-    def _compute(self, missing: Sequence[Chunk], claims: Claims) -> Iterator[Chunk]:
+    @property
+    def _claims(self) -> Path:
+        return self.store.path / ".claims"
+
+    @property
+    def _work(self) -> Work[Chunk, Chunk]:
+        """Chunks as pieces; the result is the chunk, if no other process has computed it."""
+        of = self.store, self.source, self.augment, self.precision, self.n_workers, self.opens
+        elsewhere = functools.partial(_fill_elsewhere, *of)
+        return Work(self.compute, elsewhere, (self.store.path.absolute(),))
+
+    def compute(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """Computes and writes the chunks that no other process computes or has computed."""
+        chunks = list(chunks)
         claimed: list[Chunk] = []
 
         def passes() -> Iterator[list[Wanted]]:
-            for chunk in missing:
+            for chunk in chunks:
                 if not claims.take(chunk.claim):
                     continue
                 if self.store.has(chunk):
                     claims.give_back(chunk.claim)
                 else:
+                    self.store.tidy(chunk)
                     claimed.append(chunk)
                     yield from self._passes(chunk)
 
-        n_images = sum(len(self.store.positions(chunk)) for chunk in missing)
+        n_images = sum(len(self.store.positions(chunk)) for chunk in chunks)
         n_workers = choose_n_workers(self.n_workers, n_images)
         features: list[Tensor] = []
-        with contextlib.closing(self._images(passes(), n_workers=n_workers)) as loaded:
+        with (
+            Claims(self._claims) as claims,
+            contextlib.closing(self._images(passes(), n_workers=n_workers)) as loaded,
+        ):
             for images in loaded:
                 chunk = claimed[0]
                 features.append(self._features(images))
@@ -192,18 +217,19 @@ class StoreFiller:
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D_teacher], float16, on the CPU."""
+        """[B, 3, H, W] -> [B, D_teacher], in the store's dtype, on the CPU."""
         with self._format.autocast():
             features = self.teacher.forward_features(images)
-        return features.to(torch.float16).cpu()
+        return features.to(self.store.dtype).cpu()
 
     def _write(self, chunk: Chunk, features: Tensor) -> None:
         odd = (~features.isfinite().all(dim=1)).nonzero()
         if len(odd):
             key = self.source.items[self.store.positions(chunk)[int(odd[0])]].key
             raise DivergedError(
-                f"The teacher's features of {key} are not finite.\n"
-                "  Train the teacher again, or set optim.precision: fp32."
+                f"The model's answer for {key} is not finite.\n"
+                "  Its training diverged: train it again with a lower optim.lr, or set"
+                " optim.precision: fp32."
             )
         self.store.write(chunk, features)
 
@@ -233,11 +259,29 @@ def _state(shard: Shard, n_files: int) -> str:
     return f"Part {i} of {n} is complete" if n_files else f"Part {i} of {n} has no files"
 
 
-def _tidy(store: TeacherStore, missing: Sequence[Chunk], claims: Claims) -> None:
-    """Deletes partial files of killed processes."""
-    chunks = {store.file(chunk): chunk for chunk in missing}
-    for left in store.path.glob("view-*/.*"):
-        chunk = chunks.get(left.with_name(left.name[1:].rpartition(".")[0]))
-        if chunk is not None and claims.take(chunk.claim):
-            left.unlink(missing_ok=True)
-            claims.give_back(chunk.claim)
+def _fill_elsewhere(
+    store: TeacherStore,
+    source: Source,
+    augment: Augmentation | None,
+    precision: PrecisionName,
+    n_workers: int | Literal["auto"],
+    opens: Callable[[Share], FeatureModel] | None,
+    share: Share,
+) -> DoPieces[Chunk, Chunk]:
+    """`StoreFiller.compute` in another process, with the model opened there.
+
+    Raises:
+        SetupError: it does not see the images.
+    """
+    assert opens is not None  # only a model that can be opened again is used elsewhere
+    first = store.indices[0]
+    try:
+        source.read(first)
+    except UnusableImage as error:
+        raise SetupError(
+            f"{source.items[first].key}: {error.reason}, but the command has read this image.\n"
+            "  Put the images on a file system that all nodes see under the same paths."
+        ) from error
+    if n_workers == "auto":
+        n_workers = min(MAX_WORKERS, share.n_cores - 1)
+    return StoreFiller(store, opens(share), source, augment, precision, n_workers).compute

@@ -47,7 +47,6 @@ _MIN_CHUNK = 128
 _MAX_FILES_A_VIEW = 1000
 """The kernel maps 65,530 files per process: enough for the views of 65 epochs."""
 _FORMAT = "kdedge-teacher-store-1"
-_BYTES_A_VALUE = 2
 
 
 @dataclass(frozen=True, order=True)
@@ -120,6 +119,8 @@ class TeacherStore:
         indices: positions of its images in their source, ascending.
         dim: D_teacher.
         n_views: number of views that are needed.
+        dtype: of the stored values.
+        name: what it is called in messages.
         chunk_images: images per file; the last file of a view may have fewer.
     """
 
@@ -131,11 +132,14 @@ class TeacherStore:
         indices: Iterable[int],
         dim: int,
         n_views: int,
+        dtype: torch.dtype = torch.float16,
+        name: str = "Teacher store",
     ) -> None:
         self.key = sha256_json(dict(description))
         self.path = root / self.key[:16]
         self.indices = sorted(indices)
         self.dim, self.n_views = dim, n_views
+        self.dtype, self.name = dtype, name
         passes = math.ceil(len(self.indices) / _MAX_FILES_A_VIEW / FORWARD_BATCH)
         self.chunk_images = max(_MIN_CHUNK, passes * FORWARD_BATCH)
         self._root, self._description = root, dict(description)
@@ -144,14 +148,14 @@ class TeacherStore:
     @property
     def n_bytes(self) -> int:
         """Size of all features in bytes: images x views x dimensions x 2."""
-        return len(self.indices) * self.n_views * self.dim * _BYTES_A_VALUE
+        return len(self.indices) * self.n_views * self.dim * self.dtype.itemsize
 
     @property
     def size(self) -> str:
         """The size in words, such as `400 images x 4 views x ...`."""
         return (
             f"{len(self.indices):,} images x {self.n_views} views x {self.dim} dimensions x"
-            f" {_BYTES_A_VALUE} bytes = {readable_bytes(self.n_bytes)}"
+            f" {self.dtype.itemsize} bytes = {readable_bytes(self.n_bytes)}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,11 +165,11 @@ class TeacherStore:
 
     def __str__(self) -> str:
         """Its place and size."""
-        return f"Teacher store {self.path}: {self.size}"
+        return f"{self.name} {self.path}: {self.size}"
 
     def bytes_of(self, chunks: Iterable[Chunk]) -> int:
         """Size of the chunks' features in bytes."""
-        return sum(len(self.positions(chunk)) for chunk in chunks) * self.dim * _BYTES_A_VALUE
+        return sum(len(self.positions(chunk)) for chunk in chunks) * self.dim * self.dtype.itemsize
 
     def chunks(self, shard: tuple[int, int] = (1, 1)) -> list[Chunk]:
         """The chunks of a shard (i, n), i from 1 to n: every n-th, view by view."""
@@ -191,7 +195,7 @@ class TeacherStore:
         """
         faults: dict[Path, str] = {}
         missing = []
-        with progress("verifying the teacher store", len(chunks)) as advance:
+        with progress(f"verifying the {self.name.lower()}", len(chunks)) as advance:
             for done, chunk in enumerate(chunks, start=1):
                 fault = self._load(chunk)
                 if fault is not None:
@@ -202,7 +206,8 @@ class TeacherStore:
         if faults:
             first, why = next(iter(faults.items()))
             log.warning(
-                "Computing files of the teacher store again: %d, for example %s: %s.",
+                "Computing files of the %s again: %d, for example %s: %s.",
+                self.name.lower(),
                 len(faults),
                 first,
                 why,
@@ -229,8 +234,8 @@ class TeacherStore:
         if any(metadata.get(key) != value for key, value in self._metadata(chunk).items()):
             return "it belongs to another store, view or chunk"
         shape = (len(self.positions(chunk)), self.dim)
-        if features.dtype != torch.float16 or tuple(features.shape) != shape:
-            return f"it holds {features.dtype} {list(features.shape)}, not float16 {list(shape)}"
+        if features.dtype != self.dtype or tuple(features.shape) != shape:
+            return f"it holds {features.dtype} {list(features.shape)}, not {self.dtype} {shape}"
         if metadata.get("sha256") != _sha256(features):
             return "its SHA-256 has changed since it was written"
         self._features[chunk] = features
@@ -238,6 +243,16 @@ class TeacherStore:
 
     def _metadata(self, chunk: Chunk) -> dict[str, str]:
         return {"store": self.key, "view": str(chunk.view), "chunk": str(chunk.number)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process may work in another folder, and maps the files itself."""
+        return {**vars(self), "path": self.path.absolute(), "_features": {}}
+
+    def tidy(self, chunk: Chunk) -> None:
+        """Deletes the partial files that killed processes have left of a chunk."""
+        file = self.file(chunk)
+        for left in file.parent.glob(f".{file.name}.*"):
+            left.unlink(missing_ok=True)
 
     def create(self) -> None:
         """Creates the folders and store.json if they are missing.
@@ -275,7 +290,7 @@ class TeacherStore:
 
         Args:
             chunk: which.
-            features: [chunk's images, D_teacher], float16, on the CPU.
+            features: [chunk's images, D_teacher], in the store's dtype, on the CPU.
 
         Raises:
             ResourceError: the disk is full or the folder is not writable; stored files are kept.

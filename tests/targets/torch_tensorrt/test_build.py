@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import sys
 import warnings
@@ -17,9 +18,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdedge.deploy.build import build_files
+from kdedge.deploy.build import RunInputs, build_files
 from kdedge.deploy.fold import FoldedModel
-from kdedge.deploy.parity import SMOKE_SET, read_smoke_set, write_smoke_set
+from kdedge.deploy.parity import (
+    SMOKE_SET,
+    parity_on_smoke_set,
+    read_smoke_set,
+    write_smoke_set,
+)
 from kdedge.errors import DataError, MissingPackage, RecipeError, ResourceError, SetupError
 from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.batches import to_input
@@ -112,6 +118,11 @@ def compile_program(model: FoldedModel, path: Path, precision: Any, **batches: A
     target.build(file, BuildRequest(artifact, path.parent, model=model))
 
 
+def inputs(artifact: Artifact, model: FoldedModel) -> RunInputs:
+    """What a run's export has."""
+    return RunInputs(model, functools.partial(parity_on_smoke_set, artifact))
+
+
 def draw_images(n_images: int) -> Tensor:
     return torch.rand(n_images, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -122,7 +133,7 @@ def test_a_missing_package_is_told_with_the_line_that_installs_it(
     for call in (
         target.check_environment,
         lambda: target.plan("fp16"),
-        lambda: build_files(artifact, "torch-tensorrt", ["fp16"], model=tiny_model),
+        lambda: build_files(artifact, "torch-tensorrt", ["fp16"], run=inputs(artifact, tiny_model)),
     ):
         with pytest.raises(MissingPackage) as caught:
             call()
@@ -145,7 +156,7 @@ def test_int8_is_refused_before_anything_is_looked_for(
     absent: None, tiny_model: FoldedModel, artifact: Artifact
 ) -> None:
     with pytest.raises(RecipeError, match="Build INT8 engines from the ONNX file: --trt --int8"):
-        build_files(artifact, "torch-tensorrt", ["fp16", "int8"], model=tiny_model)
+        build_files(artifact, "torch-tensorrt", ["fp16", "int8"], run=inputs(artifact, tiny_model))
 
 
 @pytest.mark.parametrize(
@@ -229,7 +240,9 @@ def test_a_fixed_program_is_compiled_for_its_one_batch(
 def test_programs_are_listed_in_the_artifact(
     recorder: Any, tiny_model: FoldedModel, artifact: Artifact
 ) -> None:
-    found, names = build_files(artifact, "torch-tensorrt", ["fp16", "fp32"], model=tiny_model)
+    found, names = build_files(
+        artifact, "torch-tensorrt", ["fp16", "fp32"], run=inputs(artifact, tiny_model)
+    )
     assert load_artifact(artifact.path) == found
     assert (
         list(names)
@@ -264,7 +277,7 @@ def test_a_program_that_misses_its_gate_is_marked(
     write_smoke_set(artifact.path / SMOKE_SET, smoke_set.pixels, -smoke_set.logits)
     others = {SMOKE_SET: sha256_file(artifact.path / SMOKE_SET)}
     other = dataclasses.replace(artifact, others=others)
-    found, _ = build_files(other, "torch-tensorrt", ["fp16"], model=tiny_model)
+    found, _ = build_files(other, "torch-tensorrt", ["fp16"], run=inputs(other, tiny_model))
     assert [file.gate for file in found.files] == ["missed"]
     assert load_artifact(artifact.path) == found
 
@@ -275,7 +288,7 @@ def test_a_program_that_is_there_is_not_overwritten(
     path = artifact.path / "model.fp16.torchtrt2.13.0-sm89.pt2"
     path.write_bytes(b"before")
     with pytest.raises(DataError, match="exists, and nothing is overwritten"):
-        build_files(artifact, "torch-tensorrt", ["fp16"], model=tiny_model)
+        build_files(artifact, "torch-tensorrt", ["fp16"], run=inputs(artifact, tiny_model))
     assert path.read_bytes() == b"before"
     assert recorder.compiled == []
 

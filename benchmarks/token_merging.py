@@ -1,0 +1,115 @@
+"""Speed of students that merge tokens or have fewer blocks, as ONNX files in ONNX Runtime.
+
+ViT-B/16 with 9 x 4 visual prompts and a projector, 397 classes, random weights: accuracy does not
+matter here, but the merging sees random images and is as much work as on real ones. All files are
+measured in one process, in turns, so that drift of the machine hits all alike; a ratio is the
+median of those of the rounds.
+
+    python benchmarks/token_merging.py [--merge 0 8 16] [--depth 9 6] [--threads 1 2] [--rounds 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from interleaved import N_CALLS, interleaved
+from plain_loop import random_backbone
+
+from kdedge.clip.backbone import Backbone, unit_length
+from kdedge.deploy.fold import fold
+from kdedge.methods import promptkd
+from kdedge.targets.onnx.counts import count
+from kdedge.targets.onnx.run import load
+from kdedge.targets.onnx.trace import write_onnx
+
+N_CLASSES, TEACHER_DIM = 397, 768
+
+
+class Vectors:
+    """A teacher of which only the class vectors are known."""
+
+    scale = 100.0
+
+    def class_vectors(self) -> torch.Tensor:
+        """[C, D], unit length."""
+        generator = torch.Generator().manual_seed(0)
+        return unit_length(torch.randn(N_CLASSES, TEACHER_DIM, generator=generator))
+
+
+def export(backbone: Backbone, path: Path, **settings: Any) -> float:
+    """Writes a student's ONNX file and gives its GFLOPs an image."""
+    student = promptkd.Method.build(
+        backbone,
+        [f"class {index}" for index in range(N_CLASSES)],
+        promptkd.Settings(**settings),
+        template="{}",
+        train_classes=range(N_CLASSES),
+        teacher=Vectors(),
+        generator=torch.Generator().manual_seed(0),
+    )
+    model = fold(
+        student.image_path(),
+        student.class_vectors(),
+        scale=student.scale,
+        preprocess=backbone.preprocess,
+    )
+    write_onnx(model, path, size_px=backbone.preprocess.size_px)
+    return 2 * count(path)["gmacs"]
+
+
+def by_round(samples: list[float]) -> list[float]:
+    """The median of each round's calls."""
+    starts = range(0, len(samples), N_CALLS)
+    return [statistics.median(samples[start : start + N_CALLS]) for start in starts]
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--merge", type=int, nargs="*", default=[0, 8, 16], help="values of r")
+    parser.add_argument("--depth", type=int, nargs="*", default=[9, 6], help="blocks, without r")
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    backbone = random_backbone("ViT-B-16")
+    students = {f"merge_tokens: {r}": {"merge_tokens": r} for r in arguments.merge}
+    for depth in arguments.depth:
+        students[f"depth: {depth}"] = {"depth": depth, "prompt_depth": min(9, depth)}
+    images = np.random.default_rng(0).random((arguments.batch, 3, 224, 224), dtype=np.float32)
+    gflops, calls = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for index, (name, settings) in enumerate(students.items()):
+            path = Path(folder) / f"{index}.onnx"
+            gflops[name] = export(backbone, path, **settings)
+            for n_threads in arguments.threads:
+                session = load(path, n_threads=n_threads)
+                calls[name, n_threads] = lambda session=session: session.run(images)
+    keys = {f"{name}, {n} threads": (name, n) for name, n in calls}
+    timed = interleaved({key: calls[pair] for key, pair in keys.items()}, arguments.rounds)
+    rounds = {keys[key]: by_round(samples) for key, samples in timed.items()}
+    print(f"batch {arguments.batch}, {arguments.rounds} rounds of {N_CALLS} calls\n")
+    threads = [f"{n} threads, ms | times as fast" for n in arguments.threads]
+    print(f"| student | GFLOPs | {' | '.join(threads)} |")
+    print(f"|---|---:|{'---:|---:|' * len(threads)}")
+    first = next(iter(students))
+    for name in students:
+        cells = [name, f"{gflops[name]:.1f}"]
+        for n_threads in arguments.threads:
+            own, plain = rounds[name, n_threads], rounds[first, n_threads]
+            ratios = [before / now for before, now in zip(plain, own, strict=True)]
+            cells.append(f"{statistics.median(own):.0f}")
+            spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
+            cells.append(f"{statistics.median(ratios):.2f} ({spread})")
+        print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

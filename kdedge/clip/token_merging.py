@@ -1,0 +1,128 @@
+"""Token merging: each block joins r pairs of similar patch tokens, so that later blocks have fewer.
+
+Paper: Bolya et al., Token Merging (ToMe), ICLR 2023, arXiv:2210.09461, section 3. Tokens are merged
+between attention and MLP. Similarity is the cosine of the attention's keys, averaged over the
+heads; the kept pairs come from bipartite soft matching. A merged token is the average of its
+patches, and counts as many times in the attention (equation 1, proportional attention).
+
+r is fixed, so every block has a known number of tokens, as engines and fixed-shape graphs need. Not
+from the paper:
+
+- Besides the class token, visual prompts are never merged. The class token is the output; prompts
+  are learned for their places and do not come from the image. A prompt that is replaced in the next
+  block has no output at all.
+- Tokens that are not merged keep their order. Sorted by similarity, two of them could change places
+  by a rounding error, and would be divided differently in the next block.
+- The last block merges nothing: only its class token is used, which is already computed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def max_merge_tokens(n_patches: int, n_blocks: int) -> int:
+    """The largest r for an image encoder; at least one patch token is left then.
+
+    A block merges at most half of its patch tokens: r <= (n_patches - r i) / 2 in block i. The last
+    one that merges is block n_blocks - 2, so that r <= n_patches / n_blocks.
+
+    Args:
+        n_patches: patch tokens of the first block.
+        n_blocks: blocks of the encoder, of which the last merges nothing.
+    """
+    return n_patches // n_blocks if n_blocks > 1 else 0
+
+
+class Matching(NamedTuple):
+    """Which tokens of A are merged into which of B; A and B are the even and the odd places.
+
+    Attributes:
+        kept: [B, |A| - r], places in A of the tokens that stay, ascending.
+        merged: [B, r], places in A of the tokens that are merged.
+        partners: [B, r], places in B of the tokens that they are merged into.
+    """
+
+    kept: Tensor
+    merged: Tensor
+    partners: Tensor
+
+
+def log_sizes(sizes: Tensor, n_keys: int) -> Tensor:
+    """What proportional attention adds to the products of queries and keys (equation 1).
+
+    Args:
+        sizes: [B, P], patches in each patch token.
+        n_keys: number of all keys: class token, patch tokens, prompts. Those that are not patch
+            tokens have size 1.
+
+    Returns:
+        [B, 1, 1, n_keys].
+    """
+    n_images, n_patches = sizes.shape
+    before, after = (sizes.new_zeros(n_images, n) for n in (1, n_keys - 1 - n_patches))
+    return torch.cat([before, sizes.log(), after], dim=1)[:, None, None]
+
+
+def bipartite_soft_matching(keys: Tensor, r: int) -> Matching:
+    """Finds the r most similar pairs of a token of A and one of B (section 3, steps 1 to 3).
+
+    Args:
+        keys: [B, heads, P, D / heads], of the patch tokens.
+        r: number of pairs, at most P / 2.
+    """
+    keys = keys.sum(dim=1)  # a cosine is the same of a sum and of an average
+    keys = keys / (keys * keys).sum(dim=-1, keepdim=True).sqrt()
+    a, b = keys[:, ::2], keys[:, 1::2]
+    similarity, partners = (a @ b.transpose(1, 2)).topk(1)  # [B, |A|, 1]
+    merged = similarity[..., 0].topk(r).indices
+    places = torch.arange(a.shape[1], device=keys.device)
+    is_kept = 1 - (merged[..., None] == places).to(keys.dtype).sum(dim=1)  # [B, |A|]
+    # Kept tokens get positive numbers that fall with their place, merged ones 0
+    kept = (is_kept * (len(places) - places)).topk(len(places) - r).indices
+    return Matching(kept, merged, partners[..., 0].gather(1, merged))
+
+
+def merge(
+    tokens: Tensor, sizes: Tensor | None, keys: Tensor, *, n_patches: int, r: int
+) -> tuple[Tensor, Tensor]:
+    """Merges r patch tokens into others (section 3, steps 4 and 5).
+
+    Args:
+        tokens: [B, 1 + P + M, D]: class token, patch tokens, prompts. Gradients pass through.
+        sizes: [B, P], patches in each patch token; None if each is one patch.
+        keys: [B, heads, 1 + P + M, D / heads], of the attention before. No gradients.
+        n_patches: P.
+        r: number of merged tokens, at most P / 2.
+
+    Returns:
+        [B, 1 + P - r + M, D]: class token, kept tokens of A, tokens of B, prompts; and the new
+        sizes, [B, P - r].
+    """
+    patches = tokens[:, 1 : n_patches + 1]
+    if sizes is None:
+        sizes = torch.ones_like(patches[..., 0])
+    matching = bipartite_soft_matching(keys[:, :, 1 : n_patches + 1].detach(), r)
+    a, b, sizes_a, sizes_b = patches[:, ::2], patches[:, 1::2], sizes[:, ::2], sizes[:, 1::2]
+    places = torch.arange(b.shape[1], device=tokens.device)
+    # Rows of zeros and ones instead of scattering: engines have no scattered sum
+    into = (matching.partners[:, None] == places[:, None]).to(tokens.dtype)  # [B, |B|, r]
+    added = sizes_a.gather(1, matching.merged)[..., None]
+    merged_sizes = sizes_b[..., None] + into @ added
+    weighted = sizes_b[..., None] * b + into @ (added * _rows(a, matching.merged))
+    parts = (
+        tokens[:, :1],
+        _rows(a, matching.kept),
+        weighted / merged_sizes,
+        tokens[:, n_patches + 1 :],
+    )
+    kept_sizes = sizes_a.gather(1, matching.kept)
+    return torch.cat(parts, dim=1), torch.cat([kept_sizes, merged_sizes[..., 0]], dim=1)
+
+
+def _rows(tokens: Tensor, places: Tensor) -> Tensor:
+    """[B, N, D], [B, M] -> [B, M, D]: the tokens at these places."""
+    return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))

@@ -1,0 +1,91 @@
+"""Continues a file of predictions whose command was interrupted or killed."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kdedge.errors import RecipeError
+from kdedge.files import explain_os_error, read_json, write_json
+from kdedge.inference.lines import printed_key
+
+
+@dataclass(frozen=True)
+class UnfinishedLines:
+    """A file of predictions that is being written, and a hidden file beside it until its end.
+
+    Attributes:
+        output: the file.
+        kind: its format.
+        made_from: hash of everything that the lines depend on.
+    """
+
+    output: Path
+    kind: Literal["csv", "jsonl"]
+    made_from: str
+
+    @property
+    def _marker(self) -> Path:
+        return self.output.with_name(f".{self.output.name}.unfinished.json")
+
+    @contextlib.contextmanager
+    def until_end(self) -> Iterator[None]:
+        """Context in which the file is unfinished; it stays so if an error or a kill ends it."""
+        write_json(self._marker, {"made_from": self.made_from})
+        try:
+            yield
+        except BaseException:
+            if not self.output.exists():  # no line was written
+                self._marker.unlink(missing_ok=True)
+            raise
+        self._marker.unlink(missing_ok=True)
+
+    def n_done(self, keys: Sequence[str]) -> int:
+        """The number of images with a whole line; a line that was cut off is removed.
+
+        Args:
+            keys: of all images, in their order.
+
+        Raises:
+            RecipeError: the file is not an unfinished one of the same artifact, images and options.
+            ResourceError: it cannot be read or written.
+        """
+        if not self._marker.exists():
+            raise RecipeError(
+                f"{self.output} is not unfinished, and nothing is overwritten.\n"
+                "  Name another file, or leave --resume out."
+            )
+        known = read_json(self._marker)
+        if not isinstance(known, dict) or known.get("made_from") != self.made_from:
+            raise self._of_others()
+        try:
+            found = self._whole_lines()
+        except OSError as error:
+            raise explain_os_error(error, self.output) from error
+        if found != [printed_key(key) for key in keys[: len(found)]]:
+            raise self._of_others()
+        return len(found)
+
+    def _whole_lines(self) -> list[str]:
+        """The keys of the whole lines."""
+        data = self.output.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            with self.output.open("r+b") as file:
+                file.truncate(len(whole))
+        text = whole.decode("utf-8")
+        if self.kind == "jsonl":
+            return [json.loads(line)["image"] for line in text.split("\n")[:-1]]
+        return [row[0] for row in csv.reader(io.StringIO(text, newline=""))][1:]
+
+    def _of_others(self) -> RecipeError:
+        return RecipeError(
+            f"{self.output} was begun with another artifact, other images or other options.\n"
+            "  Use the same ones, or name another file."
+        )

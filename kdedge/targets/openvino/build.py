@@ -1,0 +1,108 @@
+"""Builds OpenVINO files from ONNX files; they run on any CPU that OpenVINO supports.
+
+INT8 is that of the ONNX file for TensorRT: symmetric Q/DQ around the blocks' linear layers, which
+OpenVINO computes in INT8, too. OpenVINO's own quantizer, NNCF, changes more predictions at the same
+speed (`benchmarks/README.md`).
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from kdedge.errors import DataError, ResourceError
+from kdedge.files import explain_os_error, refuse_existing, write_atomic
+from kdedge.runtime.artifact import Precision
+from kdedge.runtime.machine import has_bf16
+from kdedge.targets.openvino.run import (
+    PRECISION_KEY,
+    check_environment,
+    import_openvino,
+    version_of,
+    weights_of,
+)
+from kdedge.targets.protocol import BuildRequest, PlannedFile
+
+__all__ = ["build", "check_environment", "plan"]
+
+_FLOAT32 = PlannedFile("model.xml", "fp32", "cpu", "model.bin")
+_BF16 = PlannedFile("model.bf16.xml", "bf16", "cpu", "model.bin")
+_FP16 = PlannedFile("model.fp16.xml", "fp16", "cpu", "model.fp16.bin")
+_INT8 = PlannedFile("model.int8.xml", "int8", "cpu", "model.int8.bin")
+
+log = logging.getLogger(__name__)
+
+
+def plan(precision: Precision) -> tuple[PlannedFile, ...]:
+    """The files of a precision.
+
+    bf16 is a way to run the float32 weights: a second graph that names it, on CPUs with bfloat16.
+    """
+    if precision in ("fp16", "int8"):
+        return (_FP16 if precision == "fp16" else _INT8,)
+    return (_FLOAT32, _BF16) if has_bf16() else (_FLOAT32,)
+
+
+def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
+    """Builds a graph with its weights; in bf16, a graph for the weights of the float32 file.
+
+    Raises:
+        DataError: OpenVINO cannot read the ONNX file, or the file exists.
+        MissingPackage: OpenVINO is not installed.
+        ResourceError: the file cannot be written.
+    """
+    assert request.onnx_path is not None
+    ov = import_openvino()
+    path = request.folder / file.name
+    refuse_existing(path)
+    built_with = {"tool": "OpenVINO", "version": version_of(ov)}
+    if file.precision == "bf16":
+        write_atomic(path, _in_bf16(request.artifact.checked(_FLOAT32.name).read_bytes()))
+        return built_with
+    refuse_existing(weights_of(path))
+    try:
+        model = ov.Core().read_model(request.onnx_path)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[-300:].rstrip(".")
+        raise DataError(
+            f"{request.onnx_path} cannot be read by openvino {version_of(ov)}: {reason}.\n"
+            "  Export the run again: kdedge export RUN --openvino"
+        ) from error
+    if file.precision == "fp32" and not has_bf16():
+        log.info("bf16 is left out: this CPU does not multiply bfloat16 (no AVX512_BF16, no AMX).")
+    _save(ov, model, path, has_fp16_weights=file.precision == "fp16")
+    return built_with
+
+
+def _in_bf16(graph: bytes) -> bytes:
+    """The graph with the metadata that `run` reads; its places in the weights stay the same."""
+    before, end, after = graph.rpartition(b"</rt_info>")
+    section, key = PRECISION_KEY
+    return before + f'<{section}><{key} value="bf16" /></{section}>'.encode() + end + after
+
+
+def _save(ov: Any, model: Any, path: Path, *, has_fp16_weights: bool) -> None:
+    """Writes a graph and its weights, each complete or not at all; the graph last.
+
+    Raises:
+        ResourceError: a file cannot be written.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    try:
+        part = folder / path.name
+        ov.save_model(model, part, compress_to_fp16=has_fp16_weights)
+        for target in (weights_of(path), path):
+            write_atomic(target, (folder / target.name).read_bytes())
+    except RuntimeError as error:  # OpenVINO's own writer
+        raise ResourceError(
+            f"{path} could not be written: {error}.\n"
+            "  Free some space, or name another folder that you may write to."
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

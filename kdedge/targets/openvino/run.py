@@ -1,0 +1,229 @@
+"""Runs OpenVINO files on the CPU."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge.errors import BackendUnavailable, DataError, KdedgeError, ResourceError, SetupError
+from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Pixels
+from kdedge.runtime.machine import has_bf16
+from kdedge.runtime.threads import number_of_threads
+from kdedge.targets.openvino.describe import OPENVINO
+
+NAME = "openvino"
+
+PRECISION_KEY = ["kdedge", "inference_precision"]
+"""Path in a file's metadata of the value for OpenVINO's setting INFERENCE_PRECISION_HINT."""
+
+_PIXELS: dict[str, Pixels] = {"f32": "float", "u8": "uint8"}
+_NO_MEMORY = ("bad_alloc", "bad allocation", "out of memory", "Failed to allocate")
+
+
+def check_environment() -> None:
+    """Checks for OpenVINO.
+
+    Raises:
+        MissingPackage: it is not installed.
+        SetupError: it is installed, but cannot be imported.
+    """
+    import_openvino()
+
+
+def load(
+    path: Path, *, n_threads: int | None = None, built_with: Mapping[str, Any] | None = None
+) -> OpenVinoModel:
+    """Loads an OpenVINO file, and its weights from the same folder.
+
+    Args:
+        path: the file, which ends in .xml.
+        n_threads: threads of a call; None: the number in OMP_NUM_THREADS, or else OpenVINO's.
+        built_with: not used.
+
+    Raises:
+        MissingPackage: OpenVINO is not installed.
+        BackendUnavailable: the file is to run in bf16, which this CPU lacks.
+        DataError: the file is broken, or not an image classifier.
+        ResourceError: memory ran out.
+    """
+    del built_with
+    ov = import_openvino()
+    try:
+        model = ov.Core().read_model(path, weights_of(path))
+        return OpenVinoModel(model, path, ov, n_threads or number_of_threads())
+    except RuntimeError as error:
+        raise _explain(error, path, ov, "loaded") from error
+
+
+def weights_of(path: Path) -> Path:
+    """The file with the weights of a .xml file; that in bf16 shares those of the float32 file."""
+    return path.with_name(path.name.replace(".bf16.xml", ".xml")).with_suffix(".bin")
+
+
+class OpenVinoModel:
+    """A loaded OpenVINO file. Several threads may use it.
+
+    Args:
+        model: the graph.
+        path: the file, for messages.
+        ov: the module `openvino`.
+        n_threads: threads of a call; None for OpenVINO's choice.
+
+    Raises:
+        BackendUnavailable: the graph is to run in bf16, which this CPU lacks.
+        DataError: the graph is not one from images to logits.
+        RuntimeError: OpenVINO cannot compile it.
+    """
+
+    name = NAME
+
+    def __init__(self, model: Any, path: Path, ov: Any, n_threads: int | None) -> None:
+        takes, gives = map(_described, (model.inputs, model.outputs))
+        is_classifier = (
+            len(takes) == 1
+            and takes[0][0] == INPUT_NAME
+            and takes[0][1] in _PIXELS
+            and takes[0][2] == 4
+            and gives == [(OUTPUT_NAME, "f32", 2)]
+        )
+        if not is_classifier:
+            raise DataError(
+                f"{path} takes {takes} and gives {gives} (name, type, axes).\n"
+                f"  Expected {INPUT_NAME!r} with 4 axes, f32 or u8, and {OUTPUT_NAME!r} with"
+                " 2 axes, f32: a file that `kdedge export` wrote."
+            )
+        sizes = [size.get_length() if size.is_static else None
+                 for size in model.input(0).get_partial_shape()]  # fmt: skip
+        n_images, *image_shape = sizes
+        self.batches = (1, None) if n_images is None else (n_images, n_images)
+        self.pixels = _PIXELS[takes[0][1]]
+        self.image_shape = tuple(image_shape)
+        self._path, self._ov, self._model = path, ov, model
+        self._settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": _precision(model, path),
+            "PERFORMANCE_HINT": "LATENCY",
+            # Pinned threads of two processes would share a core while others are idle
+            "ENABLE_CPU_PINNING": False,
+        }
+        if n_threads is not None:
+            self._settings["INFERENCE_NUM_THREADS"] = n_threads
+        size = self.batches[1] or 1
+        self._requests: dict[int | None, Any] = {size: self._compiled(size)}
+        self._running = threading.Lock()  # a request runs one call at a time
+
+    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """[B, 3, S, S] -> [B, C]; see `Backend.run`.
+
+        Raises:
+            DataError: the graph does not take these images, or fails.
+            ResourceError: memory ran out.
+        """
+        self._check(images)
+        try:
+            size = self.batches[1] or (1 if len(images) == 1 else None)
+            with self._running:
+                if size not in self._requests:
+                    self._requests[size] = self._compiled(size)
+                logits = self._requests[size].infer({INPUT_NAME: images})[0]
+                return np.array(logits, dtype=np.float32)  # the request keeps its own
+        except RuntimeError as error:
+            raise _explain(error, self._path, self._ov, "run") from error
+
+    def _compiled(self, size: int | None) -> Any:
+        """A request for batches of a size; None for any, which is slower on small models."""
+        model = self._model
+        if size is not None and self.batches[1] is None:
+            model = model.clone()
+            model.reshape([size, *self.image_shape])
+        return self._ov.Core().compile_model(model, "CPU", self._settings).create_infer_request()
+
+    def _check(self, images: npt.NDArray[Any]) -> None:
+        """Raises for images that OpenVINO would convert, or read as images of another shape."""
+        dtype = np.uint8 if self.pixels == "uint8" else np.float32
+        n_images = self.batches[0] if self.batches[1] else len(images)
+        expected = (n_images, *self.image_shape)
+        if images.dtype != dtype or images.shape != expected:
+            raise DataError(
+                f"{self._path} cannot be run on {images.dtype} {list(images.shape)}; expected"
+                f" {np.dtype(dtype)} {list(expected)}.\n"
+                "  Export again, as the file and the artifact do not match."
+            )
+
+    def describe(self) -> str:
+        """OpenVINO's version and where it runs."""
+        return f"{NAME} {version_of(self._ov)} CPU"
+
+    def close(self) -> None:
+        """Frees the model."""
+        self._requests, self._model = {}, None
+
+
+def import_openvino() -> Any:
+    """The module `openvino`.
+
+    Raises:
+        MissingPackage: it is not installed.
+        SetupError: it is installed, but cannot be imported.
+    """
+    try:
+        ov = importlib.import_module(NAME)
+    except ModuleNotFoundError as error:
+        if error.name != NAME:
+            raise _broken(error) from error
+        ov = None
+    except (ImportError, OSError) as error:
+        raise _broken(error) from error
+    if not hasattr(ov, "Core"):  # a folder of type stubs can be imported too
+        raise OPENVINO.missing("Running OpenVINO files")
+    return ov
+
+
+def version_of(ov: Any) -> str:
+    """OpenVINO's version, without its build number."""
+    return str(ov.__version__).partition("-")[0]
+
+
+def _broken(error: Exception) -> SetupError:
+    return SetupError(
+        f"openvino is installed, but cannot be imported: {error}.\n"
+        "  Reinstall it with: pip install --force-reinstall openvino"
+    )
+
+
+def _described(ports: Any) -> list[tuple[str, str, int | None]]:
+    """Name, type and number of axes of a model's inputs or outputs."""
+    found = []
+    for port in ports:
+        shape, names = port.get_partial_shape(), port.get_names()
+        name = port.get_any_name() if names else ""
+        axes = len(shape) if shape.rank.is_static else None
+        found.append((name, port.get_element_type().get_type_name(), axes))
+    return found
+
+
+def _precision(model: Any, path: Path) -> str:
+    """Value of INFERENCE_PRECISION_HINT: f32, or bf16 where the file says so."""
+    if not model.has_rt_info(PRECISION_KEY) or model.get_rt_info(PRECISION_KEY).value != "bf16":
+        return "f32"
+    if not has_bf16():
+        raise BackendUnavailable(
+            f"{path} runs in bf16, but this CPU does not multiply bfloat16 (no AVX512_BF16 and no"
+            " AMX).\n"
+            "  Use the float32 file: --precision fp32"
+        )
+    return "bf16"
+
+
+def _explain(error: Exception, path: Path, ov: Any, what: str) -> KdedgeError:
+    """The error for a file that cannot be loaded or run."""
+    text = " ".join(str(error).split()).rstrip(".")
+    problem = f"{path} cannot be {what} by openvino {version_of(ov)}: {text[-300:]}.\n"
+    if any(sign in text for sign in _NO_MEMORY):
+        return ResourceError(f"{problem}  Use smaller batches, or close other programs.")
+    return DataError(f"{problem}  Copy the file from the export again, or export again.")

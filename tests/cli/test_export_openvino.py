@@ -1,0 +1,104 @@
+"""`kdedge export --openvino`, from a trained project to predictions, a bench and the report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdedge.runtime.machine import has_bf16
+
+for package in ("openvino", "onnx", "onnxruntime", "modelopt"):
+    pytest.importorskip(package)
+
+ARTIFACT = Path("runs/tiny/02/artifacts/01")
+
+# A student of two epochs hardly prefers one class: rounding changes its mind.
+LOOSE = ("--set", "gates.agreement.int8=0%", "--set", "gates.agreement.fp16=0%")
+LOOSE += ("--set", "gates.max_drop=100")
+
+NAMES = {"fp32": "model.xml", "fp16": "model.fp16.xml", "int8": "model.int8.xml"}
+if has_bf16():
+    NAMES["bf16"] = "model.bf16.xml"
+
+Kdedge = Callable[..., Any]
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def predict(kdedge: Kdedge, *options: str) -> list[dict[str, Any]]:
+    done = kdedge("predict", str(ARTIFACT), "test", "--format", "jsonl", "--top", "4", *options)
+    assert done.code == 0, done.err
+    return [json.loads(line) for line in done.out.splitlines()]
+
+
+def test_a_run_gets_openvino_files_that_are_compared_predicted_measured_and_reported(
+    trained: Path, kdedge: Kdedge
+) -> None:
+    done = kdedge("export", "tiny/02", "--openvino", "--int8", *LOOSE)
+    assert done.code == 0, done.err
+    record = read(ARTIFACT / "artifact.json")
+    files = {file["name"]: file for file in record["files"] if file["target"] == "openvino"}
+    assert {file["precision"]: name for name, file in files.items()} == NAMES
+    first = record["files"][0]["parity"]
+    for file in files.values():
+        assert file["gate"] == "passed"
+        # On the images that the ONNX files were compared on, with their labels
+        assert file["parity"]["images_hash"] == first["images_hash"]
+        assert file["parity"]["n_labeled"] == 20
+        assert file["parity"]["runtime"].startswith("openvino ")
+    assert files["model.xml"]["parity"]["agreement_percent"] == 100
+
+    listed = {file["name"]: file["sha256"] for file in record["files"]} | record["others"]
+    assert listed.keys() == {path.name for path in ARTIFACT.iterdir()} - {"artifact.json"}
+    for name, sha256 in listed.items():
+        assert hashlib.sha256((ARTIFACT / name).read_bytes()).hexdigest() == sha256
+    card = (ARTIFACT / "README.md").read_text()
+    assert all(f"| `{name}` |" in card for name in files)
+
+    expected = predict(kdedge, "--backend", "onnxruntime")
+    found = predict(kdedge)  # takes OpenVINO's
+    assert [one["top"][0]["class"] for one in found] == [one["top"][0]["class"] for one in expected]
+    for precision in NAMES:
+        answers = predict(kdedge, "--backend", "openvino", "--precision", precision)
+        assert len(answers) == len(expected)
+
+    done = kdedge(
+        *("bench", str(ARTIFACT), "--batch", "1", "--seconds", "0.01", "--calls", "3"),
+        *("--format", "json", "--output", "bench.json"),
+    )
+    assert done.code == 0, done.err
+    measured = {row["model"]: row["runtime"] for row in read(Path("bench.json"))["rows"]}
+    assert {measured[name].split()[0] for name in files} == {"openvino"}
+    assert kdedge("report", "tiny/02", "--output", "report").code == 0
+    (page,) = Path("report").rglob("*.html")
+    assert all(name in page.read_text() for name in files)
+
+
+def test_an_artifact_gets_them_later_and_its_card_lists_them(
+    exported_project: Path, tmp_path: Path, kdedge: Kdedge
+) -> None:
+    artifact = shutil.copytree(exported_project / ARTIFACT, tmp_path / "artifact")
+    done = kdedge("export", str(artifact), "--openvino", "--int8")
+    assert done.code == 0, done.err
+    card = (artifact / "README.md").read_text()
+    assert all(f"| `{name}` |" in card for name in NAMES.values())
+
+
+def test_without_the_package_the_onnx_files_are_written_and_the_line_is_told(
+    trained: Path, kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    done = kdedge("export", "tiny/02", "--openvino")
+    assert done.code == 4
+    assert "pip install 'kdedge[openvino]'" in done.err
+    assert (ARTIFACT / "model.onnx").is_file()
+    assert not (ARTIFACT / "model.xml").exists()

@@ -1,0 +1,165 @@
+"""PromptKD with `merge_tokens` and `depth`: what a smaller image encoder is, trains and refuses."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import timm
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from kdedge.clip.backbone import Backbone
+from kdedge.clip.image_backbone import make_image_backbone
+from kdedge.clip.vision import encode_image
+from kdedge.data.batch import Batch
+from kdedge.errors import RecipeError
+from kdedge.methods import promptkd, zeroshot
+from kdedge.runtime.preprocess import Preprocess
+
+NAMES = ["cat", "dog", "school bus", "fox", "pizza"]
+
+
+def images(n: int = 4) -> Tensor:
+    return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def build(backbone: Any, teacher: Backbone, **chosen: Any) -> promptkd.Method:
+    common: dict[str, Any] = {
+        "template": "a photo of a {}.",
+        "train_classes": range(len(NAMES)),
+        "generator": torch.Generator().manual_seed(1),
+    }
+    taught = zeroshot.Method.build(teacher, NAMES, zeroshot.Settings(), teacher=None, **common)
+    settings = promptkd.Settings(**{"prompt_depth": 2, **chosen})
+    return promptkd.Method.build(backbone, NAMES, settings, teacher=taught, **common)
+
+
+def trained(method: promptkd.Method) -> list[float]:
+    """The losses of a few steps."""
+    optimizer = torch.optim.SGD(method.trainable_parameters().values(), lr=1e-5)
+    losses = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = method.training_step(Batch(images(), None)).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_what_is_off_is_in_no_record_so_that_runs_keep_their_keys() -> None:
+    assert not {"merge_tokens", "depth"} & set(promptkd.Settings().model_dump())
+    chosen = promptkd.Settings(merge_tokens=2, depth=9).model_dump()
+    assert (chosen["merge_tokens"], chosen["depth"]) == (2, 9)
+
+
+@pytest.mark.parametrize("tune", ["prompts", "prompts+lora", "full"])
+def test_a_student_learns_with_merged_tokens(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone, tune: str
+) -> None:
+    method = build(tiny_backbone, tiny_teacher_backbone, tune=tune, merge_tokens=3)
+    plain = build(tiny_backbone, tiny_teacher_backbone, tune=tune)
+    losses, without = trained(method), trained(plain)
+    assert losses[-1] < losses[0]
+    assert losses != without
+    assert all(p.grad is not None for p in method.trainable_parameters().values())
+    with torch.no_grad():
+        features = method.forward_features(images())
+        alone = torch.cat([method.forward_features(image[None]) for image in images()])
+    torch.testing.assert_close(features, alone, atol=1e-5, rtol=1e-4)
+    assert method.image_path().merge_tokens == 3
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_the_first_blocks_are_the_backbones_own(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone, depth: int
+) -> None:
+    method = build(tiny_backbone, tiny_teacher_backbone, tune="projector", depth=depth)
+    expected = copy.deepcopy(tiny_backbone.model.visual)
+    del expected.transformer.resblocks[depth:]
+    raw = method.image_features_raw(images())
+    torch.testing.assert_close(raw, encode_image(expected, images()), rtol=0, atol=0)
+    blocks = method.visual.transformer.resblocks
+    whole = tiny_backbone.model.visual.transformer.resblocks
+    assert (len(blocks), len(whole)) == (depth, 3)
+    for kept, own in zip(blocks.parameters(), whole.parameters(), strict=False):
+        assert kept is own
+
+
+@pytest.mark.parametrize("tune", ["full", "lora", "prompts+lora"])
+def test_only_what_is_kept_is_trained(
+    tiny_backbone: Backbone, tiny_teacher_backbone: Backbone, tune: str
+) -> None:
+    method = build(tiny_backbone, tiny_teacher_backbone, tune=tune, depth=2)
+    losses = trained(method)
+    assert losses[-1] < losses[0]
+    names = [name for name in method.trainable_parameters() if name.startswith(("visual.", "lora"))]
+    assert any(".1." in name for name in names)
+    assert not any(".2." in name for name in names)
+    above = method.layers_above()
+    assert set(above) == set(names) - {"visual_prompts"}
+    assert max(above.values()) == (3 if tune == "full" else 2)
+    assert len(method.image_path().visual.transformer.resblocks) == 2
+    assert len(tiny_backbone.model.visual.transformer.resblocks) == 3
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"depth": 2, "prompt_depth": 3}, "have depth: 2 with prompt_depth: 3; set prompt_depth"),
+        (
+            {"depth": 2, "tune": "lora", "lora": {"blocks": [0, 2]}},
+            "lora.blocks with block 2, but depth: 2 keeps the blocks 0 to 1",
+        ),
+        ({"depth": 0}, "greater than or equal to 1"),
+        ({"merge_tokens": -1}, "greater than or equal to 0"),
+        ({"merge_tokens": 1.5}, "valid integer"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    chosen: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        promptkd.Settings(**chosen)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        # 16 patch tokens in 3 blocks
+        ({"merge_tokens": 6}, r"merge_tokens is 6, but .* 16 patch .* 3 blocks(.|\n)* 5 or less"),
+        ({"merge_tokens": 9, "depth": 2}, r"16 patch tokens and 2 blocks(.|\n)* 8 or less"),
+        (
+            {"merge_tokens": 1, "depth": 1, "prompt_depth": 1},
+            r"16 patch tokens and 1 block(.|\n)* 0",
+        ),
+        ({"depth": 4}, r"depth is 4, but the image encoder of this CLIP has only 3"),
+    ],
+)
+def test_more_than_an_encoder_has_is_refused(
+    tiny_backbone: Backbone,
+    tiny_teacher_backbone: Backbone,
+    chosen: dict[str, Any],
+    message: str,
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        build(tiny_backbone, tiny_teacher_backbone, **chosen)
+
+
+@pytest.mark.parametrize("chosen", [{"merge_tokens": 1}, {"depth": 1}])
+def test_other_image_encoders_take_neither(
+    tiny_teacher_backbone: Backbone, chosen: dict[str, int]
+) -> None:
+    visual = timm.create_model("test_resnet", num_classes=0)
+    backbone = make_image_backbone(
+        visual,
+        name="timm/test_resnet",
+        preprocess=Preprocess(32, (0.5,) * 3, (0.25,) * 3),
+        is_trained_with_texts=False,
+    )
+    message = "timm/test_resnet takes neither depth nor merge_tokens: its image encoder is a ResNet"
+    with pytest.raises(RecipeError, match=message):
+        build(backbone, tiny_teacher_backbone, tune="full", **chosen)

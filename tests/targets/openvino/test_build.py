@@ -1,0 +1,197 @@
+"""OpenVINO's files of an artifact: what is built, from what, and how it is listed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdedge.deploy.build import build_files
+from kdedge.errors import DataError, MissingPackage, ResourceError, SetupError
+from kdedge.runtime.artifact import Artifact, load_artifact
+from kdedge.targets.openvino import build as target
+from kdedge.targets.protocol import BuildRequest
+
+openvino = pytest.importorskip("openvino")
+
+WithFlags = Callable[[str], None]
+NATIVE, PLAIN = "avx512f avx512_bf16", "avx2"
+VERSION = openvino.__version__.partition("-")[0]
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_files_are_built_compared_and_listed(artifact: Artifact, with_flags: WithFlags) -> None:
+    with_flags(NATIVE)
+    precisions: Any = ["fp16", "fp32", "int8"]
+    found, names = build_files(artifact, "openvino", precisions)
+    assert load_artifact(artifact.path) == found
+    entries = {file.name: file for file in found.files if file.target == "openvino"}
+    assert {name: (file.precision, file.data) for name, file in entries.items()} == {
+        "model.xml": ("fp32", "model.bin"),
+        "model.bf16.xml": ("bf16", "model.bin"),
+        "model.fp16.xml": ("fp16", "model.fp16.bin"),
+        "model.int8.xml": ("int8", "model.int8.bin"),
+    }
+    sources = {file.precision: file.sha256 for file in artifact.files}
+    for file in entries.values():
+        assert file.made_from == sources["int8" if file.precision == "int8" else "fp32"]
+    assert names == ("model.fp16.xml", "model.xml", "model.int8.xml")  # bf16 was not asked for
+    for file in entries.values():
+        assert file.data is not None
+        path, data = found.path / file.name, found.path / file.data
+        assert (file.device, file.gate) == ("cpu", "passed")
+        assert file.sha256 == sha256(path)
+        assert found.others[file.data] == sha256(data)
+        assert file.n_bytes == path.stat().st_size + data.stat().st_size
+        assert file.parity is not None
+        assert file.parity.runtime == f"openvino {VERSION} CPU"
+        assert {k: file.built_with[k] for k in ("tool", "version")} == {
+            "tool": "OpenVINO",
+            "version": VERSION,
+        }
+    sizes = [(artifact.path / f"model{kind}.bin").stat().st_size for kind in ("", ".fp16", ".int8")]
+    assert sizes == sorted(sizes, reverse=True)
+    distances = {name: file.parity.mean_softmax_distance for name, file in entries.items()}  # type: ignore[union-attr]
+    assert distances["model.xml"] < 1e-6
+    assert distances["model.bf16.xml"] > distances["model.xml"]  # it runs in another precision
+
+
+def test_nothing_of_the_machine_is_in_a_file(artifact: Artifact, with_flags: WithFlags) -> None:
+    with_flags(NATIVE)
+    build_files(artifact, "openvino", ["fp32"])
+    for name in ("model.xml", "model.bf16.xml"):
+        text = (artifact.path / name).read_text(encoding="utf-8")
+        assert str(artifact.path) not in text
+
+
+def test_a_processor_without_bfloat16_has_no_bf16_and_is_told(
+    artifact: Artifact, with_flags: WithFlags, caplog: pytest.LogCaptureFixture
+) -> None:
+    with_flags(PLAIN)
+    with caplog.at_level(logging.INFO):
+        found, names = build_files(artifact, "openvino", ["fp32"])
+    assert names == ("model.xml",)
+    assert [file.name for file in found.files if file.target == "openvino"] == ["model.xml"]
+    assert "bf16 is left out: this CPU does not multiply bfloat16" in caplog.text
+
+
+def test_bf16_is_added_by_another_machine(artifact: Artifact, with_flags: WithFlags) -> None:
+    with_flags(PLAIN)
+    first, _ = build_files(artifact, "openvino", ["fp32"])
+    with_flags(NATIVE)
+    second, _ = build_files(first, "openvino", ["fp32"])
+    assert second.files[:-1] == first.files
+    assert second.files[-1].name == "model.bf16.xml"
+    assert second.others == first.others
+
+
+def test_bf16_that_misses_its_gate_is_marked_and_fails_nothing(
+    artifact: Artifact, with_flags: WithFlags, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Scores of 0 for every class but one differ by more than a gate of 100 % allows."""
+    with_flags(NATIVE)
+    gates = {"agreement": {"fp32": 0, "fp16": 101}, "max_drop": 1}
+    found, names = build_files(dataclasses.replace(artifact, gates=gates), "openvino", ["fp32"])
+    assert {file.name: file.gate for file in found.files[-2:]} == {
+        "model.xml": "passed",
+        "model.bf16.xml": "missed",
+    }
+    assert names == ("model.xml",)
+    assert "model.bf16.xml missed its gate" in caplog.text
+
+
+def test_files_that_are_there_are_kept(artifact: Artifact, with_flags: WithFlags) -> None:
+    with_flags(NATIVE)
+    first, names = build_files(artifact, "openvino", ["fp32"])
+    times = {path.name: path.stat().st_mtime_ns for path in artifact.path.glob("model*")}
+    assert build_files(first, "openvino", ["fp32"]) == (first, names)
+    assert {path.name: path.stat().st_mtime_ns for path in artifact.path.glob("model*")} == times
+
+
+def test_changed_weights_are_not_kept(artifact: Artifact, with_flags: WithFlags) -> None:
+    with_flags(PLAIN)
+    first, _ = build_files(artifact, "openvino", ["fp32"])
+    weights = artifact.path / "model.bin"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(DataError, match=r"model\.bin.* has changed since the export"):
+        build_files(first, "openvino", ["fp32"])
+
+
+@pytest.mark.parametrize("name", ["model.xml", "model.bin"])
+def test_a_file_of_another_origin_is_not_overwritten(artifact: Artifact, name: str) -> None:
+    (artifact.path / name).write_bytes(b"before")
+    with pytest.raises(DataError, match=rf"{name} exists"):
+        build_files(artifact, "openvino", ["fp32"])
+    assert (artifact.path / name).read_bytes() == b"before"
+
+
+def test_a_damaged_onnx_file_is_told(artifact: Artifact) -> None:
+    path = artifact.path / "model.onnx"
+    path.write_bytes(path.read_bytes()[:-40])
+    (file, *_) = target.plan("fp32")
+    with pytest.raises(DataError, match=r"model\.onnx cannot be read by openvino"):
+        target.build(file, BuildRequest(artifact, artifact.path, onnx_path=path))
+    assert not list(artifact.path.glob("*.xml")) + list(artifact.path.glob(".model*"))
+
+
+def test_a_full_disk_leaves_nothing_behind(
+    artifact: Artifact, small_disk: Callable[[int], Path]
+) -> None:
+    folder = small_disk(100)
+    (file, *_) = target.plan("fp32")
+    request = BuildRequest(artifact, folder, onnx_path=artifact.path / "model.onnx")
+    with pytest.raises(ResourceError, match=r"model\.xml could not be written"):
+        target.build(file, request)
+    assert list(folder.iterdir()) == []
+
+
+def test_without_openvino_the_artifact_stays_and_the_line_is_told(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(SetupError, match=r"pip install 'kdedge\[openvino\]'") as caught:
+        build_files(artifact, "openvino", ["fp32"])
+    assert isinstance(caught.value.__cause__, MissingPackage)
+    assert caught.value.exit_code == 4
+    assert load_artifact(artifact.path) == artifact
+
+
+def test_building_needs_neither_torch_nor_onnx(artifact: Artifact) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'torchvision', 'onnx', 'onnxruntime'):\n"
+        "    sys.modules[name] = None\n"
+        "from pathlib import Path\n"
+        "from kdedge.deploy.build import build_files\n"
+        "from kdedge.runtime.artifact import load_artifact\n"
+        "build_files(load_artifact(Path(sys.argv[1])), 'openvino', ['fp32', 'int8'])\n"
+    )
+    command = [sys.executable, "-W", "error", "-c", code, str(artifact.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (artifact.path / "model.int8.xml").is_file()
+
+
+def test_only_the_blocks_linear_layers_are_quantized(artifact: Artifact) -> None:
+    build_files(artifact, "openvino", ["int8"])
+    model = openvino.Core().read_model(artifact.path / "model.int8.xml")
+    quantized = set()
+    for operator in model.get_ops():
+        sources = [port.get_source_output().get_node() for port in operator.inputs()]
+        is_product = operator.get_type_name() in ("MatMul", "Convolution")
+        dequantized = ["DequantizeLinear" in source.get_friendly_name() for source in sources]
+        if is_product and any(dequantized):
+            assert all(dequantized)
+            quantized.add(operator.get_friendly_name())
+    linear = ("query", "key", "value", "out", "mlp.c_fc", "mlp.c_proj")
+    assert quantized == {f"blocks.{block}.{name}/MatMul" for block in range(3) for name in linear}

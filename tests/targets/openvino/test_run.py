@@ -1,0 +1,230 @@
+"""OpenVINO: a file gives what the model gives, and what cannot run says why."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from kdedge.errors import BackendUnavailable, DataError, MissingPackage
+from kdedge.inference.classify import Classifier
+from kdedge.targets.openvino import run as target
+
+if TYPE_CHECKING:
+    from kdedge.deploy.fold import FoldedModel
+    from kdedge.runtime.artifact import Artifact
+
+openvino = pytest.importorskip("openvino")
+
+WithFlags = Callable[[str], None]
+NATIVE = "avx512f avx512_bf16"
+
+
+def draw_images(n_images: int) -> np.ndarray:
+    return np.random.default_rng(2).random((n_images, 3, 32, 32), dtype=np.float32)
+
+
+@pytest.fixture
+def files(artifact: Artifact, with_flags: WithFlags) -> Path:
+    """The folder of an artifact with OpenVINO files in float32, bf16 and FP16."""
+    from kdedge.deploy.build import build_files
+
+    with_flags(NATIVE)
+    build_files(artifact, "openvino", ["fp32", "fp16"])
+    return artifact.path
+
+
+@pytest.mark.parametrize("n_images", [1, 3])
+def test_its_logits_are_those_of_the_model(
+    files: Path, tiny_model: FoldedModel, n_images: int
+) -> None:
+    import torch
+
+    images = draw_images(n_images)
+    expected = tiny_model(torch.from_numpy(images)).numpy()
+    logits = target.load(files / "model.xml", n_threads=1).run(images)
+    assert logits.dtype == np.float32
+    # Another order of sums over at most 128 float32 products, in three blocks
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+
+
+def test_a_result_is_not_changed_by_the_next_call(files: Path) -> None:
+    backend = target.load(files / "model.xml", n_threads=1)
+    first = backend.run(draw_images(1))
+    before = first.copy()
+    backend.run(1 - draw_images(1))
+    np.testing.assert_array_equal(first, before)
+
+
+def test_threads_get_the_logits_of_their_own_images(files: Path) -> None:
+    backend = target.load(files / "model.xml", n_threads=1)
+    images = draw_images(16)
+    expected = [backend.run(image[None]) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda image: backend.run(image[None]), images))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_it_says_what_it_is_and_what_it_takes(files: Path) -> None:
+    backend = target.load(files / "model.xml")
+    version = openvino.__version__.partition("-")[0]
+    assert backend.describe() == f"openvino {version} CPU"
+    assert (backend.batches, backend.pixels) == ((1, None), "float")
+    assert backend.image_shape == (3, 32, 32)
+    backend.close()
+    backend.close()
+
+
+def test_a_fixed_batch_and_pixels_as_bytes_are_known(
+    tmp_path: Path, tiny_model: FoldedModel
+) -> None:
+    import copy
+
+    from kdedge.targets.onnx.trace import write_onnx
+
+    model: Any = copy.deepcopy(tiny_model)
+    model.pixels = "uint8"
+    write_onnx(model, tmp_path / "m.onnx", size_px=32, batch=2)
+    openvino.save_model(openvino.Core().read_model(tmp_path / "m.onnx"), tmp_path / "m.xml")
+    backend = target.load(tmp_path / "m.xml", n_threads=1)
+    assert (backend.batches, backend.pixels) == ((2, 2), "uint8")
+    with pytest.raises(DataError, match=r"m\.xml cannot be run on uint8 \[3, 3, 32, 32\]"):
+        backend.run(np.zeros((3, 3, 32, 32), np.uint8))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_are_as_many_as_asked_for(
+    files: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    seen = []
+
+    class Remembered(openvino.Core):
+        def compile_model(self, *arguments: Any) -> Any:
+            model = super().compile_model(*arguments)
+            seen.append(model.get_property("INFERENCE_NUM_THREADS"))
+            return model
+
+    monkeypatch.setattr(openvino, "Core", Remembered)
+    target.load(files / "model.xml", n_threads=threads)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    target.load(files / "model.xml")
+    assert seen == [threads, threads]
+
+
+def test_a_file_runs_in_float32_unless_it_names_bf16(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a setting, OpenVINO rounds to bfloat16 where the CPU can."""
+    asked = []
+
+    class Remembered(openvino.Core):
+        def compile_model(self, model: Any, device: str, settings: dict[str, Any]) -> Any:
+            asked.append(settings["INFERENCE_PRECISION_HINT"])
+            return super().compile_model(model, device, settings)
+
+    monkeypatch.setattr(openvino, "Core", Remembered)
+    for name in ("model.xml", "model.fp16.xml", "model.bf16.xml"):
+        target.load(files / name, n_threads=1)
+    assert asked == ["f32", "f32", "bf16"]
+
+
+def test_bf16_is_refused_by_a_processor_without_it_and_float32_takes_its_place(
+    files: Path, with_flags: WithFlags
+) -> None:
+    with_flags("avx2")
+    with pytest.raises(BackendUnavailable, match="does not multiply bfloat16") as caught:
+        target.load(files / "model.bf16.xml")
+    assert str(caught.value).endswith("Use the float32 file: --precision fp32")
+    with pytest.raises(BackendUnavailable):
+        Classifier.load(files, precision="bf16")
+    assert Classifier.load(files, n_threads=1).file.name == "model.xml"
+
+
+def test_openvino_is_used_before_onnx_runtime(files: Path) -> None:
+    classifier = Classifier.load(files, n_threads=1)
+    assert classifier.file.name == "model.xml"
+    assert Classifier.load(files, n_threads=1, precision="fp16").file.name == "model.fp16.xml"
+    assert Classifier.load(files, n_threads=1, precision="bf16").file.name == "model.bf16.xml"
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage" * 100, b"<net></net>"])
+def test_a_file_that_is_no_graph_is_told(files: Path, data: bytes) -> None:
+    (files / "model.xml").write_bytes(data)
+    with pytest.raises(DataError, match=r"model\.xml cannot be loaded by openvino") as caught:
+        target.load(files / "model.xml")
+    assert "export again" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["model.xml", "model.bin"])
+def test_a_truncated_file_is_told(files: Path, name: str) -> None:
+    data = (files / name).read_bytes()
+    (files / name).write_bytes(data[: len(data) // 2])
+    for file in ("model.xml", "model.bf16.xml") if name == "model.bin" else ("model.xml",):
+        with pytest.raises(DataError, match="cannot be loaded by openvino"):
+            target.load(files / file)
+
+
+@pytest.mark.parametrize("name", ["model.xml", "model.bin"])
+def test_a_file_that_changed_since_the_export_is_not_read(files: Path, name: str) -> None:
+    data = bytearray((files / name).read_bytes())
+    data[-20] ^= 1
+    (files / name).write_bytes(bytes(data))
+    with pytest.raises(DataError, match=f"{name}.* has changed since the export"):
+        Classifier.load(files, backend="openvino", precision="fp32")
+
+
+def test_missing_weights_are_told(files: Path) -> None:
+    (files / "model.bin").unlink()
+    with pytest.raises(DataError, match=r"cannot be loaded by openvino.*model\.bin"):
+        target.load(files / "model.xml")
+    with pytest.raises(DataError, match=r"model\.bin.* is missing"):
+        Classifier.load(files, backend="openvino", precision="bf16")
+
+
+def test_another_kind_of_graph_is_refused(tmp_path: Path, write_graph: Callable[..., Path]) -> None:
+    inputs = {"pixels": ("batch", 3, 32, 32)}
+    nodes = (("Conv", ("pixels", "weight")), ("Flatten", ("between 0",)))
+    source = write_graph(tmp_path / "m.onnx", inputs, nodes, ("batch", 5))
+    openvino.save_model(openvino.Core().read_model(source), tmp_path / "m.xml")
+    with pytest.raises(DataError, match="Expected 'images' with 4 axes"):
+        target.load(tmp_path / "m.xml")
+
+
+def test_images_that_the_graph_does_not_take_are_told(files: Path) -> None:
+    """OpenVINO itself would read bytes as floats, and eight rows of pixels as no image."""
+    backend = target.load(files / "model.xml", n_threads=1)
+    for images in (draw_images(1)[:, :, :8], draw_images(1).astype(np.uint8)):
+        with pytest.raises(DataError, match=r"cannot be run on .*; expected float32 \[1, 3, 32"):
+            backend.run(images)
+
+
+def test_a_missing_package_is_told_with_the_line_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingPackage, match=r"pip install 'kdedge\[openvino\]'") as caught:
+        target.check_environment()
+    assert caught.value.exit_code == 4
+
+
+def test_loading_and_running_loads_no_torch_and_prints_nothing(files: Path) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'onnxruntime', 'nncf', 'openvino_telemetry'):\n"
+        "    sys.modules[name] = None\n"
+        "import numpy as np\n"
+        "from pathlib import Path\n"
+        "from kdedge.targets.openvino.run import load\n"
+        "load(Path(sys.argv[1])).run(np.zeros((1, 3, 32, 32), np.float32))\n"
+    )
+    moved = shutil.copytree(files, files.parent / "another machine's folder")
+    command = [sys.executable, "-W", "error", "-c", code, str(moved / "model.xml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
