@@ -3,7 +3,7 @@
 Every fold is exact up to rounding:
 
 - `(pixels - mean) / std` moves into the weight and bias of the first convolution (`stem`);
-- each image encoder has its own file: CLIP's ViT with prompts in `vit`;
+- CLIP's ViT with prompts is folded in `vit`, any other image encoder in `tower`;
 - projector, `scale` and class vectors are folded into the head (`head`). If the projector has only
   one linear layer, it is folded into the fused head together with the encoder's last linear layer.
 
@@ -57,7 +57,8 @@ def fold(
         A module in evaluation mode on the CPU; it shares no tensor with `path`.
 
     Raises:
-        RecipeError: the image encoder is not CLIP's ViT, or a wrapped layer in it is not linear.
+        RecipeError: the image encoder refuses the image size, or a wrapped layer in CLIP's ViT is
+            not linear.
         ShapeError: the class vectors have another dimension than the student's features.
     """
     dim = _feature_dim(path, preprocess.size_px)

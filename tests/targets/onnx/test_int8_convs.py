@@ -43,9 +43,7 @@ def tower_onnx(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
             ByoBlockCfg("bottle", d=1, c=32, s=2, gs=1, br=2.0),
             ByoBlockCfg("mobilevit", d=1, c=32, s=1, block_kwargs=inside),
         )
-        encoder = ByobNet(
-            ByoModelCfg(blocks, stem_chs=32, act_layer="silu", zero_init_last=False), num_classes=0
-        )
+        encoder = ByobNet(ByoModelCfg(blocks, stem_chs=32, act_layer="silu"), num_classes=0)
     encoder.eval().requires_grad_(False)
     dim = encoder(torch.zeros(1, 3, 32, 32)).shape[1]
     vectors = torch.nn.functional.normalize(torch.randn(5, dim), dim=-1)
@@ -87,7 +85,8 @@ def test_wide_convolutions_have_one_scale_for_each_output_channel(
         assert weight.data_type == onnx.TensorProto.INT8
         assert list(scales.dims) == [weight.dims[0]]
         values = np.abs(onnx.numpy_helper.to_array(weight).astype(int))
-        assert (values.max(axis=(1, 2, 3)) >= 126).all()
+        largest = values.max(axis=(1, 2, 3))  # timm begins with weights of 0 in some
+        assert ((largest >= 126) | (largest == 0)).all()
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int8-cpu"])
