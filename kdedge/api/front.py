@@ -19,8 +19,7 @@ from kdedge.config.recipe import Recipe
 from kdedge.config.suite import override_texts
 from kdedge.errors import DataError, KdedgeError, RecipeError, SetupError
 from kdedge.files import explain_os_error, highest_number, write_new_numbered_json
-from kdedge.fronts.choose import Limits
-from kdedge.fronts.front import Front, Source, make_front
+from kdedge.fronts.limits import Limits
 from kdedge.fronts.students import Student, measure_students
 from kdedge.lock import locked
 from kdedge.results import TestSet
@@ -33,6 +32,7 @@ from kdedge.speed_results import MOST_OTHERS_PERCENT, SpeedResult
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from kdedge.fronts.front import Front
     from kdedge.suite.ledger import Ledger, Outcome
     from kdedge.suite.plan import Cell
 
@@ -236,6 +236,7 @@ def make_suites_front(
         InUseError: another process works on this front or suite.
         ResourceError: a folder cannot be written.
     """
+    from kdedge.fronts.front import Source, make_front
     from kdedge.fronts.write import write_front
 
     suite = ledger.plan.loaded

@@ -6,6 +6,7 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -32,13 +33,14 @@ from kdedge.cli._output import (
     json_option,
     next_line,
     print_result,
-    set_option,
     table,
 )
-from kdedge.fronts.choose import Limits
-from kdedge.fronts.front import Front
+from kdedge.fronts.limits import Limits
 from kdedge.runtime.contention import QuietWait
 from kdedge.speed_results import MOST_OTHERS_PERCENT
+
+if TYPE_CHECKING:
+    from kdedge.fronts.front import Front
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,14 @@ class _Timing:
 )
 @click.option("--fp16", is_flag=True, help="Export FP16 files.")
 @click.option("--int8", is_flag=True, help="Export INT8 files, and FP16 ones to compare them with.")
-@set_option
+@click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Override a key of the recipe for the export, as in --set export.head=argmax. Can be"
+    " repeated.",
+)
 @click.option(
     "--seconds",
     type=FiniteRange(min=0.01),

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdedge.errors import GateError
-from kdedge.fronts.choose import Limits, answer, choose
+from kdedge.fronts.choose import answer, choose
+from kdedge.fronts.limits import Limits
 from kdedge.fronts.rows import FrontRow, make_rows, shared_images
 from kdedge.fronts.students import Student
 from kdedge.records import Record

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from kdedge.errors import GateError
-from kdedge.fronts.choose import Limits
 from kdedge.fronts.front import Front, Source, make_front
+from kdedge.fronts.limits import Limits
 from kdedge.fronts.students import Student, model_name
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.preprocess import Preprocess
@@ -172,8 +172,8 @@ def test_the_front_and_the_choice_are_those_of_a_slow_search() -> None:
             "There is no file with at least 60 %. The nearest is s0: 50.00 %, 4 ms.",
         ),
         (
-            Limits(max_ms=3, min_accuracy=40),
-            "There is no file within 3 ms with at least 40 %. The nearest is s0: 50.00 %, 4 ms.",
+            Limits(max_ms=3.5, min_accuracy=40),
+            "There is no file within 3.5 ms with at least 40 %. The nearest is s0: 50.00 %, 4 ms.",
         ),
     ],
 )
