@@ -22,7 +22,7 @@ from kdedge.files import explain_os_error, highest_number, write_new_numbered_js
 from kdedge.fronts.limits import Limits
 from kdedge.fronts.students import Student, measure_students
 from kdedge.lock import locked
-from kdedge.results import TestSet
+from kdedge.results import EvalResult, ParityResult, are_same_images
 from kdedge.runs.folder import RunFolder
 from kdedge.runtime.artifact import Artifact, Precision, load_artifact
 from kdedge.runtime.contention import QuietWait
@@ -211,6 +211,23 @@ def open_front(file: Path, places: Places) -> Ledger:
     return ledger
 
 
+def _check_export(ledger: Ledger, wish: ExportWish) -> None:
+    """Checks before the training whether files of the wanted precisions can be made.
+
+    Raises:
+        RecipeError: an override is wrong.
+        SetupError: a package is missing.
+    """
+    from kdedge.targets.onnx import build
+
+    build.check_environment()
+    precisions = ExportRequest(None, fp16=wish.fp16, int8=wish.int8).precisions
+    for cell in ledger.plan.cells:
+        recipe = load_recipe(cell.loaded.recipe, wish.overrides).recipe
+        for precision in _all_precisions(precisions, recipe):
+            build.plan(precision)
+
+
 def make_suites_front(
     ledger: Ledger,
     places: Places,
@@ -232,6 +249,8 @@ def make_suites_front(
 
     Raises:
         KdedgeError: no row could be trained and exported; it is the first one's error.
+        RecipeError: an override is wrong.
+        SetupError: a package for the export is missing.
         Interrupted: a signal arrived during the training.
         InUseError: another process works on this front or suite.
         ResourceError: a folder cannot be written.
@@ -239,6 +258,7 @@ def make_suites_front(
     from kdedge.fronts.front import Source, make_front
     from kdedge.fronts.write import write_front
 
+    _check_export(ledger, wish)
     suite = ledger.plan.loaded
     folder = front_folder(ledger, places)
     try:
@@ -326,8 +346,8 @@ def _student(cell: Cell, outcome: Outcome) -> Student:
     if cell.is_zero_shot:
         return Student(cell.row, problem="it is zero-shot CLIP, which has no run to export")
     if outcome.run is None:
-        failure = outcome.failure
-        why = "" if failure is None else f": {' '.join(failure.last_lines[:1])}"
+        lines = () if outcome.failure is None else outcome.failure.last_lines
+        why = f": {lines[0].removeprefix('kdedge: ')}" if lines else ""
         return Student(cell.row, problem=f"its training failed{why}")
     return Student(cell.row, outcome.run, outcome.result)
 
@@ -366,16 +386,25 @@ def _is_as_exported(
     """Whether an artifact of the run is what an export with this recipe would make."""
     spec, result = recipe.export, student.result
     assert result is not None
-    needed: set[Precision] = {"fp32", *precisions, *spec.precisions}
-    if "int8" in needed:
-        needed.add("fp16")
-    test = TestSet(result.n_images, str(result.images_hash))
-    compared_on = test, min(spec.parity_images, result.n_images)
-    parities = [file.parity for file in artifact.files if file.parity is not None]
+    files = [file for file in artifact.files if file.target == "onnx"]
+    n_images = min(spec.parity_images, result.n_images)
     has = (artifact.class_names, artifact.head, artifact.pixels, artifact.batch, artifact.gates)
     wants = (tuple(result.per_class), spec.head, spec.pixels, spec.batch, recipe.gates.as_record())
     return (
         has == wants
-        and needed <= {file.precision for file in artifact.files if file.target == "onnx"}
-        and all((parity.test_set, parity.n_images) == compared_on for parity in parities)
+        and _all_precisions(precisions, recipe) <= {file.precision for file in files}
+        and all(_is_compared_on(file.parity, result, n_images) for file in files)
     )
+
+
+def _all_precisions(precisions: set[Precision], recipe: Recipe) -> set[Precision]:
+    """The precisions of the ONNX files that an export makes."""
+    chosen: set[Precision] = {"fp32", *precisions, *recipe.export.precisions}
+    return chosen | {"fp16"} if "int8" in chosen else chosen
+
+
+def _is_compared_on(parity: ParityResult | None, result: EvalResult, n_images: int) -> bool:
+    """Whether a file was compared on this number of the test images of an evaluation."""
+    if parity is None or parity.test_set is None:
+        return False
+    return parity.n_images == n_images and are_same_images(parity.test_set, result)

@@ -199,6 +199,22 @@ def test_the_python_call_gives_the_front_and_the_commands_errors(exported: Path)
     assert json.loads(json.dumps(made.to_dict())) == read("fronts/small/front.json")
 
 
+@pytest.mark.usefixtures("forked_cells")
+def test_a_row_that_cannot_be_trained_costs_one_row(exported: Path, kdedge: Kdedge) -> None:
+    broken = "{name: broken, method: promptkd, set: {student.weights: broken.pt}}"
+    Path("s.yaml").write_text(WITHOUT_FILES.replace("{name: CLIP, method: zeroshot}", broken))
+    Path("broken.pt").write_bytes(b"not weights")
+    done = kdedge("front", "s.yaml", *QUICK, "--max-ms", "1")
+    assert done.code == 3, done.err
+    assert "kdedge: 1 of 2 cells failed.\n" in done.err
+    *ranked, failed = read("fronts/small/front.json")["rows"]
+    assert [row["student"] for row in ranked] == ["PromptKD"] * 4
+    assert failed["student"] == "broken"
+    assert failed["why_unranked"].startswith("its training failed: ")
+    assert "broken.pt" in failed["why_unranked"]
+    assert "Deploy PromptKD, " in done.out
+
+
 def test_nothing_is_written_where_no_row_can_be_exported(exported: Path, kdedge: Kdedge) -> None:
     record = exported / "runs/tiny/02/artifacts/01/artifact.json"
     record.write_text(record.read_text().replace('"scores"', '"argmax"'))
@@ -212,18 +228,20 @@ def test_nothing_is_written_where_no_row_can_be_exported(exported: Path, kdedge:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("old", "new", "options", "message"),
     [
-        ("recipes: [r.yaml]", "recipes: [r.yaml, t.yaml]", "s.yaml has the recipes tiny, two"),
-        ("method: promptkd}", "method: promtkd}", "Did you mean promptkd?"),
+        ("[r.yaml]", "[r.yaml, t.yaml]", (), "s.yaml has the recipes tiny, two, but a front"),
+        ("method: promptkd}", "method: promtkd}", (), "Did you mean promptkd?"),
+        ("", "", ("--set", "export.hed=argmax"), "export.hed is not a known key"),
+        ("", "", ("--max-ms", "0"), "--max-ms"),
     ],
 )
 def test_a_mistake_is_found_before_anything_is_trained(
-    project: Path, kdedge: Kdedge, old: str, new: str, message: str
+    project: Path, kdedge: Kdedge, old: str, new: str, options: tuple[str, ...], message: str
 ) -> None:
     Path("t.yaml").write_text(Path("r.yaml").read_text().replace("name: tiny", "name: two"))
     Path("s.yaml").write_text(SUITE.replace(old, new, 1))
-    done = kdedge("front", "s.yaml")
+    done = kdedge("front", "s.yaml", *options)
     assert (done.code, done.out) == (2, "")
     assert message in done.err
     assert not (project / "fronts").exists()
