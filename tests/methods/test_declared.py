@@ -50,11 +50,19 @@ def stated(name: str) -> dict[str, Any]:
     return {key: json.loads(text) for key, text in own.items()}
 
 
+def unstated(name: str, values: dict[str, Any]) -> str:
+    """The lines that the file lacks, to copy."""
+    known = stated(name)
+    lines = [f"{key}: {json.dumps(now)}" for key, now in values.items() if known.get(key) != now]
+    return "\n".join(["In tests/golden/declared.txt it would be:", *lines])
+
+
 @pytest.mark.parametrize("name", list_methods())
 def test_a_methods_defaults_bounds_and_preset_are_the_stated_ones(name: str) -> None:
-    assert declared(name) == stated(name)
+    assert declared(name) == stated(name), unstated(name, declared(name))
 
 
 @pytest.mark.parametrize("name", list_losses())
 def test_a_losss_defaults_and_bounds_are_the_stated_ones(name: str) -> None:
-    assert settings(f"losses.{name}", load_loss(name)) == stated(f"losses.{name}")
+    values = settings(f"losses.{name}", load_loss(name))
+    assert values == stated(f"losses.{name}"), unstated(f"losses.{name}", values)
