@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,12 +85,10 @@ class Front(Record, Tabled):
     def notes(self) -> list[str]:
         """Why rows are not ranked, and what to do about times in doubt."""
         lines = [f"{row.label}: {row.why_unranked}" for row in self.rows if row.why_unranked]
-        n_doubted = sum(row.doubt is not None for row in self.rows)
-        if n_doubted:
-            again = shlex.join(["kdedge", "front", self.suite_file, "--wait-quiet", "60"])
+        if any(row.doubt is not None for row in self.rows):
             lines.append(
-                f"! {n_doubted} times are in doubt and not ranked. Measure again on a quiet"
-                f" machine: {again}"
+                "! Times in doubt are not ranked. On a quiet machine, run the same command with"
+                " --wait-quiet 60."
             )
         return lines
 
@@ -101,11 +98,12 @@ class Front(Record, Tabled):
         Raises:
             GateError: none is; the message names the nearest.
         """
-        if self.deploy is None and (self.max_ms, self.min_accuracy) != (None, None):
-            raise GateError(
-                f"{self.answer}\n  Allow more time or less accuracy, or add another student to"
-                f" {self.suite_file}."
-            )
+        if self.deploy is not None or (self.max_ms, self.min_accuracy) == (None, None):
+            return
+        remedy = f"Allow more time or less accuracy, or add another student to {self.suite_file}."
+        if all(row.why_unranked for row in self.rows):
+            remedy = self.notes[-1]
+        raise GateError(f"{self.answer}\n  {remedy}")
 
     def table(self) -> Table:
         """Accuracy, latency, size and work of each row."""

@@ -200,11 +200,11 @@ def test_a_time_in_doubt_is_marked_and_not_ranked() -> None:
     assert (ranked.is_on_front, doubted.is_on_front) == (True, False)
     assert doubted.doubt == "other processes kept 80 % of the cores busy"
     assert "1!" in str(made)
-    assert "kdedge front s.yaml --wait-quiet 60" in str(made)
+    assert "run the same command with --wait-quiet 60" in str(made)
     with pytest.raises(GateError, match="The nearest is calm"):
         made.check()
     nothing = front_of([busy], rows[1:], Limits(max_ms=2))
-    with pytest.raises(GateError, match="No file is ranked, so none is named for deployment"):
+    with pytest.raises(GateError, match=r"No file is ranked.*\n.* --wait-quiet 60"):
         nothing.check()
 
 
