@@ -7,7 +7,6 @@ python benchmarks/accuracy_latency.py RUN benchmarks/accuracy-latency.svg
 from __future__ import annotations
 
 import argparse
-import base64
 from pathlib import Path
 
 from kdedge.reporting.blocks import Plot
@@ -31,9 +30,7 @@ def main() -> None:
     plots = [b for b in front_blocks(named_rows(speed), how(speed), "") if isinstance(b, Plot)]
     if not plots:
         raise SystemExit(f"{record} has no model with an accuracy: kdedge eval, then kdedge bench")
-    svg = base64.b64decode(plots[0].picture.light.partition(",")[2]).decode()
-    paper = ' <rect width="100%" height="100%" fill="#ffffff"/>\n'
-    arguments.picture.write_text(svg.replace(" <defs>", f"{paper} <defs>", 1), encoding="utf-8")
+    arguments.picture.write_bytes(plots[0].picture.svg_on_white)
     print(f"{plots[0].title}. {plots[0].caption}")
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kdedge.api.demo import demo
     from kdedge.api.evaluate import evaluate
     from kdedge.api.export import export
+    from kdedge.api.front import front
     from kdedge.api.import_checkpoint import import_checkpoint
     from kdedge.api.init import init
     from kdedge.api.model import LoadedModel, load
@@ -54,6 +55,7 @@ _HOMES = {
     "kdedge.api.export": ("export",),
     "kdedge.api.artifact": ("open_artifact", "reseal", "write_triton", "write_deepstream"),
     "kdedge.api.bench": ("bench", "check_speed"),
+    "kdedge.api.front": ("front",),
     "kdedge.api.report": ("report",),
     "kdedge.api.run": ("Run", "open_run", "list_runs"),
     "kdedge.api.model": ("load", "LoadedModel"),
@@ -96,6 +98,7 @@ __all__ = [
     "export",
     "fetch_set",
     "fill_teacher_stores",
+    "front",
     "import_checkpoint",
     "init",
     "list_methods",

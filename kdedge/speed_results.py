@@ -27,7 +27,7 @@ from kdedge.records import (
     null_as,
     read_record,
 )
-from kdedge.results import are_same_images
+from kdedge.results import EvalResult, are_same_images
 from kdedge.tables import Table, Tabled
 
 FORMAT_VERSION = 1
@@ -127,6 +127,20 @@ class Accuracy(Record):
     source: str
     n_images: Annotated[Count | None, OPTIONAL] = None
     images_hash: Annotated[str | None, OPTIONAL] = None
+
+    @classmethod
+    def of_run(cls, result: EvalResult, run: str) -> Accuracy:
+        """The accuracies of a run's model from its evaluation."""
+        return cls(
+            base=result.base,
+            novel=result.novel,
+            harmonic_mean=result.harmonic_mean,
+            all=result.all,
+            agreement=None,
+            source=run,
+            n_images=result.n_images,
+            images_hash=result.images_hash,
+        )
 
     def is_beside(self, other: Accuracy) -> bool:
         """Whether both were measured on the same images, as far as the records tell."""

@@ -212,16 +212,7 @@ def _known(run: RunFolder, key: str, compared: ParityResult | None) -> _Known:
     result = _evaluation(run).get(key)
     if result is None:
         return _Known()
-    accuracy = Accuracy(
-        base=result.base,
-        novel=result.novel,
-        harmonic_mean=result.harmonic_mean,
-        all=result.all,
-        agreement=None,
-        source=run.name,
-        n_images=result.n_images,
-        images_hash=result.images_hash,
-    )
+    accuracy = Accuracy.of_run(result, run.name)
     test = None if compared is None else compared.test_set
     if compared is None or test is None or test.images_hash != result.images_hash:
         return _Known(accuracy)

@@ -35,12 +35,19 @@ _WIDTH = 5.4  # inches: 518 CSS pixels, so that letters can be read on a phone
 
 
 @dataclass(frozen=True)
-class SpeedPoint:
-    """A model's median latency in ms and accuracy in percent; kind: `model`, `file`, `engine`."""
+class CostPoint:
+    """A model's cost and accuracy.
+
+    Attributes:
+        label: its name.
+        kind: `model`, `file`, `engine`, or `unranked` for a model that cannot be on the front.
+        cost: median latency in ms, file size in MB, or work in GFLOPs.
+        accuracy: percent.
+    """
 
     label: str
     kind: str
-    ms: float
+    cost: float
     accuracy: float
 
 
@@ -245,19 +252,20 @@ def calibration(models: Mapping[str, EvalDetails]) -> Draw:
     return draw
 
 
-def accuracy_against_latency(
-    points: Sequence[SpeedPoint], *, accuracy_name: str, time_name: str
+def accuracy_against_cost(
+    points: Sequence[CostPoint], *, accuracy_name: str, cost_name: str
 ) -> Draw:
-    """Plots one or more models by time and accuracy, with their Pareto front."""
-    front = pareto_front([(point.ms, point.accuracy) for point in points])
-    named = range(len(points)) if len(points) <= _MOST_LABELS else front
+    """Plots one or more models by cost and accuracy, with their Pareto front."""
+    ranked = [point for point in points if point.kind != "unranked"]
+    front = [ranked[i] for i in pareto_front([(point.cost, point.accuracy) for point in ranked])]
+    named = points if len(points) <= _MOST_LABELS else front
 
     def draw(theme: Theme) -> Figure:
         figure = Figure(figsize=(_WIDTH + 0.9, max(3.4, 0.6 + 0.24 * len(named))))
         axes = figure.subplots()
         axes.plot(
-            [points[i].ms for i in front],
-            [points[i].accuracy for i in front],
+            [point.cost for point in front],
+            [point.accuracy for point in front],
             color=theme.muted,
             linestyle="--",
             linewidth=1.2,
@@ -268,33 +276,34 @@ def accuracy_against_latency(
             "model": ("in PyTorch", theme.first, "o"),
             "file": ("exported file", theme.second, "s"),
             "engine": ("engine", theme.third, "^"),
+            "unranked": ("not ranked", theme.muted, "x"),
         }
         for kind, (label, color, marker) in styles.items():
             mine = [point for point in points if point.kind == kind]
-            x, y = [point.ms for point in mine], [point.accuracy for point in mine]
+            x, y = [point.cost for point in mine], [point.accuracy for point in mine]
             if mine:
                 axes.scatter(x, y, s=42, color=color, marker=marker, label=label, zorder=3)
         # Wide enough for a tick, even for a single point
-        low, high = (f(point.ms for point in points) for f in (min, max))
-        axes.set(xlabel=time_name, ylabel=accuracy_name, xscale="log", xlim=(low / 1.6, high * 1.6))
+        low, high = (f(point.cost for point in points) for f in (min, max))
+        axes.set(xlabel=cost_name, ylabel=accuracy_name, xscale="log", xlim=(low / 1.6, high * 1.6))
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4)
-        _name_points(axes, [points[i] for i in named], theme)
+        _name_points(axes, named, theme)
         return figure
 
     return draw
 
 
-def _name_points(axes: Any, points: Sequence[SpeedPoint], theme: Theme) -> None:
+def _name_points(axes: Any, points: Sequence[CostPoint], theme: Theme) -> None:
     """Writes names in a column right of the plot, each with a line to its point."""
     to_axes = axes.transData + axes.transAxes.inverted()
-    ends = [tuple(to_axes.transform((point.ms, point.accuracy))) for point in points]
+    ends = [tuple(to_axes.transform((point.cost, point.accuracy))) for point in points]
     for point, place in zip(points, _places_of_names(ends), strict=True):
         axes.annotate(
             _short(point.label, 30),
-            xy=(point.ms, point.accuracy),
+            xy=(point.cost, point.accuracy),
             xytext=place,
             textcoords="axes fraction",
             va="center",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdedge.reporting.blocks import Block, Plot, Table
-from kdedge.reporting.figures import SpeedPoint, accuracy_against_latency
+from kdedge.reporting.figures import CostPoint, accuracy_against_cost
 from kdedge.reporting.numbers import figure, percent
 from kdedge.reporting.pareto import pareto_front
 from kdedge.reporting.speed import NamedRow, is_model_alone, model_alone
@@ -50,7 +50,7 @@ class _Front:
     images: str
     accuracy_name: str
     batch: int
-    points: list[SpeedPoint]
+    points: list[CostPoint]
     sources: dict[str, str]
 
     def is_within(self, other: _Front) -> bool:
@@ -64,13 +64,13 @@ def _front(rows: Sequence[NamedRow], images: Accuracy) -> _Front:
     measurements = [found for _, row in rows for found in row.measurements]
     batch = min((found.batch for found in measurements if is_model_alone(found)), default=1)
     known_rows = [(label, row, row.accuracy_beside(images)) for label, row in rows]
-    key, accuracy_name = _accuracy_key([known for _, _, known in known_rows if known is not None])
+    key, accuracy_name = shared_accuracy([known for _, _, known in known_rows if known is not None])
     points, sources = [], {}
     for label, row, known in known_rows:
         found = model_alone(row, batch)
         accuracy = None if known is None else getattr(known, key)
         if found is not None and found.doubt is None and known is not None and accuracy is not None:
-            points.append(SpeedPoint(label, _kind(row), found.p50_ms, accuracy))
+            points.append(CostPoint(label, _kind(row), found.p50_ms, accuracy))
             sources[label] = known.source
     return _Front(images.images_text, accuracy_name, batch, points, sources)
 
@@ -87,17 +87,17 @@ def _blocks(front: _Front, n_rows: int, measured: str, name: str) -> list[Block]
             f" {n_rows - len(points)} of {n_rows} models are left out: their accuracy on these"
             " images is unknown, or their times are missing or in doubt."
         )
-    draw = accuracy_against_latency(
-        points, accuracy_name=f"{accuracy_name}, %", time_name=f"{time_name} (log scale)"
+    draw = accuracy_against_cost(
+        points, accuracy_name=f"{accuracy_name}, %", cost_name=f"{time_name} (log scale)"
     )
     title = f"Accuracy against latency: {accuracy_name}"
-    best = set(pareto_front([(point.ms, point.accuracy) for point in points]))
+    best = set(pareto_front([(point.cost, point.accuracy) for point in points]))
     cells = [
         [
             *(point.label, front.sources[point.label], "yes" if i in best else ""),
-            *(figure(point.ms), percent(point.accuracy)),
+            *(figure(point.cost), percent(point.accuracy)),
         ]
-        for i, point in sorted(enumerate(points), key=lambda entry: entry[1].ms)
+        for i, point in sorted(enumerate(points), key=lambda entry: entry[1].cost)
     ]
     header = ["model", "accuracy from", "on the front", "ms", "%"]
     table_caption = f"Times: {time_name}. Accuracies: {accuracy_name}, percent, {front.images}."
@@ -107,8 +107,11 @@ def _blocks(front: _Front, n_rows: int, measured: str, name: str) -> list[Block]
     ]
 
 
-def _accuracy_key(known: Sequence[Accuracy]) -> tuple[str, str]:
-    """The accuracy that all models have; exported files have only the one over all names."""
+def shared_accuracy(known: Sequence[Accuracy]) -> tuple[str, str]:
+    """The accuracy that all models have, as the key of `Accuracy` and in words.
+
+    Exported files have only the one over all names.
+    """
     if all(accuracy.harmonic_mean is not None for accuracy in known):
         return "harmonic_mean", "harmonic mean of base and novel"
     return "all", "accuracy over all names"

@@ -95,6 +95,13 @@ class Picture:
     width: int
     height: int
 
+    @property
+    def svg_on_white(self) -> bytes:
+        """The SVG on a white page, for a file: what shows it may have a dark page."""
+        svg = base64.b64decode(self.light.partition(",")[2]).decode()
+        page = ' <rect width="100%" height="100%" fill="#ffffff"/>\n'
+        return svg.replace(" <defs>", f"{page} <defs>", 1).encode()
+
 
 def render(draw: Draw) -> Picture:
     """Draws a plot in both themes; the same drawing gives the same bytes."""

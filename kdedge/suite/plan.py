@@ -198,12 +198,12 @@ def _measuring_cells(
     return [replace(cell, recipe=name, loaded=resolved, source=cell) for cell in trained]
 
 
-def measuring_options(recipe: Recipe) -> list[str]:
-    """Options of `kdedge eval` to measure any run on a recipe's test images and classes."""
+def measuring_overrides(recipe: Recipe) -> list[str]:
+    """Overrides, as --set takes them, to measure any run on a recipe's test images and classes."""
     values = recipe_values(recipe)
     given = {"classes": values["classes"]}
     given |= {f"data.{key}": values["data"].get(key) for key in ("test", "split", "root")}
-    return [word for text in override_texts(given) for word in ("--set", text)]
+    return override_texts(given)
 
 
 def _row_cells(loaded: LoadedSuite, file: Path, recipe: str, number: int) -> list[Cell]:

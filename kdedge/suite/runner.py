@@ -17,7 +17,7 @@ from kdedge.records import parse_record
 from kdedge.results import EvalResult
 from kdedge.suite.jobs import Run
 from kdedge.suite.ledger import Ledger
-from kdedge.suite.plan import Cell, measuring_options
+from kdedge.suite.plan import Cell, measuring_overrides
 from kdedge.suite.process import CollectedSignals, Ended, KdedgeProcess
 from kdedge.suite.schedule import next_cell
 
@@ -164,7 +164,9 @@ class Runner:
             return
         arguments = [cell.command, str(recipe), "--resume"]
         if run is not None:
-            arguments = ["eval", str(run.folder.path), *measuring_options(cell.loaded.recipe)]
+            changes = measuring_overrides(cell.loaded.recipe)
+            options = [word for change in changes for word in ("--set", change)]
+            arguments = ["eval", str(run.folder.path), *options]
             if cell.source is None:
                 log.info("%s was measured on other images; measuring it again.", run.folder.path)
         number = len(self._cells) - len(self._queue)

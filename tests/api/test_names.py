@@ -38,6 +38,7 @@ NAMES = [
     "export",
     "fetch_set",
     "fill_teacher_stores",
+    "front",
     "import_checkpoint",
     "init",
     "list_methods",

@@ -147,6 +147,14 @@ def exported_project(trained_project: Path, tmp_path_factory: pytest.TempPathFac
     return folder
 
 
+@pytest.fixture
+def exported(exported_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That project, of the test's own, as the current folder."""
+    folder = copy_project(exported_project, tmp_path / "project")
+    monkeypatch.chdir(folder)
+    return folder
+
+
 @dataclass(frozen=True)
 class Done:
     """How a command ended."""

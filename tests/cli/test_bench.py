@@ -55,17 +55,6 @@ def before_each_run(monkeypatch: pytest.MonkeyPatch, act: Callable[[int, int], N
     monkeypatch.setattr(onnxruntime, "InferenceSession", Watched)
 
 
-@pytest.fixture
-def exported(exported_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """That project, of the test's own, as the current folder."""
-    folder = tmp_path / "project"
-    shutil.copytree(exported_project, folder)
-    for recipe in folder.glob("runs/*/*/recipe.yaml"):
-        recipe.write_text(recipe.read_text().replace(str(exported_project), str(folder)))
-    monkeypatch.chdir(folder)
-    return folder
-
-
 def read(path: str | Path) -> Any:
     return json.loads(Path(path).read_text())
 

@@ -54,6 +54,7 @@ LOAD = "ends by how busy the machine is"
 BEGIN = "made what the page begins with"
 MACHINES = "needs several machines"
 MANY = "trains for minutes; tests/cli/test_suite.py runs a smaller suite"
+FRONT = "trains for minutes; tests/cli/test_front.py runs a smaller one"
 SERVER = "needs the server"
 SAME = "README.md runs it, after the same commands"
 STEP = "is a step of these tests"
@@ -157,6 +158,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
     "docs/suites.md": {
         "kdedge suite line3-suite.yaml --jobs 2": MANY,
         "kdedge suite benchmarks/suites/table1.yaml --jobs 2": DOWNLOAD,
+        "kdedge front line3-sizes.yaml": FRONT,
     },
 }
 

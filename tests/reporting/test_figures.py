@@ -55,8 +55,8 @@ def test_ten_thousand_classes_need_no_matrix_of_all_their_pairs() -> None:
 
 def front(points: list[tuple[float, float]]) -> Any:
     """The axes of models with a time and an accuracy each."""
-    models = [figures.SpeedPoint(f"model {i}", "file", *point) for i, point in enumerate(points)]
-    draw = figures.accuracy_against_latency(models, accuracy_name="%", time_name="ms")
+    models = [figures.CostPoint(f"model {i}", "file", *point) for i, point in enumerate(points)]
+    draw = figures.accuracy_against_cost(models, accuracy_name="%", cost_name="ms")
     return draw(LIGHT).axes[0]
 
 
