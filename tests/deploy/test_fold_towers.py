@@ -375,7 +375,20 @@ class Repeating(nn.Module):
         return self.norm(self.conv(found)).mean(dim=(2, 3))
 
 
-@pytest.mark.parametrize("encoder", [Branching, Repeating])
+class ReadingWeights(nn.Module):
+    """A convolution whose weight is read beside its call, and a batch norm after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, stride=4)
+        self.conv, self.norm = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.norm(self.conv(self.stem(images))).relu().mean(dim=(2, 3))
+        return found * self.conv.weight.flatten(1).norm(dim=1)
+
+
+@pytest.mark.parametrize("encoder", [Branching, Repeating, ReadingWeights])
 def test_a_batch_norm_that_cannot_move_stays(encoder: Callable[[], nn.Module]) -> None:
     made = make_student(Family(encoder, 16, INSIDE))
     model = made.fold()

@@ -135,7 +135,7 @@ def _only_convolution(call: Call) -> Operation | None:
 
 
 def _fold_batch_norms(encoder: nn.Module, observed: Observed) -> None:
-    """Folds each batch norm into the layer before it, if nothing else reads that layer's output."""
+    """Folds a batch norm into the layer before it, if nothing else reads its output or weight."""
     layers = {
         id(call.output): module
         for module, call in observed.single_calls()
@@ -145,7 +145,7 @@ def _fold_batch_norms(encoder: nn.Module, observed: Observed) -> None:
         layer = layers.get(id(call.input))
         if layer is None or type(norm) not in _BATCH_NORMS or norm.running_mean is None:
             continue
-        if len(observed.readers(call.input)) != 1:
+        if len(observed.readers(call.input)) != 1 or len(observed.readers(layer.weight)) != 1:
             continue
         bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
         weight, bias = with_batch_norm(layer.weight.double(), bias.double(), norm)
