@@ -388,6 +388,23 @@ class ReadingWeights(nn.Module):
         return found * self.conv.weight.flatten(1).norm(dim=1)
 
 
+class ReadingStem(nn.Module):
+    """A first convolution whose weight is read beside its call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, stride=4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.stem(images).relu().mean(dim=(2, 3)) * self.stem.weight.flatten(1).norm(dim=1)
+
+
+def test_pixels_stay_outside_where_the_stems_weight_is_read_elsewhere() -> None:
+    made = make_student(Family(ReadingStem, 16, BEFORE))
+    with torch.no_grad():
+        assert_same(made.fold()(made.pixels), made.reference())
+
+
 @pytest.mark.parametrize("encoder", [Branching, Repeating, ReadingWeights])
 def test_a_batch_norm_that_cannot_move_stays(encoder: Callable[[], nn.Module]) -> None:
     made = make_student(Family(encoder, 16, INSIDE))

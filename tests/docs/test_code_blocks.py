@@ -50,6 +50,7 @@ DOWNLOAD = "downloads images or weights"
 DRAWN = "tests/docs/test_examples.py runs it"
 GPU = "needs a GPU with NVIDIA's libraries"
 INSTALL = "installs packages"
+LARGE = "is for a ViT-B/16; these tests have a student of 3 blocks and 16 patch tokens"
 LOAD = "ends by how busy the machine is"
 BEGIN = "made what the page begins with"
 MACHINES = "needs several machines"
@@ -75,6 +76,9 @@ NOT_RUN: dict[str, dict[str, str]] = {
     "docs/benchmark-sets.md": {
         "kdedge data fetch sun397 --data /data/sets": DOWNLOAD,
         "kdedge data verify sun397 --data /data/sets": DOWNLOAD,
+    },
+    "docs/how-it-works.md": {
+        "kdedge distill line3.yaml --set student.settings.merge_tokens=8": LARGE,
     },
     "docs/deploy/artifacts.md": {
         "pip wheel --no-deps --wheel-dir dist .": INSTALL,

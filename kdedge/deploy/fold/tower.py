@@ -183,6 +183,8 @@ def _fold_into_stem(observed: Observed, request: FoldRequest) -> str:
             continue
         if len(readers) != 1 or conv.padding_mode != "zeros" or conv.groups != 1:
             break
+        if len(observed.readers(conv.weight)) != 1:
+            break
         folded, shift = fold_pixels(conv, request.preprocess, request.pixels)
         bias = torch.zeros(len(shift)) if conv.bias is None else conv.bias
         is_padded = not (readers[0].is_convolution and not any(readers[0].arguments[4]))

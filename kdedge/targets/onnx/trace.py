@@ -104,6 +104,10 @@ def _trace(model: nn.Module, *, size_px: int, batch: Batch, max_batch: int) -> A
     if folded.pixels == "uint8":
         images = images.to(torch.uint8)
     dimension = torch.export.Dim("batch", min=1, max=max_batch) if is_dynamic else None
+    with torch.no_grad():
+        model(
+            images
+        )  # some of timm's blocks keep a tensor of their first run; the exporter may not
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)
