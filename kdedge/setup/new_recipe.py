@@ -28,7 +28,7 @@ TEACHER, STUDENT = "ViT-L-14:openai", student_size("base").clip
 _SETTINGS = {
     "tune": "prompts: as in the paper. full: all weights; on photos of another camera, with small"
     " CLIPs and student.optim: {algorithm: adamw, lr: 1e-3, layer_decay: 0.75, ema_decay: 0.999},"
-    " it reached a harmonic mean of 20.3 where prompts reached 17.5 (benchmarks/README.md). In the"
+    " it reached a harmonic mean of 20.5 where prompts reached 17.5 (benchmarks/README.md). In the"
     " paper, with OpenAI's CLIPs, it is 2.9 points worse (arXiv:2403.02781, table 5). Both are as"
     " fast on the device: compare them on your validation images.",
     "losses": "Weight of the distillation loss per image. The PromptKD repository's 1000 is 2.5 per"
