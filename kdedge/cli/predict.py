@@ -225,8 +225,11 @@ def _unfinished(inputs: Inputs, classifier: Classifier, shape: _Format) -> Unfin
     output, keys = shape.output, inputs.keys
     if output is None or keys is None or not shape.is_table or shape.uncertain is not None:
         return None
+    artifact, file = classifier.artifact, classifier.file
+    weights = None if file.data is None else artifact.others[file.data]
+    model = [file.sha256, weights, list(artifact.class_names)]
     options = [shape.kind, shape.top, shape.min_score]
-    made_from = sha256_json([classifier.file.sha256, *options, list(map(printed_key, keys))])
+    made_from = sha256_json([*model, *options, list(map(printed_key, keys))])
     return UnfinishedLines(output, "csv" if shape.kind == "csv" else "jsonl", made_from)
 
 

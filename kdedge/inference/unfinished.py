@@ -53,7 +53,8 @@ class UnfinishedLines:
             keys: of all images, in their order.
 
         Raises:
-            RecipeError: the file is not an unfinished one of the same artifact, images and options.
+            RecipeError: the file is not an unfinished one of the same artifact, images and options,
+                or was changed.
             ResourceError: it cannot be read or written.
         """
         if not self._marker.exists():
@@ -68,6 +69,11 @@ class UnfinishedLines:
             found = self._whole_lines()
         except OSError as error:
             raise explain_os_error(error, self.output) from error
+        except (ValueError, LookupError, TypeError, csv.Error) as error:
+            raise RecipeError(
+                f"{self.output} has lines that `kdedge predict` did not write.\n"
+                "  Undo the change, or name another file and leave --resume out."
+            ) from error
         if found != [printed_key(key) for key in keys[: len(found)]]:
             raise self._of_others()
         return len(found)

@@ -597,3 +597,39 @@ def test_only_the_same_commands_unfinished_file_is_continued(work: Path, kdedge:
     assert (done.code, "begun with another artifact, other images" in done.err) == (2, True)
     done = kdedge(*command, "--uncertain", "2")
     assert (done.code, "--resume continues a file of all images" in done.err) == (2, True)
+
+
+def begin(monkeypatch: pytest.MonkeyPatch, kdedge: Run, *command: str) -> None:
+    """Runs the command, and leaves its file as a kill would."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        assert kdedge(*command).code == 0
+
+
+def test_a_file_of_other_weights_behind_the_same_graph_is_not_continued(
+    work: Path, colors: ModuleType, kdedge: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    colors._make_artifact(work / "one", external=True)
+    colors._make_artifact(work / "two", external=True, factor=2.0)
+    graphs = {(work / name / "model.onnx").read_bytes() for name in ("one", "two")}
+    assert len(graphs) == 1
+    command = ("pics", "--format", "csv", "--output", "o.csv")
+    begin(monkeypatch, kdedge, "predict", "one", *command)
+    done = kdedge("predict", "two", *command, "--resume")
+    assert (done.code, "begun with another artifact, other images" in done.err) == (2, True)
+    assert kdedge("predict", "one", *command, "--resume").code == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"), [("csv", b"\n"), ("jsonl", b"{\n"), ("jsonl", b"1\n"), ("jsonl", b"\xff\n")]
+)
+def test_a_file_with_other_lines_is_refused_and_kept(
+    work: Path, kdedge: Run, monkeypatch: pytest.MonkeyPatch, kind: str, line: bytes
+) -> None:
+    command = ("predict", "art", "pics", "--format", kind, "--output", "o")
+    begin(monkeypatch, kdedge, *command)
+    changed = (work / "o").read_bytes() + line
+    (work / "o").write_bytes(changed)
+    done = kdedge(*command, "--resume")
+    assert (done.code, "lines that `kdedge predict` did not write" in done.err) == (2, True)
+    assert (work / "o").read_bytes() == changed

@@ -145,7 +145,7 @@ class StoreFiller:
                         "  Check the disk, or choose another folder with --runs."
                     )
                 if missing:
-                    log.info("Waiting for another process that is filling this teacher store.")
+                    log.info("Waiting for another process that is filling %s.", self.store.path)
                     with Claims(self._claims) as claims:
                         claims.wait_for(missing[0].claim)
                     missing = self.store.load(missing)
