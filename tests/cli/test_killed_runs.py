@@ -75,7 +75,7 @@ def test_runs_killed_at_random_moments_end_as_an_undisturbed_one(
         resumed += "runs/tiny/02: resuming where it stopped" in process.stderr
     process = start(*DISTILL, "--resume")
     assert process.wait() == 0, process.stderr
-    assert resumed >= 2
+    assert resumed >= 1
     (finished,) = finished_students(project / "runs")
     assert results(finished) == reference
     lines = (finished / "metrics.jsonl").read_text().splitlines()
