@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from kdedge.api.evaluate import run_argument
+from kdedge.api.keywords import check_keywords
 from kdedge.benchmarking.artifact_subjects import artifact_subjects, comparison, find_artifact
 from kdedge.benchmarking.compare import check_comparable, check_regressions
 from kdedge.benchmarking.run import Machine, run_bench
@@ -111,12 +112,7 @@ def bench(
         SetupError: torch or the device is missing; artifacts need no torch.
         ResourceError: the measurements cannot be written.
     """
-    unknown = sorted(options.keys() - BenchOptions.__annotations__.keys())
-    if unknown:
-        raise TypeError(
-            f"{', '.join(unknown)}: no such keyword. Known keywords:"
-            f" {', '.join(BenchOptions.__annotations__)}."
-        )
+    check_keywords(options, BenchOptions.__annotations__)
     if not batches or min(batches) < 1 or not seconds > 0:
         raise RecipeError(
             f"batches is {list(batches)} and seconds is {seconds:g}. Give batches of 1 or more, and"

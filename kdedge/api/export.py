@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from kdedge.api.evaluate import run_argument
+from kdedge.api.keywords import check_keywords
 from kdedge.api.recipe import Overrides, set_texts
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.runs.find import find_run
@@ -181,13 +182,11 @@ def export(
         DataError: images cannot be read, or there are none to calibrate INT8 with.
         SetupError: a package, weights or a device is missing.
     """
-    unknown = sorted(options.keys() - ExportOptions.__annotations__.keys())
-    if unknown:
-        raise TypeError(
-            f"{', '.join(unknown)}: no such keyword. Known keywords:"
-            f" {', '.join(ExportOptions.__annotations__)}.\n"
-            "  Give keys of the recipe as overrides={'export.head': 'argmax'}."
-        )
+    check_keywords(
+        options,
+        ExportOptions.__annotations__,
+        remedy="Give keys of the recipe as overrides={'export.head': 'argmax'}.",
+    )
     names = [targets] if isinstance(targets, str) else targets
     chosen = tuple(find_target(name) for name in names if name != "onnx")
     request = ExportRequest(run_argument(source), chosen, fp16=fp16, int8=int8)

@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, TypedDict
 
 from kdedge.api.bench import Timing
 from kdedge.api.export import ExportRequest, make_export
+from kdedge.api.keywords import check_keywords
 from kdedge.api.recipe import Overrides, set_texts
 from kdedge.api.suite import make_suite, open_suite
 from kdedge.benchmarking.run import Machine
+from kdedge.benchmarking.timing import TimingPlan
 from kdedge.config.load import load_recipe, recipe_values
-from kdedge.config.recipe import Recipe
 from kdedge.config.suite import override_texts
 from kdedge.errors import DataError, KdedgeError, RecipeError, SetupError
 from kdedge.files import explain_os_error, highest_number, write_new_numbered_json
 from kdedge.fronts.limits import Limits
+from kdedge.fronts.reuse import all_precisions, is_as_exported
 from kdedge.fronts.students import Student, measure_students
 from kdedge.lock import locked
-from kdedge.results import EvalResult, ParityResult, are_same_images
 from kdedge.runs.folder import RunFolder
-from kdedge.runtime.artifact import Artifact, Precision, load_artifact
+from kdedge.runtime.artifact import Artifact, load_artifact
 from kdedge.runtime.contention import QuietWait
 from kdedge.runtime.threads import set_up_threads
 from kdedge.speed_results import MOST_OTHERS_PERCENT, SpeedResult
@@ -96,18 +97,43 @@ class ExportWish:
 
 
 @dataclass(frozen=True)
-class Measuring:
-    """How the files are timed.
+class FrontTiming:
+    """How the files are timed, at batch 1.
 
     Attributes:
-        timing: time per file; its batches are not used.
-        n_threads: CPU threads; None for each library's default.
-        machine: measures peaks and power, and waits for a quiet machine.
+        seconds: shortest measurement of each file.
+        calls: smallest number of calls.
+        wait_quiet: longest time in total to wait until other processes leave the cores, in seconds.
+        threads: CPU threads; None for each library's default.
+    """
+
+    seconds: float = 2.0
+    calls: int = 20
+    wait_quiet: float | None = None
+    threads: int | None = None
+
+    @property
+    def plan(self) -> TimingPlan:
+        """The plan that the measurement follows."""
+        return Timing((1,), self.seconds, self.calls).plan
+
+    def machine(self, machine: Machine) -> Machine:
+        """A machine that waits until it is quiet before each measurement."""
+        wait = QuietWait(self.wait_quiet or 0.0, most_percent=MOST_OTHERS_PERCENT)
+        return replace(machine, wait=wait)
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How and where the files are timed.
+
+    Attributes:
+        timing: time per file.
+        machine: measures peaks and power.
         command: the command line, for the record.
     """
 
-    timing: Timing
-    n_threads: int | None
+    timing: FrontTiming
     machine: Machine
     command: str
 
@@ -154,19 +180,19 @@ def front(
         InUseError: another process works on this front or suite.
         ResourceError: the front's folder cannot be written.
     """
-    unknown = sorted(options.keys() - FrontOptions.__annotations__.keys())
-    if unknown:
-        raise TypeError(
-            f"{', '.join(unknown)}: no such keyword. Known keywords:"
-            f" {', '.join(FrontOptions.__annotations__)}."
-        )
-    seconds, calls = options.get("seconds", 2.0), options.get("calls", 20)
-    if calls < 3 or not seconds > 0:
+    check_keywords(options, FrontOptions.__annotations__)
+    timing = FrontTiming(
+        options.get("seconds", FrontTiming.seconds),
+        options.get("calls", FrontTiming.calls),
+        options.get("wait_quiet"),
+        options.get("threads"),
+    )
+    if timing.calls < 3 or not timing.seconds > 0:
         raise RecipeError(
-            f"calls is {calls} and seconds is {seconds:g}. Give 3 calls or more, and more than 0"
-            " seconds."
+            f"calls is {timing.calls} and seconds is {timing.seconds:g}. Give 3 calls or more, and"
+            " more than 0 seconds."
         )
-    set_up_threads(options.get("threads"))
+    set_up_threads(timing.threads)
     places = Places(
         Path(options.get("fronts", "fronts")),
         Path(options.get("suites", "suites")),
@@ -175,16 +201,13 @@ def front(
     )
     ledger = open_front(Path(suite), places)
     wish = ExportWish(fp16, int8, tuple(set_texts(options.get("overrides"))))
-    wait = QuietWait(options.get("wait_quiet", 0.0), most_percent=MOST_OTHERS_PERCENT)
-    measuring = Measuring(
-        Timing((1,), seconds, calls),
-        options.get("threads"),
-        Machine(wait=wait),
-        shlex.join(sys.argv),
-    )
-    n_jobs = options.get("jobs", 1)
     made = make_suites_front(
-        ledger, places, wish, measuring, limits=Limits(max_ms, min_accuracy), n_jobs=n_jobs
+        ledger,
+        places,
+        wish,
+        Measuring(timing, Machine(), shlex.join(sys.argv)),
+        limits=Limits(max_ms, min_accuracy),
+        n_jobs=options.get("jobs", 1),
     )
     check_front(made, ledger)
     return made
@@ -224,7 +247,7 @@ def _check_export(ledger: Ledger, wish: ExportWish) -> None:
     precisions = ExportRequest(None, fp16=wish.fp16, int8=wish.int8).precisions
     for cell in ledger.plan.cells:
         recipe = load_recipe(cell.loaded.recipe, wish.overrides).recipe
-        for precision in _all_precisions(precisions, recipe):
+        for precision in all_precisions(precisions, recipe):
             build.plan(precision)
 
 
@@ -276,9 +299,9 @@ def make_suites_front(
         speed = measure_students(
             students,
             measuring.timing.plan,
-            n_threads=measuring.n_threads,
+            n_threads=measuring.timing.threads,
             command=measuring.command,
-            machine=measuring.machine,
+            machine=measuring.timing.machine(measuring.machine),
             when_interrupted=keep,
         )
         source = Source(suite.suite.name, suite.path, keep(speed))
@@ -357,6 +380,7 @@ def _artifact(cell: Cell, student: Student, places: Places, wish: ExportWish) ->
     from kdedge.suite.plan import measuring_overrides
 
     assert student.run is not None
+    assert student.result is not None
     values = recipe_values(cell.loaded.recipe)
     changes = override_texts({key: values[key] for key in ("export", "gates")})
     changes += [*measuring_overrides(cell.loaded.recipe), *wish.overrides]
@@ -370,7 +394,7 @@ def _artifact(cell: Cell, student: Student, places: Places, wish: ExportWish) ->
         except (DataError, SetupError) as error:
             log.warning("%s\n  Exporting %s again.", error, run.name)
         else:
-            if _is_as_exported(artifact, recipe, request.precisions, student):
+            if is_as_exported(artifact, recipe, request.precisions, student.result):
                 log.info("%s: its files in %s are used.", cell.row, newest)
                 return artifact
     log.info("%s: exporting %s.", cell.row, run.path)
@@ -378,33 +402,3 @@ def _artifact(cell: Cell, student: Student, places: Places, wish: ExportWish) ->
         request, {"overrides": changes, "root": places.root, "device": places.device}
     )
     return made.artifact
-
-
-def _is_as_exported(
-    artifact: Artifact, recipe: Recipe, precisions: set[Precision], student: Student
-) -> bool:
-    """Whether an artifact of the run is what an export with this recipe would make."""
-    spec, result = recipe.export, student.result
-    assert result is not None
-    files = [file for file in artifact.files if file.target == "onnx"]
-    n_images = min(spec.parity_images, result.n_images)
-    has = (artifact.class_names, artifact.head, artifact.pixels, artifact.batch, artifact.gates)
-    wants = (tuple(result.per_class), spec.head, spec.pixels, spec.batch, recipe.gates.as_record())
-    return (
-        has == wants
-        and _all_precisions(precisions, recipe) <= {file.precision for file in files}
-        and all(_is_compared_on(file.parity, result, n_images) for file in files)
-    )
-
-
-def _all_precisions(precisions: set[Precision], recipe: Recipe) -> set[Precision]:
-    """The precisions of the ONNX files that an export makes."""
-    chosen: set[Precision] = {"fp32", *precisions, *recipe.export.precisions}
-    return chosen | {"fp16"} if "int8" in chosen else chosen
-
-
-def _is_compared_on(parity: ParityResult | None, result: EvalResult, n_images: int) -> bool:
-    """Whether a file was compared on this number of the test images of an evaluation."""
-    if parity is None or parity.test_set is None:
-        return False
-    return parity.n_images == n_images and are_same_images(parity.test_set, result)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from kdedge.api.evaluate import run_argument
+from kdedge.api.keywords import check_keywords
 from kdedge.errors import RecipeError
 from kdedge.runs.find import find_run
 from kdedge.setup.packages import need_training_packages
@@ -99,12 +100,7 @@ def import_checkpoint(
     """
     from kdedge.api.run import Run
 
-    unknown = sorted(options.keys() - CheckpointOptions.__annotations__.keys())
-    if unknown:
-        raise TypeError(
-            f"{', '.join(unknown)}: no such keyword. Known keywords:"
-            f" {', '.join(CheckpointOptions.__annotations__)}."
-        )
+    check_keywords(options, CheckpointOptions.__annotations__)
     request = CheckpointRequest(Path(file), kind, weights, classes, run_argument(teacher))
     return Run(make_import(request, options).run)
 

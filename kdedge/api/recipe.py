@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from kdedge.api.keywords import check_keywords
 from kdedge.config.load import LoadedRecipe, load_recipe
 from kdedge.config.recipe import Recipe
 from kdedge.config.student_sizes import student_size
@@ -58,12 +59,11 @@ def loaded_with(
 ) -> LoadedRecipe:
     """Loads a recipe with a call's overrides and shorthands."""
     keys = shorthand_keys(role)
-    unknown = sorted(shorthands.keys() - keys)
-    if unknown:
-        raise TypeError(
-            f"{', '.join(unknown)}: no such keyword. Known keywords: {', '.join(keys)}.\n"
-            "  Give other keys of the recipe as overrides={'student.optim.momentum': 0.9}."
-        )
+    check_keywords(
+        shorthands,
+        keys,
+        remedy="Give other keys of the recipe as overrides={'student.optim.momentum': 0.9}.",
+    )
     short = {keys[name]: value for name, value in shorthands.items()}
     return load_recipe(recipe, [*set_texts(overrides), *override_texts(short)])
 

@@ -35,6 +35,24 @@ device_option = click.option(
 )
 """`--device`, given to the command as `device`; None means cuda if available, else cpu."""
 
+suites_option = click.option(
+    "--suites",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("suites"),
+    show_default=True,
+    help="Folder of all suites.",
+)
+"""`--suites DIR`, given to the command as `suites`."""
+
+calls_option = click.option(
+    "--calls",
+    type=click.IntRange(min=3),
+    default=20,
+    show_default=True,
+    help="Smallest number of calls; as few as 3 if more would take over 10 times --seconds.",
+)
+"""`--calls N` of a command that times models, given to it as `calls`."""
+
 engine_option = click.option(
     "--engine",
     type=click.Choice(ENGINES),

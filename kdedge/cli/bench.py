@@ -29,6 +29,7 @@ from kdedge.benchmarking.tables import (
     summary,
 )
 from kdedge.cli._options import (
+    calls_option,
     check_new_file,
     device_option,
     options_as,
@@ -137,13 +138,7 @@ class _Shown:
     show_default=True,
     help="Shortest measurement of each model at each batch size.",
 )
-@click.option(
-    "--calls",
-    type=click.IntRange(min=3),
-    default=20,
-    show_default=True,
-    help="Smallest number of calls; as few as 3 if more would take over 10 times --seconds.",
-)
+@calls_option
 @click.option(
     "--slowest",
     type=FiniteRange(min=0.1),

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from kdedge.api.bench import Timing
 from kdedge.api.front import (
     ExportWish,
+    FrontTiming,
     Measuring,
     Places,
     check_front,
@@ -22,9 +21,11 @@ from kdedge.api.front import (
 )
 from kdedge.benchmarking.run import Machine
 from kdedge.cli._options import (
+    calls_option,
     device_option,
     options_as,
     runs_option,
+    suites_option,
     threads_value_option,
     use_threads,
 )
@@ -36,21 +37,9 @@ from kdedge.cli._output import (
     table,
 )
 from kdedge.fronts.limits import Limits
-from kdedge.runtime.contention import QuietWait
-from kdedge.speed_results import MOST_OTHERS_PERCENT
 
 if TYPE_CHECKING:
     from kdedge.fronts.front import Front
-
-
-@dataclass(frozen=True)
-class _Timing:
-    """How the files are timed."""
-
-    seconds: float
-    calls: int
-    wait_quiet: float | None
-    threads: int | None
 
 
 @click.command("front")
@@ -82,17 +71,11 @@ class _Timing:
 @click.option(
     "--seconds",
     type=FiniteRange(min=0.01),
-    default=2.0,
+    default=FrontTiming.seconds,
     show_default=True,
     help="Shortest measurement of each file.",
 )
-@click.option(
-    "--calls",
-    type=click.IntRange(min=3),
-    default=20,
-    show_default=True,
-    help="Smallest number of calls; as few as 3 if more would take over 10 times --seconds.",
-)
+@calls_option
 @click.option(
     "--wait-quiet",
     "wait_quiet",
@@ -118,27 +101,21 @@ class _Timing:
     show_default=True,
     help="Folder of all fronts.",
 )
-@click.option(
-    "--suites",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("suites"),
-    show_default=True,
-    help="Folder of all suites.",
-)
+@suites_option
 @runs_option
 @device_option
 @json_option
 @click.pass_obj
 @options_as(Limits, "limits")
 @options_as(ExportWish, "wish")
-@options_as(_Timing, "timing")
+@options_as(FrontTiming, "timing")
 @options_as(Places, "places")
 def command(
     machine: Machine | None,
     file: Path,
     limits: Limits,
     wish: ExportWish,
-    timing: _Timing,
+    timing: FrontTiming,
     places: Places,
     n_jobs: int,
     as_json: bool,
@@ -158,13 +135,8 @@ def command(
     """
     use_threads(timing.threads)
     ledger = open_front(file, places)
-    wait = QuietWait(timing.wait_quiet or 0.0, most_percent=MOST_OTHERS_PERCENT)
-    measuring = Measuring(
-        Timing((1,), timing.seconds, timing.calls),
-        timing.threads,
-        replace(machine or Machine(), wait=wait),
-        shlex.join(["kdedge", *sys.argv[1:]]),
-    )
+    command_line = shlex.join(["kdedge", *sys.argv[1:]])
+    measuring = Measuring(timing, machine or Machine(), command_line)
     made = make_suites_front(ledger, places, wish, measuring, limits=limits, n_jobs=n_jobs)
     print_result(made, as_json=as_json, text=_as_text(made, front_folder(ledger, places)))
     check_front(made, ledger)

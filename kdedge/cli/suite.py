@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kdedge.api.suite import look_at_suite, make_suite, open_suite
-from kdedge.cli._options import device_option, runs_option, threads_option
+from kdedge.cli._options import device_option, runs_option, suites_option, threads_option
 from kdedge.cli._output import given_options, json_option, next_line, print_result, table
 
 if TYPE_CHECKING:
@@ -18,13 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("suite")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option(
-    "--suites",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("suites"),
-    show_default=True,
-    help="Folder of all suites.",
-)
+@suites_option
 @click.option(
     "--jobs",
     "n_jobs",

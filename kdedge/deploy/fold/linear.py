@@ -5,7 +5,14 @@ Sums are computed in float64 and stored in float32.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+
+
+def plain_weight_and_bias(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Weight [D_out, ...] and bias [D_out] of a plain layer, float64; no bias counts as zeros."""
+    bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
+    return layer.weight.double(), bias.double()
 
 
 def make_linear(weight: Tensor, bias: Tensor) -> nn.Linear:

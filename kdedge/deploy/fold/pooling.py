@@ -7,14 +7,12 @@ query. CLIP's ResNets (`AttentionPool2d`) ask with the mean token; only its outp
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from open_clip.modified_resnet import AttentionPool2d
 from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor, nn
 
-from kdedge.deploy.fold.linear import make_linear
+from kdedge.deploy.fold.linear import make_linear, plain_weight_and_bias
 
 
 def fold_pooling(module: nn.Module) -> nn.Module | None:
@@ -40,7 +38,7 @@ class FoldedLatentPool(nn.Module):
         self.n_heads, self.pool = pool.num_heads, pool.pool
         queries = _split(pool.q(pool.latent[0]).double(), self.n_heads)  # [Q, heads, d]
         queries = pool.q_norm(queries.float()).double() * pool.scale
-        weight, bias = _weight_and_bias(pool.kv)
+        weight, bias = plain_weight_and_bias(pool.kv)
         (key, value), (key_bias, value_bias) = weight.chunk(2), bias.chunk(2)
         key, key_bias = (t.reshape(self.n_heads, -1, *t.shape[1:]) for t in (key, key_bias))
         scores = torch.einsum("qhd,hdi->hqi", queries, key)
@@ -79,7 +77,7 @@ class FoldedMeanPool(nn.Module):
         super().__init__()
         self.n_heads = pool.num_heads
         factor = (pool.q_proj.out_features // self.n_heads) ** -0.5
-        weight, bias = _weight_and_bias(pool.q_proj)
+        weight, bias = plain_weight_and_bias(pool.q_proj)
         self.query = make_linear(factor * weight, factor * bias)
         self.key, self.value, self.out = pool.k_proj, pool.v_proj, pool.c_proj
         self.register_buffer("positions", pool.positional_embedding.detach())
@@ -99,8 +97,3 @@ class FoldedMeanPool(nn.Module):
 def _split(tokens: Tensor, n_heads: int) -> Tensor:
     """[..., D] -> [..., heads, D / heads]."""
     return tokens.reshape(*tokens.shape[:-1], n_heads, -1)
-
-
-def _weight_and_bias(linear: Any) -> tuple[Tensor, Tensor]:
-    bias = torch.zeros(len(linear.weight)) if linear.bias is None else linear.bias
-    return linear.weight.double(), bias.double()

@@ -31,7 +31,7 @@ from kdedge.deploy.fold.head import (
     FoldedModel,
     FoldRequest,
 )
-from kdedge.deploy.fold.linear import with_batch_norm
+from kdedge.deploy.fold.linear import plain_weight_and_bias, with_batch_norm
 from kdedge.deploy.fold.observe import Call, Observed, Operation, observe
 from kdedge.deploy.fold.pooling import fold_pooling
 from kdedge.deploy.fold.stem import fold_pixels, pixel_statistics
@@ -147,8 +147,7 @@ def _fold_batch_norms(encoder: nn.Module, observed: Observed) -> None:
             continue
         if len(observed.readers(call.input)) != 1 or len(observed.readers(layer.weight)) != 1:
             continue
-        bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
-        weight, bias = with_batch_norm(layer.weight.double(), bias.double(), norm)
+        weight, bias = with_batch_norm(*plain_weight_and_bias(layer), norm)
         _set(layer, weight, bias)
         _replace(encoder, norm, norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity())
 
@@ -169,9 +168,8 @@ def _take_last_linear(encoder: nn.Module, observed: Observed) -> tuple[Tensor, T
     """Takes away the linear layer that gives the features: its weight and bias, in float64."""
     for module, call in observed.single_calls():
         if call.output is observed.features and type(module) is nn.Linear:
-            bias = torch.zeros(len(module.weight)) if module.bias is None else module.bias
             _replace(encoder, module, nn.Identity())
-            return module.weight.double(), bias.double()
+            return plain_weight_and_bias(module)
     return None
 
 
@@ -186,9 +184,9 @@ def _fold_into_stem(observed: Observed, request: FoldRequest) -> str:
         if len(observed.readers(conv.weight)) != 1:
             break
         folded, shift = fold_pixels(conv, request.preprocess, request.pixels)
-        bias = torch.zeros(len(shift)) if conv.bias is None else conv.bias
+        _, bias = plain_weight_and_bias(conv)
         is_padded = not (readers[0].is_convolution and not any(readers[0].arguments[4]))
         is_padded = is_padded and any(request.preprocess.mean)
-        _set(conv, folded.weight, bias.double() + (0 if is_padded else shift))
+        _set(conv, folded.weight, bias + (0 if is_padded else shift))
         return MEAN_BEFORE if is_padded else IN_CONVOLUTION
     return BEFORE_CONVOLUTION
