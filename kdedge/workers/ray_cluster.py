@@ -186,7 +186,8 @@ def connected(device: str | None) -> Iterator[RayWorkers]:
             yield _workers(ray, device)
         finally:
             if is_ours:
-                ray.shutdown()
+                with contextlib.redirect_stdout(sys.stderr):  # for messages that Ray held back
+                    ray.shutdown()
 
 
 @contextlib.contextmanager

@@ -54,6 +54,7 @@ def test_a_resumed_store_is_the_local_one_though_a_worker_is_killed(
     assert done.code == 0, done.err
     assert len(killed) == 1
     assert "A worker died" in done.err
+    assert "raylet" not in done.out
     assert "Computing 8 of 12 files.\n" in done.err
     assert {file: file.read_bytes() for file in files} == local
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
