@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib
+import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +144,9 @@ class OpenVinoModel:
         if size is not None and self.batches[1] is None:
             model = model.clone()
             model.reshape([size, *self.image_shape])
-        return self._ov.Core().compile_model(model, "CPU", self._settings).create_infer_request()
+        with _signal_stack_kept():
+            compiled = self._ov.Core().compile_model(model, "CPU", self._settings)
+        return compiled.create_infer_request()
 
     def _check(self, images: npt.NDArray[Any]) -> None:
         """Raises for images that OpenVINO would convert, or read as images of another shape."""
@@ -162,6 +167,28 @@ class OpenVinoModel:
     def close(self) -> None:
         """Frees the model."""
         self._requests, self._model = {}, None
+
+
+_STACK_BYTES = 64  # a stack_t is smaller: an address, a size and flags, in an order of its own
+
+
+@contextlib.contextmanager
+def _signal_stack_kept() -> Iterator[None]:
+    """Context after which this thread's signals run on the stack that they ran on before.
+
+    Each compiled model puts a stack of its own in place, and when it is freed the stack that it
+    found. Models that are not freed in the opposite order would leave the stack of a freed one,
+    and the next Ctrl-C would end the process with a segmentation fault.
+    """
+    change = ctypes.CDLL(None).sigaltstack if os.name == "posix" else None
+    found = ctypes.create_string_buffer(_STACK_BYTES)
+    if change is None or change(None, found) != 0:
+        yield
+        return
+    try:
+        yield
+    finally:
+        change(found, None)
 
 
 def import_openvino() -> Any:

@@ -228,3 +228,22 @@ def test_loading_and_running_loads_no_torch_and_prints_nothing(files: Path) -> N
     command = [sys.executable, "-W", "error", "-c", code, str(moved / "model.xml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_signal_after_models_were_freed_in_any_order_reaches_its_handler(files: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "import numpy as np\n"
+        "from pathlib import Path\n"
+        "from kdedge.targets.openvino.run import load\n"
+        "models = [load(Path(sys.argv[1])) for _ in range(2)]\n"
+        "for model in models:\n"
+        "    model.run(np.zeros((3, 3, 32, 32), np.float32))\n"
+        "for model in models:\n"
+        "    model.close()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('handled'))\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    command = [sys.executable, "-W", "error", "-c", code, str(files / "model.xml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "handled\n", "")
