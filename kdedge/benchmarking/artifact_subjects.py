@@ -18,7 +18,7 @@ from kdedge.benchmarking.timing import Call, host_timed
 from kdedge.errors import DataError
 from kdedge.results import ParityResult
 from kdedge.runtime.artifact import FILE_NAME, Artifact, ModelFile
-from kdedge.runtime.backend import Backend, DeviceTimed
+from kdedge.runtime.backend import Backend, DeviceTimed, TakesImages
 from kdedge.runtime.batches import to_input
 from kdedge.runtime.preprocess import decode_image, resize_and_crop
 from kdedge.speed_results import Accuracy, Inputs
@@ -142,7 +142,9 @@ class LoadedModelFile:
                 raise DataError(
                     f"An image file has one image, but the artifact takes batches of {batch}."
                 )
-            photo = photo_bytes()
+            photo, takes_images = photo_bytes(), self._backend
+            if isinstance(takes_images, TakesImages):
+                return host_timed(lambda: takes_images.run_image(np.asarray(decode_image(photo))))
             return host_timed(lambda: self._run(self._decoded(photo)[None]))
         pixels = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
         images = to_input(pixels, self._artifact.pixels)

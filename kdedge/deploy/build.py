@@ -137,10 +137,11 @@ def check_precisions(target: Target, precisions: Sequence[Precision]) -> None:
 
 
 def _source(artifact: Artifact, target: Target, precision: Precision) -> ModelFile:
-    """The ONNX file that a file is built from; ONNX files for CPUs are not used."""
+    """The ONNX file that a file is built from; those for CPUs are for targets for CPUs alone."""
     if target.base_precision is not None and precision != "int8":
         precision = target.base_precision
-    found = [file for file in artifact.files if file.target == "onnx" and file.device != "cpu"]
+    unfit = "gpu" if target.is_for_cpu else "cpu"
+    found = [file for file in artifact.files if file.target == "onnx" and file.device != unfit]
     for file in found:
         if file.precision == precision:
             return file

@@ -26,13 +26,7 @@ from kdedge.deploy.build import RunInputs
 from kdedge.deploy.calibrate import CalibrationSet, choose_calibration_images
 from kdedge.deploy.fold import FoldedModel, fold
 from kdedge.deploy.model_card import write_model_card
-from kdedge.deploy.parity import (
-    MAX_SMOKE_IMAGES,
-    SMOKE_SET,
-    misses,
-    predict_pixels,
-    write_smoke_set,
-)
+from kdedge.deploy.parity import SMOKE_SET, misses, predict_pixels, write_smoke_set
 from kdedge.deploy.pixels import read_pixels
 from kdedge.deploy.reference import Reference, run_reference
 from kdedge.errors import DataError, RecipeError
@@ -182,8 +176,8 @@ class _Writer:
         elif "fp16" in precisions:
             self._add("fp16", self._from_float32(self._range_images(pool)))
         smoke = self._folder / SMOKE_SET
-        some = spread(len(self._reference.pixels), MAX_SMOKE_IMAGES)
-        write_smoke_set(smoke, self._reference.pixels[some], self._reference.logits[some])
+        shown = self._reference.smoke_set()
+        write_smoke_set(smoke, shown.pixels, shown.logits, shown.images)
         self._keep(smoke)
         for path in write_model_card(self.artifact, self._folder):
             self._keep(path)

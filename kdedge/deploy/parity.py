@@ -6,7 +6,7 @@ exported files, compares the results with the gates, and stores a smoke set for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,9 @@ from kdedge.files import write_atomic
 from kdedge.progress import progress
 from kdedge.results import ParityResult, WorstImage
 from kdedge.runtime.artifact import Artifact, Precision
-from kdedge.runtime.backend import Backend
+from kdedge.runtime.backend import Backend, TakesImages
 from kdedge.runtime.batches import run_batches
+from kdedge.runtime.preprocess import decode_image
 
 SMOKE_SET = "smoke_set.safetensors"
 MAX_SMOKE_IMAGES = 200
@@ -102,6 +103,32 @@ def predict_each_way(
     if step > 1:
         logits[1::step] = run_batches(backend, pixels[1::step], pixels=artifact.pixels, max_batch=1)
     return logits
+
+
+def predict_images(
+    backend: TakesImages, images: Iterable[npt.NDArray[np.uint8]], artifact: Artifact
+) -> npt.NDArray[np.float32]:
+    """Runs one of an artifact's files with preprocessing on images of any size, one or more.
+
+    Args:
+        backend: the loaded file.
+        images: [H, W, 3] each, RGB, upright.
+        artifact: its class names.
+
+    Returns:
+        Logits, [N, C].
+
+    Raises:
+        ShapeError: the file does not give one row of logits per image.
+    """
+    logits = [backend.run_image(image) for image in images]
+    shapes, expected = {row.shape for row in logits}, (1, len(artifact.class_names))
+    if shapes != {expected}:
+        raise ShapeError(
+            f"The file gives {sorted(shapes)} for an image; expected {list(expected)}, one logit"
+            " per class.\n  The file belongs to another artifact: export again."
+        )
+    return np.concatenate(logits)
 
 
 def misses(result: ParityResult, precision: Precision, gates: Mapping[str, Any]) -> tuple[str, ...]:
@@ -192,14 +219,25 @@ class SmokeSet:
     Attributes:
         pixels: [K, S, S, 3] uint8, RGB, after resize and crop.
         logits: [K, C] float32, of the float32 student.
+        images: PNG files of the first images before resize and crop, in any size; empty in
+            artifacts of kdedge 0.2 and earlier.
     """
 
     pixels: npt.NDArray[np.uint8]
     logits: npt.NDArray[np.float32]
+    images: tuple[bytes, ...] = ()
+
+    def whole(self) -> list[npt.NDArray[np.uint8]]:
+        """The images, [H, W, 3] each: those before resize and crop, then the others' pixels."""
+        decoded = [np.asarray(decode_image(file)) for file in self.images]
+        return [*decoded, *self.pixels[len(decoded) :]]
 
 
 def write_smoke_set(
-    path: Path, pixels: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]
+    path: Path,
+    pixels: npt.NDArray[np.uint8],
+    logits: npt.NDArray[np.float32],
+    images: Sequence[bytes] = (),
 ) -> None:
     """Writes a smoke set, complete or not at all.
 
@@ -207,6 +245,7 @@ def write_smoke_set(
         path: the file.
         pixels: [K, S, S, 3], K from 1 to `MAX_SMOKE_IMAGES`.
         logits: [K, C].
+        images: PNG files of the first images before resize and crop.
 
     Raises:
         DataError: shapes do not match, or there are no images or too many.
@@ -217,6 +256,9 @@ def write_smoke_set(
         "pixels": np.ascontiguousarray(pixels),
         "logits": np.ascontiguousarray(logits),
     }
+    if images:
+        tensors["images"] = np.frombuffer(b"".join(images), np.uint8)
+        tensors["image_ends"] = np.cumsum([len(file) for file in images], dtype=np.int64)
     write_atomic(path, safetensors.numpy.save(tensors))
 
 
@@ -233,13 +275,31 @@ def read_smoke_set(path: Path) -> SmokeSet:
         raise DataError(f"{path} cannot be read: {reason}.") from error
     except (safetensors.SafetensorError, KeyError) as error:  # KeyError: a type numpy lacks
         raise DataError(f"{path} is not a safetensors file: {error}.\n  Export again.") from error
-    if tensors.keys() != {"pixels", "logits"}:
+    if tensors.keys() not in (_TENSORS, _TENSORS | _WHOLE_TENSORS):
         raise DataError(
             f"{path} holds {', '.join(sorted(tensors)) or 'nothing'}; expected logits, pixels.\n"
             "  Export again."
         )
     _check_smoke_set(path, tensors["pixels"], tensors["logits"])
-    return SmokeSet(tensors["pixels"], tensors["logits"])
+    images = _whole_images(path, tensors) if "images" in tensors else ()
+    return SmokeSet(tensors["pixels"], tensors["logits"], images)
+
+
+_TENSORS = {"pixels", "logits"}
+_WHOLE_TENSORS = {"images", "image_ends"}
+
+
+def _whole_images(path: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> tuple[bytes, ...]:
+    data, ends = tensors["images"], tensors["image_ends"]
+    has_types = data.dtype == np.uint8 and ends.dtype == np.int64 and data.ndim == ends.ndim == 1
+    starts = np.concatenate([[0], ends[:-1]]) if has_types else ends
+    fits = has_types and 1 <= len(ends) <= len(tensors["pixels"]) and ends[-1] == len(data)
+    if not (fits and (starts < ends).all()):
+        raise DataError(
+            f"{path}: the images before resize and crop are {data.dtype} {list(data.shape)} with"
+            f" the ends {ends.dtype} {list(ends.shape)}, which do not divide them.\n  Export again."
+        )
+    return tuple(data[a:b].tobytes() for a, b in zip(starts, ends, strict=True))
 
 
 def _check_smoke_set(path: Path, pixels: npt.NDArray[Any], logits: npt.NDArray[Any]) -> None:
@@ -273,9 +333,13 @@ def parity_on_smoke_set(artifact: Artifact, backend: Backend) -> ParityResult:
             f" {artifact.preprocess.size_px}.\n"
             "  Export again."
         )
+    if isinstance(backend, TakesImages):
+        logits = predict_images(backend, smoke_set.whole(), artifact)
+    else:
+        logits = predict_each_way(backend, smoke_set.pixels, artifact)
     return compare(
         smoke_set.logits,
-        predict_each_way(backend, smoke_set.pixels, artifact),
+        logits,
         keys=[f"{SMOKE_SET}[{i}]" for i in range(n_images)],
         labels=[None] * n_images,
         class_names=artifact.class_names,

@@ -1,12 +1,13 @@
-"""Reads images of a source as a graph's pixels: decoded, resized, cropped, not normalized."""
+"""Reads images of a source: as a graph's pixels, resized and cropped, or as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from kdedge.data.sources import Source
 from kdedge.errors import DataError
@@ -37,13 +38,7 @@ def read_pixels(source: Source, indices: Sequence[int], preprocess: Preprocess) 
     """
 
     def read(index: int) -> PixelArray:
-        try:
-            return np.asarray(resize_and_crop(decode_image(source.read(index)), preprocess))
-        except UnusableImage as error:
-            raise DataError(
-                f"{source.items[index].key}: {error.reason}; the image was readable before.\n"
-                "  Run the command again when the images no longer change."
-            ) from error
+        return np.asarray(resize_and_crop(_decoded(source, index), preprocess))
 
     size = preprocess.size_px
     pixels = np.empty((len(indices), size, size, 3), dtype=np.uint8)
@@ -51,3 +46,23 @@ def read_pixels(source: Source, indices: Sequence[int], preprocess: Preprocess) 
         for position, image in enumerate(pool.map(read, indices)):
             pixels[position] = image
     return pixels
+
+
+def read_images(source: Source, indices: Sequence[int]) -> Iterator[PixelArray]:
+    """Reads images as they are, one after the other: [H, W, 3], uint8, RGB, upright.
+
+    Raises:
+        DataError: an image cannot be read or decoded.
+    """
+    for index in indices:
+        yield np.asarray(_decoded(source, index))
+
+
+def _decoded(source: Source, index: int) -> Image.Image:
+    try:
+        return decode_image(source.read(index))
+    except UnusableImage as error:
+        raise DataError(
+            f"{source.items[index].key}: {error.reason}; the image was readable before.\n"
+            "  Run the command again when the images no longer change."
+        ) from error

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from kdedge.data.images import spread
-from kdedge.deploy.parity import predict_each_way
-from kdedge.deploy.pixels import read_pixels
+from kdedge.deploy.parity import MAX_SMOKE_IMAGES, SmokeSet, predict_each_way, predict_images
+from kdedge.deploy.pixels import read_images, read_pixels
 from kdedge.errors import RecipeError
 from kdedge.evaluation.agreement import compare
 from kdedge.progress import progress
 from kdedge.results import ParityResult, TestSet
 from kdedge.runs.model import RunModel
 from kdedge.runtime.artifact import Artifact
-from kdedge.runtime.backend import Backend
-from kdedge.runtime.preprocess import normalize
+from kdedge.runtime.backend import Backend, TakesImages
+from kdedge.runtime.preprocess import normalize, resize_and_crop
 from kdedge.setup.images import Images
 
 _BATCH = 32
 """Batch size of the unfused model."""
+
+_N_WHOLE = 16
+_WHOLE_PX = 640
+"""The smoke set has so many images before resize and crop, made smaller to this longer side: 10 MB
+of photos, and enough to see whether another program resizes and crops as kdedge does."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +37,10 @@ class Reference:
     """The unfused float32 model's logits on real images.
 
     Attributes:
+        chosen: the images.
         pixels: [N, S, S, 3], uint8.
         logits: [N, C].
+        whole: images before resize and crop, with their pixels and logits.
         keys: keys of the images.
         labels: their positions in the exported class list; None if unknown or not in it.
         images: description of the images, for messages.
@@ -40,8 +49,10 @@ class Reference:
         test_set: the test images they were chosen from; None for unlabeled images.
     """
 
+    chosen: Images
     pixels: npt.NDArray[np.uint8]
     logits: npt.NDArray[np.float32]
+    whole: SmokeSet
     keys: tuple[str, ...]
     labels: tuple[int | None, ...]
     images: str
@@ -50,9 +61,25 @@ class Reference:
     test_set: TestSet | None
 
     def compare(self, artifact: Artifact, backend: Backend) -> ParityResult:
-        """Runs one of the artifact's files on the images, in batches and alone, and compares it."""
-        logits = predict_each_way(backend, self.pixels, artifact)
+        """Runs one of the artifact's files on the images, in batches and alone, and compares it.
+
+        A file with preprocessing runs on the images as they are.
+        """
+        if isinstance(backend, TakesImages):
+            images = read_images(self.chosen.source, self.chosen.indices)
+            logits = predict_images(backend, images, artifact)
+        else:
+            logits = predict_each_way(backend, self.pixels, artifact)
         return self.compared(artifact, logits, runtime=backend.describe())
+
+    def smoke_set(self) -> SmokeSet:
+        """Images for the artifact: first those before resize and crop, then others, spread."""
+        some = spread(len(self.pixels), MAX_SMOKE_IMAGES - len(self.whole.images))
+        return SmokeSet(
+            np.concatenate([self.whole.pixels, self.pixels[some]]),
+            np.concatenate([self.whole.logits, self.logits[some]]),
+            self.whole.images,
+        )
 
     def compared(
         self, artifact: Artifact, logits: npt.NDArray[np.float32], *, runtime: str
@@ -103,8 +130,10 @@ def run_reference(trained: RunModel, pool: Images | None, n_images: int) -> Refe
     pixels = read_pixels(chosen.source, chosen.indices, trained.preprocess)
     kept_out = chosen if test is None else images
     return Reference(
+        chosen=chosen,
         pixels=pixels,
         logits=_unfused_logits(trained, pixels),
+        whole=_whole_images(trained, chosen),
         keys=tuple(chosen.source.items[index].key for index in chosen.indices),
         labels=tuple(trained.labels_of(chosen)),
         images=f"{len(chosen.indices)} of {len(images.indices)} images of"
@@ -115,6 +144,27 @@ def run_reference(trained: RunModel, pool: Images | None, n_images: int) -> Refe
         if test is None
         else TestSet(len(test.indices), test.hash_with(trained.class_names)),
     )
+
+
+def _whole_images(trained: RunModel, chosen: Images) -> SmokeSet:
+    """Some images before resize and crop, as PNG files without metadata.
+
+    Every third one is cut to be taller, every third one to be wider, as cameras often give images
+    of one shape.
+    """
+    some = [chosen.indices[i] for i in spread(len(chosen.indices), _N_WHOLE)]
+    files, pixels = [], []
+    for number, whole in enumerate(read_images(chosen.source, some)):
+        height, width = whole.shape[:2]
+        cut = whole[: height - (number % 3 == 2) * (height // 3)]
+        image = Image.fromarray(cut[:, : width - (number % 3 == 1) * (width // 3)])
+        image.thumbnail((_WHOLE_PX, _WHOLE_PX))
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        files.append(file.getvalue())
+        pixels.append(np.asarray(resize_and_crop(image, trained.preprocess)))
+    squares = np.stack(pixels)
+    return SmokeSet(squares, _unfused_logits(trained, squares), tuple(files))
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from kdedge.inference.results import (
     UnreadableImage,
 )
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision, load_artifact
-from kdedge.runtime.backend import Backend
+from kdedge.runtime.backend import Backend, TakesImages
 from kdedge.runtime.batches import run_batches, softmax
 from kdedge.runtime.machine import usable_cores
 from kdedge.runtime.preprocess import UnusableImage, decode_image, resize_and_crop
@@ -128,6 +128,13 @@ class Classifier:
             )
         return logits
 
+    def _logits_of(self, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+        """[H, W, 3] each -> [N, C]; a file with preprocessing takes images as they are."""
+        if not isinstance(self.backend, TakesImages):
+            return self.logits(np.stack(images))
+        with self._running:
+            return np.concatenate([self.backend.run_image(image) for image in images])
+
     def classify(self, image: ImageInput, *, top: int = 1) -> tuple[ClassScore, ...]:
         """Classifies one image: its most likely classes, best first.
 
@@ -184,13 +191,15 @@ class Classifier:
             pool.shutdown(cancel_futures=True)
 
     def _decode(self, image: ImageInput) -> _Decoded:
-        """The pixels that the model sees, [S, S, 3], or the error of an image that has none."""
+        """The pixels that the file takes, [H, W, 3], or the error of an image that has none."""
         if isinstance(image, UnusableImage):
             return image
         try:
             decoded = decode_image(image) if isinstance(image, bytes) else image
         except UnusableImage as error:
             return error
+        if isinstance(self.backend, TakesImages):
+            return np.asarray(decoded)
         return np.asarray(resize_and_crop(decoded, self.artifact.preprocess))
 
     def _classify_batch(
@@ -200,7 +209,7 @@ class Classifier:
         taken = [waiting.popleft() for _ in range(min(size, len(waiting)))]
         decoded = [(key, future.result()) for key, future in taken]
         usable = [pixels for _, pixels in decoded if not isinstance(pixels, UnusableImage)]
-        scores = iter(self._class_scores(np.stack(usable), top) if usable else ())
+        scores = iter(self._class_scores(usable, top) if usable else ())
         return [
             UnreadableImage(key, pixels.reason)
             if isinstance(pixels, UnusableImage)
@@ -209,10 +218,10 @@ class Classifier:
         ]
 
     def _class_scores(
-        self, images: npt.NDArray[np.uint8], top: int
+        self, images: Sequence[npt.NDArray[np.uint8]], top: int
     ) -> Iterator[tuple[ClassScore, ...] | None]:
         """Each image's best classes; None if a logit is not finite."""
-        logits = self.logits(images)
+        logits = self._logits_of(images)
         is_finite = np.atleast_1d(np.isfinite(logits).all(axis=1))
         scores = 100 * softmax(np.where(is_finite[:, None], logits, np.float32(0)))
         names, has_scores = self.artifact.class_names, self.artifact.head == "scores"

@@ -58,6 +58,26 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class TakesImages(Protocol):
+    """A backend whose file resizes, crops and scales images itself."""
+
+    def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Computes the logits of an image of any size.
+
+        Args:
+            image: [H, W, 3], uint8, RGB, upright.
+
+        Returns:
+            [1, C], float32, a new array.
+
+        Raises:
+            DataError: the file does not take the image.
+            ResourceError: memory ran out.
+        """
+        ...
+
+
+@runtime_checkable
 class DeviceTimed(Protocol):
     """A backend that can measure the time on its device without copies."""
 

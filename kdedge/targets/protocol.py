@@ -83,6 +83,7 @@ class Target:
         is_engine: whether its files are built for one kind of GPU.
         base_precision: precision of the file that it always has, and of the ONNX file that all but
             INT8 files are built from. None: each file is built from the ONNX file of its precision.
+        is_for_cpu: whether its INT8 files are built from the INT8 ONNX file for CPUs.
         remark: further facts for users, as sentences.
         find_problem: returns a message about an installed package that cannot work on this
             machine; None if there is no problem.
@@ -100,6 +101,7 @@ class Target:
     preference: int = 0
     is_engine: bool = False
     base_precision: Precision | None = None
+    is_for_cpu: bool = False
     remark: str = ""
     find_problem: Callable[[], str | None] = field(default=lambda: None, compare=False)
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,14 @@ def load(
         DataError: the file is broken, or not an image classifier.
     """
     del built_with
+    return open_session(OnnxSession, path, n_threads)
+
+
+_Session = TypeVar("_Session", bound="Session")
+
+
+def open_session(kind: type[_Session], path: Path, n_threads: int | None) -> _Session:
+    """Loads an ONNX file as a kind of session; see `load`."""
     ort = _import()
     options = ort.SessionOptions()
     options.log_severity_level = (
@@ -77,64 +85,44 @@ def load(
     try:
         with contextlib.redirect_stdout(None):  # it prints there before it tries again
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return OnnxSession(session, path, ort)
+        return kind(session, path, ort)
     except _errors(ort) as error:
         raise _explain(error, path, ort.__version__, "loaded") from error
 
 
-class OnnxSession:
-    """A loaded ONNX file.
+class Session:
+    """ONNX Runtime's session: calls have explained errors, and the first one has a time limit.
 
     Args:
         session: ONNX Runtime's session.
         path: the file, for messages.
         ort: the module `onnxruntime`.
-
-    Raises:
-        DataError: the graph is not one from images to logits.
     """
 
-    name = NAME
-
     def __init__(self, session: Any, path: Path, ort: Any) -> None:
-        takes = [(entry.name, entry.type, len(entry.shape)) for entry in session.get_inputs()]
-        gives = [(entry.name, entry.type, len(entry.shape)) for entry in session.get_outputs()]
-        is_classifier = (
-            len(takes) == 1
-            and takes[0][0] == INPUT_NAME
-            and takes[0][1] in _PIXELS
-            and takes[0][2] == 4
-            and gives == [(OUTPUT_NAME, "tensor(float)", 2)]
-        )
-        if not is_classifier:
-            raise DataError(
-                f"{path} takes {takes} and gives {gives} (name, type, axes).\n"
-                f"  Expected {INPUT_NAME!r} with 4 axes, float or uint8, and {OUTPUT_NAME!r} with"
-                " 2 axes, float: a file that `kdedge export` wrote."
-            )
-        sizes = [size if isinstance(size, int) else None for size in session.get_inputs()[0].shape]
-        n_images, *image_shape = sizes
-        self.batches = (1, None) if n_images is None else (n_images, n_images)
-        self.pixels = _PIXELS[takes[0][1]]
-        self.image_shape = tuple(image_shape)
         self._session, self._path, self._ort, self._version = session, path, ort, ort.__version__
         self._errors = _errors(ort)
         self._is_first = True
 
-    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """[B, 3, S, S] -> [B, C]; see `Backend.run`.
+    def ports(self) -> tuple[list[tuple[str, str, int]], list[tuple[str, str, int]]]:
+        """Name, type and number of axes of each input and of each output."""
+        takes, gives = self._session.get_inputs(), self._session.get_outputs()
+        return _described(takes), _described(gives)
+
+    def call(self, outputs: list[str], feeds: dict[str, Any], *, n_images: int = 1) -> list[Any]:
+        """Computes outputs.
 
         Raises:
-            DataError: the graph does not take these images, or fails, or its first call takes too
+            DataError: the graph does not take these inputs, or fails, or its first call takes too
                 long.
             ResourceError: memory ran out.
         """
         try:
-            with self._limited(len(images)) as options:
-                (logits,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: images}, options)
+            with self._limited(n_images) as options:
+                found: list[Any] = self._session.run(outputs, feeds, options)
         except self._errors as error:
             raise _explain(error, self._path, self._version, "run") from error
-        return np.asarray(logits, dtype=np.float32)
+        return found
 
     @contextlib.contextmanager
     def _limited(self, n_images: int) -> Iterator[Any]:
@@ -175,6 +163,47 @@ class OnnxSession:
     def close(self) -> None:
         """Frees the session."""
         self._session = None
+
+
+class OnnxSession(Session):
+    """A loaded ONNX file.
+
+    Raises:
+        DataError: the graph is not one from images to logits.
+    """
+
+    name = NAME
+
+    def __init__(self, session: Any, path: Path, ort: Any) -> None:
+        super().__init__(session, path, ort)
+        takes, gives = self.ports()
+        is_classifier = (
+            len(takes) == 1
+            and takes[0][0] == INPUT_NAME
+            and takes[0][1] in _PIXELS
+            and takes[0][2] == 4
+            and gives == [(OUTPUT_NAME, "tensor(float)", 2)]
+        )
+        if not is_classifier:
+            raise DataError(
+                f"{path} takes {takes} and gives {gives} (name, type, axes).\n"
+                f"  Expected {INPUT_NAME!r} with 4 axes, float or uint8, and {OUTPUT_NAME!r} with"
+                " 2 axes, float: a file that `kdedge export` wrote."
+            )
+        sizes = [size if isinstance(size, int) else None for size in session.get_inputs()[0].shape]
+        n_images, *image_shape = sizes
+        self.batches = (1, None) if n_images is None else (n_images, n_images)
+        self.pixels = _PIXELS[takes[0][1]]
+        self.image_shape = tuple(image_shape)
+
+    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """[B, 3, S, S] -> [B, C]; see `Backend.run` and `call`."""
+        (logits,) = self.call([OUTPUT_NAME], {INPUT_NAME: images}, n_images=len(images))
+        return np.asarray(logits, dtype=np.float32)
+
+
+def _described(ports: Any) -> list[tuple[str, str, int]]:
+    return [(port.name, port.type, len(port.shape)) for port in ports]
 
 
 def _import() -> Any:

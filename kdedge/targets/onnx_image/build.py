@@ -1,0 +1,199 @@
+"""Builds ONNX files that take images, from ONNX files that take pixels.
+
+The preprocessing is that of the Pillow on this machine, bit for bit: a file is built only if both
+give the same bytes for images of many shapes.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+from PIL import Image
+
+from kdedge import __version__
+from kdedge.errors import DataError, RecipeError, SetupError
+from kdedge.files import refuse_existing
+from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Pixels, Precision
+from kdedge.runtime.preprocess import Preprocess, resize_and_crop
+from kdedge.targets.onnx.describe import ONNX
+from kdedge.targets.onnx.graph import load_graph, save_graph
+from kdedge.targets.onnx_image import run
+from kdedge.targets.onnx_image.graph import (
+    IMAGE_NAME,
+    PIXELS_NAME,
+    Nodes,
+    Order,
+    add_preprocessing,
+)
+from kdedge.targets.protocol import BuildRequest, PlannedFile
+
+_FILES: dict[Precision, PlannedFile] = {
+    "fp32": PlannedFile("model.image.onnx", "fp32", "any"),
+    "int8": PlannedFile("model.image.int8-cpu.onnx", "int8", "cpu"),
+}
+
+# Sides as multiples of the model's, in halves: smaller, equal, larger, long, and tall enough for
+# Pillow's other order of the axes
+_PROBES = ((1, 1), (2, 2), (2, 3), (5, 2), (3, 7), (8, 3), (9, 1))
+
+
+def check_environment() -> None:
+    """Checks for onnx and for ONNX Runtime, which compares the preprocessing with Pillow's.
+
+    Raises:
+        MissingPackage: one of them is not installed.
+        SetupError: ONNX Runtime is installed, but cannot be imported.
+    """
+    if find_spec(ONNX.module) is None:
+        raise ONNX.missing("An ONNX file with preprocessing")
+    run.check_environment()
+
+
+def plan(precision: Precision) -> tuple[PlannedFile, ...]:
+    """The file of a precision."""
+    return (_FILES[precision],)
+
+
+def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
+    """Builds a file. External weights move into it.
+
+    Raises:
+        RecipeError: the graph takes batches of a fixed size other than 1.
+        DataError: the ONNX file is damaged, its weights exceed one file, or the file exists.
+        SetupError: Pillow on this machine resizes in another way.
+        ResourceError: the file cannot be written.
+    """
+    assert request.onnx_path is not None
+    artifact, path = request.artifact, request.folder / file.name
+    refuse_existing(path)
+    if artifact.batch not in ("dynamic", 1):
+        raise RecipeError(
+            f"{request.onnx_path} takes batches of {artifact.batch} images, but a file with"
+            " preprocessing takes one image at a time.\n"
+            "  Export the run with --set export.batch=dynamic, or leave --with-preprocess out."
+        )
+    model = load_graph(request.onnx_path)
+    order = find_order(artifact.preprocess)
+    _prepend(model, request.onnx_path, artifact.preprocess, artifact.pixels, order)
+    save_graph(model, path)
+    return {
+        "tool": "kdedge",
+        "version": __version__,
+        "pillow": PIL.__version__,
+        "order": order,
+        "pixels": artifact.pixels,
+        "input": _DESCRIBED,
+    }
+
+
+_DESCRIBED = {
+    "name": IMAGE_NAME,
+    "dtype": "uint8",
+    "layout": "HWC",
+    "channels": "RGB",
+    "values": [0, 255],
+}
+
+
+def find_order(preprocess: Preprocess) -> Order:
+    """The order of the axes with which the graph gives the bytes that Pillow gives here.
+
+    Raises:
+        SetupError: there is none.
+    """
+    images = _probe_images(preprocess.size_px)
+    expected = [np.asarray(resize_and_crop(Image.fromarray(one), preprocess)) for one in images]
+    worst = {}
+    for order in reversed(get_args(Order)):
+        graph = preprocess_graph(preprocess, order).SerializeToString()
+        pixels = run.run_preprocessing(graph, images)
+        apart = [
+            int(np.abs(got.transpose(1, 2, 0).astype(int) - wanted.astype(int)).max())
+            for got, wanted in zip(pixels, expected, strict=True)
+        ]
+        if not any(apart):
+            found: Order = order
+            return found
+        worst[order] = max(apart)
+    raise SetupError(
+        f"Pillow {PIL.__version__} resizes otherwise than the graph: pixels differ by"
+        f" {min(worst.values())} of 255.\n"
+        "  Install a Pillow that is known to agree: pip install 'pillow<=13.0.0'"
+    )
+
+
+def _probe_images(size: int) -> list[npt.NDArray[np.uint8]]:
+    rng = np.random.default_rng(0)
+    return [
+        rng.integers(0, 256, (max(1, size * high // 2), max(1, size * wide // 2), 3), np.uint8)
+        for high, wide in _PROBES
+    ]
+
+
+def preprocess_graph(preprocess: Preprocess, order: Order) -> Any:
+    """A graph of the preprocessing alone, as an `onnx.ModelProto`."""
+    from onnx import helper
+
+    nodes = Nodes()
+    add_preprocessing(nodes, preprocess, order)
+    graph = helper.make_graph(
+        nodes.nodes, "kdedge", [_image()], [_pixels(preprocess)], nodes.constants
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def _image() -> Any:
+    from onnx import TensorProto, helper
+
+    return helper.make_tensor_value_info(IMAGE_NAME, TensorProto.UINT8, ["height", "width", 3])
+
+
+def _pixels(preprocess: Preprocess) -> Any:
+    from onnx import TensorProto, helper
+
+    size = preprocess.size_px
+    return helper.make_tensor_value_info(PIXELS_NAME, TensorProto.UINT8, [1, 3, size, size])
+
+
+def _prepend(model: Any, path: Path, preprocess: Preprocess, pixels: Pixels, order: Order) -> None:
+    """Puts the preprocessing before a graph, in place.
+
+    Raises:
+        DataError: the graph has other inputs or outputs than kdedge's.
+    """
+    from onnx import TensorProto, numpy_helper
+
+    graph = model.graph
+    if (graph.input[0].name, [out.name for out in graph.output]) != (INPUT_NAME, [OUTPUT_NAME]):
+        raise DataError(
+            f"{path} has other inputs and outputs than a file of `kdedge export`.\n"
+            "  Export the run again: kdedge export RUN --with-preprocess"
+        )
+    nodes = Nodes()
+    add_preprocessing(nodes, preprocess, order)
+    if pixels == "uint8":
+        nodes.add("Identity", PIXELS_NAME, output=INPUT_NAME)
+    else:
+        nodes.constants.append(numpy_helper.from_array(np.float32(255), "preprocess/255"))
+        values = nodes.add("Cast", PIXELS_NAME, to=TensorProto.FLOAT)
+        nodes.add("Div", values, "preprocess/255", output=INPUT_NAME)
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes.nodes, *rest])
+    graph.initializer.extend(nodes.constants)
+    del graph.value_info[:]
+    graph.input[0].CopyFrom(_image())
+    graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1
+    graph.output.append(_pixels(preprocess))
+    for entry in model.metadata_props:
+        if entry.key == "input":
+            entry.value = json.dumps(_DESCRIBED)
+        elif entry.key == "preprocess":
+            steps = ["Decode to 8-bit RGB, upright by EXIF's orientation: the graph does the rest."]
+            entry.value = json.dumps({"order": order, "steps": steps})

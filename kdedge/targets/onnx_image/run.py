@@ -1,0 +1,95 @@
+"""Runs ONNX files with preprocessing on the CPU with ONNX Runtime: images of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge.errors import DataError
+from kdedge.runtime.artifact import OUTPUT_NAME, Pixels
+from kdedge.targets.onnx.run import Session, check_environment, open_session
+from kdedge.targets.onnx_image.graph import IMAGE_NAME, PIXELS_NAME
+
+__all__ = ["check_environment", "load", "run_preprocessing"]
+
+NAME = "onnxruntime-image"
+
+_INPUT = (IMAGE_NAME, "tensor(uint8)", 3)
+_OUTPUTS = [(OUTPUT_NAME, "tensor(float)", 2), (PIXELS_NAME, "tensor(uint8)", 4)]
+
+
+def load(
+    path: Path, *, n_threads: int | None = None, built_with: Mapping[str, Any] | None = None
+) -> OnnxImageSession:
+    """Loads an ONNX file with preprocessing.
+
+    Args:
+        path: the file.
+        n_threads: threads per operator; None: the number in OMP_NUM_THREADS, or else one per
+            physical core.
+        built_with: has `pixels`, the pixels of the file that it was built from.
+
+    Raises:
+        MissingPackage: ONNX Runtime is not installed.
+        SetupError: ONNX Runtime is too old for the file.
+        DataError: the file is broken, or does not take an image.
+    """
+    session = open_session(OnnxImageSession, path, n_threads)
+    session.pixels = cast("Pixels", (built_with or {}).get("pixels", "uint8"))
+    return session
+
+
+class OnnxImageSession(Session):
+    """A loaded ONNX file with preprocessing; see `runtime.backend.TakesImages`.
+
+    Raises:
+        DataError: the graph is not one from an image to logits and pixels.
+    """
+
+    name = NAME
+    batches = (1, 1)
+    image_shape: tuple[int | None, ...] = (3, None, None)
+    pixels: Pixels = "uint8"
+
+    def __init__(self, session: Any, path: Path, ort: Any) -> None:
+        super().__init__(session, path, ort)
+        takes, gives = self.ports()
+        if (takes, gives) != ([_INPUT], _OUTPUTS):
+            raise DataError(
+                f"{path} takes {takes} and gives {gives} (name, type, axes).\n"
+                f"  Expected {[_INPUT]} and {_OUTPUTS}: a file that `kdedge export"
+                " --with-preprocess` wrote."
+            )
+
+    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """[B, 3, S, S] -> [B, C]; see `Backend.run`. Images of the model's size stay as they are."""
+        rows = images.transpose(0, 2, 3, 1)  # [B, S, S, 3]
+        if rows.dtype != np.uint8:
+            rows = np.rint(rows * np.float32(255)).astype(np.uint8)
+        return np.concatenate([self.run_image(row) for row in rows])
+
+    def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """[H, W, 3] -> [1, C]; see `TakesImages.run_image`."""
+        (logits,) = self.call([OUTPUT_NAME], {IMAGE_NAME: np.ascontiguousarray(image)})
+        return np.asarray(logits, dtype=np.float32)
+
+    def see_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """[H, W, 3] -> [S, S, 3], the pixels that the model sees."""
+        (pixels,) = self.call([PIXELS_NAME], {IMAGE_NAME: np.ascontiguousarray(image)})
+        return np.asarray(pixels[0].transpose(1, 2, 0), dtype=np.uint8)
+
+
+def run_preprocessing(
+    graph: bytes, images: Sequence[npt.NDArray[np.uint8]]
+) -> list[npt.NDArray[np.uint8]]:
+    """Runs a graph of the preprocessing alone: [H, W, 3] -> [3, S, S] for each image."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return [session.run([PIXELS_NAME], {IMAGE_NAME: image})[0][0] for image in images]
