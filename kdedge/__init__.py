@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kdedge.api.run import Run, list_runs, open_run
     from kdedge.api.suite import run_suite
     from kdedge.api.train import distill, fill_teacher_stores, teach, train
+    from kdedge.api.verify import verify_client
     from kdedge.config.load import load_recipe
     from kdedge.config.recipe import Recipe
     from kdedge.errors import (
@@ -61,6 +62,7 @@ _HOMES = {
     "kdedge.api.model": ("load", "LoadedModel"),
     "kdedge.api.predict": ("predict", "Predictions"),
     "kdedge.api.data": ("list_sets", "open_set", "fetch_set", "verify_set", "scan_images"),
+    "kdedge.api.verify": ("verify_client",),
     "kdedge.api.about": ("doctor", "list_methods", "schema"),
     "kdedge.config.recipe": ("Recipe",),
     "kdedge.config.load": ("load_recipe",),
@@ -119,6 +121,7 @@ __all__ = [
     "schema",
     "teach",
     "train",
+    "verify_client",
     "verify_set",
     "write_deepstream",
     "write_triton",

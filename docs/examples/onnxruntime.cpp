@@ -1,52 +1,63 @@
-// Classifies an image with an ONNX file and ONNX Runtime's C++ API.
+// Classifies images of any size with ONNX Runtime's C++ API.
 //
 //     c++ -std=c++17 onnxruntime.cpp -I INCLUDE -lonnxruntime -o classify
-//     ./classify model.onnx image.rgb
+//     ./classify model.image.onnx image.ppm ...
 //
-// image.rgb holds the pixels that the model takes: S rows of S pixels, bytes in RGB order.
+// The graph resizes, crops and scales. The answers are what `kdedge verify` asks for.
 
 #include <onnxruntime_cxx_api.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <fstream>
 #include <iostream>
-#include <iterator>
+#include <string>
 #include <vector>
 
-// Bytes [S, S, 3] become floats [3, S, S] from 0 to 1. The graph itself normalizes them.
-std::vector<float> to_pixels(const std::vector<std::uint8_t>& rgb) {
-    const std::size_t n = rgb.size() / 3;
-    std::vector<float> pixels(3 * n);
-    for (std::size_t i = 0; i < 3 * n; ++i) pixels[i % 3 * n + i / 3] = rgb[i] / 255.0f;
-    return pixels;
+// The names of a JSON list, still as JSON: with quotes and escapes.
+std::vector<std::string> names_in(const std::string& json) {
+    std::vector<std::string> names;
+    for (std::size_t i = 0; (i = json.find('"', i)) != std::string::npos;) {
+        const std::size_t start = i++;
+        while (json[i] != '"') i += json[i] == '\\' ? 2 : 1;
+        names.push_back(json.substr(start, ++i - start));
+    }
+    return names;
 }
 
 int main(int argc, char** argv) {
-    if (argc != 3) return 2;
-    std::ifstream file(argv[2], std::ios::binary);
-    std::vector<float> pixels = to_pixels({std::istreambuf_iterator<char>(file), {}});
-
+    if (argc < 3) return 2;
     Ort::Env env;
-    Ort::SessionOptions options;  // on a GPU: options.AppendExecutionProvider_CUDA({});
+    Ort::SessionOptions options;
     Ort::Session session(env, argv[1], options);
-
-    auto shape = session.GetInputTypeInfo(0).GetTensorTypeAndShapeInfo().GetShape();
-    shape[0] = 1;  // images a call
-    if (pixels.size() != std::size_t(3 * shape[2] * shape[3])) {
-        std::cerr << "expected " << shape[2] << " x " << shape[3] << " pixels\n";
-        return 1;
-    }
+    Ort::AllocatorWithDefaultOptions allocator;
+    const auto names = names_in(
+        session.GetModelMetadata().LookupCustomMetadataMapAllocated("class_names", allocator).get());
     auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
-    auto images = Ort::Value::CreateTensor<float>(
-        memory, pixels.data(), pixels.size(), shape.data(), shape.size());
 
-    const char* inputs[] = {"images"};
-    const char* outputs[] = {"logits"};
-    auto results = session.Run(Ort::RunOptions{}, inputs, &images, 1, outputs, 1);
-    const float* logits = results[0].GetTensorData<float>();
-    const auto n_classes = results[0].GetTensorTypeAndShapeInfo().GetElementCount();
+    for (int i = 2; i < argc; ++i) {
+        // Any decoder will do that gives bytes in RGB order, row by row; PPM files need none.
+        std::ifstream file(argv[i], std::ios::binary);
+        std::string kind;
+        std::int64_t width = 0, height = 0, largest = 0;
+        if (!(file >> kind >> width >> height >> largest) || kind != "P6" || largest != 255) {
+            std::cerr << argv[i] << " is no PPM file with 8 bits\n";
+            return 1;
+        }
+        file.get();  // the line's end
+        std::vector<std::uint8_t> rgb(3 * width * height);
+        if (!file.read(reinterpret_cast<char*>(rgb.data()), rgb.size())) return 1;
 
-    // The place in class_names of artifact.json, from 0
-    std::cout << std::max_element(logits, logits + n_classes) - logits << '\n';
+        const std::int64_t shape[] = {height, width, 3};
+        auto image = Ort::Value::CreateTensor<std::uint8_t>(memory, rgb.data(), rgb.size(), shape, 3);
+        const char* inputs[] = {"image"};
+        const char* outputs[] = {"logits"};
+        auto results = session.Run(Ort::RunOptions{}, inputs, &image, 1, outputs, 1);
+        const float* logits = results[0].GetTensorData<float>();
+        const auto best = std::max_element(logits, logits + names.size()) - logits;
+        double sum = 0;
+        for (std::size_t c = 0; c < names.size(); ++c) sum += std::exp(double(logits[c]) - logits[best]);
+        std::cout << "{\"label\": " << names[best] << ", \"score\": " << 100 / sum << "}\n";
+    }
 }

@@ -1,8 +1,11 @@
-"""Classifies images with the ONNX file next to this script: python example.py IMAGE ...
+"""Classifies images with an ONNX file next to this script.
+
+    python example.py IMAGE ...               prints the class of each image, and its score
+    python example.py MODEL.onnx IMAGE ...    prints JSON, as `kdedge verify` asks for it
 
 Needs NumPy, Pillow and ONNX Runtime, but neither kdedge nor torch. Class names, image size,
 resizing and the graph's input are read from `artifact.json`. Images are not normalized here, as
-mean and standard deviation are in the graph.
+mean and standard deviation are in the graph. A model.image.onnx resizes and crops by itself, too.
 """
 
 from __future__ import annotations
@@ -45,33 +48,43 @@ def resize_and_crop(image: Image.Image, wanted: dict[str, Any]) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def prepare(path: str, artifact: dict[str, Any]) -> Any:
-    """The graph's input for one image, [3, S, S]."""
-    image = resize_and_crop(read_rgb(path), artifact["preprocess"])
-    pixels = np.asarray(image).transpose(2, 0, 1)
-    if artifact["input"]["dtype"] == "uint8":
-        return pixels
-    return pixels.astype(np.float32) / np.float32(255)
+def run(session: Any, path: str, artifact: dict[str, Any]) -> tuple[Any, Any]:
+    """Logits of one image, [C], and the pixels that the model sees, [3, S, S] from 0 to 255."""
+    image = read_rgb(path)
+    if session.get_inputs()[0].name == "image":  # with preprocessing
+        logits, pixels = session.run(["logits", "pixels"], {"image": np.asarray(image)})
+        return logits[0], pixels[0]
+    pixels = np.asarray(resize_and_crop(image, artifact["preprocess"])).transpose(2, 0, 1)
+    values = pixels
+    if artifact["input"]["dtype"] == "float32":
+        values = pixels.astype(np.float32) / np.float32(255)
+    batch = artifact["input"]["batch"]
+    n_copies = 1 if batch == "dynamic" else batch  # a graph with a fixed batch takes no fewer
+    return session.run(["logits"], {"images": np.stack([values] * n_copies)})[0][0], pixels
 
 
 def main() -> None:
     """Prints the best class of each image, and its score in percent if the model has scores."""
-    if len(sys.argv) < 2:
-        sys.exit("Usage: python example.py IMAGE ...")
-    here = Path(__file__).resolve().parent
-    artifact = json.loads((here / "artifact.json").read_text(encoding="utf-8"))
-    session = onnxruntime.InferenceSession(here / MODEL, providers=["CPUExecutionProvider"])
-    batch = artifact["input"]["batch"]
-    n_copies = 1 if batch == "dynamic" else batch  # a graph with a fixed batch takes no fewer
-    for path in sys.argv[1:]:
-        images = np.stack([prepare(path, artifact)] * n_copies)
-        logits = session.run(["logits"], {"images": images})[0][0].astype(np.float64)
+    arguments = sys.argv[1:]
+    model, as_json = Path(__file__).resolve().parent / MODEL, False
+    if arguments and arguments[0].endswith(".onnx"):
+        model, as_json = Path(arguments.pop(0)), True
+    if not arguments:
+        sys.exit("Usage: python example.py [MODEL.onnx] IMAGE ...")
+    artifact = json.loads((model.parent / "artifact.json").read_text(encoding="utf-8"))
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    for path in arguments:
+        logits, pixels = run(session, path, artifact)
         best = int(logits.argmax())
-        line = f"{path}\t{artifact['class_names'][best]}"
+        label, score = artifact["class_names"][best], None
         if artifact["output"]["head"] == "scores":
-            scores = np.exp(logits - logits.max())
-            line += f"\t{100 * scores[best] / scores.sum():.2f}"
-        print(line)
+            shares = np.exp(logits.astype(np.float64) - logits.max())
+            score = 100 * float(shares[best] / shares.sum())
+        if as_json:
+            mean = pixels.mean(axis=(1, 2)).tolist()
+            print(json.dumps({"label": label, "score": score, "rgb_mean": mean}))
+        else:
+            print(f"{path}\t{label}" + ("" if score is None else f"\t{score:.2f}"))
 
 
 if __name__ == "__main__":

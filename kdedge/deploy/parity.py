@@ -314,6 +314,15 @@ def _check_smoke_set(path: Path, pixels: npt.NDArray[Any], logits: npt.NDArray[A
         )
 
 
+def smoke_logits(
+    artifact: Artifact, backend: Backend, smoke_set: SmokeSet
+) -> npt.NDArray[np.float32]:
+    """Logits of a loaded file on a smoke set, [K, C]; with preprocessing, on its whole images."""
+    if isinstance(backend, TakesImages):
+        return predict_images(backend, smoke_set.whole(), artifact)
+    return predict_each_way(backend, smoke_set.pixels, artifact)
+
+
 def parity_on_smoke_set(artifact: Artifact, backend: Backend) -> ParityResult:
     """Compares a file on this machine with the float32 student's logits in the artifact.
 
@@ -333,13 +342,9 @@ def parity_on_smoke_set(artifact: Artifact, backend: Backend) -> ParityResult:
             f" {artifact.preprocess.size_px}.\n"
             "  Export again."
         )
-    if isinstance(backend, TakesImages):
-        logits = predict_images(backend, smoke_set.whole(), artifact)
-    else:
-        logits = predict_each_way(backend, smoke_set.pixels, artifact)
     return compare(
         smoke_set.logits,
-        logits,
+        smoke_logits(artifact, backend, smoke_set),
         keys=[f"{SMOKE_SET}[{i}]" for i in range(n_images)],
         labels=[None] * n_images,
         class_names=artifact.class_names,

@@ -59,6 +59,7 @@ NAMES = [
     "schema",
     "teach",
     "train",
+    "verify_client",
     "verify_set",
     "write_deepstream",
     "write_triton",

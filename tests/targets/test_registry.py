@@ -25,7 +25,7 @@ from kdedge.targets.registry import (
 from kdedge.targets.table import as_markdown
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "torch-tensorrt")
+NAMES = ("onnx", "onnx-image", "openvino", "tensorrt", "tensorrt-rtx", "torch-tensorrt")
 
 
 def test_the_folder_holds_these_targets_and_backends() -> None:

@@ -66,7 +66,7 @@ class OnnxImageSession(Session):
             )
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """[B, 3, S, S] -> [B, C]; see `Backend.run`. Images of the model's size stay as they are."""
+        """[B, 3, S, S] -> [B, C]; see `Backend.run`. Images of this size stay as they are."""
         rows = images.transpose(0, 2, 3, 1)  # [B, S, S, 3]
         if rows.dtype != np.uint8:
             rows = np.rint(rows * np.float32(255)).astype(np.uint8)
