@@ -32,8 +32,9 @@ int main(int argc, char** argv) {
     Ort::SessionOptions options;
     Ort::Session session(env, argv[1], options);
     Ort::AllocatorWithDefaultOptions allocator;
-    const auto names = names_in(
-        session.GetModelMetadata().LookupCustomMetadataMapAllocated("class_names", allocator).get());
+    const auto metadata = session.GetModelMetadata();
+    const auto text = metadata.LookupCustomMetadataMapAllocated("class_names", allocator);
+    const auto names = names_in(text ? text.get() : "");
     auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
 
     for (int i = 2; i < argc; ++i) {

@@ -141,7 +141,7 @@ def check_client(
         for number, image in enumerate(smoke.whole()):
             paths.append(Path(folder) / f"{number:03}.{pictures}")
             Image.fromarray(image).save(paths[-1])
-        text = _run([*client, str(model), *map(str, paths)], Path(folder), timeout_s)
+        text = _run(client, [str(model), *map(str, paths)], Path(folder), timeout_s)
     answers = _parse(text, len(smoke.pixels), artifact.class_names)
     return _compare(artifact, file, smoke, scores, answers)
 
@@ -166,7 +166,7 @@ def _expected_logits(
         backend.close()
 
 
-def _run(command: Sequence[str], folder: Path, timeout_s: float) -> str:
+def _run(client: Sequence[str], arguments: list[str], folder: Path, timeout_s: float) -> str:
     """Runs a program to its end, and returns what it printed.
 
     Raises:
@@ -174,11 +174,10 @@ def _run(command: Sequence[str], folder: Path, timeout_s: float) -> str:
         GateError: it fails, does not end in time, or prints too much or no text.
     """
     out, err = folder / "stdout", folder / "stderr"
-    name = shlex.join(command[:-1])[:200]
     with out.open("wb") as stdout, err.open("wb") as stderr:
         try:
             process = subprocess.Popen(  # noqa: S603 - the user's own program, without a shell
-                command,
+                [*client, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
@@ -187,7 +186,7 @@ def _run(command: Sequence[str], folder: Path, timeout_s: float) -> str:
         except (OSError, ValueError) as error:
             reason = (getattr(error, "strerror", None) or str(error)).lower()
             raise RecipeError(
-                f"The client {command[0]} cannot be started: {reason}.\n"
+                f"The client {client[0]} cannot be started: {reason}.\n"
                 '  Give a program and its arguments: --client "python client.py"'
             ) from error
         with _ended(process):
@@ -197,7 +196,7 @@ def _run(command: Sequence[str], folder: Path, timeout_s: float) -> str:
     if problem is not None:
         last = err.read_bytes()[-2000:].decode(errors="replace").strip().splitlines()[-5:]
         told = "".join(f"\n  {line[:300]}" for line in last)
-        raise GateError(f"The client {problem}: {name} ...{told}")
+        raise GateError(f"The client {problem}: {shlex.join(client)[:200]} MODEL IMAGE ...{told}")
     try:
         return out.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
