@@ -82,7 +82,7 @@ facts in a form for programs.
 
 ## Input
 
-One tensor, `{INPUT_NAME}`: {tensor["dtype"]} [batch, 3, {size}, {size}], {tensor["channels"]},
+{_image_files(artifact)}One tensor, `{INPUT_NAME}`: {tensor["dtype"]} [batch, 3, {size}, {size}], {tensor["channels"]},
 values {low} to {high}; {batch} images per call. **Normalization is in the graph**: apply no mean
 and no standard deviation.
 
@@ -107,6 +107,17 @@ Compared with the float32 model on real images; agreement is the share of equal 
 
 {classes}
 """
+
+
+def _image_files(artifact: Artifact) -> str:
+    """What files with preprocessing take; empty if there are none."""
+    names = [f"`{file.name}`" for file in artifact.files if file.target == "onnx-image"]
+    if not names:
+        return ""
+    return (
+        f"{' and '.join(names)}: one image of any size, `image`: uint8 [height, width, 3], RGB.\n"
+        "Resize, crop and scaling are in the graph. All other files:\n\n"
+    )
 
 
 def _table(model_files: tuple[ModelFile, ...]) -> str:

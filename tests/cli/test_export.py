@@ -50,7 +50,10 @@ def run_example(artifact: Path, *images: str) -> list[list[str]]:
 def test_the_example_without_an_image_says_how_it_is_used(exported: Path) -> None:
     command = [sys.executable, "-I", exported / "example.py"]
     process = subprocess.run(command, capture_output=True, text=True)
-    assert (process.returncode, process.stderr) == (1, "Usage: python example.py [MODEL.onnx] IMAGE ...\n")
+    assert (process.returncode, process.stderr) == (
+        1,
+        "Usage: python example.py [MODEL.onnx] IMAGE ...\n",
+    )
 
 
 def test_a_bare_export_writes_the_newest_students_float32_file(

@@ -349,6 +349,13 @@ def test_what_is_not_run_is_on_its_page() -> None:
     assert same - {listed(part) for _, part in run_parts("README.md")} == set()
 
 
+def test_the_javascript_of_the_pages_is_that_of_the_examples() -> None:
+    """tests/cli/test_verify.py runs it."""
+    name = "onnxruntime.mjs"
+    (text,) = [block.text for page in PAGES for block in blocks(page) if block.title == name]
+    assert text == (ROOT / "docs" / "examples" / name).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("name", "header"),
     [

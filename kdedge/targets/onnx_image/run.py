@@ -74,13 +74,22 @@ class OnnxImageSession(Session):
 
     def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """[H, W, 3] -> [1, C]; see `TakesImages.run_image`."""
-        (logits,) = self.call([OUTPUT_NAME], {IMAGE_NAME: np.ascontiguousarray(image)})
+        (logits,) = self._call(OUTPUT_NAME, image)
         return np.asarray(logits, dtype=np.float32)
 
     def see_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """[H, W, 3] -> [S, S, 3], the pixels that the model sees."""
-        (pixels,) = self.call([PIXELS_NAME], {IMAGE_NAME: np.ascontiguousarray(image)})
+        (pixels,) = self._call(PIXELS_NAME, image)
         return np.asarray(pixels[0].transpose(1, 2, 0), dtype=np.uint8)
+
+    def _call(self, output: str, image: npt.NDArray[np.uint8]) -> list[Any]:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise DataError(
+                f"{self._path} cannot be run on {image.dtype} {list(image.shape)}; expected uint8"
+                " [height, width, 3], RGB.\n"
+                "  Convert gray images and images with transparency to RGB first."
+            )
+        return self.call([output], {IMAGE_NAME: np.ascontiguousarray(image)})
 
 
 def run_preprocessing(

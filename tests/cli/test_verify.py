@@ -1,0 +1,155 @@
+"""`kdedge export --with-preprocess` and `kdedge verify`, with clients in three languages."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("modelopt")
+
+ARTIFACT = Path("runs/tiny/02/artifacts/01")
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+FILES = ["model.image.onnx", "model.image.int8-cpu.onnx"]
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def with_images(exported_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's artifact with files for images; not to be changed."""
+    from kdedge.cli.main import run
+
+    folder = tmp_path_factory.mktemp("with images") / "artifact"
+    shutil.copytree(exported_project / ARTIFACT, folder)
+    assert run(["export", str(folder), "--with-preprocess", "--int8", "--threads", "1"]) == 0
+    return folder
+
+
+def check(kdedge: Run, artifact: Path, client: list[str], *options: str) -> dict[str, Any]:
+    done = kdedge("verify", str(artifact), "--client", shlex.join(client), *options, "--json")
+    assert done.code == 0, done.err
+    found: dict[str, Any] = json.loads(done.out)
+    return found
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "model.int8-cpu.onnx", *FILES])
+def test_the_python_client_answers_as_the_artifact_does(
+    with_images: Path, kdedge: Run, file: str
+) -> None:
+    client = [sys.executable, "-I", str(with_images / "example.py")]
+    found = check(kdedge, with_images, client, "--file", file)
+    assert found["file"] == file
+    assert found["n_images"] == found["n_whole"] > 3
+    assert found["max_score_difference"] < 0.1
+    assert found["max_mean_difference"] < 1e-9
+
+
+def test_the_cpp_client_answers_as_the_artifact_does(
+    with_images: Path, kdedge: Run, tmp_path: Path
+) -> None:
+    compiler = shutil.which("c++")
+    places = os.environ.get("CPLUS_INCLUDE_PATH", "").split(":")
+    places = [*filter(None, places), "/usr/include", "/usr/local/include"]
+    folders = [Path(place, *inside) for place in places for inside in ((), ("onnxruntime",))]
+    found = [folder for folder in folders if (folder / "onnxruntime_cxx_api.h").is_file()]
+    libraries = sorted(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"))
+    if compiler is None or not found or not libraries:
+        pytest.skip("needs a C++ compiler, onnxruntime_cxx_api.h, and ONNX Runtime's library")
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        (tmp_path / name).symlink_to(libraries[0])
+    program = tmp_path / "classify"
+    command = [compiler, "-std=c++17", "-Wall", "-Wextra", "-Werror"]
+    command += [str(EXAMPLES / "onnxruntime.cpp"), "-I", str(found[0]), "-L", str(tmp_path)]
+    command += ["-lonnxruntime", f"-Wl,-rpath,{tmp_path}", "-o", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for file in FILES:
+        assert check(kdedge, with_images, [str(program)], "--file", file)["n_whole"] > 3
+
+
+@pytest.mark.parametrize("package", ["onnxruntime-node", "onnxruntime-web"])
+def test_the_javascript_client_answers_as_the_artifact_does(
+    with_images: Path, kdedge: Run, tmp_path: Path, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("needs Node.js")
+    monkeypatch.chdir(with_images)
+    code = f"console.log(require.resolve('{package}/package.json'))"
+    done = subprocess.run([node, "-e", code], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"needs {package}, in a folder that NODE_PATH names")
+    # Only this package is found, and those that it needs
+    modules = Path(done.stdout.strip()).parents[1]
+    for folder in modules.iterdir():
+        if folder.name == package or not folder.name.startswith("onnxruntime-"):
+            (tmp_path / "node_modules").mkdir(exist_ok=True)
+            (tmp_path / "node_modules" / folder.name).symlink_to(folder)
+    (tmp_path / "node_modules" / "onnxruntime-common").symlink_to(modules / "onnxruntime-common")
+    monkeypatch.delenv("NODE_PATH", raising=False)
+    artifact = with_images.resolve()
+    monkeypatch.chdir(tmp_path)
+    client = [node, str(EXAMPLES / "onnxruntime.mjs")]
+    for file in FILES:
+        found = check(kdedge, artifact, client, "--file", file)
+        assert found["n_whole"] > 3
+        assert found["max_mean_difference"] < 1e-9
+
+
+def test_a_client_that_squeezes_images_is_refused(
+    with_images: Path, kdedge: Run, tmp_path: Path
+) -> None:
+    """The common mistake: a resize to the square, without the crop."""
+    text = (with_images / "example.py").read_text()
+    wrong = text.replace('if wanted["resize_mode"] == "shortest"', "if False")
+    assert wrong != text
+    (tmp_path / "client.py").write_text(wrong)
+    client = shlex.join([sys.executable, str(tmp_path / "client.py")])
+    done = kdedge("verify", str(with_images), "--client", client, "--file", "model.onnx")
+    assert done.code == 6
+    assert "images with model.onnx are answered as the artifact does" in done.out
+    assert "differs from the artifact on" in done.err
+    assert "red, green and blue" in done.err
+
+
+def test_predict_with_the_file_for_images_gives_the_same_answers(
+    with_images: Path, kdedge: Run, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"gray": (50, 91), "clear": (33, 47, 4), "tiny": (1, 1, 3), "tall": (300, 40, 3)}
+    for name, shape in shapes.items():
+        pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    Image.new("RGB", (5000, 1)).save(tmp_path / "strip.png")
+    answers = []
+    for backend in ("onnxruntime", "onnxruntime-image"):
+        options = ("--backend", backend, "--format", "jsonl", "--top", "2")
+        done = kdedge("predict", str(with_images), str(tmp_path), *options)
+        assert done.code == 3  # the strip is longer than 100 times its shorter side
+        assert "strip.png: 5000 x 1 pixels: longer than 100 times" in done.err
+        answers.append([json.loads(line) for line in done.out.splitlines()])
+    assert len(answers[0]) == 4
+    for plain, whole in zip(*answers, strict=True):
+        assert [one["class"] for one in whole["top"]] == [one["class"] for one in plain["top"]]
+        for one, other in zip(whole["top"], plain["top"], strict=True):
+            assert one["score_percent"] == pytest.approx(other["score_percent"], abs=0.01)
+
+
+def test_bench_times_the_file_for_images(with_images: Path, kdedge: Run) -> None:
+    options = ("--seconds", "0.01", "--calls", "3", "--batch", "1", "--json")
+    done = kdedge("bench", str(with_images / "model.image.onnx"), *options)
+    assert done.code == 0, done.err
+    assert "model.image.onnx" in done.out
