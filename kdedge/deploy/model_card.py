@@ -81,8 +81,8 @@ facts in a form for programs.
     python {EXAMPLE} IMAGE          # needs NumPy, Pillow and ONNX Runtime
 
 ## Input
-
-{_image_files(artifact)}One tensor, `{INPUT_NAME}`: {tensor["dtype"]} [batch, 3, {size}, {size}], {tensor["channels"]},
+{_image_files(artifact)}
+One tensor, `{INPUT_NAME}`: {tensor["dtype"]} [batch, 3, {size}, {size}], {tensor["channels"]},
 values {low} to {high}; {batch} images per call. **Normalization is in the graph**: apply no mean
 and no standard deviation.
 
@@ -115,8 +115,8 @@ def _image_files(artifact: Artifact) -> str:
     if not names:
         return ""
     return (
-        f"{' and '.join(names)}: one image of any size, `image`: uint8 [height, width, 3], RGB.\n"
-        "Resize, crop and scaling are in the graph. All other files:\n\n"
+        f"\n{' and '.join(names)}: one image of any size, `image`: uint8 [height, width, 3], RGB.\n"
+        "Resize, crop and scaling are in the graph. All other files:\n"
     )
 
 

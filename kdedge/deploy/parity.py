@@ -25,7 +25,7 @@ from kdedge.results import ParityResult, WorstImage
 from kdedge.runtime.artifact import Artifact, Precision
 from kdedge.runtime.backend import Backend, TakesImages
 from kdedge.runtime.batches import run_batches
-from kdedge.runtime.preprocess import decode_image
+from kdedge.runtime.preprocess import UnusableImage, decode_image
 
 SMOKE_SET = "smoke_set.safetensors"
 MAX_SMOKE_IMAGES = 200
@@ -228,8 +228,17 @@ class SmokeSet:
     images: tuple[bytes, ...] = ()
 
     def whole(self) -> list[npt.NDArray[np.uint8]]:
-        """The images, [H, W, 3] each: those before resize and crop, then the others' pixels."""
-        decoded = [np.asarray(decode_image(file)) for file in self.images]
+        """The images, [H, W, 3] each: those before resize and crop, then the others' pixels.
+
+        Raises:
+            DataError: one of the files is no image.
+        """
+        try:
+            decoded = [np.asarray(decode_image(file)) for file in self.images]
+        except UnusableImage as error:
+            raise DataError(
+                f"{SMOKE_SET} has an image that cannot be decoded: {error.reason}.\n  Export again."
+            ) from error
         return [*decoded, *self.pixels[len(decoded) :]]
 
 

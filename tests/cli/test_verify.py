@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -15,6 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+import kdedge
+from kdedge.deploy.parity import SMOKE_SET, read_smoke_set
+from kdedge.runtime.artifact import load_artifact
+from kdedge.runtime.preprocess import resize_and_crop
 
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -107,6 +113,24 @@ def test_the_javascript_client_answers_as_the_artifact_does(
         found = check(kdedge, artifact, client, "--file", file)
         assert found["n_whole"] > 3
         assert found["max_mean_difference"] < 1e-9
+
+
+def test_the_smoke_set_has_tall_and_wide_images_with_their_pixels_and_answers(
+    with_images: Path,
+) -> None:
+    smoke = read_smoke_set(with_images / SMOKE_SET)
+    preprocess = load_artifact(with_images).preprocess
+    shapes = set()
+    for file, pixels in zip(smoke.images, smoke.pixels, strict=False):
+        image = Image.open(io.BytesIO(file))
+        assert image.format == "PNG"
+        assert not image.info
+        shapes.add(np.sign(image.width - image.height))
+        wanted = np.asarray(resize_and_crop(image, preprocess))
+        np.testing.assert_array_equal(pixels, wanted)
+    assert {-1, 1} <= shapes
+    with kdedge.load(with_images, backend="onnxruntime") as model:
+        np.testing.assert_allclose(model.logits(smoke.pixels), smoke.logits, atol=1e-3)
 
 
 def test_a_client_that_squeezes_images_is_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import struct
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import safetensors.numpy
+from PIL import Image
 
 from kdedge.config.recipe import GatesSpec
 from kdedge.deploy.parity import (
@@ -247,6 +249,51 @@ def test_a_smoke_set_survives_its_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.pixels, pixels[:, ::-1])
     np.testing.assert_array_equal(again.logits, answers(pixels)[:, ::-1])
     assert (again.pixels.dtype, again.logits.dtype) == (np.uint8, np.float32)
+
+
+def test_images_before_resize_and_crop_survive_the_file(tmp_path: Path) -> None:
+    pixels, path = make_pixels(3), tmp_path / SMOKE_SET
+    rng = np.random.default_rng(0)
+    whole = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((5, 9, 3), (7, 2, 3))]
+    files = []
+    for image in whole:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "PNG")
+        files.append(file.getvalue())
+    write_smoke_set(path, pixels, answers(pixels), files)
+    again = read_smoke_set(path)
+    assert again.images == tuple(files)
+    for got, wanted in zip(again.whole(), [*whole, pixels[2]], strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    write_smoke_set(path, pixels, answers(pixels), [b"no image"])
+    with pytest.raises(DataError, match="has an image that cannot be decoded: not a readable im"):
+        read_smoke_set(path).whole()
+
+
+@pytest.mark.parametrize(
+    ("images", "ends"),
+    [
+        (np.zeros(9, np.uint8), np.int64([4])),  # not to the end
+        (np.zeros(9, np.uint8), np.int64([4, 4, 9])),  # an empty one
+        (np.zeros(9, np.uint8), np.int64([-4, 9])),
+        (np.zeros(9, np.uint8), np.int64([3, 5, 7, 9])),  # more than pixels
+        (np.zeros(9, np.uint8), np.zeros(0, np.int64)),
+        (np.zeros(9, np.uint8), np.int32([9])),
+        (np.zeros(9, np.int8), np.int64([9])),
+        (np.zeros((3, 3), np.uint8), np.int64([9])),
+    ],
+)
+def test_images_that_their_ends_do_not_divide_are_not_read(
+    tmp_path: Path, images: Any, ends: Any
+) -> None:
+    pixels, path = make_pixels(3), tmp_path / SMOKE_SET
+    tensors = {"pixels": pixels, "logits": np.zeros((3, 3), np.float32)}
+    path.write_bytes(safetensors.numpy.save({**tensors, "images": images, "image_ends": ends}))
+    with pytest.raises(DataError, match="which do not divide them"):
+        read_smoke_set(path)
+    path.write_bytes(safetensors.numpy.save({**tensors, "images": images}))
+    with pytest.raises(DataError, match="holds images, logits, pixels; expected logits, pixels"):
+        read_smoke_set(path)
 
 
 @pytest.mark.parametrize(

@@ -392,7 +392,13 @@ def _smoke_sets(folder: Path) -> Iterator[Path]:
 
     path = folder / "smoke_set.safetensors"
     logits = np.zeros((2, 3), np.float32)
-    save_arrays({"pixels": np.zeros((2, 4, 4, 3), np.uint8), "logits": logits}, path)
+    tensors = {"pixels": np.zeros((2, 4, 4, 3), np.uint8), "logits": logits}
+    save_arrays(tensors, path)
+    yield path
+    file = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(file, "PNG")
+    images = np.frombuffer(file.getvalue(), np.uint8)
+    save_arrays({**tensors, "images": images, "image_ends": np.int64([len(images)])}, path)
     yield path
 
 

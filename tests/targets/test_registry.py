@@ -85,7 +85,7 @@ def test_an_unknown_target_is_told_with_the_nearest_name_or_all() -> None:
     with pytest.raises(RecipeError, match=r'no target "tensort"\.\n  Did you mean tensorrt'):
         find_target("tensort")
     with pytest.raises(
-        RecipeError, match="There are: onnx, openvino, tensorrt, tensorrt-rtx, torch-"
+        RecipeError, match="There are: onnx, onnx-image, openvino, tensorrt, tensorrt-rtx, torch-"
     ):
         find_target("../x")
 
@@ -94,7 +94,8 @@ def test_an_unknown_backend_is_told_with_the_nearest_name_or_all() -> None:
     with pytest.raises(RecipeError, match=r'no backend "tensort"\.\n  Did you mean tensorrt'):
         target_of_backend("tensort")
     with pytest.raises(
-        RecipeError, match="There are: onnxruntime, openvino, tensorrt, tensorrt-rtx"
+        RecipeError,
+        match="There are: onnxruntime, onnxruntime-image, openvino, tensorrt, tensorrt-rtx",
     ):
         target_of_backend("../x")
 
