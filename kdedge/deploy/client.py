@@ -250,7 +250,7 @@ def _parse(text: str, n_images: int, class_names: Sequence[str]) -> list[_Answer
     Raises:
         GateError: there are more or fewer than images, or one is not an answer.
     """
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]
     known = frozenset(class_names)
     answers = [_answer(line, number, known) for number, line in enumerate(lines, 1)]
     if len(answers) != n_images:
