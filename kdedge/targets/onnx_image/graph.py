@@ -7,7 +7,7 @@ pixels that they need. All places are computed as integers, weights have 22 bits
 in Pillow, and sums are exact in float64, so that not a single byte differs.
 
 ONNX's own Resize is no help: in ONNX Runtime 1.24 its antialiased cubic resize differs from
-Pillow's by up to 6 of 255.
+Pillow's by up to 3 of 255 (`benchmarks/README.md`).
 """
 
 from __future__ import annotations
