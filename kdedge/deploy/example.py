@@ -62,10 +62,14 @@ def main() -> None:
     artifact = json.loads((here / "artifact.json").read_text(encoding="utf-8"))
     session = onnxruntime.InferenceSession(here / MODEL, providers=["CPUExecutionProvider"])
     batch = artifact["input"]["batch"]
+    classes = artifact.get("open_classes")
+    matrix = None if classes is None else np.load(here / classes["file"])
     n_copies = 1 if batch == "dynamic" else batch  # a graph with a fixed batch takes no fewer
     for path in sys.argv[1:]:
         images = np.stack([prepare(path, artifact)] * n_copies)
-        logits = session.run(["logits"], {"images": images})[0][0].astype(np.float64)
+        logits = session.run(None, {"images": images})[0][0].astype(np.float64)
+        if matrix is not None:
+            logits = matrix @ logits  # with open classes, the graph gives image features
         best = int(logits.argmax())
         line = f"{path}\t{artifact['class_names'][best]}"
         if artifact["output"]["head"] == "scores":

@@ -22,9 +22,10 @@ from kdedge.evaluation.agreement import compare
 from kdedge.files import write_atomic
 from kdedge.progress import progress
 from kdedge.results import ParityResult, WorstImage
-from kdedge.runtime.artifact import Artifact, Precision
+from kdedge.runtime.artifact import OUTPUT_NAME, Artifact, Precision
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.batches import run_batches
+from kdedge.runtime.open_classes import class_logits, load_matrix
 
 SMOKE_SET = "smoke_set.safetensors"
 MAX_SMOKE_IMAGES = 200
@@ -187,7 +188,7 @@ def _named(entry: WorstImage) -> str:
 
 @dataclass(frozen=True)
 class SmokeSet:
-    """Images with the float32 student's logits, stored in the artifact.
+    """Images with the float32 student's logits.
 
     Attributes:
         pixels: [K, S, S, 3] uint8, RGB, after resize and crop.
@@ -199,29 +200,47 @@ class SmokeSet:
 
 
 def write_smoke_set(
-    path: Path, pixels: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]
+    path: Path,
+    pixels: npt.NDArray[np.uint8],
+    outputs: npt.NDArray[np.float32],
+    *,
+    output_name: str = OUTPUT_NAME,
 ) -> None:
     """Writes a smoke set, complete or not at all.
 
     Args:
         path: the file.
         pixels: [K, S, S, 3], K from 1 to `MAX_SMOKE_IMAGES`.
-        logits: [K, C].
+        outputs: logits [K, C]; features [K, D] if the artifact has open classes.
+        output_name: `Artifact.output_name`.
 
     Raises:
         DataError: shapes do not match, or there are no images or too many.
         ResourceError: the file cannot be written.
     """
-    _check_smoke_set(path, pixels, logits)
+    _check_smoke_set(path, pixels, outputs, output_name)
     tensors: dict[str, npt.NDArray[Any]] = {
         "pixels": np.ascontiguousarray(pixels),
-        "logits": np.ascontiguousarray(logits),
+        output_name: np.ascontiguousarray(outputs),
     }
     write_atomic(path, safetensors.numpy.save(tensors))
 
 
-def read_smoke_set(path: Path) -> SmokeSet:
-    """Reads a smoke set.
+def load_smoke_set(artifact: Artifact) -> SmokeSet:
+    """Reads an artifact's smoke set, with the logits of its present classes.
+
+    Raises:
+        DataError: the smoke set or the class matrix is missing or damaged, or does not fit.
+        ShapeError: its features have another dimension than the class matrix.
+    """
+    stored = read_smoke_set(artifact.checked(SMOKE_SET), artifact.output_name)
+    if artifact.open_classes is None:
+        return stored
+    return SmokeSet(stored.pixels, class_logits(stored.logits, load_matrix(artifact)))
+
+
+def read_smoke_set(path: Path, output_name: str = OUTPUT_NAME) -> SmokeSet:
+    """Reads a smoke set; for features, the result has them in the place of logits.
 
     Raises:
         DataError: the file is missing, or `write_smoke_set` did not write it.
@@ -233,24 +252,27 @@ def read_smoke_set(path: Path) -> SmokeSet:
         raise DataError(f"{path} cannot be read: {reason}.") from error
     except (safetensors.SafetensorError, KeyError) as error:  # KeyError: a type numpy lacks
         raise DataError(f"{path} is not a safetensors file: {error}.\n  Export again.") from error
-    if tensors.keys() != {"pixels", "logits"}:
+    if tensors.keys() != {"pixels", output_name}:
         raise DataError(
-            f"{path} holds {', '.join(sorted(tensors)) or 'nothing'}; expected logits, pixels.\n"
+            f"{path} holds {', '.join(sorted(tensors)) or 'nothing'}; expected {output_name},"
+            " pixels.\n"
             "  Export again."
         )
-    _check_smoke_set(path, tensors["pixels"], tensors["logits"])
-    return SmokeSet(tensors["pixels"], tensors["logits"])
+    _check_smoke_set(path, tensors["pixels"], tensors[output_name], output_name)
+    return SmokeSet(tensors["pixels"], tensors[output_name])
 
 
-def _check_smoke_set(path: Path, pixels: npt.NDArray[Any], logits: npt.NDArray[Any]) -> None:
+def _check_smoke_set(
+    path: Path, pixels: npt.NDArray[Any], logits: npt.NDArray[Any], output_name: str
+) -> None:
     is_square = pixels.ndim == 4 and pixels.shape[1] == pixels.shape[2] and pixels.shape[3] == 3
     belongs = logits.ndim == 2 and len(logits) == len(pixels) and len(pixels) >= 1
     has_types = pixels.dtype == np.uint8 and logits.dtype == np.float32
     if not (is_square and belongs and has_types and len(pixels) <= MAX_SMOKE_IMAGES):
         raise DataError(
-            f"{path}: the pixels are {pixels.dtype} {list(pixels.shape)} and the logits"
-            f" {logits.dtype} {list(logits.shape)};\n  expected uint8 [K, S, S, 3] and float32"
-            f" [K, classes], K from 1 to {MAX_SMOKE_IMAGES}. Export again."
+            f"{path}: the pixels are {pixels.dtype} {list(pixels.shape)} and the {output_name}"
+            f" {logits.dtype} {list(logits.shape)};\n  expected uint8 [K, S, S, 3] and float32 with"
+            f" 2 axes, K from 1 to {MAX_SMOKE_IMAGES}. Export again."
         )
 
 
@@ -264,8 +286,8 @@ def parity_on_smoke_set(artifact: Artifact, backend: Backend) -> ParityResult:
     Raises:
         DataError: the smoke set is missing, has changed since the export, or is of another model.
     """
-    path = artifact.checked(SMOKE_SET)
-    smoke_set = read_smoke_set(path)
+    path = artifact.path / SMOKE_SET
+    smoke_set = load_smoke_set(artifact)
     n_images, size_px = smoke_set.pixels.shape[:2]
     if size_px != artifact.preprocess.size_px:
         raise DataError(

@@ -32,6 +32,7 @@ class Reference:
     Attributes:
         pixels: [N, S, S, 3], uint8.
         logits: [N, C].
+        features: [N, D], unit length.
         keys: keys of the images.
         labels: their positions in the exported class list; None if unknown or not in it.
         images: description of the images, for messages.
@@ -42,6 +43,7 @@ class Reference:
 
     pixels: npt.NDArray[np.uint8]
     logits: npt.NDArray[np.float32]
+    features: npt.NDArray[np.float32]
     keys: tuple[str, ...]
     labels: tuple[int | None, ...]
     images: str
@@ -101,10 +103,12 @@ def run_reference(trained: RunModel, pool: Images | None, n_images: int) -> Refe
         n_images = min(n_images, max(1, len(images.indices) // 2))
     chosen = images.only([images.indices[i] for i in spread(len(images.indices), n_images)])
     pixels = read_pixels(chosen.source, chosen.indices, trained.preprocess)
+    logits, features = _run_unfused(trained, pixels)
     kept_out = chosen if test is None else images
     return Reference(
         pixels=pixels,
-        logits=_unfused_logits(trained, pixels),
+        logits=logits,
+        features=features,
         keys=tuple(chosen.source.items[index].key for index in chosen.indices),
         labels=tuple(trained.labels_of(chosen)),
         images=f"{len(chosen.indices)} of {len(images.indices)} images of"
@@ -118,15 +122,18 @@ def run_reference(trained: RunModel, pool: Images | None, n_images: int) -> Refe
 
 
 @torch.no_grad()
-def _unfused_logits(trained: RunModel, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """[N, S, S, 3] -> [N, C]: the model as it was trained and evaluated."""
+def _run_unfused(
+    trained: RunModel, pixels: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """[N, S, S, 3] -> logits [N, C], features [N, D]: the model as it was trained."""
     preprocess, device = trained.preprocess, trained.device
     vectors = trained.vectors.vectors.to(device)
-    logits = []
+    logits, kept = [], []
     with progress("running the unfused model", len(pixels), unit="images") as advance:
         for start in range(0, len(pixels), _BATCH):
             batch = np.stack([normalize(image, preprocess) for image in pixels[start:][:_BATCH]])
             features = trained.forward_features(torch.from_numpy(batch).to(device))
             logits.append((trained.scale * features @ vectors.T).cpu().numpy())
+            kept.append(features.cpu().numpy())
             advance(start + len(batch))
-    return np.concatenate(logits)
+    return np.concatenate(logits), np.concatenate(kept)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError, is_out_of_memory
-from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Pixels
+from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAMES, Pixels
 from kdedge.runtime.threads import may_spin, number_of_threads
 from kdedge.targets.onnx.describe import ONNX_RUNTIME
 
@@ -104,13 +104,13 @@ class OnnxSession:
             and takes[0][0] == INPUT_NAME
             and takes[0][1] in _PIXELS
             and takes[0][2] == 4
-            and gives == [(OUTPUT_NAME, "tensor(float)", 2)]
+            and gives in [[(name, "tensor(float)", 2)] for name in OUTPUT_NAMES]
         )
         if not is_classifier:
             raise DataError(
                 f"{path} takes {takes} and gives {gives} (name, type, axes).\n"
-                f"  Expected {INPUT_NAME!r} with 4 axes, float or uint8, and {OUTPUT_NAME!r} with"
-                " 2 axes, float: a file that `kdedge export` wrote."
+                f"  Expected {INPUT_NAME!r} with 4 axes, float or uint8, and"
+                f" {' or '.join(OUTPUT_NAMES)} with 2 axes, float: a file that `kdedge export` wrote."
             )
         sizes = [size if isinstance(size, int) else None for size in session.get_inputs()[0].shape]
         n_images, *image_shape = sizes
@@ -131,7 +131,7 @@ class OnnxSession:
         """
         try:
             with self._limited(len(images)) as options:
-                (logits,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: images}, options)
+                (logits,) = self._session.run(None, {INPUT_NAME: images}, options)
         except self._errors as error:
             raise _explain(error, self._path, self._version, "run") from error
         return np.asarray(logits, dtype=np.float32)
