@@ -110,7 +110,8 @@ class OnnxSession:
             raise DataError(
                 f"{path} takes {takes} and gives {gives} (name, type, axes).\n"
                 f"  Expected {INPUT_NAME!r} with 4 axes, float or uint8, and"
-                f" {' or '.join(OUTPUT_NAMES)} with 2 axes, float: a file that `kdedge export` wrote."
+                f" {' or '.join(OUTPUT_NAMES)} with 2 axes, float: a file that `kdedge export`"
+                " wrote."
             )
         sizes = [size if isinstance(size, int) else None for size in session.get_inputs()[0].shape]
         n_images, *image_shape = sizes
