@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Annotated, Any
 from unicodedata import category
 
@@ -86,26 +87,37 @@ def read_matrix(path: Path, *, n_classes: int, dim: int) -> Matrix:
         DataError: the file is damaged, or is not a finite float32 matrix of this shape.
     """
     remedy = "Copy the folder from the export again, or export again."
+    data = read_bytes(path)
+    stream = io.BytesIO(data)
     try:
-        found: npt.NDArray[Any] = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError) as error:
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise ValueError(f"its version is {version}, not (1, 0)")  # noqa: TRY301
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    except (ValueError, SyntaxError, TokenError, RecursionError) as error:
         raise DataError(
             f"{path} is not a matrix in NumPy's format: {error}.\n  {remedy}"
         ) from error
-    if not isinstance(found, np.ndarray) or found.dtype != np.float32 or found.ndim != 2:
-        got = (
-            f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else "an archive"
-        )
-        raise DataError(f"{path} holds {got}; expected float32 [classes, {dim}].\n  {remedy}")
-    if found.shape != (n_classes, dim):
+    if dtype != np.float32 or len(shape) != 2 or is_fortran:
         raise DataError(
-            f"{path} has {found.shape[0]} rows of {found.shape[1]} values, but the artifact has"
-            f" {n_classes} classes and features of {dim} values.\n  {remedy}"
+            f"{path} holds {dtype} {list(shape)}; expected float32 [classes, {dim}], row by row.\n"
+            f"  {remedy}"
         )
+    if shape != (n_classes, dim):
+        raise DataError(
+            f"{path} has {shape[0]} rows of {shape[1]} values, but the artifact has {n_classes}"
+            f" classes and features of {dim} values.\n  {remedy}"
+        )
+    values = data[stream.tell() :]
+    if len(values) != 4 * n_classes * dim:
+        raise DataError(
+            f"{path} has {len(values)} bytes of values; expected {4 * n_classes * dim}.\n  {remedy}"
+        )
+    found = np.frombuffer(values, np.float32).reshape(shape)
     if not np.isfinite(found).all():
         row = int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])
         raise DataError(f"{path} has NaN or infinity in row {row + 1}.\n  {remedy}")
-    return np.ascontiguousarray(found)
+    return found
 
 
 def check_class_names(names: tuple[str, ...], before: dict[str, Any]) -> None:

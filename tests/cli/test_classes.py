@@ -303,9 +303,13 @@ def test_a_matrix_that_does_not_fit_is_refused(project: Path, kdedge: Kdedge) ->
 def test_a_file_that_is_no_matrix_is_named(tmp_path: Path) -> None:
     path = tmp_path / "m.npy"
     whole = matrix_bytes(np.ones((2, 3), np.float32))
-    for data in (b"", b"no matrix", whole[:-1], whole[:20]):
+    for data in (b"", b"no matrix", whole[:20], whole[:10] + b"(" + whole[11:]):
         path.write_bytes(data)
         with pytest.raises(DataError, match=r"m\.npy is not a matrix in NumPy's format"):
+            read_matrix(path, n_classes=2, dim=3)
+    for data, n_bytes in ((whole[:-1], 23), (whole + b"more", 28)):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=rf"has {n_bytes} bytes of values; expected 24"):
             read_matrix(path, n_classes=2, dim=3)
 
 
@@ -327,6 +331,20 @@ def test_a_change_that_was_cut_off_is_no_change(
     assert artifact.open_classes is not None
     assert artifact.open_classes.file == "classes.3.npy"
     assert logits_of(OPEN).shape == (6, 3)
+
+
+def test_a_teachers_own_export_takes_new_classes_too(project: Path, kdedge: Kdedge) -> None:
+    """Its text encoder makes the vectors, as it made those of the export."""
+    options = (*LOOSE, "--output", "teacher")
+    assert kdedge("export", "tiny/01", "--open-classes", *options).code == 0
+    api.change_classes("teacher", add=["forklift", "old man"], remove="dog", run="tiny/01")
+    changed = ("--classes", "changed.txt", *LOOSE, "--output", "teacher changed")
+    assert kdedge("export", "tiny/01", *changed).code == 0
+    np.testing.assert_allclose(
+        logits_of(Path("teacher")), logits_of(Path("teacher changed")), rtol=0, atol=TOLERANCE
+    )
+    done = kdedge("classes", "teacher", "--add", "lorry", "--from", "tiny/02")
+    assert (done.code, "was not exported from runs/tiny/02" in done.err) == (3, True)
 
 
 def test_removing_needs_no_torch(project: Path) -> None:
