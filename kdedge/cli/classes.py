@@ -35,8 +35,8 @@ def command(
     Only an artifact that was exported with --open-classes can be changed. Nothing is trained, and
     no graph or engine is built again. The teacher of RUN makes the vectors of new classes; where
     RUN is not, only removing works. The change is a new file, classes.N.npy, and artifact.json
-    names it; earlier files stay. Copy these two to a device that has the artifact already.
-    Agreement and accuracy in artifact.json are those of the exported classes.
+    names it; earlier files stay. To a device that has the artifact, copy the new file, README.md
+    and artifact.json. Agreement and accuracy in artifact.json are those of the exported classes.
     """
     from kdedge.api.artifact import open_artifact
     from kdedge.api.classes import change_classes
