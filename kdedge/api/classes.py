@@ -65,14 +65,21 @@ def change_classes(
                 "  Name the run that the artifact was exported from, with --from RUN."
             )
         found = find_run(run_argument(run), Path(root), prefer="student")
-        new = _encode(artifact, found, names[-len(added) :], device)
+        new = _encode(artifact, found, names[0], names[-len(added) :], device)
     return classes.change_classes(artifact.path, added=new, removed=removed)
 
 
 def _encode(
-    artifact: Artifact, run: RunFolder, names: tuple[str, ...], device: str | None
+    artifact: Artifact, run: RunFolder, present: str, names: tuple[str, ...], device: str | None
 ) -> NewClasses:
     """The vectors of new classes, by the text encoder that made the artifact's.
+
+    Args:
+        artifact: gets the classes.
+        run: the run that it was exported from.
+        present: a class of the artifact; with it there are two or more, which some splits need.
+        names: the new classes.
+        device: as for `change_classes`.
 
     Raises:
         DataError: the artifact was exported from another run, or the teacher is missing.
@@ -83,9 +90,9 @@ def _encode(
     from kdedge.setup.workspace import Workspace
 
     _check_same(artifact, run)
-    trained = load_run(run, Workspace(run.root, choose_device(device)), names=names)
-    vectors = trained.vectors
-    return NewClasses(names, vectors.vectors.numpy(), vectors.provenance)
+    workspace = Workspace(run.root, choose_device(device))
+    vectors = load_run(run, workspace, names=(present, *names)).vectors
+    return NewClasses(names, vectors.vectors.numpy()[1:], vectors.provenance)
 
 
 def _check_same(artifact: Artifact, run: RunFolder) -> None:

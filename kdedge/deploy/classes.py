@@ -19,7 +19,7 @@ import numpy.typing as npt
 from kdedge import __version__
 from kdedge.data.classes import check_class_names
 from kdedge.deploy.model_card import renew_model_card
-from kdedge.errors import RecipeError, ShapeError
+from kdedge.errors import DataError, RecipeError, ShapeError
 from kdedge.files import sha256_file, write_atomic
 from kdedge.lock import locked
 from kdedge.runtime.artifact import Artifact, load_artifact
@@ -140,7 +140,10 @@ def changed_names(
             )
     left = [name for name in artifact.class_names if name not in removed]
     names = (*left, *(name.strip() for name in added))
-    check_class_names(names, f"The changed class list of {artifact.path}")
+    where = f"The changed class list of {artifact.path}"
+    if "" in names:
+        raise DataError(f"{where} has an empty name.\n  Give each class a name.")
+    check_class_names(names, where)
     return names
 
 
