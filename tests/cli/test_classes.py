@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 import kdedge as api
-from kdedge.deploy.classes import NewClasses, change_classes
+from kdedge.deploy.classes import LOCK, NewClasses, change_classes
 from kdedge.deploy.parity import load_smoke_set, parity_on_smoke_set
-from kdedge.errors import DataError, ShapeError
+from kdedge.errors import DataError, InUseError, ShapeError
 from kdedge.inference.choose import choose_and_load
+from kdedge.lock import locked
 from kdedge.runtime.artifact import load_artifact
 from kdedge.runtime.class_file import matrix_bytes, read_matrix
 
@@ -313,24 +314,21 @@ def test_a_file_that_is_no_matrix_is_named(tmp_path: Path) -> None:
             read_matrix(path, n_classes=2, dim=3)
 
 
-def test_a_change_that_was_cut_off_is_no_change(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from kdedge.runtime.artifact import Artifact
-
-    def stop(artifact: Artifact) -> Path:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Artifact, "save", stop)
-        with pytest.raises(KeyboardInterrupt):
-            change_classes(OPEN, removed=["dog"])
-    assert load_artifact(OPEN).class_names == NAMES
+def test_what_an_interrupted_change_left_is_neither_read_nor_overwritten(project: Path) -> None:
+    left = OPEN / "classes.2.npy"  # artifact.json, which would name it, is written last
+    left.write_bytes(b"left")
     assert logits_of(OPEN).shape == (6, 4)
     artifact = change_classes(OPEN, removed=["dog"])
     assert artifact.open_classes is not None
     assert artifact.open_classes.file == "classes.3.npy"
     assert logits_of(OPEN).shape == (6, 3)
+    assert left.read_bytes() == b"left"
+
+
+def test_a_folder_that_another_process_changes_is_left_alone(project: Path) -> None:
+    with locked(OPEN / LOCK), pytest.raises(InUseError, match="open is in use by another process"):
+        change_classes(OPEN, removed=["dog"])
+    assert load_artifact(OPEN).class_names == NAMES
 
 
 def test_a_teachers_own_export_takes_new_classes_too(project: Path, kdedge: Kdedge) -> None:
