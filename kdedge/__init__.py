@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kdedge.api.artifact import open_artifact, reseal, write_deepstream, write_triton
     from kdedge.api.bench import bench, check_speed
     from kdedge.api.check import check
+    from kdedge.api.classes import change_classes
     from kdedge.api.data import fetch_set, list_sets, open_set, scan_images, verify_set
     from kdedge.api.demo import demo
     from kdedge.api.evaluate import evaluate
@@ -55,6 +56,7 @@ _HOMES = {
     "kdedge.api.evaluate": ("evaluate",),
     "kdedge.api.export": ("export",),
     "kdedge.api.artifact": ("open_artifact", "reseal", "write_triton", "write_deepstream"),
+    "kdedge.api.classes": ("change_classes",),
     "kdedge.api.bench": ("bench", "check_speed"),
     "kdedge.api.front": ("front",),
     "kdedge.api.report": ("report",),
@@ -91,6 +93,7 @@ __all__ = [
     "SetupError",
     "__version__",
     "bench",
+    "change_classes",
     "check",
     "check_speed",
     "demo",

@@ -20,6 +20,7 @@ from kdedge.results import ParityResult
 from kdedge.runtime.artifact import FILE_NAME, Artifact, ModelFile
 from kdedge.runtime.backend import Backend, DeviceTimed, TakesImages
 from kdedge.runtime.batches import to_input
+from kdedge.runtime.open_classes import with_classes
 from kdedge.runtime.preprocess import decode_image, resize_and_crop
 from kdedge.speed_results import Accuracy, Inputs
 from kdedge.targets.protocol import Target
@@ -81,6 +82,7 @@ def _subject(artifact: Artifact, file: ModelFile, target: Target, n_threads: int
         module.check_environment()
         path = artifact.checked(file.name)
         loaded = module.load(path, n_threads=n_threads, built_with=file.built_with or None)
+        loaded = with_classes(artifact, loaded)
         try:
             yield LoadedModelFile(artifact, loaded)
         finally:

@@ -16,6 +16,7 @@ def artifact_record(artifact: Artifact) -> dict[str, Any]:
         "artifact": str(artifact.path),
         "name": artifact.name,
         "class_names": list(artifact.class_names),
+        "open_classes": artifact.open_classes.to_dict() if artifact.open_classes else None,
         **artifact.usage(),
         "files": [file.to_dict() for file in artifact.files],
         "provenance": artifact.provenance,
@@ -31,7 +32,7 @@ def artifact_text(artifact: Artifact) -> str:
     facts = {
         "run": provenance.get("run"),
         "method": provenance.get("method"),
-        "classes": f"{len(artifact.class_names)}: {shown}{more}",
+        "classes": f"{len(artifact.class_names)}: {shown}{more}{_open(artifact)}",
         "takes": f"{artifact.usage()['input']['dtype']} [batch, 3, {artifact.preprocess.size_px},"
         f" {artifact.preprocess.size_px}], RGB; normalization is in the graph{_where(artifact)}",
         "record": _sealed(artifact),
@@ -50,6 +51,12 @@ def artifact_text(artifact: Artifact) -> str:
     header = ("file", "precision", "size", "agreement", "gate")
     parts = [f"{artifact.path}: artifact of {artifact.name}", table(rows)]
     return "\n\n".join([*parts, table(files, header=header, align="llrrl")])
+
+
+def _open(artifact: Artifact) -> str:
+    """Where the class vectors are, if they are not in the graph."""
+    classes = artifact.open_classes
+    return "" if classes is None else f"; open, in {classes.file}"
 
 
 def _where(artifact: Artifact) -> str:

@@ -36,6 +36,7 @@ class _RunOptions:
     classes: Path | None
     head: str | None
     pixels: str | None
+    open_classes: bool
     output: Path | None
     overrides: tuple[str, ...]
     device: str | None
@@ -44,6 +45,7 @@ class _RunOptions:
         """The options of the call; head and pixels are keys of the recipe."""
         given = {"head": self.head, "pixels": self.pixels}
         flags = [f"export.{key}={value}" for key, value in given.items() if value is not None]
+        flags += ["export.open_classes=true"] if self.open_classes else []
         options: ExportOptions = {
             "output": self.output,
             "overrides": [*self.overrides, *flags],
@@ -114,6 +116,11 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
     "--pixels",
     type=click.Choice(["float", "uint8"]),
     help="Input of the graph: float32 pixels from 0 to 1, or uint8 pixels.",
+)
+@click.option(
+    "--open-classes",
+    is_flag=True,
+    help="Keep the class vectors in a file beside the graph, for `kdedge classes`.",
 )
 @click.option(
     "--output",
@@ -225,7 +232,7 @@ def _flags_for_artifacts() -> list[str]:
 def _refuse_run_options(source: str, wanted: _Wanted, for_run: _RunOptions) -> None:
     """Raises if an option applies only to a run's export."""
     named = {"--onnx": any(target.name == "onnx" for target in wanted.targets)}
-    named |= {f"--{name}": bool(value) for name, value in vars(for_run).items()}
+    named |= {f"--{name.replace('_', '-')}": bool(value) for name, value in vars(for_run).items()}
     for option, is_given in named.items():
         if is_given:
             option = "--set" if option == "--overrides" else option

@@ -26,6 +26,11 @@ class ExportSpec(Strict):
         description="scores: the graph gives the student's logits. argmax: it skips L2"
         " normalization; the class ranking is unchanged, but there are no scores.",
     )
+    open_classes: bool = Field(
+        False,
+        description="The graph gives image features, and the class vectors are a file beside it, so"
+        " that `kdedge classes` adds and removes classes of the exported artifact.",
+    )
     pixels: Literal["float", "uint8"] = Field(
         "float",
         description="Input of the graph. float: float32 pixels, 0-1, as DeepStream feeds them."

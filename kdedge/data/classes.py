@@ -37,7 +37,7 @@ def load_class_names(spec: ClassesSpec, *, data: DataSpec) -> tuple[str, ...]:
 
         return synthetic.class_names(spec.synthetic)
     names = tuple(spec.names or ())
-    _check_names([(f"name {i}", name) for i, name in enumerate(names, 1)], "classes")
+    check_class_names(names, "classes")
     return names
 
 
@@ -81,6 +81,19 @@ def read_class_file(path: Path) -> tuple[str, ...]:
     named = [(f"line {i}", line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
     _check_names(named, str(path))
     return tuple(name for _, name in named)
+
+
+def check_class_names(names: Sequence[str], where: str) -> None:
+    """Checks that these are the names of a class list.
+
+    Args:
+        names: the names.
+        where: what they are, at the start of messages.
+
+    Raises:
+        DataError: a name twice, not printable or too long, or fewer than two names.
+    """
+    _check_names([(f"name {i}", name) for i, name in enumerate(names, 1)], where)
 
 
 def _check_names(named: Sequence[tuple[str, str]], where: str) -> None:

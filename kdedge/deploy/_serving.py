@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from kdedge.errors import DataError
+from kdedge.errors import DataError, RecipeError
 from kdedge.runtime.artifact import Artifact, ModelFile
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,15 @@ def choose_file(
             is used only if it is the only one of its kind, as others are for other GPUs.
 
     Raises:
+        RecipeError: the artifact has open classes.
         DataError: there is no such file, or several engines, of which only one fits this server.
     """
+    if artifact.open_classes is not None:
+        raise RecipeError(
+            f"The graphs of {artifact.path} give image features, as its classes are open, but"
+            f" {server} needs graphs that give logits.\n"
+            "  Export the run again without --open-classes (export.open_classes)."
+        )
     for target, precision in wanted:
         kind = [f for f in artifact.files if (f.target, f.precision) == (target, precision)]
         found = [file for file in kind if file.gate != "missed"]

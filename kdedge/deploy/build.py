@@ -24,6 +24,7 @@ from kdedge.files import refuse_existing, sha256_file
 from kdedge.results import ParityResult
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend
+from kdedge.runtime.open_classes import with_classes
 from kdedge.targets.protocol import BuildModule, BuildRequest, PlannedFile, Target
 from kdedge.targets.registry import find_target, load_build, load_run
 
@@ -268,10 +269,10 @@ def _measured(
 
 def _load(artifact: Artifact, target: Target, entry: ModelFile, path: Path) -> Backend:
     if target.backend is not None:
-        return load_run(target).load(path, built_with=entry.built_with)
+        loaded = load_run(target).load(path, built_with=entry.built_with)
+        return with_classes(artifact, loaded)
     module: Any = load_build(target)
-    backend: Backend = module.load(path, artifact)
-    return backend
+    return with_classes(artifact, module.load(path, artifact))
 
 
 def _elsewhere(

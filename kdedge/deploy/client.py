@@ -29,10 +29,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from kdedge.deploy.parity import SMOKE_SET, SmokeSet, read_smoke_set, smoke_logits
+from kdedge.deploy.parity import SmokeSet, load_smoke_set, smoke_logits
 from kdedge.errors import GateError, RecipeError
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.batches import softmax
+from kdedge.runtime.open_classes import with_classes
 from kdedge.targets.registry import find_target, load_run
 
 Pictures = Literal["ppm", "png"]
@@ -134,7 +135,7 @@ def check_client(
         DataError: the smoke set or the file is missing, or has changed since the export.
     """
     model = artifact.checked(file.name).resolve()
-    smoke = _chosen(read_smoke_set(artifact.checked(SMOKE_SET)))
+    smoke = _chosen(load_smoke_set(artifact))
     scores = 100 * softmax(_expected_logits(artifact, file, smoke))
     with tempfile.TemporaryDirectory(prefix="kdedge-verify-") as folder:
         paths = []
@@ -159,7 +160,8 @@ def _expected_logits(
         return smoke.logits
     module = load_run(find_target(file.target))
     module.check_environment()
-    backend = module.load(artifact.checked(file.name), built_with=file.built_with)
+    loaded = module.load(artifact.checked(file.name), built_with=file.built_with)
+    backend = with_classes(artifact, loaded)
     try:
         return smoke_logits(artifact, backend, smoke)
     finally:

@@ -49,18 +49,18 @@ def resize_and_crop(image: Image.Image, wanted: dict[str, Any]) -> Image.Image:
 
 
 def run(session: Any, path: str, artifact: dict[str, Any]) -> tuple[Any, Any]:
-    """Logits of one image, [C], and the pixels that the model sees, [3, S, S] from 0 to 255."""
+    """What the graph gives for an image, and the pixels that it sees, [3, S, S] from 0 to 255."""
     image = read_rgb(path)
     if session.get_inputs()[0].name == "image":  # with preprocessing
-        logits, pixels = session.run(["logits", "pixels"], {"image": np.asarray(image)})
-        return logits[0], pixels[0]
+        outputs, pixels = session.run(None, {"image": np.asarray(image)})
+        return outputs[0], pixels[0]
     pixels = np.asarray(resize_and_crop(image, artifact["preprocess"])).transpose(2, 0, 1)
     values = pixels
     if artifact["input"]["dtype"] == "float32":
         values = pixels.astype(np.float32) / np.float32(255)
     batch = artifact["input"]["batch"]
     n_copies = 1 if batch == "dynamic" else batch  # a graph with a fixed batch takes no fewer
-    return session.run(["logits"], {"images": np.stack([values] * n_copies)})[0][0], pixels
+    return session.run(None, {"images": np.stack([values] * n_copies)})[0][0], pixels
 
 
 def main() -> None:
@@ -72,9 +72,13 @@ def main() -> None:
     if not arguments:
         sys.exit("Usage: python example.py [MODEL.onnx] IMAGE ...")
     artifact = json.loads((model.parent / "artifact.json").read_text(encoding="utf-8"))
+    classes = artifact.get("open_classes")
+    matrix = None if classes is None else np.load(model.parent / classes["file"])
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     for path in arguments:
         logits, pixels = run(session, path, artifact)
+        if matrix is not None:
+            logits = matrix @ logits  # with open classes, the graph gives image features
         best = int(logits.argmax())
         label, score = artifact["class_names"][best], None
         if artifact["output"]["head"] == "scores":

@@ -24,6 +24,7 @@ from kdedge.config.recipe import ExportSpec, GatesSpec
 from kdedge.data.images import spread
 from kdedge.deploy.build import RunInputs
 from kdedge.deploy.calibrate import CalibrationSet, choose_calibration_images
+from kdedge.deploy.classes import write_classes
 from kdedge.deploy.fold import FoldedModel, fold
 from kdedge.deploy.model_card import write_model_card
 from kdedge.deploy.parity import SMOKE_SET, misses, predict_pixels, write_smoke_set
@@ -37,6 +38,7 @@ from kdedge.runs.image_lists import warn_of_changes
 from kdedge.runs.model import RunModel
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.batches import to_input
+from kdedge.runtime.open_classes import with_classes
 from kdedge.setup.images import Images
 from kdedge.targets.onnx import build as onnx_build
 from kdedge.targets.onnx import run as onnx_run
@@ -111,6 +113,7 @@ def export_artifact(
         preprocess=trained.preprocess,
         head=spec.head,
         pixels=spec.pixels,
+        open_classes=spec.open_classes,
     )
     reference = run_reference(trained, pool, spec.parity_images)
     parent = trained.run.path / "artifacts" if output is None else output
@@ -157,6 +160,10 @@ class _Writer:
             gates=gates.as_record(),
             provenance={"kdedge": __version__, **trained.provenance()},
         )
+        if spec.open_classes:
+            self.artifact = write_classes(
+                self.artifact, trained.vectors.vectors.numpy(), scale=trained.scale
+            )
 
     def write(self, pool: Images | None, precisions: Collection[Precision]) -> None:
         """Writes all files, and `artifact.json` last."""
@@ -176,8 +183,15 @@ class _Writer:
         elif "fp16" in precisions:
             self._add("fp16", self._from_float32(self._range_images(pool)))
         smoke = self._folder / SMOKE_SET
-        shown = self._reference.smoke_set()
-        write_smoke_set(smoke, shown.pixels, shown.logits, shown.images)
+        is_open = self.artifact.open_classes is not None
+        shown = self._reference.smoke_set(open_classes=is_open)
+        write_smoke_set(
+            smoke,
+            shown.pixels,
+            shown.logits,
+            shown.images,
+            output_name=self.artifact.output_name,
+        )
         self._keep(smoke)
         for path in write_model_card(self.artifact, self._folder):
             self._keep(path)
@@ -186,8 +200,11 @@ class _Writer:
     def _metadata(self) -> dict[str, Any]:
         """Metadata of an ONNX file, for readers who have it without its artifact."""
         artifact = self.artifact
+        classes: dict[str, Any] = {"class_names": list(artifact.class_names)}
+        if artifact.open_classes is not None:  # the file beside the graph changes
+            classes = {"classes": "artifact.json has their names, classes.N.npy their vectors"}
         return {
-            "class_names": list(artifact.class_names),
+            **classes,
             "normalization": "in graph",
             "normalized": self._model.normalization,
             **artifact.usage(),
@@ -220,7 +237,7 @@ class _Writer:
     def _calibration_set(self, pool: Images) -> CalibrationSet:
         """Unlabeled images, spread over the classes that the float32 file predicts."""
         (float32,) = onnx_build.plan("fp32")
-        backend = onnx_run.load(self._folder / float32.name)
+        backend = with_classes(self.artifact, onnx_run.load(self._folder / float32.name))
         try:
             return choose_calibration_images(
                 pool.source,
@@ -253,7 +270,7 @@ class _Writer:
             self._keep(data)
             n_bytes += data.stat().st_size
         reference = self._reference
-        backend = onnx_run.load(path)
+        backend = with_classes(self.artifact, onnx_run.load(path))
         try:
             logits = predict_pixels(backend, reference.pixels, self.artifact, what=file.name)
             parity = reference.compared(self.artifact, logits, runtime=backend.describe())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.files import sha256_file, write_atomic
-from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Artifact, ModelFile
+from kdedge.runtime.artifact import INPUT_NAME, Artifact, ModelFile
 
 CARD = "README.md"
 EXAMPLE = "example.py"
@@ -65,6 +65,11 @@ def _card(artifact: Artifact) -> str:
         else "the largest one is the predicted class; they are no scores"
     )
     classes = "\n".join(f"    {name}" for name in names)
+    note, n_outputs, order = "", len(names), ", in the order of the classes below;"
+    if artifact.open_classes is not None:
+        n_outputs = artifact.open_classes.dim
+        answer = _open_answer(artifact, answer)
+        note, order = " with the classes of the export", "."
     return f"""---
 pipeline_tag: image-classification
 tags: [onnx, clip, kdedge]
@@ -90,12 +95,12 @@ and no standard deviation.
 
 ## Output
 
-One tensor, `{OUTPUT_NAME}`: float32 [batch, {len(names)}], in the order of the classes below;
+One tensor, `{artifact.output_name}`: float32 [batch, {n_outputs}]{order}
 {answer}.
 
 ## Files
 
-Compared with the float32 model on real images; agreement is the share of equal predictions.
+Compared with the float32 model on real images{note}; agreement is the share of equal predictions.
 
 {_table(artifact.files)}
 
@@ -117,6 +122,17 @@ def _image_files(artifact: Artifact) -> str:
     return (
         f"\n{' and '.join(names)}: one image of any size, `image`: uint8 [height, width, 3], RGB.\n"
         "Resize, crop and scaling are in the graph. All other files:\n"
+    )
+
+
+def _open_answer(artifact: Artifact, answer: str) -> str:
+    """How features become logits, for an artifact with open classes."""
+    assert artifact.open_classes is not None
+    file, dim = artifact.open_classes.file, artifact.open_classes.dim
+    return (
+        f"`logits = features @ matrix.T`; `{file}` has the matrix, float32"
+        f" [{len(artifact.class_names)}, {dim}] in\nNumPy's format, one row for each of the classes"
+        f" below, in their order; {answer}.\n`kdedge classes` adds and removes classes"
     )
 
 

@@ -22,9 +22,10 @@ from kdedge.evaluation.agreement import compare
 from kdedge.files import write_atomic
 from kdedge.progress import progress
 from kdedge.results import ParityResult, WorstImage
-from kdedge.runtime.artifact import Artifact, Precision
+from kdedge.runtime.artifact import OUTPUT_NAME, Artifact, Precision
 from kdedge.runtime.backend import Backend, TakesImages
 from kdedge.runtime.batches import run_batches
+from kdedge.runtime.open_classes import class_logits, load_matrix
 from kdedge.runtime.preprocess import UnusableImage, decode_image
 
 SMOKE_SET = "smoke_set.safetensors"
@@ -214,7 +215,7 @@ def _named(entry: WorstImage) -> str:
 
 @dataclass(frozen=True)
 class SmokeSet:
-    """Images with the float32 student's logits, stored in the artifact.
+    """Images with the float32 student's logits.
 
     Attributes:
         pixels: [K, S, S, 3] uint8, RGB, after resize and crop.
@@ -245,25 +246,28 @@ class SmokeSet:
 def write_smoke_set(
     path: Path,
     pixels: npt.NDArray[np.uint8],
-    logits: npt.NDArray[np.float32],
+    outputs: npt.NDArray[np.float32],
     images: Sequence[bytes] = (),
+    *,
+    output_name: str = OUTPUT_NAME,
 ) -> None:
     """Writes a smoke set, complete or not at all.
 
     Args:
         path: the file.
         pixels: [K, S, S, 3], K from 1 to `MAX_SMOKE_IMAGES`.
-        logits: [K, C].
+        outputs: logits [K, C]; features [K, D] if the artifact has open classes.
         images: PNG files of the first images before resize and crop.
+        output_name: `Artifact.output_name`.
 
     Raises:
         DataError: shapes do not match, or there are no images or too many.
         ResourceError: the file cannot be written.
     """
-    _check_smoke_set(path, pixels, logits)
+    _check_smoke_set(path, pixels, outputs, output_name)
     tensors: dict[str, npt.NDArray[Any]] = {
         "pixels": np.ascontiguousarray(pixels),
-        "logits": np.ascontiguousarray(logits),
+        output_name: np.ascontiguousarray(outputs),
     }
     if images:
         tensors["images"] = np.frombuffer(b"".join(images), np.uint8)
@@ -271,8 +275,22 @@ def write_smoke_set(
     write_atomic(path, safetensors.numpy.save(tensors))
 
 
-def read_smoke_set(path: Path) -> SmokeSet:
-    """Reads a smoke set.
+def load_smoke_set(artifact: Artifact) -> SmokeSet:
+    """Reads an artifact's smoke set, with the logits of its present classes.
+
+    Raises:
+        DataError: the smoke set or the class matrix is missing or damaged, or does not fit.
+        ShapeError: its features have another dimension than the class matrix.
+    """
+    stored = read_smoke_set(artifact.checked(SMOKE_SET), artifact.output_name)
+    if artifact.open_classes is None:
+        return stored
+    logits = class_logits(stored.logits, load_matrix(artifact))
+    return SmokeSet(stored.pixels, logits, stored.images)
+
+
+def read_smoke_set(path: Path, output_name: str = OUTPUT_NAME) -> SmokeSet:
+    """Reads a smoke set; for features, the result has them in the place of logits.
 
     Raises:
         DataError: the file is missing, or `write_smoke_set` did not write it.
@@ -284,17 +302,18 @@ def read_smoke_set(path: Path) -> SmokeSet:
         raise DataError(f"{path} cannot be read: {reason}.") from error
     except (safetensors.SafetensorError, KeyError) as error:  # KeyError: a type numpy lacks
         raise DataError(f"{path} is not a safetensors file: {error}.\n  Export again.") from error
-    if tensors.keys() not in (_TENSORS, _TENSORS | _WHOLE_TENSORS):
+    names = {"pixels", output_name}
+    if tensors.keys() not in (names, names | _WHOLE_TENSORS):
         raise DataError(
-            f"{path} holds {', '.join(sorted(tensors)) or 'nothing'}; expected logits, pixels.\n"
+            f"{path} holds {', '.join(sorted(tensors)) or 'nothing'}; expected {output_name},"
+            " pixels.\n"
             "  Export again."
         )
-    _check_smoke_set(path, tensors["pixels"], tensors["logits"])
+    _check_smoke_set(path, tensors["pixels"], tensors[output_name], output_name)
     images = _whole_images(path, tensors) if "images" in tensors else ()
-    return SmokeSet(tensors["pixels"], tensors["logits"], images)
+    return SmokeSet(tensors["pixels"], tensors[output_name], images)
 
 
-_TENSORS = {"pixels", "logits"}
 _WHOLE_TENSORS = {"images", "image_ends"}
 
 
@@ -311,15 +330,17 @@ def _whole_images(path: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> tuple[
     return tuple(data[a:b].tobytes() for a, b in zip(starts, ends, strict=True))
 
 
-def _check_smoke_set(path: Path, pixels: npt.NDArray[Any], logits: npt.NDArray[Any]) -> None:
+def _check_smoke_set(
+    path: Path, pixels: npt.NDArray[Any], logits: npt.NDArray[Any], output_name: str
+) -> None:
     is_square = pixels.ndim == 4 and pixels.shape[1] == pixels.shape[2] and pixels.shape[3] == 3
     belongs = logits.ndim == 2 and len(logits) == len(pixels) and len(pixels) >= 1
     has_types = pixels.dtype == np.uint8 and logits.dtype == np.float32
     if not (is_square and belongs and has_types and len(pixels) <= MAX_SMOKE_IMAGES):
         raise DataError(
-            f"{path}: the pixels are {pixels.dtype} {list(pixels.shape)} and the logits"
-            f" {logits.dtype} {list(logits.shape)};\n  expected uint8 [K, S, S, 3] and float32"
-            f" [K, classes], K from 1 to {MAX_SMOKE_IMAGES}. Export again."
+            f"{path}: the pixels are {pixels.dtype} {list(pixels.shape)} and the {output_name}"
+            f" {logits.dtype} {list(logits.shape)};\n  expected uint8 [K, S, S, 3] and float32 with"
+            f" 2 axes, K from 1 to {MAX_SMOKE_IMAGES}. Export again."
         )
 
 
@@ -342,8 +363,8 @@ def parity_on_smoke_set(artifact: Artifact, backend: Backend) -> ParityResult:
     Raises:
         DataError: the smoke set is missing, has changed since the export, or is of another model.
     """
-    path = artifact.checked(SMOKE_SET)
-    smoke_set = read_smoke_set(path)
+    path = artifact.path / SMOKE_SET
+    smoke_set = load_smoke_set(artifact)
     n_images, size_px = smoke_set.pixels.shape[:2]
     if size_px != artifact.preprocess.size_px:
         raise DataError(

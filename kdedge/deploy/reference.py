@@ -41,6 +41,8 @@ class Reference:
         pixels: [N, S, S, 3], uint8.
         logits: [N, C].
         whole: images before resize and crop, with their pixels and logits.
+        features: [N, D], unit length.
+        whole_features: of the images before resize and crop, [K, D].
         keys: keys of the images.
         labels: their positions in the exported class list; None if unknown or not in it.
         images: description of the images, for messages.
@@ -53,6 +55,8 @@ class Reference:
     pixels: npt.NDArray[np.uint8]
     logits: npt.NDArray[np.float32]
     whole: SmokeSet
+    features: npt.NDArray[np.float32]
+    whole_features: npt.NDArray[np.float32]
     keys: tuple[str, ...]
     labels: tuple[int | None, ...]
     images: str
@@ -72,12 +76,18 @@ class Reference:
             logits = predict_each_way(backend, self.pixels, artifact)
         return self.compared(artifact, logits, runtime=backend.describe())
 
-    def smoke_set(self) -> SmokeSet:
-        """Images for the artifact: first those before resize and crop, then others, spread."""
+    def smoke_set(self, *, open_classes: bool) -> SmokeSet:
+        """Images for the artifact: first those before resize and crop, then others, spread.
+
+        With open classes it has features in the place of logits.
+        """
+        outputs, of_whole = self.logits, self.whole.logits
+        if open_classes:
+            outputs, of_whole = self.features, self.whole_features
         some = spread(len(self.pixels), MAX_SMOKE_IMAGES - len(self.whole.images))
         return SmokeSet(
             np.concatenate([self.whole.pixels, self.pixels[some]]),
-            np.concatenate([self.whole.logits, self.logits[some]]),
+            np.concatenate([of_whole, outputs[some]]),
             self.whole.images,
         )
 
@@ -128,12 +138,16 @@ def run_reference(trained: RunModel, pool: Images | None, n_images: int) -> Refe
         n_images = min(n_images, max(1, len(images.indices) // 2))
     chosen = images.only([images.indices[i] for i in spread(len(images.indices), n_images)])
     pixels = read_pixels(chosen.source, chosen.indices, trained.preprocess)
+    logits, features = _run_unfused(trained, pixels)
+    whole, whole_features = _whole_images(trained, chosen)
     kept_out = chosen if test is None else images
     return Reference(
         chosen=chosen,
         pixels=pixels,
-        logits=_unfused_logits(trained, pixels),
-        whole=_whole_images(trained, chosen),
+        logits=logits,
+        whole=whole,
+        features=features,
+        whole_features=whole_features,
         keys=tuple(chosen.source.items[index].key for index in chosen.indices),
         labels=tuple(trained.labels_of(chosen)),
         images=f"{len(chosen.indices)} of {len(images.indices)} images of"
@@ -146,8 +160,8 @@ def run_reference(trained: RunModel, pool: Images | None, n_images: int) -> Refe
     )
 
 
-def _whole_images(trained: RunModel, chosen: Images) -> SmokeSet:
-    """Some images before resize and crop, as PNG files without metadata.
+def _whole_images(trained: RunModel, chosen: Images) -> tuple[SmokeSet, npt.NDArray[np.float32]]:
+    """Some images before resize and crop, as PNG files without metadata, and their features.
 
     Every third one is cut to be taller, every third one to be wider, as cameras often give images
     of one shape.
@@ -164,19 +178,23 @@ def _whole_images(trained: RunModel, chosen: Images) -> SmokeSet:
         files.append(file.getvalue())
         pixels.append(np.asarray(resize_and_crop(image, trained.preprocess)))
     squares = np.stack(pixels)
-    return SmokeSet(squares, _unfused_logits(trained, squares), tuple(files))
+    logits, features = _run_unfused(trained, squares)
+    return SmokeSet(squares, logits, tuple(files)), features
 
 
 @torch.no_grad()
-def _unfused_logits(trained: RunModel, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """[N, S, S, 3] -> [N, C]: the model as it was trained and evaluated."""
+def _run_unfused(
+    trained: RunModel, pixels: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """[N, S, S, 3] -> logits [N, C], features [N, D]: the model as it was trained."""
     preprocess, device = trained.preprocess, trained.device
     vectors = trained.vectors.vectors.to(device)
-    logits = []
+    logits, kept = [], []
     with progress("running the unfused model", len(pixels), unit="images") as advance:
         for start in range(0, len(pixels), _BATCH):
             batch = np.stack([normalize(image, preprocess) for image in pixels[start:][:_BATCH]])
             features = trained.forward_features(torch.from_numpy(batch).to(device))
             logits.append((trained.scale * features @ vectors.T).cpu().numpy())
+            kept.append(features.cpu().numpy())
             advance(start + len(batch))
-    return np.concatenate(logits)
+    return np.concatenate(logits), np.concatenate(kept)

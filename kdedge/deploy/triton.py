@@ -51,7 +51,7 @@ def write_triton(
         The model's folder.
 
     Raises:
-        RecipeError: the model's folder exists.
+        RecipeError: the model's folder exists, or the artifact has open classes.
         DataError: the artifact has no file for Triton, a file has changed since the export, or a
             class name has a line break.
         ResourceError: the folder cannot be written.

@@ -11,6 +11,7 @@ from kdedge.errors import BackendUnavailable, GateError, MissingPackage, RecipeE
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.cuda import find_gpu
+from kdedge.runtime.open_classes import with_classes
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import list_targets, load_run, target_of_backend
 
@@ -97,7 +98,8 @@ def _load(artifact: Artifact, target: Target, file: ModelFile, n_threads: int | 
     module = load_run(target)
     module.check_environment()
     path = artifact.checked(file.name)
-    return module.load(path, n_threads=n_threads, built_with=file.built_with or None)
+    loaded = module.load(path, n_threads=n_threads, built_with=file.built_with or None)
+    return with_classes(artifact, loaded)
 
 
 def _bare(error: SetupError) -> SetupError:

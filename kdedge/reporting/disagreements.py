@@ -13,7 +13,7 @@ from PIL import Image
 from kdedge.config.load import LoadedRecipe
 from kdedge.data.classes import load_class_names
 from kdedge.data.open import open_source
-from kdedge.deploy.parity import SMOKE_SET, read_smoke_set
+from kdedge.deploy.parity import SMOKE_SET, load_smoke_set
 from kdedge.errors import KdedgeError
 from kdedge.reporting.blocks import Gallery, GalleryImage
 from kdedge.reporting.numbers import percent
@@ -91,7 +91,7 @@ def _thumbnails(
         KdedgeError: their source no longer exists.
     """
     if images.endswith(SMOKE_SET):
-        pixels = read_smoke_set(artifact.checked(SMOKE_SET)).pixels  # [K, S, S, 3]
+        pixels = load_smoke_set(artifact).pixels  # [K, S, S, 3]
         for key in keys:
             found = _SMOKE_KEY.fullmatch(key)
             if found is not None and int(found[1]) < len(pixels):

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from unicodedata import category
 
 from kdedge import __version__
 from kdedge.errors import DataError
@@ -31,6 +30,7 @@ from kdedge.records import (
     parse_record,
 )
 from kdedge.runtime._seal import Resealed, is_format_1, seal_of
+from kdedge.runtime.class_file import OpenClasses, check_class_names
 from kdedge.runtime.image_input import (
     InGraph,
     Preparation,
@@ -44,15 +44,16 @@ from kdedge.runtime.model_file import ModelFile as ModelFile
 from kdedge.runtime.model_file import Precision as Precision
 from kdedge.runtime.preprocess import Preprocess
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+"""Only artifacts with open classes are of format 3, as older versions cannot run them."""
+
 FILE_NAME = "artifact.json"
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
+FEATURES_NAME = "features"
+OUTPUT_NAMES = (OUTPUT_NAME, FEATURES_NAME)
 
 Head = Literal["scores", "argmax"]
-
-# Unicode's control characters, lone surrogates, line and paragraph separators
-_UNWRITABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 _REMEDY = "Copy the folder from the export again, or export again."
 
@@ -64,7 +65,7 @@ class Artifact:
     Attributes:
         path: the folder.
         name: name of the recipe.
-        class_names: in the order of the model's outputs.
+        class_names: in the order of the logits.
         preprocess: how an image file becomes pixels. Mean and standard deviation are applied in
             the graph.
         pixels: the graph's input: `float` is [B, 3, S, S] float32 from 0 to 1, `uint8` the same
@@ -78,6 +79,7 @@ class Artifact:
         provenance: command, versions, seeds and hashes of everything it was made from.
         resealed: records of accepted changes by hand.
         is_sealed: whether `artifact.json` has a seal; that of version 0.1 gets one when saved.
+        open_classes: the file with the class matrix; None if the classes are in the graphs.
     """
 
     path: Path
@@ -94,6 +96,7 @@ class Artifact:
     provenance: dict[str, Any] = field(default_factory=dict)
     resealed: tuple[Resealed, ...] = ()
     is_sealed: bool = field(default=True, compare=False)
+    open_classes: OpenClasses | None = None
 
     def __post_init__(self) -> None:
         where = self.path / FILE_NAME
@@ -103,6 +106,9 @@ class Artifact:
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise DataError(f"{where}: {repeated[0]} is listed twice.\n  {_REMEDY}")
+        if self.open_classes is not None and self.open_classes.file not in self.others:
+            file_name = self.open_classes.file
+            raise DataError(f"{where}: {file_name!r} is not among its other files.\n  {_REMEDY}")
         for file in self.files:
             if file.data is not None and file.data not in self.others:
                 raise DataError(
@@ -110,6 +116,11 @@ class Artifact:
                     " among the artifact's other files.\n"
                     f"  {_REMEDY}"
                 )
+
+    @property
+    def output_name(self) -> str:
+        """Name of the graphs' output: logits [B, C], or features [B, D] with open classes."""
+        return OUTPUT_NAME if self.open_classes is None else FEATURES_NAME
 
     @property
     def batches(self) -> tuple[int, int]:
@@ -170,12 +181,13 @@ class Artifact:
         """
         path = self.path / FILE_NAME
         values: dict[str, Any] = {
-            "format": FORMAT_VERSION,
+            "format": FORMAT_VERSION if self.open_classes else 2,
             "kdedge": __version__,
             "name": self.name,
             "class_names": list(self.class_names),
             **self.usage(),
-            "output": {"name": OUTPUT_NAME, "head": self.head},
+            "output": {"name": self.output_name, "head": self.head},
+            **({"open_classes": self.open_classes.to_dict()} if self.open_classes else {}),
             "gates": self.gates,
             "files": [file.to_dict() for file in self.files],
             "others": self.others,
@@ -203,21 +215,6 @@ class Artifact:
         }
 
 
-def _check_class_names(names: tuple[str, ...], before: dict[str, Any]) -> None:
-    del before
-    if not names or not all(map(_is_name, names)) or len(set(names)) != len(names):
-        raise ValueError("distinct names, one or more, without line breaks and control characters")
-
-
-def _is_name(name: str) -> bool:
-    """Whether a class name fits into one line.
-
-    The check is weaker than a class list's `str.isprintable`, which accepts more characters in
-    newer Python versions: a device's Python may be older than that of the exporting machine.
-    """
-    return bool(name) and _UNWRITABLE.isdisjoint(map(category, name))
-
-
 @dataclass(frozen=True)
 class _Input(Record):
     name: Literal["images"]
@@ -236,7 +233,7 @@ class _DescribedInput(_Input):
 
 @dataclass(frozen=True)
 class _Output(Record):
-    name: Literal["logits"]
+    name: Literal["logits", "features"]
     head: Head
 
 
@@ -255,7 +252,7 @@ class _Contents(Record):
     format: Annotated[int, Bounds(ge=1, le=FORMAT_VERSION)]
     kdedge: str
     name: str
-    class_names: Annotated[tuple[str, ...], Check(_check_class_names)]
+    class_names: Annotated[tuple[str, ...], Check(check_class_names)]
     output: _Output
     gates: Annotated[dict[str, Any], Holds(_Gates)]
     files: tuple[ModelFile, ...]
@@ -278,6 +275,7 @@ class _Contents2(_Contents):
     in_graph: InGraph
     resealed: tuple[Resealed, ...]
     seal: Sha256
+    open_classes: Annotated[OpenClasses | None, OPTIONAL] = None
 
 
 def load_artifact(path: Path) -> Artifact:
@@ -331,13 +329,13 @@ def _read(folder: Path) -> tuple[Artifact, str | None, str | None]:
     data = read_bytes(file)
     found: _Contents1 | _Contents2
     resealed: tuple[Resealed, ...] = ()
-    seal = None
+    open_classes = seal = None
     if is_format_1(data):
         found = parse_record(_Contents1, data, where=str(file), remedy=_REMEDY)
         preprocess = found.preprocess
     else:
         found = parse_record(_Contents2, data, where=str(file), remedy=_REMEDY)
-        resealed, seal = found.resealed, found.seal
+        resealed, seal, open_classes = found.resealed, found.seal, found.open_classes
         try:
             preprocess = Preprocess(
                 size_px=found.preprocess.size_px,
@@ -363,10 +361,12 @@ def _read(folder: Path) -> tuple[Artifact, str | None, str | None]:
         provenance=found.provenance,
         resealed=resealed,
         is_sealed=seal is not None,
+        open_classes=open_classes,
     )
     if seal is not None and seal_of(json.loads(data)) != seal:
         return artifact, seal, "its content has changed since it was written"
-    if not resealed and not _has_exported_names(artifact):
+    is_as_exported = not resealed and not (open_classes and open_classes.changes)
+    if is_as_exported and not _has_exported_names(artifact):
         return artifact, seal, "class_names differ from those of the export"
     return artifact, seal, None
 

@@ -29,6 +29,7 @@ NAMES = [
     "SetupError",
     "__version__",
     "bench",
+    "change_classes",
     "check",
     "check_speed",
     "demo",

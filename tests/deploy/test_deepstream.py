@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import dataclasses
 import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -250,3 +251,43 @@ def test_without_onnx_the_install_line_is_given(artifact: Artifact, tmp_path: Pa
     assert "needs onnx, which is not installed" in done.stdout
     assert "pip install 'kdedge[export]'" in done.stdout
     assert done.stdout.splitlines()[-1] == "False False"
+
+
+EXAMPLE = {
+    "gpu-id", "net-scale-factor", "onnx-file", "model-engine-file", "labelfile-path",
+    "int8-calib-file", "batch-size", "network-mode", "input-object-min-width",
+    "input-object-min-height", "process-mode", "model-color-format", "gie-unique-id",
+    "operate-on-gie-id", "operate-on-class-ids", "is-classifier", "classifier-async-mode",
+    "classifier-threshold",
+}  # fmt: skip
+"""Keys of NVIDIA-AI-IOT/deepstream_python_apps, apps/deepstream-test2/dstest2_sgie1_config.txt:
+a ResNet-18 that classifies the cars of a detector."""
+
+NOT_WRITTEN = {
+    "int8-calib-file": "only of INT8, which is not written",
+    "is-classifier": "the older name of network-type=1",
+    "operate-on-gie-id": "only of a detector's crops; a comment says how",
+    "operate-on-class-ids": "only of a detector's crops",
+    "input-object-min-width": "only of a detector's crops",
+    "input-object-min-height": "only of a detector's crops",
+    "classifier-async-mode": "only of a detector's crops",
+}
+ADDED = {
+    "network-type": "nvinfer's name of is-classifier since DeepStream 5",
+    "infer-dims": "a graph with a dynamic batch has no size of its own for nvinfer",
+    "output-blob-names": "the output that is read",
+    "offsets": "0, as the mean is in the graph",
+    "maintain-aspect-ratio": "0, as the example's default",
+}
+ENGINE_NAME = re.compile(r"(.+\.onnx)_b(\d+)_gpu(\d+)_(fp32|fp16|int8)\.engine")
+"""How nvinfer names the engine that it builds, as model-engine-file of the example has it:
+resnet18_vehiclemakenet_pruned.onnx_b16_gpu0_int8.engine."""
+
+
+def test_the_keys_are_those_of_the_public_example_of_a_classifier(artifact: Artifact) -> None:
+    ours = properties(config_text(artifact, artifact.files[0]))
+    assert EXAMPLE - ours.keys() == NOT_WRITTEN.keys()
+    assert ours.keys() - EXAMPLE == ADDED.keys()
+    found = ENGINE_NAME.fullmatch(ours["model-engine-file"])
+    assert found is not None
+    assert found.groups() == (ours["onnx-file"], ours["batch-size"], ours["gpu-id"], "fp32")

@@ -337,6 +337,25 @@ def test_a_projector_of_one_linear_layer_leaves_no_layer_of_its_own() -> None:
     assert [len(list(models[n].hidden.parameters())) // 2 for n in (2, 3)] == [1, 2]
 
 
+@pytest.mark.parametrize("projector_depth", [1, 2, 3])
+@pytest.mark.parametrize("head", ["scores", "argmax"])
+def test_open_classes_give_features_whose_products_with_the_class_vectors_are_the_logits(
+    head: str, projector_depth: int
+) -> None:
+    backbone = make_clip(width=32, n_layers=2, image_px=16, seed=0)
+    student = make_student(backbone, projector_depth=projector_depth)
+    images = draw_pixels(3, 16).float() / 255
+    plain = folded(student, backbone, head=head)
+    model = folded(student, backbone, head=head, open_classes=True)
+    features = model(images)
+    assert features.shape == (3, 40)
+    assert_equal_logits(student.scale * features @ student.class_vectors().T, plain(images))
+    lengths = features.norm(dim=-1)
+    assert bool((lengths - 1).abs().max() < 1e-5) == (head == "scores")
+    assert (model.output_name, model.fused_head) == ("features", None)
+    assert plain.output_name == "logits"
+
+
 @pytest.mark.parametrize("method", ["promptsrc", "zeroshot"])
 def test_methods_without_a_projector_fold_too(tiny_backbone: Backbone, method: str) -> None:
     module: Any = {"promptsrc": promptsrc, "zeroshot": zeroshot}[method]

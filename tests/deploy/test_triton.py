@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
+import json
+import os
 import re
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kdedge.deploy.triton import config_text, model_name, write_triton
@@ -357,3 +371,235 @@ def test_a_line_break_in_a_class_name_is_refused(
 )
 def test_a_models_name_is_safe_in_paths_addresses_and_quotes(name: str, expected: str) -> None:
     assert model_name(name) == expected
+
+
+def in_triton_s_own_form(text: str) -> Any:
+    """The configuration as Triton's own message ModelConfig, from tritonclient."""
+    text_format = pytest.importorskip("google.protobuf.text_format")
+    try:
+        files = distribution("tritonclient").files or []
+    except PackageNotFoundError:
+        pytest.skip("tritonclient, which has Triton's model_config.proto, is not installed")
+    (found,) = [file for file in files if file.match("tritonclient/grpc/model_config_pb2.py")]
+    # By its path: importing tritonclient.grpc needs gRPC
+    spec = importlib.util.spec_from_file_location("model_config_pb2", found.locate())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return text_format.Parse(text, module.ModelConfig())
+
+
+@pytest.mark.parametrize("pixels", ["float", "uint8"])
+@pytest.mark.parametrize("batch", ["dynamic", 4])
+@pytest.mark.parametrize("name", ["model.onnx", "model.int8-cpu.onnx", ENGINE])
+def test_triton_s_own_schema_reads_every_configuration(
+    artifact: Artifact, name: str, batch: Any, pixels: Any
+) -> None:
+    profiles = [{"min": 1, "opt": 32, "max": 32}, {"min": 1, "opt": 1, "max": 1}]
+    made = dataclasses.replace(artifact, batch=batch, pixels=pixels)
+    made = with_engine(made, built_with={"profiles": profiles})
+    config = in_triton_s_own_form(config_text(made, made.file(name)))
+    is_engine, is_fixed = name == ENGINE, batch == 4
+    assert config.platform == ("tensorrt_plan" if is_engine else "onnxruntime_onnx")
+    assert config.max_batch_size == (0 if is_fixed else 32)
+    (images,), (logits,), (group,) = config.input, config.output, config.instance_group
+    data_types = config.input.add().DESCRIPTOR.fields_by_name["data_type"].enum_type
+    kinds = group.DESCRIPTOR.fields_by_name["kind"].enum_type
+    shown = data_types.values_by_number[images.data_type].name
+    assert shown == ("TYPE_UINT8" if pixels == "uint8" else "TYPE_FP32")
+    assert list(images.dims) == ([4, 3, 8, 8] if is_fixed else [3, 8, 8])
+    assert data_types.values_by_number[logits.data_type].name == "TYPE_FP32"
+    assert (logits.name, list(logits.dims)) == ("logits", [4, 3] if is_fixed else [3])
+    expected = "KIND_GPU" if is_engine else "KIND_CPU" if "cpu" in name else "KIND_AUTO"
+    assert kinds.values_by_number[group.kind].name == expected
+    assert list(group.profile) == (["0", "1"] if is_engine else [])
+    assert config.optimization.cuda.graphs == is_engine
+    for warm in config.model_warmup:
+        assert list(warm.inputs["images"].dims) == list(images.dims)
+
+
+EXAMPLE = {
+    "name": "densenet_onnx",
+    "platform": "onnxruntime_onnx",
+    "max_batch_size": 1,
+    "input": [{"name": "data_0", "data_type": "TYPE_FP32", "format": "FORMAT_NCHW",
+               "dims": [3, 224, 224]}],
+    "output": [{"name": "fc6_1", "data_type": "TYPE_FP32", "dims": [1000],
+                "reshape": {"shape": [1000, 1, 1]}, "label_filename": "densenet_labels.txt"}],
+}  # fmt: skip
+"""Fields and values of triton-inference-server/server,
+docs/examples/model_repository/densenet_onnx/config.pbtxt."""
+
+NOT_WRITTEN = {
+    "format": "only a note for clients on what the dims are; the model card says more",
+    "reshape": "only for a graph whose output has more axes than [batch, classes]",
+}
+
+
+def test_the_fields_are_those_of_triton_s_example(artifact: Artifact) -> None:
+    plain = dataclasses.replace(artifact, files=artifact.files[:1])
+    ours = parse(config_text(plain, plain.files[0]))
+    assert EXAMPLE.keys() <= ours.keys()
+    assert ours["platform"] == EXAMPLE["platform"]
+    for place in ("input", "output"):
+        (theirs,), (mine,) = EXAMPLE[place], ours[place]
+        assert theirs.keys() - NOT_WRITTEN.keys() == mine.keys()
+        for key in mine:
+            assert type(mine[key]) is type(theirs[key]), key
+        assert mine["data_type"] == theirs["data_type"]
+        assert len(mine["dims"]) == len(theirs["dims"])  # neither has the batch
+
+
+RUNNER = """\
+import sys
+
+sys.path[:0] = {sys_path!r}
+import onnxruntime
+import triton_python_backend_utils as triton
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        config = args["model_repository"]
+        self.session = onnxruntime.InferenceSession(f"{{config}}/1/model.onnx")
+
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        images = triton.get_input_tensor_by_name(request, "images").as_numpy()
+        (logits,) = self.session.run(["logits"], {{"images": images}})
+        return triton.InferenceResponse([triton.Tensor("logits", logits)])
+"""
+"""The server's package has no backend of ONNX Runtime. This one takes its place: one of Triton's
+Python backends, with the same name, that runs the same file by ONNX Runtime."""
+
+Answer = Callable[..., Any]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[[Path], Answer]]:
+    """Starts a real Triton server on a model repository, and gives a call that asks it."""
+    found = importlib.util.find_spec("pytriton")
+    if found is None or found.origin is None:
+        pytest.skip("nvidia-pytriton, which has a Triton server, is not installed")
+    pytest.importorskip("onnxruntime")
+    if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
+        pytest.skip(f"the server's Python backend needs NumPy 1; this is {np.__version__}")
+    server = Path(found.origin).parent / "tritonserver"
+    stubs = server / "python_backend_stubs" / f"{sys.version_info[0]}.{sys.version_info[1]}"
+    if not stubs.is_dir():
+        pytest.skip(f"this server has no Python backend for Python {sys.version_info[:2]}")
+    backends, started = tmp_path / "backends", []
+    shutil.copytree(server / "backends" / "python", backends / "python")
+    shutil.copy(stubs / "triton_python_backend_stub", backends / "python")
+    (backends / "onnxruntime").mkdir()
+    path = [entry for entry in sys.path if entry.endswith("site-packages")]
+    (backends / "onnxruntime" / "model.py").write_text(RUNNER.format(sys_path=path))
+    libraries = [
+        sysconfig.get_config_var("LIBDIR"),
+        str(server.parents[1] / "nvidia_pytriton.libs"),
+    ]
+
+    def start(repository: Path) -> Answer:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [
+            server / "bin" / "tritonserver", f"--model-repository={repository}",
+            f"--backend-directory={backends}", "--disable-auto-complete-config",
+            "--http-address=127.0.0.1", f"--http-port={port}", "--allow-grpc=false",
+            "--allow-metrics=false",
+        ]  # fmt: skip
+        log = tmp_path / "log.txt"
+        environment = {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)}
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment
+            )
+        started.append(process)
+        address = f"http://127.0.0.1:{port}/v2"
+
+        def ask(path: str, request: Any = None) -> Any:
+            data = None if request is None else json.dumps(request).encode()
+            with urllib.request.urlopen(f"{address}/{path}", data) as answer:
+                text = answer.read()
+            return json.loads(text) if text else None
+
+        while True:
+            try:
+                ask("health/ready")
+            except (urllib.error.URLError, ConnectionError):
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.2)
+            else:
+                return ask
+
+    yield start
+    for process in started:
+        process.terminate()  # it frees its shared memory, and ends its backend
+        process.wait()
+
+
+@pytest.mark.parametrize("pixels", ["float", "uint8"])
+@pytest.mark.parametrize("batch", ["dynamic", 1])
+def test_a_real_triton_server_loads_the_repository_and_answers(
+    artifact: Artifact, tmp_path: Path, serve: Any, batch: Any, pixels: Any
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    helper, kinds = onnx.helper, onnx.TensorProto
+    weights = np.random.default_rng(0).normal(size=(3 * 8 * 8, 3)).astype(np.float32)
+    kind = kinds.UINT8 if pixels == "uint8" else kinds.FLOAT
+    axis = "batch" if batch == "dynamic" else batch
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["images"], ["float"], to=kinds.FLOAT),
+            helper.make_node("Flatten", ["float"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+        ],
+        "classifier",
+        [helper.make_tensor_value_info("images", kind, [axis, 3, 8, 8])],
+        [helper.make_tensor_value_info("logits", kinds.FLOAT, [axis, 3])],
+        [onnx.numpy_helper.from_array(weights, "weights")],
+    )
+    path = artifact.path / "model.onnx"
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    file = dataclasses.replace(artifact.files[0], sha256=sha256)
+    made = dataclasses.replace(artifact, files=(file,), batch=batch, pixels=pixels)
+    write_triton(made, tmp_path / "models")
+
+    ask = serve(tmp_path / "models")  # loading also runs the warm-up requests
+    config = ask("models/line3/config")
+    assert config["max_batch_size"] == (32 if batch == "dynamic" else 0)
+    assert config["output"][0]["label_filename"] == "labels.txt"
+    assert [warm["batch_size"] for warm in config["model_warmup"]] == (
+        [1, 32] if batch == "dynamic" else [1]
+    )
+    images = np.random.default_rng(1).integers(0, 256, (1 if batch == 1 else 3, 3, 8, 8))
+    values = images if pixels == "uint8" else (images / 255).astype(np.float32)
+    request = {
+        "inputs": [
+            {
+                "name": "images",
+                "shape": list(images.shape),
+                "datatype": "UINT8" if pixels == "uint8" else "FP32",
+                "data": values.ravel().tolist(),
+            }
+        ]
+    }
+    expected = values.reshape(len(images), -1).astype(np.float32) @ weights
+    (output,) = ask("models/line3/infer", request)["outputs"]
+    assert output["shape"] == [len(images), 3]
+    np.testing.assert_allclose(
+        np.reshape(output["data"], output["shape"]), expected, rtol=1e-4, atol=1e-3
+    )
+    # Triton gives "value:number:label" for the best classes
+    request["outputs"] = [{"name": "logits", "parameters": {"classification": 1}}]
+    (output,) = ask("models/line3/infer", request)["outputs"]
+    best = expected.argmax(axis=1)
+    assert [text.split(":", 2)[1:] for text in output["data"]] == [
+        [str(index), artifact.class_names[index]] for index in best
+    ]

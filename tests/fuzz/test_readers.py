@@ -46,6 +46,7 @@ from kdedge.data.unpack import unpack
 from kdedge.deploy.parity import read_smoke_set
 from kdedge.errors import KdedgeError
 from kdedge.runtime.artifact import load_artifact
+from kdedge.runtime.class_file import matrix_bytes, read_matrix
 from kdedge.runtime.frames import frames_from_stream
 from kdedge.runtime.preprocess import decode_image
 from kdedge.speed_results import read_speed
@@ -454,6 +455,10 @@ READERS = {
         ("damage_bytes", "damage_safetensors"),
     ),
     "smoke sets": Reader(read_smoke_set, _smoke_sets, ("damage_bytes", "damage_safetensors")),
+    "class matrices": Reader(
+        lambda path: read_matrix(path, n_classes=2, dim=3),
+        _files(m__npy=matrix_bytes(np.ones((2, 3), np.float32))),
+    ),
     "artifacts": Reader(
         load_artifact, _copies(RECORDS / "artifact.json"), ("damage_json", "damage_bytes")
     ),

@@ -19,6 +19,16 @@ MAX_BATCH = 4
 @pytest.fixture(scope="session")
 def tiny_model(tiny_backbone: Backbone) -> FoldedModel:
     """A folded PromptKD student of three blocks: 32x32 pixels, five classes."""
+    return _fold_tiny(tiny_backbone)
+
+
+@pytest.fixture(scope="session")
+def open_model(tiny_backbone: Backbone) -> FoldedModel:
+    """The same student with open classes: it gives 40 features."""
+    return _fold_tiny(tiny_backbone, open_classes=True)
+
+
+def _fold_tiny(tiny_backbone: Backbone, **options: Any) -> FoldedModel:
     import torch
 
     from kdedge.deploy.fold import fold
@@ -45,6 +55,7 @@ def tiny_model(tiny_backbone: Backbone) -> FoldedModel:
         student.class_vectors(),
         scale=student.scale,
         preprocess=tiny_backbone.preprocess,
+        **options,
     )
 
 

@@ -42,6 +42,7 @@ def fold(
     preprocess: Preprocess,
     head: Head = "scores",
     pixels: Pixels = "float",
+    open_classes: bool = False,
 ) -> FoldedModel:
     """Folds a trained student into a plain module.
 
@@ -52,6 +53,7 @@ def fold(
         preprocess: its mean and std become part of the graph; resizing does not.
         head: `scores` keeps L2 normalization, `argmax` skips it.
         pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
+        open_classes: the graph gives features; class vectors and `scale` are not folded in.
 
     Returns:
         A module in evaluation mode on the CPU; it shares no tensor with `path`.
@@ -76,6 +78,7 @@ def fold(
         preprocess=preprocess,
         head=head,
         pixels=pixels,
+        open_classes=open_classes,
     )
     model: FoldedModel
     if why_no_prompts(path.visual) is None:

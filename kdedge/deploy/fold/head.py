@@ -3,6 +3,9 @@
 The projector's last linear layer, `scale` and the class vectors become one linear layer, the fused
 head. Unit length divides an image's logits by a positive number: the head `scores` keeps the
 division, the head `argmax` drops it.
+
+With open classes there is no fused head: the model ends with the features, of unit length for the
+head `scores`, and `scale` and the class vectors are a file beside it.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from torch.nn import functional as F
 
 from kdedge.deploy.fold.linear import make_linear, with_batch_norm
 from kdedge.methods.protocol import Projector
-from kdedge.runtime.artifact import Head, Pixels
+from kdedge.runtime.artifact import FEATURES_NAME, OUTPUT_NAME, Head, Pixels
 from kdedge.runtime.preprocess import Preprocess
 
 IN_CONVOLUTION = "in the first convolution"
@@ -35,6 +38,7 @@ class FoldRequest:
         preprocess: its mean and std become part of the graph; resizing does not.
         head: `scores` keeps L2 normalization, `argmax` skips it.
         pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
+        open_classes: the graph gives features, for which a file beside it has the class vectors.
     """
 
     projector: Projector | None
@@ -43,6 +47,7 @@ class FoldRequest:
     preprocess: Preprocess
     head: Head
     pixels: Pixels
+    open_classes: bool = False
 
 
 class HiddenLayers(nn.Module):
@@ -79,11 +84,14 @@ class FoldedModel(nn.Module):
 
     Attributes:
         hidden: the projector's hidden layers, from what `encode` gives; None without any.
-        features: from the last hidden features to the image features; None for the head `argmax`.
-        fused_head: from the last hidden features to [C] logits; see the module's docstring.
+        features: from the last hidden features to the image features; None for the head `argmax`,
+            unless classes are open.
+        fused_head: from the last hidden features to [C] logits; see the module's docstring. None
+            if classes are open.
         head: `scores` gives the unfused model's logits; `argmax` skips L2 normalization, which
             leaves the ranking unchanged.
         pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
+        output_name: name of the graph's output.
         normalization: where the graph computes `(pixels - mean) / std`, in words.
     """
 
@@ -92,6 +100,7 @@ class FoldedModel(nn.Module):
     def __init__(self, request: FoldRequest, last: tuple[Tensor, Tensor] | None) -> None:
         super().__init__()
         self.head, self.pixels = request.head, request.pixels
+        self.output_name = FEATURES_NAME if request.open_classes else OUTPUT_NAME
         if last is None:
             n_features = _n_features(request)
             last = (
@@ -99,7 +108,10 @@ class FoldedModel(nn.Module):
                 torch.zeros(n_features, dtype=torch.float64),
             )
         self.hidden, features = _fold_projector(request.projector, *last)
-        self.features = features if request.head == "scores" else None
+        self.features = features if request.head == "scores" or request.open_classes else None
+        self.fused_head: nn.Linear | None = None
+        if request.open_classes:
+            return
         vectors = request.scale * request.class_vectors.double()
         self.fused_head = make_linear(
             vectors @ features.weight.double(), vectors @ features.bias.double()
@@ -110,16 +122,21 @@ class FoldedModel(nn.Module):
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W], uint8 or float 0-1 depending on `pixels`, -> logits [B, C]."""
+        """Pixels [B, 3, H, W], uint8 or float 0-1 depending on `pixels`, -> [B, C] or [B, D].
+
+        These are logits, or features if classes are open.
+        """
         hidden = self.encode(images)
         if self.hidden is not None:
             hidden = F.relu(self.hidden(hidden))
-        logits: Tensor = self.fused_head(hidden)
-        if self.features is None:
-            return logits
-        features = self.features(hidden)
-        lengths: Tensor = (features * features).sum(dim=-1, keepdim=True).sqrt()
-        return logits / lengths
+        outputs: Tensor | None = None if self.fused_head is None else self.fused_head(hidden)
+        if self.features is not None:
+            features: Tensor = self.features(hidden)
+            outputs = features if outputs is None else outputs
+            if self.head == "scores":
+                outputs = outputs / (features * features).sum(dim=-1, keepdim=True).sqrt()
+        assert outputs is not None  # a model has at least one of the two
+        return outputs
 
 
 def _n_features(request: FoldRequest) -> int:

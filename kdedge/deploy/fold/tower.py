@@ -76,7 +76,9 @@ class FoldedTower(FoldedModel):
         if self.gain is not None:
             images = images * self.gain
         encoded: Tensor = self.encoder(images)
-        return encoded.to(self.fused_head.weight.dtype)
+        head = self.features if self.fused_head is None else self.fused_head
+        assert head is not None  # open classes have features
+        return encoded.to(head.weight.dtype)
 
 
 def _simplify(encoder: nn.Module) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.errors import DataError, SetupError
-from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Pixels
+from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAMES, Pixels
 from kdedge.runtime.cuda import Cuda, open_cuda
 from kdedge.targets.engines.log import make_log
 from kdedge.targets.protocol import Target
@@ -160,7 +160,7 @@ class Engine:
 
     def _prepare(self, trt: Any) -> None:
         """Creates the context, stream and buffers that a batch needs."""
-        self._dtype = self._check_tensors(trt)
+        self._dtype, self._output = self._check_tensors(trt)
         self.pixels: Pixels = "uint8" if self._dtype == np.uint8 else "float"
         self.image_shape = tuple(map(int, self._engine.get_tensor_shape(INPUT_NAME)))[1:]
         low, high = self._batch_range()
@@ -169,10 +169,10 @@ class Engine:
         if self._context is None:
             raise self._failure("does not fit into the free GPU memory")
         self._profile = 0  # as in a new context
-        self._n_classes = int(tuple(self._engine.get_tensor_shape(OUTPUT_NAME))[-1])
+        self._n_outputs = int(tuple(self._engine.get_tensor_shape(self._output))[-1])
         n_bytes = {
             INPUT_NAME: high * int(np.prod(self.image_shape)) * self._dtype.itemsize,
-            OUTPUT_NAME: high * self._n_classes * 4,
+            self._output: high * self._n_outputs * 4,
         }
         self._stream = self._cuda.new_stream()
         self._held.callback(self._cuda.destroy_stream, self._stream)
@@ -183,23 +183,29 @@ class Engine:
             if not self._context.set_tensor_address(tensor, address):
                 raise self._failure(f"does not accept a buffer for {tensor!r}")
 
-    def _check_tensors(self, trt: Any) -> np.dtype[Any]:
-        """Checks that these are the tensors of a classifier; returns the input's type."""
+    def _check_tensors(self, trt: Any) -> tuple[np.dtype[Any], str]:
+        """Checks that these are the tensors of a classifier.
+
+        Returns:
+            The input's type and the output's name.
+        """
         engine = self._engine
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         kinds = {name: engine.get_tensor_dtype(name).name for name in names}
         is_input = {name: engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
+        output = next((name for name in OUTPUT_NAMES if name in kinds), OUTPUT_NAMES[0])
         if (
-            is_input != {INPUT_NAME: True, OUTPUT_NAME: False}
+            is_input != {INPUT_NAME: True, output: False}
             or kinds[INPUT_NAME] not in _DTYPES
-            or kinds[OUTPUT_NAME] != "FLOAT"
+            or kinds[output] != "FLOAT"
         ):
             raise DataError(
                 f"{self._path} has the tensors {kinds}.\n"
-                f"  Expected {INPUT_NAME!r}, FLOAT or UINT8, as input and {OUTPUT_NAME!r}, FLOAT,"
-                " as output: an engine that `kdedge export` built."
+                f"  Expected {INPUT_NAME!r}, FLOAT or UINT8, as input and"
+                f" {' or '.join(OUTPUT_NAMES)}, FLOAT, as output: an engine that `kdedge export`"
+                " built."
             )
-        return np.dtype(_DTYPES[kinds[INPUT_NAME]])
+        return np.dtype(_DTYPES[kinds[INPUT_NAME]]), output
 
     def _batch_range(self) -> tuple[int, int]:
         n_images, *_ = self._engine.get_tensor_shape(INPUT_NAME)
@@ -216,12 +222,12 @@ class Engine:
             SetupError: the engine was not built for this shape, or CUDA fails.
         """
         images = self._fitting(images)
-        logits = np.empty((len(images), self._n_classes), np.float32)
+        outputs = np.empty((len(images), self._n_outputs), np.float32)
         self._cuda.copy_to_device(self._addresses[INPUT_NAME], images, self._stream)
         self._execute()
-        self._cuda.copy_from_device(logits, self._addresses[OUTPUT_NAME], self._stream)
+        self._cuda.copy_from_device(outputs, self._addresses[self._output], self._stream)
         self._cuda.synchronize(self._stream)
-        return logits
+        return outputs
 
     def device_ms(self, images: npt.NDArray[Any]) -> float:
         """Time of one run on the GPU, in ms, without copies; see `DeviceTimed.device_ms`.

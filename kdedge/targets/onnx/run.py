@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError, is_out_of_memory
-from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Pixels
+from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAMES, Pixels
 from kdedge.runtime.threads import may_spin, number_of_threads
 from kdedge.targets.onnx.describe import ONNX_RUNTIME
 
@@ -182,24 +182,26 @@ class OnnxSession(Session):
             and takes[0][0] == INPUT_NAME
             and takes[0][1] in _PIXELS
             and takes[0][2] == 4
-            and gives == [(OUTPUT_NAME, "tensor(float)", 2)]
+            and gives in [[(name, "tensor(float)", 2)] for name in OUTPUT_NAMES]
         )
         if not is_classifier:
             raise DataError(
                 f"{path} takes {takes} and gives {gives} (name, type, axes).\n"
-                f"  Expected {INPUT_NAME!r} with 4 axes, float or uint8, and {OUTPUT_NAME!r} with"
-                " 2 axes, float: a file that `kdedge export` wrote."
+                f"  Expected {INPUT_NAME!r} with 4 axes, float or uint8, and"
+                f" {' or '.join(OUTPUT_NAMES)} with 2 axes, float: a file that `kdedge export`"
+                " wrote."
             )
         sizes = [size if isinstance(size, int) else None for size in session.get_inputs()[0].shape]
         n_images, *image_shape = sizes
         self.batches = (1, None) if n_images is None else (n_images, n_images)
         self.pixels = _PIXELS[takes[0][1]]
         self.image_shape = tuple(image_shape)
+        self._output = gives[0][0]
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """[B, 3, S, S] -> [B, C]; see `Backend.run` and `call`."""
-        (logits,) = self.call([OUTPUT_NAME], {INPUT_NAME: images}, n_images=len(images))
-        return np.asarray(logits, dtype=np.float32)
+        """[B, 3, S, S] -> [B, C], or features [B, D]; see `Backend.run` and `call`."""
+        (outputs,) = self.call([self._output], {INPUT_NAME: images}, n_images=len(images))
+        return np.asarray(outputs, dtype=np.float32)
 
 
 def _described(ports: Any) -> list[tuple[str, str, int]]:

@@ -22,7 +22,7 @@ from torch import nn
 
 from kdedge.errors import RecipeError
 from kdedge.files import explain_os_error
-from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME
+from kdedge.runtime.artifact import INPUT_NAME
 from kdedge.targets.onnx.graph import MAX_WEIGHT_BYTES, drop_unused
 from kdedge.targets.onnx.opset import lower_opset
 
@@ -43,7 +43,7 @@ def write_onnx(
     """Writes a folded model as float32 ONNX, atomically.
 
     Args:
-        model: a folded model, from pixels [B, 3, S, S] to logits [B, C].
+        model: a folded model, from pixels [B, 3, S, S] to logits [B, C] or features [B, D].
         path: the file; with `external_data`, its weights go to `<path>.data`.
         size_px: side of the model's images.
         batch: `dynamic`, or the only batch size of the graph.
@@ -122,7 +122,7 @@ def _trace(model: nn.Module, *, size_px: int, batch: Batch, max_batch: int) -> A
                 opset_version=18,  # the lowest that the exporter writes
                 verbose=False,
                 input_names=[INPUT_NAME],
-                output_names=[OUTPUT_NAME],
+                output_names=[folded.output_name],
                 dynamic_shapes={"images": {0: dimension}} if dimension else None,
             )
     except torch.onnx.errors.OnnxExporterError as error:

@@ -19,7 +19,7 @@ from PIL import Image
 from kdedge import __version__
 from kdedge.errors import DataError, RecipeError, SetupError
 from kdedge.files import refuse_existing
-from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Pixels, Precision
+from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAMES, Pixels, Precision
 from kdedge.runtime.preprocess import Preprocess, resize_and_crop
 from kdedge.targets.onnx.describe import ONNX
 from kdedge.targets.onnx.graph import load_graph, save_graph
@@ -170,7 +170,8 @@ def _prepend(model: Any, path: Path, preprocess: Preprocess, pixels: Pixels, ord
     from onnx import TensorProto, numpy_helper
 
     graph = model.graph
-    if (graph.input[0].name, [out.name for out in graph.output]) != (INPUT_NAME, [OUTPUT_NAME]):
+    outputs = [out.name for out in graph.output]
+    if graph.input[0].name != INPUT_NAME or outputs not in [[name] for name in OUTPUT_NAMES]:
         raise DataError(
             f"{path} has other inputs and outputs than a file of `kdedge export`.\n"
             "  Export the run again: kdedge export RUN --with-preprocess"

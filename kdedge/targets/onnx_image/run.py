@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.errors import DataError
-from kdedge.runtime.artifact import OUTPUT_NAME, Pixels
+from kdedge.runtime.artifact import OUTPUT_NAMES, Pixels
 from kdedge.targets.onnx.run import Session, check_environment, open_session
 from kdedge.targets.onnx_image.graph import IMAGE_NAME, PIXELS_NAME
 
@@ -19,7 +19,7 @@ __all__ = ["check_environment", "load", "run_preprocessing"]
 NAME = "onnxruntime-image"
 
 _INPUT = (IMAGE_NAME, "tensor(uint8)", 3)
-_OUTPUTS = [(OUTPUT_NAME, "tensor(float)", 2), (PIXELS_NAME, "tensor(uint8)", 4)]
+_PIXELS = (PIXELS_NAME, "tensor(uint8)", 4)
 
 
 def load(
@@ -58,24 +58,26 @@ class OnnxImageSession(Session):
     def __init__(self, session: Any, path: Path, ort: Any) -> None:
         super().__init__(session, path, ort)
         takes, gives = self.ports()
-        if (takes, gives) != ([_INPUT], _OUTPUTS):
+        known = [[(name, "tensor(float)", 2), _PIXELS] for name in OUTPUT_NAMES]
+        if takes != [_INPUT] or gives not in known:
             raise DataError(
                 f"{path} takes {takes} and gives {gives} (name, type, axes).\n"
-                f"  Expected {[_INPUT]} and {_OUTPUTS}: a file that `kdedge export"
+                f"  Expected {[_INPUT]} and {known[0]}: a file that `kdedge export"
                 " --with-preprocess` wrote."
             )
+        self._output = gives[0][0]
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """[B, 3, S, S] -> [B, C]; see `Backend.run`. Images of this size stay as they are."""
+        """[B, 3, S, S] -> [B, C], or features [B, D]; images of this size stay as they are."""
         rows = images.transpose(0, 2, 3, 1)  # [B, S, S, 3]
         if rows.dtype != np.uint8:
             rows = np.rint(rows * np.float32(255)).astype(np.uint8)
         return np.concatenate([self.run_image(row) for row in rows])
 
     def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """[H, W, 3] -> [1, C]; see `TakesImages.run_image`."""
-        (logits,) = self._call(OUTPUT_NAME, image)
-        return np.asarray(logits, dtype=np.float32)
+        """[H, W, 3] -> [1, C], or features [1, D]; see `TakesImages.run_image`."""
+        (outputs,) = self._call(self._output, image)
+        return np.asarray(outputs, dtype=np.float32)
 
     def see_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """[H, W, 3] -> [S, S, 3], the pixels that the model sees."""

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.errors import BackendUnavailable, DataError, KdedgeError, ResourceError, SetupError
-from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAME, Pixels
+from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAMES, Pixels
 from kdedge.runtime.machine import has_bf16
 from kdedge.runtime.threads import number_of_threads
 from kdedge.targets.openvino.describe import OPENVINO
@@ -93,13 +93,13 @@ class OpenVinoModel:
             and takes[0][0] == INPUT_NAME
             and takes[0][1] in _PIXELS
             and takes[0][2] == 4
-            and gives == [(OUTPUT_NAME, "f32", 2)]
+            and gives in [[(name, "f32", 2)] for name in OUTPUT_NAMES]
         )
         if not is_classifier:
             raise DataError(
                 f"{path} takes {takes} and gives {gives} (name, type, axes).\n"
-                f"  Expected {INPUT_NAME!r} with 4 axes, f32 or u8, and {OUTPUT_NAME!r} with"
-                " 2 axes, f32: a file that `kdedge export` wrote."
+                f"  Expected {INPUT_NAME!r} with 4 axes, f32 or u8, and {' or '.join(OUTPUT_NAMES)}"
+                " with 2 axes, f32: a file that `kdedge export` wrote."
             )
         sizes = [size.get_length() if size.is_static else None
                  for size in model.input(0).get_partial_shape()]  # fmt: skip

@@ -40,6 +40,13 @@ def test_every_batch_of_the_profile_goes_through(
     assert logits[:, :3].tolist() == images(n).sum(axis=(2, 3)).astype(np.float32).tolist()
 
 
+def test_an_engine_with_open_classes_gives_what_it_calls_features(
+    tmp_path: Path, cudart: Any
+) -> None:
+    engine = load(tmp_path, cudart, "engine 1 5 UINT8 features")
+    assert engine.run(images(2))[:, :3].tolist() == images(2).sum(axis=(2, 3)).tolist()
+
+
 def test_a_transposed_view_is_copied_as_it_looks(tmp_path: Path, cudart: Any) -> None:
     engine = load(tmp_path, cudart, "engine 1 5 UINT8 logits")
     turned = images(2).transpose(0, 1, 3, 2)[::-1]

@@ -1,0 +1,67 @@
+"""List the classes of an artifact; add classes to it, and remove them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kdedge.cli._options import device_option, runs_option
+from kdedge.cli._output import json_option, next_line, print_result
+from kdedge.setup.packages import need_training_packages
+
+
+@click.command("classes")
+@click.argument("artifact", metavar="ARTIFACT")
+@click.option("--add", metavar="NAME", multiple=True, help="Add this class; may be repeated.")
+@click.option("--remove", metavar="NAME", multiple=True, help="Remove this class; may be repeated.")
+@click.option(
+    "--from", "run", metavar="RUN", help="Run that ARTIFACT was exported from; needed by --add."
+)
+@runs_option
+@device_option
+@json_option
+def command(
+    artifact: str,
+    add: tuple[str, ...],
+    remove: tuple[str, ...],
+    run: str | None,
+    root: Path,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """List the classes of ARTIFACT, in the order of its logits, or add and remove classes.
+
+    Only an artifact that was exported with --open-classes can be changed. Nothing is trained, and
+    no graph or engine is built again. The teacher of RUN makes the vectors of new classes; where
+    RUN is not, only removing works. The change is a new file, classes.N.npy, and artifact.json
+    names it; earlier files stay. To a device that has the artifact, copy the new file, README.md
+    and artifact.json. Agreement and accuracy in artifact.json are those of the exported classes.
+    """
+    from kdedge.api.artifact import open_artifact
+    from kdedge.api.classes import change_classes
+
+    if run is not None and not add:
+        raise click.UsageError("--from is used only with --add.")
+    if add and run is None:
+        raise click.UsageError("--add needs --from RUN, whose teacher makes the class vectors.")
+    if add:
+        need_training_packages("Making class vectors")
+    if not add and not remove:
+        found = open_artifact(artifact)
+        text = "\n".join(found.class_names)
+    else:
+        found = change_classes(artifact, add=add, remove=remove, run=run, root=root, device=device)
+        assert found.open_classes is not None  # else it cannot be changed
+        text = (
+            f"{found.path}: {len(add)} classes added, {len(remove)} removed;"
+            f" {len(found.class_names)} in {found.open_classes.file}\n"
+            + next_line("predict", found.path, "IMAGE")
+        )
+    open_classes = found.open_classes
+    record = {
+        "artifact": str(found.path),
+        "class_names": list(found.class_names),
+        "open_classes": None if open_classes is None else open_classes.to_dict(),
+    }
+    print_result(record, as_json=as_json, text=text)

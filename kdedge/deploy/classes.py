@@ -1,0 +1,160 @@
+"""The classes of an artifact with open classes: writes the class matrix, and later changes it.
+
+Each change is a new file, and `artifact.json`, which names it, is replaced last: a reader finds the
+classes before the change or those after it. Earlier matrices stay in the folder. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge import __version__
+from kdedge.data.classes import check_class_names
+from kdedge.deploy.model_card import renew_model_card
+from kdedge.errors import DataError, RecipeError, ShapeError
+from kdedge.files import sha256_file, write_atomic
+from kdedge.lock import locked
+from kdedge.runtime.artifact import Artifact, load_artifact
+from kdedge.runtime.class_file import ClassChange, Matrix, OpenClasses, file_name, matrix_bytes
+from kdedge.runtime.open_classes import load_matrix
+
+LOCK = ".classes.lock"
+
+
+@dataclass(frozen=True, eq=False)
+class NewClasses:
+    """Classes for an artifact.
+
+    Attributes:
+        names: the class names.
+        vectors: [N, D], the teacher's class vectors, of at most unit length.
+        provenance: provenance hash of the vectors.
+    """
+
+    names: tuple[str, ...]
+    vectors: npt.NDArray[np.float32]
+    provenance: str
+
+
+def write_classes(
+    artifact: Artifact, vectors: npt.NDArray[np.float32], *, scale: float
+) -> Artifact:
+    """Writes the class matrix of a new artifact, and returns the artifact that lists it.
+
+    Args:
+        artifact: not saved yet.
+        vectors: [C, D], the class vectors, in the order of its class names.
+        scale: `logit_scale.exp()`.
+
+    Raises:
+        ResourceError: the file cannot be written.
+    """
+    classes = OpenClasses(file_name(1), vectors.shape[1], scale)
+    return _with_matrix(artifact, _rows(vectors, scale), classes)
+
+
+def change_classes(
+    folder: Path, *, added: NewClasses | None = None, removed: Sequence[str] = ()
+) -> Artifact:
+    """Removes classes, and adds others at the end; complete or not at all.
+
+    Args:
+        folder: the artifact's folder.
+        added: the classes to add.
+        removed: names of the classes to remove.
+
+    Returns:
+        The artifact with its new classes, as it was saved.
+
+    Raises:
+        RecipeError: the artifact has no open classes, or lacks a class to remove.
+        DataError: fewer than two classes would be left, or two would have the same name; or the
+            artifact or its matrix has changed since it was written.
+        ShapeError: the vectors do not fit the artifact's features.
+        InUseError: another process is changing the classes.
+        ResourceError: a file cannot be written.
+    """
+    with locked(folder / LOCK):
+        artifact = load_artifact(folder)
+        new_names = () if added is None else added.names
+        names = changed_names(artifact, new_names, removed)
+        classes = artifact.open_classes
+        assert classes is not None  # checked with the names
+        kept = [name not in removed for name in artifact.class_names]
+        matrix = load_matrix(artifact)[kept]
+        if added is not None:
+            if added.vectors.shape != (len(added.names), classes.dim):
+                raise ShapeError(
+                    f"The new class vectors are {list(added.vectors.shape)}, but the features of"
+                    f" {folder} take [{len(added.names)}, {classes.dim}].\n"
+                    "  They are of another teacher: name the run that the artifact is from."
+                )
+            matrix = np.concatenate([matrix, _rows(added.vectors, classes.scale)])
+        change = ClassChange(
+            at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            kdedge=__version__,
+            added=new_names,
+            removed=tuple(removed),
+            class_vectors=None if added is None else added.provenance,
+        )
+        changes = (*classes.changes, change)
+        versions = map(file_name, itertools.count(len(changes) + 1))
+        # One that is not listed is left of an interrupted change
+        file = next(name for name in versions if not (folder / name).exists())
+        artifact = dataclasses.replace(artifact, class_names=names)
+        classes = dataclasses.replace(classes, file=file, changes=changes)
+        artifact = _with_matrix(artifact, matrix, classes)
+        artifact.save()
+        return renew_model_card(artifact)[0]
+
+
+def changed_names(
+    artifact: Artifact, added: Sequence[str], removed: Sequence[str]
+) -> tuple[str, ...]:
+    """The class names after a change.
+
+    Raises:
+        RecipeError: the artifact has no open classes, or lacks a class to remove.
+        DataError: fewer than two classes would be left, or two would have the same name, or a name
+            is empty or not printable.
+    """
+    if artifact.open_classes is None:
+        raise RecipeError(
+            f"The classes of {artifact.path} are part of its graphs and cannot be changed.\n"
+            "  Export the run again with --open-classes, or with --classes FILE for other classes."
+        )
+    for number, name in enumerate(removed):
+        if name not in artifact.class_names or name in removed[:number]:
+            what = "is removed twice" if name in artifact.class_names else "is no class"
+            raise RecipeError(
+                f'"{name}" {what} of {artifact.path}.\n'
+                f"  `kdedge classes {artifact.path}` lists its classes."
+            )
+    left = [name for name in artifact.class_names if name not in removed]
+    names = (*left, *(name.strip() for name in added))
+    where = f"The changed class list of {artifact.path}"
+    if "" in names:
+        raise DataError(f"{where} has an empty name.\n  Give each class a name.")
+    check_class_names(names, where)
+    return names
+
+
+def _with_matrix(artifact: Artifact, matrix: Matrix, classes: OpenClasses) -> Artifact:
+    """Writes the matrix into the artifact's folder, and lists it."""
+    path = artifact.path / classes.file
+    write_atomic(path, matrix_bytes(matrix))
+    others = {**artifact.others, classes.file: sha256_file(path)}
+    return dataclasses.replace(artifact, others=others, open_classes=classes)
+
+
+def _rows(vectors: npt.NDArray[np.float32], scale: float) -> Matrix:
+    """`scale` times the vectors, computed in float64 and stored in float32."""
+    return (scale * vectors.astype(np.float64)).astype(np.float32)

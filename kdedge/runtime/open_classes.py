@@ -1,0 +1,106 @@
+"""Backends of artifacts with open classes: image features become logits on the host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge.errors import ShapeError
+from kdedge.runtime.artifact import Artifact
+from kdedge.runtime.backend import Backend, DeviceTimed, TakesImages
+from kdedge.runtime.class_file import Matrix, read_matrix
+
+
+def with_classes(artifact: Artifact, backend: Backend) -> Backend:
+    """A backend of one of the artifact's files that gives logits.
+
+    Args:
+        artifact: the artifact.
+        backend: the loaded file; it is closed if the class matrix cannot be read.
+
+    Returns:
+        The same backend, if the classes are in its graph.
+
+    Raises:
+        DataError: the class matrix has changed since it was written, or does not fit.
+    """
+    if artifact.open_classes is None:
+        return backend
+    try:
+        matrix = load_matrix(artifact)
+    except BaseException:
+        backend.close()
+        raise
+    if isinstance(backend, TakesImages):
+        return _ImageOpenClasses(backend, matrix)
+    kind = _TimedOpenClasses if isinstance(backend, DeviceTimed) else _OpenClasses
+    return kind(backend, matrix)
+
+
+def load_matrix(artifact: Artifact) -> Matrix:
+    """The class matrix [C, D] of an artifact with open classes, after its hash was checked.
+
+    Raises:
+        DataError: the file has changed since it was written, or does not fit the artifact.
+    """
+    classes = artifact.open_classes
+    assert classes is not None
+    path = artifact.checked(classes.file)
+    return read_matrix(path, n_classes=len(artifact.class_names), dim=classes.dim)
+
+
+def class_logits(features: npt.NDArray[np.float32], matrix: Matrix) -> npt.NDArray[np.float32]:
+    """Features [B, D] and class matrix [C, D] -> logits [B, C].
+
+    Raises:
+        ShapeError: the features have another dimension.
+    """
+    if features.ndim != 2 or features.shape[1] != matrix.shape[1]:
+        raise ShapeError(
+            f"The model gives {list(features.shape)}, but the class matrix takes features"
+            f" [batch, {matrix.shape[1]}].\n"
+            "  The file belongs to another artifact: export again."
+        )
+    logits: npt.NDArray[np.float32] = features @ matrix.T
+    return logits
+
+
+class _OpenClasses:
+    """A backend of a graph that gives features, and the product with the class matrix."""
+
+    def __init__(self, backend: Any, matrix: Matrix) -> None:
+        self._backend, self._matrix = backend, matrix
+        self.name, self.batches = backend.name, backend.batches
+        self.pixels, self.image_shape = backend.pixels, backend.image_shape
+
+    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """[B, 3, S, S] -> [B, C]; see `Backend.run`."""
+        return class_logits(self._backend.run(images), self._matrix)
+
+    def describe(self) -> str:
+        """See `Backend.describe`."""
+        described: str = self._backend.describe()
+        return described
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._backend.close()
+
+
+class _ImageOpenClasses(_OpenClasses):
+    """Of a backend whose file takes images of any size."""
+
+    def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """[H, W, 3] -> [1, C]; see `TakesImages.run_image`."""
+        return class_logits(self._backend.run_image(image), self._matrix)
+
+
+class _TimedOpenClasses(_OpenClasses):
+    """Of a backend that measures the time on its device, where the product is not computed."""
+
+    def device_ms(self, images: npt.NDArray[Any]) -> float:
+        """See `DeviceTimed.device_ms`."""
+        milliseconds: float = self._backend.device_ms(images)
+        return milliseconds

@@ -1,0 +1,375 @@
+"""`kdedge classes`: classes of an exported artifact change without a new graph or engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kdedge as api
+from kdedge.deploy.classes import LOCK, NewClasses, change_classes
+from kdedge.deploy.parity import load_smoke_set, parity_on_smoke_set
+from kdedge.errors import DataError, InUseError, ShapeError
+from kdedge.inference.choose import choose_and_load
+from kdedge.lock import locked
+from kdedge.runtime.artifact import load_artifact
+from kdedge.runtime.class_file import matrix_bytes, read_matrix
+
+for package in ("onnx", "onnxruntime", "modelopt"):
+    pytest.importorskip(package)
+
+OPEN, PLAIN = Path("open"), Path("plain")
+NAMES = ("cat", "dog", "red fox", "school bus")
+CHANGED = ("cat", "red fox", "school bus", "forklift", "old man")
+GRAPHS = ("model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.int8-cpu.onnx")
+
+# A student of two epochs hardly prefers one class: rounding changes its mind.
+LOOSE = ("--set", "gates.agreement.int8=0%", "--set", "gates.agreement.fp16=0%")
+LOOSE += ("--set", "gates.max_drop=100")
+
+TOLERANCE = 1e-4
+"""Of logits up to 20: the sums are the same, in another order, in float32."""
+
+Kdedge = Callable[..., Any]
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes artifact.json by hand, and accepts the change."""
+    record = read(folder / "artifact.json")
+    change(record)
+    (folder / "artifact.json").write_text(json.dumps(record))
+    api.reseal(folder)
+
+
+def replace_matrix(folder: Path, matrix: np.ndarray) -> None:
+    """Replaces the class matrix and its hash."""
+    data = matrix_bytes(matrix)
+    (folder / "classes.1.npy").write_bytes(data)
+    edit(folder, lambda r: r["others"].update({"classes.1.npy": hashlib.sha256(data).hexdigest()}))
+
+
+@pytest.fixture(scope="module")
+def both_exports(trained_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained project with `open` in all precisions, and plain exports of both lists."""
+    from kdedge.cli.main import run
+
+    folder = tmp_path_factory.mktemp("classes") / "project"
+    shutil.copytree(trained_project, folder)
+    for recipe in folder.glob("runs/*/*/recipe.yaml"):
+        recipe.write_text(recipe.read_text().replace(str(trained_project), str(folder)))
+    (folder / "changed.txt").write_text("\n".join(CHANGED))
+    export = ("export", "tiny/02", "--runs", str(folder / "runs"), *LOOSE)
+    other = ("--classes", str(folder / "changed.txt"))
+    assert run([*export, "--open-classes", "--int8", "--output", str(folder / OPEN)]) == 0
+    assert run([*export, "--output", str(folder / PLAIN)]) == 0
+    assert run([*export, *other, "--output", str(folder / "plain changed")]) == 0
+    assert run([*export, *other, "--open-classes", "--output", str(folder / "open changed")]) == 0
+    return folder
+
+
+@pytest.fixture
+def project(both_exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of that project, as the current folder."""
+    folder = tmp_path / "project"
+    shutil.copytree(both_exports, folder)
+    for recipe in folder.glob("runs/*/*/recipe.yaml"):
+        recipe.write_text(recipe.read_text().replace(str(both_exports), str(folder)))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def logits_of(artifact: Path, **options: Any) -> np.ndarray:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    with api.load(artifact, **options) as model:
+        return model.logits(pixels)
+
+
+def test_an_open_export_answers_like_a_plain_one_and_lists_its_matrix(
+    project: Path, kdedge: Kdedge
+) -> None:
+    record = read(OPEN / "artifact.json")
+    assert record["format"] == 3
+    assert record["output"] == {"name": "features", "head": "scores"}
+    assert record["open_classes"]["file"] == "classes.1.npy"
+    assert record["open_classes"]["dim"] == 40
+    assert record["open_classes"]["changes"] == []
+    assert read(PLAIN / "artifact.json")["format"] == 2
+    assert [file["name"] for file in record["files"]] == list(GRAPHS)
+    assert record["files"][0]["parity"]["agreement_percent"] == 100
+    listed = {file["name"]: file["sha256"] for file in record["files"]} | record["others"]
+    assert listed.keys() == {path.name for path in OPEN.iterdir()} - {"artifact.json"}
+    for name, sha256 in listed.items():
+        assert hashlib.sha256((OPEN / name).read_bytes()).hexdigest() == sha256
+    np.testing.assert_allclose(logits_of(OPEN), logits_of(PLAIN), rtol=0, atol=TOLERANCE)
+    assert "One tensor, `features`: float32 [batch, 40]." in (OPEN / "README.md").read_text()
+    assert kdedge("classes", str(OPEN)).out == "\n".join(NAMES) + "\n"
+    assert kdedge("classes", str(PLAIN)).out == "\n".join(NAMES) + "\n"
+    assert "; open, in classes.1.npy" in kdedge("show", str(OPEN)).out
+
+
+def test_lower_precisions_keep_the_layers_that_give_features_in_float(project: Path) -> None:
+    import onnx
+
+    for name in GRAPHS:
+        graph = onnx.load(OPEN / name).graph
+        types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+        (node,) = [node for node in graph.node if node.name == "features/Gemm"]
+        assert types[node.input[1]] == onnx.TensorProto.FLOAT, name
+        assert not [node for node in graph.node if node.name.startswith("fused_head")]
+        assert [value.name for value in graph.output] == ["features"]
+    assert np.isfinite(logits_of(OPEN, precision="int8")).all()
+
+
+def test_changed_classes_answer_like_an_export_with_these_classes(
+    project: Path, kdedge: Kdedge
+) -> None:
+    before = {name: (OPEN / name).read_bytes() for name in (*GRAPHS, "classes.1.npy")}
+    change = ("--add", "forklift", "--add", "old man", "--from", "tiny/02", "--remove", "dog")
+    done = kdedge("classes", str(OPEN), *change)
+    assert done.code == 0, done.err
+    assert "open: 2 classes added, 1 removed; 5 in classes.2.npy" in done.out
+    for name, data in before.items():
+        assert (OPEN / name).read_bytes() == data
+
+    artifact = load_artifact(OPEN)
+    assert artifact.class_names == CHANGED
+    for name, sha256 in artifact.others.items():
+        assert hashlib.sha256((OPEN / name).read_bytes()).hexdigest() == sha256
+    assert artifact.open_classes is not None
+    (change_record,) = artifact.open_classes.changes
+    assert (change_record.added, change_record.removed) == (("forklift", "old man"), ("dog",))
+    card = (OPEN / "README.md").read_text()
+    assert "`classes.2.npy` has the matrix, float32 [5, 40]" in " ".join(card.split())
+    assert "    forklift\n" in card
+
+    # The rows are those of an export that had these classes from the start
+    np.testing.assert_allclose(
+        np.load(OPEN / "classes.2.npy"), np.load("open changed/classes.1.npy"), rtol=0, atol=1e-5
+    )
+    answers = logits_of(OPEN)
+    assert answers.shape == (6, 5)
+    np.testing.assert_allclose(answers, logits_of(Path("open changed")), rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(answers, logits_of(Path("plain changed")), rtol=0, atol=TOLERANCE)
+
+
+def test_the_smoke_set_has_the_logits_of_the_present_classes(project: Path) -> None:
+    change_classes(OPEN, removed=["dog"])
+    artifact = load_artifact(OPEN)
+    smoke, plain = load_smoke_set(artifact), load_smoke_set(load_artifact(PLAIN))
+    assert smoke.pixels.tolist() == plain.pixels.tolist()
+    np.testing.assert_allclose(smoke.logits, plain.logits[:, [0, 2, 3]], rtol=0, atol=TOLERANCE)
+    _, backend = choose_and_load(artifact, precision=None, backend=None, n_threads=1)
+    try:
+        parity = parity_on_smoke_set(artifact, backend)
+    finally:
+        backend.close()
+    assert (parity.agreement_percent, parity.n_nonfinite) == (100, 0)
+
+
+def test_a_file_with_preprocessing_has_open_classes_too(project: Path, kdedge: Kdedge) -> None:
+    done = kdedge("export", str(OPEN), "--with-preprocess")
+    assert done.code == 0, done.err
+    change_classes(OPEN, removed=["dog"])
+    table = ("--format", "jsonl", "--top", "3")
+    answers = []
+    for file in ((), ("--backend", "onnxruntime-image")):
+        done = kdedge("predict", str(OPEN), "test", *table, *file)
+        assert done.code == 0, done.err
+        answers.append([json.loads(line)["top"] for line in done.out.splitlines()])
+    of_pixels, of_images = answers
+    for expected, got in zip(of_pixels, of_images, strict=True):
+        assert [one["class"] for one in got] == [one["class"] for one in expected]
+        for one, other in zip(got, expected, strict=True):
+            assert one["score_percent"] == pytest.approx(other["score_percent"], abs=1e-3)
+    client = f"{sys.executable} {OPEN}/example.py"
+    done = kdedge("verify", str(OPEN), "--client", client)
+    assert done.code == 0, done.err
+
+
+def test_the_artifact_after_a_change_is_what_predict_bench_and_the_example_see(
+    project: Path, kdedge: Kdedge
+) -> None:
+    artifact = api.change_classes(OPEN, add="forklift", run="tiny/02")
+    assert artifact == load_artifact(OPEN)
+    done = kdedge("predict", str(OPEN), "test", "--format", "jsonl", "--top", "5")
+    assert done.code == 0, done.err
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert {entry["class"] for entry in lines[0]["top"]} == {*NAMES, "forklift"}
+    image = str(next(Path("test").rglob("*.jpg")))
+    command = [sys.executable, "-I", OPEN / "example.py", image]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\t")
+    (line,) = [line for line in lines if line["image"] == image]
+    assert shown[1] == line["top"][0]["class"]
+    assert float(shown[2]) == pytest.approx(line["top"][0]["score_percent"], abs=0.011)
+
+
+def test_engines_and_other_files_are_built_after_a_change_and_compared(
+    project: Path, kdedge: Kdedge
+) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("tensorrt_rtx")
+    change_classes(OPEN, removed=["dog"])
+    done = kdedge("export", str(OPEN), "--openvino", "--trt-rtx")
+    assert done.code == 0, done.err
+    files = {file.name: file for file in load_artifact(OPEN).files}
+    assert files["model.xml"].parity is not None
+    assert files["model.xml"].parity.agreement_percent == 100
+    (engine,) = [file for file in files.values() if file.target == "tensorrt-rtx"]
+    assert engine.built_with["profiles"][0]["max"] == 32
+    api.change_classes(OPEN, remove=["cat"])
+    _, backend = choose_and_load(
+        load_artifact(OPEN), precision=None, backend="openvino", n_threads=1
+    )
+    assert backend.run(np.zeros((3, 3, 32, 32), np.float32)).shape == (3, 2)
+    backend.close()
+
+
+def test_servers_that_need_logits_are_refused(project: Path, kdedge: Kdedge) -> None:
+    for flag in ("--triton", "--deepstream"):
+        done = kdedge("export", str(OPEN), flag, "server")
+        assert done.code == 2, done.err
+        assert "give image features, as its classes are open" in done.err
+        assert "without --open-classes" in done.err
+    assert not Path("server").exists()
+
+
+BAD = {
+    "a name that is there": (("--add", "red_fox", "--from", "tiny/02"), 3, "appears twice"),
+    "a name twice": (("--add", "a b", "--add", "a_b", "--from", "tiny/02"), 3, "appears twice"),
+    "an empty name": (("--add", " ", "--from", "tiny/02"), 3, "has an empty name"),
+    "a line break": (("--add", "a\nb", "--from", "tiny/02"), 3, "printable characters"),
+    "no run": (("--add", "forklift"), 2, "--add needs --from RUN"),
+    "a run without names": (("--from", "tiny/02"), 2, "only with --add"),
+    "an unknown run": (("--add", "forklift", "--from", "tiny/09"), 2, "tiny/09"),
+    "the teacher's run": (
+        ("--add", "forklift", "--from", "tiny/01"), 3, "was not exported from runs/tiny/01",
+    ),
+    "no such class": (("--remove", "lorry"), 2, '"lorry" is no class of open'),
+    "a class removed twice": (("--remove", "cat", "--remove", "cat"), 2, "is removed twice"),
+    "the last classes": (
+        ("--remove", "cat", "--remove", "dog", "--remove", "red fox", "--remove", "school bus"),
+        3, "has 0 class names, expected two or more",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_change_is_one_message_and_changes_nothing(
+    project: Path, kdedge: Kdedge, case: str
+) -> None:
+    options, code, message = BAD[case]
+    before = {path.name: path.read_bytes() for path in OPEN.iterdir()}
+    done = kdedge("classes", str(OPEN), *options)
+    assert (done.code, done.out) == (code, ""), done.err
+    assert message in done.err
+    assert {path.name: path.read_bytes() for path in OPEN.iterdir()} == before
+
+
+def test_closed_classes_and_other_runs_are_refused(project: Path, kdedge: Kdedge) -> None:
+    done = kdedge("classes", str(PLAIN), "--remove", "dog")
+    assert done.code == 2
+    assert "The classes of plain are part of its graphs" in done.err
+    assert "Export the run again with --open-classes" in done.err
+    edit(OPEN, lambda record: record["provenance"].update(trained_at="2020-01-01"))
+    done = kdedge("classes", str(OPEN), "--add", "forklift", "--from", "tiny/02")
+    assert done.code == 3
+    assert "open was not exported from runs/tiny/02, but from the run tiny/02 of 2020" in done.err
+    shutil.rmtree("runs/tiny/01")
+    done = kdedge("classes", "open changed", "--add", "lorry", "--from", "tiny/02")
+    assert done.code == 3
+    assert "have no stored vector, first 'lorry', and its teacher's run" in done.err
+
+
+def test_vectors_of_another_dimension_are_refused(project: Path) -> None:
+    new = NewClasses(("forklift",), np.ones((1, 24), np.float32), "0" * 64)
+    with pytest.raises(ShapeError, match=r"are \[1, 24\], but the features of open take \[1, 40\]"):
+        change_classes(OPEN, added=new)
+    assert load_artifact(OPEN).class_names == NAMES
+
+
+def test_a_matrix_that_does_not_fit_is_refused(project: Path, kdedge: Kdedge) -> None:
+    good = np.load(OPEN / "classes.1.npy")
+    hole = good.copy()
+    hole[2, 5] = np.nan
+    for matrix, message in (
+        (
+            good[:, :24],
+            "has 4 rows of 24 values, but the artifact has 4 classes and features of 40",
+        ),
+        (good[:3], "has 3 rows of 40 values"),
+        (hole, "has NaN or infinity in row 3"),
+        (good.astype(np.float64), "holds float64 [4, 40]; expected float32 [classes, 40]"),
+    ):
+        replace_matrix(OPEN, matrix)
+        done = kdedge("predict", str(OPEN), "test")
+        assert (done.code, done.out) == (3, ""), done.err
+        assert message in done.err
+    (OPEN / "classes.1.npy").write_bytes(b"no matrix")
+    done = kdedge("predict", str(OPEN), "test")
+    assert (done.code, "classes.1.npy has changed since the export" in done.err) == (3, True)
+
+
+def test_a_file_that_is_no_matrix_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "m.npy"
+    whole = matrix_bytes(np.ones((2, 3), np.float32))
+    for data in (b"", b"no matrix", whole[:20], whole[:10] + b"(" + whole[11:]):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=r"m\.npy is not a matrix in NumPy's format"):
+            read_matrix(path, n_classes=2, dim=3)
+    for data, n_bytes in ((whole[:-1], 23), (whole + b"more", 28)):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=rf"has {n_bytes} bytes of values; expected 24"):
+            read_matrix(path, n_classes=2, dim=3)
+
+
+def test_what_an_interrupted_change_left_is_neither_read_nor_overwritten(project: Path) -> None:
+    left = OPEN / "classes.2.npy"  # artifact.json, which would name it, is written last
+    left.write_bytes(b"left")
+    assert logits_of(OPEN).shape == (6, 4)
+    artifact = change_classes(OPEN, removed=["dog"])
+    assert artifact.open_classes is not None
+    assert artifact.open_classes.file == "classes.3.npy"
+    assert logits_of(OPEN).shape == (6, 3)
+    assert left.read_bytes() == b"left"
+
+
+def test_a_folder_that_another_process_changes_is_left_alone(project: Path) -> None:
+    with locked(OPEN / LOCK), pytest.raises(InUseError, match="open is in use by another process"):
+        change_classes(OPEN, removed=["dog"])
+    assert load_artifact(OPEN).class_names == NAMES
+
+
+def test_a_teachers_own_export_takes_new_classes_too(project: Path, kdedge: Kdedge) -> None:
+    """Its text encoder makes the vectors, as it made those of the export."""
+    options = (*LOOSE, "--output", "teacher")
+    assert kdedge("export", "tiny/01", "--open-classes", *options).code == 0
+    api.change_classes("teacher", add=["forklift", "old man"], remove="dog", run="tiny/01")
+    changed = ("--classes", "changed.txt", *LOOSE, "--output", "teacher changed")
+    assert kdedge("export", "tiny/01", *changed).code == 0
+    np.testing.assert_allclose(
+        logits_of(Path("teacher")), logits_of(Path("teacher changed")), rtol=0, atol=TOLERANCE
+    )
+    done = kdedge("classes", "teacher", "--add", "lorry", "--from", "tiny/02")
+    assert (done.code, "was not exported from runs/tiny/02" in done.err) == (3, True)
+
+
+def test_removing_needs_no_torch(project: Path) -> None:
+    code = (
+        "import sys, kdedge\n"
+        "print(kdedge.change_classes('open', remove='dog').class_names)\n"
+        "print({'torch', 'open_clip'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == f"{('cat', 'red fox', 'school bus')}\nset()\n"

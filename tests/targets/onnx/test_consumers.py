@@ -1,0 +1,67 @@
+"""Programs of others read the ONNX files: onnx's checker and shape inference, and Polygraphy."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+onnx = pytest.importorskip("onnx")
+
+PRECISIONS = ("fp32", "fp16", "int8", "int8-cpu", "open")
+
+
+@pytest.fixture(scope="module")
+def files(
+    onnx_files: dict[str, Path],
+    open_model: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+    folded_images: Any,
+) -> dict[str, Path]:
+    """Those of every precision, that for CPUs, and one with open classes."""
+    from kdedge.targets.onnx.quantize import to_int8_cpu
+    from kdedge.targets.onnx.trace import write_onnx
+
+    folder = tmp_path_factory.mktemp("read")
+    more = {name: folder / f"model.{name}.onnx" for name in ("int8-cpu", "open")}
+    to_int8_cpu(onnx_files["fp32"], more["int8-cpu"], calibration=folded_images[:4])
+    write_onnx(open_model, more["open"], size_px=32, max_batch=4)
+    return onnx_files | more
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_checker_and_strict_shape_inference_take_every_file(
+    files: dict[str, Path], precision: str
+) -> None:
+    model = onnx.load(files[precision])
+    onnx.checker.check_model(model, full_check=True)
+    inferred = onnx.shape_inference.infer_shapes(
+        model, check_type=True, strict_mode=True, data_prop=True
+    )
+    known = {value.name for value in (*inferred.graph.value_info, *inferred.graph.output)}
+    outputs = {name for node in model.graph.node for name in node.output}
+    assert outputs <= known
+    (value,) = inferred.graph.output
+    last = value.type.tensor_type.shape.dim[-1].dim_value
+    assert (value.name, last) == (("features", 40) if precision == "open" else ("logits", 5))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_polygraphy_inspects_every_file(files: dict[str, Path], precision: str) -> None:
+    tool = shutil.which("polygraphy", path=str(Path(sys.executable).parent))
+    if tool is None:
+        pytest.skip("Polygraphy is not installed beside this Python")
+    command = [tool, "inspect", "model", str(files[precision]), "--show", "layers"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    n_batch = r"\('?\w+'?, 3, 32, 32\)"
+    assert re.search(rf"\{{images \[dtype=float32, shape={n_batch}\]\}}", done.stdout)
+    expected = "features" if precision == "open" else "logits"
+    assert re.search(rf"\{{{expected} \[dtype=float32, shape=", done.stdout)
+    n_nodes = len(onnx.load(files[precision]).graph.node)
+    assert f"---- {n_nodes} Node(s) ----" in done.stdout
