@@ -25,12 +25,14 @@ from kdedge.targets.registry import (
 from kdedge.targets.table import as_markdown
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", "torch-tensorrt")
+NAMES = ("executorch", "onnx", "openvino", "tensorrt", "tensorrt-rtx", "torch-tensorrt")
 
 
 def test_the_folder_holds_these_targets_and_backends() -> None:
     assert tuple(target.name for target in list_targets())[: len(NAMES)] == NAMES
-    assert list_backends()[:4] == ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+    assert list_backends()[:5] == (
+        *("executorch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"),
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,7 +69,7 @@ def test_every_extra_of_a_target_is_one_of_kdedges() -> None:
 def test_listing_imports_nothing_heavy() -> None:
     code = (
         "import sys; from kdedge.targets.registry import list_targets; list_targets();"
-        " heavy = {'torch', 'onnx', 'onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx',"
+        " heavy = {'torch', 'executorch', 'onnx', 'onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx',"
         " 'torch_tensorrt'};"
         " print(sorted(heavy & sys.modules.keys()))"
     )
@@ -85,7 +87,7 @@ def test_an_unknown_target_is_told_with_the_nearest_name_or_all() -> None:
     with pytest.raises(RecipeError, match=r'no target "tensort"\.\n  Did you mean tensorrt'):
         find_target("tensort")
     with pytest.raises(
-        RecipeError, match="There are: onnx, openvino, tensorrt, tensorrt-rtx, torch-"
+        RecipeError, match="There are: executorch, onnx, openvino, tensorrt, tensorrt-rtx, torch-"
     ):
         find_target("../x")
 
@@ -94,7 +96,7 @@ def test_an_unknown_backend_is_told_with_the_nearest_name_or_all() -> None:
     with pytest.raises(RecipeError, match=r'no backend "tensort"\.\n  Did you mean tensorrt'):
         target_of_backend("tensort")
     with pytest.raises(
-        RecipeError, match="There are: onnxruntime, openvino, tensorrt, tensorrt-rtx"
+        RecipeError, match="There are: executorch, onnxruntime, openvino, tensorrt, tensorrt-rtx"
     ):
         target_of_backend("../x")
 
@@ -103,6 +105,7 @@ def test_an_unknown_backend_is_told_with_the_nearest_name_or_all() -> None:
     ("name", "module", "package"),
     [
         ("onnxruntime", "onnxruntime", r"'kdedge\[runtime\]'"),
+        ("executorch", "executorch.runtime", r"'kdedge\[executorch\]'"),
         ("openvino", "openvino", r"'kdedge\[openvino\]'"),
         ("tensorrt", "tensorrt", "tensorrt\n"),
         ("tensorrt-rtx", "tensorrt_rtx", r"'kdedge\[trt-rtx\]'"),

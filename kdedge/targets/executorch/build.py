@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdedge.errors import DataError, KdedgeError, RecipeError, is_out_of_memory
+from kdedge.errors import DataError, RecipeError, is_out_of_memory
 from kdedge.files import refuse_existing, write_atomic
 from kdedge.runtime.artifact import Precision
 from kdedge.runtime.native_lines import lines_held
@@ -28,6 +28,7 @@ from kdedge.targets.executorch.run import (
     SMALLEST_BATCH,
     check_environment,
     import_runtime,
+    quiet,
     version_of,
 )
 from kdedge.targets.onnx.graph import MIN_CHANNELS
@@ -60,19 +61,17 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         RecipeError: ExecuTorch cannot express a step of the model.
         ResourceError: memory ran out, or the file cannot be written.
     """
-    path, batches = request.folder / file.name, request.artifact.batches
+    path = request.folder / file.name
     refuse_existing(path)
     check_environment()
-    model = copy.deepcopy(request.model).eval()
-    images = example_images(model, size_px=request.artifact.preprocess.size_px, batches=batches)
+    if file.precision == "int8" and (request.images is None or len(request.images) == 0):
+        raise DataError(
+            "There are no images for INT8 calibration.\n"
+            "  Real images are needed: add data.unlabeled to the recipe."
+        )
     try:
-        program: Any = export_program(model, images, batches=batches)
-        if file.precision == "int8":
-            parts = _calibration_batches(request.images, batches)
-            program = export_program(_quantized(program.module(), parts), images, batches=batches)
-        lowered = _lowered(program, batches[0])
-    except KdedgeError:
-        raise
+        with quiet():
+            lowered = _lowered(file, request)
     except Exception as error:  # of torch.export, torchao and executorch, without a common class
         if is_out_of_memory(error):
             raise
@@ -85,42 +84,49 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     return {"tool": "ExecuTorch", "version": version_of(), "torch": torch.__version__}
 
 
-def _lowered(program: Any, smallest_batch: int) -> Any:
+def _lowered(file: PlannedFile, request: BuildRequest) -> Any:
     """The program with all that XNNPACK computes handed to it, and its smallest batch in it."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
+    batches, size_px = request.artifact.batches, request.artifact.preprocess.size_px
+    model = copy.deepcopy(request.model).eval()
+    example = example_images(model, size_px=size_px, batches=batches)
+    program: Any = export_program(model, example, batches=batches)
+    if file.precision == "int8":
+        assert request.images is not None
+        parts = _calibration_batches(request.images, batches)
+        program = export_program(quantized(program.module(), parts), example, batches=batches)
     lowered = to_edge_transform_and_lower(
         program,
         partitioner=[XnnpackPartitioner()],
-        constant_methods={SMALLEST_BATCH: smallest_batch},
+        constant_methods={SMALLEST_BATCH: batches[0]},
     )
     return lowered.to_executorch()
 
 
 def _calibration_batches(
-    images: npt.NDArray[Any] | None, batches: tuple[int, int]
+    images: npt.NDArray[Any], batches: tuple[int, int]
 ) -> Iterator[torch.Tensor]:
-    """Batches that the program takes; copies of the last image fill one that is too small.
-
-    Raises:
-        DataError: there are no images.
-    """
-    if images is None or len(images) == 0:
-        raise DataError(
-            "There are no images for INT8 calibration.\n"
-            "  Real images are needed: add data.unlabeled to the recipe."
-        )
+    """Batches that the program takes; copies of the last image fill one that is too small."""
     low, high = batches
     size = max(low, min(high, _CALIBRATION_BATCH))
     for start in range(0, len(images), size):
         part = images[start : start + size]
-        missing = low - len(part)
-        yield torch.from_numpy(np.concatenate([part, part[-1:].repeat(max(0, missing), 0)]))
+        missing = max(0, low - len(part))
+        yield torch.from_numpy(np.concatenate([part, part[-1:].repeat(missing, 0)]))
 
 
-def _quantized(module: Any, parts: Iterator[torch.Tensor]) -> Any:
-    """The program's module with quantized layers, whose ranges span the values of the images."""
+def quantized(module: Any, parts: Iterable[torch.Tensor]) -> Any:
+    """Quantizes a program's module by pt2e.
+
+    Args:
+        module: `program.module()`, from images to logits; changed.
+        parts: batches of calibration images, whose values the ranges span.
+
+    Returns:
+        The module with quantized layers, which computes what XNNPACK does with float32 numbers.
+    """
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,

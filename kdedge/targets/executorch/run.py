@@ -6,13 +6,14 @@ be changed only while no program is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import re
 import threading
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ NAME = "executorch"
 SMALLEST_BATCH = "smallest_batch"
 """Name of the method that gives the smallest batch; a program's shapes have only the largest."""
 
-LOG_LINE = re.compile(rb"^\[\w+\.cpp:\d+\]")
+LOG_LINE = re.compile(rb"^\[\w+\.(cpp|h):\d+\]")
 """How lines begin that the runtime writes to stderr, of facts and of errors."""
 
 _XNNPACK = "XnnpackBackend"
@@ -187,8 +188,7 @@ def import_runtime() -> Any:
         SetupError: it is installed, but cannot be imported.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it calls its own interface experimental
+        with quiet():
             runtime = importlib.import_module(_MODULE)
             runtime.Runtime.get()  # loads the native library
     except ModuleNotFoundError as error:
@@ -198,6 +198,22 @@ def import_runtime() -> Any:
     except (ImportError, OSError) as error:
         raise _broken(error) from error
     return runtime
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Context manager without warnings, of which ExecuTorch and torchao have many.
+
+    They call their interfaces experimental, use deprecated ones, and look for GPU libraries.
+    """
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def version_of() -> str:
