@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 from collections.abc import Iterator
+
+_one_at_a_time = threading.RLock()
+"""A second thread would restore the first one's held lines as stderr."""
 
 
 @contextlib.contextmanager
@@ -19,7 +23,7 @@ def lines_held(pattern: re.Pattern[bytes]) -> Iterator[list[str]]:
         A list that has the taken lines when the context has ended.
     """
     taken: list[str] = []
-    with contextlib.ExitStack() as opened:
+    with _one_at_a_time, contextlib.ExitStack() as opened:
         try:
             kept = opened.enter_context(os.fdopen(os.dup(2), "wb", buffering=0))
             held = opened.enter_context(os.fdopen(os.memfd_create("stderr"), "w+b"))

@@ -1,4 +1,4 @@
-"""The folded model as a program of torch.export, which the files of several targets are made from."""
+"""The folded model as a program of torch.export, from which several targets build their files."""
 
 from __future__ import annotations
 

@@ -69,8 +69,8 @@ def test_every_extra_of_a_target_is_one_of_kdedges() -> None:
 def test_listing_imports_nothing_heavy() -> None:
     code = (
         "import sys; from kdedge.targets.registry import list_targets; list_targets();"
-        " heavy = {'torch', 'executorch', 'onnx', 'onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx',"
-        " 'torch_tensorrt'};"
+        " heavy = {'torch', 'executorch', 'onnx', 'onnxruntime', 'openvino', 'tensorrt',"
+        " 'tensorrt_rtx', 'torch_tensorrt'};"
         " print(sorted(heavy & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

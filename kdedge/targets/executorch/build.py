@@ -137,12 +137,8 @@ def quantized(module: Any, parts: Iterable[torch.Tensor]) -> Any:
     config = get_symmetric_quantization_config(is_per_channel=True)
     # By the largest value: on photos100, ranges by entropy give the same agreement
     by_largest = MinMaxObserver.with_args(eps=_EPS)
-    activation = dataclasses.replace(
-        config.input_activation, observer_or_fake_quant_ctr=by_largest
-    )
-    config = dataclasses.replace(
-        config, input_activation=activation, output_activation=activation
-    )
+    activation = dataclasses.replace(config.input_activation, observer_or_fake_quant_ctr=by_largest)
+    config = dataclasses.replace(config, input_activation=activation, output_activation=activation)
     quantizer = XNNPACKQuantizer().set_filter_function(_is_quantized)
     for kind in (torch.ops.aten.linear.default, *_CONVOLUTIONS):
         quantizer.set_operator_type(kind, config)

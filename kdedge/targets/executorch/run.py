@@ -48,6 +48,7 @@ _PIXELS: dict[int, Pixels] = {6: "float", 0: "uint8"}
 _FLOAT = 6
 
 _loaded: weakref.WeakSet[ExecuTorchModel] = weakref.WeakSet()
+_loading = threading.Lock()
 
 log = logging.getLogger(__name__)
 
@@ -89,10 +90,10 @@ def load(
     """
     del built_with
     check_environment()
-    _set_threads(n_threads or number_of_threads())
     lines: list[str] = []
     try:
-        with lines_held(LOG_LINE) as lines:
+        with _loading, lines_held(LOG_LINE) as lines:
+            _set_threads(n_threads or number_of_threads())
             program = import_runtime().Runtime.get().load_program(path.read_bytes())
             methods = {name: program.load_method(name) for name in program.method_names}
             return ExecuTorchModel(program, methods, path)
@@ -190,6 +191,8 @@ def import_runtime() -> Any:
     try:
         with quiet():
             runtime = importlib.import_module(_MODULE)
+            if not hasattr(runtime, "Runtime"):  # a folder of type stubs can be imported too
+                raise EXECUTORCH.missing("ExecuTorch")
             runtime.Runtime.get()  # loads the native library
     except ModuleNotFoundError as error:
         if error.name not in (NAME, _MODULE):
@@ -224,11 +227,10 @@ def version_of() -> str:
 def _set_threads(n_threads: int | None) -> None:
     """Sets the number of threads of all programs, if none is loaded."""
     native: Any = importlib.import_module(f"{NAME}.extension.pybindings.portable_lib")
-    with lines_held(LOG_LINE):
-        present = native._threadpool_get_thread_count()
-        if n_threads is not None and n_threads != present and len(_loaded) == 0:
-            native._unsafe_reset_threadpool(n_threads)
-            present = n_threads
+    present = native._threadpool_get_thread_count()
+    if n_threads is not None and n_threads != present and len(_loaded) == 0:
+        native._unsafe_reset_threadpool(n_threads)
+        present = n_threads
     if n_threads not in (None, present):
         log.warning(
             "ExecuTorch runs on %d threads instead of %d: the programs of a process share their"

@@ -126,9 +126,7 @@ def test_calibration_batches_hold_every_image(n_images: int, batches: tuple[int,
     assert (every[n_images:] == images[-1]).all()
 
 
-def test_a_file_of_another_origin_is_not_overwritten(
-    artifact: Artifact, inputs: RunInputs
-) -> None:
+def test_a_file_of_another_origin_is_not_overwritten(artifact: Artifact, inputs: RunInputs) -> None:
     (artifact.path / "model.pte").write_bytes(b"before")
     with pytest.raises(DataError, match=r"model\.pte exists"):
         build_files(artifact, "executorch", ["fp32"], run=inputs)
@@ -214,5 +212,5 @@ def test_a_fixed_batch_of_bytes_is_calibrated_and_built(artifact: Artifact) -> N
     # Values of the input, the weights and the output are each rounded to 1/255 of their range
     np.testing.assert_allclose(found, expected, rtol=0, atol=0.05 * np.ptp(expected))
     for n_images in (1, 3):
-        with pytest.raises(DataError, match=rf"uint8 \[{n_images}, 3, 32, 32\]; expected uint8 \[2"):
+        with pytest.raises(DataError, match=rf"\[{n_images}, 3, 32, 32\]; expected uint8 \[2"):
             backend.run(images[:1].repeat(n_images, 0))
