@@ -29,6 +29,24 @@ def draw_images(n_images: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
+def tiny_model() -> FoldedModel:
+    """A folded student of one block, as each block takes seconds to lower: 32x32 pixels."""
+    import torch
+    from open_clip.transformer import VisionTransformer
+
+    from kdedge.clip.blocks import make_wrappable
+    from kdedge.deploy.fold import fold
+    from kdedge.methods.protocol import ImagePath
+
+    torch.manual_seed(0)
+    visual = VisionTransformer(32, 8, 32, 1, 2, 2.0, output_dim=16).eval().requires_grad_(False)
+    make_wrappable(visual.transformer)
+    vectors = torch.nn.functional.normalize(torch.randn(5, 16), dim=-1)
+    preprocess = Preprocess(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return fold(ImagePath(visual), vectors, scale=20.0, preprocess=preprocess)
+
+
+@pytest.fixture(scope="session")
 def bare(tmp_path_factory: pytest.TempPathFactory, tiny_model: FoldedModel) -> Artifact:
     """The tiny student's artifact with a smoke set, and without model files."""
     import torch

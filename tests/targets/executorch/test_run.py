@@ -40,7 +40,7 @@ def test_its_logits_are_those_of_the_model(
     logits = target.load(files / "model.pte", n_threads=1).run(images)
     assert logits.dtype == np.float32
     expected = tiny_model(torch.from_numpy(images)).numpy()
-    # Another order of sums over at most 128 float32 products, in three blocks
+    # Another order of sums over at most 192 float32 products
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
 
 
