@@ -95,7 +95,7 @@ def _lowered(file: PlannedFile, request: BuildRequest) -> Any:
     program: Any = export_program(model, example, batches=batches)
     if file.precision == "int8":
         assert request.images is not None
-        parts = _calibration_batches(request.images, batches)
+        parts = calibration_batches(request.images, batches)
         program = export_program(quantized(program.module(), parts), example, batches=batches)
     lowered = to_edge_transform_and_lower(
         program,
@@ -105,7 +105,7 @@ def _lowered(file: PlannedFile, request: BuildRequest) -> Any:
     return lowered.to_executorch()
 
 
-def _calibration_batches(
+def calibration_batches(
     images: npt.NDArray[Any], batches: tuple[int, int]
 ) -> Iterator[torch.Tensor]:
     """Batches that the program takes; copies of the last image fill one that is too small."""
@@ -151,7 +151,7 @@ def quantized(module: Any, parts: Iterable[torch.Tensor]) -> Any:
 
 def _is_quantized(node: Any) -> bool:
     """Whether a node is quantized, if it is a linear layer or a convolution."""
-    if _place(node).partition(".")[0] in _HEAD:
+    if place_of(node).partition(".")[0] in _HEAD:
         return False
     if node.target not in _CONVOLUTIONS:
         return True
@@ -159,7 +159,7 @@ def _is_quantized(node: Any) -> bool:
     return bool(weight.shape[1] >= MIN_CHANNELS)
 
 
-def _place(node: Any) -> str:
+def place_of(node: Any) -> str:
     """Where in the model a node comes from, such as `blocks.0.mlp.c_fc`."""
     paths = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
     return str(paths[-1]).replace("L['self']", "").lstrip(".") if paths else ""
@@ -175,7 +175,7 @@ def _without_kernel(module: Any) -> str | None:
             continue
         name = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
         if name not in known:
-            return f"{name} (in {_place(node) or node.name})"
+            return f"{name} (in {place_of(node) or node.name})"
     return None
 
 

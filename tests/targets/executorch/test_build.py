@@ -83,7 +83,7 @@ def test_only_the_blocks_linear_layers_are_quantized(tiny_model: FoldedModel) ->
             kinds = {"dequantize" in str(one.target) for one in node.args[:2]}
             assert len(kinds) == 1  # both or none
             if kinds == {True}:
-                found.add(target._place(node))
+                found.add(target.place_of(node))
     assert found == {f"blocks.0.{name}" for name in LINEAR}
 
 
@@ -99,7 +99,7 @@ def test_a_range_is_that_of_all_calibration_images(tiny_model: FoldedModel) -> N
     low, high = min(0.0, *(float(x.min()) for x in seen)), max(float(x.max()) for x in seen)
 
     module = quantize(tiny_model, images)
-    (node,) = (one for one in module.graph.nodes if target._place(one) == "blocks.0.mlp.c_proj"
+    (node,) = (one for one in module.graph.nodes if target.place_of(one) == "blocks.0.mlp.c_proj"
                and one.target is torch.ops.aten.linear.default)  # fmt: skip
     _, scale, zero, *limits = node.args[0].args
     assert limits[:2] == [-128, 127]
@@ -119,7 +119,7 @@ def test_int8_without_images_is_told(artifact: Artifact, tiny_model: FoldedModel
 @pytest.mark.parametrize("n_images", [1, 6, 40])
 def test_calibration_batches_hold_every_image(n_images: int, batches: tuple[int, int]) -> None:
     images = draw_images(n_images)
-    parts = list(target._calibration_batches(images, batches))
+    parts = list(target.calibration_batches(images, batches))
     assert all(batches[0] <= len(part) <= min(batches[1], 32) for part in parts)
     every = torch.cat(parts).numpy()
     np.testing.assert_array_equal(every[:n_images], images)
