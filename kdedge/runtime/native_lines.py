@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -16,8 +18,9 @@ _one_at_a_time = threading.RLock()
 def lines_held(pattern: re.Pattern[bytes]) -> Iterator[list[str]]:
     """Context manager that takes native code's lines that contain a pattern from stderr.
 
-    Lines are held in memory, as a device's disk may be read-only. The others are written when the
-    context ends. If the system has no files in memory, nothing is taken.
+    Native code writes to the file descriptor, or to `sys.stderr`, as pybind11 can. Lines are held
+    in memory, as a device's disk may be read-only. The others are written when the context ends.
+    If the system has no files in memory, nothing is taken from the file descriptor.
 
     Yields:
         A list that has the taken lines when the context has ended.
@@ -32,13 +35,22 @@ def lines_held(pattern: re.Pattern[bytes]) -> Iterator[list[str]]:
         else:
             is_held = True
             os.dup2(held.fileno(), 2)
+        written = io.StringIO()
         try:
-            yield taken
+            with contextlib.redirect_stderr(written):
+                yield taken
         finally:
             if is_held:
                 os.dup2(kept.fileno(), 2)
                 held.seek(0)
-                lines = list(held)
-                taken += [line.decode(errors="replace") for line in lines if pattern.search(line)]
-                with contextlib.suppress(OSError):  # the reader of stderr has closed it
-                    kept.writelines(line for line in lines if not pattern.search(line))
+                for line in held:
+                    if pattern.search(line):
+                        taken.append(line.decode(errors="replace"))
+                        continue
+                    with contextlib.suppress(OSError):  # the reader of stderr has closed it
+                        kept.write(line)
+            for text in written.getvalue().splitlines(keepends=True):
+                if pattern.search(text.encode(errors="replace")):
+                    taken.append(text)
+                elif sys.stderr is not None:
+                    sys.stderr.write(text)

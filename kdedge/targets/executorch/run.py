@@ -29,6 +29,7 @@ from kdedge.errors import (
     SetupError,
     is_out_of_memory,
 )
+from kdedge.files import read_bytes
 from kdedge.runtime.artifact import Pixels
 from kdedge.runtime.native_lines import lines_held
 from kdedge.runtime.threads import number_of_threads
@@ -46,6 +47,7 @@ _MODULE = f"{NAME}.runtime"
 # Numbers of torch's types in a program
 _PIXELS: dict[int, Pixels] = {6: "float", 0: "uint8"}
 _FLOAT = 6
+_IDENTIFIER = b"ET"  # the format's version follows
 
 _loaded: weakref.WeakSet[ExecuTorchModel] = weakref.WeakSet()
 _loading = threading.Lock()
@@ -90,14 +92,16 @@ def load(
     """
     del built_with
     check_environment()
-    lines: list[str] = []
+    data, lines = read_bytes(path), list[str]()
+    if data[4:6] != _IDENTIFIER:  # the runtime would end the process
+        raise _explain(RuntimeError("it does not begin as a program"), path, "loaded", lines)
     try:
         with _loading, lines_held(LOG_LINE) as lines:
             _set_threads(n_threads or number_of_threads())
-            program = import_runtime().Runtime.get().load_program(path.read_bytes())
+            program = import_runtime().Runtime.get().load_program(data)
             methods = {name: program.load_method(name) for name in program.method_names}
             return ExecuTorchModel(program, methods, path)
-    except (RuntimeError, OSError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
         raise _explain(error, path, "loaded", lines) from error
 
 

@@ -134,7 +134,7 @@ def test_images_that_it_does_not_take_are_told(files: Path, images: Any, got: st
         backend.run(images)
 
 
-@pytest.mark.parametrize("damage", ["empty", "text", "half", "end", "header"])
+@pytest.mark.parametrize("damage", ["empty", "text", "half", "end", "header", "offset", "middle"])
 def test_a_damaged_program_is_told(files: Path, damage: str, capfd: Any) -> None:
     path = files / "model.pte"
     data = path.read_bytes()
@@ -145,6 +145,8 @@ def test_a_damaged_program_is_told(files: Path, damage: str, capfd: Any) -> None
             "half": data[: len(data) // 2],
             "end": data[:-3000],
             "header": b"\xff" * 64 + data[64:],
+            "offset": b"\xff" * 4 + data[4:],
+            "middle": data[:8] + b"\xff" * 40 + data[48:],
         }[damage]
     )
     with pytest.raises(DataError, match=r"model\.pte cannot be loaded by executorch \d"):
