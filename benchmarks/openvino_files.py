@@ -1,4 +1,4 @@
-"""An artifact's files for CPUs in ONNX Runtime and in OpenVINO, and what NNCF would make of it.
+"""An artifact's files for CPUs in ONNX Runtime, OpenVINO and ExecuTorch, and what NNCF would make.
 
 Every row runs one image a call, and all are timed in one process, interleaved. Agreement with the
 float32 student is measured on every second image of the artifact's smoke set. NNCF, OpenVINO's own
@@ -7,7 +7,8 @@ with the blocks' linear layers alone.
 
     python benchmarks/openvino_files.py ARTIFACT [--threads 1] [--rounds 20]
 
-ARTIFACT is from `kdedge export RUN --openvino --int8`.
+ARTIFACT is from `kdedge export RUN --openvino --executorch --int8`; either target may be left out,
+and NNCF's rows with OpenVINO's.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def kept_in_float(model: Any) -> list[str]:
 
 def quantized(artifact: Artifact, images: np.ndarray, folder: Path) -> Iterator[tuple[str, Path]]:
     """Names and files of NNCF's two models."""
-    if importlib.util.find_spec("nncf") is None:
+    if importlib.util.find_spec("nncf") is None or not (artifact.path / "model.xml").is_file():
         return
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # or NNCF reports its use
     import nncf
@@ -99,7 +100,7 @@ def main() -> None:
     targets = {target.name: target for target in list_targets()}
     rows: dict[str, tuple[Any, float, float]] = {}
     for file in artifact.files:
-        if file.target not in ("onnx", "openvino") or file.name == "model.int8.onnx":
+        if file.target not in ("onnx", "openvino", "executorch") or file.name == "model.int8.onnx":
             continue
         backend = load_run(targets[file.target]).load(
             artifact.checked(file.name), n_threads=arguments.threads

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from kdedge.deploy.model_card import renew_model_card
 from kdedge.deploy.parity import misses, parity_on_smoke_set
 from kdedge.errors import DataError, RecipeError, SetupError
@@ -38,10 +40,13 @@ class RunInputs:
     Attributes:
         model: the folded model.
         compare: compares a loaded file with the unfused model, on all images of the comparison.
+        calibration: [N, 3, S, S], images as the graph takes them that decide the ranges of INT8;
+            None without INT8.
     """
 
     model: Any
     compare: Callable[[Backend], ParityResult]
+    calibration: npt.NDArray[Any] | None = None
 
 
 def build_files(
@@ -208,6 +213,7 @@ def _build(
         artifact.path,
         model=None if run is None else run.model,
         onnx_path=None if source is None else artifact.checked(source.name),
+        images=run.calibration if run is not None and file.precision == "int8" else None,
     )
     what = "the folded model" if source is None else source.name
     log.info("Building %s from %s.", file.name, what)

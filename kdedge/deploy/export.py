@@ -121,7 +121,8 @@ def export_artifact(
         writer = _Writer(trained, part, spec=spec, gates=gates, reference=reference, model=model)
         writer.write(pool, precisions)
     artifact = dataclasses.replace(writer.artifact, path=place())
-    inputs = RunInputs(model, functools.partial(reference.compare, artifact))
+    compare = functools.partial(reference.compare, artifact)
+    inputs = RunInputs(model, compare, writer.calibration)
     return Exported(artifact, inputs, _gflops(trained, model))
 
 
@@ -130,6 +131,7 @@ class _Writer:
 
     Attributes:
         artifact: the artifact with the files written so far.
+        calibration: [N, 3, S, S], the calibration set of INT8 as the graph takes it; None without.
     """
 
     def __init__(
@@ -160,6 +162,7 @@ class _Writer:
             gates=gates.as_record(),
             provenance={"kdedge": __version__, **trained.provenance()},
         )
+        self.calibration: npt.NDArray[Any] | None = None
         if spec.open_classes:
             self.artifact = write_classes(
                 self.artifact, trained.vectors.vectors.numpy(), scale=trained.scale
@@ -177,7 +180,7 @@ class _Writer:
             record = self._folder / CALIBRATION_RECORD
             write_json(record, chosen.record())
             self._keep(record)
-            images = to_input(chosen.pixels, self._spec.pixels)
+            self.calibration = images = to_input(chosen.pixels, self._spec.pixels)
             self._add("fp16", self._from_float32(images[:N_RANGE_IMAGES]))
             self._add("int8", self._from_float32(images))
         elif "fp16" in precisions:

@@ -96,6 +96,9 @@ NOT_RUN: dict[str, dict[str, str]] = {
     "docs/deploy/openvino.md": {
         "pip install numpy pillow openvino": INSTALL,
     },
+    "docs/deploy/executorch.md": {
+        "pip install 'kdedge-0.2.0-py3-none-any.whl[train,export,executorch]'": INSTALL,
+    },
     "docs/deploy/servers.md": {
         "docker run --gpus all --rm -p 8000:8000 -v $PWD/models:/models"
         " nvcr.io/nvidia/tritonserver:<version>-py3 tritonserver"
@@ -329,8 +332,9 @@ def test_what_a_page_shows_runs(
 ) -> None:
     for name in ("torch", "modelopt", "matplotlib", "tensorrt_rtx"):
         pytest.importorskip(name)
-    if page == "docs/deploy/openvino.md":
-        pytest.importorskip("openvino")
+    for name in ("openvino", "executorch"):
+        if page == f"docs/deploy/{name}.md":
+            pytest.importorskip(name)
     begins_with_images = "kdedge init line3" in PAGES[page]
     start: Path = request.getfixturevalue("images" if begins_with_images else "finished")
     folder = copy(start, tmp_path / "project")

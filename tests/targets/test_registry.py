@@ -25,13 +25,18 @@ from kdedge.targets.registry import (
 from kdedge.targets.table import as_markdown
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("onnx", "onnx-image", "openvino", "tensorrt", "tensorrt-rtx", "torch-tensorrt")
+NAMES = (
+    *("executorch", "onnx", "onnx-image", "openvino"),
+    *("tensorrt", "tensorrt-rtx", "torch-tensorrt"),
+)
 
 
 def test_the_folder_holds_these_targets_and_backends() -> None:
     assert tuple(target.name for target in list_targets())[: len(NAMES)] == NAMES
-    assert list_backends()[:3] == ("onnxruntime", "onnxruntime-image", "openvino")
-    assert list_backends()[3:5] == ("tensorrt", "tensorrt-rtx")
+    assert list_backends()[:4] == (
+        *("executorch", "onnxruntime", "onnxruntime-image", "openvino"),
+    )
+    assert list_backends()[4:6] == ("tensorrt", "tensorrt-rtx")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -68,8 +73,8 @@ def test_every_extra_of_a_target_is_one_of_kdedges() -> None:
 def test_listing_imports_nothing_heavy() -> None:
     code = (
         "import sys; from kdedge.targets.registry import list_targets; list_targets();"
-        " heavy = {'torch', 'onnx', 'onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx',"
-        " 'torch_tensorrt'};"
+        " heavy = {'torch', 'executorch', 'onnx', 'onnxruntime', 'openvino', 'tensorrt',"
+        " 'tensorrt_rtx', 'torch_tensorrt'};"
         " print(sorted(heavy & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -86,7 +91,8 @@ def test_an_unknown_target_is_told_with_the_nearest_name_or_all() -> None:
     with pytest.raises(RecipeError, match=r'no target "tensort"\.\n  Did you mean tensorrt'):
         find_target("tensort")
     with pytest.raises(
-        RecipeError, match="There are: onnx, onnx-image, openvino, tensorrt, tensorrt-rtx, torch-"
+        RecipeError,
+        match="There are: executorch, onnx, onnx-image, openvino, tensorrt, tensorrt-rtx, torch-",
     ):
         find_target("../x")
 
@@ -96,7 +102,7 @@ def test_an_unknown_backend_is_told_with_the_nearest_name_or_all() -> None:
         target_of_backend("tensort")
     with pytest.raises(
         RecipeError,
-        match="There are: onnxruntime, onnxruntime-image, openvino, tensorrt, tensorrt-rtx",
+        match="There are: executorch, onnxruntime, onnxruntime-image, openvino, tensorrt,",
     ):
         target_of_backend("../x")
 
@@ -105,6 +111,7 @@ def test_an_unknown_backend_is_told_with_the_nearest_name_or_all() -> None:
     ("name", "module", "package"),
     [
         ("onnxruntime", "onnxruntime", r"'kdedge\[runtime\]'"),
+        ("executorch", "executorch.runtime", r"'kdedge\[executorch\]'"),
         ("openvino", "openvino", r"'kdedge\[openvino\]'"),
         ("tensorrt", "tensorrt", "tensorrt\n"),
         ("tensorrt-rtx", "tensorrt_rtx", r"'kdedge\[trt-rtx\]'"),

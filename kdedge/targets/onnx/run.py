@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import re
 import sys
 import threading
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from kdedge.errors import DataError, KdedgeError, ResourceError, SetupError, is_out_of_memory
 from kdedge.runtime.artifact import INPUT_NAME, OUTPUT_NAMES, Pixels
+from kdedge.runtime.native_lines import lines_held
 from kdedge.runtime.threads import may_spin, number_of_threads
 from kdedge.targets.onnx.describe import ONNX_RUNTIME
 
@@ -30,6 +30,11 @@ _CALL_LIMIT_S, _IMAGE_LIMIT_S = 60, 60
 _PIXELS: dict[str, Pixels] = {"tensor(float)": "float", "tensor(uint8)": "uint8"}
 # A newer opset or operator than this ONNX Runtime knows; other failures are the file's own.
 _TOO_NEW = ("NOT_IMPLEMENTED", "is under development", "Unsupported model IR version")
+
+# Importing ONNX Runtime 1.23 and later warns on machines whose graphics card it does not know (a
+# Raspberry Pi, WSL, a server's console), and no setting turns that off:
+# github.com/microsoft/onnxruntime/issues/27092
+_DEVICE_DISCOVERY = re.compile(rb"device_discovery\.cc")
 
 _NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
 
@@ -213,7 +218,7 @@ def _import() -> Any:
         if NAME in sys.modules:
             ort = sys.modules[NAME]
         else:
-            with _no_device_warnings():
+            with lines_held(_DEVICE_DISCOVERY):
                 ort = importlib.import_module(NAME)
     except ModuleNotFoundError as error:
         if error.name != NAME:
@@ -233,34 +238,6 @@ def _broken(error: Exception) -> SetupError:
         f"onnxruntime is installed, but cannot be imported: {error}.\n"
         "  Reinstall it with: pip install --force-reinstall onnxruntime"
     )
-
-
-@contextlib.contextmanager
-def _no_device_warnings() -> Iterator[None]:
-    """Context manager that removes native code's lines on GPU discovery from stderr.
-
-    Importing ONNX Runtime 1.23 and later warns on machines whose graphics card it does not know (a
-    Raspberry Pi, WSL, a server's console), and no setting turns that off:
-    github.com/microsoft/onnxruntime/issues/27092. Lines are held in memory, as a device's disk may
-    be read-only. If the system has no files in memory, nothing is removed.
-    """
-    with contextlib.ExitStack() as opened:
-        try:
-            kept = opened.enter_context(os.fdopen(os.dup(2), "wb", buffering=0))
-            held = opened.enter_context(os.fdopen(os.memfd_create("stderr"), "w+b"))
-        except (AttributeError, OSError):  # no such call here, or stderr is closed
-            is_held = False
-        else:
-            is_held = True
-            os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            if is_held:
-                os.dup2(kept.fileno(), 2)
-                held.seek(0)
-                with contextlib.suppress(OSError):  # the reader of stderr has closed it
-                    kept.writelines(line for line in held if b"device_discovery.cc" not in line)
 
 
 def _errors(ort: Any) -> tuple[type[Exception], ...]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from kdedge.errors import SetupError
 from kdedge.files import refuse_existing, write_atomic
 from kdedge.runtime.artifact import Artifact, Precision
+from kdedge.targets.program import dynamic_shapes, example_images, export_program
 from kdedge.targets.protocol import BuildRequest, PlannedFile
 from kdedge.targets.torch_tensorrt.describe import TORCH_TENSORRT
 
@@ -119,7 +120,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         program_file,
         output_format="exported_program",
         arg_inputs=[example],
-        dynamic_shapes=_dynamic_shapes(batches),
+        dynamic_shapes=dynamic_shapes(batches),
     )
     refuse_existing(path)  # compiling takes minutes
     write_atomic(path, program_file.getvalue())
@@ -183,22 +184,11 @@ def trace(
         on_gpu: trace on torch's CUDA device, for which the program is compiled.
     """
     module: nn.Module = HalfModel(model) if precision == "fp16" else copy.deepcopy(model)
-    dtype = torch.uint8 if model.pixels == "uint8" else torch.float32
-    low, high = batches
-    # A batch of 1 would become a constant
-    n_images = high if low == high else max(low, 2)
-    images = torch.zeros(n_images, 3, size_px, size_px, dtype=dtype)
+    images = example_images(model, size_px=size_px, batches=batches)
     module.eval()
     if on_gpu:
         module, images = module.cuda(), images.cuda()
-    with torch.no_grad():
-        program = torch.export.export(module, (images,), dynamic_shapes=_dynamic_shapes(batches))
-    return program, images
-
-
-def _dynamic_shapes(batches: tuple[int, int]) -> dict[str, Any] | None:
-    low, high = batches
-    return {"images": {0: torch.export.Dim("batch", min=low, max=high)}} if low < high else None
+    return export_program(module, images, batches=batches), images
 
 
 def _about(module: ModuleType) -> dict[str, Any]:

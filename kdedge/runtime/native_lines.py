@@ -1,0 +1,56 @@
+"""Holds back lines that native code writes to stderr and that no setting turns off."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator
+
+_one_at_a_time = threading.RLock()
+"""A second thread would restore the first one's held lines as stderr."""
+
+
+@contextlib.contextmanager
+def lines_held(pattern: re.Pattern[bytes]) -> Iterator[list[str]]:
+    """Context manager that takes native code's lines that contain a pattern from stderr.
+
+    Native code writes to the file descriptor, or to `sys.stderr`, as pybind11 can. Lines are held
+    in memory, as a device's disk may be read-only. The others are written when the context ends.
+    If the system has no files in memory, nothing is taken from the file descriptor.
+
+    Yields:
+        A list that has the taken lines when the context has ended.
+    """
+    taken: list[str] = []
+    with _one_at_a_time, contextlib.ExitStack() as opened:
+        try:
+            kept = opened.enter_context(os.fdopen(os.dup(2), "wb", buffering=0))
+            held = opened.enter_context(os.fdopen(os.memfd_create("stderr"), "w+b"))
+        except (AttributeError, OSError):  # no such call here, or stderr is closed
+            is_held = False
+        else:
+            is_held = True
+            os.dup2(held.fileno(), 2)
+        written = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(written):
+                yield taken
+        finally:
+            if is_held:
+                os.dup2(kept.fileno(), 2)
+                held.seek(0)
+                for line in held:
+                    if pattern.search(line):
+                        taken.append(line.decode(errors="replace"))
+                        continue
+                    with contextlib.suppress(OSError):  # the reader of stderr has closed it
+                        kept.write(line)
+            for text in written.getvalue().splitlines(keepends=True):
+                if pattern.search(text.encode(errors="replace")):
+                    taken.append(text)
+                elif sys.stderr is not None:
+                    sys.stderr.write(text)

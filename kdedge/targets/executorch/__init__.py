@@ -1,0 +1,1 @@
+"""ExecuTorch: programs for phones and other devices, computed by XNNPACK in float32 and INT8."""

@@ -1,0 +1,192 @@
+"""Builds ExecuTorch programs whose layers XNNPACK computes, in float32 and in INT8.
+
+API: executorch 1.5, https://docs.pytorch.org/executorch/1.5/backends-xnnpack.html. INT8 is pt2e's:
+linear layers and wide convolutions get ranges from real images, one for each activation and one for
+each output channel of a weight. The first convolution, depthwise ones, attention's own two
+products, normalization and the head stay in float32, as in the other INT8 files.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import operator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kdedge.errors import DataError, RecipeError, is_out_of_memory
+from kdedge.files import refuse_existing, write_atomic
+from kdedge.runtime.artifact import Precision
+from kdedge.runtime.native_lines import lines_held
+from kdedge.targets.executorch.run import (
+    LOG_LINE,
+    SMALLEST_BATCH,
+    check_environment,
+    import_runtime,
+    quiet,
+    version_of,
+)
+from kdedge.targets.onnx.graph import MIN_CHANNELS
+from kdedge.targets.program import example_images, export_program
+from kdedge.targets.protocol import HEAD_LAYERS, BuildRequest, PlannedFile
+
+__all__ = ["build", "check_environment", "plan"]
+
+_FILES: dict[Precision, PlannedFile] = {
+    "fp32": PlannedFile("model.pte", "fp32", "cpu"),
+    "int8": PlannedFile("model.int8.pte", "int8", "cpu"),
+}
+_HEAD = {name.rstrip("/") for name in HEAD_LAYERS}
+_CALIBRATION_BATCH = 32
+_CONVOLUTIONS = (torch.ops.aten.conv1d.default, torch.ops.aten.conv2d.default)
+_EPS = 2.0**-12  # the smallest scale, as XNNPACK's own settings have it
+
+
+def plan(precision: Precision) -> tuple[PlannedFile, ...]:
+    """The program of a precision, which runs on any device."""
+    return (_FILES[precision],)
+
+
+def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
+    """Builds one program.
+
+    Raises:
+        DataError: the file exists, or there are no images for the ranges of INT8.
+        MissingPackage: ExecuTorch is not installed.
+        RecipeError: ExecuTorch cannot express a step of the model.
+        ResourceError: memory ran out, or the file cannot be written.
+    """
+    path = request.folder / file.name
+    refuse_existing(path)
+    check_environment()
+    if file.precision == "int8" and (request.images is None or len(request.images) == 0):
+        raise DataError(
+            "There are no images for INT8 calibration.\n"
+            "  Real images are needed: add data.unlabeled to the recipe."
+        )
+    try:
+        with quiet():
+            lowered = _lowered(file, request)
+    except Exception as error:  # of torch.export, torchao and executorch, without a common class
+        if is_out_of_memory(error):
+            raise
+        raise _not_expressible(path, _reason(error)) from error
+    lacking = _without_kernel(lowered.exported_program().graph_module)
+    if lacking is not None:
+        raise _not_expressible(path, f"its runtime has no kernel for {lacking}")
+    refuse_existing(path)  # lowering takes minutes
+    write_atomic(path, lowered.buffer)
+    return {"tool": "ExecuTorch", "version": version_of(), "torch": torch.__version__}
+
+
+def _lowered(file: PlannedFile, request: BuildRequest) -> Any:
+    """The program with all that XNNPACK computes handed to it, and its smallest batch in it."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    batches, size_px = request.artifact.batches, request.artifact.preprocess.size_px
+    model = copy.deepcopy(request.model).eval()
+    example = example_images(model, size_px=size_px, batches=batches)
+    program: Any = export_program(model, example, batches=batches)
+    if file.precision == "int8":
+        assert request.images is not None
+        parts = calibration_batches(request.images, batches)
+        program = export_program(quantized(program.module(), parts), example, batches=batches)
+    lowered = to_edge_transform_and_lower(
+        program,
+        partitioner=[XnnpackPartitioner()],
+        constant_methods={SMALLEST_BATCH: batches[0]},
+    )
+    return lowered.to_executorch()
+
+
+def calibration_batches(
+    images: npt.NDArray[Any], batches: tuple[int, int]
+) -> Iterator[torch.Tensor]:
+    """Batches that the program takes; copies of the last image fill one that is too small."""
+    low, high = batches
+    size = max(low, min(high, _CALIBRATION_BATCH))
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        missing = max(0, low - len(part))
+        yield torch.from_numpy(np.concatenate([part, part[-1:].repeat(missing, 0)]))
+
+
+def quantized(module: Any, parts: Iterable[torch.Tensor]) -> Any:
+    """Quantizes a program's module by pt2e.
+
+    Args:
+        module: `program.module()`, from images to logits; changed.
+        parts: batches of calibration images, whose values the ranges span.
+
+    Returns:
+        The module with quantized layers, which computes what XNNPACK does with float32 numbers.
+    """
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e import MinMaxObserver
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    config = get_symmetric_quantization_config(is_per_channel=True)
+    # By the largest value: on photos100, ranges by entropy give the same agreement
+    by_largest = MinMaxObserver.with_args(eps=_EPS)
+    activation = dataclasses.replace(config.input_activation, observer_or_fake_quant_ctr=by_largest)
+    config = dataclasses.replace(config, input_activation=activation, output_activation=activation)
+    quantizer = XNNPACKQuantizer().set_filter_function(_is_quantized)
+    for kind in (torch.ops.aten.linear.default, *_CONVOLUTIONS):
+        quantizer.set_operator_type(kind, config)
+    prepared = prepare_pt2e(module, quantizer)
+    with torch.no_grad():
+        for part in parts:
+            prepared(part)
+    return convert_pt2e(prepared)
+
+
+def _is_quantized(node: Any) -> bool:
+    """Whether a node is quantized, if it is a linear layer or a convolution."""
+    if place_of(node).partition(".")[0] in _HEAD:
+        return False
+    if node.target not in _CONVOLUTIONS:
+        return True
+    weight = operator.attrgetter(node.args[1].target)(node.graph.owning_module)
+    return bool(weight.shape[1] >= MIN_CHANNELS)
+
+
+def place_of(node: Any) -> str:
+    """Where in the model a node comes from, such as `blocks.0.mlp.c_fc`."""
+    paths = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    return str(paths[-1]).replace("L['self']", "").lstrip(".") if paths else ""
+
+
+def _without_kernel(module: Any) -> str | None:
+    """An operator that the runtime lacks, and where it is in the model; None if it has all."""
+    with lines_held(LOG_LINE):
+        known = import_runtime().Runtime.get().operator_registry.operator_names
+    for node in module.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or schema is None or not schema.name.startswith("aten::"):
+            continue
+        name = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
+        if name not in known:
+            return f"{name} (in {place_of(node) or node.name})"
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    """The first lines of an error, as one."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:300].rstrip(".: ")
+
+
+def _not_expressible(path: Path, reason: str) -> RecipeError:
+    return RecipeError(
+        f"{path.name} cannot be built by executorch {version_of()}: {reason}.\n"
+        "  Leave --executorch out, or distill another image encoder: a plain ViT or CNN."
+    )
