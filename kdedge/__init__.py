@@ -10,7 +10,13 @@ TYPE_CHECKING = False  # not typing's, which would be loaded: `kdedge --help` st
 
 if TYPE_CHECKING:
     from kdedge.api.about import doctor, list_methods, schema
-    from kdedge.api.artifact import open_artifact, reseal, write_deepstream, write_triton
+    from kdedge.api.artifact import (
+        cpu_choice,
+        open_artifact,
+        reseal,
+        write_deepstream,
+        write_triton,
+    )
     from kdedge.api.bench import bench, check_speed
     from kdedge.api.check import check
     from kdedge.api.data import fetch_set, list_sets, open_set, scan_images, verify_set
@@ -53,7 +59,9 @@ _HOMES = {
     "kdedge.api.import_checkpoint": ("import_checkpoint",),
     "kdedge.api.evaluate": ("evaluate",),
     "kdedge.api.export": ("export",),
-    "kdedge.api.artifact": ("open_artifact", "reseal", "write_triton", "write_deepstream"),
+    "kdedge.api.artifact": (
+        *("open_artifact", "cpu_choice", "reseal", "write_triton", "write_deepstream"),
+    ),
     "kdedge.api.bench": ("bench", "check_speed"),
     "kdedge.api.front": ("front",),
     "kdedge.api.report": ("report",),
@@ -91,6 +99,7 @@ __all__ = [
     "bench",
     "check",
     "check_speed",
+    "cpu_choice",
     "demo",
     "distill",
     "doctor",

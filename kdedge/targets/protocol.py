@@ -76,6 +76,7 @@ class Target:
         source: what its files are built from. ONNX files are part of the artifact, so files from
             them can be built on the device. The folded model exists only during a run's export.
         precisions: precisions of its files, the preferred one first.
+        cpu_precisions: those of them whose files run on a CPU, which `kdedge export --cpu` tries.
         packages: optional packages that it needs.
         backend: name of the backend that runs its files in `kdedge predict` and `kdedge bench`;
             None if kdedge does not run them, so that the folder has no run.py.
@@ -95,6 +96,7 @@ class Target:
     files: str
     source: Source
     precisions: tuple[Precision, ...]
+    cpu_precisions: tuple[Precision, ...] = ()
     packages: tuple[Package, ...] = ()
     backend: str | None = None
     preference: int = 0
