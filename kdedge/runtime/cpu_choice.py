@@ -102,9 +102,21 @@ class CpuChoice(Record, Tabled):
         """Whether an artifact's file is the one that was measured."""
         return (entry.name, entry.sha256) == (self.file, self.sha256)
 
-    def _table(self) -> Table:
-        header = ["file", "runtime", "threads", "agreement", "ms", "ratio", "range", ""]
+    def as_markdown(self) -> str:
+        """The table and its notes, in Markdown."""
+        header, cells = self.table
+        lines = [header, ["---"] * len(header), *cells]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return "\n\n".join([table, *self.notes])
+
+    @property
+    def table(self) -> Table:
+        """Header and cells of the table that it prints."""
+        header = ["file", "runtime", "threads", "agreement", "ms", "ratio", "range", "result"]
         return header, [self._row(one) for one in self.candidates]
+
+    def _table(self) -> Table:
+        return self.table
 
     def _row(self, one: Candidate) -> list[str]:
         cells = [one.file, one.runtime or "-", str(one.threads)]
@@ -117,18 +129,22 @@ class CpuChoice(Record, Tabled):
             cells.append(f"{time.ratio_low:.2f}-{time.ratio_high:.2f}")
         return [*cells, "chosen" if self.is_chosen(one) else one.out or ""]
 
-    def _notes(self) -> list[str]:
+    @property
+    def notes(self) -> list[str]:
+        """How it was measured, what was not tried, and which times are in doubt."""
         images = "1 image" if self.batch == 1 else f"{self.batch} images"
         notes = [
             f"{images} per call, in turns; agreement with the float32 model in percent; ratio: how"
             f" many times as fast as the first row. On {self.machine}."
         ]
         notes += [f"Not tried: {what}: {why}" for what, why in self.not_tried.items()]
-        doubts = {one.time.doubt: one.file for one in self.candidates if one.time is not None}
-        doubts.pop(None, None)
-        for doubt, file in doubts.items():
-            notes.append(f"In doubt: {file}: {doubt}. Measure again on a quiet machine.")
+        doubts = {one.time.doubt for one in self.candidates if one.time is not None} - {None}
+        if doubts:
+            notes.append(f"In doubt: {min(map(str, doubts))}. Measure again on a quiet machine.")
         return notes
+
+    def _notes(self) -> list[str]:
+        return self.notes
 
 
 @dataclass(frozen=True)
@@ -150,6 +166,14 @@ def read_choices(artifact: Artifact) -> tuple[CpuChoice, ...]:
         return ()
     remedy = f"Measure again with: kdedge export {artifact.path} --cpu"
     return read_record(_Choices, artifact.checked(CPU_CHOICE), remedy=remedy).choices
+
+
+def readable_choices(artifact: Artifact) -> tuple[CpuChoice, ...]:
+    """The choices of all machines that measured; empty if the record cannot be read."""
+    try:
+        return read_choices(artifact)
+    except DataError:
+        return ()
 
 
 def choice_here(artifact: Artifact) -> CpuChoice | None:
@@ -175,10 +199,7 @@ def keep_choice(artifact: Artifact, choice: CpuChoice) -> Artifact:
     path = artifact.path / CPU_CHOICE
     if CPU_CHOICE not in artifact.others:
         refuse_existing(path)
-    try:
-        others = [one for one in read_choices(artifact) if one.machine != choice.machine]
-    except DataError:
-        others = []
+    others = [one for one in readable_choices(artifact) if one.machine != choice.machine]
     write_json(path, _Choices(FORMAT_VERSION, (*others, choice)).to_dict())
     known = {**artifact.others, CPU_CHOICE: sha256_file(path)}
     artifact = dataclasses.replace(artifact, others=known)
