@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 
 from kdedge.benchmarking.artifact_subjects import LoadedModelFile
-from kdedge.benchmarking.timing import Call, Timed, TimingPlan, measure, summarize
+from kdedge.benchmarking.timing import Call, Timed, TimingPlan, measure, percentile, summarize
 from kdedge.deploy.parity import misses, parity_on_smoke_set
 from kdedge.errors import GateError, KdedgeError
 from kdedge.progress import working
@@ -30,6 +30,7 @@ EQUAL = 0.03
 PLAN = TimingPlan(seconds=1.0, n_rounds=10)
 
 _N_WITH_OTHER_THREADS = 2
+_QUICK = 10  # the percentile of calls that decides
 
 
 def fastest_on_cpu(
@@ -52,9 +53,9 @@ def fastest_on_cpu(
     counts = _thread_counts()
     trial = _Trial(artifact, plan)
     found = trial.measure([(file, counts[0]) for file in cpu_files(artifact)])
-    best = sorted(filter(_is_fit, found), key=_ratio, reverse=True)[:_N_WITH_OTHER_THREADS]
+    best = sorted(filter(_is_fit, found), key=_speedup, reverse=True)[:_N_WITH_OTHER_THREADS]
     if best and len(counts) > 1:
-        first = next(one for one in found if one.time is not None)  # ratios are to this one
+        first = next(one for one in found if one.time is not None)  # others are compared with it
         again = [(first.file, first.threads)]
         again += [(one.file, count) for one in best for count in counts]
         more = trial.measure([(artifact.file(name), n) for name, n in dict.fromkeys(again)])
@@ -99,9 +100,9 @@ def choose(candidates: Sequence[Candidate], *, where: str) -> Candidate:
         raise GateError(
             f"{where} has no file that this CPU can run and that passes its gate.\n{reasons}"
         )
-    least = (1 - EQUAL) * max(map(_ratio, fit))
-    equal = [one for one in fit if _ratio(one) >= least]
-    return min(equal, key=lambda one: (-(one.agreement_percent or 0), one.threads, -_ratio(one)))
+    least = (1 - EQUAL) * max(map(_speedup, fit))
+    equal = [one for one in fit if _speedup(one) >= least]
+    return min(equal, key=lambda one: (-(one.agreement_percent or 0), one.threads, -_speedup(one)))
 
 
 class _Trial:
@@ -119,7 +120,9 @@ class _Trial:
         with contextlib.ExitStack() as opened:
             for file, threads in wanted:
                 key = f"{file.name} {threads}"
-                found[key] = Candidate(file.name, file.precision, threads, None, None, None, None)
+                found[key] = Candidate(
+                    file.name, file.precision, threads, None, None, None, None, None
+                )
                 try:
                     found[key], calls[key] = self._loaded(file, found[key], opened)
                 except KdedgeError as error:
@@ -127,9 +130,9 @@ class _Trial:
                     found[key] = dataclasses.replace(found[key], out=reason)
             with working(f"timing {len(calls)} candidates in turns"):
                 timed = measure(calls, self._plan)
-        baseline = next((one for one in timed.values() if one.rounds), None)
+        first = next((one for one in timed.values() if one.rounds), None)
         for key, one in timed.items():
-            found[key] = self._with_time(found[key], one, baseline)
+            found[key] = self._with_time(found[key], one, first)
         return list(found.values())
 
     def _loaded(
@@ -160,25 +163,25 @@ class _Trial:
             missed = misses(file.parity, file.precision, gates)
         return here.agreement_percent, "; ".join(missed) or None
 
-    def _with_time(self, candidate: Candidate, timed: Timed, baseline: Timed | None) -> Candidate:
-        time = summarize(
-            timed, batch=self._artifact.batches[0], inputs="on device", baseline=baseline
-        )
-        if time is None:
+    def _with_time(self, candidate: Candidate, timed: Timed, first: Timed | None) -> Candidate:
+        """A candidate with its times, compared with those of the first one."""
+        batch = self._artifact.batches[0]
+        time = summarize(timed, batch=batch, inputs="on device", baseline=first)
+        if time is None or first is None:
             return dataclasses.replace(candidate, out=candidate.out or str(timed.problem))
-        return dataclasses.replace(candidate, time=dataclasses.replace(time, samples_ms=()))
+        speedup = percentile(first.samples, _QUICK) / percentile(timed.samples, _QUICK)
+        time = dataclasses.replace(time, samples_ms=())
+        return dataclasses.replace(candidate, time=time, speedup=speedup)
 
 
 def _is_fit(candidate: Candidate) -> bool:
-    time = candidate.time
-    return candidate.out is None and time is not None and time.ratio is not None
+    return candidate.out is None and candidate.speedup is not None
 
 
-def _ratio(candidate: Candidate) -> float:
-    """How many times as fast as the first candidate; of one that can be chosen."""
-    assert candidate.time is not None
-    assert candidate.time.ratio is not None
-    return candidate.time.ratio
+def _speedup(candidate: Candidate) -> float:
+    """That of a candidate that can be chosen."""
+    assert candidate.speedup is not None
+    return candidate.speedup
 
 
 def _thread_counts() -> list[int]:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from kdedge.errors import DataError
 from kdedge.files import refuse_existing, sha256_file, write_json
-from kdedge.records import Bounds, Percent, PositiveCount, Record, Sha256, read_record
+from kdedge.records import Bounds, Percent, Positive, PositiveCount, Record, Sha256, read_record
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.machine import cpu_instructions, cpu_model, usable_cores
 from kdedge.speed_results import Measurement
@@ -58,6 +58,8 @@ class Candidate(Record):
         agreement_percent: equal top-1 classes on the smoke set, on this machine; None if unknown.
         time: one call, beside the others in rounds; ratios are to the first candidate. None if it
             could not run.
+        speedup: how many times as fast as the first candidate, by the quickest tenth of the calls,
+            which other programs disturb least; it decides. None without a time.
         out: why it cannot be chosen, in words; None if it can.
     """
 
@@ -67,6 +69,7 @@ class Candidate(Record):
     runtime: str | None
     agreement_percent: Percent | None
     time: Measurement | None
+    speedup: Positive | None
     out: str | None
 
 
@@ -112,7 +115,8 @@ class CpuChoice(Record, Tabled):
     @property
     def table(self) -> Table:
         """Header and cells of the table that it prints."""
-        header = ["file", "runtime", "threads", "agreement", "ms", "ratio", "range", "result"]
+        header = ["file", "runtime", "threads", "agreement", "ms", "speedup", "ratio"]
+        header += ["range", "result"]
         return header, [self._row(one) for one in self.candidates]
 
     def _table(self) -> Table:
@@ -123,9 +127,9 @@ class CpuChoice(Record, Tabled):
         cells.append("-" if one.agreement_percent is None else f"{one.agreement_percent:.2f}")
         time = one.time
         if time is None or time.ratio is None:
-            cells += ["-", "-", "-"]
+            cells += ["-", "-", "-", "-"]
         else:
-            cells += [f"{time.p50_ms:.3g}", f"{time.ratio:.2f}"]
+            cells += [f"{time.p50_ms:.3g}", f"{one.speedup:.2f}", f"{time.ratio:.2f}"]
             cells.append(f"{time.ratio_low:.2f}-{time.ratio_high:.2f}")
         return [*cells, "chosen" if self.is_chosen(one) else one.out or ""]
 
@@ -134,8 +138,9 @@ class CpuChoice(Record, Tabled):
         """How it was measured, what was not tried, and which times are in doubt."""
         images = "1 image" if self.batch == 1 else f"{self.batch} images"
         notes = [
-            f"{images} per call, in turns; agreement with the float32 model in percent; ratio: how"
-            f" many times as fast as the first row. On {self.machine}."
+            f"{images} per call, in turns; agreement with the float32 model in percent; speedup over"
+            " the first row by the quickest tenth of the calls, which decides; ratio of the medians"
+            f" and its range over the rounds. On {self.machine}."
         ]
         notes += [f"Not tried: {what}: {why}" for what, why in self.not_tried.items()]
         doubts = {one.time.doubt for one in self.candidates if one.time is not None} - {None}

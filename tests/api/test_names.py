@@ -31,6 +31,7 @@ NAMES = [
     "bench",
     "check",
     "check_speed",
+    "cpu_choice",
     "demo",
     "distill",
     "doctor",

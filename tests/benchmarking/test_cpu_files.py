@@ -28,7 +28,7 @@ SHORT = TimingPlan(seconds=0.0, n_calls=4, n_rounds=2)
 
 def candidate(name: str, ratio: float | None, **changes: Any) -> Candidate:
     values: dict[str, Any] = {"precision": "fp32", "threads": 2, "runtime": "some 1.0"}
-    values |= {"agreement_percent": 100.0, "out": None, **changes}
+    values |= {"agreement_percent": 100.0, "out": None, "speedup": ratio, **changes}
     return Candidate(name, time=None if ratio is None else timed(ratio), **values)
 
 
@@ -116,6 +116,7 @@ def test_files_for_cpus_are_measured_and_one_that_misses_its_gate_here_is_out(
     assert wrong.out is not None
     assert "at least 98.00 % is required (gates.agreement.int8)" in wrong.out
     assert all(one.time is not None and one.time.n_calls == 4 for one in found.values())
+    assert all(one.speedup is not None for one in found.values())
     assert choice.file in ("model.onnx", "model.int8-cpu.onnx")
     assert choice.sha256 == measurable.file(choice.file).sha256
     assert choice.machine == CpuMachine.this()
