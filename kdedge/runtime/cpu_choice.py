@@ -138,9 +138,9 @@ class CpuChoice(Record, Tabled):
         """How it was measured, what was not tried, and which times are in doubt."""
         images = "1 image" if self.batch == 1 else f"{self.batch} images"
         notes = [
-            f"{images} per call, in turns; agreement with the float32 model in percent; speedup over"
-            " the first row by the quickest tenth of the calls, which decides; ratio of the medians"
-            f" and its range over the rounds. On {self.machine}."
+            f"{images} per call, in turns; agreement with the float32 model in percent; speedup"
+            " over the first row by the quickest tenth of the calls, which decides; ratio of the"
+            f" medians and its range over the rounds. On {self.machine}."
         ]
         notes += [f"Not tried: {what}: {why}" for what, why in self.not_tried.items()]
         doubts = {one.time.doubt for one in self.candidates if one.time is not None} - {None}
