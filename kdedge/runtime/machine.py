@@ -13,6 +13,8 @@ _INSTRUCTIONS = (
     *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
 )
 
+_VNNI = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
+
 
 def cpu_cores() -> int:
     """Cores that this process may use."""
@@ -112,6 +114,18 @@ def cpu_instructions(root: Path = Path("/")) -> tuple[str, ...]:
             found = set(flags.split())
             return tuple(one for one in _INSTRUCTIONS if one in found)
     return ()
+
+
+def adds_bytes_in_16_bits(root: Path = Path("/")) -> bool:
+    """Whether sums of two products of bytes can overflow: on x86 processors without VNNI.
+
+    They multiply unsigned with signed bytes, and add two products in 16 bits.
+
+    Args:
+        root: the file system's root.
+    """
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64", "i686", "x86")
+    return is_x86 and _VNNI.isdisjoint(cpu_instructions(root))
 
 
 def memory_bytes(root: Path = Path("/")) -> int | None:

@@ -25,6 +25,10 @@ HEAD_LAYERS = ("hidden/", "features/", "fused_head/")
 """How the names of the head's nodes and layers begin, from the projector to the class vectors. They
 are a small cost, and float32 where class margins need it."""
 
+CPU_WEIGHT_LEVELS = 64
+"""Weights on CPUs are -64 to 64. Processors without VNNI add two products of unsigned and signed
+bytes in 16 bits, 2 x 255 x 64 < 32768: no file that passed its gate here overflows elsewhere."""
+
 
 @dataclass(frozen=True)
 class Package:
