@@ -246,7 +246,7 @@ def make_export(request: ExportRequest, options: ExportOptions) -> Export:
     made = Export(load_artifact(Path(str(request.source))))
     for target in request.targets:
         made.add_target(target, request.precisions)
-    if request.cpu and not made.failed:
+    if request.cpu:
         made.choose_for_cpu()
     return made
 
