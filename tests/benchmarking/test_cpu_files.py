@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from kdedge.benchmarking.timing import TimingPlan
 from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
 from kdedge.errors import GateError
 from kdedge.results import ParityResult
-from kdedge.runtime import machine
 from kdedge.runtime.artifact import Artifact, ModelFile
 from kdedge.runtime.batches import to_input
 from kdedge.runtime.cpu_choice import Candidate, CpuMachine
@@ -162,7 +162,7 @@ def test_other_numbers_of_threads_are_tried_unless_the_user_gave_one(
     if number is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", number)
     six = set(range(6))
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda process: six, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: six, raising=False)
     choice = fastest_on_cpu(measurable, not_tried={}, plan=SHORT)
     assert {one.threads for one in choice.candidates} == counts
     tried = [(one.file, one.threads) for one in choice.candidates]

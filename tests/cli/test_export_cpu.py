@@ -65,7 +65,14 @@ def test_a_run_gets_its_fastest_file_which_predict_takes_on_this_machine(
     assert {one["file"] for one in again["candidates"]} == names
     load_artifact(ARTIFACT).checked(CPU_CHOICE)
 
-    monkeypatch.setattr("kdedge.runtime.cpu_choice.cpu_model", lambda: "Another CPU")
+    read_text = Path.read_text
+
+    def read(path: Path, *arguments: Any, **options: Any) -> str:
+        if path == Path("/proc/cpuinfo"):
+            return "processor\t: 0\nmodel name\t: Another CPU\nflags\t\t: fpu avx2\n"
+        return read_text(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", read)
     name, said = used(kdedge)
     assert name == "model.xml"
     assert "measured on another machine" in said

@@ -319,7 +319,8 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     """Threads of the files that ONNX Runtime loads; the user's variables are not set."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KDEDGE_CHOSEN"):
         monkeypatch.delenv(name, raising=False)
-    ort, found = pytest.importorskip("onnxruntime"), []
+    ort = pytest.importorskip("onnxruntime")
+    found: list[int | None] = []
     session = ort.InferenceSession
 
     def open_session(path: str, options: Any, **more: Any) -> Any:

@@ -90,12 +90,13 @@ def test_where_products_of_bytes_can_overflow_weights_have_seven_bits_and_the_sa
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     (source,) = [artifact.path / one.name for one in artifact.files if one.precision == "int8"]
+    (file,) = target.plan("int8")
     made = {}
     for flags in ("avx2", "avx2 avx_vnni"):
         with_flags(flags)
         folder = tmp_path / flags
         folder.mkdir()
-        built = target.build(target._INT8, BuildRequest(artifact, folder, onnx_path=source))
+        built = target.build(file, BuildRequest(artifact, folder, onnx_path=source))
         assert built.get("weight_levels") == (64 if flags == "avx2" else None)
         made[flags] = int8_weights(folder / "model.int8.xml")
     assert len(made["avx2"]) == len(made["avx2 avx_vnni"]) > 0
