@@ -103,18 +103,26 @@ def _limit_weights(ov: Any, model: Any, n_levels: int) -> None:
     for weight in model.get_ordered_ops():
         if weight.get_type_name() != "Constant" or weight.get_element_type() != ov.Type.i8:
             continue
-        if len(weight.get_output_shape(0)) < 2:
-            continue  # a zero point
+        scaling = _scaling(weight)
+        if len(weight.get_output_shape(0)) < 2 or scaling is None:  # a zero point
+            continue
         steps = np.rint(weight.data.astype(np.float64) * (n_levels / 127))
-        node = weight
-        while node.get_type_name() != "Multiply":
-            (reader,) = node.output(0).get_target_inputs()
-            node = reader.get_node()
-        scales = node.input(1).get_source_output()
+        scales = scaling.input(1).get_source_output()
         factor = ops.constant(127 / n_levels, dtype=scales.get_element_type())
         larger = ops.multiply(scales, factor)
-        node.input(1).replace_source_output(larger.output(0))
+        scaling.input(1).replace_source_output(larger.output(0))
         weight.output(0).replace(ops.constant(steps.astype(np.int8)).output(0))
+
+
+def _scaling(weight: Any) -> Any:
+    """The product with the scales that a weight alone goes into; None if there is none."""
+    node = weight
+    while node.get_type_name() in ("Constant", "Convert", "Subtract"):
+        readers = list(node.output(0).get_target_inputs())
+        if len(readers) != 1:
+            return None
+        node = readers[0].get_node()
+    return node if node.get_type_name() == "Multiply" else None
 
 
 def _save(ov: Any, model: Any, path: Path, *, has_fp16_weights: bool) -> None:
