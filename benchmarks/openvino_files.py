@@ -3,7 +3,7 @@
 Every row runs one image a call, and all are timed in one process, interleaved. Agreement with the
 float32 student is measured on every second image of the artifact's smoke set. NNCF, OpenVINO's own
 quantizer, is calibrated on the others, where it is installed: with its own choice of layers, and
-with the blocks' linear layers alone.
+with the blocks' linear layers alone, in eight and in seven bits.
 
     python benchmarks/openvino_files.py ARTIFACT [--threads 1] [--rounds 20]
 
@@ -63,9 +63,11 @@ def quantized(artifact: Artifact, images: np.ndarray, folder: Path) -> Iterator[
 
     nncf.set_log_level(logging.WARNING)
     model = openvino.Core().read_model(artifact.path / "model.xml")
-    for name, scope in (
-        ("NNCF, its own choice of layers", nncf.IgnoredScope()),
-        ("NNCF, linear layers alone", nncf.IgnoredScope(names=kept_in_float(model))),
+    linear = nncf.IgnoredScope(names=kept_in_float(model))
+    for name, scope, overflow in (
+        ("NNCF, its own choice of layers", nncf.IgnoredScope(), "first_layer_only"),
+        ("NNCF, linear layers alone", linear, "first_layer_only"),
+        ("NNCF, linear layers alone, seven bits", linear, "enable"),
     ):
         path = folder / f"nncf{len(list(folder.iterdir()))}.xml"
         with contextlib.redirect_stdout(io.StringIO()):
@@ -75,6 +77,9 @@ def quantized(artifact: Artifact, images: np.ndarray, folder: Path) -> Iterator[
                 subset_size=len(images),
                 model_type=nncf.ModelType.TRANSFORMER,
                 ignored_scope=scope,
+                advanced_parameters=nncf.AdvancedQuantizationParameters(
+                    overflow_fix=nncf.OverflowFix(overflow)
+                ),
             )
         openvino.save_model(found, path, compress_to_fp16=False)
         yield name, path

@@ -10,7 +10,13 @@ TYPE_CHECKING = False  # not typing's, which would be loaded: `kdedge --help` st
 
 if TYPE_CHECKING:
     from kdedge.api.about import doctor, list_methods, schema
-    from kdedge.api.artifact import open_artifact, reseal, write_deepstream, write_triton
+    from kdedge.api.artifact import (
+        cpu_choice,
+        open_artifact,
+        reseal,
+        write_deepstream,
+        write_triton,
+    )
     from kdedge.api.bench import bench, check_speed
     from kdedge.api.check import check
     from kdedge.api.classes import change_classes
@@ -55,7 +61,9 @@ _HOMES = {
     "kdedge.api.import_checkpoint": ("import_checkpoint",),
     "kdedge.api.evaluate": ("evaluate",),
     "kdedge.api.export": ("export",),
-    "kdedge.api.artifact": ("open_artifact", "reseal", "write_triton", "write_deepstream"),
+    "kdedge.api.artifact": (
+        *("open_artifact", "cpu_choice", "reseal", "write_triton", "write_deepstream"),
+    ),
     "kdedge.api.classes": ("change_classes",),
     "kdedge.api.bench": ("bench", "check_speed"),
     "kdedge.api.front": ("front",),
@@ -96,6 +104,7 @@ __all__ = [
     "change_classes",
     "check",
     "check_speed",
+    "cpu_choice",
     "demo",
     "distill",
     "doctor",

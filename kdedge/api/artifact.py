@@ -10,6 +10,7 @@ from kdedge.errors import DataError
 from kdedge.files import highest_number
 from kdedge.runtime import artifact as artifacts
 from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifact
+from kdedge.runtime.cpu_choice import CpuChoice, choice_here
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,22 @@ def reseal(source: Any) -> Artifact:
         ResourceError: the folder cannot be written.
     """
     return make_reseal(artifact_folder(source)).artifact
+
+
+def cpu_choice(source: Any) -> CpuChoice | None:
+    """The fastest file for this machine's CPU, with the table that shows why.
+
+    Args:
+        source: an artifact or its folder; or a run or its folder, for its newest artifact.
+
+    Returns:
+        What `kdedge export --cpu` chose on a machine like this; None if it was not run on one.
+
+    Raises:
+        DataError: there is no artifact, or a record was changed or damaged.
+        SetupError: a newer kdedge wrote it.
+    """
+    return choice_here(open_artifact(source))
 
 
 def write_triton(source: Any, folder: str | Path, *, precision: Precision | None = None) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -14,6 +14,7 @@ from kdedge.api.recipe import Overrides, set_texts
 from kdedge.errors import KdedgeError, RecipeError
 from kdedge.runs.find import find_run
 from kdedge.runtime.artifact import FILE_NAME, Artifact, Precision, load_artifact
+from kdedge.runtime.cpu_choice import CpuChoice, keep_choice
 from kdedge.targets.protocol import Target
 from kdedge.targets.registry import find_target
 
@@ -54,12 +55,14 @@ class ExportRequest:
         targets: besides the ONNX files, which a run's export always has.
         fp16: make FP16 files.
         int8: make INT8 files, and FP16 ones to compare them with.
+        cpu: find the fastest file for this CPU, and make all that could be it.
     """
 
     source: str | None
     targets: tuple[Target, ...] = ()
     fp16: bool = False
     int8: bool = False
+    cpu: bool = False
 
     @property
     def is_artifact(self) -> bool:
@@ -88,6 +91,7 @@ class Export:
         names: files of the artifact that were made or compared; their gates count.
         written: folders and files that were written.
         failed: errors of what could not be made; the other files stay.
+        choice: the fastest file on this CPU, if it was asked for and could be found.
     """
 
     artifact: Artifact
@@ -95,6 +99,7 @@ class Export:
     names: list[str] = field(default_factory=list)
     written: list[Path] = field(default_factory=list)
     failed: list[KdedgeError] = field(default_factory=list)
+    choice: CpuChoice | None = None
 
     @property
     def errors(self) -> list[KdedgeError]:
@@ -129,6 +134,30 @@ class Export:
         if self.artifact != before and before.path not in self.written:
             self.written.append(before.path)
 
+    def choose_for_cpu(
+        self, *, run: RunInputs | None = None, not_tried: Mapping[str, str] | None = None
+    ) -> None:
+        """Makes the files that may be the fastest on this CPU, measures them, and keeps the choice.
+
+        Args:
+            run: what a run's export has.
+            not_tried: why some of the ONNX files were not made.
+        """
+        from kdedge.benchmarking.cpu_files import fastest_on_cpu
+        from kdedge.deploy.cpu_files import add_cpu_files
+        from kdedge.deploy.model_card import renew_model_card
+
+        path = self.artifact.path
+        try:
+            self.artifact, missing = add_cpu_files(self.artifact, run=run)
+            self.choice = fastest_on_cpu(self.artifact, not_tried={**missing, **(not_tried or {})})
+            self.artifact, _ = renew_model_card(keep_choice(self.artifact, self.choice))
+        except KdedgeError as error:
+            self.failed.append(error)
+            self.artifact = load_artifact(path)
+        if path not in self.written:
+            self.written.append(path)
+
     def add_servers(
         self, triton: Path | None, deepstream: Path | None, precision: Precision | None
     ) -> None:
@@ -158,6 +187,7 @@ def export(
     targets: Sequence[str] = (),
     fp16: bool = False,
     int8: bool = False,
+    cpu: bool = False,
     **options: Unpack[ExportOptions],
 ) -> Artifact:
     """Exports a run for the device, or builds engines from an artifact's ONNX files.
@@ -170,6 +200,8 @@ def export(
         targets: besides the ONNX files, such as `["tensorrt"]`; `kdedge export --help` lists them.
         fp16: make FP16 files.
         int8: make INT8 files, and FP16 ones to compare them with.
+        cpu: make and measure all files that run on a CPU. `predict` and `load` then take the
+            fastest one that passed its gate, on machines like this; `cpu_choice` has the table.
         options: `classes` (names or a file), `output` (the artifact's folder), `overrides` (keys of
             the recipe), `root` (folder of all runs) and `device`.
 
@@ -189,7 +221,7 @@ def export(
     )
     names = [targets] if isinstance(targets, str) else targets
     chosen = tuple(find_target(name) for name in names if name != "onnx")
-    request = ExportRequest(run_argument(source), chosen, fp16=fp16, int8=int8)
+    request = ExportRequest(run_argument(source), chosen, fp16=fp16, int8=int8, cpu=cpu)
     if request.is_artifact and options.keys() - {"root"}:
         raise RecipeError(
             f"{request.source} is an artifact, and {', '.join(sorted(options))} can only be given"
@@ -214,6 +246,8 @@ def make_export(request: ExportRequest, options: ExportOptions) -> Export:
     made = Export(load_artifact(Path(str(request.source))))
     for target in request.targets:
         made.add_target(target, request.precisions)
+    if request.cpu:
+        made.choose_for_cpu()
     return made
 
 
@@ -233,6 +267,7 @@ def precisions_of(target: Target, precisions: set[Precision]) -> list[Precision]
 def _export_run(request: ExportRequest, options: ExportOptions) -> Export:
     """Folds a run, writes its artifact, and adds the targets that can be built on this machine."""
     from kdedge.deploy.build import warn_where_unbuildable
+    from kdedge.deploy.cpu_files import onnx_precisions
     from kdedge.deploy.export import export_artifact
     from kdedge.runs.model import load_run
     from kdedge.setup.classes import given_class_names
@@ -259,16 +294,20 @@ def _export_run(request: ExportRequest, options: ExportOptions) -> Export:
         warn_where_unbuildable(target, chosen)
         if target.source == "ONNX file" and target.base_precision is None:
             needed.update(chosen)
+    for_cpu, not_tried = onnx_precisions(trained) if request.cpu else (set(), {})
     output = options.get("output")
     exported = export_artifact(
         trained,
         spec=recipe.export,
         gates=recipe.gates,
-        precisions=needed,
+        precisions=needed | for_cpu,
         output=None if output is None else Path(output),
     )
-    names = [file.name for file in exported.artifact.files]
+    asked = {"fp32", *built_from, *needed}
+    names = [file.name for file in exported.artifact.files if file.precision in asked]
     made = Export(exported.artifact, exported.gflops, names, [exported.artifact.path])
     for target in request.targets:
         made.add_target(target, built_from, run=exported.inputs)
+    if request.cpu:
+        made.choose_for_cpu(run=exported.inputs, not_tried=not_tried)
     return made

@@ -65,11 +65,13 @@ class _Wanted:
         targets: targets whose flags are set.
         fp16: `--fp16`.
         int8: `--int8`.
+        cpu: `--cpu`.
     """
 
     targets: tuple[Target, ...]
     fp16: bool
     int8: bool
+    cpu: bool
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,12 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 @_target_flags
 @click.option("--fp16", is_flag=True, help="Write FP16 files. Engines are FP16 by default.")
 @click.option("--int8", is_flag=True, help="Write INT8 files, and FP16 ones to compare them with.")
+@click.option(
+    "--cpu",
+    is_flag=True,
+    help="Make and measure every file that runs on a CPU. `kdedge predict` then takes the fastest"
+    " one that passes its gate, on machines like this.",
+)
 @click.option(
     "--classes",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -173,7 +181,7 @@ def command(
     from kdedge.api.export import ExportRequest, make_export
 
     targets = tuple(target for target in wanted.targets if target.name != "onnx")
-    request = ExportRequest(source, targets, fp16=wanted.fp16, int8=wanted.int8)
+    request = ExportRequest(source, targets, fp16=wanted.fp16, int8=wanted.int8, cpu=wanted.cpu)
     if reseal:
         given = [*vars(for_run).values(), *vars(wanted).values(), *vars(servers).values()]
         if source is None or not request.is_artifact or any(given):
@@ -182,10 +190,10 @@ def command(
         return
     if request.is_artifact:
         _refuse_run_options(str(source), wanted, for_run)
-        if not (targets or servers.triton or servers.deepstream):
+        if not (targets or wanted.cpu or servers.triton or servers.deepstream):
             raise click.UsageError(
                 f"{source} is an artifact. Name what to build from it:"
-                f" {', '.join(_flags_for_artifacts())}, --triton DIR or --deepstream DIR."
+                f" {', '.join(_flags_for_artifacts())}, --cpu, --triton DIR or --deepstream DIR."
             )
     else:
         need_training_packages("Folding a run")
@@ -196,6 +204,7 @@ def command(
         "artifact": str(made.artifact.path),
         "gflops": made.gflops,
         "files": [file.to_dict() for file in made.artifact.files],
+        "cpu_choice": None if made.choice is None else made.choice.to_dict(),
     }
     print_result(record, as_json=as_json, text=_as_text(made))
     errors = made.errors
@@ -262,6 +271,8 @@ def _as_text(made: Export) -> str:
             f" agreement in percent, mean softmax distance (0-1), accuracy in percent{own},"
             " accuracy drop in points."
         )
+    if made.choice is not None:
+        lines.append(f"\nFastest on this CPU:\n{made.choice}\n")
     lines += [f"Wrote {path}" for path in made.written]
     lines.append(next_line("predict", artifact.path, "IMAGE"))
     return "\n".join(lines)

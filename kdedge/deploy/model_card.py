@@ -10,6 +10,7 @@ from typing import Any
 
 from kdedge.files import sha256_file, write_atomic
 from kdedge.runtime.artifact import INPUT_NAME, Artifact, ModelFile
+from kdedge.runtime.cpu_choice import readable_choices
 
 CARD = "README.md"
 EXAMPLE = "example.py"
@@ -103,7 +104,7 @@ One tensor, `{artifact.output_name}`: float32 [batch, {n_outputs}]{order}
 Compared with the float32 model on real images{note}; agreement is the share of equal predictions.
 
 {_table(artifact.files)}
-
+{_fastest(artifact)}
 ## Made from
 
 {_made_of(artifact.provenance)}
@@ -150,6 +151,14 @@ def _row(file: ModelFile) -> tuple[str, ...]:
     figures = ("-" if value is None else f"{value:.2f}" for value in measured)
     size = f"{file.n_bytes / 1e6:.1f}"
     return (f"`{file.name}`", file.precision, file.device, size, *figures, file.gate)
+
+
+def _fastest(artifact: Artifact) -> str:
+    """A section for each machine that measured which file is the fastest; empty if none did."""
+    return "".join(
+        f"\n## Fastest on {_plain(str(choice.machine))}\n\n{choice.as_markdown()}\n"
+        for choice in readable_choices(artifact)
+    )
 
 
 def _made_of(provenance: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from kdedge.errors import BackendUnavailable, GateError, MissingPackage, RecipeError, SetupError
+from kdedge.inference.cpu_preference import CpuPreference
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.backend import Backend
 from kdedge.runtime.cuda import find_gpu
@@ -32,6 +33,9 @@ def choose_and_load(
 ) -> tuple[ModelFile, Backend]:
     """Loads the first file, in the order of `candidates`, that this machine can run.
 
+    Before other files for CPUs comes the one that `kdedge export --cpu` chose on a machine like
+    this, with its number of threads; but not if a precision or a backend is asked for.
+
     Engines that were built for a GPU of another size come after those for this GPU. TensorRT loads
     them if the GPU generation is the same, but guarantees neither their speed nor their results.
 
@@ -39,7 +43,7 @@ def choose_and_load(
         artifact: the artifact.
         precision: the wanted precision; None for any.
         backend: the wanted backend; None for any.
-        n_threads: CPU threads; None for the engine's own choice.
+        n_threads: CPU threads; None for the measured number, or the engine's own choice.
 
     Raises:
         DataError: the file has changed since the export.
@@ -49,17 +53,24 @@ def choose_and_load(
     """
     failures: list[_Failure] = []
     targets = {target.name: target for target in list_targets()}
-    files = candidates(artifact, precision=precision, backend=backend)
+    measured = CpuPreference.of(artifact) if precision is None and backend is None else None
+    chosen = None if measured is None else measured.file
+    files = candidates(artifact, precision=precision, backend=backend, chosen=chosen)
     size = _gpu_size() if any(map(_built_for, files)) else None
-    files.sort(key=lambda file: (-targets[file.target].preference, not _fits(file, size)))
+    files.sort(key=lambda file: (_group(targets[file.target], file, chosen), not _fits(file, size)))
     for file in files:
         target = targets[file.target]
+        threads = n_threads
+        if measured is not None and file.name == chosen:
+            threads = measured.threads(n_threads)
         try:
-            loaded = _load(artifact, target, file, n_threads)
+            loaded = _load(artifact, target, file, threads)
         except SetupError as error:
             failures.append((target, file, _bare(error)))
             continue
         _warn(artifact, target, file, failures, was_asked_for=backend is not None)
+        if measured is not None and not target.is_engine:
+            measured.warn(file)
         if not _fits(file, size):
             _LOG.warning(
                 "%s was built for a GPU with %s multiprocessors, but this one has %s. Build an"
@@ -112,13 +123,18 @@ def _bare(error: SetupError) -> SetupError:
 
 
 def candidates(
-    artifact: Artifact, *, precision: Precision | None, backend: str | None
+    artifact: Artifact,
+    *,
+    precision: Precision | None,
+    backend: str | None,
+    chosen: str | None = None,
 ) -> list[ModelFile]:
     """The files that may be used, best first.
 
-    Targets come in the order of their preference, and a target's files in the order of its
-    precisions. Files in int8 and files that missed their gates are used only if their precision is
-    asked for.
+    The file `chosen`, if there is one, comes after engines and before all others. Targets come in
+    the order of their preference, and a target's files in the order of its precisions. Files in
+    int8 and files that missed their gates are used only if their precision is asked for, or if they
+    are chosen.
 
     Raises:
         RecipeError: no such backend or precision, or no file for them.
@@ -143,17 +159,23 @@ def candidates(
         )
     if precision is None:
         asked = found
-        found = [file for file in found if file.precision != "int8" and file.gate != "missed"]
+        free = [file for file in found if file.precision != "int8" and file.gate != "missed"]
+        found = [file for file in found if file in free or file.name == chosen]
         if not found:
             raise _only_when_asked(artifact, asked)
-    return sorted(found, key=lambda file: _rank(targets[file.target], file))
+    return sorted(found, key=lambda file: _rank(targets[file.target], file, chosen))
 
 
-def _rank(target: Target, file: ModelFile) -> tuple[int, int, int]:
+def _group(target: Target, file: ModelFile, chosen: str | None) -> tuple[bool, bool, int]:
+    """Sort key of a file's target, best first; the chosen file comes after engines."""
+    return chosen is not None and not target.is_engine, file.name != chosen, -target.preference
+
+
+def _rank(target: Target, file: ModelFile, chosen: str | None) -> tuple[Any, int, int]:
     """Sort key of a file, best first; a precision that its target no longer makes comes last."""
     order = target.precisions
     place = order.index(file.precision) if file.precision in order else len(order)
-    return -target.preference, place, _DEVICE_ORDER.index(file.device)
+    return _group(target, file, chosen), place, _DEVICE_ORDER.index(file.device)
 
 
 def _only_when_asked(artifact: Artifact, files: Sequence[ModelFile]) -> GateError:

@@ -12,6 +12,7 @@ from kdedge.reporting.accuracy import (
     gain_blocks,
 )
 from kdedge.reporting.blocks import Block, Chapter, Note, Plot, Section
+from kdedge.reporting.cpu import cpu_tables
 from kdedge.reporting.disagreements import galleries
 from kdedge.reporting.figures import training_curves
 from kdedge.reporting.front import front_blocks
@@ -109,7 +110,8 @@ def _run_sections(records: RunRecords, prefix: str) -> _Sections:
         blocks = confusion_blocks(run_label(run), own, f"{prefix}confusion")
         yield "confusions", "Confusions", blocks
     if records.artifact is not None:
-        yield "files", "Exported files", [files_table(records.artifact)]
+        tables = [files_table(records.artifact), *cpu_tables(records.artifact)]
+        yield "files", "Exported files", tables
     if records.speed is not None:
         yield "speed", "Speed", speed_blocks(records.speed)
     if records.artifact is not None:

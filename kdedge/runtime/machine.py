@@ -6,6 +6,15 @@ import os
 import platform
 from pathlib import Path
 
+# Vectors, products of bytes, and products of half precision: of x86-64, then of Arm
+_INSTRUCTIONS = (
+    *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_int8", "amx_bf16", "amx_fp16"),
+    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
+)
+
+_VNNI = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
+
 
 def cpu_cores() -> int:
     """Cores that this process may use."""
@@ -87,11 +96,36 @@ def has_bf16(root: Path = Path("/")) -> bool:
     Args:
         root: the file system's root.
     """
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpu_instructions(root))
+
+
+def cpu_instructions(root: Path = Path("/")) -> tuple[str, ...]:
+    """The processor's instructions that decide how fast models run, in Linux's names.
+
+    Args:
+        root: the file system's root.
+
+    Returns:
+        Those of `_INSTRUCTIONS` that it has; empty where Linux does not tell.
+    """
     for line in _read(root / "proc/cpuinfo").splitlines():
         name, _, flags = line.partition(":")
-        if name.strip() == "flags":
-            return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags.split())
-    return False
+        if name.strip() in ("flags", "Features"):  # on x86 and on Arm
+            found = set(flags.split())
+            return tuple(one for one in _INSTRUCTIONS if one in found)
+    return ()
+
+
+def adds_bytes_in_16_bits(root: Path = Path("/")) -> bool:
+    """Whether sums of two products of bytes can overflow: on x86 processors without VNNI.
+
+    They multiply unsigned with signed bytes, and add two products in 16 bits.
+
+    Args:
+        root: the file system's root.
+    """
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64", "i686", "x86")
+    return is_x86 and _VNNI.isdisjoint(cpu_instructions(root))
 
 
 def memory_bytes(root: Path = Path("/")) -> int | None:

@@ -66,7 +66,7 @@ def set_up_threads(n_threads: int | None = None, *, root: Path = _SYSTEM) -> flo
             torch.set_num_threads(n_threads)
     if torch is not None:
         return None
-    chosen = {} if _is_number_given(root) else {_NUMBER: str(_share(root))}
+    chosen = {} if is_number_given(root) else {_NUMBER: str(_share(root))}
     os.environ.update(chosen)
     busy_cores = _busy_cores(number_of_threads() or cpu_cores(), root)
     if not any(name in os.environ for name in (_POLICY, *_SHORT_SPIN)):
@@ -80,8 +80,12 @@ def _chosen() -> set[str]:
     return set(os.environ.get(_CHOSEN, "").split())
 
 
-def _is_number_given(root: Path) -> bool:
-    """Whether the user has set the number of threads, by a variable or an option."""
+def is_number_given(root: Path = _SYSTEM) -> bool:
+    """Whether the user has set the number of threads, by a variable or an option.
+
+    Args:
+        root: root of the file system.
+    """
     given = {name for name in _NUMBERS if name in os.environ} - _chosen()
     return bool(given) and not (given == {_NUMBER} and _is_of_torchrun(root))
 
@@ -152,7 +156,7 @@ def shared_threads(n_processes: int, *, root: Path = _SYSTEM) -> dict[str, str]:
         n_processes: number of processes that run at the same time.
         root: root of the file system.
     """
-    if _is_number_given(root):
+    if is_number_given(root):
         return {}
     return {
         _NUMBER: str(max(1, _share(root) // n_processes)),

@@ -25,6 +25,10 @@ HEAD_LAYERS = ("hidden/", "features/", "fused_head/")
 """How the names of the head's nodes and layers begin, from the projector to the class vectors. They
 are a small cost, and float32 where class margins need it."""
 
+CPU_WEIGHT_LEVELS = 64
+"""Weights on CPUs are -64 to 64. Processors without VNNI add two products of unsigned and signed
+bytes in 16 bits, 2 x 255 x 64 < 32768: no file that passed its gate here overflows elsewhere."""
+
 
 @dataclass(frozen=True)
 class Package:
@@ -76,6 +80,7 @@ class Target:
         source: what its files are built from. ONNX files are part of the artifact, so files from
             them can be built on the device. The folded model exists only during a run's export.
         precisions: precisions of its files, the preferred one first.
+        cpu_precisions: those of them whose files run on a CPU, which `kdedge export --cpu` tries.
         packages: optional packages that it needs.
         backend: name of the backend that runs its files in `kdedge predict` and `kdedge bench`;
             None if kdedge does not run them, so that the folder has no run.py.
@@ -96,6 +101,7 @@ class Target:
     files: str
     source: Source
     precisions: tuple[Precision, ...]
+    cpu_precisions: tuple[Precision, ...] = ()
     packages: tuple[Package, ...] = ()
     backend: str | None = None
     preference: int = 0

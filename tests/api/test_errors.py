@@ -57,6 +57,7 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "report": (lambda: kdedge.report("line3"), ("report", "line3")),
     "open_run": (lambda: kdedge.open_run("line3"), ("show", "line3")),
     "open_artifact": (lambda: kdedge.open_artifact("art"), ("show", "art")),
+    "cpu_choice": (lambda: kdedge.cpu_choice("art"), ("show", "art")),
     "load": (lambda: kdedge.load("art"), ("predict", "art", "bad.txt")),
     "predict": (lambda: kdedge.predict("art", "x.jpg"), ("predict", "art", "x.jpg")),
     "reseal": (lambda: kdedge.reseal("art"), ("export", "art", "--reseal")),

@@ -32,6 +32,7 @@ NAMES = [
     "change_classes",
     "check",
     "check_speed",
+    "cpu_choice",
     "demo",
     "distill",
     "doctor",

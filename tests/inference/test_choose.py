@@ -7,6 +7,7 @@ import gc
 import hashlib
 import logging
 import platform
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ import pytest
 from kdedge.errors import BackendUnavailable, DataError, GateError, RecipeError, SetupError
 from kdedge.inference.choose import candidates, choose_and_load
 from kdedge.runtime.artifact import Artifact, ModelFile
+from kdedge.runtime.cpu_choice import CPU_CHOICE, CpuChoice, CpuMachine, keep_choice
 
 SHA = "0" * 64
 PAIR = ("fp16", "fp32")
@@ -292,3 +294,126 @@ def test_a_tensorrt_without_its_libraries_is_told_before_the_cpu_is_used(
     assert file.name == "model.onnx"
     (message,) = caplog.messages
     assert "tensorrt is installed, but cannot be loaded: libnvinfer.so.10" in message
+
+
+def measured(artifact: Artifact, write_model: Any, **changes: Any) -> Artifact:
+    """The artifact with an INT8 file that was the fastest on this machine, in five threads."""
+    path = write_model(artifact.path / "model.int8-cpu.onnx")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    entry = ModelFile(path.name, "onnx", "int8", "cpu", sha256=digest, n_bytes=9, gate="passed")
+    values: dict[str, Any] = {
+        "machine": CpuMachine.this(),
+        "file": entry.name,
+        "sha256": digest,
+        "threads": 5,
+        "batch": 1,
+        "candidates": (),
+        "not_tried": {},
+        "measured_at": "2026-01-02T03:04:05+00:00",
+    }
+    return keep_choice(artifact.with_files(entry), CpuChoice(**{**values, **changes}))
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """Threads of the files that ONNX Runtime loads; the user's variables are not set."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KDEDGE_CHOSEN"):
+        monkeypatch.delenv(name, raising=False)
+    ort = pytest.importorskip("onnxruntime")
+    found: list[int | None] = []
+    session = ort.InferenceSession
+
+    def open_session(path: str, options: Any, **more: Any) -> Any:
+        found.append(options.intra_op_num_threads)
+        return session(path, options, **more)
+
+    monkeypatch.setattr(ort, "InferenceSession", open_session)
+    return found
+
+
+def test_the_file_that_was_the_fastest_here_is_used_with_its_threads_and_nothing_is_said(
+    artifact: Artifact,
+    write_model: Any,
+    sessions: list[int | None],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    artifact = measured(artifact, write_model)
+    file, _ = load(artifact)
+    assert (file.name, sessions) == ("model.int8-cpu.onnx", [5])
+    load(artifact, n_threads=1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    load(artifact)
+    assert sessions == [5, 1, 2]
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("wishes", [{"precision": "fp32"}, {"backend": "onnxruntime"}])
+@pytest.mark.usefixtures("sessions")
+def test_what_is_asked_for_comes_before_what_was_measured(
+    artifact: Artifact, write_model: Any, caplog: pytest.LogCaptureFixture, wishes: dict[str, Any]
+) -> None:
+    file, _ = load(measured(artifact, write_model), **wishes)
+    assert file.name == "model.onnx"
+    assert caplog.messages == []
+
+
+@pytest.mark.usefixtures("cudart")
+def test_an_engine_is_used_before_the_fastest_file_for_the_cpu(
+    artifact: Artifact, write_model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    artifact = measured(artifact, write_model)
+    file, _ = load(artifact.with_files(write_engine(artifact, "model.fp16.engine")))
+    assert file.name == "model.fp16.engine"
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"machine": CpuMachine("Other CPU", ("amx_int8",), 2)},
+            r"measured on another machine \(Other CPU \(amx_int8\), 2 cores\), not on ",
+        ),
+        ({"sha256": SHA}, r"model\.int8-cpu\.onnx was built again after it was measured"),
+    ],
+)
+def test_a_choice_that_does_not_hold_here_is_told_and_not_used(
+    artifact: Artifact,
+    write_model: Any,
+    caplog: pytest.LogCaptureFixture,
+    changes: dict[str, Any],
+    reason: str,
+) -> None:
+    artifact = measured(artifact, write_model, **changes)
+    file, _ = load(artifact)
+    assert file.name == "model.onnx"
+    (message,) = caplog.messages
+    assert re.search(reason, message)
+    assert f"using model.onnx. Measure here with: kdedge export {artifact.path} --cpu" in message
+
+
+def test_a_choice_that_was_changed_is_told_and_not_used(
+    artifact: Artifact, write_model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    artifact = measured(artifact, write_model)
+    with (artifact.path / CPU_CHOICE).open("a") as file:
+        file.write(" ")
+    used, _ = load(artifact)
+    assert used.name == "model.onnx"
+    assert "cpu_choice.json has changed since the export" in caplog.text
+
+
+def test_a_chosen_file_whose_runtime_is_gone_is_told(
+    artifact: Artifact,
+    write_model: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    artifact = measured(artifact, write_model)
+    entry = dataclasses.replace(artifact.file("model.int8-cpu.onnx"), target="openvino")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    used, _ = load(artifact.with_files(entry))
+    assert used.name == "model.onnx"
+    (message,) = caplog.messages
+    assert message.startswith("model.int8-cpu.onnx was measured as the fastest, but cannot be used")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 import pytest
 
 from kdedge.runtime.machine import (
+    adds_bytes_in_16_bits,
+    cpu_instructions,
     has_bf16,
     is_jetson,
     memory_bytes,
@@ -122,3 +125,27 @@ def test_bfloat16_is_known_by_the_processors_flags(
     (tmp_path / "proc/cpuinfo").write_text(cpuinfo)
     assert has_bf16(tmp_path) is expected
     assert has_bf16(tmp_path / "no such system") is False
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpuinfo", "instructions", "overflows"),
+    [
+        ("x86_64", "flags\t: fpu avx2 sse", ("avx2",), True),
+        ("x86_64", "flags\t: avx512_vnni fpu avx2", ("avx2", "avx512_vnni"), False),
+        ("AMD64", "", (), True),  # Windows does not tell
+        ("aarch64", "Features\t: fp asimd i8mm bf16", ("asimd", "i8mm", "bf16"), False),
+    ],
+)
+def test_the_instructions_for_bytes_are_read(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    machine: str,
+    cpuinfo: str,
+    instructions: tuple[str, ...],
+    overflows: bool,
+) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(f"processor\t: 0\n{cpuinfo}\n")
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert cpu_instructions(tmp_path) == instructions
+    assert adds_bytes_in_16_bits(tmp_path) is overflows

@@ -61,6 +61,26 @@ def test_targets_share_no_flag_and_no_backend() -> None:
     assert len(set(backends)) == len(backends)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_precisions_for_cpus_are_those_of_files_for_cpus(
+    name: str,
+) -> None:
+    target = find_target(name)
+    assert set(target.cpu_precisions) <= set(target.precisions)
+    if target.is_engine or target.backend is None:
+        assert target.cpu_precisions == ()
+        return
+    module = load_build(target)
+    try:
+        module.check_environment()
+        planned = [file for precision in target.precisions for file in module.plan(precision)]
+    except MissingPackage as error:
+        pytest.skip(str(error))
+    made = {file.precision for file in planned if file.device != "gpu"}
+    assert made <= set(target.cpu_precisions)
+    assert set(target.cpu_precisions) - made <= {"bf16"}  # not made where the CPU has none
+
+
 def test_every_extra_of_a_target_is_one_of_kdedges() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has none")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

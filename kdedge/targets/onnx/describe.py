@@ -19,6 +19,7 @@ TARGET = Target(
     files="model.*.onnx",
     source="folded model",
     precisions=("fp32", "fp16", "int8"),
+    cpu_precisions=("fp32", "int8"),
     packages=(ONNX, ONNXSCRIPT, MODELOPT, ONNX_RUNTIME),
     backend="onnxruntime",
     preference=10,

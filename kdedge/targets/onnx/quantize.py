@@ -33,12 +33,9 @@ from kdedge.targets.onnx.int8_convs import add_conv_qdq, make_convs_dynamic
 from kdedge.targets.onnx.modelopt import Calibration, insert_qdq
 from kdedge.targets.onnx.qdq import check_qdq
 from kdedge.targets.onnx.smoothquant import smooth
+from kdedge.targets.protocol import CPU_WEIGHT_LEVELS
 
 QDQ_OPSET = 19
-
-CPU_WEIGHT_LEVELS = 64
-"""Weights on CPUs are -64 to 64. Processors without VNNI add two products of unsigned and signed
-bytes in 16 bits, 2 x 255 x 64 < 32768: no file that passed its gate here overflows elsewhere."""
 
 
 def to_int8(

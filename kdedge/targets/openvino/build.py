@@ -1,8 +1,9 @@
 """Builds OpenVINO files from ONNX files; they run on any CPU that OpenVINO supports.
 
 INT8 is that of the ONNX file for TensorRT: symmetric Q/DQ around the blocks' linear layers, which
-OpenVINO computes in INT8, too. OpenVINO's own quantizer, NNCF, changes more predictions at the same
-speed (`benchmarks/README.md`).
+OpenVINO computes in INT8, too. Where products of bytes can overflow, weights get seven bits, as in
+the ONNX file for CPUs; such a file computes the same on every processor. OpenVINO's own quantizer,
+NNCF, changes more predictions at the same speed (`benchmarks/README.md`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kdedge.errors import DataError, ResourceError
 from kdedge.files import explain_os_error, refuse_existing, write_atomic
 from kdedge.runtime.artifact import Precision
-from kdedge.runtime.machine import has_bf16
+from kdedge.runtime.machine import adds_bytes_in_16_bits, has_bf16
 from kdedge.targets.openvino.run import (
     PRECISION_KEY,
     check_environment,
@@ -24,7 +27,7 @@ from kdedge.targets.openvino.run import (
     version_of,
     weights_of,
 )
-from kdedge.targets.protocol import BuildRequest, PlannedFile
+from kdedge.targets.protocol import CPU_WEIGHT_LEVELS, BuildRequest, PlannedFile
 
 __all__ = ["build", "check_environment", "plan"]
 
@@ -58,7 +61,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     ov = import_openvino()
     path = request.folder / file.name
     refuse_existing(path)
-    built_with = {"tool": "OpenVINO", "version": version_of(ov)}
+    built_with: dict[str, Any] = {"tool": "OpenVINO", "version": version_of(ov)}
     if file.precision == "bf16":
         write_atomic(path, _in_bf16(request.artifact.checked(_FLOAT32.name).read_bytes()))
         return built_with
@@ -73,6 +76,10 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         ) from error
     if file.precision == "fp32" and not has_bf16():
         log.info("bf16 is left out: this CPU does not multiply bfloat16 (no AVX512_BF16, no AMX).")
+    if file.precision == "int8" and adds_bytes_in_16_bits():
+        log.info("Weights get 7 bits, as this CPU adds products of bytes in 16 bits (no VNNI).")
+        _limit_weights(ov, model, CPU_WEIGHT_LEVELS)
+        built_with["weight_levels"] = CPU_WEIGHT_LEVELS
     _save(ov, model, path, has_fp16_weights=file.precision == "fp16")
     return built_with
 
@@ -82,6 +89,40 @@ def _in_bf16(graph: bytes) -> bytes:
     before, end, after = graph.rpartition(b"</rt_info>")
     section, key = PRECISION_KEY
     return before + f'<{section}><{key} value="bf16" /></{section}>'.encode() + end + after
+
+
+def _limit_weights(ov: Any, model: Any, n_levels: int) -> None:
+    """Makes integers of weights, up to 127, smaller, and their scales larger.
+
+    Args:
+        ov: the module `openvino`.
+        model: changed in place; its INT8 weights [..., N] are (integers - zero) * scales.
+        n_levels: the largest magnitude afterwards.
+    """
+    ops = ov.opset13
+    for weight in model.get_ordered_ops():
+        if weight.get_type_name() != "Constant" or weight.get_element_type() != ov.Type.i8:
+            continue
+        scaling = _scaling(weight)
+        if len(weight.get_output_shape(0)) < 2 or scaling is None:  # a zero point
+            continue
+        steps = np.rint(weight.data.astype(np.float64) * (n_levels / 127))
+        scales = scaling.input(1).get_source_output()
+        factor = ops.constant(127 / n_levels, dtype=scales.get_element_type())
+        larger = ops.multiply(scales, factor)
+        scaling.input(1).replace_source_output(larger.output(0))
+        weight.output(0).replace(ops.constant(steps.astype(np.int8)).output(0))
+
+
+def _scaling(weight: Any) -> Any:
+    """The product with the scales that a weight alone goes into; None if there is none."""
+    node = weight
+    while node.get_type_name() in ("Constant", "Convert", "Subtract"):
+        readers = list(node.output(0).get_target_inputs())
+        if len(readers) != 1:
+            return None
+        node = readers[0].get_node()
+    return node if node.get_type_name() == "Multiply" else None
 
 
 def _save(ov: Any, model: Any, path: Path, *, has_fp16_weights: bool) -> None:

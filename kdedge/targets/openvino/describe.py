@@ -14,6 +14,7 @@ TARGET = Target(
     files="model.*.xml",
     source="ONNX file",
     precisions=("fp32", "bf16", "fp16", "int8"),
+    cpu_precisions=("fp32", "bf16", "fp16", "int8"),
     packages=(OPENVINO,),
     backend="openvino",
     preference=15,

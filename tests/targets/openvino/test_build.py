@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kdedge.deploy.build import build_files
@@ -64,6 +66,56 @@ def test_files_are_built_compared_and_listed(artifact: Artifact, with_flags: Wit
     distances = {name: file.parity.mean_softmax_distance for name, file in entries.items()}  # type: ignore[union-attr]
     assert distances["model.xml"] < 1e-6
     assert distances["model.bf16.xml"] > distances["model.xml"]  # it runs in another precision
+
+
+def constant(node: Any) -> np.ndarray:
+    """Value of a node of a graph that depends on no input, computed in float64."""
+    kind = node.get_type_name()
+    if kind == "Constant":
+        return np.asarray(node.data, np.float64)
+    first, *others = [constant(one.get_source_output().get_node()) for one in node.inputs()]
+    if kind == "Multiply":
+        return first * others[0]
+    if kind == "Subtract":
+        return first - others[0]
+    assert kind in ("Reshape", "Convert")
+    return first.reshape(node.get_output_shape(0))
+
+
+def int8_weights(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Integers and real values of each quantized weight, in the graph's order."""
+    found = []
+    for one in openvino.Core().read_model(path).get_ordered_ops():
+        is_int8 = one.get_type_name() == "Constant" and one.get_element_type() == openvino.Type.i8
+        if is_int8 and len(one.get_output_shape(0)) > 1:
+            scaled = one
+            while scaled.get_type_name() != "Multiply":
+                scaled = next(iter(scaled.output(0).get_target_inputs())).get_node()
+            found.append((constant(one), constant(scaled)))
+    return found
+
+
+def test_where_products_of_bytes_can_overflow_weights_have_seven_bits_and_the_same_values(
+    artifact: Artifact, with_flags: WithFlags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    (source,) = [artifact.path / one.name for one in artifact.files if one.precision == "int8"]
+    (file,) = target.plan("int8")
+    made = {}
+    for flags in ("avx2", "avx2 avx_vnni"):
+        with_flags(flags)
+        folder = tmp_path / flags
+        folder.mkdir()
+        built = target.build(file, BuildRequest(artifact, folder, onnx_path=source))
+        assert built.get("weight_levels") == (64 if flags == "avx2" else None)
+        made[flags] = int8_weights(folder / "model.int8.xml")
+    assert len(made["avx2"]) == len(made["avx2 avx_vnni"]) > 0
+    for (small, less), (large, more) in zip(made["avx2"], made["avx2 avx_vnni"], strict=True):
+        assert abs(large).max() == 127
+        assert abs(small).max() == 64
+        # Half a step of the coarser integers
+        step = abs(more).max(axis=0, keepdims=True) / 64
+        assert (abs(less - more) <= 0.5 * step * 1.001).all()
 
 
 def test_nothing_of_the_machine_is_in_a_file(artifact: Artifact, with_flags: WithFlags) -> None:

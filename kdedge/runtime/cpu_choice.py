@@ -1,0 +1,212 @@
+"""The fastest file of an artifact on a CPU, as `kdedge export --cpu` measured it.
+
+`cpu_choice.json` in the artifact has one choice for each machine that measured. A choice holds on
+machines of the same processor and number of cores, and for the file that was measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated
+
+from kdedge.errors import DataError
+from kdedge.files import refuse_existing, sha256_file, write_json
+from kdedge.records import Bounds, Percent, Positive, PositiveCount, Record, Sha256, read_record
+from kdedge.runtime.artifact import Artifact, ModelFile, Precision
+from kdedge.runtime.machine import cpu_instructions, cpu_model, usable_cores
+from kdedge.speed_results import Measurement
+from kdedge.tables import Table, Tabled
+
+CPU_CHOICE = "cpu_choice.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CpuMachine(Record):
+    """What decides which file is the fastest.
+
+    Attributes:
+        cpu: the processor's own name.
+        instructions: those of `cpu_instructions`; cloud machines share names and differ in these.
+        cores: cores that the process may use.
+    """
+
+    cpu: str
+    instructions: tuple[str, ...]
+    cores: PositiveCount
+
+    @classmethod
+    def this(cls) -> CpuMachine:
+        """This machine."""
+        return cls(cpu_model(), cpu_instructions(), usable_cores())
+
+    def __str__(self) -> str:
+        known = f" ({', '.join(self.instructions)})" if self.instructions else ""
+        return f"{self.cpu}{known}, {self.cores} cores"
+
+
+@dataclass(frozen=True)
+class Candidate(Record):
+    """A file with a number of threads.
+
+    Attributes:
+        file: the file's name.
+        precision: its precision.
+        threads: CPU threads of a call.
+        runtime: the runtime and its version; None if it could not be loaded.
+        agreement_percent: equal top-1 classes on the smoke set, on this machine; None if unknown.
+        time: one call, beside the others in rounds; ratios are to the first candidate. None if it
+            could not run.
+        speedup: how many times as fast as the first candidate, by the quickest tenth of the calls,
+            which other programs disturb least; it decides. None without a time.
+        out: why it cannot be chosen, in words; None if it can.
+    """
+
+    file: str
+    precision: Precision
+    threads: PositiveCount
+    runtime: str | None
+    agreement_percent: Percent | None
+    time: Measurement | None
+    speedup: Positive | None
+    out: str | None
+
+
+@dataclass(frozen=True)
+class CpuChoice(Record, Tabled):
+    """The fastest file on one machine, and what it was compared with; prints as a table.
+
+    Attributes:
+        machine: the machine.
+        file: name of the file.
+        sha256: SHA-256 of the file.
+        threads: number of CPU threads that was the fastest.
+        batch: images per call.
+        candidates: all that were measured, or failed.
+        not_tried: why a target's precision was not tried, by their names.
+        measured_at: date and time, ISO 8601.
+    """
+
+    machine: CpuMachine
+    file: str
+    sha256: Sha256
+    threads: PositiveCount
+    batch: PositiveCount
+    candidates: tuple[Candidate, ...]
+    not_tried: dict[str, str]
+    measured_at: str
+
+    def is_chosen(self, candidate: Candidate) -> bool:
+        """Whether a candidate is the fastest one."""
+        return (candidate.file, candidate.threads) == (self.file, self.threads)
+
+    def holds_for(self, entry: ModelFile) -> bool:
+        """Whether an artifact's file is the one that was measured."""
+        return (entry.name, entry.sha256) == (self.file, self.sha256)
+
+    def as_markdown(self) -> str:
+        """The table and its notes, in Markdown."""
+        header, cells = self.table
+        lines = [header, ["---"] * len(header), *cells]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return "\n\n".join([table, *self.notes])
+
+    @property
+    def table(self) -> Table:
+        """Header and cells of the table that it prints."""
+        header = ["file", "runtime", "threads", "agreement", "ms", "speedup", "ratio"]
+        header += ["range", "result"]
+        return header, [self._row(one) for one in self.candidates]
+
+    def _table(self) -> Table:
+        return self.table
+
+    def _row(self, one: Candidate) -> list[str]:
+        cells = [one.file, one.runtime or "-", str(one.threads)]
+        cells.append("-" if one.agreement_percent is None else f"{one.agreement_percent:.2f}")
+        time = one.time
+        if time is None or time.ratio is None:
+            cells += ["-", "-", "-", "-"]
+        else:
+            cells += [f"{time.p50_ms:.3g}", f"{one.speedup:.2f}", f"{time.ratio:.2f}"]
+            cells.append(f"{time.ratio_low:.2f}-{time.ratio_high:.2f}")
+        return [*cells, "chosen" if self.is_chosen(one) else one.out or ""]
+
+    @property
+    def notes(self) -> list[str]:
+        """How it was measured, what was not tried, and which times are in doubt."""
+        images = "1 image" if self.batch == 1 else f"{self.batch} images"
+        notes = [
+            f"{images} per call, in turns; agreement with the float32 model in percent; speedup"
+            " over the first row by the quickest tenth of the calls, which decides; ratio of the"
+            f" medians and its range over the rounds. On {self.machine}."
+        ]
+        notes += [f"Not tried: {what}: {why}" for what, why in self.not_tried.items()]
+        doubts = {one.time.doubt for one in self.candidates if one.time is not None} - {None}
+        if doubts:
+            notes.append(f"In doubt: {min(map(str, doubts))}. Measure again on a quiet machine.")
+        return notes
+
+    def _notes(self) -> list[str]:
+        return self.notes
+
+
+@dataclass(frozen=True)
+class _Choices(Record):
+    """The file's content."""
+
+    format: Annotated[int, Bounds(ge=1, le=FORMAT_VERSION)]
+    choices: tuple[CpuChoice, ...]
+
+
+def read_choices(artifact: Artifact) -> tuple[CpuChoice, ...]:
+    """The choices of all machines that measured; empty if none did.
+
+    Raises:
+        DataError: the record is missing, or has changed since it was written.
+        SetupError: a newer kdedge wrote it.
+    """
+    if CPU_CHOICE not in artifact.others:
+        return ()
+    remedy = f"Measure again with: kdedge export {artifact.path} --cpu"
+    return read_record(_Choices, artifact.checked(CPU_CHOICE), remedy=remedy).choices
+
+
+def readable_choices(artifact: Artifact) -> tuple[CpuChoice, ...]:
+    """The choices of all machines that measured; empty if the record cannot be read."""
+    try:
+        return read_choices(artifact)
+    except DataError:
+        return ()
+
+
+def choice_here(artifact: Artifact) -> CpuChoice | None:
+    """The choice of a machine like this; None if none measured.
+
+    Raises:
+        DataError: the record is missing, or has changed since it was written.
+        SetupError: a newer kdedge wrote it.
+    """
+    here = CpuMachine.this()
+    return next((one for one in read_choices(artifact) if one.machine == here), None)
+
+
+def keep_choice(artifact: Artifact, choice: CpuChoice) -> Artifact:
+    """Writes a choice, instead of an earlier one of the same machine; returns the artifact, saved.
+
+    A record that is damaged is replaced.
+
+    Raises:
+        DataError: the artifact does not list the file that is in the way.
+        ResourceError: the folder cannot be written.
+    """
+    path = artifact.path / CPU_CHOICE
+    if CPU_CHOICE not in artifact.others:
+        refuse_existing(path)
+    others = [one for one in readable_choices(artifact) if one.machine != choice.machine]
+    write_json(path, _Choices(FORMAT_VERSION, (*others, choice)).to_dict())
+    known = {**artifact.others, CPU_CHOICE: sha256_file(path)}
+    artifact = dataclasses.replace(artifact, others=known)
+    artifact.save()
+    return artifact

@@ -1,0 +1,186 @@
+"""The fastest file on a CPU: which file is chosen, and that the gate here decides what can be."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdedge.benchmarking.cpu_files import EQUAL, choose, cpu_files, fastest_on_cpu
+from kdedge.benchmarking.timing import TimingPlan
+from kdedge.deploy.parity import SMOKE_SET, write_smoke_set
+from kdedge.errors import GateError
+from kdedge.results import ParityResult
+from kdedge.runtime.artifact import Artifact, ModelFile
+from kdedge.runtime.batches import to_input
+from kdedge.runtime.cpu_choice import Candidate, CpuMachine
+from kdedge.speed_results import Measurement
+from kdedge.targets.onnx import run as onnx_run
+
+SHORT = TimingPlan(seconds=0.0, n_calls=4, n_rounds=2)
+
+
+def candidate(name: str, ratio: float | None, **changes: Any) -> Candidate:
+    values: dict[str, Any] = {"precision": "fp32", "threads": 2, "runtime": "some 1.0"}
+    values |= {"agreement_percent": 100.0, "out": None, "speedup": ratio, **changes}
+    return Candidate(name, time=None if ratio is None else timed(ratio), **values)
+
+
+def timed(ratio: float) -> Measurement:
+    values = dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "mean_ms"), 1 / ratio)
+    return Measurement(
+        batch=1,
+        inputs="on device",
+        n_calls=3,
+        **values,
+        cv_percent=0.0,
+        images_per_second=1000 * ratio,
+        ratio=ratio,
+        ratio_low=ratio,
+        ratio_high=ratio,
+        watts=None,
+        samples_ms=(),
+    )
+
+
+FLOAT = candidate("model.onnx", 1.0)
+BYTES = candidate("model.int8.xml", 3.0, agreement_percent=98.5)
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ([], "model.int8.xml"),
+        ([candidate("fastest", 9.0, out="agreement 97 %")], "model.int8.xml"),
+        ([candidate("broken", None, out="cannot be loaded")], "model.int8.xml"),
+        ([candidate("exact", 3.0 * (1 - EQUAL / 2))], "exact"),
+        ([candidate("exact", 3.0 * (1 - 2 * EQUAL))], "model.int8.xml"),
+        ([candidate("thrifty", 2.99, agreement_percent=98.5, threads=1)], "thrifty"),
+    ],
+)
+def test_the_fastest_that_passes_is_chosen_and_of_equals_the_exact_one(
+    others: list[Candidate], expected: str
+) -> None:
+    assert choose([FLOAT, BYTES, *others], where="art").file == expected
+
+
+def test_where_none_passes_each_says_why() -> None:
+    found = [dataclasses.replace(FLOAT, out="NaN"), dataclasses.replace(BYTES, out="97 %")]
+    with pytest.raises(GateError, match=r"art has no file .*\n  model\.onnx: NaN\n  .*: 97 %"):
+        choose(found, where="art")
+
+
+@pytest.fixture
+def measurable(artifact: Artifact, write_model: Callable[..., Path]) -> Artifact:
+    """An artifact with a smoke set, a second file that agrees, and one that predicts otherwise."""
+    pytest.importorskip("onnxruntime")
+    size = artifact.preprocess.size_px
+    pixels = np.random.default_rng(0).integers(0, 256, (6, size, size, 3), dtype=np.uint8)
+    backend = onnx_run.load(artifact.path / "model.onnx", n_threads=1)
+    logits = np.concatenate([backend.run(to_input(pixels[i : i + 1], "float")) for i in range(6)])
+    backend.close()
+    smoke = artifact.path / SMOKE_SET
+    write_smoke_set(smoke, pixels, logits)
+    files = []
+    for name, factor in (("model.int8-cpu.onnx", 1.0), ("model.wrong.onnx", -1.0)):
+        path = write_model(artifact.path / name, factor=factor)
+        entry = {"precision": "int8", "device": "cpu", "gate": "passed"}
+        files.append(ModelFile(name, "onnx", sha256=digest(path), n_bytes=9, **entry))
+    gpu = dataclasses.replace(files[0], name="model.int8.onnx", device="gpu")
+    others = {**artifact.others, SMOKE_SET: digest(smoke)}
+    found = dataclasses.replace(artifact.with_files(*files, gpu), others=others)
+    found.save()
+    return found
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_files_for_cpus_are_measured_and_one_that_misses_its_gate_here_is_out(
+    measurable: Artifact,
+) -> None:
+    assert [file.name for file in cpu_files(measurable)] == [
+        *("model.onnx", "model.int8-cpu.onnx", "model.wrong.onnx")
+    ]
+    choice = fastest_on_cpu(measurable, not_tried={"Other fp32": "why"}, plan=SHORT)
+    found = {one.file: one for one in choice.candidates}
+    assert found.keys() == {"model.onnx", "model.int8-cpu.onnx", "model.wrong.onnx"}
+    wrong = found["model.wrong.onnx"]
+    assert wrong.out is not None
+    assert "at least 98.00 % is required (gates.agreement.int8)" in wrong.out
+    assert all(one.time is not None and one.time.n_calls == 4 for one in found.values())
+    assert all(one.speedup is not None for one in found.values())
+    assert choice.file in ("model.onnx", "model.int8-cpu.onnx")
+    assert choice.sha256 == measurable.file(choice.file).sha256
+    assert choice.machine == CpuMachine.this()
+    assert choice.not_tried == {"Other fp32": "why"}
+
+
+def test_a_file_that_missed_its_gate_on_all_images_is_out_even_if_it_agrees_here(
+    measurable: Artifact,
+) -> None:
+    file = measurable.file("model.int8-cpu.onnx")
+    parity = ParityResult(
+        n_images=1000,
+        n_labeled=0,
+        n_nonfinite=0,
+        agreement_percent=90.0,
+        mean_softmax_distance=0.01,
+        max_softmax_distance=0.1,
+        accuracy_percent=None,
+        reference_accuracy_percent=None,
+        accuracy_drop=None,
+        worst=(),
+        images="1,000 images",
+        runtime="some 1.0",
+    )
+    measurable = measurable.with_files(dataclasses.replace(file, gate="missed", parity=parity))
+    choice = fastest_on_cpu(measurable, not_tried={}, plan=SHORT)
+    out = {one.file: one.out for one in choice.candidates}
+    assert "agreement 90.00 %" in str(out["model.int8-cpu.onnx"])
+    assert choice.file == "model.onnx"
+
+
+@pytest.mark.parametrize(
+    ("number", "counts"), [(None, {1, 2, 4, 6}), ("3", {3})], ids=["free", "given"]
+)
+def test_other_numbers_of_threads_are_tried_unless_the_user_gave_one(
+    measurable: Artifact,
+    monkeypatch: pytest.MonkeyPatch,
+    number: str | None,
+    counts: set[int],
+) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KDEDGE_CHOSEN"):
+        monkeypatch.delenv(name, raising=False)
+    if number is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", number)
+    six = set(range(6))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: six, raising=False)
+    choice = fastest_on_cpu(measurable, not_tried={}, plan=SHORT)
+    assert {one.threads for one in choice.candidates} == counts
+    tried = [(one.file, one.threads) for one in choice.candidates]
+    assert len(tried) == len(set(tried))
+    if number is None:  # the one that is out has no second try
+        assert [n for name, n in tried if name == "model.wrong.onnx"] == [6]
+
+
+def test_a_damaged_file_is_out_and_the_others_are_measured(measurable: Artifact) -> None:
+    (measurable.path / "model.int8-cpu.onnx").write_bytes(b"damaged")
+    choice = fastest_on_cpu(measurable, not_tried={}, plan=SHORT)
+    found = {one.file: one for one in choice.candidates}
+    assert "has changed since the export" in str(found["model.int8-cpu.onnx"].out)
+    assert found["model.int8-cpu.onnx"].time is None
+    assert choice.file == "model.onnx"
+
+
+def test_without_its_smoke_set_nothing_is_chosen(measurable: Artifact) -> None:
+    (measurable.path / SMOKE_SET).unlink()
+    with pytest.raises(GateError, match=r"model\.onnx: .*smoke_set\.safetensors is missing"):
+        fastest_on_cpu(measurable, not_tried={}, plan=SHORT)

@@ -1,0 +1,107 @@
+"""`kdedge export --cpu`: from a run or an artifact to the file that `predict` takes."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kdedge as api
+from kdedge.runtime.artifact import load_artifact
+from kdedge.runtime.cpu_choice import CPU_CHOICE
+
+for package in ("onnx", "onnxruntime", "modelopt"):
+    pytest.importorskip(package)
+
+ARTIFACT = Path("runs/tiny/02/artifacts/01")
+
+# A student of two epochs hardly prefers one class: rounding changes its mind.
+LOOSE = ("--set", "gates.agreement.int8=0%", "--set", "gates.agreement.fp16=0%")
+LOOSE += ("--set", "gates.max_drop=100")
+
+Kdedge = Callable[..., Any]
+
+
+def used(kdedge: Kdedge, *options: str) -> tuple[str, str]:
+    """The file that `predict` used, and all that it said."""
+    done = kdedge("predict", str(ARTIFACT), "test", *options)
+    assert done.code == 0, done.err
+    found = re.search(r"(\S+) on \S+ \S+ CPU", done.err)
+    assert found is not None, done.err
+    return found[1], done.err
+
+
+def test_a_run_gets_its_fastest_file_which_predict_takes_on_this_machine(
+    trained: Path, kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    done = kdedge("export", "tiny/02", "--cpu", *LOOSE)
+    assert done.code == 0, done.err
+    choice = api.cpu_choice(ARTIFACT)
+    assert choice is not None
+    names = {one.file for one in choice.candidates}
+    assert names >= {"model.onnx", "model.int8-cpu.onnx", "model.xml", "model.int8.xml"}
+    assert "model.int8.onnx" not in names
+    assert all(one.time is not None for one in choice.candidates)
+    assert choice.file in done.out
+    assert choice.file in (ARTIFACT / "README.md").read_text().partition("## Fastest on ")[2]
+
+    assert used(kdedge)[0] == choice.file
+    assert "measured on another machine" not in used(kdedge)[1]
+    assert used(kdedge, "--precision", "fp32", "--backend", "onnxruntime")[0] == "model.onnx"
+
+    assert kdedge("report", "tiny/02", "--output", "report").code == 0
+    (page,) = Path("report").rglob("*.html")
+    assert f": {choice.file}" in page.read_text(encoding="utf-8").partition("Fastest on ")[2]
+
+    done = kdedge("export", str(ARTIFACT), "--cpu", "--json")
+    assert done.code == 0, done.err
+    again = json.loads(done.out)["cpu_choice"]
+    assert {one["file"] for one in again["candidates"]} == names
+    load_artifact(ARTIFACT).checked(CPU_CHOICE)
+
+    read_text = Path.read_text
+
+    def read(path: Path, *arguments: Any, **options: Any) -> str:
+        if path == Path("/proc/cpuinfo"):
+            return "processor\t: 0\nmodel name\t: Another CPU\nflags\t\t: fpu avx2\n"
+        return read_text(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    name, said = used(kdedge)
+    assert name == "model.xml"
+    assert "measured on another machine" in said
+    assert "Another CPU" in said
+
+
+def test_what_is_missing_is_listed_with_the_line_that_installs_it(
+    exported: Path, kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    done = kdedge("export", str(ARTIFACT), "--cpu")
+    assert done.code == 0, done.err
+    assert "Not tried: OpenVINO int8: " in done.out
+    assert "pip install 'kdedge[openvino]'" in done.out
+    choice = api.cpu_choice(ARTIFACT)
+    assert choice is not None
+    assert {one.file for one in choice.candidates} == {"model.onnx", "model.int8-cpu.onnx"}
+
+
+def test_a_file_that_misses_its_gate_is_out_and_the_command_succeeds(
+    trained: Path, kdedge: Kdedge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    tight = ("gates.agreement.int8=100%", "gates.agreement.fp16=0%", "gates.max_drop=0")
+    sets = [part for gate in tight for part in ("--set", gate)]
+    done = kdedge("export", "tiny/02", "--cpu", "--classes", "classes.txt", *sets)
+    assert done.code == 0, done.err
+    out = {one.file: one.out for one in api.cpu_choice(ARTIFACT).candidates}  # type: ignore[union-attr]
+    gate = load_artifact(ARTIFACT).file("model.int8-cpu.onnx").gate
+    assert (out["model.int8-cpu.onnx"] is None) == (gate == "passed")
+    if gate == "missed":
+        assert used(kdedge)[0] == "model.onnx"
