@@ -33,9 +33,7 @@ NAMES = (
 
 def test_the_folder_holds_these_targets_and_backends() -> None:
     assert tuple(target.name for target in list_targets())[: len(NAMES)] == NAMES
-    assert list_backends()[:4] == (
-        *("executorch", "onnxruntime", "onnxruntime-image", "openvino"),
-    )
+    assert list_backends()[:4] == (*("executorch", "onnxruntime", "onnxruntime-image", "openvino"),)
     assert list_backends()[4:6] == ("tensorrt", "tensorrt-rtx")
 
 
