@@ -8,6 +8,7 @@ code 1. OUTPUT is `site` beside this folder if left out, and is replaced. Needs 
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import re
 import shutil
@@ -168,4 +169,6 @@ def _prose(docstring: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "site"))
+    parser = argparse.ArgumentParser(description="Builds the documentation, in strict mode.")
+    parser.add_argument("folder", type=Path, nargs="?", default=ROOT / "site")
+    sys.exit(main(parser.parse_args().folder))

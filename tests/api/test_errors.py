@@ -60,6 +60,14 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "cpu_choice": (lambda: kdedge.cpu_choice("art"), ("show", "art")),
     "load": (lambda: kdedge.load("art"), ("predict", "art", "bad.txt")),
     "predict": (lambda: kdedge.predict("art", "x.jpg"), ("predict", "art", "x.jpg")),
+    "change_classes": (
+        lambda: kdedge.change_classes("art", remove="cat"),
+        ("classes", "art", "--remove", "cat"),
+    ),
+    "verify_client": (
+        lambda: kdedge.verify_client("art", "true"),
+        ("verify", "art", "--client", "true"),
+    ),
     "reseal": (lambda: kdedge.reseal("art"), ("export", "art", "--reseal")),
     "write_triton": (
         lambda: kdedge.write_triton("art", "models"),

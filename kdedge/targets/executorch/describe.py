@@ -14,6 +14,7 @@ TARGET = Target(
     files="model*.pte",
     source="folded model",
     precisions=("fp32", "int8"),
+    cpu_precisions=("fp32", "int8"),
     packages=(EXECUTORCH,),
     backend="executorch",
     base_precision="fp32",
