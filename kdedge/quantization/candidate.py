@@ -21,7 +21,7 @@ from kdedge.quantization.fake import (
 from kdedge.quantization.ranges import RANGES, Range, find_range
 from kdedge.quantization.sites import Observed, Site, run_layer
 
-ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+ALPHAS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Strengths of smoothing that are tried for each site; the best one depends on the model: on CLIP
 0.95 loses 5 points more than 0.60 (`docs/deploy/int8.md`)."""
 
@@ -33,13 +33,15 @@ class Candidate:
     """A model in INT8.
 
     Attributes:
-        model: float; it computes what the folded model computes, up to corrected biases.
+        exact: float; it computes what the folded model computes, up to rounding.
+        model: the same, with corrected biases.
         layers: what is quantized of its layers, by name; others stay float.
         inputs: what its layers read, as `Observed` has it for the folded model.
         alphas: strength of smoothing by each site's first layer; only smoothed sites.
         ranges: how each layer's range was found.
     """
 
+    exact: nn.Module
     model: nn.Module
     layers: dict[str, QuantizedLayer]
     inputs: dict[str, Observed]
@@ -145,7 +147,8 @@ def quantize_weight(layer: Any, scale: float) -> QuantizedLayer:
 def layer_error(layer: Any, quantized: QuantizedLayer, seen: Observed) -> float:
     """Squared error of a quantized layer's output by the squared output, on the layer's sample."""
     expected = run_layer(layer, seen.sample, layer.weight)
-    return float(_lost(layer, quantized, seen).square().sum() / expected.square().sum().clamp(min=1e-30))
+    lost = _lost(layer, quantized, seen)
+    return float(lost.square().sum() / expected.square().sum().clamp(min=1e-30))
 
 
 @torch.no_grad()
@@ -198,10 +201,10 @@ def best_alphas(
     for site in sites:
         if site.norm is None and site.block is None:
             continue
-        tried = {None: 0.0} | dict.fromkeys(ALPHAS, 0.0)
+        tried: dict[float | None, float] = dict.fromkeys((None, *ALPHAS), 0.0)
         for alpha in tried:
-            for name, tensor in zip(site.layers, site.tensors, strict=True):
-                tried[alpha] += _smoothed_error(model, site, name, tensor, observed, alpha)
+            for name in site.layers:
+                tried[alpha] += _smoothed_error(model, site, name, observed, alpha)
         best = min(tried, key=tried.__getitem__)
         if best is not None:
             found[site.layers[0]] = best
@@ -213,17 +216,15 @@ def _smoothed_error(
     model: nn.Module,
     site: Site,
     name: str,
-    tensor: str,
     observed: Mapping[str, Observed],
     alpha: float | None,
 ) -> float:
     """A layer's error at a strength of smoothing."""
-    del tensor
-    weights = [model.get_submodule(each).weight for each in site.layers]
+    weights: list[Any] = [model.get_submodule(each).weight for each in site.layers]
     layer: Any = copy.copy(model.get_submodule(name))
     seen = observed[name]
     if alpha is not None:
-        factor = smoothing_factor(site, observed, weights, alpha)  # type: ignore[arg-type]
+        factor = smoothing_factor(site, observed, weights, alpha)
         layer._parameters = {**layer._parameters, "weight": nn.Parameter(layer.weight * factor)}
         seen = Observed(seen.sample / factor, seen.channel_max / factor)
     return layer_error(layer, quantize_weight(layer, input_scale(seen, "max")), seen)

@@ -37,8 +37,10 @@ def round_weight(layer: Any, quantized: QuantizedLayer, seen: Observed) -> Quant
     moments = x.T @ x / len(x)
     moments.diagonal().add_(_DAMPING * moments.diagonal().mean().clamp(min=1e-12))
     # Upper triangle U with moments^-1 = U^T U: row i has what column i's loss costs later columns
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(moments)), upper=True)
-    rest, levels = layer.weight.detach().double().clone(), torch.zeros_like(layer.weight.double())
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
+    upper = torch.linalg.cholesky(inverse, upper=True)
+    rest = layer.weight.detach().double().clone()
+    levels = torch.zeros_like(rest)
     for start in range(0, rest.shape[1], _BLOCK):
         stop = min(start + _BLOCK, rest.shape[1])
         lost = torch.zeros(len(rest), stop - start, dtype=torch.float64)

@@ -39,7 +39,7 @@ from kdedge.quantization.candidate import (
     quantize_all,
     smooth_sites,
 )
-from kdedge.quantization.fake import attach, detach
+from kdedge.quantization.fake import QuantizedLayer, attach, detach
 from kdedge.quantization.ranges import RANGES
 from kdedge.quantization.rounding import round_weight
 from kdedge.quantization.sites import Observed, Site, observe_layers
@@ -82,13 +82,15 @@ class Found:
     """What a search has found.
 
     Attributes:
-        model: the folded model with exact changes and corrected biases, float.
+        exact: the folded model with exact changes alone, float.
+        model: the same with corrected biases.
         layers: what is quantized of its layers, by name.
         record: plain values for `artifact.json`: images, target, steps, layers, and why it ended.
     """
 
+    exact: nn.Module
     model: nn.Module
-    layers: dict[str, Any]
+    layers: dict[str, QuantizedLayer]
     record: dict[str, Any]
 
 
@@ -160,8 +162,10 @@ class _Search:
             try:
                 for number, kind in enumerate(kinds):
                     kind()
-                    shown = "" if self.score is None else f"agreement {self.score.agreement_percent:.2f} %"
-                    advance(number + 1, shown)
+                    score = self.score
+                    advance(
+                        number + 1, f"agreement {score.agreement_percent:.2f} %" if score else ""
+                    )
             except _Stop as stop:
                 self.ended = str(stop)
 
@@ -193,7 +197,7 @@ class _Search:
             "layers": layers,
             "in_float": [name for name in self.observed if name not in best.layers],
         }
-        return Found(best.model, best.layers, record)
+        return Found(best.exact, best.model, best.layers, record)
 
     def _smooth_alike(self) -> None:
         alphas = {site.layers[0]: DEFAULT_ALPHA for site in self.sites if site.norm is not None}
@@ -221,7 +225,7 @@ class _Search:
     def _with_ranges(self, methods: Any) -> Candidate:
         model, inputs = self._smoothed
         layers, ranges = quantize_all(model, self.sites, inputs, methods)
-        return Candidate(model, layers, inputs, self._alphas, ranges)
+        return Candidate(model, model, layers, inputs, self._alphas, ranges)
 
     def _correct_biases(self) -> None:
         self._check_time()
@@ -235,8 +239,9 @@ class _Search:
         for name, quantized in best.layers.items():
             self._check_time()
             layer = best.model.get_submodule(name)
-            is_linear = isinstance(layer, nn.Linear)
-            layers[name] = round_weight(layer, quantized, best.inputs[name]) if is_linear else quantized
+            layers[name] = quantized
+            if isinstance(layer, nn.Linear):
+                layers[name] = round_weight(layer, quantized, best.inputs[name])
         self._try("weights rounded by layer", dataclasses.replace(best, layers=layers))
 
     def _leave_in_float(self) -> None:
@@ -328,4 +333,3 @@ def _error(logits: Tensor, expected: Tensor) -> float:
 def _score(logits: Tensor, expected: Tensor) -> Score:
     same = logits.argmax(dim=1) == expected.argmax(dim=1)
     return Score(100 * float(same.double().mean()), _error(logits, expected))
-
