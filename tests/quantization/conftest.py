@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ from kdedge.clip.backbone import Backbone
 
 
 @pytest.fixture(scope="session")
-def folded(tiny_backbone: Backbone) -> Any:
-    """A folded PromptKD student, 32x32 pixels, five classes; tests change copies of it."""
+def fold_student(tiny_backbone: Backbone) -> Callable[[], Any]:
+    """Folds a PromptKD student, 32x32 pixels, five classes, of the CLIP as it is when called."""
     import torch
 
     from kdedge.deploy.fold import fold
@@ -25,21 +26,30 @@ def folded(tiny_backbone: Backbone) -> Any:
             vectors = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
             return torch.nn.functional.normalize(vectors, dim=-1)
 
-    student = promptkd.Method.build(
-        tiny_backbone,
-        [f"class {index}" for index in range(5)],
-        promptkd.Settings(prompt_depth=2),
-        template="{}",
-        train_classes=range(5),
-        teacher=Teacher(),
-        generator=torch.Generator().manual_seed(0),
-    )
-    return fold(
-        student.image_path(),
-        student.class_vectors(),
-        scale=student.scale,
-        preprocess=tiny_backbone.preprocess,
-    )
+    def make() -> Any:
+        student = promptkd.Method.build(
+            tiny_backbone,
+            [f"class {index}" for index in range(5)],
+            promptkd.Settings(prompt_depth=2),
+            template="{}",
+            train_classes=range(5),
+            teacher=Teacher(),
+            generator=torch.Generator().manual_seed(0),
+        )
+        return fold(
+            student.image_path(),
+            student.class_vectors(),
+            scale=student.scale,
+            preprocess=tiny_backbone.preprocess,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def folded(fold_student: Callable[[], Any]) -> Any:
+    """The folded student; tests change copies of it."""
+    return fold_student()
 
 
 @pytest.fixture(scope="session")
