@@ -222,15 +222,18 @@ class _Writer:
             self._model, self._folder / float32.name, images, held_out,
             gate_percent=self.artifact.gates["agreement"]["int8"], minutes=self._spec.int8_minutes,
         )  # fmt: skip
-        for file in onnx_build.plan("int8"):
-            # Corrected biases make up for fixed ranges; files for CPUs have those of each call
-            model = found.exact if file.device == "cpu" else found.model
-            with scratch_folder(self._folder) as scratch:
-                onnx_build.build(
-                    float32, BuildRequest(self.artifact, scratch, model=model, options=options)
-                )
+        with scratch_folder(self._folder) as scratch:
+            traced: dict[int, Path] = {}  # often both files have one model
+            for file in onnx_build.plan("int8"):
+                # Corrected biases make up for fixed ranges; files for CPUs have those of each call
+                model = found.exact if file.device == "cpu" else found.model
+                if id(model) not in traced:
+                    source = dataclasses.replace(float32, name=f"{len(traced)}.onnx")
+                    made = BuildRequest(self.artifact, scratch, model=model, options=options)
+                    onnx_build.build(source, made)
+                    traced[id(model)] = scratch / source.name
                 request = BuildRequest(
-                    self.artifact, self._folder, onnx_path=scratch / float32.name, images=images,
+                    self.artifact, self._folder, onnx_path=traced[id(model)], images=images,
                     options={"layers": found.layers},
                 )  # fmt: skip
                 self._add_file(file, request, {} if file.device == "cpu" else found.record)
