@@ -37,13 +37,15 @@ class _RunOptions:
     head: str | None
     pixels: str | None
     open_classes: bool
+    int8_minutes: float | None
     output: Path | None
     overrides: tuple[str, ...]
     device: str | None
 
     def as_options(self, root: Path) -> ExportOptions:
-        """The options of the call; head and pixels are keys of the recipe."""
-        given = {"head": self.head, "pixels": self.pixels}
+        """The options of the call; head, pixels and minutes are keys of the recipe."""
+        keys = ("head", "pixels", "int8_minutes")
+        given = {key: getattr(self, key) for key in keys}
         flags = [f"export.{key}={value}" for key, value in given.items() if value is not None]
         flags += ["export.open_classes=true"] if self.open_classes else []
         options: ExportOptions = {
@@ -129,6 +131,13 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
     "--open-classes",
     is_flag=True,
     help="Keep the class vectors in a file beside the graph, for `kdedge classes`.",
+)
+@click.option(
+    "--int8-minutes",
+    type=click.FloatRange(0, 1440),
+    metavar="MINUTES",
+    help="Time for the search of INT8's ranges and layers; the best so far is kept. [default: the"
+    " recipe's, 10]",
 )
 @click.option(
     "--output",
@@ -241,7 +250,9 @@ def _flags_for_artifacts() -> list[str]:
 def _refuse_run_options(source: str, wanted: _Wanted, for_run: _RunOptions) -> None:
     """Raises if an option applies only to a run's export."""
     named = {"--onnx": any(target.name == "onnx" for target in wanted.targets)}
-    named |= {f"--{name.replace('_', '-')}": bool(value) for name, value in vars(for_run).items()}
+    for name, value in vars(for_run).items():
+        is_given = value is not None and value is not False and value != ()
+        named[f"--{name.replace('_', '-')}"] = is_given
     for option, is_given in named.items():
         if is_given:
             option = "--set" if option == "--overrides" else option

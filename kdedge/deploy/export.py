@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from kdedge import __version__
 from kdedge.config.recipe import ExportSpec, GatesSpec
 from kdedge.data.images import spread
 from kdedge.deploy.build import RunInputs
-from kdedge.deploy.calibrate import CalibrationSet, choose_calibration_images
+from kdedge.deploy.calibrate import CalibrationSet, check_disjoint, choose_calibration_images
 from kdedge.deploy.classes import write_classes
 from kdedge.deploy.fold import FoldedModel, fold
+from kdedge.deploy.int8 import scratch_folder, search_int8
 from kdedge.deploy.model_card import write_model_card
 from kdedge.deploy.parity import SMOKE_SET, misses, predict_pixels, write_smoke_set
 from kdedge.deploy.pixels import read_pixels
@@ -38,7 +39,7 @@ from kdedge.runs.image_lists import warn_of_changes
 from kdedge.runs.model import RunModel
 from kdedge.runtime.artifact import Artifact, ModelFile, Precision
 from kdedge.runtime.batches import to_input
-from kdedge.runtime.open_classes import with_classes
+from kdedge.runtime.open_classes import load_matrix, with_classes
 from kdedge.setup.images import Images
 from kdedge.targets.onnx import build as onnx_build
 from kdedge.targets.onnx import run as onnx_run
@@ -47,6 +48,9 @@ from kdedge.targets.protocol import BuildRequest, PlannedFile
 log = logging.getLogger(__name__)
 
 CALIBRATION_RECORD = "calibration.json"
+N_HELD_OUT = 256
+"""Images besides those for ranges, on which INT8 models are chosen: one is 0.4 points."""
+
 N_RANGE_IMAGES = 32
 """Images that show which layers exceed the range of FP16, if there is no calibration set."""
 
@@ -176,13 +180,14 @@ class _Writer:
         )
         if "int8" in precisions:
             assert pool is not None  # checked before anything was written
-            chosen = self._calibration_set(pool)
+            ranges, held_out = self._calibration_set(pool).hold_out(N_HELD_OUT)
+            check_disjoint(ranges, held_out, self._reference.digests)
             record = self._folder / CALIBRATION_RECORD
-            write_json(record, chosen.record())
+            write_json(record, {**ranges.record(), "held_out": held_out.record()})
             self._keep(record)
-            self.calibration = images = to_input(chosen.pixels, self._spec.pixels)
+            self.calibration = images = to_input(ranges.pixels, self._spec.pixels)
             self._add("fp16", self._from_float32(images[:N_RANGE_IMAGES]))
-            self._add("int8", self._from_float32(images))
+            self._add_int8(images, to_input(held_out.pixels, self._spec.pixels), options)
         elif "fp16" in precisions:
             self._add("fp16", self._from_float32(self._range_images(pool)))
         smoke = self._folder / SMOKE_SET
@@ -222,6 +227,32 @@ class _Writer:
         onnx_path = self._folder / float32.name
         return BuildRequest(self.artifact, self._folder, onnx_path=onnx_path, images=images)
 
+    def _add_int8(
+        self, images: npt.NDArray[Any], held_out: npt.NDArray[Any], options: dict[str, Any]
+    ) -> None:
+        """Searches an INT8 model, and writes its files from float graphs of its changed weights."""
+        (float32,) = onnx_build.plan("fp32")
+        found = search_int8(
+            self._model, self._folder / float32.name, images, held_out,
+            gate_percent=self.artifact.gates["agreement"]["int8"], minutes=self._spec.int8_minutes,
+            class_matrix=load_matrix(self.artifact) if self.artifact.open_classes else None,
+        )  # fmt: skip
+        with scratch_folder(self._folder) as scratch:
+            traced: dict[int, Path] = {}  # often both files have one model
+            for file in onnx_build.plan("int8"):
+                # Corrected biases make up for fixed ranges; files for CPUs have those of each call
+                model = found.exact if file.device == "cpu" else found.model
+                if id(model) not in traced:
+                    source = dataclasses.replace(float32, name=f"{len(traced)}.onnx")
+                    made = BuildRequest(self.artifact, scratch, model=model, options=options)
+                    onnx_build.build(source, made)
+                    traced[id(model)] = scratch / source.name
+                request = BuildRequest(
+                    self.artifact, self._folder, onnx_path=traced[id(model)], images=images,
+                    options={"layers": found.layers},
+                )  # fmt: skip
+                self._add_file(file, request, {} if file.device == "cpu" else found.record)
+
     def _range_images(self, pool: Images | None) -> npt.NDArray[Any]:
         """A few images as the graph's input: unlabeled images if there are any."""
         free = [] if pool is None else self._free(pool)
@@ -245,7 +276,7 @@ class _Writer:
             return choose_calibration_images(
                 pool.source,
                 {index: pool.digests[index] for index in self._free(pool)},
-                n_images=self._spec.calibration_images,
+                n_images=self._spec.calibration_images + N_HELD_OUT,
                 seed=self._trained.loaded.recipe.seed,
                 predict=lambda pixels: predict_pixels(backend, pixels, self.artifact),
                 preprocess=self.artifact.preprocess,
@@ -256,13 +287,21 @@ class _Writer:
     def _add(self, precision: Precision, request: BuildRequest) -> None:
         """Builds the files of a precision, compares them with the unfused model and lists them."""
         for file in onnx_build.plan(precision):
-            log.info("Writing %s.", file.name)
-            began = time.monotonic()
-            built_with = onnx_build.build(file, request)
-            seconds = round(time.monotonic() - began, 2)
-            facts = {"normalized": self._model.normalization, "seconds": seconds}
-            entry = self._compared(file, {**built_with, **facts})
-            self.artifact = self.artifact.with_files(entry)
+            self._add_file(file, request, {})
+
+    def _add_file(
+        self, file: PlannedFile, request: BuildRequest, search: Mapping[str, Any]
+    ) -> None:
+        """Builds, compares and lists one file; `search` is the record of its search."""
+        log.info("Writing %s.", file.name)
+        began = time.monotonic()
+        built_with = onnx_build.build(file, request)
+        seconds = round(time.monotonic() - began, 2)
+        facts: dict[str, Any] = {"normalized": self._model.normalization, "seconds": seconds}
+        if search:
+            facts["search"] = dict(search)
+        entry = self._compared(file, {**built_with, **facts})
+        self.artifact = self.artifact.with_files(entry)
 
     def _compared(self, file: PlannedFile, built_with: dict[str, Any]) -> ModelFile:
         """The entry of a built file, with its parity and gate."""

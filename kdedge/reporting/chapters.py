@@ -16,6 +16,7 @@ from kdedge.reporting.cpu import cpu_tables
 from kdedge.reporting.disagreements import galleries
 from kdedge.reporting.figures import training_curves
 from kdedge.reporting.front import front_blocks
+from kdedge.reporting.int8 import search_blocks
 from kdedge.reporting.numbers import figure, percent, points
 from kdedge.reporting.provenance import done_blocks, files_table, provenance_blocks
 from kdedge.reporting.records import RunRecords
@@ -112,6 +113,7 @@ def _run_sections(records: RunRecords, prefix: str) -> _Sections:
     if records.artifact is not None:
         tables = [files_table(records.artifact), *cpu_tables(records.artifact)]
         yield "files", "Exported files", tables
+        yield "int8", "INT8 by layer", search_blocks(records.artifact, f"{prefix}int8")
     if records.speed is not None:
         yield "speed", "Speed", speed_blocks(records.speed)
     if records.artifact is not None:
