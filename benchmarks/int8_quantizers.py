@@ -32,7 +32,7 @@ from interleaved import interleaved
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from kdedge.deploy.calibrate import choose_calibration_images
-from kdedge.deploy.fold import fold
+from kdedge.fold import fold
 from kdedge.deploy.pixels import PixelArray, read_pixels, spread
 from kdedge.evaluation.agreement import compare
 from kdedge.runs.folder import RunFolder

@@ -24,7 +24,7 @@ from kdedge.config.recipe import ExportSpec, GatesSpec
 from kdedge.data.images import spread
 from kdedge.deploy.build import RunInputs
 from kdedge.deploy.calibrate import CalibrationSet, choose_calibration_images
-from kdedge.deploy.fold import FoldedModel, fold
+from kdedge.fold import FoldedModel, fold
 from kdedge.deploy.model_card import write_model_card
 from kdedge.deploy.parity import (
     MAX_SMOKE_IMAGES,

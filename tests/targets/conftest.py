@@ -11,7 +11,7 @@ import pytest
 
 if TYPE_CHECKING:
     from kdedge.clip.backbone import Backbone
-    from kdedge.deploy.fold import FoldedModel
+    from kdedge.fold import FoldedModel
 
 MAX_BATCH = 4
 
@@ -21,7 +21,7 @@ def tiny_model(tiny_backbone: Backbone) -> FoldedModel:
     """A folded PromptKD student of three blocks: 32x32 pixels, five classes."""
     import torch
 
-    from kdedge.deploy.fold import fold
+    from kdedge.fold import fold
     from kdedge.methods import promptkd
 
     class Teacher:
@@ -77,7 +77,7 @@ def cnn_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     import timm
     import torch
 
-    from kdedge.deploy.fold import fold
+    from kdedge.fold import fold
     from kdedge.methods.protocol import ImagePath
     from kdedge.runtime.preprocess import Preprocess
     from kdedge.targets.onnx.half import to_fp16

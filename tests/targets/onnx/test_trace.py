@@ -17,7 +17,7 @@ from torch import Tensor
 from kdedge.clip.backbone import Backbone
 from kdedge.clip.find import load_backbone
 from kdedge.clip.resolve import BackboneSpec
-from kdedge.deploy.fold import FoldedModel, fold
+from kdedge.fold import FoldedModel, fold
 from kdedge.errors import RecipeError, ResourceError
 from kdedge.methods import promptkd
 from kdedge.targets.onnx.opset import OPSET

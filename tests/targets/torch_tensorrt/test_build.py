@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kdedge.deploy.build import RunInputs, build_files
-from kdedge.deploy.fold import FoldedModel
+from kdedge.fold import FoldedModel
 from kdedge.deploy.parity import (
     SMOKE_SET,
     parity_on_smoke_set,

@@ -24,17 +24,17 @@ from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from kdedge.clip.blocks import make_wrappable
-from kdedge.deploy.fold.head import (
+from kdedge.fold.head import (
     BEFORE_CONVOLUTION,
     IN_CONVOLUTION,
     MEAN_BEFORE,
     FoldedModel,
     FoldRequest,
 )
-from kdedge.deploy.fold.linear import plain_weight_and_bias, with_batch_norm
-from kdedge.deploy.fold.observe import Call, Observed, Operation, observe
-from kdedge.deploy.fold.pooling import fold_pooling
-from kdedge.deploy.fold.stem import fold_pixels, pixel_statistics
+from kdedge.fold.linear import plain_weight_and_bias, with_batch_norm
+from kdedge.fold.observe import Call, Observed, Operation, observe
+from kdedge.fold.pooling import fold_pooling
+from kdedge.fold.stem import fold_pixels, pixel_statistics
 
 _PLAIN_CONVS = (nn.Conv2d, Conv2dSame)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, BatchNormAct2d)

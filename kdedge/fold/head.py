@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdedge.deploy.fold.linear import make_linear, with_batch_norm
+from kdedge.fold.linear import make_linear, with_batch_norm
 from kdedge.methods.protocol import Projector
 from kdedge.runtime.artifact import Head, Pixels
 from kdedge.runtime.preprocess import Preprocess
