@@ -156,6 +156,33 @@ class StudentSpec(ModelSpec):
         description="Soft labels of the unlabeled images beside the teacher's probabilities."
         " Default: none, the student learns from the teacher alone.",
     )
+    resume_from: RecipeFolder | None = Field(
+        None,
+        description="Folder of a finished run of this student, whose weights the compressed student"
+        " starts with. Needs sparsity.",
+    )
+    sparsity: Literal["2:4"] | None = Field(
+        None,
+        description="Zeros in the image encoder's layers, which resume_from names trained. 2:4: of"
+        " each four weights along a layer's input, the two smaller ones are zero, in training and"
+        " on the device, where TensorRT may skip them (arXiv:2104.08378).",
+    )
+
+    @model_validator(mode="after")
+    def _compresses_a_run(self) -> StudentSpec:
+        if self.compression and self.resume_from is None:
+            raise ValueError(
+                "has sparsity without resume_from; name the finished run that is compressed, or"
+                " give it with --resume-from"
+            )
+        if self.resume_from is not None and not self.compression:
+            raise ValueError("has resume_from without sparsity; add it, or remove resume_from")
+        return self
+
+    @property
+    def compression(self) -> dict[str, str]:
+        """The keys that compress a trained student, with their values; empty for a plain one."""
+        return {} if self.sparsity is None else {"sparsity": self.sparsity}
 
 
 class BaselineSpec(Strict):

@@ -24,7 +24,6 @@ from kdedge.config.recipe import ExportSpec, GatesSpec
 from kdedge.data.images import spread
 from kdedge.deploy.build import RunInputs
 from kdedge.deploy.calibrate import CalibrationSet, choose_calibration_images
-from kdedge.fold import FoldedModel, fold
 from kdedge.deploy.model_card import write_model_card
 from kdedge.deploy.parity import (
     MAX_SMOKE_IMAGES,
@@ -38,6 +37,7 @@ from kdedge.deploy.reference import Reference, run_reference
 from kdedge.errors import DataError, RecipeError
 from kdedge.evaluation.flops import count_gmacs
 from kdedge.files import sha256_file, write_json
+from kdedge.fold import FoldedModel, fold
 from kdedge.folders import new_folder
 from kdedge.runs.image_lists import warn_of_changes
 from kdedge.runs.model import RunModel

@@ -1,5 +1,6 @@
 """The exact folds of any image encoder other than CLIP's ViT.
 
+- Parametrized layers become plain ones with the values that they compute.
 - Re-parameterizable blocks (RepVGG, MobileOne, FastViT, LeViT and others) become one convolution or
   linear layer by their own methods, as timm's `reparameterize_model` calls them.
 - Convolutions that standardize their weights at each call get the standardized weights.
@@ -22,6 +23,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from kdedge.clip.blocks import make_wrappable
 from kdedge.fold.head import (
@@ -81,6 +83,7 @@ class FoldedTower(FoldedModel):
 
 def _simplify(encoder: nn.Module) -> None:
     """Replaces blocks by fewer and plainer ones that compute the same, in place."""
+    make_plain(encoder)
     if isinstance(encoder, VisionTransformer):
         make_wrappable(encoder.transformer)
     # In float64, as the blocks' own methods add up weights
@@ -94,6 +97,14 @@ def _simplify(encoder: nn.Module) -> None:
         pooling = fold_pooling(module)
         if pooling is not None:
             _replace(encoder, module, pooling)
+
+
+def make_plain(encoder: nn.Module) -> None:
+    """Gives parametrized layers their values as plain ones, such as the zeros of sparse weights."""
+    for module in list(encoder.modules()):
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
 
 
 def _replace(encoder: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -31,7 +31,7 @@ from kdedge.methods import zeroshot
 from kdedge.methods.protocol import LearnsFromTexts, Method, Teacher
 from kdedge.progress import working
 from kdedge.results import PoolLabelsResult
-from kdedge.runs.model import MethodModel, Model
+from kdedge.runs.model import MethodModel, Model, RunModel
 from kdedge.runs.weights import class_vectors_provenance, hash_trained
 from kdedge.setup.classes import Classes
 from kdedge.setup.images import Images
@@ -164,12 +164,14 @@ class Job:
         data: training data.
         held_out: test and validation images.
         teaching: what a student learns from; None without a teacher.
+        start: the run whose student is compressed; None for a plain model.
     """
 
     setup: RoleSetup
     data: TrainingData
     held_out: HeldOut = field(default_factory=HeldOut)
     teaching: Teaching | None = None
+    start: RunModel | None = None
 
     @cached_property
     def method(self) -> Method:
@@ -178,7 +180,10 @@ class Job:
             if self.teaching is None:
                 method = self.setup.build()
             else:
-                method = self.setup.build(teacher=self.teaching.teacher_of(self.setup.backbone))
+                method = self.setup.build(
+                    teacher=self.teaching.teacher_of(self.setup.backbone),
+                    start=None if self.start is None else self.start.give_to,
+                )
         if self.data.sentences is not None:
             assert isinstance(method, LearnsFromTexts)  # else no texts were read
             method.use_texts(self.data.sentences)
@@ -295,6 +300,7 @@ class Job:
             **{name: images.list_hash for name, images in lists.items() if images is not None},
             **self._store_hash,
             **({} if self.teaching is None else self.teaching.hashes),
+            **({} if self.start is None else {"resume_from": self.start.trained_hash}),
             **self.data.hashes,
         }
 
