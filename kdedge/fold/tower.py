@@ -99,12 +99,19 @@ def _simplify(encoder: nn.Module) -> None:
             _replace(encoder, module, pooling)
 
 
+@torch.no_grad()
 def make_plain(encoder: nn.Module) -> None:
-    """Gives parametrized layers their values as plain ones, such as the zeros of sparse weights."""
+    """Gives parametrized layers their values as plain ones, such as the zeros of sparse weights.
+
+    Not by torch's `remove_parametrizations`: it changes the layer's class, which copies share.
+    """
     for module in list(encoder.modules()):
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            values = {name: getattr(module, name) for name in module.parametrizations}  # type: ignore[union-attr]
+            del module.parametrizations
+            module.__class__ = type(module).__bases__[0]
+            for name, value in values.items():
+                module.register_parameter(name, nn.Parameter(value.detach()))
 
 
 def _replace(encoder: nn.Module, old: nn.Module, new: nn.Module) -> None:

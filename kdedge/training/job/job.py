@@ -355,5 +355,5 @@ def batches_of(
 def zero_shot_model(job: Job) -> MethodModel:
     """Zero-shot CLIP with the recipe's template; the backbone must have a text encoder."""
     choice = MethodChoice("zeroshot", zeroshot, zeroshot.Settings(), job.choice.optim)
-    setup = replace(job.setup, choice=choice)
+    setup = replace(job.setup, choice=choice, compression=None)
     return MethodModel(setup, setup.build())
