@@ -1,62 +1,16 @@
-"""INT8 convolutions: explicit Q/DQ for TensorRT, products of bytes for CPUs.
+"""INT8 convolutions for CPUs: products of bytes.
 
 Only convolutions that sum over enough channels are quantized (`graph.wide_convs`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kdedge.targets.onnx.graph import initializers, set_initializer, wide_convs
-
-
-def add_conv_qdq(model: Any, maxima: Mapping[str, float]) -> None:
-    """Adds Q/DQ at the input (one scale) and DQ at INT8 weights (one scale per output channel).
-
-    Args:
-        model: changed in place; opset 19 or later.
-        maxima: largest magnitude of each tensor over the calibration images, which INT8 spans.
-    """
-    from onnx import helper, numpy_helper
-
-    convs, constants = {node.name for node in wide_convs(model)}, initializers(model)
-    dequantized: dict[str, str] = {}
-    nodes: list[Any] = []
-    for node in list(model.graph.node):
-        if node.name in convs:
-            x, weight, name = node.input[0], node.input[1], node.name
-            if x not in dequantized:
-                scale = _round_scale(np.asarray(maxima[x] / 127))
-                nodes += _activation_qdq(model, x, f"{x}/conv", scale)
-                dequantized[x] = nodes[-1].output[0]
-            values = numpy_helper.to_array(constants[weight])
-            scales = _round_scale(np.abs(values).max(axis=(1, 2, 3)) / 127)
-            parts = [f"{name}/int8", f"{name}/scale"]
-            set_initializer(model, parts[0], _to_bytes(values, scales, 127))
-            set_initializer(model, parts[1], scales)
-            output = f"{name}/weight"
-            nodes.append(helper.make_node("DequantizeLinear", parts, [output], name=output, axis=0))
-            node.input[0], node.input[1] = dequantized[x], output
-        nodes.append(node)
-    _set_nodes(model, nodes)
-
-
-def _activation_qdq(model: Any, x: str, name: str, scale: npt.NDArray[Any]) -> list[Any]:
-    """Q and DQ of an activation, with the zero point 0."""
-    from onnx import helper
-
-    parts = [f"{name}/scale", f"{name}/zero_point"]
-    set_initializer(model, parts[0], scale)
-    set_initializer(model, parts[1], np.zeros((), dtype=np.int8))
-    q, dq = f"{name}/QuantizeLinear", f"{name}/DequantizeLinear"
-    return [
-        helper.make_node("QuantizeLinear", [x, *parts], [q], name=q),
-        helper.make_node("DequantizeLinear", [q, *parts], [dq], name=dq),
-    ]
 
 
 def make_convs_dynamic(model: Any, n_levels: int) -> None:
@@ -113,12 +67,6 @@ def make_convs_dynamic(model: Any, n_levels: int) -> None:
                 helper.make_node("Add", [total, f"{name}/bias"], node.output, name=f"{name}/Add")
             )
     _set_nodes(model, nodes)
-
-
-def _round_scale(scale: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Rounds scales to FP16, as they are stored so."""
-    smallest = np.finfo(np.float16).smallest_subnormal
-    return np.asarray(np.maximum(scale.astype(np.float16), smallest), dtype=np.float32)
 
 
 def _to_bytes(

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from kdedge.errors import GateError
 from kdedge.targets.onnx.graph import MIN_CHANNELS, consumers, head_nodes, initializers
+from kdedge.targets.onnx.insert import layer_of
 
 _INT8 = 3  # onnx.TensorProto.INT8
 
 
-def check_qdq(model: Any) -> None:
+def check_qdq(model: Any, *, in_float: Collection[str] = ()) -> None:
     """Checks that a graph is quantized as TensorRT requires.
 
     Each of the encoder's linear products and wide convolutions has Q/DQ at its input (one scale)
     and DQ at its INT8 weights (one scale per output channel), with zero points that are signed and
     0. Other convolutions and the head have no Q/DQ. Of attention's products, all have them or none.
+
+    Args:
+        model: the graph.
+        in_float: names of layers that have no Q/DQ, as `insert.layer_of` gives them.
 
     Raises:
         GateError: the graph is quantized otherwise; the message names the first node.
@@ -28,8 +34,10 @@ def check_qdq(model: Any) -> None:
     linear = [node for node in products if not found.is_activation(node.input[1])]
     wide = {node.name for node in found.wide_convs()}
     linear += [node for node in model.graph.node if node.name in wide]
+    left_out = {node.name for node in linear if layer_of(node) in in_float}
+    linear = [node for node in linear if node.name not in left_out]
     quantized = [node for node in linear if found.fault(node) is None]
-    if not linear or len(quantized) < len(linear):
+    if not (linear or left_out) or len(quantized) < len(linear):
         first = next((node for node in linear if found.fault(node)), None)
         detail = f"{first.name}: {found.fault(first)}" if first is not None else "there are none"
         raise _unfit(
@@ -38,7 +46,8 @@ def check_qdq(model: Any) -> None:
         )
     for node in model.graph.node:
         is_narrow = node.op_type == "Conv" and node.name not in wide
-        if (is_narrow or node.name in head) and found.touches(node):
+        is_float = is_narrow or node.name in head
+        if (is_float and found.touches(node)) or (node.name in left_out and found.reads(node)):
             raise _unfit(f"{node.name} is quantized, but must stay float")
     attention = [node for node in products if found.is_activation(node.input[1])]
     touched = [node.name for node in attention if found.touches(node)]
@@ -95,10 +104,14 @@ class _Findings:
     def touches(self, node: Any) -> bool:
         """Whether a node reads a DQ, or is read by a Q of something else than a product."""
         readers = self._readers(node)
-        return any(self._dequantizer(name) for name in node.input) or any(
+        return self.reads(node) or any(
             reader.op_type == "QuantizeLinear" and not self._feeds_products(reader)
             for reader in readers
         )
+
+    def reads(self, node: Any) -> bool:
+        """Whether a node reads a DQ."""
+        return any(self._dequantizer(name) for name in node.input)
 
     def _feeds_products(self, quantizer: Any) -> bool:
         readers = [node for dq in self._readers(quantizer) for node in self._readers(dq)]

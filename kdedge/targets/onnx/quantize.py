@@ -13,12 +13,20 @@ with real photos and a small CLIP's ViT:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from kdedge.quantization.fake import (
+    HIGHEST,
+    QuantizedLayer,
+    round_scale,
+    weight_levels,
+    weight_scale,
+)
 from kdedge.targets.onnx import half
 from kdedge.targets.onnx.graph import (
     check_images,
@@ -29,8 +37,8 @@ from kdedge.targets.onnx.graph import (
     set_initializer,
     weight_matmuls,
 )
-from kdedge.targets.onnx.int8_convs import add_conv_qdq, make_convs_dynamic
-from kdedge.targets.onnx.modelopt import Calibration, insert_qdq
+from kdedge.targets.onnx.insert import insert_qdq, quantizable
+from kdedge.targets.onnx.int8_convs import make_convs_dynamic
 from kdedge.targets.onnx.qdq import check_qdq
 from kdedge.targets.onnx.smoothquant import smooth
 
@@ -42,40 +50,39 @@ bytes in 16 bits, 2 x 255 x 64 < 32768: no file that passed its gate here overfl
 
 
 def to_int8(
-    onnx_path: Path, output: Path, *, calibration: npt.NDArray[Any], method: Calibration = "max"
+    onnx_path: Path,
+    output: Path,
+    *,
+    calibration: npt.NDArray[Any],
+    layers: Mapping[str, QuantizedLayer] | None = None,
 ) -> None:
     """Writes the INT8 graph for TensorRT, complete or not at all.
 
     Explicit symmetric Q/DQ (opset 19): activations per tensor, weights per output channel and
-    stored as INT8. NVIDIA ModelOpt quantizes the linear layers, `int8_convs` the convolutions.
-    Everything else is FP16 as in `half`. Node names and metadata are kept.
+    stored as INT8. Everything else is FP16 as in `half`. Node names and metadata are kept.
 
     Args:
         onnx_path: a float32 file of `targets.onnx.trace`.
         output: the file to write.
         calibration: [N, 3, S, S], as the graph takes them; real images of the deployment.
-        method: how linear layers' ranges are chosen: by the largest magnitude, or by the smallest
-            loss of entropy.
+        layers: what is quantized, by name; other layers are FP16. None: all layers are smoothed,
+            and ranges reach the largest values.
 
     Raises:
         DataError: no images, images that do not fit the graph, or a broken file.
         GateError: the result is not quantized as required.
-        MissingPackage: nvidia-modelopt is not installed.
         ResourceError: the disk is full.
     """
     model = load_graph(onnx_path)
     check_images(model, calibration, purpose="INT8 calibration")
-    smooth(model, calibration)
+    if layers is None:
+        smooth(model, calibration)
     maxima = half.absolute_maxima(model, calibration)
-    if weight_matmuls(model):
-        quantized = insert_qdq(model, output, calibration, method=method)
-        _keep_to_linear_layers(quantized)
-        _round_scales(quantized)
-        _store_weights(quantized)
-    else:
-        quantized = _in_qdq_opset(model)
-    add_conv_qdq(quantized, maxima)
-    check_qdq(quantized)
+    if layers is None:
+        layers = _layers_by_maxima(model, maxima)
+    quantized = _in_qdq_opset(model)
+    insert_qdq(quantized, layers)
+    check_qdq(quantized, in_float=quantizable(model).keys() - layers.keys())
     half.convert(quantized, maxima)
     _keep_labels(model, quantized)
     save_graph(quantized, output)
@@ -151,65 +158,30 @@ def _make_dynamic(model: Any) -> None:
 
 
 def _quantize(
-    weight: npt.NDArray[Any], n_levels: int, scales: npt.NDArray[Any] | None = None
+    weight: npt.NDArray[Any], n_levels: int
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """Symmetric integers [K, N] of a weight [K, N], and a scale for each column, [N]."""
-    if scales is None:
-        largest = np.abs(weight).max(axis=0)
-        scales = np.where(largest > 0, largest, 1.0) / n_levels
+    largest = np.abs(weight).max(axis=0)
+    scales = np.where(largest > 0, largest, 1.0) / n_levels
     values = np.rint(weight / scales).clip(-n_levels, n_levels).astype(np.int8)
     return values, scales.astype(np.float32)
 
 
-def _keep_to_linear_layers(model: Any) -> None:
-    """Connects other nodes that read a quantized tensor to the float tensor again.
-
-    ModelOpt gives Q/DQ to all readers: the class token, a slice of the input of keys and values,
-    would be quantized twice.
-    """
-    producers = {name: node for node in model.graph.node for name in node.output}
-    for node in model.graph.node:
-        if node.op_type in ("MatMul", "QuantizeLinear", "DequantizeLinear"):
-            continue
-        for index, name in enumerate(node.input):
-            if name in producers and producers[name].op_type == "DequantizeLinear":
-                node.input[index] = producers[producers[name].input[0]].input[0]
-
-
-def _round_scales(model: Any) -> None:
-    """Rounds all scales to FP16, as some are stored so, and values are quantized with them."""
+def _layers_by_maxima(model: Any, maxima: Mapping[str, float]) -> dict[str, QuantizedLayer]:
+    """Every layer with ranges that reach the largest values."""
+    import torch
     from onnx import numpy_helper
 
-    constants = initializers(model)
-    smallest = np.finfo(np.float16).smallest_subnormal
-    for node in model.graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            scales = numpy_helper.to_array(constants[node.input[1]]).astype(np.float16)
-            scales = np.maximum(scales, smallest).astype(np.float32)
-            set_initializer(model, node.input[1], scales)
-
-
-def _store_weights(model: Any) -> None:
-    """Replaces weights that are quantized at run time with their INT8 values."""
-    from onnx import numpy_helper
-
-    constants = initializers(model)
-    producers = {name: node for node in model.graph.node for name in node.output}
-    gone = []
-    for node in model.graph.node:
-        quantizer = producers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if quantizer is None or quantizer.input[0] not in constants:
-            continue
-        name = quantizer.input[0]
-        weight, scales = (numpy_helper.to_array(constants[part]) for part in (name, node.input[1]))
-        values, _ = _quantize(weight, 127, scales)
-        set_initializer(model, f"{name}/int8", values)
-        node.input[0] = f"{name}/int8"
-        gone.append(quantizer.name)
-    kept = [node for node in model.graph.node if node.name not in gone]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-    drop_unused(model)
+    constants, layers = initializers(model), {}
+    for name, (node, *_) in quantizable(model).items():
+        values = numpy_helper.to_array(constants[node.input[1]])
+        weight = torch.from_numpy((values if node.op_type == "Conv" else values.T).copy())
+        scale = weight_scale(weight)
+        step = torch.tensor(maxima[node.input[0]] / HIGHEST)
+        layers[name] = QuantizedLayer(
+            float(round_scale(step)), scale.numpy(), weight_levels(weight, scale).numpy()
+        )
+    return layers
 
 
 def _keep_labels(source: Any, model: Any) -> None:

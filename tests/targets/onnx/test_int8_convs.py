@@ -81,7 +81,7 @@ def test_wide_convolutions_have_one_scale_for_each_output_channel(
             assert "DequantizeLinear" not in made_by, node.name
             continue
         assert made_by == ["DequantizeLinear"] * 2, node.name
-        weight, scales = (constants[x] for x in makers[node.input[1]].input)
+        weight, scales = (constants[x] for x in makers[node.input[1]].input[:2])
         assert weight.data_type == onnx.TensorProto.INT8
         assert list(scales.dims) == [weight.dims[0]]
         values = np.abs(onnx.numpy_helper.to_array(weight).astype(int))

@@ -1,0 +1,96 @@
+"""Writes explicit Q/DQ into a graph, with given scales and levels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge.quantization.fake import QuantizedLayer
+from kdedge.targets.onnx.graph import (
+    drop_unused,
+    initializers,
+    set_initializer,
+    weight_matmuls,
+    wide_convs,
+)
+
+
+def quantizable(model: Any) -> dict[str, list[Any]]:
+    """Layer -> its nodes, as a layer may run twice: the encoder's linear layers and convolutions.
+
+    A layer is named as the module of the folded model: "blocks.0.query", "encoder.conv1".
+    """
+    found: dict[str, list[Any]] = {}
+    for node in (*weight_matmuls(model), *wide_convs(model)):
+        found.setdefault(layer_of(node), []).append(node)
+    return found
+
+
+def layer_of(node: Any) -> str:
+    """Name of the module that a node computes; empty for the model itself."""
+    return str(node.name).rpartition("/")[0]
+
+
+def insert_qdq(model: Any, layers: Mapping[str, QuantizedLayer]) -> None:
+    """Gives layers Q/DQ at their inputs, and DQ at weights that are stored as INT8.
+
+    Layers that read one tensor with one scale share its Q/DQ. Weights of the graph are replaced by
+    the levels, so only the graph's other values have to be those of the quantized model.
+
+    Args:
+        model: a float32 graph; changed in place; opset 19 or later.
+        layers: by name as `quantizable` has them; other layers stay float.
+    """
+    from onnx import helper
+
+    chosen = {node.name: layers[name] for name, nodes in quantizable(model).items()
+              if name in layers for node in nodes}  # fmt: skip
+    dequantized: dict[tuple[str, float], str] = {}
+    nodes: list[Any] = []
+    for node in list(model.graph.node):
+        layer = chosen.get(node.name)
+        if layer is not None:
+            key = node.input[0], layer.input_scale
+            if key not in dequantized:
+                n_before = sum(x == key[0] for x, _ in dequantized)
+                name = key[0] if n_before == 0 else f"{key[0]}/{n_before + 1}"
+                nodes += _input_qdq(model, key[0], name, layer.input_scale)
+                dequantized[key] = nodes[-1].output[0]
+            parts, axis = _store(model, layer_of(node), node.op_type, layer)
+            output = f"{node.name}/weight"
+            nodes.append(
+                helper.make_node("DequantizeLinear", parts, [output], name=output, axis=axis)
+            )
+            node.input[0], node.input[1] = dequantized[key], output
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    drop_unused(model)
+
+
+def _input_qdq(model: Any, x: str, name: str, scale: float) -> list[Any]:
+    """Q and DQ of an activation, with the zero point 0."""
+    from onnx import helper
+
+    parts = [f"{name}/scale", f"{name}/zero_point"]
+    set_initializer(model, parts[0], np.float32(scale))
+    set_initializer(model, parts[1], np.int8(0))
+    q, dq = f"{name}/QuantizeLinear", f"{name}/DequantizeLinear"
+    return [
+        helper.make_node("QuantizeLinear", [x, *parts], [q], name=q),
+        helper.make_node("DequantizeLinear", [q, *parts], [dq], name=dq),
+    ]
+
+
+def _store(model: Any, name: str, op_type: str, layer: QuantizedLayer) -> tuple[list[str], int]:
+    """Stores a layer's weight; gives the inputs of its DQ, and the axis of the scales."""
+    parts = [f"{name}/int8", f"{name}/weight_scale", f"{name}/weight_zero_point"]
+    levels: npt.NDArray[np.int8] = layer.levels if op_type == "Conv" else layer.levels.T
+    if parts[0] not in initializers(model):  # a layer may run twice
+        set_initializer(model, parts[0], np.ascontiguousarray(levels))
+        set_initializer(model, parts[1], layer.weight_scale)
+        set_initializer(model, parts[2], np.zeros(len(layer.weight_scale), dtype=np.int8))
+    return parts, 0 if op_type == "Conv" else 1

@@ -1,0 +1,175 @@
+"""Fake quantization: rounding and gradients by a slow version, and against ONNX Runtime's Q/DQ."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kdedge.quantization.fake import (
+    InputQuantizer,
+    QuantizedLayer,
+    WeightQuantizer,
+    attach,
+    attached,
+    detach,
+    fake_quantize,
+    quantize_layer,
+    round_scale,
+    weight_levels,
+    weight_scale,
+)
+
+VALUES = [-9.0, -0.75, -0.25, 0.0, 0.25, 0.75, 1.25, 63.4, 63.75, 64.0, 1e6]
+"""In steps of 0.5: halves go to the even level, and both ends saturate."""
+
+
+def test_halves_go_to_the_even_level_and_ends_saturate() -> None:
+    scale = torch.tensor(0.5)
+    levels = fake_quantize(torch.tensor(VALUES), scale) / scale
+    assert levels.tolist() == [-18, -2, 0, 0, 0, 2, 2, 127, 127, 127, 127]
+    assert fake_quantize(torch.tensor(-1e6), scale) == -64
+    assert fake_quantize(torch.tensor(-1e6), scale, lowest=-127) == -63.5
+
+
+def test_onnx_runtime_quantizes_to_the_same_values() -> None:
+    onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    from onnx import TensorProto, helper
+
+    x = (np.random.default_rng(0).standard_normal(100_000) * 40).astype(np.float32)
+    x[:2000] = 0.3 * np.float32(np.arange(-1000, 1000) + 0.5)  # near and on halves
+    scale = np.float32(0.3)
+    parts = {"s": scale, "z": np.int8(0)}
+    constants = [onnx.numpy_helper.from_array(np.asarray(v), name) for name, v in parts.items()]
+    graph = helper.make_graph(
+        [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+         helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"])],
+        "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None])], constants,
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"x": x})
+    actual = fake_quantize(torch.from_numpy(x), torch.tensor(scale))
+    np.testing.assert_array_equal(actual.numpy(), expected)
+
+
+def test_gradients_pass_straight_where_nothing_saturates_and_reach_the_scale() -> None:
+    x = torch.tensor([0.3, -0.6, 100.0, -100.0], requires_grad=True)
+    scale = torch.tensor(0.5, requires_grad=True)
+    fake_quantize(x, scale).backward(torch.tensor([1.0, 10.0, 100.0, 1000.0]))
+    assert x.grad is not None
+    assert scale.grad is not None
+    assert x.grad.tolist() == [1, 10, 0, 0]
+    # round(r) - r inside, the level outside: arXiv:1902.08153, equation 3
+    expected = (1 - 0.6) + 10 * (-1 + 1.2) + 100 * 127 + 1000 * -128
+    assert scale.grad.item() == pytest.approx(expected)
+
+
+def test_a_weights_scale_gets_a_gradient_for_each_channel() -> None:
+    quantizer = WeightQuantizer(torch.tensor([0.1, 0.2]))
+    quantizer.scale = nn.Parameter(quantizer.scale)
+    quantizer(torch.tensor([[0.33, 0.1], [0.5, 90.0]])).sum().backward()
+    assert quantizer.scale.grad is not None
+    np.testing.assert_allclose(quantizer.scale.grad, [-0.3, -0.5 + 127], rtol=1e-5)
+
+
+def test_each_channels_largest_weight_has_the_last_level_and_a_dead_channel_gives_zeros() -> None:
+    weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    weight[2] = 0
+    scale = weight_scale(weight)
+    levels = weight_levels(weight, scale)
+    assert levels.flatten(1).abs().amax(dim=1).tolist() == [127, 127, 0, 127, 127, 127]
+    assert torch.equal(scale, scale.half().float())
+    error = (levels * scale.reshape(-1, 1, 1, 1) - weight).abs().flatten(1).amax(dim=1)
+    assert (error <= 0.51 * scale + 127 * scale * 2.0**-11).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, 1e30])
+def test_a_stored_scale_is_a_positive_number_of_fp16(value: float) -> None:
+    scale = round_scale(torch.tensor(value))
+    assert 0 < float(scale.half()) < float("inf")
+    assert float(scale.half()) == float(scale)
+
+
+def layers_of(model: nn.Module, names: list[str]) -> dict[str, QuantizedLayer]:
+    found = {}
+    for name in names:
+        weight = model.get_submodule(name).weight.detach()
+        scale = weight_scale(weight)
+        found[name] = QuantizedLayer(
+            float(round_scale(torch.tensor(0.05))),
+            scale.numpy(),
+            weight_levels(weight, scale).numpy(),
+        )
+    return found
+
+
+NAMES = ["blocks.0.query", "blocks.1.mlp.c_fc", "blocks.2.mlp.c_proj"]
+
+
+def test_attached_quantizers_leave_the_model_as_it_was(folded: Any, images: np.ndarray) -> None:
+    model, batch = copy.deepcopy(folded), torch.from_numpy(images)
+    layers = layers_of(model, NAMES)
+    before, keys = model(batch), set(model.state_dict())
+    attach(model, layers)
+    quantized = model(batch)
+    assert not torch.allclose(quantized, before, atol=1e-3)
+    assert torch.equal(copy.deepcopy(model)(batch), quantized)
+    stored = attached(model)
+    assert stored.keys() == set(NAMES)
+    for name, layer in layers.items():
+        assert stored[name].input_scale == layer.input_scale
+        np.testing.assert_array_equal(stored[name].weight_scale, layer.weight_scale)
+        np.testing.assert_array_equal(stored[name].levels, layer.levels)
+    detach(model)
+    assert set(model.state_dict()) == keys
+    assert torch.equal(model(batch), before)
+
+
+def test_a_quantized_layer_is_the_product_written_out(images: np.ndarray) -> None:
+    layer = nn.Linear(32, 8)
+    x = torch.from_numpy(images[0, 0])
+    expected_weight = (
+        weight_levels(layer.weight, scale := weight_scale(layer.weight)) * scale[:, None]
+    )
+    expected = (x / 0.02).round().clamp(-128, 127) * 0.02 @ expected_weight.T + layer.bias
+    quantize_layer(layer, InputQuantizer(0.02), WeightQuantizer(scale))
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_the_written_file_computes_what_the_model_computes(
+    folded: Any, images: np.ndarray, tmp_path: Path
+) -> None:
+    """Layers read the same levels; FP16 of the rest and its roundings are the only difference."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from kdedge.targets.onnx.graph import load_graph, run_outputs
+    from kdedge.targets.onnx.insert import insert_qdq, quantizable
+    from kdedge.targets.onnx.quantize import to_int8
+    from kdedge.targets.onnx.trace import write_onnx
+
+    model, batch = copy.deepcopy(folded), torch.from_numpy(images)
+    write_onnx(model, tmp_path / "float.onnx", size_px=32)
+    names = list(quantizable(load_graph(tmp_path / "float.onnx")))
+    assert len(names) == 18
+    layers = layers_of(model, names)
+    plain = model(batch).detach().numpy()
+    attach(model, layers)
+    expected = model(batch).detach().numpy()
+
+    graph = onnx.version_converter.convert_version(onnx.load(tmp_path / "float.onnx"), 19)
+    insert_qdq(graph, layers)
+    (exact,) = np.concatenate([v for (v,) in run_outputs(graph, ["logits"], images)])[None]
+    to_int8(tmp_path / "float.onnx", tmp_path / "int8.onnx", calibration=images, layers=layers)
+    int8 = onnx.load(tmp_path / "int8.onnx")
+    (half,) = np.concatenate([v for (v,) in run_outputs(int8, ["logits"], images)])[None]
+
+    lost = np.abs(plain - expected).mean()  # by INT8
+    assert np.abs(exact - expected).mean() < 0.02 * lost
+    assert np.abs(half - expected).mean() < 0.2 * lost
