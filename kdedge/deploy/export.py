@@ -46,6 +46,7 @@ from kdedge.runtime.batches import to_input
 from kdedge.setup.images import Images
 from kdedge.targets.onnx import build as onnx_build
 from kdedge.targets.onnx import run as onnx_run
+from kdedge.targets.onnx.sparse import check_sparse
 from kdedge.targets.protocol import BuildRequest, PlannedFile
 
 log = logging.getLogger(__name__)
@@ -151,6 +152,7 @@ class _Writer:
         self._spec = spec
         self._gates = gates
         self._reference = reference
+        self._sparse = sparse_layers_of(trained)
         self.artifact = Artifact(
             path=folder,
             name=trained.loaded.recipe.name,
@@ -247,6 +249,8 @@ class _Writer:
             built_with = onnx_build.build(file, request)
             seconds = round(time.monotonic() - began, 2)
             facts = {"normalized": self._model.normalization, "seconds": seconds}
+            if self._sparse:
+                check_sparse(self._folder / file.name, self._sparse)
             entry = self._compared(file, {**built_with, **facts})
             self.artifact = self.artifact.with_files(entry)
 
@@ -283,6 +287,14 @@ class _Writer:
         """Lists a file that no backend runs by itself."""
         others = {**self.artifact.others, path.name: sha256_file(path)}
         self.artifact = dataclasses.replace(self.artifact, others=others)
+
+
+def sparse_layers_of(trained: RunModel) -> list[str]:
+    """Names of the folded model's layers that have 2:4 zeros; empty for a dense student."""
+    compression = trained.setup.compression
+    if compression is None:
+        return []
+    return [f"encoder.{name}" for name in compression.layers(trained.method).sparse]
 
 
 def _gflops(trained: RunModel, model: FoldedModel) -> dict[str, float]:

@@ -15,7 +15,7 @@ def folded(tiny_backbone: Backbone) -> Any:
     """A folded PromptKD student, 32x32 pixels, five classes; tests change copies of it."""
     import torch
 
-    from kdedge.deploy.fold import fold
+    from kdedge.fold import fold
     from kdedge.methods import promptkd
 
     class Teacher:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from kdedge.runtime.artifact import Precision
@@ -12,6 +13,7 @@ from kdedge.targets.onnx.counts import count
 from kdedge.targets.onnx.describe import ONNX, ONNXSCRIPT
 from kdedge.targets.onnx.half import to_fp16
 from kdedge.targets.onnx.quantize import to_int8, to_int8_cpu
+from kdedge.targets.onnx.sparse import sparse_layers
 from kdedge.targets.onnx.trace import write_onnx
 from kdedge.targets.protocol import BuildRequest, PlannedFile
 
@@ -50,7 +52,7 @@ def plan(precision: Precision) -> tuple[PlannedFile, ...]:
 
 
 def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
-    """Builds one file, and counts its multiply-adds and parameters.
+    """Builds one file, and counts its multiply-adds, parameters and layers with 2:4 zeros.
 
     `options` may have `external_data`, which stores the float32 file's weights in a second file,
     and `metadata`, the float32 file's properties. Files of lower precision keep both.
@@ -83,4 +85,10 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         else:
             to_int8(request.onnx_path, path, calibration=request.images)
             tool = "nvidia-modelopt"
-    return {"tool": tool, "version": version(tool), **count(path)}
+    return {"tool": tool, "version": version(tool), **count(path), **_zeros(path)}
+
+
+def _zeros(path: Path) -> dict[str, int]:
+    """`sparse_layers`, which tells TensorRT to look for zeros; empty for a dense file."""
+    n_sparse = len(sparse_layers(path))
+    return {"sparse_layers": n_sparse} if n_sparse else {}
