@@ -47,7 +47,7 @@ def from_run(
         recipe: None for that of the run.
         resume_from: the run's folder, `name/NN`, or a recipe's name; None for a plain student.
         root: folder of all runs.
-        how: `sparsity`; None leaves it to the recipe.
+        how: `quantize` and `sparsity`; None leaves it to the recipe.
 
     Raises:
         RecipeError: no such run, or neither recipe nor run.

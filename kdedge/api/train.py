@@ -147,10 +147,12 @@ class Compress(Shorthands, total=False):
 
     Attributes:
         resume_from: the finished run: a `Run`, its folder, `name/NN`, or a recipe's name.
+        quantize: `int8`.
         sparsity: `2:4`.
     """
 
     resume_from: Any
+    quantize: str
     sparsity: str
 
 
@@ -178,7 +180,8 @@ def distill(
         device: `cpu`, `cuda` or `cuda:N`; None for `cuda` if available, else `cpu`.
         resume: continue interrupted runs of the same teacher and student.
         keywords: `epochs`, `batch_size` and `lr` of the student, and `seed`. To compress a
-            finished student: `resume_from`, its run, and `sparsity`, "2:4".
+            finished student: `resume_from`, its run, and `quantize` ("int8"), `sparsity` ("2:4")
+            or both.
 
     Returns:
         The student's finished run.
@@ -191,9 +194,10 @@ def distill(
         ResourceError: memory or disk ran out.
     """
     shorthands: dict[str, Any] = dict(keywords)
-    source, sparsity = (shorthands.pop(key, None) for key in ("resume_from", "sparsity"))
+    source = shorthands.pop("resume_from", None)
+    how = {key: shorthands.pop(key, None) for key in ("quantize", "sparsity")}
     run = None if source is None else run_argument(source)
-    started = from_run(recipe, run, Path(root), sparsity=sparsity)
+    started = from_run(recipe, run, Path(root), **how)
     texts = [*started.texts, *with_size(overrides, size)]
     loaded = loaded_with(started.recipe, "student", texts, shorthands)
     return Run(make_student(loaded, Place(Path(root), device, resume)).runs[-1])

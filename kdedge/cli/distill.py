@@ -27,8 +27,15 @@ log = logging.getLogger(__name__)
 @click.option(
     "--resume-from",
     metavar="RUN",
-    help="Compress the finished student RUN: fold it, and train it on in the form of --sparsity."
+    help="Compress the finished student RUN: fold it, and train it on in the form of --quantize or"
+    " --sparsity."
     " Without RECIPE, with the recipe and the teacher of RUN.",
+)
+@click.option(
+    "--quantize",
+    type=click.Choice(["int8"]),
+    help="Train with the rounding of INT8, which an export then writes as trained. Needs"
+    " --resume-from.",
 )
 @click.option(
     "--sparsity",
@@ -51,6 +58,7 @@ def command(
     device: str | None,
     as_json: bool,
     resume_from: str | None,
+    quantize: str | None,
     sparsity: str | None,
 ) -> None:
     """Distill the student of RECIPE from its teacher, on unlabeled images.
@@ -66,7 +74,7 @@ def command(
     from kdedge.api.compress import from_run
     from kdedge.api.train import Place, make_student
 
-    started = from_run(recipe, resume_from, root, sparsity=sparsity)
+    started = from_run(recipe, resume_from, root, quantize=quantize, sparsity=sparsity)
     if started.texts:
         log.info("Compressing sets %s.", ", ".join(started.texts))
     loaded = load_recipe(started.recipe, [*started.texts, *overrides])

@@ -63,10 +63,18 @@ def n_dense_groups(weight: Tensor) -> int:
 
 
 @torch.no_grad()
-def fix_zeros(layer: Layer) -> None:
-    """Masks a layer's weight for good: its zeros stay zero whatever is trained."""
+def zero_smallest(layer: Layer) -> Tensor:
+    """Sets the two smaller weights of each group to zero; returns the mask of the others."""
     mask = largest_of_four(layer.weight)
-    layer.weight.mul_(mask)  # without gradients, they are zero in the optimizer's copy, too
+    layer.weight.mul_(mask)
+    return mask
+
+
+def keep_zeros(layer: Layer, mask: Tensor) -> None:
+    """Masks a layer's weight, after its other parametrizations.
+
+    No gradient reaches the zeros, so that they stay zero in the trained tensor, too.
+    """
     parametrize.register_parametrization(layer, "weight", Mask(mask))
 
 

@@ -86,7 +86,8 @@ def export_artifact(
         trained: a run opened by `load_run`.
         spec: the recipe's `export`.
         gates: the recipe's `gates`.
-        precisions: precisions besides fp32, which is always written; int8 implies fp16.
+        precisions: precisions besides fp32, which is always written; int8 implies fp16. A student
+            that was trained with INT8 layers has fp32, with these layers inside, and int8.
         output: the artifact's folder, which must not exist; by default the next number in the
             run's `artifacts`.
 
@@ -97,12 +98,18 @@ def export_artifact(
         ResourceError: the disk is full.
     """
     onnx_build.check_environment()
+    is_quantized = trained.is_quantized
+    if is_quantized and "fp16" in precisions:
+        raise RecipeError(
+            f"{trained.run.path} was trained with INT8 layers, so it has no FP16 files.\n"
+            "  Leave --fp16 out, or export the student that it was compressed from."
+        )
     for precision in precisions:
         onnx_build.plan(precision)  # checks its requirements before anything slow is done
     if output is not None and output.exists():
         raise RecipeError(f"{output} exists, and nothing is overwritten.\n  Choose another folder.")
     pool = trained.images("unlabeled")
-    if "int8" in precisions and (pool is None or not pool.indices):
+    if "int8" in precisions and not is_quantized and (pool is None or not pool.indices):
         raise DataError(
             f"{trained.run.path}: its recipe has no unlabeled images, but INT8 needs real images"
             " for calibration.\n"
@@ -168,11 +175,17 @@ class _Writer:
 
     def write(self, pool: Images | None, precisions: Collection[Precision]) -> None:
         """Writes all files, and `artifact.json` last."""
-        options = {"external_data": self._spec.external_data, "metadata": self._metadata()}
+        is_quantized = bool(self._model.quantized)
+        options = {
+            "external_data": self._spec.external_data and not is_quantized,
+            "metadata": self._metadata(),
+        }
         self._add(
             "fp32", BuildRequest(self.artifact, self._folder, model=self._model, options=options)
         )
-        if "int8" in precisions:
+        if is_quantized:
+            self._add("int8", self._from_float32(self._range_images(pool), is_quantized=True))
+        elif "int8" in precisions:
             assert pool is not None  # checked before anything was written
             chosen = self._calibration_set(pool)
             record = self._folder / CALIBRATION_RECORD
@@ -204,11 +217,19 @@ class _Writer:
             "provenance": artifact.provenance,
         }
 
-    def _from_float32(self, images: npt.NDArray[Any]) -> BuildRequest:
+    def _from_float32(
+        self, images: npt.NDArray[Any], *, is_quantized: bool = False
+    ) -> BuildRequest:
         """Source of a file of lower precision, with images that decide the ranges."""
         (float32,) = onnx_build.plan("fp32")
         onnx_path = self._folder / float32.name
-        return BuildRequest(self.artifact, self._folder, onnx_path=onnx_path, images=images)
+        return BuildRequest(
+            self.artifact,
+            self._folder,
+            onnx_path=onnx_path,
+            images=images,
+            options={"is_quantized": is_quantized},
+        )
 
     def _range_images(self, pool: Images | None) -> npt.NDArray[Any]:
         """A few images as the graph's input: unlabeled images if there are any."""

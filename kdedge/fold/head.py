@@ -7,8 +7,9 @@ division, the head `argmax` drops it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from kdedge.fold.linear import make_linear, with_batch_norm
 from kdedge.methods.protocol import Projector
+from kdedge.quantization.fake import QuantizedLayer
 from kdedge.runtime.artifact import Head, Pixels
 from kdedge.runtime.preprocess import Preprocess
 
@@ -85,9 +87,13 @@ class FoldedModel(nn.Module):
             leaves the ranking unchanged.
         pixels: the graph takes 0-1 float or 0-255 uint8 pixels.
         normalization: where the graph computes `(pixels - mean) / std`, in words.
+        quantized: what files store of the layers that training has quantized, by name. The module
+            itself computes with the weights before quantization; `quantization.fake.attach` gives
+            it the levels.
     """
 
     normalization = IN_CONVOLUTION
+    quantized: Mapping[str, QuantizedLayer] = MappingProxyType({})
 
     def __init__(self, request: FoldRequest, last: tuple[Tensor, Tensor] | None) -> None:
         super().__init__()

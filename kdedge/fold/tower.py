@@ -1,6 +1,6 @@
 """The exact folds of any image encoder other than CLIP's ViT.
 
-- Parametrized layers become plain ones with the values that they compute.
+- Sparse layers become plain ones with zeros; of quantized ones, scales and levels are kept beside.
 - Re-parameterizable blocks (RepVGG, MobileOne, FastViT, LeViT and others) become one convolution or
   linear layer by their own methods, as timm's `reparameterize_model` calls them.
 - Convolutions that standardize their weights at each call get the standardized weights.
@@ -23,7 +23,6 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from kdedge.clip.blocks import make_wrappable
 from kdedge.fold.head import (
@@ -37,6 +36,8 @@ from kdedge.fold.linear import plain_weight_and_bias, with_batch_norm
 from kdedge.fold.observe import Call, Observed, Operation, observe
 from kdedge.fold.pooling import fold_pooling
 from kdedge.fold.stem import fold_pixels, pixel_statistics
+from kdedge.quantization.fake import QuantizedLayer, attached, detach
+from kdedge.quantization.plain import make_plain
 
 _PLAIN_CONVS = (nn.Conv2d, Conv2dSame)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, BatchNormAct2d)
@@ -54,6 +55,7 @@ class FoldedTower(FoldedModel):
     gain: Tensor | None
 
     def __init__(self, encoder: nn.Module, request: FoldRequest) -> None:
+        quantized = release_layers(encoder)
         _simplify(encoder)
         size_px = request.preprocess.size_px
         images = torch.zeros(1, 3, size_px, size_px)
@@ -69,6 +71,7 @@ class FoldedTower(FoldedModel):
         is_outside = self.normalization == BEFORE_CONVOLUTION
         self.register_buffer("gain", (1 / std).float() if is_outside else None)
         self.encoder = encoder
+        self.quantized = {f"encoder.{name}": layer for name, layer in quantized.items()}
 
     def encode(self, images: Tensor) -> Tensor:
         """Pixels [B, 3, H, W], uint8 or float 0-1 depending on `pixels`, -> [B, D_encoded]."""
@@ -83,7 +86,6 @@ class FoldedTower(FoldedModel):
 
 def _simplify(encoder: nn.Module) -> None:
     """Replaces blocks by fewer and plainer ones that compute the same, in place."""
-    make_plain(encoder)
     if isinstance(encoder, VisionTransformer):
         make_wrappable(encoder.transformer)
     # In float64, as the blocks' own methods add up weights
@@ -99,19 +101,18 @@ def _simplify(encoder: nn.Module) -> None:
             _replace(encoder, module, pooling)
 
 
-@torch.no_grad()
-def make_plain(encoder: nn.Module) -> None:
-    """Gives parametrized layers their values as plain ones, such as the zeros of sparse weights.
+def release_layers(encoder: nn.Module) -> dict[str, QuantizedLayer]:
+    """Makes parametrized layers plain ones, such as sparse and quantized layers, in place.
 
-    Not by torch's `remove_parametrizations`: it changes the layer's class, which copies share.
+    Returns:
+        What a file stores of the quantized layers, by name; their weights here are those before
+        quantization.
     """
+    quantized = attached(encoder)
+    detach(encoder)
     for module in list(encoder.modules()):
-        if parametrize.is_parametrized(module):
-            values = {name: getattr(module, name) for name in module.parametrizations}  # type: ignore[union-attr]
-            del module.parametrizations
-            module.__class__ = type(module).__bases__[0]
-            for name, value in values.items():
-                module.register_parameter(name, nn.Parameter(value.detach()))
+        make_plain(module)
+    return quantized
 
 
 def _replace(encoder: nn.Module, old: nn.Module, new: nn.Module) -> None:

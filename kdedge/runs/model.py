@@ -334,6 +334,11 @@ class RunModel:
         return teacher
 
     @property
+    def is_quantized(self) -> bool:
+        """Whether it was trained with INT8 layers, and computes with them."""
+        return self.setup.compression is not None and self.setup.compression.is_quantized
+
+    @property
     def trained_hash(self) -> str:
         """Hash of its trained tensors."""
         return self._tensors.trained

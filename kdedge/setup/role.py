@@ -74,6 +74,7 @@ class RoleSetup:
         class_vectors: Tensor | None = None,
         teacher: Teacher | None = None,
         start: Callable[[Method], Method] | None = None,
+        calibration: Callable[[], Tensor] | None = None,
     ) -> Method:
         """Builds the method; its initial values are drawn from the recipe's seed.
 
@@ -81,6 +82,7 @@ class RoleSetup:
             class_vectors: [C, D], for a student; default: its teacher's.
             teacher: for a student that is trained.
             start: gives a plain method the values that it is compressed from.
+            calibration: gives images [N, 3, S, S], for the first scales of a quantized student.
         """
         taught = {} if class_vectors is None else {"class_vectors": class_vectors}
         method: Method = self.choice.module.Method.build(
@@ -95,7 +97,11 @@ class RoleSetup:
         )
         if start is not None:
             method = start(method)
-        return method if self.compression is None else self.compression.apply(method)
+        if self.compression is None:
+            return method
+        if calibration is None or not self.compression.is_quantized:
+            return self.compression.apply(method)
+        return self.compression.apply(method, calibration())
 
 
 def set_up_role(

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from kdedge.files import write_atomic
 from kdedge.runtime.artifact import Precision
 from kdedge.targets.onnx import modelopt, run
 from kdedge.targets.onnx.counts import count
@@ -15,6 +16,7 @@ from kdedge.targets.onnx.half import to_fp16
 from kdedge.targets.onnx.quantize import to_int8, to_int8_cpu
 from kdedge.targets.onnx.sparse import sparse_layers
 from kdedge.targets.onnx.trace import write_onnx
+from kdedge.targets.onnx.trained import add_trained_qdq
 from kdedge.targets.protocol import BuildRequest, PlannedFile
 
 _FILES: dict[Precision, tuple[PlannedFile, ...]] = {
@@ -56,6 +58,7 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
 
     `options` may have `external_data`, which stores the float32 file's weights in a second file,
     and `metadata`, the float32 file's properties. Files of lower precision keep both.
+    `is_quantized` says of a file of lower precision that the float32 file has trained Q/DQ.
 
     Raises:
         DataError: there are no images for the ranges, or they do not fit the graph.
@@ -75,10 +78,14 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
             max_batch=artifact.max_batch,
             **request.options,
         )
+        if request.model.quantized:
+            add_trained_qdq(path, request.model.quantized)
     else:
         assert request.onnx_path is not None
         assert request.images is not None
-        if file.precision == "fp16":
+        if request.options.get("is_quantized") and file.device == "cpu":
+            write_atomic(path, request.onnx_path.read_bytes())
+        elif file.precision == "fp16" or request.options.get("is_quantized"):
             to_fp16(request.onnx_path, path, images=request.images)
         elif file.device == "cpu":
             to_int8_cpu(request.onnx_path, path, calibration=request.images)
