@@ -56,12 +56,6 @@ def largest_of_four(weight: Tensor) -> Tensor:
     return mask.reshape(shape).movedim(-1, 1).contiguous()
 
 
-def n_dense_groups(weight: Tensor) -> int:
-    """Number of groups of four along the input, [D_out, D_in, ...], with over two non-zeros."""
-    groups = weight.movedim(1, -1).reshape(-1, GROUP)
-    return int((groups.count_nonzero(dim=1) > N_KEPT).sum())
-
-
 @torch.no_grad()
 def zero_smallest(layer: Layer) -> Tensor:
     """Sets the two smaller weights of each group to zero; returns the mask of the others."""
