@@ -1,4 +1,4 @@
-"""`distill --resume-from`: a finished student is made sparse or INT8, exported, stopped, resumed."""
+"""`distill --resume-from`: a finished student is made sparse or INT8, exported, resumed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 
 Kdedge = Callable[..., Any]
 QUICK = ("--epochs", "1", "--lr", "0.001")
+SPARSE = ("r.yaml", "--resume-from", "tiny/02", "--sparsity", "2:4")
 LOOSE = ("--set", "gates.max_drop=100", "--set", "gates.agreement.int8=90%")
 
 
@@ -147,20 +148,17 @@ def test_a_student_with_int8_layers_has_no_fp16_files(compressed: Path, kdedge: 
             "is not a finished run of a student",
         ),
         (
-            ("r.yaml", "--resume-from", "tiny/02", "--sparsity", "2:4")
-            + ("--set", "student.settings.prompt_depth=1"),
+            (*SPARSE, "--set", "student.settings.prompt_depth=1"),
             3,
             "tiny/02 has another method or settings",
         ),
         (
-            ("r.yaml", "--resume-from", "tiny/02", "--sparsity", "2:4")
-            + ("--set", "student.weights=teacher.pt"),
+            (*SPARSE, "--set", "student.weights=teacher.pt"),
             3,
             "has another backbone",
         ),
         (
-            ("r.yaml", "--resume-from", "tiny/02", "--sparsity", "2:4")
-            + ("--set", "teacher.optim.epochs=1"),
+            (*SPARSE, "--set", "teacher.optim.epochs=1"),
             3,
             "tiny/02 learned from another teacher",
         ),
