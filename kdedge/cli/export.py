@@ -63,11 +63,13 @@ class _Wanted:
         targets: targets whose flags are set.
         fp16: `--fp16`.
         int8: `--int8`.
+        fp8: `--fp8`.
     """
 
     targets: tuple[Target, ...]
     fp16: bool
     int8: bool
+    fp8: bool
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,11 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 @_target_flags
 @click.option("--fp16", is_flag=True, help="Write FP16 files. Engines are FP16 by default.")
 @click.option("--int8", is_flag=True, help="Write INT8 files, and FP16 ones to compare them with.")
+@click.option(
+    "--fp8",
+    is_flag=True,
+    help="Write an FP8 file for GPUs since Ada and Hopper, and an FP16 one to compare it with.",
+)
 @click.option(
     "--classes",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -166,7 +173,7 @@ def command(
     from kdedge.api.export import ExportRequest, make_export
 
     targets = tuple(target for target in wanted.targets if target.name != "onnx")
-    request = ExportRequest(source, targets, fp16=wanted.fp16, int8=wanted.int8)
+    request = ExportRequest(source, targets, fp16=wanted.fp16, int8=wanted.int8, fp8=wanted.fp8)
     if reseal:
         given = [*vars(for_run).values(), *vars(wanted).values(), *vars(servers).values()]
         if source is None or not request.is_artifact or any(given):

@@ -51,6 +51,7 @@ from kdedge.targets.protocol import BuildRequest, PlannedFile
 
 log = logging.getLogger(__name__)
 
+PRECISIONS_IN_BYTES: tuple[Precision, ...] = ("int8", "fp8")
 CALIBRATION_RECORD = "calibration.json"
 N_RANGE_IMAGES = 32
 """Images that show which layers exceed the range of FP16, if there is no calibration set."""
@@ -99,22 +100,23 @@ def export_artifact(
     """
     onnx_build.check_environment()
     is_quantized = trained.is_quantized
-    if is_quantized and "fp16" in precisions:
+    if is_quantized and {"fp8", "fp16"} & set(precisions):
         raise RecipeError(
-            f"{trained.run.path} was trained with INT8 layers, so it has no FP16 files.\n"
-            "  Leave --fp16 out, or export the student that it was compressed from."
+            f"{trained.run.path} was trained with INT8 layers, so it has no FP16 and no FP8 files."
+            "\n  Leave --fp16 and --fp8 out, or export the student that it was compressed from."
         )
     for precision in precisions:
         onnx_build.plan(precision)  # checks its requirements before anything slow is done
     if output is not None and output.exists():
         raise RecipeError(f"{output} exists, and nothing is overwritten.\n  Choose another folder.")
     pool = trained.images("unlabeled")
-    if "int8" in precisions and not is_quantized and (pool is None or not pool.indices):
+    in_bytes = [name.upper() for name in PRECISIONS_IN_BYTES if name in precisions]
+    if in_bytes and not is_quantized and (pool is None or not pool.indices):
         raise DataError(
-            f"{trained.run.path}: its recipe has no unlabeled images, but INT8 needs real images"
-            " for calibration.\n"
-            "  Add data.unlabeled, for example --set data.unlabeled.folder=DIR, or leave INT8"
-            " out."
+            f"{trained.run.path}: its recipe has no unlabeled images, but {in_bytes[0]} needs real"
+            " images for calibration.\n"
+            "  Add data.unlabeled, for example --set data.unlabeled.folder=DIR, or leave"
+            f" {in_bytes[0]} out."
         )
     lists = {"unlabeled": pool, "test": trained.images("test")}
     warn_of_changes(trained.run, trained.loaded, lists, trained.setup.classes.names)
@@ -185,7 +187,7 @@ class _Writer:
         )
         if is_quantized:
             self._add("int8", self._from_float32(self._range_images(pool), is_quantized=True))
-        elif "int8" in precisions:
+        elif set(PRECISIONS_IN_BYTES) & set(precisions):
             assert pool is not None  # checked before anything was written
             chosen = self._calibration_set(pool)
             record = self._folder / CALIBRATION_RECORD
@@ -193,7 +195,9 @@ class _Writer:
             self._keep(record)
             images = to_input(chosen.pixels, self._spec.pixels)
             self._add("fp16", self._from_float32(images[:N_RANGE_IMAGES]))
-            self._add("int8", self._from_float32(images))
+            for precision in PRECISIONS_IN_BYTES:
+                if precision in precisions:
+                    self._add(precision, self._from_float32(images))
         elif "fp16" in precisions:
             self._add("fp16", self._from_float32(self._range_images(pool)))
         smoke = self._folder / SMOKE_SET

@@ -141,7 +141,11 @@ def candidates(
         )
     if precision is None:
         asked = found
-        found = [file for file in found if file.precision != "int8" and file.gate != "missed"]
+        found = [
+            file
+            for file in found
+            if file.precision not in ("fp8", "int8") and file.gate != "missed"
+        ]
         if not found:
             raise _only_when_asked(artifact, asked)
     return sorted(found, key=lambda file: _rank(targets[file.target], file))

@@ -98,11 +98,11 @@ class EngineBuilder:
             ResourceError: memory or disk ran out.
         """
         refuse_existing(path)
-        if request.precision == "int8" and not self.is_strongly_typed:
+        if request.precision in ("fp8", "int8") and not self.is_strongly_typed:
             raise SetupError(
-                f"{self._title} cannot build {request.onnx_path}: its INT8 scales are in half"
-                " precision (opset 19), which needs TensorRT 10 or later.\n"
-                "  Leave --int8 out, or install TensorRT 10 (on a Jetson: JetPack 6.1)."
+                f"{self._title} cannot build {request.onnx_path}: its {request.precision.upper()}"
+                " scales are in half precision (opset 19), which needs TensorRT 10 or later.\n"
+                f"  Leave --{request.precision} out, or install TensorRT 10 (on a Jetson: JetPack 6.1)."
             )
         cancel = make_cancel(self._module)
         data, record = in_a_thread(
