@@ -72,9 +72,9 @@ def from_run(
 
 
 def _teacher(run: RunFolder) -> Path | None:
-    """The folder of a run's only teacher; None if there are several, or if it is missing."""
-    name = run.read_provenance().teacher_run
-    if name is None or load_recipe(run.recipe).recipe.teacher is None:
+    """The folder of a run's only teacher, if its recipe does not name it; None if it is missing."""
+    name, spec = run.read_provenance().teacher_run, load_recipe(run.recipe).recipe.teacher
+    if name is None or spec is None or spec.run is not None:
         return None
     folder = run.root / name
     return folder if (folder / "provenance.json").is_file() else None

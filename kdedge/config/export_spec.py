@@ -18,8 +18,9 @@ class ExportSpec(Strict):
         (),
         strict=False,
         description="Precisions to export besides float32. fp16: half-precision weights and"
-        " arithmetic. fp8: E4M3 in a ViT's linear layers, for GPUs since Ada and Hopper. int8: explicit quantization (Q/DQ), which needs calibration images. On a ViT"
-        " int8 is often no faster than fp16, so measure both.",
+        " arithmetic. fp8: E4M3 in a ViT's linear layers, for GPUs since Ada and Hopper; needs"
+        " calibration images. int8: explicit quantization (Q/DQ), which needs calibration images."
+        " On a ViT int8 is often no faster than fp16, so measure both.",
     )
     head: Literal["scores", "argmax"] = Field(
         "scores",

@@ -102,7 +102,8 @@ class EngineBuilder:
             raise SetupError(
                 f"{self._title} cannot build {request.onnx_path}: its {request.precision.upper()}"
                 " scales are in half precision (opset 19), which needs TensorRT 10 or later.\n"
-                f"  Leave --{request.precision} out, or install TensorRT 10 (on a Jetson: JetPack 6.1)."
+                f"  Leave --{request.precision} out, or install TensorRT 10 (on a Jetson:"
+                " JetPack 6.1)."
             )
         cancel = make_cancel(self._module)
         data, record = in_a_thread(
