@@ -81,7 +81,8 @@ class FoldedTower(FoldedModel):
         if self.gain is not None:
             images = images * self.gain
         encoded: Tensor = self.encoder(images)
-        return encoded.to(self.fused_head.weight.dtype)
+        head = next(self.fused_head.parameters(), encoded)  # none inside another fold
+        return encoded.to(head.dtype)
 
 
 def _simplify(encoder: nn.Module) -> None:
