@@ -36,13 +36,15 @@ class _RunOptions:
     classes: Path | None
     head: str | None
     pixels: str | None
+    int8_minutes: float | None
     output: Path | None
     overrides: tuple[str, ...]
     device: str | None
 
     def as_options(self, root: Path) -> ExportOptions:
-        """The options of the call; head and pixels are keys of the recipe."""
-        given = {"head": self.head, "pixels": self.pixels}
+        """The options of the call; head, pixels and minutes are keys of the recipe."""
+        keys = ("head", "pixels", "int8_minutes")
+        given = {key: getattr(self, key) for key in keys}
         flags = [f"export.{key}={value}" for key, value in given.items() if value is not None]
         options: ExportOptions = {
             "output": self.output,
@@ -121,6 +123,13 @@ def _target_flags(function: Callable[..., Any]) -> Callable[..., Any]:
     "--pixels",
     type=click.Choice(["float", "uint8"]),
     help="Input of the graph: float32 pixels from 0 to 1, or uint8 pixels.",
+)
+@click.option(
+    "--int8-minutes",
+    type=click.FloatRange(0, 1440),
+    metavar="MINUTES",
+    help="Time for the search of INT8's ranges and layers; the best so far is kept. [default: the"
+    " recipe's, 10]",
 )
 @click.option(
     "--output",
@@ -232,7 +241,8 @@ def _flags_for_artifacts() -> list[str]:
 def _refuse_run_options(source: str, wanted: _Wanted, for_run: _RunOptions) -> None:
     """Raises if an option applies only to a run's export."""
     named = {"--onnx": any(target.name == "onnx" for target in wanted.targets)}
-    named |= {f"--{name}": bool(value) for name, value in vars(for_run).items()}
+    for name, value in vars(for_run).items():
+        named[f"--{name.replace('_', '-')}"] = value not in (None, ())
     for option, is_given in named.items():
         if is_given:
             option = "--set" if option == "--overrides" else option

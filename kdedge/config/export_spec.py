@@ -49,6 +49,15 @@ class ExportSpec(Strict):
         description="Images of the int8 calibration set, drawn from data.unlabeled with the seed."
         " NVIDIA ModelOpt's guide asks for at least 500 for CNNs and ViTs.",
     )
+    int8_minutes: float = Field(
+        10.0,
+        ge=0,
+        le=1440,
+        description="Minutes for the search of int8's ranges, smoothing, rounding and layers that"
+        " stay in float. It ends earlier when the int8 student agrees well enough on held-out"
+        " images, and keeps the best when the time is over. The default is our choice: a ViT-B/16"
+        " on two cores.",
+    )
     parity_images: int = Field(
         500,
         ge=1,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from kdedge.data.images import spread
 from kdedge.data.sources import Source
 from kdedge.deploy.pixels import PixelArray, read_pixels
 from kdedge.errors import DataError
@@ -48,6 +49,26 @@ class CalibrationSet:
     seed: int
     preprocess: Preprocess
 
+    def hold_out(self, n_images: int) -> tuple[CalibrationSet, CalibrationSet]:
+        """Splits it in two: for ranges, and to choose between quantized models.
+
+        Args:
+            n_images: images to hold out, at most a third of all.
+        """
+        n_images = min(n_images, len(self.keys) // 3)
+        held_out = set(spread(len(self.keys), n_images)) if n_images else set()
+        rest = [i for i in range(len(self.keys)) if i not in held_out]
+        return self._only(rest), self._only(sorted(held_out))
+
+    def _only(self, indices: Sequence[int]) -> CalibrationSet:
+        return replace(
+            self,
+            pixels=self.pixels[list(indices)],
+            keys=tuple(self.keys[i] for i in indices),
+            digests=tuple(self.digests[i] for i in indices),
+            predicted=tuple(self.predicted[i] for i in indices),
+        )
+
     def record(self) -> dict[str, Any]:
         """Plain values for `calibration.json`; the graph normalizes the images itself."""
         prepared = {k: v for k, v in self.preprocess.as_dict().items() if k not in ("mean", "std")}
@@ -85,7 +106,7 @@ def choose_calibration_images(
         preprocess: the deployment's preprocessing.
 
     Raises:
-        DataError: no image is left to choose, or one is no longer readable.
+        DataError: no image is left to choose, one is no longer readable, or all look the same.
     """
     drawn: dict[str, int] = {}  # each image content once
     for index in np.random.default_rng(seed).permutation(sorted(digests)).tolist():
@@ -112,14 +133,38 @@ def choose_calibration_images(
                     "  Add more images to data.unlabeled, or raise export.calibration_images.",
             len(chosen), N_ADVISED,
         )  # fmt: skip
+    pixels = read_pixels(source, chosen, preprocess)
+    if len(chosen) > 1 and not (pixels != pixels[0]).any():
+        raise DataError(
+            f"INT8: all {len(chosen)} calibration images have the same pixels, for example"
+            f" {source.items[chosen[0]].key}, so they show no ranges.\n"
+            "  Check data.unlabeled: it needs real images of the deployment."
+        )
     return CalibrationSet(
-        pixels=read_pixels(source, chosen, preprocess),
+        pixels=pixels,
         keys=tuple(source.items[index].key for index in chosen),
         digests=tuple(digests[index] for index in chosen),
         predicted=tuple(predicted[index] for index in chosen),
         seed=seed,
         preprocess=preprocess,
     )
+
+
+def check_disjoint(
+    ranges: CalibrationSet, held_out: CalibrationSet, compared: Collection[str]
+) -> None:
+    """Checks by content that no image for ranges chooses, or is one that the result is measured on.
+
+    Raises:
+        DataError: an image is in two sets.
+    """
+    twice = set(ranges.digests) & set(held_out.digests)
+    twice |= (set(ranges.digests) | set(held_out.digests)) & set(compared)
+    if twice:
+        raise DataError(
+            f"INT8: {len(twice)} images are used twice: to find or choose ranges, and to measure"
+            " the result.\n  Take other images for data.unlabeled than for data.test."
+        )
 
 
 def _in_turns(predicted: Mapping[int, int]) -> Sequence[int]:

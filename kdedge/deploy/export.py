@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from kdedge import __version__
 from kdedge.config.recipe import ExportSpec, GatesSpec
 from kdedge.data.images import spread
 from kdedge.deploy.build import RunInputs
-from kdedge.deploy.calibrate import CalibrationSet, choose_calibration_images
+from kdedge.deploy.calibrate import CalibrationSet, check_disjoint, choose_calibration_images
+from kdedge.deploy.int8 import scratch_folder, search_int8
 from kdedge.deploy.model_card import write_model_card
 from kdedge.deploy.parity import (
     MAX_SMOKE_IMAGES,
@@ -53,6 +54,9 @@ log = logging.getLogger(__name__)
 
 PRECISIONS_IN_BYTES: tuple[Precision, ...] = ("int8", "fp8")
 CALIBRATION_RECORD = "calibration.json"
+N_HELD_OUT = 256
+"""Images besides those for ranges, on which INT8 models are chosen: one is 0.4 points."""
+
 N_RANGE_IMAGES = 32
 """Images that show which layers exceed the range of FP16, if there is no calibration set."""
 
@@ -189,15 +193,17 @@ class _Writer:
             self._add("int8", self._from_float32(self._range_images(pool), is_quantized=True))
         elif set(PRECISIONS_IN_BYTES) & set(precisions):
             assert pool is not None  # checked before anything was written
-            chosen = self._calibration_set(pool)
+            ranges, held_out = self._calibration_set(pool).hold_out(N_HELD_OUT)
+            check_disjoint(ranges, held_out, self._reference.digests)
             record = self._folder / CALIBRATION_RECORD
-            write_json(record, chosen.record())
+            write_json(record, {**ranges.record(), "held_out": held_out.record()})
             self._keep(record)
-            images = to_input(chosen.pixels, self._spec.pixels)
+            images = to_input(ranges.pixels, self._spec.pixels)
             self._add("fp16", self._from_float32(images[:N_RANGE_IMAGES]))
-            for precision in PRECISIONS_IN_BYTES:
-                if precision in precisions:
-                    self._add(precision, self._from_float32(images))
+            if "int8" in precisions:
+                self._add_int8(images, to_input(held_out.pixels, self._spec.pixels), options)
+            if "fp8" in precisions:
+                self._add("fp8", self._from_float32(images))
         elif "fp16" in precisions:
             self._add("fp16", self._from_float32(self._range_images(pool)))
         smoke = self._folder / SMOKE_SET
@@ -235,6 +241,28 @@ class _Writer:
             options={"is_quantized": is_quantized},
         )
 
+    def _add_int8(
+        self, images: npt.NDArray[Any], held_out: npt.NDArray[Any], options: dict[str, Any]
+    ) -> None:
+        """Searches an INT8 model, and writes its files from float graphs of its changed weights."""
+        (float32,) = onnx_build.plan("fp32")
+        found = search_int8(
+            self._model, self._folder / float32.name, images, held_out,
+            gate_percent=self.artifact.gates["agreement"]["int8"], minutes=self._spec.int8_minutes,
+        )  # fmt: skip
+        for file in onnx_build.plan("int8"):
+            # Corrected biases make up for fixed ranges; files for CPUs have those of each call
+            model = found.exact if file.device == "cpu" else found.model
+            with scratch_folder(self._folder) as scratch:
+                onnx_build.build(
+                    float32, BuildRequest(self.artifact, scratch, model=model, options=options)
+                )
+                request = BuildRequest(
+                    self.artifact, self._folder, onnx_path=scratch / float32.name, images=images,
+                    options={"layers": found.layers},
+                )  # fmt: skip
+                self._add_file(file, request, {} if file.device == "cpu" else found.record)
+
     def _range_images(self, pool: Images | None) -> npt.NDArray[Any]:
         """A few images as the graph's input: unlabeled images if there are any."""
         free = [] if pool is None else self._free(pool)
@@ -258,7 +286,7 @@ class _Writer:
             return choose_calibration_images(
                 pool.source,
                 {index: pool.digests[index] for index in self._free(pool)},
-                n_images=self._spec.calibration_images,
+                n_images=self._spec.calibration_images + N_HELD_OUT,
                 seed=self._trained.loaded.recipe.seed,
                 predict=lambda pixels: predict_pixels(backend, pixels, self.artifact),
                 preprocess=self.artifact.preprocess,
@@ -269,15 +297,23 @@ class _Writer:
     def _add(self, precision: Precision, request: BuildRequest) -> None:
         """Builds the files of a precision, compares them with the unfused model and lists them."""
         for file in onnx_build.plan(precision):
-            log.info("Writing %s.", file.name)
-            began = time.monotonic()
-            built_with = onnx_build.build(file, request)
-            seconds = round(time.monotonic() - began, 2)
-            facts = {"normalized": self._model.normalization, "seconds": seconds}
-            if self._sparse:
-                check_sparse(self._folder / file.name, self._sparse)
-            entry = self._compared(file, {**built_with, **facts})
-            self.artifact = self.artifact.with_files(entry)
+            self._add_file(file, request, {})
+
+    def _add_file(
+        self, file: PlannedFile, request: BuildRequest, search: Mapping[str, Any]
+    ) -> None:
+        """Builds, compares and lists one file; `search` is the record of its search."""
+        log.info("Writing %s.", file.name)
+        began = time.monotonic()
+        built_with = onnx_build.build(file, request)
+        seconds = round(time.monotonic() - began, 2)
+        facts: dict[str, Any] = {"normalized": self._model.normalization, "seconds": seconds}
+        if search:
+            facts["search"] = dict(search)
+        if self._sparse:
+            check_sparse(self._folder / file.name, self._sparse)
+        entry = self._compared(file, {**built_with, **facts})
+        self.artifact = self.artifact.with_files(entry)
 
     def _compared(self, file: PlannedFile, built_with: dict[str, Any]) -> ModelFile:
         """The entry of a built file, with its parity and gate."""

@@ -71,6 +71,16 @@ class FoldedBlock(nn.Module):
             return tokens.reshape(n_images, self.n_heads, 1, -1)
         return tokens.reshape(n_images, n_tokens, self.n_heads, -1).transpose(1, 2)
 
+    def divide_values(self, factor: Tensor) -> None:
+        """Divides the values by a factor [D] for each channel.
+
+        The input of `out` is divided, too, as attention averages values of one channel.
+        """
+        self.value.weight.div_(factor[:, None])
+        self.value.bias.div_(factor)
+        if self.has_memory:
+            self.memory_value.div_(self._heads(factor[None, None]))
+
     def forward(
         self,
         tokens: Tensor,

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdedge.files import write_atomic
 from kdedge.runtime.artifact import Precision
-from kdedge.targets.onnx import modelopt, run
+from kdedge.targets.onnx import run
 from kdedge.targets.onnx.counts import count
 from kdedge.targets.onnx.describe import ONNX, ONNXSCRIPT
 from kdedge.targets.onnx.fp8 import to_fp8
@@ -45,13 +45,7 @@ def check_environment() -> None:
 
 
 def plan(precision: Precision) -> tuple[PlannedFile, ...]:
-    """The files of a precision; INT8 has one for TensorRT and one for CPUs.
-
-    Raises:
-        MissingPackage: INT8 needs ModelOpt, which is not installed.
-    """
-    if precision == "int8":
-        modelopt.check_environment()
+    """The files of a precision; INT8 has one for TensorRT and one for CPUs."""
     return _FILES[precision]
 
 
@@ -59,8 +53,9 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
     """Builds one file, and counts its multiply-adds, parameters and layers with 2:4 zeros.
 
     `options` may have `external_data`, which stores the float32 file's weights in a second file,
-    and `metadata`, the float32 file's properties. Files of lower precision keep both.
-    `is_quantized` says of a file of lower precision that the float32 file has trained Q/DQ.
+    and `metadata`, the float32 file's properties. Files of lower precision keep both. INT8 for
+    TensorRT has `layers`, what is quantized. `is_quantized` says of a file of lower precision that
+    the float32 file has trained Q/DQ.
 
     Raises:
         DataError: there are no images for the ranges, or they do not fit the graph.
@@ -94,8 +89,12 @@ def build(file: PlannedFile, request: BuildRequest) -> dict[str, Any]:
         elif file.device == "cpu":
             to_int8_cpu(request.onnx_path, path, calibration=request.images)
         else:
-            to_int8(request.onnx_path, path, calibration=request.images)
-            tool = "nvidia-modelopt"
+            to_int8(
+                request.onnx_path,
+                path,
+                calibration=request.images,
+                layers=request.options["layers"],
+            )
     return {"tool": tool, "version": version(tool), **count(path), **_zeros(path)}
 
 

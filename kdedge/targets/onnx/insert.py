@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
 from kdedge.quantization.fake import QuantizedLayer
+from kdedge.quantization.sites import Site
 from kdedge.targets.onnx.graph import (
     drop_unused,
     initializers,
@@ -16,6 +18,7 @@ from kdedge.targets.onnx.graph import (
     weight_matmuls,
     wide_convs,
 )
+from kdedge.targets.onnx.smoothquant import norm_readers
 
 
 def quantizable(model: Any) -> dict[str, list[Any]]:
@@ -94,3 +97,33 @@ def _store(model: Any, name: str, op_type: str, layer: QuantizedLayer) -> tuple[
         set_initializer(model, parts[1], layer.weight_scale)
         set_initializer(model, parts[2], np.zeros(len(layer.weight_scale), dtype=np.int8))
     return parts, 0 if op_type == "Conv" else 1
+
+
+def find_sites(model: Any, folded: nn.Module) -> list[Site]:
+    """Where a folded model is quantized, in the order of its graph.
+
+    Args:
+        model: its float32 graph.
+        folded: the model. Products that are not one of its linear layers or convolutions, such as
+            those of a weight that a block multiplies itself, are left out.
+    """
+    modules = dict(folded.named_modules())
+    reads = {
+        name: nodes[0].input[0]
+        for name, nodes in quantizable(model).items()
+        if isinstance(modules.get(name), nn.Linear | nn.Conv2d)
+    }
+    sites, placed = [], set()
+    for norm, readers in norm_readers(model):
+        names = tuple(dict.fromkeys(layer_of(node) for node in readers))
+        module = modules.get(layer_of(norm))
+        if all(name in reads for name in names) and isinstance(module, nn.LayerNorm):
+            sites.append(Site(names, tuple(reads[name] for name in names), norm=layer_of(norm)))
+            placed.update(names)
+    for tensor in dict.fromkeys(x for name, x in reads.items() if name not in placed):
+        names = tuple(name for name, x in reads.items() if x == tensor and name not in placed)
+        block, _, last = names[0].rpartition(".")
+        has_values = last == "out" and hasattr(modules[block], "divide_values")
+        sites.append(Site(names, (tensor,) * len(names), block=block if has_values else None))
+    order = list(reads)
+    return sorted(sites, key=lambda site: order.index(site.layers[0]))

@@ -38,10 +38,10 @@ def smooth(model: Any, images: npt.NDArray[Any], *, strength: float = SMOOTHING)
     """
     from onnx import numpy_helper
 
-    readers = _linear_readers(model)
-    if not readers:
+    pairs = norm_readers(model)
+    if not pairs:
         return
-    norms = [node for node in model.graph.node if node.output[0] in readers]
+    norms = [norm for norm, _ in pairs]
     names = [node.output[0] for node in norms]
     highest: list[Any] = [0.0] * len(names)
     for values in run_outputs(model, names, images):
@@ -52,8 +52,7 @@ def smooth(model: Any, images: npt.NDArray[Any], *, strength: float = SMOOTHING)
         for name, tensor in initializers(model).items()
         if tensor.data_type == 1
     }
-    for norm, activation in zip(norms, highest, strict=True):
-        linears = readers[norm.output[0]]
+    for (norm, linears), activation in zip(pairs, highest, strict=True):
         weight = np.max([np.abs(constants[node.input[1]]).max(axis=1) for node in linears], axis=0)
         factor = activation.clip(1e-5) ** strength / weight.clip(1e-5) ** (1 - strength)
         for index in range(1, len(norm.input)):  # weight and bias
@@ -63,11 +62,11 @@ def smooth(model: Any, images: npt.NDArray[Any], *, strength: float = SMOOTHING)
     drop_unused(model)
 
 
-def _linear_readers(model: Any) -> dict[str, list[Any]]:
-    """Output of each LayerNorm that only linear layers read -> these layers."""
+def norm_readers(model: Any) -> list[tuple[Any, list[Any]]]:
+    """Each LayerNorm whose output only linear layers read, and the nodes of these layers."""
     linear = {node.name for node in weight_matmuls(model)}
     read_by = consumers(model)
-    found = {}
+    found = []
     for norm in model.graph.node:
         if norm.op_type != "LayerNormalization":
             continue
@@ -76,7 +75,7 @@ def _linear_readers(model: Any) -> dict[str, list[Any]]:
         readers = [node for node in readers if node.op_type != "Slice"]
         readers += [node for cut in cuts for node in read_by[cut.output[0]]]
         if readers and all(node.name in linear for node in readers):
-            found[norm.output[0]] = readers
+            found.append((norm, readers))
     return found
 
 

@@ -1,0 +1,230 @@
+"""A candidate: a float model with exact changes, and what is quantized of its layers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdedge.quantization.fake import (
+    HIGHEST,
+    InputQuantizer,
+    QuantizedLayer,
+    round_scale,
+    weight_levels,
+    weight_scale,
+)
+from kdedge.quantization.ranges import RANGES, Range, find_range
+from kdedge.quantization.sites import Observed, Site, run_layer
+
+ALPHAS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Strengths of smoothing that are tried for each site; the best one depends on the model: on CLIP
+0.95 loses 5 points more than 0.60 (`docs/deploy/int8.md`)."""
+
+DEFAULT_ALPHA = 0.5
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model in INT8.
+
+    Attributes:
+        exact: float; it computes what the folded model computes, up to rounding.
+        model: the same, with corrected biases.
+        layers: what is quantized of its layers, by name; others stay float.
+        inputs: what its layers read, as `Observed` has it for the folded model.
+        alphas: strength of smoothing by each site's first layer; only smoothed sites.
+        ranges: how each layer's range was found.
+    """
+
+    exact: nn.Module
+    model: nn.Module
+    layers: dict[str, QuantizedLayer]
+    inputs: dict[str, Observed]
+    alphas: dict[str, float]
+    ranges: dict[str, Range]
+
+
+@torch.no_grad()
+def smooth_sites(
+    model: nn.Module,
+    sites: Sequence[Site],
+    observed: Mapping[str, Observed],
+    alphas: Mapping[str, float],
+) -> tuple[nn.Module, dict[str, Observed]]:
+    """A copy whose sites read channels that are divided by factors, in exchange for their weights.
+
+    Exact up to float32 rounding: SmoothQuant (Xiao et al., arXiv:2211.10438, equation 4). A
+    LayerNorm takes its factors into weight and bias. Values take theirs into the layer that gives
+    them, as attention only averages values of one channel.
+
+    Args:
+        model: the folded model; not changed.
+        sites: its sites.
+        observed: what its layers read.
+        alphas: by each site's first layer; a site without one keeps its channels.
+
+    Returns:
+        The copy, and what its layers read.
+    """
+    changed, inputs = copy.deepcopy(model), dict(observed)
+    for site in sites:
+        alpha = alphas.get(site.layers[0])
+        if alpha is None:
+            continue
+        layers: list[Any] = [changed.get_submodule(name) for name in site.layers]
+        factor = smoothing_factor(site, observed, [layer.weight for layer in layers], alpha)
+        if site.norm is not None:
+            norm: Any = changed.get_submodule(site.norm)
+            norm.weight.div_(factor)
+            if norm.bias is not None:
+                norm.bias.div_(factor)
+        else:
+            assert site.block is not None
+            block: Any = changed.get_submodule(site.block)
+            block.divide_values(factor)
+        for name, layer in zip(site.layers, layers, strict=True):
+            layer.weight.mul_(factor)
+            seen = observed[name]
+            inputs[name] = Observed(seen.sample / factor, seen.channel_max / factor)
+    return changed, inputs
+
+
+def smoothing_factor(
+    site: Site, observed: Mapping[str, Observed], weights: Sequence[Tensor], alpha: float
+) -> Tensor:
+    """[D_in]: what divides a site's channels; see `smooth_sites`."""
+    activation = torch.stack([observed[name].channel_max for name in site.layers]).amax(dim=0)
+    weight = torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0)
+    return activation.clamp(min=1e-5) ** alpha / weight.clamp(min=1e-5) ** (1 - alpha)
+
+
+@torch.no_grad()
+def quantize_all(
+    model: nn.Module,
+    sites: Sequence[Site],
+    inputs: Mapping[str, Observed],
+    methods: Mapping[str, Range] | Range,
+) -> tuple[dict[str, QuantizedLayer], dict[str, Range]]:
+    """Quantizes every layer with its nearest levels.
+
+    Args:
+        model: float.
+        sites: its sites.
+        inputs: what its layers read.
+        methods: how ranges are found, by layer; or one for all.
+    """
+    layers, ranges = {}, {}
+    for site in sites:
+        for tensor in dict.fromkeys(site.tensors):
+            names = [n for n, t in zip(site.layers, site.tensors, strict=True) if t == tensor]
+            method = methods if isinstance(methods, str) else methods[names[0]]
+            scale = input_scale(inputs[names[0]], method)
+            for name in names:
+                layers[name] = quantize_weight(model.get_submodule(name), scale)
+                ranges[name] = method
+    return layers, ranges
+
+
+def input_scale(seen: Observed, method: Range) -> float:
+    """A step for a layer's input."""
+    reach = find_range(seen.sample, method, largest=float(seen.channel_max.max()))
+    return float(round_scale(torch.tensor(reach / HIGHEST)))
+
+
+def quantize_weight(layer: Any, scale: float) -> QuantizedLayer:
+    """A layer with the nearest levels of its weight."""
+    steps = weight_scale(layer.weight)
+    levels = weight_levels(layer.weight.detach(), steps)
+    return QuantizedLayer(scale, steps.numpy(), levels.numpy())
+
+
+@torch.no_grad()
+def layer_error(layer: Any, quantized: QuantizedLayer, seen: Observed) -> float:
+    """Squared error of a quantized layer's output by the squared output, on the layer's sample."""
+    expected = run_layer(layer, seen.sample, layer.weight)
+    lost = _lost(layer, quantized, seen)
+    return float(lost.square().sum() / expected.square().sum().clamp(min=1e-30))
+
+
+@torch.no_grad()
+def output_shift(layer: Any, quantized: QuantizedLayer, seen: Observed) -> Tensor:
+    """[D_out]: what a quantized layer's output lacks on average, on the layer's sample."""
+    lost = _lost(layer, quantized, seen)
+    return lost.reshape(-1, lost.shape[-1]).mean(dim=0)
+
+
+def _lost(layer: Any, quantized: QuantizedLayer, seen: Observed) -> Tensor:
+    """The float output minus the quantized one; [..., D_out]."""
+    x = InputQuantizer(quantized.input_scale)(seen.sample)
+    steps = torch.from_numpy(quantized.weight_scale).reshape(-1, *(1,) * (layer.weight.ndim - 1))
+    weight = torch.from_numpy(quantized.levels).float() * steps
+    return run_layer(layer, seen.sample, layer.weight) - run_layer(layer, x, weight)
+
+
+def best_ranges(
+    model: nn.Module, sites: Sequence[Site], inputs: Mapping[str, Observed]
+) -> dict[str, Range]:
+    """By layer, the range with the least error of the layers that read its tensor."""
+    found: dict[str, Range] = {}
+    for site in sites:
+        for tensor in dict.fromkeys(site.tensors):
+            names = [n for n, t in zip(site.layers, site.tensors, strict=True) if t == tensor]
+            errors: dict[Range, float] = {}
+            for method in RANGES:
+                scale = input_scale(inputs[names[0]], method)
+                errors[method] = sum(_nearest_error(model, name, scale, inputs) for name in names)
+            best = min(RANGES, key=errors.__getitem__)
+            found.update(dict.fromkeys(names, best))
+    return found
+
+
+def _nearest_error(
+    model: nn.Module, name: str, scale: float, inputs: Mapping[str, Observed]
+) -> float:
+    layer = model.get_submodule(name)
+    return layer_error(layer, quantize_weight(layer, scale), inputs[name])
+
+
+def best_alphas(
+    model: nn.Module, sites: Sequence[Site], observed: Mapping[str, Observed]
+) -> dict[str, float]:
+    """By each site's first layer, the strength of smoothing with the least error of its layers.
+
+    Ranges reach the largest values meanwhile. A site that no smoothing helps is left out.
+    """
+    found = {}
+    for site in sites:
+        if site.norm is None and site.block is None:
+            continue
+        tried: dict[float | None, float] = dict.fromkeys((None, *ALPHAS), 0.0)
+        for alpha in tried:
+            for name in site.layers:
+                tried[alpha] += _smoothed_error(model, site, name, observed, alpha)
+        best = min(tried, key=tried.__getitem__)
+        if best is not None:
+            found[site.layers[0]] = best
+    return found
+
+
+@torch.no_grad()
+def _smoothed_error(
+    model: nn.Module,
+    site: Site,
+    name: str,
+    observed: Mapping[str, Observed],
+    alpha: float | None,
+) -> float:
+    """A layer's error at a strength of smoothing."""
+    weights: list[Any] = [model.get_submodule(each).weight for each in site.layers]
+    layer: Any = copy.copy(model.get_submodule(name))
+    seen = observed[name]
+    if alpha is not None:
+        factor = smoothing_factor(site, observed, weights, alpha)
+        layer._parameters = {**layer._parameters, "weight": nn.Parameter(layer.weight * factor)}
+        seen = Observed(seen.sample / factor, seen.channel_max / factor)
+    return layer_error(layer, quantize_weight(layer, input_scale(seen, "max")), seen)

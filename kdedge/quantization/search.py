@@ -1,0 +1,335 @@
+"""The search for an INT8 model that answers as the float one does, within a time.
+
+Steps follow in order of cost, until the agreement on held-out images reaches a target:
+
+1. SmoothQuant with alpha 0.5, ranges to the largest values;
+2. other ranges: one kind for all layers, or for each layer the kind with the least error;
+3. SmoothQuant's alpha for each site by the error of its layers, also for attention's values;
+4. biases corrected by what quantized layers lack on average (Nagel et al., arXiv:1906.04721);
+5. layer-wise rounding of weights (`rounding`);
+6. the fewest layers left in float, by their sensitivity: the logits' error with all layers in INT8,
+   minus that with this one in float.
+
+A step's candidate is kept if it agrees better, or as well with a smaller error of the logits.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from kdedge.errors import DataError
+from kdedge.progress import progress
+from kdedge.quantization.candidate import (
+    DEFAULT_ALPHA,
+    Candidate,
+    best_alphas,
+    best_ranges,
+    layer_error,
+    output_shift,
+    quantize_all,
+    smooth_sites,
+)
+from kdedge.quantization.fake import QuantizedLayer, attach, detach
+from kdedge.quantization.ranges import RANGES
+from kdedge.quantization.rounding import round_weight
+from kdedge.quantization.sites import Observed, Site, observe_layers
+
+log = logging.getLogger(__name__)
+
+BATCH = 16
+"""Images a call."""
+
+_N_SENSITIVITY = 64
+"""Images on which each layer's sensitivity is measured: the error of logits needs few."""
+
+_SAME = 1.0
+"""Points of agreement below which two candidates count as equal: 2.5 of 256 images."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a candidate answers on the held-out images.
+
+    Attributes:
+        agreement_percent: images with the float model's top-1.
+        logit_error_percent: length of the logits' error by that of the logits, both without their
+            mean over the classes.
+    """
+
+    agreement_percent: float
+    logit_error_percent: float
+
+    def beats(self, other: Score) -> bool:
+        """Whether it agrees better, or as well with a smaller error."""
+        gained = self.agreement_percent - other.agreement_percent
+        if abs(gained) > _SAME:
+            return gained > 0
+        return self.logit_error_percent < other.logit_error_percent
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search has found.
+
+    Attributes:
+        exact: the folded model with exact changes alone, float.
+        model: the same with corrected biases.
+        layers: what is quantized of its layers, by name.
+        record: plain values for `artifact.json`: images, target, steps, layers, and why it ended.
+    """
+
+    exact: nn.Module
+    model: nn.Module
+    layers: dict[str, QuantizedLayer]
+    record: dict[str, Any]
+
+
+class _Stop(Exception):  # noqa: N818 - not an error
+    """The search ends, with the best so far."""
+
+
+def search(
+    model: nn.Module,
+    sites: Sequence[Site],
+    calibration: Tensor,
+    held_out: Tensor,
+    *,
+    target_percent: float,
+    minutes: float,
+) -> Found:
+    """Finds an INT8 model; the first candidate is made whatever the time.
+
+    Args:
+        model: the folded model, float32 on the CPU; not changed.
+        sites: where it is quantized.
+        calibration: [N, 3, S, S], as the model takes them.
+        held_out: [M, 3, S, S], other images, which decide between candidates. With none, the first
+            candidate is the result.
+        target_percent: agreement on the held-out images that ends the search.
+        minutes: time for the search; it ends before a step that would take longer.
+
+    Raises:
+        DataError: pixels or the model's values are NaN or infinite.
+    """
+    for images in (calibration, held_out):
+        if images.is_floating_point() and not images.isfinite().all():
+            raise DataError("INT8: an image has NaN or infinite pixels.\n  Check data.unlabeled.")
+    running = _Search(model, sites, held_out, target_percent, minutes)
+    with torch.no_grad():
+        running.run(calibration)
+    return running.found()
+
+
+@dataclass
+class _Search:
+    folded: nn.Module
+    sites: Sequence[Site]
+    held_out: Tensor
+    target: float
+    minutes: float
+    observed: dict[str, Observed] = field(default_factory=dict)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    sensitivity: dict[str, float] = field(default_factory=dict)
+    best: Candidate | None = None
+    score: Score | None = None
+    ended: str = "all steps were tried"
+
+    def run(self, calibration: Tensor) -> None:
+        """Runs the steps until one of them ends the search."""
+        self._began = time.monotonic()
+        names = [name for site in self.sites for name in site.layers]
+        with progress("INT8: reading ranges", len(calibration), unit="images") as advance:
+            self.observed = observe_layers(
+                self.folded, names, calibration, batch=BATCH, advance=advance
+            )
+        self._expected = _logits(self.folded, self.held_out)
+        self._seconds = 0.0  # that a candidate takes on the held-out images
+        kinds: list[Callable[[], None]] = [
+            self._smooth_alike, self._choose_ranges, self._choose_alphas,
+            self._correct_biases, self._round, self._leave_in_float,
+        ]  # fmt: skip
+        with progress("INT8: searching", len(kinds), unit="steps") as advance:
+            try:
+                for number, kind in enumerate(kinds):
+                    kind()
+                    score = self.score
+                    advance(
+                        number + 1, f"agreement {score.agreement_percent:.2f} %" if score else ""
+                    )
+            except _Stop as stop:
+                self.ended = str(stop)
+
+    def found(self) -> Found:
+        """The best candidate, and the record of the search."""
+        best = self.best
+        assert best is not None  # the first step needs no time
+        layers = {}
+        for name in self.observed:
+            quantized = best.layers.get(name)
+            layer = best.model.get_submodule(name)
+            layers[name] = {
+                "precision": "float" if quantized is None else "int8",
+                "range": best.ranges[name],
+                "error_percent": None
+                if quantized is None
+                else round(100 * layer_error(layer, quantized, best.inputs[name]) ** 0.5, 4),
+                "sensitivity": self.sensitivity.get(name),
+            }
+        record = {
+            "n_held_out": len(self.held_out),
+            "target_agreement_percent": self.target,
+            "minutes": self.minutes,
+            "seconds": round(time.monotonic() - self._began, 1),
+            "ended": self.ended,
+            "reached": self.score is not None and self.score.agreement_percent >= self.target,
+            "steps": self.steps,
+            "alphas": best.alphas,
+            "layers": layers,
+            "in_float": [name for name in self.observed if name not in best.layers],
+        }
+        return Found(best.exact, best.model, best.layers, record)
+
+    def _smooth_alike(self) -> None:
+        alphas = {site.layers[0]: DEFAULT_ALPHA for site in self.sites if site.norm is not None}
+        self._smoothed = smooth_sites(self.folded, self.sites, self.observed, alphas)
+        self._alphas = alphas
+        self._try(f"SmoothQuant {DEFAULT_ALPHA}, ranges max", self._with_ranges("max"))
+
+    def _choose_ranges(self) -> None:
+        for method in RANGES[1:]:
+            self._check_time()
+            self._try(f"ranges {method}", self._with_ranges(method))
+        self._check_time()
+        chosen = best_ranges(self._smoothed[0], self.sites, self._smoothed[1])
+        self._try("ranges by layer", self._with_ranges(chosen))
+
+    def _choose_alphas(self) -> None:
+        self._check_time()
+        self._alphas = best_alphas(self.folded, self.sites, self.observed)
+        self._smoothed = smooth_sites(self.folded, self.sites, self.observed, self._alphas)
+        self._try("alpha by site, ranges max", self._with_ranges("max"))
+        self._check_time()
+        chosen = best_ranges(self._smoothed[0], self.sites, self._smoothed[1])
+        self._try("alpha by site, ranges by layer", self._with_ranges(chosen))
+
+    def _with_ranges(self, methods: Any) -> Candidate:
+        model, inputs = self._smoothed
+        layers, ranges = quantize_all(model, self.sites, inputs, methods)
+        return Candidate(model, model, layers, inputs, self._alphas, ranges)
+
+    def _correct_biases(self) -> None:
+        self._check_time()
+        assert self.best is not None
+        self._try("biases corrected", corrected(self.best))
+
+    def _round(self) -> None:
+        """Rounds all linear layers again, in the best candidate and with its float biases."""
+        best, layers = self.best, {}
+        assert best is not None
+        for name, quantized in best.layers.items():
+            self._check_time()
+            layer = best.model.get_submodule(name)
+            layers[name] = quantized
+            if isinstance(layer, nn.Linear):
+                layers[name] = round_weight(layer, quantized, best.inputs[name])
+        self._try("weights rounded by layer", dataclasses.replace(best, layers=layers))
+
+    def _leave_in_float(self) -> None:
+        """Leaves the most sensitive layers in float: 1, then more, until the target holds."""
+        best = self.best
+        assert best is not None
+        some, expected = self.held_out[:_N_SENSITIVITY], self._expected[:_N_SENSITIVITY]
+        whole = _error(_logits_of(best, some), expected)
+        with progress("INT8: sensitivity", len(best.layers), unit="layers") as advance:
+            for number, name in enumerate(best.layers):
+                self._check_time()
+                error = _error(_logits_of(without(best, [name]), some), expected)
+                self.sensitivity[name] = round(whole - error, 4)
+                advance(number + 1)
+        worst = sorted(self.sensitivity, key=lambda name: -self.sensitivity[name])
+        n_left, step = 1, 1
+        while n_left < len(worst):
+            self._check_time()
+            self._try(f"{n_left} layers in float", without(best, worst[:n_left]))
+            n_left, step = n_left + step, step + (n_left >= 4)
+
+    def _try(self, name: str, candidate: Candidate) -> None:
+        """Measures a candidate, and keeps it if it is the best; ends the search at the target."""
+        began = time.monotonic()
+        if len(self.held_out) == 0:
+            self.best = candidate
+            raise _Stop("no images were left to choose by")
+        score = _score(_logits_of(candidate, self.held_out), self._expected)
+        self._seconds = time.monotonic() - began
+        is_kept = self.score is None or score.beats(self.score)
+        self.steps.append({"step": name, **dataclasses.asdict(score), "kept": is_kept,
+                           "at_seconds": round(time.monotonic() - self._began, 1)})  # fmt: skip
+        log.info("INT8: %s: agreement %.2f %%, error of logits %.2f %%%s.", name,
+                 score.agreement_percent, score.logit_error_percent,
+                 "" if is_kept else ", not kept")  # fmt: skip
+        if is_kept:
+            self.best, self.score = candidate, score
+        if self.score is not None and self.score.agreement_percent >= self.target:
+            raise _Stop("the target was reached")
+
+    def _check_time(self) -> None:
+        """Ends the search if the next candidate would take too long."""
+        if time.monotonic() + self._seconds > self._began + 60 * self.minutes:
+            raise _Stop("its time was over")
+
+
+def corrected(candidate: Candidate) -> Candidate:
+    """A candidate with biases that make up for what its layers lack on average.
+
+    Attention, LayerNorm and GELU do not average out a shift, so that it adds up over the blocks.
+    """
+    model = copy.deepcopy(candidate.model)
+    for name, quantized in candidate.layers.items():
+        layer: Any = model.get_submodule(name)
+        if layer.bias is not None:
+            layer.bias.add_(output_shift(layer, quantized, candidate.inputs[name]))
+    return dataclasses.replace(candidate, model=model)
+
+
+def without(candidate: Candidate, names: Sequence[str]) -> Candidate:
+    """A candidate with some layers in float."""
+    layers = {name: layer for name, layer in candidate.layers.items() if name not in names}
+    return dataclasses.replace(candidate, layers=layers)
+
+
+def _logits_of(candidate: Candidate, images: Tensor) -> Tensor:
+    attach(candidate.model, candidate.layers)
+    try:
+        with parametrize.cached():
+            return _logits(candidate.model, images)
+    finally:
+        detach(candidate.model)
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    """[M, 3, S, S] -> [M, C]."""
+    parts = [model(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+    return torch.cat(parts) if parts else torch.zeros(0, 0)
+
+
+def _error(logits: Tensor, expected: Tensor) -> float:
+    """See `Score.logit_error_percent`."""
+    centered = expected - expected.mean(dim=1, keepdim=True)
+    lost = logits - expected
+    lost = lost - lost.mean(dim=1, keepdim=True)
+    return 100 * float(lost.norm() / centered.norm().clamp(min=1e-12))
+
+
+def _score(logits: Tensor, expected: Tensor) -> Score:
+    same = logits.argmax(dim=1) == expected.argmax(dim=1)
+    return Score(100 * float(same.double().mean()), _error(logits, expected))

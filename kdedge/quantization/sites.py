@@ -1,0 +1,123 @@
+"""Where a folded model is quantized, and what its layers read on calibration images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdedge.errors import DataError
+
+N_ROWS = 2048
+"""Rows of a linear layer's input that are kept, spread over all images."""
+
+_N_MAPS = 4
+"""Images whose feature maps are kept for a convolution."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Layers whose inputs can be scaled together, channel by channel.
+
+    Attributes:
+        layers: names of the layers.
+        tensors: of each layer, the tensor that it reads; layers of one tensor share a scale.
+        norm: name of the LayerNorm whose output only these layers read; None for none.
+        block: name of the folded block whose values the layer reads, weighted by attention; None
+            for none.
+    """
+
+    layers: tuple[str, ...]
+    tensors: tuple[str, ...]
+    norm: str | None = None
+    block: str | None = None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a layer reads.
+
+    Attributes:
+        sample: [R, D_in] of a linear layer, [B, C, H, W] of a convolution.
+        channel_max: [D_in] or [C], the largest magnitude of each channel over all images.
+    """
+
+    sample: Tensor
+    channel_max: Tensor
+
+
+def run_layer(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    """A layer's output for an input, with another weight; [..., D_out], without bias.
+
+    Args:
+        layer: a linear layer or a convolution.
+        x: see `Observed.sample`.
+        weight: as the layer's.
+    """
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, weight)
+    assert isinstance(layer, nn.Conv2d)
+    maps = layer._conv_forward(x, weight, None)
+    return maps.movedim(1, -1)
+
+
+@torch.no_grad()
+def observe_layers(
+    model: nn.Module,
+    names: Sequence[str],
+    images: Tensor,
+    *,
+    batch: int,
+    advance: Callable[[int], object],
+) -> dict[str, Observed]:
+    """Runs a model on images and keeps what its layers read.
+
+    Args:
+        model: the float model.
+        names: its layers.
+        images: [N, 3, S, S], as the model takes them.
+        batch: images a call.
+        advance: called with the number of finished images.
+
+    Raises:
+        DataError: values are NaN or infinite.
+    """
+    kept: dict[str, list[Tensor]] = {name: [] for name in names}
+    highest: dict[str, Tensor] = {}
+    share = max(1, -(-N_ROWS * batch // len(images)))  # rows a batch
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            x = inputs[0]
+            is_linear = isinstance(module, nn.Linear)
+            rows = x.reshape(-1, x.shape[-1]) if is_linear else x.movedim(1, -1).flatten(0, -2)
+            largest = rows.abs().amax(dim=0)
+            highest[name] = torch.maximum(highest[name], largest) if name in highest else largest
+            if is_linear:
+                step = max(1, len(rows) // share)
+                # Another first row in each batch, so that no token is always or never there
+                kept[name].append(rows[len(kept[name]) % step :: step][:share].clone())
+            elif not kept[name]:
+                kept[name].append(x[:_N_MAPS].clone())
+
+        return look
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+    try:
+        for start in range(0, len(images), batch):
+            model(images[start : start + batch])
+            advance(start + batch)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    broken = [name for name in names if not highest[name].isfinite().all()]
+    if broken:
+        raise DataError(
+            f"INT8: {broken[0]} reads NaN or infinity on the calibration images.\n"
+            "  Check the images, and the student's weights: kdedge eval."
+        )
+    return {name: Observed(torch.cat(kept[name]), highest[name]) for name in names}
