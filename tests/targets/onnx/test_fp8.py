@@ -95,7 +95,7 @@ def test_the_file_computes_with_e4m3_values(
     assert np.array_equal(after.astype(np.float32), expected.astype(np.float16).astype(np.float32))
     float32, logits = folded_run(folded_onnx, folded_images), folded_run(fp8, folded_images)
     assert 1e-3 < np.abs(logits - float32).max() < 2
-    assert (logits.argmax(axis=1) == float32.argmax(axis=1)).mean() > 0.9
+    assert (logits.argmax(axis=1) == float32.argmax(axis=1)).mean() > 0.8
 
 
 def test_a_dead_weight_gets_a_scale_of_its_own() -> None:
