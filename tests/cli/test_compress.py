@@ -119,7 +119,7 @@ def test_the_files_compute_what_was_trained_and_are_marked_as_sparse(compressed:
 def test_predict_and_bench_run_the_files(
     compressed: Path, kdedge: Kdedge, quick_machine: object
 ) -> None:
-    done = kdedge("predict", "tiny/03", "test/cat/0.jpg")
+    done = kdedge("predict", "runs/tiny/03/artifacts/01", "test/cat/0.jpg")
     assert done.code == 0, done.err
     done = kdedge("bench", "tiny/03", "--seconds", "0.01", "--calls", "3", obj=quick_machine)
     assert done.code == 0, done.err
