@@ -33,9 +33,9 @@ class TargetsSpec(Strict):
     )
     features: Literal["teacher", "student", "both"] = Field(
         "teacher",
-        description="Image features that labels are found from: the teacher's, those of the"
-        " student's backbone before training, or both side by side, each with half of the"
-        " similarity.",
+        description="Image features that labels are found from: the teacher's, or those of the"
+        " first of several; those of the student's backbone before training; or both side by side,"
+        " each with half of the similarity.",
     )
     n_neighbors: int = Field(
         3,

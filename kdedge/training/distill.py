@@ -39,6 +39,7 @@ from kdedge.training.teach import labeled_beside, teacher_job, teacher_setup
 from kdedge.training.teacher_input import as_prepared_for
 from kdedge.training.teacher_store.fill import FeatureModel, Shard, StoreFiller
 from kdedge.training.teacher_store.store import TeacherStore, describe_store
+from kdedge.training.teachers.ensemble import Ensemble
 from kdedge.training.teachers.known import KnownTeacher
 from kdedge.training.teachers.open import open_ensemble
 from kdedge.workers.protocol import Share
@@ -88,11 +89,10 @@ def student_parts(loaded: LoadedRecipe, workspace: Workspace) -> StudentParts:
 
 
 def _check_targets(loaded: LoadedRecipe, choice: MethodChoice) -> None:
-    """Refuses soft labels that nothing would read, or that cannot be found.
+    """Refuses soft labels that nothing would read.
 
     Raises:
-        RecipeError: the student's losses compare no class probabilities, or there are several
-            teachers.
+        RecipeError: the student's losses compare no class probabilities.
     """
     spec = loaded.recipe.student
     if spec is None or spec.targets is None:
@@ -102,26 +102,6 @@ def _check_targets(loaded: LoadedRecipe, choice: MethodChoice) -> None:
             f"{loaded.lines.where(('student', 'targets'))}: student.targets has no effect:"
             f" {choice.name} with its losses reads no class probabilities.\n"
             "  Add the loss kl to student.settings.losses, or leave student.targets out."
-        )
-    check_single_teacher(loaded, "student.targets")
-
-
-def check_single_teacher(loaded: LoadedRecipe, what: str) -> None:
-    """Refuses to find labels from several teachers.
-
-    Args:
-        loaded: the recipe.
-        what: asks for the labels, for the message.
-
-    Raises:
-        RecipeError: the recipe has several teachers.
-    """
-    n_teachers = len(loaded.recipe.teacher_specs)
-    if n_teachers > 1:
-        raise RecipeError(
-            f"{loaded.lines.where(('teachers',))}: {what} finds labels from a single teacher, and"
-            f" the recipe has {n_teachers}.\n"
-            f"  Keep one in teachers, or leave {what} out."
         )
 
 
@@ -154,13 +134,11 @@ def teaching_of(known: Sequence[KnownTeacher], parts: StudentParts) -> Teaching:
     """
     first = known[0]
     setup = parts.setup
-    ensemble = None
-    if len(setup.loaded.recipe.teacher_specs) > 1:
-        ensemble = open_ensemble(known, setup, parts.images, parts.held_out.test)
+    ensemble = _ensemble_of(known, parts)
     fillers = [_store_filler(one, parts, is_single=ensemble is None) for one in known]
     spec, labels = setup.loaded.recipe.student, None
     if spec is not None and spec.targets is not None:
-        labels = labels_by(first, parts, spec.targets)
+        labels = TransductiveLabels(spec.targets, setup, parts.images, first, ensemble)
     return Teaching(
         first.model,
         first.vectors_provenance,
@@ -171,9 +149,19 @@ def teaching_of(known: Sequence[KnownTeacher], parts: StudentParts) -> Teaching:
     )
 
 
-def labels_by(teacher: KnownTeacher, parts: StudentParts, spec: TargetsSpec) -> TransductiveLabels:
-    """Soft labels of a student's unlabeled images, from its teacher's probabilities."""
-    return TransductiveLabels(spec, parts.setup, parts.images, teacher)
+def labels_by(
+    known: Sequence[KnownTeacher], parts: StudentParts, spec: TargetsSpec
+) -> TransductiveLabels:
+    """Soft labels of a student's unlabeled images, by the probabilities of its teachers."""
+    ensemble = _ensemble_of(known, parts)
+    return TransductiveLabels(spec, parts.setup, parts.images, known[0], ensemble)
+
+
+def _ensemble_of(known: Sequence[KnownTeacher], parts: StudentParts) -> Ensemble | None:
+    """The teachers together; None for a single one."""
+    if len(parts.setup.loaded.recipe.teacher_specs) == 1:
+        return None
+    return open_ensemble(known, parts.setup, parts.images, parts.held_out.test)
 
 
 def _store_filler(

@@ -29,6 +29,7 @@ TARGETS = ("--set", "student.targets={kind: transductive, weight: 0.8}")
 DISTILL = ("distill", "r.yaml", "--set", "optim.epochs=3", *TARGETS)
 OFTEN = ("--set", "optim.checkpoint_every_s=0.001")
 KEPT = ("student.safetensors", "class_vectors.safetensors")
+CPU = torch.device("cpu")
 
 
 def lines_of(path: str | Path) -> list[dict[str, Any]]:
@@ -160,7 +161,7 @@ def test_labels_are_found_again_where_an_input_changes(kdedge: Run, trained: Pat
 
 def test_a_student_learns_from_its_images_labels(kdedge: Run, trained: Path) -> None:
     loaded = load_recipe("r.yaml", ("teacher.run=runs/tiny/01", TARGETS[1]))
-    parts = student_parts(loaded, Workspace(Path("runs"), torch.device("cpu")))
+    parts = student_parts(loaded, Workspace(Path("runs"), CPU))
     teacher = open_teacher(RunFolder.open(Path("runs/tiny/01")), parts)
     job = student_job(parts, teaching_of([teacher], parts))
     assert job.labels is not None
@@ -350,19 +351,52 @@ def test_losses_that_read_no_probabilities_are_named(kdedge: Run, project: Path)
     assert not Path("runs/tiny").exists()
 
 
-@pytest.mark.parametrize(
-    ("command", "options"),
-    [("distill", TARGETS), ("check", TARGETS), ("pseudo-label", (*WRITE[2:], "-o", LABELS))],
-)
-def test_several_teachers_are_refused_before_anything_is_trained(
-    kdedge: Run, project: Path, command: str, options: tuple[str, ...]
-) -> None:
+# Several teachers
+
+
+def write_several() -> None:
+    """several.yaml: the tiny project with a trained teacher and a zero-shot one."""
     head, _, tail = Path("r.yaml").read_text().partition("teacher:\n")
-    zero_shot = "{method: zeroshot, weights: student.pt}"
-    listed = f"teachers: [{zero_shot}, {zero_shot}]\n"
-    Path("several.yaml").write_text(f"{head}{listed}student:{tail.partition('student:')[2]}")
-    done = kdedge(command, "several.yaml", *options)
-    fails(done, 2, "from a single teacher, and the recipe has 2", "Keep one in teachers")
-    assert f"several.yaml:{len(head.splitlines()) + 1}: " in done.err
-    assert not Path(LABELS).exists()
-    assert not Path("runs").exists()
+    listed = "teachers: [{run: runs/tiny/01}, {method: zeroshot, weights: student.pt}]\n"
+    together = "ensemble: {weights: entropy, tau: 0.5}\n"
+    Path("several.yaml").write_text(
+        f"{head}{listed}{together}student:{tail.partition('student:')[2]}"
+    )
+
+
+def test_labels_start_from_the_probabilities_of_all_teachers_together(
+    kdedge: Run, trained: Path
+) -> None:
+    """Without neighbors and class means, a label is what the teachers say: z = p."""
+    write_several()
+    alone = (
+        "student.targets={kind: transductive, n_neighbors: 0, mixture_weight: 0, labeled_weight: 0,"
+        " prior_weight: 1}"
+    )
+    command = ("pseudo-label", "several.yaml", *WRITE[2:], "--set", alone)
+    done = kdedge(*command, "-o", LABELS)
+    assert done.code == 0, done.err
+    z, _ = read_soft("labels.safetensors")
+    parts = student_parts(load_recipe("several.yaml", ()), Workspace(Path("runs"), CPU))
+    known = [open_teacher(RunFolder.open(Path(f"runs/tiny/{n:02}")), parts) for n in (1, 3)]
+    ensemble = teaching_of(known, parts).ensemble
+    assert ensemble is not None
+    ensemble.fit()
+    together = ensemble.logits_of(parts.images).exp()
+    torch.testing.assert_close(z.float(), together, atol=2**-11, rtol=0)
+    first = ensemble.ask(ensemble.first, parts.images).softmax(dim=1)
+    assert (first - together).abs().max() > 0.01, "the second teacher has a say"
+    assert kdedge(*command, "-o", "b.jsonl", "--set", "ensemble.weights=equal").code == 0
+    assert len(cached()) == 2, "put together in another way, they make other labels"
+
+
+def test_a_student_of_several_teachers_learns_from_labels_too(kdedge: Run, trained: Path) -> None:
+    write_several()
+    assert kdedge("distill", "several.yaml").code == 0
+    done = kdedge("distill", "several.yaml", *TARGETS)
+    assert done.code == 0, done.err
+    assert "Transductive labels of 40 images" in done.err
+    plain, labeled = (RunFolder.open(Path(f"runs/tiny/{number:02}")) for number in (4, 5))
+    assert plain.weights.read_bytes() != labeled.weights.read_bytes()
+    hashes = json.loads(labeled.provenance.read_text())["hashes"]
+    assert {"teachers", "targets"} <= set(hashes)

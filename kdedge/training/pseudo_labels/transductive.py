@@ -59,6 +59,7 @@ from kdedge.training.pseudo_labels.labels import (
 from kdedge.training.pseudo_labels.pool_features import PoolFeatures, members_of
 from kdedge.training.pseudo_labels.probabilities import read_probabilities, write_probabilities
 from kdedge.training.teacher_store.fill import StoreFiller
+from kdedge.training.teachers.ensemble import Ensemble
 from kdedge.training.teachers.known import KnownTeacher
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,12 @@ class TransductiveLabels:
     """
 
     def __init__(
-        self, spec: TargetsSpec, setup: RoleSetup, pool: Images, teacher: KnownTeacher
+        self,
+        spec: TargetsSpec,
+        setup: RoleSetup,
+        pool: Images,
+        teacher: KnownTeacher,
+        ensemble: Ensemble | None,
     ) -> None:
         """Reads which images are labeled; computes nothing.
 
@@ -82,12 +88,14 @@ class TransductiveLabels:
             spec: the settings.
             setup: the student's method, classes and backbone.
             pool: its unlabeled images.
-            teacher: the frozen teacher.
+            teacher: the frozen teacher; the first of several, whose features count.
+            ensemble: several teachers together, whose probabilities count; None for one teacher.
 
         Raises:
             DataError: fewer than two classes have labels.
         """
         self._spec, self._setup, self._pool, self._teacher = spec, setup, pool, teacher
+        self._ensemble = ensemble
         recipe, labeled = setup.loaded.recipe, None
         if recipe.data.labeled is not None and spec.labeled_weight > 0:
             labeled = RecipeData(recipe, setup.classes, setup.workspace).labeled("student")
@@ -116,8 +124,10 @@ class TransductiveLabels:
     @cached_property
     def description(self) -> dict[str, Any]:
         """Everything that the labels depend on, as plain values."""
+        together = {} if self._ensemble is None else {"teachers": self._ensemble.provenance}
         return {
             "format": "kdedge-transductive-1",
+            **together,
             "features": self._spec.features,
             **asdict(self.objective),
             "rounds": [N_ROUNDS, N_SWEEPS, N_FIRST],
@@ -179,22 +189,26 @@ class TransductiveLabels:
     def _solve(self) -> tuple[Tensor, Tensor]:
         """[N, C] the teacher's probabilities and [N, C] labels of the pool, on the CPU."""
         members, device = self._members, self._setup.device
-        labeled = list(members.labels)
-        classes = torch.tensor([members.labels[i] for i in labeled], dtype=torch.int64)
-        positions = [*members.unlabeled, *labeled]
-        teacher = self._features.of("teacher", positions)
-        vectors = self._teacher.model.class_vectors().to(device)
-        log_p = (self._teacher.model.scale * teacher @ vectors.T).log_softmax(dim=1)
-        n_unlabeled = len(members.unlabeled)
-        z = log_p[:0]
-        if n_unlabeled:
-            features = self._features.side_by_side(positions)
-            pool = Pool(features, log_p[:n_unlabeled], classes.to(device))
-            z = transductive_labels(pool, self.objective).z
-        one_hot = torch.nn.functional.one_hot(classes, log_p.shape[1]).to(log_p)
-        row = {position: i for i, position in enumerate(positions)}
-        own = [row[position] for position in self._pool.indices]
-        return log_p.exp()[own].cpu(), torch.cat([z, one_hot])[own].cpu()
+        log_p = self._log_probabilities()
+        z = torch.zeros_like(log_p)
+        for position, label in members.labels.items():
+            if position in self._rows:
+                z[self._rows[position], label] = 1
+        if members.unlabeled:
+            rows = torch.tensor([self._rows[i] for i in members.unlabeled], device=device)
+            features = self._features.side_by_side([*members.unlabeled, *members.labels])
+            classes = torch.tensor(list(members.labels.values()), dtype=torch.int64, device=device)
+            z[rows] = transductive_labels(Pool(features, log_p[rows], classes), self.objective).z
+        return log_p.exp().cpu(), z.cpu()
+
+    def _log_probabilities(self) -> Tensor:
+        """[N, C], of the pool's images by the teacher, or by several together."""
+        if self._ensemble is not None:
+            self._ensemble.fit()
+            return self._ensemble.logits_of(self._pool).to(self._setup.device)
+        features = self._features.of("teacher", self._pool.indices)
+        vectors = self._teacher.model.class_vectors().to(features)
+        return (self._teacher.model.scale * features @ vectors.T).log_softmax(dim=1)
 
     def _result(self, before: Tensor, z: Tensor, seconds: float) -> PoolLabelsResult:
         names, pool = self._setup.classes.names, self._pool
