@@ -23,7 +23,7 @@ OPTIM: dict[str, Any] = {
     "layer_decay": None,
 }
 """How a compressed student is trained, if nothing else is said: all of its weights are, and the
-recipe's settings may be those of prompts. Chosen on photos100."""
+recipe's settings may be those of prompts. Our choice; on photos100 it was the only one tried."""
 
 
 class FromRun(NamedTuple):
